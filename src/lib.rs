@@ -1,0 +1,15 @@
+//! Fingerpost: end-to-end TLS between XMPP users, brokered, relayed and checked by one XEP-0114 component.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
+
+pub mod broker;
+pub mod cli;
+pub mod client;
+pub mod clock;
+pub mod config;
+pub mod mediator;
+pub mod print;
+pub mod redact;
+pub mod registry;
+pub mod tls;
+pub mod xmpp;

@@ -1,0 +1,64 @@
+//! Every XML namespace the project speaks, once, with its source.
+
+/// Client streams (RFC 6120). All stanzas inside the program are in this namespace.
+pub const CLIENT: &str = "jabber:client";
+/// Component streams (XEP-0114); exists only at the edge of the component link.
+pub const COMPONENT: &str = "jabber:component:accept";
+/// The stream element (RFC 6120).
+pub const STREAM: &str = "http://etherx.jabber.org/streams";
+/// Stream errors (RFC 6120, 4.9).
+pub const STREAM_ERRORS: &str = "urn:ietf:params:xml:ns:xmpp-streams";
+/// Stanza errors (RFC 6120, 8.3).
+pub const STANZA_ERRORS: &str = "urn:ietf:params:xml:ns:xmpp-stanzas";
+/// Service discovery, information (XEP-0030).
+pub const DISCO_INFO: &str = "http://jabber.org/protocol/disco#info";
+/// Service discovery, items (XEP-0030).
+pub const DISCO_ITEMS: &str = "http://jabber.org/protocol/disco#items";
+/// Ad-hoc commands (XEP-0050).
+pub const COMMANDS: &str = "http://jabber.org/protocol/commands";
+/// Last activity (XEP-0012).
+pub const LAST: &str = "jabber:iq:last";
+/// Software version (XEP-0092).
+pub const VERSION: &str = "jabber:iq:version";
+/// Entity time (XEP-0202).
+pub const TIME: &str = "urn:xmpp:time";
+/// Ping (XEP-0199).
+pub const PING: &str = "urn:xmpp:ping";
+/// In-band bytestreams (XEP-0047).
+pub const IBB: &str = "http://jabber.org/protocol/ibb";
+/// SOCKS5 bytestreams (XEP-0065).
+pub const BYTESTREAMS: &str = "http://jabber.org/protocol/bytestreams";
+/// Jingle (XEP-0166).
+pub const JINGLE: &str = "urn:xmpp:jingle:1";
+/// Jingle as of 2009, as the first offers of end-to-end TLS used it.
+pub const JINGLE_0: &str = "urn:xmpp:jingle:0";
+/// Jingle errors (XEP-0166, 10).
+pub const JINGLE_ERRORS: &str = "urn:xmpp:jingle:errors:1";
+/// Jingle SOCKS5 bytestreams transport (XEP-0260).
+pub const JINGLE_S5B: &str = "urn:xmpp:jingle:transports:s5b:1";
+/// Jingle in-band bytestreams transport (XEP-0261).
+pub const JINGLE_IBB: &str = "urn:xmpp:jingle:transports:ibb:1";
+/// Jingle in-band bytestreams transport as of 2009.
+pub const JINGLE_IBB_0: &str = "urn:xmpp:jingle:transports:ibb:0";
+/// A raw TLS stream as Jingle application.
+pub const APPS_TLS: &str = "urn:xmpp:jingle:apps:tls";
+/// Jingle file transfer (XEP-0234).
+pub const FILE_TRANSFER: &str = "urn:xmpp:jingle:apps:file-transfer:5";
+/// Jingle XML streams (XEP-0247).
+pub const XMLSTREAM: &str = "urn:xmpp:jingle:apps:xmlstream:0";
+/// The security offer beside the transport (seed, second form).
+pub const SECURITY_OFFER: &str = "urn:xmpp:security-offer";
+/// XTLS (ProtoXEP jingle-xtls 0.0.4).
+pub const XTLS: &str = "urn:xmpp:jingle:security:xtls:0";
+/// C2C TLS offer (XEP-0250).
+pub const C2CTLS: &str = "urn:xmpp:tmp:c2ctls";
+/// Public keys as XEP-0250 refers to them (XEP-0189 before 0.9).
+pub const TMP_PUBKEY: &str = "urn:xmpp:tmp:pubkey";
+/// Public keys (XEP-0189).
+pub const PUBKEY: &str = "urn:xmpp:pubkey:2";
+/// Cryptographic hashes (XEP-0300).
+pub const HASHES: &str = "urn:xmpp:hashes:2";
+/// Our hints inside Jingle contents, and the profiles of methods.
+pub const HINTS: &str = "urn:fingerpost:xtls:0";
+/// Our registry's requests.
+pub const KEYS: &str = "urn:fingerpost:keys:0";

@@ -1,0 +1,190 @@
+//! Checked views of stanzas, and the answers to them.
+
+use std::fmt;
+
+use jid::Jid;
+use minidom::Element;
+
+use super::ns;
+
+/// The three kinds of stanza (RFC 6120, 8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `<iq/>`.
+    Iq,
+    /// `<message/>`.
+    Message,
+    /// `<presence/>`.
+    Presence,
+}
+
+/// A stanza with its addresses read; the element itself is kept whole, so nothing unknown is lost.
+#[derive(Clone, Debug)]
+pub struct Stanza {
+    /// Which kind it is.
+    pub kind: Kind,
+    /// The sender, stamped by the server.
+    pub from: Jid,
+    /// The addressee, at the component's domain.
+    pub to: Jid,
+    /// The `type` attribute; empty if absent.
+    pub type_: String,
+    /// The `id` attribute; empty if absent.
+    pub id: String,
+    /// The whole stanza, in [`ns::CLIENT`].
+    pub element: Element,
+}
+
+/// Why an element is no stanza that can be handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StanzaError {
+    /// Not iq, message or presence.
+    #[error("not an iq, message or presence")]
+    Kind,
+    /// `from` or `to` is missing or no JID.
+    #[error("from and to must be JIDs")]
+    Address,
+}
+
+impl Stanza {
+    /// Reads the addresses of an element.
+    ///
+    /// # Errors
+    /// [`StanzaError`] if it is no stanza or has no addresses.
+    pub fn parse(element: Element) -> Result<Self, StanzaError> {
+        let kind = match element.name() {
+            "iq" => Kind::Iq,
+            "message" => Kind::Message,
+            "presence" => Kind::Presence,
+            _ => return Err(StanzaError::Kind),
+        };
+        let address = |name| {
+            element.attr(name).and_then(|text| Jid::new(text).ok()).ok_or(StanzaError::Address)
+        };
+        Ok(Self {
+            kind,
+            from: address("from")?,
+            to: address("to")?,
+            type_: element.attr("type").unwrap_or_default().to_owned(),
+            id: element.attr("id").unwrap_or_default().to_owned(),
+            element,
+        })
+    }
+
+    /// Whether it is an IQ that asks for an answer.
+    pub fn is_request(&self) -> bool {
+        self.kind == Kind::Iq && matches!(self.type_.as_str(), "get" | "set")
+    }
+
+    /// The first child element that is no `<error/>`: an IQ's payload.
+    pub fn payload(&self) -> Option<&Element> {
+        self.element.children().find(|child| !child.is("error", ns::CLIENT))
+    }
+
+    /// The `type='result'` answer, with the given payload.
+    pub fn result(&self, payload: Option<Element>) -> Element {
+        let mut builder = Element::builder("iq", ns::CLIENT)
+            .attr(rxml::xml_ncname!("type").into(), "result")
+            .attr(rxml::xml_ncname!("from").into(), self.to.as_str())
+            .attr(rxml::xml_ncname!("to").into(), self.from.as_str())
+            .attr(rxml::xml_ncname!("id").into(), self.id.as_str());
+        if let Some(payload) = payload {
+            builder = builder.append(payload);
+        }
+        builder.build()
+    }
+
+    /// The `type='error'` answer.
+    pub fn refuse(&self, refusal: &Refusal) -> Element {
+        let name = match self.kind {
+            Kind::Iq => "iq",
+            Kind::Message => "message",
+            Kind::Presence => "presence",
+        };
+        Element::builder(name, ns::CLIENT)
+            .attr(rxml::xml_ncname!("type").into(), "error")
+            .attr(rxml::xml_ncname!("from").into(), self.to.as_str())
+            .attr(rxml::xml_ncname!("to").into(), self.from.as_str())
+            .attr(rxml::xml_ncname!("id").into(), self.id.as_str())
+            .append(refusal.to_element())
+            .build()
+    }
+}
+
+/// A stanza error: what a peer is told when it asked for what it may not or cannot have (RFC 6120, 8.3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// `auth`, `cancel`, `modify` or `wait`.
+    pub type_: &'static str,
+    /// A defined condition such as `bad-request`.
+    pub condition: &'static str,
+    /// One sentence for a person; empty for none.
+    pub text: String,
+    /// An application-specific condition: local name and namespace.
+    pub extra: Option<(&'static str, &'static str)>,
+}
+
+impl Refusal {
+    /// A refusal without an application condition.
+    pub fn new(type_: &'static str, condition: &'static str, text: impl Into<String>) -> Self {
+        Self { type_, condition, text: text.into(), extra: None }
+    }
+
+    /// Known payload, bad content: says what was expected.
+    pub fn bad_request(expected: impl Into<String>) -> Self {
+        Self::new("modify", "bad-request", expected)
+    }
+
+    /// The asker may not.
+    pub fn forbidden() -> Self {
+        Self::new("auth", "forbidden", "")
+    }
+
+    /// What was named does not exist (for this asker).
+    pub fn item_not_found(text: impl Into<String>) -> Self {
+        Self::new("cancel", "item-not-found", text)
+    }
+
+    /// Not offered here.
+    pub fn service_unavailable() -> Self {
+        Self::new("cancel", "service-unavailable", "")
+    }
+
+    /// A limit is reached.
+    pub fn resource_constraint(text: impl Into<String>) -> Self {
+        Self::new("wait", "resource-constraint", text)
+    }
+
+    /// Our own fault; never says more.
+    pub fn internal() -> Self {
+        Self::new("wait", "internal-server-error", "")
+    }
+
+    /// Adds an application-specific condition.
+    pub fn with_extra(mut self, name: &'static str, namespace: &'static str) -> Self {
+        self.extra = Some((name, namespace));
+        self
+    }
+
+    /// The `<error/>` element.
+    pub fn to_element(&self) -> Element {
+        let mut error = Element::builder("error", ns::CLIENT)
+            .attr(rxml::xml_ncname!("type").into(), self.type_)
+            .append(Element::builder(self.condition, ns::STANZA_ERRORS).build());
+        if !self.text.is_empty() {
+            error = error.append(
+                Element::builder("text", ns::STANZA_ERRORS).append(self.text.as_str()).build(),
+            );
+        }
+        if let Some((name, namespace)) = self.extra {
+            error = error.append(Element::builder(name, namespace).build());
+        }
+        error.build()
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}) {}", self.condition, self.type_, self.text)
+    }
+}
