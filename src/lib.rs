@@ -2,11 +2,13 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
 
+pub mod access;
 pub mod broker;
 pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod limits;
 pub mod mediator;
 pub mod print;
 pub mod redact;

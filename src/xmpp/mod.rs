@@ -1,5 +1,9 @@
 //! All that knows XML: namespaces, stanzas, addresses, the link to the XMPP server.
 
+pub mod disco;
+pub mod iq;
 pub mod jid;
+pub mod link;
 pub mod ns;
 pub mod stanza;
+pub mod xml;

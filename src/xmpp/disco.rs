@@ -1,0 +1,46 @@
+//! Service discovery of the component itself (XEP-0030).
+
+use minidom::Element;
+
+use super::{ns, xml};
+
+/// The answer to disco#info: identities, then features.
+pub fn info(name: &str, socks5: bool, ibb: bool) -> Element {
+    let mut query = Element::bare("query", ns::DISCO_INFO);
+    let mut identities = vec![("component", "generic")];
+    if socks5 {
+        identities.insert(0, ("proxy", "bytestreams"));
+    }
+    for (category, type_) in identities {
+        query.append_child(xml::element(
+            "identity",
+            ns::DISCO_INFO,
+            &[("category", category), ("type", type_), ("name", name)],
+        ));
+    }
+    let mut features = vec![
+        ns::DISCO_INFO,
+        ns::DISCO_ITEMS,
+        ns::PING,
+        ns::VERSION,
+        ns::LAST,
+        ns::TIME,
+        ns::JINGLE,
+        ns::JINGLE_0,
+        ns::APPS_TLS,
+        ns::SECURITY_OFFER,
+        ns::XTLS,
+        ns::HINTS,
+        ns::KEYS,
+    ];
+    if socks5 {
+        features.extend([ns::BYTESTREAMS, ns::JINGLE_S5B]);
+    }
+    if ibb {
+        features.extend([ns::IBB, ns::JINGLE_IBB, ns::JINGLE_IBB_0]);
+    }
+    for feature in features {
+        query.append_child(xml::element("feature", ns::DISCO_INFO, &[("var", feature)]));
+    }
+    query
+}

@@ -1,0 +1,296 @@
+//! XML stream bytes <-> stanza elements, for the component link.
+//!
+//! tokio-xmpp's own stream type cannot carry this link: it insists on a `version` attribute that ejabberd does not
+//! send to components (unless a feature is on that would change the namespace of the client program too), ends at
+//! the first attribute of more than 8 KiB, and builds elements recursively, so that a stranger's deep nesting
+//! overflows the stack. This is the same lexer (rxml) with limits of our own: what is too deep or too long is
+//! reported with its addresses and the stream goes on.
+//!
+//! Inside the program every stanza is in `jabber:client`. The namespace of the stream, `jabber:component:accept`,
+//! is mapped here, on the stanza and its direct children, both ways.
+
+use std::io;
+
+use minidom::{Element, Node};
+use rxml::{
+    AsyncReader, AttrMap, Event, Namespace, NcName, NcNameStr, Options, Parser, WithOptions,
+    parser::CommentMode,
+    writer::{Encoder, Item, SimpleNamespaces},
+};
+use tokio::io::{AsyncRead, BufReader};
+
+use super::ns;
+
+/// Deepest nesting that is taken, counted from the stanza.
+const MAX_DEPTH: usize = 64;
+/// Longest stanza that is taken, bytes.
+const MAX_STANZA: usize = 1 << 20;
+
+/// What came from the stream.
+#[derive(Debug)]
+pub enum Received {
+    /// The stream header, with its `id`.
+    Header(String),
+    /// A first-level element.
+    Element(Element),
+    /// A first-level element that is too deep or too long: only its head is kept.
+    Oversized(Element),
+    /// The other side closed the stream.
+    Footer,
+}
+
+/// Reads a component stream.
+///
+/// # Cancel safety
+/// [`StanzaReader::read`] may be dropped and called again without loss.
+pub struct StanzaReader<R> {
+    inner: AsyncReader<BufReader<R>>,
+    open: bool,
+    stack: Vec<Element>,
+    depth: usize,
+    bytes: usize,
+    oversized: bool,
+}
+
+impl<R> std::fmt::Debug for StanzaReader<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StanzaReader").field("depth", &self.depth).finish_non_exhaustive()
+    }
+}
+
+impl<R: AsyncRead + Unpin> StanzaReader<R> {
+    /// Reads from the start of a stream.
+    pub fn new(io: R) -> Self {
+        let options =
+            Options { max_token_length: MAX_STANZA, context: None, comments: CommentMode::Discard };
+        Self {
+            inner: AsyncReader::wrap(BufReader::new(io), Parser::with_options(options)),
+            open: false,
+            stack: Vec::new(),
+            depth: 0,
+            bytes: 0,
+            oversized: false,
+        }
+    }
+
+    /// The next thing on the stream.
+    ///
+    /// # Errors
+    /// An I/O error, also for XML that is not well-formed: the stream is then lost.
+    pub async fn read(&mut self) -> io::Result<Received> {
+        loop {
+            let event = self.inner.read().await?;
+            let Some(event) = event else {
+                return Ok(Received::Footer);
+            };
+            if let Some(received) = self.handle(event) {
+                return Ok(received);
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> Option<Received> {
+        match event {
+            Event::XmlDeclaration(..) => None,
+            Event::StartElement(_, _, attrs) if !self.open => {
+                self.open = true;
+                let id = attrs.get(Namespace::none(), "id").cloned().unwrap_or_default();
+                Some(Received::Header(id))
+            }
+            Event::StartElement(metrics, (namespace, name), attrs) => {
+                self.depth += 1;
+                self.count(metrics.len());
+                if self.depth <= MAX_DEPTH && (!self.oversized || self.depth == 1) {
+                    let near = self.depth <= 2;
+                    let namespace = match namespace.as_str() {
+                        ns::COMPONENT if near => ns::CLIENT,
+                        other => other,
+                    };
+                    let mut element = Element::bare(name.as_str(), namespace);
+                    *element.attrs_mut() = attrs;
+                    self.stack.push(element);
+                } else {
+                    self.oversized = true;
+                }
+                None
+            }
+            Event::Text(metrics, text) => {
+                self.count(metrics.len());
+                if !self.oversized
+                    && let Some(parent) = self.stack.last_mut()
+                {
+                    parent.append_text(text);
+                }
+                None
+            }
+            Event::EndElement(_) if self.depth == 0 => Some(Received::Footer),
+            Event::EndElement(_) => {
+                if self.stack.len() == self.depth
+                    && let Some(element) = self.stack.pop()
+                {
+                    match self.stack.last_mut() {
+                        Some(parent) => {
+                            parent.append_child(element);
+                        }
+                        None => self.stack.push(element),
+                    }
+                }
+                self.depth -= 1;
+                if self.depth > 0 {
+                    return None;
+                }
+                self.bytes = 0;
+                let mut element = self.stack.pop()?;
+                self.stack.clear();
+                if std::mem::take(&mut self.oversized) {
+                    drop(element.take_nodes());
+                    return Some(Received::Oversized(element));
+                }
+                Some(Received::Element(element))
+            }
+        }
+    }
+
+    fn count(&mut self, len: usize) {
+        self.bytes += len;
+        if self.bytes > MAX_STANZA {
+            self.oversized = true;
+        }
+    }
+}
+
+/// Writes a stanza for a component stream.
+///
+/// # Errors
+/// If it holds what XML cannot carry.
+pub fn write(element: &Element) -> io::Result<Vec<u8>> {
+    let mut encoder = Encoder::<SimpleNamespaces>::new();
+    let mut out = Vec::with_capacity(512);
+    write_element(element, 0, &mut encoder, &mut out)?;
+    Ok(out)
+}
+
+fn write_element(
+    element: &Element,
+    depth: usize,
+    encoder: &mut Encoder<SimpleNamespaces>,
+    out: &mut Vec<u8>,
+) -> io::Result<()> {
+    fn bad(error: impl std::fmt::Display) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidInput, error.to_string())
+    }
+    let namespace = match element.ns() {
+        namespace if namespace == ns::CLIENT && depth <= 1 => Namespace::from(ns::COMPONENT),
+        namespace => Namespace::from(namespace),
+    };
+    let name: &NcNameStr = element.name().try_into().map_err(bad)?;
+    encoder.encode(Item::ElementHeadStart(namespace, name), out).map_err(bad)?;
+    for ((namespace, key), value) in element.attrs() {
+        encoder.encode(Item::Attribute(namespace.borrow(), key, value), out).map_err(bad)?;
+    }
+    if element.nodes().len() > 0 {
+        encoder.encode(Item::ElementHeadEnd, out).map_err(bad)?;
+        for node in element.nodes() {
+            match node {
+                Node::Element(child) => write_element(child, depth + 1, encoder, out)?,
+                Node::Text(text) => encoder.encode(Item::Text(text), out).map_err(bad)?,
+            }
+        }
+    }
+    encoder.encode(Item::ElementFoot, out).map_err(bad)
+}
+
+/// An element with attributes; names are the program's own constants.
+pub fn element(name: &str, namespace: &str, attributes: &[(&str, &str)]) -> Element {
+    let mut element = Element::bare(name, namespace);
+    for (name, value) in attributes {
+        set(&mut element, name, value);
+    }
+    element
+}
+
+/// Sets an attribute without namespace; the name is one of the program's own constants.
+pub fn set(element: &mut Element, name: &str, value: &str) {
+    let name = NcName::try_from(name).expect("attribute names are constants");
+    element.attrs_mut().insert(Namespace::NONE, name, value.to_owned());
+}
+
+/// A copy without children, in another namespace.
+pub fn head_in(element: &Element, namespace: &str) -> Element {
+    let mut copy = Element::bare(element.name(), namespace);
+    let attributes: &AttrMap = element.attrs();
+    *copy.attrs_mut() = attributes.clone();
+    copy
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HEADER: &str = "<?xml version='1.0'?><stream:stream \
+        xmlns:stream='http://etherx.jabber.org/streams' xmlns='jabber:component:accept' \
+        from='xtls.example.org' id='3BF96D32'>";
+
+    async fn all(text: &str) -> Vec<Received> {
+        let mut reader = StanzaReader::new(text.as_bytes());
+        let mut out = Vec::new();
+        while let Ok(received) = reader.read().await {
+            let end = matches!(received, Received::Footer);
+            out.push(received);
+            if end {
+                break;
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn the_default_namespace_of_xmpp_parsers_is_that_of_clients() {
+        assert_eq!(xmpp_parsers::ns::DEFAULT_NS, ns::CLIENT);
+    }
+
+    #[tokio::test]
+    async fn the_namespace_is_mapped_at_the_edge_and_unknown_children_survive() {
+        let iq = "<iq type='get' from='a@b/c' to='xtls.example.org' id='1'>\
+            <x xmlns='urn:x' q='1'>t<y xmlns='jabber:client'/></x></iq>";
+        let got = all(&format!("{HEADER}{iq}</stream:stream>")).await;
+        let Some(Received::Element(element)) = got.get(1) else { panic!("{got:?}") };
+        assert!(element.is("iq", ns::CLIENT));
+        let out = String::from_utf8(write(element).unwrap()).unwrap();
+        assert!(out.starts_with("<iq xmlns='jabber:component:accept'"), "{out}");
+        let back: Element = out.parse().unwrap();
+        let x = back.get_child("x", "urn:x").unwrap();
+        assert_eq!((x.attr("q"), x.text().as_str()), (Some("1"), "t"));
+        assert!(x.has_child("y", ns::CLIENT));
+    }
+
+    #[tokio::test]
+    async fn a_stanza_too_deep_or_too_long_is_reported_and_the_stream_goes_on() {
+        let deep = format!(
+            "<iq type='get' id='d' from='a@b/c' to='x'>{}{}</iq>",
+            "<a>".repeat(20_000),
+            "</a>".repeat(20_000)
+        );
+        let long = format!("<iq type='get' id='l' x='{}'><z>text</z></iq>", "9".repeat(9000));
+        let huge = format!("<iq type='get' id='h'><z>{}</z></iq>", "9".repeat(MAX_STANZA + 1));
+        let got = all(&format!("{HEADER}{deep}{long}{huge}<iq id='e'/></stream:stream>")).await;
+        let Some(Received::Oversized(head)) = got.get(1) else { panic!("deep") };
+        assert_eq!((head.attr("id"), head.nodes().len()), (Some("d"), 0));
+        assert!(
+            matches!(got.get(2), Some(Received::Element(e)) if e.attr("x").unwrap().len() == 9000)
+        );
+        assert!(matches!(got.get(3), Some(Received::Oversized(e)) if e.attr("id") == Some("h")));
+        assert!(matches!(got.get(4), Some(Received::Element(e)) if e.attr("id") == Some("e")));
+        assert!(matches!(got.get(5), Some(Received::Footer)));
+    }
+
+    proptest! {
+        #[test]
+        fn mangled_input_never_panics(text in "[<>/ a-c='\"&;]{0,80}") {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(all(&format!("{HEADER}{text}")));
+        }
+    }
+}
