@@ -1,1 +1,276 @@
-//! Offline administration.
+//! The `fingerpost` program: its arguments, and all of its commands that need neither server nor database.
+//!
+//! Data goes to standard output; what went wrong goes to standard error as a line `error: …`, where there is a cure
+//! with a line `hint: …` after it.
+
+use std::io::{self, Write};
+use std::net::{TcpListener, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use self::keys::KeysCommand;
+use crate::config::{Config, ConfigError, DEFAULT_TEXT, Loaded};
+
+pub mod keys;
+
+/// Exit status: something failed at run time.
+pub const FAILED: u8 = 1;
+/// Exit status: the arguments make no sense.
+pub const USAGE: u8 = 2;
+/// Exit status: the XMPP server refused the secret.
+pub const SECRET_REFUSED: u8 = 77;
+/// Exit status: the configuration is wrong.
+pub const BAD_CONFIG: u8 = 78;
+
+/// End-to-end TLS between XMPP users: mediator, key registry and broker in one XEP-0114 component.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "fingerpost",
+    version,
+    after_help = "Exit status: 0 ok, 1 failed at run time, 2 bad usage, 77 the XMPP server refused the secret, \
+                  78 bad configuration."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `fingerpost` can do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Run the component in the foreground; SIGTERM ends it in good order, SIGHUP reads the configuration again
+    Serve(ConfigArgs),
+    /// Validate configuration, database and ports
+    Check {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Also log in to the XMPP server
+        #[arg(long)]
+        online: bool,
+    },
+    /// Bring the database schema up to date
+    Migrate(ConfigArgs),
+    /// Print the annotated default configuration
+    Config,
+    /// Administer the registry of keys offline
+    Keys {
+        /// What to do with the keys.
+        #[command(subcommand)]
+        command: KeysCommand,
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Print JSON
+        #[arg(long, global = true)]
+        json: bool,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Write the manual pages into a folder
+    Man {
+        /// The folder; made if it does not exist
+        dir: PathBuf,
+    },
+}
+
+/// Which configuration.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ConfigArgs {
+    /// Configuration file [default: fingerpost.toml here, else /etc/fingerpost/config.toml]
+    #[arg(short, long = "config", value_name = "FILE", global = true)]
+    pub file: Option<PathBuf>,
+}
+
+/// What is left to do once the arguments and the configuration are read.
+#[derive(Clone, Debug)]
+pub enum Task {
+    /// Nothing: the command has done its work.
+    Done,
+    /// Run the component.
+    Serve(Loaded),
+    /// Look at the database and, with `online`, log in; ports are free and the configuration is good.
+    Check {
+        /// The configuration.
+        loaded: Loaded,
+        /// Whether to log in to the XMPP server.
+        online: bool,
+    },
+    /// Bring the schema up to date.
+    Migrate(Loaded),
+    /// Administer keys.
+    Keys {
+        /// The configuration.
+        loaded: Loaded,
+        /// What to do.
+        command: KeysCommand,
+        /// Whether to print JSON.
+        json: bool,
+    },
+}
+
+/// Why a command ended early: one line, perhaps a cure, and the exit status.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Failure {
+    /// The exit status.
+    pub code: u8,
+    /// What happened, in one line.
+    pub text: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure at run time.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { code: FAILED, text: text.into(), hint: None }
+    }
+
+    /// The same with another exit status.
+    pub fn with_code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
+    /// The same with a cure.
+    pub fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// Writes the lines `error: …` and `hint: …`.
+    ///
+    /// # Errors
+    /// As writing does.
+    pub fn report(&self, err: &mut impl Write) -> io::Result<()> {
+        writeln!(err, "error: {}", self.text)?;
+        match &self.hint {
+            Some(hint) => writeln!(err, "hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self {
+            code: BAD_CONFIG,
+            text: error.to_string(),
+            hint: error.hint().map(ToOwned::to_owned),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+impl Cli {
+    /// Reads the configuration and does what can be done without server and database; gives what is left.
+    ///
+    /// Data goes to `out`, warnings about the configuration to `err`.
+    ///
+    /// # Errors
+    /// A bad configuration, a port that is taken (for `check`), a folder that cannot be written.
+    pub fn prepare(self, out: &mut impl Write, err: &mut impl Write) -> Result<Task, Failure> {
+        match self.command {
+            Command::Serve(args) => Ok(Task::Serve(load(&args, err)?)),
+            Command::Check { config, online } => {
+                let loaded = load(&config, err)?;
+                check_ports(&loaded.config)?;
+                Ok(Task::Check { loaded, online })
+            }
+            Command::Migrate(args) => Ok(Task::Migrate(load(&args, err)?)),
+            Command::Keys { command, config, json } => {
+                Ok(Task::Keys { loaded: load(&config, err)?, command, json })
+            }
+            Command::Config => {
+                out.write_all(DEFAULT_TEXT.as_bytes())?;
+                Ok(Task::Done)
+            }
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Self::command(), "fingerpost", out);
+                Ok(Task::Done)
+            }
+            Command::Man { dir } => {
+                write_man(&dir).map_err(|error| {
+                    Failure::new(format!("{}: cannot be written: {error}", dir.display()))
+                })?;
+                Ok(Task::Done)
+            }
+        }
+    }
+}
+
+fn load(args: &ConfigArgs, err: &mut impl Write) -> Result<Loaded, Failure> {
+    // A variable that is no text is none of ours, or its value would fail as a setting anyway.
+    let vars = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let loaded = Config::load(args.file.as_deref(), vars)?;
+    for warning in &loaded.warnings {
+        writeln!(err, "warning: {warning}")?;
+    }
+    Ok(loaded)
+}
+
+/// Tries to listen wherever the component would.
+fn check_ports(config: &Config) -> Result<(), Failure> {
+    let socks5 = config.socks5.listen.iter().map(|address| ("socks5.listen", address));
+    let http = config.http.listen.iter().map(|address| ("http.listen", address));
+    for (key, address) in socks5.chain(http) {
+        let bound = address.to_socket_addrs().and_then(|found| {
+            let found: Vec<_> = found.collect();
+            TcpListener::bind(found.as_slice())
+        });
+        if let Err(error) = bound {
+            return Err(Failure::new(format!("{key}: cannot listen on {address}: {error}"))
+                .with_hint("stop what uses the port (perhaps a running fingerpost) or change it"));
+        }
+    }
+    Ok(())
+}
+
+fn write_man(dir: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    clap_mangen::generate_to(Cli::command(), dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_failure_is_one_line_and_a_cure() {
+        let mut text = Vec::new();
+        Failure::new("no").with_hint("yes").report(&mut text).unwrap();
+        assert_eq!(text, b"error: no\nhint: yes\n");
+    }
+
+    #[test]
+    fn every_command_has_a_manual_page() {
+        let dir = tempfile::tempdir().unwrap();
+        let cli = Cli::parse_from(["fingerpost", "man", dir.path().to_str().unwrap()]);
+        assert!(matches!(cli.prepare(&mut io::sink(), &mut io::sink()), Ok(Task::Done)));
+        let page = std::fs::read_to_string(dir.path().join("fingerpost-serve.1")).unwrap();
+        assert!(page.contains("SIGHUP"));
+    }
+
+    #[test]
+    fn the_configuration_may_be_named_after_the_subcommand() {
+        let cli = Cli::parse_from(["fingerpost", "keys", "list", "--json", "-c", "x.toml"]);
+        let Command::Keys { config, json, .. } = cli.command else { panic!() };
+        assert_eq!(config.file.as_deref(), Some(Path::new("x.toml")));
+        assert!(json);
+    }
+}

@@ -1,1 +1,655 @@
-//! Configuration.
+//! Configuration: what is meant, every value final and checked.
+//!
+//! A setting comes from the environment, else the TOML file, else its default ([`DEFAULT_TEXT`] shows all of them).
+//! An unknown key is an error; every error names where, which key and what was expected, on one line.
+
+use std::fmt;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jid::{BareJid, Jid};
+use tracing_subscriber::EnvFilter;
+
+use self::file::{Section, Written};
+use crate::redact::Secret;
+
+mod env;
+mod file;
+
+/// Every setting with its default and what it is for, as TOML.
+pub const DEFAULT_TEXT: &str = include_str!("default.toml");
+/// Where the configuration is looked for if nobody says where, in this order.
+pub const DEFAULT_PATHS: [&str; 2] = ["fingerpost.toml", "/etc/fingerpost/config.toml"];
+
+/// A day; the longest that a handshake, an activation or a drain may take.
+const DAY: Duration = Duration::from_hours(24);
+/// The shortest timeout that leaves a peer time to act.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The component and its XMPP server.
+    pub component: Component,
+    /// Where keys are kept.
+    pub database: Database,
+    /// SOCKS5 streams.
+    pub socks5: Socks5,
+    /// Streams inside XMPP.
+    pub ibb: Ibb,
+    /// Brokered sessions.
+    pub broker: Broker,
+    /// The registry of keys.
+    pub registry: Registry,
+    /// Who may do what.
+    pub access: Access,
+    /// Numbers and times that nobody may exceed.
+    pub limits: Limits,
+    /// Health, metrics, status page.
+    pub http: Http,
+    /// The log.
+    pub log: Log,
+}
+
+/// The component and its XMPP server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Component {
+    /// The component's own address, a domain.
+    pub jid: BareJid,
+    /// host:port of the server's component port.
+    pub server: String,
+    /// The secret shared with the server.
+    pub secret: Secret,
+    /// The name shown in service discovery.
+    pub name: String,
+}
+
+/// Where keys are kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Database {
+    /// `sqlite:PATH` or `sqlite::memory:`.
+    pub url: String,
+    /// Connections held open at most.
+    pub max_connections: u32,
+    /// Whether `serve` brings the schema up to date itself.
+    pub migrate: bool,
+}
+
+/// SOCKS5 streams.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Socks5 {
+    /// host:port each; none switches SOCKS5 off. Port 0 is one that the system picks.
+    pub listen: Vec<String>,
+    /// Host and port each, as clients are told.
+    pub advertise: Vec<(String, u16)>,
+    /// Whether connections start with a PROXY header.
+    pub proxy_protocol: bool,
+}
+
+/// Streams inside XMPP.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ibb {
+    /// Whether there are any.
+    pub enabled: bool,
+    /// Bytes in one block on the component's own legs.
+    pub block_size: u16,
+    /// Blocks under way without acknowledgement, per direction.
+    pub window: u16,
+}
+
+/// Brokered sessions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Broker {
+    /// Whether sessions without TLS are refused and streams without a ClientHello ended.
+    pub require_tls: bool,
+    /// For a print that the registry has never seen.
+    pub unknown: Policy,
+    /// For a print that is none of the user's registered keys.
+    pub mismatch: Policy,
+    /// For a print of a revoked key.
+    pub revoked: Policy,
+}
+
+/// What happens to an offered print that the registry cannot vouch for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Policy {
+    /// It is passed on, with the verdict beside it.
+    Annotate,
+    /// It is taken out of the offer.
+    Strip,
+    /// The session is refused.
+    Reject,
+}
+
+/// The registry of keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Registry {
+    /// For users who have not chosen.
+    pub visibility: Visibility,
+    /// Active keys one user may have.
+    pub keys_per_user: u32,
+    /// Whether OpenPGP keys published in PEP are read.
+    pub import_pep: bool,
+}
+
+/// Who may see a user's keys.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Visibility {
+    /// Everyone who may use the service.
+    Everyone,
+    /// Users of the same domain.
+    Local,
+    /// Those the owner named.
+    Listed,
+    /// Nobody but the owner.
+    Nobody,
+}
+
+/// Who may do what.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Access {
+    /// Bare JIDs and domains that may use the service; `*` is anyone.
+    pub users: Vec<String>,
+    /// Bare JIDs of administrators.
+    pub admins: Vec<String>,
+    /// Bare JIDs and domains that may not; wins over all else.
+    pub blocked: Vec<String>,
+}
+
+/// Numbers and times that nobody may exceed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Sessions at one time.
+    pub sessions: usize,
+    /// Sessions of one user at one time.
+    pub sessions_per_user: usize,
+    /// Requests of one user; bursts are four times as many.
+    pub requests_per_second: u32,
+    /// SOCKS5 connections of one address at one time.
+    pub connections_per_ip: usize,
+    /// Bytes per second of one session; 0 is unlimited.
+    pub bytes_per_second: u64,
+    /// SOCKS5 greeting and request.
+    pub handshake_timeout: Duration,
+    /// Connected and not activated, or a session without a transport.
+    pub activation_timeout: Duration,
+    /// No byte either way.
+    pub idle_timeout: Duration,
+    /// For sessions to end by themselves when the program is stopped.
+    pub drain_timeout: Duration,
+}
+
+/// Health, metrics, status page.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    /// host:port, or off.
+    pub listen: Option<String>,
+}
+
+/// The log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    /// A level, or a filter as tracing knows them.
+    pub level: String,
+    /// How lines look.
+    pub format: Format,
+}
+
+/// How the lines of the log look.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// A configuration, and what its reader should be told about it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// The file it came from.
+    pub path: PathBuf,
+    /// Sentences for the operator; nothing is wrong enough to stop.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// Reads the configuration file `path`, or the first of [`DEFAULT_PATHS`] that exists, and `vars` over it.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or whatever is wrong in it.
+    pub fn load(
+        path: Option<&Path>,
+        vars: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Loaded, ConfigError> {
+        let path = match path {
+            Some(path) => path.to_owned(),
+            None => DEFAULT_PATHS
+                .iter()
+                .map(PathBuf::from)
+                .find(|path| path.exists())
+                .ok_or_else(no_file)?,
+        };
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(&path).map_err(|error| ConfigError {
+            at: name.clone(),
+            text: format!("cannot be read: {}", plain(&error)),
+            hint: Some("`fingerpost config` prints a configuration to start from".to_owned()),
+        })?;
+        let (config, warnings) = Self::parse(&name, &text, vars)?;
+        Ok(Loaded { config, path, warnings })
+    }
+
+    /// Reads a configuration from `text`, which came from the file `name`, and `vars` over it.
+    ///
+    /// Gives the warnings too: sentences for the operator.
+    ///
+    /// # Errors
+    /// Whatever is wrong in it.
+    pub fn parse(
+        name: &str,
+        text: &str,
+        vars: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<(Self, Vec<String>), ConfigError> {
+        let written = Written::parse(name, text, vars)?;
+        let mut warnings = Vec::new();
+        let component = component(&written.section("component"), name, &mut warnings)?;
+        let socks5 = socks5(&written.section("socks5"), &component.jid)?;
+        let access = access(&written.section("access"), &component.jid)?;
+        let config = Self {
+            component,
+            database: database(&written.section("database"))?,
+            socks5,
+            ibb: ibb(&written.section("ibb"))?,
+            broker: broker(&written.section("broker"))?,
+            registry: registry(&written.section("registry"))?,
+            access,
+            limits: limits(&written.section("limits"))?,
+            http: http(&written.section("http"))?,
+            log: log(&written.section("log"))?,
+        };
+        if config.socks5.listen.is_empty() && !config.ibb.enabled {
+            return Err(written
+                .section("ibb")
+                .error("enabled", "expected true while [socks5] listen is empty, found false"));
+        }
+        Ok((config, warnings))
+    }
+}
+
+fn component(
+    section: &Section<'_>,
+    file: &str,
+    warnings: &mut Vec<String>,
+) -> Result<Component, ConfigError> {
+    let jid = section
+        .text("jid", "a domain such as \"xtls.example.org\"", |text| {
+            BareJid::new(text).ok().filter(|jid| jid.node().is_none())
+        })?
+        .ok_or_else(|| section.error("jid", "missing; expected the component's domain"))?;
+    let server = section
+        .text("server", "\"host:port\"", |text| host_port(text).map(|_| text.to_owned()))?
+        .unwrap_or_else(|| "127.0.0.1:5347".to_owned());
+    let secret = section.text("secret", "a text that is not empty", |text| {
+        (!text.is_empty()).then(|| Secret::new(text))
+    })?;
+    let secret_file = section
+        .text("secret_file", "a path", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
+    // The environment wins over the file here too, whichever of the two it sets.
+    let (secret, secret_file) = match (section.in_env("secret"), section.in_env("secret_file")) {
+        (true, false) => (secret, None),
+        (false, true) => (None, secret_file),
+        _ => (secret, secret_file),
+    };
+    let secret = match (secret, secret_file) {
+        (Some(_), Some(_)) => {
+            return Err(
+                section.error("secret_file", "expected either secret or secret_file, found both")
+            );
+        }
+        (Some(secret), None) => secret,
+        (None, Some(path)) => read_secret(section, &path, file, warnings)?,
+        (None, None) => {
+            let mut error = section.error("secret", "missing; expected secret or secret_file");
+            error.hint = Some(
+                "put the secret of the server's component entry here, \
+                 or into FINGERPOST_COMPONENT__SECRET"
+                    .to_owned(),
+            );
+            return Err(error);
+        }
+    };
+    let name = section
+        .text("name", "a name of 1 to 100 characters", |text| {
+            (1..=100).contains(&text.chars().count()).then(|| text.to_owned())
+        })?
+        .unwrap_or_else(|| "Fingerpost".to_owned());
+    Ok(Component { jid, server, secret, name })
+}
+
+fn read_secret(
+    section: &Section<'_>,
+    path: &Path,
+    file: &str,
+    warnings: &mut Vec<String>,
+) -> Result<Secret, ConfigError> {
+    let refuse = |why: String| {
+        section.error("secret_file", format!("expected a file with the secret, found {why}"))
+    };
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| refuse(format!("{}: {}", path.display(), plain(&error))))?;
+    let secret = text.trim_end_matches(['\r', '\n']);
+    if secret.is_empty() {
+        return Err(refuse(format!("{}, which is empty", path.display())));
+    }
+    #[cfg(unix)]
+    if let Ok(meta) = std::fs::metadata(path) {
+        use std::os::unix::fs::PermissionsExt;
+        if meta.permissions().mode() & 0o007 != 0 {
+            warnings.push(format!(
+                "{file}: component.secret_file: {} is readable by everyone; chmod o-rwx it",
+                path.display()
+            ));
+        }
+    }
+    Ok(Secret::new(secret))
+}
+
+fn database(section: &Section<'_>) -> Result<Database, ConfigError> {
+    let url = section.text("url", "\"sqlite:PATH\" or \"sqlite::memory:\"", |text| {
+        text.strip_prefix("sqlite:").filter(|path| !path.is_empty()).map(|_| text.to_owned())
+    })?;
+    Ok(Database {
+        url: url.unwrap_or_else(|| "sqlite:fingerpost.db".to_owned()),
+        max_connections: section.number("max_connections", (1, 1000), 8)?,
+        migrate: section.boolean("migrate", true)?,
+    })
+}
+
+fn socks5(section: &Section<'_>, jid: &BareJid) -> Result<Socks5, ConfigError> {
+    let listen = section
+        .list("listen", "\"address:port\"", |text| {
+            host_or_any_port(text).map(|(_, port)| (text.to_owned(), port))
+        })?
+        .unwrap_or_else(|| vec![("[::]:7625".to_owned(), 7625)]);
+    let advertise = section.list("advertise", "\"host:port\"", host_port)?;
+    let told =
+        || listen.iter().map(|(_, port)| (jid.domain().as_str().to_owned(), *port)).collect();
+    let mut advertise = advertise.unwrap_or_else(told);
+    advertise.dedup();
+    Ok(Socks5 {
+        listen: listen.into_iter().map(|(text, _)| text).collect(),
+        advertise,
+        proxy_protocol: section.boolean("proxy_protocol", false)?,
+    })
+}
+
+fn ibb(section: &Section<'_>) -> Result<Ibb, ConfigError> {
+    Ok(Ibb {
+        enabled: section.boolean("enabled", true)?,
+        block_size: section.number("block_size", (256, u16::MAX), 8192)?,
+        window: section.number("window", (1, 256), 16)?,
+    })
+}
+
+fn broker(section: &Section<'_>) -> Result<Broker, ConfigError> {
+    let choices =
+        [("annotate", Policy::Annotate), ("strip", Policy::Strip), ("reject", Policy::Reject)];
+    Ok(Broker {
+        require_tls: section.boolean("require_tls", true)?,
+        unknown: section.choice("unknown", &choices, Policy::Annotate)?,
+        mismatch: section.choice("mismatch", &choices, Policy::Annotate)?,
+        revoked: section.choice("revoked", &choices, Policy::Reject)?,
+    })
+}
+
+fn registry(section: &Section<'_>) -> Result<Registry, ConfigError> {
+    let choices = [
+        ("everyone", Visibility::Everyone),
+        ("local", Visibility::Local),
+        ("listed", Visibility::Listed),
+        ("nobody", Visibility::Nobody),
+    ];
+    Ok(Registry {
+        visibility: section.choice("visibility", &choices, Visibility::Everyone)?,
+        keys_per_user: section.number("keys_per_user", (1, 10_000), 32)?,
+        import_pep: section.boolean("import_pep", true)?,
+    })
+}
+
+fn access(section: &Section<'_>, jid: &BareJid) -> Result<Access, ConfigError> {
+    let bare = |text: &str| BareJid::new(text).ok().map(|jid| jid.to_string());
+    let users = section.list("users", "a bare JID, a domain or \"*\"", |text| match text {
+        "*" => Some(text.to_owned()),
+        text => bare(text),
+    })?;
+    let admins = section.list("admins", "a bare JID such as \"admin@example.org\"", |text| {
+        BareJid::new(text).ok().filter(|jid| jid.node().is_some()).map(|jid| jid.to_string())
+    })?;
+    let blocked = section.list("blocked", "a bare JID or a domain", bare)?;
+    Ok(Access {
+        users: users.unwrap_or_else(|| vec![parent(jid)]),
+        admins: admins.unwrap_or_default(),
+        blocked: blocked.unwrap_or_default(),
+    })
+}
+
+/// The domain that a component's domain lies in; a domain without a dot stands for itself.
+fn parent(jid: &BareJid) -> String {
+    let domain = jid.domain().as_str();
+    domain.split_once('.').map_or(domain, |(_, parent)| parent).to_owned()
+}
+
+fn limits(section: &Section<'_>) -> Result<Limits, ConfigError> {
+    let second = Duration::from_secs;
+    Ok(Limits {
+        sessions: section.number("sessions", (1, 1_000_000), 10_000)?,
+        sessions_per_user: section.number("sessions_per_user", (1, 1_000_000), 32)?,
+        requests_per_second: section.number("requests_per_second", (1, 1_000_000), 20)?,
+        connections_per_ip: section.number("connections_per_ip", (1, 1_000_000), 64)?,
+        bytes_per_second: section.number("bytes_per_second", (0, 1_000_000_000_000), 0)?,
+        handshake_timeout: section.duration("handshake_timeout", (SHORTEST, DAY), second(10))?,
+        activation_timeout: section.duration("activation_timeout", (SHORTEST, DAY), second(60))?,
+        idle_timeout: section.duration("idle_timeout", (SHORTEST, DAY * 30), second(600))?,
+        drain_timeout: section.duration("drain_timeout", (Duration::ZERO, DAY), second(30))?,
+    })
+}
+
+fn http(section: &Section<'_>) -> Result<Http, ConfigError> {
+    let listen = section.text("listen", "\"address:port\" or \"\"", |text| match text {
+        "" => Some(None),
+        text => host_or_any_port(text).map(|_| Some(text.to_owned())),
+    })?;
+    Ok(Http { listen: listen.unwrap_or_else(|| Some("127.0.0.1:7626".to_owned())) })
+}
+
+fn log(section: &Section<'_>) -> Result<Log, ConfigError> {
+    let expected = "error, warn, info, debug, trace or a filter of targets with these levels";
+    let level = section.text("level", expected, |text| {
+        let word = text.chars().all(char::is_alphabetic);
+        let level = text.parse::<tracing::Level>().is_ok();
+        (!text.is_empty() && (level || !word) && EnvFilter::try_new(text).is_ok())
+            .then(|| text.to_owned())
+    })?;
+    let choices = [("text", Format::Text), ("json", Format::Json)];
+    Ok(Log {
+        level: level.unwrap_or_else(|| "info".to_owned()),
+        format: section.choice("format", &choices, Format::Text)?,
+    })
+}
+
+/// Splits `host:port`; an IPv6 address stands in brackets, which are taken off. Port 0 is none.
+fn host_port(text: &str) -> Option<(String, u16)> {
+    host_or_any_port(text).filter(|(_, port)| *port != 0)
+}
+
+fn host_or_any_port(text: &str) -> Option<(String, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let port = port.bytes().all(|digit| digit.is_ascii_digit()).then(|| port.parse().ok())??;
+    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().ok()?.to_string(),
+        None if host.contains([':', '/', '[', ']']) => return None,
+        None => Jid::new(host).ok().filter(|jid| jid.node().is_none()).map(|_| host.to_owned())?,
+    };
+    Some((host, port))
+}
+
+fn plain(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::NotFound => "no such file".to_owned(),
+        ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        ErrorKind::InvalidData => "it is no text".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn no_file() -> ConfigError {
+    ConfigError {
+        at: DEFAULT_PATHS.join(" or "),
+        text: "no such file".to_owned(),
+        hint: Some(
+            "name a configuration with -c FILE; `fingerpost config` prints one to start from"
+                .to_owned(),
+        ),
+    }
+}
+
+/// Where a setting was written.
+#[derive(Clone, Debug)]
+enum Where {
+    File(String),
+    Env(String),
+}
+
+/// What is wrong with a configuration: one line that names where, which key and what was expected.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ConfigError {
+    at: String,
+    text: String,
+    hint: Option<String>,
+}
+
+impl ConfigError {
+    fn new(at: &Where, section: &str, key: &str, text: String) -> Self {
+        let (Where::File(at) | Where::Env(at)) = at;
+        Self { at: format!("{at}: {section}.{key}"), text, hint: None }
+    }
+
+    /// How to mend it, where that is more than what the line says.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.at, self.text)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "[component]\njid = 'xtls.example.org'\nsecret = 's'\n";
+
+    fn parse(text: &str, vars: &[(&str, &str)]) -> Result<Config, String> {
+        let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::parse("t.toml", text, vars)
+            .map(|(config, _)| config)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_annotated_default_is_the_default() {
+        let annotated = parse(DEFAULT_TEXT, &[("FINGERPOST_COMPONENT__SECRET", "s")]).unwrap();
+        assert_eq!(annotated, parse(SMALL, &[]).unwrap());
+        for (section, keys) in file::KEYS {
+            let body = DEFAULT_TEXT.split(&format!("[{section}]\n")).nth(1).unwrap();
+            let body = body.split("\n[").next().unwrap();
+            for key in *keys {
+                let there = body
+                    .lines()
+                    .any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+                assert!(there, "{section}.{key} is not in the annotated default");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_written_follows_from_the_address() {
+        let config = parse(SMALL, &[]).unwrap();
+        assert_eq!(config.socks5.advertise, [("xtls.example.org".to_owned(), 7625)]);
+        assert_eq!(config.access.users, ["example.org"]);
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let vars = [
+            ("FINGERPOST_COMPONENT__SECRET", "other"),
+            ("FINGERPOST_IBB__BLOCK_SIZE", "4096"),
+            ("FINGERPOST_BROKER__REQUIRE_TLS", "false"),
+            ("FINGERPOST_ACCESS__USERS", "a.example, b@c.example"),
+            ("FINGERPOST_TEST_PYTHON", "ignored"),
+            ("FINGERPOST_OTHER__THING", "ignored"),
+        ];
+        let config = parse(SMALL, &vars).unwrap();
+        assert_eq!(config.component.secret, Secret::new("other"));
+        assert_eq!(config.ibb.block_size, 4096);
+        assert!(!config.broker.require_tls);
+        assert_eq!(config.access.users, ["a.example", "b@c.example"]);
+    }
+
+    #[test]
+    fn a_secret_from_the_environment_wins_over_a_file_of_secrets() {
+        let text = "[component]\njid = 'xtls.example.org'\nsecret_file = '/nowhere'\n";
+        let config = parse(text, &[("FINGERPOST_COMPONENT__SECRET", "s")]).unwrap();
+        assert_eq!(config.component.secret, Secret::new("s"));
+    }
+
+    #[test]
+    fn an_error_from_the_environment_names_the_variable() {
+        assert_eq!(
+            parse(SMALL, &[("FINGERPOST_IBB__BLOCKSIZE", "4096")]).unwrap_err(),
+            "FINGERPOST_IBB__BLOCKSIZE: ibb.blocksize: unknown key in [ibb]; did you mean `block_size`?"
+        );
+        assert_eq!(
+            parse(SMALL, &[("FINGERPOST_IBB__WINDOW", "0")]).unwrap_err(),
+            "FINGERPOST_IBB__WINDOW: ibb.window: expected a whole number from 1 to 256, found \"0\""
+        );
+    }
+
+    #[test]
+    fn addresses_come_with_a_port() {
+        assert_eq!(host_port("[::1]:7625"), Some(("::1".to_owned(), 7625)));
+        assert_eq!(host_port("example.org:1"), Some(("example.org".to_owned(), 1)));
+        for text in ["localhost", ":1", "a:0", "a:65536", "::1:80", "[::1]", "a/b:1", "a:+1"] {
+            assert_eq!(host_port(text), None, "{text}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_secret_that_everyone_can_read_is_warned_of() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "s\n").unwrap();
+        let text = format!(
+            "[component]\njid = 'xtls.example.org'\nsecret_file = '{}'\n",
+            file.path().display()
+        );
+        let warnings = |mode| {
+            std::fs::set_permissions(file.path(), PermissionsExt::from_mode(mode)).unwrap();
+            let (config, warnings) = Config::parse("t.toml", &text, []).unwrap();
+            assert_eq!(config.component.secret, Secret::new("s"));
+            warnings.len()
+        };
+        assert_eq!(warnings(0o640), 0);
+        assert_eq!(warnings(0o644), 1);
+    }
+}

@@ -1,0 +1,41 @@
+//! Settings from the environment: `FINGERPOST_COMPONENT__SECRET` stands for `secret` in `[component]`.
+
+use std::collections::BTreeMap;
+
+use super::file::{KEYS, closest};
+use super::{ConfigError, Where};
+
+const PREFIX: &str = "FINGERPOST_";
+
+/// Finds the settings among the variables of an environment, by (section, key).
+///
+/// Variables of ours that name no section are left to whom they are for.
+///
+/// # Errors
+/// A variable that names a section and not a key of it.
+pub(super) fn settings(
+    vars: impl IntoIterator<Item = (String, String)>,
+) -> Result<BTreeMap<(&'static str, &'static str), (String, String)>, ConfigError> {
+    let mut found = BTreeMap::new();
+    for (name, value) in vars {
+        let Some((section, key)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once("__"))
+        else {
+            continue;
+        };
+        let Some((section, keys)) =
+            KEYS.iter().find(|(known, _)| known.eq_ignore_ascii_case(section))
+        else {
+            continue;
+        };
+        let Some(key) = keys.iter().find(|known| known.eq_ignore_ascii_case(key)) else {
+            let key = key.to_ascii_lowercase();
+            let text = match closest(&key, keys) {
+                Some(known) => format!("unknown key in [{section}]; did you mean `{known}`?"),
+                None => format!("unknown key in [{section}]"),
+            };
+            return Err(ConfigError::new(&Where::Env(name), section, &key, text));
+        };
+        found.insert((*section, *key), (name, value));
+    }
+    Ok(found)
+}

@@ -1,0 +1,303 @@
+//! What was written: the settings of one section, from the environment or a TOML file, read as what each must be.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::time::Duration;
+
+use toml::{Table, Value};
+
+use super::{ConfigError, Where, env};
+
+/// Every section with its keys.
+pub(super) const KEYS: &[(&str, &[&str])] = &[
+    ("component", &["jid", "server", "secret", "secret_file", "name"]),
+    ("database", &["url", "max_connections", "migrate"]),
+    ("socks5", &["listen", "advertise", "proxy_protocol"]),
+    ("ibb", &["enabled", "block_size", "window"]),
+    ("broker", &["require_tls", "unknown", "mismatch", "revoked"]),
+    ("registry", &["visibility", "keys_per_user", "import_pep"]),
+    ("access", &["users", "admins", "blocked"]),
+    (
+        "limits",
+        &[
+            "sessions",
+            "sessions_per_user",
+            "requests_per_second",
+            "connections_per_ip",
+            "bytes_per_second",
+            "handshake_timeout",
+            "activation_timeout",
+            "idle_timeout",
+            "drain_timeout",
+        ],
+    ),
+    ("http", &["listen"]),
+    ("log", &["level", "format"]),
+];
+
+/// The longest text of a wrong value that an error repeats, in characters.
+const MAX_SHOWN: usize = 60;
+
+/// All settings that were written somewhere.
+#[derive(Debug)]
+pub(super) struct Written {
+    file: String,
+    table: Table,
+    env: BTreeMap<(&'static str, &'static str), (String, String)>,
+}
+
+impl Written {
+    /// Reads TOML `text` that came from `file`, and the environment over it.
+    ///
+    /// # Errors
+    /// Text that is no TOML, or a section or key that does not exist.
+    pub(super) fn parse(
+        file: &str,
+        text: &str,
+        vars: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let table: Table = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| {
+                text.get(..span.start).unwrap_or_default().matches('\n').count() + 1
+            });
+            let message = error.message().lines().next().unwrap_or("no TOML").to_owned();
+            ConfigError { at: format!("{file}: line {line}"), text: message, hint: None }
+        })?;
+        let sections: Vec<&str> = KEYS.iter().map(|(section, _)| *section).collect();
+        for (section, value) in &table {
+            let Some((_, keys)) = KEYS.iter().find(|(known, _)| known == section) else {
+                let what = if value.is_table() { "section" } else { "key" };
+                let text = match closest(section, &sections) {
+                    Some(known) => format!("unknown {what}; did you mean [{known}]?"),
+                    None => format!("unknown {what}"),
+                };
+                return Err(ConfigError { at: format!("{file}: {section}"), text, hint: None });
+            };
+            let Some(settings) = value.as_table() else {
+                return Err(ConfigError {
+                    at: format!("{file}: {section}"),
+                    text: format!("expected a section, [{section}], found {}", shown(value)),
+                    hint: None,
+                });
+            };
+            if let Some(key) = settings.keys().find(|key| !keys.contains(&key.as_str())) {
+                let text = match closest(key, keys) {
+                    Some(known) => format!("unknown key in [{section}]; did you mean `{known}`?"),
+                    None => format!("unknown key in [{section}]"),
+                };
+                return Err(ConfigError::new(&Where::File(file.to_owned()), section, key, text));
+            }
+        }
+        Ok(Self { file: file.to_owned(), table, env: env::settings(vars)? })
+    }
+
+    /// The settings of one section.
+    pub(super) fn section(&self, name: &'static str) -> Section<'_> {
+        Section { written: self, name }
+    }
+}
+
+/// The settings of one section; each reader gives the default for a key that was not written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Section<'a> {
+    written: &'a Written,
+    name: &'static str,
+}
+
+impl Section<'_> {
+    fn value(&self, key: &'static str) -> Option<(Where, Value)> {
+        if let Some((variable, text)) = self.written.env.get(&(self.name, key)) {
+            return Some((Where::Env(variable.clone()), Value::String(text.clone())));
+        }
+        let value = self.written.table.get(self.name)?.as_table()?.get(key)?;
+        Some((Where::File(self.written.file.clone()), value.clone()))
+    }
+
+    /// Whether the environment sets a key.
+    pub(super) fn in_env(&self, key: &'static str) -> bool {
+        self.written.env.contains_key(&(self.name, key))
+    }
+
+    /// The error for a key that must be written and was not, or fits ill with others.
+    pub(super) fn error(&self, key: &str, text: impl Into<String>) -> ConfigError {
+        ConfigError::new(&Where::File(self.written.file.clone()), self.name, key, text.into())
+    }
+
+    /// Reads one key by `read`, which gives `None` for what is not `expected`.
+    pub(super) fn read<T>(
+        &self,
+        key: &'static str,
+        expected: &str,
+        read: impl FnOnce(&Where, &Value) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some((at, value)) = self.value(key) else { return Ok(None) };
+        match read(&at, &value) {
+            Some(read) => Ok(Some(read)),
+            None if key == "secret" => {
+                Err(ConfigError::new(&at, self.name, key, format!("expected {expected}")))
+            }
+            None => {
+                let text = format!("expected {expected}, found {}", shown(&value));
+                Err(ConfigError::new(&at, self.name, key, text))
+            }
+        }
+    }
+
+    /// A text that `parse` takes.
+    pub(super) fn text<T>(
+        &self,
+        key: &'static str,
+        expected: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        self.read(key, expected, |_, value| value.as_str().and_then(parse))
+    }
+
+    /// Yes or no.
+    pub(super) fn boolean(&self, key: &'static str, default: bool) -> Result<bool, ConfigError> {
+        let read = self.read(key, "true or false", |at, value| match (at, value) {
+            (_, Value::Boolean(value)) => Some(*value),
+            (Where::Env(_), Value::String(text)) => text.parse().ok(),
+            _ => None,
+        })?;
+        Ok(read.unwrap_or(default))
+    }
+
+    /// A whole number from `min` to `max`.
+    pub(super) fn number<T>(
+        &self,
+        key: &'static str,
+        (min, max): (T, T),
+        default: T,
+    ) -> Result<T, ConfigError>
+    where
+        T: TryFrom<i64> + FromStr + PartialOrd + std::fmt::Display + Copy,
+    {
+        let expected = format!("a whole number from {min} to {max}");
+        let read = self.read(key, &expected, |at, value| {
+            let number = match (at, value) {
+                (_, Value::Integer(value)) => T::try_from(*value).ok(),
+                (Where::Env(_), Value::String(text)) => text.parse().ok(),
+                _ => None,
+            };
+            number.filter(|number| (min..=max).contains(number))
+        })?;
+        Ok(read.unwrap_or(default))
+    }
+
+    /// A duration written as text, from `min` to `max`.
+    pub(super) fn duration(
+        &self,
+        key: &'static str,
+        (min, max): (Duration, Duration),
+        default: Duration,
+    ) -> Result<Duration, ConfigError> {
+        let expected = format!(
+            "a duration from {} to {} such as \"{}\"",
+            humantime::format_duration(min),
+            humantime::format_duration(max),
+            humantime::format_duration(default)
+        );
+        let read = self.text(key, &expected, |text| {
+            humantime::parse_duration(text).ok().filter(|read| (min..=max).contains(read))
+        })?;
+        Ok(read.unwrap_or(default))
+    }
+
+    /// One of some words.
+    pub(super) fn choice<T: Copy>(
+        &self,
+        key: &'static str,
+        choices: &[(&str, T)],
+        default: T,
+    ) -> Result<T, ConfigError> {
+        let words: Vec<String> = choices.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        let read = self.text(key, &format!("one of {}", words.join(", ")), |text| {
+            choices.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice)
+        })?;
+        Ok(read.unwrap_or(default))
+    }
+
+    /// A list of texts, each of which `parse` takes. In the environment: separated by commas.
+    pub(super) fn list<T>(
+        &self,
+        key: &'static str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, ConfigError> {
+        let Some((at, value)) = self.value(key) else { return Ok(None) };
+        let list = match (&at, value) {
+            (Where::Env(_), Value::String(text)) => text
+                .split(',')
+                .map(str::trim)
+                .filter(|item| !item.is_empty())
+                .map(|item| Value::String(item.to_owned()))
+                .collect(),
+            (_, Value::Array(list)) => list,
+            (_, value) => {
+                let text = format!("expected a list of {expected}, found {}", shown(&value));
+                return Err(ConfigError::new(&at, self.name, key, text));
+            }
+        };
+        let read = list.iter().map(|item| {
+            item.as_str().and_then(&parse).ok_or_else(|| {
+                let text = format!("expected {expected} in the list, found {}", shown(item));
+                ConfigError::new(&at, self.name, key, text)
+            })
+        });
+        read.collect::<Result<_, _>>().map(Some)
+    }
+}
+
+/// A value as an error shows it, on one line and not too long.
+fn shown(value: &Value) -> String {
+    let text = match value {
+        Value::Table(_) => "a section".to_owned(),
+        value => value.to_string().replace(['\n', '\r'], " "),
+    };
+    match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+/// The known word that `word` was probably meant to be.
+pub(super) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|known| (distance(word, known), *known))
+        .filter(|(distance, known)| *distance <= 1 + known.len() / 4)
+        .min()
+        .map(|(_, known)| known)
+}
+
+/// How many letters must be changed, added or left out to make one word the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, letter) in a.chars().enumerate() {
+        let mut diagonal = i;
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+        for (j, other) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(letter != *other);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_of_the_finger_finds_the_word() {
+        let keys = ["jid", "server", "secret", "secret_file", "name"];
+        assert_eq!(closest("sever", &keys), Some("server"));
+        assert_eq!(closest("secrt", &keys), Some("secret"));
+        assert_eq!(closest("colour", &keys), None);
+    }
+}
