@@ -1,0 +1,172 @@
+//! Jingle trees from one leg to the other: addresses, session ids and transports change, all else is kept.
+
+use jid::Jid;
+use minidom::Element;
+
+use crate::xmpp::{ns, xml};
+
+/// Who is who on the leg that a Jingle element goes to.
+#[derive(Clone, Debug)]
+pub struct Frame<'a> {
+    /// The Jingle namespace that the user on this leg speaks.
+    pub namespace: &'a str,
+    /// The session id on this leg.
+    pub sid: &'a str,
+    /// The initiator as seen on this leg.
+    pub initiator: &'a Jid,
+    /// The responder as seen on this leg.
+    pub responder: &'a Jid,
+}
+
+/// Moves a `<jingle/>` to another leg. `content` maps each `<content/>` after the move.
+pub fn jingle(
+    original: &Element,
+    frame: &Frame<'_>,
+    mut content: impl FnMut(Element) -> Element,
+) -> Element {
+    let mut out = xml::head_in(original, frame.namespace);
+    xml::set(&mut out, "sid", frame.sid);
+    let action = original.attr("action").unwrap_or_default();
+    if original.attr("initiator").is_some() || action == "session-initiate" {
+        xml::set(&mut out, "initiator", frame.initiator.as_str());
+    }
+    if original.attr("responder").is_some() || action == "session-accept" {
+        xml::set(&mut out, "responder", frame.responder.as_str());
+    }
+    let from = original.ns();
+    for node in original.nodes() {
+        match node.as_element() {
+            Some(child) => {
+                let moved = translate(child, &from, frame.namespace);
+                let is_content = moved.is("content", frame.namespace);
+                out.append_child(if is_content { content(moved) } else { moved });
+            }
+            None => out.append_node(node.clone()),
+        }
+    }
+    out
+}
+
+/// A copy in which elements of one namespace are in another.
+fn translate(element: &Element, from: &str, to: &str) -> Element {
+    let namespace = element.ns();
+    let mut copy = xml::head_in(element, if namespace == from { to } else { &namespace });
+    for node in element.nodes() {
+        match node.as_element() {
+            Some(child) => {
+                copy.append_child(translate(child, from, to));
+            }
+            None => copy.append_node(node.clone()),
+        }
+    }
+    copy
+}
+
+/// A content for another leg: without its transport and without any hints a user may have forged; with ours.
+pub fn content(original: &Element, transport: Option<Element>, hints: Option<Element>) -> Element {
+    let mut out = xml::head_in(original, &original.ns());
+    let mut hints = hints;
+    let mut transport = transport;
+    for node in original.nodes() {
+        match node.as_element() {
+            Some(child) if child.is("hints", ns::HINTS) => {}
+            Some(child) if child.name() == "transport" => {
+                if let Some(transport) = transport.take() {
+                    out.append_child(transport);
+                }
+            }
+            _ => out.append_node(node.clone()),
+        }
+    }
+    if let Some(transport) = transport {
+        out.append_child(transport);
+    }
+    if let Some(hints) = hints.take() {
+        out.append_child(hints);
+    }
+    out
+}
+
+/// A `<jingle/>` of our own.
+pub fn own(action: &str, frame: &Frame<'_>) -> Element {
+    xml::element("jingle", frame.namespace, &[("action", action), ("sid", frame.sid)])
+}
+
+/// A `session-terminate` with a reason, its text and an application condition.
+pub fn terminate(frame: &Frame<'_>, condition: &str, text: &str) -> Element {
+    let mut jingle = own("session-terminate", frame);
+    let mut reason = Element::bare("reason", frame.namespace);
+    reason.append_child(Element::bare(condition, frame.namespace));
+    if !text.is_empty() {
+        let mut element = Element::bare("text", frame.namespace);
+        element.append_text(text);
+        reason.append_child(element);
+    }
+    jingle.append_child(reason);
+    jingle
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frame<'a>(a: &'a Jid, b: &'a Jid) -> Frame<'a> {
+        Frame { namespace: ns::JINGLE, sid: "new", initiator: a, responder: b }
+    }
+
+    #[test]
+    fn unknown_children_and_attributes_survive_forwarding() {
+        let original: Element = "<jingle xmlns='urn:xmpp:jingle:0' action='session-info' sid='old' q='1'>\
+            <received xmlns='urn:x' name='n'>t<deep xmlns='urn:xmpp:jingle:0' z='2'/></received></jingle>"
+            .parse()
+            .unwrap();
+        let (a, b) = (Jid::new("a@x/1").unwrap(), Jid::new("b@x/2").unwrap());
+        let moved = jingle(&original, &frame(&a, &b), |content| content);
+        assert_eq!((moved.attr("sid"), moved.attr("q")), (Some("new"), Some("1")));
+        let child = moved.get_child("received", "urn:x").unwrap();
+        assert_eq!((child.attr("name"), child.text().as_str()), (Some("n"), "t"));
+        assert_eq!(child.get_child("deep", ns::JINGLE).unwrap().attr("z"), Some("2"));
+    }
+
+    #[test]
+    fn forged_hints_do_not_pass() {
+        let original: Element = "<content xmlns='urn:xmpp:jingle:1' name='c'>\
+            <hints xmlns='urn:fingerpost:xtls:0' jid='evil@x'/><transport xmlns='urn:t'/></content>"
+            .parse()
+            .unwrap();
+        let out = content(&original, Some(Element::bare("transport", "urn:ours")), None);
+        assert_eq!(out.children().map(Element::ns).collect::<Vec<_>>(), ["urn:ours"]);
+    }
+
+    fn tree() -> impl Strategy<Value = Element> {
+        let leaf = ("[a-c]{1,3}", "urn:[xy]", "[a-z ]{0,5}").prop_map(|(name, namespace, text)| {
+            let mut element = xml::element(&name, &namespace, &[("k", &text)]);
+            element.append_text(text);
+            element
+        });
+        leaf.prop_recursive(4, 20, 4, |inner| {
+            ("[a-c]{1,3}", "urn:[xy]", prop::collection::vec(inner, 0..4)).prop_map(
+                |(name, namespace, children)| {
+                    let mut element = Element::bare(name, namespace);
+                    for child in children {
+                        element.append_child(child);
+                    }
+                    element
+                },
+            )
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_tree_that_is_not_jingle_is_moved_unharmed(child in tree()) {
+            let (a, b) = (Jid::new("a@x/1").unwrap(), Jid::new("b@x/2").unwrap());
+            let mut original = xml::element("jingle", ns::JINGLE, &[("action", "session-info"), ("sid", "s")]);
+            original.append_child(child.clone());
+            let moved = jingle(&original, &frame(&a, &b), |content| content);
+            prop_assert_eq!(moved.children().next(), Some(&child));
+        }
+    }
+}
