@@ -1,6 +1,447 @@
 //! The broker: stands between two users in a Jingle session and never sees more than TLS ciphertext.
+//!
+//! [`Broker`] finds the session of a stanza, or makes one; each session is a task of its own ([`session`]).
 
+pub mod hints;
+mod legs;
 pub mod offer;
 pub mod presence;
 pub mod rewrite;
+mod session;
 pub mod transport;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jid::{BareJid, Jid};
+use minidom::Element;
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::task::TaskTracker;
+
+use self::{
+    hints::Policies,
+    legs::LegState,
+    session::{Input, Peer, Session},
+    transport::Transport,
+};
+use crate::{
+    mediator::{leg::IbbHandle, table::Table},
+    registry::{Registry, model::Key},
+    xmpp::{
+        iq::{Answer, Requests, random_id},
+        jid::proxied,
+        ns,
+        stanza::{Refusal, Stanza},
+    },
+};
+
+/// How long a user may take to answer disco#info before its features count as unknown.
+const DISCO: Duration = Duration::from_secs(5);
+/// Stanzas that wait for one session.
+const INBOX: usize = 64;
+
+/// The two users of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Who sent the session-initiate; the TLS client.
+    Initiator,
+    /// Who received it; the TLS server.
+    Responder,
+}
+
+impl Side {
+    fn index(self) -> usize {
+        usize::from(self == Self::Responder)
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Initiator => Self::Responder,
+            Self::Responder => Self::Initiator,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Initiator => "initiator",
+            Self::Responder => "responder",
+        }
+    }
+}
+
+/// The broker's settings.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The component's address.
+    pub jid: BareJid,
+    /// Refuse sessions without TLS security and streams that do not start with TLS.
+    pub require_tls: bool,
+    /// What to do with prints of bad verdict.
+    pub policies: Policies,
+    /// Whether SOCKS5 legs can be had.
+    pub socks5: bool,
+    /// What users are told to connect to: host and port.
+    pub advertise: Vec<(String, u16)>,
+    /// Whether in-band legs can be had.
+    pub ibb: bool,
+    /// The block size of our in-band legs, bytes.
+    pub block_size: u16,
+    /// Unacknowledged blocks per direction.
+    pub window: u16,
+    /// How long a session may be without a stream.
+    pub activation_timeout: Duration,
+    /// How long a stream may be without a byte.
+    pub idle_timeout: Duration,
+    /// Sessions in all, and for each user.
+    pub sessions: (usize, usize),
+}
+
+/// Addresses of one leg: the user's, and ours towards it.
+type Pair = (Jid, Jid);
+
+#[derive(Debug)]
+struct Entry {
+    sid: String,
+    side: Side,
+    inbox: mpsc::Sender<Input>,
+    /// The in-band bytestream this leg expects: `None` none, `Some(None)` any.
+    ibb: Option<Option<String>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sessions: HashMap<Pair, Vec<Entry>>,
+    streams: HashMap<Pair, Vec<(String, IbbHandle)>>,
+    per_user: HashMap<BareJid, usize>,
+    count: usize,
+    features: HashMap<Jid, (Instant, Vec<String>)>,
+    draining: bool,
+}
+
+/// What all sessions share.
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    outbound: mpsc::Sender<Element>,
+    requests: Requests,
+    registry: Registry,
+    table: Table,
+    state: Mutex<State>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The features a user's client announces; empty if it does not say in time. Kept for a minute.
+    async fn features(&self, user: &Jid, mask: &Jid) -> Vec<String> {
+        const KEEP: Duration = Duration::from_secs(60);
+        if let Some((at, features)) = self.lock().features.get(user)
+            && at.elapsed() < KEEP
+        {
+            return features.clone();
+        }
+        let query = Element::bare("query", ns::DISCO_INFO);
+        let answer = self.requests.request("get", mask, user, query, DISCO).await;
+        let Answer::Result(Some(query)) = answer else { return Vec::new() };
+        let features: Vec<String> = query
+            .children()
+            .filter(|child| child.is("feature", ns::DISCO_INFO))
+            .filter_map(|child| child.attr("var"))
+            .take(256)
+            .map(str::to_owned)
+            .collect();
+        let mut state = self.lock();
+        if state.features.len() >= 10_000 {
+            state.features.retain(|_, (at, _)| at.elapsed() < KEEP);
+        }
+        if state.features.len() < 10_000 {
+            state.features.insert(user.clone(), (Instant::now(), features.clone()));
+        }
+        features
+    }
+
+    /// The keys of `owner` that `asker` may know of.
+    async fn keys(&self, owner: &BareJid, asker: &BareJid) -> Result<Vec<Key>, ()> {
+        self.registry.visible_keys(asker, owner).await.map_err(|error| {
+            tracing::error!(%error, "the registry cannot be read");
+        })
+    }
+
+    fn expect_open(&self, peer: &Peer, sid: Option<String>) {
+        let mut state = self.lock();
+        if let Some(entries) = state.sessions.get_mut(&(peer.user.clone(), peer.mask.clone())) {
+            for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
+                entry.ibb = Some(sid.clone());
+            }
+        }
+    }
+
+    fn add_stream(&self, peer: &Peer, sid: String, handle: IbbHandle) {
+        let pair = (peer.user.clone(), peer.mask.clone());
+        let mut state = self.lock();
+        let streams = state.streams.entry(pair).or_default();
+        streams.retain(|(_, handle)| !handle.is_over());
+        streams.push((sid, handle));
+    }
+}
+
+/// Removes a session from the tables on every exit of its task.
+struct Guard {
+    shared: Arc<Shared>,
+    keys: [(Pair, String); 2],
+    user: BareJid,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        for (pair, sid) in &self.keys {
+            if let Some(entries) = state.sessions.get_mut(pair) {
+                entries.retain(|entry| entry.sid != *sid);
+                if entries.is_empty() {
+                    state.sessions.remove(pair);
+                }
+            }
+            if let Some(streams) = state.streams.get_mut(pair) {
+                streams.retain(|(_, handle)| !handle.is_over());
+                if streams.is_empty() {
+                    state.streams.remove(pair);
+                }
+            }
+        }
+        state.count -= 1;
+        if let Some(count) = state.per_user.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                state.per_user.remove(&self.user);
+            }
+        }
+    }
+}
+
+/// The broker. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+}
+
+impl Broker {
+    /// A broker without sessions.
+    pub fn new(
+        options: Options,
+        outbound: mpsc::Sender<Element>,
+        requests: Requests,
+        registry: Registry,
+        table: Table,
+        tasks: TaskTracker,
+    ) -> Self {
+        let state = Mutex::default();
+        Self {
+            shared: Arc::new(Shared { options, outbound, requests, registry, table, state }),
+            tasks,
+        }
+    }
+
+    /// How many sessions there are.
+    pub fn sessions(&self) -> usize {
+        self.shared.lock().count
+    }
+
+    /// Whether a Jingle stanza belongs to a session that exists, and if so passes it there.
+    pub fn handle_jingle(&self, stanza: &Stanza) -> bool {
+        let Some(sid) = stanza.payload().and_then(|jingle| jingle.attr("sid")) else {
+            return false;
+        };
+        let found = {
+            let state = self.shared.lock();
+            let entries = state.sessions.get(&(stanza.from.clone(), stanza.to.clone()));
+            entries
+                .and_then(|entries| entries.iter().find(|entry| entry.sid == sid))
+                .map(|entry| (entry.side, entry.inbox.clone()))
+        };
+        let Some((side, inbox)) = found else { return false };
+        if inbox.try_send(Input::Jingle(side, stanza.clone())).is_err() {
+            let refusal = Refusal::resource_constraint("Too many requests for this session at once");
+            let _ = self.shared.outbound.try_send(stanza.refuse(&refusal));
+        }
+        true
+    }
+
+    /// Makes a session of a session-initiate from `stanza.from` to `callee` (a full JID).
+    ///
+    /// # Errors
+    /// What the initiator is told if the session cannot be.
+    pub fn initiate(&self, stanza: Stanza, callee: &Jid) -> Result<(), Refusal> {
+        let shared = &self.shared;
+        let options = &shared.options;
+        let Some(jingle) = stanza.payload() else {
+            return Err(Refusal::bad_request("A jingle element was expected"));
+        };
+        let namespace = jingle.ns();
+        let Some(sid) = jingle.attr("sid").filter(|sid| !sid.is_empty()).map(str::to_owned) else {
+            return Err(Refusal::bad_request("The sid of the session is missing"));
+        };
+        let contents: Vec<&Element> =
+            jingle.children().filter(|c| c.is("content", namespace.as_str())).collect();
+        if contents.is_empty() {
+            return Err(Refusal::bad_request("A session-initiate must have a content"));
+        }
+        if options.require_tls && !contents.iter().all(|content| offer::is_secured(content)) {
+            let text = "Only sessions secured by TLS are brokered: offer urn:xmpp:jingle:apps:tls \
+                        or a security element";
+            return Err(Refusal::new("modify", "not-acceptable", text)
+                .with_extra("security-required", ns::JINGLE_ERRORS));
+        }
+        let Some(mask) = proxied(&stanza.from, &options.jid) else {
+            return Err(Refusal::bad_request("Your JID is too long to be proxied"));
+        };
+        let transport = contents.first().and_then(|content| Transport::read(content));
+        let user = stanza.from.to_bare();
+        let initiator = Peer {
+            user: stanza.from.clone(),
+            mask: stanza.to.clone(),
+            sid,
+            namespace: namespace.clone(),
+        };
+        let responder = Peer { user: callee.clone(), mask, sid: random_id(), namespace };
+        let pairs = [
+            (initiator.user.clone(), initiator.mask.clone()),
+            (responder.user.clone(), responder.mask.clone()),
+        ];
+        let (inbox, inputs) = mpsc::channel(INBOX);
+        let (leg, ibb) = match transport {
+            Some(Transport::Ibb { namespace, sid, block_size }) if options.ibb => {
+                (LegState::ibb(&namespace, sid.clone(), block_size), Some(sid))
+            }
+            Some(Transport::S5b { sid, candidates }) if options.socks5 => {
+                let mut leg = LegState::s5b(&shared.table, &sid, &initiator.user, &initiator.mask);
+                let own = candidates
+                    .into_iter()
+                    .find(|(_, type_, jid)| type_ == "proxy" && jid == options.jid.as_str());
+                leg.set_own_proxy(own.map(|(cid, ..)| cid));
+                (leg, None)
+            }
+            _ => {
+                return Err(Refusal::new(
+                    "cancel",
+                    "feature-not-implemented",
+                    "The transport must be SOCKS5 or in-band bytestreams",
+                )
+                .with_extra("unsupported-transports", ns::JINGLE_ERRORS));
+            }
+        };
+        {
+            let mut state = shared.lock();
+            if state.draining {
+                return Err(Refusal::resource_constraint("The service is being stopped"));
+            }
+            let mine = state.per_user.get(&user).copied().unwrap_or(0);
+            if state.count >= options.sessions.0 || mine >= options.sessions.1 {
+                return Err(Refusal::resource_constraint("Too many sessions"));
+            }
+            let entries = state.sessions.entry(pairs[0].clone()).or_default();
+            if entries.iter().any(|entry| entry.sid == initiator.sid) {
+                return Err(Refusal::new("cancel", "conflict", "The session exists already"));
+            }
+            entries.push(Entry {
+                sid: initiator.sid.clone(),
+                side: Side::Initiator,
+                inbox: inbox.clone(),
+                ibb,
+            });
+            state.sessions.entry(pairs[1].clone()).or_default().push(Entry {
+                sid: responder.sid.clone(),
+                side: Side::Responder,
+                inbox,
+                ibb: Some(None),
+            });
+            state.count += 1;
+            *state.per_user.entry(user.clone()).or_default() += 1;
+        }
+        let [first, second] = pairs;
+        let guard = Guard {
+            shared: Arc::clone(shared),
+            keys: [(first, initiator.sid.clone()), (second, responder.sid.clone())],
+            user,
+        };
+        // Until the callee's features are known its leg is a placeholder.
+        let legs = [leg, LegState::ibb(ns::JINGLE_IBB, None, options.block_size)];
+        let session = Session::new(Arc::clone(shared), [initiator, responder], legs, stanza);
+        let span = tracing::info_span!("session", id = &random_id()[..8]);
+        self.tasks.spawn(tracing::Instrument::instrument(
+            async move {
+                let _guard = guard;
+                session.run(inputs).await;
+            },
+            span,
+        ));
+        Ok(())
+    }
+
+    /// Passes an in-band stanza (`<open/>`, `<data/>`, `<close/>`) to its session or stream.
+    pub fn handle_ibb(&self, stanza: &Stanza) -> bool {
+        let Some(payload) = stanza.element.children().find(|child| child.has_ns(ns::IBB)) else {
+            return false;
+        };
+        let sid = payload.attr("sid").unwrap_or_default();
+        let pair = (stanza.from.clone(), stanza.to.clone());
+        if payload.name() != "open" {
+            let handle = {
+                let state = self.shared.lock();
+                state
+                    .streams
+                    .get(&pair)
+                    .and_then(|streams| streams.iter().rev().find(|(known, _)| known == sid))
+                    .map(|(_, handle)| handle.clone())
+            };
+            return handle.is_some_and(|handle| handle.handle(stanza));
+        }
+        let found = {
+            let state = self.shared.lock();
+            let entries = state.sessions.get(&pair).map(Vec::as_slice).unwrap_or_default();
+            let by_sid = entries.iter().find(|entry| entry.ibb.as_ref() == Some(&Some(sid.to_owned())));
+            let any = || entries.iter().find(|entry| entry.ibb == Some(None));
+            by_sid.or_else(any).map(|entry| (entry.side, entry.inbox.clone()))
+        };
+        found.is_some_and(|(side, inbox)| inbox.try_send(Input::Open(side, stanza.clone())).is_ok())
+    }
+
+    /// Takes an answer to one of our in-band blocks.
+    pub fn handle_ibb_answer(&self, stanza: &Stanza) -> bool {
+        let handles: Vec<IbbHandle> = {
+            let state = self.shared.lock();
+            let streams = state.streams.get(&(stanza.from.clone(), stanza.to.clone()));
+            streams.into_iter().flatten().map(|(_, handle)| handle.clone()).collect()
+        };
+        handles.iter().any(|handle| handle.handle_answer(&stanza.id, stanza.type_ == "result"))
+    }
+
+    /// A user's resource is gone: its sessions end.
+    pub fn user_gone(&self, user: &Jid) {
+        let state = self.shared.lock();
+        for ((known, _), entries) in &state.sessions {
+            if known == user {
+                for entry in entries {
+                    let _ = entry.inbox.try_send(Input::Gone(entry.side));
+                }
+            }
+        }
+    }
+
+    /// Takes no more sessions; those without a stream end now, the others at the deadline.
+    pub fn drain(&self, deadline: Instant) {
+        let mut state = self.shared.lock();
+        state.draining = true;
+        for entry in state.sessions.values().flatten() {
+            if entry.side == Side::Initiator {
+                let _ = entry.inbox.try_send(Input::Drain(deadline));
+            }
+        }
+    }
+}

@@ -37,7 +37,7 @@ pub fn jingle(
     for node in original.nodes() {
         match node.as_element() {
             Some(child) => {
-                let moved = translate(child, &from, frame.namespace);
+                let moved = reframe(child, &from, frame.namespace);
                 let is_content = moved.is("content", frame.namespace);
                 out.append_child(if is_content { content(moved) } else { moved });
             }
@@ -48,13 +48,13 @@ pub fn jingle(
 }
 
 /// A copy in which elements of one namespace are in another.
-fn translate(element: &Element, from: &str, to: &str) -> Element {
+pub fn reframe(element: &Element, from: &str, to: &str) -> Element {
     let namespace = element.ns();
     let mut copy = xml::head_in(element, if namespace == from { to } else { &namespace });
     for node in element.nodes() {
         match node.as_element() {
             Some(child) => {
-                copy.append_child(translate(child, from, to));
+                copy.append_child(reframe(child, from, to));
             }
             None => copy.append_node(node.clone()),
         }

@@ -1,0 +1,393 @@
+//! One stanza in, exactly one answer out (none for what must not be answered).
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jid::{BareJid, Jid};
+use minidom::Element;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::{
+    access::Access,
+    broker::{Broker, presence::Presences},
+    clock::{Clock, SystemClock},
+    limits::Rates,
+    mediator::table::Table,
+    registry::{Registry, requests::RequestKind},
+    xmpp::{
+        disco,
+        iq::{Answer, Requests},
+        jid::{full, unproxied},
+        ns,
+        stanza::{Kind, Refusal, Stanza},
+        xml,
+    },
+};
+
+/// How long a user may take to answer what another asked through us.
+const FORWARD: Duration = Duration::from_secs(30);
+/// Requests that are worked on at once; beyond it the asker is told to wait.
+const AT_ONCE: usize = 4096;
+
+/// What the router must know of the service.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The component's address.
+    pub jid: BareJid,
+    /// Its name in service discovery.
+    pub name: String,
+    /// Who may use it.
+    pub access: Access,
+    /// Requests per second for each user.
+    pub requests_per_second: u32,
+    /// What users are told to connect to; empty if there is no SOCKS5.
+    pub advertise: Vec<(String, u16)>,
+    /// Whether SOCKS5 is on.
+    pub socks5: bool,
+    /// Whether in-band legs are on.
+    pub ibb: bool,
+}
+
+/// Sends each stanza to the role that answers it.
+#[derive(Debug)]
+pub struct Router {
+    options: Options,
+    outbound: mpsc::Sender<Element>,
+    requests: Requests,
+    broker: Broker,
+    registry: Registry,
+    table: Table,
+    presences: Presences,
+    rates: Rates,
+    at_once: Arc<Semaphore>,
+    tasks: TaskTracker,
+    started: Instant,
+}
+
+impl Router {
+    /// A router between the link's queue and the three roles.
+    pub fn new(
+        options: Options,
+        outbound: mpsc::Sender<Element>,
+        requests: Requests,
+        broker: Broker,
+        registry: Registry,
+        table: Table,
+        tasks: TaskTracker,
+    ) -> Self {
+        let rates = Rates::new(options.requests_per_second);
+        Self {
+            options,
+            outbound,
+            requests,
+            broker,
+            registry,
+            table,
+            presences: Presences::default(),
+            rates,
+            at_once: Arc::new(Semaphore::new(AT_ONCE)),
+            tasks,
+            started: Instant::now(),
+        }
+    }
+
+    /// New access lists and name: the configuration was read again.
+    pub fn reload(&mut self, options: Options) {
+        self.rates = Rates::new(options.requests_per_second);
+        self.options = options;
+    }
+
+    /// Handles one stanza from the link.
+    pub fn handle(&mut self, element: Element) {
+        let stanza = match Stanza::parse(element) {
+            Ok(stanza) => stanza,
+            Err(error) => {
+                debug!(%error, "a stanza was dropped");
+                return;
+            }
+        };
+        match stanza.kind {
+            Kind::Presence => self.handle_presence(&stanza),
+            Kind::Message => self.handle_message(&stanza),
+            Kind::Iq if stanza.is_request() => {
+                if let Err(refusal) = self.handle_request(&stanza) {
+                    debug!(%refusal, "refused");
+                    self.send(stanza.refuse(&refusal));
+                }
+            }
+            Kind::Iq if matches!(stanza.type_.as_str(), "result" | "error") => {
+                if !self.broker.handle_ibb_answer(&stanza) && !self.requests.handle(&stanza) {
+                    debug!("an answer to no request was dropped");
+                }
+            }
+            Kind::Iq => {
+                let refusal = Refusal::bad_request("The type of an iq must be get, set, result or error");
+                self.send(stanza.refuse(&refusal));
+            }
+        }
+    }
+
+    fn send(&self, element: Element) {
+        if self.outbound.try_send(element).is_err() {
+            warn!("the queue to the XMPP server is full: an answer was dropped");
+        }
+    }
+
+    fn handle_request(&mut self, stanza: &Stanza) -> Result<(), Refusal> {
+        let mut payloads = stanza.element.children().filter(|child| !child.is("error", ns::CLIENT));
+        let (Some(payload), None) = (payloads.next(), payloads.next()) else {
+            return Err(Refusal::bad_request("An iq of type get or set must have exactly one child"));
+        };
+        let asker = stanza.from.to_bare();
+        if self.options.access.blocks(&asker) {
+            return Err(Refusal::forbidden());
+        }
+        let is_jingle = payload.is("jingle", ns::JINGLE) || payload.is("jingle", ns::JINGLE_0);
+        // What belongs to a session was admitted with it: its callee need not be a user of the service.
+        if is_jingle && stanza.type_ == "set" && self.broker.handle_jingle(stanza) {
+            return Ok(());
+        }
+        if payload.has_ns(ns::IBB) && stanza.type_ == "set" {
+            if self.broker.handle_ibb(stanza) {
+                return Ok(());
+            }
+            return Err(Refusal::item_not_found("There is no such bytestream"));
+        }
+        if !self.rates.allow(&asker, Instant::now()) {
+            return Err(Refusal::resource_constraint("Too many requests: wait a few seconds"));
+        }
+        if !self.options.access.admits(&asker) {
+            return Err(Refusal::forbidden());
+        }
+        if stanza.to.node().is_none() {
+            return self.handle_own(stanza, payload);
+        }
+        let Some(callee) = unproxied(&stanza.to, &self.options.jid) else {
+            return Err(Refusal::item_not_found("There is no such user"));
+        };
+        let forwarded = payload.is("query", ns::DISCO_INFO)
+            || payload.is("ping", ns::PING)
+            || payload.is("offer", ns::C2CTLS);
+        if is_jingle && stanza.type_ == "set" {
+            if payload.attr("action") != Some("session-initiate") {
+                return Err(Refusal::item_not_found("There is no such session")
+                    .with_extra("unknown-session", ns::JINGLE_ERRORS));
+            }
+            let callee = self.reachable(&asker, callee)?;
+            return self.broker.initiate(stanza.clone(), &callee);
+        }
+        if forwarded && stanza.type_ == "get" {
+            let callee = self.reachable(&asker, callee)?;
+            return self.forward(stanza, payload.clone(), callee);
+        }
+        Err(Refusal::service_unavailable())
+    }
+
+    /// The full JID that a proxied address stands for.
+    fn reachable(&self, asker: &BareJid, callee: Jid) -> Result<Jid, Refusal> {
+        if callee.resource().is_some() {
+            return Ok(callee);
+        }
+        let bare = callee.to_bare();
+        self.presences
+            .best(&bare)
+            .filter(|_| self.registry.admits(asker, &bare))
+            .map(|jid| Jid::from(jid.clone()))
+            .ok_or_else(|| {
+                Refusal::new("wait", "recipient-unavailable", "The user is not reachable now")
+            })
+    }
+
+    /// Asks the callee and passes the answer back to the asker alone.
+    fn forward(&self, stanza: &Stanza, payload: Element, callee: Jid) -> Result<(), Refusal> {
+        let Some(mask) = crate::xmpp::jid::proxied(&stanza.from, &self.options.jid) else {
+            return Err(Refusal::bad_request("Your JID is too long to be proxied"));
+        };
+        let requests = self.requests.clone();
+        self.work(stanza, async move |stanza| {
+            match requests.request(&stanza.type_, &mask, &callee, payload, FORWARD).await {
+                Answer::Result(payload) => stanza.result(payload),
+                Answer::Error(error) => {
+                    let mut answer = stanza.refuse(&Refusal::internal());
+                    drop(answer.take_nodes());
+                    answer.append_child(error);
+                    answer
+                }
+                Answer::Timeout => stanza.refuse(&Refusal::new(
+                    "wait",
+                    "remote-server-timeout",
+                    "The user did not answer",
+                )),
+            }
+        })
+    }
+
+    /// Answers a request in a task of its own.
+    fn work<F>(&self, stanza: &Stanza, answer: F) -> Result<(), Refusal>
+    where
+        F: AsyncFnOnce(&Stanza) -> Element + Send + 'static,
+        for<'a> F::CallOnceFuture<'a>: Send,
+    {
+        let Ok(permit) = Arc::clone(&self.at_once).try_acquire_owned() else {
+            return Err(Refusal::resource_constraint("The service is busy"));
+        };
+        let (stanza, outbound) = (stanza.clone(), self.outbound.clone());
+        self.tasks.spawn(async move {
+            let _permit = permit;
+            let element = answer(&stanza).await;
+            let _ = outbound.send(element).await;
+        });
+        Ok(())
+    }
+
+    /// Requests to the component itself.
+    fn handle_own(&self, stanza: &Stanza, payload: &Element) -> Result<(), Refusal> {
+        let get = stanza.type_ == "get";
+        let answer = match (payload.name(), payload.ns().as_str()) {
+            ("query", ns::DISCO_INFO) if get => match payload.attr("node") {
+                None => disco::info(&self.options.name, self.options.socks5, self.options.ibb),
+                Some(_) => return Err(Refusal::item_not_found("There is no such node")),
+            },
+            ("query", ns::DISCO_ITEMS) if get => {
+                let mut query = Element::bare("query", ns::DISCO_ITEMS);
+                if let Some(node) = payload.attr("node") {
+                    if node != ns::COMMANDS {
+                        return Err(Refusal::item_not_found("There is no such node"));
+                    }
+                    xml::set(&mut query, "node", node);
+                }
+                query
+            }
+            ("ping", ns::PING) if get => return self.reply(stanza, None),
+            ("query", ns::VERSION) if get => {
+                let mut query = Element::bare("query", ns::VERSION);
+                for (name, text) in [("name", "Fingerpost"), ("version", env!("CARGO_PKG_VERSION"))] {
+                    let mut child = Element::bare(name, ns::VERSION);
+                    child.append_text(text);
+                    query.append_child(child);
+                }
+                query
+            }
+            ("query", ns::LAST) if get => {
+                let seconds = self.started.elapsed().as_secs().to_string();
+                xml::element("query", ns::LAST, &[("seconds", &seconds)])
+            }
+            ("time", ns::TIME) if get => {
+                let mut time = Element::bare("time", ns::TIME);
+                let now = SystemClock.now();
+                let now = now.replace_nanosecond(0).unwrap_or(now);
+                let utc = now.format(&Rfc3339).map_err(|_| Refusal::internal())?;
+                for (name, text) in [("tzo", "+00:00"), ("utc", utc.as_str())] {
+                    let mut child = Element::bare(name, ns::TIME);
+                    child.append_text(text);
+                    time.append_child(child);
+                }
+                time
+            }
+            ("query", ns::BYTESTREAMS) if self.options.socks5 => {
+                return self.handle_bytestreams(stanza, payload, get);
+            }
+            (_, ns::KEYS) => return self.handle_keys(stanza, payload, get),
+            _ => return Err(Refusal::service_unavailable()),
+        };
+        self.reply(stanza, Some(answer))
+    }
+
+    fn reply(&self, stanza: &Stanza, payload: Option<Element>) -> Result<(), Refusal> {
+        self.send(stanza.result(payload));
+        Ok(())
+    }
+
+    /// XEP-0065: the address query (get) and the activation (set).
+    fn handle_bytestreams(&self, stanza: &Stanza, query: &Element, get: bool) -> Result<(), Refusal> {
+        if get {
+            let mut answer = Element::bare("query", ns::BYTESTREAMS);
+            for (host, port) in &self.options.advertise {
+                answer.append_child(xml::element(
+                    "streamhost",
+                    ns::BYTESTREAMS,
+                    &[("jid", self.options.jid.as_str()), ("host", host), ("port", &port.to_string())],
+                ));
+            }
+            return self.reply(stanza, Some(answer));
+        }
+        let expected = "Expected a sid and an activate element with the target's JID";
+        let sid = query.attr("sid").filter(|sid| !sid.is_empty());
+        let target = query
+            .get_child("activate", ns::BYTESTREAMS)
+            .and_then(|activate| Jid::new(activate.text().trim()).ok());
+        let (Some(sid), Some(target)) = (sid, target) else {
+            return Err(Refusal::bad_request(expected));
+        };
+        self.table.activate(&stanza.from, sid, &target)?;
+        self.reply(stanza, None)
+    }
+
+    fn handle_keys(&self, stanza: &Stanza, payload: &Element, get: bool) -> Result<(), Refusal> {
+        let registry = self.registry.clone();
+        let payload = payload.clone();
+        let kind = if get { RequestKind::Get } else { RequestKind::Set };
+        self.work(stanza, async move |stanza| {
+            let asker = stanza.from.to_bare();
+            match registry.handle(&asker, kind, &payload, SystemClock.now()).await {
+                Ok(answer) => stanza.result(Some(answer)),
+                Err(refusal) => stanza.refuse(&refusal),
+            }
+        })
+    }
+
+    fn handle_presence(&mut self, stanza: &Stanza) {
+        if self.options.access.blocks(&stanza.from.to_bare()) {
+            return;
+        }
+        match stanza.type_.as_str() {
+            "" => {
+                if let Some(jid) = full(&stanza.from) {
+                    let priority = stanza
+                        .element
+                        .get_child("priority", ns::CLIENT)
+                        .and_then(|priority| priority.text().trim().parse().ok())
+                        .unwrap_or(0);
+                    self.presences.available(jid, priority);
+                }
+            }
+            "unavailable" | "error" => {
+                if let Some(jid) = full(&stanza.from) {
+                    self.presences.unavailable(&jid);
+                    self.broker.user_gone(&stanza.from);
+                }
+            }
+            "subscribe" => self.presence(stanza, "subscribed"),
+            "probe" => self.presence(stanza, ""),
+            _ => {}
+        }
+    }
+
+    fn presence(&self, stanza: &Stanza, type_: &str) {
+        let mut presence = xml::element(
+            "presence",
+            ns::CLIENT,
+            &[("from", stanza.to.as_str()), ("to", stanza.from.as_str())],
+        );
+        if !type_.is_empty() {
+            xml::set(&mut presence, "type", type_);
+        }
+        self.send(presence);
+    }
+
+    fn handle_message(&mut self, stanza: &Stanza) {
+        if stanza.type_ == "error" || self.broker.handle_ibb(stanza) {
+            return;
+        }
+        // Whatever a person wrote gets an answer; notices and the like do not.
+        let has_body = stanza.element.has_child("body", ns::CLIENT);
+        if has_body && self.rates.allow(&stanza.from.to_bare(), Instant::now()) {
+            self.send(stanza.refuse(&Refusal::service_unavailable()));
+        }
+    }
+}
