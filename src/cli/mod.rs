@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::net::{TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use self::keys::KeysCommand;
@@ -33,6 +33,9 @@ pub const BAD_CONFIG: u8 = 78;
                   78 bad configuration."
 )]
 pub struct Cli {
+    /// Configuration file [default: fingerpost.toml here, else /etc/fingerpost/config.toml]
+    #[arg(short, long = "config", value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -42,18 +45,15 @@ pub struct Cli {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Run the component in the foreground; SIGTERM ends it in good order, SIGHUP reads the configuration again
-    Serve(ConfigArgs),
+    Serve,
     /// Validate configuration, database and ports
     Check {
-        /// Which configuration.
-        #[command(flatten)]
-        config: ConfigArgs,
         /// Also log in to the XMPP server
         #[arg(long)]
         online: bool,
     },
     /// Bring the database schema up to date
-    Migrate(ConfigArgs),
+    Migrate,
     /// Print the annotated default configuration
     Config,
     /// Administer the registry of keys offline
@@ -61,9 +61,6 @@ pub enum Command {
         /// What to do with the keys.
         #[command(subcommand)]
         command: KeysCommand,
-        /// Which configuration.
-        #[command(flatten)]
-        config: ConfigArgs,
         /// Print JSON
         #[arg(long, global = true)]
         json: bool,
@@ -78,14 +75,6 @@ pub enum Command {
         /// The folder; made if it does not exist
         dir: PathBuf,
     },
-}
-
-/// Which configuration.
-#[derive(Args, Clone, Debug, Default)]
-pub struct ConfigArgs {
-    /// Configuration file [default: fingerpost.toml here, else /etc/fingerpost/config.toml]
-    #[arg(short, long = "config", value_name = "FILE", global = true)]
-    pub file: Option<PathBuf>,
 }
 
 /// What is left to do once the arguments and the configuration are read.
@@ -179,16 +168,17 @@ impl Cli {
     /// # Errors
     /// A bad configuration, a port that is taken (for `check`), a folder that cannot be written.
     pub fn prepare(self, out: &mut impl Write, err: &mut impl Write) -> Result<Task, Failure> {
+        let file = self.config.as_deref();
         match self.command {
-            Command::Serve(args) => Ok(Task::Serve(load(&args, err)?)),
-            Command::Check { config, online } => {
-                let loaded = load(&config, err)?;
+            Command::Serve => Ok(Task::Serve(load(file, err)?)),
+            Command::Check { online } => {
+                let loaded = load(file, err)?;
                 check_ports(&loaded.config)?;
                 Ok(Task::Check { loaded, online })
             }
-            Command::Migrate(args) => Ok(Task::Migrate(load(&args, err)?)),
-            Command::Keys { command, config, json } => {
-                Ok(Task::Keys { loaded: load(&config, err)?, command, json })
+            Command::Migrate => Ok(Task::Migrate(load(file, err)?)),
+            Command::Keys { command, json } => {
+                Ok(Task::Keys { loaded: load(file, err)?, command, json })
             }
             Command::Config => {
                 out.write_all(DEFAULT_TEXT.as_bytes())?;
@@ -208,11 +198,11 @@ impl Cli {
     }
 }
 
-fn load(args: &ConfigArgs, err: &mut impl Write) -> Result<Loaded, Failure> {
+fn load(file: Option<&Path>, err: &mut impl Write) -> Result<Loaded, Failure> {
     // A variable that is no text is none of ours, or its value would fail as a setting anyway.
     let vars = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let loaded = Config::load(args.file.as_deref(), vars)?;
+    let loaded = Config::load(file, vars)?;
     for warning in &loaded.warnings {
         writeln!(err, "warning: {warning}")?;
     }
@@ -269,8 +259,8 @@ mod tests {
     #[test]
     fn the_configuration_may_be_named_after_the_subcommand() {
         let cli = Cli::parse_from(["fingerpost", "keys", "list", "--json", "-c", "x.toml"]);
-        let Command::Keys { config, json, .. } = cli.command else { panic!() };
-        assert_eq!(config.file.as_deref(), Some(Path::new("x.toml")));
+        let Command::Keys { json, .. } = cli.command else { panic!() };
+        assert_eq!(cli.config.as_deref(), Some(Path::new("x.toml")));
         assert!(json);
     }
 }

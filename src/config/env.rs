@@ -7,7 +7,10 @@ use super::{ConfigError, Where};
 
 const PREFIX: &str = "FINGERPOST_";
 
-/// Finds the settings among the variables of an environment, by (section, key).
+/// Variable and value by section and key.
+pub(super) type Settings = BTreeMap<(&'static str, &'static str), (String, String)>;
+
+/// Finds the settings among the variables of an environment.
 ///
 /// Variables of ours that name no section are left to whom they are for.
 ///
@@ -15,7 +18,7 @@ const PREFIX: &str = "FINGERPOST_";
 /// A variable that names a section and not a key of it.
 pub(super) fn settings(
     vars: impl IntoIterator<Item = (String, String)>,
-) -> Result<BTreeMap<(&'static str, &'static str), (String, String)>, ConfigError> {
+) -> Result<Settings, ConfigError> {
     let mut found = BTreeMap::new();
     for (name, value) in vars {
         let Some((section, key)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once("__"))

@@ -1,6 +1,5 @@
 //! What was written: the settings of one section, from the environment or a TOML file, read as what each must be.
 
-use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -43,7 +42,7 @@ const MAX_SHOWN: usize = 60;
 pub(super) struct Written {
     file: String,
     table: Table,
-    env: BTreeMap<(&'static str, &'static str), (String, String)>,
+    env: env::Settings,
 }
 
 impl Written {

@@ -23,7 +23,7 @@ pub const DEFAULT_TEXT: &str = include_str!("default.toml");
 pub const DEFAULT_PATHS: [&str; 2] = ["fingerpost.toml", "/etc/fingerpost/config.toml"];
 
 /// A day; the longest that a handshake, an activation or a drain may take.
-const DAY: Duration = Duration::from_hours(24);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The shortest timeout that leaves a peer time to act.
 const SHORTEST: Duration = Duration::from_millis(100);
 

@@ -1,0 +1,122 @@
+//! What the end-to-end tests and the demo stand on: real XMPP servers, our own programs and independent clients, each
+//! started privately on free loopback ports with its own folder, and stopped when dropped.
+
+#![allow(dead_code, reason = "no test uses all of it")]
+#![allow(unreachable_pub, reason = "shared between test programs")]
+#![allow(missing_debug_implementations, reason = "tests only")]
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+pub mod process;
+pub mod programs;
+pub mod servers;
+pub mod tap;
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+/// The domain of the users.
+pub const DOMAIN: &str = "example.test";
+/// The component's address.
+pub const COMPONENT: &str = "xtls.example.test";
+/// The secret between server and component.
+pub const SECRET: &str = "a-shared-secret-that-no-log-may-show";
+/// The users and their passwords.
+pub const USERS: [(&str, &str); 3] =
+    [("alice", "alices-password"), ("bob", "bobs-password"), ("carol", "carols-password")];
+/// A text inside transferred content that no log may show.
+pub const MARKER: &str = "MARKER-OF-THE-CONTENT-5d41402abc4b";
+
+/// The folder of the package.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A TCP port that nobody listens on, below those that the system gives to outgoing connections.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u32 = 11_000;
+    const COUNT: u32 = 20_000;
+    // Each process starts elsewhere, so that tests that run at one time do not race for a port.
+    let start = std::process::id().wrapping_mul(61) % COUNT;
+    loop {
+        let step = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + (start + step) % COUNT).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Tries `ready` until it holds.
+///
+/// # Panics
+/// After `limit`, with `what` and what `why` gives.
+pub fn wait_for(
+    what: &str,
+    limit: Duration,
+    why: impl Fn() -> String,
+    mut ready: impl FnMut() -> bool,
+) {
+    let end = Instant::now() + limit;
+    while !ready() {
+        assert!(Instant::now() < end, "{what} did not happen in {limit:?}\n{}", why());
+        std::thread::sleep(Duration::from_millis(30));
+    }
+}
+
+/// Makes `server.pem` (certificate) and `server.key` in `folder`, by the openssl program.
+pub fn make_certificate(folder: &Path) {
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+        .args(["-days", "2", "-subj"])
+        .arg(format!("/CN={DOMAIN}"))
+        .arg("-addext")
+        .arg(format!("subjectAltName=DNS:{DOMAIN},DNS:{COMPONENT},DNS:localhost,IP:127.0.0.1"))
+        // What a strict verifier asks of a certificate that is its own authority and no authority of others.
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-keyout")
+        .arg(folder.join("server.key"))
+        .arg("-out")
+        .arg(folder.join("server.pem"))
+        .output()
+        .expect("openssl is installed");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// Makes a file of `size` bytes that no compression shrinks and no two runs share, with [`MARKER`] at its start.
+pub fn random_file(path: &Path, size: usize) {
+    use std::io::{BufWriter, Read, Write};
+    let mut out = BufWriter::new(std::fs::File::create(path).unwrap());
+    out.write_all(MARKER.as_bytes()).unwrap();
+    let random = std::fs::File::open("/dev/urandom").unwrap();
+    let rest = u64::try_from(size - MARKER.len()).unwrap();
+    std::io::copy(&mut random.take(rest), &mut out).unwrap();
+    out.flush().unwrap();
+}
+
+/// The SHA-256 of a file, in hex.
+pub fn sha256(path: &Path) -> String {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    let mut file = std::fs::File::open(path).unwrap();
+    let mut block = vec![0; 1 << 20];
+    loop {
+        match std::io::Read::read(&mut file, &mut block).unwrap() {
+            0 => break,
+            n => hash.update(&block[..n]),
+        }
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// One of our own programs: beside the test program's folder, where cargo puts it.
+pub fn own_program(name: &str) -> PathBuf {
+    let here = std::env::current_exe().unwrap();
+    let folder = here.parent().and_then(Path::parent).unwrap();
+    let program = folder.join(name);
+    assert!(program.exists(), "{} is not built; run `cargo build --bins`", program.display());
+    program
+}

@@ -1,0 +1,144 @@
+//! A child process whose output goes to a file, and which does not outlive its owner.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running child process.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+    name: String,
+}
+
+impl Process {
+    /// Starts `command` with no input and with standard output and error going to the file `log`.
+    pub fn start(mut command: Command, log: &Path) -> Self {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let out = File::options().create(true).append(true).open(log).unwrap();
+        command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name}: {error}; `make test` installs it"));
+        Self { child, log: log.to_owned(), name }
+    }
+
+    /// Everything it has printed so far.
+    pub fn log(&self) -> String {
+        read(&self.log)
+    }
+
+    /// The same for `stdout` when it was given its own pipe: the process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended, and how.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Sends it a signal by name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("sh")
+            .arg("-c")
+            .arg(format!("kill -{name} {}", self.child.id()))
+            .status()
+            .unwrap();
+        assert!(sent.success(), "{} is not there to get SIG{name}", self.name);
+    }
+
+    /// Waits until it ends.
+    ///
+    /// # Panics
+    /// After `limit`, with its output.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.ended() {
+                return status;
+            }
+            assert!(
+                Instant::now() < end,
+                "{} did not end in {limit:?}:\n{}",
+                self.name,
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Asks it to end and waits; after `patience` it is killed.
+    pub fn stop(&mut self, patience: Duration) {
+        if self.ended().is_some() {
+            return;
+        }
+        let id = self.child.id();
+        let _gone = Command::new("sh").arg("-c").arg(format!("kill -TERM {id}")).status();
+        let end = Instant::now() + patience;
+        while Instant::now() < end {
+            if self.ended().is_some() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _gone = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.stop(Duration::from_secs(3));
+    }
+}
+
+/// A file's text; what is no text is shown as such.
+pub fn read(path: &Path) -> String {
+    let mut bytes = Vec::new();
+    if let Ok(mut file) = File::open(path) {
+        file.read_to_end(&mut bytes).unwrap();
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A finished command.
+#[derive(Debug)]
+pub struct Output {
+    /// Its exit status; -1 if a signal ended it.
+    pub code: i32,
+    /// What it printed as data.
+    pub stdout: String,
+    /// What it told its user.
+    pub stderr: String,
+}
+
+/// Runs a command to its end, with no input.
+///
+/// # Panics
+/// After `limit`, with what it printed.
+pub fn run(mut command: Command, limit: Duration) -> Output {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let folder = tempfile::tempdir().unwrap();
+    let (out, err) = (folder.path().join("out"), folder.path().join("err"));
+    command
+        .stdin(Stdio::null())
+        .stdout(File::create(&out).unwrap())
+        .stderr(File::create(&err).unwrap());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
+    let end = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() >= end {
+            let _gone = child.kill();
+            let _status = child.wait();
+            panic!("{name} did not end in {limit:?}\n{}\n{}", read(&out), read(&err));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    Output { code: status.code().unwrap_or(-1), stdout: read(&out), stderr: read(&err) }
+}

@@ -1,0 +1,315 @@
+//! Our own programs and the scripts of the independent clients.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::process::{Output, Process, read, run};
+use super::servers::Server;
+use super::tap::Tap;
+use super::{COMPONENT, DOMAIN, SECRET, USERS, free_port, own_program, root, wait_for};
+
+/// How long a script may take.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(150);
+
+/// A running `fingerpost serve`.
+pub struct Component {
+    folder: TempDir,
+    process: Process,
+    /// The port that takes SOCKS5 connections.
+    pub socks5: u16,
+    /// What stands in front of it, if anything.
+    pub tap: Option<Tap>,
+}
+
+/// How a component is started.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// TOML added at the end of the configuration.
+    pub more: String,
+    /// Whether bytes to the SOCKS5 port are captured.
+    pub tap: bool,
+    /// Another secret than the server's.
+    pub secret: Option<String>,
+}
+
+impl Component {
+    /// Starts the component and waits until it is logged in.
+    pub fn start(server: &Server, options: &Options) -> Self {
+        let component = Self::launch(server, options);
+        component.wait_for_links(1);
+        component
+    }
+
+    /// Starts the component and does not wait.
+    pub fn launch(server: &Server, options: &Options) -> Self {
+        let folder = tempfile::Builder::new().prefix("fingerpost-component-").tempdir().unwrap();
+        let socks5 = free_port();
+        let tap = options.tap.then(|| Tap::start(socks5));
+        let told = tap.as_ref().map_or(socks5, Tap::port);
+        let config = folder.path().join("fingerpost.toml");
+        let secret = options.secret.as_deref().unwrap_or(SECRET);
+        let text = format!(
+            "[component]\njid = \"{COMPONENT}\"\nserver = \"{}\"\nsecret = \"{secret}\"\n\
+             [database]\nurl = \"sqlite:{}\"\n\
+             [socks5]\nlisten = [\"127.0.0.1:{socks5}\"]\nadvertise = [\"127.0.0.1:{told}\"]\n\
+             [http]\nlisten = \"\"\n\
+             {}\n",
+            server.component_address(),
+            folder.path().join("fingerpost.db").display(),
+            options.more,
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut command = clean(&own_program("fingerpost"));
+        command.arg("serve").arg("-c").arg(&config);
+        let process = Process::start(command, &folder.path().join("component.log"));
+        Self { folder, process, socks5, tap }
+    }
+
+    /// Waits until the link has come up `count` times in all.
+    pub fn wait_for_links(&self, count: usize) {
+        wait_for(
+            &format!("link number {count}"),
+            Duration::from_secs(60),
+            || self.log(),
+            || self.log().matches("link up").count() >= count,
+        );
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("fingerpost.toml")
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
+    /// Whether it runs.
+    pub fn runs(&mut self) -> bool {
+        self.process.ended().is_none()
+    }
+
+    /// Waits until it ends; gives its exit status.
+    pub fn wait(&mut self, limit: Duration) -> i32 {
+        self.process.wait(limit).code().unwrap_or(-1)
+    }
+
+    /// Runs another command of `fingerpost` with this configuration.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
+        let mut command = clean(&own_program("fingerpost"));
+        command.args(args).arg("-c").arg(self.config());
+        run(command, Duration::from_secs(60))
+    }
+}
+
+/// One user of `xtls`, with a home of its own.
+pub struct Xtls {
+    home: TempDir,
+    ca: PathBuf,
+    jid: String,
+}
+
+impl Xtls {
+    /// A user's `xtls`, logged in.
+    pub fn login(server: &Server, user: &str) -> Self {
+        let (_, password) = USERS.iter().find(|(name, _)| *name == user).unwrap();
+        let home = tempfile::Builder::new().prefix("fingerpost-xtls-").tempdir().unwrap();
+        let jid = format!("{user}@{DOMAIN}");
+        let this = Self { home, ca: server.ca(), jid };
+        let address = server.client_address();
+        let mut command =
+            this.command(["login", &this.jid, "--server", &address, "--via", COMPONENT]);
+        command.env("XTLS_PASSWORD", password);
+        let output = run(command, Duration::from_secs(60));
+        assert_eq!(output.code, 0, "xtls login: {output:?}");
+        this
+    }
+
+    /// The same with a new key, registered.
+    pub fn with_key(server: &Server, user: &str) -> Self {
+        let this = Self::login(server, user);
+        for command in ["keygen", "register"] {
+            let output = this.run([command]);
+            assert_eq!(output.code, 0, "xtls {command}: {output:?}");
+        }
+        this
+    }
+
+    /// The user's address.
+    pub fn jid(&self) -> &str {
+        &self.jid
+    }
+
+    /// Its home.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// The command with these arguments.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = clean(&own_program("xtls"));
+        command
+            .args(args)
+            .arg("--ca-file")
+            .arg(&self.ca)
+            .env("XTLS_HOME", self.home.path().join("xtls"))
+            .env("HOME", self.home.path());
+        command
+    }
+
+    /// Runs it to its end.
+    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
+        run(self.command(args), Duration::from_secs(180))
+    }
+
+    /// Starts `xtls listen --once --json` with more arguments, and waits until it listens.
+    pub fn listen(&self, more: &[&str]) -> Listener {
+        let out = self.home.path().join("received");
+        std::fs::create_dir_all(&out).unwrap();
+        let log = self.home.path().join("listen.log");
+        let _old = std::fs::remove_file(&log);
+        let mut command = self.command(["listen", "--once", "--json", "--out"]);
+        command.arg(&out).args(more);
+        let process = Process::start(command, &log);
+        let listener = Listener { process, out };
+        wait_for(
+            "listening",
+            Duration::from_secs(30),
+            || listener.log(),
+            || listener.event("listening").is_some(),
+        );
+        listener
+    }
+}
+
+/// A running `xtls listen`.
+pub struct Listener {
+    process: Process,
+    out: PathBuf,
+}
+
+impl Listener {
+    /// Everything it has printed.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// The first event of this name.
+    pub fn event(&self, name: &str) -> Option<Value> {
+        event(&self.log(), name)
+    }
+
+    /// Waits until it ends; gives its exit status.
+    pub fn wait(&mut self, limit: Duration) -> i32 {
+        self.process.wait(limit).code().unwrap_or(-1)
+    }
+
+    /// The files that have arrived, with those that are not whole.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<_> =
+            std::fs::read_dir(&self.out).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files
+    }
+}
+
+/// The first event of a name in the lines that `--json` prints: `{"event": NAME, …}` or `{NAME: {…}}`.
+pub fn event(lines: &str, name: &str) -> Option<Value> {
+    lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|value| {
+        if value.get("event").and_then(Value::as_str) == Some(name) {
+            return Some(value);
+        }
+        value.get(name).cloned()
+    })
+}
+
+/// A running script of tests/peers.
+pub struct Script {
+    process: Process,
+    folder: TempDir,
+    name: String,
+}
+
+impl Script {
+    /// Starts a script with the server's settings and `more` over them.
+    pub fn start(name: &str, server: &Server, more: Value) -> Self {
+        let folder = tempfile::Builder::new().prefix("fingerpost-peer-").tempdir().unwrap();
+        let mut settings = server.settings();
+        settings["folder"] = folder.path().to_str().unwrap().into();
+        for (key, value) in more.as_object().unwrap() {
+            settings[key] = value.clone();
+        }
+        let mut command = Command::new(python());
+        command
+            .arg(root().join("tests/peers").join(name))
+            .arg(settings.to_string())
+            .env("PYTHONDONTWRITEBYTECODE", "1");
+        let process = Process::start(command, &folder.path().join("script.log"));
+        Self { process, folder, name: name.to_owned() }
+    }
+
+    /// Waits until it prints a line that has `text` in it.
+    pub fn wait_for(&mut self, text: &str) {
+        let log = self.folder.path().join("script.log");
+        wait_for(
+            text,
+            Duration::from_secs(60),
+            || read(&log),
+            || {
+                let there = read(&log).contains(text);
+                let ended = self.process.ended();
+                assert!(there || ended.is_none(), "{} ended: {ended:?}\n{}", self.name, read(&log));
+                there
+            },
+        );
+    }
+
+    /// Waits for its end; gives what it reports.
+    ///
+    /// # Panics
+    /// If it fails, with everything it printed.
+    pub fn report(mut self) -> Value {
+        let status = self.process.wait(SCRIPT_LIMIT);
+        let log = self.process.log();
+        assert!(status.success(), "{}: {status}\n{log}", self.name);
+        let last = log.lines().rev().find(|line| line.starts_with('{'));
+        serde_json::from_str(last.unwrap_or_default())
+            .unwrap_or_else(|error| panic!("{}: no report: {error}\n{log}", self.name))
+    }
+}
+
+/// Runs a script to its end; gives what it reports.
+pub fn script(name: &str, server: &Server, more: Value) -> Value {
+    Script::start(name, server, more).report()
+}
+
+/// The Python with slixmpp in it.
+fn python() -> PathBuf {
+    let path = std::env::var_os("FINGERPOST_TEST_PYTHON")
+        .map_or_else(|| root().join("target/venv/bin/python"), PathBuf::from);
+    assert!(path.exists(), "{} is not there: run make test", path.display());
+    path
+}
+
+/// A program of ours with no settings of ours in its environment.
+pub fn clean(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("FINGERPOST_") || name.starts_with("XTLS_") || name == "RUST_LOG" {
+            command.env_remove(name);
+        }
+    }
+    command
+}

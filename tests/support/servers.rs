@@ -1,0 +1,270 @@
+//! Prosody and ejabberd, each as its Debian package brings it.
+
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::process::{Process, read};
+use super::{COMPONENT, DOMAIN, SECRET, USERS, free_port, make_certificate, wait_for};
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// Which server.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// Prosody.
+    Prosody,
+    /// ejabberd.
+    Ejabberd,
+}
+
+/// A running XMPP server with the users of [`USERS`] and a component port.
+pub struct Server {
+    kind: Kind,
+    folder: TempDir,
+    c2s: u16,
+    component: u16,
+    process: Option<Process>,
+}
+
+impl Server {
+    /// Starts a private server and waits until it takes connections.
+    pub fn start(kind: Kind) -> Self {
+        let folder = tempfile::Builder::new().prefix("fingerpost-server-").tempdir().unwrap();
+        make_certificate(folder.path());
+        let mut server =
+            Self { kind, folder, c2s: free_port(), component: free_port(), process: None };
+        match kind {
+            Kind::Prosody => server.prepare_prosody(),
+            Kind::Ejabberd => server.prepare_ejabberd(),
+        }
+        server.up();
+        server
+    }
+
+    /// Stops the server and starts it again, with the same ports and data.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.up();
+    }
+
+    /// Stops the server.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.stop(Duration::from_secs(10));
+        }
+    }
+
+    /// Starts the server again after [`Server::stop`].
+    pub fn up(&mut self) {
+        let command = match self.kind {
+            Kind::Prosody => self.prosody(),
+            Kind::Ejabberd => self.ejabberd(),
+        };
+        let mut process = Process::start(command, &self.path("output.log"));
+        let ports = [self.c2s, self.component];
+        let log = self.path("server.log");
+        let output = self.path("output.log");
+        wait_for(
+            &format!("the start of {:?}", self.kind),
+            START_LIMIT,
+            || format!("{}\n{}", read(&output), read(&log)),
+            || {
+                let ended = process.ended();
+                assert!(ended.is_none(), "ended: {ended:?}\n{}\n{}", read(&output), read(&log));
+                ports.iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok())
+            },
+        );
+        if self.kind == Kind::Ejabberd {
+            // Its ports open before its users are made.
+            wait_for(
+                "the making of users",
+                START_LIMIT,
+                || read(&output),
+                || self.path("ready").exists(),
+            );
+        }
+        self.process = Some(process);
+    }
+
+    /// Which server it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// host:port for clients.
+    pub fn client_address(&self) -> String {
+        format!("127.0.0.1:{}", self.c2s)
+    }
+
+    /// host:port for the component.
+    pub fn component_address(&self) -> String {
+        format!("127.0.0.1:{}", self.component)
+    }
+
+    /// The certificate that clients must trust.
+    pub fn ca(&self) -> PathBuf {
+        self.path("server.pem")
+    }
+
+    /// Everything the server has logged.
+    pub fn log(&self) -> String {
+        read(&self.path("output.log")) + &read(&self.path("server.log"))
+    }
+
+    /// What the scripts in tests/peers must know of it.
+    pub fn settings(&self) -> Value {
+        let users: serde_json::Map<String, Value> = USERS
+            .iter()
+            .map(|(name, password)| {
+                let user = json!({"jid": format!("{name}@{DOMAIN}"), "password": password});
+                ((*name).to_owned(), user)
+            })
+            .collect();
+        json!({
+            "server": {"host": "127.0.0.1", "port": self.c2s, "ca": self.ca()},
+            "component": COMPONENT,
+            "users": users,
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn prepare_prosody(&self) {
+        let here = self.folder.path().display();
+        let (c2s, component) = (self.c2s, self.component);
+        self.write(
+            "prosody.cfg.lua",
+            &format!(
+                r#"run_as_root = true
+pidfile = "{here}/prosody.pid"
+data_path = "{here}/data"
+interfaces = {{ "127.0.0.1" }}
+c2s_ports = {{ {c2s} }}
+c2s_direct_tls_ports = {{ }}
+s2s_ports = {{ }}
+s2s_direct_tls_ports = {{ }}
+component_ports = {{ {component} }}
+component_interfaces = {{ "127.0.0.1" }}
+modules_enabled = {{ "disco", "ping", "roster", "saslauth", "tls" }}
+modules_disabled = {{ "s2s" }}
+authentication = "internal_plain"
+c2s_require_encryption = true
+log = {{ debug = "{here}/server.log" }}
+ssl = {{ key = "{here}/server.key", certificate = "{here}/server.pem" }}
+
+VirtualHost "{DOMAIN}"
+
+Component "{COMPONENT}"
+	component_secret = "{SECRET}"
+"#
+            ),
+        );
+        for (user, password) in USERS {
+            let host = DOMAIN.replace('.', "%2e");
+            self.write(
+                &format!("data/{host}/accounts/{user}.dat"),
+                &format!("return {{ [\"password\"] = \"{password}\"; }};\n"),
+            );
+        }
+    }
+
+    fn prosody(&self) -> Command {
+        let mut command = Command::new("prosody");
+        command.arg("-F").arg("--config").arg(self.path("prosody.cfg.lua"));
+        command
+    }
+
+    fn prepare_ejabberd(&self) {
+        let here = self.folder.path().display();
+        let (c2s, component) = (self.c2s, self.component);
+        let mut both = read(&self.path("server.key"));
+        both.push_str(&read(&self.path("server.pem")));
+        self.write("server.both.pem", &both);
+        self.write(
+            "ejabberd.yml",
+            &format!(
+                r#"hosts: ["{DOMAIN}"]
+loglevel: debug
+certfiles: ["{here}/server.both.pem"]
+ca_file: "{here}/server.pem"
+auth_method: internal
+listen:
+  - port: {c2s}
+    ip: "127.0.0.1"
+    module: ejabberd_c2s
+    max_stanza_size: 262144
+    starttls_required: true
+    shaper: none
+  - port: {component}
+    ip: "127.0.0.1"
+    module: ejabberd_service
+    shaper: none
+    hosts:
+      "{COMPONENT}":
+        password: "{SECRET}"
+modules:
+  mod_caps: {{}}
+  mod_disco: {{}}
+  mod_ping: {{}}
+  mod_roster: {{}}
+"#
+            ),
+        );
+        std::fs::create_dir_all(self.path("spool")).unwrap();
+    }
+
+    /// ejabberd's own starter wants its system user; the Erlang machine itself runs as anybody, and without
+    /// distribution it neither needs a node name nor starts the port mapper.
+    fn ejabberd(&self) -> Command {
+        let _old = std::fs::remove_file(self.path("ready"));
+        let users: Vec<String> = USERS
+            .iter()
+            .map(|(name, password)| format!("{{<<\"{name}\">>,<<\"{password}\">>}}"))
+            .collect();
+        let start = format!(
+            "case application:ensure_all_started(ejabberd) of \
+               {{ok, _}} -> \
+                 [ejabberd_auth:try_register(U, <<\"{DOMAIN}\">>, P) || {{U, P}} <- [{}]], \
+                 ok = file:write_file(\"{}\", <<>>); \
+               E -> io:format(\"~p~n\", [E]), halt(1) \
+             end.",
+            users.join(","),
+            self.path("ready").display()
+        );
+        let mut command = Command::new("erl");
+        command
+            .args(["-noinput", "-mnesia", "dir"])
+            .arg(format!("\"{}\"", self.path("spool").display()))
+            .args(["-eval", &start])
+            .env("ERL_LIBS", ejabberd_libraries())
+            .env("EJABBERD_CONFIG_PATH", self.path("ejabberd.yml"))
+            .env("EJABBERD_LOG_PATH", self.path("server.log"))
+            .env("ERL_CRASH_DUMP", self.path("crash.dump"))
+            .env("HOME", self.folder.path())
+            .current_dir(self.folder.path());
+        command
+    }
+}
+
+/// Where the package keeps ejabberd's code, as its starter tells.
+fn ejabberd_libraries() -> String {
+    let starter = Path::new("/usr/sbin/ejabberdctl");
+    read(starter)
+        .lines()
+        .find_map(|line| line.strip_prefix("ERL_LIBS="))
+        .map(|path| path.trim_matches(['\'', '"']).to_owned())
+        .unwrap_or_else(|| panic!("{} is not there; `make test` installs it", starter.display()))
+}

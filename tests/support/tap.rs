@@ -1,0 +1,114 @@
+//! A TCP forwarder that keeps what passes.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// The bytes of one connection, each way.
+#[derive(Clone, Debug, Default)]
+pub struct Captured {
+    /// From the one that connected.
+    pub up: Vec<u8>,
+    /// To the one that connected.
+    pub down: Vec<u8>,
+}
+
+/// A forwarder on a loopback port. Its threads end with the test program.
+pub struct Tap {
+    port: u16,
+    connections: Arc<Mutex<Vec<Arc<Mutex<Captured>>>>>,
+}
+
+impl Tap {
+    /// Starts to forward connections to `target` on loopback.
+    pub fn start(target: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let connections: Arc<Mutex<Vec<Arc<Mutex<Captured>>>>> = Arc::default();
+        let all = Arc::clone(&connections);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", target)))
+                else {
+                    continue;
+                };
+                let captured = Arc::<Mutex<Captured>>::default();
+                all.lock().unwrap().push(Arc::clone(&captured));
+                let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                let up = Arc::clone(&captured);
+                thread::spawn(move || {
+                    forward(from, to, |bytes| up.lock().unwrap().up.extend_from_slice(bytes));
+                });
+                thread::spawn(move || {
+                    forward(server, client, |bytes| {
+                        captured.lock().unwrap().down.extend_from_slice(bytes);
+                    });
+                });
+            }
+        });
+        Self { port, connections }
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What has passed so far.
+    pub fn captured(&self) -> Vec<Captured> {
+        self.connections
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|connection| connection.lock().unwrap().clone())
+            .collect()
+    }
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream, mut keep: impl FnMut(&[u8])) {
+    let mut block = vec![0; 64 * 1024];
+    while let Ok(n) = from.read(&mut block) {
+        if n == 0 {
+            break;
+        }
+        keep(&block[..n]);
+        if to.write_all(&block[..n]).is_err() {
+            break;
+        }
+    }
+    let _gone = to.shutdown(Shutdown::Write);
+}
+
+/// Checks that `bytes` are whole TLS records and nothing else (the last may be cut short), and counts them.
+///
+/// # Errors
+/// Where the first that is none begins.
+pub fn tls_records(bytes: &[u8]) -> Result<usize, String> {
+    let (mut at, mut count) = (0, 0);
+    while at < bytes.len() {
+        let header =
+            bytes.get(at..at + 5).ok_or(format!("{} bytes left at {at}", bytes.len() - at))?;
+        let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+        let plausible = (20..=23).contains(&header[0]) && header[1] == 3 && header[2] <= 4;
+        if !plausible || length > 16 * 1024 + 256 {
+            return Err(format!("at {at}: {header:02x?} begins no TLS record"));
+        }
+        at += 5 + length;
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Cuts the SOCKS5 negotiation off what one side of a connection sent: greeting and request, or the two replies.
+pub fn after_socks5(bytes: &[u8], from_client: bool) -> Option<&[u8]> {
+    let greeting = if from_client { 2 + usize::from(*bytes.get(1)?) } else { 2 };
+    let request = bytes.get(greeting..)?;
+    let length = match *request.get(3)? {
+        1 => 10,
+        3 => 7 + usize::from(*request.get(4)?),
+        4 => 22,
+        _ => return None,
+    };
+    request.get(length..)
+}
