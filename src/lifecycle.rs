@@ -1,0 +1,160 @@
+//! From configuration to exit status: logging, signals, and the commands that need database or server.
+
+use std::{io::Write, time::Duration};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    cli::{Failure, SECRET_REFUSED, Task, keys},
+    clock::{Clock, SystemClock},
+    config::{Config, Format, Loaded},
+    service::{self, Service, StartError},
+    xmpp::link::{self, LinkError, LinkEvent, LinkOptions},
+};
+
+/// How long `check --online` waits for the server.
+const ONLINE: Duration = Duration::from_secs(15);
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        let hint = match &error {
+            StartError::Database { .. } => "check [database] url and the rights of the folder it is in",
+            StartError::Listen { .. } => "stop what uses the port, or change [socks5] listen",
+        };
+        Self::new(error.to_string()).with_hint(hint)
+    }
+}
+
+impl From<LinkError> for Failure {
+    fn from(error: LinkError) -> Self {
+        Self::new(error.to_string()).with_code(SECRET_REFUSED)
+    }
+}
+
+/// Does what is left of a command once its configuration is read.
+///
+/// # Errors
+/// What the user is told, with the exit status.
+pub async fn run(task: Task, out: &mut impl Write) -> Result<(), Failure> {
+    match task {
+        Task::Done => Ok(()),
+        Task::Serve(loaded) => serve(loaded).await,
+        Task::Check { loaded, online } => check(&loaded.config, online, out).await,
+        Task::Migrate(mut loaded) => {
+            loaded.config.database.migrate = true;
+            service::open(&loaded.config).await?;
+            writeln!(out, "the database is up to date")?;
+            Ok(())
+        }
+        Task::Keys { loaded, command, json } => {
+            let store = service::open(&loaded.config).await?;
+            keys::run(command, &store, json, SystemClock.now(), out)
+                .await
+                .map_err(|error| Failure::new(error.to_string()))
+        }
+    }
+}
+
+async fn serve(loaded: Loaded) -> Result<(), Failure> {
+    start_log(&loaded.config);
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    let mut service = Service::start(&loaded.config).await?;
+    info!(version = env!("CARGO_PKG_VERSION"), socks5 = ?service.addresses(), "serving");
+    loop {
+        tokio::select! {
+            ended = service.ended() => {
+                ended?;
+                return Err(Failure::new("the link to the XMPP server ended by itself"));
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(&loaded, &service).await,
+        }
+    }
+    info!("stopping: running streams may end; a second signal stops at once");
+    service
+        .shutdown(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        })
+        .await;
+    Ok(())
+}
+
+fn listen(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::new(format!("signals cannot be handled: {error}")))
+}
+
+/// SIGHUP: a good file is taken over, a bad one changes nothing.
+async fn reload(loaded: &Loaded, service: &Service) {
+    match Config::load(Some(&loaded.path), std::env::vars()) {
+        Ok(new) => {
+            service.reload(&new.config).await;
+            info!(file = %loaded.path.display(), "configuration read again");
+        }
+        Err(error) => warn!(%error, "the configuration is bad: the old one stays in force"),
+    }
+}
+
+fn start_log(config: &Config) {
+    // What libraries say of whole stanzas may hold content and digests: never below their warnings.
+    let filter = EnvFilter::new(format!("warn,fingerpost={}", config.log.level));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match config.log.format {
+        Format::Text => builder.with_ansi(false).try_init(),
+        Format::Json => builder.json().try_init(),
+    };
+    if let Err(error) = started {
+        warn!(%error, "a log is already there");
+    }
+}
+
+async fn check(config: &Config, online: bool, out: &mut impl Write) -> Result<(), Failure> {
+    service::open(config).await?;
+    writeln!(out, "configuration, database and ports are good")?;
+    if !online {
+        return Ok(());
+    }
+    let (events, mut inbox) = mpsc::channel(16);
+    let (_outbound, queue) = mpsc::channel(1);
+    let stop = CancellationToken::new();
+    let options = LinkOptions {
+        server: config.component.server.clone(),
+        jid: config.component.jid.clone(),
+        secret: config.component.secret.clone(),
+    };
+    let mut link = tokio::spawn(link::run(options, queue, events, stop.clone()));
+    let up = async {
+        while let Some(event) = inbox.recv().await {
+            if matches!(event, LinkEvent::Up) {
+                return;
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = &mut link => {
+            ended.unwrap_or(Ok(()))?;
+            Err(Failure::new("the link to the XMPP server ended by itself"))
+        }
+        () = up => {
+            stop.cancel();
+            let _ = link.await;
+            writeln!(out, "the XMPP server at {} took the secret", config.component.server)?;
+            Ok(())
+        }
+        () = tokio::time::sleep(ONLINE) => {
+            stop.cancel();
+            Err(Failure::new(format!("no component link to {} in {} s", config.component.server, ONLINE.as_secs()))
+                .with_hint("is the server running, and does it have a component port there?"))
+        }
+    }
+}

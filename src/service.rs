@@ -1,0 +1,292 @@
+//! The whole component as one running thing: start, reload, shutdown.
+
+use std::{
+    net::SocketAddr,
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use crate::{
+    access::Access,
+    broker::{self, Broker, hints},
+    config::{Config, Policy},
+    mediator::{
+        listener::{self, Listener},
+        table::{self, Table},
+    },
+    registry::{self, Registry, store::Store},
+    router::{self, Router},
+    xmpp::{
+        iq::Requests,
+        link::{self, LinkError, LinkEvent, LinkOptions},
+    },
+};
+
+/// Stanzas that wait to be written to the XMPP server.
+const OUTBOUND: usize = 1024;
+/// Stanzas that wait to be routed.
+const INBOUND: usize = 256;
+/// After the last word tasks have this long to end by themselves.
+const LAST: Duration = Duration::from_secs(6);
+
+/// Why the service could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database cannot be opened or brought up to date.
+    #[error("database {url}: {source}")]
+    Database {
+        /// As configured.
+        url: String,
+        /// What the store says.
+        source: registry::store::OpenError,
+    },
+    /// A SOCKS5 address cannot be listened on.
+    #[error("socks5.listen: cannot listen on {addresses}: {source}")]
+    Listen {
+        /// As configured.
+        addresses: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
+
+/// A running component.
+#[derive(Debug)]
+pub struct Service {
+    broker: Broker,
+    control: mpsc::Sender<router::Options>,
+    link: JoinHandle<Result<(), LinkError>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    addresses: Vec<SocketAddr>,
+    drain_timeout: Duration,
+}
+
+impl Service {
+    /// Opens the database, binds all listeners, then starts the link.
+    ///
+    /// # Errors
+    /// [`StartError`]; the link's own troubles come later, from [`Service::ended`].
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let store = open(config).await?;
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let jid = config.component.jid.clone();
+        let limits = &config.limits;
+        let registry = Registry::new(
+            store,
+            registry::Options {
+                visibility: config.registry.visibility.into(),
+                keys_per_user: config.registry.keys_per_user,
+            },
+        );
+        let table = Table::new(
+            table::Options {
+                activation_timeout: limits.activation_timeout,
+                idle_timeout: limits.idle_timeout,
+                sessions: limits.sessions,
+                sessions_per_user: limits.sessions_per_user,
+            },
+            stop.clone(),
+            tasks.clone(),
+        );
+        let mut addresses = Vec::new();
+        if !config.socks5.listen.is_empty() {
+            let options = listener::Options {
+                connections_per_ip: limits.connections_per_ip,
+                connections: limits.sessions.saturating_mul(2),
+                handshake_timeout: limits.handshake_timeout,
+            };
+            let listener = Listener::bind(
+                &config.socks5.listen,
+                options,
+                table.clone(),
+                stop.clone(),
+                tasks.clone(),
+            )
+            .await
+            .map_err(|source| StartError::Listen {
+                addresses: config.socks5.listen.join(", "),
+                source,
+            })?;
+            addresses = listener.local_addrs().to_vec();
+        }
+        for (host, port) in &config.socks5.advertise {
+            info!(host, port, "clients are told this SOCKS5 address");
+        }
+        let (outbound, queue) = mpsc::channel(OUTBOUND);
+        let (events, inbox) = mpsc::channel(INBOUND);
+        let requests = Requests::new(outbound.clone());
+        let broker = Broker::new(
+            broker_options(config),
+            outbound.clone(),
+            requests.clone(),
+            registry.clone(),
+            table.clone(),
+            tasks.clone(),
+        );
+        let router = Router::new(
+            router_options(config),
+            outbound,
+            requests.clone(),
+            broker.clone(),
+            registry,
+            table,
+            tasks.clone(),
+        );
+        let (control, orders) = mpsc::channel(1);
+        tasks.spawn(route(router, requests, inbox, orders, stop.clone()));
+        let options = LinkOptions {
+            server: config.component.server.clone(),
+            jid,
+            secret: config.component.secret.clone(),
+        };
+        // The link is the last to stop: the sessions' last words go through it.
+        let link = tokio::spawn(link::run(options, queue, events, stop.clone()));
+        Ok(Self {
+            broker,
+            control,
+            link,
+            stop,
+            tasks,
+            addresses,
+            drain_timeout: limits.drain_timeout,
+        })
+    }
+
+    /// Where SOCKS5 is served.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Waits until the link gives up by itself.
+    ///
+    /// # Errors
+    /// Why it gave up.
+    ///
+    /// # Cancel safety
+    /// May be dropped and called again until it has returned.
+    pub async fn ended(&mut self) -> Result<(), LinkError> {
+        (&mut self.link).await.unwrap_or(Ok(()))
+    }
+
+    /// Takes over what may change while sessions run: access lists, name, rates and advertised addresses.
+    pub async fn reload(&self, config: &Config) {
+        let _ = self.control.send(router_options(config)).await;
+    }
+
+    /// Takes no more sessions and tells those without a stream that it is over; running streams may go on for the
+    /// drain timeout, or until `hurry`. Then everything stops.
+    pub async fn shutdown(self, hurry: impl Future<Output = ()>) {
+        self.broker.drain(Instant::now() + self.drain_timeout);
+        let drained = async {
+            while self.broker.sessions() > 0 {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            () = drained => {}
+            () = hurry => {
+                self.broker.drain(Instant::now());
+                sleep(Duration::from_millis(200)).await;
+            }
+            () = sleep(self.drain_timeout + LAST) => warn!("some sessions did not end in time"),
+        }
+        // Let queued last words reach the link before it is told to stop.
+        sleep(Duration::from_millis(50)).await;
+        self.stop.cancel();
+        self.tasks.close();
+        let _ = timeout(LAST, self.link).await;
+        let _ = timeout(LAST, self.tasks.wait()).await;
+        info!("stopped");
+    }
+}
+
+/// Opens the database as configured.
+///
+/// # Errors
+/// [`StartError::Database`].
+pub async fn open(config: &Config) -> Result<Store, StartError> {
+    let database = &config.database;
+    Store::open(&database.url, database.max_connections, database.migrate)
+        .await
+        .map_err(|source| StartError::Database { url: shown(&database.url), source })
+}
+
+/// A database address without its password.
+fn shown(url: &str) -> String {
+    match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1))) {
+        Some((scheme, host)) => format!("{scheme}://…@{host}"),
+        None => url.to_owned(),
+    }
+}
+
+async fn route(
+    mut router: Router,
+    requests: Requests,
+    mut inbox: mpsc::Receiver<LinkEvent>,
+    mut orders: mpsc::Receiver<router::Options>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            Some(options) = orders.recv() => router.reload(options),
+            event = inbox.recv() => match event {
+                Some(LinkEvent::Stanza(element)) => router.handle(element),
+                Some(LinkEvent::Down) => requests.fail_all(),
+                Some(LinkEvent::Up) => {}
+                None => return,
+            },
+        }
+    }
+}
+
+fn router_options(config: &Config) -> router::Options {
+    router::Options {
+        jid: config.component.jid.clone(),
+        name: config.component.name.clone(),
+        access: Access {
+            users: config.access.users.clone(),
+            admins: config.access.admins.clone(),
+            blocked: config.access.blocked.clone(),
+        },
+        requests_per_second: config.limits.requests_per_second,
+        advertise: config.socks5.advertise.clone(),
+        socks5: !config.socks5.listen.is_empty(),
+        ibb: config.ibb.enabled,
+    }
+}
+
+fn broker_options(config: &Config) -> broker::Options {
+    let policy = |policy| match policy {
+        Policy::Annotate => hints::Policy::Annotate,
+        Policy::Strip => hints::Policy::Strip,
+        Policy::Reject => hints::Policy::Reject,
+    };
+    broker::Options {
+        jid: config.component.jid.clone(),
+        require_tls: config.broker.require_tls,
+        policies: hints::Policies {
+            unknown: policy(config.broker.unknown),
+            mismatch: policy(config.broker.mismatch),
+            revoked: policy(config.broker.revoked),
+        },
+        socks5: !config.socks5.listen.is_empty(),
+        advertise: config.socks5.advertise.clone(),
+        ibb: config.ibb.enabled,
+        block_size: config.ibb.block_size,
+        window: config.ibb.window,
+        activation_timeout: config.limits.activation_timeout,
+        idle_timeout: config.limits.idle_timeout,
+        sessions: (config.limits.sessions, config.limits.sessions_per_user),
+    }
+}
