@@ -1,2 +1,33 @@
-//! x
-fn main() {}
+//! The `xtls` program: arguments, log, then the command.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use fingerpost::client::{self, Cli};
+use tracing_subscriber::EnvFilter;
+
+/// Elements are built recursively by the XMPP library; what a server lets through must not overflow the stack.
+const STACK: usize = 256 << 20;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::new(cli.log_filter());
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let worker = std::thread::Builder::new().stack_size(STACK).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_stack_size(STACK)
+            .enable_all()
+            .build();
+        match runtime {
+            Ok(runtime) => {
+                let status = runtime.block_on(client::run(cli));
+                // Standard input may block for ever in its thread.
+                runtime.shutdown_background();
+                status
+            }
+            Err(_) => 1,
+        }
+    });
+    ExitCode::from(worker.ok().and_then(|worker| worker.join().ok()).unwrap_or(1))
+}

@@ -1,0 +1,110 @@
+//! Accounts of `xtls`: one folder each, readable by their owner alone.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use jid::BareJid;
+use serde::{Deserialize, Serialize};
+
+use super::output::XtlsError;
+
+/// A stored account.
+#[derive(Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Account {
+    /// The user's JID.
+    pub jid: BareJid,
+    /// Its password.
+    pub password: String,
+    /// `host:port`, if not the JID's domain at port 5222.
+    pub server: Option<String>,
+    /// The component to use.
+    pub via: Option<BareJid>,
+    /// More certificates to trust for the XMPP server, PEM.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Account").field("jid", &self.jid).finish_non_exhaustive()
+    }
+}
+
+/// The folder of all accounts.
+///
+/// # Errors
+/// If the environment names none.
+pub fn home() -> Result<PathBuf, XtlsError> {
+    let get = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    get("XTLS_HOME")
+        .or_else(|| get("XDG_CONFIG_HOME").map(|dir| dir.join("xtls")))
+        .or_else(|| get("HOME").map(|dir| dir.join(".config/xtls")))
+        .ok_or_else(|| XtlsError::failed("no folder for accounts: set XTLS_HOME"))
+}
+
+/// The folder of one account, made if it is missing.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn folder(jid: &BareJid) -> Result<PathBuf, XtlsError> {
+    let name: String = jid.as_str().chars().map(|c| if c == '/' { '_' } else { c }).collect();
+    let dir = home()?.join(name);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .map_err(|error| XtlsError::failed(format!("{}: {error}", dir.display())))?;
+    Ok(dir)
+}
+
+impl Account {
+    /// Stores the account.
+    ///
+    /// # Errors
+    /// If its file cannot be written.
+    pub fn store(&self) -> Result<(), XtlsError> {
+        let path = folder(&self.jid)?.join("account.toml");
+        let text = toml::to_string(self).map_err(|error| XtlsError::failed(error.to_string()))?;
+        write_private(&path, text.as_bytes())
+            .map_err(|error| XtlsError::failed(format!("{}: {error}", path.display())))
+    }
+
+    /// Reads the account named, or the only one there is.
+    ///
+    /// # Errors
+    /// Exit status 2 if none or several fit.
+    pub fn load(jid: Option<&BareJid>) -> Result<Self, XtlsError> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(home()?).into_iter().flatten().flatten() {
+            let path = entry.path().join("account.toml");
+            let Ok(text) = fs::read_to_string(&path) else { continue };
+            let account: Self = toml::from_str(&text).map_err(|error| {
+                XtlsError::failed(format!("{}: {}", path.display(), error.message()))
+            })?;
+            if jid.is_none_or(|jid| *jid == account.jid) {
+                found.push(account);
+            }
+        }
+        if found.len() > 1 {
+            return Err(XtlsError::usage("there are several accounts: choose one with --account JID"));
+        }
+        found.pop().ok_or_else(|| XtlsError::usage("there is no such account: run xtls login JID first"))
+    }
+}
+
+/// Writes a file of mode 0600 whole or not at all.
+///
+/// # Errors
+/// As the system says.
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let _ = fs::remove_file(&new);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)
+}

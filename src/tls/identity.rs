@@ -1,0 +1,135 @@
+//! An endpoint's own key and self-signed certificate, kept in two PEM files of mode 0600.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use jid::BareJid;
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
+use zeroize::Zeroizing;
+
+use crate::print::{HashKind, Print};
+
+const CERTIFICATE: &str = "cert.pem";
+const KEY: &str = "key.pem";
+
+/// A certificate and its private key.
+pub struct Identity {
+    /// The certificate.
+    pub certificate: CertificateDer<'static>,
+    key: PrivatePkcs8KeyDer<'static>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("print", &self.print()).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The files cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The files hold no certificate or key.
+    #[error("{path}: no PEM certificate or PKCS#8 key is in it")]
+    Pem {
+        /// Which file.
+        path: String,
+    },
+    /// The key cannot be made.
+    #[error("the key cannot be made: {0}")]
+    Make(#[from] rcgen::Error),
+}
+
+impl Identity {
+    /// Makes an ECDSA P-256 key and a self-signed certificate that names `jid`.
+    ///
+    /// # Errors
+    /// [`IdentityError::Make`].
+    pub fn generate(jid: &BareJid) -> Result<Self, IdentityError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let mut params = CertificateParams::default();
+        let mut name = DistinguishedName::new();
+        name.push(DnType::CommonName, jid.as_str());
+        params.distinguished_name = name;
+        let certificate = params.self_signed(&key)?;
+        Ok(Self {
+            certificate: certificate.der().clone(),
+            key: PrivatePkcs8KeyDer::from(key.serialize_der()),
+        })
+    }
+
+    /// Reads the identity in a folder; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`] or [`IdentityError::Pem`].
+    pub fn load(dir: &Path) -> Result<Option<Self>, IdentityError> {
+        let path = dir.join(CERTIFICATE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let pem = |path: &Path| IdentityError::Pem { path: path.display().to_string() };
+        let certificate = CertificateDer::from_pem_file(&path).map_err(|_| pem(&path))?;
+        let path = dir.join(KEY);
+        let key = PrivatePkcs8KeyDer::from_pem_file(&path).map_err(|_| pem(&path))?;
+        Ok(Some(Self { certificate, key }))
+    }
+
+    /// Writes both files, mode 0600, into an existing folder.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`]; also if the files exist.
+    pub fn store(&self, dir: &Path) -> Result<(), IdentityError> {
+        let key = Zeroizing::new(to_pem("PRIVATE KEY", self.key.secret_pkcs8_der()));
+        write_new(&dir.join(KEY), key.as_bytes())?;
+        let certificate = to_pem("CERTIFICATE", &self.certificate);
+        write_new(&dir.join(CERTIFICATE), certificate.as_bytes())
+    }
+
+    /// The certificate's SHA-256 print.
+    pub fn print(&self) -> Print {
+        Print::of_certificate(HashKind::Sha256, &self.certificate)
+            .expect("SHA-256 of any bytes exists")
+    }
+
+    pub(crate) fn key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(self.key.clone_key())
+    }
+}
+
+fn to_pem(label: &str, der: &[u8]) -> String {
+    use base64::Engine;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut pem = format!("-----BEGIN {label}-----\n");
+    for line in text.as_bytes().chunks(64) {
+        pem.push_str(&String::from_utf8_lossy(line));
+        pem.push('\n');
+    }
+    pem.push_str(&format!("-----END {label}-----\n"));
+    pem
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|source| {
+        if source.kind() != io::ErrorKind::AlreadyExists {
+            let _ = fs::remove_file(path);
+        }
+        IdentityError::Io { path: path.display().to_string(), source }
+    })
+}

@@ -1,0 +1,173 @@
+//! TLS over a negotiated byte stream: the responder is the server, both show certificates.
+
+use std::{io, sync::Arc};
+
+use rustls::{
+    ClientConfig, CommonState, ServerConfig, client::Resumption, crypto::aws_lc_rs,
+    pki_types::ServerName, version::TLS13,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use super::{identity::Identity, verify::PinnedVerifier};
+use crate::print::{HashKind, Print};
+
+/// The name in the ClientHello: names play no part, and this one tells an observer nothing.
+const SERVER_NAME: &str = "xtls.invalid";
+
+/// What the handshake settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Secured {
+    /// The protocol version.
+    pub version: String,
+    /// The key exchange group.
+    pub key_exchange: String,
+    /// The SHA-256 print of the certificate that the peer has shown and holds the key of.
+    pub peer: Print,
+}
+
+/// Why there is no secured stream.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The peer's certificate is not the one it offered.
+    #[error("the peer's certificate does not match the print it offered")]
+    Unverified,
+    /// The peer does not take our certificate.
+    #[error("the peer does not accept our certificate")]
+    Refused,
+    /// Anything else.
+    #[error("TLS failed: {0}")]
+    Failed(io::Error),
+}
+
+impl From<io::Error> for TlsError {
+    fn from(error: io::Error) -> Self {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match tls {
+            Some(rustls::Error::InvalidCertificate(_)) => Self::Unverified,
+            Some(rustls::Error::AlertReceived(_)) => Self::Refused,
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+/// Speaks TLS as the initiator (client) to a peer that offered `pins`.
+///
+/// # Errors
+/// [`TlsError`]; no application byte has been sent then.
+pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    identity: &Identity,
+    pins: Vec<Print>,
+) -> Result<(TlsStream<S>, Secured), TlsError> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = Arc::new(PinnedVerifier::new(pins, Arc::clone(&provider)));
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_auth_cert(vec![identity.certificate.clone()], identity.key())
+        .map_err(io::Error::other)?;
+    config.resumption = Resumption::disabled();
+    let name = ServerName::try_from(SERVER_NAME).expect("the name is a constant");
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+    let secured = secured(stream.get_ref().1)?;
+    Ok((TlsStream::Client(stream), secured))
+}
+
+/// Speaks TLS as the responder (server) to a peer that offered `pins`.
+///
+/// # Errors
+/// [`TlsError`]; no application byte has been sent then.
+pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    identity: &Identity,
+    pins: Vec<Print>,
+) -> Result<(TlsStream<S>, Secured), TlsError> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = Arc::new(PinnedVerifier::new(pins, Arc::clone(&provider)));
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(io::Error::other)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![identity.certificate.clone()], identity.key())
+        .map_err(io::Error::other)?;
+    config.send_tls13_tickets = 0;
+    let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await?;
+    let secured = secured(stream.get_ref().1)?;
+    Ok((TlsStream::Server(stream), secured))
+}
+
+fn secured(connection: &CommonState) -> Result<Secured, TlsError> {
+    let certificate = connection.peer_certificates().and_then(<[_]>::first);
+    let peer = certificate
+        .and_then(|der| Print::of_certificate(HashKind::Sha256, der))
+        .ok_or(TlsError::Unverified)?;
+    let version = connection.protocol_version().and_then(|version| version.as_str());
+    let group = connection.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()));
+    Ok(Secured {
+        version: version.unwrap_or("TLSv1.3").replace("TLSv1_3", "TLSv1.3"),
+        key_exchange: group.unwrap_or_default(),
+        peer,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use jid::BareJid;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity::generate(&BareJid::new("a@example.org").unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn two_pinned_peers_speak_tls_1_3_with_a_hybrid_key_exchange() {
+        let (alice, bob) = (identity(), identity());
+        let (a, b) = duplex(1 << 16);
+        let (client, server) = tokio::join!(
+            connect(a, &alice, vec![bob.print()]),
+            accept(b, &bob, vec![alice.print()])
+        );
+        let ((mut client, seen), (mut server, _)) = (client.unwrap(), server.unwrap());
+        assert_eq!(seen.version, "TLSv1.3");
+        assert_eq!(seen.key_exchange, "X25519MLKEM768");
+        assert_eq!(seen.peer, bob.print());
+        client.write_all(b"hello").await.unwrap();
+        client.flush().await.unwrap();
+        let mut got = [0; 5];
+        server.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"hello");
+    }
+
+    #[tokio::test]
+    async fn a_server_with_another_key_than_offered_is_refused_before_a_byte_is_sent() {
+        let (alice, bob, mallory) = (identity(), identity(), identity());
+        let (a, b) = duplex(1 << 16);
+        let (client, server) = tokio::join!(
+            connect(a, &alice, vec![bob.print()]),
+            accept(b, &mallory, vec![alice.print()])
+        );
+        assert!(matches!(client, Err(TlsError::Unverified)));
+        assert!(matches!(server, Err(TlsError::Refused)));
+    }
+
+    #[tokio::test]
+    async fn a_client_with_another_key_than_offered_is_refused() {
+        let (alice, bob, mallory) = (identity(), identity(), identity());
+        let (a, b) = duplex(1 << 16);
+        let (client, server) = tokio::join!(
+            async {
+                let (mut stream, _) = connect(a, &mallory, vec![bob.print()]).await?;
+                let mut byte = [0];
+                Ok::<_, TlsError>(stream.read_exact(&mut byte).await?)
+            },
+            accept(b, &bob, vec![alice.print()])
+        );
+        assert!(matches!(server, Err(TlsError::Unverified)));
+        assert!(matches!(client, Err(TlsError::Refused)));
+    }
+}
