@@ -1,5 +1,7 @@
 //! The `fingerpost` program as an operator meets it: exit status, standard output, standard error.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 mod support;
 
 use std::path::Path;
