@@ -11,7 +11,7 @@ async def story(settings):
     alice = await Peer(settings, "alice", "foo").login()
     bob = await Peer(settings, "bob", "bar").login()
     for feature in ("urn:xmpp:jingle:1", "urn:xmpp:jingle:apps:tls", "urn:xmpp:jingle:transports:ibb:1"):
-        bob["xep_0030"].add_feature(feature)
+        bob.plugin["xep_0030"].add_feature(feature)
     opened = asyncio.get_running_loop().create_future()
     bob.add_event_handler("ibb_stream_start", opened.set_result, disposable=True)
 
@@ -31,7 +31,7 @@ async def story(settings):
         ),
     )
     await alice.next_jingle("session-accept")
-    stream = await alice["xep_0047"].open_stream(to, sid="stream1", block_size=4096, timeout=20)
+    stream = await alice.plugin["xep_0047"].open_stream(to, sid="stream1", block_size=4096, timeout=20)
     try:
         await stream.send(settings["marker"].encode() * 20, timeout=20)
     except Exception:

@@ -104,7 +104,7 @@ async def initiator(settings, peer, to, own, other_cert):
 
     if settings["order"] == "xtls":
         await accepted()
-    stream = await peer["xep_0047"].open_stream(to, sid="851ba2", block_size=4096, timeout=30)
+    stream = await peer.plugin["xep_0047"].open_stream(to, sid="851ba2", block_size=4096, timeout=30)
     report["steps"].append("transport")
     tls = TlsStream(stream, context(False, own, other_cert), server_side=False)
     report["tls"] = await tls.handshake()
@@ -163,7 +163,7 @@ async def story(settings):
     bob = await Peer(settings, "bob", "bar").login()
     for feature in ("urn:xmpp:jingle:0", "urn:xmpp:jingle:1", "urn:xmpp:jingle:apps:tls",
                     "urn:xmpp:jingle:transports:ibb:0", "urn:xmpp:jingle:transports:ibb:1"):  # fmt: skip
-        bob["xep_0030"].add_feature(feature)
+        bob.plugin["xep_0030"].add_feature(feature)
     # The print of the mail is alice's key, as far as the registry is told; bob's is that of the certificate he shows.
     await alice.register(component, X509)
     await bob.register(component, file_print(b[1]))

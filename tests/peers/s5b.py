@@ -25,7 +25,7 @@ async def story(settings):
             done.set()
 
     bob.add_event_handler("socks5_data", take)
-    socks = alice["xep_0065"]
+    socks = alice.plugin["xep_0065"]
     found = {str(jid): address for jid, address in (await socks.discover_proxies()).items()}
     if settings["component"] not in found:
         raise RuntimeError(f"the proxy was not discovered: {found}")
@@ -44,7 +44,7 @@ async def story(settings):
         await asyncio.sleep(0)
     await asyncio.wait_for(done.wait(), settings.get("timeout", 120))
     seconds = time.monotonic() - started
-    socks.close()
+    connection.transport.close()
     return {
         "proxy": list(map(str, found[settings["component"]])),
         "sent": sent.hexdigest(),

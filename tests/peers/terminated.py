@@ -14,7 +14,7 @@ async def story(settings):
     alice = await Peer(settings, "alice", "foo").login()
     bob = await Peer(settings, "bob", "bar").login()
     for feature in ("urn:xmpp:jingle:1", "urn:xmpp:jingle:apps:tls", "urn:xmpp:jingle:transports:ibb:1"):
-        bob["xep_0030"].add_feature(feature)
+        bob.plugin["xep_0030"].add_feature(feature)
     to = proxied(bob.boundjid, component)
     await alice.request(to, initiate(alice.boundjid, "open1", "stream1"))
     sender, offer = await bob.next_jingle("session-initiate")

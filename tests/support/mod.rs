@@ -8,6 +8,7 @@
 
 pub mod process;
 pub mod programs;
+pub mod scenarios;
 pub mod servers;
 pub mod tap;
 

@@ -18,8 +18,9 @@ const SCRIPT_LIMIT: Duration = Duration::from_secs(150);
 
 /// A running `fingerpost serve`.
 pub struct Component {
-    folder: TempDir,
+    // Dropped in this order: nothing writes into a folder that is being removed.
     process: Process,
+    folder: TempDir,
     /// The port that takes SOCKS5 connections.
     pub socks5: u16,
     /// What stands in front of it, if anything.
@@ -40,7 +41,7 @@ pub struct Options {
 impl Component {
     /// Starts the component and waits until it is logged in.
     pub fn start(server: &Server, options: &Options) -> Self {
-        let component = Self::launch(server, options);
+        let mut component = Self::launch(server, options);
         component.wait_for_links(1);
         component
     }
@@ -71,12 +72,17 @@ impl Component {
     }
 
     /// Waits until the link has come up `count` times in all.
-    pub fn wait_for_links(&self, count: usize) {
+    pub fn wait_for_links(&mut self, count: usize) {
+        let log = self.folder.path().join("component.log");
         wait_for(
             &format!("link number {count}"),
             Duration::from_secs(60),
-            || self.log(),
-            || self.log().matches("link up").count() >= count,
+            || read(&log),
+            || {
+                let ended = self.process.ended();
+                assert!(ended.is_none(), "the component ended: {ended:?}\n{}", read(&log));
+                read(&log).matches("link up").count() >= count
+            },
         );
     }
 

@@ -259,6 +259,13 @@ modules:
     }
 }
 
+impl Drop for Server {
+    /// Stops the server before its folder is removed.
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 /// Where the package keeps ejabberd's code, as its starter tells.
 fn ejabberd_libraries() -> String {
     let starter = Path::new("/usr/sbin/ejabberdctl");

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Installs from Debian what the demo and the tests stand on, where it is missing:
+#   install-peers.sh [cc] [openssl] [prosody] [ejabberd] [python]
+# A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
+set -euo pipefail
+
+missing=()
+servers=()
+for what in "$@"; do
+    case $what in
+        cc) command -v cc >/dev/null || missing+=(build-essential) ;;
+        openssl) command -v openssl >/dev/null || missing+=(openssl) ;;
+        prosody) command -v prosody >/dev/null || { missing+=(prosody); servers+=(prosody); } ;;
+        ejabberd) [ -e /usr/sbin/ejabberdctl ] || { missing+=(ejabberd); servers+=(ejabberd); } ;;
+        python) python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv) ;;
+        *) echo "install-peers.sh: unknown: $what" >&2; exit 2 ;;
+    esac
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+echo "Installing from Debian: ${missing[*]}"
+command -v apt-get >/dev/null || { echo "error: no apt-get here; install these yourself: ${missing[*]}" >&2; exit 1; }
+root=()
+if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || { echo "error: neither root nor sudo; install these yourself: ${missing[*]}" >&2; exit 1; }
+    root=(sudo)
+fi
+
+# Debian asks this script whether a newly installed service may start; 101 is no.
+policy=/usr/sbin/policy-rc.d
+guarded=
+if [ ${#servers[@]} -gt 0 ] && [ ! -e $policy ]; then
+    trap '[ -z "$guarded" ] || "${root[@]}" rm -f $policy' EXIT
+    guarded=yes
+    printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee $policy >/dev/null
+    "${root[@]}" chmod 755 $policy
+fi
+
+install() {
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        "${missing[@]}" </dev/null
+}
+"${root[@]}" apt-get update -qq </dev/null
+install
+
+for server in "${servers[@]}"; do
+    if [ -d /run/systemd/system ]; then
+        echo "Keeping the system's $server from starting at boot"
+        "${root[@]}" systemctl disable --quiet --now "$server" || true
+    fi
+done

@@ -1,0 +1,150 @@
+//! The `fingerpost` program as an operator meets it: exit status, standard output, standard error.
+
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use fingerpost::config::DEFAULT_TEXT;
+use support::own_program;
+use support::process::{Output, run};
+use support::programs::clean;
+
+fn command(folder: &Path, args: &[&str]) -> Command {
+    let mut command = clean(&own_program("fingerpost"));
+    command.args(args).current_dir(folder);
+    command
+}
+
+fn fingerpost(folder: &Path, args: &[&str]) -> Output {
+    run(command(folder, args), Duration::from_secs(30))
+}
+
+/// A folder with a good configuration, plus `more`.
+fn folder(more: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let port = support::free_port();
+    let text = format!(
+        "[component]\njid = \"xtls.example.org\"\nsecret = \"s\"\n{more}\n\
+         [socks5]\nlisten = [\"127.0.0.1:{port}\"]\n[http]\nlisten = \"\"\n"
+    );
+    std::fs::write(folder.path().join("fingerpost.toml"), text).unwrap();
+    folder
+}
+
+#[test]
+fn a_bad_configuration_ends_with_status_78_and_one_line() {
+    let folder = folder("server = \"localhost\"");
+    for args in [&["serve"][..], &["check"], &["migrate"], &["keys", "list"]] {
+        let output = fingerpost(folder.path(), args);
+        assert_eq!(output.code, 78, "{args:?}: {output:?}");
+        assert_eq!(output.stdout, "", "{args:?}");
+        assert_eq!(
+            output.stderr,
+            "error: fingerpost.toml: component.server: expected \"host:port\", found \"localhost\"\n",
+        );
+    }
+}
+
+#[test]
+fn an_unknown_key_is_named_with_the_one_that_was_meant() {
+    let folder = folder("sever = \"localhost:1\"");
+    let output = fingerpost(folder.path(), &["check"]);
+    assert_eq!(output.code, 78, "{output:?}");
+    assert_eq!(
+        output.stderr,
+        "error: fingerpost.toml: component.sever: unknown key in [component]; did you mean `server`?\n",
+    );
+}
+
+#[test]
+fn a_missing_configuration_comes_with_a_hint() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = fingerpost(folder.path(), &["serve", "-c", "none.toml"]);
+    assert_eq!(output.code, 78, "{output:?}");
+    assert_eq!(
+        output.stderr,
+        "error: none.toml: cannot be read: no such file\n\
+         hint: `fingerpost config` prints a configuration to start from\n",
+    );
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let folder = folder("");
+    let mut command = command(folder.path(), &["check"]);
+    command.env("FINGERPOST_COMPONENT__SERVER", "nowhere");
+    let output = run(command, Duration::from_secs(30));
+    assert_eq!(output.code, 78, "{output:?}");
+    assert!(output.stderr.starts_with("error: FINGERPOST_COMPONENT__SERVER: "), "{output:?}");
+}
+
+#[test]
+fn bad_usage_ends_with_status_2() {
+    let folder = tempfile::tempdir().unwrap();
+    for args in [&["dance"][..], &["serve", "--loud"], &["completions", "cobol"]] {
+        assert_eq!(fingerpost(folder.path(), args).code, 2, "{args:?}");
+    }
+}
+
+#[test]
+fn the_default_configuration_is_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = fingerpost(folder.path(), &["config"]);
+    assert_eq!((output.code, output.stdout.as_str()), (0, DEFAULT_TEXT));
+    assert_eq!(output.stderr, "");
+}
+
+#[test]
+fn a_good_configuration_passes_the_check() {
+    let folder = folder("");
+    assert_eq!(fingerpost(folder.path(), &["migrate"]).code, 0);
+    let output = fingerpost(folder.path(), &["check"]);
+    assert_eq!(output.code, 0, "{output:?}");
+    assert_eq!(output.stderr, "");
+}
+
+#[test]
+fn a_port_that_is_taken_fails_the_check() {
+    let folder = folder("");
+    let config = std::fs::read_to_string(folder.path().join("fingerpost.toml")).unwrap();
+    let port = config.split("127.0.0.1:").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+    let _taken = std::net::TcpListener::bind(("127.0.0.1", port.parse::<u16>().unwrap())).unwrap();
+    let output = fingerpost(folder.path(), &["check"]);
+    assert_eq!(output.code, 1, "{output:?}");
+    assert!(output.stderr.starts_with("error: socks5.listen: cannot listen on "), "{output:?}");
+}
+
+#[test]
+fn an_unreachable_server_fails_the_online_check() {
+    let folder = folder(&format!("server = \"127.0.0.1:{}\"", support::free_port()));
+    assert_eq!(fingerpost(folder.path(), &["migrate"]).code, 0);
+    let output = fingerpost(folder.path(), &["check", "--online"]);
+    assert_eq!(output.code, 1, "{output:?}");
+    assert!(output.stderr.starts_with("error: "), "{output:?}");
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    let folder = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = fingerpost(folder.path(), &["completions", shell]);
+        assert_eq!(output.code, 0, "{shell}: {output:?}");
+        assert!(output.stdout.contains("migrate"), "{shell}");
+    }
+    assert_eq!(fingerpost(folder.path(), &["man", "pages"]).code, 0);
+    assert!(folder.path().join("pages/fingerpost-serve.1").exists());
+}
+
+#[test]
+fn an_empty_registry_is_listed_as_json() {
+    let folder = folder("");
+    let output = fingerpost(folder.path(), &["keys", "list", "--json"]);
+    assert_eq!(output.code, 0, "{output:?}");
+    for line in output.stdout.lines() {
+        serde_json::from_str::<serde_json::Value>(line).unwrap();
+    }
+}

@@ -1,0 +1,24 @@
+//! End to end on a real prosody, with slixmpp and OpenSSL on the other side.
+
+mod support;
+
+use support::servers::Kind;
+
+scenarios!(
+    Kind::Prosody,
+    slixmpp_transfers_64_mib_through_the_proxy,
+    first_stanza_of_the_mail_in_the_order_of_xtls,
+    first_stanza_of_the_mail_in_the_order_of_the_mail,
+    second_stanza_of_the_mail_in_the_order_of_xtls,
+    second_stanza_of_the_mail_in_the_order_of_the_mail,
+    xtls_sends_over_socks5_and_the_wire_shows_tls_only,
+    xtls_sends_in_band,
+    a_wrong_key_is_refused_and_nothing_is_written,
+    a_stream_that_is_not_tls_leaks_no_byte,
+    nonsense_does_not_end_the_link,
+    the_component_is_discovered,
+    a_restart_of_the_server_is_survived,
+    a_sighup_is_survived,
+    a_sigterm_tells_open_sessions,
+    a_wrong_secret_ends_with_status_77,
+);

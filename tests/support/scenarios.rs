@@ -1,0 +1,326 @@
+//! What must hold on every XMPP server. Each function is one promise; `scenarios!` makes a test of each.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::programs::{Component, Options, Script, Xtls, script};
+use super::servers::{Kind, Server};
+use super::{COMPONENT, MARKER, SECRET, USERS, random_file, sha256, tap};
+
+/// Makes one test of every scenario, on one kind of server.
+#[macro_export]
+macro_rules! scenarios {
+    ($kind:expr, $($name:ident),+ $(,)?) => {
+        $(#[test]
+        fn $name() {
+            $crate::support::scenarios::$name($kind);
+        })+
+    };
+}
+
+const MIB: usize = 1 << 20;
+
+/// Any client's XEP-0065 transfer goes through the proxy that it discovers.
+pub fn slixmpp_transfers_64_mib_through_the_proxy(kind: Kind) {
+    let server = Server::start(kind);
+    let component = Component::start(&server, &Options::default());
+    let report = script("s5b.py", &server, json!({"bytes": 64 * MIB}));
+    assert_eq!(report["received"], report["sent"], "{report}");
+    assert_eq!(report["bytes"], 64 * MIB, "{report}");
+    assert_eq!(report["proxy"], json!(["127.0.0.1", component.socks5.to_string()]), "{report}");
+}
+
+/// The first stanza of the mail, session-accept before transport and TLS.
+pub fn first_stanza_of_the_mail_in_the_order_of_xtls(kind: Kind) {
+    stanza_of_the_mail(kind, 1, "xtls");
+}
+
+/// The first stanza of the mail, session-accept after TLS.
+pub fn first_stanza_of_the_mail_in_the_order_of_the_mail(kind: Kind) {
+    stanza_of_the_mail(kind, 1, "seed");
+}
+
+/// The second stanza of the mail, session-accept before transport and TLS.
+pub fn second_stanza_of_the_mail_in_the_order_of_xtls(kind: Kind) {
+    stanza_of_the_mail(kind, 2, "xtls");
+}
+
+/// The second stanza of the mail, session-accept after TLS.
+pub fn second_stanza_of_the_mail_in_the_order_of_the_mail(kind: Kind) {
+    stanza_of_the_mail(kind, 2, "seed");
+}
+
+fn stanza_of_the_mail(kind: Kind, stanza: u8, order: &str) {
+    let server = Server::start(kind);
+    let component = Component::start(&server, &Options::default());
+    let settings = json!({"stanza": stanza, "order": order, "bytes": 128 * 1024, "marker": MARKER});
+    let report = script("raw_broker.py", &server, settings);
+    let (initiator, responder) = (&report["initiator"], &report["responder"]);
+
+    for side in [initiator, responder] {
+        assert!(side["tls"]["version"].as_str().unwrap().starts_with("TLSv1."), "{report}");
+    }
+    assert_eq!(responder["received"], initiator["sent"], "{report}");
+    assert_eq!(initiator["echoed"], initiator["sent"], "{report}");
+    let steps = match order {
+        "xtls" => json!(["initiated", "accepted", "transport", "tls"]),
+        _ => json!(["initiated", "transport", "tls", "accepted"]),
+    };
+    assert_eq!(initiator["steps"], steps, "{report}");
+
+    // Alice registered the X.509 print of the mail and no OpenPGP key; bob registered what he shows.
+    assert!(responder["from"].as_str().unwrap().starts_with("alice\\40example.test@"), "{report}");
+    let x509 =
+        hint(&responder["hints"], "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38");
+    assert_eq!(x509["verdict"], "match", "{report}");
+    assert_eq!(x509["jid"], "alice@example.test", "{report}");
+    let openpgp =
+        hint(&responder["hints"], "E5:59:E9:8A:9B:C9:ED:0F:60:21:FD:EA:34:BF:24:E4:0D:B0:FE:FC");
+    if stanza == 1 {
+        assert_eq!(openpgp["verdict"], "unknown", "{report}");
+        assert_eq!(openpgp["method"], "openpgp", "{report}");
+    } else {
+        // Twenty bytes without a method may be either kind of key; it is none of alice's in any case.
+        assert!(
+            ["unknown", "mismatch"].contains(&openpgp["verdict"].as_str().unwrap()),
+            "{report}"
+        );
+    }
+    let answer = hint(&initiator["hints"], report["responder_print"].as_str().unwrap());
+    assert_eq!(answer["verdict"], "match", "{report}");
+    assert_eq!(answer["jid"], "bob@example.test", "{report}");
+    no_log_tells(&server, &component);
+}
+
+fn hint<'a>(hints: &'a Value, print: &str) -> &'a Value {
+    hints
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|hint| hint["print"] == print)
+        .unwrap_or_else(|| panic!("no hint for {print} in {hints}"))
+}
+
+/// A file over SOCKS5: hash equal, TLS 1.3, both keys known; the wire carries TLS records only; no log tells.
+pub fn xtls_sends_over_socks5_and_the_wire_shows_tls_only(kind: Kind) {
+    let server = Server::start(kind);
+    let options =
+        Options { tap: true, more: "[log]\nlevel = \"trace\"\n".to_owned(), ..Options::default() };
+    let component = Component::start(&server, &options);
+    xtls_sends(&server, "s5b", 8 * MIB);
+
+    let connections = component.tap.as_ref().unwrap().captured();
+    assert!(connections.len() >= 2, "both legs pass the tap");
+    let mut records = 0;
+    for connection in &connections {
+        for (bytes, from_client) in [(&connection.up, true), (&connection.down, false)] {
+            let stream = tap::after_socks5(bytes, from_client).unwrap_or_default();
+            records += tap::tls_records(stream).unwrap();
+            assert!(!contains(bytes, MARKER.as_bytes()));
+        }
+    }
+    assert!(records > 500, "{records} records are too few for the file");
+    no_log_tells(&server, &component);
+}
+
+/// A file over in-band bytestreams: the same.
+pub fn xtls_sends_in_band(kind: Kind) {
+    let server = Server::start(kind);
+    let options = Options { more: "[log]\nlevel = \"trace\"\n".to_owned(), ..Options::default() };
+    let component = Component::start(&server, &options);
+    xtls_sends(&server, "ibb", 2 * MIB);
+    no_log_tells(&server, &component);
+}
+
+fn xtls_sends(server: &Server, transport: &str, size: usize) {
+    let alice = Xtls::with_key(server, "alice");
+    let bob = Xtls::with_key(server, "bob");
+    let file = alice.home().join("letter.bin");
+    random_file(&file, size);
+    let mut listener = bob.listen(&["--transport", transport]);
+    let sent = alice.run([
+        "send".as_ref(),
+        bob.jid().as_ref(),
+        file.as_os_str(),
+        "--transport".as_ref(),
+        transport.as_ref(),
+        "--json".as_ref(),
+    ]);
+    assert_eq!(sent.code, 0, "{sent:?}\n{}", listener.log());
+    assert_eq!(listener.wait(Duration::from_secs(30)), 0, "{}", listener.log());
+    let files = listener.files();
+    assert_eq!(files.len(), 1, "{files:?}");
+    assert_eq!(sha256(&files[0]), sha256(&file));
+
+    let secured = listener.event("secured").unwrap();
+    assert_eq!(secured["tls_version"], "TLSv1.3", "{secured}");
+    assert_eq!(secured["transport"], transport, "{secured}");
+    for log in [&sent.stdout, &listener.log()] {
+        let session = super::programs::event(log, "session").unwrap();
+        let hints = session["hints"].as_array().unwrap();
+        assert!(
+            !hints.is_empty() && hints.iter().all(|hint| hint["verdict"] == "match"),
+            "{session}"
+        );
+    }
+}
+
+/// A responder that offers another print than its key's: the sender stops with status 4 and nothing is written.
+pub fn a_wrong_key_is_refused_and_nothing_is_written(kind: Kind) {
+    let server = Server::start(kind);
+    let _component = Component::start(&server, &Options::default());
+    let alice = Xtls::with_key(&server, "alice");
+    let bob = Xtls::with_key(&server, "bob");
+    let file = alice.home().join("letter.bin");
+    random_file(&file, MIB);
+    let other = "AB".repeat(32);
+    let listener = bob.listen(&["--offer-print", &other]);
+    let sent = alice.run(["send".as_ref(), bob.jid().as_ref(), file.as_os_str()]);
+    assert_eq!(sent.code, 4, "{sent:?}\n{}", listener.log());
+    assert_eq!(listener.files(), Vec::<std::path::PathBuf>::new());
+}
+
+/// A stream that starts with something else than a ClientHello reaches nobody; both sides are told.
+pub fn a_stream_that_is_not_tls_leaks_no_byte(kind: Kind) {
+    let server = Server::start(kind);
+    let _component = Component::start(&server, &Options::default());
+    let report = script("not_tls.py", &server, json!({"marker": MARKER}));
+    assert_eq!(report["leaked"], 0, "{report}");
+    for side in ["initiator", "responder"] {
+        assert!(report[side].as_str().unwrap().contains("security-error"), "{report}");
+    }
+}
+
+/// Nonsense is answered, or ignored where no answer may come, and the component goes on.
+pub fn nonsense_does_not_end_the_link(kind: Kind) {
+    let server = Server::start(kind);
+    let mut component = Component::start(&server, &Options::default());
+    let iq = |id: &str, kind: &str, body: &str| json!({"id": id, "xml": format!("<iq from='[from]' to='[component]' id='{id}' type='{kind}'>{body}</iq>")});
+    let mut unanswered = vec![
+        json!({"id": "-", "xml": "<message to='[component]'><x xmlns='urn:example:unknown'/></message>"}),
+        json!({"id": "-", "xml": "<presence to='[component]'><priority>much</priority></presence>"}),
+        json!({"id": "-", "xml": "<iq to='[component]' id='stray' type='result'/>"}),
+        json!({"id": "-", "xml": "<message to='[component]' type='error'><data xmlns='http://jabber.org/protocol/ibb' seq='x'/></message>"}),
+    ];
+    for stanza in &mut unanswered {
+        stanza["answered"] = false.into();
+    }
+    let mut stanzas = unanswered;
+    stanzas.extend([
+        iq("unknown", "get", "<query xmlns='urn:example:unknown'/>"),
+        iq("child", "set", "<query xmlns='http://jabber.org/protocol/bytestreams' sid='s'><activate>@@</activate></query>"),
+        iq("seq", "set", "<data xmlns='http://jabber.org/protocol/ibb' sid='s' seq='many'>!</data>"),
+        iq("jingle", "set", "<jingle xmlns='urn:xmpp:jingle:1' action='dance' sid='x'/>"),
+        iq("keys", "set", "<add xmlns='urn:fingerpost:keys:0'><key method='x509'><print hash='sha-256'>zz</print></key></add>"),
+        iq("nobody", "get", "<ping xmlns='urn:xmpp:ping'/>"),
+        iq("ping", "get", "<ping xmlns='urn:xmpp:ping'/>"),
+    ]);
+    for stanza in &mut stanzas {
+        if stanza["id"] == "nobody" {
+            let xml = stanza["xml"].as_str().unwrap().replace("to='", "to='nobody@");
+            stanza["xml"] = xml.into();
+        }
+    }
+    let answers = script("probe.py", &server, json!({"stanzas": stanzas}));
+    for (id, condition) in [
+        ("unknown", "service-unavailable"),
+        ("child", "bad-request"),
+        ("keys", "bad-request"),
+        ("nobody", "item-not-found"),
+    ] {
+        assert_eq!(answers[id]["condition"], condition, "{id}: {answers}");
+    }
+    for id in ["seq", "jingle"] {
+        assert_eq!(answers[id]["type"], "error", "{id}: {answers}");
+    }
+    assert_eq!(answers["ping"]["type"], "result", "{answers}");
+    assert!(component.runs());
+    assert_eq!(component.log().matches("link up").count(), 1, "{}", component.log());
+}
+
+/// The component tells what it is.
+pub fn the_component_is_discovered(kind: Kind) {
+    let server = Server::start(kind);
+    let _component = Component::start(&server, &Options::default());
+    let disco = &script("login.py", &server, json!({"disco": true}))["disco"];
+    let holds = |list: &str, item: &str| disco[list].as_array().unwrap().iter().any(|i| i == item);
+    assert!(holds("identities", "proxy/bytestreams"), "{disco}");
+    assert!(holds("identities", "component/generic"), "{disco}");
+    assert!(holds("features", "http://jabber.org/protocol/bytestreams"), "{disco}");
+    assert!(holds("items", COMPONENT), "{disco}");
+}
+
+/// A restart of the XMPP server is survived: the component logs in again and answers.
+pub fn a_restart_of_the_server_is_survived(kind: Kind) {
+    let mut server = Server::start(kind);
+    let mut component = Component::start(&server, &Options::default());
+    server.restart();
+    component.wait_for_links(2);
+    assert_answers(&server);
+    assert!(component.runs());
+}
+
+/// SIGHUP is survived.
+pub fn a_sighup_is_survived(kind: Kind) {
+    let server = Server::start(kind);
+    let mut component = Component::start(&server, &Options::default());
+    component.signal("HUP");
+    assert_answers(&server);
+    component.signal("HUP");
+    assert_answers(&server);
+    assert!(component.runs());
+}
+
+/// SIGTERM ends open sessions with a reason and the program with status 0.
+pub fn a_sigterm_tells_open_sessions(kind: Kind) {
+    let server = Server::start(kind);
+    let more = "[limits]\ndrain_timeout = \"2s\"\n".to_owned();
+    let mut component = Component::start(&server, &Options { more, ..Options::default() });
+    let mut session = Script::start("terminated.py", &server, json!({}));
+    session.wait_for("\"open\": true");
+    component.signal("TERM");
+    let report = session.report();
+    for side in ["initiator", "responder"] {
+        assert_ne!(report[side], "", "{report}");
+    }
+    assert_eq!(component.wait(Duration::from_secs(20)), 0, "{}", component.log());
+}
+
+/// A secret that the server refuses: status 77, one line, and the cure.
+pub fn a_wrong_secret_ends_with_status_77(kind: Kind) {
+    let server = Server::start(kind);
+    let secret = Some("not-the-secret".to_owned());
+    let mut component = Component::launch(&server, &Options { secret, ..Options::default() });
+    assert_eq!(component.wait(Duration::from_secs(60)), 77, "{}", component.log());
+    let log = component.log();
+    assert_eq!(log.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{log}");
+    assert!(log.lines().any(|line| line.starts_with("hint: ")), "{log}");
+    assert!(!log.contains("not-the-secret"), "{log}");
+}
+
+/// Asks the component for an answer to a ping.
+pub fn assert_answers(server: &Server) {
+    let ping =
+        "<iq from='[from]' to='[component]' id='p' type='get'><ping xmlns='urn:xmpp:ping'/></iq>";
+    let answers = script("probe.py", server, json!({"stanzas": [{"id": "p", "xml": ping}]}));
+    assert_eq!(answers["p"]["type"], "result", "{answers}");
+}
+
+/// Checks that neither log holds content, a password or the secret.
+fn no_log_tells(server: &Server, component: &Component) {
+    for (whose, log) in [("the server's", server.log()), ("our", component.log())] {
+        assert!(!log.contains(MARKER), "{whose} log holds content");
+        // ejabberd at debug logs the configuration it reads, with the secret in it: that is the server's to mend.
+        if whose == "our" {
+            assert!(!log.contains(SECRET), "our log holds the secret");
+            for (_, password) in USERS {
+                assert!(!log.contains(password), "our log holds a password");
+            }
+        }
+    }
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
