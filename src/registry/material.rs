@@ -1,0 +1,285 @@
+//! Public key material: certificates to prints.
+//!
+//! Material comes as DER or PEM. A private key is told from a certificate by its shape and refused
+//! before anything else is said of it; errors never repeat what was sent.
+
+use time::OffsetDateTime;
+use x509_parser::{pem::Pem, prelude::X509Certificate, prelude::FromDer};
+
+use crate::print::{HashKind, Method, Print};
+
+/// The largest material, in bytes: a certificate with an 8192-bit RSA key and many names has about 6 KiB.
+pub const MATERIAL_MAX: usize = 16 * 1024;
+
+/// Material that was understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Material {
+    /// What it is good for.
+    pub method: Method,
+    /// The DER certificate.
+    pub bytes: Vec<u8>,
+    /// Its prints: SHA-1, SHA-256, SHA-256 of the SPKI.
+    pub prints: Vec<Print>,
+    /// The end of its validity; `None` if it has none (RFC 5280, 4.1.2.5).
+    pub expires: Option<OffsetDateTime>,
+}
+
+/// Why material is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MaterialError {
+    /// Larger than [`MATERIAL_MAX`].
+    #[error("key material must not be larger than 16 KiB")]
+    TooLarge,
+    /// Nothing there.
+    #[error("the key material is empty")]
+    Empty,
+    /// A private key, in the clear or encrypted.
+    #[error(
+        "this is a private key, which must never leave its owner; nothing was stored: send the certificate, and consider the private key exposed"
+    )]
+    PrivateKey,
+    /// OpenPGP certificates are not read.
+    #[error("for openpgp only prints are accepted in this version, no key material")]
+    OpenPgp,
+    /// SRP has no keys.
+    #[error("keys have the method x509 or openpgp; srp has no keys")]
+    Srp,
+    /// More than one certificate.
+    #[error("expected one certificate, not several: send only your own, without its issuers")]
+    Several,
+    /// PEM of something else.
+    #[error("expected PEM with the label CERTIFICATE")]
+    Label,
+    /// Broken PEM.
+    #[error("malformed PEM: {0}")]
+    Pem(String),
+    /// Broken DER.
+    #[error("expected an X.509 certificate as DER or PEM, which this is not: {0}")]
+    Der(String),
+    /// A certificate and something after it.
+    #[error("there are {0} bytes after the end of the certificate")]
+    Trailing(usize),
+}
+
+impl Material {
+    /// Reads a certificate, DER or PEM.
+    ///
+    /// # Errors
+    /// [`MaterialError`] says what is wrong with it, without its content.
+    ///
+    /// # Security
+    /// Private keys are refused whatever the method, and also beside a certificate in one PEM file.
+    pub fn parse(method: Method, bytes: &[u8]) -> Result<Self, MaterialError> {
+        if bytes.len() > MATERIAL_MAX {
+            return Err(MaterialError::TooLarge);
+        }
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            return Err(MaterialError::Empty);
+        }
+        if is_private(bytes) {
+            return Err(MaterialError::PrivateKey);
+        }
+        match method {
+            Method::X509 => {}
+            Method::OpenPgp => return Err(MaterialError::OpenPgp),
+            Method::Srp => return Err(MaterialError::Srp),
+        }
+        if is_pem(bytes) { Self::of_der(pem_certificate(bytes)?) } else { Self::of_der(bytes.to_vec()) }
+    }
+
+    fn of_der(der: Vec<u8>) -> Result<Self, MaterialError> {
+        if is_private(&der) {
+            return Err(MaterialError::PrivateKey);
+        }
+        let (rest, certificate) = X509Certificate::from_der(&der).map_err(|error| {
+            MaterialError::Der(match error {
+                x509_parser::nom::Err::Incomplete(_) => "it ends too early".to_owned(),
+                x509_parser::nom::Err::Error(e) | x509_parser::nom::Err::Failure(e) => e.to_string(),
+            })
+        })?;
+        if !rest.is_empty() {
+            return Err(MaterialError::Trailing(rest.len()));
+        }
+        let until = certificate.validity().not_after.to_datetime();
+        let expires = (until.year() < 9999).then_some(until);
+        let prints = [HashKind::Sha1, HashKind::Sha256, HashKind::SpkiSha256]
+            .into_iter()
+            .filter_map(|hash| Print::of_certificate(hash, &der))
+            .collect();
+        Ok(Self { method: Method::X509, prints, expires, bytes: der })
+    }
+}
+
+/// Whether this is PEM rather than DER.
+pub fn is_pem(bytes: &[u8]) -> bool {
+    bytes.trim_ascii_start().starts_with(b"-----BEGIN")
+}
+
+/// The one certificate in a PEM text.
+fn pem_certificate(bytes: &[u8]) -> Result<Vec<u8>, MaterialError> {
+    let mut found = None;
+    for block in Pem::iter_from_buffer(bytes) {
+        let block = block.map_err(|error| MaterialError::Pem(error.to_string()))?;
+        if block.label != "CERTIFICATE" {
+            return Err(MaterialError::Label);
+        }
+        if found.replace(block.contents).is_some() {
+            return Err(MaterialError::Several);
+        }
+    }
+    found.ok_or_else(|| MaterialError::Pem("no complete block".to_owned()))
+}
+
+/// Whether these bytes have the shape of a private key, whole or not.
+///
+/// PEM by any label with `PRIVATE KEY`; DER by what only private keys begin with: a sequence of a one-byte
+/// version (PKCS#8, RSA, DSA, SEC1 and PKCS#12) or of an algorithm followed by the encrypted octets
+/// (encrypted PKCS#8); OpenPGP by the tag of a secret-key packet. A certificate begins with two sequences.
+fn is_private(bytes: &[u8]) -> bool {
+    const MARK: &[u8] = b"PRIVATE KEY";
+    if bytes.windows(MARK.len()).any(|window| window.eq_ignore_ascii_case(MARK)) {
+        return true;
+    }
+    match bytes {
+        // Secret-key packets, old format (tag 5 with any length type) and new.
+        [0x94..=0x97 | 0xc5, ..] => return true,
+        [0x30, ..] => {}
+        _ => return false,
+    }
+    let Some((_, inner, _)) = der_header(bytes) else { return false };
+    match der_header(inner) {
+        Some((0x02, version, _)) => version.len() <= 1 || der_length(inner) == Some(1),
+        Some((0x30, algorithm, rest)) => {
+            algorithm.first() == Some(&0x06) && rest.first() == Some(&0x04)
+        }
+        _ => false,
+    }
+}
+
+/// Tag, content (as far as it is there) and what follows of a DER value.
+fn der_header(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&tag, rest) = bytes.split_first()?;
+    let (&first, rest) = rest.split_first()?;
+    let (length, rest) = match first {
+        0..0x80 => (usize::from(first), rest),
+        0x80 => (rest.len(), rest),
+        _ => {
+            let count = usize::from(first & 0x7f);
+            let (digits, rest) = rest.split_at_checked(count)?;
+            let fold = |sum: usize, &digit: &u8| {
+                sum.saturating_mul(256).saturating_add(usize::from(digit))
+            };
+            (digits.iter().fold(0, fold), rest)
+        }
+    };
+    let (content, rest) = rest.split_at(length.min(rest.len()));
+    Some((tag, content, rest))
+}
+
+/// The length a DER value says it has, in short form.
+fn der_length(bytes: &[u8]) -> Option<u8> {
+    bytes.get(1).copied().filter(|length| *length < 0x80)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A certificate and its private key, DER and PEM.
+    pub(crate) fn made() -> (Vec<u8>, String, Vec<u8>, String) {
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["laptop.example".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2030, 1, 2);
+        let certificate = params.self_signed(&pair).unwrap();
+        (
+            certificate.der().to_vec(),
+            certificate.pem(),
+            pair.serialize_der(),
+            pair.serialize_pem(),
+        )
+    }
+
+    #[test]
+    fn der_and_pem_give_the_same_three_prints_and_the_end_of_validity() {
+        let (der, pem, ..) = made();
+        let material = Material::parse(Method::X509, &der).unwrap();
+        assert_eq!(Material::parse(Method::X509, pem.as_bytes()), Ok(material.clone()));
+        assert_eq!(material.bytes, der);
+        let kinds: Vec<_> = material.prints.iter().map(Print::hash).collect();
+        assert_eq!(kinds, [HashKind::Sha1, HashKind::Sha256, HashKind::SpkiSha256]);
+        assert_eq!(material.expires, Some(time::macros::datetime!(2030-01-02 0:00 UTC)));
+    }
+
+    #[test]
+    fn private_keys_are_refused_in_every_shape() {
+        let (_, pem, pkcs8, private_pem) = made();
+        let wrap = |tag: u8, content: &[u8]| {
+            let mut der = vec![tag, 0x82];
+            der.extend(u16::try_from(content.len()).unwrap().to_be_bytes());
+            der.extend(content);
+            der
+        };
+        let sec1 = wrap(0x30, &[&[2, 1, 1], wrap(4, &[7; 32]).as_slice()].concat());
+        let rsa = wrap(0x30, &[&[2, 1, 0], wrap(2, &[7; 256]).as_slice()].concat());
+        let encrypted = wrap(0x30, &[wrap(0x30, &[6, 1, 42]), wrap(4, &[7; 99])].concat());
+        let both = format!("{pem}{private_pem}");
+        let openssh = "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n";
+        let pgp = "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nAAAA\n-----END PGP PRIVATE KEY BLOCK-----\n";
+        let disguised = format!(
+            "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+            BASE64_STANDARD.encode(&pkcs8)
+        );
+        for bytes in [
+            pkcs8.as_slice(),
+            &pkcs8[..40],
+            &sec1,
+            &rsa,
+            &encrypted,
+            both.as_bytes(),
+            openssh.as_bytes(),
+            pgp.as_bytes(),
+            disguised.as_bytes(),
+        ] {
+            assert_eq!(Material::parse(Method::X509, bytes), Err(MaterialError::PrivateKey));
+        }
+        let refused = Material::parse(Method::OpenPgp, pgp.as_bytes());
+        assert_eq!(refused, Err(MaterialError::PrivateKey));
+    }
+
+    #[test]
+    fn the_error_says_what_is_wrong() {
+        let (der, pem, ..) = made();
+        let parse = |bytes: &[u8]| Material::parse(Method::X509, bytes).unwrap_err();
+        assert_eq!(parse(&[0; MATERIAL_MAX + 1]), MaterialError::TooLarge);
+        assert_eq!(parse(b" \n"), MaterialError::Empty);
+        assert_eq!(parse(format!("{pem}{pem}").as_bytes()), MaterialError::Several);
+        assert_eq!(parse(&[der.as_slice(), b"xy"].concat()), MaterialError::Trailing(2));
+        assert_eq!(
+            parse(b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"),
+            MaterialError::Label
+        );
+        assert!(matches!(parse(pem[..100].as_bytes()), MaterialError::Pem(_)));
+        assert!(matches!(parse(&der[..100]), MaterialError::Der(_)));
+        assert!(matches!(parse(b"hello"), MaterialError::Der(_)));
+        assert_eq!(Material::parse(Method::OpenPgp, &der), Err(MaterialError::OpenPgp));
+    }
+
+    proptest! {
+        #[test]
+        fn mangled_material_never_panics(
+            at in any::<prop::sample::Index>(), byte: u8, cut in any::<prop::sample::Index>(),
+        ) {
+            let (mut der, ..) = made();
+            let at = at.index(der.len());
+            der[at] = byte;
+            let cut = cut.index(der.len());
+            let _ = Material::parse(Method::X509, &der);
+            let _ = Material::parse(Method::X509, &der[..cut]);
+            let _ = Material::parse(Method::X509, &der[cut..]);
+        }
+    }
+}

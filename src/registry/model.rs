@@ -1,0 +1,677 @@
+//! Keys, their states, and which change is allowed.
+//!
+//! A key begins `active`. It ends `superseded`, when its owner adds another one in its place, or
+//! `revoked`; revoked is final, also for a print that is added once more. Nothing is overwritten: the
+//! [`Event`] of each change goes to the audit log.
+//!
+//! | state | add again | replaced | revoke |
+//! |---|---|---|---|
+//! | active | the same key | superseded | revoked |
+//! | superseded | the same key, still superseded | refused | revoked |
+//! | revoked | the same key, still revoked | refused | no change |
+
+use std::{fmt, str::FromStr};
+
+use jid::BareJid;
+use time::OffsetDateTime;
+
+use super::material::Material;
+use crate::print::{HashKind, Method, Print};
+
+/// The longest label, in characters: what fits a line of a list.
+pub const LABEL_MAX: usize = 64;
+/// The longest reason, in characters: one sentence.
+pub const REASON_MAX: usize = 256;
+/// The most prints of one key: both hashes of a certificate, that of its SPKI, and room.
+pub const PRINTS_MAX: usize = 8;
+
+/// Makes the names of an enum on the wire, in the database and in JSON.
+macro_rules! names {
+    ($type:ident, $expected:literal, $($variant:ident = $name:literal),+) => {
+        impl $type {
+            /// The name on the wire and in the database.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = UnknownName;
+
+            fn from_str(text: &str) -> Result<Self, UnknownName> {
+                match text {
+                    $($name => Ok(Self::$variant),)+
+                    _ => Err(UnknownName { expected: $expected }),
+                }
+            }
+        }
+    };
+}
+
+/// A name that is none of those expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected {expected}")]
+pub struct UnknownName {
+    /// The names there are.
+    pub expected: &'static str,
+}
+
+/// The name of a key: 128 random bits, written as 32 lower case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyId(u128);
+
+impl KeyId {
+    /// Makes an id of random bits; drawing them is the caller's part.
+    pub fn new(random: u128) -> Self {
+        Self(random)
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for KeyId {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        let digits = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+        if text.len() == 32 && text.bytes().all(digits) {
+            if let Ok(bits) = u128::from_str_radix(text, 16) {
+                return Ok(Self(bits));
+            }
+        }
+        Err(UnknownName { expected: "a key id: 32 hexadecimal digits in lower case" })
+    }
+}
+
+/// What became of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// In use.
+    Active,
+    /// Its owner has put another one in its place.
+    Superseded,
+    /// Not to be trusted any more, for good.
+    Revoked,
+}
+
+names!(
+    State,
+    "active, superseded or revoked",
+    Active = "active",
+    Superseded = "superseded",
+    Revoked = "revoked"
+);
+
+/// How sure it is that a key is its owner's; each is worth more than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Assurance {
+    /// The owner's own XMPP session said so.
+    Asserted,
+    /// The owner has shown possession of the private key.
+    Proven,
+    /// An admin vouches.
+    Attested,
+}
+
+names!(
+    Assurance,
+    "asserted, proven or attested",
+    Asserted = "asserted",
+    Proven = "proven",
+    Attested = "attested"
+);
+
+/// Where a key came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The owner sent it.
+    Self_,
+    /// The owner published it in PEP.
+    Pep,
+    /// An admin added it.
+    Admin,
+    /// It was in an imported file.
+    Import,
+}
+
+names!(
+    Source,
+    "self, pep, admin or import",
+    Self_ = "self",
+    Pep = "pep",
+    Admin = "admin",
+    Import = "import"
+);
+
+/// A key as the registry knows it. Its public material, if any, is asked for on its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Its name.
+    pub id: KeyId,
+    /// Whose it is.
+    pub owner: BareJid,
+    /// What it is good for.
+    pub method: Method,
+    /// Its prints; at least one.
+    pub prints: Vec<Print>,
+    /// Whether the certificate itself is stored.
+    pub has_material: bool,
+    /// What the owner calls it; may be empty.
+    pub label: String,
+    /// What became of it.
+    pub state: State,
+    /// How sure it is.
+    pub assurance: Assurance,
+    /// Where it came from.
+    pub source: Source,
+    /// When it was added, to the microsecond.
+    pub created: OffsetDateTime,
+    /// The end of the certificate's validity. A key past it keeps its state.
+    pub expires: Option<OffsetDateTime>,
+    /// When it was last changed, to the microsecond.
+    pub changed: OffsetDateTime,
+    /// The key put in its place.
+    pub replaced_by: Option<KeyId>,
+    /// Why it was revoked; empty if nobody said.
+    pub reason: String,
+}
+
+/// A key to be added.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewKey {
+    method: Method,
+    prints: Vec<Print>,
+    material: Option<Vec<u8>>,
+    label: String,
+    source: Source,
+    expires: Option<OffsetDateTime>,
+    replaces: Option<KeyId>,
+}
+
+/// Why something cannot be a key of the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// Passwords have no prints.
+    #[error("keys have the method x509 or openpgp; srp has no keys")]
+    Method,
+    /// Neither a print nor material.
+    #[error("a key needs at least one print, or material")]
+    NoPrint,
+    /// More than [`PRINTS_MAX`].
+    #[error("a key may have at most 8 prints")]
+    TooManyPrints,
+    /// The owner's own prints say something else than the certificate.
+    #[error("a print given is not that of the material given")]
+    WrongPrint,
+    /// SPKI prints are of certificates.
+    #[error("only x509 keys have spki-sha-256 prints")]
+    Spki,
+    /// Too long or with control characters.
+    #[error("a label must be at most 64 characters long, without control characters")]
+    Label,
+    /// Too long or with control characters.
+    #[error("a reason must be at most 256 characters long, without control characters")]
+    Reason,
+}
+
+impl NewKey {
+    /// A key of which only prints are known. Repeated prints are stored once.
+    ///
+    /// # Errors
+    /// [`KeyError`] if that is no key.
+    pub fn of_prints(
+        method: Method,
+        prints: Vec<Print>,
+        label: &str,
+        source: Source,
+    ) -> Result<Self, KeyError> {
+        if method == Method::Srp {
+            return Err(KeyError::Method);
+        }
+        if method != Method::X509 && prints.iter().any(|p| p.hash() == HashKind::SpkiSha256) {
+            return Err(KeyError::Spki);
+        }
+        let mut once: Vec<Print> = Vec::with_capacity(prints.len());
+        for print in prints {
+            if !once.iter().any(|known| known.same_bytes(&print)) {
+                once.push(print);
+            }
+        }
+        match once.len() {
+            0 => return Err(KeyError::NoPrint),
+            1..=PRINTS_MAX => {}
+            _ => return Err(KeyError::TooManyPrints),
+        }
+        Ok(Self {
+            method,
+            prints: once,
+            material: None,
+            label: check_label(label)?,
+            source,
+            expires: None,
+            replaces: None,
+        })
+    }
+
+    /// A key of which there is a certificate. `prints` are what the owner thinks its prints are.
+    ///
+    /// # Errors
+    /// [`KeyError::WrongPrint`] if a print is not the material's; [`KeyError::Label`].
+    pub fn of_material(
+        material: Material,
+        prints: &[Print],
+        label: &str,
+        source: Source,
+    ) -> Result<Self, KeyError> {
+        let belongs = |print: &Print| material.prints.iter().any(|own| own.same_bytes(print));
+        if !prints.iter().all(belongs) {
+            return Err(KeyError::WrongPrint);
+        }
+        Ok(Self {
+            method: material.method,
+            prints: material.prints,
+            material: Some(material.bytes),
+            label: check_label(label)?,
+            source,
+            expires: material.expires,
+            replaces: None,
+        })
+    }
+
+    /// Names the active key of the same owner that this one takes the place of.
+    pub fn replacing(mut self, id: Option<KeyId>) -> Self {
+        self.replaces = id;
+        self
+    }
+
+    /// Its prints.
+    pub fn prints(&self) -> &[Print] {
+        &self.prints
+    }
+
+    /// Its certificate, if there is one.
+    pub fn material(&self) -> Option<&[u8]> {
+        self.material.as_deref()
+    }
+
+    /// Whether `key` is this one. A certificate that was renewed for the same key pair has the SPKI in
+    /// common and is still another one.
+    fn is(&self, key: &Key) -> bool {
+        let known = |print: &Print| key.prints.iter().any(|own| own.same_bytes(print));
+        let whole = |print: &&Print| print.hash() != HashKind::SpkiSha256;
+        let same_whole = |print: &Print| {
+            key.prints.iter().filter(whole).any(|own| own.same_bytes(print))
+        };
+        self.method == key.method
+            && (self.prints.iter().all(known)
+                || self.prints.iter().filter(whole).any(same_whole))
+    }
+
+    /// Whether `key` has any print of this one.
+    fn touches(&self, key: &Key) -> bool {
+        self.prints.iter().any(|print| key.has(print))
+    }
+}
+
+/// Who makes a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// A user, for their own keys.
+    User(BareJid),
+    /// An admin, over XMPP.
+    Admin(BareJid),
+    /// Whoever can run commands on the machine.
+    Offline,
+}
+
+impl Actor {
+    /// Whether keys of `owner` may be changed by this one.
+    pub fn may_change(&self, owner: &BareJid) -> bool {
+        match self {
+            Self::User(jid) => jid == owner,
+            Self::Admin(_) | Self::Offline => true,
+        }
+    }
+}
+
+/// What happened to a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It was added.
+    Added,
+    /// When it was added, someone else had a key with one of its prints already.
+    AlsoOwned {
+        /// The other owner.
+        by: Party,
+        /// The other owner's key.
+        key: KeyId,
+    },
+    /// More prints or the certificate became known.
+    Completed,
+    /// Another one took its place.
+    Superseded {
+        /// The other one.
+        by: KeyId,
+    },
+    /// It was revoked; the key says why.
+    Revoked,
+}
+
+impl Event {
+    /// The name in the database.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Added => "added",
+            Self::AlsoOwned { .. } => "also-owned",
+            Self::Completed => "completed",
+            Self::Superseded { .. } => "superseded",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+/// A user in the audit log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Party {
+    /// Known by address.
+    User(BareJid),
+    /// Forgotten on request; the salted hash of the address.
+    Erased(String),
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(jid) => f.write_str(jid.as_str()),
+            Self::Erased(hash) => f.write_str(hash),
+        }
+    }
+}
+
+/// A row of the audit log: who, when, what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// Its place in the log; later rows have higher numbers.
+    pub seq: i64,
+    /// When.
+    pub at: OffsetDateTime,
+    /// Whose key it was.
+    pub owner: Party,
+    /// Who did it; `None` if that was a user forgotten since.
+    pub actor: Option<Actor>,
+    /// The key.
+    pub key: KeyId,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What adding a key comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Addition {
+    /// The owner has it already, maybe superseded or revoked.
+    Known {
+        /// That key, completed if the new one had more to say of it.
+        key: Key,
+        /// Whether it was completed.
+        completed: bool,
+        /// The key it takes the place of.
+        superseded: Option<Key>,
+    },
+    /// It is new.
+    Fresh {
+        /// The key to be stored.
+        key: Key,
+        /// The key it takes the place of.
+        superseded: Option<Key>,
+    },
+}
+
+/// Why a change is not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAllowed {
+    /// No such key, or not this one's to change: these look the same.
+    #[error("no such key")]
+    NoSuchKey,
+    /// The key to be replaced is not an active key of the owner.
+    #[error("the key to replace is not one of the owner's active keys")]
+    NotReplaceable,
+    /// The owner has as many keys as one may have.
+    #[error("the limit of {0} keys is reached; revoke or replace one")]
+    TooManyKeys(u32),
+}
+
+/// How many keys that are no longer active one may have for each that may be: bounds what add and
+/// revoke in turn can fill, and leaves a month-wise rotation decades.
+const HISTORY_FACTOR: u32 = 32;
+
+impl Key {
+    /// Whether one of its prints has these bytes.
+    pub fn has(&self, print: &Print) -> bool {
+        self.prints.iter().any(|own| own.same_bytes(print))
+    }
+
+    /// Decides what adding `new` for `owner` comes to. `own` are all keys the owner has ever had;
+    /// `limit` is how many may be active.
+    ///
+    /// A revoked key is given back for any print it has in common with the new one, its SPKI included:
+    /// the same key pair does not come back in a new certificate.
+    ///
+    /// # Errors
+    /// [`NotAllowed`]
+    pub fn add(
+        owner: &BareJid,
+        new: &NewKey,
+        own: &[Self],
+        limit: u32,
+        now: OffsetDateTime,
+        id: KeyId,
+    ) -> Result<Addition, NotAllowed> {
+        let now = to_micros(now);
+        let revoked = own.iter().find(|key| key.state == State::Revoked && new.touches(key));
+        if let Some(key) = revoked {
+            return Ok(Addition::Known { key: key.clone(), completed: false, superseded: None });
+        }
+        // Several may be the same one if they were added by different prints; the active one counts.
+        let mut same = own.iter().filter(|key| new.is(key)).collect::<Vec<_>>();
+        same.sort_by_key(|key| key.state != State::Active);
+        if let Some(&known) = same.first() {
+            let mut key = known.clone();
+            let completed = key.complete(new, now);
+            let superseded = match new.replaces {
+                Some(old) if old != key.id && key.state == State::Active => {
+                    let old = own.iter().find(|k| k.id == old).ok_or(NotAllowed::NotReplaceable)?;
+                    // Asked twice: it was replaced by this very key the first time.
+                    if old.replaced_by == Some(key.id) {
+                        None
+                    } else {
+                        Some(old.superseded(key.id, now)?)
+                    }
+                }
+                _ => None,
+            };
+            return Ok(Addition::Known { key, completed, superseded });
+        }
+        let superseded = match new.replaces {
+            Some(old) => Some(
+                own.iter()
+                    .find(|key| key.id == old)
+                    .ok_or(NotAllowed::NotReplaceable)?
+                    .superseded(id, now)?,
+            ),
+            None => None,
+        };
+        let active = own.iter().filter(|key| key.state == State::Active).count()
+            - usize::from(superseded.is_some());
+        let room = |have: usize, limit: u32| u32::try_from(have).is_ok_and(|have| have < limit);
+        if !room(active, limit)
+            || !room(own.len(), limit.saturating_mul(HISTORY_FACTOR))
+        {
+            return Err(NotAllowed::TooManyKeys(limit));
+        }
+        let key = Self {
+            id,
+            owner: owner.clone(),
+            method: new.method,
+            prints: new.prints.clone(),
+            has_material: new.material.is_some(),
+            label: new.label.clone(),
+            state: State::Active,
+            assurance: Assurance::Asserted,
+            source: new.source,
+            created: now,
+            expires: new.expires.map(to_micros),
+            changed: now,
+            replaced_by: None,
+            reason: String::new(),
+        };
+        Ok(Addition::Fresh { key, superseded })
+    }
+
+    /// Revokes the key; `None` if it is revoked already.
+    ///
+    /// # Errors
+    /// [`NotAllowed::NoSuchKey`] if it is not `by`'s to revoke.
+    pub fn revoke(
+        &self,
+        by: &Actor,
+        reason: &str,
+        now: OffsetDateTime,
+    ) -> Result<Option<Self>, NotAllowed> {
+        if !by.may_change(&self.owner) {
+            return Err(NotAllowed::NoSuchKey);
+        }
+        Ok((self.state != State::Revoked).then(|| Self {
+            state: State::Revoked,
+            changed: to_micros(now),
+            reason: reason.to_owned(),
+            ..self.clone()
+        }))
+    }
+
+    /// Takes over what `new` knows more of it. Only of a key that is merely asserted and has no
+    /// certificate: what was proven or attested was so for the prints it had then.
+    fn complete(&mut self, new: &NewKey, now: OffsetDateTime) -> bool {
+        if self.state != State::Active
+            || self.assurance != Assurance::Asserted
+            || self.has_material
+        {
+            return false;
+        }
+        let more: Vec<_> = new.prints.iter().filter(|print| !self.has(print)).cloned().collect();
+        if (more.is_empty() && new.material.is_none())
+            || self.prints.len() + more.len() > PRINTS_MAX
+        {
+            return false;
+        }
+        if new.material.is_some() {
+            // A print that the certificate does not have is not one of this key.
+            if !self.prints.iter().all(|own| new.prints.iter().any(|p| p.same_bytes(own))) {
+                return false;
+            }
+            self.prints = new.prints.clone();
+            self.has_material = true;
+            self.expires = new.expires.map(to_micros);
+        } else {
+            self.prints.extend(more);
+        }
+        self.changed = now;
+        true
+    }
+
+    fn superseded(&self, by: KeyId, now: OffsetDateTime) -> Result<Self, NotAllowed> {
+        if self.state != State::Active {
+            return Err(NotAllowed::NotReplaceable);
+        }
+        Ok(Self {
+            state: State::Superseded,
+            changed: now,
+            replaced_by: Some(by),
+            ..self.clone()
+        })
+    }
+}
+
+/// Who may see a user's keys. The owner always may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Visibility {
+    /// Everyone who may use the service.
+    #[default]
+    Everyone,
+    /// Those of the same domain.
+    Local,
+    /// Those the owner named.
+    Listed,
+    /// Nobody.
+    Nobody,
+}
+
+names!(
+    Visibility,
+    "everyone, local, listed or nobody",
+    Everyone = "everyone",
+    Local = "local",
+    Listed = "listed",
+    Nobody = "nobody"
+);
+
+impl Visibility {
+    /// Whether `asker`, who may use the service, may see the keys of `owner`, who named `listed`.
+    pub fn admits(self, asker: &BareJid, owner: &BareJid, listed: &[BareJid]) -> bool {
+        asker == owner
+            || match self {
+                Self::Everyone => true,
+                Self::Local => asker.domain() == owner.domain(),
+                Self::Listed => listed.contains(asker),
+                Self::Nobody => false,
+            }
+    }
+}
+
+/// A moment as the registry keeps it: UTC, to the microsecond.
+pub fn to_micros(time: OffsetDateTime) -> OffsetDateTime {
+    let time = time.to_offset(time::UtcOffset::UTC);
+    time.replace_microsecond(time.microsecond()).unwrap_or(time)
+}
+
+/// A moment as it is written, to the second: `2026-11-24T02:00:00Z`.
+pub fn stamp(time: OffsetDateTime) -> String {
+    let time = time.to_offset(time::UtcOffset::UTC);
+    let (year, month, day) = time.to_calendar_date();
+    let (hour, minute, second) = time.to_hms();
+    format!("{year:04}-{:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z", u8::from(month))
+}
+
+/// Checks why a key is revoked.
+///
+/// # Errors
+/// [`KeyError::Reason`]
+pub fn check_reason(reason: &str) -> Result<String, KeyError> {
+    plain(reason, REASON_MAX).ok_or(KeyError::Reason)
+}
+
+fn check_label(label: &str) -> Result<String, KeyError> {
+    plain(label, LABEL_MAX).ok_or(KeyError::Label)
+}
+
+/// Text for one line of a terminal or a chat message.
+fn plain(text: &str, max: usize) -> Option<String> {
+    let text = text.trim();
+    (text.chars().count() <= max && !text.chars().any(char::is_control)).then(|| text.to_owned())
+}

@@ -1,0 +1,278 @@
+//! Requests in `urn:fingerpost:keys:0`.
+//!
+//! | request | answer |
+//! |---|---|
+//! | get `<keys jid='…'/>` (no jid: the asker's own) | `<keys/>` with every key; unknown, hidden and keyless look the same |
+//! | get `<key id='…' material='true'/>` | the key, with its certificate if asked |
+//! | set `<add><key method='…'><print/>… or <material/></key></add>` | the stored key |
+//! | set `<revoke id='…' reason='…'/>` | the key, revoked |
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use jid::BareJid;
+use minidom::Element;
+use time::OffsetDateTime;
+
+use super::{
+    Registry,
+    material::{MATERIAL_MAX, Material},
+    model::{Actor, Key, KeyId, NewKey, NotAllowed, Source, check_reason, stamp},
+    store::StoreError,
+};
+use crate::{
+    print::{HashKind, Method, Print},
+    xmpp::{ns, stanza::Refusal, xml},
+};
+
+/// The IQ's type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    /// `type='get'`.
+    Get,
+    /// `type='set'`.
+    Set,
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NotAllowed(NotAllowed::NoSuchKey) => Self::item_not_found("There is no such key"),
+            StoreError::NotAllowed(NotAllowed::NotReplaceable) => {
+                Self::bad_request("replaces must be the id of one of your active keys")
+            }
+            StoreError::NotAllowed(error @ NotAllowed::TooManyKeys(_)) => {
+                Self::resource_constraint(error.to_string())
+            }
+            error => {
+                tracing::error!(%error, "the registry failed");
+                Self::internal()
+            }
+        }
+    }
+}
+
+impl Registry {
+    /// Answers one request of `asker`.
+    ///
+    /// # Errors
+    /// The refusal that the asker gets.
+    pub async fn handle(
+        &self,
+        asker: &BareJid,
+        kind: RequestKind,
+        payload: &Element,
+        now: OffsetDateTime,
+    ) -> Result<Element, Refusal> {
+        match (kind, payload.name()) {
+            (RequestKind::Get, "keys") => {
+                let owner = match payload.attr("jid") {
+                    Some(text) => BareJid::new(text)
+                        .map_err(|_| Refusal::bad_request("jid must be a bare JID"))?,
+                    None => asker.clone(),
+                };
+                let mut keys = xml::element("keys", ns::KEYS, &[("jid", owner.as_str())]);
+                for key in self.visible_keys(asker, &owner).await? {
+                    keys.append_child(to_element(&key, None));
+                }
+                Ok(keys)
+            }
+            (RequestKind::Get, "key") => {
+                let id = id(payload)?;
+                let key = self.store.key(id).await?;
+                let key = key
+                    .filter(|key| self.admits(asker, &key.owner))
+                    .ok_or_else(|| Refusal::item_not_found("There is no such key"))?;
+                let material = match payload.attr("material") {
+                    Some("true" | "1") => self.store.material(id).await?,
+                    _ => None,
+                };
+                Ok(to_element(&key, material.as_deref()))
+            }
+            (RequestKind::Set, "add") => {
+                let new = read_new(payload)?;
+                let actor = Actor::User(asker.clone());
+                let limit = self.options.keys_per_user;
+                let id = KeyId::new(rand::random());
+                let added = self.store.add(asker, &new, limit, &actor, now, id).await?;
+                if !added.also_owned_by.is_empty() {
+                    tracing::warn!(key = %added.key.id, "a print is claimed by more than one user");
+                }
+                Ok(to_element(&added.key, None))
+            }
+            (RequestKind::Set, "revoke") => {
+                let reason = check_reason(payload.attr("reason").unwrap_or_default())
+                    .map_err(|error| Refusal::bad_request(error.to_string()))?;
+                let actor = Actor::User(asker.clone());
+                Ok(to_element(&self.store.revoke(id(payload)?, &actor, &reason, now).await?, None))
+            }
+            (_, "challenge" | "prove" | "settings" | "export" | "erase") => Err(Refusal::new(
+                "cancel",
+                "feature-not-implemented",
+                "This request is not in this version",
+            )),
+            (RequestKind::Get, _) => Err(Refusal::bad_request("Expected keys or key")),
+            (RequestKind::Set, _) => Err(Refusal::bad_request("Expected add or revoke")),
+        }
+    }
+}
+
+fn id(payload: &Element) -> Result<KeyId, Refusal> {
+    let text = payload.attr("id").ok_or_else(|| Refusal::bad_request("The id of a key is missing"))?;
+    text.parse().map_err(|_| Refusal::item_not_found("There is no such key"))
+}
+
+fn read_new(add: &Element) -> Result<NewKey, Refusal> {
+    let bad = |error: &dyn std::fmt::Display| Refusal::bad_request(error.to_string());
+    let key = add
+        .get_child("key", ns::KEYS)
+        .ok_or_else(|| Refusal::bad_request("Expected a key with prints or material"))?;
+    let method: Method =
+        key.attr("method").unwrap_or_default().parse().map_err(|error| bad(&error))?;
+    let mut prints = Vec::new();
+    for element in key.children().filter(|child| child.is("print", ns::KEYS)) {
+        let hash = match element.attr("hash") {
+            Some(text) => Some(text.parse::<HashKind>().map_err(|error| bad(&error))?),
+            None => None,
+        };
+        prints.push(Print::parse(&element.text(), hash).map_err(|error| bad(&error))?);
+    }
+    let replaces = match key.attr("replaces") {
+        Some(text) => Some(text.parse::<KeyId>().map_err(|_| {
+            Refusal::bad_request("replaces must be the id of one of your active keys")
+        })?),
+        None => None,
+    };
+    let label = key.attr("label").unwrap_or_default();
+    let new = match key.get_child("material", ns::KEYS) {
+        Some(material) => {
+            let text: String =
+                material.text().chars().filter(|c| !c.is_ascii_whitespace()).collect();
+            if text.len() > MATERIAL_MAX * 2 {
+                return Err(Refusal::bad_request("key material must not be larger than 16 KiB"));
+            }
+            let bytes = STANDARD
+                .decode(text)
+                .map_err(|_| Refusal::bad_request("material must be base64 of a certificate"))?;
+            let material = Material::parse(method, &bytes).map_err(|error| bad(&error))?;
+            NewKey::of_material(material, &prints, label, Source::Self_)
+        }
+        None => NewKey::of_prints(method, prints, label, Source::Self_),
+    };
+    Ok(new.map_err(|error| bad(&error))?.replacing(replaces))
+}
+
+fn to_element(key: &Key, material: Option<&[u8]>) -> Element {
+    let mut element = xml::element(
+        "key",
+        ns::KEYS,
+        &[
+            ("id", &key.id.to_string()),
+            ("method", key.method.as_str()),
+            ("state", key.state.as_str()),
+            ("assurance", key.assurance.as_str()),
+            ("source", key.source.as_str()),
+            ("label", &key.label),
+            ("created", &stamp(key.created)),
+        ],
+    );
+    if let Some(expires) = key.expires {
+        xml::set(&mut element, "expires", &stamp(expires));
+    }
+    for print in &key.prints {
+        let mut child = xml::element("print", ns::KEYS, &[("hash", print.hash().as_str())]);
+        child.append_text(print.to_string());
+        element.append_child(child);
+    }
+    if let Some(material) = material {
+        let mut child = Element::bare("material", ns::KEYS);
+        child.append_text(STANDARD.encode(material));
+        element.append_child(child);
+    }
+    element
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::registry::{Options, model::Visibility, store::Store};
+
+    const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
+    const SEED: &str = "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38";
+
+    async fn registry(visibility: Visibility) -> Registry {
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        Registry::new(store, Options { visibility, keys_per_user: 2 })
+    }
+
+    async fn ask(registry: &Registry, who: &str, kind: RequestKind, text: &str) -> Result<Element, Refusal> {
+        let payload: Element = text.parse().unwrap();
+        registry.handle(&BareJid::new(who).unwrap(), kind, &payload, NOW).await
+    }
+
+    fn add(print: &str) -> String {
+        format!(
+            "<add xmlns='urn:fingerpost:keys:0'><key method='x509' label='laptop'><print>{print}</print></key></add>"
+        )
+    }
+
+    #[tokio::test]
+    async fn a_key_is_added_listed_and_revoked() {
+        let registry = registry(Visibility::Everyone).await;
+        let lower = SEED.replace(':', "").to_lowercase();
+        let key = ask(&registry, "romeo@m.lit", RequestKind::Set, &add(&lower)).await.unwrap();
+        let expected = [("method", "x509"), ("state", "active"), ("assurance", "asserted"),
+            ("source", "self"), ("label", "laptop"), ("created", "2026-11-24T02:00:00Z")];
+        for (name, value) in expected {
+            assert_eq!(key.attr(name), Some(value), "{name}");
+        }
+        let print = key.get_child("print", ns::KEYS).unwrap();
+        assert_eq!((print.attr("hash"), print.text().as_str()), (Some("sha-1"), SEED));
+        let get = "<keys xmlns='urn:fingerpost:keys:0' jid='romeo@m.lit'/>";
+        let keys = ask(&registry, "juliet@c.lit", RequestKind::Get, get).await.unwrap();
+        assert_eq!(keys.children().collect::<Vec<_>>(), [&key]);
+        let id = key.attr("id").unwrap();
+        let revoke = format!("<revoke xmlns='urn:fingerpost:keys:0' id='{id}' reason='lost'/>");
+        let foreign = ask(&registry, "juliet@c.lit", RequestKind::Set, &revoke).await.unwrap_err();
+        assert_eq!(foreign.condition, "item-not-found");
+        let revoked = ask(&registry, "romeo@m.lit", RequestKind::Set, &revoke).await.unwrap();
+        assert_eq!(revoked.attr("state"), Some("revoked"));
+    }
+
+    #[tokio::test]
+    async fn hidden_unknown_and_keyless_users_look_the_same() {
+        let registry = registry(Visibility::Nobody).await;
+        ask(&registry, "romeo@m.lit", RequestKind::Set, &add(SEED)).await.unwrap();
+        let get = |jid: &str| format!("<keys xmlns='urn:fingerpost:keys:0' jid='{jid}'/>");
+        let hidden = ask(&registry, "j@c.lit", RequestKind::Get, &get("romeo@m.lit")).await.unwrap();
+        let unknown = ask(&registry, "j@c.lit", RequestKind::Get, &get("nobody@m.lit")).await.unwrap();
+        assert_eq!(hidden.nodes().len(), 0);
+        assert_eq!(
+            String::from(&hidden).replace("romeo", "nobody"),
+            String::from(&unknown)
+        );
+        let own = "<keys xmlns='urn:fingerpost:keys:0'/>";
+        let own = ask(&registry, "romeo@m.lit", RequestKind::Get, own).await.unwrap();
+        assert_eq!(own.children().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn bad_content_is_refused_with_what_was_expected() {
+        let registry = registry(Visibility::Everyone).await;
+        let private = STANDARD.encode(format!("-----BEGIN PRIVATE {0}-----\nAA==\n-----END PRIVATE {0}-----\n", "KEY"));
+        for (request, says) in [
+            (add("zz"), "hexadecimal"),
+            (add("7272"), "20 bytes"),
+            ("<add xmlns='urn:fingerpost:keys:0'/>".to_owned(), "Expected a key"),
+            (add(SEED).replace("x509", "dsa"), "x509, openpgp or srp"),
+            (
+                format!("<add xmlns='urn:fingerpost:keys:0'><key method='x509'><material>{private}</material></key></add>"),
+                "private key",
+            ),
+        ] {
+            let refusal = ask(&registry, "r@m.lit", RequestKind::Set, &request).await.unwrap_err();
+            assert_eq!(refusal.condition, "bad-request", "{request}");
+            assert!(refusal.text.contains(says), "{request}: {}", refusal.text);
+        }
+    }
+}

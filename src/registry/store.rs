@@ -1,0 +1,262 @@
+//! What may be asked of the database. SQL stands in one file for each kind of database.
+//!
+//! Lookups give `Option` or a list; changes take `now` and write their audit rows in the same transaction: what was
+//! acknowledged is on the disk, and what was not has left no trace.
+
+use jid::BareJid;
+use time::OffsetDateTime;
+
+use super::{
+    model::{Actor, AuditEntry, Key, KeyId, NewKey, NotAllowed},
+    sqlite::Sqlite,
+};
+use crate::print::Print;
+
+/// A database of keys. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Sqlite(Sqlite),
+}
+
+/// Why a database cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The address is of no known kind.
+    #[error("expected an address that starts with sqlite:")]
+    Kind,
+    /// The database cannot be opened.
+    #[error("{0}")]
+    Open(sqlx::Error),
+    /// The schema cannot be brought up to date.
+    #[error("the schema cannot be brought up to date: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+}
+
+/// Why the database did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The rules do not allow it.
+    #[error(transparent)]
+    NotAllowed(#[from] NotAllowed),
+    /// The database failed, or is not there.
+    #[error("the database failed: {0}")]
+    Database(#[from] sqlx::Error),
+    /// A row that this program has not written.
+    #[error("the database is inconsistent: {table} {id}")]
+    Inconsistent {
+        /// The table.
+        table: &'static str,
+        /// The row.
+        id: String,
+    },
+}
+
+/// What adding a key came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Added {
+    /// The key as it is stored.
+    pub key: Key,
+    /// Whether it is new.
+    pub fresh: bool,
+    /// Others that have a key with one of its prints.
+    pub also_owned_by: Vec<BareJid>,
+}
+
+impl Store {
+    /// Opens a database: `sqlite:FILE` or `sqlite::memory:`. With `migrate` its schema is brought up to date.
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub async fn open(url: &str, max_connections: u32, migrate: bool) -> Result<Self, OpenError> {
+        if !url.starts_with("sqlite:") {
+            return Err(OpenError::Kind);
+        }
+        Ok(Self(Kind::Sqlite(Sqlite::open(url, max_connections, migrate).await?)))
+    }
+
+    /// All keys a user has ever had, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn keys_of(&self, owner: &BareJid) -> Result<Vec<Key>, StoreError> {
+        match &self.0 {
+            Kind::Sqlite(db) => db.keys_of(owner).await,
+        }
+    }
+
+    /// One key.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn key(&self, id: KeyId) -> Result<Option<Key>, StoreError> {
+        match &self.0 {
+            Kind::Sqlite(db) => db.key(id).await,
+        }
+    }
+
+    /// The certificate of a key.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn material(&self, id: KeyId) -> Result<Option<Vec<u8>>, StoreError> {
+        match &self.0 {
+            Kind::Sqlite(db) => db.material(id).await,
+        }
+    }
+
+    /// All keys of all users, by owner and age.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn all(&self) -> Result<Vec<Key>, StoreError> {
+        match &self.0 {
+            Kind::Sqlite(db) => db.all().await,
+        }
+    }
+
+    /// Who has a key with this print.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn owners_of(&self, print: &Print) -> Result<Vec<BareJid>, StoreError> {
+        match &self.0 {
+            Kind::Sqlite(db) => db.owners_of(print).await,
+        }
+    }
+
+    /// Adds a key as [`Key::add`] decides; `id` is its name if it is new.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn add(
+        &self,
+        owner: &BareJid,
+        new: &NewKey,
+        limit: u32,
+        actor: &Actor,
+        now: OffsetDateTime,
+        id: KeyId,
+    ) -> Result<Added, StoreError> {
+        match &self.0 {
+            Kind::Sqlite(db) => db.add(owner, new, limit, actor, now, id).await,
+        }
+    }
+
+    /// Revokes a key for good; a second time changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn revoke(
+        &self,
+        id: KeyId,
+        actor: &Actor,
+        reason: &str,
+        now: OffsetDateTime,
+    ) -> Result<Key, StoreError> {
+        match &self.0 {
+            Kind::Sqlite(db) => db.revoke(id, actor, reason, now).await,
+        }
+    }
+
+    /// What the audit log says of a user's keys, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn audit(&self, owner: &BareJid) -> Result<Vec<AuditEntry>, StoreError> {
+        match &self.0 {
+            Kind::Sqlite(db) => db.audit(owner).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::{
+        print::{HashKind, Method},
+        registry::model::{Event, Source, State},
+    };
+
+    const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
+
+    fn user(name: &str) -> BareJid {
+        BareJid::new(&format!("{name}@example.org")).unwrap()
+    }
+
+    fn new(byte: u8) -> NewKey {
+        let print = Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
+        NewKey::of_prints(Method::X509, vec![print], "laptop", Source::Self_).unwrap()
+    }
+
+    async fn add(store: &Store, name: &str, key: NewKey, id: u128) -> Added {
+        let owner = user(name);
+        let actor = Actor::User(owner.clone());
+        store.add(&owner, &key, 32, &actor, NOW, KeyId::new(id)).await.unwrap()
+    }
+
+    async fn life_story(store: &Store) {
+        let romeo = user("romeo");
+        assert_eq!(store.keys_of(&romeo).await.unwrap(), []);
+        let first = add(store, "romeo", new(1), 1).await;
+        assert!(first.fresh && first.also_owned_by.is_empty());
+        let again = add(store, "romeo", new(1), 2).await;
+        assert_eq!((again.key.id, again.fresh), (first.key.id, false));
+        let other = add(store, "juliet", new(1), 3).await;
+        assert_eq!((other.fresh, other.also_owned_by), (true, vec![romeo.clone()]));
+        let second = add(store, "romeo", new(2).replacing(Some(first.key.id)), 4).await;
+        let keys = store.keys_of(&romeo).await.unwrap();
+        assert_eq!(keys.iter().map(|key| key.state).collect::<Vec<_>>(), [State::Superseded, State::Active]);
+        assert_eq!(keys[0].replaced_by, Some(second.key.id));
+
+        let stranger = Actor::User(user("juliet"));
+        let refused = store.revoke(second.key.id, &stranger, "", NOW).await;
+        assert!(matches!(refused, Err(StoreError::NotAllowed(NotAllowed::NoSuchKey))));
+        let own = Actor::User(romeo.clone());
+        let revoked = store.revoke(second.key.id, &own, "lost", NOW).await.unwrap();
+        assert_eq!((revoked.state, revoked.reason.as_str()), (State::Revoked, "lost"));
+        assert_eq!(store.revoke(second.key.id, &own, "again", NOW).await.unwrap(), revoked);
+        assert_eq!(add(store, "romeo", new(2), 5).await.key, revoked);
+
+        let print = Print::new(HashKind::Sha256, &[1; 32]).unwrap();
+        assert_eq!(store.owners_of(&print).await.unwrap(), [user("juliet"), romeo.clone()]);
+        let log = store.audit(&romeo).await.unwrap();
+        assert_eq!(
+            log.iter().map(|entry| entry.event.clone()).collect::<Vec<_>>(),
+            [Event::Added, Event::Added, Event::Superseded { by: second.key.id }, Event::Revoked]
+        );
+        assert_eq!(log[0].actor, Some(own));
+    }
+
+    #[tokio::test]
+    async fn the_life_of_keys_in_memory() {
+        life_story(&Store::open("sqlite::memory:", 8, true).await.unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn the_life_of_keys_in_a_file_outlasts_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("keys.db").display());
+        life_story(&Store::open(&url, 4, true).await.unwrap()).await;
+        let store = Store::open(&url, 4, true).await.unwrap();
+        assert_eq!(store.all().await.unwrap().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn the_limit_of_active_keys_holds() {
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        let owner = user("romeo");
+        let actor = Actor::User(owner.clone());
+        for byte in 0..2 {
+            store.add(&owner, &new(byte), 2, &actor, NOW, KeyId::new(byte.into())).await.unwrap();
+        }
+        let third = store.add(&owner, &new(9), 2, &actor, NOW, KeyId::new(9)).await;
+        assert!(matches!(third, Err(StoreError::NotAllowed(NotAllowed::TooManyKeys(2)))));
+    }
+}

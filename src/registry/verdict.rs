@@ -1,0 +1,156 @@
+//! An offered print, judged by the keys of the user it is offered for.
+
+use super::model::{Key, State};
+use crate::print::{Method, Print};
+
+/// What the registry says of an offered print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// It is that of an active key.
+    Match,
+    /// The user has no active key of this method.
+    Unknown,
+    /// The user has active keys of this method, and this print is none of them.
+    Mismatch,
+    /// It is that of a key another one took the place of.
+    Superseded,
+    /// It is that of a key that was revoked.
+    Revoked,
+}
+
+impl Verdict {
+    /// The name in hints.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Match => "match",
+            Self::Unknown => "unknown",
+            Self::Mismatch => "mismatch",
+            Self::Superseded => "superseded",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+/// A verdict and the key it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement<'a> {
+    /// What the registry says.
+    pub verdict: Verdict,
+    /// The key with this print; its assurance and `created` (since when) go into the hint.
+    pub key: Option<&'a Key>,
+}
+
+/// Judges an offered print by `keys`, all keys the user has ever had.
+///
+/// Without a method, or with one that no key with this print has, the print alone decides: a revoked
+/// print is revoked under any name. Bytes are compared whatever they are the hash of. If several keys
+/// have the print, a revoked one counts before an active one, and that before a superseded one.
+/// The end of a key's validity does not count here; it is in the key.
+///
+/// # Security
+/// A `Match` for a print that is not the user's would vouch for an impostor; a `Mismatch` or
+/// `Unknown` too many only warns.
+pub fn judge<'a>(keys: &'a [Key], method: Option<Method>, print: &Print) -> Judgement<'a> {
+    let found = |state| {
+        keys.iter().find(|key| {
+            key.state == state
+                && key.has(print)
+                && (state == State::Revoked || method.is_none_or(|method| key.method == method))
+        })
+    };
+    for (state, verdict) in [
+        (State::Revoked, Verdict::Revoked),
+        (State::Active, Verdict::Match),
+        (State::Superseded, Verdict::Superseded),
+    ] {
+        if let Some(key) = found(state) {
+            return Judgement { verdict, key: Some(key) };
+        }
+    }
+    let method = method.unwrap_or_else(|| resolve_method(keys, print));
+    let any = keys.iter().any(|key| key.state == State::Active && key.method == method);
+    Judgement { verdict: if any { Verdict::Mismatch } else { Verdict::Unknown }, key: None }
+}
+
+/// The method of a print that was offered without one: that of the user's key with this print, else by length.
+///
+/// The length hardly decides: 20 bytes are a certificate's SHA-1 or an OpenPGP v4 fingerprint, 32 bytes a
+/// certificate's SHA-256 or a v6 fingerprint. Both are taken for `x509`, as in the offers that have
+/// prints without methods.
+pub fn resolve_method(keys: &[Key], print: &Print) -> Method {
+    let matching = |active: bool| {
+        keys.iter().find(|key| (key.state == State::Active) == active && key.has(print))
+    };
+    matching(true).or_else(|| matching(false)).map_or(Method::X509, |key| key.method)
+}
+
+#[cfg(test)]
+mod tests {
+    use jid::BareJid;
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::{
+        print::HashKind,
+        registry::model::{Addition, KeyId, NewKey, Source},
+    };
+
+    fn print(byte: u8) -> Print {
+        Print::new(HashKind::Sha256, &[byte; 32]).unwrap()
+    }
+
+    fn key(method: Method, byte: u8, state: State) -> Key {
+        let owner = BareJid::new("romeo@montague.lit").unwrap();
+        let new = NewKey::of_prints(method, vec![print(byte)], "", Source::Self_).unwrap();
+        let now = datetime!(2026-11-24 2:00 UTC);
+        let added = Key::add(&owner, &new, &[], 32, now, KeyId::new(u128::from(byte)));
+        let Ok(Addition::Fresh { key, .. }) = added else { panic!("{added:?}") };
+        Key { state, ..key }
+    }
+
+    #[test]
+    fn each_verdict() {
+        use Method::{OpenPgp, X509};
+        let keys = [
+            key(X509, 1, State::Active),
+            key(X509, 2, State::Superseded),
+            key(X509, 3, State::Revoked),
+            key(OpenPgp, 4, State::Superseded),
+            key(X509, 5, State::Active),
+            key(X509, 5, State::Superseded),
+            key(X509, 6, State::Active),
+            key(X509, 6, State::Revoked),
+        ];
+        let verdict = |method, byte| {
+            let judgement = judge(&keys, method, &print(byte));
+            (judgement.verdict, judgement.key.map(|key| key.state))
+        };
+        assert_eq!(verdict(Some(X509), 1), (Verdict::Match, Some(State::Active)));
+        assert_eq!(verdict(None, 1), (Verdict::Match, Some(State::Active)));
+        assert_eq!(verdict(Some(X509), 2), (Verdict::Superseded, Some(State::Superseded)));
+        assert_eq!(verdict(Some(X509), 3), (Verdict::Revoked, Some(State::Revoked)));
+        assert_eq!(verdict(Some(OpenPgp), 3), (Verdict::Revoked, Some(State::Revoked)));
+        assert_eq!(verdict(Some(X509), 9), (Verdict::Mismatch, None));
+        assert_eq!(verdict(None, 9), (Verdict::Mismatch, None));
+        assert_eq!(verdict(Some(OpenPgp), 1), (Verdict::Unknown, None));
+        assert_eq!(verdict(Some(OpenPgp), 9), (Verdict::Unknown, None));
+        assert_eq!(verdict(Some(X509), 5), (Verdict::Match, Some(State::Active)));
+        assert_eq!(verdict(Some(X509), 6), (Verdict::Revoked, Some(State::Revoked)));
+        assert_eq!(judge(&[], None, &print(1)), Judgement { verdict: Verdict::Unknown, key: None });
+    }
+
+    #[test]
+    fn a_print_is_judged_by_its_bytes_whatever_it_is_the_hash_of() {
+        let keys = [key(Method::X509, 1, State::Active)];
+        let spki = Print::new(HashKind::SpkiSha256, &[1; 32]).unwrap();
+        assert_eq!(judge(&keys, None, &spki).verdict, Verdict::Match);
+    }
+
+    #[test]
+    fn a_print_without_a_method_gets_that_of_the_key_then_x509() {
+        let keys = [key(Method::OpenPgp, 1, State::Active)];
+        assert_eq!(resolve_method(&keys, &print(1)), Method::OpenPgp);
+        assert_eq!(resolve_method(&keys, &print(2)), Method::X509);
+    }
+}
