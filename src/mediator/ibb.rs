@@ -19,11 +19,12 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 use crate::xmpp::stanza::Refusal;
 
-/// Accepted bytes that wait for the reader: one default window's half, so that the sender never runs dry.
-pub const RECEIVE_BUFFER: usize = 64 * 1024;
+/// Accepted and acknowledged bytes that wait for the reader (a single longer block is taken too).
+pub const RECEIVE_BUFFER: usize = 32 * 1024;
 
-/// Bytes that wait in all, accepted or held: the default window of 16 blocks of 8192 bytes fits exactly.
-pub const MAX_WAITING: usize = 128 * 1024;
+/// Bytes in unacknowledged blocks, of ours on their way and of the peer's held here: the default window of 16
+/// blocks of 8192 bytes fits exactly.
+pub const MAX_UNACKNOWLEDGED: usize = 128 * 1024;
 
 /// Held blocks, and actions nobody took: against floods of tiny or empty blocks.
 const MAX_ENTRIES: usize = 256;
@@ -168,9 +169,13 @@ impl IbbMachine {
         }
     }
 
-    /// The peer agreed to the stream: data may flow.
-    pub fn handle_opened(&mut self) {
-        self.opened = true;
+    /// The peer agreed to the stream, so data may flow, or refused it, so nothing is left to close.
+    pub fn handle_opened(&mut self, ok: bool) {
+        self.opened = ok;
+        if !ok {
+            self.failure.get_or_insert(IbbError::Refused);
+            self.close = Close::Answered;
+        }
     }
 
     /// Takes a block of the peer: the IQ's id (none for a message), its number and its base64 text.
@@ -192,8 +197,8 @@ impl IbbMachine {
             let refusal = Refusal::bad_request("the block is longer than block-size");
             return self.refuse(id, refusal, IbbError::TooLong, now);
         }
-        let waiting = self.ready.len() + self.held_bytes + payload.len();
-        if waiting > MAX_WAITING || self.held.len().max(self.actions.len()) >= MAX_ENTRIES {
+        let held = self.held_bytes + payload.len();
+        if held > MAX_UNACKNOWLEDGED || self.held.len().max(self.actions.len()) >= MAX_ENTRIES {
             let refusal = Refusal::resource_constraint("too many blocks at once");
             return self.refuse(id, refusal, IbbError::Overflow, now);
         }
@@ -230,6 +235,13 @@ impl IbbMachine {
             self.unanswered.remove(at);
             self.progress = now;
         } else {
+            self.fail(IbbError::Refused, now);
+        }
+    }
+
+    /// Takes the return of a block that was sent by message.
+    pub fn handle_bounce(&mut self, now: Instant) {
+        if self.is_writable() || self.quiet_since.is_some() {
             self.fail(IbbError::Refused, now);
         }
     }
@@ -274,7 +286,7 @@ impl IbbMachine {
     /// Whether the window lets another block go now.
     pub fn has_window(&self) -> bool {
         let out = self.unanswered.len();
-        let fits = (out + 1) * usize::from(self.options.block_size) <= MAX_WAITING;
+        let fits = (out + 1) * usize::from(self.options.block_size) <= MAX_UNACKNOWLEDGED;
         let free = out == 0 || out < usize::from(self.options.window) && fits;
         self.opened && self.is_writable() && free
     }
@@ -310,9 +322,11 @@ impl IbbMachine {
         self.unanswered.is_empty() || self.failure.is_some()
     }
 
-    /// The local user has nothing more to write.
-    pub fn shutdown(&mut self, now: Instant) {
+    /// The local user has nothing more to write; says whether that is news.
+    pub fn shutdown(&mut self, now: Instant) -> bool {
+        let news = self.quiet_since.is_none();
         self.quiet_since.get_or_insert(now);
+        news
     }
 
     /// The local user is gone: closes at once, without waiting for anything; what still comes is refused.

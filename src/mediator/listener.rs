@@ -217,9 +217,8 @@ async fn accept(
                 let serve = serve(stream, admission, limit, table.clone());
                 let soft = soft.clone();
                 tasks.spawn(async move {
-                    match soft.run_until_cancelled(serve).await {
-                        Some(Err(error)) => tracing::debug!(%error, "no connection was made"),
-                        Some(Ok(())) | None => {}
+                    if let Some(Err(error)) = soft.run_until_cancelled(serve).await {
+                        tracing::debug!(%error, "no connection was made");
                     }
                 });
             }

@@ -6,6 +6,7 @@
 
 pub mod guard;
 pub mod ibb;
+pub mod ibb_stream;
 pub mod ibb_xml;
 pub mod leg;
 pub mod listener;

@@ -101,7 +101,7 @@ struct State {
 
 #[derive(Debug)]
 enum Entry {
-    Plain(Transfer<Socket>),
+    Plain(Box<Transfer<Socket>>),
     Registered(u64),
 }
 
@@ -156,7 +156,7 @@ impl Table {
             };
         }
         let transfer = Transfer::new(socket, self.inner.options.activation_timeout, now);
-        entries.insert(hash, Entry::Plain(transfer));
+        entries.insert(hash, Entry::Plain(Box::new(transfer)));
         Arrival::Taken
     }
 
