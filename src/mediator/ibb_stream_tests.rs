@@ -1,7 +1,13 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::mediator::{leg::Leg, pipe};
+use crate::{
+    mediator::{ibb_xml::IbbPayload, leg::Leg, pipe},
+    xmpp::{
+        ns,
+        stanza::{Kind, Stanza},
+    },
+};
 
 fn jid(text: &str) -> Jid {
     Jid::new(text).unwrap()
@@ -214,6 +220,31 @@ async fn silence_of_the_peer_ends_the_stream() {
     assert_eq!(romeo.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     assert_eq!(begin.elapsed().as_secs(), 60);
     assert_eq!(romeo.write(b"x").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_does_not_spin() {
+    let (outbound, mut sent) = mpsc::channel(2);
+    let (mut romeo, handle) = IbbStream::new(params(), outbound);
+    romeo.write_all(b"xy").await.unwrap();
+    let waiting = tokio::spawn(async move {
+        let (mut polls, mut buffer) = (0, [0; 8]);
+        let read = std::future::poll_fn(|cx| {
+            polls += 1;
+            let shut = Pin::new(&mut romeo).poll_shutdown(cx).is_ready();
+            let read = Pin::new(&mut romeo).poll_read(cx, &mut ReadBuf::new(&mut buffer));
+            if shut { read } else { Poll::Pending }
+        });
+        read.await.unwrap();
+        polls
+    });
+    let block = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(handle.handle_answer(&block.id, true));
+    let close = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    assert!(close.payload().unwrap().is("close", ns::IBB));
+    assert!(handle.handle_answer(&close.id, true));
+    assert!(waiting.await.unwrap() < 10);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 
 pub mod guard;
 pub mod ibb;
+mod ibb_handle;
 pub mod ibb_stream;
 pub mod ibb_xml;
 pub mod leg;
