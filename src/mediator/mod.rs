@@ -1,1 +1,18 @@
-//! The mediator: bytes.
+//! The mediator: bytes. SOCKS5 and in-band bytestreams, the transfers between them, and the pipe.
+//!
+//! The protocol machines ([`socks5`], [`transfer`], [`ibb`], [`guard`]) do no I/O and read no clock; the thin
+//! shells around them ([`listener`], [`table`], [`leg`], [`pipe`]) own the sockets, queues and timers.
+//! Nothing here ever opens an outgoing connection.
+
+pub mod guard;
+pub mod ibb;
+mod ibb_handle;
+pub mod ibb_stream;
+pub mod ibb_xml;
+pub mod leg;
+pub mod listener;
+pub mod pipe;
+pub mod socket;
+pub mod socks5;
+pub mod table;
+pub mod transfer;

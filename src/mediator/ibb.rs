@@ -1,0 +1,433 @@
+//! One end of an in-band bytestream, both directions, without XML, queues or clock.
+//!
+//! Outgoing: blocks of at most block-size bytes, numbered from 0 and wrapping after 65535, of which at most a window
+//! is unacknowledged. Incoming: a block sent by IQ is acknowledged only when its bytes are in the receive buffer, so
+//! a slow reader slows the sender; blocks that do not fit yet are held, up to a bound, and their answers with them.
+//!
+//! Closing: in-band bytestreams know no half-close. After [`IbbMachine::shutdown`] the other direction goes on until
+//! the peer closes, or until nothing came from it for the linger time; then `<close/>` is sent, and what still
+//! arrives before its answer is delivered too.
+//!
+//! Spec: XEP-0047 2.0.1, section 2.2 (Sending Data) and 2.3 (Closing the Bytestream).
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+use crate::xmpp::stanza::Refusal;
+
+/// Accepted and acknowledged bytes that wait for the reader (a single longer block is taken too).
+pub const RECEIVE_BUFFER: usize = 32 * 1024;
+
+/// Bytes in unacknowledged blocks, of ours on their way and of the peer's held here: the default window of 16
+/// blocks of 8192 bytes fits exactly.
+pub const MAX_UNACKNOWLEDGED: usize = 128 * 1024;
+
+/// Held blocks, and actions nobody took: against floods of tiny or empty blocks.
+const MAX_ENTRIES: usize = 256;
+
+/// How a stream is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The largest block in bytes before base64, both ways.
+    pub block_size: u16,
+    /// Blocks sent by IQ that may be unacknowledged.
+    pub window: u16,
+    /// Whether outgoing blocks are acknowledged (IQ) or not (message).
+    pub acknowledged: bool,
+    /// How long blocks may stay without any acknowledgement, and a close without its answer.
+    pub ack_timeout: Duration,
+    /// How long a shut down stream waits for more from the peer before it is closed.
+    pub close_linger: Duration,
+    /// Whether the peer has agreed to the stream already; if not, nothing is sent before
+    /// [`IbbMachine::handle_opened`].
+    pub opened: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            block_size: 8192,
+            window: 16,
+            acknowledged: true,
+            ack_timeout: Duration::from_secs(60),
+            close_linger: Duration::from_secs(5),
+            opened: true,
+        }
+    }
+}
+
+/// What the owner shall send to the peer, in order. An `id` is that of the peer's IQ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Answer with an empty result.
+    Ack {
+        /// The IQ's id.
+        id: String,
+    },
+    /// Answer with an error.
+    Refuse {
+        /// The IQ's id.
+        id: String,
+        /// The error.
+        refusal: Refusal,
+    },
+    /// Send `<close/>` by IQ; its answer goes to [`IbbMachine::handle_close_answer`].
+    SendClose,
+    /// Send a block; its answer, if sent by IQ, goes to [`IbbMachine::handle_answer`].
+    SendData {
+        /// The block's number.
+        seq: u16,
+        /// Its bytes, not yet base64.
+        payload: Vec<u8>,
+    },
+}
+
+/// Why a stream broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IbbError {
+    /// The peer's data is no base64, or its stanza malformed.
+    #[error("the peer sent malformed data")]
+    Malformed,
+    /// The peer sent more than the window allows while the reader was slow.
+    #[error("the peer sent more than there is room for")]
+    Overflow,
+    /// A block of the peer is missing.
+    #[error("the peer's blocks are out of sequence")]
+    Sequence,
+    /// The peer answered a block with an error.
+    #[error("the peer refused a block")]
+    Refused,
+    /// The peer did not answer for too long.
+    #[error("the peer did not acknowledge in time")]
+    Timeout,
+    /// A block of the peer is longer than agreed.
+    #[error("the peer sent a block longer than the agreed block size")]
+    TooLong,
+}
+
+/// One end of a stream. `handle_*` takes what the peer or the clock did, the rest is for the local user; after each
+/// call, [`Self::poll_action`] is called until `None`. `now` is monotonic.
+#[derive(Debug)]
+pub struct IbbMachine {
+    options: Options,
+    opened: bool,
+    next_out: u16,
+    unanswered: VecDeque<u16>,
+    /// When an answer last came, or the first unanswered stanza was sent.
+    progress: Instant,
+    next_in: u16,
+    ready: VecDeque<u8>,
+    held: VecDeque<Block>,
+    held_bytes: usize,
+    /// When, after a local shutdown, the peer was last heard.
+    quiet_since: Option<Instant>,
+    close: Close,
+    peer_closed: bool,
+    /// Nobody will read any more.
+    gone: bool,
+    failure: Option<IbbError>,
+    actions: VecDeque<Action>,
+}
+
+#[derive(Debug)]
+struct Block {
+    id: Option<String>,
+    payload: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Close {
+    NotSent,
+    Sent,
+    Answered,
+}
+
+impl IbbMachine {
+    /// A stream of which no block was sent.
+    pub fn new(options: Options, now: Instant) -> Self {
+        Self {
+            options,
+            opened: options.opened,
+            next_out: 0,
+            unanswered: VecDeque::new(),
+            progress: now,
+            next_in: 0,
+            ready: VecDeque::new(),
+            held: VecDeque::new(),
+            held_bytes: 0,
+            quiet_since: None,
+            close: Close::NotSent,
+            peer_closed: false,
+            gone: false,
+            failure: None,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// The peer agreed to the stream, so data may flow, or refused it, so nothing is left to close.
+    pub fn handle_opened(&mut self, ok: bool) {
+        self.opened = ok;
+        if !ok {
+            self.failure.get_or_insert(IbbError::Refused);
+            self.close = Close::Answered;
+        }
+    }
+
+    /// Takes a block of the peer: the IQ's id (none for a message), its number and its base64 text.
+    ///
+    /// Bad data and gaps are refused and end the stream.
+    pub fn handle_data(&mut self, id: Option<&str>, seq: u16, text: &str, now: Instant) {
+        if self.is_deaf(id) {
+            return;
+        }
+        if seq != self.next_in {
+            let refusal = Refusal::new("cancel", "unexpected-request", "seq is out of order");
+            return self.refuse(id, refusal, IbbError::Sequence, now);
+        }
+        let Ok(payload) = STANDARD.decode(text) else {
+            let refusal = Refusal::bad_request("the data must be base64 (RFC 4648, section 4)");
+            return self.refuse(id, refusal, IbbError::Malformed, now);
+        };
+        if payload.len() > usize::from(self.options.block_size) {
+            let refusal = Refusal::bad_request("the block is longer than block-size");
+            return self.refuse(id, refusal, IbbError::TooLong, now);
+        }
+        let held = self.held_bytes + payload.len();
+        if held > MAX_UNACKNOWLEDGED || self.held.len().max(self.actions.len()) >= MAX_ENTRIES {
+            let refusal = Refusal::resource_constraint("too many blocks at once");
+            return self.refuse(id, refusal, IbbError::Overflow, now);
+        }
+        self.next_in = seq.wrapping_add(1);
+        if self.quiet_since.is_some() {
+            self.quiet_since = Some(now);
+        }
+        self.held_bytes += payload.len();
+        self.held.push_back(Block { id: id.map(str::to_owned), payload });
+        self.admit();
+    }
+
+    /// Takes a data or close element that could not be read.
+    pub fn handle_malformed(&mut self, id: Option<&str>, refusal: Refusal, now: Instant) {
+        if !self.is_deaf(id) {
+            self.refuse(id, refusal, IbbError::Malformed, now);
+        }
+    }
+
+    /// Takes the peer's `<close/>`. What it sent before is still delivered.
+    pub fn handle_close(&mut self, id: Option<&str>) {
+        if self.peer_closed && self.is_deaf(id) {
+            return;
+        }
+        self.peer_closed = true;
+        self.unanswered.clear();
+        self.answer(id.map(|id| Action::Ack { id: id.to_owned() }));
+    }
+
+    /// Takes the peer's answer to a block. Unknown numbers are ignored.
+    pub fn handle_answer(&mut self, seq: u16, ok: bool, now: Instant) {
+        let Some(at) = self.unanswered.iter().position(|sent| *sent == seq) else { return };
+        if ok {
+            self.unanswered.remove(at);
+            self.progress = now;
+        } else {
+            self.fail(IbbError::Refused, now);
+        }
+    }
+
+    /// Takes the return of a block that was sent by message.
+    pub fn handle_bounce(&mut self, now: Instant) {
+        if self.is_writable() || self.quiet_since.is_some() {
+            self.fail(IbbError::Refused, now);
+        }
+    }
+
+    /// Takes the peer's answer, of either kind, to our `<close/>`.
+    pub fn handle_close_answer(&mut self) {
+        if self.close == Close::Sent {
+            self.close = Close::Answered;
+        }
+    }
+
+    /// Does what is due; too early is no fault.
+    pub fn handle_deadline(&mut self, now: Instant) {
+        if self.answer_deadline().is_some_and(|deadline| deadline <= now) {
+            if self.close == Close::Sent {
+                self.close = Close::Answered;
+            }
+            if !self.unanswered.is_empty() {
+                self.fail(IbbError::Timeout, now);
+            }
+        }
+        if self.linger_deadline().is_some_and(|deadline| deadline <= now) {
+            self.send_close(now);
+        }
+    }
+
+    /// When [`Self::handle_deadline`] is to be called.
+    pub fn deadline(&self) -> Option<Instant> {
+        [self.answer_deadline(), self.linger_deadline()].into_iter().flatten().min()
+    }
+
+    /// What to send next; call until `None`.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Whether something is to be sent.
+    pub fn has_actions(&self) -> bool {
+        !self.actions.is_empty()
+    }
+
+    /// Whether the window lets another block go now.
+    pub fn has_window(&self) -> bool {
+        let out = self.unanswered.len();
+        let fits = (out + 1) * usize::from(self.options.block_size) <= MAX_UNACKNOWLEDGED;
+        let free = out == 0 || out < usize::from(self.options.window) && fits;
+        self.opened && self.is_writable() && free
+    }
+
+    /// Whether writing is still possible, now or later.
+    pub fn is_writable(&self) -> bool {
+        self.quiet_since.is_none()
+            && !self.peer_closed
+            && self.close == Close::NotSent
+            && self.failure.is_none()
+    }
+
+    /// Sends the first bytes as one block and says how many: 0 if [`Self::has_window`] says no.
+    pub fn write(&mut self, bytes: &[u8], now: Instant) -> usize {
+        if !self.has_window() || bytes.is_empty() {
+            return 0;
+        }
+        let n = bytes.len().min(usize::from(self.options.block_size));
+        let seq = self.next_out;
+        self.next_out = seq.wrapping_add(1);
+        if self.options.acknowledged {
+            if self.unanswered.is_empty() {
+                self.progress = now;
+            }
+            self.unanswered.push_back(seq);
+        }
+        self.actions.push_back(Action::SendData { seq, payload: bytes[..n].to_vec() });
+        n
+    }
+
+    /// Whether every block sent was acknowledged (or never will be).
+    pub fn is_flushed(&self) -> bool {
+        self.unanswered.is_empty() || self.failure.is_some()
+    }
+
+    /// The local user has nothing more to write; says whether that is news.
+    pub fn shutdown(&mut self, now: Instant) -> bool {
+        let news = self.quiet_since.is_none();
+        self.quiet_since.get_or_insert(now);
+        news
+    }
+
+    /// The local user is gone: closes at once, without waiting for anything; what still comes is refused.
+    pub fn abort(&mut self, now: Instant) {
+        self.shutdown(now);
+        self.gone = true;
+        self.ready.clear();
+        self.held.clear();
+        self.held_bytes = 0;
+        if !self.peer_closed {
+            self.send_close(now);
+        }
+    }
+
+    /// The next received bytes; empty if there are none at present.
+    pub fn chunk(&self) -> &[u8] {
+        self.ready.as_slices().0
+    }
+
+    /// Removes the first `n` bytes of what [`Self::chunk`] gave, which makes room for held blocks.
+    pub fn consume(&mut self, n: usize) {
+        self.ready.drain(..n.min(self.ready.len()));
+        self.admit();
+    }
+
+    /// Whether no more bytes will come after those in [`Self::chunk`]: `Ok` if the stream was closed.
+    pub fn end(&self) -> Option<Result<(), IbbError>> {
+        match self.failure {
+            Some(error) => Some(Err(error)),
+            None if self.peer_closed || self.close == Close::Answered => Some(Ok(())),
+            None => None,
+        }
+    }
+
+    /// Whether neither side will send anything more, answers included.
+    pub fn is_over(&self) -> bool {
+        (self.peer_closed || self.close == Close::Answered) && !self.has_actions()
+    }
+
+    /// Whether nothing is heard any more; if so, a request is answered.
+    fn is_deaf(&mut self, id: Option<&str>) -> bool {
+        let closed = self.peer_closed || self.close == Close::Answered;
+        let deaf = closed || self.gone || self.failure.is_some();
+        if deaf {
+            let refusal = Refusal::item_not_found("this bytestream is closed");
+            self.answer(id.map(|id| Action::Refuse { id: id.to_owned(), refusal }));
+        }
+        deaf
+    }
+
+    /// Queues an answer, unless the owner has stopped sending them.
+    fn answer(&mut self, answer: Option<Action>) {
+        if self.actions.len() <= MAX_ENTRIES {
+            self.actions.extend(answer);
+        }
+    }
+
+    /// Accepts held blocks in order while there is room, and acknowledges them.
+    fn admit(&mut self) {
+        while let Some(block) = self.held.front() {
+            let fits = self.ready.len() + block.payload.len() <= RECEIVE_BUFFER;
+            if !fits && !self.ready.is_empty() {
+                return;
+            }
+            let Some(block) = self.held.pop_front() else { return };
+            self.held_bytes -= block.payload.len();
+            self.ready.extend(&block.payload);
+            self.actions.extend(block.id.map(|id| Action::Ack { id }));
+        }
+    }
+
+    fn refuse(&mut self, id: Option<&str>, refusal: Refusal, error: IbbError, now: Instant) {
+        self.answer(id.map(|id| Action::Refuse { id: id.to_owned(), refusal }));
+        self.fail(error, now);
+    }
+
+    fn fail(&mut self, error: IbbError, now: Instant) {
+        self.failure.get_or_insert(error);
+        self.unanswered.clear();
+        self.send_close(now);
+    }
+
+    fn send_close(&mut self, now: Instant) {
+        if self.close == Close::NotSent {
+            self.close = Close::Sent;
+            self.progress = now;
+            self.actions.push_back(Action::SendClose);
+        }
+    }
+
+    fn answer_deadline(&self) -> Option<Instant> {
+        let waiting = !self.unanswered.is_empty() || self.close == Close::Sent;
+        waiting.then(|| self.progress + self.options.ack_timeout)
+    }
+
+    fn linger_deadline(&self) -> Option<Instant> {
+        let done = self.unanswered.is_empty() && self.close == Close::NotSent && !self.peer_closed;
+        self.quiet_since.filter(|_| done).map(|since| since + self.options.close_linger)
+    }
+}
+
+#[cfg(test)]
+#[path = "ibb_tests.rs"]
+mod tests;

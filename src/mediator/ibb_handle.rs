@@ -1,0 +1,251 @@
+//! The router's half of an in-band bytestream: the peer's stanzas in, ours out.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Waker},
+    time::Instant,
+};
+
+use jid::Jid;
+use minidom::Element;
+use rxml::xml_ncname;
+use tokio::sync::mpsc::{self, error::TrySendError};
+
+use super::{
+    ibb::{Action, IbbMachine},
+    ibb_stream::IbbParams,
+    ibb_xml::{self, IbbPayload, IbbStanza},
+};
+use crate::xmpp::{
+    ns,
+    stanza::{Kind, Refusal, Stanza},
+};
+
+/// The router's half: stanzas. Cheap to clone.
+#[derive(Clone)]
+pub struct IbbHandle {
+    link: Arc<Link>,
+}
+
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) params: IbbParams,
+    pub(super) outbound: mpsc::Sender<Element>,
+    shared: Mutex<Shared>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) machine: IbbMachine,
+    /// What we asked by IQ and the ids of it.
+    asked: VecDeque<(String, Asked)>,
+    pub(super) reader: Option<Waker>,
+    pub(super) writer: Option<Waker>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Block(u16),
+    Close,
+}
+
+impl IbbHandle {
+    pub(super) fn new(link: Arc<Link>) -> Self {
+        Self { link }
+    }
+
+    /// Takes a stanza of the peer if it belongs to this stream, and says whether it did. Such a stanza is answered
+    /// by the stream, and by nobody else. Never blocks.
+    ///
+    /// It belongs to the stream if it goes between its two addresses and is a block, a close, or the answer to a
+    /// stanza of the stream.
+    pub fn handle(&self, stanza: &Stanza) -> bool {
+        let params = &self.link.params;
+        if stanza.from != params.peer || stanza.to != params.local {
+            return false;
+        }
+        let id = match (stanza.kind, stanza.type_.as_str()) {
+            (Kind::Iq, "result" | "error") => {
+                return self.handle_answer(&stanza.id, stanza.type_ == "result");
+            }
+            (Kind::Iq, "set") => Some(stanza.id.as_str()),
+            (Kind::Message, _) => None,
+            _ => return false,
+        };
+        let element = stanza.element.children().find(|child| {
+            child.ns() == ns::IBB
+                && matches!(child.name(), "data" | "close")
+                && child.attr("sid") == Some(params.sid.as_str())
+        });
+        let Some(element) = element else { return false };
+        let mut shared = self.link.lock();
+        let now = now();
+        match IbbPayload::parse(element) {
+            _ if id.is_none() && stanza.type_ == "error" => shared.machine.handle_bounce(now),
+            Ok(Some(IbbPayload::Data { seq, text, .. })) => {
+                shared.machine.handle_data(id, seq, &text, now);
+            }
+            Ok(Some(IbbPayload::Close { .. })) => shared.machine.handle_close(id),
+            Ok(_) => return false,
+            Err(refusal) => shared.machine.handle_malformed(id, refusal, now),
+        }
+        self.settle(&mut shared);
+        true
+    }
+
+    /// Takes the answer to the IQ with this id, `ok` if a result, and says whether the stream had sent that IQ.
+    pub fn handle_answer(&self, id: &str, ok: bool) -> bool {
+        let mut shared = self.link.lock();
+        let Some(at) = shared.asked.iter().position(|(asked, _)| asked == id) else {
+            return false;
+        };
+        match shared.asked.remove(at) {
+            Some((_, Asked::Block(seq))) => shared.machine.handle_answer(seq, ok, now()),
+            Some((_, Asked::Close)) => shared.machine.handle_close_answer(),
+            None => {}
+        }
+        self.settle(&mut shared);
+        true
+    }
+
+    /// Tells a stream that was made with `opened: false` how the peer answered `<open/>`.
+    pub fn handle_opened(&self, ok: bool) {
+        let mut shared = self.link.lock();
+        shared.machine.handle_opened(ok);
+        self.settle(&mut shared);
+    }
+
+    /// The stream's id.
+    pub fn sid(&self) -> &str {
+        &self.link.params.sid
+    }
+
+    /// The peer's address.
+    pub fn peer(&self) -> &Jid {
+        &self.link.params.peer
+    }
+
+    /// Our address in this stream.
+    pub fn local(&self) -> &Jid {
+        &self.link.params.local
+    }
+
+    /// Whether nothing more is to be expected for this stream, so that the handle may be dropped.
+    pub fn is_over(&self) -> bool {
+        let mut shared = self.link.lock();
+        shared.machine.handle_deadline(now());
+        self.settle(&mut shared);
+        shared.machine.is_over() || self.link.outbound.is_closed()
+    }
+
+    fn settle(&self, shared: &mut Shared) {
+        self.link.send_now(shared);
+        for waker in [shared.reader.take(), shared.writer.take()].into_iter().flatten() {
+            waker.wake();
+        }
+    }
+}
+
+impl fmt::Debug for IbbHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IbbHandle").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn ask(&mut self, what: Asked) -> String {
+        let id = random_id();
+        self.asked.push_back((id.clone(), what));
+        id
+    }
+
+    /// Wakes whoever else waits on this stream.
+    pub(super) fn wake(&mut self, cx: &Context<'_>) {
+        for waiting in [&mut self.reader, &mut self.writer] {
+            if let Some(waker) = waiting.take_if(|waker| !waker.will_wake(cx.waker())) {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl Link {
+    pub(super) fn new(
+        params: IbbParams,
+        machine: IbbMachine,
+        outbound: mpsc::Sender<Element>,
+    ) -> Arc<Self> {
+        let shared = Shared { machine, asked: VecDeque::new(), reader: None, writer: None };
+        Arc::new(Self { params, outbound, shared: Mutex::new(shared) })
+    }
+
+    /// Never held over an `.await`.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what the queue has room for; the rest stays in the machine.
+    pub(super) fn send_now(&self, shared: &mut Shared) {
+        while shared.machine.has_actions() {
+            match self.outbound.try_reserve() {
+                Ok(permit) => match self.next_stanza(shared) {
+                    Some(stanza) => permit.send(stanza),
+                    None => return,
+                },
+                Err(TrySendError::Full(()) | TrySendError::Closed(())) => return,
+            }
+        }
+    }
+
+    /// The next stanza to send.
+    pub(super) fn next_stanza(&self, shared: &mut Shared) -> Option<Element> {
+        let sid = &self.params.sid;
+        Some(match shared.machine.poll_action()? {
+            Action::Ack { id } => self.stanza("iq", Some("result"), &id, None),
+            Action::Refuse { id, refusal } => {
+                self.stanza("iq", Some("error"), &id, Some(Refusal::to_element(&refusal)))
+            }
+            Action::SendClose => {
+                let id = shared.ask(Asked::Close);
+                self.stanza("iq", Some("set"), &id, Some(ibb_xml::close(sid)))
+            }
+            Action::SendData { seq, payload } => {
+                let data = Some(ibb_xml::data(sid, seq, &payload));
+                match self.params.stanza {
+                    IbbStanza::Iq => {
+                        let id = shared.ask(Asked::Block(seq));
+                        self.stanza("iq", Some("set"), &id, data)
+                    }
+                    IbbStanza::Message => self.stanza("message", None, &random_id(), data),
+                }
+            }
+        })
+    }
+
+    fn stanza(
+        &self,
+        name: &str,
+        type_: Option<&str>,
+        id: &str,
+        payload: Option<Element>,
+    ) -> Element {
+        Element::builder(name, ns::CLIENT)
+            .attr(xml_ncname!("type").into(), type_)
+            .attr(xml_ncname!("from").into(), self.params.local.as_str())
+            .attr(xml_ncname!("to").into(), self.params.peer.as_str())
+            .attr(xml_ncname!("id").into(), id)
+            .append_all(payload)
+            .build()
+    }
+}
+
+fn random_id() -> String {
+    format!("ibb{:016x}", rand::random::<u64>())
+}
+
+/// The runtime's clock, which tests may pause.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

@@ -1,0 +1,269 @@
+//! An in-band bytestream as a tokio stream: the shell of [`IbbMachine`], which writes and takes whole stanzas.
+//!
+//! Two halves share the machine: [`IbbStream`] is read and written by the session, [`IbbHandle`] is given the peer's
+//! stanzas by the router and never blocks. What there is to send goes into one bounded queue; while it is full,
+//! writers wait, and answers stay in the machine, which bounds them.
+
+use std::{
+    fmt, io, mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use jid::Jid;
+use minidom::Element;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::mpsc,
+    time::Sleep,
+};
+use tokio_util::sync::PollSender;
+
+use super::{
+    ibb::{IbbError, IbbMachine, Options},
+    ibb_handle::{Link, now},
+    ibb_xml::IbbStanza,
+};
+
+pub use super::ibb_handle::IbbHandle;
+
+/// Between whom a stream runs, and how.
+#[derive(Clone, Debug)]
+pub struct IbbParams {
+    /// Our address, as the peer knows it.
+    pub local: Jid,
+    /// The peer's full JID.
+    pub peer: Jid,
+    /// The stream's id.
+    pub sid: String,
+    /// By which stanzas our blocks are sent.
+    pub stanza: IbbStanza,
+    /// The largest block in bytes before base64, both ways.
+    pub block_size: u16,
+    /// Our blocks that may be unacknowledged.
+    pub window: u16,
+    /// Whether the peer has agreed already; if not, [`IbbHandle::handle_opened`] is awaited before data is sent.
+    pub opened: bool,
+    /// How long the peer may leave blocks unacknowledged.
+    pub ack_timeout: Duration,
+    /// How long after a shutdown a silent peer is given to go on.
+    pub close_linger: Duration,
+}
+
+impl IbbParams {
+    /// An open stream by IQ with the default sizes and times.
+    pub fn new(local: Jid, peer: Jid, sid: impl Into<String>) -> Self {
+        let Options { block_size, window, opened, ack_timeout, close_linger, .. } =
+            Options::default();
+        let (sid, stanza) = (sid.into(), IbbStanza::Iq);
+        Self { local, peer, sid, stanza, block_size, window, opened, ack_timeout, close_linger }
+    }
+}
+
+/// The session's half: bytes. Dropping it closes the stream at once.
+///
+/// A shutdown returns when every byte is acknowledged. `<close/>` follows when nothing more comes from the peer, as
+/// long as the stream is read; reading ends after the last byte the peer sent before its end.
+pub struct IbbStream {
+    link: Arc<Link>,
+    /// Room in the queue: one place for answers and blocks, or an answer could wait for a block's.
+    room: PollSender<Element>,
+    /// A writer waits for the room.
+    writing: bool,
+    /// Whoever drives the machine waits for the room, perhaps in the writer's stead.
+    driving: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl IbbStream {
+    /// Makes both halves of a stream. Stanzas to the peer, complete and in [`crate::xmpp::ns::CLIENT`], go into `outbound`.
+    pub fn new(params: IbbParams, outbound: mpsc::Sender<Element>) -> (Self, IbbHandle) {
+        let options = Options {
+            block_size: params.block_size.max(1),
+            window: params.window.max(1),
+            acknowledged: params.stanza == IbbStanza::Iq,
+            ack_timeout: params.ack_timeout,
+            close_linger: params.close_linger,
+            opened: params.opened,
+        };
+        let room = PollSender::new(outbound.clone());
+        let link = Link::new(params, IbbMachine::new(options, now()), outbound);
+        let handle = IbbHandle::new(Arc::clone(&link));
+        (Self { link, room, writing: false, driving: false, timer: None }, handle)
+    }
+
+    /// Does what is due, and sends what the machine wants sent.
+    fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut shared = self.link.lock();
+        while let Some(deadline) = shared.machine.deadline().map(tokio::time::Instant::from_std) {
+            let timer =
+                self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            // A deadline that moved away is noticed when the timer fires: cheaper than a reset per answer.
+            if timer.deadline() > deadline || timer.is_elapsed() {
+                timer.as_mut().reset(deadline);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                break;
+            }
+            shared.machine.handle_deadline(now());
+            shared.wake(cx);
+        }
+        self.link.send_now(&mut shared);
+        while shared.machine.has_actions() {
+            self.driving = true;
+            ready!(self.room.poll_reserve(cx)).map_err(|_| gone())?;
+            if let Some(stanza) = self.link.next_stanza(&mut shared) {
+                self.room.send_item(stanza).map_err(|_| gone())?;
+            }
+        }
+        if mem::take(&mut self.driving) {
+            shared.wake(cx);
+        }
+        if !self.writing {
+            self.room.abort_send();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for IbbStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // Answers that wait for room keep nobody from reading.
+        let driven = this.poll_drive(cx);
+        let mut shared = this.link.lock();
+        let n = shared.machine.chunk().len().min(buf.remaining());
+        if n > 0 {
+            buf.put_slice(&shared.machine.chunk()[..n]);
+            shared.machine.consume(n);
+            this.link.send_now(&mut shared);
+            let left = shared.machine.has_actions();
+            drop(shared);
+            if left {
+                let _ = this.poll_drive(cx);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        match shared.machine.end() {
+            Some(end) => return Poll::Ready(end.map_err(broken)),
+            None if buf.remaining() == 0 => return Poll::Ready(Ok(())),
+            None => {}
+        }
+        if let Poll::Ready(Err(error)) = driven {
+            return Poll::Ready(Err(error));
+        }
+        if this.link.outbound.is_closed() {
+            return Poll::Ready(Err(gone()));
+        }
+        shared.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for IbbStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.link.lock().writer = Some(cx.waker().clone());
+        ready!(this.poll_drive(cx))?;
+        let mut shared = this.link.lock();
+        if !shared.machine.is_writable() {
+            this.writing = false;
+            let error = shared.machine.end().and_then(Result::err).map_or_else(gone, broken);
+            return Poll::Ready(Err(error));
+        }
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        if !shared.machine.has_window() {
+            return Poll::Pending;
+        }
+        this.writing = true;
+        ready!(this.room.poll_reserve(cx)).map_err(|_| gone())?;
+        this.writing = false;
+        let n = shared.machine.write(buf, now());
+        if let Some(stanza) = this.link.next_stanza(&mut shared) {
+            this.room.send_item(stanza).map_err(|_| gone())?;
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.writing = false;
+        this.link.lock().writer = Some(cx.waker().clone());
+        this.poll_drive(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.writing = false;
+        let mut shared = this.link.lock();
+        if shared.machine.shutdown(now()) {
+            // A reader elsewhere has the close's timer to watch from now on.
+            shared.wake(cx);
+        }
+        shared.writer = Some(cx.waker().clone());
+        drop(shared);
+        ready!(this.poll_drive(cx))?;
+        let shared = this.link.lock();
+        match shared.machine.end() {
+            Some(Err(error)) => Poll::Ready(Err(broken(error))),
+            _ if shared.machine.is_flushed() => Poll::Ready(Ok(())),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for IbbStream {
+    fn drop(&mut self) {
+        let mut shared = self.link.lock();
+        shared.machine.abort(now());
+        self.link.send_now(&mut shared);
+        if !shared.machine.has_actions() || self.link.outbound.is_closed() {
+            return;
+        }
+        let link = Arc::clone(&self.link);
+        let last_words = async move {
+            while let Ok(permit) = link.outbound.reserve().await {
+                let Some(stanza) = link.next_stanza(&mut link.lock()) else { return };
+                permit.send(stanza);
+            }
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(tokio::time::timeout(self.link.params.ack_timeout, last_words));
+        }
+    }
+}
+
+impl fmt::Debug for IbbStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IbbStream").finish_non_exhaustive()
+    }
+}
+
+fn broken(error: IbbError) -> io::Error {
+    let kind = match error {
+        IbbError::Timeout => io::ErrorKind::TimedOut,
+        IbbError::Refused => io::ErrorKind::ConnectionReset,
+        _ => io::ErrorKind::InvalidData,
+    };
+    io::Error::new(kind, error)
+}
+
+fn gone() -> io::Error {
+    io::ErrorKind::BrokenPipe.into()
+}
+
+#[cfg(test)]
+#[path = "ibb_stream_tests.rs"]
+mod tests;

@@ -1,0 +1,337 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::{
+    mediator::{ibb_xml::IbbPayload, leg::Leg, pipe},
+    xmpp::{
+        ns,
+        stanza::{Kind, Stanza},
+    },
+};
+
+fn jid(text: &str) -> Jid {
+    Jid::new(text).unwrap()
+}
+
+fn params() -> IbbParams {
+    IbbParams::new(jid("romeo@montague.lit/o"), jid("juliet@capulet.lit/b"), "s")
+}
+
+fn swapped(params: &IbbParams) -> IbbParams {
+    IbbParams { local: params.peer.clone(), peer: params.local.clone(), ..params.clone() }
+}
+
+/// Carries stanzas to a handle, as the servers and the router would.
+fn carry(mut from: mpsc::Receiver<Element>, to: IbbHandle) {
+    tokio::spawn(async move {
+        while let Some(element) = from.recv().await {
+            let stanza = Stanza::parse(element).unwrap();
+            assert!(to.handle(&stanza), "{stanza:?}");
+        }
+    });
+}
+
+/// Two connected streams over queues of the given size.
+fn pair(params: &IbbParams, queue: usize) -> (IbbStream, IbbStream, [IbbHandle; 2]) {
+    let (to_juliet, from_romeo) = mpsc::channel(queue);
+    let (to_romeo, from_juliet) = mpsc::channel(queue);
+    let (romeo, romeos) = IbbStream::new(params.clone(), to_juliet);
+    let (juliet, juliets) = IbbStream::new(swapped(params), to_romeo);
+    carry(from_romeo, juliets.clone());
+    carry(from_juliet, romeos.clone());
+    (romeo, juliet, [romeos, juliets])
+}
+
+fn pattern(n: u32) -> Vec<u8> {
+    (0..n).flat_map(u32::to_le_bytes).collect()
+}
+
+/// A stanza of Juliet's.
+fn from_juliet(xml: &str) -> Stanza {
+    let xml = xml.replacen(
+        ' ',
+        " xmlns='jabber:client' from='juliet@capulet.lit/b' to='romeo@montague.lit/o' ",
+        1,
+    );
+    Stanza::parse(xml.replace("IBB", ns::IBB).parse().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn much_goes_both_ways_at_once() {
+    for (stanza, queue, block_size) in
+        [(IbbStanza::Iq, 1, 999), (IbbStanza::Iq, 64, 8192), (IbbStanza::Message, 4, 8192)]
+    {
+        let params = IbbParams { stanza, block_size, ..params() };
+        let (romeo, juliet, _handles) = pair(&params, queue);
+        let data = pattern(50_000);
+        let user = |stream: IbbStream| {
+            let data = data.clone();
+            tokio::spawn(async move {
+                let (mut r, mut w) = tokio::io::split(stream);
+                let writer = tokio::spawn({
+                    let data = data.clone();
+                    async move {
+                        w.write_all(&data).await.unwrap();
+                        w
+                    }
+                });
+                let mut got = vec![0; data.len()];
+                r.read_exact(&mut got).await.unwrap();
+                assert!(got == data);
+                (r, writer.await.unwrap())
+            })
+        };
+        let (romeo, juliet) = (user(romeo), user(juliet));
+        let _ = (romeo.await.unwrap(), juliet.await.unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_close_carries_the_last_byte() {
+    let (mut romeo, mut juliet, handles) = pair(&params(), 8);
+    romeo.write_all(b"last").await.unwrap();
+    romeo.shutdown().await.unwrap();
+    let mut got = [0; 4];
+    juliet.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"last");
+    let reader = tokio::spawn(async move {
+        let mut got = Vec::new();
+        romeo.read_to_end(&mut got).await.unwrap();
+        got
+    });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    juliet.write_all(b"the reverse").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    juliet.write_all(b" goes on").await.unwrap();
+    // Romeo hears nothing more and closes.
+    assert_eq!(juliet.read(&mut got).await.unwrap(), 0);
+    assert_eq!(reader.await.unwrap(), b"the reverse goes on");
+    assert_eq!(juliet.write(b"x").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    drop(juliet);
+    assert!(handles.iter().all(IbbHandle::is_over));
+}
+
+#[tokio::test]
+async fn a_slow_reader_slows_the_writer() {
+    let (mut romeo, mut juliet, _handles) = pair(&params(), 1024);
+    let data = pattern(250_000);
+    let written = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let writer = tokio::spawn({
+        let (data, written) = (data.clone(), Arc::clone(&written));
+        async move {
+            for chunk in data.chunks(8192) {
+                romeo.write_all(chunk).await.unwrap();
+                written.fetch_add(chunk.len(), std::sync::atomic::Ordering::Relaxed);
+            }
+            romeo.shutdown().await.unwrap();
+            romeo
+        }
+    });
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let ahead = written.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(ahead, (32 + 128) * 1024, "accepted, and a window more");
+    let mut got = vec![0; data.len()];
+    juliet.read_exact(&mut got).await.unwrap();
+    assert!(got == data);
+    drop(writer.await.unwrap());
+    assert_eq!(juliet.read(&mut got).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn stanzas_are_complete() {
+    let (outbound, mut sent) = mpsc::channel(8);
+    let (mut romeo, handle) = IbbStream::new(params(), outbound);
+    romeo.write_all(b"x").await.unwrap();
+    let block = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    assert_eq!((block.kind, block.type_.as_str()), (Kind::Iq, "set"));
+    assert_eq!((&block.from, &block.to), (handle.local(), handle.peer()));
+    assert_eq!(
+        IbbPayload::parse(block.payload().unwrap()),
+        Ok(Some(IbbPayload::Data { sid: "s".to_owned(), seq: 0, text: "eA==".to_owned() }))
+    );
+    assert!(handle.handle(&from_juliet(&format!("<iq type='result' id='{}'/>", block.id))));
+    assert!(!handle.handle(&from_juliet(&format!("<iq type='result' id='{}'/>", block.id))));
+    assert!(handle.handle(&from_juliet(
+        "<iq type='set' id='a'><data xmlns='IBB' sid='s' seq='0'>eA==</data></iq>"
+    )));
+    let ack = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    assert_eq!((ack.type_.as_str(), ack.id.as_str()), ("result", "a"));
+    assert_eq!(romeo.read_u8().await.unwrap(), b'x');
+    drop(romeo);
+    let close = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    assert!(close.payload().unwrap().is("close", ns::IBB));
+    assert!(!handle.is_over());
+    assert!(handle.handle_answer(&close.id, false));
+    assert!(handle.is_over());
+}
+
+#[tokio::test]
+async fn what_belongs_to_others_is_left_alone() {
+    let (outbound, _sent) = mpsc::channel(8);
+    let (_romeo, handle) = IbbStream::new(params(), outbound);
+    for xml in [
+        "<iq type='set' id='a'><data xmlns='IBB' sid='other' seq='0'>eA==</data></iq>",
+        "<iq type='get' id='a'><data xmlns='IBB' sid='s' seq='0'>eA==</data></iq>",
+        "<iq type='set' id='a'><open xmlns='IBB' sid='s' block-size='1'/></iq>",
+        "<iq type='set' id='a'><close xmlns='other' sid='s'/></iq>",
+        "<iq type='result' id='a'/>",
+        "<presence />",
+    ] {
+        assert!(!handle.handle(&from_juliet(xml)), "{xml}");
+    }
+    let mut stranger = from_juliet("<iq type='set' id='a'><close xmlns='IBB' sid='s'/></iq>");
+    stranger.from = jid("tybalt@capulet.lit/b");
+    assert!(!handle.handle(&stranger));
+}
+
+#[tokio::test]
+async fn a_malformed_block_ends_the_stream() {
+    let (outbound, mut sent) = mpsc::channel(8);
+    let (mut romeo, handle) = IbbStream::new(params(), outbound);
+    assert!(
+        handle.handle(&from_juliet(
+            "<iq type='set' id='a'><data xmlns='IBB' sid='s'>eA==</data></iq>"
+        ))
+    );
+    let refusal = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    assert_eq!((refusal.type_.as_str(), refusal.id.as_str()), ("error", "a"));
+    assert!(sent.recv().await.unwrap().children().any(|child| child.is("close", ns::IBB)));
+    assert_eq!(romeo.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+}
+
+#[tokio::test]
+async fn a_bounced_message_is_no_data() {
+    let (outbound, _sent) = mpsc::channel(8);
+    let (mut romeo, handle) = IbbStream::new(params(), outbound);
+    assert!(handle.handle(&from_juliet(
+        "<message type='error' id='a'><data xmlns='IBB' sid='s' seq='0'>eA==</data></message>"
+    )));
+    assert_eq!(romeo.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_of_the_peer_ends_the_stream() {
+    let (outbound, _sent) = mpsc::channel(8);
+    let (mut romeo, _handle) = IbbStream::new(params(), outbound);
+    romeo.write_all(b"x").await.unwrap();
+    let begin = tokio::time::Instant::now();
+    assert_eq!(romeo.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(begin.elapsed().as_secs(), 60);
+    assert_eq!(romeo.write(b"x").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_does_not_spin() {
+    let (outbound, mut sent) = mpsc::channel(2);
+    let (mut romeo, handle) = IbbStream::new(params(), outbound);
+    romeo.write_all(b"xy").await.unwrap();
+    let waiting = tokio::spawn(async move {
+        let (mut polls, mut buffer) = (0, [0; 8]);
+        let read = std::future::poll_fn(|cx| {
+            polls += 1;
+            let shut = Pin::new(&mut romeo).poll_shutdown(cx).is_ready();
+            let read = Pin::new(&mut romeo).poll_read(cx, &mut ReadBuf::new(&mut buffer));
+            if shut { read } else { Poll::Pending }
+        });
+        read.await.unwrap();
+        polls
+    });
+    let block = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(handle.handle_answer(&block.id, true));
+    let close = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    assert!(close.payload().unwrap().is("close", ns::IBB));
+    assert!(handle.handle_answer(&close.id, true));
+    assert!(waiting.await.unwrap() < 10);
+}
+
+#[tokio::test]
+async fn answers_wait_for_room_in_the_queue() {
+    let (outbound, mut sent) = mpsc::channel(1);
+    let (mut romeo, handle) = IbbStream::new(params(), outbound);
+    for seq in 0..5 {
+        assert!(handle.handle(&from_juliet(&format!(
+            "<iq type='set' id='{seq}'><data xmlns='IBB' sid='s' seq='{seq}'>eA==</data></iq>"
+        ))));
+    }
+    assert!(handle.handle(&from_juliet("<iq type='set' id='5'><close xmlns='IBB' sid='s'/></iq>")));
+    let reader = tokio::spawn(async move {
+        let mut got = Vec::new();
+        romeo.read_to_end(&mut got).await.unwrap();
+        romeo.flush().await.unwrap();
+        got
+    });
+    for expected in 0..6 {
+        let answer = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+        assert_eq!((answer.type_.as_str(), answer.id), ("result", expected.to_string()));
+    }
+    assert_eq!(reader.await.unwrap(), b"xxxxx");
+}
+
+#[tokio::test]
+async fn the_close_of_a_dropped_stream_waits_for_room() {
+    let (outbound, mut sent) = mpsc::channel(1);
+    let (mut romeo, _handle) = IbbStream::new(params(), outbound);
+    romeo.write_all(b"x").await.unwrap();
+    drop(romeo);
+    assert!(sent.recv().await.unwrap().children().any(|child| child.is("data", ns::IBB)));
+    assert!(sent.recv().await.unwrap().children().any(|child| child.is("close", ns::IBB)));
+}
+
+#[tokio::test]
+async fn nothing_is_sent_before_the_stream_is_open() {
+    let (outbound, mut sent) = mpsc::channel(8);
+    let (mut romeo, handle) = IbbStream::new(IbbParams { opened: false, ..params() }, outbound);
+    let writer = tokio::spawn(async move {
+        romeo.write_all(b"x").await.unwrap();
+        romeo
+    });
+    tokio::task::yield_now().await;
+    assert!(sent.try_recv().is_err());
+    handle.handle_opened(true);
+    let _romeo = writer.await.unwrap();
+    assert!(sent.recv().await.is_some());
+}
+
+#[tokio::test]
+async fn any_mix_of_legs_carries_the_stream() {
+    let ibb = || {
+        let close_linger = Duration::from_millis(50);
+        let (near, far, handles) = pair(&IbbParams { close_linger, ..params() }, 16);
+        (Leg::from(near), Leg::from(far), Some(handles))
+    };
+    for (ibb_in, ibb_out) in [(false, false), (false, true), (true, false), (true, true)] {
+        let tcp_in = tcp_pair().await;
+        let tcp_out = tcp_pair().await;
+        let (mut romeo, a, _keep) = if ibb_in { ibb() } else { tcp_in };
+        let (mut juliet, b, _keep) = if ibb_out { ibb() } else { tcp_out };
+        let pipe = tokio::spawn(pipe::relay(a, b, pipe::Options::default()));
+        let data = pattern(60_000);
+        let sent = data.clone();
+        let writer = tokio::spawn(async move {
+            romeo.write_all(&sent).await.unwrap();
+            romeo.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            romeo.read_to_end(&mut answer).await.unwrap();
+            answer
+        });
+        let mut got = vec![0; data.len()];
+        juliet.read_exact(&mut got).await.unwrap();
+        assert!(got == data);
+        juliet.write_all(b"thanks").await.unwrap();
+        juliet.shutdown().await.unwrap();
+        drop(juliet);
+        assert_eq!(writer.await.unwrap(), b"thanks", "{ibb_in} {ibb_out}");
+        let outcome = pipe.await.unwrap();
+        assert_eq!((outcome.a_to_b, outcome.b_to_a), (240_000, 6));
+    }
+}
+
+async fn tcp_pair() -> (Leg, Leg, Option<[IbbHandle; 2]>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (far, _) = listener.accept().await.unwrap();
+    (near.into(), far.into(), None)
+}

@@ -1,0 +1,81 @@
+//! The transport between one user and us: a TCP connection, or an in-band bytestream.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{ibb_stream::IbbStream, socket::Socket};
+
+/// One user's transport, whichever it is.
+#[derive(Debug)]
+pub enum Leg {
+    /// A SOCKS5 bytestream (XEP-0065).
+    Socket(Socket),
+    /// An in-band bytestream (XEP-0047).
+    Ibb(IbbStream),
+}
+
+impl From<TcpStream> for Leg {
+    fn from(stream: TcpStream) -> Self {
+        Self::Socket(stream.into())
+    }
+}
+
+impl From<Socket> for Leg {
+    fn from(socket: Socket) -> Self {
+        Self::Socket(socket)
+    }
+}
+
+impl From<IbbStream> for Leg {
+    fn from(stream: IbbStream) -> Self {
+        Self::Ibb(stream)
+    }
+}
+
+impl AsyncRead for Leg {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Socket(leg) => Pin::new(leg).poll_read(cx, buf),
+            Self::Ibb(leg) => Pin::new(leg).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Leg {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Socket(leg) => Pin::new(leg).poll_write(cx, buf),
+            Self::Ibb(leg) => Pin::new(leg).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Socket(leg) => Pin::new(leg).poll_flush(cx),
+            Self::Ibb(leg) => Pin::new(leg).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Socket(leg) => Pin::new(leg).poll_shutdown(cx),
+            Self::Ibb(leg) => Pin::new(leg).poll_shutdown(cx),
+        }
+    }
+}

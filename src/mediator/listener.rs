@@ -1,0 +1,316 @@
+//! The SOCKS5 port: accepts connections within limits, negotiates, and gives them to the table.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use socket2::{Domain, SockRef, TcpKeepalive, Type};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, lookup_host},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    socket::Socket,
+    socks5::{Action, Code, Handshake},
+    table::{Arrival, Table},
+    transfer::DstAddr,
+};
+use crate::redact::Pii;
+
+/// Connections the kernel may queue: enough for the burst after a restart.
+const BACKLOG: i32 = 4096;
+
+/// The first and the longest pause after a failed accept, such as for want of file descriptors.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// Silence after which the kernel asks whether a peer is still there, and how often it then asks.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(30));
+
+/// How long a refused client may take to read why, so that a reset does not overtake the reply.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How connections are accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How long greeting and request may take together.
+    pub handshake_timeout: Duration,
+    /// Connections in all, until they end; at the limit the kernel's queue fills.
+    pub connections: usize,
+    /// Connections of one IPv4 address or IPv6 /64; more are closed at once.
+    pub connections_per_ip: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            connections: 20_480,
+            connections_per_ip: 64,
+        }
+    }
+}
+
+/// The bound ports. The accept loops run until the token is cancelled; dropping this does not end them.
+#[derive(Debug)]
+pub struct Listener {
+    local_addrs: Vec<SocketAddr>,
+}
+
+impl Listener {
+    /// Binds every address (`host:port`; port 0 takes a free one) and starts to accept, on `tasks`, until `soft` is
+    /// cancelled. `[::]` takes IPv4 too, and becomes `0.0.0.0` where there is no IPv6.
+    ///
+    /// # Errors
+    /// The first address that cannot be resolved or bound, by name; none is open then.
+    pub async fn bind(
+        addresses: &[impl AsRef<str>],
+        options: Options,
+        table: &Table,
+        soft: &CancellationToken,
+        tasks: &TaskTracker,
+    ) -> io::Result<Self> {
+        let mut wanted = Vec::new();
+        for name in addresses.iter().map(AsRef::as_ref) {
+            let resolved = lookup_host(name).await.map_err(|error| naming(name, &error))?;
+            wanted.extend(resolved.map(|address| (name, address)));
+        }
+        let mut listeners = Vec::new();
+        for (name, address) in &wanted {
+            let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+            let only_v6 = wanted.iter().any(|(_, other)| *other == v4) && address.port() != 0;
+            listeners.push(listen(*address, only_v6).map_err(|error| naming(name, &error))?);
+        }
+        let local_addrs =
+            listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
+        let gate = Gate {
+            connections: Arc::new(Semaphore::new(options.connections.min(Semaphore::MAX_PERMITS))),
+            per_ip: Arc::default(),
+            options,
+        };
+        for listener in listeners {
+            tasks.spawn(accept(listener, gate.clone(), table.clone(), soft.clone(), tasks.clone()));
+        }
+        Ok(Self { local_addrs })
+    }
+
+    /// The addresses that were bound, with their real ports, in the order given.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.local_addrs
+    }
+}
+
+/// A connection's place in the limits.
+#[derive(Debug)]
+pub(super) struct Admission {
+    _connection: OwnedSemaphorePermit,
+    _ip: IpPlace,
+}
+
+#[derive(Clone, Debug)]
+struct Gate {
+    connections: Arc<Semaphore>,
+    per_ip: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    options: Options,
+}
+
+impl Gate {
+    fn admit(&self, ip: IpAddr) -> Option<IpPlace> {
+        let key = network(ip);
+        let mut counts = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(key).or_default();
+        if *count >= self.options.connections_per_ip {
+            return None;
+        }
+        *count += 1;
+        Some(IpPlace { key, per_ip: Arc::clone(&self.per_ip) })
+    }
+}
+
+#[derive(Debug)]
+struct IpPlace {
+    key: IpAddr,
+    per_ip: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+impl Drop for IpPlace {
+    fn drop(&mut self) {
+        let mut counts = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = counts.get(&self.key).copied().unwrap_or_default().saturating_sub(1);
+        if left == 0 {
+            counts.remove(&self.key);
+        } else {
+            counts.insert(self.key, left);
+        }
+    }
+}
+
+/// What counts as one address: IPv4 as it is, also inside IPv6, and of IPv6 the /64.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+fn naming(name: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot listen on {name}: {error}"))
+}
+
+fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
+    let open = |address: SocketAddr| {
+        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(only_v6)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    let result = open(address);
+    let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+    let in_use = |error: &io::Error| {
+        matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
+    };
+    match result {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && !only_v6 && !in_use(&error) => {
+            tracing::info!(%error, "no IPv6, listening on IPv4 only");
+            open(v4)
+        }
+        other => other,
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    gate: Gate,
+    table: Table,
+    soft: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let mut backoff = BACKOFF.0;
+    loop {
+        let next = async {
+            // The permit comes first, so that no connection is accepted only to wait.
+            let permit = Arc::clone(&gate.connections).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        match soft.run_until_cancelled(next).await {
+            None | Some((Err(_), _)) => return,
+            Some((Ok(permit), Ok((stream, peer)))) => {
+                backoff = BACKOFF.0;
+                let Some(place) = gate.admit(peer.ip()) else {
+                    tracing::debug!(ip = %Pii(peer.ip()), "too many connections of this address");
+                    continue;
+                };
+                let admission = Admission { _connection: permit, _ip: place };
+                let limit = gate.options.handshake_timeout;
+                let serve = serve(stream, admission, limit, table.clone());
+                let soft = soft.clone();
+                tasks.spawn(async move {
+                    if let Some(Err(error)) = soft.run_until_cancelled(serve).await {
+                        tracing::debug!(%error, "no connection was made");
+                    }
+                });
+            }
+            Some((Ok(_), Err(error))) if is_of_one_connection(&error) => {
+                tracing::debug!(%error, "a connection broke before it was accepted");
+            }
+            Some((Ok(_), Err(error))) => {
+                tracing::warn!(%error, ?backoff, "cannot accept connections");
+                if soft.run_until_cancelled(tokio::time::sleep(backoff)).await.is_none() {
+                    return;
+                }
+                backoff = (backoff * 2).min(BACKOFF.1);
+            }
+        }
+    }
+}
+
+/// Errors that accept(2) reports about a connection, not about the listening socket.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
+async fn serve(
+    mut stream: TcpStream,
+    admission: Admission,
+    limit: Duration,
+    table: Table,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE.0).with_interval(KEEPALIVE.1);
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+
+    let mut handshake = Handshake::new();
+    let hash = match timeout(limit, negotiate(&mut stream, &mut handshake)).await {
+        Err(_) => {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"));
+        }
+        Ok(hash) => hash?,
+    };
+    let Some(hash) = hash else { return say_goodbye(&mut stream).await };
+    let success = handshake.reply(Code::Succeeded);
+    let refusal = handshake.reply(Code::NotAllowed);
+    let socket = Socket::accepted(stream, handshake.into_rest(), admission);
+    match table.arrive(hash, socket, &success) {
+        Arrival::Taken => Ok(()),
+        Arrival::Gone(error) => Err(error),
+        Arrival::Refused(mut socket) => {
+            socket.write_all(&refusal).await?;
+            say_goodbye(&mut socket).await
+        }
+    }
+}
+
+/// Reads not a byte more than greeting and request. `None` if the client was refused.
+async fn negotiate(
+    stream: &mut TcpStream,
+    handshake: &mut Handshake,
+) -> io::Result<Option<DstAddr>> {
+    let mut buffer = [0; 2 + 255];
+    loop {
+        while let Some(action) = handshake.poll_action() {
+            match action {
+                Action::Close => return Ok(None),
+                Action::Connect(hash) => return Ok(Some(hash)),
+                Action::Write(bytes) => stream.write_all(&bytes).await?,
+            }
+        }
+        let wants = handshake.wants().min(buffer.len());
+        let n = stream.read(&mut buffer[..wants]).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        handshake.handle_bytes(&buffer[..n]);
+    }
+}
+
+/// Ends the connection so that the last reply arrives: what the client still sends is read, for a while.
+async fn say_goodbye(
+    stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
+) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut rest = stream.take(64 * 1024);
+    let _ = timeout(GOODBYE, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "listener_tests.rs"]
+mod tests;

@@ -1,0 +1,164 @@
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    task::JoinHandle,
+};
+
+use super::*;
+
+const HELLO: [u8; 12] = [0x16, 3, 1, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 3, 3, 7];
+
+/// The two users' ends of a running pipe.
+fn start(options: Options, size: usize) -> (DuplexStream, DuplexStream, JoinHandle<Outcome>) {
+    let (romeo, a) = duplex(size);
+    let (juliet, b) = duplex(size);
+    (romeo, juliet, tokio::spawn(relay(a, b, options)))
+}
+
+#[tokio::test]
+async fn half_close_carries_the_last_byte() {
+    let (mut romeo, mut juliet, pipe) = start(Options::default(), 64);
+    romeo.write_all(b"last").await.unwrap();
+    romeo.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    juliet.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"last");
+    juliet.write_all(b"and the answer").await.unwrap();
+    juliet.shutdown().await.unwrap();
+    got.clear();
+    romeo.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"and the answer");
+    assert_eq!(pipe.await.unwrap(), Outcome { a_to_b: 4, b_to_a: 14, end: Ended::Eof });
+}
+
+#[tokio::test]
+async fn much_goes_both_ways_at_once() {
+    let (romeo, juliet, pipe) = start(Options::default(), 1000);
+    let data: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+    let user = |end: DuplexStream| {
+        let data = data.clone();
+        tokio::spawn(async move {
+            let (mut r, mut w) = tokio::io::split(end);
+            let write = async {
+                w.write_all(&data).await.unwrap();
+                w.shutdown().await.unwrap();
+            };
+            let mut got = Vec::new();
+            let (_, read) = tokio::join!(write, r.read_to_end(&mut got));
+            read.unwrap();
+            assert!(got == data);
+        })
+    };
+    let (romeo, juliet) = (user(romeo), user(juliet));
+    romeo.await.unwrap();
+    juliet.await.unwrap();
+    assert_eq!(pipe.await.unwrap().end, Ended::Eof);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipe_in_which_nothing_moves_ends() {
+    let idle_timeout = Duration::from_secs(600);
+    let (mut romeo, mut juliet, pipe) = start(Options { idle_timeout, guard: false }, 64);
+    let begin = Instant::now();
+    tokio::time::sleep(Duration::from_secs(500)).await;
+    romeo.write_all(b"x").await.unwrap();
+    assert_eq!(juliet.read_u8().await.unwrap(), b'x');
+    assert_eq!(pipe.await.unwrap(), Outcome { a_to_b: 1, b_to_a: 0, end: Ended::Idle });
+    let lived = begin.elapsed();
+    assert!(lived >= Duration::from_secs(1100) && lived <= Duration::from_secs(1250), "{lived:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leg_that_takes_no_more_may_still_deliver() {
+    let (romeo, a) = duplex(64);
+    drop(romeo);
+    let (mut juliet, b) = duplex(64);
+    let last = late_reader(b"last words");
+    let pipe = tokio::spawn(relay(tokio::io::join(last, a), b, Options::default()));
+    juliet.write_all(b"lost").await.unwrap();
+    let mut got = [0; 10];
+    juliet.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"last words");
+    drop(juliet);
+    assert_eq!(pipe.await.unwrap().end, Ended::Error(io::ErrorKind::BrokenPipe));
+}
+
+/// A reader that gives its bytes after a while, then ends.
+fn late_reader(bytes: &'static [u8]) -> DuplexStream {
+    let (mut writer, reader) = duplex(64);
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        writer.write_all(bytes).await.unwrap();
+    });
+    reader
+}
+
+#[tokio::test(start_paused = true)]
+async fn not_one_byte_leaks_for_a_wrong_prefix() {
+    for wrong in 0..guard::DECIDED_AFTER {
+        let mut bytes = HELLO.to_vec();
+        bytes[wrong] = 0xff;
+        if wrong == 4 || wrong >= 7 {
+            // These bytes may have any value as long as the length they belong to is plausible.
+            bytes = vec![0x16, 3, 1, 0, 3];
+        }
+        let (mut romeo, a) = duplex(64);
+        let (mut juliet, b) = duplex(64);
+        juliet.write_all(b"banner").await.unwrap();
+        let pipe = tokio::spawn(relay_guarded(a, b, Options::default()));
+        romeo.write_all(&bytes).await.unwrap();
+        let outcome = pipe.await.unwrap();
+        assert_eq!(outcome, Outcome { a_to_b: 0, b_to_a: 0, end: Ended::NotTls }, "byte {wrong}");
+        let mut got = Vec::new();
+        juliet.read_to_end(&mut got).await.unwrap();
+        romeo.read_to_end(&mut got).await.unwrap();
+        assert!(got.is_empty(), "byte {wrong}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_hello_byte_by_byte_passes_whole() {
+    let (mut romeo, a) = duplex(1);
+    let (mut juliet, b) = duplex(64);
+    juliet.write_all(b"banner").await.unwrap();
+    let pipe = tokio::spawn(relay_guarded(a, b, Options::default()));
+    for byte in HELLO {
+        romeo.write_all(&[byte]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut got = [0; 12];
+    juliet.read_exact(&mut got).await.unwrap();
+    assert_eq!(got, HELLO);
+    let mut got = [0; 6];
+    romeo.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"banner");
+    drop((romeo, juliet));
+    assert_eq!(pipe.await.unwrap().a_to_b, 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_that_ends_early_is_no_hello() {
+    let (mut romeo, juliet, pipe) = start(Options { guard: true, ..Options::default() }, 64);
+    romeo.write_all(&HELLO[..5]).await.unwrap();
+    drop(romeo);
+    assert_eq!(pipe.await.unwrap(), Outcome { a_to_b: 0, b_to_a: 0, end: Ended::NotTls });
+    drop(juliet);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_initiator_that_leaves_without_a_word_gets_none() {
+    let (mut romeo, mut juliet, pipe) = start(Options { guard: true, ..Options::default() }, 64);
+    juliet.write_all(b"banner").await.unwrap();
+    romeo.shutdown().await.unwrap();
+    assert_eq!(pipe.await.unwrap(), Outcome { a_to_b: 0, b_to_a: 0, end: Ended::Eof });
+    let mut got = Vec::new();
+    romeo.read_to_end(&mut got).await.unwrap();
+    assert!(got.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_nothing_is_idle() {
+    let (_romeo, _juliet, pipe) = start(Options { guard: true, ..Options::default() }, 64);
+    assert_eq!(pipe.await.unwrap().end, Ended::Idle);
+}

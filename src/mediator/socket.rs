@@ -1,0 +1,87 @@
+//! An accepted or opened TCP connection, with what goes along with it.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::listener::Admission;
+
+/// A TCP connection; the bytes of its stream that came with the handshake; its place in the listener's limits,
+/// which is free again when this is dropped.
+#[derive(Debug)]
+pub struct Socket {
+    stream: TcpStream,
+    early: Vec<u8>,
+    _admission: Option<Admission>,
+}
+
+impl Socket {
+    /// An accepted connection. `early` is read before anything else.
+    pub(super) fn accepted(stream: TcpStream, early: Vec<u8>, admission: Admission) -> Self {
+        Self { stream, early, _admission: Some(admission) }
+    }
+
+    /// The connection itself, for options and addresses.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Sends a few bytes at once if the kernel takes all of them.
+    ///
+    /// # Errors
+    /// `WouldBlock` if it does not, else what the system says.
+    pub(super) fn send_now(&self, bytes: &[u8]) -> io::Result<()> {
+        if socket2::SockRef::from(&self.stream).send(bytes)? == bytes.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+}
+
+impl From<TcpStream> for Socket {
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, early: Vec::new(), _admission: None }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.early.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let n = self.early.len().min(buf.remaining());
+        buf.put_slice(&self.early[..n]);
+        self.early.drain(..n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
