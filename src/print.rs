@@ -102,7 +102,7 @@ impl FromStr for HashKind {
 }
 
 /// A fingerprint: the kind of hash and its bytes. Equality takes the same time for any contents.
-#[derive(Clone, Hash, PartialOrd, Ord)]
+#[derive(Clone)]
 pub struct Print {
     hash: HashKind,
     bytes: Vec<u8>,

@@ -208,8 +208,8 @@ impl Router {
         let Some(mask) = crate::xmpp::jid::proxied(&stanza.from, &self.options.jid) else {
             return Err(Refusal::bad_request("Your JID is too long to be proxied"));
         };
-        let requests = self.requests.clone();
-        self.work(stanza, async move |stanza| {
+        let (requests, stanza) = (self.requests.clone(), stanza.clone());
+        self.work(async move {
             match requests.request(&stanza.type_, &mask, &callee, payload, FORWARD).await {
                 Answer::Result(payload) => stanza.result(payload),
                 Answer::Error(error) => {
@@ -228,18 +228,14 @@ impl Router {
     }
 
     /// Answers a request in a task of its own.
-    fn work<F>(&self, stanza: &Stanza, answer: F) -> Result<(), Refusal>
-    where
-        F: AsyncFnOnce(&Stanza) -> Element + Send + 'static,
-        for<'a> F::CallOnceFuture<'a>: Send,
-    {
+    fn work(&self, answer: impl Future<Output = Element> + Send + 'static) -> Result<(), Refusal> {
         let Ok(permit) = Arc::clone(&self.at_once).try_acquire_owned() else {
             return Err(Refusal::resource_constraint("The service is busy"));
         };
-        let (stanza, outbound) = (stanza.clone(), self.outbound.clone());
+        let outbound = self.outbound.clone();
         self.tasks.spawn(async move {
             let _permit = permit;
-            let element = answer(&stanza).await;
+            let element = answer.await;
             let _ = outbound.send(element).await;
         });
         Ok(())
@@ -332,7 +328,8 @@ impl Router {
         let registry = self.registry.clone();
         let payload = payload.clone();
         let kind = if get { RequestKind::Get } else { RequestKind::Set };
-        self.work(stanza, async move |stanza| {
+        let stanza = stanza.clone();
+        self.work(async move {
             let asker = stanza.from.to_bare();
             match registry.handle(&asker, kind, &payload, SystemClock.now()).await {
                 Ok(answer) => stanza.result(Some(answer)),

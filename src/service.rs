@@ -16,12 +16,12 @@ use tracing::{info, warn};
 use crate::{
     access::Access,
     broker::{self, Broker, hints},
-    config::{Config, Policy},
+    config::{self, Config, Policy},
     mediator::{
         listener::{self, Listener},
         table::{self, Table},
     },
-    registry::{self, Registry, store::Store},
+    registry::{self, Registry, model::Visibility, store::Store},
     router::{self, Router},
     xmpp::{
         iq::Requests,
@@ -83,7 +83,7 @@ impl Service {
         let registry = Registry::new(
             store,
             registry::Options {
-                visibility: config.registry.visibility.into(),
+                visibility: visibility(config.registry.visibility),
                 keys_per_user: config.registry.keys_per_user,
             },
         );
@@ -94,8 +94,8 @@ impl Service {
                 sessions: limits.sessions,
                 sessions_per_user: limits.sessions_per_user,
             },
-            stop.clone(),
             tasks.clone(),
+            stop.clone(),
         );
         let mut addresses = Vec::new();
         if !config.socks5.listen.is_empty() {
@@ -107,9 +107,9 @@ impl Service {
             let listener = Listener::bind(
                 &config.socks5.listen,
                 options,
-                table.clone(),
-                stop.clone(),
-                tasks.clone(),
+                &table,
+                &stop,
+                &tasks,
             )
             .await
             .map_err(|source| StartError::Listen {
@@ -263,6 +263,15 @@ fn router_options(config: &Config) -> router::Options {
         advertise: config.socks5.advertise.clone(),
         socks5: !config.socks5.listen.is_empty(),
         ibb: config.ibb.enabled,
+    }
+}
+
+fn visibility(written: config::Visibility) -> Visibility {
+    match written {
+        config::Visibility::Everyone => Visibility::Everyone,
+        config::Visibility::Local => Visibility::Local,
+        config::Visibility::Listed => Visibility::Listed,
+        config::Visibility::Nobody => Visibility::Nobody,
     }
 }
 

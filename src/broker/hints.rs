@@ -66,7 +66,7 @@ pub fn judge(offer: &Offer, keys: &[Key]) -> Judgement {
         .iter()
         .map(|(method, print)| {
             let method = method.unwrap_or_else(|| verdict::resolve_method(keys, print));
-            let (verdict, key) = verdict::judge(keys, method, print);
+            let verdict::Judgement { verdict, key } = verdict::judge(keys, Some(method), print);
             let known = key.map(|key| (key.assurance, key.created));
             Judged { print: print.clone(), method, verdict, known }
         })
@@ -89,7 +89,7 @@ pub fn decide(judgement: &Judgement, policies: &Policies) -> Result<Vec<Print>, 
             Verdict::Unknown => (policies.unknown, "is not in the registry"),
             Verdict::Mismatch => (policies.mismatch, "is none of the user's registered keys"),
             Verdict::Revoked => (policies.revoked, "belongs to a revoked key"),
-            Verdict::Match | Verdict::Superseded => continue,
+            _ => continue,
         };
         match policy {
             Policy::Annotate => {}

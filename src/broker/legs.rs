@@ -1,14 +1,14 @@
 //! The state of one leg while its transport is negotiated.
 
 use jid::Jid;
-use tokio::net::TcpStream;
 
 use super::transport::Transport;
 use crate::{
     mediator::{
-        dst::DstAddr,
         leg::Leg,
+        socket::Socket,
         table::{Registration, Table},
+        transfer::DstAddr,
     },
     xmpp::iq::random_id,
 };
@@ -46,7 +46,7 @@ pub(crate) struct LegState {
     /// Its transport.
     pub(crate) plan: Plan,
     /// The SOCKS5 connection before the user has chosen it.
-    pub(crate) socket: Option<TcpStream>,
+    pub(crate) socket: Option<Socket>,
     /// The stream, until the relay takes it.
     pub(crate) ready: Option<Leg>,
     /// Whether the user on this leg knows of the session.

@@ -28,7 +28,7 @@ use self::{
     transport::Transport,
 };
 use crate::{
-    mediator::{leg::IbbHandle, table::Table},
+    mediator::{ibb_stream::IbbHandle, table::Table},
     registry::{Registry, model::Key},
     xmpp::{
         iq::{Answer, Requests, random_id},

@@ -16,11 +16,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use jid::Jid;
 use minidom::Element;
 use tokio::{
     sync::mpsc,
+    task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{debug, info};
@@ -33,9 +33,12 @@ use super::{
 };
 use crate::{
     mediator::{
-        dst::DstAddr,
-        leg::{IbbParams, IbbStanza, IbbStream, Leg},
+        ibb_stream::{IbbParams, IbbStream},
+        ibb_xml::IbbStanza,
+        leg::Leg,
         pipe::{self, Ended, Outcome},
+        socket::Socket,
+        transfer::DstAddr,
     },
     xmpp::{
         iq::{Answer, random_id},
@@ -82,7 +85,7 @@ pub(crate) struct Peer {
 enum Event {
     Initiated(Answer),
     Forwarded(Box<Stanza>, Answer),
-    Arrived(Side, Option<tokio::net::TcpStream>),
+    Arrived(Side, Option<Socket>),
     Opened(Side, Answer, u16),
     Replaced(Side, Answer),
     Relayed(Outcome),
@@ -100,7 +103,8 @@ pub(crate) struct Session {
     accepted: bool,
     relaying: bool,
     relayed: bool,
-    work: FuturesUnordered<BoxFuture<'static, Event>>,
+    /// Whatever the session waits for; dropped, that is ended, with it.
+    work: JoinSet<Event>,
     deadline: Instant,
     /// Why the session ends at the deadline.
     deadline_reason: &'static str,
@@ -125,7 +129,7 @@ impl Session {
             accepted: false,
             relaying: false,
             relayed: false,
-            work: FuturesUnordered::new(),
+            work: JoinSet::new(),
             deadline,
             deadline_reason: "timeout",
             over: false,
@@ -145,7 +149,7 @@ impl Session {
                     }
                     continue;
                 }
-                Some(event) = self.work.next() => event,
+                Some(event) = self.work.join_next() => event.unwrap_or(Event::Nothing),
                 () = sleep_until(self.deadline) => {
                     let reason = self.deadline_reason;
                     self.end_both(reason, "").await;
@@ -157,8 +161,8 @@ impl Session {
         // What still flows when both users know of the end may reach its reader.
         if self.relaying {
             let rest = async {
-                while let Some(event) = self.work.next().await {
-                    if matches!(event, Event::Relayed(_)) {
+                while let Some(event) = self.work.join_next().await {
+                    if matches!(event, Ok(Event::Relayed(_))) {
                         break;
                     }
                 }
@@ -189,12 +193,12 @@ impl Session {
     }
 
     /// Sends a Jingle element to one side; its answer becomes an event.
-    fn ask(&self, side: Side, jingle: Element, event: impl FnOnce(Answer) -> Event + Send + 'static) {
+    fn ask(&mut self, side: Side, jingle: Element, event: impl FnOnce(Answer) -> Event + Send + 'static) {
         let peer = self.peer(side).clone();
         let requests = self.shared.requests.clone();
-        self.work.push(Box::pin(async move {
+        self.work.spawn(async move {
             event(requests.request("set", &peer.mask, &peer.user, jingle, ANSWER).await)
-        }));
+        });
     }
 
     /// Sends a Jingle element to one side at once; nobody waits for the answer.
@@ -327,7 +331,7 @@ impl Session {
             let dst = DstAddr::compute(&sid, &peer.mask, &peer.user);
             let element = transport::s5b(
                 &sid,
-                dst.as_str(),
+                &dst.to_string(),
                 leg.cid(),
                 options.jid.as_str(),
                 &options.advertise,
@@ -360,10 +364,10 @@ impl Session {
 
     fn await_socket(&mut self, side: Side) {
         if let Some(mut registration) = self.leg(side).take_registration() {
-            self.work.push(Box::pin(async move {
+            self.work.spawn(async move {
                 let socket = registration.arrived().await;
                 Event::Arrived(side, socket)
-            }));
+            });
         }
     }
 
@@ -406,8 +410,8 @@ impl Session {
                     loop {
                         tokio::select! {
                             () = &mut wait => break,
-                            Some(event) = self.work.next() => {
-                                if matches!(event, Event::Relayed(_)) {
+                            Some(event) = self.work.join_next() => {
+                                if matches!(event, Ok(Event::Relayed(_))) {
                                     self.relaying = false;
                                     break;
                                 }
@@ -509,7 +513,7 @@ impl Session {
             }
             Plan::S5b { sid, cid, .. } => {
                 let dst = DstAddr::compute(sid, &peer.mask, &peer.user);
-                transport::s5b(sid, dst.as_str(), cid, options.jid.as_str(), &options.advertise)
+                transport::s5b(sid, &dst.to_string(), cid, options.jid.as_str(), &options.advertise)
             }
         }
     }
@@ -655,10 +659,10 @@ impl Session {
             &[("sid", &sid), ("block-size", &size), ("stanza", "iq")],
         );
         let requests = self.shared.requests.clone();
-        self.work.push(Box::pin(async move {
+        self.work.spawn(async move {
             let answer = requests.request("set", &peer.mask, &peer.user, open, ANSWER).await;
             Event::Opened(side, answer, block_size)
-        }));
+        });
     }
 
     /// One side opens its in-band bytestream.
@@ -684,14 +688,10 @@ impl Session {
 
     fn stream(&self, side: Side, sid: String, block_size: u16, stanza: IbbStanza) -> Leg {
         let peer = self.peer(side);
-        let params = IbbParams {
-            local: peer.mask.clone(),
-            peer: peer.user.clone(),
-            sid: sid.clone(),
-            block_size,
-            stanza,
-            window: self.shared.options.window,
-        };
+        let mut params = IbbParams::new(peer.mask.clone(), peer.user.clone(), sid.as_str());
+        params.block_size = block_size;
+        params.stanza = stanza;
+        params.window = self.shared.options.window;
         let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
         self.shared.add_stream(peer, sid, handle);
         Leg::Ibb(stream)
@@ -724,16 +724,13 @@ impl Session {
         info!(initiator = a.kind(), responder = b.kind(), "both legs up");
         self.relaying = true;
         self.deadline = Instant::now() + Duration::from_secs(365 * 24 * 3600);
-        let options = pipe::Options { idle_timeout: self.shared.options.idle_timeout };
-        let require_tls = self.shared.options.require_tls;
-        self.work.push(Box::pin(async move {
-            let outcome = if require_tls {
-                pipe::relay_guarded(a, b, options).await
-            } else {
-                pipe::relay(a, b, options).await
-            };
-            Event::Relayed(outcome)
-        }));
+        let options = pipe::Options {
+            idle_timeout: self.shared.options.idle_timeout,
+            guard: self.shared.options.require_tls,
+        };
+        self.work.spawn(async move {
+            Event::Relayed(pipe::relay_guarded(a, b, options).await)
+        });
     }
 
     async fn handle_event(&mut self, event: Event) {
@@ -807,17 +804,17 @@ impl Session {
         self.relaying = false;
         self.relayed = true;
         info!(
-            forward_bytes = outcome.forward,
-            backward_bytes = outcome.backward,
-            ended = ?outcome.ended,
+            forward_bytes = outcome.a_to_b,
+            backward_bytes = outcome.b_to_a,
+            ended = ?outcome.end,
             "stream ended"
         );
-        match outcome.ended {
+        match outcome.end {
             Ended::NotTls => {
                 self.end_both("security-error", "The stream did not start with a TLS ClientHello").await;
             }
             Ended::Idle => self.end_both("timeout", "No byte was sent for too long").await,
-            Ended::Failed => self.end_both("connectivity-error", "A leg broke").await,
+            Ended::Error(_) => self.end_both("connectivity-error", "A leg broke").await,
             Ended::Eof => {
                 self.deadline = Instant::now() + GOODBYE;
                 self.deadline_reason = "success";

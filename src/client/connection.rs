@@ -16,7 +16,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_xmpp::xmlstream::{
     ReadError, StreamHeader, Timeouts, XmlStream, XmppStreamElement, initiate_stream,
 };
-use xmpp_parsers::{sasl as _, starttls};
+use xmpp_parsers::starttls;
 
 use super::{account::Account, output::XtlsError};
 use crate::xmpp::{ns, stanza::Stanza, xml};
@@ -112,7 +112,7 @@ async fn negotiate(account: &Account, trust: &ServerTrust) -> Result<(Stream, Fu
     let credentials = sasl::common::Credentials::default()
         .with_username(username.ok_or_else(|| XtlsError::usage("the JID must be user@domain"))?)
         .with_password(account.password.clone());
-    let authenticated = tokio_xmpp::auth(secured, features.sasl_mechanisms, credentials)
+    let authenticated = tokio_xmpp::client_login(secured, features.sasl_mechanisms, credentials)
         .await
         .map_err(|error| XtlsError::failed(format!("login as {} failed: {error}", account.jid)))?;
     let pending = authenticated.send_header(header()).await.map_err(broken)?;

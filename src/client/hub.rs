@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::{connection::Connection, output::XtlsError};
 use crate::{
-    mediator::leg::{IbbHandle, IbbParams, IbbStanza, IbbStream},
+    mediator::ibb_stream::{IbbHandle, IbbParams, IbbStream},
     xmpp::{
         iq::{Answer, Requests},
         ns,
@@ -214,14 +214,8 @@ impl Hub {
 
     /// Our end of an in-band bytestream that is open.
     pub(crate) fn stream(&self, peer: &Jid, sid: &str, block_size: u16) -> IbbStream {
-        let params = IbbParams {
-            local: Jid::from(self.jid.clone()),
-            peer: peer.clone(),
-            sid: sid.to_owned(),
-            block_size,
-            stanza: IbbStanza::Iq,
-            window: 16,
-        };
+        let mut params = IbbParams::new(Jid::from(self.jid.clone()), peer.clone(), sid);
+        params.block_size = block_size;
         let (stream, handle) = IbbStream::new(params, self.outbound.clone());
         let mut state = self.lock();
         state.streams.retain(|_, handle| !handle.is_over());

@@ -574,7 +574,7 @@ impl Session {
             return Ok(Leg::Ibb(self.hub.open(&self.peer, &sid, size.min(BLOCK)).await?));
         }
         if let Some(socket) = self.s5b(transport, stream_sid, own).await? {
-            return Ok(Leg::Socket(socket));
+            return Ok(Leg::from(socket));
         }
         let sid = random_id();
         let replace = xml::element(
@@ -619,7 +619,7 @@ impl Session {
             children.push(s5b_transport(&sid, &dst, &own));
             self.ask(self.jingle("session-accept", children)).await?;
             if let Some(socket) = self.s5b(transport, &sid, &own).await? {
-                return Ok(Leg::Socket(socket));
+                return Ok(Leg::from(socket));
             }
             let (_, jingle) = self.expect(&["transport-replace"], STEP).await?;
             let content = first_content(&jingle)?;

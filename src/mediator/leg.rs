@@ -22,6 +22,16 @@ pub enum Leg {
     Ibb(IbbStream),
 }
 
+impl Leg {
+    /// Its kind, as options and logs name it: `s5b` or `ibb`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Socket(_) => "s5b",
+            Self::Ibb(_) => "ibb",
+        }
+    }
+}
+
 impl From<TcpStream> for Leg {
     fn from(stream: TcpStream) -> Self {
         Self::Socket(stream.into())
