@@ -22,7 +22,9 @@ const ONLINE: Duration = Duration::from_secs(15);
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let hint = match &error {
-            StartError::Database { .. } => "check [database] url and the rights of the folder it is in",
+            StartError::Database { .. } => {
+                "check [database] url and the rights of the folder it is in"
+            }
             StartError::Listen { .. } => "stop what uses the port, or change [socks5] listen",
         };
         Self::new(error.to_string()).with_hint(hint)

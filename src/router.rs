@@ -126,7 +126,8 @@ impl Router {
                 }
             }
             Kind::Iq => {
-                let refusal = Refusal::bad_request("The type of an iq must be get, set, result or error");
+                let refusal =
+                    Refusal::bad_request("The type of an iq must be get, set, result or error");
                 self.send(stanza.refuse(&refusal));
             }
         }
@@ -141,7 +142,9 @@ impl Router {
     fn handle_request(&mut self, stanza: &Stanza) -> Result<(), Refusal> {
         let mut payloads = stanza.element.children().filter(|child| !child.is("error", ns::CLIENT));
         let (Some(payload), None) = (payloads.next(), payloads.next()) else {
-            return Err(Refusal::bad_request("An iq of type get or set must have exactly one child"));
+            return Err(Refusal::bad_request(
+                "An iq of type get or set must have exactly one child",
+            ));
         };
         let asker = stanza.from.to_bare();
         if self.options.access.blocks(&asker) {
@@ -262,7 +265,8 @@ impl Router {
             ("ping", ns::PING) if get => return self.reply(stanza, None),
             ("query", ns::VERSION) if get => {
                 let mut query = Element::bare("query", ns::VERSION);
-                for (name, text) in [("name", "Fingerpost"), ("version", env!("CARGO_PKG_VERSION"))] {
+                for (name, text) in [("name", "Fingerpost"), ("version", env!("CARGO_PKG_VERSION"))]
+                {
                     let mut child = Element::bare(name, ns::VERSION);
                     child.append_text(text);
                     query.append_child(child);
@@ -300,14 +304,23 @@ impl Router {
     }
 
     /// XEP-0065: the address query (get) and the activation (set).
-    fn handle_bytestreams(&self, stanza: &Stanza, query: &Element, get: bool) -> Result<(), Refusal> {
+    fn handle_bytestreams(
+        &self,
+        stanza: &Stanza,
+        query: &Element,
+        get: bool,
+    ) -> Result<(), Refusal> {
         if get {
             let mut answer = Element::bare("query", ns::BYTESTREAMS);
             for (host, port) in &self.options.advertise {
                 answer.append_child(xml::element(
                     "streamhost",
                     ns::BYTESTREAMS,
-                    &[("jid", self.options.jid.as_str()), ("host", host), ("port", &port.to_string())],
+                    &[
+                        ("jid", self.options.jid.as_str()),
+                        ("host", host),
+                        ("port", &port.to_string()),
+                    ],
                 ));
             }
             return self.reply(stanza, Some(answer));

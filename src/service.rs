@@ -1,9 +1,6 @@
 //! The whole component as one running thing: start, reload, shutdown.
 
-use std::{
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -104,18 +101,12 @@ impl Service {
                 connections: limits.sessions.saturating_mul(2),
                 handshake_timeout: limits.handshake_timeout,
             };
-            let listener = Listener::bind(
-                &config.socks5.listen,
-                options,
-                &table,
-                &stop,
-                &tasks,
-            )
-            .await
-            .map_err(|source| StartError::Listen {
-                addresses: config.socks5.listen.join(", "),
-                source,
-            })?;
+            let listener = Listener::bind(&config.socks5.listen, options, &table, &stop, &tasks)
+                .await
+                .map_err(|source| StartError::Listen {
+                    addresses: config.socks5.listen.join(", "),
+                    source,
+                })?;
             addresses = listener.local_addrs().to_vec();
         }
         for (host, port) in &config.socks5.advertise {
@@ -222,7 +213,8 @@ pub async fn open(config: &Config) -> Result<Store, StartError> {
 
 /// A database address without its password.
 fn shown(url: &str) -> String {
-    match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1))) {
+    match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1)))
+    {
         Some((scheme, host)) => format!("{scheme}://…@{host}"),
         None => url.to_owned(),
     }

@@ -105,7 +105,10 @@ pub fn decide(judgement: &Judgement, policies: &Policies) -> Result<Vec<Print>, 
 /// The `<hints/>` of an offer.
 pub fn to_element(judgement: &Judgement, keys: &[Key], owner: &BareJid) -> Element {
     let mut hints = xml::element("hints", ns::HINTS, &[("jid", owner.as_str())]);
-    let mut add = |method: Method, print: &Print, verdict: &str, known: Option<(Assurance, OffsetDateTime)>| {
+    let mut add = |method: Method,
+                   print: &Print,
+                   verdict: &str,
+                   known: Option<(Assurance, OffsetDateTime)>| {
         let mut element = xml::element(
             "print",
             ns::HINTS,

@@ -118,7 +118,10 @@ impl LegState {
     /// What the user's answer says of the transport.
     pub(crate) fn accept(&mut self, transport: Option<Transport>) {
         match (transport, &mut self.plan) {
-            (Some(Transport::Ibb { sid, block_size, .. }), Plan::Ibb { sid: own, block_size: size, .. }) => {
+            (
+                Some(Transport::Ibb { sid, block_size, .. }),
+                Plan::Ibb { sid: own, block_size: size, .. },
+            ) => {
                 if own.is_none() {
                     *own = sid;
                 }

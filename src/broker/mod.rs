@@ -267,7 +267,8 @@ impl Broker {
         };
         let Some((side, inbox)) = found else { return false };
         if inbox.try_send(Input::Jingle(side, stanza.clone())).is_err() {
-            let refusal = Refusal::resource_constraint("Too many requests for this session at once");
+            let refusal =
+                Refusal::resource_constraint("Too many requests for this session at once");
             let _ = self.shared.outbound.try_send(stanza.refuse(&refusal));
         }
         true
@@ -371,6 +372,8 @@ impl Broker {
             user,
         };
         // Until the callee's features are known its leg is a placeholder.
+        let mut leg = leg;
+        leg.told = true;
         let legs = [leg, LegState::ibb(ns::JINGLE_IBB, None, options.block_size)];
         let session = Session::new(Arc::clone(shared), [initiator, responder], legs, stanza);
         let span = tracing::info_span!("session", id = &random_id()[..8]);
@@ -405,7 +408,8 @@ impl Broker {
         let found = {
             let state = self.shared.lock();
             let entries = state.sessions.get(&pair).map(Vec::as_slice).unwrap_or_default();
-            let by_sid = entries.iter().find(|entry| entry.ibb.as_ref() == Some(&Some(sid.to_owned())));
+            let by_sid =
+                entries.iter().find(|entry| entry.ibb.as_ref() == Some(&Some(sid.to_owned())));
             let any = || entries.iter().find(|entry| entry.ibb == Some(None));
             by_sid.or_else(any).map(|entry| (entry.side, entry.inbox.clone()))
         };

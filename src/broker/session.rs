@@ -26,8 +26,9 @@ use tokio::{
 use tracing::{debug, info};
 
 use super::{
-    Shared, Side, hints, offer, rewrite,
+    Shared, Side, hints,
     legs::{LegState, Plan},
+    offer, rewrite,
     rewrite::Frame,
     transport::{self, Transport},
 };
@@ -87,7 +88,7 @@ enum Event {
     Forwarded(Box<Stanza>, Answer),
     Arrived(Side, Option<Socket>),
     Opened(Side, Answer, u16),
-    Replaced(Side, Answer),
+    Replaced(Answer),
     Relayed(Outcome),
     Nothing,
 }
@@ -193,12 +194,15 @@ impl Session {
     }
 
     /// Sends a Jingle element to one side; its answer becomes an event.
-    fn ask(&mut self, side: Side, jingle: Element, event: impl FnOnce(Answer) -> Event + Send + 'static) {
-        let peer = self.peer(side).clone();
-        let requests = self.shared.requests.clone();
-        self.work.spawn(async move {
-            event(requests.request("set", &peer.mask, &peer.user, jingle, ANSWER).await)
-        });
+    async fn ask(
+        &mut self,
+        side: Side,
+        jingle: Element,
+        event: impl FnOnce(Answer) -> Event + Send + 'static,
+    ) {
+        let peer = self.peer(side);
+        let pending = self.shared.requests.send("set", &peer.mask, &peer.user, jingle).await;
+        self.work.spawn(async move { event(pending.answer(ANSWER).await) });
     }
 
     /// Sends a Jingle element to one side at once; nobody waits for the answer.
@@ -258,7 +262,8 @@ impl Session {
             self.peers[Side::Responder.index()].namespace = ns::JINGLE.to_owned();
         }
         let from_ns = jingle.ns();
-        let contents: Vec<_> = jingle.children().filter(|c| c.is("content", from_ns.as_str())).collect();
+        let contents: Vec<_> =
+            jingle.children().filter(|c| c.is("content", from_ns.as_str())).collect();
         let checked = match contents.as_slice() {
             [content] => self.check(Side::Initiator, content).await,
             _ => {
@@ -299,7 +304,7 @@ impl Session {
             rewrite::content(&base, Some(transport.clone()), Some(hints.clone()))
         });
         self.leg(Side::Responder).told = true;
-        self.ask(Side::Responder, out, Event::Initiated);
+        self.ask(Side::Responder, out, Event::Initiated).await;
         self.await_socket(Side::Initiator);
         self.await_socket(Side::Responder);
     }
@@ -342,11 +347,12 @@ impl Session {
         if !options.ibb {
             return None;
         }
-        let namespace = if speaks(ns::JINGLE_IBB) || !self.initiator_is_old(speaks(ns::JINGLE_IBB_0)) {
-            ns::JINGLE_IBB
-        } else {
-            ns::JINGLE_IBB_0
-        };
+        let namespace =
+            if speaks(ns::JINGLE_IBB) || !self.initiator_is_old(speaks(ns::JINGLE_IBB_0)) {
+                ns::JINGLE_IBB
+            } else {
+                ns::JINGLE_IBB_0
+            };
         let block_size = options.block_size;
         let leg = LegState::ibb(namespace, Some(sid.clone()), block_size);
         *self.leg(Side::Responder) = leg;
@@ -378,10 +384,12 @@ impl Session {
             Input::Gone(side) => {
                 let other = side.other();
                 self.answer_initiate(Some(
-                    Refusal::new("wait", "recipient-unavailable", "The user went away").to_element(),
+                    Refusal::new("wait", "recipient-unavailable", "The user went away")
+                        .to_element(),
                 ))
                 .await;
-                let jingle = rewrite::terminate(&self.frame(other), "gone", "The other user went away");
+                let jingle =
+                    rewrite::terminate(&self.frame(other), "gone", "The other user went away");
                 self.tell(other, jingle).await;
                 self.over = true;
             }
@@ -431,18 +439,22 @@ impl Session {
                 self.handle_accept(stanza, &jingle).await;
             }
             "session-accept" | "session-initiate" => {
-                let refusal = Refusal::new("wait", "unexpected-request", "The session is not in that state")
-                    .with_extra("out-of-order", ns::JINGLE_ERRORS);
+                let refusal =
+                    Refusal::new("wait", "unexpected-request", "The session is not in that state")
+                        .with_extra("out-of-order", ns::JINGLE_ERRORS);
                 self.send(stanza.refuse(&refusal)).await;
             }
             "transport-info" | "transport-replace" | "transport-accept" | "transport-reject" => {
                 self.send(stanza.result(None)).await;
                 self.handle_transport(side, &action, &jingle).await;
             }
-            "session-info" | "security-info" | "description-info" | "content-add" | "content-accept"
-            | "content-modify" | "content-reject" | "content-remove" => {
+            "session-info" | "security-info" | "description-info" | "content-add"
+            | "content-accept" | "content-modify" | "content-reject" | "content-remove" => {
                 let out = rewrite::jingle(&jingle, &self.frame(side.other()), |content| content);
-                self.ask(side.other(), out, move |answer| Event::Forwarded(Box::new(stanza), answer));
+                self.ask(side.other(), out, move |answer| {
+                    Event::Forwarded(Box::new(stanza), answer)
+                })
+                .await;
             }
             _ => {
                 let refusal = Refusal::bad_request("The action must be one of XEP-0166");
@@ -492,7 +504,8 @@ impl Session {
             };
             rewrite::content(&base, Some(transport.clone()), Some(hints.clone()))
         });
-        self.ask(Side::Initiator, out, move |answer| Event::Forwarded(Box::new(stanza), answer));
+        self.ask(Side::Initiator, out, move |answer| Event::Forwarded(Box::new(stanza), answer))
+            .await;
         if !self.relaying && !self.relayed {
             self.deadline = Instant::now() + self.shared.options.activation_timeout;
         }
@@ -539,14 +552,17 @@ impl Session {
         self.tell(side, jingle).await;
     }
 
-    fn transport_jingle(&self, side: Side, action: &str, name: &str, transport: Element) -> Element {
+    fn transport_jingle(
+        &self,
+        side: Side,
+        action: &str,
+        name: &str,
+        transport: Element,
+    ) -> Element {
         let frame = self.frame(side);
         let mut jingle = rewrite::own(action, &frame);
-        let mut content = xml::element(
-            "content",
-            frame.namespace,
-            &[("creator", "initiator"), ("name", name)],
-        );
+        let mut content =
+            xml::element("content", frame.namespace, &[("creator", "initiator"), ("name", name)]);
         content.append_child(transport);
         jingle.append_child(content);
         jingle
@@ -573,7 +589,8 @@ impl Session {
                         self.leg(side).used();
                         self.check_ready(side).await;
                     }
-                    "candidate-error" | "proxy-error" if self.legs[side.index()].has_own_proxy() => {}
+                    "candidate-error" | "proxy-error"
+                        if self.legs[side.index()].has_own_proxy() => {}
                     "candidate-error" | "proxy-error" => self.fall_back(side, &name).await,
                     _ => {}
                 }
@@ -610,7 +627,9 @@ impl Session {
             return;
         }
         if !self.shared.options.ibb {
-            return self.end_both("failed-transport", "SOCKS5 failed and IBB is switched off").await;
+            return self
+                .end_both("failed-transport", "SOCKS5 failed and IBB is switched off")
+                .await;
         }
         // XEP-0260, section 3: the initiator of the leg replaces the transport; on leg A that is the user.
         if side == Side::Initiator {
@@ -625,7 +644,7 @@ impl Session {
         self.expect_open(side);
         let transport = transport::ibb(ns::JINGLE_IBB, &sid, block_size);
         let jingle = self.transport_jingle(side, "transport-replace", content, transport);
-        self.ask(side, jingle, move |answer| Event::Replaced(side, answer));
+        self.ask(side, jingle, Event::Replaced).await;
     }
 
     /// Lets the broker's table know which `<open/>` belongs to this leg.
@@ -674,10 +693,12 @@ impl Session {
             return self.send(stanza.refuse(&refusal)).await;
         };
         let sid = open.attr("sid").unwrap_or_default().to_owned();
-        let kind = if open.attr("stanza") == Some("message") { IbbStanza::Message } else { IbbStanza::Iq };
+        let kind =
+            if open.attr("stanza") == Some("message") { IbbStanza::Message } else { IbbStanza::Iq };
         let leg = self.leg(side);
         if leg.ready.is_some() || self.relaying || self.relayed {
-            let refusal = Refusal::new("cancel", "not-acceptable", "The bytestream is already open");
+            let refusal =
+                Refusal::new("cancel", "not-acceptable", "The bytestream is already open");
             return self.send(stanza.refuse(&refusal)).await;
         }
         let stream = self.stream(side, sid, block_size, kind);
@@ -728,9 +749,7 @@ impl Session {
             idle_timeout: self.shared.options.idle_timeout,
             guard: self.shared.options.require_tls,
         };
-        self.work.spawn(async move {
-            Event::Relayed(pipe::relay_guarded(a, b, options).await)
-        });
+        self.work.spawn(async move { Event::Relayed(pipe::relay_guarded(a, b, options).await) });
     }
 
     async fn handle_event(&mut self, event: Event) {
@@ -791,8 +810,8 @@ impl Session {
                     self.end_both("failed-transport", "The in-band bytestream was refused").await;
                 }
             }
-            Event::Replaced(_, Answer::Result(_)) => {}
-            Event::Replaced(..) => {
+            Event::Replaced(Answer::Result(_)) => {}
+            Event::Replaced(_) => {
                 self.end_both("failed-transport", "The other transport was refused").await;
             }
             Event::Arrived(..) | Event::Nothing => {}
@@ -811,7 +830,8 @@ impl Session {
         );
         match outcome.end {
             Ended::NotTls => {
-                self.end_both("security-error", "The stream did not start with a TLS ClientHello").await;
+                self.end_both("security-error", "The stream did not start with a TLS ClientHello")
+                    .await;
             }
             Ended::Idle => self.end_both("timeout", "No byte was sent for too long").await,
             Ended::Error(_) => self.end_both("connectivity-error", "A leg broke").await,

@@ -90,9 +90,13 @@ impl Account {
             }
         }
         if found.len() > 1 {
-            return Err(XtlsError::usage("there are several accounts: choose one with --account JID"));
+            return Err(XtlsError::usage(
+                "there are several accounts: choose one with --account JID",
+            ));
         }
-        found.pop().ok_or_else(|| XtlsError::usage("there is no such account: run xtls login JID first"))
+        found
+            .pop()
+            .ok_or_else(|| XtlsError::usage("there is no such account: run xtls login JID first"))
     }
 }
 

@@ -82,8 +82,7 @@ async fn negotiate(account: &Account, trust: &ServerTrust) -> Result<(Stream, Fu
     let plain = initiate_stream(BufStream::new(tcp), ns::CLIENT, header(), timeouts)
         .await
         .map_err(broken)?;
-    let (features, mut plain) =
-        plain.recv_features::<XmppStreamElement>().await.map_err(broken)?;
+    let (features, mut plain) = plain.recv_features::<XmppStreamElement>().await.map_err(broken)?;
     if !features.can_starttls() {
         return Err(XtlsError::failed("the XMPP server offers no STARTTLS: not logging in"));
     }
@@ -105,8 +104,9 @@ async fn negotiate(account: &Account, trust: &ServerTrust) -> Result<(Stream, Fu
                 "TLS with the XMPP server failed: {error} (if the server has its own authority, name it with --ca-file)"
             ))
         })?;
-    let secured =
-        initiate_stream(BufStream::new(tls), ns::CLIENT, header(), timeouts).await.map_err(broken)?;
+    let secured = initiate_stream(BufStream::new(tls), ns::CLIENT, header(), timeouts)
+        .await
+        .map_err(broken)?;
     let (features, secured) = secured.recv_features().await.map_err(broken)?;
     let username = account.jid.node().map(|node| node.as_str().to_owned());
     let credentials = sasl::common::Credentials::default()
@@ -137,7 +137,9 @@ async fn bind(stream: &mut Stream) -> Result<FullJid, XtlsError> {
                     .get_child("bind", BIND)
                     .and_then(|bind| bind.get_child("jid", BIND))
                     .and_then(|jid| FullJid::new(&jid.text()).ok());
-                return jid.ok_or_else(|| XtlsError::failed("the XMPP server refused to bind a resource"));
+                return jid.ok_or_else(|| {
+                    XtlsError::failed("the XMPP server refused to bind a resource")
+                });
             }
             Some(Ok(_)) => {}
             Some(Err(error)) => return Err(broken(error)),
@@ -219,9 +221,9 @@ fn tls_config(trust: &ServerTrust) -> Result<ClientConfig, XtlsError> {
     match &trust.ca_file {
         Some(file) => {
             for certificate in read_certificates(file)? {
-                roots.add(certificate).map_err(|error| {
-                    XtlsError::failed(format!("{}: {error}", file.display()))
-                })?;
+                roots
+                    .add(certificate)
+                    .map_err(|error| XtlsError::failed(format!("{}: {error}", file.display())))?;
             }
         }
         None => {
@@ -233,7 +235,8 @@ fn tls_config(trust: &ServerTrust) -> Result<ClientConfig, XtlsError> {
 }
 
 fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, XtlsError> {
-    let bad = |error: &dyn std::fmt::Display| XtlsError::failed(format!("{}: {error}", file.display()));
+    let bad =
+        |error: &dyn std::fmt::Display| XtlsError::failed(format!("{}: {error}", file.display()));
     let certificates: Result<Vec<_>, _> =
         CertificateDer::pem_file_iter(file).map_err(|error| bad(&error))?.collect();
     let certificates = certificates.map_err(|error| bad(&error))?;

@@ -86,7 +86,8 @@ impl FileOffer {
 pub(crate) fn safe_name(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let hidden = |c: char| {
-        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
     let name: String = last.chars().filter(|c| !hidden(*c)).collect();
     let name = name.trim().trim_start_matches('.').trim();
@@ -205,7 +206,9 @@ fn keep(part: tempfile::NamedTempFile, dir: &Path, name: &str) -> Result<PathBuf
                 return Ok(path);
             }
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => part = error.file,
-            Err(error) => return Err(XtlsError::failed(format!("{}: {}", path.display(), error.error))),
+            Err(error) => {
+                return Err(XtlsError::failed(format!("{}: {}", path.display(), error.error)));
+            }
         }
     }
     Err(XtlsError::failed(format!("{}: too many files named {name}", dir.display())))

@@ -116,7 +116,9 @@ impl Hub {
         let Some(payload) = stanza.payload() else {
             return self.send(stanza.refuse(&Refusal::bad_request("A child was expected"))).await;
         };
-        if payload.name() == "jingle" && [ns::JINGLE, ns::JINGLE_0].iter().any(|n| payload.has_ns(*n)) {
+        if payload.name() == "jingle"
+            && [ns::JINGLE, ns::JINGLE_0].iter().any(|n| payload.has_ns(*n))
+        {
             let key = (stanza.from.clone(), payload.attr("sid").unwrap_or_default().to_owned());
             let session = self.lock().sessions.get(&key).cloned();
             let refused = match session {
@@ -145,7 +147,8 @@ impl Hub {
                 _ => false,
             };
             if !taken {
-                self.send(stanza.refuse(&Refusal::item_not_found("There is no such bytestream"))).await;
+                self.send(stanza.refuse(&Refusal::item_not_found("There is no such bytestream")))
+                    .await;
             }
             return;
         }
@@ -194,20 +197,23 @@ impl Hub {
     }
 
     /// Opens an in-band bytestream.
-    pub(crate) async fn open(&self, peer: &Jid, sid: &str, block_size: u16) -> Result<IbbStream, XtlsError> {
+    pub(crate) async fn open(
+        &self,
+        peer: &Jid,
+        sid: &str,
+        block_size: u16,
+    ) -> Result<IbbStream, XtlsError> {
         let size = block_size.to_string();
-        let open = xml::element(
-            "open",
-            ns::IBB,
-            &[("sid", sid), ("block-size", &size), ("stanza", "iq")],
-        );
+        let open =
+            xml::element("open", ns::IBB, &[("sid", sid), ("block-size", &size), ("stanza", "iq")]);
         // The peer may send as soon as it has answered.
         let stream = self.stream(peer, sid, block_size);
         match self.request("set", peer, open).await {
             Answer::Result(_) => Ok(stream),
-            Answer::Error(error) => {
-                Err(XtlsError::failed(format!("the in-band bytestream was refused: {}", condition(&error))))
-            }
+            Answer::Error(error) => Err(XtlsError::failed(format!(
+                "the in-band bytestream was refused: {}",
+                condition(&error)
+            ))),
             Answer::Timeout => Err(XtlsError::failed("the in-band bytestream was not answered")),
         }
     }
@@ -249,7 +255,9 @@ impl Drop for Inbox {
 /// The defined condition of an `<error/>`.
 pub(crate) fn condition(error: &Element) -> String {
     let find = |name: &str| {
-        error.children().find(|c| c.has_ns(ns::STANZA_ERRORS) && (c.name() == "text") == (name == "text"))
+        error
+            .children()
+            .find(|c| c.has_ns(ns::STANZA_ERRORS) && (c.name() == "text") == (name == "text"))
     };
     let condition = find("").map_or("an error", Element::name).to_owned();
     match find("text").map(Element::text) {

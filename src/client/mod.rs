@@ -263,7 +263,10 @@ pub async fn run(cli: Cli) -> u8 {
 
 async fn command(common: Common, command: Command, output: Output) -> Result<(), XtlsError> {
     if common.method != crate::print::Method::X509 {
-        return Err(XtlsError::usage(format!("method {} is not in this version: use x509", common.method)));
+        return Err(XtlsError::usage(format!(
+            "method {} is not in this version: use x509",
+            common.method
+        )));
     }
     match command {
         Command::Login { ref jid, ref server, ref password_file } => {
@@ -318,7 +321,9 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
                 let (session, stream) =
                     session::initiate(&client, &online.hub, peer, Application::Pipe).await?;
                 let done = pipe(stream).await;
-                session.terminate(if done.is_ok() { "success" } else { "connectivity-error" }, "").await;
+                session
+                    .terminate(if done.is_ok() { "success" } else { "connectivity-error" }, "")
+                    .await;
                 done
             }
             .await;
@@ -362,7 +367,8 @@ impl Client {
         if jid.domain() == via.domain() {
             return Ok(jid.clone());
         }
-        proxied(jid, via).ok_or_else(|| XtlsError::usage(format!("{jid} is too long to be proxied")))
+        proxied(jid, via)
+            .ok_or_else(|| XtlsError::usage(format!("{jid} is too long to be proxied")))
     }
 }
 
@@ -464,13 +470,22 @@ fn trust(common: &Common, command: TrustCommand, output: Output) -> Result<(), X
             trust.set(&jid, &print)
         }
         TrustCommand::Forget { jid } => {
-            if trust.forget(&jid)? { Ok(()) } else { Err(XtlsError::failed(format!("{jid} is not known"))) }
+            if trust.forget(&jid)? {
+                Ok(())
+            } else {
+                Err(XtlsError::failed(format!("{jid} is not known")))
+            }
         }
     }
 }
 
 /// Asks the registry and shows the keys in its answer.
-async fn registry(common: &Common, type_: &str, payload: Element, output: Output) -> Result<(), XtlsError> {
+async fn registry(
+    common: &Common,
+    type_: &str,
+    payload: Element,
+    output: Output,
+) -> Result<(), XtlsError> {
     let account = Account::load(common.account.as_ref())?;
     let component = common.via.clone().or_else(|| account.via.clone());
     let component = component
@@ -484,7 +499,9 @@ async fn registry(common: &Common, type_: &str, payload: Element, output: Output
         Answer::Error(error) => {
             return Err(XtlsError::refused(format!("{component}: {}", condition(&error))));
         }
-        Answer::Timeout => return Err(XtlsError::unreachable(format!("{component} did not answer"))),
+        Answer::Timeout => {
+            return Err(XtlsError::unreachable(format!("{component} did not answer")));
+        }
     };
     let Some(payload) = payload else { return Ok(()) };
     let keys: Vec<&Element> =
@@ -594,12 +611,12 @@ async fn serve(
         match (out, application) {
             (Some(_), Application::File(file)) => FileOffer::parse(file).map(|_| ()),
             (None, Application::Pipe) => Ok(()),
-            (Some(_), Application::Pipe) => {
-                Err(XtlsError::refused(format!("{user} wants a pipe: run xtls pipe --listen for that")))
-            }
-            (None, Application::File(_)) => {
-                Err(XtlsError::refused(format!("{user} wants to send a file: run xtls listen for that")))
-            }
+            (Some(_), Application::Pipe) => Err(XtlsError::refused(format!(
+                "{user} wants a pipe: run xtls pipe --listen for that"
+            ))),
+            (None, Application::File(_)) => Err(XtlsError::refused(format!(
+                "{user} wants to send a file: run xtls listen for that"
+            ))),
         }
     };
     let (session, mut stream, application) = session::respond(client, hub, initiate, admit).await?;

@@ -75,13 +75,15 @@ impl Output {
 
     /// Data that was asked for.
     pub fn data(&self, value: &Value, text: &str) {
-        let _ = if self.json { writeln!(stdout(), "{value}") } else { writeln!(stdout(), "{text}") };
+        let _ =
+            if self.json { writeln!(stdout(), "{value}") } else { writeln!(stdout(), "{text}") };
     }
 
     /// The error a command ends with.
     pub fn error(&self, error: &XtlsError) {
         if self.json {
-            let event = serde_json::json!({"event": "error", "message": error.text, "code": error.code});
+            let event =
+                serde_json::json!({"event": "error", "message": error.text, "code": error.code});
             let _ = writeln!(stdout(), "{event}");
         }
         let _ = writeln!(stderr(), "error: {}", error.text);

@@ -115,7 +115,8 @@ impl Session {
             .await
             .ok_or_else(|| XtlsError::failed("the connection to the XMPP server is lost"))?;
         self.hub.send(stanza.result(None)).await;
-        let jingle = stanza.payload().cloned().unwrap_or_else(|| Element::bare("jingle", ns::JINGLE));
+        let jingle =
+            stanza.payload().cloned().unwrap_or_else(|| Element::bare("jingle", ns::JINGLE));
         let action = jingle.attr("action").unwrap_or_default().to_owned();
         if action != "session-terminate" {
             return Ok((stanza, action, jingle));
@@ -128,7 +129,9 @@ impl Session {
             .to_owned();
         let text = reason
             .and_then(|reason| reason.get_child("text", namespace.as_str()))
-            .map(|text| text.text().chars().filter(|c| !c.is_control()).take(300).collect::<String>())
+            .map(|text| {
+                text.text().chars().filter(|c| !c.is_control()).take(300).collect::<String>()
+            })
             .filter(|text| !text.is_empty())
             .map(|text| format!(": {text}"))
             .unwrap_or_default();
@@ -142,7 +145,11 @@ impl Session {
     }
 
     /// The next action of a given name.
-    async fn expect(&mut self, wanted: &[&str], wait: Duration) -> Result<(String, Element), XtlsError> {
+    async fn expect(
+        &mut self,
+        wanted: &[&str],
+        wait: Duration,
+    ) -> Result<(String, Element), XtlsError> {
         let wanted_action = async {
             loop {
                 let (_, action, jingle) = self.next().await?;
@@ -154,18 +161,15 @@ impl Session {
                 }
             }
         };
-        timeout(wait, wanted_action)
-            .await
-            .map_err(|_| XtlsError::failed(format!("the peer did not answer in time ({})", wanted.join(", "))))?
+        timeout(wait, wanted_action).await.map_err(|_| {
+            XtlsError::failed(format!("the peer did not answer in time ({})", wanted.join(", ")))
+        })?
     }
 
     fn jingle(&self, action: &str, children: Vec<Element>) -> Element {
         let me = self.hub.jid.to_string();
-        let mut jingle = xml::element(
-            "jingle",
-            &self.namespace,
-            &[("action", action), ("sid", &self.sid)],
-        );
+        let mut jingle =
+            xml::element("jingle", &self.namespace, &[("action", action), ("sid", &self.sid)]);
         match action {
             "session-initiate" => xml::set(&mut jingle, "initiator", &me),
             "session-accept" => xml::set(&mut jingle, "responder", &me),
@@ -191,10 +195,12 @@ impl Session {
                 let condition = condition(&error);
                 let name = condition.split(' ').next().unwrap_or_default();
                 Err(match name {
-                    "recipient-unavailable" | "item-not-found" | "service-unavailable"
-                    | "remote-server-not-found" | "remote-server-timeout" | "gone" => {
-                        XtlsError::unreachable(text)
-                    }
+                    "recipient-unavailable"
+                    | "item-not-found"
+                    | "service-unavailable"
+                    | "remote-server-not-found"
+                    | "remote-server-timeout"
+                    | "gone" => XtlsError::unreachable(text),
                     _ => XtlsError::refused(text),
                 })
             }
@@ -443,7 +449,9 @@ fn pins(client: &Client, user: &BareJid, content: &Element) -> Result<Vec<Print>
                 "method": method, "print": print, "verdict": verdict, "assurance": hint.attr("assurance"),
             }));
             if method == "x509" && !matches!(verdict, "match" | "registered") {
-                client.output.warn(&format!("the registry says of {user}'s key {print}: {verdict}"));
+                client
+                    .output
+                    .warn(&format!("the registry says of {user}'s key {print}: {verdict}"));
                 if matches!(verdict, "revoked" | "mismatch") {
                     refused = Some(verdict.to_owned());
                 }
@@ -509,7 +517,8 @@ fn read_candidates(transport: &Element) -> Vec<Candidate> {
 
 /// Proxies to offer without a broker: the component's, else what the server lists.
 async fn proxies(client: &Client, hub: &Hub) -> Vec<Candidate> {
-    let mut addresses: Vec<Jid> = client.component.iter().map(|jid| Jid::from(jid.clone())).collect();
+    let mut addresses: Vec<Jid> =
+        client.component.iter().map(|jid| Jid::from(jid.clone())).collect();
     if addresses.is_empty() {
         let server = hub.jid.domain().as_str();
         if let Ok(server) = Jid::new(server)
@@ -526,7 +535,9 @@ async fn proxies(client: &Client, hub: &Hub) -> Vec<Candidate> {
     let mut found = Vec::new();
     for address in addresses {
         let query = Element::bare("query", ns::BYTESTREAMS);
-        let Answer::Result(Some(query)) = hub.request("get", &address, query).await else { continue };
+        let Answer::Result(Some(query)) = hub.request("get", &address, query).await else {
+            continue;
+        };
         for host in query.children().filter(|c| c.is("streamhost", ns::BYTESTREAMS)).take(4) {
             let port = host.attr("port").and_then(|port| port.parse().ok());
             let jid = host.attr("jid").and_then(|jid| Jid::new(jid).ok());
@@ -567,9 +578,11 @@ impl Session {
         own: &[Candidate],
     ) -> Result<Leg, XtlsError> {
         let transport = content.children().find(|child| child.name() == "transport");
-        let transport = transport.ok_or_else(|| XtlsError::failed("the peer named no transport"))?;
+        let transport =
+            transport.ok_or_else(|| XtlsError::failed("the peer named no transport"))?;
         if !transport.has_ns(ns::JINGLE_S5B) {
-            let size = transport.attr("block-size").and_then(|size| size.parse().ok()).unwrap_or(4096);
+            let size =
+                transport.attr("block-size").and_then(|size| size.parse().ok()).unwrap_or(4096);
             let sid = transport.attr("sid").unwrap_or(stream_sid).to_owned();
             return Ok(Leg::Ibb(self.hub.open(&self.peer, &sid, size.min(BLOCK)).await?));
         }
@@ -585,7 +598,9 @@ impl Session {
         self.tell_transport("transport-replace", replace).await?;
         let (action, jingle) = self.expect(&["transport-accept", "transport-reject"], STEP).await?;
         if action == "transport-reject" {
-            return Err(XtlsError::failed("SOCKS5 failed and the peer refuses the in-band transport"));
+            return Err(XtlsError::failed(
+                "SOCKS5 failed and the peer refuses the in-band transport",
+            ));
         }
         let size = first_content(&jingle)?
             .children()
@@ -595,7 +610,11 @@ impl Session {
         Ok(Leg::Ibb(self.hub.open(&self.peer, &sid, size.min(BLOCK)).await?))
     }
 
-    async fn responder_leg(&mut self, client: &Client, content: &Element) -> Result<Leg, XtlsError> {
+    async fn responder_leg(
+        &mut self,
+        client: &Client,
+        content: &Element,
+    ) -> Result<Leg, XtlsError> {
         let Some(transport) = content.children().find(|child| child.name() == "transport") else {
             return Err(XtlsError::failed("the peer offered no transport"));
         };
@@ -614,7 +633,8 @@ impl Session {
         let me = Jid::from(self.hub.jid.clone());
         if transport.has_ns(ns::JINGLE_S5B) {
             let sid = transport.attr("sid").unwrap_or_default().to_owned();
-            let own = if self.via.is_some() { Vec::new() } else { proxies(client, &self.hub).await };
+            let own =
+                if self.via.is_some() { Vec::new() } else { proxies(client, &self.hub).await };
             let dst = DstAddr::compute(&sid, &me, &self.peer).to_string();
             children.push(s5b_transport(&sid, &dst, &own));
             self.ask(self.jingle("session-accept", children)).await?;
@@ -624,7 +644,8 @@ impl Session {
             let (_, jingle) = self.expect(&["transport-replace"], STEP).await?;
             let content = first_content(&jingle)?;
             let replaced = content.children().find(|child| child.name() == "transport").cloned();
-            let Some(replaced) = replaced.filter(|transport| transport.has_ns(ns::JINGLE_IBB)) else {
+            let Some(replaced) = replaced.filter(|transport| transport.has_ns(ns::JINGLE_IBB))
+            else {
                 return Err(XtlsError::failed("the peer wants a transport that is not known here"));
             };
             let sid = replaced.attr("sid").unwrap_or_default().to_owned();
@@ -699,7 +720,10 @@ impl Session {
             let news = self.s5b_news().await?;
             match news.name() {
                 "candidate-used" => {
-                    break own.iter().find(|own| Some(own.cid.as_str()) == news.attr("cid")).cloned();
+                    break own
+                        .iter()
+                        .find(|own| Some(own.cid.as_str()) == news.attr("cid"))
+                        .cloned();
                 }
                 "candidate-error" => break None,
                 _ => {}

@@ -86,7 +86,8 @@ impl Trust {
     }
 
     fn write(&self) -> Result<(), XtlsError> {
-        let text = toml::to_string(&self.peers).map_err(|error| XtlsError::failed(error.to_string()))?;
+        let text =
+            toml::to_string(&self.peers).map_err(|error| XtlsError::failed(error.to_string()))?;
         write_private(&self.path, text.as_bytes())
             .map_err(|error| XtlsError::failed(format!("{}: {error}", self.path.display())))
     }

@@ -4,7 +4,7 @@
 //! before anything else is said of it; errors never repeat what was sent.
 
 use time::OffsetDateTime;
-use x509_parser::{pem::Pem, prelude::X509Certificate, prelude::FromDer};
+use x509_parser::{pem::Pem, prelude::FromDer, prelude::X509Certificate};
 
 use crate::print::{HashKind, Method, Print};
 
@@ -85,7 +85,11 @@ impl Material {
             Method::OpenPgp => return Err(MaterialError::OpenPgp),
             Method::Srp => return Err(MaterialError::Srp),
         }
-        if is_pem(bytes) { Self::of_der(pem_certificate(bytes)?) } else { Self::of_der(bytes.to_vec()) }
+        if is_pem(bytes) {
+            Self::of_der(pem_certificate(bytes)?)
+        } else {
+            Self::of_der(bytes.to_vec())
+        }
     }
 
     fn of_der(der: Vec<u8>) -> Result<Self, MaterialError> {
@@ -95,7 +99,9 @@ impl Material {
         let (rest, certificate) = X509Certificate::from_der(&der).map_err(|error| {
             MaterialError::Der(match error {
                 x509_parser::nom::Err::Incomplete(_) => "it ends too early".to_owned(),
-                x509_parser::nom::Err::Error(e) | x509_parser::nom::Err::Failure(e) => e.to_string(),
+                x509_parser::nom::Err::Error(e) | x509_parser::nom::Err::Failure(e) => {
+                    e.to_string()
+                }
             })
         })?;
         if !rest.is_empty() {
@@ -195,12 +201,7 @@ pub(crate) mod tests {
         let mut params = rcgen::CertificateParams::new(vec!["laptop.example".to_owned()]).unwrap();
         params.not_after = rcgen::date_time_ymd(2030, 1, 2);
         let certificate = params.self_signed(&pair).unwrap();
-        (
-            certificate.der().to_vec(),
-            certificate.pem(),
-            pair.serialize_der(),
-            pair.serialize_pem(),
-        )
+        (certificate.der().to_vec(), certificate.pem(), pair.serialize_der(), pair.serialize_pem())
     }
 
     #[test]
@@ -227,8 +228,10 @@ pub(crate) mod tests {
         let rsa = wrap(0x30, &[&[2, 1, 0], wrap(2, &[7; 256]).as_slice()].concat());
         let encrypted = wrap(0x30, &[wrap(0x30, &[6, 1, 42]), wrap(4, &[7; 99])].concat());
         let both = format!("{pem}{private_pem}");
-        let openssh = "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n";
-        let pgp = "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nAAAA\n-----END PGP PRIVATE KEY BLOCK-----\n";
+        let openssh =
+            "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n";
+        let pgp =
+            "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nAAAA\n-----END PGP PRIVATE KEY BLOCK-----\n";
         let disguised = format!(
             "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
             BASE64_STANDARD.encode(&pkcs8)

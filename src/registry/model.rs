@@ -316,12 +316,10 @@ impl NewKey {
     fn is(&self, key: &Key) -> bool {
         let known = |print: &Print| key.prints.iter().any(|own| own.same_bytes(print));
         let whole = |print: &&Print| print.hash() != HashKind::SpkiSha256;
-        let same_whole = |print: &Print| {
-            key.prints.iter().filter(whole).any(|own| own.same_bytes(print))
-        };
+        let same_whole =
+            |print: &Print| key.prints.iter().filter(whole).any(|own| own.same_bytes(print));
         self.method == key.method
-            && (self.prints.iter().all(known)
-                || self.prints.iter().filter(whole).any(same_whole))
+            && (self.prints.iter().all(known) || self.prints.iter().filter(whole).any(same_whole))
     }
 
     /// Whether `key` has any print of this one.
@@ -520,9 +518,7 @@ impl Key {
         let active = own.iter().filter(|key| key.state == State::Active).count()
             - usize::from(superseded.is_some());
         let room = |have: usize, limit: u32| u32::try_from(have).is_ok_and(|have| have < limit);
-        if !room(active, limit)
-            || !room(own.len(), limit.saturating_mul(HISTORY_FACTOR))
-        {
+        if !room(active, limit) || !room(own.len(), limit.saturating_mul(HISTORY_FACTOR)) {
             return Err(NotAllowed::TooManyKeys(limit));
         }
         let key = Self {
@@ -568,9 +564,7 @@ impl Key {
     /// Takes over what `new` knows more of it. Only of a key that is merely asserted and has no
     /// certificate: what was proven or attested was so for the prints it had then.
     fn complete(&mut self, new: &NewKey, now: OffsetDateTime) -> bool {
-        if self.state != State::Active
-            || self.assurance != Assurance::Asserted
-            || self.has_material
+        if self.state != State::Active || self.assurance != Assurance::Asserted || self.has_material
         {
             return false;
         }
@@ -599,12 +593,7 @@ impl Key {
         if self.state != State::Active {
             return Err(NotAllowed::NotReplaceable);
         }
-        Ok(Self {
-            state: State::Superseded,
-            changed: now,
-            replaced_by: Some(by),
-            ..self.clone()
-        })
+        Ok(Self { state: State::Superseded, changed: now, replaced_by: Some(by), ..self.clone() })
     }
 }
 

@@ -35,7 +35,9 @@ pub enum RequestKind {
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::NotAllowed(NotAllowed::NoSuchKey) => Self::item_not_found("There is no such key"),
+            StoreError::NotAllowed(NotAllowed::NoSuchKey) => {
+                Self::item_not_found("There is no such key")
+            }
             StoreError::NotAllowed(NotAllowed::NotReplaceable) => {
                 Self::bad_request("replaces must be the id of one of your active keys")
             }
@@ -116,7 +118,8 @@ impl Registry {
 }
 
 fn id(payload: &Element) -> Result<KeyId, Refusal> {
-    let text = payload.attr("id").ok_or_else(|| Refusal::bad_request("The id of a key is missing"))?;
+    let text =
+        payload.attr("id").ok_or_else(|| Refusal::bad_request("The id of a key is missing"))?;
     text.parse().map_err(|_| Refusal::item_not_found("There is no such key"))
 }
 
@@ -205,7 +208,12 @@ mod tests {
         Registry::new(store, Options { visibility, keys_per_user: 2 })
     }
 
-    async fn ask(registry: &Registry, who: &str, kind: RequestKind, text: &str) -> Result<Element, Refusal> {
+    async fn ask(
+        registry: &Registry,
+        who: &str,
+        kind: RequestKind,
+        text: &str,
+    ) -> Result<Element, Refusal> {
         let payload: Element = text.parse().unwrap();
         registry.handle(&BareJid::new(who).unwrap(), kind, &payload, NOW).await
     }
@@ -221,8 +229,14 @@ mod tests {
         let registry = registry(Visibility::Everyone).await;
         let lower = SEED.replace(':', "").to_lowercase();
         let key = ask(&registry, "romeo@m.lit", RequestKind::Set, &add(&lower)).await.unwrap();
-        let expected = [("method", "x509"), ("state", "active"), ("assurance", "asserted"),
-            ("source", "self"), ("label", "laptop"), ("created", "2026-11-24T02:00:00Z")];
+        let expected = [
+            ("method", "x509"),
+            ("state", "active"),
+            ("assurance", "asserted"),
+            ("source", "self"),
+            ("label", "laptop"),
+            ("created", "2026-11-24T02:00:00Z"),
+        ];
         for (name, value) in expected {
             assert_eq!(key.attr(name), Some(value), "{name}");
         }
@@ -244,13 +258,12 @@ mod tests {
         let registry = registry(Visibility::Nobody).await;
         ask(&registry, "romeo@m.lit", RequestKind::Set, &add(SEED)).await.unwrap();
         let get = |jid: &str| format!("<keys xmlns='urn:fingerpost:keys:0' jid='{jid}'/>");
-        let hidden = ask(&registry, "j@c.lit", RequestKind::Get, &get("romeo@m.lit")).await.unwrap();
-        let unknown = ask(&registry, "j@c.lit", RequestKind::Get, &get("nobody@m.lit")).await.unwrap();
+        let hidden =
+            ask(&registry, "j@c.lit", RequestKind::Get, &get("romeo@m.lit")).await.unwrap();
+        let unknown =
+            ask(&registry, "j@c.lit", RequestKind::Get, &get("nobody@m.lit")).await.unwrap();
         assert_eq!(hidden.nodes().len(), 0);
-        assert_eq!(
-            String::from(&hidden).replace("romeo", "nobody"),
-            String::from(&unknown)
-        );
+        assert_eq!(String::from(&hidden).replace("romeo", "nobody"), String::from(&unknown));
         let own = "<keys xmlns='urn:fingerpost:keys:0'/>";
         let own = ask(&registry, "romeo@m.lit", RequestKind::Get, own).await.unwrap();
         assert_eq!(own.children().count(), 1);
@@ -259,14 +272,19 @@ mod tests {
     #[tokio::test]
     async fn bad_content_is_refused_with_what_was_expected() {
         let registry = registry(Visibility::Everyone).await;
-        let private = STANDARD.encode(format!("-----BEGIN PRIVATE {0}-----\nAA==\n-----END PRIVATE {0}-----\n", "KEY"));
+        let private = STANDARD.encode(format!(
+            "-----BEGIN PRIVATE {0}-----\nAA==\n-----END PRIVATE {0}-----\n",
+            "KEY"
+        ));
         for (request, says) in [
             (add("zz"), "hexadecimal"),
             (add("7272"), "20 bytes"),
             ("<add xmlns='urn:fingerpost:keys:0'/>".to_owned(), "Expected a key"),
             (add(SEED).replace("x509", "dsa"), "x509, openpgp or srp"),
             (
-                format!("<add xmlns='urn:fingerpost:keys:0'><key method='x509'><material>{private}</material></key></add>"),
+                format!(
+                    "<add xmlns='urn:fingerpost:keys:0'><key method='x509'><material>{private}</material></key></add>"
+                ),
                 "private key",
             ),
         ] {

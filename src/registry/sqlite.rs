@@ -36,7 +36,11 @@ fn inconsistent(table: &'static str, id: impl ToString) -> StoreError {
 }
 
 impl Sqlite {
-    pub(super) async fn open(url: &str, connections: u32, migrate: bool) -> Result<Self, OpenError> {
+    pub(super) async fn open(
+        url: &str,
+        connections: u32,
+        migrate: bool,
+    ) -> Result<Self, OpenError> {
         let memory = url.contains(":memory:");
         let options = SqliteConnectOptions::from_str(url)
             .map_err(OpenError::Open)?
@@ -246,10 +250,11 @@ async fn complete(db: &mut SqliteConnection, rows: Vec<SqliteRow>) -> Result<Vec
     let mut keys = Vec::with_capacity(rows.len());
     for row in rows {
         let id: String = row.try_get("id")?;
-        let prints = sqlx::query("SELECT hash, bytes FROM prints WHERE key_id = ? ORDER BY position")
-            .bind(&id)
-            .fetch_all(&mut *db)
-            .await?;
+        let prints =
+            sqlx::query("SELECT hash, bytes FROM prints WHERE key_id = ? ORDER BY position")
+                .bind(&id)
+                .fetch_all(&mut *db)
+                .await?;
         let prints: Option<Vec<Print>> = prints
             .iter()
             .map(|row| {
@@ -280,8 +285,16 @@ fn read_key(row: &SqliteRow, prints: Vec<Print>) -> Result<Option<Key>, sqlx::Er
         moment(row.try_get("created")?),
         moment(row.try_get("changed")?),
     );
-    let (Some(id), Some(owner), Some(method), Some(state), Some(assurance), Some(source), Some(created), Some(changed)) =
-        parsed
+    let (
+        Some(id),
+        Some(owner),
+        Some(method),
+        Some(state),
+        Some(assurance),
+        Some(source),
+        Some(created),
+        Some(changed),
+    ) = parsed
     else {
         return Ok(None);
     };

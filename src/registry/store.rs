@@ -212,7 +212,10 @@ mod tests {
         assert_eq!((other.fresh, other.also_owned_by), (true, vec![romeo.clone()]));
         let second = add(store, "romeo", new(2).replacing(Some(first.key.id)), 4).await;
         let keys = store.keys_of(&romeo).await.unwrap();
-        assert_eq!(keys.iter().map(|key| key.state).collect::<Vec<_>>(), [State::Superseded, State::Active]);
+        assert_eq!(
+            keys.iter().map(|key| key.state).collect::<Vec<_>>(),
+            [State::Superseded, State::Active]
+        );
         assert_eq!(keys[0].replaced_by, Some(second.key.id));
 
         let stranger = Actor::User(user("juliet"));

@@ -105,7 +105,8 @@ fn secured(connection: &CommonState) -> Result<Secured, TlsError> {
         .and_then(|der| Print::of_certificate(HashKind::Sha256, der))
         .ok_or(TlsError::Unverified)?;
     let version = connection.protocol_version().and_then(|version| version.as_str());
-    let group = connection.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()));
+    let group =
+        connection.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()));
     Ok(Secured {
         version: version.unwrap_or("TLSv1.3").replace("TLSv1_3", "TLSv1.3"),
         key_exchange: group.unwrap_or_default(),

@@ -34,12 +34,29 @@ pub struct Requests {
     waiting: Arc<Mutex<HashMap<String, (Jid, oneshot::Sender<Answer>)>>>,
 }
 
-/// Forgets a request on every exit.
-struct Forget<'a>(&'a Requests, String);
+/// A request that has been sent. Dropped, it is forgotten.
+#[derive(Debug)]
+pub struct Pending {
+    requests: Requests,
+    id: String,
+    answer: Option<oneshot::Receiver<Answer>>,
+}
 
-impl Drop for Forget<'_> {
+impl Pending {
+    /// Waits for the answer.
+    pub async fn answer(mut self, wait: Duration) -> Answer {
+        let Some(answer) = self.answer.take() else { return Answer::Timeout };
+        tokio::time::timeout(wait, answer)
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .unwrap_or(Answer::Timeout)
+    }
+}
+
+impl Drop for Pending {
     fn drop(&mut self) {
-        self.0.lock().remove(&self.1);
+        self.requests.lock().remove(&self.id);
     }
 }
 
@@ -68,6 +85,15 @@ impl Requests {
         payload: Element,
         wait: Duration,
     ) -> Answer {
+        let sent = tokio::time::timeout(wait, self.send(type_, from, to, payload)).await;
+        match sent {
+            Ok(pending) => pending.answer(wait).await,
+            Err(_) => Answer::Timeout,
+        }
+    }
+
+    /// Sends an IQ. When this returns it has its place in the queue: what is sent later comes later.
+    pub async fn send(&self, type_: &str, from: &Jid, to: &Jid, payload: Element) -> Pending {
         let id = random_id();
         let mut iq = xml::element(
             "iq",
@@ -79,16 +105,13 @@ impl Requests {
         {
             let mut waiting = self.lock();
             if waiting.len() >= Self::LIMIT {
-                return Answer::Timeout;
+                return Pending { requests: self.clone(), id, answer: None };
             }
             waiting.insert(id.clone(), (to.clone(), sender));
         }
-        let _forget = Forget(self, id);
-        let answer = async {
-            self.outbound.send(iq).await.ok()?;
-            receiver.await.ok()
-        };
-        tokio::time::timeout(wait, answer).await.ok().flatten().unwrap_or(Answer::Timeout)
+        let pending = Pending { requests: self.clone(), id, answer: Some(receiver) };
+        let _ = self.outbound.send(iq).await;
+        pending
     }
 
     /// Takes an answer if it is to one of these requests and comes from whom was asked.

@@ -185,8 +185,8 @@ impl Xtls {
         std::fs::create_dir_all(&out).unwrap();
         let log = self.home.path().join("listen.log");
         let _old = std::fs::remove_file(&log);
-        let mut command = self.command(["listen", "--once", "--json", "--out"]);
-        command.arg(&out).args(more);
+        let mut command = self.command(["listen", "--once", "--json"]);
+        command.arg("--out").arg(&out).args(more);
         let process = Process::start(command, &log);
         let listener = Listener { process, out };
         wait_for(

@@ -108,7 +108,7 @@ pub fn xtls_sends_over_socks5_and_the_wire_shows_tls_only(kind: Kind) {
     let options =
         Options { tap: true, more: "[log]\nlevel = \"trace\"\n".to_owned(), ..Options::default() };
     let component = Component::start(&server, &options);
-    xtls_sends(&server, "s5b", 8 * MIB);
+    xtls_sends(&server, &component, "s5b", 8 * MIB);
 
     let connections = component.tap.as_ref().unwrap().captured();
     assert!(connections.len() >= 2, "both legs pass the tap");
@@ -129,11 +129,11 @@ pub fn xtls_sends_in_band(kind: Kind) {
     let server = Server::start(kind);
     let options = Options { more: "[log]\nlevel = \"trace\"\n".to_owned(), ..Options::default() };
     let component = Component::start(&server, &options);
-    xtls_sends(&server, "ibb", 2 * MIB);
+    xtls_sends(&server, &component, "ibb", 2 * MIB);
     no_log_tells(&server, &component);
 }
 
-fn xtls_sends(server: &Server, transport: &str, size: usize) {
+fn xtls_sends(server: &Server, component: &Component, transport: &str, size: usize) {
     let alice = Xtls::with_key(server, "alice");
     let bob = Xtls::with_key(server, "bob");
     let file = alice.home().join("letter.bin");
@@ -147,7 +147,7 @@ fn xtls_sends(server: &Server, transport: &str, size: usize) {
         transport.as_ref(),
         "--json".as_ref(),
     ]);
-    assert_eq!(sent.code, 0, "{sent:?}\n{}", listener.log());
+    assert_eq!(sent.code, 0, "{sent:?}\n{}\n{}", listener.log(), component.log());
     assert_eq!(listener.wait(Duration::from_secs(30)), 0, "{}", listener.log());
     let files = listener.files();
     assert_eq!(files.len(), 1, "{files:?}");
@@ -294,8 +294,9 @@ pub fn a_wrong_secret_ends_with_status_77(kind: Kind) {
     let mut component = Component::launch(&server, &Options { secret, ..Options::default() });
     assert_eq!(component.wait(Duration::from_secs(60)), 77, "{}", component.log());
     let log = component.log();
-    assert_eq!(log.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{log}");
-    assert!(log.lines().any(|line| line.starts_with("hint: ")), "{log}");
+    let errors: Vec<_> = log.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{log}");
+    assert!(errors[0].contains("[component] secret"), "one line has fault and cure: {log}");
     assert!(!log.contains("not-the-secret"), "{log}");
 }
 
