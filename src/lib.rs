@@ -8,6 +8,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod http;
 pub mod lifecycle;
 pub mod limits;
 pub mod mediator;

@@ -26,6 +26,7 @@ impl From<StartError> for Failure {
                 "check [database] url and the rights of the folder it is in"
             }
             StartError::Listen { .. } => "stop what uses the port, or change [socks5] listen",
+            StartError::Http { .. } => "stop what uses the port, or change [http] listen",
         };
         Self::new(error.to_string()).with_hint(hint)
     }

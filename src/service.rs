@@ -14,6 +14,7 @@ use crate::{
     access::Access,
     broker::{self, Broker, hints},
     config::{self, Config, Policy},
+    http::{self, Status},
     mediator::{
         listener::{self, Listener},
         table::{self, Table},
@@ -52,6 +53,14 @@ pub enum StartError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// The status server's address cannot be listened on.
+    #[error("http.listen: cannot listen on {address}: {source}")]
+    Http {
+        /// As configured.
+        address: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
 }
 
 /// A running component.
@@ -78,7 +87,7 @@ impl Service {
         let jid = config.component.jid.clone();
         let limits = &config.limits;
         let registry = Registry::new(
-            store,
+            store.clone(),
             registry::Options {
                 visibility: visibility(config.registry.visibility),
                 keys_per_user: config.registry.keys_per_user,
@@ -109,6 +118,13 @@ impl Service {
                 })?;
             addresses = listener.local_addrs().to_vec();
         }
+        // A port chosen by the system is known only now.
+        let mut config = config.clone();
+        let bound = addresses.first().map_or(0, SocketAddr::port);
+        for (_, port) in config.socks5.advertise.iter_mut().filter(|(_, port)| *port == 0) {
+            *port = bound;
+        }
+        let config = &config;
         for (host, port) in &config.socks5.advertise {
             info!(host, port, "clients are told this SOCKS5 address");
         }
@@ -123,6 +139,7 @@ impl Service {
             table.clone(),
             tasks.clone(),
         );
+        let counted = table.clone();
         let router = Router::new(
             router_options(config),
             outbound,
@@ -132,8 +149,14 @@ impl Service {
             table,
             tasks.clone(),
         );
+        let status = Status::new(store, broker.clone(), counted);
+        if let Some(address) = &config.http.listen {
+            http::start(address, status.clone(), &stop, &tasks)
+                .await
+                .map_err(|source| StartError::Http { address: address.clone(), source })?;
+        }
         let (control, orders) = mpsc::channel(1);
-        tasks.spawn(route(router, requests, inbox, orders, stop.clone()));
+        tasks.spawn(route(router, requests, status, inbox, orders, stop.clone()));
         let options = LinkOptions {
             server: config.component.server.clone(),
             jid,
@@ -170,7 +193,12 @@ impl Service {
 
     /// Takes over what may change while sessions run: access lists, name, rates and advertised addresses.
     pub async fn reload(&self, config: &Config) {
-        let _ = self.control.send(router_options(config)).await;
+        let mut options = router_options(config);
+        let bound = self.addresses.first().map_or(0, SocketAddr::port);
+        for (_, port) in options.advertise.iter_mut().filter(|(_, port)| *port == 0) {
+            *port = bound;
+        }
+        let _ = self.control.send(options).await;
     }
 
     /// Takes no more sessions and tells those without a stream that it is over; running streams may go on for the
@@ -223,6 +251,7 @@ fn shown(url: &str) -> String {
 async fn route(
     mut router: Router,
     requests: Requests,
+    status: Status,
     mut inbox: mpsc::Receiver<LinkEvent>,
     mut orders: mpsc::Receiver<router::Options>,
     stop: CancellationToken,
@@ -234,8 +263,11 @@ async fn route(
             Some(options) = orders.recv() => router.reload(options),
             event = inbox.recv() => match event {
                 Some(LinkEvent::Stanza(element)) => router.handle(element),
-                Some(LinkEvent::Down) => requests.fail_all(),
-                Some(LinkEvent::Up) => {}
+                Some(LinkEvent::Down) => {
+                    status.set_link(false);
+                    requests.fail_all();
+                }
+                Some(LinkEvent::Up) => status.set_link(true),
                 None => return,
             },
         }

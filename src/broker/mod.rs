@@ -1,6 +1,6 @@
 //! The broker: stands between two users in a Jingle session and never sees more than TLS ciphertext.
 //!
-//! [`Broker`] finds the session of a stanza, or makes one; each session is a task of its own ([`session`]).
+//! [`Broker`] finds the session of a stanza, or makes one; each session is a task of its own (`session.rs`).
 
 pub mod hints;
 mod legs;
@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// How long a user may take to answer disco#info before its features count as unknown.
-const DISCO: Duration = Duration::from_secs(5);
+const DISCO: Duration = Duration::from_secs(3);
 /// Stanzas that wait for one session.
 const INBOX: usize = 64;
 

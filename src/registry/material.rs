@@ -265,7 +265,7 @@ pub(crate) mod tests {
             parse(b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"),
             MaterialError::Label
         );
-        assert!(matches!(parse(pem[..100].as_bytes()), MaterialError::Pem(_)));
+        assert!(matches!(parse(&pem.as_bytes()[..100]), MaterialError::Pem(_)));
         assert!(matches!(parse(&der[..100]), MaterialError::Der(_)));
         assert!(matches!(parse(b"hello"), MaterialError::Der(_)));
         assert_eq!(Material::parse(Method::OpenPgp, &der), Err(MaterialError::OpenPgp));

@@ -90,10 +90,11 @@ impl FromStr for KeyId {
 
     fn from_str(text: &str) -> Result<Self, UnknownName> {
         let digits = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
-        if text.len() == 32 && text.bytes().all(digits) {
-            if let Ok(bits) = u128::from_str_radix(text, 16) {
-                return Ok(Self(bits));
-            }
+        if text.len() == 32
+            && text.bytes().all(digits)
+            && let Ok(bits) = u128::from_str_radix(text, 16)
+        {
+            return Ok(Self(bits));
         }
         Err(UnknownName { expected: "a key id: 32 hexadecimal digits in lower case" })
     }

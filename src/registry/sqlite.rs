@@ -70,6 +70,11 @@ impl Sqlite {
         Ok(Self(pool))
     }
 
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1 FROM keys LIMIT 1").fetch_optional(&self.0).await?;
+        Ok(())
+    }
+
     pub(super) async fn keys_of(&self, owner: &BareJid) -> Result<Vec<Key>, StoreError> {
         let mut connection = self.0.acquire().await?;
         keys_of(&mut connection, owner).await

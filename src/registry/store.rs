@@ -79,6 +79,16 @@ impl Store {
         Ok(Self(Kind::Sqlite(Sqlite::open(url, max_connections, migrate).await?)))
     }
 
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        match &self.0 {
+            Kind::Sqlite(db) => db.ping().await,
+        }
+    }
+
     /// All keys a user has ever had, oldest first.
     ///
     /// # Errors

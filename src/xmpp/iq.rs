@@ -27,11 +27,14 @@ pub enum Answer {
     Timeout,
 }
 
+/// By id: who was asked, and who waits.
+type Waiting = HashMap<String, (Jid, oneshot::Sender<Answer>)>;
+
 /// Requests that wait for their answers.
 #[derive(Clone, Debug)]
 pub struct Requests {
     outbound: mpsc::Sender<Element>,
-    waiting: Arc<Mutex<HashMap<String, (Jid, oneshot::Sender<Answer>)>>>,
+    waiting: Arc<Mutex<Waiting>>,
 }
 
 /// A request that has been sent. Dropped, it is forgotten.
@@ -69,7 +72,7 @@ impl Requests {
         Self { outbound, waiting: Arc::default() }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Jid, oneshot::Sender<Answer>)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -120,7 +123,7 @@ impl Requests {
             return false;
         }
         let mut waiting = self.lock();
-        if !waiting.get(&stanza.id).is_some_and(|(peer, _)| *peer == stanza.from) {
+        if waiting.get(&stanza.id).is_none_or(|(peer, _)| *peer != stanza.from) {
             return false;
         }
         let Some((_, sender)) = waiting.remove(&stanza.id) else {

@@ -1,8 +1,8 @@
 //! The link to the XMPP server: an XEP-0114 stream that lives for ever.
 //!
 //! 1. TCP, stream header, handshake (SHA-1 over stream id and secret).
-//! 2. Stanzas both ways. After [`PING_AFTER`] of silence the link sends a ping to its own address, which the server
-//!    routes back: its return proves the whole path. [`DEAD_AFTER`] without a byte ends the connection.
+//! 2. Stanzas both ways. After 30 s of silence the link sends a ping to its own address, which the server
+//!    routes back: its return proves the whole path. 60 s without a byte ends the connection.
 //! 3. A lost connection is retried after a jittered exponential pause. While it is down, what would be sent is dropped.
 //!
 //! Spec: XEP-0114 1.6 (Jabber Component Protocol), section 3.
