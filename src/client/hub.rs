@@ -104,6 +104,11 @@ impl Hub {
         let _ = self.outbound.send(element).await;
     }
 
+    /// Sends a stanza if there is room for it, without waiting.
+    pub(crate) fn try_send(&self, element: Element) {
+        let _ = self.outbound.try_send(element);
+    }
+
     async fn route(&self, stanza: Stanza, initiates: &mpsc::Sender<Stanza>) {
         if !stanza.is_request() {
             if stanza.kind == Kind::Iq && !self.requests.handle(&stanza) {
@@ -122,7 +127,14 @@ impl Hub {
             let key = (stanza.from.clone(), payload.attr("sid").unwrap_or_default().to_owned());
             let session = self.lock().sessions.get(&key).cloned();
             let refused = match session {
-                Some(inbox) => inbox.send(stanza.clone()).await.is_err(),
+                // Acknowledged on arrival: two sides that wait for each other's answer must not block.
+                Some(inbox) => match inbox.try_send(stanza.clone()) {
+                    Ok(()) => {
+                        self.send(stanza.result(None)).await;
+                        false
+                    }
+                    Err(_) => true,
+                },
                 None if payload.attr("action") == Some("session-initiate") => {
                     initiates.try_send(stanza.clone()).is_err()
                 }

@@ -36,6 +36,9 @@ use crate::{
     xmpp::{iq::Answer, jid::proxied, ns, stanza::Stanza, xml},
 };
 
+/// How long queued stanzas may take to go out before the program ends.
+const FLUSH: Duration = Duration::from_millis(150);
+
 /// An end-to-end TLS endpoint over XMPP: send and receive files, pipe, manage keys.
 #[derive(Debug, Parser)]
 #[command(
@@ -240,18 +243,23 @@ impl Online {
         let Self { hub, initiates, task } = self;
         drop(hub);
         drop(initiates);
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(FLUSH).await;
         task.abort();
     }
 }
 
 /// Runs a command; gives the exit status.
 pub async fn run(cli: Cli) -> u8 {
-    let output = Output { json: cli.common.json, quiet: cli.common.quiet };
+    let piped = matches!(cli.command, Command::Pipe { .. });
+    let output = Output { json: cli.common.json, quiet: cli.common.quiet, piped };
     let done = tokio::select! {
         done = command(cli.common, cli.command, output) => done,
         _ = tokio::signal::ctrl_c() => Err(XtlsError::failed("interrupted")),
     };
+    if done.is_err() {
+        // A session that was left has queued its goodbye.
+        tokio::time::sleep(FLUSH).await;
+    }
     match done {
         Ok(()) => 0,
         Err(error) => {
@@ -317,10 +325,11 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             let client = client(common, output)?;
             let peer = client.peer(&jid)?;
             let online = client.connect(None).await?;
+            presence(&client, &online.hub, Some(-1)).await;
             let done = async {
-                let (session, stream) =
+                let (mut session, stream) =
                     session::initiate(&client, &online.hub, peer, Application::Pipe).await?;
-                let done = pipe(stream).await;
+                let done = session.during(pipe(stream)).await;
                 session
                     .terminate(if done.is_ok() { "success" } else { "connectivity-error" }, "")
                     .await;
@@ -339,6 +348,7 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
                 .map(|path| FileOffer::of(&path).map(|offer| (path, offer)))
                 .collect::<Result<_, _>>()?;
             let online = client.connect(None).await?;
+            presence(&client, &online.hub, Some(-1)).await;
             let mut done = Ok(());
             for (path, offer) in &offers {
                 done = send(&client, &online.hub, &peer, path, offer).await;
@@ -541,14 +551,16 @@ async fn registry(
     Ok(())
 }
 
-async fn presence(client: &Client, hub: &Hub, type_: Option<&str>) {
+/// Directed presence to the component, so that it learns when this program dies; with a priority of 0 or more users
+/// may start sessions to it. `None`: it leaves.
+async fn presence(client: &Client, hub: &Hub, priority: Option<i8>) {
     let Some(component) = &client.component else { return };
     let mut presence = xml::element("presence", ns::CLIENT, &[("to", component.as_str())]);
-    match type_ {
-        Some(type_) => xml::set(&mut presence, "type", type_),
-        None => {
+    match priority {
+        None => xml::set(&mut presence, "type", "unavailable"),
+        Some(number) => {
             let mut priority = Element::bare("priority", ns::CLIENT);
-            priority.append_text("1");
+            priority.append_text(number.to_string());
             presence.append_child(priority);
         }
     }
@@ -563,7 +575,7 @@ async fn listen(
     accept: &[BareJid],
 ) -> Result<(), XtlsError> {
     let mut online = client.connect(client.transport).await?;
-    presence(client, &online.hub, None).await;
+    presence(client, &online.hub, Some(1)).await;
     // The server has handled the presence when it answers what came after it.
     if let Ok(server) = Jid::new(online.hub.jid.domain().as_str()) {
         let _ = online.hub.request("get", &server, Element::bare("ping", ns::PING)).await;
@@ -592,7 +604,7 @@ async fn listen(
             client.output.error(&error);
         }
     }
-    presence(client, &online.hub, Some("unavailable")).await;
+    presence(client, &online.hub, None).await;
     online.close().await;
     done
 }
@@ -619,15 +631,17 @@ async fn serve(
             ))),
         }
     };
-    let (session, mut stream, application) = session::respond(client, hub, initiate, admit).await?;
+    let (mut session, mut stream, application) =
+        session::respond(client, hub, initiate, admit).await?;
     let done = match (out, application) {
         (Some(dir), Application::File(file)) => {
             let offer = FileOffer::parse(&file)?;
-            files::receive(&mut stream, dir, &offer, client.output)
+            session
+                .during(files::receive(&mut stream, dir, &offer, client.output))
                 .await
                 .map(|(done, path)| done.report(client.output, &path))
         }
-        _ => pipe(stream).await,
+        _ => session.during(pipe(stream)).await,
     };
     let reason = if done.is_ok() { "success" } else { "media-error" };
     session.terminate(reason, done.as_ref().err().map_or("", |error| error.text.as_str())).await;
@@ -644,15 +658,10 @@ async fn send(
     let application = Application::File(offer.to_element());
     let (mut session, mut stream) =
         session::initiate(client, hub, peer.clone(), application).await?;
-    let sent = files::send(&mut stream, path, offer, client.output).await;
+    let sent = session.during(files::send(&mut stream, path, offer, client.output)).await;
     let done = match sent {
         Ok(done) => done,
         Err(error) => {
-            // The peer's reason says more than a broken stream.
-            let told = tokio::time::timeout(Duration::from_secs(2), session.terminated()).await;
-            if let Ok(Err(reason)) = told {
-                return Err(reason);
-            }
             session.terminate("failed-application", &error.text).await;
             return Err(error);
         }

@@ -55,13 +55,17 @@ pub struct Output {
     pub json: bool,
     /// Only errors.
     pub quiet: bool,
+    /// Standard output carries a stream's bytes and nothing else.
+    pub piped: bool,
 }
 
 impl Output {
-    /// An event: JSON on standard output, or the text on standard error.
+    /// An event: JSON on standard output (on standard error of a pipe), or the text on standard error.
     pub fn event(&self, event: &Value, text: &str) {
-        if self.json {
-            // A reader that went away is no reason to fail.
+        // A reader that went away is no reason to fail.
+        if self.json && self.piped {
+            let _ = writeln!(stderr(), "{event}");
+        } else if self.json {
             let _ = writeln!(stdout(), "{event}");
         } else if !self.quiet && !text.is_empty() {
             let _ = writeln!(stderr(), "{text}");
@@ -84,7 +88,7 @@ impl Output {
         if self.json {
             let event =
                 serde_json::json!({"event": "error", "message": error.text, "code": error.code});
-            let _ = writeln!(stdout(), "{event}");
+            self.event(&event, "");
         }
         let _ = writeln!(stderr(), "error: {}", error.text);
     }

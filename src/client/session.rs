@@ -39,6 +39,10 @@ const ACCEPT: Duration = Duration::from_secs(300);
 const STEP: Duration = Duration::from_secs(60);
 /// The in-band block size we offer.
 const BLOCK: u16 = 8192;
+/// How long what is under way may take to arrive when the peer has ended the session.
+const LINGER: Duration = Duration::from_secs(5);
+/// How long the reason of a stream's end may come after the end itself.
+const REASON: Duration = Duration::from_secs(2);
 
 /// What a session is for.
 #[derive(Clone, Debug)]
@@ -62,6 +66,8 @@ pub(crate) struct Session {
     content: String,
     initiator: bool,
     via: Option<BareJid>,
+    /// One side has said that it is over, or the other never knew of it.
+    over: bool,
 }
 
 /// A candidate of a SOCKS5 transport.
@@ -78,9 +84,33 @@ struct Candidate {
 /// A secured stream.
 pub(crate) type Stream = TlsStream<Leg>;
 
+impl Drop for Session {
+    /// However a session is left, on Ctrl-C for one, the peer is told.
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let mut iq = xml::element(
+            "iq",
+            ns::CLIENT,
+            &[("type", "set"), ("to", self.peer.as_str()), ("id", &random_id())],
+        );
+        iq.append_child(self.goodbye("cancel", ""));
+        self.hub.try_send(iq);
+    }
+}
+
 impl Session {
-    /// Ends the session with a reason.
-    pub(crate) async fn terminate(&self, reason: &str, text: &str) {
+    /// Ends the session with a reason, if it is not over.
+    pub(crate) async fn terminate(&mut self, reason: &str, text: &str) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        let wait = self.hub.request("set", &self.peer, self.goodbye(reason, text));
+        let _ = timeout(Duration::from_secs(5), wait).await;
+    }
+
+    fn goodbye(&self, reason: &str, text: &str) -> Element {
         let me = Jid::from(self.hub.jid.clone());
         let frame = rewrite::Frame {
             namespace: &self.namespace,
@@ -88,39 +118,72 @@ impl Session {
             initiator: &me,
             responder: &self.peer,
         };
-        let jingle = rewrite::terminate(&frame, reason, text);
-        let wait = self.hub.request("set", &self.peer, jingle);
-        let _ = timeout(Duration::from_secs(5), wait).await;
+        rewrite::terminate(&frame, reason, text)
     }
 
-    /// Waits until the peer ends the session.
+    /// Does `work` for as long as the peer does not end the session.
+    ///
+    /// A peer that ends it with success has sent all; what is still under way gets a moment to arrive. A lost
+    /// XMPP connection does not end a stream that may run beside it.
+    ///
+    /// # Errors
+    /// Those of `work`, or why the peer ended the session.
+    pub(crate) async fn during<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, XtlsError>>,
+    ) -> Result<T, XtlsError> {
+        tokio::pin!(work);
+        let ended = tokio::select! {
+            biased;
+            done = &mut work => {
+                let Err(error) = done else { return done };
+                // The peer's reason says more than a broken stream, and may be a moment behind it.
+                return match timeout(REASON, self.terminated()).await {
+                    Ok(Err(reason)) if self.over => Err(reason),
+                    _ => Err(error),
+                };
+            }
+            ended = self.terminated() => ended,
+        };
+        match ended {
+            Ok(()) => timeout(LINGER, work).await.unwrap_or_else(|_| {
+                Err(XtlsError::refused("the peer ended the session before all was said"))
+            }),
+            Err(_) if !self.over => work.await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until the peer ends the session, if it is not over.
     ///
     /// # Errors
     /// Exit status 4 or 5 if the reason is not success.
     pub(crate) async fn terminated(&mut self) -> Result<(), XtlsError> {
+        if self.over {
+            return Ok(());
+        }
         loop {
-            let (stanza, action, _) = self.next().await?;
-            let _ = stanza;
+            let (_, action, _) = self.next().await?;
             if action == "success" {
                 return Ok(());
             }
         }
     }
 
-    /// The next action; acknowledges it. A terminate is `success` or an error.
+    /// The next action. A terminate is `success` or an error.
     async fn next(&mut self) -> Result<(Stanza, String, Element), XtlsError> {
         let stanza = self
             .inbox
             .next()
             .await
             .ok_or_else(|| XtlsError::failed("the connection to the XMPP server is lost"))?;
-        self.hub.send(stanza.result(None)).await;
         let jingle =
             stanza.payload().cloned().unwrap_or_else(|| Element::bare("jingle", ns::JINGLE));
         let action = jingle.attr("action").unwrap_or_default().to_owned();
         if action != "session-terminate" {
             return Ok((stanza, action, jingle));
         }
+        self.over = true;
         let namespace = jingle.ns();
         let reason = jingle.get_child("reason", namespace.as_str());
         let name = reason
@@ -232,6 +295,7 @@ pub(crate) async fn initiate(
         content: "e2e-tls".to_owned(),
         initiator: true,
         via: client.via.clone().filter(|via| peer.domain() == via.domain()),
+        over: false,
     };
     let stream_sid = random_id();
     let me = Jid::from(hub.jid.clone());
@@ -250,7 +314,10 @@ pub(crate) async fn initiate(
     };
     let mut children = application_elements(client, &application);
     children.push(transport);
-    session.ask(session.jingle("session-initiate", children)).await?;
+    if let Err(error) = session.ask(session.jingle("session-initiate", children)).await {
+        session.over = true;
+        return Err(error);
+    }
     let (_, jingle) = match session.expect(&["session-accept"], ACCEPT).await {
         Ok(accept) => accept,
         Err(error) => {
@@ -264,7 +331,7 @@ pub(crate) async fn initiate(
         let leg = session.initiator_leg(&content, &stream_sid, &own).await?;
         tokio::select! {
             done = tls::connect(leg, &client.identity, pins) => Ok(done?),
-            ended = session.inbox.next() => Err(session.ended(ended).await),
+            ended = session.inbox.next() => Err(session.ended(ended)),
         }
     }
     .await;
@@ -292,10 +359,12 @@ pub(crate) async fn respond(
         content: String::new(),
         initiator: false,
         via: client.via.clone().filter(|via| peer.domain() == via.domain()),
+        over: false,
     };
     let content = match first_content(&jingle) {
         Ok(content) => content,
         Err(error) => {
+            session.over = true;
             hub.send(initiate.refuse(&Refusal::bad_request("A content was expected"))).await;
             return Err(error);
         }
@@ -315,7 +384,7 @@ pub(crate) async fn respond(
         let leg = session.responder_leg(client, &content).await?;
         tokio::select! {
             done = tls::accept(leg, &client.identity, pins) => Ok(done?),
-            ended = session.inbox.next() => Err(session.ended(ended).await),
+            ended = session.inbox.next() => Err(session.ended(ended)),
         }
     }
     .await;
@@ -326,7 +395,7 @@ pub(crate) async fn respond(
 /// The trust store's word, after the handshake and before the first byte of the application.
 async fn finish(
     client: &Client,
-    session: Session,
+    mut session: Session,
     outcome: Result<(Stream, Secured), XtlsError>,
 ) -> Result<(Session, Stream), XtlsError> {
     let checked = outcome.and_then(|(stream, secured)| {
@@ -558,11 +627,12 @@ async fn proxies(client: &Client, hub: &Hub) -> Vec<Candidate> {
 }
 
 impl Session {
-    async fn ended(&mut self, stanza: Option<Stanza>) -> XtlsError {
+    fn ended(&mut self, stanza: Option<Stanza>) -> XtlsError {
         let Some(stanza) = stanza else {
             return XtlsError::failed("the connection to the XMPP server is lost");
         };
-        self.hub.send(stanza.result(None)).await;
+        self.over =
+            stanza.payload().and_then(|jingle| jingle.attr("action")) == Some("session-terminate");
         let reason = stanza
             .payload()
             .and_then(|jingle| jingle.children().find(|c| c.name() == "reason"))
@@ -676,7 +746,7 @@ impl Session {
     ) -> Result<Leg, XtlsError> {
         let stanza = tokio::select! {
             stanza = timeout(STEP, opens.recv()) => stanza,
-            ended = self.inbox.next() => return Err(self.ended(ended).await),
+            ended = self.inbox.next() => return Err(self.ended(ended)),
         };
         let stanza = stanza
             .ok()

@@ -25,6 +25,17 @@ impl Process {
         Self { child, log: log.to_owned(), name }
     }
 
+    /// Starts `command` between two files; what it tells its user goes to the file `log`.
+    pub fn start_between(mut command: Command, input: &Path, output: &Path, log: &Path) -> Self {
+        let name = command.get_program().to_string_lossy().into_owned();
+        command
+            .stdin(File::open(input).unwrap())
+            .stdout(File::create(output).unwrap())
+            .stderr(File::options().create(true).append(true).open(log).unwrap());
+        let child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
+        Self { child, log: log.to_owned(), name }
+    }
+
     /// Everything it has printed so far.
     pub fn log(&self) -> String {
         read(&self.log)

@@ -179,6 +179,22 @@ impl Xtls {
         run(self.command(args), Duration::from_secs(180))
     }
 
+    /// Starts it with its standard input and output in files of its home.
+    pub fn start_between<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        input: &str,
+        output: &str,
+    ) -> Process {
+        let file = |name: &str| self.home.path().join(name);
+        Process::start_between(self.command(args), &file(input), &file(output), &file("pipe.log"))
+    }
+
+    /// Starts it in the background.
+    pub fn start<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Process {
+        Process::start(self.command(args), &self.home.path().join("background.log"))
+    }
+
     /// Starts `xtls listen --once --json` with more arguments, and waits until it listens.
     pub fn listen(&self, more: &[&str]) -> Listener {
         let out = self.home.path().join("received");

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::programs::{Component, Options, Script, Xtls, script};
 use super::servers::{Kind, Server};
-use super::{COMPONENT, MARKER, SECRET, USERS, random_file, sha256, tap};
+use super::{COMPONENT, MARKER, SECRET, USERS, random_file, sha256, tap, wait_for};
 
 /// Makes one test of every scenario, on one kind of server.
 #[macro_export]
@@ -108,7 +108,7 @@ pub fn xtls_sends_over_socks5_and_the_wire_shows_tls_only(kind: Kind) {
     let options =
         Options { tap: true, more: "[log]\nlevel = \"trace\"\n".to_owned(), ..Options::default() };
     let component = Component::start(&server, &options);
-    xtls_sends(&server, &component, "s5b", 8 * MIB);
+    xtls_sends(&server, &component, ["s5b", "s5b"], 8 * MIB);
 
     let connections = component.tap.as_ref().unwrap().captured();
     assert!(connections.len() >= 2, "both legs pass the tap");
@@ -129,22 +129,111 @@ pub fn xtls_sends_in_band(kind: Kind) {
     let server = Server::start(kind);
     let options = Options { more: "[log]\nlevel = \"trace\"\n".to_owned(), ..Options::default() };
     let component = Component::start(&server, &options);
-    xtls_sends(&server, &component, "ibb", 2 * MIB);
+    xtls_sends(&server, &component, ["ibb", "ibb"], 2 * MIB);
     no_log_tells(&server, &component);
 }
 
-fn xtls_sends(server: &Server, component: &Component, transport: &str, size: usize) {
+/// A file from a SOCKS5 leg into an in-band one, and back the other way.
+pub fn xtls_sends_over_legs_of_two_kinds(kind: Kind) {
+    let server = Server::start(kind);
+    let component = Component::start(&server, &Options::default());
+    xtls_sends(&server, &component, ["s5b", "ibb"], MIB);
+    xtls_sends(&server, &component, ["ibb", "s5b"], MIB);
+}
+
+/// Without a broker: the session runs between the two full JIDs, over the component's proxy or in-band.
+pub fn xtls_sends_without_a_broker(kind: Kind) {
+    let server = Server::start(kind);
+    let _component = Component::start(&server, &Options::default());
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    let file = alice.home().join("letter.bin");
+    random_file(&file, MIB);
+    for (n, transport) in ["s5b", "ibb"].into_iter().enumerate() {
+        let mut listener = bob.listen(&["--direct"]);
+        let jid = listener.event("listening").unwrap()["jid"].as_str().unwrap().to_owned();
+        let sent = alice.run([
+            "send".as_ref(),
+            jid.as_ref(),
+            file.as_os_str(),
+            "--direct".as_ref(),
+            "--transport".as_ref(),
+            transport.as_ref(),
+        ]);
+        assert_eq!(sent.code, 0, "{sent:?}\n{}", listener.log());
+        assert_eq!(listener.wait(Duration::from_secs(30)), 0, "{}", listener.log());
+        assert_eq!(listener.event("secured").unwrap()["transport"], transport);
+        let files = listener.files();
+        assert_eq!(files.len(), n + 1, "{files:?}");
+        assert!(files.iter().all(|received| sha256(received) == sha256(&file)));
+    }
+}
+
+/// A pipe joins both users' standard input and output; each direction ends by itself.
+pub fn a_pipe_joins_two_programs(kind: Kind) {
+    let server = Server::start(kind);
+    let _component = Component::start(&server, &Options::default());
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    random_file(&alice.home().join("in"), 300_000);
+    random_file(&bob.home().join("in"), 70_000);
+    let mut listener = bob.start_between(["pipe", "--listen"], "in", "out");
+    wait_for(
+        "listening",
+        Duration::from_secs(30),
+        || listener.log(),
+        || listener.log().contains("listening as"),
+    );
+    let mut pipe = alice.start_between(["pipe", bob.jid()], "in", "out");
+    for program in [&mut pipe, &mut listener] {
+        assert_eq!(program.wait(Duration::from_secs(60)).code(), Some(0), "{}", program.log());
+    }
+    let sum = |user: &Xtls, name: &str| sha256(&user.home().join(name));
+    assert_eq!(sum(&alice, "out"), sum(&bob, "in"));
+    assert_eq!(sum(&bob, "out"), sum(&alice, "in"));
+}
+
+/// Ctrl-C, or a sender that dies, ends the session at once: the receiver learns of it and keeps no half file.
+pub fn a_sender_that_leaves_leaves_nothing_behind(kind: Kind) {
+    let server = Server::start(kind);
+    let _component = Component::start(&server, &Options::default());
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    let file = alice.home().join("letter.bin");
+    random_file(&file, 64 * MIB);
+    for (signal, reason) in [("INT", "cancel"), ("KILL", "gone")] {
+        let mut listener = bob.listen(&[]);
+        let mut sender = alice.start([
+            "send".as_ref(),
+            bob.jid().as_ref(),
+            file.as_os_str(),
+            "--transport".as_ref(),
+            "ibb".as_ref(),
+        ]);
+        wait_for(
+            "secured",
+            Duration::from_secs(30),
+            || sender.log(),
+            || listener.event("secured").is_some(),
+        );
+        sender.signal(signal);
+        sender.wait(Duration::from_secs(10));
+        assert_ne!(listener.wait(Duration::from_secs(30)), 0, "{}", listener.log());
+        assert!(listener.log().contains(reason), "{}", listener.log());
+        assert_eq!(listener.files(), Vec::<std::path::PathBuf>::new());
+    }
+}
+
+/// Alice sends bob a file; `legs` are her transport and the only one that bob knows.
+fn xtls_sends(server: &Server, component: &Component, legs: [&str; 2], size: usize) {
     let alice = Xtls::with_key(server, "alice");
     let bob = Xtls::with_key(server, "bob");
     let file = alice.home().join("letter.bin");
     random_file(&file, size);
-    let mut listener = bob.listen(&["--transport", transport]);
+    let mut listener = bob.listen(&["--transport", legs[1]]);
     let sent = alice.run([
         "send".as_ref(),
         bob.jid().as_ref(),
         file.as_os_str(),
         "--transport".as_ref(),
-        transport.as_ref(),
+        legs[0].as_ref(),
         "--json".as_ref(),
     ]);
     assert_eq!(sent.code, 0, "{sent:?}\n{}\n{}", listener.log(), component.log());
@@ -155,7 +244,9 @@ fn xtls_sends(server: &Server, component: &Component, transport: &str, size: usi
 
     let secured = listener.event("secured").unwrap();
     assert_eq!(secured["tls_version"], "TLSv1.3", "{secured}");
-    assert_eq!(secured["transport"], transport, "{secured}");
+    assert_eq!(secured["transport"], legs[1], "{secured}");
+    let secured = super::programs::event(&sent.stdout, "secured").unwrap();
+    assert_eq!(secured["transport"], legs[0], "{secured}");
     for log in [&sent.stdout, &listener.log()] {
         let session = super::programs::event(log, "session").unwrap();
         let hints = session["hints"].as_array().unwrap();
