@@ -1,20 +1,9 @@
 //! The state of one leg while its transport is negotiated.
 
-use jid::Jid;
-
 use super::transport::Transport;
-use crate::{
-    mediator::{
-        leg::Leg,
-        socket::Socket,
-        table::{Registration, Table},
-        transfer::DstAddr,
-    },
-    xmpp::iq::random_id,
-};
 
 /// Which transport a leg is to have.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
     /// In-band.
     Ibb {
@@ -22,7 +11,7 @@ pub(crate) enum Plan {
         namespace: String,
         /// The bytestream's id; `None`: the first open of this user on this session's address is it.
         sid: Option<String>,
-        /// The largest block.
+        /// The largest block, bytes before base64.
         block_size: u16,
     },
     /// SOCKS5.
@@ -31,8 +20,8 @@ pub(crate) enum Plan {
         sid: String,
         /// Our candidate's id.
         cid: String,
-        /// The user's own candidate at this component, if it has one.
-        ours: Option<String>,
+        /// The id of the user's own candidate at this component, if it has one.
+        own_proxy: Option<String>,
         /// Whether we have sent candidate-used or candidate-error.
         nominated: bool,
         /// Whether the user has chosen the connection to us.
@@ -41,34 +30,26 @@ pub(crate) enum Plan {
 }
 
 /// One leg on its way to a byte stream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct LegState {
     /// Its transport.
     pub(crate) plan: Plan,
-    /// The SOCKS5 connection before the user has chosen it.
-    pub(crate) socket: Option<Socket>,
-    /// The stream, until the relay takes it.
-    pub(crate) ready: Option<Leg>,
     /// Whether the user on this leg knows of the session.
     pub(crate) told: bool,
+    /// Whether the SOCKS5 connection is there.
+    pub(crate) arrived: bool,
     /// Whether someone is about to open the in-band bytestream.
     pub(crate) opening: bool,
     /// Whether we have sent our `<open/>`.
     pub(crate) opened: bool,
-    registration: Option<Registration>,
+    /// Whether its bytes can flow.
+    pub(crate) ready: bool,
 }
 
 impl LegState {
-    fn new(plan: Plan) -> Self {
-        Self {
-            plan,
-            socket: None,
-            ready: None,
-            told: false,
-            opening: false,
-            opened: false,
-            registration: None,
-        }
+    /// A leg of which nothing has happened yet.
+    pub(crate) fn new(plan: Plan) -> Self {
+        Self { plan, told: false, arrived: false, opening: false, opened: false, ready: false }
     }
 
     /// An in-band leg.
@@ -76,43 +57,19 @@ impl LegState {
         Self::new(Plan::Ibb { namespace: namespace.to_owned(), sid, block_size })
     }
 
-    /// A SOCKS5 leg: from now on a connection for either order of the two addresses is this leg's.
-    pub(crate) fn s5b(table: &Table, sid: &str, user: &Jid, mask: &Jid) -> Self {
-        let hashes = vec![DstAddr::compute(sid, mask, user), DstAddr::compute(sid, user, mask)];
-        let mut leg = Self::new(Plan::S5b {
-            sid: sid.to_owned(),
-            cid: random_id(),
-            ours: None,
-            nominated: false,
-            used: false,
-        });
-        leg.registration = Some(table.register(hashes));
-        leg
+    /// A SOCKS5 leg.
+    pub(crate) fn s5b(sid: String, cid: String, own_proxy: Option<String>) -> Self {
+        Self::new(Plan::S5b { sid, cid, own_proxy, nominated: false, used: false })
     }
 
-    /// Our candidate's id.
-    pub(crate) fn cid(&self) -> &str {
-        match &self.plan {
-            Plan::S5b { cid, .. } => cid,
-            Plan::Ibb { .. } => "",
-        }
-    }
-
-    /// Notes the user's own candidate at this component.
-    pub(crate) fn set_own_proxy(&mut self, own: Option<String>) {
-        if let Plan::S5b { ours, .. } = &mut self.plan {
-            *ours = own;
-        }
+    /// Another transport for the same leg.
+    pub(crate) fn replace(&mut self, with: Self) {
+        *self = Self { told: self.told, ..with };
     }
 
     /// Whether the user's own candidate at this component may still be used.
     pub(crate) fn has_own_proxy(&self) -> bool {
-        matches!(&self.plan, Plan::S5b { ours: Some(_), .. })
-    }
-
-    /// The registration, to wait for its connection.
-    pub(crate) fn take_registration(&mut self) -> Option<Registration> {
-        self.registration.take()
+        matches!(&self.plan, Plan::S5b { own_proxy: Some(_), .. })
     }
 
     /// What the user's answer says of the transport.
@@ -136,14 +93,14 @@ impl LegState {
     }
 
     /// The user has chosen the connection to us.
-    pub(crate) fn used(&mut self) {
+    pub(crate) fn mark_used(&mut self) {
         if let Plan::S5b { used, .. } = &mut self.plan {
             *used = true;
         }
     }
 
-    /// Whether the user has chosen the connection to us.
-    pub(crate) fn is_used(&self) -> bool {
-        matches!(self.plan, Plan::S5b { used: true, .. })
+    /// Whether a SOCKS5 leg has all it needs: the connection, and the user's choice of it.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.arrived && matches!(self.plan, Plan::S5b { used: true, .. })
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! [`Broker`] finds the session of a stanza, or makes one; each session is a task of its own (`session.rs`).
 
+mod driver;
 pub mod hints;
 mod legs;
 pub mod offer;
@@ -22,6 +23,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use self::{
+    driver::Driver,
     hints::Policies,
     legs::LegState,
     session::{Input, Peer, Session},
@@ -124,7 +126,7 @@ struct State {
 /// What all sessions share.
 #[derive(Debug)]
 struct Shared {
-    options: Options,
+    options: Arc<Options>,
     outbound: mpsc::Sender<Element>,
     requests: Requests,
     registry: Registry,
@@ -243,7 +245,14 @@ impl Broker {
     ) -> Self {
         let state = Mutex::default();
         Self {
-            shared: Arc::new(Shared { options, outbound, requests, registry, table, state }),
+            shared: Arc::new(Shared {
+                options: Arc::new(options),
+                outbound,
+                requests,
+                registry,
+                table,
+                state,
+            }),
             tasks,
         }
     }
@@ -321,12 +330,10 @@ impl Broker {
                 (LegState::ibb(&namespace, sid.clone(), block_size), Some(sid))
             }
             Some(Transport::S5b { sid, candidates }) if options.socks5 => {
-                let mut leg = LegState::s5b(&shared.table, &sid, &initiator.user, &initiator.mask);
                 let own = candidates
                     .into_iter()
                     .find(|(_, type_, jid)| type_ == "proxy" && jid == options.jid.as_str());
-                leg.set_own_proxy(own.map(|(cid, ..)| cid));
-                (leg, None)
+                (LegState::s5b(sid, random_id(), own.map(|(cid, ..)| cid)), None)
             }
             _ => {
                 return Err(Refusal::new(
@@ -371,16 +378,21 @@ impl Broker {
             keys: [(first, initiator.sid.clone()), (second, responder.sid.clone())],
             user,
         };
-        // Until the callee's features are known its leg is a placeholder.
-        let mut leg = leg;
-        leg.told = true;
-        let legs = [leg, LegState::ibb(ns::JINGLE_IBB, None, options.block_size)];
-        let session = Session::new(Arc::clone(shared), [initiator, responder], legs, stanza);
+        let peers = [initiator, responder];
+        let machine = Session::new(
+            Arc::clone(&shared.options),
+            random_id,
+            peers.clone(),
+            leg,
+            stanza,
+            Instant::now(),
+        );
+        let driver = Driver::new(Arc::clone(shared), peers, machine);
         let span = tracing::info_span!("session", id = &random_id()[..8]);
         self.tasks.spawn(tracing::Instrument::instrument(
             async move {
                 let _guard = guard;
-                session.run(inputs).await;
+                driver.run(inputs).await;
             },
             span,
         ));

@@ -1,0 +1,183 @@
+//! What a session's decisions take to be done: stanzas, lookups, connections, the relay and the clock.
+
+use std::{sync::Arc, time::Duration};
+
+use minidom::Element;
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    Shared, Side,
+    session::{Action, Input, Peer, Session, unknown_session},
+};
+use crate::mediator::{
+    ibb_stream::{IbbParams, IbbStream},
+    ibb_xml::IbbStanza,
+    leg::Leg,
+    pipe::{self, Outcome},
+    socket::Socket,
+    transfer::DstAddr,
+};
+
+/// How long a user may take to answer one of our requests.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long bytes may still flow after both sides know that the session is over.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// What has been waited for.
+enum Done {
+    Told(Input),
+    Arrived(Side, Option<Socket>),
+    Relayed(Outcome),
+}
+
+/// The task of one session.
+pub(super) struct Driver {
+    shared: Arc<Shared>,
+    peers: [Peer; 2],
+    session: Session,
+    sockets: [Option<Socket>; 2],
+    legs: [Option<Leg>; 2],
+    relaying: bool,
+    /// Whatever the session waits for; dropped, that is ended, with it.
+    work: JoinSet<Done>,
+}
+
+impl Driver {
+    /// A driver for a session that has not begun.
+    pub(super) fn new(shared: Arc<Shared>, peers: [Peer; 2], session: Session) -> Self {
+        Self {
+            shared,
+            peers,
+            session,
+            sockets: [None, None],
+            legs: [None, None],
+            relaying: false,
+            work: JoinSet::new(),
+        }
+    }
+
+    /// Lives as long as the session.
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Input>) {
+        loop {
+            while let Some(action) = self.session.poll_action() {
+                self.perform(action).await;
+            }
+            if self.session.is_over() {
+                break;
+            }
+            let input = tokio::select! {
+                biased;
+                input = inbox.recv() => {
+                    input.unwrap_or_else(|| Input::Drain(Instant::now()))
+                }
+                Some(done) = self.work.join_next() => match done {
+                    Ok(Done::Told(input)) => input,
+                    Ok(Done::Arrived(side, Some(socket))) => {
+                        self.sockets[side.index()] = Some(socket);
+                        Input::Arrived(side)
+                    }
+                    Ok(Done::Relayed(outcome)) => {
+                        self.relaying = false;
+                        Input::Relayed(outcome)
+                    }
+                    Ok(Done::Arrived(_, None)) | Err(_) => continue,
+                },
+                () = sleep_until(self.session.deadline()) => Input::Timeout,
+            };
+            self.session.handle(input, Instant::now());
+        }
+        inbox.close();
+        while let Ok(input) = inbox.try_recv() {
+            if let Input::Jingle(_, stanza) | Input::Open(_, stanza) = input {
+                self.send(stanza.refuse(&unknown_session())).await;
+            }
+        }
+        // What still flows when both users know of the end may reach its reader.
+        if self.relaying {
+            let rest = async {
+                while let Some(done) = self.work.join_next().await {
+                    if matches!(done, Ok(Done::Relayed(_))) {
+                        break;
+                    }
+                }
+            };
+            let _ = timeout(LINGER, rest).await;
+        }
+    }
+
+    async fn send(&self, element: Element) {
+        let _ = self.shared.outbound.send(element).await;
+    }
+
+    async fn perform(&mut self, action: Action) {
+        match action {
+            Action::Ask(side, number, payload) => {
+                let peer = &self.peers[side.index()];
+                let pending =
+                    self.shared.requests.send("set", &peer.mask, &peer.user, payload).await;
+                self.work.spawn(async move {
+                    Done::Told(Input::Answered(number, pending.answer(ANSWER).await))
+                });
+            }
+            Action::Connect(side, sid) => {
+                // Clients differ in whom they take for the requester: either order is this leg's.
+                let Peer { user, mask, .. } = &self.peers[side.index()];
+                let hashes =
+                    vec![DstAddr::compute(&sid, mask, user), DstAddr::compute(&sid, user, mask)];
+                let mut registration = self.shared.table.register(hashes);
+                self.work.spawn(async move { Done::Arrived(side, registration.arrived().await) });
+            }
+            Action::ExpectOpen(side, sid) => {
+                self.shared.expect_open(&self.peers[side.index()], sid);
+            }
+            Action::Join => {
+                let [a, b] = &mut self.legs;
+                let (Some(a), Some(b)) = (a.take(), b.take()) else { return };
+                tracing::info!(initiator = a.kind(), responder = b.kind(), "both legs up");
+                let options = pipe::Options {
+                    idle_timeout: self.shared.options.idle_timeout,
+                    guard: self.shared.options.require_tls,
+                };
+                self.relaying = true;
+                self.work.spawn(async move { Done::Relayed(pipe::relay(a, b, options).await) });
+            }
+            Action::LookUpFeatures => {
+                let shared = Arc::clone(&self.shared);
+                let Peer { user, mask, .. } = self.peers[Side::Responder.index()].clone();
+                self.work.spawn(async move {
+                    Done::Told(Input::Features(shared.features(&user, &mask).await))
+                });
+            }
+            Action::LookUpKeys(side) => {
+                let shared = Arc::clone(&self.shared);
+                let owner = self.peers[side.index()].user.to_bare();
+                let asker = self.peers[side.other().index()].user.to_bare();
+                self.work.spawn(async move {
+                    Done::Told(Input::Keys(side, shared.keys(&owner, &asker).await))
+                });
+            }
+            Action::Send(element) => self.send(element).await,
+            Action::TakeSocket(side) => {
+                self.legs[side.index()] = self.sockets[side.index()].take().map(Leg::Socket);
+            }
+            Action::TakeStream(side, sid, block_size, stanza) => {
+                self.legs[side.index()] = Some(self.stream(side, sid, block_size, stanza));
+            }
+        }
+    }
+
+    fn stream(&self, side: Side, sid: String, block_size: u16, stanza: IbbStanza) -> Leg {
+        let peer = &self.peers[side.index()];
+        let mut params = IbbParams::new(peer.mask.clone(), peer.user.clone(), sid.as_str());
+        params.block_size = block_size;
+        params.stanza = stanza;
+        params.window = self.shared.options.window;
+        let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
+        self.shared.add_stream(peer, sid, handle);
+        Leg::Ibb(stream)
+    }
+}

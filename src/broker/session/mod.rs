@@ -1,0 +1,698 @@
+//! One brokered Jingle session: two users, two legs, each with its own sid, addresses and transport.
+//!
+//! ```text
+//! initiator A                      component                       responder B
+//!   session-initiate (A's transport) → hints, policy → session-initiate (our transport)
+//!   ← result ──────────────────────────────────────────────────────── result
+//!   ← session-accept (our transport) ← hints, policy ← session-accept (B's transport)
+//!   transport of leg A ⇄ │ first bytes must be a ClientHello │ ⇄ transport of leg B
+//! ```
+//!
+//! The accept may come before the transport is up (XTLS) or after TLS is up (the seed): leg B is opened by the
+//! accept or by leg A becoming ready, whichever is first. Transport actions stay on their leg; all others are passed
+//! on and their answers passed back. Either user's terminate, silence or absence ends both legs.
+//!
+//! [`Session`] decides and does nothing: stanzas, answers and the time go in ([`Session::handle`]), what is to be done
+//! comes out ([`Session::poll_action`]), and [`Session::deadline`] says when it wants to be called without news.
+//!
+//! Spec: XEP-0166 1.1.2, sections 6 and 7; XEP-0260 1.0.3, section 2; XEP-0261 1.0, section 2.
+
+mod transports;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use jid::Jid;
+use minidom::Element;
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::{
+    Options, Side, hints,
+    legs::{LegState, Plan},
+    offer, rewrite,
+    rewrite::Frame,
+    transport::Transport,
+};
+use crate::{
+    mediator::{
+        ibb_xml::IbbStanza,
+        pipe::{Ended, Outcome},
+    },
+    registry::model::Key,
+    xmpp::{
+        iq::Answer,
+        ns,
+        stanza::{Refusal, Stanza},
+        xml,
+    },
+};
+
+/// How long an ended stream waits for the users' own session-terminate.
+const GOODBYE: Duration = Duration::from_secs(30);
+/// How long bytes may still arrive after a session-terminate, which travels another way.
+const LAST_BYTES: Duration = Duration::from_millis(150);
+/// How often a silent user is asked whether its session still exists (XEP-0166, 6.8).
+const PING: Duration = Duration::from_secs(60);
+/// The block size that every client takes, tried when a larger one is refused.
+const SMALL_BLOCK: u16 = 4096;
+
+/// One user's end of the session.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// The user's full JID.
+    pub(crate) user: Jid,
+    /// The address under which the other user appears here.
+    pub(crate) mask: Jid,
+    /// The Jingle session id here.
+    pub(crate) sid: String,
+    /// The Jingle namespace spoken here.
+    pub(crate) namespace: String,
+}
+
+/// What a session is told.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// The answer to an [`Action::Ask`].
+    Answered(u32, Answer),
+    /// The SOCKS5 connection of a side is there.
+    Arrived(Side),
+    /// The service stops: streams that run may go on until the deadline.
+    Drain(Instant),
+    /// What the responder's client can do.
+    Features(Vec<String>),
+    /// One side is no longer there.
+    Gone(Side),
+    /// A Jingle IQ of one side.
+    Jingle(Side, Stanza),
+    /// The keys of one side that the other may know of; an error if the registry cannot be asked.
+    Keys(Side, Result<Vec<Key>, ()>),
+    /// An IBB `<open/>` of one side.
+    Open(Side, Stanza),
+    /// The stream between the legs has ended.
+    Relayed(Outcome),
+    /// [`Session::deadline`] has passed.
+    Timeout,
+}
+
+/// What a session wants done.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Send an IQ set to a side's user from its mask; its answer is [`Input::Answered`] with this number.
+    Ask(Side, u32, Element),
+    /// Take SOCKS5 connections for this stream id between a side's two addresses: [`Input::Arrived`].
+    Connect(Side, String),
+    /// Take an in-band `<open/>` with this sid (`None`: any) as this side's: [`Input::Open`].
+    ExpectOpen(Side, Option<String>),
+    /// Join both legs: [`Input::Relayed`].
+    Join,
+    /// Find what the responder's client can do: [`Input::Features`].
+    LookUpFeatures,
+    /// Find the keys of a side that the other may know of: [`Input::Keys`].
+    LookUpKeys(Side),
+    /// Send a stanza.
+    Send(Element),
+    /// The SOCKS5 connection of this side is its leg.
+    TakeSocket(Side),
+    /// An in-band bytestream is this side's leg: sid, block size, the stanzas it runs in.
+    TakeStream(Side, String, u16, IbbStanza),
+}
+
+/// Where a session is. Legs and acceptance go their own ways beside it.
+#[derive(Debug)]
+enum Phase {
+    /// The offer is being looked at; the responder knows of nothing.
+    Checking { features: Option<Vec<String>>, keys: Option<Vec<Key>> },
+    /// The responder knows; the legs are not joined.
+    Negotiating,
+    /// Bytes flow.
+    Relaying,
+    /// One side has ended the session; its last bytes may still be under way.
+    Leaving { by: Side, jingle: Element },
+    /// The stream is over, the users have not said so yet.
+    Relayed,
+    /// Nothing is left to do.
+    Over,
+}
+
+/// What an answer is for.
+#[derive(Debug)]
+enum Question {
+    Initiate,
+    Forwarded(Box<Stanza>),
+    Open(Side, u16),
+    Ping(Side),
+    Replace,
+}
+
+/// The machine of one session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    options: Arc<Options>,
+    ids: fn() -> String,
+    peers: [Peer; 2],
+    legs: [LegState; 2],
+    phase: Phase,
+    /// The session-initiate while it is unanswered.
+    initiate: Option<Stanza>,
+    /// The session-accept while it is being looked at, and what came after it.
+    accept: Option<Stanza>,
+    held: VecDeque<Input>,
+    accepted: bool,
+    methods: Vec<String>,
+    questions: HashMap<u32, Question>,
+    asked: u32,
+    /// When it ends, and why.
+    deadline: Instant,
+    deadline_reason: &'static str,
+    /// When each side was last heard of.
+    heard: [Instant; 2],
+    actions: VecDeque<Action>,
+}
+
+impl Session {
+    /// A session for a session-initiate that has been admitted; `leg` is the transport that the initiator offers.
+    pub(crate) fn new(
+        options: Arc<Options>,
+        ids: fn() -> String,
+        peers: [Peer; 2],
+        leg: LegState,
+        initiate: Stanza,
+        now: Instant,
+    ) -> Self {
+        // Until the responder's features are known its leg is a placeholder.
+        let legs = [
+            LegState { told: true, ..leg },
+            LegState::ibb(ns::JINGLE_IBB, None, options.block_size),
+        ];
+        let mut actions =
+            VecDeque::from([Action::LookUpFeatures, Action::LookUpKeys(Side::Initiator)]);
+        if let Plan::S5b { sid, .. } = &legs[0].plan {
+            actions.push_back(Action::Connect(Side::Initiator, sid.clone()));
+        }
+        Self {
+            deadline: now + options.activation_timeout,
+            deadline_reason: "timeout",
+            options,
+            ids,
+            peers,
+            legs,
+            phase: Phase::Checking { features: None, keys: None },
+            initiate: Some(initiate),
+            accept: None,
+            held: VecDeque::new(),
+            accepted: false,
+            methods: Vec::new(),
+            questions: HashMap::new(),
+            asked: 0,
+            heard: [now; 2],
+            actions,
+        }
+    }
+
+    /// What is to be done next. Ask until there is nothing.
+    pub(crate) fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Input::Timeout`] is due.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline.min(self.heard[0] + PING).min(self.heard[1] + PING)
+    }
+
+    /// Whether it has ended: what [`Session::poll_action`] still gives is its last will.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over)
+    }
+
+    /// Takes news.
+    pub(crate) fn handle(&mut self, input: Input, now: Instant) {
+        if let Input::Jingle(side, _) | Input::Open(side, _) = &input {
+            self.heard[side.index()] = now;
+        }
+        match input {
+            _ if self.is_over() => {}
+            Input::Jingle(..) | Input::Open(..) if self.accept.is_some() => {
+                self.held.push_back(input);
+            }
+            // The other side is about to be told the reason that the user gave.
+            Input::Gone(_) | Input::Drain(_) if matches!(self.phase, Phase::Leaving { .. }) => {}
+            Input::Answered(number, answer) => self.handle_answer(number, answer, now),
+            Input::Arrived(side) => {
+                self.leg(side).arrived = true;
+                self.check_connected(side);
+            }
+            Input::Drain(until) => match self.phase {
+                Phase::Relaying => {
+                    self.deadline = self.deadline.min(until);
+                    self.deadline_reason = "gone";
+                }
+                _ => self.end_both("gone", "The service is being stopped"),
+            },
+            Input::Features(found) => {
+                if let Phase::Checking { features, .. } = &mut self.phase {
+                    *features = Some(found);
+                    self.pass_initiate();
+                }
+            }
+            Input::Gone(side) => self.lost(side),
+            Input::Jingle(side, stanza) => self.handle_jingle(side, stanza, now),
+            Input::Keys(_, Err(())) => self.refuse_check(&Refusal::internal()),
+            Input::Keys(Side::Initiator, Ok(found)) => {
+                if let Phase::Checking { keys, .. } = &mut self.phase {
+                    *keys = Some(found);
+                    self.pass_initiate();
+                }
+            }
+            Input::Keys(Side::Responder, Ok(found)) => self.pass_accept(&found, now),
+            Input::Open(side, stanza) => self.handle_open(side, &stanza),
+            Input::Relayed(outcome) => self.relayed(outcome, now),
+            Input::Timeout => self.handle_timeout(now),
+        }
+        if self.accept.is_none()
+            && let Some(input) = self.held.pop_front()
+        {
+            self.handle(input, now);
+        }
+    }
+
+    fn peer(&self, side: Side) -> &Peer {
+        &self.peers[side.index()]
+    }
+
+    fn leg(&mut self, side: Side) -> &mut LegState {
+        &mut self.legs[side.index()]
+    }
+
+    fn frame(&self, side: Side) -> Frame<'_> {
+        let peer = self.peer(side);
+        let (initiator, responder) = match side {
+            Side::Initiator => (&peer.user, &peer.mask),
+            Side::Responder => (&peer.mask, &peer.user),
+        };
+        Frame { namespace: &peer.namespace, sid: &peer.sid, initiator, responder }
+    }
+
+    fn send(&mut self, element: Element) {
+        self.actions.push_back(Action::Send(element));
+    }
+
+    fn ask(&mut self, side: Side, payload: Element, question: Question) {
+        self.asked = self.asked.wrapping_add(1);
+        self.questions.insert(self.asked, question);
+        self.actions.push_back(Action::Ask(side, self.asked, payload));
+    }
+
+    /// Sends a Jingle element to one side; nobody waits for the answer.
+    fn tell(&mut self, side: Side, jingle: Element) {
+        let id = (self.ids)();
+        let peer = self.peer(side);
+        let mut iq = xml::element(
+            "iq",
+            ns::CLIENT,
+            &[
+                ("type", "set"),
+                ("from", peer.mask.as_str()),
+                ("to", peer.user.as_str()),
+                ("id", &id),
+            ],
+        );
+        iq.append_child(jingle);
+        self.send(iq);
+    }
+
+    /// Ends the session with a session-terminate to both sides (an initiate still unanswered is answered first).
+    fn end_both(&mut self, condition: &'static str, text: &str) {
+        self.answer_initiate(None);
+        for side in [Side::Initiator, Side::Responder] {
+            if self.legs[side.index()].told {
+                let jingle = rewrite::terminate(&self.frame(side), condition, text);
+                self.tell(side, jingle);
+            }
+        }
+        info!(reason = condition, "session ended");
+        self.finish();
+    }
+
+    /// One side is not there any more: the other is told.
+    fn lost(&mut self, side: Side) {
+        let other = side.other();
+        self.answer_initiate(Some(
+            Refusal::new("wait", "recipient-unavailable", "The user went away").to_element(),
+        ));
+        if self.legs[other.index()].told {
+            let jingle = rewrite::terminate(&self.frame(other), "gone", "The other user went away");
+            self.tell(other, jingle);
+        }
+        info!(side = side.as_str(), "user gone");
+        self.finish();
+    }
+
+    /// The end: whoever still waits for an answer gets one.
+    fn finish(&mut self) {
+        self.phase = Phase::Over;
+        self.answer_initiate(None);
+        let questions = std::mem::take(&mut self.questions);
+        let forwarded = questions.into_values().filter_map(|question| match question {
+            Question::Forwarded(stanza) => Some(*stanza),
+            _ => None,
+        });
+        let held = std::mem::take(&mut self.held).into_iter().filter_map(|input| match input {
+            Input::Jingle(_, stanza) | Input::Open(_, stanza) => Some(stanza),
+            _ => None,
+        });
+        for stanza in self.accept.take().into_iter().chain(forwarded).chain(held) {
+            self.actions.push_back(Action::Send(stanza.refuse(&unknown_session())));
+        }
+    }
+
+    fn answer_initiate(&mut self, error: Option<Element>) {
+        let Some(stanza) = self.initiate.take() else { return };
+        self.send(match error {
+            None => stanza.result(None),
+            Some(error) => refuse_with(&stanza, error),
+        });
+    }
+
+    /// The registry has no answer: the stanza that is being checked is refused.
+    fn refuse_check(&mut self, refusal: &Refusal) {
+        if let Some(stanza) = self.accept.take() {
+            return self.send(stanza.refuse(refusal));
+        }
+        self.answer_initiate(Some(refusal.to_element()));
+        self.finish();
+    }
+
+    /// Passes the session-initiate on once all is known that it takes.
+    fn pass_initiate(&mut self) {
+        let Phase::Checking { features: Some(features), keys: Some(keys) } = &mut self.phase else {
+            return;
+        };
+        let (features, keys) = (std::mem::take(features), std::mem::take(keys));
+        let Some(jingle) = self.initiate.as_ref().and_then(Stanza::payload).cloned() else {
+            return;
+        };
+        let speaks = |feature: &str| features.iter().any(|known| known == feature);
+        if self.peer(Side::Responder).namespace == ns::JINGLE_0
+            && speaks(ns::JINGLE)
+            && !speaks(ns::JINGLE_0)
+        {
+            self.peers[Side::Responder.index()].namespace = ns::JINGLE.to_owned();
+        }
+        let contents: Vec<_> = contents(&jingle).collect();
+        let [content] = contents.as_slice() else {
+            let text = "A brokered session has exactly one content";
+            return self.refuse_check(&Refusal::new("modify", "not-acceptable", text));
+        };
+        let (content, hints) = match self.check(Side::Initiator, content, &keys) {
+            Ok(checked) => checked,
+            Err(text) => return self.end_both("security-error", &text),
+        };
+        self.methods = offer::Offer::read(&content).methods;
+        let Some(transport) = self.offer_leg(&features) else {
+            let text = "The component offers neither SOCKS5 nor IBB";
+            return self.end_both("unsupported-transports", text);
+        };
+        let out = rewrite::jingle(&jingle, &self.frame(Side::Responder), |moved| {
+            let base = checked_in_frame(&content, moved);
+            rewrite::content(&base, Some(transport.clone()), Some(hints.clone()))
+        });
+        self.phase = Phase::Negotiating;
+        self.leg(Side::Responder).told = true;
+        self.ask(Side::Responder, out, Question::Initiate);
+        if self.legs[0].ready {
+            self.open_responder();
+        }
+    }
+
+    /// Hints and policy for one side's offer.
+    ///
+    /// # Errors
+    /// The text for both users if policy forbids the session.
+    fn check(
+        &self,
+        side: Side,
+        content: &Element,
+        keys: &[Key],
+    ) -> Result<(Element, Element), String> {
+        let owner = self.peer(side).user.to_bare();
+        let judged = hints::judge(&offer::Offer::read(content), keys);
+        let gone = hints::decide(&judged, &self.options.policies)?;
+        Ok((offer::without(content, &gone), hints::to_element(&judged, keys, &owner)))
+    }
+
+    fn handle_jingle(&mut self, side: Side, stanza: Stanza, now: Instant) {
+        let Some(jingle) = stanza.payload().cloned() else { return };
+        let action = jingle.attr("action").unwrap_or_default().to_owned();
+        debug!(action, side = side.as_str(), "jingle");
+        match action.as_str() {
+            "session-terminate" => {
+                self.send(stanza.result(None));
+                if matches!(self.phase, Phase::Relaying) {
+                    self.deadline = self.deadline.min(now + LAST_BYTES);
+                    self.phase = Phase::Leaving { by: side, jingle };
+                } else if !matches!(self.phase, Phase::Leaving { .. }) {
+                    self.leave(side, &jingle);
+                }
+            }
+            "session-accept" if side == Side::Responder && !self.accepted => {
+                if contents(&jingle).next().is_none() {
+                    let refusal = Refusal::bad_request("A session-accept must have a content");
+                    return self.send(stanza.refuse(&refusal));
+                }
+                self.accept = Some(stanza);
+                self.actions.push_back(Action::LookUpKeys(Side::Responder));
+            }
+            "session-accept" | "session-initiate" => {
+                let refusal =
+                    Refusal::new("wait", "unexpected-request", "The session is not in that state")
+                        .with_extra("out-of-order", ns::JINGLE_ERRORS);
+                self.send(stanza.refuse(&refusal));
+            }
+            "transport-info" | "transport-replace" | "transport-accept" | "transport-reject" => {
+                self.send(stanza.result(None));
+                self.handle_transport(side, &action, &jingle);
+            }
+            "session-info" | "security-info" | "description-info" | "content-add"
+            | "content-accept" | "content-modify" | "content-reject" | "content-remove" => {
+                if !self.legs[side.other().index()].told {
+                    let text = "The other user does not know of the session yet";
+                    let refusal = Refusal::new("wait", "unexpected-request", text)
+                        .with_extra("out-of-order", ns::JINGLE_ERRORS);
+                    return self.send(stanza.refuse(&refusal));
+                }
+                let out = rewrite::jingle(&jingle, &self.frame(side.other()), |content| content);
+                self.ask(side.other(), out, Question::Forwarded(Box::new(stanza)));
+            }
+            _ => {
+                let refusal = Refusal::bad_request("The action must be one of XEP-0166");
+                self.send(stanza.refuse(&refusal));
+            }
+        }
+    }
+
+    /// Passes one side's session-terminate to the other, with its reason.
+    fn leave(&mut self, by: Side, jingle: &Element) {
+        let other = by.other();
+        if self.legs[other.index()].told {
+            let out = rewrite::jingle(jingle, &self.frame(other), |content| content);
+            self.tell(other, out);
+        }
+        info!(by = by.as_str(), "session terminated");
+        self.finish();
+    }
+
+    /// Passes the session-accept on.
+    fn pass_accept(&mut self, keys: &[Key], now: Instant) {
+        let Some(stanza) = self.accept.take() else { return };
+        let Some(jingle) = stanza.payload().cloned() else { return };
+        let Some(content) = contents(&jingle).next() else { return };
+        let (content, hints) = match self.check(Side::Responder, content, keys) {
+            Ok(checked) => checked,
+            Err(text) => {
+                self.send(stanza.result(None));
+                return self.end_both("security-error", &text);
+            }
+        };
+        let methods = offer::Offer::read(&content).methods;
+        if !methods.is_empty()
+            && !self.methods.is_empty()
+            && !methods.iter().any(|method| self.methods.contains(method))
+        {
+            self.send(stanza.result(None));
+            let text = format!(
+                "No TLS method in common: the initiator has {}, the responder {}",
+                self.methods.join(", "),
+                methods.join(", ")
+            );
+            return self.end_both("unsupported-applications", &text);
+        }
+        self.answer_initiate(None);
+        self.leg(Side::Responder).accept(Transport::read(&content));
+        self.accepted = true;
+        let transport = self.accept_leg();
+        let out = rewrite::jingle(&jingle, &self.frame(Side::Initiator), |moved| {
+            let base = checked_in_frame(&content, moved);
+            rewrite::content(&base, Some(transport.clone()), Some(hints.clone()))
+        });
+        self.ask(Side::Initiator, out, Question::Forwarded(Box::new(stanza)));
+        if matches!(self.phase, Phase::Negotiating) {
+            self.deadline = now + self.options.activation_timeout;
+        }
+        for side in [Side::Initiator, Side::Responder] {
+            self.nominate(side, content_name(&content));
+        }
+        self.open_responder();
+    }
+
+    fn handle_answer(&mut self, number: u32, answer: Answer, now: Instant) {
+        let Some(question) = self.questions.remove(&number) else { return };
+        match (question, answer) {
+            (Question::Initiate, Answer::Result(_)) => self.answer_initiate(None),
+            (Question::Initiate, Answer::Error(error)) if self.initiate.is_some() => {
+                self.answer_initiate(Some(error));
+                self.finish();
+            }
+            (Question::Initiate, Answer::Timeout) if self.initiate.is_some() => {
+                self.answer_initiate(Some(no_answer().to_element()));
+                self.finish();
+            }
+            (Question::Forwarded(stanza), answer) => self.send(match answer {
+                Answer::Result(payload) => stanza.result(payload),
+                Answer::Error(error) => refuse_with(&stanza, error),
+                Answer::Timeout => stanza.refuse(&no_answer()),
+            }),
+            (Question::Open(side, _), _) if self.legs[side.index()].ready => {}
+            (Question::Open(side, block_size), Answer::Result(_)) => {
+                let sid = self.stream_sid(side);
+                let stream = Action::TakeStream(side, sid, block_size, IbbStanza::Iq);
+                self.actions.push_back(stream);
+                self.ready(side);
+            }
+            (Question::Open(side, block_size), Answer::Error(_)) if block_size > SMALL_BLOCK => {
+                let leg = self.leg(side);
+                leg.opened = false;
+                if let Plan::Ibb { block_size, .. } = &mut leg.plan {
+                    *block_size = SMALL_BLOCK;
+                }
+                self.open(side);
+            }
+            (Question::Open(..), _) => {
+                self.end_both("failed-transport", "The in-band bytestream was refused");
+            }
+            (Question::Ping(side), Answer::Error(error)) if is_gone(&error) => self.lost(side),
+            (Question::Ping(side), Answer::Result(_) | Answer::Error(_)) => {
+                self.heard[side.index()] = now;
+            }
+            (Question::Replace, Answer::Error(_) | Answer::Timeout) => {
+                self.end_both("failed-transport", "The other transport was refused");
+            }
+            _ => {}
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        if now >= self.deadline {
+            return match std::mem::replace(&mut self.phase, Phase::Over) {
+                Phase::Leaving { by, jingle } => self.leave(by, &jingle),
+                _ => self.end_both(self.deadline_reason, ""),
+            };
+        }
+        for side in [Side::Initiator, Side::Responder] {
+            if now >= self.heard[side.index()] + PING {
+                // An empty session-info asks whether the session exists.
+                self.heard[side.index()] = now;
+                if self.legs[side.index()].told {
+                    let ping = rewrite::own("session-info", &self.frame(side));
+                    self.ask(side, ping, Question::Ping(side));
+                }
+            }
+        }
+    }
+
+    fn relayed(&mut self, outcome: Outcome, now: Instant) {
+        info!(
+            forward_bytes = outcome.a_to_b,
+            backward_bytes = outcome.b_to_a,
+            ended = ?outcome.end,
+            "stream ended"
+        );
+        if let Phase::Leaving { by, jingle } = std::mem::replace(&mut self.phase, Phase::Relayed) {
+            return self.leave(by, &jingle);
+        }
+        match outcome.end {
+            Ended::NotTls => {
+                self.end_both("security-error", "The stream did not start with a TLS ClientHello");
+            }
+            Ended::Idle => self.end_both("timeout", "No byte was sent for too long"),
+            Ended::Error(_) => self.end_both("connectivity-error", "A leg broke"),
+            Ended::Eof => {
+                self.deadline = now + GOODBYE;
+                self.deadline_reason = "success";
+            }
+        }
+    }
+}
+
+/// What a user is told whose session is not there.
+pub(crate) fn unknown_session() -> Refusal {
+    Refusal::item_not_found("The session is over").with_extra("unknown-session", ns::JINGLE_ERRORS)
+}
+
+fn no_answer() -> Refusal {
+    Refusal::new("wait", "remote-server-timeout", "The other user did not answer")
+}
+
+/// Whether an error says that the user, or its session, is not there.
+fn is_gone(error: &Element) -> bool {
+    error.has_child("unknown-session", ns::JINGLE_ERRORS)
+        || [
+            "gone",
+            "item-not-found",
+            "recipient-unavailable",
+            "remote-server-not-found",
+            "service-unavailable",
+        ]
+        .iter()
+        .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
+}
+
+fn contents(jingle: &Element) -> impl Iterator<Item = &Element> {
+    let namespace = jingle.ns();
+    jingle.children().filter(move |child| child.is("content", namespace.as_str()))
+}
+
+fn content_name(content: &Element) -> &str {
+    content.attr("name").unwrap_or_default()
+}
+
+/// A checked content as it is on the other leg: the moved original unless policy has taken prints out of it.
+fn checked_in_frame(checked: &Element, moved: Element) -> Element {
+    if offer::Offer::read(&moved) == offer::Offer::read(checked) {
+        moved
+    } else {
+        rewrite::reframe(checked, &checked.ns(), &moved.ns())
+    }
+}
+
+/// The error answer to a stanza, with an `<error/>` that came from elsewhere.
+fn refuse_with(stanza: &Stanza, error: Element) -> Element {
+    let mut answer = xml::element(
+        "iq",
+        ns::CLIENT,
+        &[
+            ("type", "error"),
+            ("from", stanza.to.as_str()),
+            ("to", stanza.from.as_str()),
+            ("id", &stanza.id),
+        ],
+    );
+    answer.append_child(error);
+    answer
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,487 @@
+//! Sessions without a network: news in, actions out.
+
+use std::cell::Cell;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::broker::hints::{Policies, Policy};
+
+const X509: &str = "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38";
+const IBB_OFFER: &str =
+    "<transport xmlns='urn:xmpp:jingle:transports:ibb:1' sid='a-stream' block-size='4096'/>";
+const S5B_OFFER: &str = "<transport xmlns='urn:xmpp:jingle:transports:s5b:1' sid='a-stream'/>";
+
+fn count_up() -> String {
+    thread_local!(static NEXT: Cell<u32> = const { Cell::new(0) });
+    NEXT.set(NEXT.get() + 1);
+    format!("id{}", NEXT.get())
+}
+
+/// A session, the time, and all that it wanted done so far.
+struct World {
+    session: Session,
+    now: Instant,
+    asked: Vec<(Side, u32, Element)>,
+    sent: Vec<Element>,
+    other: Vec<Action>,
+}
+
+impl World {
+    fn new(transport: &str, policies: Policies) -> Self {
+        let jid = |text: &str| Jid::new(text).unwrap();
+        let component = "xtls.example.org";
+        let (alice, bob) = ("alice@example.org/a", "bob@example.org/b");
+        let alice_mask = "alice\\40example.org@xtls.example.org/a";
+        let bob_mask = "bob\\40example.org@xtls.example.org/b";
+        let options = Options {
+            jid: jid(component).into_bare(),
+            require_tls: true,
+            policies,
+            socks5: true,
+            advertise: vec![("proxy.example.org".to_owned(), 7625)],
+            ibb: true,
+            block_size: 8192,
+            window: 16,
+            activation_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(600),
+            sessions: (10, 10),
+        };
+        let peer = |user: &str, mask: &str, sid: &str| Peer {
+            user: jid(user),
+            mask: jid(mask),
+            sid: sid.to_owned(),
+            namespace: ns::JINGLE.to_owned(),
+        };
+        let peers = [peer(alice, bob_mask, "a-sid"), peer(bob, alice_mask, "b-sid")];
+        let initiate = jingle(&peers[0], "session-initiate", &content(transport));
+        let leg = if transport == IBB_OFFER {
+            LegState::ibb(ns::JINGLE_IBB, Some("a-stream".to_owned()), 4096)
+        } else {
+            LegState::s5b("a-stream".to_owned(), "our-cid".to_owned(), None)
+        };
+        let now = Instant::now();
+        let session = Session::new(Arc::new(options), count_up, peers, leg, initiate, now);
+        Self { session, now, asked: Vec::new(), sent: Vec::new(), other: Vec::new() }
+    }
+
+    /// A session whose session-initiate has been passed on and answered.
+    fn initiated(transport: &str, features: &[&str]) -> Self {
+        let mut world = Self::new(transport, annotate());
+        world.look_up(features);
+        let (side, number, jingle) = world.asked.pop().unwrap();
+        assert_eq!((side, jingle.attr("action")), (Side::Responder, Some("session-initiate")));
+        world.tell(Input::Answered(number, Answer::Result(None)));
+        assert_eq!(world.sent.pop().unwrap().attr("type"), Some("result"));
+        world
+    }
+
+    fn look_up(&mut self, features: &[&str]) {
+        self.tell(Input::Features(features.iter().map(|&f| f.to_owned()).collect()));
+        self.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.session.handle(input, self.now);
+        while let Some(action) = self.session.poll_action() {
+            match action {
+                Action::Ask(side, number, element) => self.asked.push((side, number, element)),
+                Action::Send(element) => self.sent.push(element),
+                action => self.other.push(action),
+            }
+        }
+    }
+
+    fn jingle(&mut self, side: Side, action: &str, inside: &str) {
+        let stanza = jingle(&self.session.peers[side.index()].clone(), action, inside);
+        self.tell(Input::Jingle(side, stanza));
+    }
+
+    /// The responder accepts, its keys are looked up, and the initiator takes it.
+    fn accept(&mut self, transport: &str) {
+        self.jingle(Side::Responder, "session-accept", &content(transport));
+        self.tell(Input::Keys(Side::Responder, Ok(Vec::new())));
+    }
+
+    fn open(&mut self, side: Side, sid: &str) {
+        let peer = &self.session.peers[side.index()];
+        let open =
+            format!("<open xmlns='http://jabber.org/protocol/ibb' sid='{sid}' block-size='4096'/>");
+        let stanza = iq(peer, &open);
+        self.tell(Input::Open(side, stanza));
+    }
+
+    fn answer(&mut self, name: &str) {
+        let at = self.asked.iter().position(|(_, _, element)| element.name() == name).unwrap();
+        let (_, number, _) = self.asked.remove(at);
+        self.tell(Input::Answered(number, Answer::Result(None)));
+    }
+
+    fn joined(&self) -> bool {
+        self.other.iter().any(|action| matches!(action, Action::Join))
+    }
+
+    /// Whom a session-terminate was sent to, and its reason.
+    fn terminated(&self) -> Vec<(String, String)> {
+        let terminate = |iq: &Element| {
+            let jingle = iq.get_child("jingle", ns::JINGLE)?;
+            let reason =
+                jingle.get_child("reason", ns::JINGLE)?.children().next()?.name().to_owned();
+            (jingle.attr("action") == Some("session-terminate"))
+                .then(|| (iq.attr("to").unwrap().to_owned(), reason))
+        };
+        self.sent.iter().filter_map(terminate).collect()
+    }
+}
+
+fn annotate() -> Policies {
+    Policies { unknown: Policy::Annotate, mismatch: Policy::Annotate, revoked: Policy::Reject }
+}
+
+fn content(transport: &str) -> String {
+    format!(
+        "<content creator='initiator' name='c'><description xmlns='urn:xmpp:jingle:apps:tls'>\
+         <methods><method name='x509'><print>{X509}</print></method></methods></description>{transport}</content>"
+    )
+}
+
+fn iq(peer: &Peer, payload: &str) -> Stanza {
+    let iq = format!(
+        "<iq xmlns='jabber:client' type='set' id='{}' from='{}' to='{}'>{payload}</iq>",
+        count_up(),
+        peer.user,
+        peer.mask
+    );
+    Stanza::parse(iq.parse().unwrap()).unwrap()
+}
+
+fn jingle(peer: &Peer, action: &str, inside: &str) -> Stanza {
+    let sid = &peer.sid;
+    iq(
+        peer,
+        &format!(
+            "<jingle xmlns='urn:xmpp:jingle:1' action='{action}' sid='{sid}'>{inside}</jingle>"
+        ),
+    )
+}
+
+fn news(what: &str) -> String {
+    format!(
+        "<content creator='initiator' name='c'><transport xmlns='urn:xmpp:jingle:transports:s5b:1' sid='s'>{what}\
+         </transport></content>"
+    )
+}
+
+#[test]
+fn an_offer_goes_on_with_our_transport_and_hints() {
+    let mut world = World::new(S5B_OFFER, annotate());
+    assert!(
+        matches!(&world.session.actions[2], Action::Connect(Side::Initiator, sid) if sid == "a-stream")
+    );
+    world.look_up(&[ns::JINGLE_S5B]);
+    let (side, _, jingle) = &world.asked[0];
+    assert_eq!((*side, jingle.attr("sid")), (Side::Responder, Some("b-sid")));
+    assert_eq!(jingle.attr("initiator"), Some("alice\\40example.org@xtls.example.org/a"));
+    let content = jingle.get_child("content", ns::JINGLE).unwrap();
+    let transport = content.get_child("transport", ns::JINGLE_S5B).unwrap();
+    let candidate = transport.children().next().unwrap();
+    assert_eq!((candidate.attr("type"), candidate.attr("port")), (Some("direct"), Some("7625")));
+    let hint = content.get_child("hints", ns::HINTS).unwrap().children().next().unwrap().clone();
+    assert_eq!((hint.attr("verdict"), hint.text().as_str()), (Some("unknown"), X509));
+    assert!(world.sent.is_empty(), "the initiator is answered when the responder has answered");
+}
+
+#[test]
+fn a_callee_without_socks5_gets_an_in_band_leg() {
+    let world = World::initiated(S5B_OFFER, &[]);
+    assert!(
+        matches!(&world.session.legs[1].plan, Plan::Ibb { namespace, .. } if namespace == ns::JINGLE_IBB)
+    );
+}
+
+#[test]
+fn accept_first_then_transport_as_xtls_has_it() {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.accept(IBB_OFFER);
+    let open =
+        world.asked.iter().find(|(side, _, e)| *side == Side::Responder && e.name() == "open");
+    assert!(open.is_some(), "the component opens the responder's stream");
+    world.answer("jingle");
+    world.answer("open");
+    assert!(!world.joined());
+    world.open(Side::Initiator, "a-stream");
+    assert!(world.joined());
+}
+
+#[test]
+fn transport_first_then_accept_as_the_seed_has_it() {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.open(Side::Initiator, "a-stream");
+    world.answer("open");
+    assert!(world.joined());
+    world.accept(IBB_OFFER);
+    let (side, _, accept) = world.asked.last().unwrap();
+    assert_eq!((*side, accept.attr("action")), (Side::Initiator, Some("session-accept")));
+    assert_eq!(accept.attr("sid"), Some("a-sid"));
+}
+
+#[test]
+fn a_socks5_leg_waits_for_connection_and_choice_in_any_order() {
+    for order in [true, false] {
+        let mut world = World::initiated(S5B_OFFER, &[ns::JINGLE_S5B]);
+        world.accept(S5B_OFFER);
+        for side in [Side::Initiator, Side::Responder] {
+            if order {
+                world.tell(Input::Arrived(side));
+            }
+            world.jingle(side, "transport-info", &news("<candidate-used cid='x'/>"));
+            if !order {
+                assert!(!world.joined());
+                world.tell(Input::Arrived(side));
+            }
+        }
+        assert!(world.joined());
+    }
+}
+
+#[test]
+fn socks5_that_fails_on_one_leg_becomes_in_band_there_alone() {
+    let mut world = World::initiated(S5B_OFFER, &[ns::JINGLE_S5B]);
+    world.accept(S5B_OFFER);
+    world.jingle(Side::Responder, "transport-info", &news("<candidate-error/>"));
+    let (side, _, replace) = world.asked.last().unwrap();
+    assert_eq!((*side, replace.attr("action")), (Side::Responder, Some("transport-replace")));
+    let accept = "<content creator='initiator' name='c'>\
+                  <transport xmlns='urn:xmpp:jingle:transports:ibb:1' sid='x' block-size='2048'/></content>";
+    world.jingle(Side::Responder, "transport-accept", accept);
+    let (_, _, open) = world.asked.last().unwrap();
+    assert_eq!((open.name(), open.attr("block-size")), ("open", Some("2048")));
+    assert!(matches!(world.session.legs[0].plan, Plan::S5b { .. }), "the other leg is untouched");
+    // The initiator's own fallback is answered on its leg.
+    world.sent.clear();
+    world.jingle(
+        Side::Initiator,
+        "transport-replace",
+        &format!("<content creator='initiator' name='c'>{IBB_OFFER}</content>"),
+    );
+    let told = world.sent.last().unwrap().get_child("jingle", ns::JINGLE).unwrap();
+    assert_eq!(told.attr("action"), Some("transport-accept"));
+}
+
+#[test]
+fn policy_ends_the_session_before_the_callee_hears_of_it() {
+    let mut world = World::new(IBB_OFFER, Policies { unknown: Policy::Reject, ..annotate() });
+    world.look_up(&[]);
+    assert!(world.asked.is_empty());
+    assert_eq!(world.sent[0].attr("type"), Some("result"));
+    assert_eq!(
+        world.terminated(),
+        [("alice@example.org/a".to_owned(), "security-error".to_owned())]
+    );
+}
+
+#[test]
+fn without_a_common_method_both_are_told_which_there_were() {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.jingle(Side::Responder, "session-accept", &content(IBB_OFFER).replace("x509", "srp"));
+    world.tell(Input::Keys(Side::Responder, Ok(Vec::new())));
+    let reasons = world.terminated();
+    assert_eq!(reasons.len(), 2);
+    assert!(reasons.iter().all(|(_, reason)| reason == "unsupported-applications"));
+    let text = String::from(world.sent.last().unwrap());
+    assert!(text.contains("the initiator has x509, the responder srp"), "{text}");
+}
+
+#[test]
+fn a_registry_that_fails_refuses_the_stanza_and_not_the_session() {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.jingle(Side::Responder, "session-accept", &content(IBB_OFFER));
+    world.tell(Input::Keys(Side::Responder, Err(())));
+    let error = world.sent.pop().unwrap();
+    assert_eq!(error.attr("type"), Some("error"));
+    world.accept(IBB_OFFER);
+    assert_eq!(world.asked.last().map(|(_, _, e)| e.name()), Some("open"));
+}
+
+#[test]
+fn what_comes_behind_an_accept_stays_behind_it() {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.jingle(Side::Responder, "session-accept", &content(IBB_OFFER));
+    world.jingle(Side::Responder, "session-info", "");
+    assert!(world.asked.is_empty());
+    world.tell(Input::Keys(Side::Responder, Ok(Vec::new())));
+    let actions: Vec<_> = world.asked.iter().filter_map(|(_, _, e)| e.attr("action")).collect();
+    assert_eq!(actions, ["session-accept", "session-info"]);
+}
+
+#[test]
+fn a_terminate_waits_for_the_last_bytes_and_keeps_its_reason() {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.open(Side::Initiator, "a-stream");
+    world.answer("open");
+    world.sent.clear();
+    world.jingle(
+        Side::Initiator,
+        "session-terminate",
+        "<reason><decline/><text>not now</text></reason>",
+    );
+    world.tell(Input::Gone(Side::Initiator));
+    assert!(world.terminated().is_empty(), "its last bytes may be behind it");
+    world.now += LAST_BYTES;
+    world.tell(Input::Timeout);
+    assert_eq!(world.terminated(), [("bob@example.org/b".to_owned(), "decline".to_owned())]);
+    assert!(world.session.is_over());
+}
+
+#[test]
+fn each_end_of_a_stream_has_its_reason() {
+    for (end, reason) in [
+        (Ended::NotTls, "security-error"),
+        (Ended::Idle, "timeout"),
+        (Ended::Error(std::io::ErrorKind::ConnectionReset), "connectivity-error"),
+        (Ended::Eof, "success"),
+    ] {
+        let mut world = World::initiated(IBB_OFFER, &[]);
+        world.open(Side::Initiator, "a-stream");
+        world.answer("open");
+        world.tell(Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end }));
+        if end == Ended::Eof {
+            assert!(world.terminated().is_empty(), "the users say so first");
+            world.now += GOODBYE;
+            world.tell(Input::Timeout);
+        }
+        let reasons = world.terminated();
+        assert_eq!(reasons.len(), 2, "{end:?}");
+        assert!(reasons.iter().all(|(_, told)| told == reason), "{end:?}: {reasons:?}");
+    }
+}
+
+#[test]
+fn who_vanishes_is_missed() {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.tell(Input::Gone(Side::Responder));
+    assert_eq!(world.terminated(), [("alice@example.org/a".to_owned(), "gone".to_owned())]);
+
+    // Nobody said so, but the session is not known where it was.
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.open(Side::Initiator, "a-stream");
+    world.answer("open");
+    world.now += PING;
+    assert_eq!(world.session.deadline(), world.now);
+    world.tell(Input::Timeout);
+    let (side, number, ping) = world.asked[0].clone();
+    assert_eq!((side, ping.attr("action")), (Side::Initiator, Some("session-info")));
+    let error = unknown_session().to_element();
+    world.tell(Input::Answered(number, Answer::Error(error)));
+    assert_eq!(world.terminated(), [("bob@example.org/b".to_owned(), "gone".to_owned())]);
+}
+
+#[test]
+fn a_drain_spares_streams_until_its_deadline() {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.tell(Input::Drain(world.now + Duration::from_secs(30)));
+    assert_eq!(world.terminated().len(), 2);
+
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.open(Side::Initiator, "a-stream");
+    world.answer("open");
+    world.tell(Input::Drain(world.now + Duration::from_secs(30)));
+    assert!(world.terminated().is_empty());
+    world.now += Duration::from_secs(30);
+    world.tell(Input::Timeout);
+    assert!(world.terminated().iter().all(|(_, reason)| reason == "gone"));
+    assert!(world.session.is_over());
+}
+
+#[test]
+fn nothing_happening_ends_a_session() {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.now += Duration::from_secs(60);
+    world.tell(Input::Timeout);
+    assert_eq!(world.terminated().len(), 2);
+    assert!(world.terminated().iter().all(|(_, reason)| reason == "timeout"));
+}
+
+/// Any news, in any order.
+fn any_input() -> impl Strategy<Value = (bool, u8, u8)> {
+    (any::<bool>(), 0..16u8, 0..4u8)
+}
+
+const ACTIONS: [&str; 10] = [
+    "session-accept",
+    "session-info",
+    "transport-info",
+    "transport-replace",
+    "transport-accept",
+    "transport-reject",
+    "content-add",
+    "session-initiate",
+    "dance",
+    "session-terminate",
+];
+
+proptest! {
+    #[test]
+    fn every_request_is_answered_exactly_once(inputs in prop::collection::vec(any_input(), 0..40)) {
+        let mut world = World::new(S5B_OFFER, annotate());
+        let initiate = world.session.initiate.as_ref().unwrap().id.clone();
+        let mut requests = vec![initiate];
+        for (initiator, kind, detail) in inputs {
+            if world.session.is_over() {
+                break;
+            }
+            let side = if initiator { Side::Initiator } else { Side::Responder };
+            match kind {
+                0 => world.look_up(&[ns::JINGLE_S5B]),
+                1 => world.tell(Input::Keys(side, if detail == 0 { Err(()) } else { Ok(Vec::new()) })),
+                2 => world.tell(Input::Arrived(side)),
+                3 => {
+                    world.now += Duration::from_secs(u64::from(detail) * 20);
+                    if world.session.deadline() <= world.now {
+                        world.tell(Input::Timeout);
+                    }
+                }
+                4 if !world.asked.is_empty() => {
+                    let (_, number, _) = world.asked.remove(usize::from(detail) % world.asked.len());
+                    let answer = match detail {
+                        0 => Answer::Timeout,
+                        1 => Answer::Error(Refusal::service_unavailable().to_element()),
+                        _ => Answer::Result(None),
+                    };
+                    world.tell(Input::Answered(number, answer));
+                }
+                5 => {
+                    let stanza = iq(
+                        &world.session.peers[side.index()].clone(),
+                        "<open xmlns='http://jabber.org/protocol/ibb' sid='s' block-size='9'/>",
+                    );
+                    requests.push(stanza.id.clone());
+                    world.tell(Input::Open(side, stanza));
+                }
+                _ => {
+                    let inside = match detail {
+                        0 => news("<candidate-used cid='x'/>"),
+                        1 => news("<candidate-error/>"),
+                        2 => content(IBB_OFFER),
+                        _ => String::new(),
+                    };
+                    let action = ACTIONS[usize::from(kind) % ACTIONS.len()];
+                    let stanza = jingle(&world.session.peers[side.index()].clone(), action, &inside);
+                    requests.push(stanza.id.clone());
+                    world.tell(Input::Jingle(side, stanza));
+                }
+            }
+        }
+        world.tell(Input::Gone(Side::Initiator));
+        world.now += LAST_BYTES;
+        world.tell(Input::Timeout);
+        prop_assert!(world.session.is_over());
+        let answers: Vec<_> = world.sent.iter()
+            .filter(|iq| matches!(iq.attr("type"), Some("result" | "error")))
+            .filter_map(|iq| iq.attr("id"))
+            .collect();
+        for id in requests {
+            prop_assert_eq!(answers.iter().filter(|answer| **answer == id).count(), 1, "{}", id);
+        }
+    }
+}
