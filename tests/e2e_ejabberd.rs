@@ -7,6 +7,8 @@ use support::servers::Kind;
 scenarios!(
     Kind::Ejabberd,
     slixmpp_transfers_64_mib_through_the_proxy,
+    the_proxy_keeps_its_rules,
+    a_socks5_stream_survives_a_restart_of_the_server,
     first_stanza_of_the_mail_in_the_order_of_xtls,
     first_stanza_of_the_mail_in_the_order_of_the_mail,
     second_stanza_of_the_mail_in_the_order_of_xtls,
@@ -21,6 +23,8 @@ scenarios!(
     a_stream_that_is_not_tls_leaks_no_byte,
     nonsense_does_not_end_the_link,
     the_component_is_discovered,
+    only_users_may_use_it,
+    what_cannot_be_brokered_is_refused,
     a_restart_of_the_server_is_survived,
     a_sighup_is_survived,
     a_sigterm_tells_open_sessions,

@@ -281,6 +281,11 @@ impl Script {
         Self { process, folder, name: name.to_owned() }
     }
 
+    /// Its folder, which it knows as `folder`.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Waits until it prints a line that has `text` in it.
     pub fn wait_for(&mut self, text: &str) {
         let log = self.folder.path().join("script.log");

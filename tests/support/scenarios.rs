@@ -31,6 +31,43 @@ pub fn slixmpp_transfers_64_mib_through_the_proxy(kind: Kind) {
     assert_eq!(report["proxy"], json!(["127.0.0.1", component.socks5.to_string()]), "{report}");
 }
 
+/// The proxy's rules, seen from sockets: errors, early bytes, half-close, a third connection, reuse, a broken peer.
+pub fn the_proxy_keeps_its_rules(kind: Kind) {
+    let server = Server::start(kind);
+    let component = Component::start(&server, &Options::default());
+    let proxy = json!(["127.0.0.1", component.socks5]);
+    let report = script("proxy_rules.py", &server, json!({"proxy": proxy}));
+    let expected = json!({
+        "unknown": "item-not-found",
+        "one side": "not-allowed",
+        "third": 2,
+        "not the requester": "item-not-found",
+        "before activation": "",
+        "both sides": "result",
+        "twice": report["twice"],
+        "forward": "early last",
+        "backward": "answer",
+        "reuse": "result",
+        "broken": "",
+    });
+    assert_eq!(report, expected);
+    assert_ne!(report["twice"], "result", "{report}");
+}
+
+/// A SOCKS5 stream goes on while the XMPP server is away.
+pub fn a_socks5_stream_survives_a_restart_of_the_server(kind: Kind) {
+    let mut server = Server::start(kind);
+    let mut component = Component::start(&server, &Options::default());
+    let proxy = json!(["127.0.0.1", component.socks5]);
+    let mut stream = Script::start("survives.py", &server, json!({"proxy": proxy}));
+    stream.wait_for("\"open\": true");
+    server.restart();
+    component.wait_for_links(2);
+    std::fs::write(stream.folder().join("go"), "").unwrap();
+    let report = stream.report();
+    assert_eq!(report["received"], report["sent"], "{report}");
+}
+
 /// The first stanza of the mail, session-accept before transport and TLS.
 pub fn first_stanza_of_the_mail_in_the_order_of_xtls(kind: Kind) {
     stanza_of_the_mail(kind, 1, "xtls");
@@ -389,6 +426,77 @@ pub fn a_wrong_secret_ends_with_status_77(kind: Kind) {
     assert_eq!(errors.len(), 1, "{log}");
     assert!(errors[0].contains("[component] secret"), "one line has fault and cure: {log}");
     assert!(!log.contains("not-the-secret"), "{log}");
+}
+
+/// Only users may use the service, and a blocked one may not; everyone else is told so, and callees need not be users.
+pub fn only_users_may_use_it(kind: Kind) {
+    let server = Server::start(kind);
+    let requests = json!({"stanzas": [
+        {"id": "proxy", "xml": "<iq from='[from]' to='[component]' id='proxy' type='get'><query xmlns='http://jabber.org/protocol/bytestreams'/></iq>"},
+        {"id": "keys", "xml": "<iq from='[from]' to='[component]' id='keys' type='get'><keys xmlns='urn:fingerpost:keys:0'/></iq>"},
+        {"id": "session", "xml": "<iq from='[from]' to='bob\\40[domain]@[component]/x' id='session' type='set'><jingle xmlns='urn:xmpp:jingle:1' action='session-initiate' sid='s'/></iq>"},
+    ]});
+    for access in ["users = [\"bob@example.test\"]", "blocked = [\"alice@example.test\"]"] {
+        let more = format!("[access]\n{access}\n");
+        let _component = Component::start(&server, &Options { more, ..Options::default() });
+        let answers = script("probe.py", &server, requests.clone());
+        for id in ["proxy", "keys", "session"] {
+            assert_eq!(answers[id]["condition"], "forbidden", "{access} {id}: {answers}");
+        }
+    }
+}
+
+/// What cannot be brokered is refused with the condition that says why.
+pub fn what_cannot_be_brokered_is_refused(kind: Kind) {
+    let server = Server::start(kind);
+    let _component = Component::start(&server, &Options::default());
+    let tls = "<description xmlns='urn:xmpp:jingle:apps:tls'><methods><method name='srp'/></methods></description>";
+    let ibb = "<transport xmlns='urn:xmpp:jingle:transports:ibb:1' sid='x' block-size='4096'/>";
+    let content =
+        |inside: String| format!("<content creator='initiator' name='c'>{inside}</content>");
+    let to = "bob\\40[domain]@[component]/nowhere";
+    let initiate = |id: &str, to: &str, inside: String| {
+        json!({"id": id, "xml": format!("<iq from='[from]' to='{to}' id='{id}' type='set'><jingle xmlns='urn:xmpp:jingle:1' \
+            action='session-initiate' sid='{id}'>{inside}</jingle></iq>")})
+    };
+    let cases = [
+        (
+            initiate("plain", to, content(format!("<description xmlns='urn:x'/>{ibb}"))),
+            "not-acceptable",
+        ),
+        (
+            initiate("transport", to, content(format!("{tls}<transport xmlns='urn:y'/>"))),
+            "feature-not-implemented",
+        ),
+        (initiate("empty", to, String::new()), "bad-request"),
+        (
+            initiate("nobody", "bob\\40[domain]@[component]", content(format!("{tls}{ibb}"))),
+            "recipient-unavailable",
+        ),
+        (initiate("gone", to, content(format!("{tls}{ibb}"))), "service-unavailable"),
+        (
+            initiate("itself", "x\\40[component]@[component]/r", content(format!("{tls}{ibb}"))),
+            "item-not-found",
+        ),
+        (initiate("nojid", "bob@[component]/r", content(format!("{tls}{ibb}"))), "item-not-found"),
+        (
+            json!({"id": "session", "xml": format!("<iq from='[from]' to='{to}' id='session' type='set'><jingle \
+            xmlns='urn:xmpp:jingle:1' action='session-info' sid='none'/></iq>")}),
+            "item-not-found",
+        ),
+        (
+            json!({"id": "other", "xml": format!("<iq from='[from]' to='{to}' id='other' type='get'><query \
+            xmlns='jabber:iq:roster'/></iq>")}),
+            "service-unavailable",
+        ),
+    ];
+    let stanzas: Vec<_> = cases.iter().map(|(stanza, _)| stanza.clone()).collect();
+    let answers = script("probe.py", &server, json!({"stanzas": stanzas}));
+    for (stanza, condition) in &cases {
+        let id = stanza["id"].as_str().unwrap();
+        assert_eq!(answers[id]["condition"], *condition, "{id}: {answers}");
+    }
+    assert!(answers["plain"]["xml"].as_str().unwrap().contains("security-required"), "{answers}");
 }
 
 /// Asks the component for an answer to a ping.
