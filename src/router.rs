@@ -18,10 +18,14 @@ use crate::{
     clock::{Clock, SystemClock},
     limits::Rates,
     mediator::table::Table,
-    registry::{Registry, requests::RequestKind},
+    registry::{
+        Notice, Registry,
+        requests::{Handled, RequestKind},
+        store::Profile,
+    },
     xmpp::{
         disco,
-        iq::{Answer, Requests},
+        iq::{Answer, Requests, random_id},
         jid::{full, unproxied},
         ns,
         stanza::{Kind, Refusal, Stanza},
@@ -53,6 +57,15 @@ pub struct Options {
     pub ibb: bool,
 }
 
+/// What comes back to the router from work that it has given away.
+#[derive(Debug)]
+pub enum Later {
+    /// A stanza whose addressee's profile is known now.
+    Known(Box<Stanza>, Arc<Profile>),
+    /// A user is to be told of a change of their keys.
+    Notice(Notice),
+}
+
 /// Sends each stanza to the role that answers it.
 #[derive(Debug)]
 pub struct Router {
@@ -62,6 +75,7 @@ pub struct Router {
     broker: Broker,
     registry: Registry,
     table: Table,
+    later: mpsc::Sender<Later>,
     presences: Presences,
     rates: Rates,
     at_once: Arc<Semaphore>,
@@ -70,7 +84,9 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router between the link's queue and the three roles.
+    /// A router between the link's queue and the three roles. What goes into `later` is to be given to
+    /// [`Router::handle_later`].
+    #[expect(clippy::too_many_arguments, reason = "each is one of the parts that it joins")]
     pub fn new(
         options: Options,
         outbound: mpsc::Sender<Element>,
@@ -78,6 +94,7 @@ impl Router {
         broker: Broker,
         registry: Registry,
         table: Table,
+        later: mpsc::Sender<Later>,
         tasks: TaskTracker,
     ) -> Self {
         let rates = Rates::new(options.requests_per_second);
@@ -88,6 +105,7 @@ impl Router {
             broker,
             registry,
             table,
+            later,
             presences: Presences::default(),
             rates,
             at_once: Arc::new(Semaphore::new(AT_ONCE)),
@@ -115,7 +133,7 @@ impl Router {
             Kind::Presence => self.handle_presence(&stanza),
             Kind::Message => self.handle_message(&stanza),
             Kind::Iq if stanza.is_request() => {
-                if let Err(refusal) = self.handle_request(&stanza) {
+                if let Err(refusal) = self.handle_request(&stanza, None) {
                     debug!(%refusal, "refused");
                     self.send(stanza.refuse(&refusal));
                 }
@@ -139,7 +157,12 @@ impl Router {
         }
     }
 
-    fn handle_request(&mut self, stanza: &Stanza) -> Result<(), Refusal> {
+    /// `known`: what was found out about the addressee since the stanza was looked at first.
+    fn handle_request(
+        &mut self,
+        stanza: &Stanza,
+        known: Option<Arc<Profile>>,
+    ) -> Result<(), Refusal> {
         let mut payloads = stanza.element.children().filter(|child| !child.is("error", ns::CLIENT));
         let (Some(payload), None) = (payloads.next(), payloads.next()) else {
             return Err(Refusal::bad_request(
@@ -161,7 +184,7 @@ impl Router {
             }
             return Err(Refusal::item_not_found("There is no such bytestream"));
         }
-        if !self.rates.allow(&asker, Instant::now()) {
+        if known.is_none() && !self.rates.allow(&asker, Instant::now()) {
             return Err(Refusal::resource_constraint("Too many requests: wait a few seconds"));
         }
         if !self.options.access.admits(&asker) {
@@ -181,29 +204,99 @@ impl Router {
                 return Err(Refusal::item_not_found("There is no such session")
                     .with_extra("unknown-session", ns::JINGLE_ERRORS));
             }
-            let callee = self.reachable(&asker, callee)?;
-            return self.broker.initiate(stanza.clone(), &callee);
+            return match self.reachable(stanza, callee, known)? {
+                Some(callee) => self.broker.initiate(stanza.clone(), &callee),
+                None => Ok(()),
+            };
         }
         if forwarded && stanza.type_ == "get" {
-            let callee = self.reachable(&asker, callee)?;
-            return self.forward(stanza, payload.clone(), callee);
+            return match self.reachable(stanza, callee, known)? {
+                Some(callee) => self.forward(stanza, payload.clone(), callee),
+                None => Ok(()),
+            };
         }
         Err(Refusal::service_unavailable())
     }
 
-    /// The full JID that a proxied address stands for.
-    fn reachable(&self, asker: &BareJid, callee: Jid) -> Result<Jid, Refusal> {
+    /// The full JID that a proxied address stands for. `None`: the stanza will be handled when it is known whether its
+    /// sender may know of the user.
+    fn reachable(
+        &self,
+        stanza: &Stanza,
+        callee: Jid,
+        known: Option<Arc<Profile>>,
+    ) -> Result<Option<Jid>, Refusal> {
         if callee.resource().is_some() {
-            return Ok(callee);
+            return Ok(Some(callee));
         }
         let bare = callee.to_bare();
+        let Some(profile) = self.registry.known(&bare).or(known) else {
+            self.look_up(stanza, bare)?;
+            return Ok(None);
+        };
         self.presences
             .best(&bare)
-            .filter(|_| self.registry.admits(asker, &bare))
-            .map(|jid| Jid::from(jid.clone()))
+            .filter(|_| self.registry.admits(&stanza.from.to_bare(), &bare, &profile))
+            .map(|jid| Some(Jid::from(jid.clone())))
             .ok_or_else(|| {
                 Refusal::new("wait", "recipient-unavailable", "The user is not reachable now")
             })
+    }
+
+    /// Has a profile read, then the stanza handled again.
+    fn look_up(&self, stanza: &Stanza, owner: BareJid) -> Result<(), Refusal> {
+        let Ok(permit) = Arc::clone(&self.at_once).try_acquire_owned() else {
+            return Err(Refusal::resource_constraint("The service is busy"));
+        };
+        let (registry, later) = (self.registry.clone(), self.later.clone());
+        let (outbound, stanza) = (self.outbound.clone(), stanza.clone());
+        self.tasks.spawn(async move {
+            let _permit = permit;
+            match registry.profile(&owner).await {
+                Ok(profile) => {
+                    let _ = later.send(Later::Known(Box::new(stanza), profile)).await;
+                }
+                Err(error) => {
+                    let _ = outbound.send(stanza.refuse(&error.into())).await;
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Handles what came back.
+    pub fn handle_later(&mut self, later: Later) {
+        match later {
+            Later::Known(stanza, profile) => {
+                if let Err(refusal) = self.handle_request(&stanza, Some(profile)) {
+                    self.send(stanza.refuse(&refusal));
+                }
+            }
+            Later::Notice(notice) => self.notify(&notice),
+        }
+    }
+
+    /// One chat message to the bare JID and to each reachable resource.
+    fn notify(&self, notice: &Notice) {
+        let resources = self.presences.all(&notice.owner);
+        let to =
+            std::iter::once(notice.owner.to_string()).chain(resources.map(ToString::to_string));
+        for to in to {
+            let mut message = xml::element(
+                "message",
+                ns::CLIENT,
+                &[
+                    ("type", "chat"),
+                    ("from", self.options.jid.as_str()),
+                    ("to", &to),
+                    ("id", &random_id()),
+                ],
+            );
+            let mut body = Element::bare("body", ns::CLIENT);
+            body.append_text(notice.text.as_str());
+            message.append_child(body);
+            self.send(message);
+        }
     }
 
     /// Asks the callee and passes the answer back to the asker alone.
@@ -341,11 +434,15 @@ impl Router {
         let registry = self.registry.clone();
         let payload = payload.clone();
         let kind = if get { RequestKind::Get } else { RequestKind::Set };
-        let stanza = stanza.clone();
+        let (stanza, later) = (stanza.clone(), self.later.clone());
         self.work(async move {
-            let asker = stanza.from.to_bare();
-            match registry.handle(&asker, kind, &payload, SystemClock.now()).await {
-                Ok(answer) => stanza.result(Some(answer)),
+            match registry.handle(&stanza.from, kind, &payload, SystemClock.now()).await {
+                Ok(Handled { answer, notice }) => {
+                    if let Some(notice) = notice {
+                        let _ = later.send(Later::Notice(notice)).await;
+                    }
+                    stanza.result(answer)
+                }
                 Err(refusal) => stanza.refuse(&refusal),
             }
         })

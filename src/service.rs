@@ -20,7 +20,7 @@ use crate::{
         table::{self, Table},
     },
     registry::{self, Registry, model::Visibility, store::Store},
-    router::{self, Router},
+    router::{self, Later, Router},
     xmpp::{
         iq::Requests,
         link::{self, LinkError, LinkEvent, LinkOptions},
@@ -89,6 +89,7 @@ impl Service {
         let registry = Registry::new(
             store.clone(),
             registry::Options {
+                component: jid.clone(),
                 visibility: visibility(config.registry.visibility),
                 keys_per_user: config.registry.keys_per_user,
             },
@@ -139,6 +140,10 @@ impl Service {
             table.clone(),
             tasks.clone(),
         );
+        let hearing = registry.clone();
+        let heard = stop.clone();
+        tasks.spawn(async move { heard.run_until_cancelled(hearing.listen()).await });
+        let (later, back) = mpsc::channel(INBOUND);
         let counted = table.clone();
         let router = Router::new(
             router_options(config),
@@ -147,6 +152,7 @@ impl Service {
             broker.clone(),
             registry,
             table,
+            later,
             tasks.clone(),
         );
         let status = Status::new(store, broker.clone(), counted);
@@ -156,7 +162,7 @@ impl Service {
                 .map_err(|source| StartError::Http { address: address.clone(), source })?;
         }
         let (control, orders) = mpsc::channel(1);
-        tasks.spawn(route(router, requests, status, inbox, orders, stop.clone()));
+        tasks.spawn(route(router, requests, status, inbox, back, orders, stop.clone()));
         let options = LinkOptions {
             server: config.component.server.clone(),
             jid,
@@ -253,6 +259,7 @@ async fn route(
     requests: Requests,
     status: Status,
     mut inbox: mpsc::Receiver<LinkEvent>,
+    mut back: mpsc::Receiver<Later>,
     mut orders: mpsc::Receiver<router::Options>,
     stop: CancellationToken,
 ) {
@@ -261,6 +268,7 @@ async fn route(
             biased;
             () = stop.cancelled() => return,
             Some(options) = orders.recv() => router.reload(options),
+            Some(later) = back.recv() => router.handle_later(later),
             event = inbox.recv() => match event {
                 Some(LinkEvent::Stanza(element)) => router.handle(element),
                 Some(LinkEvent::Down) => {

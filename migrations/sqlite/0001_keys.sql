@@ -41,12 +41,24 @@ CREATE TABLE materials (
     bytes  BLOB NOT NULL
 ) STRICT;
 
--- `key_id` is no foreign key: a row here outlives what it tells of.
+-- Who may see a user's keys, if the user has said so; `allowed` are those named for 'listed'.
+CREATE TABLE settings (
+    owner      INTEGER PRIMARY KEY NOT NULL REFERENCES parties (id),
+    visibility TEXT NOT NULL CHECK (visibility IN ('everyone', 'local', 'listed', 'nobody'))
+) STRICT;
+
+CREATE TABLE allowed (
+    owner INTEGER NOT NULL REFERENCES settings (owner) ON DELETE CASCADE,
+    jid   TEXT NOT NULL,
+    PRIMARY KEY (owner, jid)
+) STRICT;
+
+-- `key_id` is no foreign key: a row here outlives what it tells of. It is absent where no key is meant.
 CREATE TABLE audit (
     seq        INTEGER PRIMARY KEY AUTOINCREMENT,
     at         INTEGER NOT NULL,
     event      TEXT NOT NULL,
-    key_id     TEXT NOT NULL,
+    key_id     TEXT,
     owner      INTEGER NOT NULL REFERENCES parties (id),
     actor_kind TEXT NOT NULL CHECK (actor_kind IN ('user', 'admin', 'offline')),
     actor      INTEGER REFERENCES parties (id),

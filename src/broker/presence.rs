@@ -37,6 +37,11 @@ impl Presences {
         }
     }
 
+    /// All reachable resources of a user.
+    pub fn all(&self, user: &BareJid) -> impl Iterator<Item = &FullJid> {
+        self.users.get(user).into_iter().flatten().map(|(jid, _)| jid)
+    }
+
     /// The resource of highest priority that is not negative; among equals the latest.
     pub fn best(&self, user: &BareJid) -> Option<&FullJid> {
         self.users

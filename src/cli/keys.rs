@@ -115,7 +115,7 @@ pub async fn run(
         KeysCommand::Revoke { id, reason } => {
             let id: KeyId = id.parse().map_err(input)?;
             let reason = check_reason(&reason).map_err(input)?;
-            vec![store.revoke(id, &Actor::Offline, &reason, now).await?]
+            vec![store.revoke(id, &Actor::Offline, &reason, now).await?.0]
         }
     };
     if json {

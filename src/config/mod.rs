@@ -68,7 +68,7 @@ pub struct Component {
 /// Where keys are kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Database {
-    /// `sqlite:PATH` or `sqlite::memory:`.
+    /// `sqlite:PATH`, `sqlite::memory:` or `postgres://USER:PASSWORD@HOST/DATABASE`.
     pub url: String,
     /// Connections held open at most.
     pub max_connections: u32,
@@ -359,8 +359,13 @@ fn read_secret(
 }
 
 fn database(section: &Section<'_>) -> Result<Database, ConfigError> {
-    let url = section.text("url", "\"sqlite:PATH\" or \"sqlite::memory:\"", |text| {
-        text.strip_prefix("sqlite:").filter(|path| !path.is_empty()).map(|_| text.to_owned())
+    const EXPECTED: &str = "\"sqlite:PATH\" or \"postgres://USER:PASSWORD@HOST/DATABASE\"";
+    let url = section.text("url", EXPECTED, |text| {
+        ["sqlite:", "postgres://", "postgresql://"]
+            .iter()
+            .find_map(|scheme| text.strip_prefix(scheme))
+            .filter(|rest| !rest.is_empty())
+            .map(|_| text.to_owned())
     })?;
     Ok(Database {
         url: url.unwrap_or_else(|| "sqlite:fingerpost.db".to_owned()),

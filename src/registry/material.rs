@@ -1,8 +1,12 @@
 //! Public key material: certificates to prints.
 //!
-//! Material comes as DER or PEM. A private key is told from a certificate by its shape and refused
+//! Material comes as DER or PEM (X.509), as packets or armour (OpenPGP). A private key is told from a certificate by its shape and refused
 //! before anything else is said of it; errors never repeat what was sent.
 
+use pgp::{
+    composed::{Deserializable, SignedPublicKey},
+    types::{KeyDetails, Tag},
+};
 use time::OffsetDateTime;
 use x509_parser::{pem::Pem, prelude::FromDer, prelude::X509Certificate};
 
@@ -16,9 +20,9 @@ pub const MATERIAL_MAX: usize = 16 * 1024;
 pub struct Material {
     /// What it is good for.
     pub method: Method,
-    /// The DER certificate.
+    /// The certificate: DER, or OpenPGP packets.
     pub bytes: Vec<u8>,
-    /// Its prints: SHA-1, SHA-256, SHA-256 of the SPKI.
+    /// Its prints: SHA-1, SHA-256, SHA-256 of the SPKI; for openpgp the fingerprint of the primary key.
     pub prints: Vec<Print>,
     /// The end of its validity; `None` if it has none (RFC 5280, 4.1.2.5).
     pub expires: Option<OffsetDateTime>,
@@ -39,9 +43,12 @@ pub enum MaterialError {
         "this is a private key, which must never leave its owner; nothing was stored: send the certificate, and consider the private key exposed"
     )]
     PrivateKey,
-    /// OpenPGP certificates are not read.
-    #[error("for openpgp only prints are accepted in this version, no key material")]
-    OpenPgp,
+    /// No OpenPGP certificate, or none whose self-signatures hold.
+    #[error("expected one OpenPGP certificate, binary or armoured, which this is not: {0}")]
+    OpenPgp(String),
+    /// The certificate says so itself.
+    #[error("this OpenPGP certificate carries its own revocation")]
+    Revoked,
     /// SRP has no keys.
     #[error("keys have the method x509 or openpgp; srp has no keys")]
     Srp,
@@ -63,7 +70,7 @@ pub enum MaterialError {
 }
 
 impl Material {
-    /// Reads a certificate, DER or PEM.
+    /// Reads a certificate: DER or PEM, for openpgp packets or armour.
     ///
     /// # Errors
     /// [`MaterialError`] says what is wrong with it, without its content.
@@ -82,7 +89,7 @@ impl Material {
         }
         match method {
             Method::X509 => {}
-            Method::OpenPgp => return Err(MaterialError::OpenPgp),
+            Method::OpenPgp => return Self::of_openpgp(bytes),
             Method::Srp => return Err(MaterialError::Srp),
         }
         if is_pem(bytes) {
@@ -90,6 +97,62 @@ impl Material {
         } else {
             Self::of_der(bytes.to_vec())
         }
+    }
+
+    /// An OpenPGP certificate, version 4 or 6 (RFC 9580, 10.1). Signatures of others on it do not matter.
+    fn of_openpgp(bytes: &[u8]) -> Result<Self, MaterialError> {
+        let bad = |error: &dyn std::fmt::Display| MaterialError::OpenPgp(error.to_string());
+        let binary;
+        let bytes = if is_pem(bytes) {
+            let mut dearmor = pgp::armor::Dearmor::new(bytes);
+            let mut decoded = Vec::new();
+            std::io::Read::read_to_end(&mut dearmor, &mut decoded).map_err(|error| bad(&error))?;
+            if dearmor.typ != Some(pgp::armor::BlockType::PublicKey) {
+                return Err(bad(&"its armour is not that of a public key"));
+            }
+            binary = decoded;
+            binary.as_slice()
+        } else {
+            bytes
+        };
+        if is_private(bytes) {
+            return Err(MaterialError::PrivateKey);
+        }
+        let mut all = SignedPublicKey::from_bytes_many(bytes).map_err(|error| bad(&error))?;
+        let certificate =
+            all.next().ok_or_else(|| bad(&"it is empty"))?.map_err(|error| bad(&error))?;
+        if all.next().is_some() {
+            return Err(MaterialError::Several);
+        }
+        let key = &certificate.primary_key;
+        let details = &certificate.details;
+        if details.revocation_signatures.iter().any(|s| s.verify_key(key).is_ok()) {
+            return Err(MaterialError::Revoked);
+        }
+        let direct = details.direct_signatures.iter().filter(|s| s.verify_key(key).is_ok());
+        let users = details.users.iter().flat_map(|user| {
+            user.signatures
+                .iter()
+                .filter(|s| s.verify_certification(key, Tag::UserId, &user.id).is_ok())
+        });
+        let newest = direct
+            .chain(users)
+            .max_by_key(|signature| signature.created())
+            .ok_or_else(|| bad(&"it has no valid self-signature"))?;
+        let created = OffsetDateTime::from(std::time::SystemTime::from(key.created_at()));
+        let expires = newest
+            .key_expiration_time()
+            .map(|after| u64::from(after.as_secs()))
+            .filter(|seconds| *seconds > 0)
+            .map(|seconds| created + std::time::Duration::from_secs(seconds));
+        let fingerprint = key.fingerprint();
+        let hash = match fingerprint.as_bytes().len() {
+            20 => HashKind::Sha1,
+            _ => HashKind::Sha256,
+        };
+        let print = Print::new(hash, fingerprint.as_bytes())
+            .map_err(|_| bad(&"expected a key of version 4 or 6"))?;
+        Ok(Self { method: Method::OpenPgp, prints: vec![print], expires, bytes: bytes.to_vec() })
     }
 
     fn of_der(der: Vec<u8>) -> Result<Self, MaterialError> {
@@ -268,7 +331,7 @@ pub(crate) mod tests {
         assert!(matches!(parse(&pem.as_bytes()[..100]), MaterialError::Pem(_)));
         assert!(matches!(parse(&der[..100]), MaterialError::Der(_)));
         assert!(matches!(parse(b"hello"), MaterialError::Der(_)));
-        assert_eq!(Material::parse(Method::OpenPgp, &der), Err(MaterialError::OpenPgp));
+        assert!(matches!(Material::parse(Method::OpenPgp, &der), Err(MaterialError::OpenPgp(_))));
     }
 
     proptest! {

@@ -4,49 +4,141 @@
 //! |---|---|
 //! | [`model`] | keys, their states, which change is allowed (pure) |
 //! | [`material`] | certificates to prints (pure) |
+//! | [`proof`] | challenges, and signatures over them (pure) |
 //! | [`verdict`] | an offered print judged by its user's keys (pure) |
-//! | [`store`] | what may be asked of the database |
+//! | [`store`] | what may be asked of the database; `sql.rs` has the SQL for both kinds |
 //! | [`requests`] | `urn:fingerpost:keys:0` |
 
 pub mod material;
 pub mod model;
+mod postgres;
+mod profiles;
+pub mod proof;
 pub mod requests;
 mod sqlite;
 pub mod store;
 pub mod verdict;
 
-use jid::BareJid;
+use std::{sync::Arc, time::Duration};
+
+use jid::{BareJid, Jid};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
 
 use self::{
-    model::{Key, Visibility},
-    store::{Store, StoreError},
+    model::{Actor, Assurance, Key, KeyId, NewKey, NotAllowed, Settings, Visibility, stamp},
+    profiles::Profiles,
+    proof::{Challenges, Nonce, ProofError},
+    store::{Profile, Store, StoreError},
 };
 
 /// The registry's settings.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// The component's address.
+    pub component: BareJid,
     /// Who may see the keys of users that have not said otherwise.
     pub visibility: Visibility,
     /// How many active keys a user may have.
     pub keys_per_user: u32,
 }
 
+/// Why the registry did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// The proof is none.
+    #[error(transparent)]
+    Proof(#[from] ProofError),
+    /// The store said no, or failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<NotAllowed> for RegistryError {
+    fn from(error: NotAllowed) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// What a user is to be told of a change of their keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// Whose keys.
+    pub owner: BareJid,
+    /// What changed, from where, and how to revoke.
+    pub text: String,
+}
+
+/// A key after a change, and what its owner is to be told; nothing if nothing changed.
+pub type Changed = (Key, Option<Notice>);
+
 /// The registry: a store and who may see what. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Registry {
     store: Store,
     options: Options,
+    profiles: Arc<Profiles>,
+    challenges: Arc<Challenges>,
 }
 
 impl Registry {
     /// A registry on a store.
     pub fn new(store: Store, options: Options) -> Self {
-        Self { store, options }
+        Self { store, options, profiles: Arc::default(), challenges: Arc::default() }
     }
 
-    /// Whether `asker`, who may use the service, may know of `owner`.
-    pub fn admits(&self, asker: &BareJid, owner: &BareJid) -> bool {
-        self.options.visibility.admits(asker, owner, &[])
+    /// Hears of changes that others make to a shared database; ends at once if it is not one that can be shared.
+    pub async fn listen(&self) {
+        const AGAIN: Duration = Duration::from_secs(1);
+        loop {
+            match self.store.changes().await {
+                Ok(None) => return,
+                Ok(Some(mut changes)) => {
+                    self.profiles.set_hearing(true);
+                    loop {
+                        match changes.next().await {
+                            Ok(Some(owner)) => self.profiles.changed(&owner),
+                            Ok(None) => self.profiles.set_hearing(true),
+                            Err(error) => {
+                                tracing::warn!(%error, "changes by others are not heard of");
+                                break;
+                            }
+                        }
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "the database does not answer"),
+            }
+            self.profiles.set_hearing(false);
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// What is known of a user, if it is at hand without asking the database.
+    pub fn known(&self, owner: &BareJid) -> Option<Arc<Profile>> {
+        self.profiles.get(owner)
+    }
+
+    /// What is known of a user; never staler than the last change that was acknowledged.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the database cannot be read.
+    pub async fn profile(&self, owner: &BareJid) -> Result<Arc<Profile>, StoreError> {
+        if let Some(profile) = self.known(owner) {
+            return Ok(profile);
+        }
+        let read_at = self.profiles.stamp(owner);
+        let profile = Arc::new(self.store.profile(owner).await?);
+        self.profiles.put(owner, read_at, Arc::clone(&profile));
+        Ok(profile)
+    }
+
+    /// Whether `asker`, who may use the service, may know of `owner`, of whom `profile` is known.
+    pub fn admits(&self, asker: &BareJid, owner: &BareJid, profile: &Profile) -> bool {
+        match &profile.settings {
+            Some(settings) => settings.visibility.admits(asker, owner, &settings.allowed),
+            None => self.options.visibility.admits(asker, owner, &[]),
+        }
     }
 
     /// The keys of `owner` that `asker` may know of: all, or none. Hidden, unknown and keyless look the same.
@@ -58,8 +150,212 @@ impl Registry {
         asker: &BareJid,
         owner: &BareJid,
     ) -> Result<Vec<Key>, StoreError> {
-        // The database is asked in either case, so that the time tells nothing.
-        let keys = self.store.keys_of(owner).await?;
-        Ok(if self.admits(asker, owner) { keys } else { Vec::new() })
+        let profile = self.profile(owner).await?;
+        let admitted = self.admits(asker, owner, &profile);
+        Ok(if admitted { profile.keys.clone() } else { Vec::new() })
     }
+
+    /// One key, if `asker` may know of it.
+    ///
+    /// # Errors
+    /// [`StoreError`]; [`NotAllowed::NoSuchKey`] whether it is not there or hidden.
+    pub async fn visible_key(&self, asker: &BareJid, id: KeyId) -> Result<Key, StoreError> {
+        let key = self.store.key(id).await?.ok_or(NotAllowed::NoSuchKey)?;
+        let profile = self.profile(&key.owner).await?;
+        if self.admits(asker, &key.owner, &profile) {
+            Ok(key)
+        } else {
+            Err(NotAllowed::NoSuchKey.into())
+        }
+    }
+
+    /// Adds a key of the user at `from`.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn add(
+        &self,
+        from: &Jid,
+        new: &NewKey,
+        now: OffsetDateTime,
+    ) -> Result<Changed, StoreError> {
+        let owner = from.to_bare();
+        let actor = Actor::User(owner.clone());
+        let id = KeyId::new(rand::random());
+        let limit = self.options.keys_per_user;
+        let added = self.store.add(&owner, new, limit, &actor, now, id).await?;
+        self.profiles.changed(&owner);
+        if added.fresh && !added.also_owned_by.is_empty() {
+            tracing::warn!(key = %added.key.id, "a print is claimed by more than one user");
+        }
+        let what = if added.fresh { "was added" } else { "was changed" };
+        let notice = added.changed.then(|| self.notice(&added.key, what, from, now));
+        Ok((added.key, notice))
+    }
+
+    /// Revokes a key on behalf of `actor` at `from`.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn revoke(
+        &self,
+        from: &Jid,
+        actor: &Actor,
+        id: KeyId,
+        reason: &str,
+        now: OffsetDateTime,
+    ) -> Result<Changed, StoreError> {
+        let (key, changed) = self.store.revoke(id, actor, reason, now).await?;
+        self.profiles.changed(&key.owner);
+        let notice = changed.then(|| self.notice(&key, "was revoked, for good,", from, now));
+        Ok((key, notice))
+    }
+
+    /// Vouches for a key on behalf of an admin at `from`.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn attest(
+        &self,
+        from: &Jid,
+        id: KeyId,
+        now: OffsetDateTime,
+    ) -> Result<Changed, StoreError> {
+        let actor = Actor::Admin(from.to_bare());
+        let (key, changed) = self.store.raise(id, Assurance::Attested, &actor, now).await?;
+        self.profiles.changed(&key.owner);
+        let notice = changed.then(|| self.notice(&key, "was attested", from, now));
+        Ok((key, notice))
+    }
+
+    /// A challenge for one of the asker's own active keys: the nonce and when it ends.
+    ///
+    /// # Errors
+    /// [`RegistryError`]
+    pub async fn challenge(
+        &self,
+        owner: &BareJid,
+        id: KeyId,
+        now: OffsetDateTime,
+    ) -> Result<(Nonce, OffsetDateTime), RegistryError> {
+        self.own_active(owner, id).await?;
+        let nonce: Nonce = rand::random();
+        let expires = self.challenges.set(id, owner, nonce, now);
+        Ok((nonce, expires))
+    }
+
+    /// Makes a key proven by a signature over its challenge.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; the challenge is used up in any case.
+    pub async fn prove(
+        &self,
+        from: &Jid,
+        id: KeyId,
+        signature: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<Changed, RegistryError> {
+        let owner = from.to_bare();
+        let key = self.own_active(&owner, id).await?;
+        let nonce = self.challenges.take(id, &owner, now)?;
+        let material = self.store.material(id).await?.ok_or(ProofError::NoMaterial)?;
+        let message = proof::message(&self.options.component, &owner, &nonce);
+        proof::verify(key.method, &material, &message, signature)?;
+        Ok(self.proven(from, id, now).await?)
+    }
+
+    /// Records that possession of a key was shown.
+    async fn proven(
+        &self,
+        from: &Jid,
+        id: KeyId,
+        now: OffsetDateTime,
+    ) -> Result<Changed, StoreError> {
+        let actor = Actor::User(from.to_bare());
+        let (key, changed) = self.store.raise(id, Assurance::Proven, &actor, now).await?;
+        self.profiles.changed(&key.owner);
+        let notice = changed.then(|| self.notice(&key, "was proven", from, now));
+        Ok((key, notice))
+    }
+
+    async fn own_active(&self, owner: &BareJid, id: KeyId) -> Result<Key, RegistryError> {
+        let profile = self.profile(owner).await?;
+        let key = profile.keys.iter().find(|key| key.id == id).ok_or(NotAllowed::NoSuchKey)?;
+        if key.state != model::State::Active {
+            return Err(NotAllowed::NotActive.into());
+        }
+        Ok(key.clone())
+    }
+
+    /// What a user has said about who may see the keys, or what holds for those who have not.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn settings(&self, owner: &BareJid) -> Result<Settings, StoreError> {
+        let profile = self.profile(owner).await?;
+        Ok(profile.settings.clone().unwrap_or_else(|| Settings {
+            visibility: self.options.visibility,
+            allowed: Vec::new(),
+        }))
+    }
+
+    /// Sets who may see the keys of `owner`.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn set_settings(
+        &self,
+        owner: &BareJid,
+        settings: &Settings,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let actor = Actor::User(owner.clone());
+        self.store.set_settings(owner, settings, &actor, now).await?;
+        self.profiles.changed(owner);
+        Ok(())
+    }
+
+    /// Deletes all that is held about `owner`; the audit log keeps a salted hash of the address.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn erase(
+        &self,
+        owner: &BareJid,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        self.store.erase(owner, &salted_hash(owner, rand::random()), actor, now).await?;
+        self.profiles.changed(owner);
+        Ok(())
+    }
+
+    /// The store, for what only admins ask.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn notice(&self, key: &Key, what: &str, from: &Jid, now: OffsetDateTime) -> Notice {
+        let print = key.prints.first().map(ToString::to_string).unwrap_or_default();
+        let label =
+            if key.label.is_empty() { String::new() } else { format!(" “{}”", key.label) };
+        let component = &self.options.component;
+        let text = format!(
+            "Your {} key{label} {print} {what} by {from} at {}. If that was not you, change your password and revoke \
+             the key: xtls revoke {}, or the command “Revoke a key” of {component}.",
+            key.method,
+            stamp(now),
+            key.id
+        );
+        Notice { owner: key.owner.clone(), text }
+    }
+}
+
+/// What the audit log keeps of a user who was erased: recognisable to who knows the address, and to nobody else.
+pub fn salted_hash(owner: &BareJid, salt: [u8; 16]) -> String {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let mut hash = Sha256::new();
+    hash.update(salt);
+    hash.update(owner.as_str());
+    format!("sha-256:{}:{}", hex(&salt), hex(&hash.finalize()))
 }

@@ -371,6 +371,14 @@ pub enum Event {
     },
     /// It was revoked; the key says why.
     Revoked,
+    /// Possession of its private key was shown.
+    Proven,
+    /// An admin vouched for it.
+    Attested,
+    /// The owner said who may see the keys.
+    Settings,
+    /// All that was held about the owner was deleted.
+    Erased,
 }
 
 impl Event {
@@ -382,6 +390,10 @@ impl Event {
             Self::Completed => "completed",
             Self::Superseded { .. } => "superseded",
             Self::Revoked => "revoked",
+            Self::Proven => "proven",
+            Self::Attested => "attested",
+            Self::Settings => "settings",
+            Self::Erased => "erased",
         }
     }
 }
@@ -415,8 +427,8 @@ pub struct AuditEntry {
     pub owner: Party,
     /// Who did it; `None` if that was a user forgotten since.
     pub actor: Option<Actor>,
-    /// The key.
-    pub key: KeyId,
+    /// The key, if it is about one.
+    pub key: Option<KeyId>,
     /// What happened.
     pub event: Event,
 }
@@ -451,6 +463,9 @@ pub enum NotAllowed {
     /// The key to be replaced is not an active key of the owner.
     #[error("the key to replace is not one of the owner's active keys")]
     NotReplaceable,
+    /// Superseded and revoked keys stay as they are.
+    #[error("the key is no longer active")]
+    NotActive,
     /// The owner has as many keys as one may have.
     #[error("the limit of {0} keys is reached; revoke or replace one")]
     TooManyKeys(u32),
@@ -562,6 +577,31 @@ impl Key {
         }))
     }
 
+    /// Makes the key as sure as `to`; `None` if it is so already.
+    ///
+    /// # Errors
+    /// [`NotAllowed::NoSuchKey`] if it is not `by`'s; [`NotAllowed::NotActive`] if it has had its time.
+    pub fn raise(
+        &self,
+        by: &Actor,
+        to: Assurance,
+        now: OffsetDateTime,
+    ) -> Result<Option<Self>, NotAllowed> {
+        if !by.may_change(&self.owner)
+            || (to == Assurance::Attested && matches!(by, Actor::User(_)))
+        {
+            return Err(NotAllowed::NoSuchKey);
+        }
+        if self.state != State::Active {
+            return Err(NotAllowed::NotActive);
+        }
+        Ok((self.assurance < to).then(|| Self {
+            assurance: to,
+            changed: to_micros(now),
+            ..self.clone()
+        }))
+    }
+
     /// Takes over what `new` knows more of it. Only of a key that is merely asserted and has no
     /// certificate: what was proven or attested was so for the prints it had then.
     fn complete(&mut self, new: &NewKey, now: OffsetDateTime) -> bool {
@@ -633,6 +673,18 @@ impl Visibility {
             }
     }
 }
+
+/// What a user has said about who may see the keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Who may.
+    pub visibility: Visibility,
+    /// Those named, for [`Visibility::Listed`]; at most [`ALLOWED_MAX`].
+    pub allowed: Vec<BareJid>,
+}
+
+/// The most users one may name.
+pub const ALLOWED_MAX: usize = 256;
 
 /// A moment as the registry keeps it: UTC, to the microsecond.
 pub fn to_micros(time: OffsetDateTime) -> OffsetDateTime {

@@ -6,16 +6,25 @@
 //! | get `<key id='…' material='true'/>` | the key, with its certificate if asked |
 //! | set `<add><key method='…'><print/>… or <material/></key></add>` | the stored key |
 //! | set `<revoke id='…' reason='…'/>` | the key, revoked |
+//! | get `<challenge id='…'/>` | `<challenge id nonce expires/>` |
+//! | set `<prove id='…'><signature/></prove>` | the key, proven |
+//! | get `<settings/>`, set `<settings visibility='…'><allow jid='…'/></settings>` | the settings |
+//! | get `<export/>` | everything held about the asker |
+//! | set `<erase confirm='…'/>` | an empty result: all of it is gone |
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use jid::BareJid;
+use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
 
 use super::{
-    Registry,
+    Changed, Notice, Registry, RegistryError,
     material::{MATERIAL_MAX, Material},
-    model::{Actor, Key, KeyId, NewKey, NotAllowed, Source, check_reason, stamp},
+    model::{
+        ALLOWED_MAX, Actor, Key, KeyId, NewKey, NotAllowed, Settings, Source, Visibility,
+        check_reason, stamp,
+    },
+    proof::ProofError,
     store::StoreError,
 };
 use crate::{
@@ -41,6 +50,9 @@ impl From<StoreError> for Refusal {
             StoreError::NotAllowed(NotAllowed::NotReplaceable) => {
                 Self::bad_request("replaces must be the id of one of your active keys")
             }
+            StoreError::NotAllowed(error @ NotAllowed::NotActive) => {
+                Self::bad_request(error.to_string())
+            }
             StoreError::NotAllowed(error @ NotAllowed::TooManyKeys(_)) => {
                 Self::resource_constraint(error.to_string())
             }
@@ -52,18 +64,52 @@ impl From<StoreError> for Refusal {
     }
 }
 
+impl From<RegistryError> for Refusal {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Store(error) => error.into(),
+            RegistryError::Proof(error @ ProofError::NoChallenge) => {
+                Self::item_not_found(error.to_string())
+            }
+            RegistryError::Proof(error) => Self::bad_request(error.to_string()),
+        }
+    }
+}
+
+/// The answer to a request, and what the owner of a changed key is to be told.
+#[derive(Clone, Debug)]
+pub struct Handled {
+    /// The payload of the result; none for an empty one.
+    pub answer: Option<Element>,
+    /// For the owner.
+    pub notice: Option<Notice>,
+}
+
+impl From<Element> for Handled {
+    fn from(answer: Element) -> Self {
+        Self { answer: Some(answer), notice: None }
+    }
+}
+
+impl From<Changed> for Handled {
+    fn from((key, notice): Changed) -> Self {
+        Self { answer: Some(to_element(&key, None)), notice }
+    }
+}
+
 impl Registry {
-    /// Answers one request of `asker`.
+    /// Answers one request of the user at `from`.
     ///
     /// # Errors
     /// The refusal that the asker gets.
     pub async fn handle(
         &self,
-        asker: &BareJid,
+        from: &Jid,
         kind: RequestKind,
         payload: &Element,
         now: OffsetDateTime,
-    ) -> Result<Element, Refusal> {
+    ) -> Result<Handled, Refusal> {
+        let asker = from.to_bare();
         match (kind, payload.name()) {
             (RequestKind::Get, "keys") => {
                 let owner = match payload.attr("jid") {
@@ -72,49 +118,156 @@ impl Registry {
                     None => asker.clone(),
                 };
                 let mut keys = xml::element("keys", ns::KEYS, &[("jid", owner.as_str())]);
-                for key in self.visible_keys(asker, &owner).await? {
+                for key in self.visible_keys(&asker, &owner).await? {
                     keys.append_child(to_element(&key, None));
                 }
-                Ok(keys)
+                Ok(keys.into())
             }
             (RequestKind::Get, "key") => {
                 let id = id(payload)?;
-                let key = self.store.key(id).await?;
-                let key = key
-                    .filter(|key| self.admits(asker, &key.owner))
-                    .ok_or_else(|| Refusal::item_not_found("There is no such key"))?;
+                let key = self.visible_key(&asker, id).await?;
                 let material = match payload.attr("material") {
                     Some("true" | "1") => self.store.material(id).await?,
                     _ => None,
                 };
-                Ok(to_element(&key, material.as_deref()))
+                Ok(to_element(&key, material.as_deref()).into())
             }
-            (RequestKind::Set, "add") => {
-                let new = read_new(payload)?;
-                let actor = Actor::User(asker.clone());
-                let limit = self.options.keys_per_user;
-                let id = KeyId::new(rand::random());
-                let added = self.store.add(asker, &new, limit, &actor, now, id).await?;
-                if !added.also_owned_by.is_empty() {
-                    tracing::warn!(key = %added.key.id, "a print is claimed by more than one user");
-                }
-                Ok(to_element(&added.key, None))
+            (RequestKind::Get, "challenge") => {
+                let id = id(payload)?;
+                let (nonce, expires) = self.challenge(&asker, id, now).await?;
+                Ok(xml::element(
+                    "challenge",
+                    ns::KEYS,
+                    &[
+                        ("id", &id.to_string()),
+                        ("nonce", &STANDARD.encode(nonce)),
+                        ("expires", &stamp(expires)),
+                    ],
+                )
+                .into())
             }
+            (RequestKind::Get, "settings") => {
+                Ok(settings_element(&self.settings(&asker).await?).into())
+            }
+            (RequestKind::Get, "export") => Ok(self.export(&asker).await?.into()),
+            (RequestKind::Set, "add") => Ok(self.add(from, &read_new(payload)?, now).await?.into()),
             (RequestKind::Set, "revoke") => {
                 let reason = check_reason(payload.attr("reason").unwrap_or_default())
                     .map_err(|error| Refusal::bad_request(error.to_string()))?;
-                let actor = Actor::User(asker.clone());
-                Ok(to_element(&self.store.revoke(id(payload)?, &actor, &reason, now).await?, None))
+                let actor = Actor::User(asker);
+                Ok(self.revoke(from, &actor, id(payload)?, &reason, now).await?.into())
             }
-            (_, "challenge" | "prove" | "settings" | "export" | "erase") => Err(Refusal::new(
-                "cancel",
-                "feature-not-implemented",
-                "This request is not in this version",
-            )),
-            (RequestKind::Get, _) => Err(Refusal::bad_request("Expected keys or key")),
-            (RequestKind::Set, _) => Err(Refusal::bad_request("Expected add or revoke")),
+            (RequestKind::Set, "prove") => {
+                let expected = "Expected a signature element with base64";
+                let text = payload
+                    .get_child("signature", ns::KEYS)
+                    .map(Element::text)
+                    .ok_or_else(|| Refusal::bad_request(expected))?;
+                let signature = unbase64(&text).ok_or_else(|| Refusal::bad_request(expected))?;
+                Ok(self.prove(from, id(payload)?, &signature, now).await?.into())
+            }
+            (RequestKind::Set, "settings") => {
+                let settings = read_settings(payload)?;
+                self.set_settings(&asker, &settings, now).await?;
+                Ok(settings_element(&settings).into())
+            }
+            (RequestKind::Set, "erase") => {
+                let confirm = payload.attr("confirm").and_then(|text| BareJid::new(text).ok());
+                if confirm.as_ref() != Some(&asker) {
+                    return Err(Refusal::bad_request(
+                        "confirm must be your own bare JID: everything held about you will be deleted",
+                    ));
+                }
+                self.erase(&asker, &Actor::User(asker.clone()), now).await?;
+                Ok(Handled { answer: None, notice: None })
+            }
+            (RequestKind::Get, _) => {
+                Err(Refusal::bad_request("Expected keys, key, challenge, settings or export"))
+            }
+            (RequestKind::Set, _) => {
+                Err(Refusal::bad_request("Expected add, revoke, prove, settings or erase"))
+            }
         }
     }
+
+    /// Everything held about a user.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn export(&self, owner: &BareJid) -> Result<Element, StoreError> {
+        const ROWS: u32 = 10_000;
+        let mut export = xml::element("export", ns::KEYS, &[("jid", owner.as_str())]);
+        let mut keys = xml::element("keys", ns::KEYS, &[("jid", owner.as_str())]);
+        let profile = self.profile(owner).await?;
+        for key in &profile.keys {
+            let material = self.store.material(key.id).await?;
+            keys.append_child(to_element(key, material.as_deref()));
+        }
+        export.append_child(keys);
+        if let Some(settings) = &profile.settings {
+            export.append_child(settings_element(settings));
+        }
+        let mut audit = Element::bare("audit", ns::KEYS);
+        for entry in self.store.audit(Some(owner), ROWS).await? {
+            let mut row = xml::element(
+                "entry",
+                ns::KEYS,
+                &[("at", &stamp(entry.at)), ("event", entry.event.as_str())],
+            );
+            if let Some(id) = entry.key {
+                xml::set(&mut row, "key", &id.to_string());
+            }
+            let by = match &entry.actor {
+                Some(Actor::User(jid)) if jid == owner => Some("self"),
+                Some(Actor::User(_)) => Some("user"),
+                Some(Actor::Admin(_) | Actor::Offline) => Some("admin"),
+                None => None,
+            };
+            if let Some(by) = by {
+                xml::set(&mut row, "by", by);
+            }
+            audit.append_child(row);
+        }
+        export.append_child(audit);
+        Ok(export)
+    }
+}
+
+fn unbase64(text: &str) -> Option<Vec<u8>> {
+    let text: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    STANDARD.decode(text).ok()
+}
+
+fn settings_element(settings: &Settings) -> Element {
+    let mut element =
+        xml::element("settings", ns::KEYS, &[("visibility", settings.visibility.as_str())]);
+    for jid in &settings.allowed {
+        element.append_child(xml::element("allow", ns::KEYS, &[("jid", jid.as_str())]));
+    }
+    element
+}
+
+fn read_settings(element: &Element) -> Result<Settings, Refusal> {
+    let visibility = element
+        .attr("visibility")
+        .unwrap_or_default()
+        .parse::<Visibility>()
+        .map_err(|error| Refusal::bad_request(format!("visibility: {error}")))?;
+    let mut allowed = Vec::new();
+    for allow in element.children().filter(|child| child.is("allow", ns::KEYS)) {
+        let jid = allow
+            .attr("jid")
+            .and_then(|text| BareJid::new(text).ok())
+            .ok_or_else(|| Refusal::bad_request("allow must have a bare JID as jid"))?;
+        if !allowed.contains(&jid) {
+            allowed.push(jid);
+        }
+    }
+    if allowed.len() > ALLOWED_MAX {
+        return Err(Refusal::bad_request("at most 256 users may be allowed by name"));
+    }
+    allowed.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    Ok(Settings { visibility, allowed })
 }
 
 fn id(payload: &Element) -> Result<KeyId, Refusal> {
@@ -147,14 +300,12 @@ fn read_new(add: &Element) -> Result<NewKey, Refusal> {
     let label = key.attr("label").unwrap_or_default();
     let new = match key.get_child("material", ns::KEYS) {
         Some(material) => {
-            let text: String =
-                material.text().chars().filter(|c| !c.is_ascii_whitespace()).collect();
+            let text = material.text();
             if text.len() > MATERIAL_MAX * 2 {
                 return Err(Refusal::bad_request("key material must not be larger than 16 KiB"));
             }
-            let bytes = STANDARD
-                .decode(text)
-                .map_err(|_| Refusal::bad_request("material must be base64 of a certificate"))?;
+            let bytes = unbase64(&text)
+                .ok_or_else(|| Refusal::bad_request("material must be base64 of a certificate"))?;
             let material = Material::parse(method, &bytes).map_err(|error| bad(&error))?;
             NewKey::of_material(material, &prints, label, Source::Self_)
         }
@@ -205,7 +356,8 @@ mod tests {
 
     async fn registry(visibility: Visibility) -> Registry {
         let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
-        Registry::new(store, Options { visibility, keys_per_user: 2 })
+        let component = BareJid::new("xtls.m.lit").unwrap();
+        Registry::new(store, Options { component, visibility, keys_per_user: 2 })
     }
 
     async fn ask(
@@ -215,7 +367,11 @@ mod tests {
         text: &str,
     ) -> Result<Element, Refusal> {
         let payload: Element = text.parse().unwrap();
-        registry.handle(&BareJid::new(who).unwrap(), kind, &payload, NOW).await
+        let from = Jid::new(&format!("{who}/here")).unwrap();
+        registry
+            .handle(&from, kind, &payload, NOW)
+            .await
+            .map(|handled| handled.answer.unwrap_or_else(|| Element::bare("empty", ns::KEYS)))
     }
 
     fn add(print: &str) -> String {

@@ -1,4 +1,4 @@
-//! What may be asked of the database. SQL stands in one file for each kind of database.
+//! What may be asked of the database. The SQL stands in `sql.rs`, once for both kinds.
 //!
 //! Lookups give `Option` or a list; changes take `now` and write their audit rows in the same transaction: what was
 //! acknowledged is on the disk, and what was not has left no trace.
@@ -7,8 +7,8 @@ use jid::BareJid;
 use time::OffsetDateTime;
 
 use super::{
-    model::{Actor, AuditEntry, Key, KeyId, NewKey, NotAllowed},
-    sqlite::Sqlite,
+    model::{Actor, Assurance, AuditEntry, Key, KeyId, NewKey, NotAllowed, Settings},
+    postgres, sqlite,
 };
 use crate::print::Print;
 
@@ -18,7 +18,18 @@ pub struct Store(Kind);
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Sqlite(Sqlite),
+    Postgres(postgres::Database),
+    Sqlite(sqlite::Database),
+}
+
+/// Asks whichever database there is.
+macro_rules! ask {
+    ($store:expr, $db:ident => $question:expr) => {
+        match &$store.0 {
+            Kind::Postgres($db) => $question.await,
+            Kind::Sqlite($db) => $question.await,
+        }
+    };
 }
 
 /// Why a database cannot be opened.
@@ -26,7 +37,7 @@ enum Kind {
 #[non_exhaustive]
 pub enum OpenError {
     /// The address is of no known kind.
-    #[error("expected an address that starts with sqlite:")]
+    #[error("expected an address that starts with sqlite: or postgres:")]
     Kind,
     /// The database cannot be opened.
     #[error("{0}")]
@@ -63,20 +74,63 @@ pub struct Added {
     pub key: Key,
     /// Whether it is new.
     pub fresh: bool,
+    /// Whether anything is not as it was: the key is new, more complete, or in another one's place.
+    pub changed: bool,
     /// Others that have a key with one of its prints.
     pub also_owned_by: Vec<BareJid>,
 }
 
+/// What is known of a user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// All keys the user has ever had, oldest first.
+    pub keys: Vec<Key>,
+    /// Who may see them, if the user has said so.
+    pub settings: Option<Settings>,
+}
+
+/// Hears of changes that other programs make to a shared database.
+#[derive(Debug)]
+pub struct Changes(postgres::Listener);
+
+impl Changes {
+    /// Waits for the next change and says whose keys it was; `None`: anyone's, for the connection was lost.
+    ///
+    /// # Errors
+    /// If the database is away.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may lose a change; ask [`Store::changes`] anew and take all for changed.
+    pub async fn next(&mut self) -> Result<Option<BareJid>, StoreError> {
+        Ok(self.0.next().await?.and_then(|jid| BareJid::new(&jid).ok()))
+    }
+}
+
 impl Store {
-    /// Opens a database: `sqlite:FILE` or `sqlite::memory:`. With `migrate` its schema is brought up to date.
+    /// Opens a database: `sqlite:FILE`, `sqlite::memory:` or `postgres://…`. With `migrate` its schema is brought up
+    /// to date.
     ///
     /// # Errors
     /// [`OpenError`]
     pub async fn open(url: &str, max_connections: u32, migrate: bool) -> Result<Self, OpenError> {
-        if !url.starts_with("sqlite:") {
+        Ok(Self(if url.starts_with("sqlite:") {
+            Kind::Sqlite(sqlite::Database::open(url, max_connections, migrate).await?)
+        } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            Kind::Postgres(postgres::Database::open(url, max_connections, migrate).await?)
+        } else {
             return Err(OpenError::Kind);
+        }))
+    }
+
+    /// Hears of changes from now on, if the database can be shared.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn changes(&self) -> Result<Option<Changes>, StoreError> {
+        match &self.0 {
+            Kind::Postgres(db) => Ok(Some(Changes(db.listen().await?))),
+            Kind::Sqlite(_) => Ok(None),
         }
-        Ok(Self(Kind::Sqlite(Sqlite::open(url, max_connections, migrate).await?)))
     }
 
     /// Whether the database answers.
@@ -84,9 +138,15 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn ping(&self) -> Result<(), StoreError> {
-        match &self.0 {
-            Kind::Sqlite(db) => db.ping().await,
-        }
+        ask!(self, db => db.ping())
+    }
+
+    /// What is known of a user; nothing of a user who is not known.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn profile(&self, owner: &BareJid) -> Result<Profile, StoreError> {
+        ask!(self, db => db.profile(owner))
     }
 
     /// All keys a user has ever had, oldest first.
@@ -94,9 +154,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn keys_of(&self, owner: &BareJid) -> Result<Vec<Key>, StoreError> {
-        match &self.0 {
-            Kind::Sqlite(db) => db.keys_of(owner).await,
-        }
+        Ok(self.profile(owner).await?.keys)
     }
 
     /// One key.
@@ -104,9 +162,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn key(&self, id: KeyId) -> Result<Option<Key>, StoreError> {
-        match &self.0 {
-            Kind::Sqlite(db) => db.key(id).await,
-        }
+        ask!(self, db => db.key(id))
     }
 
     /// The certificate of a key.
@@ -114,9 +170,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn material(&self, id: KeyId) -> Result<Option<Vec<u8>>, StoreError> {
-        match &self.0 {
-            Kind::Sqlite(db) => db.material(id).await,
-        }
+        ask!(self, db => db.material(id))
     }
 
     /// All keys of all users, by owner and age.
@@ -124,9 +178,15 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn all(&self) -> Result<Vec<Key>, StoreError> {
-        match &self.0 {
-            Kind::Sqlite(db) => db.all().await,
-        }
+        ask!(self, db => db.all())
+    }
+
+    /// Keys that are not revoked and have a print in common with such a key of another user.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn conflicts(&self) -> Result<Vec<Key>, StoreError> {
+        ask!(self, db => db.conflicts())
     }
 
     /// Who has a key with this print.
@@ -134,9 +194,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn owners_of(&self, print: &Print) -> Result<Vec<BareJid>, StoreError> {
-        match &self.0 {
-            Kind::Sqlite(db) => db.owners_of(print).await,
-        }
+        ask!(self, db => db.owners_of(print))
     }
 
     /// Adds a key as [`Key::add`] decides; `id` is its name if it is new.
@@ -152,12 +210,10 @@ impl Store {
         now: OffsetDateTime,
         id: KeyId,
     ) -> Result<Added, StoreError> {
-        match &self.0 {
-            Kind::Sqlite(db) => db.add(owner, new, limit, actor, now, id).await,
-        }
+        ask!(self, db => db.add(owner, new, limit, actor, now, id))
     }
 
-    /// Revokes a key for good; a second time changes nothing.
+    /// Revokes a key for good, and says whether it was not revoked before.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -167,20 +223,62 @@ impl Store {
         actor: &Actor,
         reason: &str,
         now: OffsetDateTime,
-    ) -> Result<Key, StoreError> {
-        match &self.0 {
-            Kind::Sqlite(db) => db.revoke(id, actor, reason, now).await,
-        }
+    ) -> Result<(Key, bool), StoreError> {
+        ask!(self, db => db.revoke(id, actor, reason, now))
     }
 
-    /// What the audit log says of a user's keys, oldest first.
+    /// Makes a key as sure as `to`, and says whether it was less sure before.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn audit(&self, owner: &BareJid) -> Result<Vec<AuditEntry>, StoreError> {
-        match &self.0 {
-            Kind::Sqlite(db) => db.audit(owner).await,
-        }
+    pub async fn raise(
+        &self,
+        id: KeyId,
+        to: Assurance,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<(Key, bool), StoreError> {
+        ask!(self, db => db.raise(id, to, actor, now))
+    }
+
+    /// Stores who may see a user's keys.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn set_settings(
+        &self,
+        owner: &BareJid,
+        settings: &Settings,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        ask!(self, db => db.set_settings(owner, settings, actor, now))
+    }
+
+    /// Deletes all that is held about a user. The audit log keeps `hash` in place of the address.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn erase(
+        &self,
+        owner: &BareJid,
+        hash: &str,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        ask!(self, db => db.erase(owner, hash, actor, now))
+    }
+
+    /// The last `limit` rows of the audit log, of one user or of all, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn audit(
+        &self,
+        owner: Option<&BareJid>,
+        limit: u32,
+    ) -> Result<Vec<AuditEntry>, StoreError> {
+        ask!(self, db => db.audit(owner, i64::from(limit)))
     }
 }
 
@@ -232,14 +330,18 @@ mod tests {
         let refused = store.revoke(second.key.id, &stranger, "", NOW).await;
         assert!(matches!(refused, Err(StoreError::NotAllowed(NotAllowed::NoSuchKey))));
         let own = Actor::User(romeo.clone());
-        let revoked = store.revoke(second.key.id, &own, "lost", NOW).await.unwrap();
+        let (revoked, fresh) = store.revoke(second.key.id, &own, "lost", NOW).await.unwrap();
+        assert!(fresh);
         assert_eq!((revoked.state, revoked.reason.as_str()), (State::Revoked, "lost"));
-        assert_eq!(store.revoke(second.key.id, &own, "again", NOW).await.unwrap(), revoked);
+        assert_eq!(
+            store.revoke(second.key.id, &own, "again", NOW).await.unwrap(),
+            (revoked.clone(), false)
+        );
         assert_eq!(add(store, "romeo", new(2), 5).await.key, revoked);
 
         let print = Print::new(HashKind::Sha256, &[1; 32]).unwrap();
         assert_eq!(store.owners_of(&print).await.unwrap(), [user("juliet"), romeo.clone()]);
-        let log = store.audit(&romeo).await.unwrap();
+        let log = store.audit(Some(&romeo), 100).await.unwrap();
         assert_eq!(
             log.iter().map(|entry| entry.event.clone()).collect::<Vec<_>>(),
             [Event::Added, Event::Added, Event::Superseded { by: second.key.id }, Event::Revoked]

@@ -1,0 +1,76 @@
+//! The store on PostgreSQL, which several Fingerposts may share.
+
+use std::time::Duration;
+
+use jid::BareJid;
+use sqlx::{
+    PgConnection as Connection, PgPool as Pool, Postgres as Db,
+    postgres::{PgListener, PgPoolOptions, PgRow as Row},
+};
+
+use super::store::OpenError;
+
+#[path = "sql.rs"]
+#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
+mod sql;
+
+/// How long a request waits for a connection, that is for a database that is away.
+const ACQUIRE: Duration = Duration::from_secs(5);
+/// The lock that changes take in turn ("fngrpost"): one writer at a time, as SQLite has it.
+const WRITER: i64 = 0x666e_6772_706f_7374;
+/// The channel on which a user whose keys have changed is named.
+const CHANNEL: &str = "fingerpost_keys";
+
+/// A PostgreSQL database.
+#[derive(Clone, Debug)]
+pub(super) struct Database(Pool);
+
+impl Database {
+    pub(super) async fn open(
+        url: &str,
+        connections: u32,
+        migrate: bool,
+    ) -> Result<Self, OpenError> {
+        let pool = PgPoolOptions::new()
+            .max_connections(connections.max(1))
+            .acquire_timeout(ACQUIRE)
+            .connect(url)
+            .await
+            .map_err(OpenError::Open)?;
+        if migrate {
+            sqlx::migrate!("migrations/postgres").run(&pool).await?;
+        }
+        Ok(Self(pool))
+    }
+
+    /// A connection that hears of changes, also those of others.
+    pub(super) async fn listen(&self) -> Result<Listener, sqlx::Error> {
+        let mut listener = PgListener::connect_with(&self.0).await?;
+        listener.listen(CHANNEL).await?;
+        Ok(Listener(listener))
+    }
+}
+
+/// Hears of changes.
+#[derive(Debug)]
+pub(super) struct Listener(PgListener);
+
+impl Listener {
+    /// Whose keys have changed; `None` when the connection was lost, so that anyone's may have.
+    pub(super) async fn next(&mut self) -> Result<Option<String>, sqlx::Error> {
+        Ok(self.0.try_recv().await?.map(|notification| notification.payload().to_owned()))
+    }
+}
+
+/// Begins a change; it waits for the one under way, here or in another Fingerpost.
+async fn begin(pool: &Pool) -> Result<sqlx::Transaction<'static, Db>, sqlx::Error> {
+    let mut tx = pool.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(WRITER).execute(&mut *tx).await?;
+    Ok(tx)
+}
+
+/// Tells all Fingerposts, when the change is committed, whose keys have changed.
+async fn announce(db: &mut Connection, owner: &BareJid) -> Result<(), sqlx::Error> {
+    sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(owner.as_str()).execute(db).await?;
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Profiles that were read lately. Bounded, and never staler than the last change that was acknowledged.
+//!
+//! Each profile carries the count of changes that its owner had when it was read from the database; it is used only
+//! while that count stands. A change is counted after its commit and before anyone is told of it. Owners share 4096
+//! counters: a change of one drops some others too, which costs a lookup.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use jid::BareJid;
+use quick_cache::{Weighter, sync::Cache};
+
+use super::store::Profile;
+
+/// How many keys are kept in all; users without keys count as one.
+const KEYS: u64 = 100_000;
+const COUNTERS: usize = 4096;
+
+#[derive(Clone, Debug)]
+struct Entry {
+    read_at: u64,
+    profile: Arc<Profile>,
+}
+
+#[derive(Clone, Debug)]
+struct ByKeys;
+
+impl Weighter<BareJid, Entry> for ByKeys {
+    fn weight(&self, _: &BareJid, entry: &Entry) -> u64 {
+        1 + entry.profile.keys.len() as u64
+    }
+}
+
+/// The cache.
+#[derive(Debug)]
+pub(super) struct Profiles {
+    cache: Cache<BareJid, Entry, ByKeys>,
+    changes: Vec<AtomicU64>,
+    hasher: RandomState,
+    /// Set while changes that others make could be missed.
+    bypassed: AtomicBool,
+}
+
+impl Default for Profiles {
+    fn default() -> Self {
+        Self {
+            cache: Cache::with_weighter(10_000, KEYS, ByKeys),
+            changes: (0..COUNTERS).map(|_| AtomicU64::new(0)).collect(),
+            hasher: RandomState::new(),
+            bypassed: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Profiles {
+    fn counter(&self, owner: &BareJid) -> &AtomicU64 {
+        let hash = self.hasher.hash_one(owner);
+        &self.changes[usize::try_from(hash % COUNTERS as u64).unwrap_or_default()]
+    }
+
+    /// What is known to be true now.
+    pub(super) fn get(&self, owner: &BareJid) -> Option<Arc<Profile>> {
+        if self.bypassed.load(Ordering::SeqCst) {
+            return None;
+        }
+        let entry = self.cache.get(owner)?;
+        (entry.read_at == self.stamp(owner)).then_some(entry.profile)
+    }
+
+    /// The count of changes, to be taken before the database is read.
+    pub(super) fn stamp(&self, owner: &BareJid) -> u64 {
+        self.counter(owner).load(Ordering::SeqCst)
+    }
+
+    /// Keeps what was read after `read_at` was taken.
+    pub(super) fn put(&self, owner: &BareJid, read_at: u64, profile: Arc<Profile>) {
+        if !self.bypassed.load(Ordering::SeqCst) {
+            self.cache.insert(owner.clone(), Entry { read_at, profile });
+        }
+    }
+
+    /// A change was committed.
+    pub(super) fn changed(&self, owner: &BareJid) {
+        self.counter(owner).fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether changes that others make are heard of; if not, nothing is kept.
+    pub(super) fn set_hearing(&self, hearing: bool) {
+        self.bypassed.store(!hearing, Ordering::SeqCst);
+        for counter in &self.changes {
+            counter.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_read_before_a_change_is_not_used_after_it() {
+        let profiles = Profiles::default();
+        let owner = BareJid::new("romeo@m.lit").unwrap();
+        assert!(profiles.get(&owner).is_none());
+        let stamp = profiles.stamp(&owner);
+        profiles.put(&owner, stamp, Arc::default());
+        assert!(profiles.get(&owner).is_some());
+        // A reader that began before the change and is done after it.
+        let stamp = profiles.stamp(&owner);
+        profiles.changed(&owner);
+        assert!(profiles.get(&owner).is_none());
+        profiles.put(&owner, stamp, Arc::default());
+        assert!(profiles.get(&owner).is_none());
+    }
+
+    #[test]
+    fn nothing_is_kept_while_others_are_not_heard() {
+        let profiles = Profiles::default();
+        let owner = BareJid::new("romeo@m.lit").unwrap();
+        profiles.set_hearing(false);
+        profiles.put(&owner, profiles.stamp(&owner), Arc::default());
+        assert!(profiles.get(&owner).is_none());
+        profiles.set_hearing(true);
+        assert!(profiles.get(&owner).is_none());
+    }
+}

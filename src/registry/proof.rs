@@ -1,0 +1,168 @@
+//! Proofs of possession: a challenge, and a signature over it by the key.
+//!
+//! The signed bytes are `"fingerpost:prove:0" ‖ 0x00 ‖ component JID ‖ 0x00 ‖ bare JID ‖ 0x00 ‖ nonce`: no signature made
+//! for anything else is one of these, and none made for one component, user or challenge is good for another.
+
+use std::{collections::HashMap, sync::Mutex, sync::PoisonError, time::Duration};
+
+use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
+use jid::BareJid;
+use pgp::composed::{Deserializable, DetachedSignature, SignedPublicKey};
+use time::OffsetDateTime;
+use x509_parser::{
+    oid_registry::{
+        OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519,
+    },
+    prelude::{FromDer, X509Certificate},
+};
+
+use super::model::KeyId;
+use crate::print::Method;
+
+/// How long a challenge may be answered.
+pub const LIFETIME: Duration = Duration::from_secs(300);
+/// The most challenges of all users; the oldest is forgotten first.
+const MOST: usize = 10_000;
+const DOMAIN: &[u8] = b"fingerpost:prove:0";
+
+/// 32 random bytes.
+pub type Nonce = [u8; 32];
+
+/// Why a proof is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProofError {
+    /// Never asked for, used, too old, or another's.
+    #[error("there is no such challenge: ask for one, answer it within 5 minutes and only once")]
+    NoChallenge,
+    /// The signature is not one of these bytes by this key.
+    #[error(
+        "the signature does not verify: expected one over the challenge's bytes by the key itself"
+    )]
+    Signature,
+    /// The certificate has another kind of key.
+    #[error("expected a certificate with an Ed25519, ECDSA P-256 or RSA (2048 to 8192 bits) key")]
+    Algorithm,
+    /// Only prints are known.
+    #[error("the registry has only prints of this key: add it with its certificate first")]
+    NoMaterial,
+}
+
+/// Challenges that wait for their answers.
+#[derive(Debug, Default)]
+pub struct Challenges(Mutex<HashMap<KeyId, (BareJid, Nonce, OffsetDateTime)>>);
+
+impl Challenges {
+    /// Sets a challenge for a key of `owner`; it replaces an older one for that key. Gives when it ends.
+    pub fn set(
+        &self,
+        key: KeyId,
+        owner: &BareJid,
+        nonce: Nonce,
+        now: OffsetDateTime,
+    ) -> OffsetDateTime {
+        let mut challenges = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if challenges.len() >= MOST {
+            challenges.retain(|_, (_, _, expires)| *expires > now);
+        }
+        if challenges.len() >= MOST
+            && let Some(oldest) =
+                challenges.iter().min_by_key(|(_, (_, _, expires))| *expires).map(|(key, _)| *key)
+        {
+            challenges.remove(&oldest);
+        }
+        let expires = now + LIFETIME;
+        challenges.insert(key, (owner.clone(), nonce, expires));
+        expires
+    }
+
+    /// Takes the challenge for a key: whatever comes of it, it is used.
+    ///
+    /// # Errors
+    /// [`ProofError::NoChallenge`]
+    pub fn take(
+        &self,
+        key: KeyId,
+        owner: &BareJid,
+        now: OffsetDateTime,
+    ) -> Result<Nonce, ProofError> {
+        let mut challenges = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match challenges.get(&key) {
+            // Another user's challenge is not used up by a stranger.
+            Some((user, ..)) if user != owner => return Err(ProofError::NoChallenge),
+            _ => {}
+        }
+        challenges
+            .remove(&key)
+            .filter(|(_, _, expires)| now < *expires)
+            .map(|(_, nonce, _)| nonce)
+            .ok_or(ProofError::NoChallenge)
+    }
+}
+
+/// The bytes to be signed.
+pub fn message(component: &BareJid, owner: &BareJid, nonce: &Nonce) -> Vec<u8> {
+    [DOMAIN, component.as_str().as_bytes(), owner.as_str().as_bytes(), nonce].join(&0)
+}
+
+/// Checks a signature over `message` by the key of some material.
+///
+/// # Errors
+/// [`ProofError::Signature`], [`ProofError::Algorithm`].
+pub fn verify(
+    method: Method,
+    material: &[u8],
+    message: &[u8],
+    signature: &[u8],
+) -> Result<(), ProofError> {
+    match method {
+        Method::X509 => verify_x509(material, message, signature),
+        Method::OpenPgp => verify_openpgp(material, message, signature),
+        Method::Srp => Err(ProofError::Algorithm),
+    }
+}
+
+fn verify_x509(der: &[u8], message: &[u8], signature: &[u8]) -> Result<(), ProofError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| ProofError::Algorithm)?;
+    let key = certificate.public_key();
+    let kind = &key.algorithm.algorithm;
+    let curve = key.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
+    let algorithm: &'static dyn VerificationAlgorithm = if *kind == OID_SIG_ED25519 {
+        &signature::ED25519
+    } else if *kind == OID_KEY_TYPE_EC_PUBLIC_KEY && curve == Some(OID_EC_P256) {
+        &signature::ECDSA_P256_SHA256_ASN1
+    } else if *kind == OID_PKCS1_RSAENCRYPTION {
+        &signature::RSA_PSS_2048_8192_SHA256
+    } else {
+        return Err(ProofError::Algorithm);
+    };
+    UnparsedPublicKey::new(algorithm, &key.subject_public_key.data)
+        .verify(message, signature)
+        .map_err(|_| ProofError::Signature)
+}
+
+/// The primary key or a signing subkey may have made the signature; binary or armoured.
+fn verify_openpgp(certificate: &[u8], message: &[u8], signature: &[u8]) -> Result<(), ProofError> {
+    let certificate =
+        SignedPublicKey::from_bytes(certificate).map_err(|_| ProofError::Algorithm)?;
+    let signature = if signature.starts_with(b"-----BEGIN") {
+        DetachedSignature::from_armor_single(signature).map(|(signature, _)| signature)
+    } else {
+        DetachedSignature::from_bytes(signature)
+    };
+    let signature = signature.map_err(|_| ProofError::Signature)?;
+    if signature.verify(&certificate.primary_key, message).is_ok() {
+        return Ok(());
+    }
+    let bound = |subkey: &&pgp::composed::SignedPublicSubKey| {
+        subkey.verify_bindings(&certificate.primary_key).is_ok()
+            && subkey.signatures.iter().any(|binding| binding.key_flags().sign())
+    };
+    certificate
+        .public_subkeys
+        .iter()
+        .filter(bound)
+        .any(|subkey| signature.verify(&subkey.key, message).is_ok())
+        .then_some(())
+        .ok_or(ProofError::Signature)
+}

@@ -1,0 +1,603 @@
+//! The store's SQL, one text for both databases: each names its types and how a change begins, and includes this.
+//!
+//! Placeholders are `$1`, which both take. Times are microseconds since 1970.
+
+use std::{collections::HashMap, str::FromStr};
+
+use jid::BareJid;
+use sqlx::{Row as _, query::Query};
+use time::OffsetDateTime;
+
+use super::{Connection, Database, Db, Row, announce, begin};
+use crate::{
+    print::Print,
+    registry::{
+        model::{
+            Actor, Addition, Assurance, AuditEntry, Event, Key, KeyId, NewKey, NotAllowed, Party,
+            Settings,
+        },
+        store::{Added, Profile, StoreError},
+    },
+};
+
+/// The columns of a key, and where they come from.
+macro_rules! select_keys {
+    ($rest:literal) => {
+        concat!(
+            "SELECT keys.*, parties.jid,
+                    EXISTS (SELECT 1 FROM materials WHERE key_id = keys.id) AS has_material
+             FROM keys JOIN parties ON parties.id = keys.owner ",
+            $rest
+        )
+    };
+}
+
+type Arguments = <Db as sqlx::Database>::Arguments;
+
+fn query(text: &'static str) -> Query<'static, Db, Arguments> {
+    sqlx::query::<Db>(text)
+}
+
+fn micros(time: OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
+}
+
+fn moment(micros: i64) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000).ok()
+}
+
+fn inconsistent(table: &'static str, id: impl ToString) -> StoreError {
+    StoreError::Inconsistent { table, id: id.to_string() }
+}
+
+impl Database {
+    pub(in crate::registry) async fn ping(&self) -> Result<(), StoreError> {
+        query("SELECT 1 FROM keys LIMIT 1").fetch_optional(&self.0).await?;
+        Ok(())
+    }
+
+    pub(in crate::registry) async fn profile(
+        &self,
+        owner: &BareJid,
+    ) -> Result<Profile, StoreError> {
+        let mut db = self.0.acquire().await?;
+        let keys = keys_of(&mut db, owner).await?;
+        let settings = settings_of(&mut db, owner).await?;
+        Ok(Profile { keys, settings })
+    }
+
+    pub(in crate::registry) async fn key(&self, id: KeyId) -> Result<Option<Key>, StoreError> {
+        key(&mut *self.0.acquire().await?, id).await
+    }
+
+    pub(in crate::registry) async fn material(
+        &self,
+        id: KeyId,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let row = query("SELECT bytes FROM materials WHERE key_id = $1")
+            .bind(id.to_string())
+            .fetch_optional(&self.0)
+            .await?;
+        Ok(row.map(|row| row.try_get("bytes")).transpose()?)
+    }
+
+    pub(in crate::registry) async fn all(&self) -> Result<Vec<Key>, StoreError> {
+        let rows = query(select_keys!(
+            "WHERE parties.jid IS NOT NULL ORDER BY parties.jid, keys.created, keys.id"
+        ))
+        .fetch_all(&self.0)
+        .await?;
+        let prints = query("SELECT key_id, hash, bytes FROM prints ORDER BY key_id, position")
+            .fetch_all(&self.0)
+            .await?;
+        read_keys(&rows, &prints)
+    }
+
+    pub(in crate::registry) async fn owners_of(
+        &self,
+        print: &Print,
+    ) -> Result<Vec<BareJid>, StoreError> {
+        owners_of(&mut *self.0.acquire().await?, print).await
+    }
+
+    pub(in crate::registry) async fn add(
+        &self,
+        owner: &BareJid,
+        new: &NewKey,
+        limit: u32,
+        actor: &Actor,
+        now: OffsetDateTime,
+        id: KeyId,
+    ) -> Result<Added, StoreError> {
+        let mut tx = begin(&self.0).await?;
+        let own = keys_of(&mut tx, owner).await?;
+        let addition = Key::add(owner, new, &own, limit, now, id)?;
+        let mut also = Vec::new();
+        for print in new.prints() {
+            for other in owners_of(&mut tx, print).await? {
+                if other != *owner && !also.contains(&other) {
+                    also.push(other);
+                }
+            }
+        }
+        let (key, fresh, completed, superseded) = match addition {
+            Addition::Known { key, completed, superseded } => {
+                if completed {
+                    update(&mut tx, &key).await?;
+                    write_prints(&mut tx, &key, new.material()).await?;
+                    log(&mut tx, owner, actor, now, Some(key.id), &Event::Completed).await?;
+                }
+                (key, false, completed, superseded)
+            }
+            Addition::Fresh { key, superseded } => {
+                let party = party(&mut tx, owner).await?;
+                query(
+                    "INSERT INTO keys (id, owner, method, label, state, assurance, source, created,
+                                       changed, expires, replaced_by, reason)
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, NULL, NULL)",
+                )
+                .bind(key.id.to_string())
+                .bind(party)
+                .bind(key.method.as_str())
+                .bind(key.label.clone())
+                .bind(key.state.as_str())
+                .bind(key.assurance.as_str())
+                .bind(key.source.as_str())
+                .bind(micros(key.created))
+                .bind(micros(key.changed))
+                .bind(key.expires.map(micros))
+                .execute(&mut *tx)
+                .await?;
+                write_prints(&mut tx, &key, new.material()).await?;
+                log(&mut tx, owner, actor, now, Some(key.id), &Event::Added).await?;
+                for other in &also {
+                    let theirs = keys_of(&mut tx, other).await?;
+                    let shares = |theirs: &&Key| new.prints().iter().any(|print| theirs.has(print));
+                    if let Some(theirs) = theirs.iter().find(shares) {
+                        let by = Party::User(other.clone());
+                        let event = Event::AlsoOwned { by, key: theirs.id };
+                        log(&mut tx, owner, actor, now, Some(key.id), &event).await?;
+                    }
+                }
+                (key, true, false, superseded)
+            }
+        };
+        let changed = fresh || completed || superseded.is_some();
+        if let Some(old) = superseded {
+            update(&mut tx, &old).await?;
+            let event = Event::Superseded { by: key.id };
+            log(&mut tx, owner, actor, now, Some(old.id), &event).await?;
+        }
+        announce(&mut tx, owner).await?;
+        tx.commit().await?;
+        Ok(Added { key, fresh, changed, also_owned_by: also })
+    }
+
+    pub(in crate::registry) async fn revoke(
+        &self,
+        id: KeyId,
+        actor: &Actor,
+        reason: &str,
+        now: OffsetDateTime,
+    ) -> Result<(Key, bool), StoreError> {
+        let mut tx = begin(&self.0).await?;
+        let known = key(&mut tx, id).await?.ok_or(NotAllowed::NoSuchKey)?;
+        let Some(revoked) = known.revoke(actor, reason, now)? else { return Ok((known, false)) };
+        update(&mut tx, &revoked).await?;
+        log(&mut tx, &revoked.owner, actor, now, Some(id), &Event::Revoked).await?;
+        announce(&mut tx, &revoked.owner).await?;
+        tx.commit().await?;
+        Ok((revoked, true))
+    }
+
+    pub(in crate::registry) async fn raise(
+        &self,
+        id: KeyId,
+        to: Assurance,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<(Key, bool), StoreError> {
+        let mut tx = begin(&self.0).await?;
+        let known = key(&mut tx, id).await?.ok_or(NotAllowed::NoSuchKey)?;
+        let Some(raised) = known.raise(actor, to, now)? else { return Ok((known, false)) };
+        update(&mut tx, &raised).await?;
+        let event = if to == Assurance::Attested { Event::Attested } else { Event::Proven };
+        log(&mut tx, &raised.owner, actor, now, Some(id), &event).await?;
+        announce(&mut tx, &raised.owner).await?;
+        tx.commit().await?;
+        Ok((raised, true))
+    }
+
+    pub(in crate::registry) async fn set_settings(
+        &self,
+        owner: &BareJid,
+        settings: &Settings,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let mut tx = begin(&self.0).await?;
+        let party = party(&mut tx, owner).await?;
+        query(
+            "INSERT INTO settings (owner, visibility) VALUES ($1, $2)
+             ON CONFLICT (owner) DO UPDATE SET visibility = excluded.visibility",
+        )
+        .bind(party)
+        .bind(settings.visibility.as_str())
+        .execute(&mut *tx)
+        .await?;
+        query("DELETE FROM allowed WHERE owner = $1").bind(party).execute(&mut *tx).await?;
+        for jid in &settings.allowed {
+            query("INSERT INTO allowed (owner, jid) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+                .bind(party)
+                .bind(jid.as_str().to_owned())
+                .execute(&mut *tx)
+                .await?;
+        }
+        log(&mut tx, owner, actor, now, None, &Event::Settings).await?;
+        announce(&mut tx, owner).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    pub(in crate::registry) async fn erase(
+        &self,
+        owner: &BareJid,
+        hash: &str,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let mut tx = begin(&self.0).await?;
+        log(&mut tx, owner, actor, now, None, &Event::Erased).await?;
+        let party = party(&mut tx, owner).await?;
+        query("DELETE FROM settings WHERE owner = $1").bind(party).execute(&mut *tx).await?;
+        // One that took another's place goes first, or the reference would hold it.
+        query("DELETE FROM prints WHERE key_id IN (SELECT id FROM keys WHERE owner = $1)")
+            .bind(party)
+            .execute(&mut *tx)
+            .await?;
+        query("DELETE FROM materials WHERE key_id IN (SELECT id FROM keys WHERE owner = $1)")
+            .bind(party)
+            .execute(&mut *tx)
+            .await?;
+        query("DELETE FROM keys WHERE owner = $1").bind(party).execute(&mut *tx).await?;
+        query("UPDATE parties SET jid = NULL, erased = $2 WHERE id = $1")
+            .bind(party)
+            .bind(hash.to_owned())
+            .execute(&mut *tx)
+            .await?;
+        announce(&mut tx, owner).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    pub(in crate::registry) async fn audit(
+        &self,
+        owner: Option<&BareJid>,
+        limit: i64,
+    ) -> Result<Vec<AuditEntry>, StoreError> {
+        let rows = query(
+            "SELECT audit.*, owners.jid AS owner_jid, owners.erased AS owner_erased,
+                    actors.jid AS actor_jid, actors.erased AS actor_erased,
+                    others.jid AS other_jid, others.erased AS other_erased
+             FROM audit
+             JOIN parties AS owners ON owners.id = audit.owner
+             LEFT JOIN parties AS actors ON actors.id = audit.actor
+             LEFT JOIN parties AS others ON others.id = audit.other
+             WHERE $1 = '' OR owners.jid = $1
+             ORDER BY audit.seq DESC LIMIT $2",
+        )
+        .bind(owner.map(|jid| jid.as_str().to_owned()).unwrap_or_default())
+        .bind(limit)
+        .fetch_all(&self.0)
+        .await?;
+        rows.iter().rev().map(entry).collect()
+    }
+
+    pub(in crate::registry) async fn conflicts(&self) -> Result<Vec<Key>, StoreError> {
+        let rows = query(select_keys!(
+            "WHERE parties.jid IS NOT NULL AND keys.state <> 'revoked' AND EXISTS (
+                SELECT 1 FROM prints AS mine
+                JOIN prints AS theirs ON theirs.bytes = mine.bytes AND theirs.key_id <> mine.key_id
+                JOIN keys AS other ON other.id = theirs.key_id
+                WHERE mine.key_id = keys.id AND other.owner <> keys.owner
+                      AND other.state <> 'revoked')
+             ORDER BY parties.jid, keys.created, keys.id"
+        ))
+        .fetch_all(&self.0)
+        .await?;
+        let prints = query(
+            "SELECT key_id, hash, bytes FROM prints WHERE bytes IN (
+                SELECT bytes FROM prints GROUP BY bytes HAVING COUNT(*) > 1)
+             ORDER BY key_id, position",
+        )
+        .fetch_all(&self.0)
+        .await?;
+        read_keys(&rows, &prints)
+    }
+}
+
+async fn keys_of(db: &mut Connection, owner: &BareJid) -> Result<Vec<Key>, StoreError> {
+    let rows = query(select_keys!("WHERE parties.jid = $1 ORDER BY keys.created, keys.id"))
+        .bind(owner.as_str().to_owned())
+        .fetch_all(&mut *db)
+        .await?;
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let prints = query(
+        "SELECT prints.key_id, prints.hash, prints.bytes FROM prints
+         JOIN keys ON keys.id = prints.key_id JOIN parties ON parties.id = keys.owner
+         WHERE parties.jid = $1 ORDER BY prints.key_id, prints.position",
+    )
+    .bind(owner.as_str().to_owned())
+    .fetch_all(db)
+    .await?;
+    read_keys(&rows, &prints)
+}
+
+async fn key(db: &mut Connection, id: KeyId) -> Result<Option<Key>, StoreError> {
+    let rows = query(select_keys!("WHERE keys.id = $1 AND parties.jid IS NOT NULL"))
+        .bind(id.to_string())
+        .fetch_all(&mut *db)
+        .await?;
+    let prints =
+        query("SELECT key_id, hash, bytes FROM prints WHERE key_id = $1 ORDER BY position")
+            .bind(id.to_string())
+            .fetch_all(db)
+            .await?;
+    Ok(read_keys(&rows, &prints)?.pop())
+}
+
+async fn settings_of(db: &mut Connection, owner: &BareJid) -> Result<Option<Settings>, StoreError> {
+    let row = query(
+        "SELECT settings.owner, settings.visibility FROM settings
+         JOIN parties ON parties.id = settings.owner WHERE parties.jid = $1",
+    )
+    .bind(owner.as_str().to_owned())
+    .fetch_optional(&mut *db)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let party: i64 = row.try_get("owner")?;
+    let bad = || inconsistent("settings", party);
+    let visibility = row.try_get::<String, _>("visibility")?.parse().map_err(|_| bad())?;
+    let rows = query("SELECT jid FROM allowed WHERE owner = $1 ORDER BY jid")
+        .bind(party)
+        .fetch_all(db)
+        .await?;
+    let allowed = rows
+        .iter()
+        .map(|row| BareJid::new(&row.try_get::<String, _>("jid")?).map_err(|_| bad()))
+        .collect::<Result<_, StoreError>>()?;
+    Ok(Some(Settings { visibility, allowed }))
+}
+
+/// Rows of `keys` with their prints.
+fn read_keys(rows: &[Row], prints: &[Row]) -> Result<Vec<Key>, StoreError> {
+    let mut by_key: HashMap<String, Vec<Print>> = HashMap::new();
+    for row in prints {
+        let id: String = row.try_get("key_id")?;
+        let bytes: Vec<u8> = row.try_get("bytes")?;
+        let hash = row.try_get::<String, _>("hash")?.parse().ok();
+        let print = hash.and_then(|hash| Print::new(hash, &bytes).ok());
+        let print = print.ok_or_else(|| inconsistent("prints", &id))?;
+        by_key.entry(id).or_default().push(print);
+    }
+    rows.iter()
+        .map(|row| {
+            let id: String = row.try_get("id")?;
+            let prints = by_key.remove(&id).unwrap_or_default();
+            read_key(row, prints)?.ok_or_else(|| inconsistent("keys", &id))
+        })
+        .collect()
+}
+
+/// One row; `None` if it is not one that this program writes.
+fn read_key(row: &Row, prints: Vec<Print>) -> Result<Option<Key>, sqlx::Error> {
+    fn name<T: FromStr>(row: &Row, column: &str) -> Result<Option<T>, sqlx::Error> {
+        Ok(row.try_get::<String, _>(column)?.parse().ok())
+    }
+    let replaced_by: Option<String> = row.try_get("replaced_by")?;
+    let expires: Option<i64> = row.try_get("expires")?;
+    let parsed = (
+        name(row, "id")?,
+        BareJid::new(&row.try_get::<String, _>("jid")?).ok(),
+        name(row, "method")?,
+        name(row, "state")?,
+        name(row, "assurance")?,
+        name(row, "source")?,
+        moment(row.try_get("created")?),
+        moment(row.try_get("changed")?),
+    );
+    let (
+        Some(id),
+        Some(owner),
+        Some(method),
+        Some(state),
+        Some(assurance),
+        Some(source),
+        Some(created),
+        Some(changed),
+    ) = parsed
+    else {
+        return Ok(None);
+    };
+    Ok(Some(Key {
+        id,
+        owner,
+        method,
+        prints,
+        has_material: row.try_get("has_material")?,
+        label: row.try_get("label")?,
+        state,
+        assurance,
+        source,
+        created,
+        expires: expires.and_then(moment),
+        changed,
+        replaced_by: replaced_by.and_then(|text| text.parse().ok()),
+        reason: row.try_get::<Option<String>, _>("reason")?.unwrap_or_default(),
+    }))
+}
+
+async fn owners_of(db: &mut Connection, print: &Print) -> Result<Vec<BareJid>, StoreError> {
+    let rows = query(
+        "SELECT DISTINCT parties.jid
+         FROM prints
+         JOIN keys ON keys.id = prints.key_id
+         JOIN parties ON parties.id = keys.owner
+         WHERE prints.bytes = $1 AND parties.jid IS NOT NULL
+         ORDER BY parties.jid",
+    )
+    .bind(print.as_bytes().to_vec())
+    .fetch_all(db)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let jid: String = row.try_get("jid")?;
+            BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))
+        })
+        .collect()
+}
+
+/// The row of a user, made if there is none.
+async fn party(db: &mut Connection, jid: &BareJid) -> Result<i64, sqlx::Error> {
+    query("INSERT INTO parties (jid) VALUES ($1) ON CONFLICT (jid) DO NOTHING")
+        .bind(jid.as_str().to_owned())
+        .execute(&mut *db)
+        .await?;
+    query("SELECT id FROM parties WHERE jid = $1")
+        .bind(jid.as_str().to_owned())
+        .fetch_one(db)
+        .await?
+        .try_get("id")
+}
+
+async fn update(db: &mut Connection, key: &Key) -> Result<(), StoreError> {
+    let done = query(
+        "UPDATE keys SET state = $1, assurance = $2, changed = $3, expires = $4, replaced_by = $5,
+                         reason = $6 WHERE id = $7",
+    )
+    .bind(key.state.as_str())
+    .bind(key.assurance.as_str())
+    .bind(micros(key.changed))
+    .bind(key.expires.map(micros))
+    .bind(key.replaced_by.map(|id| id.to_string()))
+    .bind(key.reason.clone())
+    .bind(key.id.to_string())
+    .execute(db)
+    .await?;
+    if done.rows_affected() == 1 { Ok(()) } else { Err(inconsistent("keys", key.id)) }
+}
+
+async fn write_prints(
+    db: &mut Connection,
+    key: &Key,
+    material: Option<&[u8]>,
+) -> Result<(), sqlx::Error> {
+    let id = key.id.to_string();
+    query("DELETE FROM prints WHERE key_id = $1").bind(id.clone()).execute(&mut *db).await?;
+    for (position, print) in (0_i64..).zip(&key.prints) {
+        query("INSERT INTO prints (key_id, position, hash, bytes) VALUES ($1, $2, $3, $4)")
+            .bind(id.clone())
+            .bind(position)
+            .bind(print.hash().as_str())
+            .bind(print.as_bytes().to_vec())
+            .execute(&mut *db)
+            .await?;
+    }
+    if let Some(material) = material {
+        query(
+            "INSERT INTO materials (key_id, bytes) VALUES ($1, $2)
+             ON CONFLICT (key_id) DO UPDATE SET bytes = excluded.bytes",
+        )
+        .bind(id)
+        .bind(material.to_vec())
+        .execute(db)
+        .await?;
+    }
+    Ok(())
+}
+
+async fn log(
+    db: &mut Connection,
+    owner: &BareJid,
+    actor: &Actor,
+    now: OffsetDateTime,
+    id: Option<KeyId>,
+    event: &Event,
+) -> Result<(), sqlx::Error> {
+    let owner = party(db, owner).await?;
+    let (kind, actor) = match actor {
+        Actor::User(jid) => ("user", Some(party(db, jid).await?)),
+        Actor::Admin(jid) => ("admin", Some(party(db, jid).await?)),
+        Actor::Offline => ("offline", None),
+    };
+    let (other, other_key) = match event {
+        Event::AlsoOwned { by: Party::User(jid), key } => (Some(party(db, jid).await?), Some(key)),
+        Event::AlsoOwned { key, .. } => (None, Some(key)),
+        Event::Superseded { by } => (None, Some(by)),
+        _ => (None, None),
+    };
+    query(
+        "INSERT INTO audit (at, event, key_id, owner, actor_kind, actor, other, other_key)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(micros(now))
+    .bind(event.as_str())
+    .bind(id.map(|id| id.to_string()))
+    .bind(owner)
+    .bind(kind)
+    .bind(actor)
+    .bind(other)
+    .bind(other_key.map(ToString::to_string))
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+fn entry(row: &Row) -> Result<AuditEntry, StoreError> {
+    let seq: i64 = row.try_get("seq")?;
+    let bad = || inconsistent("audit", seq);
+    let person = |jid: &str, erased: &str| -> Result<Option<Party>, StoreError> {
+        let jid: Option<String> = row.try_get(jid)?;
+        let erased: Option<String> = row.try_get(erased)?;
+        match jid {
+            Some(jid) => Ok(Some(Party::User(BareJid::new(&jid).map_err(|_| bad())?))),
+            None => Ok(erased.map(Party::Erased)),
+        }
+    };
+    let kind: String = row.try_get("actor_kind")?;
+    let actor = match (kind.as_str(), person("actor_jid", "actor_erased")?) {
+        ("user", Some(Party::User(jid))) => Some(Actor::User(jid)),
+        ("admin", Some(Party::User(jid))) => Some(Actor::Admin(jid)),
+        ("offline", _) => Some(Actor::Offline),
+        _ => None,
+    };
+    let other_key: Option<String> = row.try_get("other_key")?;
+    let other_key = other_key.and_then(|text| text.parse().ok());
+    let name: String = row.try_get("event")?;
+    let event = match (name.as_str(), other_key) {
+        ("added", _) => Event::Added,
+        ("completed", _) => Event::Completed,
+        ("revoked", _) => Event::Revoked,
+        ("proven", _) => Event::Proven,
+        ("attested", _) => Event::Attested,
+        ("settings", _) => Event::Settings,
+        ("erased", _) => Event::Erased,
+        ("superseded", Some(by)) => Event::Superseded { by },
+        ("also-owned", Some(key)) => {
+            let by = person("other_jid", "other_erased")?.ok_or_else(bad)?;
+            Event::AlsoOwned { by, key }
+        }
+        _ => return Err(bad()),
+    };
+    let key: Option<String> = row.try_get("key_id")?;
+    Ok(AuditEntry {
+        seq,
+        at: moment(row.try_get("at")?).ok_or_else(bad)?,
+        owner: person("owner_jid", "owner_erased")?.ok_or_else(bad)?,
+        actor,
+        key: key.map(|id| id.parse().map_err(|_| bad())).transpose()?,
+        event,
+    })
+}
