@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs from Debian what the demo and the tests stand on, where it is missing:
-#   install-peers.sh [cc] [openssl] [prosody] [ejabberd] [python]
+#   install-peers.sh [cc] [openssl] [gnupg] [prosody] [ejabberd] [postgresql] [python]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
 
@@ -10,8 +10,11 @@ for what in "$@"; do
     case $what in
         cc) command -v cc >/dev/null || missing+=(build-essential) ;;
         openssl) command -v openssl >/dev/null || missing+=(openssl) ;;
+        gnupg) command -v gpg >/dev/null || missing+=(gnupg) ;;
         prosody) command -v prosody >/dev/null || { missing+=(prosody); servers+=(prosody); } ;;
         ejabberd) [ -e /usr/sbin/ejabberdctl ] || { missing+=(ejabberd); servers+=(ejabberd); } ;;
+        postgresql) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null \
+            || { missing+=(postgresql); servers+=(postgresql); } ;;
         python) python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv) ;;
         *) echo "install-peers.sh: unknown: $what" >&2; exit 2 ;;
     esac

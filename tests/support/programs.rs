@@ -36,6 +36,8 @@ pub struct Options {
     pub tap: bool,
     /// Another secret than the server's.
     pub secret: Option<String>,
+    /// Another database than a SQLite file of its own.
+    pub database: Option<String>,
 }
 
 impl Component {
@@ -56,12 +58,14 @@ impl Component {
         let secret = options.secret.as_deref().unwrap_or(SECRET);
         let text = format!(
             "[component]\njid = \"{COMPONENT}\"\nserver = \"{}\"\nsecret = \"{secret}\"\n\
-             [database]\nurl = \"sqlite:{}\"\n\
+             [database]\nurl = \"{}\"\n\
              [socks5]\nlisten = [\"127.0.0.1:{socks5}\"]\nadvertise = [\"127.0.0.1:{told}\"]\n\
              [http]\nlisten = \"\"\n\
              {}\n",
             server.component_address(),
-            folder.path().join("fingerpost.db").display(),
+            options.database.clone().unwrap_or_else(|| {
+                format!("sqlite:{}", folder.path().join("fingerpost.db").display())
+            }),
             options.more,
         );
         std::fs::write(&config, text).unwrap();

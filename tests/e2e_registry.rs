@@ -1,0 +1,125 @@
+//! The registry, end to end on a real XMPP server, on both databases.
+
+mod support;
+
+use serde_json::json;
+use support::postgres::Postgres;
+use support::programs::{Component, Options, Xtls, script};
+use support::servers::{Kind, Server};
+
+#[test]
+fn every_request_is_answered_as_promised_on_sqlite() {
+    every_request(None);
+}
+
+#[test]
+fn every_request_is_answered_as_promised_on_postgresql() {
+    every_request(Some(Postgres::start()));
+}
+
+/// Two Fingerposts share a database: what one acknowledges holds at the other at once.
+#[test]
+fn a_revocation_at_one_is_known_at_the_other() {
+    let postgres = Postgres::start();
+    let sites = [Server::start(Kind::Prosody), Server::start(Kind::Prosody)];
+    let components = sites.each_ref().map(|server| {
+        let options = Options { database: Some(postgres.url()), ..Options::default() };
+        Component::start(server, &options)
+    });
+    let alice = Xtls::with_key(&sites[0], "alice");
+    let bob = Xtls::login(&sites[1], "bob");
+    let state = || {
+        let seen = bob.run(["keys", alice.jid(), "--json"]);
+        assert_eq!(seen.code, 0, "{seen:?}\n{}", components[1].log());
+        seen.stdout
+    };
+    let before = state();
+    assert!(before.contains("active"), "{before}");
+    let id = key_id(&before);
+    let revoked = alice.run(["revoke", &id, "--reason", "lost"]);
+    assert_eq!(revoked.code, 0, "{revoked:?}");
+    let after = state();
+    assert!(after.contains("revoked"), "{after}");
+}
+
+/// The database goes away and comes back: who asks is told to wait, and nothing acknowledged is lost.
+#[test]
+fn a_database_that_goes_away_is_waited_for() {
+    let mut postgres = Postgres::start();
+    let server = Server::start(Kind::Prosody);
+    let options = Options { database: Some(postgres.url()), ..Options::default() };
+    let mut component = Component::start(&server, &options);
+    let alice = Xtls::with_key(&server, "alice");
+    let before = alice.run(["keys", "--json"]).stdout;
+    postgres.stop();
+    let request = "<iq from='[from]' to='[component]' id='k' type='get'><keys xmlns='urn:fingerpost:keys:0'/></iq>";
+    let ask = || script("probe.py", &server, json!({"stanzas": [{"id": "k", "xml": request}]}));
+    let answer = &ask()["k"];
+    assert_eq!(answer["condition"], "internal-server-error", "{answer}");
+    assert!(answer["xml"].as_str().unwrap().contains("wait"), "{answer}");
+    support::scenarios::assert_answers(&server);
+    postgres.start_again();
+    support::wait_for(
+        "the database",
+        std::time::Duration::from_secs(20),
+        || component.log(),
+        || ask()["k"]["type"] == "result",
+    );
+    assert_eq!(alice.run(["keys", "--json"]).stdout, before);
+    assert!(component.runs());
+}
+
+/// The id of the first key in what `xtls keys --json` prints.
+fn key_id(listed: &str) -> String {
+    let start = listed.find("\"id\":\"").unwrap() + 6;
+    listed[start..start + 32].to_owned()
+}
+
+fn every_request(postgres: Option<Postgres>) {
+    let server = Server::start(Kind::Prosody);
+    let database = postgres.as_ref().map(Postgres::url);
+    let more = "[limits]\nrequests_per_second = 1000\n".to_owned();
+    let component = Component::start(&server, &Options { database, more, ..Options::default() });
+    let report = script("keys.py", &server, json!({}));
+    let x509 = json!([["sha-1", "sha-256", "spki-sha-256"], "asserted", "proven"]);
+    for kind in ["ed25519", "rsa", "p256"] {
+        assert_eq!(report[kind], x509, "{kind}: {report}\n{}", component.log());
+    }
+    assert_eq!(report["gpg"], json!([true, true, "proven"]), "{report}");
+    for (name, expected) in [
+        ("same key", json!(true)),
+        ("replaced", json!("superseded")),
+        ("revoked", json!("revoked")),
+        ("material", json!(true)),
+        ("told", json!(true)),
+        ("default", json!("everyone")),
+        ("seen", json!(6)),
+        ("reached", json!(false)),
+        ("hidden keys", json!(true)),
+        ("hidden ping", json!(true)),
+        ("hidden key", json!(true)),
+        ("listed", json!(6)),
+        ("erased", json!([0, "everyone", 0])),
+    ] {
+        assert_eq!(report[name], expected, "{name}: {report}");
+    }
+    for (name, condition) in [
+        ("secret key", "bad-request"),
+        ("used", "item-not-found"),
+        ("other key", "bad-request"),
+        ("other component", "bad-request"),
+        ("other user", "bad-request"),
+        ("stranger's challenge", "item-not-found"),
+        ("revoked challenge", "bad-request"),
+        ("stranger's revoke", "item-not-found"),
+        ("bad settings", "bad-request"),
+        ("unconfirmed", "bad-request"),
+    ] {
+        let answer = report[name].as_str().unwrap_or_default();
+        assert!(answer.starts_with(condition), "{name}: {report}");
+    }
+    assert!(report["secret key"].as_str().unwrap().contains("private key"), "{report}");
+    let events = json!(["added", "proven", "revoked", "settings", "superseded"]);
+    assert_eq!(report["export"], json!([6, "listed", events]), "{report}");
+    assert!(!component.log().contains("PRIVATE"), "no log holds a private key");
+}

@@ -1,0 +1,121 @@
+//! A private PostgreSQL on loopback.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::process::{Process, read};
+use super::{free_port, wait_for};
+
+/// A running PostgreSQL with one database, `fingerpost`.
+pub struct Postgres {
+    // Dropped in this order: nothing writes into a folder that is being removed.
+    process: Process,
+    folder: TempDir,
+    port: u16,
+}
+
+impl Postgres {
+    /// Makes a cluster and starts it.
+    pub fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("fingerpost-postgres-").tempdir().unwrap();
+        if is_root() {
+            // It refuses to run as root.
+            let given = Command::new("chown").arg("postgres:").arg(folder.path()).status().unwrap();
+            assert!(given.success());
+        }
+        let data = folder.path().join("data");
+        let made = tool("initdb")
+            .args(["--username", "fingerpost", "--auth", "trust", "--encoding", "UTF8"])
+            .args(["--locale", "C", "--no-sync", "--pgdata"])
+            .arg(&data)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        let port = free_port();
+        let process = Self::launch(folder.path(), port);
+        let this = Self { process, folder, port };
+        this.wait();
+        let done = tool("createdb")
+            .args(["--host", "127.0.0.1", "--username", "fingerpost", "fingerpost", "--port"])
+            .arg(port.to_string())
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "createdb: {}", String::from_utf8_lossy(&done.stderr));
+        this
+    }
+
+    fn launch(folder: &Path, port: u16) -> Process {
+        let mut command = tool("postgres");
+        command.arg("-D").arg(folder.join("data")).arg("-p").arg(port.to_string()).args([
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "unix_socket_directories=",
+        ]);
+        Process::start(command, &folder.join("postgres.log"))
+    }
+
+    fn wait(&self) {
+        let log = self.folder.path().join("postgres.log");
+        wait_for(
+            "PostgreSQL",
+            Duration::from_secs(30),
+            || read(&log),
+            || {
+                tool("pg_isready")
+                    .args(["--quiet", "--host", "127.0.0.1", "--port"])
+                    .arg(self.port.to_string())
+                    .status()
+                    .is_ok_and(|status| status.success())
+            },
+        );
+    }
+
+    /// The address of the database.
+    pub fn url(&self) -> String {
+        format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", self.port)
+    }
+
+    /// Stops it as an operator would.
+    pub fn stop(&mut self) {
+        // INT: a fast shutdown, which does not wait for clients.
+        self.process.signal("INT");
+        self.process.wait(Duration::from_secs(20));
+    }
+
+    /// Starts it again.
+    pub fn start_again(&mut self) {
+        self.process = Self::launch(self.folder.path(), self.port);
+        self.wait();
+    }
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output().unwrap();
+    id.stdout.starts_with(b"0\n")
+}
+
+/// A program of PostgreSQL, of the latest version there is; not as root.
+fn tool(name: &str) -> Command {
+    let versions = Path::new("/usr/lib/postgresql");
+    let mut found: Vec<PathBuf> = std::fs::read_dir(versions)
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().path().join("bin").join(name))
+        .filter(|path| path.exists())
+        .collect();
+    found.sort();
+    let program = found.pop().unwrap_or_else(|| panic!("{name} is not there: run make test"));
+    if is_root() {
+        // setpriv replaces itself: signals reach the program.
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"]).arg(program);
+        command.current_dir("/");
+        command
+    } else {
+        Command::new(program)
+    }
+}
