@@ -16,6 +16,7 @@ use crate::{
     access::Access,
     broker::{Broker, presence::Presences},
     clock::{Clock, SystemClock},
+    commands::Commands,
     limits::Rates,
     mediator::table::Table,
     registry::{
@@ -74,6 +75,7 @@ pub struct Router {
     requests: Requests,
     broker: Broker,
     registry: Registry,
+    commands: Commands,
     table: Table,
     later: mpsc::Sender<Later>,
     presences: Presences,
@@ -99,6 +101,7 @@ impl Router {
     ) -> Self {
         let rates = Rates::new(options.requests_per_second);
         Self {
+            commands: Commands::new(registry.clone(), broker.clone()),
             options,
             outbound,
             requests,
@@ -343,7 +346,11 @@ impl Router {
         let answer = match (payload.name(), payload.ns().as_str()) {
             ("query", ns::DISCO_INFO) if get => match payload.attr("node") {
                 None => disco::info(&self.options.name, self.options.socks5, self.options.ibb),
-                Some(_) => return Err(Refusal::item_not_found("There is no such node")),
+                Some(ns::COMMANDS) => disco::commands(),
+                Some(node) => match self.commands.find(node) {
+                    Some(command) => disco::command(node, command.title),
+                    None => return Err(Refusal::item_not_found("There is no such node")),
+                },
             },
             ("query", ns::DISCO_ITEMS) if get => {
                 let mut query = Element::bare("query", ns::DISCO_ITEMS);
@@ -352,6 +359,15 @@ impl Router {
                         return Err(Refusal::item_not_found("There is no such node"));
                     }
                     xml::set(&mut query, "node", node);
+                    for command in self.commands.list() {
+                        let node = command.node();
+                        let item = [
+                            ("jid", self.options.jid.as_str()),
+                            ("node", node.as_str()),
+                            ("name", command.title),
+                        ];
+                        query.append_child(xml::element("item", ns::DISCO_ITEMS, &item));
+                    }
                 }
                 query
             }
@@ -385,6 +401,7 @@ impl Router {
             ("query", ns::BYTESTREAMS) if self.options.socks5 => {
                 return self.handle_bytestreams(stanza, payload, get);
             }
+            ("command", ns::COMMANDS) if !get => return self.handle_command(stanza, payload),
             (_, ns::KEYS) => return self.handle_keys(stanza, payload, get),
             _ => return Err(Refusal::service_unavailable()),
         };
@@ -442,6 +459,22 @@ impl Router {
                         let _ = later.send(Later::Notice(notice)).await;
                     }
                     stanza.result(answer)
+                }
+                Err(refusal) => stanza.refuse(&refusal),
+            }
+        })
+    }
+
+    fn handle_command(&self, stanza: &Stanza, payload: &Element) -> Result<(), Refusal> {
+        let (commands, payload) = (self.commands.clone(), payload.clone());
+        let (stanza, later) = (stanza.clone(), self.later.clone());
+        self.work(async move {
+            match commands.handle(&stanza.from, &payload, SystemClock.now()).await {
+                Ok((answer, notice)) => {
+                    if let Some(notice) = notice {
+                        let _ = later.send(Later::Notice(notice)).await;
+                    }
+                    stanza.result(Some(answer))
                 }
                 Err(refusal) => stanza.refuse(&refusal),
             }

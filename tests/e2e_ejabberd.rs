@@ -23,6 +23,7 @@ scenarios!(
     a_stream_that_is_not_tls_leaks_no_byte,
     nonsense_does_not_end_the_link,
     the_component_is_discovered,
+    users_run_commands,
     only_users_may_use_it,
     what_cannot_be_brokered_is_refused,
     a_restart_of_the_server_is_survived,

@@ -34,7 +34,7 @@ use crate::{
     registry::{Registry, model::Key},
     xmpp::{
         iq::{Answer, Requests, random_id},
-        jid::proxied,
+        jid::{proxied, unproxied},
         ns,
         stanza::{Refusal, Stanza},
     },
@@ -104,8 +104,21 @@ pub struct Options {
 /// Addresses of one leg: the user's, and ours towards it.
 type Pair = (Jid, Jid);
 
+/// A session as its user sees it.
+#[derive(Clone, Debug)]
+pub struct SessionInfo {
+    /// Its name, here and in the log.
+    pub id: String,
+    /// The other user.
+    pub peer: BareJid,
+    /// For how long.
+    pub age: Duration,
+}
+
 #[derive(Debug)]
 struct Entry {
+    id: String,
+    began: Instant,
     sid: String,
     side: Side,
     inbox: mpsc::Sender<Input>,
@@ -324,6 +337,8 @@ impl Broker {
             (initiator.user.clone(), initiator.mask.clone()),
             (responder.user.clone(), responder.mask.clone()),
         ];
+        let id = random_id()[..8].to_owned();
+        let began = Instant::now();
         let (inbox, inputs) = mpsc::channel(INBOX);
         let (leg, ibb) = match transport {
             Some(Transport::Ibb { namespace, sid, block_size }) if options.ibb => {
@@ -358,12 +373,16 @@ impl Broker {
                 return Err(Refusal::new("cancel", "conflict", "The session exists already"));
             }
             entries.push(Entry {
+                id: id.clone(),
+                began,
                 sid: initiator.sid.clone(),
                 side: Side::Initiator,
                 inbox: inbox.clone(),
                 ibb,
             });
             state.sessions.entry(pairs[1].clone()).or_default().push(Entry {
+                id: id.clone(),
+                began,
                 sid: responder.sid.clone(),
                 side: Side::Responder,
                 inbox,
@@ -388,7 +407,7 @@ impl Broker {
             Instant::now(),
         );
         let driver = Driver::new(Arc::clone(shared), peers, machine);
-        let span = tracing::info_span!("session", id = &random_id()[..8]);
+        let span = tracing::info_span!("session", id);
         self.tasks.spawn(tracing::Instrument::instrument(
             async move {
                 let _guard = guard;
@@ -448,6 +467,40 @@ impl Broker {
                 }
             }
         }
+    }
+
+    /// The sessions of a user.
+    pub fn sessions_of(&self, user: &BareJid) -> Vec<SessionInfo> {
+        let state = self.shared.lock();
+        let mut found: Vec<SessionInfo> = state
+            .sessions
+            .iter()
+            .filter(|((known, _), _)| known.to_bare() == *user)
+            .flat_map(|((_, mask), entries)| entries.iter().map(move |entry| (mask, entry)))
+            .map(|(mask, entry)| SessionInfo {
+                id: entry.id.clone(),
+                peer: unproxied(mask, &self.shared.options.jid)
+                    .map_or_else(|| mask.to_bare(), |jid| jid.to_bare()),
+                age: entry.began.elapsed(),
+            })
+            .collect();
+        found.sort_by_key(|session| std::cmp::Reverse(session.age));
+        found
+    }
+
+    /// Ends a session, if it is one of `user`'s; `None`: whosever. Says whether there is one.
+    pub fn end_session(&self, id: &str, user: Option<&BareJid>) -> bool {
+        let state = self.shared.lock();
+        let mut found = false;
+        for ((known, _), entries) in &state.sessions {
+            if user.is_some_and(|user| known.to_bare() != *user) {
+                continue;
+            }
+            for entry in entries.iter().filter(|entry| entry.id == id) {
+                found |= entry.inbox.try_send(Input::End).is_ok();
+            }
+        }
+        found
     }
 
     /// Takes no more sessions; those without a stream end now, the others at the deadline.

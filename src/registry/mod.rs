@@ -330,6 +330,11 @@ impl Registry {
         Ok(())
     }
 
+    /// The component's address, which proofs are bound to.
+    pub fn component(&self) -> &BareJid {
+        &self.options.component
+    }
+
     /// The store, for what only admins ask.
     pub fn store(&self) -> &Store {
         &self.store

@@ -4,6 +4,31 @@ use minidom::Element;
 
 use super::{ns, xml};
 
+/// The answer to disco#info at a command's node (XEP-0050, 2.3).
+pub fn command(node: &str, title: &str) -> Element {
+    let mut query = xml::element("query", ns::DISCO_INFO, &[("node", node)]);
+    query.append_child(xml::element(
+        "identity",
+        ns::DISCO_INFO,
+        &[("category", "automation"), ("type", "command-node"), ("name", title)],
+    ));
+    for feature in [ns::COMMANDS, ns::DATA] {
+        query.append_child(xml::element("feature", ns::DISCO_INFO, &[("var", feature)]));
+    }
+    query
+}
+
+/// The answer to disco#info at the node of all commands.
+pub fn commands() -> Element {
+    let mut query = xml::element("query", ns::DISCO_INFO, &[("node", ns::COMMANDS)]);
+    query.append_child(xml::element(
+        "identity",
+        ns::DISCO_INFO,
+        &[("category", "automation"), ("type", "command-list"), ("name", "Commands")],
+    ));
+    query
+}
+
 /// The answer to disco#info: identities, then features.
 pub fn info(name: &str, socks5: bool, ibb: bool) -> Element {
     let mut query = Element::bare("query", ns::DISCO_INFO);
@@ -21,6 +46,8 @@ pub fn info(name: &str, socks5: bool, ibb: bool) -> Element {
     let mut features = vec![
         ns::DISCO_INFO,
         ns::DISCO_ITEMS,
+        ns::COMMANDS,
+        ns::DATA,
         ns::PING,
         ns::VERSION,
         ns::LAST,

@@ -16,6 +16,10 @@ pub const DISCO_INFO: &str = "http://jabber.org/protocol/disco#info";
 pub const DISCO_ITEMS: &str = "http://jabber.org/protocol/disco#items";
 /// Ad-hoc commands (XEP-0050).
 pub const COMMANDS: &str = "http://jabber.org/protocol/commands";
+/// Data forms (XEP-0004).
+pub const DATA: &str = "jabber:x:data";
+/// What the nodes of our commands begin with.
+pub const COMMAND_NODES: &str = "urn:fingerpost:cmd:";
 /// Last activity (XEP-0012).
 pub const LAST: &str = "jabber:iq:last";
 /// Software version (XEP-0092).

@@ -428,6 +428,37 @@ pub fn a_wrong_secret_ends_with_status_77(kind: Kind) {
     assert!(!log.contains("not-the-secret"), "{log}");
 }
 
+/// The ad-hoc commands of users: forms, pages back and forth, mistakes shown again.
+pub fn users_run_commands(kind: Kind) {
+    let server = Server::start(kind);
+    let component = Component::start(&server, &Options::default());
+    let report = script("commands.py", &server, json!({}));
+    let expected = json!({
+        "listed": ["add", "erase", "export", "keys", "lookup", "prove", "revoke", "sessions", "settings"],
+        "identity": [["automation", "command-node"]],
+        "add 1": ["executing", ["next"], ["label", "material", "method", "print", "replaces"]],
+        "mistake": ["executing", ["error"], "laptop"],
+        "add 2": ["executing", ["complete", "prev"]],
+        "back": ["executing", "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38"],
+        "added": ["completed", ["notebook"], ["active"]],
+        "keys": ["completed", true],
+        "lookup": ["completed", []],
+        "settings": "everyone",
+        "changed": ["listed", ["bob@example.test"]],
+        "cancelled": "canceled",
+        "unsure": ["executing", ["error"]],
+        "revoked": ["completed", ["revoked"]],
+        "sessions": "completed",
+        "export": true,
+        "unconfirmed": ["executing", ["error"]],
+        "erased": ["completed", []],
+        "no such command": "item-not-found",
+        "no way back": "bad-request",
+        "used session": "bad-request",
+    });
+    assert_eq!(report, expected, "{}", component.log());
+}
+
 /// Only users may use the service, and a blocked one may not; everyone else is told so, and callees need not be users.
 pub fn only_users_may_use_it(kind: Kind) {
     let server = Server::start(kind);

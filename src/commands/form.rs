@@ -1,0 +1,159 @@
+//! Data forms (XEP-0004), as far as the commands need them.
+
+use std::collections::HashMap;
+
+use minidom::Element;
+
+use crate::xmpp::{ns, xml};
+
+/// The most values that are read of one field, and the longest value: what a form may make us keep.
+const LIMITS: (usize, usize) = (512, 32 * 1024);
+
+/// What a user has put into fields so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Values(HashMap<String, Vec<String>>);
+
+impl Values {
+    /// Takes over what a submitted form says. Fields that are not in it stay as they are.
+    pub(super) fn submit(&mut self, form: &Element) {
+        for field in form.children().filter(|child| child.is("field", ns::DATA)).take(32) {
+            let Some(var) = field.attr("var").filter(|var| var.len() <= 64) else { continue };
+            let values = field
+                .children()
+                .filter(|child| child.is("value", ns::DATA))
+                .map(Element::text)
+                .filter(|value| value.len() <= LIMITS.1)
+                .take(LIMITS.0)
+                .collect();
+            self.0.insert(var.to_owned(), values);
+        }
+    }
+
+    /// The first value of a field, without space around it; empty if there is none.
+    pub(super) fn one(&self, var: &str) -> &str {
+        self.0.get(var).and_then(|values| values.first()).map_or("", |value| value.trim())
+    }
+
+    /// All values of a field, as lines.
+    pub(super) fn lines(&self, var: &str) -> String {
+        self.0.get(var).map(|values| values.join("\n")).unwrap_or_default()
+    }
+
+    /// All values of a field that are not empty.
+    pub(super) fn all(&self, var: &str) -> impl Iterator<Item = &str> {
+        self.0.get(var).into_iter().flatten().map(|value| value.trim()).filter(|v| !v.is_empty())
+    }
+
+    /// Whether a boolean field is set.
+    pub(super) fn is_true(&self, var: &str) -> bool {
+        matches!(self.one(var), "1" | "true")
+    }
+}
+
+/// A form to be filled in, or a result to be read.
+#[derive(Clone, Debug)]
+pub(super) struct Form(Element);
+
+impl Form {
+    /// A form to be filled in.
+    pub(super) fn new(title: &str, instructions: &str) -> Self {
+        Self::of("form", title).text("instructions", instructions)
+    }
+
+    /// A result to be read.
+    pub(super) fn result(title: &str) -> Self {
+        Self::of("result", title)
+    }
+
+    fn of(type_: &str, title: &str) -> Self {
+        Self(xml::element("x", ns::DATA, &[("type", type_)])).text("title", title)
+    }
+
+    fn text(mut self, name: &str, text: &str) -> Self {
+        if !text.is_empty() {
+            self.0.append_child(with_text(name, text));
+        }
+        self
+    }
+
+    /// A field with the values it has now.
+    pub(super) fn field(mut self, type_: &str, var: &str, label: &str, values: &[&str]) -> Self {
+        let mut field =
+            xml::element("field", ns::DATA, &[("type", type_), ("var", var), ("label", label)]);
+        for value in values {
+            field.append_child(with_text("value", value));
+        }
+        self.0.append_child(field);
+        self
+    }
+
+    /// Like [`Form::field`], and it must be filled in.
+    pub(super) fn required(self, type_: &str, var: &str, label: &str, values: &[&str]) -> Self {
+        let mut form = self.field(type_, var, label, values);
+        form.last_field(|field| {
+            field.append_child(Element::bare("required", ns::DATA));
+        });
+        form
+    }
+
+    /// A field of which one option is chosen: label and value of each.
+    pub(super) fn choice(
+        self,
+        var: &str,
+        label: &str,
+        chosen: &str,
+        options: impl IntoIterator<Item = (String, String)>,
+    ) -> Self {
+        let values = [chosen];
+        let values = if chosen.is_empty() { &values[..0] } else { &values[..] };
+        let mut form = self.field("list-single", var, label, values);
+        form.last_field(|field| {
+            for (label, value) in options {
+                let mut option = xml::element("option", ns::DATA, &[("label", &label)]);
+                option.append_child(with_text("value", &value));
+                field.append_child(option);
+            }
+        });
+        form
+    }
+
+    fn last_field(&mut self, change: impl FnOnce(&mut Element)) {
+        if let Some(field) = self.0.children_mut().last() {
+            change(field);
+        }
+    }
+
+    /// A table: variables with their labels, then rows.
+    pub(super) fn table(mut self, columns: &[(&str, &str)], rows: Vec<Vec<String>>) -> Self {
+        let mut reported = Element::bare("reported", ns::DATA);
+        for (var, label) in columns {
+            reported.append_child(xml::element(
+                "field",
+                ns::DATA,
+                &[("var", var), ("label", label), ("type", "text-single")],
+            ));
+        }
+        self.0.append_child(reported);
+        for row in rows {
+            let mut item = Element::bare("item", ns::DATA);
+            for ((var, _), value) in columns.iter().zip(row) {
+                let mut field = xml::element("field", ns::DATA, &[("var", var)]);
+                field.append_child(with_text("value", &value));
+                item.append_child(field);
+            }
+            self.0.append_child(item);
+        }
+        self
+    }
+
+    /// The `<x/>` element.
+    pub(super) fn into_element(self) -> Element {
+        self.0
+    }
+}
+
+fn with_text(name: &str, text: &str) -> Element {
+    let mut element = Element::bare(name, ns::DATA);
+    element.append_text(text);
+    element
+}

@@ -1,0 +1,306 @@
+//! Ad-hoc commands (XEP-0050): the registry and the user's sessions, in any client that shows forms.
+//!
+//! A command is a row of pages (`user.rs`). [`Commands`] keeps where each user is in it, goes forth and back, and shows
+//! a page again with a note when what was put in cannot be. Spec: XEP-0050 1.3.0, XEP-0004 2.13.1.
+
+mod form;
+mod user;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use jid::Jid;
+use minidom::Element;
+use time::OffsetDateTime;
+
+use self::form::{Form, Values};
+use crate::{
+    broker::Broker,
+    registry::{Notice, Registry, RegistryError, store::StoreError},
+    xmpp::{iq::random_id, ns, stanza::Refusal, xml},
+};
+
+/// How long a user may think about a form.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// Commands that are under way, in all and for each user.
+const LIMITS: (usize, usize) = (5_000, 16);
+
+/// A command: its node and its title.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// The part of the node after `urn:fingerpost:cmd:`.
+    pub name: &'static str,
+    /// What a person reads in the list.
+    pub title: &'static str,
+}
+
+impl Command {
+    /// The whole node.
+    pub fn node(&self) -> String {
+        format!("{}{}", ns::COMMAND_NODES, self.name)
+    }
+}
+
+/// What comes of the forms submitted so far.
+enum Page {
+    /// Another form; whether it is the last one.
+    Form(Form, bool),
+    /// The end: what there is to read, a sentence, and what the owner of a changed key is told.
+    Done(Option<Form>, &'static str, Option<Notice>),
+}
+
+/// Why there is no next page.
+enum Stop {
+    /// The last form is shown again with this.
+    Input(String),
+    /// It ends.
+    Refused(Refusal),
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NotAllowed(error) => Self::Input(error.to_string()),
+            error => Self::Refused(error.into()),
+        }
+    }
+}
+
+impl From<RegistryError> for Stop {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Store(error) => error.into(),
+            RegistryError::Proof(error) => Self::Input(error.to_string()),
+        }
+    }
+}
+
+/// Where a user is in a command.
+#[derive(Clone, Debug)]
+struct Progress {
+    from: Jid,
+    command: Command,
+    /// How many forms have been submitted.
+    stage: usize,
+    last: bool,
+    values: Values,
+    until: Instant,
+}
+
+/// All commands that are under way. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Commands {
+    registry: Registry,
+    broker: Broker,
+    under_way: Arc<Mutex<HashMap<String, Progress>>>,
+}
+
+impl Commands {
+    /// Commands on the registry and the broker.
+    pub fn new(registry: Registry, broker: Broker) -> Self {
+        Self { registry, broker, under_way: Arc::default() }
+    }
+
+    /// The commands that a user may run.
+    pub fn list(&self) -> &'static [Command] {
+        &user::COMMANDS
+    }
+
+    /// The command of a node.
+    pub fn find(&self, node: &str) -> Option<Command> {
+        let name = node.strip_prefix(ns::COMMAND_NODES)?;
+        user::COMMANDS.iter().find(|command| command.name == name).copied()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Progress>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers a `<command/>` of the user at `from`.
+    ///
+    /// # Errors
+    /// What the user is told if there is no such command, session or action.
+    pub async fn handle(
+        &self,
+        from: &Jid,
+        request: &Element,
+        now: OffsetDateTime,
+    ) -> Result<(Element, Option<Notice>), Refusal> {
+        let command = self
+            .find(request.attr("node").unwrap_or_default())
+            .ok_or_else(|| Refusal::item_not_found("There is no such command"))?;
+        let action = request.attr("action").unwrap_or("execute");
+        let form = request.children().find(|child| child.is("x", ns::DATA));
+        let (id, mut progress) = match request.attr("sessionid").filter(|id| !id.is_empty()) {
+            Some(id) => (id.to_owned(), self.resume(id, from, command)?),
+            None => {
+                if !matches!(action, "execute" | "next" | "complete") {
+                    return Err(bad("bad-action", "There is nothing to go back to"));
+                }
+                let fresh = Progress {
+                    from: from.clone(),
+                    command,
+                    stage: 0,
+                    last: false,
+                    values: Values::default(),
+                    until: Instant::now() + PATIENCE,
+                };
+                (random_id(), fresh)
+            }
+        };
+        let resumed = request.attr("sessionid").is_some();
+        let cancels = form.is_some_and(|form| form.attr("type") == Some("cancel"));
+        match action {
+            "cancel" => return Ok((self.cancelled(&id, command), None)),
+            _ if cancels => return Ok((self.cancelled(&id, command), None)),
+            "prev" => {
+                progress.stage = progress
+                    .stage
+                    .checked_sub(1)
+                    .ok_or_else(|| bad("bad-action", "This is the first page"))?;
+            }
+            "execute" | "next" | "complete" if resumed => {
+                let fits = match action {
+                    "next" => !progress.last,
+                    "complete" => progress.last,
+                    _ => true,
+                };
+                if !fits {
+                    return Err(bad("bad-action", "This page does not have that action"));
+                }
+                if let Some(form) = form {
+                    progress.values.submit(form);
+                }
+                progress.stage += 1;
+            }
+            "execute" | "next" | "complete" => {}
+            _ => {
+                return Err(bad(
+                    "malformed-action",
+                    "The action must be execute, next, prev, complete or cancel",
+                ));
+            }
+        }
+        let page = match self.page(&progress, now).await {
+            Ok(page) => page,
+            Err(Stop::Refused(refusal)) => {
+                self.lock().remove(&id);
+                return Err(refusal);
+            }
+            Err(Stop::Input(text)) if progress.stage > 0 => {
+                progress.stage -= 1;
+                match self.page(&progress, now).await {
+                    Ok(page) => {
+                        let answer = self.show(id, progress, page, Some(&text));
+                        return Ok((answer, None));
+                    }
+                    Err(Stop::Refused(refusal)) => return Err(refusal),
+                    Err(Stop::Input(text)) => return Err(Refusal::bad_request(text)),
+                }
+            }
+            Err(Stop::Input(text)) => return Err(Refusal::bad_request(text)),
+        };
+        let notice = match &page {
+            Page::Done(_, _, notice) => notice.clone(),
+            Page::Form(..) => None,
+        };
+        Ok((self.show(id, progress, page, None), notice))
+    }
+
+    fn resume(&self, id: &str, from: &Jid, command: Command) -> Result<Progress, Refusal> {
+        let under_way = self.lock();
+        match under_way.get(id) {
+            Some(progress) if progress.from == *from && progress.command == command => {
+                if progress.until > Instant::now() {
+                    Ok(progress.clone())
+                } else {
+                    Err(Refusal::new("cancel", "not-allowed", "The form was left for too long")
+                        .with_extra("session-expired", ns::COMMANDS))
+                }
+            }
+            _ => Err(bad("bad-sessionid", "There is no such session of this command")),
+        }
+    }
+
+    fn cancelled(&self, id: &str, command: Command) -> Element {
+        self.lock().remove(id);
+        answer(command, id, "canceled")
+    }
+
+    /// Shows a page, with a note of type error if what was put in cannot be.
+    fn show(&self, id: String, mut progress: Progress, page: Page, error: Option<&str>) -> Element {
+        match page {
+            Page::Done(form, text, _) => {
+                self.lock().remove(&id);
+                let mut element = answer(progress.command, &id, "completed");
+                if !text.is_empty() {
+                    element.append_child(note("info", text));
+                }
+                if let Some(form) = form {
+                    element.append_child(form.into_element());
+                }
+                element
+            }
+            Page::Form(form, last) => {
+                let mut element = answer(progress.command, &id, "executing");
+                let forth = if last { "complete" } else { "next" };
+                let mut actions = xml::element("actions", ns::COMMANDS, &[("execute", forth)]);
+                if progress.stage > 0 {
+                    actions.append_child(Element::bare("prev", ns::COMMANDS));
+                }
+                actions.append_child(Element::bare(forth, ns::COMMANDS));
+                element.append_child(actions);
+                if let Some(text) = error {
+                    element.append_child(note("error", text));
+                }
+                element.append_child(form.into_element());
+                progress.last = last;
+                progress.until = Instant::now() + PATIENCE;
+                self.keep(id, progress);
+                element
+            }
+        }
+    }
+
+    /// Remembers where a user is; the oldest that there is no room for is forgotten.
+    fn keep(&self, id: String, progress: Progress) {
+        let mut under_way = self.lock();
+        let now = Instant::now();
+        if under_way.len() >= LIMITS.0 {
+            under_way.retain(|_, progress| progress.until > now);
+        }
+        let user = progress.from.to_bare();
+        let mine = under_way.iter().filter(|(_, other)| other.from.to_bare() == user);
+        let oldest = mine.clone().min_by_key(|(_, other)| other.until).map(|(id, _)| id.clone());
+        if mine.count() >= LIMITS.1
+            && !under_way.contains_key(&id)
+            && let Some(oldest) = oldest
+        {
+            under_way.remove(&oldest);
+        }
+        if under_way.len() < LIMITS.0 || under_way.contains_key(&id) {
+            under_way.insert(id, progress);
+        }
+    }
+}
+
+fn answer(command: Command, id: &str, status: &str) -> Element {
+    xml::element(
+        "command",
+        ns::COMMANDS,
+        &[("node", &command.node()), ("sessionid", id), ("status", status)],
+    )
+}
+
+fn note(type_: &str, text: &str) -> Element {
+    let mut note = xml::element("note", ns::COMMANDS, &[("type", type_)]);
+    note.append_text(text);
+    note
+}
+
+fn bad(condition: &'static str, text: &str) -> Refusal {
+    Refusal::bad_request(text).with_extra(condition, ns::COMMANDS)
+}

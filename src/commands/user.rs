@@ -1,0 +1,391 @@
+//! The commands of users: each a row of pages.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use jid::BareJid;
+use time::OffsetDateTime;
+
+use super::{
+    Command, Commands, Page, Progress, Stop,
+    form::{Form, Values},
+};
+use crate::{
+    print::{Method, Print},
+    registry::{
+        material::Material,
+        model::{
+            ALLOWED_MAX, Actor, Key, KeyId, NewKey, Settings, Source, State, Visibility,
+            check_reason, stamp,
+        },
+        proof,
+    },
+    xmpp::stanza::Refusal,
+};
+
+/// All of them, in the order in which they are listed.
+pub(super) const COMMANDS: [Command; 9] = [
+    Command { name: "keys", title: "List my keys" },
+    Command { name: "lookup", title: "Look up a user's keys" },
+    Command { name: "add", title: "Add a key" },
+    Command { name: "revoke", title: "Revoke a key" },
+    Command { name: "prove", title: "Prove that a key is mine" },
+    Command { name: "settings", title: "Choose who may see my keys" },
+    Command { name: "sessions", title: "List my sessions, or end one" },
+    Command { name: "export", title: "Export all that is held about me" },
+    Command { name: "erase", title: "Erase all that is held about me" },
+];
+
+fn input(error: impl std::fmt::Display) -> Stop {
+    Stop::Input(error.to_string())
+}
+
+impl Commands {
+    /// The page that follows the forms submitted so far.
+    pub(super) async fn page(
+        &self,
+        progress: &Progress,
+        now: OffsetDateTime,
+    ) -> Result<Page, Stop> {
+        let (stage, values) = (progress.stage, &progress.values);
+        match (progress.command.name, stage) {
+            ("keys", _) => {
+                let me = progress.from.to_bare();
+                let keys = self.registry.profile(&me).await?.keys.clone();
+                Ok(Page::Done(Some(key_table("My keys", &keys)), "", None))
+            }
+            ("lookup", 0) => Ok(Page::Form(
+                Form::new("Look up keys", "Whose keys do you want to see?").required(
+                    "jid-single",
+                    "jid",
+                    "The user's address",
+                    &[values.one("jid")],
+                ),
+                true,
+            )),
+            ("lookup", _) => {
+                let owner = BareJid::new(values.one("jid"))
+                    .map_err(|_| input("Expected an address like romeo@montague.lit"))?;
+                let keys =
+                    self.registry.visible_keys(&progress.from.to_bare(), &owner).await?;
+                Ok(Page::Done(Some(key_table(&format!("Keys of {owner}"), &keys)), "", None))
+            }
+            ("add", stage) => self.add(progress, stage, now).await,
+            ("revoke", stage) => self.revoke(progress, stage, now).await,
+            ("prove", stage) => self.prove(progress, stage, now).await,
+            ("settings", stage) => self.settings(progress, stage, now).await,
+            ("sessions", stage) => self.sessions(progress, stage),
+            ("export", _) => {
+                let export = self.registry.export(&progress.from.to_bare()).await?;
+                let text = String::from(&export);
+                let form = Form::result("All that is held about me").field(
+                    "text-multi",
+                    "export",
+                    "As XML",
+                    &text.lines().collect::<Vec<_>>(),
+                );
+                Ok(Page::Done(Some(form), "", None))
+            }
+            ("erase", 0) => Ok(Page::Form(
+                Form::new(
+                    "Erase",
+                    "Your keys, proofs and settings will be deleted, for good. To confirm, write your own address.",
+                )
+                .required("jid-single", "confirm", "Your address", &[]),
+                true,
+            )),
+            ("erase", _) => {
+                let me = progress.from.to_bare();
+                if BareJid::new(values.one("confirm")).ok().as_ref() != Some(&me) {
+                    return Err(input("That is not your own address: nothing was deleted"));
+                }
+                self.registry.erase(&me, &Actor::User(me.clone()), now).await?;
+                Ok(Page::Done(None, "All that was held about you has been deleted.", None))
+            }
+            _ => Err(Stop::Refused(Refusal::item_not_found("There is no such command"))),
+        }
+    }
+
+    async fn add(
+        &self,
+        progress: &Progress,
+        stage: usize,
+        now: OffsetDateTime,
+    ) -> Result<Page, Stop> {
+        let values = &progress.values;
+        let me = progress.from.to_bare();
+        if stage == 0 {
+            let keys = self.registry.profile(&me).await?.keys.clone();
+            let methods = ["x509", "openpgp"].map(|name| (name.to_owned(), name.to_owned()));
+            let method =
+                if values.one("method").is_empty() { "x509" } else { values.one("method") };
+            let none = ("(none)".to_owned(), String::new());
+            let material = values.lines("material");
+            let form = Form::new(
+                "Add a key",
+                "Give the certificate itself, as PEM or armour, or only its print. Never send a private key.",
+            )
+            .choice("method", "Kind of key", method, methods)
+            .field("text-single", "label", "A name for it", &[values.one("label")])
+            .field(
+                "text-multi",
+                "material",
+                "The certificate",
+                &material.lines().collect::<Vec<_>>(),
+            )
+            .field("text-single", "print", "Or its print, hexadecimal", &[values.one("print")])
+            .choice(
+                "replaces",
+                "It takes the place of",
+                values.one("replaces"),
+                std::iter::once(none).chain(active(&keys)),
+            );
+            return Ok(Page::Form(form, false));
+        }
+        let new = read_new(values)?;
+        if stage == 1 {
+            let prints: Vec<String> = new.prints().iter().map(described).collect();
+            let prints: Vec<&str> = prints.iter().map(String::as_str).collect();
+            let form = Form::new("Add this key?", "Compare the prints with those that you know.")
+                .field("fixed", "", "Prints", &prints);
+            return Ok(Page::Form(form, true));
+        }
+        let (key, notice) = self.registry.add(&progress.from, &new, now).await?;
+        let form = key_table("The key", &[key]);
+        Ok(Page::Done(Some(form), "The key is registered.", notice))
+    }
+
+    async fn revoke(
+        &self,
+        progress: &Progress,
+        stage: usize,
+        now: OffsetDateTime,
+    ) -> Result<Page, Stop> {
+        let values = &progress.values;
+        let me = progress.from.to_bare();
+        let keys: Vec<Key> = self.registry.profile(&me).await?.keys.clone();
+        if stage == 0 {
+            let open = keys.iter().filter(|key| key.state != State::Revoked).map(choice);
+            let form = Form::new("Revoke a key", "A revoked key is never good again.")
+                .choice("id", "Which key", values.one("id"), open)
+                .field("text-single", "reason", "Why", &[values.one("reason")]);
+            return Ok(Page::Form(form, false));
+        }
+        let key = chosen(&keys, values)?;
+        let reason = check_reason(values.one("reason")).map_err(input)?;
+        if stage == 1 {
+            let text = format!("{} will be revoked, for good.", choice(key).0);
+            let form = Form::new("Revoke this key?", &text).required(
+                "boolean",
+                "sure",
+                "Yes, revoke it",
+                &["0"],
+            );
+            return Ok(Page::Form(form, true));
+        }
+        if !values.is_true("sure") {
+            return Err(input("Tick the box to revoke the key, or cancel"));
+        }
+        let actor = Actor::User(me);
+        let (key, notice) =
+            self.registry.revoke(&progress.from, &actor, key.id, &reason, now).await?;
+        Ok(Page::Done(Some(key_table("The key", &[key])), "The key is revoked.", notice))
+    }
+
+    async fn prove(
+        &self,
+        progress: &Progress,
+        stage: usize,
+        now: OffsetDateTime,
+    ) -> Result<Page, Stop> {
+        let values = &progress.values;
+        let me = progress.from.to_bare();
+        let keys: Vec<Key> = self.registry.profile(&me).await?.keys.clone();
+        if stage == 0 {
+            let form = Form::new("Prove a key", "Show that you have its private key.").choice(
+                "id",
+                "Which key",
+                values.one("id"),
+                active(&keys),
+            );
+            return Ok(Page::Form(form, false));
+        }
+        let id = chosen(&keys, values)?.id;
+        if stage == 1 {
+            let (nonce, _) = self.registry.challenge(&me, id, now).await?;
+            let message = proof::message(self.registry.component(), &me, &nonce);
+            let form = Form::new(
+                "Sign this",
+                "Decode the text below and sign the bytes with your key: Ed25519, ECDSA P-256 with SHA-256, RSA-PSS with \
+                 SHA-256, or a detached OpenPGP signature. It is good for 5 minutes.",
+            )
+            .field("text-single", "message", "To be signed, base64", &[&STANDARD.encode(message)])
+            .required("text-multi", "signature", "The signature, base64 or armour", &[]);
+            return Ok(Page::Form(form, true));
+        }
+        let text = values.lines("signature");
+        let signature = if text.trim_start().starts_with("-----BEGIN") {
+            text.into_bytes()
+        } else {
+            let text: String = text.split_whitespace().collect();
+            STANDARD.decode(text).map_err(|_| input("The signature must be base64 or armour"))?
+        };
+        let (key, notice) = self.registry.prove(&progress.from, id, &signature, now).await?;
+        Ok(Page::Done(Some(key_table("The key", &[key])), "The key is proven.", notice))
+    }
+
+    async fn settings(
+        &self,
+        progress: &Progress,
+        stage: usize,
+        now: OffsetDateTime,
+    ) -> Result<Page, Stop> {
+        let values = &progress.values;
+        let me = progress.from.to_bare();
+        if stage == 0 {
+            let settings = self.registry.settings(&me).await?;
+            let written: Vec<&str> = values.all("allowed").collect();
+            let known: Vec<&str> = settings.allowed.iter().map(|jid| jid.as_str()).collect();
+            let chosen = match values.one("visibility") {
+                "" => settings.visibility.as_str(),
+                chosen => chosen,
+            };
+            let options = [
+                ("Everyone who may use the service", Visibility::Everyone),
+                ("Users of my own domain", Visibility::Local),
+                ("Only those I name", Visibility::Listed),
+                ("Nobody", Visibility::Nobody),
+            ]
+            .map(|(label, visibility)| (label.to_owned(), visibility.as_str().to_owned()));
+            let form = Form::new(
+                "Who may see my keys",
+                "Who may not see them cannot reach you by your address alone.",
+            )
+            .choice("visibility", "My keys are shown to", chosen, options)
+            .field(
+                "jid-multi",
+                "allowed",
+                "Those I name",
+                if written.is_empty() { &known } else { &written },
+            );
+            return Ok(Page::Form(form, true));
+        }
+        let visibility = values.one("visibility").parse::<Visibility>().map_err(input)?;
+        let mut allowed = Vec::new();
+        for text in values.all("allowed") {
+            let jid =
+                BareJid::new(text).map_err(|_| input(format!("{text} is no address of a user")))?;
+            if !allowed.contains(&jid) {
+                allowed.push(jid);
+            }
+        }
+        if allowed.len() > ALLOWED_MAX {
+            return Err(input("At most 256 users may be named"));
+        }
+        self.registry.set_settings(&me, &Settings { visibility, allowed }, now).await?;
+        Ok(Page::Done(None, "Your choice is stored.", None))
+    }
+
+    fn sessions(&self, progress: &Progress, stage: usize) -> Result<Page, Stop> {
+        let me = progress.from.to_bare();
+        let sessions = self.broker.sessions_of(&me);
+        let line = |session: &crate::broker::SessionInfo| {
+            format!("with {}, for {} s", session.peer, session.age.as_secs())
+        };
+        if stage == 0 {
+            if sessions.is_empty() {
+                return Ok(Page::Done(None, "You have no sessions now.", None));
+            }
+            let options = sessions.iter().map(|session| (line(session), session.id.clone()));
+            let form = Form::new("My sessions", "Choose one to end it, or cancel.").choice(
+                "id",
+                "Session",
+                progress.values.one("id"),
+                options,
+            );
+            return Ok(Page::Form(form, true));
+        }
+        if self.broker.end_session(progress.values.one("id"), Some(&me)) {
+            Ok(Page::Done(None, "The session is being ended.", None))
+        } else {
+            Err(input("There is no such session any more"))
+        }
+    }
+}
+
+fn read_new(values: &Values) -> Result<NewKey, Stop> {
+    let method: Method = values.one("method").parse().map_err(input)?;
+    let label = values.one("label");
+    let material = values.lines("material");
+    let print = values.one("print");
+    let prints =
+        if print.is_empty() { Vec::new() } else { vec![Print::parse(print, None).map_err(input)?] };
+    let new = if material.trim().is_empty() {
+        NewKey::of_prints(method, prints, label, Source::Self_)
+    } else {
+        let text = material.trim();
+        let bytes = if text.starts_with("-----BEGIN") {
+            text.as_bytes().to_vec()
+        } else {
+            let text: String = text.split_whitespace().collect();
+            STANDARD
+                .decode(text)
+                .map_err(|_| input("The certificate must be PEM, armour or base64"))?
+        };
+        let material = Material::parse(method, &bytes).map_err(input)?;
+        NewKey::of_material(material, &prints, label, Source::Self_)
+    };
+    let replaces = match values.one("replaces") {
+        "" => None,
+        id => Some(id.parse::<KeyId>().map_err(input)?),
+    };
+    Ok(new.map_err(input)?.replacing(replaces))
+}
+
+fn described(print: &Print) -> String {
+    format!("{} {print}", print.hash().as_str())
+}
+
+/// A key as an option: label and value.
+fn choice(key: &Key) -> (String, String) {
+    let print = key.prints.first().map(ToString::to_string).unwrap_or_default();
+    let name = if key.label.is_empty() { "key" } else { &key.label };
+    (format!("{name} ({} {print})", key.method), key.id.to_string())
+}
+
+fn active(keys: &[Key]) -> impl Iterator<Item = (String, String)> {
+    keys.iter().filter(|key| key.state == State::Active).map(choice)
+}
+
+fn chosen<'a>(keys: &'a [Key], values: &Values) -> Result<&'a Key, Stop> {
+    let id = values.one("id");
+    keys.iter().find(|key| key.id.to_string() == id).ok_or_else(|| input("Choose one of your keys"))
+}
+
+fn key_table(title: &str, keys: &[Key]) -> Form {
+    let columns = [
+        ("label", "Name"),
+        ("method", "Kind"),
+        ("state", "State"),
+        ("assurance", "Assurance"),
+        ("source", "Source"),
+        ("created", "Since"),
+        ("print", "Prints"),
+        ("id", "Id"),
+    ];
+    let rows = keys
+        .iter()
+        .map(|key| {
+            let prints: Vec<String> = key.prints.iter().map(described).collect();
+            vec![
+                key.label.clone(),
+                key.method.to_string(),
+                key.state.to_string(),
+                key.assurance.to_string(),
+                key.source.to_string(),
+                stamp(key.created),
+                prints.join(", "),
+                key.id.to_string(),
+            ]
+        })
+        .collect();
+    Form::result(title).table(&columns, rows)
+}

@@ -1,0 +1,108 @@
+"""The ad-hoc commands of users, with slixmpp's own xep_0050 and xep_0004."""
+
+import asyncio
+
+from peer import Peer, main
+from slixmpp.exceptions import IqError
+
+NODE = "urn:fingerpost:cmd:"
+PRINT = "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38"
+
+
+class Run:
+    """One command under way."""
+
+    def __init__(self, peer, component, name):
+        self.peer, self.component, self.node = peer, component, NODE + name
+        self.session, self.form, self.status = None, None, None
+
+    async def go(self, action="execute", **values):
+        payload = None
+        if values:
+            payload = self.peer["xep_0004"].make_form(ftype="submit")
+            for var, value in values.items():
+                payload.add_field(var=var, value=value)
+        iq = await self.peer["xep_0050"].send_command(
+            self.component, self.node, action=action, payload=payload, sessionid=self.session, timeout=15)  # fmt: skip
+        command = iq["command"]
+        self.session, self.status = command["sessionid"], command["status"]
+        self.notes, self.actions = command["notes"], sorted(command["actions"])
+        self.form = command["form"]
+        return self
+
+    def values(self, var):
+        return [item[var] for item in self.form.get_items()]
+
+
+async def story(settings):
+    component = settings["component"]
+    alice = Peer(settings, "alice", "forms")
+    for plugin in ("xep_0004", "xep_0050"):
+        alice.register_plugin(plugin)
+    await alice.login()
+    report = {}
+
+    items = await alice["xep_0030"].get_items(jid=component, node="http://jabber.org/protocol/commands")
+    report["listed"] = sorted(item[1].removeprefix(NODE) for item in items["disco_items"]["items"])
+    info = await alice["xep_0030"].get_info(jid=component, node=NODE + "add")
+    report["identity"] = [list(i[:2]) for i in info["disco_info"]["identities"]]
+
+    # Two pages, back and forth, with a mistake on the way.
+    add = await Run(alice, component, "add").go()
+    report["add 1"] = [add.status, add.actions, sorted(add.form.get_fields())]
+    await add.go("next", method="x509", label="laptop", print="not a print")
+    report["mistake"] = [add.status, [kind for kind, _ in add.notes], add.form.get_fields()["label"]["value"]]
+    await add.go("next", method="x509", label="laptop", print=PRINT)
+    report["add 2"] = [add.status, add.actions]
+    await add.go("prev")
+    report["back"] = [add.status, add.form.get_fields()["print"]["value"]]
+    await add.go("next", method="x509", label="notebook", print=PRINT)
+    await add.go("complete")
+    report["added"] = [add.status, add.values("label"), add.values("state")]
+    key = add.values("id")[0]
+
+    keys = await Run(alice, component, "keys").go()
+    report["keys"] = [keys.status, keys.values("id") == [key]]
+    lookup = await Run(alice, component, "lookup").go()
+    await lookup.go("complete", jid="nobody@example.test")
+    report["lookup"] = [lookup.status, lookup.values("id")]
+
+    settings_ = await Run(alice, component, "settings").go()
+    report["settings"] = settings_.form.get_fields()["visibility"]["value"]
+    await settings_.go("complete", visibility="listed", allowed=["bob@example.test"])
+    again = await Run(alice, component, "settings").go()
+    fields = again.form.get_fields()
+    report["changed"] = [fields["visibility"]["value"], fields["allowed"]["value"]]
+    await again.go("cancel")
+    report["cancelled"] = again.status
+
+    revoke = await Run(alice, component, "revoke").go()
+    await revoke.go("next", id=key, reason="lost")
+    await revoke.go("complete", sure="0")
+    report["unsure"] = [revoke.status, [kind for kind, _ in revoke.notes]]
+    await revoke.go("complete", sure="1")
+    report["revoked"] = [revoke.status, revoke.values("state")]
+
+    report["sessions"] = (await Run(alice, component, "sessions").go()).status
+    export = await Run(alice, component, "export").go()
+    report["export"] = key in str(export.form)
+    erase = await Run(alice, component, "erase").go()
+    await erase.go("complete", confirm="bob@example.test")
+    report["unconfirmed"] = [erase.status, [kind for kind, _ in erase.notes]]
+    await erase.go("complete", confirm=alice.boundjid.bare)
+    report["erased"] = [erase.status, (await Run(alice, component, "keys").go()).values("id")]
+
+    for name, attempt in (
+        ("no such command", lambda: Run(alice, component, "admin:stats").go()),
+        ("no way back", lambda: Run(alice, component, "add").go("prev")),
+        ("used session", lambda: erase.go("complete")),
+    ):
+        try:
+            report[name] = (await attempt()).status
+        except IqError as error:
+            report[name] = error.condition
+    await asyncio.sleep(0)
+    return report
+
+
+main(story)
