@@ -58,6 +58,23 @@ pub struct Options {
     pub ibb: bool,
 }
 
+/// The answer to a request of the registry; its notice goes on its way first.
+async fn finish(
+    stanza: &Stanza,
+    done: Result<Handled, Refusal>,
+    later: &mpsc::Sender<Later>,
+) -> Element {
+    match done {
+        Ok(Handled { answer, notice }) => {
+            if let Some(notice) = notice {
+                let _ = later.send(Later::Notice(notice)).await;
+            }
+            stanza.result(answer)
+        }
+        Err(refusal) => stanza.refuse(&refusal),
+    }
+}
+
 /// What comes back to the router from work that it has given away.
 #[derive(Debug)]
 pub enum Later {
@@ -199,9 +216,19 @@ impl Router {
         let Some(callee) = unproxied(&stanza.to, &self.options.jid) else {
             return Err(Refusal::item_not_found("There is no such user"));
         };
-        let forwarded = payload.is("query", ns::DISCO_INFO)
-            || payload.is("ping", ns::PING)
-            || payload.is("offer", ns::C2CTLS);
+        let forwarded = payload.is("query", ns::DISCO_INFO) || payload.is("ping", ns::PING);
+        if stanza.type_ == "get" && payload.is("offer", ns::C2CTLS) {
+            return self.handle_offer(stanza, payload.clone(), callee, known);
+        }
+        if stanza.type_ == "get" && payload.is("pubkey", ns::PUBKEY) {
+            let (registry, stanza) = (self.registry.clone(), stanza.clone());
+            return self.work(async move {
+                match registry.pubkey(&stanza.from.to_bare(), &callee.to_bare()).await {
+                    Ok(pubkey) => stanza.result(Some(pubkey)),
+                    Err(refusal) => stanza.refuse(&refusal),
+                }
+            });
+        }
         if is_jingle && stanza.type_ == "set" {
             if payload.attr("action") != Some("session-initiate") {
                 return Err(Refusal::item_not_found("There is no such session")
@@ -326,6 +353,39 @@ impl Router {
         })
     }
 
+    /// A XEP-0250 query: the callee answers, or where it cannot be reached the registry in its place.
+    fn handle_offer(
+        &self,
+        stanza: &Stanza,
+        payload: Element,
+        callee: Jid,
+        known: Option<Arc<Profile>>,
+    ) -> Result<(), Refusal> {
+        let owner = callee.to_bare();
+        let reached = match self.reachable(stanza, callee, known) {
+            Ok(Some(callee)) => Some(callee),
+            Ok(None) => return Ok(()),
+            Err(_) => None,
+        };
+        let Some(mask) = crate::xmpp::jid::proxied(&stanza.from, &self.options.jid) else {
+            return Err(Refusal::bad_request("Your JID is too long to be proxied"));
+        };
+        let (requests, registry, stanza) =
+            (self.requests.clone(), self.registry.clone(), stanza.clone());
+        self.work(async move {
+            if let Some(callee) = reached {
+                let asked = requests.request("get", &mask, &callee, payload.clone(), FORWARD).await;
+                if let Answer::Result(answer) = asked {
+                    return stanza.result(answer);
+                }
+            }
+            match registry.offer(&stanza.from.to_bare(), &owner, &payload).await {
+                Ok(offer) => stanza.result(Some(offer)),
+                Err(refusal) => stanza.refuse(&refusal),
+            }
+        })
+    }
+
     /// Answers a request in a task of its own.
     fn work(&self, answer: impl Future<Output = Element> + Send + 'static) -> Result<(), Refusal> {
         let Ok(permit) = Arc::clone(&self.at_once).try_acquire_owned() else {
@@ -402,6 +462,15 @@ impl Router {
                 return self.handle_bytestreams(stanza, payload, get);
             }
             ("command", ns::COMMANDS) if !get => return self.handle_command(stanza, payload),
+            (_, ns::SASLCERT) => {
+                let (registry, payload) = (self.registry.clone(), payload.clone());
+                let (stanza_, later) = (stanza.clone(), self.later.clone());
+                return self.work(async move {
+                    let now = SystemClock.now();
+                    let done = registry.handle_saslcert(&stanza_.from, !get, &payload, now).await;
+                    finish(&stanza_, done, &later).await
+                });
+            }
             (_, ns::KEYS) => return self.handle_keys(stanza, payload, get),
             _ => return Err(Refusal::service_unavailable()),
         };
@@ -453,15 +522,8 @@ impl Router {
         let kind = if get { RequestKind::Get } else { RequestKind::Set };
         let (stanza, later) = (stanza.clone(), self.later.clone());
         self.work(async move {
-            match registry.handle(&stanza.from, kind, &payload, SystemClock.now()).await {
-                Ok(Handled { answer, notice }) => {
-                    if let Some(notice) = notice {
-                        let _ = later.send(Later::Notice(notice)).await;
-                    }
-                    stanza.result(answer)
-                }
-                Err(refusal) => stanza.refuse(&refusal),
-            }
+            let done = registry.handle(&stanza.from, kind, &payload, SystemClock.now()).await;
+            finish(&stanza, done, &later).await
         })
     }
 

@@ -69,9 +69,66 @@ fn a_database_that_goes_away_is_waited_for() {
     assert!(component.runs());
 }
 
+/// Offline administration on the database of a running component, and its export read back into another.
+#[test]
+fn what_is_exported_is_read_back_as_it_was() {
+    let server = Server::start(Kind::Prosody);
+    let component = Component::start(&server, &Options::default());
+    let alice = Xtls::with_key(&server, "alice");
+    let proven = alice.run(["prove", "--json"]);
+    assert!(proven.stdout.contains("\"assurance\":\"proven\""), "{proven:?}");
+    let id = key_id(&proven.stdout);
+    let keys = |args: &[&str]| {
+        let done = component.command([&["keys"], args].concat());
+        assert_eq!(done.code, 0, "{args:?}: {done:?}");
+        done.stdout
+    };
+    assert!(keys(&["attest", &id]).contains("attested"));
+    let print = "AB".repeat(32);
+    for user in ["bob@example.test", "carol@example.test"] {
+        keys(&["add", user, "--method", "x509", "--print", &print, "--label", "shared"]);
+    }
+    let conflicts = keys(&["conflicts"]);
+    assert_eq!(conflicts.matches("shared").count(), 2, "{conflicts}");
+    let carols = key_id(&keys(&["list", "carol@example.test", "--json"]));
+    keys(&["revoke", &carols, "--reason", "hers no more"]);
+    assert_eq!(keys(&["conflicts"]), "");
+    let audit = keys(&["audit", "alice@example.test"]);
+    for event in ["added", "proven", "attested"] {
+        assert!(audit.contains(event), "{audit}");
+    }
+
+    let exported = keys(&["export"]);
+    assert_eq!(exported.lines().count(), 3, "{exported}");
+    let file = alice.home().join("keys.jsonl");
+    std::fs::write(&file, &exported).expect("the home can be written to");
+    let postgres = Postgres::start();
+    let options = Options { database: Some(postgres.url()), ..Options::default() };
+    // Its address is taken: it will not get through to the server, but its database is there to be administered.
+    let other = Component::launch(&server, &options);
+    let path = file.to_str().expect("a temporary path is UTF-8");
+    for fresh in ["3 keys imported\n", "0 keys imported\n"] {
+        let imported = other.command(["keys", "import", path]);
+        assert_eq!((imported.code, imported.stdout.as_str()), (0, fresh), "{}", imported.stderr);
+    }
+    assert_eq!(other.command(["keys", "export"]).stdout, exported);
+
+    keys(&["erase", "alice@example.test", "--yes"]);
+    assert!(!keys(&["export"]).contains("alice"));
+    let audit = keys(&["audit"]);
+    assert!(audit.contains("erased sha-256:") && !audit.contains("alice"), "{audit}");
+    // A mistake in a file stores nothing of it.
+    std::fs::write(&file, format!("{}\n{{\"key\": 1}}\n", exported.lines().next().unwrap_or("")))
+        .expect("the home can be written to");
+    let refused = component.command(["keys", "import", path]);
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("keys.jsonl:2"), "{refused:?}");
+    assert!(!keys(&["export"]).contains("alice"));
+}
+
 /// The id of the first key in what `xtls keys --json` prints.
 fn key_id(listed: &str) -> String {
-    let start = listed.find("\"id\":\"").unwrap() + 6;
+    let start = listed.find("\"id\":\"").expect("a key is listed") + 6;
     listed[start..start + 32].to_owned()
 }
 
@@ -118,7 +175,7 @@ fn every_request(postgres: Option<Postgres>) {
         let answer = report[name].as_str().unwrap_or_default();
         assert!(answer.starts_with(condition), "{name}: {report}");
     }
-    assert!(report["secret key"].as_str().unwrap().contains("private key"), "{report}");
+    assert!(report["secret key"].as_str().unwrap_or_default().contains("private key"), "{report}");
     let events = json!(["added", "proven", "revoked", "settings", "superseded"]);
     assert_eq!(report["export"], json!([6, "listed", events]), "{report}");
     assert!(!component.log().contains("PRIVATE"), "no log holds a private key");

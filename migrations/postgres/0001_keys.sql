@@ -20,7 +20,7 @@ CREATE TABLE keys (
     created     BIGINT NOT NULL,
     changed     BIGINT NOT NULL,
     expires     BIGINT,
-    replaced_by TEXT REFERENCES keys (id),
+    replaced_by TEXT REFERENCES keys (id) DEFERRABLE INITIALLY DEFERRED,
     reason      TEXT
 );
 

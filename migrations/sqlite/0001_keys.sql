@@ -20,7 +20,7 @@ CREATE TABLE keys (
     created     INTEGER NOT NULL,
     changed     INTEGER NOT NULL,
     expires     INTEGER,
-    replaced_by TEXT REFERENCES keys (id),
+    replaced_by TEXT REFERENCES keys (id) DEFERRABLE INITIALLY DEFERRED,
     reason      TEXT
 ) STRICT;
 

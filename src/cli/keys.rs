@@ -1,5 +1,8 @@
 //! Offline administration of the registry.
 
+#[path = "lines.rs"]
+mod lines;
+
 use std::{io::Write, path::PathBuf};
 
 use jid::BareJid;
@@ -10,7 +13,8 @@ use crate::{
     print::{HashKind, Method, Print},
     registry::{
         material::Material,
-        model::{Actor, Key, KeyId, NewKey, Source, check_reason, stamp},
+        model::{Actor, Assurance, AuditEntry, Key, KeyId, NewKey, Source, check_reason, stamp},
+        salted_hash,
         store::{Store, StoreError},
     },
 };
@@ -47,6 +51,39 @@ pub enum KeysCommand {
         /// A name for it
         #[arg(long, default_value = "")]
         label: String,
+    },
+    /// Vouch for a key
+    Attest {
+        /// Its id
+        id: String,
+    },
+    /// Delete all that is held about a user
+    Erase {
+        /// Whom
+        jid: BareJid,
+        /// Do not ask: it is meant
+        #[arg(long, required = true)]
+        yes: bool,
+    },
+    /// Write all keys and settings, or one user's, as JSON Lines
+    Export {
+        /// Whose
+        jid: Option<BareJid>,
+    },
+    /// Read what export has written; what is there already stays as it is
+    Import {
+        /// The file; - for standard input
+        file: PathBuf,
+    },
+    /// Show keys that several users claim
+    Conflicts,
+    /// Show the audit log, of one user or of all
+    Audit {
+        /// Whose
+        jid: Option<BareJid>,
+        /// How many rows, from the last back
+        #[arg(long, default_value_t = 1000)]
+        limit: u32,
     },
     /// Revoke a key, finally
     Revoke {
@@ -112,6 +149,32 @@ pub async fn run(
             let id = KeyId::new(rand::random());
             vec![store.add(&jid, &new, LIMIT, &Actor::Offline, now, id).await?.key]
         }
+        KeysCommand::Attest { id } => {
+            let id: KeyId = id.parse().map_err(input)?;
+            vec![store.raise(id, Assurance::Attested, &Actor::Offline, now).await?.0]
+        }
+        KeysCommand::Erase { jid, .. } => {
+            let hash = salted_hash(&jid, rand::random());
+            store.erase(&jid, &hash, &Actor::Offline, now).await?;
+            Vec::new()
+        }
+        KeysCommand::Export { jid } => return lines::export(store, jid.as_ref(), out).await,
+        KeysCommand::Import { file } => {
+            let fresh = lines::import(store, &file, now).await?;
+            if json {
+                writeln!(out, "{}", json!({"imported": fresh}))?;
+            } else {
+                writeln!(out, "{fresh} keys imported")?;
+            }
+            return Ok(());
+        }
+        KeysCommand::Conflicts => store.conflicts().await?,
+        KeysCommand::Audit { jid, limit } => {
+            for entry in store.audit(jid.as_ref(), limit).await? {
+                audit(&entry, json, out)?;
+            }
+            return Ok(());
+        }
         KeysCommand::Revoke { id, reason } => {
             let id: KeyId = id.parse().map_err(input)?;
             let reason = check_reason(&reason).map_err(input)?;
@@ -138,6 +201,27 @@ pub async fn run(
         for print in &key.prints {
             writeln!(out, "  {} {print}", print.hash().as_str())?;
         }
+    }
+    Ok(())
+}
+
+fn audit(entry: &AuditEntry, json: bool, out: &mut impl Write) -> Result<(), KeysError> {
+    let actor = match &entry.actor {
+        Some(Actor::User(jid)) => jid.to_string(),
+        Some(Actor::Admin(jid)) => format!("admin {jid}"),
+        Some(Actor::Offline) => "offline".to_owned(),
+        None => "erased".to_owned(),
+    };
+    let key = entry.key.map(|id| id.to_string());
+    let (at, event) = (stamp(entry.at), entry.event.as_str());
+    if json {
+        let row = json!({
+            "seq": entry.seq, "at": at, "event": event, "jid": entry.owner.to_string(), "by": actor, "key": key,
+        });
+        writeln!(out, "{row}")?;
+    } else {
+        let key = key.unwrap_or_default();
+        writeln!(out, "{} {at} {event} {} by {actor} {key}", entry.seq, entry.owner)?;
     }
     Ok(())
 }

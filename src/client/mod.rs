@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::{Args, Parser, Subcommand};
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -32,6 +33,7 @@ use self::{
 };
 use crate::{
     print::{HashKind, Print},
+    registry::proof::{self, Nonce},
     tls::identity::Identity,
     xmpp::{iq::Answer, jid::proxied, ns, stanza::Stanza, xml},
 };
@@ -132,7 +134,7 @@ enum Command {
         #[arg(long, default_value = "xtls")]
         label: String,
     },
-    /// Prove possession of the key (not in this version)
+    /// Prove to the component's registry that the own key is one's own
     Prove,
     /// Revoke a key, finally
     Revoke {
@@ -281,7 +283,8 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             login(&common, jid, server.clone(), password_file.as_deref(), output).await
         }
         Command::Keygen { openpgp: false } => keygen(&common, output),
-        Command::Keygen { .. } | Command::Prove | Command::Chat { .. } => {
+        Command::Prove => prove(&common, output).await,
+        Command::Keygen { .. } | Command::Chat { .. } => {
             Err(XtlsError::usage("this command is not in this version"))
         }
         Command::Trust { command } => trust(&common, command, output),
@@ -295,16 +298,7 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
         Command::Register { label } => {
             let account = Account::load(common.account.as_ref())?;
             let identity = own_identity(&account)?;
-            let mut key = xml::element("key", ns::KEYS, &[("method", "x509"), ("label", &label)]);
-            let mut material = Element::bare("material", ns::KEYS);
-            use base64::Engine;
-            material.append_text(
-                base64::engine::general_purpose::STANDARD.encode(identity.certificate.as_ref()),
-            );
-            key.append_child(material);
-            let mut add = Element::bare("add", ns::KEYS);
-            add.append_child(key);
-            registry(&common, "set", add, output).await
+            registry(&common, "set", add_request(&identity, &label), output).await
         }
         Command::Revoke { id, reason } => {
             let revoke = xml::element("revoke", ns::KEYS, &[("id", &id), ("reason", &reason)]);
@@ -489,6 +483,36 @@ fn trust(common: &Common, command: TrustCommand, output: Output) -> Result<(), X
     }
 }
 
+/// The registry of a component, to be asked.
+struct Registry {
+    online: Online,
+    component: BareJid,
+}
+
+impl Registry {
+    async fn connect(common: &Common) -> Result<Self, XtlsError> {
+        let account = Account::load(common.account.as_ref())?;
+        let component = common.via.clone().or_else(|| account.via.clone());
+        let component = component
+            .ok_or_else(|| XtlsError::usage("name the component with --via (or at xtls login)"))?;
+        let connection = connection::login(&account, &server_trust(common, &account)).await?;
+        let (hub, initiates, task) = Hub::start(connection, None);
+        Ok(Self { online: Online { hub, initiates, task }, component })
+    }
+
+    async fn ask(&self, type_: &str, payload: Element) -> Result<Option<Element>, XtlsError> {
+        let component = &self.component;
+        let to = Jid::from(component.clone());
+        match self.online.hub.request(type_, &to, payload).await {
+            Answer::Result(payload) => Ok(payload),
+            Answer::Error(error) => {
+                Err(XtlsError::refused(format!("{component}: {}", condition(&error))))
+            }
+            Answer::Timeout => Err(XtlsError::unreachable(format!("{component} did not answer"))),
+        }
+    }
+}
+
 /// Asks the registry and shows the keys in its answer.
 async fn registry(
     common: &Common,
@@ -496,24 +520,60 @@ async fn registry(
     payload: Element,
     output: Output,
 ) -> Result<(), XtlsError> {
+    let registry = Registry::connect(common).await?;
+    let answer = registry.ask(type_, payload).await;
+    registry.online.close().await;
+    show_keys(answer?, output);
+    Ok(())
+}
+
+/// Registers the own key, if it is not, and proves it by a signature over the registry's challenge.
+async fn prove(common: &Common, output: Output) -> Result<(), XtlsError> {
     let account = Account::load(common.account.as_ref())?;
-    let component = common.via.clone().or_else(|| account.via.clone());
-    let component = component
-        .ok_or_else(|| XtlsError::usage("name the component with --via (or at xtls login)"))?;
-    let connection = connection::login(&account, &server_trust(common, &account)).await?;
-    let (hub, initiates, task) = Hub::start(connection, None);
-    let answer = hub.request(type_, &Jid::from(component.clone()), payload).await;
-    Online { hub, initiates, task }.close().await;
-    let payload = match answer {
-        Answer::Result(payload) => payload,
-        Answer::Error(error) => {
-            return Err(XtlsError::refused(format!("{component}: {}", condition(&error))));
-        }
-        Answer::Timeout => {
-            return Err(XtlsError::unreachable(format!("{component} did not answer")));
-        }
-    };
-    let Some(payload) = payload else { return Ok(()) };
+    let identity = own_identity(&account)?;
+    let registry = Registry::connect(common).await?;
+    let proven = async {
+        let added = registry.ask("set", add_request(&identity, "xtls")).await?;
+        let key = added.ok_or_else(|| XtlsError::failed("the registry's answer is empty"))?;
+        let id = key.attr("id").unwrap_or_default().to_owned();
+        let challenge = xml::element("challenge", ns::KEYS, &[("id", &id)]);
+        let nonce = registry
+            .ask("get", challenge)
+            .await?
+            .and_then(|challenge| STANDARD.decode(challenge.attr("nonce")?).ok())
+            .and_then(|nonce| Nonce::try_from(nonce).ok())
+            .ok_or_else(|| XtlsError::failed("the registry's challenge is none"))?;
+        let owner = registry.online.hub.jid.to_bare();
+        let message = proof::message(&registry.component, &owner, &nonce);
+        let signature = identity.sign(&message).ok_or_else(|| {
+            XtlsError::failed("only Ed25519, ECDSA P-256 and RSA keys can be proven")
+        })?;
+        let mut prove = xml::element("prove", ns::KEYS, &[("id", &id)]);
+        let mut element = Element::bare("signature", ns::KEYS);
+        element.append_text(STANDARD.encode(signature));
+        prove.append_child(element);
+        registry.ask("set", prove).await
+    }
+    .await;
+    registry.online.close().await;
+    show_keys(proven?, output);
+    Ok(())
+}
+
+/// The request that registers the own certificate.
+fn add_request(identity: &Identity, label: &str) -> Element {
+    let mut key = xml::element("key", ns::KEYS, &[("method", "x509"), ("label", label)]);
+    let mut material = Element::bare("material", ns::KEYS);
+    material.append_text(STANDARD.encode(identity.certificate.as_ref()));
+    key.append_child(material);
+    let mut add = Element::bare("add", ns::KEYS);
+    add.append_child(key);
+    add
+}
+
+/// Shows the keys in an answer of the registry.
+fn show_keys(payload: Option<Element>, output: Output) {
+    let Some(payload) = payload else { return };
     let keys: Vec<&Element> =
         if payload.name() == "key" { vec![&payload] } else { payload.children().collect() };
     for key in keys {
@@ -548,7 +608,6 @@ async fn registry(
             ),
         );
     }
-    Ok(())
 }
 
 /// Directed presence to the component, so that it learns when this program dies; with a priority of 0 or more users

@@ -8,7 +8,9 @@
 //! | [`verdict`] | an offered print judged by its user's keys (pure) |
 //! | [`store`] | what may be asked of the database; `sql.rs` has the SQL for both kinds |
 //! | [`requests`] | `urn:fingerpost:keys:0` |
+//! | `adapters.rs` | XEP-0257, XEP-0250 and XEP-0189 |
 
+mod adapters;
 pub mod material;
 pub mod model;
 mod postgres;
@@ -208,6 +210,23 @@ impl Registry {
         let (key, changed) = self.store.revoke(id, actor, reason, now).await?;
         self.profiles.changed(&key.owner);
         let notice = changed.then(|| self.notice(&key, "was revoked, for good,", from, now));
+        Ok((key, notice))
+    }
+
+    /// Takes a key of the user at `from` out of use, without another in its place.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn retire(
+        &self,
+        from: &Jid,
+        id: KeyId,
+        now: OffsetDateTime,
+    ) -> Result<Changed, StoreError> {
+        let actor = Actor::User(from.to_bare());
+        let key = self.store.retire(id, &actor, now).await?;
+        self.profiles.changed(&key.owner);
+        let notice = Some(self.notice(&key, "was taken out of use", from, now));
         Ok((key, notice))
     }
 

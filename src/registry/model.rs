@@ -375,6 +375,10 @@ pub enum Event {
     Proven,
     /// An admin vouched for it.
     Attested,
+    /// The owner took it out of use.
+    Retired,
+    /// It came with an imported file, as it was.
+    Imported,
     /// The owner said who may see the keys.
     Settings,
     /// All that was held about the owner was deleted.
@@ -392,6 +396,8 @@ impl Event {
             Self::Revoked => "revoked",
             Self::Proven => "proven",
             Self::Attested => "attested",
+            Self::Retired => "retired",
+            Self::Imported => "imported",
             Self::Settings => "settings",
             Self::Erased => "erased",
         }
@@ -575,6 +581,20 @@ impl Key {
             reason: reason.to_owned(),
             ..self.clone()
         }))
+    }
+
+    /// Takes the key out of use, with nothing in its place.
+    ///
+    /// # Errors
+    /// [`NotAllowed::NoSuchKey`] if it is not `by`'s; [`NotAllowed::NotActive`] if it has had its time.
+    pub fn retire(&self, by: &Actor, now: OffsetDateTime) -> Result<Self, NotAllowed> {
+        if !by.may_change(&self.owner) {
+            return Err(NotAllowed::NoSuchKey);
+        }
+        if self.state != State::Active {
+            return Err(NotAllowed::NotActive);
+        }
+        Ok(Self { state: State::Superseded, changed: to_micros(now), ..self.clone() })
     }
 
     /// Makes the key as sure as `to`; `None` if it is so already.

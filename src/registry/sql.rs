@@ -130,25 +130,7 @@ impl Database {
                 (key, false, completed, superseded)
             }
             Addition::Fresh { key, superseded } => {
-                let party = party(&mut tx, owner).await?;
-                query(
-                    "INSERT INTO keys (id, owner, method, label, state, assurance, source, created,
-                                       changed, expires, replaced_by, reason)
-                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, NULL, NULL)",
-                )
-                .bind(key.id.to_string())
-                .bind(party)
-                .bind(key.method.as_str())
-                .bind(key.label.clone())
-                .bind(key.state.as_str())
-                .bind(key.assurance.as_str())
-                .bind(key.source.as_str())
-                .bind(micros(key.created))
-                .bind(micros(key.changed))
-                .bind(key.expires.map(micros))
-                .execute(&mut *tx)
-                .await?;
-                write_prints(&mut tx, &key, new.material()).await?;
+                insert(&mut tx, &key, new.material()).await?;
                 log(&mut tx, owner, actor, now, Some(key.id), &Event::Added).await?;
                 for other in &also {
                     let theirs = keys_of(&mut tx, other).await?;
@@ -190,6 +172,69 @@ impl Database {
         Ok((revoked, true))
     }
 
+    pub(in crate::registry) async fn retire(
+        &self,
+        id: KeyId,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<Key, StoreError> {
+        let mut tx = begin(&self.0).await?;
+        let known = key(&mut tx, id).await?.ok_or(NotAllowed::NoSuchKey)?;
+        let retired = known.retire(actor, now)?;
+        update(&mut tx, &retired).await?;
+        log(&mut tx, &retired.owner, actor, now, Some(id), &Event::Retired).await?;
+        announce(&mut tx, &retired.owner).await?;
+        tx.commit().await?;
+        Ok(retired)
+    }
+
+    pub(in crate::registry) async fn import(
+        &self,
+        keys: &[(Key, Option<Vec<u8>>)],
+        settings: &[(BareJid, Settings)],
+        now: OffsetDateTime,
+    ) -> Result<usize, StoreError> {
+        let actor = Actor::Offline;
+        let mut tx = begin(&self.0).await?;
+        let mut fresh = 0;
+        for (new, material) in keys {
+            if key(&mut tx, new.id).await?.is_none() {
+                insert(&mut tx, new, material.as_deref()).await?;
+                log(&mut tx, &new.owner, &actor, now, Some(new.id), &Event::Imported).await?;
+                announce(&mut tx, &new.owner).await?;
+                fresh += 1;
+            }
+        }
+        for (owner, settings) in settings {
+            write_settings(&mut tx, owner, settings).await?;
+            log(&mut tx, owner, &actor, now, None, &Event::Settings).await?;
+            announce(&mut tx, owner).await?;
+        }
+        tx.commit().await?;
+        Ok(fresh)
+    }
+
+    pub(in crate::registry) async fn all_settings(
+        &self,
+    ) -> Result<Vec<(BareJid, Settings)>, StoreError> {
+        let mut db = self.0.acquire().await?;
+        let rows = query(
+            "SELECT parties.jid FROM settings JOIN parties ON parties.id = settings.owner
+             WHERE parties.jid IS NOT NULL ORDER BY parties.jid",
+        )
+        .fetch_all(&mut *db)
+        .await?;
+        let mut all = Vec::with_capacity(rows.len());
+        for row in rows {
+            let jid: String = row.try_get("jid")?;
+            let owner = BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))?;
+            if let Some(settings) = settings_of(&mut db, &owner).await? {
+                all.push((owner, settings));
+            }
+        }
+        Ok(all)
+    }
+
     pub(in crate::registry) async fn raise(
         &self,
         id: KeyId,
@@ -216,23 +261,7 @@ impl Database {
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
         let mut tx = begin(&self.0).await?;
-        let party = party(&mut tx, owner).await?;
-        query(
-            "INSERT INTO settings (owner, visibility) VALUES ($1, $2)
-             ON CONFLICT (owner) DO UPDATE SET visibility = excluded.visibility",
-        )
-        .bind(party)
-        .bind(settings.visibility.as_str())
-        .execute(&mut *tx)
-        .await?;
-        query("DELETE FROM allowed WHERE owner = $1").bind(party).execute(&mut *tx).await?;
-        for jid in &settings.allowed {
-            query("INSERT INTO allowed (owner, jid) VALUES ($1, $2) ON CONFLICT DO NOTHING")
-                .bind(party)
-                .bind(jid.as_str().to_owned())
-                .execute(&mut *tx)
-                .await?;
-        }
+        write_settings(&mut tx, owner, settings).await?;
         log(&mut tx, owner, actor, now, None, &Event::Settings).await?;
         announce(&mut tx, owner).await?;
         tx.commit().await?;
@@ -371,6 +400,31 @@ async fn settings_of(db: &mut Connection, owner: &BareJid) -> Result<Option<Sett
     Ok(Some(Settings { visibility, allowed }))
 }
 
+async fn write_settings(
+    db: &mut Connection,
+    owner: &BareJid,
+    settings: &Settings,
+) -> Result<(), sqlx::Error> {
+    let party = party(db, owner).await?;
+    query(
+        "INSERT INTO settings (owner, visibility) VALUES ($1, $2)
+         ON CONFLICT (owner) DO UPDATE SET visibility = excluded.visibility",
+    )
+    .bind(party)
+    .bind(settings.visibility.as_str())
+    .execute(&mut *db)
+    .await?;
+    query("DELETE FROM allowed WHERE owner = $1").bind(party).execute(&mut *db).await?;
+    for jid in &settings.allowed {
+        query("INSERT INTO allowed (owner, jid) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+            .bind(party)
+            .bind(jid.as_str().to_owned())
+            .execute(&mut *db)
+            .await?;
+    }
+    Ok(())
+}
+
 /// Rows of `keys` with their prints.
 fn read_keys(rows: &[Row], prints: &[Row]) -> Result<Vec<Key>, StoreError> {
     let mut by_key: HashMap<String, Vec<Print>> = HashMap::new();
@@ -470,6 +524,34 @@ async fn party(db: &mut Connection, jid: &BareJid) -> Result<i64, sqlx::Error> {
         .fetch_one(db)
         .await?
         .try_get("id")
+}
+
+async fn insert(
+    db: &mut Connection,
+    key: &Key,
+    material: Option<&[u8]>,
+) -> Result<(), sqlx::Error> {
+    let party = party(db, &key.owner).await?;
+    query(
+        "INSERT INTO keys (id, owner, method, label, state, assurance, source, created, changed,
+                           expires, replaced_by, reason)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+    )
+    .bind(key.id.to_string())
+    .bind(party)
+    .bind(key.method.as_str())
+    .bind(key.label.clone())
+    .bind(key.state.as_str())
+    .bind(key.assurance.as_str())
+    .bind(key.source.as_str())
+    .bind(micros(key.created))
+    .bind(micros(key.changed))
+    .bind(key.expires.map(micros))
+    .bind(key.replaced_by.map(|id| id.to_string()))
+    .bind(key.reason.clone())
+    .execute(&mut *db)
+    .await?;
+    write_prints(db, key, material).await
 }
 
 async fn update(db: &mut Connection, key: &Key) -> Result<(), StoreError> {
@@ -582,6 +664,8 @@ fn entry(row: &Row) -> Result<AuditEntry, StoreError> {
         ("revoked", _) => Event::Revoked,
         ("proven", _) => Event::Proven,
         ("attested", _) => Event::Attested,
+        ("retired", _) => Event::Retired,
+        ("imported", _) => Event::Imported,
         ("settings", _) => Event::Settings,
         ("erased", _) => Event::Erased,
         ("superseded", Some(by)) => Event::Superseded { by },

@@ -227,6 +227,41 @@ impl Store {
         ask!(self, db => db.revoke(id, actor, reason, now))
     }
 
+    /// Takes a key out of use, with nothing in its place.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn retire(
+        &self,
+        id: KeyId,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<Key, StoreError> {
+        ask!(self, db => db.retire(id, actor, now))
+    }
+
+    /// Stores keys, with their material, and settings as they were elsewhere: all or nothing. A key whose id is known
+    /// stays as it is. Says how many are new.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn import(
+        &self,
+        keys: &[(Key, Option<Vec<u8>>)],
+        settings: &[(BareJid, Settings)],
+        now: OffsetDateTime,
+    ) -> Result<usize, StoreError> {
+        ask!(self, db => db.import(keys, settings, now))
+    }
+
+    /// What users have said of who may see their keys.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn all_settings(&self) -> Result<Vec<(BareJid, Settings)>, StoreError> {
+        ask!(self, db => db.all_settings())
+    }
+
     /// Makes a key as sure as `to`, and says whether it was less sure before.
     ///
     /// # Errors

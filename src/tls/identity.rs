@@ -103,6 +103,15 @@ impl Identity {
             .expect("SHA-256 of any bytes exists")
     }
 
+    /// Signs with the private key: Ed25519, ECDSA P-256 with SHA-256 or RSA-PSS with SHA-256, by its type; `None` if it
+    /// is of another.
+    pub fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
+        use rustls::SignatureScheme::{ECDSA_NISTP256_SHA256, ED25519, RSA_PSS_SHA256};
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&self.key()).ok()?;
+        let signer = key.choose_scheme(&[ED25519, ECDSA_NISTP256_SHA256, RSA_PSS_SHA256])?;
+        signer.sign(message).ok()
+    }
+
     pub(crate) fn key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::Pkcs8(self.key.clone_key())
     }

@@ -59,6 +59,9 @@ pub fn info(name: &str, socks5: bool, ibb: bool) -> Element {
         ns::XTLS,
         ns::HINTS,
         ns::KEYS,
+        ns::SASLCERT,
+        ns::C2CTLS,
+        ns::PUBKEY,
     ];
     if socks5 {
         features.extend([ns::BYTESTREAMS, ns::JINGLE_S5B]);

@@ -60,6 +60,8 @@ pub const C2CTLS: &str = "urn:xmpp:tmp:c2ctls";
 pub const TMP_PUBKEY: &str = "urn:xmpp:tmp:pubkey";
 /// Public keys (XEP-0189).
 pub const PUBKEY: &str = "urn:xmpp:pubkey:2";
+/// Certificates for SASL EXTERNAL (XEP-0257).
+pub const SASLCERT: &str = "urn:xmpp:saslcert:1";
 /// Cryptographic hashes (XEP-0300).
 pub const HASHES: &str = "urn:xmpp:hashes:2";
 /// Our hints inside Jingle contents, and the profiles of methods.
