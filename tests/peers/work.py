@@ -1,0 +1,71 @@
+"""Adds and revokes keys until the component is gone; or, with `check`, looks for what an earlier run was told is done.
+
+Reports the steps that were acknowledged: [print, "active" or "revoked"].
+"""
+
+import asyncio
+import json
+
+from peer import KEYS, Peer, main
+from slixmpp.exceptions import IqError, IqTimeout
+from slixmpp.xmlstream import ET
+
+
+def fingerprint(step, round_):
+    return f"{round_:02X}" + f"{step:06X}" * 10 + "00"
+
+
+async def work(settings, alice):
+    component, steps = settings["component"], []
+    print(json.dumps({"working": True}), flush=True)
+    step = 0
+    while True:
+        text = fingerprint(step, settings["round"])
+        try:
+            iq = alice.make_iq_set(ito=component)
+            iq.append(ET.fromstring(
+                f"<add xmlns='{KEYS}'><key method='x509'><print hash='sha-256'>{text}</print></key></add>"))  # fmt: skip
+            answer = await iq.send(timeout=2)
+            steps.append([text, "active"])
+            if step % 3 == 0:
+                iq = alice.make_iq_set(ito=component)
+                iq.append(ET.fromstring(f"<revoke xmlns='{KEYS}' id='{answer.xml[0].get('id')}'/>"))
+                await iq.send(timeout=2)
+                steps[-1][1] = "revoked"
+        except (IqError, IqTimeout):
+            return {"steps": steps, "under_way": text}
+        step += 1
+
+
+async def check(settings, alice):
+    answer = await alice.request(settings["component"], f"<export xmlns='{KEYS}'/>", "get")
+    export = answer.xml[0]
+    ns = {"k": KEYS}
+    events = {}
+    for entry in export.find("k:audit", ns):
+        events.setdefault(entry.get("key"), []).append(entry.get("event"))
+    found, half = {}, []
+    for key in export.find("k:keys", ns):
+        prints = [p.text.replace(":", "") for p in key.findall("k:print", ns)]
+        state = key.get("state")
+        expected = ["added"] + (["revoked"] if state == "revoked" else [])
+        if len(prints) != 1 or events.get(key.get("id")) != expected:
+            half.append([prints, state, events.get(key.get("id"))])
+        found[prints[0]] = state
+    told = dict(settings["check"]["steps"])
+    mine = {text: state for text, state in found.items() if text.startswith(f"{settings['round']:02X}")}
+    return {
+        "lost": [text for text, state in told.items() if state == "revoked" and found.get(text) != state
+                 or text not in found],
+        "half": half,
+        "more": [text for text, state in mine.items() if told.get(text) != state],
+    }  # fmt: skip
+
+
+async def story(settings):
+    alice = await Peer(settings, "alice", "work").login()
+    await asyncio.sleep(0)
+    return await (check if "check" in settings else work)(settings, alice)
+
+
+main(story)

@@ -1,0 +1,281 @@
+//! The store against a model that fits on a page, over random operations, on both databases; and what is left of a
+//! real process that is killed in the middle of its work.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fingerpost::print::{HashKind, Method, Print};
+use fingerpost::registry::model::{
+    Actor, Assurance, KeyId, NewKey, Settings, Source, State, Visibility,
+};
+use fingerpost::registry::store::Store;
+use jid::BareJid;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use serde_json::json;
+use support::postgres::Postgres;
+use support::programs::{Component, Options, Script, script};
+use support::servers::{Kind, Server};
+use time::OffsetDateTime;
+
+/// What can be done; users and prints are small numbers.
+#[derive(Clone, Debug)]
+enum Op {
+    Add { user: u8, print: u8, replaces: Option<u8> },
+    Erase { user: u8 },
+    Prove { user: u8, print: u8 },
+    Retire { user: u8, print: u8 },
+    Revoke { by: u8, user: u8, print: u8 },
+    Settings { user: u8, visibility: Visibility },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let (user, print) = (0..3u8, 0..5u8);
+    let visibility = prop::sample::select(vec![Visibility::Nobody, Visibility::Local]);
+    prop_oneof![
+        6 => (user.clone(), print.clone(), prop::option::of(print.clone()))
+            .prop_map(|(user, print, replaces)| Op::Add { user, print, replaces }),
+        1 => user.clone().prop_map(|user| Op::Erase { user }),
+        2 => (user.clone(), print.clone()).prop_map(|(user, print)| Op::Prove { user, print }),
+        2 => (user.clone(), print.clone()).prop_map(|(user, print)| Op::Retire { user, print }),
+        3 => (user.clone(), user.clone(), print)
+            .prop_map(|(by, user, print)| Op::Revoke { by, user, print }),
+        1 => (user, visibility).prop_map(|(user, visibility)| Op::Settings { user, visibility }),
+    ]
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    state: State,
+    proven: bool,
+    replaced_by: Option<u8>,
+}
+
+/// All that the store should know.
+#[derive(Debug, Default)]
+struct Model {
+    keys: BTreeMap<(u8, u8), Entry>,
+    settings: BTreeMap<u8, Visibility>,
+}
+
+impl Model {
+    /// Whether it is allowed; then it is done.
+    fn apply(&mut self, op: &Op) -> bool {
+        match *op {
+            Op::Add { user, print, replaces } => {
+                let known = self.keys.get(&(user, print)).cloned();
+                if known.as_ref().is_some_and(|key| key.state != State::Active) {
+                    return true;
+                }
+                if let Some(old) = replaces.filter(|old| *old != print || known.is_none()) {
+                    match self.keys.get_mut(&(user, old)) {
+                        Some(key) if known.is_some() && key.replaced_by == Some(print) => {}
+                        Some(key) if key.state == State::Active => {
+                            key.state = State::Superseded;
+                            key.replaced_by = Some(print);
+                        }
+                        _ => return false,
+                    }
+                }
+                let fresh = Entry { state: State::Active, proven: false, replaced_by: None };
+                self.keys.entry((user, print)).or_insert(fresh);
+                true
+            }
+            Op::Erase { user } => {
+                self.keys.retain(|(owner, _), _| *owner != user);
+                self.settings.remove(&user);
+                true
+            }
+            Op::Prove { user, print } => match self.keys.get_mut(&(user, print)) {
+                Some(key) if key.state == State::Active => {
+                    key.proven = true;
+                    true
+                }
+                _ => false,
+            },
+            Op::Retire { user, print } => match self.keys.get_mut(&(user, print)) {
+                Some(key) if key.state == State::Active => {
+                    key.state = State::Superseded;
+                    true
+                }
+                _ => false,
+            },
+            Op::Revoke { by, user, print } => match self.keys.get_mut(&(user, print)) {
+                Some(key) if by == user => {
+                    key.state = State::Revoked;
+                    true
+                }
+                _ => false,
+            },
+            Op::Settings { user, visibility } => {
+                self.settings.insert(user, visibility);
+                true
+            }
+        }
+    }
+}
+
+fn print(number: u8) -> Print {
+    Print::new(HashKind::Sha256, &[number; 32]).expect("32 bytes")
+}
+
+/// A case of its own, so that all can share a database.
+struct World<'a> {
+    store: &'a Store,
+    case: u64,
+}
+
+impl World<'_> {
+    fn user(&self, number: u8) -> BareJid {
+        BareJid::new(&format!("user{number}-{}@example.org", self.case)).expect("a JID")
+    }
+
+    async fn id(&self, user: u8, number: u8) -> KeyId {
+        let keys = self.store.keys_of(&self.user(user)).await.expect("the database is there");
+        let found = keys.iter().find(|key| key.has(&print(number)));
+        found.map_or_else(|| KeyId::new(rand::random()), |key| key.id)
+    }
+
+    async fn apply(&self, op: &Op) -> bool {
+        let now = OffsetDateTime::now_utc();
+        let actor = |user: u8| Actor::User(self.user(user));
+        match *op {
+            Op::Add { user, print: number, replaces } => {
+                let old = match replaces {
+                    Some(old) => Some(self.id(user, old).await),
+                    None => None,
+                };
+                let new = NewKey::of_prints(Method::X509, vec![print(number)], "", Source::Self_)
+                    .expect("a key")
+                    .replacing(old);
+                let id = KeyId::new(rand::random());
+                self.store.add(&self.user(user), &new, 100, &actor(user), now, id).await.is_ok()
+            }
+            Op::Erase { user } => {
+                self.store.erase(&self.user(user), "hash", &actor(user), now).await.is_ok()
+            }
+            Op::Prove { user, print } => {
+                let id = self.id(user, print).await;
+                self.store.raise(id, Assurance::Proven, &actor(user), now).await.is_ok()
+            }
+            Op::Retire { user, print } => {
+                let id = self.id(user, print).await;
+                self.store.retire(id, &actor(user), now).await.is_ok()
+            }
+            Op::Revoke { by, user, print } => {
+                let id = self.id(user, print).await;
+                self.store.revoke(id, &actor(by), "", now).await.is_ok()
+            }
+            Op::Settings { user, visibility } => {
+                let settings = Settings { visibility, allowed: vec![self.user(0)] };
+                self.store
+                    .set_settings(&self.user(user), &settings, &actor(user), now)
+                    .await
+                    .is_ok()
+            }
+        }
+    }
+
+    /// What the store knows, in the model's terms.
+    async fn seen(&self) -> (BTreeMap<(u8, u8), Entry>, BTreeMap<u8, Visibility>) {
+        let (mut keys, mut settings) = (BTreeMap::new(), BTreeMap::new());
+        for user in 0..3 {
+            let profile =
+                self.store.profile(&self.user(user)).await.expect("the database is there");
+            let number = |id: KeyId| {
+                profile.keys.iter().find(|key| key.id == id).map(|key| key.prints[0].as_bytes()[0])
+            };
+            for key in &profile.keys {
+                assert_eq!(key.prints.len(), 1, "never half a key");
+                let entry = Entry {
+                    state: key.state,
+                    proven: key.assurance == Assurance::Proven,
+                    replaced_by: key.replaced_by.and_then(number),
+                };
+                keys.insert((user, key.prints[0].as_bytes()[0]), entry);
+            }
+            if let Some(said) = &profile.settings {
+                settings.insert(user, said.visibility);
+            }
+        }
+        (keys, settings)
+    }
+}
+
+/// Runs random operations on both and compares them after each.
+fn compare(url: &str) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let store = runtime.block_on(Store::open(url, 4, true)).expect("the database opens");
+    let config = Config { cases: 48, failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new(config);
+    let run = runner.run(&prop::collection::vec(op(), 1..40), |ops| {
+        runtime.block_on(async {
+            let world = World { store: &store, case: rand::random() };
+            let mut model = Model::default();
+            for op in &ops {
+                let allowed = model.apply(op);
+                prop_assert_eq!(world.apply(op).await, allowed, "{:?}", op);
+                let (keys, settings) = world.seen().await;
+                prop_assert_eq!(&keys, &model.keys, "after {:?}", op);
+                prop_assert_eq!(&settings, &model.settings, "after {:?}", op);
+            }
+            Ok(())
+        })
+    });
+    if let Err(error) = run {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn the_store_does_as_the_model_on_sqlite() {
+    compare("sqlite::memory:");
+}
+
+#[test]
+fn the_store_does_as_the_model_on_postgresql() {
+    compare(&Postgres::start().url());
+}
+
+/// A component that is killed while a user adds and revokes keys: what was acknowledged is there after a restart, the
+/// one request that was under way is there or not, and nothing is half there.
+fn survives_kills(database: Option<String>) {
+    let server = Server::start(Kind::Prosody);
+    let folder = tempfile::tempdir().expect("a folder");
+    let database =
+        database.or_else(|| Some(format!("sqlite:{}", folder.path().join("keys.db").display())));
+    let more = "[limits]\nrequests_per_second = 100000\n[registry]\nkeys_per_user = 10000\n";
+    let options = Options { database, more: more.to_owned(), ..Options::default() };
+    let mut acknowledged = 0;
+    for round in 0..3 {
+        let mut component = Component::start(&server, &options);
+        let mut work = Script::start("work.py", &server, json!({"round": round}));
+        work.wait_for("\"working\"");
+        std::thread::sleep(Duration::from_millis(150 + 170 * round));
+        component.signal("KILL");
+        component.wait(Duration::from_secs(5));
+        let report = work.report();
+        acknowledged += report["steps"].as_array().map_or(0, Vec::len);
+        drop(component);
+
+        let component = Component::start(&server, &options);
+        let found = script("work.py", &server, json!({"check": report, "round": round}));
+        assert_eq!(found["lost"], json!([]), "{found}\n{}", component.log());
+        assert_eq!(found["half"], json!([]), "{found}");
+        assert!(found["more"].as_array().is_some_and(|more| more.len() <= 1), "{found}");
+    }
+    assert!(acknowledged > 30, "only {acknowledged} changes: too few to be killed between");
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_in_a_crash_on_sqlite() {
+    survives_kills(None);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_in_a_crash_on_postgresql() {
+    let postgres = Postgres::start();
+    survives_kills(Some(postgres.url()));
+}
