@@ -4,7 +4,7 @@ SHELL := /bin/bash
 NEXTEST_VERSION := 0.9.143
 VENV := target/venv
 
-.PHONY: help build demo test test-fast fmt lint doc deny clean peers nextest
+.PHONY: help build demo test test-fast bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,10 @@ test: peers nextest ## Run all tests, with real servers and independent clients
 test-fast: nextest ## Run the tests that need no server
 	@deploy/ci/install-peers.sh cc
 	cargo nextest run --locked --lib --bins --tests -E 'not binary(/^(e2e_.*|idle|harness)$$/)'
+
+bench: ## Measure, against real peers; writes docs/BENCHMARKS.md
+	@deploy/ci/install-peers.sh cc postgresql
+	cargo bench --locked --bench registry
 
 fmt: ## Format the code
 	cargo fmt

@@ -29,7 +29,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use crate::{broker::Broker, mediator::table::Table, registry::store::Store};
+use crate::{broker::Broker, mediator::table::Table, print::Print, registry::store::Store};
 
 /// What the pages tell of. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -38,13 +38,14 @@ pub struct Status {
     store: Store,
     broker: Broker,
     table: Table,
+    own: Print,
     started: Instant,
 }
 
 impl Status {
-    /// The state of a service whose link is not up yet.
-    pub fn new(store: Store, broker: Broker, table: Table) -> Self {
-        Self { link: Arc::default(), store, broker, table, started: Instant::now() }
+    /// The state of a service whose link is not up yet; `own` is the print of its certificate.
+    pub fn new(store: Store, broker: Broker, table: Table, own: Print) -> Self {
+        Self { link: Arc::default(), store, broker, table, own, started: Instant::now() }
     }
 
     /// Notes whether the link is up.
@@ -126,6 +127,7 @@ async fn page(State(status): State<Status>) -> Html<String> {
         ("Brokered sessions", status.broker.sessions().to_string()),
         ("SOCKS5 transfers", counts.active.to_string()),
         ("Up for", format!("{} s", status.started.elapsed().as_secs())),
+        ("Own certificate, SHA-256", status.own.to_string()),
         ("Version", env!("CARGO_PKG_VERSION").to_owned()),
     ];
     let rows: String = rows
@@ -136,7 +138,7 @@ async fn page(State(status): State<Status>) -> Html<String> {
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\"><title>Fingerpost</title>\
          <style>body{{font:1rem/1.5 system-ui;margin:2rem auto;max-width:32rem;padding:0 1rem}}\
-         th{{text-align:left;padding-right:2rem}}</style>\
+         th{{text-align:left;padding-right:2rem;vertical-align:top}}td{{overflow-wrap:anywhere}}</style>\
          <h1>Fingerpost</h1><table>{rows}</table></html>"
     ))
 }

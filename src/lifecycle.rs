@@ -25,6 +25,7 @@ impl From<StartError> for Failure {
             StartError::Database { .. } => {
                 "check [database] url and the rights of the folder it is in"
             }
+            StartError::Identity(_) => "look at the database: fingerpost check",
             StartError::Listen { .. } => "stop what uses the port, or change [socks5] listen",
             StartError::Http { .. } => "stop what uses the port, or change [http] listen",
         };
@@ -55,7 +56,7 @@ pub async fn run(task: Task, out: &mut impl Write) -> Result<(), Failure> {
         }
         Task::Keys { loaded, command, json } => {
             let store = service::open(&loaded.config).await?;
-            keys::run(command, &store, json, SystemClock.now(), out)
+            keys::run(command, &store, &loaded.config.component.jid, json, SystemClock.now(), out)
                 .await
                 .map_err(|error| Failure::new(error.to_string()))
         }

@@ -20,10 +20,11 @@ use crate::{
     limits::Rates,
     mediator::table::Table,
     registry::{
-        Notice, Registry,
+        Notice, Registry, pep,
         requests::{Handled, RequestKind},
         store::Profile,
     },
+    tls::identity::Identity,
     xmpp::{
         disco,
         iq::{Answer, Requests, random_id},
@@ -56,18 +57,20 @@ pub struct Options {
     pub socks5: bool,
     /// Whether in-band legs are on.
     pub ibb: bool,
+    /// Whether OpenPGP keys that users publish in PEP are taken over.
+    pub import_pep: bool,
 }
 
 /// The answer to a request of the registry; its notice goes on its way first.
 async fn finish(
     stanza: &Stanza,
     done: Result<Handled, Refusal>,
-    later: &mpsc::Sender<Later>,
+    notices: &mpsc::Sender<Notice>,
 ) -> Element {
     match done {
         Ok(Handled { answer, notice }) => {
             if let Some(notice) = notice {
-                let _ = later.send(Later::Notice(notice)).await;
+                let _ = notices.send(notice).await;
             }
             stanza.result(answer)
         }
@@ -75,13 +78,17 @@ async fn finish(
     }
 }
 
-/// What comes back to the router from work that it has given away.
+/// A stanza whose addressee's profile was read after it came: it is to be handled again.
 #[derive(Debug)]
-pub enum Later {
-    /// A stanza whose addressee's profile is known now.
-    Known(Box<Stanza>, Arc<Profile>),
-    /// A user is to be told of a change of their keys.
-    Notice(Notice),
+pub struct Known(Box<Stanza>, Arc<Profile>);
+
+/// The ways back to the router's task, from work that it has given away.
+#[derive(Clone, Debug)]
+pub struct Back {
+    /// For [`Router::handle_known`].
+    pub known: mpsc::Sender<Known>,
+    /// For [`Router::notify`].
+    pub notices: mpsc::Sender<Notice>,
 }
 
 /// Sends each stanza to the role that answers it.
@@ -94,7 +101,8 @@ pub struct Router {
     registry: Registry,
     commands: Commands,
     table: Table,
-    later: mpsc::Sender<Later>,
+    back: Back,
+    identity: Arc<Identity>,
     presences: Presences,
     rates: Rates,
     at_once: Arc<Semaphore>,
@@ -103,8 +111,8 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router between the link's queue and the three roles. What goes into `later` is to be given to
-    /// [`Router::handle_later`].
+    /// A router between the link's queue and the three roles. What goes into `back` is to be given to
+    /// [`Router::handle_known`] and [`Router::notify`].
     #[expect(clippy::too_many_arguments, reason = "each is one of the parts that it joins")]
     pub fn new(
         options: Options,
@@ -113,7 +121,8 @@ impl Router {
         broker: Broker,
         registry: Registry,
         table: Table,
-        later: mpsc::Sender<Later>,
+        back: Back,
+        identity: Arc<Identity>,
         tasks: TaskTracker,
     ) -> Self {
         let rates = Rates::new(options.requests_per_second);
@@ -125,7 +134,8 @@ impl Router {
             broker,
             registry,
             table,
-            later,
+            back,
+            identity,
             presences: Presences::default(),
             rates,
             at_once: Arc::new(Semaphore::new(AT_ONCE)),
@@ -278,13 +288,13 @@ impl Router {
         let Ok(permit) = Arc::clone(&self.at_once).try_acquire_owned() else {
             return Err(Refusal::resource_constraint("The service is busy"));
         };
-        let (registry, later) = (self.registry.clone(), self.later.clone());
+        let (registry, again) = (self.registry.clone(), self.back.known.clone());
         let (outbound, stanza) = (self.outbound.clone(), stanza.clone());
         self.tasks.spawn(async move {
             let _permit = permit;
             match registry.profile(&owner).await {
                 Ok(profile) => {
-                    let _ = later.send(Later::Known(Box::new(stanza), profile)).await;
+                    let _ = again.send(Known(Box::new(stanza), profile)).await;
                 }
                 Err(error) => {
                     let _ = outbound.send(stanza.refuse(&error.into())).await;
@@ -294,20 +304,16 @@ impl Router {
         Ok(())
     }
 
-    /// Handles what came back.
-    pub fn handle_later(&mut self, later: Later) {
-        match later {
-            Later::Known(stanza, profile) => {
-                if let Err(refusal) = self.handle_request(&stanza, Some(profile)) {
-                    self.send(stanza.refuse(&refusal));
-                }
-            }
-            Later::Notice(notice) => self.notify(&notice),
+    /// Handles a stanza again, now that its addressee's profile is known.
+    pub fn handle_known(&mut self, known: Known) {
+        let Known(stanza, profile) = known;
+        if let Err(refusal) = self.handle_request(&stanza, Some(profile)) {
+            self.send(stanza.refuse(&refusal));
         }
     }
 
     /// One chat message to the bare JID and to each reachable resource.
-    fn notify(&self, notice: &Notice) {
+    pub fn notify(&self, notice: &Notice) {
         let resources = self.presences.all(&notice.owner);
         let to =
             std::iter::once(notice.owner.to_string()).chain(resources.map(ToString::to_string));
@@ -461,14 +467,22 @@ impl Router {
             ("query", ns::BYTESTREAMS) if self.options.socks5 => {
                 return self.handle_bytestreams(stanza, payload, get);
             }
+            ("jingle", ns::JINGLE | ns::JINGLE_0) if !get => {
+                if payload.attr("action") != Some("session-initiate") {
+                    return Err(Refusal::item_not_found("There is no such session")
+                        .with_extra("unknown-session", ns::JINGLE_ERRORS));
+                }
+                let (identity, notices) = (Arc::clone(&self.identity), self.back.notices.clone());
+                return self.broker.initiate_own(stanza.clone(), identity, notices);
+            }
             ("command", ns::COMMANDS) if !get => return self.handle_command(stanza, payload),
             (_, ns::SASLCERT) => {
                 let (registry, payload) = (self.registry.clone(), payload.clone());
-                let (stanza_, later) = (stanza.clone(), self.later.clone());
+                let (stanza_, notices) = (stanza.clone(), self.back.notices.clone());
                 return self.work(async move {
                     let now = SystemClock.now();
                     let done = registry.handle_saslcert(&stanza_.from, !get, &payload, now).await;
-                    finish(&stanza_, done, &later).await
+                    finish(&stanza_, done, &notices).await
                 });
             }
             (_, ns::KEYS) => return self.handle_keys(stanza, payload, get),
@@ -520,21 +534,21 @@ impl Router {
         let registry = self.registry.clone();
         let payload = payload.clone();
         let kind = if get { RequestKind::Get } else { RequestKind::Set };
-        let (stanza, later) = (stanza.clone(), self.later.clone());
+        let (stanza, notices) = (stanza.clone(), self.back.notices.clone());
         self.work(async move {
             let done = registry.handle(&stanza.from, kind, &payload, SystemClock.now()).await;
-            finish(&stanza, done, &later).await
+            finish(&stanza, done, &notices).await
         })
     }
 
     fn handle_command(&self, stanza: &Stanza, payload: &Element) -> Result<(), Refusal> {
         let (commands, payload) = (self.commands.clone(), payload.clone());
-        let (stanza, later) = (stanza.clone(), self.later.clone());
+        let (stanza, notices) = (stanza.clone(), self.back.notices.clone());
         self.work(async move {
             match commands.handle(&stanza.from, &payload, SystemClock.now()).await {
                 Ok((answer, notice)) => {
                     if let Some(notice) = notice {
-                        let _ = later.send(Later::Notice(notice)).await;
+                        let _ = notices.send(notice).await;
                     }
                     stanza.result(Some(answer))
                 }
@@ -555,7 +569,12 @@ impl Router {
                         .get_child("priority", ns::CLIENT)
                         .and_then(|priority| priority.text().trim().parse().ok())
                         .unwrap_or(0);
+                    let user = stanza.from.to_bare();
+                    let came = self.presences.best(&user).is_none();
                     self.presences.available(jid, priority);
+                    if came && self.options.import_pep && self.options.access.admits(&user) {
+                        self.refresh_pep(user);
+                    }
                 }
             }
             "unavailable" | "error" => {
@@ -568,6 +587,40 @@ impl Router {
             "probe" => self.presence(stanza, ""),
             _ => {}
         }
+    }
+
+    /// Looks what OpenPGP keys a user who has become reachable publishes.
+    fn refresh_pep(&self, user: BareJid) {
+        let Ok(permit) = Arc::clone(&self.at_once).try_acquire_owned() else { return };
+        let (requests, registry) = (self.requests.clone(), self.registry.clone());
+        let (own, notices) = (Jid::from(self.options.jid.clone()), self.back.notices.clone());
+        self.tasks.spawn(async move {
+            let _permit = permit;
+            let to = Jid::from(user.clone());
+            let ask = |payload| requests.request("get", &own, &to, payload, FORWARD);
+            // An error says that nothing is published openly; silence says nothing.
+            let listed = match ask(pep::list_request()).await {
+                Answer::Result(Some(answer)) => pep::fingerprints(&answer),
+                Answer::Result(None) | Answer::Error(_) => Vec::new(),
+                Answer::Timeout => return,
+            };
+            let mut published = Vec::new();
+            for fingerprint in listed {
+                match ask(pep::key_request(&fingerprint)).await {
+                    Answer::Result(Some(answer)) => published.extend(pep::certificate(&answer)),
+                    Answer::Result(None) | Answer::Error(_) => {}
+                    Answer::Timeout => return,
+                }
+            }
+            match registry.refresh_pep(&user, &published, SystemClock.now()).await {
+                Ok(changes) => {
+                    for notice in changes {
+                        let _ = notices.send(notice).await;
+                    }
+                }
+                Err(error) => warn!(%error, "published keys cannot be stored"),
+            }
+        });
     }
 
     fn presence(&self, stanza: &Stanza, type_: &str) {

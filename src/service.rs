@@ -1,6 +1,8 @@
 //! The whole component as one running thing: start, reload, shutdown.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use jid::BareJid;
 
 use tokio::{
     sync::mpsc,
@@ -19,8 +21,9 @@ use crate::{
         listener::{self, Listener},
         table::{self, Table},
     },
-    registry::{self, Registry, model::Visibility, store::Store},
-    router::{self, Later, Router},
+    registry::{self, Notice, Registry, model::Visibility, store::Store},
+    router::{self, Back, Known, Router},
+    tls::identity::Identity,
     xmpp::{
         iq::Requests,
         link::{self, LinkError, LinkEvent, LinkOptions},
@@ -45,6 +48,9 @@ pub enum StartError {
         /// What the store says.
         source: registry::store::OpenError,
     },
+    /// The component's own certificate cannot be made or kept.
+    #[error("the component's own certificate: {0}")]
+    Identity(String),
     /// A SOCKS5 address cannot be listened on.
     #[error("socks5.listen: cannot listen on {addresses}: {source}")]
     Listen {
@@ -143,7 +149,10 @@ impl Service {
         let hearing = registry.clone();
         let heard = stop.clone();
         tasks.spawn(async move { heard.run_until_cancelled(hearing.listen()).await });
-        let (later, back) = mpsc::channel(INBOUND);
+        let identity = Arc::new(own_identity(&store, &jid).await?);
+        info!(print = %identity.print(), "the component's own certificate");
+        let (known, again) = mpsc::channel(INBOUND);
+        let (notices, told) = mpsc::channel(INBOUND);
         let counted = table.clone();
         let router = Router::new(
             router_options(config),
@@ -152,17 +161,18 @@ impl Service {
             broker.clone(),
             registry,
             table,
-            later,
+            Back { known, notices },
+            Arc::clone(&identity),
             tasks.clone(),
         );
-        let status = Status::new(store, broker.clone(), counted);
+        let status = Status::new(store, broker.clone(), counted, identity.print());
         if let Some(address) = &config.http.listen {
             http::start(address, status.clone(), &stop, &tasks)
                 .await
                 .map_err(|source| StartError::Http { address: address.clone(), source })?;
         }
         let (control, orders) = mpsc::channel(1);
-        tasks.spawn(route(router, requests, status, inbox, back, orders, stop.clone()));
+        tasks.spawn(route(router, requests, status, inbox, (again, told), orders, stop.clone()));
         let options = LinkOptions {
             server: config.component.server.clone(),
             jid,
@@ -245,6 +255,25 @@ pub async fn open(config: &Config) -> Result<Store, StartError> {
         .map_err(|source| StartError::Database { url: shown(&database.url), source })
 }
 
+/// The component's own certificate and key; made and kept at the first start.
+///
+/// # Errors
+/// [`StartError::Identity`].
+pub async fn own_identity(store: &Store, jid: &BareJid) -> Result<Identity, StartError> {
+    let wrong = |error: &dyn std::fmt::Display| StartError::Identity(error.to_string());
+    if store.identity(jid).await.map_err(|error| wrong(&error))?.is_none() {
+        let made = Identity::generate(jid).map_err(|error| wrong(&error))?;
+        store
+            .keep_identity(jid, &made.certificate, made.private_key())
+            .await
+            .map_err(|error| wrong(&error))?;
+    }
+    // Read back: another Fingerpost may have been faster.
+    let kept = store.identity(jid).await.map_err(|error| wrong(&error))?;
+    let (certificate, key) = kept.ok_or_else(|| wrong(&"it was not kept"))?;
+    Ok(Identity::of_parts(certificate, key))
+}
+
 /// A database address without its password.
 fn shown(url: &str) -> String {
     match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1)))
@@ -259,7 +288,7 @@ async fn route(
     requests: Requests,
     status: Status,
     mut inbox: mpsc::Receiver<LinkEvent>,
-    mut back: mpsc::Receiver<Later>,
+    (mut again, mut notices): (mpsc::Receiver<Known>, mpsc::Receiver<Notice>),
     mut orders: mpsc::Receiver<router::Options>,
     stop: CancellationToken,
 ) {
@@ -268,7 +297,8 @@ async fn route(
             biased;
             () = stop.cancelled() => return,
             Some(options) = orders.recv() => router.reload(options),
-            Some(later) = back.recv() => router.handle_later(later),
+            Some(known) = again.recv() => router.handle_known(known),
+            Some(notice) = notices.recv() => router.notify(&notice),
             event = inbox.recv() => match event {
                 Some(LinkEvent::Stanza(element)) => router.handle(element),
                 Some(LinkEvent::Down) => {
@@ -295,6 +325,7 @@ fn router_options(config: &Config) -> router::Options {
         advertise: config.socks5.advertise.clone(),
         socks5: !config.socks5.listen.is_empty(),
         ibb: config.ibb.enabled,
+        import_pep: config.registry.import_pep,
     }
 }
 

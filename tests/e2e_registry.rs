@@ -69,6 +69,27 @@ fn a_database_that_goes_away_is_waited_for() {
     assert!(component.runs());
 }
 
+/// A TLS session with the component itself proves the certificate shown, and nothing else does.
+#[test]
+fn a_session_with_the_component_proves_a_key() {
+    let server = Server::start(Kind::Prosody);
+    let component = Component::start(&server, &Options::default());
+    let shown = component.command(["keys", "show", "--self"]).stdout;
+    let own = shown.lines().find_map(|line| line.strip_prefix("sha-256 ")).unwrap_or_default();
+    assert!(component.log().contains(own), "the log names it: {shown}");
+    let proxy = json!(["127.0.0.1", component.socks5]);
+    let report = script("own_session.py", &server, json!({"proxy": proxy, "own": own}));
+    let expected = json!({
+        "ibb offered": true,
+        "ibb": ["TLSv1.3", true, "success", "proven"],
+        "s5b offered": true,
+        "s5b": ["success", "proven", 3],
+        "other": ["security-error", null],
+        "no print": "not-acceptable",
+    });
+    assert_eq!(report, expected, "{}", component.log());
+}
+
 /// Offline administration on the database of a running component, and its export read back into another.
 #[test]
 fn what_is_exported_is_read_back_as_it_was() {

@@ -53,6 +53,13 @@ CREATE TABLE allowed (
     PRIMARY KEY (owner, jid)
 );
 
+-- The certificates and private keys of the components on this database, by their address: of nobody else.
+CREATE TABLE identities (
+    component   TEXT PRIMARY KEY NOT NULL,
+    certificate BYTEA NOT NULL,
+    private_key BYTEA NOT NULL
+);
+
 -- `key_id` is no foreign key: a row here outlives what it tells of. It is absent where no key is meant.
 CREATE TABLE audit (
     seq        BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

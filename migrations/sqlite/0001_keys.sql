@@ -53,6 +53,13 @@ CREATE TABLE allowed (
     PRIMARY KEY (owner, jid)
 ) STRICT;
 
+-- The certificates and private keys of the components on this database, by their address: of nobody else.
+CREATE TABLE identities (
+    component   TEXT PRIMARY KEY NOT NULL,
+    certificate BLOB NOT NULL,
+    private_key BLOB NOT NULL
+) STRICT;
+
 -- `key_id` is no foreign key: a row here outlives what it tells of. It is absent where no key is meant.
 CREATE TABLE audit (
     seq        INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -6,6 +6,7 @@ mod driver;
 pub mod hints;
 mod legs;
 pub mod offer;
+mod own;
 pub mod presence;
 pub mod rewrite;
 mod session;
@@ -26,12 +27,14 @@ use self::{
     driver::Driver,
     hints::Policies,
     legs::LegState,
+    own::OwnSession,
     session::{Input, Peer, Session},
     transport::Transport,
 };
 use crate::{
     mediator::{ibb_stream::IbbHandle, table::Table},
-    registry::{Registry, model::Key},
+    registry::{Notice, Registry, model::Key},
+    tls::identity::Identity,
     xmpp::{
         iq::{Answer, Requests, random_id},
         jid::{proxied, unproxied},
@@ -187,6 +190,18 @@ impl Shared {
         })
     }
 
+    /// Whether `user` may have another session.
+    fn admit(&self, state: &State, user: &BareJid) -> Result<(), Refusal> {
+        if state.draining {
+            return Err(Refusal::resource_constraint("The service is being stopped"));
+        }
+        let mine = state.per_user.get(user).copied().unwrap_or(0);
+        if state.count >= self.options.sessions.0 || mine >= self.options.sessions.1 {
+            return Err(Refusal::resource_constraint("Too many sessions"));
+        }
+        Ok(())
+    }
+
     fn expect_open(&self, peer: &Peer, sid: Option<String>) {
         let mut state = self.lock();
         if let Some(entries) = state.sessions.get_mut(&(peer.user.clone(), peer.mask.clone())) {
@@ -208,7 +223,7 @@ impl Shared {
 /// Removes a session from the tables on every exit of its task.
 struct Guard {
     shared: Arc<Shared>,
-    keys: [(Pair, String); 2],
+    keys: Vec<(Pair, String)>,
     user: BareJid,
 }
 
@@ -361,13 +376,7 @@ impl Broker {
         };
         {
             let mut state = shared.lock();
-            if state.draining {
-                return Err(Refusal::resource_constraint("The service is being stopped"));
-            }
-            let mine = state.per_user.get(&user).copied().unwrap_or(0);
-            if state.count >= options.sessions.0 || mine >= options.sessions.1 {
-                return Err(Refusal::resource_constraint("Too many sessions"));
-            }
+            shared.admit(&state, &user)?;
             let entries = state.sessions.entry(pairs[0].clone()).or_default();
             if entries.iter().any(|entry| entry.sid == initiator.sid) {
                 return Err(Refusal::new("cancel", "conflict", "The session exists already"));
@@ -394,7 +403,7 @@ impl Broker {
         let [first, second] = pairs;
         let guard = Guard {
             shared: Arc::clone(shared),
-            keys: [(first, initiator.sid.clone()), (second, responder.sid.clone())],
+            keys: vec![(first, initiator.sid.clone()), (second, responder.sid.clone())],
             user,
         };
         let peers = [initiator, responder];
@@ -412,6 +421,87 @@ impl Broker {
             async move {
                 let _guard = guard;
                 driver.run(inputs).await;
+            },
+            span,
+        ));
+        Ok(())
+    }
+
+    /// Starts a session between a user and the component itself, which proves the key offered.
+    ///
+    /// # Errors
+    /// What the user is told if the session cannot be.
+    pub fn initiate_own(
+        &self,
+        stanza: Stanza,
+        identity: Arc<Identity>,
+        notices: mpsc::Sender<Notice>,
+    ) -> Result<(), Refusal> {
+        let shared = &self.shared;
+        let options = &shared.options;
+        let jingle = stanza.payload().ok_or_else(|| Refusal::bad_request("Expected jingle"))?;
+        let sid = jingle.attr("sid").filter(|sid| !sid.is_empty());
+        let (Some(sid), Some(content)) = (sid, own::first_content(jingle)) else {
+            return Err(Refusal::bad_request("Expected a sid and a content"));
+        };
+        let pins = own::pins(content);
+        if pins.is_empty() {
+            let text = "Expected an offer of TLS with the print of an x509 certificate";
+            return Err(Refusal::new("modify", "not-acceptable", text)
+                .with_extra("security-required", ns::JINGLE_ERRORS));
+        }
+        let transport = Transport::read(content).filter(|transport| match transport {
+            Transport::Ibb { .. } => options.ibb,
+            Transport::S5b { .. } => options.socks5,
+        });
+        let transport = transport.ok_or_else(|| {
+            let text = "The transport must be SOCKS5 or in-band bytestreams";
+            Refusal::new("cancel", "feature-not-implemented", text)
+                .with_extra("unsupported-transports", ns::JINGLE_ERRORS)
+        })?;
+        let peer = Peer {
+            user: stanza.from.clone(),
+            mask: own::mask(&options.jid),
+            sid: sid.to_owned(),
+            namespace: jingle.ns(),
+        };
+        let ibb = match &transport {
+            Transport::Ibb { sid, .. } => Some(sid.clone()),
+            Transport::S5b { .. } => None,
+        };
+        let content = content.attr("name").unwrap_or_default().to_owned();
+        let (inbox, inputs) = mpsc::channel(INBOX);
+        let id = random_id()[..8].to_owned();
+        let user = peer.user.to_bare();
+        let pair = (peer.user.clone(), peer.mask.clone());
+        {
+            let mut state = shared.lock();
+            shared.admit(&state, &user)?;
+            let entries = state.sessions.entry(pair.clone()).or_default();
+            if entries.iter().any(|entry| entry.sid == peer.sid) {
+                return Err(Refusal::new("cancel", "conflict", "The session exists already"));
+            }
+            let (sid, began) = (peer.sid.clone(), Instant::now());
+            entries.push(Entry { id: id.clone(), began, sid, side: Side::Initiator, inbox, ibb });
+            state.count += 1;
+            *state.per_user.entry(user.clone()).or_default() += 1;
+        }
+        let guard =
+            Guard { shared: Arc::clone(shared), keys: vec![(pair, peer.sid.clone())], user };
+        let session = OwnSession {
+            shared: Arc::clone(shared),
+            peer,
+            identity,
+            notices,
+            inbox: inputs,
+            content,
+            deadline: Instant::now() + options.activation_timeout,
+        };
+        let span = tracing::info_span!("session", id);
+        self.tasks.spawn(tracing::Instrument::instrument(
+            async move {
+                let _guard = guard;
+                session.run(stanza, transport, pins).await;
             },
             span,
         ));

@@ -73,6 +73,29 @@ impl Offer {
     }
 }
 
+/// An x509 offer in the first dialect.
+pub fn description(print: &str) -> Element {
+    let mut description = Element::bare("description", ns::APPS_TLS);
+    let mut methods = Element::bare("methods", ns::APPS_TLS);
+    let mut method = xml::element("method", ns::APPS_TLS, &[("name", "x509")]);
+    let mut element = Element::bare("print", ns::APPS_TLS);
+    element.append_text(print);
+    method.append_child(element);
+    methods.append_child(method);
+    description.append_child(methods);
+    description
+}
+
+/// An x509 offer in the third dialect; `print` is one of SHA-256.
+pub fn security(print: &str) -> Element {
+    let mut security = Element::bare("security", ns::XTLS);
+    let mut fingerprint = xml::element("fingerprint", ns::XTLS, &[("algo", "sha-256")]);
+    fingerprint.append_text(print);
+    security.append_child(fingerprint);
+    security.append_child(xml::element("method", ns::XTLS, &[("name", "x509")]));
+    security
+}
+
 /// Whether a content asks for TLS at all.
 pub fn is_secured(content: &Element) -> bool {
     content

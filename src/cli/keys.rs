@@ -30,10 +30,14 @@ pub enum KeysCommand {
         /// Whose
         jid: Option<BareJid>,
     },
-    /// Show one key
+    /// Show one key, or the component's own certificate
     Show {
         /// Its id
-        id: String,
+        #[arg(required_unless_present = "own")]
+        id: Option<String>,
+        /// The component's own certificate
+        #[arg(long = "self", conflicts_with = "id")]
+        own: bool,
     },
     /// Add a key for a user
     Add {
@@ -120,6 +124,7 @@ fn input(error: impl std::fmt::Display) -> KeysError {
 pub async fn run(
     command: KeysCommand,
     store: &Store,
+    component: &BareJid,
     json: bool,
     now: OffsetDateTime,
     out: &mut impl Write,
@@ -127,8 +132,25 @@ pub async fn run(
     let keys = match command {
         KeysCommand::List { jid: Some(jid) } => store.keys_of(&jid).await?,
         KeysCommand::List { jid: None } => store.all().await?,
-        KeysCommand::Show { id } => {
-            let id: KeyId = id.parse().map_err(input)?;
+        KeysCommand::Show { own: true, .. } => {
+            let kept = store.identity(component).await?;
+            let (certificate, _) = kept.ok_or_else(|| {
+                input("there is none yet: fingerpost serve makes it when it starts")
+            })?;
+            let material = Material::parse(Method::X509, &certificate).map_err(input)?;
+            for print in &material.prints {
+                let hash = print.hash().as_str();
+                if json {
+                    let row = json!({"hash": hash, "print": print.to_string()});
+                    writeln!(out, "{row}")?;
+                } else {
+                    writeln!(out, "{hash} {print}")?;
+                }
+            }
+            return Ok(());
+        }
+        KeysCommand::Show { id, .. } => {
+            let id: KeyId = id.unwrap_or_default().parse().map_err(input)?;
             vec![store.key(id).await?.ok_or_else(|| input("no such key"))?]
         }
         KeysCommand::Add { jid, method, print, material, label } => {

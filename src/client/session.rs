@@ -20,7 +20,10 @@ use super::{
     trust::{Known, Trust},
 };
 use crate::{
-    broker::{offer::Offer, rewrite},
+    broker::{
+        offer::{self, Offer},
+        rewrite,
+    },
     mediator::{leg::Leg, transfer::DstAddr},
     print::{Method, Print},
     tls::stream::{self as tls, Secured, TlsError},
@@ -464,34 +467,13 @@ fn first_content(jingle: &Element) -> Result<Element, XtlsError> {
 fn application_elements(client: &Client, application: &Application) -> Vec<Element> {
     let print = client.offered_print().to_string();
     match application {
-        Application::Pipe => vec![methods(&print)],
+        Application::Pipe => vec![offer::description(&print)],
         Application::File(file) => {
             let mut description = Element::bare("description", ns::FILE_TRANSFER);
             description.append_child(file.clone());
-            vec![description, security(&print)]
+            vec![description, offer::security(&print)]
         }
     }
-}
-
-fn methods(print: &str) -> Element {
-    let mut element = xml::element("print", ns::APPS_TLS, &[("hash", "sha-256")]);
-    element.append_text(print);
-    let mut method = xml::element("method", ns::APPS_TLS, &[("name", "x509")]);
-    method.append_child(element);
-    let mut methods = Element::bare("methods", ns::APPS_TLS);
-    methods.append_child(method);
-    let mut description = Element::bare("description", ns::APPS_TLS);
-    description.append_child(methods);
-    description
-}
-
-fn security(print: &str) -> Element {
-    let mut fingerprint = xml::element("fingerprint", ns::XTLS, &[("algo", "sha-256")]);
-    fingerprint.append_text(print);
-    let mut security = Element::bare("security", ns::XTLS);
-    security.append_child(fingerprint);
-    security.append_child(xml::element("method", ns::XTLS, &[("name", "x509")]));
-    security
 }
 
 /// The prints that the peer's certificate may have, after a look at the hints.
@@ -693,11 +675,11 @@ impl Session {
         let mut children = Vec::new();
         for child in content.children() {
             if child.is("description", ns::APPS_TLS) {
-                children.push(methods(&print));
+                children.push(offer::description(&print));
             } else if child.name() == "description" {
                 children.push(child.clone());
             } else if child.is("security", ns::XTLS) {
-                children.push(security(&print));
+                children.push(offer::security(&print));
             }
         }
         let me = Jid::from(self.hub.jid.clone());

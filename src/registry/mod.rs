@@ -5,6 +5,7 @@
 //! | [`model`] | keys, their states, which change is allowed (pure) |
 //! | [`material`] | certificates to prints (pure) |
 //! | [`proof`] | challenges, and signatures over them (pure) |
+//! | [`pep`] | OpenPGP keys that users publish (XEP-0373) |
 //! | [`verdict`] | an offered print judged by its user's keys (pure) |
 //! | [`store`] | what may be asked of the database; `sql.rs` has the SQL for both kinds |
 //! | [`requests`] | `urn:fingerpost:keys:0` |
@@ -13,6 +14,7 @@
 mod adapters;
 pub mod material;
 pub mod model;
+pub mod pep;
 mod postgres;
 mod profiles;
 pub mod proof;
@@ -28,11 +30,15 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use self::{
-    model::{Actor, Assurance, Key, KeyId, NewKey, NotAllowed, Settings, Visibility, stamp},
+    material::Material,
+    model::{
+        Actor, Assurance, Key, KeyId, NewKey, NotAllowed, Settings, Source, Visibility, stamp,
+    },
     profiles::Profiles,
     proof::{Challenges, Nonce, ProofError},
     store::{Profile, Store, StoreError},
 };
+use crate::{print::Method, xmpp::stanza::Refusal};
 
 /// The registry's settings.
 #[derive(Clone, Debug)]
@@ -295,6 +301,25 @@ impl Registry {
         self.profiles.changed(&key.owner);
         let notice = changed.then(|| self.notice(&key, "was proven", from, now));
         Ok((key, notice))
+    }
+
+    /// Records a certificate that the user at `from` has shown in a TLS handshake as proven; it is added if it is new.
+    ///
+    /// # Errors
+    /// What the user is told if that is no certificate, or a key that is not to be proven any more.
+    pub async fn shown(
+        &self,
+        from: &Jid,
+        certificate: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<Changed, Refusal> {
+        let bad = |error: &dyn std::fmt::Display| Refusal::bad_request(error.to_string());
+        let material = Material::parse(Method::X509, certificate).map_err(|error| bad(&error))?;
+        let new =
+            NewKey::of_material(material, &[], "", Source::Self_).map_err(|error| bad(&error))?;
+        let (key, added) = self.add(from, &new, now).await?;
+        let (key, proven) = self.proven(from, key.id, now).await?;
+        Ok((key, proven.or(added)))
     }
 
     async fn own_active(&self, owner: &BareJid, id: KeyId) -> Result<Key, RegistryError> {

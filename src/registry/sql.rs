@@ -299,6 +299,38 @@ impl Database {
         Ok(())
     }
 
+    pub(in crate::registry) async fn identity(
+        &self,
+        component: &BareJid,
+    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+        let row = query("SELECT certificate, private_key FROM identities WHERE component = $1")
+            .bind(component.as_str().to_owned())
+            .fetch_optional(&self.0)
+            .await?;
+        Ok(match row {
+            Some(row) => Some((row.try_get("certificate")?, row.try_get("private_key")?)),
+            None => None,
+        })
+    }
+
+    pub(in crate::registry) async fn keep_identity(
+        &self,
+        component: &BareJid,
+        certificate: &[u8],
+        private_key: &[u8],
+    ) -> Result<(), StoreError> {
+        query(
+            "INSERT INTO identities (component, certificate, private_key) VALUES ($1, $2, $3)
+             ON CONFLICT (component) DO NOTHING",
+        )
+        .bind(component.as_str().to_owned())
+        .bind(certificate.to_vec())
+        .bind(private_key.to_vec())
+        .execute(&self.0)
+        .await?;
+        Ok(())
+    }
+
     pub(in crate::registry) async fn audit(
         &self,
         owner: Option<&BareJid>,

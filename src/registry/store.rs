@@ -304,6 +304,30 @@ impl Store {
         ask!(self, db => db.erase(owner, hash, actor, now))
     }
 
+    /// The component's own certificate and private key (PKCS#8), if they have been kept.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn identity(
+        &self,
+        component: &BareJid,
+    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+        ask!(self, db => db.identity(component))
+    }
+
+    /// Keeps the component's own certificate and private key, unless there are some already.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn keep_identity(
+        &self,
+        component: &BareJid,
+        certificate: &[u8],
+        private_key: &[u8],
+    ) -> Result<(), StoreError> {
+        ask!(self, db => db.keep_identity(component, certificate, private_key))
+    }
+
     /// The last `limit` rows of the audit log, of one user or of all, oldest first.
     ///
     /// # Errors

@@ -70,6 +70,16 @@ impl Identity {
         })
     }
 
+    /// An identity of its parts: a DER certificate and a PKCS#8 key.
+    pub fn of_parts(certificate: Vec<u8>, key: Vec<u8>) -> Self {
+        Self { certificate: certificate.into(), key: key.into() }
+    }
+
+    /// The private key, PKCS#8: for keeping it, and nothing else.
+    pub fn private_key(&self) -> &[u8] {
+        self.key.secret_pkcs8_der()
+    }
+
     /// Reads the identity in a folder; `None` if there is none.
     ///
     /// # Errors

@@ -62,6 +62,12 @@ pub const TMP_PUBKEY: &str = "urn:xmpp:tmp:pubkey";
 pub const PUBKEY: &str = "urn:xmpp:pubkey:2";
 /// Certificates for SASL EXTERNAL (XEP-0257).
 pub const SASLCERT: &str = "urn:xmpp:saslcert:1";
+/// Publish-subscribe (XEP-0060).
+pub const PUBSUB: &str = "http://jabber.org/protocol/pubsub";
+/// OpenPGP for XMPP (XEP-0373).
+pub const OPENPGP: &str = "urn:xmpp:openpgp:0";
+/// The PEP node that lists a user's OpenPGP keys, and the beginning of those with the keys (XEP-0373, 4).
+pub const OPENPGP_KEYS: &str = "urn:xmpp:openpgp:0:public-keys";
 /// Cryptographic hashes (XEP-0300).
 pub const HASHES: &str = "urn:xmpp:hashes:2";
 /// Our hints inside Jingle contents, and the profiles of methods.

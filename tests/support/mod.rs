@@ -9,6 +9,7 @@
 pub mod postgres;
 pub mod process;
 pub mod programs;
+pub mod report;
 pub mod scenarios;
 pub mod servers;
 pub mod tap;

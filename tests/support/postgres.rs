@@ -79,6 +79,19 @@ impl Postgres {
         format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", self.port)
     }
 
+    /// What the database takes on the disk, bytes.
+    pub fn database_size(&self) -> u64 {
+        let answer = tool("psql")
+            .args(["--host", "127.0.0.1", "--username", "fingerpost", "--port"])
+            .arg(self.port.to_string())
+            .args(["--tuples-only", "--no-align", "--command"])
+            .arg("SELECT pg_database_size('fingerpost')")
+            .arg("fingerpost")
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&answer.stdout).trim().parse().unwrap()
+    }
+
     /// Stops it as an operator would.
     pub fn stop(&mut self) {
         // INT: a fast shutdown, which does not wait for clients.

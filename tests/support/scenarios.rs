@@ -459,6 +459,19 @@ pub fn users_run_commands(kind: Kind) {
     assert_eq!(report, expected, "{}", component.log());
 }
 
+/// OpenPGP keys that a user publishes in PEP for all to read are taken over, and let go when they are withdrawn.
+pub fn published_openpgp_keys_are_taken_over(kind: Kind) {
+    let server = Server::start(kind);
+    let component = Component::start(&server, &Options::default());
+    let report = script("pep.py", &server, json!({}));
+    let expected = json!({
+        "alice": [["openpgp", "pep", "active", true]],
+        "withdrawn": [["openpgp", "pep", "superseded"]],
+        "bob": [],
+    });
+    assert_eq!(report, expected, "{}", component.log());
+}
+
 /// Only users may use the service, and a blocked one may not; everyone else is told so, and callees need not be users.
 pub fn only_users_may_use_it(kind: Kind) {
     let server = Server::start(kind);

@@ -158,7 +158,7 @@ s2s_ports = {{ }}
 s2s_direct_tls_ports = {{ }}
 component_ports = {{ {component} }}
 component_interfaces = {{ "127.0.0.1" }}
-modules_enabled = {{ "disco", "ping", "roster", "saslauth", "tls" }}
+modules_enabled = {{ "disco", "pep", "ping", "roster", "saslauth", "tls" }}
 modules_disabled = {{ "s2s" }}
 authentication = "internal_plain"
 c2s_require_encryption = true
@@ -219,6 +219,8 @@ modules:
   mod_caps: {{}}
   mod_disco: {{}}
   mod_ping: {{}}
+  mod_pubsub:
+    plugins: ["flat", "pep"]
   mod_roster: {{}}
 "#
             ),

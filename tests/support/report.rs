@@ -1,0 +1,42 @@
+//! Parts of docs/BENCHMARKS.md, each written anew by its benchmark.
+
+use std::process::Command;
+
+use super::root;
+
+/// Writes a part, with the machine it was measured on, between its marks; a part that is not there is added.
+pub fn write(mark: &str, title: &str, text: &str) {
+    let path = root().join("docs/BENCHMARKS.md");
+    let head = "# Benchmarks\n\nMeasured by `make bench`, which writes this page. Figures are of one machine and one run.\n";
+    let old = std::fs::read_to_string(&path).unwrap_or_else(|_| head.to_owned());
+    let (begin, end) = (format!("<!-- {mark} -->"), format!("<!-- end of {mark} -->"));
+    let part = format!("{begin}\n## {title}\n\n{}\n\n{}\n{end}", machine(), text.trim_end());
+    let new = match (old.find(&begin), old.find(&end)) {
+        (Some(from), Some(to)) => format!("{}{part}{}", &old[..from], &old[to + end.len()..]),
+        _ => format!("{}\n\n{part}\n", old.trim_end()),
+    };
+    std::fs::write(path, new).unwrap();
+}
+
+/// The machine and the versions in one line.
+fn machine() -> String {
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .and_then(|line| line.split_once(':'))
+        .map_or("unknown CPU", |(_, model)| model.trim());
+    let said = |program: &str, args: &[&str]| {
+        Command::new(program)
+            .args(args)
+            .output()
+            .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+            .unwrap_or_default()
+    };
+    format!(
+        "{cpus} × {model}, Linux {}, {}.",
+        said("uname", &["-r"]),
+        said("rustc", &["--version"])
+    )
+}
