@@ -24,6 +24,7 @@ scenarios!(
     nonsense_does_not_end_the_link,
     the_component_is_discovered,
     users_run_commands,
+    gajims_library_runs_commands,
     published_openpgp_keys_are_taken_over,
     only_users_may_use_it,
     what_cannot_be_brokered_is_refused,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs from Debian what the demo and the tests stand on, where it is missing:
-#   install-peers.sh [cc] [openssl] [gnupg] [prosody] [ejabberd] [postgresql] [python]
+#   install-peers.sh [cc] [openssl] [gnupg] [prosody] [ejabberd] [postgresql] [python] [nbxmpp]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
 
@@ -16,6 +16,8 @@ for what in "$@"; do
         postgresql) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null \
             || { missing+=(postgresql); servers+=(postgresql); } ;;
         python) python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv) ;;
+        nbxmpp) /usr/bin/python3 -c 'import nbxmpp.client' 2>/dev/null \
+            || missing+=(python3-nbxmpp gir1.2-soup-3.0 glib-networking) ;;
         *) echo "install-peers.sh: unknown: $what" >&2; exit 2 ;;
     esac
 done

@@ -276,7 +276,7 @@ impl Script {
         for (key, value) in more.as_object().unwrap() {
             settings[key] = value.clone();
         }
-        let mut command = Command::new(python());
+        let mut command = Command::new(python(name));
         command
             .arg(root().join("tests/peers").join(name))
             .arg(settings.to_string())
@@ -325,8 +325,11 @@ pub fn script(name: &str, server: &Server, more: Value) -> Value {
     Script::start(name, server, more).report()
 }
 
-/// The Python with slixmpp in it.
-fn python() -> PathBuf {
+/// The Python with slixmpp in it; for nbxmpp, which needs GLib, Debian's.
+fn python(script: &str) -> PathBuf {
+    if script.starts_with("nbxmpp_") {
+        return PathBuf::from("/usr/bin/python3");
+    }
     let path = std::env::var_os("FINGERPOST_TEST_PYTHON")
         .map_or_else(|| root().join("target/venv/bin/python"), PathBuf::from);
     assert!(path.exists(), "{} is not there: run make test", path.display());

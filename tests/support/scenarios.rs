@@ -459,6 +459,23 @@ pub fn users_run_commands(kind: Kind) {
     assert_eq!(report, expected, "{}", component.log());
 }
 
+/// The same commands in the library of Gajim.
+pub fn gajims_library_runs_commands(kind: Kind) {
+    let server = Server::start(kind);
+    let component = Component::start(&server, &Options::default());
+    let report = script("nbxmpp_commands.py", &server, json!({}));
+    let expected = json!({
+        "commands": ["add", "erase", "export", "keys", "lookup", "prove", "revoke", "sessions", "settings"],
+        "form": [true, "Add a key", ["label", "material", "method", "print", "replaces"]],
+        "mistake": ["error"],
+        "confirm": ["cancel", "complete", "prev"],
+        "done": [true, ["info"]],
+        "table": [["from Gajim", "active"]],
+        "cancelled": true,
+    });
+    assert_eq!(report, expected, "{}", component.log());
+}
+
 /// OpenPGP keys that a user publishes in PEP for all to read are taken over, and let go when they are withdrawn.
 pub fn published_openpgp_keys_are_taken_over(kind: Kind) {
     let server = Server::start(kind);

@@ -1,0 +1,97 @@
+"""The ad-hoc commands with nbxmpp, the library that Gajim is made of: what Gajim does when its user clicks through them.
+
+Runs under Debian's Python, where nbxmpp is installed.
+"""
+
+import json
+import sys
+
+from gi.repository import Gio, GLib
+from nbxmpp.client import Client
+from nbxmpp.const import AdHocAction, AdHocStatus, ConnectionProtocol, ConnectionType, Mode
+from nbxmpp.modules.dataforms import extend_form
+from nbxmpp.protocol import JID
+
+PRINT = "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38"
+settings = json.loads(sys.argv[1])
+loop = GLib.MainLoop()
+report = {}
+
+
+def story(adhoc):
+    """Yields requests, is given their answers."""
+    component = JID.from_string(settings["component"])
+    commands = yield adhoc.request_command_list(component)
+    report["commands"] = sorted(command.node.rsplit(":", 1)[1] for command in commands)
+    by_name = {command.node.rsplit(":", 1)[1]: command for command in commands}
+
+    step = yield adhoc.execute_command(by_name["add"])
+    form = extend_form(node=step.data)
+    report["form"] = [step.status == AdHocStatus.EXECUTING, form.title, sorted(f.var for f in form.iter_fields())]
+    form["label"].value = "from Gajim"
+    form["print"].value = "nonsense"
+    form.type_ = "submit"
+    step = yield adhoc.execute_command(step, AdHocAction.NEXT, form)
+    report["mistake"] = [note.type.value for note in step.notes or []]
+    form = extend_form(node=step.data)
+    form["print"].value = PRINT
+    form.type_ = "submit"
+    step = yield adhoc.execute_command(step, AdHocAction.NEXT, form)
+    report["confirm"] = sorted(action.value for action in step.actions)
+    step = yield adhoc.execute_command(step, AdHocAction.COMPLETE)
+    report["done"] = [step.status == AdHocStatus.COMPLETED, [note.type.value for note in step.notes or []]]
+
+    step = yield adhoc.execute_command(by_name["keys"])
+    table = extend_form(node=step.data)
+    report["table"] = [[item["label"].value, item["state"].value] for item in table.iter_records()]
+    step = yield adhoc.execute_command(by_name["revoke"])
+    step = yield adhoc.execute_command(step, AdHocAction.CANCEL)
+    report["cancelled"] = step.status == AdHocStatus.CANCELED
+
+
+def drive(steps):
+    """Runs the story: each request's answer continues it."""
+
+    def answered(task):
+        try:
+            go_on(task.finish())
+        except Exception as error:
+            fail(error)
+
+    def go_on(answer):
+        try:
+            steps.send(answer).add_done_callback(answered, weak=False)
+        except StopIteration:
+            loop.quit()
+        except Exception as error:
+            fail(error)
+
+    go_on(None)
+
+
+def fail(error):
+    report["error"] = f"{type(error).__name__}: {error}"
+    loop.quit()
+
+
+user = settings["users"]["alice"]
+client = Client()
+client.set_mode(Mode.CLIENT)
+client.set_username(user["jid"].split("@")[0])
+client.set_domain(user["jid"].split("@")[1])
+client.set_resource("gajim")
+client.set_password(user["password"])
+client.set_accepted_certificates([Gio.TlsCertificate.new_from_file(settings["server"]["ca"])])
+client.set_ignored_tls_errors({Gio.TlsCertificateFlags.UNKNOWN_CA, Gio.TlsCertificateFlags.BAD_IDENTITY})
+client.set_custom_host(
+    f"{settings['server']['host']}:{settings['server']['port']}", ConnectionProtocol.TCP, ConnectionType.START_TLS)  # fmt: skip
+client.subscribe("login-successful", lambda *_: None)
+client.subscribe("resume-failed", lambda *_: None)
+client.subscribe("connected", lambda *_: drive(story(client.get_module("AdHoc"))))
+client.subscribe("disconnected", lambda *_: fail(RuntimeError(f"disconnected: {client.get_error()}")))
+client.subscribe("connection-failed", lambda *_: fail(RuntimeError("no connection")))
+GLib.timeout_add_seconds(30, lambda: fail(RuntimeError("it took too long")))
+client.connect()
+loop.run()
+print(json.dumps(report), flush=True)
+sys.exit(1 if "error" in report else 0)
