@@ -52,7 +52,9 @@ fn a_database_that_goes_away_is_waited_for() {
     let alice = Xtls::with_key(&server, "alice");
     let before = alice.run(["keys", "--json"]).stdout;
     postgres.stop();
-    let request = "<iq from='[from]' to='[component]' id='k' type='get'><keys xmlns='urn:fingerpost:keys:0'/></iq>";
+    // What was read before may be at hand; a change needs the database in any case.
+    let request = "<iq from='[from]' to='[component]' id='k' type='set'><settings xmlns='urn:fingerpost:keys:0' \
+                   visibility='local'/></iq>";
     let ask = || script("probe.py", &server, json!({"stanzas": [{"id": "k", "xml": request}]}));
     let answer = &ask()["k"];
     assert_eq!(answer["condition"], "internal-server-error", "{answer}");
@@ -71,9 +73,19 @@ fn a_database_that_goes_away_is_waited_for() {
 
 /// A TLS session with the component itself proves the certificate shown, and nothing else does.
 #[test]
-fn a_session_with_the_component_proves_a_key() {
+fn a_session_with_the_component_proves_a_key_on_sqlite() {
+    own_session(None);
+}
+
+#[test]
+fn a_session_with_the_component_proves_a_key_on_postgresql() {
+    own_session(Some(Postgres::start()));
+}
+
+fn own_session(postgres: Option<Postgres>) {
     let server = Server::start(Kind::Prosody);
-    let component = Component::start(&server, &Options::default());
+    let database = postgres.as_ref().map(Postgres::url);
+    let component = Component::start(&server, &Options { database, ..Options::default() });
     let shown = component.command(["keys", "show", "--self"]).stdout;
     let own = shown.lines().find_map(|line| line.strip_prefix("sha-256 ")).unwrap_or_default();
     assert!(component.log().contains(own), "the log names it: {shown}");
@@ -176,6 +188,7 @@ fn every_request(postgres: Option<Postgres>) {
         ("hidden keys", json!(true)),
         ("hidden ping", json!(true)),
         ("hidden key", json!(true)),
+        ("hidden command", json!(true)),
         ("listed", json!(6)),
         ("erased", json!([0, "everyone", 0])),
     ] {
@@ -183,6 +196,7 @@ fn every_request(postgres: Option<Postgres>) {
     }
     for (name, condition) in [
         ("secret key", "bad-request"),
+        ("revoked material", "bad-request"),
         ("used", "item-not-found"),
         ("other key", "bad-request"),
         ("other component", "bad-request"),

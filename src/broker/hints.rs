@@ -136,3 +136,55 @@ pub fn to_element(judgement: &Judgement, keys: &[Key], owner: &BareJid) -> Eleme
     }
     hints
 }
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::{
+        print::HashKind,
+        registry::model::{Addition, KeyId, NewKey, Source},
+    };
+
+    const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
+
+    fn key(byte: u8, expires: Option<OffsetDateTime>) -> Key {
+        let print = Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
+        let new = NewKey::of_prints(Method::X509, vec![print], "", Source::Self_).unwrap();
+        let owner = BareJid::new("romeo@m.lit").unwrap();
+        let id = KeyId::new(byte.into());
+        match Key::add(&owner, &new, &[], 9, NOW, id).unwrap() {
+            Addition::Fresh { key, .. } => Key { expires, ..key },
+            known => panic!("{known:?}"),
+        }
+    }
+
+    fn hints(offer: &str, keys: &[Key]) -> String {
+        let keys: Vec<Key> = keys.iter().map(|key| key.as_of(NOW)).collect();
+        let content: Element = format!(
+            "<content xmlns='urn:xmpp:jingle:1'><description xmlns='urn:xmpp:jingle:apps:tls'><methods>{offer}\
+             </methods></description></content>"
+        )
+        .parse()
+        .unwrap();
+        let judgement = judge(&Offer::read(&content), &keys);
+        String::from(&to_element(&judgement, &keys, &BareJid::new("romeo@m.lit").unwrap()))
+    }
+
+    #[test]
+    fn a_method_without_a_print_gets_the_keys_in_use_and_not_the_expired() {
+        let keys = [key(1, None), key(2, Some(NOW)), key(3, Some(NOW + time::Duration::DAY))];
+        let said = hints("<method name='x509'/>", &keys);
+        assert_eq!(said.matches("registered").count(), 2, "{said}");
+        assert!(!said.contains(&"02:".repeat(31)), "{said}");
+    }
+
+    #[test]
+    fn an_expired_key_is_no_match() {
+        let print = "02".repeat(32);
+        let offer = format!("<method name='x509'><print>{print}</print></method>");
+        assert!(hints(&offer, &[key(2, None)]).contains("verdict='match'"));
+        assert!(hints(&offer, &[key(2, Some(NOW))]).contains("verdict='superseded'"));
+    }
+}

@@ -32,6 +32,7 @@ use self::{
     transport::Transport,
 };
 use crate::{
+    clock::{Clock, SystemClock},
     mediator::{ibb_stream::IbbHandle, table::Table},
     registry::{Notice, Registry, model::Key},
     tls::identity::Identity,
@@ -183,11 +184,16 @@ impl Shared {
         features
     }
 
-    /// The keys of `owner` that `asker` may know of.
+    /// The keys of `owner` that `asker` may know of, as they are now.
     async fn keys(&self, owner: &BareJid, asker: &BareJid) -> Result<Vec<Key>, ()> {
-        self.registry.visible_keys(asker, owner).await.map_err(|error| {
-            tracing::error!(%error, "the registry cannot be read");
-        })
+        let now = SystemClock.now();
+        match self.registry.visible_keys(asker, owner).await {
+            Ok(keys) => Ok(keys.iter().map(|key| key.as_of(now)).collect()),
+            Err(error) => {
+                tracing::error!(%error, "the registry cannot be read");
+                Err(())
+            }
+        }
     }
 
     /// Whether `user` may have another session.

@@ -334,6 +334,40 @@ pub(crate) mod tests {
         assert!(matches!(Material::parse(Method::OpenPgp, &der), Err(MaterialError::OpenPgp(_))));
     }
 
+    /// RFC 9580, A.3: a version 6 certificate.
+    const V6: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----
+
+xioGY4d/4xsAAAAg+U2nu0jWCmHlZ3BqZYfQMxmZu52JGggkLq2EVD34laPCsQYf
+GwoAAABCBYJjh3/jAwsJBwUVCg4IDAIWAAKbAwIeCSIhBssYbE8GCaaX5NUt+mxy
+KwwfHifBilZwj2Ul7Ce62azJBScJAgcCAAAAAK0oIBA+LX0ifsDm185Ecds2v8lw
+gyU2kCcUmKfvBXbAf6rhRYWzuQOwEn7E/aLwIwRaLsdry0+VcallHhSu4RN6HWaE
+QsiPlR4zxP/TP7mhfVEe7XWPxtnMUMtf15OyA51YBM4qBmOHf+MZAAAAIIaTJINn
++eUBXbki+PSAld2nhJh/LVmFsS+60WyvXkQ1wpsGGBsKAAAALAWCY4d/4wKbDCIh
+BssYbE8GCaaX5NUt+mxyKwwfHifBilZwj2Ul7Ce62azJAAAAAAQBIKbpGG2dWTX8
+j+VjFM21J0hqWlEg+bdiojWnKfA5AQpWUWtnNwDEM0g12vYxoWM8Y81W+bHBw805
+I8kWVkXU6vFOi+HWvv/ira7ofJu16NnoUkhclkUrk0mXubZvyl4GBg==
+-----END PGP PUBLIC KEY BLOCK-----
+";
+
+    #[test]
+    fn an_openpgp_certificate_of_version_6_has_a_print_of_32_bytes() {
+        let material = Material::parse(Method::OpenPgp, V6.as_bytes()).unwrap();
+        let print =
+            Print::parse("CB186C4F0609A697E4D52DFA6C722B0C1F1E27C18A56708F6525EC27BAD9ACC9", None);
+        assert_eq!(material.prints, [print.unwrap()]);
+        assert_eq!(material.expires, None);
+        let binary = Material::parse(Method::OpenPgp, &material.bytes).unwrap();
+        assert_eq!(binary, material);
+        // A byte of the key changed: no self-signature holds.
+        let mut broken = material.bytes.clone();
+        broken[20] ^= 1;
+        assert!(Material::parse(Method::OpenPgp, &broken).is_err());
+        assert_eq!(
+            Material::parse(Method::OpenPgp, &[material.bytes.clone(), material.bytes].concat()),
+            Err(MaterialError::Several)
+        );
+    }
+
     proptest! {
         #[test]
         fn mangled_material_never_panics(

@@ -487,6 +487,16 @@ impl Key {
         self.prints.iter().any(|own| own.same_bytes(print))
     }
 
+    /// The key as it is to be judged at a moment: an active one past its validity has had its time.
+    pub fn as_of(&self, now: OffsetDateTime) -> Self {
+        let expired = self.expires.is_some_and(|end| end <= now);
+        let state = match self.state {
+            State::Active if expired => State::Superseded,
+            state => state,
+        };
+        Self { state, ..self.clone() }
+    }
+
     /// Decides what adding `new` for `owner` comes to. `own` are all keys the owner has ever had;
     /// `limit` is how many may be active.
     ///

@@ -166,3 +166,50 @@ fn verify_openpgp(certificate: &[u8], message: &[u8], signature: &[u8]) -> Resul
         .then_some(())
         .ok_or(ProofError::Signature)
 }
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
+
+    #[test]
+    fn a_challenge_is_good_once_in_time_and_for_its_user() {
+        let challenges = Challenges::default();
+        let (romeo, juliet) =
+            (BareJid::new("romeo@m.lit").unwrap(), BareJid::new("j@c.lit").unwrap());
+        let key = KeyId::new(1);
+        assert_eq!(challenges.take(key, &romeo, NOW), Err(ProofError::NoChallenge));
+        let end = challenges.set(key, &romeo, [7; 32], NOW);
+        assert_eq!(end, NOW + LIFETIME);
+        assert_eq!(challenges.take(key, &juliet, NOW), Err(ProofError::NoChallenge));
+        assert_eq!(challenges.take(key, &romeo, NOW), Ok([7; 32]));
+        assert_eq!(challenges.take(key, &romeo, NOW), Err(ProofError::NoChallenge));
+        challenges.set(key, &romeo, [7; 32], NOW);
+        assert_eq!(challenges.take(key, &romeo, end), Err(ProofError::NoChallenge));
+        challenges.set(key, &romeo, [7; 32], NOW);
+        challenges.set(key, &romeo, [8; 32], NOW);
+        assert_eq!(challenges.take(key, &romeo, NOW), Ok([8; 32]));
+    }
+
+    #[test]
+    fn what_is_signed_is_what_the_contract_says() {
+        let component = BareJid::new("xtls.example.org").unwrap();
+        let owner = BareJid::new("romeo@m.lit").unwrap();
+        let mut expected = b"fingerpost:prove:0\0xtls.example.org\0romeo@m.lit\0".to_vec();
+        expected.extend([9; 32]);
+        assert_eq!(message(&component, &owner, &[9; 32]), expected);
+    }
+
+    #[test]
+    fn challenges_do_not_grow_without_bound() {
+        let challenges = Challenges::default();
+        let romeo = BareJid::new("romeo@m.lit").unwrap();
+        for n in 0..2 * MOST as u128 {
+            challenges.set(KeyId::new(n), &romeo, [0; 32], NOW);
+        }
+        assert_eq!(challenges.0.lock().unwrap().len(), MOST);
+    }
+}

@@ -13,7 +13,7 @@ pub enum Verdict {
     Unknown,
     /// The user has active keys of this method, and this print is none of them.
     Mismatch,
-    /// It is that of a key another one took the place of.
+    /// It is that of a key another one took the place of, or whose time is over.
     Superseded,
     /// It is that of a key that was revoked.
     Revoked,
@@ -46,7 +46,7 @@ pub struct Judgement<'a> {
 /// Without a method, or with one that no key with this print has, the print alone decides: a revoked
 /// print is revoked under any name. Bytes are compared whatever they are the hash of. If several keys
 /// have the print, a revoked one counts before an active one, and that before a superseded one.
-/// The end of a key's validity does not count here; it is in the key.
+/// The end of a key's validity does not count here: give the keys [as they are now](Key::as_of).
 ///
 /// # Security
 /// A `Match` for a print that is not the user's would vouch for an impostor; a `Mismatch` or

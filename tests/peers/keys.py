@@ -119,8 +119,11 @@ async def story(settings):
         added.get("expires") is not None,
         answer if isinstance(answer, str) else answer.get("assurance"),
     ]
-    secret = await add("openpgp", gpg(folder, "--export-secret-keys"))
-    report["secret key"] = secret
+    report["secret key"] = await add("openpgp", gpg(folder, "--export-secret-keys"))
+    certificate = next((folder / "gnupg/openpgp-revocs.d").iterdir()).read_text().replace(":-----BEGIN", "-----BEGIN")
+    (folder / "revocation").write_text(certificate)
+    gpg(folder, "--import", str(folder / "revocation"))
+    report["revoked material"] = await add("openpgp", gpg(folder, "--export"))
 
     # A proof is good once, for one key, one user and one component.
     report["used"] = await ask(alice, component, q("prove", f"<signature>{signature}</signature>", id=ids["p256"]), "set")
@@ -164,6 +167,15 @@ async def story(settings):
         hidden = await ask(bob, to(user), request(user))
         unknown = await ask(bob, to("nobody@example.test"), request("nobody@example.test"))
         report[f"hidden {name}"] = shown(hidden) == shown(unknown)
+    command = "<command xmlns='http://jabber.org/protocol/commands' node='urn:fingerpost:cmd:lookup' {}>{}</command>"
+    form = "<x xmlns='jabber:x:data' type='submit'><field var='jid'><value>{}</value></field></x>"
+    tables = []
+    for jid in (user, "nobody@example.test"):
+        first = await ask(bob, component, command.format("", ""), "set")
+        session = first.get("sessionid")
+        last = await ask(bob, component, command.format(f"sessionid='{session}'", form.format(jid)), "set")
+        tables.append(shown(last).replace(session, "").replace(jid, ""))
+    report["hidden command"] = tables[0] == tables[1]
     report["hidden key"] = await ask(bob, component, q("key", id=ids["p256"])) == await ask(
         bob, component, q("key", id="0" * 32))  # fmt: skip
     await ask(alice, component, q("settings", f"<allow jid='{bob.boundjid.bare}'/>", visibility="listed"), "set")
