@@ -115,6 +115,17 @@ async fn metrics(State(status): State<Status>) -> impl IntoResponse {
             "# HELP fingerpost_{name} {help}\n# TYPE fingerpost_{name} {kind}\nfingerpost_{name} {value}"
         );
     }
+    status.table.plane().metrics().write(&mut text);
+    let (free, busy) = status.table.plane().pipes();
+    for (name, help, value) in [
+        ("pipes_free", "Kernel pipes that wait for use", free),
+        ("pipes_busy", "Kernel pipes with bytes in flight", busy),
+    ] {
+        let _ = writeln!(
+            text,
+            "# HELP fingerpost_{name} {help}\n# TYPE fingerpost_{name} gauge\nfingerpost_{name} {value}"
+        );
+    }
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

@@ -526,8 +526,13 @@ impl Router {
         let (Some(sid), Some(target)) = (sid, target) else {
             return Err(Refusal::bad_request(expected));
         };
-        self.table.activate(&stanza.from, sid, &target)?;
-        self.reply(stanza, None)
+        let (table, stanza, sid) = (self.table.clone(), stanza.clone(), sid.to_owned());
+        self.work(async move {
+            match table.activate_soon(&stanza.from, &sid, &target).await {
+                Ok(()) => stanza.result(None),
+                Err(refusal) => stanza.refuse(&refusal),
+            }
+        })
     }
 
     fn handle_keys(&self, stanza: &Stanza, payload: &Element, get: bool) -> Result<(), Refusal> {

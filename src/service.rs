@@ -103,6 +103,8 @@ impl Service {
         let table = Table::new(
             table::Options {
                 activation_timeout: limits.activation_timeout,
+                activation_grace: table::Options::default().activation_grace,
+                bytes_per_second: limits.bytes_per_second,
                 idle_timeout: limits.idle_timeout,
                 sessions: limits.sessions,
                 sessions_per_user: limits.sessions_per_user,
@@ -116,6 +118,7 @@ impl Service {
                 connections_per_ip: limits.connections_per_ip,
                 connections: limits.sessions.saturating_mul(2),
                 handshake_timeout: limits.handshake_timeout,
+                proxy_protocol: config.socks5.proxy_protocol,
             };
             let listener = Listener::bind(&config.socks5.listen, options, &table, &stop, &tasks)
                 .await

@@ -143,7 +143,8 @@ impl Driver {
                     guard: self.shared.options.require_tls,
                 };
                 self.relaying = true;
-                self.work.spawn(async move { Done::Relayed(pipe::relay(a, b, options).await) });
+                let plane = self.shared.table.plane().clone();
+                self.work.spawn(async move { Done::Relayed(plane.join(a, b, options).await) });
             }
             Action::LookUpFeatures => {
                 let shared = Arc::clone(&self.shared);

@@ -386,10 +386,6 @@ fn socks5(section: &Section<'_>, jid: &BareJid) -> Result<Socks5, ConfigError> {
     let mut advertise = advertise.unwrap_or_else(told);
     advertise.dedup();
     let proxy_protocol = section.boolean("proxy_protocol", false)?;
-    if proxy_protocol {
-        let text = "expected false: the PROXY protocol is not in this version";
-        return Err(section.error("proxy_protocol", text));
-    }
     Ok(Socks5 {
         listen: listen.into_iter().map(|(text, _)| text).collect(),
         advertise,
@@ -460,13 +456,7 @@ fn limits(section: &Section<'_>) -> Result<Limits, ConfigError> {
         sessions_per_user: section.number("sessions_per_user", (1, 1_000_000), 32)?,
         requests_per_second: section.number("requests_per_second", (1, 1_000_000), 20)?,
         connections_per_ip: section.number("connections_per_ip", (1, 1_000_000), 64)?,
-        bytes_per_second: match section.number("bytes_per_second", (0, 1_000_000_000_000_u64), 0)? {
-            0 => 0,
-            _ => {
-                let text = "expected 0: rate limits are not in this version";
-                return Err(section.error("bytes_per_second", text));
-            }
-        },
+        bytes_per_second: section.number("bytes_per_second", (0, 1_000_000_000_000_u64), 0)?,
         handshake_timeout: section.duration("handshake_timeout", (SHORTEST, DAY), second(10))?,
         activation_timeout: section.duration("activation_timeout", (SHORTEST, DAY), second(60))?,
         idle_timeout: section.duration("idle_timeout", (SHORTEST, DAY * 30), second(600))?,

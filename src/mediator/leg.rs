@@ -11,7 +11,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{ibb_stream::IbbStream, socket::Socket};
+use super::{ibb_stream::IbbStream, metrics::Kind, socket::Socket};
 
 /// One user's transport, whichever it is.
 #[derive(Debug)]
@@ -25,9 +25,14 @@ pub enum Leg {
 impl Leg {
     /// Its kind, as options and logs name it: `s5b` or `ibb`.
     pub fn kind(&self) -> &'static str {
+        self.kind_of_transport().as_str()
+    }
+
+    /// Its kind, for counting.
+    pub(super) fn kind_of_transport(&self) -> Kind {
         match self {
-            Self::Socket(_) => "s5b",
-            Self::Ibb(_) => "ibb",
+            Self::Socket(_) => Kind::S5b,
+            Self::Ibb(_) => Kind::Ibb,
         }
     }
 }

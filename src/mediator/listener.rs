@@ -18,6 +18,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    metrics::{Cause, Phase},
+    proxy_header::{Header, HeaderReader},
     socket::Socket,
     socks5::{Action, Code, Handshake},
     table::{Arrival, Table},
@@ -46,6 +48,8 @@ pub struct Options {
     pub connections: usize,
     /// Connections of one IPv4 address or IPv6 /64; more are closed at once.
     pub connections_per_ip: usize,
+    /// Whether every connection begins with a PROXY header, whose source is the address that counts.
+    pub proxy_protocol: bool,
 }
 
 impl Default for Options {
@@ -54,6 +58,7 @@ impl Default for Options {
             handshake_timeout: Duration::from_secs(10),
             connections: 20_480,
             connections_per_ip: 64,
+            proxy_protocol: false,
         }
     }
 }
@@ -208,13 +213,18 @@ async fn accept(
             None | Some((Err(_), _)) => return,
             Some((Ok(permit), Ok((stream, peer)))) => {
                 backoff = BACKOFF.0;
-                let Some(place) = gate.admit(peer.ip()) else {
-                    tracing::debug!(ip = %Pii(peer.ip()), "too many connections of this address");
-                    continue;
+                // Behind a load balancer the peer's own address says nothing.
+                let place = match gate.options.proxy_protocol {
+                    true => None,
+                    false => match gate.admit(peer.ip()) {
+                        Some(place) => Some(place),
+                        None => {
+                            too_many(&table, peer.ip());
+                            continue;
+                        }
+                    },
                 };
-                let admission = Admission { _connection: permit, _ip: place };
-                let limit = gate.options.handshake_timeout;
-                let serve = serve(stream, admission, limit, table.clone());
+                let serve = serve(stream, permit, place, gate.clone(), table.clone());
                 let soft = soft.clone();
                 tasks.spawn(async move {
                     if let Some(Err(error)) = soft.run_until_cancelled(serve).await {
@@ -226,7 +236,14 @@ async fn accept(
                 tracing::debug!(%error, "a connection broke before it was accepted");
             }
             Some((Ok(_), Err(error))) => {
-                tracing::warn!(%error, ?backoff, "cannot accept connections");
+                if matches!(error.raw_os_error(), Some(code) if NO_DESCRIPTORS.contains(&code)) {
+                    table.plane().metrics().refused(Cause::Descriptors);
+                }
+                tracing::warn!(
+                    %error,
+                    ?backoff,
+                    "cannot accept connections: raise the limit of open files, or lower limits.sessions"
+                );
                 if soft.run_until_cancelled(tokio::time::sleep(backoff)).await.is_none() {
                     return;
                 }
@@ -247,10 +264,20 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
+/// ENFILE and EMFILE, the same on every system that this runs on.
+const NO_DESCRIPTORS: [i32; 2] = [23, 24];
+
+fn too_many(table: &Table, ip: IpAddr) {
+    table.plane().metrics().refused(Cause::AddressLimit);
+    tracing::debug!(ip = %Pii(ip), "too many connections of this address");
+}
+
+/// `place`: the connection's place in the limits, if it is known whose it is.
 async fn serve(
     mut stream: TcpStream,
-    admission: Admission,
-    limit: Duration,
+    permit: OwnedSemaphorePermit,
+    place: Option<IpPlace>,
+    gate: Gate,
     table: Table,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -258,13 +285,41 @@ async fn serve(
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
 
     let mut handshake = Handshake::new();
-    let hash = match timeout(limit, negotiate(&mut stream, &mut handshake)).await {
+    let negotiation = async {
+        let place = match place {
+            Some(place) => place,
+            None => {
+                let header = read_header(&mut stream, &table).await?;
+                // A load balancer that speaks for itself, to see whether we are there.
+                let Some(source) = header.source else { return Ok(None) };
+                let Some(place) = gate.admit(source.ip()) else {
+                    too_many(&table, source.ip());
+                    return Ok(None);
+                };
+                handshake.handle_bytes(&header.rest);
+                place
+            }
+        };
+        let hash = negotiate(&mut stream, &mut handshake).await?;
+        Ok::<_, io::Error>(Some((place, hash)))
+    };
+    let (place, hash) = match timeout(gate.options.handshake_timeout, negotiation).await {
         Err(_) => {
+            table.plane().metrics().timed_out(Phase::Handshake, 1);
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"));
         }
-        Ok(hash) => hash?,
+        Ok(Ok(Some(done))) => done,
+        Ok(Ok(None)) => return Ok(()),
+        Ok(Err(error)) => {
+            table.plane().metrics().refused(Cause::Handshake);
+            return Err(error);
+        }
     };
-    let Some(hash) = hash else { return say_goodbye(&mut stream).await };
+    let Some(hash) = hash else {
+        table.plane().metrics().refused(Cause::Handshake);
+        return say_goodbye(&mut stream).await;
+    };
+    let admission = Admission { _connection: permit, _ip: place };
     let success = handshake.reply(Code::Succeeded);
     let refusal = handshake.reply(Code::NotAllowed);
     let socket = Socket::accepted(stream, handshake.into_rest(), admission);
@@ -274,6 +329,26 @@ async fn serve(
         Arrival::Refused(mut socket) => {
             socket.write_all(&refusal).await?;
             say_goodbye(&mut socket).await
+        }
+    }
+}
+
+/// Reads what the load balancer says of the connection; what follows it may be read along.
+async fn read_header(stream: &mut TcpStream, table: &Table) -> io::Result<Header> {
+    let mut reader = HeaderReader::new();
+    let mut buffer = [0; 256];
+    loop {
+        let n = stream.read(&mut buffer).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match reader.handle_bytes(&buffer[..n]) {
+            Ok(Some(header)) => return Ok(header),
+            Ok(None) => {}
+            Err(error) => {
+                table.plane().metrics().refused(Cause::ProxyHeader);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
         }
     }
 }

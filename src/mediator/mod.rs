@@ -1,9 +1,11 @@
 //! The mediator: bytes. SOCKS5 and in-band bytestreams, the transfers between them, and the pipe.
 //!
-//! The protocol machines ([`socks5`], [`transfer`], [`ibb`], [`guard`]) do no I/O and read no clock; the thin
-//! shells around them ([`listener`], [`table`], [`leg`], [`pipe`]) own the sockets, queues and timers.
+//! The protocol machines ([`socks5`], [`proxy_header`], [`transfer`], [`ibb`], [`guard`]) do no I/O and read no
+//! clock; the thin shells around them ([`listener`], [`table`], [`leg`], [`plane`], [`pipe`]) own the sockets, queues
+//! and timers.
 //! Nothing here ever opens an outgoing connection.
 
+mod bucket;
 pub mod guard;
 pub mod ibb;
 mod ibb_handle;
@@ -11,8 +13,13 @@ pub mod ibb_stream;
 pub mod ibb_xml;
 pub mod leg;
 pub mod listener;
+pub mod metrics;
 pub mod pipe;
+pub mod plane;
+pub mod proxy_header;
+mod relay;
 pub mod socket;
 pub mod socks5;
+mod splice;
 pub mod table;
 pub mod transfer;

@@ -1,4 +1,5 @@
-//! Two legs, each copied into the other until both are done.
+//! Two legs, each copied into the other until both are done: the way for in-band bytestreams. Two sockets are joined by
+//! [`super::plane::Plane::join`].
 
 use std::{
     future::poll_fn,
@@ -10,19 +11,20 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::{Instant, MissedTickBehavior, Sleep, interval_at},
 };
 
-use super::guard::{self, Guard};
+use super::{
+    bucket::Bucket,
+    guard::{self, Guard},
+    plane::{GRACE, now},
+};
 
 /// Bytes read at once, and kept at most, per direction.
 const BUFFER: usize = 32 * 1024;
 
 /// How many looks at the counters make an idle time: it is exact to this part of itself.
 const LOOKS: u32 = 4;
-
-/// How long the other direction may stand still after one has broken; also the longest pause between looks.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// How a pipe is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +66,7 @@ pub enum Ended {
     NotTls,
 }
 
-/// Copies both ways until both legs have ended, one broke, or nothing moves.
+/// Copies both ways, through a buffer, until both legs have ended, one broke, or nothing moves.
 ///
 /// The end of one leg is carried to the other (its write half is shut down) after the last byte, and the other
 /// direction goes on. At most 32 KiB per direction are kept; a slow reader slows the writer. If writing to a leg
@@ -77,13 +79,28 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
+    relay_at_rate(a, b, options, 0).await
+}
+
+/// [`relay`], at so many bytes per second, both directions together; 0 is any number.
+pub(super) async fn relay_at_rate<A, B>(
+    a: A,
+    b: B,
+    options: Options,
+    bytes_per_second: u64,
+) -> Outcome
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
     let start = Instant::now();
     let step = (options.idle_timeout / LOOKS).clamp(Duration::from_millis(1), GRACE);
     let mut looks = interval_at(start + step, step);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
-    let mut pipe =
-        Pipe { a, b, forward: Direction::new(options.guard), backward: Direction::new(false) };
+    let limit = (bytes_per_second > 0).then(|| Limit::new(bytes_per_second));
+    let (forward, backward) = (Direction::new(options.guard), Direction::new(false));
+    let mut pipe = Pipe { a, b, forward, backward, limit };
     let (mut moved, mut moved_at) = (0, start);
     let end = poll_fn(|cx| {
         loop {
@@ -109,21 +126,47 @@ where
     Outcome { a_to_b: pipe.forward.written, b_to_a: pipe.backward.written, end }
 }
 
-/// [`relay`] for a brokered session: before a byte passes, in either direction, the initiator's first bytes must
-/// turn out to be a TLS ClientHello; else it ends with [`Ended::NotTls`]. `options.guard` does not matter.
-pub async fn relay_guarded<A, B>(initiator: A, responder: B, options: Options) -> Outcome
-where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
-    relay(initiator, responder, Options { guard: true, ..options }).await
-}
-
 struct Pipe<A, B> {
     a: A,
     b: B,
     forward: Direction,
     backward: Direction,
+    limit: Option<Limit>,
+}
+
+/// The rate of a stream, for both directions, and the sleep until some more may pass.
+#[derive(Debug)]
+pub(super) struct Limit {
+    bucket: Bucket,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Limit {
+    /// So many bytes per second, from now on.
+    pub(super) fn new(bytes_per_second: u64) -> Self {
+        Self {
+            bucket: Bucket::new(bytes_per_second, now()),
+            sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        }
+    }
+
+    /// How many bytes may pass now; not 0.
+    pub(super) fn poll_allowed(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        loop {
+            match self.bucket.available(now()) {
+                Ok(most) => return Poll::Ready(most),
+                Err(at) => {
+                    self.sleep.as_mut().reset(at.into());
+                    ready!(self.sleep.as_mut().poll(cx));
+                }
+            }
+        }
+    }
+
+    /// Notes that so many passed.
+    pub(super) fn take(&mut self, bytes: usize) {
+        self.bucket.take(bytes);
+    }
 }
 
 impl<A, B> Pipe<A, B>
@@ -132,14 +175,14 @@ where
     B: AsyncRead + AsyncWrite + Unpin,
 {
     fn poll_copy(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
-        let forward = self.forward.poll_copy(cx, &mut self.a, &mut self.b);
+        let forward = self.forward.poll_copy(cx, &mut self.a, &mut self.b, &mut self.limit);
         if let Poll::Ready(Err(end)) = forward {
             return Poll::Ready(end);
         }
         if self.forward.guarded {
             return Poll::Pending;
         }
-        let backward = self.backward.poll_copy(cx, &mut self.b, &mut self.a);
+        let backward = self.backward.poll_copy(cx, &mut self.b, &mut self.a, &mut self.limit);
         if let Poll::Ready(Err(end)) = backward {
             return Poll::Ready(end);
         }
@@ -202,6 +245,7 @@ impl Direction {
         cx: &mut Context<'_>,
         r: &mut R,
         w: &mut W,
+        limit: &mut Option<Limit>,
     ) -> Poll<Result<(), Ended>>
     where
         R: AsyncRead + Unpin,
@@ -209,7 +253,7 @@ impl Direction {
     {
         let result = match self.state {
             State::Done => return Poll::Ready(Ok(())),
-            State::Copy => ready!(self.poll_bytes(cx, r, w)),
+            State::Copy => ready!(self.poll_bytes(cx, r, w, limit)),
             State::Shutdown => Ok(()),
         };
         match result {
@@ -231,6 +275,7 @@ impl Direction {
         cx: &mut Context<'_>,
         r: &mut R,
         w: &mut W,
+        limit: &mut Option<Limit>,
     ) -> Poll<Result<(), Failure>>
     where
         R: AsyncRead + Unpin,
@@ -252,7 +297,7 @@ impl Direction {
             if !self.guarded {
                 (self.start, self.end) = (0, 0);
             }
-            let n = match self.poll_fill(cx, r) {
+            let n = match self.poll_fill(cx, r, limit) {
                 Poll::Ready(n) => n?,
                 Poll::Pending => {
                     if self.unflushed {
@@ -294,14 +339,23 @@ impl Direction {
         &mut self,
         cx: &mut Context<'_>,
         r: &mut R,
+        limit: &mut Option<Limit>,
     ) -> Poll<Result<usize, Failure>> {
+        let most = match limit {
+            Some(limit) => ready!(limit.poll_allowed(cx)),
+            None => BUFFER,
+        };
         self.buffer.resize(BUFFER, 0);
-        let mut space = ReadBuf::new(&mut self.buffer[self.end..]);
+        let end = self.end.saturating_add(most).min(BUFFER);
+        let mut space = ReadBuf::new(&mut self.buffer[self.end..end]);
         ready!(Pin::new(r).poll_read(cx, &mut space))
             .map_err(|error| Failure::End(Ended::Error(error.kind())))?;
         let n = space.filled().len();
         self.end += n;
         self.read += n as u64;
+        if let Some(limit) = limit {
+            limit.take(n);
+        }
         Poll::Ready(Ok(n))
     }
 }

@@ -9,6 +9,10 @@ use super::*;
 
 const HELLO: [u8; 12] = [0x16, 3, 1, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 3, 3, 7];
 
+fn guarded() -> Options {
+    Options { guard: true, ..Options::default() }
+}
+
 /// The two users' ends of a running pipe.
 fn start(options: Options, size: usize) -> (DuplexStream, DuplexStream, JoinHandle<Outcome>) {
     let (romeo, a) = duplex(size);
@@ -106,7 +110,7 @@ async fn not_one_byte_leaks_for_a_wrong_prefix() {
         let (mut romeo, a) = duplex(64);
         let (mut juliet, b) = duplex(64);
         juliet.write_all(b"banner").await.unwrap();
-        let pipe = tokio::spawn(relay_guarded(a, b, Options::default()));
+        let pipe = tokio::spawn(relay(a, b, guarded()));
         romeo.write_all(&bytes).await.unwrap();
         let outcome = pipe.await.unwrap();
         assert_eq!(outcome, Outcome { a_to_b: 0, b_to_a: 0, end: Ended::NotTls }, "byte {wrong}");
@@ -122,7 +126,7 @@ async fn a_client_hello_byte_by_byte_passes_whole() {
     let (mut romeo, a) = duplex(1);
     let (mut juliet, b) = duplex(64);
     juliet.write_all(b"banner").await.unwrap();
-    let pipe = tokio::spawn(relay_guarded(a, b, Options::default()));
+    let pipe = tokio::spawn(relay(a, b, guarded()));
     for byte in HELLO {
         romeo.write_all(&[byte]).await.unwrap();
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -139,7 +143,7 @@ async fn a_client_hello_byte_by_byte_passes_whole() {
 
 #[tokio::test(start_paused = true)]
 async fn a_hello_that_ends_early_is_no_hello() {
-    let (mut romeo, juliet, pipe) = start(Options { guard: true, ..Options::default() }, 64);
+    let (mut romeo, juliet, pipe) = start(guarded(), 64);
     romeo.write_all(&HELLO[..5]).await.unwrap();
     drop(romeo);
     assert_eq!(pipe.await.unwrap(), Outcome { a_to_b: 0, b_to_a: 0, end: Ended::NotTls });
@@ -148,7 +152,7 @@ async fn a_hello_that_ends_early_is_no_hello() {
 
 #[tokio::test(start_paused = true)]
 async fn an_initiator_that_leaves_without_a_word_gets_none() {
-    let (mut romeo, mut juliet, pipe) = start(Options { guard: true, ..Options::default() }, 64);
+    let (mut romeo, mut juliet, pipe) = start(guarded(), 64);
     juliet.write_all(b"banner").await.unwrap();
     romeo.shutdown().await.unwrap();
     assert_eq!(pipe.await.unwrap(), Outcome { a_to_b: 0, b_to_a: 0, end: Ended::Eof });
@@ -159,6 +163,22 @@ async fn an_initiator_that_leaves_without_a_word_gets_none() {
 
 #[tokio::test(start_paused = true)]
 async fn who_says_nothing_is_idle() {
-    let (_romeo, _juliet, pipe) = start(Options { guard: true, ..Options::default() }, 64);
+    let (_romeo, _juliet, pipe) = start(guarded(), 64);
     assert_eq!(pipe.await.unwrap().end, Ended::Idle);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_is_kept_in_both_directions_together() {
+    let (mut romeo, a) = duplex(1 << 20);
+    let (mut juliet, b) = duplex(1 << 20);
+    let pipe = tokio::spawn(relay_at_rate(a, b, Options::default(), 10_000));
+    let begin = Instant::now();
+    let send = async |end: &mut DuplexStream| end.write_all(&[7; 50_000]).await.unwrap();
+    tokio::join!(send(&mut romeo), send(&mut juliet));
+    let receive = async |end: &mut DuplexStream| end.read_exact(&mut [0; 50_000]).await.unwrap();
+    tokio::join!(receive(&mut romeo), receive(&mut juliet));
+    let took = begin.elapsed().as_secs_f64();
+    assert!((9.0..11.0).contains(&took), "{took}");
+    drop((romeo, juliet));
+    pipe.await.unwrap();
 }

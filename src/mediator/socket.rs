@@ -28,6 +28,16 @@ impl Socket {
         Self { stream, early, _admission: Some(admission) }
     }
 
+    /// The bytes of the stream that were read already; they are the caller's now.
+    pub(super) fn take_early(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.early)
+    }
+
+    /// The connection alone. What was read early is not in it.
+    pub(super) fn stream_mut(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
     /// The connection itself, for options and addresses.
     pub fn stream(&self) -> &TcpStream {
         &self.stream

@@ -6,18 +6,27 @@
 use std::{
     collections::HashMap,
     io,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use jid::{BareJid, Jid};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{Notify, mpsc},
+    task::AbortHandle,
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    metrics::{Cause, Phase},
     pipe,
+    plane::{Plane, now},
+    relay::Relay,
     socket::Socket,
-    transfer::{DstAddr, Transfer},
+    transfer::{ActivateError, DstAddr, Transfer},
 };
 use crate::xmpp::stanza::Refusal;
 
@@ -27,8 +36,12 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// Limits of plain transfers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
+    /// How long an activation may wait for the second side to connect.
+    pub activation_grace: Duration,
     /// How long connections may wait for their activation.
     pub activation_timeout: Duration,
+    /// Bytes per second of each session, both directions together; 0 is any number.
+    pub bytes_per_second: u64,
     /// How long an active transfer may move no byte.
     pub idle_timeout: Duration,
     /// Active transfers.
@@ -40,7 +53,9 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            activation_grace: Duration::from_secs(3),
             activation_timeout: Duration::from_secs(60),
+            bytes_per_second: 0,
             idle_timeout: Duration::from_secs(600),
             sessions: 10_000,
             sessions_per_user: 32,
@@ -85,6 +100,7 @@ struct Inner {
     options: Options,
     tasks: TaskTracker,
     hard: CancellationToken,
+    plane: Plane,
     state: Mutex<State>,
 }
 
@@ -95,14 +111,44 @@ struct State {
     registrations: HashMap<u64, Option<mpsc::Sender<Socket>>>,
     next_registration: u64,
     active: usize,
-    active_by_user: HashMap<BareJid, usize>,
+    active_by_user: HashMap<Arc<BareJid>, usize>,
+    /// Activations that wait for the second side.
+    awaited: HashMap<DstAddr, Arc<Notify>>,
     bytes: u64,
 }
 
+/// What a hash stands for. Once a transfer is active its connections are with its relay.
 #[derive(Debug)]
 enum Entry {
-    Plain(Box<Transfer<Socket>>),
+    Plain(Box<Waiting>),
+    Active { user: Arc<BareJid>, relay: Option<AbortHandle> },
     Registered(u64),
+}
+
+#[derive(Debug)]
+struct Waiting {
+    transfer: Transfer<Socket>,
+    since: Instant,
+}
+
+/// Why a transfer was not activated.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotActivated {
+    /// One side is missing; it may come yet.
+    #[error("{}", ActivateError::OneSide)]
+    OneSide,
+    /// For good.
+    #[error("{0}")]
+    Refused(Refusal),
+}
+
+impl From<NotActivated> for Refusal {
+    fn from(error: NotActivated) -> Self {
+        match error {
+            NotActivated::OneSide => ActivateError::OneSide.into(),
+            NotActivated::Refused(refusal) => refusal,
+        }
+    }
 }
 
 impl Table {
@@ -112,30 +158,53 @@ impl Table {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn new(options: Options, tasks: TaskTracker, hard: CancellationToken) -> Self {
-        let inner = Arc::new(Inner { options, tasks, hard, state: Mutex::default() });
+        let plane = Plane::new(options.bytes_per_second);
+        Self::on_plane(options, plane, tasks, hard)
+    }
+
+    /// [`Table::new`], with streams on a plane that is there already.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn on_plane(
+        options: Options,
+        plane: Plane,
+        tasks: TaskTracker,
+        hard: CancellationToken,
+    ) -> Self {
+        let inner = Arc::new(Inner { options, tasks, hard, plane, state: Mutex::default() });
         inner.tasks.spawn(sweep(
             Arc::downgrade(&inner),
             inner.hard.clone(),
-            (options.activation_timeout / 4).clamp(Duration::from_millis(5), SWEEP),
+            (options.activation_timeout / 4)
+                .clamp(Duration::from_millis(5), SWEEP)
+                .min(Plane::pause(options.idle_timeout)),
         ));
         Self { inner }
+    }
+
+    /// Where its streams run, with their counters.
+    pub fn plane(&self) -> &Plane {
+        &self.inner.plane
     }
 
     /// Takes a connection that named `hash`. `success` is the reply that tells it so; it is sent before the entry
     /// can be activated or handed on, so nothing of the stream comes before it.
     pub fn arrive(&self, hash: DstAddr, socket: Socket, success: &[u8]) -> Arrival {
         let mut state = self.inner.lock();
-        let State { entries, registrations, .. } = &mut *state;
+        let State { entries, registrations, awaited, .. } = &mut *state;
         let mut waiting = None;
         let free = match entries.get(&hash) {
             None => !self.inner.hard.is_cancelled(),
-            Some(Entry::Plain(transfer)) => transfer.has_room(),
+            Some(Entry::Plain(waiting)) => waiting.transfer.has_room(),
+            Some(Entry::Active { .. }) => false,
             Some(Entry::Registered(number)) => {
                 waiting = registrations.get_mut(number);
                 waiting.as_ref().is_some_and(|waiting| waiting.is_some())
             }
         };
         if !free {
+            self.inner.plane.metrics().refused(Cause::ThirdConnection);
             return Arrival::Refused(socket);
         }
         // One small non-blocking send: a connection this young has an empty send buffer.
@@ -144,19 +213,25 @@ impl Table {
         }
         if let Some(sender) = waiting.and_then(Option::take) {
             return match sender.try_send(socket) {
-                Ok(()) => Arrival::Taken,
+                Ok(()) => {
+                    wake(awaited, hash);
+                    Arrival::Taken
+                }
                 Err(error) => Arrival::Refused(error.into_inner()),
             };
         }
         let now = now();
-        if let Some(Entry::Plain(transfer)) = entries.get_mut(&hash) {
-            return match transfer.handle_arrival(socket, now) {
-                Ok(()) => Arrival::Taken,
+        if let Some(Entry::Plain(waiting)) = entries.get_mut(&hash) {
+            return match waiting.transfer.handle_arrival(socket, now) {
+                Ok(()) => {
+                    wake(awaited, hash);
+                    Arrival::Taken
+                }
                 Err(socket) => Arrival::Refused(socket),
             };
         }
         let transfer = Transfer::new(socket, self.inner.options.activation_timeout, now);
-        entries.insert(hash, Entry::Plain(Box::new(transfer)));
+        entries.insert(hash, Entry::Plain(Box::new(Waiting { transfer, since: now })));
         Arrival::Taken
     }
 
@@ -172,8 +247,8 @@ impl Table {
         let mut mine = Vec::new();
         for hash in hashes {
             match state.entries.remove(&hash) {
-                Some(Entry::Plain(transfer)) if !transfer.is_active() => {
-                    let (first, second) = transfer.into_connections();
+                Some(Entry::Plain(waiting)) => {
+                    let (first, second) = waiting.transfer.into_connections();
                     for socket in first.into_iter().chain(second) {
                         match sender.take() {
                             Some(sender) => surplus.extend(
@@ -211,44 +286,111 @@ impl Table {
     ///
     /// Spec: XEP-0065 1.8.2, section 6.3.5 (Activation of Bytestream).
     pub fn activate(&self, asker: &Jid, sid: &str, target: &Jid) -> Result<(), Refusal> {
+        self.try_activate(asker, sid, target).map_err(|error| self.refused(error))
+    }
+
+    /// [`Table::activate`], but if one side is missing, it may still come within a grace: some clients ask as soon
+    /// as they are connected themselves.
+    ///
+    /// # Errors
+    /// Those of [`Table::activate`].
+    ///
+    /// # Cancel safety
+    /// Nothing is lost if the future is dropped.
+    pub async fn activate_soon(&self, asker: &Jid, sid: &str, target: &Jid) -> Result<(), Refusal> {
         let hash = DstAddr::compute(sid, asker, target);
+        let awaiting = Awaiting::new(&self.inner, hash);
+        let came = awaiting.came.notified();
+        // It may have come before it was awaited.
+        let mut result = self.try_activate(asker, sid, target);
+        if result == Err(NotActivated::OneSide)
+            && timeout(self.inner.options.activation_grace, came).await.is_ok()
+        {
+            result = self.try_activate(asker, sid, target);
+        }
+        result.map_err(|error| self.refused(error))
+    }
+
+    /// [`Table::activate`], with the one reason told apart that may pass: see [`Table::activate_soon`].
+    ///
+    /// # Errors
+    /// [`NotActivated`].
+    pub fn try_activate(&self, asker: &Jid, sid: &str, target: &Jid) -> Result<(), NotActivated> {
+        let hash = DstAddr::compute(sid, asker, target);
+        let refuse = |cause, refusal| {
+            self.inner.plane.metrics().refused(cause);
+            Err(NotActivated::Refused(refusal))
+        };
         let user = asker.to_bare();
         let mut state = self.inner.lock();
         let State { entries, registrations, active, active_by_user, .. } = &mut *state;
-        let transfer = match entries.get_mut(&hash) {
-            None => return Err(Refusal::item_not_found("no such bytestream of yours")),
+        let waiting = match entries.get_mut(&hash) {
+            None => {
+                let refusal = Refusal::item_not_found("no such bytestream of yours");
+                return refuse(Cause::NotFound, refusal);
+            }
             Some(Entry::Registered(number)) => {
                 return match registrations.get(number) {
                     Some(None) => Ok(()),
-                    _ => Err(super::transfer::ActivateError::OneSide.into()),
+                    _ => Err(NotActivated::OneSide),
                 };
             }
-            Some(Entry::Plain(transfer)) => transfer,
+            Some(Entry::Active { .. }) => {
+                return refuse(Cause::AlreadyActive, ActivateError::Active.into());
+            }
+            Some(Entry::Plain(waiting)) => waiting,
         };
-        let of_user = active_by_user.get(&user).copied().unwrap_or_default();
-        if !transfer.is_active() && *active >= self.inner.options.sessions {
-            return Err(Refusal::resource_constraint("too many bytestreams"));
+        if *active >= self.inner.options.sessions {
+            let refusal = Refusal::resource_constraint("too many bytestreams");
+            return refuse(Cause::SessionLimit, refusal);
         }
-        if !transfer.is_active() && of_user >= self.inner.options.sessions_per_user {
-            return Err(Refusal::resource_constraint("too many bytestreams of yours"));
+        let (user, of_user) = active_by_user
+            .get_key_value(&user)
+            .map_or_else(|| (Arc::new(user), 0), |(user, count)| (Arc::clone(user), *count));
+        if of_user >= self.inner.options.sessions_per_user {
+            let refusal = Refusal::resource_constraint("too many bytestreams of yours");
+            return refuse(Cause::UserLimit, refusal);
         }
-        let (a, b) = transfer.handle_activate()?;
+        let (a, b) = match waiting.transfer.handle_activate() {
+            Ok(sides) => sides,
+            Err(ActivateError::OneSide) => return Err(NotActivated::OneSide),
+            Err(error @ ActivateError::Active) => {
+                return refuse(Cause::AlreadyActive, error.into());
+            }
+        };
+        let took = now().saturating_duration_since(waiting.since);
         *active += 1;
-        active_by_user.insert(user.clone(), of_user + 1);
+        active_by_user.insert(Arc::clone(&user), of_user + 1);
+        entries.insert(hash, Entry::Active { user, relay: None });
         drop(state);
 
-        let mut guard = Active { inner: Arc::clone(&self.inner), hash, user, bytes: 0 };
-        let hard = self.inner.hard.clone();
-        let idle_timeout = self.inner.options.idle_timeout;
-        self.inner.tasks.spawn(async move {
-            let relay = pipe::relay(a, b, pipe::Options { idle_timeout, guard: false });
-            if let Some(outcome) = hard.run_until_cancelled(relay).await {
-                guard.bytes = outcome.a_to_b + outcome.b_to_a;
-                tracing::debug!(bytes = guard.bytes, end = ?outcome.end, "transfer ended");
-            }
-            drop(guard);
-        });
+        self.inner.plane.metrics().set_up(took);
+        let options = pipe::Options { idle_timeout: self.inner.options.idle_timeout, guard: false };
+        let relay = self
+            .inner
+            .tasks
+            .spawn(Running {
+                relay: Relay::new(a, b, self.inner.plane.clone(), options),
+                active: Active { inner: Arc::clone(&self.inner), hash, bytes: 0 },
+            })
+            .abort_handle();
+        // If it has ended meanwhile, the hash is free or another's, and aborting does nothing to anyone.
+        if self.inner.hard.is_cancelled() {
+            relay.abort();
+        } else if let Some(Entry::Active { relay: slot @ None, .. }) =
+            self.inner.lock().entries.get_mut(&hash)
+            && !relay.is_finished()
+        {
+            *slot = Some(relay);
+        }
         Ok(())
+    }
+
+    fn refused(&self, error: NotActivated) -> Refusal {
+        if error == NotActivated::OneSide {
+            self.inner.plane.metrics().refused(Cause::OneSide);
+        }
+        error.into()
     }
 
     /// What is in the table now.
@@ -302,21 +444,71 @@ impl Drop for Registration {
     }
 }
 
+/// Says to whoever waits for a hash that it is complete.
+fn wake(awaited: &HashMap<DstAddr, Arc<Notify>>, hash: DstAddr) {
+    if let Some(came) = awaited.get(&hash) {
+        came.notify_waiters();
+    }
+}
+
+/// An activation that waits for the second side.
+struct Awaiting<'a> {
+    inner: &'a Inner,
+    hash: DstAddr,
+    came: Arc<Notify>,
+}
+
+impl<'a> Awaiting<'a> {
+    fn new(inner: &'a Inner, hash: DstAddr) -> Self {
+        let came = Arc::clone(inner.lock().awaited.entry(hash).or_default());
+        Self { inner, hash, came }
+    }
+}
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.inner.lock();
+        // The table's and ours: nobody else waits.
+        if Arc::strong_count(&self.came) <= 2 {
+            state.awaited.remove(&self.hash);
+        }
+    }
+}
+
+/// A transfer's relay and its place in the table, which ends with it: the task of an active transfer.
+struct Running {
+    relay: Relay,
+    active: Active,
+}
+
+impl Future for Running {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let outcome = ready!(Pin::new(&mut this.relay).poll(cx));
+        this.active.bytes = outcome.a_to_b + outcome.b_to_a;
+        this.active.inner.plane.ended(outcome.end);
+        tracing::debug!(bytes = this.active.bytes, end = ?outcome.end, "transfer ended");
+        Poll::Ready(())
+    }
+}
+
 /// An active transfer's place in the counts and the table.
 struct Active {
     inner: Arc<Inner>,
     hash: DstAddr,
-    user: BareJid,
     bytes: u64,
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
         let mut state = self.inner.lock();
-        state.entries.remove(&self.hash);
         state.active -= 1;
         state.bytes += self.bytes;
-        let last = match state.active_by_user.get_mut(&self.user) {
+        let entry = state.entries.remove(&self.hash);
+        let Some(Entry::Active { user, .. }) = &entry else { return };
+        let last = match state.active_by_user.get_mut(user) {
             Some(count) => {
                 *count -= 1;
                 *count == 0
@@ -324,39 +516,45 @@ impl Drop for Active {
             None => false,
         };
         if last {
-            state.active_by_user.remove(&self.user);
+            state.active_by_user.remove(user);
         }
+        drop(state);
     }
 }
 
-/// Removes expired transfers until the table is gone or `hard` is cancelled; then all that wait.
+/// Looks after the streams and removes expired transfers until the table is gone or `hard` is cancelled; then ends
+/// all that wait or run.
 async fn sweep(table: Weak<Inner>, hard: CancellationToken, every: Duration) {
     loop {
         let ended = hard.run_until_cancelled(tokio::time::sleep(every)).await.is_none();
         let Some(inner) = table.upgrade() else { return };
+        inner.plane.look();
         let now = now();
-        let expired: Vec<_> = inner
-            .lock()
+        let mut state = inner.lock();
+        let expired: Vec<_> = state
             .entries
             .extract_if(|_, entry| match entry {
-                Entry::Plain(transfer) => {
-                    transfer.is_expired(now) || ended && !transfer.is_active()
-                }
-                Entry::Registered(_) => false,
+                Entry::Plain(waiting) => ended || waiting.transfer.is_expired(now),
+                Entry::Active { .. } | Entry::Registered(_) => false,
             })
             .collect();
-        if !expired.is_empty() {
+        let mut running = Vec::new();
+        if ended {
+            running.extend(state.entries.values_mut().filter_map(|entry| match entry {
+                Entry::Active { relay, .. } => relay.take(),
+                _ => None,
+            }));
+        }
+        drop(state);
+        if !expired.is_empty() && !ended {
+            inner.plane.metrics().timed_out(Phase::Activation, expired.len());
             tracing::debug!(count = expired.len(), "transfers were never activated");
         }
         if ended {
+            running.iter().for_each(AbortHandle::abort);
             return;
         }
     }
-}
-
-/// The runtime's clock, which tests may pause.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]

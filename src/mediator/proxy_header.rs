@@ -1,0 +1,202 @@
+//! What a load balancer in front says of a connection: the PROXY protocol, version 1 or 2.
+//!
+//! Spec: The PROXY protocol, versions 1 & 2 (HAProxy Technologies), sections 2.1 and 2.2.
+
+use std::net::SocketAddr;
+
+use proxy_header::{Error, ParseConfig, ProxyHeader};
+
+/// The longest header that is read: version 1 has at most 107 bytes, version 2 with all its extensions seldom more
+/// than a few hundred.
+const LONGEST: usize = 4096;
+
+/// Where the length of a version 2 header stands.
+const V2_LENGTH: std::ops::Range<usize> = 14..16;
+
+/// The connection did not begin with a PROXY header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// It is none, or malformed.
+    #[error("the connection does not begin with a valid PROXY header")]
+    Invalid,
+    /// It is longer than any that makes sense.
+    #[error("the PROXY header is too long")]
+    TooLong,
+}
+
+/// A header that was read whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Who connected to the load balancer; none if it speaks for itself, as for a health check.
+    pub source: Option<SocketAddr>,
+    /// What followed the header.
+    pub rest: Vec<u8>,
+}
+
+/// Reads a header from chunks of any size.
+#[derive(Debug, Default)]
+pub struct HeaderReader {
+    buffer: Vec<u8>,
+}
+
+impl HeaderReader {
+    /// Nothing has arrived yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes what was received; gives the header once it is whole, and is not to be called again then.
+    ///
+    /// # Errors
+    /// [`HeaderError`] as soon as it is sure.
+    ///
+    /// # Security
+    /// Whoever may send a header may choose the address its limits are counted for: the port must be open to the
+    /// load balancer only. Nothing else is done with the address.
+    pub fn handle_bytes(&mut self, bytes: &[u8]) -> Result<Option<Header>, HeaderError> {
+        self.buffer.extend_from_slice(bytes);
+        let start = self.buffer.len().min(V1.len());
+        let start_v2 = self.buffer.len().min(V2.len());
+        if self.buffer[..start] != V1[..start] && self.buffer[..start_v2] != V2[..start_v2] {
+            return Err(HeaderError::Invalid);
+        }
+        let mut whole = false;
+        if let Some(length) = self.buffer.get(V2_LENGTH)
+            && self.buffer.starts_with(V2)
+        {
+            let end = usize::from(u16::from_be_bytes([length[0], length[1]])) + V2_LENGTH.end;
+            if end > LONGEST {
+                return Err(HeaderError::TooLong);
+            }
+            whole = self.buffer.len() >= end;
+        }
+        let config = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
+        match ProxyHeader::parse(&self.buffer, config) {
+            Ok((header, length)) => Ok(Some(Header {
+                source: header.proxied_address().map(|address| address.source),
+                rest: self.buffer[length..].to_vec(),
+            })),
+            // A header that is there as long as it says, and still too short, is none.
+            Err(Error::BufferTooShort) if !whole => Ok(None),
+            Err(_) => Err(HeaderError::Invalid),
+        }
+    }
+}
+
+const V1: &[u8] = b"PROXY ";
+const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn v2(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = V2.to_vec();
+        bytes.extend([command, family]);
+        bytes.extend(u16::try_from(body.len()).unwrap().to_be_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    fn v6_body() -> Vec<u8> {
+        let mut body = Vec::new();
+        body.extend("2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap().octets());
+        body.extend("2001:db8::2".parse::<std::net::Ipv6Addr>().unwrap().octets());
+        body.extend([0xff, 0xfe, 0x1d, 0xc9]);
+        // An extension: no operation, three bytes.
+        body.extend([4, 0, 3, 1, 2, 3]);
+        body
+    }
+
+    fn good() -> Vec<(Vec<u8>, Option<SocketAddr>)> {
+        let v4 = Some("192.0.2.1:56324".parse().unwrap());
+        let v6 = Some("[2001:db8::1]:65534".parse().unwrap());
+        let v4_body = [192, 0, 2, 1, 198, 51, 100, 1, 0xdc, 0x04, 0x1d, 0xc9];
+        vec![
+            (b"PROXY TCP4 192.0.2.1 198.51.100.1 56324 7625\r\n".to_vec(), v4),
+            (b"PROXY TCP6 2001:db8::1 2001:db8::2 65534 7625\r\n".to_vec(), v6),
+            (b"PROXY UNKNOWN\r\n".to_vec(), None),
+            (b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n".to_vec(), None),
+            (v2(0x21, 0x11, &v4_body), v4),
+            (v2(0x21, 0x21, &v6_body()), v6),
+            (v2(0x20, 0x00, &[]), None),
+            (v2(0x20, 0x11, &v4_body), None),
+        ]
+    }
+
+    #[test]
+    fn each_form_is_read_in_any_pieces_and_what_follows_is_kept() {
+        for (bytes, source) in good() {
+            for size in [1, 2, 5, 15, 16, 1000] {
+                let mut all = bytes.clone();
+                all.extend([5, 1, 0]);
+                let mut reader = HeaderReader::new();
+                let mut chunks = all.chunks(size);
+                let header = loop {
+                    let chunk = chunks.next().expect("the header ends");
+                    if let Some(header) = reader.handle_bytes(chunk).unwrap() {
+                        break header;
+                    }
+                };
+                let rest: Vec<u8> = header.rest.iter().chain(chunks.flatten()).copied().collect();
+                assert_eq!((header.source, rest), (source, vec![5, 1, 0]), "{bytes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_header_is_refused_at_once() {
+        let mut long = vec![b'1'; 120];
+        long.splice(..0, *b"PROXY TCP4 ");
+        for (bytes, error) in [
+            (vec![5, 1, 0], HeaderError::Invalid),
+            (b"PROXX".to_vec(), HeaderError::Invalid),
+            (b"GET / HTTP/1.1\r\n".to_vec(), HeaderError::Invalid),
+            (b"PROXY TCP5 1.1.1.1 2.2.2.2 1 2\r\n".to_vec(), HeaderError::Invalid),
+            (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 70000\r\n".to_vec(), HeaderError::Invalid),
+            (b"PROXY TCP4 ::1 ::2 1 2\r\n    ".to_vec(), HeaderError::Invalid),
+            (long, HeaderError::Invalid),
+            (b"\r\n\r\n\0\r\nQUIX".to_vec(), HeaderError::Invalid),
+            (v2(0x31, 0x11, &[0; 12]), HeaderError::Invalid),
+            (v2(0x21, 0x11, &[0; 11]), HeaderError::Invalid),
+            (v2(0x21, 0x51, &[0; 12]), HeaderError::Invalid),
+            (v2(0x21, 0x11, &[0; 5000])[..16].to_vec(), HeaderError::TooLong),
+        ] {
+            assert_eq!(HeaderReader::new().handle_bytes(&bytes), Err(error), "{bytes:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(
+            start in proptest::sample::select(vec![&b""[..], b"PROXY ", b"PROXY TCP4 ", V2]),
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            size in 1_usize..40,
+        ) {
+            let mut all = start.to_vec();
+            all.extend(bytes);
+            let whole = HeaderReader::new().handle_bytes(&all);
+            let mut reader = HeaderReader::new();
+            let mut pieces = Ok(None);
+            let mut given = 0;
+            for chunk in all.chunks(size) {
+                pieces = reader.handle_bytes(chunk);
+                given += chunk.len();
+                prop_assert!(reader.buffer.len() <= LONGEST + size);
+                if pieces != Ok(None) {
+                    break;
+                }
+            }
+            match (whole, pieces) {
+                (Ok(Some(whole)), Ok(Some(mut pieces))) => {
+                    pieces.rest.extend(&all[given..]);
+                    prop_assert_eq!(whole, pieces);
+                }
+                // In pieces a wrong header may be seen sooner, but never another verdict.
+                (whole, pieces) => prop_assert_eq!(whole.is_err(), pieces.is_err()),
+            }
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! Two sockets, joined. Bytes that come in quantity are moved by the kernel through a borrowed pipe, and few at a
+//! time through a buffer of the thread; so a stream that waits owns neither.
+//!
+//! The first read of a burst goes to the buffer. If it fills it, more is there, and the direction is *busy*: it
+//! takes a pipe, moves what has arrived into it and from it to the other socket, and gives it back when nothing
+//! more comes. It keeps the pipe only while the other socket takes no more. Without a pipe it copies.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{
+    guard::{self, Guard},
+    pipe::{Ended, Limit, Options, Outcome},
+    plane::{Plane, Watch},
+    socket::Socket,
+    splice::Pipe,
+};
+
+/// Read first; a burst that is longer is worth a pipe.
+const PROBE: usize = 16 * 1024;
+
+/// Read at once by a busy direction that has no pipe.
+const COPY: usize = 64 * 1024;
+
+/// Rounds in one turn of the task, so that a busy direction starves neither the other nor other tasks.
+const ROUNDS: usize = 16;
+
+thread_local! {
+    /// Holds bytes only within one turn of a task.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A running stream between two sockets; the future of its end. It behaves as [`super::pipe::relay`] does.
+#[derive(Debug)]
+pub(super) struct Relay {
+    a: Socket,
+    b: Socket,
+    forward: Way,
+    backward: Way,
+    plane: Plane,
+    watch: Arc<Watch>,
+    limit: Option<Box<Limit>>,
+}
+
+/// One direction.
+#[derive(Debug, Default)]
+struct Way {
+    /// Borrowed, with bytes in it.
+    pipe: Option<Box<Pipe>>,
+    /// Read and not yet written.
+    kept: Option<Box<Kept>>,
+    state: State,
+    /// Writing failed, so nothing more is read.
+    broken: Option<io::ErrorKind>,
+    /// The first bytes are not judged yet.
+    guarded: bool,
+    /// More than [`PROBE`] came at once.
+    busy: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Copy,
+    Done,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+enum Failure {
+    /// The stream ends.
+    End(Ended),
+    /// This direction ends.
+    Write(io::ErrorKind),
+}
+
+impl Relay {
+    /// Joins two sockets; what was read of them already goes first.
+    pub(super) fn new(mut a: Socket, mut b: Socket, plane: Plane, options: Options) -> Self {
+        let way = |early: Vec<u8>, guarded| Way {
+            kept: (!early.is_empty()).then(|| Box::new(Kept { bytes: early, start: 0 })),
+            guarded,
+            ..Way::default()
+        };
+        let limit = match plane.rate() {
+            0 => None,
+            rate => Some(Box::new(Limit::new(rate))),
+        };
+        Self {
+            forward: way(a.take_early(), options.guard),
+            backward: way(b.take_early(), false),
+            watch: plane.watch(options.idle_timeout),
+            a,
+            b,
+            plane,
+            limit,
+        }
+    }
+
+    fn poll_ways(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        let Self { a, b, forward, backward, plane, watch, limit } = self;
+        let (a, b) = (a.stream_mut(), b.stream_mut());
+        let there = forward.poll(cx, a, b, plane, &watch.a_to_b, limit);
+        if let Poll::Ready(Err(end)) = there {
+            return Poll::Ready(end);
+        }
+        if forward.guarded {
+            return Poll::Pending;
+        }
+        let back = backward.poll(cx, b, a, plane, &watch.b_to_a, limit);
+        if let Poll::Ready(Err(end)) = back {
+            return Poll::Ready(end);
+        }
+        let broken = self.broken();
+        if there.is_pending() || back.is_pending() {
+            if broken.is_some() {
+                self.watch.broken.store(true, Ordering::Relaxed);
+            }
+            return Poll::Pending;
+        }
+        Poll::Ready(broken.map_or(Ended::Eof, Ended::Error))
+    }
+
+    fn broken(&self) -> Option<io::ErrorKind> {
+        self.forward.broken.or(self.backward.broken)
+    }
+}
+
+impl Future for Relay {
+    type Output = Outcome;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let this = self.get_mut();
+        let idle = this.watch.is_idle(cx);
+        let end = match this.poll_ways(cx) {
+            Poll::Ready(end) => end,
+            // What moved just now was not seen when it was called idle, but then so little of it was there for so
+            // long that it makes no difference.
+            Poll::Pending if idle => this.broken().map_or(Ended::Idle, Ended::Error),
+            Poll::Pending => return Poll::Pending,
+        };
+        Poll::Ready(Outcome {
+            a_to_b: this.watch.a_to_b.load(Ordering::Relaxed),
+            b_to_a: this.watch.b_to_a.load(Ordering::Relaxed),
+            end,
+        })
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.forward.release(&self.plane);
+        self.backward.release(&self.plane);
+        self.plane.unwatch(&self.watch);
+    }
+}
+
+impl Way {
+    /// `Ready(Ok)` when this direction is done; an error ends the whole stream.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+        plane: &Plane,
+        written: &AtomicU64,
+        limit: &mut Option<Box<Limit>>,
+    ) -> Poll<Result<(), Ended>> {
+        if self.state == State::Done {
+            return Poll::Ready(Ok(()));
+        }
+        match self.poll_bytes(cx, from, to, plane, written, limit) {
+            Poll::Pending => {
+                if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
+                    self.release(plane);
+                }
+                return Poll::Pending;
+            }
+            Poll::Ready(Err(Failure::End(end))) => return Poll::Ready(Err(end)),
+            Poll::Ready(Err(Failure::Write(kind))) => self.broken = Some(kind),
+            // A socket that is gone already needs no goodbye; shutdown(2) never waits.
+            Poll::Ready(Ok(())) => drop(Pin::new(to).poll_shutdown(cx)),
+        }
+        self.state = State::Done;
+        self.kept = None;
+        self.release(plane);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+        plane: &Plane,
+        written: &AtomicU64,
+        limit: &mut Option<Box<Limit>>,
+    ) -> Poll<Result<(), Failure>> {
+        let mut moved = 0;
+        for _ in 0..ROUNDS {
+            if self.guarded {
+                if self.kept.is_some() && self.is_judged()? {
+                    continue;
+                }
+            } else {
+                ready!(self.poll_write_kept(cx, to, written))?;
+                ready!(self.poll_drain(cx, to, written))?;
+            }
+            // Asked before anything is borrowed: the other direction may be why this task runs.
+            match from.poll_read_ready(cx) {
+                Poll::Ready(result) => result.map_err(read_failed)?,
+                Poll::Pending => {
+                    if moved > 0 && moved < PROBE {
+                        self.busy = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+            let most = match limit {
+                None => usize::MAX,
+                Some(limit) => ready!(limit.poll_allowed(cx)),
+            };
+            if self.busy && !self.guarded && self.pipe.is_none() {
+                self.pipe = plane.pool().take();
+            }
+            let n = match &mut self.pipe {
+                Some(pipe) => {
+                    let from = &*from;
+                    match from.try_io(Interest::READABLE, || pipe.fill(from, most)) {
+                        Ok(n) => n,
+                        // Nothing there after all: the next round asks to be woken.
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                        Err(error) => return Poll::Ready(Err(read_failed(error))),
+                    }
+                }
+                None => ready!(self.poll_copy(cx, from, to, written, most))?,
+            };
+            if n == 0 {
+                return match (self.guarded, self.kept.is_some()) {
+                    (false, _) => Poll::Ready(Ok(())),
+                    (true, true) => Poll::Ready(Err(Failure::End(Ended::NotTls))),
+                    (true, false) => Poll::Ready(Err(Failure::End(Ended::Eof))),
+                };
+            }
+            moved += n;
+            if let Some(limit) = limit {
+                limit.take(n);
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Reads once into the thread's buffer and writes from there what can be written now; the rest is kept.
+    fn poll_copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+        written: &AtomicU64,
+        most: usize,
+    ) -> Poll<Result<usize, Failure>> {
+        let size = if self.busy { COPY } else { PROBE };
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.is_empty() {
+                *buffer = vec![0; COPY];
+            }
+            let mut space = ReadBuf::new(&mut buffer[..size.min(most)]);
+            ready!(Pin::new(from).poll_read(cx, &mut space)).map_err(read_failed)?;
+            let mut bytes = space.filled();
+            let n = bytes.len();
+            self.busy = n >= PROBE;
+            if self.guarded {
+                if n > 0 {
+                    let kept = self.kept.get_or_insert_with(Box::default);
+                    kept.bytes.extend_from_slice(bytes);
+                }
+                return Poll::Ready(Ok(n));
+            }
+            while !bytes.is_empty() {
+                match Pin::new(&mut *to).poll_write(cx, bytes) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(no_bytes_taken())),
+                    Poll::Ready(Ok(n)) => {
+                        add(written, n);
+                        bytes = &bytes[n..];
+                    }
+                    Poll::Ready(Err(error)) => {
+                        return Poll::Ready(Err(Failure::Write(error.kind())));
+                    }
+                    Poll::Pending => {
+                        self.kept = Some(Box::new(Kept { bytes: bytes.to_vec(), start: 0 }));
+                        break;
+                    }
+                }
+            }
+            Poll::Ready(Ok(n))
+        })
+    }
+
+    fn poll_write_kept(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut TcpStream,
+        written: &AtomicU64,
+    ) -> Poll<Result<(), Failure>> {
+        while let Some(kept) = &mut self.kept {
+            let bytes = &kept.bytes[kept.start..];
+            if bytes.is_empty() {
+                self.kept = None;
+                break;
+            }
+            let n = ready!(Pin::new(&mut *to).poll_write(cx, bytes))
+                .map_err(|error| Failure::Write(error.kind()))?;
+            if n == 0 {
+                return Poll::Ready(Err(no_bytes_taken()));
+            }
+            kept.start += n;
+            add(written, n);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &TcpStream,
+        written: &AtomicU64,
+    ) -> Poll<Result<(), Failure>> {
+        let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };
+        while pipe.held() > 0 {
+            ready!(to.poll_write_ready(cx)).map_err(|error| Failure::Write(error.kind()))?;
+            match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
+                Ok(0) => return Poll::Ready(Err(no_bytes_taken())),
+                Ok(n) => add(written, n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(Failure::Write(error.kind()))),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether what is kept begins with a ClientHello; if it does, it may go.
+    fn is_judged(&mut self) -> Result<bool, Failure> {
+        let kept = self.kept.as_ref().map_or(&[][..], |kept| &kept.bytes);
+        match guard::check_client_hello(kept) {
+            Guard::Pass => self.guarded = false,
+            Guard::NeedMore => {}
+            Guard::Refuse => return Err(Failure::End(Ended::NotTls)),
+        }
+        Ok(!self.guarded)
+    }
+
+    fn release(&mut self, plane: &Plane) {
+        if let Some(pipe) = self.pipe.take() {
+            plane.pool().give_back(pipe);
+        }
+    }
+}
+
+/// Only the relay writes its counters, so this needs no locked addition.
+fn add(written: &AtomicU64, n: usize) {
+    written.store(written.load(Ordering::Relaxed) + n as u64, Ordering::Relaxed);
+}
+
+fn read_failed(error: io::Error) -> Failure {
+    Failure::End(Ended::Error(error.kind()))
+}
+
+fn no_bytes_taken() -> Failure {
+    Failure::Write(io::ErrorKind::WriteZero)
+}
+
+#[cfg(test)]
+#[path = "relay_tests.rs"]
+mod tests;
