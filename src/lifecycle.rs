@@ -63,8 +63,26 @@ pub async fn run(task: Task, out: &mut impl Write) -> Result<(), Failure> {
     }
 }
 
+/// Takes as many open files as the system allows: each SOCKS5 session needs two.
+fn raise_descriptors(sessions: usize) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let raised = setrlimit(Resource::Nofile, limit);
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let wanted = u64::try_from(sessions).unwrap_or(u64::MAX).saturating_mul(2).saturating_add(100);
+    if raised.is_err() || most < wanted {
+        tracing::warn!(
+            open_files = most,
+            wanted,
+            "too few open files for limits.sessions: raise the limit (LimitNOFILE of the unit, ulimit -Hn)"
+        );
+    }
+}
+
 async fn serve(loaded: Loaded) -> Result<(), Failure> {
     start_log(&loaded.config);
+    raise_descriptors(loaded.config.limits.sessions);
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut hangup = listen(SignalKind::hangup())?;

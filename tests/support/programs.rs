@@ -36,6 +36,8 @@ pub struct Options {
     pub tap: bool,
     /// Another secret than the server's.
     pub secret: Option<String>,
+    /// As many open files as it may have.
+    pub descriptors: Option<u32>,
     /// Another database than a SQLite file of its own.
     pub database: Option<String>,
 }
@@ -69,7 +71,15 @@ impl Component {
             options.more,
         );
         std::fs::write(&config, text).unwrap();
-        let mut command = clean(&own_program("fingerpost"));
+        let program = own_program("fingerpost");
+        let mut command = match options.descriptors {
+            None => clean(&program),
+            Some(most) => {
+                let mut command = clean(Path::new("prlimit"));
+                command.arg(format!("--nofile={most}:{most}")).arg(program);
+                command
+            }
+        };
         command.arg("serve").arg("-c").arg(&config);
         let process = Process::start(command, &folder.path().join("component.log"));
         Self { folder, process, socks5, tap }
@@ -98,6 +108,20 @@ impl Component {
     /// Everything it has logged.
     pub fn log(&self) -> String {
         self.process.log()
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The processor time that it has used, seconds.
+    pub fn processor_time(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        // utime and stime, in clock ticks, of which Linux has 100 a second.
+        let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().unwrap()).sum();
+        ticks / 100.0
     }
 
     /// Sends it a signal.

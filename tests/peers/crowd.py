@@ -1,0 +1,126 @@
+"""Crowds at the SOCKS5 port, over real sockets, with a fake XMPP user for activations.
+
+Settings: proxy (host and port), pid (the component's), pairs (idle pairs), sessions (short ones), garbage.
+"""
+
+import asyncio
+import os
+import random
+import resource
+import socket
+import time
+
+from peer import Peer, main
+from socks5 import activate, connect, dst_addr
+
+
+def descriptors(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def memory(pid):
+    """The component's resident memory, KiB."""
+    for line in open(f"/proc/{pid}/status"):
+        if line.startswith("VmRSS"):
+            return int(line.split()[1])
+    return 0
+
+
+async def pair(settings, alice, target, sid):
+    host = dst_addr(sid, alice.boundjid, target)
+    ends = await asyncio.gather(connect(settings, host), connect(settings, host))
+    done = await activate(alice, settings["component"], sid, target)
+    if done != "result":
+        raise RuntimeError(f"{sid}: {done}")
+    return ends
+
+
+async def echo(ends, text):
+    ends[0][1].write(text)
+    return await asyncio.wait_for(ends[1][0].readexactly(len(text)), 10) == text
+
+
+def close(ends):
+    for _, writer, _ in ends:
+        # Reset, so that the port is free again at once.
+        linger = b"\x01\0\0\0\0\0\0\0"
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+
+async def many(settings, alice, target, count, at_once, what):
+    """Does `what` with `count` pairs, some at once."""
+    limit = asyncio.Semaphore(at_once)
+
+    async def one(n):
+        async with limit:
+            return await what(await pair(settings, alice, target, f"{what.__name__}{n}"))
+
+    return await asyncio.gather(*(one(n) for n in range(count)))
+
+
+def rude(settings):
+    """A connection that never becomes one: nothing, half a greeting, a wrong method, HTTP, half a request, noise."""
+    made = socket.create_connection(settings["proxy"])
+    made.setblocking(False)
+    made.send(random.choice([
+        b"", b"\x05", b"\x05\x02\x01\x02", b"GET / HTTP/1.1\r\n\r\n", b"\x05\x01\x00\x05\x01\x00\x03\x28abc",
+        os.urandom(64),
+    ]) or b"\x05")  # fmt: skip
+    return made
+
+
+async def story(settings):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    alice = await Peer(settings, "alice", "crowd").login()
+    target, pid = "bob@example.test/crowd", settings["pid"]
+    report = {}
+
+    async def keep(ends):
+        return ends
+
+    async def short(ends):
+        right = await echo(ends, b"hello")
+        close(ends)
+        return right
+
+    # Warm, then what short sessions leave behind.
+    await many(settings, alice, target, 50, 25, short)
+    await asyncio.sleep(1)
+    before = descriptors(pid)
+    right = await many(settings, alice, target, settings["sessions"], 50, short)
+    report["short"] = [sum(right), settings["sessions"]]
+    for _ in range(50):
+        if descriptors(pid) <= before:
+            break
+        await asyncio.sleep(0.1)
+    report["descriptors left"] = descriptors(pid) - before
+
+    # Garbage does not delay a good pair.
+    crowd = [rude(settings) for _ in range(settings["garbage"])]
+    began = time.monotonic()
+    ends = await pair(settings, alice, target, "good")
+    report["in the crowd"] = await echo(ends, b"hello")
+    report["in time"] = time.monotonic() - began < 2
+    close(ends)
+    for made in crowd:
+        made.close()
+
+    # Idle pairs, each of which still works.
+    base = memory(pid)
+    pairs = await many(settings, alice, target, settings["pairs"], 50, keep)
+    report["idle"] = len(pairs)
+    report["bytes per idle pair"] = (memory(pid) - base) * 1024 // len(pairs)
+    report["alive"] = await echo(pairs[0], b"first") and await echo(pairs[-1], b"last")
+    # A peer that is killed takes its other side along within a second.
+    close(pairs[0][:1])
+    try:
+        report["broken"] = len(await asyncio.wait_for(pairs[0][1][0].read(), 1))
+    except ConnectionResetError:
+        report["broken"] = 0
+    for ends in pairs[1:]:
+        close(ends)
+    return report
+
+
+main(story)
