@@ -27,7 +27,8 @@ test-fast: nextest ## Run the tests that need no server
 	cargo nextest run --locked --lib --bins --tests -E 'not binary(/^(e2e_.*|crowds|registry_model|idle|harness)$$/)'
 
 bench: ## Measure, against real peers; writes docs/BENCHMARKS.md
-	@deploy/ci/install-peers.sh cc postgresql
+	@deploy/ci/install-peers.sh cc postgresql relays
+	cargo bench --locked --bench relay
 	cargo bench --locked --bench registry
 
 fmt: ## Format the code

@@ -132,7 +132,8 @@ impl Section<'_> {
         let Some((at, value)) = self.value(key) else { return Ok(None) };
         match read(&at, &value) {
             Some(read) => Ok(Some(read)),
-            None if key == "secret" => {
+            // A database's address may have a password in it.
+            None if matches!(key, "secret" | "url") => {
                 Err(ConfigError::new(&at, self.name, key, format!("expected {expected}")))
             }
             None => {
