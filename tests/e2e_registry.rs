@@ -4,7 +4,7 @@ mod support;
 
 use serde_json::json;
 use support::postgres::Postgres;
-use support::programs::{Component, Options, Xtls, script};
+use support::programs::{Component, Options, Script, Xtls, script};
 use support::servers::{Kind, Server};
 
 #[test]
@@ -42,7 +42,7 @@ fn a_revocation_at_one_is_known_at_the_other() {
     assert!(after.contains("revoked"), "{after}");
 }
 
-/// The database goes away and comes back: who asks is told to wait, and nothing acknowledged is lost.
+/// The database goes away and comes back: who asks is told to wait, streams go on, and nothing acknowledged is lost.
 #[test]
 fn a_database_that_goes_away_is_waited_for() {
     let mut postgres = Postgres::start();
@@ -51,7 +51,13 @@ fn a_database_that_goes_away_is_waited_for() {
     let mut component = Component::start(&server, &options);
     let alice = Xtls::with_key(&server, "alice");
     let before = alice.run(["keys", "--json"]).stdout;
+    let proxy = json!(["127.0.0.1", component.socks5]);
+    let mut stream = Script::start("survives.py", &server, json!({"proxy": proxy}));
+    stream.wait_for("\"open\": true");
     postgres.stop();
+    std::fs::write(stream.folder().join("go"), "").expect("the script's folder is there");
+    let report = stream.report();
+    assert_eq!(report["received"], report["sent"], "{report}");
     // What was read before may be at hand; a change needs the database in any case.
     let request = "<iq from='[from]' to='[component]' id='k' type='set'><settings xmlns='urn:fingerpost:keys:0' \
                    visibility='local'/></iq>";

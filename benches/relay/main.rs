@@ -53,7 +53,8 @@ fn main() {
         network()
     );
     for pairs in PAIRS {
-        table.push_str(&format!(" {pairs} pairs | s/GB |"));
+        let plural = if pairs == 1 { "" } else { "s" };
+        table.push_str(&format!(" {pairs} pair{plural} | s/GB |"));
     }
     table.push_str(&format!("\n|---|{}\n", "---|---|".repeat(PAIRS.len())));
     for (relay, figures) in relays.iter().zip(&measured) {
@@ -80,7 +81,7 @@ fn main() {
     let direct: Vec<String> = (0..PAIRS.len())
         .map(|n| {
             let rates = measured[0][n].iter().map(|figure| figure.bytes_per_second / 1e9).collect();
-            format!("{:.2} GB/s at {} pairs", spread(rates).1, PAIRS[n])
+            format!("{:.2} GB/s with {}", spread(rates).1, PAIRS[n])
         })
         .collect();
     table.push_str(&format!("\nDirect: {}. ", direct.join(", ")));

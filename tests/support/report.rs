@@ -36,7 +36,8 @@ fn machine() -> String {
     };
     format!(
         "{cpus} × {model}, Linux {}, {}.",
-        said("uname", &["-r"]),
+        // Without what a distribution adds to it.
+        said("uname", &["-r"]).split('-').next().unwrap_or_default(),
         said("rustc", &["--version"])
     )
 }
