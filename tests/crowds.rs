@@ -1,8 +1,14 @@
-//! The SOCKS5 port under crowds: short sessions that leave nothing, garbage, idle pairs, and too few descriptors.
+//! The SOCKS5 port under crowds: short sessions that leave nothing, garbage, idle pairs, too few descriptors; behind a
+//! load balancer; and what the pages say of it.
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
 use serde_json::json;
+use support::process::Process;
 use support::programs::{Component, Options, script};
 use support::servers::{Kind, Server};
 
@@ -49,17 +55,16 @@ fn a_lack_of_descriptors_is_said_and_survived() {
     let server = Server::start(Kind::Prosody);
     let options = Options { more: LIMITS.to_owned(), descriptors: Some(80), ..Options::default() };
     let mut component = Component::start(&server, &options);
-    let crowd: Vec<_> = (0..150)
-        .filter_map(|_| std::net::TcpStream::connect(("127.0.0.1", component.socks5)).ok())
-        .collect();
+    let crowd: Vec<_> =
+        (0..150).filter_map(|_| TcpStream::connect(("127.0.0.1", component.socks5)).ok()).collect();
     support::wait_for(
         "a word in the log",
-        std::time::Duration::from_secs(10),
+        Duration::from_secs(10),
         || component.log(),
         || component.log().contains("raise the limit of open files"),
     );
     let before = component.processor_time();
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(2));
     let spent = component.processor_time() - before;
     assert!(spent < 0.5, "it spins: {spent} s of 2 s");
     drop(crowd);
@@ -68,4 +73,84 @@ fn a_lack_of_descriptors_is_said_and_survived() {
         script("proxy_rules.py", &server, json!({"proxy": ["127.0.0.1", component.socks5]}));
     assert_eq!(report["backward"], "answer", "{report}");
     assert!(component.runs());
+}
+
+/// Behind HAProxy, which says by the PROXY protocol (both versions) who has connected; without a header nobody gets in.
+#[test]
+fn a_load_balancer_may_stand_in_front() {
+    let server = Server::start(Kind::Prosody);
+    let env = vec![("FINGERPOST_SOCKS5__PROXY_PROTOCOL", "true".to_owned())];
+    let component = Component::start(&server, &Options { env, ..Options::default() });
+    let folder = tempfile::tempdir().expect("a folder");
+    for version in ["send-proxy", "send-proxy-v2"] {
+        let port = support::free_port();
+        let config = folder.path().join("haproxy.cfg");
+        let text = format!(
+            "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\nlisten front\n  \
+             bind 127.0.0.1:{port}\n  server behind 127.0.0.1:{} {version}\n",
+            component.socks5
+        );
+        std::fs::write(&config, text).expect("the folder can be written to");
+        let mut command = std::process::Command::new("haproxy");
+        command.arg("-db").arg("-f").arg(&config);
+        let balancer = Process::start(command, &folder.path().join("haproxy.log"));
+        support::wait_for(
+            "HAProxy",
+            Duration::from_secs(10),
+            || balancer.log(),
+            || TcpStream::connect(("127.0.0.1", port)).is_ok(),
+        );
+        let report = script("proxy_rules.py", &server, json!({"proxy": ["127.0.0.1", port]}));
+        assert_eq!(report["forward"], "early last", "{version}: {report}\n{}", component.log());
+        assert_eq!(report["backward"], "answer", "{version}: {report}");
+    }
+    let mut bare = TcpStream::connect(("127.0.0.1", component.socks5)).expect("the port is open");
+    bare.write_all(&[5, 1, 0]).expect("it takes bytes");
+    assert_eq!(bare.read(&mut [0; 2]).unwrap_or(0), 0, "no header, no answer");
+}
+
+/// Health, readiness, metrics and the page, over HTTP.
+#[test]
+fn the_pages_tell_how_it_is() {
+    let mut server = Server::start(Kind::Prosody);
+    let port = support::free_port();
+    let env = vec![("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{port}"))];
+    let component = Component::start(&server, &Options { env, ..Options::default() });
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the port is open");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .expect("it takes a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers in text");
+        answer
+    };
+    assert!(get("/healthz").starts_with("HTTP/1.1 200 "));
+    assert!(get("/readyz").starts_with("HTTP/1.1 200 "));
+    assert!(get("/nowhere").starts_with("HTTP/1.1 404 "));
+    let proxy = json!(["127.0.0.1", component.socks5]);
+    script("proxy_rules.py", &server, json!({"proxy": proxy}));
+    // Bytes are counted when the streams are looked at.
+    std::thread::sleep(Duration::from_millis(1500));
+    let metrics = get("/metrics");
+    for line in [
+        "fingerpost_link_up 1",
+        "fingerpost_streams_total{initiator=\"s5b\",responder=\"s5b\"} 2",
+        "fingerpost_relayed_bytes_total{from=\"s5b\",to=\"s5b\"} 16",
+        "fingerpost_refusals_total{cause=\"third_connection\"} 1",
+        "fingerpost_refusals_total{cause=\"one_side\"} 1",
+        "fingerpost_setup_seconds_count 2",
+    ] {
+        assert!(metrics.lines().any(|written| written == line), "{line} in\n{metrics}");
+    }
+    let page = get("/");
+    assert!(page.contains("<h1>Fingerpost</h1>") && !page.contains('@'), "it names nobody: {page}");
+    server.stop();
+    support::wait_for(
+        "503",
+        Duration::from_secs(20),
+        || component.log(),
+        || get("/readyz").starts_with("HTTP/1.1 503 "),
+    );
+    assert!(get("/readyz").contains("link"), "and why");
+    assert!(get("/healthz").starts_with("HTTP/1.1 200 "));
 }

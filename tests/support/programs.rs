@@ -36,6 +36,8 @@ pub struct Options {
     pub tap: bool,
     /// Another secret than the server's.
     pub secret: Option<String>,
+    /// Settings that win over the file, such as `("FINGERPOST_HTTP__LISTEN", …)`.
+    pub env: Vec<(&'static str, String)>,
     /// As many open files as it may have.
     pub descriptors: Option<u32>,
     /// Another database than a SQLite file of its own.
@@ -80,7 +82,7 @@ impl Component {
                 command
             }
         };
-        command.arg("serve").arg("-c").arg(&config);
+        command.arg("serve").arg("-c").arg(&config).envs(options.env.iter().cloned());
         let process = Process::start(command, &folder.path().join("component.log"));
         Self { folder, process, socks5, tap }
     }
