@@ -19,6 +19,7 @@ use crate::{
     http::{self, Status},
     mediator::{
         listener::{self, Listener},
+        plane::Plane,
         table::{self, Table},
     },
     registry::{self, Notice, Registry, model::Visibility, store::Store},
@@ -73,6 +74,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Service {
     broker: Broker,
+    plane: Plane,
     control: mpsc::Sender<router::Options>,
     link: JoinHandle<Result<(), LinkError>>,
     stop: CancellationToken,
@@ -156,6 +158,7 @@ impl Service {
         info!(print = %identity.print(), "the component's own certificate");
         let (known, again) = mpsc::channel(INBOUND);
         let (notices, told) = mpsc::channel(INBOUND);
+        let plane = table.plane().clone();
         let counted = table.clone();
         let router = Router::new(
             router_options(config),
@@ -185,6 +188,7 @@ impl Service {
         let link = tokio::spawn(link::run(options, queue, events, stop.clone()));
         Ok(Self {
             broker,
+            plane,
             control,
             link,
             stop,
@@ -212,6 +216,7 @@ impl Service {
 
     /// Takes over what may change while sessions run: access lists, name, rates and advertised addresses.
     pub async fn reload(&self, config: &Config) {
+        self.plane.set_rate(config.limits.bytes_per_second);
         let mut options = router_options(config);
         let bound = self.addresses.first().map_or(0, SocketAddr::port);
         for (_, port) in options.advertise.iter_mut().filter(|(_, port)| *port == 0) {

@@ -58,7 +58,7 @@ async fn a_transfer_goes_from_greeting_to_last_byte() {
     early.read_exact(&mut [0; 2 + 47]).await.unwrap();
     let (mut late, code) = connect(address, &hash).await;
     assert_eq!(code, 0);
-    table.activate(&romeo, "s", &juliet).unwrap();
+    table.try_activate(&romeo, "s", &juliet).unwrap();
     early.shutdown().await.unwrap();
     let mut got = Vec::new();
     late.read_to_end(&mut got).await.unwrap();

@@ -38,11 +38,6 @@ impl Socket {
         &mut self.stream
     }
 
-    /// The connection itself, for options and addresses.
-    pub fn stream(&self) -> &TcpStream {
-        &self.stream
-    }
-
     /// Sends a few bytes at once if the kernel takes all of them.
     ///
     /// # Errors

@@ -278,25 +278,17 @@ impl Table {
     }
 
     /// Activates the transfer that `asker` (a full JID) requested with `target` under `sid`, and starts its relay.
-    /// For a hash that is registered there is nothing to start.
+    /// For a hash that is registered there is nothing to start. If one side is missing, it may still come within a
+    /// grace: some clients ask as soon as they are connected themselves.
     ///
     /// # Errors
     /// `item-not-found` if there is no such transfer of this asker, `not-allowed` if not all its sides are
     /// connected, `resource-constraint` if a limit is reached.
     ///
-    /// Spec: XEP-0065 1.8.2, section 6.3.5 (Activation of Bytestream).
-    pub fn activate(&self, asker: &Jid, sid: &str, target: &Jid) -> Result<(), Refusal> {
-        self.try_activate(asker, sid, target).map_err(|error| self.refused(error))
-    }
-
-    /// [`Table::activate`], but if one side is missing, it may still come within a grace: some clients ask as soon
-    /// as they are connected themselves.
-    ///
-    /// # Errors
-    /// Those of [`Table::activate`].
-    ///
     /// # Cancel safety
     /// Nothing is lost if the future is dropped.
+    ///
+    /// Spec: XEP-0065 1.8.2, section 6.3.5 (Activation of Bytestream).
     pub async fn activate_soon(&self, asker: &Jid, sid: &str, target: &Jid) -> Result<(), Refusal> {
         let hash = DstAddr::compute(sid, asker, target);
         let awaiting = Awaiting::new(&self.inner, hash);
@@ -311,7 +303,7 @@ impl Table {
         result.map_err(|error| self.refused(error))
     }
 
-    /// [`Table::activate`], with the one reason told apart that may pass: see [`Table::activate_soon`].
+    /// [`Table::activate_soon`] without the grace, with the one reason told apart that may pass.
     ///
     /// # Errors
     /// [`NotActivated`].

@@ -49,8 +49,8 @@ fn names() -> Names {
     Names { hash: DstAddr::compute("sid", &requester, &target), requester, target }
 }
 
-fn condition(result: Result<(), Refusal>) -> &'static str {
-    result.map_or_else(|refusal| refusal.condition, |()| "ok")
+fn condition(result: Result<(), NotActivated>) -> &'static str {
+    result.map_or_else(|error| Refusal::from(error).condition, |()| "ok")
 }
 
 async fn until(what: impl Fn() -> bool) {
@@ -69,15 +69,15 @@ async fn bytes_before_activation_are_kept() {
     let Names { requester, target, hash } = names();
     let mut juliet = arrive(&table, hash).await.unwrap();
     juliet.write_all(b"early").await.unwrap();
-    assert_eq!(condition(table.activate(&requester, "sid", &target)), "not-allowed");
+    assert_eq!(condition(table.try_activate(&requester, "sid", &target)), "not-allowed");
     let mut romeo = arrive(&table, hash).await.unwrap();
     romeo.write_all(b"too").await.unwrap();
     assert!(arrive(&table, hash).await.is_none(), "a third");
     assert_eq!(table.counts(), Counts { waiting: 1, ..Counts::default() });
 
-    assert_eq!(condition(table.activate(&requester, "sid", &target)), "ok");
+    assert_eq!(condition(table.try_activate(&requester, "sid", &target)), "ok");
     assert!(arrive(&table, hash).await.is_none(), "a third to an active one");
-    assert_eq!(condition(table.activate(&requester, "sid", &target)), "not-allowed");
+    assert_eq!(condition(table.try_activate(&requester, "sid", &target)), "not-allowed");
     assert_eq!(table.counts(), Counts { active: 1, ..Counts::default() });
     let mut got = [0; 5];
     romeo.read_exact(&mut got).await.unwrap();
@@ -88,7 +88,7 @@ async fn bytes_before_activation_are_kept() {
     assert_eq!(rest, b"too");
     drop(juliet);
     until(|| table.counts() == Counts { bytes: 8, ..Counts::default() }).await;
-    assert_eq!(condition(table.activate(&requester, "sid", &target)), "item-not-found");
+    assert_eq!(condition(table.try_activate(&requester, "sid", &target)), "item-not-found");
 }
 
 #[tokio::test]
@@ -98,10 +98,10 @@ async fn only_the_requester_can_activate() {
     let _juliet = arrive(&table, hash).await.unwrap();
     let _romeo = arrive(&table, hash).await.unwrap();
     for asker in [&target, &jid("tybalt@capulet.lit/x"), &jid("romeo@montague.lit")] {
-        assert_eq!(condition(table.activate(asker, "sid", &target)), "item-not-found");
+        assert_eq!(condition(table.try_activate(asker, "sid", &target)), "item-not-found");
     }
-    assert_eq!(condition(table.activate(&requester, "other", &target)), "item-not-found");
-    assert_eq!(condition(table.activate(&requester, "sid", &target)), "ok");
+    assert_eq!(condition(table.try_activate(&requester, "other", &target)), "item-not-found");
+    assert_eq!(condition(table.try_activate(&requester, "sid", &target)), "ok");
 }
 
 #[tokio::test]
@@ -113,12 +113,12 @@ async fn a_user_has_only_so_many_active_transfers() {
     for asker in ["a@x.lit/1", "a@x.lit/2", "b@x.lit/1", "c@x.lit/1"] {
         let hash = DstAddr::compute("sid", &jid(asker), &target);
         kept.push((arrive(&table, hash).await.unwrap(), arrive(&table, hash).await.unwrap()));
-        let got = condition(table.activate(&jid(asker), "sid", &target));
+        let got = condition(table.try_activate(&jid(asker), "sid", &target));
         assert_eq!(Some(got), expected.next(), "{asker}");
     }
     kept.remove(0);
     until(|| table.counts().active == 1).await;
-    assert_eq!(condition(table.activate(&jid("a@x.lit/2"), "sid", &target)), "ok");
+    assert_eq!(condition(table.try_activate(&jid("a@x.lit/2"), "sid", &target)), "ok");
 }
 
 #[tokio::test]
@@ -138,7 +138,7 @@ async fn cancelling_ends_what_waits_and_what_runs() {
     let mut waiting = arrive(&table, DstAddr::compute("w", &target, &target)).await.unwrap();
     let mut juliet = arrive(&table, hash).await.unwrap();
     let _romeo = arrive(&table, hash).await.unwrap();
-    table.activate(&requester, "sid", &target).unwrap();
+    table.try_activate(&requester, "sid", &target).unwrap();
     hard.cancel();
     tasks.close();
     tasks.wait().await;
@@ -155,7 +155,7 @@ async fn a_registration_takes_one_connection() {
     let other = DstAddr::compute("other", &requester, &target);
     let mut registration = table.register([hash, other]);
     assert_eq!(table.counts().registered, 2);
-    assert_eq!(condition(table.activate(&requester, "sid", &target)), "not-allowed");
+    assert_eq!(condition(table.try_activate(&requester, "sid", &target)), "not-allowed");
     let mut user = arrive(&table, hash).await.unwrap();
     user.write_all(b"x").await.unwrap();
     let mut socket = registration.arrived().await.unwrap();
@@ -163,10 +163,10 @@ async fn a_registration_takes_one_connection() {
     assert!(arrive(&table, hash).await.is_none());
     assert!(arrive(&table, other).await.is_none());
     assert!(registration.arrived().await.is_none());
-    assert_eq!(condition(table.activate(&requester, "sid", &target)), "ok");
+    assert_eq!(condition(table.try_activate(&requester, "sid", &target)), "ok");
     drop(registration);
     assert_eq!(table.counts(), Counts::default());
-    assert_eq!(condition(table.activate(&requester, "sid", &target)), "item-not-found");
+    assert_eq!(condition(table.try_activate(&requester, "sid", &target)), "item-not-found");
 }
 
 #[tokio::test]
@@ -191,7 +191,24 @@ async fn a_registration_takes_nothing_from_others() {
     drop(first);
     let _romeo = arrive(&table, hash).await.unwrap();
     let _juliet = arrive(&table, hash).await.unwrap();
-    table.activate(&requester, "sid", &target).unwrap();
+    table.try_activate(&requester, "sid", &target).unwrap();
     drop(table.register([hash]));
     assert_eq!(table.counts().active, 1);
+}
+
+#[tokio::test]
+async fn an_activation_waits_a_moment_for_the_second_side() {
+    let Names { requester, target, hash } = names();
+    let table =
+        table(Options { activation_grace: Duration::from_millis(300), ..Options::default() });
+    let _first = arrive(&table, hash).await.unwrap();
+    let alone = table.activate_soon(&requester, "sid", &target).await;
+    assert_eq!(alone.unwrap_err().condition, "not-allowed");
+    let (activated, second) =
+        tokio::join!(table.activate_soon(&requester, "sid", &target), async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            arrive(&table, hash).await
+        });
+    assert!(second.is_some());
+    activated.unwrap();
 }
