@@ -204,15 +204,14 @@ async fn accept(
 ) {
     let mut backoff = BACKOFF.0;
     loop {
-        let next = async {
-            // The permit comes first, so that no connection is accepted only to wait.
-            let permit = Arc::clone(&gate.connections).acquire_owned().await;
-            (permit, listener.accept().await)
-        };
-        match soft.run_until_cancelled(next).await {
-            None | Some((Err(_), _)) => return,
-            Some((Ok(permit), Ok((stream, peer)))) => {
+        match soft.run_until_cancelled(listener.accept()).await {
+            None => return,
+            Some(Ok((stream, peer))) => {
                 backoff = BACKOFF.0;
+                // The place comes second: an idle address must not hold one while another has clients. So at the limit
+                // each address keeps one accepted connection waiting, and the others wait in the kernel.
+                let place = Arc::clone(&gate.connections).acquire_owned();
+                let Some(Ok(permit)) = soft.run_until_cancelled(place).await else { return };
                 // Behind a load balancer the peer's own address says nothing.
                 let place = match gate.options.proxy_protocol {
                     true => None,
@@ -232,10 +231,10 @@ async fn accept(
                     }
                 });
             }
-            Some((Ok(_), Err(error))) if is_of_one_connection(&error) => {
+            Some(Err(error)) if is_of_one_connection(&error) => {
                 tracing::debug!(%error, "a connection broke before it was accepted");
             }
-            Some((Ok(_), Err(error))) => {
+            Some(Err(error)) => {
                 if matches!(error.raw_os_error(), Some(code) if NO_DESCRIPTORS.contains(&code)) {
                     table.plane().metrics().refused(Cause::Descriptors);
                 }

@@ -116,6 +116,22 @@ async fn at_the_limit_connections_wait_in_the_kernel() {
 }
 
 #[tokio::test]
+async fn an_idle_address_takes_no_place_from_a_busy_one() {
+    for busy in 0..2 {
+        let (soft, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let table = Table::new(table::Options::default(), tasks.clone(), soft.clone());
+        let options = Options { connections: 1, ..Options::default() };
+        let names = ["127.0.0.1:0", "127.0.0.1:0"];
+        let listener = Listener::bind(&names, options, &table, &soft, &tasks).await.unwrap();
+        // Both loops wait for a connection before the first one comes.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let served = connect(listener.local_addrs()[busy], HASH);
+        let (_stream, code) = timeout(Duration::from_secs(3), served).await.unwrap();
+        assert_eq!(code, 0, "the only place is free: the other address is idle");
+    }
+}
+
+#[tokio::test]
 async fn the_token_ends_accepting_and_handshakes() {
     let (address, soft, _table, tasks) = start(Options::default()).await;
     let mut open = TcpStream::connect(address).await.unwrap();
