@@ -2,18 +2,21 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZero,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use futures::FutureExt;
 use socket2::{Domain, SockRef, TcpKeepalive, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, lookup_host},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -26,6 +29,12 @@ use super::{
     transfer::DstAddr,
 };
 use crate::redact::Pii;
+
+/// Accept loops for each address, at most; the kernel spreads new connections over them.
+const ACCEPTORS: usize = 8;
+
+/// The shortest time between two log lines that say that there are no file descriptors left.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Connections the kernel may queue: enough for the burst after a restart.
 const BACKLOG: i32 = 4096;
@@ -88,13 +97,18 @@ impl Listener {
             wanted.extend(resolved.map(|address| (name, address)));
         }
         let mut listeners = Vec::new();
+        let mut local_addrs = Vec::new();
         for (name, address) in &wanted {
             let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
             let only_v6 = wanted.iter().any(|(_, other)| *other == v4) && address.port() != 0;
-            listeners.push(listen(*address, only_v6).map_err(|error| naming(name, &error))?);
+            let opened = listen(*address, only_v6).and_then(|first| {
+                local_addrs.push(first.local_addr()?);
+                listeners.push(first);
+                listeners.extend(others(*address, only_v6, local_addrs[local_addrs.len() - 1])?);
+                Ok(())
+            });
+            opened.map_err(|error| naming(name, &error))?;
         }
-        let local_addrs =
-            listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
         let gate = Gate {
             connections: Arc::new(Semaphore::new(options.connections.min(Semaphore::MAX_PERMITS))),
             per_ip: Arc::default(),
@@ -169,18 +183,55 @@ fn naming(name: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen on {name}: {error}"))
 }
 
+/// A listening socket. What connections inherit from it is set here once and not for each of them.
+///
+/// `joins` one that is bound to the same address already. The first of them binds alone, so that a port which another
+/// program has is still an error, and then lets the others join.
+fn open(address: SocketAddr, only_v6: bool, joins: bool) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    prepare(&SockRef::from(&socket))?;
+    if joins {
+        share_port(&socket)?;
+    }
+    socket.bind(&address.into())?;
+    if !joins {
+        share_port(&socket)?;
+    }
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// SO_REUSEPORT, where it spreads connections over the sockets.
+fn share_port(socket: &socket2::Socket) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    socket.set_reuse_port(true)?;
+    let _elsewhere = socket;
+    Ok(())
+}
+
+/// No delay of small segments, and a look at silent peers.
+fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE.0).with_interval(KEEPALIVE.1);
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// The other sockets of an address whose first is bound to `bound`: one for each further core.
+fn others(wanted: SocketAddr, only_v6: bool, bound: SocketAddr) -> io::Result<Vec<TcpListener>> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let more = if cfg!(target_os = "linux") { cores.min(ACCEPTORS) - 1 } else { 0 };
+    // `[::]` may have become `0.0.0.0`.
+    let only_v6 = only_v6 && wanted.is_ipv6();
+    (0..more).map(|_| open(bound, only_v6, true)).collect()
+}
+
 fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
-    let open = |address: SocketAddr| {
-        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(only_v6)?;
-        }
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
-    };
+    let open = |address| open(address, only_v6, false);
     let result = open(address);
     let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
     let in_use = |error: &io::Error| {
@@ -203,13 +254,14 @@ async fn accept(
     tasks: TaskTracker,
 ) {
     let mut backoff = BACKOFF.0;
+    let mut spare = Spare::new();
     loop {
         match soft.run_until_cancelled(listener.accept()).await {
             None => return,
             Some(Ok((stream, peer))) => {
                 backoff = BACKOFF.0;
                 // The place comes second: an idle address must not hold one while another has clients. So at the limit
-                // each address keeps one accepted connection waiting, and the others wait in the kernel.
+                // each loop keeps one accepted connection waiting, and the others wait in the kernel.
                 let place = Arc::clone(&gate.connections).acquire_owned();
                 let Some(Ok(permit)) = soft.run_until_cancelled(place).await else { return };
                 // Behind a load balancer the peer's own address says nothing.
@@ -236,13 +288,17 @@ async fn accept(
             }
             Some(Err(error)) => {
                 if matches!(error.raw_os_error(), Some(code) if NO_DESCRIPTORS.contains(&code)) {
+                    let refused = spare.refuse(&listener);
                     table.plane().metrics().refused(Cause::Descriptors);
+                    spare.log(&error);
+                    if refused {
+                        // Not at once: who is refused may come again at once.
+                        tokio::task::yield_now().await;
+                        continue;
+                    }
+                } else {
+                    tracing::warn!(%error, ?backoff, "cannot accept connections");
                 }
-                tracing::warn!(
-                    %error,
-                    ?backoff,
-                    "cannot accept connections: raise the limit of open files, or lower limits.sessions"
-                );
                 if soft.run_until_cancelled(tokio::time::sleep(backoff)).await.is_none() {
                     return;
                 }
@@ -266,6 +322,41 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 /// ENFILE and EMFILE, the same on every system that this runs on.
 const NO_DESCRIPTORS: [i32; 2] = [23, 24];
 
+/// A file descriptor kept for the moment when there is no other, so that a client is refused and does not wait.
+struct Spare {
+    file: Option<File>,
+    logged_at: Option<Instant>,
+    /// Since the last log line.
+    refused: u64,
+}
+
+impl Spare {
+    fn new() -> Self {
+        Self { file: File::open("/dev/null").ok(), logged_at: None, refused: 0 }
+    }
+
+    /// Closes the next connection that waits; false if that could not be done.
+    fn refuse(&mut self, listener: &TcpListener) -> bool {
+        self.refused += 1;
+        let had_one = self.file.take().is_some();
+        let accepted = had_one && matches!(listener.accept().now_or_never(), Some(Ok(_)));
+        self.file = File::open("/dev/null").ok();
+        accepted
+    }
+
+    fn log(&mut self, error: &io::Error) {
+        if self.logged_at.is_some_and(|at| at.elapsed() < LOG_PAUSE) {
+            return;
+        }
+        self.logged_at = Some(Instant::now());
+        tracing::warn!(
+            %error,
+            refused = std::mem::take(&mut self.refused),
+            "cannot accept connections: raise the limit of open files, or lower limits.sessions"
+        );
+    }
+}
+
 fn too_many(table: &Table, ip: IpAddr) {
     table.plane().metrics().refused(Cause::AddressLimit);
     tracing::debug!(ip = %Pii(ip), "too many connections of this address");
@@ -279,9 +370,8 @@ async fn serve(
     gate: Gate,
     table: Table,
 ) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE.0).with_interval(KEEPALIVE.1);
-    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    #[cfg(not(target_os = "linux"))]
+    prepare(&SockRef::from(&stream))?;
 
     let mut handshake = Handshake::new();
     let negotiation = async {

@@ -197,3 +197,10 @@ async fn a_rate_is_kept() {
     assert!(begin.elapsed() > Duration::from_millis(1500), "{:?}", begin.elapsed());
     relay.await.unwrap();
 }
+
+/// What an idle pair costs in this process, besides its task and its entry in the table.
+#[test]
+fn an_idle_stream_is_small() {
+    assert!(size_of::<Relay>() <= 320, "{}", size_of::<Relay>());
+    assert!(size_of::<Watch>() <= 96, "{}", size_of::<Watch>());
+}
