@@ -1,7 +1,8 @@
-//! The load: pairs of threads, of which one writes as fast as it can and the other reads.
+//! The loads over running pairs: as many bytes as will go, and single bytes there and back.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +13,8 @@ use super::relays::Relay;
 pub(crate) const TIME: Duration = Duration::from_secs(2);
 /// What is written and read at once.
 const BLOCK: usize = 256 * 1024;
+/// Round trips that are timed, and before them some that are not.
+const TRIPS: (usize, usize) = (20_000, 2_000);
 
 /// One measurement.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +25,7 @@ pub(crate) struct Figure {
     pub(crate) seconds_per_gb: f64,
 }
 
-/// Drives a relay with so many pairs.
+/// Drives a relay with so many pairs of threads, of which one writes as fast as it can and the other reads.
 pub(crate) fn run(relay: &Relay, pairs: usize) -> Figure {
     let ends = relay.connect(pairs);
     let (stop, read) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -55,4 +58,39 @@ pub(crate) fn run(relay: &Relay, pairs: usize) -> Figure {
         thread.join().unwrap();
     }
     Figure { bytes_per_second: bytes / took, seconds_per_gb: spent / (bytes / 1e9) }
+}
+
+/// How long a byte takes there and back through a relay, all on one core: median and 99th percentile, µs.
+pub(crate) fn trips(relay: &Relay) -> (f64, f64) {
+    let (mut here, mut there) = relay.connect(1).remove(0);
+    let echo = std::thread::spawn(move || {
+        let mut byte = [0];
+        while there.read_exact(&mut byte).is_ok() && there.write_all(&byte).is_ok() {}
+    });
+    let mut processes = relay.processes();
+    processes.push(std::process::id());
+    pin(&processes, "0");
+    let mut times: Vec<f64> = (0..TRIPS.0 + TRIPS.1)
+        .map(|_| {
+            let begin = Instant::now();
+            here.write_all(&[1]).unwrap();
+            here.read_exact(&mut [0]).unwrap();
+            begin.elapsed().as_secs_f64() * 1e6
+        })
+        .skip(TRIPS.1)
+        .collect();
+    pin(&processes, "0-1023");
+    let _ended = here.shutdown(Shutdown::Both);
+    echo.join().unwrap();
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[times.len() * 99 / 100])
+}
+
+/// Puts all threads of some processes on some cores.
+fn pin(processes: &[u32], cores: &str) {
+    for id in processes {
+        let mut taskset = Command::new("taskset");
+        let done = taskset.args(["-a", "-c", "-p", cores, &id.to_string()]).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
 }

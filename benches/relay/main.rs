@@ -1,9 +1,10 @@
 //! Fingerpost's relay beside others that do the same: how fast, and at what cost of the processor.
 //!
-//! `cargo bench --bench relay` (or `make bench`) prints a table and writes it into docs/BENCHMARKS.md. All relays are
-//! driven by the same load, one after the other in each round, so that a change of the machine's mood meets all of them;
-//! `-- ROUNDS` takes another number of rounds. It runs in a network namespace of its own, with cubic or reno congestion
-//! control, where it may make one.
+//! `cargo bench --bench relay` (or `make bench`) prints the tables and writes them into docs/BENCHMARKS.md. All relays are
+//! driven by the same load, one after the other in each round, so that a change of the machine's mood meets all of them.
+//! `-- ROUNDS PART…` takes another number of rounds, or only some parts (`throughput`, `trips`, `idle`, `exchange`,
+//! `inband`). It runs in a network namespace of its own, with cubic or reno congestion control,
+//! where it may make one.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on stops and says where")]
@@ -11,87 +12,289 @@
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+mod exchange;
+mod idle;
+mod inband;
+mod link;
 mod load;
 mod relays;
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use load::Figure;
 use relays::Relay;
+use support::servers::Kind;
 
-/// Pairs at one time.
-const PAIRS: [usize; 3] = [1, 8, 64];
-/// What is to be reached of direct throughput, for each number of pairs.
-const GOAL: [f64; 3] = [0.85, 0.85, 0.75];
+/// Pairs at one time, and what is to be reached of direct throughput.
+const THROUGHPUT: [(usize, f64); 3] = [(1, 0.85), (8, 0.85), (64, 0.75)];
+/// Processor time for a GB is to be this part of HAProxy's.
+const COST: f64 = 0.5;
+/// Added to a direct round trip, µs: median, 99th percentile.
+const TRIP: (f64, f64) = (5.5, 7.0);
+/// Idle pairs; bytes of the process for each, descriptors.
+const IDLE: [usize; 2] = [1_000, 5_000];
+const IDLE_GOAL: (f64, f64) = (256.0, 2.0);
+/// Pairs set up in a second, and µs of processor time for each; questions answered in a second.
+const SETUPS: (f64, f64) = (17_000.0, 45.0);
+const QUESTIONS: f64 = 250_000.0;
+/// In-band blocks, and processor seconds for a GB of them.
+const BLOCKS: [(usize, f64); 2] = [(4_096, 1.0), (65_535, 0.4)];
+/// Brokered in-band throughput as a part of that straight through the same server.
+const INBAND: f64 = 0.5;
 
 fn main() {
     enter_namespace();
-    let rounds = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(5);
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    let rounds: usize = args.iter().find_map(|arg| arg.parse().ok()).unwrap_or(5);
+    let parts: Vec<&String> = args.iter().filter(|arg| arg.parse::<usize>().is_err()).collect();
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| *wanted == part);
+
     let relays = [
         Relay::direct(),
         Relay::fingerpost(),
         Relay::haproxy("HAProxy, splice", 0),
         Relay::haproxy("HAProxy, splice, 1 MiB pipes", 1 << 20),
         Relay::socat(),
+        Relay::mod_proxy65("Prosody mod_proxy65", Kind::Prosody),
+        Relay::mod_proxy65("ejabberd mod_proxy65", Kind::Ejabberd),
     ];
-    let mut measured = vec![vec![Vec::<Figure>::new(); PAIRS.len()]; relays.len()];
+    let head = format!(
+        "Medians (lowest to highest) of {rounds} rounds; in each round all are measured one after the other. {} \
+         *Short of* marks what has not reached its goal.\n",
+        network()
+    );
+    let write = |part: &str, title: &str, text: String| {
+        println!("\n{title}\n{text}");
+        support::report::write(part, title, &format!("{head}{text}"));
+    };
+    if wanted("throughput") {
+        write("throughput", "Throughput", throughput(&relays, rounds));
+    }
+    if wanted("trips") {
+        write("trips", "Round trips", trips(&relays, rounds));
+    }
+    if wanted("idle") {
+        write("idle", "Idle pairs", idle_pairs(&relays));
+    }
+    if wanted("exchange") {
+        write("exchange", "Exchanges", exchanges(&relays, rounds));
+    }
+    if wanted("inband") {
+        write("inband", "In-band bytestreams", in_band(&relays[1], rounds));
+    }
+}
+
+fn throughput(relays: &[Relay], rounds: usize) -> String {
+    let mut measured = vec![vec![Vec::<load::Figure>::new(); THROUGHPUT.len()]; relays.len()];
     for round in 1..=rounds {
-        for (n, pairs) in PAIRS.into_iter().enumerate() {
+        for (n, (pairs, _)) in THROUGHPUT.into_iter().enumerate() {
             for (relay, figures) in relays.iter().zip(&mut measured) {
                 figures[n].push(load::run(relay, pairs));
             }
         }
-        println!("round {round} of {rounds}");
+        println!("throughput: round {round} of {rounds}");
     }
-
-    let mut table = format!(
-        "One-way throughput as a part of a direct connection's in the same round: median (lowest to highest) of {rounds} \
-         rounds of {} s. Processor seconds per GB are those of the relay, user and system.\n\n\
-         {}\n\n| relay |",
-        load::TIME.as_secs(),
-        network()
+    let mut text = format!(
+        "\nOne way, all pairs together, as a part of direct connections' in the same round; {} s each. \
+         Processor seconds per GB are those of the relay, user and system.\n\n| relay |",
+        load::TIME.as_secs()
     );
-    for pairs in PAIRS {
+    for (pairs, _) in THROUGHPUT {
         let plural = if pairs == 1 { "" } else { "s" };
-        table.push_str(&format!(" {pairs} pair{plural} | s/GB |"));
+        text.push_str(&format!(" {pairs} pair{plural} | s/GB |"));
     }
-    table.push_str(&format!("\n|---|{}\n", "---|---|".repeat(PAIRS.len())));
-    for (relay, figures) in relays.iter().zip(&measured) {
-        table.push_str(&format!("| {} |", relay.name));
-        for n in 0..PAIRS.len() {
-            let ratios: Vec<f64> = figures[n]
-                .iter()
-                .zip(&measured[0][n])
-                .map(|(figure, direct)| figure.bytes_per_second / direct.bytes_per_second)
-                .collect();
-            let costs: Vec<f64> = figures[n].iter().map(|figure| figure.seconds_per_gb).collect();
-            let (low, median, high) = spread(ratios);
-            if std::ptr::eq(relay, &relays[0]) {
-                table.push_str(" 1 |");
-            } else {
-                let short = relay.is_ours() && median < GOAL[n];
-                let mark = if short { format!(", short of {}", GOAL[n]) } else { String::new() };
-                table.push_str(&format!(" {median:.2} ({low:.2} to {high:.2}{mark}) |"));
-            }
-            table.push_str(&format!(" {:.3} |", spread(costs).1));
+    text.push_str(&format!("\n|---|{}\n", "---|---|".repeat(THROUGHPUT.len())));
+    let cost =
+        |figures: &[load::Figure]| spread(figures.iter().map(|figure| figure.seconds_per_gb)).1;
+    let haproxy = relays.iter().position(|relay| relay.name == "HAProxy, splice").unwrap();
+    for (relay, figures) in relays.iter().zip(&measured).skip(1) {
+        text.push_str(&format!("| {} |", relay.name));
+        for (n, (_, goal)) in THROUGHPUT.into_iter().enumerate() {
+            let ratios = figures[n].iter().zip(&measured[0][n]);
+            let (low, median, high) = spread(
+                ratios.map(|(figure, direct)| figure.bytes_per_second / direct.bytes_per_second),
+            );
+            let short = at_least(relay, median, goal);
+            let (spent, most) = (cost(&figures[n]), cost(&measured[haproxy][n]) * COST);
+            let costly = at_most(relay, spent, most);
+            text.push_str(&format!(
+                " {median:.2} ({low:.2} to {high:.2}){short} | {spent:.3}{costly} |"
+            ));
         }
-        table.push('\n');
+        text.push('\n');
     }
-    let direct: Vec<String> = (0..PAIRS.len())
-        .map(|n| {
-            let rates = measured[0][n].iter().map(|figure| figure.bytes_per_second / 1e9).collect();
-            format!("{:.2} GB/s with {}", spread(rates).1, PAIRS[n])
-        })
-        .collect();
-    table.push_str(&format!("\nDirect: {}. ", direct.join(", ")));
-    table.push_str("mod_proxy65 of Prosody and ejabberd, latency, setup rates and memory are not measured yet.\n");
-    println!("\n{table}");
-    support::report::write("relay", "Relay", &table);
+    let direct = THROUGHPUT.iter().zip(&measured[0]).map(|((pairs, _), figures)| {
+        let rate = spread(figures.iter().map(|figure| figure.bytes_per_second / 1e9)).1;
+        format!("{rate:.2} GB/s with {pairs}")
+    });
+    text.push_str(&format!("\nDirect: {}.\n", direct.collect::<Vec<_>>().join(", ")));
+    text
+}
+
+fn trips(relays: &[Relay], rounds: usize) -> String {
+    let mut measured = vec![Vec::new(); relays.len()];
+    for round in 1..=rounds {
+        for (relay, figures) in relays.iter().zip(&mut measured) {
+            figures.push(load::trips(relay));
+        }
+        println!("trips: round {round} of {rounds}");
+    }
+    let mut text =
+        "\nOne byte there and back, one pair, all on one core: what the relay adds to a \
+                    direct trip of the same round, µs.\n\n| relay | p50 | p99 |\n|---|---|---|\n"
+            .to_owned();
+    for (relay, figures) in relays.iter().zip(&measured).skip(1) {
+        let added = || figures.iter().zip(&measured[0]);
+        let p50 = spread(added().map(|(figure, direct)| figure.0 - direct.0));
+        let p99 = spread(added().map(|(figure, direct)| figure.1 - direct.1));
+        text.push_str(&format!(
+            "| {} | {:.1} ({:.1} to {:.1}){} | {:.1} ({:.1} to {:.1}){} |\n",
+            relay.name,
+            p50.1,
+            p50.0,
+            p50.2,
+            at_most(relay, p50.1, TRIP.0),
+            p99.1,
+            p99.0,
+            p99.2,
+            at_most(relay, p99.1, TRIP.1),
+        ));
+    }
+    let direct =
+        (spread(measured[0].iter().map(|d| d.0)).1, spread(measured[0].iter().map(|d| d.1)).1);
+    text.push_str(&format!("\nDirect: {:.1} and {:.1} µs.\n", direct.0, direct.1));
+    text
+}
+
+fn idle_pairs(relays: &[Relay]) -> String {
+    let mut text = "\nBytes for each pair that is connected and does nothing: resident memory of the \
+                    relay, and the kernel's slabs beyond those of a direct pair (once, not in rounds: memory that was \
+                    freed is not always given back).\n\n\
+                    | relay | pairs | process | kernel | descriptors |\n|---|---|---|---|---|\n"
+        .to_owned();
+    for pairs in IDLE {
+        let direct = idle::run(&relays[0], pairs);
+        // A process for each connection is not what this asks about.
+        for relay in relays.iter().skip(1).filter(|relay| relay.name != "socat") {
+            let figure = idle::run(relay, pairs);
+            text.push_str(&format!(
+                "| {} | {pairs} | {:.0}{} | {:.0} | {:.1}{} |\n",
+                relay.name,
+                figure.user,
+                at_most(relay, figure.user, IDLE_GOAL.0),
+                figure.kernel - direct.kernel,
+                figure.descriptors,
+                at_most(relay, figure.descriptors, IDLE_GOAL.1 + 0.05),
+            ));
+        }
+        println!("idle: {pairs} pairs");
+    }
+    text
+}
+
+fn exchanges(relays: &[Relay], rounds: usize) -> String {
+    let proxies: Vec<&Relay> = relays.iter().filter(|relay| relay.link().is_some()).collect();
+    let mut measured = vec![(Vec::new(), Vec::new()); proxies.len()];
+    for round in 1..=rounds {
+        for (relay, figures) in proxies.iter().zip(&mut measured) {
+            figures.0.push(exchange::pairs(relay));
+            figures.1.push(exchange::questions(relay));
+        }
+        println!("exchange: round {round} of {rounds}");
+    }
+    let mut text = "\nPairs set up (two connections, their SOCKS5 handshakes, activation) and disco#info \
+                    answered, with the relay's processor time for each. Fingerpost is alone with the load, mod_proxy65 \
+                    is asked through its server, which it is a part of.\n\n\
+                    | relay | pairs/s | µs | disco#info/s | µs |\n|---|---|---|---|---|\n"
+        .to_owned();
+    for (relay, (pairs, questions)) in proxies.iter().zip(&measured) {
+        let rate =
+            |figures: &[exchange::Figure]| spread(figures.iter().map(|figure| figure.per_second));
+        let micros =
+            |figures: &[exchange::Figure]| spread(figures.iter().map(|figure| figure.micros)).1;
+        let (low, median, high) = rate(pairs);
+        let (least, middle, most) = rate(questions);
+        text.push_str(&format!(
+            "| {} | {median:.0} ({low:.0} to {high:.0}){} | {:.0}{} | {middle:.0} ({least:.0} to {most:.0}){} | {:.1} |\n",
+            relay.name,
+            at_least(relay, median, SETUPS.0),
+            micros(pairs),
+            at_most(relay, micros(pairs), SETUPS.1),
+            at_least(relay, middle, QUESTIONS),
+            micros(questions),
+        ));
+    }
+    text
+}
+
+fn in_band(alone: &Relay, rounds: usize) -> String {
+    let servers = [
+        Relay::fingerpost_at("Fingerpost at Prosody", Kind::Prosody),
+        Relay::fingerpost_at("Fingerpost at ejabberd", Kind::Ejabberd),
+    ];
+    let mut text = "\nOne stream from leg to leg, 16 blocks in flight: through the component \
+                    alone, and through a server as a part of a stream straight from user to user through the same server. \
+                    Processor seconds are the component's.\n\n\
+                    | | block | MB/s | of straight | s/GB |\n|---|---|---|---|---|\n"
+        .to_owned();
+    for (block, goal) in BLOCKS {
+        let mut figures = vec![Vec::new(); 1 + servers.len()];
+        let mut ratios = vec![Vec::new(); servers.len()];
+        for _ in 0..rounds {
+            figures[0].push(inband::run(alone, block, true));
+            for (n, server) in servers.iter().enumerate() {
+                let straight = inband::run(server, block, false);
+                let brokered = inband::run(server, block, true);
+                ratios[n].push(brokered.bytes_per_second / straight.bytes_per_second);
+                figures[n + 1].push(brokered);
+            }
+        }
+        println!("inband: blocks of {block}");
+        for (n, relay) in std::iter::once(alone).chain(&servers).enumerate() {
+            let (low, rate, high) =
+                spread(figures[n].iter().map(|figure| figure.bytes_per_second / 1e6));
+            let cost = spread(figures[n].iter().map(|figure| figure.seconds_per_gb)).1;
+            let part = match n.checked_sub(1).map(|n| spread(ratios[n].iter().copied())) {
+                None => "".to_owned(),
+                Some((low, median, high)) => {
+                    format!(
+                        "{median:.2} ({low:.2} to {high:.2}){}",
+                        at_least(relay, median, INBAND)
+                    )
+                }
+            };
+            let costly = if n == 0 { at_most(relay, cost, goal) } else { String::new() };
+            text.push_str(&format!(
+                "| {} | {block} | {rate:.1} ({low:.1} to {high:.1}) | {part} | {cost:.2}{costly} |\n",
+                relay.name
+            ));
+        }
+    }
+    text
+}
+
+/// A mark where ours falls short of a goal.
+fn at_least(relay: &Relay, value: f64, goal: f64) -> String {
+    if relay.is_ours() && value < goal { format!(", short of {goal}") } else { String::new() }
+}
+
+/// A mark where ours takes more than it should.
+fn at_most(relay: &Relay, value: f64, goal: f64) -> String {
+    if relay.is_ours() && value > goal {
+        let places = if goal < 1.0 { 3 } else { 1 };
+        format!(", short of {goal:.places$}")
+    } else {
+        String::new()
+    }
 }
 
 /// The lowest, the median and the highest.
-fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
+fn spread(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
+    let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     (values[0], values[values.len() / 2], values[values.len() - 1])
 }

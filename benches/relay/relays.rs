@@ -10,7 +10,9 @@ use std::time::Duration;
 use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 
+use super::link::{Link, hex};
 use super::support::process::Process;
+use super::support::servers::{Kind, LOAD, PROXY, Server};
 use super::support::{COMPONENT, SECRET, free_port, wait_for};
 
 /// A relay, and how to get a pair of connections through it.
@@ -18,14 +20,15 @@ pub(crate) struct Relay {
     pub(crate) name: &'static str,
     way: Way,
     process: Option<Process>,
+    server: Option<Server>,
     _folder: Option<TempDir>,
 }
 
 enum Way {
     /// One end connects to `port`, and the other arrives at the listener.
     Forward { port: u16, sink: TcpListener },
-    /// Both ends connect to the SOCKS5 port; the link activates them.
-    Socks5 { port: u16, link: Mutex<Link> },
+    /// Both ends connect to the SOCKS5 port of a proxy; the link activates them.
+    Socks5 { port: u16, jid: &'static str, link: Mutex<Link> },
 }
 
 impl Relay {
@@ -34,7 +37,7 @@ impl Relay {
         let sink = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = sink.local_addr().unwrap().port();
         let way = Way::Forward { port, sink };
-        Self { name: "direct", way, process: None, _folder: None }
+        Self { name: "direct", way, process: None, server: None, _folder: None }
     }
 
     /// HAProxy in TCP mode with splice forced; `pipe` 0 leaves the pipes' size to it.
@@ -43,7 +46,7 @@ impl Relay {
             let config = folder.join("haproxy.cfg");
             let pipes = if pipe > 0 { format!("  tune.pipesize {pipe}\n") } else { String::new() };
             let text = format!(
-                "global\n  maxconn 4000\n{pipes}defaults\n  mode tcp\n  option splice-request\n  option splice-response\n  \
+                "global\n  maxconn 6000\n{pipes}defaults\n  mode tcp\n  option splice-request\n  option splice-response\n  \
                  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\nlisten relay\n  \
                  bind 127.0.0.1:{port}\n  server sink 127.0.0.1:{sink}\n"
             );
@@ -83,150 +86,178 @@ impl Relay {
             name,
             way: Way::Forward { port, sink },
             process: Some(process),
+            server: None,
             _folder: Some(folder),
         }
     }
 
+    /// The mod_proxy65 of a server, which this program is a component of.
+    pub(crate) fn mod_proxy65(name: &'static str, kind: Kind) -> Self {
+        let server = Server::start_to_measure(kind);
+        let link = Mutex::new(Link::connect(&server.component_address()));
+        let way = Way::Socks5 { port: server.proxy_port().unwrap(), jid: PROXY, link };
+        Self { name, way, process: None, server: Some(server), _folder: None }
+    }
+
     /// Fingerpost, attached to an XMPP server that is this program.
     pub(crate) fn fingerpost() -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let server = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let port = free_port();
-        let config = folder.path().join("fingerpost.toml");
-        let text = format!(
-            "[component]\njid = \"{COMPONENT}\"\nserver = \"{}\"\nsecret = \"{SECRET}\"\n\
-             [database]\nurl = \"sqlite::memory:\"\n[socks5]\nlisten = [\"127.0.0.1:{port}\"]\n\
-             [http]\nlisten = \"\"\n[limits]\nrequests_per_second = 1000000\nconnections_per_ip = 100000\n\
-             sessions_per_user = 100000\n",
-            server.local_addr().unwrap()
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fingerpost"));
-        command.arg("serve").arg("-c").arg(config);
-        let process = Process::start(command, &folder.path().join("log"));
+        let address = server.local_addr().unwrap().to_string();
+        let (process, folder, port) = start_fingerpost(&address);
         let link = Mutex::new(Link::accept(&server));
-        let way = Way::Socks5 { port, link };
-        Self { name: "Fingerpost", way, process: Some(process), _folder: Some(folder) }
+        let way = Way::Socks5 { port, jid: COMPONENT, link };
+        Self {
+            name: "Fingerpost",
+            way,
+            process: Some(process),
+            server: None,
+            _folder: Some(folder),
+        }
+    }
+
+    /// Fingerpost as a component of a real server, of which this program is another.
+    pub(crate) fn fingerpost_at(name: &'static str, kind: Kind) -> Self {
+        let server = Server::start_to_measure(kind);
+        let (process, folder, port) = start_fingerpost(&server.component_address());
+        let link = Mutex::new(Link::connect(&server.component_address()));
+        let ready = || process.log().contains("link up");
+        wait_for("the component's login", Duration::from_secs(30), || process.log(), ready);
+        let way = Way::Socks5 { port, jid: COMPONENT, link };
+        Self { name, way, process: Some(process), server: Some(server), _folder: Some(folder) }
     }
 
     /// Whether it is the one that must reach the goals.
     pub(crate) fn is_ours(&self) -> bool {
-        matches!(self.way, Way::Socks5 { .. })
+        self.name.starts_with("Fingerpost")
+    }
+
+    /// The link to ask its proxy by, and the proxy's address.
+    pub(crate) fn link(&self) -> Option<(&'static str, &Mutex<Link>)> {
+        match &self.way {
+            Way::Forward { .. } => None,
+            Way::Socks5 { jid, link, .. } => Some((jid, link)),
+        }
     }
 
     /// So many pairs of connections: who writes, and who reads.
     pub(crate) fn connect(&self, pairs: usize) -> Vec<(TcpStream, TcpStream)> {
-        (0..pairs)
-            .map(|_| match &self.way {
-                Way::Forward { port, sink } => {
+        // In step, so that a relay that answers late is late once and not for each pair.
+        // ejabberd's queue of new connections is short, and a connection that finds it full waits for a second.
+        let step = if self.name.starts_with("ejabberd") { 1 } else { STEP };
+        let sizes = (0..pairs).step_by(step).map(|begun| step.min(pairs - begun));
+        sizes.flat_map(|size| self.connect_step(size)).collect()
+    }
+
+    fn connect_step(&self, pairs: usize) -> Vec<(TcpStream, TcpStream)> {
+        match &self.way {
+            Way::Forward { port, sink } => (0..pairs)
+                .map(|_| {
                     let writer = TcpStream::connect(("127.0.0.1", *port)).unwrap();
-                    (writer, sink.accept().unwrap().0)
-                }
-                Way::Socks5 { port, link } => {
+                    writer.set_nodelay(true).unwrap();
+                    let reader = sink.accept().unwrap().0;
+                    reader.set_nodelay(true).unwrap();
+                    (writer, reader)
+                })
+                .collect(),
+            Way::Socks5 { port, jid, link } => {
+                let sids: Vec<String> = {
                     let mut link = link.lock().unwrap();
-                    let (sid, target) = (link.next_sid(), "b@example.test/b");
-                    let hash = hex(&Sha1::digest(format!("{sid}{FROM}{target}")));
-                    let ends = (socks5(*port, &hash), socks5(*port, &hash));
-                    link.activate(&sid, target);
-                    ends
-                }
-            })
-            .collect()
+                    (0..pairs).map(|_| link.next_sid()).collect()
+                };
+                let (from, target) = {
+                    let link = link.lock().unwrap();
+                    (link.from(), link.target())
+                };
+                let hashes: Vec<String> = sids
+                    .iter()
+                    .map(|sid| hex(&Sha1::digest(format!("{sid}{from}{target}"))))
+                    .collect();
+                let both: Vec<&String> = hashes.iter().chain(&hashes).collect();
+                let mut streams = socks5(*port, &both);
+                link.lock().unwrap().activate(jid, &sids);
+                let readers = streams.split_off(pairs);
+                streams.into_iter().zip(readers).collect()
+            }
+        }
+    }
+
+    /// The relay's process.
+    fn id(&self) -> Option<u32> {
+        let own = self.process.as_ref().map(Process::id);
+        own.or_else(|| self.server.as_ref().and_then(Server::id))
+    }
+
+    /// The relay's processes: its own and its children.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let Some(own) = self.id() else { return Vec::new() };
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let parent = |id: u32| -> Option<u32> {
+            let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+            stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
+        };
+        ids.filter(|id| *id == own || parent(*id) == Some(own)).collect()
     }
 
     /// The processor time of the relay and its children, seconds.
     pub(crate) fn processor_time(&self) -> f64 {
-        let Some(process) = &self.process else { return 0.0 };
-        let own = process.id();
-        let entries = std::fs::read_dir("/proc").unwrap().flatten();
-        let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        let ticks: f64 = ids
-            .filter_map(|id| {
-                let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-                let fields: Vec<String> =
-                    stat.rsplit(") ").next()?.split(' ').map(str::to_owned).collect();
-                let parent: u32 = fields.get(1)?.parse().ok()?;
-                // utime and stime; of the relay itself also those of its ended children.
-                let last = if id == own { 15 } else { 13 };
-                (id == own || parent == own).then(|| {
-                    fields[11..last].iter().filter_map(|f| f.parse::<f64>().ok()).sum::<f64>()
-                })
-            })
-            .sum::<f64>();
-        ticks / 100.0
+        let own = self.id();
+        let ticks = |id: u32| -> Option<f64> {
+            let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+            let fields: Vec<&str> = stat.rsplit(") ").next()?.split(' ').collect();
+            // utime and stime; of the relay itself also those of its ended children.
+            let last = if Some(id) == own { 15 } else { 13 };
+            Some(fields.get(11..last)?.iter().filter_map(|field| field.parse::<f64>().ok()).sum())
+        };
+        self.processes().into_iter().filter_map(ticks).sum::<f64>() / 100.0
     }
 }
 
-/// Who activates.
-const FROM: &str = "a@example.test/a";
+/// Pairs connected in one step.
+const STEP: usize = 64;
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn start_fingerpost(server: &str) -> (Process, TempDir, u16) {
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let config = folder.path().join("fingerpost.toml");
+    let text = format!(
+        "[component]\njid = \"{COMPONENT}\"\nserver = \"{server}\"\nsecret = \"{SECRET}\"\n\
+         [database]\nurl = \"sqlite::memory:\"\n[socks5]\nlisten = [\"127.0.0.1:{port}\"]\n\
+         [http]\nlisten = \"\"\n[access]\nusers = [\"example.test\", \"{LOAD}\"]\n\
+         [broker]\nrequire_tls = false\n\
+         [limits]\nrequests_per_second = 1000000\nconnections_per_ip = 1000000\nsessions = 100000\n\
+         sessions_per_user = 1000000\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fingerpost"));
+    command.arg("serve").arg("-c").arg(config);
+    (Process::start(command, &folder.path().join("log")), folder, port)
 }
 
-/// A connection through the SOCKS5 handshake.
-fn socks5(port: u16, hash: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream.write_all(&[5, 1, 0]).unwrap();
-    stream.read_exact(&mut [0; 2]).unwrap();
-    let mut request = vec![5, 1, 0, 3, 40];
-    request.extend(hash.as_bytes());
-    request.extend([0, 0]);
-    stream.write_all(&request).unwrap();
-    let mut reply = [0; 47];
-    stream.read_exact(&mut reply).unwrap();
-    assert_eq!(reply[1], 0, "the proxy refused");
-    stream
-}
-
-/// The server's end of a component link (XEP-0114), as far as a benchmark needs it.
-struct Link {
-    stream: TcpStream,
-    sids: u64,
-}
-
-impl Link {
-    fn accept(server: &TcpListener) -> Self {
-        let (stream, _) = server.accept().unwrap();
-        stream.set_nodelay(true).unwrap();
-        let mut link = Self { stream, sids: 0 };
-        link.read_until("<stream:stream");
-        link.send(
-            "<?xml version='1.0'?><stream:stream xmlns='jabber:component:accept' \
-             xmlns:stream='http://etherx.jabber.org/streams' id='bench' from='xtls.example.test'>",
-        );
-        link.read_until("</handshake>");
-        link.send("<handshake/>");
-        link
+/// Connections through the SOCKS5 handshake, in step.
+fn socks5(port: u16, hashes: &[&String]) -> Vec<TcpStream> {
+    let mut streams: Vec<TcpStream> = hashes
+        .iter()
+        .map(|_| {
+            let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.set_nodelay(true).unwrap();
+            stream
+        })
+        .collect();
+    for stream in &mut streams {
+        stream.write_all(&[5, 1, 0]).unwrap();
     }
-
-    fn send(&mut self, text: &str) {
-        self.stream.write_all(text.as_bytes()).unwrap();
+    for (stream, hash) in streams.iter_mut().zip(hashes) {
+        stream.read_exact(&mut [0; 2]).unwrap();
+        let mut request = vec![5, 1, 0, 3, 40];
+        request.extend(hash.as_bytes());
+        request.extend([0, 0]);
+        stream.write_all(&request).unwrap();
     }
-
-    fn read_until(&mut self, text: &str) -> String {
-        let mut read = Vec::new();
-        let mut block = [0; 4096];
-        while !String::from_utf8_lossy(&read).contains(text) {
-            let n = self.stream.read(&mut block).unwrap();
-            assert_ne!(n, 0, "the component left: {}", String::from_utf8_lossy(&read));
-            read.extend_from_slice(&block[..n]);
-        }
-        String::from_utf8_lossy(&read).into_owned()
+    for stream in &mut streams {
+        let mut reply = [0; 47];
+        stream.read_exact(&mut reply).unwrap();
+        assert_eq!(reply[1], 0, "the proxy refused");
     }
-
-    fn next_sid(&mut self) -> String {
-        self.sids += 1;
-        format!("s{}", self.sids)
-    }
-
-    fn activate(&mut self, sid: &str, target: &str) {
-        self.send(&format!(
-            "<iq type='set' id='{sid}' from='{FROM}' to='{COMPONENT}'><query \
-             xmlns='http://jabber.org/protocol/bytestreams' sid='{sid}'><activate>{target}</activate></query></iq>"
-        ));
-        let answer = self.read_until(sid);
-        assert!(answer.contains("result"), "{answer}");
-    }
+    streams
 }

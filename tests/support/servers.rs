@@ -22,22 +22,38 @@ pub enum Kind {
     Ejabberd,
 }
 
+/// A second component, whose users a load generator speaks for.
+pub const LOAD: &str = "load.example.test";
+/// The server's own SOCKS5 proxy, where it has one.
+pub const PROXY: &str = "proxy.example.test";
+
 /// A running XMPP server with the users of [`USERS`] and a component port.
 pub struct Server {
     kind: Kind,
     folder: TempDir,
     c2s: u16,
     component: u16,
+    /// The port of its own mod_proxy65, if that is on.
+    proxy: Option<u16>,
     process: Option<Process>,
 }
 
 impl Server {
     /// Starts a private server and waits until it takes connections.
     pub fn start(kind: Kind) -> Self {
+        Self::start_as(kind, None)
+    }
+
+    /// Starts one to be measured: with its own mod_proxy65 as [`PROXY`], the component [`LOAD`], and little logging.
+    pub fn start_to_measure(kind: Kind) -> Self {
+        Self::start_as(kind, Some(free_port()))
+    }
+
+    fn start_as(kind: Kind, proxy: Option<u16>) -> Self {
         let folder = tempfile::Builder::new().prefix("fingerpost-server-").tempdir().unwrap();
         make_certificate(folder.path());
         let mut server =
-            Self { kind, folder, c2s: free_port(), component: free_port(), process: None };
+            Self { kind, folder, c2s: free_port(), component: free_port(), proxy, process: None };
         match kind {
             Kind::Prosody => server.prepare_prosody(),
             Kind::Ejabberd => server.prepare_ejabberd(),
@@ -66,7 +82,7 @@ impl Server {
             Kind::Ejabberd => self.ejabberd(),
         };
         let mut process = Process::start(command, &self.path("output.log"));
-        let ports = [self.c2s, self.component];
+        let ports = [Some(self.c2s), Some(self.component), self.proxy];
         let log = self.path("server.log");
         let output = self.path("output.log");
         wait_for(
@@ -76,7 +92,7 @@ impl Server {
             || {
                 let ended = process.ended();
                 assert!(ended.is_none(), "ended: {ended:?}\n{}\n{}", read(&output), read(&log));
-                ports.iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok())
+                ports.iter().flatten().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok())
             },
         );
         if self.kind == Kind::Ejabberd {
@@ -89,6 +105,16 @@ impl Server {
             );
         }
         self.process = Some(process);
+    }
+
+    /// The port of its own proxy, if it was started to be measured.
+    pub fn proxy_port(&self) -> Option<u16> {
+        self.proxy
+    }
+
+    /// Its process.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
     }
 
     /// Which server it is.
@@ -145,6 +171,23 @@ impl Server {
     fn prepare_prosody(&self) {
         let here = self.folder.path().display();
         let (c2s, component) = (self.c2s, self.component);
+        let level = if self.proxy.is_some() { "warn" } else { "debug" };
+        // The port is a setting of the whole server.
+        let (ports, more) = self.proxy.map_or(Default::default(), |port| {
+            (
+                format!("proxy65_ports = {{ {port} }}\nproxy65_interfaces = {{ \"127.0.0.1\" }}\n"),
+                format!(
+                    r#"
+Component "{PROXY}" "proxy65"
+	proxy65_address = "127.0.0.1"
+	proxy65_open_access = true
+
+Component "{LOAD}"
+	component_secret = "{SECRET}"
+"#
+                ),
+            )
+        });
         self.write(
             "prosody.cfg.lua",
             &format!(
@@ -162,14 +205,14 @@ modules_enabled = {{ "disco", "pep", "ping", "roster", "saslauth", "tls" }}
 modules_disabled = {{ "s2s" }}
 authentication = "internal_plain"
 c2s_require_encryption = true
-log = {{ debug = "{here}/server.log" }}
+log = {{ {level} = "{here}/server.log" }}
 ssl = {{ key = "{here}/server.key", certificate = "{here}/server.pem" }}
-
+{ports}
 VirtualHost "{DOMAIN}"
 
 Component "{COMPONENT}"
 	component_secret = "{SECRET}"
-"#
+{more}"#
             ),
         );
         for (user, password) in USERS {
@@ -190,6 +233,16 @@ Component "{COMPONENT}"
     fn prepare_ejabberd(&self) {
         let here = self.folder.path().display();
         let (c2s, component) = (self.c2s, self.component);
+        let level = if self.proxy.is_some() { "warning" } else { "debug" };
+        let (load, proxy) = self.proxy.map_or(Default::default(), |port| {
+            (
+                format!("      \"{LOAD}\":\n        password: \"{SECRET}\"\n"),
+                format!(
+                    "  mod_proxy65:\n    hosts: [\"{PROXY}\"]\n    port: {port}\n    ip: \"127.0.0.1\"\n    \
+                     max_connections: infinity\n"
+                ),
+            )
+        });
         let mut both = read(&self.path("server.key"));
         both.push_str(&read(&self.path("server.pem")));
         self.write("server.both.pem", &both);
@@ -197,7 +250,7 @@ Component "{COMPONENT}"
             "ejabberd.yml",
             &format!(
                 r#"hosts: ["{DOMAIN}"]
-loglevel: debug
+loglevel: {level}
 certfiles: ["{here}/server.both.pem"]
 ca_file: "{here}/server.pem"
 auth_method: internal
@@ -212,16 +265,17 @@ listen:
     ip: "127.0.0.1"
     module: ejabberd_service
     shaper: none
+    global_routes: false
     hosts:
       "{COMPONENT}":
         password: "{SECRET}"
-modules:
+{load}modules:
   mod_caps: {{}}
   mod_disco: {{}}
   mod_ping: {{}}
   mod_pubsub:
     plugins: ["flat", "pep"]
-  mod_roster: {{}}
+{proxy}  mod_roster: {{}}
 "#
             ),
         );

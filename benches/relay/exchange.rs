@@ -1,0 +1,64 @@
+//! How many exchanges a proxy bears in a second: pairs set up, and questions answered.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::relays::Relay;
+
+const TIME: Duration = Duration::from_secs(2);
+/// Threads that set up pairs.
+const THREADS: usize = 4;
+/// Pairs set up in step, and questions asked at once.
+const AT_ONCE: usize = 32;
+
+/// So many in a second, and the relay's processor time for each, µs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figure {
+    pub(crate) per_second: f64,
+    pub(crate) micros: f64,
+}
+
+/// The whole exchange of XEP-0065 but for what the users say to each other: two connections, greeting and request
+/// on both, activation.
+pub(crate) fn pairs(relay: &Relay) -> Figure {
+    measure(relay, |begin, count| {
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    while begin.elapsed() < TIME {
+                        for (one, other) in relay.connect(AT_ONCE) {
+                            for stream in [one, other] {
+                                // With a reset: ports that wait for stragglers would run out.
+                                let socket = socket2::SockRef::from(&stream);
+                                socket.set_linger(Some(Duration::ZERO)).unwrap();
+                            }
+                            count.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+    })
+}
+
+/// disco#info of the proxy.
+pub(crate) fn questions(relay: &Relay) -> Figure {
+    let (jid, link) = relay.link().unwrap();
+    measure(relay, |begin, count| {
+        let mut link = link.lock().unwrap();
+        while begin.elapsed() < TIME {
+            link.ask(jid, AT_ONCE * 4);
+            count.fetch_add(AT_ONCE * 4, Ordering::Relaxed);
+        }
+    })
+}
+
+fn measure(relay: &Relay, load: impl FnOnce(Instant, &AtomicUsize)) -> Figure {
+    let count = AtomicUsize::new(0);
+    let (begin, spent) = (Instant::now(), relay.processor_time());
+    load(begin, &count);
+    let took = begin.elapsed().as_secs_f64();
+    let spent = relay.processor_time() - spent;
+    let count = count.into_inner() as f64;
+    Figure { per_second: count / took, micros: spent / count * 1e6 }
+}

@@ -1,0 +1,48 @@
+//! What pairs cost that do nothing.
+
+use std::time::Duration;
+
+use super::relays::Relay;
+
+/// How long a relay may take to settle.
+const SETTLE: Duration = Duration::from_millis(1500);
+
+/// What one idle pair costs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figure {
+    /// Resident bytes of the relay.
+    pub(crate) user: f64,
+    /// Bytes of the kernel's slabs, both users' ends among them.
+    pub(crate) kernel: f64,
+    /// The relay's descriptors.
+    pub(crate) descriptors: f64,
+}
+
+/// Makes so many pairs and leaves them alone.
+pub(crate) fn run(relay: &Relay, pairs: usize) -> Figure {
+    // What a relay sets aside once is not a pair's.
+    drop(relay.connect(64));
+    std::thread::sleep(SETTLE);
+    let before = state(relay);
+    let ends = relay.connect(pairs);
+    std::thread::sleep(SETTLE);
+    let after = state(relay);
+    drop(ends);
+    std::thread::sleep(SETTLE);
+    let each = |n: usize| (after[n] - before[n]) / pairs as f64;
+    Figure { user: each(0), kernel: each(1), descriptors: each(2) }
+}
+
+fn state(relay: &Relay) -> [f64; 3] {
+    let number = |path: &str, name: &str| -> f64 {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        let kib = line.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok());
+        kib.unwrap_or_default() * 1024.0
+    };
+    let ids = relay.processes();
+    let resident = ids.iter().map(|id| number(&format!("/proc/{id}/status"), "VmRSS:")).sum();
+    let descriptors =
+        ids.iter().map(|id| std::fs::read_dir(format!("/proc/{id}/fd")).map_or(0, Iterator::count));
+    [resident, number("/proc/meminfo", "Slab:"), descriptors.sum::<usize>() as f64]
+}

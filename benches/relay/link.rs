@@ -1,0 +1,189 @@
+//! The other end of a component link (XEP-0114): as the server itself, or as one more component of a real one.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use sha1::{Digest, Sha1};
+
+use super::support::servers::LOAD;
+use super::support::{COMPONENT, SECRET};
+
+/// A link, and for whom it speaks.
+pub(crate) struct Link {
+    stream: TcpStream,
+    read: Vec<u8>,
+    /// Where in `read` the next stanza begins.
+    at: usize,
+    /// The domain of the users.
+    pub(crate) domain: &'static str,
+    sids: u64,
+}
+
+impl Link {
+    /// Is the server of the component that connects.
+    pub(crate) fn accept(server: &TcpListener) -> Self {
+        let (stream, _) = server.accept().unwrap();
+        let mut link = Self::new(stream, "example.test");
+        link.read_until("<stream:stream");
+        link.send(
+            "<?xml version='1.0'?><stream:stream xmlns='jabber:component:accept' \
+             xmlns:stream='http://etherx.jabber.org/streams' id='bench' from='xtls.example.test'>",
+        );
+        link.read_until("</handshake>");
+        link.send("<handshake/>");
+        link
+    }
+
+    /// Is a component of a server.
+    pub(crate) fn connect(server: &str) -> Self {
+        let mut link = Self::new(TcpStream::connect(server).unwrap(), LOAD);
+        link.send(&format!(
+            "<?xml version='1.0'?><stream:stream xmlns='jabber:component:accept' \
+             xmlns:stream='http://etherx.jabber.org/streams' to='{LOAD}'>"
+        ));
+        let head = link.read_until("<stream:stream");
+        let head = if head.ends_with('>') { head } else { head + &link.read_until(">") };
+        let id = head.split_once(" id=").unwrap().1;
+        let quote = id.chars().next().unwrap();
+        let id = id[1..].split(quote).next().unwrap();
+        let proof = hex(&Sha1::digest(format!("{id}{SECRET}")));
+        link.send(&format!("<handshake>{proof}</handshake>"));
+        let answer = link.read_until("handshake");
+        assert!(!answer.contains("error"), "{answer}");
+        if !answer.ends_with('>') {
+            link.read_until(">");
+        }
+        link.read.clear();
+        link.at = 0;
+        link
+    }
+
+    fn new(stream: TcpStream, domain: &'static str) -> Self {
+        stream.set_nodelay(true).unwrap();
+        Self { stream, read: Vec::new(), at: 0, domain, sids: 0 }
+    }
+
+    /// The user who asks.
+    pub(crate) fn from(&self) -> String {
+        format!("a@{}/a", self.domain)
+    }
+
+    /// The user who is asked.
+    pub(crate) fn target(&self) -> String {
+        format!("b@{}/b", self.domain)
+    }
+
+    pub(crate) fn next_sid(&mut self) -> String {
+        self.sids += 1;
+        format!("s{}", self.sids)
+    }
+
+    pub(crate) fn send(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// The next stanza. Only as much XML is understood as the programs under test write: no stanza within one of its
+    /// own kind, and `>` only where a tag ends.
+    pub(crate) fn stanza(&mut self) -> String {
+        loop {
+            if let Some(end) = stanza_end(&self.read[self.at..]) {
+                let text =
+                    String::from_utf8_lossy(&self.read[self.at..self.at + end]).trim().to_owned();
+                self.at += end;
+                return text;
+            }
+            self.read.drain(..self.at);
+            self.at = 0;
+            self.more();
+        }
+    }
+
+    fn more(&mut self) {
+        let old = self.read.len();
+        self.read.resize(old + (256 << 10), 0);
+        let n = self.stream.read(&mut self.read[old..]).unwrap();
+        assert_ne!(n, 0, "the other end left: {}", String::from_utf8_lossy(&self.read[..old]));
+        self.read.truncate(old + n);
+    }
+
+    /// Reads up to a text, and takes what was read.
+    fn read_until(&mut self, text: &str) -> String {
+        while !String::from_utf8_lossy(&self.read).contains(text) {
+            self.more();
+        }
+        String::from_utf8(std::mem::take(&mut self.read)).unwrap()
+    }
+
+    /// Activates streams at a proxy and waits for all answers.
+    pub(crate) fn activate(&mut self, proxy: &str, sids: &[String]) {
+        let (from, target) = (self.from(), self.target());
+        let requests: String = sids
+            .iter()
+            .map(|sid| {
+                format!(
+                    "<iq type='set' id='{sid}' from='{from}' to='{proxy}'><query \
+                     xmlns='http://jabber.org/protocol/bytestreams' sid='{sid}'><activate>{target}</activate></query></iq>"
+                )
+            })
+            .collect();
+        self.send(&requests);
+        for _ in sids {
+            let answer = self.stanza();
+            assert!(attribute(&answer, "type") == Some("result"), "{answer}");
+        }
+    }
+
+    /// Asks so many times what the other is, and waits for all answers.
+    pub(crate) fn ask(&mut self, whom: &str, times: usize) {
+        let from = self.from();
+        let request = format!(
+            "<iq type='get' id='d' from='{from}' to='{whom}'><query xmlns='http://jabber.org/protocol/disco#info'/></iq>"
+        );
+        let requests = request.repeat(times);
+        self.send(&requests);
+        for _ in 0..times {
+            let answer = self.stanza();
+            assert!(answer.contains("bytestreams"), "{answer}");
+        }
+    }
+}
+
+/// Where the first stanza of a text ends.
+fn stanza_end(read: &[u8]) -> Option<usize> {
+    let begin = read.iter().position(|byte| *byte == b'<')?;
+    let name_end =
+        begin + read[begin..].iter().position(|byte| matches!(byte, b' ' | b'>' | b'/'))?;
+    let tag_end = begin + read[begin..].iter().position(|byte| *byte == b'>')?;
+    if read[tag_end - 1] == b'/' {
+        return Some(tag_end + 1);
+    }
+    let mut close = b"</".to_vec();
+    close.extend_from_slice(&read[begin + 1..name_end]);
+    close.push(b'>');
+    let mut from = tag_end;
+    loop {
+        let next = from + read[from..].iter().position(|byte| *byte == b'<')?;
+        if read[next..].starts_with(&close) {
+            return Some(next + close.len());
+        }
+        from = next + 1;
+    }
+}
+
+/// An attribute of the first tag.
+pub(crate) fn attribute<'a>(stanza: &'a str, name: &str) -> Option<&'a str> {
+    let tag = &stanza[..stanza.find('>')?];
+    let at = tag.find(&format!(" {name}="))? + name.len() + 2;
+    let quote = tag[at..].chars().next()?;
+    tag[at + 1..].split(quote).next()
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A user of the link's domain, as the component speaks for it.
+pub(crate) fn proxied(user: &str) -> String {
+    let (bare, resource) = user.split_once('/').unwrap();
+    format!("{}@{COMPONENT}/{resource}", bare.replace('@', "\\40"))
+}
