@@ -7,6 +7,7 @@ use support::servers::Kind;
 scenarios!(
     Kind::Ejabberd,
     slixmpp_transfers_64_mib_through_the_proxy,
+    other_clients_transfer_through_the_proxy_both_ways,
     the_proxy_keeps_its_rules,
     a_socks5_stream_survives_a_restart_of_the_server,
     first_stanza_of_the_mail_in_the_order_of_xtls,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs from Debian what the demo and the tests stand on, where it is missing:
-#   install-peers.sh [cc] [openssl] [gnupg] [prosody] [ejabberd] [postgresql] [python] [nbxmpp] [relays]
+#   install-peers.sh [cc] [openssl] [gnupg] [prosody] [ejabberd] [postgresql] [python] [nbxmpp] [qxmpp] [relays]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
 
@@ -18,6 +18,8 @@ for what in "$@"; do
         python) python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv) ;;
         nbxmpp) /usr/bin/python3 -c 'import nbxmpp.client' 2>/dev/null \
             || missing+=(python3-nbxmpp gir1.2-soup-3.0 glib-networking) ;;
+        qxmpp) { command -v g++ && command -v pkg-config && pkg-config --exists qxmpp; } >/dev/null \
+            || missing+=(g++ pkg-config libqxmpp-dev) ;;
         relays) command -v haproxy >/dev/null || { missing+=(haproxy); servers+=(haproxy); }
             command -v socat >/dev/null || missing+=(socat)
             command -v ip >/dev/null || missing+=(iproute2) ;;

@@ -1,21 +1,12 @@
-"""The ad-hoc commands with nbxmpp, the library that Gajim is made of: what Gajim does when its user clicks through them.
+"""The ad-hoc commands with nbxmpp, the library that Gajim is made of: what Gajim does when its user clicks through them."""
 
-Runs under Debian's Python, where nbxmpp is installed.
-"""
-
-import json
-import sys
-
-from gi.repository import Gio, GLib
-from nbxmpp.client import Client
-from nbxmpp.const import AdHocAction, AdHocStatus, ConnectionProtocol, ConnectionType, Mode
+from nbxmpp.const import AdHocAction, AdHocStatus
 from nbxmpp.modules.dataforms import extend_form
 from nbxmpp.protocol import JID
 
+from nbxmpp_peer import fail, login, loop, report, run, settings
+
 PRINT = "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38"
-settings = json.loads(sys.argv[1])
-loop = GLib.MainLoop()
-report = {}
 
 
 def story(adhoc):
@@ -69,29 +60,6 @@ def drive(steps):
     go_on(None)
 
 
-def fail(error):
-    report["error"] = f"{type(error).__name__}: {error}"
-    loop.quit()
 
-
-user = settings["users"]["alice"]
-client = Client()
-client.set_mode(Mode.CLIENT)
-client.set_username(user["jid"].split("@")[0])
-client.set_domain(user["jid"].split("@")[1])
-client.set_resource("gajim")
-client.set_password(user["password"])
-client.set_accepted_certificates([Gio.TlsCertificate.new_from_file(settings["server"]["ca"])])
-client.set_ignored_tls_errors({Gio.TlsCertificateFlags.UNKNOWN_CA, Gio.TlsCertificateFlags.BAD_IDENTITY})
-client.set_custom_host(
-    f"{settings['server']['host']}:{settings['server']['port']}", ConnectionProtocol.TCP, ConnectionType.START_TLS)  # fmt: skip
-client.subscribe("login-successful", lambda *_: None)
-client.subscribe("resume-failed", lambda *_: None)
-client.subscribe("connected", lambda *_: drive(story(client.get_module("AdHoc"))))
-client.subscribe("disconnected", lambda *_: fail(RuntimeError(f"disconnected: {client.get_error()}")))
-client.subscribe("connection-failed", lambda *_: fail(RuntimeError("no connection")))
-GLib.timeout_add_seconds(30, lambda: fail(RuntimeError("it took too long")))
-client.connect()
-loop.run()
-print(json.dumps(report), flush=True)
-sys.exit(1 if "error" in report else 0)
+login("alice", "gajim", lambda client: drive(story(client.get_module("AdHoc"))))
+run()

@@ -351,6 +351,53 @@ pub fn script(name: &str, server: &Server, more: Value) -> Value {
     Script::start(name, server, more).report()
 }
 
+/// Has alice and bob, on QXmpp, send each other a file through the proxy; it lands beside it as `forth` and `back`.
+pub fn qxmpp_transfer(server: &Server, file: &Path) -> Value {
+    let settings = server.settings();
+    let user = |name: &str, what: &str| settings["users"][name][what].as_str().unwrap().to_owned();
+    let mut command = Command::new(built_with_qxmpp("qxmpp_transfer"));
+    command
+        .env("QT_LOGGING_RULES", "*=false")
+        .args(server.client_address().split(':'))
+        .arg(COMPONENT)
+        .arg(file)
+        .arg(file.parent().unwrap());
+    for name in ["alice", "bob"] {
+        command.args([user(name, "jid"), user(name, "password")]);
+    }
+    let output = run(command, SCRIPT_LIMIT);
+    serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// A C++ program of tests/peers, built if that was not done since it changed.
+fn built_with_qxmpp(name: &str) -> PathBuf {
+    let source = root().join("tests/peers").join(name).with_extension("cpp");
+    let folder = root().join("target/peers");
+    std::fs::create_dir_all(&folder).unwrap();
+    let program = folder.join(name);
+    let written = |path: &Path| std::fs::metadata(path).and_then(|found| found.modified()).ok();
+    if written(&program) < written(&source) {
+        let flags =
+            run_tool("pkg-config", &["--cflags", "--libs", "qxmpp", "Qt5Network", "Qt5Xml"]);
+        // Another test may be building it too: whole files only.
+        let mine = folder.join(format!("{name}.{}", std::process::id()));
+        let mut arguments = vec!["-std=c++17", "-fPIC", source.to_str().unwrap()];
+        arguments.extend(flags.split_whitespace());
+        arguments.extend(["-o", mine.to_str().unwrap()]);
+        run_tool("g++", &arguments);
+        std::fs::rename(&mine, &program).unwrap();
+    }
+    program
+}
+
+fn run_tool(name: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(name);
+    command.args(arguments);
+    let output = run(command, SCRIPT_LIMIT);
+    assert_eq!(output.code, 0, "{name}: {output:?}");
+    output.stdout
+}
+
 /// The Python with slixmpp in it; for nbxmpp, which needs GLib, Debian's.
 fn python(script: &str) -> PathBuf {
     if script.starts_with("nbxmpp_") {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::programs::{Component, Options, Script, Xtls, script};
+use super::programs::{Component, Options, Script, Xtls, qxmpp_transfer, script};
 use super::servers::{Kind, Server};
 use super::{COMPONENT, MARKER, SECRET, USERS, random_file, sha256, tap, wait_for};
 
@@ -29,6 +29,38 @@ pub fn slixmpp_transfers_64_mib_through_the_proxy(kind: Kind) {
     assert_eq!(report["received"], report["sent"], "{report}");
     assert_eq!(report["bytes"], 64 * MIB, "{report}");
     assert_eq!(report["proxy"], json!(["127.0.0.1", component.socks5.to_string()]), "{report}");
+}
+
+/// Clients on other libraries transfer through the proxy, each as requester and as target: nbxmpp with GLib's SOCKS5, as
+/// Gajim has them, and QXmpp's own transfer manager.
+pub fn other_clients_transfer_through_the_proxy_both_ways(kind: Kind) {
+    let server = Server::start(kind);
+    let more = "[log]\nlevel = \"debug\"\n".to_owned();
+    let component = Component::start(&server, &Options { more, ..Options::default() });
+    let report = script("nbxmpp_transfer.py", &server, json!({"bytes": 8 * MIB}));
+    for way in ["alice to bob", "bob to alice"] {
+        assert_eq!(report[way]["received"], report[way]["sent"], "{report}\n{}", component.log());
+        assert_eq!(report[way]["bytes"], 8 * MIB, "{report}");
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("letter.bin");
+    random_file(&file, 8 * MIB);
+    let report = qxmpp_transfer(&server, &file);
+    // Method 2 is SOCKS5, error 0 none; the direction is who sent.
+    let fine = json!({"method": 2, "error": 0});
+    for way in ["forth", "forth received", "back", "back received"] {
+        assert_eq!(report[way], fine, "{report}\n{}", component.log());
+    }
+    for way in ["forth", "back"] {
+        assert_eq!(sha256(&folder.path().join(way)), sha256(&file), "{way}");
+    }
+    wait_for(
+        "four streams through the proxy",
+        Duration::from_secs(5),
+        || component.log(),
+        || component.log().matches("transfer ended").count() == 4,
+    );
 }
 
 /// The proxy's rules, seen from sockets: errors, early bytes, half-close, a third connection, reuse, a broken peer.
