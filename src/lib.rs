@@ -9,6 +9,7 @@ pub mod client;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod endpoint;
 pub mod http;
 pub mod lifecycle;
 pub mod limits;

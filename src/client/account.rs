@@ -10,7 +10,8 @@ use std::{
 use jid::BareJid;
 use serde::{Deserialize, Serialize};
 
-use super::output::XtlsError;
+use super::{args::Common, output::XtlsError};
+use crate::endpoint::{Login, ServerTrust};
 
 /// A stored account.
 #[derive(Clone, Deserialize, Serialize)]
@@ -62,6 +63,17 @@ pub fn folder(jid: &BareJid) -> Result<PathBuf, XtlsError> {
 }
 
 impl Account {
+    /// How to log in.
+    pub(super) fn login(&self, common: &Common) -> Login {
+        let mut login = Login::new(self.jid.clone(), self.password.clone());
+        login.server.clone_from(&self.server);
+        login.trust = ServerTrust {
+            ca_file: common.ca_file.clone().or_else(|| self.ca_file.clone()),
+            insecure: common.insecure_tls,
+        };
+        login
+    }
+
     /// Stores the account.
     ///
     /// # Errors

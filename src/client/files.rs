@@ -13,11 +13,11 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{
-    output::{Output, XtlsError},
-    session::Stream,
+use super::output::{Output, XtlsError};
+use crate::{
+    endpoint::SecureStream,
+    xmpp::{ns, xml},
 };
-use crate::xmpp::{ns, xml};
 
 /// Bytes read or written at once.
 const CHUNK: usize = 64 * 1024;
@@ -126,7 +126,7 @@ impl Done {
 
 /// Writes the file to the stream.
 pub(crate) async fn send(
-    stream: &mut Stream,
+    stream: &mut SecureStream,
     path: &Path,
     offer: &FileOffer,
     output: Output,
@@ -155,7 +155,7 @@ pub(crate) async fn send(
 
 /// Reads a file from the stream into a folder; it gets its name when it is whole and its hash right.
 pub(crate) async fn receive(
-    stream: &mut Stream,
+    stream: &mut SecureStream,
     dir: &Path,
     offer: &FileOffer,
     output: Output,

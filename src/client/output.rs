@@ -5,6 +5,8 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
+use crate::{endpoint::Error, tls::identity::IdentityError};
+
 /// How a command failed; the exit status is part of the program's contract.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
@@ -44,6 +46,34 @@ impl XtlsError {
 
 impl From<std::io::Error> for XtlsError {
     fn from(error: std::io::Error) -> Self {
+        Self::failed(error.to_string())
+    }
+}
+
+impl From<Error> for XtlsError {
+    fn from(error: Error) -> Self {
+        let text = error.to_string();
+        match error {
+            Error::Address(_) => Self::usage(text),
+            Error::Unreachable(_) => Self::unreachable(text),
+            Error::Unverified(_) => Self::unverified(text),
+            Error::Refused(_) => Self::refused(text),
+            _ => Self::failed(text),
+        }
+    }
+}
+
+impl From<XtlsError> for Error {
+    fn from(error: XtlsError) -> Self {
+        match error.code {
+            4 => Self::Unverified(error.text),
+            _ => Self::Failed(error.text),
+        }
+    }
+}
+
+impl From<IdentityError> for XtlsError {
+    fn from(error: IdentityError) -> Self {
         Self::failed(error.to_string())
     }
 }

@@ -9,22 +9,16 @@ use std::{
 use jid::BareJid;
 
 use super::{account::write_private, output::XtlsError};
-use crate::print::{HashKind, Print};
+use crate::{
+    endpoint::Known,
+    print::{HashKind, Print},
+};
 
 /// Known peers and the SHA-256 prints of their certificates.
 #[derive(Debug)]
 pub struct Trust {
     path: PathBuf,
     peers: BTreeMap<String, String>,
-}
-
-/// What the store says of a peer's key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Known {
-    /// The key is the known one.
-    Same,
-    /// The peer was never seen.
-    First,
 }
 
 impl Trust {

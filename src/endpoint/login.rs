@@ -1,9 +1,9 @@
-//! A client's connection: TCP, STARTTLS, SASL and resource binding, then stanzas as elements.
+//! A user's connection: TCP, STARTTLS, SASL and resource binding, then stanzas as elements.
 
 use std::{borrow::Cow, io, path::Path, sync::Arc, time::Duration};
 
 use futures::{SinkExt, StreamExt};
-use jid::{FullJid, Jid};
+use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -18,8 +18,11 @@ use tokio_xmpp::xmlstream::{
 };
 use xmpp_parsers::starttls;
 
-use super::{account::Account, output::XtlsError};
-use crate::xmpp::{ns, stanza::Stanza, xml};
+use super::error::Error;
+use crate::{
+    redact::Secret,
+    xmpp::{ns, stanza::Stanza, xml},
+};
 
 /// From TCP to the bound resource.
 const LOGIN: Duration = Duration::from_secs(30);
@@ -29,13 +32,43 @@ type Stream = XmlStream<BufStream<TlsStream<TcpStream>>, Element>;
 /// How to treat the XMPP server's certificate.
 #[derive(Clone, Debug, Default)]
 pub struct ServerTrust {
-    /// More authorities, PEM.
+    /// The authorities to trust, PEM, instead of the system's.
     pub ca_file: Option<std::path::PathBuf>,
     /// Accept any certificate: for tests on one's own machine.
     pub insecure: bool,
 }
 
-/// A logged-in connection.
+/// Whom to log in as, and where.
+///
+/// ```
+/// use fingerpost::endpoint::Login;
+///
+/// let login = Login::new("alice@example.org".parse()?, "her password");
+/// assert_eq!(login.server, None); // the JID's domain, port 5222
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Login {
+    /// The user.
+    pub jid: BareJid,
+    /// Its password.
+    pub password: Secret,
+    /// `host:port`, if not the JID's domain at port 5222.
+    pub server: Option<String>,
+    /// How to treat the server's certificate.
+    pub trust: ServerTrust,
+}
+
+impl Login {
+    /// A user at the server of its domain, which must have a certificate that the system trusts.
+    pub fn new(jid: BareJid, password: impl Into<String>) -> Self {
+        Self { jid, password: Secret::new(password), server: None, trust: ServerTrust::default() }
+    }
+}
+
+/// A logged-in connection: made by [`login`], or by a program that speaks XMPP already and passes on the IQ stanzas
+/// that are for this endpoint.
 #[derive(Debug)]
 pub struct Connection {
     /// The address the server has given us.
@@ -48,14 +81,14 @@ pub struct Connection {
     pub task: tokio::task::JoinHandle<()>,
 }
 
-/// Logs in.
+/// Logs in, within 30 seconds.
 ///
 /// # Errors
-/// Exit status 1, with what failed.
-pub async fn login(account: &Account, trust: &ServerTrust) -> Result<Connection, XtlsError> {
-    let (stream, jid) = timeout(LOGIN, negotiate(account, trust))
+/// [`Error::Login`], with what failed.
+pub async fn login(login: &Login) -> Result<Connection, Error> {
+    let (stream, jid) = timeout(LOGIN, negotiate(login))
         .await
-        .map_err(|_| XtlsError::failed("the XMPP server did not answer in time"))??;
+        .map_err(|_| Error::login("the XMPP server did not answer in time"))??;
     let (outbound, queue) = mpsc::channel(64);
     let (sender, inbound) = mpsc::channel(256);
     let own = jid.clone();
@@ -63,16 +96,16 @@ pub async fn login(account: &Account, trust: &ServerTrust) -> Result<Connection,
     Ok(Connection { jid, outbound, inbound, task })
 }
 
-fn broken(error: impl std::fmt::Display) -> XtlsError {
-    XtlsError::failed(format!("the connection to the XMPP server failed: {error}"))
+fn broken(error: impl std::fmt::Display) -> Error {
+    Error::login(format!("the connection to the XMPP server failed: {error}"))
 }
 
-async fn negotiate(account: &Account, trust: &ServerTrust) -> Result<(Stream, FullJid), XtlsError> {
-    let domain = account.jid.domain().as_str().to_owned();
-    let address = account.server.clone().unwrap_or_else(|| format!("{domain}:5222"));
+async fn negotiate(login: &Login) -> Result<(Stream, FullJid), Error> {
+    let domain = login.jid.domain().as_str().to_owned();
+    let address = login.server.clone().unwrap_or_else(|| format!("{domain}:5222"));
     let tcp = TcpStream::connect(&address)
         .await
-        .map_err(|error| XtlsError::failed(format!("cannot connect to {address}: {error}")))?;
+        .map_err(|error| Error::login(format!("cannot connect to {address}: {error}")))?;
     tcp.set_nodelay(true).map_err(broken)?;
     let timeouts = Timeouts {
         read_timeout: Duration::from_secs(60),
@@ -84,7 +117,7 @@ async fn negotiate(account: &Account, trust: &ServerTrust) -> Result<(Stream, Fu
         .map_err(broken)?;
     let (features, mut plain) = plain.recv_features::<XmppStreamElement>().await.map_err(broken)?;
     if !features.can_starttls() {
-        return Err(XtlsError::failed("the XMPP server offers no STARTTLS: not logging in"));
+        return Err(Error::login("the XMPP server offers no STARTTLS: not logging in"));
     }
     plain
         .send(&XmppStreamElement::Starttls(starttls::Nonza::Request(starttls::Request)))
@@ -92,15 +125,15 @@ async fn negotiate(account: &Account, trust: &ServerTrust) -> Result<(Stream, Fu
         .map_err(broken)?;
     match plain.next().await {
         Some(Ok(XmppStreamElement::Starttls(starttls::Nonza::Proceed(_)))) => {}
-        _ => return Err(XtlsError::failed("the XMPP server refused STARTTLS")),
+        _ => return Err(Error::login("the XMPP server refused STARTTLS")),
     }
-    let config = Arc::new(tls_config(trust)?);
+    let config = Arc::new(tls_config(&login.trust)?);
     let name = ServerName::try_from(domain.clone()).map_err(broken)?;
     let tls = TlsConnector::from(config)
         .connect(name, plain.into_inner().into_inner())
         .await
         .map_err(|error| {
-            XtlsError::failed(format!(
+            Error::login(format!(
                 "TLS with the XMPP server failed: {error} (if the server has its own authority, name it with --ca-file)"
             ))
         })?;
@@ -108,20 +141,20 @@ async fn negotiate(account: &Account, trust: &ServerTrust) -> Result<(Stream, Fu
         .await
         .map_err(broken)?;
     let (features, secured) = secured.recv_features().await.map_err(broken)?;
-    let username = account.jid.node().map(|node| node.as_str().to_owned());
+    let username = login.jid.node().map(|node| node.as_str().to_owned());
     let credentials = sasl::common::Credentials::default()
-        .with_username(username.ok_or_else(|| XtlsError::usage("the JID must be user@domain"))?)
-        .with_password(account.password.clone());
+        .with_username(username.ok_or_else(|| Error::login("the JID must be user@domain"))?)
+        .with_password(login.password.expose_secret());
     let authenticated = tokio_xmpp::client_login(secured, features.sasl_mechanisms, credentials)
         .await
-        .map_err(|error| XtlsError::failed(format!("login as {} failed: {error}", account.jid)))?;
+        .map_err(|error| Error::login(format!("login as {} failed: {error}", login.jid)))?;
     let pending = authenticated.send_header(header()).await.map_err(broken)?;
     let mut stream = pending.skip_features::<Element>();
     let bound = bind(&mut stream).await?;
     Ok((stream, bound))
 }
 
-async fn bind(stream: &mut Stream) -> Result<FullJid, XtlsError> {
+async fn bind(stream: &mut Stream) -> Result<FullJid, Error> {
     const BIND: &str = "urn:ietf:params:xml:ns:xmpp-bind";
     let mut iq = xml::element("iq", ns::CLIENT, &[("type", "set"), ("id", "bind")]);
     let mut bind = Element::bare("bind", BIND);
@@ -137,9 +170,8 @@ async fn bind(stream: &mut Stream) -> Result<FullJid, XtlsError> {
                     .get_child("bind", BIND)
                     .and_then(|bind| bind.get_child("jid", BIND))
                     .and_then(|jid| FullJid::new(&jid.text()).ok());
-                return jid.ok_or_else(|| {
-                    XtlsError::failed("the XMPP server refused to bind a resource")
-                });
+                return jid
+                    .ok_or_else(|| Error::login("the XMPP server refused to bind a resource"));
             }
             Some(Ok(_)) => {}
             Some(Err(error)) => return Err(broken(error)),
@@ -205,7 +237,7 @@ async fn drive(
     .await;
 }
 
-fn tls_config(trust: &ServerTrust) -> Result<ClientConfig, XtlsError> {
+fn tls_config(trust: &ServerTrust) -> Result<ClientConfig, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -223,7 +255,7 @@ fn tls_config(trust: &ServerTrust) -> Result<ClientConfig, XtlsError> {
             for certificate in read_certificates(file)? {
                 roots
                     .add(certificate)
-                    .map_err(|error| XtlsError::failed(format!("{}: {error}", file.display())))?;
+                    .map_err(|error| Error::login(format!("{}: {error}", file.display())))?;
             }
         }
         None => {
@@ -234,9 +266,8 @@ fn tls_config(trust: &ServerTrust) -> Result<ClientConfig, XtlsError> {
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, XtlsError> {
-    let bad =
-        |error: &dyn std::fmt::Display| XtlsError::failed(format!("{}: {error}", file.display()));
+fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let bad = |error: &dyn std::fmt::Display| Error::login(format!("{}: {error}", file.display()));
     let certificates: Result<Vec<_>, _> =
         CertificateDer::pem_file_iter(file).map_err(|error| bad(&error))?.collect();
     let certificates = certificates.map_err(|error| bad(&error))?;

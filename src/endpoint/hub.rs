@@ -1,7 +1,8 @@
-//! The client's stanza hub: answers small talk, and sends each stanza to the session or stream it belongs to.
+//! The endpoint's stanza hub: answers small talk, and sends each stanza to the session or stream it belongs to.
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,7 +11,7 @@ use jid::{FullJid, Jid};
 use minidom::Element;
 use tokio::sync::mpsc;
 
-use super::{connection::Connection, output::XtlsError};
+use super::{application::first_content, error::Error, login::Connection};
 use crate::{
     mediator::ibb_stream::{IbbHandle, IbbParams, IbbStream},
     xmpp::{
@@ -23,6 +24,8 @@ use crate::{
 
 /// How long we wait for the answer to a request.
 const ANSWER: Duration = Duration::from_secs(45);
+/// How many sessions may wait to be looked at.
+const ARRIVALS: usize = 8;
 
 type Streams = HashMap<(Jid, String), IbbHandle>;
 
@@ -38,45 +41,50 @@ struct State {
 pub(crate) struct Hub {
     pub(crate) jid: FullJid,
     outbound: mpsc::Sender<Element>,
-    pub(crate) requests: Requests,
+    requests: Requests,
     state: Arc<Mutex<State>>,
-    features: Arc<Vec<&'static str>>,
+    features: Arc<Vec<String>>,
 }
 
-/// Which transports are announced.
+/// What may carry a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum TransportKind {
-    /// SOCKS5 bytestreams.
+    /// SOCKS5 bytestreams (XEP-0065).
     S5b,
-    /// In-band bytestreams.
+    /// In-band bytestreams (XEP-0047).
     Ibb,
 }
 
+impl TransportKind {
+    /// The name in options and events.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::S5b => "s5b",
+            Self::Ibb => "ibb",
+        }
+    }
+}
+
+impl fmt::Display for TransportKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A session-initiate that was acknowledged, and where the session's stanzas go.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) stanza: Stanza,
+    pub(super) inbox: Inbox,
+}
+
 impl Hub {
-    /// Starts to route the connection's stanzas; gives new sessions' initiates, and the connection's task.
-    pub(crate) fn start(
+    /// Starts to route the connection's stanzas; gives new sessions, and the connection's task.
+    pub(super) fn start(
         connection: Connection,
-        only: Option<TransportKind>,
-    ) -> (Self, mpsc::Receiver<Stanza>, tokio::task::JoinHandle<()>) {
+        features: Vec<String>,
+    ) -> (Self, mpsc::Receiver<Arrival>, tokio::task::JoinHandle<()>) {
         let Connection { jid, outbound, mut inbound, task } = connection;
-        let mut features = vec![
-            ns::DISCO_INFO,
-            ns::PING,
-            ns::JINGLE,
-            ns::JINGLE_0,
-            ns::APPS_TLS,
-            ns::SECURITY_OFFER,
-            ns::XTLS,
-            ns::HINTS,
-            ns::FILE_TRANSFER,
-            ns::HASHES,
-        ];
-        if only != Some(TransportKind::Ibb) {
-            features.push(ns::JINGLE_S5B);
-        }
-        if only != Some(TransportKind::S5b) {
-            features.extend([ns::IBB, ns::JINGLE_IBB, ns::JINGLE_IBB_0]);
-        }
         let hub = Self {
             jid,
             requests: Requests::new(outbound.clone()),
@@ -84,7 +92,7 @@ impl Hub {
             state: Arc::default(),
             features: Arc::new(features),
         };
-        let (sender, initiates) = mpsc::channel(8);
+        let (sender, arrivals) = mpsc::channel(ARRIVALS);
         let router = hub.clone();
         tokio::spawn(async move {
             while let Some(stanza) = inbound.recv().await {
@@ -93,7 +101,7 @@ impl Hub {
             router.requests.fail_all();
             router.lock().sessions.clear();
         });
-        (hub, initiates, task)
+        (hub, arrivals, task)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -109,7 +117,7 @@ impl Hub {
         let _ = self.outbound.try_send(element);
     }
 
-    async fn route(&self, stanza: Stanza, initiates: &mpsc::Sender<Stanza>) {
+    async fn route(&self, stanza: Stanza, arrivals: &mpsc::Sender<Arrival>) {
         if !stanza.is_request() {
             if stanza.kind == Kind::Iq && !self.requests.handle(&stanza) {
                 let handles: Vec<_> = self.lock().streams.values().cloned().collect();
@@ -126,26 +134,17 @@ impl Hub {
         {
             let key = (stanza.from.clone(), payload.attr("sid").unwrap_or_default().to_owned());
             let session = self.lock().sessions.get(&key).cloned();
-            let refused = match session {
+            let action = payload.attr("action").unwrap_or_default();
+            let answer = match session {
                 // Acknowledged on arrival: two sides that wait for each other's answer must not block.
                 Some(inbox) => match inbox.try_send(stanza.clone()) {
-                    Ok(()) => {
-                        self.send(stanza.result(None)).await;
-                        false
-                    }
-                    Err(_) => true,
+                    Ok(()) => stanza.result(None),
+                    Err(_) => stanza.refuse(&unknown_session()),
                 },
-                None if payload.attr("action") == Some("session-initiate") => {
-                    initiates.try_send(stanza.clone()).is_err()
-                }
-                None => true,
+                None if action == "session-initiate" => self.arrive(&stanza, payload, arrivals),
+                None => stanza.refuse(&unknown_session()),
             };
-            if refused {
-                let refusal = Refusal::item_not_found("There is no such session")
-                    .with_extra("unknown-session", ns::JINGLE_ERRORS);
-                self.send(stanza.refuse(&refusal)).await;
-            }
-            return;
+            return self.send(answer).await;
         }
         if payload.has_ns(ns::IBB) {
             let key = (stanza.from.clone(), payload.attr("sid").unwrap_or_default().to_owned());
@@ -172,6 +171,24 @@ impl Hub {
         self.send(answer).await;
     }
 
+    /// Takes a new session in, if there is room for it; gives the answer.
+    fn arrive(
+        &self,
+        stanza: &Stanza,
+        jingle: &Element,
+        arrivals: &mpsc::Sender<Arrival>,
+    ) -> Element {
+        if first_content(jingle).is_err() {
+            return stanza.refuse(&Refusal::bad_request("A content was expected"));
+        }
+        let Ok(place) = arrivals.try_reserve() else {
+            return stanza.refuse(&Refusal::resource_constraint("Too many sessions wait here"));
+        };
+        let inbox = self.session(&stanza.from, jingle.attr("sid").unwrap_or_default());
+        place.send(Arrival { stanza: stanza.clone(), inbox });
+        stanza.result(None)
+    }
+
     fn info(&self, node: Option<&str>) -> Element {
         let mut query = Element::bare("query", ns::DISCO_INFO);
         if let Some(node) = node {
@@ -188,7 +205,7 @@ impl Hub {
         query
     }
 
-    /// Sends a request as ourselves.
+    /// Sends a request as ourselves and waits for the answer, 45 seconds at most.
     pub(crate) async fn request(&self, type_: &str, to: &Jid, payload: Element) -> Answer {
         self.requests.request(type_, &Jid::from(self.jid.clone()), to, payload, ANSWER).await
     }
@@ -214,7 +231,7 @@ impl Hub {
         peer: &Jid,
         sid: &str,
         block_size: u16,
-    ) -> Result<IbbStream, XtlsError> {
+    ) -> Result<IbbStream, Error> {
         let size = block_size.to_string();
         let open =
             xml::element("open", ns::IBB, &[("sid", sid), ("block-size", &size), ("stanza", "iq")]);
@@ -222,11 +239,11 @@ impl Hub {
         let stream = self.stream(peer, sid, block_size);
         match self.request("set", peer, open).await {
             Answer::Result(_) => Ok(stream),
-            Answer::Error(error) => Err(XtlsError::failed(format!(
+            Answer::Error(error) => Err(Error::failed(format!(
                 "the in-band bytestream was refused: {}",
                 condition(&error)
             ))),
-            Answer::Timeout => Err(XtlsError::failed("the in-band bytestream was not answered")),
+            Answer::Timeout => Err(Error::failed("the in-band bytestream was not answered")),
         }
     }
 
@@ -241,6 +258,11 @@ impl Hub {
         state.opens.remove(&(peer.clone(), sid.to_owned()));
         stream
     }
+}
+
+fn unknown_session() -> Refusal {
+    Refusal::item_not_found("There is no such session")
+        .with_extra("unknown-session", ns::JINGLE_ERRORS)
 }
 
 /// A session's stanzas.

@@ -15,7 +15,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// As connecting does, or if the streamhost refuses.
-pub(crate) async fn connect(host: &str, port: u16, hash: &str) -> io::Result<TcpStream> {
+pub(super) async fn connect(host: &str, port: u16, hash: &str) -> io::Result<TcpStream> {
     timeout(CONNECT, exchange(host, port, hash)).await?
 }
 

@@ -1,0 +1,170 @@
+//! The command line of `xtls`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use jid::{BareJid, Jid};
+
+use crate::{endpoint::TransportKind, print::Method};
+
+/// An end-to-end TLS endpoint over XMPP: send and receive files, pipe, manage keys.
+#[derive(Debug, Parser)]
+#[command(
+    name = "xtls",
+    version,
+    after_help = "Exit status: 0 ok, 1 failed, 2 usage, 3 peer unreachable, 4 the peer's key could not be verified \
+                  (nothing was sent), 5 refused by the peer."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+impl Cli {
+    /// What to log: warnings, or more with each `-v`.
+    pub fn log_filter(&self) -> &'static str {
+        match self.common.verbose {
+            0 => "error",
+            1 => "warn,fingerpost=info",
+            _ => "warn,fingerpost=debug",
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Common {
+    /// Which account, if there are several
+    #[arg(long, global = true, value_name = "JID")]
+    pub(super) account: Option<BareJid>,
+    /// The component that brokers (default: the account's)
+    #[arg(long, global = true, value_name = "COMPONENT")]
+    pub(super) via: Option<BareJid>,
+    /// No broker, even if the account has one: the JID must be full
+    #[arg(long, global = true, conflicts_with = "via")]
+    pub(super) direct: bool,
+    /// The TLS method
+    #[arg(long, global = true, default_value = "x509")]
+    pub(super) method: Method,
+    /// The transport to offer or to accept
+    #[arg(long, global = true)]
+    pub(super) transport: Option<TransportKind>,
+    /// One JSON object a line on standard output
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Only errors
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+    /// More log (to standard error)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(super) verbose: u8,
+    /// Authorities to trust for the XMPP server, PEM
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) ca_file: Option<PathBuf>,
+    /// Do not check the XMPP server's certificate
+    #[arg(long, global = true)]
+    pub(super) insecure_tls: bool,
+    /// For tests: offers this print instead of the own key's
+    #[arg(long, global = true, hide = true, value_name = "HEX")]
+    pub(super) offer_print: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Log in and store the account
+    Login {
+        /// user@domain
+        jid: BareJid,
+        /// The XMPP server, if not the JID's domain at port 5222
+        #[arg(long, value_name = "HOST:PORT")]
+        server: Option<String>,
+        /// Read the password from the first line of a file
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+    },
+    /// List registered keys: one's own, or another user's
+    Keys {
+        /// Whose
+        jid: Option<BareJid>,
+    },
+    /// Make a key and its certificate
+    Keygen {
+        /// An OpenPGP key (not in this version)
+        #[arg(long)]
+        openpgp: bool,
+    },
+    /// Register the own key at the component
+    Register {
+        /// A name for it
+        #[arg(long, default_value = "xtls")]
+        label: String,
+    },
+    /// Prove to the component's registry that the own key is one's own
+    Prove,
+    /// Revoke a key, finally
+    Revoke {
+        /// The key's id, as listed
+        id: String,
+        /// Why
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Wait for sessions and receive files
+    Listen {
+        /// Where files land
+        #[arg(long, default_value = ".", value_name = "DIR")]
+        out: PathBuf,
+        /// End after one session
+        #[arg(long)]
+        once: bool,
+        /// Take sessions from these users only
+        #[arg(long, value_name = "JID", num_args = 1..)]
+        accept: Vec<BareJid>,
+    },
+    /// Send files
+    Send {
+        /// To whom
+        jid: Jid,
+        /// What
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Join standard input and output to a peer's
+    Pipe {
+        /// To whom
+        #[arg(required_unless_present = "listen")]
+        jid: Option<Jid>,
+        /// Wait for a peer instead
+        #[arg(long, conflicts_with = "jid")]
+        listen: bool,
+    },
+    /// Chat (not in this version)
+    Chat {
+        /// With whom
+        jid: Jid,
+    },
+    /// Known peers and their keys
+    Trust {
+        #[command(subcommand)]
+        command: TrustCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TrustCommand {
+    /// List known peers
+    List,
+    /// Trust this key of a peer
+    Set {
+        /// Whose
+        jid: BareJid,
+        /// The SHA-256 print of its certificate
+        print: String,
+    },
+    /// Forget a peer: its next key is taken on first use
+    Forget {
+        /// Whom
+        jid: BareJid,
+    },
+}

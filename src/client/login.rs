@@ -1,0 +1,60 @@
+//! The commands that make an account: `login` and `keygen`.
+
+use std::path::Path;
+
+use jid::BareJid;
+use serde_json::json;
+
+use super::{
+    account::{self, Account},
+    args::Common,
+    output::{Output, XtlsError},
+};
+use crate::{endpoint, tls::identity::Identity};
+
+/// Logs in once and stores the account.
+pub(super) async fn login(
+    common: &Common,
+    jid: &BareJid,
+    server: Option<String>,
+    password_file: Option<&Path>,
+    output: Output,
+) -> Result<(), XtlsError> {
+    if jid.node().is_none() {
+        return Err(XtlsError::usage("the JID must be user@domain"));
+    }
+    let password = match (password_file, std::env::var("XTLS_PASSWORD")) {
+        (Some(file), _) => std::fs::read_to_string(file)
+            .map_err(|error| XtlsError::usage(format!("{}: {error}", file.display())))?
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
+        (None, Ok(password)) => password,
+        (None, Err(_)) => rpassword::prompt_password(format!("Password of {jid}: "))?,
+    };
+    let ca_file = common.ca_file.clone().map(|file| file.canonicalize().unwrap_or(file));
+    let account = Account { jid: jid.clone(), password, server, via: common.via.clone(), ca_file };
+    let connection = endpoint::login(&account.login(common)).await?;
+    drop(connection);
+    account.store()?;
+    output.event(&json!({"event": "login", "jid": jid.as_str()}), &format!("logged in as {jid}"));
+    Ok(())
+}
+
+/// Makes a key, unless there is one.
+pub(super) fn keygen(common: &Common, output: Output) -> Result<(), XtlsError> {
+    let account = Account::load(common.account.as_ref())?;
+    let dir = account::folder(&account.jid)?;
+    if Identity::load(&dir)?.is_some() {
+        return Err(XtlsError::usage(format!(
+            "there is a key already in {}: move it away to make another",
+            dir.display()
+        )));
+    }
+    let identity = Identity::generate(&account.jid)?;
+    identity.store(&dir)?;
+    let print = identity.print().to_string();
+    output.data(&json!({"event": "keygen", "method": "x509", "print": print}), &print);
+    Ok(())
+}

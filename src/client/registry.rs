@@ -1,0 +1,141 @@
+//! The commands that ask a component's registry: `keys`, `register`, `prove`, `revoke`.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use jid::{BareJid, Jid};
+use minidom::Element;
+use serde_json::json;
+
+use super::{
+    account::Account,
+    args::Common,
+    output::{Output, XtlsError},
+    own_identity,
+};
+use crate::{
+    endpoint::Endpoint,
+    registry::proof::{self, Nonce},
+    tls::identity::Identity,
+    xmpp::{ns, xml},
+};
+
+/// The registry of a component, to be asked.
+struct Registry {
+    endpoint: Endpoint,
+    component: BareJid,
+}
+
+impl Registry {
+    async fn connect(common: &Common) -> Result<Self, XtlsError> {
+        let account = Account::load(common.account.as_ref())?;
+        let component = common.via.clone().or_else(|| account.via.clone());
+        let component = component
+            .ok_or_else(|| XtlsError::usage("name the component with --via (or at xtls login)"))?;
+        // No session is made here, so any identity will do.
+        let identity = Identity::generate(&account.jid)?;
+        let login = account.login(common);
+        let (endpoint, _) = Endpoint::builder(identity).login(&login).await?;
+        Ok(Self { endpoint, component })
+    }
+
+    async fn ask(&self, type_: &str, payload: Element) -> Result<Option<Element>, XtlsError> {
+        let to = Jid::from(self.component.clone());
+        Ok(self.endpoint.request(type_, &to, payload).await?)
+    }
+}
+
+/// Asks the registry and shows the keys in its answer.
+pub(super) async fn registry(
+    common: &Common,
+    type_: &str,
+    payload: Element,
+    output: Output,
+) -> Result<(), XtlsError> {
+    let registry = Registry::connect(common).await?;
+    let answer = registry.ask(type_, payload).await;
+    registry.endpoint.close().await;
+    show_keys(answer?, output);
+    Ok(())
+}
+
+/// Registers the own key, if it is not, and proves it by a signature over the registry's challenge.
+pub(super) async fn prove(common: &Common, output: Output) -> Result<(), XtlsError> {
+    let account = Account::load(common.account.as_ref())?;
+    let identity = own_identity(&account)?;
+    let registry = Registry::connect(common).await?;
+    let proven = async {
+        let added = registry.ask("set", add_request(&identity, "xtls")).await?;
+        let key = added.ok_or_else(|| XtlsError::failed("the registry's answer is empty"))?;
+        let id = key.attr("id").unwrap_or_default().to_owned();
+        let challenge = xml::element("challenge", ns::KEYS, &[("id", &id)]);
+        let nonce = registry
+            .ask("get", challenge)
+            .await?
+            .and_then(|challenge| STANDARD.decode(challenge.attr("nonce")?).ok())
+            .and_then(|nonce| Nonce::try_from(nonce).ok())
+            .ok_or_else(|| XtlsError::failed("the registry's challenge is none"))?;
+        let owner = registry.endpoint.jid().to_bare();
+        let message = proof::message(&registry.component, &owner, &nonce);
+        let signature = identity.sign(&message).ok_or_else(|| {
+            XtlsError::failed("only Ed25519, ECDSA P-256 and RSA keys can be proven")
+        })?;
+        let mut prove = xml::element("prove", ns::KEYS, &[("id", &id)]);
+        let mut element = Element::bare("signature", ns::KEYS);
+        element.append_text(STANDARD.encode(signature));
+        prove.append_child(element);
+        registry.ask("set", prove).await
+    }
+    .await;
+    registry.endpoint.close().await;
+    show_keys(proven?, output);
+    Ok(())
+}
+
+/// The request that registers the own certificate.
+pub(super) fn add_request(identity: &Identity, label: &str) -> Element {
+    let mut key = xml::element("key", ns::KEYS, &[("method", "x509"), ("label", label)]);
+    let mut material = Element::bare("material", ns::KEYS);
+    material.append_text(STANDARD.encode(identity.certificate.as_ref()));
+    key.append_child(material);
+    let mut add = Element::bare("add", ns::KEYS);
+    add.append_child(key);
+    add
+}
+
+/// Shows the keys in an answer of the registry.
+fn show_keys(payload: Option<Element>, output: Output) {
+    let Some(payload) = payload else { return };
+    let keys: Vec<&Element> =
+        if payload.name() == "key" { vec![&payload] } else { payload.children().collect() };
+    for key in keys {
+        let get = |name| key.attr(name).unwrap_or_default();
+        let prints: Vec<_> = key
+            .children()
+            .filter(|child| child.name() == "print")
+            .map(|print| json!({"hash": print.attr("hash"), "print": print.text()}))
+            .collect();
+        let lines: Vec<_> = prints
+            .iter()
+            .map(|print| {
+                format!(
+                    "\n  {} {}",
+                    print["hash"].as_str().unwrap_or_default(),
+                    print["print"].as_str().unwrap_or_default()
+                )
+            })
+            .collect();
+        output.data(
+            &json!({"id": get("id"), "method": get("method"), "state": get("state"),
+                    "assurance": get("assurance"), "label": get("label"), "created": get("created"),
+                    "prints": prints}),
+            &format!(
+                "{} {} {} {} {}{}",
+                get("id"),
+                get("method"),
+                get("state"),
+                get("assurance"),
+                get("label"),
+                lines.concat()
+            ),
+        );
+    }
+}

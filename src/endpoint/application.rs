@@ -1,0 +1,102 @@
+//! What a session is for.
+
+use minidom::Element;
+
+use super::error::Error;
+use crate::{broker::offer, xmpp::ns};
+
+/// The application of a session: a raw TLS stream, or one with a `<description/>` of its own.
+///
+/// ```
+/// use fingerpost::endpoint::Application;
+/// use minidom::Element;
+///
+/// let raw = Application::tls();
+/// assert!(raw.description().is_none());
+///
+/// let chess = Application::described(Element::bare("description", "urn:example:chess"));
+/// assert!(chess.is("urn:example:chess"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Application {
+    description: Option<Element>,
+    senders: Option<&'static str>,
+}
+
+impl Application {
+    /// A raw TLS stream, `urn:xmpp:jingle:apps:tls`.
+    pub fn tls() -> Self {
+        Self { description: None, senders: None }
+    }
+
+    /// An application with a description; TLS is offered beside it (`urn:xmpp:jingle:security:xtls:0`).
+    pub fn described(description: Element) -> Self {
+        Self { description: Some(description), senders: None }
+    }
+
+    /// The same, in which only the initiator sends (XEP-0166, `senders`).
+    #[must_use]
+    pub fn from_initiator(self) -> Self {
+        Self { senders: Some("initiator"), ..self }
+    }
+
+    /// The description, if it is no raw stream.
+    pub fn description(&self) -> Option<&Element> {
+        self.description.as_ref()
+    }
+
+    /// Whether the description is in this namespace.
+    pub fn is(&self, namespace: &str) -> bool {
+        self.description.as_ref().is_some_and(|description| description.has_ns(namespace))
+    }
+
+    pub(super) fn senders(&self) -> Option<&'static str> {
+        self.senders
+    }
+
+    /// The application in a peer's `<content/>`.
+    pub(super) fn read(content: &Element) -> Self {
+        let description = content
+            .children()
+            .find(|child| child.name() == "description" && !child.has_ns(ns::APPS_TLS))
+            .cloned();
+        Self { description, senders: None }
+    }
+
+    /// Its elements in a session-initiate, with our print in the fitting dialect.
+    pub(super) fn to_elements(&self, print: &str) -> Vec<Element> {
+        match &self.description {
+            None => vec![offer::description(print)],
+            Some(description) => vec![description.clone(), offer::security(print)],
+        }
+    }
+}
+
+/// The elements that answer `content`, in the dialect of its offer.
+pub(super) fn answer(
+    content: &Element,
+    description: Option<&Element>,
+    print: &str,
+) -> Vec<Element> {
+    let mut children = Vec::new();
+    for child in content.children() {
+        if child.is("description", ns::APPS_TLS) {
+            children.push(offer::description(print));
+        } else if child.name() == "description" {
+            children.push(description.unwrap_or(child).clone());
+        } else if child.is("security", ns::XTLS) {
+            children.push(offer::security(print));
+        }
+    }
+    children
+}
+
+/// The first content of a `<jingle/>`.
+pub(super) fn first_content(jingle: &Element) -> Result<Element, Error> {
+    let namespace = jingle.ns();
+    jingle
+        .children()
+        .find(|child| child.is("content", namespace.as_str()))
+        .cloned()
+        .ok_or_else(|| Error::failed("the peer's session has no content"))
+}

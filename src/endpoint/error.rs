@@ -1,0 +1,72 @@
+//! How a session can go wrong, by who has to act.
+
+use crate::tls::stream::TlsError;
+
+/// Why there is no session, or why it ended.
+///
+/// Each text is a sentence for a person; which variant it is says what a program can do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address given cannot be used: give another.
+    #[error("{0}")]
+    Address(String),
+    /// The peer is not there: try later.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The peer, or the component in its place, does not want this.
+    #[error("{0}")]
+    Refused(String),
+    /// The peer's key is not the promised one, or nobody vouches for it. No application byte has been sent.
+    #[error("{0}")]
+    Unverified(String),
+    /// The XMPP server did not let us in.
+    #[error("{0}")]
+    Login(String),
+    /// The connection to the XMPP server is gone.
+    #[error("the connection to the XMPP server is lost")]
+    Disconnected,
+    /// Anything else: network, protocol, time.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Error {
+    pub(super) fn failed(text: impl Into<String>) -> Self {
+        Self::Failed(text.into())
+    }
+
+    pub(super) fn refused(text: impl Into<String>) -> Self {
+        Self::Refused(text.into())
+    }
+
+    pub(super) fn login(text: impl Into<String>) -> Self {
+        Self::Login(text.into())
+    }
+
+    /// The reason of a `session-terminate` (XEP-0166, 7.4) that tells the peer of this error.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unverified(_) => "security-error",
+            Self::Refused(_) => "decline",
+            Self::Disconnected => "connectivity-error",
+            _ => "failed-application",
+        }
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<TlsError> for Error {
+    fn from(error: TlsError) -> Self {
+        match error {
+            TlsError::Unverified => Self::Unverified(format!("{error}: nothing was sent")),
+            TlsError::Refused => Self::Refused(error.to_string()),
+            TlsError::Failed(_) => Self::Failed(error.to_string()),
+        }
+    }
+}

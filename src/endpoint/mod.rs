@@ -1,0 +1,342 @@
+//! End-to-end TLS to another XMPP user, as a library: negotiate, then read and write.
+//!
+//! An [`Endpoint`] is one user's program. It logs in to the user's XMPP server, starts [sessions](Endpoint::initiate)
+//! with other users and takes those that [come in](Incoming). Each session ends up in a [`SecureStream`]: bytes
+//! that only the two programs can read, with what was [learned](Learned) of the peer on the way.
+//!
+//! ```text
+//!  Login ──login──▶ Endpoint ──initiate──▶ (Session, SecureStream)
+//!                      │
+//!                   Incoming ──next──▶ Request ──accept──▶ (Session, SecureStream)
+//! ```
+//!
+//! A session runs through a broker (a Fingerpost component, [`Builder::via`]), which finds the user, tells each side
+//! what its registry knows of the other's key and carries the bytes; or directly between two full JIDs, with the
+//! component as proxy and registry only ([`Builder::component`]), or without any.
+//!
+//! # Whose key is it?
+//! The peer must show the certificate whose print it has offered and hold its key; nothing else gets past the handshake.
+//! Whether that key is the right user's is for a [`Policy`] to say: [`Registered`] (the registry vouches for it; the
+//! default), [`FirstUse`] (the first key is kept, another is refused), or one of your own. Nothing of the application is
+//! sent before it has agreed.
+//!
+//! # Example
+//! ```no_run
+//! use fingerpost::{
+//!     endpoint::{Application, Endpoint, Error, Login},
+//!     tls::identity::Identity,
+//! };
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let login = Login::new("alice@example.org".parse()?, "her password");
+//! let identity = Identity::generate(&login.jid)?;
+//! let (endpoint, _incoming) =
+//!     Endpoint::builder(identity).via("xtls.example.org".parse()?).login(&login).await?;
+//!
+//! let bob = "bob@example.org".parse()?;
+//! let (mut session, mut stream) = match endpoint.initiate(&bob, &Application::tls()).await {
+//!     Ok(secured) => secured,
+//!     Err(Error::Unreachable(why)) => return Ok(println!("try later: {why}")),
+//!     Err(error) => return Err(error.into()),
+//! };
+//! stream.write_all(b"Hello, Bob\n").await?;
+//! stream.shutdown().await?;
+//! let mut answer = String::new();
+//! stream.read_to_string(&mut answer).await?;
+//! session.terminate("success", "").await;
+//! endpoint.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The program `xtls` is built on this module.
+
+mod application;
+mod error;
+mod hub;
+mod login;
+mod negotiate;
+mod policy;
+mod s5b;
+mod session;
+mod socks5;
+mod stream;
+mod transport;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use jid::{BareJid, Jid};
+use minidom::Element;
+
+use self::hub::Hub;
+pub use self::{
+    application::Application,
+    error::Error,
+    hub::TransportKind,
+    login::{Connection, Login, ServerTrust, login},
+    negotiate::{Incoming, Request},
+    policy::{FirstUse, Hint, Known, Policy, Registered, Shown},
+    session::Session,
+    stream::{Learned, SecureStream},
+};
+use crate::{
+    print::Print,
+    tls::identity::Identity,
+    xmpp::{
+        iq::Answer,
+        jid::{proxied, unproxied},
+        ns, xml,
+    },
+};
+
+/// How long what is queued may take to go out at the end.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// One user's end of sessions. Cheap to clone; the connection lives until [`close`](Self::close).
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    hub: Hub,
+    builder: Builder,
+    print: Print,
+    task: tokio::task::AbortHandle,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("jid", &self.hub.jid).finish_non_exhaustive()
+    }
+}
+
+/// How an endpoint is to be.
+///
+/// ```
+/// use fingerpost::{
+///     endpoint::{Endpoint, FirstUse, TransportKind},
+///     tls::identity::Identity,
+/// };
+///
+/// let identity = Identity::generate(&"alice@example.org".parse()?)?;
+/// let builder = Endpoint::builder(identity)
+///     .via("xtls.example.org".parse()?)
+///     .transport(TransportKind::Ibb)
+///     .policy(FirstUse::default());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Builder {
+    identity: Arc<Identity>,
+    offered: Option<Print>,
+    via: Option<BareJid>,
+    component: Option<BareJid>,
+    transport: Option<TransportKind>,
+    policy: Arc<dyn Policy>,
+    features: Vec<String>,
+}
+
+impl Builder {
+    /// Sessions go through this component.
+    pub fn via(self, component: BareJid) -> Self {
+        Self { via: Some(component.clone()), component: Some(component), ..self }
+    }
+
+    /// This component is asked for its proxy and its registry; sessions do not go through it.
+    pub fn component(self, component: BareJid) -> Self {
+        Self { component: Some(component), ..self }
+    }
+
+    /// The only transport to announce, and the first to offer; else both are, SOCKS5 first.
+    pub fn transport(self, transport: TransportKind) -> Self {
+        Self { transport: Some(transport), ..self }
+    }
+
+    /// Whose key is taken for whose, instead of [`Registered`].
+    pub fn policy(self, policy: impl Policy) -> Self {
+        Self { policy: Arc::new(policy), ..self }
+    }
+
+    /// Offers this print of the own certificate instead of its SHA-256.
+    pub fn offer(self, print: Print) -> Self {
+        Self { offered: Some(print), ..self }
+    }
+
+    /// Announces an application by the namespace of its description, so that peers offer it.
+    pub fn feature(mut self, namespace: impl Into<String>) -> Self {
+        self.features.push(namespace.into());
+        self
+    }
+
+    /// Logs in, and starts.
+    ///
+    /// # Errors
+    /// [`Error::Login`].
+    pub async fn login(self, login: &Login) -> Result<(Endpoint, Incoming), Error> {
+        Ok(self.over(self::login::login(login).await?))
+    }
+
+    /// Starts over a connection that is there already.
+    pub fn over(self, connection: Connection) -> (Endpoint, Incoming) {
+        let mut features: Vec<String> = [
+            ns::DISCO_INFO,
+            ns::PING,
+            ns::JINGLE,
+            ns::JINGLE_0,
+            ns::APPS_TLS,
+            ns::SECURITY_OFFER,
+            ns::XTLS,
+            ns::HINTS,
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        if self.transport != Some(TransportKind::Ibb) {
+            features.push(ns::JINGLE_S5B.to_owned());
+        }
+        if self.transport != Some(TransportKind::S5b) {
+            features.extend([ns::IBB, ns::JINGLE_IBB, ns::JINGLE_IBB_0].map(str::to_owned));
+        }
+        features.extend(self.features.iter().cloned());
+        let (hub, arrivals, task) = Hub::start(connection, features);
+        let print = self.offered.clone().unwrap_or_else(|| self.identity.print());
+        let inner = Inner { hub, builder: self, print, task: task.abort_handle() };
+        let endpoint = Endpoint { inner: Arc::new(inner) };
+        (endpoint.clone(), Incoming { endpoint, arrivals })
+    }
+}
+
+impl Endpoint {
+    /// Says how an endpoint is to be that has this certificate and key.
+    pub fn builder(identity: impl Into<Arc<Identity>>) -> Builder {
+        Builder {
+            identity: identity.into(),
+            offered: None,
+            via: None,
+            component: None,
+            transport: None,
+            policy: Arc::new(Registered),
+            features: Vec::new(),
+        }
+    }
+
+    /// The address that the XMPP server has given us.
+    pub fn jid(&self) -> Jid {
+        Jid::from(self.inner.hub.jid.clone())
+    }
+
+    /// The print that we offer as ours.
+    pub fn print(&self) -> &Print {
+        &self.inner.print
+    }
+
+    /// Tells the component that we are there. With a priority of 0 or more, users may start sessions to our bare JID
+    /// through it; in any case their peers are told at once if this program dies. Returns when the XMPP
+    /// server has passed it on.
+    pub async fn appear(&self, priority: i8) {
+        let mut element = Element::bare("priority", ns::CLIENT);
+        element.append_text(priority.to_string());
+        self.presence(None, Some(element)).await;
+        self.settle().await;
+    }
+
+    /// Takes back what [`appear`](Self::appear) said.
+    pub async fn disappear(&self) {
+        self.presence(Some("unavailable"), None).await;
+    }
+
+    async fn presence(&self, type_: Option<&str>, child: Option<Element>) {
+        let Some(component) = self.component() else { return };
+        let mut presence = xml::element("presence", ns::CLIENT, &[("to", component.as_str())]);
+        if let Some(type_) = type_ {
+            xml::set(&mut presence, "type", type_);
+        }
+        if let Some(child) = child {
+            presence.append_child(child);
+        }
+        self.hub().send(presence).await;
+    }
+
+    /// Sends an IQ of `type_` `get` or `set`; gives the payload of the answer.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the error's condition and text, or [`Error::Unreachable`] after 45 seconds.
+    pub async fn request(
+        &self,
+        type_: &str,
+        to: &Jid,
+        payload: Element,
+    ) -> Result<Option<Element>, Error> {
+        match self.hub().request(type_, to, payload).await {
+            Answer::Result(payload) => Ok(payload),
+            Answer::Error(error) => {
+                Err(Error::Refused(format!("{to}: {}", hub::condition(&error))))
+            }
+            Answer::Timeout => Err(Error::Unreachable(format!("{to} did not answer"))),
+        }
+    }
+
+    /// Ends the connection when all that was said has gone out. Sessions should be over by then.
+    pub async fn close(&self) {
+        let _ = tokio::time::timeout(FLUSH, self.settle()).await;
+        self.inner.task.abort();
+    }
+
+    /// Waits until the server has handled what was sent so far: it answers what came after.
+    async fn settle(&self) {
+        if let Ok(server) = Jid::new(self.inner.hub.jid.domain().as_str()) {
+            let _ = self.hub().request("get", &server, Element::bare("ping", ns::PING)).await;
+        }
+    }
+
+    /// The address to start a session to.
+    fn address_of(&self, peer: &Jid) -> Result<Jid, Error> {
+        let Some(via) = self.via() else {
+            if peer.resource().is_none() {
+                return Err(Error::Address(format!(
+                    "without a broker the JID must be full, such as {peer}/laptop"
+                )));
+            }
+            return Ok(peer.clone());
+        };
+        if peer.domain() == via.domain() {
+            return Ok(peer.clone());
+        }
+        proxied(peer, via)
+            .ok_or_else(|| Error::Address(format!("{peer} is too long to be proxied")))
+    }
+
+    /// The user behind an address: itself, or whom it stands for at the component.
+    fn user_of(&self, address: &Jid) -> BareJid {
+        self.via()
+            .filter(|via| via.domain() == address.domain())
+            .and_then(|via| unproxied(address, via))
+            .map_or_else(|| address.to_bare(), |user| user.to_bare())
+    }
+
+    fn hub(&self) -> &Hub {
+        &self.inner.hub
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.inner.builder.identity
+    }
+
+    fn via(&self) -> Option<&BareJid> {
+        self.inner.builder.via.as_ref()
+    }
+
+    fn component(&self) -> Option<&BareJid> {
+        self.inner.builder.component.as_ref()
+    }
+
+    fn transport(&self) -> Option<TransportKind> {
+        self.inner.builder.transport
+    }
+
+    fn policy(&self) -> &dyn Policy {
+        &*self.inner.builder.policy
+    }
+}

@@ -1,0 +1,305 @@
+//! One Jingle session of an endpoint: its actions in and out, and how it ends (XEP-0166).
+
+use std::time::Duration;
+
+use jid::{BareJid, Jid};
+use minidom::Element;
+use tokio::time::timeout;
+
+use super::{
+    Endpoint,
+    error::Error,
+    hub::{Inbox, condition},
+};
+use crate::{
+    broker::rewrite,
+    xmpp::{
+        iq::{Answer, random_id},
+        ns,
+        stanza::Stanza,
+        xml,
+    },
+};
+
+/// How long a goodbye may wait for its answer.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// How long what is under way may take to arrive when the peer has ended the session.
+const LINGER: Duration = Duration::from_secs(5);
+/// How long the reason of a stream's end may come after the end itself.
+const REASON: Duration = Duration::from_secs(2);
+
+/// The Jingle session that a secured stream belongs to.
+///
+/// It ends with [`terminate`](Self::terminate) or, told by the peer, shows in [`terminated`](Self::terminated) and
+/// [`during`](Self::during). However it is dropped before that, on Ctrl-C for one, the peer is told `cancel`.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) endpoint: Endpoint,
+    pub(super) inbox: Inbox,
+    pub(super) address: Jid,
+    pub(super) peer: BareJid,
+    pub(super) sid: String,
+    pub(super) namespace: String,
+    pub(super) content: String,
+    pub(super) initiator: bool,
+    /// One side has said that it is over, or the other never knew of it.
+    pub(super) over: bool,
+    pub(super) answer: Option<Element>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let mut iq = xml::element(
+            "iq",
+            ns::CLIENT,
+            &[("type", "set"), ("to", self.address.as_str()), ("id", &random_id())],
+        );
+        iq.append_child(self.goodbye("cancel", ""));
+        self.endpoint.hub().try_send(iq);
+    }
+}
+
+impl Session {
+    pub(super) fn new(endpoint: &Endpoint, inbox: Inbox, address: Jid, sid: String) -> Self {
+        Self {
+            peer: endpoint.user_of(&address),
+            endpoint: endpoint.clone(),
+            inbox,
+            address,
+            sid,
+            namespace: ns::JINGLE.to_owned(),
+            content: "e2e-tls".to_owned(),
+            initiator: true,
+            over: false,
+            answer: None,
+        }
+    }
+
+    /// The user at the other end.
+    pub fn peer(&self) -> &BareJid {
+        &self.peer
+    }
+
+    /// The address of the other end: the peer's own, or the one that stands for it at the component.
+    pub fn address(&self) -> &Jid {
+        &self.address
+    }
+
+    /// The `<description/>` with which the responder has answered ours, on the initiator's side.
+    pub fn answer(&self) -> Option<&Element> {
+        self.answer.as_ref()
+    }
+
+    /// Whether the session runs through the broker.
+    pub(super) fn is_brokered(&self) -> bool {
+        self.endpoint.via().is_some_and(|via| via.domain() == self.address.domain())
+    }
+
+    /// Ends the session with a reason (XEP-0166, 7.4: `success`, `cancel`, `decline`, …) and a text for the peer's
+    /// user, which may be empty. If it is over already, nothing happens.
+    pub async fn terminate(&mut self, reason: &str, text: &str) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        let hub = self.endpoint.hub();
+        let wait = hub.request("set", &self.address, self.goodbye(reason, text));
+        let _ = timeout(GOODBYE, wait).await;
+    }
+
+    fn goodbye(&self, reason: &str, text: &str) -> Element {
+        let me = self.endpoint.jid();
+        let frame = rewrite::Frame {
+            namespace: &self.namespace,
+            sid: &self.sid,
+            initiator: &me,
+            responder: &self.address,
+        };
+        rewrite::terminate(&frame, reason, text)
+    }
+
+    /// Does `work` on the session's stream for as long as the peer does not end the session.
+    ///
+    /// A peer that ends it with success has sent all; what is still under way gets a moment to arrive. A lost
+    /// XMPP connection does not end a stream that may run beside it.
+    ///
+    /// # Errors
+    /// Those of `work`, or why the peer ended the session, which says more.
+    pub async fn during<T, E: From<Error>>(
+        &mut self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        tokio::pin!(work);
+        let ended = tokio::select! {
+            biased;
+            done = &mut work => {
+                let Err(error) = done else { return done };
+                // The peer's reason may be a moment behind a stream that broke.
+                return match timeout(REASON, self.terminated()).await {
+                    Ok(Err(reason)) if self.over => Err(reason.into()),
+                    _ => Err(error),
+                };
+            }
+            ended = self.terminated() => ended,
+        };
+        match ended {
+            Ok(()) => timeout(LINGER, work).await.unwrap_or_else(|_| {
+                Err(Error::refused("the peer ended the session before all was said").into())
+            }),
+            Err(_) if !self.over => work.await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits until the peer ends the session, if it is not over.
+    ///
+    /// # Errors
+    /// Why, unless the reason is success.
+    ///
+    /// # Cancel safety
+    /// It may be dropped and called again.
+    pub async fn terminated(&mut self) -> Result<(), Error> {
+        if self.over {
+            return Ok(());
+        }
+        loop {
+            let (action, _) = self.next().await?;
+            if action == "success" {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next action. A terminate is `success` or an error.
+    async fn next(&mut self) -> Result<(String, Element), Error> {
+        let stanza = self.inbox.next().await.ok_or(Error::Disconnected)?;
+        let jingle = payload(&stanza);
+        let action = jingle.attr("action").unwrap_or_default().to_owned();
+        if action != "session-terminate" {
+            return Ok((action, jingle));
+        }
+        self.over = true;
+        let namespace = jingle.ns();
+        let reason = jingle.get_child("reason", namespace.as_str());
+        let name = reason
+            .and_then(|reason| reason.children().find(|child| child.name() != "text"))
+            .map_or("no reason", Element::name)
+            .to_owned();
+        let text = reason
+            .and_then(|reason| reason.get_child("text", namespace.as_str()))
+            .map(|text| {
+                text.text().chars().filter(|c| !c.is_control()).take(300).collect::<String>()
+            })
+            .filter(|text| !text.is_empty())
+            .map(|text| format!(": {text}"))
+            .unwrap_or_default();
+        match name.as_str() {
+            "success" => Ok(("success".to_owned(), jingle)),
+            "gone" | "timeout" | "connectivity-error" | "failed-transport" => {
+                Err(Error::failed(format!("the session was ended: {name}{text}")))
+            }
+            _ => Err(Error::refused(format!("the peer ended the session: {name}{text}"))),
+        }
+    }
+
+    /// The next action of a given name.
+    pub(super) async fn expect(
+        &mut self,
+        wanted: &[&str],
+        wait: Duration,
+    ) -> Result<(String, Element), Error> {
+        let wanted_action = async {
+            loop {
+                let (action, jingle) = self.next().await?;
+                if wanted.contains(&action.as_str()) {
+                    return Ok((action, jingle));
+                }
+                if action == "success" {
+                    return Err(Error::refused("the peer ended the session early"));
+                }
+            }
+        };
+        timeout(wait, wanted_action).await.map_err(|_| {
+            Error::failed(format!("the peer did not answer in time ({})", wanted.join(", ")))
+        })?
+    }
+
+    /// Does a step of the negotiation, which the peer may end.
+    pub(super) async fn unless_ended<T>(
+        &mut self,
+        step: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            done = step => done,
+            ended = self.terminated() => Err(match ended {
+                Ok(()) => Error::refused("the peer ended the session before it was secured"),
+                Err(error) => error,
+            }),
+        }
+    }
+
+    /// A `<jingle/>` of this session with one content.
+    pub(super) fn jingle(
+        &self,
+        action: &str,
+        senders: Option<&str>,
+        children: Vec<Element>,
+    ) -> Element {
+        let me = self.endpoint.jid();
+        let mut jingle =
+            xml::element("jingle", &self.namespace, &[("action", action), ("sid", &self.sid)]);
+        match action {
+            "session-initiate" => xml::set(&mut jingle, "initiator", me.as_str()),
+            "session-accept" => xml::set(&mut jingle, "responder", me.as_str()),
+            _ => {}
+        }
+        let mut content = xml::element(
+            "content",
+            &self.namespace,
+            &[("creator", "initiator"), ("name", &self.content)],
+        );
+        if let Some(senders) = senders {
+            xml::set(&mut content, "senders", senders);
+        }
+        for child in children {
+            content.append_child(child);
+        }
+        jingle.append_child(content);
+        jingle
+    }
+
+    pub(super) async fn ask(&self, jingle: Element) -> Result<(), Error> {
+        match self.endpoint.hub().request("set", &self.address, jingle).await {
+            Answer::Result(_) => Ok(()),
+            Answer::Error(error) => {
+                let condition = condition(&error);
+                let text = format!("{}: {condition}", self.peer);
+                Err(match condition.split(' ').next().unwrap_or_default() {
+                    "recipient-unavailable"
+                    | "item-not-found"
+                    | "service-unavailable"
+                    | "remote-server-not-found"
+                    | "remote-server-timeout"
+                    | "gone" => Error::Unreachable(text),
+                    _ => Error::Refused(text),
+                })
+            }
+            Answer::Timeout => Err(Error::Unreachable(format!("{} did not answer", self.peer))),
+        }
+    }
+
+    pub(super) async fn tell_transport(
+        &self,
+        action: &str,
+        transport: Element,
+    ) -> Result<(), Error> {
+        self.ask(self.jingle(action, None, vec![transport])).await
+    }
+}
+
+/// The `<jingle/>` of a stanza.
+pub(super) fn payload(stanza: &Stanza) -> Element {
+    stanza.payload().cloned().unwrap_or_else(|| Element::bare("jingle", ns::JINGLE))
+}

@@ -1,0 +1,160 @@
+//! The transport of a session: SOCKS5 if it can be had, in-band bytestreams else (XEP-0260, XEP-0261).
+
+use std::time::Duration;
+
+use minidom::Element;
+use tokio::{sync::mpsc, time::timeout};
+
+use super::{
+    application::first_content,
+    error::Error,
+    hub::TransportKind,
+    s5b::{self, Candidate},
+    session::Session,
+};
+use crate::{
+    mediator::{leg::Leg, transfer::DstAddr},
+    xmpp::{iq::random_id, ns, stanza::Stanza, xml},
+};
+
+/// How long a step of the transport may take.
+pub(super) const STEP: Duration = Duration::from_secs(60);
+/// The in-band block size we offer, bytes.
+const BLOCK: u16 = 8192;
+
+/// The transport that we have offered.
+#[derive(Debug)]
+pub(super) struct Offered {
+    sid: String,
+    candidates: Vec<Candidate>,
+}
+
+impl Session {
+    /// The transport to offer as initiator.
+    pub(super) async fn offer_transport(&self) -> (Offered, Element) {
+        let sid = random_id();
+        if self.endpoint.transport() == Some(TransportKind::Ibb) {
+            let transport = xml::element(
+                "transport",
+                ns::JINGLE_IBB,
+                &[("sid", &sid), ("block-size", &BLOCK.to_string())],
+            );
+            return (Offered { sid, candidates: Vec::new() }, transport);
+        }
+        let candidates = self.own_candidates().await;
+        let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
+        let transport = s5b::transport(&sid, &dst, &candidates);
+        (Offered { sid, candidates }, transport)
+    }
+
+    async fn own_candidates(&self) -> Vec<Candidate> {
+        if self.is_brokered() { Vec::new() } else { s5b::proxies(&self.endpoint).await }
+    }
+
+    /// Makes the transport that the responder has accepted.
+    pub(super) async fn initiator_leg(
+        &mut self,
+        content: &Element,
+        offered: &Offered,
+    ) -> Result<Leg, Error> {
+        let transport = content.children().find(|child| child.name() == "transport");
+        let transport = transport.ok_or_else(|| Error::failed("the peer named no transport"))?;
+        let hub = self.endpoint.hub().clone();
+        if !transport.has_ns(ns::JINGLE_S5B) {
+            let size = block_size(transport).unwrap_or(4096);
+            let sid = transport.attr("sid").unwrap_or(&offered.sid);
+            return Ok(Leg::Ibb(hub.open(&self.address, sid, size.min(BLOCK)).await?));
+        }
+        if let Some(socket) = self.s5b(transport, &offered.sid, &offered.candidates).await? {
+            return Ok(Leg::from(socket));
+        }
+        let sid = random_id();
+        let replace = xml::element(
+            "transport",
+            ns::JINGLE_IBB,
+            &[("sid", &sid), ("block-size", &BLOCK.to_string())],
+        );
+        self.tell_transport("transport-replace", replace).await?;
+        let (action, jingle) = self.expect(&["transport-accept", "transport-reject"], STEP).await?;
+        if action == "transport-reject" {
+            return Err(Error::failed("SOCKS5 failed and the peer refuses the in-band transport"));
+        }
+        let size = first_content(&jingle)?
+            .children()
+            .find(|child| child.name() == "transport")
+            .and_then(block_size)
+            .unwrap_or(BLOCK);
+        Ok(Leg::Ibb(hub.open(&self.address, &sid, size.min(BLOCK)).await?))
+    }
+
+    /// Accepts the session with `children` as the answer, and makes the transport that was offered.
+    pub(super) async fn responder_leg(
+        &mut self,
+        content: &Element,
+        mut children: Vec<Element>,
+    ) -> Result<Leg, Error> {
+        let Some(transport) = content.children().find(|child| child.name() == "transport") else {
+            return Err(Error::failed("the peer offered no transport"));
+        };
+        let senders = content.attr("senders");
+        let hub = self.endpoint.hub().clone();
+        if transport.has_ns(ns::JINGLE_S5B) {
+            let sid = transport.attr("sid").unwrap_or_default().to_owned();
+            let own = self.own_candidates().await;
+            let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
+            children.push(s5b::transport(&sid, &dst, &own));
+            self.ask(self.jingle("session-accept", senders, children)).await?;
+            if let Some(socket) = self.s5b(transport, &sid, &own).await? {
+                return Ok(Leg::from(socket));
+            }
+            let (_, jingle) = self.expect(&["transport-replace"], STEP).await?;
+            let content = first_content(&jingle)?;
+            let replaced = content.children().find(|child| child.name() == "transport").cloned();
+            let Some(replaced) = replaced.filter(|transport| transport.has_ns(ns::JINGLE_IBB))
+            else {
+                return Err(Error::failed("the peer wants a transport that is not known here"));
+            };
+            let sid = replaced.attr("sid").unwrap_or_default().to_owned();
+            let mut opens = hub.expect_open(&self.address, &sid);
+            self.tell_transport("transport-accept", replaced).await?;
+            return self.opened(&mut opens, &sid).await;
+        }
+        if ![ns::JINGLE_IBB, ns::JINGLE_IBB_0].iter().any(|n| transport.has_ns(*n)) {
+            return Err(Error::failed("the peer wants a transport that is not known here"));
+        }
+        let sid = transport.attr("sid").unwrap_or(&self.sid).to_owned();
+        let size = BLOCK.min(block_size(transport).unwrap_or(4096)).to_string();
+        let mut opens = hub.expect_open(&self.address, &sid);
+        children.push(xml::element(
+            "transport",
+            &transport.ns(),
+            &[("sid", &sid), ("block-size", &size)],
+        ));
+        self.ask(self.jingle("session-accept", senders, children)).await?;
+        self.opened(&mut opens, &sid).await
+    }
+
+    async fn opened(
+        &mut self,
+        opens: &mut mpsc::Receiver<Stanza>,
+        sid: &str,
+    ) -> Result<Leg, Error> {
+        let open = async {
+            let stanza = timeout(STEP, opens.recv()).await.ok().flatten();
+            stanza.ok_or_else(|| Error::failed("the peer did not open the in-band bytestream"))
+        };
+        let stanza = self.unless_ended(open).await?;
+        let size = stanza
+            .payload()
+            .and_then(block_size)
+            .ok_or_else(|| Error::failed("the peer's bytestream has no block-size"))?;
+        let hub = self.endpoint.hub();
+        let stream = hub.stream(&self.address, sid, size);
+        hub.send(stanza.result(None)).await;
+        Ok(Leg::Ibb(stream))
+    }
+}
+
+fn block_size(element: &Element) -> Option<u16> {
+    element.attr("block-size")?.parse().ok()
+}
