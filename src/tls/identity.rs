@@ -8,7 +8,10 @@ use std::{
 };
 
 use jid::BareJid;
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{
+    CertificateParams, CustomExtension, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData,
+};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use zeroize::Zeroizing;
 
@@ -58,16 +61,36 @@ impl Identity {
     /// # Errors
     /// [`IdentityError::Make`].
     pub fn generate(jid: &BareJid) -> Result<Self, IdentityError> {
+        Self::make(Some(jid), |_| Ok(None))
+    }
+
+    /// The same with an extension about the key, which is made of its SubjectPublicKeyInfo (DER), and without a name if
+    /// there is no `jid`.
+    pub(super) fn make<E: From<rcgen::Error>>(
+        jid: Option<&BareJid>,
+        extension: impl FnOnce(&[u8]) -> Result<Option<CustomExtension>, E>,
+    ) -> Result<Self, E> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::default();
         let mut name = DistinguishedName::new();
-        name.push(DnType::CommonName, jid.as_str());
+        if let Some(jid) = jid {
+            name.push(DnType::CommonName, jid.as_str());
+        }
         params.distinguished_name = name;
+        params.custom_extensions.extend(extension(&key.subject_public_key_info())?);
         let certificate = params.self_signed(&key)?;
         Ok(Self {
             certificate: certificate.der().clone(),
             key: PrivatePkcs8KeyDer::from(key.serialize_der()),
         })
+    }
+
+    /// An identity that says nothing of its user, for channels that are authenticated by other means.
+    ///
+    /// # Errors
+    /// [`IdentityError::Make`].
+    pub fn anonymous() -> Result<Self, IdentityError> {
+        Self::make(None, |_| Ok(None))
     }
 
     /// An identity of its parts: a DER certificate and a PKCS#8 key.
@@ -139,7 +162,7 @@ fn to_pem(label: &str, der: &[u8]) -> String {
     pem
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
+pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(bytes)?;

@@ -1,5 +1,8 @@
 //! End-to-end TLS: an endpoint's own certificate, peers pinned to the print they offered, TLS 1.3 only.
 
 pub mod identity;
+pub mod openpgp;
+pub mod sas;
+pub mod srp;
 pub mod stream;
 pub mod verify;

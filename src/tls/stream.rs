@@ -9,8 +9,11 @@ use rustls::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-use super::{identity::Identity, verify::PinnedVerifier};
-use crate::print::{HashKind, Print};
+use super::{
+    identity::Identity,
+    verify::{Expected, PinnedVerifier},
+};
+use crate::print::Print;
 
 /// The name in the ClientHello: names play no part, and this one tells an observer nothing.
 const SERVER_NAME: &str = "xtls.invalid";
@@ -22,7 +25,8 @@ pub struct Secured {
     pub version: String,
     /// The key exchange group.
     pub key_exchange: String,
-    /// The SHA-256 print of the certificate that the peer has shown and holds the key of.
+    /// The print of the key that the peer has shown and holds: the SHA-256 print of its certificate, or for the method
+    /// openpgp the fingerprint of its OpenPGP key.
     pub peer: Print,
 }
 
@@ -51,17 +55,18 @@ impl From<io::Error> for TlsError {
     }
 }
 
-/// Speaks TLS as the initiator (client) to a peer that offered `pins`.
+/// Speaks TLS as the initiator (client) to a peer of whom this is expected.
 ///
 /// # Errors
 /// [`TlsError`]; no application byte has been sent then.
 pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     identity: &Identity,
-    pins: Vec<Print>,
+    expected: impl Into<Expected>,
 ) -> Result<(TlsStream<S>, Secured), TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = Arc::new(PinnedVerifier::new(pins, Arc::clone(&provider)));
+    let expected = expected.into();
+    let verifier = Arc::new(PinnedVerifier::new(expected.clone(), Arc::clone(&provider)));
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(io::Error::other)?
@@ -72,21 +77,22 @@ pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     config.resumption = Resumption::disabled();
     let name = ServerName::try_from(SERVER_NAME).expect("the name is a constant");
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-    let secured = secured(stream.get_ref().1)?;
+    let secured = secured(stream.get_ref().1, &expected)?;
     Ok((TlsStream::Client(stream), secured))
 }
 
-/// Speaks TLS as the responder (server) to a peer that offered `pins`.
+/// Speaks TLS as the responder (server) to a peer of whom this is expected.
 ///
 /// # Errors
 /// [`TlsError`]; no application byte has been sent then.
 pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     identity: &Identity,
-    pins: Vec<Print>,
+    expected: impl Into<Expected>,
 ) -> Result<(TlsStream<S>, Secured), TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = Arc::new(PinnedVerifier::new(pins, Arc::clone(&provider)));
+    let expected = expected.into();
+    let verifier = Arc::new(PinnedVerifier::new(expected.clone(), Arc::clone(&provider)));
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(io::Error::other)?
@@ -95,15 +101,41 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         .map_err(io::Error::other)?;
     config.send_tls13_tickets = 0;
     let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await?;
-    let secured = secured(stream.get_ref().1)?;
+    let secured = secured(stream.get_ref().1, &expected)?;
     Ok((TlsStream::Server(stream), secured))
 }
 
-fn secured(connection: &CommonState) -> Result<Secured, TlsError> {
+/// Key material of a channel that both ends can compute and nobody else (RFC 8446, 7.5; RFC 5705).
+///
+/// # Errors
+/// [`TlsError::Failed`] before the handshake is done.
+pub fn export<S, const N: usize>(
+    stream: &TlsStream<S>,
+    label: &[u8],
+    context: &[u8],
+) -> Result<[u8; N], TlsError> {
+    let material = match stream {
+        TlsStream::Client(stream) => {
+            stream.get_ref().1.export_keying_material([0; N], label, Some(context))
+        }
+        TlsStream::Server(stream) => {
+            stream.get_ref().1.export_keying_material([0; N], label, Some(context))
+        }
+    };
+    material.map_err(|error| TlsError::Failed(io::Error::other(error)))
+}
+
+/// The channel's `tls-exporter` value (RFC 9266).
+///
+/// # Errors
+/// [`TlsError::Failed`] before the handshake is done.
+pub fn binding<S>(stream: &TlsStream<S>) -> Result<[u8; 32], TlsError> {
+    export(stream, b"EXPORTER-Channel-Binding", b"")
+}
+
+fn secured(connection: &CommonState, expected: &Expected) -> Result<Secured, TlsError> {
     let certificate = connection.peer_certificates().and_then(<[_]>::first);
-    let peer = certificate
-        .and_then(|der| Print::of_certificate(HashKind::Sha256, der))
-        .ok_or(TlsError::Unverified)?;
+    let peer = certificate.and_then(|der| expected.shown(der)).ok_or(TlsError::Unverified)?;
     let version = connection.protocol_version().and_then(|version| version.as_str());
     let group =
         connection.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()));
@@ -120,6 +152,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+    use crate::tls::openpgp::OpenPgpKey;
 
     fn identity() -> Identity {
         Identity::generate(&BareJid::new("a@example.org").unwrap()).unwrap()
@@ -154,6 +187,44 @@ mod tests {
         );
         assert!(matches!(client, Err(TlsError::Unverified)));
         assert!(matches!(server, Err(TlsError::Refused)));
+    }
+
+    #[tokio::test]
+    async fn openpgp_keys_vouch_for_both_ends_and_the_peer_is_known_by_its_fingerprint() {
+        let jid = BareJid::new("a@example.org").unwrap();
+        let (alice, bob) =
+            (OpenPgpKey::generate(&jid, false).unwrap(), OpenPgpKey::generate(&jid, true).unwrap());
+        let pins = |key: &OpenPgpKey| Expected::OpenPgp(vec![key.print().clone()]);
+        let (a, b) = duplex(1 << 16);
+        let (own, other) = (alice.certify("").unwrap(), bob.certify("").unwrap());
+        let (client, server) =
+            tokio::join!(connect(a, &own, pins(&bob)), accept(b, &other, pins(&alice)));
+        let ((client, of_bob), (server, of_alice)) = (client.unwrap(), server.unwrap());
+        assert_eq!((of_bob.peer, of_alice.peer), (bob.print().clone(), alice.print().clone()));
+        assert_eq!(binding(&client).unwrap(), binding(&server).unwrap());
+
+        let (a, b) = duplex(1 << 16);
+        let (client, server) =
+            tokio::join!(connect(a, &own, pins(&alice)), accept(b, &other, pins(&alice)));
+        assert!(matches!(client, Err(TlsError::Unverified)));
+        assert!(matches!(server, Err(TlsError::Refused)));
+    }
+
+    #[tokio::test]
+    async fn two_channels_have_two_bindings() {
+        let mut bindings = Vec::new();
+        for _ in 0..2 {
+            let (own, other) = (Identity::anonymous().unwrap(), Identity::anonymous().unwrap());
+            let (a, b) = duplex(1 << 16);
+            let (client, server) = tokio::join!(
+                connect(a, &own, Expected::Anyone),
+                accept(b, &other, Expected::Anyone)
+            );
+            let (client, server) = (client.unwrap().0, server.unwrap().0);
+            assert_eq!(binding(&client).unwrap(), binding(&server).unwrap());
+            bindings.push(binding(&client).unwrap());
+        }
+        assert_ne!(bindings[0], bindings[1]);
     }
 
     #[tokio::test]

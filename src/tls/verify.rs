@@ -12,32 +12,69 @@ use rustls::{
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 
-use crate::print::Print;
+use super::openpgp;
+use crate::print::{HashKind, Print};
 
-/// Accepts exactly the certificates that have one of the pinned prints.
+/// What the peer's certificate must be, by the method of the session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// `x509`: the one that has one of these prints.
+    Certificate(Vec<Print>),
+    /// `openpgp`: one whose key is vouched for by the OpenPGP key of one of these fingerprints.
+    OpenPgp(Vec<Print>),
+    /// `srp`: any.
+    ///
+    /// # Security
+    /// The channel is nobody's until something that is bound to it has shown whose it is.
+    Anyone,
+}
+
+impl From<Vec<Print>> for Expected {
+    fn from(pins: Vec<Print>) -> Self {
+        Self::Certificate(pins)
+    }
+}
+
+impl Expected {
+    /// The print of the key that the peer has shown by this method: its certificate's, or its OpenPGP key's.
+    pub(super) fn shown(&self, certificate: &[u8]) -> Option<Print> {
+        match self {
+            Self::Certificate(_) | Self::Anyone => {
+                Print::of_certificate(HashKind::Sha256, certificate)
+            }
+            Self::OpenPgp(_) => openpgp::claimed(certificate),
+        }
+    }
+}
+
+/// Accepts exactly the expected certificates.
 ///
 /// # Security
 /// A print must come from the peer's offer; the handshake then shows that whoever made the connection holds that
 /// key. Whether the offer itself is the right user's is for hints and trust store to say.
 #[derive(Debug)]
 pub struct PinnedVerifier {
-    pins: Vec<Print>,
+    expected: Expected,
     provider: Arc<CryptoProvider>,
 }
 
 impl PinnedVerifier {
-    /// A verifier for these prints; with none, nobody is accepted.
-    pub fn new(pins: Vec<Print>, provider: Arc<CryptoProvider>) -> Self {
-        Self { pins, provider }
+    /// A verifier; of an empty list of prints nobody is accepted.
+    pub fn new(expected: Expected, provider: Arc<CryptoProvider>) -> Self {
+        Self { expected, provider }
     }
 
-    fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
-        let matches = self.pins.iter().any(|pin| {
-            [pin.hash(), crate::print::HashKind::SpkiSha256]
-                .into_iter()
-                .filter_map(|hash| Print::of_certificate(hash, certificate))
-                .any(|print| print.same_bytes(pin))
-        });
+    fn check(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+        let matches = match &self.expected {
+            Expected::Certificate(pins) => pins.iter().any(|pin| {
+                [pin.hash(), HashKind::SpkiSha256]
+                    .into_iter()
+                    .filter_map(|hash| Print::of_certificate(hash, certificate))
+                    .any(|print| print.same_bytes(pin))
+            }),
+            Expected::OpenPgp(pins) => openpgp::vouched(certificate, pins, now).is_some(),
+            Expected::Anyone => true,
+        };
         if matches {
             Ok(())
         } else {
@@ -67,9 +104,9 @@ impl ServerCertVerifier for PinnedVerifier {
         _intermediates: &[CertificateDer<'_>],
         _server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
-        _now: UnixTime,
+        now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.check(end_entity)?;
+        self.check(end_entity, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -105,9 +142,9 @@ impl ClientCertVerifier for PinnedVerifier {
         &self,
         end_entity: &CertificateDer<'_>,
         _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
+        now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.check(end_entity)?;
+        self.check(end_entity, now)?;
         Ok(ClientCertVerified::assertion())
     }
 

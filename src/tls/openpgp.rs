@@ -1,0 +1,498 @@
+//! The method `openpgp`: the TLS key is certified by an OpenPGP key (profile `openpgp-spki`).
+//!
+//! TLS knows OpenPGP certificates no more (RFC 5081 and 6091 were never in TLS 1.3). So an X.509 certificate, self-signed
+//! and made for the occasion, carries the OpenPGP certificate and that key's detached signature over the TLS key:
+//!
+//! ```text
+//! FingerpostOpenPgp ::= SEQUENCE {      -- content of the extension 2.25.5934100245778452984
+//!     version      INTEGER (0),
+//!     certificate  OCTET STRING,        -- OpenPGP packets
+//!     signature    OCTET STRING         -- a detached binary signature
+//! }
+//! ```
+//!
+//! Signed is `"fingerpost:openpgp-spki:0" ‖ 0x00 ‖ SubjectPublicKeyInfo (DER)`. The handshake shows possession of the TLS
+//! key, the signature says whose that is, and the fingerprint which OpenPGP key was promised. Spec: docs/PROTOCOL.md.
+
+use std::{
+    fs, io,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use jid::BareJid;
+use pgp::{
+    composed::{
+        ArmorOptions, Deserializable, DetachedSignature, KeyType, SecretKeyParamsBuilder,
+        SignedPublicKey, SignedPublicSubKey, SignedSecretKey, SubpacketConfig,
+    },
+    crypto::hash::HashAlgorithm,
+    packet::{SignatureType, Subpacket, SubpacketData},
+    ser::Serialize,
+    types::{Duration as PgpDuration, KeyDetails, KeyVersion, Password, SigningKey, Timestamp},
+};
+use rand_core::OsRng;
+use rcgen::CustomExtension;
+use rustls::pki_types::UnixTime;
+use x509_parser::{
+    asn1_rs::{FromDer, OctetString, Sequence, ToDer},
+    prelude::X509Certificate,
+};
+use zeroize::Zeroizing;
+
+use super::identity::{Identity, IdentityError, write_new};
+use crate::{
+    print::{Method, Print},
+    registry::material::{Material, MaterialError},
+};
+
+/// The profile's name in the method's element.
+pub const PROFILE: &str = "openpgp-spki";
+/// The extension's OID. Arcs below 2.25 need no registration (ITU-T X.667); the last one is random.
+const OID: [u64; 3] = [2, 25, 5_934_100_245_778_452_984];
+const OID_TEXT: &str = "2.25.5934100245778452984";
+const DOMAIN: &[u8] = b"fingerpost:openpgp-spki:0\0";
+const FILE: &str = "openpgp.asc";
+/// How long a certified TLS key is good: it lives in one process only.
+const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// By how much the peer's clock may be ahead.
+const SKEW: u64 = 300;
+
+/// An OpenPGP secret key, perhaps locked by a passphrase.
+pub struct OpenPgpKey {
+    secret: SignedSecretKey,
+    material: Material,
+}
+
+impl std::fmt::Debug for OpenPgpKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenPgpKey").field("print", &self.print()).finish_non_exhaustive()
+    }
+}
+
+/// Why an OpenPGP key is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenPgpError {
+    /// Not one secret key, or a broken one.
+    #[error("expected one OpenPGP secret key, binary or armoured, which this is not: {0}")]
+    NotASecretKey(String),
+    /// Its public part would be refused by every peer.
+    #[error(transparent)]
+    Material(#[from] MaterialError),
+    /// It has expired.
+    #[error("the OpenPGP key has expired")]
+    Expired,
+    /// The passphrase is wrong, or one is needed.
+    #[error("the passphrase does not unlock the OpenPGP key")]
+    Passphrase,
+    /// The key cannot sign, or cannot be made.
+    #[error("the OpenPGP key cannot be used: {0}")]
+    Key(#[from] pgp::errors::Error),
+    /// The TLS key cannot be made.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The file cannot be read.
+    #[error("{0}: {1}")]
+    Io(String, io::Error),
+}
+
+impl From<rcgen::Error> for OpenPgpError {
+    fn from(error: rcgen::Error) -> Self {
+        Self::Identity(error.into())
+    }
+}
+
+impl OpenPgpKey {
+    /// Makes an Ed25519 key whose user id is `xmpp:` and the JID (XEP-0373, 2): of version 6 (RFC 9580), or else of
+    /// version 4 in the form that GnuPG takes too.
+    ///
+    /// # Errors
+    /// [`OpenPgpError::Key`]
+    pub fn generate(jid: &BareJid, version_6: bool) -> Result<Self, OpenPgpError> {
+        let (version, key_type) = if version_6 {
+            (KeyVersion::V6, KeyType::Ed25519)
+        } else {
+            (KeyVersion::V4, KeyType::Ed25519Legacy)
+        };
+        let params = SecretKeyParamsBuilder::default()
+            .version(version)
+            .key_type(key_type)
+            .can_certify(true)
+            .can_sign(true)
+            .primary_user_id(format!("xmpp:{jid}"))
+            .build()
+            .map_err(|error| OpenPgpError::NotASecretKey(error.to_string()))?;
+        Self::new(params.generate(OsRng)?)
+    }
+
+    /// Reads a secret key: packets or armour, such as `gpg --export-secret-keys` gives.
+    ///
+    /// # Errors
+    /// [`OpenPgpError::NotASecretKey`], or what peers would say of its public part.
+    pub fn parse(bytes: &[u8]) -> Result<Self, OpenPgpError> {
+        let bad = |error: pgp::errors::Error| OpenPgpError::NotASecretKey(error.to_string());
+        let (mut all, _) = SignedSecretKey::from_reader_many(bytes).map_err(bad)?;
+        let secret = all.next().transpose().map_err(bad)?;
+        let secret = secret.ok_or_else(|| OpenPgpError::NotASecretKey("it is empty".to_owned()))?;
+        if all.next().is_some() {
+            return Err(OpenPgpError::NotASecretKey("there are several".to_owned()));
+        }
+        Self::new(secret)
+    }
+
+    fn new(secret: SignedSecretKey) -> Result<Self, OpenPgpError> {
+        let certificate = published(&secret).to_bytes()?;
+        let material = Material::parse(Method::OpenPgp, &certificate)?;
+        Ok(Self { secret, material })
+    }
+
+    /// Reads the key in a folder; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`OpenPgpError`]
+    pub fn load(dir: &Path) -> Result<Option<Self>, OpenPgpError> {
+        let path = dir.join(FILE);
+        match fs::read(&path) {
+            Ok(bytes) => Self::parse(&Zeroizing::new(bytes)).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(OpenPgpError::Io(path.display().to_string(), error)),
+        }
+    }
+
+    /// Writes it, as locked as it is, to a new file of mode 0600 in an existing folder.
+    ///
+    /// # Errors
+    /// [`OpenPgpError::Identity`]; also if there is such a file.
+    pub fn store(&self, dir: &Path) -> Result<(), OpenPgpError> {
+        let armoured = Zeroizing::new(self.secret.to_armored_bytes(ArmorOptions::default())?);
+        Ok(write_new(&dir.join(FILE), &armoured)?)
+    }
+
+    /// The OpenPGP certificate: what peers and registries may know.
+    pub fn certificate(&self) -> &[u8] {
+        &self.material.bytes
+    }
+
+    /// The fingerprint.
+    pub fn print(&self) -> &Print {
+        self.material.prints.first().expect("an OpenPGP certificate has a fingerprint")
+    }
+
+    /// Whether a passphrase is needed to sign.
+    pub fn is_locked(&self) -> bool {
+        match self.signing_subkey() {
+            Some(subkey) => subkey.key.secret_params().is_encrypted(),
+            None => self.secret.primary_key.secret_params().is_encrypted(),
+        }
+    }
+
+    /// A detached signature over `message`, by the newest signing subkey or else the primary key.
+    ///
+    /// # Errors
+    /// [`OpenPgpError::Passphrase`], [`OpenPgpError::Expired`], [`OpenPgpError::Key`].
+    pub fn sign(&self, message: &[u8], passphrase: &str) -> Result<Vec<u8>, OpenPgpError> {
+        self.sign_for(message, passphrase, None)
+    }
+
+    /// An identity for TLS: a new key, and a certificate in which this key vouches for it, for a day.
+    ///
+    /// # Errors
+    /// [`OpenPgpError`]
+    pub fn certify(&self, passphrase: &str) -> Result<Identity, OpenPgpError> {
+        Identity::make(None, |spki| {
+            let signature = self.sign_for(&signed(spki), passphrase, Some(LIFETIME))?;
+            let content = write_extension(self.certificate(), &signature)?;
+            Ok(Some(CustomExtension::from_oid_content(&OID, content)))
+        })
+    }
+
+    fn sign_for(
+        &self,
+        message: &[u8],
+        passphrase: &str,
+        lifetime: Option<Duration>,
+    ) -> Result<Vec<u8>, OpenPgpError> {
+        if self.material.expires.is_some_and(|end| SystemTime::from(end) <= SystemTime::now()) {
+            return Err(OpenPgpError::Expired);
+        }
+        let password = Password::from(passphrase);
+        match self.signing_subkey() {
+            Some(subkey) => {
+                let open = subkey.key.unlock(&password, |_, _| Ok(()));
+                if !matches!(open, Ok(Ok(()))) {
+                    return Err(OpenPgpError::Passphrase);
+                }
+                detached(&subkey.key, &password, message, lifetime)
+            }
+            None => {
+                let open = self.secret.primary_key.unlock(&password, |_, _| Ok(()));
+                if !matches!(open, Ok(Ok(()))) {
+                    return Err(OpenPgpError::Passphrase);
+                }
+                detached(&self.secret.primary_key, &password, message, lifetime)
+            }
+        }
+    }
+
+    fn signing_subkey(&self) -> Option<&pgp::composed::SignedSecretSubKey> {
+        let now = UnixTime::now();
+        let primary = self.secret.primary_key.public_key();
+        self.secret
+            .secret_subkeys
+            .iter()
+            .filter(|subkey| may_sign(&subkey.signed_public_key(), primary, now))
+            .max_by_key(|subkey| subkey.key.created_at())
+    }
+}
+
+fn detached(
+    key: &impl SigningKey,
+    password: &Password,
+    message: &[u8],
+    lifetime: Option<Duration>,
+) -> Result<Vec<u8>, OpenPgpError> {
+    let mut hashed = vec![
+        Subpacket::regular(SubpacketData::IssuerFingerprint(key.fingerprint()))?,
+        Subpacket::critical(SubpacketData::SignatureCreationTime(Timestamp::now()))?,
+    ];
+    if let Some(seconds) = lifetime.and_then(|time| u32::try_from(time.as_secs()).ok()) {
+        let expires = SubpacketData::SignatureExpirationTime(PgpDuration::from_secs(seconds));
+        hashed.push(Subpacket::critical(expires)?);
+    }
+    let mut unhashed = Vec::new();
+    if key.version() == KeyVersion::V4 {
+        unhashed.push(Subpacket::regular(SubpacketData::IssuerKeyId(key.legacy_key_id()))?);
+    }
+    let signature = DetachedSignature::sign_binary_data_with_subpackets(
+        OsRng,
+        key,
+        password,
+        key.hash_alg(),
+        message,
+        SubpacketConfig::UserDefined { hashed, unhashed },
+    )?;
+    Ok(signature.to_bytes()?)
+}
+
+/// The public part, without pictures and without what others have signed: those tell who knows whom.
+fn published(secret: &SignedSecretKey) -> SignedPublicKey {
+    let mut certificate = secret.to_public_key();
+    let key = certificate.primary_key.clone();
+    certificate.details.user_attributes.clear();
+    for user in &mut certificate.details.users {
+        let id = user.id.clone();
+        user.signatures
+            .retain(|s| s.verify_certification(&key, pgp::types::Tag::UserId, &id).is_ok());
+    }
+    certificate.details.users.retain(|user| !user.signatures.is_empty());
+    certificate
+}
+
+/// Whether a subkey is bound to its primary key, for signing, and neither revoked nor expired.
+fn may_sign(subkey: &SignedPublicSubKey, primary: &pgp::packet::PublicKey, now: UnixTime) -> bool {
+    let of_type = |typ| subkey.signatures.iter().filter(move |s| s.typ() == Some(typ));
+    if of_type(SignatureType::SubkeyRevocation).next().is_some() {
+        return false;
+    }
+    let newest = of_type(SignatureType::SubkeyBinding).max_by_key(|binding| binding.created());
+    let Some(binding) = newest else { return false };
+    let created = u64::from(subkey.key.created_at().as_secs());
+    let alive = binding
+        .key_expiration_time()
+        .map(|after| u64::from(after.as_secs()))
+        .is_none_or(|seconds| seconds == 0 || now.as_secs() < created + seconds);
+    alive && binding.key_flags().sign() && subkey.verify_bindings(primary).is_ok()
+}
+
+/// The bytes that an OpenPGP key signs to vouch for a TLS key.
+fn signed(spki: &[u8]) -> Vec<u8> {
+    [DOMAIN, spki].concat()
+}
+
+fn write_extension(certificate: &[u8], signature: &[u8]) -> Result<Vec<u8>, OpenPgpError> {
+    let write = || {
+        let content = [
+            0u8.to_der_vec()?,
+            OctetString::new(certificate).to_der_vec()?,
+            OctetString::new(signature).to_der_vec()?,
+        ];
+        Sequence::new(content.concat().into()).to_der_vec()
+    };
+    write().map_err(|_| {
+        OpenPgpError::Identity(IdentityError::Make(rcgen::Error::CouldNotParseCertificate))
+    })
+}
+
+/// The OpenPGP certificate and the signature in an X.509 certificate's extension.
+struct Extension<'a> {
+    certificate: &'a [u8],
+    signature: &'a [u8],
+    spki: &'a [u8],
+}
+
+impl<'a> Extension<'a> {
+    fn read(der: &'a [u8]) -> Option<Self> {
+        let (_, x509) = X509Certificate::from_der(der).ok()?;
+        let spki = x509.tbs_certificate.subject_pki.raw;
+        let mut found =
+            x509.extensions().iter().filter(|found| found.oid.to_id_string() == OID_TEXT);
+        let value = found.next()?.value;
+        if found.next().is_some() {
+            return None;
+        }
+        let (after, content) = Sequence::from_der_and_then(value, |inside| {
+            let (rest, version) = u8::from_der(inside)?;
+            let (rest, certificate) = <&[u8]>::from_der(rest)?;
+            let (rest, signature) = <&[u8]>::from_der(rest)?;
+            Ok((rest, (version, certificate, signature)))
+        })
+        .ok()?;
+        let (version, certificate, signature) = content;
+        (after.is_empty() && version == 0).then_some(Self { certificate, signature, spki })
+    }
+}
+
+/// The fingerprint of the OpenPGP key that vouches for a TLS certificate's key, if one of `pins` does at this time.
+///
+/// # Security
+/// `None` for everything that is not in order: another key, an expired or revoked one, a signature over another TLS
+/// key. That the peer holds the TLS key is for the handshake to show.
+pub fn vouched(der: &[u8], pins: &[Print], now: UnixTime) -> Option<Print> {
+    let extension = Extension::read(der)?;
+    let material = Material::parse(Method::OpenPgp, extension.certificate).ok()?;
+    let print = material.prints.first()?;
+    if !pins.iter().any(|pin| pin == print) {
+        return None;
+    }
+    let time = i64::try_from(now.as_secs()).ok()?;
+    if material.expires.is_some_and(|end| end.unix_timestamp() <= time) {
+        return None;
+    }
+    let signature = DetachedSignature::from_bytes(extension.signature).ok()?;
+    is_current(&signature, now)?;
+    let message = signed(extension.spki);
+    let certificate = SignedPublicKey::from_bytes(material.bytes.as_slice()).ok()?;
+    let primary = &certificate.primary_key;
+    let by_primary = signature.verify(primary, message.as_slice()).is_ok();
+    let by_subkey = || {
+        let subkeys = certificate.public_subkeys.iter();
+        subkeys
+            .filter(|subkey| may_sign(subkey, primary, now))
+            .any(|subkey| signature.verify(&subkey.key, message.as_slice()).is_ok())
+    };
+    (by_primary || by_subkey()).then(|| print.clone())
+}
+
+/// The fingerprint that a TLS certificate claims. Only for one that [`vouched`] has let pass.
+pub(super) fn claimed(der: &[u8]) -> Option<Print> {
+    let material = Material::parse(Method::OpenPgp, Extension::read(der)?.certificate).ok()?;
+    material.prints.into_iter().next()
+}
+
+/// Whether a signature is of the right kind, by a hash that is still good, made before now and not expired.
+fn is_current(signature: &DetachedSignature, now: UnixTime) -> Option<()> {
+    use HashAlgorithm::{Sha3_256, Sha3_512, Sha256, Sha384, Sha512};
+    let signature = &signature.signature;
+    let good = [Sha256, Sha384, Sha512, Sha3_256, Sha3_512].contains(&signature.hash_alg()?);
+    let created = u64::from(signature.created()?.as_secs());
+    let lifetime =
+        signature.signature_expiration_time().map_or(0, |time| u64::from(time.as_secs()));
+    let alive = lifetime == 0 || now.as_secs() < created + lifetime;
+    let right = good && signature.typ() == Some(SignatureType::Binary);
+    (right && alive && created <= now.as_secs() + SKEW).then_some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(version_6: bool) -> OpenPgpKey {
+        OpenPgpKey::generate(&BareJid::new("alice@example.org").unwrap(), version_6).unwrap()
+    }
+
+    fn now() -> UnixTime {
+        UnixTime::now()
+    }
+
+    fn later(time: Duration) -> UnixTime {
+        UnixTime::since_unix_epoch(Duration::from_secs(now().as_secs()) + time)
+    }
+
+    #[test]
+    fn keys_of_both_versions_vouch_for_a_tls_key_for_a_day() {
+        for (version_6, length) in [(false, 20), (true, 32)] {
+            let key = key(version_6);
+            assert_eq!(key.print().as_bytes().len(), length);
+            let identity = key.certify("").unwrap();
+            let pins = [key.print().clone()];
+            assert_eq!(vouched(&identity.certificate, &pins, now()), Some(pins[0].clone()));
+            assert_eq!(claimed(&identity.certificate), Some(pins[0].clone()));
+            assert_eq!(vouched(&identity.certificate, &pins, later(LIFETIME)), None);
+        }
+    }
+
+    #[test]
+    fn another_key_than_the_pinned_one_vouches_for_nobody() {
+        let (key, other) = (key(false), key(false));
+        let identity = key.certify("").unwrap();
+        assert_eq!(vouched(&identity.certificate, &[other.print().clone()], now()), None);
+        assert_eq!(vouched(&identity.certificate, &[], now()), None);
+        let plain = Identity::generate(&BareJid::new("alice@example.org").unwrap()).unwrap();
+        assert_eq!(vouched(&plain.certificate, &[key.print().clone()], now()), None);
+    }
+
+    #[test]
+    fn a_signature_over_another_tls_key_vouches_for_nobody() {
+        let key = key(false);
+        let honest = key.certify("").unwrap();
+        let pins = [key.print().clone()];
+        // A copy of the extension in a certificate with the thief's own key.
+        let extension = Extension::read(&honest.certificate).unwrap();
+        let content = write_extension(extension.certificate, extension.signature).unwrap();
+        let stolen: Identity = Identity::make::<IdentityError>(None, |_| {
+            Ok(Some(CustomExtension::from_oid_content(&OID, content)))
+        })
+        .unwrap();
+        assert_eq!(claimed(&stolen.certificate), Some(pins[0].clone()));
+        assert_eq!(vouched(&stolen.certificate, &pins, now()), None);
+        // Signed bytes without our domain.
+        let undomained: Identity = Identity::make::<OpenPgpError>(None, |spki| {
+            let content = write_extension(key.certificate(), &key.sign(spki, "")?)?;
+            Ok(Some(CustomExtension::from_oid_content(&OID, content)))
+        })
+        .unwrap();
+        assert_eq!(vouched(&undomained.certificate, &pins, now()), None);
+    }
+
+    #[test]
+    fn a_stored_key_is_read_back_and_not_overwritten() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        assert!(OpenPgpKey::load(dir.path()).unwrap().is_none());
+        let key = key(false);
+        key.store(dir.path()).unwrap();
+        let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let read = OpenPgpKey::load(dir.path()).unwrap().unwrap();
+        assert_eq!(read.print(), key.print());
+        assert!(!read.is_locked());
+        assert!(key.store(dir.path()).is_err());
+    }
+
+    #[test]
+    fn a_public_key_is_no_secret_key() {
+        let refused = OpenPgpKey::parse(key(false).certificate());
+        assert!(matches!(refused, Err(OpenPgpError::NotASecretKey(_))));
+        assert!(matches!(OpenPgpKey::parse(b"hello"), Err(OpenPgpError::NotASecretKey(_))));
+    }
+
+    #[test]
+    fn a_locked_key_needs_its_passphrase() {
+        let mut secret = key(true).secret;
+        secret.primary_key.set_password(OsRng, &Password::from("open sesame")).unwrap();
+        let key = OpenPgpKey::new(secret).unwrap();
+        assert!(key.is_locked());
+        assert!(matches!(key.certify("wrong"), Err(OpenPgpError::Passphrase)));
+        assert!(key.certify("open sesame").is_ok());
+    }
+}
