@@ -58,17 +58,24 @@ impl Status {
     }
 }
 
-/// Serves the pages at `address` until `stop`; gives the address bound.
+/// Serves the pages at `address`, or where `given` listens already, until `stop`; gives the address bound.
 ///
 /// # Errors
 /// If the address cannot be listened on.
 pub async fn start(
     address: &str,
+    given: Option<std::net::TcpListener>,
     status: Status,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = match given {
+        Some(listener) => {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)?
+        }
+        None => TcpListener::bind(address).await?,
+    };
     let bound = listener.local_addr()?;
     let pages = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))

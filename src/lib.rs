@@ -19,5 +19,6 @@ pub mod redact;
 pub mod registry;
 pub mod router;
 pub mod service;
+pub mod systemd;
 pub mod tls;
 pub mod xmpp;

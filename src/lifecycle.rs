@@ -13,6 +13,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{Config, Format, Loaded},
     service::{self, Service, StartError},
+    systemd::{self, Inherited},
     xmpp::link::{self, LinkError, LinkEvent, LinkOptions},
 };
 
@@ -43,10 +44,10 @@ impl From<LinkError> for Failure {
 ///
 /// # Errors
 /// What the user is told, with the exit status.
-pub async fn run(task: Task, out: &mut impl Write) -> Result<(), Failure> {
+pub async fn run(task: Task, inherited: Inherited, out: &mut impl Write) -> Result<(), Failure> {
     match task {
         Task::Done => Ok(()),
-        Task::Serve(loaded) => serve(loaded).await,
+        Task::Serve(loaded) => serve(loaded, inherited).await,
         Task::Check { loaded, online } => check(&loaded.config, online, out).await,
         Task::Migrate(mut loaded) => {
             loaded.config.database.migrate = true;
@@ -80,13 +81,15 @@ fn raise_descriptors(sessions: usize) {
     }
 }
 
-async fn serve(loaded: Loaded) -> Result<(), Failure> {
+async fn serve(loaded: Loaded, inherited: Inherited) -> Result<(), Failure> {
     start_log(&loaded.config);
     raise_descriptors(loaded.config.limits.sessions);
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut hangup = listen(SignalKind::hangup())?;
-    let mut service = Service::start(&loaded.config).await?;
+    let mut service = Service::start(&loaded.config, inherited).await?;
+    systemd::ready();
+    let mut watchdog = systemd::watchdog().map(tokio::time::interval);
     info!(version = env!("CARGO_PKG_VERSION"), socks5 = ?service.addresses(), "serving");
     loop {
         tokio::select! {
@@ -96,9 +99,15 @@ async fn serve(loaded: Loaded) -> Result<(), Failure> {
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(&loaded, &service).await,
+            _ = hangup.recv() => {
+                systemd::reloading();
+                reload(&loaded, &service).await;
+                systemd::ready();
+            }
+            () = tick(&mut watchdog) => systemd::alive(),
         }
     }
+    systemd::stopping();
     info!("stopping: running streams may end; a second signal stops at once");
     service
         .shutdown(async {
@@ -109,6 +118,15 @@ async fn serve(loaded: Loaded) -> Result<(), Failure> {
         })
         .await;
     Ok(())
+}
+
+async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
+    match watchdog {
+        Some(interval) => {
+            interval.tick().await;
+        }
+        None => std::future::pending().await,
+    }
 }
 
 fn listen(kind: SignalKind) -> Result<Signal, Failure> {

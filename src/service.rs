@@ -24,6 +24,7 @@ use crate::{
     },
     registry::{self, Notice, Registry, model::Visibility, store::Store},
     router::{self, Back, Known, Router},
+    systemd::Inherited,
     tls::identity::Identity,
     xmpp::{
         iq::Requests,
@@ -35,6 +36,8 @@ use crate::{
 const OUTBOUND: usize = 1024;
 /// Stanzas that wait to be routed.
 const INBOUND: usize = 256;
+/// So long last words may take from a session to the link.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// After the last word tasks have this long to end by themselves.
 const LAST: Duration = Duration::from_secs(6);
 
@@ -76,21 +79,30 @@ pub struct Service {
     broker: Broker,
     plane: Plane,
     control: mpsc::Sender<router::Options>,
+    table: Table,
     link: JoinHandle<Result<(), LinkError>>,
+    /// Ends listening, and of late the link, and all else, in this order.
+    accepting: CancellationToken,
+    linked: CancellationToken,
     stop: CancellationToken,
+    /// Whether another process may take over while streams run here: it shares our sockets.
+    has_heir: bool,
     tasks: TaskTracker,
     addresses: Vec<SocketAddr>,
     drain_timeout: Duration,
 }
 
 impl Service {
-    /// Opens the database, binds all listeners, then starts the link.
+    /// Opens the database, binds all listeners that are not there already, then starts the link.
     ///
     /// # Errors
     /// [`StartError`]; the link's own troubles come later, from [`Service::ended`].
-    pub async fn start(config: &Config) -> Result<Self, StartError> {
+    pub async fn start(config: &Config, mut inherited: Inherited) -> Result<Self, StartError> {
         let store = open(config).await?;
         let stop = CancellationToken::new();
+        let (accepting, linked) = (stop.child_token(), CancellationToken::new());
+        let has_heir = !inherited.is_empty();
+        let pages = config.http.listen.as_deref().map(|address| inherited.of_port(address));
         let tasks = TaskTracker::new();
         let jid = config.component.jid.clone();
         let limits = &config.limits;
@@ -122,7 +134,9 @@ impl Service {
                 handshake_timeout: limits.handshake_timeout,
                 proxy_protocol: config.socks5.proxy_protocol,
             };
-            let listener = Listener::bind(&config.socks5.listen, options, &table, &stop, &tasks)
+            let given = inherited.rest();
+            let wanted = &config.socks5.listen;
+            let listener = Listener::with(wanted, given, options, &table, &accepting, &tasks)
                 .await
                 .map_err(|source| StartError::Listen {
                     addresses: config.socks5.listen.join(", "),
@@ -159,7 +173,7 @@ impl Service {
         let (known, again) = mpsc::channel(INBOUND);
         let (notices, told) = mpsc::channel(INBOUND);
         let plane = table.plane().clone();
-        let counted = table.clone();
+        let (counted, kept) = (table.clone(), table.clone());
         let router = Router::new(
             router_options(config),
             outbound,
@@ -173,7 +187,10 @@ impl Service {
         );
         let status = Status::new(store, broker.clone(), counted, identity.print());
         if let Some(address) = &config.http.listen {
-            http::start(address, status.clone(), &stop, &tasks)
+            let given = pages.into_iter().flatten().next();
+            // Where another process takes over, it answers from then on.
+            let until = if has_heir { &accepting } else { &stop };
+            http::start(address, given, status.clone(), until, &tasks)
                 .await
                 .map_err(|source| StartError::Http { address: address.clone(), source })?;
         }
@@ -185,13 +202,17 @@ impl Service {
             secret: config.component.secret.clone(),
         };
         // The link is the last to stop: the sessions' last words go through it.
-        let link = tokio::spawn(link::run(options, queue, events, stop.clone()));
+        let link = tokio::spawn(link::run(options, queue, events, linked.clone()));
         Ok(Self {
             broker,
             plane,
             control,
+            table: kept,
             link,
+            accepting,
+            linked,
             stop,
+            has_heir,
             tasks,
             addresses,
             drain_timeout: limits.drain_timeout,
@@ -225,12 +246,25 @@ impl Service {
         let _ = self.control.send(options).await;
     }
 
-    /// Takes no more sessions and tells those without a stream that it is over; running streams may go on for the
-    /// drain timeout, or until `hurry`. Then everything stops.
-    pub async fn shutdown(self, hurry: impl Future<Output = ()>) {
-        self.broker.drain(Instant::now() + self.drain_timeout);
+    /// Takes no more connections and sessions, and tells those without a stream that it is over; running streams may
+    /// go on for the drain timeout, or until `hurry`. Then everything stops.
+    ///
+    /// If another process may take over, it needs the address at the XMPP server: the link ends first, and of the
+    /// streams only those between two SOCKS5 legs go on.
+    pub async fn shutdown(mut self, hurry: impl Future<Output = ()>) {
+        let until = Instant::now() + self.drain_timeout;
+        self.accepting.cancel();
+        self.broker.drain(until);
+        if self.has_heir {
+            self.broker.end_in_band();
+            sleep(LAST_WORDS).await;
+            self.linked.cancel();
+            let _ = timeout(LAST, &mut self.link).await;
+            info!("the link is given up, running streams go on");
+        }
+        let (broker, table) = (self.broker.clone(), self.table.clone());
         let drained = async {
-            while self.broker.sessions() > 0 {
+            while broker.sessions() > 0 || table.counts().active > 0 && Instant::now() < until {
                 sleep(Duration::from_millis(20)).await;
             }
         };
@@ -238,15 +272,18 @@ impl Service {
             () = drained => {}
             () = hurry => {
                 self.broker.drain(Instant::now());
-                sleep(Duration::from_millis(200)).await;
+                sleep(LAST_WORDS).await;
             }
             () = sleep(self.drain_timeout + LAST) => warn!("some sessions did not end in time"),
         }
         // Let queued last words reach the link before it is told to stop.
         sleep(Duration::from_millis(50)).await;
+        self.linked.cancel();
         self.stop.cancel();
         self.tasks.close();
-        let _ = timeout(LAST, self.link).await;
+        if !self.link.is_finished() {
+            let _ = timeout(LAST, self.link).await;
+        }
         let _ = timeout(LAST, self.tasks.wait()).await;
         info!("stopped");
     }

@@ -38,7 +38,7 @@ fn folder(more: &str) -> tempfile::TempDir {
 #[test]
 fn a_bad_configuration_ends_with_status_78_and_one_line() {
     let folder = folder("server = \"localhost\"");
-    for args in [&["serve"][..], &["check"], &["migrate"], &["keys", "list"]] {
+    for args in [&["serve"][..], &["check"], &["attach", "prosody"], &["keys", "list"]] {
         let output = fingerpost(folder.path(), args);
         assert_eq!(output.code, 78, "{args:?}: {output:?}");
         assert_eq!(output.stdout, "", "{args:?}");
@@ -147,4 +147,33 @@ fn an_empty_registry_is_listed_as_json() {
     for line in output.stdout.lines() {
         serde_json::from_str::<serde_json::Value>(line).unwrap();
     }
+}
+
+/// The secret is made once, for its owner alone, and found again without a setting.
+#[test]
+fn attach_prints_the_lines_for_the_server_and_makes_the_secret() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let config = "[component]\njid = \"xtls.example.org\"\n";
+    std::fs::write(folder.path().join("fingerpost.toml"), config).unwrap();
+    let prosody = fingerpost(folder.path(), &["attach", "prosody"]);
+    assert_eq!(prosody.code, 0, "{prosody:?}");
+    let secret = folder.path().join("secret");
+    let mode = std::fs::metadata(&secret).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let secret = std::fs::read_to_string(secret).unwrap().trim().to_owned();
+    assert_eq!(secret.len(), 64, "{secret}");
+    let lines = format!(
+        "-- Fingerpost\nComponent \"xtls.example.org\"\n\tcomponent_secret = \"{secret}\"\n"
+    );
+    assert_eq!(prosody.stdout, lines);
+    assert!(prosody.stderr.contains("/etc/prosody/prosody.cfg.lua"), "{prosody:?}");
+    let ejabberd = fingerpost(folder.path(), &["attach", "ejabberd"]);
+    assert!(ejabberd.stdout.contains(&format!("password: \"{secret}\"")), "{ejabberd:?}");
+    assert!(!ejabberd.stderr.contains("new secret"), "{ejabberd:?}");
+    // A file that was named and is not there is made in its place.
+    let named = format!("{config}secret_file = \"other\"\n");
+    std::fs::write(folder.path().join("fingerpost.toml"), named).unwrap();
+    assert_eq!(fingerpost(folder.path(), &["attach", "prosody"]).code, 0);
+    assert!(folder.path().join("other").exists());
 }

@@ -9,6 +9,7 @@ use clap::Parser;
 use fingerpost::{
     cli::{Cli, Failure},
     lifecycle,
+    systemd::Inherited,
 };
 
 fn main() -> ExitCode {
@@ -23,9 +24,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Failure> {
+    // It takes variables out of the environment: now, while there is but one thread.
+    let inherited = Inherited::take();
     let task = Cli::parse().prepare(&mut stdout(), &mut stderr())?;
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(lifecycle::run(task, &mut stdout()))
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(lifecycle::run(
+        task,
+        inherited,
+        &mut stdout(),
+    ))
 }

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    Shared, Side,
+    Facts, Shared, Side,
     session::{Action, Input, Peer, Session, unknown_session},
 };
 use crate::mediator::{
@@ -37,6 +37,7 @@ enum Done {
 /// The task of one session.
 pub(super) struct Driver {
     shared: Arc<Shared>,
+    facts: Arc<Facts>,
     peers: [Peer; 2],
     session: Session,
     sockets: [Option<Socket>; 2],
@@ -48,9 +49,15 @@ pub(super) struct Driver {
 
 impl Driver {
     /// A driver for a session that has not begun.
-    pub(super) fn new(shared: Arc<Shared>, peers: [Peer; 2], session: Session) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        facts: Arc<Facts>,
+        peers: [Peer; 2],
+        session: Session,
+    ) -> Self {
         Self {
             shared,
+            facts,
             peers,
             session,
             sockets: [None, None],
@@ -138,13 +145,17 @@ impl Driver {
                 let [a, b] = &mut self.legs;
                 let (Some(a), Some(b)) = (a.take(), b.take()) else { return };
                 tracing::info!(initiator = a.kind(), responder = b.kind(), "both legs up");
+                let settings = self.shared.options();
                 let options = pipe::Options {
-                    idle_timeout: self.shared.options.idle_timeout,
-                    guard: self.shared.options.require_tls,
+                    idle_timeout: settings.idle_timeout,
+                    guard: settings.require_tls,
                 };
                 self.relaying = true;
-                let plane = self.shared.table.plane().clone();
-                self.work.spawn(async move { Done::Relayed(plane.join(a, b, options).await) });
+                let _once = self.facts.legs.set([a.kind_of_transport(), b.kind_of_transport()]);
+                let (plane, facts) = (self.shared.table.plane().clone(), Arc::clone(&self.facts));
+                self.work.spawn(async move {
+                    Done::Relayed(plane.join(a, b, options, &facts.progress).await)
+                });
             }
             Action::LookUpFeatures => {
                 let shared = Arc::clone(&self.shared);
@@ -176,7 +187,7 @@ impl Driver {
         let mut params = IbbParams::new(peer.mask.clone(), peer.user.clone(), sid.as_str());
         params.block_size = block_size;
         params.stanza = stanza;
-        params.window = self.shared.options.window;
+        params.window = self.shared.options().window;
         let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
         self.shared.add_stream(peer, sid, handle);
         Leg::Ibb(stream)

@@ -14,7 +14,7 @@ pub mod transport;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -33,12 +33,12 @@ use self::{
 };
 use crate::{
     clock::{Clock, SystemClock},
-    mediator::{ibb_stream::IbbHandle, table::Table},
+    mediator::{ibb_stream::IbbHandle, metrics::Kind as LegKind, plane::Progress, table::Table},
     registry::{Notice, Registry, model::Key},
     tls::identity::Identity,
     xmpp::{
         iq::{Answer, Requests, random_id},
-        jid::{proxied, unproxied},
+        jid::proxied,
         ns,
         stanza::{Refusal, Stanza},
     },
@@ -108,21 +108,48 @@ pub struct Options {
 /// Addresses of one leg: the user's, and ours towards it.
 type Pair = (Jid, Jid);
 
-/// A session as its user sees it.
+/// A session as it is seen from outside.
 #[derive(Clone, Debug)]
 pub struct SessionInfo {
     /// Its name, here and in the log.
     pub id: String,
-    /// The other user.
-    pub peer: BareJid,
+    /// Initiator and responder.
+    pub users: [BareJid; 2],
+    /// Both legs' transports, once they are up.
+    pub legs: Option<[LegKind; 2]>,
     /// For how long.
     pub age: Duration,
+    /// Bytes so far, both directions.
+    pub bytes: u64,
+}
+
+/// What is known of a session from outside of its task.
+#[derive(Debug)]
+struct Facts {
+    id: String,
+    began: Instant,
+    /// Initiator and responder; the component itself may be one.
+    users: [BareJid; 2],
+    /// Both legs' transports, once they are up.
+    legs: OnceLock<[LegKind; 2]>,
+    progress: Progress,
+}
+
+impl Facts {
+    fn new(initiator: &Jid, responder: &Jid) -> Self {
+        Self {
+            id: random_id()[..8].to_owned(),
+            began: Instant::now(),
+            users: [initiator.to_bare(), responder.to_bare()],
+            legs: OnceLock::new(),
+            progress: Progress::default(),
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Entry {
-    id: String,
-    began: Instant,
+    facts: Arc<Facts>,
     sid: String,
     side: Side,
     inbox: mpsc::Sender<Input>,
@@ -143,7 +170,7 @@ struct State {
 /// What all sessions share.
 #[derive(Debug)]
 struct Shared {
-    options: Arc<Options>,
+    options: RwLock<Arc<Options>>,
     outbound: mpsc::Sender<Element>,
     requests: Requests,
     registry: Registry,
@@ -152,6 +179,10 @@ struct Shared {
 }
 
 impl Shared {
+    fn options(&self) -> Arc<Options> {
+        Arc::clone(&self.options.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -199,10 +230,11 @@ impl Shared {
     /// Whether `user` may have another session.
     fn admit(&self, state: &State, user: &BareJid) -> Result<(), Refusal> {
         if state.draining {
-            return Err(Refusal::resource_constraint("The service is being stopped"));
+            return Err(Refusal::resource_constraint("The service takes no new sessions now"));
         }
         let mine = state.per_user.get(user).copied().unwrap_or(0);
-        if state.count >= self.options.sessions.0 || mine >= self.options.sessions.1 {
+        let (all, of_user) = self.options().sessions;
+        if state.count >= all || mine >= of_user {
             return Err(Refusal::resource_constraint("Too many sessions"));
         }
         Ok(())
@@ -280,7 +312,7 @@ impl Broker {
         let state = Mutex::default();
         Self {
             shared: Arc::new(Shared {
-                options: Arc::new(options),
+                options: RwLock::new(Arc::new(options)),
                 outbound,
                 requests,
                 registry,
@@ -323,7 +355,7 @@ impl Broker {
     /// What the initiator is told if the session cannot be.
     pub fn initiate(&self, stanza: Stanza, callee: &Jid) -> Result<(), Refusal> {
         let shared = &self.shared;
-        let options = &shared.options;
+        let options = shared.options();
         let Some(jingle) = stanza.payload() else {
             return Err(Refusal::bad_request("A jingle element was expected"));
         };
@@ -358,8 +390,8 @@ impl Broker {
             (initiator.user.clone(), initiator.mask.clone()),
             (responder.user.clone(), responder.mask.clone()),
         ];
-        let id = random_id()[..8].to_owned();
-        let began = Instant::now();
+        let facts = Arc::new(Facts::new(&stanza.from, callee));
+        let id = facts.id.clone();
         let (inbox, inputs) = mpsc::channel(INBOX);
         let (leg, ibb) = match transport {
             Some(Transport::Ibb { namespace, sid, block_size }) if options.ibb => {
@@ -388,16 +420,14 @@ impl Broker {
                 return Err(Refusal::new("cancel", "conflict", "The session exists already"));
             }
             entries.push(Entry {
-                id: id.clone(),
-                began,
+                facts: Arc::clone(&facts),
                 sid: initiator.sid.clone(),
                 side: Side::Initiator,
                 inbox: inbox.clone(),
                 ibb,
             });
             state.sessions.entry(pairs[1].clone()).or_default().push(Entry {
-                id: id.clone(),
-                began,
+                facts: Arc::clone(&facts),
                 sid: responder.sid.clone(),
                 side: Side::Responder,
                 inbox,
@@ -414,14 +444,14 @@ impl Broker {
         };
         let peers = [initiator, responder];
         let machine = Session::new(
-            Arc::clone(&shared.options),
+            Arc::clone(&options),
             random_id,
             peers.clone(),
             leg,
             stanza,
             Instant::now(),
         );
-        let driver = Driver::new(Arc::clone(shared), peers, machine);
+        let driver = Driver::new(Arc::clone(shared), facts, peers, machine);
         let span = tracing::info_span!("session", id);
         self.tasks.spawn(tracing::Instrument::instrument(
             async move {
@@ -444,7 +474,7 @@ impl Broker {
         notices: mpsc::Sender<Notice>,
     ) -> Result<(), Refusal> {
         let shared = &self.shared;
-        let options = &shared.options;
+        let options = shared.options();
         let jingle = stanza.payload().ok_or_else(|| Refusal::bad_request("Expected jingle"))?;
         let sid = jingle.attr("sid").filter(|sid| !sid.is_empty());
         let (Some(sid), Some(content)) = (sid, own::first_content(jingle)) else {
@@ -477,7 +507,8 @@ impl Broker {
         };
         let content = content.attr("name").unwrap_or_default().to_owned();
         let (inbox, inputs) = mpsc::channel(INBOX);
-        let id = random_id()[..8].to_owned();
+        let facts = Arc::new(Facts::new(&peer.user, &peer.mask));
+        let id = facts.id.clone();
         let user = peer.user.to_bare();
         let pair = (peer.user.clone(), peer.mask.clone());
         {
@@ -487,8 +518,8 @@ impl Broker {
             if entries.iter().any(|entry| entry.sid == peer.sid) {
                 return Err(Refusal::new("cancel", "conflict", "The session exists already"));
             }
-            let (sid, began) = (peer.sid.clone(), Instant::now());
-            entries.push(Entry { id: id.clone(), began, sid, side: Side::Initiator, inbox, ibb });
+            let sid = peer.sid.clone();
+            entries.push(Entry { facts, sid, side: Side::Initiator, inbox, ibb });
             state.count += 1;
             *state.per_user.entry(user.clone()).or_default() += 1;
         }
@@ -565,38 +596,50 @@ impl Broker {
         }
     }
 
-    /// The sessions of a user.
-    pub fn sessions_of(&self, user: &BareJid) -> Vec<SessionInfo> {
+    /// The sessions that there are, oldest first.
+    pub fn list(&self) -> Vec<SessionInfo> {
         let state = self.shared.lock();
-        let mut found: Vec<SessionInfo> = state
-            .sessions
-            .iter()
-            .filter(|((known, _), _)| known.to_bare() == *user)
-            .flat_map(|((_, mask), entries)| entries.iter().map(move |entry| (mask, entry)))
-            .map(|(mask, entry)| SessionInfo {
-                id: entry.id.clone(),
-                peer: unproxied(mask, &self.shared.options.jid)
-                    .map_or_else(|| mask.to_bare(), |jid| jid.to_bare()),
-                age: entry.began.elapsed(),
+        let entries = state.sessions.values().flatten();
+        let mut found: Vec<SessionInfo> = entries
+            .filter(|entry| entry.side == Side::Initiator)
+            .map(|entry| SessionInfo {
+                id: entry.facts.id.clone(),
+                users: entry.facts.users.clone(),
+                legs: entry.facts.legs.get().copied(),
+                age: entry.facts.began.elapsed(),
+                bytes: entry.facts.progress.bytes(),
             })
             .collect();
         found.sort_by_key(|session| std::cmp::Reverse(session.age));
         found
     }
 
-    /// Ends a session, if it is one of `user`'s; `None`: whosever. Says whether there is one.
-    pub fn end_session(&self, id: &str, user: Option<&BareJid>) -> bool {
+    /// Ends a session with a reason (a condition of XEP-0166, 7.4, and a text) that both users see. Says whether there
+    /// is one.
+    pub fn end_session(&self, id: &str, reason: &'static str, text: &str) -> bool {
+        let end = |entry: &Entry| entry.inbox.try_send(Input::End(reason, text.to_owned())).is_ok();
         let state = self.shared.lock();
-        let mut found = false;
-        for ((known, _), entries) in &state.sessions {
-            if user.is_some_and(|user| known.to_bare() != *user) {
-                continue;
-            }
-            for entry in entries.iter().filter(|entry| entry.id == id) {
-                found |= entry.inbox.try_send(Input::End).is_ok();
+        let mut entries = state.sessions.values().flatten();
+        entries.any(|entry| entry.facts.id == id && entry.side == Side::Initiator && end(entry))
+    }
+
+    /// Ends what runs inside XMPP: the link is about to be given up.
+    pub fn end_in_band(&self) {
+        for session in self.list() {
+            if session.legs.is_none_or(|legs| legs.contains(&LegKind::Ibb)) {
+                self.end_session(&session.id, "gone", "The service is being restarted: try again");
             }
         }
-        found
+    }
+
+    /// Takes no new sessions from now on, or takes them again.
+    pub fn refuse_sessions(&self, refuse: bool) {
+        self.shared.lock().draining = refuse;
+    }
+
+    /// Other settings, for sessions that begin from now on.
+    pub fn set_options(&self, options: Options) {
+        *self.shared.options.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(options);
     }
 
     /// Takes no more sessions; those without a stream end now, the others at the deadline.

@@ -152,7 +152,7 @@ impl OwnSession {
         offered: Option<Element>,
         transport: &Transport,
     ) -> Option<crate::mediator::table::Registration> {
-        let options = &self.shared.options;
+        let options = self.shared.options();
         let Peer { user, mask, .. } = &self.peer;
         let (element, arrival) = match transport {
             Transport::Ibb { namespace, sid, block_size } => {
@@ -262,7 +262,7 @@ impl OwnSession {
         if open.attr("stanza") == Some("message") {
             params.stanza = IbbStanza::Message;
         }
-        params.window = self.shared.options.window;
+        params.window = self.shared.options().window;
         let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
         self.shared.add_stream(&self.peer, sid, handle);
         self.send(stanza.result(None)).await;
@@ -278,7 +278,7 @@ impl OwnSession {
                 return Ok(Some(Other::Open(Box::new(stanza))));
             }
             Some(Input::Gone(_)) => return Err(None),
-            Some(Input::End) => return gone("The session was ended"),
+            Some(Input::End(reason, text)) => return Err(Some(Failure(reason, text))),
             Some(_) | None => return gone("The service is being stopped"),
         };
         let jingle =
@@ -304,7 +304,7 @@ impl OwnSession {
                 self.send(stanza.result(None)).await;
                 match content.and_then(Transport::read) {
                     Some(Transport::Ibb { namespace, sid, block_size })
-                        if self.shared.options.ibb =>
+                        if self.shared.options().ibb =>
                     {
                         let sid = sid.unwrap_or_else(random_id);
                         self.shared.expect_open(&self.peer, Some(sid.clone()));

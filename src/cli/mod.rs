@@ -13,6 +13,7 @@ use clap_complete::Shell;
 use self::keys::KeysCommand;
 use crate::config::{Config, ConfigError, DEFAULT_TEXT, Loaded};
 
+pub mod attach;
 pub mod keys;
 
 /// Exit status: something failed at run time.
@@ -51,6 +52,11 @@ pub enum Command {
         /// Also log in to the XMPP server
         #[arg(long)]
         online: bool,
+    },
+    /// Print what the XMPP server must be told of this component; makes the secret if there is none
+    Attach {
+        /// Which server
+        server: attach::Server,
     },
     /// Bring the database schema up to date
     Migrate,
@@ -176,6 +182,11 @@ impl Cli {
                 check_ports(&loaded.config)?;
                 Ok(Task::Check { loaded, online })
             }
+            Command::Attach { server } => {
+                let load = || Config::load(file, vars()).map(|loaded| loaded.config);
+                attach::run(server, load, out, err)?;
+                Ok(Task::Done)
+            }
             Command::Migrate => Ok(Task::Migrate(load(file, err)?)),
             Command::Keys { command, json } => {
                 Ok(Task::Keys { loaded: load(file, err)?, command, json })
@@ -199,14 +210,17 @@ impl Cli {
 }
 
 fn load(file: Option<&Path>, err: &mut impl Write) -> Result<Loaded, Failure> {
-    // A variable that is no text is none of ours, or its value would fail as a setting anyway.
-    let vars = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let loaded = Config::load(file, vars)?;
+    let loaded = Config::load(file, vars())?;
     for warning in &loaded.warnings {
         writeln!(err, "warning: {warning}")?;
     }
     Ok(loaded)
+}
+
+/// The environment. A variable that is no text is none of ours, or its value would fail as a setting anyway.
+pub(crate) fn vars() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// Tries to listen wherever the component would.

@@ -286,9 +286,12 @@ impl Commands {
 
     fn sessions(&self, progress: &Progress, stage: usize) -> Result<Page, Stop> {
         let me = progress.from.to_bare();
-        let sessions = self.broker.sessions_of(&me);
+        let mut sessions = self.broker.list();
+        sessions.retain(|session| session.users.contains(&me));
         let line = |session: &crate::broker::SessionInfo| {
-            format!("with {}, for {} s", session.peer, session.age.as_secs())
+            let [initiator, responder] = &session.users;
+            let peer = if *initiator == me { responder } else { initiator };
+            format!("with {peer}, for {} s", session.age.as_secs())
         };
         if stage == 0 {
             if sessions.is_empty() {
@@ -303,7 +306,9 @@ impl Commands {
             );
             return Ok(Page::Form(form, true));
         }
-        if self.broker.end_session(progress.values.one("id"), Some(&me)) {
+        let id = progress.values.one("id");
+        let mine = sessions.iter().any(|session| session.id == id);
+        if mine && self.broker.end_session(id, "cancel", "The session was ended by its user") {
             Ok(Page::Done(None, "The session is being ended.", None))
         } else {
             Err(input("There is no such session any more"))

@@ -60,7 +60,7 @@ impl Written {
                 text.get(..span.start).unwrap_or_default().matches('\n').count() + 1
             });
             let message = error.message().lines().next().unwrap_or("no TOML").to_owned();
-            ConfigError { at: format!("{file}: line {line}"), text: message, hint: None }
+            ConfigError::at(format!("{file}: line {line}"), message)
         })?;
         let sections: Vec<&str> = KEYS.iter().map(|(section, _)| *section).collect();
         for (section, value) in &table {
@@ -70,14 +70,13 @@ impl Written {
                     Some(known) => format!("unknown {what}; did you mean [{known}]?"),
                     None => format!("unknown {what}"),
                 };
-                return Err(ConfigError { at: format!("{file}: {section}"), text, hint: None });
+                return Err(ConfigError::at(format!("{file}: {section}"), text));
             };
             let Some(settings) = value.as_table() else {
-                return Err(ConfigError {
-                    at: format!("{file}: {section}"),
-                    text: format!("expected a section, [{section}], found {}", shown(value)),
-                    hint: None,
-                });
+                return Err(ConfigError::at(
+                    format!("{file}: {section}"),
+                    format!("expected a section, [{section}], found {}", shown(value)),
+                ));
             };
             if let Some(key) = settings.keys().find(|key| !keys.contains(&key.as_str())) {
                 let text = match closest(key, keys) {

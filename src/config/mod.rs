@@ -22,6 +22,11 @@ pub const DEFAULT_TEXT: &str = include_str!("default.toml");
 /// Where the configuration is looked for if nobody says where, in this order.
 pub const DEFAULT_PATHS: [&str; 2] = ["fingerpost.toml", "/etc/fingerpost/config.toml"];
 
+/// The variable that names the folder of credentials which systemd has given us (`LoadCredential=`).
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+/// The file in that folder, else beside the configuration, in which the secret is looked for if nothing says where.
+const SECRET_NAME: &str = "secret";
+
 /// A day; the longest that a handshake, an activation or a drain may take.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The shortest timeout that leaves a peer time to act.
@@ -234,10 +239,9 @@ impl Config {
                 .ok_or_else(no_file)?,
         };
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(&path).map_err(|error| ConfigError {
-            at: name.clone(),
-            text: format!("cannot be read: {}", plain(&error)),
-            hint: Some("`fingerpost config` prints a configuration to start from".to_owned()),
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            ConfigError::at(name.clone(), format!("cannot be read: {}", plain(&error)))
+                .with_hint("`fingerpost config` prints a configuration to start from")
         })?;
         let (config, warnings) = Self::parse(&name, &text, vars)?;
         Ok(Loaded { config, path, warnings })
@@ -254,9 +258,15 @@ impl Config {
         text: &str,
         vars: impl IntoIterator<Item = (String, String)>,
     ) -> Result<(Self, Vec<String>), ConfigError> {
+        let vars: Vec<(String, String)> = vars.into_iter().collect();
+        let credentials = vars
+            .iter()
+            .find(|(name, folder)| name == CREDENTIALS && !folder.is_empty())
+            .map(|(_, folder)| PathBuf::from(folder));
         let written = Written::parse(name, text, vars)?;
         let mut warnings = Vec::new();
-        let component = component(&written.section("component"), name, &mut warnings)?;
+        let component =
+            component(&written.section("component"), name, credentials.as_deref(), &mut warnings)?;
         let socks5 = socks5(&written.section("socks5"), &component.jid)?;
         let access = access(&written.section("access"), &component.jid)?;
         let config = Self {
@@ -283,6 +293,7 @@ impl Config {
 fn component(
     section: &Section<'_>,
     file: &str,
+    credentials: Option<&Path>,
     warnings: &mut Vec<String>,
 ) -> Result<Component, ConfigError> {
     let jid = section
@@ -311,15 +322,32 @@ fn component(
             );
         }
         (Some(secret), None) => secret,
-        (None, Some(path)) => read_secret(section, &path, file, warnings)?,
+        (None, Some(path)) => match path.strip_prefix(format!("${CREDENTIALS}")) {
+            Ok(name) => {
+                let folder = credentials.ok_or_else(|| {
+                    let found = format!("${CREDENTIALS}, which is not set");
+                    section.error(
+                        "secret_file",
+                        format!("expected a file with the secret, found {found}"),
+                    )
+                })?;
+                read_secret(section, &folder.join(name), file, warnings)?
+            }
+            Err(_) => read_secret(section, &path, file, warnings)?,
+        },
         (None, None) => {
-            let mut error = section.error("secret", "missing; expected secret or secret_file");
-            error.hint = Some(
-                "put the secret of the server's component entry here, \
-                 or into FINGERPOST_COMPONENT__SECRET"
-                    .to_owned(),
-            );
-            return Err(error);
+            let beside = Path::new(file).with_file_name(SECRET_NAME);
+            let given = credentials.map(|folder| folder.join(SECRET_NAME));
+            let places = [given, Some(beside.clone())];
+            match places.into_iter().flatten().find(|path| path.exists()) {
+                Some(path) => read_secret(section, &path, file, warnings)?,
+                None => {
+                    let error = section.error("secret", "missing; expected secret or secret_file");
+                    return Err(ConfigError { no_secret: Some(beside), ..error }.with_hint(
+                        "`fingerpost attach prosody` (or ejabberd) makes one and says what to tell the server",
+                    ));
+                }
+            }
         }
     };
     let name = section
@@ -339,8 +367,13 @@ fn read_secret(
     let refuse = |why: String| {
         section.error("secret_file", format!("expected a file with the secret, found {why}"))
     };
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| refuse(format!("{}: {}", path.display(), plain(&error))))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let missing = error.kind() == ErrorKind::NotFound;
+        ConfigError {
+            no_secret: missing.then(|| path.to_owned()),
+            ..refuse(format!("{}: {}", path.display(), plain(&error)))
+        }
+    })?;
     let secret = text.trim_end_matches(['\r', '\n']);
     if secret.is_empty() {
         return Err(refuse(format!("{}, which is empty", path.display())));
@@ -513,14 +546,9 @@ fn plain(error: &std::io::Error) -> String {
 }
 
 fn no_file() -> ConfigError {
-    ConfigError {
-        at: DEFAULT_PATHS.join(" or "),
-        text: "no such file".to_owned(),
-        hint: Some(
-            "name a configuration with -c FILE; `fingerpost config` prints one to start from"
-                .to_owned(),
-        ),
-    }
+    ConfigError::at(DEFAULT_PATHS.join(" or "), "no such file".to_owned()).with_hint(
+        "name a configuration with -c FILE; `fingerpost config` prints one to start from",
+    )
 }
 
 /// Where a setting was written.
@@ -536,12 +564,26 @@ pub struct ConfigError {
     at: String,
     text: String,
     hint: Option<String>,
+    no_secret: Option<PathBuf>,
 }
 
 impl ConfigError {
     fn new(at: &Where, section: &str, key: &str, text: String) -> Self {
         let (Where::File(at) | Where::Env(at)) = at;
-        Self { at: format!("{at}: {section}.{key}"), text, hint: None }
+        Self::at(format!("{at}: {section}.{key}"), text)
+    }
+
+    fn at(at: String, text: String) -> Self {
+        Self { at, text, hint: None, no_secret: None }
+    }
+
+    fn with_hint(self, hint: &str) -> Self {
+        Self { hint: Some(hint.to_owned()), ..self }
+    }
+
+    /// If nothing is wrong but that there is no secret yet: the file in which it would be found.
+    pub fn no_secret(&self) -> Option<&Path> {
+        self.no_secret.as_deref()
     }
 
     /// How to mend it, where that is more than what the line says.
@@ -637,6 +679,34 @@ mod tests {
         for text in ["localhost", ":1", "a:0", "a:65536", "::1:80", "[::1]", "a/b:1", "a:+1"] {
             assert_eq!(host_port(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_secret_is_found_among_the_credentials_else_beside_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        let given = folder.path().join("given");
+        std::fs::create_dir(&given).unwrap();
+        let text = "[component]\njid = 'xtls.example.org'\n";
+        let parse = |text: &str, vars: &[(&str, &Path)]| {
+            let vars =
+                vars.iter().map(|(name, path)| ((*name).to_owned(), path.display().to_string()));
+            Config::parse(&file.display().to_string(), text, vars)
+                .map(|(config, _)| config.component.secret)
+        };
+        let beside = folder.path().join("secret");
+        assert_eq!(parse(text, &[]).unwrap_err().no_secret(), Some(beside.as_path()));
+        std::fs::write(&beside, "beside\n").unwrap();
+        assert_eq!(parse(text, &[]).unwrap(), Secret::new("beside"));
+        let credentials = [(CREDENTIALS, given.as_path())];
+        assert_eq!(parse(text, &credentials).unwrap(), Secret::new("beside"));
+        std::fs::write(given.join("secret"), "given\n").unwrap();
+        std::fs::write(given.join("other"), "other\n").unwrap();
+        assert_eq!(parse(text, &credentials).unwrap(), Secret::new("given"));
+        let named = format!("{text}secret_file = '$CREDENTIALS_DIRECTORY/other'\n");
+        assert_eq!(parse(&named, &credentials).unwrap(), Secret::new("other"));
+        let error = parse(&named, &[]).unwrap_err().to_string();
+        assert!(error.ends_with("found $CREDENTIALS_DIRECTORY, which is not set"), "{error}");
     }
 
     #[cfg(unix)]

@@ -29,7 +29,7 @@ impl Leg {
     }
 
     /// Its kind, for counting.
-    pub(super) fn kind_of_transport(&self) -> Kind {
+    pub(crate) fn kind_of_transport(&self) -> Kind {
         match self {
             Self::Socket(_) => Kind::S5b,
             Self::Ibb(_) => Kind::Ibb,

@@ -91,13 +91,39 @@ impl Listener {
         soft: &CancellationToken,
         tasks: &TaskTracker,
     ) -> io::Result<Self> {
+        Self::with(addresses, Vec::new(), options, table, soft, tasks).await
+    }
+
+    /// [`Listener::bind`]; but if there are sockets that listen already, those are used and nothing is bound.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub async fn with(
+        addresses: &[impl AsRef<str>],
+        inherited: Vec<std::net::TcpListener>,
+        options: Options,
+        table: &Table,
+        soft: &CancellationToken,
+        tasks: &TaskTracker,
+    ) -> io::Result<Self> {
+        let mut listeners = Vec::new();
+        let mut local_addrs = Vec::new();
+        let bind = inherited.is_empty();
+        for socket in inherited {
+            socket.set_nonblocking(true)?;
+            prepare(&SockRef::from(&socket))?;
+            local_addrs.push(socket.local_addr()?);
+            // One queue, and a loop for each core.
+            for _ in 1..acceptors() {
+                listeners.push(TcpListener::from_std(socket.try_clone()?)?);
+            }
+            listeners.push(TcpListener::from_std(socket)?);
+        }
         let mut wanted = Vec::new();
-        for name in addresses.iter().map(AsRef::as_ref) {
+        for name in addresses.iter().map(AsRef::as_ref).filter(|_| bind) {
             let resolved = lookup_host(name).await.map_err(|error| naming(name, &error))?;
             wanted.extend(resolved.map(|address| (name, address)));
         }
-        let mut listeners = Vec::new();
-        let mut local_addrs = Vec::new();
         for (name, address) in &wanted {
             let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
             let only_v6 = wanted.iter().any(|(_, other)| *other == v4) && address.port() != 0;
@@ -223,11 +249,14 @@ fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
 
 /// The other sockets of an address whose first is bound to `bound`: one for each further core.
 fn others(wanted: SocketAddr, only_v6: bool, bound: SocketAddr) -> io::Result<Vec<TcpListener>> {
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let more = if cfg!(target_os = "linux") { cores.min(ACCEPTORS) - 1 } else { 0 };
+    let more = if cfg!(target_os = "linux") { acceptors() - 1 } else { 0 };
     // `[::]` may have become `0.0.0.0`.
     let only_v6 = only_v6 && wanted.is_ipv6();
     (0..more).map(|_| open(bound, only_v6, true)).collect()
+}
+
+fn acceptors() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get).min(ACCEPTORS)
 }
 
 fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {

@@ -50,12 +50,14 @@ pub enum Cause {
     OneSide,
     /// A second activation.
     AlreadyActive,
+    /// An activation while nothing new is taken.
+    Draining,
     /// The stream of a brokered session did not start with a ClientHello.
     NotTls,
 }
 
 impl Cause {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::AddressLimit,
         Self::Descriptors,
         Self::Handshake,
@@ -66,6 +68,7 @@ impl Cause {
         Self::NotFound,
         Self::OneSide,
         Self::AlreadyActive,
+        Self::Draining,
         Self::NotTls,
     ];
 
@@ -81,6 +84,7 @@ impl Cause {
             Self::NotFound => "not_found",
             Self::OneSide => "one_side",
             Self::AlreadyActive => "already_active",
+            Self::Draining => "draining",
             Self::NotTls => "not_tls",
         }
     }

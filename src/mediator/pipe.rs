@@ -5,6 +5,7 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -79,15 +80,17 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    relay_at_rate(a, b, options, 0).await
+    relay_at_rate(a, b, options, 0, &AtomicU64::new(0)).await
 }
 
-/// [`relay`], at so many bytes per second, both directions together; 0 is any number.
+/// [`relay`], at so many bytes per second, both directions together; 0 is any number. `progress` is how many bytes have
+/// moved so far.
 pub(super) async fn relay_at_rate<A, B>(
     a: A,
     b: B,
     options: Options,
     bytes_per_second: u64,
+    progress: &AtomicU64,
 ) -> Outcome
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -107,6 +110,7 @@ where
             if let Poll::Ready(end) = pipe.poll_copy(cx) {
                 return Poll::Ready(end);
             }
+            progress.store(pipe.moved(), Ordering::Relaxed);
             let now = ready!(looks.poll_tick(cx));
             if moved != pipe.moved() {
                 (moved, moved_at) = (pipe.moved(), now);

@@ -171,7 +171,11 @@ async fn who_says_nothing_is_idle() {
 async fn a_rate_is_kept_in_both_directions_together() {
     let (mut romeo, a) = duplex(1 << 20);
     let (mut juliet, b) = duplex(1 << 20);
-    let pipe = tokio::spawn(relay_at_rate(a, b, Options::default(), 10_000));
+    let progress = AtomicU64::new(0);
+    let pipe =
+        tokio::spawn(
+            async move { relay_at_rate(a, b, Options::default(), 10_000, &progress).await },
+        );
     let begin = Instant::now();
     let send = async |end: &mut DuplexStream| end.write_all(&[7; 50_000]).await.unwrap();
     tokio::join!(send(&mut romeo), send(&mut juliet));

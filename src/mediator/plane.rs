@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -106,19 +106,29 @@ impl Plane {
         &self.shared.pool
     }
 
-    /// Joins two legs until both are done: between two sockets without copying where that can be, else with
+    /// Joins two legs until both are done, and says meanwhile how far it is: between two sockets without copying where that can be, else with
     /// [`pipe::relay`].
     ///
     /// # Cancel safety
     /// Dropping the future loses what is in flight, so it is only for ending both legs.
-    pub async fn join(&self, initiator: Leg, responder: Leg, options: Options) -> Outcome {
+    pub async fn join(
+        &self,
+        initiator: Leg,
+        responder: Leg,
+        options: Options,
+        progress: &Progress,
+    ) -> Outcome {
         let outcome = match (initiator, responder) {
             (Leg::Socket(a), Leg::Socket(b)) => {
-                Box::pin(Relay::new(a, b, self.clone(), options)).await
+                let relay = Box::pin(Relay::new(a, b, self.clone(), options));
+                progress.follow(relay.watch());
+                relay.await
             }
             (a, b) => {
                 let open = Open::new(self, a.kind_of_transport(), b.kind_of_transport());
-                let outcome = Box::pin(pipe::relay_at_rate(a, b, options, self.rate())).await;
+                let outcome =
+                    Box::pin(pipe::relay_at_rate(a, b, options, self.rate(), &progress.piped))
+                        .await;
                 self.metrics().moved(open.a, open.b, outcome.a_to_b);
                 self.metrics().moved(open.b, open.a, outcome.b_to_a);
                 outcome
@@ -219,7 +229,32 @@ impl Plane {
     }
 }
 
+/// How much of one stream has moved, seen from outside of its task.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Of a stream between two sockets.
+    watch: OnceLock<Arc<Watch>>,
+    /// Of any other.
+    piped: AtomicU64,
+}
+
+impl Progress {
+    pub(super) fn follow(&self, watch: &Arc<Watch>) {
+        let _once = self.watch.set(Arc::clone(watch));
+    }
+
+    /// Bytes so far, both directions.
+    pub fn bytes(&self) -> u64 {
+        self.watch.get().map_or_else(|| self.piped.load(Ordering::Relaxed), |watch| watch.bytes())
+    }
+}
+
 impl Watch {
+    /// Bytes so far, both directions.
+    pub(super) fn bytes(&self) -> u64 {
+        self.a_to_b.load(Ordering::Relaxed) + self.b_to_a.load(Ordering::Relaxed)
+    }
+
     /// Lets a look wake this task; says whether one has found it idle.
     pub(super) fn is_idle(&self, cx: &std::task::Context<'_>) -> bool {
         self.waker.register(cx.waker());

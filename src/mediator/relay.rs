@@ -114,6 +114,11 @@ impl Relay {
         }
     }
 
+    /// Its counters, which others may read.
+    pub(super) fn watch(&self) -> &Arc<Watch> {
+        &self.watch
+    }
+
     fn poll_ways(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         let Self { a, b, forward, backward, plane, watch, limit } = self;
         let (a, b) = (a.stream_mut(), b.stream_mut());

@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -23,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     metrics::{Cause, Phase},
     pipe,
-    plane::{Plane, now},
+    plane::{Plane, Watch, now},
     relay::Relay,
     socket::Socket,
     transfer::{ActivateError, DstAddr, Transfer},
@@ -97,7 +97,7 @@ pub struct Table {
 
 #[derive(Debug)]
 struct Inner {
-    options: Options,
+    options: RwLock<Options>,
     tasks: TaskTracker,
     hard: CancellationToken,
     plane: Plane,
@@ -111,6 +111,10 @@ struct State {
     registrations: HashMap<u64, Option<mpsc::Sender<Socket>>>,
     next_registration: u64,
     active: usize,
+    /// How many have been active so far.
+    numbered: u64,
+    /// Nothing more is activated.
+    draining: bool,
     active_by_user: HashMap<Arc<BareJid>, usize>,
     /// Activations that wait for the second side.
     awaited: HashMap<DstAddr, Arc<Notify>>,
@@ -121,8 +125,32 @@ struct State {
 #[derive(Debug)]
 enum Entry {
     Plain(Box<Waiting>),
-    Active { user: Arc<BareJid>, relay: Option<AbortHandle> },
+    Active(Box<Stream>),
     Registered(u64),
+}
+
+/// An active transfer, as it is seen from outside of its task.
+#[derive(Debug)]
+struct Stream {
+    number: u64,
+    user: Arc<BareJid>,
+    target: BareJid,
+    began: Instant,
+    watch: Option<Arc<Watch>>,
+    relay: Option<AbortHandle>,
+}
+
+/// An active transfer.
+#[derive(Clone, Debug)]
+pub struct TransferInfo {
+    /// Its name, for [`Table::end`].
+    pub id: u64,
+    /// Requester and target.
+    pub users: [BareJid; 2],
+    /// For how long it is active.
+    pub age: Duration,
+    /// Bytes so far, both directions.
+    pub bytes: u64,
 }
 
 #[derive(Debug)]
@@ -172,7 +200,13 @@ impl Table {
         tasks: TaskTracker,
         hard: CancellationToken,
     ) -> Self {
-        let inner = Arc::new(Inner { options, tasks, hard, plane, state: Mutex::default() });
+        let inner = Arc::new(Inner {
+            options: RwLock::new(options),
+            tasks,
+            hard,
+            plane,
+            state: Mutex::default(),
+        });
         inner.tasks.spawn(sweep(
             Arc::downgrade(&inner),
             inner.hard.clone(),
@@ -197,7 +231,7 @@ impl Table {
         let free = match entries.get(&hash) {
             None => !self.inner.hard.is_cancelled(),
             Some(Entry::Plain(waiting)) => waiting.transfer.has_room(),
-            Some(Entry::Active { .. }) => false,
+            Some(Entry::Active(_)) => false,
             Some(Entry::Registered(number)) => {
                 waiting = registrations.get_mut(number);
                 waiting.as_ref().is_some_and(|waiting| waiting.is_some())
@@ -230,7 +264,7 @@ impl Table {
                 Err(socket) => Arrival::Refused(socket),
             };
         }
-        let transfer = Transfer::new(socket, self.inner.options.activation_timeout, now);
+        let transfer = Transfer::new(socket, self.inner.options().activation_timeout, now);
         entries.insert(hash, Entry::Plain(Box::new(Waiting { transfer, since: now })));
         Arrival::Taken
     }
@@ -296,7 +330,7 @@ impl Table {
         // It may have come before it was awaited.
         let mut result = self.try_activate(asker, sid, target);
         if result == Err(NotActivated::OneSide)
-            && timeout(self.inner.options.activation_grace, came).await.is_ok()
+            && timeout(self.inner.options().activation_grace, came).await.is_ok()
         {
             result = self.try_activate(asker, sid, target);
         }
@@ -315,7 +349,8 @@ impl Table {
         };
         let user = asker.to_bare();
         let mut state = self.inner.lock();
-        let State { entries, registrations, active, active_by_user, .. } = &mut *state;
+        let State { entries, registrations, active, active_by_user, draining, numbered, .. } =
+            &mut *state;
         let waiting = match entries.get_mut(&hash) {
             None => {
                 let refusal = Refusal::item_not_found("no such bytestream of yours");
@@ -327,19 +362,24 @@ impl Table {
                     _ => Err(NotActivated::OneSide),
                 };
             }
-            Some(Entry::Active { .. }) => {
+            Some(Entry::Active(_)) => {
                 return refuse(Cause::AlreadyActive, ActivateError::Active.into());
             }
             Some(Entry::Plain(waiting)) => waiting,
         };
-        if *active >= self.inner.options.sessions {
+        if *draining {
+            let refusal = Refusal::resource_constraint("the service takes no new bytestreams now");
+            return refuse(Cause::Draining, refusal);
+        }
+        let options = self.inner.options();
+        if *active >= options.sessions {
             let refusal = Refusal::resource_constraint("too many bytestreams");
             return refuse(Cause::SessionLimit, refusal);
         }
         let (user, of_user) = active_by_user
             .get_key_value(&user)
             .map_or_else(|| (Arc::new(user), 0), |(user, count)| (Arc::clone(user), *count));
-        if of_user >= self.inner.options.sessions_per_user {
+        if of_user >= options.sessions_per_user {
             let refusal = Refusal::resource_constraint("too many bytestreams of yours");
             return refuse(Cause::UserLimit, refusal);
         }
@@ -353,27 +393,39 @@ impl Table {
         let took = now().saturating_duration_since(waiting.since);
         *active += 1;
         active_by_user.insert(Arc::clone(&user), of_user + 1);
-        entries.insert(hash, Entry::Active { user, relay: None });
+        *numbered += 1;
+        let stream = Stream {
+            number: *numbered,
+            user,
+            target: target.to_bare(),
+            began: now(),
+            watch: None,
+            relay: None,
+        };
+        entries.insert(hash, Entry::Active(Box::new(stream)));
         drop(state);
 
         self.inner.plane.metrics().set_up(took);
-        let options = pipe::Options { idle_timeout: self.inner.options.idle_timeout, guard: false };
+        let options = pipe::Options { idle_timeout: options.idle_timeout, guard: false };
+        let relay = Relay::new(a, b, self.inner.plane.clone(), options);
+        let watch = Arc::clone(relay.watch());
         let relay = self
             .inner
             .tasks
             .spawn(Running {
-                relay: Relay::new(a, b, self.inner.plane.clone(), options),
+                relay,
                 active: Active { inner: Arc::clone(&self.inner), hash, bytes: 0 },
             })
             .abort_handle();
         // If it has ended meanwhile, the hash is free or another's, and aborting does nothing to anyone.
         if self.inner.hard.is_cancelled() {
             relay.abort();
-        } else if let Some(Entry::Active { relay: slot @ None, .. }) =
-            self.inner.lock().entries.get_mut(&hash)
+        } else if let Some(Entry::Active(stream)) = self.inner.lock().entries.get_mut(&hash)
+            && stream.relay.is_none()
             && !relay.is_finished()
         {
-            *slot = Some(relay);
+            stream.relay = Some(relay);
+            stream.watch = Some(watch);
         }
         Ok(())
     }
@@ -383,6 +435,56 @@ impl Table {
             self.inner.plane.metrics().refused(Cause::OneSide);
         }
         error.into()
+    }
+
+    /// The active transfers, oldest first.
+    pub fn list(&self) -> Vec<TransferInfo> {
+        let at = now();
+        let state = self.inner.lock();
+        let mut found: Vec<TransferInfo> = state
+            .entries
+            .values()
+            .filter_map(|entry| match entry {
+                Entry::Active(stream) => Some(TransferInfo {
+                    id: stream.number,
+                    users: [BareJid::clone(&stream.user), stream.target.clone()],
+                    age: at.saturating_duration_since(stream.began),
+                    bytes: stream.watch.as_ref().map_or(0, |watch| watch.bytes()),
+                }),
+                Entry::Plain(_) | Entry::Registered(_) => None,
+            })
+            .collect();
+        drop(state);
+        found.sort_by_key(|transfer| transfer.id);
+        found
+    }
+
+    /// Ends an active transfer; both connections are closed. Says whether there is one.
+    pub fn end(&self, id: u64) -> bool {
+        let mut state = self.inner.lock();
+        let relay = state.entries.values_mut().find_map(|entry| match entry {
+            Entry::Active(stream) if stream.number == id => Some(stream.relay.take()),
+            _ => None,
+        });
+        drop(state);
+        match relay.flatten() {
+            Some(relay) => {
+                relay.abort();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Activates nothing more from now on, or activates again.
+    pub fn refuse_activations(&self, refuse: bool) {
+        self.inner.lock().draining = refuse;
+    }
+
+    /// Other limits, for what begins from now on.
+    pub fn set_options(&self, options: Options) {
+        self.inner.plane.set_rate(options.bytes_per_second);
+        *self.inner.options.write().unwrap_or_else(PoisonError::into_inner) = options;
     }
 
     /// What is in the table now.
@@ -400,6 +502,10 @@ impl Table {
 }
 
 impl Inner {
+    fn options(&self) -> Options {
+        *self.options.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -499,8 +605,8 @@ impl Drop for Active {
         state.active -= 1;
         state.bytes += self.bytes;
         let entry = state.entries.remove(&self.hash);
-        let Some(Entry::Active { user, .. }) = &entry else { return };
-        let last = match state.active_by_user.get_mut(user) {
+        let Some(Entry::Active(stream)) = &entry else { return };
+        let last = match state.active_by_user.get_mut(&stream.user) {
             Some(count) => {
                 *count -= 1;
                 *count == 0
@@ -508,7 +614,7 @@ impl Drop for Active {
             None => false,
         };
         if last {
-            state.active_by_user.remove(user);
+            state.active_by_user.remove(&stream.user);
         }
         drop(state);
     }
@@ -527,13 +633,13 @@ async fn sweep(table: Weak<Inner>, hard: CancellationToken, every: Duration) {
             .entries
             .extract_if(|_, entry| match entry {
                 Entry::Plain(waiting) => ended || waiting.transfer.is_expired(now),
-                Entry::Active { .. } | Entry::Registered(_) => false,
+                Entry::Active(_) | Entry::Registered(_) => false,
             })
             .collect();
         let mut running = Vec::new();
         if ended {
             running.extend(state.entries.values_mut().filter_map(|entry| match entry {
-                Entry::Active { relay, .. } => relay.take(),
+                Entry::Active(stream) => stream.relay.take(),
                 _ => None,
             }));
         }

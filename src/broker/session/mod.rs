@@ -82,8 +82,8 @@ pub(crate) enum Input {
     Arrived(Side),
     /// The service stops: streams that run may go on until the deadline.
     Drain(Instant),
-    /// A user, or an admin, wants it to end.
-    End,
+    /// It is to end, with this reason and text for both users.
+    End(&'static str, String),
     /// What the responder's client can do.
     Features(Vec<String>),
     /// One side is no longer there.
@@ -254,7 +254,7 @@ impl Session {
                 }
                 _ => self.end_both("gone", "The service is being stopped"),
             },
-            Input::End => self.end_both("cancel", "The session was ended by its user or an admin"),
+            Input::End(reason, text) => self.end_both(reason, &text),
             Input::Features(found) => {
                 if let Phase::Checking { features, .. } = &mut self.phase {
                     *features = Some(found);

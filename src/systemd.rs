@@ -1,0 +1,87 @@
+//! What the service manager gives and wants to hear: listening sockets, readiness, the watchdog.
+//!
+//! Without a service manager nothing here does anything. Spec: sd_listen_fds(3), sd_notify(3).
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
+
+use listenfd::ListenFd;
+use sd_notify::NotifyState;
+use tracing::debug;
+
+/// Listening sockets that were open before this program started, and stay open when it ends: connections that come
+/// between two runs wait in them.
+#[derive(Debug, Default)]
+pub struct Inherited(Vec<(SocketAddr, TcpListener)>);
+
+impl Inherited {
+    /// Takes the sockets that `LISTEN_FDS` tells of. To be called before the program has threads, as it takes that out
+    /// of the environment.
+    pub fn take() -> Self {
+        let mut given = ListenFd::from_env();
+        let sockets = (0..given.len())
+            .filter_map(|index| given.take_tcp_listener(index).ok().flatten())
+            .filter_map(|socket| Some((socket.local_addr().ok()?, socket)))
+            .collect();
+        Self(sockets)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes those that listen on the port of `address`, written `host:port`.
+    pub fn of_port(&mut self, address: &str) -> Vec<TcpListener> {
+        let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        let (taken, left) =
+            std::mem::take(&mut self.0).into_iter().partition(|(at, _)| Some(at.port()) == port);
+        self.0 = left;
+        let taken: Vec<(SocketAddr, TcpListener)> = taken;
+        taken.into_iter().map(|(_, socket)| socket).collect()
+    }
+
+    /// Takes all that are left.
+    pub fn rest(&mut self) -> Vec<TcpListener> {
+        std::mem::take(&mut self.0).into_iter().map(|(_, socket)| socket).collect()
+    }
+}
+
+/// The service serves: its sockets listen and its database is open.
+pub fn ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// One line for `systemctl status`.
+pub fn status(text: &str) {
+    tell(&[NotifyState::Status(text)]);
+}
+
+/// The configuration is being read again; [`ready`] ends that.
+pub fn reloading() {
+    let now = NotifyState::monotonic_usec_now();
+    tell(&std::iter::once(NotifyState::Reloading).chain(now).collect::<Vec<_>>());
+}
+
+/// The service is about to end.
+pub fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+/// How often [`alive`] must be called, if at all: twice as often as the watchdog looks.
+pub fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled().map(|every| every / 2).filter(|every| !every.is_zero())
+}
+
+/// The program works.
+pub fn alive() {
+    tell(&[NotifyState::Watchdog]);
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        debug!(%error, "the service manager cannot be told");
+    }
+}
