@@ -80,7 +80,7 @@ pub(crate) enum Input {
     Answered(u32, Answer),
     /// The SOCKS5 connection of a side is there.
     Arrived(Side),
-    /// The service stops: streams that run may go on until the deadline.
+    /// The service stops: what is under way may go on until then.
     Drain(Instant),
     /// It is to end, with this reason and text for both users.
     End(&'static str, String),
@@ -170,6 +170,8 @@ pub(crate) struct Session {
     /// When it ends, and why.
     deadline: Instant,
     deadline_reason: &'static str,
+    /// When the service stops.
+    stop_at: Option<Instant>,
     /// When each side was last heard of.
     heard: [Instant; 2],
     actions: VecDeque<Action>,
@@ -198,6 +200,7 @@ impl Session {
         Self {
             deadline: now + options.activation_timeout,
             deadline_reason: "timeout",
+            stop_at: None,
             options,
             ids,
             peers,
@@ -222,7 +225,8 @@ impl Session {
 
     /// When [`Input::Timeout`] is due.
     pub(crate) fn deadline(&self) -> Instant {
-        self.deadline.min(self.heard[0] + PING).min(self.heard[1] + PING)
+        let deadline = self.deadline.min(self.heard[0] + PING).min(self.heard[1] + PING);
+        self.stop_at.map_or(deadline, |stop_at| stop_at.min(deadline))
     }
 
     /// Whether it has ended: what [`Session::poll_action`] still gives is its last will.
@@ -247,13 +251,11 @@ impl Session {
                 self.leg(side).arrived = true;
                 self.check_connected(side);
             }
-            Input::Drain(until) => match self.phase {
-                Phase::Relaying => {
-                    self.deadline = self.deadline.min(until);
-                    self.deadline_reason = "gone";
-                }
-                _ => self.end_both("gone", "The service is being stopped"),
-            },
+            // What is under way may come to its end in time.
+            Input::Drain(until) if until <= now => {
+                self.end_both("gone", "The service is being stopped");
+            }
+            Input::Drain(until) => self.stop_at = Some(until),
             Input::End(reason, text) => self.end_both(reason, &text),
             Input::Features(found) => {
                 if let Phase::Checking { features, .. } = &mut self.phase {
@@ -601,8 +603,17 @@ impl Session {
         if now >= self.deadline {
             return match std::mem::replace(&mut self.phase, Phase::Over) {
                 Phase::Leaving { by, jingle } => self.leave(by, &jingle),
-                _ => self.end_both(self.deadline_reason, ""),
+                _ => {
+                    let text = match self.deadline_reason {
+                        "timeout" => "The session was not set up in time",
+                        _ => "",
+                    };
+                    self.end_both(self.deadline_reason, text);
+                }
             };
+        }
+        if self.stop_at.is_some_and(|stop_at| now >= stop_at) {
+            return self.end_both("gone", "The service is being stopped");
         }
         for side in [Side::Initiator, Side::Responder] {
             if now >= self.heard[side.index()] + PING {

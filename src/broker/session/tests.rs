@@ -377,20 +377,23 @@ fn who_vanishes_is_missed() {
 }
 
 #[test]
-fn a_drain_spares_streams_until_its_deadline() {
-    let mut world = World::initiated(IBB_OFFER, &[]);
-    world.tell(Input::Drain(world.now + Duration::from_secs(30)));
-    assert_eq!(world.terminated().len(), 2);
-
-    let mut world = World::initiated(IBB_OFFER, &[]);
-    world.open(Side::Initiator, "a-stream");
-    world.answer("open");
-    world.tell(Input::Drain(world.now + Duration::from_secs(30)));
-    assert!(world.terminated().is_empty());
-    world.now += Duration::from_secs(30);
-    world.tell(Input::Timeout);
-    assert!(world.terminated().iter().all(|(_, reason)| reason == "gone"));
-    assert!(world.session.is_over());
+fn a_drain_spares_what_is_under_way_until_its_deadline() {
+    for with_stream in [false, true] {
+        let mut world = World::initiated(IBB_OFFER, &[]);
+        if with_stream {
+            world.open(Side::Initiator, "a-stream");
+            world.answer("open");
+        }
+        world.tell(Input::Drain(world.now + Duration::from_secs(30)));
+        assert!(world.terminated().is_empty());
+        assert!(world.session.deadline() <= world.now + Duration::from_secs(30));
+        world.now += Duration::from_secs(30);
+        world.tell(Input::Timeout);
+        let told = world.terminated();
+        assert_eq!(told.len(), 2);
+        assert!(told.iter().all(|(_, reason)| reason == "gone"));
+        assert!(world.session.is_over());
+    }
 }
 
 #[test]
