@@ -14,7 +14,11 @@ use tracing::{debug, warn};
 
 use crate::{
     access::Access,
-    broker::{Broker, presence::Presences},
+    broker::{
+        Broker,
+        message_initiation::{self, Proposals},
+        presence::Presences,
+    },
     clock::{Clock, SystemClock},
     commands::Commands,
     limits::Rates,
@@ -59,6 +63,8 @@ pub struct Options {
     pub ibb: bool,
     /// Whether OpenPGP keys that users publish in PEP are taken over.
     pub import_pep: bool,
+    /// Proposals of sessions that may be open, in all and for each user.
+    pub proposals: (usize, usize),
 }
 
 /// The answer to a request of the registry; its notice goes on its way first.
@@ -104,6 +110,7 @@ pub struct Router {
     back: Back,
     identity: Arc<Identity>,
     presences: Presences,
+    proposals: Proposals,
     rates: Rates,
     at_once: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -126,6 +133,7 @@ impl Router {
         tasks: TaskTracker,
     ) -> Self {
         let rates = Rates::new(options.requests_per_second);
+        let proposals = Proposals::new(options.jid.clone(), random_id, options.proposals);
         Self {
             commands: Commands::new(registry.clone(), broker.clone()),
             options,
@@ -137,6 +145,7 @@ impl Router {
             back,
             identity,
             presences: Presences::default(),
+            proposals,
             rates,
             at_once: Arc::new(Semaphore::new(AT_ONCE)),
             tasks,
@@ -244,8 +253,13 @@ impl Router {
                 return Err(Refusal::item_not_found("There is no such session")
                     .with_extra("unknown-session", ns::JINGLE_ERRORS));
             }
+            let sid = payload.attr("sid").unwrap_or_default();
+            let now = tokio::time::Instant::now();
+            if let Some((taker, sid)) = self.proposals.session(&stanza.from, &callee, sid, now) {
+                return self.broker.initiate(stanza.clone(), &taker.into(), Some(sid));
+            }
             return match self.reachable(stanza, callee, known)? {
-                Some(callee) => self.broker.initiate(stanza.clone(), &callee),
+                Some(callee) => self.broker.initiate(stanza.clone(), &callee, None),
                 None => Ok(()),
             };
         }
@@ -270,17 +284,81 @@ impl Router {
             return Ok(Some(callee));
         }
         let bare = callee.to_bare();
-        let Some(profile) = self.registry.known(&bare).or(known) else {
-            self.look_up(stanza, bare)?;
-            return Ok(None);
-        };
+        let Some(admitted) = self.admitted(stanza, &bare, known)? else { return Ok(None) };
         self.presences
             .best(&bare)
-            .filter(|_| self.registry.admits(&stanza.from.to_bare(), &bare, &profile))
+            .filter(|_| admitted)
             .map(|jid| Some(Jid::from(jid.clone())))
-            .ok_or_else(|| {
-                Refusal::new("wait", "recipient-unavailable", "The user is not reachable now")
-            })
+            .ok_or_else(message_initiation::unreachable)
+    }
+
+    /// Whether the sender of a stanza may know of `owner`. `None`: the stanza will be handled when that is known.
+    fn admitted(
+        &self,
+        stanza: &Stanza,
+        owner: &BareJid,
+        known: Option<Arc<Profile>>,
+    ) -> Result<Option<bool>, Refusal> {
+        let Some(profile) = self.registry.known(owner).or(known) else {
+            self.look_up(stanza, owner.clone())?;
+            return Ok(None);
+        };
+        Ok(Some(self.registry.admits(&stanza.from.to_bare(), owner, &profile)))
+    }
+
+    /// A message of Jingle message initiation: a proposal, or what is said of one.
+    fn handle_initiation(
+        &mut self,
+        stanza: &Stanza,
+        known: Option<Arc<Profile>>,
+    ) -> Result<(), Refusal> {
+        let asker = stanza.from.to_bare();
+        if self.options.access.blocks(&asker) {
+            return Err(Refusal::forbidden());
+        }
+        if known.is_none() && !self.rates.allow(&asker, Instant::now()) {
+            return Err(Refusal::resource_constraint("Too many requests: wait a few seconds"));
+        }
+        let Some(peer) = unproxied(&stanza.to, &self.options.jid) else {
+            return Err(Refusal::item_not_found("There is no such user"));
+        };
+        let now = tokio::time::Instant::now();
+        let proposes =
+            message_initiation::read(stanza).is_some_and(|(action, _)| action == "propose");
+        let out = if proposes {
+            if !self.options.access.admits(&asker) {
+                return Err(Refusal::forbidden());
+            }
+            if peer.resource().is_some() {
+                return Err(Refusal::service_unavailable());
+            }
+            let callee = peer.to_bare();
+            let Some(admitted) = self.admitted(stanza, &callee, known)? else { return Ok(()) };
+            let resources = self.presences.all(&callee).filter(|_| admitted).cloned().collect();
+            self.proposals.propose(stanza, &callee, resources, now)?
+        } else {
+            // Who was asked need not be a user of the service.
+            self.proposals.handle(stanza, &peer, now)?
+        };
+        self.send_all(out);
+        Ok(())
+    }
+
+    fn send_all(&self, elements: Vec<Element>) {
+        for element in elements {
+            self.send(element);
+        }
+    }
+
+    /// When [`Router::expire`] is due, if ever.
+    pub fn deadline(&self) -> Option<tokio::time::Instant> {
+        self.proposals.deadline()
+    }
+
+    /// Ends what has waited for too long.
+    pub fn expire(&mut self) {
+        let out = self.proposals.expire(tokio::time::Instant::now());
+        self.send_all(out);
     }
 
     /// Has a profile read, then the stanza handled again.
@@ -307,7 +385,11 @@ impl Router {
     /// Handles a stanza again, now that its addressee's profile is known.
     pub fn handle_known(&mut self, known: Known) {
         let Known(stanza, profile) = known;
-        if let Err(refusal) = self.handle_request(&stanza, Some(profile)) {
+        let handled = match stanza.kind {
+            Kind::Message => self.handle_initiation(&stanza, Some(profile)),
+            _ => self.handle_request(&stanza, Some(profile)),
+        };
+        if let Err(refusal) = handled {
             self.send(stanza.refuse(&refusal));
         }
     }
@@ -586,6 +668,8 @@ impl Router {
                 if let Some(jid) = full(&stanza.from) {
                     self.presences.unavailable(&jid);
                     self.broker.user_gone(&stanza.from);
+                    let out = self.proposals.gone(&stanza.from);
+                    self.send_all(out);
                 }
             }
             "subscribe" => self.presence(stanza, "subscribed"),
@@ -642,6 +726,12 @@ impl Router {
 
     fn handle_message(&mut self, stanza: &Stanza) {
         if stanza.type_ == "error" || self.broker.handle_ibb(stanza) {
+            return;
+        }
+        if stanza.element.children().any(|child| child.has_ns(ns::JINGLE_MESSAGE)) {
+            if let Err(refusal) = self.handle_initiation(stanza, None) {
+                self.send(stanza.refuse(&refusal));
+            }
             return;
         }
         // Whatever a person wrote gets an answer; notices and the like do not.

@@ -5,16 +5,16 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use jid::BareJid;
 
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::JoinHandle,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
     access::Access,
-    broker::{self, Broker, hints},
+    broker::{self, Broker, hints, journal::Journal},
     config::{self, Config, Policy},
     http::{self, Status},
     mediator::{
@@ -77,6 +77,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Service {
     broker: Broker,
+    journal: Journal,
     plane: Plane,
     control: mpsc::Sender<router::Options>,
     table: Table,
@@ -157,12 +158,15 @@ impl Service {
         let (outbound, queue) = mpsc::channel(OUTBOUND);
         let (events, inbox) = mpsc::channel(INBOUND);
         let requests = Requests::new(outbound.clone());
+        let journal = Journal::new(store.clone(), jid.clone());
+        tasks.spawn(journal.clone().run(stop.clone()));
         let broker = Broker::new(
             broker_options(config),
             outbound.clone(),
             requests.clone(),
             registry.clone(),
             table.clone(),
+            journal.clone(),
             tasks.clone(),
         );
         let hearing = registry.clone();
@@ -176,7 +180,7 @@ impl Service {
         let (counted, kept) = (table.clone(), table.clone());
         let router = Router::new(
             router_options(config),
-            outbound,
+            outbound.clone(),
             requests.clone(),
             broker.clone(),
             registry,
@@ -195,7 +199,19 @@ impl Service {
                 .map_err(|source| StartError::Http { address: address.clone(), source })?;
         }
         let (control, orders) = mpsc::channel(1);
-        tasks.spawn(route(router, requests, status, inbox, (again, told), orders, stop.clone()));
+        let (up, first) = oneshot::channel();
+        let (stopped, telling) = (stop.clone(), journal.clone());
+        tasks.spawn(async move {
+            let telling = async {
+                if first.await.is_ok() {
+                    telling.tell(&outbound).await;
+                }
+            };
+            stopped.run_until_cancelled(telling).await;
+        });
+        let routes =
+            route(router, requests, (status, up), inbox, (again, told), orders, stop.clone());
+        tasks.spawn(routes);
         let options = LinkOptions {
             server: config.component.server.clone(),
             jid,
@@ -205,6 +221,7 @@ impl Service {
         let link = tokio::spawn(link::run(options, queue, events, linked.clone()));
         Ok(Self {
             broker,
+            journal,
             plane,
             control,
             table: kept,
@@ -246,8 +263,8 @@ impl Service {
         let _ = self.control.send(options).await;
     }
 
-    /// Takes no more connections and sessions, and tells those without a stream that it is over; running streams may
-    /// go on for the drain timeout, or until `hurry`. Then everything stops.
+    /// Takes no more connections and sessions; those under way may go on for the drain timeout, or until `hurry`,
+    /// and are then told that it is over. Then everything stops.
     ///
     /// If another process may take over, it needs the address at the XMPP server: the link ends first, and of the
     /// streams only those between two SOCKS5 legs go on.
@@ -258,6 +275,8 @@ impl Service {
         if self.has_heir {
             self.broker.end_in_band();
             sleep(LAST_WORDS).await;
+            // What still runs is not lost: nobody is to be told that it is.
+            self.journal.hand_over().await;
             self.linked.cancel();
             let _ = timeout(LAST, &mut self.link).await;
             info!("the link is given up, running streams go on");
@@ -331,16 +350,21 @@ fn shown(url: &str) -> String {
 async fn route(
     mut router: Router,
     requests: Requests,
-    status: Status,
+    (status, up): (Status, oneshot::Sender<()>),
     mut inbox: mpsc::Receiver<LinkEvent>,
     (mut again, mut notices): (mpsc::Receiver<Known>, mpsc::Receiver<Notice>),
     mut orders: mpsc::Receiver<router::Options>,
     stop: CancellationToken,
 ) {
+    let mut up = Some(up);
     loop {
+        let expired = router.deadline();
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
+            () = sleep_until(expired.unwrap_or_else(Instant::now)), if expired.is_some() => {
+                router.expire();
+            }
             Some(options) = orders.recv() => router.reload(options),
             Some(known) = again.recv() => router.handle_known(known),
             Some(notice) = notices.recv() => router.notify(&notice),
@@ -350,7 +374,12 @@ async fn route(
                     status.set_link(false);
                     requests.fail_all();
                 }
-                Some(LinkEvent::Up) => status.set_link(true),
+                Some(LinkEvent::Up) => {
+                    status.set_link(true);
+                    if let Some(first) = up.take() {
+                        let _ = first.send(());
+                    }
+                }
                 None => return,
             },
         }
@@ -371,6 +400,7 @@ fn router_options(config: &Config) -> router::Options {
         socks5: !config.socks5.listen.is_empty(),
         ibb: config.ibb.enabled,
         import_pep: config.registry.import_pep,
+        proposals: (config.limits.sessions, config.limits.sessions_per_user),
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{
     Facts, Shared, Side,
+    journal::Line,
     session::{Action, Input, Peer, Session, unknown_session},
 };
 use crate::mediator::{
@@ -43,6 +44,7 @@ pub(super) struct Driver {
     sockets: [Option<Socket>; 2],
     legs: [Option<Leg>; 2],
     relaying: bool,
+    line: Line,
     /// Whatever the session waits for; dropped, that is ended, with it.
     work: JoinSet<Done>,
 }
@@ -54,6 +56,7 @@ impl Driver {
         facts: Arc<Facts>,
         peers: [Peer; 2],
         session: Session,
+        line: Line,
     ) -> Self {
         Self {
             shared,
@@ -63,6 +66,7 @@ impl Driver {
             sockets: [None, None],
             legs: [None, None],
             relaying: false,
+            line,
             work: JoinSet::new(),
         }
     }
@@ -123,6 +127,15 @@ impl Driver {
     async fn perform(&mut self, action: Action) {
         match action {
             Action::Ask(side, number, payload) => {
+                if payload.attr("action") == Some("session-initiate") {
+                    // The callee learns of no session that a crash would make forgotten.
+                    let peer = &mut self.peers[side.index()];
+                    if !payload.has_ns(peer.namespace.as_str()) {
+                        peer.namespace = payload.ns();
+                        self.line.write(&self.peers);
+                    }
+                    self.line.written().await;
+                }
                 let peer = &self.peers[side.index()];
                 let pending =
                     self.shared.requests.send("set", &peer.mask, &peer.user, payload).await;

@@ -4,7 +4,9 @@
 
 mod driver;
 pub mod hints;
+pub mod journal;
 mod legs;
+pub mod message_initiation;
 pub mod offer;
 mod own;
 pub mod presence;
@@ -26,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use self::{
     driver::Driver,
     hints::Policies,
+    journal::Journal,
     legs::LegState,
     own::OwnSession,
     session::{Input, Peer, Session},
@@ -175,6 +178,7 @@ struct Shared {
     requests: Requests,
     registry: Registry,
     table: Table,
+    journal: Journal,
     state: Mutex<State>,
 }
 
@@ -307,6 +311,7 @@ impl Broker {
         requests: Requests,
         registry: Registry,
         table: Table,
+        journal: Journal,
         tasks: TaskTracker,
     ) -> Self {
         let state = Mutex::default();
@@ -317,6 +322,7 @@ impl Broker {
                 requests,
                 registry,
                 table,
+                journal,
                 state,
             }),
             tasks,
@@ -349,11 +355,17 @@ impl Broker {
         true
     }
 
-    /// Makes a session of a session-initiate from `stanza.from` to `callee` (a full JID).
+    /// Makes a session of a session-initiate from `stanza.from` to `callee` (a full JID). `known` is the session id that
+    /// the callee has heard of already, from a proposal.
     ///
     /// # Errors
     /// What the initiator is told if the session cannot be.
-    pub fn initiate(&self, stanza: Stanza, callee: &Jid) -> Result<(), Refusal> {
+    pub fn initiate(
+        &self,
+        stanza: Stanza,
+        callee: &Jid,
+        known: Option<String>,
+    ) -> Result<(), Refusal> {
         let shared = &self.shared;
         let options = shared.options();
         let Some(jingle) = stanza.payload() else {
@@ -385,7 +397,8 @@ impl Broker {
             sid,
             namespace: namespace.clone(),
         };
-        let responder = Peer { user: callee.clone(), mask, sid: random_id(), namespace };
+        let theirs = known.unwrap_or_else(random_id);
+        let responder = Peer { user: callee.clone(), mask, sid: theirs, namespace };
         let pairs = [
             (initiator.user.clone(), initiator.mask.clone()),
             (responder.user.clone(), responder.mask.clone()),
@@ -451,7 +464,8 @@ impl Broker {
             stanza,
             Instant::now(),
         );
-        let driver = Driver::new(Arc::clone(shared), facts, peers, machine);
+        let line = shared.journal.begin(&peers);
+        let driver = Driver::new(Arc::clone(shared), facts, peers, machine, line);
         let span = tracing::info_span!("session", id);
         self.tasks.spawn(tracing::Instrument::instrument(
             async move {
@@ -525,6 +539,7 @@ impl Broker {
         }
         let guard =
             Guard { shared: Arc::clone(shared), keys: vec![(pair, peer.sid.clone())], user };
+        let line = shared.journal.begin(std::slice::from_ref(&peer));
         let session = OwnSession {
             shared: Arc::clone(shared),
             peer,
@@ -537,7 +552,7 @@ impl Broker {
         let span = tracing::info_span!("session", id);
         self.tasks.spawn(tracing::Instrument::instrument(
             async move {
-                let _guard = guard;
+                let _guard = (guard, line);
                 session.run(stanza, transport, pins).await;
             },
             span,
@@ -642,7 +657,7 @@ impl Broker {
         *self.shared.options.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(options);
     }
 
-    /// Takes no more sessions; those without a stream end now, the others at the deadline.
+    /// Takes no more sessions; those that are there have until the deadline.
     pub fn drain(&self, deadline: Instant) {
         let mut state = self.shared.lock();
         state.draining = true;

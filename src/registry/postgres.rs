@@ -13,6 +13,9 @@ use super::store::OpenError;
 #[path = "sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql;
+#[path = "sql_journal.rs"]
+#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
+mod sql_journal;
 
 /// How long a request waits for a connection, that is for a database that is away.
 const ACQUIRE: Duration = Duration::from_secs(5);

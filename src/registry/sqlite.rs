@@ -16,6 +16,9 @@ use super::store::OpenError;
 #[path = "sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql;
+#[path = "sql_journal.rs"]
+#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
+mod sql_journal;
 
 /// How long a writer waits for another.
 const BUSY: Duration = Duration::from_secs(10);

@@ -3,7 +3,7 @@
 //! Lookups give `Option` or a list; changes take `now` and write their audit rows in the same transaction: what was
 //! acknowledged is on the disk, and what was not has left no trace.
 
-use jid::BareJid;
+use jid::{BareJid, Jid};
 use time::OffsetDateTime;
 
 use super::{
@@ -87,6 +87,21 @@ pub struct Profile {
     pub keys: Vec<Key>,
     /// Who may see them, if the user has said so.
     pub settings: Option<Settings>,
+}
+
+/// One user's side of a session that is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenSide {
+    /// The session's name here, the same on both sides.
+    pub session: String,
+    /// The user's full JID.
+    pub user: Jid,
+    /// The address under which the other user appears here.
+    pub mask: Jid,
+    /// The Jingle session id on this side.
+    pub sid: String,
+    /// The Jingle namespace spoken here.
+    pub namespace: String,
 }
 
 /// Hears of changes that other programs make to a shared database.
@@ -326,6 +341,28 @@ impl Store {
         private_key: &[u8],
     ) -> Result<(), StoreError> {
         ask!(self, db => db.keep_identity(component, certificate, private_key))
+    }
+
+    /// The sessions of a component that are open, or were when it died; the oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn open_sides(&self, component: &BareJid) -> Result<Vec<OpenSide>, StoreError> {
+        ask!(self, db => db.open_sides(component))
+    }
+
+    /// Notes sessions of a component that have begun and removes those (by name) that have ended: all or nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn change_open(
+        &self,
+        component: &BareJid,
+        begun: &[OpenSide],
+        ended: &[String],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        ask!(self, db => db.change_open(component, begun, ended, now))
     }
 
     /// The last `limit` rows of the audit log, of one user or of all, oldest first.

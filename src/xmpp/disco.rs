@@ -54,6 +54,7 @@ pub fn info(name: &str, socks5: bool, ibb: bool) -> Element {
         ns::TIME,
         ns::JINGLE,
         ns::JINGLE_0,
+        ns::JINGLE_MESSAGE,
         ns::APPS_TLS,
         ns::SECURITY_OFFER,
         ns::XTLS,

@@ -50,6 +50,12 @@ pub const APPS_TLS: &str = "urn:xmpp:jingle:apps:tls";
 pub const FILE_TRANSFER: &str = "urn:xmpp:jingle:apps:file-transfer:5";
 /// Jingle XML streams (XEP-0247).
 pub const XMLSTREAM: &str = "urn:xmpp:jingle:apps:xmlstream:0";
+/// Jingle message initiation (XEP-0353).
+pub const JINGLE_MESSAGE: &str = "urn:xmpp:jingle-message:0";
+/// Message carbons (XEP-0280).
+pub const CARBONS: &str = "urn:xmpp:carbons:2";
+/// Message processing hints (XEP-0334).
+pub const PROCESSING_HINTS: &str = "urn:xmpp:hints";
 /// The security offer beside the transport (seed, second form).
 pub const SECURITY_OFFER: &str = "urn:xmpp:security-offer";
 /// XTLS (ProtoXEP jingle-xtls 0.0.4).

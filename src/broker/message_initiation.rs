@@ -1,0 +1,539 @@
+//! Jingle message initiation: a session is proposed to all of a user's resources before it is started with one.
+//!
+//! ```text
+//! initiator A                        component                        callee B
+//!   propose id=a  →  (to B's proxied bare JID)  → propose id=b to each reachable resource
+//!   ← ringing id=a ─────────────────────────────  ringing id=b, from any
+//!   ← proceed id=a ─────────────────────────────  proceed id=b, from one: the others get retract id=b
+//!   session-initiate sid=a  →  (see `Proposals::session`)  → session-initiate sid=b to that one
+//!   finish id=a  ⇄ ─────────────────────────────  ⇄ finish id=b
+//! ```
+//!
+//! Both ids are known to their own side only; an answer counts if it names the id and comes from a resource that the
+//! proposal went to. The first proceed or reject decides. A retract, or a proposal that grows old, reaches all.
+//!
+//! [`Proposals`] decides and does nothing: stanzas and the time go in, stanzas come out.
+//!
+//! Spec: XEP-0353 0.7.0, sections 3 and 4.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
+
+use jid::{BareJid, FullJid, Jid};
+use minidom::Element;
+use tokio::time::Instant;
+
+use crate::xmpp::{
+    jid::proxied,
+    ns,
+    stanza::{Refusal, Stanza},
+    xml,
+};
+
+/// How long a proposal may ring.
+const RING: Duration = Duration::from_secs(180);
+/// How long the initiator may take to start the session when one has said proceed.
+const START: Duration = Duration::from_secs(60);
+/// How long a started session's finish is waited for (XEP-0353, 5).
+const FINISH: Duration = Duration::from_secs(24 * 3600);
+/// The longest id that is taken, bytes.
+const ID: usize = 256;
+
+/// Where a proposal stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nobody has decided.
+    Ringing,
+    /// This resource takes it.
+    Proceeding(FullJid),
+    /// The session has been started with this resource.
+    Started(FullJid),
+}
+
+#[derive(Debug)]
+struct Proposal {
+    initiator: Jid,
+    /// The id that the initiator gave it.
+    id: String,
+    callee: BareJid,
+    /// The resources that have heard of it.
+    told: Vec<FullJid>,
+    stage: Stage,
+    /// Whether the initiator, and the callee, have said that the session is over.
+    finished: [bool; 2],
+    deadline: Instant,
+}
+
+/// All proposals that are open, by the id that the callee knows.
+#[derive(Debug)]
+pub struct Proposals {
+    component: BareJid,
+    ids: fn() -> String,
+    /// Proposals in all, and for each initiator.
+    limits: (usize, usize),
+    open: HashMap<String, Proposal>,
+    by_initiator: HashMap<Jid, HashMap<String, String>>,
+    by_callee: HashMap<BareJid, BTreeSet<String>>,
+    per_user: HashMap<BareJid, usize>,
+    deadlines: BTreeSet<(Instant, String)>,
+}
+
+impl Proposals {
+    /// No proposals. `ids` gives ids that nobody can guess; `limits`: in all, and for each initiator.
+    pub fn new(component: BareJid, ids: fn() -> String, limits: (usize, usize)) -> Self {
+        Self {
+            component,
+            ids,
+            limits,
+            open: HashMap::new(),
+            by_initiator: HashMap::new(),
+            by_callee: HashMap::new(),
+            per_user: HashMap::new(),
+            deadlines: BTreeSet::new(),
+        }
+    }
+
+    /// When [`Proposals::expire`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Passes a proposal on to all reachable `resources` of `callee`.
+    ///
+    /// # Errors
+    /// What the initiator is told if it cannot be.
+    pub fn propose(
+        &mut self,
+        stanza: &Stanza,
+        callee: &BareJid,
+        resources: Vec<FullJid>,
+        now: Instant,
+    ) -> Result<Vec<Element>, Refusal> {
+        let (_, id) = read(stanza).ok_or_else(Refusal::service_unavailable)?;
+        if id.is_empty() || id.len() > ID {
+            let text = format!("A proposal must have an id of at most {ID} bytes");
+            return Err(Refusal::bad_request(text));
+        }
+        if stanza.from.resource().is_none() {
+            return Err(Refusal::bad_request("A proposal must come from a full JID"));
+        }
+        if resources.is_empty() {
+            return Err(unreachable());
+        }
+        let own = self.by_initiator.get(&stanza.from);
+        if own.is_some_and(|ids| ids.contains_key(&id)) {
+            return Err(Refusal::new("cancel", "conflict", "There is a proposal with this id"));
+        }
+        let user = stanza.from.to_bare();
+        if self.per_user.get(&user).copied().unwrap_or(0) >= self.limits.1
+            && !self.forget_started(|proposal| proposal.initiator.to_bare() == user)
+            || self.open.len() >= self.limits.0 && !self.forget_started(|_| true)
+        {
+            return Err(Refusal::resource_constraint("Too many proposals are open"));
+        }
+        let proposal = Proposal {
+            initiator: stanza.from.clone(),
+            id: id.clone(),
+            callee: callee.clone(),
+            told: resources,
+            stage: Stage::Ringing,
+            finished: [false; 2],
+            deadline: now + RING,
+        };
+        let Some(mask) = proxied(&proposal.initiator, &self.component) else {
+            return Err(Refusal::bad_request("Your JID is too long to be proxied"));
+        };
+        let theirs = self.their_id(&proposal);
+        let out = proposal
+            .told
+            .iter()
+            .map(|to| self.moved(stanza, &mask, &Jid::from(to.clone()), &theirs, true))
+            .collect();
+        self.deadlines.insert((proposal.deadline, theirs.clone()));
+        *self.per_user.entry(user).or_default() += 1;
+        self.by_initiator.entry(stanza.from.clone()).or_default().insert(id, theirs.clone());
+        self.by_callee.entry(callee.clone()).or_default().insert(theirs.clone());
+        self.open.insert(theirs, proposal);
+        Ok(out)
+    }
+
+    /// Passes on what is said of a proposal: ringing, proceed, reject, retract, finish. `peer` is whom the
+    /// addressee stands for.
+    ///
+    /// # Errors
+    /// `item-not-found` if there is no such proposal between the two.
+    pub fn handle(
+        &mut self,
+        stanza: &Stanza,
+        peer: &Jid,
+        now: Instant,
+    ) -> Result<Vec<Element>, Refusal> {
+        let none = || Refusal::item_not_found("There is no such proposal");
+        let (action, id) = read(stanza).ok_or_else(none)?;
+        let theirs = self.by_initiator.get(&stanza.from).and_then(|ids| ids.get(&id)).cloned();
+        if let Some(theirs) = theirs
+            && self.open.get(&theirs).is_some_and(|open| open.callee == peer.to_bare())
+        {
+            return self.of_initiator(stanza, &action, &theirs, now).ok_or_else(none);
+        }
+        let from = FullJid::try_from(stanza.from.clone()).map_err(|_| none())?;
+        let known = self.open.get(&id).is_some_and(|open| {
+            open.initiator.to_bare() == peer.to_bare()
+                && open.told.contains(&from)
+                && peer.resource().is_none_or(|_| open.initiator == *peer)
+        });
+        if !known {
+            return Err(none());
+        }
+        self.of_callee(stanza, &action, &id, from, now).ok_or_else(none)
+    }
+
+    fn of_initiator(
+        &mut self,
+        stanza: &Stanza,
+        action: &str,
+        theirs: &str,
+        now: Instant,
+    ) -> Option<Vec<Element>> {
+        let proposal = self.open.get(theirs)?;
+        let mask = proxied(&proposal.initiator, &self.component)?;
+        let told = proposal.told.iter();
+        let out = told
+            .map(|to| self.moved(stanza, &mask, &Jid::from(to.clone()), theirs, true))
+            .collect();
+        match action {
+            "retract" => {
+                self.remove(theirs);
+            }
+            "finish" => self.finish(theirs, 0, now),
+            _ => return None,
+        }
+        Some(out)
+    }
+
+    fn of_callee(
+        &mut self,
+        stanza: &Stanza,
+        action: &str,
+        theirs: &str,
+        from: FullJid,
+        now: Instant,
+    ) -> Option<Vec<Element>> {
+        let proposal = self.open.get(theirs)?;
+        let mask = proxied(&stanza.from, &self.component)?;
+        let passed = self.moved(stanza, &mask, &proposal.initiator, &proposal.id, false);
+        let decided = match &proposal.stage {
+            Stage::Ringing => None,
+            Stage::Proceeding(by) | Stage::Started(by) => Some(by),
+        };
+        match (action, decided) {
+            ("ringing", None) => Some(vec![passed]),
+            // It rings no more; the resource may have missed that.
+            ("ringing" | "proceed" | "reject", Some(by)) if *by != from => {
+                let late = "Answered on another device";
+                Some(self.retract(proposal, theirs, &from, "cancel", late).into_iter().collect())
+            }
+            ("ringing" | "proceed", Some(_)) => Some(Vec::new()),
+            ("proceed", None) => {
+                let mut out = vec![passed];
+                out.extend(self.retract_others(theirs, &from, "Answered on another device"));
+                self.advance(theirs, Stage::Proceeding(from), now + START);
+                Some(out)
+            }
+            ("reject", None) => {
+                let mut out = vec![passed];
+                out.extend(self.retract_others(theirs, &from, "Declined on another device"));
+                self.remove(theirs);
+                Some(out)
+            }
+            // The resource that took it thinks better of it.
+            ("reject", Some(_)) => {
+                self.remove(theirs);
+                Some(vec![passed])
+            }
+            ("finish", Some(by)) if *by == from => {
+                self.finish(theirs, 1, now);
+                Some(vec![passed])
+            }
+            _ => None,
+        }
+    }
+
+    /// If a session-initiate from `initiator` to `callee` starts a session that was proposed and taken: the resource
+    /// that took it, and the session id that it knows.
+    pub fn session(
+        &mut self,
+        initiator: &Jid,
+        callee: &Jid,
+        sid: &str,
+        now: Instant,
+    ) -> Option<(FullJid, String)> {
+        let theirs = self.by_initiator.get(initiator)?.get(sid)?.clone();
+        let proposal = self.open.get(&theirs)?;
+        let Stage::Proceeding(by) = &proposal.stage else { return None };
+        let by = by.clone();
+        if callee.to_bare() != proposal.callee || callee.resource().is_some() && *callee != *by {
+            return None;
+        }
+        self.advance(&theirs, Stage::Started(by.clone()), now + FINISH);
+        Some((by, theirs))
+    }
+
+    /// A resource is gone: what it proposed is retracted, and what nobody else can take is rejected.
+    pub fn gone(&mut self, user: &Jid) -> Vec<Element> {
+        let mut out = Vec::new();
+        let own = self.by_initiator.get(user).into_iter().flat_map(HashMap::values).cloned();
+        for theirs in own.collect::<Vec<_>>() {
+            out.extend(self.end(&theirs, "gone", "The other user went away", true, false));
+        }
+        let Ok(user) = FullJid::try_from(user.clone()) else { return out };
+        let asked = self.by_callee.get(&user.to_bare()).into_iter().flatten().cloned();
+        for theirs in asked.collect::<Vec<_>>() {
+            let Some(proposal) = self.open.get_mut(&theirs) else { continue };
+            if !proposal.told.contains(&user) {
+                continue;
+            }
+            proposal.told.retain(|told| *told != user);
+            let left = match &proposal.stage {
+                Stage::Ringing => proposal.told.is_empty(),
+                Stage::Proceeding(by) => *by == user,
+                // The session tells of its end itself.
+                Stage::Started(_) => false,
+            };
+            if left {
+                out.extend(self.end(&theirs, "gone", "The other user went away", false, true));
+            }
+        }
+        out
+    }
+
+    /// Ends what has grown old.
+    pub fn expire(&mut self, now: Instant) -> Vec<Element> {
+        let mut out = Vec::new();
+        while let Some((deadline, theirs)) = self.deadlines.first()
+            && *deadline <= now
+        {
+            let theirs = theirs.clone();
+            let started = self.open.get(&theirs).is_some_and(|open| {
+                matches!(open.stage, Stage::Started(_)) || open.finished != [false; 2]
+            });
+            if started {
+                self.remove(&theirs);
+            } else {
+                out.extend(self.end(&theirs, "expired", "Nobody answered in time", true, true));
+            }
+        }
+        out
+    }
+
+    /// Ends a proposal with a word of our own to whom it concerns.
+    fn end(
+        &mut self,
+        theirs: &str,
+        condition: &str,
+        text: &str,
+        callee: bool,
+        initiator: bool,
+    ) -> Vec<Element> {
+        let Some(proposal) = self.remove(theirs) else { return Vec::new() };
+        if matches!(proposal.stage, Stage::Started(_)) {
+            return Vec::new();
+        }
+        let mut out = Vec::new();
+        if callee {
+            let retract = |to: &FullJid| self.retract(&proposal, theirs, to, condition, text);
+            out.extend(proposal.told.iter().filter_map(retract));
+        }
+        if initiator && let Some(mask) = proxied(&proposal.callee.into(), &self.component) {
+            let element = said("reject", &proposal.id, condition, text);
+            out.push(self.message(&mask, &proposal.initiator, element));
+        }
+        out
+    }
+
+    fn retract_others(&self, theirs: &str, but: &FullJid, text: &str) -> Vec<Element> {
+        let Some(proposal) = self.open.get(theirs) else { return Vec::new() };
+        let others = proposal.told.iter().filter(|told| *told != but);
+        others.filter_map(|to| self.retract(proposal, theirs, to, "cancel", text)).collect()
+    }
+
+    fn retract(
+        &self,
+        proposal: &Proposal,
+        theirs: &str,
+        to: &FullJid,
+        condition: &str,
+        text: &str,
+    ) -> Option<Element> {
+        let mask = proxied(&proposal.initiator, &self.component)?;
+        let element = said("retract", theirs, condition, text);
+        let mut message = self.message(&mask, &Jid::from(to.clone()), element);
+        message.append_child(Element::bare("private", ns::CARBONS));
+        Some(message)
+    }
+
+    /// A message of our own.
+    fn message(&self, from: &Jid, to: &Jid, element: Element) -> Element {
+        let mut message = xml::element(
+            "message",
+            ns::CLIENT,
+            &[
+                ("type", "chat"),
+                ("from", from.as_str()),
+                ("to", to.as_str()),
+                ("id", &(self.ids)()),
+            ],
+        );
+        message.append_child(element);
+        message.append_child(Element::bare("store", ns::PROCESSING_HINTS));
+        message
+    }
+
+    /// A message for the other side: addresses and ids are new, all else is kept. `alone`: the user's server is not to
+    /// copy it to other resources, for each gets its own.
+    fn moved(&self, stanza: &Stanza, from: &Jid, to: &Jid, id: &str, alone: bool) -> Element {
+        let mut out = xml::head_in(&stanza.element, ns::CLIENT);
+        for (name, value) in [("from", from.as_str()), ("to", to.as_str()), ("id", &(self.ids)())] {
+            xml::set(&mut out, name, value);
+        }
+        let mut private = alone;
+        for node in stanza.element.nodes() {
+            match node.as_element() {
+                Some(child) if child.has_ns(ns::JINGLE_MESSAGE) && child.attr("id").is_some() => {
+                    let mut child = child.clone();
+                    xml::set(&mut child, "id", id);
+                    if let Some(migrated) = child.get_child_mut("migrated", ns::JINGLE_MESSAGE)
+                        && let Some(new) = migrated.attr("to")
+                        && let Some(new) = self.other_id(&stanza.from, new)
+                    {
+                        xml::set(migrated, "to", &new);
+                    }
+                    out.append_child(child);
+                }
+                Some(child) if child.is("private", ns::CARBONS) => {
+                    private = false;
+                    out.append_child(child.clone());
+                }
+                _ => out.append_node(node.clone()),
+            }
+        }
+        if private {
+            out.append_child(Element::bare("private", ns::CARBONS));
+        }
+        out
+    }
+
+    /// The id of a proposal on the side that `user` is not on.
+    fn other_id(&self, user: &Jid, id: &str) -> Option<String> {
+        if let Some(theirs) = self.by_initiator.get(user).and_then(|ids| ids.get(id)) {
+            return Some(theirs.clone());
+        }
+        let told = |open: &&Proposal| open.told.iter().any(|told| *user == *told);
+        self.open.get(id).filter(told).map(|open| open.id.clone())
+    }
+
+    /// The id that the callee is to know. When two users propose to each other at once, the lower id wins (XEP-0353,
+    /// 4.1): so that both find the same one lower, a new id stands to the other proposal's as the initiator's does.
+    fn their_id(&self, proposal: &Proposal) -> String {
+        let back = self.by_callee.get(&proposal.initiator.to_bare()).into_iter().flatten();
+        let back = back
+            .filter_map(|known| Some((known, self.open.get(known)?)))
+            .find(|(_, open)| open.initiator.to_bare() == proposal.callee);
+        let Some((known, back)) = back else { return (self.ids)() };
+        let lower = proposal.id < *known;
+        for prefix in ["", "!", "~"] {
+            for _ in 0..16 {
+                let id = format!("{prefix}{}", (self.ids)());
+                if (id < back.id) == lower {
+                    return id;
+                }
+            }
+        }
+        (self.ids)()
+    }
+
+    fn advance(&mut self, theirs: &str, stage: Stage, deadline: Instant) {
+        if let Some(proposal) = self.open.get_mut(theirs) {
+            self.deadlines.remove(&(proposal.deadline, theirs.to_owned()));
+            self.deadlines.insert((deadline, theirs.to_owned()));
+            proposal.deadline = deadline;
+            proposal.stage = stage;
+        }
+    }
+
+    /// One side has said that the session is over; the other may say so, too.
+    fn finish(&mut self, theirs: &str, side: usize, now: Instant) {
+        let Some(proposal) = self.open.get_mut(theirs) else { return };
+        proposal.finished[side] = true;
+        if proposal.finished == [true; 2] {
+            self.remove(theirs);
+        } else {
+            let stage = proposal.stage.clone();
+            self.advance(theirs, stage, now + START);
+        }
+    }
+
+    /// Makes room: the oldest started session of these is forgotten; its finish will find nobody.
+    fn forget_started(&mut self, of: impl Fn(&Proposal) -> bool) -> bool {
+        let oldest = self
+            .open
+            .iter()
+            .filter(|(_, open)| matches!(open.stage, Stage::Started(_)) && of(open))
+            .min_by_key(|(_, open)| open.deadline)
+            .map(|(theirs, _)| theirs.clone());
+        oldest.is_some_and(|theirs| self.remove(&theirs).is_some())
+    }
+
+    fn remove(&mut self, theirs: &str) -> Option<Proposal> {
+        let proposal = self.open.remove(theirs)?;
+        self.deadlines.remove(&(proposal.deadline, theirs.to_owned()));
+        if let Some(ids) = self.by_initiator.get_mut(&proposal.initiator) {
+            ids.remove(&proposal.id);
+            if ids.is_empty() {
+                self.by_initiator.remove(&proposal.initiator);
+            }
+        }
+        if let Some(ids) = self.by_callee.get_mut(&proposal.callee) {
+            ids.remove(theirs);
+            if ids.is_empty() {
+                self.by_callee.remove(&proposal.callee);
+            }
+        }
+        let user = proposal.initiator.to_bare();
+        if let Some(count) = self.per_user.get_mut(&user) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_user.remove(&user);
+            }
+        }
+        Some(proposal)
+    }
+}
+
+/// What a message says of a proposal: the action and the id.
+pub fn read(stanza: &Stanza) -> Option<(String, String)> {
+    let mut children = stanza.element.children().filter(|child| child.has_ns(ns::JINGLE_MESSAGE));
+    let child = children.next().filter(|_| children.next().is_none())?;
+    Some((child.name().to_owned(), child.attr("id").unwrap_or_default().to_owned()))
+}
+
+/// What a callee is that is not there, or not for the asker.
+pub(crate) fn unreachable() -> Refusal {
+    Refusal::new("wait", "recipient-unavailable", "The user is not reachable now")
+}
+
+fn said(action: &str, id: &str, condition: &str, text: &str) -> Element {
+    let mut element = xml::element(action, ns::JINGLE_MESSAGE, &[("id", id)]);
+    let mut reason = Element::bare("reason", ns::JINGLE);
+    reason.append_child(Element::bare(condition, ns::JINGLE));
+    let mut words = Element::bare("text", ns::JINGLE);
+    words.append_text(text);
+    reason.append_child(words);
+    element.append_child(reason);
+    element
+}
+
+#[cfg(test)]
+mod tests;

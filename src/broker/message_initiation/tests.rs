@@ -1,0 +1,237 @@
+use super::*;
+
+const CALLEE: &str = "bob\\40b.example@xtls.example.org";
+const INITIATOR: &str = "alice\\40a.example@xtls.example.org/balcony";
+
+fn ids() -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{:08x}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn full(text: &str) -> FullJid {
+    FullJid::new(text).unwrap()
+}
+
+fn message(from: &str, to: &str, action: &str, id: &str) -> Stanza {
+    let text = format!(
+        "<message xmlns='jabber:client' type='chat' id='m1' from='{from}' to='{to}'>\
+         <{action} xmlns='urn:xmpp:jingle-message:0' id='{id}'><description xmlns='urn:d'/></{action}>\
+         <store xmlns='urn:xmpp:hints'/><other xmlns='urn:o' k='v'/></message>"
+    );
+    Stanza::parse(text.parse().unwrap()).unwrap()
+}
+
+/// From, to, action and id of each message.
+fn shown(messages: &[Element]) -> Vec<(String, String, String, String)> {
+    messages
+        .iter()
+        .map(|message| {
+            let attr = |name| message.attr(name).unwrap_or_default().to_owned();
+            let said = message.children().find(|c| c.has_ns(ns::JINGLE_MESSAGE)).unwrap();
+            let id = said.attr("id").unwrap().to_owned();
+            (attr("from"), attr("to"), said.name().to_owned(), id)
+        })
+        .collect()
+}
+
+fn who(messages: &[Element]) -> Vec<(String, String)> {
+    shown(messages).into_iter().map(|(_, to, action, _)| (to, action)).collect()
+}
+
+struct Story {
+    proposals: Proposals,
+    now: Instant,
+    theirs: String,
+}
+
+impl Story {
+    /// Alice has proposed "a1" to two of Bob's resources.
+    fn begun() -> Self {
+        let component = BareJid::new("xtls.example.org").unwrap();
+        let mut proposals = Proposals::new(component, ids, (3, 2));
+        let now = Instant::now();
+        let out = propose(&mut proposals, "a1", now).unwrap();
+        let theirs = shown(&out)[0].3.clone();
+        for (message, to) in out.iter().zip(["bob@b.example/phone", "bob@b.example/desk"]) {
+            let [from, to_, id] = ["from", "to", "id"].map(|name| message.attr(name).unwrap());
+            assert_eq!((from, to_), (INITIATOR, to));
+            assert_ne!(id, "m1", "the stanza id is new");
+            assert!(
+                message.has_child("other", "urn:o") && message.has_child("store", "urn:xmpp:hints")
+            );
+            let said = message.get_child("propose", ns::JINGLE_MESSAGE).unwrap();
+            assert!(said.has_child("description", "urn:d"));
+        }
+        assert_ne!(theirs, "a1");
+        Self { proposals, now, theirs }
+    }
+
+    fn bob(&mut self, resource: &str, action: &str) -> Result<Vec<Element>, Refusal> {
+        let to = "alice\\40a.example@xtls.example.org";
+        let stanza = message(&format!("bob@b.example/{resource}"), to, action, &self.theirs);
+        self.proposals.handle(&stanza, &Jid::new("alice@a.example").unwrap(), self.now)
+    }
+
+    fn alice(&mut self, action: &str) -> Result<Vec<Element>, Refusal> {
+        let stanza = message("alice@a.example/balcony", CALLEE, action, "a1");
+        self.proposals.handle(&stanza, &Jid::new("bob@b.example").unwrap(), self.now)
+    }
+
+    fn session(&mut self, callee: &str) -> Option<(FullJid, String)> {
+        let (alice, callee) =
+            (Jid::new("alice@a.example/balcony").unwrap(), Jid::new(callee).unwrap());
+        self.proposals.session(&alice, &callee, "a1", self.now)
+    }
+}
+
+fn propose(proposals: &mut Proposals, id: &str, now: Instant) -> Result<Vec<Element>, Refusal> {
+    let stanza = message("alice@a.example/balcony", CALLEE, "propose", id);
+    let resources = vec![full("bob@b.example/phone"), full("bob@b.example/desk")];
+    proposals.propose(&stanza, &BareJid::new("bob@b.example").unwrap(), resources, now)
+}
+
+fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+    list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+}
+
+#[test]
+fn the_first_proceed_wins_and_the_session_goes_there_with_the_id_it_knows() {
+    let mut story = Story::begun();
+    assert_eq!(
+        who(&story.bob("phone", "ringing").unwrap()),
+        pairs(&[("alice@a.example/balcony", "ringing")])
+    );
+    assert_eq!(story.session("bob@b.example"), None, "nobody has taken it");
+    let out = story.bob("desk", "proceed").unwrap();
+    assert_eq!(
+        shown(&out)[0],
+        (format!("{CALLEE}/desk"), "alice@a.example/balcony".into(), "proceed".into(), "a1".into())
+    );
+    assert_eq!(shown(&out)[1].2, "retract");
+    assert_eq!(shown(&out)[1].1, "bob@b.example/phone");
+    // The other one is late.
+    assert_eq!(
+        who(&story.bob("phone", "proceed").unwrap()),
+        pairs(&[("bob@b.example/phone", "retract")])
+    );
+    assert_eq!(
+        story.session("bob@b.example/phone"),
+        None,
+        "the session belongs to the other resource"
+    );
+    let theirs = story.theirs.clone();
+    assert_eq!(story.session("bob@b.example/desk"), Some((full("bob@b.example/desk"), theirs)));
+    assert_eq!(story.session("bob@b.example/desk"), None, "one session for one proposal");
+    // Both say that it is over.
+    assert_eq!(story.alice("finish").unwrap().len(), 2);
+    assert_eq!(
+        who(&story.bob("desk", "finish").unwrap()),
+        pairs(&[("alice@a.example/balcony", "finish")])
+    );
+    assert!(story.bob("desk", "finish").is_err());
+    assert!(story.proposals.open.is_empty() && story.proposals.deadlines.is_empty());
+}
+
+#[test]
+fn a_reject_ends_it_and_a_retract_reaches_all() {
+    let mut story = Story::begun();
+    let out = story.bob("phone", "reject").unwrap();
+    assert_eq!(
+        who(&out),
+        pairs(&[("alice@a.example/balcony", "reject"), ("bob@b.example/desk", "retract")])
+    );
+    assert_eq!(story.bob("desk", "proceed").unwrap_err().condition, "item-not-found");
+    let mut story = Story::begun();
+    let out = story.alice("retract").unwrap();
+    assert_eq!(
+        who(&out),
+        pairs(&[("bob@b.example/phone", "retract"), ("bob@b.example/desk", "retract")])
+    );
+    assert_eq!(story.bob("desk", "proceed").unwrap_err().condition, "item-not-found");
+}
+
+#[test]
+fn only_who_was_asked_can_answer() {
+    let mut story = Story::begun();
+    assert_eq!(story.bob("elsewhere", "proceed").unwrap_err().condition, "item-not-found");
+    let theirs = story.theirs.clone();
+    let to = "carol\\40c.example@xtls.example.org";
+    let stanza = message("bob@b.example/phone", to, "proceed", &theirs);
+    let peer = Jid::new("carol@c.example").unwrap();
+    let answer = story.proposals.handle(&stanza, &peer, story.now);
+    assert_eq!(answer.unwrap_err().condition, "item-not-found");
+    let stanza = message("mallory@m.example/x", CALLEE, "retract", "a1");
+    let peer = Jid::new("bob@b.example").unwrap();
+    assert_eq!(
+        story.proposals.handle(&stanza, &peer, story.now).unwrap_err().condition,
+        "item-not-found"
+    );
+}
+
+#[test]
+fn old_proposals_end_on_both_sides_and_none_are_left() {
+    let mut story = Story::begun();
+    assert_eq!(story.proposals.expire(story.now), []);
+    let out = story.proposals.expire(story.now + RING);
+    assert_eq!(
+        who(&out),
+        pairs(&[
+            ("bob@b.example/phone", "retract"),
+            ("bob@b.example/desk", "retract"),
+            ("alice@a.example/balcony", "reject")
+        ])
+    );
+    assert_eq!(story.proposals.deadline(), None);
+    assert!(story.proposals.by_callee.is_empty() && story.proposals.by_initiator.is_empty());
+}
+
+#[test]
+fn who_goes_away_leaves_nobody_waiting() {
+    let mut story = Story::begun();
+    assert_eq!(story.proposals.gone(&Jid::new("bob@b.example/phone").unwrap()), []);
+    let out = story.proposals.gone(&Jid::new("bob@b.example/desk").unwrap());
+    assert_eq!(who(&out), pairs(&[("alice@a.example/balcony", "reject")]));
+    let mut story = Story::begun();
+    let out = story.proposals.gone(&Jid::new("alice@a.example/balcony").unwrap());
+    assert_eq!(
+        who(&out),
+        pairs(&[("bob@b.example/phone", "retract"), ("bob@b.example/desk", "retract")])
+    );
+}
+
+#[test]
+fn the_number_of_proposals_is_bounded_and_started_sessions_make_room() {
+    let mut story = Story::begun();
+    let again = propose(&mut story.proposals, "a1", story.now);
+    assert_eq!(again.unwrap_err().condition, "conflict");
+    propose(&mut story.proposals, "a2", story.now).unwrap();
+    let third = propose(&mut story.proposals, "a3", story.now);
+    assert_eq!(third.unwrap_err().condition, "resource-constraint");
+    story.bob("desk", "proceed").unwrap();
+    story.session("bob@b.example").unwrap();
+    propose(&mut story.proposals, "a3", story.now).unwrap();
+    assert_eq!(story.proposals.open.len(), 2);
+    let none = story.proposals.propose(
+        &message("carol@c.example/x", CALLEE, "propose", "c1"),
+        &BareJid::new("bob@b.example").unwrap(),
+        Vec::new(),
+        story.now,
+    );
+    assert_eq!(none.unwrap_err().condition, "recipient-unavailable");
+}
+
+#[test]
+fn two_that_propose_to_each_other_find_the_same_one_lower() {
+    for other in ["0", "a0", "a1x", "z", "~~~~"] {
+        let mut story = Story::begun();
+        let stanza =
+            message("bob@b.example/desk", "alice\\40a.example@xtls.example.org", "propose", other);
+        let alice = BareJid::new("alice@a.example").unwrap();
+        let resources = vec![full("alice@a.example/balcony")];
+        let out = story.proposals.propose(&stanza, &alice, resources, story.now).unwrap();
+        let seen = shown(&out)[0].3.clone();
+        // Alice compares her "a1" with what she sees, Bob his own with what he sees.
+        assert_eq!(seen.as_str() < "a1", other < story.theirs.as_str(), "{other} {seen}");
+    }
+}

@@ -1,0 +1,79 @@
+//! The journal's SQL, one text for both databases, as `sql.rs` is.
+
+use jid::{BareJid, Jid};
+use sqlx::{Row as _, query::Query};
+use time::OffsetDateTime;
+
+use super::{Database, Db, Row};
+use crate::registry::store::{OpenSide, StoreError};
+
+fn query(text: &'static str) -> Query<'static, Db, <Db as sqlx::Database>::Arguments> {
+    sqlx::query::<Db>(text)
+}
+
+impl Database {
+    pub(in crate::registry) async fn open_sides(
+        &self,
+        component: &BareJid,
+    ) -> Result<Vec<OpenSide>, StoreError> {
+        let rows =
+            query("SELECT * FROM open_sessions WHERE component = $1 ORDER BY began, session")
+                .bind(component.as_str().to_owned())
+                .fetch_all(&self.0)
+                .await?;
+        rows.iter().map(side).collect()
+    }
+
+    pub(in crate::registry) async fn change_open(
+        &self,
+        component: &BareJid,
+        begun: &[OpenSide],
+        ended: &[String],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let component = component.as_str();
+        let now = i64::try_from(now.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX);
+        let mut tx = self.0.begin().await?;
+        for OpenSide { session, user, mask, sid, namespace } in begun {
+            query(
+                "INSERT INTO open_sessions
+                     (component, session, sid, user_jid, mask, namespace, began)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7)
+                 ON CONFLICT (component, session, sid) DO UPDATE SET namespace = $6",
+            )
+            .bind(component.to_owned())
+            .bind(session.clone())
+            .bind(sid.clone())
+            .bind(user.to_string())
+            .bind(mask.to_string())
+            .bind(namespace.clone())
+            .bind(now)
+            .execute(&mut *tx)
+            .await?;
+        }
+        for session in ended {
+            query("DELETE FROM open_sessions WHERE component = $1 AND session = $2")
+                .bind(component.to_owned())
+                .bind(session.clone())
+                .execute(&mut *tx)
+                .await?;
+        }
+        Ok(tx.commit().await?)
+    }
+}
+
+fn side(row: &Row) -> Result<OpenSide, StoreError> {
+    let session: String = row.try_get("session")?;
+    let address = |column: &str| -> Result<Jid, StoreError> {
+        let text: String = row.try_get(column)?;
+        Jid::new(&text)
+            .map_err(|_| StoreError::Inconsistent { table: "open_sessions", id: session.clone() })
+    };
+    Ok(OpenSide {
+        user: address("user_jid")?,
+        mask: address("mask")?,
+        sid: row.try_get("sid")?,
+        namespace: row.try_get("namespace")?,
+        session: session.clone(),
+    })
+}
