@@ -65,6 +65,12 @@ pub(super) struct Common {
     /// Do not check the XMPP server's certificate
     #[arg(long, global = true)]
     pub(super) insecure_tls: bool,
+    /// Ask to compare the short authentication string before anything is sent or taken
+    #[arg(long, global = true)]
+    pub(super) confirm_sas: bool,
+    /// For --method srp: read the shared password from the first line of a file
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) srp_password_file: Option<PathBuf>,
     /// For tests: offers this print instead of the own key's
     #[arg(long, global = true, hide = true, value_name = "HEX")]
     pub(super) offer_print: Option<String>,
@@ -90,11 +96,17 @@ pub(super) enum Command {
     },
     /// Make a key and its certificate
     Keygen {
-        /// An OpenPGP key (not in this version)
+        /// An OpenPGP key, for --method openpgp
         #[arg(long)]
         openpgp: bool,
+        /// Takes over an OpenPGP secret key, such as gpg --export-secret-keys gives
+        #[arg(long, value_name = "FILE", requires = "openpgp")]
+        import: Option<PathBuf>,
+        /// The version of a new OpenPGP key: 4, which all programs know, or 6 (RFC 9580)
+        #[arg(long, default_value = "4", value_parser = ["4", "6"])]
+        key_version: String,
     },
-    /// Register the own key at the component
+    /// Register the own key of the method at the component
     Register {
         /// A name for it
         #[arg(long, default_value = "xtls")]
@@ -155,11 +167,11 @@ pub(super) enum Command {
 pub(super) enum TrustCommand {
     /// List known peers
     List,
-    /// Trust this key of a peer
+    /// Trust this key of a peer (an OpenPGP key with --method openpgp)
     Set {
         /// Whose
         jid: BareJid,
-        /// The SHA-256 print of its certificate
+        /// The SHA-256 print of its certificate, or the fingerprint of its OpenPGP key
         print: String,
     },
     /// Forget a peer: its next key is taken on first use

@@ -10,7 +10,6 @@ use super::{
     files::{self, FileOffer},
     output::XtlsError,
     pipe::pipe,
-    secured,
 };
 use crate::{endpoint::Request, xmpp::ns};
 
@@ -67,7 +66,7 @@ async fn serve(
         }
     };
     let (mut session, mut stream) = request.accept().await?;
-    secured(client.output, &stream);
+    client.secured(&mut session, &stream).await?;
     let done = match (out, offer) {
         (Some(dir), Some(offer)) => session
             .during(files::receive(&mut stream, dir, &offer, client.output))

@@ -4,13 +4,18 @@ use std::path::Path;
 
 use jid::BareJid;
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::{
     account::{self, Account},
     args::Common,
+    credential::passphrase,
     output::{Output, XtlsError},
 };
-use crate::{endpoint, tls::identity::Identity};
+use crate::{
+    endpoint,
+    tls::{identity::Identity, openpgp::OpenPgpKey},
+};
 
 /// Logs in once and stores the account.
 pub(super) async fn login(
@@ -56,5 +61,38 @@ pub(super) fn keygen(common: &Common, output: Output) -> Result<(), XtlsError> {
     identity.store(&dir)?;
     let print = identity.print().to_string();
     output.data(&json!({"event": "keygen", "method": "x509", "print": print}), &print);
+    Ok(())
+}
+
+/// Makes an OpenPGP key, or takes one over, unless there is one.
+pub(super) fn keygen_openpgp(
+    common: &Common,
+    import: Option<&Path>,
+    version_6: bool,
+    output: Output,
+) -> Result<(), XtlsError> {
+    let account = Account::load(common.account.as_ref())?;
+    let dir = account::folder(&account.jid)?;
+    if OpenPgpKey::load(&dir)?.is_some() {
+        return Err(XtlsError::usage(format!(
+            "there is an OpenPGP key already in {}: move it away to take another",
+            dir.display()
+        )));
+    }
+    let key = match import {
+        None => OpenPgpKey::generate(&account.jid, version_6)?,
+        Some(file) => {
+            let bytes = std::fs::read(file)
+                .map(Zeroizing::new)
+                .map_err(|error| XtlsError::usage(format!("{}: {error}", file.display())))?;
+            let key = OpenPgpKey::parse(&bytes)?;
+            // It must be able to sign before it is kept.
+            key.sign(b"", &passphrase(&key)?)?;
+            key
+        }
+    };
+    key.store(&dir)?;
+    let print = key.print().to_string();
+    output.data(&json!({"event": "keygen", "method": "openpgp", "print": print}), &print);
     Ok(())
 }

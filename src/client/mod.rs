@@ -2,6 +2,7 @@
 
 pub mod account;
 mod args;
+mod credential;
 mod files;
 mod listen;
 mod login;
@@ -9,14 +10,14 @@ pub mod output;
 mod peers;
 mod pipe;
 mod registry;
+mod secured;
 mod send;
 pub mod trust;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use jid::{BareJid, Jid};
 use minidom::Element;
-use serde_json::json;
 
 pub use self::args::Cli;
 use self::{
@@ -26,9 +27,8 @@ use self::{
     peers::Peers,
 };
 use crate::{
-    endpoint::{Application, Endpoint, Incoming, Known, Login, SecureStream, TransportKind},
-    print::{HashKind, Method, Print},
-    tls::identity::Identity,
+    endpoint::{Application, Credential, Endpoint, Incoming, Login, TransportKind},
+    print::Print,
     xmpp::{ns, xml},
 };
 
@@ -40,13 +40,15 @@ const FLUSH: Duration = Duration::from_millis(150);
 struct Client {
     login: Login,
     dir: PathBuf,
-    identity: Arc<Identity>,
+    credential: Credential,
     offered: Option<Print>,
     /// The broker, if sessions go through it.
     via: Option<BareJid>,
     /// The component, whether or not it brokers.
     component: Option<BareJid>,
     transport: Option<TransportKind>,
+    /// Asks the user to compare the short authentication string before each session.
+    confirm_sas: bool,
     output: Output,
 }
 
@@ -56,13 +58,14 @@ impl Client {
         let offered = common
             .offer_print
             .as_deref()
-            .map(|text| Print::parse(text, Some(HashKind::Sha256)))
+            .map(|text| Print::parse(text, None))
             .transpose()
             .map_err(|error| XtlsError::usage(error.to_string()))?;
         let component = common.via.clone().or_else(|| account.via.clone());
         Ok(Self {
             dir: account::folder(&account.jid)?,
-            identity: Arc::new(own_identity(&account)?),
+            credential: credential::load(common, &account)?,
+            confirm_sas: common.confirm_sas,
             offered,
             via: component.clone().filter(|_| !common.direct),
             component,
@@ -74,7 +77,7 @@ impl Client {
 
     /// Logs in.
     async fn connect(&self) -> Result<(Endpoint, Incoming), XtlsError> {
-        let mut builder = Endpoint::builder(Arc::clone(&self.identity))
+        let mut builder = Endpoint::builder(self.credential.clone())
             .policy(Peers { dir: self.dir.clone(), output: self.output })
             .feature(ns::FILE_TRANSFER)
             .feature(ns::HASHES);
@@ -116,21 +119,16 @@ pub async fn run(cli: Cli) -> u8 {
 }
 
 async fn command(common: Common, command: Command, output: Output) -> Result<(), XtlsError> {
-    if common.method != Method::X509 {
-        return Err(XtlsError::usage(format!(
-            "method {} is not in this version: use x509",
-            common.method
-        )));
-    }
     match command {
         Command::Login { ref jid, ref server, ref password_file } => {
             login::login(&common, jid, server.clone(), password_file.as_deref(), output).await
         }
-        Command::Keygen { openpgp: false } => login::keygen(&common, output),
-        Command::Prove => registry::prove(&common, output).await,
-        Command::Keygen { .. } | Command::Chat { .. } => {
-            Err(XtlsError::usage("this command is not in this version"))
+        Command::Keygen { openpgp: false, .. } => login::keygen(&common, output),
+        Command::Keygen { import, key_version, .. } => {
+            login::keygen_openpgp(&common, import.as_deref(), key_version == "6", output)
         }
+        Command::Prove => registry::prove(&common, output).await,
+        Command::Chat { .. } => Err(XtlsError::usage("this command is not in this version")),
         Command::Trust { command } => peers::trust(&common, command, output),
         Command::Keys { jid } => {
             let mut keys = Element::bare("keys", ns::KEYS);
@@ -141,8 +139,8 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
         }
         Command::Register { label } => {
             let account = Account::load(common.account.as_ref())?;
-            let identity = own_identity(&account)?;
-            let add = registry::add_request(&identity, &label);
+            let own = registry::OwnKey::load(common.method, &account)?;
+            let add = own.add_request(&label);
             registry::registry(&common, "set", add, output).await
         }
         Command::Revoke { id, reason } => {
@@ -178,7 +176,7 @@ async fn pipe_to(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
     endpoint.appear(-1).await;
     let done = async {
         let (mut session, stream) = endpoint.initiate(peer, &Application::tls()).await?;
-        secured(client.output, &stream);
+        client.secured(&mut session, &stream).await?;
         let done = session.during(pipe::pipe(stream)).await;
         session.terminate(if done.is_ok() { "success" } else { "connectivity-error" }, "").await;
         done
@@ -186,34 +184,4 @@ async fn pipe_to(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
     .await;
     endpoint.close().await;
     done
-}
-
-/// Tells the user with whom and how a stream is secured.
-fn secured(output: Output, stream: &SecureStream) {
-    let learned = stream.learned();
-    let (peer, print, transport) = (&learned.peer, &learned.print, learned.transport);
-    let first = learned.known == Known::First;
-    output.event(
-        &json!({
-            "event": "secured",
-            "peer": peer.as_str(),
-            "tls_version": learned.tls_version,
-            "key_exchange": learned.key_exchange,
-            "peer_print": print.to_string(),
-            "transport": transport.as_str(),
-            "first_use": first,
-        }),
-        &format!(
-            "secured with {peer} over {transport}: {} {}\n  key {print}{}",
-            learned.tls_version,
-            learned.key_exchange,
-            if first { " (first use: trusted from now on)" } else { "" }
-        ),
-    );
-}
-
-fn own_identity(account: &Account) -> Result<Identity, XtlsError> {
-    let dir = account::folder(&account.jid)?;
-    Identity::load(&dir)?
-        .ok_or_else(|| XtlsError::usage("there is no key yet: run xtls keygen first"))
 }

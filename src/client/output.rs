@@ -5,7 +5,10 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use crate::{endpoint::Error, tls::identity::IdentityError};
+use crate::{
+    endpoint::Error,
+    tls::{identity::IdentityError, openpgp::OpenPgpError},
+};
 
 /// How a command failed; the exit status is part of the program's contract.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +60,7 @@ impl From<Error> for XtlsError {
             Error::Address(_) => Self::usage(text),
             Error::Unreachable(_) => Self::unreachable(text),
             Error::Unverified(_) => Self::unverified(text),
-            Error::Refused(_) => Self::refused(text),
+            Error::Refused(_) | Error::Unsupported(_) => Self::refused(text),
             _ => Self::failed(text),
         }
     }
@@ -68,6 +71,17 @@ impl From<XtlsError> for Error {
         match error.code {
             4 => Self::Unverified(error.text),
             _ => Self::Failed(error.text),
+        }
+    }
+}
+
+impl From<OpenPgpError> for XtlsError {
+    fn from(error: OpenPgpError) -> Self {
+        match error {
+            OpenPgpError::Passphrase => Self::usage(format!(
+                "{error}: it is asked for, or taken from XTLS_OPENPGP_PASSPHRASE"
+            )),
+            _ => Self::failed(error.to_string()),
         }
     }
 }

@@ -13,10 +13,10 @@ use super::{
 };
 use crate::{
     endpoint::{Error, Hint, Known, Policy, Shown},
-    print::{HashKind, Print},
+    print::{HashKind, Method, Print},
 };
 
-/// Tells the user what the registry says, refuses what it warns of, and keeps a peer's first key.
+/// Tells the user what the registry says, refuses what it warns of, and knows a peer's key again.
 #[derive(Debug)]
 pub(super) struct Peers {
     pub(super) dir: PathBuf,
@@ -24,7 +24,7 @@ pub(super) struct Peers {
 }
 
 impl Policy for Peers {
-    fn offered(&self, peer: &BareJid, hints: &[Hint]) -> Result<(), Error> {
+    fn offered(&self, peer: &BareJid, method: Method, hints: &[Hint]) -> Result<(), Error> {
         let mut shown = Vec::new();
         let mut refused = None;
         for Hint { method, print, verdict, assurance, .. } in hints {
@@ -32,7 +32,7 @@ impl Policy for Peers {
                 "method": method, "print": print, "verdict": verdict, "assurance": assurance,
             }));
         }
-        for hint in hints.iter().filter(|hint| hint.method == "x509" && !hint.is_good()) {
+        for hint in hints.iter().filter(|hint| hint.method == method.as_str() && !hint.is_good()) {
             let Hint { print, verdict, .. } = hint;
             self.output.warn(&format!("the registry says of {peer}'s key {print}: {verdict}"));
             if hint.is_bad() {
@@ -53,12 +53,8 @@ impl Policy for Peers {
     }
 
     fn shown(&self, shown: &Shown<'_>) -> Result<Known, Error> {
-        let mut trust = Trust::load(&self.dir)?;
-        let known = trust.check(shown.peer, shown.print)?;
-        if known == Known::First {
-            trust.set(shown.peer, shown.print)?;
-        }
-        Ok(known)
+        // A first key is kept when the user has been told of it.
+        Ok(Trust::load(&self.dir)?.check(shown.peer, shown.method, shown.print)?)
     }
 }
 
@@ -72,15 +68,24 @@ pub(super) fn trust(
     let mut trust = Trust::load(&account::folder(&account.jid)?)?;
     match command {
         TrustCommand::List => {
-            for (peer, print) in trust.peers() {
-                output.data(&json!({"jid": peer, "print": print}), &format!("{peer}  {print}"));
+            for (peer, method, print) in trust.peers() {
+                output.data(
+                    &json!({"jid": peer, "method": method, "print": print}),
+                    &format!("{peer}  {method}  {print}"),
+                );
             }
             Ok(())
         }
         TrustCommand::Set { jid, print } => {
-            let print = Print::parse(&print, Some(HashKind::Sha256))
-                .map_err(|error| XtlsError::usage(error.to_string()))?;
-            trust.set(&jid, &print)
+            let hash = match common.method {
+                Method::X509 => Some(HashKind::Sha256),
+                Method::OpenPgp => None,
+                Method::Srp => return Err(XtlsError::usage("srp has no keys, only a password")),
+            };
+            let print = Print::parse(&print, hash).map_err(|error| {
+                XtlsError::usage(format!("{error}; for an OpenPGP key add --method openpgp"))
+            })?;
+            trust.set(&jid, common.method, &print)
         }
         TrustCommand::Forget { jid } => {
             if trust.forget(&jid)? {

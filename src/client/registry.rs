@@ -8,13 +8,14 @@ use serde_json::json;
 use super::{
     account::Account,
     args::Common,
+    credential::{own_identity, own_openpgp, passphrase},
     output::{Output, XtlsError},
-    own_identity,
 };
 use crate::{
     endpoint::Endpoint,
+    print::Method,
     registry::proof::{self, Nonce},
-    tls::identity::Identity,
+    tls::{identity::Identity, openpgp::OpenPgpKey},
     xmpp::{ns, xml},
 };
 
@@ -60,10 +61,10 @@ pub(super) async fn registry(
 /// Registers the own key, if it is not, and proves it by a signature over the registry's challenge.
 pub(super) async fn prove(common: &Common, output: Output) -> Result<(), XtlsError> {
     let account = Account::load(common.account.as_ref())?;
-    let identity = own_identity(&account)?;
+    let own = OwnKey::load(common.method, &account)?;
     let registry = Registry::connect(common).await?;
     let proven = async {
-        let added = registry.ask("set", add_request(&identity, "xtls")).await?;
+        let added = registry.ask("set", own.add_request("xtls")).await?;
         let key = added.ok_or_else(|| XtlsError::failed("the registry's answer is empty"))?;
         let id = key.attr("id").unwrap_or_default().to_owned();
         let challenge = xml::element("challenge", ns::KEYS, &[("id", &id)]);
@@ -75,9 +76,7 @@ pub(super) async fn prove(common: &Common, output: Output) -> Result<(), XtlsErr
             .ok_or_else(|| XtlsError::failed("the registry's challenge is none"))?;
         let owner = registry.endpoint.jid().to_bare();
         let message = proof::message(&registry.component, &owner, &nonce);
-        let signature = identity.sign(&message).ok_or_else(|| {
-            XtlsError::failed("only Ed25519, ECDSA P-256 and RSA keys can be proven")
-        })?;
+        let signature = own.sign(&message)?;
         let mut prove = xml::element("prove", ns::KEYS, &[("id", &id)]);
         let mut element = Element::bare("signature", ns::KEYS);
         element.append_text(STANDARD.encode(signature));
@@ -90,15 +89,46 @@ pub(super) async fn prove(common: &Common, output: Output) -> Result<(), XtlsErr
     Ok(())
 }
 
-/// The request that registers the own certificate.
-pub(super) fn add_request(identity: &Identity, label: &str) -> Element {
-    let mut key = xml::element("key", ns::KEYS, &[("method", "x509"), ("label", label)]);
-    let mut material = Element::bare("material", ns::KEYS);
-    material.append_text(STANDARD.encode(identity.certificate.as_ref()));
-    key.append_child(material);
-    let mut add = Element::bare("add", ns::KEYS);
-    add.append_child(key);
-    add
+/// The user's key of a method, to be registered and proven.
+#[derive(Debug)]
+pub(super) enum OwnKey {
+    X509(Identity),
+    OpenPgp(Box<OpenPgpKey>),
+}
+
+impl OwnKey {
+    pub(super) fn load(method: Method, account: &Account) -> Result<Self, XtlsError> {
+        match method {
+            Method::X509 => own_identity(account).map(Self::X509),
+            Method::OpenPgp => own_openpgp(account).map(Box::new).map(Self::OpenPgp),
+            Method::Srp => Err(XtlsError::usage("srp has no keys, only a password")),
+        }
+    }
+
+    /// The request that registers it.
+    pub(super) fn add_request(&self, label: &str) -> Element {
+        let (method, material) = match self {
+            Self::X509(identity) => (Method::X509, identity.certificate.as_ref()),
+            Self::OpenPgp(key) => (Method::OpenPgp, key.certificate()),
+        };
+        let mut key =
+            xml::element("key", ns::KEYS, &[("method", method.as_str()), ("label", label)]);
+        let mut element = Element::bare("material", ns::KEYS);
+        element.append_text(STANDARD.encode(material));
+        key.append_child(element);
+        let mut add = Element::bare("add", ns::KEYS);
+        add.append_child(key);
+        add
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, XtlsError> {
+        match self {
+            Self::X509(identity) => identity.sign(message).ok_or_else(|| {
+                XtlsError::failed("only Ed25519, ECDSA P-256 and RSA keys can be proven")
+            }),
+            Self::OpenPgp(key) => Ok(key.sign(message, &passphrase(key)?)?),
+        }
+    }
 }
 
 /// Shows the keys in an answer of the registry.

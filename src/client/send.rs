@@ -9,7 +9,6 @@ use super::{
     Client,
     files::{self, FileOffer},
     output::XtlsError,
-    secured,
 };
 use crate::{
     endpoint::{Application, Endpoint},
@@ -46,7 +45,7 @@ async fn send_one(
     description.append_child(offer.to_element());
     let application = Application::described(description).from_initiator();
     let (mut session, mut stream) = endpoint.initiate(peer, &application).await?;
-    secured(client.output, &stream);
+    client.secured(&mut session, &stream).await?;
     let sent = session.during(files::send(&mut stream, path, offer, client.output)).await;
     let done = match sent {
         Ok(done) => done,

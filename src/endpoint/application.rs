@@ -2,8 +2,8 @@
 
 use minidom::Element;
 
-use super::error::Error;
-use crate::{broker::offer, xmpp::ns};
+use super::{error::Error, method::Offered};
+use crate::xmpp::ns;
 
 /// The application of a session: a raw TLS stream, or one with a `<description/>` of its own.
 ///
@@ -63,11 +63,11 @@ impl Application {
         Self { description, senders: None }
     }
 
-    /// Its elements in a session-initiate, with our print in the fitting dialect.
-    pub(super) fn to_elements(&self, print: &str) -> Vec<Element> {
+    /// Its elements in a session-initiate, with our method in the fitting dialect.
+    pub(super) fn to_elements(&self, offered: &Offered) -> Vec<Element> {
         match &self.description {
-            None => vec![offer::description(print)],
-            Some(description) => vec![description.clone(), offer::security(print)],
+            None => vec![offered.description()],
+            Some(description) => vec![description.clone(), offered.security()],
         }
     }
 }
@@ -76,16 +76,16 @@ impl Application {
 pub(super) fn answer(
     content: &Element,
     description: Option<&Element>,
-    print: &str,
+    offered: &Offered,
 ) -> Vec<Element> {
     let mut children = Vec::new();
     for child in content.children() {
         if child.is("description", ns::APPS_TLS) {
-            children.push(offer::description(print));
+            children.push(offered.description());
         } else if child.name() == "description" {
             children.push(description.unwrap_or(child).clone());
         } else if child.is("security", ns::XTLS) {
-            children.push(offer::security(print));
+            children.push(offered.security());
         }
     }
     children

@@ -17,6 +17,9 @@ pub enum Error {
     /// The peer, or the component in its place, does not want this.
     #[error("{0}")]
     Refused(String),
+    /// The peer and we have no TLS method in common.
+    #[error("{0}")]
+    Unsupported(String),
     /// The peer's key is not the promised one, or nobody vouches for it. No application byte has been sent.
     #[error("{0}")]
     Unverified(String),
@@ -49,6 +52,7 @@ impl Error {
         match self {
             Self::Unverified(_) => "security-error",
             Self::Refused(_) => "decline",
+            Self::Unsupported(_) => "unsupported-applications",
             Self::Disconnected => "connectivity-error",
             _ => "failed-application",
         }

@@ -15,7 +15,8 @@
 //! component as proxy and registry only ([`Builder::component`]), or without any.
 //!
 //! # Whose key is it?
-//! The peer must show the certificate whose print it has offered and hold its key; nothing else gets past the handshake.
+//! The peer must show the key whose print it has offered, or prove the password that both know; nothing else gets past the
+//! handshake. Which it is, the [`Credential`] says that the endpoint is built with.
 //! Whether that key is the right user's is for a [`Policy`] to say: [`Registered`] (the registry vouches for it; the
 //! default), [`FirstUse`] (the first key is kept, another is refused), or one of your own. Nothing of the application is
 //! sent before it has agreed.
@@ -56,6 +57,7 @@ mod application;
 mod error;
 mod hub;
 mod login;
+mod method;
 mod negotiate;
 mod policy;
 mod s5b;
@@ -69,20 +71,20 @@ use std::{fmt, sync::Arc, time::Duration};
 use jid::{BareJid, Jid};
 use minidom::Element;
 
-use self::hub::Hub;
 pub use self::{
     application::Application,
     error::Error,
     hub::TransportKind,
     login::{Connection, Login, ServerTrust, login},
+    method::Credential,
     negotiate::{Incoming, Request},
     policy::{FirstUse, Hint, Known, Policy, Registered, Shown},
     session::Session,
     stream::{Learned, SecureStream},
 };
+use self::{hub::Hub, method::Offered};
 use crate::{
-    print::Print,
-    tls::identity::Identity,
+    print::{Method, Print},
     xmpp::{
         iq::Answer,
         jid::{proxied, unproxied},
@@ -102,7 +104,6 @@ pub struct Endpoint {
 struct Inner {
     hub: Hub,
     builder: Builder,
-    print: Print,
     task: tokio::task::AbortHandle,
 }
 
@@ -130,7 +131,7 @@ impl fmt::Debug for Inner {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Builder {
-    identity: Arc<Identity>,
+    credential: Credential,
     offered: Option<Print>,
     via: Option<BareJid>,
     component: Option<BareJid>,
@@ -160,7 +161,7 @@ impl Builder {
         Self { policy: Arc::new(policy), ..self }
     }
 
-    /// Offers this print of the own certificate instead of its SHA-256.
+    /// Offers this print of the own key instead of the usual one.
     pub fn offer(self, print: Print) -> Self {
         Self { offered: Some(print), ..self }
     }
@@ -201,18 +202,18 @@ impl Builder {
         }
         features.extend(self.features.iter().cloned());
         let (hub, arrivals, task) = Hub::start(connection, features);
-        let print = self.offered.clone().unwrap_or_else(|| self.identity.print());
-        let inner = Inner { hub, builder: self, print, task: task.abort_handle() };
+        let inner = Inner { hub, builder: self, task: task.abort_handle() };
         let endpoint = Endpoint { inner: Arc::new(inner) };
         (endpoint.clone(), Incoming { endpoint, arrivals })
     }
 }
 
 impl Endpoint {
-    /// Says how an endpoint is to be that has this certificate and key.
-    pub fn builder(identity: impl Into<Arc<Identity>>) -> Builder {
+    /// Says how an endpoint is to be that shows who it is with this: an [`Identity`](crate::tls::identity::Identity), a
+    /// [`Certified`](crate::tls::openpgp::Certified) one, or a [`Password`](crate::tls::srp::Password).
+    pub fn builder(credential: impl Into<Credential>) -> Builder {
         Builder {
-            identity: identity.into(),
+            credential: credential.into(),
             offered: None,
             via: None,
             component: None,
@@ -227,9 +228,20 @@ impl Endpoint {
         Jid::from(self.inner.hub.jid.clone())
     }
 
-    /// The print that we offer as ours.
-    pub fn print(&self) -> &Print {
-        &self.inner.print
+    /// The print that we offer as ours; a password has none.
+    pub fn print(&self) -> Option<Print> {
+        let Builder { credential, offered, .. } = &self.inner.builder;
+        let print = credential.print()?;
+        Some(offered.clone().unwrap_or(print))
+    }
+
+    /// The TLS method of all sessions.
+    pub fn method(&self) -> Method {
+        self.credential().method()
+    }
+
+    fn offered(&self) -> Offered {
+        Offered::new(self.method(), self.print())
     }
 
     /// Tells the component that we are there. With a priority of 0 or more, users may start sessions to our bare JID
@@ -320,8 +332,8 @@ impl Endpoint {
         &self.inner.hub
     }
 
-    fn identity(&self) -> &Identity {
-        &self.inner.builder.identity
+    fn credential(&self) -> &Credential {
+        &self.inner.builder.credential
     }
 
     fn via(&self) -> Option<&BareJid> {

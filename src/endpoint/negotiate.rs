@@ -16,15 +16,12 @@ use super::{
     application::{Application, answer, first_content},
     error::Error,
     hub::Arrival,
-    policy::{Hint, Shown, pins},
+    method::expected,
+    policy::{Hint, Known, Shown},
     session::{Session, payload},
     stream::{Learned, SecureStream},
 };
-use crate::{
-    mediator::leg::Leg,
-    tls::stream::{self as tls, Secured},
-    xmpp::iq::random_id,
-};
+use crate::{mediator::leg::Leg, print::Method, tls::stream::Secured, xmpp::iq::random_id};
 
 /// How long a peer's user may think.
 const ACCEPT: Duration = Duration::from_secs(300);
@@ -64,7 +61,7 @@ impl Endpoint {
         let inbox = self.hub().session(&address, &sid);
         let mut session = Session::new(self, inbox, address, sid);
         let (offered, transport) = session.offer_transport().await;
-        let mut children = application.to_elements(&self.print().to_string());
+        let mut children = application.to_elements(&self.offered());
         children.push(transport);
         let initiate = session.jingle("session-initiate", application.senders(), children);
         if let Err(error) = session.ask(initiate).await {
@@ -82,11 +79,9 @@ impl Endpoint {
             let content = first_content(&jingle)?;
             session.answer = Application::read(&content).description().cloned();
             let hints = session.hints(&content)?;
-            let pins = pins(&session.peer, &content)?;
+            let expected = expected(&session.peer, self.method(), &content)?;
             let leg = session.initiator_leg(&content, &offered).await?;
-            let identity = self.identity();
-            let done = async { Ok(tls::connect(leg, identity, pins).await?) };
-            Ok((session.unless_ended(done).await?, hints))
+            Ok((session.secure(leg, expected).await?, hints))
         }
         .await;
         session.finish(outcome).await
@@ -171,13 +166,12 @@ impl Request {
     ) -> Result<(Session, SecureStream), Error> {
         let Self { mut session, content, .. } = self;
         let outcome = async {
-            let hints = session.hints(&content)?;
-            let pins = pins(&session.peer, &content)?;
             let endpoint = session.endpoint.clone();
-            let children = answer(&content, description.as_ref(), &endpoint.print().to_string());
+            let expected = expected(&session.peer, endpoint.method(), &content)?;
+            let hints = session.hints(&content)?;
+            let children = answer(&content, description.as_ref(), &endpoint.offered());
             let leg = session.responder_leg(&content, children).await?;
-            let done = async { Ok(tls::accept(leg, endpoint.identity(), pins).await?) };
-            Ok((session.unless_ended(done).await?, hints))
+            Ok((session.secure(leg, expected).await?, hints))
         }
         .await;
         session.finish(outcome).await
@@ -196,7 +190,7 @@ impl Session {
     fn hints(&self, content: &Element) -> Result<Vec<Hint>, Error> {
         // Only the component's word counts: a peer that is reached directly would be praising itself.
         let hints = if self.is_brokered() { Hint::read(content) } else { Vec::new() };
-        self.endpoint.policy().offered(&self.peer, &hints)?;
+        self.endpoint.policy().offered(&self.peer, self.endpoint.method(), &hints)?;
         Ok(hints)
     }
 
@@ -205,7 +199,12 @@ impl Session {
         match outcome.and_then(|(secured, hints)| self.check(secured, hints)) {
             Ok(stream) => Ok((self, stream)),
             Err(error) => {
-                self.terminate(error.reason(), "").await;
+                // Only that there is no method in common is of use to the peer's user; all else says too much.
+                let text = match &error {
+                    Error::Unsupported(text) => text.as_str(),
+                    _ => "",
+                };
+                self.terminate(error.reason(), text).await;
                 Err(error)
             }
         }
@@ -218,19 +217,26 @@ impl Session {
     ) -> Result<SecureStream, Error> {
         let (leg, connection) = tls.get_ref();
         let certificate = connection.peer_certificates().and_then(<[_]>::first);
+        let method = self.endpoint.method();
         let shown = Shown {
             peer: &self.peer,
+            method,
             print: &secured.peer,
             certificate: certificate.map(AsRef::as_ref).unwrap_or_default(),
             hints: &hints,
         };
-        let known = self.endpoint.policy().shown(&shown)?;
+        let known = match method {
+            // There is no key to know again.
+            Method::Srp => Known::Same,
+            _ => self.endpoint.policy().shown(&shown)?,
+        };
         let transport = match leg {
             Leg::Socket(_) => super::TransportKind::S5b,
             Leg::Ibb(_) => super::TransportKind::Ibb,
         };
         let learned = Learned {
             peer: self.peer.clone(),
+            method,
             address: self.address.clone(),
             print: secured.peer,
             hints,
@@ -239,6 +245,8 @@ impl Session {
             key_exchange: secured.key_exchange,
             transport,
         };
-        Ok(SecureStream::new(tls, learned))
+        let me = self.endpoint.jid().to_bare();
+        let sides = if self.initiator { [&me, &self.peer] } else { [&self.peer, &me] };
+        Ok(SecureStream::new(tls, learned, sides.map(Clone::clone)))
     }
 }

@@ -11,7 +11,6 @@ use minidom::Element;
 
 use super::error::Error;
 use crate::{
-    broker::offer::Offer,
     print::{HashKind, Method, Print},
     xmpp::ns,
 };
@@ -63,7 +62,7 @@ impl Hint {
 /// Whether a peer's key was seen before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Known {
-    /// It is the known one.
+    /// It is the known one, or the peer has proved the password (srp).
     Same,
     /// The peer was never seen: the key is taken on first use.
     First,
@@ -75,7 +74,9 @@ pub enum Known {
 pub struct Shown<'a> {
     /// Whose it is said to be.
     pub peer: &'a BareJid,
-    /// The SHA-256 print of its certificate.
+    /// `x509` or `openpgp`.
+    pub method: Method,
+    /// The SHA-256 print of its certificate, or its OpenPGP fingerprint.
     pub print: &'a Print,
     /// The certificate, DER.
     pub certificate: &'a [u8],
@@ -84,17 +85,19 @@ pub struct Shown<'a> {
 }
 
 impl Shown<'_> {
-    /// Whether the registry vouches for the certificate that was shown, not for another one that was offered.
+    /// Whether the registry vouches for the key that was shown, not for another one that was offered.
     pub fn is_vouched_for(&self) -> bool {
-        self.hints.iter().filter(|hint| hint.method == Method::X509.as_str() && hint.is_good()).any(
-            |hint| {
-                let Ok(print) = Print::parse(&hint.print, None) else { return false };
-                [print.hash(), HashKind::SpkiSha256]
-                    .into_iter()
-                    .filter_map(|hash| Print::of_certificate(hash, self.certificate))
-                    .any(|shown| shown.same_bytes(&print))
-            },
-        )
+        let of_method =
+            self.hints.iter().filter(|hint| hint.method == self.method.as_str() && hint.is_good());
+        of_method.filter_map(|hint| Print::parse(&hint.print, None).ok()).any(|print| {
+            if self.method == Method::OpenPgp {
+                return print == *self.print;
+            }
+            [print.hash(), HashKind::SpkiSha256]
+                .into_iter()
+                .filter_map(|hash| Print::of_certificate(hash, self.certificate))
+                .any(|shown| shown.same_bytes(&print))
+        })
     }
 }
 
@@ -108,12 +111,12 @@ impl Shown<'_> {
 pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// Looks at what the registry says of the offered prints, before a transport is made.
     ///
-    /// Unless overridden, a revoked or mismatching print of an X.509 certificate is refused.
+    /// Unless overridden, a revoked or mismatching print of the session's method is refused.
     ///
     /// # Errors
     /// [`Error::Unverified`] ends the session.
-    fn offered(&self, peer: &BareJid, hints: &[Hint]) -> Result<(), Error> {
-        let bad = hints.iter().find(|hint| hint.method == Method::X509.as_str() && hint.is_bad());
+    fn offered(&self, peer: &BareJid, method: Method, hints: &[Hint]) -> Result<(), Error> {
+        let bad = hints.iter().find(|hint| hint.method == method.as_str() && hint.is_bad());
         match bad {
             None => Ok(()),
             Some(hint) => Err(Error::Unverified(format!(
@@ -123,7 +126,8 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         }
     }
 
-    /// Looks at the key that was shown, before a byte of the application is sent.
+    /// Looks at the key that was shown, before a byte of the application is sent. Not asked for the method srp, where the
+    /// password says who the peer is.
     ///
     /// # Errors
     /// [`Error::Unverified`] ends the session.
@@ -192,22 +196,6 @@ impl Policy for FirstUse {
     }
 }
 
-/// The prints that the peer's certificate may have.
-pub(super) fn pins(peer: &BareJid, content: &Element) -> Result<Vec<Print>, Error> {
-    let pins: Vec<Print> = Offer::read(content)
-        .prints
-        .into_iter()
-        .filter(|(method, _)| matches!(method, None | Some(Method::X509)))
-        .map(|(_, print)| print)
-        .collect();
-    if pins.is_empty() {
-        return Err(Error::Unverified(format!(
-            "{peer} offered no print of an x509 certificate: nothing was sent"
-        )));
-    }
-    Ok(pins)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,7 +223,13 @@ mod tests {
             (vec![hint(&print, "unknown")], false),
             (vec![hint(&other, "match"), hint(&print, "unknown")], false),
         ] {
-            let shown = Shown { peer: &peer, print: &print, certificate, hints: hints.as_slice() };
+            let shown = Shown {
+                peer: &peer,
+                method: Method::X509,
+                print: &print,
+                certificate,
+                hints: hints.as_slice(),
+            };
             assert_eq!(Registered.shown(&shown).is_ok(), taken, "{hints:?}");
         }
     }
@@ -246,16 +240,22 @@ mod tests {
         let policy = FirstUse::default();
         let show = |certificate: &[u8]| {
             let print = Print::of_certificate(HashKind::Sha256, certificate).unwrap();
-            policy.shown(&Shown { peer: &peer, print: &print, certificate, hints: &[] })
+            policy.shown(&Shown {
+                peer: &peer,
+                method: Method::X509,
+                print: &print,
+                certificate,
+                hints: &[],
+            })
         };
         assert_eq!(show(b"one"), Ok(Known::First));
         assert_eq!(show(b"one"), Ok(Known::Same));
         assert!(matches!(show(b"two"), Err(Error::Unverified(_))));
         let print = Print::of_certificate(HashKind::Sha256, b"one").unwrap();
         for verdict in ["revoked", "mismatch"] {
-            let refused = policy.offered(&peer, &[hint(&print, verdict)]);
+            let refused = policy.offered(&peer, Method::X509, &[hint(&print, verdict)]);
             assert!(matches!(refused, Err(Error::Unverified(_))), "{verdict}");
         }
-        assert_eq!(policy.offered(&peer, &[hint(&print, "unknown")]), Ok(()));
+        assert_eq!(policy.offered(&peer, Method::X509, &[hint(&print, "unknown")]), Ok(()));
     }
 }

@@ -15,7 +15,11 @@ use super::{
     hub::TransportKind,
     policy::{Hint, Known},
 };
-use crate::{mediator::leg::Leg, print::Print};
+use crate::{
+    mediator::leg::Leg,
+    print::{Method, Print},
+    tls::{sas, stream as tls},
+};
 
 /// What a negotiation has settled.
 #[derive(Clone, Debug)]
@@ -25,7 +29,10 @@ pub struct Learned {
     pub peer: BareJid,
     /// The address of the other end: the peer's own, or the one that stands for it at the component.
     pub address: Jid,
-    /// The SHA-256 print of the certificate that the peer has shown and holds the key of.
+    /// The TLS method.
+    pub method: Method,
+    /// The print of the key that the peer has shown and holds: the SHA-256 of its certificate, or its OpenPGP
+    /// fingerprint. With the method srp the certificate is made for the session and says nothing.
     pub print: Print,
     /// What the component's registry says of the peer's prints; empty without a broker.
     pub hints: Vec<Hint>,
@@ -47,11 +54,13 @@ pub struct Learned {
 pub struct SecureStream {
     tls: TlsStream<Leg>,
     learned: Learned,
+    /// Who began the session, and with whom.
+    sides: [BareJid; 2],
 }
 
 impl SecureStream {
-    pub(super) fn new(tls: TlsStream<Leg>, learned: Learned) -> Self {
-        Self { tls, learned }
+    pub(super) fn new(tls: TlsStream<Leg>, learned: Learned, sides: [BareJid; 2]) -> Self {
+        Self { tls, learned, sides }
     }
 
     /// What was learned of the peer.
@@ -86,6 +95,25 @@ impl SecureStream {
             }
         };
         exported.map_err(|error| Error::Failed(error.to_string()))
+    }
+
+    /// The user who has begun the session.
+    pub fn initiator(&self) -> &BareJid {
+        &self.sides[0]
+    }
+
+    /// Twelve digits that the two users have in common if nobody is between them, for them to read to each other
+    /// together with who has begun the session. Takes about a third of a second, on purpose.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] if TLS gives no key material.
+    pub async fn short_authentication_string(&self) -> Result<String, Error> {
+        let [initiator, responder] = &self.sides;
+        let context = sas::context(initiator, responder);
+        let exported: [u8; 32] = tls::export(&self.tls, sas::LABEL, &context)?;
+        tokio::task::spawn_blocking(move || sas::digits(&exported))
+            .await
+            .map_err(|error| Error::failed(error.to_string()))
     }
 
     /// The TLS stream itself.

@@ -17,6 +17,7 @@
 use std::{
     fs, io,
     path::Path,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -68,6 +69,15 @@ impl std::fmt::Debug for OpenPgpKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OpenPgpKey").field("print", &self.print()).finish_non_exhaustive()
     }
+}
+
+/// A TLS key and its certificate, and the OpenPGP key that vouches for them.
+#[derive(Clone, Debug)]
+pub struct Certified {
+    /// The TLS key.
+    pub identity: Arc<Identity>,
+    /// The fingerprint of the OpenPGP key.
+    pub print: Print,
 }
 
 /// Why an OpenPGP key is of no use.
@@ -198,12 +208,13 @@ impl OpenPgpKey {
     ///
     /// # Errors
     /// [`OpenPgpError`]
-    pub fn certify(&self, passphrase: &str) -> Result<Identity, OpenPgpError> {
-        Identity::make(None, |spki| {
+    pub fn certify(&self, passphrase: &str) -> Result<Certified, OpenPgpError> {
+        let identity = Identity::make::<OpenPgpError>(None, |spki| {
             let signature = self.sign_for(&signed(spki), passphrase, Some(LIFETIME))?;
             let content = write_extension(self.certificate(), &signature)?;
             Ok(Some(CustomExtension::from_oid_content(&OID, content)))
-        })
+        })?;
+        Ok(Certified { identity: Arc::new(identity), print: self.print().clone() })
     }
 
     fn sign_for(
@@ -423,7 +434,7 @@ mod tests {
         for (version_6, length) in [(false, 20), (true, 32)] {
             let key = key(version_6);
             assert_eq!(key.print().as_bytes().len(), length);
-            let identity = key.certify("").unwrap();
+            let Certified { identity, .. } = key.certify("").unwrap();
             let pins = [key.print().clone()];
             assert_eq!(vouched(&identity.certificate, &pins, now()), Some(pins[0].clone()));
             assert_eq!(claimed(&identity.certificate), Some(pins[0].clone()));
@@ -434,7 +445,7 @@ mod tests {
     #[test]
     fn another_key_than_the_pinned_one_vouches_for_nobody() {
         let (key, other) = (key(false), key(false));
-        let identity = key.certify("").unwrap();
+        let Certified { identity, .. } = key.certify("").unwrap();
         assert_eq!(vouched(&identity.certificate, &[other.print().clone()], now()), None);
         assert_eq!(vouched(&identity.certificate, &[], now()), None);
         let plain = Identity::generate(&BareJid::new("alice@example.org").unwrap()).unwrap();
@@ -444,7 +455,7 @@ mod tests {
     #[test]
     fn a_signature_over_another_tls_key_vouches_for_nobody() {
         let key = key(false);
-        let honest = key.certify("").unwrap();
+        let Certified { identity: honest, .. } = key.certify("").unwrap();
         let pins = [key.print().clone()];
         // A copy of the extension in a certificate with the thief's own key.
         let extension = Extension::read(&honest.certificate).unwrap();

@@ -196,7 +196,8 @@ mod tests {
             (OpenPgpKey::generate(&jid, false).unwrap(), OpenPgpKey::generate(&jid, true).unwrap());
         let pins = |key: &OpenPgpKey| Expected::OpenPgp(vec![key.print().clone()]);
         let (a, b) = duplex(1 << 16);
-        let (own, other) = (alice.certify("").unwrap(), bob.certify("").unwrap());
+        let own = alice.certify("").unwrap().identity;
+        let other = bob.certify("").unwrap().identity;
         let (client, server) =
             tokio::join!(connect(a, &own, pins(&bob)), accept(b, &other, pins(&alice)));
         let ((client, of_bob), (server, of_alice)) = (client.unwrap(), server.unwrap());

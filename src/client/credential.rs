@@ -1,0 +1,81 @@
+//! What `xtls` shows who its user is with: the key or the password of the method.
+
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use super::{
+    account::{self, Account},
+    args::Common,
+    output::XtlsError,
+};
+use crate::{
+    endpoint::Credential,
+    print::Method,
+    tls::{identity::Identity, openpgp::OpenPgpKey, srp},
+};
+
+/// The credential of the method that was asked for.
+pub(super) fn load(common: &Common, account: &Account) -> Result<Credential, XtlsError> {
+    match common.method {
+        Method::X509 => Ok(own_identity(account)?.into()),
+        Method::OpenPgp => {
+            let key = own_openpgp(account)?;
+            Ok(key.certify(&passphrase(&key)?)?.into())
+        }
+        Method::Srp => {
+            let text = secret(common.srp_password_file.as_deref(), "XTLS_SRP_PASSWORD", || {
+                "Password that you and the peer share: ".to_owned()
+            })?;
+            let password = srp::Password::new(&text)
+                .map_err(|error| XtlsError::usage(format!("the shared password: {error}")))?;
+            Ok(password.into())
+        }
+    }
+}
+
+/// The user's certificate and key.
+pub(super) fn own_identity(account: &Account) -> Result<Identity, XtlsError> {
+    let dir = account::folder(&account.jid)?;
+    Identity::load(&dir)?
+        .ok_or_else(|| XtlsError::usage("there is no key yet: run xtls keygen first"))
+}
+
+/// The user's OpenPGP key.
+pub(super) fn own_openpgp(account: &Account) -> Result<OpenPgpKey, XtlsError> {
+    let dir = account::folder(&account.jid)?;
+    OpenPgpKey::load(&dir)?.ok_or_else(|| {
+        XtlsError::usage("there is no OpenPGP key yet: run xtls keygen --openpgp first")
+    })
+}
+
+/// What unlocks the key; empty if it is not locked.
+pub(super) fn passphrase(key: &OpenPgpKey) -> Result<Zeroizing<String>, XtlsError> {
+    if !key.is_locked() {
+        return Ok(Zeroizing::default());
+    }
+    secret(None, "XTLS_OPENPGP_PASSPHRASE", || {
+        format!("Passphrase of the OpenPGP key {}: ", key.print())
+    })
+}
+
+/// A secret from the first line of a file, the environment, or the user; never from the command line, which others
+/// can read.
+pub(super) fn secret(
+    file: Option<&Path>,
+    variable: &str,
+    prompt: impl FnOnce() -> String,
+) -> Result<Zeroizing<String>, XtlsError> {
+    if let Some(file) = file {
+        let text = std::fs::read_to_string(file)
+            .map(Zeroizing::new)
+            .map_err(|error| XtlsError::usage(format!("{}: {error}", file.display())))?;
+        return Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()));
+    }
+    if let Ok(text) = std::env::var(variable) {
+        return Ok(Zeroizing::new(text));
+    }
+    rpassword::prompt_password(prompt()).map(Zeroizing::new).map_err(|error| {
+        XtlsError::usage(format!("the secret cannot be asked for ({error}): set {variable}"))
+    })
+}

@@ -1,0 +1,121 @@
+//! The moment between handshake and content: the user is told with whom and how the stream is secured, may compare the
+//! short authentication string, and the peer's first key is kept.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, BufRead, BufReader, Write},
+};
+
+use serde_json::json;
+
+use super::{Client, output::XtlsError, trust::Trust};
+use crate::{
+    endpoint::{Known, SecureStream, Session},
+    print::Method,
+};
+
+impl Client {
+    /// To be called before a byte of the application is sent or taken.
+    ///
+    /// # Errors
+    /// Exit status 4 if the user does not confirm the short authentication string; the peer has been told then.
+    pub(super) async fn secured(
+        &self,
+        session: &mut Session,
+        stream: &SecureStream,
+    ) -> Result<(), XtlsError> {
+        let done = self.tell_and_keep(session, stream).await;
+        if done.is_err() {
+            session.terminate("security-error", "").await;
+        }
+        done
+    }
+
+    async fn tell_and_keep(
+        &self,
+        session: &mut Session,
+        stream: &SecureStream,
+    ) -> Result<(), XtlsError> {
+        let learned = stream.learned();
+        let first = learned.known == Known::First;
+        let sas = if first || self.confirm_sas {
+            Some(stream.short_authentication_string().await?)
+        } else {
+            None
+        };
+        self.tell(stream, sas.as_deref());
+        if let (true, Some(sas)) = (self.confirm_sas, sas) {
+            let peer = learned.peer.clone();
+            let asked = async {
+                tokio::task::spawn_blocking(move || ask(&format!("Does {peer} see {sas}? [y/N] ")))
+                    .await
+                    .map_err(|error| XtlsError::failed(error.to_string()))?
+            };
+            session.during(asked).await?;
+        }
+        if first && learned.method != Method::Srp {
+            Trust::load(&self.dir)?.set(&learned.peer, learned.method, &learned.print)?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, stream: &SecureStream, sas: Option<&str>) {
+        let learned = stream.learned();
+        let (peer, print, transport) = (&learned.peer, &learned.print, learned.transport);
+        let first = learned.known == Known::First;
+        let mut text = format!(
+            "secured with {peer} over {transport}: {} {}\n  ",
+            learned.tls_version, learned.key_exchange,
+        );
+        text += &match learned.method {
+            Method::X509 => format!("key {print}"),
+            Method::OpenPgp => format!("OpenPGP key {print}"),
+            Method::Srp => "the peer knows the password".to_owned(),
+        };
+        if first {
+            text += " (first use: trusted from now on)";
+        }
+        if let Some(sas) = sas {
+            text += &format!(
+                "\n  {sas} is what you both see if nobody is between you (session started by {})",
+                stream.initiator()
+            );
+        }
+        self.output.event(
+            &json!({
+                "event": "secured",
+                "peer": peer.as_str(),
+                "method": learned.method.as_str(),
+                "tls_version": learned.tls_version,
+                "key_exchange": learned.key_exchange,
+                "peer_print": print.to_string(),
+                "transport": transport.as_str(),
+                "first_use": first,
+                "sas": sas,
+                "initiator": stream.initiator().as_str(),
+            }),
+            &text,
+        );
+    }
+}
+
+/// Asks the person at the terminal, wherever standard input and output go.
+fn ask(question: &str) -> Result<(), XtlsError> {
+    let answer = || -> io::Result<String> {
+        let mut terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
+        terminal.write_all(question.as_bytes())?;
+        terminal.flush()?;
+        let mut line = String::new();
+        BufReader::new(terminal).read_line(&mut line)?;
+        Ok(line)
+    };
+    match answer() {
+        Ok(line) if matches!(line.trim(), "y" | "Y" | "yes") => Ok(()),
+        Ok(_) => Err(XtlsError::unverified(
+            "the short authentication string was not confirmed: nothing was sent",
+        )),
+        Err(_) => {
+            Err(XtlsError::unverified("--confirm-sas needs a terminal to ask at: nothing was sent"))
+        }
+    }
+}
