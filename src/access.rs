@@ -1,5 +1,10 @@
 //! Who may use the service.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
 use jid::BareJid;
 
 /// The access lists: JIDs, domains, or `*` for anyone.
@@ -13,15 +18,73 @@ pub struct Access {
     pub blocked: Vec<String>,
 }
 
-impl Access {
+/// Who may use the service now: the lists of the configuration, and whom admins have blocked by command. Cheap to
+/// clone; all clones change together.
+#[derive(Clone, Debug, Default)]
+pub struct Doors(Arc<RwLock<Lists>>);
+
+#[derive(Debug, Default)]
+struct Lists {
+    configured: Access,
+    /// Address or domain, and why.
+    commanded: BTreeMap<String, String>,
+}
+
+impl Doors {
+    /// Doors with the lists of the configuration.
+    pub fn new(configured: Access) -> Self {
+        Self(Arc::new(RwLock::new(Lists { configured, commanded: BTreeMap::new() })))
+    }
+
     /// Whether `jid` may use the service.
     pub fn admits(&self, jid: &BareJid) -> bool {
-        !self.blocks(jid) && (listed(&self.users, jid) || listed(&self.admins, jid))
+        let lists = self.read();
+        let Access { users, admins, .. } = &lists.configured;
+        !lists.block(jid) && (listed(users, jid) || listed(admins, jid))
     }
 
     /// Whether `jid` is blocked, even as a callee.
     pub fn blocks(&self, jid: &BareJid) -> bool {
-        listed(&self.blocked, jid)
+        self.read().block(jid)
+    }
+
+    /// Whether `jid` may administer the service.
+    pub fn administers(&self, jid: &BareJid) -> bool {
+        let lists = self.read();
+        !lists.block(jid) && listed(&lists.configured.admins, jid)
+    }
+
+    /// The lists of the configuration, read again.
+    pub fn set_configured(&self, configured: Access) {
+        self.write().configured = configured;
+    }
+
+    /// All blocks by command, each with its reason.
+    pub fn set_commanded(&self, commanded: impl IntoIterator<Item = (String, String)>) {
+        self.write().commanded = commanded.into_iter().collect();
+    }
+
+    /// The blocks by command, each with its reason, then those of the configuration.
+    pub fn blocked(&self) -> (Vec<(String, String)>, Vec<String>) {
+        let lists = self.read();
+        let commanded = lists.commanded.iter().map(|(jid, why)| (jid.clone(), why.clone()));
+        (commanded.collect(), lists.configured.blocked.clone())
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Lists> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Lists> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lists {
+    fn block(&self, jid: &BareJid) -> bool {
+        listed(&self.configured.blocked, jid)
+            || self.commanded.contains_key(jid.as_str())
+            || self.commanded.contains_key(jid.domain().as_str())
     }
 }
 
@@ -35,15 +98,27 @@ mod tests {
 
     #[test]
     fn blocked_wins_over_all() {
-        let access = Access {
+        let doors = Doors::new(Access {
             users: vec!["example.org".into(), "eve@evil.example".into()],
-            admins: vec![],
+            admins: vec!["admin@example.org".into(), "root@other.example".into()],
             blocked: vec!["mallory@example.org".into()],
-        };
-        let admits = |jid: &str| access.admits(&BareJid::new(jid).unwrap());
+        });
+        let bare = |jid: &str| BareJid::new(jid).unwrap();
+        let admits = |jid: &str| doors.admits(&bare(jid));
         assert!(admits("alice@example.org"));
         assert!(admits("eve@evil.example"));
+        assert!(admits("root@other.example"));
         assert!(!admits("bob@evil.example"));
         assert!(!admits("mallory@example.org"));
+        assert!(!doors.administers(&bare("alice@example.org")));
+        assert!(doors.administers(&bare("admin@example.org")));
+
+        let block = |jid: &str| doors.set_commanded([(jid.to_owned(), String::new())]);
+        block("alice@example.org");
+        assert!(doors.blocks(&bare("alice@example.org")));
+        assert!(admits("eve@evil.example") && !admits("alice@example.org"));
+        block("example.org");
+        assert!(!admits("bob@example.org") && admits("root@other.example"));
+        assert!(!doors.administers(&bare("admin@example.org")));
     }
 }

@@ -29,13 +29,13 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use crate::{broker::Broker, mediator::table::Table, print::Print, registry::store::Store};
+use crate::{broker::Broker, control::Control, mediator::table::Table, print::Print};
 
 /// What the pages tell of. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Status {
     link: Arc<AtomicBool>,
-    store: Store,
+    control: Control,
     broker: Broker,
     table: Table,
     own: Print,
@@ -44,8 +44,8 @@ pub struct Status {
 
 impl Status {
     /// The state of a service whose link is not up yet; `own` is the print of its certificate.
-    pub fn new(store: Store, broker: Broker, table: Table, own: Print) -> Self {
-        Self { link: Arc::default(), store, broker, table, own, started: Instant::now() }
+    pub fn new(control: Control, broker: Broker, table: Table, own: Print) -> Self {
+        Self { link: Arc::default(), control, broker, table, own, started: Instant::now() }
     }
 
     /// Notes whether the link is up.
@@ -99,7 +99,10 @@ async fn readyz(State(status): State<Status>) -> (StatusCode, &'static str) {
     if !status.link() {
         return (StatusCode::SERVICE_UNAVAILABLE, "the link to the XMPP server is down\n");
     }
-    if status.store.ping().await.is_err() {
+    if status.control.is_draining() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining: new sessions are refused\n");
+    }
+    if status.control.store().ping().await.is_err() {
         return (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n");
     }
     (StatusCode::OK, "ready\n")
@@ -141,7 +144,7 @@ async fn page(State(status): State<Status>) -> Html<String> {
     let word = |good| if good { "up" } else { "down" };
     let rows = [
         ("Link to the XMPP server", word(status.link()).to_owned()),
-        ("Database", word(status.store.ping().await.is_ok()).to_owned()),
+        ("Database", word(status.control.store().ping().await.is_ok()).to_owned()),
         ("Brokered sessions", status.broker.sessions().to_string()),
         ("SOCKS5 transfers", counts.active.to_string()),
         ("Up for", format!("{} s", status.started.elapsed().as_secs())),

@@ -6,13 +6,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use tracing_subscriber::EnvFilter;
 
 use crate::{
-    cli::{Failure, SECRET_REFUSED, Task, keys},
+    cli::{Failure, SECRET_REFUSED, Task, keys, vars},
     clock::{Clock, SystemClock},
     config::{Config, Format, Loaded},
-    service::{self, Service, StartError},
+    control::Reload,
+    logging::LogLevel,
+    service::{self, Event, Service, StartError},
     systemd::{self, Inherited},
     xmpp::link::{self, LinkError, LinkEvent, LinkOptions},
 };
@@ -26,7 +27,9 @@ impl From<StartError> for Failure {
             StartError::Database { .. } => {
                 "check [database] url and the rights of the folder it is in"
             }
-            StartError::Identity(_) => "look at the database: fingerpost check",
+            StartError::Blocks(_) | StartError::Identity(_) => {
+                "look at the database: fingerpost check"
+            }
             StartError::Listen { .. } => "stop what uses the port, or change [socks5] listen",
             StartError::Http { .. } => "stop what uses the port, or change [http] listen",
         };
@@ -82,27 +85,36 @@ fn raise_descriptors(sessions: usize) {
 }
 
 async fn serve(loaded: Loaded, inherited: Inherited) -> Result<(), Failure> {
-    start_log(&loaded.config);
+    let log = &loaded.config.log;
+    let log = LogLevel::start(&log.level, log.format == Format::Json);
     raise_descriptors(loaded.config.limits.sessions);
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut hangup = listen(SignalKind::hangup())?;
-    let mut service = Service::start(&loaded.config, inherited).await?;
+    let mut service = Service::start(&loaded.config, inherited, log).await?;
     systemd::ready();
     let mut watchdog = systemd::watchdog().map(tokio::time::interval);
     info!(version = env!("CARGO_PKG_VERSION"), socks5 = ?service.addresses(), "serving");
     loop {
         tokio::select! {
-            ended = service.ended() => {
-                ended?;
-                return Err(Failure::new("the link to the XMPP server ended by itself"));
-            }
+            event = service.event() => match event {
+                Event::Ended(ended) => {
+                    ended?;
+                    return Err(Failure::new("the link to the XMPP server ended by itself"));
+                }
+                Event::Reload(Reload(answer)) => {
+                    let _ = answer.send(reload(&loaded, &mut service).await);
+                }
+                Event::Link(up) => systemd::status(if up {
+                    "linked to the XMPP server"
+                } else {
+                    "no link to the XMPP server"
+                }),
+            },
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {
-                systemd::reloading();
-                reload(&loaded, &service).await;
-                systemd::ready();
+                let _logged = reload(&loaded, &mut service).await;
             }
             () = tick(&mut watchdog) => systemd::alive(),
         }
@@ -133,28 +145,25 @@ fn listen(kind: SignalKind) -> Result<Signal, Failure> {
     signal(kind).map_err(|error| Failure::new(format!("signals cannot be handled: {error}")))
 }
 
-/// SIGHUP: a good file is taken over, a bad one changes nothing.
-async fn reload(loaded: &Loaded, service: &Service) {
-    match Config::load(Some(&loaded.path), std::env::vars()) {
+/// A good file is taken over, a bad one changes nothing. Gives what changed and needs a restart, or what is wrong.
+async fn reload(loaded: &Loaded, service: &mut Service) -> Result<Vec<String>, String> {
+    systemd::reloading();
+    let done = match Config::load(Some(&loaded.path), vars()) {
         Ok(new) => {
-            service.reload(&new.config).await;
+            let restart = service.reload(&new.config).await;
             info!(file = %loaded.path.display(), "configuration read again");
+            if !restart.is_empty() {
+                warn!(settings = restart.join(", "), "changed, and taken over by a restart only");
+            }
+            Ok(restart)
         }
-        Err(error) => warn!(%error, "the configuration is bad: the old one stays in force"),
-    }
-}
-
-fn start_log(config: &Config) {
-    // What libraries say of whole stanzas may hold content and digests: never below their warnings.
-    let filter = EnvFilter::new(format!("warn,fingerpost={}", config.log.level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match config.log.format {
-        Format::Text => builder.with_ansi(false).try_init(),
-        Format::Json => builder.json().try_init(),
+        Err(error) => {
+            warn!(%error, "the configuration is bad: the old one stays in force");
+            Err(error.to_string())
+        }
     };
-    if let Err(error) = started {
-        warn!(%error, "a log is already there");
-    }
+    systemd::ready();
+    done
 }
 
 async fn check(config: &Config, online: bool, out: &mut impl Write) -> Result<(), Failure> {

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::{
-    access::Access,
+    access::Doors,
     broker::{
         Broker,
         message_initiation::{self, Proposals},
@@ -21,6 +21,7 @@ use crate::{
     },
     clock::{Clock, SystemClock},
     commands::Commands,
+    control::Control,
     limits::Rates,
     mediator::table::Table,
     registry::{
@@ -52,7 +53,7 @@ pub struct Options {
     /// Its name in service discovery.
     pub name: String,
     /// Who may use it.
-    pub access: Access,
+    pub access: Doors,
     /// Requests per second for each user.
     pub requests_per_second: u32,
     /// What users are told to connect to; empty if there is no SOCKS5.
@@ -107,6 +108,7 @@ pub struct Router {
     registry: Registry,
     commands: Commands,
     table: Table,
+    control: Control,
     back: Back,
     identity: Arc<Identity>,
     presences: Presences,
@@ -128,6 +130,7 @@ impl Router {
         broker: Broker,
         registry: Registry,
         table: Table,
+        control: Control,
         back: Back,
         identity: Arc<Identity>,
         tasks: TaskTracker,
@@ -135,13 +138,14 @@ impl Router {
         let rates = Rates::new(options.requests_per_second);
         let proposals = Proposals::new(options.jid.clone(), random_id, options.proposals);
         Self {
-            commands: Commands::new(registry.clone(), broker.clone()),
+            commands: Commands::new(registry.clone(), control.clone()),
             options,
             outbound,
             requests,
             broker,
             registry,
             table,
+            control,
             back,
             identity,
             presences: Presences::default(),
@@ -235,6 +239,9 @@ impl Router {
         let Some(callee) = unproxied(&stanza.to, &self.options.jid) else {
             return Err(Refusal::item_not_found("There is no such user"));
         };
+        if self.options.access.blocks(&callee.to_bare()) {
+            return Err(message_initiation::unreachable());
+        }
         let forwarded = payload.is("query", ns::DISCO_INFO) || payload.is("ping", ns::PING);
         if stanza.type_ == "get" && payload.is("offer", ns::C2CTLS) {
             return self.handle_offer(stanza, payload.clone(), callee, known);
@@ -322,6 +329,9 @@ impl Router {
         let Some(peer) = unproxied(&stanza.to, &self.options.jid) else {
             return Err(Refusal::item_not_found("There is no such user"));
         };
+        if self.options.access.blocks(&peer.to_bare()) {
+            return Err(message_initiation::unreachable());
+        }
         let now = tokio::time::Instant::now();
         let proposes =
             message_initiation::read(stanza).is_some_and(|(action, _)| action == "propose");
@@ -495,7 +505,7 @@ impl Router {
             ("query", ns::DISCO_INFO) if get => match payload.attr("node") {
                 None => disco::info(&self.options.name, self.options.socks5, self.options.ibb),
                 Some(ns::COMMANDS) => disco::commands(),
-                Some(node) => match self.commands.find(node) {
+                Some(node) => match self.commands.find(node, &stanza.from.to_bare()) {
                     Some(command) => disco::command(node, command.title),
                     None => return Err(Refusal::item_not_found("There is no such node")),
                 },
@@ -507,7 +517,7 @@ impl Router {
                         return Err(Refusal::item_not_found("There is no such node"));
                     }
                     xml::set(&mut query, "node", node);
-                    for command in self.commands.list() {
+                    for command in self.commands.list(&stanza.from.to_bare()) {
                         let node = command.node();
                         let item = [
                             ("jid", self.options.jid.as_str()),
@@ -608,10 +618,21 @@ impl Router {
         let (Some(sid), Some(target)) = (sid, target) else {
             return Err(Refusal::bad_request(expected));
         };
+        if self.options.access.blocks(&target.to_bare()) {
+            return Err(Refusal::forbidden());
+        }
         let (table, stanza, sid) = (self.table.clone(), stanza.clone(), sid.to_owned());
+        let control = self.control.clone();
         self.work(async move {
             match table.activate_soon(&stanza.from, &sid, &target).await {
-                Ok(()) => stanza.result(None),
+                Ok(()) => {
+                    // It may have waited, and a user may have been blocked meanwhile.
+                    let barred = |jid: &Jid| control.doors().blocks(&jid.to_bare());
+                    if barred(&stanza.from) || barred(&target) {
+                        control.enforce();
+                    }
+                    stanza.result(None)
+                }
                 Err(refusal) => stanza.refuse(&refusal),
             }
         })

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use jid::BareJid;
 
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -13,13 +13,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    access::Access,
+    access::{Access, Doors},
     broker::{self, Broker, hints, journal::Journal},
     config::{self, Config, Policy},
+    control::{self, Control, Reload},
     http::{self, Status},
+    logging::LogLevel,
     mediator::{
         listener::{self, Listener},
-        plane::Plane,
         table::{self, Table},
     },
     registry::{self, Notice, Registry, model::Visibility, store::Store},
@@ -52,6 +53,9 @@ pub enum StartError {
         /// What the store says.
         source: registry::store::OpenError,
     },
+    /// Whom admins have blocked cannot be read.
+    #[error("the database: {0}")]
+    Blocks(String),
     /// The component's own certificate cannot be made or kept.
     #[error("the component's own certificate: {0}")]
     Identity(String),
@@ -76,11 +80,16 @@ pub enum StartError {
 /// A running component.
 #[derive(Debug)]
 pub struct Service {
+    /// As it was read last.
+    config: Config,
     broker: Broker,
     journal: Journal,
-    plane: Plane,
-    control: mpsc::Sender<router::Options>,
     table: Table,
+    listener: Option<Listener>,
+    registry: Registry,
+    control: Control,
+    options: mpsc::Sender<router::Options>,
+    reloads: mpsc::Receiver<Reload>,
     link: JoinHandle<Result<(), LinkError>>,
     /// Ends listening, and of late the link, and all else, in this order.
     accepting: CancellationToken,
@@ -88,9 +97,21 @@ pub struct Service {
     stop: CancellationToken,
     /// Whether another process may take over while streams run here: it shares our sockets.
     has_heir: bool,
+    /// Tells when the link comes and goes.
+    links: watch::Receiver<bool>,
     tasks: TaskTracker,
     addresses: Vec<SocketAddr>,
-    drain_timeout: Duration,
+}
+
+/// What a running component asks of who runs it.
+#[derive(Debug)]
+pub enum Event {
+    /// The link has given up by itself.
+    Ended(Result<(), LinkError>),
+    /// An admin wants the configuration to be read again.
+    Reload(Reload),
+    /// The link came up, or was lost.
+    Link(bool),
 }
 
 impl Service {
@@ -98,7 +119,11 @@ impl Service {
     ///
     /// # Errors
     /// [`StartError`]; the link's own troubles come later, from [`Service::ended`].
-    pub async fn start(config: &Config, mut inherited: Inherited) -> Result<Self, StartError> {
+    pub async fn start(
+        config: &Config,
+        mut inherited: Inherited,
+        log: LogLevel,
+    ) -> Result<Self, StartError> {
         let store = open(config).await?;
         let stop = CancellationToken::new();
         let (accepting, linked) = (stop.child_token(), CancellationToken::new());
@@ -106,52 +131,27 @@ impl Service {
         let pages = config.http.listen.as_deref().map(|address| inherited.of_port(address));
         let tasks = TaskTracker::new();
         let jid = config.component.jid.clone();
-        let limits = &config.limits;
-        let registry = Registry::new(
-            store.clone(),
-            registry::Options {
-                component: jid.clone(),
-                visibility: visibility(config.registry.visibility),
-                keys_per_user: config.registry.keys_per_user,
-            },
-        );
-        let table = Table::new(
-            table::Options {
-                activation_timeout: limits.activation_timeout,
-                activation_grace: table::Options::default().activation_grace,
-                bytes_per_second: limits.bytes_per_second,
-                idle_timeout: limits.idle_timeout,
-                sessions: limits.sessions,
-                sessions_per_user: limits.sessions_per_user,
-            },
-            tasks.clone(),
-            stop.clone(),
-        );
+        let registry = Registry::new(store.clone(), registry_options(config));
+        let doors = Doors::new(access(config));
+        let blocks = store.blocks().await;
+        doors.set_commanded(blocks.map_err(|error| StartError::Blocks(error.to_string()))?);
+        let table = Table::new(table_options(config), tasks.clone(), stop.clone());
+        let mut listener = None;
         let mut addresses = Vec::new();
         if !config.socks5.listen.is_empty() {
-            let options = listener::Options {
-                connections_per_ip: limits.connections_per_ip,
-                connections: limits.sessions.saturating_mul(2),
-                handshake_timeout: limits.handshake_timeout,
-                proxy_protocol: config.socks5.proxy_protocol,
-            };
+            let options = listener_options(config);
             let given = inherited.rest();
             let wanted = &config.socks5.listen;
-            let listener = Listener::with(wanted, given, options, &table, &accepting, &tasks)
+            let bound = Listener::with(wanted, given, options, &table, &accepting, &tasks)
                 .await
                 .map_err(|source| StartError::Listen {
                     addresses: config.socks5.listen.join(", "),
                     source,
                 })?;
-            addresses = listener.local_addrs().to_vec();
+            addresses = bound.local_addrs().to_vec();
+            listener = Some(bound);
         }
-        // A port chosen by the system is known only now.
-        let mut config = config.clone();
-        let bound = addresses.first().map_or(0, SocketAddr::port);
-        for (_, port) in config.socks5.advertise.iter_mut().filter(|(_, port)| *port == 0) {
-            *port = bound;
-        }
-        let config = &config;
+        let config = &advertising(config, &addresses);
         for (host, port) in &config.socks5.advertise {
             info!(host, port, "clients are told this SOCKS5 address");
         }
@@ -176,20 +176,31 @@ impl Service {
         info!(print = %identity.print(), "the component's own certificate");
         let (known, again) = mpsc::channel(INBOUND);
         let (notices, told) = mpsc::channel(INBOUND);
-        let plane = table.plane().clone();
+        let (reload, reloads) = mpsc::channel(1);
+        let control = Control::new(control::Parts {
+            doors: doors.clone(),
+            broker: broker.clone(),
+            table: table.clone(),
+            store: store.clone(),
+            log,
+            notices: notices.clone(),
+            reloads: reload,
+        });
+        tasks.spawn(follow_blocks(registry.clone(), control.clone(), stop.clone()));
         let (counted, kept) = (table.clone(), table.clone());
         let router = Router::new(
-            router_options(config),
+            router_options(config, doors),
             outbound.clone(),
             requests.clone(),
             broker.clone(),
-            registry,
+            registry.clone(),
             table,
+            control.clone(),
             Back { known, notices },
             Arc::clone(&identity),
             tasks.clone(),
         );
-        let status = Status::new(store, broker.clone(), counted, identity.print());
+        let status = Status::new(control.clone(), broker.clone(), counted, identity.print());
         if let Some(address) = &config.http.listen {
             let given = pages.into_iter().flatten().next();
             // Where another process takes over, it answers from then on.
@@ -198,33 +209,36 @@ impl Service {
                 .await
                 .map_err(|source| StartError::Http { address: address.clone(), source })?;
         }
-        let (control, orders) = mpsc::channel(1);
-        let (up, first) = oneshot::channel();
-        let (stopped, telling) = (stop.clone(), journal.clone());
+        let (options, orders) = mpsc::channel(1);
+        let (link, links) = watch::channel(false);
+        let (stopped, telling, mut first) = (stop.clone(), journal.clone(), links.clone());
         tasks.spawn(async move {
             let telling = async {
-                if first.await.is_ok() {
+                if first.wait_for(|up| *up).await.is_ok() {
                     telling.tell(&outbound).await;
                 }
             };
             stopped.run_until_cancelled(telling).await;
         });
-        let routes =
-            route(router, requests, (status, up), inbox, (again, told), orders, stop.clone());
-        tasks.spawn(routes);
-        let options = LinkOptions {
+        let back = (again, told);
+        tasks.spawn(route(router, requests, status, inbox, back, orders, link, stop.clone()));
+        let login = LinkOptions {
             server: config.component.server.clone(),
             jid,
             secret: config.component.secret.clone(),
         };
         // The link is the last to stop: the sessions' last words go through it.
-        let link = tokio::spawn(link::run(options, queue, events, linked.clone()));
+        let link = tokio::spawn(link::run(login, queue, events, linked.clone()));
         Ok(Self {
+            config: config.clone(),
             broker,
             journal,
-            plane,
-            control,
             table: kept,
+            listener,
+            registry,
+            control,
+            options,
+            reloads,
             link,
             accepting,
             linked,
@@ -232,7 +246,7 @@ impl Service {
             has_heir,
             tasks,
             addresses,
-            drain_timeout: limits.drain_timeout,
+            links,
         })
     }
 
@@ -241,26 +255,52 @@ impl Service {
         &self.addresses
     }
 
-    /// Waits until the link gives up by itself.
-    ///
-    /// # Errors
-    /// Why it gave up.
+    /// Waits until something must be done from outside. Not to be called again after [`Event::Ended`].
     ///
     /// # Cancel safety
-    /// May be dropped and called again until it has returned.
-    pub async fn ended(&mut self) -> Result<(), LinkError> {
-        (&mut self.link).await.unwrap_or(Ok(()))
+    /// Nothing is lost if the future is dropped.
+    pub async fn event(&mut self) -> Event {
+        tokio::select! {
+            ended = &mut self.link => Event::Ended(ended.unwrap_or(Ok(()))),
+            Some(reload) = self.reloads.recv() => Event::Reload(reload),
+            Ok(()) = self.links.changed() => Event::Link(*self.links.borrow_and_update()),
+        }
     }
 
-    /// Takes over what may change while sessions run: access lists, name, rates and advertised addresses.
-    pub async fn reload(&self, config: &Config) {
-        self.plane.set_rate(config.limits.bytes_per_second);
-        let mut options = router_options(config);
-        let bound = self.addresses.first().map_or(0, SocketAddr::port);
-        for (_, port) in options.advertise.iter_mut().filter(|(_, port)| *port == 0) {
-            *port = bound;
+    /// Takes over what may change while sessions run, for them too where it concerns who may have them. Gives the
+    /// settings that changed and are not taken over.
+    pub async fn reload(&mut self, config: &Config) -> Vec<String> {
+        let restart = self.config.needing_restart(config);
+        // What is not taken over stays as it is also for those parts that would read it anew.
+        let config = &Config {
+            component: config::Component {
+                name: config.component.name.clone(),
+                ..self.config.component.clone()
+            },
+            database: self.config.database.clone(),
+            socks5: config::Socks5 {
+                advertise: config.socks5.advertise.clone(),
+                ..self.config.socks5.clone()
+            },
+            http: self.config.http.clone(),
+            ..advertising(config, &self.addresses)
+        };
+        self.table.set_options(table_options(config));
+        if let Some(listener) = &self.listener {
+            listener.set_options(listener_options(config));
         }
-        let _ = self.control.send(options).await;
+        self.registry.set_options(registry_options(config));
+        self.broker.set_options(broker_options(config));
+        self.control.log().set_configured(&config.log.level);
+        let doors = self.control.doors();
+        doors.set_configured(access(config));
+        let _ = self.options.send(router_options(config, doors.clone())).await;
+        let ended = self.control.enforce();
+        if ended > 0 {
+            info!(ended, "sessions of users who may not have them any more");
+        }
+        self.config = config.clone();
+        restart
     }
 
     /// Takes no more connections and sessions; those under way may go on for the drain timeout, or until `hurry`,
@@ -269,10 +309,11 @@ impl Service {
     /// If another process may take over, it needs the address at the XMPP server: the link ends first, and of the
     /// streams only those between two SOCKS5 legs go on.
     pub async fn shutdown(mut self, hurry: impl Future<Output = ()>) {
-        let until = Instant::now() + self.drain_timeout;
-        self.accepting.cancel();
+        let until = Instant::now() + self.config.limits.drain_timeout;
         self.broker.drain(until);
+        self.table.refuse_activations(true);
         if self.has_heir {
+            self.accepting.cancel();
             self.broker.end_in_band();
             sleep(LAST_WORDS).await;
             // What still runs is not lost: nobody is to be told that it is.
@@ -293,7 +334,7 @@ impl Service {
                 self.broker.drain(Instant::now());
                 sleep(LAST_WORDS).await;
             }
-            () = sleep(self.drain_timeout + LAST) => warn!("some sessions did not end in time"),
+            () = sleep(self.config.limits.drain_timeout + LAST) => warn!("some sessions did not end in time"),
         }
         // Let queued last words reach the link before it is told to stop.
         sleep(Duration::from_millis(50)).await;
@@ -347,16 +388,17 @@ fn shown(url: &str) -> String {
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "each is one of the ways that meet here")]
 async fn route(
     mut router: Router,
     requests: Requests,
-    (status, up): (Status, oneshot::Sender<()>),
+    status: Status,
     mut inbox: mpsc::Receiver<LinkEvent>,
     (mut again, mut notices): (mpsc::Receiver<Known>, mpsc::Receiver<Notice>),
     mut orders: mpsc::Receiver<router::Options>,
+    link: watch::Sender<bool>,
     stop: CancellationToken,
 ) {
-    let mut up = Some(up);
     loop {
         let expired = router.deadline();
         tokio::select! {
@@ -372,13 +414,12 @@ async fn route(
                 Some(LinkEvent::Stanza(element)) => router.handle(element),
                 Some(LinkEvent::Down) => {
                     status.set_link(false);
+                    let _ = link.send(false);
                     requests.fail_all();
                 }
                 Some(LinkEvent::Up) => {
                     status.set_link(true);
-                    if let Some(first) = up.take() {
-                        let _ = first.send(());
-                    }
+                    let _ = link.send(true);
                 }
                 None => return,
             },
@@ -386,15 +427,67 @@ async fn route(
     }
 }
 
-fn router_options(config: &Config) -> router::Options {
+/// Reads again whom admins have blocked whenever another Fingerpost may have changed it.
+async fn follow_blocks(registry: Registry, control: Control, stop: CancellationToken) {
+    while stop.run_until_cancelled(registry.blocks_changed()).await.is_some() {
+        if let Err(error) = control.refresh().await {
+            warn!(%error, "whom others have blocked cannot be read");
+        }
+    }
+}
+
+/// A port chosen by the system is known only when it is bound.
+fn advertising(config: &Config, addresses: &[SocketAddr]) -> Config {
+    let mut config = config.clone();
+    let bound = addresses.first().map_or(0, SocketAddr::port);
+    for (_, port) in config.socks5.advertise.iter_mut().filter(|(_, port)| *port == 0) {
+        *port = bound;
+    }
+    config
+}
+
+fn access(config: &Config) -> Access {
+    Access {
+        users: config.access.users.clone(),
+        admins: config.access.admins.clone(),
+        blocked: config.access.blocked.clone(),
+    }
+}
+
+fn registry_options(config: &Config) -> registry::Options {
+    registry::Options {
+        component: config.component.jid.clone(),
+        visibility: visibility(config.registry.visibility),
+        keys_per_user: config.registry.keys_per_user,
+    }
+}
+
+fn table_options(config: &Config) -> table::Options {
+    let limits = &config.limits;
+    table::Options {
+        activation_timeout: limits.activation_timeout,
+        activation_grace: table::Options::default().activation_grace,
+        bytes_per_second: limits.bytes_per_second,
+        idle_timeout: limits.idle_timeout,
+        sessions: limits.sessions,
+        sessions_per_user: limits.sessions_per_user,
+    }
+}
+
+fn listener_options(config: &Config) -> listener::Options {
+    listener::Options {
+        connections_per_ip: config.limits.connections_per_ip,
+        connections: config.limits.sessions.saturating_mul(2),
+        handshake_timeout: config.limits.handshake_timeout,
+        proxy_protocol: config.socks5.proxy_protocol,
+    }
+}
+
+fn router_options(config: &Config, access: Doors) -> router::Options {
     router::Options {
         jid: config.component.jid.clone(),
         name: config.component.name.clone(),
-        access: Access {
-            users: config.access.users.clone(),
-            admins: config.access.admins.clone(),
-            blocked: config.access.blocked.clone(),
-        },
+        access,
         requests_per_second: config.limits.requests_per_second,
         advertise: config.socks5.advertise.clone(),
         socks5: !config.socks5.listen.is_empty(),

@@ -29,6 +29,11 @@ impl Values {
         }
     }
 
+    /// Remembers a value that no form asked for.
+    pub(super) fn set(&mut self, var: &str, value: String) {
+        self.0.insert(var.to_owned(), vec![value]);
+    }
+
     /// The first value of a field, without space around it; empty if there is none.
     pub(super) fn one(&self, var: &str) -> &str {
         self.0.get(var).and_then(|values| values.first()).map_or("", |value| value.trim())
@@ -106,15 +111,28 @@ impl Form {
     ) -> Self {
         let values = [chosen];
         let values = if chosen.is_empty() { &values[..0] } else { &values[..] };
-        let mut form = self.field("list-single", var, label, values);
-        form.last_field(|field| {
+        self.field("list-single", var, label, values).with_options(options)
+    }
+
+    /// A field of which any options are chosen: label and value of each. None is at first.
+    pub(super) fn choices(
+        self,
+        var: &str,
+        label: &str,
+        options: impl IntoIterator<Item = (String, String)>,
+    ) -> Self {
+        self.field("list-multi", var, label, &[]).with_options(options)
+    }
+
+    fn with_options(mut self, options: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.last_field(|field| {
             for (label, value) in options {
                 let mut option = xml::element("option", ns::DATA, &[("label", &label)]);
                 option.append_child(with_text("value", &value));
                 field.append_child(option);
             }
         });
-        form
+        self
     }
 
     fn last_field(&mut self, change: impl FnOnce(&mut Element)) {

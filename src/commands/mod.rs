@@ -1,24 +1,26 @@
 //! Ad-hoc commands (XEP-0050): the registry and the user's sessions, in any client that shows forms.
 //!
-//! A command is a row of pages (`user.rs`). [`Commands`] keeps where each user is in it, goes forth and back, and shows
+//! A command is a row of pages (`user.rs`, `admin.rs`). [`Commands`] keeps where each user is in it, goes forth and back, and shows
 //! a page again with a note when what was put in cannot be. Spec: XEP-0050 1.3.0, XEP-0004 2.13.1.
 
+mod admin;
 mod form;
 mod user;
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use jid::Jid;
+use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
 
 use self::form::{Form, Values};
 use crate::{
-    broker::Broker,
+    control::Control,
     registry::{Notice, Registry, RegistryError, store::StoreError},
     xmpp::{iq::random_id, ns, stanza::Refusal, xml},
 };
@@ -48,8 +50,19 @@ impl Command {
 enum Page {
     /// Another form; whether it is the last one.
     Form(Form, bool),
+    /// A part of a long result, whether more follows, and what is to be remembered for that.
+    Part(Form, bool, Option<(&'static str, String)>),
     /// The end: what there is to read, a sentence, and what the owner of a changed key is told.
-    Done(Option<Form>, &'static str, Option<Notice>),
+    Done(Option<Form>, Cow<'static, str>, Option<Notice>),
+    /// The end: why it was not done.
+    Failed(String),
+}
+
+impl Page {
+    /// The end, with a sentence.
+    fn done(text: impl Into<Cow<'static, str>>) -> Self {
+        Self::Done(None, text.into(), None)
+    }
 }
 
 /// Why there is no next page.
@@ -86,6 +99,8 @@ struct Progress {
     /// How many forms have been submitted.
     stage: usize,
     last: bool,
+    /// A part of a result is shown: there is nothing to fill in, and it may be left at any page.
+    reading: bool,
     values: Values,
     until: Instant,
 }
@@ -94,25 +109,26 @@ struct Progress {
 #[derive(Clone, Debug)]
 pub struct Commands {
     registry: Registry,
-    broker: Broker,
+    control: Control,
     under_way: Arc<Mutex<HashMap<String, Progress>>>,
 }
 
 impl Commands {
-    /// Commands on the registry and the broker.
-    pub fn new(registry: Registry, broker: Broker) -> Self {
-        Self { registry, broker, under_way: Arc::default() }
+    /// Commands on the registry and on what admins control.
+    pub fn new(registry: Registry, control: Control) -> Self {
+        Self { registry, control, under_way: Arc::default() }
     }
 
     /// The commands that a user may run.
-    pub fn list(&self) -> &'static [Command] {
-        &user::COMMANDS
+    pub fn list(&self, user: &BareJid) -> impl Iterator<Item = &'static Command> {
+        let admin = self.control.doors().administers(user);
+        user::COMMANDS.iter().chain(admin::COMMANDS.iter().filter(move |_| admin))
     }
 
-    /// The command of a node.
-    pub fn find(&self, node: &str) -> Option<Command> {
+    /// The command of a node, if this user may run it.
+    pub fn find(&self, node: &str, user: &BareJid) -> Option<Command> {
         let name = node.strip_prefix(ns::COMMAND_NODES)?;
-        user::COMMANDS.iter().find(|command| command.name == name).copied()
+        self.list(user).find(|command| command.name == name).copied()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Progress>> {
@@ -129,9 +145,14 @@ impl Commands {
         request: &Element,
         now: OffsetDateTime,
     ) -> Result<(Element, Option<Notice>), Refusal> {
-        let command = self
-            .find(request.attr("node").unwrap_or_default())
-            .ok_or_else(|| Refusal::item_not_found("There is no such command"))?;
+        let node = request.attr("node").unwrap_or_default();
+        let command = self.find(node, &from.to_bare()).ok_or_else(|| {
+            // Whether there is such a command is for admins to know.
+            match node.strip_prefix(ns::COMMAND_NODES) {
+                Some(name) if name.starts_with("admin:") => Refusal::forbidden(),
+                _ => Refusal::item_not_found("There is no such command"),
+            }
+        })?;
         let action = request.attr("action").unwrap_or("execute");
         let form = request.children().find(|child| child.is("x", ns::DATA));
         let (id, mut progress) = match request.attr("sessionid").filter(|id| !id.is_empty()) {
@@ -145,6 +166,7 @@ impl Commands {
                     command,
                     stage: 0,
                     last: false,
+                    reading: false,
                     values: Values::default(),
                     until: Instant::now() + PATIENCE,
                 };
@@ -165,11 +187,15 @@ impl Commands {
             "execute" | "next" | "complete" if resumed => {
                 let fits = match action {
                     "next" => !progress.last,
-                    "complete" => progress.last,
+                    "complete" => progress.last || progress.reading,
                     _ => true,
                 };
                 if !fits {
                     return Err(bad("bad-action", "This page does not have that action"));
+                }
+                if progress.reading && (action == "complete" || progress.last) {
+                    self.lock().remove(&id);
+                    return Ok((answer(command, &id, "completed"), None));
                 }
                 if let Some(form) = form {
                     progress.values.submit(form);
@@ -205,7 +231,7 @@ impl Commands {
         };
         let notice = match &page {
             Page::Done(_, _, notice) => notice.clone(),
-            Page::Form(..) => None,
+            Page::Form(..) | Page::Part(..) | Page::Failed(_) => None,
         };
         Ok((self.show(id, progress, page, None), notice))
     }
@@ -237,32 +263,62 @@ impl Commands {
                 self.lock().remove(&id);
                 let mut element = answer(progress.command, &id, "completed");
                 if !text.is_empty() {
-                    element.append_child(note("info", text));
+                    element.append_child(note("info", &text));
                 }
                 if let Some(form) = form {
                     element.append_child(form.into_element());
                 }
                 element
             }
-            Page::Form(form, last) => {
-                let mut element = answer(progress.command, &id, "executing");
-                let forth = if last { "complete" } else { "next" };
-                let mut actions = xml::element("actions", ns::COMMANDS, &[("execute", forth)]);
-                if progress.stage > 0 {
-                    actions.append_child(Element::bare("prev", ns::COMMANDS));
-                }
-                actions.append_child(Element::bare(forth, ns::COMMANDS));
-                element.append_child(actions);
-                if let Some(text) = error {
-                    element.append_child(note("error", text));
-                }
-                element.append_child(form.into_element());
-                progress.last = last;
-                progress.until = Instant::now() + PATIENCE;
-                self.keep(id, progress);
+            Page::Failed(text) => {
+                self.lock().remove(&id);
+                let mut element = answer(progress.command, &id, "completed");
+                element.append_child(note("error", &text));
                 element
             }
+            Page::Part(form, more, keep) => {
+                if let Some((var, value)) = keep {
+                    progress.values.set(var, value);
+                }
+                let actions: &[&str] = if more { &["next", "complete"] } else { &["complete"] };
+                progress.reading = true;
+                self.executing(id, progress, form, actions, error)
+            }
+            Page::Form(form, last) => {
+                progress.reading = false;
+                let forth: &[&str] = if last { &["complete"] } else { &["next"] };
+                self.executing(id, progress, form, forth, error)
+            }
         }
+    }
+
+    /// Shows a page that is not the end, with its ways forth: the first is the default.
+    fn executing(
+        &self,
+        id: String,
+        mut progress: Progress,
+        form: Form,
+        forth: &[&str],
+        error: Option<&str>,
+    ) -> Element {
+        let mut element = answer(progress.command, &id, "executing");
+        let default = forth.first().copied().unwrap_or("complete");
+        let mut actions = xml::element("actions", ns::COMMANDS, &[("execute", default)]);
+        if progress.stage > 0 {
+            actions.append_child(Element::bare("prev", ns::COMMANDS));
+        }
+        for action in forth {
+            actions.append_child(Element::bare(*action, ns::COMMANDS));
+        }
+        element.append_child(actions);
+        if let Some(text) = error {
+            element.append_child(note("error", text));
+        }
+        element.append_child(form.into_element());
+        progress.last = default == "complete";
+        progress.until = Instant::now() + PATIENCE;
+        self.keep(id, progress);
+        element
     }
 
     /// Remembers where a user is; the oldest that there is no room for is forgotten.

@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 
 use super::{
     Command, Commands, Page, Progress, Stop,
+    admin::state_of,
     form::{Form, Values},
 };
 use crate::{
@@ -21,6 +22,9 @@ use crate::{
     xmpp::stanza::Refusal,
 };
 
+/// Sessions that one form shows at most.
+const SESSIONS: usize = 200;
+
 /// All of them, in the order in which they are listed.
 pub(super) const COMMANDS: [Command; 9] = [
     Command { name: "keys", title: "List my keys" },
@@ -34,7 +38,7 @@ pub(super) const COMMANDS: [Command; 9] = [
     Command { name: "erase", title: "Erase all that is held about me" },
 ];
 
-fn input(error: impl std::fmt::Display) -> Stop {
+pub(super) fn input(error: impl std::fmt::Display) -> Stop {
     Stop::Input(error.to_string())
 }
 
@@ -46,11 +50,14 @@ impl Commands {
         now: OffsetDateTime,
     ) -> Result<Page, Stop> {
         let (stage, values) = (progress.stage, &progress.values);
+        if let Some(name) = progress.command.name.strip_prefix("admin:") {
+            return self.admin_page(name, progress, now).await;
+        }
         match (progress.command.name, stage) {
             ("keys", _) => {
                 let me = progress.from.to_bare();
                 let keys = self.registry.profile(&me).await?.keys.clone();
-                Ok(Page::Done(Some(key_table("My keys", &keys)), "", None))
+                Ok(Page::Done(Some(key_table("My keys", &keys, false)), "".into(), None))
             }
             ("lookup", 0) => Ok(Page::Form(
                 Form::new("Look up keys", "Whose keys do you want to see?").required(
@@ -66,7 +73,7 @@ impl Commands {
                     .map_err(|_| input("Expected an address like romeo@montague.lit"))?;
                 let keys =
                     self.registry.visible_keys(&progress.from.to_bare(), &owner).await?;
-                Ok(Page::Done(Some(key_table(&format!("Keys of {owner}"), &keys)), "", None))
+                Ok(Page::Done(Some(key_table(&format!("Keys of {owner}"), &keys, false)), "".into(), None))
             }
             ("add", stage) => self.add(progress, stage, now).await,
             ("revoke", stage) => self.revoke(progress, stage, now).await,
@@ -82,7 +89,7 @@ impl Commands {
                     "As XML",
                     &text.lines().collect::<Vec<_>>(),
                 );
-                Ok(Page::Done(Some(form), "", None))
+                Ok(Page::Done(Some(form), "".into(), None))
             }
             ("erase", 0) => Ok(Page::Form(
                 Form::new(
@@ -98,7 +105,7 @@ impl Commands {
                     return Err(input("That is not your own address: nothing was deleted"));
                 }
                 self.registry.erase(&me, &Actor::User(me.clone()), now).await?;
-                Ok(Page::Done(None, "All that was held about you has been deleted.", None))
+                Ok(Page::done("All that was held about you has been deleted."))
             }
             _ => Err(Stop::Refused(Refusal::item_not_found("There is no such command"))),
         }
@@ -149,8 +156,8 @@ impl Commands {
             return Ok(Page::Form(form, true));
         }
         let (key, notice) = self.registry.add(&progress.from, &new, now).await?;
-        let form = key_table("The key", &[key]);
-        Ok(Page::Done(Some(form), "The key is registered.", notice))
+        let form = key_table("The key", &[key], false);
+        Ok(Page::Done(Some(form), "The key is registered.".into(), notice))
     }
 
     async fn revoke(
@@ -187,7 +194,11 @@ impl Commands {
         let actor = Actor::User(me);
         let (key, notice) =
             self.registry.revoke(&progress.from, &actor, key.id, &reason, now).await?;
-        Ok(Page::Done(Some(key_table("The key", &[key])), "The key is revoked.", notice))
+        Ok(Page::Done(
+            Some(key_table("The key", &[key], false)),
+            "The key is revoked.".into(),
+            notice,
+        ))
     }
 
     async fn prove(
@@ -229,7 +240,11 @@ impl Commands {
             STANDARD.decode(text).map_err(|_| input("The signature must be base64 or armour"))?
         };
         let (key, notice) = self.registry.prove(&progress.from, id, &signature, now).await?;
-        Ok(Page::Done(Some(key_table("The key", &[key])), "The key is proven.", notice))
+        Ok(Page::Done(
+            Some(key_table("The key", &[key], false)),
+            "The key is proven.".into(),
+            notice,
+        ))
     }
 
     async fn settings(
@@ -281,23 +296,21 @@ impl Commands {
             return Err(input("At most 256 users may be named"));
         }
         self.registry.set_settings(&me, &Settings { visibility, allowed }, now).await?;
-        Ok(Page::Done(None, "Your choice is stored.", None))
+        Ok(Page::done("Your choice is stored."))
     }
 
     fn sessions(&self, progress: &Progress, stage: usize) -> Result<Page, Stop> {
         let me = progress.from.to_bare();
-        let mut sessions = self.broker.list();
-        sessions.retain(|session| session.users.contains(&me));
-        let line = |session: &crate::broker::SessionInfo| {
-            let [initiator, responder] = &session.users;
-            let peer = if *initiator == me { responder } else { initiator };
-            format!("with {peer}, for {} s", session.age.as_secs())
-        };
+        let sessions = self.control.sessions(Some(&me));
         if stage == 0 {
             if sessions.is_empty() {
-                return Ok(Page::Done(None, "You have no sessions now.", None));
+                return Ok(Page::done("You have no sessions now."));
             }
-            let options = sessions.iter().map(|session| (line(session), session.id.clone()));
+            let options = sessions.iter().take(SESSIONS).map(|session| {
+                let [initiator, responder] = &session.users;
+                let peer = if *initiator == me { responder } else { initiator };
+                (format!("with {peer}, {}", state_of(session)), session.id.clone())
+            });
             let form = Form::new("My sessions", "Choose one to end it, or cancel.").choice(
                 "id",
                 "Session",
@@ -307,9 +320,9 @@ impl Commands {
             return Ok(Page::Form(form, true));
         }
         let id = progress.values.one("id");
-        let mine = sessions.iter().any(|session| session.id == id);
-        if mine && self.broker.end_session(id, "cancel", "The session was ended by its user") {
-            Ok(Page::Done(None, "The session is being ended.", None))
+        let session = sessions.iter().find(|session| session.id == id);
+        if session.is_some_and(|session| self.control.end(session, "One of its users ended it")) {
+            Ok(Page::done("The session is being ended."))
         } else {
             Err(input("There is no such session any more"))
         }
@@ -345,12 +358,12 @@ fn read_new(values: &Values) -> Result<NewKey, Stop> {
     Ok(new.map_err(input)?.replacing(replaces))
 }
 
-fn described(print: &Print) -> String {
+pub(super) fn described(print: &Print) -> String {
     format!("{} {print}", print.hash().as_str())
 }
 
 /// A key as an option: label and value.
-fn choice(key: &Key) -> (String, String) {
+pub(super) fn choice(key: &Key) -> (String, String) {
     let print = key.prints.first().map(ToString::to_string).unwrap_or_default();
     let name = if key.label.is_empty() { "key" } else { &key.label };
     (format!("{name} ({} {print})", key.method), key.id.to_string())
@@ -365,8 +378,10 @@ fn chosen<'a>(keys: &'a [Key], values: &Values) -> Result<&'a Key, Stop> {
     keys.iter().find(|key| key.id.to_string() == id).ok_or_else(|| input("Choose one of your keys"))
 }
 
-fn key_table(title: &str, keys: &[Key]) -> Form {
+/// Keys as a result; with their owners, if they are not the reader's own.
+pub(super) fn key_table(title: &str, keys: &[Key], owners: bool) -> Form {
     let columns = [
+        ("owner", "Owner"),
         ("label", "Name"),
         ("method", "Kind"),
         ("state", "State"),
@@ -376,11 +391,13 @@ fn key_table(title: &str, keys: &[Key]) -> Form {
         ("print", "Prints"),
         ("id", "Id"),
     ];
+    let first = usize::from(!owners);
     let rows = keys
         .iter()
         .map(|key| {
             let prints: Vec<String> = key.prints.iter().map(described).collect();
-            vec![
+            let mut row = vec![
+                key.owner.to_string(),
                 key.label.clone(),
                 key.method.to_string(),
                 key.state.to_string(),
@@ -389,8 +406,10 @@ fn key_table(title: &str, keys: &[Key]) -> Form {
                 stamp(key.created),
                 prints.join(", "),
                 key.id.to_string(),
-            ]
+            ];
+            row.drain(..first);
+            row
         })
         .collect();
-    Form::result(title).table(&columns, rows)
+    Form::result(title).table(&columns[first..], rows)
 }

@@ -247,6 +247,23 @@ impl Config {
         Ok(Loaded { config, path, warnings })
     }
 
+    /// The settings that differ in `new` and are taken over by a restart only.
+    pub fn needing_restart(&self, new: &Self) -> Vec<String> {
+        let (component, database) = (&self.component, &self.database);
+        let changed = [
+            ("component.jid", component.jid != new.component.jid),
+            ("component.server", component.server != new.component.server),
+            ("component.secret", component.secret != new.component.secret),
+            ("database.url", database.url != new.database.url),
+            ("database.max_connections", database.max_connections != new.database.max_connections),
+            ("socks5.listen", self.socks5.listen != new.socks5.listen),
+            ("socks5.proxy_protocol", self.socks5.proxy_protocol != new.socks5.proxy_protocol),
+            ("http.listen", self.http.listen != new.http.listen),
+            ("log.format", self.log.format != new.log.format),
+        ];
+        changed.iter().filter(|(_, changed)| *changed).map(|(key, _)| (*key).to_owned()).collect()
+    }
+
     /// Reads a configuration from `text`, which came from the file `name`, and `vars` over it.
     ///
     /// Gives the warnings too: sentences for the operator.
@@ -627,6 +644,17 @@ mod tests {
                 assert!(there, "{section}.{key} is not in the annotated default");
             }
         }
+    }
+
+    #[test]
+    fn what_a_reload_cannot_change_is_named() {
+        let old = parse(SMALL, &[]).unwrap();
+        let text = format!(
+            "{SMALL}name = 'N'\n[log]\nlevel = 'debug'\nformat = 'json'\n[socks5]\nlisten = ['[::]:1']\n"
+        );
+        let new = parse(&text, &[]).unwrap();
+        assert_eq!(old.needing_restart(&new), ["socks5.listen", "log.format"]);
+        assert_eq!(old.needing_restart(&old), [""; 0]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZero,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -75,6 +75,7 @@ impl Default for Options {
 /// The bound ports. The accept loops run until the token is cancelled; dropping this does not end them.
 #[derive(Debug)]
 pub struct Listener {
+    gate: Gate,
     local_addrs: Vec<SocketAddr>,
 }
 
@@ -138,12 +139,26 @@ impl Listener {
         let gate = Gate {
             connections: Arc::new(Semaphore::new(options.connections.min(Semaphore::MAX_PERMITS))),
             per_ip: Arc::default(),
-            options,
+            options: Arc::new(RwLock::new(options)),
         };
         for listener in listeners {
             tasks.spawn(accept(listener, gate.clone(), table.clone(), soft.clone(), tasks.clone()));
         }
-        Ok(Self { local_addrs })
+        Ok(Self { gate, local_addrs })
+    }
+
+    /// Other limits, for connections from now on; whether there are PROXY headers stays.
+    pub fn set_options(&self, new: Options) {
+        let mut options = self.gate.options.write().unwrap_or_else(PoisonError::into_inner);
+        let (before, wanted) = (options.connections, new.connections.min(Semaphore::MAX_PERMITS));
+        let connections = if wanted >= before {
+            self.gate.connections.add_permits(wanted - before);
+            wanted
+        } else {
+            // Places that are taken now cannot be withdrawn: with them the old limit holds.
+            before - self.gate.connections.forget_permits(before - wanted)
+        };
+        *options = Options { connections, proxy_protocol: options.proxy_protocol, ..new };
     }
 
     /// The addresses that were bound, with their real ports, in the order given.
@@ -163,15 +178,19 @@ pub(super) struct Admission {
 struct Gate {
     connections: Arc<Semaphore>,
     per_ip: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    options: Options,
+    options: Arc<RwLock<Options>>,
 }
 
 impl Gate {
+    fn options(&self) -> Options {
+        *self.options.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn admit(&self, ip: IpAddr) -> Option<IpPlace> {
         let key = network(ip);
         let mut counts = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(key).or_default();
-        if *count >= self.options.connections_per_ip {
+        if *count >= self.options().connections_per_ip {
             return None;
         }
         *count += 1;
@@ -294,7 +313,7 @@ async fn accept(
                 let place = Arc::clone(&gate.connections).acquire_owned();
                 let Some(Ok(permit)) = soft.run_until_cancelled(place).await else { return };
                 // Behind a load balancer the peer's own address says nothing.
-                let place = match gate.options.proxy_protocol {
+                let place = match gate.options().proxy_protocol {
                     true => None,
                     false => match gate.admit(peer.ip()) {
                         Some(place) => Some(place),
@@ -421,7 +440,7 @@ async fn serve(
         let hash = negotiate(&mut stream, &mut handshake).await?;
         Ok::<_, io::Error>(Some((place, hash)))
     };
-    let (place, hash) = match timeout(gate.options.handshake_timeout, negotiation).await {
+    let (place, hash) = match timeout(gate.options().handshake_timeout, negotiation).await {
         Err(_) => {
             table.plane().metrics().timed_out(Phase::Handshake, 1);
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"));

@@ -175,6 +175,16 @@ impl Metrics {
         add(&self.setup_micros, micros);
     }
 
+    /// Streams between two legs since the start.
+    pub fn streams(&self) -> u64 {
+        self.started.iter().flatten().map(get).sum()
+    }
+
+    /// Bytes relayed since the start.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.iter().flatten().map(get).sum()
+    }
+
     /// Refusals for one cause.
     pub fn refusals(&self, cause: Cause) -> u64 {
         get(&self.refusals[cause as usize])

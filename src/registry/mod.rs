@@ -23,11 +23,15 @@ mod sqlite;
 pub mod store;
 pub mod verdict;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use jid::{BareJid, Jid};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
+use tokio::sync::Notify;
 
 use self::{
     material::Material,
@@ -84,16 +88,40 @@ pub type Changed = (Key, Option<Notice>);
 /// The registry: a store and who may see what. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Registry {
+    component: BareJid,
     store: Store,
-    options: Options,
+    options: Arc<RwLock<Options>>,
     profiles: Arc<Profiles>,
     challenges: Arc<Challenges>,
+    blocks_changed: Arc<Notify>,
 }
 
 impl Registry {
     /// A registry on a store.
     pub fn new(store: Store, options: Options) -> Self {
-        Self { store, options, profiles: Arc::default(), challenges: Arc::default() }
+        Self {
+            component: options.component.clone(),
+            store,
+            options: Arc::new(RwLock::new(options)),
+            profiles: Arc::default(),
+            challenges: Arc::default(),
+            blocks_changed: Arc::default(),
+        }
+    }
+
+    /// Other settings, from now on; the component's address stays.
+    pub fn set_options(&self, options: Options) {
+        *self.options.write().unwrap_or_else(PoisonError::into_inner) = options;
+    }
+
+    /// Waits until another program on a shared database may have changed whom admins have blocked.
+    pub async fn blocks_changed(&self) {
+        self.blocks_changed.notified().await;
+    }
+
+    fn options(&self) -> (Visibility, u32) {
+        let options = self.options.read().unwrap_or_else(PoisonError::into_inner);
+        (options.visibility, options.keys_per_user)
     }
 
     /// Hears of changes that others make to a shared database; ends at once if it is not one that can be shared.
@@ -104,10 +132,14 @@ impl Registry {
                 Ok(None) => return,
                 Ok(Some(mut changes)) => {
                     self.profiles.set_hearing(true);
+                    self.blocks_changed.notify_one();
                     loop {
                         match changes.next().await {
                             Ok(Some(owner)) => self.profiles.changed(&owner),
-                            Ok(None) => self.profiles.set_hearing(true),
+                            Ok(None) => {
+                                self.profiles.set_hearing(true);
+                                self.blocks_changed.notify_one();
+                            }
                             Err(error) => {
                                 tracing::warn!(%error, "changes by others are not heard of");
                                 break;
@@ -145,7 +177,7 @@ impl Registry {
     pub fn admits(&self, asker: &BareJid, owner: &BareJid, profile: &Profile) -> bool {
         match &profile.settings {
             Some(settings) => settings.visibility.admits(asker, owner, &settings.allowed),
-            None => self.options.visibility.admits(asker, owner, &[]),
+            None => self.options().0.admits(asker, owner, &[]),
         }
     }
 
@@ -190,7 +222,7 @@ impl Registry {
         let owner = from.to_bare();
         let actor = Actor::User(owner.clone());
         let id = KeyId::new(rand::random());
-        let limit = self.options.keys_per_user;
+        let limit = self.options().1;
         let added = self.store.add(&owner, new, limit, &actor, now, id).await?;
         self.profiles.changed(&owner);
         if added.fresh && !added.also_owned_by.is_empty() {
@@ -284,7 +316,7 @@ impl Registry {
         let key = self.own_active(&owner, id).await?;
         let nonce = self.challenges.take(id, &owner, now)?;
         let material = self.store.material(id).await?.ok_or(ProofError::NoMaterial)?;
-        let message = proof::message(&self.options.component, &owner, &nonce);
+        let message = proof::message(&self.component, &owner, &nonce);
         proof::verify(key.method, &material, &message, signature)?;
         Ok(self.proven(from, id, now).await?)
     }
@@ -337,10 +369,10 @@ impl Registry {
     /// [`StoreError`]
     pub async fn settings(&self, owner: &BareJid) -> Result<Settings, StoreError> {
         let profile = self.profile(owner).await?;
-        Ok(profile.settings.clone().unwrap_or_else(|| Settings {
-            visibility: self.options.visibility,
-            allowed: Vec::new(),
-        }))
+        Ok(profile
+            .settings
+            .clone()
+            .unwrap_or_else(|| Settings { visibility: self.options().0, allowed: Vec::new() }))
     }
 
     /// Sets who may see the keys of `owner`.
@@ -376,7 +408,7 @@ impl Registry {
 
     /// The component's address, which proofs are bound to.
     pub fn component(&self) -> &BareJid {
-        &self.options.component
+        &self.component
     }
 
     /// The store, for what only admins ask.
@@ -388,7 +420,7 @@ impl Registry {
         let print = key.prints.first().map(ToString::to_string).unwrap_or_default();
         let label =
             if key.label.is_empty() { String::new() } else { format!(" “{}”", key.label) };
-        let component = &self.options.component;
+        let component = &self.component;
         let text = format!(
             "Your {} key{label} {print} {what} by {from} at {}. If that was not you, change your password and revoke \
              the key: xtls revoke {}, or the command “Revoke a key” of {component}.",

@@ -383,6 +383,10 @@ pub enum Event {
     Settings,
     /// All that was held about the owner was deleted.
     Erased,
+    /// An admin has blocked the owner, a user or a domain.
+    Blocked,
+    /// An admin has taken that back.
+    Unblocked,
 }
 
 impl Event {
@@ -400,6 +404,8 @@ impl Event {
             Self::Imported => "imported",
             Self::Settings => "settings",
             Self::Erased => "erased",
+            Self::Blocked => "blocked",
+            Self::Unblocked => "unblocked",
         }
     }
 }

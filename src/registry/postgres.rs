@@ -77,3 +77,9 @@ async fn announce(db: &mut Connection, owner: &BareJid) -> Result<(), sqlx::Erro
     sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(owner.as_str()).execute(db).await?;
     Ok(())
 }
+
+/// Tells them that someone was blocked or is no longer: a notification that names nobody.
+async fn announce_blocks(db: &mut Connection) -> Result<(), sqlx::Error> {
+    sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL).execute(db).await?;
+    Ok(())
+}

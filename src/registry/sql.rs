@@ -8,7 +8,7 @@ use jid::BareJid;
 use sqlx::{Row as _, query::Query};
 use time::OffsetDateTime;
 
-use super::{Connection, Database, Db, Row, announce, begin};
+use super::{Connection, Database, Db, Row, announce, announce_blocks, begin};
 use crate::{
     print::Print,
     registry::{
@@ -352,6 +352,111 @@ impl Database {
         .fetch_all(&self.0)
         .await?;
         rows.iter().rev().map(entry).collect()
+    }
+
+    pub(in crate::registry) async fn audit_page(
+        &self,
+        owner: Option<&BareJid>,
+        newest: Option<i64>,
+        skip: i64,
+        limit: i64,
+    ) -> Result<Vec<AuditEntry>, StoreError> {
+        let rows = query(
+            "SELECT audit.*, owners.jid AS owner_jid, owners.erased AS owner_erased,
+                    actors.jid AS actor_jid, actors.erased AS actor_erased,
+                    others.jid AS other_jid, others.erased AS other_erased
+             FROM audit
+             JOIN parties AS owners ON owners.id = audit.owner
+             LEFT JOIN parties AS actors ON actors.id = audit.actor
+             LEFT JOIN parties AS others ON others.id = audit.other
+             WHERE ($1 = '' OR owners.jid = $1) AND audit.seq <= $2
+             ORDER BY audit.seq DESC LIMIT $3 OFFSET $4",
+        )
+        .bind(owner.map(|jid| jid.as_str().to_owned()).unwrap_or_default())
+        .bind(newest.unwrap_or(i64::MAX))
+        .bind(limit)
+        .bind(skip)
+        .fetch_all(&self.0)
+        .await?;
+        rows.iter().map(entry).collect()
+    }
+
+    pub(in crate::registry) async fn owners_like(
+        &self,
+        part: &str,
+        limit: i64,
+    ) -> Result<Vec<BareJid>, StoreError> {
+        let escaped: String = part
+            .chars()
+            .flat_map(|c| matches!(c, '%' | '_' | '!').then_some('!').into_iter().chain([c]))
+            .collect();
+        let rows = query(
+            "SELECT DISTINCT parties.jid FROM parties JOIN keys ON keys.owner = parties.id
+             WHERE parties.jid LIKE $1 ESCAPE '!' ORDER BY parties.jid LIMIT $2",
+        )
+        .bind(format!("%{escaped}%"))
+        .bind(limit)
+        .fetch_all(&self.0)
+        .await?;
+        let owner = |row: &Row| -> Result<BareJid, StoreError> {
+            let jid: String = row.try_get("jid")?;
+            BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))
+        };
+        rows.iter().map(owner).collect()
+    }
+
+    pub(in crate::registry) async fn blocks(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let rows = query("SELECT jid, reason FROM blocks ORDER BY jid").fetch_all(&self.0).await?;
+        rows.iter().map(|row| Ok((row.try_get("jid")?, row.try_get("reason")?))).collect()
+    }
+
+    pub(in crate::registry) async fn block(
+        &self,
+        jid: &BareJid,
+        reason: &str,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        let mut tx = begin(&self.0).await?;
+        let done = query(
+            "INSERT INTO blocks (jid, reason, at) VALUES ($1, $2, $3) ON CONFLICT (jid) DO NOTHING",
+        )
+        .bind(jid.to_string())
+        .bind(reason.to_owned())
+        .bind(micros(now))
+        .execute(&mut *tx)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        log(&mut tx, jid, actor, now, None, &Event::Blocked).await?;
+        announce_blocks(&mut tx).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    pub(in crate::registry) async fn unblock(
+        &self,
+        jid: &BareJid,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        let mut tx = begin(&self.0).await?;
+        let done = query("DELETE FROM blocks WHERE jid = $1")
+            .bind(jid.to_string())
+            .execute(&mut *tx)
+            .await?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        log(&mut tx, jid, actor, now, None, &Event::Unblocked).await?;
+        announce_blocks(&mut tx).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    pub(in crate::registry) fn connections(&self) -> (u32, usize, u32) {
+        (self.0.size(), self.0.num_idle(), self.0.options().get_max_connections())
     }
 
     pub(in crate::registry) async fn conflicts(&self) -> Result<Vec<Key>, StoreError> {
@@ -700,6 +805,8 @@ fn entry(row: &Row) -> Result<AuditEntry, StoreError> {
         ("imported", _) => Event::Imported,
         ("settings", _) => Event::Settings,
         ("erased", _) => Event::Erased,
+        ("blocked", _) => Event::Blocked,
+        ("unblocked", _) => Event::Unblocked,
         ("superseded", Some(by)) => Event::Superseded { by },
         ("also-owned", Some(key)) => {
             let by = person("other_jid", "other_erased")?.ok_or_else(bad)?;

@@ -73,6 +73,11 @@ async fn announce(_: &mut Connection, _: &BareJid) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
+/// The same of whom admins have blocked.
+async fn announce_blocks(_: &mut Connection) -> Result<(), sqlx::Error> {
+    Ok(())
+}
+
 /// A database file is for its owner alone; what exists keeps the rights it has.
 fn make_private(path: &std::path::Path) {
     use std::os::unix::fs::OpenOptionsExt;

@@ -109,7 +109,8 @@ pub struct OpenSide {
 pub struct Changes(postgres::Listener);
 
 impl Changes {
-    /// Waits for the next change and says whose keys it was; `None`: anyone's, for the connection was lost.
+    /// Waits for the next change and says whose keys it was; `None`: anyone's, for the connection was lost, or whom
+    /// admins have blocked.
     ///
     /// # Errors
     /// If the database is away.
@@ -375,6 +376,72 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<AuditEntry>, StoreError> {
         ask!(self, db => db.audit(owner, i64::from(limit)))
+    }
+
+    /// At most `limit` rows of the audit log, of one user or of all, newest first, from the row `newest` (or the last)
+    /// down; the first `skip` of them are left out.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn audit_page(
+        &self,
+        owner: Option<&BareJid>,
+        newest: Option<i64>,
+        skip: u32,
+        limit: u32,
+    ) -> Result<Vec<AuditEntry>, StoreError> {
+        ask!(self, db => db.audit_page(owner, newest, i64::from(skip), i64::from(limit)))
+    }
+
+    /// At most `limit` users who have keys and whose address has `part` in it.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn owners_like(&self, part: &str, limit: u32) -> Result<Vec<BareJid>, StoreError> {
+        ask!(self, db => db.owners_like(part, i64::from(limit)))
+    }
+
+    /// Whom admins have blocked by command, each with the reason: bare JIDs and domains.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn blocks(&self) -> Result<Vec<(String, String)>, StoreError> {
+        ask!(self, db => db.blocks())
+    }
+
+    /// Blocks a user or a domain, and says whether that is new.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn block(
+        &self,
+        jid: &BareJid,
+        reason: &str,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        ask!(self, db => db.block(jid, reason, actor, now))
+    }
+
+    /// Takes a block back, and says whether there was one.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn unblock(
+        &self,
+        jid: &BareJid,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        ask!(self, db => db.unblock(jid, actor, now))
+    }
+
+    /// Connections to the database: open, idle, and at most.
+    pub fn connections(&self) -> (u32, usize, u32) {
+        match &self.0 {
+            Kind::Postgres(db) => db.connections(),
+            Kind::Sqlite(db) => db.connections(),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 """Sends stanzas as they are and prints what comes back.
 
-Settings: stanzas, a list of {"id", "xml", "answered"}; `[from]`, `[component]` and `[domain]` in the text are filled in.
+Settings: user (alice, if it is not given); stanzas, a list of {"id", "xml", "answered"}; `[from]`, `[component]` and `[domain]` in the text are filled in.
 An `answered` of false means that no answer may come.
 """
 
@@ -10,7 +10,7 @@ from peer import Peer, main
 
 
 async def story(settings):
-    alice = await Peer(settings, "alice", "probe").login()
+    alice = await Peer(settings, settings.get("user", "alice"), "probe").login()
     answers = {}
     for stanza in settings["stanzas"]:
         text = (

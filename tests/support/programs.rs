@@ -21,6 +21,7 @@ pub struct Component {
     // Dropped in this order: nothing writes into a folder that is being removed.
     process: Process,
     folder: TempDir,
+    options: Options,
     /// The port that takes SOCKS5 connections.
     pub socks5: u16,
     /// What stands in front of it, if anything.
@@ -73,6 +74,12 @@ impl Component {
             options.more,
         );
         std::fs::write(&config, text).unwrap();
+        let log = folder.path().join("component.log");
+        let process = Process::start(Self::serve(&config, options), &log);
+        Self { folder, process, options: options.clone(), socks5, tap }
+    }
+
+    fn serve(config: &Path, options: &Options) -> Command {
         let program = own_program("fingerpost");
         let mut command = match options.descriptors {
             None => clean(&program),
@@ -82,9 +89,23 @@ impl Component {
                 command
             }
         };
-        command.arg("serve").arg("-c").arg(&config).envs(options.env.iter().cloned());
-        let process = Process::start(command, &folder.path().join("component.log"));
-        Self { folder, process, socks5, tap }
+        command.arg("serve").arg("-c").arg(config).envs(options.env.iter().cloned());
+        command
+    }
+
+    /// Ends it in good order and starts it again, with the same configuration and database.
+    pub fn restart(&mut self) {
+        let links = self.log().matches("link up").count();
+        self.signal("TERM");
+        assert_eq!(self.wait(Duration::from_secs(60)), 0, "{}", self.log());
+        let command = Self::serve(&self.config(), &self.options);
+        self.process = Process::start(command, &self.log_path());
+        self.wait_for_links(links + 1);
+    }
+
+    /// The file with everything it has logged.
+    pub fn log_path(&self) -> PathBuf {
+        self.folder.path().join("component.log")
     }
 
     /// Waits until the link has come up `count` times in all.

@@ -1,0 +1,463 @@
+//! The commands of admins, page by page.
+
+use jid::BareJid;
+use time::OffsetDateTime;
+
+use super::{
+    Command, Commands, Page, Progress, Stop,
+    form::{Form, Values},
+    user::{choice, described, input, key_table},
+};
+use crate::{
+    control::Session,
+    print::Print,
+    registry::model::{Actor, AuditEntry, Key, KeyId, State, check_reason, stamp},
+};
+
+/// Sessions, blocks and keys that one form shows at most.
+const SHOWN: usize = 200;
+/// Rows on one page of the audit log.
+const ROWS: u32 = 50;
+/// Users whose keys one search shows.
+const FOUND: u32 = 50;
+
+/// What admins may run, in the order in which it is listed.
+pub(super) const COMMANDS: [Command; 11] = [
+    Command { name: "admin:sessions", title: "All sessions: list or end them" },
+    Command { name: "admin:keys", title: "Search keys" },
+    Command { name: "admin:attest", title: "Attest a user's key" },
+    Command { name: "admin:revoke", title: "Revoke a user's key" },
+    Command { name: "admin:block", title: "Block a user or a domain" },
+    Command { name: "admin:unblock", title: "Take a block back" },
+    Command { name: "admin:stats", title: "Statistics" },
+    Command { name: "admin:drain", title: "Refuse new sessions, or take them again" },
+    Command { name: "admin:reload", title: "Read the configuration again" },
+    Command { name: "admin:loglevel", title: "Change the level of the log" },
+    Command { name: "admin:audit", title: "Read the audit log" },
+];
+
+impl Commands {
+    /// The page that follows the forms submitted so far; the user is an admin.
+    pub(super) async fn admin_page(
+        &self,
+        name: &str,
+        progress: &Progress,
+        now: OffsetDateTime,
+    ) -> Result<Page, Stop> {
+        let (stage, values) = (progress.stage, &progress.values);
+        let admin = progress.from.to_bare();
+        match name {
+            "sessions" => self.all_sessions(stage, values),
+            "keys" => self.search(stage, values).await,
+            "attest" | "revoke" => self.judge(name, progress, now).await,
+            "block" => self.block(stage, values, &admin, now).await,
+            "unblock" => self.unblock(stage, values, &admin, now).await,
+            "stats" => self.stats().await,
+            "drain" => self.drain(stage, values),
+            "reload" => Ok(match self.control.reload().await {
+                Ok(restart) if restart.is_empty() => {
+                    Page::done("The configuration was read again.")
+                }
+                Ok(restart) => Page::done(format!(
+                    "The configuration was read again. A restart is needed for: {}.",
+                    restart.join(", ")
+                )),
+                Err(error) => Page::Failed(format!("Nothing was changed: {error}")),
+            }),
+            "loglevel" => self.log_level(stage, values),
+            _ => self.audit(stage, values).await,
+        }
+    }
+
+    fn all_sessions(&self, stage: usize, values: &Values) -> Result<Page, Stop> {
+        if stage == 0 {
+            let form = Form::new("Sessions", "Of which user? Leave it empty to see all.").field(
+                "jid-single",
+                "jid",
+                "The user's address",
+                &[values.one("jid")],
+            );
+            return Ok(Page::Form(form, false));
+        }
+        let user = optional_jid(values, "jid")?;
+        let sessions = self.control.sessions(user.as_ref());
+        if stage == 1 {
+            if sessions.is_empty() {
+                return Ok(Page::done("There are no such sessions now."));
+            }
+            let text = format!("{} sessions, the oldest first.", sessions.len());
+            let options = sessions.iter().take(SHOWN).map(|session| {
+                (
+                    format!("{} → {}, {}", session.users[0], session.users[1], state_of(session)),
+                    session.id.clone(),
+                )
+            });
+            let form = Form::new("Sessions", &text).choices("id", "To be ended", options).field(
+                "text-single",
+                "reason",
+                "Why, for both users",
+                &[values.one("reason")],
+            );
+            return Ok(Page::Form(form, true));
+        }
+        let chosen: Vec<&str> = values.all("id").collect();
+        if chosen.is_empty() {
+            return Err(input("Choose the sessions to be ended, or cancel"));
+        }
+        let reason = check_reason(values.one("reason")).map_err(input)?;
+        let text = match reason.as_str() {
+            "" => "An admin ended it".to_owned(),
+            reason => format!("An admin ended it: {reason}"),
+        };
+        let found = sessions.iter().filter(|session| chosen.contains(&session.id.as_str()));
+        let ended = found.filter(|session| self.control.end(session, &text)).count();
+        if ended == 0 {
+            return Err(input("There is no such session any more"));
+        }
+        Ok(Page::done(format!("Sessions ended: {ended}.")))
+    }
+
+    async fn search(&self, stage: usize, values: &Values) -> Result<Page, Stop> {
+        if stage == 0 {
+            let form = Form::new(
+                "Search keys",
+                "By a part of the owner's address, a print or a key's id.",
+            )
+            .required(
+                "text-single",
+                "query",
+                "What to look for",
+                &[values.one("query")],
+            );
+            return Ok(Page::Form(form, true));
+        }
+        let query = values.one("query");
+        if query.is_empty() {
+            return Err(input("Expected a part of an address, a print or a key's id"));
+        }
+        let store = self.registry.store();
+        let mut keys = Vec::new();
+        if let Ok(id) = query.parse::<KeyId>()
+            && let Some(key) = store.key(id).await?
+        {
+            keys.push(key);
+        } else if let Ok(print) = Print::parse(query, None) {
+            for owner in store.owners_of(&print).await? {
+                let theirs = store.keys_of(&owner).await?;
+                keys.extend(theirs.into_iter().filter(|key| key.has(&print)));
+            }
+        } else {
+            for owner in store.owners_like(query, FOUND).await? {
+                keys.extend(store.keys_of(&owner).await?);
+            }
+        }
+        let all = keys.len();
+        keys.truncate(SHOWN);
+        let text = format!("Keys found: {all}.");
+        Ok(Page::Done(Some(key_table("Keys", &keys, true)), text.into(), None))
+    }
+
+    /// Attests or revokes a key.
+    async fn judge(
+        &self,
+        name: &str,
+        progress: &Progress,
+        now: OffsetDateTime,
+    ) -> Result<Page, Stop> {
+        let (stage, values) = (progress.stage, &progress.values);
+        let attests = name == "attest";
+        if stage == 0 {
+            let (title, text) = if attests {
+                ("Attest a key", "You vouch that the key is its owner's.")
+            } else {
+                ("Revoke a key", "A revoked key is never good again.")
+            };
+            let mut form = Form::new(title, text).required(
+                "text-single",
+                "id",
+                "The key's id, as the search shows it",
+                &[values.one("id")],
+            );
+            if !attests {
+                form = form.field("text-single", "reason", "Why", &[values.one("reason")]);
+            }
+            return Ok(Page::Form(form, false));
+        }
+        let key = self.key(values).await?;
+        let reason = check_reason(values.one("reason")).map_err(input)?;
+        if key.state == State::Revoked {
+            return Err(input("The key is revoked already"));
+        }
+        if stage == 1 {
+            let verb = if attests { "attested" } else { "revoked, for good" };
+            let text = format!("{} of {} will be {verb}.", choice(&key).0, key.owner);
+            let prints: Vec<String> = key.prints.iter().map(described).collect();
+            let prints: Vec<&str> = prints.iter().map(String::as_str).collect();
+            let form = Form::new("This key?", &text)
+                .field("fixed", "", "Prints", &prints)
+                .required("boolean", "sure", "Yes", &["0"]);
+            return Ok(Page::Form(form, true));
+        }
+        if !values.is_true("sure") {
+            return Err(input("Tick the box, or cancel"));
+        }
+        let (key, notice) = if attests {
+            self.registry.attest(&progress.from, key.id, now).await?
+        } else {
+            let actor = Actor::Admin(progress.from.to_bare());
+            self.registry.revoke(&progress.from, &actor, key.id, &reason, now).await?
+        };
+        let text = if attests { "The key is attested." } else { "The key is revoked." };
+        Ok(Page::Done(Some(key_table("The key", &[key], true)), text.into(), notice))
+    }
+
+    async fn key(&self, values: &Values) -> Result<Key, Stop> {
+        let id = values.one("id").parse::<KeyId>().map_err(input)?;
+        self.registry.store().key(id).await?.ok_or_else(|| input("There is no such key"))
+    }
+
+    async fn block(
+        &self,
+        stage: usize,
+        values: &Values,
+        admin: &BareJid,
+        now: OffsetDateTime,
+    ) -> Result<Page, Stop> {
+        if stage == 0 {
+            let text = "Sessions end at once, and no others begin, also after a restart.";
+            let form = Form::new("Block", text)
+                .required(
+                    "jid-single",
+                    "jid",
+                    "The user's address, or a domain",
+                    &[values.one("jid")],
+                )
+                .field("text-single", "reason", "Why, for other admins", &[values.one("reason")]);
+            return Ok(Page::Form(form, true));
+        }
+        let jid = BareJid::new(values.one("jid"))
+            .map_err(|_| input("Expected an address like romeo@montague.lit, or a domain"))?;
+        if jid == *admin || jid.as_str() == admin.domain().as_str() {
+            return Err(input("That would lock you out yourself"));
+        }
+        let reason = check_reason(values.one("reason")).map_err(input)?;
+        let (fresh, ended) = self.control.block(&jid, &reason, admin, now).await?;
+        let was = if fresh { "is blocked now" } else { "was blocked already" };
+        Ok(Page::done(format!("{jid} {was}. Sessions ended: {ended}.")))
+    }
+
+    async fn unblock(
+        &self,
+        stage: usize,
+        values: &Values,
+        admin: &BareJid,
+        now: OffsetDateTime,
+    ) -> Result<Page, Stop> {
+        let (commanded, configured) = self.control.doors().blocked();
+        if stage == 0 {
+            if commanded.is_empty() && configured.is_empty() {
+                return Ok(Page::done("Nobody is blocked."));
+            }
+            let by_command = commanded.iter().map(|(jid, reason)| match reason.as_str() {
+                "" => (jid.clone(), jid.clone()),
+                reason => (format!("{jid} ({reason})"), jid.clone()),
+            });
+            let in_file = configured.iter().filter(|jid| !commanded.iter().any(|(c, _)| c == *jid));
+            let in_file = in_file.map(|jid| (format!("{jid} (in the configuration)"), jid.clone()));
+            let form = Form::new("Take a block back", "Whose?").choice(
+                "jid",
+                "Blocked",
+                values.one("jid"),
+                by_command.chain(in_file).take(SHOWN),
+            );
+            return Ok(Page::Form(form, true));
+        }
+        let chosen = values.one("jid");
+        let is_configured = configured.iter().any(|jid| jid == chosen);
+        let by_file = "blocked by the configuration: take it out of [access] blocked and reload";
+        let Some((jid, _)) = commanded.iter().find(|(jid, _)| jid == chosen) else {
+            return Err(match is_configured {
+                true => input(format!("{chosen} is {by_file}")),
+                false => input("Choose who is to be unblocked"),
+            });
+        };
+        let jid = BareJid::new(jid).map_err(input)?;
+        self.control.unblock(&jid, admin, now).await?;
+        Ok(Page::done(match is_configured {
+            true => format!("{jid} is still {by_file}."),
+            false => format!("{jid} is not blocked any more."),
+        }))
+    }
+
+    async fn stats(&self) -> Result<Page, Stop> {
+        let control = &self.control;
+        let sessions = control.sessions(None);
+        let brokered = sessions.iter().filter(|session| session.brokered).count();
+        let counts = control.table().counts();
+        let up = control.store().ping().await.is_ok();
+        let (open, idle, most) = control.store().connections();
+        let (level, _) = control.log().now();
+        let metrics = control.table().plane().metrics();
+        let rows = [
+            ("version", "Version", env!("CARGO_PKG_VERSION").to_owned()),
+            (
+                "uptime",
+                "Seconds since the start",
+                control.started().elapsed().as_secs().to_string(),
+            ),
+            ("brokered", "Brokered sessions", brokered.to_string()),
+            ("transfers", "SOCKS5 transfers", counts.active.to_string()),
+            ("waiting", "SOCKS5 transfers that wait", counts.waiting.to_string()),
+            ("streams", "Streams since the start", metrics.streams().to_string()),
+            ("bytes", "Bytes relayed since the start", metrics.bytes().to_string()),
+            ("database", "Database", if up { "up" } else { "down" }.to_owned()),
+            (
+                "connections",
+                "Connections to it",
+                format!("{open} open, {idle} idle, {most} at most"),
+            ),
+            (
+                "draining",
+                "New sessions",
+                if control.is_draining() { "refused" } else { "taken" }.to_owned(),
+            ),
+            ("loglevel", "Level of the log", level),
+        ];
+        let mut form = Form::result("Statistics");
+        for (var, label, value) in &rows {
+            form = form.field("text-single", var, label, &[value]);
+        }
+        Ok(Page::Done(Some(form), "".into(), None))
+    }
+
+    fn drain(&self, stage: usize, values: &Values) -> Result<Page, Stop> {
+        let draining = self.control.is_draining();
+        if stage == 0 {
+            let (now, other) = if draining { ("refused", "take") } else { ("taken", "refuse") };
+            let text = format!(
+                "New sessions are {now} now; sessions that run go on in either case. To end this state later, \
+                 run this command again."
+            );
+            let options = [
+                ("Refuse new sessions".to_owned(), "refuse".to_owned()),
+                ("Take new sessions (again)".to_owned(), "take".to_owned()),
+            ];
+            let chosen = match values.one("new") {
+                "" => other,
+                chosen => chosen,
+            };
+            let form =
+                Form::new("New sessions", &text).choice("new", "New sessions", chosen, options);
+            return Ok(Page::Form(form, true));
+        }
+        match values.one("new") {
+            "refuse" => {
+                self.control.drain(true);
+                Ok(Page::done("New sessions are refused from now on."))
+            }
+            "take" => {
+                self.control.drain(false);
+                Ok(Page::done("New sessions are taken."))
+            }
+            _ => Err(input("Choose whether new sessions are refused or taken")),
+        }
+    }
+
+    fn log_level(&self, stage: usize, values: &Values) -> Result<Page, Stop> {
+        const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+        let log = self.control.log();
+        let (level, is_configured) = log.now();
+        if stage == 0 {
+            let text = if is_configured {
+                format!("It is {level} now, as configured.")
+            } else {
+                format!("It is {level} now; the configuration has another.")
+            };
+            let own = ("As configured".to_owned(), "configured".to_owned());
+            let levels = LEVELS.map(|level| (level.to_owned(), level.to_owned()));
+            let form = Form::new("Level of the log", &text).choice(
+                "level",
+                "Level, until it is changed again or the program ends",
+                values.one("level"),
+                levels.into_iter().chain([own]),
+            );
+            return Ok(Page::Form(form, true));
+        }
+        match values.one("level") {
+            "configured" => log.choose(None),
+            chosen if LEVELS.contains(&chosen) => log.choose(Some(chosen)),
+            _ => return Err(input("Choose one of the levels")),
+        }
+        Ok(Page::done(format!("The level of the log is {} now.", log.now().0)))
+    }
+
+    /// First whose rows, then page after page, the newest first.
+    async fn audit(&self, stage: usize, values: &Values) -> Result<Page, Stop> {
+        let Some(page) = stage.checked_sub(1) else {
+            let form = Form::new("Audit log", "Of which user? Leave it empty to see all.").field(
+                "jid-single",
+                "jid",
+                "The user's address",
+                &[values.one("jid")],
+            );
+            return Ok(Page::Form(form, false));
+        };
+        let owner = optional_jid(values, "jid")?;
+        let skip = u32::try_from(page).unwrap_or(u32::MAX).saturating_mul(ROWS);
+        let store = self.registry.store();
+        // One more than is shown says whether there is more. New rows come first and must not move the others.
+        let newest = values.one("newest").parse::<i64>().ok();
+        let mut entries = store.audit_page(owner.as_ref(), newest, skip, ROWS + 1).await?;
+        let more = entries.len() > ROWS as usize;
+        entries.truncate(ROWS as usize);
+        let newest = newest.or(entries.first().map(|entry| entry.seq));
+        let columns = [
+            ("at", "When"),
+            ("event", "What"),
+            ("owner", "Whose"),
+            ("actor", "By whom"),
+            ("key", "Key"),
+            ("seq", "Number"),
+        ];
+        let form = Form::result(&format!("Audit log, page {stage}"))
+            .table(&columns, entries.iter().map(row).collect());
+        let keep = newest.map(|newest| ("newest", newest.to_string()));
+        Ok(Page::Part(form, more, keep))
+    }
+}
+
+fn row(entry: &AuditEntry) -> Vec<String> {
+    let actor = match &entry.actor {
+        Some(Actor::User(jid)) => jid.to_string(),
+        Some(Actor::Admin(jid)) => format!("admin {jid}"),
+        Some(Actor::Offline) => "offline".to_owned(),
+        None => "a forgotten user".to_owned(),
+    };
+    vec![
+        stamp(entry.at),
+        entry.event.as_str().to_owned(),
+        entry.owner.to_string(),
+        actor,
+        entry.key.map(|key| key.to_string()).unwrap_or_default(),
+        entry.seq.to_string(),
+    ]
+}
+
+/// A session's kind, legs, age and bytes, for a person.
+pub(super) fn state_of(session: &Session) -> String {
+    let legs = match (session.brokered, session.legs) {
+        (true, Some([a, b])) => format!("brokered {a}-{b}"),
+        (true, None) => "brokered, being set up".to_owned(),
+        (false, _) => "SOCKS5 transfer".to_owned(),
+    };
+    format!("{legs}, {} s, {} bytes", session.age.as_secs(), session.bytes)
+}
+
+fn optional_jid(values: &Values, var: &str) -> Result<Option<BareJid>, Stop> {
+    match values.one(var) {
+        "" => Ok(None),
+        text => BareJid::new(text)
+            .map(Some)
+            .map_err(|_| input("Expected an address like romeo@montague.lit, or nothing")),
+    }
+}

@@ -1,0 +1,235 @@
+//! What admins see and change while the service runs: sessions, blocks, new sessions or none, the configuration, the
+//! level of the log.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use jid::BareJid;
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot};
+use tracing::info;
+
+use crate::{
+    access::Doors,
+    broker::Broker,
+    logging::LogLevel,
+    mediator::table::Table,
+    registry::{Notice, model::Actor, store::Store, store::StoreError},
+};
+
+/// Asks for the configuration to be read again. The answer: settings that changed and need a restart, or what is
+/// wrong with it.
+#[derive(Debug)]
+pub struct Reload(pub oneshot::Sender<Result<Vec<String>, String>>);
+
+/// A session between two users, brokered or a plain transfer over SOCKS5.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// Its name, here and in the log.
+    pub id: String,
+    /// Initiator and responder; requester and target.
+    pub users: [BareJid; 2],
+    /// Both legs' transports, once they are up.
+    pub legs: Option<[&'static str; 2]>,
+    /// Whether it is brokered.
+    pub brokered: bool,
+    /// For how long.
+    pub age: Duration,
+    /// Bytes so far, both directions.
+    pub bytes: u64,
+}
+
+/// The controls. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Control {
+    doors: Doors,
+    broker: Broker,
+    table: Table,
+    store: Store,
+    log: LogLevel,
+    draining: Arc<AtomicBool>,
+    notices: mpsc::Sender<Notice>,
+    reloads: mpsc::Sender<Reload>,
+    started: Instant,
+}
+
+/// The parts that are controlled, and the ways to whoever does what is asked for.
+#[derive(Debug)]
+pub struct Parts {
+    /// Who may use the service.
+    pub doors: Doors,
+    /// Brokered sessions.
+    pub broker: Broker,
+    /// Plain transfers.
+    pub table: Table,
+    /// Blocks and the audit log.
+    pub store: Store,
+    /// The level of the log.
+    pub log: LogLevel,
+    /// Chat messages to users.
+    pub notices: mpsc::Sender<Notice>,
+    /// To who can read the configuration.
+    pub reloads: mpsc::Sender<Reload>,
+}
+
+impl Control {
+    /// Controls over `parts`.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { doors, broker, table, store, log, notices, reloads } = parts;
+        let draining = Arc::default();
+        let started = Instant::now();
+        Self { doors, broker, table, store, log, draining, notices, reloads, started }
+    }
+
+    /// Who may use the service.
+    pub fn doors(&self) -> &Doors {
+        &self.doors
+    }
+
+    /// The level of the log.
+    pub fn log(&self) -> &LogLevel {
+        &self.log
+    }
+
+    /// Plain transfers, with the counters of all streams.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The database.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Since when the service runs.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// All sessions, or those of one user; the oldest first.
+    pub fn sessions(&self, user: Option<&BareJid>) -> Vec<Session> {
+        let brokered = self.broker.list().into_iter().map(|session| Session {
+            id: session.id,
+            users: session.users,
+            legs: session.legs.map(|legs| legs.map(|leg| leg.as_str())),
+            brokered: true,
+            age: session.age,
+            bytes: session.bytes,
+        });
+        let plain = self.table.list().into_iter().map(|transfer| Session {
+            id: format!("t{}", transfer.id),
+            users: transfer.users,
+            legs: Some(["s5b"; 2]),
+            brokered: false,
+            age: transfer.age,
+            bytes: transfer.bytes,
+        });
+        let mut all: Vec<Session> = brokered
+            .chain(plain)
+            .filter(|session| user.is_none_or(|user| session.users.contains(user)))
+            .collect();
+        all.sort_by_key(|session| std::cmp::Reverse(session.age));
+        all
+    }
+
+    /// Ends a session; both users see `text`: in the session-terminate, or for a plain transfer, which has no such
+    /// thing, in a chat message. Says whether there was such a session.
+    pub fn end(&self, session: &Session, text: &str) -> bool {
+        if session.brokered {
+            return self.broker.end_session(&session.id, "cancel", text);
+        }
+        let number = session.id.strip_prefix('t').and_then(|number| number.parse().ok());
+        let ended = number.is_some_and(|number| self.table.end(number));
+        if ended {
+            let [a, b] = &session.users;
+            for (user, peer) in [(a, b), (b, a)] {
+                let text = format!("Your transfer with {peer} has ended: {text}");
+                let _ = self.notices.try_send(Notice { owner: user.clone(), text });
+            }
+        }
+        ended
+    }
+
+    /// Ends the sessions of those who may not have them any more, and says how many.
+    pub fn enforce(&self) -> usize {
+        let barred = |session: &Session| {
+            let [first, second] = &session.users;
+            !self.doors.admits(first) || self.doors.blocks(second)
+        };
+        let text = "One of its users may not use the service any more";
+        let sessions = self.sessions(None);
+        sessions.iter().filter(|session| barred(session) && self.end(session, text)).count()
+    }
+
+    /// Blocks a user or a domain on behalf of an admin: from now on and also after a restart. Says whether that is new,
+    /// and how many sessions it ended.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn block(
+        &self,
+        jid: &BareJid,
+        reason: &str,
+        admin: &BareJid,
+        now: OffsetDateTime,
+    ) -> Result<(bool, usize), StoreError> {
+        let fresh = self.store.block(jid, reason, &Actor::Admin(admin.clone()), now).await?;
+        let ended = self.refresh().await?;
+        info!(%jid, %admin, ended, "blocked");
+        Ok((fresh, ended))
+    }
+
+    /// Takes a block by command back, and says whether there was one.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn unblock(
+        &self,
+        jid: &BareJid,
+        admin: &BareJid,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        let was = self.store.unblock(jid, &Actor::Admin(admin.clone()), now).await?;
+        self.refresh().await?;
+        info!(%jid, %admin, "no longer blocked");
+        Ok(was)
+    }
+
+    /// Reads again whom admins have blocked, and ends what those users have; says how many sessions.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn refresh(&self) -> Result<usize, StoreError> {
+        self.doors.set_commanded(self.store.blocks().await?);
+        Ok(self.enforce())
+    }
+
+    /// Whether new sessions are refused.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Refuses new sessions from now on, or takes them again; those that run go on.
+    pub fn drain(&self, refuse: bool) {
+        self.draining.store(refuse, Ordering::Relaxed);
+        self.broker.refuse_sessions(refuse);
+        self.table.refuse_activations(refuse);
+        info!(refuse, "new sessions");
+    }
+
+    /// Has the configuration read again: settings that changed and need a restart.
+    ///
+    /// # Errors
+    /// What is wrong with it, in one line.
+    pub async fn reload(&self) -> Result<Vec<String>, String> {
+        let (answer, told) = oneshot::channel();
+        let gone = |_| "the service is being stopped".to_owned();
+        self.reloads.send(Reload(answer)).await.map_err(|_| gone(()))?;
+        told.await.map_err(|_| gone(()))?
+    }
+}

@@ -1,0 +1,168 @@
+//! Administration over XMPP, seen from outside, on real servers; the commands are run by slixmpp.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::free_port;
+use support::programs::{Component, Options, script};
+use support::servers::{Kind, Server};
+
+#[test]
+fn every_admin_command_does_what_it_says_on_prosody() {
+    every_command(Kind::Prosody);
+}
+
+#[test]
+fn every_admin_command_does_what_it_says_on_ejabberd() {
+    every_command(Kind::Ejabberd);
+}
+
+fn every_command(kind: Kind) {
+    let server = Server::start(kind);
+    let http = format!("127.0.0.1:{}", free_port());
+    let options = Options {
+        more: "[access]\nadmins = [\"carol@example.test\"]\nblocked = [\"mallory@example.test\"]\n\
+               [limits]\nrequests_per_second = 1000\n"
+            .to_owned(),
+        env: vec![("FINGERPOST_HTTP__LISTEN", http.clone())],
+        ..Options::default()
+    };
+    let mut component = Component::start(&server, &options);
+    let run = |component: &Component, parts: &[&str]| {
+        let settings = json!({
+            "proxy": ["127.0.0.1", component.socks5],
+            "http": http,
+            "config": component.config(),
+            "log": component.log_path(),
+            "parts": parts,
+        });
+        script("admin.py", &server, settings)
+    };
+    let report = run(&component, &["outsiders", "keys", "sessions", "blocks"]);
+    assert_eq!(report, expected_before(), "{}", component.log());
+    // A block is there after a restart, and in the audit log.
+    component.restart();
+    let answer = script(
+        "probe.py",
+        &server,
+        json!({"user": "bob", "stanzas": [{"id": "p", "xml":
+            "<iq from='[from]' to='[component]' id='p' type='get'><ping xmlns='urn:xmpp:ping'/></iq>"}]}),
+    );
+    assert_eq!(answer["p"]["condition"], "forbidden", "{answer}");
+    let report = run(&component, &["drain", "reload", "log_level", "audit", "stats"]);
+    assert_eq!(report, expected_after(), "{}", component.log());
+}
+
+fn expected_before() -> Value {
+    let admin = |names: &[&str]| -> Value {
+        let mut names: Vec<String> = names.iter().map(|name| format!("admin:{name}")).collect();
+        names.sort();
+        names.into()
+    };
+    json!({
+        "outsiders": {
+            "seen by an admin": admin(&[
+                "sessions", "keys", "attest", "revoke", "block", "unblock", "stats", "drain", "reload", "loglevel",
+                "audit",
+            ]),
+            "looked at": true,
+            "run": ["forbidden"],
+            "an admin's look": ["command-node"],
+        },
+        "keys": {
+            "mistake": ["error"],
+            "by address": [["alice@example.test", "alice@example.test"], ["active", "active"]],
+            "by print, by id": [true, true],
+            "no key": ["error"],
+            "asks": ["executing", ["complete", "prev"]],
+            "back": true,
+            "unsure": ["error"],
+            "seen by the owner": [["asserted", "revoked"], ["attested", "active"]],
+            "told": true,
+            "cancelled": "canceled",
+        },
+        "sessions": {
+            "activated": "result",
+            "mistake": ["error"],
+            "listed": [["SOCKS5 transfer", "4 bytes"], ["brokered", "0 bytes"]],
+            "ended": ["completed", true],
+            "alice": [true, true],
+            "bob": [true, true],
+            "none left": ["completed", "There are no such sessions now."],
+            "a user's own": [["with alice@example.test", "SOCKS5 transfer"]],
+            "not another's": "completed",
+            "ended by it": true,
+        },
+        "blocks": {
+            "mistake": ["error"],
+            "oneself": ["error"],
+            "blocked": [
+                "completed",
+                "alice@example.test is blocked now. Sessions ended: 2.",
+                true,
+            ],
+            "told": [
+                "cancel text: One of its users may not use the service any more",
+                "cancel text: One of its users may not use the service any more",
+            ],
+            "asks": "auth forbidden",
+            "activates": "forbidden",
+            "called": ["wait", "recipient-unavailable"],
+            "listed": ["alice@example.test (spam)", "mallory@example.test (in the configuration)"],
+            "of the file": [
+                "error",
+                "mallory@example.test is blocked by the configuration: take it out of [access] blocked and reload",
+            ],
+            "unblocked": ["completed", ""],
+        },
+    })
+}
+
+fn expected_after() -> Value {
+    let levels = json!(["configured", "debug", "error", "info", "trace", "warn"]);
+    json!({
+        "drain": {
+            "ready": [200, ""],
+            "mistake": ["error"],
+            "draining": [
+                [503, "draining: new sessions are refused"],
+                true,
+                "resource-constraint",
+            ],
+            "a session": ["wait", "resource-constraint"],
+            "offers": "take",
+            "again": [[200, ""], "result"],
+        },
+        "reload": {
+            "read": [["info"], "The configuration was read again."],
+            "taken over": [["Signpost"], "auth forbidden", true],
+            "bad": [["error"], true, ["Signpost"]],
+            "restart": "The configuration was read again. A restart is needed for: log.format.",
+            "as before": [["Fingerpost"], ""],
+        },
+        "log_level": {
+            "before": false,
+            "offers": levels,
+            "mistake": ["error"],
+            "debug": ["The level of the log is debug now.", true],
+            "back": ["The level of the log is info now.", false],
+        },
+        "audit": {
+            "mistake": ["error"],
+            "page 1": [
+                ["complete", "next", "prev"],
+                50,
+                ["unblocked", "blocked"],
+                "eve@example.test",
+            ],
+            "page 2": [["complete", "prev"], 6, true],
+            "back": [["complete", "next", "prev"], true],
+            "left": "completed",
+            "alice": [
+                ["unblocked", "blocked", "revoked", "attested", "added", "added"],
+                ["admin carol@example.test", "alice@example.test"],
+            ],
+        },
+        "stats": {"counted": [3, 4, 0], "words": ["up", "taken", "info"]},
+    })
+}
