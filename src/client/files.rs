@@ -1,38 +1,52 @@
 //! Files over a secured stream (XEP-0234): offered with size and SHA-256, landed whole or not at all.
+//!
+//! One file is one session: the offers stand by themselves, each file lands as soon as it is whole, and one that fails
+//! does not hold up the others. A broken transfer goes on where it stopped (XEP-0234, 5.5): the sender's offer says by
+//! `<range/>` that it can start anywhere, the receiver's answer says by its `offset` where, and the hash of the whole
+//! file says in the end whether both meant the same file.
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read, SeekFrom},
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use indicatif::ProgressBar;
 use minidom::Element;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use super::output::{Output, XtlsError};
-use crate::{
-    endpoint::SecureStream,
-    xmpp::{ns, xml},
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt},
+    time::timeout,
 };
 
+use super::{
+    output::{Output, XtlsError},
+    parts::Part,
+};
+use crate::xmpp::{ns, xml};
+
 /// Bytes read or written at once.
-const CHUNK: usize = 64 * 1024;
+pub(super) const CHUNK: usize = 64 * 1024;
+/// How long a sender that started elsewhere than it was asked to may take to show it.
+const MORE: Duration = Duration::from_secs(5);
 
 /// What a file offer says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FileOffer {
-    pub(crate) name: String,
-    pub(crate) size: u64,
-    pub(crate) sha256: Option<Vec<u8>>,
+pub(super) struct FileOffer {
+    pub(super) name: String,
+    /// Bytes.
+    pub(super) size: u64,
+    pub(super) sha256: Option<Vec<u8>>,
+    /// Whether the sender can start anywhere in the file.
+    pub(super) ranged: bool,
 }
 
 impl FileOffer {
     /// Reads size and hash of a file.
-    pub(crate) fn of(path: &Path) -> Result<Self, XtlsError> {
+    pub(super) fn of(path: &Path) -> Result<Self, XtlsError> {
         let bad = |error: io::Error| XtlsError::failed(format!("{}: {error}", path.display()));
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("file").to_owned();
         let mut file = File::open(path).map_err(bad)?;
@@ -47,43 +61,80 @@ impl FileOffer {
             hash.update(&buffer[..n]);
             size += n as u64;
         }
-        Ok(Self { name, size, sha256: Some(hash.finalize().to_vec()) })
+        Ok(Self { name, size, sha256: Some(hash.finalize().to_vec()), ranged: true })
     }
 
-    /// The `<file/>` of an offer.
-    pub(crate) fn to_element(&self) -> Element {
+    /// The `<description/>` of an offer.
+    pub(super) fn to_description(&self) -> Element {
         let mut file = Element::bare("file", ns::FILE_TRANSFER);
         for (name, text) in [("name", self.name.clone()), ("size", self.size.to_string())] {
             let mut child = Element::bare(name, ns::FILE_TRANSFER);
             child.append_text(text);
             file.append_child(child);
         }
+        if self.ranged {
+            file.append_child(Element::bare("range", ns::FILE_TRANSFER));
+        }
         if let Some(sha256) = &self.sha256 {
             let mut hash = xml::element("hash", ns::HASHES, &[("algo", "sha-256")]);
             hash.append_text(STANDARD.encode(sha256));
             file.append_child(hash);
         }
-        file
+        let mut description = Element::bare("description", ns::FILE_TRANSFER);
+        description.append_child(file);
+        description
     }
 
     /// Reads a `<file/>`.
-    pub(crate) fn parse(file: &Element) -> Result<Self, XtlsError> {
+    pub(super) fn parse(file: &Element) -> Result<Self, XtlsError> {
         let text = |name| file.get_child(name, ns::FILE_TRANSFER).map(Element::text);
         let size = text("size").and_then(|size| size.trim().parse().ok());
         let sha256 = file
             .children()
             .find(|child| child.is("hash", ns::HASHES) && child.attr("algo") == Some("sha-256"))
-            .and_then(|hash| STANDARD.decode(hash.text().trim()).ok());
+            .and_then(|hash| STANDARD.decode(hash.text().trim()).ok())
+            .filter(|hash| hash.len() == 32);
         Ok(Self {
             name: safe_name(&text("name").unwrap_or_default()),
             size: size.ok_or_else(|| XtlsError::refused("the peer's file has no size"))?,
             sha256,
+            ranged: file.has_child("range", ns::FILE_TRANSFER),
         })
     }
 }
 
+/// The part of a file that is sent (XEP-0234, 4): from `offset`, `length` bytes or all that follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Range {
+    pub(super) offset: u64,
+    pub(super) length: Option<u64>,
+}
+
+impl Range {
+    /// The range that a receiver's answer asks for; all of the file unless it says otherwise.
+    pub(super) fn read(answer: Option<&Element>) -> Self {
+        let range = answer
+            .and_then(|description| description.get_child("file", ns::FILE_TRANSFER))
+            .and_then(|file| file.get_child("range", ns::FILE_TRANSFER));
+        let number = |name| range?.attr(name)?.parse().ok();
+        Self { offset: number("offset").unwrap_or(0), length: number("length") }
+    }
+}
+
+/// The answer to an offer: the same with the range in which the file is wanted.
+pub(super) fn answer(description: &Element, offset: u64) -> Element {
+    let mut answer = description.clone();
+    if let Some(file) = answer.get_child_mut("file", ns::FILE_TRANSFER) {
+        file.remove_child("range", ns::FILE_TRANSFER);
+        let offset = offset.to_string();
+        let attributes: &[_] = if offset == "0" { &[] } else { &[("offset", offset.as_str())] };
+        file.append_child(xml::element("range", ns::FILE_TRANSFER, attributes));
+    }
+    answer
+}
+
 /// A name that stays inside its folder: no path, no control or direction characters, no leading dot.
-pub(crate) fn safe_name(name: &str) -> String {
+pub(super) fn safe_name(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let hidden = |c: char| {
         c.is_control()
@@ -98,124 +149,188 @@ pub(crate) fn safe_name(name: &str) -> String {
     if name[..end].is_empty() { "file".to_owned() } else { name[..end].to_owned() }
 }
 
+/// Bytes as lower case hex digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// What was transferred.
-pub(crate) struct Done {
-    pub(crate) bytes: u64,
-    pub(crate) seconds: f64,
-    pub(crate) sha256: String,
+#[derive(Debug)]
+pub(super) struct Done {
+    /// The file's size, bytes.
+    pub(super) bytes: u64,
+    /// How much of it was there before.
+    pub(super) resumed: u64,
+    pub(super) seconds: f64,
+    pub(super) sha256: String,
 }
 
 impl Done {
-    fn new(bytes: u64, since: Instant, sha256: &[u8]) -> Self {
-        let sha256 = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { bytes, seconds: since.elapsed().as_secs_f64(), sha256 }
-    }
-
     /// Reports a file that has arrived or left whole.
-    pub(crate) fn report(&self, output: Output, file: &Path) {
-        #[expect(clippy::cast_precision_loss, reason = "a speed for people")]
-        let speed = self.bytes as f64 / self.seconds.max(0.001) / 1e6;
+    pub(super) fn report(&self, output: Output, file: &Path) {
         let file = file.display().to_string();
+        let moved = self.bytes - self.resumed;
+        let resumed = match self.resumed {
+            0 => String::new(),
+            n => format!(" ({} were there already)", size(n)),
+        };
         output.event(
-            &json!({"event": "done", "file": file, "bytes": self.bytes,
+            &json!({"event": "done", "file": file, "bytes": self.bytes, "resumed": self.resumed,
                     "seconds": self.seconds, "sha256": self.sha256}),
-            &format!("{file}: {} bytes, {speed:.1} MB/s, SHA-256 {}", self.bytes, self.sha256),
+            &format!(
+                "{file}: {}{resumed} in {}, {}\n  SHA-256 {}",
+                size(self.bytes),
+                duration(self.seconds),
+                speed(moved, self.seconds),
+                self.sha256
+            ),
         );
     }
 }
 
-/// Writes the file to the stream.
-pub(crate) async fn send(
-    stream: &mut SecureStream,
+/// A number of bytes for people.
+pub(super) fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+/// Seconds for people.
+pub(super) fn duration(seconds: f64) -> String {
+    if seconds < 60.0 {
+        return format!("{seconds:.1} s");
+    }
+    indicatif::HumanDuration(Duration::from_secs_f64(seconds)).to_string()
+}
+
+/// A speed for people.
+pub(super) fn speed(bytes: u64, seconds: f64) -> String {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rounded number that is not negative"
+    )]
+    let rate = (bytes as f64 / seconds.max(0.001)) as u64;
+    format!("{}/s", size(rate))
+}
+
+/// Writes the range of the file to the stream.
+///
+/// # Errors
+/// If the file cannot be read or is not as it was offered, or the stream breaks.
+pub(super) async fn send<S: AsyncWrite + Unpin>(
+    stream: &mut S,
     path: &Path,
     offer: &FileOffer,
-    output: Output,
+    range: Range,
+    bar: &ProgressBar,
 ) -> Result<Done, XtlsError> {
     let since = Instant::now();
-    let bar = output.progress(offer.size, &offer.name);
-    let mut file = tokio::fs::File::open(path).await?;
+    let named = |error: io::Error| XtlsError::failed(format!("{}: {error}", path.display()));
+    let Some(rest) = offer.size.checked_sub(range.offset) else {
+        return Err(XtlsError::failed("the peer asked for what is behind the file's end"));
+    };
+    let end = range.offset + range.length.unwrap_or(rest).min(rest);
+    let mut file = tokio::fs::File::open(path).await.map_err(named)?;
+    file.seek(SeekFrom::Start(range.offset)).await.map_err(named)?;
     let mut buffer = vec![0; CHUNK];
-    let mut sent = 0;
+    let mut at = range.offset;
+    bar.set_position(at);
+    bar.reset_eta();
     loop {
-        let n = file.read(&mut buffer).await?;
+        let n = file.read(&mut buffer).await.map_err(named)?;
+        let n = usize::try_from(end - at).unwrap_or(CHUNK).min(n);
         if n == 0 {
             break;
         }
         stream.write_all(&buffer[..n]).await?;
-        sent += n as u64;
-        bar.set_position(sent);
+        at += n as u64;
+        bar.set_position(at);
     }
     stream.flush().await?;
-    bar.finish_and_clear();
-    if sent != offer.size {
-        return Err(XtlsError::failed(format!("{} changed while it was sent", path.display())));
+    let same = fs::metadata(path).is_ok_and(|now| now.len() == offer.size);
+    if at != end || !same {
+        return Err(XtlsError::failed(format!("{} changed while it was sent", path.display()))
+            .hint("send it again when nothing writes to it"));
     }
-    Ok(Done::new(sent, since, offer.sha256.as_deref().unwrap_or_default()))
+    Ok(Done {
+        bytes: offer.size,
+        resumed: range.offset,
+        seconds: since.elapsed().as_secs_f64(),
+        sha256: hex(offer.sha256.as_deref().unwrap_or_default()),
+    })
 }
 
-/// Reads a file from the stream into a folder; it gets its name when it is whole and its hash right.
-pub(crate) async fn receive(
-    stream: &mut SecureStream,
+/// Reads a file from the stream, behind what is there of it, into a folder; it gets its name when it is whole and its
+/// hash right.
+///
+/// # Errors
+/// If the stream or the disk breaks: what has come is kept for another try. If the hash is another, nothing is kept.
+pub(super) async fn receive<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    mut part: Part,
     dir: &Path,
     offer: &FileOffer,
-    output: Output,
+    bar: &ProgressBar,
 ) -> Result<(Done, PathBuf), XtlsError> {
     let since = Instant::now();
-    let bar = output.progress(offer.size, &offer.name);
-    let mut part = tempfile::Builder::new().prefix(".xtls-").suffix(".part").tempfile_in(dir)?;
-    let mut hash = Sha256::new();
+    let mut resumed = part.len();
+    bar.set_position(resumed);
+    bar.reset_eta();
+    fill(stream, &mut part, offer.size, bar).await?;
+    let right = |part: &Part| offer.sha256.as_ref().is_none_or(|sha256| *sha256 == part.sha256());
+    if resumed > 0 && !right(&part) {
+        // A sender that knows no ranges has begun at the beginning: then as much again is under way.
+        let more = fill(stream, &mut part, offer.size.saturating_add(resumed), bar);
+        if matches!(timeout(MORE, more).await, Ok(Ok(()))) {
+            part.drop_front(resumed)?;
+            resumed = 0;
+        }
+    }
+    if !right(&part) {
+        part.discard();
+        return Err(XtlsError::failed(match resumed {
+            0 => "the file's hash is not the one offered: nothing was kept".to_owned(),
+            n => format!(
+                "with the {n} bytes that were kept the file's hash is not the one offered: \
+                 nothing is kept now, the next try starts anew"
+            ),
+        }));
+    }
+    let sha256 = hex(&part.sha256());
+    let path = part
+        .keep(dir, &offer.name)
+        .map_err(|error| XtlsError::failed(format!("{}: {error}", dir.display())))?;
+    let seconds = since.elapsed().as_secs_f64();
+    Ok((Done { bytes: offer.size, resumed, seconds, sha256 }, path))
+}
+
+/// Reads from the stream until the part has `size` bytes.
+async fn fill<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    part: &mut Part,
+    size: u64,
+    bar: &ProgressBar,
+) -> Result<(), XtlsError> {
     let mut buffer = vec![0; CHUNK];
-    let mut got = 0;
-    while got < offer.size {
-        let want = usize::try_from(offer.size - got).unwrap_or(CHUNK).min(CHUNK);
+    while part.len() < size {
+        let want = usize::try_from(size - part.len()).unwrap_or(CHUNK).min(CHUNK);
         let n = stream.read(&mut buffer[..want]).await?;
         if n == 0 {
             return Err(XtlsError::failed(format!(
-                "the stream ended after {got} of {} bytes: nothing was kept",
-                offer.size
+                "the stream ended after {} of {size} bytes",
+                part.len()
             )));
         }
-        hash.update(&buffer[..n]);
-        part.write_all(&buffer[..n])?;
-        got += n as u64;
-        bar.set_position(got);
+        part.push(&buffer[..n])?;
+        bar.set_position(part.len());
     }
-    bar.finish_and_clear();
-    let sum = hash.finalize().to_vec();
-    if offer.sha256.as_ref().is_some_and(|offered| *offered != sum) {
-        return Err(XtlsError::failed("the file's hash is not the one offered: nothing was kept"));
-    }
-    part.as_file().sync_all()?;
-    let path = keep(part, dir, &offer.name)?;
-    Ok((Done::new(got, since, &sum), path))
-}
-
-/// Gives the finished file its name, or the next free one.
-fn keep(part: tempfile::NamedTempFile, dir: &Path, name: &str) -> Result<PathBuf, XtlsError> {
-    let (stem, extension) = match name.rsplit_once('.') {
-        Some((stem, extension)) if !stem.is_empty() => (stem, format!(".{extension}")),
-        _ => (name, String::new()),
-    };
-    let mut part = part;
-    for n in 0..10_000 {
-        let name = if n == 0 { name.to_owned() } else { format!("{stem} ({n}){extension}") };
-        let path = dir.join(name);
-        match part.persist_noclobber(&path) {
-            Ok(_) => {
-                let _ = fs::File::open(dir).and_then(|dir| dir.sync_all());
-                return Ok(path);
-            }
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => part = error.file,
-            Err(error) => {
-                return Err(XtlsError::failed(format!("{}: {}", path.display(), error.error)));
-            }
-        }
-    }
-    Err(XtlsError::failed(format!("{}: too many files named {name}", dir.display())))
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use jid::BareJid;
+
     use super::*;
 
     #[test]
@@ -233,17 +348,115 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_is_read_back() {
-        let offer = FileOffer { name: "a.txt".into(), size: 5, sha256: Some(vec![1; 32]) };
-        assert_eq!(FileOffer::parse(&offer.to_element()), Ok(offer));
+    fn an_offer_and_the_range_in_its_answer_are_read_back() {
+        let offer =
+            FileOffer { name: "a.txt".into(), size: 5, sha256: Some(vec![1; 32]), ranged: true };
+        let description = offer.to_description();
+        let file = description.get_child("file", ns::FILE_TRANSFER).unwrap();
+        assert_eq!(FileOffer::parse(file), Ok(offer));
+        assert_eq!(Range::read(Some(&description)), Range::default());
+        let range = Range::read(Some(&answer(&description, 270_336)));
+        assert_eq!(range, Range { offset: 270_336, length: None });
+        assert_eq!(Range::read(None), Range::default());
     }
 
-    #[test]
-    fn nothing_is_overwritten() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["a.txt", "a (1).txt", "a (2).txt"] {
-            let part = tempfile::NamedTempFile::new_in(dir.path()).unwrap();
-            assert_eq!(keep(part, dir.path(), "a.txt").unwrap(), dir.path().join(name));
+    /// A sender's file of 100 kB, and a receiver that has its first `kept` bytes, or others.
+    struct Story {
+        dir: tempfile::TempDir,
+        content: Vec<u8>,
+        offer: FileOffer,
+    }
+
+    impl Story {
+        fn new(prefix: &[u8]) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let content: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
+            let path = dir.path().join("letter");
+            fs::write(&path, &content).unwrap();
+            let offer = FileOffer::of(&path).unwrap();
+            fs::create_dir(dir.path().join("in")).unwrap();
+            let this = Self { dir, content, offer };
+            if !prefix.is_empty() {
+                this.part().push(prefix).unwrap();
+            }
+            this
         }
+
+        fn inbox(&self) -> PathBuf {
+            self.dir.path().join("in")
+        }
+
+        fn part(&self) -> Part {
+            let sender = BareJid::new("juliet@capulet.lit").unwrap();
+            Part::open(&self.inbox(), &sender, &self.offer).unwrap()
+        }
+
+        /// The sender starts at `offset`; `None`: it goes by what is there.
+        async fn transfer(&self, offset: Option<u64>) -> Result<(Done, PathBuf), XtlsError> {
+            let part = self.part();
+            let range = Range { offset: offset.unwrap_or(part.len()), length: None };
+            let (mut a, mut b) = tokio::io::duplex(10_000);
+            let (bar, path, inbox) =
+                (ProgressBar::hidden(), self.dir.path().join("letter"), self.inbox());
+            let sent = async {
+                let sent = send(&mut a, &path, &self.offer, range, &bar).await;
+                drop(a);
+                sent
+            };
+            let (_, got) = tokio::join!(sent, receive(&mut b, part, &inbox, &self.offer, &bar));
+            got
+        }
+
+        fn left(&self) -> usize {
+            fs::read_dir(self.inbox()).unwrap().count()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_broken_transfer_goes_on_where_it_stopped() {
+        let story = Story::new(&[]);
+        let mut part = story.part();
+        let half = &story.content[..60_000];
+        let broken = fill(&mut &half[..], &mut part, 100_000, &ProgressBar::hidden()).await;
+        assert_eq!(broken.unwrap_err().text, "the stream ended after 60000 of 100000 bytes");
+        drop(part);
+        let (done, path) = story.transfer(None).await.unwrap();
+        assert_eq!((done.bytes, done.resumed), (100_000, 60_000));
+        assert_eq!(fs::read(path).unwrap(), story.content);
+        assert_eq!(story.left(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_wrong_prefix_is_an_error_and_the_next_try_starts_anew() {
+        let story = Story::new(b"something else");
+        let error = story.transfer(None).await.unwrap_err();
+        assert!(error.text.contains("14 bytes that were kept"), "{error}");
+        assert_eq!(story.left(), 0);
+        let (done, path) = story.transfer(None).await.unwrap();
+        assert_eq!(done.resumed, 0);
+        assert_eq!(fs::read(path).unwrap(), story.content);
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_ignores_the_range_is_understood() {
+        let story = Story::new(b"something else");
+        let (done, path) = story.transfer(Some(0)).await.unwrap();
+        assert_eq!((done.bytes, done.resumed), (100_000, 0));
+        assert_eq!(fs::read(path).unwrap(), story.content);
+        assert_eq!(story.left(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_range_behind_the_end_is_an_error() {
+        let story = Story::new(&[]);
+        let path = story.dir.path().join("letter");
+        let range = Range { offset: 100_001, length: None };
+        let sent =
+            send(&mut tokio::io::sink(), &path, &story.offer, range, &ProgressBar::hidden()).await;
+        assert_eq!(sent.unwrap_err().text, "the peer asked for what is behind the file's end");
+        let mut wire = Vec::new();
+        let range = Range { offset: 10, length: Some(5) };
+        send(&mut wire, &path, &story.offer, range, &ProgressBar::hidden()).await.unwrap();
+        assert_eq!(wire, story.content[10..15]);
     }
 }

@@ -36,7 +36,7 @@ pub(super) async fn login(
             .unwrap_or_default()
             .to_owned(),
         (None, Ok(password)) => password,
-        (None, Err(_)) => rpassword::prompt_password(format!("Password of {jid}: "))?,
+        (None, Err(_)) => prompt(jid).await?,
     };
     let ca_file = common.ca_file.clone().map(|file| file.canonicalize().unwrap_or(file));
     let account = Account { jid: jid.clone(), password, server, via: common.via.clone(), ca_file };
@@ -95,4 +95,15 @@ pub(super) fn keygen_openpgp(
     let print = key.print().to_string();
     output.data(&json!({"event": "keygen", "method": "openpgp", "print": print}), &print);
     Ok(())
+}
+
+/// Asks for the password on the terminal, without echo.
+async fn prompt(jid: &BareJid) -> Result<String, XtlsError> {
+    let question = format!("Password of {jid}: ");
+    // In a thread of its own: Ctrl-C is handled while it waits, and it puts the terminal back as it was.
+    let answer = tokio::task::spawn_blocking(move || rpassword::prompt_password(question)).await;
+    answer.map_err(|error| XtlsError::failed(error.to_string()))?.map_err(|error| {
+        XtlsError::failed(format!("no password: {error}"))
+            .hint("without a terminal, give it by --password-file or in XTLS_PASSWORD")
+    })
 }

@@ -7,6 +7,7 @@ mod files;
 mod listen;
 mod login;
 pub mod output;
+mod parts;
 mod peers;
 mod pipe;
 mod registry;
@@ -18,11 +19,13 @@ use std::{path::PathBuf, time::Duration};
 
 use jid::{BareJid, Jid};
 use minidom::Element;
+use tokio::sync::Mutex;
 
 pub use self::args::Cli;
 use self::{
     account::Account,
     args::{Command, Common},
+    listen::Listen,
     output::{Output, XtlsError},
     peers::Peers,
 };
@@ -100,10 +103,17 @@ impl Client {
 /// Runs a command; gives the exit status.
 pub async fn run(cli: Cli) -> u8 {
     let piped = matches!(cli.command, Command::Pipe { .. });
+    let listens = matches!(cli.command, Command::Listen { .. });
+    let sends = matches!(cli.command, Command::Send { .. });
     let output = Output { json: cli.common.json, quiet: cli.common.quiet, piped };
     let done = tokio::select! {
+        // First, so that the signals are caught from the beginning.
+        biased;
+        () = interrupted(), if !listens => {
+            let error = XtlsError::failed("interrupted");
+            Err(if sends { error.hint("run the same command again: it goes on where it stopped") } else { error })
+        }
         done = command(cli.common, cli.command, output) => done,
-        _ = tokio::signal::ctrl_c() => Err(XtlsError::failed("interrupted")),
     };
     if done.is_err() {
         // A session that was left has queued its goodbye.
@@ -116,6 +126,18 @@ pub async fn run(cli: Cli) -> u8 {
             error.code
         }
     }
+}
+
+/// Waits for the user's Ctrl-C, or for whoever else wants the program to end.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut signals: Vec<_> =
+        [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
+            .into_iter()
+            .filter_map(|kind| signal(kind).ok())
+            .collect();
+    let any = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+    futures::future::select_all(any).await;
 }
 
 async fn command(common: Common, command: Command, output: Output) -> Result<(), XtlsError> {
@@ -152,11 +174,26 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
                 return Err(XtlsError::usage(format!("{} is no folder", out.display())));
             }
             let client = Client::load(&common, output)?;
-            listen::listen(&client, Some(&out), once, &accept).await
+            listen::listen(Listen {
+                client,
+                out: Some(out),
+                once,
+                accept,
+                telling: Mutex::default(),
+            })
+            .await
         }
         Command::Pipe { listen: true, .. } => {
             let client = Client::load(&common, output)?;
-            listen::listen(&client, None, true, &[]).await
+            let accept = Vec::new();
+            listen::listen(Listen {
+                client,
+                out: None,
+                once: true,
+                accept,
+                telling: Mutex::default(),
+            })
+            .await
         }
         Command::Pipe { jid: Some(jid), .. } => {
             let client = Client::load(&common, output)?;

@@ -1,9 +1,13 @@
 //! What `xtls` says: text for a person on standard error, or one JSON object a line on standard output.
 
-use std::io::{IsTerminal, Write, stderr, stdout};
+use std::{
+    io::{IsTerminal, Write, stderr, stdout},
+    sync::LazyLock,
+    time::Duration,
+};
 
-use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::Value;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 
 use crate::{
     endpoint::Error,
@@ -16,34 +20,42 @@ use crate::{
 pub struct XtlsError {
     /// 1 failed, 2 usage, 3 unreachable, 4 key not verified, 5 refused by the peer.
     pub code: u8,
-    /// What happened and what to do.
+    /// What happened.
     pub text: String,
+    /// What to do about it.
+    pub hint: Option<String>,
 }
 
 impl XtlsError {
     /// Failed at run time.
     pub fn failed(text: impl Into<String>) -> Self {
-        Self { code: 1, text: text.into() }
+        Self { code: 1, text: text.into(), hint: None }
     }
 
     /// Bad usage.
     pub fn usage(text: impl Into<String>) -> Self {
-        Self { code: 2, text: text.into() }
+        Self { code: 2, text: text.into(), hint: None }
     }
 
     /// The peer cannot be reached.
     pub fn unreachable(text: impl Into<String>) -> Self {
-        Self { code: 3, text: text.into() }
+        Self { code: 3, text: text.into(), hint: None }
     }
 
     /// The peer's key could not be verified; nothing was sent.
     pub fn unverified(text: impl Into<String>) -> Self {
-        Self { code: 4, text: text.into() }
+        Self { code: 4, text: text.into(), hint: None }
     }
 
     /// The peer refused.
     pub fn refused(text: impl Into<String>) -> Self {
-        Self { code: 5, text: text.into() }
+        Self { code: 5, text: text.into(), hint: None }
+    }
+
+    /// The same with what to do about it.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
     }
 }
 
@@ -57,10 +69,14 @@ impl From<Error> for XtlsError {
     fn from(error: Error) -> Self {
         let text = error.to_string();
         match error {
-            Error::Address(_) => Self::usage(text),
-            Error::Unreachable(_) => Self::unreachable(text),
+            Error::Address(_) => Self::usage(text).hint("`xtls listen` shows the full JID"),
+            Error::Unreachable(_) => Self::unreachable(text)
+                .hint("the other side must run `xtls listen` (or what fits this command) first"),
             Error::Unverified(_) => Self::unverified(text),
             Error::Refused(_) | Error::Unsupported(_) => Self::refused(text),
+            Error::Login(_) => Self::failed(text)
+                .hint("`xtls login JID` stores another password, server or authority"),
+            Error::Disconnected => Self::failed(text).hint("run the same command again"),
             _ => Self::failed(text),
         }
     }
@@ -103,22 +119,65 @@ pub struct Output {
     pub piped: bool,
 }
 
+/// All progress bars: what is said while they are there goes above them.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Whether a person watches who can see colours (<https://no-color.org>).
+static COLOURS: LazyLock<bool> = LazyLock::new(|| {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    stderr().is_terminal() && !set("NO_COLOR") && !is_dumb()
+});
+
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
+}
+
+/// The colours of words, as SGR parameters (ECMA-48, 8.3.117).
+#[derive(Clone, Copy, Debug)]
+enum Colour {
+    Error,
+    Hint,
+    Warning,
+}
+
+impl Colour {
+    fn paint(self, word: &str) -> String {
+        if !*COLOURS {
+            return word.to_owned();
+        }
+        let code = match self {
+            Self::Error => "1;31",
+            Self::Hint => "36",
+            Self::Warning => "1;33",
+        };
+        format!("\x1b[{code}m{word}\x1b[0m")
+    }
+}
+
+/// A line to standard error, above the progress bars; what a peer has said cannot steer the terminal.
+fn tell(label: &str, text: &str) {
+    let text: String = text.chars().filter(|c| !c.is_control() || *c == '\n').collect();
+    // A reader that went away is no reason to fail.
+    BARS.suspend(|| {
+        let _ = writeln!(stderr(), "{label}{text}");
+    });
+}
+
 impl Output {
     /// An event: JSON on standard output (on standard error of a pipe), or the text on standard error.
     pub fn event(&self, event: &Value, text: &str) {
-        // A reader that went away is no reason to fail.
         if self.json && self.piped {
             let _ = writeln!(stderr(), "{event}");
         } else if self.json {
             let _ = writeln!(stdout(), "{event}");
         } else if !self.quiet && !text.is_empty() {
-            let _ = writeln!(stderr(), "{text}");
+            tell("", text);
         }
     }
 
     /// A warning, never hidden.
     pub fn warn(&self, text: &str) {
-        let _ = writeln!(stderr(), "warning: {text}");
+        tell(&Colour::Warning.paint("warning: "), text);
     }
 
     /// Data that was asked for.
@@ -127,28 +186,51 @@ impl Output {
             if self.json { writeln!(stdout(), "{value}") } else { writeln!(stdout(), "{text}") };
     }
 
-    /// The error a command ends with.
+    /// The error that a command or a part of it ends with.
     pub fn error(&self, error: &XtlsError) {
         if self.json {
-            let event =
-                serde_json::json!({"event": "error", "message": error.text, "code": error.code});
+            let event = json!({
+                "event": "error", "message": error.text, "code": error.code, "hint": error.hint,
+            });
             self.event(&event, "");
         }
-        let _ = writeln!(stderr(), "error: {}", error.text);
+        tell(&Colour::Error.paint("error: "), &error.text);
+        if let Some(hint) = &error.hint {
+            tell(&Colour::Hint.paint("hint: "), hint);
+        }
+    }
+
+    /// Whether a person watches what is under way.
+    fn is_watched(&self) -> bool {
+        !self.quiet && !self.json && stderr().is_terminal() && !is_dumb()
     }
 
     /// A progress bar for `size` bytes; hidden unless a person watches.
     pub fn progress(&self, size: u64, name: &str) -> ProgressBar {
-        if self.quiet || self.json || !stderr().is_terminal() {
+        let template = if *COLOURS {
+            "{msg} {wide_bar:.cyan} {percent:>3}%  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  ETA {eta}"
+        } else {
+            "{msg} {wide_bar} {percent:>3}%  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  ETA {eta}"
+        };
+        self.bar(ProgressBar::new(size), template, name)
+    }
+
+    /// A sign of life while something is waited for; hidden unless a person watches.
+    pub fn waiting(&self, what: &str) -> ProgressBar {
+        self.bar(ProgressBar::new_spinner(), "{spinner} {msg} ({elapsed})", what)
+    }
+
+    fn bar(&self, bar: ProgressBar, template: &str, message: &str) -> ProgressBar {
+        if !self.is_watched() {
             return ProgressBar::hidden();
         }
-        let style = ProgressStyle::with_template(
-            "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}",
-        );
-        let bar = ProgressBar::new(size).with_message(name.to_owned());
-        match style {
-            Ok(style) => bar.with_style(style),
-            Err(_) => bar,
+        let message: String = message.chars().filter(|c| !c.is_control()).collect();
+        let short = message.char_indices().nth(48).map_or(message.as_str(), |(n, _)| &message[..n]);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("━╸─"));
         }
+        let bar = BARS.add(bar.with_message(short.to_owned()));
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
     }
 }

@@ -39,10 +39,13 @@ impl Policy for Peers {
                 refused = Some(verdict);
             }
         }
-        let verdicts: Vec<_> = hints.iter().map(|hint| hint.verdict.as_str()).collect();
+        let verdicts = match hints {
+            [] => "no word".to_owned(),
+            hints => hints.iter().map(|hint| hint.verdict.as_str()).collect::<Vec<_>>().join(", "),
+        };
         self.output.event(
             &json!({"event": "session", "peer": peer.as_str(), "hints": shown}),
-            &format!("session with {peer}, registry: {}", verdicts.join(", ")),
+            &format!("session with {peer}, registry: {verdicts}"),
         );
         match refused {
             Some(verdict) => Err(Error::Unverified(format!(

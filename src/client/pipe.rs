@@ -5,7 +5,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::output::XtlsError;
 use crate::endpoint::SecureStream;
 
-/// Joins standard input and output to the stream, each direction to its own end.
+/// Joins standard input and output to the stream, each direction to its own end; if nobody reads standard output any
+/// more, that is the end of both.
 pub(super) async fn pipe(stream: SecureStream) -> Result<(), XtlsError> {
     let (mut read, mut write) = tokio::io::split(stream);
     let outgoing = async {
@@ -21,6 +22,7 @@ pub(super) async fn pipe(stream: SecureStream) -> Result<(), XtlsError> {
         }
         write.shutdown().await
     };
+    let mut unread = false;
     let incoming = async {
         let mut stdout = tokio::io::stdout();
         let mut buffer = vec![0; 16 * 1024];
@@ -34,10 +36,18 @@ pub(super) async fn pipe(stream: SecureStream) -> Result<(), XtlsError> {
             if n == 0 {
                 return stdout.flush().await;
             }
-            stdout.write_all(&buffer[..n]).await?;
-            stdout.flush().await?;
+            let written = async {
+                stdout.write_all(&buffer[..n]).await?;
+                stdout.flush().await
+            };
+            if let Err(error) = written.await {
+                unread = error.kind() == std::io::ErrorKind::BrokenPipe;
+                return Err(error);
+            }
         }
     };
-    tokio::try_join!(outgoing, incoming)?;
-    Ok(())
+    match tokio::try_join!(outgoing, incoming) {
+        Err(error) if !unread => Err(error.into()),
+        _ => Ok(()),
+    }
 }

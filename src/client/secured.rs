@@ -54,7 +54,10 @@ impl Client {
             session.during(asked).await?;
         }
         if first && learned.method != Method::Srp {
-            Trust::load(&self.dir)?.set(&learned.peer, learned.method, &learned.print)?;
+            let mut trust = Trust::load(&self.dir)?;
+            // Another session may have been quicker, with another key.
+            trust.check(&learned.peer, learned.method, &learned.print)?;
+            trust.set(&learned.peer, learned.method, &learned.print)?;
         }
         Ok(())
     }

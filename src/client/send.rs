@@ -1,37 +1,70 @@
-//! The command `send`: files, one session each.
+//! The command `send`: files, one session each (XEP-0234 allows several contents in one session as well; so each
+//! stands for itself).
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use jid::Jid;
-use minidom::Element;
+use serde_json::json;
 
 use super::{
     Client,
-    files::{self, FileOffer},
+    files::{self, Done, FileOffer, Range},
     output::XtlsError,
 };
-use crate::{
-    endpoint::{Application, Endpoint},
-    xmpp::ns,
-};
+use crate::endpoint::{Application, Endpoint};
 
-/// Sends files to a peer, one after the other.
+/// Sends files to a peer, one after the other. One that fails does not hold up the others, unless they would fail for
+/// the same reason.
+///
+/// # Errors
+/// The first failure's exit status, if any file was not sent.
 pub(super) async fn send(client: &Client, jid: &Jid, files: Vec<PathBuf>) -> Result<(), XtlsError> {
-    let offers: Vec<_> = files
-        .into_iter()
-        .map(|path| FileOffer::of(&path).map(|offer| (path, offer)))
-        .collect::<Result<_, _>>()?;
+    // What cannot be sent at all is said before anybody is called.
+    let checked: Vec<_> = files.into_iter().map(|path| (check(&path), path)).collect();
+    if let [(Err(error), _)] = checked.as_slice() {
+        return Err(error.clone());
+    }
+    let mut summary = Summary::new(checked.len());
+    if checked.iter().all(|(fit, _)| fit.is_err()) {
+        for (fit, path) in checked {
+            summary.add(client, &path, fit.map(|()| None));
+        }
+        return summary.report(client);
+    }
     let (endpoint, _incoming) = client.connect().await?;
     endpoint.appear(-1).await;
-    let mut done = Ok(());
-    for (path, offer) in &offers {
-        done = send_one(client, &endpoint, jid, path, offer).await;
-        if done.is_err() {
-            break;
-        }
+    let mut hopeless = false;
+    for (fit, path) in checked {
+        let done = match fit {
+            Err(error) => Err(error),
+            Ok(()) if hopeless => Ok(None),
+            Ok(()) => send_one(client, &endpoint, jid, &path).await.map(Some),
+        };
+        // Nobody there, a key that is not the peer's, or no way out: so would it be with the next.
+        hopeless |= matches!(&done, Err(XtlsError { code: 3 | 4, .. })) || !endpoint.is_connected();
+        summary.add(client, &path, done);
     }
     endpoint.close().await;
-    done
+    summary.report(client)
+}
+
+/// Whether a path names a file that can be read.
+fn check(path: &Path) -> Result<(), XtlsError> {
+    let named = |error| XtlsError::usage(format!("{}: {error}", path.display()));
+    let metadata = std::fs::metadata(path).map_err(named)?;
+    if metadata.is_dir() {
+        let shown = path.display();
+        return Err(XtlsError::usage(format!("{shown} is a folder, and only files can be sent"))
+            .hint(format!("send it as one: tar czf folder.tar.gz {shown}")));
+    }
+    if !metadata.is_file() {
+        return Err(XtlsError::usage(format!("{} is no file", path.display()))
+            .hint("`xtls pipe` sends whatever comes from standard input"));
+    }
+    Ok(())
 }
 
 async fn send_one(
@@ -39,23 +72,116 @@ async fn send_one(
     endpoint: &Endpoint,
     peer: &Jid,
     path: &Path,
-    offer: &FileOffer,
-) -> Result<(), XtlsError> {
-    let mut description = Element::bare("description", ns::FILE_TRANSFER);
-    description.append_child(offer.to_element());
-    let application = Application::described(description).from_initiator();
-    let (mut session, mut stream) = endpoint.initiate(peer, &application).await?;
+) -> Result<Done, XtlsError> {
+    let output = client.output;
+    let waiting = output.waiting(&format!("reading {}", path.display()));
+    let owned = path.to_owned();
+    let offer = tokio::task::spawn_blocking(move || FileOffer::of(&owned))
+        .await
+        .map_err(|error| XtlsError::failed(error.to_string()))??;
+    waiting.set_message(format!("waiting for {peer}"));
+    let application = Application::described(offer.to_description()).from_initiator();
+    let initiated = endpoint.initiate(peer, &application).await;
+    waiting.finish_and_clear();
+    let (mut session, mut stream) = initiated?;
     client.secured(&mut session, &stream).await?;
-    let sent = session.during(files::send(&mut stream, path, offer, client.output)).await;
+    let range = Range::read(session.answer());
+    let bar = output.progress(offer.size, &offer.name);
+    let sent = session.during(files::send(&mut stream, path, &offer, range, &bar)).await;
     let done = match sent {
         Ok(done) => done,
         Err(error) => {
+            bar.finish_and_clear();
             session.terminate("failed-application", &error.text).await;
-            return Err(error);
+            return Err(go_on(error));
         }
     };
     // The peer says success when it has the whole file and its hash is right.
-    session.terminated().await?;
-    done.report(client.output, path);
-    Ok(())
+    let ended = session.terminated().await;
+    bar.finish_and_clear();
+    ended.map_err(|error| go_on(error.into()))?;
+    done.report(output, path);
+    Ok(done)
+}
+
+/// A transfer that broke can be taken up again.
+fn go_on(error: XtlsError) -> XtlsError {
+    if error.code == 1 && error.hint.is_none() {
+        return error.hint("run the same command again: it goes on where it stopped");
+    }
+    error
+}
+
+/// What became of several files.
+#[derive(Debug)]
+struct Summary {
+    since: Instant,
+    files: usize,
+    sent: usize,
+    bytes: u64,
+    failed: Vec<(PathBuf, XtlsError)>,
+}
+
+impl Summary {
+    fn new(files: usize) -> Self {
+        Self { since: Instant::now(), files, sent: 0, bytes: 0, failed: Vec::new() }
+    }
+
+    /// Takes note of a file: sent, failed, or not tried.
+    fn add(&mut self, client: &Client, path: &Path, done: Result<Option<Done>, XtlsError>) {
+        match done {
+            Ok(Some(done)) => {
+                self.sent += 1;
+                self.bytes += done.bytes;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                if self.files > 1 {
+                    let mut shown = error.clone();
+                    if !shown.text.contains(&path.display().to_string()) {
+                        shown.text = format!("{}: {}", path.display(), shown.text);
+                    }
+                    client.output.error(&shown);
+                }
+                self.failed.push((path.to_owned(), error));
+            }
+        }
+    }
+
+    /// The last word, if there is more than one file.
+    fn report(self, client: &Client) -> Result<(), XtlsError> {
+        let seconds = self.since.elapsed().as_secs_f64();
+        let untried = self.files - self.sent - self.failed.len();
+        if self.files > 1 {
+            let failed: Vec<_> = self
+                .failed
+                .iter()
+                .map(|(path, error)| {
+                    json!({"file": path.display().to_string(), "message": error.text, "code": error.code})
+                })
+                .collect();
+            client.output.event(
+                &json!({"event": "summary", "files": self.files, "sent": self.sent, "failed": failed,
+                        "untried": untried, "bytes": self.bytes, "seconds": seconds}),
+                &format!(
+                    "{} of {} files sent, {} in {}",
+                    self.sent,
+                    self.files,
+                    files::size(self.bytes),
+                    files::duration(seconds)
+                ),
+            );
+        }
+        let Some((_, first)) = self.failed.into_iter().next() else { return Ok(()) };
+        if self.files == 1 {
+            return Err(first);
+        }
+        let text = match (self.files - self.sent, untried) {
+            (n, 0) => format!("{n} of {} files were not sent", self.files),
+            (n, untried) => {
+                format!("{n} of {} files were not sent, {untried} of them not tried", self.files)
+            }
+        };
+        Err(XtlsError { code: first.code, ..XtlsError::failed(text) })
+    }
 }

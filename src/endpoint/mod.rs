@@ -228,6 +228,11 @@ impl Endpoint {
         Jid::from(self.inner.hub.jid.clone())
     }
 
+    /// Whether the connection to the XMPP server is there. Streams over SOCKS5 go on without it.
+    pub fn is_connected(&self) -> bool {
+        !self.inner.task.is_finished()
+    }
+
     /// The print that we offer as ours; a password has none.
     pub fn print(&self) -> Option<Print> {
         let Builder { credential, offered, .. } = &self.inner.builder;

@@ -197,10 +197,14 @@ impl Session {
             .unwrap_or_default();
         match name.as_str() {
             "success" => Ok(("success".to_owned(), jingle)),
-            "gone" | "timeout" | "connectivity-error" | "failed-transport" => {
-                Err(Error::failed(format!("the session was ended: {name}{text}")))
+            "gone" | "timeout" | "connectivity-error" | "failed-transport" => Err(Error::failed(
+                format!("the session with {} was ended: {name}{text}", self.peer),
+            )),
+            // What went wrong on the peer's side, not what the peer does not want.
+            "failed-application" | "general-error" | "media-error" => {
+                Err(Error::failed(format!("{} ended the session: {name}{text}", self.peer)))
             }
-            _ => Err(Error::refused(format!("the peer ended the session: {name}{text}"))),
+            _ => Err(Error::refused(format!("{} ended the session: {name}{text}", self.peer))),
         }
     }
 

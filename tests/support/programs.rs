@@ -288,10 +288,23 @@ impl Listener {
         self.process.wait(limit).code().unwrap_or(-1)
     }
 
-    /// The files that have arrived, with those that are not whole.
+    /// The files that have arrived, with whatever else is there, but for [`parts`](Self::parts).
     pub fn files(&self) -> Vec<PathBuf> {
+        self.found(false)
+    }
+
+    /// What is kept of files whose transfer broke.
+    pub fn parts(&self) -> Vec<PathBuf> {
+        self.found(true)
+    }
+
+    fn found(&self, parts: bool) -> Vec<PathBuf> {
         let mut files: Vec<_> =
             std::fs::read_dir(&self.out).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| {
+            let name = path.file_name().unwrap().to_string_lossy();
+            (name.starts_with(".xtls-") && name.ends_with(".part")) == parts
+        });
         files.sort();
         files
     }

@@ -55,6 +55,13 @@ impl Tap {
         self.port
     }
 
+    /// How many bytes have passed so far, both ways.
+    pub fn count(&self) -> usize {
+        let connections = self.connections.lock().unwrap();
+        let count = |captured: &Captured| captured.up.len() + captured.down.len();
+        connections.iter().map(|connection| count(&connection.lock().unwrap())).sum()
+    }
+
     /// What has passed so far.
     pub fn captured(&self) -> Vec<Captured> {
         self.connections

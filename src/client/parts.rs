@@ -1,0 +1,305 @@
+//! Files that are under way: hidden, for their owner's eyes, and kept for a while if the transfer breaks.
+//!
+//! A part is named by the hash of the whole file and by its sender, so that only the same sender's same file goes on
+//! where it stopped. It is a prefix of the file, written in order; whether it is the right one shows in the hash of
+//! the whole.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use jid::BareJid;
+use rustix::fs::{FlockOperation, OFlags, flock};
+use sha2::{Digest, Sha256};
+use tempfile::{NamedTempFile, TempPath};
+
+use super::files::{CHUNK, FileOffer, hex};
+
+const PREFIX: &str = ".xtls-";
+const SUFFIX: &str = ".part";
+/// How long a part waits for its sender to try again.
+const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How many parts are kept in a folder: the youngest.
+const MOST: usize = 16;
+
+/// A file of which a prefix is there.
+#[derive(Debug)]
+pub(super) struct Part {
+    file: NamedTempFile,
+    /// Whether it stays if the transfer breaks.
+    lasting: bool,
+    /// Bytes that are there.
+    len: u64,
+    hash: Sha256,
+}
+
+impl Part {
+    /// Takes up what is there of a file, or starts anew. Reads what is there.
+    ///
+    /// Without a hash in the offer, or if the part is in use, it has a name that is nobody's and is not kept.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub(super) fn open(dir: &Path, sender: &BareJid, offer: &FileOffer) -> io::Result<Self> {
+        if let Some(sha256) = &offer.sha256
+            && let Some(file) = claim(&dir.join(name(sender, sha256)))?
+        {
+            return Self::read(file, offer.size);
+        }
+        let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(dir)?;
+        Ok(Self { file, lasting: false, len: 0, hash: Sha256::new() })
+    }
+
+    fn read(mut file: NamedTempFile, size: u64) -> io::Result<Self> {
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; CHUNK];
+        let mut len = 0;
+        file.seek(SeekFrom::Start(0))?;
+        loop {
+            let n = file.read(&mut buffer)?;
+            if n == 0 {
+                break;
+            }
+            hash.update(&buffer[..n]);
+            len += n as u64;
+        }
+        if len > size {
+            file.as_file().set_len(0)?;
+            file.seek(SeekFrom::Start(0))?;
+            (len, hash) = (0, Sha256::new());
+        }
+        file.disable_cleanup(len > 0);
+        Ok(Self { file, lasting: true, len, hash })
+    }
+
+    /// How many bytes are there.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Appends bytes.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.disable_cleanup(self.lasting);
+        self.file.write_all(bytes)?;
+        self.hash.update(bytes);
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Drops the first `n` bytes.
+    pub(super) fn drop_front(&mut self, n: u64) -> io::Result<()> {
+        let mut buffer = vec![0; CHUNK];
+        let mut at = n;
+        self.hash = Sha256::new();
+        loop {
+            self.file.seek(SeekFrom::Start(at))?;
+            let read = self.file.read(&mut buffer)?;
+            if read == 0 {
+                break;
+            }
+            self.file.seek(SeekFrom::Start(at - n))?;
+            self.file.write_all(&buffer[..read])?;
+            self.hash.update(&buffer[..read]);
+            at += read as u64;
+        }
+        self.len = at - n;
+        self.file.as_file().set_len(self.len)?;
+        self.file.seek(SeekFrom::Start(self.len)).map(|_| ())
+    }
+
+    /// The SHA-256 of what is there.
+    pub(super) fn sha256(&self) -> Vec<u8> {
+        self.hash.clone().finalize().to_vec()
+    }
+
+    /// Removes it.
+    pub(super) fn discard(mut self) {
+        self.file.disable_cleanup(false);
+    }
+
+    /// Gives the whole file its name, or the next free one: nothing is overwritten.
+    pub(super) fn keep(self, dir: &Path, name: &str) -> io::Result<PathBuf> {
+        let (stem, extension) = match name.rsplit_once('.') {
+            Some((stem, extension)) if !stem.is_empty() => (stem, format!(".{extension}")),
+            _ => (name, String::new()),
+        };
+        let mut part = self.file;
+        part.as_file().sync_all()?;
+        for n in 0..10_000 {
+            let name = if n == 0 { name.to_owned() } else { format!("{stem} ({n}){extension}") };
+            let path = dir.join(name);
+            match part.persist_noclobber(&path) {
+                Ok(_) => {
+                    let _ = File::open(dir).and_then(|dir| dir.sync_all());
+                    return Ok(path);
+                }
+                Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+                    part = error.file;
+                }
+                Err(error) => return Err(error.error),
+            }
+        }
+        Err(io::Error::other(format!("too many files are named {name}")))
+    }
+}
+
+/// The part's name: of the file's hash and of its sender.
+fn name(sender: &BareJid, sha256: &[u8]) -> String {
+    let sender = hex(&Sha256::digest(sender.as_str().as_bytes())[..8]);
+    format!("{PREFIX}{}-{sender}{SUFFIX}", hex(sha256))
+}
+
+/// Opens or makes a part for ourselves alone; `None` if it is in use or not ours.
+fn claim(path: &Path) -> io::Result<Option<NamedTempFile>> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        // A link, or another user's: in a folder where others write too.
+        Err(error) if path.symlink_metadata().is_ok() => {
+            tracing::debug!(%error, "a part is not ours");
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(None);
+    }
+    let ours = file.metadata()?;
+    let named = path.symlink_metadata();
+    let same = named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()));
+    let private = ours.is_file()
+        && ours.nlink() == 1
+        && ours.mode() & 0o077 == 0
+        && ours.uid() == rustix::process::geteuid().as_raw();
+    if !same || !private {
+        return Ok(None);
+    }
+    Ok(Some(NamedTempFile::from_parts(file, TempPath::try_from_path(path)?)))
+}
+
+/// Removes parts that are too old, then the oldest above the number that is kept; not those in use.
+pub(super) fn sweep(dir: &Path) {
+    let mut parts: Vec<(SystemTime, PathBuf)> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with(PREFIX) && name.ends_with(SUFFIX)
+        })
+        .filter_map(|entry| {
+            let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+            Some((metadata.modified().ok()?, entry.path()))
+        })
+        .collect();
+    parts.sort_by_key(|(modified, _)| std::cmp::Reverse(*modified));
+    for (n, (modified, path)) in parts.iter().enumerate() {
+        let old = modified.elapsed().is_ok_and(|age| age > AGE);
+        if (old || n >= MOST)
+            && let Ok(file) = File::open(path)
+            && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer(size: u64) -> FileOffer {
+        FileOffer { name: "a.txt".into(), size, sha256: Some(vec![7; 32]), ranged: true }
+    }
+
+    fn sender() -> BareJid {
+        BareJid::new("juliet@capulet.lit").unwrap()
+    }
+
+    #[test]
+    fn what_is_there_is_taken_up_by_the_same_sender_and_by_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut part = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+        part.push(b"hello").unwrap();
+        let busy = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+        assert_eq!(busy.len(), 0, "a part in use is left alone");
+        drop(busy);
+        drop(part);
+        let mode = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().metadata().unwrap();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+        let other = BareJid::new("mallory@capulet.lit").unwrap();
+        assert_eq!(Part::open(dir.path(), &other, &offer(10)).unwrap().len(), 0);
+        let mut part = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+        assert_eq!(part.len(), 5);
+        part.push(b"world").unwrap();
+        assert_eq!(part.sha256(), Sha256::digest(b"helloworld").to_vec());
+        let path = part.keep(dir.path(), "a.txt").unwrap();
+        assert_eq!(fs::read(path).unwrap(), b"helloworld");
+    }
+
+    #[test]
+    fn a_part_that_is_too_long_or_was_put_there_by_others_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name(&sender(), &[7; 32]));
+        let mut part = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+        part.push(b"longer than ten").unwrap();
+        drop(part);
+        assert_eq!(Part::open(dir.path(), &sender(), &offer(10)).unwrap().len(), 0);
+        assert!(!path.exists(), "it is empty again and gone");
+        let secret = dir.path().join("secret");
+        fs::write(&secret, b"x").unwrap();
+        std::os::unix::fs::symlink(&secret, &path).unwrap();
+        let mut part = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+        part.push(b"y").unwrap();
+        assert_eq!(fs::read(secret).unwrap(), b"x");
+    }
+
+    #[test]
+    fn what_came_twice_is_dropped_in_front() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut part = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+        part.push(b"old").unwrap();
+        part.push(b"oldnew").unwrap();
+        part.drop_front(3).unwrap();
+        assert_eq!((part.len(), part.sha256()), (6, Sha256::digest(b"oldnew").to_vec()));
+        assert_eq!(fs::read(part.keep(dir.path(), "b").unwrap()).unwrap(), b"oldnew");
+    }
+
+    #[test]
+    fn old_parts_and_too_many_are_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = SystemTime::now();
+        for n in 0..20_u8 {
+            let path = dir.path().join(format!("{PREFIX}{n}{SUFFIX}"));
+            let age =
+                if n == 0 { AGE + Duration::from_secs(60) } else { Duration::from_secs(n.into()) };
+            File::create(&path).unwrap().set_modified(now - age).unwrap();
+        }
+        fs::write(dir.path().join("letter.part"), b"not ours").unwrap();
+        sweep(dir.path());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), MOST + 1);
+        assert!(!dir.path().join(format!("{PREFIX}0{SUFFIX}")).exists());
+        assert!(dir.path().join(format!("{PREFIX}1{SUFFIX}")).exists());
+    }
+
+    #[test]
+    fn nothing_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a.txt", "a (1).txt", "a (2).txt"] {
+            let part = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+            assert_eq!(part.keep(dir.path(), "a.txt").unwrap(), dir.path().join(name));
+        }
+    }
+}
