@@ -2,8 +2,9 @@
 
 use std::{io::Write, time::Duration};
 
+use minidom::Element;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -15,7 +16,7 @@ use crate::{
     logging::LogLevel,
     service::{self, Event, Service, StartError},
     systemd::{self, Inherited},
-    xmpp::link::{self, LinkError, LinkEvent, LinkOptions},
+    xmpp::link::{self, LinkError, LinkOptions},
 };
 
 /// How long `check --online` waits for the server.
@@ -166,13 +167,28 @@ async fn reload(loaded: &Loaded, service: &mut Service) -> Result<Vec<String>, S
     done
 }
 
+/// Waits for the link to come up.
+struct Waiting(Option<oneshot::Sender<()>>);
+
+impl link::Handler for Waiting {
+    fn up(&mut self) {
+        if let Some(up) = self.0.take() {
+            let _ = up.send(());
+        }
+    }
+
+    fn down(&mut self) {}
+
+    fn stanza(&mut self, _element: Element) {}
+}
+
 async fn check(config: &Config, online: bool, out: &mut impl Write) -> Result<(), Failure> {
     service::open(config).await?;
     writeln!(out, "configuration, database and ports are good")?;
     if !online {
         return Ok(());
     }
-    let (events, mut inbox) = mpsc::channel(16);
+    let (is_up, up) = oneshot::channel();
     let (_outbound, queue) = mpsc::channel(1);
     let stop = CancellationToken::new();
     let options = LinkOptions {
@@ -180,21 +196,13 @@ async fn check(config: &Config, online: bool, out: &mut impl Write) -> Result<()
         jid: config.component.jid.clone(),
         secret: config.component.secret.clone(),
     };
-    let mut link = tokio::spawn(link::run(options, queue, events, stop.clone()));
-    let up = async {
-        while let Some(event) = inbox.recv().await {
-            if matches!(event, LinkEvent::Up) {
-                return;
-            }
-        }
-        std::future::pending::<()>().await;
-    };
+    let mut link = tokio::spawn(link::run(options, queue, Waiting(Some(is_up)), stop.clone()));
     tokio::select! {
         ended = &mut link => {
             ended.unwrap_or(Ok(()))?;
             Err(Failure::new("the link to the XMPP server ended by itself"))
         }
-        () = up => {
+        Ok(()) = up => {
             stop.cancel();
             let _ = link.await;
             writeln!(out, "the XMPP server at {} took the secret", config.component.server)?;

@@ -1,5 +1,7 @@
 //! One stanza in, exactly one answer out (none for what must not be answered).
 
+mod plain;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -114,6 +116,8 @@ pub struct Router {
     presences: Presences,
     proposals: Proposals,
     rates: Rates,
+    /// The answer to disco#info, as XML; empty before the first.
+    info: Vec<u8>,
     at_once: Arc<Semaphore>,
     tasks: TaskTracker,
     started: Instant,
@@ -151,6 +155,7 @@ impl Router {
             presences: Presences::default(),
             proposals,
             rates,
+            info: Vec::new(),
             at_once: Arc::new(Semaphore::new(AT_ONCE)),
             tasks,
             started: Instant::now(),
@@ -160,6 +165,7 @@ impl Router {
     /// New access lists and name: the configuration was read again.
     pub fn reload(&mut self, options: Options) {
         self.rates = Rates::new(options.requests_per_second);
+        self.info.clear();
         self.options = options;
     }
 

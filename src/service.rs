@@ -1,11 +1,15 @@
 //! The whole component as one running thing: start, reload, shutdown.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use jid::BareJid;
-
+use minidom::Element;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -29,13 +33,14 @@ use crate::{
     tls::identity::Identity,
     xmpp::{
         iq::Requests,
-        link::{self, LinkError, LinkEvent, LinkOptions},
+        link::{self, LinkError, LinkOptions},
+        plain::Plain,
     },
 };
 
 /// Stanzas that wait to be written to the XMPP server.
 const OUTBOUND: usize = 1024;
-/// Stanzas that wait to be routed.
+/// Things that wait to be told to the router.
 const INBOUND: usize = 256;
 /// So long last words may take from a session to the link.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -156,7 +161,6 @@ impl Service {
             info!(host, port, "clients are told this SOCKS5 address");
         }
         let (outbound, queue) = mpsc::channel(OUTBOUND);
-        let (events, inbox) = mpsc::channel(INBOUND);
         let requests = Requests::new(outbound.clone());
         let journal = Journal::new(store.clone(), jid.clone());
         tasks.spawn(journal.clone().run(stop.clone()));
@@ -220,15 +224,18 @@ impl Service {
             };
             stopped.run_until_cancelled(telling).await;
         });
+        let router = Arc::new(Mutex::new(router));
+        let changed = Arc::new(Notify::new());
         let back = (again, told);
-        tasks.spawn(route(router, requests, status, inbox, back, orders, link, stop.clone()));
+        tasks.spawn(route(Arc::clone(&router), Arc::clone(&changed), back, orders, stop.clone()));
+        let inbox = Inbox { router, requests, status, link, changed };
         let login = LinkOptions {
             server: config.component.server.clone(),
             jid,
             secret: config.component.secret.clone(),
         };
         // The link is the last to stop: the sessions' last words go through it.
-        let link = tokio::spawn(link::run(login, queue, events, linked.clone()));
+        let link = tokio::spawn(link::run(login, queue, inbox, linked.clone()));
         Ok(Self {
             config: config.clone(),
             broker,
@@ -388,41 +395,68 @@ fn shown(url: &str) -> String {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "each is one of the ways that meet here")]
-async fn route(
-    mut router: Router,
+/// What the link's task does with what comes.
+struct Inbox {
+    router: Arc<Mutex<Router>>,
     requests: Requests,
     status: Status,
-    mut inbox: mpsc::Receiver<LinkEvent>,
+    /// Whether the link is up.
+    link: watch::Sender<bool>,
+    /// Told when the router has another deadline.
+    changed: Arc<Notify>,
+}
+
+impl link::Handler for Inbox {
+    fn up(&mut self) {
+        self.status.set_link(true);
+        self.link.send_replace(true);
+    }
+
+    fn down(&mut self) {
+        self.status.set_link(false);
+        self.link.send_replace(false);
+        self.requests.fail_all();
+    }
+
+    fn stanza(&mut self, element: Element) {
+        let mut router = lock(&self.router);
+        let before = router.deadline();
+        router.handle(element);
+        if router.deadline() != before {
+            self.changed.notify_one();
+        }
+    }
+
+    fn plain(&mut self, stanza: &Plain<'_>, out: &mut Vec<u8>) -> bool {
+        lock(&self.router).handle_plain(stanza, out)
+    }
+}
+
+/// Never held over an `.await`.
+fn lock(router: &Mutex<Router>) -> MutexGuard<'_, Router> {
+    router.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the router is told by others than the link.
+async fn route(
+    router: Arc<Mutex<Router>>,
+    changed: Arc<Notify>,
     (mut again, mut notices): (mpsc::Receiver<Known>, mpsc::Receiver<Notice>),
     mut orders: mpsc::Receiver<router::Options>,
-    link: watch::Sender<bool>,
     stop: CancellationToken,
 ) {
     loop {
-        let expired = router.deadline();
+        let expired = lock(&router).deadline();
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
             () = sleep_until(expired.unwrap_or_else(Instant::now)), if expired.is_some() => {
-                router.expire();
+                lock(&router).expire();
             }
-            Some(options) = orders.recv() => router.reload(options),
-            Some(known) = again.recv() => router.handle_known(known),
-            Some(notice) = notices.recv() => router.notify(&notice),
-            event = inbox.recv() => match event {
-                Some(LinkEvent::Stanza(element)) => router.handle(element),
-                Some(LinkEvent::Down) => {
-                    status.set_link(false);
-                    let _ = link.send(false);
-                    requests.fail_all();
-                }
-                Some(LinkEvent::Up) => {
-                    status.set_link(true);
-                    let _ = link.send(true);
-                }
-                None => return,
-            },
+            () = changed.notified() => {}
+            Some(options) = orders.recv() => lock(&router).reload(options),
+            Some(known) = again.recv() => lock(&router).handle_known(known),
+            Some(notice) = notices.recv() => lock(&router).notify(&notice),
         }
     }
 }

@@ -45,11 +45,11 @@ pub(crate) fn pairs(relay: &Relay) -> Figure {
 pub(crate) fn questions(relay: &Relay) -> Figure {
     let (jid, link) = relay.link().unwrap();
     measure(relay, |begin, count| {
-        let mut link = link.lock().unwrap();
-        while begin.elapsed() < TIME {
-            link.ask(jid, AT_ONCE * 4);
-            count.fetch_add(AT_ONCE * 4, Ordering::Relaxed);
-        }
+        let more = || begin.elapsed() < TIME;
+        let answered = |questions| {
+            count.fetch_add(questions, Ordering::Relaxed);
+        };
+        link.lock().unwrap().ask(jid, AT_ONCE * 4, more, answered);
     })
 }
 

@@ -133,17 +133,42 @@ impl Link {
         }
     }
 
-    /// Asks so many times what the other is, and waits for all answers.
-    pub(crate) fn ask(&mut self, whom: &str, times: usize) {
+    /// Asks what the other is, `batch` times in one write and with two batches on their way, as long as `more` says.
+    /// `answered` is told of each batch that was answered. All answers are the same, so only the first is looked at.
+    pub(crate) fn ask(
+        &mut self,
+        whom: &str,
+        batch: usize,
+        more: impl Fn() -> bool,
+        mut answered: impl FnMut(usize),
+    ) {
         let from = self.from();
         let request = format!(
             "<iq type='get' id='d' from='{from}' to='{whom}'><query xmlns='http://jabber.org/protocol/disco#info'/></iq>"
         );
-        let requests = request.repeat(times);
+        self.send(&request);
+        let answer = self.stanza();
+        assert!(answer.contains("bytestreams"), "{answer}");
+        let requests = request.repeat(batch);
         self.send(&requests);
-        for _ in 0..times {
-            let answer = self.stanza();
-            assert!(answer.contains("bytestreams"), "{answer}");
+        let mut batches = 1;
+        while batches > 0 {
+            if more() {
+                self.send(&requests);
+                batches += 1;
+            }
+            for _ in 0..batch {
+                while self.read.len() < self.at + answer.len() {
+                    self.read.drain(..self.at);
+                    self.at = 0;
+                    self.more();
+                }
+                let next = &self.read[self.at..self.at + answer.len()];
+                assert!(next == answer.as_bytes(), "{}", String::from_utf8_lossy(next));
+                self.at += answer.len();
+            }
+            batches -= 1;
+            answered(batch);
         }
     }
 }

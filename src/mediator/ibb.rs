@@ -1,8 +1,8 @@
 //! One end of an in-band bytestream, both directions, without XML, queues or clock.
 //!
 //! Outgoing: blocks of at most block-size bytes, numbered from 0 and wrapping after 65535, of which at most a window
-//! is unacknowledged. Incoming: a block sent by IQ is acknowledged only when its bytes are in the receive buffer, so
-//! a slow reader slows the sender; blocks that do not fit yet are held, up to a bound, and their answers with them.
+//! is unacknowledged. Incoming: a block sent by IQ is acknowledged when it has been read (or at once, as long as little
+//! waits to be read), so a slow reader slows the sender; blocks are held up to a bound, and their answers with them.
 //!
 //! Closing: in-band bytestreams know no half-close. After [`IbbMachine::shutdown`] the other direction goes on until
 //! the peer closes, or until nothing came from it for the linger time; then `<close/>` is sent, and what still
@@ -19,12 +19,15 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 use crate::xmpp::stanza::Refusal;
 
-/// Accepted and acknowledged bytes that wait for the reader (a single longer block is taken too).
-pub const RECEIVE_BUFFER: usize = 32 * 1024;
+/// Bytes that may wait for the reader although they were acknowledged: a peer's first words wait for no one.
+pub const ACKNOWLEDGED: usize = 16 * 1024;
 
-/// Bytes in unacknowledged blocks, of ours on their way and of the peer's held here: the default window of 16
-/// blocks of 8192 bytes fits exactly.
-pub const MAX_UNACKNOWLEDGED: usize = 128 * 1024;
+/// Bytes of ours in unacknowledged blocks on their way (a single longer block is sent too).
+pub const MAX_UNACKNOWLEDGED: usize = 80 * 1024;
+
+/// Bytes of the peer held here. With [`super::pipe::BUFFER`] that is 128 KiB, and both directions of a session in
+/// which both legs are in-band have 256 KiB.
+pub const MAX_HELD: usize = ACKNOWLEDGED + MAX_UNACKNOWLEDGED;
 
 /// Held blocks, and actions nobody took: against floods of tiny or empty blocks.
 const MAX_ENTRIES: usize = 256;
@@ -121,9 +124,12 @@ pub struct IbbMachine {
     /// When an answer last came, or the first unanswered stanza was sent.
     progress: Instant,
     next_in: u16,
-    ready: VecDeque<u8>,
+    /// What came and was not read, in order.
     held: VecDeque<Block>,
+    /// All of it, also what has been read of the first block.
     held_bytes: usize,
+    /// How much of the first block has been read.
+    taken: usize,
     /// When, after a local shutdown, the peer was last heard.
     quiet_since: Option<Instant>,
     close: Close,
@@ -136,6 +142,7 @@ pub struct IbbMachine {
 
 #[derive(Debug)]
 struct Block {
+    /// Of the IQ that is to be answered yet.
     id: Option<String>,
     payload: Vec<u8>,
 }
@@ -157,9 +164,9 @@ impl IbbMachine {
             unanswered: VecDeque::new(),
             progress: now,
             next_in: 0,
-            ready: VecDeque::new(),
             held: VecDeque::new(),
             held_bytes: 0,
+            taken: 0,
             quiet_since: None,
             close: Close::NotSent,
             peer_closed: false,
@@ -198,7 +205,7 @@ impl IbbMachine {
             return self.refuse(id, refusal, IbbError::TooLong, now);
         }
         let held = self.held_bytes + payload.len();
-        if held > MAX_UNACKNOWLEDGED || self.held.len().max(self.actions.len()) >= MAX_ENTRIES {
+        if held > MAX_HELD || self.held.len().max(self.actions.len()) >= MAX_ENTRIES {
             let refusal = Refusal::resource_constraint("too many blocks at once");
             return self.refuse(id, refusal, IbbError::Overflow, now);
         }
@@ -206,9 +213,13 @@ impl IbbMachine {
         if self.quiet_since.is_some() {
             self.quiet_since = Some(now);
         }
-        self.held_bytes += payload.len();
-        self.held.push_back(Block { id: id.map(str::to_owned), payload });
-        self.admit();
+        self.held_bytes = held;
+        let mut id = id.map(str::to_owned);
+        if held <= ACKNOWLEDGED {
+            self.actions.extend(id.take().map(|id| Action::Ack { id }));
+        }
+        self.held.push_back(Block { id, payload });
+        self.drop_read();
     }
 
     /// Takes a data or close element that could not be read.
@@ -333,9 +344,8 @@ impl IbbMachine {
     pub fn abort(&mut self, now: Instant) {
         self.shutdown(now);
         self.gone = true;
-        self.ready.clear();
         self.held.clear();
-        self.held_bytes = 0;
+        (self.held_bytes, self.taken) = (0, 0);
         if !self.peer_closed {
             self.send_close(now);
         }
@@ -343,13 +353,13 @@ impl IbbMachine {
 
     /// The next received bytes; empty if there are none at present.
     pub fn chunk(&self) -> &[u8] {
-        self.ready.as_slices().0
+        self.held.front().map_or(&[], |block| &block.payload[self.taken..])
     }
 
-    /// Removes the first `n` bytes of what [`Self::chunk`] gave, which makes room for held blocks.
+    /// Removes the first `n` bytes of what [`Self::chunk`] gave; a block that was read is acknowledged.
     pub fn consume(&mut self, n: usize) {
-        self.ready.drain(..n.min(self.ready.len()));
-        self.admit();
+        self.taken += n.min(self.chunk().len());
+        self.drop_read();
     }
 
     /// Whether no more bytes will come after those in [`Self::chunk`]: `Ok` if the stream was closed.
@@ -384,16 +394,12 @@ impl IbbMachine {
         }
     }
 
-    /// Accepts held blocks in order while there is room, and acknowledges them.
-    fn admit(&mut self) {
-        while let Some(block) = self.held.front() {
-            let fits = self.ready.len() + block.payload.len() <= RECEIVE_BUFFER;
-            if !fits && !self.ready.is_empty() {
-                return;
-            }
+    /// Forgets what has been read, and acknowledges it.
+    fn drop_read(&mut self) {
+        while self.held.front().is_some_and(|block| block.payload.len() <= self.taken) {
             let Some(block) = self.held.pop_front() else { return };
+            self.taken = 0;
             self.held_bytes -= block.payload.len();
-            self.ready.extend(&block.payload);
             self.actions.extend(block.id.map(|id| Action::Ack { id }));
         }
     }

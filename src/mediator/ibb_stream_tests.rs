@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
@@ -40,6 +42,63 @@ fn pair(params: &IbbParams, queue: usize) -> (IbbStream, IbbStream, [IbbHandle; 
     carry(from_romeo, juliets.clone());
     carry(from_juliet, romeos.clone());
     (romeo, juliet, [romeos, juliets])
+}
+
+/// [`carry`], which counts the blocks' bytes.
+fn carry_counting(mut from: mpsc::Receiver<Element>, to: IbbHandle) -> Arc<AtomicUsize> {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Some(element) = from.recv().await {
+            let stanza = Stanza::parse(element).unwrap();
+            let data = stanza.element.get_child("data", ns::IBB).map(|data| data.text().len());
+            counted.fetch_add(data.unwrap_or_default() / 4 * 3, Ordering::Relaxed);
+            assert!(to.handle(&stanza), "{stanza:?}");
+        }
+    });
+    count
+}
+
+/// Two users who write for ever and never read, and between them what the component has of a session.
+#[tokio::test(start_paused = true)]
+async fn a_session_that_stands_still_both_ways_holds_256_kib() {
+    for block_size in [1000, 4096, 8192, 65_535] {
+        let params = IbbParams { block_size, ack_timeout: Duration::from_secs(6000), ..params() };
+        let mut users = Vec::new();
+        let mut legs = Vec::new();
+        let mut counts = Vec::new();
+        for _ in 0..2 {
+            let (to_leg, from_user) = mpsc::channel(4);
+            let (to_user, from_leg) = mpsc::channel(4);
+            let (user, users_handle) = IbbStream::new(params.clone(), to_leg);
+            let (leg, legs_handle) = IbbStream::new(swapped(&params), to_user);
+            counts.push((
+                carry_counting(from_user, legs_handle),
+                carry_counting(from_leg, users_handle),
+            ));
+            users.push(user);
+            legs.push(leg);
+        }
+        let b = legs.pop().unwrap();
+        let relay = tokio::spawn(pipe::relay(legs.pop().unwrap(), b, pipe::Options::default()));
+        let writers: Vec<_> = users
+            .into_iter()
+            .map(|mut user| {
+                tokio::spawn(async move { while user.write_all(&[7; 65_535]).await.is_ok() {} })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let [one, other] = [0, 1].map(|from| {
+            let (sent, arrived) = (&counts[from].0, &counts[1 - from].1);
+            sent.load(Ordering::Relaxed) - arrived.load(Ordering::Relaxed)
+        });
+        assert!(one + other <= 256 * 1024, "{block_size}: {one} and {other}");
+        assert!(
+            one.min(other) >= 16 * 1024,
+            "{block_size}: it does hold something: {one}, {other}"
+        );
+        assert!(!relay.is_finished() && !writers.iter().any(|writer| writer.is_finished()));
+    }
 }
 
 fn pattern(n: u32) -> Vec<u8> {
@@ -131,7 +190,7 @@ async fn a_slow_reader_slows_the_writer() {
         tokio::task::yield_now().await;
     }
     let ahead = written.load(std::sync::atomic::Ordering::Relaxed);
-    assert_eq!(ahead, (32 + 128) * 1024, "accepted, and a window more");
+    assert_eq!(ahead, 96 * 1024, "acknowledged at once, and a window more");
     let mut got = vec![0; data.len()];
     juliet.read_exact(&mut got).await.unwrap();
     assert!(got == data);

@@ -119,19 +119,25 @@ fn messages_need_no_answer() {
 }
 
 #[test]
-fn an_ack_waits_for_room() {
+fn an_ack_waits_for_the_reader() {
     let (mut machine, now) = machine(Options::default());
     let block = STANDARD.encode([7; 8192]);
     for seq in 0..8 {
         machine.handle_data(Some(&seq.to_string()), seq, &block, now);
     }
-    assert_eq!(acks(&mut machine), ["0", "1", "2", "3"]);
-    machine.consume(8191);
-    assert_eq!(acks(&mut machine), Vec::<String>::new());
+    assert_eq!(acks(&mut machine), ["0", "1"], "little that waits is acknowledged at once");
+    for n in [8192, 8192, 8191] {
+        machine.consume(n);
+        assert_eq!(
+            acks(&mut machine),
+            Vec::<String>::new(),
+            "two were, and the third is not read yet"
+        );
+    }
     machine.consume(1);
-    assert_eq!(acks(&mut machine), ["4"]);
-    assert_eq!(drain(&mut machine).len(), 7 * 8192);
-    assert_eq!(acks(&mut machine), ["5", "6", "7"]);
+    assert_eq!(acks(&mut machine), ["2"]);
+    assert_eq!(drain(&mut machine).len(), 5 * 8192);
+    assert_eq!(acks(&mut machine), ["3", "4", "5", "6", "7"]);
 }
 
 #[test]
@@ -139,15 +145,43 @@ fn too_much_at_once_ends_the_stream() {
     let block = STANDARD.encode([7; 8192]);
     for id in [Some("x"), None] {
         let (mut machine, now) = machine(Options::default());
-        for seq in 0..20 {
+        for seq in 0..12 {
             machine.handle_data(id, seq, &block, now);
         }
-        assert_eq!(machine.end(), None, "the buffer and a whole window");
+        assert_eq!(machine.end(), None, "what is acknowledged at once and a whole window");
         actions(&mut machine);
-        machine.handle_data(id, 20, &block, now);
+        machine.handle_data(id, 12, &block, now);
         assert_eq!(machine.end(), Some(Err(IbbError::Overflow)));
         assert_eq!(actions(&mut machine).len(), 1 + usize::from(id.is_some()));
-        assert_eq!(drain(&mut machine).len(), 20 * 8192, "what was there is still delivered");
+        assert_eq!(drain(&mut machine).len(), 12 * 8192, "what was there is still delivered");
+    }
+}
+
+#[test]
+fn a_window_is_as_many_bytes_as_the_other_side_holds() {
+    for block_size in [1000, 4096, 8192, 40_000, 65_535] {
+        let options = Options { block_size, window: u16::MAX, ..Options::default() };
+        let (mut near, now) = machine(options);
+        let (mut far, _) = machine(options);
+        let (block, mut sent) = (vec![7; usize::from(block_size)], 0);
+        // Nobody reads at the far side.
+        loop {
+            let n = near.write(&block, now);
+            sent += n;
+            if n == 0 {
+                break;
+            }
+            for action in actions(&mut near) {
+                let Action::SendData { seq, payload } = action else { panic!("{action:?}") };
+                far.handle_data(Some(&seq.to_string()), seq, &STANDARD.encode(payload), now);
+            }
+            for id in acks(&mut far) {
+                near.handle_answer(id.parse().unwrap(), true, now);
+            }
+        }
+        assert_eq!((near.end(), far.end()), (None, None), "{block_size}");
+        assert!((usize::from(block_size)..=MAX_HELD).contains(&sent), "{block_size}: {sent}");
+        const { assert!(2 * (MAX_HELD + crate::mediator::pipe::BUFFER) <= 256 * 1024) };
     }
 }
 

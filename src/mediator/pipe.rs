@@ -22,7 +22,7 @@ use super::{
 };
 
 /// Bytes read at once, and kept at most, per direction.
-const BUFFER: usize = 32 * 1024;
+pub(super) const BUFFER: usize = 32 * 1024;
 
 /// How many looks at the counters make an idle time: it is exact to this part of itself.
 const LOOKS: u32 = 4;

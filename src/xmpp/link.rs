@@ -13,9 +13,12 @@ use jid::BareJid;
 use minidom::Element;
 use tokio::{
     io::AsyncWriteExt,
-    net::{TcpStream, tcp::OwnedWriteHalf},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::mpsc,
-    time::{Instant, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -23,8 +26,9 @@ use xmpp_parsers::component::Handshake;
 
 use super::{
     ns,
+    plain::Plain,
     stanza::{Refusal, Stanza},
-    xml::{self, Received, StanzaReader},
+    xml::{self, Came, Received, StanzaReader},
 };
 use crate::redact::Secret;
 
@@ -34,8 +38,14 @@ const HANDSHAKE: Duration = Duration::from_secs(15);
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// Silence after which the link counts as dead.
 const DEAD_AFTER: Duration = Duration::from_secs(60);
-/// One stanza must be written within this time.
+/// Something must be written within this time.
 const WRITE: Duration = Duration::from_secs(60);
+/// How exactly these times are kept.
+const TICK: Duration = Duration::from_secs(1);
+/// Bytes collected for one write.
+const BATCH: usize = 64 * 1024;
+/// Bytes that may wait for a server that reads too slowly; answers beyond it are dropped.
+const BACKLOG: usize = 8 << 20;
 /// The shortest and longest pause between attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// Stanzas a stopping link still writes must go out within this time.
@@ -54,15 +64,23 @@ pub struct LinkOptions {
     pub secret: Secret,
 }
 
-/// What the link tells the service.
-#[derive(Debug)]
-pub enum LinkEvent {
+/// Who is told what comes over the link, in order, on the link's own task: nothing here may wait.
+pub trait Handler: Send {
     /// The handshake succeeded.
-    Up,
+    fn up(&mut self);
+
     /// The connection is lost; another will be tried.
-    Down,
+    fn down(&mut self);
+
     /// A stanza for the component, in [`ns::CLIENT`].
-    Stanza(Element),
+    fn stanza(&mut self, element: Element);
+
+    /// May take a stanza before a tree is made of it, and write an answer to `out` as XML. If it says no, the stanza
+    /// comes again to [`Handler::stanza`].
+    fn plain(&mut self, stanza: &Plain<'_>, out: &mut Vec<u8>) -> bool {
+        let _neither = (stanza, out);
+        false
+    }
 }
 
 /// Why the link gave up.
@@ -114,7 +132,7 @@ fn cure(condition: &str) -> &'static str {
 pub async fn run(
     options: LinkOptions,
     mut outbound: mpsc::Receiver<Element>,
-    events: mpsc::Sender<LinkEvent>,
+    mut handler: impl Handler,
     stop: CancellationToken,
 ) -> Result<(), LinkError> {
     let mut pause = BACKOFF.0;
@@ -122,10 +140,10 @@ pub async fn run(
     loop {
         let started = Instant::now();
         let mut up = false;
-        let ended = connection(&options, &mut outbound, &events, &stop, &mut up).await;
+        let ended = connection(&options, &mut outbound, &mut handler, &stop, &mut up).await;
         if up {
             was_up = true;
-            let _ = events.send(LinkEvent::Down).await;
+            handler.down();
         }
         match &ended {
             Ended::Stopped => return Ok(()),
@@ -161,7 +179,7 @@ pub async fn run(
 async fn connection(
     options: &LinkOptions,
     outbound: &mut mpsc::Receiver<Element>,
-    events: &mpsc::Sender<LinkEvent>,
+    handler: &mut impl Handler,
     stop: &CancellationToken,
     up: &mut bool,
 ) -> Ended {
@@ -170,7 +188,7 @@ async fn connection(
         () = stop.cancelled() => return Ended::Stopped,
         connected = timeout(HANDSHAKE, handshake(options)) => connected,
     };
-    let (mut reader, mut writer) = match connected {
+    let (mut reader, writer) = match connected {
         Ok(Ok(halves)) => halves,
         Ok(Err(ended)) => return ended,
         Err(_) => return Ended::Timeout,
@@ -178,58 +196,176 @@ async fn connection(
     while outbound.try_recv().is_ok() {}
     *up = true;
     info!(server = options.server, jid = %options.jid, "link up");
-    if events.send(LinkEvent::Up).await.is_err() {
-        return Ended::Stopped;
-    }
-    // Reading and writing are two tasks: if both sides' socket buffers are full, each must go on reading.
-    let (answers, mut queued) = mpsc::channel::<Element>(64);
-    let ping_jid = options.jid.clone();
-    let read_events = events.clone();
-    let mut reading =
-        tokio::spawn(async move { read(&mut reader, &ping_jid, &answers, &read_events).await });
-    let ended = loop {
-        let element = tokio::select! {
+    handler.up();
+    let mut out = Out { writer, bytes: Vec::new(), written: 0, progress: Instant::now() };
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut heard, mut pinged) = (Instant::now(), false);
+    // Neither direction waits for the other: if both sides' socket buffers are full, each must go on reading.
+    loop {
+        if let Err(ended) = take_in(&mut reader, &options.jid, outbound, handler, &mut out) {
+            return ended;
+        }
+        while out.left() < BATCH
+            && let Ok(element) = outbound.try_recv()
+        {
+            out.push(&element);
+        }
+        if let Err(error) = out.write_now() {
+            return Ended::Io(error);
+        }
+        let (left, empty) = (out.left(), out.left() == 0);
+        tokio::select! {
             biased;
             () = stop.cancelled() => {
-                let _ = timeout(FLUSH, flush(&mut writer, outbound)).await;
-                break Ended::Stopped;
+                let _ = timeout(FLUSH, flush(&mut out, outbound)).await;
+                return Ended::Stopped;
             }
-            ended = &mut reading => break ended.unwrap_or(Ended::Closed),
-            Some(element) = queued.recv() => element,
-            Some(element) = outbound.recv() => element,
-        };
-        match timeout(WRITE, write(&mut writer, &element)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => break Ended::Io(error),
-            Err(_) => break Ended::Timeout,
+            filled = reader.fill() => {
+                if let Err(error) = filled {
+                    return Ended::Io(error);
+                }
+                (heard, pinged) = (Instant::now(), false);
+            }
+            Some(element) = outbound.recv(), if left < BATCH => out.push(&element),
+            writable = out.writer.writable(), if !empty => {
+                if let Err(error) = writable {
+                    return Ended::Io(error);
+                }
+            }
+            now = ticks.tick() => {
+                let silent = now.saturating_duration_since(heard);
+                if silent >= DEAD_AFTER || !empty && now.saturating_duration_since(out.progress) >= WRITE {
+                    return Ended::Timeout;
+                }
+                if silent >= PING_AFTER && !pinged {
+                    pinged = true;
+                    out.push(&ping(&options.jid));
+                }
+            }
         }
-    };
-    reading.abort();
-    ended
-}
-
-async fn flush(
-    writer: &mut OwnedWriteHalf,
-    outbound: &mut mpsc::Receiver<Element>,
-) -> io::Result<()> {
-    while let Ok(element) = outbound.try_recv() {
-        write(writer, &element).await?;
     }
-    writer.write_all(b"</stream:stream>").await?;
-    writer.shutdown().await
 }
 
-async fn write(writer: &mut OwnedWriteHalf, element: &Element) -> io::Result<()> {
-    match xml::write(element) {
-        Ok(bytes) => writer.write_all(&bytes).await,
-        Err(error) => {
+/// What is to be written, and how far it has been.
+struct Out {
+    writer: OwnedWriteHalf,
+    bytes: Vec<u8>,
+    written: usize,
+    /// When something was last written, or nothing was left.
+    progress: Instant,
+}
+
+impl Out {
+    fn left(&self) -> usize {
+        self.bytes.len() - self.written
+    }
+
+    fn push(&mut self, element: &Element) {
+        if self.left() > BACKLOG {
+            warn!("the XMPP server reads too slowly: an answer was dropped");
+            return;
+        }
+        let before = self.bytes.len();
+        if let Err(error) = xml::write(element, &mut self.bytes) {
+            self.bytes.truncate(before);
             warn!(%error, "a stanza could not be written and was dropped");
-            Ok(())
+        }
+    }
+
+    /// Writes what can be written without waiting.
+    fn write_now(&mut self) -> io::Result<()> {
+        let mut wrote = false;
+        while self.left() > 0 {
+            match self.writer.try_write(&self.bytes[self.written..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    self.written += n;
+                    wrote = true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if self.left() == 0 {
+            self.bytes.clear();
+            self.bytes.shrink_to(4 * BATCH);
+            self.written = 0;
+        } else if self.written > BACKLOG / 8 {
+            self.bytes.drain(..self.written);
+            self.written = 0;
+        }
+        if wrote || self.left() == 0 {
+            self.progress = Instant::now();
+        }
+        Ok(())
+    }
+}
+
+/// Handles everything that was read, up to a good write's worth of answers.
+fn take_in(
+    reader: &mut StanzaReader<OwnedReadHalf>,
+    jid: &BareJid,
+    outbound: &mut mpsc::Receiver<Element>,
+    handler: &mut impl Handler,
+    out: &mut Out,
+) -> Result<(), Ended> {
+    loop {
+        let received = match reader.next()? {
+            None => return Ok(()),
+            Some(Came::Whole(received)) => received,
+            Some(Came::Plain(stanza)) => {
+                let may_answer = out.left() <= BACKLOG && stanza.attributes.get("id") != PING_ID;
+                if may_answer && handler.plain(&stanza, &mut out.bytes) {
+                    if out.left() > BATCH {
+                        out.write_now()?;
+                    }
+                    continue;
+                }
+                Received::Element(stanza.to_element())
+            }
+        };
+        match received {
+            Received::Header(_) => {}
+            Received::Footer => return Err(Ended::Closed),
+            Received::Oversized(head) => {
+                if let Ok(stanza) = Stanza::parse(head)
+                    && stanza.is_request()
+                {
+                    let refusal = Refusal::new(
+                        "modify",
+                        "not-acceptable",
+                        "The stanza is nested too deeply or too long",
+                    );
+                    out.push(&stanza.refuse(&refusal));
+                }
+            }
+            Received::Element(element) if element.is("error", ns::STREAM) => {
+                return Err(stream_error(&element));
+            }
+            Received::Element(element) if is_own_ping(&element, jid) => {}
+            Received::Element(element) => handler.stanza(element),
+        }
+        // The queue is short, and the answer to what comes next needs a place in it.
+        while let Ok(element) = outbound.try_recv() {
+            out.push(&element);
+        }
+        if out.left() > BATCH {
+            out.write_now()?;
         }
     }
 }
 
-type Halves = (StanzaReader<tokio::net::tcp::OwnedReadHalf>, OwnedWriteHalf);
+async fn flush(out: &mut Out, outbound: &mut mpsc::Receiver<Element>) -> io::Result<()> {
+    while let Ok(element) = outbound.try_recv() {
+        out.push(&element);
+    }
+    out.bytes.extend_from_slice(b"</stream:stream>");
+    out.writer.write_all(&out.bytes[out.written..]).await?;
+    out.writer.shutdown().await
+}
+
+type Halves = (StanzaReader<OwnedReadHalf>, OwnedWriteHalf);
 
 async fn handshake(options: &LinkOptions) -> Result<Halves, Ended> {
     let stream = TcpStream::connect(&options.server).await?;
@@ -265,59 +401,6 @@ fn stream_error(element: &Element) -> Ended {
     Ended::Stream {
         condition: condition.map_or("an error", Element::name).to_owned(),
         text: text.chars().filter(|c| !c.is_control()).take(200).collect(),
-    }
-}
-
-/// Reads until the connection ends; `answers` takes what must be sent whatever the service does.
-async fn read<R: tokio::io::AsyncRead + Unpin>(
-    reader: &mut StanzaReader<R>,
-    jid: &BareJid,
-    answers: &mpsc::Sender<Element>,
-    events: &mpsc::Sender<LinkEvent>,
-) -> Ended {
-    let mut pinged = false;
-    loop {
-        let wait = if pinged { DEAD_AFTER - PING_AFTER } else { PING_AFTER };
-        let received = match timeout(wait, reader.read()).await {
-            Ok(Ok(received)) => received,
-            Ok(Err(error)) => return Ended::Io(error),
-            Err(_) if pinged => return Ended::Timeout,
-            Err(_) => {
-                pinged = true;
-                if answers.send(ping(jid)).await.is_err() {
-                    return Ended::Closed;
-                }
-                continue;
-            }
-        };
-        pinged = false;
-        match received {
-            Received::Header(_) => {}
-            Received::Footer => return Ended::Closed,
-            Received::Oversized(head) => {
-                if let Ok(stanza) = Stanza::parse(head)
-                    && stanza.is_request()
-                {
-                    let refusal = Refusal::new(
-                        "modify",
-                        "not-acceptable",
-                        "The stanza is nested too deeply or too long",
-                    );
-                    if answers.send(stanza.refuse(&refusal)).await.is_err() {
-                        return Ended::Closed;
-                    }
-                }
-            }
-            Received::Element(element) if element.is("error", ns::STREAM) => {
-                return stream_error(&element);
-            }
-            Received::Element(element) if is_own_ping(&element, jid) => {}
-            Received::Element(element) => {
-                if events.send(LinkEvent::Stanza(element)).await.is_err() {
-                    return Ended::Closed;
-                }
-            }
-        }
     }
 }
 

@@ -5,5 +5,6 @@ pub mod iq;
 pub mod jid;
 pub mod link;
 pub mod ns;
+pub mod plain;
 pub mod stanza;
 pub mod xml;

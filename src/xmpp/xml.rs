@@ -13,18 +13,26 @@ use std::io;
 
 use minidom::{Element, Node};
 use rxml::{
-    AsyncReader, AttrMap, Event, Namespace, NcName, NcNameStr, Options, Parser, WithOptions,
+    AttrMap, Event, Namespace, NcName, NcNameStr, Options, Parse, Parser, WithOptions,
+    error::EndOrError,
     parser::CommentMode,
     writer::{Encoder, Item, SimpleNamespaces},
 };
-use tokio::io::{AsyncRead, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::ns;
+use super::{
+    ns,
+    plain::{self, Plain, Scan},
+};
 
 /// Deepest nesting that is taken, counted from the stanza.
 const MAX_DEPTH: usize = 64;
 /// Longest stanza that is taken, bytes.
 const MAX_STANZA: usize = 1 << 20;
+/// Bytes read at once.
+const BUFFER: usize = 1 << 18;
+/// A stanza in plain spelling that is longer than this is given to the parser: the longest block is shorter.
+const PLAIN: usize = 1 << 17;
 
 /// What came from the stream.
 #[derive(Debug)]
@@ -39,13 +47,38 @@ pub enum Received {
     Footer,
 }
 
+/// What came, perhaps still where it lies.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a view on the stack, made for each stanza")]
+pub(crate) enum Came<'a> {
+    /// A stanza in plain spelling.
+    Plain(Plain<'a>),
+    /// Anything.
+    Whole(Received),
+}
+
 /// Reads a component stream.
 ///
 /// # Cancel safety
 /// [`StanzaReader::read`] may be dropped and called again without loss.
 pub struct StanzaReader<R> {
-    inner: AsyncReader<BufReader<R>>,
+    io: R,
+    /// What was read is in `start..end`.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    eof: bool,
+    parser: Parser,
+    tree: Tree,
+}
+
+/// A stanza in the making.
+#[derive(Debug, Default)]
+struct Tree {
+    /// The stream header has come.
     open: bool,
+    /// The parser has nothing of what comes next.
+    between: bool,
     stack: Vec<Element>,
     depth: usize,
     bytes: usize,
@@ -54,7 +87,7 @@ pub struct StanzaReader<R> {
 
 impl<R> std::fmt::Debug for StanzaReader<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StanzaReader").field("depth", &self.depth).finish_non_exhaustive()
+        f.debug_struct("StanzaReader").field("tree", &self.tree).finish_non_exhaustive()
     }
 }
 
@@ -63,14 +96,9 @@ impl<R: AsyncRead + Unpin> StanzaReader<R> {
     pub fn new(io: R) -> Self {
         let options =
             Options { max_token_length: MAX_STANZA, context: None, comments: CommentMode::Discard };
-        Self {
-            inner: AsyncReader::wrap(BufReader::new(io), Parser::with_options(options)),
-            open: false,
-            stack: Vec::new(),
-            depth: 0,
-            bytes: 0,
-            oversized: false,
-        }
+        let parser = Parser::with_options(options);
+        let (buffer, tree) = (vec![0; BUFFER], Tree::default());
+        Self { io, buffer, start: 0, end: 0, eof: false, parser, tree }
     }
 
     /// The next thing on the stream.
@@ -79,16 +107,87 @@ impl<R: AsyncRead + Unpin> StanzaReader<R> {
     /// An I/O error, also for XML that is not well-formed: the stream is then lost.
     pub async fn read(&mut self) -> io::Result<Received> {
         loop {
-            let event = self.inner.read().await?;
-            let Some(event) = event else {
-                return Ok(Received::Footer);
-            };
-            if let Some(received) = self.handle(event) {
+            let Self { buffer, start, end, eof, parser, tree, .. } = self;
+            if let Some(received) = parse(parser, tree, buffer, start, *end, *eof)? {
                 return Ok(received);
             }
+            self.fill().await?;
         }
     }
 
+    /// Reads what has arrived, and waits until something has.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(crate) async fn fill(&mut self) -> io::Result<()> {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        let n = self.io.read(&mut self.buffer[self.end..]).await?;
+        self.eof = n == 0;
+        self.end += n;
+        Ok(())
+    }
+
+    /// The next thing of what was read; `None` if [`StanzaReader::fill`] is needed first.
+    ///
+    /// # Errors
+    /// As of [`StanzaReader::read`].
+    pub(crate) fn next(&mut self) -> io::Result<Option<Came<'_>>> {
+        let Self { buffer, start, end, eof, parser, tree, .. } = self;
+        if tree.between {
+            while *start < *end && matches!(buffer[*start], b' ' | b'\n') {
+                *start += 1;
+            }
+            match plain::scan(&buffer[*start..*end]) {
+                Scan::Plain(stanza, length) => {
+                    *start += length;
+                    return Ok(Some(Came::Plain(stanza)));
+                }
+                Scan::Incomplete if !*eof && *end - *start < PLAIN => return Ok(None),
+                Scan::Incomplete | Scan::Other => {}
+            }
+        }
+        Ok(parse(parser, tree, buffer, start, *end, *eof)?.map(Came::Whole))
+    }
+}
+
+/// Gives the parser what lies there until something is complete.
+fn parse(
+    parser: &mut Parser,
+    tree: &mut Tree,
+    buffer: &[u8],
+    start: &mut usize,
+    end: usize,
+    eof: bool,
+) -> io::Result<Option<Received>> {
+    loop {
+        let mut rest = &buffer[*start..end];
+        let at_end = eof && rest.is_empty();
+        let event = parser.parse(&mut rest, at_end);
+        *start = end - rest.len();
+        tree.between = false;
+        match event {
+            Ok(None) => return Ok(Some(Received::Footer)),
+            Ok(Some(event)) => {
+                if let Some(received) = tree.handle(event) {
+                    tree.between = tree.open && tree.depth == 0;
+                    return Ok(Some(received));
+                }
+            }
+            // The end of what was read may be the end of all of it.
+            Err(EndOrError::NeedMoreData) if eof && *start < end => {}
+            Err(EndOrError::NeedMoreData) => return Ok(None),
+            Err(EndOrError::Error(error)) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+        }
+    }
+}
+
+impl Tree {
     fn handle(&mut self, event: Event) -> Option<Received> {
         match event {
             Event::XmlDeclaration(..) => None,
@@ -159,15 +258,12 @@ impl<R: AsyncRead + Unpin> StanzaReader<R> {
     }
 }
 
-/// Writes a stanza for a component stream.
+/// Writes a stanza for a component stream, behind what is in `out`.
 ///
 /// # Errors
-/// If it holds what XML cannot carry.
-pub fn write(element: &Element) -> io::Result<Vec<u8>> {
-    let mut encoder = Encoder::<SimpleNamespaces>::new();
-    let mut out = Vec::with_capacity(512);
-    write_element(element, 0, &mut encoder, &mut out)?;
-    Ok(out)
+/// If it holds what XML cannot carry; `out` then has a part of it.
+pub fn write(element: &Element, out: &mut Vec<u8>) -> io::Result<()> {
+    write_element(element, 0, &mut Encoder::<SimpleNamespaces>::new(), out)
 }
 
 fn write_element(
@@ -193,6 +289,10 @@ fn write_element(
         for node in element.nodes() {
             match node {
                 Node::Element(child) => write_element(child, depth + 1, encoder, out)?,
+                // Blocks of in-band bytestreams: nothing in them is to be escaped, and that is seen quickly.
+                Node::Text(text) if plain::is_plain(text.as_bytes()) => {
+                    out.extend_from_slice(text.as_bytes())
+                }
                 Node::Text(text) => encoder.encode(Item::Text(text), out).map_err(bad)?,
             }
         }
@@ -258,7 +358,12 @@ mod tests {
         let got = all(&format!("{HEADER}{iq}</stream:stream>")).await;
         let Some(Received::Element(element)) = got.get(1) else { panic!("{got:?}") };
         assert!(element.is("iq", ns::CLIENT));
-        let out = String::from_utf8(write(element).unwrap()).unwrap();
+        let out = String::from_utf8({
+            let mut out = Vec::new();
+            write(element, &mut out).unwrap();
+            out
+        })
+        .unwrap();
         assert!(out.starts_with("<iq xmlns='jabber:component:accept'"), "{out}");
         let back: Element = out.parse().unwrap();
         let x = back.get_child("x", "urn:x").unwrap();
@@ -286,7 +391,78 @@ mod tests {
         assert!(matches!(got.get(5), Some(Received::Footer)));
     }
 
+    /// Gives its bytes in pieces of one size.
+    struct Pieces<'a>(&'a [u8], usize);
+
+    impl AsyncRead for Pieces<'_> {
+        fn poll_read(
+            mut self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            buf: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<io::Result<()>> {
+            let n = self.1.min(self.0.len()).min(buf.remaining());
+            buf.put_slice(&self.0[..n]);
+            self.0 = &self.0[n..];
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Everything on a stream as text, and whether it ended well; with or without the short way for plain stanzas.
+    fn read_all(text: &str, piece: usize, plainly: bool) -> (Vec<String>, bool) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut reader = StanzaReader::new(Pieces(text.as_bytes(), piece));
+            let mut out = Vec::new();
+            loop {
+                let received = if plainly {
+                    match reader.next() {
+                        Ok(None) => {
+                            reader.fill().await.unwrap();
+                            continue;
+                        }
+                        Ok(Some(Came::Plain(stanza))) => Ok(Received::Element(stanza.to_element())),
+                        Ok(Some(Came::Whole(received))) => Ok(received),
+                        Err(error) => Err(error),
+                    }
+                } else {
+                    reader.read().await
+                };
+                match received {
+                    Err(_) => return (out, false),
+                    Ok(Received::Footer) => return (out, true),
+                    Ok(received) => out.push(format!("{received:?}")),
+                }
+            }
+        })
+    }
+
+    #[test]
+    fn a_stream_that_breaks_off_is_an_error_on_either_way() {
+        for text in ["<iq id='1'><x xmlns='urn:x'>a", "<iq id='1'/><i", "<iq id='1'/>"] {
+            for plainly in [false, true] {
+                assert!(!read_all(&format!("{HEADER}{text}"), 7, plainly).1, "{text}");
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn the_short_way_reads_the_same_as_the_parser(
+            parts in proptest::collection::vec(prop_oneof![
+                "<iq( (id|from|a-b|xml:lang)=('[a-z<&]{0,2}'|\"[a-z' ]{0,3}\"))* ?/?>",
+                "<(data|x)( xmlns=('urn:x'|'jabber:component:accept'|''|'jabber:client'))?( seq='1')?/?>",
+                "[a-z>& \n]{0,4}",
+                "</(iq|data|x)>",
+                Just("<iq type='get'><data xmlns='urn:y'>text</data></iq>".to_owned()),
+                Just("<iq id='1'/>".to_owned()),
+                Just(" ".to_owned()),
+            ], 0..8),
+            piece in 1_usize..90,
+        ) {
+            let text = format!("{HEADER}{}</stream:stream>", parts.concat());
+            prop_assert_eq!(read_all(&text, piece, true), read_all(&text, 1 << 20, false));
+        }
+
         #[test]
         fn mangled_input_never_panics(text in "[<>/ a-c='\"&;]{0,80}") {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
