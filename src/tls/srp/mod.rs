@@ -322,6 +322,29 @@ mod tests {
         assert_eq!(run(side(), side()), (Ok(()), Ok(())));
     }
 
+    /// Computed by another program (Python's integers and hashlib) from docs/PROTOCOL.md, where it stands too.
+    #[test]
+    fn the_example_of_the_protocols_page_comes_out() {
+        let side = || shared("alice@example.org", "password123", 1);
+        let (initiator, hello) = Initiator::new(side(), [0xA1; 32]);
+        let responder = Responder::new(side(), [0xB2; 32], [0x5A; SALT]);
+        let (responder, challenge) = responder.handle_hello(&hello[HEAD..]).unwrap();
+        let (_, proof) = initiator.handle_challenge(&challenge[HEAD..]).unwrap();
+        let answer = responder.handle_proof(&proof[HEAD..]).unwrap();
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02X}")).collect::<String>();
+        let hash = |bytes: &[u8]| hex(&Sha256::digest(bytes));
+        assert_eq!(hex(&challenge[..HEAD + SALT]), format!("020190{}", "5A".repeat(SALT)));
+        assert_eq!(
+            [hash(&hello[HEAD..]), hash(&challenge[HEAD + SALT..]), hex(&proof), hex(&answer)],
+            [
+                "2A1DAA668723DABE84D977614ED45E9D81F6CFA0D658FE5A41A6717B2DC3FCB1",
+                "EA6F32132A3AEA48A4524C08CCC81D21DCB358C203BFB1934E581DEB50E52C2E",
+                "030020F69E9A2B82FCEC839B7A5F265B6C44E6CF47FBF5B1DC0E666C616156D16E76C0",
+                "04002045A5DA011CDE504FE95C1A7A84F62063266FED2E51B74D4891E7EAD6480FF9BD",
+            ]
+        );
+    }
+
     #[test]
     fn another_password_user_or_channel_is_refused() {
         let side = || shared("alice@example.org", "correct horse", 1);
