@@ -354,9 +354,16 @@ macro_rules! on_both {
     };
 }
 
-on_both!(
-    methods_over_each_transport_with_and_without_a_broker,
-    what_is_not_verified_gets_nothing,
-    an_openpgp_key_of_gnupg_is_taken_over,
-    the_string_is_confirmed_at_a_terminal,
-);
+on_both!(methods_over_each_transport_with_and_without_a_broker, what_is_not_verified_gets_nothing,);
+
+// What these are about, the XMPP server has no part in.
+
+#[test]
+fn prosody_an_openpgp_key_of_gnupg_is_taken_over() {
+    an_openpgp_key_of_gnupg_is_taken_over(Kind::Prosody);
+}
+
+#[test]
+fn prosody_the_string_is_confirmed_at_a_terminal() {
+    the_string_is_confirmed_at_a_terminal(Kind::Prosody);
+}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs from Debian what the demo and the tests stand on, where it is missing:
-#   install-peers.sh [cc] [openssl] [gnupg] [prosody] [ejabberd] [postgresql] [python] [nbxmpp] [qxmpp] [relays]
+#   install-peers.sh [cc] [openssl] [gnupg] [gnutls] [prosody] [ejabberd] [postgresql] [python] [nbxmpp] [qxmpp] [relays]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
 
@@ -11,6 +11,7 @@ for what in "$@"; do
         cc) command -v cc >/dev/null || missing+=(build-essential) ;;
         openssl) command -v openssl >/dev/null || missing+=(openssl) ;;
         gnupg) command -v gpg >/dev/null || missing+=(gnupg) ;;
+        gnutls) command -v gnutls-serv >/dev/null || missing+=(gnutls-bin) ;;
         prosody) command -v prosody >/dev/null || { missing+=(prosody); servers+=(prosody); } ;;
         ejabberd) [ -e /usr/sbin/ejabberdctl ] || { missing+=(ejabberd); servers+=(ejabberd); } ;;
         postgresql) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null \
