@@ -7,7 +7,7 @@ use jid::{BareJid, Jid};
 
 use crate::{endpoint::TransportKind, print::Method};
 
-/// An end-to-end TLS endpoint over XMPP: send and receive files, pipe, manage keys.
+/// An end-to-end TLS endpoint over XMPP: send and receive files, pipe, chat, manage keys.
 #[derive(Debug, Parser)]
 #[command(
     name = "xtls",
@@ -151,10 +151,17 @@ pub(super) enum Command {
         #[arg(long, conflicts_with = "jid")]
         listen: bool,
     },
-    /// Chat (not in this version)
+    /// Chat: stanzas from end to end, each acknowledged by the other side
     Chat {
         /// With whom
-        jid: Jid,
+        #[arg(required_unless_present = "listen")]
+        jid: Option<Jid>,
+        /// Wait for a peer instead
+        #[arg(long, conflicts_with = "jid")]
+        listen: bool,
+        /// Take chats from these users only
+        #[arg(long, value_name = "JID", num_args = 1.., requires = "listen")]
+        accept: Vec<BareJid>,
     },
     /// Known peers and their keys
     Trust {

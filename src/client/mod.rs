@@ -2,7 +2,9 @@
 
 pub mod account;
 mod args;
+mod chat;
 mod credential;
+mod display;
 mod files;
 mod listen;
 mod login;
@@ -13,6 +15,7 @@ mod pipe;
 mod registry;
 mod secured;
 mod send;
+pub(crate) mod stream;
 pub mod trust;
 
 use std::{path::PathBuf, time::Duration};
@@ -83,7 +86,8 @@ impl Client {
         let mut builder = Endpoint::builder(self.credential.clone())
             .policy(Peers { dir: self.dir.clone(), output: self.output })
             .feature(ns::FILE_TRANSFER)
-            .feature(ns::HASHES);
+            .feature(ns::HASHES)
+            .feature(ns::XMLSTREAM);
         if let Some(component) = &self.component {
             builder = builder.component(component.clone());
         }
@@ -105,11 +109,13 @@ pub async fn run(cli: Cli) -> u8 {
     let piped = matches!(cli.command, Command::Pipe { .. });
     let listens = matches!(cli.command, Command::Listen { .. });
     let sends = matches!(cli.command, Command::Send { .. });
+    // A chat that is interrupted is closed, by itself.
+    let chats = matches!(cli.command, Command::Chat { .. });
     let output = Output { json: cli.common.json, quiet: cli.common.quiet, piped };
     let done = tokio::select! {
         // First, so that the signals are caught from the beginning.
         biased;
-        () = interrupted(), if !listens => {
+        () = interrupted(), if !listens && !chats => {
             let error = XtlsError::failed("interrupted");
             Err(if sends { error.hint("run the same command again: it goes on where it stopped") } else { error })
         }
@@ -150,7 +156,6 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             login::keygen_openpgp(&common, import.as_deref(), key_version == "6", output)
         }
         Command::Prove => registry::prove(&common, output).await,
-        Command::Chat { .. } => Err(XtlsError::usage("this command is not in this version")),
         Command::Trust { command } => peers::trust(&common, command, output),
         Command::Keys { jid } => {
             let mut keys = Element::bare("keys", ns::KEYS);
@@ -200,6 +205,14 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             pipe_to(&client, &jid).await
         }
         Command::Pipe { .. } => Err(XtlsError::usage("a JID or --listen was expected")),
+        Command::Chat { jid: Some(jid), .. } => {
+            let client = Client::load(&common, output)?;
+            chat::call(&client, &jid).await
+        }
+        Command::Chat { accept, .. } => {
+            let client = Client::load(&common, output)?;
+            chat::listen(&client, &accept).await
+        }
         Command::Send { jid, files } => {
             let client = Client::load(&common, output)?;
             send::send(&client, &jid, files).await

@@ -56,6 +56,8 @@ pub const JINGLE_MESSAGE: &str = "urn:xmpp:jingle-message:0";
 pub const CARBONS: &str = "urn:xmpp:carbons:2";
 /// Message processing hints (XEP-0334).
 pub const PROCESSING_HINTS: &str = "urn:xmpp:hints";
+/// Stream management, of which we use the acknowledgements (XEP-0198).
+pub const SM: &str = "urn:xmpp:sm:3";
 /// The security offer beside the transport (seed, second form).
 pub const SECURITY_OFFER: &str = "urn:xmpp:security-offer";
 /// XTLS (ProtoXEP jingle-xtls 0.0.4).

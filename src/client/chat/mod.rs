@@ -1,0 +1,299 @@
+//! The command `chat`: an XML stream over TLS between two users, stanzas end to end (XEP-0247).
+
+mod conversation;
+mod terminal;
+
+use std::{io, time::Duration};
+
+use jid::{BareJid, Jid};
+use minidom::Element;
+use serde_json::json;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
+    time::{Instant, sleep_until, timeout},
+};
+
+use self::{
+    conversation::{Conversation, News},
+    terminal::{Terminal, Typed},
+};
+use super::{
+    Client,
+    display::shown,
+    interrupted,
+    output::{Output, XtlsError},
+    stream::{End, Names, Role},
+};
+use crate::{
+    endpoint::{Application, Learned, Request},
+    xmpp::{iq::random_id, jid::proxied, ns},
+};
+
+/// How long what was said last may take to go out.
+const FLUSH: Duration = Duration::from_secs(5);
+/// With so many bytes on their way no more lines are taken...
+const FULL: usize = 64 << 10;
+/// ...and with so many, to a peer that writes and does not read, it is not read either.
+const STUCK: usize = 256 << 10;
+
+/// Calls a user.
+pub(super) async fn call(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
+    let (endpoint, _incoming) = client.connect().await?;
+    endpoint.appear(-1).await;
+    let application = Application::described(Element::bare("description", ns::XMLSTREAM));
+    let done = async {
+        let (mut session, stream) = tokio::select! {
+            secured = endpoint.initiate(peer, &application) => secured?,
+            () = interrupted() => return Err(XtlsError::failed("interrupted")),
+        };
+        client.secured(&mut session, &stream).await?;
+        let learned = stream.learned().clone();
+        let chat = Chat {
+            role: Role::Initiator,
+            names: names(client, &learned),
+            peer: learned.peer.as_str(),
+            output: client.output,
+        };
+        let done = session.during(chat.run(stream)).await;
+        session.terminate(reason(&done), "").await;
+        done
+    }
+    .await;
+    endpoint.close().await;
+    done
+}
+
+/// Waits for one chat. Whoever is not to be accepted, or wants something else, is declined.
+pub(super) async fn listen(client: &Client, accept: &[BareJid]) -> Result<(), XtlsError> {
+    let (endpoint, mut incoming) = client.connect().await?;
+    endpoint.appear(1).await;
+    client.output.event(
+        &json!({"event": "listening", "jid": endpoint.jid().as_str()}),
+        &format!("listening as {}, for a chat", endpoint.jid()),
+    );
+    let mut stop = Box::pin(interrupted());
+    let done = loop {
+        let request = tokio::select! {
+            request = incoming.next() => request,
+            () = &mut stop => break Ok(()),
+        };
+        let Some(request) = request else {
+            break Err(XtlsError::failed("the connection to the XMPP server is lost"));
+        };
+        if let Err(error) = admit(&request, accept) {
+            request.decline(&error.text).await;
+            client.output.error(&error);
+            continue;
+        }
+        let accepted = tokio::select! {
+            accepted = request.accept() => accepted,
+            () = &mut stop => break Err(XtlsError::failed("interrupted")),
+        };
+        let (mut session, stream) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                client.output.error(&error.into());
+                continue;
+            }
+        };
+        if let Err(error) = client.secured(&mut session, &stream).await {
+            client.output.error(&error);
+            continue;
+        }
+        let learned = stream.learned().clone();
+        let chat = Chat {
+            role: Role::Responder,
+            names: names(client, &learned),
+            peer: learned.peer.as_str(),
+            output: client.output,
+        };
+        let done = session.during(chat.run(stream)).await;
+        session.terminate(reason(&done), "").await;
+        break done;
+    };
+    endpoint.disappear().await;
+    endpoint.close().await;
+    done
+}
+
+fn admit(request: &Request, accept: &[BareJid]) -> Result<(), XtlsError> {
+    let user = request.peer();
+    if !accept.is_empty() && !accept.contains(user) {
+        return Err(XtlsError::refused(format!("{user} is not among those to accept")));
+    }
+    if !request.application().is(ns::XMLSTREAM) {
+        return Err(XtlsError::refused(format!("{user} wants no chat: run xtls listen for files")));
+    }
+    Ok(())
+}
+
+/// Who may be named in the stream: the users, and what stands for them at the component.
+fn names(client: &Client, learned: &Learned) -> Names {
+    let own = client.login.jid.clone();
+    let stand_in = client.via.as_ref().and_then(|via| proxied(&Jid::from(own.clone()), via));
+    Names {
+        own: [Some(own), stand_in.map(|jid| jid.to_bare())].into_iter().flatten().collect(),
+        peer: vec![learned.peer.clone(), learned.address.to_bare()],
+    }
+}
+
+fn reason(done: &Result<(), XtlsError>) -> &'static str {
+    if done.is_ok() { "success" } else { "failed-application" }
+}
+
+/// How one side of a chat is to be.
+#[derive(Debug)]
+pub(crate) struct Chat<'a> {
+    pub(crate) role: Role,
+    pub(crate) names: Names,
+    /// What the peer is called on the screen.
+    pub(crate) peer: &'a str,
+    pub(crate) output: Output,
+}
+
+impl Chat<'_> {
+    /// Chats over a secured stream until either side ends it.
+    ///
+    /// In a terminal the chat ends with /quit, Ctrl-D or Ctrl-C. Else the lines of standard input are sent; its end ends
+    /// the chat for the one who has called, while the one who was called stays until the other leaves.
+    ///
+    /// # Errors
+    /// If the stream did not end as it should, or a line may not have arrived.
+    pub(crate) async fn run(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+    ) -> Result<(), XtlsError> {
+        let Self { role, names, peer, output } = self;
+        let (mut read, mut write) = split(stream);
+        let mut chat = Conversation::new(role, names, random_id());
+        let mut terminal: Option<Terminal> = None;
+        let mut buffer = vec![0; 16 << 10];
+        let mut pending = Vec::new();
+        let mut unflushed = false;
+        let mut input_ended = false;
+        let mut end = None;
+        let mut stop = Box::pin(interrupted());
+        let mut patience = chat.patience();
+        let mut since = Instant::now();
+        while !chat.is_over() {
+            pending.append(&mut chat.take_output());
+            let typed = async {
+                match &mut terminal {
+                    Some(terminal) => terminal.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let room = chat.is_open() && !input_ended && pending.len() < FULL && chat.has_room();
+            tokio::select! {
+                written = forward(&mut write, &pending), if !pending.is_empty() || unflushed => match written {
+                    Ok(count) => {
+                        unflushed = !pending.is_empty();
+                        pending.drain(..count);
+                    }
+                    Err(_) => chat.handle_end(),
+                },
+                got = read.read(&mut buffer), if pending.len() < STUCK => match got {
+                    Ok(count @ 1..) => chat.handle_bytes(buffer.get(..count).unwrap_or_default()),
+                    _ => chat.handle_end(),
+                },
+                typed = typed, if room => match typed {
+                    Typed::End if role == Role::Responder => input_ended = true,
+                    Typed::End | Typed::Quit => chat.close(),
+                    Typed::Line(line) => say(&mut chat, terminal.as_mut(), &line),
+                    Typed::Help => remark(
+                        terminal.as_mut(),
+                        "a line is sent when you press Enter; /quit, Ctrl-D or Ctrl-C ends the chat; // begins a \
+                         line that begins with /",
+                    ),
+                    Typed::Unknown(name) => remark(
+                        terminal.as_mut(),
+                        &format!("there is no /{}: /help says what there is", shown(&name, None)),
+                    ),
+                },
+                () = &mut stop => {
+                    stop = Box::pin(interrupted());
+                    if !chat.is_open() {
+                        chat.handle_end();
+                    }
+                    chat.close();
+                }
+                () = sleep_until(since + patience.unwrap_or_default()), if patience.is_some() => chat.handle_timeout(),
+            }
+            let news: Vec<News> = std::iter::from_fn(|| chat.poll_news()).collect();
+            for news in &news {
+                match news {
+                    News::Started { .. } if terminal.is_none() => {
+                        terminal = Some(Terminal::start(output, peer)?);
+                    }
+                    News::Ended { end: how, lost } => end = Some((how.clone(), lost.len())),
+                    _ => {}
+                }
+            }
+            if let Some(terminal) = &mut terminal {
+                terminal.tell(&news);
+            }
+            if patience != chat.patience() {
+                (patience, since) = (chat.patience(), Instant::now());
+            }
+        }
+        pending.append(&mut chat.take_output());
+        let _ = timeout(FLUSH, async {
+            write.write_all(&pending).await?;
+            write.shutdown().await
+        })
+        .await;
+        let (end, lost) = end.unwrap_or((End::Broken, 0));
+        outcome(&end, lost, peer)
+    }
+}
+
+/// Writes some of `bytes`, or without any pushes on what was written.
+async fn forward(write: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<usize> {
+    if bytes.is_empty() {
+        return write.flush().await.map(|()| 0);
+    }
+    match write.write(bytes).await? {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        count => Ok(count),
+    }
+}
+
+fn say(chat: &mut Conversation, terminal: Option<&mut Terminal>, line: &str) {
+    match (chat.say(line), terminal) {
+        (Ok(line), Some(terminal)) => terminal.sent(line),
+        (Err(error), terminal) => remark(terminal, &format!("not sent: {error}")),
+        (Ok(_), None) => {}
+    }
+}
+
+fn remark(terminal: Option<&mut Terminal>, text: &str) {
+    if let Some(terminal) = terminal {
+        terminal.remark(text);
+    }
+}
+
+fn outcome(end: &End, lost: usize, peer: &str) -> Result<(), XtlsError> {
+    let peer = shown(peer, None);
+    let lost = match lost {
+        0 => String::new(),
+        1 => "; the last line may not have arrived".to_owned(),
+        lost => format!("; the last {lost} lines may not have arrived"),
+    };
+    match end {
+        End::Closed if lost.is_empty() => Ok(()),
+        End::Closed => Err(XtlsError::failed(format!("{peer} has left{lost}"))),
+        End::Broken => Err(XtlsError::failed(format!("the stream with {peer} broke off{lost}"))),
+        End::Fault(fault) => {
+            Err(XtlsError::failed(format!("{peer}'s stream was ended: {fault}{lost}")))
+        }
+        End::Error(condition, text) => Err(XtlsError::refused(format!(
+            "{peer} ended the stream: {}{}{lost}",
+            shown(condition, None),
+            if text.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", shown(text.get(..300).unwrap_or(text), None))
+            },
+        ))),
+    }
+}
