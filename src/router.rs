@@ -371,6 +371,11 @@ impl Router {
         self.proposals.deadline()
     }
 
+    /// The link was lost and is up again.
+    pub fn link_is_back(&self) {
+        self.broker.link_is_back();
+    }
+
     /// Ends what has waited for too long.
     pub fn expire(&mut self) {
         let out = self.proposals.expire(tokio::time::Instant::now());

@@ -228,7 +228,7 @@ impl Service {
         let changed = Arc::new(Notify::new());
         let back = (again, told);
         tasks.spawn(route(Arc::clone(&router), Arc::clone(&changed), back, orders, stop.clone()));
-        let inbox = Inbox { router, requests, status, link, changed };
+        let inbox = Inbox { router, requests, status, link, was_up: false, changed };
         let login = LinkOptions {
             server: config.component.server.clone(),
             jid,
@@ -402,6 +402,7 @@ struct Inbox {
     status: Status,
     /// Whether the link is up.
     link: watch::Sender<bool>,
+    was_up: bool,
     /// Told when the router has another deadline.
     changed: Arc<Notify>,
 }
@@ -410,6 +411,9 @@ impl link::Handler for Inbox {
     fn up(&mut self) {
         self.status.set_link(true);
         self.link.send_replace(true);
+        if std::mem::replace(&mut self.was_up, true) {
+            lock(&self.router).link_is_back();
+        }
     }
 
     fn down(&mut self) {

@@ -611,6 +611,19 @@ impl Broker {
         }
     }
 
+    /// The link was lost and is up again: blocks of in-band streams may be missing, and users may be gone unseen.
+    pub fn link_is_back(&self) {
+        let state = self.shared.lock();
+        for (_, stream) in state.streams.values().flatten() {
+            stream.handle_lost();
+        }
+        for entry in state.sessions.values().flatten() {
+            if entry.side == Side::Initiator {
+                let _ = entry.inbox.try_send(Input::Check);
+            }
+        }
+    }
+
     /// The sessions that there are, oldest first.
     pub fn list(&self) -> Vec<SessionInfo> {
         let state = self.shared.lock();

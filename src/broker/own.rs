@@ -279,6 +279,7 @@ impl OwnSession {
             }
             Some(Input::Gone(_)) => return Err(None),
             Some(Input::End(reason, text)) => return Err(Some(Failure(reason, text))),
+            Some(Input::Check) => return Ok(None),
             Some(_) | None => return gone("The service is being stopped"),
         };
         let jingle =

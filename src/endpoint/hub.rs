@@ -31,6 +31,7 @@ type Streams = HashMap<(Jid, String), IbbHandle>;
 
 #[derive(Debug, Default)]
 struct State {
+    lost: bool,
     sessions: HashMap<(Jid, String), mpsc::Sender<Stanza>>,
     opens: HashMap<(Jid, String), mpsc::Sender<Stanza>>,
     streams: Streams,
@@ -98,10 +99,21 @@ impl Hub {
             while let Some(stanza) = inbound.recv().await {
                 router.route(stanza, &sender).await;
             }
+            router.lock().lost = true;
             router.requests.fail_all();
-            router.lock().sessions.clear();
+            let mut state = router.lock();
+            state.sessions.clear();
+            state.opens.clear();
+            for (_, stream) in state.streams.drain() {
+                stream.handle_lost();
+            }
         });
         (hub, arrivals, task)
+    }
+
+    /// Whether the connection is gone.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lock().lost
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -207,6 +219,9 @@ impl Hub {
 
     /// Sends a request as ourselves and waits for the answer, 45 seconds at most.
     pub(crate) async fn request(&self, type_: &str, to: &Jid, payload: Element) -> Answer {
+        if self.is_lost() {
+            return Answer::Timeout;
+        }
         self.requests.request(type_, &Jid::from(self.jid.clone()), to, payload, ANSWER).await
     }
 

@@ -26,6 +26,8 @@ use crate::{
 
 /// From TCP to the bound resource.
 const LOGIN: Duration = Duration::from_secs(30);
+/// After so much silence the server is asked for a sign of life, and after as much again it counts as gone.
+const SILENCE: Duration = Duration::from_secs(30);
 
 type Stream = XmlStream<BufStream<TlsStream<TcpStream>>, Element>;
 
@@ -107,10 +109,7 @@ async fn negotiate(login: &Login) -> Result<(Stream, FullJid), Error> {
         .await
         .map_err(|error| Error::login(format!("cannot connect to {address}: {error}")))?;
     tcp.set_nodelay(true).map_err(broken)?;
-    let timeouts = Timeouts {
-        read_timeout: Duration::from_secs(60),
-        response_timeout: Duration::from_secs(60),
-    };
+    let timeouts = Timeouts { read_timeout: SILENCE, response_timeout: SILENCE };
     let header = || StreamHeader { to: Some(Cow::Borrowed(domain.as_str())), from: None, id: None };
     let plain = initiate_stream(BufStream::new(tcp), ns::CLIENT, header(), timeouts)
         .await

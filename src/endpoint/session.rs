@@ -1,6 +1,6 @@
 //! One Jingle session of an endpoint: its actions in and out, and how it ends (XEP-0166).
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -25,6 +25,8 @@ use crate::{
 const GOODBYE: Duration = Duration::from_secs(5);
 /// How long what is under way may take to arrive when the peer has ended the session.
 const LINGER: Duration = Duration::from_secs(5);
+/// Actions that wait for their turn.
+const HELD: usize = 32;
 /// How long the reason of a stream's end may come after the end itself.
 const REASON: Duration = Duration::from_secs(2);
 
@@ -44,6 +46,8 @@ pub struct Session {
     pub(super) initiator: bool,
     /// One side has said that it is over, or the other never knew of it.
     pub(super) over: bool,
+    /// What has come while something else was waited for.
+    held: VecDeque<(String, Element)>,
     pub(super) answer: Option<Element>,
 }
 
@@ -74,6 +78,7 @@ impl Session {
             content: "e2e-tls".to_owned(),
             initiator: true,
             over: false,
+            held: VecDeque::new(),
             answer: None,
         }
     }
@@ -136,11 +141,9 @@ impl Session {
             biased;
             done = &mut work => {
                 let Err(error) = done else { return done };
-                // The peer's reason may be a moment behind a stream that broke.
-                return match timeout(REASON, self.terminated()).await {
-                    Ok(Err(reason)) if self.over => Err(reason.into()),
-                    _ => Err(error),
-                };
+                // What has no peer any more may still have failed by itself.
+                let reason = self.reason().await.filter(|reason| *reason != Error::Disconnected);
+                return Err(reason.map_or(error, E::from));
             }
             ended = self.terminated() => ended,
         };
@@ -151,6 +154,11 @@ impl Session {
             Err(_) if !self.over => work.await,
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Why the session is over: that may be a moment behind a stream that broke, and says more.
+    async fn reason(&mut self) -> Option<Error> {
+        timeout(REASON, self.terminated()).await.ok()?.err()
     }
 
     /// Waits until the peer ends the session, if it is not over.
@@ -174,8 +182,15 @@ impl Session {
 
     /// The next action. A terminate is `success` or an error.
     async fn next(&mut self) -> Result<(String, Element), Error> {
-        let stanza = self.inbox.next().await.ok_or(Error::Disconnected)?;
-        let jingle = payload(&stanza);
+        if let Some(held) = self.held.pop_front() {
+            return Ok(held);
+        }
+        let stanza = self.inbox.next().await;
+        self.received(stanza)
+    }
+
+    fn received(&mut self, stanza: Option<Stanza>) -> Result<(String, Element), Error> {
+        let jingle = payload(&stanza.ok_or(Error::Disconnected)?);
         let action = jingle.attr("action").unwrap_or_default().to_owned();
         if action != "session-terminate" {
             return Ok((action, jingle));
@@ -236,7 +251,12 @@ impl Session {
         step: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         tokio::select! {
-            done = step => done,
+            done = step => match done {
+                Err(Error::Failed(text)) => {
+                    Err(self.reason().await.unwrap_or(Error::Failed(text)))
+                }
+                done => done,
+            },
             ended = self.terminated() => Err(match ended {
                 Ok(()) => Error::refused("the peer ended the session before it was secured"),
                 Err(error) => error,
@@ -274,8 +294,29 @@ impl Session {
         jingle
     }
 
-    pub(super) async fn ask(&self, jingle: Element) -> Result<(), Error> {
-        match self.endpoint.hub().request("set", &self.address, jingle).await {
+    /// Asks the other side, unless it ends the session; what else it says meanwhile is kept.
+    pub(super) async fn ask(&mut self, jingle: Element) -> Result<(), Error> {
+        let (hub, address) = (self.endpoint.hub().clone(), self.address.clone());
+        let asking = hub.request("set", &address, jingle);
+        tokio::pin!(asking);
+        let answer = loop {
+            tokio::select! {
+                // What came before the answer is looked at before it.
+                biased;
+                stanza = self.inbox.next() => {
+                    let news = self.received(stanza)?;
+                    if news.0 == "success" {
+                        return Err(Error::refused("the peer ended the session early"));
+                    }
+                    if self.held.len() >= HELD {
+                        return Err(Error::refused("the peer says too much at once"));
+                    }
+                    self.held.push_back(news);
+                }
+                answer = &mut asking => break answer,
+            }
+        };
+        match answer {
             Answer::Result(_) => Ok(()),
             Answer::Error(error) => {
                 let condition = condition(&error);
@@ -290,12 +331,13 @@ impl Session {
                     _ => Error::Refused(text),
                 })
             }
+            Answer::Timeout if hub.is_lost() => Err(Error::Disconnected),
             Answer::Timeout => Err(Error::Unreachable(format!("{} did not answer", self.peer))),
         }
     }
 
     pub(super) async fn tell_transport(
-        &self,
+        &mut self,
         action: &str,
         transport: Element,
     ) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 use std::{io, time::Duration};
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -10,6 +11,8 @@ use tokio::{
 
 /// Connecting and both exchanges may take this long together.
 const CONNECT: Duration = Duration::from_secs(5);
+/// A streamhost that has not acknowledged anything for so long is gone. A slow peer behind it is another matter.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Connects to a streamhost and asks for `hash` (40 hex digits).
 ///
@@ -22,6 +25,7 @@ pub(super) async fn connect(host: &str, port: u16, hash: &str) -> io::Result<Tcp
 async fn exchange(host: &str, port: u16, hash: &str) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
+    watch(&stream)?;
     stream.write_all(&[5, 1, 0]).await?;
     let mut method = [0; 2];
     stream.read_exact(&mut method).await?;
@@ -46,4 +50,14 @@ async fn exchange(host: &str, port: u16, hash: &str) -> io::Result<TcpStream> {
     let mut address = vec![0; rest];
     stream.read_exact(&mut address).await?;
     Ok(stream)
+}
+
+/// Without this a network that is gone would show to a writer after a quarter of an hour, and to a reader never.
+fn watch(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    let probes = TcpKeepalive::new().with_time(SILENCE / 2).with_interval(SILENCE / 6);
+    socket.set_tcp_keepalive(&probes)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(SILENCE))?;
+    Ok(())
 }

@@ -63,7 +63,9 @@ impl Session {
         if !transport.has_ns(ns::JINGLE_S5B) {
             let size = block_size(transport).unwrap_or(4096);
             let sid = transport.attr("sid").unwrap_or(&offered.sid);
-            return Ok(Leg::Ibb(hub.open(&self.address, sid, size.min(BLOCK)).await?));
+            let address = self.address.clone();
+            let open = hub.open(&address, sid, size.min(BLOCK));
+            return Ok(Leg::Ibb(self.unless_ended(open).await?));
         }
         if let Some(socket) = self.s5b(transport, &offered.sid, &offered.candidates).await? {
             return Ok(Leg::from(socket));
@@ -84,7 +86,9 @@ impl Session {
             .find(|child| child.name() == "transport")
             .and_then(block_size)
             .unwrap_or(BLOCK);
-        Ok(Leg::Ibb(hub.open(&self.address, &sid, size.min(BLOCK)).await?))
+        let address = self.address.clone();
+        let open = hub.open(&address, &sid, size.min(BLOCK));
+        Ok(Leg::Ibb(self.unless_ended(open).await?))
     }
 
     /// Accepts the session with `children` as the answer, and makes the transport that was offered.

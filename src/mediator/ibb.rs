@@ -99,6 +99,9 @@ pub enum IbbError {
     /// The peer sent more than the window allows while the reader was slow.
     #[error("the peer sent more than there is room for")]
     Overflow,
+    /// What carries the stanzas broke, and blocks may be lost.
+    #[error("the connection to the XMPP server was lost")]
+    Lost,
     /// A block of the peer is missing.
     #[error("the peer's blocks are out of sequence")]
     Sequence,
@@ -183,6 +186,14 @@ impl IbbMachine {
             self.failure.get_or_insert(IbbError::Refused);
             self.close = Close::Answered;
         }
+    }
+
+    /// The connection that carries the stanzas is gone: there is nobody to close the stream towards.
+    pub fn handle_lost(&mut self) {
+        self.failure.get_or_insert(IbbError::Lost);
+        self.unanswered.clear();
+        self.actions.clear();
+        self.close = Close::Answered;
     }
 
     /// Takes a block of the peer: the IQ's id (none for a message), its number and its base64 text.

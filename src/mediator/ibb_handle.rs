@@ -117,6 +117,13 @@ impl IbbHandle {
         self.settle(&mut shared);
     }
 
+    /// Ends a stream whose stanzas have nowhere to go any more.
+    pub fn handle_lost(&self) {
+        let mut shared = self.link.lock();
+        shared.machine.handle_lost();
+        self.settle(&mut shared);
+    }
+
     /// The stream's id.
     pub fn sid(&self) -> &str {
         &self.link.params.sid

@@ -6,6 +6,7 @@
 #![allow(missing_debug_implementations, reason = "tests only")]
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
+pub mod network;
 pub mod postgres;
 pub mod process;
 pub mod programs;

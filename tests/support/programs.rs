@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::network::Network;
 use super::process::{Output, Process, read, run};
 use super::servers::Server;
 use super::tap::Tap;
@@ -43,6 +44,8 @@ pub struct Options {
     pub descriptors: Option<u32>,
     /// Another database than a SQLite file of its own.
     pub database: Option<String>,
+    /// Where SOCKS5 is served, if not on 127.0.0.1.
+    pub address: Option<String>,
 }
 
 impl Component {
@@ -60,11 +63,12 @@ impl Component {
         let tap = options.tap.then(|| Tap::start(socks5));
         let told = tap.as_ref().map_or(socks5, Tap::port);
         let config = folder.path().join("fingerpost.toml");
+        let host = options.address.as_deref().unwrap_or("127.0.0.1");
         let secret = options.secret.as_deref().unwrap_or(SECRET);
         let text = format!(
             "[component]\njid = \"{COMPONENT}\"\nserver = \"{}\"\nsecret = \"{secret}\"\n\
              [database]\nurl = \"{}\"\n\
-             [socks5]\nlisten = [\"127.0.0.1:{socks5}\"]\nadvertise = [\"127.0.0.1:{told}\"]\n\
+             [socks5]\nlisten = [\"{host}:{socks5}\"]\nadvertise = [\"{host}:{told}\"]\n\
              [http]\nlisten = \"\"\n\
              {}\n",
             server.component_address(),
@@ -91,6 +95,16 @@ impl Component {
         };
         command.arg("serve").arg("-c").arg(config).envs(options.env.iter().cloned());
         command
+    }
+
+    /// Kills it and starts it again, with the same configuration and database.
+    pub fn kill_and_restart(&mut self) {
+        let links = self.log().matches("link up").count();
+        self.signal("KILL");
+        self.process.wait(Duration::from_secs(10));
+        let command = Self::serve(&self.config(), &self.options);
+        self.process = Process::start(command, &self.log_path());
+        self.wait_for_links(links + 1);
     }
 
     /// Ends it in good order and starts it again, with the same configuration and database.
@@ -175,16 +189,27 @@ pub struct Xtls {
     home: TempDir,
     ca: PathBuf,
     jid: String,
+    /// The network that it is in, if not the machine's.
+    network: Option<String>,
 }
 
 impl Xtls {
     /// A user's `xtls`, logged in.
     pub fn login(server: &Server, user: &str) -> Self {
+        Self::login_from(server, user, None)
+    }
+
+    /// The same, from a network of its own.
+    pub fn login_from(server: &Server, user: &str, network: Option<&Network>) -> Self {
         let (_, password) = USERS.iter().find(|(name, _)| *name == user).unwrap();
         let home = tempfile::Builder::new().prefix("fingerpost-xtls-").tempdir().unwrap();
         let jid = format!("{user}@{DOMAIN}");
-        let this = Self { home, ca: server.ca(), jid };
-        let address = server.client_address();
+        let name = network.map(|network| network.name().to_owned());
+        let this = Self { home, ca: server.ca(), jid, network: name };
+        let address = match network {
+            None => server.client_address(),
+            Some(network) => format!("{}:{}", network.address(), server.client_port()),
+        };
         let mut command =
             this.command(["login", &this.jid, "--server", &address, "--via", COMPONENT]);
         command.env("XTLS_PASSWORD", password);
@@ -195,12 +220,16 @@ impl Xtls {
 
     /// The same with a new key, registered.
     pub fn with_key(server: &Server, user: &str) -> Self {
-        let this = Self::login(server, user);
+        Self::login(server, user).and_key()
+    }
+
+    /// The same with a new key, registered.
+    pub fn and_key(self) -> Self {
         for command in ["keygen", "register"] {
-            let output = this.run([command]);
+            let output = self.run([command]);
             assert_eq!(output.code, 0, "xtls {command}: {output:?}");
         }
-        this
+        self
     }
 
     /// The user's address.
@@ -215,7 +244,15 @@ impl Xtls {
 
     /// The command with these arguments.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = clean(&own_program("xtls"));
+        let mut command = match &self.network {
+            None => clean(&own_program("xtls")),
+            Some(network) => {
+                // `ip` replaces itself: signals reach the program.
+                let mut command = clean(Path::new("ip"));
+                command.args(["netns", "exec", network]).arg(own_program("xtls"));
+                command
+            }
+        };
         command
             .args(args)
             .arg("--ca-file")
@@ -288,6 +325,11 @@ impl Listener {
         self.process.wait(limit).code().unwrap_or(-1)
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
     /// The files that have arrived, with whatever else is there, but for [`parts`](Self::parts).
     pub fn files(&self) -> Vec<PathBuf> {
         self.found(false)
@@ -348,6 +390,11 @@ impl Script {
     /// Its folder, which it knows as `folder`.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
     }
 
     /// Waits until it prints a line that has `text` in it.

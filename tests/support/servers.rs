@@ -35,25 +35,32 @@ pub struct Server {
     component: u16,
     /// The port of its own mod_proxy65, if that is on.
     proxy: Option<u16>,
+    /// Where it listens besides 127.0.0.1.
+    address: Option<String>,
     process: Option<Process>,
 }
 
 impl Server {
     /// Starts a private server and waits until it takes connections.
     pub fn start(kind: Kind) -> Self {
-        Self::start_as(kind, None)
+        Self::start_as(kind, None, None)
+    }
+
+    /// Starts one whose clients may also come to `address` (Prosody only).
+    pub fn start_at(kind: Kind, address: &str) -> Self {
+        Self::start_as(kind, None, Some(address.to_owned()))
     }
 
     /// Starts one to be measured: with its own mod_proxy65 as [`PROXY`], the component [`LOAD`], and little logging.
     pub fn start_to_measure(kind: Kind) -> Self {
-        Self::start_as(kind, Some(free_port()))
+        Self::start_as(kind, Some(free_port()), None)
     }
 
-    fn start_as(kind: Kind, proxy: Option<u16>) -> Self {
+    fn start_as(kind: Kind, proxy: Option<u16>, address: Option<String>) -> Self {
         let folder = tempfile::Builder::new().prefix("fingerpost-server-").tempdir().unwrap();
         make_certificate(folder.path());
-        let mut server =
-            Self { kind, folder, c2s: free_port(), component: free_port(), proxy, process: None };
+        let (c2s, component) = (free_port(), free_port());
+        let mut server = Self { kind, folder, c2s, component, proxy, address, process: None };
         match kind {
             Kind::Prosody => server.prepare_prosody(),
             Kind::Ejabberd => server.prepare_ejabberd(),
@@ -65,6 +72,15 @@ impl Server {
     /// Stops the server and starts it again, with the same ports and data.
     pub fn restart(&mut self) {
         self.stop();
+        self.up();
+    }
+
+    /// Kills the server, and starts it again as [`Server::restart`] does.
+    pub fn kill_and_restart(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.signal("KILL");
+            process.wait(Duration::from_secs(10));
+        }
         self.up();
     }
 
@@ -127,6 +143,11 @@ impl Server {
         format!("127.0.0.1:{}", self.c2s)
     }
 
+    /// The port for clients.
+    pub fn client_port(&self) -> u16 {
+        self.c2s
+    }
+
     /// host:port for the component.
     pub fn component_address(&self) -> String {
         format!("127.0.0.1:{}", self.component)
@@ -171,6 +192,7 @@ impl Server {
     fn prepare_prosody(&self) {
         let here = self.folder.path().display();
         let (c2s, component) = (self.c2s, self.component);
+        let also = self.address.as_ref().map_or(String::new(), |also| format!(", \"{also}\""));
         let level = if self.proxy.is_some() { "warn" } else { "debug" };
         // The port is a setting of the whole server.
         let (ports, more) = self.proxy.map_or(Default::default(), |port| {
@@ -194,7 +216,7 @@ Component "{LOAD}"
                 r#"run_as_root = true
 pidfile = "{here}/prosody.pid"
 data_path = "{here}/data"
-interfaces = {{ "127.0.0.1" }}
+interfaces = {{ "127.0.0.1"{also} }}
 c2s_ports = {{ {c2s} }}
 c2s_direct_tls_ports = {{ }}
 s2s_ports = {{ }}

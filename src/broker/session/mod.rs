@@ -80,6 +80,8 @@ pub(crate) enum Input {
     Answered(u32, Answer),
     /// The SOCKS5 connection of a side is there.
     Arrived(Side),
+    /// The link was lost for a while: is everybody still there?
+    Check,
     /// The service stops: what is under way may go on until then.
     Drain(Instant),
     /// It is to end, with this reason and text for both users.
@@ -170,6 +172,8 @@ pub(crate) struct Session {
     /// When it ends, and why.
     deadline: Instant,
     deadline_reason: &'static str,
+    /// A user has lost the connection to the server while the stream goes on beside it.
+    absent: bool,
     /// When the service stops.
     stop_at: Option<Instant>,
     /// When each side was last heard of.
@@ -200,6 +204,7 @@ impl Session {
         Self {
             deadline: now + options.activation_timeout,
             deadline_reason: "timeout",
+            absent: false,
             stop_at: None,
             options,
             ids,
@@ -251,6 +256,7 @@ impl Session {
                 self.leg(side).arrived = true;
                 self.check_connected(side);
             }
+            Input::Check => self.check_users(now),
             // What is under way may come to its end in time.
             Input::Drain(until) if until <= now => {
                 self.end_both("gone", "The service is being stopped");
@@ -282,6 +288,11 @@ impl Session {
         {
             self.handle(input, now);
         }
+    }
+
+    /// Both users are to be asked now whether they are there.
+    fn check_users(&mut self, now: Instant) {
+        self.heard = [now.checked_sub(PING).unwrap_or(now); 2];
     }
 
     fn peer(&self, side: Side) -> &Peer {
@@ -588,7 +599,15 @@ impl Session {
             (Question::Open(..), _) => {
                 self.end_both("failed-transport", "The in-band bytestream was refused");
             }
-            (Question::Ping(side), Answer::Error(error)) if is_gone(&error) => self.lost(side),
+            (Question::Ping(side), Answer::Error(error)) if is_gone(&error) => {
+                let beside = matches!(self.legs[side.index()].plan, Plan::S5b { .. });
+                if beside && matches!(self.phase, Phase::Relaying) {
+                    // A stream beside XMPP outlives its user's connection to the server, and shows its own end.
+                    self.absent = true;
+                } else {
+                    self.lost(side);
+                }
+            }
             (Question::Ping(side), Answer::Result(_) | Answer::Error(_)) => {
                 self.heard[side.index()] = now;
             }
@@ -645,6 +664,9 @@ impl Session {
             Ended::Error(_) => self.end_both("connectivity-error", "A leg broke"),
             Ended::Eof => {
                 self.deadline = now + GOODBYE;
+                if self.absent {
+                    self.check_users(now);
+                }
                 self.deadline_reason = "success";
             }
         }

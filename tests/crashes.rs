@@ -1,0 +1,355 @@
+//! Whatever dies, and at whatever stage of a session: nothing is left behind, both users see why, and the next transfer
+//! works at once.
+
+#![expect(clippy::unwrap_used, reason = "tests may panic")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::json;
+use support::network::Network;
+use support::process::Process;
+use support::programs::{Component, Listener, Options, Script, Xtls};
+use support::servers::{Kind, Server};
+use support::{free_port, random_file, sha256, wait_for};
+
+/// How long both sides may take to end when something was killed.
+const BOUND: Duration = Duration::from_secs(20);
+/// The same when a network is gone, of which nobody is told: two signs of life of half a minute.
+const SILENT_BOUND: Duration = Duration::from_secs(90);
+/// A size that takes seconds at the rate that the component is given.
+const LARGE: usize = 12 << 20;
+
+/// Who, or what, dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Initiator,
+    Responder,
+    Component,
+    Server,
+}
+
+const VICTIMS: [Victim; 4] =
+    [Victim::Initiator, Victim::Responder, Victim::Component, Victim::Server];
+
+struct World {
+    // Dropped in this order.
+    component: Component,
+    server: Server,
+    page: u16,
+    links: usize,
+    descriptors: usize,
+    alice: Xtls,
+    bob: Xtls,
+}
+
+impl World {
+    fn start(network: Option<&Network>) -> Self {
+        let server = match network {
+            Some(network) => Server::start_at(Kind::Prosody, network.address()),
+            None => Server::start(Kind::Prosody),
+        };
+        let page = free_port();
+        let env = [
+            ("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{page}")),
+            // One connection, so that the number of descriptors does not depend on who asks what when.
+            ("FINGERPOST_DATABASE__MAX_CONNECTIONS", "1".to_owned()),
+            ("FINGERPOST_LIMITS__BYTES_PER_SECOND", "6000000".to_owned()),
+            ("FINGERPOST_LIMITS__ACTIVATION_TIMEOUT", "20s".to_owned()),
+            ("FINGERPOST_LIMITS__IDLE_TIMEOUT", "10s".to_owned()),
+        ];
+        let address = network.map(|network| network.address().to_owned());
+        let options = Options { env: env.to_vec(), address, ..Options::default() };
+        let component = Component::start(&server, &options);
+        let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+        random_file(&alice.home().join("large.bin"), LARGE);
+        random_file(&alice.home().join("small.bin"), 65_536);
+        let descriptors = 0;
+        let mut world = Self { component, server, page, links: 1, descriptors, alice, bob };
+        world.transfer("the first transfer");
+        world.descriptors = world.open_descriptors();
+        world
+    }
+
+    /// A file arrives.
+    fn transfer(&self, what: &str) {
+        transfer(&self.alice, &self.bob, what, || self.component.log());
+    }
+
+    fn metric(&self, name: &str) -> Option<usize> {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.page)).ok()?;
+        socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+        let mut text = String::new();
+        socket.read_to_string(&mut text).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    }
+
+    /// The component's open descriptors, without its stock of pipes.
+    fn open_descriptors(&self) -> usize {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.component.id())).unwrap().count();
+        open - 2 * self.metric("fingerpost_pipes_free").unwrap_or(0)
+    }
+
+    fn strike(&mut self, victim: Victim) {
+        match victim {
+            Victim::Component => {
+                self.component.kill_and_restart();
+                self.links += 1;
+            }
+            Victim::Server => {
+                self.server.kill_and_restart();
+                self.links += 1;
+                self.component.wait_for_links(self.links);
+            }
+            Victim::Initiator | Victim::Responder => {}
+        }
+    }
+
+    /// Nothing is left in the component.
+    fn settled(&self, case: &str) {
+        let left = || {
+            let sessions = self.metric("fingerpost_broker_sessions");
+            let descriptors = self.open_descriptors();
+            (sessions != Some(0) || descriptors > self.descriptors)
+                .then(|| format!("{sessions:?} sessions, {descriptors} descriptors"))
+        };
+        let why =
+            || format!("{:?}, at first {}\n{}", left(), self.descriptors, self.component.log());
+        wait_for(&format!("{case}: nothing left"), BOUND, why, || left().is_none());
+    }
+}
+
+fn transfer(from: &Xtls, to: &Xtls, what: &str, log: impl Fn() -> String) {
+    let file = from.home().join("small.bin");
+    let folder = to.home().join("received");
+    let _old = std::fs::remove_dir_all(&folder);
+    let mut listener = to.listen(&[]);
+    let sent = from.run([Path::new("send"), Path::new(to.jid()), &file]);
+    assert_eq!(sent.code, 0, "{what}: {sent:?}\n{}\n{}", listener.log(), log());
+    assert_eq!(listener.wait(BOUND), 0, "{what}: {}", listener.log());
+    assert_eq!(listener.files().len(), 1, "{what}");
+    assert_eq!(sha256(&listener.files()[0]), sha256(&file), "{what}");
+    let _done = std::fs::remove_dir_all(&folder);
+}
+
+/// A program of ours ends in time, with status 1 and one of these words.
+fn fails(case: &str, mut program: Process, bound: Duration, words: &[&str]) {
+    let status = program.wait(bound).code();
+    let log = program.log();
+    assert_eq!(status, Some(1), "{case}: {log}");
+    let error = log.lines().find(|line| line.contains("error"));
+    let error = error.unwrap_or_else(|| panic!("{case}: no error is shown: {log}"));
+    assert!(words.iter().any(|word| error.contains(word)), "{case}: {error}, expected {words:?}");
+}
+
+fn told(case: &str, script: Script, words: &[&str]) {
+    let report = script.report();
+    let reason = report["told"].as_str().unwrap();
+    assert!(words.iter().any(|word| reason.starts_with(word)), "{case}: {report}");
+}
+
+/// What our own user, and the other one, may be told.
+fn expected(victim: Victim) -> (&'static [&'static str], &'static [&'static str]) {
+    match victim {
+        Victim::Initiator | Victim::Responder => (&["gone: The other user"], &["gone"]),
+        Victim::Component => (&["gone: The service was restarted"], &["gone"]),
+        Victim::Server => (&["connection to the XMPP server is lost"], &["disconnected"]),
+    }
+}
+
+#[test]
+fn whoever_is_killed_at_whatever_stage_leaves_nothing_behind() {
+    let mut world = World::start(None);
+    for stage in ["initiated", "accepted", "handshake"] {
+        for victim in VICTIMS {
+            our_initiator(&mut world, stage, victim);
+        }
+    }
+    for stage in ["accepted", "handshake"] {
+        for victim in VICTIMS {
+            our_responder(&mut world, stage, victim);
+        }
+    }
+    for victim in VICTIMS {
+        in_the_middle_of_a_file(&mut world, victim);
+    }
+}
+
+/// `xtls send` to a client that goes as far as a stage.
+fn send_to_stage(world: &World, from: &Xtls, stage: &str, resource: &str) -> (Process, Script) {
+    let settings =
+        json!({"role": "responder", "user": "carol", "resource": resource, "stage": stage});
+    let mut other = Script::start("stops.py", &world.server, settings);
+    other.wait_for("\"ready\"");
+    let ours = send(from, &format!("carol@example.test/{resource}"), "small.bin", resource);
+    other.wait_for("\"at\"");
+    (ours, other)
+}
+
+fn send(from: &Xtls, to: &str, file: &str, log: &str) -> Process {
+    let log = from.home().join(format!("{log}.log"));
+    let _old = std::fs::remove_file(&log);
+    let file = from.home().join(file);
+    Process::start(from.command([Path::new("send"), Path::new(to), &file]), &log)
+}
+
+fn our_initiator(world: &mut World, stage: &str, victim: Victim) {
+    let case = format!("xtls initiates, {stage}, {victim:?} dies");
+    let (ours, other) = send_to_stage(world, &world.alice, stage, "stops");
+    let (us, them) = expected(victim);
+    match victim {
+        Victim::Initiator => ours.signal("KILL"),
+        Victim::Responder => other.signal("KILL"),
+        _ => world.strike(victim),
+    }
+    if victim != Victim::Initiator {
+        fails(&case, ours, BOUND, us);
+    }
+    if victim != Victim::Responder {
+        told(&case, other, them);
+    }
+    world.settled(&case);
+    world.transfer(&case);
+}
+
+/// `xtls pipe --listen`, and a client that goes as far as a stage with it.
+fn pipe_to_stage(world: &World, to: &Xtls, stage: &str, resource: &str) -> (Process, Script) {
+    std::fs::write(to.home().join("in"), "").unwrap();
+    let _old = std::fs::remove_file(to.home().join("pipe.log"));
+    let ours = to.start_between(["pipe", "--listen"], "in", "out");
+    let listening = || {
+        let log = ours.log();
+        let (_, rest) = log.split_once("listening as ")?;
+        rest.split_whitespace().next().map(str::to_owned)
+    };
+    wait_for("listening", BOUND, || ours.log(), || listening().is_some());
+    let settings = json!({
+        "role": "initiator", "user": "carol", "resource": resource, "stage": stage, "peer": listening(),
+    });
+    let mut other = Script::start("stops.py", &world.server, settings);
+    other.wait_for("\"at\"");
+    (ours, other)
+}
+
+fn our_responder(world: &mut World, stage: &str, victim: Victim) {
+    let case = format!("xtls responds, {stage}, {victim:?} dies");
+    let (ours, other) = pipe_to_stage(world, &world.bob, stage, "stops");
+    let (us, them) = expected(victim);
+    match victim {
+        Victim::Initiator => other.signal("KILL"),
+        Victim::Responder => ours.signal("KILL"),
+        _ => world.strike(victim),
+    }
+    if victim != Victim::Responder {
+        fails(&case, ours, BOUND, us);
+    }
+    if victim != Victim::Initiator {
+        told(&case, other, them);
+    }
+    world.settled(&case);
+    world.transfer(&case);
+}
+
+/// A large file of which the receiver has a part.
+fn half_a_file(from: &Xtls, to: &Xtls, log: &str) -> (Process, Listener) {
+    let _old = std::fs::remove_dir_all(to.home().join("received"));
+    let listener = to.listen(&[]);
+    let jid = listener.event("listening").unwrap()["jid"].as_str().unwrap().to_owned();
+    let sender = send(from, &jid, "large.bin", log);
+    let begun = || listener.parts().iter().any(|f| f.metadata().is_ok_and(|m| m.len() > 0));
+    wait_for("the first bytes", BOUND, || sender.log() + &listener.log(), begun);
+    (sender, listener)
+}
+
+fn in_the_middle_of_a_file(world: &mut World, victim: Victim) {
+    let case = format!("in the middle of a file, {victim:?} dies");
+    let (mut sender, mut listener) = half_a_file(&world.alice, &world.bob, "half");
+    match victim {
+        Victim::Initiator => sender.signal("KILL"),
+        Victim::Responder => listener.signal("KILL"),
+        _ => world.strike(victim),
+    }
+    if victim == Victim::Server {
+        // The stream runs beside XMPP: the file arrives, and its sender cannot be told so.
+        assert_eq!(listener.wait(SILENT_BOUND), 0, "{case}: {}", listener.log());
+        let file = world.alice.home().join("large.bin");
+        let files = listener.files();
+        assert_eq!(files.len(), 1, "{case}");
+        assert_eq!(sha256(&files[0]), sha256(&file), "{case}");
+        fails(&case, sender, BOUND, &["connection to the XMPP server is lost"]);
+    } else {
+        let (us, _) = expected(victim);
+        if victim == Victim::Initiator {
+            sender.wait(BOUND);
+        } else {
+            fails(&case, sender, BOUND, us);
+        }
+        let code = listener.wait(BOUND);
+        if victim != Victim::Responder {
+            assert_eq!(code, 1, "{case}: {}", listener.log());
+            let log = listener.log();
+            assert!(us.iter().any(|word| log.contains(word)), "{case}: {log}");
+        }
+        assert_eq!(listener.files(), Vec::<PathBuf>::new(), "{case}");
+    }
+    world.settled(&case);
+    world.transfer(&case);
+}
+
+#[test]
+fn a_network_that_is_gone_ends_every_stage_on_both_sides() {
+    let network = Network::start();
+    let mut world = World::start(Some(&network));
+    let far = |user: &str| Xtls::login_from(&world.server, user, Some(&network)).and_key();
+    // Each pair is alone: who knows one key of a user takes no other.
+    let (alice, dave) = (far("alice"), Xtls::with_key(&world.server, "bob"));
+    let (eve, bob) = (Xtls::with_key(&world.server, "alice"), far("bob"));
+    for user in [&alice, &eve] {
+        random_file(&user.home().join("large.bin"), LARGE);
+    }
+    random_file(&alice.home().join("small.bin"), 65_536);
+    transfer(&alice, &dave, "before", || world.component.log());
+    world.descriptors = world.open_descriptors();
+
+    let initiators: Vec<_> = ["initiated", "accepted", "handshake"]
+        .map(|stage| (stage, send_to_stage(&world, &alice, stage, stage)))
+        .into();
+    let responder = pipe_to_stage(&world, &bob, "handshake", "far");
+    let mut sending = half_a_file(&alice, &dave, "far-send");
+    let mut receiving = half_a_file(&eve, &bob, "near-send");
+    network.set("down");
+
+    let lost = ["connection to the XMPP server is lost", "timed out", "unreachable"];
+    for (stage, (ours, other)) in initiators {
+        let case = format!("the initiator's network goes, {stage}");
+        told(&case, other, &["timeout"]);
+        fails(&case, ours, SILENT_BOUND, &lost);
+    }
+    told("the responder's network goes", responder.1, &["timeout"]);
+    fails("the responder's network goes", responder.0, SILENT_BOUND, &lost);
+
+    let case = "the sender's network goes";
+    assert_eq!(sending.1.wait(SILENT_BOUND), 1, "{case}: {}", sending.1.log());
+    assert!(sending.1.log().contains("timeout"), "{case}: {}", sending.1.log());
+    assert_eq!(sending.1.files(), Vec::<PathBuf>::new(), "{case}");
+    fails(case, sending.0, SILENT_BOUND, &lost);
+
+    let case = "the receiver's network goes";
+    fails(case, receiving.0, SILENT_BOUND, &["timeout"]);
+    assert_eq!(receiving.1.wait(SILENT_BOUND), 1, "{case}: {}", receiving.1.log());
+    assert!(
+        lost.iter().any(|word| receiving.1.log().contains(word)),
+        "{case}: {}",
+        receiving.1.log()
+    );
+    assert_eq!(receiving.1.files(), Vec::<PathBuf>::new(), "{case}");
+
+    world.settled("a network is gone");
+    world.transfer("a network is gone");
+    network.set("up");
+    transfer(&alice, &dave, "the network is back", || world.component.log());
+}
