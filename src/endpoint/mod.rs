@@ -51,7 +51,8 @@
 //! # }
 //! ```
 //!
-//! The program `xtls` is built on this module.
+//! Whole programs: `examples/echo.rs`, a service, and `examples/send_line.rs`, which asks it. `xtls` is built on this
+//! module too.
 
 mod application;
 mod error;

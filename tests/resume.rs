@@ -1,0 +1,200 @@
+//! Transfers that break are taken up again, and several files go in one command: on a real Prosody, counted on the wire.
+
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+mod support;
+
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use support::process::Output;
+use support::programs::{Component, Listener, Options, Xtls, event};
+use support::servers::{Kind, Server};
+use support::{random_file, sha256, wait_for};
+
+const MIB: usize = 1 << 20;
+const SIZE: usize = 64 * MIB;
+/// Slow enough that a program can be killed in the middle, wherever the test runs.
+const RATE: &str = "[limits]\nbytes_per_second = 41943040\n";
+const LONG: Duration = Duration::from_secs(60);
+
+/// A component whose SOCKS5 port is tapped, and two users.
+struct Scene {
+    component: Component,
+    alice: Xtls,
+    bob: Xtls,
+    _server: Server,
+}
+
+impl Scene {
+    fn start(more: &str) -> Self {
+        let server = Server::start(Kind::Prosody);
+        let options = Options { tap: true, more: more.to_owned(), ..Options::default() };
+        let component = Component::start(&server, &options);
+        let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+        Self { component, alice, bob, _server: server }
+    }
+
+    /// Bytes that have passed one leg.
+    fn wire(&self) -> usize {
+        // Both legs pass the tap.
+        self.component.tap.as_ref().unwrap().count() / 2
+    }
+
+    fn args<'a>(&'a self, files: &[&'a Path]) -> Vec<&'a OsStr> {
+        let mut args: Vec<&OsStr> = vec!["send".as_ref(), self.bob.jid().as_ref()];
+        args.extend(files.iter().map(|file| file.as_os_str()));
+        args.push("--json".as_ref());
+        args
+    }
+
+    fn send(&self, files: &[&Path]) -> Output {
+        self.alice.run(self.args(files))
+    }
+
+    /// Sends until `megabytes` have passed in this transfer, and kills one side; gives the listener, which has ended.
+    fn break_off(&self, file: &Path, mebibytes: usize, kill_sender: bool) -> Listener {
+        let before = self.wire();
+        let mut listener = self.bob.listen(&[]);
+        let mut sender = self.alice.start(self.args(&[file]));
+        wait_for(
+            "the middle of the transfer",
+            LONG,
+            || format!("{}\n{}", sender.log(), listener.log()),
+            || self.wire() - before > mebibytes * MIB,
+        );
+        if kill_sender {
+            sender.signal("KILL");
+            assert_eq!(listener.wait(LONG), 1, "{}", listener.log());
+            assert!(listener.log().contains("gone"), "{}", listener.log());
+        } else {
+            listener.signal("KILL");
+            listener.wait(LONG);
+        }
+        let status = sender.wait(LONG);
+        assert!(!status.success(), "{}", sender.log());
+        if !kill_sender {
+            assert!(sender.log().contains("run the same command again"), "{}", sender.log());
+        }
+        assert_eq!(listener.files().len(), 0, "no half file is shown");
+        let [part] = &listener.parts()[..] else { panic!("one part: {:?}", listener.parts()) };
+        assert_eq!(part.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        listener
+    }
+
+    /// Runs the same command again; gives what passed on the wire and what the sender says of it.
+    fn again(&self, file: &Path) -> (usize, Value) {
+        let before = self.wire();
+        let mut listener = self.bob.listen(&[]);
+        let sent = self.send(&[file]);
+        assert_eq!(sent.code, 0, "{sent:?}\n{}", listener.log());
+        assert_eq!(listener.wait(LONG), 0, "{}", listener.log());
+        let [arrived] = &listener.files()[..] else { panic!("{:?}", listener.files()) };
+        assert_eq!(sha256(arrived), sha256(file));
+        std::fs::remove_file(arrived).unwrap();
+        assert_eq!(listener.parts().len(), 0, "the part became the file");
+        let done = event(&sent.stdout, "done").unwrap();
+        assert_eq!(done["bytes"], SIZE, "{done}");
+        assert_eq!(done["resumed"], event(&listener.log(), "done").unwrap()["resumed"]);
+        (self.wire() - before, done)
+    }
+}
+
+#[test]
+fn a_transfer_that_was_killed_goes_on_where_it_stopped() {
+    let scene = Scene::start(RATE);
+    let file = scene.alice.home().join("letter.bin");
+    random_file(&file, SIZE);
+
+    for kill_sender in [true, false] {
+        let listener = scene.break_off(&file, 20, kill_sender);
+        let kept = usize::try_from(listener.parts()[0].metadata().unwrap().len()).unwrap();
+        assert!(kept > MIB && kept < SIZE, "{kept} bytes are kept");
+        let (passed, done) = scene.again(&file);
+        assert_eq!(done["resumed"], kept, "{done}");
+        // TLS adds some bytes to each record, and the handshake.
+        let rest = SIZE - kept;
+        assert!(passed >= rest && passed < rest + MIB, "{passed} bytes passed for {rest}");
+    }
+
+    // A prefix that is another file's.
+    let listener = scene.break_off(&file, 10, true);
+    let part = &listener.parts()[0];
+    let mut bytes = std::fs::read(part).unwrap();
+    bytes[1000] ^= 1;
+    std::fs::write(part, bytes).unwrap();
+    let mut listener = scene.bob.listen(&[]);
+    let sent = scene.send(&[&file]);
+    assert_eq!(sent.code, 1, "{sent:?}");
+    assert!(sent.stderr.contains("hash is not the one offered"), "{sent:?}");
+    assert_eq!(listener.wait(LONG), 1, "{}", listener.log());
+    assert!(listener.files().is_empty() && listener.parts().is_empty());
+    let (passed, done) = scene.again(&file);
+    assert_eq!(done["resumed"], 0, "{done}");
+    assert!(passed >= SIZE, "{passed}");
+}
+
+#[test]
+fn several_files_go_in_one_command_and_what_fails_is_told() {
+    let scene = Scene::start("");
+    let home = scene.alice.home();
+    let names = ["a.txt", "b.bin", "c.txt"];
+    for (n, name) in names.iter().enumerate() {
+        random_file(&home.join(name), 100_000 * (n + 1));
+    }
+    std::fs::create_dir(home.join("folder")).unwrap();
+    let path = |name: &str| home.join(name);
+    let received = scene.bob.home().join("received");
+    std::fs::create_dir_all(&received).unwrap();
+    let log = scene.bob.home().join("background.log");
+    let mut listener = scene.bob.start(["listen", "--json", "--out", received.to_str().unwrap()]);
+    let listening = || event(&listener.log(), "listening").is_some();
+    wait_for("listening", LONG, || support::process::read(&log), listening);
+
+    // All of them.
+    let files = names.map(path);
+    let sent = scene.send(&files.each_ref().map(|file| file.as_path()));
+    assert_eq!(sent.code, 0, "{sent:?}");
+    let summary = event(&sent.stdout, "summary").unwrap();
+    assert_eq!((&summary["files"], &summary["sent"]), (&3.into(), &3.into()), "{summary}");
+    assert_eq!(summary["bytes"], 600_000, "{summary}");
+    for file in &files {
+        let there = received.join(file.file_name().unwrap());
+        assert_eq!(sha256(&there), sha256(file));
+    }
+
+    // A folder and a file that is not there do not hold up the others.
+    let some = [path("folder"), path("a.txt"), path("missing"), path("c.txt")];
+    let sent = scene.send(&some.each_ref().map(|file| file.as_path()));
+    assert_eq!(sent.code, 2, "{sent:?}");
+    assert!(sent.stderr.contains("folder is a folder, and only files can be sent"), "{sent:?}");
+    assert!(sent.stderr.contains("hint: send it as one: tar"), "{sent:?}");
+    assert!(sent.stderr.contains("2 of 4 files were not sent"), "{sent:?}");
+    let summary = event(&sent.stdout, "summary").unwrap();
+    assert_eq!((&summary["sent"], summary["failed"].as_array().unwrap().len()), (&2.into(), 2));
+    // Nothing is overwritten.
+    assert_eq!(sha256(&received.join("a (1).txt")), sha256(&path("a.txt")));
+    assert_eq!(sha256(&received.join("c (1).txt")), sha256(&path("c.txt")));
+
+    // A folder alone is refused before anybody is called.
+    let sent = scene.send(&[&path("folder")]);
+    assert_eq!(sent.code, 2, "{sent:?}");
+
+    // Ctrl-C is how a listener that has nothing to do ends.
+    listener.signal("INT");
+    assert_eq!(listener.wait(LONG).code(), Some(0), "{}", listener.log());
+    let hidden = std::fs::read_dir(&received)
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with('.'));
+    assert_eq!(hidden.count(), 0, "nothing is left behind");
+
+    // Nobody there: the first failure says it all.
+    let sent = scene.send(&files.each_ref().map(|file| file.as_path()));
+    assert_eq!(sent.code, 3, "{sent:?}");
+    let summary = event(&sent.stdout, "summary").unwrap();
+    assert_eq!((&summary["sent"], &summary["untried"]), (&0.into(), &2.into()), "{summary}");
+    assert!(sent.stderr.contains("hint: the other side must run `xtls listen`"), "{sent:?}");
+}
