@@ -21,7 +21,8 @@ pub(super) fn load(common: &Common, account: &Account) -> Result<Credential, Xtl
         Method::X509 => Ok(own_identity(account)?.into()),
         Method::OpenPgp => {
             let key = own_openpgp(account)?;
-            Ok(key.certify(&passphrase(&key)?)?.into())
+            let passphrase = passphrase(&key)?;
+            Ok(key.unlock(passphrase)?.into())
         }
         Method::Srp => {
             let text = secret(common.srp_password_file.as_deref(), "XTLS_SRP_PASSWORD", || {

@@ -51,7 +51,13 @@ impl Client {
                     .await
                     .map_err(|error| XtlsError::failed(error.to_string()))?
             };
-            session.during(asked).await?;
+            tokio::select! {
+                answer = asked => answer?,
+                ended = session.terminated() => {
+                    ended?;
+                    return Err(XtlsError::refused("the peer ended the session"));
+                }
+            }
         }
         if first && learned.method != Method::Srp {
             let mut trust = Trust::load(&self.dir)?;

@@ -4,13 +4,17 @@
 //! that both users know. A method other than x509 is marked by its profile, because its name alone has meant other
 //! things (RFC 5081, RFC 5054); docs/PROTOCOL.md describes both.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use jid::BareJid;
 use minidom::Element;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::TlsStream;
 
@@ -21,7 +25,7 @@ use crate::{
     print::{HashKind, Method, Print},
     tls::{
         identity::Identity,
-        openpgp::{self, Certified},
+        openpgp::{self, Certifier},
         srp,
         stream::{self as tls, Secured},
         verify::Expected,
@@ -31,6 +35,8 @@ use crate::{
 
 /// How long handshake and password check may take. The short authentication string counts on it.
 const HANDSHAKE: Duration = Duration::from_secs(60);
+/// The longest that a password's guess waits for others that were wrong: less than a handshake may take.
+const GUESS_MAX: Duration = Duration::from_secs(30);
 
 /// What an endpoint shows who it is with; it decides the method of all its sessions.
 #[derive(Clone, Debug)]
@@ -38,8 +44,8 @@ const HANDSHAKE: Duration = Duration::from_secs(60);
 pub enum Credential {
     /// `x509`: a certificate and its key.
     X509(Arc<Identity>),
-    /// `openpgp`: a certificate whose key an OpenPGP key vouches for.
-    OpenPgp(Arc<Certified>),
+    /// `openpgp`: an OpenPGP key, which vouches for the key of a certificate that is made for each session.
+    OpenPgp(Arc<Certifier>),
     /// `srp`: a password that both users know. Certificates are made for each session and say nothing.
     Srp(srp::Password),
 }
@@ -56,9 +62,9 @@ impl From<Arc<Identity>> for Credential {
     }
 }
 
-impl From<Certified> for Credential {
-    fn from(certified: Certified) -> Self {
-        Self::OpenPgp(Arc::new(certified))
+impl From<Certifier> for Credential {
+    fn from(certifier: Certifier) -> Self {
+        Self::OpenPgp(Arc::new(certifier))
     }
 }
 
@@ -82,7 +88,7 @@ impl Credential {
     pub fn print(&self) -> Option<Print> {
         match self {
             Self::X509(identity) => Some(identity.print()),
-            Self::OpenPgp(certified) => Some(certified.print.clone()),
+            Self::OpenPgp(certifier) => Some(certifier.print().clone()),
             Self::Srp(_) => None,
         }
     }
@@ -91,7 +97,9 @@ impl Credential {
     fn identity(&self) -> Result<Arc<Identity>, Error> {
         match self {
             Self::X509(identity) => Ok(Arc::clone(identity)),
-            Self::OpenPgp(certified) => Ok(Arc::clone(&certified.identity)),
+            Self::OpenPgp(certifier) => {
+                certifier.certify().map(Arc::new).map_err(|error| Error::failed(error.to_string()))
+            }
             Self::Srp(_) => Identity::anonymous()
                 .map(Arc::new)
                 .map_err(|error| Error::failed(error.to_string())),
@@ -231,12 +239,16 @@ impl Session {
             let user = if initiator { me } else { self.peer.clone() };
             let shared =
                 srp::Shared { user: user.to_string(), password, binding: tls::binding(&tls)? };
+            let endpoint = self.endpoint.clone();
+            let guesses = endpoint.guesses();
             let proof = in_time(async {
                 if initiator {
-                    Ok(prove(&mut tls, shared).await?)
-                } else {
-                    Ok(check_proof(&mut tls, shared).await?)
+                    return Ok(prove(&mut tls, shared).await?);
                 }
+                guesses.wait().await;
+                let checked = check_proof(&mut tls, shared).await;
+                guesses.note(checked.is_ok());
+                Ok(checked?)
             });
             // Whatever ends this step, nobody has shown to know the password.
             self.unless_ended(proof).await.map_err(|_| {
@@ -247,6 +259,30 @@ impl Session {
             })?;
         }
         Ok((tls, secured))
+    }
+}
+
+/// Slows down who guesses passwords: each wrong one makes the next wait longer, whoever it is from.
+#[derive(Debug, Default)]
+pub(super) struct Guesses(Mutex<(u32, Option<Instant>)>);
+
+impl Guesses {
+    /// How long the next guess waits after so many wrong ones.
+    fn delay(wrong: u32) -> Duration {
+        GUESS_MAX.min(Duration::from_secs(1 << wrong.saturating_sub(1).min(5)))
+    }
+
+    async fn wait(&self) {
+        let until = self.0.lock().unwrap_or_else(PoisonError::into_inner).1;
+        if let Some(until) = until {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    fn note(&self, right: bool) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let wrong = if right { 0 } else { state.0 + 1 };
+        *state = (wrong, (wrong > 0).then(|| Instant::now() + Self::delay(wrong)));
     }
 }
 
@@ -329,6 +365,23 @@ mod tests {
         };
         assert!(text.contains("bob@example.org offers x509"), "{text}");
         assert!(text.contains("the method here is srp"), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wrong_passwords_make_the_next_wait_and_a_right_one_ends_that() {
+        let guesses = Guesses::default();
+        let waited = async || {
+            let before = Instant::now();
+            guesses.wait().await;
+            before.elapsed().as_secs()
+        };
+        assert_eq!(waited().await, 0);
+        for seconds in [1, 2, 4, 8, 16, 30, 30] {
+            guesses.note(false);
+            assert_eq!(waited().await, seconds);
+        }
+        guesses.note(true);
+        assert_eq!(waited().await, 0);
     }
 
     #[test]

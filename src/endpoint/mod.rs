@@ -83,7 +83,10 @@ pub use self::{
     session::Session,
     stream::{Learned, SecureStream},
 };
-use self::{hub::Hub, method::Offered};
+use self::{
+    hub::Hub,
+    method::{Guesses, Offered},
+};
 use crate::{
     print::{Method, Print},
     xmpp::{
@@ -105,6 +108,7 @@ pub struct Endpoint {
 struct Inner {
     hub: Hub,
     builder: Builder,
+    guesses: Guesses,
     task: tokio::task::AbortHandle,
 }
 
@@ -203,7 +207,8 @@ impl Builder {
         }
         features.extend(self.features.iter().cloned());
         let (hub, arrivals, task) = Hub::start(connection, features);
-        let inner = Inner { hub, builder: self, task: task.abort_handle() };
+        let inner =
+            Inner { hub, builder: self, guesses: Guesses::default(), task: task.abort_handle() };
         let endpoint = Endpoint { inner: Arc::new(inner) };
         (endpoint.clone(), Incoming { endpoint, arrivals })
     }
@@ -211,7 +216,7 @@ impl Builder {
 
 impl Endpoint {
     /// Says how an endpoint is to be that shows who it is with this: an [`Identity`](crate::tls::identity::Identity), a
-    /// [`Certified`](crate::tls::openpgp::Certified) one, or a [`Password`](crate::tls::srp::Password).
+    /// OpenPGP [`Certifier`](crate::tls::openpgp::Certifier), or a [`Password`](crate::tls::srp::Password).
     pub fn builder(credential: impl Into<Credential>) -> Builder {
         Builder {
             credential: credential.into(),
@@ -336,6 +341,10 @@ impl Endpoint {
 
     fn hub(&self) -> &Hub {
         &self.inner.hub
+    }
+
+    fn guesses(&self) -> &Guesses {
+        &self.inner.guesses
     }
 
     fn credential(&self) -> &Credential {

@@ -17,7 +17,6 @@
 use std::{
     fs, io,
     path::Path,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -54,7 +53,7 @@ const OID: [u64; 3] = [2, 25, 5_934_100_245_778_452_984];
 const OID_TEXT: &str = "2.25.5934100245778452984";
 const DOMAIN: &[u8] = b"fingerpost:openpgp-spki:0\0";
 const FILE: &str = "openpgp.asc";
-/// How long a certified TLS key is good: it lives in one process only.
+/// How long a certified TLS key is good: it is made for one session.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// By how much the peer's clock may be ahead.
 const SKEW: u64 = 300;
@@ -71,13 +70,36 @@ impl std::fmt::Debug for OpenPgpKey {
     }
 }
 
-/// A TLS key and its certificate, and the OpenPGP key that vouches for them.
-#[derive(Clone, Debug)]
-pub struct Certified {
-    /// The TLS key.
-    pub identity: Arc<Identity>,
-    /// The fingerprint of the OpenPGP key.
-    pub print: Print,
+/// An OpenPGP key that vouches for TLS keys, and the passphrase that unlocks it.
+pub struct Certifier {
+    key: OpenPgpKey,
+    passphrase: Zeroizing<String>,
+}
+
+impl std::fmt::Debug for Certifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Certifier").field("print", &self.print()).finish_non_exhaustive()
+    }
+}
+
+impl Certifier {
+    /// The fingerprint.
+    pub fn print(&self) -> &Print {
+        self.key.print()
+    }
+
+    /// An identity for TLS: a new key, and a certificate in which the OpenPGP key vouches for it, for a day.
+    ///
+    /// # Errors
+    /// [`OpenPgpError`]
+    pub fn certify(&self) -> Result<Identity, OpenPgpError> {
+        Identity::make(None, |spki| {
+            let message = signed(spki);
+            let signature = self.key.sign_for(&message, &self.passphrase, Some(LIFETIME))?;
+            let content = write_extension(self.key.certificate(), &signature)?;
+            Ok(Some(CustomExtension::from_oid_content(&OID, content)))
+        })
+    }
 }
 
 /// Why an OpenPGP key is of no use.
@@ -204,17 +226,13 @@ impl OpenPgpKey {
         self.sign_for(message, passphrase, None)
     }
 
-    /// An identity for TLS: a new key, and a certificate in which this key vouches for it, for a day.
+    /// Makes it ready to vouch for TLS keys.
     ///
     /// # Errors
-    /// [`OpenPgpError`]
-    pub fn certify(&self, passphrase: &str) -> Result<Certified, OpenPgpError> {
-        let identity = Identity::make::<OpenPgpError>(None, |spki| {
-            let signature = self.sign_for(&signed(spki), passphrase, Some(LIFETIME))?;
-            let content = write_extension(self.certificate(), &signature)?;
-            Ok(Some(CustomExtension::from_oid_content(&OID, content)))
-        })?;
-        Ok(Certified { identity: Arc::new(identity), print: self.print().clone() })
+    /// [`OpenPgpError::Passphrase`], [`OpenPgpError::Expired`], [`OpenPgpError::Key`].
+    pub fn unlock(self, passphrase: Zeroizing<String>) -> Result<Certifier, OpenPgpError> {
+        self.sign(b"", &passphrase)?;
+        Ok(Certifier { key: self, passphrase })
     }
 
     fn sign_for(
@@ -227,22 +245,12 @@ impl OpenPgpKey {
             return Err(OpenPgpError::Expired);
         }
         let password = Password::from(passphrase);
-        match self.signing_subkey() {
-            Some(subkey) => {
-                let open = subkey.key.unlock(&password, |_, _| Ok(()));
-                if !matches!(open, Ok(Ok(()))) {
-                    return Err(OpenPgpError::Passphrase);
-                }
-                detached(&subkey.key, &password, message, lifetime)
-            }
-            None => {
-                let open = self.secret.primary_key.unlock(&password, |_, _| Ok(()));
-                if !matches!(open, Ok(Ok(()))) {
-                    return Err(OpenPgpError::Passphrase);
-                }
-                detached(&self.secret.primary_key, &password, message, lifetime)
-            }
-        }
+        let signature = match self.signing_subkey() {
+            Some(subkey) => detached(&subkey.key, &password, message, lifetime),
+            None => detached(&self.secret.primary_key, &password, message, lifetime),
+        };
+        // What goes wrong with a locked key is its passphrase, nearly always.
+        signature.map_err(|error| if self.is_locked() { OpenPgpError::Passphrase } else { error })
     }
 
     fn signing_subkey(&self) -> Option<&pgp::composed::SignedSecretSubKey> {
@@ -421,6 +429,10 @@ mod tests {
         OpenPgpKey::generate(&BareJid::new("alice@example.org").unwrap(), version_6).unwrap()
     }
 
+    fn certifier(version_6: bool) -> Certifier {
+        key(version_6).unlock(Zeroizing::default()).unwrap()
+    }
+
     fn now() -> UnixTime {
         UnixTime::now()
     }
@@ -432,9 +444,9 @@ mod tests {
     #[test]
     fn keys_of_both_versions_vouch_for_a_tls_key_for_a_day() {
         for (version_6, length) in [(false, 20), (true, 32)] {
-            let key = key(version_6);
+            let key = certifier(version_6);
             assert_eq!(key.print().as_bytes().len(), length);
-            let Certified { identity, .. } = key.certify("").unwrap();
+            let identity = key.certify().unwrap();
             let pins = [key.print().clone()];
             assert_eq!(vouched(&identity.certificate, &pins, now()), Some(pins[0].clone()));
             assert_eq!(claimed(&identity.certificate), Some(pins[0].clone()));
@@ -444,8 +456,8 @@ mod tests {
 
     #[test]
     fn another_key_than_the_pinned_one_vouches_for_nobody() {
-        let (key, other) = (key(false), key(false));
-        let Certified { identity, .. } = key.certify("").unwrap();
+        let (key, other) = (certifier(false), certifier(false));
+        let identity = key.certify().unwrap();
         assert_eq!(vouched(&identity.certificate, &[other.print().clone()], now()), None);
         assert_eq!(vouched(&identity.certificate, &[], now()), None);
         let plain = Identity::generate(&BareJid::new("alice@example.org").unwrap()).unwrap();
@@ -454,8 +466,8 @@ mod tests {
 
     #[test]
     fn a_signature_over_another_tls_key_vouches_for_nobody() {
-        let key = key(false);
-        let Certified { identity: honest, .. } = key.certify("").unwrap();
+        let key = certifier(false);
+        let honest = key.certify().unwrap();
         let pins = [key.print().clone()];
         // A copy of the extension in a certificate with the thief's own key.
         let extension = Extension::read(&honest.certificate).unwrap();
@@ -468,7 +480,7 @@ mod tests {
         assert_eq!(vouched(&stolen.certificate, &pins, now()), None);
         // Signed bytes without our domain.
         let undomained: Identity = Identity::make::<OpenPgpError>(None, |spki| {
-            let content = write_extension(key.certificate(), &key.sign(spki, "")?)?;
+            let content = write_extension(key.key.certificate(), &key.key.sign(spki, "")?)?;
             Ok(Some(CustomExtension::from_oid_content(&OID, content)))
         })
         .unwrap();
@@ -503,7 +515,11 @@ mod tests {
         secret.primary_key.set_password(OsRng, &Password::from("open sesame")).unwrap();
         let key = OpenPgpKey::new(secret).unwrap();
         assert!(key.is_locked());
-        assert!(matches!(key.certify("wrong"), Err(OpenPgpError::Passphrase)));
-        assert!(key.certify("open sesame").is_ok());
+        assert!(matches!(key.sign(b"", "wrong"), Err(OpenPgpError::Passphrase)));
+        let pins = [key.print().clone()];
+        let certifier = key.unlock(Zeroizing::new("open sesame".to_owned())).unwrap();
+        let identity = certifier.certify().unwrap();
+        assert_eq!(vouched(&identity.certificate, &pins, now()), Some(pins[0].clone()));
+        assert!(!format!("{certifier:?}").contains("sesame"));
     }
 }

@@ -150,9 +150,10 @@ fn secured(connection: &CommonState, expected: &Expected) -> Result<Secured, Tls
 mod tests {
     use jid::BareJid;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use zeroize::Zeroizing;
 
     use super::*;
-    use crate::tls::openpgp::OpenPgpKey;
+    use crate::tls::openpgp::{Certifier, OpenPgpKey};
 
     fn identity() -> Identity {
         Identity::generate(&BareJid::new("a@example.org").unwrap()).unwrap()
@@ -192,12 +193,13 @@ mod tests {
     #[tokio::test]
     async fn openpgp_keys_vouch_for_both_ends_and_the_peer_is_known_by_its_fingerprint() {
         let jid = BareJid::new("a@example.org").unwrap();
-        let (alice, bob) =
-            (OpenPgpKey::generate(&jid, false).unwrap(), OpenPgpKey::generate(&jid, true).unwrap());
-        let pins = |key: &OpenPgpKey| Expected::OpenPgp(vec![key.print().clone()]);
+        let [alice, bob] = [false, true].map(|version_6| {
+            let key = OpenPgpKey::generate(&jid, version_6).unwrap();
+            key.unlock(Zeroizing::default()).unwrap()
+        });
+        let pins = |key: &Certifier| Expected::OpenPgp(vec![key.print().clone()]);
         let (a, b) = duplex(1 << 16);
-        let own = alice.certify("").unwrap().identity;
-        let other = bob.certify("").unwrap().identity;
+        let (own, other) = (alice.certify().unwrap(), bob.certify().unwrap());
         let (client, server) =
             tokio::join!(connect(a, &own, pins(&bob)), accept(b, &other, pins(&alice)));
         let ((client, of_bob), (server, of_alice)) = (client.unwrap(), server.unwrap());
