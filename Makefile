@@ -49,7 +49,7 @@ clean: ## Remove everything that was built
 	cargo clean
 
 peers:
-	@deploy/ci/install-peers.sh cc openssl gnupg gnutls prosody ejabberd postgresql python nbxmpp qxmpp relays
+	@deploy/ci/install-peers.sh cc chromium openssl gnupg gnutls prosody ejabberd postgresql python nbxmpp qxmpp relays
 	@deploy/ci/install-python.sh $(VENV)
 
 nextest:

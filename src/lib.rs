@@ -16,6 +16,7 @@ pub mod lifecycle;
 pub mod limits;
 pub mod logging;
 pub mod mediator;
+pub mod metrics;
 pub mod print;
 pub mod redact;
 pub mod registry;

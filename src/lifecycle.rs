@@ -1,26 +1,20 @@
 //! From configuration to exit status: logging, signals, and the commands that need database or server.
 
-use std::{io::Write, time::Duration};
+use std::io::Write;
 
-use minidom::Element;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    cli::{Failure, SECRET_REFUSED, Task, keys, vars},
+    cli::{Failure, SECRET_REFUSED, Task, keys, online, vars},
     clock::{Clock, SystemClock},
     config::{Config, Format, Loaded},
     control::Reload,
     logging::LogLevel,
     service::{self, Event, Service, StartError},
     systemd::{self, Inherited},
-    xmpp::link::{self, LinkError, LinkOptions},
+    xmpp::link::LinkError,
 };
-
-/// How long `check --online` waits for the server.
-const ONLINE: Duration = Duration::from_secs(15);
 
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
@@ -167,51 +161,11 @@ async fn reload(loaded: &Loaded, service: &mut Service) -> Result<Vec<String>, S
     done
 }
 
-/// Waits for the link to come up.
-struct Waiting(Option<oneshot::Sender<()>>);
-
-impl link::Handler for Waiting {
-    fn up(&mut self) {
-        if let Some(up) = self.0.take() {
-            let _ = up.send(());
-        }
-    }
-
-    fn down(&mut self) {}
-
-    fn stanza(&mut self, _element: Element) {}
-}
-
-async fn check(config: &Config, online: bool, out: &mut impl Write) -> Result<(), Failure> {
+async fn check(config: &Config, look_online: bool, out: &mut impl Write) -> Result<(), Failure> {
     service::open(config).await?;
     writeln!(out, "configuration, database and ports are good")?;
-    if !online {
+    if !look_online {
         return Ok(());
     }
-    let (is_up, up) = oneshot::channel();
-    let (_outbound, queue) = mpsc::channel(1);
-    let stop = CancellationToken::new();
-    let options = LinkOptions {
-        server: config.component.server.clone(),
-        jid: config.component.jid.clone(),
-        secret: config.component.secret.clone(),
-    };
-    let mut link = tokio::spawn(link::run(options, queue, Waiting(Some(is_up)), stop.clone()));
-    tokio::select! {
-        ended = &mut link => {
-            ended.unwrap_or(Ok(()))?;
-            Err(Failure::new("the link to the XMPP server ended by itself"))
-        }
-        Ok(()) = up => {
-            stop.cancel();
-            let _ = link.await;
-            writeln!(out, "the XMPP server at {} took the secret", config.component.server)?;
-            Ok(())
-        }
-        () = tokio::time::sleep(ONLINE) => {
-            stop.cancel();
-            Err(Failure::new(format!("no component link to {} in {} s", config.component.server, ONLINE.as_secs()))
-                .with_hint("is the server running, and does it have a component port there?"))
-        }
-    }
+    online::run(config, out).await
 }

@@ -26,6 +26,7 @@ use crate::{
     control::Control,
     limits::Rates,
     mediator::table::Table,
+    metrics,
     registry::{
         Notice, Registry, pep,
         requests::{Handled, RequestKind},
@@ -202,6 +203,7 @@ impl Router {
 
     fn send(&self, element: Element) {
         if self.outbound.try_send(element).is_err() {
+            metrics::STANZAS_DROPPED.count(&["queue"]);
             warn!("the queue to the XMPP server is full: an answer was dropped");
         }
     }
@@ -447,12 +449,7 @@ impl Router {
         self.work(async move {
             match requests.request(&stanza.type_, &mask, &callee, payload, FORWARD).await {
                 Answer::Result(payload) => stanza.result(payload),
-                Answer::Error(error) => {
-                    let mut answer = stanza.refuse(&Refusal::internal());
-                    drop(answer.take_nodes());
-                    answer.append_child(error);
-                    answer
-                }
+                Answer::Error(error) => stanza.error(error),
                 Answer::Timeout => stanza.refuse(&Refusal::new(
                     "wait",
                     "remote-server-timeout",

@@ -204,7 +204,8 @@ impl Service {
             Arc::clone(&identity),
             tasks.clone(),
         );
-        let status = Status::new(control.clone(), broker.clone(), counted, identity.print());
+        let status =
+            Status::new(jid.clone(), control.clone(), broker.clone(), counted, identity.print());
         if let Some(address) = &config.http.listen {
             let given = pages.into_iter().flatten().next();
             // Where another process takes over, it answers from then on.

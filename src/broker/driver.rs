@@ -14,13 +14,16 @@ use super::{
     journal::Line,
     session::{Action, Input, Peer, Session, unknown_session},
 };
-use crate::mediator::{
-    ibb_stream::{IbbParams, IbbStream},
-    ibb_xml::IbbStanza,
-    leg::Leg,
-    pipe::{self, Outcome},
-    socket::Socket,
-    transfer::DstAddr,
+use crate::{
+    mediator::{
+        ibb_stream::{IbbParams, IbbStream},
+        ibb_xml::IbbStanza,
+        leg::Leg,
+        pipe::{self, Outcome},
+        socket::Socket,
+        transfer::DstAddr,
+    },
+    metrics,
 };
 
 /// How long a user may take to answer one of our requests.
@@ -101,6 +104,8 @@ impl Driver {
             };
             self.session.handle(input, Instant::now());
         }
+        let legs = self.facts.legs.get().map_or(["none"; 2], |legs| legs.map(|leg| leg.as_str()));
+        metrics::SESSIONS_ENDED.count(&[legs[0], legs[1], self.session.reason()]);
         inbox.close();
         while let Ok(input) = inbox.try_recv() {
             if let Input::Jingle(_, stanza) | Input::Open(_, stanza) = input {

@@ -37,6 +37,7 @@ use self::{
 use crate::{
     clock::{Clock, SystemClock},
     mediator::{ibb_stream::IbbHandle, metrics::Kind as LegKind, plane::Progress, table::Table},
+    metrics,
     registry::{Notice, Registry, model::Key},
     tls::identity::Identity,
     xmpp::{
@@ -465,6 +466,7 @@ impl Broker {
             Instant::now(),
         );
         let line = shared.journal.begin(&peers);
+        metrics::SESSIONS.count(&[]);
         let driver = Driver::new(Arc::clone(shared), facts, peers, machine, line);
         let span = tracing::info_span!("session", id);
         self.tasks.spawn(tracing::Instrument::instrument(

@@ -15,6 +15,7 @@ use crate::config::{Config, ConfigError, DEFAULT_TEXT, Loaded};
 
 pub mod attach;
 pub mod keys;
+pub(crate) mod online;
 
 /// Exit status: something failed at run time.
 pub const FAILED: u8 = 1;
@@ -49,7 +50,7 @@ pub enum Command {
     Serve,
     /// Validate configuration, database and ports
     Check {
-        /// Also log in to the XMPP server
+        /// Also log in to the XMPP server, and look whether clients will find the component and reach it
         #[arg(long)]
         online: bool,
     },

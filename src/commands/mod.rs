@@ -21,6 +21,7 @@ use time::OffsetDateTime;
 use self::form::{Form, Values};
 use crate::{
     control::Control,
+    metrics,
     registry::{Notice, Registry, RegistryError, store::StoreError},
     xmpp::{iq::random_id, ns, stanza::Refusal, xml},
 };
@@ -153,6 +154,26 @@ impl Commands {
                 _ => Refusal::item_not_found("There is no such command"),
             }
         })?;
+        let done = self.go_on(from, command, request, now).await;
+        let status = match &done {
+            Err(_) => "refused",
+            Ok((answer, _)) => match answer.attr("status") {
+                Some("canceled") => "canceled",
+                Some("executing") => "executing",
+                _ => "completed",
+            },
+        };
+        metrics::COMMANDS.count(&[command.name, status]);
+        done
+    }
+
+    async fn go_on(
+        &self,
+        from: &Jid,
+        command: Command,
+        request: &Element,
+        now: OffsetDateTime,
+    ) -> Result<(Element, Option<Notice>), Refusal> {
         let action = request.attr("action").unwrap_or("execute");
         let form = request.children().find(|child| child.is("x", ns::DATA));
         let (id, mut progress) = match request.attr("sessionid").filter(|id| !id.is_empty()) {

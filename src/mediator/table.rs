@@ -394,8 +394,9 @@ impl Table {
         *active += 1;
         active_by_user.insert(Arc::clone(&user), of_user + 1);
         *numbered += 1;
+        let number = *numbered;
         let stream = Stream {
-            number: *numbered,
+            number,
             user,
             target: target.to_bare(),
             began: now(),
@@ -414,7 +415,7 @@ impl Table {
             .tasks
             .spawn(Running {
                 relay,
-                active: Active { inner: Arc::clone(&self.inner), hash, bytes: 0 },
+                active: Active { inner: Arc::clone(&self.inner), hash, number, bytes: 0 },
             })
             .abort_handle();
         // If it has ended meanwhile, the hash is free or another's, and aborting does nothing to anyone.
@@ -587,6 +588,8 @@ impl Future for Running {
         let outcome = ready!(Pin::new(&mut this.relay).poll(cx));
         this.active.bytes = outcome.a_to_b + outcome.b_to_a;
         this.active.inner.plane.ended(outcome.end);
+        // Not held while it runs: a span takes more memory than an idle stream does.
+        let _in = tracing::info_span!("session", id = format!("t{}", this.active.number)).entered();
         tracing::debug!(bytes = this.active.bytes, end = ?outcome.end, "transfer ended");
         Poll::Ready(())
     }
@@ -596,6 +599,7 @@ impl Future for Running {
 struct Active {
     inner: Arc<Inner>,
     hash: DstAddr,
+    number: u64,
     bytes: u64,
 }
 

@@ -3,6 +3,8 @@
 //! Lookups give `Option` or a list; changes take `now` and write their audit rows in the same transaction: what was
 //! acknowledged is on the disk, and what was not has left no trace.
 
+use std::time::Instant;
+
 use jid::{BareJid, Jid};
 use time::OffsetDateTime;
 
@@ -10,7 +12,7 @@ use super::{
     model::{Actor, Assurance, AuditEntry, Key, KeyId, NewKey, NotAllowed, Settings},
     postgres, sqlite,
 };
-use crate::print::Print;
+use crate::{metrics, print::Print};
 
 /// A database of keys. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -24,12 +26,32 @@ enum Kind {
 
 /// Asks whichever database there is.
 macro_rules! ask {
-    ($store:expr, $db:ident => $question:expr) => {
-        match &$store.0 {
-            Kind::Postgres($db) => $question.await,
-            Kind::Sqlite($db) => $question.await,
-        }
+    ($store:expr, $db:ident => $same:ident . $operation:ident ( $($argument:expr),* )) => {
+        observed(stringify!($operation), async {
+            match &$store.0 {
+                Kind::Postgres($db) => $same.$operation($($argument),*).await,
+                Kind::Sqlite($db) => $same.$operation($($argument),*).await,
+            }
+        })
+        .await
     };
+}
+
+/// Counts an operation, and how long it takes.
+async fn observed<T>(
+    operation: &'static str,
+    done: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let began = Instant::now();
+    let done = done.await;
+    let outcome = match &done {
+        Ok(_) => "done",
+        Err(StoreError::NotAllowed(_)) => "refused",
+        Err(_) => "failed",
+    };
+    metrics::REGISTRY_OPERATIONS.count(&[operation, outcome]);
+    metrics::REGISTRY_SECONDS.took(began.elapsed());
+    done
 }
 
 /// Why a database cannot be opened.

@@ -30,7 +30,7 @@ use super::{
     stanza::{Refusal, Stanza},
     xml::{self, Came, Received, StanzaReader},
 };
-use crate::redact::Secret;
+use crate::{metrics, redact::Secret};
 
 /// Connecting and the handshake may take this long together.
 const HANDSHAKE: Duration = Duration::from_secs(15);
@@ -96,19 +96,47 @@ pub enum LinkError {
     },
 }
 
-/// Why one connection ended.
+/// Why one connection ended, or was not made.
 #[derive(Debug, thiserror::Error)]
-enum Ended {
+pub(crate) enum Unlinked {
+    /// The connection broke.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The server has ended it.
     #[error("the XMPP server closed the stream")]
     Closed,
+    /// The server has said why.
     #[error("the XMPP server reports {condition} {text}{}", cure(.condition))]
     Stream { condition: String, text: String },
+    /// The server is silent.
     #[error("the XMPP server did not answer in time")]
     Timeout,
+    /// We have ended it.
     #[error("stopped")]
     Stopped,
+}
+
+impl Unlinked {
+    /// One of a few words, for counting.
+    fn word(&self) -> &'static str {
+        const CONDITIONS: [&str; 6] = [
+            "conflict",
+            "host-unknown",
+            "invalid-namespace",
+            "not-authorized",
+            "see-other-host",
+            "system-shutdown",
+        ];
+        match self {
+            Self::Io(_) => "io",
+            Self::Closed => "closed",
+            Self::Stream { condition, .. } => {
+                CONDITIONS.into_iter().find(|known| known == condition).unwrap_or("other")
+            }
+            Self::Timeout => "timeout",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 fn cure(condition: &str) -> &'static str {
@@ -146,8 +174,11 @@ pub async fn run(
             handler.down();
         }
         match &ended {
-            Ended::Stopped => return Ok(()),
-            Ended::Stream { condition, .. } if condition == "not-authorized" && !was_up => {
+            Unlinked::Stopped => return Ok(()),
+            other => metrics::LINK_FAILURES.count(&[other.word()]),
+        }
+        match &ended {
+            Unlinked::Stream { condition, .. } if condition == "not-authorized" && !was_up => {
                 return Err(LinkError::Refused { jid: options.jid.to_string() });
             }
             _ => {}
@@ -170,6 +201,7 @@ pub async fn run(
             }
         }
         if dropped > 0 {
+            metrics::STANZAS_DROPPED.add(&["link"], dropped);
             debug!(dropped, "stanzas dropped while the link was down");
         }
     }
@@ -182,19 +214,22 @@ async fn connection(
     handler: &mut impl Handler,
     stop: &CancellationToken,
     up: &mut bool,
-) -> Ended {
+) -> Unlinked {
     let connected = tokio::select! {
         biased;
-        () = stop.cancelled() => return Ended::Stopped,
+        () = stop.cancelled() => return Unlinked::Stopped,
         connected = timeout(HANDSHAKE, handshake(options)) => connected,
     };
     let (mut reader, writer) = match connected {
         Ok(Ok(halves)) => halves,
         Ok(Err(ended)) => return ended,
-        Err(_) => return Ended::Timeout,
+        Err(_) => return Unlinked::Timeout,
     };
-    while outbound.try_recv().is_ok() {}
+    while outbound.try_recv().is_ok() {
+        metrics::STANZAS_DROPPED.count(&["link"]);
+    }
     *up = true;
+    metrics::LINK_CONNECTIONS.count(&[]);
     info!(server = options.server, jid = %options.jid, "link up");
     handler.up();
     let mut out = Out { writer, bytes: Vec::new(), written: 0, progress: Instant::now() };
@@ -212,31 +247,31 @@ async fn connection(
             out.push(&element);
         }
         if let Err(error) = out.write_now() {
-            return Ended::Io(error);
+            return Unlinked::Io(error);
         }
         let (left, empty) = (out.left(), out.left() == 0);
         tokio::select! {
             biased;
             () = stop.cancelled() => {
                 let _ = timeout(FLUSH, flush(&mut out, outbound)).await;
-                return Ended::Stopped;
+                return Unlinked::Stopped;
             }
             filled = reader.fill() => {
                 if let Err(error) = filled {
-                    return Ended::Io(error);
+                    return Unlinked::Io(error);
                 }
                 (heard, pinged) = (Instant::now(), false);
             }
             Some(element) = outbound.recv(), if left < BATCH => out.push(&element),
             writable = out.writer.writable(), if !empty => {
                 if let Err(error) = writable {
-                    return Ended::Io(error);
+                    return Unlinked::Io(error);
                 }
             }
             now = ticks.tick() => {
                 let silent = now.saturating_duration_since(heard);
                 if silent >= DEAD_AFTER || !empty && now.saturating_duration_since(out.progress) >= WRITE {
-                    return Ended::Timeout;
+                    return Unlinked::Timeout;
                 }
                 if silent >= PING_AFTER && !pinged {
                     pinged = true;
@@ -263,13 +298,17 @@ impl Out {
 
     fn push(&mut self, element: &Element) {
         if self.left() > BACKLOG {
+            metrics::STANZAS_DROPPED.count(&["queue"]);
             warn!("the XMPP server reads too slowly: an answer was dropped");
             return;
         }
         let before = self.bytes.len();
-        if let Err(error) = xml::write(element, &mut self.bytes) {
-            self.bytes.truncate(before);
-            warn!(%error, "a stanza could not be written and was dropped");
+        match xml::write(element, &mut self.bytes) {
+            Ok(()) => metrics::STANZAS.sent(element.name()),
+            Err(error) => {
+                self.bytes.truncate(before);
+                warn!(%error, "a stanza could not be written and was dropped");
+            }
         }
     }
 
@@ -309,14 +348,24 @@ fn take_in(
     outbound: &mut mpsc::Receiver<Element>,
     handler: &mut impl Handler,
     out: &mut Out,
-) -> Result<(), Ended> {
+) -> Result<(), Unlinked> {
     loop {
         let received = match reader.next()? {
             None => return Ok(()),
-            Some(Came::Whole(received)) => received,
+            Some(Came::Whole(received)) => {
+                if let Received::Element(element) = &received {
+                    metrics::STANZAS.received(element.name());
+                }
+                received
+            }
             Some(Came::Plain(stanza)) => {
+                metrics::STANZAS.received(stanza.name);
+                let before = out.bytes.len();
                 let may_answer = out.left() <= BACKLOG && stanza.attributes.get("id") != PING_ID;
                 if may_answer && handler.plain(&stanza, &mut out.bytes) {
+                    if out.bytes.len() > before {
+                        metrics::STANZAS.sent("iq");
+                    }
                     if out.left() > BATCH {
                         out.write_now()?;
                     }
@@ -327,7 +376,7 @@ fn take_in(
         };
         match received {
             Received::Header(_) => {}
-            Received::Footer => return Err(Ended::Closed),
+            Received::Footer => return Err(Unlinked::Closed),
             Received::Oversized(head) => {
                 if let Ok(stanza) = Stanza::parse(head)
                     && stanza.is_request()
@@ -365,9 +414,11 @@ async fn flush(out: &mut Out, outbound: &mut mpsc::Receiver<Element>) -> io::Res
     out.writer.shutdown().await
 }
 
-type Halves = (StanzaReader<OwnedReadHalf>, OwnedWriteHalf);
+/// A link that is up: what comes, and where to write.
+pub(crate) type Halves = (StanzaReader<OwnedReadHalf>, OwnedWriteHalf);
 
-async fn handshake(options: &LinkOptions) -> Result<Halves, Ended> {
+/// Connects and logs in.
+pub(crate) async fn handshake(options: &LinkOptions) -> Result<Halves, Unlinked> {
     let stream = TcpStream::connect(&options.server).await?;
     stream.set_nodelay(true)?;
     let (read, mut writer) = stream.into_split();
@@ -380,7 +431,7 @@ async fn handshake(options: &LinkOptions) -> Result<Halves, Ended> {
     );
     writer.write_all(header.as_bytes()).await?;
     let Received::Header(id) = reader.read().await? else {
-        return Err(Ended::Closed);
+        return Err(Unlinked::Closed);
     };
     let digest = Handshake::from_stream_id_and_password(id, options.secret.expose_secret());
     let digest =
@@ -390,15 +441,15 @@ async fn handshake(options: &LinkOptions) -> Result<Halves, Ended> {
     match reader.read().await? {
         Received::Element(element) if element.name() == "handshake" => Ok((reader, writer)),
         Received::Element(element) => Err(stream_error(&element)),
-        _ => Err(Ended::Closed),
+        _ => Err(Unlinked::Closed),
     }
 }
 
-fn stream_error(element: &Element) -> Ended {
+fn stream_error(element: &Element) -> Unlinked {
     let condition =
         element.children().find(|child| child.has_ns(ns::STREAM_ERRORS) && child.name() != "text");
     let text = element.get_child("text", ns::STREAM_ERRORS).map(Element::text).unwrap_or_default();
-    Ended::Stream {
+    Unlinked::Stream {
         condition: condition.map_or("an error", Element::name).to_owned(),
         text: text.chars().filter(|c| !c.is_control()).take(200).collect(),
     }

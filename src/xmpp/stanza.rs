@@ -6,6 +6,7 @@ use jid::Jid;
 use minidom::Element;
 
 use super::ns;
+use crate::metrics;
 
 /// The three kinds of stanza (RFC 6120, 8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,12 @@ impl Stanza {
 
     /// The `type='error'` answer.
     pub fn refuse(&self, refusal: &Refusal) -> Element {
+        metrics::REFUSALS.count(&[refusal.condition]);
+        self.error(refusal.to_element())
+    }
+
+    /// The same with the `<error/>` that someone else has given.
+    pub fn error(&self, error: Element) -> Element {
         let name = match self.kind {
             Kind::Iq => "iq",
             Kind::Message => "message",
@@ -106,7 +113,7 @@ impl Stanza {
             .attr(rxml::xml_ncname!("from").into(), self.to.as_str())
             .attr(rxml::xml_ncname!("to").into(), self.from.as_str())
             .attr(rxml::xml_ncname!("id").into(), self.id.as_str())
-            .append(refusal.to_element())
+            .append(error)
             .build()
     }
 }

@@ -331,6 +331,27 @@ async def audit(world):
     return report
 
 
+async def stall(world):
+    """A stream whose reader waits for a while, and one that is never activated."""
+    ends, _ = await world.stream()
+    waiting = await connect(world.settings, dst_addr("never", world.alice.boundjid, world.bob.boundjid))
+    ends[0][1].write(bytes(16 << 20))
+    await asyncio.sleep(2.5)
+    read = len(await asyncio.wait_for(ends[1][0].readexactly(16 << 20), 20))
+    del waiting
+    ends[0][1].close()
+    return read
+
+
+async def undrained(world):
+    """There and back again."""
+    for new in ("refuse", "take"):
+        run = await world.run("drain").go()
+        await run.go("complete", new=new)
+        await world.stream()
+        await asyncio.sleep(0.3)
+
+
 async def stats(world):
     run = await world.run("stats").go()
     fields = {var: field["value"] for var, field in run.form.get_fields().items()}

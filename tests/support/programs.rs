@@ -42,6 +42,8 @@ pub struct Options {
     pub env: Vec<(&'static str, String)>,
     /// As many open files as it may have.
     pub descriptors: Option<u32>,
+    /// The SOCKS5 port, if it is chosen already.
+    pub socks5: Option<u16>,
     /// Another database than a SQLite file of its own.
     pub database: Option<String>,
     /// Where SOCKS5 is served, if not on 127.0.0.1.
@@ -59,7 +61,7 @@ impl Component {
     /// Starts the component and does not wait.
     pub fn launch(server: &Server, options: &Options) -> Self {
         let folder = tempfile::Builder::new().prefix("fingerpost-component-").tempdir().unwrap();
-        let socks5 = free_port();
+        let socks5 = options.socks5.unwrap_or_else(free_port);
         let tap = options.tap.then(|| Tap::start(socks5));
         let told = tap.as_ref().map_or(socks5, Tap::port);
         let config = folder.path().join("fingerpost.toml");
@@ -115,6 +117,13 @@ impl Component {
         let command = Self::serve(&self.config(), &self.options);
         self.process = Process::start(command, &self.log_path());
         self.wait_for_links(links + 1);
+    }
+
+    /// Starts another process with the same configuration, database and log; gives the one that there was.
+    pub fn succeed(&mut self) -> Process {
+        let command = Self::serve(&self.config(), &self.options);
+        let next = Process::start(command, &self.log_path());
+        std::mem::replace(&mut self.process, next)
     }
 
     /// The file with everything it has logged.

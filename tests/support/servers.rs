@@ -38,6 +38,8 @@ pub struct Server {
     /// Where it listens besides 127.0.0.1.
     address: Option<String>,
     process: Option<Process>,
+    /// Whether it has a component port.
+    has_components: bool,
 }
 
 impl Server {
@@ -59,8 +61,16 @@ impl Server {
     fn start_as(kind: Kind, proxy: Option<u16>, address: Option<String>) -> Self {
         let folder = tempfile::Builder::new().prefix("fingerpost-server-").tempdir().unwrap();
         make_certificate(folder.path());
-        let (c2s, component) = (free_port(), free_port());
-        let mut server = Self { kind, folder, c2s, component, proxy, address, process: None };
+        let mut server = Self {
+            kind,
+            folder,
+            c2s: free_port(),
+            component: free_port(),
+            proxy,
+            address,
+            process: None,
+            has_components: true,
+        };
         match kind {
             Kind::Prosody => server.prepare_prosody(),
             Kind::Ejabberd => server.prepare_ejabberd(),
@@ -91,6 +101,19 @@ impl Server {
         }
     }
 
+    /// Stops the server, changes its configuration, and starts it again; with a component port, if it still has one.
+    pub fn reconfigure(&mut self, has_components: bool, change: impl FnOnce(String) -> String) {
+        self.stop();
+        self.has_components = has_components;
+        let name = match self.kind {
+            Kind::Prosody => "prosody.cfg.lua",
+            Kind::Ejabberd => "ejabberd.yml",
+        };
+        let text = change(read(&self.path(name)));
+        self.write(name, &text);
+        self.up();
+    }
+
     /// Starts the server again after [`Server::stop`].
     pub fn up(&mut self) {
         let command = match self.kind {
@@ -98,7 +121,8 @@ impl Server {
             Kind::Ejabberd => self.ejabberd(),
         };
         let mut process = Process::start(command, &self.path("output.log"));
-        let ports = [Some(self.c2s), Some(self.component), self.proxy];
+        let component = self.has_components.then_some(self.component);
+        let ports = [Some(self.c2s), component, self.proxy];
         let log = self.path("server.log");
         let output = self.path("output.log");
         wait_for(

@@ -142,6 +142,33 @@ enum Phase {
     Over,
 }
 
+/// The reason in a session-terminate, if it is one of XEP-0166, 7.4.
+fn known_reason(jingle: &Element) -> &'static str {
+    const REASONS: [&str; 17] = [
+        "alternative-session",
+        "busy",
+        "cancel",
+        "connectivity-error",
+        "decline",
+        "expired",
+        "failed-application",
+        "failed-transport",
+        "general-error",
+        "gone",
+        "incompatible-parameters",
+        "media-error",
+        "security-error",
+        "success",
+        "timeout",
+        "unsupported-applications",
+        "unsupported-transports",
+    ];
+    let given = jingle.children().find(|child| child.name() == "reason");
+    let named =
+        |name: &&str| given.is_some_and(|given| given.children().any(|c| c.name() == *name));
+    REASONS.into_iter().find(named).unwrap_or("other")
+}
+
 /// What an answer is for.
 #[derive(Debug)]
 enum Question {
@@ -174,6 +201,8 @@ pub(crate) struct Session {
     deadline_reason: &'static str,
     /// A user has lost the connection to the server while the stream goes on beside it.
     absent: bool,
+    /// Why it ended, once it has.
+    reason: &'static str,
     /// When the service stops.
     stop_at: Option<Instant>,
     /// When each side was last heard of.
@@ -205,6 +234,7 @@ impl Session {
             deadline: now + options.activation_timeout,
             deadline_reason: "timeout",
             absent: false,
+            reason: "refused",
             stop_at: None,
             options,
             ids,
@@ -226,6 +256,11 @@ impl Session {
     /// What is to be done next. Ask until there is nothing.
     pub(crate) fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
+    }
+
+    /// Why it has ended: a condition of XEP-0166, `refused` if it never began, `other` for one that is not known.
+    pub(crate) fn reason(&self) -> &'static str {
+        self.reason
     }
 
     /// When [`Input::Timeout`] is due.
@@ -350,6 +385,7 @@ impl Session {
             }
         }
         info!(reason = condition, "session ended");
+        self.reason = condition;
         self.finish();
     }
 
@@ -364,6 +400,7 @@ impl Session {
             self.tell(other, jingle);
         }
         info!(side = side.as_str(), "user gone");
+        self.reason = "gone";
         self.finish();
     }
 
@@ -517,7 +554,8 @@ impl Session {
             let out = rewrite::jingle(jingle, &self.frame(other), |content| content);
             self.tell(other, out);
         }
-        info!(by = by.as_str(), "session terminated");
+        self.reason = known_reason(jingle);
+        info!(by = by.as_str(), reason = self.reason, "session terminated");
         self.finish();
     }
 

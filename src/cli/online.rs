@@ -1,0 +1,239 @@
+//! `fingerpost check --online`: logs in to the XMPP server as the component would, looks around as its users would,
+//! and says of everything that is wrong what is to be done about it.
+
+use std::{
+    io::{self, Write},
+    net::{SocketAddr, ToSocketAddrs},
+    time::Duration,
+};
+
+use jid::{BareJid, Jid};
+use minidom::Element;
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+use super::{Failure, SECRET_REFUSED};
+use crate::{
+    config::Config,
+    xmpp::{
+        link::{self, Halves, LinkOptions, Unlinked},
+        ns,
+        stanza::{Kind, Stanza},
+        xml::{self, Received},
+    },
+};
+
+/// How long the server may take for a connection with its login, and for each answer.
+const WAIT: Duration = Duration::from_secs(10);
+/// Services of the parent domain that are asked what they are.
+const SERVICES: usize = 20;
+
+/// Logs in, looks, and reports each good thing as a line of `out`.
+///
+/// # Errors
+/// The first thing that keeps the service from working. What only makes it work badly is a line `warning: …`.
+pub(crate) async fn run(config: &Config, out: &mut impl Write) -> Result<(), Failure> {
+    let (component, server) = (&config.component, &config.component.server);
+    let options = LinkOptions {
+        server: server.clone(),
+        jid: component.jid.clone(),
+        secret: component.secret.clone(),
+    };
+    let halves = match timeout(WAIT, link::handshake(&options)).await {
+        Ok(Ok(halves)) => halves,
+        Ok(Err(error)) => return Err(explain(config, &error)),
+        Err(_) => {
+            return Err(Failure::new(format!("no answer from {server} in {} s", WAIT.as_secs()))
+                .with_hint("is that the server's component port, and not the one of clients?"));
+        }
+    };
+    writeln!(out, "the XMPP server at {server} took the secret")?;
+    let mut asking = Asking { halves, jid: component.jid.clone(), number: 0 };
+    let domain = component.jid.domain().as_str();
+    if let Some((_, parent)) = domain.split_once('.').filter(|(_, parent)| parent.contains('.')) {
+        services(&mut asking, config, parent, out).await?;
+    }
+    addresses(config, out).await?;
+    asking.close().await;
+    Ok(())
+}
+
+/// Why there is no link, and the cure.
+fn explain(config: &Config, error: &Unlinked) -> Failure {
+    let (jid, server) = (&config.component.jid, &config.component.server);
+    let attach = "`fingerpost attach prosody` (or ejabberd) prints the lines for the server; restart it after that";
+    match error {
+        Unlinked::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Failure::new(format!("nobody listens at {server}")).with_hint(format!(
+                "is the server running, and does it have a component port there? {attach}"
+            ))
+        }
+        Unlinked::Io(error) => Failure::new(format!("no connection to {server}: {error}"))
+            .with_hint("check [component] server: host:port of the server's component port"),
+        Unlinked::Stream { condition, .. } if condition == "not-authorized" => {
+            Failure::new(format!("the XMPP server refused the secret for {jid}"))
+                .with_code(SECRET_REFUSED)
+                .with_hint(format!("server and [component] secret must have the same: {attach}"))
+        }
+        Unlinked::Stream { condition, .. } if condition == "host-unknown" => {
+            Failure::new(format!("the XMPP server knows of no component {jid}")).with_hint(attach)
+        }
+        Unlinked::Stream { condition, .. } if condition == "conflict" => Failure::new(format!(
+            "{jid} is connected already"
+        ))
+        .with_hint("is fingerpost running? Then all is well; else stop what has its address"),
+        Unlinked::Closed => Failure::new(format!("{server} closed the connection")).with_hint(
+            format!("is that the component port, and does the server know {jid}? {attach}"),
+        ),
+        other => Failure::new(format!("no component link to {server}: {other}")),
+    }
+}
+
+/// Whether clients of the parent domain find the component, and whether they find another proxy too.
+async fn services(
+    asking: &mut Asking,
+    config: &Config,
+    parent: &str,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
+    let jid = &config.component.jid;
+    let Ok(host) = Jid::new(parent) else { return Ok(()) };
+    let Some(items) = asking.ask(&host, Element::bare("query", ns::DISCO_ITEMS)).await? else {
+        writeln!(
+            out,
+            "warning: {parent} does not say what services it has: is it a host of this server?"
+        )?;
+        return Ok(());
+    };
+    let services: Vec<Jid> = items
+        .children()
+        .filter(|item| item.is("item", ns::DISCO_ITEMS) && item.attr("node").is_none())
+        .filter_map(|item| item.attr("jid").and_then(|jid| Jid::new(jid).ok()))
+        .collect();
+    if services.iter().any(|service| service.as_str() == jid.as_str()) {
+        writeln!(out, "clients of {parent} find {jid} among its services")?;
+    } else {
+        writeln!(
+            out,
+            "warning: {jid} is not among the services of {parent}, so clients will not find the proxy; Prosody: \
+             disco_items = {{ {{ \"{jid}\" }} }} for that host; ejabberd: extra_domains of mod_disco"
+        )?;
+    }
+    if config.socks5.listen.is_empty() {
+        return Ok(());
+    }
+    for service in services.iter().filter(|service| service.as_str() != jid.as_str()).take(SERVICES)
+    {
+        let about = asking.ask(service, Element::bare("query", ns::DISCO_INFO)).await?;
+        let is_proxy = about.is_some_and(|about| {
+            about.children().any(|identity| {
+                identity.is("identity", ns::DISCO_INFO)
+                    && identity.attr("category") == Some("proxy")
+                    && identity.attr("type") == Some("bytestreams")
+            })
+        });
+        if is_proxy {
+            writeln!(
+                out,
+                "warning: {service} is a SOCKS5 proxy too, and clients take the one or the other; switch off the \
+                 server's own (proxy65 in Prosody, mod_proxy65 in ejabberd)"
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether what clients are told leads here: the listening addresses are taken for a moment, to see who comes.
+async fn addresses(config: &Config, out: &mut impl Write) -> Result<(), Failure> {
+    let mut listeners = Vec::new();
+    for address in &config.socks5.listen {
+        // They are free, as has been tried before; another program may have taken one since.
+        if let Ok(listener) = TcpListener::bind(address).await {
+            listeners.push(listener);
+        }
+    }
+    if listeners.is_empty() {
+        return Ok(());
+    }
+    for (host, port) in &config.socks5.advertise {
+        let arrives = async {
+            let found: Vec<SocketAddr> = (host.as_str(), *port).to_socket_addrs()?.collect();
+            let stream = TcpStream::connect(found.as_slice()).await?;
+            let from = stream.local_addr()?;
+            let accepts = listeners.iter().map(|listener| Box::pin(listener.accept()));
+            let ((_, peer), _, _) =
+                futures::future::select_ok(accepts).await.map(|(one, rest)| (one, rest, ()))?;
+            Ok::<bool, io::Error>(peer.port() == from.port())
+        };
+        let cure = "check [socks5] advertise, the name's DNS record, the firewall and the router's forwarding";
+        match timeout(WAIT / 2, arrives).await {
+            Ok(Ok(true)) => writeln!(out, "{host}:{port}, which clients are told, leads here")?,
+            Ok(Ok(false)) | Err(_) => writeln!(
+                out,
+                "warning: {host}:{port}, which clients are told, does not lead here (behind a router that may still be \
+                 right for others): {cure}"
+            )?,
+            Ok(Err(error)) => writeln!(
+                out,
+                "warning: {host}:{port}, which clients are told, cannot be reached from here: {error}; {cure}"
+            )?,
+        }
+    }
+    Ok(())
+}
+
+/// A link for a few questions.
+struct Asking {
+    halves: Halves,
+    jid: BareJid,
+    number: u32,
+}
+
+impl Asking {
+    /// The payload of the answer; `None` for an error or silence.
+    async fn ask(&mut self, to: &Jid, payload: Element) -> Result<Option<Element>, Failure> {
+        self.number += 1;
+        let id = format!("check-{}", self.number);
+        let from = self.jid.as_str();
+        let mut iq = xml::element(
+            "iq",
+            ns::CLIENT,
+            &[("type", "get"), ("from", from), ("to", to.as_str()), ("id", &id)],
+        );
+        iq.append_child(payload);
+        let (reader, writer) = &mut self.halves;
+        let mut bytes = Vec::new();
+        xml::write(&iq, &mut bytes)?;
+        writer.write_all(&bytes).await?;
+        let answer = async {
+            loop {
+                match reader.read().await? {
+                    Received::Element(element) => {
+                        if let Ok(stanza) = Stanza::parse(element)
+                            && stanza.kind == Kind::Iq
+                            && stanza.id == id
+                            && stanza.from == *to
+                        {
+                            let answered = stanza.type_ == "result";
+                            return Ok(answered.then(|| stanza.payload().cloned()).flatten());
+                        }
+                    }
+                    Received::Footer => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                    Received::Header(_) | Received::Oversized(_) => {}
+                }
+            }
+        };
+        match timeout(WAIT, answer).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn close(mut self) {
+        let _ = self.halves.1.write_all(b"</stream:stream>").await;
+        let _ = self.halves.1.shutdown().await;
+    }
+}

@@ -1,0 +1,273 @@
+//! Health, readiness, metrics and a status page.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/healthz` | 200 while the process serves |
+//! | `/readyz` | 200 with the XMPP link and the database up, else 503 and why |
+//! | `/metrics` | Prometheus text |
+//! | `/` | a page for a person (`page.rs`) |
+
+mod page;
+
+use std::{
+    fmt::Write,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request, State},
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{
+            CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, FORWARDED, HOST, REFERRER_POLICY,
+            X_CONTENT_TYPE_OPTIONS,
+        },
+    },
+    middleware::{self, Next},
+    response::{Html, IntoResponse, Response},
+    routing::get,
+};
+use jid::BareJid;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use self::page::Page;
+use crate::{broker::Broker, control::Control, mediator::table::Table, metrics, print::Print};
+
+/// Sessions that the page shows.
+const SESSIONS: usize = 10;
+/// The shortest time over which the page tells a throughput.
+const SAMPLE: Duration = Duration::from_secs(2);
+
+/// What the pages tell of. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Status {
+    link: Arc<AtomicBool>,
+    control: Control,
+    broker: Broker,
+    table: Table,
+    own: Print,
+    component: BareJid,
+    /// When it was last looked at how many bytes had been relayed, and the rate before that.
+    sample: Arc<Mutex<(Instant, u64, Option<f64>)>>,
+}
+
+impl Status {
+    /// The state of a service whose link is not up yet; `own` is the print of its certificate.
+    pub fn new(
+        component: BareJid,
+        control: Control,
+        broker: Broker,
+        table: Table,
+        own: Print,
+    ) -> Self {
+        let sample = Arc::new(Mutex::new((Instant::now(), 0, None)));
+        Self { link: Arc::default(), control, broker, table, own, component, sample }
+    }
+
+    /// Bytes per second between the last two looks that were far enough apart.
+    fn rate(&self, bytes: u64) -> Option<f64> {
+        let mut sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, before, _) = *sample;
+        let past = at.elapsed();
+        if past >= SAMPLE {
+            let rate = bytes.saturating_sub(before) as f64 / past.as_secs_f64();
+            *sample = (Instant::now(), bytes, Some(rate));
+        }
+        sample.2
+    }
+
+    /// Notes whether the link is up.
+    pub fn set_link(&self, up: bool) {
+        self.link.store(up, Ordering::Relaxed);
+    }
+
+    fn link(&self) -> bool {
+        self.link.load(Ordering::Relaxed)
+    }
+}
+
+/// Serves the pages at `address`, or where `given` listens already, until `stop`; gives the address bound.
+///
+/// # Errors
+/// If the address cannot be listened on.
+pub async fn start(
+    address: &str,
+    given: Option<std::net::TcpListener>,
+    status: Status,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> io::Result<SocketAddr> {
+    let listener = match given {
+        Some(listener) => {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)?
+        }
+        None => TcpListener::bind(address).await?,
+    };
+    let bound = listener.local_addr()?;
+    let pages = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/", get(page))
+        .layer(middleware::from_fn(as_said))
+        .with_state(status)
+        .into_make_service_with_connect_info::<SocketAddr>();
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        let serving = axum::serve(listener, pages);
+        tokio::select! {
+            ended = serving => if let Err(error) = ended { warn!(%error, "the status server ended") },
+            () = stop.cancelled() => {}
+        }
+    });
+    info!(%bound, "status server");
+    Ok(bound)
+}
+
+async fn readyz(State(status): State<Status>) -> (StatusCode, &'static str) {
+    if !status.link() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the link to the XMPP server is down\n");
+    }
+    if status.control.is_draining() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining: new sessions are refused\n");
+    }
+    if status.control.store().ping().await.is_err() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n");
+    }
+    (StatusCode::OK, "ready\n")
+}
+
+async fn metrics(State(status): State<Status>) -> impl IntoResponse {
+    let counts = status.table.counts();
+    let (free, busy) = status.table.plane().pipes();
+    let store = status.control.store();
+    let database = store.ping().await.is_ok();
+    let (open, idle, _) = store.connections();
+    let mut text = String::new();
+    let figures: [(&str, &str, u64); 11] = [
+        ("link_up", "1 if the link to the XMPP server is up", status.link().into()),
+        ("database_up", "1 if the database answers", database.into()),
+        ("draining", "1 if new sessions are refused", status.control.is_draining().into()),
+        ("uptime_seconds", "Seconds since the start", status.control.started().elapsed().as_secs()),
+        ("broker_sessions", "Brokered sessions", status.broker.sessions() as u64),
+        ("transfers_active", "Active XEP-0065 transfers", counts.active as u64),
+        ("transfers_waiting", "XEP-0065 transfers not activated", counts.waiting as u64),
+        ("pipes_free", "Kernel pipes that wait for use", free as u64),
+        ("pipes_busy", "Kernel pipes with bytes in flight", busy as u64),
+        ("database_connections_open", "Connections to the database", open.into()),
+        (
+            "database_connections_idle",
+            "Connections to the database that are not in use",
+            idle as u64,
+        ),
+    ];
+    for (name, help, value) in figures {
+        metrics::gauge(&mut text, name, help, value);
+    }
+    let help = "Bytes of ended XEP-0065 transfers";
+    metrics::head(&mut text, "transfers_bytes_total", "counter", help);
+    let _ = writeln!(text, "fingerpost_transfers_bytes_total {}", counts.bytes);
+    status.table.plane().metrics().write(&mut text);
+    metrics::write(&mut text);
+    metrics::process(&mut text);
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+async fn page(
+    State(status): State<Status>,
+    ConnectInfo(viewer): ConnectInfo<SocketAddr>,
+    asked: HeaderMap,
+) -> impl IntoResponse {
+    let control = &status.control;
+    let counts = status.table.counts();
+    let metrics = status.table.plane().metrics();
+    let local = viewer.ip().to_canonical().is_loopback() && !may_be_far(&asked);
+    let shown =
+        |jid: &BareJid| if local { jid.to_string() } else { format!("…@{}", jid.domain()) };
+    let sessions = control.sessions(None);
+    let sessions = sessions.iter().take(SESSIONS).map(|session| {
+        let legs = match session.legs {
+            Some([a, b]) if session.brokered => format!("{a}-{b}"),
+            Some(_) => "SOCKS5".to_owned(),
+            None => "being set up".to_owned(),
+        };
+        let [a, b] = &session.users;
+        let what = format!("{legs}, {} s, {} bytes", session.age.as_secs(), session.bytes);
+        [shown(a), shown(b), what]
+    });
+    let page = Page {
+        component: status.component.to_string(),
+        link: status.link(),
+        database: control.store().ping().await.is_ok(),
+        draining: control.is_draining(),
+        connections: control.store().connections(),
+        brokered: status.broker.sessions(),
+        transfers: counts.active,
+        waiting: counts.waiting,
+        streams: metrics.streams(),
+        bytes: metrics.bytes(),
+        bytes_per_second: status.rate(metrics.bytes()),
+        uptime: control.started().elapsed(),
+        print: status.own.to_string(),
+        sessions: sessions.collect(),
+    };
+    let headers = [
+        // Nothing but the style that is in the page.
+        (
+            CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+        ),
+        (CACHE_CONTROL, "no-store"),
+        (REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, Html(page.render().into_string()))
+}
+
+/// Whether who asks from this machine may do so for someone elsewhere: through a proxy, or in a browser whose page says
+/// that its own name is this machine's.
+fn may_be_far(asked: &HeaderMap) -> bool {
+    let host = asked.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let here = matches!(name, "localhost" | "[::1]")
+        || name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback());
+    !here || asked.contains_key(FORWARDED) || asked.contains_key("x-forwarded-for")
+}
+
+/// What is sent is what it says it is.
+async fn as_said(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_and_a_foreign_name_may_be_far() {
+        let asked = |pairs: &[(&'static str, &'static str)]| -> HeaderMap {
+            let pairs = pairs
+                .iter()
+                .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
+            pairs.collect()
+        };
+        for host in ["localhost:7626", "127.0.0.1:7626", "[::1]:7626", "127.0.0.1"] {
+            assert!(!may_be_far(&asked(&[("host", host)])), "{host}");
+        }
+        assert!(may_be_far(&asked(&[("host", "evil.example:7626")])));
+        assert!(may_be_far(&asked(&[])));
+        let proxied = [("host", "localhost"), ("x-forwarded-for", "192.0.2.1")];
+        assert!(may_be_far(&asked(&proxied)));
+    }
+}

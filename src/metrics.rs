@@ -1,0 +1,311 @@
+//! What operators may ask of all but the streams themselves, which `mediator/metrics.rs` counts.
+//!
+//! There is one set of counters in a process, as there is one page that shows it. No label holds anything that a user
+//! has chosen: their values are words of this program.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+/// Logins to the XMPP server.
+pub static LINK_CONNECTIONS: Counter =
+    Counter::new("link_connections_total", "Logins to the XMPP server that succeeded", &[]);
+/// Why the link was lost, or not made.
+pub static LINK_FAILURES: Counter = Counter::new(
+    "link_failures_total",
+    "Connections to the XMPP server that ended or were not made, by reason",
+    &["reason"],
+);
+/// Stanzas over the link.
+pub static STANZAS: Stanzas = Stanzas([const { [const { AtomicU64::new(0) }; 4] }; 2]);
+/// Stanzas that were not sent.
+pub static STANZAS_DROPPED: Counter = Counter::new(
+    "stanzas_dropped_total",
+    "Stanzas that could not be sent, for want of the link or of room in its queue",
+    &["reason"],
+);
+/// Requests that were refused.
+pub static REFUSALS: Counter = Counter::new(
+    "request_refusals_total",
+    "Requests over XMPP that were refused, by the error's condition",
+    &["condition"],
+);
+/// Brokered sessions that began.
+pub static SESSIONS: Counter =
+    Counter::new("broker_sessions_total", "Brokered sessions since the start", &[]);
+/// Brokered sessions that ended.
+pub static SESSIONS_ENDED: Counter = Counter::new(
+    "broker_sessions_ended_total",
+    "Brokered sessions that ended, by their legs' transports (none: it was never up) and the reason",
+    &["initiator", "responder", "reason"],
+);
+/// Ad-hoc commands.
+pub static COMMANDS: Counter = Counter::new(
+    "commands_total",
+    "Pages of ad-hoc commands, by command and how they were answered",
+    &["command", "status"],
+);
+/// What was asked of the database.
+pub static REGISTRY_OPERATIONS: Counter = Counter::new(
+    "registry_operations_total",
+    "Operations on the database, by kind and outcome",
+    &["operation", "outcome"],
+);
+/// How long that took.
+pub static REGISTRY_SECONDS: Histogram =
+    Histogram::new("registry_operation_seconds", "How long operations on the database took");
+
+/// A counter for each combination of its labels' values.
+#[derive(Debug)]
+pub struct Counter {
+    name: &'static str,
+    help: &'static str,
+    labels: &'static [&'static str],
+    values: Mutex<BTreeMap<Vec<&'static str>, u64>>,
+}
+
+impl Counter {
+    const fn new(name: &'static str, help: &'static str, labels: &'static [&'static str]) -> Self {
+        Self { name, help, labels, values: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Adds one to what these values of the labels count.
+    pub fn count(&self, values: &[&'static str]) {
+        self.add(values, 1);
+    }
+
+    /// Adds `n` to it.
+    pub fn add(&self, values: &[&'static str], n: u64) {
+        debug_assert_eq!(values.len(), self.labels.len());
+        let mut counted = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        match counted.get_mut(values) {
+            Some(count) => *count += n,
+            None => {
+                counted.insert(values.to_vec(), n);
+            }
+        }
+    }
+
+    fn write(&self, text: &mut String) {
+        head(text, self.name, "counter", self.help);
+        let counted = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.labels.is_empty() && counted.is_empty() {
+            let _ = writeln!(text, "fingerpost_{} 0", self.name);
+        }
+        for (values, count) in counted.iter() {
+            let labels: Vec<String> = self
+                .labels
+                .iter()
+                .zip(values)
+                .map(|(label, value)| format!("{label}=\"{value}\""))
+                .collect();
+            let labels = match labels.as_slice() {
+                [] => String::new(),
+                labels => format!("{{{}}}", labels.join(",")),
+            };
+            let _ = writeln!(text, "fingerpost_{}{labels} {count}", self.name);
+        }
+    }
+}
+
+/// Stanzas by direction and kind; there may be tens of thousands in a second.
+#[derive(Debug)]
+pub struct Stanzas([[AtomicU64; KINDS.len()]; 2]);
+
+const KINDS: [&str; 4] = ["iq", "message", "presence", "other"];
+
+impl Stanzas {
+    /// Counts a stanza of this name that came.
+    pub fn received(&self, name: &str) {
+        self.count(0, name);
+    }
+
+    /// Counts a stanza of this name that is to be sent.
+    pub fn sent(&self, name: &str) {
+        self.count(1, name);
+    }
+
+    fn count(&self, direction: usize, name: &str) {
+        let kind = KINDS.iter().position(|kind| *kind == name).unwrap_or(KINDS.len() - 1);
+        self.0[direction][kind].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn write(&self, text: &mut String) {
+        let help = "Stanzas received from and sent to the XMPP server";
+        head(text, "stanzas_total", "counter", help);
+        for (direction, counts) in ["received", "sent"].into_iter().zip(&self.0) {
+            for (kind, count) in KINDS.into_iter().zip(counts) {
+                let count = count.load(Ordering::Relaxed);
+                let _ = writeln!(
+                    text,
+                    "fingerpost_stanzas_total{{direction=\"{direction}\",kind=\"{kind}\"}} {count}"
+                );
+            }
+        }
+    }
+}
+
+/// The upper bounds in microseconds, and as they are shown in seconds.
+const BOUNDS: [(u64, &str); 10] = [
+    (100, "0.0001"),
+    (250, "0.00025"),
+    (1_000, "0.001"),
+    (2_500, "0.0025"),
+    (10_000, "0.01"),
+    (25_000, "0.025"),
+    (100_000, "0.1"),
+    (250_000, "0.25"),
+    (1_000_000, "1"),
+    (5_000_000, "5"),
+];
+
+/// How often something took how long.
+#[derive(Debug)]
+pub struct Histogram {
+    name: &'static str,
+    help: &'static str,
+    buckets: [AtomicU64; BOUNDS.len() + 1],
+    micros: AtomicU64,
+}
+
+impl Histogram {
+    const fn new(name: &'static str, help: &'static str) -> Self {
+        let buckets = [const { AtomicU64::new(0) }; BOUNDS.len() + 1];
+        Self { name, help, buckets, micros: AtomicU64::new(0) }
+    }
+
+    /// Counts one that took so long.
+    pub fn took(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BOUNDS.partition_point(|(bound, _)| *bound < micros);
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.micros.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    fn write(&self, text: &mut String) {
+        head(text, self.name, "histogram", self.help);
+        let name = self.name;
+        let mut count = 0;
+        for (bucket, bound) in
+            self.buckets.iter().zip(BOUNDS.map(|(_, shown)| shown).into_iter().chain(["+Inf"]))
+        {
+            count += bucket.load(Ordering::Relaxed);
+            let _ = writeln!(text, "fingerpost_{name}_bucket{{le=\"{bound}\"}} {count}");
+        }
+        let micros = self.micros.load(Ordering::Relaxed);
+        let (whole, part) = (micros / 1_000_000, micros % 1_000_000);
+        let _ = writeln!(text, "fingerpost_{name}_sum {whole}.{part:06}");
+        let _ = writeln!(text, "fingerpost_{name}_count {count}");
+    }
+}
+
+/// All of these in Prometheus' text format.
+pub fn write(text: &mut String) {
+    for counter in [
+        &LINK_CONNECTIONS,
+        &LINK_FAILURES,
+        &STANZAS_DROPPED,
+        &REFUSALS,
+        &SESSIONS,
+        &SESSIONS_ENDED,
+        &COMMANDS,
+        &REGISTRY_OPERATIONS,
+    ] {
+        counter.write(text);
+    }
+    STANZAS.write(text);
+    REGISTRY_SECONDS.write(text);
+}
+
+/// One figure that is read now.
+pub fn gauge(text: &mut String, name: &str, help: &str, value: impl std::fmt::Display) {
+    head(text, name, "gauge", help);
+    let _ = writeln!(text, "fingerpost_{name} {value}");
+}
+
+/// The lines that say what a metric is.
+pub fn head(text: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(text, "# HELP fingerpost_{name} {help}\n# TYPE fingerpost_{name} {kind}");
+}
+
+/// What the system knows of this process: files, memory, processor time. Left out where it does not say.
+pub fn process(text: &mut String) {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).ok();
+    if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
+        // The folder itself is one of them while it is read.
+        let open = files.count().saturating_sub(1);
+        gauge(text, "process_open_fds", "Open file descriptors", open);
+    }
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    if let Some(limit) = limit {
+        gauge(text, "process_max_fds", "The most file descriptors that may be open", limit);
+    }
+    let statm = read("statm");
+    let pages = statm
+        .as_deref()
+        .and_then(|text| text.split(' ').nth(1))
+        .and_then(|n| n.parse::<u64>().ok());
+    if let Some(pages) = pages {
+        let bytes = pages * rustix::param::page_size() as u64;
+        gauge(text, "process_resident_memory_bytes", "Memory in use", bytes);
+    }
+    // The name in parentheses may have spaces in it.
+    let stat = read("stat");
+    let fields = stat.as_deref().and_then(|text| text.rsplit_once(") "));
+    let ticks = fields.map(|(_, rest)| {
+        rest.split(' ').skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum::<u64>()
+    });
+    if let Some(ticks) = ticks {
+        let help = "Processor time used, in user and system mode";
+        head(text, "process_cpu_seconds_total", "counter", help);
+        let per_second = rustix::param::clock_ticks_per_second();
+        let (whole, rest) = (ticks / per_second, ticks % per_second);
+        let _ = writeln!(
+            text,
+            "fingerpost_process_cpu_seconds_total {whole}.{:02}",
+            rest * 100 / per_second
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_what_prometheus_reads() {
+        static PLAIN: Counter = Counter::new("plain_total", "Help", &[]);
+        static TWO: Counter = Counter::new("two_total", "Help", &["a", "b"]);
+        static TIMES: Histogram = Histogram::new("times_seconds", "Help");
+        let mut text = String::new();
+        PLAIN.write(&mut text);
+        TWO.count(&["x", "y"]);
+        TWO.add(&["x", "z"], 2);
+        TWO.write(&mut text);
+        TIMES.took(Duration::from_micros(100));
+        TIMES.took(Duration::from_secs(7));
+        TIMES.write(&mut text);
+        process(&mut text);
+        for line in [
+            "# TYPE fingerpost_plain_total counter",
+            "fingerpost_plain_total 0",
+            "fingerpost_two_total{a=\"x\",b=\"y\"} 1",
+            "fingerpost_two_total{a=\"x\",b=\"z\"} 2",
+            "# TYPE fingerpost_times_seconds histogram",
+            "fingerpost_times_seconds_bucket{le=\"0.0001\"} 1",
+            "fingerpost_times_seconds_bucket{le=\"5\"} 1",
+            "fingerpost_times_seconds_bucket{le=\"+Inf\"} 2",
+            "fingerpost_times_seconds_sum 7.000100",
+            "fingerpost_times_seconds_count 2",
+            "# TYPE fingerpost_process_open_fds gauge",
+        ] {
+            assert!(text.lines().any(|written| written == line), "{line} in\n{text}");
+        }
+    }
+}
