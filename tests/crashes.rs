@@ -8,10 +8,11 @@ mod support;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::network::Network;
+use support::postgres::Postgres;
 use support::process::Process;
 use support::programs::{Component, Listener, Options, Script, Xtls};
 use support::servers::{Kind, Server};
@@ -21,6 +22,8 @@ use support::{free_port, random_file, sha256, wait_for};
 const BOUND: Duration = Duration::from_secs(20);
 /// The same when a network is gone, of which nobody is told: two signs of life of half a minute.
 const SILENT_BOUND: Duration = Duration::from_secs(90);
+/// How long the component lets what is under way go on when it is told to stop.
+const DRAIN: Duration = Duration::from_secs(8);
 /// A size that takes seconds at the rate that the component is given.
 const LARGE: usize = 12 << 20;
 
@@ -48,22 +51,25 @@ struct World {
 }
 
 impl World {
-    fn start(network: Option<&Network>) -> Self {
+    fn start(network: Option<&Network>, database: Option<String>) -> Self {
         let server = match network {
             Some(network) => Server::start_at(Kind::Prosody, network.address()),
             None => Server::start(Kind::Prosody),
         };
         let page = free_port();
+        // PostgreSQL takes one more to hear of changes.
+        let connections = if database.is_some() { "2" } else { "1" };
         let env = [
             ("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{page}")),
-            // One connection, so that the number of descriptors does not depend on who asks what when.
-            ("FINGERPOST_DATABASE__MAX_CONNECTIONS", "1".to_owned()),
+            // So few that the number of descriptors does not depend on who asks what when.
+            ("FINGERPOST_DATABASE__MAX_CONNECTIONS", connections.to_owned()),
             ("FINGERPOST_LIMITS__BYTES_PER_SECOND", "6000000".to_owned()),
             ("FINGERPOST_LIMITS__ACTIVATION_TIMEOUT", "20s".to_owned()),
             ("FINGERPOST_LIMITS__IDLE_TIMEOUT", "10s".to_owned()),
+            ("FINGERPOST_LIMITS__DRAIN_TIMEOUT", DRAIN.as_secs().to_string() + "s"),
         ];
         let address = network.map(|network| network.address().to_owned());
-        let options = Options { env: env.to_vec(), address, ..Options::default() };
+        let options = Options { env: env.to_vec(), address, database, ..Options::default() };
         let component = Component::start(&server, &options);
         let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
         random_file(&alice.home().join("large.bin"), LARGE);
@@ -163,7 +169,7 @@ fn expected(victim: Victim) -> (&'static [&'static str], &'static [&'static str]
 
 #[test]
 fn whoever_is_killed_at_whatever_stage_leaves_nothing_behind() {
-    let mut world = World::start(None);
+    let mut world = World::start(None, None);
     for stage in ["initiated", "accepted", "handshake"] {
         for victim in VICTIMS {
             our_initiator(&mut world, stage, victim);
@@ -300,10 +306,44 @@ fn in_the_middle_of_a_file(world: &mut World, victim: Victim) {
     world.transfer(&case);
 }
 
+/// A component that dies on PostgreSQL, which another one shares, tells its own users at the next start.
+#[test]
+fn what_is_open_at_a_crash_is_kept_in_postgresql_too() {
+    let postgres = Postgres::start();
+    let mut world = World::start(None, Some(postgres.url()));
+    our_initiator(&mut world, "initiated", Victim::Component);
+    in_the_middle_of_a_file(&mut world, Victim::Component);
+}
+
+/// Told to stop, the component takes nothing new, lets what is under way come to its end, and ends the rest in time.
+#[test]
+fn a_drain_lets_a_file_finish_and_ends_what_is_stuck_when_its_time_is_up() {
+    let mut world = World::start(None, None);
+    let (mut stuck, other) = send_to_stage(&world, &world.alice, "handshake", "stops");
+    let (mut sender, mut listener) = half_a_file(&world.alice, &world.bob, "half");
+    world.component.signal("TERM");
+    let since = Instant::now();
+
+    let mut late = send(&world.alice, "carol@example.test/stops", "small.bin", "late");
+    assert_eq!(late.wait(BOUND).code(), Some(5), "{}", late.log());
+    assert!(late.log().contains("no new sessions"), "{}", late.log());
+
+    assert_eq!(sender.wait(BOUND).code(), Some(0), "{}", sender.log());
+    assert_eq!(listener.wait(BOUND), 0, "{}", listener.log());
+    let file = world.alice.home().join("large.bin");
+    assert_eq!(listener.files().iter().map(|f| sha256(f)).collect::<Vec<_>>(), [sha256(&file)]);
+    assert!(stuck.ended().is_none(), "{}", stuck.log());
+
+    fails("stuck", stuck, BOUND, &["gone: The service is being stopped"]);
+    assert!(since.elapsed() >= DRAIN, "{:?}", since.elapsed());
+    told("stuck", other, &["gone text: The service is being stopped"]);
+    assert_eq!(world.component.wait(BOUND), 0, "{}", world.component.log());
+}
+
 #[test]
 fn a_network_that_is_gone_ends_every_stage_on_both_sides() {
     let network = Network::start();
-    let mut world = World::start(Some(&network));
+    let mut world = World::start(Some(&network), None);
     let far = |user: &str| Xtls::login_from(&world.server, user, Some(&network)).and_key();
     // Each pair is alone: who knows one key of a user takes no other.
     let (alice, dave) = (far("alice"), Xtls::with_key(&world.server, "bob"));

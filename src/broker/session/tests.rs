@@ -377,6 +377,46 @@ fn who_vanishes_is_missed() {
 }
 
 #[test]
+fn when_the_link_is_back_everybody_is_asked_at_once() {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.tell(Input::Check);
+    assert_eq!(world.session.deadline(), world.now);
+    world.tell(Input::Timeout);
+    let asked: Vec<_> =
+        world.asked.iter().map(|(side, _, ping)| (*side, ping.attr("action"))).collect();
+    assert_eq!(asked, [Side::Initiator, Side::Responder].map(|side| (side, Some("session-info"))));
+    assert!(world.session.deadline() > world.now);
+}
+
+#[test]
+fn a_stream_beside_xmpp_outlives_its_users_connections() {
+    let mut world = World::initiated(S5B_OFFER, &[ns::JINGLE_S5B]);
+    world.accept(S5B_OFFER);
+    for side in [Side::Initiator, Side::Responder] {
+        world.tell(Input::Arrived(side));
+        world.jingle(side, "transport-info", &news("<candidate-used cid='x'/>"));
+    }
+    assert!(world.joined());
+    let nobody_is_there = |world: &mut World| {
+        world.tell(Input::Timeout);
+        let pings =
+            world.asked.iter().filter(|(_, _, asked)| asked.attr("action") == Some("session-info"));
+        for number in pings.map(|(_, number, _)| *number).collect::<Vec<_>>() {
+            let error = Refusal::service_unavailable().to_element();
+            world.tell(Input::Answered(number, Answer::Error(error)));
+        }
+        world.asked.clear();
+    };
+    world.tell(Input::Check);
+    nobody_is_there(&mut world);
+    assert!(!world.session.is_over() && world.terminated().is_empty());
+    // Its end is the session's, for nobody is there to say so.
+    world.tell(Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end: Ended::Eof }));
+    nobody_is_there(&mut world);
+    assert!(world.session.is_over());
+}
+
+#[test]
 fn a_drain_spares_what_is_under_way_until_its_deadline() {
     for with_stream in [false, true] {
         let mut world = World::initiated(IBB_OFFER, &[]);
