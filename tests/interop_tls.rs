@@ -72,6 +72,52 @@ fn openssl_initiates_and_responds_over_each_transport(kind: Kind) {
     }
 }
 
+/// The password check as another program does it that was written from the protocol's page.
+fn the_password_check_of_another_program_passes(kind: Kind) {
+    let server = Server::start(kind);
+    let component = Component::start(&server, &Options::default());
+    let bob = Xtls::login(&server, "bob");
+    random_file(&bob.home().join("in"), OURS);
+    let password = bob.home().join("password");
+    std::fs::write(&password, "a-password-of-both").unwrap();
+    for (theirs, right) in [("another-password", false), ("a-password-of-both", true)] {
+        let log = bob.home().join("pipe.log");
+        let _old = std::fs::remove_file(&log);
+        let args = ["pipe", "--listen", "--json", "--method", "srp", "--srp-password-file"];
+        let args = args.into_iter().chain([password.to_str().unwrap()]);
+        let mut pipe = bob.start_between(args, "in", "out");
+        wait_for(
+            "listening",
+            Duration::from_secs(30),
+            || read(&log),
+            || read(&log).contains("listening"),
+        );
+        let settings = json!({"password": theirs, "send": THEIRS, "expect": OURS});
+        let other = Script::start("openssl_srp.py", &server, settings);
+        if !right {
+            let status = pipe.wait(Duration::from_secs(60));
+            assert_eq!(status.code(), Some(4), "{}\n{}", pipe.log(), component.log());
+            assert!(pipe.log().contains("has not shown to know the password"), "{}", pipe.log());
+            continue;
+        }
+        let out = bob.home().join("out");
+        wait_for(
+            "the content",
+            Duration::from_secs(60),
+            || format!("{}\n{}", pipe.log(), component.log()),
+            || std::fs::metadata(&out).is_ok_and(|file| file.len() == THEIRS as u64),
+        );
+        std::fs::write(other.folder().join("go"), "").unwrap();
+        let report = other.report();
+        assert_eq!(report["proved"], true, "{report}");
+        assert_eq!(report["TLSv1.3"], true, "{report}");
+        assert_eq!(report["methods"], json!(["srp"]), "{report}");
+        assert_eq!(report["received"], sha256(&bob.home().join("in")), "{report}");
+        assert_eq!(report["sent"], sha256(&out), "{report}");
+        assert_eq!(event(&pipe.log(), "secured").unwrap()["method"], "srp");
+    }
+}
+
 fn gnutls_speaks_tls_srp_through_a_brokered_session(kind: Kind) {
     let server = Server::start(kind);
     let options = Options { tap: true, ..Options::default() };
@@ -119,6 +165,11 @@ macro_rules! on_both {
             })+
         }
     };
+}
+
+#[test]
+fn prosody_the_password_check_of_another_program_passes() {
+    the_password_check_of_another_program_passes(Kind::Prosody);
 }
 
 on_both!(
