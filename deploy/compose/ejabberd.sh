@@ -2,7 +2,7 @@
 # ejabberd as its starter would run it, but in the foreground, without Erlang's distribution (no node name, no port
 # mapper), with the secret put into its configuration and its user made.
 set -eu
-run=/run/test
+run=/tmp
 rm -f $run/ready
 sed "s/@SECRET@/$(cat /run/secrets/capulet_secret)/" /etc/ejabberd/test.yml >$run/ejabberd.yml
 ERL_LIBS=$(sed -n "s/^ERL_LIBS=['\"]\?\([^'\"]*\)['\"]\?$/\1/p" /usr/sbin/ejabberdctl)

@@ -8,4 +8,4 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
     printf "CREATE ROLE fingerpost LOGIN PASSWORD '%s';\nCREATE DATABASE fingerpost OWNER fingerpost;\n" \
         "$(cat /run/secrets/database_password)" | postgres --single postgres >/dev/null
 fi
-exec postgres -c listen_addresses='*' -c unix_socket_directories=/run/test
+exec postgres -c listen_addresses='*' -c unix_socket_directories=/tmp

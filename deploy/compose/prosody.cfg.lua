@@ -1,5 +1,5 @@
 -- Prosody of the test environment: the host montague.test with the component xtls.montague.test.
-pidfile = "/run/test/prosody.pid"
+pidfile = "/tmp/prosody.pid"
 data_path = "/var/lib/prosody"
 modules_enabled = { "disco", "pep", "ping", "roster", "saslauth", "tls" }
 authentication = "internal_hashed"

@@ -75,10 +75,13 @@ both_ways() {
     echo "ok      files both ways$1, $((SECONDS - begun)) s"
 }
 ready() { until_true 60 "$1 is ready" inside "$1" fingerpost-ready; }
+says() {
+    local answer
+    ! answer=$(inside "$1" fingerpost-ready) && [[ $answer == *"$2"* ]]
+}
 # unready SERVICE TEXT: /readyz says no, and why.
 unready() {
-    until_true 30 "$1 says: $2" eval "inside $1 fingerpost-ready | grep -q '$2'"
-    ! inside "$1" fingerpost-ready >/dev/null || { echo "error: $1 is ready"; return 1; }
+    until_true 30 "$1 says: $2" says "$1" "$2"
     echo "ok      $1 is not ready: $2"
 }
 kill_part() { compose kill -s KILL "$1" >/dev/null 2>&1; }
