@@ -2,7 +2,7 @@ ARG BASE=debian:bookworm-slim
 FROM ${BASE}
 RUN apt-get update && apt-get install -y --no-install-recommends prometheus && rm -rf /var/lib/apt/lists/* && \
     install -d -o prometheus -g prometheus /var/lib/prometheus
-COPY deploy/compose/prometheus.yml deploy/prometheus/alerts.yml /etc/prometheus/
+COPY deploy/compose/prometheus.yml deploy/prometheus/*.yml /etc/prometheus/
 USER prometheus
 VOLUME /var/lib/prometheus
 EXPOSE 9090

@@ -63,7 +63,7 @@ transfer() {
     serial=$((serial + 1))
     name=letter-$serial
     inside "$from" sh -c "head -c 1000000 /dev/urandom >/tmp/$name"
-    until_true 60 "a file from $from to $to" \
+    until_true 100 "a file from $from to $to" \
         inside "$from" env XTLS_HOME=/home/user/xtls xtls send "$jid" /tmp/$name
     sent=$(inside "$from" sha256sum /tmp/$name | cut -d' ' -f1)
     arrived=$(inside "$to" sha256sum /home/user/received/$name | cut -d' ' -f1)
@@ -136,4 +136,12 @@ for part in dns prometheus; do
     again $part
 done
 until_true 60 "Prometheus scrapes both again" scraped
+
+# Alerts and dashboard, asked of this Prometheus.
+inside prometheus promtool check config /etc/prometheus/prometheus.yml
+inside prometheus promtool test rules /etc/prometheus/alerts_test.yml
+sleep 10
+prometheus=$(compose ps -q prometheus)
+python3 deploy/grafana/queries.py docker exec "$prometheus" promtool query instant http://127.0.0.1:9090
+echo "ok      alerts and the dashboard's queries, $((SECONDS - begun)) s"
 echo "all passed in $((SECONDS - begun)) s"

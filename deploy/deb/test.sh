@@ -86,12 +86,12 @@ pid=$(on $name systemctl show --value -p MainPID fingerpost)
 on $name systemctl show fingerpost -p Type,WatchdogUSec,NotifyAccess,ActiveState | tr '\n' ' ' && echo
 caps=$(on $name sh -c "grep -h ^Cap /proc/$pid/status" | awk '$2 !~ /^0+$/')
 [ -z "$caps" ] || { echo "error: it has capabilities: $caps"; exit 1; }
-writable=$(on $name nsenter -t "$pid" -m -- sh -c '
+writable=$(on $name nsenter -t "$pid" -m -S "$(on $name id -u fingerpost)" -G "$(on $name id -g fingerpost)" -- sh -c '
     for folder in / /etc /etc/fingerpost /usr /var /var/lib /var/lib/prosody /var/log /home /root /opt /srv /boot /run; do
         if (: >$folder/.probe) 2>/dev/null; then rm -f $folder/.probe; echo $folder; fi
     done')
 [ -z "$writable" ] || { echo "error: it may write to: $writable"; exit 1; }
-on $name nsenter -t "$pid" -m -- sh -c ': >/var/lib/fingerpost/.probe && rm /var/lib/fingerpost/.probe'
+on $name nsenter -t "$pid" -m -S "$(on $name id -u fingerpost)" -G "$(on $name id -g fingerpost)" -- sh -c ': >/var/lib/fingerpost/.probe && rm /var/lib/fingerpost/.probe'
 [ "$(on $name stat -c %U:%a /etc/fingerpost/secret)" = root:600 ] || { echo "error: rights of the secret"; exit 1; }
 ok "no capability; it may write to /var/lib/fingerpost only"
 
