@@ -1,1 +1,0 @@
-VirtualHost "example.org"

@@ -1,0 +1,201 @@
+//! `xtls` in a real terminal (tmux): progress, colours, Ctrl-C, the password prompt; and what of that is not there when
+//! nobody watches.
+
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use support::process::run;
+use support::programs::{Component, Options, Xtls, clean};
+use support::servers::{Kind, Server};
+use support::{DOMAIN, USERS, own_program, random_file, sha256, wait_for};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// A terminal of 100 columns with a command in it. Its exit status is shown when it has ended.
+struct Terminal {
+    socket: PathBuf,
+}
+
+impl Terminal {
+    fn start(home: &Path, command: &Command, after: &str) -> Self {
+        let quoted =
+            |text: &std::ffi::OsStr| format!("'{}'", text.to_str().unwrap().replace('\'', "'\\''"));
+        let mut line = String::from("env");
+        for (name, value) in command.get_envs() {
+            let name = name.to_str().unwrap();
+            match value {
+                Some(value) => line += &format!(" {name}={}", quoted(value)),
+                None => line += &format!(" -u {name}"),
+            }
+        }
+        line += &format!(" {}", quoted(command.get_program()));
+        for arg in command.get_args() {
+            line += &format!(" {}", quoted(arg));
+        }
+        line += &format!("; echo exit status: $?; {after}; sleep 600");
+        // One of its own: the server of the one before may still be on its way out.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("terminal-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let this = Self { socket: home.join(name) };
+        this.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "30", &line]);
+        this
+    }
+
+    fn tmux(&self, args: &[&str]) -> String {
+        let mut tmux = Command::new("tmux");
+        tmux.env_remove("TMUX").env_remove("NO_COLOR").arg("-u").arg("-S").arg(&self.socket);
+        let done = tmux.args(args).output().unwrap();
+        assert!(done.status.success(), "tmux {args:?}: {done:?}");
+        String::from_utf8(done.stdout).unwrap()
+    }
+
+    /// What is on the screen, in letters.
+    fn text(&self) -> String {
+        self.tmux(&["capture-pane", "-p", "-J"])
+    }
+
+    /// The same with colours, as escape sequences.
+    fn colours(&self) -> String {
+        self.tmux(&["capture-pane", "-p", "-J", "-e"])
+    }
+
+    fn press(&self, keys: &[&str]) {
+        let mut args = vec!["send-keys"];
+        args.extend(keys);
+        self.tmux(&args);
+    }
+
+    fn wait_for(&self, text: &str) -> String {
+        let mut seen = String::new();
+        wait_for(
+            &format!("{text:?} on the screen"),
+            LONG,
+            || self.text(),
+            || {
+                seen = self.text();
+                seen.contains(text)
+            },
+        );
+        seen
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let mut tmux = Command::new("tmux");
+        let _gone = tmux.arg("-S").arg(&self.socket).arg("kill-server").output();
+    }
+}
+
+#[test]
+fn it_feels_right_in_a_terminal_and_is_quiet_elsewhere() {
+    let server = Server::start(Kind::Prosody);
+    // Slow enough to be watched.
+    let more = "[limits]\nbytes_per_second = 4194304\n".to_owned();
+    let _component = Component::start(&server, &Options { more, ..Options::default() });
+    the_password_is_not_shown(&server);
+
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    let file = alice.home().join("letter.bin");
+    random_file(&file, 48 << 20);
+    let send = alice.command(["send".as_ref(), bob.jid().as_ref(), file.as_os_str()]);
+
+    // Progress in colour; Ctrl-C tells the peer, and the user what to do.
+    let mut listener = bob.listen(&[]);
+    let terminal = Terminal::start(alice.home(), &send, "true");
+    let shown = terminal.wait_for("ETA");
+    assert!(shown.contains("letter.bin ") && shown.contains("/48.00 MiB"), "{shown}");
+    terminal.wait_for("MiB/s  ETA");
+    assert!(terminal.colours().contains("\x1b[36m"), "{}", terminal.colours());
+    // A part large enough to be spoken of later.
+    wait_for(
+        "a part",
+        LONG,
+        || listener.log(),
+        || {
+            listener
+                .parts()
+                .iter()
+                .any(|part| part.metadata().is_ok_and(|part| part.len() > 1 << 20))
+        },
+    );
+    terminal.press(&["C-c"]);
+    let shown = terminal.wait_for("exit status: 1");
+    assert!(shown.contains("error: interrupted"), "{shown}");
+    assert!(shown.contains("hint: run the same command again"), "{shown}");
+    assert_eq!(listener.wait(LONG), 5, "{}", listener.log());
+    assert!(listener.log().contains("ended the session: cancel"), "{}", listener.log());
+    drop(terminal);
+
+    // The same without colours, to its end: the bar is gone then.
+    let mut listener = bob.listen(&[]);
+    let mut plain = alice.command(["send".as_ref(), bob.jid().as_ref(), file.as_os_str()]);
+    plain.env("NO_COLOR", "1");
+    let terminal = Terminal::start(alice.home(), &plain, "true");
+    terminal.wait_for("ETA");
+    assert!(!terminal.colours().contains('\x1b'), "{:?}", terminal.colours());
+    let shown = terminal.wait_for("exit status: 0");
+    assert!(shown.contains("were there already"), "{shown}");
+    assert!(!shown.contains("ETA"), "{shown}");
+    assert_eq!(listener.wait(LONG), 0, "{}", listener.log());
+    assert_eq!(sha256(&listener.files()[0]), sha256(&file));
+    drop(terminal);
+
+    // Nobody watches: no bar, no colour, no line that is written over.
+    let small = alice.home().join("small.bin");
+    random_file(&small, 1 << 20);
+    let mut listener = bob.listen(&[]);
+    let sent = alice.run(["send".as_ref(), bob.jid().as_ref(), small.as_os_str()]);
+    assert_eq!((sent.code, sent.stdout.as_str()), (0, ""), "{sent:?}");
+    assert!(sent.stderr.contains("small.bin: 1.00 MiB in "), "{sent:?}");
+    assert!(!sent.stderr.contains(['\x1b', '\r']) && !sent.stderr.contains("ETA"), "{sent:?}");
+    assert_eq!(listener.wait(LONG), 0, "{}", listener.log());
+    // -q says nothing at all when all is well.
+    let mut listener = bob.listen(&[]);
+    let sent = alice.run(["send".as_ref(), bob.jid().as_ref(), small.as_os_str(), "-q".as_ref()]);
+    assert_eq!((sent.code, sent.stdout.as_str(), sent.stderr.as_str()), (0, "", ""), "{sent:?}");
+    assert_eq!(listener.wait(LONG), 0, "{}", listener.log());
+
+    // A reader that goes away is no reason to fail, and none to panic.
+    let mut shell = Command::new("bash");
+    let program = own_program("xtls");
+    shell.args(["-c", "\"$0\" keys --json --ca-file \"$1\" | true; echo ${PIPESTATUS[0]}"]);
+    shell.arg(&program).arg(server.ca()).env("XTLS_HOME", alice.home().join("xtls"));
+    let output = run(shell, LONG);
+    assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("0\n", ""), "{output:?}");
+}
+
+/// The prompt shows nothing of the password, and Ctrl-C leaves the terminal as it was.
+fn the_password_is_not_shown(server: &Server) {
+    let (user, password) = USERS[2];
+    let home = tempfile::tempdir().unwrap();
+    let mut login = clean(&own_program("xtls"));
+    login
+        .args(["login", &format!("{user}@{DOMAIN}"), "--server", &server.client_address()])
+        .arg("--ca-file")
+        .arg(server.ca())
+        .env("XTLS_HOME", home.path().join("xtls"));
+    for finish in [true, false] {
+        let terminal = Terminal::start(home.path(), &login, "stty -a");
+        terminal.wait_for(&format!("Password of {user}@{DOMAIN}:"));
+        terminal.press(&["-l", password]);
+        terminal.press(&[if finish { "Enter" } else { "C-c" }]);
+        let (word, status) = if finish {
+            ("logged in as", "exit status: 0")
+        } else {
+            ("interrupted", "exit status: 1")
+        };
+        terminal.wait_for(status);
+        let shown = terminal.wait_for("echoke");
+        assert!(shown.contains(word) && !shown.contains(password), "{shown}");
+        for flag in [" echo ", " icanon ", "isig "] {
+            assert!(shown.replace('\n', " ").contains(flag), "{flag}: {shown}");
+        }
+    }
+}
