@@ -4,10 +4,10 @@ SHELL := /bin/bash
 NEXTEST_VERSION := 0.9.143
 VENV := target/venv
 
-.PHONY: help build demo test test-fast bench fmt lint doc deny clean peers nextest
+.PHONY: programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build both programs for use
 	@deploy/ci/install-peers.sh cc
@@ -30,6 +30,39 @@ bench: ## Measure, against real peers; writes docs/BENCHMARKS.md
 	@deploy/ci/install-peers.sh cc postgresql relays
 	cargo bench --locked --bench relay
 	cargo bench --locked --bench registry
+
+# PROFILE=debug takes the programs of `make test` instead of a release build of several minutes.
+PROFILE ?= release
+CARGO_DEB_VERSION := 3.8.0
+
+programs:
+	@deploy/ci/install-peers.sh cc
+	cargo build --locked --bins $(if $(filter release,$(PROFILE)),--release)
+
+docs: ## Write docs/CONFIGURATION.md anew from the code
+	python3 deploy/ci/configuration.py write
+
+docs-test: PROFILE = debug
+docs-test: programs ## Check and run the commands in the documentation
+	deploy/ci/docs-test.sh target/debug
+
+deb: programs ## Build the Debian package in target/debian
+	@cargo deb --version >/dev/null 2>&1 || cargo install cargo-deb --version $(CARGO_DEB_VERSION) --locked
+	cargo run --quiet --locked --example package -- target/package
+	cargo deb --no-build $(if $(filter debug,$(PROFILE)),--profile dev --no-strip) --deb-revision 1 --output target/debian/
+
+deb-test: deb ## Install, use, upgrade and purge it on a new machine, in a container (not in CI: minutes of images)
+	cargo deb --no-build $(if $(filter debug,$(PROFILE)),--profile dev --no-strip) --deb-revision 2 --output target/debian-newer/
+	timeout 900 deploy/deb/test.sh target/debian/fingerpost_*.deb target/debian-newer/fingerpost_*.deb
+
+compose-test: programs ## Two servers, two Fingerposts and their failures, in containers (not in CI: minutes of images)
+	timeout 1200 deploy/compose/test.sh target/$(PROFILE)
+
+compose-up: programs ## Start that environment and leave it running
+	deploy/compose/test.sh target/$(PROFILE) --keep
+
+compose-down: ## Take it down
+	COMPOSE_PROJECT_NAME=fingerpost-test docker-compose down --volumes --timeout 2
 
 fmt: ## Format the code
 	cargo fmt

@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use jid::BareJid;
@@ -25,6 +26,9 @@ use crate::{
 
 /// How many sessions run at once; the next ones wait.
 const SESSIONS: usize = 8;
+
+/// A component that was started anew does not know who is reachable, and nothing tells us of its start: it is told again.
+const REAPPEAR: Duration = Duration::from_secs(60);
 
 /// What to do with sessions that come.
 #[derive(Debug)]
@@ -53,7 +57,16 @@ pub(super) async fn listen(listen: Listen) -> Result<(), XtlsError> {
         () = &mut stop => return Ok(()),
         connected = listen.start() => connected?,
     };
-    let done = listen.serve_all(incoming, stop).await;
+    let again = async {
+        loop {
+            tokio::time::sleep(REAPPEAR).await;
+            endpoint.appear(1).await;
+        }
+    };
+    let done = tokio::select! {
+        done = listen.serve_all(incoming, stop) => done,
+        () = again => Ok(()),
+    };
     endpoint.disappear().await;
     endpoint.close().await;
     done

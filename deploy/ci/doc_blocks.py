@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""The shell commands in README.md and docs/, so that each is tried or says why it is not.
+
+A fenced block of commands carries a mark after the language:
+    ```sh run                   make docs-test runs it, in a new folder with both programs in PATH
+    ```sh run=operator          make deb-test runs it on a new machine, as that person (operator, alice, bob), in this order
+    ```sh run=bob-background    the same, without waiting for its end
+    ```sh not-run: REASON       nobody runs it, because …
+
+doc_blocks.py check FILE...           says what has no mark; commands in indented blocks count as such
+doc_blocks.py scripts FOLDER FILE...  writes each block as a script NUMBER.MARK into FOLDER, in order
+"""
+
+import pathlib
+import re
+import sys
+
+SHELL = {"sh", "bash", "shell", "console", "shell-session", "zsh"}
+FENCE = re.compile(r"^( *)(```+|~~~+) *(\S*) *(.*)$")
+MARK = re.compile(r"^(run|run=(operator|alice|bob)(-background)?|not-run: \S.*)$")
+PROGRAM = re.compile(r"^(    |\t)(\$ |sudo |make |cargo |fingerpost |xtls |apt |docker |systemctl |openssl |tar )")
+
+
+def blocks(path):
+    """(line, language, mark, text) of each fenced block; what is indented like commands is ('sh', '')."""
+    fence, start, language, mark, text = None, 0, "", "", []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if fence is None:
+            if found := FENCE.match(line):
+                fence, start, language, mark, text = found[2], number, found[3], found[4].strip(), []
+            elif PROGRAM.match(line):
+                yield number, "sh", "", line.strip() + "\n"
+        elif line.strip() == fence:
+            yield start, language, mark, "".join(text)
+            fence = None
+        else:
+            text.append(line + "\n")
+    if fence:
+        sys.exit(f"{path}:{start}: this block has no end")
+
+
+def main(what, *rest):
+    if what == "check":
+        bad = 0
+        for path in map(pathlib.Path, rest):
+            for line, language, mark, _ in blocks(path):
+                if language in SHELL and not MARK.match(mark):
+                    bad += 1
+                    print(f"{path}:{line}: this block of commands has no mark: run, run=WHO or not-run: REASON")
+        return bad
+    folder, files = pathlib.Path(rest[0]), rest[1:]
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 0
+    for path in map(pathlib.Path, files):
+        for line, language, mark, text in blocks(path):
+            if language in SHELL and mark.startswith("run"):
+                number += 1
+                kind = mark.removeprefix("run").lstrip("=") or "here"
+                (folder / f"{number:03}.{kind}").write_text(f"# {path}:{line}\n{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(*sys.argv[1:]) else 0)

@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# Brings the test environment up, sends files both ways across its two servers, kills and starts each part in turn, and
+# takes all of it down again. No image is pulled: see deploy/base-image.sh.
+#   test.sh PROGRAMS [--keep]    PROGRAMS: the folder with fingerpost and xtls; --keep: leave it running, try nothing
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+. deploy/engine.sh
+programs=$1
+keep=${2:-}
+export COMPOSE_PROJECT_NAME=fingerpost-test
+begun=$SECONDS
+
+start_engine target
+if [ "$keep" != --keep ]; then
+    finish() {
+        status=$?
+        trap - EXIT
+        if [ $status -ne 0 ]; then
+            echo "FAILED (status $status); the last lines of each part:"
+            compose logs --tail 8 2>&1 || true
+        fi
+        compose down --volumes --timeout 2 >/dev/null 2>&1 || true
+        stop_engine
+        exit $status
+    }
+    trap finish EXIT
+    trap 'exit 1' TERM INT
+fi
+
+FINGERPOST_BASE=$(deploy/base-image.sh)
+export FINGERPOST_BASE FINGERPOST_RUST=$FINGERPOST_BASE
+deploy/compose/secrets.sh
+mkdir -p target/image
+cp "$programs/fingerpost" "$programs/xtls" target/image/
+[ "$programs" != target/debug ] || strip target/image/*
+echo "Building the images"
+compose build --quiet 2>target/compose-build.log >&2 || { tail -30 target/compose-build.log; exit 1; }
+compose down --volumes --timeout 2 >/dev/null 2>&1 || true
+echo "Starting, $((SECONDS - begun)) s"
+compose up --detach --no-build 2>target/compose-up.log || { tail -30 target/compose-up.log; exit 1; }
+[ "$keep" != --keep ] || { echo "It runs: make compose-down ends it"; exit; }
+
+inside() { compose exec -T "$@" </dev/null; }
+
+# until_true SECONDS WHAT COMMAND...
+until_true() {
+    local end=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@" >target/compose-try.log 2>&1; do
+        if [ $SECONDS -ge $end ]; then
+            cat target/compose-try.log
+            echo "error: not in time: $what"
+            return 1
+        fi
+        sleep 1
+    done
+}
+
+serial=0
+# transfer FROM TO JID: a new file arrives as it was sent.
+transfer() {
+    local from=$1 to=$2 jid=$3 name sent arrived
+    serial=$((serial + 1))
+    name=letter-$serial
+    inside "$from" sh -c "head -c 1000000 /dev/urandom >/tmp/$name"
+    until_true 100 "a file from $from to $to" \
+        inside "$from" env XTLS_HOME=/home/user/xtls xtls send "$jid" /tmp/$name
+    sent=$(inside "$from" sha256sum /tmp/$name | cut -d' ' -f1)
+    arrived=$(inside "$to" sha256sum /home/user/received/$name | cut -d' ' -f1)
+    [ -n "$sent" ] && [ "$sent" = "$arrived" ] || { echo "error: $name differs"; return 1; }
+}
+both_ways() {
+    transfer alice bob bob@capulet.test
+    transfer bob alice alice@montague.test
+    echo "ok      files both ways$1, $((SECONDS - begun)) s"
+}
+ready() { until_true 60 "$1 is ready" inside "$1" fingerpost-ready; }
+says() {
+    local answer
+    ! answer=$(inside "$1" fingerpost-ready) && [[ $answer == *"$2"* ]]
+}
+# unready SERVICE TEXT: /readyz says no, and why.
+unready() {
+    until_true 30 "$1 says: $2" says "$1" "$2"
+    echo "ok      $1 is not ready: $2"
+}
+kill_part() { compose kill -s KILL "$1" >/dev/null 2>&1; }
+again() { compose start "$1" >/dev/null 2>&1; }
+scraped() {
+    inside prometheus promtool query instant http://127.0.0.1:9090 'sum(up{job="fingerpost"})' | grep -q '=> 2 '
+}
+
+until_true 60 "both users listen" eval 'inside alice test -e /home/user/registered && inside bob test -e /home/user/registered'
+both_ways ""
+tls=$(compose logs prosody 2>/dev/null | grep -cE "(Incoming|Outgoing) s2s connection .*capulet.test.* complete" || true)
+[ "$tls" -ge 2 ] || { echo "error: no secured connections between the servers"; exit 1; }
+until_true 30 "Prometheus scrapes both" scraped
+echo "ok      the servers are connected over TLS with checked certificates; Prometheus scrapes both"
+
+for pair in prosody:fingerpost-montague ejabberd:fingerpost-capulet; do
+    server=${pair%:*} component=${pair#*:}
+    kill_part $server
+    unready $component "link to the XMPP server is down"
+    again $server
+    ready $component
+    both_ways ", $server killed and started"
+done
+
+kill_part postgres
+unready fingerpost-montague "database"
+unready fingerpost-capulet "database"
+again postgres
+ready fingerpost-montague
+ready fingerpost-capulet
+both_ways ", postgres killed and started"
+
+for component in fingerpost-montague fingerpost-capulet; do
+    kill_part $component
+    other=fingerpost-capulet
+    [ $component != $other ] || other=fingerpost-montague
+    ready $other
+    again $component
+    ready $component
+    both_ways ", $component killed and started"
+done
+
+for user in alice bob; do
+    kill_part $user
+    again $user
+    both_ways ", $user killed and started"
+done
+
+for part in dns prometheus; do
+    kill_part $part
+    both_ways ", $part killed"
+    again $part
+done
+until_true 60 "Prometheus scrapes both again" scraped
+
+# Alerts and dashboard, asked of this Prometheus.
+inside prometheus promtool check config /etc/prometheus/prometheus.yml
+inside prometheus promtool test rules /etc/prometheus/alerts_test.yml
+sleep 10
+prometheus=$(compose ps -q prometheus)
+python3 deploy/grafana/queries.py docker exec "$prometheus" promtool query instant http://127.0.0.1:9090
+echo "ok      alerts and the dashboard's queries, $((SECONDS - begun)) s"
+echo "all passed in $((SECONDS - begun)) s"

@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# Tries the package as a new operator would, on a new machine: a container with systemd, Debian's Prosody, and the
+# commands of the README, word for word. Then upgrade, removal and purge, and what the unit may do.
+#   test.sh PACKAGE NEWER     two .deb files, NEWER of a later revision
+set -euo pipefail
+package=$(realpath "$1") newer=$(realpath "$2")
+cd "$(dirname "$0")/../.."
+. deploy/engine.sh
+name=fingerpost-deb-test-$$
+begun=$SECONDS
+folder=$(mktemp -d)
+
+start_engine target
+finish() {
+    status=$?
+    trap - EXIT
+    if [ $status -ne 0 ]; then
+        echo "FAILED (status $status)"
+        docker exec $name journalctl --no-pager -n 40 -u fingerpost -u prosody 2>&1 || docker logs $name 2>&1 | tail -20 || true
+    fi
+    docker rm -f $name >/dev/null 2>&1 || true
+    rm -rf "$folder"
+    stop_engine
+    exit $status
+}
+trap finish EXIT
+trap 'exit 1' TERM INT
+
+base=$(deploy/base-image.sh)
+echo "Building the image of a new machine"
+docker build --quiet --build-arg BASE="$base" -t fingerpost-test/machine -f deploy/deb/test.Dockerfile deploy/.. \
+    >target/deb-image.log 2>&1 || { tail -30 target/deb-image.log; exit 1; }
+
+# Systemd manages a part of the tree of control groups: its own with version 2, the machine's with version 1.
+groups=(--cgroupns=private)
+[ -e /sys/fs/cgroup/cgroup.controllers ] || groups=(--cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup:rw)
+docker run --detach --name $name --hostname machine --privileged --network none "${groups[@]}" \
+    --tmpfs /run --tmpfs /run/lock --tmpfs /tmp:exec fingerpost-test/machine >/dev/null
+on() { docker exec "$@" </dev/null; }
+for _ in $(seq 60); do
+    state=$(on $name systemctl is-system-running 2>/dev/null || true)
+    case $state in running | degraded) break ;; esac
+    sleep 1
+done
+case $state in running | degraded) ;; *) echo "error: systemd does not run: $state"; exit 1 ;; esac
+on $name sh -c 'echo 127.0.0.1 example.org xtls.example.org >>/etc/hosts'
+on $name prosodyctl register alice example.org alices-password
+on $name prosodyctl register bob example.org bobs-password
+# Debian's new files: a package lies in the operator's folder, and a letter in Alice's.
+docker cp "$package" $name:/home/operator/ >/dev/null
+docker cp "$newer" $name:/root/newer.deb >/dev/null
+on $name sh -c 'head -c 5000000 /dev/urandom >/home/alice/letter.pdf && chown alice /home/alice/letter.pdf'
+ok() { echo "ok      $1, $((SECONDS - begun)) s"; }
+ok "a new machine"
+
+# The README, as it is.
+python3 deploy/ci/doc_blocks.py scripts "$folder" README.md
+steps=$SECONDS
+for script in "$folder"/*; do
+    kind=${script##*.} who=${script##*.}
+    who=${who%-background}
+    [ "$kind" != here ] || continue
+    docker cp "$script" $name:/var/tmp/step >/dev/null
+    run=(docker exec -u "$who" -w "/home/$who" -e "HOME=/home/$who" -e "XTLS_PASSWORD=${who}s-password" $name bash -e /var/tmp/step)
+    echo "        $who: $(sed -n 1p "$script" | cut -c3-)"
+    if [ "$kind" != "$who" ]; then
+        "${run[@]}" </dev/null >"$folder.$who.log" 2>&1 &
+        # Bob is ready when he says so.
+        for _ in $(seq 30); do grep -q listening "$folder.$who.log" && break; sleep 1; done
+    else
+        "${run[@]}" </dev/null >"$folder.log" 2>&1 || { cat "$folder.log"; [ ! -e "$folder.bob.log" ] || cat "$folder.bob.log"; exit 1; }
+    fi
+done
+took=$((SECONDS - steps))
+[ $took -lt 300 ] || { echo "error: the steps of the README took $took s"; exit 1; }
+[ "$(on $name sha256sum </dev/null /home/alice/letter.pdf | cut -d' ' -f1)" = \
+    "$(on $name sha256sum /home/bob/Received/letter.pdf | cut -d' ' -f1)" ] || { echo "error: the file differs"; exit 1; }
+ok "the steps of the README: from apt install to a file that has arrived in $took s"
+
+# What the unit may do.
+exposure=$(on $name systemd-analyze security --offline=yes /usr/lib/systemd/system/fingerpost.service |
+    sed -n 's/.*exposure level for [^:]*: \([0-9.]*\).*/\1/p')
+awk -v figure="$exposure" 'BEGIN { exit !(figure != "" && figure < 2.0) }' || { echo "error: exposure $exposure"; exit 1; }
+ok "systemd-analyze security: $exposure"
+pid=$(on $name systemctl show --value -p MainPID fingerpost)
+on $name systemctl show fingerpost -p Type,WatchdogUSec,NotifyAccess,ActiveState | tr '\n' ' ' && echo
+caps=$(on $name sh -c "grep -h ^Cap /proc/$pid/status" | awk '$2 !~ /^0+$/')
+[ -z "$caps" ] || { echo "error: it has capabilities: $caps"; exit 1; }
+writable=$(on $name nsenter -t "$pid" -m -S "$(on $name id -u fingerpost)" -G "$(on $name id -g fingerpost)" -- sh -c '
+    for folder in / /etc /etc/fingerpost /usr /var /var/lib /var/lib/prosody /var/log /home /root /opt /srv /boot /run; do
+        if (: >$folder/.probe) 2>/dev/null; then rm -f $folder/.probe; echo $folder; fi
+    done')
+[ -z "$writable" ] || { echo "error: it may write to: $writable"; exit 1; }
+on $name nsenter -t "$pid" -m -S "$(on $name id -u fingerpost)" -G "$(on $name id -g fingerpost)" -- sh -c ': >/var/lib/fingerpost/.probe && rm /var/lib/fingerpost/.probe'
+[ "$(on $name stat -c %U:%a /etc/fingerpost/secret)" = root:600 ] || { echo "error: rights of the secret"; exit 1; }
+ok "no capability; it may write to /var/lib/fingerpost only"
+
+# The socket unit: connections that come while it is restarted wait.
+on $name sh -c 'systemctl stop fingerpost && systemctl start fingerpost-socks5.socket && systemctl start fingerpost'
+on $name bash -c '
+    systemctl stop fingerpost --no-block
+    exec 3<>/dev/tcp/127.0.0.1/7625 && printf "\5\1\0" >&3
+    systemctl start fingerpost
+    [ "$(head -c 2 <&3 | od -An -tx1 | tr -d " ")" = 0500 ]'
+on $name sh -c 'systemctl stop fingerpost fingerpost-socks5.socket && systemctl start fingerpost'
+ok "a connection made while it was stopped was served after the start"
+
+# Upgrade: data, configuration and secret stay.
+keys=$(on $name fingerpost keys list)
+[ -n "$keys" ] || { echo "error: no keys before the upgrade"; exit 1; }
+on $name sh -c 'echo "# mine" >>/etc/fingerpost/config.toml'
+before=$(on $name sha256sum /etc/fingerpost/secret)
+on $name apt-get install -qq /root/newer.deb >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
+[ "$(on $name fingerpost keys list)" = "$keys" ] || { echo "error: the keys changed"; exit 1; }
+[ "$(on $name sha256sum /etc/fingerpost/secret)" = "$before" ] || { echo "error: the secret changed"; exit 1; }
+on $name grep -q '^# mine' /etc/fingerpost/config.toml
+[ "$(on $name systemctl is-active fingerpost)" = active ]
+[ "$(on $name systemctl show --value -p MainPID fingerpost)" != "$pid" ] || { echo "error: the old program still runs"; exit 1; }
+on $name sh -c 'dpkg-query -W -f "\${Version}\n" fingerpost'
+ok "upgrade: keys, configuration and secret stay, the new program runs"
+
+on $name apt-get remove -qq fingerpost >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
+! on $name systemctl is-active --quiet fingerpost || { echo "error: it runs after removal"; exit 1; }
+on $name test -e /var/lib/fingerpost/fingerpost.db -a -e /etc/fingerpost/config.toml -a ! -e /usr/bin/fingerpost
+ok "removed: the program is gone, data and configuration stay"
+on $name apt-get purge -qq fingerpost >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
+left=$(on $name sh -c 'find / -xdev -name "*fingerpost*" ! -path "/proc/*" ! -path "/home/*" ! -path "/var/log/journal/*" ! -path "/var/lib/dpkg/*" ! -path "/tmp/*" ! -path "/root/*" ! -path "/sys/*"; getent passwd fingerpost' || true)
+[ -z "$left" ] || { echo "error: left after purge: $left"; exit 1; }
+ok "purged: nothing is left"
+
+docker cp "$package" $name:/tmp/package.deb >/dev/null 2>&1 || docker cp "$package" $name:/root/package.deb >/dev/null
+on $name sh -c 'lintian --fail-on error --suppress-tags-from-file /dev/null /root/*.deb 2>&1 || lintian --fail-on error /root/*.deb' || { echo "error: lintian"; exit 1; }
+ok "lintian"
+echo "all passed in $((SECONDS - begun)) s"

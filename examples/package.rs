@@ -1,0 +1,36 @@
+//! Writes what a package of the programs has beside them, all made from the programs themselves: manual pages, shell
+//! completions and the configuration. `make deb` runs it: package FOLDER
+
+#![allow(clippy::unwrap_used, reason = "a build step may panic")]
+
+use std::{fs, path::Path};
+
+use clap::{Command, CommandFactory};
+use clap_complete::{Shell, generate_to};
+use fingerpost::{cli, client, config::DEFAULT_TEXT};
+
+fn main() {
+    let folder = std::env::args().nth(1).expect("usage: package FOLDER");
+    let folder = Path::new(&folder);
+    let programs: [(&str, Command); 2] =
+        [("fingerpost", cli::Cli::command()), ("xtls", client::Cli::command())];
+    for (name, command) in programs {
+        let pages = folder.join("man");
+        fs::create_dir_all(&pages).unwrap();
+        clap_mangen::generate_to(command.clone(), &pages).unwrap();
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let scripts = folder.join(shell.to_string());
+            fs::create_dir_all(&scripts).unwrap();
+            generate_to(shell, &mut command.clone(), name, &scripts).unwrap();
+        }
+    }
+    fs::write(folder.join("config.toml"), configuration()).unwrap();
+}
+
+/// The annotated default configuration, with the database where the unit of the package may write.
+fn configuration() -> String {
+    let here = "\nurl = \"sqlite:fingerpost.db\"\n";
+    let there = "\nurl = \"sqlite:/var/lib/fingerpost/fingerpost.db\"\n";
+    assert_eq!(DEFAULT_TEXT.matches(here).count(), 1, "the default database");
+    DEFAULT_TEXT.replace(here, there)
+}
