@@ -677,6 +677,7 @@ impl Router {
         if self.options.access.blocks(&stanza.from.to_bare()) {
             return;
         }
+        self.broker.handle_presence(stanza);
         match stanza.type_.as_str() {
             "" => {
                 if let Some(jid) = full(&stanza.from) {

@@ -131,6 +131,9 @@ impl Driver {
 
     async fn perform(&mut self, action: Action) {
         match action {
+            Action::Acknowledged => {
+                self.shared.acknowledged(&self.peers[Side::Responder.index()]);
+            }
             Action::Ask(side, number, payload) => {
                 if payload.attr("action") == Some("session-initiate") {
                     // The callee learns of no session that a crash would make forgotten.
@@ -179,7 +182,7 @@ impl Driver {
                 let shared = Arc::clone(&self.shared);
                 let Peer { user, mask, .. } = self.peers[Side::Responder.index()].clone();
                 self.work.spawn(async move {
-                    Done::Told(Input::Features(shared.features(&user, &mask).await))
+                    Done::Told(Input::Features(shared.features(&user, &mask).await.to_vec()))
                 });
             }
             Action::LookUpKeys(side) => {

@@ -58,14 +58,33 @@ pub struct Judgement {
     pub bare: Vec<Method>,
 }
 
+impl Judgement {
+    /// The offered prints, each with its method.
+    pub fn prints(&self) -> Vec<(Method, Print)> {
+        self.prints.iter().map(|judged| (judged.method, judged.print.clone())).collect()
+    }
+
+    /// The names of all methods that are offered, listed in the offer or told by a print, without what policy takes.
+    pub fn methods(&self, offer: &Offer, stripped: &Stripped) -> Vec<String> {
+        let mut names = offer.methods.clone();
+        for judged in &self.prints {
+            if !names.iter().any(|name| name == judged.method.as_str()) {
+                names.push(judged.method.as_str().to_owned());
+            }
+        }
+        names.retain(|name| !stripped.methods.iter().any(|method| method.as_str() == name));
+        names
+    }
+}
+
 /// Judges an offer by the keys that its user has.
 pub fn judge(offer: &Offer, keys: &[Key]) -> Judgement {
     let offered: Vec<Method> = offer.methods.iter().filter_map(|name| name.parse().ok()).collect();
     let prints: Vec<Judged> = offer
         .prints
         .iter()
-        .map(|(method, print)| {
-            let method = method.unwrap_or_else(|| verdict::resolve_method(keys, print));
+        .zip(methods(offer, &offered, keys))
+        .map(|((_, print), method)| {
             let verdict::Judgement { verdict, key } = verdict::judge(keys, Some(method), print);
             let known = key.map(|key| (key.assurance, key.created));
             Judged { print: print.clone(), method, verdict, known }
@@ -78,27 +97,92 @@ pub fn judge(offer: &Offer, keys: &[Key]) -> Judgement {
     Judgement { prints, bare }
 }
 
-/// Applies the policies.
+/// The method of each print. Where the offer does not say it: that of the user's key with this print; else the only
+/// method with prints that is offered; else, if 20 and 32 bytes stand side by side, OpenPGP has the 20 (a version 4
+/// fingerprint) and X.509 the 32; else, if as many prints are left as methods, the order of the methods; else X.509.
+fn methods(offer: &Offer, offered: &[Method], keys: &[Key]) -> Vec<Method> {
+    let found: Vec<Option<Method>> = offer
+        .prints
+        .iter()
+        .map(|(method, print)| {
+            method.or_else(|| {
+                keys.iter().any(|key| key.has(print)).then(|| verdict::resolve_method(keys, print))
+            })
+        })
+        .collect();
+    let open: Vec<&Print> =
+        offer.prints.iter().zip(&found).filter(|(_, m)| m.is_none()).map(|((_, p), _)| p).collect();
+    let with_prints: Vec<Method> =
+        offered.iter().copied().filter(|method| *method != Method::Srp).collect();
+    let mut free = with_prints.iter().filter(|method| !found.contains(&Some(**method)));
+    let guess: Vec<Method> = match with_prints.as_slice() {
+        [only] => vec![*only; open.len()],
+        [_, ..]
+            if open.iter().any(|print| print.as_bytes().len() != 20)
+                && open.iter().any(|print| print.as_bytes().len() == 20) =>
+        {
+            let by_length = |print: &&Print| match print.as_bytes().len() {
+                20 => Method::OpenPgp,
+                _ => Method::X509,
+            };
+            open.iter().map(by_length).collect()
+        }
+        [_, ..] if free.clone().count() == open.len() => free.by_ref().copied().collect(),
+        _ => vec![Method::X509; open.len()],
+    };
+    let mut guess = guess.into_iter();
+    found
+        .into_iter()
+        .map(|method| method.or_else(|| guess.next()).unwrap_or(Method::X509))
+        .collect()
+}
+
+/// What policy takes out of an offer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stripped {
+    /// The prints.
+    pub prints: Vec<Print>,
+    /// The methods that had prints and have none left.
+    pub methods: Vec<Method>,
+}
+
+/// Applies the policies to the offer of `owner`.
 ///
 /// # Errors
-/// The text for both users if the session must be refused; else the prints to take out.
-pub fn decide(judgement: &Judgement, policies: &Policies) -> Result<Vec<Print>, String> {
-    let mut gone = Vec::new();
+/// The text for both users if the session must be refused.
+pub fn decide(
+    judgement: &Judgement,
+    policies: &Policies,
+    owner: &BareJid,
+) -> Result<Stripped, String> {
+    let mut gone = Stripped::default();
+    let mut kept = Vec::new();
     for judged in &judgement.prints {
         let (policy, what) = match judged.verdict {
             Verdict::Unknown => (policies.unknown, "is not in the registry"),
-            Verdict::Mismatch => (policies.mismatch, "is none of the user's registered keys"),
-            Verdict::Revoked => (policies.revoked, "belongs to a revoked key"),
-            _ => continue,
+            Verdict::Mismatch => {
+                (policies.mismatch, "is none of the keys that this user registered")
+            }
+            Verdict::Revoked => (policies.revoked, "was revoked"),
+            _ => (Policy::Annotate, ""),
         };
         match policy {
-            Policy::Annotate => {}
-            Policy::Strip => gone.push(judged.print.clone()),
+            Policy::Annotate => kept.push(judged.method),
+            Policy::Strip => {
+                gone.prints.push(judged.print.clone());
+                gone.methods.push(judged.method);
+            }
             Policy::Reject => {
-                return Err(format!("The {} print {} {what}", judged.method, judged.print));
+                return Err(format!(
+                    "{owner} offers the {} key {}, which {what}: this service refuses such keys",
+                    judged.method, judged.print
+                ));
             }
         }
     }
+    gone.methods.retain(|method| !kept.contains(method));
+    gone.methods.sort_unstable();
+    gone.methods.dedup();
     Ok(gone)
 }
 
@@ -186,5 +270,101 @@ mod tests {
         let offer = format!("<method name='x509'><print>{print}</print></method>");
         assert!(hints(&offer, &[key(2, None)]).contains("verdict='match'"));
         assert!(hints(&offer, &[key(2, Some(NOW))]).contains("verdict='superseded'"));
+    }
+
+    /// An offer of prints without methods, in the order given.
+    fn bare_offer(methods: &[&str], prints: &[Print]) -> Offer {
+        Offer {
+            methods: methods.iter().map(|&name| name.to_owned()).collect(),
+            prints: prints.iter().map(|print| (None, print.clone())).collect(),
+        }
+    }
+
+    #[test]
+    fn the_method_of_a_print_without_one_is_told_by_registry_then_company_then_length_then_order() {
+        use Method::{OpenPgp, X509};
+        let long = |byte| Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
+        let short = |byte| Print::new(HashKind::Sha1, &[byte; 20]).unwrap();
+        let keys = [key(1, None)];
+        for (methods, prints, expected) in [
+            (vec!["openpgp", "srp"], vec![long(1)], vec![X509]),
+            (vec!["openpgp", "srp"], vec![short(9)], vec![OpenPgp]),
+            (vec!["openpgp", "x509"], vec![long(1), long(2)], vec![X509, OpenPgp]),
+            (vec!["openpgp", "x509"], vec![long(2), short(3)], vec![X509, OpenPgp]),
+            (vec!["openpgp", "x509"], vec![short(2), short(3)], vec![OpenPgp, X509]),
+            (vec!["x509", "openpgp"], vec![short(2), short(3)], vec![X509, OpenPgp]),
+            (vec!["x509", "openpgp"], vec![short(2), short(3), short(4)], vec![X509; 3]),
+            (vec![], vec![short(2), short(3)], vec![X509; 2]),
+        ] {
+            let offer = bare_offer(&methods, &prints);
+            let got: Vec<_> = judge(&offer, &keys).prints.iter().map(|j| j.method).collect();
+            assert_eq!(got, expected, "{methods:?} {prints:?}");
+        }
+    }
+
+    #[test]
+    fn each_policy_for_each_verdict_and_method() {
+        let owner = BareJid::new("romeo@m.lit").unwrap();
+        let revoked = Key { state: State::Revoked, ..key(3, None) };
+        let keys = [key(1, None), revoked];
+        let print = |byte| Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
+        // The x509 key 1 is registered and 3 revoked; there is no key of openpgp.
+        let cases = [
+            ("match", Method::X509, 1),
+            ("mismatch", Method::X509, 2),
+            ("revoked", Method::X509, 3),
+            ("unknown", Method::OpenPgp, 2),
+            ("revoked", Method::OpenPgp, 3),
+        ];
+        for (verdict, method, byte) in cases {
+            let offer = Offer {
+                methods: vec![method.to_string(), "srp".to_owned()],
+                prints: vec![(Some(method), print(byte))],
+            };
+            let judgement = judge(&offer, &keys);
+            assert_eq!(judgement.prints[0].verdict.as_str(), verdict, "{method} {byte}");
+            for policy in [Policy::Annotate, Policy::Strip, Policy::Reject] {
+                for about in ["unknown", "mismatch", "revoked"] {
+                    let of = |name| if name == about { policy } else { Policy::Annotate };
+                    let policies = Policies {
+                        unknown: of("unknown"),
+                        mismatch: of("mismatch"),
+                        revoked: of("revoked"),
+                    };
+                    let decided = decide(&judgement, &policies, &owner);
+                    let hit = verdict == about;
+                    match (hit, policy) {
+                        (true, Policy::Reject) => {
+                            let text = decided.unwrap_err();
+                            for part in [owner.as_str(), method.as_str(), &print(byte).to_string()]
+                            {
+                                assert!(text.contains(part), "{text}");
+                            }
+                        }
+                        (true, Policy::Strip) => {
+                            let gone = decided.unwrap();
+                            assert_eq!(gone.prints, [print(byte)]);
+                            assert_eq!(judgement.methods(&offer, &gone), ["srp"]);
+                        }
+                        _ => {
+                            let gone = decided.unwrap();
+                            assert_eq!(gone, Stripped::default());
+                            assert_eq!(judgement.methods(&offer, &gone), offer.methods);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_method_with_a_good_print_left_is_not_stripped() {
+        let print = |byte| Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
+        let offer = bare_offer(&["x509"], &[print(1), print(2)]);
+        let judgement = judge(&offer, &[key(1, None)]);
+        let policies =
+            Policies { unknown: Policy::Strip, mismatch: Policy::Strip, revoked: Policy::Strip };
+        let gone = decide(&judgement, &policies, &BareJid::new("romeo@m.lit").unwrap()).unwrap();
+        assert_eq!(gone, Stripped { prints: vec![print(2)], methods: vec![] });
     }
 }

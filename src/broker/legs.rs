@@ -1,5 +1,7 @@
 //! The state of one leg while its transport is negotiated.
 
+use tokio::time::Instant;
+
 use super::transport::Transport;
 
 /// Which transport a leg is to have.
@@ -44,12 +46,26 @@ pub(crate) struct LegState {
     pub(crate) opened: bool,
     /// Whether its bytes can flow.
     pub(crate) ready: bool,
+    /// The in-band bytestream that we have offered instead: its id and its largest block. Until it is accepted the
+    /// plan stands; until it is answered SOCKS5 is not taken.
+    pub(crate) replacing: Option<(String, u16)>,
+    /// When we offer an in-band bytestream if nothing comes of SOCKS5.
+    pub(crate) fall_back_at: Option<Instant>,
 }
 
 impl LegState {
     /// A leg of which nothing has happened yet.
     pub(crate) fn new(plan: Plan) -> Self {
-        Self { plan, told: false, arrived: false, opening: false, opened: false, ready: false }
+        Self {
+            plan,
+            told: false,
+            arrived: false,
+            opening: false,
+            opened: false,
+            ready: false,
+            replacing: None,
+            fall_back_at: None,
+        }
     }
 
     /// An in-band leg.
@@ -99,8 +115,15 @@ impl LegState {
         }
     }
 
-    /// Whether a SOCKS5 leg has all it needs: the connection, and the user's choice of it.
+    /// Whether it is to be SOCKS5 and is not there yet.
+    pub(crate) fn awaits_socks5(&self) -> bool {
+        !self.ready && matches!(self.plan, Plan::S5b { .. })
+    }
+
+    /// Whether a SOCKS5 leg has all it needs: the connection, and the user's choice of it; and whether it may have it.
     pub(crate) fn is_connected(&self) -> bool {
-        self.arrived && matches!(self.plan, Plan::S5b { used: true, .. })
+        self.arrived
+            && self.replacing.is_none()
+            && matches!(self.plan, Plan::S5b { used: true, .. })
     }
 }

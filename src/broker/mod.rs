@@ -2,7 +2,9 @@
 //!
 //! [`Broker`] finds the session of a stanza, or makes one; each session is a task of its own (`session.rs`).
 
+pub mod dialect;
 mod driver;
+pub mod features;
 pub mod hints;
 pub mod journal;
 mod legs;
@@ -159,6 +161,8 @@ struct Entry {
     inbox: mpsc::Sender<Input>,
     /// The in-band bytestream this leg expects: `None` none, `Some(None)` any.
     ibb: Option<Option<String>>,
+    /// While the responder's client does not know of the session: which application one of its own would cross.
+    crossable: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -167,7 +171,7 @@ struct State {
     streams: HashMap<Pair, Vec<(String, IbbHandle)>>,
     per_user: HashMap<BareJid, usize>,
     count: usize,
-    features: HashMap<Jid, (Instant, Vec<String>)>,
+    features: features::Cache,
     draining: bool,
 }
 
@@ -192,32 +196,29 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The features a user's client announces; empty if it does not say in time. Kept for a minute.
-    async fn features(&self, user: &Jid, mask: &Jid) -> Vec<String> {
-        const KEEP: Duration = Duration::from_secs(60);
-        if let Some((at, features)) = self.lock().features.get(user)
-            && at.elapsed() < KEEP
-        {
-            return features.clone();
+    /// The features a user's client announces; empty if it does not say in time.
+    async fn features(&self, user: &Jid, mask: &Jid) -> features::Features {
+        let known = self.lock().features.known(user, Instant::now().into_std());
+        if let Some(known) = known {
+            return known;
         }
         let query = Element::bare("query", ns::DISCO_INFO);
-        let answer = self.requests.request("get", mask, user, query, DISCO).await;
-        let Answer::Result(Some(query)) = answer else { return Vec::new() };
-        let features: Vec<String> = query
-            .children()
-            .filter(|child| child.is("feature", ns::DISCO_INFO))
-            .filter_map(|child| child.attr("var"))
-            .take(256)
-            .map(str::to_owned)
-            .collect();
+        match self.requests.request("get", mask, user, query, DISCO).await {
+            Answer::Result(Some(answer)) => {
+                self.lock().features.learn(user, &answer, Instant::now().into_std())
+            }
+            _ => features::Features::default(),
+        }
+    }
+
+    /// The responder's client knows of the session.
+    fn acknowledged(&self, peer: &Peer) {
         let mut state = self.lock();
-        if state.features.len() >= 10_000 {
-            state.features.retain(|_, (at, _)| at.elapsed() < KEEP);
+        if let Some(entries) = state.sessions.get_mut(&(peer.user.clone(), peer.mask.clone())) {
+            for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
+                entry.crossable = None;
+            }
         }
-        if state.features.len() < 10_000 {
-            state.features.insert(user.clone(), (Instant::now(), features.clone()));
-        }
-        features
     }
 
     /// The keys of `owner` that `asker` may know of, as they are now.
@@ -376,21 +377,11 @@ impl Broker {
         let Some(sid) = jingle.attr("sid").filter(|sid| !sid.is_empty()).map(str::to_owned) else {
             return Err(Refusal::bad_request("The sid of the session is missing"));
         };
-        let contents: Vec<&Element> =
-            jingle.children().filter(|c| c.is("content", namespace.as_str())).collect();
-        if contents.is_empty() {
-            return Err(Refusal::bad_request("A session-initiate must have a content"));
-        }
-        if options.require_tls && !contents.iter().all(|content| offer::is_secured(content)) {
-            let text = "Only sessions secured by TLS are brokered: offer urn:xmpp:jingle:apps:tls \
-                        or a security element";
-            return Err(Refusal::new("modify", "not-acceptable", text)
-                .with_extra("security-required", ns::JINGLE_ERRORS));
-        }
+        let (chosen, transport) = session::choose(jingle, &options)?;
+        let channel = session::channel(jingle, chosen);
         let Some(mask) = proxied(&stanza.from, &options.jid) else {
             return Err(Refusal::bad_request("Your JID is too long to be proxied"));
         };
-        let transport = contents.first().and_then(|content| Transport::read(content));
         let user = stanza.from.to_bare();
         let initiator = Peer {
             user: stanza.from.clone(),
@@ -398,7 +389,8 @@ impl Broker {
             sid,
             namespace: namespace.clone(),
         };
-        let theirs = known.unwrap_or_else(random_id);
+        // Sorted before the sids of others, so that a session-initiate of the responder that crosses ours gives way.
+        let theirs = known.unwrap_or_else(|| format!("-{}", random_id()));
         let responder = Peer { user: callee.clone(), mask, sid: theirs, namespace };
         let pairs = [
             (initiator.user.clone(), initiator.mask.clone()),
@@ -408,27 +400,29 @@ impl Broker {
         let id = facts.id.clone();
         let (inbox, inputs) = mpsc::channel(INBOX);
         let (leg, ibb) = match transport {
-            Some(Transport::Ibb { namespace, sid, block_size }) if options.ibb => {
+            Transport::Ibb { namespace, sid, block_size } => {
                 (LegState::ibb(&namespace, sid.clone(), block_size), Some(sid))
             }
-            Some(Transport::S5b { sid, candidates }) if options.socks5 => {
+            Transport::S5b { sid, candidates } => {
                 let own = candidates
                     .into_iter()
                     .find(|(_, type_, jid)| type_ == "proxy" && jid == options.jid.as_str());
                 (LegState::s5b(sid, random_id(), own.map(|(cid, ..)| cid)), None)
             }
-            _ => {
-                return Err(Refusal::new(
-                    "cancel",
-                    "feature-not-implemented",
-                    "The transport must be SOCKS5 or in-band bytestreams",
-                )
-                .with_extra("unsupported-transports", ns::JINGLE_ERRORS));
-            }
         };
         {
             let mut state = shared.lock();
             shared.admit(&state, &user)?;
+            // The callee's own session-initiate may have come first: then this one is the answer to nothing it knows of.
+            if channel.is_some()
+                && let Some(theirs) = proxied(callee, &options.jid)
+                && let Some(entries) = state.sessions.get(&(stanza.from.clone(), theirs))
+                && entries.iter().any(|e| e.crossable == channel && e.sid < initiator.sid)
+            {
+                let text = "The other user has started the same at this moment";
+                return Err(Refusal::new("cancel", "conflict", text)
+                    .with_extra("tie-break", ns::JINGLE_ERRORS));
+            }
             let entries = state.sessions.entry(pairs[0].clone()).or_default();
             if entries.iter().any(|entry| entry.sid == initiator.sid) {
                 return Err(Refusal::new("cancel", "conflict", "The session exists already"));
@@ -439,6 +433,7 @@ impl Broker {
                 side: Side::Initiator,
                 inbox: inbox.clone(),
                 ibb,
+                crossable: None,
             });
             state.sessions.entry(pairs[1].clone()).or_default().push(Entry {
                 facts: Arc::clone(&facts),
@@ -446,6 +441,7 @@ impl Broker {
                 side: Side::Responder,
                 inbox,
                 ibb: Some(None),
+                crossable: channel,
             });
             state.count += 1;
             *state.per_user.entry(user.clone()).or_default() += 1;
@@ -462,6 +458,7 @@ impl Broker {
             random_id,
             peers.clone(),
             leg,
+            chosen,
             stanza,
             Instant::now(),
         );
@@ -534,8 +531,8 @@ impl Broker {
             if entries.iter().any(|entry| entry.sid == peer.sid) {
                 return Err(Refusal::new("cancel", "conflict", "The session exists already"));
             }
-            let sid = peer.sid.clone();
-            entries.push(Entry { facts, sid, side: Side::Initiator, inbox, ibb });
+            let (sid, side) = (peer.sid.clone(), Side::Initiator);
+            entries.push(Entry { facts, sid, side, inbox, ibb, crossable: None });
             state.count += 1;
             *state.per_user.entry(user.clone()).or_default() += 1;
         }
@@ -599,6 +596,11 @@ impl Broker {
             streams.into_iter().flatten().map(|(_, handle)| handle.clone()).collect()
         };
         handles.iter().any(|handle| handle.handle_answer(&stanza.id, stanza.type_ == "result"))
+    }
+
+    /// A user's client says in its presence what it is, or that it is gone.
+    pub fn handle_presence(&self, presence: &Stanza) {
+        self.shared.lock().features.announce(&presence.from, &presence.element);
     }
 
     /// A user's resource is gone: its sessions end.

@@ -2,12 +2,15 @@
 //!
 //! 1. `<description xmlns='urn:xmpp:jingle:apps:tls'>` with prints inside the methods,
 //! 2. the same with bare methods and an `<offer xmlns='urn:xmpp:security-offer'/>` beside the transport,
-//! 3. `<security xmlns='urn:xmpp:jingle:security:xtls:0'/>` with fingerprints and methods.
+//! 3. `<security xmlns='urn:xmpp:jingle:security:xtls:0'/>` with fingerprints and methods,
+//! 4. `<offer xmlns='urn:xmpp:tmp:c2ctls'/>` of XEP-0250 in the description or beside it.
 //!
-//! An offer is only read here; what is passed on is always the element tree itself.
+//! An offer is only read here; what is passed on is the element tree itself, which [`dialect`](super::dialect) writes
+//! anew only for a peer that knows none of the dialects that it is in.
 
 use minidom::Element;
 
+use super::dialect;
 use crate::{
     print::{HashKind, Method, Print},
     xmpp::{ns, xml},
@@ -43,29 +46,52 @@ impl Offer {
             } else if child.is("security", ns::XTLS) {
                 let mut named = Vec::new();
                 for method in child.children().filter(|c| c.is("method", ns::XTLS)) {
-                    named.push(offer.add_method(method));
+                    named.extend(offer.add_method(method).filter(|m| *m != Method::Srp));
                 }
-                let only = if let [one] = named.as_slice() { *one } else { None };
+                let only = if let [one] = named.as_slice() { Some(*one) } else { None };
                 for print in child.children().filter(|c| c.is("fingerprint", ns::XTLS)) {
                     offer.add_print(only, print, "algo");
                 }
+            }
+            let described = child.children().filter(|_| child.name() == "description");
+            for c2c in described.chain([child]).filter(|c| c.is("offer", ns::C2CTLS)) {
+                offer.read_c2c(c2c);
             }
         }
         offer
     }
 
+    /// XEP-0250: keys by name, whatever kind they are of, and whether there is a password.
+    fn read_c2c(&mut self, element: &Element) {
+        for part in element.children() {
+            if part.is("srp", ns::C2CTLS) {
+                self.add_name("srp");
+            } else if part.is("keyinfo", ns::TMP_PUBKEY)
+                && let Some(name) = part.get_child("name", ns::TMP_PUBKEY)
+            {
+                self.add_print(None, name, "hash");
+            }
+        }
+    }
+
     fn add_method(&mut self, element: &Element) -> Option<Method> {
         let name = element.attr("name").unwrap_or_default();
+        self.add_name(name);
+        name.parse().ok()
+    }
+
+    fn add_name(&mut self, name: &str) {
         if !name.is_empty() && !self.methods.iter().any(|known| known == name) {
             self.methods.push(name.to_owned());
         }
-        name.parse().ok()
     }
 
     fn add_print(&mut self, method: Option<Method>, element: &Element, hash: &str) {
         let hash = element.attr(hash).and_then(|text| text.parse::<HashKind>().ok());
         if let Ok(print) = Print::parse(&element.text(), hash) {
-            let known = |(m, p): &(Option<Method>, Print)| *m == method && p.same_bytes(&print);
+            let known = |(m, p): &(Option<Method>, Print)| {
+                (method.is_none() || *m == method) && p.same_bytes(&print)
+            };
             if !self.prints.iter().any(known) {
                 self.prints.push((method, print));
             }
@@ -101,35 +127,52 @@ pub fn is_secured(content: &Element) -> bool {
     content
         .children()
         .any(|child| child.is("description", ns::APPS_TLS) || child.is("security", ns::XTLS))
+        || content.has_child("offer", ns::SECURITY_OFFER)
+        || dialect::is_c2c(content)
 }
 
-/// A copy of a content without the prints in `gone`; a method that had prints and has none left goes too.
-pub fn without(content: &Element, gone: &[Print]) -> Element {
+/// A copy of a content without the prints in `gone`, and without the methods in `methods`. A method that had prints
+/// inside it and has none left goes too.
+pub fn without(content: &Element, gone: &[Print], methods: &[Method]) -> Element {
     let mut copy = xml::head_in(content, &content.ns());
     for node in content.nodes() {
         let Some(child) = node.as_element() else {
             copy.append_node(node.clone());
             continue;
         };
-        let is_print = matches!(child.name(), "print" | "fingerprint")
-            && [ns::APPS_TLS, ns::SECURITY_OFFER, ns::XTLS].iter().any(|n| child.has_ns(*n));
-        if is_print
-            && Print::parse(&child.text(), None)
-                .is_ok_and(|print| gone.iter().any(|other| other.same_bytes(&print)))
+        if print_text(child)
+            .and_then(|text| Print::parse(&text, None).ok())
+            .is_some_and(|print| gone.iter().any(|other| other.same_bytes(&print)))
         {
             continue;
         }
-        let kept = without(child, gone);
-        let is_offer_part = matches!(child.name(), "method" | "security" | "offer");
-        let prints = |e: &Element| {
-            e.children().filter(|c| matches!(c.name(), "print" | "fingerprint")).count()
-        };
-        if is_offer_part && child.name() == "method" && prints(child) > 0 && prints(&kept) == 0 {
-            continue;
+        let kept = without(child, gone, methods);
+        if is_method(child) {
+            let prints = |e: &Element| e.children().filter(|c| print_text(c).is_some()).count();
+            let named = child.attr("name").and_then(|name| name.parse::<Method>().ok());
+            let listed = named.is_some_and(|method| methods.contains(&method));
+            if prints(&kept) == 0 && (prints(child) > 0 || listed) {
+                continue;
+            }
         }
         copy.append_child(kept);
     }
     copy
+}
+
+fn is_method(element: &Element) -> bool {
+    element.name() == "method" && (element.has_ns(ns::APPS_TLS) || element.has_ns(ns::XTLS))
+}
+
+/// The text of an element that holds a print.
+fn print_text(element: &Element) -> Option<String> {
+    match (element.name(), element.ns().as_str()) {
+        ("print", ns::APPS_TLS | ns::SECURITY_OFFER) | ("fingerprint", ns::XTLS) => {
+            Some(element.text())
+        }
+        ("keyinfo", ns::TMP_PUBKEY) => Some(element.get_child("name", ns::TMP_PUBKEY)?.text()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -194,11 +237,36 @@ mod tests {
 
     #[test]
     fn a_stripped_print_takes_its_empty_method_along_and_nothing_else() {
-        let stripped = without(&seed_1(), &[Print::parse(X509, None).unwrap()]);
+        let stripped = without(&seed_1(), &[Print::parse(X509, None).unwrap()], &[]);
         let offer = Offer::read(&stripped);
         assert_eq!(offer.methods, ["openpgp", "srp"]);
         assert_eq!(offer.prints.len(), 1);
         assert!(stripped.has_child("transport", ns::JINGLE_IBB_0));
-        assert_eq!(without(&seed_1(), &[]), seed_1());
+        assert_eq!(without(&seed_1(), &[], &[]), seed_1());
+    }
+
+    #[test]
+    fn xep_0250_is_read_in_the_description_and_beside_it() {
+        let c2c = "<offer xmlns='urn:xmpp:tmp:c2ctls'><keyinfo xmlns='urn:xmpp:tmp:pubkey'>\
+            <name>428b1358a286430f628da23fb33ddaf6e474f5c5</name></keyinfo><srp/></offer>";
+        let inside = format!("<description xmlns='urn:x'>{c2c}</description>");
+        for content in [content(&inside), content(c2c)] {
+            let offer = Offer::read(&content);
+            assert_eq!(offer.methods, ["srp"]);
+            let print = Print::parse("428B1358A286430F628DA23FB33DDAF6E474F5C5", None).unwrap();
+            assert_eq!(offer.prints, [(None, print.clone())]);
+            assert!(is_secured(&content));
+            let left = Offer::read(&without(&content, &[print], &[Method::X509]));
+            assert_eq!((left.methods, left.prints.len()), (vec!["srp".to_owned()], 0));
+        }
+    }
+
+    #[test]
+    fn a_password_beside_it_does_not_hide_whose_a_fingerprint_is() {
+        let content = content(&format!(
+            "<security xmlns='urn:xmpp:jingle:security:xtls:0'><fingerprint>{X509}</fingerprint>\
+             <method name='x509'/><method name='srp'/></security>"
+        ));
+        assert_eq!(Offer::read(&content).prints[0].0, Some(Method::X509));
     }
 }

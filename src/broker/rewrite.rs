@@ -95,6 +95,12 @@ pub fn own(action: &str, frame: &Frame<'_>) -> Element {
 /// A `session-terminate` with a reason, its text and an application condition.
 pub fn terminate(frame: &Frame<'_>, condition: &str, text: &str) -> Element {
     let mut jingle = own("session-terminate", frame);
+    jingle.append_child(reason(frame, condition, text));
+    jingle
+}
+
+/// A reason with its text, if there is one.
+pub fn reason(frame: &Frame<'_>, condition: &str, text: &str) -> Element {
     let mut reason = Element::bare("reason", frame.namespace);
     reason.append_child(Element::bare(condition, frame.namespace));
     if !text.is_empty() {
@@ -102,8 +108,7 @@ pub fn terminate(frame: &Frame<'_>, condition: &str, text: &str) -> Element {
         element.append_text(text);
         reason.append_child(element);
     }
-    jingle.append_child(reason);
-    jingle
+    reason
 }
 
 #[cfg(test)]

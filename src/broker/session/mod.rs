@@ -12,11 +12,16 @@
 //! accept or by leg A becoming ready, whichever is first. Transport actions stay on their leg; all others are passed
 //! on and their answers passed back. Either user's terminate, silence or absence ends both legs.
 //!
+//! A session carries one stream: of several contents the first that can be brokered goes on, and the initiator is told
+//! by content-remove that the others do not (content-reject answers a content-add alone, XEP-0166, 7.2.4, and does so
+//! here to one that comes later).
+//!
 //! [`Session`] decides and does nothing: stanzas, answers and the time go in ([`Session::handle`]), what is to be done
 //! comes out ([`Session::poll_action`]), and [`Session::deadline`] says when it wants to be called without news.
 //!
 //! Spec: XEP-0166 1.1.2, sections 6 and 7; XEP-0260 1.0.3, section 2; XEP-0261 1.0, section 2.
 
+mod contents;
 mod transports;
 
 use std::{
@@ -30,12 +35,14 @@ use minidom::Element;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
+use self::contents::contents;
+pub(crate) use self::contents::{channel, choose};
 use super::{
-    Options, Side, hints,
+    Options, Side,
+    dialect::Dialect,
     legs::{LegState, Plan},
-    offer, rewrite,
+    rewrite,
     rewrite::Frame,
-    transport::Transport,
 };
 use crate::{
     mediator::{
@@ -113,6 +120,8 @@ pub(crate) enum Action {
     ExpectOpen(Side, Option<String>),
     /// Join both legs: [`Input::Relayed`].
     Join,
+    /// The responder's client knows of the session: it cannot be crossed by one of its own any more.
+    Acknowledged,
     /// Find what the responder's client can do: [`Input::Features`].
     LookUpFeatures,
     /// Find the keys of a side that the other may know of: [`Input::Keys`].
@@ -174,9 +183,9 @@ fn known_reason(jingle: &Element) -> &'static str {
 enum Question {
     Initiate,
     Forwarded(Box<Stanza>),
-    Open(Side, u16),
+    Open(Side, String, u16),
     Ping(Side),
-    Replace,
+    Replace(Side),
 }
 
 /// The machine of one session.
@@ -193,7 +202,16 @@ pub(crate) struct Session {
     accept: Option<Stanza>,
     held: VecDeque<Input>,
     accepted: bool,
+    /// Which content is brokered, and which the initiator offered in vain.
+    name: String,
+    chosen: usize,
+    removed: Vec<Element>,
+    /// Whether it is a raw TLS stream, of no other application.
+    is_raw: bool,
+    /// The TLS methods of the initiator, as far as policy lets them pass.
     methods: Vec<String>,
+    /// The dialects of an offer that each side knows; empty: whichever.
+    dialects: [Vec<Dialect>; 2],
     questions: HashMap<u32, Question>,
     asked: u32,
     /// When it ends, and why.
@@ -211,15 +229,23 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// A session for a session-initiate that has been admitted; `leg` is the transport that the initiator offers.
+    /// A session for a session-initiate that has been admitted; `leg` is the transport that the initiator offers in
+    /// the content of this number.
     pub(crate) fn new(
         options: Arc<Options>,
         ids: fn() -> String,
         peers: [Peer; 2],
         leg: LegState,
+        chosen: usize,
         initiate: Stanza,
         now: Instant,
     ) -> Self {
+        let offered: Vec<&Element> = initiate.payload().into_iter().flat_map(contents).collect();
+        let name = offered.get(chosen).and_then(|content| content.attr("name"));
+        let name = name.unwrap_or_default().to_owned();
+        let is_raw = offered.get(chosen).is_some_and(|c| c.has_child("description", ns::APPS_TLS));
+        let others = offered.iter().enumerate().filter(|(number, _)| *number != chosen);
+        let removed = others.map(|(_, content)| (*content).clone()).collect();
         // Until the responder's features are known its leg is a placeholder.
         let legs = [
             LegState { told: true, ..leg },
@@ -245,7 +271,12 @@ impl Session {
             accept: None,
             held: VecDeque::new(),
             accepted: false,
+            name,
+            chosen,
+            removed,
+            is_raw,
             methods: Vec::new(),
+            dialects: [Vec::new(), Vec::new()],
             questions: HashMap::new(),
             asked: 0,
             heard: [now; 2],
@@ -265,8 +296,9 @@ impl Session {
 
     /// When [`Input::Timeout`] is due.
     pub(crate) fn deadline(&self) -> Instant {
-        let deadline = self.deadline.min(self.heard[0] + PING).min(self.heard[1] + PING);
-        self.stop_at.map_or(deadline, |stop_at| stop_at.min(deadline))
+        let news = self.heard.map(|heard| heard + PING);
+        let fall_backs = self.legs.iter().filter_map(|leg| leg.fall_back_at);
+        news.into_iter().chain(fall_backs).chain(self.stop_at).fold(self.deadline, Instant::min)
     }
 
     /// Whether it has ended: what [`Session::poll_action`] still gives is its last will.
@@ -283,6 +315,12 @@ impl Session {
             _ if self.is_over() => {}
             Input::Jingle(..) | Input::Open(..) if self.accept.is_some() => {
                 self.held.push_back(input);
+            }
+            // Who has not been told of the session cannot speak in it.
+            Input::Jingle(side, stanza) | Input::Open(side, stanza)
+                if !self.legs[side.index()].told =>
+            {
+                self.send(stanza.refuse(&unknown_session()));
             }
             // The other side is about to be told the reason that the user gave.
             Input::Gone(_) | Input::Drain(_) if matches!(self.phase, Phase::Leaving { .. }) => {}
@@ -430,6 +468,17 @@ impl Session {
         });
     }
 
+    /// The responder knows of the session: so may the initiator.
+    fn acknowledge(&mut self) {
+        if self.initiate.is_none() {
+            return;
+        }
+        self.answer_initiate(None);
+        self.actions.push_back(Action::Acknowledged);
+        self.remove_contents();
+        self.offer_early();
+    }
+
     /// The registry has no answer: the stanza that is being checked is refused.
     fn refuse_check(&mut self, refusal: &Refusal) {
         if let Some(stanza) = self.accept.take() {
@@ -437,64 +486,6 @@ impl Session {
         }
         self.answer_initiate(Some(refusal.to_element()));
         self.finish();
-    }
-
-    /// Passes the session-initiate on once all is known that it takes.
-    fn pass_initiate(&mut self) {
-        let Phase::Checking { features: Some(features), keys: Some(keys) } = &mut self.phase else {
-            return;
-        };
-        let (features, keys) = (std::mem::take(features), std::mem::take(keys));
-        let Some(jingle) = self.initiate.as_ref().and_then(Stanza::payload).cloned() else {
-            return;
-        };
-        let speaks = |feature: &str| features.iter().any(|known| known == feature);
-        if self.peer(Side::Responder).namespace == ns::JINGLE_0
-            && speaks(ns::JINGLE)
-            && !speaks(ns::JINGLE_0)
-        {
-            self.peers[Side::Responder.index()].namespace = ns::JINGLE.to_owned();
-        }
-        let contents: Vec<_> = contents(&jingle).collect();
-        let [content] = contents.as_slice() else {
-            let text = "A brokered session has exactly one content";
-            return self.refuse_check(&Refusal::new("modify", "not-acceptable", text));
-        };
-        let (content, hints) = match self.check(Side::Initiator, content, &keys) {
-            Ok(checked) => checked,
-            Err(text) => return self.end_both("security-error", &text),
-        };
-        self.methods = offer::Offer::read(&content).methods;
-        let Some(transport) = self.offer_leg(&features) else {
-            let text = "The component offers neither SOCKS5 nor IBB";
-            return self.end_both("unsupported-transports", text);
-        };
-        let out = rewrite::jingle(&jingle, &self.frame(Side::Responder), |moved| {
-            let base = checked_in_frame(&content, moved);
-            rewrite::content(&base, Some(transport.clone()), Some(hints.clone()))
-        });
-        self.phase = Phase::Negotiating;
-        self.leg(Side::Responder).told = true;
-        self.ask(Side::Responder, out, Question::Initiate);
-        if self.legs[0].ready {
-            self.open_responder();
-        }
-    }
-
-    /// Hints and policy for one side's offer.
-    ///
-    /// # Errors
-    /// The text for both users if policy forbids the session.
-    fn check(
-        &self,
-        side: Side,
-        content: &Element,
-        keys: &[Key],
-    ) -> Result<(Element, Element), String> {
-        let owner = self.peer(side).user.to_bare();
-        let judged = hints::judge(&offer::Offer::read(content), keys);
-        let gone = hints::decide(&judged, &self.options.policies)?;
-        Ok((offer::without(content, &gone), hints::to_element(&judged, keys, &owner)))
     }
 
     fn handle_jingle(&mut self, side: Side, stanza: Stanza, now: Instant) {
@@ -512,32 +503,34 @@ impl Session {
                 }
             }
             "session-accept" if side == Side::Responder && !self.accepted => {
-                if contents(&jingle).next().is_none() {
-                    let refusal = Refusal::bad_request("A session-accept must have a content");
+                if self.own_content(&jingle).is_none() {
+                    let refusal =
+                        Refusal::bad_request("A session-accept must have the content offered");
                     return self.send(stanza.refuse(&refusal));
                 }
                 self.accept = Some(stanza);
                 self.actions.push_back(Action::LookUpKeys(Side::Responder));
             }
             "session-accept" | "session-initiate" => {
-                let refusal =
-                    Refusal::new("wait", "unexpected-request", "The session is not in that state")
-                        .with_extra("out-of-order", ns::JINGLE_ERRORS);
-                self.send(stanza.refuse(&refusal));
+                self.send(stanza.refuse(&out_of_order("The session is not in that state")));
             }
             "transport-info" | "transport-replace" | "transport-accept" | "transport-reject" => {
-                self.send(stanza.result(None));
-                self.handle_transport(side, &action, &jingle);
+                self.handle_transport(side, &action, &stanza, &jingle, now);
             }
-            "session-info" | "security-info" | "description-info" | "content-add"
-            | "content-accept" | "content-modify" | "content-reject" | "content-remove" => {
+            "content-add" => {
+                self.send(stanza.result(None));
+                self.reject_contents(side, &jingle);
+            }
+            "session-info" | "security-info" | "description-info" | "content-accept"
+            | "content-modify" | "content-reject" | "content-remove" => {
                 if !self.legs[side.other().index()].told {
                     let text = "The other user does not know of the session yet";
-                    let refusal = Refusal::new("wait", "unexpected-request", text)
-                        .with_extra("out-of-order", ns::JINGLE_ERRORS);
-                    return self.send(stanza.refuse(&refusal));
+                    return self.send(stanza.refuse(&out_of_order(text)));
                 }
-                let out = rewrite::jingle(&jingle, &self.frame(side.other()), |content| content);
+                let known = self.dialects[side.other().index()].clone();
+                let out = rewrite::jingle(&jingle, &self.frame(side.other()), |content| {
+                    contents::translated(&content, &known)
+                });
                 self.ask(side.other(), out, Question::Forwarded(Box::new(stanza)));
             }
             _ => {
@@ -559,53 +552,10 @@ impl Session {
         self.finish();
     }
 
-    /// Passes the session-accept on.
-    fn pass_accept(&mut self, keys: &[Key], now: Instant) {
-        let Some(stanza) = self.accept.take() else { return };
-        let Some(jingle) = stanza.payload().cloned() else { return };
-        let Some(content) = contents(&jingle).next() else { return };
-        let (content, hints) = match self.check(Side::Responder, content, keys) {
-            Ok(checked) => checked,
-            Err(text) => {
-                self.send(stanza.result(None));
-                return self.end_both("security-error", &text);
-            }
-        };
-        let methods = offer::Offer::read(&content).methods;
-        if !methods.is_empty()
-            && !self.methods.is_empty()
-            && !methods.iter().any(|method| self.methods.contains(method))
-        {
-            self.send(stanza.result(None));
-            let text = format!(
-                "No TLS method in common: the initiator has {}, the responder {}",
-                self.methods.join(", "),
-                methods.join(", ")
-            );
-            return self.end_both("unsupported-applications", &text);
-        }
-        self.answer_initiate(None);
-        self.leg(Side::Responder).accept(Transport::read(&content));
-        self.accepted = true;
-        let transport = self.accept_leg();
-        let out = rewrite::jingle(&jingle, &self.frame(Side::Initiator), |moved| {
-            let base = checked_in_frame(&content, moved);
-            rewrite::content(&base, Some(transport.clone()), Some(hints.clone()))
-        });
-        self.ask(Side::Initiator, out, Question::Forwarded(Box::new(stanza)));
-        if matches!(self.phase, Phase::Negotiating) {
-            self.deadline = now + self.options.activation_timeout;
-        }
-        for side in [Side::Initiator, Side::Responder] {
-            self.nominate(side, content_name(&content));
-        }
-        self.open_responder();
-    }
-
     fn handle_answer(&mut self, number: u32, answer: Answer, now: Instant) {
         let Some(question) = self.questions.remove(&number) else { return };
         match (question, answer) {
-            (Question::Initiate, Answer::Result(_)) => self.answer_initiate(None),
+            (Question::Initiate, Answer::Result(_)) => self.acknowledge(),
             (Question::Initiate, Answer::Error(error)) if self.initiate.is_some() => {
                 self.answer_initiate(Some(error));
                 self.finish();
@@ -619,14 +569,14 @@ impl Session {
                 Answer::Error(error) => refuse_with(&stanza, error),
                 Answer::Timeout => stanza.refuse(&no_answer()),
             }),
-            (Question::Open(side, _), _) if self.legs[side.index()].ready => {}
-            (Question::Open(side, block_size), Answer::Result(_)) => {
-                let sid = self.stream_sid(side);
+            (Question::Open(side, sid, _), _)
+                if self.legs[side.index()].ready || self.stream_sid(side) != sid => {}
+            (Question::Open(side, sid, block_size), Answer::Result(_)) => {
                 let stream = Action::TakeStream(side, sid, block_size, IbbStanza::Iq);
                 self.actions.push_back(stream);
                 self.ready(side);
             }
-            (Question::Open(side, block_size), Answer::Error(_)) if block_size > SMALL_BLOCK => {
+            (Question::Open(side, _, block_size), Answer::Error(_)) if block_size > SMALL_BLOCK => {
                 let leg = self.leg(side);
                 leg.opened = false;
                 if let Plan::Ibb { block_size, .. } = &mut leg.plan {
@@ -634,6 +584,8 @@ impl Session {
                 }
                 self.open(side);
             }
+            // On its own leg the initiator may take it for its part to open what we have offered.
+            (Question::Open(Side::Initiator, ..), _) => self.leg(Side::Initiator).opened = false,
             (Question::Open(..), _) => {
                 self.end_both("failed-transport", "The in-band bytestream was refused");
             }
@@ -649,9 +601,8 @@ impl Session {
             (Question::Ping(side), Answer::Result(_) | Answer::Error(_)) => {
                 self.heard[side.index()] = now;
             }
-            (Question::Replace, Answer::Error(_) | Answer::Timeout) => {
-                self.end_both("failed-transport", "The other transport was refused");
-            }
+            (Question::Replace(side), Answer::Error(error)) => self.refused(side, Some(&error)),
+            (Question::Replace(side), Answer::Timeout) => self.refused(side, None),
             _ => {}
         }
     }
@@ -673,6 +624,10 @@ impl Session {
             return self.end_both("gone", "The service is being stopped");
         }
         for side in [Side::Initiator, Side::Responder] {
+            if self.legs[side.index()].fall_back_at.is_some_and(|at| now >= at) {
+                self.leg(side).fall_back_at = None;
+                self.offer_in_band(side, now);
+            }
             if now >= self.heard[side.index()] + PING {
                 // An empty session-info asks whether the session exists.
                 self.heard[side.index()] = now;
@@ -716,6 +671,11 @@ pub(crate) fn unknown_session() -> Refusal {
     Refusal::item_not_found("The session is over").with_extra("unknown-session", ns::JINGLE_ERRORS)
 }
 
+/// The answer to what may come, but not now (XEP-0166, 10).
+fn out_of_order(text: &str) -> Refusal {
+    Refusal::new("wait", "unexpected-request", text).with_extra("out-of-order", ns::JINGLE_ERRORS)
+}
+
 fn no_answer() -> Refusal {
     Refusal::new("wait", "remote-server-timeout", "The other user did not answer")
 }
@@ -732,24 +692,6 @@ fn is_gone(error: &Element) -> bool {
         ]
         .iter()
         .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
-}
-
-fn contents(jingle: &Element) -> impl Iterator<Item = &Element> {
-    let namespace = jingle.ns();
-    jingle.children().filter(move |child| child.is("content", namespace.as_str()))
-}
-
-fn content_name(content: &Element) -> &str {
-    content.attr("name").unwrap_or_default()
-}
-
-/// A checked content as it is on the other leg: the moved original unless policy has taken prints out of it.
-fn checked_in_frame(checked: &Element, moved: Element) -> Element {
-    if offer::Offer::read(&moved) == offer::Offer::read(checked) {
-        moved
-    } else {
-        rewrite::reframe(checked, &checked.ns(), &moved.ns())
-    }
 }
 
 /// The error answer to a stanza, with an `<error/>` that came from elsewhere.

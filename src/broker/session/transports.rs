@@ -1,11 +1,26 @@
 //! How a session's legs get their transports: offered, accepted, chosen, replaced, opened, joined.
+//!
+//! On a SOCKS5 leg the component offers itself and connects to nothing, so the user decides: `candidate-used` (or
+//! `activated`, for its own candidate that is this very component) takes the connection, `candidate-error` or
+//! `proxy-error` means that there is none (XEP-0260, 2.4). Then in-band bytestreams take its place (section 3):
+//!
+//! | leg | who falls back |
+//! |---|---|
+//! | responder's | the component at once, being the initiator there |
+//! | initiator's | the user; if it has not within [`PATIENCE`], the component |
+//! | either, if a user says nothing of its choice within [`SILENCE`] | the component |
+//!
+//! A user's transport-replace is taken at any time before bytes flow. If it crosses ours, the initiator's counts: on
+//! the responder's leg ours, and the user is told `<conflict/>` and `<tie-break/>`; on the initiator's leg the user's.
+//! If ours is rejected, SOCKS5 is taken if it has come up meanwhile; else the session ends.
 
 use std::time::Duration;
 
 use minidom::Element;
+use tokio::time::Instant;
 use tracing::debug;
 
-use super::{Action, Phase, Question, Session, content_name, contents};
+use super::{Action, Phase, Question, Session, contents::contents, out_of_order};
 use crate::{
     broker::{
         Side,
@@ -21,6 +36,11 @@ use crate::{
     },
 };
 
+/// How long the initiator has to fall back of its own.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a user has to choose. Some initiators never say that they have found no candidate.
+const SILENCE: Duration = Duration::from_secs(20);
+
 impl Session {
     /// Chooses the transport of the responder's leg, by what it says it can do.
     pub(super) fn offer_leg(&mut self, features: &[String]) -> Option<Element> {
@@ -34,20 +54,23 @@ impl Session {
         if !self.options.ibb {
             return None;
         }
-        let old = self.initiator_is_old() || speaks(ns::JINGLE_IBB_0);
-        let namespace =
-            if speaks(ns::JINGLE_IBB) || !old { ns::JINGLE_IBB } else { ns::JINGLE_IBB_0 };
+        // The initiator's form if the responder does not object, else the responder's.
+        let old = match &self.legs[0].plan {
+            Plan::Ibb { namespace, .. } => namespace == ns::JINGLE_IBB_0,
+            Plan::S5b { .. } => self.peer(Side::Responder).namespace == ns::JINGLE_0,
+        };
+        let namespace = match (speaks(ns::JINGLE_IBB_0), speaks(ns::JINGLE_IBB)) {
+            (true, false) => ns::JINGLE_IBB_0,
+            (false, true) => ns::JINGLE_IBB,
+            (false, false) if self.peer(Side::Responder).namespace == ns::JINGLE_0 => {
+                ns::JINGLE_IBB_0
+            }
+            (true, true) if old => ns::JINGLE_IBB_0,
+            _ => ns::JINGLE_IBB,
+        };
         let block_size = self.options.block_size;
         *self.leg(Side::Responder) = LegState::ibb(namespace, Some(sid.clone()), block_size);
         Some(transport::ibb(namespace, &sid, block_size))
-    }
-
-    /// Whether the initiator speaks the forms of 2009 and the responder did not object.
-    fn initiator_is_old(&self) -> bool {
-        matches!(
-            &self.legs[0].plan,
-            Plan::Ibb { namespace, .. } if namespace == ns::JINGLE_IBB_0
-        ) && self.peer(Side::Responder).namespace == ns::JINGLE_0
     }
 
     /// Our SOCKS5 transport towards a side whose plan it is.
@@ -71,8 +94,16 @@ impl Session {
         }
     }
 
+    /// Lets the initiator of a raw TLS stream connect before the responder has accepted, as the mail has it.
+    pub(super) fn offer_early(&mut self) {
+        if self.is_raw && self.legs[0].awaits_socks5() {
+            let transport = self.s5b_transport(Side::Initiator);
+            self.tell_transport(Side::Initiator, "transport-info", transport);
+        }
+    }
+
     /// Says which of the user's candidates we use: none, or its own one at this very component.
-    pub(super) fn nominate(&mut self, side: Side, content: &str) {
+    pub(super) fn nominate(&mut self, side: Side) {
         let Plan::S5b { sid, own_proxy, nominated, .. } = &mut self.legs[side.index()].plan else {
             return;
         };
@@ -84,11 +115,21 @@ impl Session {
             None => Element::bare("candidate-error", ns::JINGLE_S5B),
         };
         let transport = transport::s5b_news(sid, news);
-        self.tell_transport(side, "transport-info", content, transport);
+        self.tell_transport(side, "transport-info", transport);
     }
 
-    fn tell_transport(&mut self, side: Side, action: &str, name: &str, transport: Element) {
-        let jingle = self.transport_jingle(side, action, name, transport);
+    /// Gives a user time to choose a candidate.
+    pub(super) fn expect_choice(&mut self, side: Side, now: Instant) {
+        let leg = self.leg(side);
+        if leg.awaits_socks5() && leg.replacing.is_none() {
+            leg.fall_back_at =
+                Some(leg.fall_back_at.map_or(now + SILENCE, |at| at.min(now + SILENCE)));
+        }
+    }
+
+    fn tell_transport(&mut self, side: Side, action: &str, transport: Element) {
+        let name = self.name.clone();
+        let jingle = self.transport_jingle(side, action, &name, transport);
         self.tell(side, jingle);
     }
 
@@ -109,40 +150,90 @@ impl Session {
     }
 
     /// A transport action of one side: it stays on that leg.
-    pub(super) fn handle_transport(&mut self, side: Side, action: &str, jingle: &Element) {
-        let Some(content) = contents(jingle).next() else { return };
-        let name = content_name(content);
+    pub(super) fn handle_transport(
+        &mut self,
+        side: Side,
+        action: &str,
+        stanza: &Stanza,
+        jingle: &Element,
+        now: Instant,
+    ) {
+        let Some(content) = self.own_content(jingle) else {
+            self.send(stanza.result(None));
+            if action == "transport-replace"
+                && let Some(other) = contents(jingle).next()
+            {
+                self.reject_replace(side, other);
+            }
+            return;
+        };
+        let replacing = self.legs[side.index()].replacing.is_some();
         match action {
             "transport-info" => {
+                self.send(stanza.result(None));
                 let news = content
                     .children()
                     .find(|c| c.is("transport", ns::JINGLE_S5B))
                     .and_then(|transport| transport.children().next());
-                match news.map(Element::name) {
-                    Some("candidate-used" | "activated") => {
-                        self.leg(side).mark_used();
-                        self.check_connected(side);
-                    }
-                    Some("candidate-error" | "proxy-error")
-                        if !self.legs[side.index()].has_own_proxy() =>
-                    {
-                        self.fall_back(side, name);
-                    }
-                    _ => {}
-                }
+                self.handle_news(side, news.map(Element::name).unwrap_or_default(), now);
             }
-            "transport-replace" => self.handle_replace(side, content),
-            "transport-accept" => {
-                self.leg(side).accept(Transport::read(content));
+            // The same action of both: that of the leg's initiator counts (XEP-0166, 7.2.16).
+            "transport-replace" if replacing && side == Side::Responder => {
+                let refusal = Refusal::new("cancel", "conflict", "The transport is being replaced")
+                    .with_extra("tie-break", ns::JINGLE_ERRORS);
+                self.send(stanza.refuse(&refusal));
+            }
+            "transport-replace" => {
+                self.send(stanza.result(None));
+                self.handle_replace(side, content);
+            }
+            "transport-accept" if replacing => {
+                self.send(stanza.result(None));
+                self.replaced(side, Transport::read(content));
                 self.open(side);
             }
-            _ => self.end_both("failed-transport", "No transport was left to try"),
+            "transport-reject" if replacing => {
+                self.send(stanza.result(None));
+                self.refused(side, None);
+            }
+            _ => {
+                let refusal = out_of_order("No other transport has been offered");
+                self.send(stanza.refuse(&refusal));
+            }
+        }
+    }
+
+    /// What a user says of the SOCKS5 candidates.
+    fn handle_news(&mut self, side: Side, news: &str, now: Instant) {
+        if !self.legs[side.index()].awaits_socks5() {
+            return;
+        }
+        match news {
+            "candidate-used" | "activated" => {
+                self.nominate_if_told(side);
+                self.leg(side).mark_used();
+                self.check_connected(side);
+            }
+            // Ours is not wanted, but its own at this component is still to be activated.
+            "candidate-error" if self.legs[side.index()].has_own_proxy() => {
+                self.nominate_if_told(side);
+            }
+            "candidate-error" | "proxy-error" => {
+                self.nominate_if_told(side);
+                self.fall_back(side, now);
+            }
+            _ => {}
+        }
+    }
+
+    fn nominate_if_told(&mut self, side: Side) {
+        if !matches!(self.phase, Phase::Checking { .. }) {
+            self.nominate(side);
         }
     }
 
     /// One side wants another transport on its leg.
     fn handle_replace(&mut self, side: Side, content: &Element) {
-        let name = content_name(content);
         match Transport::read(content) {
             Some(Transport::Ibb { namespace, sid, block_size })
                 if self.options.ibb && !self.legs[side.index()].ready =>
@@ -152,41 +243,76 @@ impl Session {
                 let answer = transport::ibb(&namespace, &sid, block_size);
                 self.leg(side).replace(LegState::ibb(&namespace, Some(sid.clone()), block_size));
                 self.actions.push_back(Action::ExpectOpen(side, Some(sid)));
-                self.tell_transport(side, "transport-accept", name, answer);
+                self.tell_transport(side, "transport-accept", answer);
                 // The initiator of a session opens its bytestreams; on leg B that is us.
                 if side == Side::Responder {
                     self.open(side);
                 }
             }
-            _ => {
-                let transport = content.children().find(|c| c.name() == "transport").cloned();
-                let transport =
-                    transport.unwrap_or_else(|| Element::bare("transport", ns::JINGLE_IBB));
-                self.tell_transport(side, "transport-reject", name, transport);
-            }
+            _ => self.reject_replace(side, content),
         }
     }
 
+    fn reject_replace(&mut self, side: Side, content: &Element) {
+        let transport = content.children().find(|c| c.name() == "transport").cloned();
+        let transport = transport.unwrap_or_else(|| Element::bare("transport", ns::JINGLE_IBB));
+        let name = content.attr("name").unwrap_or_default();
+        let jingle = self.transport_jingle(side, "transport-reject", name, transport);
+        self.tell(side, jingle);
+    }
+
     /// SOCKS5 failed on this leg: IBB instead, without the other leg knowing.
-    fn fall_back(&mut self, side: Side, name: &str) {
-        if self.legs[side.index()].ready {
+    fn fall_back(&mut self, side: Side, now: Instant) {
+        match side {
+            Side::Initiator => self.leg(side).fall_back_at = Some(now + PATIENCE),
+            Side::Responder => self.offer_in_band(side, now),
+        }
+    }
+
+    /// Offers an in-band bytestream in place of SOCKS5, which has not come up.
+    pub(super) fn offer_in_band(&mut self, side: Side, now: Instant) {
+        let leg = &self.legs[side.index()];
+        if !leg.awaits_socks5() || leg.replacing.is_some() {
             return;
+        }
+        if self.initiate.is_some() && side == Side::Initiator {
+            // It has not been told that there is a session yet.
+            return self.fall_back(side, now);
         }
         if !self.options.ibb {
             return self.end_both("failed-transport", "SOCKS5 failed and IBB is switched off");
         }
-        // XEP-0260, section 3: the initiator of the leg replaces the transport; on leg A that is the user.
-        if side == Side::Initiator {
-            return;
-        }
         let sid = (self.ids)();
         let block_size = self.options.block_size;
-        let leg = LegState::ibb(ns::JINGLE_IBB, Some(sid.clone()), block_size);
-        self.leg(side).replace(LegState { opening: true, ..leg });
+        let leg = self.leg(side);
+        leg.fall_back_at = None;
+        leg.replacing = Some((sid.clone(), block_size));
         self.actions.push_back(Action::ExpectOpen(side, Some(sid.clone())));
         let transport = transport::ibb(ns::JINGLE_IBB, &sid, block_size);
-        let jingle = self.transport_jingle(side, "transport-replace", name, transport);
-        self.ask(side, jingle, Question::Replace);
+        let jingle = self.transport_jingle(side, "transport-replace", &self.name, transport);
+        self.ask(side, jingle, Question::Replace(side));
+    }
+
+    /// The in-band bytestream that we have offered takes the leg.
+    fn replaced(&mut self, side: Side, answer: Option<Transport>) {
+        if let Some((sid, block_size)) = self.leg(side).replacing.take() {
+            self.leg(side).replace(LegState::ibb(ns::JINGLE_IBB, Some(sid), block_size));
+            self.leg(side).accept(answer);
+        }
+    }
+
+    /// The in-band bytestream that we have offered is not wanted; `error` says so, if it was no transport-reject.
+    pub(super) fn refused(&mut self, side: Side, error: Option<&Element>) {
+        if self.leg(side).replacing.take().is_none() {
+            // The user's own has come first.
+            return;
+        }
+        let tie = error.is_some_and(|error| error.has_child("tie-break", ns::JINGLE_ERRORS));
+        if self.legs[side.index()].is_connected() {
+            self.check_connected(side);
+        } else if !(tie && side == Side::Initiator) {
+            self.end_both("failed-transport", "No transport was left to try");
+        }
     }
 
     /// Opens the responder's leg, if it is in-band and not yet open.
@@ -211,7 +337,7 @@ impl Session {
             ns::IBB,
             &[("sid", &sid), ("block-size", &size), ("stanza", "iq")],
         );
-        self.ask(side, open, Question::Open(side, block_size));
+        self.ask(side, open, Question::Open(side, sid, block_size));
     }
 
     /// The in-band bytestream's id on a leg: its own, or as the seed has it that of the session.
@@ -238,6 +364,7 @@ impl Session {
                 Refusal::new("cancel", "not-acceptable", "The bytestream is already open");
             return self.send(stanza.refuse(&refusal));
         }
+        self.replaced(side, None);
         self.actions.push_back(Action::TakeStream(side, sid, block_size, kind));
         self.send(stanza.result(None));
         self.ready(side);
@@ -255,7 +382,9 @@ impl Session {
     /// A leg is ready: open the other, or join both.
     pub(super) fn ready(&mut self, side: Side) {
         debug!(side = side.as_str(), "leg ready");
-        self.leg(side).ready = true;
+        let leg = self.leg(side);
+        leg.ready = true;
+        leg.fall_back_at = None;
         if side == Side::Initiator && matches!(self.phase, Phase::Negotiating) {
             self.open_responder();
         }

@@ -1,0 +1,275 @@
+//! The contents of a session: which of them is brokered, what is said of its offer, and in whose dialect.
+
+use minidom::Element;
+use tokio::time::Instant;
+
+use super::{Phase, Question, Session};
+use crate::{
+    broker::{
+        Options, Side,
+        dialect::{self, Dialect},
+        hints, offer, rewrite,
+        transport::Transport,
+    },
+    registry::model::Key,
+    xmpp::{
+        ns,
+        stanza::{Refusal, Stanza},
+        xml,
+    },
+};
+
+/// The content of a session-initiate that is brokered, by its number, and its transport: the first that is secured and
+/// has a transport that can be had here.
+///
+/// # Errors
+/// What the initiator is told if there is none.
+pub(crate) fn choose(jingle: &Element, options: &Options) -> Result<(usize, Transport), Refusal> {
+    let all: Vec<&Element> = contents(jingle).collect();
+    if all.is_empty() {
+        return Err(Refusal::bad_request("A session-initiate must have a content"));
+    }
+    let secured =
+        |content: &&(usize, &Element)| !options.require_tls || offer::is_secured(content.1);
+    let mut secured = all.into_iter().enumerate().filter(|content| secured(&content)).peekable();
+    if secured.peek().is_none() {
+        let text = "Only sessions secured by TLS are brokered: offer urn:xmpp:jingle:apps:tls or a \
+                    security element";
+        return Err(Refusal::new("modify", "not-acceptable", text)
+            .with_extra("security-required", ns::JINGLE_ERRORS));
+    }
+    secured
+        .find_map(|(number, content)| {
+            let transport = Transport::read(content)?;
+            let can = match transport {
+                Transport::Ibb { .. } => options.ibb,
+                Transport::S5b { .. } => options.socks5,
+            };
+            can.then_some((number, transport))
+        })
+        .ok_or_else(|| {
+            let text = "The transport must be SOCKS5 or in-band bytestreams";
+            Refusal::new("cancel", "feature-not-implemented", text)
+                .with_extra("unsupported-transports", ns::JINGLE_ERRORS)
+        })
+}
+
+/// The application of a content if two users need it only once between them: a raw TLS stream, or an XML stream. Two
+/// offers of it that cross each other are one too many (XEP-0166, 7.2.16); two files may cross.
+pub(crate) fn channel(jingle: &Element, number: usize) -> Option<String> {
+    let description =
+        contents(jingle).nth(number)?.children().find(|c| c.name() == "description")?;
+    [ns::APPS_TLS, ns::XMLSTREAM].contains(&description.ns().as_str()).then(|| description.ns())
+}
+
+/// The contents of a Jingle element.
+pub(super) fn contents(jingle: &Element) -> impl Iterator<Item = &Element> {
+    let namespace = jingle.ns();
+    jingle.children().filter(move |child| child.is("content", namespace.as_str()))
+}
+
+/// A content that comes later in a session, in a dialect that its reader knows.
+pub(super) fn translated(content: &Element, known: &[Dialect]) -> Element {
+    let prints = hints::judge(&offer::Offer::read(content), &[]).prints();
+    dialect::for_peer(content, known, &prints)
+}
+
+fn name(content: &Element) -> &str {
+    content.attr("name").unwrap_or_default()
+}
+
+/// A side's offer after policy.
+struct Checked {
+    content: Element,
+    hints: Element,
+    /// All methods that it has left, and whether it had any.
+    methods: Vec<String>,
+    had_methods: bool,
+}
+
+impl Session {
+    /// The brokered content in what one side says: the one of its name; if the session was offered with one alone,
+    /// that one by whatever name.
+    pub(super) fn own_content<'a>(&self, jingle: &'a Element) -> Option<&'a Element> {
+        let named = contents(jingle).find(|content| name(content) == self.name);
+        named.or_else(|| contents(jingle).next().filter(|_| self.removed.is_empty()))
+    }
+
+    /// Passes the session-initiate on once all is known that it takes.
+    pub(super) fn pass_initiate(&mut self) {
+        let Phase::Checking { features: Some(features), keys: Some(keys) } = &mut self.phase else {
+            return;
+        };
+        let (features, keys) = (std::mem::take(features), std::mem::take(keys));
+        let Some(jingle) = self.initiate.as_ref().and_then(Stanza::payload).cloned() else {
+            return;
+        };
+        let Some(content) = contents(&jingle).nth(self.chosen) else { return };
+        self.dialects = [Dialect::of(content), Dialect::known(&features)];
+        self.choose_namespace(&features);
+        let checked = match self.check(Side::Initiator, content, &keys) {
+            Ok(checked) => checked,
+            Err(text) => return self.end_both("security-error", &text),
+        };
+        if checked.had_methods && checked.methods.is_empty() {
+            let owner = self.peer(Side::Initiator).user.to_bare();
+            let text = format!(
+                "No TLS method is left: this service takes none of the keys that {owner} offers"
+            );
+            return self.end_both("unsupported-applications", &text);
+        }
+        self.methods.clone_from(&checked.methods);
+        let Some(transport) = self.offer_leg(&features) else {
+            let text = "The component offers neither SOCKS5 nor IBB";
+            return self.end_both("unsupported-transports", text);
+        };
+        let out = self.pass(Side::Responder, &jingle, self.chosen, &checked, transport);
+        self.phase = Phase::Negotiating;
+        self.leg(Side::Responder).told = true;
+        self.ask(Side::Responder, out, Question::Initiate);
+        if self.legs[0].ready {
+            self.open_responder();
+        }
+    }
+
+    /// Which Jingle the responder speaks: the initiator's, unless it knows only the other.
+    fn choose_namespace(&mut self, features: &[String]) {
+        let speaks = |feature: &str| features.iter().any(|known| known == feature);
+        let responder = &mut self.peers[Side::Responder.index()];
+        let (offered, other) = if responder.namespace == ns::JINGLE_0 {
+            (ns::JINGLE_0, ns::JINGLE)
+        } else {
+            (ns::JINGLE, ns::JINGLE_0)
+        };
+        if speaks(other) && !speaks(offered) {
+            other.clone_into(&mut responder.namespace);
+        }
+    }
+
+    /// A session-initiate or session-accept for the other side: with the content of this number alone, as checked.
+    fn pass(
+        &self,
+        to: Side,
+        jingle: &Element,
+        number: usize,
+        checked: &Checked,
+        transport: Element,
+    ) -> Element {
+        let frame = self.frame(to);
+        let content = rewrite::reframe(&checked.content, &jingle.ns(), frame.namespace);
+        let mut content =
+            Some(rewrite::content(&content, Some(transport), Some(checked.hints.clone())));
+        let mut alone = xml::head_in(jingle, &jingle.ns());
+        let mut count = 0;
+        for node in jingle.nodes() {
+            let is_content =
+                node.as_element().is_some_and(|e| e.is("content", jingle.ns().as_str()));
+            if !is_content || count == number {
+                alone.append_node(node.clone());
+            }
+            count += usize::from(is_content);
+        }
+        rewrite::jingle(&alone, &frame, |moved| content.take().unwrap_or(moved))
+    }
+
+    /// Hints and policy for one side's offer, which is then put in a dialect of the other.
+    ///
+    /// # Errors
+    /// The text for both users if policy forbids the session.
+    fn check(&self, side: Side, content: &Element, keys: &[Key]) -> Result<Checked, String> {
+        let owner = self.peer(side).user.to_bare();
+        let offer = offer::Offer::read(content);
+        let judged = hints::judge(&offer, keys);
+        let gone = hints::decide(&judged, &self.options.policies, &owner)?;
+        let left = offer::without(content, &gone.prints, &gone.methods);
+        let mut prints = judged.prints();
+        prints.retain(|(_, print)| !gone.prints.iter().any(|other| other.same_bytes(print)));
+        let known = &self.dialects[side.other().index()];
+        let methods = judged.methods(&offer, &gone);
+        Ok(Checked {
+            content: dialect::for_peer(&left, known, &prints),
+            hints: hints::to_element(&judged, keys, &owner),
+            had_methods: !methods.is_empty() || !gone.methods.is_empty(),
+            methods,
+        })
+    }
+
+    /// Passes the session-accept on.
+    pub(super) fn pass_accept(&mut self, keys: &[Key], now: Instant) {
+        let Some(stanza) = self.accept.take() else { return };
+        let Some(jingle) = stanza.payload().cloned() else { return };
+        let Some(content) = self.own_content(&jingle) else { return };
+        let number = contents(&jingle).position(|other| std::ptr::eq(other, content)).unwrap_or(0);
+        let checked = match self.check(Side::Responder, content, keys) {
+            Ok(checked) => checked,
+            Err(text) => {
+                self.send(stanza.result(None));
+                return self.end_both("security-error", &text);
+            }
+        };
+        let common = checked.methods.iter().any(|method| self.methods.contains(method));
+        if checked.had_methods && !self.methods.is_empty() && !common {
+            self.send(stanza.result(None));
+            let list = |names: &[String]| match names {
+                [] => "none that this service takes".to_owned(),
+                names => names.join(", "),
+            };
+            let text = format!(
+                "No TLS method in common: the initiator has {}, the responder {}",
+                list(&self.methods),
+                list(&checked.methods)
+            );
+            return self.end_both("unsupported-applications", &text);
+        }
+        self.acknowledge();
+        self.leg(Side::Responder).accept(Transport::read(content));
+        self.accepted = true;
+        let transport = self.accept_leg();
+        let out = self.pass(Side::Initiator, &jingle, number, &checked, transport);
+        self.ask(Side::Initiator, out, Question::Forwarded(Box::new(stanza)));
+        if matches!(self.phase, Phase::Negotiating) {
+            self.deadline = now + self.options.activation_timeout;
+        }
+        for side in [Side::Initiator, Side::Responder] {
+            self.nominate(side);
+            self.expect_choice(side, now);
+        }
+        self.open_responder();
+    }
+
+    /// Tells the initiator which of its contents do not take part.
+    pub(super) fn remove_contents(&mut self) {
+        if !self.removed.is_empty() {
+            let text = "A brokered session carries one stream: this content is not part of it";
+            let jingle =
+                self.refuse_contents(Side::Initiator, "content-remove", &self.removed, text);
+            self.tell(Side::Initiator, jingle);
+        }
+    }
+
+    /// Answers a content-add: there is room for one.
+    pub(super) fn reject_contents(&mut self, side: Side, jingle: &Element) {
+        let added: Vec<Element> = contents(jingle).cloned().collect();
+        let text = "A brokered session carries one stream: start another session";
+        let jingle = self.refuse_contents(side, "content-reject", &added, text);
+        self.tell(side, jingle);
+    }
+
+    fn refuse_contents(
+        &self,
+        side: Side,
+        action: &str,
+        refused: &[Element],
+        text: &str,
+    ) -> Element {
+        let frame = self.frame(side);
+        let mut jingle = rewrite::own(action, &frame);
+        for content in refused {
+            let creator = content.attr("creator").unwrap_or("initiator");
+            let attributes = [("creator", creator), ("name", name(content))];
+            jingle.append_child(xml::element("content", frame.namespace, &attributes));
+        }
+        jingle.append_child(rewrite::reason(&frame, "unsupported-applications", text));
+        jingle
+    }
+}

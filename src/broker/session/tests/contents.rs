@@ -1,0 +1,164 @@
+//! Which content of a session is brokered, and in whose words.
+
+use super::*;
+
+const SECURITY: &str = "urn:xmpp:jingle:security:xtls:0";
+
+fn features(all: &[&str]) -> Input {
+    Input::Features(all.iter().map(|&feature| feature.to_owned()).collect())
+}
+
+/// The session-initiate that the responder gets whose client has these features.
+fn passed(world: &mut World, all: &[&str]) -> Element {
+    world.tell(features(all));
+    world.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));
+    world.told(Side::Responder, "session-initiate").pop().expect("it is passed on")
+}
+
+#[test]
+fn an_offer_is_translated_for_the_responder_and_its_answer_for_the_initiator() {
+    let mut world = World::new(IBB_OFFER, annotate());
+    let initiate = passed(&mut world, &[SECURITY]);
+    let got = initiate.get_child("content", ns::JINGLE).unwrap().clone();
+    let security = got.get_child("security", ns::XTLS).expect("in its own dialect");
+    assert_eq!(security.get_child("fingerprint", ns::XTLS).unwrap().text(), X509);
+    assert_eq!(got.get_child("description", ns::APPS_TLS).unwrap().children().count(), 0);
+    assert!(got.has_child("hints", ns::HINTS));
+
+    let other = "E5:59:E9:8A:9B:C9:ED:0F:60:21:FD:EA:34:BF:24:E4:0D:B0:FE:FC";
+    let answer = format!(
+        "<content creator='initiator' name='c'><description xmlns='urn:xmpp:jingle:apps:tls'/>{IBB_OFFER}\
+         <security xmlns='{SECURITY}'><fingerprint>{other}</fingerprint><method name='x509'/></security>\
+         </content>"
+    );
+    world.jingle(Side::Responder, "session-accept", &answer);
+    world.tell(Input::Keys(Side::Responder, Ok(Vec::new())));
+    let accept = world.told(Side::Initiator, "session-accept").pop().unwrap();
+    let got = accept.get_child("content", ns::JINGLE).unwrap();
+    assert!(!got.has_child("security", ns::XTLS));
+    let offer = offer::Offer::read(got);
+    assert_eq!(offer.methods, ["x509"]);
+    assert_eq!(offer.prints[0].1.to_string(), other);
+
+    // So is what the initiator says later of the method it has chosen.
+    let chosen = "<content creator='initiator' name='c'><description xmlns='urn:xmpp:jingle:apps:tls'>\
+        <methods><method name='x509'/></methods></description></content>";
+    world.jingle(Side::Initiator, "security-info", chosen);
+    let info = world.told(Side::Responder, "security-info").pop().unwrap();
+    assert!(info.get_child("content", ns::JINGLE).unwrap().has_child("security", ns::XTLS));
+}
+
+#[test]
+fn each_leg_has_its_own_jingle() {
+    for (offered, known, got) in [
+        (ns::JINGLE, vec![], ns::JINGLE),
+        (ns::JINGLE, vec![ns::JINGLE_0], ns::JINGLE_0),
+        (ns::JINGLE, vec![ns::JINGLE_0, ns::JINGLE], ns::JINGLE),
+        (ns::JINGLE_0, vec![], ns::JINGLE_0),
+        (ns::JINGLE_0, vec![ns::JINGLE], ns::JINGLE),
+        (ns::JINGLE_0, vec![ns::JINGLE_0, ns::JINGLE], ns::JINGLE_0),
+    ] {
+        let mut world = World::new(IBB_OFFER, annotate());
+        for peer in &mut world.session.peers {
+            offered.clone_into(&mut peer.namespace);
+        }
+        let initiate = world.session.initiate.as_mut().unwrap();
+        let moved = rewrite::reframe(&initiate.element, ns::JINGLE, offered);
+        *initiate = Stanza::parse(moved).unwrap();
+        let initiate = passed(&mut world, &known);
+        assert_eq!(initiate.ns(), got, "{offered} {known:?}");
+        let content = initiate.get_child("content", got).expect("all of it");
+        let old = got == ns::JINGLE_0;
+        let ibb = if old { ns::JINGLE_IBB_0 } else { ns::JINGLE_IBB };
+        let transport = content.get_child("transport", ibb).expect("its transport is as old");
+        assert_eq!(transport.attr("block-size"), Some("8192"));
+        assert!(transport.attr("sid").is_some());
+    }
+}
+
+#[test]
+fn of_several_contents_the_one_that_can_be_brokered_goes_on() {
+    let plain = "<content creator='initiator' name='voice'><description xmlns='urn:x:rtp'/>\
+        <transport xmlns='urn:x:ice'/></content>";
+    let world = World::of(&[content(IBB_OFFER)], 0, annotate());
+    let options = Arc::clone(&world.session.options);
+    let jingle = |contents: &[String]| -> Element {
+        format!("<jingle xmlns='urn:xmpp:jingle:1'>{}</jingle>", contents.concat()).parse().unwrap()
+    };
+    let foreign = content("<transport xmlns='urn:x:ice'/>").replace("name='c'", "name='ice'");
+    let all = [plain.to_owned(), foreign.clone(), content(IBB_OFFER)];
+    assert_eq!(choose(&jingle(&all), &options).unwrap().0, 2);
+    let condition =
+        |contents: &[String]| choose(&jingle(contents), &options).unwrap_err().condition;
+    assert_eq!(condition(&[]), "bad-request");
+    assert_eq!(condition(&[plain.to_owned()]), "not-acceptable");
+    assert_eq!(condition(&[plain.to_owned(), foreign]), "feature-not-implemented");
+
+    let mut world = World::of(&all, 2, annotate());
+    let initiate = passed(&mut world, &[]);
+    let names: Vec<_> = initiate.children().filter_map(|c| c.attr("name")).collect();
+    assert_eq!(names, ["c"]);
+    assert_eq!(
+        world.told(Side::Initiator, "content-remove"),
+        [],
+        "not before it knows the session"
+    );
+    world.answer("jingle");
+    let removed = world.told(Side::Initiator, "content-remove").pop().unwrap();
+    let names: Vec<_> = removed.children().filter_map(|c| c.attr("name")).collect();
+    assert_eq!(names, ["voice", "ice"]);
+    assert!(removed.get_child("reason", ns::JINGLE).unwrap().has_child("text", ns::JINGLE));
+
+    // News of the others stay without effect; the accept is that of ours.
+    let ice = "<content creator='initiator' name='ice'><transport xmlns='urn:x:ice'/></content>";
+    world.jingle(Side::Initiator, "transport-info", ice);
+    world.jingle(Side::Initiator, "transport-replace", ice);
+    let rejected = world.told(Side::Initiator, "transport-reject").pop().unwrap();
+    assert_eq!(rejected.children().next().unwrap().attr("name"), Some("ice"));
+    world.jingle(Side::Responder, "session-accept", ice);
+    assert_eq!(world.refused(), ["bad-request"]);
+    world.accept(IBB_OFFER);
+    assert_eq!(world.told(Side::Initiator, "session-accept").len(), 1);
+}
+
+#[test]
+fn contents_of_one_name_do_not_pass_unchecked() {
+    let other = content(S5B_OFFER).replace("x509", "srp");
+    let mut world = World::of(&[content(IBB_OFFER), other], 0, annotate());
+    let initiate = passed(&mut world, &[]);
+    assert_eq!(initiate.children().filter(|c| c.name() == "content").count(), 1);
+}
+
+#[test]
+fn a_content_that_is_added_later_is_rejected() {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    let added = content(S5B_OFFER).replace("name='c'", "name='more'");
+    world.jingle(Side::Responder, "content-add", &added);
+    assert_eq!(world.sent[0].attr("type"), Some("result"));
+    let rejected = world.told(Side::Responder, "content-reject").pop().unwrap();
+    assert_eq!(rejected.children().next().unwrap().attr("name"), Some("more"));
+    assert_eq!(world.told(Side::Initiator, "content-add"), []);
+}
+
+#[test]
+fn an_offer_of_which_policy_leaves_nothing_goes_nowhere() {
+    let strip = Policies { unknown: Policy::Strip, ..annotate() };
+    let mut world = World::new(IBB_OFFER, strip);
+    world.tell(features(&[]));
+    world.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));
+    let reason = "unsupported-applications".to_owned();
+    assert_eq!(world.terminated(), [("alice@example.org/a".to_owned(), reason.clone())]);
+
+    // A password beside the key is left, and the responder has only a key.
+    let both = content(IBB_OFFER).replace("</methods>", "<method name='srp'/></methods>");
+    let mut world = World::of(&[both], 0, strip);
+    let initiate = passed(&mut world, &[]);
+    let got = offer::Offer::read(initiate.get_child("content", ns::JINGLE).unwrap());
+    assert_eq!(got.methods, ["srp"]);
+    world.accept(IBB_OFFER);
+    let reasons = world.terminated();
+    assert_eq!(reasons.len(), 2);
+    assert!(reasons.iter().all(|(_, told)| *told == reason), "{reasons:?}");
+    let text = String::from(world.sent.last().unwrap());
+    assert!(text.contains("has srp, the responder none that this service takes"), "{text}");
+}
