@@ -55,6 +55,8 @@ pub struct Options {
     pub jid: BareJid,
     /// Its name in service discovery.
     pub name: String,
+    /// Whom to write to about it, as URIs.
+    pub contact: Vec<String>,
     /// Who may use it.
     pub access: Doors,
     /// Requests per second for each user.
@@ -69,6 +71,13 @@ pub struct Options {
     pub import_pep: bool,
     /// Proposals of sessions that may be open, in all and for each user.
     pub proposals: (usize, usize),
+}
+
+impl Options {
+    /// The answer to disco#info at the component itself.
+    fn info(&self) -> Element {
+        disco::info(&self.name, &self.contact, self.socks5, self.ibb)
+    }
 }
 
 /// The answer to a request of the registry; its notice goes on its way first.
@@ -511,7 +520,7 @@ impl Router {
         let get = stanza.type_ == "get";
         let answer = match (payload.name(), payload.ns().as_str()) {
             ("query", ns::DISCO_INFO) if get => match payload.attr("node") {
-                None => disco::info(&self.options.name, self.options.socks5, self.options.ibb),
+                None => self.options.info(),
                 Some(ns::COMMANDS) => disco::commands(),
                 Some(node) => match self.commands.find(node, &stanza.from.to_bare()) {
                     Some(command) => disco::command(node, command.title),

@@ -283,6 +283,7 @@ impl Service {
         let config = &Config {
             component: config::Component {
                 name: config.component.name.clone(),
+                contact: config.component.contact.clone(),
                 ..self.config.component.clone()
             },
             database: self.config.database.clone(),
@@ -526,6 +527,7 @@ fn router_options(config: &Config, access: Doors) -> router::Options {
     router::Options {
         jid: config.component.jid.clone(),
         name: config.component.name.clone(),
+        contact: config.component.contact.clone(),
         access,
         requests_per_second: config.limits.requests_per_second,
         advertise: config.socks5.advertise.clone(),

@@ -68,6 +68,8 @@ pub struct Component {
     pub secret: Secret,
     /// The name shown in service discovery.
     pub name: String,
+    /// Whom to write to about the service, as URIs.
+    pub contact: Vec<String>,
 }
 
 /// Where keys are kept.
@@ -372,7 +374,14 @@ fn component(
             (1..=100).contains(&text.chars().count()).then(|| text.to_owned())
         })?
         .unwrap_or_else(|| "Fingerpost".to_owned());
-    Ok(Component { jid, server, secret, name })
+    let contact = section
+        .list("contact", "an address such as \"mailto:admin@example.org\"", |text| {
+            let (scheme, rest) = text.split_once(':')?;
+            let named = scheme.chars().all(|c| c.is_ascii_alphanumeric()) && !scheme.is_empty();
+            (named && !rest.is_empty() && text.len() <= 1000).then(|| text.to_owned())
+        })?
+        .unwrap_or_default();
+    Ok(Component { jid, server, secret, name, contact })
 }
 
 fn read_secret(

@@ -4,7 +4,8 @@
 //! before anything else is said of it; errors never repeat what was sent.
 
 use pgp::{
-    composed::{Deserializable, SignedPublicKey},
+    composed::{Deserializable, SignedPublicKey, SignedPublicSubKey},
+    packet::SignatureType,
     types::{KeyDetails, Tag},
 };
 use time::OffsetDateTime;
@@ -178,6 +179,27 @@ impl Material {
             .collect();
         Ok(Self { method: Method::X509, prints, expires, bytes: der })
     }
+}
+
+/// Whether a subkey is bound to its primary key, for signing, and at `now` (seconds of Unix time) neither revoked nor
+/// expired.
+pub(crate) fn may_sign(
+    subkey: &SignedPublicSubKey,
+    primary: &pgp::packet::PublicKey,
+    now: u64,
+) -> bool {
+    let of_type = |typ| subkey.signatures.iter().filter(move |s| s.typ() == Some(typ));
+    if of_type(SignatureType::SubkeyRevocation).next().is_some() {
+        return false;
+    }
+    let newest = of_type(SignatureType::SubkeyBinding).max_by_key(|binding| binding.created());
+    let Some(binding) = newest else { return false };
+    let created = u64::from(subkey.key.created_at().as_secs());
+    let alive = binding
+        .key_expiration_time()
+        .map(|after| u64::from(after.as_secs()))
+        .is_none_or(|seconds| seconds == 0 || now < created + seconds);
+    alive && binding.key_flags().sign() && subkey.verify_bindings(primary).is_ok()
 }
 
 /// Whether this is PEM rather than DER.

@@ -317,7 +317,7 @@ impl Registry {
         let nonce = self.challenges.take(id, &owner, now)?;
         let material = self.store.material(id).await?.ok_or(ProofError::NoMaterial)?;
         let message = proof::message(&self.component, &owner, &nonce);
-        proof::verify(key.method, &material, &message, signature)?;
+        proof::verify(key.method, &material, &message, signature, now)?;
         Ok(self.proven(from, id, now).await?)
     }
 

@@ -16,6 +16,7 @@ use x509_parser::{
     prelude::{FromDer, X509Certificate},
 };
 
+use super::material::may_sign;
 use super::model::KeyId;
 use crate::print::Method;
 
@@ -114,10 +115,14 @@ pub fn verify(
     material: &[u8],
     message: &[u8],
     signature: &[u8],
+    now: OffsetDateTime,
 ) -> Result<(), ProofError> {
     match method {
         Method::X509 => verify_x509(material, message, signature),
-        Method::OpenPgp => verify_openpgp(material, message, signature),
+        Method::OpenPgp => {
+            let now = u64::try_from(now.unix_timestamp()).unwrap_or(0);
+            verify_openpgp(material, message, signature, now)
+        }
         Method::Srp => Err(ProofError::Algorithm),
     }
 }
@@ -142,7 +147,12 @@ fn verify_x509(der: &[u8], message: &[u8], signature: &[u8]) -> Result<(), Proof
 }
 
 /// The primary key or a signing subkey may have made the signature; binary or armoured.
-fn verify_openpgp(certificate: &[u8], message: &[u8], signature: &[u8]) -> Result<(), ProofError> {
+fn verify_openpgp(
+    certificate: &[u8],
+    message: &[u8],
+    signature: &[u8],
+    now: u64,
+) -> Result<(), ProofError> {
     let certificate =
         SignedPublicKey::from_bytes(certificate).map_err(|_| ProofError::Algorithm)?;
     let signature = if signature.starts_with(b"-----BEGIN") {
@@ -154,14 +164,10 @@ fn verify_openpgp(certificate: &[u8], message: &[u8], signature: &[u8]) -> Resul
     if signature.verify(&certificate.primary_key, message).is_ok() {
         return Ok(());
     }
-    let bound = |subkey: &&pgp::composed::SignedPublicSubKey| {
-        subkey.verify_bindings(&certificate.primary_key).is_ok()
-            && subkey.signatures.iter().any(|binding| binding.key_flags().sign())
-    };
     certificate
         .public_subkeys
         .iter()
-        .filter(bound)
+        .filter(|subkey| may_sign(subkey, &certificate.primary_key, now))
         .any(|subkey| signature.verify(&subkey.key, message).is_ok())
         .then_some(())
         .ok_or(ProofError::Signature)

@@ -7,7 +7,7 @@ use std::time::Instant;
 use jid::Jid;
 
 use super::Router;
-use crate::xmpp::{disco, ns, plain::Plain, xml};
+use crate::xmpp::{ns, plain::Plain, xml};
 
 impl Router {
     /// Takes a stanza if it is one of the few; its answer goes behind what is in `out`. Says whether it did.
@@ -33,13 +33,9 @@ impl Router {
         if !self.options.access.admits(&asker) || !self.rates.allow(&asker, Instant::now()) {
             return false;
         }
-        if self.info.is_empty() {
-            let options = &self.options;
-            let info = disco::info(&options.name, options.socks5, options.ibb);
-            if xml::write(&info, &mut self.info).is_err() {
-                self.info.clear();
-                return false;
-            }
+        if self.info.is_empty() && xml::write(&self.options.info(), &mut self.info).is_err() {
+            self.info.clear();
+            return false;
         }
         // The values hold nothing that needs escaping: they are plain.
         for part in [

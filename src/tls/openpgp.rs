@@ -24,7 +24,7 @@ use jid::BareJid;
 use pgp::{
     composed::{
         ArmorOptions, Deserializable, DetachedSignature, KeyType, SecretKeyParamsBuilder,
-        SignedPublicKey, SignedPublicSubKey, SignedSecretKey, SubpacketConfig,
+        SignedPublicKey, SignedSecretKey, SubpacketConfig,
     },
     crypto::hash::HashAlgorithm,
     packet::{SignatureType, Subpacket, SubpacketData},
@@ -43,7 +43,7 @@ use zeroize::Zeroizing;
 use super::identity::{Identity, IdentityError, write_new};
 use crate::{
     print::{Method, Print},
-    registry::material::{Material, MaterialError},
+    registry::material::{Material, MaterialError, may_sign},
 };
 
 /// The profile's name in the method's element.
@@ -259,7 +259,7 @@ impl OpenPgpKey {
         self.secret
             .secret_subkeys
             .iter()
-            .filter(|subkey| may_sign(&subkey.signed_public_key(), primary, now))
+            .filter(|subkey| may_sign(&subkey.signed_public_key(), primary, now.as_secs()))
             .max_by_key(|subkey| subkey.key.created_at())
     }
 }
@@ -305,22 +305,6 @@ fn published(secret: &SignedSecretKey) -> SignedPublicKey {
     }
     certificate.details.users.retain(|user| !user.signatures.is_empty());
     certificate
-}
-
-/// Whether a subkey is bound to its primary key, for signing, and neither revoked nor expired.
-fn may_sign(subkey: &SignedPublicSubKey, primary: &pgp::packet::PublicKey, now: UnixTime) -> bool {
-    let of_type = |typ| subkey.signatures.iter().filter(move |s| s.typ() == Some(typ));
-    if of_type(SignatureType::SubkeyRevocation).next().is_some() {
-        return false;
-    }
-    let newest = of_type(SignatureType::SubkeyBinding).max_by_key(|binding| binding.created());
-    let Some(binding) = newest else { return false };
-    let created = u64::from(subkey.key.created_at().as_secs());
-    let alive = binding
-        .key_expiration_time()
-        .map(|after| u64::from(after.as_secs()))
-        .is_none_or(|seconds| seconds == 0 || now.as_secs() < created + seconds);
-    alive && binding.key_flags().sign() && subkey.verify_bindings(primary).is_ok()
 }
 
 /// The bytes that an OpenPGP key signs to vouch for a TLS key.
@@ -396,7 +380,7 @@ pub fn vouched(der: &[u8], pins: &[Print], now: UnixTime) -> Option<Print> {
     let by_subkey = || {
         let subkeys = certificate.public_subkeys.iter();
         subkeys
-            .filter(|subkey| may_sign(subkey, primary, now))
+            .filter(|subkey| may_sign(subkey, primary, now.as_secs()))
             .any(|subkey| signature.verify(&subkey.key, message.as_slice()).is_ok())
     };
     (by_primary || by_subkey()).then(|| print.clone())

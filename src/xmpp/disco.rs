@@ -29,8 +29,8 @@ pub fn commands() -> Element {
     query
 }
 
-/// The answer to disco#info: identities, then features.
-pub fn info(name: &str, socks5: bool, ibb: bool) -> Element {
+/// The answer to disco#info: identities, features, and whom to write to (XEP-0157), if that is configured.
+pub fn info(name: &str, contact: &[String], socks5: bool, ibb: bool) -> Element {
     let mut query = Element::bare("query", ns::DISCO_INFO);
     let mut identities = vec![("component", "generic")];
     if socks5 {
@@ -73,5 +73,48 @@ pub fn info(name: &str, socks5: bool, ibb: bool) -> Element {
     for feature in features {
         query.append_child(xml::element("feature", ns::DISCO_INFO, &[("var", feature)]));
     }
+    if !contact.is_empty() {
+        query.append_child(addresses(contact));
+    }
     query
+}
+
+/// The form with the addresses of the service's admins (XEP-0157, 2; XEP-0128).
+fn addresses(contact: &[String]) -> Element {
+    let mut form = xml::element("x", ns::DATA, &[("type", "result")]);
+    for (attributes, values) in [
+        ([("var", "FORM_TYPE"), ("type", "hidden")], &[ns::SERVER_INFO.to_owned()][..]),
+        ([("var", "admin-addresses"), ("type", "list-multi")], contact),
+    ] {
+        let mut field = xml::element("field", ns::DATA, &attributes);
+        for text in values {
+            let mut value = Element::bare("value", ns::DATA);
+            value.append_text(text.as_str());
+            field.append_child(value);
+        }
+        form.append_child(field);
+    }
+    form
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contact_addresses_are_told_if_there_are_any() {
+        let contact = ["mailto:a@example.org".to_owned(), "xmpp:a@example.org".to_owned()];
+        let told = info("Fingerpost", &contact, true, true);
+        let form = told.get_child("x", ns::DATA).unwrap();
+        let fields: Vec<(Option<&str>, Vec<String>)> = form
+            .children()
+            .map(|field| (field.attr("var"), field.children().map(Element::text).collect()))
+            .collect();
+        let expected = [
+            (Some("FORM_TYPE"), vec![ns::SERVER_INFO.to_owned()]),
+            (Some("admin-addresses"), contact.to_vec()),
+        ];
+        assert_eq!(fields, expected);
+        assert!(!info("Fingerpost", &[], true, true).has_child("x", ns::DATA));
+    }
 }

@@ -28,6 +28,8 @@ pub const LAST: &str = "jabber:iq:last";
 pub const VERSION: &str = "jabber:iq:version";
 /// Entity time (XEP-0202).
 pub const TIME: &str = "urn:xmpp:time";
+/// Whom to write to about a service (XEP-0157).
+pub const SERVER_INFO: &str = "http://jabber.org/network/serverinfo";
 /// Ping (XEP-0199).
 pub const PING: &str = "urn:xmpp:ping";
 /// In-band bytestreams (XEP-0047).
