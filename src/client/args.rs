@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use jid::{BareJid, Jid};
 
+use super::lan::LanArgs;
 use crate::{endpoint::TransportKind, print::Method};
 
 /// An end-to-end TLS endpoint over XMPP: send and receive files, pipe, chat, manage keys.
@@ -133,6 +134,8 @@ pub(super) enum Command {
         /// Take sessions from these users only
         #[arg(long, value_name = "JID", num_args = 1..)]
         accept: Vec<BareJid>,
+        #[command(flatten)]
+        lan: LanArgs,
     },
     /// Send files
     Send {
@@ -141,6 +144,8 @@ pub(super) enum Command {
         /// What
         #[arg(required = true)]
         files: Vec<PathBuf>,
+        #[command(flatten)]
+        lan: LanArgs,
     },
     /// Join standard input and output to a peer's
     Pipe {
@@ -162,6 +167,8 @@ pub(super) enum Command {
         /// Take chats from these users only
         #[arg(long, value_name = "JID", num_args = 1.., requires = "listen")]
         accept: Vec<BareJid>,
+        #[command(flatten)]
+        lan: LanArgs,
     },
     /// Known peers and their keys
     Trust {

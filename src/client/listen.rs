@@ -128,7 +128,7 @@ impl Listen {
     }
 
     /// Takes one session.
-    async fn serve(&self, request: Request) -> Result<(), XtlsError> {
+    pub(super) async fn serve(&self, request: Request) -> Result<(), XtlsError> {
         let offer = match self.admit(&request) {
             Ok(offer) => offer,
             Err(error) => {

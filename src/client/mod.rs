@@ -6,6 +6,7 @@ mod chat;
 mod credential;
 mod display;
 mod files;
+mod lan;
 mod listen;
 mod login;
 pub mod output;
@@ -28,6 +29,7 @@ pub use self::args::Cli;
 use self::{
     account::Account,
     args::{Command, Common},
+    lan::Lan,
     listen::Listen,
     output::{Output, XtlsError},
     peers::Peers,
@@ -174,9 +176,12 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             let revoke = xml::element("revoke", ns::KEYS, &[("id", &id), ("reason", &reason)]);
             registry::registry(&common, "set", revoke, output).await
         }
-        Command::Listen { out, once, accept } => {
+        Command::Listen { out, once, accept, lan } => {
             if !out.is_dir() {
                 return Err(XtlsError::usage(format!("{} is no folder", out.display())));
+            }
+            if lan.lan {
+                return Lan::load(&common, lan, output)?.listen(out, once, accept).await;
             }
             let client = Client::load(&common, output)?;
             listen::listen(Listen {
@@ -205,6 +210,12 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             pipe_to(&client, &jid).await
         }
         Command::Pipe { .. } => Err(XtlsError::usage("a JID or --listen was expected")),
+        Command::Chat { jid: Some(jid), lan, .. } if lan.lan => {
+            Lan::load(&common, lan, output)?.chat(&jid).await
+        }
+        Command::Chat { accept, lan, .. } if lan.lan => {
+            Lan::load(&common, lan, output)?.wait_for_chat(&accept).await
+        }
         Command::Chat { jid: Some(jid), .. } => {
             let client = Client::load(&common, output)?;
             chat::call(&client, &jid).await
@@ -213,7 +224,10 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             let client = Client::load(&common, output)?;
             chat::listen(&client, &accept).await
         }
-        Command::Send { jid, files } => {
+        Command::Send { jid, files, lan } if lan.lan => {
+            Lan::load(&common, lan, output)?.send(&jid, files).await
+        }
+        Command::Send { jid, files, .. } => {
             let client = Client::load(&common, output)?;
             send::send(&client, &jid, files).await
         }

@@ -6,8 +6,8 @@ use jid::BareJid;
 use serde_json::json;
 
 use super::{
-    account::{self, Account},
     args::{Common, TrustCommand},
+    lan,
     output::{Output, XtlsError},
     trust::Trust,
 };
@@ -67,8 +67,7 @@ pub(super) fn trust(
     command: TrustCommand,
     output: Output,
 ) -> Result<(), XtlsError> {
-    let account = Account::load(common.account.as_ref())?;
-    let mut trust = Trust::load(&account::folder(&account.jid)?)?;
+    let mut trust = Trust::load(&lan::folder(common)?)?;
     match command {
         TrustCommand::List => {
             for (peer, method, print) in trust.peers() {

@@ -109,7 +109,7 @@ impl Client {
 }
 
 /// Asks the person at the terminal, wherever standard input and output go.
-fn ask(question: &str) -> Result<(), XtlsError> {
+pub(super) fn ask(question: &str) -> Result<(), XtlsError> {
     let answer = || -> io::Result<String> {
         let mut terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
         terminal.write_all(question.as_bytes())?;

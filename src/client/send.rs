@@ -52,7 +52,7 @@ pub(super) async fn send(client: &Client, jid: &Jid, files: Vec<PathBuf>) -> Res
 }
 
 /// Whether a path names a file that can be read.
-fn check(path: &Path) -> Result<(), XtlsError> {
+pub(super) fn check(path: &Path) -> Result<(), XtlsError> {
     let named = |error| XtlsError::usage(format!("{}: {error}", path.display()));
     let metadata = std::fs::metadata(path).map_err(named)?;
     if metadata.is_dir() {
@@ -67,7 +67,7 @@ fn check(path: &Path) -> Result<(), XtlsError> {
     Ok(())
 }
 
-async fn send_one(
+pub(super) async fn send_one(
     client: &Client,
     endpoint: &Endpoint,
     peer: &Jid,

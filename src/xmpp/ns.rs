@@ -8,6 +8,8 @@ pub const COMPONENT: &str = "jabber:component:accept";
 pub const STREAM: &str = "http://etherx.jabber.org/streams";
 /// Stream errors (RFC 6120, 4.9).
 pub const STREAM_ERRORS: &str = "urn:ietf:params:xml:ns:xmpp-streams";
+/// STARTTLS (RFC 6120, 5).
+pub const STARTTLS: &str = "urn:ietf:params:xml:ns:xmpp-tls";
 /// Stanza errors (RFC 6120, 8.3).
 pub const STANZA_ERRORS: &str = "urn:ietf:params:xml:ns:xmpp-stanzas";
 /// Service discovery, information (XEP-0030).

@@ -81,6 +81,10 @@ pub(crate) enum Fault {
     InvalidFrom,
     #[error("it is no stream of XMPP's namespace")]
     InvalidNamespace,
+    #[error("its key is not the known one")]
+    NotAuthorized,
+    #[error("it does not secure the stream")]
+    NotSecured,
     #[error("it is no well-formed XML")]
     NotWellFormed,
     #[error("its stanza is larger than {} KiB or deeper than {MAX_DEPTH} levels", MAX_STANZA >> 10)]
@@ -102,6 +106,8 @@ impl Fault {
             Self::ImproperAddressing => "improper-addressing",
             Self::InvalidFrom => "invalid-from",
             Self::InvalidNamespace => "invalid-namespace",
+            Self::NotAuthorized => "not-authorized",
+            Self::NotSecured => "policy-violation",
             Self::NotWellFormed => "not-well-formed",
             Self::TooMuch => "policy-violation",
             Self::Restricted => "restricted-xml",

@@ -1,0 +1,494 @@
+//! Without a server: users of one local network (XEP-0174), each other's keys checked as everywhere.
+//!
+//! `listen` and `chat --listen` announce the user by multicast DNS and take connections; `send` and `chat` look for a name.
+//! The stream is secured by STARTTLS before a stanza is sent. Messages of a chat go over it as they are; a file is a
+//! Jingle session on it, as through a server: with TLS of its own, over an in-band bytestream.
+
+mod discovery;
+mod link;
+mod starttls;
+
+use std::{
+    fs::DirBuilder,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::Args;
+use jid::{BareJid, Jid};
+use serde_json::json;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Mutex,
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_rustls::TlsStream;
+
+use self::{
+    discovery::Announced,
+    link::{Link, full},
+};
+use super::{
+    Client,
+    account::{self, Account},
+    args::Common,
+    chat::Chat,
+    interrupted,
+    listen::Listen,
+    output::{Output, XtlsError},
+    secured::ask,
+    send,
+    stream::{Names, Role},
+    trust::Trust,
+};
+use crate::{
+    endpoint::{Endpoint, Error, Incoming, Known, Login, Policy, Shown, TransportKind},
+    print::{Method, Print},
+    tls::{
+        identity::Identity,
+        sas,
+        stream::{self as tls, Secured},
+    },
+    xmpp::ns,
+};
+
+/// From a connection to the secured stream.
+const SECURE: Duration = Duration::from_secs(30);
+/// How long a connection to one address may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How many connections are served at once; others wait.
+const CONNECTIONS: usize = 16;
+
+/// Options of the commands that work on a local network too.
+#[derive(Args, Clone, Debug)]
+pub(super) struct LanArgs {
+    /// On the local network, without a server (XEP-0174)
+    #[arg(long)]
+    pub(super) lan: bool,
+    /// Only on this network interface
+    #[arg(long, value_name = "NAME", requires = "lan")]
+    interface: Vec<String>,
+    /// What to be called there, instead of the names of the system's user and of the machine
+    #[arg(long, value_name = "USER@MACHINE", requires = "lan")]
+    name: Option<BareJid>,
+}
+
+/// A user of the local network.
+#[derive(Debug)]
+pub(super) struct Lan {
+    identity: Arc<Identity>,
+    dir: PathBuf,
+    user: String,
+    machine: String,
+    interfaces: Vec<String>,
+    confirm_sas: bool,
+    output: Output,
+    /// Held while the user is told of a peer.
+    telling: Mutex<()>,
+}
+
+/// A secured connection with a peer whose key is known or taken.
+struct Secure {
+    tls: TlsStream<TcpStream>,
+    peer: BareJid,
+    print: Print,
+}
+
+/// Inside the link, sessions are with the one whose key was checked at its beginning.
+#[derive(Debug)]
+struct SamePeer(Print);
+
+impl Policy for SamePeer {
+    fn shown(&self, shown: &Shown<'_>) -> Result<Known, Error> {
+        if *shown.print == self.0 {
+            return Ok(Known::Same);
+        }
+        Err(Error::Unverified(format!(
+            "{} has another key in the session than on the link: nothing was sent",
+            shown.peer
+        )))
+    }
+}
+
+impl Lan {
+    /// The account's key and known peers; without any account, those of a folder for the local network alone.
+    pub(super) fn load(common: &Common, args: LanArgs, output: Output) -> Result<Self, XtlsError> {
+        if common.method != Method::X509 {
+            return Err(XtlsError::usage("--lan works with the method x509 only"));
+        }
+        let dir = folder(common)?;
+        let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let machine = machine.split('.').next().unwrap_or_default().to_lowercase();
+        let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+        let (user, machine) = match &args.name {
+            Some(name) => {
+                let user = name.node().ok_or_else(|| {
+                    XtlsError::usage("the name must be USER@MACHINE, such as juliet@pronto")
+                })?;
+                (user.to_string(), name.domain().to_string())
+            }
+            None => (user.unwrap_or_else(|| "user".to_owned()), machine),
+        };
+        let owner = BareJid::new(&format!("{user}@{machine}"))
+            .map_err(|error| XtlsError::usage(format!("{user}@{machine}: {error}; see --name")))?;
+        let identity = match Identity::load(&dir)? {
+            Some(identity) => identity,
+            None => {
+                let identity = Identity::generate(&owner)?;
+                identity.store(&dir)?;
+                identity
+            }
+        };
+        Ok(Self {
+            identity: Arc::new(identity),
+            dir,
+            user,
+            machine,
+            interfaces: args.interface,
+            confirm_sas: common.confirm_sas,
+            output,
+            telling: Mutex::default(),
+        })
+    }
+
+    /// Sends files to a peer.
+    pub(super) async fn send(self, name: &Jid, files: Vec<PathBuf>) -> Result<(), XtlsError> {
+        for path in &files {
+            send::check(path)?;
+        }
+        let own = self.own()?;
+        let secure = self.call(&own, name).await?;
+        let peer = secure.peer.clone();
+        let client = self.client(&own);
+        let (endpoint, _incoming, link) = self.endpoint(secure, Role::Initiator, &own)?;
+        let to = full(&peer).map(Jid::from).ok_or_else(|| XtlsError::failed("no address"))?;
+        let mut done = Ok(());
+        for path in &files {
+            done = send::send_one(&client, &endpoint, &to, path).await.map(|_| ());
+            if done.is_err() {
+                break;
+            }
+        }
+        link.close().await;
+        done
+    }
+
+    /// Waits for peers and receives their files.
+    pub(super) async fn listen(
+        self,
+        out: PathBuf,
+        once: bool,
+        accept: Vec<BareJid>,
+    ) -> Result<(), XtlsError> {
+        let (listener, announced) = self.announce().await?;
+        let own = announced.name.clone();
+        let lan = Arc::new(self);
+        let listen = Arc::new(Listen {
+            client: lan.client(&own),
+            out: Some(out),
+            once,
+            accept: Vec::new(),
+            telling: Mutex::default(),
+        });
+        let mut stop = Box::pin(interrupted());
+        let mut links = JoinSet::new();
+        let done = loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => {
+                    let idle = links.is_empty();
+                    links.shutdown().await;
+                    break if idle { Ok(()) } else { Err(XtlsError::failed("interrupted")) };
+                }
+                error = announced.conflict() => break Err(error),
+                Some(done) = links.join_next() => {
+                    // The end of a link: whether it brought a session, and how that ended.
+                    let done: Option<Result<(), XtlsError>> = done.unwrap_or_default();
+                    match done {
+                        Some(done) if once => break done,
+                        Some(Err(error)) => lan.output.error(&error),
+                        _ => {}
+                    }
+                }
+                tcp = listener.accept(), if links.len() < CONNECTIONS => {
+                    let Ok((tcp, _)) = tcp else { continue };
+                    let (lan, listen, own) = (Arc::clone(&lan), Arc::clone(&listen), own.clone());
+                    let accept = accept.clone();
+                    links.spawn(async move { lan.serve(tcp, &listen, &own, &accept).await });
+                }
+            }
+        };
+        announced.end().await;
+        done
+    }
+
+    /// One connection of somebody who sends files; `None` if there was no session.
+    async fn serve(
+        &self,
+        tcp: TcpStream,
+        listen: &Listen,
+        own: &BareJid,
+        accept: &[BareJid],
+    ) -> Option<Result<(), XtlsError>> {
+        let secure = match self.answer(tcp, own, accept).await {
+            Ok(secure) => secure,
+            Err(error) => {
+                self.output.error(&error);
+                return None;
+            }
+        };
+        let (_endpoint, mut incoming, mut link) =
+            self.endpoint(secure, Role::Responder, own).ok()?;
+        let mut last = None;
+        loop {
+            let request = tokio::select! {
+                request = incoming.next() => request,
+                () = link.ended() => None,
+            };
+            let Some(request) = request else { return last };
+            let done = listen.serve(request).await;
+            if listen.once {
+                link.close().await;
+                return Some(done);
+            }
+            if let Err(error) = &done {
+                self.output.error(error);
+            }
+            last = Some(Ok(()));
+        }
+    }
+
+    /// Chats with a peer.
+    pub(super) async fn chat(self, name: &Jid) -> Result<(), XtlsError> {
+        let own = self.own()?;
+        let secure = tokio::select! {
+            secure = self.call(&own, name) => secure?,
+            () = interrupted() => return Err(XtlsError::failed("interrupted")),
+        };
+        self.talk(secure, Role::Initiator, own).await
+    }
+
+    /// Waits for one chat.
+    pub(super) async fn wait_for_chat(self, accept: &[BareJid]) -> Result<(), XtlsError> {
+        let (listener, announced) = self.announce().await?;
+        let own = announced.name.clone();
+        let mut stop = Box::pin(interrupted());
+        let done = loop {
+            let accepted = async {
+                let (tcp, _) = listener.accept().await?;
+                self.answer(tcp, &own, accept).await
+            };
+            tokio::select! {
+                secure = accepted => match secure {
+                    Ok(secure) => break self.talk(secure, Role::Responder, own).await,
+                    Err(error) => self.output.error(&error),
+                },
+                error = announced.conflict() => break Err(error),
+                () = &mut stop => break Ok(()),
+            }
+        };
+        announced.end().await;
+        done
+    }
+
+    async fn talk(&self, secure: Secure, role: Role, own: BareJid) -> Result<(), XtlsError> {
+        let names = Names { own: vec![own], peer: vec![secure.peer.clone()] };
+        Chat { role, names, peer: secure.peer.as_str(), output: self.output }.run(secure.tls).await
+    }
+
+    /// What we are called if we only call others.
+    fn own(&self) -> Result<BareJid, XtlsError> {
+        let name = format!("{}@{}", self.user, self.machine);
+        BareJid::new(&name).map_err(|error| XtlsError::usage(format!("{name}: {error}")))
+    }
+
+    async fn announce(&self) -> Result<(TcpListener, Announced), XtlsError> {
+        let listener = match TcpListener::bind("[::]:0").await {
+            Ok(listener) => listener,
+            Err(_) => TcpListener::bind("0.0.0.0:0").await?,
+        };
+        let port = listener.local_addr()?.port();
+        let announced =
+            discovery::announce(&self.user, &self.machine, port, &self.interfaces).await?;
+        let name = announced.name.as_str();
+        self.output.event(
+            &json!({"event": "listening", "jid": name, "port": port}),
+            &format!("listening on the local network as {name} (Ctrl-C ends)"),
+        );
+        Ok((listener, announced))
+    }
+
+    /// Finds a peer, connects and secures the stream.
+    async fn call(&self, own: &BareJid, name: &Jid) -> Result<Secure, XtlsError> {
+        let found = discovery::find(&name.to_bare(), &self.interfaces).await?;
+        let mut last = None;
+        for address in found.addresses {
+            match timeout(CONNECT, TcpStream::connect(address)).await {
+                Ok(Ok(tcp)) => {
+                    let peer = found.name;
+                    let names = Names { own: vec![own.clone()], peer: vec![peer.clone()] };
+                    let (tls, secured) =
+                        timeout(SECURE, starttls::connect(tcp, names, &self.identity))
+                            .await
+                            .map_err(|_| XtlsError::failed(format!("{peer} did not answer")))??;
+                    self.vouch(&tls, &secured, &peer, own, &peer).await?;
+                    return Ok(Secure { tls, peer, print: secured.peer });
+                }
+                Ok(Err(error)) => last = Some(error.to_string()),
+                Err(_) => last = Some("it does not answer".to_owned()),
+            }
+        }
+        let why = last.unwrap_or_default();
+        Err(XtlsError::unreachable(format!("{} cannot be connected to: {why}", found.name)))
+    }
+
+    /// Takes a connection and secures the stream.
+    async fn answer(
+        &self,
+        tcp: TcpStream,
+        own: &BareJid,
+        accept: &[BareJid],
+    ) -> Result<Secure, XtlsError> {
+        let (tls, secured, peer) = timeout(SECURE, starttls::accept(tcp, own, &self.identity))
+            .await
+            .map_err(|_| XtlsError::failed("somebody connected and said nothing"))??;
+        let admitted = if accept.is_empty() || accept.contains(&peer) {
+            self.vouch(&tls, &secured, &peer, &peer, own).await
+        } else {
+            Err(XtlsError::refused(format!("{peer} is not among those to accept")))
+        };
+        match admitted {
+            Ok(()) => Ok(Secure { tls, peer, print: secured.peer }),
+            Err(error) => {
+                let _ = timeout(CONNECT, starttls::refuse(tls, own)).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The trust store's word on the key that was shown. Names on a network are anybody's to take, so a peer is known by
+    /// its name there and never by an address of a server: `juliet@pronto.local`.
+    async fn vouch(
+        &self,
+        stream: &TlsStream<TcpStream>,
+        secured: &Secured,
+        peer: &BareJid,
+        initiator: &BareJid,
+        responder: &BareJid,
+    ) -> Result<(), XtlsError> {
+        let _turn = self.telling.lock().await;
+        let name = known_as(peer)?;
+        let mut trust = Trust::load(&self.dir)?;
+        let first = trust.check(&name, Method::X509, &secured.peer)? == Known::First;
+        let print = secured.peer.to_string();
+        let digits = if first || self.confirm_sas {
+            let exported: [u8; 32] =
+                tls::export(stream, sas::LABEL, &sas::context(initiator, responder))
+                    .map_err(|error| XtlsError::failed(error.to_string()))?;
+            let digits = tokio::task::spawn_blocking(move || sas::digits(&exported)).await;
+            Some(digits.map_err(|error| XtlsError::failed(error.to_string()))?)
+        } else {
+            None
+        };
+        let also = trust.peers().find(|(jid, _, known)| *jid != name.as_str() && *known == print);
+        let also = also.map(|(jid, ..)| jid.to_owned());
+        let mut text = format!(
+            "secured with {peer} on the local network: {} {}\n  key {print}",
+            secured.version, secured.key_exchange
+        );
+        if let Some(also) = &also {
+            text += &format!("\n  the key is that of {also}");
+        }
+        if first {
+            text += " (first use: trusted from now on)";
+        }
+        if let Some(digits) = &digits {
+            text += &format!(
+                "\n  {digits} is what you both see if nobody is between you (session started by {initiator})"
+            );
+        }
+        self.output.event(
+            &json!({
+                "event": "secured", "peer": peer.as_str(), "method": "x509", "transport": "lan",
+                "tls_version": secured.version, "key_exchange": secured.key_exchange,
+                "peer_print": print, "first_use": first, "also_known_as": also, "sas": digits,
+                "initiator": initiator.as_str(),
+            }),
+            &text,
+        );
+        if let (true, Some(digits)) = (self.confirm_sas, digits) {
+            let question = format!("Does {peer} see {digits}? [y/N] ");
+            tokio::task::spawn_blocking(move || ask(&question))
+                .await
+                .map_err(|error| XtlsError::failed(error.to_string()))??;
+        }
+        if first {
+            trust.set(&name, Method::X509, &secured.peer)?;
+        }
+        Ok(())
+    }
+
+    fn endpoint(
+        &self,
+        secure: Secure,
+        role: Role,
+        own: &BareJid,
+    ) -> Result<(Endpoint, Incoming, Link), XtlsError> {
+        let (Some(own), Some(peer)) = (full(own), full(&secure.peer)) else {
+            return Err(XtlsError::failed("a name is too long"));
+        };
+        let (connection, link) = link::start(secure.tls, role, own, peer);
+        let (endpoint, incoming) = Endpoint::builder(Arc::clone(&self.identity))
+            .policy(SamePeer(secure.print))
+            .transport(TransportKind::Ibb)
+            .feature(ns::FILE_TRANSFER)
+            .feature(ns::HASHES)
+            .over(connection);
+        Ok((endpoint, incoming, link))
+    }
+
+    /// What the commands for files ask for; it does not log in anywhere.
+    fn client(&self, own: &BareJid) -> Client {
+        Client {
+            login: Login::new(own.clone(), ""),
+            dir: self.dir.clone(),
+            credential: Arc::clone(&self.identity).into(),
+            offered: None,
+            via: None,
+            component: None,
+            transport: Some(TransportKind::Ibb),
+            // Both have compared the link's.
+            confirm_sas: false,
+            output: self.output,
+        }
+    }
+}
+
+/// Under which name the trust store has a peer of the local network.
+fn known_as(peer: &BareJid) -> Result<BareJid, XtlsError> {
+    if peer.domain().as_str().ends_with(".local") {
+        return Ok(peer.clone());
+    }
+    let name = format!("{peer}.local");
+    BareJid::new(&name).map_err(|error| XtlsError::failed(format!("{name}: {error}")))
+}
+
+/// The folder of the account, or if there is none that of the local network.
+pub(super) fn folder(common: &Common) -> Result<PathBuf, XtlsError> {
+    let home = account::home()?;
+    let has_account = |dir: &Path| dir.join("account.toml").exists();
+    let any = std::fs::read_dir(&home).into_iter().flatten().flatten();
+    if common.account.is_some() || any.into_iter().any(|entry| has_account(&entry.path())) {
+        return account::folder(&Account::load(common.account.as_ref())?.jid);
+    }
+    let dir = home.join("lan");
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .map_err(|error| XtlsError::failed(format!("{}: {error}", dir.display())))?;
+    Ok(dir)
+}

@@ -1,0 +1,223 @@
+"""The local network without xtls: zeroconf for the names, Python's ssl and expat for the stream of XEP-0174.
+
+Settings: address (ours), role, folder and
+  "browse": reports what is announced, until the name `gone_after` is gone again if that is set;
+  "call": calls `name`: plain stream, STARTTLS, TLS as client, then a message `say` and the answer to it; `plain`: sends a
+          message instead of STARTTLS, `inject`: sends a stanza in clear behind STARTTLS;
+  "serve": announces `name` and waits: TLS as server, with the certificate made in `keys`; `starttls` false: offers none.
+"""
+
+import asyncio
+import socket
+import ssl
+import xml.parsers.expat
+from pathlib import Path
+
+from peer import main
+from tls_over_ibb import certificate, fingerprint
+from zeroconf import IPVersion, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
+
+SERVICE = "_presence._tcp.local."
+STREAMS = "http://etherx.jabber.org/streams"
+TLS = "urn:ietf:params:xml:ns:xmpp-tls"
+
+
+def header(own, peer):
+    return (
+        "<?xml version='1.0'?><stream:stream xmlns='jabber:client' "
+        f"xmlns:stream='{STREAMS}' from='{own}' to='{peer}' version='1.0'>"
+    )
+
+
+class Stream:
+    """One stream on a connected socket, plain or TLS."""
+
+    def __init__(self, connection):
+        self.connection, self.header, self.closed = connection, None, False
+        self.elements, self.stack, self.seen = [], [], b""
+        self.parser = xml.parsers.expat.ParserCreate(namespace_separator=" ")
+        self.parser.StartElementHandler = self.start
+        self.parser.EndElementHandler = self.end
+        self.parser.CharacterDataHandler = self.text
+
+    def start(self, name, attributes):
+        if self.header is None:
+            self.header = attributes
+        else:
+            self.stack.append({"name": name, "attributes": attributes, "text": "", "children": []})
+
+    def end(self, _):
+        if not self.stack:
+            self.closed = True
+            return
+        element = self.stack.pop()
+        (self.stack[-1]["children"] if self.stack else self.elements).append(element)
+
+    def text(self, text):
+        if self.stack:
+            self.stack[-1]["text"] += text
+
+    def send(self, text):
+        self.connection.sendall(text.encode())
+
+    def until(self, done):
+        while not done():
+            try:
+                data = self.connection.recv(4096)
+            except OSError:
+                return False
+            if not data:
+                return False
+            self.seen += data
+            self.parser.Parse(data, False)
+        return True
+
+    def next(self, name):
+        found = lambda: [e for e in self.elements if e["name"] == name]  # noqa: E731
+        if not self.until(found):
+            raise RuntimeError(f"no {name}, but {self.elements}")
+        element = found()[0]
+        self.elements.remove(element)
+        return element
+
+    def finish(self):
+        """Reads to the end; the condition of the stream error, if there was one."""
+        self.until(lambda: self.closed)
+        errors = [e for e in self.elements if e["name"] == f"{STREAMS} error"]
+        return errors[0]["children"][0]["name"].split(" ")[1] if errors else None
+
+
+def browse(zeroconf, settings):
+    seen, gone = {}, []
+
+    def changed(zeroconf, service_type, name, state_change):
+        if state_change is ServiceStateChange.Removed:
+            gone.append(name)
+        else:
+            info = zeroconf.get_service_info(service_type, name, 5000)
+            if info:
+                text = {k.decode(): (v or b"").decode() for k, v in info.properties.items()}
+                seen[name] = {"port": info.port, "host": info.server, "txt": text,
+                              "addresses": info.parsed_addresses(IPVersion.V4Only)}  # fmt: skip
+    return seen, gone, ServiceBrowser(zeroconf, SERVICE, handlers=[changed])
+
+
+async def until(done, what):
+    for _ in range(400):
+        if done():
+            return
+        await asyncio.sleep(0.05)
+    raise RuntimeError(f"{what} did not happen")
+
+
+def tls_context(server, settings):
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    made.minimum_version = ssl.TLSVersion.TLSv1_3
+    if not server:
+        made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
+    key, cert = certificate(Path(settings["folder"]), settings.get("keys", "python"))
+    made.load_cert_chain(cert, key)
+    return made
+
+
+def call(settings, own, peer, port, address):
+    connection = socket.create_connection((address, port), 20)
+    plain = Stream(connection)
+    plain.send(header(own, peer))
+    features = plain.next(f"{STREAMS} features")
+    starttls = next(c for c in features["children"] if c["name"] == f"{TLS} starttls")
+    report = {
+        "header": plain.header,
+        "features": sorted(c["name"] for c in starttls["children"]),
+        "offer": next(c for c in starttls["children"] if c["name"].endswith(" offer"))["children"][0]["children"][0]["text"],
+    }
+    if settings.get("plain"):
+        plain.send("<message><body>in clear</body></message>")
+        return {**report, "error": plain.finish()}
+    inject = "<message><body>injected</body></message>" if settings.get("inject") else ""
+    plain.send(f"<starttls xmlns='{TLS}'/>{inject}")
+    if inject:
+        return {**report, "error": plain.finish(), "proceed": b"proceed" in plain.seen}
+    plain.next(f"{TLS} proceed")
+    secure = tls_context(False, settings).wrap_socket(connection)
+    report["tls"] = secure.version()
+    report["peer_print"] = fingerprint(secure.getpeercert(binary_form=True), "sha256")
+    stream = Stream(secure)
+    stream.send(header(own, peer))
+    stream.until(lambda: stream.header)
+    if not settings.get("say"):
+        return {**report, "error": stream.finish()}
+    stream.send(f"<message from='{own}' to='{peer}'><body>{settings['say']}</body></message>")
+    message = stream.next("jabber:client message")
+    report["heard"] = message["children"][0]["text"]
+    report["addresses"] = {k: message["attributes"][k] for k in ("from", "to")}
+    stream.send("</stream:stream>")
+    report["error"] = stream.finish()
+    report["closed"] = stream.closed
+    return report
+
+
+def serve(settings, listener, own):
+    connection, _ = listener.accept()
+    connection.settimeout(20)
+    plain = Stream(connection)
+    plain.until(lambda: plain.header)
+    peer = plain.header["from"]
+    offered = f"<starttls xmlns='{TLS}'><required/></starttls>" if settings.get("starttls", True) else ""
+    plain.send(header(own, peer) + f"<stream:features>{offered}</stream:features>")
+    report = {"header": plain.header}
+    if not offered:
+        report["closed"] = plain.until(lambda: plain.closed)
+        report["seen"] = plain.seen.decode()
+        return report
+    plain.next(f"{TLS} starttls")
+    plain.send(f"<proceed xmlns='{TLS}'/>")
+    made = tls_context(True, settings)
+    made.verify_mode = ssl.CERT_REQUIRED
+    made.load_verify_locations(cadata=settings["peer_certificate"])
+    secure = made.wrap_socket(connection, server_side=True)
+    report["tls"] = secure.version()
+    report["peer_print"] = fingerprint(secure.getpeercert(binary_form=True), "sha256")
+    stream = Stream(secure)
+    if not stream.until(lambda: stream.header):
+        return {**report, "seen": stream.seen.decode()}
+    stream.send(header(own, peer) + "<stream:features/>")
+    report["heard"] = stream.next("jabber:client message")["children"][0]["text"]
+    stream.send(f"<message><body>{settings['say']}</body></message>")
+    stream.until(lambda: stream.closed)
+    stream.send("</stream:stream>")
+    return report
+
+
+async def story(settings):
+    zeroconf = Zeroconf(interfaces=[settings["address"]], ip_version=IPVersion.V4Only)
+    thread = asyncio.to_thread
+    try:
+        if settings["role"] == "serve":
+            listener = socket.create_server((settings["address"], 0))
+            listener.settimeout(40)
+            own = settings["name"]
+            info = ServiceInfo(
+                SERVICE, f"{own}.{SERVICE}", parsed_addresses=[settings["address"]], server="python.local.",
+                port=listener.getsockname()[1], properties={"txtvers": "1", "status": "avail"},
+            )  # fmt: skip
+            await zeroconf.async_register_service(info)
+            print("announced", flush=True)
+            return await thread(serve, settings, listener, own)
+        seen, gone, _browser = browse(zeroconf, settings)
+        if settings["role"] == "browse":
+            await until(lambda: len(seen) >= settings["count"], f"{settings['count']} names")
+            print("seen", flush=True)
+            if settings.get("gone_after"):
+                await until(lambda: len(gone) >= settings["count"], "goodbye")
+            return {"seen": seen, "gone": gone}
+        name = f"{settings['name']}.{SERVICE}"
+        await until(lambda: name in seen, name)
+        return await thread(
+            call, settings, settings["own"], settings["name"], seen[name]["port"], seen[name]["addresses"][0]
+        )
+    finally:
+        await thread(zeroconf.close)
+
+
+main(story)
