@@ -165,6 +165,13 @@ struct Entry {
     crossable: Option<String>,
 }
 
+impl Entry {
+    /// Whether this is a session with that sid which is not over: bytes of one that is may still flow for a moment.
+    fn is(&self, sid: &str) -> bool {
+        self.sid == sid && !self.inbox.is_closed()
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     sessions: HashMap<Pair, Vec<Entry>>,
@@ -215,7 +222,7 @@ impl Shared {
     fn acknowledged(&self, peer: &Peer) {
         let mut state = self.lock();
         if let Some(entries) = state.sessions.get_mut(&(peer.user.clone(), peer.mask.clone())) {
-            for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
+            for entry in entries.iter_mut().filter(|entry| entry.is(&peer.sid)) {
                 entry.crossable = None;
             }
         }
@@ -249,7 +256,7 @@ impl Shared {
     fn expect_open(&self, peer: &Peer, sid: Option<String>) {
         let mut state = self.lock();
         if let Some(entries) = state.sessions.get_mut(&(peer.user.clone(), peer.mask.clone())) {
-            for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
+            for entry in entries.iter_mut().filter(|entry| entry.is(&peer.sid)) {
                 entry.ibb = Some(sid.clone());
             }
         }
@@ -267,16 +274,18 @@ impl Shared {
 /// Removes a session from the tables on every exit of its task.
 struct Guard {
     shared: Arc<Shared>,
-    keys: Vec<(Pair, String)>,
+    pairs: Vec<Pair>,
+    facts: Arc<Facts>,
     user: BareJid,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        for (pair, sid) in &self.keys {
+        for pair in &self.pairs {
             if let Some(entries) = state.sessions.get_mut(pair) {
-                entries.retain(|entry| entry.sid != *sid);
+                // Another session may have the sid by now.
+                entries.retain(|entry| !Arc::ptr_eq(&entry.facts, &self.facts));
                 if entries.is_empty() {
                     state.sessions.remove(pair);
                 }
@@ -345,7 +354,7 @@ impl Broker {
             let state = self.shared.lock();
             let entries = state.sessions.get(&(stanza.from.clone(), stanza.to.clone()));
             entries
-                .and_then(|entries| entries.iter().find(|entry| entry.sid == sid))
+                .and_then(|entries| entries.iter().find(|entry| entry.is(sid)))
                 .map(|entry| (entry.side, entry.inbox.clone()))
         };
         let Some((side, inbox)) = found else { return false };
@@ -424,7 +433,7 @@ impl Broker {
                     .with_extra("tie-break", ns::JINGLE_ERRORS));
             }
             let entries = state.sessions.entry(pairs[0].clone()).or_default();
-            if entries.iter().any(|entry| entry.sid == initiator.sid) {
+            if entries.iter().any(|entry| entry.is(&initiator.sid)) {
                 return Err(Refusal::new("cancel", "conflict", "The session exists already"));
             }
             entries.push(Entry {
@@ -449,7 +458,8 @@ impl Broker {
         let [first, second] = pairs;
         let guard = Guard {
             shared: Arc::clone(shared),
-            keys: vec![(first, initiator.sid.clone()), (second, responder.sid.clone())],
+            pairs: vec![first, second],
+            facts: Arc::clone(&facts),
             user,
         };
         let peers = [initiator, responder];
@@ -528,16 +538,16 @@ impl Broker {
             let mut state = shared.lock();
             shared.admit(&state, &user)?;
             let entries = state.sessions.entry(pair.clone()).or_default();
-            if entries.iter().any(|entry| entry.sid == peer.sid) {
+            if entries.iter().any(|entry| entry.is(&peer.sid)) {
                 return Err(Refusal::new("cancel", "conflict", "The session exists already"));
             }
             let (sid, side) = (peer.sid.clone(), Side::Initiator);
+            let facts = Arc::clone(&facts);
             entries.push(Entry { facts, sid, side, inbox, ibb, crossable: None });
             state.count += 1;
             *state.per_user.entry(user.clone()).or_default() += 1;
         }
-        let guard =
-            Guard { shared: Arc::clone(shared), keys: vec![(pair, peer.sid.clone())], user };
+        let guard = Guard { shared: Arc::clone(shared), pairs: vec![pair], facts, user };
         let line = shared.journal.begin(std::slice::from_ref(&peer));
         let session = OwnSession {
             shared: Arc::clone(shared),
@@ -580,9 +590,10 @@ impl Broker {
         let found = {
             let state = self.shared.lock();
             let entries = state.sessions.get(&pair).map(Vec::as_slice).unwrap_or_default();
+            let mut live = entries.iter().filter(|entry| !entry.inbox.is_closed());
             let by_sid =
-                entries.iter().find(|entry| entry.ibb.as_ref() == Some(&Some(sid.to_owned())));
-            let any = || entries.iter().find(|entry| entry.ibb == Some(None));
+                live.clone().find(|entry| entry.ibb.as_ref() == Some(&Some(sid.to_owned())));
+            let any = || live.find(|entry| entry.ibb == Some(None));
             by_sid.or_else(any).map(|entry| (entry.side, entry.inbox.clone()))
         };
         found.is_some_and(|(side, inbox)| inbox.try_send(Input::Open(side, stanza.clone())).is_ok())

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import os
 
 from peer import hints
 from slixmpp.xmlstream import ET
@@ -68,7 +69,7 @@ class Leg:
         return content
 
     async def initiate(self, to, method):
-        self.to, self.sid, self.name, self.stream = to, "session1", "tls", "stream1"
+        self.to, self.sid, self.name, self.stream = to, os.urandom(8).hex(), "tls", os.urandom(8).hex()
         me = self.peer.boundjid
         if self.transport == "s5b":
             dst = dst_addr(self.stream, me, to)

@@ -99,8 +99,9 @@ class Requester:
             self.stream.get_output_stream().write_all(piece, None)
             sent.update(piece)
             left -= len(piece)
+        # Before the target can have seen the end.
+        report.setdefault(self.what, {})["sent"] = sent.hexdigest()
         self.stream.close(None)
-        report[self.what] = {"sent": sent.hexdigest(), **report.get(self.what, {})}
 
 
 class Target:
