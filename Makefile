@@ -4,7 +4,7 @@ SHELL := /bin/bash
 NEXTEST_VERSION := 0.9.143
 VENV := target/venv
 
-.PHONY: programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast bench fmt lint doc deny clean peers nextest
+.PHONY: programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,8 +45,10 @@ programs:
 docs: ## Write docs/CONFIGURATION.md anew from the code
 	python3 deploy/ci/configuration.py write
 
-docs-test: PROFILE = debug
-docs-test: programs ## Check and run the commands in the documentation
+docs-test: ## Check and run the commands in the documentation
+	@deploy/ci/install-peers.sh cc
+	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
+	cargo build --locked --bins --test cli
 	deploy/ci/docs-test.sh target/debug
 
 deb: programs ## Build the Debian package in target/debian
