@@ -14,7 +14,7 @@ use crate::{
     tls::{identity::IdentityError, openpgp::OpenPgpError},
 };
 
-/// How a command failed; the exit status is part of the program's contract.
+/// How a command failed; scripts rely on the exit status.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct XtlsError {

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_signed_is_what_the_contract_says() {
+    fn what_is_signed_names_component_user_and_nonce() {
         let component = BareJid::new("xtls.example.org").unwrap();
         let owner = BareJid::new("romeo@m.lit").unwrap();
         let mut expected = b"fingerpost:prove:0\0xtls.example.org\0romeo@m.lit\0".to_vec();

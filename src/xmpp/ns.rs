@@ -88,3 +88,21 @@ pub const HASHES: &str = "urn:xmpp:hashes:2";
 pub const HINTS: &str = "urn:fingerpost:xtls:0";
 /// Our registry's requests.
 pub const KEYS: &str = "urn:fingerpost:keys:0";
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn each_namespace_is_in_the_documentation_of_the_protocol() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/PROTOCOL.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let names: Vec<&str> = include_str!("ns.rs")
+            .lines()
+            .filter(|line| line.starts_with("pub const "))
+            .filter_map(|line| line.split('"').nth(1))
+            .collect();
+        assert!(names.len() > 40, "{names:?}");
+        let missing: Vec<_> =
+            names.iter().filter(|name| !page.contains(&format!("`{name}`"))).collect();
+        assert!(missing.is_empty(), "docs/PROTOCOL.md says nothing of {missing:?}");
+    }
+}
