@@ -123,7 +123,7 @@ impl Service {
     /// Opens the database, binds all listeners that are not there already, then starts the link.
     ///
     /// # Errors
-    /// [`StartError`]; the link's own troubles come later, from [`Service::ended`].
+    /// [`StartError`]; the link's own troubles come later, from [`Service::event`].
     pub async fn start(
         config: &Config,
         mut inherited: Inherited,

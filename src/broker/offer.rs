@@ -5,7 +5,7 @@
 //! 3. `<security xmlns='urn:xmpp:jingle:security:xtls:0'/>` with fingerprints and methods,
 //! 4. `<offer xmlns='urn:xmpp:tmp:c2ctls'/>` of XEP-0250 in the description or beside it.
 //!
-//! An offer is only read here; what is passed on is the element tree itself, which [`dialect`](super::dialect) writes
+//! An offer is only read here; what is passed on is the element tree itself, which [`super::dialect`] writes
 //! anew only for a peer that knows none of the dialects that it is in.
 
 use minidom::Element;

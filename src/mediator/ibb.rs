@@ -25,7 +25,7 @@ pub const ACKNOWLEDGED: usize = 16 * 1024;
 /// Bytes of ours in unacknowledged blocks on their way (a single longer block is sent too).
 pub const MAX_UNACKNOWLEDGED: usize = 80 * 1024;
 
-/// Bytes of the peer held here. With [`super::pipe::BUFFER`] that is 128 KiB, and both directions of a session in
+/// Bytes of the peer held here. With `pipe::BUFFER` that is 128 KiB, and both directions of a session in
 /// which both legs are in-band have 256 KiB.
 pub const MAX_HELD: usize = ACKNOWLEDGED + MAX_UNACKNOWLEDGED;
 

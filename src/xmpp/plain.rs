@@ -2,7 +2,7 @@
 //!
 //! Most stanzas, and all of those whose speed matters, are one element with at most one child that holds nothing but
 //! text, in printable ASCII, without prefixes, references, comments or CDATA. They are read here without a tree. All
-//! else is [`Scan::Other`] and goes to the XML parser from its first byte. So whatever is taken here must be
+//! else is `Scan::Other` and goes to the XML parser from its first byte. So whatever is taken here must be
 //! well-formed, and mean to the parser exactly the same: in doubt it is not taken.
 
 use minidom::Element;
