@@ -4,7 +4,7 @@ SHELL := /bin/bash
 NEXTEST_VERSION := 0.9.143
 VENV := target/venv
 
-.PHONY: programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: deb-tool programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,14 +51,21 @@ docs-test: ## Check and run the commands in the documentation
 	cargo build --locked --bins --test cli
 	deploy/ci/docs-test.sh target/debug
 
-deb: programs ## Build the Debian package in target/debian
+deb: programs deb-tool ## Build the Debian package in target/debian
+	$(call package,1,target/debian/)
+
+# The newer one first: cargo-deb empties target/debian.
+deb-test: programs deb-tool ## Install, use, upgrade and purge it on a new machine, in a container (not in CI: minutes of images)
+	$(call package,2,target/debian-newer/)
+	$(call package,1,target/debian/)
+	PROFILE=$(PROFILE) timeout 900 deploy/deb/test.sh target/debian/fingerpost_*.deb target/debian-newer/fingerpost_*.deb
+
+deb-tool:
 	@cargo deb --version >/dev/null 2>&1 || cargo install cargo-deb --version $(CARGO_DEB_VERSION) --locked
 	cargo run --quiet --locked --example package -- target/package
-	cargo deb --no-build $(if $(filter debug,$(PROFILE)),--profile dev --no-strip) --deb-revision 1 --output target/debian/
 
-deb-test: deb ## Install, use, upgrade and purge it on a new machine, in a container (not in CI: minutes of images)
-	cargo deb --no-build $(if $(filter debug,$(PROFILE)),--profile dev --no-strip) --deb-revision 2 --output target/debian-newer/
-	timeout 900 deploy/deb/test.sh target/debian/fingerpost_*.deb target/debian-newer/fingerpost_*.deb
+# $(call package,REVISION,FOLDER)
+package = cargo deb --no-build $(if $(filter debug,$(PROFILE)),--profile dev --no-strip) --deb-revision $(1) --output $(2)
 
 compose-test: programs ## Two servers, two Fingerposts and their failures, in containers (not in CI: minutes of images)
 	timeout 1200 deploy/compose/test.sh target/$(PROFILE)

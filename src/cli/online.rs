@@ -12,7 +12,7 @@ use minidom::Element;
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 use super::{Failure, SECRET_REFUSED};
@@ -28,6 +28,9 @@ use crate::{
 
 /// How long the server may take for a connection with its login, and for each answer.
 const WAIT: Duration = Duration::from_secs(10);
+/// How long a server may take to listen, and the time between two looks.
+const PATIENCE: Duration = Duration::from_secs(4);
+const RETRY: Duration = Duration::from_millis(250);
 /// Services of the parent domain that are asked what they are.
 const SERVICES: usize = 20;
 
@@ -42,7 +45,7 @@ pub(crate) async fn run(config: &Config, out: &mut impl Write) -> Result<(), Fai
         jid: component.jid.clone(),
         secret: component.secret.clone(),
     };
-    let halves = match timeout(WAIT, link::handshake(&options)).await {
+    let halves = match timeout(WAIT, handshake(&options)).await {
         Ok(Ok(halves)) => halves,
         Ok(Err(error)) => return Err(explain(config, &error)),
         Err(_) => {
@@ -59,6 +62,22 @@ pub(crate) async fn run(config: &Config, out: &mut impl Write) -> Result<(), Fai
     addresses(config, out).await?;
     asking.close().await;
     Ok(())
+}
+
+/// Logs in; a server that is being restarted has a moment to listen.
+async fn handshake(options: &LinkOptions) -> Result<Halves, Unlinked> {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        match link::handshake(options).await {
+            Err(Unlinked::Io(error))
+                if error.kind() == io::ErrorKind::ConnectionRefused
+                    && Instant::now() < patience =>
+            {
+                sleep(RETRY).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Why there is no link, and the cure.
