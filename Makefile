@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 NEXTEST_VERSION := 0.9.143
 VENV := target/venv
+ROUNDS ?= 5
+KEYS ?= 1000000
 
 .PHONY: deb-tool programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
@@ -29,10 +31,10 @@ test-fast: nextest ## Run the tests that need no server
 interop: peers nextest ## Run every dialect against every other; writes the table of docs/INTEROP.md
 	FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test interop
 
-bench: ## Measure, against real peers; writes docs/BENCHMARKS.md
-	@deploy/ci/install-peers.sh cc postgresql relays
-	cargo bench --locked --bench relay
-	cargo bench --locked --bench registry
+bench: ## Measure, against real peers; writes docs/BENCHMARKS.md (quickly: make bench ROUNDS=1 KEYS=10000)
+	@deploy/ci/install-peers.sh cc openssl prosody ejabberd postgresql relays
+	cargo bench --locked --bench relay -- $(ROUNDS)
+	cargo bench --locked --bench registry -- $(KEYS)
 
 # PROFILE=debug takes the programs of `make test` instead of a release build of several minutes.
 PROFILE ?= release

@@ -25,7 +25,7 @@ use crate::{
     commands::Commands,
     control::Control,
     limits::Rates,
-    mediator::table::Table,
+    mediator::table::{NotActivated, Table},
     metrics,
     registry::{
         Notice, Registry, pep,
@@ -637,6 +637,11 @@ impl Router {
         };
         if self.options.access.blocks(&target.to_bare()) {
             return Err(Refusal::forbidden());
+        }
+        match self.table.try_activate(&stanza.from, sid, &target) {
+            Ok(()) => return self.reply(stanza, None),
+            Err(NotActivated::OneSide) => {}
+            Err(error) => return Err(error.into()),
         }
         let (table, stanza, sid) = (self.table.clone(), stanza.clone(), sid.to_owned());
         let control = self.control.clone();

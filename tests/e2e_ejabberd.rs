@@ -16,6 +16,7 @@ scenarios!(
     second_stanza_of_the_mail_in_the_order_of_the_mail,
     xtls_sends_over_socks5_and_the_wire_shows_tls_only,
     xtls_sends_in_band,
+    xtls_sends_in_band_within_the_servers_default_limits,
     xtls_sends_over_legs_of_two_kinds,
     xtls_sends_without_a_broker,
     a_pipe_joins_two_programs,

@@ -64,8 +64,9 @@ fn main() {
     ];
     let head = format!(
         "Medians (lowest to highest) of {rounds} rounds; in each round all are measured one after the other. {} \
-         *Short of* marks what has not reached its goal.\n",
-        network()
+         {} *Short of* marks what has not reached its goal.\n",
+        network(),
+        peers(),
     );
     let write = |part: &str, title: &str, text: String| {
         println!("\n{title}\n{text}");
@@ -236,7 +237,7 @@ fn in_band(alone: &Relay, rounds: usize) -> String {
         Relay::fingerpost_at("Fingerpost at Prosody", Kind::Prosody),
         Relay::fingerpost_at("Fingerpost at ejabberd", Kind::Ejabberd),
     ];
-    let mut text = "\nOne stream from leg to leg, 16 blocks in flight: through the component \
+    let mut text = "\nOne stream from leg to leg, as many blocks in flight as 80 KiB hold: through the component \
                     alone, and through a server as a part of a stream straight from user to user through the same server. \
                     Processor seconds are the component's.\n\n\
                     | | block | MB/s | of straight | s/GB |\n|---|---|---|---|---|\n"
@@ -319,6 +320,15 @@ fn enter_namespace() {
             .exec();
         panic!("unshare: {error}");
     }
+}
+
+/// The versions of the others.
+fn peers() -> String {
+    let output = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Package} ${Version}, ", "haproxy", "socat", "prosody", "ejabberd"])
+        .output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    format!("Others: {}.", text.unwrap_or_default().trim_end_matches(", "))
 }
 
 fn network() -> String {

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sha1::{Digest, Sha1};
@@ -28,7 +28,7 @@ enum Way {
     /// One end connects to `port`, and the other arrives at the listener.
     Forward { port: u16, sink: TcpListener },
     /// Both ends connect to the SOCKS5 port of a proxy; the link activates them.
-    Socks5 { port: u16, jid: &'static str, link: Mutex<Link> },
+    Socks5 { port: u16, jid: &'static str, link: Arc<Mutex<Link>> },
 }
 
 impl Relay {
@@ -94,7 +94,7 @@ impl Relay {
     /// The mod_proxy65 of a server, which this program is a component of.
     pub(crate) fn mod_proxy65(name: &'static str, kind: Kind) -> Self {
         let server = Server::start_to_measure(kind);
-        let link = Mutex::new(Link::connect(&server.component_address()));
+        let link = Arc::new(Mutex::new(Link::connect(&server.component_address())));
         let way = Way::Socks5 { port: server.proxy_port().unwrap(), jid: PROXY, link };
         Self { name, way, process: None, server: Some(server), _folder: None }
     }
@@ -104,7 +104,8 @@ impl Relay {
         let server = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = server.local_addr().unwrap().to_string();
         let (process, folder, port) = start_fingerpost(&address);
-        let link = Mutex::new(Link::accept(&server));
+        let link = Arc::new(Mutex::new(Link::accept(&server)));
+        serve_meanwhile(&link);
         let way = Way::Socks5 { port, jid: COMPONENT, link };
         Self {
             name: "Fingerpost",
@@ -119,7 +120,7 @@ impl Relay {
     pub(crate) fn fingerpost_at(name: &'static str, kind: Kind) -> Self {
         let server = Server::start_to_measure(kind);
         let (process, folder, port) = start_fingerpost(&server.component_address());
-        let link = Mutex::new(Link::connect(&server.component_address()));
+        let link = Arc::new(Mutex::new(Link::connect(&server.component_address())));
         let ready = || process.log().contains("link up");
         wait_for("the component's login", Duration::from_secs(30), || process.log(), ready);
         let way = Way::Socks5 { port, jid: COMPONENT, link };
@@ -211,6 +212,20 @@ impl Relay {
         };
         self.processes().into_iter().filter_map(ticks).sum::<f64>() / 100.0
     }
+}
+
+/// Is a server to a link while nobody else uses it.
+fn serve_meanwhile(link: &Arc<Mutex<Link>>) {
+    let link = Arc::downgrade(link);
+    std::thread::spawn(move || {
+        while let Some(link) = link.upgrade() {
+            if let Ok(mut link) = link.try_lock() {
+                link.serve();
+            }
+            drop(link);
+            std::thread::sleep(Duration::from_secs(2));
+        }
+    });
 }
 
 /// Pairs connected in one step.

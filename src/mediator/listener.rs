@@ -490,12 +490,14 @@ async fn read_header(stream: &mut TcpStream, table: &Table) -> io::Result<Header
     }
 }
 
-/// Reads not a byte more than greeting and request. `None` if the client was refused.
+/// Reads greeting and request, and perhaps the first bytes of the stream, which the handshake keeps. `None` if the client
+/// was refused.
 async fn negotiate(
     stream: &mut TcpStream,
     handshake: &mut Handshake,
 ) -> io::Result<Option<DstAddr>> {
-    let mut buffer = [0; 2 + 255];
+    // All that may come before the reply to it, so that one read gets it.
+    let mut buffer = [0; 512];
     loop {
         while let Some(action) = handshake.poll_action() {
             match action {
@@ -504,8 +506,7 @@ async fn negotiate(
                 Action::Write(bytes) => stream.write_all(&bytes).await?,
             }
         }
-        let wants = handshake.wants().min(buffer.len());
-        let n = stream.read(&mut buffer[..wants]).await?;
+        let n = stream.read(&mut buffer).await?;
         if n == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

@@ -95,18 +95,6 @@ impl Handshake {
         self.actions.pop_front()
     }
 
-    /// How many bytes are surely still part of the negotiation; 0 once it is over. Who never reads more leaves
-    /// what the client sends early with the kernel.
-    pub fn wants(&self) -> usize {
-        let have = self.buffer.len();
-        let at = |i: usize| self.buffer.get(i).map(|b| usize::from(*b));
-        match self.state {
-            State::Greeting => at(1).map_or(2, |methods| 2 + methods).saturating_sub(have),
-            State::Request => at(4).map_or(5, |host| 5 + host + 2).saturating_sub(have),
-            State::Requested | State::Closed => 0,
-        }
-    }
-
     /// The reply to the request, echoing its address; 0.0.0.0:0 where none was understood.
     pub fn reply(&self, code: Code) -> Vec<u8> {
         let mut reply = vec![VERSION, code as u8, 0x00];
@@ -304,27 +292,6 @@ mod tests {
             let (pieces, actions) = run(&chunks);
             prop_assert_eq!(actions, expected);
             prop_assert_eq!(pieces.into_rest(), whole.into_rest());
-        }
-
-        #[test]
-        fn who_reads_only_what_is_wanted_reads_nothing_too_far(
-            methods in 1_usize..255,
-            tail in proptest::collection::vec(any::<u8>(), 0..50),
-        ) {
-            let mut all = vec![5, u8::try_from(methods).unwrap()];
-            all.extend(vec![0; methods]);
-            all.extend(request(1, 3, HASH, [0, 0]));
-            let length = all.len();
-            all.extend(tail);
-            let mut handshake = Handshake::new();
-            let mut read = 0;
-            while handshake.wants() > 0 {
-                let n = handshake.wants();
-                handshake.handle_bytes(&all[read..read + n]);
-                read += n;
-            }
-            prop_assert_eq!(read, length);
-            prop_assert!(handshake.into_rest().is_empty());
         }
     }
 }

@@ -523,7 +523,7 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Waits for the connection. It was told of its success; nothing of its stream was read. `None` after the
+    /// Waits for the connection. It was told of its success; what was read of its stream is in it. `None` after the
     /// first, for there is only one.
     ///
     /// # Cancel safety

@@ -78,7 +78,7 @@ pub struct NoDstAddr;
 /// A transfer that is waiting for its second side or for its activation, or is active.
 ///
 /// `C` is a connection; the transfer owns it until [`Transfer::handle_activate`] hands it out. Nothing is read from
-/// it before, so what a side sends early stays with the kernel. `now` is monotonic.
+/// it before but what came with its request; the rest stays with the kernel. `now` is monotonic.
 ///
 /// Spec: XEP-0065 1.8.2, section 6 (Mediated Connection).
 #[derive(Debug)]

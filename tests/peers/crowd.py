@@ -1,6 +1,7 @@
 """Crowds at the SOCKS5 port, over real sockets, with a fake XMPP user for activations.
 
-Settings: proxy (host and port), pid (the component's), pairs (idle pairs), sessions (short ones), garbage.
+Settings: proxy (host and port), pid (the component's), pairs (idle pairs), stalled (pairs whose reader stops), sessions
+(short ones), garbage.
 """
 
 import asyncio
@@ -70,6 +71,29 @@ def rude(settings):
     return made
 
 
+async def fill(ends):
+    """Writes until nothing more is taken; how much that was."""
+    writer, sent = ends[0][1], 0
+    while sent < 1 << 28:
+        writer.write(bytes(1 << 16))
+        sent += 1 << 16
+        try:
+            await asyncio.wait_for(writer.drain(), 2)
+        except asyncio.TimeoutError:
+            break
+    return sent
+
+
+async def read_all(ends, count):
+    left = count
+    while left > 0:
+        got = await asyncio.wait_for(ends[1][0].read(min(left, 1 << 18)), 10)
+        if not got:
+            break
+        left -= len(got)
+    return left == 0
+
+
 async def story(settings):
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     alice = await Peer(settings, "alice", "crowd").login()
@@ -105,6 +129,17 @@ async def story(settings):
     close(ends)
     for made in crowd:
         made.close()
+
+    # Readers who stop hold their writers, and the component keeps little of what they do not take.
+    stalled = await many(settings, alice, target, settings["stalled"], 8, keep)
+    base = memory(pid)
+    sent = await asyncio.gather(*(fill(ends) for ends in stalled))
+    report["most sent to a stalled reader"] = max(sent)
+    report["bytes per stalled pair"] = (memory(pid) - base) * 1024 // len(stalled)
+    right = await asyncio.gather(*(read_all(ends, n) for ends, n in zip(stalled, sent)))
+    report["whole"] = sum(right)
+    for ends in stalled:
+        close(ends)
 
     # Idle pairs, each of which still works.
     base = memory(pid)

@@ -202,6 +202,20 @@ pub fn xtls_sends_in_band(kind: Kind) {
     no_log_tells(&server, &component);
 }
 
+/// In-band through a server that slows clients down as it does by default: it takes its time, and nobody is thrown out.
+pub fn xtls_sends_in_band_within_the_servers_default_limits(kind: Kind) {
+    let server = Server::start_limited(kind);
+    let component = Component::start(&server, &Options::default());
+    let begin = std::time::Instant::now();
+    xtls_sends(&server, &component, ["ibb", "ibb"], 40 * 1024);
+    // More than the burst went through, so the limit was felt.
+    assert!(begin.elapsed() > std::time::Duration::from_secs(2), "{:?}", begin.elapsed());
+    let log = server.log();
+    for word in ["policy-violation", "resource-constraint", "not-well-formed", "too big"] {
+        assert!(!log.contains(word), "{word}: {log}");
+    }
+}
+
 /// A file from a SOCKS5 leg into an in-band one, and back the other way.
 pub fn xtls_sends_over_legs_of_two_kinds(kind: Kind) {
     let server = Server::start(kind);

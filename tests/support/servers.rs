@@ -37,6 +37,8 @@ pub struct Server {
     proxy: Option<u16>,
     /// Where it listens besides 127.0.0.1.
     address: Option<String>,
+    /// Whether clients have the limits of the shipped configurations.
+    limited: bool,
     process: Option<Process>,
     /// Whether it has a component port.
     has_components: bool,
@@ -45,20 +47,25 @@ pub struct Server {
 impl Server {
     /// Starts a private server and waits until it takes connections.
     pub fn start(kind: Kind) -> Self {
-        Self::start_as(kind, None, None)
+        Self::start_as(kind, None, None, false)
     }
 
     /// Starts one whose clients may also come to `address` (Prosody only).
     pub fn start_at(kind: Kind, address: &str) -> Self {
-        Self::start_as(kind, None, Some(address.to_owned()))
+        Self::start_as(kind, None, Some(address.to_owned()), false)
+    }
+
+    /// Starts one that slows its clients down as the configurations do that Debian ships.
+    pub fn start_limited(kind: Kind) -> Self {
+        Self::start_as(kind, None, None, true)
     }
 
     /// Starts one to be measured: with its own mod_proxy65 as [`PROXY`], the component [`LOAD`], and little logging.
     pub fn start_to_measure(kind: Kind) -> Self {
-        Self::start_as(kind, Some(free_port()), None)
+        Self::start_as(kind, Some(free_port()), None, false)
     }
 
-    fn start_as(kind: Kind, proxy: Option<u16>, address: Option<String>) -> Self {
+    fn start_as(kind: Kind, proxy: Option<u16>, address: Option<String>, limited: bool) -> Self {
         let folder = tempfile::Builder::new().prefix("fingerpost-server-").tempdir().unwrap();
         make_certificate(folder.path());
         let mut server = Self {
@@ -68,6 +75,7 @@ impl Server {
             component: free_port(),
             proxy,
             address,
+            limited,
             process: None,
             has_components: true,
         };
@@ -218,6 +226,10 @@ impl Server {
         let (c2s, component) = (self.c2s, self.component);
         let also = self.address.as_ref().map_or(String::new(), |also| format!(", \"{also}\""));
         let level = if self.proxy.is_some() { "warn" } else { "debug" };
+        let (limits, rate) = match self.limited {
+            true => ("\"limits\", ", "limits = { c2s = { rate = \"10kb/s\" } }\n"),
+            false => ("", ""),
+        };
         // The port is a setting of the whole server.
         let (ports, more) = self.proxy.map_or(Default::default(), |port| {
             (
@@ -247,7 +259,7 @@ s2s_ports = {{ }}
 s2s_direct_tls_ports = {{ }}
 component_ports = {{ {component} }}
 component_interfaces = {{ "127.0.0.1" }}
-modules_enabled = {{ "disco", "pep", "ping", "roster", "saslauth", "tls" }}
+{rate}modules_enabled = {{ {limits}"disco", "pep", "ping", "roster", "saslauth", "tls" }}
 modules_disabled = {{ "s2s" }}
 authentication = "internal_plain"
 c2s_require_encryption = true
@@ -289,6 +301,13 @@ Component "{COMPONENT}"
                 ),
             )
         });
+        let (shaper, shapers) = match self.limited {
+            true => (
+                "c2s_shaper",
+                "shaper:\n  normal:\n    rate: 3000\n    burst_size: 20000\nshaper_rules:\n  c2s_shaper:\n    normal: all\n",
+            ),
+            false => ("none", ""),
+        };
         let mut both = read(&self.path("server.key"));
         both.push_str(&read(&self.path("server.pem")));
         self.write("server.both.pem", &both);
@@ -300,13 +319,13 @@ loglevel: {level}
 certfiles: ["{here}/server.both.pem"]
 ca_file: "{here}/server.pem"
 auth_method: internal
-listen:
+{shapers}listen:
   - port: {c2s}
     ip: "127.0.0.1"
     module: ejabberd_c2s
     max_stanza_size: 262144
     starttls_required: true
-    shaper: none
+    shaper: {shaper}
   - port: {component}
     ip: "127.0.0.1"
     module: ejabberd_service
