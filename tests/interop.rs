@@ -15,7 +15,7 @@ const END: &str = "<!-- end of table -->";
 #[test]
 fn every_dialect_meets_every_other_over_every_pair_of_legs_in_both_orders() {
     let server = Server::start(Kind::Prosody);
-    let more = "[limits]\nrequests_per_second = 1000\nsessions_per_user = 500\n".to_owned();
+    let more = "[limits]\nrequests_per_second = 1000\nsessions_per_user = 500\nconnections_per_ip = 1000\n".to_owned();
     let component = Component::start(&server, &Options { more, ..Options::default() });
     let report = script("interop.py", &server, json!({}));
     assert_eq!(report["failed"], json!([]), "{}", component.log());

@@ -89,15 +89,13 @@ pid=$(on $name systemctl show --value -p MainPID fingerpost)
 on $name systemctl show fingerpost -p Type,WatchdogUSec,NotifyAccess,ActiveState | tr '\n' ' ' && echo
 caps=$(on $name sh -c "grep -h ^Cap /proc/$pid/status" | awk '$2 !~ /^0+$/')
 [ -z "$caps" ] || { echo "error: it has capabilities: $caps"; exit 1; }
-writable=$(on $name nsenter -t "$pid" -m -- sh -c '
-    for folder in / /etc /etc/fingerpost /usr /var /var/lib /var/lib/prosody /var/log /home /root /opt /srv /boot; do
-        if (: >$folder/.probe) 2>/dev/null; then echo $folder; fi
-    done')
-[ -z "$writable" ] || { echo "error: it may write to: $writable"; exit 1; }
-on $name nsenter -t "$pid" -m -- sh -c ': >/var/lib/fingerpost/probe'
+# Every folder that the service's user may write to, as its process sees the file system; devices and processes aside.
+writable=$(on $name nsenter -t "$pid" -m -S "$(on $name id -u fingerpost)" -G "$(on $name id -g fingerpost)" -- sh -c '
+    find / \( -path /proc -o -path /sys -o -path /dev \) -prune -o -type d -writable -print 2>/dev/null' | sort | tr '\n' ' ')
+[ "$writable" = "/tmp /var/lib/fingerpost /var/tmp " ] || { echo "error: it may write to: $writable"; exit 1; }
 [ "$(on $name stat -c %U:%G:%a /etc/fingerpost/secret)" = root:fingerpost:640 ] || { echo "error: rights of the secret"; exit 1; }
 on $name sh -c 'systemctl reload fingerpost && systemctl is-active --quiet fingerpost && journalctl -u fingerpost | grep -q "configuration read again"'
-ok "no capability; it may write to /var/lib/fingerpost only"
+ok "no capability; it may write to /var/lib/fingerpost and to temporary folders of its own only"
 
 # The socket unit: connections that come while it is stopped wait.
 on $name sh -c 'systemctl stop fingerpost && systemctl start fingerpost-socks5.socket && systemctl start fingerpost'
