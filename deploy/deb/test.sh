@@ -89,9 +89,11 @@ pid=$(on $name systemctl show --value -p MainPID fingerpost)
 on $name systemctl show fingerpost -p Type,WatchdogUSec,NotifyAccess,ActiveState | tr '\n' ' ' && echo
 caps=$(on $name sh -c "grep -h ^Cap /proc/$pid/status" | awk '$2 !~ /^0+$/')
 [ -z "$caps" ] || { echo "error: it has capabilities: $caps"; exit 1; }
-# Every folder that the service's user may write to, as its process sees the file system; devices and processes aside.
-writable=$(on $name nsenter -t "$pid" -m -S "$(on $name id -u fingerpost)" -G "$(on $name id -g fingerpost)" -- sh -c '
-    find / \( -path /proc -o -path /sys -o -path /dev \) -prune -o -type d -writable -print 2>/dev/null' | sort | tr '\n' ' ')
+# Every folder that the service's user may write to, as its process sees the file system; processes and devices aside. There
+# it may run hardly anything: the shell looks by itself.
+writable=$(on $name find / \( -path /proc -o -path /sys -o -path /dev \) -prune -o -type d -print |
+    docker exec -i $name nsenter -t "$pid" -m -S "$(on $name id -u fingerpost)" -G "$(on $name id -g fingerpost)" -- \
+        sh -c 'while read -r folder; do if [ -w "$folder" ]; then echo "$folder"; fi; done' | sort | tr '\n' ' ')
 [ "$writable" = "/tmp /var/lib/fingerpost /var/tmp " ] || { echo "error: it may write to: $writable"; exit 1; }
 [ "$(on $name stat -c %U:%G:%a /etc/fingerpost/secret)" = root:fingerpost:640 ] || { echo "error: rights of the secret"; exit 1; }
 on $name sh -c 'systemctl reload fingerpost && systemctl is-active --quiet fingerpost && journalctl -u fingerpost | grep -q "configuration read again"'

@@ -261,6 +261,7 @@ async fn connection(
                     return Unlinked::Io(error);
                 }
                 (heard, pinged) = (Instant::now(), false);
+                acknowledge_at_once(&out.writer);
             }
             Some(element) = outbound.recv(), if left < BATCH => out.push(&element),
             writable = out.writer.writable(), if !empty => {
@@ -280,6 +281,15 @@ async fn connection(
             }
         }
     }
+}
+
+/// Has the kernel acknowledge what was read now, not in 40 ms: a server that has not switched Nagle's algorithm off sends
+/// nothing more until then, and an in-band stream would stand still. Linux forgets the setting, so it is made anew.
+fn acknowledge_at_once(writer: &OwnedWriteHalf) {
+    #[cfg(target_os = "linux")]
+    let _ = socket2::SockRef::from(writer.as_ref()).set_tcp_quickack(true);
+    #[cfg(not(target_os = "linux"))]
+    let _ = writer;
 }
 
 /// What is to be written, and how far it has been.
