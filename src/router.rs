@@ -274,8 +274,7 @@ impl Router {
         }
         if is_jingle && stanza.type_ == "set" {
             if payload.attr("action") != Some("session-initiate") {
-                return Err(Refusal::item_not_found("There is no such session")
-                    .with_extra("unknown-session", ns::JINGLE_ERRORS));
+                return Err(Refusal::unknown_session("There is no such session"));
             }
             let sid = payload.attr("sid").unwrap_or_default();
             let now = tokio::time::Instant::now();
@@ -578,8 +577,7 @@ impl Router {
             }
             ("jingle", ns::JINGLE | ns::JINGLE_0) if !get => {
                 if payload.attr("action") != Some("session-initiate") {
-                    return Err(Refusal::item_not_found("There is no such session")
-                        .with_extra("unknown-session", ns::JINGLE_ERRORS));
+                    return Err(Refusal::unknown_session("There is no such session"));
                 }
                 let (identity, notices) = (Arc::clone(&self.identity), self.back.notices.clone());
                 return self.broker.initiate_own(stanza.clone(), identity, notices);

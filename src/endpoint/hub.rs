@@ -276,8 +276,7 @@ impl Hub {
 }
 
 fn unknown_session() -> Refusal {
-    Refusal::item_not_found("There is no such session")
-        .with_extra("unknown-session", ns::JINGLE_ERRORS)
+    Refusal::unknown_session("There is no such session")
 }
 
 /// A session's stanzas.

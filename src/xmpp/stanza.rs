@@ -152,6 +152,11 @@ impl Refusal {
         Self::new("cancel", "item-not-found", text)
     }
 
+    /// The Jingle session that was named is not there (XEP-0166, 10).
+    pub fn unknown_session(text: impl Into<String>) -> Self {
+        Self::item_not_found(text).with_extra("unknown-session", ns::JINGLE_ERRORS)
+    }
+
     /// Not offered here.
     pub fn service_unavailable() -> Self {
         Self::new("cancel", "service-unavailable", "")

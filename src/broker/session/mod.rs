@@ -668,7 +668,7 @@ impl Session {
 
 /// What a user is told whose session is not there.
 pub(crate) fn unknown_session() -> Refusal {
-    Refusal::item_not_found("The session is over").with_extra("unknown-session", ns::JINGLE_ERRORS)
+    Refusal::unknown_session("The session is over")
 }
 
 /// The answer to what may come, but not now (XEP-0166, 10).
