@@ -6,6 +6,7 @@ use std::{
     io::{self, BufRead, BufReader, Write},
 };
 
+use jid::BareJid;
 use serde_json::json;
 
 use super::{Client, output::XtlsError, trust::Trust};
@@ -45,14 +46,8 @@ impl Client {
         };
         self.tell(stream, sas.as_deref());
         if let (true, Some(sas)) = (self.confirm_sas, sas) {
-            let peer = learned.peer.clone();
-            let asked = async {
-                tokio::task::spawn_blocking(move || ask(&format!("Does {peer} see {sas}? [y/N] ")))
-                    .await
-                    .map_err(|error| XtlsError::failed(error.to_string()))?
-            };
             tokio::select! {
-                answer = asked => answer?,
+                answer = confirm(&learned.peer, &sas) => answer?,
                 ended = session.terminated() => {
                     ended?;
                     return Err(XtlsError::refused("the peer ended the session"));
@@ -85,10 +80,7 @@ impl Client {
             text += " (first use: trusted from now on)";
         }
         if let Some(sas) = sas {
-            text += &format!(
-                "\n  {sas} is what you both see if nobody is between you (session started by {})",
-                stream.initiator()
-            );
+            text += &comparison(sas, stream.initiator());
         }
         self.output.event(
             &json!({
@@ -108,8 +100,26 @@ impl Client {
     }
 }
 
+/// What the user is told of the short authentication string.
+pub(super) fn comparison(sas: &str, initiator: &BareJid) -> String {
+    format!(
+        "\n  {sas} is what you both see if nobody is between you (session started by {initiator})"
+    )
+}
+
+/// Has the user say whether the peer sees the same short authentication string.
+///
+/// # Errors
+/// Exit status 4 if it does not, or if there is no terminal to ask at.
+pub(super) async fn confirm(peer: &BareJid, sas: &str) -> Result<(), XtlsError> {
+    let question = format!("Does {peer} see {sas}? [y/N] ");
+    tokio::task::spawn_blocking(move || ask(&question))
+        .await
+        .map_err(|error| XtlsError::failed(error.to_string()))?
+}
+
 /// Asks the person at the terminal, wherever standard input and output go.
-pub(super) fn ask(question: &str) -> Result<(), XtlsError> {
+fn ask(question: &str) -> Result<(), XtlsError> {
     let answer = || -> io::Result<String> {
         let mut terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
         terminal.write_all(question.as_bytes())?;

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     mediator::leg::Leg,
     print::{Method, Print},
-    tls::{sas, stream as tls},
+    tls::sas,
 };
 
 /// What a negotiation has settled.
@@ -109,11 +109,7 @@ impl SecureStream {
     /// [`Error::Failed`] if TLS gives no key material.
     pub async fn short_authentication_string(&self) -> Result<String, Error> {
         let [initiator, responder] = &self.sides;
-        let context = sas::context(initiator, responder);
-        let exported: [u8; 32] = tls::export(&self.tls, sas::LABEL, &context)?;
-        tokio::task::spawn_blocking(move || sas::digits(&exported))
-            .await
-            .map_err(|error| Error::failed(error.to_string()))
+        Ok(sas::of(&self.tls, initiator, responder).await?)
     }
 
     /// The TLS stream itself.

@@ -9,21 +9,39 @@ use std::num::NonZeroU32;
 
 use aws_lc_rs::pbkdf2;
 use jid::BareJid;
+use tokio_rustls::TlsStream;
+
+use super::stream::{TlsError, export};
 
 /// The exporter's label.
-pub const LABEL: &[u8] = b"EXPORTER-fingerpost-sas";
+const LABEL: &[u8] = b"EXPORTER-fingerpost-sas";
 const SALT: &[u8] = b"fingerpost:sas:0";
 /// A try takes a processor about a third of a second.
 const ITERATIONS: NonZeroU32 = NonZeroU32::new(1 << 20).expect("it is not zero");
 const MODULUS: u64 = 1_000_000_000_000;
 
+/// The string of a channel between these two, away from the other tasks: it takes a while on purpose.
+///
+/// # Errors
+/// [`TlsError::Failed`] if TLS gives no key material.
+pub async fn of<S>(
+    stream: &TlsStream<S>,
+    initiator: &BareJid,
+    responder: &BareJid,
+) -> Result<String, TlsError> {
+    let exported: [u8; 32] = export(stream, LABEL, &context(initiator, responder))?;
+    tokio::task::spawn_blocking(move || digits(&exported))
+        .await
+        .map_err(|error| TlsError::Failed(std::io::Error::other(error)))
+}
+
 /// The exporter's context: who began the session, and with whom.
-pub fn context(initiator: &BareJid, responder: &BareJid) -> Vec<u8> {
+fn context(initiator: &BareJid, responder: &BareJid) -> Vec<u8> {
     [initiator.as_str().as_bytes(), responder.as_str().as_bytes()].join(&0)
 }
 
-/// The string of 32 exported bytes: three groups of four digits. Takes a while on purpose.
-pub fn digits(exported: &[u8; 32]) -> String {
+/// The string of 32 exported bytes: three groups of four digits.
+fn digits(exported: &[u8; 32]) -> String {
     let mut bytes = [0; 8];
     pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ITERATIONS, SALT, exported, &mut bytes);
     let number = u64::from_be_bytes(bytes) % MODULUS;

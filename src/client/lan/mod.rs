@@ -39,7 +39,7 @@ use super::{
     interrupted,
     listen::Listen,
     output::{Output, XtlsError},
-    secured::ask,
+    secured::{comparison, confirm},
     send,
     stream::{Names, Role},
     trust::Trust,
@@ -47,11 +47,7 @@ use super::{
 use crate::{
     endpoint::{Endpoint, Error, Incoming, Known, Login, Policy, Shown, TransportKind},
     print::{Method, Print},
-    tls::{
-        identity::Identity,
-        sas,
-        stream::{self as tls, Secured},
-    },
+    tls::{identity::Identity, sas, stream::Secured},
     xmpp::ns,
 };
 
@@ -385,10 +381,7 @@ impl Lan {
         let first = trust.check(&name, Method::X509, &secured.peer)? == Known::First;
         let print = secured.peer.to_string();
         let digits = if first || self.confirm_sas {
-            let exported: [u8; 32] =
-                tls::export(stream, sas::LABEL, &sas::context(initiator, responder))
-                    .map_err(|error| XtlsError::failed(error.to_string()))?;
-            let digits = tokio::task::spawn_blocking(move || sas::digits(&exported)).await;
+            let digits = sas::of(stream, initiator, responder).await;
             Some(digits.map_err(|error| XtlsError::failed(error.to_string()))?)
         } else {
             None
@@ -406,9 +399,7 @@ impl Lan {
             text += " (first use: trusted from now on)";
         }
         if let Some(digits) = &digits {
-            text += &format!(
-                "\n  {digits} is what you both see if nobody is between you (session started by {initiator})"
-            );
+            text += &comparison(digits, initiator);
         }
         self.output.event(
             &json!({
@@ -420,10 +411,7 @@ impl Lan {
             &text,
         );
         if let (true, Some(digits)) = (self.confirm_sas, digits) {
-            let question = format!("Does {peer} see {digits}? [y/N] ");
-            tokio::task::spawn_blocking(move || ask(&question))
-                .await
-                .map_err(|error| XtlsError::failed(error.to_string()))??;
+            confirm(peer, &digits).await?;
         }
         if first {
             trust.set(&name, Method::X509, &secured.peer)?;
