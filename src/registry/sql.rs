@@ -331,29 +331,6 @@ impl Database {
         Ok(())
     }
 
-    pub(in crate::registry) async fn audit(
-        &self,
-        owner: Option<&BareJid>,
-        limit: i64,
-    ) -> Result<Vec<AuditEntry>, StoreError> {
-        let rows = query(
-            "SELECT audit.*, owners.jid AS owner_jid, owners.erased AS owner_erased,
-                    actors.jid AS actor_jid, actors.erased AS actor_erased,
-                    others.jid AS other_jid, others.erased AS other_erased
-             FROM audit
-             JOIN parties AS owners ON owners.id = audit.owner
-             LEFT JOIN parties AS actors ON actors.id = audit.actor
-             LEFT JOIN parties AS others ON others.id = audit.other
-             WHERE $1 = '' OR owners.jid = $1
-             ORDER BY audit.seq DESC LIMIT $2",
-        )
-        .bind(owner.map(|jid| jid.as_str().to_owned()).unwrap_or_default())
-        .bind(limit)
-        .fetch_all(&self.0)
-        .await?;
-        rows.iter().rev().map(entry).collect()
-    }
-
     pub(in crate::registry) async fn audit_page(
         &self,
         owner: Option<&BareJid>,

@@ -397,7 +397,9 @@ impl Store {
         owner: Option<&BareJid>,
         limit: u32,
     ) -> Result<Vec<AuditEntry>, StoreError> {
-        ask!(self, db => db.audit(owner, i64::from(limit)))
+        let mut entries = self.audit_page(owner, None, 0, limit).await?;
+        entries.reverse();
+        Ok(entries)
     }
 
     /// At most `limit` rows of the audit log, of one user or of all, newest first, from the row `newest` (or the last)
