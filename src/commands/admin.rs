@@ -71,13 +71,7 @@ impl Commands {
 
     fn all_sessions(&self, stage: usize, values: &Values) -> Result<Page, Stop> {
         if stage == 0 {
-            let form = Form::new("Sessions", "Of which user? Leave it empty to see all.").field(
-                "jid-single",
-                "jid",
-                "The user's address",
-                &[values.one("jid")],
-            );
-            return Ok(Page::Form(form, false));
+            return Ok(of_whom("Sessions", values));
         }
         let user = optional_jid(values, "jid")?;
         let sessions = self.control.sessions(user.as_ref());
@@ -394,13 +388,7 @@ impl Commands {
     /// First whose rows, then page after page, the newest first.
     async fn audit(&self, stage: usize, values: &Values) -> Result<Page, Stop> {
         let Some(page) = stage.checked_sub(1) else {
-            let form = Form::new("Audit log", "Of which user? Leave it empty to see all.").field(
-                "jid-single",
-                "jid",
-                "The user's address",
-                &[values.one("jid")],
-            );
-            return Ok(Page::Form(form, false));
+            return Ok(of_whom("Audit log", values));
         };
         let owner = optional_jid(values, "jid")?;
         let skip = u32::try_from(page).unwrap_or(u32::MAX).saturating_mul(ROWS);
@@ -451,6 +439,17 @@ pub(super) fn state_of(session: &Session) -> String {
         (false, _) => "SOCKS5 transfer".to_owned(),
     };
     format!("{legs}, {} s, {} bytes", session.age.as_secs(), session.bytes)
+}
+
+/// The page that asks for a user, or for nobody in particular.
+fn of_whom(title: &str, values: &Values) -> Page {
+    let form = Form::new(title, "Of which user? Leave it empty to see all.").field(
+        "jid-single",
+        "jid",
+        "The user's address",
+        &[values.one("jid")],
+    );
+    Page::Form(form, false)
 }
 
 fn optional_jid(values: &Values, var: &str) -> Result<Option<BareJid>, Stop> {
