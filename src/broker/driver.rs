@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    Facts, Shared, Side,
+    Facts, Guard, Shared, Side,
     journal::Line,
     session::{Action, Input, Peer, Session, unknown_session},
 };
@@ -50,20 +50,16 @@ pub(super) struct Driver {
     line: Line,
     /// Whatever the session waits for; dropped, that is ended, with it.
     work: JoinSet<Done>,
+    /// Its places in the tables; the last to be dropped, for it looks which streams are over.
+    guard: Guard,
 }
 
 impl Driver {
     /// A driver for a session that has not begun.
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        facts: Arc<Facts>,
-        peers: [Peer; 2],
-        session: Session,
-        line: Line,
-    ) -> Self {
+    pub(super) fn new(guard: Guard, peers: [Peer; 2], session: Session, line: Line) -> Self {
         Self {
-            shared,
-            facts,
+            shared: Arc::clone(&guard.shared),
+            facts: Arc::clone(&guard.facts),
             peers,
             session,
             sockets: [None, None],
@@ -71,6 +67,7 @@ impl Driver {
             relaying: false,
             line,
             work: JoinSet::new(),
+            guard,
         }
     }
 
@@ -107,6 +104,7 @@ impl Driver {
         let legs = self.facts.legs.get().map_or(["none"; 2], |legs| legs.map(|leg| leg.as_str()));
         metrics::SESSIONS_ENDED.count(&[legs[0], legs[1], self.session.reason()]);
         inbox.close();
+        self.guard.leave();
         while let Ok(input) = inbox.try_recv() {
             if let Input::Jingle(_, stanza) | Input::Open(_, stanza) = input {
                 self.send(stanza.refuse(&unknown_session())).await;

@@ -165,13 +165,6 @@ struct Entry {
     crossable: Option<String>,
 }
 
-impl Entry {
-    /// Whether this is a session with that sid which is not over: bytes of one that is may still flow for a moment.
-    fn is(&self, sid: &str) -> bool {
-        self.sid == sid && !self.inbox.is_closed()
-    }
-}
-
 #[derive(Debug, Default)]
 struct State {
     sessions: HashMap<Pair, Vec<Entry>>,
@@ -222,7 +215,7 @@ impl Shared {
     fn acknowledged(&self, peer: &Peer) {
         let mut state = self.lock();
         if let Some(entries) = state.sessions.get_mut(&(peer.user.clone(), peer.mask.clone())) {
-            for entry in entries.iter_mut().filter(|entry| entry.is(&peer.sid)) {
+            for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
                 entry.crossable = None;
             }
         }
@@ -256,7 +249,7 @@ impl Shared {
     fn expect_open(&self, peer: &Peer, sid: Option<String>) {
         let mut state = self.lock();
         if let Some(entries) = state.sessions.get_mut(&(peer.user.clone(), peer.mask.clone())) {
-            for entry in entries.iter_mut().filter(|entry| entry.is(&peer.sid)) {
+            for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
                 entry.ibb = Some(sid.clone());
             }
         }
@@ -279,8 +272,9 @@ struct Guard {
     user: BareJid,
 }
 
-impl Drop for Guard {
-    fn drop(&mut self) {
+impl Guard {
+    /// Nothing reaches the session any more and its ids may be used again, also while its last bytes still flow.
+    fn leave(&self) {
         let mut state = self.shared.lock();
         for pair in &self.pairs {
             if let Some(entries) = state.sessions.get_mut(pair) {
@@ -290,6 +284,15 @@ impl Drop for Guard {
                     state.sessions.remove(pair);
                 }
             }
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.leave();
+        let mut state = self.shared.lock();
+        for pair in &self.pairs {
             if let Some(streams) = state.streams.get_mut(pair) {
                 streams.retain(|(_, handle)| !handle.is_over());
                 if streams.is_empty() {
@@ -354,7 +357,7 @@ impl Broker {
             let state = self.shared.lock();
             let entries = state.sessions.get(&(stanza.from.clone(), stanza.to.clone()));
             entries
-                .and_then(|entries| entries.iter().find(|entry| entry.is(sid)))
+                .and_then(|entries| entries.iter().find(|entry| entry.sid == sid))
                 .map(|entry| (entry.side, entry.inbox.clone()))
         };
         let Some((side, inbox)) = found else { return false };
@@ -433,7 +436,7 @@ impl Broker {
                     .with_extra("tie-break", ns::JINGLE_ERRORS));
             }
             let entries = state.sessions.entry(pairs[0].clone()).or_default();
-            if entries.iter().any(|entry| entry.is(&initiator.sid)) {
+            if entries.iter().any(|entry| entry.sid == initiator.sid) {
                 return Err(Refusal::new("cancel", "conflict", "The session exists already"));
             }
             entries.push(Entry {
@@ -474,15 +477,9 @@ impl Broker {
         );
         let line = shared.journal.begin(&peers);
         metrics::SESSIONS.count(&[]);
-        let driver = Driver::new(Arc::clone(shared), facts, peers, machine, line);
+        let driver = Driver::new(guard, peers, machine, line);
         let span = tracing::info_span!("session", id);
-        self.tasks.spawn(tracing::Instrument::instrument(
-            async move {
-                let _guard = guard;
-                driver.run(inputs).await;
-            },
-            span,
-        ));
+        self.tasks.spawn(tracing::Instrument::instrument(driver.run(inputs), span));
         Ok(())
     }
 
@@ -538,7 +535,7 @@ impl Broker {
             let mut state = shared.lock();
             shared.admit(&state, &user)?;
             let entries = state.sessions.entry(pair.clone()).or_default();
-            if entries.iter().any(|entry| entry.is(&peer.sid)) {
+            if entries.iter().any(|entry| entry.sid == peer.sid) {
                 return Err(Refusal::new("cancel", "conflict", "The session exists already"));
             }
             let (sid, side) = (peer.sid.clone(), Side::Initiator);
@@ -590,10 +587,9 @@ impl Broker {
         let found = {
             let state = self.shared.lock();
             let entries = state.sessions.get(&pair).map(Vec::as_slice).unwrap_or_default();
-            let mut live = entries.iter().filter(|entry| !entry.inbox.is_closed());
             let by_sid =
-                live.clone().find(|entry| entry.ibb.as_ref() == Some(&Some(sid.to_owned())));
-            let any = || live.find(|entry| entry.ibb == Some(None));
+                entries.iter().find(|entry| entry.ibb.as_ref() == Some(&Some(sid.to_owned())));
+            let any = || entries.iter().find(|entry| entry.ibb == Some(None));
             by_sid.or_else(any).map(|entry| (entry.side, entry.inbox.clone()))
         };
         found.is_some_and(|(side, inbox)| inbox.try_send(Input::Open(side, stanza.clone())).is_ok())
