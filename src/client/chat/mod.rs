@@ -248,7 +248,10 @@ impl Chat<'_> {
 }
 
 /// Writes some of `bytes`, or without any pushes on what was written.
-async fn forward(write: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<usize> {
+pub(in crate::client) async fn forward(
+    write: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+) -> io::Result<usize> {
     if bytes.is_empty() {
         return write.flush().await.map(|()| 0);
     }

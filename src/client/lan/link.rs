@@ -1,7 +1,7 @@
 //! Stanzas of a secured link-local stream, for an [`Endpoint`](crate::endpoint::Endpoint): what an XMPP server is elsewhere,
 //! the link is here.
 
-use std::{collections::VecDeque, io, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use jid::{BareJid, FullJid};
 use minidom::Element;
@@ -14,7 +14,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    client::stream::{Event, Names, Role, XmlStream},
+    client::{
+        chat::forward,
+        stream::{Event, Names, Role, XmlStream},
+    },
     endpoint::Connection,
     xmpp::{iq::random_id, ns, stanza::Stanza, xml},
 };
@@ -160,15 +163,5 @@ impl Driver {
         xml::set(&mut element, "from", self.own.to_bare().as_str());
         xml::set(&mut element, "to", self.peer.to_bare().as_str());
         self.xml.send(&element);
-    }
-}
-
-async fn forward(write: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<usize> {
-    if bytes.is_empty() {
-        return write.flush().await.map(|()| 0);
-    }
-    match write.write(bytes).await? {
-        0 => Err(io::ErrorKind::WriteZero.into()),
-        count => Ok(count),
     }
 }
