@@ -15,7 +15,7 @@ use std::{
 use serde_json::{Value, json};
 use support::{
     DOMAIN,
-    process::read,
+    process::{end_of, read},
     programs::{Component, Options, Script, Xtls, event, script},
     servers::{Kind, Server},
     wait_for,
@@ -63,18 +63,8 @@ impl Running {
     }
 
     fn wait(&mut self) -> i32 {
-        let mut status = None;
         let seen = format!("{}\n{}", self.out(), self.err());
-        wait_for(
-            "the end",
-            Duration::from_secs(40),
-            || seen.clone(),
-            || {
-                status = self.child.try_wait().unwrap();
-                status.is_some()
-            },
-        );
-        status.unwrap().code().unwrap_or(-1)
+        end_of(&mut self.child, Duration::from_secs(40), || seen.clone()).code().unwrap_or(-1)
     }
 }
 

@@ -348,8 +348,9 @@ fn a_network_that_is_gone_ends_every_stage_on_both_sides() {
     // Each pair is alone: who knows one key of a user takes no other.
     let (alice, dave) = (far("alice"), Xtls::with_key(&world.server, "bob"));
     let (eve, bob) = (Xtls::with_key(&world.server, "alice"), far("bob"));
+    // It must last until the network goes, also where it takes long to set the other sessions up.
     for user in [&alice, &eve] {
-        random_file(&user.home().join("large.bin"), LARGE);
+        random_file(&user.home().join("large.bin"), 8 * LARGE);
     }
     random_file(&alice.home().join("small.bin"), 65_536);
     transfer(&alice, &dave, "before", || world.component.log());

@@ -149,24 +149,6 @@ fn gnutls_speaks_tls_srp_through_a_brokered_session(kind: Kind) {
     assert!(captured.len() >= 4, "{} connections", captured.len());
 }
 
-/// Makes one test of every function for each server.
-macro_rules! on_both {
-    ($($name:ident),+ $(,)?) => {
-        mod prosody {
-            $(#[test]
-            fn $name() {
-                super::$name(super::Kind::Prosody);
-            })+
-        }
-        mod ejabberd {
-            $(#[test]
-            fn $name() {
-                super::$name(super::Kind::Ejabberd);
-            })+
-        }
-    };
-}
-
 #[test]
 fn prosody_the_password_check_of_another_program_passes() {
     the_password_check_of_another_program_passes(Kind::Prosody);

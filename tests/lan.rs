@@ -18,7 +18,7 @@ use std::{
 use serde_json::{Value, json};
 use support::{
     own_program,
-    process::{Output, Process, read, run},
+    process::{Output, Process, end_of, read, run},
     programs::{clean, event},
     random_file, root, sha256, wait_for,
 };
@@ -205,18 +205,8 @@ impl Running {
     }
 
     fn wait(&mut self) -> i32 {
-        let mut status = None;
         let log = self.log();
-        wait_for(
-            "the end",
-            LIMIT,
-            || log.clone(),
-            || {
-                status = self.child.try_wait().unwrap();
-                status.is_some()
-            },
-        );
-        status.unwrap().code().unwrap_or(-1)
+        end_of(&mut self.child, LIMIT, || log.clone()).code().unwrap_or(-1)
     }
 }
 

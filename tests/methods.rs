@@ -336,24 +336,6 @@ fn the_string_is_confirmed_at_a_terminal(kind: Kind) {
     }
 }
 
-/// Makes one test of every function for each server.
-macro_rules! on_both {
-    ($($name:ident),+ $(,)?) => {
-        mod prosody {
-            $(#[test]
-            fn $name() {
-                super::$name(super::Kind::Prosody);
-            })+
-        }
-        mod ejabberd {
-            $(#[test]
-            fn $name() {
-                super::$name(super::Kind::Ejabberd);
-            })+
-        }
-    };
-}
-
 on_both!(methods_over_each_transport_with_and_without_a_broker, what_is_not_verified_gets_nothing,);
 
 // What these are about, the XMPP server has no part in.

@@ -7,9 +7,9 @@ it is), expect (how many messages are waited for first).
 import asyncio
 import re
 import ssl
-import xml.parsers.expat
 from pathlib import Path
 
+from elements import Elements
 from peer import Peer, main, proxied
 from slixmpp.xmlstream import ET
 from tls_over_ibb import TlsStream, certificate, file_print, fingerprint
@@ -17,36 +17,21 @@ from tls_over_ibb import TlsStream, certificate, file_print, fingerprint
 STREAMS = "http://etherx.jabber.org/streams"
 
 
-class XmlStream:
-    """The peer's half of an XML stream, read by expat; first-level elements as [name, attributes, text] with children."""
+class XmlStream(Elements):
+    """The peer's half of an XML stream; `handled` counts its stanzas (XEP-0198)."""
 
     def __init__(self, tls):
-        self.tls, self.depth, self.header, self.closed = tls, 0, None, False
-        self.elements, self.stack, self.handled = [], [], 0
-        self.parser = xml.parsers.expat.ParserCreate(namespace_separator=" ")
-        self.parser.StartElementHandler = self.start
-        self.parser.EndElementHandler = self.end
-        self.parser.CharacterDataHandler = self.text
+        super().__init__()
+        self.tls, self.handled = tls, 0
 
     def start(self, name, attributes):
-        if self.header is None:
-            assert name == f"{STREAMS} stream", name
-            self.header = attributes
-            return
-        self.stack.append({"name": name, "attributes": attributes, "text": "", "children": []})
+        assert self.header is not None or name == f"{STREAMS} stream", name
+        super().start(name, attributes)
 
-    def end(self, _):
-        if not self.stack:
-            self.closed = True
-            return
-        element = self.stack.pop()
-        (self.stack[-1]["children"] if self.stack else self.elements).append(element)
-        if not self.stack and element["name"].startswith("jabber:client "):
+    def end(self, name):
+        super().end(name)
+        if not self.stack and name.startswith("jabber:client "):
             self.handled += 1
-
-    def text(self, text):
-        if self.stack:
-            self.stack[-1]["text"] += text
 
     async def until(self, done):
         """Reads until `done()`; False if the stream ends before."""

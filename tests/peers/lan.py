@@ -10,9 +10,9 @@ Settings: address (ours), role, folder and
 import asyncio
 import socket
 import ssl
-import xml.parsers.expat
 from pathlib import Path
 
+from elements import Elements
 from peer import main
 from tls_over_ibb import certificate, fingerprint
 from zeroconf import IPVersion, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
@@ -29,33 +29,12 @@ def header(own, peer):
     )
 
 
-class Stream:
+class Stream(Elements):
     """One stream on a connected socket, plain or TLS."""
 
     def __init__(self, connection):
-        self.connection, self.header, self.closed = connection, None, False
-        self.elements, self.stack, self.seen = [], [], b""
-        self.parser = xml.parsers.expat.ParserCreate(namespace_separator=" ")
-        self.parser.StartElementHandler = self.start
-        self.parser.EndElementHandler = self.end
-        self.parser.CharacterDataHandler = self.text
-
-    def start(self, name, attributes):
-        if self.header is None:
-            self.header = attributes
-        else:
-            self.stack.append({"name": name, "attributes": attributes, "text": "", "children": []})
-
-    def end(self, _):
-        if not self.stack:
-            self.closed = True
-            return
-        element = self.stack.pop()
-        (self.stack[-1]["children"] if self.stack else self.elements).append(element)
-
-    def text(self, text):
-        if self.stack:
-            self.stack[-1]["text"] += text
+        super().__init__()
+        self.connection, self.seen = connection, b""
 
     def send(self, text):
         self.connection.sendall(text.encode())

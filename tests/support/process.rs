@@ -66,19 +66,8 @@ impl Process {
     /// # Panics
     /// After `limit`, with its output.
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
-        let end = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.ended() {
-                return status;
-            }
-            assert!(
-                Instant::now() < end,
-                "{} did not end in {limit:?}:\n{}",
-                self.name,
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let (name, log) = (&self.name, &self.log);
+        end_of(&mut self.child, limit, || format!("{name}\n{}", read(log)))
     }
 
     /// Asks it to end and waits; after `patience` it is killed.
@@ -103,6 +92,21 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.stop(Duration::from_secs(3));
+    }
+}
+
+/// Waits until a child process ends.
+///
+/// # Panics
+/// After `limit`, with what `why` gives.
+pub fn end_of(child: &mut Child, limit: Duration, why: impl Fn() -> String) -> ExitStatus {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        assert!(Instant::now() < end, "it did not end in {limit:?}\n{}", why());
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -19,6 +19,25 @@ macro_rules! scenarios {
     };
 }
 
+/// Makes one test of every function for each server.
+#[macro_export]
+macro_rules! on_both {
+    ($($name:ident),+ $(,)?) => {
+        mod prosody {
+            $(#[test]
+            fn $name() {
+                super::$name($crate::support::servers::Kind::Prosody);
+            })+
+        }
+        mod ejabberd {
+            $(#[test]
+            fn $name() {
+                super::$name($crate::support::servers::Kind::Ejabberd);
+            })+
+        }
+    };
+}
+
 const MIB: usize = 1 << 20;
 
 /// Any client's XEP-0065 transfer goes through the proxy that it discovers.
