@@ -1,7 +1,22 @@
 //! Are these first bytes a TLS ClientHello? Asked before a byte of a brokered stream is passed on.
+//!
+//! A record may have any size from one byte on, and a handshake message may begin in one record and go on in others
+//! (RFC 8446, 5.1). Some clients send the ClientHello in pieces, against middleboxes that look at its first record only.
 
-/// How many bytes decide: the record header (5) and the handshake header (4).
-pub const DECIDED_AFTER: usize = 9;
+/// The header of a record: content type, version, length.
+const RECORD_HEADER: usize = 5;
+
+/// How many bytes of the handshake message decide: its type and its length.
+const MESSAGE_HEADER: usize = 4;
+
+/// How many bytes decide at the latest: each byte of the message's header in a record of its own.
+pub const DECIDED_AFTER: usize = MESSAGE_HEADER * (RECORD_HEADER + 1);
+
+/// The content type of handshake messages.
+const HANDSHAKE: u8 = 22;
+
+/// The handshake type of a ClientHello.
+const CLIENT_HELLO: u8 = 1;
 
 /// The largest fragment of a plaintext record in bytes (RFC 8446, 5.1).
 const MAX_FRAGMENT: u16 = 1 << 14;
@@ -25,7 +40,8 @@ pub enum Guard {
 
 /// Judges the first bytes of the initiator's stream, as soon as one of them is wrong.
 ///
-/// `first` is all that was received so far, from the stream's first byte on; [`DECIDED_AFTER`] bytes suffice.
+/// `first` is all that was received so far, from the stream's first byte on; [`DECIDED_AFTER`] bytes always suffice, and
+/// the nine bytes of both headers do if the first record has the message's header in one piece.
 ///
 /// # Security
 /// A wrong `Pass` lets plaintext look like TLS to the responder's TLS library, which refuses it; a wrong
@@ -33,31 +49,55 @@ pub enum Guard {
 ///
 /// Spec: RFC 8446, section 5.1 (Record Layer) and section 4 (Handshake Protocol).
 pub fn check_client_hello(first: &[u8]) -> Guard {
-    let at = |i: usize| first.get(i).copied();
-    let mut given = [0_u8; DECIDED_AFTER];
-    for (to, from) in given.iter_mut().zip(first) {
-        *to = *from;
+    let mut message = [0; MESSAGE_HEADER];
+    let mut known = 0;
+    let mut rest = first;
+    while !rest.is_empty() {
+        let (header, after) = rest.split_at(rest.len().min(RECORD_HEADER));
+        let Some(length) = check_record(header) else { return Guard::Refuse };
+        let fragment = &after[..after.len().min(length)];
+        for byte in fragment.iter().take(MESSAGE_HEADER - known) {
+            message[known] = *byte;
+            known += 1;
+        }
+        if !is_hello_so_far(message, known) {
+            return Guard::Refuse;
+        }
+        if known == MESSAGE_HEADER {
+            return Guard::Pass;
+        }
+        rest = &after[fragment.len()..];
     }
-    // Content type handshake, version 3.0 to 3.4 (the record's version is only a legacy field).
-    if at(0).is_some_and(|b| b != 0x16)
-        || at(1).is_some_and(|b| b != 0x03)
-        || at(2).is_some_and(|b| b > 0x04)
+    Guard::NeedMore
+}
+
+/// Checks what is there of a record's header; gives the fragment's length as far as it is known, 0 if it is not.
+fn check_record(header: &[u8]) -> Option<usize> {
+    let at = |i: usize| header.get(i).copied();
+    // The version is a legacy field: 3.1 in a first ClientHello, else 3.3 (RFC 8446, 5.1), and 3.2 of old clients.
+    if at(0).is_some_and(|b| b != HANDSHAKE)
+        || at(1).is_some_and(|b| b != 3)
+        || at(2).is_some_and(|b| !(1..=3).contains(&b))
     {
-        return Guard::Refuse;
+        return None;
     }
-    // A lone high byte is compared with the largest and smallest length it can still become.
-    let length = u16::from_be_bytes([given[3], given[4]]);
-    if at(3).is_some() && length > MAX_FRAGMENT || at(4).is_some() && length < 4 {
-        return Guard::Refuse;
+    // A lone high byte is compared with the smallest length it can still become.
+    let length = u16::from_be_bytes([at(3).unwrap_or(0), at(4).unwrap_or(0)]);
+    // Handshake fragments of length zero must not be sent.
+    if length > MAX_FRAGMENT || header.len() == RECORD_HEADER && length == 0 {
+        return None;
     }
-    let hello = u32::from_be_bytes([0, given[6], given[7], given[8]]);
-    if at(5).is_some_and(|b| b != 0x01)
-        || at(6).is_some() && hello > MAX_HELLO
-        || at(8).is_some() && hello < MIN_HELLO
-    {
-        return Guard::Refuse;
-    }
-    if first.len() < DECIDED_AFTER { Guard::NeedMore } else { Guard::Pass }
+    Some(if header.len() == RECORD_HEADER { usize::from(length) } else { 0 })
+}
+
+/// Whether the first `known` bytes of a handshake message can begin a ClientHello.
+fn is_hello_so_far(message: [u8; MESSAGE_HEADER], known: usize) -> bool {
+    let [kind, high, middle, low] = message;
+    let length = u32::from_be_bytes([0, high, middle, low]);
+    // Bytes that are not known are 0, so this length is the smallest one it can become.
+    (known == 0 || kind == CLIENT_HELLO)
+        && length <= MAX_HELLO
+        && (known < MESSAGE_HEADER || length >= MIN_HELLO)
 }
 
 #[cfg(test)]
@@ -68,6 +108,28 @@ mod tests {
 
     const HELLO: [u8; 9] = [0x16, 3, 1, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc];
 
+    /// A message in records with fragments of these sizes; the last one takes the rest.
+    fn in_records(message: &[u8], sizes: &[usize]) -> Vec<u8> {
+        let (mut bytes, mut rest) = (Vec::new(), message);
+        let mut sizes = sizes.iter().copied();
+        while !rest.is_empty() {
+            let size = sizes.next().unwrap_or(rest.len()).clamp(1, rest.len());
+            let (fragment, after) = rest.split_at(size);
+            bytes.extend([0x16, 3, 1]);
+            bytes.extend(u16::try_from(size).unwrap().to_be_bytes());
+            bytes.extend(fragment);
+            rest = after;
+        }
+        bytes
+    }
+
+    fn hello(length: usize) -> Vec<u8> {
+        let mut message = vec![1, 0];
+        message.extend(u16::try_from(length).unwrap().to_be_bytes());
+        message.resize(4 + length, 3);
+        message
+    }
+
     #[test]
     fn a_client_hello_passes_after_its_headers() {
         for n in 0..HELLO.len() {
@@ -77,15 +139,32 @@ mod tests {
     }
 
     #[test]
+    fn records_of_any_size_pass_as_soon_as_the_message_is_recognised() {
+        for sizes in [vec![1], vec![2], vec![3], vec![1; 100], vec![1, 2], vec![2, 1, 1], vec![4]] {
+            let bytes = in_records(&hello(200), &sizes);
+            let decided = (0..=bytes.len())
+                .find(|n| check_client_hello(&bytes[..*n]) != Guard::NeedMore)
+                .unwrap();
+            assert_eq!(check_client_hello(&bytes[..decided]), Guard::Pass, "{sizes:?}");
+            assert!(decided <= DECIDED_AFTER, "{sizes:?}: {decided}");
+        }
+    }
+
+    #[test]
     fn each_wrong_byte_is_refused_at_once() {
         let wrong = [
             (0, 0x17),
             (0, 0x80),
             (0, b'G'),
+            (0, 0x14),
+            (0, 0x15),
             (1, 2),
+            (2, 0),
+            (2, 4),
             (2, 5),
             (3, 0x41),
             (5, 2),
+            (5, 0),
             (6, 1),
             (0, 0),
             (1, 0xff),
@@ -98,23 +177,84 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_byte_in_a_later_record_is_refused_at_once() {
+        let whole = in_records(&hello(200), &[1, 1, 1, 1]);
+        // 0x40 alone could become the length 0x4000, which is allowed.
+        let wrong: [(usize, &[u8]); 7] = [
+            (6, &[0x17]),
+            (7, &[2]),
+            (8, &[0]),
+            (8, &[4]),
+            (9, &[0x40, 1]),
+            (12, &[0x14]),
+            (11, &[1]),
+        ];
+        for (at, wrong) in wrong {
+            let mut bytes = whole[..at].to_vec();
+            assert_eq!(check_client_hello(&bytes), Guard::NeedMore, "{at}");
+            bytes.extend(wrong);
+            assert_eq!(check_client_hello(&bytes), Guard::Refuse, "byte {at}: {wrong:?}");
+        }
+        let mut empty = whole[..6].to_vec();
+        empty.extend([0x16, 3, 1, 0]);
+        assert_eq!(check_client_hello(&empty), Guard::NeedMore);
+        empty.push(0);
+        assert_eq!(check_client_hello(&empty), Guard::Refuse, "a second record of length zero");
+    }
+
+    #[test]
     fn lengths_must_be_plausible() {
         assert_eq!(check_client_hello(&[0x16, 3, 1, 0x40]), Guard::NeedMore);
+        assert_eq!(check_client_hello(&[0x16, 3, 1, 0x40, 0]), Guard::NeedMore);
         assert_eq!(check_client_hello(&[0x16, 3, 1, 0x40, 1]), Guard::Refuse);
-        assert_eq!(check_client_hello(&[0x16, 3, 1, 0, 3]), Guard::Refuse);
-        assert_eq!(check_client_hello(&[0x16, 3, 1, 0, 4]), Guard::NeedMore);
+        assert_eq!(check_client_hello(&[0x16, 3, 1, 0, 0]), Guard::Refuse);
+        for length in 1..4 {
+            assert_eq!(check_client_hello(&[0x16, 3, 1, 0, length]), Guard::NeedMore);
+        }
         assert_eq!(check_client_hello(&[0x16, 3, 1, 0, 80, 1, 0, 0, 40]), Guard::Refuse);
         assert_eq!(check_client_hello(&[0x16, 3, 1, 0, 80, 1, 0, 0, 41]), Guard::Pass);
     }
 
     proptest! {
         #[test]
-        fn a_verdict_never_changes(bytes in proptest::collection::vec(any::<u8>(), 0..20), cut in 0_usize..20) {
+        fn a_verdict_never_changes(bytes in proptest::collection::vec(any::<u8>(), 0..40), cut in 0_usize..40) {
             let cut = cut.min(bytes.len());
             match check_client_hello(&bytes[..cut]) {
                 Guard::NeedMore => {}
                 verdict => prop_assert_eq!(check_client_hello(&bytes), verdict),
             }
+        }
+
+        #[test]
+        fn any_fragmentation_of_a_hello_passes_and_of_anything_else_does_not(
+            length in 41_usize..2000,
+            sizes in proptest::collection::vec(1_usize..10, 0..10),
+            kind in any::<u8>(),
+            cut in 0_usize..2100,
+        ) {
+            let mut message = hello(length);
+            let bytes = in_records(&message, &sizes);
+            prop_assert_eq!(check_client_hello(&bytes), Guard::Pass);
+            let cut = &bytes[..cut.min(bytes.len())];
+            prop_assert_ne!(check_client_hello(cut), Guard::Refuse);
+            if cut.len() >= DECIDED_AFTER {
+                prop_assert_eq!(check_client_hello(cut), Guard::Pass);
+            }
+            message[0] = kind;
+            let expected = if kind == 1 { Guard::Pass } else { Guard::Refuse };
+            prop_assert_eq!(check_client_hello(&in_records(&message, &sizes)), expected);
+        }
+
+        #[test]
+        fn the_verdict_is_there_in_bounded_bytes(
+            records in proptest::collection::vec((1_u8..5, any::<[u8; 4]>()), 6..12),
+        ) {
+            let mut bytes = Vec::new();
+            for (size, fragment) in records {
+                bytes.extend([0x16, 3, 3, 0, size]);
+                bytes.extend(&fragment[..usize::from(size)]);
+            }
+            prop_assert_ne!(check_client_hello(&bytes[..DECIDED_AFTER]), Guard::NeedMore);
         }
     }
 }

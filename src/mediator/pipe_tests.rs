@@ -100,13 +100,10 @@ fn late_reader(bytes: &'static [u8]) -> DuplexStream {
 
 #[tokio::test(start_paused = true)]
 async fn not_one_byte_leaks_for_a_wrong_prefix() {
-    for wrong in 0..guard::DECIDED_AFTER {
+    // The bytes at 4, 7 and 8 may have any value as long as the length they belong to is plausible.
+    for wrong in [0, 1, 2, 3, 5, 6] {
         let mut bytes = HELLO.to_vec();
         bytes[wrong] = 0xff;
-        if wrong == 4 || wrong >= 7 {
-            // These bytes may have any value as long as the length they belong to is plausible.
-            bytes = vec![0x16, 3, 1, 0, 3];
-        }
         let (mut romeo, a) = duplex(64);
         let (mut juliet, b) = duplex(64);
         juliet.write_all(b"banner").await.unwrap();
