@@ -11,7 +11,12 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{ibb_stream::IbbStream, metrics::Kind, socket::Socket};
+use super::{
+    ending::{Delivery, Side},
+    ibb_stream::IbbStream,
+    metrics::Kind,
+    socket::Socket,
+};
 
 /// One user's transport, whichever it is.
 #[derive(Debug)]
@@ -33,6 +38,29 @@ impl Leg {
         match self {
             Self::Socket(_) => Kind::S5b,
             Self::Ibb(_) => Kind::Ibb,
+        }
+    }
+}
+
+impl Side for IbbStream {}
+
+impl Side for Leg {
+    fn delivery(&self) -> Delivery {
+        match self {
+            Self::Socket(leg) => leg.delivery(),
+            Self::Ibb(leg) => leg.delivery(),
+        }
+    }
+
+    fn arm(&self) {
+        if let Self::Socket(leg) = self {
+            leg.arm();
+        }
+    }
+
+    fn disarm(&self) {
+        if let Self::Socket(leg) = self {
+            leg.disarm();
         }
     }
 }

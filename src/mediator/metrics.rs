@@ -99,16 +99,19 @@ pub enum Phase {
     Activation,
     /// No byte either way.
     Idle,
+    /// Bytes on their way to a peer that answers nothing any more.
+    Vanished,
 }
 
 impl Phase {
-    const ALL: [Self; 3] = [Self::Handshake, Self::Activation, Self::Idle];
+    const ALL: [Self; 4] = [Self::Handshake, Self::Activation, Self::Idle, Self::Vanished];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Handshake => "handshake",
             Self::Activation => "activation",
             Self::Idle => "idle",
+            Self::Vanished => "vanished",
         }
     }
 }

@@ -6,6 +6,7 @@
 //! Nothing here ever opens an outgoing connection.
 
 mod bucket;
+mod ending;
 pub mod guard;
 pub mod ibb;
 mod ibb_handle;
@@ -22,4 +23,5 @@ pub mod socket;
 pub mod socks5;
 mod splice;
 pub mod table;
+mod tcp;
 pub mod transfer;

@@ -11,14 +11,15 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::ReadBuf,
     time::{Instant, MissedTickBehavior, Sleep, interval_at},
 };
 
 use super::{
     bucket::Bucket,
+    ending::{Delivery, Ending, Fate, Side},
     guard::{self, Guard},
-    plane::{GRACE, now},
+    plane::{GRACE, STILL, now},
 };
 
 /// Bytes read at once, and kept at most, per direction.
@@ -67,35 +68,28 @@ pub enum Ended {
     NotTls,
 }
 
-/// Copies both ways, through a buffer, until both legs have ended, one broke, or nothing moves.
-///
-/// The end of one leg is carried to the other (its write half is shut down) after the last byte, and the other
-/// direction goes on. At most 32 KiB per direction are kept; a slow reader slows the writer. If writing to a leg
-/// fails, what that leg had sent is still passed on. The legs are dropped at the end; pass `&mut` to keep them.
-///
-/// # Cancel safety
-/// Dropping the future loses what is in its buffers, so it is only for ending both legs.
-pub async fn relay<A, B>(a: A, b: B, options: Options) -> Outcome
-where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
+/// [`relay_at_rate`] at any rate.
+#[cfg(test)]
+pub(super) async fn relay<A: Side, B: Side>(a: A, b: B, options: Options) -> Outcome {
     relay_at_rate(a, b, options, 0, &AtomicU64::new(0)).await
 }
 
-/// [`relay`], at so many bytes per second, both directions together; 0 is any number. `progress` is how many bytes have
-/// moved so far.
-pub(super) async fn relay_at_rate<A, B>(
+/// Copies both ways, through a buffer, until both legs have ended, one broke, or nothing moves; at so many bytes per
+/// second, both directions together, or at any number for 0. `progress` is how many bytes have moved so far.
+///
+/// The end of one leg is carried to the other (its write half is shut down) after the last byte, and the other
+/// direction goes on. At most 32 KiB per direction are kept; a slow reader slows the writer. If a leg breaks, the other
+/// one gets what the broken one had sent, and then its end ([`super::ending`]). The legs are dropped at the end.
+///
+/// # Cancel safety
+/// Dropping the future loses what is in its buffers, so it is only for ending both legs.
+pub(super) async fn relay_at_rate<A: Side, B: Side>(
     a: A,
     b: B,
     options: Options,
     bytes_per_second: u64,
     progress: &AtomicU64,
-) -> Outcome
-where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
+) -> Outcome {
     let start = Instant::now();
     let step = (options.idle_timeout / LOOKS).clamp(Duration::from_millis(1), GRACE);
     let mut looks = interval_at(start + step, step);
@@ -103,30 +97,32 @@ where
 
     let limit = (bytes_per_second > 0).then(|| Limit::new(bytes_per_second));
     let (forward, backward) = (Direction::new(options.guard), Direction::new(false));
-    let mut pipe = Pipe { a, b, forward, backward, limit };
+    let mut pipe = Pipe { a, b, forward, backward, limit, ending: None, options };
     let (mut moved, mut moved_at) = (0, start);
     let end = poll_fn(|cx| {
         loop {
             if let Poll::Ready(end) = pipe.poll_copy(cx) {
                 return Poll::Ready(end);
             }
-            progress.store(pipe.moved(), Ordering::Relaxed);
+            progress.store(pipe.forward.written + pipe.backward.written, Ordering::Relaxed);
             let now = ready!(looks.poll_tick(cx));
             if moved != pipe.moved() {
                 (moved, moved_at) = (pipe.moved(), now);
-            } else if let Some(kind) = pipe.broken()
-                && now >= moved_at + step
-            {
-                return Poll::Ready(Ended::Error(kind));
-            } else if now >= moved_at + options.idle_timeout {
-                return Poll::Ready(Ended::Idle);
-            } else {
-                pipe.forward.forget_buffer();
-                pipe.backward.forget_buffer();
+                continue;
             }
+            // An ending has its own bound.
+            if now >= moved_at + options.idle_timeout && pipe.ending.is_none() {
+                return Poll::Ready(pipe.error().map_or(Ended::Idle, Ended::Error));
+            }
+            if now >= moved_at + STILL {
+                pipe.find_vanished();
+            }
+            pipe.forward.forget_buffer();
+            pipe.backward.forget_buffer();
         }
     })
     .await;
+    pipe.settle(end);
     Outcome { a_to_b: pipe.forward.written, b_to_a: pipe.backward.written, end }
 }
 
@@ -136,6 +132,8 @@ struct Pipe<A, B> {
     forward: Direction,
     backward: Direction,
     limit: Option<Limit>,
+    ending: Option<Ending>,
+    options: Options,
 }
 
 /// The rate of a stream, for both directions, and the sleep until some more may pass.
@@ -173,37 +171,82 @@ impl Limit {
     }
 }
 
-impl<A, B> Pipe<A, B>
-where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
+impl<A: Side, B: Side> Pipe<A, B> {
     fn poll_copy(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
-        let forward = self.forward.poll_copy(cx, &mut self.a, &mut self.b, &mut self.limit);
-        if let Poll::Ready(Err(end)) = forward {
-            return Poll::Ready(end);
+        let Self { a, b, forward, backward, limit, ending, options } = self;
+        let (there, back) = loop {
+            let there = forward.poll_copy(cx, a, b, limit);
+            if let Poll::Ready(Err(end)) = there {
+                return Poll::Ready(end);
+            }
+            if forward.guarded {
+                return Poll::Pending;
+            }
+            backward.heed(forward.fate);
+            let back = backward.poll_copy(cx, b, a, limit);
+            if let Poll::Ready(Err(end)) = back {
+                return Poll::Ready(end);
+            }
+            // A direction that has just lost its sink is polled again, or nothing would wake it.
+            if !forward.heed(backward.fate) {
+                break (there.is_ready(), back.is_ready());
+            }
+        };
+        let a_gone = forward.fate.is_source_gone(backward.fate);
+        let b_gone = backward.fate.is_source_gone(forward.fate);
+        if !a_gone && !b_gone {
+            return if there && back { Poll::Ready(Ended::Eof) } else { Poll::Pending };
         }
-        if self.forward.guarded {
-            return Poll::Pending;
+        if !(a_gone && b_gone) {
+            if !(if a_gone { there } else { back }) {
+                return Poll::Pending;
+            }
+            let ending = ending.get_or_insert_with(|| Ending::new(options.idle_timeout));
+            ready!(if a_gone { ending.poll(cx, b) } else { ending.poll(cx, a) });
         }
-        let backward = self.backward.poll_copy(cx, &mut self.b, &mut self.a, &mut self.limit);
-        if let Poll::Ready(Err(end)) = backward {
-            return Poll::Ready(end);
-        }
-        if forward.is_pending() || backward.is_pending() {
-            return Poll::Pending;
-        }
-        Poll::Ready(self.broken().map_or(Ended::Eof, Ended::Error))
+        Poll::Ready(self.error().map_or(Ended::Eof, Ended::Error))
     }
 
-    /// A number that changes whenever a byte was read or written.
+    /// A number that changes whenever a byte was written, or read to be written.
     fn moved(&self) -> u64 {
         let sum = |d: &Direction| d.read.wrapping_add(d.written);
         sum(&self.forward).wrapping_add(sum(&self.backward))
     }
 
-    fn broken(&self) -> Option<io::ErrorKind> {
-        self.forward.broken.or(self.backward.broken)
+    fn error(&self) -> Option<io::ErrorKind> {
+        self.forward.fate.error(self.backward.fate)
+    }
+
+    /// Looks whether the peers of a stream that stands still are there.
+    fn find_vanished(&mut self) {
+        let kind = io::ErrorKind::TimedOut;
+        if self.a.delivery().is_gone() {
+            self.forward.fate.lost.get_or_insert(kind);
+            self.backward.fate.broken.get_or_insert(kind);
+            self.backward.abandon();
+        }
+        if self.b.delivery().is_gone() {
+            self.backward.fate.lost.get_or_insert(kind);
+            self.forward.fate.broken.get_or_insert(kind);
+            self.forward.abandon();
+        }
+    }
+
+    /// A stream that is cut must not look complete to its reader: a leg is closed in order only if it is owed nothing.
+    fn settle(&self, end: Ended) {
+        let nothing = |d: &Direction, open: bool| d.end == 0 && !open;
+        let in_order = match end {
+            Ended::Error(_) => false,
+            Ended::Eof | Ended::NotTls => true,
+            Ended::Idle => {
+                nothing(&self.forward, self.b.delivery().is_open())
+                    && nothing(&self.backward, self.a.delivery().is_open())
+            }
+        };
+        if in_order {
+            self.a.disarm();
+            self.b.disarm();
+        }
     }
 }
 
@@ -217,14 +260,15 @@ struct Direction {
     guarded: bool,
     unflushed: bool,
     state: State,
-    /// Writing failed, so nothing more is read.
-    broken: Option<io::ErrorKind>,
+    fate: Fate,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Copy,
     Shutdown,
+    /// There is no sink any more: what comes is dropped.
+    Drop,
     Done,
 }
 
@@ -239,52 +283,103 @@ impl Direction {
             guarded,
             unflushed: false,
             state: State::Copy,
-            broken: None,
+            fate: Fate::default(),
         }
     }
 
     /// `Ready(Ok)` when this direction is done; an error ends the whole pipe.
-    fn poll_copy<R, W>(
+    fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
-        r: &mut R,
-        w: &mut W,
+        r: &mut impl Side,
+        w: &mut impl Side,
         limit: &mut Option<Limit>,
-    ) -> Poll<Result<(), Ended>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
-        let result = match self.state {
-            State::Done => return Poll::Ready(Ok(())),
-            State::Copy => ready!(self.poll_bytes(cx, r, w, limit)),
-            State::Shutdown => Ok(()),
-        };
-        match result {
-            Err(Failure::End(end)) => return Poll::Ready(Err(end)),
-            Err(Failure::Write(kind)) => self.broken = Some(kind),
-            Ok(()) => {
-                self.state = State::Shutdown;
+    ) -> Poll<Result<(), Ended>> {
+        if self.state == State::Copy {
+            match ready!(self.poll_bytes(cx, r, w, limit)) {
+                Err(Failure::End(end)) => return Poll::Ready(Err(end)),
+                Err(Failure::Write(kind)) => {
+                    self.fate.broken = Some(kind);
+                    self.abandon();
+                }
+                Err(Failure::Read(kind)) => {
+                    self.fate.failed = Some(kind);
+                    self.guarded = false;
+                    self.state = State::Shutdown;
+                }
+                Ok(()) => {
+                    self.fate.end();
+                    self.state = State::Shutdown;
+                }
+            }
+        }
+        if self.state == State::Shutdown {
+            // A leg that can be reset is, once it has everything; of another one only a shutdown says that it has.
+            if self.fate.failed.is_none() || matches!(w.delivery(), Delivery::ByShutdown) {
                 // A leg that is gone already needs no goodbye.
                 let _ = ready!(Pin::new(w).poll_shutdown(cx));
             }
+            self.state = State::Done;
         }
-        self.state = State::Done;
+        if self.state == State::Drop {
+            ready!(self.poll_drop(cx, r, limit));
+            self.state = State::Done;
+        }
         self.buffer = Vec::new();
         Poll::Ready(Ok(()))
     }
 
-    fn poll_bytes<R, W>(
+    /// Learns what happened to the opposite direction; says whether this one has just lost its sink by it.
+    fn heed(&mut self, opposite: Fate) -> bool {
+        let lost = self.fate.heed(opposite) && self.state == State::Copy;
+        if lost {
+            self.abandon();
+        }
+        lost
+    }
+
+    /// From now on this direction only empties its source.
+    fn abandon(&mut self) {
+        if matches!(self.state, State::Copy | State::Shutdown) {
+            self.state = State::Drop;
+            self.guarded = false;
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Reads and drops until the source ends.
+    fn poll_drop(
         &mut self,
         cx: &mut Context<'_>,
-        r: &mut R,
-        w: &mut W,
+        r: &mut impl Side,
         limit: &mut Option<Limit>,
-    ) -> Poll<Result<(), Failure>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
+    ) -> Poll<()> {
+        for _ in 0..16 {
+            let read = self.read;
+            let n = match ready!(self.poll_fill(cx, r, limit)) {
+                Ok(n) => n,
+                Err(kind) => {
+                    self.fate.failed = Some(kind);
+                    return Poll::Ready(());
+                }
+            };
+            // What is dropped does not keep the stream from being idle.
+            (self.end, self.read) = (0, read);
+            if n == 0 {
+                return Poll::Ready(());
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        r: &mut impl Side,
+        w: &mut impl Side,
+        limit: &mut Option<Limit>,
+    ) -> Poll<Result<(), Failure>> {
         let written = |error: io::Error| Failure::Write(error.kind());
         // So that one busy direction starves neither the other nor the clock.
         for _ in 0..16 {
@@ -302,7 +397,7 @@ impl Direction {
                 (self.start, self.end) = (0, 0);
             }
             let n = match self.poll_fill(cx, r, limit) {
-                Poll::Ready(n) => n?,
+                Poll::Ready(n) => n.map_err(Failure::Read)?,
                 Poll::Pending => {
                     if self.unflushed {
                         ready!(Pin::new(&mut *w).poll_flush(cx)).map_err(written)?;
@@ -339,12 +434,12 @@ impl Direction {
     }
 
     /// Reads once, behind what is kept, and says how much: 0 at the end.
-    fn poll_fill<R: AsyncRead + Unpin>(
+    fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
-        r: &mut R,
+        r: &mut impl Side,
         limit: &mut Option<Limit>,
-    ) -> Poll<Result<usize, Failure>> {
+    ) -> Poll<Result<usize, io::ErrorKind>> {
         let most = match limit {
             Some(limit) => ready!(limit.poll_allowed(cx)),
             None => BUFFER,
@@ -352,11 +447,18 @@ impl Direction {
         self.buffer.resize(BUFFER, 0);
         let end = self.end.saturating_add(most).min(BUFFER);
         let mut space = ReadBuf::new(&mut self.buffer[self.end..end]);
-        ready!(Pin::new(r).poll_read(cx, &mut space))
-            .map_err(|error| Failure::End(Ended::Error(error.kind())))?;
+        match (Pin::new(r).poll_read(cx, &mut space), self.fate.lost) {
+            (Poll::Ready(result), _) => result.map_err(|error| error.kind())?,
+            // The source is gone, so nothing comes any more.
+            (Poll::Pending, Some(kind)) => return Poll::Ready(Err(kind)),
+            (Poll::Pending, None) => return Poll::Pending,
+        }
         let n = space.filled().len();
         self.end += n;
-        self.read += n as u64;
+        // A peer that sends its first bytes one by one must not seem to do anything.
+        if !self.guarded {
+            self.read += n as u64;
+        }
         if let Some(limit) = limit {
             limit.take(n);
         }
@@ -367,7 +469,9 @@ impl Direction {
 enum Failure {
     /// The pipe ends.
     End(Ended),
-    /// This direction ends.
+    /// The source is gone.
+    Read(io::ErrorKind),
+    /// The sink takes no more.
     Write(io::ErrorKind),
 }
 

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -11,6 +11,7 @@ use std::{
 use futures::task::AtomicWaker;
 
 use super::{
+    ending::Side,
     leg::Leg,
     metrics::{Cause, Kind, Metrics, Phase},
     pipe::{self, Ended, Options, Outcome},
@@ -24,8 +25,11 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How many looks make an idle time, if that is short.
 const LOOKS: u32 = 4;
 
-/// How long the other direction may stand still after one has broken.
+/// How long a leg may take to get what it is owed where the system does not say when it has it.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
+
+/// After how long without a byte either way the peers of a stream are looked for, and how often from then on.
+pub(super) const STILL: Duration = Duration::from_secs(15);
 
 /// The data plane; cheap to clone, all clones are the same.
 ///
@@ -51,17 +55,31 @@ pub(super) struct Watch {
     /// Bytes written to the second and to the first leg. Only the relay writes these.
     pub(super) a_to_b: AtomicU64,
     pub(super) b_to_a: AtomicU64,
-    /// A direction broke.
-    pub(super) broken: AtomicBool,
-    /// That nothing moved for too long.
-    idle: AtomicU8,
-    idle_millis: u32,
+    /// What the last look found: a [`News`].
+    news: AtomicU8,
+    /// Since something last moved: how often it was asked whether the peers are there; [`SETTLED`] if nobody need ask.
+    asked: AtomicU32,
+    idle_millis: u64,
     waker: AtomicWaker,
     /// Its place in the list.
     index: AtomicU32,
-    /// At the last look: when something had last moved, how much had moved in all, and each way.
-    moved_at: AtomicU32,
+    /// At the last look: when something had last moved, and how much had moved each way.
+    moved_at: AtomicU64,
     counted: [AtomicU64; 2],
+}
+
+/// Nothing is on its way to either peer, so only keepalive can find that one has vanished.
+const SETTLED: u32 = u32::MAX;
+
+/// What a look at a stream has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// Nothing that its task need know.
+    None = 0,
+    /// Nothing has moved for [`STILL`], or for that long again.
+    Still = 1,
+    /// Nothing has moved for its idle time.
+    Idle = 2,
 }
 
 impl Plane {
@@ -102,12 +120,17 @@ impl Plane {
         self.shared.pool.count()
     }
 
+    /// How often a direction of a stream has taken a pipe; where that stays 0 everything is copied.
+    pub fn pipes_lent(&self) -> u64 {
+        self.shared.pool.lent()
+    }
+
     pub(super) fn pool(&self) -> &Pool {
         &self.shared.pool
     }
 
     /// Joins two legs until both are done, and says meanwhile how far it is: between two sockets without copying where that can be, else with
-    /// [`pipe::relay`].
+    /// [`pipe::relay_at_rate`].
     ///
     /// # Cancel safety
     /// Dropping the future loses what is in flight, so it is only for ending both legs.
@@ -126,6 +149,8 @@ impl Plane {
             }
             (a, b) => {
                 let open = Open::new(self, a.kind_of_transport(), b.kind_of_transport());
+                a.arm();
+                b.arm();
                 let outcome =
                     Box::pin(pipe::relay_at_rate(a, b, options, self.rate(), &progress.piped))
                         .await;
@@ -158,11 +183,7 @@ impl Plane {
         let watches = self.lock();
         for watch in watches.iter() {
             self.count(watch, millis);
-            let still = millis.saturating_sub(watch.moved_at.load(Ordering::Relaxed));
-            let broken = watch.broken.load(Ordering::Relaxed);
-            let grace = (watch.idle_millis / LOOKS).min(GRACE.as_millis() as u32);
-            if still >= watch.idle_millis || broken && still >= grace {
-                watch.idle.store(1, Ordering::Release);
+            if watch.look(millis) != News::None {
                 watch.waker.wake();
             }
         }
@@ -171,12 +192,13 @@ impl Plane {
     }
 
     /// Adds what moved since the last time to the counters.
-    fn count(&self, watch: &Watch, millis: u32) {
+    fn count(&self, watch: &Watch, millis: u64) {
         for (moved, counted) in [&watch.a_to_b, &watch.b_to_a].into_iter().zip(&watch.counted) {
             let moved = moved.load(Ordering::Relaxed);
             let before = counted.swap(moved, Ordering::Relaxed);
             if moved != before {
                 watch.moved_at.store(millis, Ordering::Relaxed);
+                watch.asked.store(0, Ordering::Relaxed);
                 self.metrics().moved(Kind::S5b, Kind::S5b, moved - before);
             }
         }
@@ -184,17 +206,17 @@ impl Plane {
 
     /// Puts a stream under the clock.
     pub(super) fn watch(&self, idle_timeout: Duration) -> Arc<Watch> {
-        let idle_millis = u32::try_from(idle_timeout.as_millis()).unwrap_or(u32::MAX);
+        let idle_millis = u64::try_from(idle_timeout.as_millis()).unwrap_or(u64::MAX);
         let mut watches = self.lock();
         let watch = Arc::new(Watch {
             a_to_b: AtomicU64::new(0),
             b_to_a: AtomicU64::new(0),
-            broken: AtomicBool::new(false),
-            idle: AtomicU8::new(0),
+            news: AtomicU8::new(News::None as u8),
+            asked: AtomicU32::new(0),
             idle_millis,
             waker: AtomicWaker::new(),
             index: AtomicU32::new(watches.len() as u32),
-            moved_at: AtomicU32::new(self.millis()),
+            moved_at: AtomicU64::new(self.millis()),
             counted: [AtomicU64::new(0), AtomicU64::new(0)],
         });
         watches.push(Arc::clone(&watch));
@@ -219,9 +241,9 @@ impl Plane {
         self.metrics().session_ended(Kind::S5b, Kind::S5b);
     }
 
-    fn millis(&self) -> u32 {
-        // 49 days, then again from 0: a stream that lives across that moment has moved "just now".
-        now().saturating_duration_since(self.shared.started).as_millis() as u32
+    fn millis(&self) -> u64 {
+        let running = now().saturating_duration_since(self.shared.started);
+        u64::try_from(running.as_millis()).unwrap_or(u64::MAX)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Watch>>> {
@@ -255,10 +277,49 @@ impl Watch {
         self.a_to_b.load(Ordering::Relaxed) + self.b_to_a.load(Ordering::Relaxed)
     }
 
-    /// Lets a look wake this task; says whether one has found it idle.
-    pub(super) fn is_idle(&self, cx: &std::task::Context<'_>) -> bool {
+    /// How long neither direction may move a byte.
+    pub(super) fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_millis)
+    }
+
+    /// Lets a look wake this task; says what the last one found, each time once, except that it is idle.
+    pub(super) fn news(&self, cx: &std::task::Context<'_>) -> News {
         self.waker.register(cx.waker());
-        self.idle.load(Ordering::Acquire) != 0
+        match self.news.load(Ordering::Acquire) {
+            news if news == News::Idle as u8 => News::Idle,
+            news if news == News::Still as u8 => {
+                let (still, none) = (News::Still as u8, News::None as u8);
+                let (ordering, failed) = (Ordering::AcqRel, Ordering::Relaxed);
+                // Should it have become idle just now, the next poll is told so.
+                let _ = self.news.compare_exchange(still, none, ordering, failed);
+                News::Still
+            }
+            _ => News::None,
+        }
+    }
+
+    /// Notes that both peers were looked for; `open` if something is on its way to one of them.
+    pub(super) fn looked(&self, open: bool) {
+        if !open {
+            self.asked.store(SETTLED, Ordering::Relaxed);
+        }
+    }
+
+    /// One look at the time `millis`.
+    fn look(&self, millis: u64) -> News {
+        let still = millis.saturating_sub(self.moved_at.load(Ordering::Relaxed));
+        let asked = self.asked.load(Ordering::Relaxed);
+        let due = u64::from(asked).saturating_add(1).saturating_mul(STILL.as_millis() as u64);
+        let news = if still >= self.idle_millis {
+            News::Idle
+        } else if asked < SETTLED && still >= due {
+            self.asked.store(asked + 1, Ordering::Relaxed);
+            News::Still
+        } else {
+            return News::None;
+        };
+        self.news.store(news as u8, Ordering::Release);
+        news
     }
 }
 
@@ -285,4 +346,72 @@ impl Drop for Open<'_> {
 /// The runtime's clock, which tests may pause.
 pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::task::noop_waker_ref;
+
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(600);
+
+    fn news(watch: &Watch) -> News {
+        watch.news(&std::task::Context::from_waker(noop_waker_ref()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_of_idle_streams_goes_on_after_49_days() {
+        let wrap = Duration::from_millis(u32::MAX.into());
+        let plane = Plane::new(0);
+        tokio::time::advance(wrap - IDLE / 4).await;
+        let watch = plane.watch(IDLE);
+        plane.look();
+        tokio::time::advance(IDLE / 2).await;
+        plane.look();
+        assert_ne!(news(&watch), News::Idle, "it is beyond the old end of the clock, and not idle");
+        watch.a_to_b.store(1, Ordering::Relaxed);
+        plane.look();
+        tokio::time::advance(IDLE).await;
+        plane.look();
+        assert_eq!(news(&watch), News::Idle);
+        plane.unwatch(&watch);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_time_of_many_days_is_kept() {
+        let days = |days: u64| Duration::from_secs(days * 24 * 3600);
+        let plane = Plane::new(0);
+        let watch = plane.watch(days(60));
+        tokio::time::advance(days(59)).await;
+        plane.look();
+        assert_ne!(news(&watch), News::Idle);
+        tokio::time::advance(days(1)).await;
+        plane.look();
+        assert_eq!(news(&watch), News::Idle);
+        plane.unwatch(&watch);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_peers_of_a_stream_that_stands_still_are_looked_for_until_nothing_is_on_its_way() {
+        let plane = Plane::new(0);
+        let watch = plane.watch(IDLE);
+        let look = async |after: Duration| {
+            tokio::time::advance(after).await;
+            plane.look();
+            news(&watch)
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(look(STILL - second).await, News::None);
+        assert_eq!(look(second).await, News::Still);
+        watch.looked(true);
+        assert_eq!(look(STILL - second).await, News::None);
+        assert_eq!(look(second).await, News::Still, "something is on its way to a peer");
+        watch.looked(false);
+        assert_eq!(look(STILL * 3).await, News::None, "nothing is, so nothing can be found out");
+        watch.b_to_a.store(1, Ordering::Relaxed);
+        assert_eq!(look(second).await, News::None);
+        assert_eq!(look(STILL).await, News::Still, "something has moved since");
+        plane.unwatch(&watch);
+    }
 }

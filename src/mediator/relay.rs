@@ -22,10 +22,12 @@ use tokio::{
 };
 
 use super::{
+    ending::{Ending, Fate, Side},
     guard::{self, Guard},
+    metrics::Phase,
     pipe::{Ended, Limit, Options, Outcome},
-    plane::{Plane, Watch},
-    socket::Socket,
+    plane::{News, Plane, Watch},
+    socket::{self, Socket},
     splice::Pipe,
 };
 
@@ -43,7 +45,7 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A running stream between two sockets; the future of its end. It behaves as [`super::pipe::relay`] does.
+/// A running stream between two sockets; the future of its end. It behaves as [`super::pipe::relay_at_rate`] does.
 #[derive(Debug)]
 pub(super) struct Relay {
     a: Socket,
@@ -53,6 +55,8 @@ pub(super) struct Relay {
     plane: Plane,
     watch: Arc<Watch>,
     limit: Option<Box<Limit>>,
+    /// One socket is gone and its bytes are written: the other one has them soon.
+    ending: Option<Box<Ending>>,
 }
 
 /// One direction.
@@ -63,8 +67,7 @@ struct Way {
     /// Read and not yet written.
     kept: Option<Box<Kept>>,
     state: State,
-    /// Writing failed, so nothing more is read.
-    broken: Option<io::ErrorKind>,
+    fate: Fate,
     /// The first bytes are not judged yet.
     guarded: bool,
     /// More than [`PROBE`] came at once.
@@ -75,6 +78,8 @@ struct Way {
 enum State {
     #[default]
     Copy,
+    /// There is no sink any more: what comes is dropped.
+    Drop,
     Done,
 }
 
@@ -87,7 +92,9 @@ struct Kept {
 enum Failure {
     /// The stream ends.
     End(Ended),
-    /// This direction ends.
+    /// The source is gone.
+    Read(io::ErrorKind),
+    /// The sink takes no more.
     Write(io::ErrorKind),
 }
 
@@ -103,6 +110,8 @@ impl Relay {
             0 => None,
             rate => Some(Box::new(Limit::new(rate))),
         };
+        a.arm();
+        b.arm();
         Self {
             forward: way(a.take_early(), options.guard),
             backward: way(b.take_early(), false),
@@ -111,6 +120,7 @@ impl Relay {
             b,
             plane,
             limit,
+            ending: None,
         }
     }
 
@@ -120,31 +130,81 @@ impl Relay {
     }
 
     fn poll_ways(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
-        let Self { a, b, forward, backward, plane, watch, limit } = self;
-        let (a, b) = (a.stream_mut(), b.stream_mut());
-        let there = forward.poll(cx, a, b, plane, &watch.a_to_b, limit);
-        if let Poll::Ready(Err(end)) = there {
-            return Poll::Ready(end);
-        }
-        if forward.guarded {
-            return Poll::Pending;
-        }
-        let back = backward.poll(cx, b, a, plane, &watch.b_to_a, limit);
-        if let Poll::Ready(Err(end)) = back {
-            return Poll::Ready(end);
-        }
-        let broken = self.broken();
-        if there.is_pending() || back.is_pending() {
-            if broken.is_some() {
-                self.watch.broken.store(true, Ordering::Relaxed);
+        let Self { a, b, forward, backward, plane, watch, limit, ending } = self;
+        let (there, back) = loop {
+            let (a, b) = (a.stream_mut(), b.stream_mut());
+            let there = forward.poll(cx, a, b, plane, &watch.a_to_b, limit);
+            if let Poll::Ready(Err(end)) = there {
+                return Poll::Ready(end);
             }
+            if forward.guarded {
+                return Poll::Pending;
+            }
+            backward.heed(forward.fate, plane);
+            let back = backward.poll(cx, b, a, plane, &watch.b_to_a, limit);
+            if let Poll::Ready(Err(end)) = back {
+                return Poll::Ready(end);
+            }
+            // A direction that has just lost its sink is polled again, or nothing would wake it.
+            if !forward.heed(backward.fate, plane) {
+                break (there.is_ready(), back.is_ready());
+            }
+        };
+        let a_gone = forward.fate.is_source_gone(backward.fate);
+        let b_gone = backward.fate.is_source_gone(forward.fate);
+        let (delivered, left) = match (a_gone, b_gone) {
+            (false, false) if there && back => return Poll::Ready(Ended::Eof),
+            (false, false) => return Poll::Pending,
+            (true, false) => (there, &*b),
+            (false, true) => (back, &*a),
+            (true, true) => (false, &*a),
+        };
+        if delivered {
+            let ending = ending.get_or_insert_with(|| Box::new(Ending::new(watch.idle_timeout())));
+            ready!(ending.poll(cx, left));
+        } else if !(a_gone && b_gone) {
             return Poll::Pending;
         }
-        Poll::Ready(broken.map_or(Ended::Eof, Ended::Error))
+        Poll::Ready(self.error().map_or(Ended::Eof, Ended::Error))
     }
 
-    fn broken(&self) -> Option<io::ErrorKind> {
-        self.forward.broken.or(self.backward.broken)
+    fn error(&self) -> Option<io::ErrorKind> {
+        self.forward.fate.error(self.backward.fate)
+    }
+
+    /// Looks whether both peers of a stream that stands still are there; says whether one has vanished.
+    fn find_vanished(&mut self) -> bool {
+        let (a, b) = (self.a.delivery(), self.b.delivery());
+        if a.is_gone() {
+            self.forward.fate.lost.get_or_insert(io::ErrorKind::TimedOut);
+            self.backward.fate.broken.get_or_insert(io::ErrorKind::TimedOut);
+            self.backward.abandon(&self.plane);
+        }
+        if b.is_gone() {
+            self.backward.fate.lost.get_or_insert(io::ErrorKind::TimedOut);
+            self.forward.fate.broken.get_or_insert(io::ErrorKind::TimedOut);
+            self.forward.abandon(&self.plane);
+        }
+        self.watch.looked(a.is_open() || b.is_open());
+        a.is_gone() || b.is_gone()
+    }
+
+    /// A stream that is cut must not look complete to its reader: a leg is closed in order only if it is owed nothing.
+    fn settle(&self, end: Ended) {
+        let nothing = |way: &Way, sink: &Socket| {
+            way.pipe.is_none() && way.kept.is_none() && !sink.delivery().is_open()
+        };
+        let in_order = match end {
+            Ended::Error(_) => false,
+            // Otherwise each leg was closed in order when the other one had ended.
+            Ended::Eof => self.forward.guarded,
+            Ended::NotTls => true,
+            Ended::Idle => nothing(&self.forward, &self.b) && nothing(&self.backward, &self.a),
+        };
+        if in_order {
+            self.a.disarm();
+            self.b.disarm();
+        }
     }
 }
 
@@ -153,14 +213,20 @@ impl Future for Relay {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let this = self.get_mut();
-        let idle = this.watch.is_idle(cx);
+        let news = this.watch.news(cx);
+        if news == News::Still && this.find_vanished() {
+            this.plane.metrics().timed_out(Phase::Vanished, 1);
+        }
         let end = match this.poll_ways(cx) {
             Poll::Ready(end) => end,
             // What moved just now was not seen when it was called idle, but then so little of it was there for so
-            // long that it makes no difference.
-            Poll::Pending if idle => this.broken().map_or(Ended::Idle, Ended::Error),
+            // long that it makes no difference. An ending has its own bound.
+            Poll::Pending if news == News::Idle && this.ending.is_none() => {
+                this.error().map_or(Ended::Idle, Ended::Error)
+            }
             Poll::Pending => return Poll::Pending,
         };
+        this.settle(end);
         Poll::Ready(Outcome {
             a_to_b: this.watch.a_to_b.load(Ordering::Relaxed),
             b_to_a: this.watch.b_to_a.load(Ordering::Relaxed),
@@ -188,25 +254,94 @@ impl Way {
         written: &AtomicU64,
         limit: &mut Option<Box<Limit>>,
     ) -> Poll<Result<(), Ended>> {
-        if self.state == State::Done {
-            return Poll::Ready(Ok(()));
-        }
-        match self.poll_bytes(cx, from, to, plane, written, limit) {
-            Poll::Pending => {
-                if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
-                    self.release(plane);
+        if self.state == State::Copy {
+            match self.poll_bytes(cx, from, to, plane, written, limit) {
+                Poll::Pending => {
+                    if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
+                        self.release(plane);
+                    }
+                    return Poll::Pending;
                 }
-                return Poll::Pending;
+                Poll::Ready(Err(Failure::End(end))) => return Poll::Ready(Err(end)),
+                Poll::Ready(Err(Failure::Write(kind))) => {
+                    self.fate.broken = Some(kind);
+                    self.abandon(plane);
+                }
+                Poll::Ready(Err(Failure::Read(kind))) => {
+                    self.fate.failed = Some(kind);
+                    self.done(plane);
+                }
+                Poll::Ready(Ok(())) => {
+                    if self.fate.end() {
+                        socket::finish(to, cx);
+                    }
+                    self.done(plane);
+                }
             }
-            Poll::Ready(Err(Failure::End(end))) => return Poll::Ready(Err(end)),
-            Poll::Ready(Err(Failure::Write(kind))) => self.broken = Some(kind),
-            // A socket that is gone already needs no goodbye; shutdown(2) never waits.
-            Poll::Ready(Ok(())) => drop(Pin::new(to).poll_shutdown(cx)),
         }
+        if self.state == State::Drop {
+            ready!(self.poll_drop(cx, from, limit));
+            self.done(plane);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Learns what happened to the opposite direction; says whether this one has just lost its sink by it.
+    fn heed(&mut self, opposite: Fate, plane: &Plane) -> bool {
+        let lost = self.fate.heed(opposite) && self.state == State::Copy;
+        if lost {
+            self.abandon(plane);
+        }
+        lost
+    }
+
+    /// From now on this direction only empties its source.
+    fn abandon(&mut self, plane: &Plane) {
+        if self.state == State::Copy {
+            self.done(plane);
+            self.state = State::Drop;
+        }
+    }
+
+    fn done(&mut self, plane: &Plane) {
         self.state = State::Done;
         self.kept = None;
+        self.guarded = false;
         self.release(plane);
-        Poll::Ready(Ok(()))
+    }
+
+    /// Reads and drops until the source ends.
+    fn poll_drop(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        limit: &mut Option<Box<Limit>>,
+    ) -> Poll<()> {
+        for _ in 0..ROUNDS {
+            let most = match limit {
+                None => COPY,
+                Some(limit) => ready!(limit.poll_allowed(cx)),
+            };
+            let n = with_buffer(|buffer| {
+                let mut space = ReadBuf::new(&mut buffer[..COPY.min(most)]);
+                ready!(Pin::new(&mut *from).poll_read(cx, &mut space))?;
+                Poll::Ready(Ok::<_, io::Error>(space.filled().len()))
+            });
+            match ready!(n) {
+                Ok(0) => return Poll::Ready(()),
+                Ok(n) => {
+                    if let Some(limit) = limit {
+                        limit.take(n);
+                    }
+                }
+                Err(error) => {
+                    self.fate.failed = Some(error.kind());
+                    return Poll::Ready(());
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn poll_bytes(
@@ -235,7 +370,7 @@ impl Way {
                     if moved > 0 && moved < PROBE {
                         self.busy = false;
                     }
-                    return Poll::Pending;
+                    return self.poll_lost();
                 }
             }
             let most = match limit {
@@ -255,7 +390,10 @@ impl Way {
                         Err(error) => return Poll::Ready(Err(read_failed(error))),
                     }
                 }
-                None => ready!(self.poll_copy(cx, from, to, written, most))?,
+                None => match self.poll_copy(cx, from, to, written, most) {
+                    Poll::Ready(n) => n?,
+                    Poll::Pending => return self.poll_lost(),
+                },
             };
             if n == 0 {
                 return match (self.guarded, self.kept.is_some()) {
@@ -273,6 +411,14 @@ impl Way {
         Poll::Pending
     }
 
+    /// Nothing is there to be read, and if the source is gone nothing comes.
+    fn poll_lost(&self) -> Poll<Result<(), Failure>> {
+        match self.fate.lost {
+            Some(kind) => Poll::Ready(Err(Failure::Read(kind))),
+            None => Poll::Pending,
+        }
+    }
+
     /// Reads once into the thread's buffer and writes from there what can be written now; the rest is kept.
     fn poll_copy(
         &mut self,
@@ -283,10 +429,7 @@ impl Way {
         most: usize,
     ) -> Poll<Result<usize, Failure>> {
         let size = if self.busy { COPY } else { PROBE };
-        BUFFER.with_borrow_mut(|buffer| {
-            if buffer.is_empty() {
-                *buffer = vec![0; COPY];
-            }
+        with_buffer(|buffer| {
             let mut space = ReadBuf::new(&mut buffer[..size.min(most)]);
             ready!(Pin::new(from).poll_read(cx, &mut space)).map_err(read_failed)?;
             let mut bytes = space.filled();
@@ -384,8 +527,18 @@ fn add(written: &AtomicU64, n: usize) {
     written.store(written.load(Ordering::Relaxed) + n as u64, Ordering::Relaxed);
 }
 
+/// Lends the thread's buffer, of [`COPY`] bytes.
+fn with_buffer<T>(run: impl FnOnce(&mut [u8]) -> T) -> T {
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.is_empty() {
+            *buffer = vec![0; COPY];
+        }
+        run(buffer)
+    })
+}
+
 fn read_failed(error: io::Error) -> Failure {
-    Failure::End(Ended::Error(error.kind()))
+    Failure::Read(error.kind())
 }
 
 fn no_bytes_taken() -> Failure {

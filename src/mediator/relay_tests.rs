@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::mediator::{leg::Leg, plane::Progress, splice::Pool};
+use crate::mediator::{leg::Leg, plane::Progress, splice::Pool, tcp};
 
 const HELLO: [u8; 12] = [0x16, 3, 1, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 3, 3, 7];
 
@@ -88,12 +88,14 @@ async fn whole_both_ways(plane: &Plane) {
 async fn much_goes_whole_both_ways_through_pipes() {
     let plane = Plane::new(0);
     whole_both_ways(&plane).await;
-    assert!(plane.pipes().0 > 0, "pipes were used");
+    check_path(&plane, false);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_pipe_it_is_copied() {
-    whole_both_ways(&Plane::with_pool(0, Pool::with_limit(0))).await;
+    let plane = Plane::with_pool(0, Pool::with_limit(0));
+    whole_both_ways(&plane).await;
+    check_path(&plane, true);
 }
 
 #[tokio::test]
@@ -134,16 +136,204 @@ async fn a_reader_that_stops_holds_its_writer_and_an_idle_pair_holds_nothing() {
     relay.await.unwrap();
 }
 
+/// A plane that moves bytes through pipes, and one that copies them.
+fn both() -> [Plane; 2] {
+    [Plane::new(0), Plane::with_pool(0, Pool::with_limit(0))]
+}
+
+/// That a plane of [`both`] did what it is for.
+fn check_path(plane: &Plane, copies: bool) {
+    assert_eq!(plane.pipes_lent() == 0, copies, "the path that was to be tested was not taken");
+    assert_eq!(plane.pipes().1, 0, "no pipe is borrowed any more");
+}
+
+/// A large pattern in which every offset can be told from its neighbours.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect()
+}
+
+/// Waits until the kernel has got an acknowledgement for everything that was written.
+async fn acknowledged(stream: &TcpStream) {
+    while !tcp::info(stream).unwrap().is_delivered() {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn resets(stream: TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
+/// Reads until the end, and says what that was.
+async fn rest(stream: &mut TcpStream) -> (Vec<u8>, Result<(), io::ErrorKind>) {
+    let mut bytes = Vec::new();
+    let end = stream.read_to_end(&mut bytes).await;
+    (bytes, end.map(drop).map_err(|error| error.kind()))
+}
+
+/// A stream whose second user has a small buffer and has not read anything of what the first one has sent.
+async fn unread(plane: &Plane, bytes: &[u8]) -> (TcpStream, TcpStream, JoinHandle<Outcome>) {
+    let (mut romeo, juliet, relay) = start(plane, Options::default()).await;
+    socket2::SockRef::from(&juliet).set_recv_buffer_size(16 * 1024).unwrap();
+    romeo.write_all(bytes).await.unwrap();
+    acknowledged(&romeo).await;
+    (romeo, juliet, relay)
+}
+
+const UNREAD: usize = 3_000_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_arrives_after_its_sender_is_gone() {
+    for (plane, copies) in both().into_iter().zip([false, true]) {
+        let sent = pattern(UNREAD);
+        let (romeo, mut juliet, relay) = unread(&plane, &sent).await;
+        drop(romeo);
+        // More than all buffers hold together, and read by nobody: it has to be dropped, or she never reads.
+        juliet.write_all(&vec![7; 32 << 20]).await.unwrap();
+        let (got, end) = rest(&mut juliet).await;
+        assert!(got == sent, "{} of {}", got.len(), sent.len());
+        assert_eq!(end, Ok(()), "he had ended his stream");
+        drop(juliet);
+        assert_eq!(relay.await.unwrap().end, Ended::Error(io::ErrorKind::BrokenPipe));
+        check_path(&plane, copies);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_closed_stream_is_whole_when_its_sender_breaks_later() {
+    for (plane, copies) in both().into_iter().zip([false, true]) {
+        let sent = pattern(UNREAD);
+        let (mut romeo, mut juliet, relay) = unread(&plane, &sent).await;
+        romeo.shutdown().await.unwrap();
+        acknowledged(&romeo).await;
+        juliet.write_all(b"first").await.unwrap();
+        romeo.readable().await.unwrap();
+        resets(romeo);
+        juliet.write_all(&vec![7; 32 << 20]).await.unwrap();
+        let (got, end) = rest(&mut juliet).await;
+        assert!(got == sent, "{} of {}", got.len(), sent.len());
+        assert_eq!(end, Ok(()));
+        drop(juliet);
+        assert!(matches!(relay.await.unwrap().end, Ended::Error(_)));
+        check_path(&plane, copies);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_is_passed_on_after_what_was_acknowledged() {
+    for (plane, copies) in both().into_iter().zip([false, true]) {
+        for talks in [false, true] {
+            let sent = pattern(UNREAD);
+            let (romeo, mut juliet, relay) = unread(&plane, &sent).await;
+            resets(romeo);
+            if talks {
+                juliet.write_all(&vec![7; 32 << 20]).await.unwrap();
+            }
+            let (got, end) = rest(&mut juliet).await;
+            assert!(got == sent, "{} of {}", got.len(), sent.len());
+            assert_eq!(end, Err(io::ErrorKind::ConnectionReset), "talks: {talks}");
+            assert!(matches!(relay.await.unwrap().end, Ended::Error(_)));
+        }
+        check_path(&plane, copies);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_in_the_middle_cuts_nothing_that_was_acknowledged() {
+    for (plane, copies) in both().into_iter().zip([false, true]) {
+        let sent = pattern(24 << 20);
+        let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+        let written = {
+            let mut written = 0;
+            let stuck = async {
+                loop {
+                    written += romeo.write(&sent[written..]).await.unwrap();
+                }
+            };
+            // Nobody reads, so it ends in full buffers.
+            timeout(Duration::from_millis(300), stuck).await.unwrap_err();
+            written
+        };
+        // The acknowledgement of the connection's first, empty segment counts as one.
+        let acknowledged = tcp::info(&romeo).unwrap().acknowledged.saturating_sub(1) as usize;
+        assert!(acknowledged > 0 && written < sent.len());
+        resets(romeo);
+        let (got, end) = rest(&mut juliet).await;
+        assert!(got.len() >= acknowledged, "{} of {acknowledged}", got.len());
+        assert!(got == sent[..got.len()]);
+        assert_eq!(end, Err(io::ErrorKind::ConnectionReset));
+        relay.await.unwrap();
+        check_path(&plane, copies);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_leg_may_break_too() {
+    for (plane, copies) in both().into_iter().zip([false, true]) {
+        let sent = pattern(UNREAD);
+        let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+        juliet.write_all(&sent).await.unwrap();
+        acknowledged(&juliet).await;
+        resets(juliet);
+        romeo.write_all(&vec![7; 32 << 20]).await.unwrap();
+        let (got, end) = rest(&mut romeo).await;
+        assert!(got == sent, "{} of {}", got.len(), sent.len());
+        assert_eq!(end, Err(io::ErrorKind::ConnectionReset));
+        relay.await.unwrap();
+        check_path(&plane, copies);
+    }
+}
+
 #[tokio::test]
 async fn a_peer_that_breaks_ends_the_other_at_once() {
     let plane = Plane::new(0);
     let (romeo, mut juliet, relay) = start(&plane, Options::default()).await;
-    socket2::SockRef::from(&romeo).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(romeo);
-    let ended = timeout(Duration::from_secs(1), juliet.read(&mut [0; 8])).await.unwrap();
-    assert!(matches!(ended, Ok(0) | Err(_)));
+    resets(romeo);
+    let ended = timeout(Duration::from_secs(10), juliet.read(&mut [0; 8])).await.unwrap();
+    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(relay.await.unwrap().end, Ended::Error(io::ErrorKind::ConnectionReset));
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_is_waited_for_within_bounds() {
+    let plane = Plane::new(0);
+    let idle_timeout = Duration::from_millis(300);
+    let (mut romeo, juliet, relay) =
+        start(&plane, Options { idle_timeout, ..Options::default() }).await;
+    socket2::SockRef::from(&juliet).set_recv_buffer_size(16 * 1024).unwrap();
+    romeo.write_all(&pattern(UNREAD)).await.unwrap();
+    acknowledged(&romeo).await;
+    resets(romeo);
+    let outcome = timeout(Duration::from_secs(30), relay).await.unwrap().unwrap();
+    assert_eq!(outcome.end, Ended::Error(io::ErrorKind::ConnectionReset));
     drop(juliet);
-    assert!(matches!(relay.await.unwrap().end, Ended::Error(_)));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_never_looks_complete() {
+    let plane = Plane::new(0);
+    let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+    romeo.write_all(b"part").await.unwrap();
+    juliet.read_exact(&mut [0; 4]).await.unwrap();
+    relay.abort();
+    assert!(relay.await.unwrap_err().is_cancelled());
+    for user in [&mut romeo, &mut juliet] {
+        assert_eq!(rest(user).await, (Vec::new(), Err(io::ErrorKind::ConnectionReset)));
+    }
+
+    // A direction that was complete stays so.
+    let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+    romeo.write_all(b"whole").await.unwrap();
+    romeo.shutdown().await.unwrap();
+    let mut whole = [0; 5];
+    juliet.read_exact(&mut whole).await.unwrap();
+    assert_eq!(juliet.read(&mut [0]).await.unwrap(), 0);
+    juliet.write_all(b"part").await.unwrap();
+    romeo.read_exact(&mut [0; 4]).await.unwrap();
+    relay.abort();
+    assert!(relay.await.unwrap_err().is_cancelled());
+    assert_eq!(rest(&mut juliet).await, (Vec::new(), Ok(())));
+    assert_eq!(rest(&mut romeo).await, (Vec::new(), Err(io::ErrorKind::ConnectionReset)));
 }
 
 #[tokio::test]
@@ -157,13 +347,21 @@ async fn the_guard_holds_here_too() {
 
     let (mut romeo, mut juliet, relay) = start(&plane, options).await;
     juliet.write_all(b"banner").await.unwrap();
-    for byte in HELLO {
-        romeo.write_all(&[byte]).await.unwrap();
-        sleep(Duration::from_millis(2)).await;
+    // Each byte of the message in a record of its own, and each byte of those in a segment.
+    let mut bytes = Vec::new();
+    for byte in &HELLO[5..] {
+        bytes.extend([0x16, 3, 1, 0, 1, *byte]);
     }
-    let mut hello = [0; HELLO.len()];
-    juliet.read_exact(&mut hello).await.unwrap();
-    assert_eq!(hello, HELLO);
+    let mut relayed = vec![0; bytes.len()];
+    let writes = async {
+        for byte in &bytes {
+            romeo.write_all(&[*byte]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    let (_, read) = tokio::join!(writes, juliet.read_exact(&mut relayed));
+    read.unwrap();
+    assert_eq!(relayed, bytes);
     let mut banner = [0; 6];
     romeo.read_exact(&mut banner).await.unwrap();
     drop((romeo, juliet));

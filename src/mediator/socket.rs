@@ -4,6 +4,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
@@ -11,7 +12,11 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::listener::Admission;
+use super::{
+    ending::{Delivery, Side},
+    listener::Admission,
+    tcp,
+};
 
 /// A TCP connection; the bytes of its stream that came with the handshake; its place in the listener's limits,
 /// which is free again when this is dropped.
@@ -51,6 +56,36 @@ impl Socket {
     }
 }
 
+impl Side for Socket {
+    fn delivery(&self) -> Delivery {
+        Delivery::Tcp(tcp::info(&self.stream))
+    }
+
+    fn arm(&self) {
+        set_reset(&self.stream, true);
+    }
+
+    fn disarm(&self) {
+        set_reset(&self.stream, false);
+    }
+}
+
+/// Whether closing this connection resets it, even if this process dies. A socket on which that cannot be set is closed
+/// in order; nothing else can be done about it.
+fn set_reset(stream: &TcpStream, reset: bool) {
+    let linger = reset.then_some(Duration::ZERO);
+    if let Err(error) = socket2::SockRef::from(stream).set_linger(linger) {
+        tracing::debug!(%error, "SO_LINGER could not be set");
+    }
+}
+
+/// Ends our half of a connection in order: its close is no reset from now on. shutdown(2) never waits, and a connection
+/// that is gone already needs no goodbye.
+pub(super) fn finish(stream: &mut TcpStream, cx: &mut Context<'_>) {
+    set_reset(stream, false);
+    drop(Pin::new(stream).poll_shutdown(cx));
+}
+
 impl From<TcpStream> for Socket {
     fn from(stream: TcpStream) -> Self {
         Self { stream, early: Vec::new(), _admission: None }
@@ -87,6 +122,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.disarm();
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

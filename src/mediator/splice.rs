@@ -45,6 +45,8 @@ struct State {
     /// The fewest that were free since the last [`Pool::trim`]: nobody needs those.
     spare: usize,
     refused_at: Option<Instant>,
+    /// How often one was taken.
+    lent: u64,
 }
 
 impl Pool {
@@ -63,6 +65,7 @@ impl Pool {
         let mut state = self.lock();
         if let Some(pipe) = state.free.pop() {
             state.spare = state.spare.min(state.free.len());
+            state.lent += 1;
             return Some(pipe);
         }
         if state.made >= self.limit
@@ -74,6 +77,7 @@ impl Pool {
         match Pipe::open(wanted, SMALLEST) {
             Ok(pipe) => {
                 state.made += 1;
+                state.lent += 1;
                 state.refused_at = None;
                 Some(Box::new(pipe))
             }
@@ -110,6 +114,11 @@ impl Pool {
     pub(super) fn count(&self) -> (usize, usize) {
         let state = self.lock();
         (state.free.len(), state.made - state.free.len())
+    }
+
+    /// How often a direction has taken one: whether streams go through pipes or are copied.
+    pub(super) fn lent(&self) -> u64 {
+        self.lock().lent
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,0 +1,176 @@
+//! What the kernel knows of a TCP connection: how much is on its way to the peer, and whether the peer answers.
+
+use std::time::Duration;
+
+#[cfg(target_os = "linux")]
+pub(super) use linux::info;
+#[cfg(not(target_os = "linux"))]
+pub(super) use none::info;
+
+/// Without an answer for this long a peer that is asked again and again is gone.
+const SILENCE: Duration = Duration::from_secs(40);
+
+/// How often the kernel has asked by then at least: 0.2, 0.4, 0.8 … s apart on a fast path, so that a single lost
+/// answer on a slow one does not count.
+const ASKED: u8 = 4;
+
+/// A look at one connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Info {
+    /// The connection is over: nothing more can be delivered.
+    pub(super) closed: bool,
+    /// Segments that the peer has not acknowledged.
+    pub(super) unacknowledged: u32,
+    /// Bytes that were not sent yet.
+    pub(super) unsent: u32,
+    /// Bytes that the peer has acknowledged.
+    pub(super) acknowledged: u64,
+    /// Repetitions of the oldest segment without an answer.
+    pub(super) retransmits: u8,
+    /// Probes of a closed window without an answer.
+    pub(super) probes: u8,
+    /// Since when the peer has acknowledged nothing.
+    pub(super) silence: Duration,
+}
+
+impl Info {
+    /// Whether the peer's kernel has everything, the end of the stream included if it was sent.
+    pub(super) fn is_delivered(&self) -> bool {
+        self.unacknowledged == 0 && self.unsent == 0
+    }
+
+    /// Whether the peer has vanished. A peer that reads slowly, or not at all, acknowledges every probe and is there.
+    pub(super) fn is_gone(&self) -> bool {
+        self.retransmits.max(self.probes) >= ASKED && self.silence >= SILENCE
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::{
+        os::fd::{AsFd, AsRawFd},
+        time::Duration,
+    };
+
+    use super::Info;
+
+    /// TCP_CLOSE of `include/net/tcp_states.h`.
+    const CLOSED: u8 = 7;
+
+    /// The length of `struct tcp_info` up to `tcpi_notsent_bytes`, which Linux has had since 4.6.
+    const LENGTH: usize = 148;
+
+    /// Asks the kernel about a TCP socket; `None` if it does not say.
+    #[expect(
+        unsafe_code,
+        reason = "the standard library, rustix, nix and socket2 have no safe getter for TCP_INFO"
+    )]
+    pub(in super::super) fn info(socket: impl AsFd) -> Option<Info> {
+        let mut bytes = [0_u8; LENGTH];
+        let mut length = LENGTH as libc::socklen_t;
+        // SAFETY: `bytes` is writable for `length` bytes, and the kernel writes at most that many of them and then the
+        // number written into `length`. Both live until the call returns. `struct tcp_info` is plain integers, read below
+        // byte by byte, so neither alignment nor a value can be invalid. The descriptor is borrowed, so it is open.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                bytes.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        (result == 0 && length as usize == LENGTH).then(|| read(&bytes))
+    }
+
+    /// Reads the fields at their places in `struct tcp_info` (`include/uapi/linux/tcp.h`), which never move.
+    pub(super) fn read(bytes: &[u8; LENGTH]) -> Info {
+        let u32_at = |at: usize| {
+            u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let u64_at = |at: usize| {
+            let mut eight = [0; 8];
+            eight.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_ne_bytes(eight)
+        };
+        Info {
+            closed: bytes[0] == CLOSED,
+            retransmits: bytes[2],
+            probes: bytes[3],
+            unacknowledged: u32_at(24),
+            silence: Duration::from_millis(u32_at(56).into()),
+            acknowledged: u64_at(120),
+            unsent: u32_at(144),
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod none {
+    use super::Info;
+
+    /// Nothing is known elsewhere.
+    pub(in super::super) fn info<S>(_socket: S) -> Option<Info> {
+        None
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let there = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (there, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn what_the_peer_has_not_taken_is_on_its_way() {
+        let (mut reader, mut writer) = connected();
+        assert!(info(&writer).unwrap().is_delivered());
+        writer.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        while let Ok(n) = writer.write(&[7; 100_000]) {
+            written += n;
+        }
+        let stuck = info(&writer).unwrap();
+        assert!(!stuck.is_delivered() && !stuck.closed && !stuck.is_gone(), "{stuck:?}");
+        writer.shutdown(Shutdown::Write).unwrap();
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len(), written);
+        // The acknowledgement of the end has arrived once the reader has seen it and said something.
+        reader.write_all(b"x").unwrap();
+        writer.set_nonblocking(false).unwrap();
+        writer.read_exact(&mut [0]).unwrap();
+        let done = info(&writer).unwrap();
+        assert!(done.is_delivered(), "{done:?}");
+        assert!(done.acknowledged >= written as u64, "{done:?}");
+    }
+
+    #[test]
+    fn a_reset_closes() {
+        let (reader, mut writer) = connected();
+        socket2::SockRef::from(&reader).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(reader);
+        assert!(writer.read(&mut [0]).is_err());
+        assert!(info(&writer).unwrap().closed);
+    }
+
+    #[test]
+    fn a_peer_is_gone_when_it_answers_nothing_for_long() {
+        let asked = Info { retransmits: 6, silence: SILENCE, ..Info::default() };
+        assert!(asked.is_gone());
+        assert!(Info { probes: 5, retransmits: 0, ..asked }.is_gone());
+        assert!(!Info { silence: SILENCE / 2, ..asked }.is_gone(), "it may come back");
+        let idle = Info { silence: Duration::from_secs(86_400), ..Info::default() };
+        assert!(!idle.is_gone(), "nobody asked");
+        assert!(!Info { probes: 1, ..idle }.is_gone(), "one lost answer");
+    }
+}
