@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, io, path::Path, sync::Arc, time::Duration};
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use futures::{SinkExt, StreamExt};
 use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
@@ -11,14 +12,20 @@ use rustls::{
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
 };
-use tokio::{io::BufStream, net::TcpStream, sync::mpsc, time::timeout};
-use tokio_rustls::{TlsConnector, client::TlsStream};
-use tokio_xmpp::xmlstream::{
-    ReadError, StreamHeader, Timeouts, XmlStream, XmppStreamElement, initiate_stream,
+use tokio::{
+    io::{AsyncBufRead, AsyncWrite, BufStream},
+    net::TcpStream,
+    sync::mpsc,
+    time::timeout,
 };
-use xmpp_parsers::starttls;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_xmpp::xmlstream::{ReadError, StreamHeader, Timeouts, XmlStream, initiate_stream};
 
-use super::error::Error;
+use super::{
+    dial::dial,
+    error::Error,
+    sasl::{Channel, Exchange, Offer},
+};
 use crate::{
     redact::Secret,
     xmpp::{ns, stanza::Stanza, xml},
@@ -28,6 +35,10 @@ use crate::{
 const LOGIN: Duration = Duration::from_secs(30);
 /// After so much silence the server is asked for a sign of life, and after as much again it counts as gone.
 const SILENCE: Duration = Duration::from_secs(30);
+
+const SASL: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
+/// XEP-0440.
+const SASL_CB: &str = "urn:xmpp:sasl-cb:0";
 
 type Stream = XmlStream<BufStream<TlsStream<TcpStream>>, Element>;
 
@@ -104,30 +115,29 @@ fn broken(error: impl std::fmt::Display) -> Error {
 
 async fn negotiate(login: &Login) -> Result<(Stream, FullJid), Error> {
     let domain = login.jid.domain().as_str().to_owned();
-    let address = login.server.clone().unwrap_or_else(|| format!("{domain}:5222"));
-    let tcp = TcpStream::connect(&address)
+    // The resolver and certificates know a name by its A-labels (RFC 5890).
+    let ascii = idna::domain_to_ascii(&domain)
+        .map_err(|_| Error::login(format!("{domain} is not a valid domain name")))?;
+    let address = login.server.clone().unwrap_or_else(|| format!("{ascii}:5222"));
+    let tcp = dial(&address)
         .await
         .map_err(|error| Error::login(format!("cannot connect to {address}: {error}")))?;
     tcp.set_nodelay(true).map_err(broken)?;
     let timeouts = Timeouts { read_timeout: SILENCE, response_timeout: SILENCE };
     let header = || StreamHeader { to: Some(Cow::Borrowed(domain.as_str())), from: None, id: None };
-    let plain = initiate_stream(BufStream::new(tcp), ns::CLIENT, header(), timeouts)
+    let mut plain = initiate_stream(BufStream::new(tcp), ns::CLIENT, header(), timeouts)
         .await
-        .map_err(broken)?;
-    let (features, mut plain) = plain.recv_features::<XmppStreamElement>().await.map_err(broken)?;
-    if !features.can_starttls() {
+        .map_err(broken)?
+        .skip_features::<Element>();
+    if !next(&mut plain).await?.has_child("starttls", ns::STARTTLS) {
         return Err(Error::login("the XMPP server offers no STARTTLS: not logging in"));
     }
-    plain
-        .send(&XmppStreamElement::Starttls(starttls::Nonza::Request(starttls::Request)))
-        .await
-        .map_err(broken)?;
-    match plain.next().await {
-        Some(Ok(XmppStreamElement::Starttls(starttls::Nonza::Proceed(_)))) => {}
-        _ => return Err(Error::login("the XMPP server refused STARTTLS")),
+    plain.send(&Element::bare("starttls", ns::STARTTLS)).await.map_err(broken)?;
+    if !next(&mut plain).await?.is("proceed", ns::STARTTLS) {
+        return Err(Error::login("the XMPP server refused STARTTLS"));
     }
     let config = Arc::new(tls_config(&login.trust)?);
-    let name = ServerName::try_from(domain.clone()).map_err(broken)?;
+    let name = ServerName::try_from(ascii).map_err(broken)?;
     let tls = TlsConnector::from(config)
         .connect(name, plain.into_inner().into_inner())
         .await
@@ -136,21 +146,111 @@ async fn negotiate(login: &Login) -> Result<(Stream, FullJid), Error> {
                 "TLS with the XMPP server failed: {error} (if the server has its own authority, name it with --ca-file)"
             ))
         })?;
-    let secured = initiate_stream(BufStream::new(tls), ns::CLIENT, header(), timeouts)
+    let channel = Channel::of(tls.get_ref().1);
+    let mut secured = initiate_stream(BufStream::new(tls), ns::CLIENT, header(), timeouts)
         .await
-        .map_err(broken)?;
-    let (features, secured) = secured.recv_features().await.map_err(broken)?;
-    let username = login.jid.node().map(|node| node.as_str().to_owned());
-    let credentials = sasl::common::Credentials::default()
-        .with_username(username.ok_or_else(|| Error::login("the JID must be user@domain"))?)
-        .with_password(login.password.expose_secret());
-    let authenticated = tokio_xmpp::client_login(secured, features.sasl_mechanisms, credentials)
+        .map_err(broken)?
+        .skip_features::<Element>();
+    let offer = offer(&next(&mut secured).await?);
+    authenticate(&mut secured, login, offer, &channel).await?;
+    let mut stream = secured
+        .initiate_reset()
+        .send_header(header())
         .await
-        .map_err(|error| Error::login(format!("login as {} failed: {error}", login.jid)))?;
-    let pending = authenticated.send_header(header()).await.map_err(broken)?;
-    let mut stream = pending.skip_features::<Element>();
+        .map_err(broken)?
+        .skip_features::<Element>();
     let bound = bind(&mut stream).await?;
     Ok((stream, bound))
+}
+
+/// The next first-level element, as it is: an element that is not known must not end a login.
+async fn next<Io>(stream: &mut XmlStream<Io, Element>) -> Result<Element, Error>
+where
+    Io: AsyncBufRead + AsyncWrite + Unpin,
+{
+    loop {
+        match stream.next().await {
+            Some(Ok(element)) if element.is("error", ns::STREAM) => {
+                let condition = element.children().find(|child| child.has_ns(ns::STREAM_ERRORS));
+                return Err(broken(condition.map_or("stream error", Element::name)));
+            }
+            Some(Ok(element)) => return Ok(element),
+            // The whole login has its own deadline.
+            Some(Err(ReadError::SoftTimeout)) => {}
+            Some(Err(error)) => return Err(broken(error)),
+            None => return Err(broken("closed")),
+        }
+    }
+}
+
+/// What the stream features say about authentication.
+fn offer(features: &Element) -> Offer {
+    let texts = |parent: &Element| {
+        parent.children().filter(|child| child.is("mechanism", SASL)).map(Element::text).collect()
+    };
+    let types = |parent: &Element| {
+        let types = parent.children().filter(|child| child.is("channel-binding", SASL_CB));
+        types.filter_map(|child| child.attr("type")).map(str::to_owned).collect()
+    };
+    Offer {
+        mechanisms: features.get_child("mechanisms", SASL).map(texts).unwrap_or_default(),
+        bindings: features.get_child("sasl-channel-binding", SASL_CB).map(types),
+    }
+}
+
+/// Runs SASL (RFC 6120, section 6.4) up to the server's success.
+async fn authenticate<Io>(
+    stream: &mut XmlStream<Io, Element>,
+    login: &Login,
+    offer: Offer,
+    channel: &Channel,
+) -> Result<(), Error>
+where
+    Io: AsyncBufRead + AsyncWrite + Unpin,
+{
+    let failed =
+        |why: &dyn std::fmt::Display| Error::login(format!("login as {} failed: {why}", login.jid));
+    let username = login.jid.node().map(|node| node.as_str().to_owned());
+    let username = username.ok_or_else(|| Error::login("the JID must be user@domain"))?;
+    let nonce: [u8; 18] = rand::random();
+    let mut exchange = Exchange::new(offer, channel, &username, login.password.clone(), &nonce)
+        .map_err(|error| failed(&error))?;
+    let mut auth = sasl_element("auth", &exchange.initial());
+    xml::set(&mut auth, "mechanism", exchange.mechanism());
+    stream.send(&auth).await.map_err(broken)?;
+    loop {
+        let element = next(stream).await?;
+        let data = || {
+            let text: String = element.text().split_ascii_whitespace().collect();
+            // A single equals sign stands for no bytes (RFC 6120, section 6.4.2).
+            let text = if text == "=" { String::new() } else { text };
+            BASE64.decode(text).map_err(|_| failed(&"the server's message is not base64"))
+        };
+        match element.name() {
+            "challenge" => {
+                let response = exchange.respond(&data()?).map_err(|error| failed(&error))?;
+                stream.send(&sasl_element("response", &response)).await.map_err(broken)?;
+            }
+            "success" => return exchange.finish(&data()?).map_err(|error| failed(&error)),
+            "failure" => {
+                let is_text = |child: &&Element| child.name() == "text";
+                let condition = element.children().find(|child| !is_text(child));
+                let condition = condition.map_or("the server refused it", Element::name);
+                let text: String =
+                    element.children().find(is_text).map(Element::text).unwrap_or_default();
+                let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
+                let text = if text.is_empty() { text } else { format!(" ({text})") };
+                return Err(failed(&format!("{condition}{text}")));
+            }
+            _ => return Err(failed(&"the server sent an unexpected element")),
+        }
+    }
+}
+
+fn sasl_element(name: &str, data: &[u8]) -> Element {
+    let mut element = Element::bare(name, SASL);
+    element.append_text(BASE64.encode(data));
+    element
 }
 
 async fn bind(stream: &mut Stream) -> Result<FullJid, Error> {

@@ -55,6 +55,7 @@
 //! module too.
 
 mod application;
+mod dial;
 mod error;
 mod hub;
 mod login;
@@ -62,6 +63,7 @@ mod method;
 mod negotiate;
 mod policy;
 mod s5b;
+mod sasl;
 mod session;
 mod socks5;
 mod stream;
