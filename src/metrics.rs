@@ -27,7 +27,7 @@ pub static STANZAS: Stanzas = Stanzas([const { [const { AtomicU64::new(0) }; 4] 
 /// Stanzas that were not sent.
 pub static STANZAS_DROPPED: Counter = Counter::new(
     "stanzas_dropped_total",
-    "Stanzas that could not be sent, for want of the link or of room in its queue",
+    "Stanzas that were not sent: no link, no room in its queue, or too long for the server",
     &["reason"],
 );
 /// Requests that were refused.

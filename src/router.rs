@@ -57,6 +57,8 @@ pub struct Options {
     pub name: String,
     /// Whom to write to about it, as URIs.
     pub contact: Vec<String>,
+    /// The longest stanza that can be sent, in bytes.
+    pub max_stanza_bytes: usize,
     /// Who may use it.
     pub access: Doors,
     /// Requests per second for each user.
@@ -150,7 +152,8 @@ impl Router {
         tasks: TaskTracker,
     ) -> Self {
         let rates = Rates::new(options.requests_per_second);
-        let proposals = Proposals::new(options.jid.clone(), random_id, options.proposals);
+        let mut proposals = Proposals::new(options.jid.clone(), random_id, options.proposals);
+        proposals.set_max_stanza_bytes(options.max_stanza_bytes);
         Self {
             commands: Commands::new(registry.clone(), control.clone()),
             options,

@@ -35,6 +35,7 @@ use crate::{
         iq::Requests,
         link::{self, LinkError, LinkOptions},
         plain::Plain,
+        size,
     },
 };
 
@@ -234,6 +235,7 @@ impl Service {
             server: config.component.server.clone(),
             jid,
             secret: config.component.secret.clone(),
+            max_stanza_bytes: config.component.max_stanza_bytes,
         };
         // The link is the last to stop: the sessions' last words go through it.
         let link = tokio::spawn(link::run(login, queue, inbox, linked.clone()));
@@ -528,6 +530,7 @@ fn router_options(config: &Config, access: Doors) -> router::Options {
         jid: config.component.jid.clone(),
         name: config.component.name.clone(),
         contact: config.component.contact.clone(),
+        max_stanza_bytes: config.component.max_stanza_bytes,
         access,
         requests_per_second: config.limits.requests_per_second,
         advertise: config.socks5.advertise.clone(),
@@ -564,7 +567,11 @@ fn broker_options(config: &Config) -> broker::Options {
         socks5: !config.socks5.listen.is_empty(),
         advertise: config.socks5.advertise.clone(),
         ibb: config.ibb.enabled,
-        block_size: config.ibb.block_size,
+        max_stanza_bytes: config.component.max_stanza_bytes,
+        block_size: config
+            .ibb
+            .block_size
+            .min(size::largest_block(config.component.max_stanza_bytes)),
         window: config.ibb.window,
         activation_timeout: config.limits.activation_timeout,
         idle_timeout: config.limits.idle_timeout,

@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use crate::xmpp::{
     jid::proxied,
-    ns,
+    ns, size,
     stanza::{Refusal, Stanza},
     xml,
 };
@@ -73,6 +73,8 @@ pub struct Proposals {
     ids: fn() -> String,
     /// Proposals in all, and for each initiator.
     limits: (usize, usize),
+    /// The longest message that can be sent, in bytes.
+    max_stanza_bytes: usize,
     open: HashMap<String, Proposal>,
     by_initiator: HashMap<Jid, HashMap<String, String>>,
     by_callee: HashMap<BareJid, BTreeSet<String>>,
@@ -87,11 +89,30 @@ impl Proposals {
             component,
             ids,
             limits,
+            max_stanza_bytes: size::DEFAULT,
             open: HashMap::new(),
             by_initiator: HashMap::new(),
             by_callee: HashMap::new(),
             per_user: HashMap::new(),
             deadlines: BTreeSet::new(),
+        }
+    }
+
+    /// Sets the longest message that can be sent, in bytes.
+    pub fn set_max_stanza_bytes(&mut self, bytes: usize) {
+        self.max_stanza_bytes = bytes;
+    }
+
+    /// Checks messages that are to be passed on.
+    ///
+    /// # Errors
+    /// What their sender is told if one of them is too long.
+    fn check(&self, out: &[Element]) -> Result<(), Refusal> {
+        let limit = self.max_stanza_bytes;
+        let sizes = out.iter().filter_map(|message| size::of(message).ok());
+        match sizes.max().filter(|size| *size > limit) {
+            Some(size) => Err(size::refusal(size, limit)),
+            None => Ok(()),
         }
     }
 
@@ -146,11 +167,12 @@ impl Proposals {
             return Err(Refusal::bad_request("Your JID is too long to be proxied"));
         };
         let theirs = self.their_id(&proposal);
-        let out = proposal
+        let out: Vec<Element> = proposal
             .told
             .iter()
             .map(|to| self.moved(stanza, &mask, &Jid::from(to.clone()), &theirs, true))
             .collect();
+        self.check(&out)?;
         self.deadlines.insert((proposal.deadline, theirs.clone()));
         *self.per_user.entry(user).or_default() += 1;
         self.by_initiator.entry(stanza.from.clone()).or_default().insert(id, theirs.clone());
@@ -176,7 +198,7 @@ impl Proposals {
         if let Some(theirs) = theirs
             && self.open.get(&theirs).is_some_and(|open| open.callee == peer.to_bare())
         {
-            return self.of_initiator(stanza, &action, &theirs, now).ok_or_else(none);
+            return self.of_initiator(stanza, &action, &theirs, now)?.ok_or_else(none);
         }
         let from = FullJid::try_from(stanza.from.clone()).map_err(|_| none())?;
         let known = self.open.get(&id).is_some_and(|open| {
@@ -187,7 +209,7 @@ impl Proposals {
         if !known {
             return Err(none());
         }
-        self.of_callee(stanza, &action, &id, from, now).ok_or_else(none)
+        self.of_callee(stanza, &action, &id, from, now)?.ok_or_else(none)
     }
 
     fn of_initiator(
@@ -196,21 +218,22 @@ impl Proposals {
         action: &str,
         theirs: &str,
         now: Instant,
-    ) -> Option<Vec<Element>> {
-        let proposal = self.open.get(theirs)?;
-        let mask = proxied(&proposal.initiator, &self.component)?;
+    ) -> Result<Option<Vec<Element>>, Refusal> {
+        let Some(proposal) = self.open.get(theirs) else { return Ok(None) };
+        let Some(mask) = proxied(&proposal.initiator, &self.component) else { return Ok(None) };
         let told = proposal.told.iter();
-        let out = told
+        let out: Vec<Element> = told
             .map(|to| self.moved(stanza, &mask, &Jid::from(to.clone()), theirs, true))
             .collect();
+        self.check(&out)?;
         match action {
             "retract" => {
                 self.remove(theirs);
             }
             "finish" => self.finish(theirs, 0, now),
-            _ => return None,
+            _ => return Ok(None),
         }
-        Some(out)
+        Ok(Some(out))
     }
 
     fn of_callee(
@@ -220,15 +243,16 @@ impl Proposals {
         theirs: &str,
         from: FullJid,
         now: Instant,
-    ) -> Option<Vec<Element>> {
-        let proposal = self.open.get(theirs)?;
-        let mask = proxied(&stanza.from, &self.component)?;
+    ) -> Result<Option<Vec<Element>>, Refusal> {
+        let Some(proposal) = self.open.get(theirs) else { return Ok(None) };
+        let Some(mask) = proxied(&stanza.from, &self.component) else { return Ok(None) };
         let passed = self.moved(stanza, &mask, &proposal.initiator, &proposal.id, false);
+        self.check(std::slice::from_ref(&passed))?;
         let decided = match &proposal.stage {
             Stage::Ringing => None,
             Stage::Proceeding(by) | Stage::Started(by) => Some(by),
         };
-        match (action, decided) {
+        Ok(match (action, decided) {
             ("ringing", None) => Some(vec![passed]),
             // It rings no more; the resource may have missed that.
             ("ringing" | "proceed" | "reject", Some(by)) if *by != from => {
@@ -258,7 +282,7 @@ impl Proposals {
                 Some(vec![passed])
             }
             _ => None,
-        }
+        })
     }
 
     /// If a session-initiate from `initiator` to `callee` starts a session that was proposed and taken: the resource

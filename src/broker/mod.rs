@@ -54,6 +54,12 @@ use crate::{
 const DISCO: Duration = Duration::from_secs(3);
 /// Stanzas that wait for one session.
 const INBOX: usize = 64;
+/// The longest session id that is taken, in bytes: each stanza of the session repeats it.
+const SID: usize = 1024;
+
+fn long_sid() -> Refusal {
+    Refusal::bad_request(format!("The sid of a session may be {SID} bytes long at most"))
+}
 
 /// The two users of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,6 +105,8 @@ pub struct Options {
     pub advertise: Vec<(String, u16)>,
     /// Whether in-band legs can be had.
     pub ibb: bool,
+    /// The longest stanza that can be sent, in bytes.
+    pub max_stanza_bytes: usize,
     /// The block size of our in-band legs, bytes.
     pub block_size: u16,
     /// Unacknowledged blocks per direction.
@@ -389,6 +397,9 @@ impl Broker {
         let Some(sid) = jingle.attr("sid").filter(|sid| !sid.is_empty()).map(str::to_owned) else {
             return Err(Refusal::bad_request("The sid of the session is missing"));
         };
+        if sid.len() > SID {
+            return Err(long_sid());
+        }
         let (chosen, transport) = session::choose(jingle, &options)?;
         let channel = session::channel(jingle, chosen);
         let Some(mask) = proxied(&stanza.from, &options.jid) else {
@@ -500,6 +511,9 @@ impl Broker {
         let (Some(sid), Some(content)) = (sid, own::first_content(jingle)) else {
             return Err(Refusal::bad_request("Expected a sid and a content"));
         };
+        if sid.len() > SID {
+            return Err(long_sid());
+        }
         let pins = own::pins(content);
         if pins.is_empty() {
             let text = "Expected an offer of TLS with the print of an x509 certificate";

@@ -44,6 +44,7 @@ pub(crate) async fn run(config: &Config, out: &mut impl Write) -> Result<(), Fai
         server: server.clone(),
         jid: component.jid.clone(),
         secret: component.secret.clone(),
+        max_stanza_bytes: component.max_stanza_bytes,
     };
     let halves = match timeout(WAIT, handshake(&options)).await {
         Ok(Ok(halves)) => halves,

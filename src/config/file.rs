@@ -9,7 +9,10 @@ use super::{ConfigError, Where, env};
 
 /// Every section with its keys.
 pub(super) const KEYS: &[(&str, &[&str])] = &[
-    ("component", &["jid", "server", "secret", "secret_file", "name", "contact"]),
+    (
+        "component",
+        &["jid", "server", "secret", "secret_file", "name", "contact", "max_stanza_bytes"],
+    ),
     ("database", &["url", "max_connections", "migrate"]),
     ("socks5", &["listen", "advertise", "proxy_protocol"]),
     ("ibb", &["enabled", "block_size", "window"]),

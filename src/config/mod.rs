@@ -12,7 +12,7 @@ use jid::{BareJid, Jid};
 use tracing_subscriber::EnvFilter;
 
 use self::file::{Section, Written};
-use crate::redact::Secret;
+use crate::{redact::Secret, xmpp::size};
 
 mod env;
 mod file;
@@ -70,6 +70,8 @@ pub struct Component {
     pub name: String,
     /// Whom to write to about the service, as URIs.
     pub contact: Vec<String>,
+    /// The longest stanza that is sent to the server, in bytes.
+    pub max_stanza_bytes: usize,
 }
 
 /// Where keys are kept.
@@ -256,6 +258,10 @@ impl Config {
             ("component.jid", component.jid != new.component.jid),
             ("component.server", component.server != new.component.server),
             ("component.secret", component.secret != new.component.secret),
+            (
+                "component.max_stanza_bytes",
+                component.max_stanza_bytes != new.component.max_stanza_bytes,
+            ),
             ("database.url", database.url != new.database.url),
             ("database.max_connections", database.max_connections != new.database.max_connections),
             ("socks5.listen", self.socks5.listen != new.socks5.listen),
@@ -381,7 +387,9 @@ fn component(
             (named && !rest.is_empty() && text.len() <= 1000).then(|| text.to_owned())
         })?
         .unwrap_or_default();
-    Ok(Component { jid, server, secret, name, contact })
+    let max_stanza_bytes =
+        section.number("max_stanza_bytes", (size::LEAST, size::MOST), size::DEFAULT)?;
+    Ok(Component { jid, server, secret, name, contact, max_stanza_bytes })
 }
 
 fn read_secret(

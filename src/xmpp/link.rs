@@ -27,6 +27,7 @@ use xmpp_parsers::component::Handshake;
 use super::{
     ns,
     plain::Plain,
+    size::{self, Instead},
     stanza::{Refusal, Stanza},
     xml::{self, Came, Received, StanzaReader},
 };
@@ -62,6 +63,8 @@ pub struct LinkOptions {
     pub jid: BareJid,
     /// The shared secret.
     pub secret: Secret,
+    /// The longest stanza that the server accepts, in bytes; longer ones are not written.
+    pub max_stanza_bytes: usize,
 }
 
 /// Who is told what comes over the link, in order, on the link's own task: nothing here may wait.
@@ -232,7 +235,13 @@ async fn connection(
     metrics::LINK_CONNECTIONS.count(&[]);
     info!(server = options.server, jid = %options.jid, "link up");
     handler.up();
-    let mut out = Out { writer, bytes: Vec::new(), written: 0, progress: Instant::now() };
+    let mut out = Out {
+        writer,
+        limit: options.max_stanza_bytes,
+        bytes: Vec::new(),
+        written: 0,
+        progress: Instant::now(),
+    };
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut heard, mut pinged) = (Instant::now(), false);
@@ -244,7 +253,7 @@ async fn connection(
         while out.left() < BATCH
             && let Ok(element) = outbound.try_recv()
         {
-            out.push(&element);
+            out.push_or_return(&element, handler);
         }
         if let Err(error) = out.write_now() {
             return Unlinked::Io(error);
@@ -263,7 +272,9 @@ async fn connection(
                 (heard, pinged) = (Instant::now(), false);
                 acknowledge_at_once(&out.writer);
             }
-            Some(element) = outbound.recv(), if left < BATCH => out.push(&element),
+            Some(element) = outbound.recv(), if left < BATCH => {
+                out.push_or_return(&element, handler);
+            }
             writable = out.writer.writable(), if !empty => {
                 if let Err(error) = writable {
                     return Unlinked::Io(error);
@@ -276,7 +287,7 @@ async fn connection(
                 }
                 if silent >= PING_AFTER && !pinged {
                     pinged = true;
-                    out.push(&ping(&options.jid));
+                    out.push_or_return(&ping(&options.jid), handler);
                 }
             }
         }
@@ -295,6 +306,8 @@ fn acknowledge_at_once(writer: &OwnedWriteHalf) {
 /// What is to be written, and how far it has been.
 struct Out {
     writer: OwnedWriteHalf,
+    /// The longest stanza that may be written.
+    limit: usize,
     bytes: Vec<u8>,
     written: usize,
     /// When something was last written, or nothing was left.
@@ -306,20 +319,69 @@ impl Out {
         self.bytes.len() - self.written
     }
 
-    fn push(&mut self, element: &Element) {
+    /// Queues a stanza. One that is too long and asks for an answer gets it from here.
+    fn push_or_return(&mut self, element: &Element, handler: &mut impl Handler) {
+        if let Some(error) = self.push(element) {
+            handler.stanza(error);
+        }
+    }
+
+    /// Queues a stanza, or the error that takes its place if it is too long. Gives the error that is to come back as
+    /// from the addressee.
+    #[must_use]
+    fn push(&mut self, element: &Element) -> Option<Element> {
         if self.left() > BACKLOG {
             metrics::STANZAS_DROPPED.count(&["queue"]);
             warn!("the XMPP server reads too slowly: an answer was dropped");
-            return;
+            return None;
         }
         let before = self.bytes.len();
         match xml::write(element, &mut self.bytes) {
-            Ok(()) => metrics::STANZAS.sent(element.name()),
+            Ok(()) => {
+                let size = self.bytes.len() - before;
+                if size > self.limit {
+                    self.bytes.truncate(before);
+                    return self.refuse(element, size);
+                }
+                metrics::STANZAS.sent(element.name());
+            }
             Err(error) => {
                 self.bytes.truncate(before);
                 warn!(%error, "a stanza could not be written and was dropped");
             }
         }
+        None
+    }
+
+    /// Does what is to be done in place of writing a stanza that is `size` bytes long.
+    fn refuse(&mut self, element: &Element, size: usize) -> Option<Element> {
+        let limit = self.limit;
+        debug!(stanza = element.name(), size, limit, "a stanza is too long to be written");
+        let error = match size::instead(element, size, limit) {
+            Instead::Send(error) => {
+                metrics::REFUSALS.count(&["policy-violation"]);
+                error
+            }
+            Instead::Return(error) => {
+                metrics::STANZAS_DROPPED.count(&["size"]);
+                return Some(error);
+            }
+            Instead::Nothing => {
+                metrics::STANZAS_DROPPED.count(&["size"]);
+                return None;
+            }
+        };
+        let before = self.bytes.len();
+        let written = xml::write(&error, &mut self.bytes);
+        if written.is_ok() && self.bytes.len() - before <= limit {
+            metrics::STANZAS.sent(error.name());
+        } else {
+            // The id alone is too long: nothing can be said that the sender would recognise.
+            self.bytes.truncate(before);
+            metrics::STANZAS_DROPPED.count(&["size"]);
+            debug!(size, limit, "a request has an id that is too long to be answered");
+        }
+        None
     }
 
     /// Writes what can be written without waiting.
@@ -372,7 +434,11 @@ fn take_in(
                 metrics::STANZAS.received(stanza.name);
                 let before = out.bytes.len();
                 let may_answer = out.left() <= BACKLOG && stanza.attributes.get("id") != PING_ID;
-                if may_answer && handler.plain(&stanza, &mut out.bytes) {
+                let answered = may_answer && handler.plain(&stanza, &mut out.bytes);
+                if answered && out.bytes.len() - before > out.limit {
+                    // Comes again as a tree, of which an error can be made.
+                    out.bytes.truncate(before);
+                } else if answered {
                     if out.bytes.len() > before {
                         metrics::STANZAS.sent("iq");
                     }
@@ -396,7 +462,7 @@ fn take_in(
                         "not-acceptable",
                         "The stanza is nested too deeply or too long",
                     );
-                    out.push(&stanza.refuse(&refusal));
+                    out.push_or_return(&stanza.refuse(&refusal), handler);
                 }
             }
             Received::Element(element) if element.is("error", ns::STREAM) => {
@@ -407,7 +473,7 @@ fn take_in(
         }
         // The queue is short, and the answer to what comes next needs a place in it.
         while let Ok(element) = outbound.try_recv() {
-            out.push(&element);
+            out.push_or_return(&element, handler);
         }
         if out.left() > BATCH {
             out.write_now()?;
@@ -417,7 +483,8 @@ fn take_in(
 
 async fn flush(out: &mut Out, outbound: &mut mpsc::Receiver<Element>) -> io::Result<()> {
     while let Ok(element) = outbound.try_recv() {
-        out.push(&element);
+        // Nobody is left to be told.
+        let _ = out.push(&element);
     }
     out.bytes.extend_from_slice(b"</stream:stream>");
     out.writer.write_all(&out.bytes[out.written..]).await?;

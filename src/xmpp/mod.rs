@@ -4,7 +4,10 @@ pub mod disco;
 pub mod iq;
 pub mod jid;
 pub mod link;
+#[cfg(test)]
+mod link_tests;
 pub mod ns;
 pub mod plain;
+pub mod size;
 pub mod stanza;
 pub mod xml;

@@ -84,6 +84,10 @@ pub const OPENPGP: &str = "urn:xmpp:openpgp:0";
 pub const OPENPGP_KEYS: &str = "urn:xmpp:openpgp:0:public-keys";
 /// Cryptographic hashes (XEP-0300).
 pub const HASHES: &str = "urn:xmpp:hashes:2";
+/// Result set management (XEP-0059).
+pub const RSM: &str = "http://jabber.org/protocol/rsm";
+/// Conditions for what exceeds a limit (XEP-0205).
+pub const ERRORS: &str = "urn:xmpp:errors";
 /// Our hints inside Jingle contents, and the profiles of methods.
 pub const HINTS: &str = "urn:fingerpost:xtls:0";
 /// Our registry's requests.

@@ -235,3 +235,49 @@ fn two_that_propose_to_each_other_find_the_same_one_lower() {
         assert_eq!(seen.as_str() < "a1", other < story.theirs.as_str(), "{other} {seen}");
     }
 }
+
+/// A message that could not be sent on is refused, and changes nothing.
+#[test]
+fn a_message_too_long_to_be_passed_on_is_refused_to_its_sender() {
+    let long = |from: &str, to: &str, action: &str, id: &str, length: usize| {
+        let mut stanza = message(from, to, action, id);
+        let mut filling = Element::bare("filling", "urn:x");
+        filling.append_text("&".repeat(length));
+        stanza.element.append_child(filling);
+        stanza
+    };
+    let (alice, bob) = ("alice@a.lit/a", "bob@b.lit/one");
+    let (their_mask, own_mask) = ("bob\\40b.lit@x.lit", "alice\\40a.lit@x.lit/a");
+    let now = Instant::now();
+    let mut proposals = Proposals::new(BareJid::new("x.lit").unwrap(), ids, (3, 2));
+    let callee = BareJid::new("bob@b.lit").unwrap();
+    let propose = |proposals: &mut Proposals, length: usize| {
+        let stanza = long(alice, their_mask, "propose", "p", length);
+        proposals.propose(&stanza, &callee, vec![full(bob)], now)
+    };
+    let limit = size::of(&propose(&mut proposals, 1000).unwrap()[0]).unwrap();
+    for (length, fits) in [(999, true), (1000, true), (1001, false)] {
+        let mut proposals = Proposals::new(BareJid::new("x.lit").unwrap(), ids, (3, 2));
+        proposals.set_max_stanza_bytes(limit);
+        let proposed = propose(&mut proposals, length);
+        assert_eq!(proposed.is_ok(), fits, "{length}");
+        let Ok(out) = proposed else {
+            assert_eq!(proposed.unwrap_err().condition, "policy-violation");
+            assert_eq!(proposals.deadline(), None, "nothing was begun");
+            continue;
+        };
+        assert!(size::of(&out[0]).unwrap() <= limit);
+        let theirs = out[0].children().find_map(|child| child.attr("id")).unwrap();
+        let peer = Jid::new(alice).unwrap();
+        let said = |proposals: &mut Proposals, action: &str, length: usize| {
+            let stanza = long(bob, own_mask, action, theirs, length);
+            proposals.handle(&stanza, &peer, now)
+        };
+        let refused = said(&mut proposals, "proceed", 2000).unwrap_err();
+        assert_eq!(refused.condition, "policy-violation");
+        assert_eq!(said(&mut proposals, "proceed", 10).unwrap().len(), 1);
+        let retracted = long(alice, their_mask, "retract", "p", 2000);
+        let refused = proposals.handle(&retracted, &callee.clone().into(), now).unwrap_err();
+        assert_eq!(refused.condition, "policy-violation");
+    }
+}

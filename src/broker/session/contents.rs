@@ -248,11 +248,11 @@ impl Session {
     }
 
     /// Answers a content-add: there is room for one.
-    pub(super) fn reject_contents(&mut self, side: Side, jingle: &Element) {
+    pub(super) fn reject_contents(&mut self, side: Side, stanza: &Stanza, jingle: &Element) {
         let added: Vec<Element> = contents(jingle).cloned().collect();
         let text = "A brokered session carries one stream: start another session";
-        let jingle = self.refuse_contents(side, "content-reject", &added, text);
-        self.tell(side, jingle);
+        let rejection = self.refuse_contents(side, "content-reject", &added, text);
+        self.answer_and_tell(side, stanza, rejection);
     }
 
     fn refuse_contents(

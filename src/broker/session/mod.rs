@@ -52,7 +52,7 @@ use crate::{
     registry::model::Key,
     xmpp::{
         iq::Answer,
-        ns,
+        ns, size,
         stanza::{Refusal, Stanza},
         xml,
     },
@@ -66,6 +66,9 @@ const LAST_BYTES: Duration = Duration::from_millis(150);
 const PING: Duration = Duration::from_secs(60);
 /// The block size that every client takes, tried when a larger one is refused.
 const SMALL_BLOCK: u16 = 4096;
+
+/// The longest text of a reason of our own, in characters.
+const TEXT: usize = 1000;
 
 /// One user's end of the session.
 #[derive(Clone, Debug)]
@@ -397,6 +400,35 @@ impl Session {
 
     /// Sends a Jingle element to one side; nobody waits for the answer.
     fn tell(&mut self, side: Side, jingle: Element) {
+        let iq = self.request(side, jingle);
+        self.send(iq);
+    }
+
+    /// Acknowledges a request and sends a Jingle element that repeats a part of it, or refuses the request if that would
+    /// be too long.
+    fn answer_and_tell(&mut self, side: Side, stanza: &Stanza, jingle: Element) {
+        let iq = self.request(side, jingle);
+        if let Err(refusal) = self.check_size(&iq) {
+            return self.send(stanza.refuse(&refusal));
+        }
+        self.send(stanza.result(None));
+        self.send(iq);
+    }
+
+    /// Whether a stanza can be sent.
+    ///
+    /// # Errors
+    /// The refusal for what is too long.
+    fn check_size(&self, iq: &Element) -> Result<(), Refusal> {
+        let limit = self.options.max_stanza_bytes;
+        match size::of(iq) {
+            Ok(size) if size > limit => Err(size::refusal(size, limit)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A set request to one side's user.
+    fn request(&self, side: Side, jingle: Element) -> Element {
         let id = (self.ids)();
         let peer = self.peer(side);
         let mut iq = xml::element(
@@ -410,15 +442,17 @@ impl Session {
             ],
         );
         iq.append_child(jingle);
-        self.send(iq);
+        iq
     }
 
     /// Ends the session with a session-terminate to both sides (an initiate still unanswered is answered first).
     fn end_both(&mut self, condition: &'static str, text: &str) {
+        // It may repeat what a user sent, and both users must hear of the end.
+        let text: String = text.chars().take(TEXT).collect();
         self.answer_initiate(None);
         for side in [Side::Initiator, Side::Responder] {
             if self.legs[side.index()].told {
-                let jingle = rewrite::terminate(&self.frame(side), condition, text);
+                let jingle = rewrite::terminate(&self.frame(side), condition, &text);
                 self.tell(side, jingle);
             }
         }
@@ -517,10 +551,7 @@ impl Session {
             "transport-info" | "transport-replace" | "transport-accept" | "transport-reject" => {
                 self.handle_transport(side, &action, &stanza, &jingle, now);
             }
-            "content-add" => {
-                self.send(stanza.result(None));
-                self.reject_contents(side, &jingle);
-            }
+            "content-add" => self.reject_contents(side, &stanza, &jingle),
             "session-info" | "security-info" | "description-info" | "content-accept"
             | "content-modify" | "content-reject" | "content-remove" => {
                 if !self.legs[side.other().index()].told {
@@ -545,7 +576,18 @@ impl Session {
         let other = by.other();
         if self.legs[other.index()].told {
             let out = rewrite::jingle(jingle, &self.frame(other), |content| content);
-            self.tell(other, out);
+            let mut iq = self.request(other, out);
+            if self.check_size(&iq).is_err() {
+                // The other user must hear of the end, if not of all that was said about it.
+                let condition = match known_reason(jingle) {
+                    "other" => "general-error",
+                    known => known,
+                };
+                let text =
+                    "The other user ended the session with a reason too long to be passed on";
+                iq = self.request(other, rewrite::terminate(&self.frame(other), condition, text));
+            }
+            self.send(iq);
         }
         self.reason = known_reason(jingle);
         info!(by = by.as_str(), reason = self.reason, "session terminated");

@@ -30,7 +30,7 @@ use crate::{
     },
     mediator::{ibb_xml::IbbStanza, transfer::DstAddr},
     xmpp::{
-        ns,
+        ns, size,
         stanza::{Refusal, Stanza},
         xml,
     },
@@ -159,13 +159,12 @@ impl Session {
         now: Instant,
     ) {
         let Some(content) = self.own_content(jingle) else {
-            self.send(stanza.result(None));
-            if action == "transport-replace"
-                && let Some(other) = contents(jingle).next()
-            {
-                self.reject_replace(side, other);
-            }
-            return;
+            let Some(other) = contents(jingle).next().filter(|_| action == "transport-replace")
+            else {
+                return self.send(stanza.result(None));
+            };
+            let rejection = self.replace_rejection(side, other);
+            return self.answer_and_tell(side, stanza, rejection);
         };
         let replacing = self.legs[side.index()].replacing.is_some();
         match action {
@@ -249,16 +248,18 @@ impl Session {
                     self.open(side);
                 }
             }
-            _ => self.reject_replace(side, content),
+            _ => {
+                let rejection = self.replace_rejection(side, content);
+                self.tell(side, rejection);
+            }
         }
     }
 
-    fn reject_replace(&mut self, side: Side, content: &Element) {
+    fn replace_rejection(&self, side: Side, content: &Element) -> Element {
         let transport = content.children().find(|c| c.name() == "transport").cloned();
         let transport = transport.unwrap_or_else(|| Element::bare("transport", ns::JINGLE_IBB));
         let name = content.attr("name").unwrap_or_default();
-        let jingle = self.transport_jingle(side, "transport-reject", name, transport);
-        self.tell(side, jingle);
+        self.transport_jingle(side, "transport-reject", name, transport)
     }
 
     /// SOCKS5 failed on this leg: IBB instead, without the other leg knowing.
@@ -356,6 +357,11 @@ impl Session {
             let refusal = Refusal::bad_request("The block-size must be 1 to 65535");
             return self.send(stanza.refuse(&refusal));
         };
+        let largest = size::largest_block(self.options.max_stanza_bytes);
+        if block_size > largest {
+            let text = format!("The block-size may be {largest} at most");
+            return self.send(stanza.refuse(&Refusal::new("modify", "resource-constraint", text)));
+        }
         let sid = open.attr("sid").unwrap_or_default().to_owned();
         let kind =
             if open.attr("stanza") == Some("message") { IbbStanza::Message } else { IbbStanza::Iq };

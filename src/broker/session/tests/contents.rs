@@ -162,3 +162,41 @@ fn an_offer_of_which_policy_leaves_nothing_goes_nowhere() {
     let text = String::from(world.sent.last().unwrap());
     assert!(text.contains("has srp, the responder none that this service takes"), "{text}");
 }
+
+/// What a user sends can be longer when it is sent back or on; then it is refused, and the end of a session is told in
+/// any case.
+#[test]
+fn nothing_that_repeats_what_a_user_sent_is_longer_than_the_limit() {
+    let limit = 500_000;
+    let longest = |world: &World| {
+        world.sent.iter().map(|stanza| crate::xmpp::size::of(stanza).unwrap()).max().unwrap_or(0)
+    };
+    for (action, answer) in
+        [("content-add", "content-reject"), ("transport-replace", "transport-reject")]
+    {
+        let mut world = World::initiated(IBB_OFFER, &[ns::JINGLE_IBB]);
+        world.session.removed = vec![Element::bare("content", ns::JINGLE)];
+        let send = |world: &mut World, name: &str| {
+            let content = format!("<content creator='initiator'>{IBB_OFFER}</content>");
+            let peer = world.session.peers[Side::Responder.index()].clone();
+            let mut stanza = jingle(&peer, action, &content);
+            let jingle = stanza.element.get_child_mut("jingle", ns::JINGLE).unwrap();
+            let content = jingle.get_child_mut("content", ns::JINGLE).unwrap();
+            xml::set(content, "name", name);
+            world.sent.clear();
+            world.tell(Input::Jingle(Side::Responder, stanza));
+        };
+        send(&mut world, "other");
+        assert_eq!(world.told(Side::Responder, answer).len(), 1, "{action}");
+        send(&mut world, &"\"".repeat(limit / 5));
+        assert_eq!(world.refused(), ["policy-violation", "stanza-too-big"], "{action}");
+        assert_eq!(world.told(Side::Responder, answer).len(), 0, "{action}");
+        assert!(longest(&world) < limit, "{action}");
+        world.sent.clear();
+        let text = "&amp;".repeat(limit / 5);
+        let reason = format!("<reason><decline/><text>{text}</text></reason>");
+        world.jingle(Side::Initiator, "session-terminate", &reason);
+        assert_eq!(world.terminated(), [("bob@example.org/b".to_owned(), "decline".to_owned())]);
+        assert!(longest(&world) < limit, "{action}");
+    }
+}

@@ -51,6 +51,7 @@ impl World {
             socks5: true,
             advertise: vec![("proxy.example.org".to_owned(), 7625)],
             ibb: true,
+            max_stanza_bytes: 500_000,
             block_size: 8192,
             window: 16,
             activation_timeout: Duration::from_secs(60),

@@ -1,0 +1,204 @@
+//! The link against a listener on loopback that shows every byte that is written to it.
+
+use jid::BareJid;
+use minidom::Element;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    link::{self, Handler, LinkOptions},
+    ns,
+    plain::Plain,
+    size, xml,
+};
+use crate::redact::Secret;
+
+const LIMIT: usize = 10_000;
+const HEADER: &str = "<?xml version='1.0'?><stream:stream xmlns='jabber:component:accept' \
+                      xmlns:stream='http://etherx.jabber.org/streams' id='1' from='xtls.example.org'>";
+
+/// Keeps what the link hands over; answers plain stanzas with `reply`.
+struct Kept {
+    stanzas: mpsc::UnboundedSender<Element>,
+    reply: Vec<u8>,
+}
+
+impl Handler for Kept {
+    fn up(&mut self) {}
+
+    fn down(&mut self) {}
+
+    fn stanza(&mut self, element: Element) {
+        let _ = self.stanzas.send(element);
+    }
+
+    fn plain(&mut self, _: &Plain<'_>, out: &mut Vec<u8>) -> bool {
+        out.extend_from_slice(&self.reply);
+        !self.reply.is_empty()
+    }
+}
+
+/// A link that is up, and the other end of its connection.
+struct Linked {
+    server: TcpStream,
+    outbound: mpsc::Sender<Element>,
+    stanzas: mpsc::UnboundedReceiver<Element>,
+    task: JoinHandle<()>,
+}
+
+impl Linked {
+    async fn up(reply: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = LinkOptions {
+            server: listener.local_addr().unwrap().to_string(),
+            jid: BareJid::new("xtls.example.org").unwrap(),
+            secret: Secret::new("secret"),
+            max_stanza_bytes: LIMIT,
+        };
+        let (outbound, queue) = mpsc::channel(64);
+        let (sender, stanzas) = mpsc::unbounded_channel();
+        let kept = Kept { stanzas: sender, reply: reply.as_bytes().to_vec() };
+        let task = tokio::spawn(async move {
+            link::run(options, queue, kept, CancellationToken::new()).await.unwrap();
+        });
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.write_all(HEADER.as_bytes()).await.unwrap();
+        read_until(&mut server, "</handshake>").await;
+        server.write_all(b"<handshake/>").await.unwrap();
+        // What is queued before the link is up is dropped: the first stanza that comes through says that it is.
+        let mut linked = Self { server, outbound, stanzas, task };
+        linked
+            .server
+            .write_all(b"<message from='a@b' to='xtls.example.org' id='up'/>")
+            .await
+            .unwrap();
+        if reply.is_empty() {
+            assert_eq!(linked.stanzas.recv().await.unwrap().attr("id"), Some("up"));
+        }
+        linked
+    }
+
+    /// What is written up to a marker that is sent behind all else.
+    async fn written(&mut self) -> String {
+        let marker = xml::element("message", ns::CLIENT, &[("id", "marker")]);
+        self.outbound.send(marker).await.unwrap();
+        let text = read_until(&mut self.server, "id='marker'/>").await;
+        text[..text.rfind("<message").unwrap()].to_owned()
+    }
+}
+
+impl Drop for Linked {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = Vec::new();
+    while !text.ends_with(end.as_bytes()) {
+        assert_ne!(stream.read_buf(&mut text).await.unwrap(), 0);
+    }
+    String::from_utf8(text).unwrap()
+}
+
+/// A stanza that is `size` bytes long where it is written.
+fn stanza(name: &str, type_: &str, size: usize, filling: &str) -> Element {
+    let attributes =
+        [("type", type_), ("from", "xtls.example.org"), ("to", "bob@example.org/b"), ("id", "7")];
+    let build = |text: &str| {
+        let mut stanza = xml::element(name, ns::CLIENT, &attributes);
+        let mut payload = Element::bare("x", "urn:x");
+        payload.append_text(text);
+        stanza.append_child(payload);
+        stanza
+    };
+    let empty = size::of(&build("a")).unwrap() - 1;
+    let mut text = filling.repeat((size - empty) / 5);
+    text.push_str(&"a".repeat(size - size::of(&build(&text)).unwrap()));
+    let stanza = build(&text);
+    assert_eq!(size::of(&stanza).unwrap(), size);
+    stanza
+}
+
+#[tokio::test]
+async fn nothing_longer_than_the_limit_is_written_and_nothing_is_lost_in_silence() {
+    let mut linked = Linked::up("").await;
+    for (name, type_) in [
+        ("iq", "get"),
+        ("iq", "set"),
+        ("iq", "result"),
+        ("iq", "error"),
+        ("message", "chat"),
+        ("message", "error"),
+        ("presence", "unavailable"),
+    ] {
+        for filling in ["a", "&", ">", "\r"] {
+            for size in [LIMIT - 1, LIMIT] {
+                let fits = stanza(name, type_, size, filling);
+                linked.outbound.send(fits).await.unwrap();
+                let written = linked.written().await;
+                assert_eq!(written.len(), size, "{name} {type_} {filling:?}");
+            }
+            linked.outbound.send(stanza(name, type_, LIMIT + 1, filling)).await.unwrap();
+            let written = linked.written().await;
+            let at = format!("{name} {type_} {filling:?}: {written}");
+            if matches!(type_, "result" | "error") && name == "iq" {
+                assert!(written.contains("to='bob@example.org/b'"), "{at}");
+                assert!(written.contains("id='7'"), "{at}");
+                assert!(written.contains("type='error'"), "{at}");
+                assert!(written.contains("policy-violation"), "{at}");
+                assert!(written.contains("10001 bytes"), "{at}");
+                continue;
+            }
+            assert_eq!(written, "", "{at}");
+            if matches!(type_, "get" | "set" | "chat") {
+                let error = linked.stanzas.recv().await.unwrap();
+                assert_eq!(error.attr("from"), Some("bob@example.org/b"), "{at}");
+                assert_eq!(error.attr("to"), Some("xtls.example.org"), "{at}");
+                assert_eq!(
+                    (error.attr("id"), error.attr("type")),
+                    (Some("7"), Some("error")),
+                    "{at}"
+                );
+            }
+        }
+    }
+    assert!(linked.stanzas.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn an_answer_with_an_id_that_is_too_long_is_left_out_and_the_link_stays() {
+    let mut linked = Linked::up("").await;
+    let mut answer = stanza("iq", "result", LIMIT / 2, "a");
+    xml::set(&mut answer, "id", &"i".repeat(LIMIT));
+    linked.outbound.send(answer).await.unwrap();
+    assert_eq!(linked.written().await, "");
+    // The longest id that a request can have is not longer where it comes back.
+    let mut answer = stanza("iq", "result", LIMIT, "a");
+    let id = ">\"".repeat(LIMIT / 2 - 300);
+    xml::set(&mut answer, "id", &id);
+    linked.outbound.send(answer).await.unwrap();
+    let written = linked.written().await;
+    assert!(written.len() <= LIMIT && written.contains(&format!("id='{id}'")), "{}", written.len());
+    assert!(written.contains("policy-violation"));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_written_at_once_is_measured_too() {
+    for (size, fits) in [(LIMIT - 1, true), (LIMIT, true), (LIMIT + 1, false)] {
+        let reply = format!("<iq id='{}'/>", "a".repeat(size - 11));
+        assert_eq!(reply.len(), size);
+        let mut linked = Linked::up(&reply).await;
+        if fits {
+            assert_eq!(read_until(&mut linked.server, "/>").await, reply);
+        } else {
+            assert_eq!(linked.stanzas.recv().await.unwrap().attr("id"), Some("up"));
+            assert_eq!(linked.written().await, "");
+        }
+    }
+}
