@@ -37,7 +37,7 @@ use crate::{
         disco,
         iq::{Answer, Requests, random_id},
         jid::{full, unproxied},
-        ns,
+        ns, rsm,
         stanza::{Kind, Refusal, Stanza},
         xml,
     },
@@ -589,9 +589,12 @@ impl Router {
             (_, ns::SASLCERT) => {
                 let (registry, payload) = (self.registry.clone(), payload.clone());
                 let (stanza_, notices) = (stanza.clone(), self.back.notices.clone());
+                let room = self.room(stanza);
                 return self.work(async move {
                     let now = SystemClock.now();
-                    let done = registry.handle_saslcert(&stanza_.from, !get, &payload, now).await;
+                    let from = &stanza_.from;
+                    let done =
+                        registry.handle_saslcert_within(from, !get, &payload, now, room).await;
                     finish(&stanza_, done, &notices).await
                 });
             }
@@ -661,13 +664,20 @@ impl Router {
         })
     }
 
+    /// How long the payload of the answer to a request may be.
+    fn room(&self, stanza: &Stanza) -> usize {
+        rsm::room_inside(&stanza.result(None), self.options.max_stanza_bytes)
+    }
+
     fn handle_keys(&self, stanza: &Stanza, payload: &Element, get: bool) -> Result<(), Refusal> {
         let registry = self.registry.clone();
         let payload = payload.clone();
         let kind = if get { RequestKind::Get } else { RequestKind::Set };
+        let room = self.room(stanza);
         let (stanza, notices) = (stanza.clone(), self.back.notices.clone());
         self.work(async move {
-            let done = registry.handle(&stanza.from, kind, &payload, SystemClock.now()).await;
+            let now = SystemClock.now();
+            let done = registry.handle_within(&stanza.from, kind, &payload, now, room).await;
             finish(&stanza, done, &notices).await
         })
     }

@@ -81,7 +81,11 @@ impl Commands {
             ("settings", stage) => self.settings(progress, stage, now).await,
             ("sessions", stage) => self.sessions(progress, stage),
             ("export", _) => {
-                let export = self.registry.export(&progress.from.to_bare()).await?;
+                let export = self
+                    .registry
+                    .export(&progress.from.to_bare(), None, crate::xmpp::size::DEFAULT)
+                    .await
+                    .map_err(Stop::Refused)?;
                 let text = String::from(&export);
                 let form = Form::result("All that is held about me").field(
                     "text-multi",

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     print::{HashKind, Method, Print},
-    xmpp::{ns, stanza::Refusal, xml},
+    xmpp::{ns, rsm, size, stanza::Refusal, xml},
 };
 
 impl Registry {
@@ -38,6 +38,21 @@ impl Registry {
         payload: &Element,
         now: OffsetDateTime,
     ) -> Result<Handled, Refusal> {
+        self.handle_saslcert_within(from, set, payload, now, size::DEFAULT).await
+    }
+
+    /// Answers a XEP-0257 request of the user at `from`; the payload of the answer may be `room` bytes long.
+    ///
+    /// # Errors
+    /// The refusal that the asker gets.
+    pub async fn handle_saslcert_within(
+        &self,
+        from: &Jid,
+        set: bool,
+        payload: &Element,
+        now: OffsetDateTime,
+        room: usize,
+    ) -> Result<Handled, Refusal> {
         let owner = from.to_bare();
         let profile = self.profile(&owner).await?;
         let listed: Vec<&Key> = profile.keys.iter().filter(|key| is_certificate(key)).collect();
@@ -46,14 +61,24 @@ impl Registry {
                 return Err(Refusal::bad_request("Expected items"));
             }
             let mut items = Element::bare("items", ns::SASLCERT);
-            for key in listed {
-                let Some(material) = self.store.material(key.id).await? else { continue };
+            let request = rsm::Request::read(payload)?;
+            let position = request
+                .as_ref()
+                .and_then(rsm::Request::uid)
+                .and_then(|uid| listed.iter().position(|key| key.id.to_string() == uid));
+            let room = rsm::room_inside(&items, room);
+            let mut page = rsm::Page::new(request.as_ref(), listed.len(), position, room)?;
+            while let Some(number) = page.wants() {
+                let key = listed[number];
+                let material = self.store.material(key.id).await?.unwrap_or_default();
                 let mut item = Element::bare("item", ns::SASLCERT);
                 item.append_child(with_text("name", ns::SASLCERT, &name_of(key)));
                 let material = STANDARD.encode(material);
                 item.append_child(with_text("x509cert", ns::SASLCERT, &material));
-                items.append_child(item);
+                let size = rsm::size_inside(&item)?;
+                page.offer(key.id.to_string(), size, item)?;
             }
+            page.finish_in(&mut items);
             return Ok(items.into());
         }
         let name = payload

@@ -9,9 +9,11 @@
 //! | [`verdict`] | an offered print judged by its user's keys (pure) |
 //! | [`store`] | what may be asked of the database; `sql.rs` has the SQL for both kinds |
 //! | [`requests`] | `urn:fingerpost:keys:0` |
+//! | `export.rs` | all that is held about a user, in pages |
 //! | `adapters.rs` | XEP-0257, XEP-0250 and XEP-0189 |
 
 mod adapters;
+mod export;
 pub mod material;
 pub mod model;
 pub mod pep;

@@ -11,6 +11,8 @@
 //! | get `<settings/>`, set `<settings visibility='…'><allow jid='…'/></settings>` | the settings |
 //! | get `<export/>` | everything held about the asker |
 //! | set `<erase confirm='…'/>` | an empty result: all of it is gone |
+//!
+//! `keys` and `export` come in pages (XEP-0059) if the request asks for one, or if not all of it fits in a stanza.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jid::{BareJid, Jid};
@@ -29,7 +31,7 @@ use super::{
 };
 use crate::{
     print::{HashKind, Method, Print},
-    xmpp::{ns, stanza::Refusal, xml},
+    xmpp::{ns, rsm, size, stanza::Refusal, xml},
 };
 
 /// The IQ's type.
@@ -109,6 +111,21 @@ impl Registry {
         payload: &Element,
         now: OffsetDateTime,
     ) -> Result<Handled, Refusal> {
+        self.handle_within(from, kind, payload, now, size::DEFAULT).await
+    }
+
+    /// Answers one request of the user at `from`; the payload of the answer may be `room` bytes long.
+    ///
+    /// # Errors
+    /// The refusal that the asker gets.
+    pub async fn handle_within(
+        &self,
+        from: &Jid,
+        kind: RequestKind,
+        payload: &Element,
+        now: OffsetDateTime,
+        room: usize,
+    ) -> Result<Handled, Refusal> {
         let asker = from.to_bare();
         match (kind, payload.name()) {
             (RequestKind::Get, "keys") => {
@@ -118,9 +135,20 @@ impl Registry {
                     None => asker.clone(),
                 };
                 let mut keys = xml::element("keys", ns::KEYS, &[("jid", owner.as_str())]);
-                for key in self.visible_keys(&asker, &owner).await? {
-                    keys.append_child(to_element(&key, None));
+                let listed = self.visible_keys(&asker, &owner).await?;
+                let request = rsm::Request::read(payload)?;
+                let position = request
+                    .as_ref()
+                    .and_then(rsm::Request::uid)
+                    .and_then(|uid| listed.iter().position(|key| key.id.to_string() == uid));
+                let room = rsm::room_inside(&keys, room);
+                let mut page = rsm::Page::new(request.as_ref(), listed.len(), position, room)?;
+                while let Some(number) = page.wants() {
+                    let key = to_element(&listed[number], None);
+                    let size = rsm::size_inside(&key)?;
+                    page.offer(listed[number].id.to_string(), size, key)?;
                 }
+                page.finish_in(&mut keys);
                 Ok(keys.into())
             }
             (RequestKind::Get, "key") => {
@@ -149,7 +177,10 @@ impl Registry {
             (RequestKind::Get, "settings") => {
                 Ok(settings_element(&self.settings(&asker).await?).into())
             }
-            (RequestKind::Get, "export") => Ok(self.export(&asker).await?.into()),
+            (RequestKind::Get, "export") => {
+                let request = rsm::Request::read(payload)?;
+                Ok(self.export(&asker, request.as_ref(), room).await?.into())
+            }
             (RequestKind::Set, "add") => Ok(self.add(from, &read_new(payload)?, now).await?.into()),
             (RequestKind::Set, "revoke") => {
                 let reason = check_reason(payload.attr("reason").unwrap_or_default())
@@ -189,48 +220,6 @@ impl Registry {
             }
         }
     }
-
-    /// Everything held about a user.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn export(&self, owner: &BareJid) -> Result<Element, StoreError> {
-        const ROWS: u32 = 10_000;
-        let mut export = xml::element("export", ns::KEYS, &[("jid", owner.as_str())]);
-        let mut keys = xml::element("keys", ns::KEYS, &[("jid", owner.as_str())]);
-        let profile = self.profile(owner).await?;
-        for key in &profile.keys {
-            let material = self.store.material(key.id).await?;
-            keys.append_child(to_element(key, material.as_deref()));
-        }
-        export.append_child(keys);
-        if let Some(settings) = &profile.settings {
-            export.append_child(settings_element(settings));
-        }
-        let mut audit = Element::bare("audit", ns::KEYS);
-        for entry in self.store.audit(Some(owner), ROWS).await? {
-            let mut row = xml::element(
-                "entry",
-                ns::KEYS,
-                &[("at", &stamp(entry.at)), ("event", entry.event.as_str())],
-            );
-            if let Some(id) = entry.key {
-                xml::set(&mut row, "key", &id.to_string());
-            }
-            let by = match &entry.actor {
-                Some(Actor::User(jid)) if jid == owner => Some("self"),
-                Some(Actor::User(_)) => Some("user"),
-                Some(Actor::Admin(_) | Actor::Offline) => Some("admin"),
-                None => None,
-            };
-            if let Some(by) = by {
-                xml::set(&mut row, "by", by);
-            }
-            audit.append_child(row);
-        }
-        export.append_child(audit);
-        Ok(export)
-    }
 }
 
 fn unbase64(text: &str) -> Option<Vec<u8>> {
@@ -242,9 +231,13 @@ fn settings_element(settings: &Settings) -> Element {
     let mut element =
         xml::element("settings", ns::KEYS, &[("visibility", settings.visibility.as_str())]);
     for jid in &settings.allowed {
-        element.append_child(xml::element("allow", ns::KEYS, &[("jid", jid.as_str())]));
+        element.append_child(allow_element(jid));
     }
     element
+}
+
+pub(super) fn allow_element(jid: &BareJid) -> Element {
+    xml::element("allow", ns::KEYS, &[("jid", jid.as_str())])
 }
 
 fn read_settings(element: &Element) -> Result<Settings, Refusal> {
@@ -314,7 +307,7 @@ fn read_new(add: &Element) -> Result<NewKey, Refusal> {
     Ok(new.map_err(|error| bad(&error))?.replacing(replaces))
 }
 
-fn to_element(key: &Key, material: Option<&[u8]>) -> Element {
+pub(super) fn to_element(key: &Key, material: Option<&[u8]>) -> Element {
     let mut element = xml::element(
         "key",
         ns::KEYS,

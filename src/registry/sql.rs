@@ -358,6 +358,22 @@ impl Database {
         rows.iter().map(entry).collect()
     }
 
+    pub(in crate::registry) async fn audit_count(
+        &self,
+        owner: &BareJid,
+        newest: i64,
+    ) -> Result<i64, StoreError> {
+        let row = query(
+            "SELECT COUNT(*) AS rows FROM audit JOIN parties AS owners ON owners.id = audit.owner
+             WHERE owners.jid = $1 AND audit.seq <= $2",
+        )
+        .bind(owner.as_str().to_owned())
+        .bind(newest)
+        .fetch_one(&self.0)
+        .await?;
+        Ok(row.try_get("rows")?)
+    }
+
     pub(in crate::registry) async fn owners_like(
         &self,
         part: &str,

@@ -63,6 +63,7 @@ pub fn info(name: &str, contact: &[String], socks5: bool, ibb: bool) -> Element 
         ns::SASLCERT,
         ns::C2CTLS,
         ns::PUBKEY,
+        ns::RSM,
     ];
     if socks5 {
         features.extend([ns::BYTESTREAMS, ns::JINGLE_S5B]);

@@ -8,6 +8,7 @@ pub mod link;
 mod link_tests;
 pub mod ns;
 pub mod plain;
+pub mod rsm;
 pub mod size;
 pub mod stanza;
 pub mod xml;
