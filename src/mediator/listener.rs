@@ -42,8 +42,15 @@ const BACKLOG: i32 = 4096;
 /// The first and the longest pause after a failed accept, such as for want of file descriptors.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// Silence after which the kernel asks whether a peer is still there, and how often it then asks.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(30));
+/// Silence after which the kernel asks whether a peer is still there, and how often it then asks. Linux NAT forgets a
+/// half-closed connection after 60 s of silence, so the first question and two more come before.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+
+/// Unanswered questions after which a peer is gone: a minute of silence in all.
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// Connections over the limit that are told so, of one address and in all; more are closed without a word.
+const SURPLUS: (usize, usize) = (16, 256);
 
 /// How long a refused client may take to read why, so that a reset does not overtake the reply.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -55,7 +62,7 @@ pub struct Options {
     pub handshake_timeout: Duration,
     /// Connections in all, until they end; at the limit the kernel's queue fills.
     pub connections: usize,
-    /// Connections of one IPv4 address or IPv6 /64; more are closed at once.
+    /// Connections of one IPv4 address or IPv6 /64; more are refused when they name their transfer.
     pub connections_per_ip: usize,
     /// Whether every connection begins with a PROXY header, whose source is the address that counts.
     pub proxy_protocol: bool,
@@ -177,8 +184,22 @@ pub(super) struct Admission {
 #[derive(Clone, Debug)]
 struct Gate {
     connections: Arc<Semaphore>,
-    per_ip: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    per_ip: Arc<Mutex<PerIp>>,
     options: Arc<RwLock<Options>>,
+}
+
+/// The connections of each address.
+#[derive(Debug, Default)]
+struct PerIp {
+    counts: HashMap<IpAddr, Count>,
+    /// Connections over the limit of their address.
+    surplus: usize,
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    within: usize,
+    surplus: usize,
 }
 
 impl Gate {
@@ -186,32 +207,53 @@ impl Gate {
         *self.options.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A place for a connection, even one that is over the limit and to be refused; none if it is to be closed at once.
     fn admit(&self, ip: IpAddr) -> Option<IpPlace> {
         let key = network(ip);
-        let mut counts = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(key).or_default();
-        if *count >= self.options().connections_per_ip {
-            return None;
+        let most = self.options().connections_per_ip;
+        let mut per_ip = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_all = per_ip.surplus;
+        let count = per_ip.counts.entry(key).or_default();
+        let within = count.within < most;
+        if within {
+            count.within += 1;
+        } else {
+            let (of_one, of_all) = SURPLUS;
+            if count.surplus >= of_one || in_all >= of_all {
+                if count.within + count.surplus == 0 {
+                    per_ip.counts.remove(&key);
+                }
+                return None;
+            }
+            count.surplus += 1;
+            per_ip.surplus += 1;
         }
-        *count += 1;
-        Some(IpPlace { key, per_ip: Arc::clone(&self.per_ip) })
+        Some(IpPlace { key, within, per_ip: Arc::clone(&self.per_ip) })
     }
 }
 
 #[derive(Debug)]
 struct IpPlace {
     key: IpAddr,
-    per_ip: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    /// Whether the address has not too many connections with this one.
+    within: bool,
+    per_ip: Arc<Mutex<PerIp>>,
 }
 
 impl Drop for IpPlace {
     fn drop(&mut self) {
-        let mut counts = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = counts.get(&self.key).copied().unwrap_or_default().saturating_sub(1);
-        if left == 0 {
-            counts.remove(&self.key);
+        let mut per_ip = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.within {
+            per_ip.surplus -= 1;
+        }
+        let Some(count) = per_ip.counts.get_mut(&self.key) else { return };
+        if self.within {
+            count.within -= 1;
         } else {
-            counts.insert(self.key, left);
+            count.surplus -= 1;
+        }
+        if count.within + count.surplus == 0 {
+            per_ip.counts.remove(&self.key);
         }
     }
 }
@@ -262,7 +304,10 @@ fn share_port(socket: &socket2::Socket) -> io::Result<()> {
 /// No delay of small segments, and a look at silent peers.
 fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE.0).with_interval(KEEPALIVE.1);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE.0)
+        .with_interval(KEEPALIVE.1)
+        .with_retries(KEEPALIVE_PROBES);
     socket.set_tcp_keepalive(&keepalive)
 }
 
@@ -323,7 +368,8 @@ async fn accept(
                         }
                     },
                 };
-                let serve = serve(stream, permit, place, gate.clone(), table.clone());
+                let (gate, table) = (gate.clone(), table.clone());
+                let serve = serve(stream, peer.ip(), permit, place, gate, table);
                 let soft = soft.clone();
                 tasks.spawn(async move {
                     if let Some(Err(error)) = soft.run_until_cancelled(serve).await {
@@ -410,9 +456,10 @@ fn too_many(table: &Table, ip: IpAddr) {
     tracing::debug!(ip = %Pii(ip), "too many connections of this address");
 }
 
-/// `place`: the connection's place in the limits, if it is known whose it is.
+/// `ip` is the address that connected; `place` the connection's place in the limits, if it is known whose it is.
 async fn serve(
     mut stream: TcpStream,
+    ip: IpAddr,
     permit: OwnedSemaphorePermit,
     place: Option<IpPlace>,
     gate: Gate,
@@ -426,21 +473,23 @@ async fn serve(
         let place = match place {
             Some(place) => place,
             None => {
-                let header = read_header(&mut stream, &table).await?;
-                // A load balancer that speaks for itself, to see whether we are there.
-                let Some(source) = header.source else { return Ok(None) };
-                let Some(place) = gate.admit(source.ip()) else {
-                    too_many(&table, source.ip());
+                let Some(header) = read_header(&mut stream, &table).await? else {
+                    return Ok(None);
+                };
+                // A load balancer that speaks for itself, or for somebody it cannot name.
+                let ip = header.source.map_or(ip, |source| source.ip());
+                let Some(place) = gate.admit(ip) else {
+                    too_many(&table, ip);
                     return Ok(None);
                 };
                 handshake.handle_bytes(&header.rest);
                 place
             }
         };
-        let hash = negotiate(&mut stream, &mut handshake).await?;
-        Ok::<_, io::Error>(Some((place, hash)))
+        let asked = negotiate(&mut stream, &mut handshake).await?;
+        Ok::<_, io::Error>(Some((place, asked)))
     };
-    let (place, hash) = match timeout(gate.options().handshake_timeout, negotiation).await {
+    let (place, asked) = match timeout(gate.options().handshake_timeout, negotiation).await {
         Err(_) => {
             table.plane().metrics().timed_out(Phase::Handshake, 1);
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"));
@@ -452,13 +501,22 @@ async fn serve(
             return Err(error);
         }
     };
-    let Some(hash) = hash else {
-        table.plane().metrics().refused(Cause::Handshake);
-        return say_goodbye(&mut stream).await;
+    let hash = match asked {
+        Asked::Nothing => return Ok(()),
+        Asked::Wrong => {
+            table.plane().metrics().refused(Cause::Handshake);
+            return say_goodbye(&mut stream).await;
+        }
+        Asked::Transfer(hash) => hash,
     };
-    let admission = Admission { _connection: permit, _ip: place };
     let success = handshake.reply(Code::Succeeded);
     let refusal = handshake.reply(Code::NotAllowed);
+    if !place.within {
+        too_many(&table, place.key);
+        stream.write_all(&refusal).await?;
+        return say_goodbye(&mut stream).await;
+    }
+    let admission = Admission { _connection: permit, _ip: place };
     let socket = Socket::accepted(stream, handshake.into_rest(), admission);
     match table.arrive(hash, socket, &success) {
         Arrival::Taken => Ok(()),
@@ -470,17 +528,22 @@ async fn serve(
     }
 }
 
-/// Reads what the load balancer says of the connection; what follows it may be read along.
-async fn read_header(stream: &mut TcpStream, table: &Table) -> io::Result<Header> {
+/// Reads what the load balancer says of the connection; what follows it may be read along. `None` if the connection ended
+/// before its first byte, as those of health checks do.
+async fn read_header(stream: &mut TcpStream, table: &Table) -> io::Result<Option<Header>> {
     let mut reader = HeaderReader::new();
     let mut buffer = [0; 256];
+    let mut untouched = true;
     loop {
-        let n = stream.read(&mut buffer).await?;
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        let n = match stream.read(&mut buffer).await {
+            Ok(0) if untouched => return Ok(None),
+            Err(error) if untouched && is_of_one_connection(&error) => return Ok(None),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            other => other?,
+        };
+        untouched = false;
         match reader.handle_bytes(&buffer[..n]) {
-            Ok(Some(header)) => return Ok(header),
+            Ok(Some(header)) => return Ok(Some(header)),
             Ok(None) => {}
             Err(error) => {
                 table.plane().metrics().refused(Cause::ProxyHeader);
@@ -490,27 +553,37 @@ async fn read_header(stream: &mut TcpStream, table: &Table) -> io::Result<Header
     }
 }
 
-/// Reads greeting and request, and perhaps the first bytes of the stream, which the handshake keeps. `None` if the client
-/// was refused.
-async fn negotiate(
-    stream: &mut TcpStream,
-    handshake: &mut Handshake,
-) -> io::Result<Option<DstAddr>> {
+/// What a client wanted.
+enum Asked {
+    /// It left without a word, as health checks do.
+    Nothing,
+    /// Something that is not served here; it was told so.
+    Wrong,
+    /// To take part in a transfer.
+    Transfer(DstAddr),
+}
+
+/// Reads greeting and request, and perhaps the first bytes of the stream, which the handshake keeps.
+async fn negotiate(stream: &mut TcpStream, handshake: &mut Handshake) -> io::Result<Asked> {
     // All that may come before the reply to it, so that one read gets it.
     let mut buffer = [0; 512];
     loop {
         while let Some(action) = handshake.poll_action() {
             match action {
-                Action::Close => return Ok(None),
-                Action::Connect(hash) => return Ok(Some(hash)),
+                Action::Close => return Ok(Asked::Wrong),
+                Action::Connect(hash) => return Ok(Asked::Transfer(hash)),
                 Action::Write(bytes) => stream.write_all(&bytes).await?,
             }
         }
-        let n = stream.read(&mut buffer).await?;
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        match stream.read(&mut buffer).await {
+            Ok(0) if handshake.is_untouched() => return Ok(Asked::Nothing),
+            Err(error) if handshake.is_untouched() && is_of_one_connection(&error) => {
+                return Ok(Asked::Nothing);
+            }
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => handshake.handle_bytes(&buffer[..n]),
+            Err(error) => return Err(error),
         }
-        handshake.handle_bytes(&buffer[..n]);
     }
 }
 

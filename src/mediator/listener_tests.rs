@@ -95,14 +95,163 @@ async fn a_slow_handshake_is_ended_and_does_not_hold_up_accept() {
 }
 
 #[tokio::test]
-async fn an_address_has_only_so_many_connections() {
-    let (address, _soft, _table, _tasks) =
+async fn an_address_has_only_so_many_connections_and_is_told() {
+    let (address, _soft, table, _tasks) =
         start(Options { connections_per_ip: 1, ..Options::default() }).await;
     let (first, code) = connect(address, HASH).await;
     assert_eq!(code, 0);
-    let mut second = TcpStream::connect(address).await.unwrap();
-    assert_eq!(second.read(&mut [0]).await.unwrap_or(0), 0);
+    for refused in 1..=3 {
+        let (mut second, code) = connect(address, HASH).await;
+        assert_eq!(code, 2);
+        assert_eq!(second.read(&mut [0]).await.unwrap(), 0);
+        assert_eq!(table.plane().metrics().refusals(Cause::AddressLimit), refused);
+    }
+    assert_eq!(table.counts().waiting, 1, "the refused ones took no part");
     drop(first);
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_are_few_and_do_not_last() {
+    let handshake_timeout = Duration::from_millis(300);
+    let (address, _soft, table, _tasks) =
+        start(Options { connections_per_ip: 1, handshake_timeout, ..Options::default() }).await;
+    let (_first, _) = connect(address, HASH).await;
+    let mut held = Vec::new();
+    for _ in 0..SURPLUS.0 {
+        held.push(TcpStream::connect(address).await.unwrap());
+    }
+    let mut closed = TcpStream::connect(address).await.unwrap();
+    assert_eq!(closed.read(&mut [0]).await.unwrap_or(0), 0, "closed without a word");
+    assert!(table.plane().metrics().refusals(Cause::AddressLimit) > 0);
+    for stream in &mut held {
+        assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0);
+    }
+    assert_eq!(connect(address, HASH).await.1, 2, "there is room for an answer again");
+}
+
+#[test]
+fn the_places_of_addresses_are_all_given_back() {
+    let gate = Gate {
+        connections: Arc::new(Semaphore::new(1)),
+        per_ip: Arc::default(),
+        options: Arc::new(RwLock::new(Options { connections_per_ip: 2, ..Options::default() })),
+    };
+    let ip = |n: usize| IpAddr::from([192, 0, 2, u8::try_from(n).unwrap()]);
+    let places: Vec<_> = (0..100).filter_map(|n| gate.admit(ip(n % 20))).collect();
+    assert_eq!(places.iter().filter(|place| place.within).count(), 40);
+    assert_eq!(places.len(), 100);
+    let more: Vec<_> = (0..1000).filter_map(|n| gate.admit(ip(n % 20))).collect();
+    assert_eq!(places.len() + more.len() - 40, SURPLUS.1, "over the limit, in all");
+    assert!(gate.admit(ip(20)).is_some_and(|place| place.within), "others are not concerned");
+    drop((places, more));
+    let per_ip = gate.per_ip.lock().unwrap();
+    assert!(per_ip.counts.is_empty() && per_ip.surplus == 0, "{per_ip:?}");
+}
+
+#[tokio::test]
+async fn any_port_is_taken() {
+    let (address, _soft, _table, _tasks) = start(Options::default()).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let mut all = vec![5, 1, 0];
+    all.extend(&request(HASH)[..45]);
+    all.extend([0x1d, 0xc9]);
+    stream.write_all(&all).await.unwrap();
+    let mut reply = [0; 2 + 47];
+    stream.read_exact(&mut reply).await.unwrap();
+    assert_eq!(reply[..4], [5, 0, 5, 0]);
+    assert_eq!(reply[47..], [0x1d, 0xc9]);
+}
+
+#[tokio::test]
+async fn a_half_closed_connection_is_asked_for_before_a_nat_forgets_it() {
+    let listener = open("127.0.0.1:0".parse().unwrap(), false, false).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (_there, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let (accepted, _) = accepted.unwrap();
+    let socket = SockRef::from(&accepted);
+    assert!(socket.keepalive().unwrap());
+    let (time, interval) =
+        (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+    let probes = socket.tcp_keepalive_retries().unwrap();
+    assert!(time < Duration::from_secs(45) && time + interval * probes <= Duration::from_secs(60));
+}
+
+fn v2(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = b"\r\n\r\n\0\r\nQUIT\n".to_vec();
+    bytes.extend([command, family]);
+    bytes.extend(u16::try_from(body.len()).unwrap().to_be_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+#[tokio::test]
+async fn a_load_balancer_that_names_nobody_counts_as_itself() {
+    let local = [
+        b"PROXY UNKNOWN\r\n".to_vec(),
+        b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n".to_vec(),
+        v2(0x20, 0x00, &[]),
+        v2(0x20, 0x11, &[192, 0, 2, 1, 198, 51, 100, 1, 0xdc, 0x04, 0x1d, 0xc9]),
+        v2(0x21, 0x00, &[]),
+        v2(0x21, 0x31, &[b'/'; 216]),
+    ];
+    for header in local {
+        let options = Options { proxy_protocol: true, connections_per_ip: 1, ..Options::default() };
+        let (address, _soft, table, _tasks) = start(options).await;
+        let ask = async |header: &[u8]| {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let all = [header, &[5, 1, 0], &request(HASH)[..]].concat();
+            for piece in all.chunks(7) {
+                stream.write_all(piece).await.unwrap();
+            }
+            let mut reply = [0; 2 + 47];
+            stream.read_exact(&mut reply).await.unwrap();
+            (stream, reply[3])
+        };
+        let (_one, code) = ask(&header).await;
+        assert_eq!(code, 0, "{header:?}");
+        let (_two, code) = ask(&header).await;
+        assert_eq!(code, 2, "its own address has one place: {header:?}");
+        let (_three, code) = ask(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n").await;
+        assert_eq!(code, 0, "and another one has another");
+        assert_eq!(table.plane().metrics().refusals(Cause::ProxyHeader), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_health_check_is_no_fault() {
+    for proxy_protocol in [false, true] {
+        let (address, _soft, table, tasks) =
+            start(Options { proxy_protocol, ..Options::default() }).await;
+        let headers: &[&[u8]] = match proxy_protocol {
+            true => &[b"", b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"],
+            false => &[b""],
+        };
+        for header in headers {
+            for resets in [false, true] {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                stream.write_all(header).await.unwrap();
+                if resets {
+                    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+                    drop(stream);
+                } else {
+                    stream.shutdown().await.unwrap();
+                    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+                }
+            }
+        }
+        // What was cut in the middle is one.
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(if proxy_protocol { b"PROX" } else { &[5] }).await.unwrap();
+        stream.shutdown().await.unwrap();
+        assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0);
+        tasks.close();
+        while tasks.len() > acceptors() + 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let metrics = table.plane().metrics();
+        assert_eq!(metrics.refusals(Cause::Handshake), 1);
+        assert_eq!(metrics.refusals(Cause::ProxyHeader), 0);
+    }
 }
 
 #[tokio::test]

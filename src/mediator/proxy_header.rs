@@ -10,8 +10,14 @@ use proxy_header::{Error, ParseConfig, ProxyHeader};
 /// than a few hundred.
 const LONGEST: usize = 4096;
 
-/// Where the length of a version 2 header stands.
-const V2_LENGTH: std::ops::Range<usize> = 14..16;
+/// How long a version 2 header is before its addresses: signature, command, family, length.
+const V2_START: usize = 16;
+
+/// Version 2, and the command LOCAL.
+const V2_LOCAL: u8 = 0x20;
+
+/// Version 2, and the command PROXY.
+const V2_PROXY: u8 = 0x21;
 
 /// The connection did not begin with a PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +33,8 @@ pub enum HeaderError {
 /// A header that was read whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Who connected to the load balancer; none if it speaks for itself, as for a health check.
+    /// The client of the load balancer. None if the balancer speaks for itself, as for a health check, or cannot say: then
+    /// the connection's own address counts.
     pub source: Option<SocketAddr>,
     /// What followed the header.
     pub rest: Vec<u8>,
@@ -61,14 +68,21 @@ impl HeaderReader {
             return Err(HeaderError::Invalid);
         }
         let mut whole = false;
-        if let Some(length) = self.buffer.get(V2_LENGTH)
+        if let [command, family, high, low] =
+            self.buffer.get(V2.len()..V2_START).unwrap_or_default()
             && self.buffer.starts_with(V2)
         {
-            let end = usize::from(u16::from_be_bytes([length[0], length[1]])) + V2_LENGTH.end;
+            let end = usize::from(u16::from_be_bytes([*high, *low])) + V2_START;
             if end > LONGEST {
                 return Err(HeaderError::TooLong);
             }
             whole = self.buffer.len() >= end;
+            // Neither says anything about an address, whatever stands in the block (2.2): LOCAL in any family, and PROXY
+            // with AF_UNSPEC.
+            if *command == V2_LOCAL || *command == V2_PROXY && *family < 0x10 {
+                let header = || Header { source: None, rest: self.buffer[end..].to_vec() };
+                return Ok(whole.then(header));
+            }
         }
         let config = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
         match ProxyHeader::parse(&self.buffer, config) {
@@ -123,6 +137,15 @@ mod tests {
             (v2(0x21, 0x21, &v6_body()), v6),
             (v2(0x20, 0x00, &[]), None),
             (v2(0x20, 0x11, &v4_body), None),
+            // What LOCAL has for addresses is skipped, even if it is none.
+            (v2(0x20, 0x11, &[0; 3]), None),
+            (v2(0x20, 0xff, b"anything"), None),
+            (v2(0x21, 0x00, &[]), None),
+            (v2(0x21, 0x00, &[4, 0, 1, 0]), None),
+            (v2(0x21, 0x01, &[]), None),
+            (v2(0x21, 0x31, &[b'/'; 216]), None),
+            (v2(0x21, 0x32, &[b'/'; 230]), None),
+            (v2(0x21, 0x11, &[&v4_body[..], &[0x20, 1, 0xf4], &[7; 500]].concat()), v4),
         ]
     }
 
@@ -162,6 +185,9 @@ mod tests {
             (v2(0x31, 0x11, &[0; 12]), HeaderError::Invalid),
             (v2(0x21, 0x11, &[0; 11]), HeaderError::Invalid),
             (v2(0x21, 0x51, &[0; 12]), HeaderError::Invalid),
+            (v2(0x22, 0x11, &[0; 12]), HeaderError::Invalid),
+            (v2(0x21, 0x31, &[0; 215]), HeaderError::Invalid),
+            (v2(0x20, 0x00, &[0; 5000])[..16].to_vec(), HeaderError::TooLong),
             (v2(0x21, 0x11, &[0; 5000])[..16].to_vec(), HeaderError::TooLong),
         ] {
             assert_eq!(HeaderReader::new().handle_bytes(&bytes), Err(error), "{bytes:?}");

@@ -5,7 +5,8 @@
 //!    the answer echoes the address, as sent, in BND.ADDR and BND.PORT
 //!
 //! A request is refused as soon as its header is wrong. Refused with RFC 1928 codes, then closed: a command other
-//! than CONNECT, an address other than a domain name, a host that is no hash, a port other than 0.
+//! than CONNECT, an address other than a domain name, a host that is no hash. The port says nothing: clients send 0, and
+//! any other one is echoed.
 //!
 //! Spec: RFC 1928, sections 3 to 6; XEP-0065 1.8.2, section 5.3.2 (Target Connects).
 
@@ -24,9 +25,7 @@ const DOMAIN_NAME: u8 = 0x03;
 pub enum Code {
     /// The connection is taken.
     Succeeded = 0x00,
-    /// The port is not 0.
-    GeneralFailure = 0x01,
-    /// The transfer has its two sides already.
+    /// The transfer has its two sides already, or the client's address has too many connections.
     NotAllowed = 0x02,
     /// The host is no hash.
     HostUnreachable = 0x04,
@@ -106,6 +105,11 @@ impl Handshake {
         reply
     }
 
+    /// Whether the client has not said anything yet.
+    pub fn is_untouched(&self) -> bool {
+        self.state == State::Greeting && self.buffer.is_empty()
+    }
+
     /// What was received after the request: the first bytes of the stream itself.
     pub fn into_rest(self) -> Vec<u8> {
         if self.state == State::Requested { self.buffer } else { Vec::new() }
@@ -136,19 +140,14 @@ impl Handshake {
             [_, _, _, atyp, ..] if atyp != DOMAIN_NAME => self.refuse(Code::AddressNotSupported),
             [_, _, _, _, length, ref rest @ ..] => {
                 let length = usize::from(length);
-                let Some((host, port)) =
-                    rest.get(..length + 2).and_then(|address| address.split_at_checked(length))
-                else {
-                    return;
-                };
-                let hash = str::from_utf8(host).ok().and_then(|host| host.parse().ok());
-                let port_is_zero = port == [0, 0];
+                let Some(address) = rest.get(..length + 2) else { return };
+                let hash =
+                    str::from_utf8(&address[..length]).ok().and_then(|host| host.parse().ok());
                 let after = self.buffer.split_off(5 + length + 2);
                 self.address = self.buffer.split_off(3);
                 self.buffer = after;
                 match hash {
                     None => self.refuse(Code::HostUnreachable),
-                    Some(_) if !port_is_zero => self.refuse(Code::GeneralFailure),
                     Some(hash) => {
                         self.state = State::Requested;
                         self.actions.push_back(Action::Connect(hash));
@@ -233,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_no_hash_and_a_port_are_refused() {
+    fn a_host_that_is_no_hash_is_refused() {
         let code = |request: &[u8]| match after_greeting(request).as_slice() {
             [Action::Write(reply), Action::Close] => (reply[1], reply[3..] == request[3..]),
             other => panic!("{other:?}"),
@@ -241,7 +240,17 @@ mod tests {
         assert_eq!(code(&request(1, 3, "example.org", [0, 0])), (4, true));
         assert_eq!(code(&request(1, 3, "", [0, 0])), (4, true));
         assert_eq!(code(&request(1, 3, &HASH[1..], [0, 0])), (4, true));
-        assert_eq!(code(&request(1, 3, HASH, [0, 80])), (1, true));
+        assert_eq!(code(&request(1, 3, &HASH[1..], [0, 80])), (4, true));
+    }
+
+    #[test]
+    fn any_port_is_taken_and_echoed() {
+        for port in [[0, 0], [0, 80], [0x1d, 0xc9], [0xff, 0xff]] {
+            let sent = request(1, 3, HASH, port);
+            let (handshake, actions) = run(&[&[5, 1, 0], &sent]);
+            assert_eq!(actions[1..], [Action::Connect(HASH.parse().unwrap())]);
+            assert_eq!(handshake.reply(Code::Succeeded)[3..], sent[3..]);
+        }
     }
 
     #[test]
@@ -272,7 +281,7 @@ mod tests {
         fn any_chunking_gives_the_same_result(
             methods in proptest::collection::vec(0_u8..3, 0..6),
             request in prop_oneof![
-                Just(request(1, 3, HASH, [0, 0])),
+                any::<[u8; 2]>().prop_map(|port| request(1, 3, HASH, port)),
                 proptest::collection::vec(any::<u8>(), 0..300),
             ],
             cuts in proptest::collection::vec(1_usize..9, 0..100),
