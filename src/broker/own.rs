@@ -23,7 +23,7 @@ use crate::{
     clock::{Clock, SystemClock},
     mediator::{
         ibb_stream::{IbbParams, IbbStream},
-        ibb_xml::IbbStanza,
+        ibb_xml::IbbPayload,
         leg::Leg,
         socket::Socket,
         transfer::DstAddr,
@@ -248,20 +248,18 @@ impl OwnSession {
     }
 
     async fn open(&self, stanza: &Stanza) -> Option<Leg> {
-        let open = stanza.payload()?;
-        let Some(size) = open.attr("block-size").and_then(|s| s.parse().ok()).filter(|s| *s > 0)
-        else {
-            let refusal = Refusal::bad_request("The block-size must be 1 to 65535");
-            self.send(stanza.refuse(&refusal)).await;
-            return None;
+        let (sid, block_size, kind) = match IbbPayload::parse(stanza.payload()?) {
+            Ok(Some(IbbPayload::Open { sid, block_size, stanza })) => (sid, block_size, stanza),
+            Ok(_) => return None,
+            Err(refusal) => {
+                self.send(stanza.refuse(&refusal)).await;
+                return None;
+            }
         };
-        let sid = open.attr("sid").unwrap_or_default().to_owned();
         let mut params =
             IbbParams::new(self.peer.mask.clone(), self.peer.user.clone(), sid.as_str());
-        params.block_size = size;
-        if open.attr("stanza") == Some("message") {
-            params.stanza = IbbStanza::Message;
-        }
+        params.block_size = block_size;
+        params.stanza = kind;
         params.window = self.shared.options().window;
         let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
         self.shared.add_stream(&self.peer, sid, handle);

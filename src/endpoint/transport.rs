@@ -13,7 +13,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    mediator::{leg::Leg, transfer::DstAddr},
+    mediator::{ibb_xml::IbbPayload, leg::Leg, transfer::DstAddr},
     xmpp::{iq::random_id, ns, stanza::Stanza, xml},
 };
 
@@ -148,11 +148,16 @@ impl Session {
             stanza.ok_or_else(|| Error::failed("the peer did not open the in-band bytestream"))
         };
         let stanza = self.unless_ended(open).await?;
-        let size = stanza
-            .payload()
-            .and_then(block_size)
-            .ok_or_else(|| Error::failed("the peer's bytestream has no block-size"))?;
         let hub = self.endpoint.hub();
+        let payload = stanza.payload().map(IbbPayload::parse);
+        let size = match payload {
+            Some(Ok(Some(IbbPayload::Open { block_size, .. }))) => block_size,
+            Some(Err(refusal)) => {
+                hub.send(stanza.refuse(&refusal)).await;
+                return Err(Error::failed("the peer opened a bytestream that makes no sense"));
+            }
+            _ => return Err(Error::failed("the peer did not open the in-band bytestream")),
+        };
         let stream = hub.stream(&self.address, sid, size);
         hub.send(stanza.result(None)).await;
         Ok(Leg::Ibb(stream))

@@ -28,7 +28,7 @@ use crate::{
         rewrite,
         transport::{self, Transport},
     },
-    mediator::{ibb_xml::IbbStanza, transfer::DstAddr},
+    mediator::{ibb_xml::IbbPayload, transfer::DstAddr},
     xmpp::{
         ns, size,
         stanza::{Refusal, Stanza},
@@ -352,19 +352,16 @@ impl Session {
     /// One side opens its in-band bytestream.
     pub(super) fn handle_open(&mut self, side: Side, stanza: &Stanza) {
         let Some(open) = stanza.payload() else { return };
-        let size = open.attr("block-size").and_then(|text| text.parse::<u16>().ok());
-        let Some(block_size) = size.filter(|size| *size > 0) else {
-            let refusal = Refusal::bad_request("The block-size must be 1 to 65535");
-            return self.send(stanza.refuse(&refusal));
+        let (sid, block_size, kind) = match IbbPayload::parse(open) {
+            Ok(Some(IbbPayload::Open { sid, block_size, stanza })) => (sid, block_size, stanza),
+            Ok(_) => return,
+            Err(refusal) => return self.send(stanza.refuse(&refusal)),
         };
         let largest = size::largest_block(self.options.max_stanza_bytes);
         if block_size > largest {
             let text = format!("The block-size may be {largest} at most");
             return self.send(stanza.refuse(&Refusal::new("modify", "resource-constraint", text)));
         }
-        let sid = open.attr("sid").unwrap_or_default().to_owned();
-        let kind =
-            if open.attr("stanza") == Some("message") { IbbStanza::Message } else { IbbStanza::Iq };
         if self.legs[side.index()].ready {
             let refusal =
                 Refusal::new("cancel", "not-acceptable", "The bytestream is already open");

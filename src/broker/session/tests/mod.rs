@@ -252,6 +252,33 @@ fn accept_first_then_transport_as_xtls_has_it() {
 }
 
 #[test]
+fn an_in_band_stream_by_anything_but_iq_or_message_is_refused() {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.accept(IBB_OFFER);
+    world.answer("jingle");
+    world.answer("open");
+    for attributes in [
+        "sid='a-stream' block-size='4096' stanza='presence'",
+        "sid='a-stream' block-size='4096' stanza='IQ'",
+        "sid='a-stream' block-size='4096' stanza=''",
+        "sid='a-stream' block-size='0'",
+        "sid='a-stream' block-size='65536'",
+        "sid='a-stream'",
+        "block-size='4096'",
+    ] {
+        let open = format!("<open xmlns='http://jabber.org/protocol/ibb' {attributes}/>");
+        let stanza = iq(&world.session.peers[Side::Initiator.index()].clone(), &open);
+        world.tell(Input::Open(Side::Initiator, stanza));
+        let answer = world.sent.pop().unwrap();
+        let error = answer.children().find(|child| child.name() == "error").unwrap();
+        assert!(error.has_child("bad-request", ns::STANZA_ERRORS), "{attributes}");
+        assert!(!world.joined(), "{attributes}");
+    }
+    world.open(Side::Initiator, "a-stream");
+    assert!(world.joined(), "a good one is still taken");
+}
+
+#[test]
 fn transport_first_then_accept_as_the_seed_has_it() {
     let mut world = World::initiated(IBB_OFFER, &[]);
     world.open(Side::Initiator, "a-stream");
