@@ -28,7 +28,7 @@ use crate::{
 
 /// How long a user may take to answer one of our requests.
 const ANSWER: Duration = Duration::from_secs(30);
-/// How long bytes may still flow after both sides know that the session is over.
+/// How long nothing may flow, and nothing wait for its reader, after both sides know that the session is over.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// What has been waited for.
@@ -119,7 +119,16 @@ impl Driver {
                     }
                 }
             };
-            let _ = timeout(LINGER, rest).await;
+            tokio::pin!(rest);
+            let progress = &self.facts.progress;
+            // A slow reader gets everything: the relay itself ends when nothing moves for the idle time.
+            loop {
+                let before = progress.bytes();
+                let over = timeout(LINGER, &mut rest).await.is_ok();
+                if over || progress.bytes() == before && !progress.holds() {
+                    break;
+                }
+            }
         }
     }
 

@@ -5,7 +5,6 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -19,7 +18,7 @@ use super::{
     bucket::Bucket,
     ending::{Delivery, Ending, Fate, Side},
     guard::{self, Guard},
-    plane::{GRACE, STILL, now},
+    plane::{GRACE, Progress, STILL, now},
 };
 
 /// Bytes read at once, and kept at most, per direction.
@@ -71,11 +70,11 @@ pub enum Ended {
 /// [`relay_at_rate`] at any rate.
 #[cfg(test)]
 pub(super) async fn relay<A: Side, B: Side>(a: A, b: B, options: Options) -> Outcome {
-    relay_at_rate(a, b, options, 0, &AtomicU64::new(0)).await
+    relay_at_rate(a, b, options, 0, &Progress::default()).await
 }
 
 /// Copies both ways, through a buffer, until both legs have ended, one broke, or nothing moves; at so many bytes per
-/// second, both directions together, or at any number for 0. `progress` is how many bytes have moved so far.
+/// second, both directions together, or at any number for 0. `progress` tells how far it is.
 ///
 /// The end of one leg is carried to the other (its write half is shut down) after the last byte, and the other
 /// direction goes on. At most 32 KiB per direction are kept; a slow reader slows the writer. If a leg breaks, the other
@@ -88,7 +87,7 @@ pub(super) async fn relay_at_rate<A: Side, B: Side>(
     b: B,
     options: Options,
     bytes_per_second: u64,
-    progress: &AtomicU64,
+    progress: &Progress,
 ) -> Outcome {
     let start = Instant::now();
     let step = (options.idle_timeout / LOOKS).clamp(Duration::from_millis(1), GRACE);
@@ -104,7 +103,7 @@ pub(super) async fn relay_at_rate<A: Side, B: Side>(
             if let Poll::Ready(end) = pipe.poll_copy(cx) {
                 return Poll::Ready(end);
             }
-            progress.store(pipe.forward.written + pipe.backward.written, Ordering::Relaxed);
+            progress.note(pipe.forward.written + pipe.backward.written, pipe.holds());
             let now = ready!(looks.poll_tick(cx));
             if moved != pipe.moved() {
                 (moved, moved_at) = (pipe.moved(), now);
@@ -211,6 +210,12 @@ impl<A: Side, B: Side> Pipe<A, B> {
     fn moved(&self) -> u64 {
         let sum = |d: &Direction| d.read.wrapping_add(d.written);
         sum(&self.forward).wrapping_add(sum(&self.backward))
+    }
+
+    /// Whether a reader is owed something.
+    fn holds(&self) -> bool {
+        let holds = |d: &Direction| d.end > d.start || d.state == State::Shutdown;
+        holds(&self.forward) || holds(&self.backward) || self.ending.is_some()
     }
 
     fn error(&self) -> Option<io::ErrorKind> {

@@ -168,7 +168,7 @@ async fn who_says_nothing_is_idle() {
 async fn a_rate_is_kept_in_both_directions_together() {
     let (mut romeo, a) = duplex(1 << 20);
     let (mut juliet, b) = duplex(1 << 20);
-    let progress = AtomicU64::new(0);
+    let progress = Progress::default();
     let pipe =
         tokio::spawn(
             async move { relay_at_rate(a, b, Options::default(), 10_000, &progress).await },

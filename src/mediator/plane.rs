@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -60,6 +60,8 @@ pub(super) struct Watch {
     /// Since something last moved: how often it was asked whether the peers are there; [`SETTLED`] if nobody need ask.
     asked: AtomicU32,
     idle_millis: u64,
+    /// Whether bytes wait that a reader has not taken yet.
+    holds: AtomicBool,
     waker: AtomicWaker,
     /// Its place in the list.
     index: AtomicU32,
@@ -152,8 +154,7 @@ impl Plane {
                 a.arm();
                 b.arm();
                 let outcome =
-                    Box::pin(pipe::relay_at_rate(a, b, options, self.rate(), &progress.piped))
-                        .await;
+                    Box::pin(pipe::relay_at_rate(a, b, options, self.rate(), progress)).await;
                 self.metrics().moved(open.a, open.b, outcome.a_to_b);
                 self.metrics().moved(open.b, open.a, outcome.b_to_a);
                 outcome
@@ -214,6 +215,7 @@ impl Plane {
             news: AtomicU8::new(News::None as u8),
             asked: AtomicU32::new(0),
             idle_millis,
+            holds: AtomicBool::new(false),
             waker: AtomicWaker::new(),
             index: AtomicU32::new(watches.len() as u32),
             moved_at: AtomicU64::new(self.millis()),
@@ -256,13 +258,28 @@ impl Plane {
 pub struct Progress {
     /// Of a stream between two sockets.
     watch: OnceLock<Arc<Watch>>,
-    /// Of any other.
+    /// Of any other: how much has moved, and whether bytes wait.
     piped: AtomicU64,
+    holds: AtomicBool,
 }
 
 impl Progress {
     pub(super) fn follow(&self, watch: &Arc<Watch>) {
         let _once = self.watch.set(Arc::clone(watch));
+    }
+
+    /// Notes how far a stream is that has no watch.
+    pub(super) fn note(&self, bytes: u64, holds: bool) {
+        self.piped.store(bytes, Ordering::Relaxed);
+        self.holds.store(holds, Ordering::Relaxed);
+    }
+
+    /// Whether bytes wait for a reader that is slow.
+    pub fn holds(&self) -> bool {
+        match self.watch.get() {
+            Some(watch) => watch.holds.load(Ordering::Relaxed),
+            None => self.holds.load(Ordering::Relaxed),
+        }
     }
 
     /// Bytes so far, both directions.
@@ -275,6 +292,11 @@ impl Watch {
     /// Bytes so far, both directions.
     pub(super) fn bytes(&self) -> u64 {
         self.a_to_b.load(Ordering::Relaxed) + self.b_to_a.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether bytes wait for a reader.
+    pub(super) fn set_holds(&self, holds: bool) {
+        self.holds.store(holds, Ordering::Relaxed);
     }
 
     /// How long neither direction may move a byte.

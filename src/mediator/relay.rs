@@ -168,6 +168,11 @@ impl Relay {
         Poll::Ready(self.error().map_or(Ended::Eof, Ended::Error))
     }
 
+    /// Whether a reader is owed something.
+    fn holds(&self) -> bool {
+        self.forward.holds() || self.backward.holds() || self.ending.is_some()
+    }
+
     fn error(&self) -> Option<io::ErrorKind> {
         self.forward.fate.error(self.backward.fate)
     }
@@ -191,9 +196,7 @@ impl Relay {
 
     /// A stream that is cut must not look complete to its reader: a leg is closed in order only if it is owed nothing.
     fn settle(&self, end: Ended) {
-        let nothing = |way: &Way, sink: &Socket| {
-            way.pipe.is_none() && way.kept.is_none() && !sink.delivery().is_open()
-        };
+        let nothing = |way: &Way, sink: &Socket| !way.holds() && !sink.delivery().is_open();
         let in_order = match end {
             Ended::Error(_) => false,
             // Otherwise each leg was closed in order when the other one had ended.
@@ -224,7 +227,10 @@ impl Future for Relay {
             Poll::Pending if news == News::Idle && this.ending.is_none() => {
                 this.error().map_or(Ended::Idle, Ended::Error)
             }
-            Poll::Pending => return Poll::Pending,
+            Poll::Pending => {
+                this.watch.set_holds(this.holds());
+                return Poll::Pending;
+            }
         };
         this.settle(end);
         Poll::Ready(Outcome {
@@ -284,6 +290,11 @@ impl Way {
             self.done(plane);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Whether bytes wait for the sink.
+    fn holds(&self) -> bool {
+        self.pipe.is_some() || self.kept.is_some()
     }
 
     /// Learns what happened to the opposite direction; says whether this one has just lost its sink by it.
