@@ -10,6 +10,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{Config, Format, Loaded},
     control::Reload,
+    http,
     logging::LogLevel,
     service::{self, Event, Service, StartError},
     systemd::{self, Inherited},
@@ -62,6 +63,9 @@ pub async fn run(task: Task, inherited: Inherited, out: &mut impl Write) -> Resu
     }
 }
 
+/// Open files besides those of SOCKS5 sessions: pipes, the status server's connections, the database, the link, logs.
+const OTHER_FILES: u64 = 256 + http::CONNECTIONS as u64 + 100;
+
 /// Takes as many open files as the system allows: each SOCKS5 session needs two.
 fn raise_descriptors(sessions: usize) {
     use rustix::process::{Resource, getrlimit, setrlimit};
@@ -69,7 +73,8 @@ fn raise_descriptors(sessions: usize) {
     limit.current = limit.maximum;
     let raised = setrlimit(Resource::Nofile, limit);
     let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let wanted = u64::try_from(sessions).unwrap_or(u64::MAX).saturating_mul(2).saturating_add(100);
+    let wanted = u64::try_from(sessions).unwrap_or(u64::MAX).saturating_mul(2);
+    let wanted = wanted.saturating_add(OTHER_FILES);
     if raised.is_err() || most < wanted {
         tracing::warn!(
             open_files = most,

@@ -8,11 +8,13 @@
 //! | `/` | a page for a person (`page.rs`) |
 
 mod page;
+mod serve;
+mod viewer;
 
 use std::{
     fmt::Write,
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -24,9 +26,9 @@ use axum::{
     Router,
     extract::{ConnectInfo, Request, State},
     http::{
-        HeaderMap, HeaderValue, StatusCode,
+        HeaderMap, HeaderValue, StatusCode, Uri, Version,
         header::{
-            CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, FORWARDED, HOST, REFERRER_POLICY,
+            CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
             X_CONTENT_TYPE_OPTIONS,
         },
     },
@@ -37,7 +39,9 @@ use axum::{
 use jid::BareJid;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::info;
+
+pub(crate) use self::serve::CONNECTIONS;
 
 use self::page::Page;
 use crate::{broker::Broker, control::Control, mediator::table::Table, metrics, print::Print};
@@ -120,16 +124,9 @@ pub async fn start(
         .route("/metrics", get(metrics))
         .route("/", get(page))
         .layer(middleware::from_fn(as_said))
-        .with_state(status)
-        .into_make_service_with_connect_info::<SocketAddr>();
-    let stop = stop.clone();
-    tasks.spawn(async move {
-        let serving = axum::serve(listener, pages);
-        tokio::select! {
-            ended = serving => if let Err(error) = ended { warn!(%error, "the status server ended") },
-            () = stop.cancelled() => {}
-        }
-    });
+        .with_state(status);
+    let limits = serve::Limits::default();
+    tasks.spawn(serve::serve(listener, pages, limits, stop.clone(), tasks.clone()));
     info!(%bound, "status server");
     Ok(bound)
 }
@@ -177,6 +174,9 @@ async fn metrics(State(status): State<Status>) -> impl IntoResponse {
     let help = "Bytes of ended XEP-0065 transfers";
     metrics::head(&mut text, "transfers_bytes_total", "counter", help);
     let _ = writeln!(text, "fingerpost_transfers_bytes_total {}", counts.bytes);
+    let help = "Kernel pipes taken by streams that move much at once; others are copied";
+    metrics::head(&mut text, "pipes_taken_total", "counter", help);
+    let _ = writeln!(text, "fingerpost_pipes_taken_total {}", status.table.plane().pipes_lent());
     status.table.plane().metrics().write(&mut text);
     metrics::write(&mut text);
     metrics::process(&mut text);
@@ -186,12 +186,14 @@ async fn metrics(State(status): State<Status>) -> impl IntoResponse {
 async fn page(
     State(status): State<Status>,
     ConnectInfo(viewer): ConnectInfo<SocketAddr>,
+    version: Version,
+    uri: Uri,
     asked: HeaderMap,
 ) -> impl IntoResponse {
     let control = &status.control;
     let counts = status.table.counts();
     let metrics = status.table.plane().metrics();
-    let local = viewer.ip().to_canonical().is_loopback() && !may_be_far(&asked);
+    let local = viewer::is_local(viewer.ip(), version, &uri, &asked);
     let shown =
         |jid: &BareJid| if local { jid.to_string() } else { format!("…@{}", jid.domain()) };
     let sessions = control.sessions(None);
@@ -233,41 +235,9 @@ async fn page(
     (headers, Html(page.render().into_string()))
 }
 
-/// Whether who asks from this machine may do so for someone elsewhere: through a proxy, or in a browser whose page says
-/// that its own name is this machine's.
-fn may_be_far(asked: &HeaderMap) -> bool {
-    let host = asked.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let here = matches!(name, "localhost" | "[::1]")
-        || name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback());
-    !here || asked.contains_key(FORWARDED) || asked.contains_key("x-forwarded-for")
-}
-
 /// What is sent is what it says it is.
 async fn as_said(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_proxy_and_a_foreign_name_may_be_far() {
-        let asked = |pairs: &[(&'static str, &'static str)]| -> HeaderMap {
-            let pairs = pairs
-                .iter()
-                .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
-            pairs.collect()
-        };
-        for host in ["localhost:7626", "127.0.0.1:7626", "[::1]:7626", "127.0.0.1"] {
-            assert!(!may_be_far(&asked(&[("host", host)])), "{host}");
-        }
-        assert!(may_be_far(&asked(&[("host", "evil.example:7626")])));
-        assert!(may_be_far(&asked(&[])));
-        let proxied = [("host", "localhost"), ("x-forwarded-for", "192.0.2.1")];
-        assert!(may_be_far(&asked(&proxied)));
-    }
 }

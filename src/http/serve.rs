@@ -1,0 +1,404 @@
+//! The connections of the status server: few, short, and never in each other's way.
+//!
+//! | limit | holds against |
+//! |---|---|
+//! | [`HEADER_TIMEOUT`] for a request's header, also between two requests | half-sent requests, idle connections |
+//! | [`REQUEST_TIMEOUT`] for an answer | a database that hangs |
+//! | [`LIFETIME`] of a connection | answers that nobody reads |
+//! | [`CONNECTIONS`] at once; one more displaces the oldest that waits for a request | many of all of these |
+//!
+//! So these pages never hold more than [`CONNECTIONS`] file descriptors, and a request that is sent at once is answered
+//! however many connections somebody else holds open. They keep a few descriptors for themselves: where SOCKS5 clients
+//! have taken all others, a health check still gets an answer.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    fs::File,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::ConnectInfo,
+    http::{Request, StatusCode},
+    response::{IntoResponse, Response},
+};
+use futures::FutureExt;
+use hyper::{body::Incoming, server::conn::http1, service::Service};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+/// Connections at once.
+pub(crate) const CONNECTIONS: usize = 256;
+
+/// How long a request's header may take, from the moment it is waited for.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an answer may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may last, whatever happens on it.
+const LIFETIME: Duration = Duration::from_secs(120);
+
+/// The longest request header in bytes.
+const HEADER: usize = 16 * 1024;
+
+/// The first and the longest pause after a failed accept, for example without free file descriptors.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// File descriptors that nothing else can take.
+const RESERVED: usize = 8;
+
+/// ENFILE and EMFILE, the same on every system that this runs on.
+const NO_DESCRIPTORS: [i32; 2] = [23, 24];
+
+/// The limits, smaller in tests.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) connections: usize,
+    pub(super) header_timeout: Duration,
+    pub(super) request_timeout: Duration,
+    pub(super) lifetime: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: CONNECTIONS,
+            header_timeout: HEADER_TIMEOUT,
+            request_timeout: REQUEST_TIMEOUT,
+            lifetime: LIFETIME,
+        }
+    }
+}
+
+/// Serves `pages` until `stop`, which ends the connections too.
+pub(super) async fn serve(
+    listener: TcpListener,
+    pages: Router,
+    limits: Limits,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let waiting = Waiting::default();
+    let mut backoff = BACKOFF.0;
+    let mut reserve: Vec<File> = Vec::new();
+    loop {
+        while reserve.len() < RESERVED
+            && let Ok(file) = File::open("/dev/null")
+        {
+            reserve.push(file);
+        }
+        let (stream, peer) = match stop.run_until_cancelled(listener.accept()).await {
+            None => return,
+            Some(Ok(accepted)) => accepted,
+            Some(Err(error)) if is_of_one_connection(&error) => continue,
+            Some(Err(error)) if is_lack(&error) && !reserve.is_empty() => {
+                match accept_with(&listener, &mut reserve) {
+                    Some(accepted) => accepted,
+                    None => continue,
+                }
+            }
+            Some(Err(error)) => {
+                warn!(%error, ?backoff, "the status server cannot accept connections");
+                if stop.run_until_cancelled(sleep(backoff)).await.is_none() {
+                    return;
+                }
+                backoff = (backoff * 2).min(BACKOFF.1);
+                continue;
+            }
+        };
+        backoff = BACKOFF.0;
+        let Some(place) = stop.run_until_cancelled(place(&places, &waiting)).await else { return };
+        let connection = connection(stream, peer, pages.clone(), limits, waiting.clone());
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            let _place = place;
+            stop.run_until_cancelled(connection).await;
+        });
+    }
+}
+
+/// A place for one more connection. If there is none, the oldest one that waits for a request makes room.
+async fn place(places: &Arc<Semaphore>, waiting: &Waiting) -> Option<OwnedSemaphorePermit> {
+    if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+        return Some(place);
+    }
+    waiting.displace();
+    // Nobody closes the semaphore.
+    Arc::clone(places).acquire_owned().await.ok()
+}
+
+fn is_lack(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(code) if NO_DESCRIPTORS.contains(&code))
+}
+
+/// Accepts a connection in the place of a reserved descriptor. Another thread may be faster and take that one.
+fn accept_with(listener: &TcpListener, reserve: &mut Vec<File>) -> Option<(TcpStream, SocketAddr)> {
+    while let Some(file) = reserve.pop() {
+        drop(file);
+        match listener.accept().now_or_never() {
+            Some(Ok(accepted)) => return Some(accepted),
+            Some(Err(error)) if is_lack(&error) => {}
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// Errors that accept(2) reports about a connection, not about the listening socket.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    pages: Router,
+    limits: Limits,
+    waiting: Waiting,
+) {
+    let entry = Arc::new(waiting.enter());
+    let displaced = entry.displaced.clone();
+    let pages = TowerToHyperService::new(pages);
+    let answer = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        let busy = Busy::new(Arc::clone(&entry));
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let answer = pages.call(request);
+        async move {
+            let _busy = busy;
+            let late = (StatusCode::SERVICE_UNAVAILABLE, "the service did not answer in time\n");
+            let response: Response<Body> = match timeout(limits.request_timeout, answer).await {
+                Ok(Ok(response)) => response,
+                Ok(Err(never)) => match never {},
+                Err(_) => late.into_response(),
+            };
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_buf_size(HEADER)
+        .serve_connection(TokioIo::new(stream), answer);
+    tokio::select! {
+        ended = serving => if let Err(error) = ended {
+            debug!(%error, "a connection to the status server ended");
+        },
+        () = displaced.cancelled() => debug!("a connection to the status server made room"),
+        () = sleep(limits.lifetime) => debug!("a connection to the status server lasted too long"),
+    }
+}
+
+/// The connections that wait for a request or for their answer to be read, oldest first.
+#[derive(Clone, Debug, Default)]
+struct Waiting {
+    state: Arc<Mutex<Numbered>>,
+}
+
+#[derive(Debug, Default)]
+struct Numbered {
+    next: u64,
+    waiting: BTreeMap<u64, CancellationToken>,
+}
+
+impl Waiting {
+    fn enter(&self) -> Entry {
+        let displaced = CancellationToken::new();
+        let mut state = self.lock();
+        let number = state.next;
+        state.next += 1;
+        state.waiting.insert(number, displaced.clone());
+        drop(state);
+        Entry { waiting: self.clone(), number, displaced }
+    }
+
+    /// Ends the oldest one.
+    fn displace(&self) {
+        if let Some((_, oldest)) = self.lock().waiting.pop_first() {
+            oldest.cancel();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Numbered> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One connection's place among those that wait.
+#[derive(Debug)]
+struct Entry {
+    waiting: Waiting,
+    number: u64,
+    displaced: CancellationToken,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.waiting.lock().waiting.remove(&self.number);
+    }
+}
+
+/// While a request is answered its connection is not displaced.
+struct Busy {
+    entry: Arc<Entry>,
+}
+
+impl Busy {
+    fn new(entry: Arc<Entry>) -> Self {
+        entry.waiting.lock().waiting.remove(&entry.number);
+        Self { entry }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let Entry { waiting, number, displaced } = &*self.entry;
+        waiting.lock().waiting.insert(*number, displaced.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const PATIENT: Limits = Limits {
+        connections: 4,
+        header_timeout: Duration::from_secs(600),
+        request_timeout: Duration::from_secs(600),
+        lifetime: Duration::from_secs(600),
+    };
+
+    async fn start(limits: Limits) -> (SocketAddr, CancellationToken, TaskTracker) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let pages = Router::new()
+            .route(
+                "/",
+                get(|ConnectInfo(peer): ConnectInfo<SocketAddr>| async move { peer.to_string() }),
+            )
+            .route("/never", get(std::future::pending::<()>));
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(serve(listener, pages, limits, stop.clone(), tasks.clone()));
+        (address, stop, tasks)
+    }
+
+    /// A connection on which something was sent.
+    async fn sent(address: SocketAddr, bytes: &[u8]) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream
+    }
+
+    async fn rest(stream: &mut TcpStream) -> String {
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes).await;
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    const HALF: &[u8] = b"GET / HTTP/1.1\r\nHost: loc";
+
+    #[tokio::test]
+    async fn a_page_knows_who_asks() {
+        let (address, _stop, _tasks) = start(PATIENT).await;
+        let mut stream = sent(address, GET).await;
+        let own = stream.local_addr().unwrap().to_string();
+        assert!(rest(&mut stream).await.ends_with(&own));
+    }
+
+    #[tokio::test]
+    async fn half_sent_requests_and_idle_connections_make_room() {
+        let (address, _stop, _tasks) = start(PATIENT).await;
+        let kept = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        for bytes in [&b""[..], HALF, kept, b"GET / HTTP/1.1\r\nA: ", &GET[..GET.len() - 1]] {
+            let mut held = Vec::new();
+            for _ in 0..10 * PATIENT.connections {
+                held.push(sent(address, bytes).await);
+                let mut asking = sent(address, GET).await;
+                assert!(rest(&mut asking).await.starts_with("HTTP/1.1 200"), "{bytes:?}");
+            }
+            for stream in &mut held[..9 * PATIENT.connections] {
+                rest(stream).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_being_answered_is_not_displaced() {
+        let limits = Limits { request_timeout: Duration::from_millis(400), ..PATIENT };
+        let (address, _stop, _tasks) = start(limits).await;
+        let never = b"GET /never HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let mut slow = sent(address, never).await;
+        for _ in 0..2 * PATIENT.connections {
+            let mut asking = sent(address, GET).await;
+            assert!(rest(&mut asking).await.starts_with("HTTP/1.1 200"));
+        }
+        assert!(rest(&mut slow).await.starts_with("HTTP/1.1 503"), "and not for ever");
+    }
+
+    #[tokio::test]
+    async fn a_header_that_does_not_come_ends_the_connection() {
+        let limits = Limits { header_timeout: Duration::from_millis(100), ..PATIENT };
+        let (address, _stop, _tasks) = start(limits).await;
+        for bytes in [&b""[..], HALF, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET /"] {
+            let mut stream = sent(address, bytes).await;
+            // It would wait for ever.
+            rest(&mut stream).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_does_not_last_for_ever() {
+        let limits = Limits { lifetime: Duration::from_millis(100), ..PATIENT };
+        let (address, _stop, _tasks) = start(limits).await;
+        rest(&mut sent(address, HALF).await).await;
+    }
+
+    #[tokio::test]
+    async fn a_header_has_a_longest() {
+        let (address, _stop, _tasks) = start(PATIENT).await;
+        let mut long = b"GET / HTTP/1.1\r\nHost: localhost\r\nA: ".to_vec();
+        long.resize(HEADER * 2, b'a');
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let _ = stream.write_all(&long).await;
+        let answer = rest(&mut stream).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn the_token_ends_the_connections_too() {
+        let (address, stop, tasks) = start(PATIENT).await;
+        let mut held = sent(address, HALF).await;
+        stop.cancel();
+        tasks.close();
+        tasks.wait().await;
+        rest(&mut held).await;
+    }
+}
