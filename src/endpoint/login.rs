@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     redact::Secret,
-    xmpp::{ns, stanza::Stanza, xml},
+    xmpp::{ns, stanza::Stanza, text::replace_not_carried, xml},
 };
 
 /// From TCP to the bound resource.
@@ -289,7 +289,8 @@ async fn drive(
     loop {
         tokio::select! {
             element = queue.recv() => {
-                let Some(element) = element else { break };
+                let Some(mut element) = element else { break };
+                replace_not_carried(&mut element);
                 match timeout(LOGIN, stream.send(&element)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {}
@@ -326,7 +327,8 @@ async fn drive(
         }
     }
     let _ = timeout(Duration::from_secs(5), async {
-        while let Ok(element) = queue.try_recv() {
+        while let Ok(mut element) = queue.try_recv() {
+            replace_not_carried(&mut element);
             if stream.send(&element).await.is_err() {
                 return;
             }

@@ -11,4 +11,5 @@ pub mod plain;
 pub mod rsm;
 pub mod size;
 pub mod stanza;
+pub mod text;
 pub mod xml;

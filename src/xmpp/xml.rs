@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use super::{
     ns,
     plain::{self, Plain, Scan},
+    text::carried,
 };
 
 /// Deepest nesting that is taken, counted from the stanza.
@@ -261,7 +262,7 @@ impl Tree {
 /// Writes a stanza for a component stream, behind what is in `out`.
 ///
 /// # Errors
-/// If it holds what XML cannot carry; `out` then has a part of it.
+/// If a name in it is not an XML name; `out` then has a part of it. What XML cannot carry in a text is replaced.
 pub fn write(element: &Element, out: &mut Vec<u8>) -> io::Result<()> {
     write_element(element, 0, &mut Encoder::<SimpleNamespaces>::new(), out)
 }
@@ -282,8 +283,9 @@ fn write_element(
     let name: &NcNameStr = element.name().try_into().map_err(bad)?;
     encoder.encode(Item::ElementHeadStart(namespace, name), out).map_err(bad)?;
     for ((namespace, key), value) in element.attrs() {
+        let value = carried(value);
         let before = out.len();
-        encoder.encode(Item::Attribute(namespace.borrow(), key, value), out).map_err(bad)?;
+        encoder.encode(Item::Attribute(namespace.borrow(), key, &value), out).map_err(bad)?;
         if depth == 0 && value.contains(['>', '"']) {
             shorten(before, out);
         }
@@ -297,7 +299,9 @@ fn write_element(
                 Node::Text(text) if plain::is_plain(text.as_bytes()) => {
                     out.extend_from_slice(text.as_bytes())
                 }
-                Node::Text(text) => encoder.encode(Item::Text(text), out).map_err(bad)?,
+                Node::Text(text) => {
+                    encoder.encode(Item::Text(&carried(text)), out).map_err(bad)?;
+                }
             }
         }
     }

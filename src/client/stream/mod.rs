@@ -17,7 +17,7 @@ use rxml::AttrMap;
 
 pub(crate) use self::reader::{MAX_DEPTH, MAX_STANZA};
 use self::reader::{Reader, Received, attribute};
-use crate::xmpp::ns;
+use crate::xmpp::{ns, text::replace_not_carried};
 
 /// Who opens the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -339,8 +339,9 @@ impl XmlStream {
 
     fn write(&mut self, element: &Element) {
         let start = self.out.len();
+        let mut element = element.clone();
+        replace_not_carried(&mut element);
         if let Err(error) = element.write_to(&mut self.out) {
-            // Text that XML cannot carry; its makers see to it that there is none.
             tracing::debug!(%error, "an element was not sent");
             self.out.truncate(start);
         }

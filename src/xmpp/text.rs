@@ -1,0 +1,80 @@
+//! The characters that XML 1.0 can carry (its production 2, `Char`): all text of a stanza passes this gate.
+//!
+//! Control characters, U+FFFE and U+FFFF have no spelling in XML 1.0, not even as references. A stanza with one of them
+//! cannot be written, and its sender would wait for an answer that never comes.
+
+use std::borrow::Cow;
+
+use minidom::{Element, Node};
+
+/// Whether XML can carry a character.
+pub fn is_carried(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | ' '..='\u{FFFD}' | '\u{10000}'..)
+}
+
+/// The first character of a text that XML cannot carry.
+pub fn first_not_carried(text: &str) -> Option<char> {
+    text.chars().find(|c| !is_carried(*c))
+}
+
+/// Returns the text as XML can carry it: U+FFFD stands for each character that it cannot.
+pub fn carried(text: &str) -> Cow<'_, str> {
+    match first_not_carried(text) {
+        None => Cow::Borrowed(text),
+        Some(_) => Cow::Owned(
+            text.chars()
+                .map(|c| if is_carried(c) { c } else { char::REPLACEMENT_CHARACTER })
+                .collect(),
+        ),
+    }
+}
+
+/// Replaces what XML cannot carry in the attributes and texts of an element, at every depth.
+pub fn replace_not_carried(element: &mut Element) {
+    let replace = |text: &mut String| {
+        if let Cow::Owned(replaced) = carried(text) {
+            *text = replaced;
+        }
+    };
+    element.attrs_mut().values_mut().for_each(replace);
+    for node in element.nodes_mut() {
+        match node {
+            Node::Element(child) => replace_not_carried(child),
+            Node::Text(text) => replace(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xmpp::xml;
+
+    #[test]
+    fn every_character_is_carried_or_replaced_by_one_that_is() {
+        for c in '\0'..=char::MAX {
+            let text = c.to_string();
+            let carried = carried(&text);
+            assert!(carried.chars().all(is_carried), "U+{:04X}", u32::from(c));
+            assert_eq!(carried == text, is_carried(c), "U+{:04X}", u32::from(c));
+        }
+        let not: Vec<_> = ('\0'..=char::MAX).filter(|c| !is_carried(*c)).map(u32::from).collect();
+        let controls = (0..0x20).filter(|c| ![9, 10, 13].contains(c));
+        assert_eq!(not, controls.chain([0xFFFE, 0xFFFF]).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_stanza_is_written_whatever_its_texts_are() {
+        let mut stanza = xml::element("message", "jabber:client", &[("id", "a\u{1}b")]);
+        let mut body = Element::bare("body", "jabber:client");
+        body.append_text("c\u{FFFE}d");
+        stanza.append_child(body);
+        let mut out = Vec::new();
+        xml::write(&stanza, &mut out).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        assert!(out.contains("a\u{FFFD}b") && out.contains("c\u{FFFD}d"), "{out}");
+        replace_not_carried(&mut stanza);
+        assert_eq!(stanza.attr("id"), Some("a\u{FFFD}b"));
+        assert_eq!(stanza.children().next().unwrap().text(), "c\u{FFFD}d");
+    }
+}
