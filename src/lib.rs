@@ -22,6 +22,7 @@ pub mod redact;
 pub mod registry;
 pub mod router;
 pub mod service;
+pub mod stdout;
 pub mod systemd;
 pub mod tls;
 pub mod xmpp;

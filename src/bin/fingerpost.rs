@@ -1,35 +1,36 @@
 //! The `fingerpost` program: arguments, configuration, then the command; its exit status says how it went.
 
-use std::{
-    io::{stderr, stdout},
-    process::ExitCode,
-};
+use std::{io::stderr, process::ExitCode};
 
-use clap::Parser;
 use fingerpost::{
     cli::{Cli, Failure},
     lifecycle,
+    stdout::{self, Stdout},
     systemd::Inherited,
 };
 
 fn main() -> ExitCode {
-    // Writing the last error may fail as well; there is nobody left to tell.
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
+    let cli = match stdout::arguments() {
+        Ok(cli) => cli,
+        Err(status) => return status,
+    };
+    match run(cli) {
+        Ok(()) => stdout::exit_code(0),
         Err(failure) => {
+            // Writing the last error may fail as well; there is nobody left to tell.
             let _ = failure.report(&mut stderr());
-            ExitCode::from(failure.code)
+            stdout::exit_code(failure.code)
         }
     }
 }
 
-fn run() -> Result<(), Failure> {
+fn run(cli: Cli) -> Result<(), Failure> {
     // It takes variables out of the environment: now, while there is but one thread.
     let inherited = Inherited::take();
-    let task = Cli::parse().prepare(&mut stdout(), &mut stderr())?;
+    let task = cli.prepare(&mut Stdout, &mut stderr())?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(lifecycle::run(
         task,
         inherited,
-        &mut stdout(),
+        &mut Stdout,
     ))
 }

@@ -2,15 +2,20 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use fingerpost::client::{self, Cli};
+use fingerpost::{
+    client::{self, Cli},
+    stdout,
+};
 use tracing_subscriber::EnvFilter;
 
 /// Elements are built recursively by the XMPP library; what a server lets through must not overflow the stack.
 const STACK: usize = 256 << 20;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = match stdout::arguments() {
+        Ok(cli) => cli,
+        Err(status) => return status,
+    };
     let filter = EnvFilter::new(cli.log_filter());
     let _ =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
@@ -31,5 +36,5 @@ fn main() -> ExitCode {
             Err(_) => 1,
         }
     });
-    ExitCode::from(worker.ok().and_then(|worker| worker.join().ok()).unwrap_or(1))
+    stdout::exit_code(worker.ok().and_then(|worker| worker.join().ok()).unwrap_or(1))
 }

@@ -197,7 +197,10 @@ impl Cli {
                 Ok(Task::Done)
             }
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Self::command(), "fingerpost", out);
+                // Into memory first: the generator panics where it cannot write.
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "fingerpost", &mut script);
+                out.write_all(&script)?;
                 Ok(Task::Done)
             }
             Command::Man { dir } => {
