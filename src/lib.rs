@@ -22,6 +22,7 @@ pub mod redact;
 pub mod registry;
 pub mod router;
 pub mod service;
+mod shared_file;
 pub mod stdout;
 pub mod systemd;
 pub mod tls;

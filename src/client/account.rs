@@ -1,9 +1,8 @@
 //! Accounts of `xtls`: one folder each, readable by their owner alone.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +10,10 @@ use jid::BareJid;
 use serde::{Deserialize, Serialize};
 
 use super::{args::Common, output::XtlsError};
-use crate::endpoint::{Login, ServerTrust};
+use crate::{
+    endpoint::{Login, ServerTrust},
+    shared_file::{self, Lock},
+};
 
 /// A stored account.
 #[derive(Clone, Deserialize, Serialize)]
@@ -62,6 +64,15 @@ pub fn folder(jid: &BareJid) -> Result<PathBuf, XtlsError> {
     Ok(dir)
 }
 
+/// Waits until no other process changes the files of an account's directory.
+///
+/// # Errors
+/// If the directory cannot be locked.
+pub(super) fn lock(dir: &Path) -> Result<Lock, XtlsError> {
+    Lock::acquire(dir)
+        .map_err(|error| XtlsError::failed(format!("{}: cannot be locked: {error}", dir.display())))
+}
+
 impl Account {
     /// How to log in.
     pub(super) fn login(&self, common: &Common) -> Login {
@@ -79,9 +90,11 @@ impl Account {
     /// # Errors
     /// If its file cannot be written.
     pub fn store(&self) -> Result<(), XtlsError> {
-        let path = folder(&self.jid)?.join("account.toml");
+        let dir = folder(&self.jid)?;
+        let path = dir.join("account.toml");
         let text = toml::to_string(self).map_err(|error| XtlsError::failed(error.to_string()))?;
-        write_private(&path, text.as_bytes())
+        let _lock = lock(&dir)?;
+        shared_file::replace(&path, text.as_bytes())
             .map_err(|error| XtlsError::failed(format!("{}: {error}", path.display())))
     }
 
@@ -110,17 +123,4 @@ impl Account {
             .pop()
             .ok_or_else(|| XtlsError::usage("there is no such account: run xtls login JID first"))
     }
-}
-
-/// Writes a file of mode 0600 whole or not at all.
-///
-/// # Errors
-/// As the system says.
-pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let _ = fs::remove_file(&new);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)
 }

@@ -51,6 +51,7 @@ pub(super) async fn login(
 pub(super) fn keygen(common: &Common, output: Output) -> Result<(), XtlsError> {
     let account = Account::load(common.account.as_ref())?;
     let dir = account::folder(&account.jid)?;
+    let _lock = account::lock(&dir)?;
     if Identity::load(&dir)?.is_some() {
         return Err(XtlsError::usage(format!(
             "there is a key already in {}: move it away to make another",
@@ -91,7 +92,9 @@ pub(super) fn keygen_openpgp(
             key
         }
     };
+    let lock = account::lock(&dir)?;
     key.store(&dir)?;
+    drop(lock);
     let print = key.print().to_string();
     output.data(&json!({"event": "keygen", "method": "openpgp", "print": print}), &print);
     Ok(())

@@ -55,10 +55,8 @@ impl Client {
             }
         }
         if first && learned.method != Method::Srp {
-            let mut trust = Trust::load(&self.dir)?;
             // Another session may have been quicker, with another key.
-            trust.check(&learned.peer, learned.method, &learned.print)?;
-            trust.set(&learned.peer, learned.method, &learned.print)?;
+            Trust::load(&self.dir)?.keep(&learned.peer, learned.method, &learned.print)?;
         }
         Ok(())
     }

@@ -11,34 +11,69 @@ use std::{
 
 use jid::BareJid;
 
-use super::{account::write_private, output::XtlsError};
+use super::{account, output::XtlsError};
 use crate::{
     endpoint::Known,
     print::{Method, Print},
+    shared_file,
 };
+
+/// The first line of the store: with it a store without peers is not an empty file, which is a broken store.
+const HEADER: &str = "# Keys of known peers, changed by `xtls trust`.\n";
+
+/// By peer and method, the print.
+type Peers = BTreeMap<String, BTreeMap<String, String>>;
 
 /// Known peers: by method the SHA-256 prints of their certificates and the fingerprints of their OpenPGP keys.
 #[derive(Debug)]
 pub struct Trust {
-    path: PathBuf,
-    peers: BTreeMap<String, BTreeMap<String, String>>,
+    dir: PathBuf,
+    peers: Peers,
+}
+
+fn path(dir: &Path) -> PathBuf {
+    dir.join("trust.toml")
+}
+
+/// Reads the store as it is now. A store that cannot be understood is never taken for one without peers: else
+/// anyone who can break it could make every key a first one.
+fn read(dir: &Path) -> Result<Peers, XtlsError> {
+    let path = path(dir);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Peers::new()),
+        Err(error) => return Err(broken(&path, &error.to_string())),
+    };
+    let peers: Peers = toml::from_str(&text).map_err(|error| broken(&path, error.message()))?;
+    if peers.is_empty() && !text.starts_with(HEADER) {
+        return Err(broken(&path, "expected known peers, found an empty file"));
+    }
+    for (peer, prints) in &peers {
+        let known = BareJid::new(peer).is_ok()
+            && prints.iter().all(|(method, print)| {
+                method.parse::<Method>().is_ok() && Print::parse(print, None).is_ok()
+            });
+        if !known {
+            return Err(broken(&path, &format!("{peer}: expected a print for each method")));
+        }
+    }
+    Ok(peers)
+}
+
+fn broken(path: &Path, what: &str) -> XtlsError {
+    let path = path.display();
+    XtlsError::failed(format!("{path}: {what}; nothing was sent")).hint(format!(
+        "restore {path} from a backup; or remove it, and each peer's next key is taken on first use again"
+    ))
 }
 
 impl Trust {
-    /// Reads the store of an account's folder.
+    /// Reads the store in an account's directory.
     ///
     /// # Errors
-    /// If the file cannot be read or is no list of prints.
+    /// If the file cannot be read, is empty, or is not a list of prints.
     pub fn load(dir: &Path) -> Result<Self, XtlsError> {
-        let path = dir.join("trust.toml");
-        let peers = match fs::read_to_string(&path) {
-            Ok(text) => toml::from_str(&text).map_err(|error| {
-                XtlsError::failed(format!("{}: {}", path.display(), error.message()))
-            })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => return Err(XtlsError::failed(format!("{}: {error}", path.display()))),
-        };
-        Ok(Self { path, peers })
+        Ok(Self { dir: dir.to_owned(), peers: read(dir)? })
     }
 
     /// All peers with their methods and prints.
@@ -80,14 +115,34 @@ impl Trust {
         )))
     }
 
+    /// Keeps a peer's first key, unless another session was quicker; returns whether it was the first.
+    ///
+    /// # Errors
+    /// Exit status 4 if another key has been kept meanwhile; or if the store cannot be written.
+    pub fn keep(
+        &mut self,
+        peer: &BareJid,
+        method: Method,
+        print: &Print,
+    ) -> Result<Known, XtlsError> {
+        self.change(|trust| {
+            let known = trust.check(peer, method, print)?;
+            if known == Known::First {
+                trust.insert(peer, method, print);
+            }
+            Ok(known)
+        })
+    }
+
     /// Trusts a key from now on.
     ///
     /// # Errors
     /// If the store cannot be written.
     pub fn set(&mut self, peer: &BareJid, method: Method, print: &Print) -> Result<(), XtlsError> {
-        let prints = self.peers.entry(peer.to_string()).or_default();
-        prints.insert(method.as_str().to_owned(), print.to_string());
-        self.write()
+        self.change(|trust| {
+            trust.insert(peer, method, print);
+            Ok(())
+        })
     }
 
     /// Forgets a peer; `false` if it was not known.
@@ -95,16 +150,31 @@ impl Trust {
     /// # Errors
     /// If the store cannot be written.
     pub fn forget(&mut self, peer: &BareJid) -> Result<bool, XtlsError> {
-        let known = self.peers.remove(peer.as_str()).is_some();
-        self.write()?;
-        Ok(known)
+        self.change(|trust| Ok(trust.peers.remove(peer.as_str()).is_some()))
     }
 
-    fn write(&self) -> Result<(), XtlsError> {
-        let text =
-            toml::to_string(&self.peers).map_err(|error| XtlsError::failed(error.to_string()))?;
-        write_private(&self.path, text.as_bytes())
-            .map_err(|error| XtlsError::failed(format!("{}: {error}", self.path.display())))
+    fn insert(&mut self, peer: &BareJid, method: Method, print: &Print) {
+        let prints = self.peers.entry(peer.to_string()).or_default();
+        prints.insert(method.as_str().to_owned(), print.to_string());
+    }
+
+    /// Changes what the store holds now, which other processes may have changed since it was loaded.
+    fn change<T>(
+        &mut self,
+        change: impl FnOnce(&mut Self) -> Result<T, XtlsError>,
+    ) -> Result<T, XtlsError> {
+        let _lock = account::lock(&self.dir)?;
+        let before = read(&self.dir)?;
+        self.peers.clone_from(&before);
+        let done = change(self)?;
+        if self.peers != before {
+            let peers = toml::to_string(&self.peers)
+                .map_err(|error| XtlsError::failed(error.to_string()))?;
+            let path = path(&self.dir);
+            shared_file::replace(&path, format!("{HEADER}{peers}").as_bytes())
+                .map_err(|error| XtlsError::failed(format!("{}: {error}", path.display())))?;
+        }
+        Ok(done)
     }
 }
 
@@ -147,5 +217,65 @@ mod tests {
         assert_eq!(trust.check(&peer, x509, &second).unwrap_err().code, 4);
         assert!(trust.forget(&peer).unwrap());
         assert_eq!(trust.check(&peer, x509, &second), Ok(Known::First));
+    }
+
+    #[test]
+    fn first_keys_of_many_peers_at_once_are_all_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for n in 0..12_u8 {
+                let dir = dir.path();
+                scope.spawn(move || {
+                    // Each has read the store before any of the others has changed it, or in the middle.
+                    let mut trust = Trust::load(dir).unwrap();
+                    let peer = BareJid::new(&format!("peer{n}@capulet.lit")).unwrap();
+                    let print = Print::new(HashKind::Sha256, &[n; 32]).unwrap();
+                    assert_eq!(trust.keep(&peer, Method::X509, &print), Ok(Known::First));
+                });
+            }
+        });
+        assert_eq!(Trust::load(dir.path()).unwrap().peers().count(), 12);
+    }
+
+    #[test]
+    fn of_two_first_keys_of_one_peer_the_second_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let peer = BareJid::new("juliet@capulet.lit").unwrap();
+        let [one, two] = [1, 2].map(|n| Print::new(HashKind::Sha256, &[n; 32]).unwrap());
+        let mut stores = [(); 2].map(|()| Trust::load(dir.path()).unwrap());
+        assert_eq!(stores[0].keep(&peer, Method::X509, &one), Ok(Known::First));
+        assert_eq!(stores[1].keep(&peer, Method::X509, &two).unwrap_err().code, 4);
+        assert_eq!(stores[1].keep(&peer, Method::X509, &one), Ok(Known::Same));
+    }
+
+    #[test]
+    fn a_broken_store_knows_nobody_and_takes_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let peer = BareJid::new("juliet@capulet.lit").unwrap();
+        let print = Print::new(HashKind::Sha256, &[1; 32]).unwrap();
+        let mut trust = Trust::load(dir.path()).unwrap();
+        for text in [
+            "",
+            "\n",
+            "# a comment\n",
+            "[\"juliet@capulet.lit\"]\nx509 = \"01:",
+            "[\"juliet@capulet.lit\"]\nx509 = \"zz\"\n",
+            "[\"juliet@capulet.lit\"]\nx510 = \"01:01\"\n",
+            "juliet = 1\n",
+            "\0\0\0\0",
+        ] {
+            fs::write(dir.path().join("trust.toml"), text).unwrap();
+            let error = Trust::load(dir.path()).unwrap_err();
+            assert!(error.text.contains("trust.toml: "), "{text:?}: {error}");
+            assert!(error.hint.unwrap().contains("restore"), "{text:?}");
+            assert!(trust.keep(&peer, Method::X509, &print).is_err(), "{text:?}");
+            let now = fs::read_to_string(dir.path().join("trust.toml")).unwrap();
+            assert_eq!(now, text, "a broken store is left as it is");
+        }
+        // One that has lost its last peer by a command is not broken.
+        fs::remove_file(dir.path().join("trust.toml")).unwrap();
+        trust.set(&peer, Method::X509, &print).unwrap();
+        assert!(trust.forget(&peer).unwrap());
+        assert_eq!(Trust::load(dir.path()).unwrap().peers().count(), 0);
     }
 }

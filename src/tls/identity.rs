@@ -1,11 +1,6 @@
 //! An endpoint's own key and self-signed certificate, kept in two PEM files of mode 0600.
 
-use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-};
+use std::{io, path::Path};
 
 use jid::BareJid;
 use rcgen::{
@@ -15,7 +10,10 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use zeroize::Zeroizing;
 
-use crate::print::{HashKind, Print};
+use crate::{
+    print::{HashKind, Print},
+    shared_file,
+};
 
 const CERTIFICATE: &str = "cert.pem";
 const KEY: &str = "key.pem";
@@ -119,10 +117,11 @@ impl Identity {
         Ok(Some(Self { certificate, key }))
     }
 
-    /// Writes both files, mode 0600, into an existing folder.
+    /// Writes both files, mode 0600, into an existing folder: the certificate last, so that it is never there without
+    /// its key.
     ///
     /// # Errors
-    /// [`IdentityError::Io`]; also if the files exist.
+    /// [`IdentityError::Io`]; also if either file exists.
     pub fn store(&self, dir: &Path) -> Result<(), IdentityError> {
         let key = Zeroizing::new(to_pem("PRIVATE KEY", self.key.secret_pkcs8_der()));
         write_new(&dir.join(KEY), key.as_bytes())?;
@@ -163,15 +162,6 @@ fn to_pem(label: &str, der: &[u8]) -> String {
 }
 
 pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(|source| {
-        if source.kind() != io::ErrorKind::AlreadyExists {
-            let _ = fs::remove_file(path);
-        }
-        IdentityError::Io { path: path.display().to_string(), source }
-    })
+    shared_file::create(path, bytes)
+        .map_err(|source| IdentityError::Io { path: path.display().to_string(), source })
 }

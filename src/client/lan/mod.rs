@@ -37,7 +37,7 @@ use super::{
     args::Common,
     chat::Chat,
     interrupted,
-    listen::Listen,
+    listen::{Inbox, Listen},
     output::{Output, XtlsError},
     secured::{comparison, confirm},
     send,
@@ -130,6 +130,7 @@ impl Lan {
         };
         let owner = BareJid::new(&format!("{user}@{machine}"))
             .map_err(|error| XtlsError::usage(format!("{user}@{machine}: {error}; see --name")))?;
+        let lock = account::lock(&dir)?;
         let identity = match Identity::load(&dir)? {
             Some(identity) => identity,
             None => {
@@ -138,6 +139,7 @@ impl Lan {
                 identity
             }
         };
+        drop(lock);
         Ok(Self {
             identity: Arc::new(identity),
             dir,
@@ -175,7 +177,7 @@ impl Lan {
     /// Waits for peers and receives their files.
     pub(super) async fn listen(
         self,
-        out: PathBuf,
+        inbox: Inbox,
         once: bool,
         accept: Vec<BareJid>,
     ) -> Result<(), XtlsError> {
@@ -184,7 +186,7 @@ impl Lan {
         let lan = Arc::new(self);
         let listen = Arc::new(Listen {
             client: lan.client(&own),
-            out: Some(out),
+            inbox: Some(inbox),
             once,
             accept: Vec::new(),
             telling: Mutex::default(),
@@ -414,7 +416,7 @@ impl Lan {
             confirm(peer, &digits).await?;
         }
         if first {
-            trust.set(&name, Method::X509, &secured.peer)?;
+            trust.keep(&name, Method::X509, &secured.peer)?;
         }
         Ok(())
     }
