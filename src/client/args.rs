@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use jid::{BareJid, Jid};
 
 use super::lan::LanArgs;
-use crate::{endpoint::TransportKind, print::Method};
+use crate::{endpoint::TransportKind, print::Method, xmpp::text};
 
 /// An end-to-end TLS endpoint over XMPP: send and receive files, pipe, chat, manage keys.
 #[derive(Debug, Parser)]
@@ -110,7 +110,7 @@ pub(super) enum Command {
     /// Register the own key of the method at the component
     Register {
         /// A name for it
-        #[arg(long, default_value = "xtls")]
+        #[arg(long, default_value = "xtls", value_parser = carried)]
         label: String,
     },
     /// Prove to the component's registry that the own key is one's own
@@ -118,9 +118,10 @@ pub(super) enum Command {
     /// Revoke a key, finally
     Revoke {
         /// The key's id, as listed
+        #[arg(value_parser = carried)]
         id: String,
         /// Why
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", value_parser = carried)]
         reason: String,
     },
     /// Wait for sessions and receive files
@@ -128,6 +129,9 @@ pub(super) enum Command {
         /// Where files land
         #[arg(long, default_value = ".", value_name = "DIR")]
         out: PathBuf,
+        /// Refuse files that are larger, such as 500M or 2G [default: whatever there is room for]
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        max_size: Option<u64>,
         /// End after one session
         #[arg(long)]
         once: bool,
@@ -148,6 +152,10 @@ pub(super) enum Command {
         lan: LanArgs,
     },
     /// Join standard input and output to a peer's
+    ///
+    /// Each direction ends by itself, and the pipe with the second. Where standard input is a terminal, or is empty, the
+    /// end of the peer's output ends the pipe. Status 0 means that everything has arrived: each side has read the
+    /// other's end. A stream that was cut is status 1.
     Pipe {
         /// To whom
         #[arg(required_unless_present = "listen")]
@@ -193,4 +201,68 @@ pub(super) enum TrustCommand {
         /// Whom
         jid: BareJid,
     },
+}
+
+/// A text that XML can carry.
+fn carried(value: &str) -> Result<String, String> {
+    match text::first_not_carried(value) {
+        None => Ok(value.to_owned()),
+        Some(c) => Err(format!(
+            "expected text that XML can carry, found the control character U+{:04X}",
+            u32::from(c)
+        )),
+    }
+}
+
+/// A number of bytes, or with K, M, G or T of so many times 1024.
+fn size(value: &str) -> Result<u64, String> {
+    let expected = || "expected a number of bytes, such as 1048576, 500M or 2G".to_owned();
+    let digits = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
+    let (number, unit) = value.split_at(digits);
+    let shift = match unit.to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        "T" | "TB" | "TIB" => 40,
+        _ => return Err(expected()),
+    };
+    let number: u64 = number.parse().map_err(|_| expected())?;
+    number.checked_mul(1 << shift).ok_or_else(expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_read_in_binary_units() {
+        for (text, bytes) in [("0", 0), ("1048576", 1 << 20), ("500M", 500 << 20), ("2g", 2 << 30)]
+        {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "M", "-1", "1.5G", "1 G", "99999999T", "9x"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_xml_cannot_carry_is_refused_before_anything_is_sent() {
+        for args in [
+            &["xtls", "register", "--label", "a\u{1}"][..],
+            &["xtls", "revoke", "id", "--reason", "a\u{FFFE}"],
+            &["xtls", "revoke", "i\u{8}d"],
+        ] {
+            let error = Cli::try_parse_from(args).unwrap_err();
+            assert!(error.to_string().contains("that XML can carry, found"), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! What others wrote, made safe to be shown: nothing in it can control a terminal or change the order of what is read.
 
+use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
+
 /// Text of a peer for one line of a terminal, or with `line_start` for several: what a break is followed by.
 ///
 /// Control characters (C0, DEL, C1), the controls of writing direction (Unicode TR 9), separators of lines and
@@ -35,11 +37,32 @@ pub(crate) fn escaped_json(json: &str) -> String {
     out
 }
 
+/// Whether a character can control a terminal or change the order of what is read: the controls (general category Cc),
+/// the format characters (Cf: direction, tags, byte order marks) and the separators of lines and paragraphs (Zl, Zp).
+/// The two joiners, of which emoji and many scripts are made, do neither.
 fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{061C}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}'
-            | '\u{2028}' | '\u{2029}' | '\u{FFF9}'..='\u{FFFB}' | '\u{FEFF}' | '\u{E0000}'..='\u{E007F}')
+    is_control(c) && !matches!(c, '\u{200C}' | '\u{200D}')
+}
+
+fn is_control(c: char) -> bool {
+    use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator, Surrogate};
+    matches!(
+        c.general_category(),
+        Control | Format | LineSeparator | ParagraphSeparator | Surrogate
+    )
+}
+
+/// Whether a character has no place in a name: [`is_unsafe`], or not seen at all, so that two names look the same.
+pub(super) fn is_hidden(c: char) -> bool {
+    is_control(c) || is_ignorable(c)
+}
+
+/// Characters outside Cf that have the property `Default_Ignorable_Code_Point` (Unicode 16, DerivedCoreProperties.txt):
+/// fillers, variation selectors, and places kept for more of them.
+fn is_ignorable(c: char) -> bool {
+    matches!(c,
+        '\u{034F}' | '\u{115F}'..='\u{1160}' | '\u{17B4}'..='\u{17B5}' | '\u{180B}'..='\u{180F}' | '\u{2065}'
+        | '\u{3164}' | '\u{FE00}'..='\u{FE0F}' | '\u{FFA0}' | '\u{FFF0}'..='\u{FFF8}' | '\u{E0000}'..='\u{E0FFF}')
 }
 
 #[cfg(test)]

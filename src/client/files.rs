@@ -17,21 +17,21 @@ use indicatif::ProgressBar;
 use minidom::Element;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt},
-    time::timeout,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt};
 
+#[cfg(test)]
+use super::parts;
 use super::{
+    display::is_hidden,
     output::{Output, XtlsError},
     parts::Part,
 };
-use crate::xmpp::{ns, xml};
+use crate::xmpp::{ns, text::carried, xml};
 
 /// Bytes read or written at once.
 pub(super) const CHUNK: usize = 64 * 1024;
-/// How long a sender that started elsewhere than it was asked to may take to show it.
-const MORE: Duration = Duration::from_secs(5);
+/// The longest name that a file gets, bytes: what file systems take is 255, and ` (9999)` may be added.
+const NAME: usize = 200;
 
 /// What a file offer says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +48,9 @@ impl FileOffer {
     /// Reads size and hash of a file.
     pub(super) fn of(path: &Path) -> Result<Self, XtlsError> {
         let bad = |error: io::Error| XtlsError::failed(format!("{}: {error}", path.display()));
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("file").to_owned();
+        // A name that is not Unicode, or that XML cannot carry, gets replacement characters.
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = carried(&name).into_owned();
         let mut file = File::open(path).map_err(bad)?;
         let mut hash = Sha256::new();
         let mut size = 0;
@@ -96,7 +98,9 @@ impl FileOffer {
             .filter(|hash| hash.len() == 32);
         Ok(Self {
             name: safe_name(&text("name").unwrap_or_default()),
-            size: size.ok_or_else(|| XtlsError::refused("the peer's file has no size"))?,
+            size: size.ok_or_else(|| {
+                XtlsError::refused("the offer does not say how large the file is")
+            })?,
             sha256,
             ranged: file.has_child("range", ns::FILE_TRANSFER),
         })
@@ -133,20 +137,48 @@ pub(super) fn answer(description: &Element, offset: u64) -> Element {
     answer
 }
 
-/// A name that stays inside its folder: no path, no control or direction characters, no leading dot.
+/// Returns a name that stays inside its directory, looks like what it is, and that every file system takes.
+///
+/// Of a path only the last part counts. Gone are:
+/// - characters that are not seen or change the order of reading ([`is_hidden`]),
+/// - dots, dashes and spaces in front: hidden files, options of commands,
+/// - dots and spaces at the end, which Windows drops, so that two names would be one.
+///
+/// A name that Windows keeps for a device (`NUL`, `com1.txt`) gets a `_` in front. The length is at most [`NAME`] bytes; the
+/// extension stays if it is short. If nothing is left, the name is `file`.
 pub(super) fn safe_name(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    let name: String = last.chars().filter(|c| !is_hidden(*c)).collect();
+    let edge = |c: char| c == '.' || c.is_whitespace();
+    let name = name.trim_start_matches(|c| edge(c) || c == '-').trim_end_matches(edge);
+    let extension = name
+        .rfind('.')
+        .map(|dot| &name[dot..])
+        .filter(|extension| name.len() > NAME && extension.len() <= 16)
+        .unwrap_or_default();
+    let name = if name.len() <= NAME {
+        name.to_owned()
+    } else {
+        let end = (0..=NAME - extension.len()).rev().find(|end| name.is_char_boundary(*end));
+        let stem = name[..end.unwrap_or_default()].trim_end_matches(edge);
+        format!("{stem}{extension}")
     };
-    let name: String = last.chars().filter(|c| !hidden(*c)).collect();
-    let name = name.trim().trim_start_matches('.').trim();
-    let mut end = name.len().min(200);
-    while !name.is_char_boundary(end) {
-        end -= 1;
+    let device = name.split('.').next().unwrap_or_default().trim_end();
+    match name.as_str() {
+        "" => "file".to_owned(),
+        _ if is_device(device) => format!("_{name}"),
+        _ => name,
     }
-    if name[..end].is_empty() { "file".to_owned() } else { name[..end].to_owned() }
+}
+
+/// Whether a name, without its extensions, is one of a device on Windows.
+fn is_device(stem: &str) -> bool {
+    let stem = stem.to_ascii_uppercase();
+    let numbered = ["COM", "LPT"].iter().find_map(|port| stem.strip_prefix(port));
+    matches!(stem.as_str(), "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$")
+        || numbered.is_some_and(|n| {
+            matches!(n, "0" | "1" | "2" | "3" | "4" | "5" | "6" | "7" | "8" | "9" | "¹" | "²" | "³")
+        })
 }
 
 /// Bytes as lower case hex digits.
@@ -213,10 +245,11 @@ pub(super) fn speed(bytes: u64, seconds: f64) -> String {
     format!("{}/s", size(rate))
 }
 
-/// Writes the range of the file to the stream.
+/// Writes the range of the file to the stream, and ends that direction of it.
 ///
 /// # Errors
-/// If the file cannot be read or is not as it was offered, or the stream breaks.
+/// If the file cannot be read or is not as it was offered, or the stream breaks. The direction is not ended then, so that
+/// the receiver cannot take what it has for everything.
 pub(super) async fn send<S: AsyncWrite + Unpin>(
     stream: &mut S,
     path: &Path,
@@ -227,7 +260,7 @@ pub(super) async fn send<S: AsyncWrite + Unpin>(
     let since = Instant::now();
     let named = |error: io::Error| XtlsError::failed(format!("{}: {error}", path.display()));
     let Some(rest) = offer.size.checked_sub(range.offset) else {
-        return Err(XtlsError::failed("the peer asked for what is behind the file's end"));
+        return Err(XtlsError::failed("the peer requested a range past the end of the file"));
     };
     let end = range.offset + range.length.unwrap_or(rest).min(rest);
     let mut file = tokio::fs::File::open(path).await.map_err(named)?;
@@ -252,6 +285,7 @@ pub(super) async fn send<S: AsyncWrite + Unpin>(
         return Err(XtlsError::failed(format!("{} changed while it was sent", path.display()))
             .hint("send it again when nothing writes to it"));
     }
+    stream.shutdown().await?;
     Ok(Done {
         bytes: offer.size,
         resumed: range.offset,
@@ -260,11 +294,20 @@ pub(super) async fn send<S: AsyncWrite + Unpin>(
     })
 }
 
-/// Reads a file from the stream, behind what is there of it, into a folder; it gets its name when it is whole and its
-/// hash right.
+/// Waits for more from the peer: whether it has ended its direction of the stream instead.
 ///
 /// # Errors
-/// If the stream or the disk breaks: what has come is kept for another try. If the hash is another, nothing is kept.
+/// If the stream is cut.
+pub(super) async fn is_over<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<bool> {
+    Ok(stream.read(&mut [0]).await? == 0)
+}
+
+/// Reads a file from the stream, behind what is there of it, into a directory; it gets its name when it is whole, its hash
+/// right, and the sender's direction ended by the sender itself.
+///
+/// # Errors
+/// If the stream or the disk breaks: what has come is kept for another try. If the hash is another, or more comes than
+/// was announced, nothing is kept.
 pub(super) async fn receive<S: AsyncRead + Unpin>(
     stream: &mut S,
     mut part: Part,
@@ -279,9 +322,9 @@ pub(super) async fn receive<S: AsyncRead + Unpin>(
     fill(stream, &mut part, offer.size, bar).await?;
     let right = |part: &Part| offer.sha256.as_ref().is_none_or(|sha256| *sha256 == part.sha256());
     if resumed > 0 && !right(&part) {
-        // A sender that knows no ranges has begun at the beginning: then as much again is under way.
-        let more = fill(stream, &mut part, offer.size.saturating_add(resumed), bar);
-        if matches!(timeout(MORE, more).await, Ok(Ok(()))) {
+        // A sender that knows no ranges has begun at the beginning: then as much again is under way, else its end.
+        let size = offer.size.saturating_add(resumed);
+        if fill(stream, &mut part, size, bar).await.is_ok() {
             part.drop_front(resumed)?;
             resumed = 0;
         }
@@ -292,9 +335,13 @@ pub(super) async fn receive<S: AsyncRead + Unpin>(
             0 => "the file's hash is not the one offered: nothing was kept".to_owned(),
             n => format!(
                 "with the {n} bytes that were kept the file's hash is not the one offered: \
-                 nothing is kept now, the next try starts anew"
+                 nothing is kept, and the next try starts from the beginning"
             ),
         }));
+    }
+    if !is_over(stream).await? {
+        part.discard();
+        return Err(XtlsError::failed("the peer sent more than it announced: nothing was kept"));
     }
     let sha256 = hex(&part.sha256());
     let path = part
@@ -330,20 +377,49 @@ async fn fill<S: AsyncRead + Unpin>(
 #[cfg(test)]
 mod tests {
     use jid::BareJid;
+    use proptest::prelude::*;
 
     use super::*;
 
     #[test]
-    fn names_stay_inside_their_folder() {
+    fn names_stay_inside_their_directory() {
+        let long = format!("{}.tar.gz", "ä".repeat(300));
         for (given, safe) in [
             ("../../etc/passwd", "passwd"),
             ("C:\\x\\y.txt", "y.txt"),
             (".bashrc", "bashrc"),
+            ("-rf", "rf"),
+            (" .-. .x", "x"),
             ("a\u{202e}txt.exe\n", "atxt.exe"),
+            ("a\u{61c}b\u{2028}c\u{2029}d\u{feff}e\u{e0041}f\u{ad}g\u{fe0f}h", "abcdefgh"),
+            ("\u{200b}", "file"),
+            ("report.pdf. . ", "report.pdf"),
+            ("nul", "_nul"),
+            ("COM1.tar.gz", "_COM1.tar.gz"),
+            ("comet.txt", "comet.txt"),
+            ("Größe 12:30?.txt", "Größe 12:30?.txt"),
+            (&long, &format!("{}.gz", "ä".repeat(98))),
             ("..", "file"),
             ("", "file"),
         ] {
             assert_eq!(safe_name(given), safe, "{given:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_becomes_one_that_is_safe(
+            name in "\\PC{0,40}|.{0,300}|[./ a\u{202e}\u{2066}\u{200b}\u{e0041}\u{0}-\u{1f}\\\\-]{0,30}",
+        ) {
+            let safe = safe_name(&name);
+            prop_assert!(!safe.is_empty() && safe.len() <= NAME + 1, "{safe:?}");
+            prop_assert!(!safe.contains(['/', '\\', '\0']), "{safe:?}");
+            prop_assert!(!safe.starts_with(['.', '-', ' ']) && !safe.ends_with(['.', ' ']), "{safe:?}");
+            prop_assert!(!safe.chars().any(is_hidden), "{safe:?}");
+            prop_assert!(!is_device(safe.split('.').next().unwrap()), "{safe:?}");
+            let parts: Vec<_> = Path::new(&safe).components().collect();
+            prop_assert!(matches!(parts[..], [std::path::Component::Normal(_)]), "{safe:?}");
+            prop_assert_eq!(safe_name(&safe), safe);
         }
     }
 
@@ -388,7 +464,8 @@ mod tests {
 
         fn part(&self) -> Part {
             let sender = BareJid::new("juliet@capulet.lit").unwrap();
-            Part::open(&self.inbox(), &sender, &self.offer).unwrap()
+            let kept = parts::kept(&self.inbox(), &sender, &self.offer);
+            Part::open(&self.inbox(), &sender, &self.offer, kept).unwrap()
         }
 
         /// The sender starts at `offset`; `None`: it goes by what is there.
@@ -399,9 +476,8 @@ mod tests {
             let (bar, path, inbox) =
                 (ProgressBar::hidden(), self.dir.path().join("letter"), self.inbox());
             let sent = async {
-                let sent = send(&mut a, &path, &self.offer, range, &bar).await;
-                drop(a);
-                sent
+                // Its end is an end of the stream.
+                send(&mut a, &path, &self.offer, range, &bar).await
             };
             let (_, got) = tokio::join!(sent, receive(&mut b, part, &inbox, &self.offer, &bar));
             got
@@ -447,13 +523,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn more_or_less_than_was_announced_is_not_the_file() {
+        let story = Story::new(&[]);
+        let mut more = story.content.clone();
+        more.push(0);
+        let (bar, inbox) = (ProgressBar::hidden(), story.inbox());
+        let got = receive(&mut &more[..], story.part(), &inbox, &story.offer, &bar).await;
+        assert!(got.unwrap_err().text.contains("more than it announced"));
+        assert_eq!(story.left(), 0);
+        let less = &story.content[..99_999];
+        let got = receive(&mut &less[..], story.part(), &inbox, &story.offer, &bar).await;
+        assert_eq!(got.unwrap_err().text, "the stream ended after 99999 of 100000 bytes");
+    }
+
+    #[tokio::test]
     async fn a_range_behind_the_end_is_an_error() {
         let story = Story::new(&[]);
         let path = story.dir.path().join("letter");
         let range = Range { offset: 100_001, length: None };
         let sent =
             send(&mut tokio::io::sink(), &path, &story.offer, range, &ProgressBar::hidden()).await;
-        assert_eq!(sent.unwrap_err().text, "the peer asked for what is behind the file's end");
+        assert_eq!(sent.unwrap_err().text, "the peer requested a range past the end of the file");
         let mut wire = Vec::new();
         let range = Range { offset: 10, length: Some(5) };
         send(&mut wire, &path, &story.offer, range, &ProgressBar::hidden()).await.unwrap();

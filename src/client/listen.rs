@@ -2,14 +2,17 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use jid::BareJid;
 use minidom::Element;
 use serde_json::json;
-use tokio::{sync::Mutex, task::JoinSet};
+use tokio::{io::AsyncWriteExt, sync::Mutex, task::JoinSet};
 
 use super::{
     Client,
@@ -17,7 +20,7 @@ use super::{
     interrupted,
     output::XtlsError,
     parts::{self, Part},
-    pipe::pipe,
+    pipe::{self, Side},
 };
 use crate::{
     endpoint::{Endpoint, Incoming, Request, SecureStream, Session},
@@ -35,13 +38,72 @@ const REAPPEAR: Duration = Duration::from_secs(60);
 pub(super) struct Listen {
     pub(super) client: Client,
     /// Where files land; without it one pipe is taken.
-    pub(super) out: Option<PathBuf>,
+    pub(super) inbox: Option<Inbox>,
     /// Whether to end after one session.
     pub(super) once: bool,
     /// Whose sessions to take; everybody's if it is empty.
     pub(super) accept: Vec<BareJid>,
     /// Held while the user is told of a peer: one question at a time, and no two first keys of one peer.
     pub(super) telling: Mutex<()>,
+}
+
+/// Where files land, and which of them do.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    dir: PathBuf,
+    max_size: Option<u64>,
+    /// Bytes of files that are under way.
+    promised: AtomicU64,
+}
+
+/// Room for a file that is under way, until this is dropped.
+#[derive(Debug)]
+struct Room<'a> {
+    inbox: &'a Inbox,
+    bytes: u64,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.inbox.promised.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Inbox {
+    pub(super) fn new(dir: PathBuf, max_size: Option<u64>) -> Self {
+        Self { dir, max_size, promised: AtomicU64::new(0) }
+    }
+
+    /// Whether a file of this size is taken at all.
+    fn admit(&self, size: u64) -> Result<(), XtlsError> {
+        match self.max_size {
+            Some(most) if size > most => Err(XtlsError::refused(format!(
+                "the file has {} and at most {} are taken",
+                files::size(size),
+                files::size(most)
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Room for so many more bytes, beside those of other files under way.
+    fn room(&self, bytes: u64) -> Result<Room<'_>, XtlsError> {
+        let free = rustix::fs::statvfs(&self.dir)
+            .map(|system| system.f_bavail.saturating_mul(system.f_frsize))
+            .map_err(|error| {
+                let error = std::io::Error::from(error);
+                XtlsError::failed(format!("{}: {error}", self.dir.display()))
+            })?;
+        let others = self.promised.fetch_add(bytes, Ordering::Relaxed);
+        let room = Room { inbox: self, bytes };
+        if bytes.saturating_add(others) > free {
+            return Err(XtlsError::refused(format!(
+                "there is no room for the file: it needs {} more",
+                files::size(bytes)
+            )));
+        }
+        Ok(room)
+    }
 }
 
 /// Waits for sessions, until Ctrl-C.
@@ -74,14 +136,14 @@ pub(super) async fn listen(listen: Listen) -> Result<(), XtlsError> {
 
 impl Listen {
     async fn start(&self) -> Result<(Endpoint, Incoming), XtlsError> {
-        if let Some(dir) = &self.out {
-            parts::sweep(dir);
+        if let Some(inbox) = &self.inbox {
+            parts::sweep(&inbox.dir);
         }
         let (endpoint, incoming) = self.client.connect().await?;
         endpoint.appear(1).await;
         let jid = endpoint.jid();
-        let lands = match &self.out {
-            Some(dir) => format!(", files land in {}", dir.display()),
+        let lands = match &self.inbox {
+            Some(inbox) => format!(", files land in {}", inbox.dir.display()),
             None => String::new(),
         };
         self.client.output.event(
@@ -136,24 +198,41 @@ impl Listen {
                 return Err(error);
             }
         };
-        let (Some(dir), Some((description, offer))) = (&self.out, offer) else {
+        let (Some(inbox), Some((description, offer))) = (&self.inbox, offer) else {
             let (mut session, stream) = request.accept().await?;
             self.secured(&mut session, &stream).await?;
-            let done = session.during(pipe(stream)).await;
-            return goodbye(session, done).await;
+            return pipe::run(session, stream, Side::Listens).await;
         };
-        let part = match self.part(dir, request.peer(), &offer).await {
-            Ok(part) => part,
+        let sender = request.peer().clone();
+        let kept = if offer.ranged { parts::kept(&inbox.dir, &sender, &offer) } else { 0 };
+        let answer = offer.ranged.then(|| files::answer(&description, kept));
+        let (mut session, mut stream) = request.accept_with(answer).await?;
+        self.secured(&mut session, &stream).await?;
+        // Only now it is known who that is. The sender is told why before it has sent much.
+        let room = match inbox.room(offer.size.saturating_sub(kept)) {
+            Ok(room) => room,
             Err(error) => {
-                request.decline("the file cannot be stored here").await;
+                session.terminate("decline", &error.text).await;
                 return Err(error);
             }
         };
-        let answer = offer.ranged.then(|| files::answer(&description, part.len()));
-        let (mut session, mut stream) = request.accept_with(answer).await?;
-        self.secured(&mut session, &stream).await?;
+        let part = match self.part(&inbox.dir, &sender, &offer, kept).await {
+            Ok(part) => part,
+            Err(error) => {
+                session.terminate("failed-application", "the file cannot be stored here").await;
+                return Err(error);
+            }
+        };
         let bar = self.client.output.progress(offer.size, &offer.name);
-        let received = session.during(files::receive(&mut stream, part, dir, &offer, &bar)).await;
+        let received = session
+            .during(async {
+                let received = files::receive(&mut stream, part, &inbox.dir, &offer, &bar).await?;
+                // With this the sender knows that it was we who have everything.
+                let _ = stream.shutdown().await;
+                Ok(received)
+            })
+            .await;
+        drop(room);
         bar.finish_and_clear();
         let done = received.map(|(done, path)| done.report(self.client.output, &path));
         goodbye(session, done).await
@@ -174,9 +253,11 @@ impl Listen {
         let file = description
             .filter(|description| description.has_ns(ns::FILE_TRANSFER))
             .and_then(|description| description.get_child("file", ns::FILE_TRANSFER));
-        match (&self.out, description, file) {
-            (Some(_), Some(description), Some(file)) => {
-                Ok(Some((description.clone(), FileOffer::parse(file)?)))
+        match (&self.inbox, description, file) {
+            (Some(inbox), Some(description), Some(file)) => {
+                let offer = FileOffer::parse(file)?;
+                inbox.admit(offer.size)?;
+                Ok(Some((description.clone(), offer)))
             }
             (None, None, _) => Ok(None),
             (Some(_), None, _) => Err(XtlsError::refused(format!(
@@ -189,21 +270,24 @@ impl Listen {
         }
     }
 
-    /// What is there of a file already, from a sender that can go on behind it.
+    /// The part of a file whose first `kept` bytes are there.
     async fn part(
         &self,
         dir: &Path,
         sender: &BareJid,
         offer: &FileOffer,
+        kept: u64,
     ) -> Result<Part, XtlsError> {
         let (dir, sender, mut offer) = (dir.to_owned(), sender.clone(), offer.clone());
         if !offer.ranged {
             offer.sha256 = None;
         }
         let opened = tokio::task::spawn_blocking(move || {
+            let part = Part::open(&dir, &sender, &offer, kept)
+                .map_err(|error| XtlsError::failed(format!("{}: {error}", dir.display())));
+            // One that is open stays.
             parts::sweep(&dir);
-            Part::open(&dir, &sender, &offer)
-                .map_err(|error| XtlsError::failed(format!("{}: {error}", dir.display())))
+            part
         });
         opened.await.map_err(|error| XtlsError::failed(error.to_string()))?
     }

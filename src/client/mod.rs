@@ -30,9 +30,10 @@ use self::{
     account::Account,
     args::{Command, Common},
     lan::Lan,
-    listen::Listen,
+    listen::{Inbox, Listen},
     output::{Output, XtlsError},
     peers::Peers,
+    pipe::Side,
 };
 use crate::{
     endpoint::{Application, Credential, Endpoint, Incoming, Login, TransportKind},
@@ -176,17 +177,18 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             let revoke = xml::element("revoke", ns::KEYS, &[("id", &id), ("reason", &reason)]);
             registry::registry(&common, "set", revoke, output).await
         }
-        Command::Listen { out, once, accept, lan } => {
+        Command::Listen { out, max_size, once, accept, lan } => {
             if !out.is_dir() {
-                return Err(XtlsError::usage(format!("{} is no folder", out.display())));
+                return Err(XtlsError::usage(format!("{}: not a directory", out.display())));
             }
+            let inbox = Inbox::new(out, max_size);
             if lan.lan {
-                return Lan::load(&common, lan, output)?.listen(out, once, accept).await;
+                return Lan::load(&common, lan, output)?.listen(inbox, once, accept).await;
             }
             let client = Client::load(&common, output)?;
             listen::listen(Listen {
                 client,
-                out: Some(out),
+                inbox: Some(inbox),
                 once,
                 accept,
                 telling: Mutex::default(),
@@ -198,7 +200,7 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             let accept = Vec::new();
             listen::listen(Listen {
                 client,
-                out: None,
+                inbox: None,
                 once: true,
                 accept,
                 telling: Mutex::default(),
@@ -241,9 +243,7 @@ async fn pipe_to(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
     let done = async {
         let (mut session, stream) = endpoint.initiate(peer, &Application::tls()).await?;
         client.secured(&mut session, &stream).await?;
-        let done = session.during(pipe::pipe(stream)).await;
-        session.terminate(if done.is_ok() { "success" } else { "connectivity-error" }, "").await;
-        done
+        pipe::run(session, stream, Side::Calls).await
     }
     .await;
     endpoint.close().await;

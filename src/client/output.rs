@@ -1,7 +1,7 @@
 //! What `xtls` says: text for a person on standard error, or one JSON object a line on standard output.
 
 use std::{
-    io::{IsTerminal, Write, stderr, stdout},
+    io::{IsTerminal, Write, stderr},
     sync::LazyLock,
     time::Duration,
 };
@@ -9,8 +9,10 @@ use std::{
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::display::{escaped_json, shown};
 use crate::{
     endpoint::Error,
+    stdout::Stdout,
     tls::{identity::IdentityError, openpgp::OpenPgpError},
 };
 
@@ -154,22 +156,30 @@ impl Colour {
     }
 }
 
-/// A line to standard error, above the progress bars; what a peer has said cannot steer the terminal.
+/// A line to standard error, above the progress bars.
+///
+/// Whatever a peer has said passes here, so it cannot control the terminal. Lines after the first are indented, so that
+/// none of them looks like a line of this program.
 fn tell(label: &str, text: &str) {
-    let text: String = text.chars().filter(|c| !c.is_control() || *c == '\n').collect();
+    let text = shown(text, Some("  ")).replace("\n    ", "\n  ");
     // A reader that went away is no reason to fail.
     BARS.suspend(|| {
         let _ = writeln!(stderr(), "{label}{text}");
     });
 }
 
+/// A line to standard output, where a failure decides the exit status.
+fn print(line: &str) {
+    let _ = writeln!(Stdout, "{line}");
+}
+
 impl Output {
     /// An event: JSON on standard output (on standard error of a pipe), or the text on standard error.
     pub fn event(&self, event: &Value, text: &str) {
         if self.json && self.piped {
-            let _ = writeln!(stderr(), "{event}");
+            let _ = writeln!(stderr(), "{}", escaped_json(&event.to_string()));
         } else if self.json {
-            let _ = writeln!(stdout(), "{event}");
+            print(&escaped_json(&event.to_string()));
         } else if !self.quiet && !text.is_empty() {
             tell("", text);
         }
@@ -182,8 +192,11 @@ impl Output {
 
     /// Data that was asked for.
     pub fn data(&self, value: &Value, text: &str) {
-        let _ =
-            if self.json { writeln!(stdout(), "{value}") } else { writeln!(stdout(), "{text}") };
+        if self.json {
+            print(&escaped_json(&value.to_string()));
+        } else {
+            print(&shown(text, Some("")));
+        }
     }
 
     /// The error that a command or a part of it ends with.
@@ -224,7 +237,7 @@ impl Output {
         if !self.is_watched() {
             return ProgressBar::hidden();
         }
-        let message: String = message.chars().filter(|c| !c.is_control()).collect();
+        let message = shown(message, None);
         let short = message.char_indices().nth(48).map_or(message.as_str(), |(n, _)| &message[..n]);
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("━╸─"));

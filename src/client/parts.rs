@@ -5,10 +5,12 @@
 //! the whole.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -35,45 +37,103 @@ pub(super) struct Part {
     /// Bytes that are there.
     len: u64,
     hash: Sha256,
+    /// Its place among those in use, if others may take it up.
+    _claimed: Option<Claimed>,
+}
+
+/// The parts that this process writes to.
+static IN_USE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// A part in [`IN_USE`], until this is dropped.
+#[derive(Debug)]
+struct Claimed(PathBuf);
+
+impl Claimed {
+    fn new(path: PathBuf) -> Option<Self> {
+        let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+        in_use.insert(path.clone()).then(|| Self(path))
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        IN_USE.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// How many bytes of an offered file are there, from its sender's earlier try; 0 if they cannot be taken up.
+///
+/// A file that is offered by somebody who has not proven who that is changes nothing here: nothing is opened, read or
+/// made, only the length of the part is looked at.
+pub(super) fn kept(dir: &Path, sender: &BareJid, offer: &FileOffer) -> u64 {
+    let Some(sha256) = &offer.sha256 else { return 0 };
+    let path = dir.join(name(sender, sha256));
+    let in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner).contains(&path);
+    match path.symlink_metadata() {
+        Ok(part) if !in_use && is_private(&part) && part.len() <= offer.size => part.len(),
+        _ => 0,
+    }
+}
+
+/// Whether a file can be nobody's but ours.
+fn is_private(file: &fs::Metadata) -> bool {
+    file.is_file()
+        && file.nlink() == 1
+        && file.mode() & 0o077 == 0
+        && file.uid() == rustix::process::geteuid().as_raw()
 }
 
 impl Part {
-    /// Takes up what is there of a file, or starts anew. Reads what is there.
+    /// Takes up the first `kept` bytes of a file, which are read for their hash, or starts from the beginning.
     ///
     /// Without a hash in the offer, or if the part is in use, it has a name that is nobody's and is not kept.
     ///
     /// # Errors
-    /// As the system says.
-    pub(super) fn open(dir: &Path, sender: &BareJid, offer: &FileOffer) -> io::Result<Self> {
-        if let Some(sha256) = &offer.sha256
-            && let Some(file) = claim(&dir.join(name(sender, sha256)))?
-        {
-            return Self::read(file, offer.size);
+    /// As the system says; also if the part has changed since its sender was told of `kept` bytes.
+    pub(super) fn open(
+        dir: &Path,
+        sender: &BareJid,
+        offer: &FileOffer,
+        kept: u64,
+    ) -> io::Result<Self> {
+        if let Some(sha256) = &offer.sha256 {
+            let path = dir.join(name(sender, sha256));
+            if let Some(claimed) = Claimed::new(path.clone())
+                && let Some(file) = claim(&path)?
+            {
+                return Self::read(file, kept, claimed);
+            }
+        }
+        if kept > 0 {
+            return Err(io::Error::other(
+                "what was kept of the file is in use: send it again later",
+            ));
         }
         let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(dir)?;
-        Ok(Self { file, lasting: false, len: 0, hash: Sha256::new() })
+        Ok(Self { file, lasting: false, len: 0, hash: Sha256::new(), _claimed: None })
     }
 
-    fn read(mut file: NamedTempFile, size: u64) -> io::Result<Self> {
+    fn read(mut file: NamedTempFile, kept: u64, claimed: Claimed) -> io::Result<Self> {
+        // Whatever goes wrong here, it is no reason to lose what is there.
+        file.disable_cleanup(true);
         let mut hash = Sha256::new();
         let mut buffer = vec![0; CHUNK];
         let mut len = 0;
         file.seek(SeekFrom::Start(0))?;
-        loop {
-            let n = file.read(&mut buffer)?;
+        while len < kept {
+            let want = usize::try_from(kept - len).unwrap_or(CHUNK).min(CHUNK);
+            let n = file.read(&mut buffer[..want])?;
             if n == 0 {
-                break;
+                return Err(io::Error::other(
+                    "what was kept of the file has changed: send it again",
+                ));
             }
             hash.update(&buffer[..n]);
             len += n as u64;
         }
-        if len > size {
-            file.as_file().set_len(0)?;
-            file.seek(SeekFrom::Start(0))?;
-            (len, hash) = (0, Sha256::new());
-        }
+        file.as_file().set_len(len)?;
         file.disable_cleanup(len > 0);
-        Ok(Self { file, lasting: true, len, hash })
+        Ok(Self { file, lasting: true, len, hash, _claimed: Some(claimed) })
     }
 
     /// How many bytes are there.
@@ -178,11 +238,7 @@ fn claim(path: &Path) -> io::Result<Option<NamedTempFile>> {
     let ours = file.metadata()?;
     let named = path.symlink_metadata();
     let same = named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()));
-    let private = ours.is_file()
-        && ours.nlink() == 1
-        && ours.mode() & 0o077 == 0
-        && ours.uid() == rustix::process::geteuid().as_raw();
-    if !same || !private {
+    if !same || !is_private(&ours) {
         return Ok(None);
     }
     Ok(Some(NamedTempFile::from_parts(file, TempPath::try_from_path(path)?)))
@@ -224,6 +280,11 @@ mod tests {
         FileOffer { name: "a.txt".into(), size, sha256: Some(vec![7; 32]), ranged: true }
     }
 
+    /// Takes up whatever is there.
+    fn open(dir: &tempfile::TempDir, sender: &BareJid, offer: &FileOffer) -> io::Result<Part> {
+        Part::open(dir.path(), sender, offer, kept(dir.path(), sender, offer))
+    }
+
     fn sender() -> BareJid {
         BareJid::new("juliet@capulet.lit").unwrap()
     }
@@ -231,17 +292,17 @@ mod tests {
     #[test]
     fn what_is_there_is_taken_up_by_the_same_sender_and_by_nobody_else() {
         let dir = tempfile::tempdir().unwrap();
-        let mut part = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+        let mut part = open(&dir, &sender(), &offer(10)).unwrap();
         part.push(b"hello").unwrap();
-        let busy = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+        let busy = open(&dir, &sender(), &offer(10)).unwrap();
         assert_eq!(busy.len(), 0, "a part in use is left alone");
         drop(busy);
         drop(part);
         let mode = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().metadata().unwrap();
         assert_eq!(mode.mode() & 0o777, 0o600);
         let other = BareJid::new("mallory@capulet.lit").unwrap();
-        assert_eq!(Part::open(dir.path(), &other, &offer(10)).unwrap().len(), 0);
-        let mut part = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+        assert_eq!(open(&dir, &other, &offer(10)).unwrap().len(), 0);
+        let mut part = open(&dir, &sender(), &offer(10)).unwrap();
         assert_eq!(part.len(), 5);
         part.push(b"world").unwrap();
         assert_eq!(part.sha256(), Sha256::digest(b"helloworld").to_vec());
@@ -253,23 +314,52 @@ mod tests {
     fn a_part_that_is_too_long_or_was_put_there_by_others_is_not_used() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name(&sender(), &[7; 32]));
-        let mut part = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+        let mut part = open(&dir, &sender(), &offer(10)).unwrap();
         part.push(b"longer than ten").unwrap();
         drop(part);
-        assert_eq!(Part::open(dir.path(), &sender(), &offer(10)).unwrap().len(), 0);
+        assert_eq!(open(&dir, &sender(), &offer(10)).unwrap().len(), 0);
         assert!(!path.exists(), "it is empty again and gone");
         let secret = dir.path().join("secret");
         fs::write(&secret, b"x").unwrap();
         std::os::unix::fs::symlink(&secret, &path).unwrap();
-        let mut part = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+        let mut part = open(&dir, &sender(), &offer(10)).unwrap();
         part.push(b"y").unwrap();
         assert_eq!(fs::read(secret).unwrap(), b"x");
     }
 
     #[test]
+    fn before_the_sender_is_known_nothing_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(kept(dir.path(), &sender(), &offer(10)), 0);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let mut part = open(&dir, &sender(), &offer(10)).unwrap();
+        part.push(b"hello").unwrap();
+        assert_eq!(kept(dir.path(), &sender(), &offer(10)), 0, "it is in use");
+        drop(part);
+        assert_eq!(kept(dir.path(), &sender(), &offer(10)), 5);
+        // Too long for the file that is offered: looked at, and left for its own file.
+        assert_eq!(kept(dir.path(), &sender(), &offer(4)), 0);
+        assert_eq!(kept(dir.path(), &sender(), &offer(10)), 5);
+    }
+
+    #[test]
+    fn a_part_that_changed_since_it_was_promised_is_an_error_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut part = open(&dir, &sender(), &offer(10)).unwrap();
+        part.push(b"hello").unwrap();
+        let busy = Part::open(dir.path(), &sender(), &offer(10), 5).unwrap_err();
+        assert!(busy.to_string().contains("in use"), "{busy}");
+        drop(part);
+        let shorter = Part::open(dir.path(), &sender(), &offer(10), 6).unwrap_err();
+        assert!(shorter.to_string().contains("has changed"), "{shorter}");
+        let part = Part::open(dir.path(), &sender(), &offer(10), 3).unwrap();
+        assert_eq!((part.len(), part.sha256()), (3, Sha256::digest(b"hel").to_vec()));
+    }
+
+    #[test]
     fn what_came_twice_is_dropped_in_front() {
         let dir = tempfile::tempdir().unwrap();
-        let mut part = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+        let mut part = open(&dir, &sender(), &offer(10)).unwrap();
         part.push(b"old").unwrap();
         part.push(b"oldnew").unwrap();
         part.drop_front(3).unwrap();
@@ -298,7 +388,7 @@ mod tests {
     fn nothing_is_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         for name in ["a.txt", "a (1).txt", "a (2).txt"] {
-            let part = Part::open(dir.path(), &sender(), &offer(10)).unwrap();
+            let part = open(&dir, &sender(), &offer(10)).unwrap();
             assert_eq!(part.keep(dir.path(), "a.txt").unwrap(), dir.path().join(name));
         }
     }

@@ -87,7 +87,16 @@ pub(super) async fn send_one(
     client.secured(&mut session, &stream).await?;
     let range = Range::read(session.answer());
     let bar = output.progress(offer.size, &offer.name);
-    let sent = session.during(files::send(&mut stream, path, &offer, range, &bar)).await;
+    let sent = session
+        .during(async {
+            let done = files::send(&mut stream, path, &offer, range, &bar).await?;
+            // The receiver ends its direction when it has the whole file and its hash is right.
+            if files::is_over(&mut stream).await? {
+                return Ok(done);
+            }
+            Err(XtlsError::failed("the peer sent data where its end was expected"))
+        })
+        .await;
     let done = match sent {
         Ok(done) => done,
         Err(error) => {
@@ -96,8 +105,7 @@ pub(super) async fn send_one(
             return Err(go_on(error));
         }
     };
-    // The peer says success when it has the whole file and its hash is right.
-    let ended = session.terminated().await;
+    let ended = session.confirmed().await;
     bar.finish_and_clear();
     ended.map_err(|error| go_on(error.into()))?;
     done.report(output, path);

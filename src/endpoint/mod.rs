@@ -4,6 +4,9 @@
 //! with other users and takes those that [come in](Incoming). Each session ends up in a [`SecureStream`]: bytes
 //! that only the two programs can read, with what was [learned](Learned) of the peer on the way.
 //!
+//! A stream that is cut is never taken for one that has ended: reading gives `Ok(0)` only after the peer's own TLS
+//! `close_notify`, and an error of kind `UnexpectedEof` wherever somebody between the two, or a crash, ended it.
+//!
 //! ```text
 //!  Login ──login──▶ Endpoint ──initiate──▶ (Session, SecureStream)
 //!                      │
@@ -62,6 +65,7 @@ mod login;
 mod method;
 mod negotiate;
 mod policy;
+mod progress;
 mod s5b;
 mod sasl;
 mod session;

@@ -4,7 +4,7 @@
 //! session-terminate (ProtoXEP jingle-xtls 0.0.4). What the peer offered pins its certificate; hints and policy are
 //! asked before a byte of the application is sent.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -197,7 +197,10 @@ impl Session {
     /// The policy's word, after the handshake and before the first byte of the application.
     async fn finish(mut self, outcome: Outcome) -> Result<(Self, SecureStream), Error> {
         match outcome.and_then(|(secured, hints)| self.check(secured, hints)) {
-            Ok(stream) => Ok((self, stream)),
+            Ok(stream) => {
+                self.in_band = stream.learned().transport == super::TransportKind::Ibb;
+                Ok((self, stream))
+            }
             Err(error) => {
                 // Only that there is no method in common is of use to the peer's user; all else says too much.
                 let text = match &error {
@@ -247,6 +250,6 @@ impl Session {
         };
         let me = self.endpoint.jid().to_bare();
         let sides = if self.initiator { [&me, &self.peer] } else { [&self.peer, &me] };
-        Ok(SecureStream::new(tls, learned, sides.map(Clone::clone)))
+        Ok(SecureStream::new(tls, learned, sides.map(Clone::clone), Arc::clone(&self.progress)))
     }
 }

@@ -1,6 +1,6 @@
 //! One Jingle session of an endpoint: its actions in and out, and how it ends (XEP-0166).
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -10,6 +10,7 @@ use super::{
     Endpoint,
     error::Error,
     hub::{Inbox, condition},
+    progress::Progress,
 };
 use crate::{
     broker::rewrite,
@@ -23,8 +24,10 @@ use crate::{
 
 /// How long a goodbye may wait for its answer.
 const GOODBYE: Duration = Duration::from_secs(5);
-/// How long what is under way may take to arrive when the peer has ended the session.
+/// How long nothing of what is under way may arrive when the peer has ended the session.
 const LINGER: Duration = Duration::from_secs(5);
+/// How long an in-band stream is silent before the other side is asked whether the session still exists (XEP-0166, 6.8).
+const PROBE: Duration = Duration::from_secs(10);
 /// Actions that wait for their turn.
 const HELD: usize = 32;
 /// How long the reason of a stream's end may come after the end itself.
@@ -49,6 +52,10 @@ pub struct Session {
     /// What has come while something else was waited for.
     held: VecDeque<(String, Element)>,
     pub(super) answer: Option<Element>,
+    /// What moves on the stream.
+    pub(super) progress: Arc<Progress>,
+    /// Whether the stream's bytes go through the XMPP server.
+    pub(super) in_band: bool,
 }
 
 impl Drop for Session {
@@ -80,6 +87,8 @@ impl Session {
             over: false,
             held: VecDeque::new(),
             answer: None,
+            progress: Arc::default(),
+            in_band: false,
         }
     }
 
@@ -116,43 +125,117 @@ impl Session {
 
     fn goodbye(&self, reason: &str, text: &str) -> Element {
         let me = self.endpoint.jid();
-        let frame = rewrite::Frame {
+        rewrite::terminate(&self.frame(&me), reason, text)
+    }
+
+    fn frame<'a>(&'a self, me: &'a Jid) -> rewrite::Frame<'a> {
+        rewrite::Frame {
             namespace: &self.namespace,
             sid: &self.sid,
-            initiator: &me,
+            initiator: me,
             responder: &self.address,
-        };
-        rewrite::terminate(&frame, reason, text)
+        }
     }
 
     /// Does `work` on the session's stream for as long as the peer does not end the session.
     ///
-    /// A peer that ends it with success has sent all; what is still under way gets a moment to arrive. A lost
-    /// XMPP connection does not end a stream that may run beside it.
+    /// A peer that ends it with success has sent all. What is still under way arrives for as long as something moves, and
+    /// `work` may take as long as it likes with what it has read. A lost XMPP connection does not end a stream that may
+    /// run beside it. An in-band stream has nothing else that would show the loss of the component or of the peer, so
+    /// while it is silent the session is asked for.
     ///
     /// # Errors
-    /// Those of `work`, or why the peer ended the session, which says more.
+    /// Those of `work`, or why the session has ended, which says more, with the number of bytes that had arrived.
     pub async fn during<T, E: From<Error>>(
         &mut self,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         tokio::pin!(work);
+        let missed = self.missed(self.in_band);
         let ended = tokio::select! {
             biased;
             done = &mut work => {
                 let Err(error) = done else { return done };
                 // What has no peer any more may still have failed by itself.
                 let reason = self.reason().await.filter(|reason| *reason != Error::Disconnected);
-                return Err(reason.map_or(error, E::from));
+                return Err(reason.map_or(error, |reason| self.with_received(reason).into()));
             }
             ended = self.terminated() => ended,
+            error = missed => return Err(self.with_received(error).into()),
         };
         match ended {
-            Ok(()) => timeout(LINGER, work).await.unwrap_or_else(|_| {
-                Err(Error::refused("the peer ended the session before all was said").into())
-            }),
+            Ok(()) => tokio::select! {
+                biased;
+                done = work => done,
+                () = self.progress.stalled(LINGER) => {
+                    let text = "the peer ended the session before all was said";
+                    Err(self.with_received(Error::refused(text)).into())
+                }
+            },
             Err(_) if !self.over => work.await,
-            Err(error) => Err(error.into()),
+            Err(error) => Err(self.with_received(error).into()),
+        }
+    }
+
+    /// Waits until the peer ends the session with success, which says that it has all that was sent.
+    ///
+    /// # Errors
+    /// If the session ends in another way, or is gone.
+    pub async fn confirmed(&mut self) -> Result<(), Error> {
+        let missed = self.missed(true);
+        tokio::select! {
+            biased;
+            ended = self.terminated() => ended,
+            error = missed => Err(error),
+        }
+    }
+
+    /// Says how many bytes had arrived when the session ended.
+    fn with_received(&self, error: Error) -> Error {
+        let received = self.progress.received();
+        let more = |text| format!("{text} (after {received} bytes had arrived)");
+        match error {
+            error if received == 0 => error,
+            Error::Failed(text) => Error::Failed(more(text)),
+            Error::Refused(text) => Error::Refused(more(text)),
+            error => error,
+        }
+    }
+
+    /// Ends when the session is gone although nobody has said so: when the component was killed, for one.
+    fn missed(&self, asks: bool) -> impl Future<Output = Error> + use<> {
+        let (hub, address) = (self.endpoint.hub().clone(), self.address.clone());
+        let (peer, progress) = (self.peer.clone(), Arc::clone(&self.progress));
+        let question = rewrite::own("session-info", &self.frame(&self.endpoint.jid()));
+        let broker = self.is_brokered().then(|| Jid::new(address.domain().as_str()).ok()).flatten();
+        async move {
+            if !asks {
+                return std::future::pending().await;
+            }
+            loop {
+                tokio::time::sleep(PROBE).await;
+                if !progress.is_quiet(PROBE) {
+                    continue;
+                }
+                if let Some(broker) = &broker {
+                    let ping = Element::bare("ping", ns::PING);
+                    // An answer of the server in its place: the component is not there.
+                    if let Answer::Error(error) = hub.request("get", broker, ping).await
+                        && is_absent(&condition(&error))
+                    {
+                        return Error::failed(format!("{broker} is gone, and the session with it"));
+                    }
+                }
+                // A peer that does not answer may be suspended. One that is gone is answered for.
+                if let Answer::Error(error) = hub.request("set", &address, question.clone()).await {
+                    let condition = condition(&error);
+                    if is_absent(&condition) && !condition.starts_with("remote-server-timeout") {
+                        return Error::failed(format!(
+                            "the session with {peer} is gone: {condition}"
+                        ));
+                    }
+                }
+            }
         }
     }
 
@@ -321,14 +404,10 @@ impl Session {
             Answer::Error(error) => {
                 let condition = condition(&error);
                 let text = format!("{}: {condition}", self.peer);
-                Err(match condition.split(' ').next().unwrap_or_default() {
-                    "recipient-unavailable"
-                    | "item-not-found"
-                    | "service-unavailable"
-                    | "remote-server-not-found"
-                    | "remote-server-timeout"
-                    | "gone" => Error::Unreachable(text),
-                    _ => Error::Refused(text),
+                Err(if is_absent(&condition) {
+                    Error::Unreachable(text)
+                } else {
+                    Error::Refused(text)
                 })
             }
             Answer::Timeout if hub.is_lost() => Err(Error::Disconnected),
@@ -343,6 +422,19 @@ impl Session {
     ) -> Result<(), Error> {
         self.ask(self.jingle(action, None, vec![transport])).await
     }
+}
+
+/// Whether an error's [`condition`] says that what was asked is not there.
+fn is_absent(condition: &str) -> bool {
+    matches!(
+        condition.split(' ').next().unwrap_or_default(),
+        "recipient-unavailable"
+            | "item-not-found"
+            | "service-unavailable"
+            | "remote-server-not-found"
+            | "remote-server-timeout"
+            | "gone"
+    )
 }
 
 /// The `<jingle/>` of a stanza.

@@ -3,6 +3,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -14,6 +15,7 @@ use super::{
     error::Error,
     hub::TransportKind,
     policy::{Hint, Known},
+    progress::{Direction, Progress},
 };
 use crate::{
     mediator::leg::Leg,
@@ -48,7 +50,16 @@ pub struct Learned {
 
 /// A TLS stream to another user's program: bytes in and out, and nobody between.
 ///
-/// A shutdown of the write side reaches the peer as the end of its input; the other direction goes on.
+/// # How it ends
+/// Reading gives `Ok(0)` in one case only: the peer has said that this was all (TLS `close_notify`). A stream that ends in any
+/// other way, because the peer's program died or somebody between cut it, is an error, of kind
+/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if nothing else is known. Its text says how many bytes had arrived, and
+/// each later read gives the same error. Nobody who only carries the stream can make it look whole.
+///
+/// A shutdown of the write side reaches the peer as the end of its input; the other direction goes on for as long as it
+/// takes. Writing after it is an error. To know that the peer has read everything, let it answer, or end its own
+/// direction: bytes that were written and flushed may still be under way.
+///
 /// The stream lives beside its [`Session`](super::Session): keep the session for as long as the stream is used.
 #[derive(Debug)]
 pub struct SecureStream {
@@ -56,11 +67,29 @@ pub struct SecureStream {
     learned: Learned,
     /// Who began the session, and with whom.
     sides: [BareJid; 2],
+    progress: Arc<Progress>,
+    /// Our `close_notify` is sent, or about to be.
+    shut: bool,
+    end: Option<End>,
+}
+
+/// How the peer's direction has ended.
+#[derive(Debug)]
+enum End {
+    /// By its `close_notify`.
+    Whole,
+    /// In another way.
+    Cut(io::ErrorKind, String),
 }
 
 impl SecureStream {
-    pub(super) fn new(tls: TlsStream<Leg>, learned: Learned, sides: [BareJid; 2]) -> Self {
-        Self { tls, learned, sides }
+    pub(super) fn new(
+        tls: TlsStream<Leg>,
+        learned: Learned,
+        sides: [BareJid; 2],
+        progress: Arc<Progress>,
+    ) -> Self {
+        Self { tls, learned, sides, progress, shut: false, end: None }
     }
 
     /// What was learned of the peer.
@@ -112,7 +141,21 @@ impl SecureStream {
         Ok(sas::of(&self.tls, initiator, responder).await?)
     }
 
-    /// The TLS stream itself.
+    /// Notes that the peer's direction broke; gives the error.
+    fn cut(&mut self, error: &io::Error) -> io::Error {
+        let received = self.progress.received();
+        let text = match error.kind() {
+            io::ErrorKind::UnexpectedEof => format!(
+                "the stream was cut off after {received} bytes: it ended without the peer's close_notify"
+            ),
+            _ => format!("the stream broke after {received} bytes: {error}"),
+        };
+        self.progress.ended();
+        self.end = Some(End::Cut(error.kind(), text.clone()));
+        io::Error::new(error.kind(), text)
+    }
+
+    /// The TLS stream itself. It too ends with `Ok(0)` after a `close_notify` only.
     pub fn into_inner(self) -> TlsStream<Leg> {
         self.tls
     }
@@ -124,7 +167,36 @@ impl AsyncRead for SecureStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tls).poll_read(cx, buf)
+        let this = self.get_mut();
+        match &this.end {
+            Some(End::Whole) => return Poll::Ready(Ok(())),
+            Some(End::Cut(kind, text)) => {
+                return Poll::Ready(Err(io::Error::new(*kind, text.clone())));
+            }
+            None => {}
+        }
+        let before = buf.filled().len();
+        match Pin::new(&mut this.tls).poll_read(cx, buf) {
+            Poll::Pending => {
+                this.progress.waits(Direction::In);
+                return Poll::Pending;
+            }
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(this.cut(&error))),
+            Poll::Ready(Ok(())) => {}
+        }
+        match buf.filled().len() - before {
+            0 if buf.remaining() == 0 => {}
+            0 => {
+                this.progress.ended();
+                this.end = Some(End::Whole);
+                if this.shut {
+                    // Both directions are done: now the transport may end too. If that takes a while, dropping it does.
+                    let _ = Pin::new(&mut this.tls).poll_shutdown(cx);
+                }
+            }
+            read => this.progress.moved(Direction::In, read),
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -134,25 +206,128 @@ impl AsyncWrite for SecureStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().tls).poll_write(cx, buf)
+        let this = self.get_mut();
+        if this.shut {
+            let text = "the stream was shut down for writing";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, text)));
+        }
+        let polled = Pin::new(&mut this.tls).poll_write(cx, buf);
+        match &polled {
+            Poll::Pending => this.progress.waits(Direction::Out),
+            Poll::Ready(Ok(written)) => this.progress.moved(Direction::Out, *written),
+            Poll::Ready(Err(_)) => {}
+        }
+        polled
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tls).poll_flush(cx)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.tls).poll_flush(cx);
+        match &polled {
+            Poll::Pending => this.progress.waits(Direction::Out),
+            Poll::Ready(_) => this.progress.moved(Direction::Out, 0),
+        }
+        polled
     }
 
+    /// Says in TLS that this was all. The transport below stays open until the peer has said so too: in-band bytestreams
+    /// know no half-close, and middleboxes forget half-closed connections.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tls).poll_shutdown(cx)
+        let this = self.get_mut();
+        if !std::mem::replace(&mut this.shut, true) {
+            this.tls.get_mut().1.send_close_notify();
+        }
+        match this.end {
+            Some(_) => Pin::new(&mut this.tls).poll_shutdown(cx),
+            None => Pin::new(&mut this.tls).poll_flush(cx),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
     use super::*;
+    use crate::tls::{identity::Identity, stream as tls, verify::Expected};
 
     #[test]
     fn a_stream_can_move_to_another_task() {
         fn check<T: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static>() {}
         check::<SecureStream>();
+    }
+
+    fn secure((tls, secured): (TlsStream<Leg>, tls::Secured)) -> SecureStream {
+        let peer = BareJid::new("bob@example.org").unwrap();
+        let learned = Learned {
+            peer: peer.clone(),
+            address: peer.clone().into(),
+            method: Method::X509,
+            print: secured.peer,
+            hints: Vec::new(),
+            known: Known::Same,
+            tls_version: secured.version,
+            key_exchange: secured.key_exchange,
+            transport: TransportKind::S5b,
+        };
+        SecureStream::new(tls, learned, [peer.clone(), peer], Arc::default())
+    }
+
+    async fn pair() -> (SecureStream, SecureStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connect = TcpStream::connect(listener.local_addr().unwrap());
+        let (a, b) = tokio::join!(connect, listener.accept());
+        let (a, b) = (Leg::from(a.unwrap()), Leg::from(b.unwrap().0));
+        let own = || Identity::anonymous().unwrap();
+        let (own, other) = (own(), own());
+        let (a, b) = tokio::join!(
+            tls::connect(a, &own, Expected::Anyone),
+            tls::accept(b, &other, Expected::Anyone)
+        );
+        (secure(a.unwrap()), secure(b.unwrap()))
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_cut_is_an_error_for_ever_and_says_what_has_arrived() {
+        let (mut alice, mut bob) = pair().await;
+        alice.write_all(b"hello").await.unwrap();
+        alice.flush().await.unwrap();
+        // What carries the stream ends it.
+        alice.tls.get_mut().0.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        for _ in 0..3 {
+            let error = bob.read_to_end(&mut got).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+            assert!(error.to_string().contains("after 5 bytes"), "{error}");
+        }
+        assert_eq!(got, b"hello");
+    }
+
+    #[tokio::test]
+    async fn an_end_is_one_direction_s_and_the_transport_outlives_it() {
+        let (mut alice, mut bob) = pair().await;
+        alice.write_all(b"hello").await.unwrap();
+        alice.shutdown().await.unwrap();
+        let refused = alice.write_all(b"more").await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::BrokenPipe);
+        let mut got = String::new();
+        bob.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "hello");
+        // The transport below has not ended: nothing tells a relay to give up the other direction.
+        let mut byte = [0];
+        let open = futures::poll!(Box::pin(bob.tls.get_mut().0.read(&mut byte)));
+        assert!(open.is_pending());
+        bob.write_all(b"goodbye").await.unwrap();
+        bob.shutdown().await.unwrap();
+        let mut got = String::new();
+        alice.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "goodbye");
+        assert_eq!(alice.read(&mut byte).await.unwrap(), 0);
+        // Now it has, from both sides.
+        assert_eq!(bob.tls.get_mut().0.read(&mut byte).await.unwrap(), 0);
+        assert_eq!(alice.tls.get_mut().0.read(&mut byte).await.unwrap(), 0);
     }
 }

@@ -11,9 +11,12 @@ use tokio::{
 };
 
 use super::conversation::News;
-use crate::client::{
-    display::{escaped_json, shown},
-    output::{Output, XtlsError},
+use crate::{
+    client::{
+        display::{escaped_json, shown},
+        output::{Output, XtlsError},
+    },
+    stdout::Stdout,
 };
 
 const PROMPT: &str = "> ";
@@ -147,8 +150,7 @@ impl Terminal {
             return self.json(&json!({"event": "message", "from": self.peer, "text": text}));
         }
         let Some(screen) = &mut self.screen else {
-            let _ = writeln!(stdout(), "{}", shown(text, Some("")));
-            let _ = stdout().flush();
+            let _ = writeln!(Stdout, "{}", shown(text, Some("")));
             return;
         };
         // What follows a break is indented, so that no text looks like a line of somebody else.
@@ -171,9 +173,7 @@ impl Terminal {
     }
 
     fn json(&self, event: &Value) {
-        // A reader that went away is no reason to fail.
-        let _ = writeln!(stdout(), "{}", escaped_json(&event.to_string()));
-        let _ = stdout().flush();
+        let _ = writeln!(Stdout, "{}", escaped_json(&event.to_string()));
     }
 }
 
