@@ -26,7 +26,7 @@ test: peers nextest ## Run all tests, with real servers and independent clients
 
 test-fast: nextest ## Run the tests that need no server
 	@deploy/ci/install-peers.sh cc
-	cargo nextest run --locked --lib --bins --tests -E 'not binary(/^(e2e_.*|chat|crashes|crowds|message_initiation|registry_model|idle|harness|lan|terminal|resume|library|methods|mitm|interop|interop_tls)$$/)'
+	cargo nextest run --locked --lib --bins --tests --profile fast
 
 interop: peers nextest ## Run every dialect against every other; writes the table of docs/INTEROP.md
 	FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test interop

@@ -236,23 +236,30 @@ fn a_person_chats_in_a_terminal_and_lines_that_come_in_do_not_break_the_one_bein
     };
 
     let mut bob = stage.listener(&[]);
-    let person = terminal(json!([
+    let mut person = terminal(json!([
         ["wait", "/help"],
+        ["prompt"],
         ["type", "hello\r"],
         ["wait", "✓ arrived"],
+        ["prompt"],
         ["type", "half a li"],
-        ["wait", "interrupting"],
+        ["wait", "> half a li"],
+        ["say", "half a line is typed"],
+        ["wait", "<U+202E>\n> half a li"],
         ["type", "ne\r"],
+        ["wait", "> half a line\n✓ arrived"],
+        ["prompt"],
         ["type", "/what\r"],
         ["wait", "there is no /what"],
+        ["prompt"],
         ["type", "/quit\r"],
         ["end"]
     ]));
     bob.wait_for("hello");
-    std::thread::sleep(Duration::from_millis(500));
+    person.wait_for("half a line is typed");
     bob.type_("interrupting\u{1b}[2J\u{202e}\n");
     let report = person.report();
-    let screen = report["screens"][4].as_str().unwrap().to_owned();
+    let screen = report["screens"][8].as_str().unwrap().to_owned();
     let lines: Vec<&str> = screen.lines().collect();
     let shown = format!("bob@{DOMAIN}: interrupting");
     let at = lines
@@ -267,15 +274,21 @@ fn a_person_chats_in_a_terminal_and_lines_that_come_in_do_not_break_the_one_bein
 
     // Ctrl-D ends it too, and so does the peer while the line editor waits: the terminal is as it was.
     let mut bob = stage.listener(&[]);
-    let person = terminal(json!([["wait", "/help"], ["type", "\u{4}"], ["end"]]));
+    let person = terminal(json!([["wait", "/help"], ["prompt"], ["type", "\u{4}"], ["end"]]));
     let report = person.report();
     assert_eq!((&report["status"], &report["modes"]), (&json!(0), &json!(true)), "{report}");
     assert_eq!(bob.wait(), 0, "{}", bob.err());
     let mut bob = stage.listener(&[]);
-    let person =
-        terminal(json!([["wait", "/help"], ["type", "half"], ["wait", "> half"], ["end"]]));
+    let mut person = terminal(json!([
+        ["wait", "/help"],
+        ["prompt"],
+        ["type", "half"],
+        ["wait", "> half"],
+        ["say", "half is typed"],
+        ["end"]
+    ]));
     bob.wait_for("chat with");
-    std::thread::sleep(Duration::from_secs(1));
+    person.wait_for("half is typed");
     bob.signal("INT");
     let report = person.report();
     assert_eq!((&report["status"], &report["modes"]), (&json!(0), &json!(true)), "{report}");

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use support::{
     own_program,
     process::{Output, Process, end_of, read, run},
-    programs::{clean, event},
+    programs::{clean, event, report},
     random_file, root, sha256, wait_for,
 };
 
@@ -101,10 +101,7 @@ impl Script {
     }
 
     fn report(mut self) -> Value {
-        let status = self.process.wait(LIMIT);
-        let log = self.process.log();
-        assert!(status.success(), "{log}");
-        serde_json::from_str(log.lines().rev().find(|line| line.starts_with('{')).unwrap()).unwrap()
+        report(&mut self.process, "lan.py")
     }
 }
 

@@ -79,7 +79,12 @@ fn the_examples_talk_to_each_other_and_to_xtls() {
     let sent = send_line();
     assert_ne!(sent.code, 0, "{sent:?}");
     assert_eq!(sent.stdout, "", "{sent:?}");
-    assert!(read(&log).contains("has changed"), "{}", read(&log));
+    wait_for(
+        "the service's word on the changed key",
+        Duration::from_secs(20),
+        || read(&log),
+        || read(&log).contains("has changed"),
+    );
 
     let carol = Xtls::with_key(&server, "carol");
     std::fs::write(carol.home().join("in"), "from xtls").unwrap();

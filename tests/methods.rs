@@ -5,13 +5,14 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::process::{Output, run};
-use support::programs::{Component, Listener, Options, Xtls, event};
+use support::programs::{Component, Listener, Options, Xtls, event, script};
 use support::servers::{Kind, Server};
 use support::{MARKER, random_file, sha256, tap};
 
@@ -312,26 +313,27 @@ fn the_string_is_confirmed_at_a_terminal(kind: Kind) {
     for (answer, code) in [("n", 4), ("y", 0)] {
         let mut listener = listen(bob, "x509", &[]);
         let file = letter(&users, "read-aloud.bin");
-        // script(1) gives the program a terminal, and what we write to it comes from there.
-        let inner = send_command(alice, "x509", bob.jid(), &file, &["--confirm-sas"]);
-        let words: Vec<_> = std::iter::once(inner.get_program()).chain(inner.get_args()).collect();
-        let line = words.iter().map(|w| format!("'{}'", w.to_str().unwrap())).collect::<Vec<_>>();
-        let mut command = Command::new("sh");
-        command.arg("-c").arg(format!(
-            "(sleep 1; echo {answer}; sleep 4) | script --quiet --return --command \"{}\" /dev/null",
-            line.join(" ")
-        ));
-        command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        let sent = run(command, Duration::from_secs(60));
-        assert_eq!(sent.code, code, "{sent:?}\n{}", users.logs(&listener));
+        let mut command = alice.command(["send", bob.jid(), file.to_str().unwrap()]);
+        command.args(method(alice, "x509")).arg("--confirm-sas");
+        let text = |value: &OsStr| value.to_str().unwrap().to_owned();
+        let words: Vec<_> =
+            std::iter::once(command.get_program()).chain(command.get_args()).map(text).collect();
+        let environment: serde_json::Map<String, Value> = command
+            .get_envs()
+            .filter_map(|(name, value)| Some((text(name), json!(text(value?)))))
+            .collect();
+        let steps = json!([["wait", "[y/N]"], ["type", format!("{answer}\r")], ["end"]]);
+        let settings = json!({
+            "command": words, "environment": environment, "controls": true, "steps": steps,
+        });
+        let sent = script("terminal.py", &users.server, settings);
+        assert_eq!(sent["status"], code, "{sent}\n{}", users.logs(&listener));
         let status = listener.wait(Duration::from_secs(30));
         assert_eq!(status == 0, code == 0, "{}", listener.log());
         assert_eq!(listener.files().len(), usize::from(code == 0));
         let sas = listener.event("secured").unwrap()["sas"].as_str().unwrap().to_owned();
-        assert!(
-            sent.stdout.contains(&format!("Does bob@example.test see {sas}? [y/N]")),
-            "{sent:?}"
-        );
+        let screen = sent["screens"][0].as_str().unwrap();
+        assert!(screen.contains(&format!("Does bob@example.test see {sas}? [y/N]")), "{screen}");
         bob.run(["trust", "forget", alice.jid()]);
     }
 }

@@ -252,10 +252,11 @@ fn survives_kills(database: Option<String>) {
     for round in 0..3 {
         let mut component = Component::start(&server, &options);
         let mut work = Script::start("work.py", &server, json!({"round": round}));
-        work.wait_for("\"working\"");
-        std::thread::sleep(Duration::from_millis(150 + 170 * round));
+        // Somewhere in the step after this one.
+        work.wait_for(&format!("{{\"step\": {}}}", 11 + 7 * round));
         component.signal("KILL");
         component.wait(Duration::from_secs(5));
+        std::fs::write(work.folder().join("killed"), "").expect("the script's folder is there");
         let report = work.report();
         acknowledged += report["steps"].as_array().map_or(0, Vec::len);
         drop(component);

@@ -96,9 +96,8 @@ impl Drop for Terminal {
 #[test]
 fn it_feels_right_in_a_terminal_and_is_quiet_elsewhere() {
     let server = Server::start(Kind::Prosody);
-    // Slow enough to be watched.
-    let more = "[limits]\nbytes_per_second = 4194304\n".to_owned();
-    let _component = Component::start(&server, &Options { more, ..Options::default() });
+    let component = Component::start(&server, &Options { tap: true, ..Options::default() });
+    let tap = component.tap.as_ref().unwrap();
     the_password_is_not_shown(&server);
 
     let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
@@ -106,12 +105,13 @@ fn it_feels_right_in_a_terminal_and_is_quiet_elsewhere() {
     random_file(&file, 48 << 20);
     let send = alice.command(["send".as_ref(), bob.jid().as_ref(), file.as_os_str()]);
 
-    // Progress in colour; Ctrl-C tells the peer, and the user what to do.
+    // Progress in colour; Ctrl-C tells the peer, and the user what to do. It stands still to be watched.
+    tap.hold_after(24 << 20);
     let mut listener = bob.listen(&[]);
     let terminal = Terminal::start(alice.home(), &send, "true");
     let shown = terminal.wait_for("ETA");
     assert!(shown.contains("letter.bin ") && shown.contains("/48.00 MiB"), "{shown}");
-    terminal.wait_for("MiB/s  ETA");
+    terminal.wait_for("B/s  ETA");
     assert!(terminal.colours().contains("\x1b[36m"), "{}", terminal.colours());
     // A part large enough to be spoken of later.
     wait_for(
@@ -131,15 +131,18 @@ fn it_feels_right_in_a_terminal_and_is_quiet_elsewhere() {
     assert!(shown.contains("hint: run the same command again"), "{shown}");
     assert_eq!(listener.wait(LONG), 5, "{}", listener.log());
     assert!(listener.log().contains("ended the session: cancel"), "{}", listener.log());
+    tap.cut();
     drop(terminal);
 
     // The same without colours, to its end: the bar is gone then.
+    tap.hold_after(8 << 20);
     let mut listener = bob.listen(&[]);
     let mut plain = alice.command(["send".as_ref(), bob.jid().as_ref(), file.as_os_str()]);
     plain.env("NO_COLOR", "1");
     let terminal = Terminal::start(alice.home(), &plain, "true");
     terminal.wait_for("ETA");
     assert!(!terminal.colours().contains('\x1b'), "{:?}", terminal.colours());
+    tap.open();
     let shown = terminal.wait_for("exit status: 0");
     assert!(shown.contains("were there already"), "{shown}");
     assert!(!shown.contains("ETA"), "{shown}");

@@ -256,7 +256,8 @@ async fn a_health_check_is_no_fault() {
 
 #[tokio::test]
 async fn at_the_limit_connections_wait_in_the_kernel() {
-    let handshake_timeout = Duration::from_millis(100);
+    // Long enough for the second connection's own handshake on a busy machine.
+    let handshake_timeout = Duration::from_secs(2);
     let (address, _soft, _table, _tasks) =
         start(Options { connections: 1, handshake_timeout, ..Options::default() }).await;
     let _silent = TcpStream::connect(address).await.unwrap();
@@ -275,7 +276,7 @@ async fn an_idle_address_takes_no_place_from_a_busy_one() {
         // Both loops wait for a connection before the first one comes.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let served = connect(listener.local_addrs()[busy], HASH);
-        let (_stream, code) = timeout(Duration::from_secs(3), served).await.unwrap();
+        let (_stream, code) = timeout(Duration::from_secs(60), served).await.unwrap();
         assert_eq!(code, 0, "the only place is free: the other address is idle");
     }
 }

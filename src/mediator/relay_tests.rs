@@ -129,8 +129,10 @@ async fn a_reader_that_stops_holds_its_writer_and_an_idle_pair_holds_nothing() {
     assert_eq!(plane.pipes().1, 1, "what is in flight is in one pipe");
     let mut rest = vec![0; sent];
     juliet.read_exact(&mut rest).await.unwrap();
-    sleep(Duration::from_millis(100)).await;
-    assert_eq!(plane.pipes().1, 0, "an idle pair has none");
+    // An idle pair has none.
+    while plane.pipes().1 > 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
     drop(romeo);
     drop(juliet);
     relay.await.unwrap();
@@ -289,7 +291,7 @@ async fn a_peer_that_breaks_ends_the_other_at_once() {
     let plane = Plane::new(0);
     let (romeo, mut juliet, relay) = start(&plane, Options::default()).await;
     resets(romeo);
-    let ended = timeout(Duration::from_secs(10), juliet.read(&mut [0; 8])).await.unwrap();
+    let ended = timeout(Duration::from_secs(60), juliet.read(&mut [0; 8])).await.unwrap();
     assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     assert_eq!(relay.await.unwrap().end, Ended::Error(io::ErrorKind::ConnectionReset));
 }
@@ -380,7 +382,7 @@ async fn who_says_nothing_is_idle() {
             clock.look();
         }
     });
-    let outcome = timeout(Duration::from_secs(5), relay).await.unwrap().unwrap();
+    let outcome = timeout(Duration::from_secs(60), relay).await.unwrap().unwrap();
     assert_eq!(outcome.end, Ended::Idle);
     looks.abort();
 }

@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 
 from forms import NODE, Run, with_forms
-from peer import Peer, main, proxied, reason
+from peer import TIMEOUT, Peer, main, proxied, reason
 from raw_stanzas import initiate
 from slixmpp.exceptions import IqError
 from slixmpp.xmlstream import ET
@@ -37,6 +37,18 @@ class World:
         self.settings, self.component = settings, settings["component"]
         self.counter = itertools.count()
         self.messages = {}
+        self.pages = []
+
+    async def metrics(self, wanted):
+        """Waits until the page of metrics is as it is wanted, and keeps that page for the test."""
+        for _ in range(10 * TIMEOUT):
+            page = urllib.request.urlopen(f"http://{self.settings['http']}/metrics").read().decode()
+            lines = [line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#")]
+            if wanted({name: float(value) for name, value in lines}):
+                self.pages.append(page)
+                return
+            await asyncio.sleep(0.1)
+        raise RuntimeError(f"the metrics are not as wanted:\n{page}")
 
     async def user(self, name):
         peer = with_forms(Peer(self.settings, name, "admin"))
@@ -50,7 +62,7 @@ class World:
 
     async def told(self, name, text):
         """Waits for a chat message with `text` in it."""
-        while text not in (message := await asyncio.wait_for(self.messages[name].get(), 15)):
+        while text not in (message := await asyncio.wait_for(self.messages[name].get(), TIMEOUT)):
             pass
         return message
 
@@ -92,14 +104,14 @@ def options(run, var):
 async def passes(ends):
     """Whether bytes pass from the first end to the second."""
     ends[0][1].write(b"ping")
-    return await asyncio.wait_for(ends[1][0].readexactly(4), 10) == b"ping"
+    return await asyncio.wait_for(ends[1][0].readexactly(4), TIMEOUT) == b"ping"
 
 
 async def ended(ends):
     """Waits for the end of both connections."""
     for reader, _, _ in ends:
         try:
-            await asyncio.wait_for(reader.read(), 15)
+            await asyncio.wait_for(reader.read(), TIMEOUT)
         except ConnectionError:
             pass
     return True
@@ -283,26 +295,26 @@ async def reload(world):
 async def log_level(world):
     log = Path(world.settings["log"])
 
-    async def debugs():
-        """Whether the log has debug lines of a nonsense request."""
+    async def debugs(wanted):
+        """Whether the log has debug lines of a nonsense request; if they are wanted they are waited for."""
         at = len(log.read_text())
         await refusal(world.alice.request(world.component, "<nonsense xmlns='urn:nonsense'/>", "get"))
-        for _ in range(20):
+        for _ in range(20 * TIMEOUT if wanted else 20):
             if " DEBUG " in log.read_text()[at:]:
                 return True
             await asyncio.sleep(0.05)
         return False
 
-    report = {"before": await debugs()}
+    report = {"before": await debugs(False)}
     run = await world.run("loglevel").go()
     report["offers"] = sorted(options(run, "level"))
     await run.go("complete", level="loud")
     report["mistake"] = run.kinds()
     await run.go("complete", level="debug")
-    report["debug"] = [run.notes[0][1], await debugs()]
+    report["debug"] = [run.notes[0][1], await debugs(True)]
     run = await world.run("loglevel").go()
     await run.go("complete", level="configured")
-    report["back"] = [run.notes[0][1], await debugs()]
+    report["back"] = [run.notes[0][1], await debugs(False)]
     return report
 
 
@@ -332,12 +344,14 @@ async def audit(world):
 
 
 async def stall(world):
-    """A stream whose reader waits for a while, and one that is never activated."""
+    """A stream whose reader waits, and one that is never activated, until the metrics show both."""
     ends, _ = await world.stream()
     waiting = await connect(world.settings, dst_addr("never", world.alice.boundjid, world.bob.boundjid))
     ends[0][1].write(bytes(16 << 20))
-    await asyncio.sleep(2.5)
-    read = len(await asyncio.wait_for(ends[1][0].readexactly(16 << 20), 20))
+    await world.metrics(lambda values: values["fingerpost_transfers_waiting"] > 0)
+    await world.metrics(lambda values: values["fingerpost_pipes_busy"] > 0)
+    await world.metrics(lambda values: values.get('fingerpost_timeouts_total{phase="activation"}', 0) > 0)
+    read = len(await asyncio.wait_for(ends[1][0].readexactly(16 << 20), TIMEOUT))
     del waiting
     ends[0][1].close()
     return read
@@ -349,7 +363,8 @@ async def undrained(world):
         run = await world.run("drain").go()
         await run.go("complete", new=new)
         await world.stream()
-        await asyncio.sleep(0.3)
+        await world.metrics(lambda values, new=new: values["fingerpost_draining"] == (new == "refuse"))
+    return world.pages
 
 
 async def stats(world):

@@ -4,7 +4,7 @@ import asyncio
 import json
 from pathlib import Path
 
-from peer import Peer, main
+from peer import TIMEOUT, Peer, main
 from socks5 import activate, connect, dst_addr
 
 
@@ -19,10 +19,10 @@ async def story(settings):
     print(json.dumps({"connected": True}), flush=True)
     while not (Path(settings["folder"]) / "go").exists():
         await asyncio.sleep(0.05)
-    one, two = [await asyncio.wait_for(each, 10) for each in both]
+    one, two = [await asyncio.wait_for(each, TIMEOUT) for each in both]
     activated = await activate(alice, settings["component"], "sid", bob.boundjid)
     one[1].write(b"ping")
-    received = await asyncio.wait_for(two[0].readexactly(4), 10)
+    received = await asyncio.wait_for(two[0].readexactly(4), TIMEOUT)
     return {"replies": [one[2], two[2]], "activated": activated, "received": received.decode()}
 
 

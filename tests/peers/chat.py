@@ -10,7 +10,7 @@ import ssl
 from pathlib import Path
 
 from elements import Elements
-from peer import Peer, main, proxied
+from peer import TIMEOUT, Peer, main, proxied
 from slixmpp.xmlstream import ET
 from tls_over_ibb import TlsStream, certificate, file_print, fingerprint
 
@@ -71,7 +71,7 @@ async def secure(settings, peer, own):
     )
     _, accept = await peer.next_jingle("session-accept")
     promised = accept.find(".//{urn:xmpp:jingle:security:xtls:0}fingerprint").text
-    stream = await peer.plugin["xep_0047"].open_stream(to, sid="bytes1", block_size=4096, timeout=30)
+    stream = await peer.plugin["xep_0047"].open_stream(to, sid="bytes1", block_size=4096, timeout=TIMEOUT)
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
     made.load_cert_chain(own[1], own[0])
@@ -123,7 +123,7 @@ async def next_jingle_any(self, action):
     from peer import reason
 
     while True:
-        _, jingle = await asyncio.wait_for(self.jingle.get(), 30)
+        _, jingle = await asyncio.wait_for(self.jingle.get(), TIMEOUT)
         if jingle.get("action") == action:
             return reason(jingle)
 

@@ -1,5 +1,7 @@
 """Ad-hoc commands with slixmpp's own xep_0050 and xep_0004."""
 
+from peer import TIMEOUT
+
 NODE = "urn:fingerpost:cmd:"
 
 
@@ -23,7 +25,7 @@ class Run:
             for var, value in values.items():
                 payload.add_field(var=var, value=value)
         iq = await self.peer["xep_0050"].send_command(
-            self.component, self.node, action=action, payload=payload, sessionid=self.session, timeout=15)  # fmt: skip
+            self.component, self.node, action=action, payload=payload, sessionid=self.session, timeout=TIMEOUT)  # fmt: skip
         command = iq["command"]
         self.session, self.status = command["sessionid"], command["status"]
         self.notes, self.actions = command["notes"], sorted(command["actions"])

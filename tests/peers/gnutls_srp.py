@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from jingle_leg import Leg
-from peer import Peer, main, proxied, reason
+from peer import TIMEOUT, Peer, main, proxied, reason
 
 PRIORITY = "NORMAL:-VERS-ALL:+VERS-TLS1.2:-KX-ALL:+SRP"
 
@@ -58,12 +58,12 @@ async def session(settings, alice, bob, port, password, seen):
     client.stdin.write(text)
     echoed = b""
     while len(echoed) < len(text):
-        data = await asyncio.wait_for(client.stdout.read(65536), 30)
+        data = await asyncio.wait_for(client.stdout.read(65536), TIMEOUT)
         if not data:
             break
         echoed += data
     client.stdin.close()
-    status = await asyncio.wait_for(client.wait(), 30)
+    status = await asyncio.wait_for(client.wait(), TIMEOUT)
     for task in joined:
         task.cancel()
     server.close()

@@ -6,7 +6,7 @@
 import asyncio
 import os
 
-from peer import hints
+from peer import TIMEOUT, hints
 from slixmpp.xmlstream import ET
 from socks5 import connect, dst_addr
 
@@ -81,7 +81,7 @@ class Leg:
         content = await self._read(accept)
         if self.transport == "s5b":
             return await self._s5b(content.find("{%s}transport" % S5B))
-        return await self.peer.plugin["xep_0047"].open_stream(to, sid=self.stream, block_size=4096, timeout=30)
+        return await self.peer.plugin["xep_0047"].open_stream(to, sid=self.stream, block_size=4096, timeout=TIMEOUT)
 
     async def respond(self, method):
         """Waits for a session; `method(leg)` gives our answer when the offer is read."""
@@ -102,7 +102,7 @@ class Leg:
         await self.peer.request(self.to, self._jingle("session-accept", inside))
         if self.transport == "s5b":
             return await self._s5b(theirs)
-        return await asyncio.wait_for(self.opened, 30)
+        return await asyncio.wait_for(self.opened, TIMEOUT)
 
     async def _s5b(self, theirs):
         """Takes the broker's candidate; it takes none of ours."""

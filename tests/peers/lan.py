@@ -82,7 +82,7 @@ def browse(zeroconf, settings):
 
 
 async def until(done, what):
-    for _ in range(400):
+    for _ in range(2000):
         if done():
             return
         await asyncio.sleep(0.05)

@@ -7,7 +7,7 @@ happens to an id that nobody knows; and a user who cannot be reached, or is hidd
 import asyncio
 from pathlib import Path
 
-from peer import KEYS, Peer, main, proxied
+from peer import KEYS, TIMEOUT, Peer, main, proxied
 from raw_stanzas import ACCEPT
 from slixmpp.xmlstream import ET
 from slixmpp.xmlstream.handler import Callback
@@ -52,7 +52,7 @@ class Device(Peer):
         )
 
     async def hear(self):
-        return await asyncio.wait_for(self.said.get(), 20)
+        return await asyncio.wait_for(self.said.get(), TIMEOUT)
 
 
 def reason(condition):
@@ -86,7 +86,7 @@ async def story(settings):
     for device, priority in ((phone, 1), (desk, 5)):
         device.send_raw(f"<presence to='{component}'><priority>{priority}</priority></presence>")
         # What one stream sends is handled in its order: an answer says that the presence is known.
-        await device.plugin["xep_0199"].send_ping(component, timeout=20)
+        await device.plugin["xep_0199"].send_ping(component, timeout=TIMEOUT)
     await phone.request(component, f"<settings xmlns='{KEYS}' visibility='nobody'/>")
     alice.say(bob, "propose", "hidden", propose)
     report["hidden"] = await condition()
@@ -132,9 +132,9 @@ async def story(settings):
     )  # fmt: skip
     _, accept = await alice.next_jingle("session-accept")
     report["accept"] = accept.get("sid")
-    ours = TlsStream(await alice.plugin["xep_0047"].open_stream(taken[0], sid="s1", block_size=4096, timeout=20),
+    ours = TlsStream(await alice.plugin["xep_0047"].open_stream(taken[0], sid="s1", block_size=4096, timeout=TIMEOUT),
                      context(False, own, theirs[1]), server_side=False)  # fmt: skip
-    yours = TlsStream(await asyncio.wait_for(opened, 20), context(True, theirs, own[1]), server_side=True)
+    yours = TlsStream(await asyncio.wait_for(opened, TIMEOUT), context(True, theirs, own[1]), server_side=True)
     done, _ = await asyncio.gather(ours.handshake(), yours.handshake())
     await ours.write(DATA)
     report["tls"] = [done["version"], await yours.read_exactly(len(DATA)) == DATA]

@@ -14,7 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from openpgp_spki import certificate as openpgp_certificate
-from peer import main, reason
+from peer import TIMEOUT, main, reason
 from tls_over_ibb import TlsStream, certificate, file_print
 
 COMPONENT_NS, IBB = "jabber:component:accept", "http://jabber.org/protocol/ibb"
@@ -50,6 +50,7 @@ class Session:
         self.handshakes = [None, None]
         self.reasons = [None, None]
         self.over = asyncio.Event()
+        self.streams = []
 
     def report(self, marker):
         return {
@@ -103,7 +104,7 @@ class Broker:
         name = f"m{self.count}"
         self.answers[name] = asyncio.get_running_loop().create_future()
         self.send(f"<iq type='set' id='{name}' from='{own}' to='{user}'>{payload}</iq>")
-        return asyncio.wait_for(self.answers[name], 30)
+        return asyncio.wait_for(self.answers[name], TIMEOUT)
 
     def spawn(self, work):
         task = asyncio.ensure_future(work)
@@ -182,6 +183,7 @@ class Broker:
         first = Stream(self, to, sender, sid, size)
         user, own, _ = session.sides[1]
         second = Stream(self, own, user, sid, size)
+        session.streams = [first, second]
         await self.request(own, user, f"<open xmlns='{IBB}' sid='{sid}' block-size='{size}' stanza='iq'/>")
         channels = []
         for stream, server in ((first, True), (second, False)):
@@ -192,12 +194,21 @@ class Broker:
             made.load_cert_chain(cert, key)
             channels.append(TlsStream(stream, made, server))
 
-        async def handshake(n):
+        async def handshake(n, work):
             try:
-                await channels[n]._until_done(channels[n].tls.do_handshake)
+                await work
                 session.handshakes[n] = True
             except Exception as error:
                 session.handshakes[n] = type(error).__name__
+
+        async def held_back():
+            """The handshake with the responder but for our last flight, so that the initiator judges first."""
+            while True:
+                try:
+                    return channels[1].tls.do_handshake()
+                except ssl.SSLWantReadError:
+                    await channels[1]._flush()
+                    channels[1].incoming.write(await asyncio.wait_for(second.recv_queue.get(), TIMEOUT))
 
         async def pump(n):
             try:
@@ -207,7 +218,9 @@ class Broker:
             except (ssl.SSLError, TypeError, asyncio.TimeoutError):
                 pass  # The stream is over.
 
-        await asyncio.gather(handshake(0), handshake(1))
+        await handshake(1, held_back())
+        await handshake(0, channels[0]._until_done(channels[0].tls.do_handshake))
+        await channels[1]._flush()
         await asyncio.gather(pump(0), pump(1))
 
     async def run(self):
@@ -217,6 +230,9 @@ class Broker:
             await asyncio.sleep(0.05)
             for session, side in list(self.sessions.values()):
                 if side == 0 and session not in self.done and session.over.is_set():
+                    # What came before the end is in the queues of both streams, or was read.
+                    while any(not stream.recv_queue.empty() for stream in session.streams):
+                        await asyncio.sleep(0.05)
                     await asyncio.sleep(0.5)
                     self.done.append(session)
         link.cancel()

@@ -40,9 +40,9 @@ def login(name, resource, connected):
     return client
 
 
-def run(seconds=30):
+def run(seconds=300):
     """Runs until the loop is quit, then prints the report. Exit status 1 on an error."""
     GLib.timeout_add_seconds(seconds, lambda: fail(RuntimeError("it took too long")))
     loop.run()
-    print(json.dumps(report), flush=True)
+    print(("failed: " if "error" in report else "report: ") + json.dumps(report), flush=True)
     sys.exit(1 if "error" in report else 0)

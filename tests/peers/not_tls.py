@@ -2,7 +2,7 @@
 
 import asyncio
 
-from peer import Peer, main, proxied, reason
+from peer import TIMEOUT, Peer, main, proxied, reason
 from raw_stanzas import ACCEPT, initiate
 
 
@@ -31,9 +31,9 @@ async def story(settings):
         ),
     )
     await alice.next_jingle("session-accept")
-    stream = await alice.plugin["xep_0047"].open_stream(to, sid="stream1", block_size=4096, timeout=20)
+    stream = await alice.plugin["xep_0047"].open_stream(to, sid="stream1", block_size=4096, timeout=TIMEOUT)
     try:
-        await stream.send(settings["marker"].encode() * 20, timeout=20)
+        await stream.send(settings["marker"].encode() * 20, timeout=TIMEOUT)
     except Exception:
         pass  # The stream may be refused rather than closed; what counts is what bob got.
 

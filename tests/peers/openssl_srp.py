@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 from jingle_leg import Leg
-from peer import Peer, main, proxied
+from peer import TIMEOUT, Peer, main, proxied
 from slixmpp.exceptions import IqError
 from tls_over_ibb import certificate
 
@@ -84,7 +84,7 @@ async def story(settings):
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     reader, writer = openssl.stdout, openssl.stdin
-    text = await asyncio.wait_for(reader.readuntil(b"Keying material: "), 30)
+    text = await asyncio.wait_for(reader.readuntil(b"Keying material: "), TIMEOUT)
     binding = bytes.fromhex((await reader.readline()).decode().strip())
     await reader.readuntil(b"---\n")
 

@@ -7,7 +7,7 @@ import asyncio
 import ssl
 from pathlib import Path
 
-from peer import KEYS, Peer, main
+from peer import KEYS, TIMEOUT, Peer, main
 from slixmpp.xmlstream import ET
 from socks5 import connect, dst_addr
 from tls_over_ibb import TlsStream, certificate, file_print, fingerprint
@@ -60,7 +60,7 @@ async def story(settings):
     # In-band.
     own = certificate(folder, "ibb")
     report["ibb offered"] = await begin("ibb1", file_print(own[1], "sha256"), IBB)
-    stream = await alice.plugin["xep_0047"].open_stream(component, sid="ibb1", block_size=4096, timeout=10)
+    stream = await alice.plugin["xep_0047"].open_stream(component, sid="ibb1", block_size=4096, timeout=TIMEOUT)
     tls = TlsStream(stream, context(own), server_side=False)
     done = await tls.handshake()
     shown = fingerprint(tls.tls.getpeercert(binary_form=True), "sha256")
@@ -80,7 +80,7 @@ async def story(settings):
     # Another certificate than the one offered.
     other = certificate(folder, "other")
     await begin("bad1", file_print(own[1], "sha256"), IBB)
-    stream = await alice.plugin["xep_0047"].open_stream(component, sid="bad1", block_size=4096, timeout=10)
+    stream = await alice.plugin["xep_0047"].open_stream(component, sid="bad1", block_size=4096, timeout=TIMEOUT)
     tls = TlsStream(stream, context(other), server_side=False)
     try:
         await tls.handshake()
@@ -92,7 +92,7 @@ async def story(settings):
     iq = alice.make_iq_set(ito=component)
     iq.append(ET.fromstring(initiate("none", "", IBB).replace("<print></print>", "")))
     try:
-        await iq.send(timeout=10)
+        await iq.send(timeout=TIMEOUT)
         report["no print"] = "result"
     except Exception as error:
         report["no print"] = error.condition

@@ -6,7 +6,7 @@ An `answered` of false means that no answer may come.
 
 import asyncio
 
-from peer import Peer, main
+from peer import TIMEOUT, Peer, main
 
 
 async def story(settings):
@@ -20,7 +20,7 @@ async def story(settings):
             .replace("[domain]", alice.boundjid.domain)
         )
         if stanza.get("answered", True):
-            answer = await alice.raw(text, stanza["id"], timeout=10)
+            answer = await alice.raw(text, stanza["id"], timeout=TIMEOUT)
             error = answer.xml.find("{jabber:client}error")
             answers[stanza["id"]] = {
                 "type": answer.get_type() if hasattr(answer, "get_type") else answer["type"],

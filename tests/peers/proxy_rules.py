@@ -3,7 +3,7 @@
 import asyncio
 import socket
 
-from peer import Peer, main
+from peer import TIMEOUT, Peer, main
 from socks5 import activate, connect, dst_addr
 
 
@@ -32,10 +32,10 @@ async def story(settings):
     # Half-close: the end of one direction comes behind its last byte, and the other direction goes on.
     writer.write(b"last")
     writer.write_eof()
-    report["forward"] = (await asyncio.wait_for(other_reader.read(), 10)).decode()
+    report["forward"] = (await asyncio.wait_for(other_reader.read(), TIMEOUT)).decode()
     other_writer.write(b"answer")
     other_writer.write_eof()
-    report["backward"] = (await asyncio.wait_for(reader.read(), 10)).decode()
+    report["backward"] = (await asyncio.wait_for(reader.read(), TIMEOUT)).decode()
 
     # The hash is free again.
     again = [await connect(settings, host) for _ in range(2)]
@@ -46,7 +46,7 @@ async def story(settings):
     broken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     again[0][1].transport.abort()
     try:
-        report["broken"] = (await asyncio.wait_for(again[1][0].read(), 10)).decode()
+        report["broken"] = (await asyncio.wait_for(again[1][0].read(), TIMEOUT)).decode()
     except ConnectionResetError:
         report["broken"] = ""
     return report

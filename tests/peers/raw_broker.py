@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 from pathlib import Path
 
-from peer import Peer, hints, main, proxied
+from peer import TIMEOUT, Peer, hints, main, proxied
 from slixmpp.xmlstream import ET
 from tls_over_ibb import TlsStream, certificate, context, file_print
 
@@ -104,7 +104,7 @@ async def initiator(settings, peer, to, own, other_cert):
 
     if settings["order"] == "xtls":
         await accepted()
-    stream = await peer.plugin["xep_0047"].open_stream(to, sid="851ba2", block_size=4096, timeout=30)
+    stream = await peer.plugin["xep_0047"].open_stream(to, sid="851ba2", block_size=4096, timeout=TIMEOUT)
     report["steps"].append("transport")
     tls = TlsStream(stream, context(False, own, other_cert), server_side=False)
     report["tls"] = await tls.handshake()
@@ -139,7 +139,7 @@ async def responder(settings, peer, own, other_cert):
 
     if settings["order"] == "xtls":
         await send_accept()
-    stream = await asyncio.wait_for(opened, 30)
+    stream = await asyncio.wait_for(opened, TIMEOUT)
     report["steps"].append("transport")
     tls = TlsStream(stream, context(True, own, other_cert), server_side=True)
     report["tls"] = await tls.handshake()

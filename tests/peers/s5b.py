@@ -5,7 +5,7 @@ import hashlib
 import os
 import time
 
-from peer import Peer, main
+from peer import TIMEOUT, Peer, main
 
 CHUNK = 64 * 1024
 
@@ -31,7 +31,7 @@ async def story(settings):
         raise RuntimeError(f"the proxy was not discovered: {found}")
     socks._proxies = {settings["component"]: found[settings["component"]]}
     started = time.monotonic()
-    connection = await socks.handshake(bob.boundjid, timeout=20)
+    connection = await socks.handshake(bob.boundjid, timeout=TIMEOUT)
     if connection is None:
         raise RuntimeError("no connection to the proxy")
 
@@ -42,7 +42,7 @@ async def story(settings):
         left -= len(block)
         await connection.write(block)
         await asyncio.sleep(0)
-    await asyncio.wait_for(done.wait(), settings.get("timeout", 120))
+    await asyncio.wait_for(done.wait(), settings.get("timeout", 1000))
     seconds = time.monotonic() - started
     connection.transport.close()
     return {

@@ -11,7 +11,7 @@ import asyncio
 import json
 import ssl
 
-from peer import Peer, main, proxied, reason
+from peer import TIMEOUT, Peer, main, proxied, reason
 from raw_stanzas import ACCEPT, initiate
 from slixmpp.xmlstream.handler import Callback
 from slixmpp.xmlstream.matcher import MatchXPath
@@ -32,14 +32,14 @@ async def go(settings, peer):
                              stream=transport.get("sid"), size=transport.get("block-size", "4096"))  # fmt: skip
         await peer.request(sender, text)
         if stage == "handshake":
-            stream = await asyncio.wait_for(opened, 30)
-            await asyncio.wait_for(stream.recv_queue.get(), 30)
+            stream = await asyncio.wait_for(opened, TIMEOUT)
+            await asyncio.wait_for(stream.recv_queue.get(), TIMEOUT)
         return
     to = proxied(settings["peer"], component)
     await peer.request(to, initiate(peer.boundjid, "stops1", "stream1"))
     sender, _ = await peer.next_jingle("session-accept")
     if stage == "handshake":
-        stream = await peer.plugin["xep_0047"].open_stream(sender, sid="stream1", block_size=4096, timeout=30)
+        stream = await peer.plugin["xep_0047"].open_stream(sender, sid="stream1", block_size=4096, timeout=TIMEOUT)
         made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
         outgoing = ssl.MemoryBIO()
@@ -47,8 +47,8 @@ async def go(settings, peer):
             made.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
         except ssl.SSLWantReadError:
             pass
-        await stream.sendall(outgoing.read(), timeout=30)
-        await asyncio.wait_for(stream.recv_queue.get(), 30)
+        await stream.sendall(outgoing.read(), timeout=TIMEOUT)
+        await asyncio.wait_for(stream.recv_queue.get(), TIMEOUT)
 
 
 async def story(settings):

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from peer import Peer, main
+from peer import TIMEOUT, Peer, main
 from socks5 import activate, connect, dst_addr
 
 
@@ -27,7 +27,7 @@ async def story(settings):
     data = os.urandom(1 << 20)
     writer.write(data)
     writer.write_eof()
-    received = await asyncio.wait_for(reader.read(), 20)
+    received = await asyncio.wait_for(reader.read(), TIMEOUT)
     return {
         "sent": hashlib.sha256(data).hexdigest(),
         "received": hashlib.sha256(received).hexdigest(),

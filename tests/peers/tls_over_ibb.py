@@ -6,7 +6,7 @@ import ssl
 import subprocess
 from pathlib import Path
 
-TIMEOUT = 30
+TIMEOUT = 100
 
 
 def certificate(folder, name):

@@ -1,12 +1,14 @@
 """Adds and revokes keys until the component is gone; or, with `check`, looks for what an earlier run was told is done.
 
-Reports the steps that were acknowledged: [print, "active" or "revoked"].
+Prints {"step": N} when N steps are acknowledged, and ends when the file `killed` is in its folder. Reports the steps that
+were acknowledged: [print, "active" or "revoked"].
 """
 
 import asyncio
 import json
+from pathlib import Path
 
-from peer import KEYS, Peer, main
+from peer import KEYS, TIMEOUT, Peer, main
 from slixmpp.exceptions import IqError, IqTimeout
 from slixmpp.xmlstream import ET
 
@@ -15,9 +17,25 @@ def fingerprint(step, round_):
     return f"{round_:02X}" + f"{step:06X}" * 10 + "00"
 
 
+class Killed(Exception):
+    """The component is gone: nothing that is still unanswered will be answered."""
+
+
+async def killed(settings):
+    while not (Path(settings["folder"]) / "killed").exists():
+        await asyncio.sleep(0.02)
+    raise Killed
+
+
 async def work(settings, alice):
     component, steps = settings["component"], []
-    print(json.dumps({"working": True}), flush=True)
+    end = asyncio.ensure_future(killed(settings))
+
+    async def answer_to(iq):
+        answer = asyncio.ensure_future(iq.send(timeout=TIMEOUT))
+        await asyncio.wait({answer, end}, return_when=asyncio.FIRST_COMPLETED)
+        return await (answer if answer.done() else end)
+
     step = 0
     while True:
         text = fingerprint(step, settings["round"])
@@ -25,16 +43,17 @@ async def work(settings, alice):
             iq = alice.make_iq_set(ito=component)
             iq.append(ET.fromstring(
                 f"<add xmlns='{KEYS}'><key method='x509'><print hash='sha-256'>{text}</print></key></add>"))  # fmt: skip
-            answer = await iq.send(timeout=2)
+            answer = await answer_to(iq)
             steps.append([text, "active"])
             if step % 3 == 0:
                 iq = alice.make_iq_set(ito=component)
                 iq.append(ET.fromstring(f"<revoke xmlns='{KEYS}' id='{answer.xml[0].get('id')}'/>"))
-                await iq.send(timeout=2)
+                await answer_to(iq)
                 steps[-1][1] = "revoked"
-        except (IqError, IqTimeout):
+        except (IqError, IqTimeout, Killed):
             return {"steps": steps, "under_way": text}
         step += 1
+        print(json.dumps({"step": step}), flush=True)
 
 
 async def check(settings, alice):

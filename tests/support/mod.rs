@@ -15,10 +15,11 @@ pub mod scenarios;
 pub mod servers;
 pub mod tap;
 
+use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// The domain of the users.
@@ -38,32 +39,51 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A TCP port that nobody listens on, below those that the system gives to outgoing connections.
+/// Returns a TCP port that nobody listens on, below those that the system gives to outgoing connections.
+///
+/// The port belongs to this process until it ends: tests that run at the same time reserve theirs by locking a file for
+/// each, so that none takes a port between this call and the moment at which a server listens on it.
 pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
     const FIRST: u32 = 11_000;
     const COUNT: u32 = 20_000;
-    // Each process starts elsewhere, so that tests that run at one time do not race for a port.
+    static RESERVED: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let directory = std::env::temp_dir().join("fingerpost-test-ports");
+    std::fs::create_dir_all(&directory).unwrap();
+    // Each process starts elsewhere, which saves looking at ports that are taken.
     let start = std::process::id().wrapping_mul(61) % COUNT;
-    loop {
-        let step = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+    let mut reserved = RESERVED.lock().unwrap();
+    for step in 0..COUNT {
         let port = u16::try_from(FIRST + (start + step) % COUNT).unwrap();
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let file = File::options()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(directory.join(port.to_string()));
+        // A file of another user cannot be opened: the port may be that user's.
+        let Ok(file) = file else { continue };
+        if file.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            reserved.push(file);
             return port;
         }
     }
+    panic!("no TCP port from {FIRST} to {} is free", FIRST + COUNT - 1);
 }
+
+/// How long anything may take before a test calls it hung. It is no measure of speed: the machine may be busy with
+/// other work, and no test passes or fails by how long something takes.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Tries `ready` until it holds.
 ///
 /// # Panics
-/// After `limit`, with `what` and what `why` gives.
+/// After `limit`, but not before [`PATIENCE`], with `what` and what `why` gives.
 pub fn wait_for(
     what: &str,
     limit: Duration,
     why: impl Fn() -> String,
     mut ready: impl FnMut() -> bool,
 ) {
+    let limit = limit.max(PATIENCE);
     let end = Instant::now() + limit;
     while !ready() {
         assert!(Instant::now() < end, "{what} did not happen in {limit:?}\n{}", why());

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use super::PATIENCE;
+
 /// A running child process.
 pub struct Process {
     child: Child,
@@ -64,7 +66,7 @@ impl Process {
     /// Waits until it ends.
     ///
     /// # Panics
-    /// After `limit`, with its output.
+    /// After `limit`, but not before [`PATIENCE`], with its output.
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
         let (name, log) = (&self.name, &self.log);
         end_of(&mut self.child, limit, || format!("{name}\n{}", read(log)))
@@ -98,8 +100,9 @@ impl Drop for Process {
 /// Waits until a child process ends.
 ///
 /// # Panics
-/// After `limit`, with what `why` gives.
+/// After `limit`, but not before [`PATIENCE`], with what `why` gives.
 pub fn end_of(child: &mut Child, limit: Duration, why: impl Fn() -> String) -> ExitStatus {
+    let limit = limit.max(PATIENCE);
     let end = Instant::now() + limit;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
@@ -133,8 +136,9 @@ pub struct Output {
 /// Runs a command to its end, with no input.
 ///
 /// # Panics
-/// After `limit`, with what it printed.
+/// After `limit`, but not before [`PATIENCE`], with what it printed.
 pub fn run(mut command: Command, limit: Duration) -> Output {
+    let limit = limit.max(PATIENCE);
     let name = command.get_program().to_string_lossy().into_owned();
     let folder = tempfile::tempdir().unwrap();
     let (out, err) = (folder.path().join("out"), folder.path().join("err"));

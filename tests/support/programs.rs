@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -12,10 +12,10 @@ use super::network::Network;
 use super::process::{Output, Process, read, run};
 use super::servers::Server;
 use super::tap::Tap;
-use super::{COMPONENT, DOMAIN, SECRET, USERS, free_port, own_program, root, wait_for};
+use super::{COMPONENT, DOMAIN, PATIENCE, SECRET, USERS, free_port, own_program, root, wait_for};
 
 /// How long a script may take.
-const SCRIPT_LIMIT: Duration = Duration::from_secs(150);
+const SCRIPT_LIMIT: Duration = Duration::from_secs(1600);
 
 /// A running `fingerpost serve`.
 pub struct Component {
@@ -411,7 +411,7 @@ impl Script {
         let log = self.folder.path().join("script.log");
         wait_for(
             text,
-            Duration::from_secs(60),
+            PATIENCE,
             || read(&log),
             || {
                 let there = read(&log).contains(text);
@@ -422,17 +422,41 @@ impl Script {
         );
     }
 
-    /// Waits for its end; gives what it reports.
+    /// Waits for its report and returns it.
     ///
     /// # Panics
-    /// If it fails, with everything it printed.
+    /// If it reports an error or ends without a report, with everything it printed.
     pub fn report(mut self) -> Value {
-        let status = self.process.wait(SCRIPT_LIMIT);
-        let log = self.process.log();
-        assert!(status.success(), "{}: {status}\n{log}", self.name);
-        let last = log.lines().rev().find(|line| line.starts_with('{'));
-        serde_json::from_str(last.unwrap_or_default())
-            .unwrap_or_else(|error| panic!("{}: no report: {error}\n{log}", self.name))
+        report(&mut self.process, &self.name)
+    }
+}
+
+/// Waits until a script of tests/peers prints its report, and returns it.
+///
+/// A script is judged by what it reports. How its process ends afterwards says nothing: an interpreter may crash while it
+/// takes its libraries apart.
+///
+/// # Panics
+/// If it says that it failed or ends without a report, with everything it printed.
+pub fn report(process: &mut Process, name: &str) -> Value {
+    let end = Instant::now() + SCRIPT_LIMIT;
+    loop {
+        // Looked at in this order: what it printed before it ended is there.
+        let ended = process.ended();
+        let log = process.log();
+        let whole = &log[..log.rfind('\n').map_or(0, |at| at + 1)];
+        assert!(!whole.lines().any(|line| line.starts_with("failed: ")), "{name}:\n{log}");
+        let last = whole.lines().rev().find_map(|line| line.strip_prefix("report: "));
+        if let Some(text) = last {
+            let report: Value = serde_json::from_str(text)
+                .unwrap_or_else(|error| panic!("{name}: {error} in its report\n{log}"));
+            // Its sockets are closed by its end, or by ours of it.
+            process.stop(Duration::from_secs(5));
+            return report;
+        }
+        assert!(ended.is_none(), "{name} ended without a report: {ended:?}\n{log}");
+        assert!(Instant::now() < end, "{name} did not report in {SCRIPT_LIMIT:?}\n{log}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

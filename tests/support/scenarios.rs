@@ -297,7 +297,9 @@ pub fn a_pipe_joins_two_programs(kind: Kind) {
 /// part waits for another try.
 pub fn a_sender_that_leaves_leaves_nothing_behind(kind: Kind) {
     let server = Server::start(kind);
-    let _component = Component::start(&server, &Options::default());
+    // At this rate the file takes a quarter of an hour.
+    let more = "[limits]\nbytes_per_second = 65536\n".to_owned();
+    let _component = Component::start(&server, &Options { more, ..Options::default() });
     let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
     let file = alice.home().join("letter.bin");
     random_file(&file, 64 * MIB);

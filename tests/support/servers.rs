@@ -93,13 +93,12 @@ impl Server {
         self.up();
     }
 
-    /// Kills the server, and starts it again as [`Server::restart`] does.
-    pub fn kill_and_restart(&mut self) {
+    /// Kills the server; [`Server::up`] starts it again, with the same ports and data.
+    pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.signal("KILL");
             process.wait(Duration::from_secs(10));
         }
-        self.up();
     }
 
     /// Stops the server.

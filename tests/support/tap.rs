@@ -1,9 +1,11 @@
-//! A TCP forwarder that keeps what passes.
+//! A TCP forwarder that keeps what passes, and holds it where a test wants a transfer to stand still.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+
+use super::wait_for;
 
 /// The bytes of one connection, each way.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +20,46 @@ pub struct Captured {
 pub struct Tap {
     port: u16,
     connections: Arc<Mutex<Vec<Arc<Mutex<Captured>>>>>,
+    gate: Arc<Gate>,
+}
+
+/// Where bytes of those that connected wait.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    /// How many bytes may still pass; all if there is no such number.
+    left: Option<usize>,
+    /// How many connections wait.
+    waiting: usize,
+    /// How often what waited was thrown away.
+    cuts: usize,
+}
+
+impl Gate {
+    /// Waits until `count` bytes may pass; whether they may.
+    fn pass(&self, count: usize) -> bool {
+        let mut state = self.state.lock().unwrap();
+        let cuts = state.cuts;
+        state.waiting += 1;
+        self.changed.notify_all();
+        let mut state = self
+            .changed
+            .wait_while(state, |state| state.cuts == cuts && state.left == Some(0))
+            .unwrap();
+        state.waiting -= 1;
+        state.left = state.left.map(|left| left.saturating_sub(count));
+        state.cuts == cuts
+    }
+
+    fn set(&self, change: impl FnOnce(&mut GateState)) {
+        change(&mut self.state.lock().unwrap());
+        self.changed.notify_all();
+    }
 }
 
 impl Tap {
@@ -27,6 +69,8 @@ impl Tap {
         let port = listener.local_addr().unwrap().port();
         let connections: Arc<Mutex<Vec<Arc<Mutex<Captured>>>>> = Arc::default();
         let all = Arc::clone(&connections);
+        let gate = Arc::<Gate>::default();
+        let gates = Arc::clone(&gate);
         thread::spawn(move || {
             for client in listener.incoming() {
                 let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", target)))
@@ -36,18 +80,53 @@ impl Tap {
                 let captured = Arc::<Mutex<Captured>>::default();
                 all.lock().unwrap().push(Arc::clone(&captured));
                 let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-                let up = Arc::clone(&captured);
+                let (up, gate) = (Arc::clone(&captured), Arc::clone(&gates));
                 thread::spawn(move || {
-                    forward(from, to, |bytes| up.lock().unwrap().up.extend_from_slice(bytes));
+                    forward(from, to, |bytes| {
+                        let passes = gate.pass(bytes.len());
+                        if passes {
+                            up.lock().unwrap().up.extend_from_slice(bytes);
+                        }
+                        passes
+                    });
                 });
                 thread::spawn(move || {
                     forward(server, client, |bytes| {
                         captured.lock().unwrap().down.extend_from_slice(bytes);
+                        true
                     });
                 });
             }
         });
-        Self { port, connections }
+        Self { port, connections, gate }
+    }
+
+    /// Holds everything that those who connected send after about `count` more bytes, until [`Tap::open`] or
+    /// [`Tap::cut`].
+    pub fn hold_after(&self, count: usize) {
+        self.gate.set(|state| state.left = Some(count));
+    }
+
+    /// Waits until somebody's bytes are held.
+    pub fn wait_until_held(&self, why: impl Fn() -> String) {
+        let held = || {
+            let state = self.gate.state.lock().unwrap();
+            state.left == Some(0) && state.waiting > 0
+        };
+        wait_for("the middle of the transfer", super::PATIENCE, why, held);
+    }
+
+    /// Lets pass what is held, and all that follows.
+    pub fn open(&self) {
+        self.gate.set(|state| state.left = None);
+    }
+
+    /// Throws away what is held, ends those connections, and lets pass all others.
+    pub fn cut(&self) {
+        self.gate.set(|state| {
+            state.left = None;
+            state.cuts += 1;
+        });
     }
 
     /// Where it listens.
@@ -73,13 +152,18 @@ impl Tap {
     }
 }
 
-fn forward(mut from: TcpStream, mut to: TcpStream, mut keep: impl FnMut(&[u8])) {
+/// Forwards until one side ends, or until `keep` says that it is over.
+fn forward(mut from: TcpStream, mut to: TcpStream, mut keep: impl FnMut(&[u8]) -> bool) {
     let mut block = vec![0; 64 * 1024];
     while let Ok(n) = from.read(&mut block) {
         if n == 0 {
             break;
         }
-        keep(&block[..n]);
+        if !keep(&block[..n]) {
+            let _gone = from.shutdown(Shutdown::Both);
+            let _gone = to.shutdown(Shutdown::Both);
+            break;
+        }
         if to.write_all(&block[..n]).is_err() {
             break;
         }
