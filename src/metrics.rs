@@ -24,10 +24,10 @@ pub static LINK_FAILURES: Counter = Counter::new(
 );
 /// Stanzas over the link.
 pub static STANZAS: Stanzas = Stanzas([const { [const { AtomicU64::new(0) }; 4] }; 2]);
-/// Stanzas that were not sent.
+/// Stanzas that were not sent, not read or not answered.
 pub static STANZAS_DROPPED: Counter = Counter::new(
     "stanzas_dropped_total",
-    "Stanzas that were not sent: no link, no room in its queue, or too long for the server",
+    "Stanzas that were dropped: not sent, or not read, or not answered",
     &["reason"],
 );
 /// Requests that were refused.

@@ -242,7 +242,7 @@ impl Asking {
                         }
                     }
                     Received::Footer => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
-                    Received::Header(_) | Received::Oversized(_) => {}
+                    Received::Header(_) | Received::Oversized(_) | Received::Dropped => {}
                 }
             }
         };

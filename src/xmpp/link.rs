@@ -453,6 +453,7 @@ fn take_in(
         match received {
             Received::Header(_) => {}
             Received::Footer => return Err(Unlinked::Closed),
+            Received::Dropped => metrics::STANZAS_DROPPED.count(&["oversized"]),
             Received::Oversized(head) => {
                 if let Ok(stanza) = Stanza::parse(head)
                     && stanza.is_request()
@@ -507,9 +508,10 @@ pub(crate) async fn handshake(options: &LinkOptions) -> Result<Halves, Unlinked>
         options.jid
     );
     writer.write_all(header.as_bytes()).await?;
-    let Received::Header(id) = reader.read().await? else {
+    let Received::Header(header) = reader.read().await? else {
         return Err(Unlinked::Closed);
     };
+    let id = header.attr("id").unwrap_or_default().to_owned();
     let digest = Handshake::from_stream_id_and_password(id, options.secret.expose_secret());
     let digest =
         digest.data.map(|bytes| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>());

@@ -12,4 +12,5 @@ pub mod rsm;
 pub mod size;
 pub mod stanza;
 pub mod text;
+pub(crate) mod tokens;
 pub mod xml;

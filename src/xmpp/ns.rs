@@ -90,6 +90,8 @@ pub const RSM: &str = "http://jabber.org/protocol/rsm";
 pub const ERRORS: &str = "urn:xmpp:errors";
 /// Our hints inside Jingle contents, and the profiles of methods.
 pub const HINTS: &str = "urn:fingerpost:xtls:0";
+/// Begins the namespace of names whose prefix a server has passed on without its declaration; the prefix follows.
+pub const UNDECLARED: &str = "urn:fingerpost:undeclared-prefix:";
 /// Our registry's requests.
 pub const KEYS: &str = "urn:fingerpost:keys:0";
 

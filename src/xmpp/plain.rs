@@ -100,9 +100,10 @@ enum Stop {
     Other,
 }
 
-/// Looks at what begins a text that follows a complete stanza (or the stream header) of a component stream.
-pub(crate) fn scan(bytes: &[u8]) -> Scan<'_> {
-    match (Scanner { bytes, at: 0 }).stanza() {
+/// Looks at what begins a text that follows a complete stanza (or the stream header) of a stream whose stanzas are in
+/// `stream`.
+pub(crate) fn scan<'a>(bytes: &'a [u8], stream: &'static str) -> Scan<'a> {
+    match (Scanner { bytes, at: 0, stream }).stanza() {
         Ok((plain, length)) => Scan::Plain(plain, length),
         Err(Stop::Incomplete) => Scan::Incomplete,
         Err(Stop::Other) => Scan::Other,
@@ -112,6 +113,7 @@ pub(crate) fn scan(bytes: &[u8]) -> Scan<'_> {
 struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
+    stream: &'static str,
 }
 
 /// A start tag.
@@ -127,7 +129,7 @@ impl<'a> Scanner<'a> {
     fn stanza(mut self) -> Result<(Plain<'a>, usize), Stop> {
         self.expect(b"<")?;
         let tag = self.tag()?;
-        if tag.namespace.is_some_and(|namespace| namespace != ns::COMPONENT) {
+        if tag.namespace.is_some_and(|namespace| namespace != self.stream) {
             return Err(Stop::Other);
         }
         let mut payload = None;
@@ -153,8 +155,8 @@ impl<'a> Scanner<'a> {
             self.end(tag.name)?;
         }
         let namespace = match tag.namespace {
-            None | Some(ns::COMPONENT) => ns::CLIENT,
-            Some(other) => other,
+            Some(other) if other != self.stream => other,
+            _ => ns::CLIENT,
         };
         Ok(Payload { name: tag.name, namespace, attributes: tag.attributes, text })
     }
@@ -284,7 +286,7 @@ mod tests {
     use super::*;
 
     fn plain(text: &str) -> Option<(Plain<'_>, usize)> {
-        match scan(text.as_bytes()) {
+        match scan(text.as_bytes(), ns::COMPONENT) {
             Scan::Plain(plain, length) => Some((plain, length)),
             _ => None,
         }
@@ -307,7 +309,7 @@ mod tests {
     fn every_beginning_of_a_plain_stanza_is_incomplete() {
         let text = "<iq id='1'><data xmlns='urn:x' seq='7'>qANQ==</data></iq>";
         for end in 0..text.len() {
-            let scanned = scan(&text.as_bytes()[..end]);
+            let scanned = scan(&text.as_bytes()[..end], ns::COMPONENT);
             assert!(matches!(scanned, Scan::Incomplete), "{end}: {scanned:?}");
         }
     }
@@ -337,7 +339,8 @@ mod tests {
             "</stream:stream>",
             "text",
         ] {
-            assert!(matches!(scan(text.as_bytes()), Scan::Other), "{text}");
+            let scanned = scan(text.as_bytes(), ns::COMPONENT);
+            assert!(matches!(scanned, Scan::Other), "{text}");
         }
     }
 }

@@ -1,21 +1,29 @@
-//! XML stream bytes <-> stanza elements, for the component link.
+//! XML stream bytes <-> stanza elements, for every stream: the component's link, a client's connection, streams of peers.
 //!
-//! tokio-xmpp's own stream type cannot carry this link: it insists on a `version` attribute that ejabberd does not
-//! send to components (unless a feature is on that would change the namespace of the client program too), ends at
-//! the first attribute of more than 8 KiB, and builds elements recursively, so that a stranger's deep nesting
-//! overflows the stack. This is the same lexer (rxml) with limits of our own: what is too deep or too long is
-//! reported with its addresses and the stream goes on.
+//! Anybody can have a server write unusual XML on these streams, so nothing that a conforming server passes on may end
+//! them. [`tokens`](super::tokens), on top of quick-xml, finds tags and text. Names are resolved here, as quick-xml's own
+//! resolver refuses what servers really write:
+//! - Prosody binds other prefixes, or none, to the namespace of `xml:`. That is read as what it means.
+//! - ejabberd passes on prefixes that a client declared in its own stream header only. What they meant is lost: such names
+//!   are read into namespaces of their own, [`ns::UNDECLARED`] and the prefix. A stanza with such a prefix is a stanza.
+//! - Prosody writes carriage returns, tabs and line feeds into attributes. They are spaces, as XML has it.
 //!
-//! Inside the program every stanza is in `jabber:client`. The namespace of the stream, `jabber:component:accept`,
-//! is mapped here, on the stanza and its direct children, both ways.
+//! rxml, which this replaces for reading, refuses all of these; each of its errors is final, and one stanza of a stranger
+//! would cut a connection. Its types and its writer are still used. tokio-xmpp's stream cannot carry the link either: it
+//! insists on a `version` attribute that ejabberd does not send to components, ends at the first attribute of more than
+//! 8 KiB, and builds elements recursively.
+//!
+//! What is too deep, too long or too costly to keep is reported with its head, and the stream goes on; from peers without
+//! a server between, it ends the stream.
+//!
+//! Inside the program every stanza is in `jabber:client`. The namespace of a component's stream,
+//! `jabber:component:accept`, is mapped here, on the stanza and its direct children, both ways.
 
 use std::io;
 
 use minidom::{Element, Node};
 use rxml::{
-    AttrMap, Event, Namespace, NcName, NcNameStr, Options, Parse, Parser, WithOptions,
-    error::EndOrError,
-    parser::CommentMode,
+    AttrMap, Namespace, NcName, NcNameStr,
     writer::{Encoder, Item, SimpleNamespaces},
 };
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -24,26 +32,50 @@ use super::{
     ns,
     plain::{self, Plain, Scan},
     text::carried,
+    tokens::{ParseError, StartTag, Tail, Token, Tokenizer, is_space},
 };
 
-/// Deepest nesting that is taken, counted from the stanza.
-const MAX_DEPTH: usize = 64;
-/// Longest stanza that is taken, bytes.
-const MAX_STANZA: usize = 1 << 20;
 /// Bytes read at once.
 const BUFFER: usize = 1 << 18;
 /// A stanza in plain spelling that is longer than this is given to the parser: the longest block is shorter.
 const PLAIN: usize = 1 << 17;
+/// Most namespace declarations in force at one place.
+const DECLARATIONS: usize = 128;
+/// What an element or an attribute costs besides its text, bytes.
+const NODE: usize = 64;
+/// How much more than its bytes a stanza may cost. An element inherits a namespace that was written once.
+const EXPANSION: usize = 4;
+
+/// What is taken from a stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// The namespace of its stanzas; inside the program it is [`ns::CLIENT`].
+    pub(crate) namespace: &'static str,
+    /// Deepest nesting, counted from the stanza.
+    pub(crate) depth: usize,
+    /// Longest stanza, bytes.
+    pub(crate) bytes: usize,
+    /// Whether more than that, comments, processing instructions and stray text are errors.
+    pub(crate) strict: bool,
+}
+
+impl Rules {
+    /// A component's stream with its server.
+    pub(crate) const COMPONENT: Self =
+        Self { namespace: ns::COMPONENT, depth: 64, bytes: 1 << 20, strict: false };
+}
 
 /// What came from the stream.
 #[derive(Debug)]
 pub enum Received {
-    /// The stream header, with its `id`.
-    Header(String),
+    /// The stream header, without what follows it.
+    Header(Element),
     /// A first-level element.
     Element(Element),
-    /// A first-level element that is too deep or too long: only its head is kept.
+    /// A first-level element that is too deep, too long or too costly: only its head is kept, without long values.
     Oversized(Element),
+    /// One of which not even the head could be kept.
+    Dropped,
     /// The other side closed the stream.
     Footer,
 }
@@ -58,7 +90,15 @@ pub(crate) enum Came<'a> {
     Whole(Received),
 }
 
-/// Reads a component stream.
+/// The connection ended without the end of the stream.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the connection was closed{}", if *.inside { " in the middle of a stanza" } else { "" })]
+pub(crate) struct Closed {
+    /// Whether a part of a stanza had come.
+    pub(crate) inside: bool,
+}
+
+/// Reads a stream from a server.
 ///
 /// # Cancel safety
 /// [`StanzaReader::read`] may be dropped and called again without loss.
@@ -68,48 +108,35 @@ pub struct StanzaReader<R> {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    eof: bool,
-    parser: Parser,
-    tree: Tree,
-}
-
-/// A stanza in the making.
-#[derive(Debug, Default)]
-struct Tree {
-    /// The stream header has come.
-    open: bool,
-    /// The parser has nothing of what comes next.
-    between: bool,
-    stack: Vec<Element>,
-    depth: usize,
-    bytes: usize,
-    oversized: bool,
+    parser: XmlParser,
 }
 
 impl<R> std::fmt::Debug for StanzaReader<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StanzaReader").field("tree", &self.tree).finish_non_exhaustive()
+        f.debug_struct("StanzaReader").field("parser", &self.parser).finish_non_exhaustive()
     }
 }
 
 impl<R: AsyncRead + Unpin> StanzaReader<R> {
-    /// Reads from the start of a stream.
+    /// Reads from the start of a component's stream.
     pub fn new(io: R) -> Self {
-        let options =
-            Options { max_token_length: MAX_STANZA, context: None, comments: CommentMode::Discard };
-        let parser = Parser::with_options(options);
-        let (buffer, tree) = (vec![0; BUFFER], Tree::default());
-        Self { io, buffer, start: 0, end: 0, eof: false, parser, tree }
+        Self::with_rules(io, Rules::COMPONENT)
     }
 
-    /// The next thing on the stream.
+    /// Reads from the start of a stream.
+    pub(crate) fn with_rules(io: R, rules: Rules) -> Self {
+        Self { io, buffer: vec![0; BUFFER], start: 0, end: 0, parser: XmlParser::new(rules) }
+    }
+
+    /// Returns the next thing on the stream.
     ///
     /// # Errors
-    /// An I/O error, also for XML that is not well-formed: the stream is then lost.
+    /// An I/O error; [`io::ErrorKind::UnexpectedEof`] if the connection ends without the end of the stream,
+    /// [`io::ErrorKind::InvalidData`] for XML that is not well-formed. The stream is then lost.
     pub async fn read(&mut self) -> io::Result<Received> {
         loop {
-            let Self { buffer, start, end, eof, parser, tree, .. } = self;
-            if let Some(received) = parse(parser, tree, buffer, start, *end, *eof)? {
+            let Self { buffer, start, end, parser, .. } = self;
+            if let Some(received) = parse(parser, buffer, start, *end)? {
                 return Ok(received);
             }
             self.fill().await?;
@@ -117,6 +144,9 @@ impl<R: AsyncRead + Unpin> StanzaReader<R> {
     }
 
     /// Reads what has arrived, and waits until something has.
+    ///
+    /// # Errors
+    /// As of [`StanzaReader::read`].
     ///
     /// # Cancel safety
     /// Nothing is lost.
@@ -127,148 +157,397 @@ impl<R: AsyncRead + Unpin> StanzaReader<R> {
             self.start = 0;
         }
         let n = self.io.read(&mut self.buffer[self.end..]).await?;
-        self.eof = n == 0;
         self.end += n;
+        if n == 0 {
+            let inside = self.start < self.end || !self.parser.is_between();
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, Closed { inside }));
+        }
         Ok(())
     }
 
-    /// The next thing of what was read; `None` if [`StanzaReader::fill`] is needed first.
+    /// Returns the next thing of what was read; `None` if [`StanzaReader::fill`] is needed first.
     ///
     /// # Errors
     /// As of [`StanzaReader::read`].
     pub(crate) fn next(&mut self) -> io::Result<Option<Came<'_>>> {
-        let Self { buffer, start, end, eof, parser, tree, .. } = self;
-        if tree.between {
-            while *start < *end && matches!(buffer[*start], b' ' | b'\n') {
+        let Self { buffer, start, end, parser, .. } = self;
+        if parser.is_between() {
+            while *start < *end && is_space(char::from(buffer[*start])) {
                 *start += 1;
             }
-            match plain::scan(&buffer[*start..*end]) {
+            match plain::scan(&buffer[*start..*end], parser.tree.rules.namespace) {
                 Scan::Plain(stanza, length) => {
                     *start += length;
                     return Ok(Some(Came::Plain(stanza)));
                 }
-                Scan::Incomplete if !*eof && *end - *start < PLAIN => return Ok(None),
+                Scan::Incomplete if *end - *start < PLAIN => return Ok(None),
                 Scan::Incomplete | Scan::Other => {}
             }
         }
-        Ok(parse(parser, tree, buffer, start, *end, *eof)?.map(Came::Whole))
+        Ok(parse(parser, buffer, start, *end)?.map(Came::Whole))
     }
 }
 
-/// Gives the parser what lies there until something is complete.
 fn parse(
-    parser: &mut Parser,
-    tree: &mut Tree,
+    parser: &mut XmlParser,
     buffer: &[u8],
     start: &mut usize,
     end: usize,
-    eof: bool,
 ) -> io::Result<Option<Received>> {
-    loop {
-        let mut rest = &buffer[*start..end];
-        let at_end = eof && rest.is_empty();
-        let event = parser.parse(&mut rest, at_end);
-        *start = end - rest.len();
-        tree.between = false;
-        match event {
-            Ok(None) => return Ok(Some(Received::Footer)),
-            Ok(Some(event)) => {
-                if let Some(received) = tree.handle(event) {
-                    tree.between = tree.open && tree.depth == 0;
+    let mut rest = &buffer[*start..end];
+    let received = parser.next(&mut rest);
+    *start = end - rest.len();
+    received.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Makes elements of a stream's bytes, without input or output of its own.
+#[derive(Debug)]
+pub(crate) struct XmlParser {
+    tokens: Tokenizer,
+    tree: Tree,
+}
+
+impl XmlParser {
+    /// Reads from the start of a stream.
+    pub(crate) fn new(rules: Rules) -> Self {
+        Self { tokens: Tokenizer::new(rules.bytes), tree: Tree::new(rules) }
+    }
+
+    /// Returns the next thing on the stream. It is taken off `input`, and no byte more. `None`: more is needed, and all
+    /// was taken.
+    ///
+    /// # Errors
+    /// [`ParseError`]; the stream is then lost.
+    pub(crate) fn next(&mut self, input: &mut &[u8]) -> Result<Option<Received>, ParseError> {
+        loop {
+            if std::mem::take(&mut self.tree.is_empty) {
+                if let Some(received) = self.tree.end(None)? {
                     return Ok(Some(received));
                 }
+                continue;
             }
-            // The end of what was read may be the end of all of it.
-            Err(EndOrError::NeedMoreData) if eof && *start < end => {}
-            Err(EndOrError::NeedMoreData) => return Ok(None),
-            Err(EndOrError::Error(error)) => {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            let Some((token, length)) = self.tokens.next(input)? else {
+                let pending = self.tokens.pending();
+                if self.tree.rules.strict && self.tree.bytes + pending > self.tree.rules.bytes {
+                    return Err(ParseError::TooMuch);
+                }
+                return Ok(None);
+            };
+            if let Some(received) = self.tree.handle(token, length)? {
+                return Ok(Some(received));
             }
         }
     }
+
+    /// Whether what comes next is a first-level element from its first byte, or white space before it.
+    pub(crate) fn is_between(&self) -> bool {
+        self.tree.is_open
+            && self.tree.depth == 0
+            && !self.tree.is_empty
+            && self.tokens.pending() == 0
+    }
+}
+
+/// A namespace declaration in force: the depth of its element, the prefix (empty for the default), the name.
+type Declaration = (usize, String, Namespace<'static>);
+
+/// A stanza in the making.
+#[derive(Debug)]
+struct Tree {
+    rules: Rules,
+    /// The stream header has come.
+    is_open: bool,
+    /// The end of the last start tag is still to be handled: it was an empty element.
+    is_empty: bool,
+    declarations: Vec<Declaration>,
+    /// The names of open elements as they are written, as far as they are kept.
+    names: Vec<String>,
+    stack: Vec<Element>,
+    text: String,
+    /// Open elements below the stream's.
+    depth: usize,
+    /// Of the stanza: bytes on the wire, and what it costs to keep.
+    bytes: usize,
+    cost: usize,
+    is_oversized: bool,
 }
 
 impl Tree {
-    fn handle(&mut self, event: Event) -> Option<Received> {
-        match event {
-            Event::XmlDeclaration(..) => None,
-            Event::StartElement(_, _, attrs) if !self.open => {
-                self.open = true;
-                let id = attrs.get(Namespace::none(), "id").cloned().unwrap_or_default();
-                Some(Received::Header(id))
+    fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            is_open: false,
+            is_empty: false,
+            declarations: Vec::new(),
+            names: Vec::new(),
+            stack: Vec::new(),
+            text: String::new(),
+            depth: 0,
+            bytes: 0,
+            cost: 0,
+            is_oversized: false,
+        }
+    }
+
+    fn handle(&mut self, token: Token<'_>, length: usize) -> Result<Option<Received>, ParseError> {
+        match token {
+            Token::Start(mut tag) => {
+                self.count(length, 0)?;
+                tag.is_cut |= length > self.rules.bytes;
+                self.start(&tag)
             }
-            Event::StartElement(metrics, (namespace, name), attrs) => {
-                self.depth += 1;
-                self.count(metrics.len());
-                if self.depth <= MAX_DEPTH && (!self.oversized || self.depth == 1) {
-                    let near = self.depth <= 2;
-                    let namespace = match namespace.as_str() {
-                        ns::COMPONENT if near => ns::CLIENT,
-                        other => other,
-                    };
-                    let mut element = Element::bare(name.as_str(), namespace);
-                    *element.attrs_mut() = attrs;
-                    self.stack.push(element);
-                } else {
-                    self.oversized = true;
-                }
-                None
+            Token::End(name) => {
+                self.count(length, 0)?;
+                self.end(Some(name))
             }
-            Event::Text(metrics, text) => {
-                self.count(metrics.len());
-                if !self.oversized
-                    && let Some(parent) = self.stack.last_mut()
-                {
-                    parent.append_text(text);
-                }
-                None
+            Token::Text(text) => self.take_text(&text, length).map(|()| None),
+            Token::Declaration if !self.is_open => Ok(None),
+            Token::Declaration | Token::Instruction if self.rules.strict => {
+                Err(ParseError::Restricted("a processing instruction"))
             }
-            Event::EndElement(_) if self.depth == 0 => Some(Received::Footer),
-            Event::EndElement(_) => {
-                if self.stack.len() == self.depth
-                    && let Some(element) = self.stack.pop()
-                {
-                    match self.stack.last_mut() {
-                        Some(parent) => {
-                            parent.append_child(element);
-                        }
-                        None => self.stack.push(element),
-                    }
+            Token::Comment if self.rules.strict => Err(ParseError::Restricted("a comment")),
+            Token::Declaration | Token::Instruction | Token::Comment => Ok(None),
+            Token::Dropped(tag) => {
+                if !self.is_open {
+                    return Err(ParseError::TooMuch);
                 }
-                self.depth -= 1;
-                if self.depth > 0 {
-                    return None;
+                self.too_much()?;
+                if let Some(tail) = tag {
+                    self.depth += 1;
+                    self.is_empty = tail == Tail::Empty;
                 }
-                self.bytes = 0;
-                let mut element = self.stack.pop()?;
-                self.stack.clear();
-                if std::mem::take(&mut self.oversized) {
-                    drop(element.take_nodes());
-                    return Some(Received::Oversized(element));
-                }
-                Some(Received::Element(element))
+                Ok(None)
             }
         }
     }
 
-    fn count(&mut self, len: usize) {
-        self.bytes += len;
-        if self.bytes > MAX_STANZA {
-            self.oversized = true;
+    fn start(&mut self, tag: &StartTag<'_>) -> Result<Option<Received>, ParseError> {
+        let level = self.depth + usize::from(self.is_open);
+        self.flush_text();
+        if self.is_open {
+            self.depth += 1;
         }
+        self.is_empty = tag.tail == Tail::Empty;
+        if self.depth > self.rules.depth {
+            self.too_much()?;
+        }
+        if tag.is_cut {
+            self.too_much()?;
+        }
+        // Of an oversized stanza only the head is wanted.
+        if self.is_oversized && self.depth > 1 {
+            return Ok(None);
+        }
+        let attributes = tag.attributes(self.rules.strict).collect::<Result<Vec<_>, _>>()?;
+        for (name, value) in &attributes {
+            let prefix = match name.split_once(':') {
+                None if *name == "xmlns" => "",
+                Some(("xmlns", prefix)) => prefix,
+                _ => continue,
+            };
+            if self.declarations.len() == DECLARATIONS {
+                self.too_much()?;
+                continue;
+            }
+            self.declarations.push((level, prefix.to_owned(), Namespace::from(value.to_string())));
+        }
+        let (prefix, local) = split(tag.name())?;
+        let namespace = match self.resolve(prefix) {
+            // What a server sends as a stanza is one.
+            None if self.depth == 1 => self.resolve("").unwrap_or(Namespace::NONE),
+            None => undeclared(prefix),
+            Some(namespace) => namespace,
+        };
+        let is_near = self.depth <= 2 && self.is_open;
+        let namespace = match namespace.as_str() {
+            stream if is_near && stream == self.rules.namespace => ns::CLIENT,
+            other => other,
+        };
+        self.count(0, NODE + local.len() + namespace.len())?;
+        let mut element = Element::bare(local.as_str(), namespace);
+        for (name, value) in attributes {
+            let (prefix, local) = match split(name)? {
+                ("", local) if local.as_str() == "xmlns" => continue,
+                ("xmlns", _) => continue,
+                split => split,
+            };
+            let namespace = match prefix {
+                "" => Namespace::NONE,
+                prefix => self.resolve(prefix).unwrap_or_else(|| undeclared(prefix)),
+            };
+            self.count(0, NODE + namespace.len())?;
+            if self.is_oversized && self.depth > 1 {
+                break;
+            }
+            // The first of two with one name counts.
+            if !element.attrs().contains_key(&namespace, local) {
+                element.attrs_mut().insert(namespace, local.to_ncname(), value.into_owned());
+            }
+        }
+        if !self.is_open {
+            self.is_open = true;
+            (self.bytes, self.cost, self.is_oversized) = (0, 0, false);
+            self.names.push(tag.name().to_owned());
+            return Ok(Some(Received::Header(element)));
+        }
+        self.names.push(tag.name().to_owned());
+        self.stack.push(element);
+        Ok(None)
+    }
+
+    /// `name`: of the end tag, if there is one.
+    fn end(&mut self, name: Option<&str>) -> Result<Option<Received>, ParseError> {
+        if !self.is_open {
+            return Err(ParseError::NotWellFormed("an end tag without its start"));
+        }
+        self.flush_text();
+        let level = self.depth;
+        // Of what is not kept the names are not known.
+        let is_kept = self.names.len() == level + 1;
+        if is_kept
+            && let Some(open) = self.names.pop()
+            && name.is_some_and(|name| name != open)
+        {
+            return Err(ParseError::NotWellFormed("an end tag for another element"));
+        }
+        while self.declarations.last().is_some_and(|(at, ..)| *at >= level.max(1)) {
+            self.declarations.pop();
+        }
+        if level == 0 {
+            return Ok(Some(Received::Footer));
+        }
+        self.depth -= 1;
+        if is_kept
+            && self.depth > 0
+            && let Some(element) = self.stack.pop()
+        {
+            match self.stack.last_mut() {
+                Some(parent) => {
+                    parent.append_child(element);
+                }
+                None => self.stack.push(element),
+            }
+        }
+        if self.depth > 0 {
+            return Ok(None);
+        }
+        (self.bytes, self.cost) = (0, 0);
+        let element = std::mem::take(&mut self.stack).into_iter().next();
+        let is_oversized = std::mem::take(&mut self.is_oversized);
+        Ok(Some(match element {
+            Some(mut element) if is_oversized => {
+                drop(element.take_nodes());
+                Received::Oversized(element)
+            }
+            Some(element) => Received::Element(element),
+            None => Received::Dropped,
+        }))
+    }
+
+    fn take_text(&mut self, text: &str, length: usize) -> Result<(), ParseError> {
+        if self.depth > 0 {
+            self.count(length, 0)?;
+            if !self.is_oversized {
+                self.text.push_str(text);
+            }
+            return Ok(());
+        }
+        // Between two stanzas there may be any amount of white space, which keeps a connection alive.
+        if text.chars().all(is_space) {
+            return Ok(());
+        }
+        match (self.is_open, self.rules.strict) {
+            (false, _) => Err(ParseError::NotWellFormed("text before the stream")),
+            (true, true) => Err(ParseError::StrayText),
+            (true, false) => Ok(()),
+        }
+    }
+
+    fn flush_text(&mut self) {
+        if !self.text.is_empty()
+            && let Some(parent) = self.stack.last_mut()
+        {
+            parent.append_text(std::mem::take(&mut self.text));
+        }
+        self.text.clear();
+    }
+
+    /// Returns what a prefix stands for, if that is declared.
+    fn resolve(&self, prefix: &str) -> Option<Namespace<'static>> {
+        match prefix {
+            "xml" => return Some(Namespace::XML),
+            "xmlns" => return Some(Namespace::XMLNS),
+            _ => {}
+        }
+        let declared = self.declarations.iter().rev().find(|(_, known, _)| known == prefix);
+        match declared {
+            Some((.., namespace)) if prefix.is_empty() || namespace.is_some() => {
+                Some(namespace.clone())
+            }
+            None if prefix.is_empty() => Some(Namespace::NONE),
+            _ => None,
+        }
+    }
+
+    /// Counts what a stanza takes, and stops keeping it if that is too much.
+    fn count(&mut self, bytes: usize, cost: usize) -> Result<(), ParseError> {
+        self.bytes += bytes;
+        self.cost += cost;
+        if self.bytes > self.rules.bytes || self.cost > self.rules.bytes * EXPANSION {
+            self.too_much()?;
+        }
+        Ok(())
+    }
+
+    fn too_much(&mut self) -> Result<(), ParseError> {
+        if self.rules.strict {
+            return Err(ParseError::TooMuch);
+        }
+        self.is_oversized = true;
+        self.text = String::new();
+        Ok(())
     }
 }
 
-/// Writes a stanza for a component stream, behind what is in `out`.
+/// Takes a name as it is written apart: the prefix, empty for none, and the local name.
+fn split(name: &str) -> Result<(&str, &NcNameStr), ParseError> {
+    let (prefix, local) = name.split_once(':').unwrap_or(("", name));
+    let local = local.try_into().map_err(|_| ParseError::NotWellFormed("a name"))?;
+    if !prefix.is_empty() && <&NcNameStr>::try_from(prefix).is_err() {
+        return Err(ParseError::NotWellFormed("a prefix"));
+    }
+    Ok((prefix, local))
+}
+
+/// Returns the namespace that stands for a prefix without a declaration.
+fn undeclared(prefix: &str) -> Namespace<'static> {
+    Namespace::from(format!("{}{prefix}", ns::UNDECLARED))
+}
+
+/// Writes a stanza for a component's stream, behind what is in `out`.
 ///
 /// # Errors
-/// If a name in it is not an XML name; `out` then has a part of it. What XML cannot carry in a text is replaced.
+/// If a name in it is not an XML name, or is one that servers write wrongly; `out` then has a part of it. What XML cannot
+/// carry in a text is replaced.
 pub fn write(element: &Element, out: &mut Vec<u8>) -> io::Result<()> {
-    write_element(element, 0, &mut Encoder::<SimpleNamespaces>::new(), out)
+    write_within(element, ns::COMPONENT, out)
+}
+
+/// Writes a stanza for a stream whose stanzas are in `namespace`.
+///
+/// # Errors
+/// As of [`write`].
+pub(crate) fn write_within(
+    element: &Element,
+    namespace: &'static str,
+    out: &mut Vec<u8>,
+) -> io::Result<()> {
+    write_element(element, namespace, 0, &mut Encoder::<SimpleNamespaces>::new(), out)
 }
 
 fn write_element(
     element: &Element,
+    stream: &'static str,
     depth: usize,
     encoder: &mut Encoder<SimpleNamespaces>,
     out: &mut Vec<u8>,
@@ -277,12 +556,18 @@ fn write_element(
         io::Error::new(io::ErrorKind::InvalidInput, error.to_string())
     }
     let namespace = match element.ns() {
-        namespace if namespace == ns::CLIENT && depth <= 1 => Namespace::from(ns::COMPONENT),
+        namespace if namespace == ns::CLIENT && depth <= 1 => Namespace::from(stream),
         namespace => Namespace::from(namespace),
     };
     let name: &NcNameStr = element.name().try_into().map_err(bad)?;
+    if is_reserved(&namespace, None) {
+        return Err(bad("an element in a namespace that XML reserves"));
+    }
     encoder.encode(Item::ElementHeadStart(namespace, name), out).map_err(bad)?;
     for ((namespace, key), value) in element.attrs() {
+        if is_reserved(namespace, Some(key)) {
+            return Err(bad("an attribute in a namespace that XML reserves"));
+        }
         let value = carried(value);
         let before = out.len();
         encoder.encode(Item::Attribute(namespace.borrow(), key, &value), out).map_err(bad)?;
@@ -294,7 +579,7 @@ fn write_element(
         encoder.encode(Item::ElementHeadEnd, out).map_err(bad)?;
         for node in element.nodes() {
             match node {
-                Node::Element(child) => write_element(child, depth + 1, encoder, out)?,
+                Node::Element(child) => write_element(child, stream, depth + 1, encoder, out)?,
                 // Blocks of in-band bytestreams: nothing in them is to be escaped, and that is seen quickly.
                 Node::Text(text) if plain::is_plain(text.as_bytes()) => {
                     out.extend_from_slice(text.as_bytes())
@@ -315,6 +600,14 @@ fn shorten(before: usize, out: &mut Vec<u8>) {
         String::from_utf8_lossy(&out[before..]).replace("&gt;", ">").replace("&#34;", "\"");
     out.truncate(before);
     out.extend_from_slice(written.as_bytes());
+}
+
+/// Whether XML keeps the namespace for itself and has no such name in it, nor has the element or attribute a meaning.
+/// Prosody writes what is in there with another prefix or none, which ends the connection of whoever reads it strictly.
+fn is_reserved(namespace: &Namespace<'_>, attribute: Option<&NcNameStr>) -> bool {
+    let is_known = |name: &NcNameStr| matches!(name.as_str(), "base" | "id" | "lang" | "space");
+    *namespace == Namespace::XMLNS
+        || *namespace == Namespace::XML && !attribute.is_some_and(is_known)
 }
 
 /// An element with attributes; names are the program's own constants.
@@ -346,6 +639,7 @@ mod tests {
 
     use super::*;
 
+    const MAX_STANZA: usize = Rules::COMPONENT.bytes;
     const HEADER: &str = "<?xml version='1.0'?><stream:stream \
         xmlns:stream='http://etherx.jabber.org/streams' xmlns='jabber:component:accept' \
         from='xtls.example.org' id='3BF96D32'>";
@@ -363,6 +657,23 @@ mod tests {
         out
     }
 
+    /// The stanzas of a stream that goes on to its end.
+    async fn stanzas(text: &str) -> Vec<Element> {
+        let mut got = all(&format!("{HEADER}{text}</stream:stream>")).await;
+        assert!(matches!(got.pop(), Some(Received::Footer)), "{text}: {got:?}");
+        assert!(matches!(got.remove(0), Received::Header(_)));
+        let element = |received| match received {
+            Received::Element(element) => element,
+            other => panic!("{text}: {other:?}"),
+        };
+        got.into_iter().map(element).collect()
+    }
+
+    fn written(element: &Element) -> io::Result<String> {
+        let mut out = Vec::new();
+        write(element, &mut out).map(|()| String::from_utf8(out).unwrap())
+    }
+
     #[test]
     fn the_default_namespace_of_xmpp_parsers_is_that_of_clients() {
         assert_eq!(xmpp_parsers::ns::DEFAULT_NS, ns::CLIENT);
@@ -372,20 +683,102 @@ mod tests {
     async fn the_namespace_is_mapped_at_the_edge_and_unknown_children_survive() {
         let iq = "<iq type='get' from='a@b/c' to='xtls.example.org' id='1'>\
             <x xmlns='urn:x' q='1'>t<y xmlns='jabber:client'/></x></iq>";
-        let got = all(&format!("{HEADER}{iq}</stream:stream>")).await;
-        let Some(Received::Element(element)) = got.get(1) else { panic!("{got:?}") };
-        assert!(element.is("iq", ns::CLIENT));
-        let out = String::from_utf8({
-            let mut out = Vec::new();
-            write(element, &mut out).unwrap();
-            out
-        })
-        .unwrap();
+        let got = stanzas(iq).await;
+        assert!(got[0].is("iq", ns::CLIENT));
+        let out = written(&got[0]).unwrap();
         assert!(out.starts_with("<iq xmlns='jabber:component:accept'"), "{out}");
         let back: Element = out.parse().unwrap();
         let x = back.get_child("x", "urn:x").unwrap();
         assert_eq!((x.attr("q"), x.text().as_str()), (Some("1"), "t"));
         assert!(x.has_child("y", ns::CLIENT));
+    }
+
+    #[tokio::test]
+    async fn names_in_the_namespace_of_xml_are_read_in_every_spelling_and_not_written() {
+        const XML: &str = "http://www.w3.org/XML/1998/namespace";
+        for child in [
+            format!("<foo xmlns='{XML}'/>"),
+            "<xml:foo/>".to_owned(),
+            format!("<xml:foo xmlns:xml='{XML}'/>"),
+            format!("<ns1:foo xmlns:ns1='{XML}'/>"),
+        ] {
+            let got = stanzas(&format!("<message>{child}</message><iq/>")).await;
+            assert!(got[0].has_child("foo", XML), "{child}: {got:?}");
+            assert!(written(&got[0]).is_err());
+            assert_eq!(got.len(), 2);
+        }
+        for attribute in ["xml:foo='1'", &format!("xmlns:ns1='{XML}' ns1:foo='1'")] {
+            let got = stanzas(&format!("<message {attribute}/><iq/>")).await;
+            assert_eq!(got[0].attr_ns(XML, "foo"), Some("1"), "{attribute}");
+            assert!(written(&got[0]).is_err());
+            assert_eq!(got.len(), 2);
+        }
+        for name in ["lang", "base", "space", "id"] {
+            let got = stanzas(&format!("<message xml:{name}='1'/>")).await;
+            assert!(written(&got[0]).unwrap().contains(&format!(" xml:{name}='1'")));
+        }
+        let xmlns = "<message><xmlns:foo xmlns:xmlns='u'/><x xmlns='http://www.w3.org/2000/xmlns/'/></message>";
+        assert!(written(&stanzas(xmlns).await[0]).is_err());
+    }
+
+    #[tokio::test]
+    async fn undeclared_prefixes_are_kept_apart_and_written_with_a_declaration() {
+        let got = stanzas(
+            "<sp:message sp:y='1' y='2' id='1'><sp:x/><p:x xmlns:p=''/><q:x xmlns:q='urn:q' q:a='1' sp:a='2'/>\
+             </sp:message>",
+        )
+        .await;
+        let message = &got[0];
+        assert!(message.is("message", ns::CLIENT));
+        let (sp, p) = ("urn:fingerpost:undeclared-prefix:sp", "urn:fingerpost:undeclared-prefix:p");
+        assert_eq!((message.attr_ns(sp, "y"), message.attr("y")), (Some("1"), Some("2")));
+        assert!(message.has_child("x", sp) && message.has_child("x", p));
+        let q = message.get_child("x", "urn:q").unwrap();
+        assert_eq!((q.attr_ns("urn:q", "a"), q.attr_ns(sp, "a")), (Some("1"), Some("2")));
+        let again = stanzas(&written(message).unwrap()).await;
+        assert_eq!(&again[0], message);
+    }
+
+    #[tokio::test]
+    async fn what_else_is_legal_or_passed_on_is_read() {
+        for (text, expected) in [
+            ("<message id='a\rb'/>", "<message xmlns='jabber:client' id='a b'/>"),
+            ("<message id='b\r'/>", "<message xmlns='jabber:client' id='b '/>"),
+            ("<message id='&#xD;'/>", "<message xmlns='jabber:client' id='&#xD;'/>"),
+            ("<message>\ra\r\n</message>", "<message xmlns='jabber:client'>\na\n</message>"),
+            (
+                "<message><x xmlns=''/></message>",
+                "<message xmlns='jabber:client'><x xmlns=''/></message>",
+            ),
+            (
+                "<message><!-- --><?pi?>a<![CDATA[<b>]]>c</message>",
+                "<message xmlns='jabber:client'>a&lt;b&gt;c</message>",
+            ),
+            ("text <!-- --> <?pi?>\r\n<message/>", "<message xmlns='jabber:client'/>"),
+            ("<message a='1' a='2'/>", "<message xmlns='jabber:client' a='1'/>"),
+            (
+                "<message xmlns:a='u' xmlns:b='u' a:x='1' b:x='2'/>",
+                "<message xmlns='jabber:client' xmlns:a='u' a:x='1'/>",
+            ),
+            ("<message\n\tid = \"1\"\r></message >", "<message xmlns='jabber:client' id='1'/>"),
+            (
+                "<message>\u{1}\u{fffe}&#1;]]></message>",
+                "<message xmlns='jabber:client'>\u{fffd}\u{fffd}\u{fffd}]]&gt;</message>",
+            ),
+            (
+                "<message><\u{e9}._-\u{b7}1 \u{10000}='\u{1f600}'/></message>",
+                "<message xmlns='jabber:client'><\u{e9}._-\u{b7}1 \u{10000}='\u{1f600}'/></message>",
+            ),
+        ] {
+            let got = stanzas(text).await;
+            let expected: Element = expected.parse().unwrap();
+            assert_eq!(got, [expected], "{}", &text[..text.len().min(100)]);
+            assert_eq!(stanzas(&written(&got[0]).unwrap()).await, got);
+        }
+        let long = "v".repeat(500_000);
+        let got = stanzas(&format!("<message id='{long}'><x y='{long}'/></message>")).await;
+        let child = got[0].get_child("x", ns::CLIENT).unwrap();
+        assert_eq!([got[0].attr("id"), child.attr("y")], [Some(long.as_str()); 2]);
     }
 
     #[tokio::test]
@@ -408,6 +801,64 @@ mod tests {
         assert!(matches!(got.get(5), Some(Received::Footer)));
     }
 
+    #[tokio::test]
+    async fn every_way_to_be_too_much_leaves_the_head_and_the_stream() {
+        let value = "9".repeat(MAX_STANZA + 1);
+        let namespace = "n".repeat(MAX_STANZA / 4);
+        let attributes: String = (0..200_000).map(|n| format!(" a{n}='1'")).collect();
+        let declarations: String = (0..200).map(|n| format!(" xmlns:p{n}='u'")).collect();
+        for (attributes, content) in [
+            (format!("a='{value}' "), String::new()),
+            (String::new(), format!("<x a='{value}'/>")),
+            (String::new(), format!("<x a='{value}'><y/></x><z></z>")),
+            (String::new(), format!("<![CDATA[{value}]]>")),
+            (String::new(), format!("<!--{value}--><x>{value}</x>")),
+            (String::new(), format!("<x{attributes}/>")),
+            (String::new(), format!("<x{declarations}/>")),
+            // Each child inherits the long namespace.
+            (String::new(), format!("<x xmlns='{namespace}'>{}</x>", "<a/>".repeat(100))),
+            (String::new(), "<a/>".repeat(100_000)),
+        ] {
+            let text = format!(
+                "{HEADER}<iq {attributes}id='1'>{content}</iq><iq id='2'/></stream:stream>"
+            );
+            let got = all(&text).await;
+            let beginning = &text[HEADER.len()..HEADER.len() + 60];
+            let Some(Received::Oversized(head)) = got.get(1) else { panic!("{beginning}") };
+            assert_eq!((head.attr("id"), head.nodes().len()), (Some("1"), 0), "{beginning}");
+            let next = |e: &Element| e.attr("id") == Some("2");
+            assert!(matches!(got.get(2), Some(Received::Element(e)) if next(e)), "{beginning}");
+            assert!(matches!(got.get(3), Some(Received::Footer)), "{beginning}");
+        }
+        let text = format!("{HEADER}<iq{attributes}><a/></iq><iq id='2'/></stream:stream>");
+        let got = all(&text).await;
+        assert!(matches!(got[1], Received::Dropped | Received::Oversized(_)));
+        assert_eq!(got.len(), 4);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_well_formed_is_an_error() {
+        for text in ["<a></b>", "</a>", "<a", "<a>&b;</a>", "<a:b:c/>", "<a b/>", "<!DOCTYPE a>"] {
+            let got = all(&format!("{HEADER}{text}</stream:stream><iq/>")).await;
+            assert!(!got.iter().any(|r| matches!(r, Received::Element(_))), "{text}: {got:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_says_where() {
+        for (text, expected) in [
+            ("", "the connection was closed"),
+            ("<iq/> ", "the connection was closed"),
+            ("<iq>", "the connection was closed in the middle of a stanza"),
+            ("<i", "the connection was closed in the middle of a stanza"),
+        ] {
+            for plainly in [false, true] {
+                let (_, error) = read_all(&format!("{HEADER}{text}"), 7, plainly).await;
+                assert_eq!(error.unwrap().to_string(), expected, "{text}");
+            }
+        }
+    }
+
     /// Gives its bytes in pieces of one size.
     struct Pieces<'a>(&'a [u8], usize);
 
@@ -424,66 +875,91 @@ mod tests {
         }
     }
 
-    /// Everything on a stream as text, and whether it ended well; with or without the short way for plain stanzas.
-    fn read_all(text: &str, piece: usize, plainly: bool) -> (Vec<String>, bool) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async {
-            let mut reader = StanzaReader::new(Pieces(text.as_bytes(), piece));
-            let mut out = Vec::new();
-            loop {
-                let received = if plainly {
-                    match reader.next() {
-                        Ok(None) => {
-                            reader.fill().await.unwrap();
-                            continue;
-                        }
-                        Ok(Some(Came::Plain(stanza))) => Ok(Received::Element(stanza.to_element())),
-                        Ok(Some(Came::Whole(received))) => Ok(received),
+    /// Everything on a stream as text, and how it broke, if it did; with or without the short way for plain stanzas.
+    async fn read_all(text: &str, piece: usize, plainly: bool) -> (Vec<String>, Option<io::Error>) {
+        let mut reader = StanzaReader::new(Pieces(text.as_bytes(), piece));
+        let mut out = Vec::new();
+        loop {
+            let received = if plainly {
+                match reader.next() {
+                    Ok(None) => match reader.fill().await {
+                        Ok(()) => continue,
                         Err(error) => Err(error),
-                    }
-                } else {
-                    reader.read().await
-                };
-                match received {
-                    Err(_) => return (out, false),
-                    Ok(Received::Footer) => return (out, true),
-                    Ok(received) => out.push(format!("{received:?}")),
+                    },
+                    Ok(Some(Came::Plain(stanza))) => Ok(Received::Element(stanza.to_element())),
+                    Ok(Some(Came::Whole(received))) => Ok(received),
+                    Err(error) => Err(error),
                 }
-            }
-        })
-    }
-
-    #[test]
-    fn a_stream_that_breaks_off_is_an_error_on_either_way() {
-        for text in ["<iq id='1'><x xmlns='urn:x'>a", "<iq id='1'/><i", "<iq id='1'/>"] {
-            for plainly in [false, true] {
-                assert!(!read_all(&format!("{HEADER}{text}"), 7, plainly).1, "{text}");
+            } else {
+                reader.read().await
+            };
+            match received {
+                Err(error) => return (out, Some(error)),
+                Ok(Received::Footer) => return (out, None),
+                Ok(received) => out.push(format!("{received:?}")),
             }
         }
     }
 
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
     proptest! {
         #[test]
-        fn the_short_way_reads_the_same_as_the_parser(
+        fn the_short_way_and_any_cutting_read_the_same_as_the_parser(
             parts in proptest::collection::vec(prop_oneof![
-                "<iq( (id|from|a-b|xml:lang)=('[a-z<&]{0,2}'|\"[a-z' ]{0,3}\"))* ?/?>",
-                "<(data|x)( xmlns=('urn:x'|'jabber:component:accept'|''|'jabber:client'))?( seq='1')?/?>",
-                "[a-z>& \n]{0,4}",
-                "</(iq|data|x)>",
+                "<iq( (id|from|a-b|xml:lang|xmlns|p:a|xmlns:p)=('[a-z<&\r]{0,2}'|\"[a-z' ]{0,3}\"))* ?/?>",
+                "<(p:)?(data|x)( xmlns=('urn:x'|'jabber:component:accept'|''|'jabber:client'))?( seq='1')?/?>",
+                "[a-z>& \r\n\u{e9}]{0,4}",
+                "</(iq|data|x|p:x)>",
                 Just("<iq type='get'><data xmlns='urn:y'>text</data></iq>".to_owned()),
                 Just("<iq id='1'/>".to_owned()),
+                Just("<!-- ' --><![CDATA[<]]>&#13;&lt;".to_owned()),
                 Just(" ".to_owned()),
             ], 0..8),
             piece in 1_usize..90,
         ) {
             let text = format!("{HEADER}{}</stream:stream>", parts.concat());
-            prop_assert_eq!(read_all(&text, piece, true), read_all(&text, 1 << 20, false));
+            let got = |(out, error): (Vec<String>, Option<io::Error>)| {
+                (out, error.map(|error| error.to_string()))
+            };
+            let whole = got(run(read_all(&text, 1 << 20, false)));
+            prop_assert_eq!(got(run(read_all(&text, piece, true))), whole.clone());
+            prop_assert_eq!(got(run(read_all(&text, piece, false))), whole);
+        }
+
+        /// Whatever is taken in plain spelling is the same to the parser.
+        #[test]
+        fn plain_stanzas_are_the_same_to_the_parser(
+            stanza in "<[a-z]{1,2}( (id|from|xml:lang|xmlns)=('[a-z&\t ]{0,3}'|'jabber:component:accept'))* ?(/>|>\
+                (<x( (id|xmlns|xmlns:p)=('[a-z:]{0,3}'|'jabber:client'|'jabber:component:accept'))* ?(/>|>[a-z\"'\\];]{0,3}</x>))?</[a-z]{1,2}>)",
+        ) {
+            if let Scan::Plain(plain, length) = plain::scan(stanza.as_bytes(), ns::COMPONENT) {
+                prop_assert_eq!(length, stanza.len());
+                let parsed = run(stanzas(&stanza));
+                prop_assert_eq!(parsed, vec![plain.to_element()]);
+            }
+        }
+
+        /// What was read is written so that it is read the same, or not at all.
+        #[test]
+        fn what_is_written_is_read_the_same(
+            text in "(<x:?[a-c]( (a|p:a|xml:lang|xmlns:p|xmlns)='[a-c&#13;\r\n<]{0,3}')*>?|</x:?[a-c]>|[a-c \r&;]|&#(10|13|1);){0,12}",
+        ) {
+            let text = format!("{HEADER}<iq>{text}</iq></stream:stream>");
+            for received in run(all(&text)) {
+                if let Received::Element(element) = received
+                    && let Ok(out) = written(&element)
+                {
+                    prop_assert_eq!(run(stanzas(&out)), vec![element]);
+                }
+            }
         }
 
         #[test]
-        fn mangled_input_never_panics(text in "[<>/ a-c='\"&;]{0,80}") {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            runtime.block_on(all(&format!("{HEADER}{text}")));
+        fn mangled_input_never_panics(text in "[<>/ a-c='\"&;:!?\\[\\]\r-]{0,80}") {
+            run(all(&format!("{HEADER}{text}")));
         }
     }
 }

@@ -13,10 +13,9 @@ mod tests;
 
 use jid::{BareJid, Jid};
 use minidom::Element;
-use rxml::AttrMap;
 
 pub(crate) use self::reader::{MAX_DEPTH, MAX_STANZA};
-use self::reader::{Reader, Received, attribute};
+use self::reader::{Reader, Received};
 use crate::xmpp::{ns, text::replace_not_carried};
 
 /// Who opens the stream.
@@ -246,7 +245,7 @@ impl XmlStream {
 
     fn take(&mut self, received: Received) -> Result<Option<Event>, Fault> {
         let element = match received {
-            Received::Header(attributes) => return self.take_header(&attributes),
+            Received::Header(header) => return self.take_header(&header),
             Received::Footer => {
                 self.close();
                 self.state = State::Ended;
@@ -280,8 +279,8 @@ impl XmlStream {
         }
     }
 
-    fn take_header(&mut self, attributes: &AttrMap) -> Result<Option<Event>, Fault> {
-        let address = |name| match attribute(attributes, name).map(Jid::new) {
+    fn take_header(&mut self, header: &Element) -> Result<Option<Event>, Fault> {
+        let address = |name| match header.attr(name).map(Jid::new) {
             None => Ok(None),
             Some(Ok(jid)) => Ok(Some(jid.to_bare())),
             Some(Err(_)) => Err(Fault::ImproperAddressing),
@@ -299,7 +298,7 @@ impl XmlStream {
         if self.names.peer.is_empty() && from.is_none() {
             return Err(Fault::ImproperAddressing);
         }
-        let modern = attribute(attributes, "version").is_some_and(|version| version != "0.9");
+        let modern = header.attr("version").is_some_and(|version| version != "0.9");
         if self.role == Role::Initiator {
             if modern {
                 self.state = State::Features(from);
