@@ -196,7 +196,7 @@ impl Service {
         let router = Router::new(
             router_options(config, doors),
             outbound.clone(),
-            requests.clone(),
+            requests,
             broker.clone(),
             registry.clone(),
             table,
@@ -230,7 +230,7 @@ impl Service {
         let changed = Arc::new(Notify::new());
         let back = (again, told);
         tasks.spawn(route(Arc::clone(&router), Arc::clone(&changed), back, orders, stop.clone()));
-        let inbox = Inbox { router, requests, status, link, was_up: false, changed };
+        let inbox = Inbox { router, status, link, was_up: false, changed };
         let login = LinkOptions {
             server: config.component.server.clone(),
             jid,
@@ -402,7 +402,6 @@ fn shown(url: &str) -> String {
 /// What the link's task does with what comes.
 struct Inbox {
     router: Arc<Mutex<Router>>,
-    requests: Requests,
     status: Status,
     /// Whether the link is up.
     link: watch::Sender<bool>,
@@ -423,7 +422,7 @@ impl link::Handler for Inbox {
     fn down(&mut self) {
         self.status.set_link(false);
         self.link.send_replace(false);
-        self.requests.fail_all();
+        // Requests wait on: mostly the link is back at once, and the answers come over it.
     }
 
     fn stanza(&mut self, element: Element) {

@@ -3,11 +3,13 @@
 //! 1. TCP, stream header, handshake (SHA-1 over stream id and secret).
 //! 2. Stanzas both ways. After 30 s of silence the link sends a ping to its own address, which the server
 //!    routes back: its return proves the whole path. 60 s without a byte ends the connection.
-//! 3. A lost connection is retried after a jittered exponential pause. While it is down, what would be sent is dropped.
+//! 3. A connection that was up is made anew at once, and then at most once a second: no content makes anybody wait. Only
+//!    while connecting or logging in fails does a jittered pause grow.
+//! 4. While the link is down, what is to be sent is held for a few seconds, and then dropped.
 //!
 //! Spec: XEP-0114 1.6 (Jabber Component Protocol), section 3.
 
-use std::{io, time::Duration};
+use std::{collections::VecDeque, fmt, io, time::Duration};
 
 use jid::BareJid;
 use minidom::Element;
@@ -29,6 +31,7 @@ use super::{
     plain::Plain,
     size::{self, Instead},
     stanza::{Refusal, Stanza},
+    tokens::ParseError,
     xml::{self, Came, Received, StanzaReader},
 };
 use crate::{metrics, redact::Secret};
@@ -47,8 +50,16 @@ const TICK: Duration = Duration::from_secs(1);
 const BATCH: usize = 64 * 1024;
 /// Bytes that may wait for a server that reads too slowly; answers beyond it are dropped.
 const BACKLOG: usize = 8 << 20;
-/// The shortest and longest pause between attempts.
+/// The shortest and longest pause between attempts that fail.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// A connection that was up is made anew at once, if that was not done within this time.
+const SETTLED: Duration = Duration::from_secs(10);
+/// The pause if it was: a server that ends every connection is not kept busy.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long stanzas are held for a link that is down, and how many.
+const HOLD: (Duration, usize) = (Duration::from_secs(10), 256);
+/// A stanza from this size on may be more than the server takes.
+const LARGE: usize = 32 * 1024;
 /// Stanzas a stopping link still writes must go out within this time.
 const FLUSH: Duration = Duration::from_secs(5);
 /// Marks the link's own pings.
@@ -104,10 +115,16 @@ pub enum LinkError {
 pub(crate) enum Unlinked {
     /// The connection broke.
     #[error("{0}")]
-    Io(#[from] io::Error),
-    /// The server has ended it.
+    Io(io::Error),
+    /// The server has ended the stream.
     #[error("the XMPP server closed the stream")]
     Closed,
+    /// The server has ended the connection.
+    #[error("the XMPP server closed the connection{}", if *.inside { " in the middle of a stanza" } else { "" })]
+    Eof { inside: bool },
+    /// What the server sent cannot be read.
+    #[error("the XMPP server sent {0}")]
+    Malformed(ParseError),
     /// The server has said why.
     #[error("the XMPP server reports {condition} {text}{}", cure(.condition))]
     Stream { condition: String, text: String },
@@ -132,12 +149,98 @@ impl Unlinked {
         ];
         match self {
             Self::Io(_) => "io",
-            Self::Closed => "closed",
+            Self::Closed | Self::Eof { .. } => "closed",
+            Self::Malformed(_) => "malformed",
             Self::Stream { condition, .. } => {
                 CONDITIONS.into_iter().find(|known| known == condition).unwrap_or("other")
             }
             Self::Timeout => "timeout",
             Self::Stopped => "stopped",
+        }
+    }
+
+    /// Whether the server does not want this component, whatever it sends.
+    fn is_refusal(&self) -> bool {
+        const CONDITIONS: [&str; 5] =
+            ["conflict", "host-gone", "host-unknown", "not-authorized", "see-other-host"];
+        matches!(self, Self::Stream { condition, .. } if CONDITIONS.contains(&condition.as_str()))
+    }
+}
+
+impl From<io::Error> for Unlinked {
+    fn from(error: io::Error) -> Self {
+        let inner = error.get_ref();
+        if let Some(closed) = inner.and_then(|inner| inner.downcast_ref::<xml::Closed>()) {
+            return Self::Eof { inside: closed.inside };
+        }
+        match inner.and_then(|inner| inner.downcast_ref::<ParseError>()) {
+            Some(error) => Self::Malformed(*error),
+            None => Self::Io(error),
+        }
+    }
+}
+
+/// How long to wait before the next attempt.
+#[derive(Debug)]
+struct Backoff {
+    pause: Duration,
+    /// When a connection was last made anew without a pause.
+    at_once: Option<Instant>,
+}
+
+impl Backoff {
+    fn new() -> Self {
+        Self { pause: BACKOFF.0, at_once: None }
+    }
+
+    /// Gives the pause after a connection has ended, or was not made. `up`: since when it was logged in.
+    fn next(&mut self, ended: &Unlinked, up: Option<Instant>, now: Instant) -> Duration {
+        match up {
+            Some(_) if !ended.is_refusal() => {
+                self.pause = BACKOFF.0;
+                let recently = |last| now.saturating_duration_since(last) < SETTLED;
+                if self.at_once.is_some_and(recently) {
+                    return AGAIN;
+                }
+                self.at_once = Some(now);
+                return Duration::ZERO;
+            }
+            Some(since) if now.saturating_duration_since(since) > DEAD_AFTER => {
+                self.pause = BACKOFF.0;
+            }
+            _ => {}
+        }
+        let pause = self.pause;
+        self.pause = (pause * 2).min(BACKOFF.1);
+        pause
+    }
+}
+
+/// What is to be sent while there is no link.
+#[derive(Debug, Default)]
+struct Held {
+    stanzas: VecDeque<Element>,
+    /// When the link went down.
+    since: Option<Instant>,
+}
+
+impl Held {
+    fn push(&mut self, element: Element, now: Instant) {
+        self.expire(now);
+        let is_late = self.since.is_none_or(|since| now - since >= HOLD.0);
+        if is_late || self.stanzas.len() == HOLD.1 {
+            metrics::STANZAS_DROPPED.count(&["link"]);
+        } else {
+            self.stanzas.push_back(element);
+        }
+    }
+
+    /// Drops what has waited for too long.
+    fn expire(&mut self, now: Instant) {
+        if self.since.is_none_or(|since| now - since >= HOLD.0) && !self.stanzas.is_empty() {
+            metrics::STANZAS_DROPPED.add(&["link"], self.stanzas.len() as u64);
+            debug!(dropped = self.stanzas.len(), "stanzas dropped while the link was down");
+            self.stanzas.clear();
         }
     }
 }
@@ -166,14 +269,21 @@ pub async fn run(
     mut handler: impl Handler,
     stop: CancellationToken,
 ) -> Result<(), LinkError> {
-    let mut pause = BACKOFF.0;
+    let (mut backoff, mut held) = (Backoff::new(), Held::default());
     let mut was_up = false;
     loop {
-        let started = Instant::now();
-        let mut up = false;
-        let ended = connection(&options, &mut outbound, &mut handler, &stop, &mut up).await;
-        if up {
+        let (mut up, mut large) = (None, None);
+        let ended = connection(
+            &options,
+            (&mut outbound, &mut held),
+            &mut handler,
+            &stop,
+            (&mut up, &mut large),
+        )
+        .await;
+        if up.is_some() {
             was_up = true;
+            held.since = Some(Instant::now());
             handler.down();
         }
         match &ended {
@@ -186,37 +296,32 @@ pub async fn run(
             }
             _ => {}
         }
-        if up && started.elapsed() > DEAD_AFTER {
-            pause = BACKOFF.0;
-        }
+        let pause = backoff.next(&ended, up, Instant::now());
         let wait = pause.mul_f64(rand::random_range(0.5..1.0));
-        warn!(server = options.server, reason = %ended, retry_ms = wait.as_millis(), "link down");
-        pause = (pause * 2).min(BACKOFF.1);
+        let large = large.map(|large: Large| tracing::field::display(large));
+        warn!(server = options.server, reason = %ended, large_stanza = large, retry_ms = wait.as_millis(), "link down");
         let retry = sleep(wait);
         tokio::pin!(retry);
-        let mut dropped = 0u64;
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 () = &mut retry => break,
-                Some(_) = outbound.recv() => dropped += 1,
+                Some(element) = outbound.recv() => held.push(element, Instant::now()),
             }
-        }
-        if dropped > 0 {
-            metrics::STANZAS_DROPPED.add(&["link"], dropped);
-            debug!(dropped, "stanzas dropped while the link was down");
         }
     }
 }
 
 /// One connection from TCP to its end.
+///
+/// `up` becomes when it logged in, `large` the last large stanza that was sent.
 async fn connection(
     options: &LinkOptions,
-    outbound: &mut mpsc::Receiver<Element>,
+    (outbound, held): (&mut mpsc::Receiver<Element>, &mut Held),
     handler: &mut impl Handler,
     stop: &CancellationToken,
-    up: &mut bool,
+    (up, large): (&mut Option<Instant>, &mut Option<Large>),
 ) -> Unlinked {
     let connected = tokio::select! {
         biased;
@@ -228,20 +333,26 @@ async fn connection(
         Ok(Err(ended)) => return ended,
         Err(_) => return Unlinked::Timeout,
     };
-    while outbound.try_recv().is_ok() {
-        metrics::STANZAS_DROPPED.count(&["link"]);
+    let now = Instant::now();
+    while let Ok(element) = outbound.try_recv() {
+        held.push(element, now);
     }
-    *up = true;
+    held.expire(now);
+    *up = Some(now);
     metrics::LINK_CONNECTIONS.count(&[]);
     info!(server = options.server, jid = %options.jid, "link up");
-    handler.up();
     let mut out = Out {
         writer,
         limit: options.max_stanza_bytes,
         bytes: Vec::new(),
         written: 0,
         progress: Instant::now(),
+        large,
     };
+    for element in held.stanzas.drain(..) {
+        out.push_or_return(&element, handler);
+    }
+    handler.up();
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut heard, mut pinged) = (Instant::now(), false);
@@ -256,7 +367,7 @@ async fn connection(
             out.push_or_return(&element, handler);
         }
         if let Err(error) = out.write_now() {
-            return Unlinked::Io(error);
+            return error.into();
         }
         let (left, empty) = (out.left(), out.left() == 0);
         tokio::select! {
@@ -267,7 +378,7 @@ async fn connection(
             }
             filled = reader.fill() => {
                 if let Err(error) = filled {
-                    return Unlinked::Io(error);
+                    return error.into();
                 }
                 (heard, pinged) = (Instant::now(), false);
                 acknowledge_at_once(&out.writer);
@@ -277,7 +388,7 @@ async fn connection(
             }
             writable = out.writer.writable(), if !empty => {
                 if let Err(error) = writable {
-                    return Unlinked::Io(error);
+                    return error.into();
                 }
             }
             now = ticks.tick() => {
@@ -303,8 +414,32 @@ fn acknowledge_at_once(writer: &OwnedWriteHalf) {
     let _ = writer;
 }
 
+/// A large stanza that was sent, for whoever looks for the reason of a stream error.
+#[derive(Debug)]
+struct Large {
+    bytes: usize,
+    kind: String,
+    payload: String,
+}
+
+impl Large {
+    fn new(element: &Element, bytes: usize) -> Self {
+        let payload = element.children().next().map_or("no child".to_owned(), |payload| {
+            format!("{} ({})", payload.name(), payload.ns())
+        });
+        let payload = payload.chars().take(100).collect();
+        Self { bytes, kind: element.name().to_owned(), payload }
+    }
+}
+
+impl fmt::Display for Large {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} bytes with {}", self.kind, self.bytes, self.payload)
+    }
+}
+
 /// What is to be written, and how far it has been.
-struct Out {
+struct Out<'a> {
     writer: OwnedWriteHalf,
     /// The longest stanza that may be written.
     limit: usize,
@@ -312,9 +447,10 @@ struct Out {
     written: usize,
     /// When something was last written, or nothing was left.
     progress: Instant,
+    large: &'a mut Option<Large>,
 }
 
-impl Out {
+impl Out<'_> {
     fn left(&self) -> usize {
         self.bytes.len() - self.written
     }
@@ -341,45 +477,53 @@ impl Out {
                 let size = self.bytes.len() - before;
                 if size > self.limit {
                     self.bytes.truncate(before);
-                    return self.refuse(element, size);
+                    debug!(
+                        stanza = element.name(),
+                        size,
+                        limit = self.limit,
+                        "a stanza is too long to be written"
+                    );
+                    return self.replace(size::instead(element, size, self.limit), "size");
                 }
                 metrics::STANZAS.sent(element.name());
+                if size >= LARGE {
+                    *self.large = Some(Large::new(element, size));
+                }
             }
             Err(error) => {
                 self.bytes.truncate(before);
-                warn!(%error, "a stanza could not be written and was dropped");
+                debug!(stanza = element.name(), %error, "a stanza cannot be written");
+                return self.replace(size::instead_of_unwritable(element, &error), "unwritable");
             }
         }
         None
     }
 
-    /// Does what is to be done in place of writing a stanza that is `size` bytes long.
-    fn refuse(&mut self, element: &Element, size: usize) -> Option<Element> {
-        let limit = self.limit;
-        debug!(stanza = element.name(), size, limit, "a stanza is too long to be written");
-        let error = match size::instead(element, size, limit) {
+    /// Does what is to be done in place of writing a stanza. `reason` is why.
+    fn replace(&mut self, instead: Instead, reason: &'static str) -> Option<Element> {
+        let error = match instead {
             Instead::Send(error) => {
                 metrics::REFUSALS.count(&["policy-violation"]);
                 error
             }
             Instead::Return(error) => {
-                metrics::STANZAS_DROPPED.count(&["size"]);
+                metrics::STANZAS_DROPPED.count(&[reason]);
                 return Some(error);
             }
             Instead::Nothing => {
-                metrics::STANZAS_DROPPED.count(&["size"]);
+                metrics::STANZAS_DROPPED.count(&[reason]);
                 return None;
             }
         };
         let before = self.bytes.len();
         let written = xml::write(&error, &mut self.bytes);
-        if written.is_ok() && self.bytes.len() - before <= limit {
+        if written.is_ok() && self.bytes.len() - before <= self.limit {
             metrics::STANZAS.sent(error.name());
         } else {
             // The id alone is too long: nothing can be said that the sender would recognise.
             self.bytes.truncate(before);
-            metrics::STANZAS_DROPPED.count(&["size"]);
-            debug!(size, limit, "a request has an id that is too long to be answered");
+            metrics::STANZAS_DROPPED.count(&[reason]);
+            debug!(limit = self.limit, "a request has an id that is too long to be answered");
         }
         None
     }
@@ -419,7 +563,7 @@ fn take_in(
     jid: &BareJid,
     outbound: &mut mpsc::Receiver<Element>,
     handler: &mut impl Handler,
-    out: &mut Out,
+    out: &mut Out<'_>,
 ) -> Result<(), Unlinked> {
     loop {
         let received = match reader.next()? {
@@ -454,10 +598,8 @@ fn take_in(
             Received::Header(_) => {}
             Received::Footer => return Err(Unlinked::Closed),
             Received::Dropped => metrics::STANZAS_DROPPED.count(&["oversized"]),
-            Received::Oversized(head) => {
-                if let Ok(stanza) = Stanza::parse(head)
-                    && stanza.is_request()
-                {
+            Received::Oversized(head) => match Stanza::parse(head) {
+                Ok(stanza) if stanza.is_request() => {
                     let refusal = Refusal::new(
                         "modify",
                         "not-acceptable",
@@ -465,7 +607,8 @@ fn take_in(
                     );
                     out.push_or_return(&stanza.refuse(&refusal), handler);
                 }
-            }
+                _ => metrics::STANZAS_DROPPED.count(&["oversized"]),
+            },
             Received::Element(element) if element.is("error", ns::STREAM) => {
                 return Err(stream_error(&element));
             }
@@ -482,7 +625,7 @@ fn take_in(
     }
 }
 
-async fn flush(out: &mut Out, outbound: &mut mpsc::Receiver<Element>) -> io::Result<()> {
+async fn flush(out: &mut Out<'_>, outbound: &mut mpsc::Receiver<Element>) -> io::Result<()> {
     while let Ok(element) = outbound.try_recv() {
         // Nobody is left to be told.
         let _ = out.push(&element);
@@ -549,4 +692,228 @@ fn is_own_ping(element: &Element, jid: &BareJid) -> bool {
     element.name() == "iq"
         && element.attr("id") == Some(PING_ID)
         && (element.attr("from").is_none() || element.attr("from") == Some(jid.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::{
+        io::AsyncReadExt,
+        net::{TcpListener, tcp::OwnedReadHalf},
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    const HEADER: &str = "<?xml version='1.0'?><stream:stream xmlns='jabber:component:accept' \
+        xmlns:stream='http://etherx.jabber.org/streams' id='1'>";
+
+    fn stream_error(condition: &str) -> Unlinked {
+        Unlinked::Stream { condition: condition.to_owned(), text: String::new() }
+    }
+
+    #[test]
+    fn only_what_keeps_from_logging_in_makes_the_pause_grow() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut backoff = Backoff::new();
+        let malformed = Unlinked::Malformed(ParseError::NotWellFormed("a name"));
+        // Up since a moment, each time: at once, then once a second, however often.
+        assert_eq!(backoff.next(&malformed, Some(at(0)), at(0)), Duration::ZERO);
+        for second in 1..10 {
+            assert_eq!(backoff.next(&malformed, Some(at(second)), at(second)), AGAIN);
+        }
+        assert_eq!(
+            backoff.next(&stream_error("not-well-formed"), Some(at(9)), at(10)),
+            Duration::ZERO
+        );
+        assert_eq!(backoff.next(&Unlinked::Closed, Some(at(10)), at(11)), AGAIN);
+        // The server is gone, then back.
+        let pauses: Vec<_> = (12..20)
+            .map(|second| backoff.next(&Unlinked::Timeout, None, at(second)).as_millis())
+            .collect();
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+        assert_eq!(backoff.next(&Unlinked::Closed, Some(at(30)), at(31)), Duration::ZERO);
+        assert_eq!(backoff.next(&Unlinked::Timeout, None, at(32)), BACKOFF.0);
+        // Two components that push each other out slow down, until one has been up for long.
+        let mut backoff = Backoff::new();
+        let pauses: Vec<_> = (0..4)
+            .map(|second| backoff.next(&stream_error("conflict"), Some(at(second)), at(second)))
+            .map(|pause| pause.as_millis())
+            .collect();
+        assert_eq!(pauses, [500, 1000, 2000, 4000]);
+        assert_eq!(backoff.next(&stream_error("conflict"), Some(at(4)), at(100)), BACKOFF.0);
+    }
+
+    #[test]
+    fn stanzas_are_held_for_a_while_and_within_a_limit() {
+        let now = Instant::now();
+        let mut held = Held::default();
+        let stanza = || Element::bare("message", ns::CLIENT);
+        held.push(stanza(), now);
+        assert!(held.stanzas.is_empty(), "the link was never up");
+        held.since = Some(now);
+        for _ in 0..HOLD.1 + 9 {
+            held.push(stanza(), now);
+        }
+        assert_eq!(held.stanzas.len(), HOLD.1);
+        held.expire(now + HOLD.0);
+        assert!(held.stanzas.is_empty());
+        held.push(stanza(), now + HOLD.0);
+        assert!(held.stanzas.is_empty());
+    }
+
+    #[derive(Clone, Default)]
+    struct Seen(Arc<Mutex<Vec<String>>>);
+
+    impl Handler for Seen {
+        fn up(&mut self) {
+            self.0.lock().unwrap().push("up".to_owned());
+        }
+
+        fn down(&mut self) {
+            self.0.lock().unwrap().push("down".to_owned());
+        }
+
+        fn stanza(&mut self, element: Element) {
+            self.0.lock().unwrap().push(String::from(&element));
+        }
+    }
+
+    /// A link to a listener of this test.
+    struct Linked {
+        listener: TcpListener,
+        outbound: mpsc::Sender<Element>,
+        seen: Seen,
+        stop: CancellationToken,
+        task: JoinHandle<Result<(), LinkError>>,
+    }
+
+    impl Linked {
+        async fn start() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let options = LinkOptions {
+                server: listener.local_addr().unwrap().to_string(),
+                jid: BareJid::new("xtls.example.test").unwrap(),
+                secret: Secret::new("secret"),
+                max_stanza_bytes: 100_000,
+            };
+            let (outbound, queue) = mpsc::channel(16);
+            let (seen, stop) = (Seen::default(), CancellationToken::new());
+            let task = tokio::spawn(run(options, queue, seen.clone(), stop.clone()));
+            Self { listener, outbound, seen, stop, task }
+        }
+
+        /// Takes one connection and lets it log in.
+        async fn log_in(&self) -> (OwnedReadHalf, OwnedWriteHalf) {
+            let (stream, _) = self.listener.accept().await.unwrap();
+            let (mut read, mut write) = stream.into_split();
+            read_until(&mut read, ">").await;
+            write.write_all(HEADER.as_bytes()).await.unwrap();
+            read_until(&mut read, "</handshake>").await;
+            write.write_all(b"<handshake/>").await.unwrap();
+            (read, write)
+        }
+
+        /// Waits until something with this text was seen.
+        async fn wait_for(&self, text: &str) {
+            while !self.seen.0.lock().unwrap().iter().any(|seen| seen.contains(text)) {
+                tokio::task::yield_now().await;
+            }
+        }
+
+        /// Stops the link; gives what was seen.
+        async fn end(self) -> Vec<String> {
+            self.stop.cancel();
+            self.task.await.unwrap().unwrap();
+            let seen = self.seen.0.lock().unwrap();
+            seen.clone()
+        }
+    }
+
+    /// Reads until the text that came ends so.
+    async fn read_until(read: &mut OwnedReadHalf, end: &str) -> String {
+        let mut text = String::new();
+        while !text.ends_with(end) || text.ends_with("?>") {
+            let mut byte = [0];
+            read.read_exact(&mut byte).await.unwrap();
+            text.push(char::from(byte[0]));
+        }
+        text
+    }
+
+    fn iq(type_: &str, child: Element) -> Element {
+        let mut iq = xml::element(
+            "iq",
+            ns::CLIENT,
+            &[
+                ("type", type_),
+                ("from", "xtls.example.test"),
+                ("to", "a@example.test/b"),
+                ("id", "1"),
+            ],
+        );
+        iq.append_child(child);
+        iq
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_breaks_is_made_anew_and_what_waited_is_sent() {
+        let link = Linked::start().await;
+        let (read, mut write) = link.log_in().await;
+        // Not well-formed; a request is under way.
+        write.write_all(b"<iq></message>").await.unwrap();
+        drop(read);
+        link.wait_for("down").await;
+        link.outbound.send(iq("result", Element::bare("x", "urn:x"))).await.unwrap();
+        let (mut read, mut write) = link.log_in().await;
+        let text = read_until(&mut read, "</iq>").await;
+        assert!(text.starts_with("<iq xmlns='jabber:component:accept'"), "{text}");
+        let stanza = "<message from='a@example.test' to='xtls.example.test'><xml:foo/></message>";
+        write.write_all(stanza.as_bytes()).await.unwrap();
+        write.write_all(b"<message id='last'/>").await.unwrap();
+        link.wait_for("last").await;
+        let seen = link.end().await;
+        let ups = seen.iter().filter(|seen| *seen == "up").count();
+        assert_eq!((ups, seen.iter().filter(|seen| *seen == "down").count()), (2, 2), "{seen:?}");
+        assert!(seen.iter().any(|seen| seen.contains("xml:foo")), "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_is_answered_for() {
+        let link = Linked::start().await;
+        let (mut read, _write) = link.log_in().await;
+        link.wait_for("up").await;
+        let reserved = || Element::bare("foo", "http://www.w3.org/XML/1998/namespace");
+        link.outbound.send(iq("set", reserved())).await.unwrap();
+        link.outbound.send(iq("result", reserved())).await.unwrap();
+        let text = read_until(&mut read, "</iq>").await;
+        assert!(text.contains("type='error'") && text.contains("to='a@example.test/b'"), "{text}");
+        let seen = link.end().await;
+        let refused = seen.iter().find(|seen| seen.contains("not-acceptable")).unwrap();
+        assert!(refused.contains("from='a@example.test/b'"), "{refused}");
+        assert!(refused.contains("to='xtls.example.test'"), "{refused}");
+    }
+
+    #[test]
+    fn an_orderly_end_is_told_from_a_broken_one() {
+        let closed = |inside| io::Error::new(io::ErrorKind::UnexpectedEof, xml::Closed { inside });
+        for (error, text, word) in [
+            (closed(false), "the XMPP server closed the connection", "closed"),
+            (
+                closed(true),
+                "the XMPP server closed the connection in the middle of a stanza",
+                "closed",
+            ),
+            (
+                io::Error::new(io::ErrorKind::InvalidData, ParseError::NotWellFormed("a name")),
+                "the XMPP server sent not well-formed XML: a name",
+                "malformed",
+            ),
+        ] {
+            let ended = Unlinked::from(error);
+            assert_eq!((ended.to_string().as_str(), ended.word()), (text, word));
+        }
+    }
 }

@@ -10,6 +10,8 @@
 //! | a request, ours or one that is passed on | nothing is sent; the error that its addressee would give comes back |
 //! | a message | as for a request |
 //! | an error, a presence, an answer with an id of that length | nothing: it is counted and logged |
+//!
+//! The same takes the place of a stanza that cannot be written at all.
 
 use minidom::Element;
 use rxml::{Namespace, xml_ncname};
@@ -80,6 +82,20 @@ pub enum Instead {
 
 /// Says what takes the place of `stanza`, which would be `size` bytes long where `limit` is allowed.
 pub fn instead(stanza: &Element, size: usize, limit: usize) -> Instead {
+    replaced(stanza, |is_answer| match is_answer {
+        true => answer_refusal(size, limit),
+        false => refusal(size, limit),
+    })
+}
+
+/// Says what takes the place of `stanza`, which cannot be written.
+pub(crate) fn instead_of_unwritable(stanza: &Element, error: &std::io::Error) -> Instead {
+    let text = format!("The stanza cannot be passed on: {error}");
+    replaced(stanza, |_| Refusal::new("modify", "not-acceptable", text))
+}
+
+/// `refusal`: of an answer or of something else.
+fn replaced(stanza: &Element, refusal: impl FnOnce(bool) -> Refusal) -> Instead {
     let kind = match stanza.name() {
         "iq" => Kind::Iq,
         "message" => Kind::Message,
@@ -87,10 +103,10 @@ pub fn instead(stanza: &Element, size: usize, limit: usize) -> Instead {
     };
     let type_ = stanza.attr("type").unwrap_or_default();
     let (refusal, returns) = match (kind, type_) {
-        (Kind::Iq, "get" | "set") => (refusal(size, limit), true),
-        (Kind::Iq, _) => (answer_refusal(size, limit), false),
+        (Kind::Iq, "get" | "set") => (refusal(false), true),
+        (Kind::Iq, _) => (refusal(true), false),
         (_, "error") => return Instead::Nothing,
-        _ => (refusal(size, limit), true),
+        _ => (refusal(false), true),
     };
     let (from, to) = (stanza.attr("from"), stanza.attr("to"));
     let (from, to) = if returns { (to, from) } else { (from, to) };
