@@ -1,0 +1,8 @@
+//! Attackers, each in a file of its own. Whatever one of them could do once is tried here for ever, on real servers.
+
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod stranger;

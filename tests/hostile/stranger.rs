@@ -1,0 +1,110 @@
+//! A stranger: an account on the server that the component knows nothing of. It may send any XML that its server passes on.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    COMPONENT, DOMAIN,
+    programs::{Component, Options, script},
+    servers::{Kind, Server},
+};
+
+/// A stanza that is sent as it is written here.
+fn stanza(id: &str, xml: String) -> Value {
+    json!({"id": id, "xml": xml, "answered": xml.starts_with("<iq")})
+}
+
+/// XML that both servers take from a client, one kind of oddity each: attributes of a stanza, its content, and what is
+/// declared in the stream header.
+fn oddities() -> Vec<(&'static str, String, String)> {
+    let long = "v".repeat(20_000);
+    let deep = format!("{}{}", "<d>".repeat(100), "</d>".repeat(100));
+    [
+        ("plain", "", ""),
+        ("xml-element", "", "<xml:foo/>"),
+        ("xml-element-inside", "", "<x xmlns='urn:x'><xml:foo xml:bar='1'/></x>"),
+        ("xml-attribute", "xml:foo='1'", "<x xmlns='urn:x' xml:foo='1' xml:base='http://x/'/>"),
+        ("xml-base", "xml:base='http://example.test/' xml:space='preserve' xml:id='i'", ""),
+        ("xml-declared", "", "<x xmlns:xml='http://www.w3.org/XML/1998/namespace' xml:foo='1'/>"),
+        ("cr", "x='a&#13;b' y='c&#13;'", "<x xmlns='urn:x' y='&#13;'>&#13;a&#13;</x>"),
+        ("white-space", "x='a&#10;b&#9;' y='&#10;'", "<x xmlns='urn:x' y='&#9;'>&#13;&#10;</x>"),
+        ("cr-in-namespace", "", "<x xmlns='urn:x&#13;y' xmlns:p='u&#13;' p:z='1'/>"),
+        ("header-prefix", "sp:y='1'", "<sp:x/>"),
+        ("header-prefix-inside", "", "<x xmlns='urn:x' sp:y='1' y='1'><sp:x sp:y='1'/></x>"),
+        ("prefix", "xmlns:q='urn:q' q:y='1'", "<q:x q:y='2' y='3'/>"),
+        ("no-namespace", "", "<x xmlns=''><y/></x>"),
+        ("long-attribute", "", &format!("<x xmlns='urn:x' y='{long}'/>")),
+        ("long-attribute-of-stanza", &format!("y='{long}'"), ""),
+        ("deep", "", &deep),
+        ("cdata", "", "<x xmlns='urn:x'><![CDATA[<a>&amp;]]&gt;]]></x>"),
+        (
+            "characters",
+            "y='&#x1F600;&#xA0;'",
+            "<x xmlns='urn:x'>\u{7f}\u{85}\u{2028}\u{1fffe}&#x10FFFF;</x>",
+        ),
+        ("names", "\u{e9}.-_1='1'", "<_\u{e9}\u{3042}.- xmlns='urn:x'/>"),
+        ("entities", "y='&lt;&gt;&amp;&quot;&apos;'", "<x xmlns='urn:x'>]]&gt;&quot;&apos;</x>"),
+    ]
+    .map(|(name, attributes, content): (&str, &str, &str)| {
+        (name, attributes.to_owned(), content.to_owned())
+    })
+    .into()
+}
+
+/// Sends stanzas as carol, whose stream header declares a prefix; gives the answers to each.
+fn send(server: &Server, stanzas: &[Value]) -> Value {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("stanzas.json");
+    std::fs::write(&file, serde_json::to_string(stanzas).unwrap()).unwrap();
+    script("stranger.py", server, json!({"header": "xmlns:sp='u:sp'", "file": file}))
+}
+
+/// Nothing that a stranger's server passes on ends the link, and each request is answered once.
+fn no_stanza_ends_the_link(kind: Kind) {
+    let server = Server::start(kind);
+    let more = "[limits]\nrequests_per_second = 10000\n".to_owned();
+    let component = Component::start(&server, &Options { more, ..Options::default() });
+    let mut stanzas = Vec::new();
+    for to in [COMPONENT.to_owned(), format!("bob\\40{DOMAIN}@{COMPONENT}/none")] {
+        let at = if to == COMPONENT { "own" } else { "proxied" };
+        for (name, attributes, content) in oddities() {
+            let id = format!("{at}-{name}");
+            let iq = |kind: &str, payload: &str, id: &str| {
+                let xml =
+                    format!("<iq type='{kind}' id='{id}' to='{to}' {attributes}>{payload}</iq>");
+                stanza(id, xml)
+            };
+            let payload = if content.is_empty() { "<x xmlns='urn:x'/>" } else { &content };
+            stanzas.extend([
+                iq("get", payload, &format!("{id}-get")),
+                iq("set", &format!("<x xmlns='urn:x'>{content}</x>"), &format!("{id}-inside")),
+                iq(
+                    "get",
+                    &format!(
+                        "<query xmlns='http://jabber.org/protocol/disco#info'>{content}</query>"
+                    ),
+                    &format!("{id}-disco"),
+                ),
+                stanza(&id, format!("<message to='{to}' {attributes}>{content}</message>")),
+                stanza(&id, format!("<presence to='{to}' {attributes}>{content}</presence>")),
+            ]);
+        }
+    }
+    let report = send(&server, &stanzas);
+    for stanza in stanzas.iter().filter(|stanza| stanza["answered"] == true) {
+        let id = stanza["id"].as_str().unwrap();
+        let answers = report["answers"][id].as_array().unwrap();
+        assert_eq!(answers.len(), 1, "{id}: {answers:?}\n{}", component.log());
+    }
+    let log = component.log();
+    assert_eq!((log.matches("link up").count(), log.matches("link down").count()), (1, 0), "{log}");
+}
+
+#[test]
+fn no_stanza_ends_the_link_at_prosody() {
+    no_stanza_ends_the_link(Kind::Prosody);
+}
+
+#[test]
+fn no_stanza_ends_the_link_at_ejabberd() {
+    no_stanza_ends_the_link(Kind::Ejabberd);
+}
