@@ -5,4 +5,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod http_client;
+mod socks5_socket;
 mod stranger;
