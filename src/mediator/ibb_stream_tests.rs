@@ -4,7 +4,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::{
-    mediator::{ibb_xml::IbbPayload, leg::Leg, pipe},
+    mediator::{
+        ibb_xml::IbbPayload,
+        leg::Leg,
+        pipe,
+        plane::{Plane, Progress},
+        tcp,
+    },
     xmpp::{
         ns,
         stanza::{Kind, Stanza},
@@ -393,4 +399,127 @@ async fn tcp_pair() -> (Leg, Leg, Option<[IbbHandle; 2]>) {
     let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (far, _) = listener.accept().await.unwrap();
     (near.into(), far.into(), None)
+}
+
+/// A stream between a socket and an in-band leg, run as sessions are; and both users.
+async fn mixed(ibb_first: bool) -> (tokio::net::TcpStream, IbbStream, [IbbHandle; 2], Relay) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let user = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let socket = Leg::from(listener.accept().await.unwrap().0);
+    let close_linger = Duration::from_millis(50);
+    let (juliet, near, handles) = pair(&IbbParams { close_linger, ..params() }, 16);
+    let (a, b) = if ibb_first { (near.into(), socket) } else { (socket, near.into()) };
+    let relay = tokio::spawn(async move {
+        let (plane, progress) = (Plane::new(0), Progress::default());
+        plane.join(a, b, pipe::Options::default(), &progress).await
+    });
+    (user, juliet, handles, relay)
+}
+
+type Relay = tokio::task::JoinHandle<pipe::Outcome>;
+
+fn is_reset(end: &io::Result<usize>) -> bool {
+    matches!(end, Err(error) if error.kind() == io::ErrorKind::ConnectionReset)
+}
+
+#[tokio::test]
+async fn a_socket_that_is_reset_becomes_a_close_after_its_last_byte() {
+    for ibb_first in [false, true] {
+        let (mut romeo, mut juliet, _handles, relay) = mixed(ibb_first).await;
+        let sent = pattern(50_000);
+        let socket = socket2::SockRef::from(&romeo);
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+        let writes = async {
+            romeo.write_all(&sent).await.unwrap();
+            while !tcp::info(&romeo).unwrap().is_delivered() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            drop(romeo);
+        };
+        let mut got = Vec::new();
+        // She writes too, which nobody takes any more.
+        let (mut reader, mut writer) = tokio::io::split(&mut juliet);
+        let reads = async {
+            reader.read_to_end(&mut got).await.unwrap();
+        };
+        let talks = async {
+            let _ = writer.write_all(&[7; 300_000]).await;
+        };
+        tokio::join!(writes, reads, talks);
+        assert!(got == sent, "{} of {}", got.len(), sent.len());
+        let end = relay.await.unwrap().end;
+        assert!(matches!(end, pipe::Ended::Error(_)), "the session ends with a reason: {end:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_in_band_leg_that_fails_resets_the_socket_after_its_last_byte() {
+    for ibb_first in [false, true] {
+        let (mut romeo, mut juliet, [_, handle], relay) = mixed(ibb_first).await;
+        let sent = pattern(100_000);
+        let (reader, writer) = tokio::join!(
+            async {
+                let mut got = vec![0; sent.len()];
+                romeo.read_exact(&mut got).await.unwrap();
+                got
+            },
+            juliet.write_all(&sent)
+        );
+        writer.unwrap();
+        assert!(reader == sent);
+        juliet.write_all(b"last").await.unwrap();
+        juliet.flush().await.unwrap();
+        // The connection to the server is gone.
+        let mut last = [0; 4];
+        romeo.read_exact(&mut last).await.unwrap();
+        handle.handle_lost();
+        let mut rest = Vec::new();
+        assert!(is_reset(&romeo.read_to_end(&mut rest).await), "{rest:?}");
+        assert!(matches!(relay.await.unwrap().end, pipe::Ended::Error(_)));
+        drop(juliet);
+    }
+}
+
+#[tokio::test]
+async fn a_socket_whose_session_is_cut_is_reset() {
+    for ibb_first in [false, true] {
+        let (mut romeo, mut juliet, _handles, relay) = mixed(ibb_first).await;
+        juliet.write_all(b"part").await.unwrap();
+        romeo.read_exact(&mut [0; 4]).await.unwrap();
+        relay.abort();
+        assert!(relay.await.is_err());
+        assert!(is_reset(&romeo.read_to_end(&mut Vec::new()).await));
+    }
+}
+
+#[tokio::test]
+async fn the_guard_takes_a_hello_in_records_of_one_byte_over_in_band_blocks() {
+    let (mut romeo, near, _handles) = pair(&params(), 16);
+    let (mut juliet, b, _) = tcp_pair().await;
+    let options = pipe::Options { guard: true, ..pipe::Options::default() };
+    let relay = tokio::spawn(pipe::relay(Leg::from(near), b, options));
+    let mut hello = Vec::new();
+    for byte in [1, 0, 1, 0xfc, 3, 3, 7] {
+        hello.extend([0x16, 3, 1, 0, 1, byte]);
+    }
+    let writes = async {
+        for byte in &hello {
+            romeo.write_all(&[*byte]).await.unwrap();
+        }
+        romeo.flush().await.unwrap();
+    };
+    let mut got = vec![0; hello.len()];
+    let (_, read) = tokio::join!(writes, juliet.read_exact(&mut got));
+    read.unwrap();
+    assert_eq!(got, hello);
+    relay.abort();
+
+    let (mut romeo, near, _handles) = pair(&params(), 16);
+    let (mut juliet, b, _) = tcp_pair().await;
+    let relay = tokio::spawn(pipe::relay(Leg::from(near), b, options));
+    romeo.write_all(&[0x16, 3, 1, 0, 1, 1, 0x16, 3, 1, 0, 0]).await.unwrap();
+    assert_eq!(relay.await.unwrap().end, pipe::Ended::NotTls);
+    let mut leaked = Vec::new();
+    let _ = juliet.read_to_end(&mut leaked).await;
+    assert!(leaked.is_empty());
 }
