@@ -7,7 +7,9 @@ use std::{
 
 use jid::BareJid;
 
-/// The access lists: JIDs, domains, or `*` for anyone.
+use crate::xmpp::jid::identity;
+
+/// The access lists: JIDs and domains in the form in which they are compared, or `*` for anyone.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     /// Who may use proxy, broker and registry.
@@ -82,6 +84,7 @@ impl Doors {
 
 impl Lists {
     fn block(&self, jid: &BareJid) -> bool {
+        let jid = &*identity(jid);
         listed(&self.configured.blocked, jid)
             || self.commanded.contains_key(jid.as_str())
             || self.commanded.contains_key(jid.domain().as_str())
@@ -89,6 +92,7 @@ impl Lists {
 }
 
 fn listed(list: &[String], jid: &BareJid) -> bool {
+    let jid = &*identity(jid);
     list.iter().any(|entry| entry == "*" || entry == jid.as_str() || entry == jid.domain().as_str())
 }
 

@@ -17,6 +17,7 @@ use crate::{
         salted_hash,
         store::{Store, StoreError},
     },
+    xmpp::jid::canonical_bare,
 };
 
 /// An admin's hand is not held: this only stops a runaway script.
@@ -28,6 +29,7 @@ pub enum KeysCommand {
     /// List keys of one user, or all
     List {
         /// Whose
+        #[arg(value_parser = address)]
         jid: Option<BareJid>,
     },
     /// Show one key, or the component's own certificate
@@ -42,6 +44,7 @@ pub enum KeysCommand {
     /// Add a key for a user
     Add {
         /// Whose
+        #[arg(value_parser = address)]
         jid: BareJid,
         /// x509 or openpgp
         #[arg(long)]
@@ -64,6 +67,7 @@ pub enum KeysCommand {
     /// Delete all that is held about a user
     Erase {
         /// Whom
+        #[arg(value_parser = address)]
         jid: BareJid,
         /// Do not ask: it is meant
         #[arg(long, required = true)]
@@ -72,6 +76,7 @@ pub enum KeysCommand {
     /// Write all keys and settings, or one user's, as JSON Lines
     Export {
         /// Whose
+        #[arg(value_parser = address)]
         jid: Option<BareJid>,
     },
     /// Read what export has written; what is there already stays as it is
@@ -84,6 +89,7 @@ pub enum KeysCommand {
     /// Show the audit log, of one user or of all
     Audit {
         /// Whose
+        #[arg(value_parser = address)]
         jid: Option<BareJid>,
         /// How many rows, from the last back
         #[arg(long, default_value_t = 1000)]
@@ -111,6 +117,11 @@ pub enum KeysError {
     /// The output cannot be written.
     #[error(transparent)]
     Output(#[from] std::io::Error),
+}
+
+/// An address in any spelling, as the registry knows it.
+fn address(text: &str) -> Result<BareJid, &'static str> {
+    canonical_bare(text).ok_or("expected a bare address such as romeo@montague.lit")
 }
 
 fn input(error: impl std::fmt::Display) -> KeysError {

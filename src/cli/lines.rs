@@ -16,6 +16,7 @@ use crate::{
         model::{ALLOWED_MAX, Key, KeyId, NewKey, Settings, Source, check_reason},
         store::Store,
     },
+    xmpp::jid::identity,
 };
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -116,7 +117,8 @@ pub(super) async fn import(
                     return Err(wrong("at most 256 users may be allowed by name".to_owned()));
                 }
                 let visibility = line.visibility.parse().map_err(|e| wrong(format!("{e}")))?;
-                settings.push((line.jid, Settings { visibility, allowed: line.allowed }));
+                let allowed = line.allowed.iter().map(identified).collect();
+                settings.push((identified(&line.jid), Settings { visibility, allowed }));
             }
         }
     }
@@ -131,6 +133,10 @@ pub(super) async fn import(
         }
     }
     Ok(store.import(&keys, &settings, now).await?)
+}
+
+fn identified(jid: &BareJid) -> BareJid {
+    identity(jid).into_owned()
 }
 
 fn micros(time: OffsetDateTime) -> i64 {
@@ -197,7 +203,7 @@ fn read(line: KeyLine) -> Result<(Key, Option<Vec<u8>>), String> {
     };
     let key = Key {
         id: line.id.parse().map_err(text)?,
-        owner: line.jid,
+        owner: identified(&line.jid),
         method,
         prints,
         has_material: material.is_some(),

@@ -12,7 +12,13 @@ use jid::{BareJid, Jid};
 use tracing_subscriber::EnvFilter;
 
 use self::file::{Section, Written};
-use crate::{redact::Secret, xmpp::size};
+use crate::{
+    redact::Secret,
+    xmpp::{
+        jid::{canonical_bare, identity},
+        size,
+    },
+};
 
 mod env;
 mod file;
@@ -323,6 +329,8 @@ fn component(
 ) -> Result<Component, ConfigError> {
     let jid = section
         .text("jid", "a domain such as \"xtls.example.org\"", |text| {
+            // Spelled as the server has it, but for the dot of DNS at its end.
+            let text = text.strip_suffix('.').unwrap_or(text);
             BareJid::new(text).ok().filter(|jid| jid.node().is_none())
         })?
         .ok_or_else(|| section.error("jid", "missing; expected the component's domain"))?;
@@ -494,13 +502,13 @@ fn registry(section: &Section<'_>) -> Result<Registry, ConfigError> {
 }
 
 fn access(section: &Section<'_>, jid: &BareJid) -> Result<Access, ConfigError> {
-    let bare = |text: &str| BareJid::new(text).ok().map(|jid| jid.to_string());
+    let bare = |text: &str| canonical_bare(text).map(|jid| jid.to_string());
     let users = section.list("users", "a bare JID, a domain or \"*\"", |text| match text {
         "*" => Some(text.to_owned()),
         text => bare(text),
     })?;
     let admins = section.list("admins", "a bare JID such as \"admin@example.org\"", |text| {
-        BareJid::new(text).ok().filter(|jid| jid.node().is_some()).map(|jid| jid.to_string())
+        canonical_bare(text).filter(|jid| jid.node().is_some()).map(|jid| jid.to_string())
     })?;
     let blocked = section.list("blocked", "a bare JID or a domain", bare)?;
     Ok(Access {
@@ -512,6 +520,7 @@ fn access(section: &Section<'_>, jid: &BareJid) -> Result<Access, ConfigError> {
 
 /// The domain that a component's domain lies in; a domain without a dot stands for itself.
 fn parent(jid: &BareJid) -> String {
+    let jid = identity(jid);
     let domain = jid.domain().as_str();
     domain.split_once('.').map_or(domain, |(_, parent)| parent).to_owned()
 }

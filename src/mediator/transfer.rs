@@ -18,7 +18,7 @@ use std::{
 use jid::Jid;
 use sha1::{Digest, Sha1};
 
-use crate::xmpp::stanza::Refusal;
+use crate::xmpp::{jid::respelled, stanza::Refusal};
 
 /// The name of a transfer: SHA-1 of stream id, requester and target, written as 40 lower case hex digits.
 ///
@@ -34,8 +34,10 @@ impl DstAddr {
     pub fn compute(sid: &str, requester: &Jid, target: &Jid) -> Self {
         let mut sha1 = Sha1::new();
         sha1.update(sid.as_bytes());
-        sha1.update(requester.as_str().as_bytes());
-        sha1.update(target.as_str().as_bytes());
+        for jid in [requester, target] {
+            let spelled = respelled(jid.as_str());
+            sha1.update(spelled.as_deref().unwrap_or(jid.as_str()));
+        }
         Self(sha1.finalize().into())
     }
 }

@@ -4,10 +4,8 @@
 
 use std::time::Instant;
 
-use jid::Jid;
-
 use super::Router;
-use crate::xmpp::{ns, plain::Plain, xml};
+use crate::xmpp::{jid::canonical, ns, plain::Plain, xml};
 
 impl Router {
     /// Takes a stanza if it is one of the few; its answer goes behind what is in `out`. Says whether it did.
@@ -28,7 +26,7 @@ impl Router {
 
     /// disco#info of the component itself.
     fn tell_info(&mut self, from: &str, id: &str, out: &mut Vec<u8>) -> bool {
-        let Ok(asker) = Jid::new(from).map(|from| from.to_bare()) else { return false };
+        let Some(asker) = canonical(from).map(|from| from.to_bare()) else { return false };
         // Who may not, or too often, is told why elsewhere.
         if !self.options.access.admits(&asker) || !self.rates.allow(&asker, Instant::now()) {
             return false;

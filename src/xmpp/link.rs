@@ -27,6 +27,7 @@ use tracing::{debug, info, warn};
 use xmpp_parsers::component::Handshake;
 
 use super::{
+    jid::respelled,
     ns,
     plain::Plain,
     size::{self, Instead},
@@ -471,6 +472,12 @@ impl Out<'_> {
             warn!("the XMPP server reads too slowly: an answer was dropped");
             return None;
         }
+        let respelled = element.attr("to").and_then(respelled).map(|to| {
+            let mut element = element.clone();
+            xml::set(&mut element, "to", &to);
+            element
+        });
+        let element = respelled.as_ref().unwrap_or(element);
         let before = self.bytes.len();
         match xml::write(element, &mut self.bytes) {
             Ok(()) => {

@@ -5,7 +5,10 @@ use std::fmt;
 use jid::Jid;
 use minidom::Element;
 
-use super::ns;
+use super::{
+    jid::{canonical, learn_spelling},
+    ns,
+};
 use crate::metrics;
 
 /// The three kinds of stanza (RFC 6120, 8).
@@ -72,6 +75,25 @@ impl Stanza {
         })
     }
 
+    /// The same with its sender's address in the form in which addresses are compared; answers go to the address as it
+    /// was stamped.
+    ///
+    /// # Errors
+    /// [`StanzaError`]
+    pub fn parse_canonical(element: Element) -> Result<Self, StanzaError> {
+        let mut stanza = Self::parse(element)?;
+        let stamped = stanza.stamped();
+        let from = canonical(stamped).ok_or(StanzaError::Address)?;
+        learn_spelling(stamped, &from);
+        stanza.from = from;
+        Ok(stanza)
+    }
+
+    /// The sender's address as the server has stamped it.
+    fn stamped(&self) -> &str {
+        self.element.attr("from").unwrap_or_else(|| self.from.as_str())
+    }
+
     /// Whether it is an IQ that asks for an answer.
     pub fn is_request(&self) -> bool {
         self.kind == Kind::Iq && matches!(self.type_.as_str(), "get" | "set")
@@ -87,7 +109,7 @@ impl Stanza {
         let mut builder = Element::builder("iq", ns::CLIENT)
             .attr(rxml::xml_ncname!("type").into(), "result")
             .attr(rxml::xml_ncname!("from").into(), self.to.as_str())
-            .attr(rxml::xml_ncname!("to").into(), self.from.as_str())
+            .attr(rxml::xml_ncname!("to").into(), self.stamped())
             .attr(rxml::xml_ncname!("id").into(), self.id.as_str());
         if let Some(payload) = payload {
             builder = builder.append(payload);
@@ -111,7 +133,7 @@ impl Stanza {
         Element::builder(name, ns::CLIENT)
             .attr(rxml::xml_ncname!("type").into(), "error")
             .attr(rxml::xml_ncname!("from").into(), self.to.as_str())
-            .attr(rxml::xml_ncname!("to").into(), self.from.as_str())
+            .attr(rxml::xml_ncname!("to").into(), self.stamped())
             .attr(rxml::xml_ncname!("id").into(), self.id.as_str())
             .append(error)
             .build()
