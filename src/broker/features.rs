@@ -13,6 +13,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use hashlink::LruCache;
 use jid::Jid;
 use minidom::Element;
 use sha1::Sha1;
@@ -36,11 +37,23 @@ pub type Features = Arc<Vec<String>>;
 type Caps = (String, String);
 
 /// What is known of clients.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Cache {
     announced: HashMap<Jid, Caps>,
-    by_caps: HashMap<Caps, (Instant, Features)>,
-    by_jid: HashMap<Jid, (Instant, Features)>,
+    /// What was not needed for longest makes room.
+    by_caps: LruCache<Caps, Features>,
+    /// The oldest answer makes room.
+    by_jid: LruCache<Jid, (Instant, Features)>,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            announced: HashMap::new(),
+            by_caps: LruCache::new(ANSWERS.1),
+            by_jid: LruCache::new(ANSWERS.0),
+        }
+    }
 }
 
 impl Cache {
@@ -66,13 +79,10 @@ impl Cache {
 
     /// What is known of a client now.
     pub fn known(&mut self, user: &Jid, now: Instant) -> Option<Features> {
-        if let Some((used, features)) =
-            self.announced.get(user).and_then(|caps| self.by_caps.get_mut(caps))
-        {
-            *used = now;
+        if let Some(features) = self.announced.get(user).and_then(|caps| self.by_caps.get(caps)) {
             return Some(Arc::clone(features));
         }
-        let (at, features) = self.by_jid.get(user)?;
+        let (at, features) = self.by_jid.peek(user)?;
         (now < *at + KEEP).then(|| Arc::clone(features))
     }
 
@@ -92,22 +102,10 @@ impl Cache {
             .get(user)
             .filter(|(hash, ver)| verification(answer, hash).as_ref() == Some(ver));
         if let Some(caps) = right {
-            if self.by_caps.len() >= ANSWERS.1 {
-                // What nobody has needed for longest makes room.
-                let oldest = self.by_caps.iter().min_by_key(|(_, (used, _))| *used);
-                if let Some(oldest) = oldest.map(|(caps, _)| caps.clone()) {
-                    self.by_caps.remove(&oldest);
-                }
-            }
-            self.by_caps.insert(caps.clone(), (now, Arc::clone(&features)));
+            self.by_caps.insert(caps.clone(), Arc::clone(&features));
             return features;
         }
-        if self.by_jid.len() >= ANSWERS.0 {
-            self.by_jid.retain(|_, (at, _)| now < *at + KEEP);
-        }
-        if self.by_jid.len() < ANSWERS.0 {
-            self.by_jid.insert(user.clone(), (now, Arc::clone(&features)));
-        }
+        self.by_jid.insert(user.clone(), (now, Arc::clone(&features)));
         features
     }
 }

@@ -80,6 +80,8 @@ pub struct Proposals {
     by_callee: HashMap<BareJid, BTreeSet<String>>,
     per_user: HashMap<BareJid, usize>,
     deadlines: BTreeSet<(Instant, String)>,
+    /// Those whose session has started, by deadline: of each initiator, and under no name of all.
+    started: HashMap<Option<BareJid>, BTreeSet<(Instant, String)>>,
 }
 
 impl Proposals {
@@ -95,6 +97,7 @@ impl Proposals {
             by_callee: HashMap::new(),
             per_user: HashMap::new(),
             deadlines: BTreeSet::new(),
+            started: HashMap::new(),
         }
     }
 
@@ -149,8 +152,8 @@ impl Proposals {
         }
         let user = stanza.from.to_bare();
         if self.per_user.get(&user).copied().unwrap_or(0) >= self.limits.1
-            && !self.forget_started(|proposal| proposal.initiator.to_bare() == user)
-            || self.open.len() >= self.limits.0 && !self.forget_started(|_| true)
+            && !self.forget_started(Some(&user))
+            || self.open.len() >= self.limits.0 && !self.forget_started(None)
         {
             return Err(Refusal::resource_constraint("Too many proposals are open"));
         }
@@ -482,8 +485,19 @@ impl Proposals {
         if let Some(proposal) = self.open.get_mut(theirs) {
             self.deadlines.remove(&(proposal.deadline, theirs.to_owned()));
             self.deadlines.insert((deadline, theirs.to_owned()));
+            let (user, before) = (proposal.initiator.to_bare(), proposal.deadline);
             proposal.deadline = deadline;
+            let starts = matches!(stage, Stage::Started(_));
             proposal.stage = stage;
+            for owner in [None, Some(user)] {
+                let started = self.started.entry(owner.clone()).or_default();
+                started.remove(&(before, theirs.to_owned()));
+                if starts {
+                    started.insert((deadline, theirs.to_owned()));
+                } else if started.is_empty() {
+                    self.started.remove(&owner);
+                }
+            }
         }
     }
 
@@ -499,20 +513,23 @@ impl Proposals {
         }
     }
 
-    /// Makes room: the oldest started session of these is forgotten; its finish will find nobody.
-    fn forget_started(&mut self, of: impl Fn(&Proposal) -> bool) -> bool {
-        let oldest = self
-            .open
-            .iter()
-            .filter(|(_, open)| matches!(open.stage, Stage::Started(_)) && of(open))
-            .min_by_key(|(_, open)| open.deadline)
-            .map(|(theirs, _)| theirs.clone());
-        oldest.is_some_and(|theirs| self.remove(&theirs).is_some())
+    /// Makes room: the oldest started session, of one user or of all, is forgotten; its finish will find nobody.
+    fn forget_started(&mut self, of: Option<&BareJid>) -> bool {
+        let oldest = self.started.get(&of.cloned()).and_then(BTreeSet::first).cloned();
+        oldest.is_some_and(|(_, theirs)| self.remove(&theirs).is_some())
     }
 
     fn remove(&mut self, theirs: &str) -> Option<Proposal> {
         let proposal = self.open.remove(theirs)?;
         self.deadlines.remove(&(proposal.deadline, theirs.to_owned()));
+        for owner in [None, Some(proposal.initiator.to_bare())] {
+            if let Some(started) = self.started.get_mut(&owner) {
+                started.remove(&(proposal.deadline, theirs.to_owned()));
+                if started.is_empty() {
+                    self.started.remove(&owner);
+                }
+            }
+        }
         if let Some(ids) = self.by_initiator.get_mut(&proposal.initiator) {
             ids.remove(&proposal.id);
             if ids.is_empty() {

@@ -9,11 +9,12 @@ mod user;
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use hashlink::LinkedHashMap;
 use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
@@ -111,7 +112,53 @@ struct Progress {
 pub struct Commands {
     registry: Registry,
     control: Control,
-    under_way: Arc<Mutex<HashMap<String, Progress>>>,
+    under_way: Arc<Mutex<UnderWay>>,
+}
+
+/// Where users are in commands, the one that was left alone for longest first: each may be left for the same time.
+#[derive(Debug, Default)]
+struct UnderWay {
+    all: LinkedHashMap<String, Progress>,
+    /// The sessions of each user, the oldest first.
+    of: HashMap<BareJid, VecDeque<String>>,
+}
+
+impl UnderWay {
+    fn get(&self, id: &str) -> Option<&Progress> {
+        self.all.get(id)
+    }
+
+    fn remove(&mut self, id: &str) {
+        let Some(progress) = self.all.remove(id) else { return };
+        let user = progress.from.to_bare();
+        if let Some(own) = self.of.get_mut(&user) {
+            own.retain(|known| known != id);
+            if own.is_empty() {
+                self.of.remove(&user);
+            }
+        }
+    }
+
+    /// Keeps where a user is. What ended long ago, so that nobody asks for it any more, and the oldest that there is no
+    /// room for, is forgotten.
+    fn keep(&mut self, id: String, progress: Progress, now: Instant) {
+        while let Some((oldest, left)) = self.all.front()
+            && (left.until + PATIENCE <= now || self.all.len() >= LIMITS.0)
+        {
+            let oldest = oldest.clone();
+            self.remove(&oldest);
+        }
+        self.remove(&id);
+        let user = progress.from.to_bare();
+        if let Some(own) = self.of.get(&user)
+            && own.len() >= LIMITS.1
+            && let Some(oldest) = own.front().cloned()
+        {
+            self.remove(&oldest);
+        }
+        self.of.entry(user).or_default().push_back(id.clone());
+        self.all.insert(id, progress);
+    }
 }
 
 impl Commands {
@@ -132,7 +179,7 @@ impl Commands {
         self.list(user).find(|command| command.name == name).copied()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Progress>> {
+    fn lock(&self) -> MutexGuard<'_, UnderWay> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -337,30 +384,10 @@ impl Commands {
         }
         element.append_child(form.into_element());
         progress.last = default == "complete";
-        progress.until = Instant::now() + PATIENCE;
-        self.keep(id, progress);
-        element
-    }
-
-    /// Remembers where a user is; the oldest that there is no room for is forgotten.
-    fn keep(&self, id: String, progress: Progress) {
-        let mut under_way = self.lock();
         let now = Instant::now();
-        if under_way.len() >= LIMITS.0 {
-            under_way.retain(|_, progress| progress.until > now);
-        }
-        let user = progress.from.to_bare();
-        let mine = under_way.iter().filter(|(_, other)| other.from.to_bare() == user);
-        let oldest = mine.clone().min_by_key(|(_, other)| other.until).map(|(id, _)| id.clone());
-        if mine.count() >= LIMITS.1
-            && !under_way.contains_key(&id)
-            && let Some(oldest) = oldest
-        {
-            under_way.remove(&oldest);
-        }
-        if under_way.len() < LIMITS.0 || under_way.contains_key(&id) {
-            under_way.insert(id, progress);
-        }
+        progress.until = now + PATIENCE;
+        self.lock().keep(id, progress, now);
+        element
     }
 }
 
@@ -380,4 +407,47 @@ fn note(type_: &str, text: &str) -> Element {
 
 fn bad(condition: &'static str, text: &str) -> Refusal {
     Refusal::bad_request(text).with_extra(condition, ns::COMMANDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(user: &str, until: Instant) -> Progress {
+        Progress {
+            from: Jid::new(&format!("{user}@m.lit/here")).unwrap(),
+            command: user::COMMANDS[0],
+            stage: 0,
+            last: false,
+            reading: false,
+            values: Values::default(),
+            until,
+        }
+    }
+
+    #[test]
+    fn the_oldest_commands_make_room() {
+        let now = Instant::now();
+        let mut under_way = UnderWay::default();
+        let keep = |under_way: &mut UnderWay, user: &str, id: String, now| {
+            under_way.keep(id, progress(user, now + PATIENCE), now);
+        };
+        for n in 0..2 * LIMITS.1 {
+            keep(&mut under_way, "romeo", format!("r{n}"), now);
+        }
+        assert_eq!(under_way.all.len(), LIMITS.1);
+        assert!(under_way.get("r0").is_none() && under_way.get("r31").is_some());
+        // A page further is not another command.
+        keep(&mut under_way, "romeo", "r16".to_owned(), now);
+        keep(&mut under_way, "romeo", "new".to_owned(), now);
+        assert!(under_way.get("r16").is_some() && under_way.get("r17").is_none());
+        for n in 0..2 * LIMITS.0 {
+            keep(&mut under_way, &format!("u{n}"), format!("u{n}"), now);
+        }
+        assert_eq!((under_way.all.len(), under_way.of.len()), (LIMITS.0, LIMITS.0));
+        keep(&mut under_way, "late", "late".to_owned(), now + 3 * PATIENCE);
+        assert_eq!((under_way.all.len(), under_way.of.len()), (1, 1));
+        under_way.remove("late");
+        assert!(under_way.of.is_empty());
+    }
 }

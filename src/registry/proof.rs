@@ -3,9 +3,10 @@
 //! The signed bytes are `"fingerpost:prove:0" ‖ 0x00 ‖ component JID ‖ 0x00 ‖ bare JID ‖ 0x00 ‖ nonce`: no signature made
 //! for anything else is one of these, and none made for one component, user or challenge is good for another.
 
-use std::{collections::HashMap, sync::Mutex, sync::PoisonError, time::Duration};
+use std::{sync::Mutex, sync::PoisonError, time::Duration};
 
 use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
+use hashlink::LruCache;
 use jid::BareJid;
 use pgp::composed::{Deserializable, DetachedSignature, SignedPublicKey};
 use time::OffsetDateTime;
@@ -16,8 +17,7 @@ use x509_parser::{
     prelude::{FromDer, X509Certificate},
 };
 
-use super::material::may_sign;
-use super::model::KeyId;
+use super::{model::KeyId, openpgp::may_sign};
 use crate::print::Method;
 
 /// How long a challenge may be answered.
@@ -49,9 +49,15 @@ pub enum ProofError {
     NoMaterial,
 }
 
-/// Challenges that wait for their answers.
-#[derive(Debug, Default)]
-pub struct Challenges(Mutex<HashMap<KeyId, (BareJid, Nonce, OffsetDateTime)>>);
+/// Challenges that wait for their answers, the oldest first: all are good for the same time, so it ends first too.
+#[derive(Debug)]
+pub struct Challenges(Mutex<LruCache<KeyId, (BareJid, Nonce, OffsetDateTime)>>);
+
+impl Default for Challenges {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(MOST)))
+    }
+}
 
 impl Challenges {
     /// Sets a challenge for a key of `owner`; it replaces an older one for that key. Gives when it ends.
@@ -63,14 +69,8 @@ impl Challenges {
         now: OffsetDateTime,
     ) -> OffsetDateTime {
         let mut challenges = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if challenges.len() >= MOST {
-            challenges.retain(|_, (_, _, expires)| *expires > now);
-        }
-        if challenges.len() >= MOST
-            && let Some(oldest) =
-                challenges.iter().min_by_key(|(_, (_, _, expires))| *expires).map(|(key, _)| *key)
-        {
-            challenges.remove(&oldest);
+        while challenges.iter().next().is_some_and(|(_, (_, _, expires))| *expires <= now) {
+            challenges.remove_lru();
         }
         let expires = now + LIFETIME;
         challenges.insert(key, (owner.clone(), nonce, expires));
@@ -88,7 +88,7 @@ impl Challenges {
         now: OffsetDateTime,
     ) -> Result<Nonce, ProofError> {
         let mut challenges = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match challenges.get(&key) {
+        match challenges.peek(&key) {
             // Another user's challenge is not used up by a stranger.
             Some((user, ..)) if user != owner => return Err(ProofError::NoChallenge),
             _ => {}
