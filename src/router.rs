@@ -30,7 +30,6 @@ use crate::{
     registry::{
         Notice, Registry, pep,
         requests::{Handled, RequestKind},
-        store::Profile,
     },
     tls::identity::Identity,
     xmpp::{
@@ -99,9 +98,10 @@ async fn finish(
     }
 }
 
-/// A stanza whose addressee's profile was read after it came: it is to be handled again.
+/// A stanza of which it was found out, after it came, whether its sender may know of its addressee: it is to be handled
+/// again.
 #[derive(Debug)]
-pub struct Known(Box<Stanza>, Arc<Profile>);
+pub struct Known(Box<Stanza>, bool);
 
 /// The ways back to the router's task, from work that it has given away.
 #[derive(Clone, Debug)]
@@ -184,7 +184,7 @@ impl Router {
 
     /// Handles one stanza from the link.
     pub fn handle(&mut self, element: Element) {
-        let stanza = match Stanza::parse(element) {
+        let stanza = match Stanza::parse_canonical(element) {
             Ok(stanza) => stanza,
             Err(error) => {
                 debug!(%error, "a stanza was dropped");
@@ -220,12 +220,8 @@ impl Router {
         }
     }
 
-    /// `known`: what was found out about the addressee since the stanza was looked at first.
-    fn handle_request(
-        &mut self,
-        stanza: &Stanza,
-        known: Option<Arc<Profile>>,
-    ) -> Result<(), Refusal> {
+    /// `known`: whether the sender may know of the addressee, if that was found out since the stanza was looked at first.
+    fn handle_request(&mut self, stanza: &Stanza, known: Option<bool>) -> Result<(), Refusal> {
         let mut payloads = stanza.element.children().filter(|child| !child.is("error", ns::CLIENT));
         let (Some(payload), None) = (payloads.next(), payloads.next()) else {
             return Err(Refusal::bad_request(
@@ -304,7 +300,7 @@ impl Router {
         &self,
         stanza: &Stanza,
         callee: Jid,
-        known: Option<Arc<Profile>>,
+        known: Option<bool>,
     ) -> Result<Option<Jid>, Refusal> {
         if callee.resource().is_some() {
             return Ok(Some(callee));
@@ -323,21 +319,17 @@ impl Router {
         &self,
         stanza: &Stanza,
         owner: &BareJid,
-        known: Option<Arc<Profile>>,
+        known: Option<bool>,
     ) -> Result<Option<bool>, Refusal> {
-        let Some(profile) = self.registry.known(owner).or(known) else {
+        if known.is_none() && !self.registry.shows(&stanza.from.to_bare(), owner) {
             self.look_up(stanza, owner.clone())?;
             return Ok(None);
-        };
-        Ok(Some(self.registry.admits(&stanza.from.to_bare(), owner, &profile)))
+        }
+        Ok(Some(known.unwrap_or(true)))
     }
 
     /// A message of Jingle message initiation: a proposal, or what is said of one.
-    fn handle_initiation(
-        &mut self,
-        stanza: &Stanza,
-        known: Option<Arc<Profile>>,
-    ) -> Result<(), Refusal> {
+    fn handle_initiation(&mut self, stanza: &Stanza, known: Option<bool>) -> Result<(), Refusal> {
         let asker = stanza.from.to_bare();
         if self.options.access.blocks(&asker) {
             return Err(Refusal::forbidden());
@@ -395,7 +387,7 @@ impl Router {
         self.send_all(out);
     }
 
-    /// Has a profile read, then the stanza handled again.
+    /// Has it found out whether a stanza's sender may know of `owner`, then the stanza handled again.
     fn look_up(&self, stanza: &Stanza, owner: BareJid) -> Result<(), Refusal> {
         let Ok(permit) = Arc::clone(&self.at_once).try_acquire_owned() else {
             return Err(Refusal::resource_constraint("The service is busy"));
@@ -404,9 +396,9 @@ impl Router {
         let (outbound, stanza) = (self.outbound.clone(), stanza.clone());
         self.tasks.spawn(async move {
             let _permit = permit;
-            match registry.profile(&owner).await {
-                Ok(profile) => {
-                    let _ = again.send(Known(Box::new(stanza), profile)).await;
+            match registry.visible(&stanza.from.to_bare(), &owner).await {
+                Ok(visible) => {
+                    let _ = again.send(Known(Box::new(stanza), visible.is_some())).await;
                 }
                 Err(error) => {
                     let _ = outbound.send(stanza.refuse(&error.into())).await;
@@ -416,12 +408,12 @@ impl Router {
         Ok(())
     }
 
-    /// Handles a stanza again, now that its addressee's profile is known.
+    /// Handles a stanza again, now that it is known whether its sender may know of its addressee.
     pub fn handle_known(&mut self, known: Known) {
-        let Known(stanza, profile) = known;
+        let Known(stanza, admitted) = known;
         let handled = match stanza.kind {
-            Kind::Message => self.handle_initiation(&stanza, Some(profile)),
-            _ => self.handle_request(&stanza, Some(profile)),
+            Kind::Message => self.handle_initiation(&stanza, Some(admitted)),
+            _ => self.handle_request(&stanza, Some(admitted)),
         };
         if let Err(refusal) = handled {
             self.send(stanza.refuse(&refusal));
@@ -476,7 +468,7 @@ impl Router {
         stanza: &Stanza,
         payload: Element,
         callee: Jid,
-        known: Option<Arc<Profile>>,
+        known: Option<bool>,
     ) -> Result<(), Refusal> {
         let owner = callee.to_bare();
         let reached = match self.reachable(stanza, callee, known) {

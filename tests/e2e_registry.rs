@@ -183,6 +183,7 @@ fn every_request(postgres: Option<Postgres>) {
     }
     assert_eq!(report["gpg"], json!([true, true, "proven"]), "{report}");
     for (name, expected) in [
+        ("revoked material", json!([true, "revoked"])),
         ("same key", json!(true)),
         ("replaced", json!("superseded")),
         ("revoked", json!("revoked")),
@@ -202,7 +203,6 @@ fn every_request(postgres: Option<Postgres>) {
     }
     for (name, condition) in [
         ("secret key", "bad-request"),
-        ("revoked material", "bad-request"),
         ("used", "item-not-found"),
         ("other key", "bad-request"),
         ("other component", "bad-request"),

@@ -12,6 +12,7 @@ use crate::{
     control::Session,
     print::Print,
     registry::model::{Actor, AuditEntry, Key, KeyId, State, check_reason, stamp},
+    xmpp::jid::canonical_bare,
 };
 
 /// Sessions, blocks and keys that one form shows at most.
@@ -229,8 +230,8 @@ impl Commands {
                 .field("text-single", "reason", "Why, for other admins", &[values.one("reason")]);
             return Ok(Page::Form(form, true));
         }
-        let jid = BareJid::new(values.one("jid"))
-            .map_err(|_| input("Expected an address like romeo@montague.lit, or a domain"))?;
+        let jid = canonical_bare(values.one("jid"))
+            .ok_or_else(|| input("Expected an address like romeo@montague.lit, or a domain"))?;
         if jid == *admin || jid.as_str() == admin.domain().as_str() {
             return Err(input("That would lock you out yourself"));
         }
@@ -275,7 +276,7 @@ impl Commands {
                 false => input("Choose who is to be unblocked"),
             });
         };
-        let jid = BareJid::new(jid).map_err(input)?;
+        let jid = canonical_bare(jid).ok_or_else(|| input("Choose who is to be unblocked"))?;
         self.control.unblock(&jid, admin, now).await?;
         Ok(Page::done(match is_configured {
             true => format!("{jid} is still {by_file}."),
@@ -455,8 +456,8 @@ fn of_whom(title: &str, values: &Values) -> Page {
 fn optional_jid(values: &Values, var: &str) -> Result<Option<BareJid>, Stop> {
     match values.one(var) {
         "" => Ok(None),
-        text => BareJid::new(text)
+        text => canonical_bare(text)
             .map(Some)
-            .map_err(|_| input("Expected an address like romeo@montague.lit, or nothing")),
+            .ok_or_else(|| input("Expected an address like romeo@montague.lit, or nothing")),
     }
 }

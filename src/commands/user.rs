@@ -1,7 +1,6 @@
 //! The commands of users: each a row of pages.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use jid::BareJid;
 use time::OffsetDateTime;
 
 use super::{
@@ -19,7 +18,7 @@ use crate::{
         },
         proof,
     },
-    xmpp::stanza::Refusal,
+    xmpp::{jid::canonical_bare, stanza::Refusal},
 };
 
 /// Sessions that one form shows at most.
@@ -69,8 +68,8 @@ impl Commands {
                 true,
             )),
             ("lookup", _) => {
-                let owner = BareJid::new(values.one("jid"))
-                    .map_err(|_| input("Expected an address like romeo@montague.lit"))?;
+                let owner = canonical_bare(values.one("jid"))
+                    .ok_or_else(|| input("Expected an address like romeo@montague.lit"))?;
                 let keys =
                     self.registry.visible_keys(&progress.from.to_bare(), &owner).await?;
                 Ok(Page::Done(Some(key_table(&format!("Keys of {owner}"), &keys, false)), "".into(), None))
@@ -105,7 +104,7 @@ impl Commands {
             )),
             ("erase", _) => {
                 let me = progress.from.to_bare();
-                if BareJid::new(values.one("confirm")).ok().as_ref() != Some(&me) {
+                if canonical_bare(values.one("confirm")).as_ref() != Some(&me) {
                     return Err(input("That is not your own address: nothing was deleted"));
                 }
                 self.registry.erase(&me, &Actor::User(me.clone()), now).await?;
@@ -290,8 +289,8 @@ impl Commands {
         let visibility = values.one("visibility").parse::<Visibility>().map_err(input)?;
         let mut allowed = Vec::new();
         for text in values.all("allowed") {
-            let jid =
-                BareJid::new(text).map_err(|_| input(format!("{text} is no address of a user")))?;
+            let jid = canonical_bare(text)
+                .ok_or_else(|| input("Expected addresses like romeo@montague.lit"))?;
             if !allowed.contains(&jid) {
                 allowed.push(jid);
             }

@@ -3,13 +3,10 @@
 //! Material comes as DER or PEM (X.509), as packets or armour (OpenPGP). A private key is told from a certificate by its shape and refused
 //! before anything else is said of it; errors never repeat what was sent.
 
-use pgp::{
-    composed::{Deserializable, SignedPublicKey, SignedPublicSubKey},
-    packet::SignatureType,
-    types::{KeyDetails, Tag},
-};
 use time::OffsetDateTime;
 use x509_parser::{pem::Pem, prelude::FromDer, prelude::X509Certificate};
+
+use super::openpgp::Certificate;
 
 use crate::print::{HashKind, Method, Print};
 
@@ -27,6 +24,35 @@ pub struct Material {
     pub prints: Vec<Print>,
     /// The end of its validity; `None` if it has none (RFC 5280, 4.1.2.5).
     pub expires: Option<OffsetDateTime>,
+    /// Why it revokes itself, if it does: an OpenPGP certificate can.
+    pub revocation: Option<String>,
+}
+
+/// What is wrong with an OpenPGP certificate. Never what was sent, nor what the library says, which repeats it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenPgpFault {
+    /// The armour is broken.
+    #[error("its armour cannot be read")]
+    Armour,
+    /// Armour of something else.
+    #[error("its armour is not that of a public key")]
+    Label,
+    /// The packets are broken, or not those of a certificate.
+    #[error("its packets cannot be read")]
+    Packets,
+    /// No public key among the packets.
+    #[error("there is no public key in it")]
+    NoKey,
+    /// No self-signature holds.
+    #[error("it has no valid self-signature")]
+    Unsigned,
+    /// An old key.
+    #[error("expected a key of version 4 or 6")]
+    Version,
+    /// Two certificates that should be of one key are not.
+    #[error("its primary key is another one")]
+    AnotherKey,
 }
 
 /// Why material is refused.
@@ -46,10 +72,13 @@ pub enum MaterialError {
     PrivateKey,
     /// No OpenPGP certificate, or none whose self-signatures hold.
     #[error("expected one OpenPGP certificate, binary or armoured, which this is not: {0}")]
-    OpenPgp(String),
+    OpenPgp(OpenPgpFault),
     /// The certificate says so itself.
     #[error("this OpenPGP certificate carries its own revocation")]
     Revoked,
+    /// With what is known already it is larger than [`MATERIAL_MAX`].
+    #[error("with what is known of this key already the certificate is larger than 16 KiB")]
+    MergedTooLarge,
     /// SRP has no keys.
     #[error("keys have the method x509 or openpgp; srp has no keys")]
     Srp,
@@ -61,10 +90,10 @@ pub enum MaterialError {
     Label,
     /// Broken PEM.
     #[error("malformed PEM: {0}")]
-    Pem(String),
+    Pem(&'static str),
     /// Broken DER.
     #[error("expected an X.509 certificate as DER or PEM, which this is not: {0}")]
-    Der(String),
+    Der(&'static str),
     /// A certificate and something after it.
     #[error("there are {0} bytes after the end of the certificate")]
     Trailing(usize),
@@ -88,6 +117,9 @@ impl Material {
         if is_private(bytes) {
             return Err(MaterialError::PrivateKey);
         }
+        if is_pem(bytes) && has_several_blocks(bytes) {
+            return Err(MaterialError::Several);
+        }
         match method {
             Method::X509 => {}
             Method::OpenPgp => return Self::of_openpgp(bytes),
@@ -102,14 +134,14 @@ impl Material {
 
     /// An OpenPGP certificate, version 4 or 6 (RFC 9580, 10.1). Signatures of others on it do not matter.
     fn of_openpgp(bytes: &[u8]) -> Result<Self, MaterialError> {
-        let bad = |error: &dyn std::fmt::Display| MaterialError::OpenPgp(error.to_string());
+        let armour = |_| MaterialError::OpenPgp(OpenPgpFault::Armour);
         let binary;
         let bytes = if is_pem(bytes) {
             let mut dearmor = pgp::armor::Dearmor::new(bytes);
             let mut decoded = Vec::new();
-            std::io::Read::read_to_end(&mut dearmor, &mut decoded).map_err(|error| bad(&error))?;
+            std::io::Read::read_to_end(&mut dearmor, &mut decoded).map_err(armour)?;
             if dearmor.typ != Some(pgp::armor::BlockType::PublicKey) {
-                return Err(bad(&"its armour is not that of a public key"));
+                return Err(MaterialError::OpenPgp(OpenPgpFault::Label));
             }
             binary = decoded;
             binary.as_slice()
@@ -119,41 +151,35 @@ impl Material {
         if is_private(bytes) {
             return Err(MaterialError::PrivateKey);
         }
-        let mut all = SignedPublicKey::from_bytes_many(bytes).map_err(|error| bad(&error))?;
-        let certificate =
-            all.next().ok_or_else(|| bad(&"it is empty"))?.map_err(|error| bad(&error))?;
-        if all.next().is_some() {
-            return Err(MaterialError::Several);
+        Self::of_certificate(&Certificate::read(bytes)?, bytes.to_vec())
+    }
+
+    fn of_certificate(certificate: &Certificate, bytes: Vec<u8>) -> Result<Self, MaterialError> {
+        Ok(Self {
+            method: Method::OpenPgp,
+            prints: vec![certificate.print()?],
+            expires: certificate.expires,
+            revocation: certificate.revocation.clone(),
+            bytes,
+        })
+    }
+
+    /// The material of a key of which `stored` is known and `sent` came: for openpgp what both say together. `None` if
+    /// that is what is known already.
+    ///
+    /// # Errors
+    /// [`MaterialError`] if they are not of one key, or too large together.
+    pub(super) fn merged(stored: &[u8], sent: &[u8]) -> Result<Option<Self>, MaterialError> {
+        if stored == sent {
+            return Ok(None);
         }
-        let key = &certificate.primary_key;
-        let details = &certificate.details;
-        if details.revocation_signatures.iter().any(|s| s.verify_key(key).is_ok()) {
-            return Err(MaterialError::Revoked);
+        let known = Certificate::read(stored)?;
+        let (_, before) = Certificate::read(stored)?.merge(Certificate::read(stored)?)?;
+        let (certificate, bytes) = known.merge(Certificate::read(sent)?)?;
+        if bytes == before {
+            return Ok(None);
         }
-        let direct = details.direct_signatures.iter().filter(|s| s.verify_key(key).is_ok());
-        let users = details.users.iter().flat_map(|user| {
-            user.signatures
-                .iter()
-                .filter(|s| s.verify_certification(key, Tag::UserId, &user.id).is_ok())
-        });
-        let newest = direct
-            .chain(users)
-            .max_by_key(|signature| signature.created())
-            .ok_or_else(|| bad(&"it has no valid self-signature"))?;
-        let created = OffsetDateTime::from(std::time::SystemTime::from(key.created_at()));
-        let expires = newest
-            .key_expiration_time()
-            .map(|after| u64::from(after.as_secs()))
-            .filter(|seconds| *seconds > 0)
-            .map(|seconds| created + std::time::Duration::from_secs(seconds));
-        let fingerprint = key.fingerprint();
-        let hash = match fingerprint.as_bytes().len() {
-            20 => HashKind::Sha1,
-            _ => HashKind::Sha256,
-        };
-        let print = Print::new(hash, fingerprint.as_bytes())
-            .map_err(|_| bad(&"expected a key of version 4 or 6"))?;
-        Ok(Self { method: Method::OpenPgp, prints: vec![print], expires, bytes: bytes.to_vec() })
+        Ok(Some(Self::of_certificate(&certificate, bytes)?))
     }
 
     fn of_der(der: Vec<u8>) -> Result<Self, MaterialError> {
@@ -162,10 +188,8 @@ impl Material {
         }
         let (rest, certificate) = X509Certificate::from_der(&der).map_err(|error| {
             MaterialError::Der(match error {
-                x509_parser::nom::Err::Incomplete(_) => "it ends too early".to_owned(),
-                x509_parser::nom::Err::Error(e) | x509_parser::nom::Err::Failure(e) => {
-                    e.to_string()
-                }
+                x509_parser::nom::Err::Incomplete(_) => "it ends too early",
+                _ => "its structure is another one",
             })
         })?;
         if !rest.is_empty() {
@@ -177,29 +201,8 @@ impl Material {
             .into_iter()
             .filter_map(|hash| Print::of_certificate(hash, &der))
             .collect();
-        Ok(Self { method: Method::X509, prints, expires, bytes: der })
+        Ok(Self { method: Method::X509, prints, expires, revocation: None, bytes: der })
     }
-}
-
-/// Whether a subkey is bound to its primary key, for signing, and at `now` (seconds of Unix time) neither revoked nor
-/// expired.
-pub(crate) fn may_sign(
-    subkey: &SignedPublicSubKey,
-    primary: &pgp::packet::PublicKey,
-    now: u64,
-) -> bool {
-    let of_type = |typ| subkey.signatures.iter().filter(move |s| s.typ() == Some(typ));
-    if of_type(SignatureType::SubkeyRevocation).next().is_some() {
-        return false;
-    }
-    let newest = of_type(SignatureType::SubkeyBinding).max_by_key(|binding| binding.created());
-    let Some(binding) = newest else { return false };
-    let created = u64::from(subkey.key.created_at().as_secs());
-    let alive = binding
-        .key_expiration_time()
-        .map(|after| u64::from(after.as_secs()))
-        .is_none_or(|seconds| seconds == 0 || now < created + seconds);
-    alive && binding.key_flags().sign() && subkey.verify_bindings(primary).is_ok()
 }
 
 /// Whether this is PEM rather than DER.
@@ -207,11 +210,18 @@ pub fn is_pem(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"-----BEGIN")
 }
 
+/// Whether there is more than one block of PEM or armour; readers of armour take the first for all.
+pub(crate) fn has_several_blocks(bytes: &[u8]) -> bool {
+    let begins = |line: &&[u8]| line.trim_ascii_start().starts_with(b"-----BEGIN ");
+    bytes.split(|byte| matches!(byte, b'\n' | b'\r')).filter(begins).nth(1).is_some()
+}
+
 /// The one certificate in a PEM text.
 fn pem_certificate(bytes: &[u8]) -> Result<Vec<u8>, MaterialError> {
     let mut found = None;
     for block in Pem::iter_from_buffer(bytes) {
-        let block = block.map_err(|error| MaterialError::Pem(error.to_string()))?;
+        let block =
+            block.map_err(|_| MaterialError::Pem("a block is not complete or not base64"))?;
         if block.label != "CERTIFICATE" {
             return Err(MaterialError::Label);
         }
@@ -219,7 +229,7 @@ fn pem_certificate(bytes: &[u8]) -> Result<Vec<u8>, MaterialError> {
             return Err(MaterialError::Several);
         }
     }
-    found.ok_or_else(|| MaterialError::Pem("no complete block".to_owned()))
+    found.ok_or_else(|| MaterialError::Pem("no complete block"))
 }
 
 /// Whether these bytes have the shape of a private key, whole or not.

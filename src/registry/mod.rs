@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`model`] | keys, their states, which change is allowed (pure) |
 //! | [`material`] | certificates to prints (pure) |
+//! | `openpgp.rs` | OpenPGP certificates: validity, revocation, two states made one (pure) |
 //! | [`proof`] | challenges, and signatures over them (pure) |
 //! | [`pep`] | OpenPGP keys that users publish (XEP-0373) |
 //! | [`verdict`] | an offered print judged by its user's keys (pure) |
@@ -16,6 +17,7 @@ mod adapters;
 mod export;
 pub mod material;
 pub mod model;
+pub(crate) mod openpgp;
 pub mod pep;
 mod postgres;
 mod profiles;
@@ -42,7 +44,7 @@ use self::{
     },
     profiles::Profiles,
     proof::{Challenges, Nonce, ProofError},
-    store::{Profile, Store, StoreError},
+    store::{News, Profile, Store, StoreError},
 };
 use crate::{print::Method, xmpp::stanza::Refusal};
 
@@ -129,6 +131,10 @@ impl Registry {
     /// Hears of changes that others make to a shared database; ends at once if it is not one that can be shared.
     pub async fn listen(&self) {
         const AGAIN: Duration = Duration::from_secs(1);
+        while self.store.must_look() {
+            self.catch_up().await;
+            tokio::time::sleep(AGAIN).await;
+        }
         loop {
             match self.store.changes().await {
                 Ok(None) => return,
@@ -156,17 +162,37 @@ impl Registry {
         }
     }
 
-    /// What is known of a user, if it is at hand without asking the database.
-    pub fn known(&self, owner: &BareJid) -> Option<Arc<Profile>> {
-        self.profiles.get(owner)
+    /// Forgets what other programs have changed since.
+    async fn catch_up(&self) {
+        if !self.store.must_look() {
+            return;
+        }
+        match self.store.news().await {
+            Ok(News::None) => {}
+            Ok(News::Of { owners, blocks }) => {
+                owners.iter().for_each(|owner| self.profiles.changed(owner));
+                if blocks {
+                    self.blocks_changed.notify_one();
+                }
+            }
+            Ok(News::Anything) => {
+                self.profiles.all_changed();
+                self.blocks_changed.notify_one();
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the database does not say what has changed");
+                self.profiles.all_changed();
+            }
+        }
     }
 
-    /// What is known of a user; never staler than the last change that was acknowledged.
+    /// What is known of a user; never staler than the last change that was acknowledged, by any program.
     ///
     /// # Errors
     /// [`StoreError`] if the database cannot be read.
     pub async fn profile(&self, owner: &BareJid) -> Result<Arc<Profile>, StoreError> {
-        if let Some(profile) = self.known(owner) {
+        self.catch_up().await;
+        if let Some(profile) = self.profiles.get(owner) {
             return Ok(profile);
         }
         let read_at = self.profiles.stamp(owner);
@@ -183,6 +209,50 @@ impl Registry {
         }
     }
 
+    /// Whether it is at hand, without asking the database, that `asker` may see the keys of `owner`, who has some. What
+    /// is not is asked for in the same way whatever the answer will be.
+    pub fn shows(&self, asker: &BareJid, owner: &BareJid) -> bool {
+        !self.store.must_look() && self.at_hand(asker, owner).is_some()
+    }
+
+    /// What is known of `owner`, if `asker` may know of it and it is more than nothing.
+    fn at_hand(&self, asker: &BareJid, owner: &BareJid) -> Option<Arc<Profile>> {
+        let profile = self.profiles.get(owner)?;
+        (!profile.keys.is_empty() && self.admits(asker, owner, &profile)).then_some(profile)
+    }
+
+    /// What `asker` may know of `owner`; `None` if nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the database cannot be read.
+    ///
+    /// # Security
+    /// Only what may be seen is answered from the cache. Whoever is hidden costs as much as one whom nobody knows: the
+    /// time does not tell whether someone uses the service.
+    pub async fn visible(
+        &self,
+        asker: &BareJid,
+        owner: &BareJid,
+    ) -> Result<Option<Arc<Profile>>, StoreError> {
+        self.catch_up().await;
+        if let Some(profile) = self.at_hand(asker, owner) {
+            return Ok(Some(profile));
+        }
+        let default = self.options().0;
+        let read_at = self.profiles.stamp(owner);
+        let found = self
+            .store
+            .visible(asker, owner, |said, named| {
+                said.unwrap_or(default).admits_if_named(asker, owner, named)
+            })
+            .await?
+            .map(Arc::new);
+        if let Some(profile) = found.as_ref().filter(|profile| !profile.keys.is_empty()) {
+            self.profiles.put(owner, read_at, Arc::clone(profile));
+        }
+        Ok(found)
+    }
+
     /// The keys of `owner` that `asker` may know of: all, or none. Hidden, unknown and keyless look the same.
     ///
     /// # Errors
@@ -192,9 +262,11 @@ impl Registry {
         asker: &BareJid,
         owner: &BareJid,
     ) -> Result<Vec<Key>, StoreError> {
-        let profile = self.profile(owner).await?;
-        let admitted = self.admits(asker, owner, &profile);
-        Ok(if admitted { profile.keys.clone() } else { Vec::new() })
+        Ok(self
+            .visible(asker, owner)
+            .await?
+            .map(|profile| profile.keys.clone())
+            .unwrap_or_default())
     }
 
     /// One key, if `asker` may know of it.
@@ -202,13 +274,11 @@ impl Registry {
     /// # Errors
     /// [`StoreError`]; [`NotAllowed::NoSuchKey`] whether it is not there or hidden.
     pub async fn visible_key(&self, asker: &BareJid, id: KeyId) -> Result<Key, StoreError> {
-        let key = self.store.key(id).await?.ok_or(NotAllowed::NoSuchKey)?;
-        let profile = self.profile(&key.owner).await?;
-        if self.admits(asker, &key.owner, &profile) {
-            Ok(key)
-        } else {
-            Err(NotAllowed::NoSuchKey.into())
-        }
+        let default = self.options().0;
+        let admits = |owner: &BareJid, said: Option<Visibility>, named| {
+            said.unwrap_or(default).admits_if_named(asker, owner, named)
+        };
+        Ok(self.store.visible_key(asker, id, admits).await?.ok_or(NotAllowed::NoSuchKey)?)
     }
 
     /// Adds a key of the user at `from`.
@@ -230,7 +300,11 @@ impl Registry {
         if added.fresh && !added.also_owned_by.is_empty() {
             tracing::warn!(key = %added.key.id, "a print is claimed by more than one user");
         }
-        let what = if added.fresh { "was added" } else { "was changed" };
+        let what = match (added.fresh, added.revoked) {
+            (true, _) => "was added",
+            (_, true) => "was revoked, for good, by what its own certificate says,",
+            _ => "was changed",
+        };
         let notice = added.changed.then(|| self.notice(&added.key, what, from, now));
         Ok((added.key, notice))
     }
@@ -441,4 +515,79 @@ pub fn salted_hash(owner: &BareJid, salt: [u8; 16]) -> String {
     hash.update(salt);
     hash.update(owner.as_str());
     format!("sha-256:{}:{}", hex(&salt), hex(&hash.finalize()))
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::print::{HashKind, Print};
+
+    const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
+
+    fn bare(text: &str) -> BareJid {
+        BareJid::new(text).unwrap()
+    }
+
+    async fn registry(url: &str) -> Registry {
+        let store = Store::open(url, 2, true).await.unwrap();
+        let component = bare("xtls.m.lit");
+        let visibility = Visibility::Everyone;
+        Registry::new(store, Options { component, visibility, keys_per_user: 9 })
+    }
+
+    async fn add(registry: &Registry, byte: u8) -> Key {
+        let print = Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
+        let new = NewKey::of_prints(Method::X509, vec![print], "", Source::Self_).unwrap();
+        registry.add(&Jid::new("romeo@m.lit/here").unwrap(), &new, NOW).await.unwrap().0
+    }
+
+    #[tokio::test]
+    async fn what_another_program_changes_is_in_force_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("keys.db").display());
+        let [here, there] = [registry(&url).await, registry(&url).await];
+        let (romeo, juliet) = (bare("romeo@m.lit"), bare("juliet@c.lit"));
+        for byte in 1..20 {
+            let key = add(&here, byte).await;
+            let seen = async || {
+                let own = here.profile(&romeo).await.unwrap().keys.last().map(|key| key.state);
+                let others = here.visible_keys(&juliet, &romeo).await.unwrap();
+                assert_eq!(own, others.last().map(|key| key.state));
+                own
+            };
+            assert_eq!(seen().await, Some(model::State::Active));
+            there.store().revoke(key.id, &Actor::Offline, "", NOW).await.unwrap();
+            assert_eq!(seen().await, Some(model::State::Revoked));
+            there.store().erase(&romeo, "hash", &Actor::Offline, NOW).await.unwrap();
+            assert_eq!(seen().await, None);
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_about_a_hidden_user_is_at_hand() {
+        let registry = registry("sqlite::memory:").await;
+        let (romeo, juliet) = (bare("romeo@m.lit"), bare("juliet@c.lit"));
+        add(&registry, 1).await;
+        let profile = registry.profile(&romeo).await.unwrap();
+        assert!(registry.shows(&juliet, &romeo), "what may be seen is answered at once");
+        let settings = Settings { visibility: Visibility::Nobody, allowed: Vec::new() };
+        registry.set_settings(&romeo, &settings, NOW).await.unwrap();
+        registry.profile(&romeo).await.unwrap();
+        assert_eq!(registry.profiles.get(&romeo).unwrap().keys, profile.keys, "it is in the cache");
+        assert!(!registry.shows(&juliet, &romeo));
+        assert_eq!(registry.visible(&juliet, &romeo).await.unwrap(), None);
+        assert!(!registry.shows(&juliet, &bare("nobody@m.lit")));
+        let refused = registry.visible_key(&juliet, profile.keys[0].id).await.unwrap_err();
+        assert!(matches!(refused, StoreError::NotAllowed(NotAllowed::NoSuchKey)));
+        let named = Settings { visibility: Visibility::Listed, allowed: vec![juliet.clone()] };
+        registry.set_settings(&romeo, &named, NOW).await.unwrap();
+        assert_eq!(registry.visible_keys(&juliet, &romeo).await.unwrap(), profile.keys);
+        assert_eq!(registry.visible_keys(&bare("eve@c.lit"), &romeo).await.unwrap(), []);
+        assert_eq!(
+            registry.visible_key(&juliet, profile.keys[0].id).await.unwrap(),
+            profile.keys[0]
+        );
+    }
 }

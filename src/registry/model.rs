@@ -15,7 +15,7 @@ use std::{fmt, str::FromStr};
 use jid::BareJid;
 use time::OffsetDateTime;
 
-use super::material::Material;
+use super::material::{MATERIAL_MAX, Material, MaterialError};
 use crate::print::{HashKind, Method, Print};
 
 /// The longest label, in characters: what fits a line of a list.
@@ -203,6 +203,22 @@ pub struct NewKey {
     source: Source,
     expires: Option<OffsetDateTime>,
     replaces: Option<KeyId>,
+    /// Why its certificate revokes itself, if it does.
+    revocation: Option<String>,
+    /// How its certificate stands to the one that is stored.
+    stored: Stored,
+}
+
+/// How a certificate that was sent stands to what is stored of the same key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stored {
+    /// Nothing is stored, or it was not looked for.
+    #[default]
+    Unknown,
+    /// It says nothing that is not stored.
+    Same,
+    /// Both together say more.
+    Extended,
 }
 
 /// Why something cannot be a key of the registry.
@@ -268,6 +284,8 @@ impl NewKey {
             source,
             expires: None,
             replaces: None,
+            revocation: None,
+            stored: Stored::Unknown,
         })
     }
 
@@ -293,6 +311,8 @@ impl NewKey {
             source,
             expires: material.expires,
             replaces: None,
+            revocation: material.revocation,
+            stored: Stored::Unknown,
         })
     }
 
@@ -310,6 +330,31 @@ impl NewKey {
     /// Its certificate, if there is one.
     pub fn material(&self) -> Option<&[u8]> {
         self.material.as_deref()
+    }
+
+    /// The same key with all that is known of it, if `stored` is the certificate that is known already.
+    ///
+    /// # Errors
+    /// [`MaterialError`] if both are not of one key, or too large together.
+    pub(super) fn with_stored(&self, stored: &[u8]) -> Result<Self, MaterialError> {
+        let Some(sent) = self.material.as_deref().filter(|_| self.method == Method::OpenPgp) else {
+            return Ok(self.clone());
+        };
+        Ok(match Material::merged(stored, sent)? {
+            None => Self { stored: Stored::Same, ..self.clone() },
+            Some(merged) => Self {
+                material: Some(merged.bytes),
+                expires: merged.expires,
+                revocation: merged.revocation,
+                stored: Stored::Extended,
+                ..self.clone()
+            },
+        })
+    }
+
+    /// The key of `own` that this one is, the active one first; several may be if they were added by different prints.
+    pub(super) fn known<'a>(&self, own: &'a [Key]) -> Option<&'a Key> {
+        own.iter().filter(|key| self.is(key)).min_by_key(|key| key.state != State::Active)
     }
 
     /// Whether `key` is this one. A certificate that was renewed for the same key pair has the SPKI in
@@ -364,6 +409,8 @@ pub enum Event {
     },
     /// More prints or the certificate became known.
     Completed,
+    /// A newer state of its OpenPGP certificate became known.
+    Updated,
     /// Another one took its place.
     Superseded {
         /// The other one.
@@ -396,6 +443,7 @@ impl Event {
             Self::Added => "added",
             Self::AlsoOwned { .. } => "also-owned",
             Self::Completed => "completed",
+            Self::Updated => "updated",
             Self::Superseded { .. } => "superseded",
             Self::Revoked => "revoked",
             Self::Proven => "proven",
@@ -450,10 +498,10 @@ pub struct AuditEntry {
 pub enum Addition {
     /// The owner has it already, maybe superseded or revoked.
     Known {
-        /// That key, completed if the new one had more to say of it.
+        /// That key, with what the new one had to say of it.
         key: Key,
-        /// Whether it was completed.
-        completed: bool,
+        /// What that was: [`Event::Completed`], [`Event::Updated`] or [`Event::Revoked`].
+        event: Option<Event>,
         /// The key it takes the place of.
         superseded: Option<Key>,
     },
@@ -467,7 +515,7 @@ pub enum Addition {
 }
 
 /// Why a change is not made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAllowed {
     /// No such key, or not this one's to change: these look the same.
     #[error("no such key")]
@@ -478,14 +526,40 @@ pub enum NotAllowed {
     /// Superseded and revoked keys stay as they are.
     #[error("the key is no longer active")]
     NotActive,
-    /// The owner has as many keys as one may have.
-    #[error("the limit of {0} keys is reached; revoke or replace one")]
+    /// The owner has as many active keys as one may have.
+    #[error("the limit of {0} active keys is reached; revoke or replace one")]
     TooManyKeys(u32),
+    /// The owner has had as many keys as are remembered of one.
+    #[error(
+        "the limit of {0} keys, those that are no longer active among them, is reached; only erasing everything held about you makes room"
+    )]
+    TooManyEver(u32),
+    /// The owner's certificates take as much room as those of one may.
+    #[error(
+        "the limit of {0} KiB for all your certificates, those that are no longer active among them, is reached; only erasing everything held about you makes room"
+    )]
+    TooMuch(u64),
+    /// More changes than anyone needs.
+    #[error(
+        "you have changed too much of late: wait some minutes; keys can be revoked at any time"
+    )]
+    TooManyChanges,
+    /// More text in the list of those who may see the keys than there is room for.
+    #[error("the addresses of those who may see your keys are too long together")]
+    TooManyNamed,
+    /// A certificate that revokes itself, of a key that nobody has heard of.
+    #[error("this OpenPGP certificate carries its own revocation, and is not one of your keys")]
+    CarriesRevocation,
+    /// A certificate that is too large together with what is known.
+    #[error("{0}")]
+    Material(MaterialError),
 }
 
-/// How many keys that are no longer active one may have for each that may be: bounds what add and
-/// revoke in turn can fill, and leaves a month-wise rotation decades.
-const HISTORY_FACTOR: u32 = 32;
+/// How many keys one may have in all for each that may be active: bounds what add and revoke in turn can fill, and
+/// leaves a monthly rotation of one key ten years.
+const HISTORY_FACTOR: u32 = 4;
+/// Bytes of certificates that one may have for each key that may be active: twice the largest.
+const BYTES_FACTOR: u64 = 2 * MATERIAL_MAX as u64;
 
 impl Key {
     /// Whether one of its prints has these bytes.
@@ -522,14 +596,21 @@ impl Key {
         let now = to_micros(now);
         let revoked = own.iter().find(|key| key.state == State::Revoked && new.touches(key));
         if let Some(key) = revoked {
-            return Ok(Addition::Known { key: key.clone(), completed: false, superseded: None });
+            return Ok(Addition::Known { key: key.clone(), event: None, superseded: None });
         }
-        // Several may be the same one if they were added by different prints; the active one counts.
-        let mut same = own.iter().filter(|key| new.is(key)).collect::<Vec<_>>();
-        same.sort_by_key(|key| key.state != State::Active);
-        if let Some(&known) = same.first() {
+        let known = new.known(own);
+        if let Some(reason) = &new.revocation {
+            let mut key = known.ok_or(NotAllowed::CarriesRevocation)?.clone();
+            key.complete(new, now);
+            key.has_material |= new.material.is_some();
+            key.state = State::Revoked;
+            key.reason = shortened(reason, REASON_MAX);
+            key.changed = now;
+            return Ok(Addition::Known { key, event: Some(Event::Revoked), superseded: None });
+        }
+        if let Some(known) = known {
             let mut key = known.clone();
-            let completed = key.complete(new, now);
+            let event = key.complete(new, now);
             let superseded = match new.replaces {
                 Some(old) if old != key.id && key.state == State::Active => {
                     let old = own.iter().find(|k| k.id == old).ok_or(NotAllowed::NotReplaceable)?;
@@ -542,7 +623,7 @@ impl Key {
                 }
                 _ => None,
             };
-            return Ok(Addition::Known { key, completed, superseded });
+            return Ok(Addition::Known { key, event, superseded });
         }
         let superseded = match new.replaces {
             Some(old) => Some(
@@ -556,8 +637,12 @@ impl Key {
         let active = own.iter().filter(|key| key.state == State::Active).count()
             - usize::from(superseded.is_some());
         let room = |have: usize, limit: u32| u32::try_from(have).is_ok_and(|have| have < limit);
-        if !room(active, limit) || !room(own.len(), limit.saturating_mul(HISTORY_FACTOR)) {
+        if !room(active, limit) {
             return Err(NotAllowed::TooManyKeys(limit));
+        }
+        let ever = limit.saturating_mul(HISTORY_FACTOR);
+        if !room(own.len(), ever) {
+            return Err(NotAllowed::TooManyEver(ever));
         }
         let key = Self {
             id,
@@ -638,23 +723,45 @@ impl Key {
         }))
     }
 
-    /// Takes over what `new` knows more of it. Only of a key that is merely asserted and has no
-    /// certificate: what was proven or attested was so for the prints it had then.
-    fn complete(&mut self, new: &NewKey, now: OffsetDateTime) -> bool {
-        if self.state != State::Active || self.assurance != Assurance::Asserted || self.has_material
-        {
-            return false;
+    /// Checks that there is room for `more` bytes of certificates beside the `stored` of the same owner, who may have
+    /// `limit` active keys.
+    ///
+    /// # Errors
+    /// [`NotAllowed::TooMuch`]
+    pub fn check_room(stored: u64, more: usize, limit: u32) -> Result<(), NotAllowed> {
+        let most = u64::from(limit).saturating_mul(BYTES_FACTOR);
+        if stored.saturating_add(more as u64) > most {
+            return Err(NotAllowed::TooMuch(most / 1024));
+        }
+        Ok(())
+    }
+
+    /// Takes over what `new` knows more of it. An OpenPGP certificate may grow at any time, for its fingerprint binds
+    /// all of it. Else only that of a key that is merely asserted and has no certificate: what was proven or attested
+    /// was so for the prints it had then.
+    fn complete(&mut self, new: &NewKey, now: OffsetDateTime) -> Option<Event> {
+        if self.has_material {
+            if new.stored != Stored::Extended {
+                return None;
+            }
+            self.expires = new.expires.map(to_micros);
+            self.changed = now;
+            return Some(Event::Updated);
+        }
+        let is_bound = self.method == Method::OpenPgp || self.assurance == Assurance::Asserted;
+        if self.state != State::Active || !is_bound {
+            return None;
         }
         let more: Vec<_> = new.prints.iter().filter(|print| !self.has(print)).cloned().collect();
         if (more.is_empty() && new.material.is_none())
             || self.prints.len() + more.len() > PRINTS_MAX
         {
-            return false;
+            return None;
         }
         if new.material.is_some() {
             // A print that the certificate does not have is not one of this key.
             if !self.prints.iter().all(|own| new.prints.iter().any(|p| p.same_bytes(own))) {
-                return false;
+                return None;
             }
             self.prints = new.prints.clone();
             self.has_material = true;
@@ -663,7 +770,7 @@ impl Key {
             self.prints.extend(more);
         }
         self.changed = now;
-        true
+        Some(Event::Completed)
     }
 
     fn superseded(&self, by: KeyId, now: OffsetDateTime) -> Result<Self, NotAllowed> {
@@ -700,11 +807,16 @@ names!(
 impl Visibility {
     /// Whether `asker`, who may use the service, may see the keys of `owner`, who named `listed`.
     pub fn admits(self, asker: &BareJid, owner: &BareJid, listed: &[BareJid]) -> bool {
+        self.admits_if_named(asker, owner, listed.contains(asker))
+    }
+
+    /// The same, if it is known whether `owner` has named `asker`.
+    pub fn admits_if_named(self, asker: &BareJid, owner: &BareJid, named: bool) -> bool {
         asker == owner
             || match self {
                 Self::Everyone => true,
                 Self::Local => asker.domain() == owner.domain(),
-                Self::Listed => listed.contains(asker),
+                Self::Listed => named,
                 Self::Nobody => false,
             }
     }
@@ -746,6 +858,11 @@ pub fn check_reason(reason: &str) -> Result<String, KeyError> {
 
 fn check_label(label: &str) -> Result<String, KeyError> {
     plain(label, LABEL_MAX).ok_or(KeyError::Label)
+}
+
+/// What others have written, as text for one line: without control characters, and not longer than `max`.
+fn shortened(text: &str, max: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(max).collect()
 }
 
 /// Text for one line of a terminal or a chat message.

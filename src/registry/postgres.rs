@@ -8,7 +8,7 @@ use sqlx::{
     postgres::{PgListener, PgPoolOptions, PgRow as Row},
 };
 
-use super::store::OpenError;
+use super::store::{OpenError, Trust};
 
 #[path = "sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
@@ -16,6 +16,8 @@ mod sql;
 #[path = "sql_journal.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_journal;
+
+use sql::Change;
 
 /// How long a request waits for a connection, that is for a database that is away.
 const ACQUIRE: Duration = Duration::from_secs(5);
@@ -26,7 +28,11 @@ const CHANNEL: &str = "fingerpost_keys";
 
 /// A PostgreSQL database.
 #[derive(Clone, Debug)]
-pub(super) struct Database(Pool);
+pub(super) struct Database {
+    pool: Pool,
+    /// Which connections may be used on.
+    pub(super) trust: Trust,
+}
 
 impl Database {
     pub(super) async fn open(
@@ -34,21 +40,27 @@ impl Database {
         connections: u32,
         migrate: bool,
     ) -> Result<Self, OpenError> {
+        let trust = Trust::default();
+        let trusted = trust.clone();
         let pool = PgPoolOptions::new()
             .max_connections(connections.max(1))
             .acquire_timeout(ACQUIRE)
+            .before_acquire(move |_, connection| {
+                let good = trusted.admits(connection.age);
+                Box::pin(async move { Ok(good) })
+            })
             .connect(url)
             .await
             .map_err(OpenError::Open)?;
         if migrate {
             sqlx::migrate!("migrations/postgres").run(&pool).await?;
         }
-        Ok(Self(pool))
+        Ok(Self { pool, trust })
     }
 
     /// A connection that hears of changes, also those of others.
     pub(super) async fn listen(&self) -> Result<Listener, sqlx::Error> {
-        let mut listener = PgListener::connect_with(&self.0).await?;
+        let mut listener = PgListener::connect_with(&self.pool).await?;
         listener.listen(CHANNEL).await?;
         Ok(Listener(listener))
     }
@@ -66,10 +78,15 @@ impl Listener {
 }
 
 /// Begins a change; it waits for the one under way, here or in another Fingerpost.
-async fn begin(pool: &Pool) -> Result<sqlx::Transaction<'static, Db>, sqlx::Error> {
-    let mut tx = pool.begin().await?;
+async fn begin(pool: &Pool) -> Result<Change, sqlx::Error> {
+    let mut tx = begin_apart(pool).await?;
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(WRITER).execute(&mut *tx).await?;
     Ok(tx)
+}
+
+/// Begins a change that does not depend on what others change.
+async fn begin_apart(pool: &Pool) -> Result<Change, sqlx::Error> {
+    Change::begin(pool, "BEGIN").await
 }
 
 /// Tells all Fingerposts, when the change is committed, whose keys have changed.

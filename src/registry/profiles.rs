@@ -92,6 +92,11 @@ impl Profiles {
     /// Whether changes that others make are heard of; if not, nothing is kept.
     pub(super) fn set_hearing(&self, hearing: bool) {
         self.bypassed.store(!hearing, Ordering::SeqCst);
+        self.all_changed();
+    }
+
+    /// Anyone's keys may have changed.
+    pub(super) fn all_changed(&self) {
         for counter in &self.changes {
             counter.fetch_add(1, Ordering::SeqCst);
         }

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     print::{HashKind, Method, Print},
-    xmpp::{ns, rsm, size, stanza::Refusal, xml},
+    xmpp::{jid::canonical_bare, ns, rsm, size, stanza::Refusal, xml},
 };
 
 /// The IQ's type.
@@ -52,12 +52,13 @@ impl From<StoreError> for Refusal {
             StoreError::NotAllowed(NotAllowed::NotReplaceable) => {
                 Self::bad_request("replaces must be the id of one of your active keys")
             }
-            StoreError::NotAllowed(error @ NotAllowed::NotActive) => {
-                Self::bad_request(error.to_string())
-            }
-            StoreError::NotAllowed(error @ NotAllowed::TooManyKeys(_)) => {
-                Self::resource_constraint(error.to_string())
-            }
+            StoreError::NotAllowed(
+                error @ (NotAllowed::TooManyKeys(_)
+                | NotAllowed::TooManyEver(_)
+                | NotAllowed::TooMuch(_)
+                | NotAllowed::TooManyChanges),
+            ) => Self::resource_constraint(error.to_string()),
+            StoreError::NotAllowed(error) => Self::bad_request(error.to_string()),
             error => {
                 tracing::error!(%error, "the registry failed");
                 Self::internal()
@@ -130,8 +131,8 @@ impl Registry {
         match (kind, payload.name()) {
             (RequestKind::Get, "keys") => {
                 let owner = match payload.attr("jid") {
-                    Some(text) => BareJid::new(text)
-                        .map_err(|_| Refusal::bad_request("jid must be a bare JID"))?,
+                    Some(text) => canonical_bare(text)
+                        .ok_or_else(|| Refusal::bad_request("jid must be a bare JID"))?,
                     None => asker.clone(),
                 };
                 let mut keys = xml::element("keys", ns::KEYS, &[("jid", owner.as_str())]);
@@ -203,7 +204,7 @@ impl Registry {
                 Ok(settings_element(&settings).into())
             }
             (RequestKind::Set, "erase") => {
-                let confirm = payload.attr("confirm").and_then(|text| BareJid::new(text).ok());
+                let confirm = payload.attr("confirm").and_then(canonical_bare);
                 if confirm.as_ref() != Some(&asker) {
                     return Err(Refusal::bad_request(
                         "confirm must be your own bare JID: everything held about you will be deleted",
@@ -250,7 +251,7 @@ fn read_settings(element: &Element) -> Result<Settings, Refusal> {
     for allow in element.children().filter(|child| child.is("allow", ns::KEYS)) {
         let jid = allow
             .attr("jid")
-            .and_then(|text| BareJid::new(text).ok())
+            .and_then(canonical_bare)
             .ok_or_else(|| Refusal::bad_request("allow must have a bare JID as jid"))?;
         if !allowed.contains(&jid) {
             allowed.push(jid);

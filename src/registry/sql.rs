@@ -2,19 +2,26 @@
 //!
 //! Placeholders are `$1`, which both take. Times are microseconds since 1970.
 
-use std::{collections::HashMap, str::FromStr};
+use std::{
+    collections::HashMap,
+    ops::{Deref, DerefMut},
+    str::FromStr,
+};
 
 use jid::BareJid;
-use sqlx::{Row as _, query::Query};
+use sqlx::{Row as _, pool::PoolConnection, query::Query};
 use time::OffsetDateTime;
+use tokio::runtime::Handle;
+use tracing::debug;
 
-use super::{Connection, Database, Db, Row, announce, announce_blocks, begin};
+use super::{Connection, Database, Db, Pool, Row, announce, announce_blocks, begin, begin_apart};
 use crate::{
     print::Print,
     registry::{
+        material::MATERIAL_MAX,
         model::{
             Actor, Addition, Assurance, AuditEntry, Event, Key, KeyId, NewKey, NotAllowed, Party,
-            Settings,
+            Settings, Visibility,
         },
         store::{Added, Profile, StoreError},
     },
@@ -50,45 +57,169 @@ fn inconsistent(table: &'static str, id: impl ToString) -> StoreError {
     StoreError::Inconsistent { table, id: id.to_string() }
 }
 
+/// One change of the database. Unless it is committed, dropping it takes it back.
+///
+/// sqlx's own transactions count how deep they are. SQLite takes a transaction back by itself when the disk is full; the
+/// count then stays, and each later change on that connection fails. So there is no count here, and a connection
+/// that does not take a change back is closed.
+pub(in crate::registry) struct Change(Option<PoolConnection<Db>>);
+
+impl Change {
+    /// Begins a change with `statement`.
+    pub(super) async fn begin(pool: &Pool, statement: &'static str) -> Result<Self, sqlx::Error> {
+        let mut change = Self(Some(pool.acquire().await?));
+        query(statement).execute(&mut *change).await?;
+        Ok(change)
+    }
+
+    /// Makes the change last.
+    pub(super) async fn commit(mut self) -> Result<(), sqlx::Error> {
+        query("COMMIT").execute(&mut *self).await?;
+        drop(self.0.take());
+        Ok(())
+    }
+}
+
+impl Deref for Change {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.0.as_ref().expect("a change holds its connection until it is dropped")
+    }
+}
+
+impl DerefMut for Change {
+    fn deref_mut(&mut self) -> &mut Connection {
+        self.0.as_mut().expect("a change holds its connection until it is dropped")
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        let Some(mut db) = self.0.take() else { return };
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(async move {
+            if let Err(error) = query("ROLLBACK").execute(&mut *db).await {
+                debug!(%error, "closing a connection whose transaction has failed");
+                let _ = db.close().await;
+            }
+        });
+    }
+}
+
 impl Database {
     pub(in crate::registry) async fn ping(&self) -> Result<(), StoreError> {
-        query("SELECT 1 FROM keys LIMIT 1").fetch_optional(&self.0).await?;
+        query("SELECT 1 FROM keys LIMIT 1").fetch_optional(&self.pool).await?;
         Ok(())
+    }
+
+    /// Writes what could be the material of a key, and takes it out again: a database without room for that is not one
+    /// that users can add keys to.
+    pub(in crate::registry) async fn write(
+        &self,
+        component: &BareJid,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let mut tx = begin_apart(&self.pool).await?;
+        query(
+            "INSERT INTO heartbeats (component, at, room) VALUES ($1, $2, $3)
+             ON CONFLICT (component) DO UPDATE SET at = excluded.at, room = excluded.room",
+        )
+        .bind(component.as_str().to_owned())
+        .bind(micros(now))
+        .bind(vec![0_u8; MATERIAL_MAX])
+        .execute(&mut *tx)
+        .await?;
+        query("UPDATE heartbeats SET room = $2 WHERE component = $1")
+            .bind(component.as_str().to_owned())
+            .bind(Vec::<u8>::new())
+            .execute(&mut *tx)
+            .await?;
+        Ok(tx.commit().await?)
     }
 
     pub(in crate::registry) async fn profile(
         &self,
         owner: &BareJid,
     ) -> Result<Profile, StoreError> {
-        let mut db = self.0.acquire().await?;
-        let keys = keys_of(&mut db, owner).await?;
+        let mut db = self.pool.acquire().await?;
+        let keys = keys_of(&mut db, owner.as_str()).await?;
         let settings = settings_of(&mut db, owner).await?;
         Ok(Profile { keys, settings })
     }
 
+    /// What `asker` may know of `owner`, as `admits` decides by what `owner` has said of who may see the keys and
+    /// whether `asker` is named; `None` if nothing.
+    ///
+    /// # Security
+    /// For a hidden user the same is asked as for an unknown one, and as little is found: the time tells nothing.
+    pub(in crate::registry) async fn visible(
+        &self,
+        asker: &BareJid,
+        owner: &BareJid,
+        admits: impl Fn(Option<Visibility>, bool) -> bool,
+    ) -> Result<Option<Profile>, StoreError> {
+        let mut db = self.pool.acquire().await?;
+        let said = said_of(&mut db, asker, owner.as_str()).await?;
+        let admitted = admits(said.map(|(visibility, _)| visibility), said.is_some_and(|(_, n)| n));
+        let keys = keys_of(&mut db, if admitted { owner.as_str() } else { "" }).await?;
+        if !admitted {
+            return Ok(None);
+        }
+        let settings = match said {
+            Some(_) => settings_of(&mut db, owner).await?,
+            None => None,
+        };
+        Ok(Some(Profile { keys, settings }))
+    }
+
+    /// One key, if `admits` says so of what its owner has said and whether `asker` is named; see [`Self::visible`].
+    pub(in crate::registry) async fn visible_key(
+        &self,
+        asker: &BareJid,
+        id: KeyId,
+        admits: impl Fn(&BareJid, Option<Visibility>, bool) -> bool,
+    ) -> Result<Option<Key>, StoreError> {
+        let mut db = self.pool.acquire().await?;
+        let row = query(
+            "SELECT parties.jid FROM keys JOIN parties ON parties.id = keys.owner
+             WHERE keys.id = $1 AND parties.jid IS NOT NULL",
+        )
+        .bind(id.to_string())
+        .fetch_optional(&mut *db)
+        .await?;
+        let owner: Option<String> = row.map(|row| row.try_get("jid")).transpose()?;
+        let said = said_of(&mut db, asker, owner.as_deref().unwrap_or_default()).await?;
+        let owner = match owner {
+            Some(jid) => Some(BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))?),
+            None => None,
+        };
+        let admitted = owner.is_some_and(|owner| {
+            admits(&owner, said.map(|(visibility, _)| visibility), said.is_some_and(|(_, n)| n))
+        });
+        let id = if admitted { id.to_string() } else { String::new() };
+        key_named(&mut db, &id).await
+    }
+
     pub(in crate::registry) async fn key(&self, id: KeyId) -> Result<Option<Key>, StoreError> {
-        key(&mut *self.0.acquire().await?, id).await
+        key(&mut *self.pool.acquire().await?, id).await
     }
 
     pub(in crate::registry) async fn material(
         &self,
         id: KeyId,
     ) -> Result<Option<Vec<u8>>, StoreError> {
-        let row = query("SELECT bytes FROM materials WHERE key_id = $1")
-            .bind(id.to_string())
-            .fetch_optional(&self.0)
-            .await?;
-        Ok(row.map(|row| row.try_get("bytes")).transpose()?)
+        material(&mut *self.pool.acquire().await?, id).await
     }
 
     pub(in crate::registry) async fn all(&self) -> Result<Vec<Key>, StoreError> {
         let rows = query(select_keys!(
             "WHERE parties.jid IS NOT NULL ORDER BY parties.jid, keys.created, keys.id"
         ))
-        .fetch_all(&self.0)
+        .fetch_all(&self.pool)
         .await?;
         let prints = query("SELECT key_id, hash, bytes FROM prints ORDER BY key_id, position")
-            .fetch_all(&self.0)
+            .fetch_all(&self.pool)
             .await?;
         read_keys(&rows, &prints)
     }
@@ -97,7 +228,7 @@ impl Database {
         &self,
         print: &Print,
     ) -> Result<Vec<BareJid>, StoreError> {
-        owners_of(&mut *self.0.acquire().await?, print).await
+        owners_of(&mut *self.pool.acquire().await?, print).await
     }
 
     pub(in crate::registry) async fn add(
@@ -109,9 +240,29 @@ impl Database {
         now: OffsetDateTime,
         id: KeyId,
     ) -> Result<Added, StoreError> {
-        let mut tx = begin(&self.0).await?;
-        let own = keys_of(&mut tx, owner).await?;
+        let mut tx = begin(&self.pool).await?;
+        let own = keys_of(&mut tx, owner.as_str()).await?;
+        let known = new.known(&own).filter(|key| key.has_material && new.material().is_some());
+        let stored = match known {
+            Some(key) => material(&mut tx, key.id).await?,
+            None => None,
+        };
+        let with_stored;
+        let new = match &stored {
+            Some(stored) => {
+                with_stored = new.with_stored(stored).map_err(NotAllowed::Material)?;
+                &with_stored
+            }
+            None => new,
+        };
         let addition = Key::add(owner, new, &own, limit, now, id)?;
+        if let Some(more) = new.material()
+            && !matches!(addition, Addition::Known { event: None | Some(Event::Revoked), .. })
+        {
+            let all = stored_bytes(&mut tx, owner).await?;
+            let before = stored.as_ref().map_or(0, Vec::len);
+            Key::check_room(all, more.len().saturating_sub(before), limit)?;
+        }
         let mut also = Vec::new();
         for print in new.prints() {
             for other in owners_of(&mut tx, print).await? {
@@ -120,20 +271,20 @@ impl Database {
                 }
             }
         }
-        let (key, fresh, completed, superseded) = match addition {
-            Addition::Known { key, completed, superseded } => {
-                if completed {
+        let (key, event, superseded) = match addition {
+            Addition::Known { key, event, superseded } => {
+                if let Some(event) = &event {
                     update(&mut tx, &key).await?;
                     write_prints(&mut tx, &key, new.material()).await?;
-                    log(&mut tx, owner, actor, now, Some(key.id), &Event::Completed).await?;
+                    log(&mut tx, owner, actor, now, Some(key.id), event).await?;
                 }
-                (key, false, completed, superseded)
+                (key, event, superseded)
             }
             Addition::Fresh { key, superseded } => {
                 insert(&mut tx, &key, new.material()).await?;
                 log(&mut tx, owner, actor, now, Some(key.id), &Event::Added).await?;
                 for other in &also {
-                    let theirs = keys_of(&mut tx, other).await?;
+                    let theirs = keys_of(&mut tx, other.as_str()).await?;
                     let shares = |theirs: &&Key| new.prints().iter().any(|print| theirs.has(print));
                     if let Some(theirs) = theirs.iter().find(shares) {
                         let by = Party::User(other.clone());
@@ -141,10 +292,11 @@ impl Database {
                         log(&mut tx, owner, actor, now, Some(key.id), &event).await?;
                     }
                 }
-                (key, true, false, superseded)
+                (key, Some(Event::Added), superseded)
             }
         };
-        let changed = fresh || completed || superseded.is_some();
+        let fresh = event == Some(Event::Added);
+        let changed = event.is_some() || superseded.is_some();
         if let Some(old) = superseded {
             update(&mut tx, &old).await?;
             let event = Event::Superseded { by: key.id };
@@ -152,7 +304,13 @@ impl Database {
         }
         announce(&mut tx, owner).await?;
         tx.commit().await?;
-        Ok(Added { key, fresh, changed, also_owned_by: also })
+        Ok(Added {
+            key,
+            fresh,
+            changed,
+            revoked: event == Some(Event::Revoked),
+            also_owned_by: also,
+        })
     }
 
     pub(in crate::registry) async fn revoke(
@@ -162,7 +320,7 @@ impl Database {
         reason: &str,
         now: OffsetDateTime,
     ) -> Result<(Key, bool), StoreError> {
-        let mut tx = begin(&self.0).await?;
+        let mut tx = begin(&self.pool).await?;
         let known = key(&mut tx, id).await?.ok_or(NotAllowed::NoSuchKey)?;
         let Some(revoked) = known.revoke(actor, reason, now)? else { return Ok((known, false)) };
         update(&mut tx, &revoked).await?;
@@ -178,7 +336,7 @@ impl Database {
         actor: &Actor,
         now: OffsetDateTime,
     ) -> Result<Key, StoreError> {
-        let mut tx = begin(&self.0).await?;
+        let mut tx = begin(&self.pool).await?;
         let known = key(&mut tx, id).await?.ok_or(NotAllowed::NoSuchKey)?;
         let retired = known.retire(actor, now)?;
         update(&mut tx, &retired).await?;
@@ -195,7 +353,7 @@ impl Database {
         now: OffsetDateTime,
     ) -> Result<usize, StoreError> {
         let actor = Actor::Offline;
-        let mut tx = begin(&self.0).await?;
+        let mut tx = begin(&self.pool).await?;
         let mut fresh = 0;
         for (new, material) in keys {
             if key(&mut tx, new.id).await?.is_none() {
@@ -217,7 +375,7 @@ impl Database {
     pub(in crate::registry) async fn all_settings(
         &self,
     ) -> Result<Vec<(BareJid, Settings)>, StoreError> {
-        let mut db = self.0.acquire().await?;
+        let mut db = self.pool.acquire().await?;
         let rows = query(
             "SELECT parties.jid FROM settings JOIN parties ON parties.id = settings.owner
              WHERE parties.jid IS NOT NULL ORDER BY parties.jid",
@@ -242,7 +400,7 @@ impl Database {
         actor: &Actor,
         now: OffsetDateTime,
     ) -> Result<(Key, bool), StoreError> {
-        let mut tx = begin(&self.0).await?;
+        let mut tx = begin(&self.pool).await?;
         let known = key(&mut tx, id).await?.ok_or(NotAllowed::NoSuchKey)?;
         let Some(raised) = known.raise(actor, to, now)? else { return Ok((known, false)) };
         update(&mut tx, &raised).await?;
@@ -260,7 +418,10 @@ impl Database {
         actor: &Actor,
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
-        let mut tx = begin(&self.0).await?;
+        let mut tx = begin(&self.pool).await?;
+        if settings_of(&mut tx, owner).await?.as_ref() == Some(settings) {
+            return Ok(());
+        }
         write_settings(&mut tx, owner, settings).await?;
         log(&mut tx, owner, actor, now, None, &Event::Settings).await?;
         announce(&mut tx, owner).await?;
@@ -275,7 +436,7 @@ impl Database {
         actor: &Actor,
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
-        let mut tx = begin(&self.0).await?;
+        let mut tx = begin(&self.pool).await?;
         log(&mut tx, owner, actor, now, None, &Event::Erased).await?;
         let party = party(&mut tx, owner).await?;
         query("DELETE FROM settings WHERE owner = $1").bind(party).execute(&mut *tx).await?;
@@ -305,7 +466,7 @@ impl Database {
     ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
         let row = query("SELECT certificate, private_key FROM identities WHERE component = $1")
             .bind(component.as_str().to_owned())
-            .fetch_optional(&self.0)
+            .fetch_optional(&self.pool)
             .await?;
         Ok(match row {
             Some(row) => Some((row.try_get("certificate")?, row.try_get("private_key")?)),
@@ -326,7 +487,7 @@ impl Database {
         .bind(component.as_str().to_owned())
         .bind(certificate.to_vec())
         .bind(private_key.to_vec())
-        .execute(&self.0)
+        .execute(&self.pool)
         .await?;
         Ok(())
     }
@@ -353,7 +514,7 @@ impl Database {
         .bind(newest.unwrap_or(i64::MAX))
         .bind(limit)
         .bind(skip)
-        .fetch_all(&self.0)
+        .fetch_all(&self.pool)
         .await?;
         rows.iter().map(entry).collect()
     }
@@ -389,7 +550,7 @@ impl Database {
         )
         .bind(format!("%{escaped}%"))
         .bind(limit)
-        .fetch_all(&self.0)
+        .fetch_all(&self.pool)
         .await?;
         let owner = |row: &Row| -> Result<BareJid, StoreError> {
             let jid: String = row.try_get("jid")?;
@@ -399,7 +560,8 @@ impl Database {
     }
 
     pub(in crate::registry) async fn blocks(&self) -> Result<Vec<(String, String)>, StoreError> {
-        let rows = query("SELECT jid, reason FROM blocks ORDER BY jid").fetch_all(&self.0).await?;
+        let rows =
+            query("SELECT jid, reason FROM blocks ORDER BY jid").fetch_all(&self.pool).await?;
         rows.iter().map(|row| Ok((row.try_get("jid")?, row.try_get("reason")?))).collect()
     }
 
@@ -410,7 +572,7 @@ impl Database {
         actor: &Actor,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
-        let mut tx = begin(&self.0).await?;
+        let mut tx = begin(&self.pool).await?;
         let done = query(
             "INSERT INTO blocks (jid, reason, at) VALUES ($1, $2, $3) ON CONFLICT (jid) DO NOTHING",
         )
@@ -434,7 +596,7 @@ impl Database {
         actor: &Actor,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
-        let mut tx = begin(&self.0).await?;
+        let mut tx = begin(&self.pool).await?;
         let done = query("DELETE FROM blocks WHERE jid = $1")
             .bind(jid.to_string())
             .execute(&mut *tx)
@@ -449,7 +611,7 @@ impl Database {
     }
 
     pub(in crate::registry) fn connections(&self) -> (u32, usize, u32) {
-        (self.0.size(), self.0.num_idle(), self.0.options().get_max_connections())
+        (self.pool.size(), self.pool.num_idle(), self.pool.options().get_max_connections())
     }
 
     pub(in crate::registry) async fn conflicts(&self) -> Result<Vec<Key>, StoreError> {
@@ -462,22 +624,23 @@ impl Database {
                       AND other.state <> 'revoked')
              ORDER BY parties.jid, keys.created, keys.id"
         ))
-        .fetch_all(&self.0)
+        .fetch_all(&self.pool)
         .await?;
         let prints = query(
             "SELECT key_id, hash, bytes FROM prints WHERE bytes IN (
                 SELECT bytes FROM prints GROUP BY bytes HAVING COUNT(*) > 1)
              ORDER BY key_id, position",
         )
-        .fetch_all(&self.0)
+        .fetch_all(&self.pool)
         .await?;
         read_keys(&rows, &prints)
     }
 }
 
-async fn keys_of(db: &mut Connection, owner: &BareJid) -> Result<Vec<Key>, StoreError> {
+/// The keys of the user with this address; the address of nobody is empty.
+async fn keys_of(db: &mut Connection, owner: &str) -> Result<Vec<Key>, StoreError> {
     let rows = query(select_keys!("WHERE parties.jid = $1 ORDER BY keys.created, keys.id"))
-        .bind(owner.as_str().to_owned())
+        .bind(owner.to_owned())
         .fetch_all(&mut *db)
         .await?;
     if rows.is_empty() {
@@ -488,23 +651,70 @@ async fn keys_of(db: &mut Connection, owner: &BareJid) -> Result<Vec<Key>, Store
          JOIN keys ON keys.id = prints.key_id JOIN parties ON parties.id = keys.owner
          WHERE parties.jid = $1 ORDER BY prints.key_id, prints.position",
     )
-    .bind(owner.as_str().to_owned())
+    .bind(owner.to_owned())
     .fetch_all(db)
     .await?;
     read_keys(&rows, &prints)
 }
 
 async fn key(db: &mut Connection, id: KeyId) -> Result<Option<Key>, StoreError> {
+    key_named(db, &id.to_string()).await
+}
+
+async fn key_named(db: &mut Connection, id: &str) -> Result<Option<Key>, StoreError> {
     let rows = query(select_keys!("WHERE keys.id = $1 AND parties.jid IS NOT NULL"))
-        .bind(id.to_string())
+        .bind(id.to_owned())
         .fetch_all(&mut *db)
         .await?;
     let prints =
         query("SELECT key_id, hash, bytes FROM prints WHERE key_id = $1 ORDER BY position")
-            .bind(id.to_string())
+            .bind(id.to_owned())
             .fetch_all(db)
             .await?;
     Ok(read_keys(&rows, &prints)?.pop())
+}
+
+async fn material(db: &mut Connection, id: KeyId) -> Result<Option<Vec<u8>>, StoreError> {
+    let row = query("SELECT bytes FROM materials WHERE key_id = $1")
+        .bind(id.to_string())
+        .fetch_optional(db)
+        .await?;
+    Ok(row.map(|row| row.try_get("bytes")).transpose()?)
+}
+
+/// How many bytes the certificates of a user take.
+async fn stored_bytes(db: &mut Connection, owner: &BareJid) -> Result<u64, StoreError> {
+    let row = query(
+        "SELECT CAST(COALESCE(SUM(LENGTH(materials.bytes)), 0) AS BIGINT) AS bytes FROM materials
+         JOIN keys ON keys.id = materials.key_id JOIN parties ON parties.id = keys.owner
+         WHERE parties.jid = $1",
+    )
+    .bind(owner.as_str().to_owned())
+    .fetch_one(db)
+    .await?;
+    let bytes: i64 = row.try_get("bytes")?;
+    Ok(u64::try_from(bytes).unwrap_or_default())
+}
+
+/// Who may see the keys of `owner`, if that was said, and whether `asker` is named.
+async fn said_of(
+    db: &mut Connection,
+    asker: &BareJid,
+    owner: &str,
+) -> Result<Option<(Visibility, bool)>, StoreError> {
+    let row = query(
+        "SELECT settings.visibility,
+                EXISTS (SELECT 1 FROM allowed
+                        WHERE allowed.owner = settings.owner AND allowed.jid = $2) AS named
+         FROM settings JOIN parties ON parties.id = settings.owner WHERE parties.jid = $1",
+    )
+    .bind(owner.to_owned())
+    .bind(asker.as_str().to_owned())
+    .fetch_optional(db)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let visibility = row.try_get::<String, _>("visibility")?.parse();
+    Ok(Some((visibility.map_err(|_| inconsistent("settings", owner))?, row.try_get("named")?)))
 }
 
 async fn settings_of(db: &mut Connection, owner: &BareJid) -> Result<Option<Settings>, StoreError> {
@@ -791,6 +1001,7 @@ fn entry(row: &Row) -> Result<AuditEntry, StoreError> {
     let event = match (name.as_str(), other_key) {
         ("added", _) => Event::Added,
         ("completed", _) => Event::Completed,
+        ("updated", _) => Event::Updated,
         ("revoked", _) => Event::Revoked,
         ("proven", _) => Event::Proven,
         ("attested", _) => Event::Attested,

@@ -4,7 +4,7 @@ use jid::{BareJid, Jid};
 use sqlx::{Row as _, query::Query};
 use time::OffsetDateTime;
 
-use super::{Database, Db, Row};
+use super::{Database, Db, Row, begin_apart};
 use crate::registry::store::{OpenSide, StoreError};
 
 fn query(text: &'static str) -> Query<'static, Db, <Db as sqlx::Database>::Arguments> {
@@ -19,7 +19,7 @@ impl Database {
         let rows =
             query("SELECT * FROM open_sessions WHERE component = $1 ORDER BY began, session")
                 .bind(component.as_str().to_owned())
-                .fetch_all(&self.0)
+                .fetch_all(&self.pool)
                 .await?;
         rows.iter().map(side).collect()
     }
@@ -33,7 +33,7 @@ impl Database {
     ) -> Result<(), StoreError> {
         let component = component.as_str();
         let now = i64::try_from(now.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX);
-        let mut tx = self.0.begin().await?;
+        let mut tx = begin_apart(&self.pool).await?;
         for OpenSide { session, user, mask, sid, namespace } in begun {
             query(
                 "INSERT INTO open_sessions

@@ -1,17 +1,18 @@
 //! The store on SQLite: WAL, and every commit on the disk before it is acknowledged.
 
-use std::{str::FromStr, time::Duration};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use jid::BareJid;
 use sqlx::{
-    SqliteConnection as Connection, SqlitePool as Pool,
+    Connection as _, Row as _, SqliteConnection as Connection, SqlitePool as Pool,
     sqlite::{
         Sqlite as Db, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow as Row,
         SqliteSynchronous,
     },
 };
+use tokio::sync::Mutex;
 
-use super::store::OpenError;
+use super::store::{News, OpenError, Trust};
 
 #[path = "sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
@@ -20,18 +21,35 @@ mod sql;
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_journal;
 
+use sql::Change;
+
 /// How long a writer waits for another.
 const BUSY: Duration = Duration::from_secs(10);
 
 /// A SQLite database.
 #[derive(Clone, Debug)]
-pub(super) struct Database(Pool);
+pub(super) struct Database {
+    pool: Pool,
+    /// Which connections may be used on.
+    pub(super) trust: Trust,
+    /// Sees what other connections change; none for a database in memory, which has one.
+    watch: Option<Arc<Watch>>,
+}
 
 impl Database {
     pub(super) async fn open(
         url: &str,
         connections: u32,
         migrate: bool,
+    ) -> Result<Self, OpenError> {
+        Self::open_with(url, connections, migrate, BUSY).await
+    }
+
+    pub(super) async fn open_with(
+        url: &str,
+        connections: u32,
+        migrate: bool,
+        busy: Duration,
     ) -> Result<Self, OpenError> {
         let memory = url.contains(":memory:");
         let options = SqliteConnectOptions::from_str(url)
@@ -40,35 +58,137 @@ impl Database {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(BUSY);
-        if !memory {
-            make_private(options.get_filename());
-        }
+            .busy_timeout(busy);
+        let trust = Trust::default();
         // Each connection to memory is a database of its own, and gone with its connection.
-        let pool = if memory {
-            SqlitePoolOptions::new()
+        let (pool, watch) = if memory {
+            let pool = SqlitePoolOptions::new()
                 .max_connections(1)
                 .idle_timeout(None)
                 .max_lifetime(None)
                 .connect_with(options)
-                .await
+                .await;
+            (pool, None)
         } else {
-            SqlitePoolOptions::new().max_connections(connections.max(1)).connect_with(options).await
+            make_private(options.get_filename());
+            let trusted = trust.clone();
+            let pool = SqlitePoolOptions::new()
+                .max_connections(connections.max(1))
+                .before_acquire(move |_, connection| {
+                    let good = trusted.admits(connection.age);
+                    Box::pin(async move { Ok(good) })
+                })
+                .connect_with(options.clone())
+                .await;
+            (pool, Some(Arc::new(Watch { options, state: Mutex::new(None) })))
         };
         let pool = pool.map_err(OpenError::Open)?;
         if migrate {
             sqlx::migrate!("migrations/sqlite").run(&pool).await?;
         }
-        Ok(Self(pool))
+        Ok(Self { pool, trust, watch })
+    }
+
+    /// Whether other programs may change it.
+    pub(super) fn is_shared(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    /// What others have changed since this was asked last: all that was committed before it is asked.
+    pub(super) async fn news(&self) -> Result<News, sqlx::Error> {
+        match &self.watch {
+            Some(watch) => watch.look().await,
+            None => Ok(News::None),
+        }
     }
 }
 
-/// Begins a change. IMMEDIATE: what is read here is still true when it is written.
-async fn begin(pool: &Pool) -> Result<sqlx::Transaction<'static, Db>, sqlx::Error> {
-    pool.begin_with("BEGIN IMMEDIATE").await
+/// A connection that changes nothing itself, and so sees by `PRAGMA data_version` that any other one has, in this process
+/// or another; the audit log then tells what.
+#[derive(Debug)]
+struct Watch {
+    options: SqliteConnectOptions,
+    state: Mutex<Option<Seen>>,
 }
 
-/// Tells other programs of a change of a user's keys: on SQLite there is none.
+#[derive(Debug)]
+struct Seen {
+    db: Connection,
+    version: i64,
+    /// The last row of the audit log.
+    seq: i64,
+}
+
+impl Watch {
+    async fn look(&self) -> Result<News, sqlx::Error> {
+        let mut state = self.state.lock().await;
+        let Some(mut seen) = state.take() else {
+            *state = Some(Seen::new(&self.options).await?);
+            return Ok(News::Anything);
+        };
+        // After an error, or if this is cancelled, there is no state: the next look takes anything for changed.
+        let news = seen.look().await?;
+        *state = Some(seen);
+        Ok(news)
+    }
+}
+
+impl Seen {
+    async fn new(options: &SqliteConnectOptions) -> Result<Self, sqlx::Error> {
+        let mut db = Connection::connect_with(options).await?;
+        let version = data_version(&mut db).await?;
+        let row = sqlx::query("SELECT COALESCE(MAX(seq), 0) AS seq FROM audit").fetch_one(&mut db);
+        let seq = row.await?.try_get("seq")?;
+        Ok(Self { db, version, seq })
+    }
+
+    async fn look(&mut self) -> Result<News, sqlx::Error> {
+        let version = data_version(&mut self.db).await?;
+        if version == self.version {
+            return Ok(News::None);
+        }
+        let rows = sqlx::query(
+            "SELECT audit.seq, audit.event, parties.jid
+             FROM audit JOIN parties ON parties.id = audit.owner
+             WHERE audit.seq > $1 ORDER BY audit.seq",
+        )
+        .bind(self.seq)
+        .fetch_all(&mut self.db)
+        .await?;
+        let mut owners = Vec::new();
+        let mut blocks = false;
+        for row in &rows {
+            self.seq = row.try_get("seq")?;
+            let event: String = row.try_get("event")?;
+            blocks |= matches!(event.as_str(), "blocked" | "unblocked");
+            // A user who was erased has no address any more: it may have been anyone.
+            let jid: Option<String> = row.try_get("jid")?;
+            let Some(owner) = jid.and_then(|jid| BareJid::new(&jid).ok()) else {
+                self.version = version;
+                return Ok(News::Anything);
+            };
+            owners.push(owner);
+        }
+        self.version = version;
+        Ok(if owners.is_empty() { News::None } else { News::Of { owners, blocks } })
+    }
+}
+
+async fn data_version(db: &mut Connection) -> Result<i64, sqlx::Error> {
+    sqlx::query("PRAGMA data_version").fetch_one(db).await?.try_get(0)
+}
+
+/// Begins a change. IMMEDIATE: what is read here is still true when it is written.
+async fn begin(pool: &Pool) -> Result<Change, sqlx::Error> {
+    Change::begin(pool, "BEGIN IMMEDIATE").await
+}
+
+/// Begins a change that does not depend on what others change.
+async fn begin_apart(pool: &Pool) -> Result<Change, sqlx::Error> {
+    begin(pool).await
+}
+
+/// Tells other programs of a change of a user's keys: they look for it themselves.
 async fn announce(_: &mut Connection, _: &BareJid) -> Result<(), sqlx::Error> {
     Ok(())
 }
@@ -82,4 +202,133 @@ async fn announce_blocks(_: &mut Connection) -> Result<(), sqlx::Error> {
 fn make_private(path: &std::path::Path) {
     use std::os::unix::fs::OpenOptionsExt;
     let _ = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+}
+
+#[cfg(test)]
+mod tests {
+    use time::{OffsetDateTime, macros::datetime};
+
+    use super::*;
+    use crate::{
+        print::{HashKind, Method, Print},
+        registry::{
+            model::{Actor, KeyId, NewKey, Settings, Source, Visibility},
+            store::StoreError,
+        },
+    };
+
+    const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
+    const SHORT: Duration = Duration::from_millis(50);
+
+    fn romeo() -> BareJid {
+        BareJid::new("romeo@montague.lit").unwrap()
+    }
+
+    fn url(dir: &tempfile::TempDir) -> String {
+        format!("sqlite:{}", dir.path().join("keys.db").display())
+    }
+
+    async fn add(db: &Database, byte: u8) -> Result<(), StoreError> {
+        let print = Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
+        let new = NewKey::of_prints(Method::X509, vec![print], "", Source::Self_).unwrap();
+        let id = KeyId::new(byte.into());
+        db.add(&romeo(), &new, 100, &Actor::User(romeo()), NOW, id).await.map(|_| ())
+    }
+
+    /// A list that needs many pages.
+    fn long(visibility: Visibility) -> Settings {
+        let jid = |n| BareJid::new(&format!("{n}{}@example.org", "x".repeat(900))).unwrap();
+        Settings { visibility, allowed: (0..256).map(jid).collect() }
+    }
+
+    async fn set(db: &Database, settings: &Settings) -> Result<(), StoreError> {
+        db.set_settings(&romeo(), settings, &Actor::User(romeo()), NOW).await
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_was_full_once_does_no_harm() {
+        for connections in [1, 4] {
+            let dir = tempfile::tempdir().unwrap();
+            let db = Database::open(&url(&dir), connections, true).await.unwrap();
+            // Each connection has its own limit: all there can be are opened and held to set it.
+            let limit = async |pages: &str| {
+                let mut held = Vec::new();
+                for _ in 0..connections {
+                    held.push(db.pool.acquire().await.unwrap());
+                }
+                for connection in &mut held {
+                    let set = format!("PRAGMA max_page_count = {pages}");
+                    let set = sqlx::query(sqlx::AssertSqlSafe(set));
+                    set.fetch_all(&mut **connection).await.unwrap();
+                }
+            };
+            add(&db, 1).await.unwrap();
+            limit("1").await;
+            let full = set(&db, &long(Visibility::Listed)).await.unwrap_err();
+            assert!(full.to_string().contains("full"), "{full}");
+            let seen = db.profile(&romeo()).await.unwrap();
+            assert_eq!((seen.keys.len(), seen.settings), (1, None), "half a change");
+            limit("1000000").await;
+            for byte in 2..10 {
+                add(&db, byte).await.unwrap();
+            }
+            set(&db, &long(Visibility::Listed)).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_is_held_for_too_long_does_no_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Database::open_with(&url(&dir), 2, true, SHORT).await.unwrap();
+        add(&db, 1).await.unwrap();
+        let options = SqliteConnectOptions::from_str(&url(&dir)).unwrap();
+        let mut other = Connection::connect_with(&options).await.unwrap();
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+        for _ in 0..5 {
+            let locked = add(&db, 2).await.unwrap_err();
+            assert!(locked.to_string().contains("locked"), "{locked}");
+        }
+        assert_eq!(db.profile(&romeo()).await.unwrap().keys.len(), 1);
+        sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+        add(&db, 2).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_change_that_is_not_waited_for_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Database::open(&url(&dir), 1, true).await.unwrap();
+        for _ in 0..3 {
+            let mut change = begin(&db.pool).await.unwrap();
+            sqlx::query("INSERT INTO blocks (jid, reason, at) VALUES ('a', '', 0)")
+                .execute(&mut *change)
+                .await
+                .unwrap();
+            drop(change);
+        }
+        assert_eq!(db.blocks().await.unwrap(), []);
+        add(&db, 1).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_others_change_is_seen_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let [here, there] = [
+            Database::open(&url(&dir), 2, true).await.unwrap(),
+            Database::open(&url(&dir), 2, true).await.unwrap(),
+        ];
+        assert_eq!(here.news().await.unwrap(), News::Anything);
+        assert_eq!(here.news().await.unwrap(), News::None);
+        add(&there, 1).await.unwrap();
+        let of = |blocks| News::Of { owners: vec![romeo()], blocks };
+        assert_eq!(here.news().await.unwrap(), of(false));
+        assert_eq!(here.news().await.unwrap(), News::None);
+        there.block(&romeo(), "", &Actor::Offline, NOW).await.unwrap();
+        assert_eq!(here.news().await.unwrap(), of(true));
+        // A change of no user's.
+        there.write(&BareJid::new("xtls.m.lit").unwrap(), NOW).await.unwrap();
+        assert_eq!(here.news().await.unwrap(), News::None);
+        there.erase(&romeo(), "hash", &Actor::Offline, NOW).await.unwrap();
+        assert_eq!(here.news().await.unwrap(), News::Anything);
+        assert_eq!(here.news().await.unwrap(), News::None);
+    }
 }

@@ -3,20 +3,100 @@
 //! Lookups give `Option` or a list; changes take `now` and write their audit rows in the same transaction: what was
 //! acknowledged is on the disk, and what was not has left no trace.
 
-use std::time::Instant;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use jid::{BareJid, Jid};
 use time::OffsetDateTime;
 
 use super::{
-    model::{Actor, Assurance, AuditEntry, Key, KeyId, NewKey, NotAllowed, Settings},
+    model::{Actor, Assurance, AuditEntry, Key, KeyId, NewKey, NotAllowed, Settings, Visibility},
     postgres, sqlite,
 };
-use crate::{metrics, print::Print};
+use crate::{metrics, print::Print, xmpp::jid::canonical_bare};
 
 /// A database of keys. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Store(Kind);
+pub struct Store {
+    kind: Kind,
+    writes: Arc<tokio::sync::Mutex<Writes>>,
+}
+
+/// How the last attempts went to find whether the database takes changes.
+#[derive(Debug, Default)]
+struct Writes {
+    tried: Option<Instant>,
+    done: Option<Instant>,
+}
+
+/// A database that takes changes is asked again after this time, one that does not after [`RETRY`].
+const ASK_AGAIN: Duration = Duration::from_secs(20);
+/// See [`ASK_AGAIN`].
+const RETRY: Duration = Duration::from_secs(1);
+/// How long a database may take for a change.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Which connections of a pool may be used on: those made after the last error that tells of a broken one. A database
+/// that was away, was replaced by its standby or could not read its file is met again by a new connection.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Trust(Arc<Mutex<Option<Instant>>>);
+
+impl Trust {
+    /// Whether a connection of this age may be used on.
+    pub(super) fn admits(&self, age: Duration) -> bool {
+        let broken = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.is_none_or(|broken| age < broken.elapsed())
+    }
+
+    /// Notes whether an operation met a connection that is broken.
+    pub(super) fn judged<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(StoreError::Database(error)) = &done
+            && tells_of_the_connection(error)
+        {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+        done
+    }
+}
+
+/// Whether an error may come again on the same connection for no other reason than the connection.
+fn tells_of_the_connection(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(error) => {
+            // SQLite's busy, locked and full, with what they are extended to: they pass by themselves.
+            let code = error.code().and_then(|code| code.parse::<u32>().ok());
+            let passes = code.is_some_and(|code| matches!(code & 0xff, 5 | 6 | 13));
+            let is_sqlite = error.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some();
+            !(error.is_unique_violation()
+                || error.is_foreign_key_violation()
+                || error.is_check_violation()
+                || (is_sqlite && passes))
+        }
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    }
+}
+
+/// What other programs have changed in a database that is shared.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// Nothing.
+    None,
+    /// Something of these users; perhaps whom admins have blocked.
+    Of {
+        /// The users.
+        owners: Vec<BareJid>,
+        /// Whether blocks have changed.
+        blocks: bool,
+    },
+    /// Perhaps everything.
+    Anything,
+}
 
 #[derive(Clone, Debug)]
 enum Kind {
@@ -28,10 +108,11 @@ enum Kind {
 macro_rules! ask {
     ($store:expr, $db:ident => $same:ident . $operation:ident ( $($argument:expr),* )) => {
         observed(stringify!($operation), async {
-            match &$store.0 {
-                Kind::Postgres($db) => $same.$operation($($argument),*).await,
-                Kind::Sqlite($db) => $same.$operation($($argument),*).await,
-            }
+            let done = match &$store.kind {
+                Kind::Postgres($db) => $db.trust.judged($same.$operation($($argument),*).await),
+                Kind::Sqlite($db) => $db.trust.judged($same.$operation($($argument),*).await),
+            };
+            done
         })
         .await
     };
@@ -98,6 +179,8 @@ pub struct Added {
     pub fresh: bool,
     /// Whether anything is not as it was: the key is new, more complete, or in another one's place.
     pub changed: bool,
+    /// Whether its own certificate has revoked it.
+    pub revoked: bool,
     /// Others that have a key with one of its prints.
     pub also_owned_by: Vec<BareJid>,
 }
@@ -140,7 +223,7 @@ impl Changes {
     /// # Cancel safety
     /// Dropping the future may lose a change; ask [`Store::changes`] anew and take all for changed.
     pub async fn next(&mut self) -> Result<Option<BareJid>, StoreError> {
-        Ok(self.0.next().await?.and_then(|jid| BareJid::new(&jid).ok()))
+        Ok(self.0.next().await?.and_then(|jid| canonical_bare(&jid)))
     }
 }
 
@@ -151,13 +234,53 @@ impl Store {
     /// # Errors
     /// [`OpenError`]
     pub async fn open(url: &str, max_connections: u32, migrate: bool) -> Result<Self, OpenError> {
-        Ok(Self(if url.starts_with("sqlite:") {
+        let kind = if url.starts_with("sqlite:") {
             Kind::Sqlite(sqlite::Database::open(url, max_connections, migrate).await?)
         } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             Kind::Postgres(postgres::Database::open(url, max_connections, migrate).await?)
         } else {
             return Err(OpenError::Kind);
-        }))
+        };
+        Ok(Self { kind, writes: Arc::default() })
+    }
+
+    /// Whether what is asked again must be read again, for nobody tells of changes by other programs.
+    pub(super) fn must_look(&self) -> bool {
+        match &self.kind {
+            Kind::Postgres(_) => false,
+            Kind::Sqlite(db) => db.is_shared(),
+        }
+    }
+
+    /// What other programs have changed since this was asked last, where they do not tell it themselves.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then anything may have changed.
+    pub(super) async fn news(&self) -> Result<News, StoreError> {
+        match &self.kind {
+            Kind::Postgres(_) => Ok(News::None),
+            Kind::Sqlite(db) => Ok(db.news().await?),
+        }
+    }
+
+    /// Finds whether the database takes changes, and gives how long ago it last did. It is not asked more often than
+    /// makes sense: every 20 seconds, and every second once it has failed.
+    pub async fn last_write(&self, component: &BareJid, now: OffsetDateTime) -> Option<Duration> {
+        let mut writes = self.writes.lock().await;
+        let works = writes.done.is_some() && writes.done >= writes.tried;
+        let again = if works { ASK_AGAIN } else { RETRY };
+        if writes.tried.is_none_or(|tried| tried.elapsed() >= again) {
+            let began = Instant::now();
+            writes.tried = Some(began);
+            let write = async { ask!(self, db => db.write(component, now)) };
+            match tokio::time::timeout(PATIENCE, write).await {
+                Ok(Ok(())) => writes.done = Some(Instant::now()),
+                Ok(Err(error)) => tracing::warn!(%error, "the database does not take changes"),
+                Err(_) => tracing::warn!("the database takes no change within 5 s"),
+            }
+        }
+        let works = writes.done.is_some() && writes.done >= writes.tried;
+        writes.done.filter(|_| works).map(|done| done.elapsed())
     }
 
     /// Hears of changes from now on, if the database can be shared.
@@ -165,7 +288,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn changes(&self) -> Result<Option<Changes>, StoreError> {
-        match &self.0 {
+        match &self.kind {
             Kind::Postgres(db) => Ok(Some(Changes(db.listen().await?))),
             Kind::Sqlite(_) => Ok(None),
         }
@@ -185,6 +308,33 @@ impl Store {
     /// [`StoreError`]
     pub async fn profile(&self, owner: &BareJid) -> Result<Profile, StoreError> {
         ask!(self, db => db.profile(owner))
+    }
+
+    /// What `asker` may know of `owner`; `None` if nothing. `admits` decides, by what `owner` has said of who may see the
+    /// keys and whether `asker` is named.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn visible(
+        &self,
+        asker: &BareJid,
+        owner: &BareJid,
+        admits: impl Fn(Option<Visibility>, bool) -> bool,
+    ) -> Result<Option<Profile>, StoreError> {
+        ask!(self, db => db.visible(asker, owner, &admits))
+    }
+
+    /// One key, if `admits` says so of its owner; see [`Store::visible`].
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn visible_key(
+        &self,
+        asker: &BareJid,
+        id: KeyId,
+        admits: impl Fn(&BareJid, Option<Visibility>, bool) -> bool,
+    ) -> Result<Option<Key>, StoreError> {
+        ask!(self, db => db.visible_key(asker, id, &admits))
     }
 
     /// All keys a user has ever had, oldest first.
@@ -471,7 +621,7 @@ impl Store {
 
     /// Connections to the database: open, idle, and at most.
     pub fn connections(&self) -> (u32, usize, u32) {
-        match &self.0 {
+        match &self.kind {
             Kind::Postgres(db) => db.connections(),
             Kind::Sqlite(db) => db.connections(),
         }
@@ -557,6 +707,45 @@ mod tests {
         life_story(&Store::open(&url, 4, true).await.unwrap()).await;
         let store = Store::open(&url, 4, true).await.unwrap();
         assert_eq!(store.all().await.unwrap().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn keys_that_are_no_longer_active_count_too() {
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        let owner = user("romeo");
+        let actor = Actor::User(owner.clone());
+        let limit = 2;
+        let refused = async {
+            for byte in 0..u8::MAX {
+                let id = KeyId::new(byte.into());
+                match store.add(&owner, &new(byte), limit, &actor, NOW, id).await {
+                    Ok(added) => store.revoke(added.key.id, &actor, "", NOW).await.unwrap(),
+                    Err(error) => return (byte, error),
+                };
+            }
+            panic!("there is no limit");
+        }
+        .await;
+        let (count, error) = refused;
+        assert_eq!(count, 8);
+        assert!(matches!(error, StoreError::NotAllowed(NotAllowed::TooManyEver(8))), "{error}");
+        assert!(error.to_string().contains("no longer active"), "{error}");
+        // A key that is known is still given back.
+        assert!(
+            !store.add(&owner, &new(0), limit, &actor, NOW, KeyId::new(99)).await.unwrap().fresh
+        );
+    }
+
+    #[tokio::test]
+    async fn settings_that_are_as_they_were_leave_no_trace() {
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        let owner = user("romeo");
+        let actor = Actor::User(owner.clone());
+        for visibility in [Visibility::Nobody, Visibility::Nobody, Visibility::Local] {
+            let settings = Settings { visibility, allowed: vec![user("juliet")] };
+            store.set_settings(&owner, &settings, &actor, NOW).await.unwrap();
+        }
+        assert_eq!(store.audit(Some(&owner), 100).await.unwrap().len(), 2);
     }
 
     #[tokio::test]

@@ -43,7 +43,10 @@ use zeroize::Zeroizing;
 use super::identity::{Identity, IdentityError, write_new};
 use crate::{
     print::{Method, Print},
-    registry::material::{Material, MaterialError, may_sign},
+    registry::{
+        material::{Material, MaterialError, has_several_blocks},
+        openpgp::may_sign,
+    },
 };
 
 /// The profile's name in the method's element.
@@ -107,7 +110,12 @@ impl Certifier {
 pub enum OpenPgpError {
     /// Not one secret key, or a broken one.
     #[error("expected one OpenPGP secret key, binary or armoured, which this is not: {0}")]
-    NotASecretKey(String),
+    NotASecretKey(&'static str),
+    /// More than one.
+    #[error(
+        "expected one OpenPGP secret key, found several certificates: export only the one to be used"
+    )]
+    Several,
     /// Its public part would be refused by every peer.
     #[error(transparent)]
     Material(#[from] MaterialError),
@@ -153,7 +161,7 @@ impl OpenPgpKey {
             .can_sign(true)
             .primary_user_id(format!("xmpp:{jid}"))
             .build()
-            .map_err(|error| OpenPgpError::NotASecretKey(error.to_string()))?;
+            .map_err(|_| OpenPgpError::NotASecretKey("one cannot be made"))?;
         Self::new(params.generate(OsRng)?)
     }
 
@@ -162,12 +170,16 @@ impl OpenPgpKey {
     /// # Errors
     /// [`OpenPgpError::NotASecretKey`], or what peers would say of its public part.
     pub fn parse(bytes: &[u8]) -> Result<Self, OpenPgpError> {
-        let bad = |error: pgp::errors::Error| OpenPgpError::NotASecretKey(error.to_string());
+        // What the library says repeats what it has read.
+        let bad = |_| OpenPgpError::NotASecretKey("its packets cannot be read");
+        if has_several_blocks(bytes) {
+            return Err(OpenPgpError::Several);
+        }
         let (mut all, _) = SignedSecretKey::from_reader_many(bytes).map_err(bad)?;
         let secret = all.next().transpose().map_err(bad)?;
-        let secret = secret.ok_or_else(|| OpenPgpError::NotASecretKey("it is empty".to_owned()))?;
+        let secret = secret.ok_or(OpenPgpError::NotASecretKey("it is empty"))?;
         if all.next().is_some() {
-            return Err(OpenPgpError::NotASecretKey("there are several".to_owned()));
+            return Err(OpenPgpError::Several);
         }
         Self::new(secret)
     }
@@ -175,6 +187,9 @@ impl OpenPgpKey {
     fn new(secret: SignedSecretKey) -> Result<Self, OpenPgpError> {
         let certificate = published(&secret).to_bytes()?;
         let material = Material::parse(Method::OpenPgp, &certificate)?;
+        if material.revocation.is_some() {
+            return Err(MaterialError::Revoked.into());
+        }
         Ok(Self { secret, material })
     }
 
@@ -368,6 +383,9 @@ pub fn vouched(der: &[u8], pins: &[Print], now: UnixTime) -> Option<Print> {
         return None;
     }
     let time = i64::try_from(now.as_secs()).ok()?;
+    if material.revocation.is_some() {
+        return None;
+    }
     if material.expires.is_some_and(|end| end.unix_timestamp() <= time) {
         return None;
     }

@@ -123,7 +123,8 @@ async def story(settings):
     certificate = next((folder / "gnupg/openpgp-revocs.d").iterdir()).read_text().replace(":-----BEGIN", "-----BEGIN")
     (folder / "revocation").write_text(certificate)
     gpg(folder, "--import", str(folder / "revocation"))
-    report["revoked material"] = await add("openpgp", gpg(folder, "--export"))
+    revoked = await add("openpgp", gpg(folder, "--export"))
+    report["revoked material"] = [revoked.get("id") == ids["pgp"], revoked.get("state")]
 
     # A proof is good once, for one key, one user and one component.
     report["used"] = await ask(alice, component, q("prove", f"<signature>{signature}</signature>", id=ids["p256"]), "set")
