@@ -229,7 +229,7 @@ fn pem_certificate(bytes: &[u8]) -> Result<Vec<u8>, MaterialError> {
             return Err(MaterialError::Several);
         }
     }
-    found.ok_or_else(|| MaterialError::Pem("no complete block"))
+    found.ok_or(MaterialError::Pem("no complete block"))
 }
 
 /// Whether these bytes have the shape of a private key, whole or not.
