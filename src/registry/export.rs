@@ -6,18 +6,22 @@
 //! | the settings, if the user has made any | `settings` | `<settings visibility='…'/>` |
 //! | a user who may see the keys | `allow-JID` | in `<settings/>` |
 //! | a row of the audit log | `entry-NUMBER` | in `<audit/>` |
+//! | a session that is open | `session-SID` | in `<sessions/>` |
 //!
 //! The items are in this order. Keys and rows are never removed one by one and new ones come last in their parts, so a
-//! user who follows the pages gets each item once, whatever changes meanwhile.
+//! user who follows the pages gets each item once, whatever changes meanwhile; sessions may begin and end.
+//!
+//! A test compares the export with every column of every table, so that none is forgotten.
 
 use jid::BareJid;
 use minidom::Element;
+use time::OffsetDateTime;
 
 use super::{
     Registry,
-    model::{Actor, AuditEntry, stamp},
+    model::{Actor, AuditEntry, Event, Key, stamp},
     requests::{allow_element, to_element},
-    store::{Profile, StoreError},
+    store::{OpenSide, Profile, StoreError},
 };
 use crate::xmpp::{
     ns,
@@ -36,6 +40,7 @@ enum Part {
     Settings,
     Allow,
     Entry,
+    Session,
 }
 
 /// How many items there are of each part, and so which item has which number.
@@ -45,25 +50,29 @@ struct Layout {
     settings: usize,
     allowed: usize,
     entries: usize,
+    sessions: usize,
 }
 
 impl Layout {
     fn count(self) -> usize {
-        self.keys + self.settings + self.allowed + self.entries
+        self.keys + self.settings + self.allowed + self.entries + self.sessions
     }
 
     /// The part that the item of a number belongs to, and its number there.
     fn part(self, number: usize) -> (Part, usize) {
         let mut number = number;
-        for (part, count) in
-            [(Part::Key, self.keys), (Part::Settings, self.settings), (Part::Allow, self.allowed)]
-        {
+        for (part, count) in [
+            (Part::Key, self.keys),
+            (Part::Settings, self.settings),
+            (Part::Allow, self.allowed),
+            (Part::Entry, self.entries),
+        ] {
             if number < count {
                 return (part, number);
             }
             number -= count;
         }
-        (Part::Entry, number)
+        (Part::Session, number)
     }
 
     /// The number of an item of a part.
@@ -74,6 +83,7 @@ impl Layout {
                 Part::Settings => self.keys,
                 Part::Allow => self.keys + self.settings,
                 Part::Entry => self.keys + self.settings + self.allowed,
+                Part::Session => self.keys + self.settings + self.allowed + self.entries,
             }
     }
 }
@@ -93,19 +103,26 @@ impl Registry {
         // Rows that are written meanwhile do not count, or the numbers of the others would change.
         let newest = self.store.audit_page(Some(owner), None, 0, 1).await?;
         let newest = newest.first().map_or(0, |entry| entry.seq);
+        let open = self.store.open_of(owner).await?;
         let layout = Layout {
             keys: profile.keys.len(),
             settings: usize::from(profile.settings.is_some()),
             allowed: profile.settings.as_ref().map_or(0, |settings| settings.allowed.len()),
             entries: self.store.audit_count(owner, newest).await?,
+            sessions: open.len(),
         };
         let position = match request.and_then(Request::uid) {
+            Some(uid) if uid.starts_with("session-") => open
+                .iter()
+                .position(|(side, _)| uid == session_uid(side))
+                .map(|number| layout.number(Part::Session, number)),
             Some(uid) => self.position(owner, &profile, layout, uid).await?,
             None => None,
         };
         let mut keys = xml::element("keys", ns::KEYS, &[("jid", owner.as_str())]);
         let mut settings = Element::bare("settings", ns::KEYS);
         let mut audit = Element::bare("audit", ns::KEYS);
+        let mut sessions = Element::bare("sessions", ns::KEYS);
         if let Some(known) = &profile.settings {
             xml::set(&mut settings, "visibility", known.visibility.as_str());
         }
@@ -115,6 +132,7 @@ impl Registry {
             (&keys, true, layout.keys > 0),
             (&settings, profile.settings.is_some(), layout.allowed > 0),
             (&audit, true, layout.entries > 0),
+            (&sessions, !open.is_empty(), true),
         ] {
             let close = if is_filled { part.name().len() + 2 } else { 0 };
             let own = if is_there { rsm::size_inside(part)? + close } else { 0 };
@@ -128,7 +146,7 @@ impl Registry {
                 Part::Key => {
                     let key = &profile.keys[number];
                     let material = self.store.material(key.id).await?;
-                    (format!("key-{}", key.id), Some(to_element(key, material.as_deref())))
+                    (format!("key-{}", key.id), Some(key_element(key, material.as_deref())))
                 }
                 // Its room is taken already.
                 Part::Settings => ("settings".to_owned(), None),
@@ -145,6 +163,10 @@ impl Registry {
                     let at = number.checked_sub(rows.0);
                     let entry = at.and_then(|at| rows.1.get(at)).ok_or_else(Refusal::internal)?;
                     (format!("entry-{}", entry.seq), Some(entry_element(entry, owner)))
+                }
+                Part::Session => {
+                    let session = open.get(number).ok_or_else(Refusal::internal)?;
+                    (session_uid(&session.0), Some(session_element(session)))
                 }
             };
             let size = element.as_ref().map_or(Ok(0), rsm::size_inside)?;
@@ -163,6 +185,7 @@ impl Registry {
                 Part::Key => keys.append_child(element),
                 Part::Settings | Part::Allow => settings.append_child(element),
                 Part::Entry => audit.append_child(element),
+                Part::Session => sessions.append_child(element),
             };
         }
         export.append_child(keys);
@@ -170,6 +193,9 @@ impl Registry {
             export.append_child(settings);
         }
         export.append_child(audit);
+        if sessions.children().next().is_some() {
+            export.append_child(sessions);
+        }
         if let Some(set) = set {
             export.append_child(set);
         }
@@ -229,13 +255,52 @@ impl Registry {
     }
 }
 
-/// A row of the audit log as its user may see it.
+/// A key with all that is known of it.
+fn key_element(key: &Key, material: Option<&[u8]>) -> Element {
+    let mut element = to_element(key, material);
+    xml::set(&mut element, "changed", &stamp(key.changed));
+    if let Some(by) = key.replaced_by {
+        xml::set(&mut element, "replaced-by", &by.to_string());
+    }
+    if !key.reason.is_empty() {
+        xml::set(&mut element, "reason", &key.reason);
+    }
+    element
+}
+
+fn session_uid(side: &OpenSide) -> String {
+    format!("session-{}", side.sid)
+}
+
+/// One side of a session that is open, and since when.
+fn session_element((side, began): &(OpenSide, OffsetDateTime)) -> Element {
+    xml::element(
+        "session",
+        ns::KEYS,
+        &[
+            ("jid", side.user.as_str()),
+            ("with", side.mask.as_str()),
+            ("sid", &side.sid),
+            ("namespace", &side.namespace),
+            ("began", &stamp(*began)),
+        ],
+    )
+}
+
+/// A row of the audit log as its user may see it. Who else did something is told by kind: others' addresses are theirs.
 fn entry_element(entry: &AuditEntry, owner: &BareJid) -> Element {
     let mut row = xml::element(
         "entry",
         ns::KEYS,
-        &[("at", &stamp(entry.at)), ("event", entry.event.as_str())],
+        &[
+            ("number", &entry.seq.to_string()),
+            ("at", &stamp(entry.at)),
+            ("event", entry.event.as_str()),
+        ],
     );
+    if let Event::Superseded { by } = entry.event {
+        xml::set(&mut row, "replaced-by", &by.to_string());
+    }
     if let Some(id) = entry.key {
         xml::set(&mut row, "key", &id.to_string());
     }
@@ -253,16 +318,19 @@ fn entry_element(entry: &AuditEntry, owner: &BareJid) -> Element {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use jid::Jid;
-    use time::{OffsetDateTime, macros::datetime};
+    use sqlx::{Connection as _, Row as _};
+    use time::macros::datetime;
 
     use super::*;
     use crate::{
         print::{HashKind, Method, Print},
         registry::{
             Options,
-            material::Material,
-            model::{NewKey, Settings, Source, Visibility},
+            material::{Material, tests::made},
+            model::{KeyId, NewKey, Settings, Source, Visibility},
             requests::RequestKind,
             store::Store,
         },
@@ -280,7 +348,7 @@ mod tests {
         let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
         let component = BareJid::new("xtls.montague.lit").unwrap();
         let visibility = Visibility::Everyone;
-        Registry::new(store, Options { component, visibility, keys_per_user: 100 })
+        Registry::new(store, Options { component, visibility, keys_per_user: 1000 })
     }
 
     async fn add(registry: &Registry, number: usize) {
@@ -478,5 +546,178 @@ mod tests {
         ids.sort();
         ids.dedup();
         assert_eq!(ids.len(), all, "none came twice");
+    }
+
+    /// Where a column is in the export.
+    enum Held {
+        /// Elements by name, then an attribute after `@`, or the text.
+        At(&'static str),
+        /// Nowhere, and why.
+        Not(&'static str),
+    }
+
+    const COLUMNS: &[(&str, &str, Held)] = {
+        use Held::{At, Not};
+        const OTHERS: Held = Not("it is another user's address");
+        const OWN: Held = Not("it is the component's own");
+        const BLOCK: Held = Not("whoever is blocked may ask for nothing; it names no party");
+        &[
+            ("parties", "id", Not("it joins tables")),
+            ("parties", "jid", At("@jid")),
+            ("parties", "erased", Not("nothing else is held about that user")),
+            ("keys", "id", At("keys/key@id")),
+            ("keys", "owner", At("keys@jid")),
+            ("keys", "method", At("keys/key@method")),
+            ("keys", "label", At("keys/key@label")),
+            ("keys", "state", At("keys/key@state")),
+            ("keys", "assurance", At("keys/key@assurance")),
+            ("keys", "source", At("keys/key@source")),
+            ("keys", "created", At("keys/key@created")),
+            ("keys", "changed", At("keys/key@changed")),
+            ("keys", "expires", At("keys/key@expires")),
+            ("keys", "replaced_by", At("keys/key@replaced-by")),
+            ("keys", "reason", At("keys/key@reason")),
+            ("prints", "key_id", At("keys/key@id")),
+            ("prints", "position", Not("it is the order of the prints")),
+            ("prints", "hash", At("keys/key/print@hash")),
+            ("prints", "bytes", At("keys/key/print")),
+            ("materials", "key_id", At("keys/key@id")),
+            ("materials", "bytes", At("keys/key/material")),
+            ("settings", "owner", At("@jid")),
+            ("settings", "visibility", At("settings@visibility")),
+            ("allowed", "owner", At("@jid")),
+            ("allowed", "jid", At("settings/allow@jid")),
+            ("identities", "component", OWN),
+            ("identities", "certificate", OWN),
+            ("identities", "private_key", OWN),
+            ("audit", "seq", At("audit/entry@number")),
+            ("audit", "at", At("audit/entry@at")),
+            ("audit", "event", At("audit/entry@event")),
+            ("audit", "key_id", At("audit/entry@key")),
+            ("audit", "owner", At("@jid")),
+            ("audit", "actor_kind", At("audit/entry@by")),
+            ("audit", "actor", OTHERS),
+            ("audit", "other", OTHERS),
+            ("audit", "other_key", At("audit/entry@replaced-by")),
+            ("open_sessions", "component", OWN),
+            ("open_sessions", "session", Not("it joins the two sides")),
+            ("open_sessions", "sid", At("sessions/session@sid")),
+            ("open_sessions", "user_jid", At("sessions/session@jid")),
+            ("open_sessions", "mask", At("sessions/session@with")),
+            ("open_sessions", "namespace", At("sessions/session@namespace")),
+            ("open_sessions", "began", At("sessions/session@began")),
+            ("blocks", "jid", BLOCK),
+            ("blocks", "reason", BLOCK),
+            ("blocks", "at", BLOCK),
+            ("heartbeats", "component", OWN),
+            ("heartbeats", "at", OWN),
+            ("heartbeats", "room", OWN),
+        ]
+    };
+
+    fn at(element: &Element, path: &str) -> Vec<String> {
+        let (names, attribute) = match path.split_once('@') {
+            Some((names, attribute)) => (names, Some(attribute)),
+            None => (path, None),
+        };
+        let mut found = vec![element];
+        for name in names.split('/').filter(|name| !name.is_empty()) {
+            found = found
+                .into_iter()
+                .flat_map(|element| element.children().filter(move |child| child.name() == name))
+                .collect();
+        }
+        found
+            .into_iter()
+            .filter_map(|element| match attribute {
+                Some(attribute) => element.attr(attribute).map(str::to_owned),
+                None => Some(element.text()),
+            })
+            .filter(|value| !value.is_empty())
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn every_column_of_every_table_is_exported_or_is_not_the_users() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("keys.db").display());
+        let store = Store::open(&url, 2, true).await.unwrap();
+        let component = BareJid::new("xtls.m.lit").unwrap();
+        let visibility = Visibility::Everyone;
+        let options = Options { component: component.clone(), visibility, keys_per_user: 9 };
+        let registry = Registry::new(store.clone(), options);
+        let from = Jid::new("romeo@m.lit/here").unwrap();
+        let romeo = from.to_bare();
+        let (first, second) = (made().0, made().0);
+        let new = |der: &[u8], label| {
+            let material = Material::parse(Method::X509, der).unwrap();
+            NewKey::of_material(material, &[], label, Source::Self_).unwrap()
+        };
+        let old = registry.add(&from, &new(&first, "old"), NOW).await.unwrap().0;
+        let replacing = new(&second, "new").replacing(Some(old.id));
+        let key = registry.add(&from, &replacing, NOW).await.unwrap().0;
+        let admin = Actor::Admin(BareJid::new("admin@m.lit").unwrap());
+        store.revoke(key.id, &admin, "lost at the ball", NOW).await.unwrap();
+        let print = Print::parse(&"AB".repeat(20), None).unwrap();
+        let bare = NewKey::of_prints(Method::OpenPgp, vec![print], "", Source::Self_).unwrap();
+        store.add(&romeo, &bare, 9, &Actor::User(romeo.clone()), NOW, KeyId::new(7)).await.unwrap();
+        let juliet = BareJid::new("juliet@c.lit").unwrap();
+        let settings = Settings { visibility: Visibility::Listed, allowed: vec![juliet] };
+        registry.set_settings(&romeo, &settings, NOW).await.unwrap();
+        let side = OpenSide {
+            session: "s".to_owned(),
+            user: from.clone(),
+            mask: Jid::new("juliet\\40c.lit@xtls.m.lit/balcony").unwrap(),
+            sid: "a-sid".to_owned(),
+            namespace: "urn:xmpp:jingle:1".to_owned(),
+        };
+        let other = OpenSide { user: Jid::new("romeo@m.lithe/x").unwrap(), ..side.clone() };
+        let other = OpenSide { sid: "other".to_owned(), ..other };
+        store.change_open(&component, &[side, other], &[], NOW).await.unwrap();
+
+        let export = registry.export(&romeo, None, size::DEFAULT).await.unwrap();
+        let mut listed = BTreeMap::new();
+        for (table, column, held) in COLUMNS {
+            assert!(
+                listed.insert(((*table).to_owned(), (*column).to_owned()), held).is_none(),
+                "{table}.{column} twice"
+            );
+            match held {
+                Held::At(path) => {
+                    let values = at(&export, path);
+                    assert!(!values.is_empty(), "{table}.{column} is not at {path}: {export:?}");
+                }
+                Held::Not(why) => assert!(!why.is_empty()),
+            }
+        }
+        let mut db = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        let rows = sqlx::query(
+            "SELECT tables.name AS t, columns.name AS c FROM sqlite_master AS tables
+             JOIN pragma_table_info(tables.name) AS columns
+             WHERE tables.type = 'table' AND tables.name NOT LIKE 'sqlite_%'
+                   AND tables.name <> '_sqlx_migrations'",
+        )
+        .fetch_all(&mut db)
+        .await
+        .unwrap();
+        for row in &rows {
+            let (table, column): (String, String) = (row.get("t"), row.get("c"));
+            let column = (table, column);
+            assert!(
+                listed.remove(&column).is_some(),
+                "say of {column:?} where it is exported, or why not"
+            );
+        }
+        assert!(listed.is_empty(), "these are no longer there: {:?}", listed.keys());
+
+        assert_eq!(at(&export, "keys/key@reason"), ["lost at the ball"]);
+        assert_eq!(at(&export, "keys/key@replaced-by"), [key.id.to_string()]);
+        assert_eq!(at(&export, "keys/key/material").len(), 2);
+        assert_eq!(at(&export, "sessions/session@sid"), ["a-sid"]);
+        assert_eq!(
+            at(&export, "audit/entry@by"),
+            ["self", "self", "self", "admin", "self", "self"]
+        );
+        assert!(!String::from(&export).contains("admin@m.lit"));
     }
 }

@@ -24,6 +24,30 @@ impl Database {
         rows.iter().map(side).collect()
     }
 
+    pub(in crate::registry) async fn open_of(
+        &self,
+        user: &BareJid,
+    ) -> Result<Vec<(OpenSide, OffsetDateTime)>, StoreError> {
+        let rows = query(
+            "SELECT * FROM open_sessions WHERE user_jid = $1 OR SUBSTR(user_jid, 1, $3) = $2
+             ORDER BY began, session, sid",
+        )
+        .bind(user.as_str().to_owned())
+        .bind(format!("{user}/"))
+        .bind(i32::try_from(user.as_str().chars().count()).unwrap_or(i32::MAX).saturating_add(1))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let began = i128::from(row.try_get::<i64, _>("began")?) * 1000;
+                let began = OffsetDateTime::from_unix_timestamp_nanos(began).map_err(|_| {
+                    StoreError::Inconsistent { table: "open_sessions", id: began.to_string() }
+                })?;
+                Ok((side(row)?, began))
+            })
+            .collect()
+    }
+
     pub(in crate::registry) async fn change_open(
         &self,
         component: &BareJid,

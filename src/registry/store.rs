@@ -524,6 +524,17 @@ impl Store {
         ask!(self, db => db.open_sides(component))
     }
 
+    /// The sessions that a user has open, and since when.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn open_of(
+        &self,
+        user: &BareJid,
+    ) -> Result<Vec<(OpenSide, OffsetDateTime)>, StoreError> {
+        ask!(self, db => db.open_of(user))
+    }
+
     /// Notes sessions of a component that have begun and removes those (by name) that have ended: all or nothing.
     ///
     /// # Errors
