@@ -91,6 +91,8 @@ async fn serve(loaded: Loaded, inherited: Inherited) -> Result<(), Failure> {
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut hangup = listen(SignalKind::hangup())?;
+    // A file that may not grow any more (RLIMIT_FSIZE) is an error of the database, and not the end of the program.
+    let _file_size = listen(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     let mut service = Service::start(&loaded.config, inherited, log).await?;
     systemd::ready();
     let mut watchdog = systemd::watchdog().map(tokio::time::interval);

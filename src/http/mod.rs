@@ -3,7 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/healthz` | 200 while the process serves |
-//! | `/readyz` | 200 with the XMPP link and the database up, else 503 and why |
+//! | `/readyz` | 200 with the XMPP link up and a database that has lately taken a change, else 503 and why |
 //! | `/metrics` | Prometheus text |
 //! | `/` | a page for a person (`page.rs`) |
 
@@ -44,10 +44,19 @@ use tracing::info;
 pub(crate) use self::serve::CONNECTIONS;
 
 use self::page::Page;
-use crate::{broker::Broker, control::Control, mediator::table::Table, metrics, print::Print};
+use crate::{
+    broker::Broker,
+    clock::{Clock, SystemClock},
+    control::Control,
+    mediator::table::Table,
+    metrics,
+    print::Print,
+};
 
 /// Sessions that the page shows.
 const SESSIONS: usize = 10;
+/// How long ago a change may have reached the database.
+const WRITTEN: Duration = Duration::from_secs(60);
 /// The shortest time over which the page tells a throughput.
 const SAMPLE: Duration = Duration::from_secs(2);
 
@@ -138,8 +147,10 @@ async fn readyz(State(status): State<Status>) -> (StatusCode, &'static str) {
     if status.control.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining: new sessions are refused\n");
     }
-    if status.control.store().ping().await.is_err() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n");
+    let store = status.control.store();
+    let written = store.last_write(&status.component, SystemClock.now()).await;
+    if written.is_none_or(|ago| ago > WRITTEN) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the database takes no changes\n");
     }
     (StatusCode::OK, "ready\n")
 }
