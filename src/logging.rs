@@ -1,7 +1,8 @@
 //! The log, and its level, which may change while the program runs.
 
 use std::{
-    io,
+    borrow::Cow,
+    io::{self, Write},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -25,7 +26,8 @@ impl LogLevel {
     /// Starts the log of the whole process, on standard error. `level` is one word or a filter of targets.
     pub fn start(level: &str, json: bool) -> Self {
         let (filter, handle) = reload::Layer::new(filter(level));
-        let layer = fmt::layer().with_writer(io::stderr);
+        let longest = if json { usize::MAX } else { LONGEST };
+        let layer = fmt::layer().with_writer(move || Lines { longest });
         let registry = tracing_subscriber::registry().with(filter);
         let started = if json {
             registry.with(layer.json()).try_init()
@@ -72,7 +74,67 @@ impl LogLevel {
     }
 }
 
-/// What libraries say of whole stanzas may hold content and digests: never below their warnings.
+/// What libraries say of whole stanzas may hold content and digests: never below their warnings. What rPGP warns of is
+/// in what users send: it would fill the log at the rate of their requests, and they are told themselves.
 fn filter(level: &str) -> EnvFilter {
-    EnvFilter::new(format!("warn,fingerpost={level}"))
+    EnvFilter::new(format!("warn,pgp=off,fingerpost={level}"))
+}
+
+/// The longest line of the log, in bytes. JSON is not cut, for that would not be JSON.
+const LONGEST: usize = 4096;
+
+/// Standard error, where each event is one line, whatever others have put into it.
+struct Lines {
+    longest: usize,
+}
+
+impl Write for Lines {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        io::stderr().lock().write_all(&one_line(event, self.longest))?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// An event, which comes with its line end, as one line of at most `longest` bytes.
+fn one_line(event: &[u8], longest: usize) -> Cow<'_, [u8]> {
+    let text = event.strip_suffix(b"\n").unwrap_or(event);
+    if text.len() <= longest && !text.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+        return Cow::Borrowed(event);
+    }
+    let mut line = Vec::with_capacity(text.len().min(longest) + 8);
+    for part in text.utf8_chunks() {
+        for c in part.valid().chars() {
+            if line.len() >= longest {
+                line.extend("…".as_bytes());
+                line.push(b'\n');
+                return Cow::Owned(line);
+            }
+            match c {
+                '\n' => line.extend(b"\\n"),
+                '\r' => line.extend(b"\\r"),
+                c => line.extend(c.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+    }
+    line.push(b'\n');
+    Cow::Owned(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_of_bounded_length() {
+        assert_eq!(*one_line(b"link up\n", 20), *b"link up\n");
+        assert_eq!(*one_line(b"a\nb\r\nc\n", 20), *b"a\\nb\\r\\nc\n");
+        let long = "ä".repeat(5000) + "\n";
+        let line = one_line(long.as_bytes(), 4096);
+        assert!(line.len() <= 4096 + 4 && line.ends_with("…\n".as_bytes()));
+        assert_eq!(*one_line(long.as_bytes(), usize::MAX), *long.as_bytes());
+    }
 }

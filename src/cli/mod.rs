@@ -12,6 +12,7 @@ use clap_complete::Shell;
 
 use self::keys::KeysCommand;
 use crate::config::{Config, ConfigError, DEFAULT_TEXT, Loaded};
+use crate::redact::sentence;
 
 pub mod attach;
 pub mod keys;
@@ -143,7 +144,7 @@ impl Failure {
     /// # Errors
     /// As writing does.
     pub fn report(&self, err: &mut impl Write) -> io::Result<()> {
-        writeln!(err, "error: {}", self.text)?;
+        writeln!(err, "error: {}", sentence(&self.text))?;
         match &self.hint {
             Some(hint) => writeln!(err, "hint: {hint}"),
             None => Ok(()),

@@ -23,6 +23,7 @@ use self::form::{Form, Values};
 use crate::{
     control::Control,
     metrics,
+    redact::sentence,
     registry::{Notice, Registry, RegistryError, store::StoreError},
     xmpp::{iq::random_id, ns, stanza::Refusal, xml},
 };
@@ -401,7 +402,7 @@ fn answer(command: Command, id: &str, status: &str) -> Element {
 
 fn note(type_: &str, text: &str) -> Element {
     let mut note = xml::element("note", ns::COMMANDS, &[("type", type_)]);
-    note.append_text(text);
+    note.append_text(&*sentence(text));
     note
 }
 

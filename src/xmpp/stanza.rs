@@ -9,7 +9,7 @@ use super::{
     jid::{canonical, learn_spelling},
     ns,
 };
-use crate::metrics;
+use crate::{metrics, redact::sentence};
 
 /// The three kinds of stanza (RFC 6120, 8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,7 +207,7 @@ impl Refusal {
             .append(Element::builder(self.condition, ns::STANZA_ERRORS).build());
         if !self.text.is_empty() {
             error = error.append(
-                Element::builder("text", ns::STANZA_ERRORS).append(self.text.as_str()).build(),
+                Element::builder("text", ns::STANZA_ERRORS).append(&*sentence(&self.text)).build(),
             );
         }
         if let Some((name, namespace)) = self.extra {
