@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -31,7 +32,9 @@ fn folder(more: &str) -> tempfile::TempDir {
         "[component]\njid = \"xtls.example.org\"\nsecret = \"s\"\n{more}\n\
          [socks5]\nlisten = [\"127.0.0.1:{port}\"]\n[http]\nlisten = \"\"\n"
     );
-    std::fs::write(folder.path().join("fingerpost.toml"), text).unwrap();
+    let file = folder.path().join("fingerpost.toml");
+    std::fs::write(&file, text).unwrap();
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
     folder
 }
 

@@ -253,7 +253,12 @@ impl Config {
             ConfigError::at(name.clone(), format!("cannot be read: {}", plain(&error)))
                 .with_hint("`fingerpost config` prints a configuration to start from")
         })?;
-        let (config, warnings) = Self::parse(&name, &text, vars)?;
+        let (config, mut warnings) = Self::parse(&name, &text, vars)?;
+        if is_open(&path) {
+            warnings.extend(secrets(&text).map(|key| {
+                format!("{name}: {key}: everyone on this machine can read this secret; chmod o-rwx {name}")
+            }));
+        }
         Ok(Loaded { config, path, warnings })
     }
 
@@ -420,17 +425,36 @@ fn read_secret(
     if secret.is_empty() {
         return Err(refuse(format!("{}, which is empty", path.display())));
     }
-    #[cfg(unix)]
-    if let Ok(meta) = std::fs::metadata(path) {
-        use std::os::unix::fs::PermissionsExt;
-        if meta.permissions().mode() & 0o007 != 0 {
-            warnings.push(format!(
-                "{file}: component.secret_file: {} is readable by everyone; chmod o-rwx it",
-                path.display()
-            ));
-        }
+    if is_open(path) {
+        warnings.push(format!(
+            "{file}: component.secret_file: {} is readable by everyone; chmod o-rwx it",
+            path.display()
+        ));
     }
     Ok(Secret::new(secret))
+}
+
+/// Whether everyone on the machine may read or change a file.
+fn is_open(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o007 != 0)
+}
+
+/// The settings in a configuration that are secrets: the component's, and a database's address with a password.
+fn secrets(text: &str) -> impl Iterator<Item = &'static str> {
+    let table: toml::Table = toml::from_str(text).unwrap_or_default();
+    let value = |section: &str, key: &str| {
+        table.get(section)?.get(key)?.as_str().map(str::to_owned).filter(|text| !text.is_empty())
+    };
+    let password = |url: &String| {
+        let user = url.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@'));
+        user.is_some_and(|(user, _)| user.contains(':')) || url.contains("password=")
+    };
+    let found = [
+        value("component", "secret").map(|_| "component.secret"),
+        value("database", "url").filter(password).map(|_| "database.url"),
+    ];
+    found.into_iter().flatten()
 }
 
 fn database(section: &Section<'_>) -> Result<Database, ConfigError> {
@@ -761,6 +785,46 @@ mod tests {
         assert_eq!(parse(&named, &credentials).unwrap(), Secret::new("other"));
         let error = parse(&named, &[]).unwrap_err().to_string();
         assert!(error.ends_with("found $CREDENTIALS_DIRECTORY, which is not set"), "{error}");
+    }
+
+    #[test]
+    fn a_configuration_with_a_secret_that_everyone_can_read_is_warned_of() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        let warnings = |text: &str, mode| {
+            std::fs::write(&file, text).unwrap();
+            std::fs::set_permissions(&file, PermissionsExt::from_mode(mode)).unwrap();
+            Config::load(Some(&file), []).unwrap().warnings
+        };
+        assert_eq!(warnings(SMALL, 0o600), [""; 0]);
+        assert_eq!(warnings(SMALL, 0o640), [""; 0]);
+        let [warning] = warnings(SMALL, 0o644).try_into().unwrap();
+        assert!(warning.contains("component.secret") && warning.contains("chmod"), "{warning}");
+        assert!(!warning.contains("'s'"), "{warning}");
+        let with_password = format!("{SMALL}[database]\nurl = 'postgres://user:pw@host/db'\n");
+        assert_eq!(warnings(&with_password, 0o644).len(), 2);
+        let without = format!("{SMALL}[database]\nurl = 'postgres://user@host/db'\n");
+        assert_eq!(warnings(&without, 0o644).len(), 1);
+        // The secret lies elsewhere, where nobody may read it.
+        let secret = folder.path().join("secret");
+        std::fs::write(&secret, "s\n").unwrap();
+        std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
+        assert_eq!(warnings("[component]\njid = 'xtls.example.org'\n", 0o644), [""; 0]);
+    }
+
+    #[test]
+    fn every_spelling_of_a_user_or_a_domain_is_the_same() {
+        let text = "users = ['xn--bcher-kva.test', 'EXAMPLE.test.', 'a@b\u{fc}cher\u{3002}test']\n\
+                    admins = ['Root@XN--BCHER-KVA.test']\nblocked = ['evil\u{ff0e}test']\n";
+        let config = parse(&format!("{SMALL}[access]\n{text}"), &[]).unwrap();
+        assert_eq!(config.access.users, ["b\u{fc}cher.test", "example.test", "a@b\u{fc}cher.test"]);
+        assert_eq!(config.access.admins, ["root@b\u{fc}cher.test"]);
+        assert_eq!(config.access.blocked, ["evil.test"]);
+        let small = "[component]\njid = 'xtls.xn--bcher-kva.test.'\nsecret = 's'\n";
+        let config = parse(small, &[]).unwrap();
+        assert_eq!(config.component.jid.as_str(), "xtls.xn--bcher-kva.test");
+        assert_eq!(config.access.users, ["b\u{fc}cher.test"]);
     }
 
     #[cfg(unix)]
