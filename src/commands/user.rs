@@ -13,8 +13,8 @@ use crate::{
     registry::{
         material::Material,
         model::{
-            ALLOWED_MAX, Actor, Key, KeyId, NewKey, Settings, Source, State, Visibility,
-            check_reason, stamp,
+            ALLOWED_MAX, Actor, Key, KeyId, NewKey, PRINT_ONLY, Settings, Source, State,
+            Visibility, check_reason, stamp,
         },
         proof,
     },
@@ -159,8 +159,12 @@ impl Commands {
             return Ok(Page::Form(form, true));
         }
         let (key, notice) = self.registry.add(&progress.from, &new, now).await?;
+        let text = match key.has_material {
+            true => "The key is registered.".into(),
+            false => format!("The key is registered. {PRINT_ONLY}").into(),
+        };
         let form = key_table("The key", &[key], false);
-        Ok(Page::Done(Some(form), "The key is registered.".into(), notice))
+        Ok(Page::Done(Some(form), text, notice))
     }
 
     async fn revoke(

@@ -106,7 +106,12 @@ impl Registry {
                     Material::parse(Method::X509, &bytes).map_err(|error| bad(&error))?;
                 let new = NewKey::of_material(material, &[], &name, Source::Self_)
                     .map_err(|error| bad(&error))?;
-                self.add(from, &new, now).await?
+                let (key, notice) = self.add(from, &new, now).await?;
+                if key.state != State::Active {
+                    let text = format!("This certificate is known already, and is {}", key.state);
+                    return Err(Refusal::new("cancel", "conflict", text));
+                }
+                (key, notice)
             }
             ("disable", Some(key)) => self.retire(from, key.id, now).await?,
             ("revoke", Some(key)) => {

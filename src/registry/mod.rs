@@ -28,8 +28,8 @@ pub mod store;
 pub mod verdict;
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use jid::{BareJid, Jid};
@@ -40,13 +40,18 @@ use tokio::sync::Notify;
 use self::{
     material::Material,
     model::{
-        Actor, Assurance, Key, KeyId, NewKey, NotAllowed, Settings, Source, Visibility, stamp,
+        ALLOWED_BYTES, Actor, Assurance, Key, KeyId, NewKey, NotAllowed, Settings, Source,
+        Visibility, stamp,
     },
     profiles::Profiles,
     proof::{Challenges, Nonce, ProofError},
     store::{News, Profile, Store, StoreError},
 };
-use crate::{print::Method, xmpp::stanza::Refusal};
+use crate::{
+    limits::Rates,
+    print::Method,
+    xmpp::{jid::respelled, stanza::Refusal},
+};
 
 /// The registry's settings.
 #[derive(Clone, Debug)]
@@ -97,8 +102,13 @@ pub struct Registry {
     options: Arc<RwLock<Options>>,
     profiles: Arc<Profiles>,
     challenges: Arc<Challenges>,
+    /// How often each user changes something: the audit log keeps it for ever.
+    changes: Arc<Mutex<Rates>>,
     blocks_changed: Arc<Notify>,
 }
+
+/// Changes that one user may make at once, and the time in which another one is earned.
+const CHANGES: (f64, Duration) = (1000.0, Duration::from_secs(20));
 
 impl Registry {
     /// A registry on a store.
@@ -109,8 +119,27 @@ impl Registry {
             options: Arc::new(RwLock::new(options)),
             profiles: Arc::default(),
             challenges: Arc::default(),
+            changes: Arc::new(Mutex::new(Rates::with_burst(
+                1.0 / CHANGES.1.as_secs_f64(),
+                CHANGES.0,
+            ))),
             blocks_changed: Arc::default(),
         }
+    }
+
+    /// Whether a user may change something more now. Revoking is always possible, and bounded by the number of keys.
+    fn check_changes(&self, owner: &BareJid) -> Result<(), NotAllowed> {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if changes.has_room(owner, Instant::now()) {
+            Ok(())
+        } else {
+            Err(NotAllowed::TooManyChanges)
+        }
+    }
+
+    /// Counts a change of a user's.
+    fn count_change(&self, owner: &BareJid) {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner).allow(owner, Instant::now());
     }
 
     /// Other settings, from now on; the component's address stays.
@@ -295,8 +324,12 @@ impl Registry {
         let actor = Actor::User(owner.clone());
         let id = KeyId::new(rand::random());
         let limit = self.options().1;
+        self.check_changes(&owner)?;
         let added = self.store.add(&owner, new, limit, &actor, now, id).await?;
         self.profiles.changed(&owner);
+        if added.changed {
+            self.count_change(&owner);
+        }
         if added.fresh && !added.also_owned_by.is_empty() {
             tracing::warn!(key = %added.key.id, "a print is claimed by more than one user");
         }
@@ -392,8 +425,15 @@ impl Registry {
         let key = self.own_active(&owner, id).await?;
         let nonce = self.challenges.take(id, &owner, now)?;
         let material = self.store.material(id).await?.ok_or(ProofError::NoMaterial)?;
-        let message = proof::message(&self.component, &owner, &nonce);
-        proof::verify(key.method, &material, &message, signature, now)?;
+        let verify = |owner: &BareJid| {
+            let message = proof::message(&self.component, owner, &nonce);
+            proof::verify(key.method, &material, &message, signature, now)
+        };
+        // A user signs the address that the server has given, in its spelling.
+        let spelled = respelled(owner.as_str()).and_then(|jid| BareJid::new(&jid).ok());
+        spelled
+            .filter(|spelled| verify(spelled).is_ok())
+            .map_or_else(|| verify(&owner), |_| Ok(()))?;
         Ok(self.proven(from, id, now).await?)
     }
 
@@ -462,7 +502,12 @@ impl Registry {
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
         let actor = Actor::User(owner.clone());
+        self.check_changes(owner)?;
+        if settings.allowed.iter().map(|jid| jid.as_str().len()).sum::<usize>() > ALLOWED_BYTES {
+            return Err(NotAllowed::TooManyNamed.into());
+        }
         self.store.set_settings(owner, settings, &actor, now).await?;
+        self.count_change(owner);
         self.profiles.changed(owner);
         Ok(())
     }
@@ -477,7 +522,9 @@ impl Registry {
         actor: &Actor,
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
+        self.check_changes(owner)?;
         self.store.erase(owner, &salted_hash(owner, rand::random()), actor, now).await?;
+        self.count_change(owner);
         self.profiles.changed(owner);
         Ok(())
     }

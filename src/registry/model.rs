@@ -25,6 +25,11 @@ pub const REASON_MAX: usize = 256;
 /// The most prints of one key: both hashes of a certificate, that of its SPKI, and room.
 pub const PRINTS_MAX: usize = 8;
 
+/// What is lost with a key of which only a print is known.
+pub const PRINT_ONLY: &str = "Only this print of the key is known, not its certificate: the key cannot be proven, is not \
+                              recognised by another hash, and a revocation covers this print alone. Add the \
+                              certificate itself to have all of it.";
+
 /// Makes the names of an enum on the wire, in the database and in JSON.
 macro_rules! names {
     ($type:ident, $expected:literal, $($variant:ident = $name:literal),+) => {
@@ -833,6 +838,8 @@ pub struct Settings {
 
 /// The most users one may name.
 pub const ALLOWED_MAX: usize = 256;
+/// The most bytes that their addresses may have together.
+pub const ALLOWED_BYTES: usize = 64 * 1024;
 
 /// A moment as the registry keeps it: UTC, to the microsecond.
 pub fn to_micros(time: OffsetDateTime) -> OffsetDateTime {

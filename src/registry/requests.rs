@@ -23,8 +23,8 @@ use super::{
     Changed, Notice, Registry, RegistryError,
     material::{MATERIAL_MAX, Material},
     model::{
-        ALLOWED_MAX, Actor, Key, KeyId, NewKey, NotAllowed, Settings, Source, Visibility,
-        check_reason, stamp,
+        ALLOWED_MAX, Actor, Key, KeyId, NewKey, NotAllowed, PRINT_ONLY, Settings, Source,
+        Visibility, check_reason, stamp,
     },
     proof::ProofError,
     store::StoreError,
@@ -182,7 +182,16 @@ impl Registry {
                 let request = rsm::Request::read(payload)?;
                 Ok(self.export(&asker, request.as_ref(), room).await?.into())
             }
-            (RequestKind::Set, "add") => Ok(self.add(from, &read_new(payload)?, now).await?.into()),
+            (RequestKind::Set, "add") => {
+                let (key, notice) = self.add(from, &read_new(payload)?, now).await?;
+                let mut answer = to_element(&key, None);
+                if !key.has_material {
+                    let mut note = Element::bare("note", ns::KEYS);
+                    note.append_text(PRINT_ONLY);
+                    answer.append_child(note);
+                }
+                Ok(Handled { answer: Some(answer), notice })
+            }
             (RequestKind::Set, "revoke") => {
                 let reason = check_reason(payload.attr("reason").unwrap_or_default())
                     .map_err(|error| Refusal::bad_request(error.to_string()))?;
@@ -394,6 +403,9 @@ mod tests {
         assert_eq!((print.attr("hash"), print.text().as_str()), (Some("sha-1"), SEED));
         let get = "<keys xmlns='urn:fingerpost:keys:0' jid='romeo@m.lit'/>";
         let keys = ask(&registry, "juliet@c.lit", RequestKind::Get, get).await.unwrap();
+        let mut key = key;
+        let note = key.remove_child("note", ns::KEYS).unwrap().text();
+        assert!(note.contains("another hash"), "what is lost without the certificate: {note}");
         assert_eq!(keys.children().collect::<Vec<_>>(), [&key]);
         let id = key.attr("id").unwrap();
         let revoke = format!("<revoke xmlns='urn:fingerpost:keys:0' id='{id}' reason='lost'/>");

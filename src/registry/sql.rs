@@ -530,7 +530,7 @@ impl Database {
         )
         .bind(owner.as_str().to_owned())
         .bind(newest)
-        .fetch_one(&self.0)
+        .fetch_one(&self.pool)
         .await?;
         Ok(row.try_get("rows")?)
     }

@@ -1,7 +1,7 @@
 //! An offered print, judged by the keys of the user it is offered for.
 
 use super::model::{Key, State};
-use crate::print::{Method, Print};
+use crate::print::{HashKind, Method, Print};
 
 /// What the registry says of an offered print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -11,7 +11,8 @@ pub enum Verdict {
     Match,
     /// The user has no active key of this method.
     Unknown,
-    /// The user has active keys of this method, and this print is none of them.
+    /// The user has active keys of this method, and this print is none of them; or it may be that of a revoked key of which
+    /// only a print by another hash is known.
     Mismatch,
     /// It is that of a key another one took the place of, or whose time is over.
     Superseded,
@@ -69,8 +70,25 @@ pub fn judge<'a>(keys: &'a [Key], method: Option<Method>, print: &Print) -> Judg
         }
     }
     let method = method.unwrap_or_else(|| resolve_method(keys, print));
-    let any = keys.iter().any(|key| key.state == State::Active && key.method == method);
+    let mine = |key: &&Key| key.method == method;
+    let any = keys.iter().filter(mine).any(|key| key.state == State::Active || may_be(key, print));
     Judgement { verdict: if any { Verdict::Mismatch } else { Verdict::Unknown }, key: None }
+}
+
+/// Whether a print may be that of a revoked key, and nobody can tell: of the key only prints by another hash are known.
+fn may_be(key: &Key, print: &Print) -> bool {
+    let kinds: &[HashKind] = match (key.method, print.hash()) {
+        // An OpenPGP key has one fingerprint.
+        (Method::OpenPgp | Method::Srp, _) => return false,
+        (Method::X509, HashKind::Sha1) => &[HashKind::Sha1],
+        // 32 bytes may be of either.
+        (Method::X509, HashKind::Sha256 | HashKind::SpkiSha256) => {
+            &[HashKind::Sha256, HashKind::SpkiSha256]
+        }
+    };
+    key.state == State::Revoked
+        && !key.has_material
+        && !kinds.iter().any(|kind| key.prints.iter().any(|own| own.hash() == *kind))
 }
 
 /// The method of a print that was offered without one: that of the user's key with this print, else by length.
@@ -91,10 +109,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::{
-        print::HashKind,
-        registry::model::{Addition, KeyId, NewKey, Source},
-    };
+    use crate::registry::model::{Addition, KeyId, NewKey, Source};
 
     fn print(byte: u8) -> Print {
         Print::new(HashKind::Sha256, &[byte; 32]).unwrap()
@@ -138,6 +153,24 @@ mod tests {
         assert_eq!(verdict(Some(X509), 5), (Verdict::Match, Some(State::Active)));
         assert_eq!(verdict(Some(X509), 6), (Verdict::Revoked, Some(State::Revoked)));
         assert_eq!(judge(&[], None, &print(1)), Judgement { verdict: Verdict::Unknown, key: None });
+    }
+
+    #[test]
+    fn a_print_that_may_be_of_a_revoked_key_is_not_unknown() {
+        let revoked = key(Method::X509, 3, State::Revoked);
+        let sha1 = Print::new(HashKind::Sha1, &[9; 20]).unwrap();
+        let verdict = |keys: &[Key], method, print: &Print| judge(keys, method, print).verdict;
+        for method in [Some(Method::X509), None] {
+            assert_eq!(verdict(&[revoked.clone()], method, &sha1), Verdict::Mismatch);
+            // The revoked key's print by this hash is known: it is another one.
+            assert_eq!(verdict(&[revoked.clone()], method, &print(4)), Verdict::Unknown);
+        }
+        let of_sha1 = Key { prints: vec![sha1.clone()], ..revoked.clone() };
+        assert_eq!(verdict(&[of_sha1], None, &print(4)), Verdict::Mismatch);
+        let whole = Key { has_material: true, ..revoked.clone() };
+        assert_eq!(verdict(&[whole], None, &sha1), Verdict::Unknown);
+        let openpgp = key(Method::OpenPgp, 3, State::Revoked);
+        assert_eq!(verdict(&[openpgp], Some(Method::OpenPgp), &sha1), Verdict::Unknown);
     }
 
     #[test]
