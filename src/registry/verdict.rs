@@ -157,17 +157,17 @@ mod tests {
 
     #[test]
     fn a_print_that_may_be_of_a_revoked_key_is_not_unknown() {
-        let revoked = key(Method::X509, 3, State::Revoked);
+        let revoked = [key(Method::X509, 3, State::Revoked)];
         let sha1 = Print::new(HashKind::Sha1, &[9; 20]).unwrap();
         let verdict = |keys: &[Key], method, print: &Print| judge(keys, method, print).verdict;
         for method in [Some(Method::X509), None] {
-            assert_eq!(verdict(&[revoked.clone()], method, &sha1), Verdict::Mismatch);
+            assert_eq!(verdict(&revoked, method, &sha1), Verdict::Mismatch);
             // The revoked key's print by this hash is known: it is another one.
-            assert_eq!(verdict(&[revoked.clone()], method, &print(4)), Verdict::Unknown);
+            assert_eq!(verdict(&revoked, method, &print(4)), Verdict::Unknown);
         }
-        let of_sha1 = Key { prints: vec![sha1.clone()], ..revoked.clone() };
+        let of_sha1 = Key { prints: vec![sha1.clone()], ..revoked[0].clone() };
         assert_eq!(verdict(&[of_sha1], None, &print(4)), Verdict::Mismatch);
-        let whole = Key { has_material: true, ..revoked.clone() };
+        let whole = Key { has_material: true, ..revoked[0].clone() };
         assert_eq!(verdict(&[whole], None, &sha1), Verdict::Unknown);
         let openpgp = key(Method::OpenPgp, 3, State::Revoked);
         assert_eq!(verdict(&[openpgp], Some(Method::OpenPgp), &sha1), Verdict::Unknown);
