@@ -77,19 +77,34 @@ impl Judgement {
     }
 }
 
-/// Judges an offer by the keys that its user has.
-pub fn judge(offer: &Offer, keys: &[Key]) -> Judgement {
+/// Judges an offer by the keys that its user has. `others` are the methods of the offer that it answers, if it is an
+/// answer: a dialect without words for methods means one of them.
+///
+/// A print that comes without a method may be meant for any method that is offered. If the registry knows it, it is
+/// judged as that key; else under each of those methods, and the worst verdict counts. Otherwise a stranger to the
+/// registry would only have to say less to be `unknown` instead of `mismatch`.
+pub fn judge(offer: &Offer, others: &[String], keys: &[Key]) -> Judgement {
     let offered: Vec<Method> = offer.methods.iter().filter_map(|name| name.parse().ok()).collect();
-    let prints: Vec<Judged> = offer
-        .prints
-        .iter()
-        .zip(methods(offer, &offered, keys))
-        .map(|((_, print), method)| {
-            let verdict::Judgement { verdict, key } = verdict::judge(keys, Some(method), print);
-            let known = key.map(|key| (key.assurance, key.created));
-            Judged { print: print.clone(), method, verdict, known }
-        })
-        .collect();
+    let candidates = candidates(&offered, others);
+    let mut prints: Vec<Judged> = Vec::new();
+    for ((said, print), method) in offer.prints.iter().zip(methods(offer, &candidates, keys)) {
+        let judged = match said {
+            Some(method) => judge_under(&[*method], *method, print, keys),
+            None if keys.iter().any(|key| key.has(print)) => {
+                judge_under(&[method], method, print, keys)
+            }
+            None => judge_under(&candidates.for_prints(), method, print, keys),
+        };
+        // One word on each print and method: the worst.
+        let twin = prints
+            .iter_mut()
+            .find(|other| other.method == judged.method && other.print.same_bytes(&judged.print));
+        match twin {
+            Some(twin) if twin.verdict.or_worse(judged.verdict) != twin.verdict => *twin = judged,
+            Some(_) => {}
+            None => prints.push(judged),
+        }
+    }
     let bare = offered
         .into_iter()
         .filter(|method| !prints.iter().any(|judged| judged.method == *method))
@@ -97,25 +112,62 @@ pub fn judge(offer: &Offer, keys: &[Key]) -> Judgement {
     Judgement { prints, bare }
 }
 
-/// The method of each print. Where the offer does not say it: that of the user's key with this print; else the only
-/// method with prints that is offered; else, if 20 and 32 bytes stand side by side, OpenPGP has the 20 (a version 4
+/// Judges a print under each of `methods`; the worst verdict counts.
+fn judge_under(methods: &[Method], method: Method, print: &Print, keys: &[Key]) -> Judged {
+    let worst = methods
+        .iter()
+        .map(|method| verdict::judge(keys, Some(*method), print))
+        .reduce(|a, b| if a.verdict.or_worse(b.verdict) == a.verdict { a } else { b });
+    let verdict::Judgement { verdict, key } =
+        worst.unwrap_or_else(|| verdict::judge(keys, Some(method), print));
+    let known = key.map(|key| (key.assurance, key.created));
+    Judged { print: print.clone(), method, verdict, known }
+}
+
+/// The methods that a print without one may be meant for.
+struct Candidates(Vec<Method>);
+
+impl Candidates {
+    /// All of them; if nothing says which, every method that has prints.
+    fn for_prints(&self) -> Vec<Method> {
+        if self.0.is_empty() { vec![Method::X509, Method::OpenPgp] } else { self.0.clone() }
+    }
+}
+
+/// The methods with prints that an offer lists; those of the offer that it answers if it lists none.
+fn candidates(offered: &[Method], others: &[String]) -> Candidates {
+    let with_prints = |method: &Method| *method != Method::Srp;
+    let own: Vec<Method> = offered.iter().copied().filter(with_prints).collect();
+    if !own.is_empty() {
+        return Candidates(own);
+    }
+    Candidates(others.iter().filter_map(|name| name.parse().ok()).filter(with_prints).collect())
+}
+
+/// The method of each print. Where the offer does not say it: that of the user's key with this print; else that which
+/// the same print has elsewhere in the offer; else the only candidate; else, if 20 and 32 bytes stand side by side, OpenPGP has the 20 (a version 4
 /// fingerprint) and X.509 the 32; else, if as many prints are left as methods, the order of the methods; else X.509.
-fn methods(offer: &Offer, offered: &[Method], keys: &[Key]) -> Vec<Method> {
+fn methods(offer: &Offer, candidates: &Candidates, keys: &[Key]) -> Vec<Method> {
+    let elsewhere = |print: &Print| {
+        offer.prints.iter().find_map(|(method, other)| method.filter(|_| other.same_bytes(print)))
+    };
     let found: Vec<Option<Method>> = offer
         .prints
         .iter()
         .map(|(method, print)| {
-            method.or_else(|| {
-                keys.iter().any(|key| key.has(print)).then(|| verdict::resolve_method(keys, print))
-            })
+            method
+                .or_else(|| {
+                    keys.iter()
+                        .any(|key| key.has(print))
+                        .then(|| verdict::resolve_method(keys, print))
+                })
+                .or_else(|| elsewhere(print))
         })
         .collect();
     let open: Vec<&Print> =
         offer.prints.iter().zip(&found).filter(|(_, m)| m.is_none()).map(|((_, p), _)| p).collect();
-    let with_prints: Vec<Method> =
-        offered.iter().copied().filter(|method| *method != Method::Srp).collect();
-    let mut free = with_prints.iter().filter(|method| !found.contains(&Some(**method)));
-    let guess: Vec<Method> = match with_prints.as_slice() {
+    let mut free = candidates.0.iter().filter(|method| !found.contains(&Some(**method)));
+    let guess: Vec<Method> = match candidates.0.as_slice() {
         [only] => vec![*only; open.len()],
         [_, ..]
             if open.iter().any(|print| print.as_bytes().len() != 20)
@@ -252,7 +304,7 @@ mod tests {
         )
         .parse()
         .unwrap();
-        let judgement = judge(&Offer::read(&content), &keys);
+        let judgement = judge(&Offer::read(&content), &[], &keys);
         String::from(&to_element(&judgement, &keys, &BareJid::new("romeo@m.lit").unwrap()))
     }
 
@@ -297,9 +349,86 @@ mod tests {
             (vec![], vec![short(2), short(3)], vec![X509; 2]),
         ] {
             let offer = bare_offer(&methods, &prints);
-            let got: Vec<_> = judge(&offer, &keys).prints.iter().map(|j| j.method).collect();
+            let got: Vec<_> = judge(&offer, &[], &keys).prints.iter().map(|j| j.method).collect();
             assert_eq!(got, expected, "{methods:?} {prints:?}");
         }
+    }
+
+    fn verdicts(offer: &Offer, others: &[&str], keys: &[Key]) -> Vec<(Method, Verdict)> {
+        let others: Vec<String> = others.iter().map(|&name| name.to_owned()).collect();
+        let judged = judge(offer, &others, keys).prints;
+        judged.iter().map(|judged| (judged.method, judged.verdict)).collect()
+    }
+
+    #[test]
+    fn a_print_without_a_method_is_judged_under_every_method_and_the_worst_counts() {
+        use Method::{OpenPgp, X509};
+        let long = |byte| Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
+        let short = |byte| Print::new(HashKind::Sha1, &[byte; 20]).unwrap();
+        // The user has an x509 key; a stranger's print beside it is none of hers, whatever method it is for.
+        let keys = [key(1, None)];
+        for methods in [&["x509", "openpgp"][..], &["openpgp", "x509"], &["x509"], &[]] {
+            for stranger in [long(9), short(9)] {
+                for prints in [[long(1), stranger.clone()], [stranger.clone(), long(1)]] {
+                    let found = judge(&bare_offer(methods, &prints), &[], &keys).prints;
+                    let of = |print: &Print| {
+                        let judged = found.iter().find(|judged| judged.print == *print).unwrap();
+                        judged.verdict
+                    };
+                    assert_eq!(of(&long(1)), Verdict::Match, "{methods:?} {prints:?}");
+                    assert_eq!(of(&stranger), Verdict::Mismatch, "{methods:?} {prints:?}");
+                }
+            }
+        }
+        // Under a method that the user has no key of, it is unknown.
+        let only = bare_offer(&["openpgp"], &[long(9)]);
+        assert_eq!(verdicts(&only, &[], &keys), [(OpenPgp, Verdict::Unknown)]);
+        // A revoked print is revoked under any method.
+        let revoked = Key { state: State::Revoked, ..key(3, None) };
+        let offer = bare_offer(&["openpgp"], &[long(3)]);
+        assert_eq!(verdicts(&offer, &[], &[revoked]), [(X509, Verdict::Revoked)]);
+    }
+
+    #[test]
+    fn a_print_that_is_repeated_without_its_method_is_judged_as_if_it_had_none() {
+        let long = |byte| Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
+        let keys = [key(1, None)];
+        for turned in [false, true] {
+            let mut prints = vec![
+                (Some(Method::X509), long(1)),
+                (Some(Method::OpenPgp), long(9)),
+                (None, long(9)),
+            ];
+            if turned {
+                prints.reverse();
+            }
+            let methods = vec!["x509".to_owned(), "openpgp".to_owned()];
+            let mut found = verdicts(&Offer { methods, prints }, &[], &keys);
+            found.sort_unstable_by_key(|(method, _)| *method);
+            let expected = [(Method::X509, Verdict::Match), (Method::OpenPgp, Verdict::Mismatch)];
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn the_method_of_an_answer_that_names_none_follows_from_what_was_offered() {
+        use Method::{OpenPgp, X509};
+        let print = Print::new(HashKind::Sha1, &[2; 20]).unwrap();
+        for (offered, expected) in [
+            (&["openpgp"][..], OpenPgp),
+            (&["openpgp", "srp"], OpenPgp),
+            (&["x509", "srp"], X509),
+            (&["srp"], X509),
+            (&[], X509),
+        ] {
+            for own in [&[][..], &["srp"]] {
+                let found = verdicts(&bare_offer(own, std::slice::from_ref(&print)), offered, &[]);
+                assert_eq!(found, [(expected, Verdict::Unknown)], "{offered:?} {own:?}");
+            }
+        }
+        // Its own list says more than the other side's.
+        let own = bare_offer(&["x509"], &[print]);
+        assert_eq!(verdicts(&own, &["openpgp"], &[]), [(X509, Verdict::Unknown)]);
     }
 
     #[test]
@@ -321,7 +450,7 @@ mod tests {
                 methods: vec![method.to_string(), "srp".to_owned()],
                 prints: vec![(Some(method), print(byte))],
             };
-            let judgement = judge(&offer, &keys);
+            let judgement = judge(&offer, &[], &keys);
             assert_eq!(judgement.prints[0].verdict.as_str(), verdict, "{method} {byte}");
             for policy in [Policy::Annotate, Policy::Strip, Policy::Reject] {
                 for about in ["unknown", "mismatch", "revoked"] {
@@ -361,7 +490,7 @@ mod tests {
     fn a_method_with_a_good_print_left_is_not_stripped() {
         let print = |byte| Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
         let offer = bare_offer(&["x509"], &[print(1), print(2)]);
-        let judgement = judge(&offer, &[key(1, None)]);
+        let judgement = judge(&offer, &[], &[key(1, None)]);
         let policies =
             Policies { unknown: Policy::Strip, mismatch: Policy::Strip, revoked: Policy::Strip };
         let gone = decide(&judgement, &policies, &BareJid::new("romeo@m.lit").unwrap()).unwrap();

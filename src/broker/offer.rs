@@ -89,9 +89,8 @@ impl Offer {
     fn add_print(&mut self, method: Option<Method>, element: &Element, hash: &str) {
         let hash = element.attr(hash).and_then(|text| text.parse::<HashKind>().ok());
         if let Ok(print) = Print::parse(&element.text(), hash) {
-            let known = |(m, p): &(Option<Method>, Print)| {
-                (method.is_none() || *m == method) && p.same_bytes(&print)
-            };
+            // A print that is repeated without a method may be meant for another one: both are kept, and judged.
+            let known = |(m, p): &(Option<Method>, Print)| *m == method && p.same_bytes(&print);
             if !self.prints.iter().any(known) {
                 self.prints.push((method, print));
             }

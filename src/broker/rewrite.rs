@@ -36,6 +36,7 @@ pub fn jingle(
     let from = original.ns();
     for node in original.nodes() {
         match node.as_element() {
+            Some(child) if is_hints(child) => {}
             Some(child) => {
                 let moved = reframe(child, &from, frame.namespace);
                 let is_content = moved.is("content", frame.namespace);
@@ -47,12 +48,18 @@ pub fn jingle(
     out
 }
 
-/// A copy in which elements of one namespace are in another.
+/// Whether an element claims to say what the registry knows. From a user it never does, wherever it stands.
+fn is_hints(element: &Element) -> bool {
+    element.is("hints", ns::HINTS)
+}
+
+/// Copies an element of a user's: what is in one namespace comes out in another, and hints stay behind.
 pub fn reframe(element: &Element, from: &str, to: &str) -> Element {
     let namespace = element.ns();
     let mut copy = xml::head_in(element, if namespace == from { to } else { &namespace });
     for node in element.nodes() {
         match node.as_element() {
+            Some(child) if is_hints(child) => {}
             Some(child) => {
                 copy.append_child(reframe(child, from, to));
             }
@@ -69,7 +76,7 @@ pub fn content(original: &Element, transport: Option<Element>, hints: Option<Ele
     let mut transport = transport;
     for node in original.nodes() {
         match node.as_element() {
-            Some(child) if child.is("hints", ns::HINTS) => {}
+            Some(child) if is_hints(child) => {}
             Some(child) if child.name() == "transport" => {
                 if let Some(transport) = transport.take() {
                     out.append_child(transport);
@@ -143,6 +150,23 @@ mod tests {
             .unwrap();
         let out = content(&original, Some(Element::bare("transport", "urn:ours")), None);
         assert_eq!(out.children().map(Element::ns).collect::<Vec<_>>(), ["urn:ours"]);
+    }
+
+    #[test]
+    fn hints_of_a_user_pass_nowhere_in_any_action() {
+        let forged = "<hints xmlns='urn:fingerpost:xtls:0' jid='evil@x'/>";
+        let (a, b) = (Jid::new("a@x/1").unwrap(), Jid::new("b@x/2").unwrap());
+        for action in ["session-initiate", "session-accept", "security-info", "content-modify"] {
+            let original: Element = format!(
+                "<jingle xmlns='urn:xmpp:jingle:1' action='{action}' sid='s'>{forged}<content name='c'>{forged}\
+                 <description xmlns='urn:x'>{forged}</description></content></jingle>"
+            )
+            .parse()
+            .unwrap();
+            let moved = jingle(&original, &frame(&a, &b), |content| content);
+            assert!(!String::from(&moved).contains("hints"), "{}", String::from(&moved));
+            assert!(String::from(&moved).contains("description"));
+        }
     }
 
     fn tree() -> impl Strategy<Value = Element> {

@@ -31,6 +31,23 @@ impl Verdict {
             Self::Revoked => "revoked",
         }
     }
+
+    /// Ranks verdicts: the higher, the worse.
+    fn rank(self) -> u8 {
+        match self {
+            Self::Match => 0,
+            Self::Unknown => 1,
+            Self::Superseded => 2,
+            Self::Mismatch => 3,
+            Self::Revoked => 4,
+        }
+    }
+
+    /// Returns the worse of two verdicts.
+    #[must_use]
+    pub fn or_worse(self, other: Self) -> Self {
+        if other.rank() > self.rank() { other } else { self }
+    }
 }
 
 /// A verdict and the key it is about.

@@ -68,9 +68,9 @@ pub(super) fn contents(jingle: &Element) -> impl Iterator<Item = &Element> {
     jingle.children().filter(move |child| child.is("content", namespace.as_str()))
 }
 
-/// A content that comes later in a session, in a dialect that its reader knows.
-pub(super) fn translated(content: &Element, known: &[Dialect]) -> Element {
-    let prints = hints::judge(&offer::Offer::read(content), &[]).prints();
+/// A content that comes later in a session, in a dialect that its reader knows. `methods` are those of the session.
+pub(super) fn translated(content: &Element, known: &[Dialect], methods: &[String]) -> Element {
+    let prints = hints::judge(&offer::Offer::read(content), methods, &[]).prints();
     dialect::for_peer(content, known, &prints)
 }
 
@@ -179,7 +179,9 @@ impl Session {
     fn check(&self, side: Side, content: &Element, keys: &[Key]) -> Result<Checked, String> {
         let owner = self.peer(side).user.to_bare();
         let offer = offer::Offer::read(content);
-        let judged = hints::judge(&offer, keys);
+        // What the initiator has offered is what an answer means that names no method.
+        let others = if side == Side::Responder { self.methods.as_slice() } else { &[] };
+        let judged = hints::judge(&offer, others, keys);
         let gone = hints::decide(&judged, &self.options.policies, &owner)?;
         let left = offer::without(content, &gone.prints, &gone.methods);
         let mut prints = judged.prints();

@@ -560,7 +560,7 @@ impl Session {
                 }
                 let known = self.dialects[side.other().index()].clone();
                 let out = rewrite::jingle(&jingle, &self.frame(side.other()), |content| {
-                    contents::translated(&content, &known)
+                    contents::translated(&content, &known, &self.methods)
                 });
                 self.ask(side.other(), out, Question::Forwarded(Box::new(stanza)));
             }
