@@ -36,6 +36,9 @@ pub enum TlsError {
     /// The peer's certificate is not the one it offered.
     #[error("the peer's certificate does not match the print it offered")]
     Unverified,
+    /// The peer did not prove a key: it showed no certificate, does not speak TLS 1.3, or its signature is wrong.
+    #[error("the peer's key could not be verified: {0}")]
+    Unproven(String),
     /// The peer does not take our certificate.
     #[error("the peer does not accept our certificate")]
     Refused,
@@ -46,10 +49,27 @@ pub enum TlsError {
 
 impl From<io::Error> for TlsError {
     fn from(error: io::Error) -> Self {
-        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        use rustls::{AlertDescription, CertificateError, Error as Tls};
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
         match tls {
-            Some(rustls::Error::InvalidCertificate(_)) => Self::Unverified,
-            Some(rustls::Error::AlertReceived(_)) => Self::Refused,
+            Some(Tls::InvalidCertificate(CertificateError::ApplicationVerificationFailure)) => {
+                Self::Unverified
+            }
+            Some(Tls::NoCertificatesPresented) => {
+                Self::Unproven("it has shown no certificate".to_owned())
+            }
+            Some(
+                Tls::PeerIncompatible(_) | Tls::AlertReceived(AlertDescription::ProtocolVersion),
+            ) => Self::Unproven("it does not speak TLS 1.3 as needed here".to_owned()),
+            Some(Tls::AlertReceived(_)) => Self::Refused,
+            Some(
+                tls @ (Tls::InvalidCertificate(_)
+                | Tls::PeerMisbehaved(_)
+                | Tls::DecryptError
+                | Tls::InvalidMessage(_)
+                | Tls::InappropriateMessage { .. }
+                | Tls::InappropriateHandshakeMessage { .. }),
+            ) => Self::Unproven(tls.to_string()),
             _ => Self::Failed(error),
         }
     }
@@ -149,7 +169,8 @@ fn secured(connection: &CommonState, expected: &Expected) -> Result<Secured, Tls
 #[cfg(test)]
 mod tests {
     use jid::BareJid;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use rustls::{SupportedProtocolVersion, version::TLS12};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use zeroize::Zeroizing;
 
     use super::*;
@@ -244,5 +265,62 @@ mod tests {
         );
         assert!(matches!(server, Err(TlsError::Unverified)));
         assert!(matches!(client, Err(TlsError::Refused)));
+    }
+
+    /// A client of another program, without a certificate.
+    async fn stranger(stream: DuplexStream, version: &'static SupportedProtocolVersion) {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = Arc::new(PinnedVerifier::new(Expected::Anyone, Arc::clone(&provider)));
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth();
+        let name = ServerName::try_from(SERVER_NAME).unwrap();
+        if let Ok(mut tls) = TlsConnector::from(Arc::new(config)).connect(name, stream).await {
+            let _ = tls.read(&mut [0]).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_without_a_certificate_or_without_tls_1_3_has_proved_no_key() {
+        let (alice, bob) = (identity(), identity());
+        for (version, expected) in
+            [(&TLS13, "shown no certificate"), (&TLS12, "does not speak TLS 1.3")]
+        {
+            let (a, b) = duplex(1 << 16);
+            let ((), server) =
+                tokio::join!(stranger(a, version), accept(b, &bob, vec![alice.print()]));
+            let Err(TlsError::Unproven(why)) = server else { panic!("{server:?}") };
+            assert!(why.contains(expected), "{why}");
+        }
+        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&TLS12])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![bob.certificate.clone()], bob.key())
+            .unwrap();
+        let (a, b) = duplex(1 << 16);
+        let (client, server) = tokio::join!(
+            connect(a, &alice, vec![bob.print()]),
+            TlsAcceptor::from(Arc::new(config)).accept(b)
+        );
+        assert!(matches!(client, Err(TlsError::Unproven(_))), "{client:?}");
+        assert!(server.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_tls_has_proved_no_key() {
+        let (alice, bob) = (identity(), identity());
+        let (a, mut b) = duplex(1 << 16);
+        b.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        let client = connect(a, &alice, vec![bob.print()]).await;
+        assert!(matches!(client, Err(TlsError::Unproven(_))), "{client:?}");
+        // A connection that breaks is another matter.
+        let (a, b) = duplex(1 << 16);
+        drop(b);
+        let client = connect(a, &alice, vec![bob.print()]).await;
+        assert!(matches!(client, Err(TlsError::Failed(_))), "{client:?}");
     }
 }
