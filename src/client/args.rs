@@ -138,6 +138,10 @@ pub(super) enum Command {
         /// Take sessions from these users only
         #[arg(long, value_name = "JID", num_args = 1..)]
         accept: Vec<BareJid>,
+        /// Also take sessions that do not come through the component; the registry is asked about the peer's key all
+        /// the same
+        #[arg(long)]
+        accept_direct: bool,
         #[command(flatten)]
         lan: LanArgs,
     },
@@ -163,6 +167,10 @@ pub(super) enum Command {
         /// Wait for a peer instead
         #[arg(long, conflicts_with = "jid")]
         listen: bool,
+        /// Also take sessions that do not come through the component; the registry is asked about the peer's key all
+        /// the same
+        #[arg(long, requires = "listen")]
+        accept_direct: bool,
     },
     /// Chat: stanzas from end to end, each acknowledged by the other side
     Chat {
@@ -175,6 +183,10 @@ pub(super) enum Command {
         /// Take chats from these users only
         #[arg(long, value_name = "JID", num_args = 1.., requires = "listen")]
         accept: Vec<BareJid>,
+        /// Also take sessions that do not come through the component; the registry is asked about the peer's key all
+        /// the same
+        #[arg(long, requires = "listen")]
+        accept_direct: bool,
         #[command(flatten)]
         lan: LanArgs,
     },

@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -23,12 +23,9 @@ use super::{
     pipe::{self, Side},
 };
 use crate::{
-    endpoint::{Endpoint, Incoming, Request, SecureStream, Session},
+    endpoint::{Endpoint, Error, Incoming, Request, SecureStream, Session},
     xmpp::ns,
 };
-
-/// How many sessions run at once; the next ones wait.
-const SESSIONS: usize = 8;
 
 /// A component that was started anew does not know who is reachable, and nothing tells us of its start: it is told again.
 const REAPPEAR: Duration = Duration::from_secs(60);
@@ -44,7 +41,36 @@ pub(super) struct Listen {
     /// Whose sessions to take; everybody's if it is empty.
     pub(super) accept: Vec<BareJid>,
     /// Held while the user is told of a peer: one question at a time, and no two first keys of one peer.
-    pub(super) telling: Mutex<()>,
+    telling: Mutex<()>,
+    /// Whether the one session that `once` means has been secured.
+    taken: AtomicBool,
+}
+
+/// How a session went.
+#[derive(Debug)]
+struct Served {
+    done: Result<(), XtlsError>,
+    /// Whether it ends a listener that takes one session.
+    counts: bool,
+}
+
+/// Why a session failed.
+struct Failure {
+    error: XtlsError,
+    /// Whether the peer has shown no key in time.
+    expired: bool,
+}
+
+impl From<XtlsError> for Failure {
+    fn from(error: XtlsError) -> Self {
+        Self { error, expired: false }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { expired: matches!(error, Error::Expired(_)), error: error.into() }
+    }
 }
 
 /// Where files land, and which of them do.
@@ -135,6 +161,17 @@ pub(super) async fn listen(listen: Listen) -> Result<(), XtlsError> {
 }
 
 impl Listen {
+    /// What to do with sessions that come.
+    pub(super) fn new(
+        client: Client,
+        inbox: Option<Inbox>,
+        once: bool,
+        accept: Vec<BareJid>,
+    ) -> Self {
+        let (telling, taken) = (Mutex::default(), AtomicBool::default());
+        Self { client, inbox, once, accept, telling, taken }
+    }
+
     async fn start(&self) -> Result<(Endpoint, Incoming), XtlsError> {
         if let Some(inbox) = &self.inbox {
             parts::sweep(&inbox.dir);
@@ -159,8 +196,8 @@ impl Listen {
         mut stop: impl Future<Output = ()> + Unpin,
     ) -> Result<(), XtlsError> {
         let mut sessions = JoinSet::new();
-        let most = if self.once { 1 } else { SESSIONS };
-        loop {
+        let mut connected = true;
+        while connected || !sessions.is_empty() {
             tokio::select! {
                 biased;
                 () = &mut stop => {
@@ -169,58 +206,85 @@ impl Listen {
                     sessions.shutdown().await;
                     return if idle { Ok(()) } else { Err(XtlsError::failed("interrupted")) };
                 }
-                Some(done) = sessions.join_next() => {
-                    let done = done.unwrap_or_else(|error| Err(XtlsError::failed(error.to_string())));
-                    if self.once {
-                        return done;
+                Some(served) = sessions.join_next() => {
+                    let served = served.unwrap_or_else(|error| {
+                        Served { done: Err(XtlsError::failed(error.to_string())), counts: true }
+                    });
+                    if self.once && served.counts {
+                        return served.done;
                     }
-                    if let Err(error) = done {
+                    if let Err(error) = served.done {
                         self.client.output.error(&error);
                     }
                 }
-                request = incoming.next(), if sessions.len() < most => {
-                    let Some(request) = request else {
-                        return Err(crate::endpoint::Error::Disconnected.into());
-                    };
-                    let this = Arc::clone(self);
-                    sessions.spawn(async move { this.serve(request).await });
-                }
+                // How many there may be is the endpoint's to say: so many for each peer, and others for known peers.
+                request = incoming.next(), if connected => match request {
+                    Some(request) => {
+                        let this = Arc::clone(self);
+                        sessions.spawn(async move { this.take(request).await });
+                    }
+                    // A stream may run beside the connection, and go on without it.
+                    None => connected = false,
+                },
             }
         }
+        Err(Error::Disconnected.into())
     }
 
     /// Takes one session.
     pub(super) async fn serve(&self, request: Request) -> Result<(), XtlsError> {
+        self.take(request).await.done
+    }
+
+    /// Takes one session. With `once`, a peer that only waits does not end the listener, nor does one that is not accepted.
+    async fn take(&self, request: Request) -> Served {
+        let peer = request.peer();
+        if !self.accept.is_empty() && !self.accept.contains(peer) {
+            let error = XtlsError::refused(format!("{peer} is not among those to accept"));
+            request.decline(&error.text).await;
+            return Served { done: Err(error), counts: false };
+        }
+        let mut claimed = false;
+        match self.secure_and_serve(request, &mut claimed).await {
+            Ok(()) => Served { done: Ok(()), counts: true },
+            Err(Failure { error, expired }) => {
+                let counts = claimed || !(expired || self.taken.load(Ordering::SeqCst));
+                Served { done: Err(error), counts }
+            }
+        }
+    }
+
+    async fn secure_and_serve(&self, request: Request, claimed: &mut bool) -> Result<(), Failure> {
         let offer = match self.admit(&request) {
             Ok(offer) => offer,
             Err(error) => {
                 request.decline(&error.text).await;
-                return Err(error);
+                return Err(error.into());
             }
         };
         let (Some(inbox), Some((description, offer))) = (&self.inbox, offer) else {
             let (mut session, stream) = request.accept().await?;
-            self.secured(&mut session, &stream).await?;
-            return pipe::run(session, stream, Side::Listens).await;
+            self.secured(&mut session, &stream, claimed).await?;
+            return Ok(pipe::run(session, stream, Side::Listens).await?);
         };
         let sender = request.peer().clone();
         let kept = if offer.ranged { parts::kept(&inbox.dir, &sender, &offer) } else { 0 };
         let answer = offer.ranged.then(|| files::answer(&description, kept));
         let (mut session, mut stream) = request.accept_with(answer).await?;
-        self.secured(&mut session, &stream).await?;
+        self.secured(&mut session, &stream, claimed).await?;
         // Only now it is known who that is. The sender is told why before it has sent much.
         let room = match inbox.room(offer.size.saturating_sub(kept)) {
             Ok(room) => room,
             Err(error) => {
                 session.terminate("decline", &error.text).await;
-                return Err(error);
+                return Err(error.into());
             }
         };
         let part = match self.part(&inbox.dir, &sender, &offer, kept).await {
             Ok(part) => part,
             Err(error) => {
                 session.terminate("failed-application", "the file cannot be stored here").await;
-                return Err(error);
+                return Err(error.into());
             }
         };
         let bar = self.client.output.progress(offer.size, &offer.name);
@@ -235,20 +299,30 @@ impl Listen {
         drop(room);
         bar.finish_and_clear();
         let done = received.map(|(done, path)| done.report(self.client.output, &path));
-        goodbye(session, done).await
+        Ok(goodbye(session, done).await?)
     }
 
-    async fn secured(&self, session: &mut Session, stream: &SecureStream) -> Result<(), XtlsError> {
+    /// Tells the user of the peer. Sets `claimed` if the session is the one that is taken, or one of many.
+    async fn secured(
+        &self,
+        session: &mut Session,
+        stream: &SecureStream,
+        claimed: &mut bool,
+    ) -> Result<(), XtlsError> {
         let _turn = self.telling.lock().await;
-        self.client.secured(session, stream).await
+        if self.once && self.taken.load(Ordering::SeqCst) {
+            session.terminate("busy", "").await;
+            return Err(XtlsError::refused("another session was secured first"));
+        }
+        self.client.secured(session, stream).await?;
+        self.taken.store(true, Ordering::SeqCst);
+        *claimed = true;
+        Ok(())
     }
 
     /// Whether a session is wanted here: the file that it brings, or none for a pipe.
     fn admit(&self, request: &Request) -> Result<Option<(Element, FileOffer)>, XtlsError> {
         let user = request.peer();
-        if !self.accept.is_empty() && !self.accept.contains(user) {
-            return Err(XtlsError::refused(format!("{user} is not among those to accept")));
-        }
         let description = request.application().description();
         let file = description
             .filter(|description| description.has_ns(ns::FILE_TRANSFER))

@@ -23,7 +23,6 @@ use std::{path::PathBuf, time::Duration};
 
 use jid::{BareJid, Jid};
 use minidom::Element;
-use tokio::sync::Mutex;
 
 pub use self::args::Cli;
 use self::{
@@ -56,6 +55,8 @@ struct Client {
     /// The component, whether or not it brokers.
     component: Option<BareJid>,
     transport: Option<TransportKind>,
+    /// Whether sessions of others are taken that do not come through the broker.
+    accept_direct: bool,
     /// Asks the user to compare the short authentication string before each session.
     confirm_sas: bool,
     output: Output,
@@ -74,6 +75,7 @@ impl Client {
         Ok(Self {
             dir: account::folder(&account.jid)?,
             credential: credential::load(common, &account)?,
+            accept_direct: false,
             confirm_sas: common.confirm_sas,
             offered,
             via: component.clone().filter(|_| !common.direct),
@@ -84,13 +86,19 @@ impl Client {
         })
     }
 
+    /// The same for a listener, that may take sessions which do not come through the broker.
+    fn accepting_direct(self, accept_direct: bool) -> Self {
+        Self { accept_direct, ..self }
+    }
+
     /// Logs in.
     async fn connect(&self) -> Result<(Endpoint, Incoming), XtlsError> {
         let mut builder = Endpoint::builder(self.credential.clone())
             .policy(Peers { dir: self.dir.clone(), output: self.output })
             .feature(ns::FILE_TRANSFER)
             .feature(ns::HASHES)
-            .feature(ns::XMLSTREAM);
+            .feature(ns::XMLSTREAM)
+            .accept_direct(self.accept_direct);
         if let Some(component) = &self.component {
             builder = builder.component(component.clone());
         }
@@ -177,7 +185,7 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             let revoke = xml::element("revoke", ns::KEYS, &[("id", &id), ("reason", &reason)]);
             registry::registry(&common, "set", revoke, output).await
         }
-        Command::Listen { out, max_size, once, accept, lan } => {
+        Command::Listen { out, max_size, once, accept, accept_direct, lan } => {
             if !out.is_dir() {
                 return Err(XtlsError::usage(format!("{}: not a directory", out.display())));
             }
@@ -185,27 +193,12 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             if lan.lan {
                 return Lan::load(&common, lan, output)?.listen(inbox, once, accept).await;
             }
-            let client = Client::load(&common, output)?;
-            listen::listen(Listen {
-                client,
-                inbox: Some(inbox),
-                once,
-                accept,
-                telling: Mutex::default(),
-            })
-            .await
+            let client = Client::load(&common, output)?.accepting_direct(accept_direct);
+            listen::listen(Listen::new(client, Some(inbox), once, accept)).await
         }
-        Command::Pipe { listen: true, .. } => {
-            let client = Client::load(&common, output)?;
-            let accept = Vec::new();
-            listen::listen(Listen {
-                client,
-                inbox: None,
-                once: true,
-                accept,
-                telling: Mutex::default(),
-            })
-            .await
+        Command::Pipe { listen: true, accept_direct, .. } => {
+            let client = Client::load(&common, output)?.accepting_direct(accept_direct);
+            listen::listen(Listen::new(client, None, true, Vec::new())).await
         }
         Command::Pipe { jid: Some(jid), .. } => {
             let client = Client::load(&common, output)?;
@@ -222,8 +215,8 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             let client = Client::load(&common, output)?;
             chat::call(&client, &jid).await
         }
-        Command::Chat { accept, .. } => {
-            let client = Client::load(&common, output)?;
+        Command::Chat { accept, accept_direct, .. } => {
+            let client = Client::load(&common, output)?.accepting_direct(accept_direct);
             chat::listen(&client, &accept).await
         }
         Command::Send { jid, files, lan } if lan.lan => {

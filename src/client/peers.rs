@@ -12,11 +12,13 @@ use super::{
     trust::Trust,
 };
 use crate::{
-    endpoint::{Error, Hint, Known, Policy, Shown},
+    endpoint::{Error, Hint, Known, Policy, Shown, Standing},
     print::{HashKind, Method, Print},
 };
 
-/// Tells the user what the registry says, refuses what it warns of, and knows a peer's key again.
+/// Tells the user what the registry says of a peer's key, and knows the key again.
+///
+/// What a verdict means is the session's to say: it has refused a key that the registry warns of before this is asked.
 #[derive(Debug)]
 pub(super) struct Peers {
     pub(super) dir: PathBuf,
@@ -24,20 +26,12 @@ pub(super) struct Peers {
 }
 
 impl Policy for Peers {
-    fn offered(&self, peer: &BareJid, method: Method, hints: &[Hint]) -> Result<(), Error> {
+    fn offered(&self, peer: &BareJid, _method: Method, hints: &[Hint]) -> Result<(), Error> {
         let mut shown = Vec::new();
-        let mut refused = None;
         for Hint { method, print, verdict, assurance, .. } in hints {
             shown.push(json!({
                 "method": method, "print": print, "verdict": verdict, "assurance": assurance,
             }));
-        }
-        for hint in hints.iter().filter(|hint| hint.method == method.as_str() && !hint.is_good()) {
-            let Hint { print, verdict, .. } = hint;
-            self.output.warn(&format!("the registry says of {peer}'s key {print}: {verdict}"));
-            if hint.is_bad() {
-                refused = Some(verdict);
-            }
         }
         let verdicts = match hints {
             [] => "no word".to_owned(),
@@ -47,17 +41,32 @@ impl Policy for Peers {
             &json!({"event": "session", "peer": peer.as_str(), "hints": shown}),
             &format!("session with {peer}, registry: {verdicts}"),
         );
-        match refused {
-            Some(verdict) => Err(Error::Unverified(format!(
-                "the registry's verdict on {peer}'s key is {verdict}: nothing was sent"
-            ))),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn shown(&self, shown: &Shown<'_>) -> Result<Known, Error> {
+        let Shown { peer, print, standing, .. } = shown;
         // A first key is kept when the user has been told of it.
-        Ok(Trust::load(&self.dir)?.check(shown.peer, shown.method, shown.print)?)
+        let known = match Trust::load(&self.dir)?.check(peer, shown.method, print)? {
+            Known::First => shown.first_use()?,
+            known => known,
+        };
+        match standing {
+            Standing::Vouched | Standing::NoRegistry => {}
+            Standing::Unavailable => self.output.warn(&format!(
+                "the registry could not be asked about {peer}'s key {print}: it is the known one"
+            )),
+            standing => {
+                let text = format!("the registry says of {peer}'s key {print}: {standing}");
+                self.output.warn(&text);
+            }
+        }
+        Ok(known)
+    }
+
+    fn remembers(&self, peer: &BareJid) -> bool {
+        Trust::load(&self.dir)
+            .is_ok_and(|trust| trust.peers().any(|(known, ..)| known == peer.as_str()))
     }
 }
 

@@ -90,6 +90,7 @@ impl Client {
                 "peer_print": print.to_string(),
                 "transport": transport.as_str(),
                 "first_use": first,
+                "registry": (learned.method != Method::Srp).then(|| learned.standing.as_str()),
                 "sas": sas,
                 "initiator": stream.initiator().as_str(),
             }),

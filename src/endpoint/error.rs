@@ -23,6 +23,9 @@ pub enum Error {
     /// The peer's key is not the promised one, or nobody vouches for it. No application byte has been sent.
     #[error("{0}")]
     Unverified(String),
+    /// The peer began a session and did not secure it in time, or others needed its place.
+    #[error("{0}")]
+    Expired(String),
     /// The XMPP server did not let us in.
     #[error("{0}")]
     Login(String),
@@ -53,6 +56,7 @@ impl Error {
             Self::Unverified(_) => "security-error",
             Self::Refused(_) => "decline",
             Self::Unsupported(_) => "unsupported-applications",
+            Self::Expired(_) => "timeout",
             Self::Disconnected => "connectivity-error",
             _ => "failed-application",
         }
@@ -68,7 +72,9 @@ impl From<std::io::Error> for Error {
 impl From<TlsError> for Error {
     fn from(error: TlsError) -> Self {
         match error {
-            TlsError::Unverified => Self::Unverified(format!("{error}: nothing was sent")),
+            TlsError::Unverified | TlsError::Unproven(_) => {
+                Self::Unverified(format!("{error}: nothing was sent"))
+            }
             TlsError::Refused => Self::Refused(error.to_string()),
             TlsError::Failed(_) => Self::Failed(error.to_string()),
         }

@@ -7,11 +7,18 @@ use std::{
     time::Duration,
 };
 
-use jid::{FullJid, Jid};
+use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
 use tokio::sync::mpsc;
 
-use super::{application::first_content, error::Error, login::Connection};
+use super::{
+    application::first_content,
+    error::Error,
+    login::Connection,
+    places::{self, Place, Places},
+    policy::Policy,
+    user_behind,
+};
 use crate::{
     mediator::ibb_stream::{IbbHandle, IbbParams, IbbStream},
     xmpp::{
@@ -24,9 +31,6 @@ use crate::{
 
 /// How long we wait for the answer to a request.
 const ANSWER: Duration = Duration::from_secs(45);
-/// How many sessions may wait to be looked at.
-const ARRIVALS: usize = 8;
-
 type Streams = HashMap<(Jid, String), IbbHandle>;
 
 #[derive(Debug, Default)]
@@ -37,12 +41,41 @@ struct State {
     streams: Streams,
 }
 
+/// Which sessions of others are taken in.
+#[derive(Clone, Debug)]
+pub(super) struct Admission {
+    /// The component, whose addresses stand for users.
+    pub(super) component: Option<BareJid>,
+    /// Whether sessions must come through the component.
+    pub(super) only_brokered: bool,
+    pub(super) policy: Arc<dyn Policy>,
+    pub(super) places: Places,
+}
+
+impl Admission {
+    fn admit(&self, from: &Jid) -> Result<Place, Refusal> {
+        let component = self.component.as_ref();
+        if let Some(component) = component
+            && self.only_brokered
+            && component.domain() != from.domain()
+        {
+            let text = format!("Direct sessions are not taken here: start it through {component}");
+            return Err(Refusal::new("cancel", "not-allowed", &text));
+        }
+        let peer = user_behind(from, component);
+        self.places
+            .admit(&peer, || self.policy.remembers(&peer))
+            .map_err(|places::Full| Refusal::resource_constraint("Too many sessions are open here"))
+    }
+}
+
 /// The hub. Cheap to clone; the connection lives as long as its clones.
 #[derive(Clone, Debug)]
 pub(crate) struct Hub {
     pub(crate) jid: FullJid,
     outbound: mpsc::Sender<Element>,
     requests: Requests,
+    admission: Arc<Admission>,
     state: Arc<Mutex<State>>,
     features: Arc<Vec<String>>,
 }
@@ -77,6 +110,7 @@ impl fmt::Display for TransportKind {
 pub(super) struct Arrival {
     pub(super) stanza: Stanza,
     pub(super) inbox: Inbox,
+    pub(super) place: Place,
 }
 
 impl Hub {
@@ -84,16 +118,18 @@ impl Hub {
     pub(super) fn start(
         connection: Connection,
         features: Vec<String>,
+        admission: Admission,
     ) -> (Self, mpsc::Receiver<Arrival>, tokio::task::JoinHandle<()>) {
         let Connection { jid, outbound, mut inbound, task } = connection;
         let hub = Self {
             jid,
             requests: Requests::new(outbound.clone()),
             outbound,
+            admission: Arc::new(admission),
             state: Arc::default(),
             features: Arc::new(features),
         };
-        let (sender, arrivals) = mpsc::channel(ARRIVALS);
+        let (sender, arrivals) = mpsc::channel(places::MOST);
         let router = hub.clone();
         tokio::spawn(async move {
             while let Some(stanza) = inbound.recv().await {
@@ -193,11 +229,15 @@ impl Hub {
         if first_content(jingle).is_err() {
             return stanza.refuse(&Refusal::bad_request("A content was expected"));
         }
-        let Ok(place) = arrivals.try_reserve() else {
-            return stanza.refuse(&Refusal::resource_constraint("Too many sessions wait here"));
+        let place = match self.admission.admit(&stanza.from) {
+            Ok(place) => place,
+            Err(refusal) => return stanza.refuse(&refusal),
+        };
+        let Ok(arrival) = arrivals.try_reserve() else {
+            return stanza.refuse(&Refusal::resource_constraint("No sessions are taken here"));
         };
         let inbox = self.session(&stanza.from, jingle.attr("sid").unwrap_or_default());
-        place.send(Arrival { stanza: stanza.clone(), inbox });
+        arrival.send(Arrival { stanza: stanza.clone(), inbox, place });
         stanza.result(None)
     }
 

@@ -4,21 +4,17 @@
 //! that both users know. A method other than x509 is marked by its profile, because its name alone has meant other
 //! things (RFC 5081, RFC 5054); docs/PROTOCOL.md describes both.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use jid::BareJid;
 use minidom::Element;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tokio_rustls::TlsStream;
 
-use super::{error::Error, session::Session};
+use super::{error::Error, guesses::Guess, session::Session};
 use crate::{
     broker::offer::Offer,
     mediator::leg::Leg,
@@ -35,8 +31,8 @@ use crate::{
 
 /// How long handshake and password check may take. The short authentication string counts on it.
 const HANDSHAKE: Duration = Duration::from_secs(60);
-/// The longest that a password's guess waits for others that were wrong: less than a handshake may take.
-const GUESS_MAX: Duration = Duration::from_secs(30);
+/// How long a peer whose turn it is may take for its guess of the password: two messages.
+const GUESS: Duration = Duration::from_secs(20);
 
 /// What an endpoint shows who it is with; it decides the method of all its sessions.
 #[derive(Clone, Debug)]
@@ -216,15 +212,13 @@ fn has_profile(content: &Element, method: Method, profile: &str) -> bool {
 }
 
 impl Session {
-    /// Speaks TLS over the transport, and proves the password to each other if that is the method. The responder is the
-    /// TLS server.
+    /// Speaks TLS over the transport. The responder is the TLS server.
     pub(super) async fn secure(
         &mut self,
         leg: Leg,
         expected: Expected,
     ) -> Result<(TlsStream<Leg>, Secured), Error> {
-        let credential = self.endpoint.credential().clone();
-        let identity = credential.identity()?;
+        let identity = self.endpoint.credential().identity()?;
         let initiator = self.initiator;
         let handshake = in_time(async {
             Ok(if initiator {
@@ -233,56 +227,34 @@ impl Session {
                 tls::accept(leg, &identity, expected).await?
             })
         });
-        let (mut tls, secured) = self.unless_ended(handshake).await?;
-        if let Credential::Srp(password) = credential {
-            let me = self.endpoint.jid().to_bare();
-            let user = if initiator { me } else { self.peer.clone() };
-            let shared =
-                srp::Shared { user: user.to_string(), password, binding: tls::binding(&tls)? };
-            let endpoint = self.endpoint.clone();
-            let guesses = endpoint.guesses();
-            let proof = in_time(async {
-                if initiator {
-                    return Ok(prove(&mut tls, shared).await?);
-                }
-                guesses.wait().await;
-                let checked = check_proof(&mut tls, shared).await;
-                guesses.note(checked.is_ok());
-                Ok(checked?)
-            });
-            // Whatever ends this step, nobody has shown to know the password.
-            self.unless_ended(proof).await.map_err(|_| {
-                Error::Unverified(format!(
-                    "{} has not shown to know the password, or someone is in the middle: nothing was sent",
-                    self.peer
-                ))
-            })?;
-        }
-        Ok((tls, secured))
-    }
-}
-
-/// Slows down who guesses passwords: each wrong one makes the next wait longer, whoever it is from.
-#[derive(Debug, Default)]
-pub(super) struct Guesses(Mutex<(u32, Option<Instant>)>);
-
-impl Guesses {
-    /// How long the next guess waits after so many wrong ones.
-    fn delay(wrong: u32) -> Duration {
-        GUESS_MAX.min(Duration::from_secs(1 << wrong.saturating_sub(1).min(5)))
+        self.unless_ended(handshake).await
     }
 
-    async fn wait(&self) {
-        let until = self.0.lock().unwrap_or_else(PoisonError::into_inner).1;
-        if let Some(until) = until {
-            tokio::time::sleep_until(until).await;
-        }
-    }
-
-    fn note(&self, right: bool) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let wrong = if right { 0 } else { state.0 + 1 };
-        *state = (wrong, (wrong > 0).then(|| Instant::now() + Self::delay(wrong)));
+    /// Proves the password to each other, if that is the method.
+    pub(super) async fn authenticate(&mut self, tls: &mut TlsStream<Leg>) -> Result<(), Error> {
+        let Credential::Srp(password) = self.endpoint.credential().clone() else { return Ok(()) };
+        let me = self.endpoint.jid().to_bare();
+        let user = if self.initiator { me } else { self.peer.clone() };
+        let shared = srp::Shared { user: user.to_string(), password, binding: tls::binding(tls)? };
+        let (endpoint, initiator, peer) =
+            (self.endpoint.clone(), self.initiator, self.peer.clone());
+        let proof = async {
+            if initiator {
+                return in_time(async { Ok(prove(tls, shared).await?) }).await;
+            }
+            let mut guess = in_time(async { Ok(endpoint.guesses().turn(&peer).await) }).await?;
+            timeout(GUESS, check_proof(tls, shared, &mut guess))
+                .await
+                .map_err(|_| Error::failed("the peer did not answer in time"))??;
+            Ok(())
+        };
+        // Whatever ends this step, nobody has shown to know the password.
+        self.unless_ended(proof).await.map_err(|_| {
+            Error::Unverified(format!(
+                "{} has not shown to know the password, or someone is in the middle: nothing was sent",
+                self.peer
+            ))
+        })
     }
 }
 
@@ -304,14 +276,19 @@ async fn prove(tls: &mut TlsStream<Leg>, shared: srp::Shared) -> io::Result<()> 
 }
 
 /// The responder's part of the password check.
-async fn check_proof(tls: &mut TlsStream<Leg>, shared: srp::Shared) -> io::Result<()> {
+async fn check_proof(
+    tls: &mut TlsStream<Leg>,
+    shared: srp::Shared,
+    guess: &mut Guess<'_>,
+) -> io::Result<()> {
     let responder = srp::Responder::new(shared, rand::random(), rand::random());
     let hello = receive(tls, srp::Responder::EXPECTS).await?;
     let (responder, challenge) = responder.handle_hello(&hello).map_err(io::Error::other)?;
     send(tls, &challenge).await?;
     let proof = receive(tls, srp::ResponderChallenged::EXPECTS).await?;
-    let answer = responder.handle_proof(&proof).map_err(io::Error::other)?;
-    send(tls, &answer).await
+    let answer = responder.handle_proof(&proof);
+    guess.settle(answer.is_ok());
+    send(tls, &answer.map_err(io::Error::other)?).await
 }
 
 async fn send(tls: &mut TlsStream<Leg>, message: &[u8]) -> io::Result<()> {
@@ -365,23 +342,6 @@ mod tests {
         };
         assert!(text.contains("bob@example.org offers x509"), "{text}");
         assert!(text.contains("the method here is srp"), "{text}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn wrong_passwords_make_the_next_wait_and_a_right_one_ends_that() {
-        let guesses = Guesses::default();
-        let waited = async || {
-            let before = Instant::now();
-            guesses.wait().await;
-            before.elapsed().as_secs()
-        };
-        assert_eq!(waited().await, 0);
-        for seconds in [1, 2, 4, 8, 16, 30, 30] {
-            guesses.note(false);
-            assert_eq!(waited().await, seconds);
-        }
-        guesses.note(true);
-        assert_eq!(waited().await, 0);
     }
 
     #[test]

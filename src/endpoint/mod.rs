@@ -20,6 +20,8 @@
 //! # Whose key is it?
 //! The peer must show the key whose print it has offered, or prove the password that both know; nothing else gets past the
 //! handshake. Which it is, the [`Credential`] says that the endpoint is built with.
+//! Then the endpoint asks the component's registry about the key that was shown, in every session, and refuses one that is
+//! revoked or none of the peer's registered keys.
 //! Whether that key is the right user's is for a [`Policy`] to say: [`Registered`] (the registry vouches for it; the
 //! default), [`FirstUse`] (the first key is kept, another is refused), or one of your own. Nothing of the application is
 //! sent before it has agreed.
@@ -60,12 +62,15 @@
 mod application;
 mod dial;
 mod error;
+mod guesses;
 mod hub;
 mod login;
 mod method;
 mod negotiate;
+mod places;
 mod policy;
 mod progress;
+mod registry;
 mod s5b;
 mod sasl;
 mod session;
@@ -85,13 +90,15 @@ pub use self::{
     login::{Connection, Login, ServerTrust, login},
     method::Credential,
     negotiate::{Incoming, Request},
-    policy::{FirstUse, Hint, Known, Policy, Registered, Shown},
+    policy::{FirstUse, Hint, Known, Policy, Registered, Shown, Standing},
     session::Session,
     stream::{Learned, SecureStream},
 };
 use self::{
-    hub::Hub,
-    method::{Guesses, Offered},
+    guesses::Guesses,
+    hub::{Admission, Hub},
+    method::Offered,
+    places::Places,
 };
 use crate::{
     print::{Method, Print},
@@ -149,6 +156,7 @@ pub struct Builder {
     transport: Option<TransportKind>,
     policy: Arc<dyn Policy>,
     features: Vec<String>,
+    accept_direct: bool,
 }
 
 impl Builder {
@@ -175,6 +183,14 @@ impl Builder {
     /// Offers this print of the own key instead of the usual one.
     pub fn offer(self, print: Print) -> Self {
         Self { offered: Some(print), ..self }
+    }
+
+    /// Whether sessions are taken that peers start without the broker, if there is one: by default not.
+    ///
+    /// The registry is asked about the peer's key all the same. Without [`via`](Self::via) this is of no effect: all
+    /// sessions are taken then.
+    pub fn accept_direct(self, accept_direct: bool) -> Self {
+        Self { accept_direct, ..self }
     }
 
     /// Announces an application by the namespace of its description, so that peers offer it.
@@ -212,7 +228,13 @@ impl Builder {
             features.extend([ns::IBB, ns::JINGLE_IBB, ns::JINGLE_IBB_0].map(str::to_owned));
         }
         features.extend(self.features.iter().cloned());
-        let (hub, arrivals, task) = Hub::start(connection, features);
+        let admission = Admission {
+            component: self.component.clone(),
+            only_brokered: self.via.is_some() && !self.accept_direct,
+            policy: Arc::clone(&self.policy),
+            places: Places::default(),
+        };
+        let (hub, arrivals, task) = Hub::start(connection, features, admission);
         let inner =
             Inner { hub, builder: self, guesses: Guesses::default(), task: task.abort_handle() };
         let endpoint = Endpoint { inner: Arc::new(inner) };
@@ -232,6 +254,7 @@ impl Endpoint {
             transport: None,
             policy: Arc::new(Registered),
             features: Vec::new(),
+            accept_direct: false,
         }
     }
 
@@ -339,10 +362,7 @@ impl Endpoint {
 
     /// The user behind an address: itself, or whom it stands for at the component.
     fn user_of(&self, address: &Jid) -> BareJid {
-        self.via()
-            .filter(|via| via.domain() == address.domain())
-            .and_then(|via| unproxied(address, via))
-            .map_or_else(|| address.to_bare(), |user| user.to_bare())
+        user_behind(address, self.component())
     }
 
     fn hub(&self) -> &Hub {
@@ -372,4 +392,12 @@ impl Endpoint {
     fn policy(&self) -> &dyn Policy {
         &*self.inner.builder.policy
     }
+}
+
+/// Returns the user behind an address: the address itself, or the user that it stands for at the component.
+fn user_behind(address: &Jid, component: Option<&BareJid>) -> BareJid {
+    component
+        .filter(|component| component.domain() == address.domain())
+        .and_then(|component| unproxied(address, component))
+        .map_or_else(|| address.to_bare(), |user| user.to_bare())
 }

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use jid::{BareJid, Jid};
 use minidom::Element;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_rustls::TlsStream;
 
 use super::{
@@ -17,7 +17,9 @@ use super::{
     error::Error,
     hub::Arrival,
     method::expected,
-    policy::{Hint, Known, Shown},
+    places::Place,
+    policy::{Hint, Known, Shown, Standing, by_hints, by_keys, forms, refuse_offer},
+    registry::Asked,
     session::{Session, payload},
     stream::{Learned, SecureStream},
 };
@@ -25,6 +27,8 @@ use crate::{mediator::leg::Leg, print::Method, tls::stream::Secured, xmpp::iq::r
 
 /// How long a peer's user may think.
 const ACCEPT: Duration = Duration::from_secs(300);
+/// How long a peer that has started a session may take until TLS is up.
+const TLS_UP: Duration = Duration::from_secs(30);
 
 impl Endpoint {
     /// Starts a session with a user and secures it.
@@ -81,7 +85,9 @@ impl Endpoint {
             let hints = session.hints(&content)?;
             let expected = expected(&session.peer, self.method(), &content)?;
             let leg = session.initiator_leg(&content, &offered).await?;
-            Ok((session.secure(leg, expected).await?, hints))
+            let (mut tls, secured) = session.secure(leg, expected).await?;
+            session.authenticate(&mut tls).await?;
+            Ok((tls, secured, hints))
         }
         .await;
         session.finish(outcome).await
@@ -101,7 +107,7 @@ impl Incoming {
     /// # Cancel safety
     /// No session is lost if the future is dropped.
     pub async fn next(&mut self) -> Option<Request> {
-        let Arrival { stanza, inbox } = self.arrivals.recv().await?;
+        let Arrival { stanza, inbox, place } = self.arrivals.recv().await?;
         let jingle = payload(&stanza);
         let sid = jingle.attr("sid").unwrap_or_default().to_owned();
         let mut session = Session::new(&self.endpoint, inbox, stanza.from, sid);
@@ -109,6 +115,7 @@ impl Incoming {
         session.namespace = jingle.ns();
         session.content = content.attr("name").unwrap_or_default().to_owned();
         session.initiator = false;
+        session.place = Some(place);
         Some(Request { session, application: Application::read(&content), content })
     }
 }
@@ -165,15 +172,29 @@ impl Request {
         description: Option<Element>,
     ) -> Result<(Session, SecureStream), Error> {
         let Self { mut session, content, .. } = self;
-        let outcome = async {
-            let endpoint = session.endpoint.clone();
-            let expected = expected(&session.peer, endpoint.method(), &content)?;
-            let hints = session.hints(&content)?;
-            let children = answer(&content, description.as_ref(), &endpoint.offered());
-            let leg = session.responder_leg(&content, children).await?;
-            Ok((session.secure(leg, expected).await?, hints))
-        }
-        .await;
+        let given_way = session.place.as_ref().map(Place::given_way).unwrap_or_default();
+        let peer = session.peer.clone();
+        let work = async {
+            let tls_up = async {
+                let endpoint = session.endpoint.clone();
+                let expected = expected(&session.peer, endpoint.method(), &content)?;
+                let hints = session.hints(&content)?;
+                let children = answer(&content, description.as_ref(), &endpoint.offered());
+                let leg = session.responder_leg(&content, children).await?;
+                Ok((session.secure(leg, expected).await?, hints))
+            };
+            let late = || Error::Expired(format!("{peer} did not secure the session in time"));
+            let ((mut tls, secured), hints) =
+                timeout(TLS_UP, tls_up).await.unwrap_or_else(|_| Err(late()))?;
+            session.authenticate(&mut tls).await?;
+            Ok((tls, secured, hints))
+        };
+        let outcome = tokio::select! {
+            outcome = work => outcome,
+            () = given_way.cancelled() => {
+                Err(Error::Expired(format!("{peer}'s session gave way to newer ones")))
+            }
+        };
         session.finish(outcome).await
     }
 
@@ -183,20 +204,26 @@ impl Request {
     }
 }
 
-type Outcome = Result<((TlsStream<Leg>, Secured), Vec<Hint>), Error>;
+type Outcome = Result<(TlsStream<Leg>, Secured, Vec<Hint>), Error>;
 
 impl Session {
-    /// What the registry says of the offered prints, if the policy goes along with it.
+    /// What the broker says of the offered prints, if policy goes along with it.
     fn hints(&self, content: &Element) -> Result<Vec<Hint>, Error> {
         // Only the component's word counts: a peer that is reached directly would be praising itself.
-        let hints = if self.is_brokered() { Hint::read(content) } else { Vec::new() };
-        self.endpoint.policy().offered(&self.peer, self.endpoint.method(), &hints)?;
+        let hints = if self.is_brokered() { Hint::read(content, &self.peer) } else { Vec::new() };
+        let method = self.endpoint.method();
+        self.endpoint.policy().offered(&self.peer, method, &hints)?;
+        refuse_offer(&self.peer, method, &hints)?;
         Ok(hints)
     }
 
-    /// The policy's word, after the handshake and before the first byte of the application.
+    /// The last checks, after the handshake and before the first byte of the application.
     async fn finish(mut self, outcome: Outcome) -> Result<(Self, SecureStream), Error> {
-        match outcome.and_then(|(secured, hints)| self.check(secured, hints)) {
+        let checked = match outcome {
+            Ok((tls, secured, hints)) => self.check(tls, secured, hints).await,
+            Err(error) => Err(error),
+        };
+        match checked {
             Ok(stream) => {
                 self.in_band = stream.learned().transport == super::TransportKind::Ibb;
                 Ok((self, stream))
@@ -213,26 +240,36 @@ impl Session {
         }
     }
 
-    fn check(
+    async fn check(
         &self,
-        (tls, secured): (TlsStream<Leg>, Secured),
+        tls: TlsStream<Leg>,
+        secured: Secured,
         hints: Vec<Hint>,
     ) -> Result<SecureStream, Error> {
         let (leg, connection) = tls.get_ref();
         let certificate = connection.peer_certificates().and_then(<[_]>::first);
+        let certificate = certificate.map(AsRef::as_ref).unwrap_or_default();
         let method = self.endpoint.method();
-        let shown = Shown {
-            peer: &self.peer,
-            method,
-            print: &secured.peer,
-            certificate: certificate.map(AsRef::as_ref).unwrap_or_default(),
-            hints: &hints,
-        };
-        let known = match method {
+        let (known, standing) = match method {
             // There is no key to know again.
-            Method::Srp => Known::Same,
-            _ => self.endpoint.policy().shown(&shown)?,
+            Method::Srp => (Known::Same, Standing::NoRegistry),
+            _ => {
+                let standing = self.standing(&secured, certificate, &hints).await;
+                let shown = Shown {
+                    peer: &self.peer,
+                    method,
+                    print: &secured.peer,
+                    certificate,
+                    hints: &hints,
+                    standing,
+                };
+                shown.refuse_bad()?;
+                (self.endpoint.policy().shown(&shown)?, standing)
+            }
         };
+        if let Some(place) = &self.place {
+            place.prove();
+        }
         let transport = match leg {
             Leg::Socket(_) => super::TransportKind::S5b,
             Leg::Ibb(_) => super::TransportKind::Ibb,
@@ -243,6 +280,7 @@ impl Session {
             address: self.address.clone(),
             print: secured.peer,
             hints,
+            standing,
             known,
             tls_version: secured.version,
             key_exchange: secured.key_exchange,
@@ -251,5 +289,23 @@ impl Session {
         let me = self.endpoint.jid().to_bare();
         let sides = if self.initiator { [&me, &self.peer] } else { [&self.peer, &me] };
         Ok(SecureStream::new(tls, learned, sides.map(Clone::clone), Arc::clone(&self.progress)))
+    }
+
+    /// What the registry says of the key that the peer has shown: its own answer and the broker's hints, the worse of them.
+    async fn standing(&self, secured: &Secured, certificate: &[u8], hints: &[Hint]) -> Standing {
+        let method = self.endpoint.method();
+        let forms = forms(method, &secured.peer, certificate);
+        let hinted = self.is_brokered().then(|| by_hints(method, &forms, hints));
+        let asked = match self.endpoint.keys_of(&self.peer).await {
+            None => return Standing::NoRegistry,
+            Some(Asked::Keys(keys)) => by_keys(method, &forms, &keys),
+            // The component brokers for users who may not ask its registry; its hints are all that it says to them.
+            Some(Asked::NotServed) => return hinted.unwrap_or(Standing::Unavailable),
+            Some(Asked::Unavailable(why)) => {
+                tracing::warn!(peer = %self.peer, why, "the registry cannot be asked");
+                Standing::Unavailable
+            }
+        };
+        hinted.map_or(asked, |hinted| hinted.max(asked))
     }
 }

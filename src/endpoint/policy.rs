@@ -1,4 +1,8 @@
-//! Whose key is taken for whose: what the registry says, what is known, and what to make of both.
+//! Decides whether a key belongs to a user: by what the registry says of it, and by what is remembered.
+//!
+//! A verdict belongs to a key. The session finds the [`Standing`] of the key that the peer has *shown*, from the
+//! registry's own answer and from the broker's hints, and refuses a bad one before any policy is asked. No policy can
+//! forget that, and no other print in the offer can stand in for the key.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +13,7 @@ use std::{
 use jid::BareJid;
 use minidom::Element;
 
-use super::error::Error;
+use super::{error::Error, registry::KnownKey};
 use crate::{
     print::{HashKind, Method, Print},
     xmpp::ns,
@@ -40,11 +44,15 @@ impl Hint {
         matches!(self.verdict.as_str(), "revoked" | "mismatch")
     }
 
-    /// All hints in a content.
-    pub(super) fn read(content: &Element) -> Vec<Self> {
-        let Some(hints) = content.get_child("hints", ns::HINTS) else { return Vec::new() };
-        hints
+    /// Reads the hints about `peer` in a content; those about anybody else say nothing of this session.
+    pub(super) fn read(content: &Element, peer: &BareJid) -> Vec<Self> {
+        content
             .children()
+            .filter(|child| child.is("hints", ns::HINTS))
+            .filter(|hints| {
+                hints.attr("jid").and_then(|jid| BareJid::new(jid).ok()).as_ref() == Some(peer)
+            })
+            .flat_map(Element::children)
             .filter(|child| child.is("print", ns::HINTS))
             .map(|hint| {
                 let get = |name| hint.attr(name).unwrap_or_default().to_owned();
@@ -57,6 +65,140 @@ impl Hint {
             })
             .collect()
     }
+
+    /// What it says of the key of a session by `method`. Good words for a key of another method are worth nothing.
+    fn standing(&self, method: Method) -> Standing {
+        match self.verdict.as_str() {
+            "revoked" => Standing::Revoked,
+            "mismatch" => Standing::Mismatch,
+            "superseded" => Standing::Superseded,
+            "match" | "registered" if self.method == method.as_str() => Standing::Vouched,
+            _ => Standing::Unknown,
+        }
+    }
+}
+
+/// What the registry says of the key that a peer has shown, in ascending order of alarm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Standing {
+    /// It is an active key of the peer.
+    Vouched,
+    /// The endpoint knows no registry.
+    NoRegistry,
+    /// The registry does not know it, and knows no other key of the peer for this method.
+    Unknown,
+    /// Another key has replaced it, or its time is over.
+    Superseded,
+    /// The registry could not be asked.
+    Unavailable,
+    /// The peer has registered keys of this method, and it is none of them.
+    Mismatch,
+    /// It was revoked.
+    Revoked,
+}
+
+impl Standing {
+    /// The name in events and messages: that of the verdict, where there is one.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vouched => "match",
+            Self::NoRegistry => "none",
+            Self::Unknown => "unknown",
+            Self::Superseded => "superseded",
+            Self::Unavailable => "unavailable",
+            Self::Mismatch => "mismatch",
+            Self::Revoked => "revoked",
+        }
+    }
+
+    /// Whether the key is refused whatever is known of the peer.
+    pub fn is_bad(self) -> bool {
+        matches!(self, Self::Mismatch | Self::Revoked)
+    }
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The forms in which hints, offers and the registry may name the key that was shown.
+///
+/// A certificate has a print by each kind of hash, an OpenPGP key its fingerprint alone: the certificate around it is made
+/// for one session.
+pub(super) fn forms(method: Method, print: &Print, certificate: &[u8]) -> Vec<Print> {
+    match method {
+        Method::OpenPgp => vec![print.clone()],
+        _ => [HashKind::Sha1, HashKind::Sha256, HashKind::SpkiSha256]
+            .into_iter()
+            .filter_map(|hash| Print::of_certificate(hash, certificate))
+            .collect(),
+    }
+}
+
+/// What hints say of the key with these forms.
+///
+/// Of several hints on one form the worst counts. A revoked form revokes the key. Else a form that is vouched for
+/// vouches for it, as the registry may know a key by one hash alone. Without a hint on any form the key is unknown,
+/// whatever is said of other keys.
+pub(super) fn by_hints(method: Method, forms: &[Print], hints: &[Hint]) -> Standing {
+    let said: Vec<Standing> = forms
+        .iter()
+        .filter_map(|form| {
+            let about = |hint: &&Hint| {
+                Print::parse(&hint.print, None).is_ok_and(|print| print.same_bytes(form))
+            };
+            hints.iter().filter(about).map(|hint| hint.standing(method)).max()
+        })
+        .collect();
+    combined(&said)
+}
+
+/// What the registry's own answer says of the key with these forms.
+pub(super) fn by_keys(method: Method, forms: &[Print], keys: &[KnownKey]) -> Standing {
+    let has = |key: &&KnownKey| forms.iter().any(|form| key.has(form));
+    let of_method = |key: &&KnownKey| key.method == method.as_str();
+    let said: Vec<Standing> = keys
+        .iter()
+        .filter(has)
+        .map(|key| match key.state.as_str() {
+            "revoked" => Standing::Revoked,
+            "active" if of_method(&key) => Standing::Vouched,
+            "superseded" if of_method(&key) => Standing::Superseded,
+            _ => Standing::Unknown,
+        })
+        .collect();
+    match combined(&said) {
+        Standing::Unknown if keys.iter().any(|key| of_method(&key) && key.state == "active") => {
+            Standing::Mismatch
+        }
+        standing => standing,
+    }
+}
+
+fn combined(said: &[Standing]) -> Standing {
+    let worst = said.iter().copied().max().unwrap_or(Standing::Unknown);
+    if worst != Standing::Revoked && said.contains(&Standing::Vouched) {
+        return Standing::Vouched;
+    }
+    worst
+}
+
+/// Refuses an offer if all that it could lead to is a key that the registry warns of: no transport is made then.
+pub(super) fn refuse_offer(peer: &BareJid, method: Method, hints: &[Hint]) -> Result<(), Error> {
+    let about: Vec<&Hint> = hints.iter().filter(|hint| hint.method == method.as_str()).collect();
+    match about.iter().map(|hint| hint.standing(method)).max() {
+        Some(worst) if about.iter().all(|hint| hint.is_bad()) => Err(refused(peer, worst.as_str())),
+        _ => Ok(()),
+    }
+}
+
+fn refused(peer: &BareJid, verdict: &str) -> Error {
+    Error::Unverified(format!(
+        "the registry's verdict on {peer}'s key is {verdict}: nothing was sent"
+    ))
 }
 
 /// Whether a peer's key was seen before.
@@ -80,50 +222,60 @@ pub struct Shown<'a> {
     pub print: &'a Print,
     /// The certificate, DER.
     pub certificate: &'a [u8],
-    /// What the registry says.
+    /// What the broker says of the offered prints.
     pub hints: &'a [Hint],
+    /// What the registry says of this key, by hints and by its own answer.
+    pub standing: Standing,
 }
 
 impl Shown<'_> {
-    /// Whether the registry vouches for the key that was shown, not for another one that was offered.
+    /// Whether the registry vouches for the key that was shown.
     pub fn is_vouched_for(&self) -> bool {
-        let of_method =
-            self.hints.iter().filter(|hint| hint.method == self.method.as_str() && hint.is_good());
-        of_method.filter_map(|hint| Print::parse(&hint.print, None).ok()).any(|print| {
-            if self.method == Method::OpenPgp {
-                return print == *self.print;
-            }
-            [print.hash(), HashKind::SpkiSha256]
-                .into_iter()
-                .filter_map(|hash| Print::of_certificate(hash, self.certificate))
-                .any(|shown| shown.same_bytes(&print))
-        })
+        self.standing == Standing::Vouched
+    }
+
+    /// Refuses a key that the registry warns of. The session does so itself, before it asks a policy.
+    ///
+    /// # Errors
+    /// [`Error::Unverified`]
+    pub fn refuse_bad(&self) -> Result<(), Error> {
+        if self.standing.is_bad() {
+            return Err(refused(self.peer, self.standing.as_str()));
+        }
+        Ok(())
+    }
+
+    /// Decides on the first key of a peer that is not remembered: what every policy does that takes keys on first use.
+    ///
+    /// # Errors
+    /// [`Error::Unverified`] if the registry warns of the key, or could not be asked.
+    pub fn first_use(&self) -> Result<Known, Error> {
+        self.refuse_bad()?;
+        if self.standing == Standing::Unavailable {
+            return Err(Error::Unverified(format!(
+                "the registry could not be asked about the first key of {}: nothing was sent",
+                self.peer
+            )));
+        }
+        Ok(Known::First)
     }
 }
 
 /// Decides whose key is taken for whose.
 ///
-/// That the peer holds the key whose print it offered is checked before, always; a policy says whether that key is
-/// the right user's.
+/// Two things are checked before a policy is asked, always: the peer holds the key whose print it offered, and the registry
+/// does not warn of that key. A policy says whether the key is the right user's.
 ///
 /// # Security
 /// A policy that says yes too often lets whoever sits between the users in.
 pub trait Policy: fmt::Debug + Send + Sync + 'static {
-    /// Looks at what the registry says of the offered prints, before a transport is made.
-    ///
-    /// Unless overridden, a revoked or mismatching print of the session's method is refused.
+    /// Looks at what the broker says of the offered prints, before a transport is made.
     ///
     /// # Errors
     /// [`Error::Unverified`] ends the session.
     fn offered(&self, peer: &BareJid, method: Method, hints: &[Hint]) -> Result<(), Error> {
-        let bad = hints.iter().find(|hint| hint.method == method.as_str() && hint.is_bad());
-        match bad {
-            None => Ok(()),
-            Some(hint) => Err(Error::Unverified(format!(
-                "the registry's verdict on {peer}'s key is {}: nothing was sent",
-                hint.verdict
-            ))),
-        }
+        let _ = (peer, method, hints);
+        Ok(())
     }
 
     /// Looks at the key that was shown, before a byte of the application is sent. Not asked for the method srp, where the
@@ -132,12 +284,18 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`Error::Unverified`] ends the session.
     fn shown(&self, shown: &Shown<'_>) -> Result<Known, Error>;
+
+    /// Whether a peer's key is remembered. Peers that are get places of their own for their sessions.
+    fn remembers(&self, peer: &BareJid) -> bool {
+        let _ = peer;
+        false
+    }
 }
 
 /// Takes the keys that the component's registry vouches for, and no others.
 ///
 /// This is what an endpoint does if it is told nothing else. It asks nothing of the user, trusts the component's
-/// registry, and refuses every session without a broker.
+/// registry, and refuses every session if it knows none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Registered;
 
@@ -155,7 +313,8 @@ impl Policy for Registered {
 
 /// Takes a peer's first key and refuses any other after it, for as long as the program runs.
 ///
-/// Start with prints that are known already by [`FirstUse::with`].
+/// Start with prints that are known already by [`FirstUse::with`]. A first key that the registry warns of is refused, and so
+/// is one while the registry cannot be asked.
 ///
 /// ```
 /// use fingerpost::{endpoint::FirstUse, print::{HashKind, Print}};
@@ -184,8 +343,9 @@ impl Policy for FirstUse {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         match peers.get(shown.peer) {
             None => {
+                let first = shown.first_use()?;
                 peers.insert(shown.peer.clone(), shown.print.clone());
-                Ok(Known::First)
+                Ok(first)
             }
             Some(known) if known == shown.print => Ok(Known::Same),
             Some(_) => Err(Error::Unverified(format!(
@@ -194,68 +354,238 @@ impl Policy for FirstUse {
             ))),
         }
     }
+
+    fn remembers(&self, peer: &BareJid) -> bool {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).contains_key(peer)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::identity::Identity;
 
-    fn hint(print: &Print, verdict: &str) -> Hint {
+    fn peer() -> BareJid {
+        BareJid::new("juliet@capulet.lit").unwrap()
+    }
+
+    fn certificate() -> Vec<u8> {
+        Identity::generate(&peer()).unwrap().certificate.to_vec()
+    }
+
+    fn print_of(hash: HashKind, certificate: &[u8]) -> Print {
+        Print::of_certificate(hash, certificate).unwrap()
+    }
+
+    fn hint(method: &str, print: &Print, verdict: &str) -> Hint {
         Hint {
-            method: "x509".to_owned(),
+            method: method.to_owned(),
             print: print.to_string(),
             verdict: verdict.to_owned(),
             assurance: None,
         }
     }
 
+    fn key(method: &str, state: &str, prints: &[&Print]) -> KnownKey {
+        KnownKey {
+            method: method.to_owned(),
+            state: state.to_owned(),
+            prints: prints.iter().map(|&print| print.clone()).collect(),
+        }
+    }
+
+    const KINDS: [HashKind; 3] = [HashKind::Sha1, HashKind::Sha256, HashKind::SpkiSha256];
+
     #[test]
-    fn the_registry_must_vouch_for_the_key_that_is_shown_and_not_for_another() {
-        let peer = BareJid::new("juliet@capulet.lit").unwrap();
-        let certificate = b"a certificate".as_slice();
-        let print = Print::of_certificate(HashKind::Sha256, certificate).unwrap();
-        let sha1 = Print::of_certificate(HashKind::Sha1, certificate).unwrap();
-        let other = Print::of_certificate(HashKind::Sha256, b"another").unwrap();
-        for (hints, taken) in [
-            (vec![], false),
-            (vec![hint(&print, "match")], true),
-            (vec![hint(&sha1, "match")], true),
-            (vec![hint(&print, "unknown")], false),
-            (vec![hint(&other, "match"), hint(&print, "unknown")], false),
-        ] {
-            let shown = Shown {
-                peer: &peer,
-                method: Method::X509,
-                print: &print,
-                certificate,
-                hints: hints.as_slice(),
-            };
-            assert_eq!(Registered.shown(&shown).is_ok(), taken, "{hints:?}");
+    fn only_hints_on_the_key_that_was_shown_count_whichever_hash_they_name_it_by() {
+        let (shown, other) = (certificate(), certificate());
+        let sha256 = print_of(HashKind::Sha256, &shown);
+        let forms = forms(Method::X509, &sha256, &shown);
+        let standing = |hints: &[Hint]| by_hints(Method::X509, &forms, hints);
+        assert_eq!(standing(&[]), Standing::Unknown);
+        for kind in KINDS {
+            let (own, other) = (print_of(kind, &shown), print_of(kind, &other));
+            for (verdict, expected) in [
+                ("match", Standing::Vouched),
+                ("registered", Standing::Vouched),
+                ("unknown", Standing::Unknown),
+                ("a new word", Standing::Unknown),
+                ("superseded", Standing::Superseded),
+                ("mismatch", Standing::Mismatch),
+                ("revoked", Standing::Revoked),
+            ] {
+                // A match of another key beside it changes nothing.
+                let lie = hint("x509", &other, "match");
+                for hints in [
+                    vec![hint("x509", &own, verdict)],
+                    vec![hint("x509", &own, verdict), lie.clone()],
+                    vec![lie.clone(), hint("x509", &own, verdict)],
+                ] {
+                    assert_eq!(standing(&hints), expected, "{kind:?} {verdict}");
+                }
+                // Nor is the other key's own verdict that of the shown one.
+                assert_eq!(standing(&[hint("x509", &other, verdict)]), Standing::Unknown);
+            }
         }
     }
 
     #[test]
-    fn a_second_key_is_refused_and_so_is_a_bad_verdict() {
-        let peer = BareJid::new("juliet@capulet.lit").unwrap();
-        let policy = FirstUse::default();
-        let show = |certificate: &[u8]| {
-            let print = Print::of_certificate(HashKind::Sha256, certificate).unwrap();
-            policy.shown(&Shown {
-                peer: &peer,
-                method: Method::X509,
-                print: &print,
-                certificate,
-                hints: &[],
-            })
-        };
-        assert_eq!(show(b"one"), Ok(Known::First));
-        assert_eq!(show(b"one"), Ok(Known::Same));
-        assert!(matches!(show(b"two"), Err(Error::Unverified(_))));
-        let print = Print::of_certificate(HashKind::Sha256, b"one").unwrap();
-        for verdict in ["revoked", "mismatch"] {
-            let refused = policy.offered(&peer, Method::X509, &[hint(&print, verdict)]);
-            assert!(matches!(refused, Err(Error::Unverified(_))), "{verdict}");
+    fn a_hint_of_another_method_can_only_warn() {
+        let shown = certificate();
+        let sha256 = print_of(HashKind::Sha256, &shown);
+        let forms = forms(Method::X509, &sha256, &shown);
+        for (verdict, expected) in [
+            ("match", Standing::Unknown),
+            ("registered", Standing::Unknown),
+            ("mismatch", Standing::Mismatch),
+            ("revoked", Standing::Revoked),
+        ] {
+            for method in ["openpgp", "srp", ""] {
+                let hints = [hint(method, &sha256, verdict)];
+                assert_eq!(by_hints(Method::X509, &forms, &hints), expected, "{method} {verdict}");
+            }
         }
-        assert_eq!(policy.offered(&peer, Method::X509, &[hint(&print, "unknown")]), Ok(()));
+    }
+
+    #[test]
+    fn of_several_hints_on_one_print_the_worst_counts_and_a_revoked_form_revokes_the_key() {
+        let shown = certificate();
+        let [sha1, sha256, spki] = KINDS.map(|kind| print_of(kind, &shown));
+        let forms = forms(Method::X509, &sha256, &shown);
+        let standing = |hints: &[Hint]| by_hints(Method::X509, &forms, hints);
+        for worse in ["unknown", "superseded", "mismatch", "revoked"] {
+            let pair = [hint("x509", &sha256, "match"), hint("x509", &sha256, worse)];
+            let turned = [pair[1].clone(), pair[0].clone()];
+            assert_eq!(standing(&pair).as_str(), worse);
+            assert_eq!(standing(&turned).as_str(), worse);
+        }
+        for form in [&sha1, &spki] {
+            let hints = [hint("x509", &sha256, "match"), hint("x509", form, "revoked")];
+            assert_eq!(standing(&hints), Standing::Revoked);
+            // A registry that knows the key by one hash alone does not know the other forms.
+            let hints = [hint("x509", &sha256, "match"), hint("x509", form, "mismatch")];
+            assert_eq!(standing(&hints), Standing::Vouched);
+        }
+    }
+
+    #[test]
+    fn an_openpgp_key_is_judged_by_its_fingerprint_and_not_by_the_certificate_around_it() {
+        let certificate = certificate();
+        let fingerprint = Print::new(HashKind::Sha1, &[7; 20]).unwrap();
+        let forms = forms(Method::OpenPgp, &fingerprint, &certificate);
+        let around = print_of(HashKind::Sha256, &certificate);
+        let standing = |hints: &[Hint]| by_hints(Method::OpenPgp, &forms, hints);
+        assert_eq!(standing(&[hint("openpgp", &around, "match")]), Standing::Unknown);
+        assert_eq!(standing(&[hint("openpgp", &fingerprint, "match")]), Standing::Vouched);
+        assert_eq!(standing(&[hint("x509", &fingerprint, "match")]), Standing::Unknown);
+    }
+
+    #[test]
+    fn the_registrys_own_answer_is_read_the_same_way() {
+        let (shown, other) = (certificate(), certificate());
+        let [sha1, sha256, spki] = KINDS.map(|kind| print_of(kind, &shown));
+        let other = print_of(HashKind::Sha256, &other);
+        let forms = forms(Method::X509, &sha256, &shown);
+        let standing = |keys: &[KnownKey]| by_keys(Method::X509, &forms, keys);
+        assert_eq!(standing(&[]), Standing::Unknown);
+        for form in [&sha1, &sha256, &spki] {
+            assert_eq!(standing(&[key("x509", "active", &[form])]), Standing::Vouched);
+            assert_eq!(standing(&[key("x509", "superseded", &[form])]), Standing::Superseded);
+            assert_eq!(standing(&[key("openpgp", "active", &[form])]), Standing::Unknown);
+            for method in ["x509", "openpgp"] {
+                let keys = [key("x509", "active", &[&sha256]), key(method, "revoked", &[form])];
+                assert_eq!(standing(&keys), Standing::Revoked);
+            }
+        }
+        assert_eq!(standing(&[key("x509", "active", &[&other])]), Standing::Mismatch);
+        assert_eq!(standing(&[key("openpgp", "active", &[&other])]), Standing::Unknown);
+        assert_eq!(standing(&[key("x509", "revoked", &[&other])]), Standing::Unknown);
+        let both = [key("x509", "active", &[&other]), key("x509", "active", &[&sha256])];
+        assert_eq!(standing(&both), Standing::Vouched);
+    }
+
+    #[test]
+    fn hints_about_somebody_else_are_not_read() {
+        let content: Element = "<content xmlns='urn:xmpp:jingle:1'>\
+            <hints xmlns='urn:fingerpost:xtls:0' jid='romeo@montague.lit'><print verdict='match'>aa</print></hints>\
+            <hints xmlns='urn:fingerpost:xtls:0'><print verdict='match'>bb</print></hints>\
+            <hints xmlns='urn:fingerpost:xtls:0' jid='juliet@capulet.lit'><print verdict='match'>cc</print></hints>\
+            <description xmlns='urn:x'><hints xmlns='urn:fingerpost:xtls:0' jid='juliet@capulet.lit'>\
+            <print verdict='match'>dd</print></hints></description></content>"
+            .parse()
+            .unwrap();
+        let hints = Hint::read(&content, &peer());
+        assert_eq!(hints.iter().map(|hint| hint.print.as_str()).collect::<Vec<_>>(), ["cc"]);
+    }
+
+    #[test]
+    fn an_offer_is_refused_at_once_if_every_print_of_the_method_is_bad() {
+        let [one, two] = [1, 2].map(|byte| Print::new(HashKind::Sha1, &[byte; 20]).unwrap());
+        let offer = |hints: &[Hint]| refuse_offer(&peer(), Method::X509, hints);
+        for verdict in ["revoked", "mismatch"] {
+            assert!(matches!(offer(&[hint("x509", &one, verdict)]), Err(Error::Unverified(_))));
+            let all = [hint("x509", &one, verdict), hint("x509", &two, "revoked")];
+            assert!(offer(&all).is_err());
+            // Which one is shown, only the handshake tells.
+            assert_eq!(offer(&[hint("x509", &one, verdict), hint("x509", &two, "match")]), Ok(()));
+            assert_eq!(offer(&[hint("openpgp", &one, verdict)]), Ok(()));
+        }
+        assert_eq!(offer(&[]), Ok(()));
+        assert_eq!(offer(&[hint("x509", &one, "unknown")]), Ok(()));
+    }
+
+    const ALL: [Standing; 7] = [
+        Standing::Vouched,
+        Standing::NoRegistry,
+        Standing::Unknown,
+        Standing::Superseded,
+        Standing::Unavailable,
+        Standing::Mismatch,
+        Standing::Revoked,
+    ];
+
+    fn show(policy: &dyn Policy, certificate: &[u8], standing: Standing) -> Result<Known, Error> {
+        let print = print_of(HashKind::Sha256, certificate);
+        let peer = peer();
+        let method = Method::X509;
+        policy.shown(&Shown {
+            peer: &peer,
+            method,
+            print: &print,
+            certificate,
+            hints: &[],
+            standing,
+        })
+    }
+
+    #[test]
+    fn every_policy_binds_to_the_key_that_was_shown() {
+        for standing in ALL {
+            let taken = show(&Registered, b"a key", standing).is_ok();
+            assert_eq!(taken, standing == Standing::Vouched, "{standing}");
+            let policy = FirstUse::default();
+            let first = show(&policy, b"a key", standing);
+            match standing {
+                Standing::Mismatch | Standing::Revoked | Standing::Unavailable => {
+                    assert!(matches!(first, Err(Error::Unverified(_))), "{standing}");
+                    assert!(!policy.remembers(&peer()), "{standing}");
+                }
+                _ => {
+                    assert_eq!(first, Ok(Known::First), "{standing}");
+                    assert!(policy.remembers(&peer()), "{standing}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_key_is_refused_and_a_known_one_is_not_asked_about() {
+        let policy = FirstUse::default();
+        assert_eq!(show(&policy, b"one", Standing::Unknown), Ok(Known::First));
+        assert_eq!(show(&policy, b"one", Standing::Unknown), Ok(Known::Same));
+        assert_eq!(show(&policy, b"one", Standing::Unavailable), Ok(Known::Same));
+        for standing in ALL {
+            assert!(matches!(show(&policy, b"two", standing), Err(Error::Unverified(_))));
+        }
     }
 }

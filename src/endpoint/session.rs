@@ -10,6 +10,7 @@ use super::{
     Endpoint,
     error::Error,
     hub::{Inbox, condition},
+    places::Place,
     progress::Progress,
 };
 use crate::{
@@ -56,6 +57,8 @@ pub struct Session {
     pub(super) progress: Arc<Progress>,
     /// Whether the stream's bytes go through the XMPP server.
     pub(super) in_band: bool,
+    /// The place that a session of a peer's holds.
+    pub(super) place: Option<Place>,
 }
 
 impl Drop for Session {
@@ -89,6 +92,7 @@ impl Session {
             answer: None,
             progress: Arc::default(),
             in_band: false,
+            place: None,
         }
     }
 
@@ -109,7 +113,7 @@ impl Session {
 
     /// Whether the session runs through the broker.
     pub(super) fn is_brokered(&self) -> bool {
-        self.endpoint.via().is_some_and(|via| via.domain() == self.address.domain())
+        self.endpoint.component().is_some_and(|via| via.domain() == self.address.domain())
     }
 
     /// Ends the session with a reason (XEP-0166, 7.4: `success`, `cancel`, `decline`, …) and a text for the peer's

@@ -14,7 +14,7 @@ use tokio_rustls::TlsStream;
 use super::{
     error::Error,
     hub::TransportKind,
-    policy::{Hint, Known},
+    policy::{Hint, Known, Standing},
     progress::{Direction, Progress},
 };
 use crate::{
@@ -36,8 +36,10 @@ pub struct Learned {
     /// The print of the key that the peer has shown and holds: the SHA-256 of its certificate, or its OpenPGP
     /// fingerprint. With the method srp the certificate is made for the session and says nothing.
     pub print: Print,
-    /// What the component's registry says of the peer's prints; empty without a broker.
+    /// What the broker says of the prints that the peer has offered; empty without a broker.
     pub hints: Vec<Hint>,
+    /// What the registry says of the key that the peer has shown. With the method srp there is none to ask about.
+    pub standing: Standing,
     /// Whether the key was known before.
     pub known: Known,
     /// The TLS version, such as `TLSv1.3`.
@@ -268,6 +270,7 @@ mod tests {
             method: Method::X509,
             print: secured.peer,
             hints: Vec::new(),
+            standing: Standing::NoRegistry,
             known: Known::Same,
             tls_version: secured.version,
             key_exchange: secured.key_exchange,

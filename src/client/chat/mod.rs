@@ -10,6 +10,7 @@ use minidom::Element;
 use serde_json::json;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
+    task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
 
@@ -72,34 +73,42 @@ pub(super) async fn listen(client: &Client, accept: &[BareJid]) -> Result<(), Xt
         &format!("listening as {}, for a chat", endpoint.jid()),
     );
     let mut stop = Box::pin(interrupted());
+    // Side by side: a peer that is slow to show its key keeps nobody else waiting.
+    let mut securing = JoinSet::new();
     let done = loop {
-        let request = tokio::select! {
-            request = incoming.next() => request,
-            () = &mut stop => break Ok(()),
+        let secured = tokio::select! {
+            request = incoming.next() => {
+                let Some(request) = request else {
+                    break Err(XtlsError::failed("the connection to the XMPP server is lost"));
+                };
+                if let Err(error) = admit(&request, accept) {
+                    request.decline(&error.text).await;
+                    client.output.error(&error);
+                } else {
+                    securing.spawn(request.accept());
+                }
+                continue;
+            }
+            Some(secured) = securing.join_next() => secured,
+            () = &mut stop => break match securing.is_empty() {
+                true => Ok(()),
+                false => Err(XtlsError::failed("interrupted")),
+            },
         };
-        let Some(request) = request else {
-            break Err(XtlsError::failed("the connection to the XMPP server is lost"));
-        };
-        if let Err(error) = admit(&request, accept) {
-            request.decline(&error.text).await;
-            client.output.error(&error);
-            continue;
-        }
-        let accepted = tokio::select! {
-            accepted = request.accept() => accepted,
-            () = &mut stop => break Err(XtlsError::failed("interrupted")),
-        };
-        let (mut session, stream) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
+        let (mut session, stream) = match secured {
+            Ok(Ok(secured)) => secured,
+            Ok(Err(error)) => {
                 client.output.error(&error.into());
                 continue;
             }
+            Err(error) => break Err(XtlsError::failed(error.to_string())),
         };
         if let Err(error) = client.secured(&mut session, &stream).await {
             client.output.error(&error);
             continue;
         }
+        // The others are told that it is over.
+        securing.shutdown().await;
         let learned = stream.learned().clone();
         let chat = Chat {
             role: Role::Responder,
@@ -130,7 +139,8 @@ fn admit(request: &Request, accept: &[BareJid]) -> Result<(), XtlsError> {
 /// Who may be named in the stream: the users, and what stands for them at the component.
 fn names(client: &Client, learned: &Learned) -> Names {
     let own = client.login.jid.clone();
-    let stand_in = client.via.as_ref().and_then(|via| proxied(&Jid::from(own.clone()), via));
+    let component = client.component.as_ref();
+    let stand_in = component.and_then(|component| proxied(&Jid::from(own.clone()), component));
     Names {
         own: [Some(own), stand_in.map(|jid| jid.to_bare())].into_iter().flatten().collect(),
         peer: vec![learned.peer.clone(), learned.address.to_bare()],

@@ -107,6 +107,10 @@ impl Policy for SamePeer {
             shown.peer
         )))
     }
+
+    fn remembers(&self, _peer: &BareJid) -> bool {
+        true
+    }
 }
 
 impl Lan {
@@ -184,13 +188,7 @@ impl Lan {
         let (listener, announced) = self.announce().await?;
         let own = announced.name.clone();
         let lan = Arc::new(self);
-        let listen = Arc::new(Listen {
-            client: lan.client(&own),
-            inbox: Some(inbox),
-            once,
-            accept: Vec::new(),
-            telling: Mutex::default(),
-        });
+        let listen = Arc::new(Listen::new(lan.client(&own), Some(inbox), once, Vec::new()));
         let mut stop = Box::pin(interrupted());
         let mut links = JoinSet::new();
         let done = loop {
@@ -450,6 +448,7 @@ impl Lan {
             via: None,
             component: None,
             transport: Some(TransportKind::Ibb),
+            accept_direct: false,
             // Both have compared the link's.
             confirm_sas: false,
             output: self.output,

@@ -49,6 +49,30 @@ fn an_offer_is_translated_for_the_responder_and_its_answer_for_the_initiator() {
 }
 
 #[test]
+fn the_method_of_an_answer_without_words_for_it_is_the_offered_one() {
+    for method in ["x509", "openpgp"] {
+        let offer = content(IBB_OFFER).replace("x509", method);
+        let mut world = World::of(&[offer], 0, annotate());
+        passed(&mut world, &[ns::C2CTLS]);
+        let key = X509.replace(':', "").to_lowercase();
+        let answer = format!(
+            "<content creator='initiator' name='c'><description xmlns='urn:xmpp:jingle:apps:tls'>\
+             <offer xmlns='urn:xmpp:tmp:c2ctls'><keyinfo xmlns='urn:xmpp:tmp:pubkey'><name>{key}</name></keyinfo>\
+             </offer></description>{IBB_OFFER}</content>"
+        );
+        world.jingle(Side::Responder, "session-accept", &answer);
+        world.tell(Input::Keys(Side::Responder, Ok(Vec::new())));
+        let accept = world.told(Side::Initiator, "session-accept").pop().unwrap();
+        let got = accept.get_child("content", ns::JINGLE).unwrap();
+        let hints = got.get_child("hints", ns::HINTS).unwrap();
+        let methods: Vec<_> = hints.children().map(|hint| hint.attr("method")).collect();
+        assert_eq!(methods, [Some(method)]);
+        // The initiator reads it in its own dialect, under that method.
+        assert_eq!(offer::Offer::read(got).methods, [method]);
+    }
+}
+
+#[test]
 fn each_leg_has_its_own_jingle() {
     for (offered, known, got) in [
         (ns::JINGLE, vec![], ns::JINGLE),

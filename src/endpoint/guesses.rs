@@ -1,0 +1,313 @@
+//! Guesses of the password (srp): one at a time for each peer, and a budget for all that have not proved it.
+//!
+//! A peer has one guess in each session. After a wrong one its next guess waits, twice as long each time, in every session.
+//! Sessions of one peer that run in parallel wait for each other. A peer that has proved the password waits for no other peer.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jid::BareJid;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+/// The longest that a peer's guess waits for its own wrong ones: less than a handshake may take.
+const LONGEST: Duration = Duration::from_secs(30);
+/// How many guesses all peers together have at once that have not proved the password...
+const BURST: u32 = 16;
+/// ...and how long until there is another. One peer alone, at one guess in [`LONGEST`], never uses up the budget.
+const REFILL: Duration = Duration::from_secs(5);
+/// How many peers are remembered.
+const PEERS: usize = 1024;
+/// How long a peer's wrong guesses are.
+const MEMORY: Duration = Duration::from_secs(3600);
+
+#[derive(Debug)]
+struct Peer {
+    /// Wrong guesses since the last right one.
+    wrong: u32,
+    /// When the next may come.
+    from: Instant,
+    /// Whether one is under way.
+    busy: bool,
+    /// Whether it has proved the password.
+    proven: bool,
+    last: Instant,
+}
+
+/// When a guess may be tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Now,
+    /// Not before this moment.
+    At(Instant),
+    /// When another guess is over.
+    AfterAnother,
+}
+
+/// The rules. Time is an argument.
+#[derive(Debug)]
+struct Ledger {
+    peers: HashMap<BareJid, Peer>,
+    budget: u32,
+    refilled: Instant,
+}
+
+impl Ledger {
+    fn new(now: Instant) -> Self {
+        Self { peers: HashMap::new(), budget: BURST, refilled: now }
+    }
+
+    /// How long the next guess of a peer waits after so many wrong ones.
+    fn delay(wrong: u32) -> Duration {
+        LONGEST.min(Duration::from_secs(1 << wrong.saturating_sub(1).min(5)))
+    }
+
+    fn refill(&mut self, now: Instant) {
+        while self.budget < BURST && now.duration_since(self.refilled) >= REFILL {
+            self.budget += 1;
+            self.refilled += REFILL;
+        }
+        if self.budget == BURST {
+            self.refilled = now;
+        }
+    }
+
+    /// Begins a guess if it is the peer's turn.
+    fn begin(&mut self, peer: &BareJid, now: Instant) -> Turn {
+        self.refill(now);
+        let known = self.peers.get(peer);
+        if known.is_some_and(|known| known.busy) {
+            return Turn::AfterAnother;
+        }
+        if let Some(known) = known.filter(|known| known.from > now) {
+            return Turn::At(known.from);
+        }
+        let proven = known.is_some_and(|known| known.proven);
+        if !proven {
+            if self.budget == 0 {
+                return Turn::At(self.refilled + REFILL);
+            }
+            if known.is_none() && !self.make_room(now) {
+                return Turn::AfterAnother;
+            }
+            self.budget -= 1;
+        }
+        let fresh = || Peer { wrong: 0, from: now, busy: false, proven: false, last: now };
+        let known = self.peers.entry(peer.clone()).or_insert_with(fresh);
+        known.busy = true;
+        known.last = now;
+        Turn::Now
+    }
+
+    /// Forgets old entries, and if there are still too many the least recent one.
+    fn make_room(&mut self, now: Instant) -> bool {
+        if self.peers.len() < PEERS {
+            return true;
+        }
+        self.peers.retain(|_, peer| peer.busy || now.duration_since(peer.last) < MEMORY);
+        if self.peers.len() < PEERS {
+            return true;
+        }
+        let idle = self.peers.iter().filter(|(_, peer)| !peer.busy);
+        let oldest =
+            idle.min_by_key(|(_, peer)| (peer.proven, peer.last)).map(|(jid, _)| jid.clone());
+        oldest.is_some_and(|jid| self.peers.remove(&jid).is_some())
+    }
+
+    /// Ends a guess: right, wrong, or (`None`) never made.
+    fn end(&mut self, peer: &BareJid, right: Option<bool>, now: Instant) {
+        let Some(known) = self.peers.get_mut(peer) else { return };
+        known.busy = false;
+        known.last = now;
+        let was_proven = known.proven;
+        match right {
+            Some(true) => (known.wrong, known.from, known.proven) = (0, now, true),
+            Some(false) => {
+                known.wrong = known.wrong.saturating_add(1);
+                known.from = now + Self::delay(known.wrong);
+            }
+            None => {}
+        }
+        if right != Some(false) && !was_proven {
+            self.budget = BURST.min(self.budget + 1);
+        }
+    }
+}
+
+/// The guesses at an endpoint's password.
+#[derive(Debug)]
+pub(super) struct Guesses {
+    ledger: Mutex<Ledger>,
+    ended: Notify,
+}
+
+impl Default for Guesses {
+    fn default() -> Self {
+        Self { ledger: Mutex::new(Ledger::new(Instant::now())), ended: Notify::new() }
+    }
+}
+
+impl Guesses {
+    /// Waits until a peer may try a guess.
+    pub(super) async fn turn(&self, peer: &BareJid) -> Guess<'_> {
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            // A guess that ends from here on is not missed.
+            ended.as_mut().enable();
+            let turn = self.lock().begin(peer, Instant::now());
+            match turn {
+                Turn::Now => return Guess { guesses: self, peer: peer.clone(), right: None },
+                Turn::AfterAnother => ended.await,
+                Turn::At(moment) => sleep_until(moment).await,
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A guess under way. Dropped without a word, it was never made.
+#[derive(Debug)]
+pub(super) struct Guess<'a> {
+    guesses: &'a Guesses,
+    peer: BareJid,
+    right: Option<bool>,
+}
+
+impl Guess<'_> {
+    /// The peer has tried: it knows the password, or does not.
+    pub(super) fn settle(&mut self, right: bool) {
+        self.right = Some(right);
+    }
+}
+
+impl Drop for Guess<'_> {
+    fn drop(&mut self) {
+        self.guesses.lock().end(&self.peer, self.right, Instant::now());
+        self.guesses.ended.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    fn user(name: impl std::fmt::Display) -> BareJid {
+        BareJid::new(&format!("{name}@example.org")).unwrap()
+    }
+
+    /// Makes one guess; gives how long it had to wait.
+    async fn guess(guesses: &Guesses, name: &str, right: bool) -> u64 {
+        let before = Instant::now();
+        let mut turn = guesses.turn(&user(name)).await;
+        turn.settle(right);
+        before.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wrong_guesses_make_the_next_wait_and_a_right_one_ends_that() {
+        let guesses = Guesses::default();
+        assert_eq!(guess(&guesses, "carol", false).await, 0);
+        for seconds in [1, 2, 4, 8, 16, 30, 30] {
+            assert_eq!(guess(&guesses, "carol", false).await, seconds);
+        }
+        assert_eq!(guess(&guesses, "carol", true).await, 30);
+        assert_eq!(guess(&guesses, "carol", true).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn guesses_in_parallel_sessions_are_no_more_than_one_after_the_other() {
+        let guesses = Arc::new(Guesses::default());
+        // Eight at once that nobody has made yet: one after the other has its turn.
+        let mut sessions = JoinSet::new();
+        let begin = Instant::now();
+        for _ in 0..8 {
+            let guesses = Arc::clone(&guesses);
+            sessions.spawn(async move {
+                let mut turn = guesses.turn(&user("carol")).await;
+                let at = begin.elapsed().as_secs();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                turn.settle(false);
+                at
+            });
+        }
+        let mut times = sessions.join_all().await;
+        times.sort_unstable();
+        assert_eq!(times, [0, 1, 3, 7, 15, 31, 61, 91]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_right_user_does_not_wait_for_a_strangers_guesses() {
+        let guesses = Arc::new(Guesses::default());
+        let mut sessions = JoinSet::new();
+        for _ in 0..50 {
+            let guesses = Arc::clone(&guesses);
+            sessions.spawn(async move {
+                loop {
+                    guess(&guesses, "carol", false).await;
+                }
+            });
+        }
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            assert_eq!(guess(&guesses, "alice", true).await, 0);
+        }
+        // Nor does a second one who comes for the first time.
+        assert_eq!(guess(&guesses, "bob", true).await, 0);
+        // Nor for one that holds its turn and says nothing.
+        let _silent = guesses.turn(&user("dave")).await;
+        assert_eq!(guess(&guesses, "erin", true).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_accounts_share_a_budget_that_leaves_out_whoever_has_proved_the_password() {
+        let guesses = Arc::new(Guesses::default());
+        assert_eq!(guess(&guesses, "alice", true).await, 0);
+        let begin = Instant::now();
+        let mut sessions = JoinSet::new();
+        for n in 0..200 {
+            let guesses = Arc::clone(&guesses);
+            sessions.spawn(async move {
+                guess(&guesses, &format!("m{n}"), false).await;
+                begin.elapsed()
+            });
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(guess(&guesses, "alice", true).await, 0);
+        let mut times = sessions.join_all().await;
+        times.sort_unstable();
+        let at_once = times.iter().filter(|time| time.as_secs() == 0).count();
+        assert_eq!(at_once, usize::try_from(BURST).unwrap());
+        let within = |limit: Duration| times.iter().filter(|time| **time <= limit).count();
+        assert_eq!(within(Duration::from_secs(60)), at_once + 12);
+        assert_eq!(within(Duration::from_secs(600)), at_once + 120);
+    }
+
+    #[test]
+    fn a_guess_that_was_never_made_costs_nothing_and_memory_is_bounded() {
+        let now = Instant::now();
+        let mut ledger = Ledger::new(now);
+        for n in 0..3 * PEERS {
+            let peer = user(n);
+            assert_eq!(ledger.begin(&peer, now), Turn::Now);
+            assert_eq!(ledger.begin(&peer, now), Turn::AfterAnother);
+            ledger.end(&peer, None, now);
+            assert_eq!(ledger.begin(&peer, now), Turn::Now);
+            ledger.end(&peer, None, now);
+        }
+        assert_eq!(ledger.peers.len(), PEERS);
+        assert_eq!(ledger.budget, BURST);
+    }
+}

@@ -1,0 +1,233 @@
+//! Asks the component's registry about a peer, in every session, brokered or direct.
+//!
+//! Hints come from the broker of a session, and a direct session has none. If only hints counted, the other side could
+//! avoid the registry. So the endpoint always asks, and the worse of both results counts.
+
+use std::time::Duration;
+
+use jid::{BareJid, Jid};
+use minidom::Element;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::time::timeout;
+
+use super::{Endpoint, hub::condition};
+use crate::{
+    clock::{Clock, SystemClock},
+    print::{HashKind, Print},
+    xmpp::{iq::Answer, ns, rsm, xml},
+};
+
+/// How long the registry may take for all pages of its answer.
+const ANSWER: Duration = Duration::from_secs(15);
+/// The most pages of one user's keys. A registry that has more is not believed.
+const PAGES: usize = 64;
+
+/// A key that the registry lists for a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KnownKey {
+    /// `x509` or `openpgp`.
+    pub(super) method: String,
+    /// `active`, `superseded` or `revoked`, as of now.
+    pub(super) state: String,
+    pub(super) prints: Vec<Print>,
+}
+
+impl KnownKey {
+    /// Whether one of its prints has these bytes.
+    pub(super) fn has(&self, print: &Print) -> bool {
+        self.prints.iter().any(|own| own.same_bytes(print))
+    }
+
+    fn read(element: &Element, now: OffsetDateTime) -> Self {
+        let get = |name| element.attr(name).unwrap_or_default();
+        let end = OffsetDateTime::parse(get("expires"), &Rfc3339);
+        let state = match get("state") {
+            "active" if end.is_ok_and(|end| end <= now) => "superseded",
+            state => state,
+        };
+        let prints = element
+            .children()
+            .filter(|child| child.is("print", ns::KEYS))
+            .filter_map(|print| {
+                let hash = print.attr("hash").and_then(|hash| hash.parse::<HashKind>().ok());
+                Print::parse(&print.text(), hash).ok()
+            })
+            .collect();
+        Self { method: get("method").to_owned(), state: state.to_owned(), prints }
+    }
+}
+
+/// What came of asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// All keys of the user that we may know of.
+    Keys(Vec<KnownKey>),
+    /// The registry does not serve us: we may not use it. That is its operator's choice, and never the peer's.
+    NotServed,
+    /// There is no answer, for this reason.
+    Unavailable(String),
+}
+
+/// The pages of one answer (XEP-0059).
+#[derive(Debug, Default)]
+struct Pages {
+    keys: Vec<KnownKey>,
+    pages: usize,
+    last: Option<String>,
+}
+
+impl Pages {
+    /// Writes the request for the next page.
+    fn request(&self, peer: &BareJid) -> Element {
+        let mut keys = xml::element("keys", ns::KEYS, &[("jid", peer.as_str())]);
+        if let Some(last) = &self.last {
+            keys.append_child(rsm::after(last));
+        }
+        keys
+    }
+
+    /// Takes a page in; `true` if that was the last.
+    ///
+    /// # Errors
+    /// Why the answer is not to be believed.
+    fn handle(
+        &mut self,
+        page: Option<&Element>,
+        now: OffsetDateTime,
+    ) -> Result<bool, &'static str> {
+        let Some(page) = page else { return Ok(true) };
+        if !page.is("keys", ns::KEYS) {
+            return Err("the answer is not a list of keys");
+        }
+        let before = self.keys.len();
+        let keys = page.children().filter(|child| child.is("key", ns::KEYS));
+        self.keys.extend(keys.map(|key| KnownKey::read(key, now)));
+        let part = rsm::Part::read(page, self.keys.len() - before);
+        if !part.more {
+            let count = page
+                .get_child("set", ns::RSM)
+                .and_then(|set| set.get_child("count", ns::RSM)?.text().trim().parse().ok());
+            if count.is_some_and(|count: usize| count > self.keys.len()) {
+                return Err("the list of keys is incomplete");
+            }
+            return Ok(true);
+        }
+        self.pages += 1;
+        if part.last == self.last || self.pages >= PAGES {
+            return Err("the list of keys has no end");
+        }
+        self.last = part.last;
+        Ok(false)
+    }
+}
+
+impl Endpoint {
+    /// Asks the registry for a user's keys; `None` if the endpoint knows none.
+    pub(super) async fn keys_of(&self, peer: &BareJid) -> Option<Asked> {
+        let component = self.component()?;
+        let to = Jid::from(component.clone());
+        let asking = async {
+            let mut pages = Pages::default();
+            loop {
+                let answer = self.hub().request("get", &to, pages.request(peer)).await;
+                let page = match answer {
+                    Answer::Result(page) => page,
+                    Answer::Error(error) if error.has_child("forbidden", ns::STANZA_ERRORS) => {
+                        return Asked::NotServed;
+                    }
+                    Answer::Error(error) => return Asked::Unavailable(condition(&error)),
+                    Answer::Timeout => return Asked::Unavailable("no answer".to_owned()),
+                };
+                match pages.handle(page.as_ref(), SystemClock.now()) {
+                    Ok(true) => return Asked::Keys(pages.keys),
+                    Ok(false) => {}
+                    Err(why) => return Asked::Unavailable(why.to_owned()),
+                }
+            }
+        };
+        let late = || Asked::Unavailable("no answer in time".to_owned());
+        Some(timeout(ANSWER, asking).await.unwrap_or_else(|_| late()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
+
+    fn page(keys: &[u8], set: &str) -> Element {
+        let keys: String = keys
+            .iter()
+            .map(|byte| {
+                format!(
+                    "<key id='{byte}' method='x509' state='active'><print hash='spki-sha-256'>{}</print></key>",
+                    format!("{byte:02X}").repeat(32)
+                )
+            })
+            .collect();
+        format!(
+            "<keys xmlns='urn:fingerpost:keys:0' jid='a@b.c'>{keys}\
+             <set xmlns='http://jabber.org/protocol/rsm'>{set}</set></keys>"
+        )
+        .parse()
+        .unwrap()
+    }
+
+    #[test]
+    fn pages_are_followed_to_their_end() {
+        let peer = BareJid::new("a@b.c").unwrap();
+        let mut pages = Pages::default();
+        assert!(!String::from(&pages.request(&peer)).contains("after"));
+        let first = page(&[1, 2], "<first index='0'>1</first><last>2</last><count>3</count>");
+        assert_eq!(pages.handle(Some(&first), NOW), Ok(false));
+        assert!(String::from(&pages.request(&peer)).contains("<after>2</after>"));
+        let second = page(&[3], "<first index='2'>3</first><last>3</last><count>3</count>");
+        assert_eq!(pages.handle(Some(&second), NOW), Ok(true));
+        assert_eq!(pages.keys.len(), 3);
+        for (byte, key) in (1..).zip(&pages.keys) {
+            assert!(key.has(&Print::new(HashKind::Sha256, &[byte; 32]).unwrap()));
+        }
+        // Without a count an empty page is the end, and without a set the first is.
+        let mut pages = Pages::default();
+        assert_eq!(pages.handle(Some(&page(&[1], "<last>1</last>")), NOW), Ok(false));
+        assert_eq!(pages.handle(Some(&page(&[], "")), NOW), Ok(true));
+        let bare: Element = "<keys xmlns='urn:fingerpost:keys:0'/>".parse().unwrap();
+        assert_eq!(Pages::default().handle(Some(&bare), NOW), Ok(true));
+        assert_eq!(Pages::default().handle(None, NOW), Ok(true));
+    }
+
+    #[test]
+    fn an_answer_that_is_incomplete_endless_or_another_is_not_believed() {
+        let short = page(&[1], "<count>2</count>");
+        assert!(Pages::default().handle(Some(&short), NOW).is_err());
+        let other: Element = "<query xmlns='jabber:iq:version'/>".parse().unwrap();
+        assert!(Pages::default().handle(Some(&other), NOW).is_err());
+        let mut pages = Pages::default();
+        let again = page(&[1], "<last>1</last>");
+        assert_eq!(pages.handle(Some(&again), NOW), Ok(false));
+        assert!(pages.handle(Some(&again), NOW).is_err());
+        let mut pages = Pages::default();
+        let end = (0..=PAGES)
+            .find_map(|n| pages.handle(Some(&page(&[1], &format!("<last>{n}</last>"))), NOW).err());
+        assert!(end.is_some());
+        assert!(pages.keys.len() <= PAGES);
+    }
+
+    #[test]
+    fn a_key_past_its_time_is_superseded() {
+        let read = |attributes: &str| {
+            let key: Element =
+                format!("<key xmlns='urn:fingerpost:keys:0' method='x509' {attributes}/>")
+                    .parse()
+                    .unwrap();
+            KnownKey::read(&key, NOW).state
+        };
+        assert_eq!(read("state='active'"), "active");
+        assert_eq!(read("state='active' expires='2026-11-24T02:00:01Z'"), "active");
+        assert_eq!(read("state='active' expires='2026-11-24T02:00:00Z'"), "superseded");
+        assert_eq!(read("state='revoked' expires='2026-11-24T02:00:00Z'"), "revoked");
+    }
+}
