@@ -5,6 +5,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod broker;
 mod http_client;
+mod session_peer;
 mod socks5_socket;
 mod stranger;

@@ -2,7 +2,8 @@
 those of its own keys, and terminates TLS on both sides (OpenSSL). What passes between the two, it reads.
 
 Settings: link (host and port of the component port), secret, marker (a text in the content), sessions: for each that
-will come, in order, what to do: {"swap": "x509" | "openpgp" | "" (prints pass untouched)}.
+will come, in order, what to do: {"swap": "x509" | "openpgp" | "" (prints pass untouched)}. With vouch (true) it also says, in
+hints and as the registry, that its keys are the users' own.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from openpgp_spki import certificate as openpgp_certificate
-from peer import TIMEOUT, main, reason
+from peer import HINTS, KEYS, TIMEOUT, main, reason
 from tls_over_ibb import TlsStream, certificate, file_print
 
 COMPONENT_NS, IBB = "jabber:component:accept", "http://jabber.org/protocol/ibb"
@@ -127,8 +128,11 @@ class Broker:
             if future and not future.done():
                 future.set_result(kind)
             return
-        self.send(f"<iq type='result' id='{stanza.get('id')}' from='{to}' to='{sender}'/>")
         payload = stanza[0] if len(stanza) else None
+        answer = ""
+        if self.settings.get("vouch") and payload is not None and payload.tag == f"{{{KEYS}}}keys":
+            answer = self.registered(payload.get("jid"))
+        self.send(f"<iq type='result' id='{stanza.get('id')}' from='{to}' to='{sender}'>{answer}</iq>")
         if payload is None:
             return
         if payload.tag == JINGLE:
@@ -143,6 +147,15 @@ class Broker:
             stream = self.streams.get((sender, payload.get("sid")))
             if stream:
                 stream.recv_queue.put_nowait(None)
+
+    def registered(self, user):
+        """Its own keys as those of a user, proven."""
+        keys = "".join(
+            f"<key id='{method}' method='{method}' state='active' assurance='attested'>"
+            f"<print hash='{'sha-256' if method == 'x509' else 'sha-1'}'>{key[2]}</print></key>"
+            for method, key in self.keys.items()
+        )
+        return f"<keys xmlns='{KEYS}' jid='{user}'>{keys}</keys>"
 
     def mask(self, user):
         bare, _, resource = user.partition("/")
@@ -172,6 +185,11 @@ class Broker:
             name = element.tag.split("}")[1]
             if swap and name in ("print", "fingerprint"):
                 element.text = self.keys[swap][2]
+        if swap and self.settings.get("vouch"):
+            content = next(child for child in jingle if child.tag.endswith("}content"))
+            hints = ET.SubElement(content, f"{{{HINTS}}}hints", jid=sender.partition("/")[0])
+            verdict = {"method": swap, "verdict": "match", "assurance": "attested"}
+            ET.SubElement(hints, f"{{{HINTS}}}print", verdict).text = self.keys[swap][2]
         self.spawn(self.request(own, user, ET.tostring(jingle, encoding="unicode")))
 
     # TLS on both sides.
