@@ -196,12 +196,15 @@ fn offered(content: &Element, prints: &[(Method, Print)]) -> Vec<Offered> {
     };
     for child in content.children() {
         let listed = match child.name() {
-            "description" => methods_of(child),
+            "description" if child.has_ns(ns::APPS_TLS) => methods_of(child),
             "security" if child.has_ns(ns::XTLS) => Some(child),
             _ => None,
         };
+        // As the offer is read: an element of another namespace is no method.
         for method in listed.into_iter().flat_map(Element::children) {
-            if method.name() == "method" {
+            if method.name() == "method"
+                && listed.is_some_and(|listed| method.has_ns(listed.ns().as_str()))
+            {
                 add(method.attr("name").unwrap_or_default(), Some(method));
             }
         }
@@ -212,7 +215,7 @@ fn offered(content: &Element, prints: &[(Method, Print)]) -> Vec<Offered> {
     if is_c2c(content)
         && content
             .children()
-            .flat_map(|c| c.children().chain([c]))
+            .flat_map(|c| c.children().filter(|_| c.name() == "description").chain([c]))
             .any(|c| c.is("offer", ns::C2CTLS) && c.has_child("srp", ns::C2CTLS))
     {
         add("srp", None);
