@@ -413,7 +413,8 @@ fn a_network_that_is_gone_ends_every_stage_on_both_sides() {
     fails(case, sending.0, SILENT_BOUND, &lost);
 
     let case = "the receiver's network goes";
-    fails(case, receiving.0, SILENT_BOUND, &["timeout"]);
+    // Its own bytes are not taken any more: the system may give up before the session does.
+    fails(case, receiving.0, SILENT_BOUND, &["timeout", "timed out"]);
     assert_eq!(receiving.1.wait(SILENT_BOUND), 1, "{case}: {}", receiving.1.log());
     assert!(
         lost.iter().any(|word| receiving.1.log().contains(word)),

@@ -51,7 +51,7 @@ class Session:
         self.handshakes = [None, None]
         self.reasons = [None, None]
         self.over = asyncio.Event()
-        self.streams = []
+        self.streams, self.pumping = [], 0
 
     def report(self, marker):
         return {
@@ -229,12 +229,15 @@ class Broker:
                     channels[1].incoming.write(await asyncio.wait_for(second.recv_queue.get(), TIMEOUT))
 
         async def pump(n):
+            session.pumping += 1
             try:
                 while data := await channels[n]._until_done(lambda: channels[n].tls.read(65536)):
                     session.read[n] += data
                     await channels[1 - n].write(data)
             except (ssl.SSLError, TypeError, asyncio.TimeoutError):
                 pass  # The stream is over.
+            finally:
+                session.pumping -= 1
 
         await handshake(1, held_back())
         await handshake(0, channels[0]._until_done(channels[0].tls.do_handshake))
@@ -249,7 +252,7 @@ class Broker:
             for session, side in list(self.sessions.values()):
                 if side == 0 and session not in self.done and session.over.is_set():
                     # What came before the end is in the queues of both streams, or was read.
-                    while any(not stream.recv_queue.empty() for stream in session.streams):
+                    while session.pumping and any(not stream.recv_queue.empty() for stream in session.streams):
                         await asyncio.sleep(0.05)
                     await asyncio.sleep(0.5)
                     self.done.append(session)
