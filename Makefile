@@ -4,9 +4,11 @@ SHELL := /bin/bash
 NEXTEST_VERSION := 0.9.143
 VENV := target/venv
 ROUNDS ?= 5
+# How long each part of `make soak` and `make fuzz` runs.
+SECONDS ?= 60
 KEYS ?= 1000000
 
-.PHONY: deb-tool programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: fuzz soak test-trixie interop-trixie trixie deb-tool programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,8 +30,24 @@ test-fast: nextest ## Run the tests that need no server
 	@deploy/ci/install-peers.sh cc
 	cargo nextest run --locked --lib --bins --tests --profile fast
 
-interop: peers nextest ## Run every dialect against every other; writes the table of docs/INTEROP.md
-	FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test interop
+interop: peers nextest ## Run every dialect against every other, and look at the wire; writes the tables of docs/INTEROP.md
+	FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test interop --test wire
+
+test-trixie: peers trixie nextest ## Run the tests with XMPP servers on those of Debian 13 (as root)
+	FINGERPOST_TEST_DEBIAN=trixie cargo nextest run --locked --profile trixie --tests
+
+interop-trixie: trixie nextest ## Write the columns of Debian 13's servers into the tables of docs/INTEROP.md
+	FINGERPOST_TEST_DEBIAN=trixie FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test wire
+
+soak: nextest ## Send odd stanzas through both servers for a while: make soak SECONDS=600
+	@deploy/ci/install-peers.sh cc openssl prosody ejabberd
+	FINGERPOST_SOAK_SECONDS=$(SECONDS) FINGERPOST_TEST_SEED=$${FINGERPOST_TEST_SEED:-$$(date +%s)} \
+		cargo nextest run --locked --profile soak --no-capture --test differential
+
+fuzz: nextest ## Run every fuzz target for a while: make fuzz SECONDS=60
+	@deploy/ci/install-peers.sh cc
+	FINGERPOST_FUZZ_SECONDS=$(SECONDS) FINGERPOST_TEST_SEED=$${FINGERPOST_TEST_SEED:-$$(date +%s)} \
+		cargo nextest run --locked --profile soak --success-output final --test fuzz
 
 bench: ## Measure, against real peers; writes docs/BENCHMARKS.md (quickly: make bench ROUNDS=1 KEYS=10000)
 	@deploy/ci/install-peers.sh cc openssl prosody ejabberd postgresql relays
@@ -89,8 +107,8 @@ lint: ## Check format and lints; a warning is an error
 doc: ## Build the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
-deny: ## Check licences, bans and advisories (needs cargo-deny)
-	cargo deny check
+deny: ## Check licences, bans and sources, and advisories where their database can be fetched
+	@deploy/ci/deny.sh
 
 clean: ## Remove everything that was built
 	cargo clean
@@ -98,6 +116,9 @@ clean: ## Remove everything that was built
 peers:
 	@deploy/ci/install-peers.sh cc chromium openssl tmux gnupg gnutls prosody ejabberd postgresql python nbxmpp qxmpp relays
 	@deploy/ci/install-python.sh $(VENV)
+
+trixie:
+	@deploy/ci/trixie.sh
 
 nextest:
 	@cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --version $(NEXTEST_VERSION) --locked

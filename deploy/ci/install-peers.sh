@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs from Debian what the demo and the tests stand on, where it is missing:
-#   install-peers.sh [cc] [chromium] [openssl] [tmux] [gnupg] [gnutls] [prosody] [ejabberd] [postgresql] [python]
+#   install-peers.sh [cc] [chromium] [debootstrap] [openssl] [tmux] [gnupg] [gnutls] [prosody] [ejabberd] [postgresql] [python]
 #                    [nbxmpp] [qxmpp] [relays]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
@@ -11,6 +11,7 @@ for what in "$@"; do
     case $what in
         cc) command -v cc >/dev/null || missing+=(build-essential) ;;
         chromium) command -v chromium >/dev/null || missing+=(chromium fonts-dejavu-core) ;;
+        debootstrap) command -v debootstrap >/dev/null || missing+=(debootstrap) ;;
         openssl) command -v openssl >/dev/null || missing+=(openssl) ;;
         tmux) command -v tmux >/dev/null || missing+=(tmux) ;;
         gnupg) command -v gpg >/dev/null || missing+=(gnupg) ;;

@@ -1,7 +1,10 @@
 //! Prosody and ejabberd, each as its Debian package brings it.
+//!
+//! They are those of this machine; with `FINGERPOST_TEST_DEBIAN=trixie` those of the Debian 13 in target/trixie, which
+//! deploy/ci/trixie.sh makes.
 
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::process::{Process, read};
-use super::{COMPONENT, DOMAIN, SECRET, USERS, free_port, make_certificate, wait_for};
+use super::{COMPONENT, DOMAIN, SECRET, USERS, free_port, make_certificate, root, wait_for};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -20,6 +23,52 @@ pub enum Kind {
     Prosody,
     /// ejabberd.
     Ejabberd,
+}
+
+impl Kind {
+    /// Returns the version of the server's package, such as `0.12.3-1+deb12u1`.
+    pub fn version(self) -> String {
+        let package = match self {
+            Self::Prosody => "prosody",
+            Self::Ejabberd => "ejabberd",
+        };
+        let mut query = program("dpkg-query");
+        let output = query.args(["--show", "--showformat", "${Version}", package]).output();
+        String::from_utf8(output.expect("dpkg is there").stdout).unwrap()
+    }
+}
+
+/// Returns the root directory of the Debian whose servers are started, if it is not this machine's.
+fn debian() -> Option<PathBuf> {
+    let name = std::env::var("FINGERPOST_TEST_DEBIAN").ok().filter(|name| !name.is_empty())?;
+    assert_eq!(name, "trixie", "FINGERPOST_TEST_DEBIAN: expected trixie or nothing");
+    let root = root().join("target").join(name);
+    let made = root.join("usr/bin/prosody").exists();
+    assert!(made, "{} is not there: run deploy/ci/trixie.sh", root.display());
+    Some(root)
+}
+
+/// Returns a command that starts a program of the chosen Debian, with this machine's directory for temporary files.
+fn program(name: &str) -> Command {
+    let Some(root) = debian() else { return Command::new(name) };
+    let mut command = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    // What is mounted is seen by this program alone and is gone with it. All replace themselves: signals reach the
+    // program.
+    command
+        .args(["--mount", "--propagation", "private", "sh", "-euc"])
+        .arg(
+            "mkdir -p \"$0$1\"; for directory in /dev /proc \"$1\"; do \
+             mount --rbind \"$directory\" \"$0$directory\"; done; \
+             root=$0; shift; exec chroot \"$root\" \"$@\"",
+        )
+        .arg(root)
+        .arg(std::env::temp_dir())
+        .arg(name)
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    command
 }
 
 /// A second component, whose users a load generator speaks for.
@@ -39,6 +88,8 @@ pub struct Server {
     address: Option<String>,
     /// Whether clients have the limits of the shipped configurations.
     limited: bool,
+    /// Whether clients may log in without TLS, and little is logged.
+    in_clear: bool,
     process: Option<Process>,
     /// Whether it has a component port.
     has_components: bool,
@@ -47,25 +98,36 @@ pub struct Server {
 impl Server {
     /// Starts a private server and waits until it takes connections.
     pub fn start(kind: Kind) -> Self {
-        Self::start_as(kind, None, None, false)
+        Self::start_as(kind, None, None, false, false)
+    }
+
+    /// Starts one whose clients may log in without TLS, for streams as bytes, and that logs little.
+    pub fn start_in_clear(kind: Kind) -> Self {
+        Self::start_as(kind, None, None, false, true)
     }
 
     /// Starts one whose clients may also come to `address` (Prosody only).
     pub fn start_at(kind: Kind, address: &str) -> Self {
-        Self::start_as(kind, None, Some(address.to_owned()), false)
+        Self::start_as(kind, None, Some(address.to_owned()), false, false)
     }
 
     /// Starts one that slows its clients down as the configurations do that Debian ships.
     pub fn start_limited(kind: Kind) -> Self {
-        Self::start_as(kind, None, None, true)
+        Self::start_as(kind, None, None, true, false)
     }
 
     /// Starts one to be measured: with its own mod_proxy65 as [`PROXY`], the component [`LOAD`], and little logging.
     pub fn start_to_measure(kind: Kind) -> Self {
-        Self::start_as(kind, Some(free_port()), None, false)
+        Self::start_as(kind, Some(free_port()), None, false, false)
     }
 
-    fn start_as(kind: Kind, proxy: Option<u16>, address: Option<String>, limited: bool) -> Self {
+    fn start_as(
+        kind: Kind,
+        proxy: Option<u16>,
+        address: Option<String>,
+        limited: bool,
+        in_clear: bool,
+    ) -> Self {
         let folder = tempfile::Builder::new().prefix("fingerpost-server-").tempdir().unwrap();
         make_certificate(folder.path());
         let mut server = Self {
@@ -76,6 +138,7 @@ impl Server {
             proxy,
             address,
             limited,
+            in_clear,
             process: None,
             has_components: true,
         };
@@ -224,7 +287,11 @@ impl Server {
         let here = self.folder.path().display();
         let (c2s, component) = (self.c2s, self.component);
         let also = self.address.as_ref().map_or(String::new(), |also| format!(", \"{also}\""));
-        let level = if self.proxy.is_some() { "warn" } else { "debug" };
+        let level = if self.proxy.is_some() || self.in_clear { "warn" } else { "debug" };
+        let encryption = match self.in_clear {
+            true => "c2s_require_encryption = false\nallow_unencrypted_plain_auth = true",
+            false => "c2s_require_encryption = true",
+        };
         let (limits, rate) = match self.limited {
             true => ("\"limits\", ", "limits = { c2s = { rate = \"10kb/s\" } }\n"),
             false => ("", ""),
@@ -261,7 +328,7 @@ component_interfaces = {{ "127.0.0.1" }}
 {rate}modules_enabled = {{ {limits}"disco", "pep", "ping", "roster", "saslauth", "tls" }}
 modules_disabled = {{ "s2s" }}
 authentication = "internal_plain"
-c2s_require_encryption = true
+{encryption}
 log = {{ {level} = "{here}/server.log" }}
 ssl = {{ key = "{here}/server.key", certificate = "{here}/server.pem" }}
 {ports}
@@ -282,7 +349,7 @@ Component "{COMPONENT}"
     }
 
     fn prosody(&self) -> Command {
-        let mut command = Command::new("prosody");
+        let mut command = program("prosody");
         command.arg("-F").arg("--config").arg(self.path("prosody.cfg.lua"));
         command
     }
@@ -290,7 +357,8 @@ Component "{COMPONENT}"
     fn prepare_ejabberd(&self) {
         let here = self.folder.path().display();
         let (c2s, component) = (self.c2s, self.component);
-        let level = if self.proxy.is_some() { "warning" } else { "debug" };
+        let level = if self.proxy.is_some() || self.in_clear { "warning" } else { "debug" };
+        let starttls = if self.in_clear { "starttls" } else { "starttls_required" };
         let (load, proxy) = self.proxy.map_or(Default::default(), |port| {
             (
                 format!("      \"{LOAD}\":\n        password: \"{SECRET}\"\n"),
@@ -323,7 +391,7 @@ auth_method: internal
     ip: "127.0.0.1"
     module: ejabberd_c2s
     max_stanza_size: 262144
-    starttls_required: true
+    {starttls}: true
     shaper: {shaper}
   - port: {component}
     ip: "127.0.0.1"
@@ -364,7 +432,7 @@ auth_method: internal
             users.join(","),
             self.path("ready").display()
         );
-        let mut command = Command::new("erl");
+        let mut command = program("erl");
         command
             .args(["-noinput", "-mnesia", "dir"])
             .arg(format!("\"{}\"", self.path("spool").display()))
@@ -388,8 +456,9 @@ impl Drop for Server {
 
 /// Where the package keeps ejabberd's code, as its starter tells.
 fn ejabberd_libraries() -> String {
-    let starter = Path::new("/usr/sbin/ejabberdctl");
-    read(starter)
+    let root = debian().unwrap_or_else(|| PathBuf::from("/"));
+    let starter = root.join("usr/sbin/ejabberdctl");
+    read(&starter)
         .lines()
         .find_map(|line| line.strip_prefix("ERL_LIBS="))
         .map(|path| path.trim_matches(['\'', '"']).to_owned())
