@@ -6,10 +6,12 @@
 #![allow(missing_debug_implementations, reason = "tests only")]
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
+pub mod grammar;
 pub mod network;
 pub mod postgres;
 pub mod process;
 pub mod programs;
+pub mod raw;
 pub mod report;
 pub mod scenarios;
 pub mod servers;
