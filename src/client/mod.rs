@@ -6,6 +6,8 @@ mod chat;
 mod credential;
 mod display;
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 mod lan;
 mod listen;
 mod login;

@@ -17,7 +17,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::client::{display::shown, output::XtlsError};
 
-const SERVICE: &str = "_presence._tcp.local.";
+/// The service that users announce (XEP-0174, 2).
+pub const SERVICE: &str = "_presence._tcp.local.";
 /// How long we look for others before we take a name.
 const LOOK: Duration = Duration::from_millis(900);
 /// How long our own announcement may take.
@@ -52,7 +53,7 @@ fn daemon(interfaces: &[String]) -> Result<ServiceDaemon, XtlsError> {
 }
 
 /// The name before the service's: `user@machine`.
-fn instance(fullname: &str) -> Option<String> {
+pub(in crate::client) fn instance(fullname: &str) -> Option<String> {
     let start = fullname.len().checked_sub(SERVICE.len() + 1)?;
     let (escaped, rest) = fullname.split_at_checked(start)?;
     if !rest.strip_prefix('.')?.eq_ignore_ascii_case(SERVICE) {

@@ -8,6 +8,9 @@ mod discovery;
 mod link;
 mod starttls;
 
+pub use self::discovery::SERVICE;
+pub(super) use self::discovery::instance;
+
 use std::{
     fs::DirBuilder,
     os::unix::fs::DirBuilderExt,

@@ -14,7 +14,8 @@ mod tests;
 use jid::{BareJid, Jid};
 use minidom::Element;
 
-pub(crate) use self::reader::{MAX_DEPTH, MAX_STANZA};
+pub use self::reader::MAX_DEPTH;
+pub(crate) use self::reader::{MAX_STANZA, read_pieces};
 use self::reader::{Reader, Received};
 use crate::xmpp::{ns, text::replace_not_carried};
 

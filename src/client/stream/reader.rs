@@ -13,7 +13,7 @@ use crate::xmpp::{
 };
 
 /// Deepest nesting that is taken, counted from a first-level element.
-pub(crate) const MAX_DEPTH: usize = 32;
+pub const MAX_DEPTH: usize = 32;
 /// Longest first-level element that is taken, bytes. More than in-band blocks of 64 KiB need.
 pub(crate) const MAX_STANZA: usize = 128 << 10;
 
@@ -70,4 +70,27 @@ impl From<ParseError> for Fault {
             ParseError::TooMuch => Self::TooMuch,
         }
     }
+}
+
+/// Reads a stream whose bytes come in pieces of a size: its first-level elements, and how it ended. Only fuzzing calls it.
+pub(crate) fn read_pieces(bytes: &[u8], size: usize) -> (Vec<Element>, String) {
+    let (mut reader, mut found) = (Reader::new(), Vec::new());
+    let mut pending = Vec::new();
+    for piece in bytes.chunks(size) {
+        pending.extend_from_slice(piece);
+        loop {
+            let mut input = pending.as_slice();
+            let received = reader.next(&mut input);
+            let taken = pending.len() - input.len();
+            pending.drain(..taken);
+            match received {
+                Ok(Some(Received::Header(_))) => {}
+                Ok(Some(Received::Element(element))) => found.push(element),
+                Ok(Some(Received::Footer)) => return (found, "closed".to_owned()),
+                Ok(None) => break,
+                Err(fault) => return (found, fault.to_string()),
+            }
+        }
+    }
+    (found, "more is to come".to_owned())
 }

@@ -1,0 +1,25 @@
+//! What only the fuzz targets (fuzz/src/lib.rs) call from outside: pure functions of this module's private parts.
+
+use minidom::Element;
+
+pub use super::{lan::SERVICE, stream::MAX_DEPTH};
+
+/// Returns a file's name made safe, as [`file`] does.
+pub fn safe_name(name: &str) -> String {
+    super::files::safe_name(name)
+}
+
+/// Reads a peer's `<file/>`: its safe name, size and SHA-256.
+pub fn file(element: &Element) -> Option<(String, u64, Option<Vec<u8>>)> {
+    super::files::FileOffer::parse(element).ok().map(|file| (file.name, file.size, file.sha256))
+}
+
+/// Reads the bytes of a chat's XML stream in pieces of a size: its first-level elements, and how it ended.
+pub fn stream(bytes: &[u8], size: usize) -> (Vec<Element>, String) {
+    super::stream::read_pieces(bytes, size)
+}
+
+/// Returns the name before that of the service in the full name of an mDNS service.
+pub fn instance(full: &str) -> Option<String> {
+    super::lan::instance(full)
+}
