@@ -20,7 +20,7 @@ use std::{
 
 use serde_json::{Value, json};
 use support::{
-    PATIENCE, free_port, own_program,
+    PATIENCE, SECRET, free_port, own_program,
     postgres::Postgres,
     process::{Process, run},
     programs::{Component, Options, Script, Xtls, clean, script},
@@ -370,6 +370,49 @@ fn what_attach_prints_makes_ejabberd_know_the_component() {
     attach(Kind::Ejabberd, false, cut, |text, lines| {
         text.replacen("listen:\n", &format!("listen:\n{lines}"), 1)
     });
+}
+
+/// A server that accepts less than the component would send is found out, and by how much; with that setting all is well.
+#[test]
+fn the_check_measures_the_longest_stanza_that_prosody_accepts() {
+    measured(Kind::Prosody, |text| format!("component_stanza_size_limit = 100000\n{text}"));
+}
+
+#[test]
+fn the_check_measures_the_longest_stanza_that_ejabberd_accepts() {
+    let module = "module: ejabberd_service\n";
+    measured(Kind::Ejabberd, |text| {
+        text.replacen(module, &format!("{module}    max_stanza_size: 100000\n"), 1)
+    });
+}
+
+fn measured(kind: Kind, limit: impl FnOnce(String) -> String) {
+    let mut server = Server::start(kind);
+    let folder = tempfile::tempdir().unwrap();
+    let check = |server: &Server, more: &str| {
+        let text = format!(
+            "[component]\njid = \"xtls.example.test\"\nserver = \"{}\"\nsecret = \"{SECRET}\"\n{more}\n\
+             [socks5]\nlisten = []\n[database]\nurl = \"sqlite::memory:\"\n[http]\nlisten = \"\"\n",
+            server.component_address()
+        );
+        std::fs::write(folder.path().join("fingerpost.toml"), text).unwrap();
+        let mut command = clean(&own_program("fingerpost"));
+        command.args(["check", "--online"]).current_dir(folder.path());
+        let output = run(command, Duration::from_secs(120));
+        assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{output:?}\n{}", server.log());
+        output.stdout
+    };
+    let told = check(&server, "");
+    assert!(told.contains("accepts stanzas of 500000 bytes"), "{told}");
+    server.reconfigure(true, limit);
+    let told = check(&server, "");
+    let accepted: usize = told
+        .split_once("max_stanza_bytes = ")
+        .and_then(|(_, rest)| rest.split(',').next()?.parse().ok())
+        .unwrap_or_else(|| panic!("{told}"));
+    assert!((98_000..=100_000).contains(&accepted), "{told}");
+    let told = check(&server, &format!("max_stanza_bytes = {accepted}"));
+    assert!(told.contains(&format!("accepts stanzas of {accepted} bytes")), "{told}");
 }
 
 /// A new operator's way: a configuration without a secret, `attach`, its lines pasted; and what `check --online` says on

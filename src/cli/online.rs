@@ -20,7 +20,7 @@ use crate::{
     config::Config,
     xmpp::{
         link::{self, Halves, LinkOptions, Unlinked},
-        ns,
+        ns, size,
         stanza::{Kind, Stanza},
         xml::{self, Received},
     },
@@ -28,6 +28,12 @@ use crate::{
 
 /// How long the server may take for a connection with its login, and for each answer.
 const WAIT: Duration = Duration::from_secs(10);
+/// How long a server may take to pass the longest stanza on; it may have to go slowly.
+const LONGEST: Duration = Duration::from_secs(15);
+/// How often the longest stanza is sent if it does not come back.
+const TRIES: usize = 3;
+/// How exactly the limit of a server is measured, in bytes.
+const EXACTLY: usize = 1_000;
 /// How long a server may take to listen, and the time between two looks.
 const PATIENCE: Duration = Duration::from_secs(4);
 const RETRY: Duration = Duration::from_millis(250);
@@ -61,7 +67,7 @@ pub(crate) async fn run(config: &Config, out: &mut impl Write) -> Result<(), Fai
         services(&mut asking, config, parent, out).await?;
     }
     addresses(config, out).await?;
-    asking.close().await;
+    sizes(asking, &options, out).await?;
     Ok(())
 }
 
@@ -205,6 +211,89 @@ async fn addresses(config: &Config, out: &mut impl Write) -> Result<(), Failure>
     Ok(())
 }
 
+/// Whether the server accepts stanzas as long as configured, and if not, how long they may be.
+async fn sizes(
+    mut asking: Asking,
+    options: &LinkOptions,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
+    let max = options.max_stanza_bytes;
+    let mut passed = None;
+    // A server that knows two links of one address passes a stanza to either.
+    for _ in 0..TRIES {
+        passed = asking.passes(max).await;
+        if passed.is_some() {
+            break;
+        }
+    }
+    match passed {
+        Some(true) => {
+            writeln!(out, "the XMPP server accepts stanzas of {max} bytes")?;
+            asking.close().await;
+        }
+        None => {
+            writeln!(
+                out,
+                "warning: a stanza of {max} bytes (component.max_stanza_bytes) did not come back from the XMPP server in \
+                 {} s; is fingerpost running, or does the server limit how fast a component may send?",
+                LONGEST.as_secs()
+            )?;
+            asking.close().await;
+        }
+        Some(false) => {
+            let accepted = measure(options, max).await;
+            writeln!(
+                out,
+                "warning: the XMPP server ends the link at a stanza of {max} bytes; it accepts {accepted}: set \
+                 component.max_stanza_bytes = {accepted}, or raise the server's limit; Prosody: \
+                 component_stanza_size_limit; ejabberd: max_stanza_size of the component's listener"
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// The longest stanza that the server accepts, measured with links of their own: each that is too long ends one.
+async fn measure(options: &LinkOptions, too_long: usize) -> usize {
+    let (mut accepted, mut too_long) = (size::LEAST, too_long);
+    let mut link: Option<Asking> = None;
+    while too_long - accepted > EXACTLY {
+        let mut asking = match link.take() {
+            Some(asking) => asking,
+            None => match timeout(WAIT, again(options)).await {
+                Ok(Some(asking)) => asking,
+                _ => break,
+            },
+        };
+        let middle = accepted.midpoint(too_long);
+        match asking.passes(middle).await {
+            Some(true) => {
+                accepted = middle;
+                link = Some(asking);
+            }
+            Some(false) => too_long = middle,
+            None => break,
+        }
+    }
+    if let Some(asking) = link {
+        asking.close().await;
+    }
+    accepted - accepted % EXACTLY
+}
+
+/// Logs in again as soon as the server has noticed that the last link is gone.
+async fn again(options: &LinkOptions) -> Option<Asking> {
+    loop {
+        match link::handshake(options).await {
+            Ok(halves) => return Some(Asking { halves, jid: options.jid.clone(), number: 0 }),
+            Err(Unlinked::Stream { condition, .. }) if condition == "conflict" => {
+                sleep(RETRY).await;
+            }
+            Err(_) => return None,
+        }
+    }
+}
+
 /// A link for a few questions.
 struct Asking {
     halves: Halves,
@@ -250,6 +339,51 @@ impl Asking {
             Ok(answer) => Ok(answer?),
             Err(_) => Ok(None),
         }
+    }
+
+    /// Whether the server passes a stanza of so many bytes on to ourselves; `None` if it does not come back in time.
+    async fn passes(&mut self, size: usize) -> Option<bool> {
+        self.number += 1;
+        let id = format!("check-size-{}", self.number);
+        let address = self.jid.as_str();
+        // A result that nobody waits for: whoever else gets it drops it.
+        let mut iq = xml::element(
+            "iq",
+            ns::CLIENT,
+            &[("type", "result"), ("from", address), ("to", address), ("id", &id)],
+        );
+        let mut padding = Element::bare("padding", ns::KEYS);
+        padding.append_text("a");
+        iq.append_child(padding);
+        let least = size::of(&iq).ok()?;
+        if let Some(padding) = iq.get_child_mut("padding", ns::KEYS) {
+            padding.append_text("a".repeat(size.saturating_sub(least)));
+        }
+        let mut bytes = Vec::new();
+        xml::write(&iq, &mut bytes).ok()?;
+        let (reader, writer) = &mut self.halves;
+        let exchange = async {
+            // The server may end the stream before it has read all of it.
+            let sent = writer.write_all(&bytes).await;
+            loop {
+                match reader.read().await {
+                    Ok(Received::Element(element) | Received::Oversized(element)) => {
+                        if element.attr("id") == Some(&id) {
+                            return true;
+                        }
+                        if element.is("error", ns::STREAM) {
+                            return false;
+                        }
+                    }
+                    Ok(Received::Header(_) | Received::Dropped) => {}
+                    Ok(Received::Footer) | Err(_) => return false,
+                }
+                if sent.is_err() {
+                    return false;
+                }
+            }
+        };
+        timeout(LONGEST, exchange).await.ok()
     }
 
     async fn close(mut self) {

@@ -38,9 +38,13 @@ impl Registry {
         Ok(Self { endpoint, component })
     }
 
+    /// Asks; an answer that comes in pages is read to its end.
     async fn ask(&self, type_: &str, payload: Element) -> Result<Option<Element>, XtlsError> {
         let to = Jid::from(self.component.clone());
-        Ok(self.endpoint.request(type_, &to, payload).await?)
+        Ok(match type_ {
+            "get" => self.endpoint.request_all(&to, payload).await?,
+            _ => self.endpoint.request(type_, &to, payload).await?,
+        })
     }
 }
 

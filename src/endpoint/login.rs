@@ -28,7 +28,13 @@ use super::{
 };
 use crate::{
     redact::Secret,
-    xmpp::{ns, stanza::Stanza, text::replace_not_carried, xml},
+    xmpp::{
+        ns,
+        size::{self, Instead},
+        stanza::Stanza,
+        text::replace_not_carried,
+        xml,
+    },
 };
 
 /// From TCP to the bound resource.
@@ -279,6 +285,20 @@ async fn bind(stream: &mut Stream) -> Result<FullJid, Error> {
     }
 }
 
+/// A stanza as it may be sent, and what comes back in place of one that the server would end the connection for.
+fn fitting(mut element: Element) -> (Option<Element>, Option<Stanza>) {
+    replace_not_carried(&mut element);
+    let limit = size::CLIENT;
+    match size::of(&element) {
+        Ok(size) if size > limit => match size::instead(&element, size, limit) {
+            Instead::Send(error) => (Some(error), None),
+            Instead::Return(error) => (None, Stanza::parse(error).ok()),
+            Instead::Nothing => (None, None),
+        },
+        _ => (Some(element), None),
+    }
+}
+
 /// Carries stanzas both ways until either side is done.
 async fn drive(
     mut stream: Stream,
@@ -289,8 +309,14 @@ async fn drive(
     loop {
         tokio::select! {
             element = queue.recv() => {
-                let Some(mut element) = element else { break };
-                replace_not_carried(&mut element);
+                let Some(element) = element else { break };
+                let (element, back) = fitting(element);
+                if let Some(stanza) = back
+                    && inbound.send(stanza).await.is_err()
+                {
+                    break;
+                }
+                let Some(element) = element else { continue };
                 match timeout(LOGIN, stream.send(&element)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {}
@@ -327,8 +353,8 @@ async fn drive(
         }
     }
     let _ = timeout(Duration::from_secs(5), async {
-        while let Ok(mut element) = queue.try_recv() {
-            replace_not_carried(&mut element);
+        while let Ok(element) = queue.try_recv() {
+            let (Some(element), _) = fitting(element) else { continue };
             if stream.send(&element).await.is_err() {
                 return;
             }
@@ -416,5 +442,30 @@ impl ServerCertVerifier for AnyServer {
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The stanzas of both servers' clients may be 262,144 bytes long.
+    #[test]
+    fn no_stanza_is_longer_than_what_servers_accept_of_clients() {
+        let build = |name: &str, type_: &str, length: usize| {
+            let attributes = [("type", type_), ("from", "a@b.c/d"), ("to", "x.b.c"), ("id", "1")];
+            let mut stanza = xml::element(name, ns::CLIENT, &attributes);
+            stanza.append_text("&".repeat(length));
+            stanza
+        };
+        for (name, type_) in [("iq", "get"), ("iq", "result"), ("message", "chat")] {
+            assert_eq!(fitting(build(name, type_, 49_000)).1.map(|back| back.id), None);
+            let (sent, back) = fitting(build(name, type_, 50_000));
+            let error = sent.clone().or(back.clone().map(|back| back.element)).unwrap();
+            assert_eq!(error.attr("type"), Some("error"), "{name} {type_}");
+            assert_eq!(back.is_some(), type_ != "result", "{name} {type_}");
+            let text = String::from(&error);
+            assert!(text.contains("at most 250000 are sent"), "{text}");
+        }
     }
 }

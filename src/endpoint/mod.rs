@@ -105,12 +105,14 @@ use crate::{
     xmpp::{
         iq::Answer,
         jid::{proxied, unproxied},
-        ns, xml,
+        ns, rsm, xml,
     },
 };
 
 /// How long what is queued may take to go out at the end.
 const FLUSH: Duration = Duration::from_secs(2);
+/// The most pages of one answer that are read.
+const PAGES: usize = 256;
 
 /// One user's end of sessions. Cheap to clone; the connection lives until [`close`](Self::close).
 #[derive(Clone, Debug)]
@@ -328,6 +330,38 @@ impl Endpoint {
             }
             Answer::Timeout => Err(Error::Unreachable(format!("{to} did not answer"))),
         }
+    }
+
+    /// Sends a `get`; gives the payload of the answer with the items of all its pages (XEP-0059).
+    ///
+    /// # Errors
+    /// As of [`request`](Self::request); [`Error::Failed`] if the answer has no end.
+    pub async fn request_all(&self, to: &Jid, payload: Element) -> Result<Option<Element>, Error> {
+        let mut whole: Option<Element> = None;
+        let mut next = None;
+        for _ in 0..PAGES {
+            let mut asked = payload.clone();
+            if let Some(set) = next.take() {
+                asked.append_child(set);
+            }
+            let Some(mut page) = self.request("get", to, asked).await? else { return Ok(whole) };
+            let items = page.children().filter(|child| !child.is("set", ns::RSM)).count();
+            let part = rsm::Part::read(&page, items);
+            page.remove_child("set", ns::RSM);
+            match &mut whole {
+                None => whole = Some(page),
+                Some(whole) => {
+                    for node in page.take_nodes() {
+                        whole.append_node(node);
+                    }
+                }
+            }
+            match part.last.filter(|_| part.more) {
+                Some(last) => next = Some(rsm::after(&last)),
+                None => return Ok(whole),
+            }
+        }
+        Err(Error::Failed(format!("{to}: the answer has more than {PAGES} pages")))
     }
 
     /// Ends the connection when all that was said has gone out. Sessions should be over by then.
