@@ -676,9 +676,11 @@ impl Router {
 
     fn handle_command(&self, stanza: &Stanza, payload: &Element) -> Result<(), Refusal> {
         let (commands, payload) = (self.commands.clone(), payload.clone());
+        let room = self.room(stanza);
         let (stanza, notices) = (stanza.clone(), self.back.notices.clone());
         self.work(async move {
-            match commands.handle(&stanza.from, &payload, SystemClock.now()).await {
+            let now = SystemClock.now();
+            match commands.handle_within(&stanza.from, &payload, now, room).await {
                 Ok((answer, notice)) => {
                     if let Some(notice) = notice {
                         let _ = notices.send(notice).await;

@@ -5,20 +5,22 @@ use time::OffsetDateTime;
 
 use super::{
     Command, Commands, Page, Progress, Stop,
-    form::{Form, Values},
-    user::{choice, described, input, key_table},
+    form::{self, Form, Values},
+    user::{choice, described, input, key_table, one_key},
 };
 use crate::{
     control::Session,
     print::Print,
     registry::model::{Actor, AuditEntry, Key, KeyId, State, check_reason, stamp},
-    xmpp::jid::canonical_bare,
+    xmpp::{
+        jid::canonical_bare,
+        rsm::{self, Request},
+        stanza::Refusal,
+    },
 };
 
-/// Sessions, blocks and keys that one form shows at most.
-const SHOWN: usize = 200;
 /// Rows on one page of the audit log.
-const ROWS: u32 = 50;
+const ROWS: usize = 50;
 /// Users whose keys one search shows.
 const FOUND: u32 = 50;
 
@@ -48,11 +50,11 @@ impl Commands {
         let (stage, values) = (progress.stage, &progress.values);
         let admin = progress.from.to_bare();
         match name {
-            "sessions" => self.all_sessions(stage, values),
-            "keys" => self.search(stage, values).await,
+            "sessions" => self.all_sessions(progress),
+            "keys" => self.search(progress).await,
             "attest" | "revoke" => self.judge(name, progress, now).await,
             "block" => self.block(stage, values, &admin, now).await,
-            "unblock" => self.unblock(stage, values, &admin, now).await,
+            "unblock" => self.unblock(progress, &admin, now).await,
             "stats" => self.stats().await,
             "drain" => self.drain(stage, values),
             "reload" => Ok(match self.control.reload().await {
@@ -66,34 +68,37 @@ impl Commands {
                 Err(error) => Page::Failed(format!("Nothing was changed: {error}")),
             }),
             "loglevel" => self.log_level(stage, values),
-            _ => self.audit(stage, values).await,
+            _ => self.audit(progress).await,
         }
     }
 
-    fn all_sessions(&self, stage: usize, values: &Values) -> Result<Page, Stop> {
-        if stage == 0 {
+    fn all_sessions(&self, progress: &Progress) -> Result<Page, Stop> {
+        let values = &progress.values;
+        if progress.stage == 0 {
             return Ok(of_whom("Sessions", values));
         }
         let user = optional_jid(values, "jid")?;
         let sessions = self.control.sessions(user.as_ref());
-        if stage == 1 {
+        if let Some(again) = progress.lists_options(1, "id") {
             if sessions.is_empty() {
                 return Ok(Page::done("There are no such sessions now."));
             }
             let text = format!("{} sessions, the oldest first.", sessions.len());
-            let options = sessions.iter().take(SHOWN).map(|session| {
+            let options = sessions.iter().map(|session| {
                 (
                     format!("{} → {}, {}", session.users[0], session.users[1], state_of(session)),
                     session.id.clone(),
                 )
             });
-            let form = Form::new("Sessions", &text).choices("id", "To be ended", options).field(
-                "text-single",
-                "reason",
-                "Why, for both users",
-                &[values.one("reason")],
-            );
-            return Ok(Page::Form(form, true));
+            let options = progress.options(&options.collect::<Vec<_>>(), |options| {
+                Form::new("Sessions", &text).choices("id", "To be ended", options).field(
+                    "text-single",
+                    "reason",
+                    "Why, for both users",
+                    &[values.one("reason")],
+                )
+            })?;
+            return Ok(Page::Options(options, again));
         }
         let chosen: Vec<&str> = values.all("id").collect();
         if chosen.is_empty() {
@@ -112,8 +117,9 @@ impl Commands {
         Ok(Page::done(format!("Sessions ended: {ended}.")))
     }
 
-    async fn search(&self, stage: usize, values: &Values) -> Result<Page, Stop> {
-        if stage == 0 {
+    async fn search(&self, progress: &Progress) -> Result<Page, Stop> {
+        let values = &progress.values;
+        if progress.stage == 0 {
             let form = Form::new(
                 "Search keys",
                 "By a part of the owner's address, a print or a key's id.",
@@ -146,10 +152,8 @@ impl Commands {
                 keys.extend(store.keys_of(&owner).await?);
             }
         }
-        let all = keys.len();
-        keys.truncate(SHOWN);
-        let text = format!("Keys found: {all}.");
-        Ok(Page::Done(Some(key_table("Keys", &keys, true)), text.into(), None))
+        let text = format!("Keys found: {}.", keys.len());
+        key_table(progress, "Keys", text, &keys, true)
     }
 
     /// Attests or revokes a key.
@@ -203,7 +207,7 @@ impl Commands {
             self.registry.revoke(&progress.from, &actor, key.id, &reason, now).await?
         };
         let text = if attests { "The key is attested." } else { "The key is revoked." };
-        Ok(Page::Done(Some(key_table("The key", &[key], true)), text.into(), notice))
+        Ok(Page::Done(Some(one_key(&key, true)), text.into(), notice))
     }
 
     async fn key(&self, values: &Values) -> Result<Key, Stop> {
@@ -243,13 +247,13 @@ impl Commands {
 
     async fn unblock(
         &self,
-        stage: usize,
-        values: &Values,
+        progress: &Progress,
         admin: &BareJid,
         now: OffsetDateTime,
     ) -> Result<Page, Stop> {
+        let values = &progress.values;
         let (commanded, configured) = self.control.doors().blocked();
-        if stage == 0 {
+        if let Some(again) = progress.lists_options(0, "jid") {
             if commanded.is_empty() && configured.is_empty() {
                 return Ok(Page::done("Nobody is blocked."));
             }
@@ -259,13 +263,16 @@ impl Commands {
             });
             let in_file = configured.iter().filter(|jid| !commanded.iter().any(|(c, _)| c == *jid));
             let in_file = in_file.map(|jid| (format!("{jid} (in the configuration)"), jid.clone()));
-            let form = Form::new("Take a block back", "Whose?").choice(
-                "jid",
-                "Blocked",
-                values.one("jid"),
-                by_command.chain(in_file).take(SHOWN),
-            );
-            return Ok(Page::Form(form, true));
+            let blocked: Vec<(String, String)> = by_command.chain(in_file).collect();
+            let options = progress.options(&blocked, |options| {
+                Form::new("Take a block back", "Whose?").choice(
+                    "jid",
+                    "Blocked",
+                    values.one("jid"),
+                    options,
+                )
+            })?;
+            return Ok(Page::Options(options, again));
         }
         let chosen = values.one("jid");
         let is_configured = configured.iter().any(|jid| jid == chosen);
@@ -387,19 +394,31 @@ impl Commands {
     }
 
     /// First whose rows, then page after page, the newest first.
-    async fn audit(&self, stage: usize, values: &Values) -> Result<Page, Stop> {
-        let Some(page) = stage.checked_sub(1) else {
+    async fn audit(&self, progress: &Progress) -> Result<Page, Stop> {
+        let values = &progress.values;
+        if progress.stage == 0 {
             return Ok(of_whom("Audit log", values));
-        };
+        }
         let owner = optional_jid(values, "jid")?;
-        let skip = u32::try_from(page).unwrap_or(u32::MAX).saturating_mul(ROWS);
         let store = self.registry.store();
-        // One more than is shown says whether there is more. New rows come first and must not move the others.
-        let newest = values.one("newest").parse::<i64>().ok();
-        let mut entries = store.audit_page(owner.as_ref(), newest, skip, ROWS + 1).await?;
-        let more = entries.len() > ROWS as usize;
-        entries.truncate(ROWS as usize);
-        let newest = newest.or(entries.first().map(|entry| entry.seq));
+        let rows = async |newest: i64, skip: usize, limit: usize| {
+            let [skip, limit] = [skip, limit].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+            store.audit_page(owner.as_ref(), Some(newest), skip, limit).await
+        };
+        // New rows come first and must not move the others.
+        let newest = match values.one("newest").parse::<i64>() {
+            Ok(newest) => newest,
+            Err(_) => rows(i64::MAX, 0, 1).await?.first().map_or(0, |entry| entry.seq),
+        };
+        let count = store.audit_count(owner.as_ref(), newest).await?;
+        let request = progress.part().unwrap_or_else(|| Request::index(0)).at_most(ROWS);
+        let mut position = None;
+        if let Some(seq) = request.uid().and_then(|uid| uid.parse::<i64>().ok())
+            && rows(seq, 0, 1).await?.first().is_some_and(|entry| entry.seq == seq)
+        {
+            position = count.checked_sub(store.audit_count(owner.as_ref(), seq).await?);
+        }
+        let title = format!("Audit log, page {}", progress.stage);
         let columns = [
             ("at", "When"),
             ("event", "What"),
@@ -408,10 +427,27 @@ impl Commands {
             ("key", "Key"),
             ("seq", "Number"),
         ];
-        let form = Form::result(&format!("Audit log, page {stage}"))
-            .table(&columns, entries.iter().map(row).collect());
-        let keep = newest.map(|newest| ("newest", newest.to_string()));
-        Ok(Page::Part(form, more, keep))
+        let form = Form::result(&title).table(&columns, Vec::new());
+        let room = progress.room_for(&form, "");
+        let mut page = rsm::Page::new(Some(&request), count, position, room)?;
+        let mut read: (usize, Vec<AuditEntry>) = (0, Vec::new());
+        while let Some(number) = page.wants() {
+            if number.checked_sub(read.0).is_none_or(|at| at >= read.1.len()) {
+                let first = number - number % ROWS;
+                read = (first, rows(newest, first, ROWS).await?);
+            }
+            let at = number.checked_sub(read.0);
+            let entry = at.and_then(|at| read.1.get(at)).ok_or_else(Refusal::internal)?;
+            let item = form::item(&columns, row(entry));
+            page.offer(entry.seq.to_string(), rsm::size_inside(&item)?, item)?;
+        }
+        let (items, set) = page.finish();
+        let shown = items.len();
+        let mut page = progress.shown(form.items(items), String::new(), shown, set);
+        if let Page::Part(part) = &mut page {
+            part.keep.push(("newest".to_owned(), newest.to_string()));
+        }
+        Ok(page)
     }
 }
 

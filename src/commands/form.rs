@@ -127,9 +127,7 @@ impl Form {
     fn with_options(mut self, options: impl IntoIterator<Item = (String, String)>) -> Self {
         self.last_field(|field| {
             for (label, value) in options {
-                let mut option = xml::element("option", ns::DATA, &[("label", &label)]);
-                option.append_child(with_text("value", &value));
-                field.append_child(option);
+                field.append_child(option(&label, &value));
             }
         });
         self
@@ -153,21 +151,46 @@ impl Form {
         }
         self.0.append_child(reported);
         for row in rows {
-            let mut item = Element::bare("item", ns::DATA);
-            for ((var, _), value) in columns.iter().zip(row) {
-                let mut field = xml::element("field", ns::DATA, &[("var", var)]);
-                field.append_child(with_text("value", &value));
-                item.append_child(field);
-            }
+            self.0.append_child(item(columns, row));
+        }
+        self
+    }
+
+    /// Adds rows to a table.
+    pub(super) fn items(mut self, items: Vec<Element>) -> Self {
+        for item in items {
             self.0.append_child(item);
         }
         self
+    }
+
+    /// The `<x/>` element, to be measured.
+    pub(super) fn element(&self) -> &Element {
+        &self.0
     }
 
     /// The `<x/>` element.
     pub(super) fn into_element(self) -> Element {
         self.0
     }
+}
+
+/// A row of a table.
+pub(super) fn item(columns: &[(&str, &str)], row: Vec<String>) -> Element {
+    let mut item = Element::bare("item", ns::DATA);
+    for ((var, _), value) in columns.iter().zip(row) {
+        let mut field = xml::element("field", ns::DATA, &[("var", var)]);
+        field.append_child(with_text("value", &value));
+        item.append_child(field);
+    }
+    item
+}
+
+/// An option of a field.
+pub(super) fn option(label: &str, value: &str) -> Element {
+    let mut option = xml::element("option", ns::DATA, &[("label", label)]);
+    option.append_child(with_text("value", value));
+    option
 }
 
 fn with_text(name: &str, text: &str) -> Element {

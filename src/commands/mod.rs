@@ -1,10 +1,12 @@
 //! Ad-hoc commands (XEP-0050): the registry and the user's sessions, in any client that shows forms.
 //!
 //! A command is a row of pages (`user.rs`, `admin.rs`). [`Commands`] keeps where each user is in it, goes forth and back, and shows
-//! a page again with a note when what was put in cannot be. Spec: XEP-0050 1.3.0, XEP-0004 2.13.1.
+//! a page again with a note when what was put in cannot be. A table that does not fit in a stanza is shown on several
+//! pages (`listing.rs`). Spec: XEP-0050 1.3.0, XEP-0004 2.13.1.
 
 mod admin;
 mod form;
+mod listing;
 mod user;
 
 use std::{
@@ -19,13 +21,16 @@ use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
 
-use self::form::{Form, Values};
+use self::{
+    form::{Form, Values},
+    listing::Options,
+};
 use crate::{
     control::Control,
     metrics,
     redact::sentence,
     registry::{Notice, Registry, RegistryError, store::StoreError},
-    xmpp::{iq::random_id, ns, stanza::Refusal, xml},
+    xmpp::{iq::random_id, ns, rsm, size, stanza::Refusal, xml},
 };
 
 /// How long a user may think about a form.
@@ -53,12 +58,27 @@ impl Command {
 enum Page {
     /// Another form; whether it is the last one.
     Form(Form, bool),
-    /// A part of a long result, whether more follows, and what is to be remembered for that.
-    Part(Form, bool, Option<(&'static str, String)>),
+    /// A form with a part of a long list; whether it is the form before this one once more, with another part.
+    Options(Options, bool),
+    /// A part of a long result.
+    Part(Part),
     /// The end: what there is to read, a sentence, and what the owner of a changed key is told.
     Done(Option<Form>, Cow<'static, str>, Option<Notice>),
     /// The end: why it was not done.
     Failed(String),
+}
+
+/// A part of a long result.
+struct Part {
+    form: Form,
+    /// A sentence about all of it.
+    text: String,
+    /// Whether more follows.
+    more: bool,
+    /// What is to be remembered for the next part.
+    keep: Vec<(String, String)>,
+    /// Which part it is (XEP-0059).
+    set: Option<Element>,
 }
 
 impl Page {
@@ -74,6 +94,12 @@ enum Stop {
     Input(String),
     /// It ends.
     Refused(Refusal),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 impl From<StoreError> for Stop {
@@ -105,6 +131,9 @@ struct Progress {
     /// A part of a result is shown: there is nothing to fill in, and it may be left at any page.
     reading: bool,
     values: Values,
+    /// How long the payload of the answer may be, and the page that the user asks for.
+    room: usize,
+    asked: Option<rsm::Request>,
     until: Instant,
 }
 
@@ -194,6 +223,20 @@ impl Commands {
         request: &Element,
         now: OffsetDateTime,
     ) -> Result<(Element, Option<Notice>), Refusal> {
+        self.handle_within(from, request, now, size::DEFAULT).await
+    }
+
+    /// Answers a `<command/>` of the user at `from`; the payload of the answer may be `room` bytes long.
+    ///
+    /// # Errors
+    /// What the user is told if there is no such command, session or action.
+    pub async fn handle_within(
+        &self,
+        from: &Jid,
+        request: &Element,
+        now: OffsetDateTime,
+        room: usize,
+    ) -> Result<(Element, Option<Notice>), Refusal> {
         let node = request.attr("node").unwrap_or_default();
         let command = self.find(node, &from.to_bare()).ok_or_else(|| {
             // Whether there is such a command is for admins to know.
@@ -202,7 +245,7 @@ impl Commands {
                 _ => Refusal::item_not_found("There is no such command"),
             }
         })?;
-        let done = self.go_on(from, command, request, now).await;
+        let done = self.go_on(from, command, request, now, room).await;
         let status = match &done {
             Err(_) => "refused",
             Ok((answer, _)) => match answer.attr("status") {
@@ -221,6 +264,7 @@ impl Commands {
         command: Command,
         request: &Element,
         now: OffsetDateTime,
+        room: usize,
     ) -> Result<(Element, Option<Notice>), Refusal> {
         let action = request.attr("action").unwrap_or("execute");
         let form = request.children().find(|child| child.is("x", ns::DATA));
@@ -237,11 +281,15 @@ impl Commands {
                     last: false,
                     reading: false,
                     values: Values::default(),
+                    room,
+                    asked: None,
                     until: Instant::now() + PATIENCE,
                 };
                 (random_id(), fresh)
             }
         };
+        progress.room = room;
+        progress.asked = rsm::Request::read(request)?;
         let resumed = request.attr("sessionid").is_some();
         let cancels = form.is_some_and(|form| form.attr("type") == Some("cancel"));
         match action {
@@ -300,7 +348,7 @@ impl Commands {
         };
         let notice = match &page {
             Page::Done(_, _, notice) => notice.clone(),
-            Page::Form(..) | Page::Part(..) | Page::Failed(_) => None,
+            Page::Form(..) | Page::Options(..) | Page::Part(_) | Page::Failed(_) => None,
         };
         Ok((self.show(id, progress, page, None), notice))
     }
@@ -345,13 +393,34 @@ impl Commands {
                 element.append_child(note("error", &text));
                 element
             }
-            Page::Part(form, more, keep) => {
-                if let Some((var, value)) = keep {
-                    progress.values.set(var, value);
+            Page::Part(Part { form, text, more, keep, set }) => {
+                for (var, value) in keep {
+                    progress.values.set(&var, value);
                 }
                 let actions: &[&str] = if more { &["next", "complete"] } else { &["complete"] };
                 progress.reading = true;
-                self.executing(id, progress, form, actions, error)
+                let mut element = self.executing(id, progress, form, actions, error);
+                if !text.is_empty() {
+                    element.append_child(note("info", &text));
+                }
+                if let Some(set) = set {
+                    element.append_child(set);
+                }
+                element
+            }
+            Page::Options(options, again) => {
+                if again {
+                    progress.stage = progress.stage.saturating_sub(1);
+                }
+                progress.reading = false;
+                let (var, value) = options.keep();
+                progress.values.set(var, value);
+                let forth: &[&str] = if options.is_last { &["complete"] } else { &["next"] };
+                let mut element = self.executing(id, progress, options.form, forth, error);
+                if let Some(set) = options.set {
+                    element.append_child(set);
+                }
+                element
             }
             Page::Form(form, last) => {
                 progress.reading = false;
@@ -372,14 +441,7 @@ impl Commands {
     ) -> Element {
         let mut element = answer(progress.command, &id, "executing");
         let default = forth.first().copied().unwrap_or("complete");
-        let mut actions = xml::element("actions", ns::COMMANDS, &[("execute", default)]);
-        if progress.stage > 0 {
-            actions.append_child(Element::bare("prev", ns::COMMANDS));
-        }
-        for action in forth {
-            actions.append_child(Element::bare(*action, ns::COMMANDS));
-        }
-        element.append_child(actions);
+        element.append_child(executing_actions(progress.stage > 0, forth));
         if let Some(text) = error {
             element.append_child(note("error", text));
         }
@@ -398,6 +460,16 @@ fn answer(command: Command, id: &str, status: &str) -> Element {
         ns::COMMANDS,
         &[("node", &command.node()), ("sessionid", id), ("status", status)],
     )
+}
+
+/// The ways on from a page: the first of `forth` is the default.
+fn executing_actions(back: bool, forth: &[&str]) -> Element {
+    let default = forth.first().copied().unwrap_or("complete");
+    let mut actions = xml::element("actions", ns::COMMANDS, &[("execute", default)]);
+    for action in back.then_some("prev").iter().chain(forth) {
+        actions.append_child(Element::bare(*action, ns::COMMANDS));
+    }
+    actions
 }
 
 fn note(type_: &str, text: &str) -> Element {
@@ -421,6 +493,8 @@ mod tests {
             stage: 0,
             last: false,
             reading: false,
+            room: size::DEFAULT,
+            asked: None,
             values: Values::default(),
             until,
         }

@@ -7,6 +7,7 @@ use super::{
     Command, Commands, Page, Progress, Stop,
     admin::state_of,
     form::{Form, Values},
+    listing::Table,
 };
 use crate::{
     print::{Method, Print},
@@ -18,11 +19,8 @@ use crate::{
         },
         proof,
     },
-    xmpp::{jid::canonical_bare, stanza::Refusal},
+    xmpp::{jid::canonical_bare, ns, size, stanza::Refusal},
 };
-
-/// Sessions that one form shows at most.
-const SESSIONS: usize = 200;
 
 /// All of them, in the order in which they are listed.
 pub(super) const COMMANDS: [Command; 9] = [
@@ -56,7 +54,7 @@ impl Commands {
             ("keys", _) => {
                 let me = progress.from.to_bare();
                 let keys = self.registry.profile(&me).await?.keys.clone();
-                Ok(Page::Done(Some(key_table("My keys", &keys, false)), "".into(), None))
+                key_table(progress, "My keys", String::new(), &keys, false)
             }
             ("lookup", 0) => Ok(Page::Form(
                 Form::new("Look up keys", "Whose keys do you want to see?").required(
@@ -72,28 +70,14 @@ impl Commands {
                     .ok_or_else(|| input("Expected an address like romeo@montague.lit"))?;
                 let keys =
                     self.registry.visible_keys(&progress.from.to_bare(), &owner).await?;
-                Ok(Page::Done(Some(key_table(&format!("Keys of {owner}"), &keys, false)), "".into(), None))
+                key_table(progress, &format!("Keys of {owner}"), String::new(), &keys, false)
             }
             ("add", stage) => self.add(progress, stage, now).await,
             ("revoke", stage) => self.revoke(progress, stage, now).await,
             ("prove", stage) => self.prove(progress, stage, now).await,
             ("settings", stage) => self.settings(progress, stage, now).await,
-            ("sessions", stage) => self.sessions(progress, stage),
-            ("export", _) => {
-                let export = self
-                    .registry
-                    .export(&progress.from.to_bare(), None, crate::xmpp::size::DEFAULT)
-                    .await
-                    .map_err(Stop::Refused)?;
-                let text = String::from(&export);
-                let form = Form::result("All that is held about me").field(
-                    "text-multi",
-                    "export",
-                    "As XML",
-                    &text.lines().collect::<Vec<_>>(),
-                );
-                Ok(Page::Done(Some(form), "".into(), None))
-            }
+            ("sessions", _) => self.sessions(progress),
+            ("export", _) => self.export(progress).await,
             ("erase", 0) => Ok(Page::Form(
                 Form::new(
                     "Erase",
@@ -111,6 +95,38 @@ impl Commands {
                 Ok(Page::done("All that was held about you has been deleted."))
             }
             _ => Err(Stop::Refused(Refusal::item_not_found("There is no such command"))),
+        }
+    }
+
+    /// The export as text, in parts of its own if need be.
+    async fn export(&self, progress: &Progress) -> Result<Page, Stop> {
+        let text = |lines: &[&str]| {
+            Form::result("All that is held about me").field("text-multi", "export", "As XML", lines)
+        };
+        let me = progress.from.to_bare();
+        let request = progress.part();
+        // Inside of a value each `<` takes four bytes and each quote five; every second byte is text in the worst case.
+        let mut room = progress.room_for(&text(&[""]), "");
+        loop {
+            let mut export = self.registry.export(&me, request.as_ref(), room).await?;
+            let set = export.remove_child("set", ns::RSM);
+            let shown = String::from(&export);
+            let form = text(&shown.lines().collect::<Vec<_>>());
+            let frame = 400;
+            let size = size::of(form.element()).unwrap_or(usize::MAX);
+            let empty = size::of(text(&[""]).element()).unwrap_or_default();
+            if size - empty + frame > progress.room_for(&text(&[""]), "") {
+                room = room / 4 * 3;
+                continue;
+            }
+            let Some(set) = set else { return Ok(Page::Done(Some(form), "".into(), None)) };
+            let items = export
+                .children()
+                .map(|part| {
+                    part.children().count() + usize::from(part.attr("visibility").is_some())
+                })
+                .sum();
+            return Ok(progress.shown(form, String::new(), items, Some(set)));
         }
     }
 
@@ -163,7 +179,7 @@ impl Commands {
             true => "The key is registered.".into(),
             false => format!("The key is registered. {PRINT_ONLY}").into(),
         };
-        let form = key_table("The key", &[key], false);
+        let form = one_key(&key, false);
         Ok(Page::Done(Some(form), text, notice))
     }
 
@@ -176,12 +192,14 @@ impl Commands {
         let values = &progress.values;
         let me = progress.from.to_bare();
         let keys: Vec<Key> = self.registry.profile(&me).await?.keys.clone();
-        if stage == 0 {
+        if let Some(again) = progress.lists_options(0, "id") {
             let open = keys.iter().filter(|key| key.state != State::Revoked).map(choice);
-            let form = Form::new("Revoke a key", "A revoked key is never good again.")
-                .choice("id", "Which key", values.one("id"), open)
-                .field("text-single", "reason", "Why", &[values.one("reason")]);
-            return Ok(Page::Form(form, false));
+            let options = progress.options(&open.collect::<Vec<_>>(), |open| {
+                Form::new("Revoke a key", "A revoked key is never good again.")
+                    .choice("id", "Which key", values.one("id"), open)
+                    .field("text-single", "reason", "Why", &[values.one("reason")])
+            })?;
+            return Ok(Page::Options(options.followed(), again));
         }
         let key = chosen(&keys, values)?;
         let reason = check_reason(values.one("reason")).map_err(input)?;
@@ -201,11 +219,7 @@ impl Commands {
         let actor = Actor::User(me);
         let (key, notice) =
             self.registry.revoke(&progress.from, &actor, key.id, &reason, now).await?;
-        Ok(Page::Done(
-            Some(key_table("The key", &[key], false)),
-            "The key is revoked.".into(),
-            notice,
-        ))
+        Ok(Page::Done(Some(one_key(&key, false)), "The key is revoked.".into(), notice))
     }
 
     async fn prove(
@@ -217,14 +231,16 @@ impl Commands {
         let values = &progress.values;
         let me = progress.from.to_bare();
         let keys: Vec<Key> = self.registry.profile(&me).await?.keys.clone();
-        if stage == 0 {
-            let form = Form::new("Prove a key", "Show that you have its private key.").choice(
-                "id",
-                "Which key",
-                values.one("id"),
-                active(&keys),
-            );
-            return Ok(Page::Form(form, false));
+        if let Some(again) = progress.lists_options(0, "id") {
+            let options = progress.options(&active(&keys).collect::<Vec<_>>(), |open| {
+                Form::new("Prove a key", "Show that you have its private key.").choice(
+                    "id",
+                    "Which key",
+                    values.one("id"),
+                    open,
+                )
+            })?;
+            return Ok(Page::Options(options.followed(), again));
         }
         let id = chosen(&keys, values)?.id;
         if stage == 1 {
@@ -247,11 +263,7 @@ impl Commands {
             STANDARD.decode(text).map_err(|_| input("The signature must be base64 or armour"))?
         };
         let (key, notice) = self.registry.prove(&progress.from, id, &signature, now).await?;
-        Ok(Page::Done(
-            Some(key_table("The key", &[key], false)),
-            "The key is proven.".into(),
-            notice,
-        ))
+        Ok(Page::Done(Some(one_key(&key, false)), "The key is proven.".into(), notice))
     }
 
     async fn settings(
@@ -306,25 +318,27 @@ impl Commands {
         Ok(Page::done("Your choice is stored."))
     }
 
-    fn sessions(&self, progress: &Progress, stage: usize) -> Result<Page, Stop> {
+    fn sessions(&self, progress: &Progress) -> Result<Page, Stop> {
         let me = progress.from.to_bare();
         let sessions = self.control.sessions(Some(&me));
-        if stage == 0 {
+        if let Some(again) = progress.lists_options(0, "id") {
             if sessions.is_empty() {
                 return Ok(Page::done("You have no sessions now."));
             }
-            let options = sessions.iter().take(SESSIONS).map(|session| {
+            let options = sessions.iter().map(|session| {
                 let [initiator, responder] = &session.users;
                 let peer = if *initiator == me { responder } else { initiator };
                 (format!("with {peer}, {}", state_of(session)), session.id.clone())
             });
-            let form = Form::new("My sessions", "Choose one to end it, or cancel.").choice(
-                "id",
-                "Session",
-                progress.values.one("id"),
-                options,
-            );
-            return Ok(Page::Form(form, true));
+            let options = progress.options(&options.collect::<Vec<_>>(), |options| {
+                Form::new("My sessions", "Choose one to end it, or cancel.").choice(
+                    "id",
+                    "Session",
+                    progress.values.one("id"),
+                    options,
+                )
+            })?;
+            return Ok(Page::Options(options, again));
         }
         let id = progress.values.one("id");
         let session = sessions.iter().find(|session| session.id == id);
@@ -385,38 +399,51 @@ fn chosen<'a>(keys: &'a [Key], values: &Values) -> Result<&'a Key, Stop> {
     keys.iter().find(|key| key.id.to_string() == id).ok_or_else(|| input("Choose one of your keys"))
 }
 
-/// Keys as a result; with their owners, if they are not the reader's own.
-pub(super) fn key_table(title: &str, keys: &[Key], owners: bool) -> Form {
-    let columns = [
-        ("owner", "Owner"),
-        ("label", "Name"),
-        ("method", "Kind"),
-        ("state", "State"),
-        ("assurance", "Assurance"),
-        ("source", "Source"),
-        ("created", "Since"),
-        ("print", "Prints"),
-        ("id", "Id"),
+/// The columns of a table of keys.
+const COLUMNS: [(&str, &str); 9] = [
+    ("owner", "Owner"),
+    ("label", "Name"),
+    ("method", "Kind"),
+    ("state", "State"),
+    ("assurance", "Assurance"),
+    ("source", "Source"),
+    ("created", "Since"),
+    ("print", "Prints"),
+    ("id", "Id"),
+];
+
+fn key_row(key: &Key, owner: bool) -> Vec<String> {
+    let prints: Vec<String> = key.prints.iter().map(described).collect();
+    let mut row = vec![
+        key.owner.to_string(),
+        key.label.clone(),
+        key.method.to_string(),
+        key.state.to_string(),
+        key.assurance.to_string(),
+        key.source.to_string(),
+        stamp(key.created),
+        prints.join(", "),
+        key.id.to_string(),
     ];
-    let first = usize::from(!owners);
-    let rows = keys
-        .iter()
-        .map(|key| {
-            let prints: Vec<String> = key.prints.iter().map(described).collect();
-            let mut row = vec![
-                key.owner.to_string(),
-                key.label.clone(),
-                key.method.to_string(),
-                key.state.to_string(),
-                key.assurance.to_string(),
-                key.source.to_string(),
-                stamp(key.created),
-                prints.join(", "),
-                key.id.to_string(),
-            ];
-            row.drain(..first);
-            row
-        })
-        .collect();
-    Form::result(title).table(&columns[first..], rows)
+    row.drain(..usize::from(!owner));
+    row
+}
+
+/// Keys as a result, in parts if need be; with their owners, if they are not the reader's own.
+pub(super) fn key_table(
+    progress: &Progress,
+    title: &str,
+    text: String,
+    keys: &[Key],
+    owners: bool,
+) -> Result<Page, Stop> {
+    let columns = &COLUMNS[usize::from(!owners)..];
+    let rows = keys.iter().map(|key| (key.id.to_string(), key_row(key, owners))).collect();
+    progress.table(Table { title, text, columns }, rows)
+}
+
+/// One key as a result.
+pub(super) fn one_key(key: &Key, owner: bool) -> Form {
+    let columns = &COLUMNS[usize::from(!owner)..];
+    Form::result("The key").table(columns, vec![key_row(key, owner)])
 }

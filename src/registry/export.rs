@@ -108,7 +108,7 @@ impl Registry {
             keys: profile.keys.len(),
             settings: usize::from(profile.settings.is_some()),
             allowed: profile.settings.as_ref().map_or(0, |settings| settings.allowed.len()),
-            entries: self.store.audit_count(owner, newest).await?,
+            entries: self.store.audit_count(Some(owner), newest).await?,
             sessions: open.len(),
         };
         let position = match request.and_then(Request::uid) {
@@ -230,7 +230,7 @@ impl Registry {
                 if last.first().is_none_or(|entry| entry.seq != seq) {
                     return Ok(None);
                 }
-                number(Part::Entry, self.store.audit_count(owner, seq).await?.checked_sub(1))
+                number(Part::Entry, self.store.audit_count(Some(owner), seq).await?.checked_sub(1))
             }
             _ => None,
         })

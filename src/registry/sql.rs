@@ -521,14 +521,14 @@ impl Database {
 
     pub(in crate::registry) async fn audit_count(
         &self,
-        owner: &BareJid,
+        owner: Option<&BareJid>,
         newest: i64,
     ) -> Result<i64, StoreError> {
         let row = query(
             "SELECT COUNT(*) AS rows FROM audit JOIN parties AS owners ON owners.id = audit.owner
-             WHERE owners.jid = $1 AND audit.seq <= $2",
+             WHERE ($1 = '' OR owners.jid = $1) AND audit.seq <= $2",
         )
-        .bind(owner.as_str().to_owned())
+        .bind(owner.map(|jid| jid.as_str().to_owned()).unwrap_or_default())
         .bind(newest)
         .fetch_one(&self.pool)
         .await?;

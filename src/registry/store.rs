@@ -578,11 +578,15 @@ impl Store {
         ask!(self, db => db.audit_page(owner, newest, i64::from(skip), i64::from(limit)))
     }
 
-    /// How many rows of the audit log one user has, up to the row `newest`.
+    /// How many rows the audit log has of one user or of all, up to the row `newest`.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub async fn audit_count(&self, owner: &BareJid, newest: i64) -> Result<usize, StoreError> {
+    pub async fn audit_count(
+        &self,
+        owner: Option<&BareJid>,
+        newest: i64,
+    ) -> Result<usize, StoreError> {
         let count = ask!(self, db => db.audit_count(owner, newest))?;
         Ok(usize::try_from(count).unwrap_or_default())
     }

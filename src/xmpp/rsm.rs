@@ -70,6 +70,21 @@ impl Request {
         Ok(Some(Self { max, place: places.pop().unwrap_or(Place::First) }))
     }
 
+    /// The page behind the item of this name.
+    pub fn after(uid: &str) -> Self {
+        Self { max: None, place: Place::After(uid.to_owned()) }
+    }
+
+    /// The page that begins at this number.
+    pub fn index(index: usize) -> Self {
+        Self { max: None, place: Place::Index(index) }
+    }
+
+    /// The same with so many items at most.
+    pub fn at_most(self, max: usize) -> Self {
+        Self { max: Some(self.max.map_or(max, |own| own.min(max))), ..self }
+    }
+
     /// The name that [`Page::new`] needs the position of, if any.
     pub fn uid(&self) -> Option<&str> {
         match &self.place {
@@ -259,9 +274,14 @@ pub struct Part {
 impl Part {
     /// Reads the `<set/>` of an answer that has `items` items; an answer without one is complete.
     pub fn read(payload: &Element, items: usize) -> Self {
-        let Some(set) = payload.get_child("set", ns::RSM) else {
-            return Self { last: None, more: false };
-        };
+        match payload.get_child("set", ns::RSM) {
+            Some(set) => Self::of(set, items),
+            None => Self { last: None, more: false },
+        }
+    }
+
+    /// Reads the `<set/>` of an answer that has `items` items.
+    pub fn of(set: &Element, items: usize) -> Self {
         let last = set.get_child("last", ns::RSM).map(Element::text).filter(|uid| !uid.is_empty());
         let index = set
             .get_child("first", ns::RSM)
