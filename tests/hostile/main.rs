@@ -7,6 +7,7 @@ mod support;
 
 mod broker;
 mod http_client;
+mod permitted_user;
 mod session_peer;
 mod socks5_socket;
 mod stranger;
