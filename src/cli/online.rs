@@ -32,6 +32,8 @@ const WAIT: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(15);
 /// How often the longest stanza is sent if it does not come back.
 const TRIES: usize = 3;
+/// The end of the longest stanza, in bytes.
+const TAIL: usize = 16;
 /// How exactly the limit of a server is measured, in bytes.
 const EXACTLY: usize = 1_000;
 /// How long a server may take to listen, and the time between two looks.
@@ -363,8 +365,14 @@ impl Asking {
         xml::write(&iq, &mut bytes).ok()?;
         let (reader, writer) = &mut self.halves;
         let exchange = async {
-            // The server may end the stream before it has read all of it.
-            let sent = writer.write_all(&bytes).await;
+            // The server may end the stream before it has read all of it. Prosody counts only what it has read before the
+            // end of a stanza comes, so the end comes on its own.
+            let (head, tail) = bytes.split_at(bytes.len() - TAIL);
+            let mut sent = writer.write_all(head).await;
+            if sent.is_ok() {
+                sleep(RETRY).await;
+                sent = writer.write_all(tail).await;
+            }
             loop {
                 match reader.read().await {
                     Ok(Received::Element(element) | Received::Oversized(element)) => {
