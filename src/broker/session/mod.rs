@@ -26,6 +26,7 @@ mod transports;
 
 use std::{
     collections::{HashMap, VecDeque},
+    io,
     sync::Arc,
     time::Duration,
 };
@@ -62,6 +63,8 @@ use crate::{
 const GOODBYE: Duration = Duration::from_secs(30);
 /// How long bytes may still arrive after a session-terminate, which travels another way.
 const LAST_BYTES: Duration = Duration::from_millis(150);
+/// How long the reason may take by which a stream broke: a session-terminate, or that a user has gone.
+const LAST_WORD: Duration = Duration::from_millis(500);
 /// How often a silent user is asked whether its session still exists (XEP-0166, 6.8).
 const PING: Duration = Duration::from_secs(60);
 /// The block size that every client takes, tried when a larger one is refused.
@@ -656,6 +659,7 @@ impl Session {
                 _ => {
                     let text = match self.deadline_reason {
                         "timeout" => "The session was not set up in time",
+                        "connectivity-error" => "A leg broke",
                         _ => "",
                     };
                     self.end_both(self.deadline_reason, text);
@@ -696,7 +700,16 @@ impl Session {
                 self.end_both("security-error", "The stream did not start with a TLS ClientHello");
             }
             Ended::Idle => self.end_both("timeout", "No byte was sent for too long"),
-            Ended::Error(_) => self.end_both("connectivity-error", "A leg broke"),
+            Ended::Error(
+                io::ErrorKind::TimedOut
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::NetworkDown,
+            ) => self.end_both("timeout", "A user cannot be reached any more"),
+            Ended::Error(_) => {
+                self.deadline = now + LAST_WORD;
+                self.deadline_reason = "connectivity-error";
+            }
             Ended::Eof => {
                 self.deadline = now + GOODBYE;
                 if self.absent {

@@ -375,20 +375,39 @@ fn a_terminate_waits_for_the_last_bytes_and_keeps_its_reason() {
 }
 
 #[test]
+fn a_user_that_has_gone_is_the_reason_why_its_leg_broke() {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.open(Side::Initiator, "a-stream");
+    world.answer("open");
+    let end = Ended::Error(std::io::ErrorKind::ConnectionReset);
+    world.tell(Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end }));
+    world.tell(Input::Gone(Side::Responder));
+    assert_eq!(world.terminated(), [("alice@example.org/a".to_owned(), "gone".to_owned())]);
+    assert!(world.session.is_over());
+}
+
+#[test]
 fn each_end_of_a_stream_has_its_reason() {
     for (end, reason) in [
         (Ended::NotTls, "security-error"),
         (Ended::Idle, "timeout"),
         (Ended::Error(std::io::ErrorKind::ConnectionReset), "connectivity-error"),
+        (Ended::Error(std::io::ErrorKind::TimedOut), "timeout"),
+        (Ended::Error(std::io::ErrorKind::HostUnreachable), "timeout"),
         (Ended::Eof, "success"),
     ] {
         let mut world = World::initiated(IBB_OFFER, &[]);
         world.open(Side::Initiator, "a-stream");
         world.answer("open");
         world.tell(Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end }));
-        if end == Ended::Eof {
+        let wait = match end {
+            Ended::Eof => Some(GOODBYE),
+            Ended::Error(std::io::ErrorKind::ConnectionReset) => Some(LAST_WORD),
+            _ => None,
+        };
+        if let Some(wait) = wait {
             assert!(world.terminated().is_empty(), "the users say so first");
-            world.now += GOODBYE;
+            world.now += wait;
             world.tell(Input::Timeout);
         }
         let reasons = world.terminated();
