@@ -99,7 +99,7 @@ pub enum Phase {
     Activation,
     /// No byte either way.
     Idle,
-    /// Bytes on their way to a peer that answers nothing any more.
+    /// No answer from a peer that was asked, by TCP or in-band.
     Vanished,
 }
 

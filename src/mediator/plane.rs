@@ -1,6 +1,7 @@
 //! What all streams of a process share: pipes, counters, the rate, and one clock that looks after all of them.
 
 use std::{
+    io,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
@@ -169,6 +170,8 @@ impl Plane {
         match end {
             Ended::Idle => self.metrics().timed_out(Phase::Idle, 1),
             Ended::NotTls => self.metrics().refused(Cause::NotTls),
+            // Found by us, by keepalive, or by the acknowledgements of an in-band leg.
+            Ended::Error(io::ErrorKind::TimedOut) => self.metrics().timed_out(Phase::Vanished, 1),
             Ended::Eof | Ended::Error(_) => {}
         }
     }

@@ -24,7 +24,6 @@ use tokio::{
 use super::{
     ending::{Ending, Fate, Side},
     guard::{self, Guard},
-    metrics::Phase,
     pipe::{Ended, Limit, Options, Outcome},
     plane::{News, Plane, Watch},
     socket::{self, Socket},
@@ -177,8 +176,8 @@ impl Relay {
         self.forward.fate.error(self.backward.fate)
     }
 
-    /// Looks whether both peers of a stream that stands still are there; says whether one has vanished.
-    fn find_vanished(&mut self) -> bool {
+    /// Looks whether both peers of a stream that stands still are there.
+    fn find_vanished(&mut self) {
         let (a, b) = (self.a.delivery(), self.b.delivery());
         if a.is_gone() {
             self.forward.fate.lost.get_or_insert(io::ErrorKind::TimedOut);
@@ -191,7 +190,6 @@ impl Relay {
             self.forward.abandon(&self.plane);
         }
         self.watch.looked(a.is_open() || b.is_open());
-        a.is_gone() || b.is_gone()
     }
 
     /// A stream that is cut must not look complete to its reader: a leg is closed in order only if it is owed nothing.
@@ -217,8 +215,8 @@ impl Future for Relay {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let this = self.get_mut();
         let news = this.watch.news(cx);
-        if news == News::Still && this.find_vanished() {
-            this.plane.metrics().timed_out(Phase::Vanished, 1);
+        if news == News::Still {
+            this.find_vanished();
         }
         let end = match this.poll_ways(cx) {
             Poll::Ready(end) => end,
