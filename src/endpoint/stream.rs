@@ -5,10 +5,14 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use jid::{BareJid, Jid};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep},
+};
 use tokio_rustls::TlsStream;
 
 use super::{
@@ -22,6 +26,9 @@ use crate::{
     print::{Method, Print},
     tls::sas,
 };
+
+/// How often a stream that waits for the network looks whether the other end is there.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What a negotiation has settled.
 #[derive(Clone, Debug)]
@@ -73,6 +80,8 @@ pub struct SecureStream {
     /// Our `close_notify` is sent, or about to be.
     shut: bool,
     end: Option<End>,
+    /// When to look next whether the other end is there, while the network is waited for.
+    look: Pin<Box<Sleep>>,
 }
 
 /// How the peer's direction has ended.
@@ -91,7 +100,8 @@ impl SecureStream {
         sides: [BareJid; 2],
         progress: Arc<Progress>,
     ) -> Self {
-        Self { tls, learned, sides, progress, shut: false, end: None }
+        let look = Box::pin(tokio::time::sleep(LOOK));
+        Self { tls, learned, sides, progress, shut: false, end: None, look }
     }
 
     /// What was learned of the peer.
@@ -143,6 +153,22 @@ impl SecureStream {
         Ok(sas::of(&self.tls, initiator, responder).await?)
     }
 
+    /// Notes that the stream's user waits for the network; an error if nobody is there any more.
+    fn poll_waiting(&mut self, direction: Direction, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.progress.waits(direction);
+        while self.look.as_mut().poll(cx).is_ready() {
+            if self.tls.get_ref().0.is_gone() {
+                let error = io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "timed out: the network or the proxy does not answer",
+                );
+                return Poll::Ready(Err(self.cut(&error)));
+            }
+            self.look.as_mut().reset(Instant::now() + LOOK);
+        }
+        Poll::Pending
+    }
+
     /// Notes that the peer's direction broke; gives the error.
     fn cut(&mut self, error: &io::Error) -> io::Error {
         let received = self.progress.received();
@@ -179,10 +205,7 @@ impl AsyncRead for SecureStream {
         }
         let before = buf.filled().len();
         match Pin::new(&mut this.tls).poll_read(cx, buf) {
-            Poll::Pending => {
-                this.progress.waits(Direction::In);
-                return Poll::Pending;
-            }
+            Poll::Pending => return this.poll_waiting(Direction::In, cx),
             Poll::Ready(Err(error)) => return Poll::Ready(Err(this.cut(&error))),
             Poll::Ready(Ok(())) => {}
         }
@@ -215,7 +238,7 @@ impl AsyncWrite for SecureStream {
         }
         let polled = Pin::new(&mut this.tls).poll_write(cx, buf);
         match &polled {
-            Poll::Pending => this.progress.waits(Direction::Out),
+            Poll::Pending => return this.poll_waiting(Direction::Out, cx).map_ok(|()| 0),
             Poll::Ready(Ok(written)) => this.progress.moved(Direction::Out, *written),
             Poll::Ready(Err(_)) => {}
         }
@@ -226,7 +249,7 @@ impl AsyncWrite for SecureStream {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.tls).poll_flush(cx);
         match &polled {
-            Poll::Pending => this.progress.waits(Direction::Out),
+            Poll::Pending => return this.poll_waiting(Direction::Out, cx),
             Poll::Ready(_) => this.progress.moved(Direction::Out, 0),
         }
         polled

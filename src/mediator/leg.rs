@@ -33,6 +33,12 @@ impl Leg {
         self.kind_of_transport().as_str()
     }
 
+    /// Whether what is at the other end has vanished: it answers nothing although the kernel has asked again and again. One
+    /// that reads slowly, or not at all, is there. In-band that is for the stream's acknowledgements to say.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self.delivery(), Delivery::Tcp(Some(info)) if info.is_gone())
+    }
+
     /// Its kind, for counting.
     pub(crate) fn kind_of_transport(&self) -> Kind {
         match self {
