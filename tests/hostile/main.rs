@@ -6,6 +6,7 @@
 mod support;
 
 mod broker;
+mod file_peer;
 mod http_client;
 mod permitted_user;
 mod session_peer;
