@@ -166,6 +166,14 @@ fn a_slow_reader_gets_everything() {
     }
 }
 
+/// A peer that does not read is there. It pauses for longer than a network may be silent, with more under way than all
+/// buffers between the two hold.
+#[test]
+fn a_reader_that_pauses_is_not_taken_for_one_that_is_gone() {
+    let scene = Scene::start("");
+    scene.arrives("a pause", "s5b", "</dev/null | (sleep 50; cat >\"$OUT\")", 40 * MIB);
+}
+
 #[test]
 fn a_slow_component_delivers_everything() {
     let scene = Scene::start("bytes_per_second = 20000");

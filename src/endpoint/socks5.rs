@@ -61,3 +61,22 @@ fn watch(stream: &TcpStream) -> io::Result<()> {
     let probes = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE).with_retries(PROBES);
     socket.set_tcp_keepalive(&probes)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_streamhost_is_asked_and_one_that_does_not_read_is_left_alone() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        watch(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+        let longest = SILENCE + PROBE * socket.tcp_keepalive_retries().unwrap();
+        assert!(longest < Duration::from_secs(60), "{longest:?}");
+    }
+}
