@@ -24,6 +24,7 @@ pub mod router;
 pub mod service;
 mod shared_file;
 pub mod stdout;
+pub mod shares;
 pub mod systemd;
 pub mod tls;
 pub mod xmpp;

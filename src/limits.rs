@@ -1,79 +1,173 @@
-//! Rates: a token bucket for each user.
+//! Rates: a token bucket for each user, in bounded memory.
+//!
+//! A bucket that nobody has touched for as long as it takes to fill is a full one, so it need not be kept. Buckets live
+//! in two generations: the young one becomes the old one after that time, and the old one is dropped whole.
+//!
+//! A domain with more active users than its share (as in [`crate::shares`]) has one bucket for all that are too many:
+//! names are free, and a stranger who uses each of them once must not push others out.
 
-use std::time::Instant;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    mem,
+    time::{Duration, Instant},
+};
 
-use hashlink::LruCache;
 use jid::BareJid;
 
 use crate::xmpp::jid::identity;
 
-/// Most users whose rates are kept; beyond it the one that has been quiet for longest is forgotten.
-const USERS: usize = 100_000;
+/// Most users of one generation; about 3 MB.
+const USERS: usize = 32_768;
+/// How many times a user's rate all users of a domain have together that are beyond its share.
+const CROWD: f64 = 50.0;
 
-/// How often each user may do something, on the whole and at once.
-#[derive(Debug)]
-pub struct Rates {
-    per_second: f64,
-    burst: f64,
-    users: LruCache<BareJid, (f64, Instant)>,
+/// So much per second, and so much at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// Per second; 0 is any number.
+    pub per_second: f64,
+    /// At once, after a pause.
+    pub burst: f64,
 }
 
-impl Rates {
-    /// Allows `per_second` requests for each user, with a burst of four seconds' worth; 0 = unlimited.
-    pub fn new(per_second: u32) -> Self {
-        Self::with_burst(f64::from(per_second), f64::from(per_second) * 4.0)
+impl Rate {
+    /// A rate with a burst of four seconds' worth.
+    pub fn per_second(per_second: u32) -> Self {
+        let per_second = f64::from(per_second);
+        Self { per_second, burst: per_second * 4.0 }
     }
 
-    /// Allows `per_second` for each user, and `burst` at once.
-    pub fn with_burst(per_second: f64, burst: f64) -> Self {
-        Self { per_second, burst, users: LruCache::new(USERS) }
+    fn times(self, factor: f64) -> Self {
+        Self { per_second: self.per_second * factor, burst: self.burst * factor }
     }
+}
 
-    /// Counts one request of `user`; `false` if it is one too many.
-    pub fn allow(&mut self, user: &BareJid, now: Instant) -> bool {
-        self.take(user, 1.0, now)
-    }
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
 
-    /// Whether `user` may do something more, without counting it.
-    pub fn has_room(&mut self, user: &BareJid, now: Instant) -> bool {
-        self.take(user, 0.0, now)
-    }
-
-    fn take(&mut self, user: &BareJid, cost: f64, now: Instant) -> bool {
-        if self.per_second == 0.0 {
-            return true;
-        }
-        let user = identity(user);
-        if !self.users.contains_key(&*user) {
-            self.users.insert(user.clone().into_owned(), (self.burst, now));
-        }
-        let Some((tokens, at)) = self.users.get_mut(&*user) else { return false };
-        let earned = now.duration_since(*at).as_secs_f64() * self.per_second;
-        *tokens = (*tokens + earned).min(self.burst);
-        *at = now;
-        let allowed = *tokens >= 1.0;
+impl Bucket {
+    fn take(&mut self, cost: f64, rate: Rate, now: Instant) -> bool {
+        let grown = now.saturating_duration_since(self.at).as_secs_f64() * rate.per_second;
+        self.tokens = (self.tokens + grown).min(rate.burst);
+        self.at = now;
+        let allowed = self.tokens >= 1.0;
         if allowed {
-            *tokens -= cost;
+            self.tokens -= cost;
         }
         allowed
     }
 }
 
+#[derive(Debug, Default)]
+struct Generation {
+    users: HashMap<u64, Bucket>,
+    /// How many of them each domain has.
+    domains: HashMap<u64, usize>,
+    /// Of those domains that have more users than their share.
+    crowds: HashMap<u64, Bucket>,
+}
+
+/// A rate for each user.
+#[derive(Debug)]
+pub struct Rates {
+    rate: Rate,
+    hasher: RandomState,
+    young: Generation,
+    old: Generation,
+    since: Option<Instant>,
+}
+
+impl Rates {
+    /// Allows `per_second` requests for each user, with a burst of four seconds' worth; 0 = unlimited.
+    pub fn new(per_second: u32) -> Self {
+        Self::at(Rate::per_second(per_second))
+    }
+
+    /// Allows `per_second` for each user, and `burst` at once.
+    pub fn with_burst(per_second: f64, burst: f64) -> Self {
+        Self::at(Rate { per_second, burst })
+    }
+
+    /// Allows each user this rate.
+    pub fn at(rate: Rate) -> Self {
+        Self {
+            rate,
+            hasher: RandomState::new(),
+            young: Generation::default(),
+            old: Generation::default(),
+            since: None,
+        }
+    }
+
+    /// Counts one request of `user`; `false` if it is one too many.
+    pub fn allow(&mut self, user: &BareJid, now: Instant) -> bool {
+        let user = identity(user);
+        self.take(user.as_str(), user.domain().as_str(), 1.0, now)
+    }
+
+    /// Whether `user` may do something more, without counting it.
+    pub fn has_room(&mut self, user: &BareJid, now: Instant) -> bool {
+        let user = identity(user);
+        self.take(user.as_str(), user.domain().as_str(), 0.0, now)
+    }
+
+    /// Counts one request of a whole domain.
+    pub fn allow_domain(&mut self, user: &BareJid, now: Instant) -> bool {
+        let user = identity(user);
+        let domain = user.domain().as_str();
+        self.take(domain, domain, 1.0, now)
+    }
+
+    fn take(&mut self, name: &str, domain: &str, cost: f64, now: Instant) -> bool {
+        let rate = self.rate;
+        if rate.per_second == 0.0 {
+            return true;
+        }
+        self.grow_old(now);
+        let (key, domain) = (self.hasher.hash_one(name), self.hasher.hash_one(domain));
+        if let Some(bucket) = self.young.users.get_mut(&key) {
+            return bucket.take(cost, rate, now);
+        }
+        let full = |rate: Rate| Bucket { tokens: rate.burst, at: now };
+        let count = self.young.domains.get(&domain).copied().unwrap_or(0);
+        if count < USERS.saturating_sub(self.young.users.len()) {
+            self.young.domains.insert(domain, count + 1);
+            let bucket = self.old.users.remove(&key).unwrap_or_else(|| full(rate));
+            return self.young.users.entry(key).or_insert(bucket).take(cost, rate, now);
+        }
+        let rate = rate.times(CROWD);
+        // So many domains at once: they are all one.
+        let domain = if self.young.crowds.len() < USERS { domain } else { 0 };
+        let bucket = self.old.crowds.remove(&domain).unwrap_or_else(|| full(rate));
+        self.young.crowds.entry(domain).or_insert(bucket).take(cost, rate, now)
+    }
+
+    /// Drops what has had the time to fill.
+    fn grow_old(&mut self, now: Instant) {
+        let life = Duration::from_secs_f64(self.rate.burst / self.rate.per_second);
+        let since = *self.since.get_or_insert(now);
+        let age = now.saturating_duration_since(since);
+        if age < life {
+            return;
+        }
+        self.old = mem::take(&mut self.young);
+        if age >= 2 * life {
+            self.old = Generation::default();
+        }
+        self.since = Some(now);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
-    #[test]
-    fn newcomers_are_let_in_when_there_are_very_many() {
-        let mut rates = Rates::new(2);
-        let now = Instant::now();
-        let user = |n: usize| BareJid::new(&format!("u{n}@b")).unwrap();
-        for n in 0..USERS + 1000 {
-            assert!(rates.allow(&user(n), now), "{n}");
-        }
-        assert_eq!(rates.users.len(), USERS);
+    fn user(number: usize, domain: &str) -> BareJid {
+        BareJid::new(&format!("u{number}@{domain}")).unwrap()
     }
 
     #[test]
@@ -84,5 +178,44 @@ mod tests {
         assert_eq!((0..20).filter(|_| rates.allow(&user, start)).count(), 8);
         let later = start + Duration::from_secs(1);
         assert_eq!((0..20).filter(|_| rates.allow(&user, later)).count(), 2);
+    }
+
+    #[test]
+    fn a_bucket_that_is_in_use_outlives_its_generation() {
+        let mut rates = Rates::new(2);
+        let user = user(0, "a.test");
+        let start = Instant::now();
+        let mut allowed = 0;
+        for tenths in 0..600 {
+            let now = start + Duration::from_millis(tenths * 100);
+            allowed += (0..5).filter(|_| rates.allow(&user, now)).count();
+        }
+        // 60 seconds at 2 per second, and the burst.
+        assert!((126..=128).contains(&allowed), "{allowed}");
+    }
+
+    #[test]
+    fn a_domain_with_any_number_of_names_is_limited_and_others_are_served() {
+        let mut rates = Rates::new(2);
+        let now = Instant::now();
+        let allowed =
+            (0..200_000).filter(|number| rates.allow(&user(*number, "evil.test"), now)).count();
+        assert!(allowed < USERS, "{allowed}");
+        assert_eq!((0..20).filter(|_| rates.allow(&user(0, "good.test"), now)).count(), 8);
+        assert!(rates.young.users.len() <= USERS && rates.young.crowds.len() <= USERS);
+        let later = now + Duration::from_secs(8);
+        assert!(rates.allow(&user(0, "good.test"), later));
+        assert_eq!((rates.young.users.len(), rates.old.users.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_domain_has_a_rate_of_its_own() {
+        let mut rates = Rates::at(Rate { per_second: 1.0, burst: 3.0 });
+        let now = Instant::now();
+        let allow = |rates: &mut Rates, domain| {
+            (0..9).filter(|n| rates.allow_domain(&user(*n, domain), now)).count()
+        };
+        assert_eq!(allow(&mut rates, "a.test"), 3);
+        assert_eq!(allow(&mut rates, "b.test"), 3);
     }
 }
