@@ -15,6 +15,7 @@ use super::{
     stanza::{Kind, Stanza},
     xml,
 };
+use crate::shares::{Limits, Place, Shares};
 
 /// How a request ended.
 #[derive(Clone, Debug)]
@@ -27,8 +28,24 @@ pub enum Answer {
     Timeout,
 }
 
+/// Requests that wait at once: in all, to one user, and how many times as many as are free to one domain.
+const LIMITS: Limits = Limits::new(20_000, 512, 8);
+
 /// By id: who was asked, and who waits.
-type Waiting = HashMap<String, (Jid, oneshot::Sender<Answer>)>;
+#[derive(Debug, Default)]
+struct Waiting {
+    asked: HashMap<String, (Jid, oneshot::Sender<Answer>, Place)>,
+    /// By those who were asked: a domain that never answers holds up no question to another.
+    shares: Shares,
+}
+
+impl Waiting {
+    fn remove(&mut self, id: &str) -> Option<oneshot::Sender<Answer>> {
+        let (_, sender, place) = self.asked.remove(id)?;
+        self.shares.give_back(&place);
+        Some(sender)
+    }
+}
 
 /// Requests that wait for their answers.
 #[derive(Clone, Debug)]
@@ -64,9 +81,6 @@ impl Drop for Pending {
 }
 
 impl Requests {
-    /// At most this many requests wait at once.
-    const LIMIT: usize = 20_000;
-
     /// Requests that are sent through `outbound`.
     pub fn new(outbound: mpsc::Sender<Element>) -> Self {
         Self { outbound, waiting: Arc::default() }
@@ -107,10 +121,10 @@ impl Requests {
         let (sender, receiver) = oneshot::channel();
         {
             let mut waiting = self.lock();
-            if waiting.len() >= Self::LIMIT {
+            let Ok(place) = waiting.shares.take(&to.to_bare(), 1, &LIMITS) else {
                 return Pending { requests: self.clone(), id, answer: None };
-            }
-            waiting.insert(id.clone(), (to.clone(), sender));
+            };
+            waiting.asked.insert(id.clone(), (to.clone(), sender, place));
         }
         let pending = Pending { requests: self.clone(), id, answer: Some(receiver) };
         let _ = self.outbound.send(iq).await;
@@ -123,12 +137,13 @@ impl Requests {
             return false;
         }
         let mut waiting = self.lock();
-        if waiting.get(&stanza.id).is_none_or(|(peer, _)| *peer != stanza.from) {
+        if waiting.asked.get(&stanza.id).is_none_or(|(peer, ..)| *peer != stanza.from) {
             return false;
         }
-        let Some((_, sender)) = waiting.remove(&stanza.id) else {
+        let Some(sender) = waiting.remove(&stanza.id) else {
             return false;
         };
+        drop(waiting);
         let answer = match stanza.element.get_child("error", ns::CLIENT) {
             Some(error) if stanza.type_ == "error" => Answer::Error(error.clone()),
             _ if stanza.type_ == "error" => Answer::Timeout,
@@ -140,7 +155,7 @@ impl Requests {
 
     /// Ends all waiting requests: the link is gone.
     pub fn fail_all(&self) {
-        self.lock().clear();
+        *self.lock() = Waiting::default();
     }
 }
 
@@ -177,5 +192,33 @@ mod tests {
         assert!(requests.handle(&answer("romeo@montague.lit/orchard")));
         assert!(!requests.handle(&answer("romeo@montague.lit/orchard")));
         assert!(matches!(task.await.unwrap(), Answer::Result(None)));
+    }
+
+    #[tokio::test]
+    async fn a_domain_that_never_answers_holds_up_no_question_to_another() {
+        let (outbound, mut sent) = mpsc::channel(1);
+        tokio::spawn(async move { while sent.recv().await.is_some() {} });
+        let requests = Requests::new(outbound);
+        let from = Jid::new("xtls.example.org").unwrap();
+        let ask = async |to: &str| {
+            let ping = Element::bare("ping", ns::PING);
+            requests.send("get", &from, &Jid::new(to).unwrap(), ping).await
+        };
+        let mut pending = Vec::new();
+        for number in 0..LIMITS.total {
+            pending.push(ask(&format!("u{number}@silent.test/x")).await);
+        }
+        let refused = pending.iter().filter(|pending| pending.answer.is_none()).count();
+        assert!(refused > 0 && refused < LIMITS.total / 4, "{refused}");
+        assert!(ask("romeo@montague.lit/orchard").await.answer.is_some());
+        let mut to_one = 0;
+        for _ in 0..2 * LIMITS.per_user {
+            let asked = ask("tybalt@capulet.lit/x").await;
+            to_one += usize::from(asked.answer.is_some());
+            pending.push(asked);
+        }
+        assert!(to_one <= LIMITS.per_user, "{to_one}");
+        drop(pending);
+        assert_eq!(requests.lock().shares.taken(), 0);
     }
 }
