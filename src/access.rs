@@ -1,7 +1,7 @@
 //! Who may use the service.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -25,9 +25,26 @@ pub struct Access {
 #[derive(Clone, Debug, Default)]
 pub struct Doors(Arc<RwLock<Lists>>);
 
+/// The lists of the configuration, for many questions.
+#[derive(Debug, Default)]
+struct Sets {
+    users: HashSet<String>,
+    admins: HashSet<String>,
+    blocked: HashSet<String>,
+}
+
+impl From<&Access> for Sets {
+    fn from(lists: &Access) -> Self {
+        let set = |list: &[String]| list.iter().cloned().collect();
+        Self { users: set(&lists.users), admins: set(&lists.admins), blocked: set(&lists.blocked) }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Lists {
     configured: Access,
+    /// The same.
+    sets: Sets,
     /// Address or domain, and why.
     commanded: BTreeMap<String, String>,
 }
@@ -35,13 +52,14 @@ struct Lists {
 impl Doors {
     /// Doors with the lists of the configuration.
     pub fn new(configured: Access) -> Self {
-        Self(Arc::new(RwLock::new(Lists { configured, commanded: BTreeMap::new() })))
+        let sets = Sets::from(&configured);
+        Self(Arc::new(RwLock::new(Lists { configured, sets, commanded: BTreeMap::new() })))
     }
 
     /// Whether `jid` may use the service.
     pub fn admits(&self, jid: &BareJid) -> bool {
         let lists = self.read();
-        let Access { users, admins, .. } = &lists.configured;
+        let Sets { users, admins, .. } = &lists.sets;
         !lists.block(jid) && (listed(users, jid) || listed(admins, jid))
     }
 
@@ -53,12 +71,14 @@ impl Doors {
     /// Whether `jid` may administer the service.
     pub fn administers(&self, jid: &BareJid) -> bool {
         let lists = self.read();
-        !lists.block(jid) && listed(&lists.configured.admins, jid)
+        !lists.block(jid) && listed(&lists.sets.admins, jid)
     }
 
     /// The lists of the configuration, read again.
     pub fn set_configured(&self, configured: Access) {
-        self.write().configured = configured;
+        let mut lists = self.write();
+        lists.sets = Sets::from(&configured);
+        lists.configured = configured;
     }
 
     /// All blocks by command, each with its reason.
@@ -85,15 +105,15 @@ impl Doors {
 impl Lists {
     fn block(&self, jid: &BareJid) -> bool {
         let jid = &*identity(jid);
-        listed(&self.configured.blocked, jid)
+        listed(&self.sets.blocked, jid)
             || self.commanded.contains_key(jid.as_str())
             || self.commanded.contains_key(jid.domain().as_str())
     }
 }
 
-fn listed(list: &[String], jid: &BareJid) -> bool {
+fn listed(list: &HashSet<String>, jid: &BareJid) -> bool {
     let jid = &*identity(jid);
-    list.iter().any(|entry| entry == "*" || entry == jid.as_str() || entry == jid.domain().as_str())
+    list.contains("*") || list.contains(jid.as_str()) || list.contains(jid.domain().as_str())
 }
 
 #[cfg(test)]
