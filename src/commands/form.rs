@@ -6,8 +6,12 @@ use minidom::Element;
 
 use crate::xmpp::{ns, xml};
 
-/// The most values that are read of one field, and the longest value: what a form may make us keep.
-const LIMITS: (usize, usize) = (512, 32 * 1024);
+/// What all forms of one command may make us keep: fields, values, bytes.
+const LIMITS: (usize, usize, usize) = (32, 1024, 64 * 1024);
+
+/// A user has put more into the fields of a command than may be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooMuch;
 
 /// What a user has put into fields so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,18 +19,40 @@ pub(super) struct Values(HashMap<String, Vec<String>>);
 
 impl Values {
     /// Takes over what a submitted form says. Fields that are not in it stay as they are.
-    pub(super) fn submit(&mut self, form: &Element) {
-        for field in form.children().filter(|child| child.is("field", ns::DATA)).take(32) {
+    ///
+    /// # Errors
+    /// [`TooMuch`] if it and what was submitted before are more than may be kept; then nothing of it is.
+    pub(super) fn submit(&mut self, form: &Element) -> Result<(), TooMuch> {
+        let mut submitted = HashMap::new();
+        let mut fields = form.children().filter(|child| child.is("field", ns::DATA));
+        for field in fields.by_ref().take(LIMITS.0 + 1) {
             let Some(var) = field.attr("var").filter(|var| var.len() <= 64) else { continue };
-            let values = field
-                .children()
-                .filter(|child| child.is("value", ns::DATA))
-                .map(Element::text)
-                .filter(|value| value.len() <= LIMITS.1)
-                .take(LIMITS.0)
-                .collect();
-            self.0.insert(var.to_owned(), values);
+            let values = field.children().filter(|child| child.is("value", ns::DATA));
+            let values: Vec<String> = values.take(LIMITS.1 + 1).map(Element::text).collect();
+            submitted.insert(var.to_owned(), values);
         }
+        if fields.next().is_some() {
+            return Err(TooMuch);
+        }
+        let kept = self.0.iter().filter(|(var, _)| !submitted.contains_key(*var));
+        let all = kept.chain(&submitted);
+        let (mut number, mut values, mut bytes) = (0, 0, 0);
+        for (var, texts) in all {
+            number += 1;
+            values += texts.len();
+            bytes += var.len() + texts.iter().map(String::len).sum::<usize>();
+        }
+        if number > LIMITS.0 || values > LIMITS.1 || bytes > LIMITS.2 {
+            return Err(TooMuch);
+        }
+        self.0.extend(submitted);
+        Ok(())
+    }
+
+    /// The bytes that are kept.
+    pub(super) fn bytes(&self) -> usize {
+        let of = |texts: &Vec<String>| texts.iter().map(|text| 24 + text.len()).sum::<usize>();
+        self.0.iter().map(|(var, texts)| 64 + var.len() + of(texts)).sum()
     }
 
     /// Remembers a value that no form asked for.

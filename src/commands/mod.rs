@@ -11,18 +11,17 @@ mod user;
 
 use std::{
     borrow::Cow,
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use hashlink::LinkedHashMap;
 use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
 
 use self::{
-    form::{Form, Values},
+    form::{Form, TooMuch, Values},
     listing::Options,
 };
 use crate::{
@@ -30,13 +29,18 @@ use crate::{
     metrics,
     redact::sentence,
     registry::{Notice, Registry, RegistryError, store::StoreError},
+    shares::{Full, Limits, Place, Shares},
     xmpp::{iq::random_id, ns, rsm, size, stanza::Refusal, xml},
 };
 
 /// How long a user may think about a form.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
-/// Commands that are under way, in all and for each user.
-const LIMITS: (usize, usize) = (5_000, 16);
+/// Commands of one user that are under way; of more the oldest are forgotten.
+const PER_USER: usize = 16;
+/// The bytes that all of them may hold.
+const LIMITS: Limits = Limits::new(32 << 20, 2 << 20, 4);
+/// Bytes that a command takes besides what was put into its forms.
+const WEIGHT: usize = 4096;
 
 /// A command: its node and its title.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,58 +141,70 @@ struct Progress {
     until: Instant,
 }
 
+/// What is under way, by session id, by user, and by the time it is given up.
+#[derive(Debug, Default)]
+struct UnderWay {
+    all: HashMap<String, (Progress, Place)>,
+    by_user: HashMap<BareJid, BTreeSet<(Instant, String)>>,
+    until: BTreeSet<(Instant, String)>,
+    shares: Shares,
+}
+
+impl UnderWay {
+    fn remove(&mut self, id: &str) {
+        let Some((progress, place)) = self.all.remove(id) else { return };
+        self.shares.give_back(&place);
+        let entry = (progress.until, id.to_owned());
+        self.until.remove(&entry);
+        let user = progress.from.to_bare();
+        if let Some(own) = self.by_user.get_mut(&user) {
+            own.remove(&entry);
+            if own.is_empty() {
+                self.by_user.remove(&user);
+            }
+        }
+    }
+
+    /// Remembers where a user is. What ended so long ago that nobody asks for it any more is forgotten, and the oldest of
+    /// a user that has too many.
+    fn keep(&mut self, id: String, progress: Progress, now: Instant) -> Result<(), Full> {
+        self.remove(&id);
+        while let Some((until, old)) = self.until.first()
+            && *until + PATIENCE <= now
+        {
+            self.remove(&old.clone());
+        }
+        let user = progress.from.to_bare();
+        let weight = WEIGHT + progress.values.bytes();
+        let place = loop {
+            let own = self.by_user.get(&user);
+            let oldest = own.and_then(BTreeSet::first).map(|(_, id)| id.clone());
+            if own.is_none_or(|own| own.len() < PER_USER) {
+                match self.shares.take(&user, weight, &LIMITS) {
+                    Ok(place) => break place,
+                    Err(Full::User) if oldest.is_some() => {}
+                    Err(full) => return Err(full),
+                }
+            }
+            match oldest {
+                Some(oldest) => self.remove(&oldest),
+                None => return Err(Full::User),
+            }
+        };
+        let entry = (progress.until, id.clone());
+        self.until.insert(entry.clone());
+        self.by_user.entry(user).or_default().insert(entry);
+        self.all.insert(id, (progress, place));
+        Ok(())
+    }
+}
+
 /// All commands that are under way. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Commands {
     registry: Registry,
     control: Control,
     under_way: Arc<Mutex<UnderWay>>,
-}
-
-/// Where users are in commands, the one that was left alone for longest first: each may be left for the same time.
-#[derive(Debug, Default)]
-struct UnderWay {
-    all: LinkedHashMap<String, Progress>,
-    /// The sessions of each user, the oldest first.
-    of: HashMap<BareJid, VecDeque<String>>,
-}
-
-impl UnderWay {
-    fn get(&self, id: &str) -> Option<&Progress> {
-        self.all.get(id)
-    }
-
-    fn remove(&mut self, id: &str) {
-        let Some(progress) = self.all.remove(id) else { return };
-        let user = progress.from.to_bare();
-        if let Some(own) = self.of.get_mut(&user) {
-            own.retain(|known| known != id);
-            if own.is_empty() {
-                self.of.remove(&user);
-            }
-        }
-    }
-
-    /// Keeps where a user is. What ended long ago, so that nobody asks for it any more, and the oldest that there is no
-    /// room for, is forgotten.
-    fn keep(&mut self, id: String, progress: Progress, now: Instant) {
-        while let Some((oldest, left)) = self.all.front()
-            && (left.until + PATIENCE <= now || self.all.len() >= LIMITS.0)
-        {
-            let oldest = oldest.clone();
-            self.remove(&oldest);
-        }
-        self.remove(&id);
-        let user = progress.from.to_bare();
-        if let Some(own) = self.of.get(&user)
-            && own.len() >= LIMITS.1
-            && let Some(oldest) = own.front().cloned()
-        {
-            self.remove(&oldest);
-        }
-        self.of.entry(user).or_default().push_back(id.clone());
-        self.all.insert(id, progress);
-    }
 }
 
 impl Commands {
@@ -315,7 +331,10 @@ impl Commands {
                     return Ok((answer(command, &id, "completed"), None));
                 }
                 if let Some(form) = form {
-                    progress.values.submit(form);
+                    progress.values.submit(form).map_err(|TooMuch| {
+                        let text = "The form has more in it than a command may hold (64 KiB)";
+                        Refusal::new("modify", "not-acceptable", text)
+                    })?;
                 }
                 progress.stage += 1;
             }
@@ -337,7 +356,7 @@ impl Commands {
                 progress.stage -= 1;
                 match self.page(&progress, now).await {
                     Ok(page) => {
-                        let answer = self.show(id, progress, page, Some(&text));
+                        let answer = self.show(id, progress, page, Some(&text))?;
                         return Ok((answer, None));
                     }
                     Err(Stop::Refused(refusal)) => return Err(refusal),
@@ -350,13 +369,13 @@ impl Commands {
             Page::Done(_, _, notice) => notice.clone(),
             Page::Form(..) | Page::Options(..) | Page::Part(_) | Page::Failed(_) => None,
         };
-        Ok((self.show(id, progress, page, None), notice))
+        Ok((self.show(id, progress, page, None)?, notice))
     }
 
     fn resume(&self, id: &str, from: &Jid, command: Command) -> Result<Progress, Refusal> {
         let under_way = self.lock();
-        match under_way.get(id) {
-            Some(progress) if progress.from == *from && progress.command == command => {
+        match under_way.all.get(id) {
+            Some((progress, _)) if progress.from == *from && progress.command == command => {
                 if progress.until > Instant::now() {
                     Ok(progress.clone())
                 } else {
@@ -374,8 +393,14 @@ impl Commands {
     }
 
     /// Shows a page, with a note of type error if what was put in cannot be.
-    fn show(&self, id: String, mut progress: Progress, page: Page, error: Option<&str>) -> Element {
-        match page {
+    fn show(
+        &self,
+        id: String,
+        mut progress: Progress,
+        page: Page,
+        error: Option<&str>,
+    ) -> Result<Element, Refusal> {
+        Ok(match page {
             Page::Done(form, text, _) => {
                 self.lock().remove(&id);
                 let mut element = answer(progress.command, &id, "completed");
@@ -399,7 +424,7 @@ impl Commands {
                 }
                 let actions: &[&str] = if more { &["next", "complete"] } else { &["complete"] };
                 progress.reading = true;
-                let mut element = self.executing(id, progress, form, actions, error);
+                let mut element = self.executing(id, progress, form, actions, error)?;
                 if !text.is_empty() {
                     element.append_child(note("info", &text));
                 }
@@ -416,7 +441,7 @@ impl Commands {
                 let (var, value) = options.keep();
                 progress.values.set(var, value);
                 let forth: &[&str] = if options.is_last { &["complete"] } else { &["next"] };
-                let mut element = self.executing(id, progress, options.form, forth, error);
+                let mut element = self.executing(id, progress, options.form, forth, error)?;
                 if let Some(set) = options.set {
                     element.append_child(set);
                 }
@@ -425,9 +450,9 @@ impl Commands {
             Page::Form(form, last) => {
                 progress.reading = false;
                 let forth: &[&str] = if last { &["complete"] } else { &["next"] };
-                self.executing(id, progress, form, forth, error)
+                return self.executing(id, progress, form, forth, error);
             }
-        }
+        })
     }
 
     /// Shows a page that is not the end, with its ways forth: the first is the default.
@@ -438,7 +463,7 @@ impl Commands {
         form: Form,
         forth: &[&str],
         error: Option<&str>,
-    ) -> Element {
+    ) -> Result<Element, Refusal> {
         let mut element = answer(progress.command, &id, "executing");
         let default = forth.first().copied().unwrap_or("complete");
         element.append_child(executing_actions(progress.stage > 0, forth));
@@ -447,10 +472,10 @@ impl Commands {
         }
         element.append_child(form.into_element());
         progress.last = default == "complete";
-        let now = Instant::now();
-        progress.until = now + PATIENCE;
-        self.lock().keep(id, progress, now);
-        element
+        progress.until = Instant::now() + PATIENCE;
+        let kept = self.lock().keep(id, progress, Instant::now());
+        kept.map_err(|_| Refusal::resource_constraint("Too many forms are open"))?;
+        Ok(element)
     }
 }
 
@@ -488,9 +513,9 @@ mod tests {
 
     fn progress(user: &str, until: Instant) -> Progress {
         Progress {
-            from: Jid::new(&format!("{user}@m.lit/here")).unwrap(),
-            command: user::COMMANDS[0],
-            stage: 0,
+            from: Jid::new(user).unwrap(),
+            command: Command { name: "add", title: "Add a key" },
+            stage: 1,
             last: false,
             reading: false,
             room: size::DEFAULT,
@@ -501,28 +526,40 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_commands_make_room() {
+    fn a_crowd_that_opens_forms_keeps_nobody_else_from_it() {
         let now = Instant::now();
         let mut under_way = UnderWay::default();
-        let keep = |under_way: &mut UnderWay, user: &str, id: String, now| {
-            under_way.keep(id, progress(user, now + PATIENCE), now);
-        };
-        for n in 0..2 * LIMITS.1 {
-            keep(&mut under_way, "romeo", format!("r{n}"), now);
+        let mut kept = 0;
+        for number in 0..50_000 {
+            let open = progress(&format!("u{number}@evil.test/x"), now + PATIENCE);
+            kept += usize::from(under_way.keep(format!("e{number}"), open, now).is_ok());
         }
-        assert_eq!(under_way.all.len(), LIMITS.1);
-        assert!(under_way.get("r0").is_none() && under_way.get("r31").is_some());
-        // A page further is not another command.
-        keep(&mut under_way, "romeo", "r16".to_owned(), now);
-        keep(&mut under_way, "romeo", "new".to_owned(), now);
-        assert!(under_way.get("r16").is_some() && under_way.get("r17").is_none());
-        for n in 0..2 * LIMITS.0 {
-            keep(&mut under_way, &format!("u{n}"), format!("u{n}"), now);
+        assert!(kept > 1000 && kept < 50_000, "{kept}");
+        let open = progress("alice@good.test/x", now + PATIENCE);
+        assert_eq!(under_way.keep("good".to_owned(), open, now), Ok(()));
+        let later = now + 2 * PATIENCE;
+        let open = progress("bob@good.test/x", later + PATIENCE);
+        assert_eq!(under_way.keep("later".to_owned(), open, later), Ok(()));
+        assert_eq!((under_way.all.len(), under_way.by_user.len()), (1, 1), "the old are forgotten");
+    }
+
+    #[test]
+    fn of_too_many_forms_of_one_user_the_oldest_are_forgotten() {
+        let now = Instant::now();
+        let mut under_way = UnderWay::default();
+        for number in 0..PER_USER as u64 + 4 {
+            let until = now + Duration::from_secs(60 + number);
+            let open = progress("alice@good.test/x", until);
+            assert_eq!(under_way.keep(format!("{number}"), open, now), Ok(()));
         }
-        assert_eq!((under_way.all.len(), under_way.of.len()), (LIMITS.0, LIMITS.0));
-        keep(&mut under_way, "late", "late".to_owned(), now + 3 * PATIENCE);
-        assert_eq!((under_way.all.len(), under_way.of.len()), (1, 1));
-        under_way.remove("late");
-        assert!(under_way.of.is_empty());
+        assert_eq!(under_way.all.len(), PER_USER);
+        assert!(!under_way.all.contains_key("3") && under_way.all.contains_key("4"));
+        let form: Element = format!(
+            "<x xmlns='jabber:x:data' type='submit'><field var='a'><value>{}</value></field></x>",
+            "x".repeat(70_000)
+        )
+        .parse()
+        .unwrap();
+        assert_eq!(Values::default().submit(&form), Err(TooMuch));
     }
 }
