@@ -25,11 +25,14 @@ use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
 use tokio::time::Instant;
 
-use crate::xmpp::{
-    jid::proxied,
-    ns, size,
-    stanza::{Refusal, Stanza},
-    xml,
+use crate::{
+    shares::{Full, Limits, Place, Shares},
+    xmpp::{
+        jid::proxied,
+        ns, size,
+        stanza::{Refusal, Stanza},
+        xml,
+    },
 };
 
 /// How long a proposal may ring.
@@ -38,6 +41,11 @@ const RING: Duration = Duration::from_secs(180);
 const START: Duration = Duration::from_secs(60);
 /// How long a started session's finish is waited for (XEP-0353, 5).
 const FINISH: Duration = Duration::from_secs(24 * 3600);
+/// One domain may have so many times as many proposals as are free.
+const SLOPE: usize = 16;
+/// Bytes that all proposals may hold, and what one takes besides its addresses and ids.
+const BYTES: usize = 32 << 20;
+const PROPOSAL: usize = 1024;
 /// The longest id that is taken, bytes.
 const ID: usize = 256;
 
@@ -64,6 +72,7 @@ struct Proposal {
     /// Whether the initiator, and the callee, have said that the session is over.
     finished: [bool; 2],
     deadline: Instant,
+    places: Vec<Place>,
 }
 
 /// All proposals that are open, by the id that the callee knows.
@@ -71,17 +80,19 @@ struct Proposal {
 pub struct Proposals {
     component: BareJid,
     ids: fn() -> String,
-    /// Proposals in all, and for each initiator.
-    limits: (usize, usize),
+    /// How many proposals there may be, and how many bytes they may hold.
+    limits: [Limits; 2],
+    shares: [Shares; 2],
     /// The longest message that can be sent, in bytes.
     max_stanza_bytes: usize,
     open: HashMap<String, Proposal>,
     by_initiator: HashMap<Jid, HashMap<String, String>>,
     by_callee: HashMap<BareJid, BTreeSet<String>>,
-    per_user: HashMap<BareJid, usize>,
+    /// Those whose session was started, by user and by domain: they may be forgotten first, the oldest first.
+    started: [BTreeSet<(String, Instant, String)>; 2],
     deadlines: BTreeSet<(Instant, String)>,
-    /// Those whose session has started, by deadline: of each initiator, and under no name of all.
-    started: HashMap<Option<BareJid>, BTreeSet<(Instant, String)>>,
+    /// No deadline is earlier.
+    began: Instant,
 }
 
 impl Proposals {
@@ -90,14 +101,18 @@ impl Proposals {
         Self {
             component,
             ids,
-            limits,
+            limits: [
+                Limits::new(limits.0, limits.1, SLOPE),
+                Limits::new(BYTES, limits.1.saturating_mul(BYTES / 256), SLOPE),
+            ],
+            shares: Default::default(),
             max_stanza_bytes: size::DEFAULT,
             open: HashMap::new(),
             by_initiator: HashMap::new(),
             by_callee: HashMap::new(),
-            per_user: HashMap::new(),
+            started: Default::default(),
             deadlines: BTreeSet::new(),
-            started: HashMap::new(),
+            began: Instant::now(),
         }
     }
 
@@ -150,13 +165,6 @@ impl Proposals {
         if own.is_some_and(|ids| ids.contains_key(&id)) {
             return Err(Refusal::new("cancel", "conflict", "There is a proposal with this id"));
         }
-        let user = stanza.from.to_bare();
-        if self.per_user.get(&user).copied().unwrap_or(0) >= self.limits.1
-            && !self.forget_started(Some(&user))
-            || self.open.len() >= self.limits.0 && !self.forget_started(None)
-        {
-            return Err(Refusal::resource_constraint("Too many proposals are open"));
-        }
         let proposal = Proposal {
             initiator: stanza.from.clone(),
             id: id.clone(),
@@ -165,6 +173,7 @@ impl Proposals {
             stage: Stage::Ringing,
             finished: [false; 2],
             deadline: now + RING,
+            places: Vec::new(),
         };
         let Some(mask) = proxied(&proposal.initiator, &self.component) else {
             return Err(Refusal::bad_request("Your JID is too long to be proxied"));
@@ -176,8 +185,8 @@ impl Proposals {
             .map(|to| self.moved(stanza, &mask, &Jid::from(to.clone()), &theirs, true))
             .collect();
         self.check(&out)?;
+        let proposal = self.admit(proposal)?;
         self.deadlines.insert((proposal.deadline, theirs.clone()));
-        *self.per_user.entry(user).or_default() += 1;
         self.by_initiator.entry(stanza.from.clone()).or_default().insert(id, theirs.clone());
         self.by_callee.entry(callee.clone()).or_default().insert(theirs.clone());
         self.open.insert(theirs, proposal);
@@ -481,22 +490,45 @@ impl Proposals {
         (self.ids)()
     }
 
-    fn advance(&mut self, theirs: &str, stage: Stage, deadline: Instant) {
-        if let Some(proposal) = self.open.get_mut(theirs) {
-            self.deadlines.remove(&(proposal.deadline, theirs.to_owned()));
-            self.deadlines.insert((deadline, theirs.to_owned()));
-            let (user, before) = (proposal.initiator.to_bare(), proposal.deadline);
-            proposal.deadline = deadline;
-            let starts = matches!(stage, Stage::Started(_));
-            proposal.stage = stage;
-            for owner in [None, Some(user)] {
-                let started = self.started.entry(owner.clone()).or_default();
-                started.remove(&(before, theirs.to_owned()));
-                if starts {
-                    started.insert((deadline, theirs.to_owned()));
-                } else if started.is_empty() {
-                    self.started.remove(&owner);
+    /// Takes the places that a proposal needs; of its user, or its domain, a started session may make room: its finish
+    /// will find nobody.
+    fn admit(&mut self, mut proposal: Proposal) -> Result<Proposal, Refusal> {
+        let user = proposal.initiator.to_bare();
+        let told: usize = proposal.told.iter().map(|jid| 64 + jid.as_str().len()).sum();
+        let addresses = proposal.initiator.as_str().len() + proposal.callee.as_str().len();
+        let bytes = PROPOSAL + 2 * (told + addresses + proposal.id.len());
+        for (kind, weight) in [1, bytes].into_iter().enumerate() {
+            loop {
+                match self.shares[kind].take(&user, weight, &self.limits[kind]) {
+                    Ok(place) => {
+                        proposal.places.push(place);
+                        break;
+                    }
+                    Err(full) if self.forget_started(&user, full) => {}
+                    Err(_) => {
+                        for (shares, place) in self.shares.iter_mut().zip(&proposal.places) {
+                            shares.give_back(place);
+                        }
+                        return Err(Refusal::resource_constraint("Too many proposals are open"));
+                    }
                 }
+            }
+        }
+        Ok(proposal)
+    }
+
+    fn advance(&mut self, theirs: &str, stage: Stage, deadline: Instant) {
+        let Some(proposal) = self.open.get_mut(theirs) else { return };
+        let old = std::mem::replace(&mut proposal.deadline, deadline);
+        proposal.stage = stage;
+        let is_started = matches!(proposal.stage, Stage::Started(_));
+        let groups = groups(&proposal.initiator);
+        self.deadlines.remove(&(old, theirs.to_owned()));
+        self.deadlines.insert((deadline, theirs.to_owned()));
+        for (started, group) in self.started.iter_mut().zip(groups) {
+            started.remove(&(group.clone(), old, theirs.to_owned()));
+            if is_started {
+                started.insert((group, deadline, theirs.to_owned()));
             }
         }
     }
@@ -513,22 +545,27 @@ impl Proposals {
         }
     }
 
-    /// Makes room: the oldest started session, of one user or of all, is forgotten; its finish will find nobody.
-    fn forget_started(&mut self, of: Option<&BareJid>) -> bool {
-        let oldest = self.started.get(&of.cloned()).and_then(BTreeSet::first).cloned();
-        oldest.is_some_and(|(_, theirs)| self.remove(&theirs).is_some())
+    /// Makes room where `full` says that there is none: the oldest started session of the user, or of the user's domain,
+    /// is forgotten.
+    fn forget_started(&mut self, user: &BareJid, full: Full) -> bool {
+        let [of_user, of_domain] = groups(&user.clone().into());
+        let (started, group) = match full {
+            Full::User => (&self.started[0], of_user),
+            Full::Domain | Full::All => (&self.started[1], of_domain),
+        };
+        let oldest = started
+            .range((group.clone(), self.began, String::new())..)
+            .next()
+            .filter(|(of, ..)| *of == group)
+            .map(|(_, _, theirs)| theirs.clone());
+        oldest.is_some_and(|theirs| self.remove(&theirs).is_some())
     }
 
     fn remove(&mut self, theirs: &str) -> Option<Proposal> {
         let proposal = self.open.remove(theirs)?;
         self.deadlines.remove(&(proposal.deadline, theirs.to_owned()));
-        for owner in [None, Some(proposal.initiator.to_bare())] {
-            if let Some(started) = self.started.get_mut(&owner) {
-                started.remove(&(proposal.deadline, theirs.to_owned()));
-                if started.is_empty() {
-                    self.started.remove(&owner);
-                }
-            }
+        for (started, group) in self.started.iter_mut().zip(groups(&proposal.initiator)) {
+            started.remove(&(group, proposal.deadline, theirs.to_owned()));
         }
         if let Some(ids) = self.by_initiator.get_mut(&proposal.initiator) {
             ids.remove(&proposal.id);
@@ -542,15 +579,16 @@ impl Proposals {
                 self.by_callee.remove(&proposal.callee);
             }
         }
-        let user = proposal.initiator.to_bare();
-        if let Some(count) = self.per_user.get_mut(&user) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_user.remove(&user);
-            }
+        for (shares, place) in self.shares.iter_mut().zip(&proposal.places) {
+            shares.give_back(place);
         }
         Some(proposal)
     }
+}
+
+/// The user and the domain of an initiator.
+fn groups(initiator: &Jid) -> [String; 2] {
+    [initiator.to_bare().to_string(), initiator.domain().to_string()]
 }
 
 /// What a message says of a proposal: the action and the id.
