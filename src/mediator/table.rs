@@ -28,10 +28,16 @@ use super::{
     socket::Socket,
     transfer::{ActivateError, DstAddr, Transfer},
 };
-use crate::xmpp::stanza::Refusal;
+use crate::{
+    shares::{Full, Limits, Place, Shares},
+    xmpp::stanza::Refusal,
+};
 
 /// The longest pause between two looks for expired transfers.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// One domain may have so many times as many active transfers as are free.
+const SLOPE: usize = 16;
 
 /// Limits of plain transfers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,12 +116,12 @@ struct State {
     /// Who waits for a connection, by number; the sender is gone once there was one.
     registrations: HashMap<u64, Option<mpsc::Sender<Socket>>>,
     next_registration: u64,
-    active: usize,
+    /// Active transfers of those who activated them.
+    shares: Shares,
     /// How many have been active so far.
     numbered: u64,
     /// Nothing more is activated.
     draining: bool,
-    active_by_user: HashMap<Arc<BareJid>, usize>,
     /// Activations that wait for the second side.
     awaited: HashMap<DstAddr, Arc<Notify>>,
     bytes: u64,
@@ -133,7 +139,8 @@ enum Entry {
 #[derive(Debug)]
 struct Stream {
     number: u64,
-    user: Arc<BareJid>,
+    user: BareJid,
+    place: Place,
     target: BareJid,
     began: Instant,
     watch: Option<Arc<Watch>>,
@@ -349,8 +356,7 @@ impl Table {
         };
         let user = asker.to_bare();
         let mut state = self.inner.lock();
-        let State { entries, registrations, active, active_by_user, draining, numbered, .. } =
-            &mut *state;
+        let State { entries, registrations, shares, draining, numbered, .. } = &mut *state;
         let waiting = match entries.get_mut(&hash) {
             None => {
                 let refusal = Refusal::item_not_found("no such bytestream of yours");
@@ -372,32 +378,35 @@ impl Table {
             return refuse(Cause::Draining, refusal);
         }
         let options = self.inner.options();
-        if *active >= options.sessions {
-            let refusal = Refusal::resource_constraint("too many bytestreams");
-            return refuse(Cause::SessionLimit, refusal);
-        }
-        let (user, of_user) = active_by_user
-            .get_key_value(&user)
-            .map_or_else(|| (Arc::new(user), 0), |(user, count)| (Arc::clone(user), *count));
-        if of_user >= options.sessions_per_user {
-            let refusal = Refusal::resource_constraint("too many bytestreams of yours");
-            return refuse(Cause::UserLimit, refusal);
-        }
+        let limits = Limits::new(options.sessions, options.sessions_per_user, SLOPE);
+        let place = match shares.take(&user, 1, &limits) {
+            Ok(place) => place,
+            Err(Full::User) => {
+                let refusal = Refusal::resource_constraint("too many bytestreams of yours");
+                return refuse(Cause::UserLimit, refusal);
+            }
+            Err(Full::All | Full::Domain) => {
+                let refusal = Refusal::resource_constraint("too many bytestreams");
+                return refuse(Cause::SessionLimit, refusal);
+            }
+        };
         let (a, b) = match waiting.transfer.handle_activate() {
             Ok(sides) => sides,
-            Err(ActivateError::OneSide) => return Err(NotActivated::OneSide),
-            Err(error @ ActivateError::Active) => {
-                return refuse(Cause::AlreadyActive, error.into());
+            Err(error) => {
+                shares.give_back(&place);
+                return match error {
+                    ActivateError::OneSide => Err(NotActivated::OneSide),
+                    ActivateError::Active => refuse(Cause::AlreadyActive, error.into()),
+                };
             }
         };
         let took = now().saturating_duration_since(waiting.since);
-        *active += 1;
-        active_by_user.insert(Arc::clone(&user), of_user + 1);
         *numbered += 1;
         let number = *numbered;
         let stream = Stream {
             number,
             user,
+            place,
             target: target.to_bare(),
             began: now(),
             watch: None,
@@ -448,7 +457,7 @@ impl Table {
             .filter_map(|entry| match entry {
                 Entry::Active(stream) => Some(TransferInfo {
                     id: stream.number,
-                    users: [BareJid::clone(&stream.user), stream.target.clone()],
+                    users: [stream.user.clone(), stream.target.clone()],
                     age: at.saturating_duration_since(stream.began),
                     bytes: stream.watch.as_ref().map_or(0, |watch| watch.bytes()),
                 }),
@@ -494,8 +503,8 @@ impl Table {
         let registered =
             state.entries.values().filter(|entry| matches!(entry, Entry::Registered(_))).count();
         Counts {
-            active: state.active,
-            waiting: state.entries.len() - registered - state.active,
+            active: state.shares.taken(),
+            waiting: state.entries.len() - registered - state.shares.taken(),
             registered,
             bytes: state.bytes,
         }
@@ -606,19 +615,10 @@ struct Active {
 impl Drop for Active {
     fn drop(&mut self) {
         let mut state = self.inner.lock();
-        state.active -= 1;
         state.bytes += self.bytes;
         let entry = state.entries.remove(&self.hash);
-        let Some(Entry::Active(stream)) = &entry else { return };
-        let last = match state.active_by_user.get_mut(&stream.user) {
-            Some(count) => {
-                *count -= 1;
-                *count == 0
-            }
-            None => false,
-        };
-        if last {
-            state.active_by_user.remove(&stream.user);
+        if let Some(Entry::Active(stream)) = &entry {
+            state.shares.give_back(&stream.place);
         }
         drop(state);
     }

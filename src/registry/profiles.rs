@@ -17,8 +17,10 @@ use quick_cache::{Weighter, sync::Cache};
 
 use super::store::Profile;
 
-/// How many keys are kept in all; users without keys count as one.
-const KEYS: u64 = 100_000;
+/// How many bytes are kept in all, and what a user and a key count for besides their texts.
+const BYTES: u64 = 48 << 20;
+const USER: u64 = 256;
+const KEY: u64 = 1024;
 const COUNTERS: usize = 4096;
 
 #[derive(Clone, Debug)]
@@ -31,8 +33,11 @@ struct Entry {
 struct ByKeys;
 
 impl Weighter<BareJid, Entry> for ByKeys {
-    fn weight(&self, _: &BareJid, entry: &Entry) -> u64 {
-        1 + entry.profile.keys.len() as u64
+    fn weight(&self, owner: &BareJid, entry: &Entry) -> u64 {
+        let allowed = entry.profile.settings.iter().flat_map(|settings| &settings.allowed);
+        let allowed: usize = allowed.map(|jid| 64 + jid.as_str().len()).sum();
+        USER + allowed as u64
+            + 2 * owner.as_str().len() as u64 + KEY * entry.profile.keys.len() as u64
     }
 }
 
@@ -49,7 +54,7 @@ pub(super) struct Profiles {
 impl Default for Profiles {
     fn default() -> Self {
         Self {
-            cache: Cache::with_weighter(10_000, KEYS, ByKeys),
+            cache: Cache::with_weighter(10_000, BYTES, ByKeys),
             changes: (0..COUNTERS).map(|_| AtomicU64::new(0)).collect(),
             hasher: RandomState::new(),
             bypassed: AtomicBool::new(false),
