@@ -216,6 +216,7 @@ impl Driver {
         params.block_size = block_size;
         params.stanza = stanza;
         params.window = self.shared.options().window;
+        params.memory = Some(self.shared.memory.clone());
         let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
         self.shared.add_stream(peer, sid, handle);
         Leg::Ibb(stream)

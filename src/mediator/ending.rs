@@ -36,6 +36,11 @@ pub(super) trait Side: AsyncRead + AsyncWrite + Unpin {
         Delivery::ByShutdown
     }
 
+    /// Whether the peer still reads. A peer that has closed both directions at once, as in-band bytestreams do, does not.
+    fn takes_more(&self) -> bool {
+        true
+    }
+
     /// Makes every close from now on a reset, until [`Self::disarm`] or a shutdown. So a stream that is cut, even by the
     /// death of this process, never looks complete.
     fn arm(&self) {}

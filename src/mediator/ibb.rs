@@ -32,6 +32,13 @@ pub const MAX_HELD: usize = ACKNOWLEDGED + MAX_UNACKNOWLEDGED;
 /// Held blocks, and actions nobody took: against floods of tiny or empty blocks.
 const MAX_ENTRIES: usize = 256;
 
+/// The largest number of blocks back that a block may come again: a client whose connection was resumed sends again what
+/// it does not know to have arrived.
+const REPEATED: u16 = 256;
+
+/// Of the room that is given for messages, so many bytes allow for another held block.
+const BYTES_PER_ENTRY: usize = 512;
+
 /// How a stream is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -127,6 +134,10 @@ pub struct IbbMachine {
     /// When an answer last came, or the first unanswered stanza was sent.
     progress: Instant,
     next_in: u16,
+    /// How many blocks came, up to [`REPEATED`].
+    came: u16,
+    /// Bytes that may be held beyond [`MAX_HELD`].
+    room: usize,
     /// What came and was not read, in order.
     held: VecDeque<Block>,
     /// All of it, also what has been read of the first block.
@@ -167,6 +178,8 @@ impl IbbMachine {
             unanswered: VecDeque::new(),
             progress: now,
             next_in: 0,
+            came: 0,
+            room: 0,
             held: VecDeque::new(),
             held_bytes: 0,
             taken: 0,
@@ -196,19 +209,37 @@ impl IbbMachine {
         self.close = Close::Answered;
     }
 
+    /// How many bytes may be held beyond [`MAX_HELD`]: a peer that sends by message cannot be slowed down.
+    pub fn set_room(&mut self, bytes: usize) {
+        self.room = bytes;
+    }
+
+    /// The bytes that wait for the reader.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
     /// Takes a block of the peer: the IQ's id (none for a message), its number and its base64 text.
     ///
-    /// Bad data and gaps are refused and end the stream.
+    /// One of the last blocks that comes again is acknowledged again and dropped. Bad data and gaps are refused and end
+    /// the stream.
     pub fn handle_data(&mut self, id: Option<&str>, seq: u16, text: &str, now: Instant) {
         if self.is_deaf(id) {
             return;
+        }
+        let behind = self.next_in.wrapping_sub(seq);
+        if (1..=self.came).contains(&behind) {
+            return self.answer(id.map(|id| Action::Ack { id: id.to_owned() }));
         }
         if seq != self.next_in {
             let refusal = Refusal::new("cancel", "unexpected-request", "seq is out of order");
             return self.refuse(id, refusal, IbbError::Sequence, now);
         }
-        let Ok(payload) = STANDARD.decode(text) else {
-            let refusal = Refusal::bad_request("the data must be base64 (RFC 4648, section 4)");
+        // Several clients break lines before and after the data; inside of it nothing but base64 is allowed.
+        let Ok(payload) = STANDARD.decode(text.trim_ascii()) else {
+            let refusal = Refusal::bad_request(
+                "the data must be base64 (RFC 4648, section 4), with white space around it at most",
+            );
             return self.refuse(id, refusal, IbbError::Malformed, now);
         };
         if payload.len() > usize::from(self.options.block_size) {
@@ -216,11 +247,16 @@ impl IbbMachine {
             return self.refuse(id, refusal, IbbError::TooLong, now);
         }
         let held = self.held_bytes + payload.len();
-        if held > MAX_HELD || self.held.len().max(self.actions.len()) >= MAX_ENTRIES {
+        let entries = MAX_ENTRIES + self.room / BYTES_PER_ENTRY;
+        if held > MAX_HELD + self.room
+            || self.held.len() >= entries
+            || self.actions.len() >= MAX_ENTRIES
+        {
             let refusal = Refusal::resource_constraint("too many blocks at once");
             return self.refuse(id, refusal, IbbError::Overflow, now);
         }
         self.next_in = seq.wrapping_add(1);
+        self.came = (self.came + 1).min(REPEATED);
         if self.quiet_since.is_some() {
             self.quiet_since = Some(now);
         }

@@ -14,13 +14,16 @@ use rxml::xml_ncname;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::{
-    ibb::{Action, IbbMachine},
+    ibb::{Action, IbbMachine, MAX_HELD},
     ibb_stream::IbbParams,
     ibb_xml::{self, IbbPayload, IbbStanza},
 };
-use crate::xmpp::{
-    ns,
-    stanza::{Kind, Refusal, Stanza},
+use crate::{
+    shares::Permit,
+    xmpp::{
+        ns,
+        stanza::{Kind, Refusal, Stanza},
+    },
 };
 
 /// The router's half: stanzas. Cheap to clone.
@@ -41,6 +44,8 @@ pub(super) struct Shared {
     pub(super) machine: IbbMachine,
     /// What we asked by IQ and the ids of it.
     asked: VecDeque<(String, Asked)>,
+    /// Of what all blocks by message may hold together, [`CHUNK`] bytes each.
+    room: Vec<Permit>,
     pub(super) reader: Option<Waker>,
     pub(super) writer: Option<Waker>,
 }
@@ -85,6 +90,9 @@ impl IbbHandle {
         match IbbPayload::parse(element) {
             _ if id.is_none() && stanza.type_ == "error" => shared.machine.handle_bounce(now),
             Ok(Some(IbbPayload::Data { seq, text, .. })) => {
+                if id.is_none() {
+                    shared.make_room(params, text.len());
+                }
                 shared.machine.handle_data(id, seq, &text, now);
             }
             Ok(Some(IbbPayload::Close { .. })) => shared.machine.handle_close(id),
@@ -161,7 +169,31 @@ impl fmt::Debug for IbbHandle {
     }
 }
 
+/// So many bytes at once are taken of what blocks by message may hold.
+const CHUNK: usize = 256 * 1024;
+
 impl Shared {
+    /// Makes room for a block by message, if there is any left. The peer cannot be slowed down; a stream without room
+    /// ends.
+    fn make_room(&mut self, params: &IbbParams, bytes: usize) {
+        let Some(memory) = &params.memory else { return };
+        while self.machine.held_bytes() + bytes > MAX_HELD / 2 + self.room.len() * CHUNK
+            && let Ok(permit) = memory.take(&params.peer.to_bare(), CHUNK)
+        {
+            self.room.push(permit);
+        }
+        self.machine.set_room(self.room.len() * CHUNK);
+    }
+
+    /// Gives back the room that is not needed any more.
+    pub(super) fn give_back(&mut self) {
+        let needed = self.machine.held_bytes().div_ceil(CHUNK);
+        if needed + 1 < self.room.len() || needed == 0 && !self.room.is_empty() {
+            self.room.truncate(needed);
+            self.machine.set_room(self.room.len() * CHUNK);
+        }
+    }
+
     fn ask(&mut self, what: Asked) -> String {
         let id = random_id();
         self.asked.push_back((id.clone(), what));
@@ -184,7 +216,8 @@ impl Link {
         machine: IbbMachine,
         outbound: mpsc::Sender<Element>,
     ) -> Arc<Self> {
-        let shared = Shared { machine, asked: VecDeque::new(), reader: None, writer: None };
+        let shared =
+            Shared { machine, asked: VecDeque::new(), room: Vec::new(), reader: None, writer: None };
         Arc::new(Self { params, outbound, shared: Mutex::new(shared) })
     }
 
@@ -225,7 +258,14 @@ impl Link {
                         let id = shared.ask(Asked::Block(seq));
                         self.stanza("iq", Some("set"), &id, data)
                     }
-                    IbbStanza::Message => self.stanza("message", None, &random_id(), data),
+                    IbbStanza::Message => {
+                        let mut message = self.stanza("message", None, &random_id(), data);
+                        // Blocks are for this resource alone, and worth nothing later.
+                        for hint in ["no-copy", "no-store"] {
+                            message.append_child(Element::bare(hint, ns::PROCESSING_HINTS));
+                        }
+                        message
+                    }
                 }
             }
         })

@@ -28,6 +28,7 @@ use super::{
 };
 
 pub use super::ibb_handle::IbbHandle;
+use crate::shares::Permits;
 
 /// Between whom a stream runs, and how.
 #[derive(Clone, Debug)]
@@ -50,6 +51,8 @@ pub struct IbbParams {
     pub ack_timeout: Duration,
     /// How long after a shutdown a silent peer is given to go on.
     pub close_linger: Duration,
+    /// What blocks by message may hold, beyond what every stream may; shared with others.
+    pub memory: Option<Permits>,
 }
 
 impl IbbParams {
@@ -58,7 +61,19 @@ impl IbbParams {
         let Options { block_size, window, opened, ack_timeout, close_linger, .. } =
             Options::default();
         let (sid, stanza) = (sid.into(), IbbStanza::Iq);
-        Self { local, peer, sid, stanza, block_size, window, opened, ack_timeout, close_linger }
+        let memory = None;
+        Self {
+            local,
+            peer,
+            sid,
+            stanza,
+            block_size,
+            window,
+            opened,
+            ack_timeout,
+            close_linger,
+            memory,
+        }
     }
 }
 
@@ -92,6 +107,11 @@ impl IbbStream {
         let link = Link::new(params, IbbMachine::new(options, now()), outbound);
         let handle = IbbHandle::new(Arc::clone(&link));
         (Self { link, room, writing: false, driving: false, timer: None }, handle)
+    }
+
+    /// Whether writing is still possible, now or later.
+    pub(super) fn is_writable(&self) -> bool {
+        self.link.lock().machine.is_writable()
     }
 
     /// Does what is due, and sends what the machine wants sent.
@@ -142,6 +162,7 @@ impl AsyncRead for IbbStream {
         if n > 0 {
             buf.put_slice(&shared.machine.chunk()[..n]);
             shared.machine.consume(n);
+            shared.give_back();
             this.link.send_now(&mut shared);
             let left = shared.machine.has_actions();
             drop(shared);
@@ -228,6 +249,7 @@ impl Drop for IbbStream {
     fn drop(&mut self) {
         let mut shared = self.link.lock();
         shared.machine.abort(now());
+        shared.give_back();
         self.link.send_now(&mut shared);
         if !shared.machine.has_actions() || self.link.outbound.is_closed() {
             return;

@@ -523,3 +523,61 @@ async fn the_guard_takes_a_hello_in_records_of_one_byte_over_in_band_blocks() {
     let _ = juliet.read_to_end(&mut leaked).await;
     assert!(leaked.is_empty());
 }
+
+/// A sender by message that never waits, and a reader that comes late: what there is room for arrives, and the room is
+/// given back.
+#[tokio::test(start_paused = true)]
+async fn ten_megabytes_by_message_arrive_and_their_room_is_free_again() {
+    use crate::shares::{Limits, Permits};
+    let memory = Permits::new(Limits::new(64 << 20, 16 << 20, 4));
+    let (outbound, _sent) = mpsc::channel(4);
+    let params = IbbParams { memory: Some(memory.clone()), ..params() };
+    let (mut stream, handle) = IbbStream::new(params.clone(), outbound);
+    let block = [7_u8; 8192];
+    let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, block);
+    let message = |seq: usize| {
+        let xml = format!(
+            "<message xmlns='jabber:client' from='{}' to='{}'>\
+             <data xmlns='http://jabber.org/protocol/ibb' sid='s' seq='{seq}'>{text}</data></message>",
+            params.peer, params.local
+        );
+        Stanza::parse(xml.parse().unwrap()).unwrap()
+    };
+    for seq in 0..1280 {
+        assert!(handle.handle(&message(seq)));
+    }
+    assert!(memory.taken() >= 10 << 20 && memory.taken() <= 16 << 20, "{}", memory.taken());
+    let mut read = vec![0; 1280 * 8192];
+    stream.read_exact(&mut read).await.unwrap();
+    assert_eq!(memory.taken(), 0);
+    // Beyond the share of one user the stream ends; it takes nothing that others need.
+    for seq in 1280..4000 {
+        handle.handle(&message(seq));
+    }
+    let mut rest = Vec::new();
+    let error = stream.read_to_end(&mut rest).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    assert!(rest.len() >= 15 << 20, "{}", rest.len());
+    drop(stream);
+    assert_eq!(memory.taken(), 0);
+}
+
+/// In-band bytestreams end both ways at once: the other user hears of it after the last block, not after a pause.
+#[tokio::test(start_paused = true)]
+async fn a_close_reaches_the_other_leg_after_the_last_block() {
+    let (mut romeo, leg_a, _handles_a) = pair(&params(), 16);
+    let (leg_b, mut juliet, _handles_b) = pair(&params(), 16);
+    let relay = tokio::spawn(pipe::relay(leg_a, leg_b, pipe::Options::default()));
+    let start = tokio::time::Instant::now();
+    juliet.write_all(b"nobody reads this").await.unwrap();
+    let mut read = Vec::new();
+    let writing = async move {
+        romeo.write_all(&[7; 300_000]).await.unwrap();
+        romeo.flush().await.unwrap();
+    };
+    let (_closed, read_all) = tokio::join!(writing, juliet.read_to_end(&mut read));
+    read_all.unwrap();
+    assert_eq!(read.len(), 300_000);
+    assert_eq!(relay.await.unwrap().end, pipe::Ended::Eof);
+    assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+}

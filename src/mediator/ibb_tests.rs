@@ -73,7 +73,7 @@ fn a_gap_in_seq_ends_the_stream() {
 
 #[test]
 fn bad_data_ends_the_stream() {
-    for text in ["eA=", "eA", "e A=", "eA==\n", "-_-_", "eA==eA==", "é"] {
+    for text in ["eA=", "eA", "e A=", "e\nA==", "-_-_", "eA==eA==", "é"] {
         let (mut machine, now) = machine(Options::default());
         machine.handle_data(Some("a"), 0, text, now);
         assert_eq!(refused(&mut machine), "bad-request", "{text}");
@@ -85,6 +85,51 @@ fn bad_data_ends_the_stream() {
     machine.handle_data(Some("b"), 1, "QUJDRA==", now);
     assert_eq!(refused(&mut machine), "bad-request");
     assert_eq!(machine.end(), Some(Err(IbbError::TooLong)));
+}
+
+#[test]
+fn white_space_around_the_data_is_taken() {
+    for text in ["eA==\n", "\r\n  eA==\t\n", " eA== "] {
+        let (mut machine, now) = machine(Options::default());
+        machine.handle_data(Some("a"), 0, text, now);
+        assert_eq!(acks(&mut machine), ["a"], "{text:?}");
+        assert_eq!(drain(&mut machine), b"x");
+    }
+}
+
+#[test]
+fn a_block_that_comes_again_is_acknowledged_again_and_dropped() {
+    let (mut machine, now) = machine(Options::default());
+    let text = ["YQ==", "Yg==", "Yw=="];
+    let mut next = 0_u16.wrapping_sub(2);
+    (machine.next_in, machine.came) = (next, 0);
+    for text in text {
+        machine.handle_data(Some("new"), next, text, now);
+        next = next.wrapping_add(1);
+    }
+    for back in 1..=3 {
+        machine.handle_data(Some("again"), next.wrapping_sub(back), "Yg==", now);
+    }
+    machine.handle_data(None, next.wrapping_sub(1), "Yg==", now);
+    assert_eq!(acks(&mut machine), ["new", "new", "new", "again", "again", "again"]);
+    assert_eq!(drain(&mut machine), b"abc");
+    machine.handle_data(Some("never came"), next.wrapping_sub(4), "Yg==", now);
+    assert_eq!(refused(&mut machine), "unexpected-request");
+}
+
+#[test]
+fn blocks_by_message_have_the_room_that_they_are_given() {
+    let (mut machine, now) = machine(Options::default());
+    let block = STANDARD.encode([7; 8192]);
+    machine.set_room(1 << 20);
+    let most = u16::try_from((MAX_HELD + (1 << 20)) / 8192).unwrap();
+    for seq in 0..most {
+        machine.handle_data(None, seq, &block, now);
+    }
+    assert_eq!((machine.held_bytes(), machine.end()), (usize::from(most) * 8192, None));
+    machine.handle_data(None, most, &block, now);
+    assert_eq!(machine.end(), Some(Err(IbbError::Overflow)));
+    assert_eq!(drain(&mut machine).len(), usize::from(most) * 8192);
 }
 
 #[test]

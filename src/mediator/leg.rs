@@ -48,13 +48,24 @@ impl Leg {
     }
 }
 
-impl Side for IbbStream {}
+impl Side for IbbStream {
+    fn takes_more(&self) -> bool {
+        self.is_writable()
+    }
+}
 
 impl Side for Leg {
     fn delivery(&self) -> Delivery {
         match self {
             Self::Socket(leg) => leg.delivery(),
             Self::Ibb(leg) => leg.delivery(),
+        }
+    }
+
+    fn takes_more(&self) -> bool {
+        match self {
+            Self::Socket(leg) => leg.takes_more(),
+            Self::Ibb(leg) => leg.takes_more(),
         }
     }
 

@@ -194,7 +194,22 @@ impl<A: Side, B: Side> Pipe<A, B> {
         let a_gone = forward.fate.is_source_gone(backward.fate);
         let b_gone = backward.fate.is_source_gone(forward.fate);
         if !a_gone && !b_gone {
-            return if there && back { Poll::Ready(Ended::Eof) } else { Poll::Pending };
+            if there && back {
+                return Poll::Ready(Ended::Eof);
+            }
+            // A leg that has closed both directions reads nothing more: the other one is closed once it has everything.
+            let a_closed = there && !a.takes_more();
+            if !a_closed && !(back && !b.takes_more()) {
+                return Poll::Pending;
+            }
+            let unread = if a_closed { backward } else { forward };
+            if unread.state != State::Drop {
+                unread.abandon();
+                cx.waker().wake_by_ref();
+            }
+            let ending = ending.get_or_insert_with(|| Ending::new(options.idle_timeout));
+            ready!(if a_closed { ending.poll(cx, b) } else { ending.poll(cx, a) });
+            return Poll::Ready(Ended::Eof);
         }
         if !(a_gone && b_gone) {
             if !(if a_gone { there } else { back }) {

@@ -61,12 +61,16 @@ use crate::{
 
 /// How long an ended stream waits for the users' own session-terminate.
 const GOODBYE: Duration = Duration::from_secs(30);
+/// The same for a raw stream, of no other application: nothing is left to say.
+const RAW_GOODBYE: Duration = Duration::from_secs(2);
 /// How long bytes may still arrive after a session-terminate, which travels another way.
 const LAST_BYTES: Duration = Duration::from_millis(150);
 /// How long the reason may take by which a stream broke: a session-terminate, or that a user has gone.
 const LAST_WORD: Duration = Duration::from_millis(500);
 /// How often a silent user is asked whether its session still exists (XEP-0166, 6.8).
 const PING: Duration = Duration::from_secs(60);
+/// Requests of one side that may wait for the other's answers, and inputs that may wait for a check.
+const FORWARDED: usize = 32;
 /// The block size that every client takes, tried when a larger one is refused.
 const SMALL_BLOCK: u16 = 4096;
 
@@ -319,6 +323,11 @@ impl Session {
         }
         match input {
             _ if self.is_over() => {}
+            Input::Jingle(_, stanza) | Input::Open(_, stanza)
+                if self.accept.is_some() && self.held.len() >= FORWARDED =>
+            {
+                self.send(stanza.refuse(&too_many()));
+            }
             Input::Jingle(..) | Input::Open(..) if self.accept.is_some() => {
                 self.held.push_back(input);
             }
@@ -561,6 +570,12 @@ impl Session {
                     let text = "The other user does not know of the session yet";
                     return self.send(stanza.refuse(&out_of_order(text)));
                 }
+                let asked = self.questions.values().filter(
+                    |asked| matches!(asked, Question::Forwarded(other) if other.from == stanza.from),
+                );
+                if asked.count() >= FORWARDED {
+                    return self.send(stanza.refuse(&too_many()));
+                }
                 let known = self.dialects[side.other().index()].clone();
                 let out = rewrite::jingle(&jingle, &self.frame(side.other()), |content| {
                     contents::translated(&content, &known, &self.methods)
@@ -711,7 +726,7 @@ impl Session {
                 self.deadline_reason = "connectivity-error";
             }
             Ended::Eof => {
-                self.deadline = now + GOODBYE;
+                self.deadline = now + if self.is_raw { RAW_GOODBYE } else { GOODBYE };
                 if self.absent {
                     self.check_users(now);
                 }
@@ -729,6 +744,10 @@ pub(crate) fn unknown_session() -> Refusal {
 /// The answer to what may come, but not now (XEP-0166, 10).
 fn out_of_order(text: &str) -> Refusal {
     Refusal::new("wait", "unexpected-request", text).with_extra("out-of-order", ns::JINGLE_ERRORS)
+}
+
+fn too_many() -> Refusal {
+    Refusal::resource_constraint("Too many requests for this session at once")
 }
 
 fn no_answer() -> Refusal {

@@ -38,6 +38,8 @@ use crate::{
 
 /// How long the initiator has to fall back of its own.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Questions of our own that may be open in one session.
+const QUESTIONS: usize = 8;
 /// How long a user has to choose. Some initiators never say that they have found no candidate.
 const SILENCE: Duration = Duration::from_secs(20);
 
@@ -235,7 +237,7 @@ impl Session {
     fn handle_replace(&mut self, side: Side, content: &Element) {
         match Transport::read(content) {
             Some(Transport::Ibb { namespace, sid, block_size })
-                if self.options.ibb && !self.legs[side.index()].ready =>
+                if self.options.ibb && !self.legs[side.index()].ready && !self.asks_enough() =>
             {
                 let block_size = block_size.min(self.options.block_size);
                 let sid = sid.unwrap_or_else(self.ids);
@@ -253,6 +255,12 @@ impl Session {
                 self.tell(side, rejection);
             }
         }
+    }
+
+    /// Whether so many questions of our own are open that another transport would be one too many.
+    fn asks_enough(&self) -> bool {
+        let ours = self.questions.values().filter(|asked| !matches!(asked, Question::Forwarded(_)));
+        ours.count() >= QUESTIONS
     }
 
     fn replace_rejection(&self, side: Side, content: &Element) -> Element {
