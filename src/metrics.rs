@@ -30,6 +30,12 @@ pub static STANZAS_DROPPED: Counter = Counter::new(
     "Stanzas that were dropped: not sent, or not read, or not answered",
     &["reason"],
 );
+/// Presences that were not taken.
+pub static PRESENCES_DROPPED: Counter = Counter::new(
+    "presences_dropped_total",
+    "Presences that were not taken: too many at once, or no place left for the user or the domain",
+    &["reason"],
+);
 /// Requests that were refused.
 pub static REFUSALS: Counter = Counter::new(
     "request_refusals_total",
@@ -211,6 +217,7 @@ pub fn write(text: &mut String) {
         &LINK_CONNECTIONS,
         &LINK_FAILURES,
         &STANZAS_DROPPED,
+        &PRESENCES_DROPPED,
         &REFUSALS,
         &SESSIONS,
         &SESSIONS_ENDED,

@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jid::{BareJid, Jid};
+use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
 use time::format_description::well_known::Rfc3339;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
@@ -19,18 +19,20 @@ use crate::{
     broker::{
         Broker,
         message_initiation::{self, Proposals},
-        presence::Presences,
+        presence::{Change, Presences, Sign},
+        reachable::Reachable,
     },
     clock::{Clock, SystemClock},
     commands::Commands,
     control::Control,
-    limits::Rates,
+    limits::{Rate, Rates},
     mediator::table::{NotActivated, Table},
     metrics,
     registry::{
         Notice, Registry, pep,
         requests::{Handled, RequestKind},
     },
+    shares::{Full, Limits, Permit, Permits},
     tls::identity::Identity,
     xmpp::{
         disco,
@@ -44,8 +46,19 @@ use crate::{
 
 /// How long a user may take to answer what another asked through us.
 const FORWARD: Duration = Duration::from_secs(30);
-/// Requests that are worked on at once; beyond it the asker is told to wait.
-const AT_ONCE: usize = 4096;
+/// How long a resource may take to say that it is still there.
+const SIGN: Duration = Duration::from_secs(10);
+/// Requests that are worked on at once, by their weight; beyond it the asker is told to wait.
+const AT_ONCE: Limits = Limits::new(64 << 20, 4 << 20, 8);
+/// What a request weighs besides its stanza: 4096 small ones fit, 256 of one user.
+const REQUEST: usize = 16 << 10;
+/// Resources that are being asked whether they are there.
+const SIGNS: Limits = Limits::new(128, 16, 1);
+/// Presences of one user without access, and of all users without access of one domain.
+const GUEST_RATES: (Rate, Rate) =
+    (Rate { per_second: 1.0, burst: 4.0 }, Rate { per_second: 50.0, burst: 500.0 });
+/// How many times as many presences as a user all users of a domain may send.
+const DOMAIN_RATE: u32 = 500;
 
 /// What the router must know of the service.
 #[derive(Clone, Debug)]
@@ -98,14 +111,86 @@ async fn finish(
     }
 }
 
+/// The certificates that a user publishes; `None` if the user's server does not say.
+async fn published_keys(requests: &Requests, own: &Jid, user: &Jid) -> Option<Vec<Vec<u8>>> {
+    let ask = |payload| requests.request("get", own, user, payload, FORWARD);
+    // An error says that nothing is published openly; silence says nothing.
+    let listed = match ask(pep::list_request()).await {
+        Answer::Result(Some(answer)) => pep::fingerprints(&answer),
+        Answer::Result(None) | Answer::Error(_) => Vec::new(),
+        Answer::Timeout => return None,
+    };
+    let mut published = Vec::new();
+    for fingerprint in listed {
+        match ask(pep::key_request(&fingerprint)).await {
+            Answer::Result(Some(answer)) => published.extend(pep::certificate(&answer)),
+            Answer::Result(None) | Answer::Error(_) => {}
+            Answer::Timeout => return None,
+        }
+    }
+    Some(published)
+}
+
+/// What an error says of the resource that was asked whether it is there.
+fn sign_of(error: &Element) -> Sign {
+    let is = |condition| error.has_child(condition, ns::STANZA_ERRORS);
+    if ["gone", "item-not-found", "recipient-unavailable", "service-unavailable"]
+        .into_iter()
+        .any(is)
+        || ["remote-server-not-found", "jid-malformed"].into_iter().any(is)
+    {
+        return Sign::Gone;
+    }
+    // A server in trouble says nothing of its users; all else comes from the client itself.
+    if ["internal-server-error", "remote-server-timeout", "resource-constraint"].into_iter().any(is)
+    {
+        return Sign::Silence;
+    }
+    Sign::Here
+}
+
+/// How many presences are taken.
+#[derive(Debug)]
+struct PresenceRates {
+    users: [Rates; 2],
+    domains: [Rates; 2],
+}
+
+impl PresenceRates {
+    /// Users with access may send as many presences as requests.
+    fn new(per_second: u32) -> Self {
+        let domain = Rate::per_second(per_second.saturating_mul(DOMAIN_RATE));
+        Self {
+            users: [Rates::at(GUEST_RATES.0), Rates::new(per_second)],
+            domains: [Rates::at(GUEST_RATES.1), Rates::at(domain)],
+        }
+    }
+
+    fn allow(&mut self, user: &BareJid, has_access: bool, now: Instant) -> bool {
+        let kind = usize::from(has_access);
+        self.users[kind].allow(user, now) && self.domains[kind].allow_domain(user, now)
+    }
+}
+
 /// A stanza of which it was found out, after it came, whether its sender may know of its addressee: it is to be handled
 /// again.
 #[derive(Debug)]
 pub struct Known(Box<Stanza>, bool);
 
+/// What work that the router has given away has come to.
+#[derive(Debug)]
+pub enum Report {
+    /// A resource was asked whether it is there, over the link of this number.
+    Asked(Arc<FullJid>, Sign, Option<Element>, u64),
+    /// The keys that a user publishes have been read.
+    PublishedKeys(BareJid),
+}
+
 /// The ways back to the router's task, from work that it has given away.
 #[derive(Clone, Debug)]
 pub struct Back {
+    /// For [`Router::handle_report`].
+    pub reports: mpsc::Sender<Report>,
     /// For [`Router::handle_known`].
     pub known: mpsc::Sender<Known>,
     /// For [`Router::notify`].
@@ -126,11 +211,18 @@ pub struct Router {
     back: Back,
     identity: Arc<Identity>,
     presences: Presences,
+    reachable: Reachable,
+    /// Whose published keys are being read.
+    readers: pep::Readers,
     proposals: Proposals,
     rates: Rates,
+    presence_rates: PresenceRates,
+    /// How often the link came up.
+    links: u64,
     /// The answer to disco#info, as XML; empty before the first.
     info: Vec<u8>,
-    at_once: Arc<Semaphore>,
+    at_once: Permits,
+    signs: Permits,
     tasks: TaskTracker,
     started: Instant,
 }
@@ -149,9 +241,11 @@ impl Router {
         control: Control,
         back: Back,
         identity: Arc<Identity>,
+        reachable: Reachable,
         tasks: TaskTracker,
     ) -> Self {
         let rates = Rates::new(options.requests_per_second);
+        let presence_rates = PresenceRates::new(options.requests_per_second);
         let mut proposals = Proposals::new(options.jid.clone(), random_id, options.proposals);
         proposals.set_max_stanza_bytes(options.max_stanza_bytes);
         Self {
@@ -165,11 +259,16 @@ impl Router {
             control,
             back,
             identity,
-            presences: Presences::default(),
+            presences: Presences::new(),
+            reachable,
+            readers: pep::Readers::default(),
             proposals,
             rates,
+            presence_rates,
+            links: 0,
             info: Vec::new(),
-            at_once: Arc::new(Semaphore::new(AT_ONCE)),
+            at_once: Permits::new(AT_ONCE),
+            signs: Permits::new(SIGNS),
             tasks,
             started: Instant::now(),
         }
@@ -178,6 +277,7 @@ impl Router {
     /// New access lists and name: the configuration was read again.
     pub fn reload(&mut self, options: Options) {
         self.rates = Rates::new(options.requests_per_second);
+        self.presence_rates = PresenceRates::new(options.requests_per_second);
         self.info.clear();
         self.options = options;
     }
@@ -264,7 +364,7 @@ impl Router {
         }
         if stanza.type_ == "get" && payload.is("pubkey", ns::PUBKEY) {
             let (registry, stanza) = (self.registry.clone(), stanza.clone());
-            return self.work(async move {
+            return self.work(self.permit(&stanza)?, async move {
                 match registry.pubkey(&stanza.from.to_bare(), &callee.to_bare()).await {
                     Ok(pubkey) => stanza.result(Some(pubkey)),
                     Err(refusal) => stanza.refuse(&refusal),
@@ -373,25 +473,101 @@ impl Router {
 
     /// When [`Router::expire`] is due, if ever.
     pub fn deadline(&self) -> Option<tokio::time::Instant> {
-        self.proposals.deadline()
+        [self.proposals.deadline(), self.presences.deadline()].into_iter().flatten().min()
     }
 
-    /// The link was lost and is up again.
-    pub fn link_is_back(&self) {
-        self.broker.link_is_back();
+    /// The resources that were reachable when the component ran last.
+    pub fn recall(&mut self, reachable: Vec<(FullJid, i8)>) {
+        let now = tokio::time::Instant::now();
+        for (jid, priority) in reachable {
+            if self.options.access.admits(&jid.to_bare()) {
+                self.presences.recall(jid, priority, now);
+            }
+        }
+        self.pass_changes();
     }
 
-    /// Ends what has waited for too long.
+    /// The link is up, for the first time or again.
+    pub fn link_is_up(&mut self) {
+        self.links += 1;
+        if self.links > 1 {
+            self.broker.link_is_back();
+        }
+        self.presences.link_is_up(tokio::time::Instant::now());
+    }
+
+    /// The link was lost.
+    pub fn link_is_down(&mut self) {
+        self.presences.link_is_down();
+    }
+
+    /// Ends what has waited for too long, and asks those of whom nothing was heard for too long.
     pub fn expire(&mut self) {
-        let out = self.proposals.expire(tokio::time::Instant::now());
+        let now = tokio::time::Instant::now();
+        let out = self.proposals.expire(now);
         self.send_all(out);
+        while let Some(jid) = self.presences.ask(now) {
+            self.ask_for_sign(jid, now);
+        }
+    }
+
+    /// Asks a resource whether it is still there.
+    fn ask_for_sign(&mut self, jid: Arc<FullJid>, now: tokio::time::Instant) {
+        let Ok(permit) = self.signs.take(&jid.to_bare(), 1) else {
+            return self.presences.postpone(&jid, now);
+        };
+        let (requests, reports) = (self.requests.clone(), self.back.reports.clone());
+        let (own, links) = (Jid::from(self.options.jid.clone()), self.links);
+        self.tasks.spawn(async move {
+            let to = Jid::from(FullJid::clone(&jid));
+            let query = Element::bare("query", ns::DISCO_INFO);
+            let answer = requests.request("get", &own, &to, query, SIGN).await;
+            drop(permit);
+            let report = match answer {
+                Answer::Result(answer) => Report::Asked(jid, Sign::Here, answer, links),
+                Answer::Error(error) => Report::Asked(jid, sign_of(&error), None, links),
+                Answer::Timeout => Report::Asked(jid, Sign::Silence, None, links),
+            };
+            let _ = reports.send(report).await;
+        });
+    }
+
+    /// Takes what work that was given away has come to.
+    pub fn handle_report(&mut self, report: Report) {
+        match report {
+            Report::Asked(jid, sign, answer, links) => {
+                // A link that broke meanwhile says nothing of who is there.
+                let sign = if links == self.links { sign } else { Sign::Unknown };
+                if let Some(answer) = answer {
+                    self.broker.learn(&Jid::from(FullJid::clone(&jid)), &answer);
+                }
+                self.presences.answered(&jid, sign, tokio::time::Instant::now());
+                self.pass_changes();
+            }
+            Report::PublishedKeys(user) => {
+                if let Some(next) = self.readers.done(&user, Instant::now()) {
+                    self.read_pep(next);
+                }
+            }
+        }
+    }
+
+    /// Passes on what became of reachable resources.
+    fn pass_changes(&mut self) {
+        while let Some(change) = self.presences.poll_change() {
+            if let Change::Gone { jid, .. } = &change {
+                let jid = Jid::from(FullJid::clone(jid));
+                self.broker.forget(&jid);
+                let out = self.proposals.gone(&jid);
+                self.send_all(out);
+            }
+            self.reachable.note(change);
+        }
     }
 
     /// Has it found out whether a stanza's sender may know of `owner`, then the stanza handled again.
     fn look_up(&self, stanza: &Stanza, owner: BareJid) -> Result<(), Refusal> {
-        let Ok(permit) = Arc::clone(&self.at_once).try_acquire_owned() else {
-            return Err(Refusal::resource_constraint("The service is busy"));
-        };
+        let permit = self.permit(stanza)?;
         let (registry, again) = (self.registry.clone(), self.back.known.clone());
         let (outbound, stanza) = (self.outbound.clone(), stanza.clone());
         self.tasks.spawn(async move {
@@ -449,7 +625,7 @@ impl Router {
             return Err(Refusal::bad_request("Your JID is too long to be proxied"));
         };
         let (requests, stanza) = (self.requests.clone(), stanza.clone());
-        self.work(async move {
+        self.work(self.permit(&stanza)?, async move {
             match requests.request(&stanza.type_, &mask, &callee, payload, FORWARD).await {
                 Answer::Result(payload) => stanza.result(payload),
                 Answer::Error(error) => stanza.error(error),
@@ -481,7 +657,7 @@ impl Router {
         };
         let (requests, registry, stanza) =
             (self.requests.clone(), self.registry.clone(), stanza.clone());
-        self.work(async move {
+        self.work(self.permit(&stanza)?, async move {
             if let Some(callee) = reached {
                 let asked = requests.request("get", &mask, &callee, payload.clone(), FORWARD).await;
                 if let Answer::Result(answer) = asked {
@@ -495,11 +671,12 @@ impl Router {
         })
     }
 
-    /// Answers a request in a task of its own.
-    fn work(&self, answer: impl Future<Output = Element> + Send + 'static) -> Result<(), Refusal> {
-        let Ok(permit) = Arc::clone(&self.at_once).try_acquire_owned() else {
-            return Err(Refusal::resource_constraint("The service is busy"));
-        };
+    /// Answers a request in a task of its own, which holds its place.
+    fn work(
+        &self,
+        permit: Permit,
+        answer: impl Future<Output = Element> + Send + 'static,
+    ) -> Result<(), Refusal> {
         let outbound = self.outbound.clone();
         self.tasks.spawn(async move {
             let _permit = permit;
@@ -507,6 +684,17 @@ impl Router {
             let _ = outbound.send(element).await;
         });
         Ok(())
+    }
+
+    /// Takes a place among the requests that are worked on at once.
+    fn permit(&self, stanza: &Stanza) -> Result<Permit, Refusal> {
+        let weight = REQUEST + stanza.weight();
+        self.at_once.take(&stanza.from.to_bare(), weight).map_err(|full| {
+            Refusal::resource_constraint(match full {
+                Full::User => "Too many requests of yours are being worked on",
+                Full::All | Full::Domain => "The service is busy",
+            })
+        })
     }
 
     /// Requests to the component itself.
@@ -582,7 +770,7 @@ impl Router {
                 let (registry, payload) = (self.registry.clone(), payload.clone());
                 let (stanza_, notices) = (stanza.clone(), self.back.notices.clone());
                 let room = self.room(stanza);
-                return self.work(async move {
+                return self.work(self.permit(stanza)?, async move {
                     let now = SystemClock.now();
                     let from = &stanza_.from;
                     let done =
@@ -641,7 +829,7 @@ impl Router {
         }
         let (table, stanza, sid) = (self.table.clone(), stanza.clone(), sid.to_owned());
         let control = self.control.clone();
-        self.work(async move {
+        self.work(self.permit(&stanza)?, async move {
             match table.activate_soon(&stanza.from, &sid, &target).await {
                 Ok(()) => {
                     // It may have waited, and a user may have been blocked meanwhile.
@@ -667,7 +855,7 @@ impl Router {
         let kind = if get { RequestKind::Get } else { RequestKind::Set };
         let room = self.room(stanza);
         let (stanza, notices) = (stanza.clone(), self.back.notices.clone());
-        self.work(async move {
+        self.work(self.permit(&stanza)?, async move {
             let now = SystemClock.now();
             let done = registry.handle_within(&stanza.from, kind, &payload, now, room).await;
             finish(&stanza, done, &notices).await
@@ -678,7 +866,7 @@ impl Router {
         let (commands, payload) = (self.commands.clone(), payload.clone());
         let room = self.room(stanza);
         let (stanza, notices) = (stanza.clone(), self.back.notices.clone());
-        self.work(async move {
+        self.work(self.permit(&stanza)?, async move {
             let now = SystemClock.now();
             match commands.handle_within(&stanza.from, &payload, now, room).await {
                 Ok((answer, notice)) => {
@@ -693,71 +881,85 @@ impl Router {
     }
 
     fn handle_presence(&mut self, stanza: &Stanza) {
-        if self.options.access.blocks(&stanza.from.to_bare()) {
+        let user = stanza.from.to_bare();
+        if self.options.access.blocks(&user) {
             return;
         }
-        self.broker.handle_presence(stanza);
-        match stanza.type_.as_str() {
-            "" => {
-                if let Some(jid) = full(&stanza.from) {
-                    let priority = stanza
-                        .element
-                        .get_child("priority", ns::CLIENT)
-                        .and_then(|priority| priority.text().trim().parse().ok())
-                        .unwrap_or(0);
-                    let user = stanza.from.to_bare();
-                    let came = self.presences.best(&user).is_none();
-                    self.presences.available(jid, priority);
-                    if came && self.options.import_pep && self.options.access.admits(&user) {
-                        self.refresh_pep(user);
-                    }
+        let jid = full(&stanza.from);
+        match (stanza.type_.as_str(), jid) {
+            // Always taken: it frees what is held.
+            ("unavailable" | "error", Some(jid)) => {
+                self.presences.unavailable(&jid);
+                self.broker.user_gone(&stanza.from);
+                let out = self.proposals.gone(&stanza.from);
+                self.send_all(out);
+                self.pass_changes();
+            }
+            ("", None) | ("unavailable" | "error", None) => {}
+            ("" | "subscribe" | "probe", jid) => {
+                let has_access = self.options.access.admits(&user);
+                if !self.presence_rates.allow(&user, has_access, Instant::now()) {
+                    metrics::PRESENCES_DROPPED.count(&["rate"]);
+                    return;
+                }
+                match (stanza.type_.as_str(), jid) {
+                    ("", Some(jid)) => self.available(stanza, jid, has_access),
+                    ("subscribe", _) => self.presence(stanza, "subscribed"),
+                    _ => self.presence(stanza, ""),
                 }
             }
-            "unavailable" | "error" => {
-                if let Some(jid) = full(&stanza.from) {
-                    self.presences.unavailable(&jid);
-                    self.broker.user_gone(&stanza.from);
-                    let out = self.proposals.gone(&stanza.from);
-                    self.send_all(out);
-                }
-            }
-            "subscribe" => self.presence(stanza, "subscribed"),
-            "probe" => self.presence(stanza, ""),
             _ => {}
         }
     }
 
-    /// Looks what OpenPGP keys a user who has become reachable publishes.
-    fn refresh_pep(&self, user: BareJid) {
-        let Ok(permit) = Arc::clone(&self.at_once).try_acquire_owned() else { return };
+    /// A resource says that it is reachable.
+    fn available(&mut self, stanza: &Stanza, jid: FullJid, has_access: bool) {
+        let priority = stanza
+            .element
+            .get_child("priority", ns::CLIENT)
+            .and_then(|priority| priority.text().trim().parse().ok())
+            .unwrap_or(0);
+        let user = stanza.from.to_bare();
+        let now = tokio::time::Instant::now();
+        let taken = self.presences.available(jid, priority, has_access, now);
+        self.pass_changes();
+        match taken {
+            Ok(came) => {
+                self.broker.announce(stanza);
+                if came && has_access && self.options.import_pep {
+                    self.refresh_pep(user);
+                }
+            }
+            Err(full) => {
+                metrics::PRESENCES_DROPPED.count(&["share"]);
+                debug!(%full, "no place for another reachable resource");
+            }
+        }
+    }
+
+    /// Reads the OpenPGP keys that a user who has become reachable publishes, if it is this user's turn.
+    fn refresh_pep(&mut self, user: BareJid) {
+        if self.readers.begin(&user, Instant::now()) {
+            self.read_pep(user);
+        }
+    }
+
+    fn read_pep(&self, user: BareJid) {
         let (requests, registry) = (self.requests.clone(), self.registry.clone());
-        let (own, notices) = (Jid::from(self.options.jid.clone()), self.back.notices.clone());
+        let (own, back) = (Jid::from(self.options.jid.clone()), self.back.clone());
         self.tasks.spawn(async move {
-            let _permit = permit;
             let to = Jid::from(user.clone());
-            let ask = |payload| requests.request("get", &own, &to, payload, FORWARD);
-            // An error says that nothing is published openly; silence says nothing.
-            let listed = match ask(pep::list_request()).await {
-                Answer::Result(Some(answer)) => pep::fingerprints(&answer),
-                Answer::Result(None) | Answer::Error(_) => Vec::new(),
-                Answer::Timeout => return,
-            };
-            let mut published = Vec::new();
-            for fingerprint in listed {
-                match ask(pep::key_request(&fingerprint)).await {
-                    Answer::Result(Some(answer)) => published.extend(pep::certificate(&answer)),
-                    Answer::Result(None) | Answer::Error(_) => {}
-                    Answer::Timeout => return,
-                }
-            }
-            match registry.refresh_pep(&user, &published, SystemClock.now()).await {
-                Ok(changes) => {
-                    for notice in changes {
-                        let _ = notices.send(notice).await;
+            if let Some(published) = published_keys(&requests, &own, &to).await {
+                match registry.refresh_pep(&user, &published, SystemClock.now()).await {
+                    Ok(changes) => {
+                        for notice in changes {
+                            let _ = back.notices.send(notice).await;
+                        }
                     }
+                    Err(error) => warn!(%error, "could not store published keys"),
                 }
-                Err(error) => warn!(%error, "published keys cannot be stored"),
             }
+            let _ = back.reports.send(Report::PublishedKeys(user)).await;
         });
     }
 
@@ -774,7 +976,7 @@ impl Router {
     }
 
     fn handle_message(&mut self, stanza: &Stanza) {
-        if stanza.type_ == "error" || self.broker.handle_ibb(stanza) {
+        if self.broker.handle_ibb(stanza) || stanza.type_ == "error" {
             return;
         }
         if stanza.element.children().any(|child| child.has_ns(ns::JINGLE_MESSAGE)) {

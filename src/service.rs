@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::{
     access::{Access, Doors},
-    broker::{self, Broker, hints, journal::Journal},
+    broker::{self, Broker, hints, journal::Journal, reachable::Reachable},
     config::{self, Config, Policy},
     control::{self, Control, Reload},
     http::{self, Status},
@@ -28,7 +28,7 @@ use crate::{
         table::{self, Table},
     },
     registry::{self, Notice, Registry, model::Visibility, store::Store},
-    router::{self, Back, Known, Router},
+    router::{self, Back, Known, Report, Router},
     systemd::Inherited,
     tls::identity::Identity,
     xmpp::{
@@ -181,6 +181,7 @@ impl Service {
         info!(print = %identity.print(), "the component's own certificate");
         let (known, again) = mpsc::channel(INBOUND);
         let (notices, told) = mpsc::channel(INBOUND);
+        let (reports, reported) = mpsc::channel(INBOUND);
         let (reload, reloads) = mpsc::channel(1);
         let control = Control::new(control::Parts {
             doors: doors.clone(),
@@ -193,7 +194,13 @@ impl Service {
         });
         tasks.spawn(follow_blocks(registry.clone(), control.clone(), stop.clone()));
         let (counted, kept) = (table.clone(), table.clone());
-        let router = Router::new(
+        let reachable = Reachable::new(store.clone(), jid.clone());
+        let recalled = reachable.recall().await.unwrap_or_else(|error| {
+            warn!(%error, "could not read who was reachable: users are reachable when they appear again");
+            Vec::new()
+        });
+        tasks.spawn(reachable.clone().run(stop.clone()));
+        let mut router = Router::new(
             router_options(config, doors),
             outbound.clone(),
             requests,
@@ -201,10 +208,18 @@ impl Service {
             registry.clone(),
             table,
             control.clone(),
-            Back { known, notices },
+            Back { reports, known, notices },
             Arc::clone(&identity),
+            reachable,
             tasks.clone(),
         );
+        if !recalled.is_empty() {
+            info!(
+                resources = recalled.len(),
+                "asking the users that were reachable before the start"
+            );
+        }
+        router.recall(recalled);
         let status =
             Status::new(jid.clone(), control.clone(), broker.clone(), counted, identity.print());
         if let Some(address) = &config.http.listen {
@@ -228,9 +243,9 @@ impl Service {
         });
         let router = Arc::new(Mutex::new(router));
         let changed = Arc::new(Notify::new());
-        let back = (again, told);
+        let back = (again, told, reported);
         tasks.spawn(route(Arc::clone(&router), Arc::clone(&changed), back, orders, stop.clone()));
-        let inbox = Inbox { router, status, link, was_up: false, changed };
+        let inbox = Inbox { router, status, link, changed };
         let login = LinkOptions {
             server: config.component.server.clone(),
             jid,
@@ -405,7 +420,6 @@ struct Inbox {
     status: Status,
     /// Whether the link is up.
     link: watch::Sender<bool>,
-    was_up: bool,
     /// Told when the router has another deadline.
     changed: Arc<Notify>,
 }
@@ -414,14 +428,14 @@ impl link::Handler for Inbox {
     fn up(&mut self) {
         self.status.set_link(true);
         self.link.send_replace(true);
-        if std::mem::replace(&mut self.was_up, true) {
-            lock(&self.router).link_is_back();
-        }
+        lock(&self.router).link_is_up();
+        self.changed.notify_one();
     }
 
     fn down(&mut self) {
         self.status.set_link(false);
         self.link.send_replace(false);
+        lock(&self.router).link_is_down();
         // Requests wait on: mostly the link is back at once, and the answers come over it.
     }
 
@@ -448,7 +462,11 @@ fn lock(router: &Mutex<Router>) -> MutexGuard<'_, Router> {
 async fn route(
     router: Arc<Mutex<Router>>,
     changed: Arc<Notify>,
-    (mut again, mut notices): (mpsc::Receiver<Known>, mpsc::Receiver<Notice>),
+    (mut again, mut notices, mut reports): (
+        mpsc::Receiver<Known>,
+        mpsc::Receiver<Notice>,
+        mpsc::Receiver<Report>,
+    ),
     mut orders: mpsc::Receiver<router::Options>,
     stop: CancellationToken,
 ) {
@@ -464,6 +482,7 @@ async fn route(
             Some(options) = orders.recv() => lock(&router).reload(options),
             Some(known) = again.recv() => lock(&router).handle_known(known),
             Some(notice) = notices.recv() => lock(&router).notify(&notice),
+            Some(report) = reports.recv() => lock(&router).handle_report(report),
         }
     }
 }

@@ -66,7 +66,7 @@ pub struct Place {
     weight: usize,
 }
 
-/// Who holds how much.
+/// The places that each user and each domain holds.
 #[derive(Debug, Default)]
 pub struct Shares {
     hasher: RandomState,
@@ -147,7 +147,7 @@ impl Shares {
     }
 }
 
-/// The last two labels of a domain: whoever has registered one may have any number of names below it.
+/// The last two labels of a domain: its owner may have any number of names below it.
 fn registered(domain: &str) -> &str {
     if domain.starts_with('[') || domain.parse::<IpAddr>().is_ok() {
         return domain;
@@ -178,6 +178,11 @@ impl Permits {
     pub fn take(&self, user: &BareJid, weight: usize) -> Result<Permit, Full> {
         let place = self.lock().take(user, weight, &self.limits)?;
         Ok(Permit { permits: self.clone(), place })
+    }
+
+    /// How much is taken.
+    pub fn taken(&self) -> usize {
+        self.lock().taken()
     }
 
     /// Never held over an `.await`.

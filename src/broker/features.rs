@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher, RandomState},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,32 +24,45 @@ use crate::xmpp::ns;
 
 /// How long the answer of a client without capabilities is believed.
 const KEEP: Duration = Duration::from_secs(60);
-/// Most features of one client that are kept, and most bytes of an announced hash.
-const LIMITS: (usize, usize) = (256, 128);
-/// Most answers that are kept for one client each, and most that are kept for all who announce them.
+/// Most bytes of an announced hash.
+const CAPS: usize = 128;
+/// Most answers that are kept for one client each, and most that are kept for all who announce them. What is needed
+/// least makes room: whoever is forgotten is asked again.
 const ANSWERS: (usize, usize) = (10_000, 1_000);
-/// Most announcements that are kept: as many as reachable users.
-const ANNOUNCED: usize = 100_000;
+/// The features by which the broker decides; nothing else of an answer is kept.
+const WANTED: [&str; 9] = [
+    ns::APPS_TLS,
+    ns::C2CTLS,
+    ns::JINGLE,
+    ns::JINGLE_0,
+    ns::JINGLE_IBB,
+    ns::JINGLE_IBB_0,
+    ns::JINGLE_S5B,
+    ns::SECURITY_OFFER,
+    ns::XTLS,
+];
+/// The hashes of XEP-0115 that are known.
+const HASHES: [&str; 3] = ["sha-1", "sha-256", "sha-512"];
 
-/// A client's features.
+/// A client's features, of those that matter.
 pub type Features = Arc<Vec<String>>;
 
-/// The hash and its value, as announced.
-type Caps = (String, String);
-
 /// What is known of clients.
+///
+/// Addresses, and hashes with their values, are kept as keyed hashes: few bytes each, however long they are.
 #[derive(Debug)]
 pub struct Cache {
-    announced: HashMap<Jid, Caps>,
-    /// What was not needed for longest makes room.
-    by_caps: LruCache<Caps, Features>,
-    /// The oldest answer makes room.
-    by_jid: LruCache<Jid, (Instant, Features)>,
+    hasher: RandomState,
+    /// The capabilities that each reachable resource has announced.
+    announced: HashMap<u64, u64>,
+    by_caps: LruCache<u64, Features>,
+    by_jid: LruCache<u64, (Instant, Features)>,
 }
 
 impl Default for Cache {
     fn default() -> Self {
         Self {
+            hasher: RandomState::new(),
             announced: HashMap::new(),
             by_caps: LruCache::new(ANSWERS.1),
             by_jid: LruCache::new(ANSWERS.0),
@@ -57,65 +71,77 @@ impl Default for Cache {
 }
 
 impl Cache {
-    /// Takes the capabilities of a client's presence; none if it is unavailable.
+    /// Takes the capabilities of a presence of a resource that is reachable. To be taken back by [`Cache::forget`] when
+    /// it is not reachable any more, which bounds what is kept.
     pub fn announce(&mut self, user: &Jid, presence: &Element) {
         let caps = presence
             .get_child("c", ns::CAPS)
-            .filter(|_| presence.attr("type").is_none())
-            .and_then(|c| Some((c.attr("hash")?.to_owned(), c.attr("ver")?.to_owned())))
-            .filter(|(hash, ver)| hash.len() + ver.len() <= LIMITS.1);
-        if caps.as_ref() != self.announced.get(user) {
-            self.by_jid.remove(user);
+            .and_then(|c| Some((c.attr("hash")?, c.attr("ver")?)))
+            .filter(|(hash, ver)| hash.len() + ver.len() <= CAPS)
+            .map(|caps| self.hasher.hash_one(caps));
+        let user = self.key(user);
+        if caps.as_ref() != self.announced.get(&user) {
+            self.by_jid.remove(&user);
         }
         match caps {
-            Some(caps) if self.announced.len() < ANNOUNCED || self.announced.contains_key(user) => {
-                self.announced.insert(user.clone(), caps);
-            }
-            _ => {
-                self.announced.remove(user);
-            }
-        }
+            Some(caps) => self.announced.insert(user, caps),
+            None => self.announced.remove(&user),
+        };
+    }
+
+    /// A resource is not reachable any more.
+    pub fn forget(&mut self, user: &Jid) {
+        let user = self.key(user);
+        self.announced.remove(&user);
+        self.by_jid.remove(&user);
     }
 
     /// What is known of a client now.
     pub fn known(&mut self, user: &Jid, now: Instant) -> Option<Features> {
-        if let Some(features) = self.announced.get(user).and_then(|caps| self.by_caps.get(caps)) {
+        let user = self.key(user);
+        if let Some(features) = self.announced.get(&user).and_then(|caps| self.by_caps.get(caps)) {
             return Some(Arc::clone(features));
         }
-        let (at, features) = self.by_jid.peek(user)?;
+        let (at, features) = self.by_jid.peek(&user)?;
         (now < *at + KEEP).then(|| Arc::clone(features))
     }
 
     /// Takes a client's answer to disco#info.
     pub fn learn(&mut self, user: &Jid, answer: &Element, now: Instant) -> Features {
-        let features: Features = Arc::new(
-            answer
-                .children()
-                .filter(|child| child.is("feature", ns::DISCO_INFO))
-                .filter_map(|child| child.attr("var"))
-                .take(LIMITS.0)
-                .map(str::to_owned)
-                .collect(),
-        );
-        let right = self
-            .announced
-            .get(user)
-            .filter(|(hash, ver)| verification(answer, hash).as_ref() == Some(ver));
-        if let Some(caps) = right {
-            self.by_caps.insert(caps.clone(), Arc::clone(&features));
-            return features;
+        let said: Vec<&str> = answer
+            .children()
+            .filter(|child| child.is("feature", ns::DISCO_INFO))
+            .filter_map(|child| child.attr("var"))
+            .collect();
+        let wanted = WANTED.iter().filter(|wanted| said.contains(*wanted));
+        let features: Features = Arc::new(wanted.map(|feature| (*feature).to_owned()).collect());
+        let user = self.key(user);
+        let right = self.announced.get(&user).copied().filter(|caps| {
+            verified(answer).is_some_and(|text| {
+                HASHES.iter().any(|hash| {
+                    let ver = digest(&text, hash).unwrap_or_default();
+                    self.hasher.hash_one((*hash, ver.as_str())) == *caps
+                })
+            })
+        });
+        match right {
+            Some(caps) => drop(self.by_caps.insert(caps, Arc::clone(&features))),
+            None => drop(self.by_jid.insert(user, (now, Arc::clone(&features)))),
         }
-        self.by_jid.insert(user.clone(), (now, Arc::clone(&features)));
         features
+    }
+
+    fn key(&self, user: &Jid) -> u64 {
+        self.hasher.hash_one(user.as_str())
     }
 }
 
-/// The verification string of a disco#info answer. `None` if the hash is unknown, or the answer is one from which a
-/// string can be made that others could be made from too: something twice, or the mark `<` inside of something.
+/// The text whose hash a disco#info answer is announced by. `None` if the answer is one from which a text can be made
+/// that others could be made from too: something twice, or the mark `<` inside of something.
 ///
 /// # Security
-/// A string that belongs to several answers would let one user's client speak for those of others.
-fn verification(answer: &Element, hash: &str) -> Option<String> {
+/// A text that belongs to several answers would let one user's client speak for those of others.
+fn verified(answer: &Element) -> Option<String> {
     let mut identities = Vec::new();
     let mut features = Vec::new();
     let mut forms = Vec::new();
@@ -155,10 +181,15 @@ fn verification(answer: &Element, hash: &str) -> Option<String> {
         text.push_str(&part);
         text.push('<');
     }
+    Some(text)
+}
+
+/// The hash of such a text, in base64. `None` if the hash is unknown.
+fn digest(text: &str, hash: &str) -> Option<String> {
     Some(match hash {
-        "sha-1" => STANDARD.encode(Sha1::digest(text.as_bytes())),
-        "sha-256" => STANDARD.encode(Sha256::digest(text.as_bytes())),
-        "sha-512" => STANDARD.encode(Sha512::digest(text.as_bytes())),
+        "sha-1" => STANDARD.encode(Sha1::digest(text)),
+        "sha-256" => STANDARD.encode(Sha256::digest(text)),
+        "sha-512" => STANDARD.encode(Sha512::digest(text)),
         _ => return None,
     })
 }
@@ -230,6 +261,10 @@ mod tests {
         .unwrap()
     }
 
+    fn verification(answer: &Element, hash: &str) -> Option<String> {
+        digest(&verified(answer)?, hash)
+    }
+
     fn jid(text: &str) -> Jid {
         Jid::new(text).unwrap()
     }
@@ -259,11 +294,9 @@ mod tests {
         assert_eq!(cache.known(&jid("b@x/2"), now), None);
         cache.learn(&jid("a@x/1"), &PSI.parse().unwrap(), now);
         let late = now + Duration::from_secs(86_400);
-        assert_eq!(cache.known(&jid("b@x/2"), late).map(|f| f.len()), Some(4));
+        assert_eq!(cache.known(&jid("b@x/2"), late).map(|f| f.len()), Some(0));
         assert_eq!(cache.known(&jid("c@x/3"), late), None);
-        let mut gone = presence(PSI_VER);
-        crate::xmpp::xml::set(&mut gone, "type", "unavailable");
-        cache.announce(&jid("b@x/2"), &gone);
+        cache.forget(&jid("b@x/2"));
         assert_eq!(cache.known(&jid("b@x/2"), late), None);
     }
 
@@ -306,14 +339,29 @@ mod tests {
     fn the_cache_does_not_grow_without_bound() {
         let now = Instant::now();
         let mut cache = Cache::default();
-        for i in 0..ANSWERS.1 + 50 {
+        for i in 0..ANSWERS.0 + 500 {
             let user = jid(&format!("u{i}@x/1"));
             let answer = query(&format!("<feature var='f{i}'/>"));
-            let ver = verification(&answer, "sha-1").unwrap();
-            cache.announce(&user, &presence(&ver));
-            cache.learn(&user, &answer, now + Duration::from_secs(u64::try_from(i).unwrap()));
+            if i < 2 * ANSWERS.1 {
+                let ver = verification(&answer, "sha-1").unwrap();
+                cache.announce(&user, &presence(&ver));
+                cache.learn(&user, &answer, now);
+                cache.forget(&user);
+            }
+            cache.learn(&user, &answer, now);
         }
-        assert_eq!(cache.by_caps.len(), ANSWERS.1);
-        assert_eq!(cache.by_jid.len(), 0);
+        assert!(cache.by_caps.len() <= ANSWERS.1);
+        assert!(cache.by_jid.len() <= ANSWERS.0);
+        assert_eq!(cache.announced.len(), 0);
+    }
+
+    #[test]
+    fn only_what_matters_of_an_answer_is_kept() {
+        let now = Instant::now();
+        let mut cache = Cache::default();
+        let features: String = (0..5000).map(|i| format!("<feature var='f{i}'/>")).collect();
+        let answer = query(&format!("{features}<feature var='urn:xmpp:jingle:1'/>"));
+        let kept = cache.learn(&jid("a@x/1"), &answer, now);
+        assert_eq!(*kept, ["urn:xmpp:jingle:1"]);
     }
 }

@@ -12,12 +12,13 @@ pub mod message_initiation;
 pub mod offer;
 mod own;
 pub mod presence;
+pub mod reachable;
 pub mod rewrite;
 mod session;
 pub mod transport;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
@@ -41,6 +42,7 @@ use crate::{
     mediator::{ibb_stream::IbbHandle, metrics::Kind as LegKind, plane::Progress, table::Table},
     metrics,
     registry::{Notice, Registry, model::Key},
+    shares::{Limits, Permits, Place, Shares},
     tls::identity::Identity,
     xmpp::{
         iq::{Answer, Requests, random_id},
@@ -52,6 +54,12 @@ use crate::{
 
 /// How long a user may take to answer disco#info before its features count as unknown.
 const DISCO: Duration = Duration::from_secs(3);
+/// One domain may have so many times as many sessions as are free.
+const SLOPE: usize = 16;
+/// Bytes of in-band blocks by message that may wait for their readers: their senders cannot be slowed down.
+const MEMORY: Limits = Limits::new(64 << 20, 16 << 20, 4);
+/// How long the close of a stream may stay without an answer; a little more than the stream itself allows.
+const CLOSING: Duration = Duration::from_secs(61);
 /// Stanzas that wait for one session.
 const INBOX: usize = 64;
 /// The longest session id that is taken, in bytes: each stanza of the session repeats it.
@@ -176,11 +184,48 @@ struct Entry {
 #[derive(Debug, Default)]
 struct State {
     sessions: HashMap<Pair, Vec<Entry>>,
+    /// Under which addresses a user has sessions.
+    masks: HashMap<Jid, HashSet<Jid>>,
     streams: HashMap<Pair, Vec<(String, IbbHandle)>>,
-    per_user: HashMap<BareJid, usize>,
-    count: usize,
+    /// Whose streams are closed by now, if not yet answered when their session ended, and from when on.
+    closing: VecDeque<(Instant, Pair)>,
+    /// Sessions of those who began them.
+    shares: Shares,
     features: features::Cache,
     draining: bool,
+}
+
+impl State {
+    /// Whether there is a session with that sid.
+    fn has(&self, pair: &Pair, sid: &str) -> bool {
+        self.sessions.get(pair).is_some_and(|entries| entries.iter().any(|entry| entry.sid == sid))
+    }
+
+    /// Forgets the streams of a pair that are over; says whether all are.
+    fn drop_streams(&mut self, pair: &Pair) -> bool {
+        let Some(streams) = self.streams.get_mut(pair) else { return true };
+        streams.retain(|(_, handle)| !handle.is_over());
+        let all = streams.is_empty();
+        if all {
+            self.streams.remove(pair);
+        }
+        all
+    }
+
+    /// Forgets the streams whose close was not answered in time.
+    fn drop_closed(&mut self, now: Instant) {
+        while let Some((at, _)) = self.closing.front()
+            && *at <= now
+            && let Some((_, pair)) = self.closing.pop_front()
+        {
+            self.drop_streams(&pair);
+        }
+    }
+
+    fn insert(&mut self, pair: &Pair, entry: Entry) {
+        self.masks.entry(pair.0.clone()).or_default().insert(pair.1.clone());
+        self.sessions.entry(pair.clone()).or_default().push(entry);
+    }
 }
 
 /// What all sessions share.
@@ -192,6 +237,8 @@ struct Shared {
     registry: Registry,
     table: Table,
     journal: Journal,
+    /// What blocks by message may hold.
+    memory: Permits,
     state: Mutex<State>,
 }
 
@@ -241,17 +288,16 @@ impl Shared {
         }
     }
 
-    /// Whether `user` may have another session.
-    fn admit(&self, state: &State, user: &BareJid) -> Result<(), Refusal> {
+    /// Takes a place for another session of `user`.
+    fn admit(&self, state: &mut State, user: &BareJid) -> Result<Place, Refusal> {
         if state.draining {
             return Err(Refusal::resource_constraint("The service takes no new sessions now"));
         }
-        let mine = state.per_user.get(user).copied().unwrap_or(0);
         let (all, of_user) = self.options().sessions;
-        if state.count >= all || mine >= of_user {
-            return Err(Refusal::resource_constraint("Too many sessions"));
-        }
-        Ok(())
+        state
+            .shares
+            .take(user, 1, &Limits::new(all, of_user, SLOPE))
+            .map_err(|full| Refusal::resource_constraint(format!("Too many sessions: {full}")))
     }
 
     fn expect_open(&self, peer: &Peer, sid: Option<String>) {
@@ -266,6 +312,7 @@ impl Shared {
     fn add_stream(&self, peer: &Peer, sid: String, handle: IbbHandle) {
         let pair = (peer.user.clone(), peer.mask.clone());
         let mut state = self.lock();
+        state.drop_closed(Instant::now());
         let streams = state.streams.entry(pair).or_default();
         streams.retain(|(_, handle)| !handle.is_over());
         streams.push((sid, handle));
@@ -277,7 +324,7 @@ struct Guard {
     shared: Arc<Shared>,
     pairs: Vec<Pair>,
     facts: Arc<Facts>,
-    user: BareJid,
+    place: Place,
 }
 
 impl Guard {
@@ -290,6 +337,12 @@ impl Guard {
                 entries.retain(|entry| !Arc::ptr_eq(&entry.facts, &self.facts));
                 if entries.is_empty() {
                     state.sessions.remove(pair);
+                    if let Some(masks) = state.masks.get_mut(&pair.0) {
+                        masks.remove(&pair.1);
+                        if masks.is_empty() {
+                            state.masks.remove(&pair.0);
+                        }
+                    }
                 }
             }
         }
@@ -300,21 +353,14 @@ impl Drop for Guard {
     fn drop(&mut self) {
         self.leave();
         let mut state = self.shared.lock();
+        let now = Instant::now();
+        state.drop_closed(now);
         for pair in &self.pairs {
-            if let Some(streams) = state.streams.get_mut(pair) {
-                streams.retain(|(_, handle)| !handle.is_over());
-                if streams.is_empty() {
-                    state.streams.remove(pair);
-                }
+            if !state.drop_streams(pair) {
+                state.closing.push_back((now + CLOSING, pair.clone()));
             }
         }
-        state.count -= 1;
-        if let Some(count) = state.per_user.get_mut(&self.user) {
-            *count -= 1;
-            if *count == 0 {
-                state.per_user.remove(&self.user);
-            }
-        }
+        state.shares.give_back(&self.place);
     }
 }
 
@@ -345,6 +391,7 @@ impl Broker {
                 registry,
                 table,
                 journal,
+                memory: Permits::new(MEMORY),
                 state,
             }),
             tasks,
@@ -353,7 +400,7 @@ impl Broker {
 
     /// How many sessions there are.
     pub fn sessions(&self) -> usize {
-        self.shared.lock().count
+        self.shared.lock().shares.taken()
     }
 
     /// Whether a Jingle stanza belongs to a session that exists, and if so passes it there.
@@ -433,9 +480,8 @@ impl Broker {
                 (LegState::s5b(sid, random_id(), own.map(|(cid, ..)| cid)), None)
             }
         };
-        {
+        let place = {
             let mut state = shared.lock();
-            shared.admit(&state, &user)?;
             // The callee's own session-initiate may have come first: then this one is the answer to nothing it knows of.
             if channel.is_some()
                 && let Some(theirs) = proxied(callee, &options.jid)
@@ -446,35 +492,40 @@ impl Broker {
                 return Err(Refusal::new("cancel", "conflict", text)
                     .with_extra("tie-break", ns::JINGLE_ERRORS));
             }
-            let entries = state.sessions.entry(pairs[0].clone()).or_default();
-            if entries.iter().any(|entry| entry.sid == initiator.sid) {
+            if state.has(&pairs[0], &initiator.sid) {
                 return Err(Refusal::new("cancel", "conflict", "The session exists already"));
             }
-            entries.push(Entry {
-                facts: Arc::clone(&facts),
-                sid: initiator.sid.clone(),
-                side: Side::Initiator,
-                inbox: inbox.clone(),
-                ibb,
-                crossable: None,
-            });
-            state.sessions.entry(pairs[1].clone()).or_default().push(Entry {
-                facts: Arc::clone(&facts),
-                sid: responder.sid.clone(),
-                side: Side::Responder,
-                inbox,
-                ibb: Some(None),
-                crossable: channel,
-            });
-            state.count += 1;
-            *state.per_user.entry(user.clone()).or_default() += 1;
-        }
+            let place = shared.admit(&mut state, &user)?;
+            state.insert(
+                &pairs[0],
+                Entry {
+                    facts: Arc::clone(&facts),
+                    sid: initiator.sid.clone(),
+                    side: Side::Initiator,
+                    inbox: inbox.clone(),
+                    ibb,
+                    crossable: None,
+                },
+            );
+            state.insert(
+                &pairs[1],
+                Entry {
+                    facts: Arc::clone(&facts),
+                    sid: responder.sid.clone(),
+                    side: Side::Responder,
+                    inbox,
+                    ibb: Some(None),
+                    crossable: channel,
+                },
+            );
+            place
+        };
         let [first, second] = pairs;
         let guard = Guard {
             shared: Arc::clone(shared),
             pairs: vec![first, second],
             facts: Arc::clone(&facts),
-            user,
+            place,
         };
         let peers = [initiator, responder];
         let machine = Session::new(
@@ -545,20 +596,18 @@ impl Broker {
         let id = facts.id.clone();
         let user = peer.user.to_bare();
         let pair = (peer.user.clone(), peer.mask.clone());
-        {
+        let place = {
             let mut state = shared.lock();
-            shared.admit(&state, &user)?;
-            let entries = state.sessions.entry(pair.clone()).or_default();
-            if entries.iter().any(|entry| entry.sid == peer.sid) {
+            if state.has(&pair, &peer.sid) {
                 return Err(Refusal::new("cancel", "conflict", "The session exists already"));
             }
+            let place = shared.admit(&mut state, &user)?;
             let (sid, side) = (peer.sid.clone(), Side::Initiator);
             let facts = Arc::clone(&facts);
-            entries.push(Entry { facts, sid, side, inbox, ibb, crossable: None });
-            state.count += 1;
-            *state.per_user.entry(user.clone()).or_default() += 1;
-        }
-        let guard = Guard { shared: Arc::clone(shared), pairs: vec![pair], facts, user };
+            state.insert(&pair, Entry { facts, sid, side, inbox, ibb, crossable: None });
+            place
+        };
+        let guard = Guard { shared: Arc::clone(shared), pairs: vec![pair], facts, place };
         let line = shared.journal.begin(std::slice::from_ref(&peer));
         let session = OwnSession {
             shared: Arc::clone(shared),
@@ -587,7 +636,8 @@ impl Broker {
         };
         let sid = payload.attr("sid").unwrap_or_default();
         let pair = (stanza.from.clone(), stanza.to.clone());
-        if payload.name() != "open" {
+        // A stream is opened by a request; a message of it may come back as an error.
+        if payload.name() != "open" || !stanza.is_request() {
             let handle = {
                 let state = self.shared.lock();
                 state
@@ -619,19 +669,28 @@ impl Broker {
         handles.iter().any(|handle| handle.handle_answer(&stanza.id, stanza.type_ == "result"))
     }
 
-    /// A user's client says in its presence what it is, or that it is gone.
-    pub fn handle_presence(&self, presence: &Stanza) {
+    /// A reachable resource says in its presence what it can do.
+    pub fn announce(&self, presence: &Stanza) {
         self.shared.lock().features.announce(&presence.from, &presence.element);
+    }
+
+    /// A resource is not reachable any more: what its client can do is forgotten.
+    pub fn forget(&self, user: &Jid) {
+        self.shared.lock().features.forget(user);
+    }
+
+    /// Takes an answer to disco#info that came without a session.
+    pub fn learn(&self, user: &Jid, answer: &Element) {
+        self.shared.lock().features.learn(user, answer, Instant::now().into_std());
     }
 
     /// A user's resource is gone: its sessions end.
     pub fn user_gone(&self, user: &Jid) {
         let state = self.shared.lock();
-        for ((known, _), entries) in &state.sessions {
-            if known == user {
-                for entry in entries {
-                    let _ = entry.inbox.try_send(Input::Gone(entry.side));
-                }
+        for mask in state.masks.get(user).into_iter().flatten() {
+            let entries = state.sessions.get(&(user.clone(), mask.clone()));
+            for entry in entries.into_iter().flatten() {
+                let _ = entry.inbox.try_send(Input::Gone(entry.side));
             }
         }
     }

@@ -1,75 +1,384 @@
-//! Who is reachable: users that sent directed presence to the component.
+//! The reachable resources: users that sent directed presence to the component, and those that were reachable when the
+//! component ran last.
+//!
+//! Of a presence its priority is kept, and nothing else. Every entry has its weight in bytes; users with access share
+//! one amount, all others together a smaller one, each domain in it what [`crate::shares`] gives it.
+//!
+//! A resource that was silent for a while is asked whether it is still there, by disco#info to its full JID: servers answer a presence probe only to subscribed contacts, and an IQ ping is refused by clients that do not know it
+//! in the same words in which servers say that there is no such resource. After the link was down all entries are
+//! asked; until they answer they count as reachable, behind those that have.
+//!
+//! [`Presences`] decides and does nothing: presences, answers and the time go in, what is to be done comes out.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use jid::{BareJid, FullJid};
+use tokio::time::Instant;
 
-/// Most users, and most resources of one user, that are kept.
-const LIMITS: (usize, usize) = (100_000, 16);
+use crate::shares::{Full, Limits, Place, Shares};
 
-/// The reachable resources of each user with their priorities.
-#[derive(Debug, Default)]
+/// What users with access share, in bytes: at most 16 resources each.
+const USERS: Limits = Limits::new(44 << 20, 16 * ENTRY_MAX, 4);
+/// What all others share: callees of sessions need no access.
+const GUESTS: Limits = Limits::new(8 << 20, 4 * ENTRY_MAX, 1);
+/// Resources of one user, with access and without.
+const RESOURCES: (usize, usize) = (16, 4);
+/// Bytes that an entry takes besides its addresses: measured, and rounded up.
+const ENTRY: usize = 448;
+/// The largest entry: two addresses of the greatest length.
+const ENTRY_MAX: usize = ENTRY + 2 * 3071;
+
+/// A resource that was silent for this time is asked whether it is still there.
+const AGE: Duration = Duration::from_secs(30 * 60);
+/// One that did not answer is asked again after this time, once.
+const AGAIN: Duration = Duration::from_secs(60);
+/// An entry whose place among those that are asked is taken waits for so long.
+const LATER: Duration = Duration::from_secs(5);
+/// The shortest time between two questions: 200 in a second.
+const PACE: Duration = Duration::from_millis(5);
+/// How often the database is told that an entry is still there.
+const STORE_AGAIN: Duration = Duration::from_secs(3600);
+
+/// What became of an entry; to be passed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is to be remembered over a restart.
+    Remember {
+        /// Who.
+        jid: Arc<FullJid>,
+        /// With which priority.
+        priority: i8,
+        /// Whether it was not to be remembered before.
+        is_new: bool,
+    },
+    /// It is gone. `remembered`: also from what is remembered.
+    Gone {
+        /// Who.
+        jid: Arc<FullJid>,
+        /// Whether it was to be remembered.
+        remembered: bool,
+    },
+}
+
+/// How a resource that was asked whether it is there has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// It is there.
+    Here,
+    /// Its server says that it is not.
+    Gone,
+    /// Nothing came in time.
+    Silence,
+    /// The link was lost meanwhile, or the question could not be sent.
+    Unknown,
+}
+
+#[derive(Debug)]
+struct Resource {
+    jid: Arc<FullJid>,
+    priority: i8,
+    /// Whether it has shown itself since the link came up.
+    confirmed: bool,
+    /// Whether it left the last question unanswered.
+    silent: bool,
+    has_access: bool,
+    /// When it is asked next, and a number that tells it from others of that moment.
+    due: (Instant, u64),
+    /// When it was last to be remembered.
+    remembered: Option<Instant>,
+    place: Place,
+}
+
+/// The reachable resources of each user.
+#[derive(Debug)]
 pub struct Presences {
-    users: HashMap<BareJid, Vec<(FullJid, i8)>>,
+    users: HashMap<BareJid, Vec<Resource>>,
+    /// What users with access hold, and what others hold.
+    shares: [Shares; 2],
+    due: BTreeMap<(Instant, u64), Arc<FullJid>>,
+    number: u64,
+    /// When the next question may be asked; `None` while the link is down.
+    ask_at: Option<Instant>,
+    changes: VecDeque<Change>,
+}
+
+impl Default for Presences {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Presences {
-    /// A resource became available, or changed its priority.
-    pub fn available(&mut self, jid: FullJid, priority: i8) {
-        if self.users.len() >= LIMITS.0 && !self.users.contains_key(&jid.to_bare()) {
-            return;
-        }
-        let resources = self.users.entry(jid.to_bare()).or_default();
-        resources.retain(|(known, _)| *known != jid);
-        if resources.len() < LIMITS.1 {
-            resources.push((jid, priority));
+    /// Nobody is reachable, and the link is down.
+    pub fn new() -> Self {
+        Self {
+            users: HashMap::new(),
+            shares: Default::default(),
+            due: BTreeMap::new(),
+            number: 0,
+            ask_at: None,
+            changes: VecDeque::new(),
         }
     }
 
-    /// A resource went away.
-    pub fn unavailable(&mut self, jid: &FullJid) {
+    /// A resource became available, or says so again. Says whether the user was not reachable before.
+    ///
+    /// # Errors
+    /// [`Full`] if there is no place for it.
+    pub fn available(
+        &mut self,
+        jid: FullJid,
+        priority: i8,
+        has_access: bool,
+        now: Instant,
+    ) -> Result<bool, Full> {
+        let came = self.best(&jid.to_bare()).is_none();
+        let due = self.next_due(now + AGE);
+        if let Some(resource) = self.find(&jid) {
+            let old = std::mem::replace(&mut resource.due, due);
+            resource.confirmed = true;
+            resource.silent = false;
+            let changed = resource.priority != priority;
+            resource.priority = priority;
+            let (jid, has_access) = (Arc::clone(&resource.jid), resource.has_access);
+            self.due.remove(&old);
+            self.due.insert(due, Arc::clone(&jid));
+            self.make_latest(&jid);
+            if has_access {
+                self.remember_again(&jid, changed, now);
+            }
+            return Ok(came);
+        }
+        let resource = self.insert(jid, priority, has_access, due)?;
+        resource.confirmed = true;
+        if has_access {
+            resource.remembered = Some(now);
+            let jid = Arc::clone(&resource.jid);
+            let change = Change::Remember { jid, priority, is_new: true };
+            self.changes.push_back(change);
+        }
+        Ok(came)
+    }
+
+    /// A resource went away. Says whether it was known.
+    pub fn unavailable(&mut self, jid: &FullJid) -> bool {
         let bare = jid.to_bare();
-        if let Some(resources) = self.users.get_mut(&bare) {
-            resources.retain(|(known, _)| known != jid);
-            if resources.is_empty() {
-                self.users.remove(&bare);
+        let Some(resources) = self.users.get_mut(&bare) else { return false };
+        let Some(at) = resources.iter().position(|known| *known.jid == *jid) else { return false };
+        let resource = resources.remove(at);
+        if resources.is_empty() {
+            self.users.remove(&bare);
+        }
+        self.forget(&resource);
+        true
+    }
+
+    /// Takes a resource that was reachable when the component ran last.
+    pub fn recall(&mut self, jid: FullJid, priority: i8, now: Instant) {
+        if self.find(&jid).is_some() {
+            return;
+        }
+        let due = self.next_due(now);
+        match self.insert(jid.clone(), priority, true, due) {
+            Ok(resource) => resource.remembered = Some(now),
+            Err(_) => {
+                let jid = Arc::new(jid);
+                self.changes.push_back(Change::Gone { jid, remembered: true });
             }
         }
     }
 
-    /// All reachable resources of a user.
-    pub fn all(&self, user: &BareJid) -> impl Iterator<Item = &FullJid> {
-        self.users.get(user).into_iter().flatten().map(|(jid, _)| jid)
+    /// The link came up: who went away meanwhile is not known.
+    pub fn link_is_up(&mut self, now: Instant) {
+        self.ask_at = Some(now);
+        let mut number = self.number;
+        self.due.clear();
+        for resource in self.users.values_mut().flatten() {
+            number += 1;
+            resource.confirmed = false;
+            resource.silent = false;
+            resource.due = (now, number);
+            self.due.insert(resource.due, Arc::clone(&resource.jid));
+        }
+        self.number = number;
     }
 
-    /// The resource of highest priority that is not negative; among equals the latest.
+    /// The link is down: nobody can be asked.
+    pub fn link_is_down(&mut self) {
+        self.ask_at = None;
+    }
+
+    /// When [`Presences::ask`] has somebody to ask.
+    pub fn deadline(&self) -> Option<Instant> {
+        let ask_at = self.ask_at?;
+        self.due.first_key_value().map(|((due, _), _)| ask_at.max(*due))
+    }
+
+    /// The resource to ask now whether it is there: call until `None`. Its answer goes to [`Presences::answered`]; if it
+    /// cannot be asked now, that is [`Presences::postpone`].
+    pub fn ask(&mut self, now: Instant) -> Option<Arc<FullJid>> {
+        if self.deadline()? > now {
+            return None;
+        }
+        let (_, jid) = self.due.pop_first()?;
+        // Without an answer of any kind it is asked again.
+        self.put_off(&jid, now + AGAIN);
+        self.ask_at = Some(now + PACE);
+        Some(jid)
+    }
+
+    /// Too many of its kind are being asked: it is asked a little later.
+    pub fn postpone(&mut self, jid: &FullJid, now: Instant) {
+        self.put_off(jid, now + LATER);
+    }
+
+    /// How a resource has answered.
+    pub fn answered(&mut self, jid: &FullJid, sign: Sign, now: Instant) {
+        let Some(resource) = self.find(jid) else { return };
+        match sign {
+            Sign::Here => {
+                resource.confirmed = true;
+                resource.silent = false;
+                let has_access = resource.has_access;
+                self.put_off(jid, now + AGE);
+                if has_access {
+                    self.remember_again(jid, false, now);
+                }
+            }
+            Sign::Silence if !resource.silent => {
+                resource.silent = true;
+                resource.confirmed = false;
+                self.put_off(jid, now + AGAIN);
+            }
+            Sign::Gone | Sign::Silence => {
+                self.unavailable(jid);
+            }
+            Sign::Unknown => self.put_off(jid, now + LATER),
+        }
+    }
+
+    /// What became of entries since the last call: call until `None`.
+    pub fn poll_change(&mut self) -> Option<Change> {
+        self.changes.pop_front()
+    }
+
+    /// All reachable resources of a user.
+    pub fn all(&self, user: &BareJid) -> impl Iterator<Item = &FullJid> {
+        self.users.get(user).into_iter().flatten().map(|resource| &*resource.jid)
+    }
+
+    /// The resource of highest priority that is not negative, among those that have shown themselves since the link came
+    /// up, or else among all; among equals the latest.
     pub fn best(&self, user: &BareJid) -> Option<&FullJid> {
         self.users
             .get(user)?
             .iter()
-            .filter(|(_, priority)| *priority >= 0)
-            .max_by_key(|(_, priority)| *priority)
-            .map(|(jid, _)| jid)
+            .filter(|resource| resource.priority >= 0)
+            .max_by_key(|resource| (resource.confirmed, resource.priority))
+            .map(|resource| &*resource.jid)
+    }
+
+    /// How many resources are reachable.
+    pub fn count(&self) -> usize {
+        self.due.len()
+    }
+
+    /// The bytes that are taken.
+    pub fn bytes(&self) -> usize {
+        self.shares.iter().map(Shares::taken).sum()
+    }
+
+    fn find(&mut self, jid: &FullJid) -> Option<&mut Resource> {
+        let resources = self.users.get_mut(&jid.to_bare())?;
+        resources.iter_mut().find(|resource| *resource.jid == *jid)
+    }
+
+    fn next_due(&mut self, at: Instant) -> (Instant, u64) {
+        self.number += 1;
+        (at, self.number)
+    }
+
+    /// Takes a place for a new resource; the oldest of a user that has as many as a user may have makes room.
+    fn insert(
+        &mut self,
+        jid: FullJid,
+        priority: i8,
+        has_access: bool,
+        due: (Instant, u64),
+    ) -> Result<&mut Resource, Full> {
+        let bare = jid.to_bare();
+        let most = if has_access { RESOURCES.0 } else { RESOURCES.1 };
+        let own = self.users.get(&bare).map(Vec::as_slice).unwrap_or_default();
+        if own.len() >= most
+            && let Some(oldest) = own.first().map(|resource| Arc::clone(&resource.jid))
+        {
+            self.unavailable(&oldest);
+        }
+        let weight = ENTRY + 2 * jid.as_str().len();
+        let limits = if has_access { &USERS } else { &GUESTS };
+        let place = self.shares[usize::from(!has_access)].take(&bare, weight, limits)?;
+        let jid = Arc::new(jid);
+        self.due.insert(due, Arc::clone(&jid));
+        let resources = self.users.entry(bare).or_default();
+        resources.reserve_exact(1);
+        resources.push(Resource {
+            jid,
+            priority,
+            confirmed: false,
+            silent: false,
+            has_access,
+            due,
+            remembered: None,
+            place,
+        });
+        let last = resources.len() - 1;
+        Ok(&mut resources[last])
+    }
+
+    fn forget(&mut self, resource: &Resource) {
+        self.due.remove(&resource.due);
+        self.shares[usize::from(!resource.has_access)].give_back(&resource.place);
+        self.changes.push_back(Change::Gone {
+            jid: Arc::clone(&resource.jid),
+            remembered: resource.remembered.is_some(),
+        });
+    }
+
+    fn put_off(&mut self, jid: &FullJid, until: Instant) {
+        let due = self.next_due(until);
+        let Some(resource) = self.find(jid) else { return };
+        let jid = Arc::clone(&resource.jid);
+        let old = std::mem::replace(&mut resource.due, due);
+        self.due.remove(&old);
+        self.due.insert(due, jid);
+    }
+
+    /// Among equals the latest is asked for.
+    fn make_latest(&mut self, jid: &FullJid) {
+        let Some(resources) = self.users.get_mut(&jid.to_bare()) else { return };
+        if let Some(at) = resources.iter().position(|resource| *resource.jid == *jid) {
+            let resource = resources.remove(at);
+            resources.push(resource);
+        }
+    }
+
+    fn remember_again(&mut self, jid: &FullJid, changed: bool, now: Instant) {
+        let Some(resource) = self.find(jid) else { return };
+        let is_old =
+            resource.remembered.is_none_or(|at| now.saturating_duration_since(at) >= STORE_AGAIN);
+        if changed || is_old {
+            let is_new = resource.remembered.replace(now).is_none();
+            let (jid, priority) = (Arc::clone(&resource.jid), resource.priority);
+            let change = Change::Remember { jid, priority, is_new };
+            self.changes.push_back(change);
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_highest_priority_is_reached_and_unavailable_ends_it() {
-        let full = |text: &str| FullJid::new(text).unwrap();
-        let bare = BareJid::new("j@c").unwrap();
-        let mut presences = Presences::default();
-        assert_eq!(presences.best(&bare), None);
-        presences.available(full("j@c/low"), 1);
-        presences.available(full("j@c/high"), 5);
-        presences.available(full("j@c/hidden"), -1);
-        assert_eq!(presences.best(&bare), Some(&full("j@c/high")));
-        presences.unavailable(&full("j@c/high"));
-        assert_eq!(presences.best(&bare), Some(&full("j@c/low")));
-        presences.unavailable(&full("j@c/low"));
-        assert_eq!(presences.best(&bare), None);
-    }
-}
+#[path = "presence_tests.rs"]
+mod tests;

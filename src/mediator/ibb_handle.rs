@@ -216,8 +216,13 @@ impl Link {
         machine: IbbMachine,
         outbound: mpsc::Sender<Element>,
     ) -> Arc<Self> {
-        let shared =
-            Shared { machine, asked: VecDeque::new(), room: Vec::new(), reader: None, writer: None };
+        let shared = Shared {
+            machine,
+            asked: VecDeque::new(),
+            room: Vec::new(),
+            reader: None,
+            writer: None,
+        };
         Arc::new(Self { params, outbound, shared: Mutex::new(shared) })
     }
 

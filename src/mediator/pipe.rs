@@ -199,7 +199,8 @@ impl<A: Side, B: Side> Pipe<A, B> {
             }
             // A leg that has closed both directions reads nothing more: the other one is closed once it has everything.
             let a_closed = there && !a.takes_more();
-            if !a_closed && !(back && !b.takes_more()) {
+            let b_closed = back && !b.takes_more();
+            if !a_closed && !b_closed {
                 return Poll::Pending;
             }
             let unread = if a_closed { backward } else { forward };

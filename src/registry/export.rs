@@ -560,6 +560,8 @@ mod tests {
         use Held::{At, Not};
         const OTHERS: Held = Not("it is another user's address");
         const OWN: Held = Not("it is the component's own");
+        const PRESENCE: Held =
+            Not("it is what the user's clients say of themselves now, and goes with them");
         const BLOCK: Held = Not("whoever is blocked may ask for nothing; it names no party");
         &[
             ("parties", "id", Not("it joins tables")),
@@ -609,6 +611,11 @@ mod tests {
             ("blocks", "jid", BLOCK),
             ("blocks", "reason", BLOCK),
             ("blocks", "at", BLOCK),
+            ("reachable", "component", OWN),
+            ("reachable", "jid", PRESENCE),
+            ("reachable", "owner", PRESENCE),
+            ("reachable", "priority", PRESENCE),
+            ("reachable", "seen", PRESENCE),
             ("heartbeats", "component", OWN),
             ("heartbeats", "at", OWN),
             ("heartbeats", "room", OWN),

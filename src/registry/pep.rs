@@ -3,6 +3,11 @@
 //! Two kinds of nodes: a list of fingerprints, and one node for each key. The user's server answers for the user; what
 //! it does not give to us was not published openly.
 
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Instant,
+};
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -15,12 +20,92 @@ use super::{
     store::StoreError,
 };
 use crate::{
+    limits::{Rate, Rates},
     print::Method,
+    shares::{Full, Limits, Place, Shares},
     xmpp::{ns, xml},
 };
 
 /// Keys of one user that are read at most.
 const KEYS: usize = 8;
+/// The longest text of a key that is read: 16 KiB in base64, and white space.
+const TEXT: usize = 32 * 1024;
+/// Users whose keys are being read, and users who wait for that: one place each.
+const READERS: (Limits, Limits) = (Limits::new(64, 1, 1), Limits::new(2048, 1, 1));
+/// How often the keys of one user are read: three times at once, then every five minutes.
+const RATE: Rate = Rate { per_second: 1.0 / 300.0, burst: 3.0 };
+
+/// Whose published keys are to be read when.
+///
+/// One question at a time for each user; of the places one domain takes no more than it leaves free. Whoever finds no
+/// place waits; whoever asks too often keeps what was read last.
+#[derive(Debug)]
+pub struct Readers {
+    /// Whether the keys are to be read again when they have been read.
+    running: HashMap<BareJid, (Place, bool)>,
+    shares: Shares,
+    waiting: VecDeque<(BareJid, Place)>,
+    waiting_shares: Shares,
+    rates: Rates,
+}
+
+impl Default for Readers {
+    fn default() -> Self {
+        Self {
+            running: HashMap::new(),
+            shares: Shares::default(),
+            waiting: VecDeque::new(),
+            waiting_shares: Shares::default(),
+            rates: Rates::at(RATE),
+        }
+    }
+}
+
+impl Readers {
+    /// The keys of `user` are to be read. Says whether that may begin now; if so, [`Readers::done`] is to be called when
+    /// it has ended.
+    pub fn begin(&mut self, user: &BareJid, now: Instant) -> bool {
+        if let Some((_, again)) = self.running.get_mut(user) {
+            *again = true;
+            return false;
+        }
+        match self.shares.take(user, 1, &READERS.0) {
+            Ok(place) if self.rates.allow(user, now) => {
+                self.running.insert(user.clone(), (place, false));
+                true
+            }
+            Ok(place) => {
+                self.shares.give_back(&place);
+                false
+            }
+            Err(Full::User) => false,
+            Err(Full::All | Full::Domain) => {
+                if let Ok(place) = self.waiting_shares.take(user, 1, &READERS.1) {
+                    self.waiting.push_back((user.clone(), place));
+                }
+                false
+            }
+        }
+    }
+
+    /// The keys of `user` have been read, or could not be. Gives whose keys are to be read next.
+    pub fn done(&mut self, user: &BareJid, now: Instant) -> Option<BareJid> {
+        let (place, again) = self.running.remove(user)?;
+        self.shares.give_back(&place);
+        if again && self.begin(user, now) {
+            return Some(user.clone());
+        }
+        // Those whose domain has its share wait behind the others.
+        for _ in 0..self.waiting.len() {
+            let (next, place) = self.waiting.pop_front()?;
+            self.waiting_shares.give_back(&place);
+            if self.begin(&next, now) {
+                return Some(next);
+            }
+        }
+        None
+    }
+}
 
 /// The request for the list of a user's keys.
 pub fn list_request() -> Element {
@@ -58,7 +143,8 @@ pub fn certificate(answer: &Element) -> Option<Vec<u8>> {
     let data = payload(answer)?
         .children()
         .find(|child| child.is("data", ns::OPENPGP))
-        .map(Element::text)?;
+        .map(Element::text)
+        .filter(|text| text.len() <= TEXT)?;
     let text: String = data.split_whitespace().collect();
     STANDARD.decode(text).ok()
 }
@@ -140,5 +226,49 @@ mod tests {
                 .parse()
                 .unwrap();
         assert_eq!(certificate(&answer).unwrap(), b"ABC");
+    }
+
+    fn user(number: usize, domain: &str) -> BareJid {
+        BareJid::new(&format!("u{number}@{domain}")).unwrap()
+    }
+
+    #[test]
+    fn a_storm_of_one_user_is_one_question_at_a_time_and_three_in_all() {
+        let (mut readers, now) = (Readers::default(), Instant::now());
+        let alice = user(0, "a.test");
+        assert!(readers.begin(&alice, now));
+        assert!((0..8400).all(|_| !readers.begin(&alice, now)));
+        assert_eq!(
+            readers.done(&alice, now),
+            Some(alice.clone()),
+            "what changed meanwhile is read"
+        );
+        assert_eq!(readers.done(&alice, now), None);
+        assert!(readers.begin(&alice, now));
+        assert_eq!(readers.done(&alice, now), None);
+        assert!(!readers.begin(&alice, now), "cached");
+        assert!(readers.begin(&alice, now + std::time::Duration::from_secs(301)));
+    }
+
+    #[test]
+    fn a_crowd_of_one_domain_takes_half_and_the_rest_waits_for_its_turn() {
+        let (mut readers, now) = (Readers::default(), Instant::now());
+        let began: Vec<BareJid> = (0..8400)
+            .map(|number| user(number, "evil.test"))
+            .filter(|user| readers.begin(user, now))
+            .collect();
+        assert_eq!(began.len(), 32);
+        let good = user(0, "good.test");
+        assert!(readers.begin(&good, now));
+        assert_eq!(readers.waiting.len(), 1024);
+        assert_eq!(readers.done(&began[0], now), None, "it leaves as much as it takes");
+        assert_eq!(readers.done(&good, now), Some(user(32, "evil.test")));
+        let mut read = 0;
+        let mut next = Some(user(32, "evil.test"));
+        while let Some(user) = next {
+            read += 1;
+            next = readers.done(&user, now);
+        }
+        assert_eq!((read, readers.waiting.len()), (1024, 0));
     }
 }

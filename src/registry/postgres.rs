@@ -16,6 +16,9 @@ mod sql;
 #[path = "sql_journal.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_journal;
+#[path = "sql_reachable.rs"]
+#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
+mod sql_reachable;
 
 use sql::Change;
 

@@ -37,7 +37,8 @@ impl Weighter<BareJid, Entry> for ByKeys {
         let allowed = entry.profile.settings.iter().flat_map(|settings| &settings.allowed);
         let allowed: usize = allowed.map(|jid| 64 + jid.as_str().len()).sum();
         USER + allowed as u64
-            + 2 * owner.as_str().len() as u64 + KEY * entry.profile.keys.len() as u64
+            + 2 * owner.as_str().len() as u64
+            + KEY * entry.profile.keys.len() as u64
     }
 }
 

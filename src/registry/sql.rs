@@ -440,6 +440,10 @@ impl Database {
         log(&mut tx, owner, actor, now, None, &Event::Erased).await?;
         let party = party(&mut tx, owner).await?;
         query("DELETE FROM settings WHERE owner = $1").bind(party).execute(&mut *tx).await?;
+        query("DELETE FROM reachable WHERE owner = $1")
+            .bind(owner.as_str().to_owned())
+            .execute(&mut *tx)
+            .await?;
         // One that took another's place goes first, or the reference would hold it.
         query("DELETE FROM prints WHERE key_id IN (SELECT id FROM keys WHERE owner = $1)")
             .bind(party)

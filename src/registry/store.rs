@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jid::{BareJid, Jid};
+use jid::{BareJid, FullJid, Jid};
 use time::OffsetDateTime;
 
 use super::{
@@ -547,6 +547,46 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
         ask!(self, db => db.change_open(component, begun, ended, now))
+    }
+
+    /// The resources that were reachable when the component ran last, at most `limit` of those seen `since` then, each
+    /// with its priority; the last seen first.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn reachable(
+        &self,
+        component: &BareJid,
+        since: OffsetDateTime,
+        limit: u32,
+    ) -> Result<Vec<(FullJid, i8)>, StoreError> {
+        ask!(self, db => db.reachable(component, since, limit))
+    }
+
+    /// Notes resources that are reachable with their priorities, and removes those that are not: all or nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn change_reachable(
+        &self,
+        component: &BareJid,
+        here: &[(FullJid, i8)],
+        gone: &[FullJid],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        ask!(self, db => db.change_reachable(component, here, gone, now))
+    }
+
+    /// Removes the resources that were last seen before then.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn forget_reachable(
+        &self,
+        component: &BareJid,
+        before: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        ask!(self, db => db.forget_reachable(component, before))
     }
 
     /// The last `limit` rows of the audit log, of one user or of all, oldest first.

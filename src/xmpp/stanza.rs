@@ -104,6 +104,11 @@ impl Stanza {
         self.element.children().find(|child| !child.is("error", ns::CLIENT))
     }
 
+    /// About how many bytes of memory it takes.
+    pub fn weight(&self) -> usize {
+        weight(&self.element)
+    }
+
     /// The `type='result'` answer, with the given payload.
     pub fn result(&self, payload: Option<Element>) -> Element {
         let mut builder = Element::builder("iq", ns::CLIENT)
@@ -138,6 +143,16 @@ impl Stanza {
             .append(error)
             .build()
     }
+}
+
+/// What an element takes in memory beside its text, and an attribute beside its value.
+const OVERHEAD: (usize, usize) = (256, 96);
+
+/// The depth of an element is bounded where it is read.
+fn weight(element: &Element) -> usize {
+    let attributes: usize = element.attrs().iter().map(|(_, value)| OVERHEAD.1 + value.len()).sum();
+    let texts: usize = element.texts().map(str::len).sum();
+    OVERHEAD.0 + attributes + texts + element.children().map(weight).sum::<usize>()
 }
 
 /// A stanza error: what a peer is told when it asked for what it may not or cannot have (RFC 6120, 8.3).

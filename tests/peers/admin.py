@@ -134,6 +134,9 @@ async def outsiders(world):
     report["run"] = sorted(
         {(await refusal(world.run(name, world.alice).go())).split()[1] for name in [*NAMES, "nothing"]}
     )
+    # More presences than a user may send at once; the ping comes after them.
+    world.alice.send_raw(f"<presence to='{component}'/>" * 6000 + f"<presence to='{component}' type='unavailable'/>")
+    await world.alice["xep_0199"].ping(component)
     info = await world.carol["xep_0030"].get_info(jid=component, node=NODE + "admin:stats")
     report["an admin's look"] = [i[1] for i in info["disco_info"]["identities"]]
     return report

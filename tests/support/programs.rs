@@ -109,6 +109,19 @@ impl Component {
         self.wait_for_links(links + 1);
     }
 
+    /// Starts it again after it has ended, with the same configuration and database.
+    pub fn start_again(&mut self) {
+        let links = self.log().matches("link up").count();
+        let command = Self::serve(&self.config(), &self.options);
+        self.process = Process::start(command, &self.log_path());
+        self.wait_for_links(links + 1);
+    }
+
+    /// Its own SQLite file.
+    pub fn database(&self) -> PathBuf {
+        self.folder.path().join("fingerpost.db")
+    }
+
     /// Ends it in good order and starts it again, with the same configuration and database.
     pub fn restart(&mut self) {
         let links = self.log().matches("link up").count();

@@ -1,0 +1,245 @@
+//! Crowds of one domain, with and without access, against users of another.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sha1::{Digest, Sha1};
+
+use crate::support::programs::{Component, Options, Script, script};
+use crate::support::servers::{Kind, LOAD, Server};
+use crate::support::{COMPONENT, DOMAIN, SECRET, wait_for};
+
+const STRANGERS: usize = 20_000;
+
+/// A component of its own whose users are as many as it likes, and which answers nothing by itself.
+struct Crowd {
+    stream: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Crowd {
+    fn join(server: &Server) -> Self {
+        let stream = TcpStream::connect(server.component_address()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(150))).unwrap();
+        let mut crowd = Self { stream, received: Vec::new() };
+        crowd.say(&format!(
+            "<?xml version='1.0'?><stream:stream xmlns='jabber:component:accept' \
+             xmlns:stream='http://etherx.jabber.org/streams' to='{LOAD}'>"
+        ));
+        crowd.wait_for(|text| text.contains("id=") && text.ends_with('>'));
+        let text = crowd.text();
+        let id = text.split("id=").nth(1).unwrap();
+        let id = id[1..].split(&id[..1]).next().unwrap();
+        let digest = Sha1::digest(format!("{id}{SECRET}").as_bytes());
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        crowd.say(&format!("<handshake>{digest}</handshake>"));
+        crowd.wait_for(|text| text.contains("<handshake"));
+        crowd
+    }
+
+    fn say(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.received).into_owned()
+    }
+
+    fn wait_for(&mut self, mut there: impl FnMut(&str) -> bool) {
+        let mut part = vec![0; 1 << 16];
+        while !there(&self.text()) {
+            let n = self.stream.read(&mut part).unwrap();
+            assert!(n > 0, "the server has closed the crowd's stream: {}", self.text());
+            self.received.extend_from_slice(&part[..n]);
+        }
+    }
+
+    /// One stanza of each of so many users, then a ping: when it is answered, all were handled.
+    fn storm(&mut self, users: usize, stanza: impl Fn(usize) -> String + Send + 'static) {
+        self.received.clear();
+        let mut writer = self.stream.try_clone().unwrap();
+        let writing: JoinHandle<()> = thread::spawn(move || {
+            let mut text = String::new();
+            for number in 0..users {
+                text += &stanza(number);
+                if text.len() > 1 << 16 {
+                    writer.write_all(text.as_bytes()).unwrap();
+                    text.clear();
+                }
+            }
+            text += &format!(
+                "<iq type='get' id='the-end' from='end@{LOAD}/x' to='{COMPONENT}'><ping xmlns='urn:xmpp:ping'/></iq>"
+            );
+            writer.write_all(text.as_bytes()).unwrap();
+        });
+        self.wait_for(|text| text.contains("the-end"));
+        writing.join().unwrap();
+    }
+}
+
+fn presence(number: usize) -> String {
+    let padding = "x".repeat(900);
+    format!(
+        "<presence from='u{number}@{LOAD}/resource' to='{COMPONENT}'><status>{padding}</status></presence>"
+    )
+}
+
+/// The memory of a process that is not in files, bytes.
+fn memory(component: &Component) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", component.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+fn stay(server: &Server, resource: &str) -> Script {
+    let mut bob = Script::start("reach.py", server, json!({"stay": true, "resource": resource}));
+    bob.wait_for("\"here\": true");
+    bob
+}
+
+fn ask(server: &Server, times: usize) -> Value {
+    script("reach.py", server, json!({"ask": times}))
+}
+
+/// 20,000 users without access, 1 KB each, then a user who was not there before.
+fn strangers_fill_nothing(kind: Kind) {
+    let server = Server::start_to_measure(kind);
+    let component = Component::start(&server, &Options::default());
+    let before = memory(&component);
+    let mut crowd = Crowd::join(&server);
+    crowd.storm(STRANGERS, presence);
+    let grown = memory(&component).saturating_sub(before);
+    assert!(grown < 64 << 20, "grew by {grown} bytes");
+    let _bob = stay(&server, "late");
+    let report = ask(&server, 1);
+    assert_eq!((&report["reached"], &report["keys"]), (&json!(1), &json!(1)), "{report}");
+}
+
+#[test]
+fn presences_of_strangers_keep_nobody_from_being_reachable_at_prosody() {
+    strangers_fill_nothing(Kind::Prosody);
+}
+
+#[test]
+fn presences_of_strangers_keep_nobody_from_being_reachable_at_ejabberd() {
+    strangers_fill_nothing(Kind::Ejabberd);
+}
+
+/// A domain that has access, and whose server never answers, against users of another domain.
+#[test]
+fn a_presence_storm_of_a_domain_with_access_refuses_no_key_request() {
+    let server = Server::start_to_measure(Kind::Prosody);
+    let more = format!("[access]\nusers = [\"{DOMAIN}\", \"{LOAD}\"]\n");
+    let component = Component::start(&server, &Options { more, ..Options::default() });
+    let before = memory(&component);
+    let mut crowd = Crowd::join(&server);
+    crowd.storm(STRANGERS, presence);
+    let asked = crowd.text().matches("<pubsub").count();
+    assert!((1..=64).contains(&asked), "{asked} questions for published keys");
+    let _bob = stay(&server, "late");
+    let report = ask(&server, 20);
+    assert_eq!((&report["reached"], &report["keys"]), (&json!(20), &json!(20)), "{report}");
+    // One account that comes and goes.
+    crowd.storm(8400, |number| {
+        let type_ = if number % 2 == 0 { "" } else { " type='unavailable'" };
+        format!("<presence from='one@{LOAD}/x' to='{COMPONENT}'{type_}/>")
+    });
+    let asked = crowd.text().matches("<pubsub").count();
+    assert!(asked <= 3, "{asked} questions for the published keys of one account");
+    let report = ask(&server, 20);
+    assert_eq!((&report["reached"], &report["keys"]), (&json!(20), &json!(20)), "{report}");
+    let grown = memory(&component).saturating_sub(before);
+    assert!(grown < 128 << 20, "grew by {grown} bytes");
+}
+
+/// Requests of all kinds that wait for an answer which never comes, from any number of users of one domain.
+#[test]
+fn requests_that_wait_hold_up_no_other_domain() {
+    let server = Server::start_to_measure(Kind::Prosody);
+    let more = format!("[access]\nusers = [\"{DOMAIN}\", \"{LOAD}\"]\n");
+    let component = Component::start(&server, &Options { more, ..Options::default() });
+    let mut crowd = Crowd::join(&server);
+    let to = |number: usize| format!("peer{number}\\40{LOAD}@{COMPONENT}/x");
+    crowd.storm(20_000, move |number| {
+        let from = format!("u{number}@{LOAD}/x");
+        format!(
+            "<iq type='get' id='p{number}' from='{from}' to='{}'><ping xmlns='urn:xmpp:ping'/></iq>",
+            to(number)
+        )
+    });
+    let refused = crowd.text().matches("resource-constraint").count();
+    assert!(refused > 10_000, "the crowd has its share: {refused} refused");
+    crowd.storm(5_000, |number| {
+        format!(
+            "<iq type='set' id='c{number}' from='u{number}@{LOAD}/x' to='{COMPONENT}'>\
+             <command xmlns='http://jabber.org/protocol/commands' node='urn:fingerpost:cmd:add' action='execute'/></iq>"
+        )
+    });
+    let _bob = stay(&server, "late");
+    let report = ask(&server, 20);
+    assert_eq!((&report["reached"], &report["keys"]), (&json!(20), &json!(20)), "{report}");
+    drop(component);
+}
+
+/// Users that were reachable are so at once when the component is back, whether it was stopped or killed; those that
+/// went away meanwhile are not.
+fn reachable_over_a_restart(kind: Kind) {
+    let server = Server::start(kind);
+    let mut component = Component::start(&server, &Options::default());
+    let bob = stay(&server, "there");
+    assert_eq!(ask(&server, 1)["reached"], 1);
+    wait_for(
+        "the memory of who is reachable",
+        Duration::from_secs(20),
+        || component.log(),
+        || remembered(&component).contains("bob@example.test/there"),
+    );
+    for kill in [true, false] {
+        if kill {
+            component.kill_and_restart();
+        } else {
+            component.restart();
+        }
+        let report = ask(&server, 1);
+        assert_eq!(report["reached"], 1, "{report}\n{}", component.log());
+    }
+    component.signal("KILL");
+    component.wait(Duration::from_secs(10));
+    drop(bob);
+    component.start_again();
+    wait_for(
+        "the answer of Bob's server",
+        Duration::from_secs(20),
+        || component.log(),
+        || !remembered(&component).contains("bob@example.test/there"),
+    );
+    let report = ask(&server, 1);
+    assert_eq!(report["reached"], 0, "{report}");
+    assert!(report["errors"][0].as_str().unwrap().contains("recipient-unavailable"), "{report}");
+    assert!(component.runs());
+}
+
+/// What the component remembers, as its database has it.
+fn remembered(component: &Component) -> String {
+    let read = "import sqlite3, sys; print(list(sqlite3.connect(sys.argv[1]).execute('SELECT jid FROM reachable')))";
+    let output = std::process::Command::new("python3")
+        .args(["-c", read])
+        .arg(component.database())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn users_are_reachable_at_once_after_a_restart_at_prosody() {
+    reachable_over_a_restart(Kind::Prosody);
+}
+
+#[test]
+fn users_are_reachable_at_once_after_a_restart_at_ejabberd() {
+    reachable_over_a_restart(Kind::Ejabberd);
+}
