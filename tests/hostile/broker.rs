@@ -36,7 +36,8 @@ fn a_broker_that_vouches_for_its_own_keys_is_not_believed_by_any_method() {
         let mut listener = bob.listen(&options);
         let args = [&["send", bob.jid(), file.to_str().unwrap(), "--json"], options.as_slice()];
         let sent = alice.run(args.concat());
-        let status = listener.wait(Duration::from_secs(90));
+        // One that was refused may wait on: its session is not what it waits for.
+        let status = (sent.code == 0).then(|| listener.wait(Duration::from_secs(60)));
         (sent, status, listener)
     };
 
@@ -46,7 +47,7 @@ fn a_broker_that_vouches_for_its_own_keys_is_not_believed_by_any_method() {
         alice.run(["trust", "forget", bob.jid()]);
         bob.run(["trust", "forget", alice.jid()]);
         let (sent, status, listener) = attempt(options);
-        assert_eq!((sent.code, status), (0, 0), "{name}: {sent:?}\n{}", listener.log());
+        assert_eq!((sent.code, status), (0, Some(0)), "{name}: {sent:?}\n{}", listener.log());
         for path in listener.files() {
             std::fs::remove_file(path).unwrap();
         }

@@ -238,6 +238,15 @@ class Broker:
                 pass  # The stream is over.
             finally:
                 session.pumping -= 1
+            # The other side waits for the end of the stream: it is passed on.
+            try:
+                channels[1 - n].tls.unwrap()
+            except ssl.SSLError:
+                pass
+            try:
+                await channels[1 - n]._flush()
+            except asyncio.TimeoutError:
+                pass  # A user who has left does not answer.
 
         await handshake(1, held_back())
         await handshake(0, channels[0]._until_done(channels[0].tls.do_handshake))
