@@ -399,7 +399,7 @@ fn measured(kind: Kind, limit: impl FnOnce(String) -> String) {
         let mut command = clean(&own_program("fingerpost"));
         command.args(["check", "--online"]).current_dir(folder.path());
         let output = run(command, Duration::from_secs(120));
-        assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{output:?}\n{}", server.log());
+        assert_eq!(output.code, 0, "{output:?}\n{}", server.log());
         output.stdout
     };
     let told = check(&server, "");
