@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs from Debian what the demo and the tests stand on, where it is missing:
-#   install-peers.sh [cc] [chromium] [debootstrap] [openssl] [tmux] [gnupg] [gnutls] [prosody] [ejabberd] [postgresql] [python]
-#                    [nbxmpp] [qxmpp] [relays]
+#   install-peers.sh [cc] [chromium] [debootstrap] [openssl] [tmux] [gnupg] [sequoia] [gnutls] [prosody] [ejabberd] [postgresql]
+#                    [python] [nbxmpp] [qxmpp] [relays]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
 
@@ -15,6 +15,7 @@ for what in "$@"; do
         openssl) command -v openssl >/dev/null || missing+=(openssl) ;;
         tmux) command -v tmux >/dev/null || missing+=(tmux) ;;
         gnupg) command -v gpg >/dev/null || missing+=(gnupg) ;;
+        sequoia) command -v sq >/dev/null || missing+=(sq) ;;
         gnutls) command -v gnutls-serv >/dev/null || missing+=(gnutls-bin) ;;
         prosody) command -v prosody >/dev/null || { missing+=(prosody); servers+=(prosody); } ;;
         ejabberd) [ -e /usr/sbin/ejabberdctl ] || { missing+=(ejabberd); servers+=(ejabberd); } ;;

@@ -83,7 +83,9 @@ pub enum MaterialError {
     #[error("keys have the method x509 or openpgp; srp has no keys")]
     Srp,
     /// More than one certificate.
-    #[error("expected one certificate, not several: send only your own, without its issuers")]
+    #[error(
+        "expected one certificate, found several certificates: send only your own, without its issuers"
+    )]
     Several,
     /// PEM of something else.
     #[error("expected PEM with the label CERTIFICATE")]
@@ -175,7 +177,15 @@ impl Material {
         }
         let known = Certificate::read(stored)?;
         let (_, before) = Certificate::read(stored)?.merge(Certificate::read(stored)?)?;
-        let (certificate, bytes) = known.merge(Certificate::read(sent)?)?;
+        let new = Certificate::read(sent)?;
+        let revokes = new.revocation.is_some();
+        let (certificate, bytes) = match known.merge(new) {
+            // What revokes the key is never refused for want of room.
+            Err(MaterialError::MergedTooLarge) if revokes => {
+                (Certificate::read(sent)?, sent.to_vec())
+            }
+            merged => merged?,
+        };
         if bytes == before {
             return Ok(None);
         }

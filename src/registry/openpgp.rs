@@ -5,7 +5,7 @@
 
 use pgp::{
     composed::{Deserializable, SignedKeyDetails, SignedPublicKey, SignedPublicSubKey},
-    packet::{PublicKey, RevocationCode, Signature, SignatureType},
+    packet::{Packet, PacketParser, PublicKey, RevocationCode, Signature, SignatureType},
     ser::Serialize,
     types::{KeyDetails, SignedUser, SignedUserAttribute, Tag},
 };
@@ -29,11 +29,13 @@ impl Certificate {
     pub(super) fn read(bytes: &[u8]) -> Result<Self, MaterialError> {
         let unreadable = |_| MaterialError::OpenPgp(OpenPgpFault::Packets);
         let mut all = SignedPublicKey::from_bytes_many(bytes).map_err(unreadable)?;
-        let inner =
+        let mut inner =
             all.next().ok_or(MaterialError::OpenPgp(OpenPgpFault::NoKey))?.map_err(unreadable)?;
         if all.next().is_some() {
             return Err(MaterialError::Several);
         }
+        let stated = revocations(bytes, &inner.primary_key);
+        add_signatures(&mut inner.details.revocation_signatures, stated);
         Self::of(inner)
     }
 
@@ -102,7 +104,7 @@ impl Certificate {
 /// A certificate with what its own key has signed alone.
 fn own_part(certificate: SignedPublicKey) -> SignedPublicKey {
     let SignedPublicKey { primary_key: key, details, public_subkeys } = certificate;
-    let keeps = |signature: &Signature| signature.verify_key(&key).is_ok();
+    let keeps = |s: &Signature| s.verify_key(&key).is_ok();
     let SignedKeyDetails { revocation_signatures, direct_signatures, users, user_attributes } =
         details;
     let users = users.into_iter().map(|user| {
@@ -184,7 +186,7 @@ fn expiry(certificate: &SignedPublicKey) -> Result<Option<OffsetDateTime>, Mater
         .filter(|s| s.typ() == Some(SignatureType::Key) && s.verify_key(key).is_ok());
     let users = details.users.iter().flat_map(|user| {
         let valid = |s: &&Signature| s.verify_certification(key, Tag::UserId, &user.id).is_ok();
-        user.signatures.iter().filter(|s| s.is_certification()).filter(valid)
+        user.signatures.iter().filter(|s| s.is_certification() && !is_revocation(s)).filter(valid)
     });
     let newest = direct
         .chain(users)
@@ -192,6 +194,19 @@ fn expiry(certificate: &SignedPublicKey) -> Result<Option<OffsetDateTime>, Mater
         .ok_or(MaterialError::OpenPgp(OpenPgpFault::Unsigned))?;
     let created = OffsetDateTime::from(std::time::SystemTime::from(key.created_at()));
     Ok(validity(newest).map(|seconds| created + std::time::Duration::from_secs(seconds)))
+}
+
+/// The revocations of the primary key by itself among packets, wherever they stand: where one was put at the end of a
+/// certificate, the library takes it for one of the last subkey's signatures and leaves it out.
+fn revocations(bytes: &[u8], key: &PublicKey) -> Vec<Signature> {
+    PacketParser::new(bytes)
+        .filter_map(Result::ok)
+        .filter_map(|packet| match packet {
+            Packet::Signature(signature) => Some(signature),
+            _ => None,
+        })
+        .filter(|s| s.typ() == Some(SignatureType::KeyRevocation) && s.verify_key(key).is_ok())
+        .collect()
 }
 
 /// Why a certificate revokes itself, if it does.

@@ -10,6 +10,7 @@ mod file_peer;
 mod http_client;
 mod in_band;
 mod permitted_user;
+mod permitted_user_registry;
 mod presence_flood;
 mod session_peer;
 mod socks5_socket;

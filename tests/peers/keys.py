@@ -9,7 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from peer import KEYS, Peer, main, proxied
+from peer import KEYS, TIMEOUT, Peer, main, proxied
 from slixmpp.exceptions import IqError
 from slixmpp.xmlstream import ET
 

@@ -79,17 +79,63 @@ impl Postgres {
         format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", self.port)
     }
 
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// What the database takes on the disk, bytes.
     pub fn database_size(&self) -> u64 {
+        self.query("SELECT pg_database_size('fingerpost')").parse().unwrap()
+    }
+
+    /// The one value that a query gives.
+    fn query(&self, text: &str) -> String {
         let answer = tool("psql")
             .args(["--host", "127.0.0.1", "--username", "fingerpost", "--port"])
             .arg(self.port.to_string())
             .args(["--tuples-only", "--no-align", "--command"])
-            .arg("SELECT pg_database_size('fingerpost')")
+            .arg(text)
             .arg("fingerpost")
             .output()
             .unwrap();
-        String::from_utf8_lossy(&answer.stdout).trim().parse().unwrap()
+        assert!(answer.status.success(), "{text}: {}", String::from_utf8_lossy(&answer.stderr));
+        String::from_utf8_lossy(&answer.stdout).trim().to_owned()
+    }
+
+    /// Starts a standby that follows this one.
+    pub fn standby(&self) -> Self {
+        let folder = tempfile::Builder::new().prefix("fingerpost-postgres-").tempdir().unwrap();
+        if is_root() {
+            let given = Command::new("chown").arg("postgres:").arg(folder.path()).status().unwrap();
+            assert!(given.success());
+        }
+        let made = tool("pg_basebackup")
+            .args(["--host", "127.0.0.1", "--username", "fingerpost", "--write-recovery-conf"])
+            .args(["--checkpoint", "fast", "--no-sync", "--port", &self.port.to_string()])
+            .arg("--pgdata")
+            .arg(folder.path().join("data"))
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let port = free_port();
+        let process = Self::launch(folder.path(), port);
+        let this = Self { process, folder, port };
+        this.wait();
+        this
+    }
+
+    /// Waits until this standby has all that its primary has.
+    pub fn wait_for(&self, primary: &Self) {
+        let written = primary.query("SELECT pg_current_wal_lsn()");
+        let reached = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+        let why = || self.query("SELECT pg_last_wal_replay_lsn()");
+        wait_for("the standby", Duration::from_secs(30), why, || self.query(&reached) == "t");
+    }
+
+    /// Makes this standby a primary.
+    pub fn promote(&self) {
+        assert_eq!(self.query("SELECT pg_promote()"), "t");
     }
 
     /// Stops it as an operator would.

@@ -1,0 +1,227 @@
+//! The registry's database beside other programs and under failing parts: what another process changes is in force at
+//! once, and a disk or a server that failed is used on without a restart.
+
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::postgres::Postgres;
+use support::programs::{Component, Options, Xtls, script};
+use support::servers::{Kind, Server};
+use support::{free_port, wait_for};
+
+/// What `path` of a component's pages answers: the status line and the text.
+fn get(port: u16, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, text) = answer.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), text.to_owned())
+}
+
+fn with_pages(options: Options) -> (Options, u16) {
+    let port = free_port();
+    let env = vec![("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{port}"))];
+    (Options { env, ..options }, port)
+}
+
+/// Asks as alice; gives the answer's type and condition.
+fn ask(server: &Server, kind: &str, payload: &str) -> (String, Value) {
+    let xml = format!("<iq from='[from]' to='[component]' id='k' type='{kind}'>{payload}</iq>");
+    let report = script("probe.py", server, json!({"stanzas": [{"id": "k", "xml": xml}]}));
+    (report["k"]["type"].as_str().unwrap_or_default().to_owned(), report["k"].clone())
+}
+
+/// Adds a key of which only the print is known.
+fn add(server: &Server, byte: u8) -> (String, Value) {
+    let print = format!("{byte:02X}").repeat(32);
+    let payload = format!(
+        "<add xmlns='urn:fingerpost:keys:0'><key method='x509'><print hash='sha-256'>{print}</print></key></add>"
+    );
+    ask(server, "set", &payload)
+}
+
+/// Each command of OPERATING.md that changes keys, beside the running component, on SQLite.
+#[test]
+fn what_the_commands_change_is_in_force_in_the_running_component_at_once() {
+    let server = Server::start(Kind::Prosody);
+    let component = Component::start(&server, &Options::default());
+    let alice = Xtls::with_key(&server, "alice");
+    let bob = Xtls::login(&server, "bob");
+    let seen = || {
+        let seen = bob.run(["keys", alice.jid(), "--json"]);
+        assert_eq!(seen.code, 0, "{seen:?}\n{}", component.log());
+        let lines = seen.stdout.lines();
+        lines.map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    let keys = |args: &[&str]| {
+        let done = component.command([&["keys"], args].concat());
+        assert_eq!(done.code, 0, "{args:?}: {done:?}");
+        done.stdout
+    };
+    let before = seen();
+    assert_eq!((before.len(), &before[0]["state"]), (1, &json!("active")), "{before:?}");
+    let id = before[0]["id"].as_str().unwrap();
+    keys(&["attest", id]);
+    assert_eq!(seen()[0]["assurance"], "attested");
+    let print = "AB".repeat(32);
+    keys(&["add", alice.jid(), "--method", "x509", "--print", &print, "--label", "second"]);
+    assert_eq!(seen().len(), 2);
+    let exported = keys(&["export"]);
+    keys(&["revoke", id, "--reason", "lost"]);
+    assert_eq!(seen()[0]["state"], "revoked");
+    assert!(keys(&["show", id]).contains("revoked"));
+    keys(&["erase", alice.jid(), "--yes"]);
+    assert_eq!(seen(), [] as [Value; 0]);
+    let file = alice.home().join("keys.jsonl");
+    std::fs::write(&file, exported).unwrap();
+    keys(&["import", file.to_str().unwrap()]);
+    let after = seen();
+    assert_eq!((after.len(), &after[0]["state"]), (2, &json!("active")), "{after:?}");
+    assert_eq!(keys(&["list", alice.jid()]).matches("active").count(), 2);
+    // Every spelling of the address is the same user.
+    assert_eq!(
+        keys(&["list", &format!("{}.", alice.jid().to_uppercase())]).matches("active").count(),
+        2
+    );
+}
+
+/// The file of the database may not grow: each change is refused, reading goes on, and with room all is well again.
+#[test]
+fn a_database_that_cannot_grow_is_said_to_be_not_ready_and_recovers() {
+    let server = Server::start(Kind::Prosody);
+    let (options, http) = with_pages(Options::default());
+    let mut component = Component::start(&server, &options);
+    assert_eq!(add(&server, 1).0, "result");
+    let ready = || get(http, "/readyz");
+    wait_for("readiness", Duration::from_secs(20), || component.log(), || ready().1 == "ready\n");
+    let process = component.id().to_string();
+    let limit = |bytes: String| {
+        let bytes = format!("--fsize={bytes}");
+        let done = Command::new("prlimit").args(["--pid", &process, &bytes]).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    let log = component.config().with_file_name("fingerpost.db-wal");
+    limit(format!("{}:unlimited", std::fs::metadata(log).unwrap().len()));
+    for byte in 2..5 {
+        let (type_, answer) = add(&server, byte);
+        assert_eq!(
+            (type_.as_str(), &answer["condition"]),
+            ("error", &json!("internal-server-error"))
+        );
+    }
+    wait_for(
+        "the word that it is not ready",
+        Duration::from_secs(40),
+        || component.log(),
+        || {
+            let (head, text) = ready();
+            head.contains("503") && text == "the database takes no changes\n"
+        },
+    );
+    let (type_, answer) = ask(&server, "get", "<keys xmlns='urn:fingerpost:keys:0'/>");
+    assert_eq!(type_, "result", "what is known can be read: {answer}");
+    limit("unlimited:unlimited".to_owned());
+    for byte in 5..8 {
+        let (type_, answer) = add(&server, byte);
+        assert_eq!(type_, "result", "{answer}\n{}", component.log());
+    }
+    wait_for("readiness", Duration::from_secs(20), || component.log(), || ready().1 == "ready\n");
+    assert!(component.runs());
+}
+
+/// Passes connections on to a port that can be changed; then those that there are end.
+struct Switch {
+    port: u16,
+    target: Arc<AtomicU16>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Switch {
+    fn start(target: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (target, open) =
+            (Arc::new(AtomicU16::new(target)), Arc::<Mutex<Vec<TcpStream>>>::default());
+        let this = Self { port, target: Arc::clone(&target), open: Arc::clone(&open) };
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let to = ("127.0.0.1", target.load(Ordering::SeqCst));
+                let Ok(server) = TcpStream::connect(to) else { continue };
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+                open.lock().unwrap().extend([client, server]);
+            }
+        });
+        this
+    }
+
+    fn turn(&self, target: u16) {
+        self.target.store(target, Ordering::SeqCst);
+        for stream in self.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// The primary is lost, the standby first only answers and is then promoted: nothing acknowledged is lost, and the
+/// component goes on by itself.
+#[test]
+fn a_standby_takes_the_place_of_the_primary_without_a_restart() {
+    let mut primary = Postgres::start();
+    let standby = primary.standby();
+    let switch = Switch::start(primary.port());
+    let url = format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", switch.port);
+    let server = Server::start(Kind::Prosody);
+    let (options, http) = with_pages(Options { database: Some(url), ..Options::default() });
+    let mut component = Component::start(&server, &options);
+    for byte in 1..4 {
+        assert_eq!(add(&server, byte).0, "result");
+    }
+    standby.wait_for(&primary);
+    primary.stop();
+    switch.turn(standby.port());
+    let (_, refused) = add(&server, 4);
+    assert_eq!(
+        refused["condition"], "internal-server-error",
+        "a standby takes no changes: {refused}"
+    );
+    standby.promote();
+    wait_for(
+        "a change",
+        Duration::from_secs(30),
+        || component.log(),
+        || add(&server, 5).0 == "result",
+    );
+    let (_, keys) = ask(&server, "get", "<keys xmlns='urn:fingerpost:keys:0'/>");
+    let keys = keys["xml"].as_str().unwrap().to_owned();
+    for byte in [1, 2, 3, 5] {
+        assert!(
+            keys.contains(&format!(">{}", vec![format!("{byte:02X}"); 32].join(":"))),
+            "{keys}"
+        );
+    }
+    wait_for(
+        "readiness",
+        Duration::from_secs(30),
+        || component.log(),
+        || get(http, "/readyz").1 == "ready\n",
+    );
+    assert!(component.runs());
+}
