@@ -324,6 +324,41 @@ mod tests {
         }
     }
 
+    /// Whoever reads an address that others have written reads it by [`canonical`].
+    #[test]
+    fn addresses_are_read_in_one_way_where_they_come_in() {
+        // Of the configuration the component's own address and the names of hosts, which are not compared; the target
+        // of a SOCKS5 stream, whose hash is made of it as it is written.
+        let others = [("config/mod.rs", 2), ("router.rs", 1)];
+        for file in [
+            "access.rs",
+            "cli/keys.rs",
+            "cli/lines.rs",
+            "commands/admin.rs",
+            "commands/mod.rs",
+            "commands/user.rs",
+            "config/mod.rs",
+            "control.rs",
+            "limits.rs",
+            "registry/adapters.rs",
+            "registry/pep.rs",
+            "registry/requests.rs",
+            "registry/store.rs",
+            "router.rs",
+            "router/plain.rs",
+        ] {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
+            let text = std::fs::read_to_string(path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            let allowed = others.iter().find(|(name, _)| *name == file).map_or(0, |(_, n)| *n);
+            assert_eq!(
+                code.matches("Jid::new(").count(),
+                allowed,
+                "{file}: read it by `canonical`"
+            );
+        }
+    }
+
     #[test]
     fn a_server_is_written_to_as_it_spells_itself() {
         let stamped = "alice@xn--mnchen-3ya.test/here";
