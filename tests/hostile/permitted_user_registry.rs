@@ -162,7 +162,7 @@ fn no_spelling_of_an_address_is_another_user() {
     }
     // The component's own address, escaped: a stanza that would come back to it for ever.
     let offer = "<ping xmlns='urn:xmpp:ping'/>".to_owned();
-    let own = [format!("{COMPONENT}"), format!("{COMPONENT}."), COMPONENT.replace('.', "\u{3002}")];
+    let own = [COMPONENT.to_owned(), format!("{COMPONENT}."), COMPONENT.replace('.', "\u{3002}")];
     let own = own.map(|domain| format!("a\\40{domain}@{COMPONENT}"));
     let pings: Vec<_> = own.iter().map(|to| ("get", to.as_str(), offer.clone())).collect();
     for answer in send(&server, "bob", &pings) {
