@@ -83,6 +83,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use jid::{BareJid, Jid};
 use minidom::Element;
 
+pub(crate) use self::login::forward;
 pub use self::{
     application::Application,
     error::Error,

@@ -31,7 +31,7 @@ use super::{
     ns,
     plain::Plain,
     size::{self, Instead},
-    stanza::{Refusal, Stanza},
+    stanza::refuse_oversized,
     tokens::ParseError,
     xml::{self, Came, Received, StanzaReader},
 };
@@ -510,7 +510,9 @@ impl Out<'_> {
     fn replace(&mut self, instead: Instead, reason: &'static str) -> Option<Element> {
         let error = match instead {
             Instead::Send(error) => {
-                metrics::REFUSALS.count(&["policy-violation"]);
+                let condition =
+                    if reason == "size" { "policy-violation" } else { "not-acceptable" };
+                metrics::REFUSALS.count(&[condition]);
                 error
             }
             Instead::Return(error) => {
@@ -605,17 +607,11 @@ fn take_in(
             Received::Header(_) => {}
             Received::Footer => return Err(Unlinked::Closed),
             Received::Dropped => metrics::STANZAS_DROPPED.count(&["oversized"]),
-            Received::Oversized(head) => match Stanza::parse(head) {
-                Ok(stanza) if stanza.is_request() => {
-                    let refusal = Refusal::new(
-                        "modify",
-                        "not-acceptable",
-                        "The stanza is nested too deeply or too long",
-                    );
-                    out.push_or_return(&stanza.refuse(&refusal), handler);
+            Received::Oversized(head) => {
+                if let Some(refusal) = refuse_oversized(head) {
+                    out.push_or_return(&refusal, handler);
                 }
-                _ => metrics::STANZAS_DROPPED.count(&["oversized"]),
-            },
+            }
             Received::Element(element) if element.is("error", ns::STREAM) => {
                 return Err(stream_error(&element));
             }

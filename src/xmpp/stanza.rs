@@ -155,6 +155,16 @@ fn weight(element: &Element) -> usize {
     OVERHEAD.0 + attributes + texts + element.children().map(weight).sum::<usize>()
 }
 
+/// Gives the answer to a stanza that was too much to read; `None` if it must not be answered, and it is counted.
+pub(crate) fn refuse_oversized(head: Element) -> Option<Element> {
+    let request = Stanza::parse(head).ok().filter(Stanza::is_request);
+    if request.is_none() {
+        metrics::STANZAS_DROPPED.count(&["oversized"]);
+    }
+    let text = "The stanza is nested too deeply or too long";
+    request.map(|stanza| stanza.refuse(&Refusal::new("modify", "not-acceptable", text)))
+}
+
 /// A stanza error: what a peer is told when it asked for what it may not or cannot have (RFC 6120, 8.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {

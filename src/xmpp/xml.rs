@@ -63,6 +63,8 @@ impl Rules {
     /// A component's stream with its server.
     pub(crate) const COMPONENT: Self =
         Self { namespace: ns::COMPONENT, depth: 64, bytes: 1 << 20, strict: false };
+    /// A client's stream with its server.
+    pub(crate) const CLIENT: Self = Self { namespace: ns::CLIENT, ..Self::COMPONENT };
 }
 
 /// What came from the stream.
@@ -126,6 +128,13 @@ impl<R: AsyncRead + Unpin> StanzaReader<R> {
     /// Reads from the start of a stream.
     pub(crate) fn with_rules(io: R, rules: Rules) -> Self {
         Self { io, buffer: vec![0; BUFFER], start: 0, end: 0, parser: XmlParser::new(rules) }
+    }
+
+    /// Returns the connection, if nothing but white space came behind what was read last.
+    pub(crate) fn into_io(self) -> Option<R> {
+        let rest = &self.buffer[self.start..self.end];
+        let is_clean = self.parser.is_between() && rest.iter().all(|byte| is_space((*byte).into()));
+        is_clean.then_some(self.io)
     }
 
     /// Returns the next thing on the stream.

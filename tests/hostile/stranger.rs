@@ -1,12 +1,28 @@
 //! A stranger: an account on the server that the component knows nothing of. It may send any XML that its server passes on.
 
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
 use serde_json::{Value, json};
 
 use crate::support::{
-    COMPONENT, DOMAIN,
-    programs::{Component, Options, script},
+    COMPONENT, DOMAIN, free_port,
+    programs::{Component, Options, Xtls, script},
+    random_file,
     servers::{Kind, Server},
 };
+
+/// A page of the component's status server.
+fn get(port: u16, path: &str) -> String {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
+    let mut page = String::new();
+    socket.read_to_string(&mut page).unwrap();
+    page
+}
 
 /// A stanza that is sent as it is written here.
 fn stanza(id: &str, xml: String) -> Value {
@@ -58,14 +74,25 @@ fn send(server: &Server, stanzas: &[Value]) -> Value {
     script("stranger.py", server, json!({"header": "xmlns:sp='u:sp'", "file": file}))
 }
 
-/// Nothing that a stranger's server passes on ends the link, and each request is answered once.
+/// Nothing that a stranger's server passes on ends the link or the connection of `xtls listen`, each request is answered
+/// once, and sessions still work.
 fn no_stanza_ends_the_link(kind: Kind) {
     let server = Server::start(kind);
     let more = "[limits]\nrequests_per_second = 10000\n".to_owned();
-    let component = Component::start(&server, &Options { more, ..Options::default() });
+    let http = free_port();
+    let env = vec![("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{http}"))];
+    let component = Component::start(&server, &Options { more, env, ..Options::default() });
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    let mut listener = bob.listen(&[]);
+    let full = listener.event("listening").unwrap()["jid"].as_str().unwrap().to_owned();
+    let (_, resource) = full.split_once('/').unwrap();
     let mut stanzas = Vec::new();
-    for to in [COMPONENT.to_owned(), format!("bob\\40{DOMAIN}@{COMPONENT}/none")] {
-        let at = if to == COMPONENT { "own" } else { "proxied" };
+    for (at, to) in [
+        ("own", COMPONENT.to_owned()),
+        ("nobody", format!("bob\\40{DOMAIN}@{COMPONENT}/none")),
+        ("proxied", format!("bob\\40{DOMAIN}@{COMPONENT}/{resource}")),
+        ("full", full.clone()),
+    ] {
         for (name, attributes, content) in oddities() {
             let id = format!("{at}-{name}");
             let iq = |kind: &str, payload: &str, id: &str| {
@@ -95,6 +122,18 @@ fn no_stanza_ends_the_link(kind: Kind) {
         let answers = report["answers"][id].as_array().unwrap();
         assert_eq!(answers.len(), 1, "{id}: {answers:?}\n{}", component.log());
     }
+    // The listener is there and answers, by the component and directly.
+    for id in ["full-plain-disco", "proxied-plain-disco"] {
+        let answer = report["answers"][id][0].as_str().unwrap();
+        assert!(answer.contains("category='client'"), "{answer}\n{}", listener.log());
+    }
+    let file = alice.home().join("letter.bin");
+    random_file(&file, 100_000);
+    let sent = alice.run(["send".as_ref(), bob.jid().as_ref(), file.as_os_str()]);
+    assert_eq!(sent.code, 0, "{sent:?}\n{}\n{}", listener.log(), component.log());
+    assert_eq!(listener.wait(Duration::from_secs(60)), 0, "{}", listener.log());
+    let page = get(http, "/metrics");
+    assert!(page.contains("\nfingerpost_link_connections_total 1\n"), "{page}");
     let log = component.log();
     assert_eq!((log.matches("link up").count(), log.matches("link down").count()), (1, 0), "{log}");
 }

@@ -3,7 +3,7 @@
 mod conversation;
 mod terminal;
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -26,7 +26,7 @@ use super::{
     stream::{End, Names, Role},
 };
 use crate::{
-    endpoint::{Application, Learned, Request},
+    endpoint::{Application, Learned, Request, forward},
     xmpp::{iq::random_id, jid::proxied, ns},
 };
 
@@ -254,20 +254,6 @@ impl Chat<'_> {
         .await;
         let (end, lost) = end.unwrap_or((End::Broken, 0));
         outcome(&end, lost, peer)
-    }
-}
-
-/// Writes some of `bytes`, or without any pushes on what was written.
-pub(in crate::client) async fn forward(
-    write: &mut (impl AsyncWrite + Unpin),
-    bytes: &[u8],
-) -> io::Result<usize> {
-    if bytes.is_empty() {
-        return write.flush().await.map(|()| 0);
-    }
-    match write.write(bytes).await? {
-        0 => Err(io::ErrorKind::WriteZero.into()),
-        count => Ok(count),
     }
 }
 

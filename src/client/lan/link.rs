@@ -14,11 +14,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    client::{
-        chat::forward,
-        stream::{Event, Names, Role, XmlStream},
-    },
-    endpoint::Connection,
+    client::stream::{Event, Names, Role, XmlStream},
+    endpoint::{Connection, forward},
     xmpp::{iq::random_id, ns, stanza::Stanza, xml},
 };
 
