@@ -9,6 +9,7 @@ mod broker;
 mod file_peer;
 mod http_client;
 mod in_band;
+mod network;
 mod permitted_user;
 mod permitted_user_registry;
 mod presence_flood;
