@@ -32,6 +32,7 @@ use crate::{
     systemd::Inherited,
     tls::identity::Identity,
     xmpp::{
+        echo::Route,
         iq::Requests,
         link::{self, LinkError, LinkOptions},
         plain::Plain,
@@ -437,6 +438,10 @@ impl link::Handler for Inbox {
         self.link.send_replace(false);
         lock(&self.router).link_is_down();
         // Requests wait on: mostly the link is back at once, and the answers come over it.
+    }
+
+    fn route(&mut self, route: Route) {
+        self.status.set_route(route);
     }
 
     fn stanza(&mut self, element: Element) {

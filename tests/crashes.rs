@@ -428,3 +428,45 @@ fn a_network_that_is_gone_ends_every_stage_on_both_sides() {
     network.set("up");
     transfer(&alice, &dave, "the network is back", || world.component.log());
 }
+
+/// A network that comes back: the server still holds the connection that died in silence, and takes the new one all the
+/// same, because it comes from the same port.
+fn a_link_that_died_in_silence_comes_back_from_its_own_port(kind: Kind) {
+    let network = Network::start();
+    let server = Server::start_at(kind, network.address());
+    let options = Options { network: Some(network.name().to_owned()), ..Options::default() };
+    let mut component = Component::start(&server, &options);
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    let small = alice.home().join("small.bin");
+    random_file(&small, 65_536);
+    // The other network's SOCKS5 port is not reached from here.
+    let arrives = |what: &str, component: &Component| {
+        let mut listener = bob.listen(&["--transport", "ibb"]);
+        let sent = alice.run(["send", bob.jid(), small.to_str().unwrap(), "--transport", "ibb"]);
+        assert_eq!(sent.code, 0, "{what}: {sent:?}\n{}", component.log());
+        assert_eq!(listener.wait(BOUND), 0, "{what}: {}", listener.log());
+    };
+    arrives("before", &component);
+    network.set("down");
+    wait_for(
+        "the loss to be noticed",
+        BOUND,
+        || component.log(),
+        || component.log().contains("link down"),
+    );
+    network.set("up");
+    component.wait_for_links(2);
+    let log = component.log();
+    assert!(!log.contains("conflict") && !log.contains("are lost"), "{log}");
+    arrives("after", &component);
+}
+
+#[test]
+fn prosody_a_link_that_died_in_silence_comes_back() {
+    a_link_that_died_in_silence_comes_back_from_its_own_port(Kind::Prosody);
+}
+
+#[test]
+fn ejabberd_a_link_that_died_in_silence_comes_back() {
+    a_link_that_died_in_silence_comes_back_from_its_own_port(Kind::Ejabberd);
+}

@@ -3,7 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/healthz` | 200 while the process serves |
-//! | `/readyz` | 200 with the XMPP link up and a database that has lately taken a change, else 503 and why |
+//! | `/readyz` | 200 if stanzas to the component come back through the XMPP server and the database has recently taken a change, else 503 and why |
 //! | `/metrics` | Prometheus text |
 //! | `/` | a page for a person (`page.rs`) |
 
@@ -51,6 +51,7 @@ use crate::{
     mediator::table::Table,
     metrics,
     print::Print,
+    xmpp::echo::Route,
 };
 
 /// Sessions that the page shows.
@@ -64,6 +65,7 @@ const SAMPLE: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Status {
     link: Arc<AtomicBool>,
+    route: Arc<Mutex<Route>>,
     control: Control,
     broker: Broker,
     table: Table,
@@ -83,7 +85,8 @@ impl Status {
         own: Print,
     ) -> Self {
         let sample = Arc::new(Mutex::new((Instant::now(), 0, None)));
-        Self { link: Arc::default(), control, broker, table, own, component, sample }
+        let route = Arc::new(Mutex::new(Route::Unknown));
+        Self { link: Arc::default(), route, control, broker, table, own, component, sample }
     }
 
     /// Bytes per second between the last two looks that were far enough apart.
@@ -98,9 +101,32 @@ impl Status {
         sample.2
     }
 
-    /// Notes whether the link is up.
+    /// Notes whether the link is up. What is known of the way through the server begins anew.
     pub fn set_link(&self, up: bool) {
+        self.set_route(Route::Unknown);
         self.link.store(up, Ordering::Relaxed);
+    }
+
+    /// Notes what is known of the way through the server.
+    pub fn set_route(&self, route: Route) {
+        *self.route.lock().unwrap_or_else(PoisonError::into_inner) = route;
+    }
+
+    /// What keeps stanzas from the component, if anything does.
+    fn obstacle(&self) -> Option<&'static str> {
+        if !self.link() {
+            return Some("the link to the XMPP server is down");
+        }
+        match *self.route.lock().unwrap_or_else(PoisonError::into_inner) {
+            Route::Good => None,
+            Route::Unknown => Some("no stanza has come back through the XMPP server yet"),
+            Route::Lost { .. } => Some(
+                "the XMPP server gives some stanzas for this component to another connection (the log names causes and cures)",
+            ),
+            Route::Shared => Some(
+                "another connection to the XMPP server receives stanzas for this component (the log names the cure)",
+            ),
+        }
     }
 
     fn link(&self) -> bool {
@@ -140,19 +166,20 @@ pub async fn start(
     Ok(bound)
 }
 
-async fn readyz(State(status): State<Status>) -> (StatusCode, &'static str) {
-    if !status.link() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the link to the XMPP server is down\n");
+async fn readyz(State(status): State<Status>) -> (StatusCode, String) {
+    let no = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
+    if let Some(why) = status.obstacle() {
+        return no(why);
     }
     if status.control.is_draining() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "draining: new sessions are refused\n");
+        return no("draining: new sessions are refused");
     }
     let store = status.control.store();
     let written = store.last_write(&status.component, SystemClock.now()).await;
     if written.is_none_or(|ago| ago > WRITTEN) {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the database takes no changes\n");
+        return no("the database takes no changes");
     }
-    (StatusCode::OK, "ready\n")
+    (StatusCode::OK, "ready\n".to_owned())
 }
 
 async fn metrics(State(status): State<Status>) -> impl IntoResponse {

@@ -1,22 +1,25 @@
 //! The link to the XMPP server: an XEP-0114 stream that lives for ever.
 //!
 //! 1. TCP, stream header, handshake (SHA-1 over stream id and secret).
-//! 2. Stanzas both ways. After 30 s of silence the link sends a ping to its own address, which the server
-//!    routes back: its return proves the whole path. 60 s without a byte ends the connection.
+//! 2. Stanzas both ways. Every 5 s the link sends a numbered ping to its own address, which the server routes back:
+//!    its return proves the whole path ([`Echo`]). 16 s without a byte end the connection.
 //! 3. A connection that was up is made anew at once, and then at most once a second: no content makes anybody wait. Only
 //!    while connecting or logging in fails does a jittered pause grow.
-//! 4. While the link is down, what is to be sent is held for a few seconds, and then dropped.
+//! 4. A connection that has died in silence is made anew from the same local port. The server may still hold the old one;
+//!    the first packet from its own port makes the server's kernel ask, and the answer ends it. From another port
+//!    Prosody would answer `conflict`, and ejabberd would go on giving half of all stanzas to the dead connection.
+//! 5. While the link is down, what is to be sent is held for a few seconds, and then dropped.
 //!
 //! Spec: XEP-0114 1.6 (Jabber Component Protocol), section 3.
 
-use std::{collections::VecDeque, fmt, io, time::Duration};
+use std::{collections::VecDeque, fmt, io, net::SocketAddr, time::Duration};
 
 use jid::BareJid;
 use minidom::Element;
 use tokio::{
     io::AsyncWriteExt,
     net::{
-        TcpStream,
+        TcpSocket, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::mpsc,
@@ -27,6 +30,7 @@ use tracing::{debug, info, warn};
 use xmpp_parsers::component::Handshake;
 
 use super::{
+    echo::{self, Echo, Route},
     jid::respelled,
     ns,
     plain::Plain,
@@ -39,10 +43,16 @@ use crate::{metrics, redact::Secret};
 
 /// Connecting and the handshake may take this long together.
 const HANDSHAKE: Duration = Duration::from_secs(15);
-/// Silence after which the link is probed.
-const PING_AFTER: Duration = Duration::from_secs(30);
-/// Silence after which the link counts as dead.
-const DEAD_AFTER: Duration = Duration::from_secs(60);
+/// Silence after which the link counts as dead: three pings have not come back.
+const DEAD_AFTER: Duration = Duration::from_secs(16);
+/// Silence that is longer than the time between two pings.
+const QUIET: Duration = Duration::from_secs(7);
+/// A connection that was up for so long is none of a pair that push each other out.
+const STEADY: Duration = Duration::from_secs(60);
+/// How long connecting from the port of a dead connection may take.
+const REDIAL: Duration = Duration::from_secs(5);
+/// How long no other port is tried: the path may come back.
+const ONLY_OLD: Duration = Duration::from_secs(30);
 /// Something must be written within this time.
 const WRITE: Duration = Duration::from_secs(60);
 /// How exactly these times are kept.
@@ -63,8 +73,6 @@ const HOLD: (Duration, usize) = (Duration::from_secs(10), 256);
 const LARGE: usize = 32 * 1024;
 /// Stanzas a stopping link still writes must go out within this time.
 const FLUSH: Duration = Duration::from_secs(5);
-/// Marks the link's own pings.
-const PING_ID: &str = "link-ping";
 
 /// Where to connect and as whom.
 #[derive(Clone, Debug)]
@@ -87,6 +95,11 @@ pub trait Handler: Send {
     /// The connection is lost; another will be tried.
     fn down(&mut self);
 
+    /// What the link's own pings say of the way through the server has changed.
+    fn route(&mut self, route: Route) {
+        let _unused = route;
+    }
+
     /// A stanza for the component, in [`ns::CLIENT`].
     fn stanza(&mut self, element: Element);
 
@@ -103,7 +116,8 @@ pub trait Handler: Send {
 pub enum LinkError {
     /// The server does not take the secret.
     #[error(
-        "the XMPP server refused the secret for {jid}: set the same secret for this component in the server's configuration and in [component] secret"
+        "the XMPP server refused the secret for {jid}, or has no such component (ejabberd says the same in both cases): \
+         look for {jid} in the server's configuration, and set the same secret there and in [component] secret"
     )]
     Refused {
         /// The component's address.
@@ -206,7 +220,7 @@ impl Backoff {
                 self.at_once = Some(now);
                 return Duration::ZERO;
             }
-            Some(since) if now.saturating_duration_since(since) > DEAD_AFTER => {
+            Some(since) if now.saturating_duration_since(since) > STEADY => {
                 self.pause = BACKOFF.0;
             }
             _ => {}
@@ -270,12 +284,13 @@ pub async fn run(
     mut handler: impl Handler,
     stop: CancellationToken,
 ) -> Result<(), LinkError> {
-    let (mut backoff, mut held) = (Backoff::new(), Held::default());
+    let (mut backoff, mut held, mut ends) = (Backoff::new(), Held::default(), None);
     let mut was_up = false;
     loop {
         let (mut up, mut large) = (None, None);
         let ended = connection(
             &options,
+            &mut ends,
             (&mut outbound, &mut held),
             &mut handler,
             &stop,
@@ -316,9 +331,11 @@ pub async fn run(
 
 /// One connection from TCP to its end.
 ///
-/// `up` becomes when it logged in, `large` the last large stanza that was sent.
+/// `up` becomes when it logged in, `large` the last large stanza that was sent. `ends` are those of a connection before
+/// this one that died in silence, and become this one's if it does.
 async fn connection(
     options: &LinkOptions,
+    ends: &mut Option<Ends>,
     (outbound, held): (&mut mpsc::Receiver<Element>, &mut Held),
     handler: &mut impl Handler,
     stop: &CancellationToken,
@@ -327,7 +344,7 @@ async fn connection(
     let connected = tokio::select! {
         biased;
         () = stop.cancelled() => return Unlinked::Stopped,
-        connected = timeout(HANDSHAKE, handshake(options)) => connected,
+        connected = timeout(HANDSHAKE, handshake(options, ends)) => connected,
     };
     let (mut reader, writer) = match connected {
         Ok(Ok(halves)) => halves,
@@ -356,10 +373,11 @@ async fn connection(
     handler.up();
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut heard, mut pinged) = (Instant::now(), false);
+    let mut heard = Instant::now();
+    let mut pings = Pings::new(&options.jid, now);
     // Neither direction waits for the other: if both sides' socket buffers are full, each must go on reading.
     loop {
-        if let Err(ended) = take_in(&mut reader, &options.jid, outbound, handler, &mut out) {
+        if let Err(ended) = take_in(&mut reader, &mut pings, outbound, handler, &mut out) {
             return ended;
         }
         while out.left() < BATCH
@@ -381,7 +399,7 @@ async fn connection(
                 if let Err(error) = filled {
                     return error.into();
                 }
-                (heard, pinged) = (Instant::now(), false);
+                heard = Instant::now();
                 acknowledge_at_once(&out.writer);
             }
             Some(element) = outbound.recv(), if left < BATCH => {
@@ -393,16 +411,95 @@ async fn connection(
                 }
             }
             now = ticks.tick() => {
-                let silent = now.saturating_duration_since(heard);
-                if silent >= DEAD_AFTER || !empty && now.saturating_duration_since(out.progress) >= WRITE {
+                let stuck = !empty && now.saturating_duration_since(out.progress) >= WRITE;
+                if stuck || now.saturating_duration_since(heard) >= DEAD_AFTER {
+                    *ends = Ends::abandon(&out.writer);
                     return Unlinked::Timeout;
                 }
-                if silent >= PING_AFTER && !pinged {
-                    pinged = true;
-                    out.push_or_return(&ping(&options.jid), handler);
+                for id in pings.echo.due(now) {
+                    out.push_or_return(&ping(&options.jid, &id), handler);
+                }
+                // Where nothing comes at all, the connection is dead, and no other has its stanzas.
+                if now.saturating_duration_since(heard) < QUIET {
+                    pings.tell(now, handler);
                 }
             }
         }
+    }
+}
+
+/// Both ends of a connection.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    local: SocketAddr,
+    peer: SocketAddr,
+    /// When the connection was given up.
+    since: Instant,
+}
+
+impl Ends {
+    /// Has the kernel drop a dead connection when it is closed, with what waits in it, so that its port is free at once.
+    fn abandon(writer: &OwnedWriteHalf) -> Option<Self> {
+        let stream: &TcpStream = writer.as_ref();
+        let (local, peer) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
+        socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).ok()?;
+        Some(Self { local, peer, since: Instant::now() })
+    }
+
+    /// Connects between the same ends once more.
+    async fn connect(self) -> io::Result<TcpStream> {
+        let socket = if self.peer.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(self.local)?;
+        timeout(REDIAL, socket.connect(self.peer)).await?
+    }
+}
+
+/// The link's pings to its own address.
+struct Pings<'a> {
+    jid: &'a BareJid,
+    echo: Echo,
+    told: Route,
+}
+
+impl<'a> Pings<'a> {
+    fn new(jid: &'a BareJid, now: Instant) -> Self {
+        Self { jid, echo: Echo::new(rand::random(), now), told: Route::Unknown }
+    }
+
+    /// Takes a stanza if it is one of them, or another program's.
+    fn came(&mut self, element: &Element, now: Instant) -> bool {
+        let from = element.attr("from");
+        element.name() == "iq"
+            && from.is_none_or(|from| from == self.jid.as_str())
+            && element.attr("id").is_some_and(|id| self.echo.came(id, now))
+    }
+
+    /// Says what has changed of the way through the server.
+    fn tell(&mut self, now: Instant, handler: &mut impl Handler) {
+        let route = self.echo.route(now);
+        if route == self.told {
+            return;
+        }
+        match (self.told, route) {
+            (Route::Lost { .. }, Route::Lost { .. }) => {}
+            (_, Route::Lost { missing, of }) => warn!(
+                missing,
+                of,
+                cause = "the server gives stanzas for this component to another connection: one that died without a word, or that of a component with the same name or in the same ejabberd listener",
+                cure = "stop the other component; give each component of ejabberd a listener of its own; else restart the server's component listener, or wait 16 minutes until the server gives the dead one up",
+                "stanzas to this component are lost"
+            ),
+            (_, Route::Shared) => warn!(
+                cause = "a second component is connected with the same name, or another one uses the same ejabberd listener",
+                cure = "stop the other component; give each component of ejabberd a listener of its own",
+                "stanzas to this component are shared with another connection"
+            ),
+            (Route::Unknown, _) => {}
+            _ => info!("stanzas to this component come back again"),
+        }
+        self.told = route;
+        handler.route(route);
     }
 }
 
@@ -569,7 +666,7 @@ impl Out<'_> {
 /// Handles everything that was read, up to a good write's worth of answers.
 fn take_in(
     reader: &mut StanzaReader<OwnedReadHalf>,
-    jid: &BareJid,
+    pings: &mut Pings<'_>,
     outbound: &mut mpsc::Receiver<Element>,
     handler: &mut impl Handler,
     out: &mut Out<'_>,
@@ -586,7 +683,7 @@ fn take_in(
             Some(Came::Plain(stanza)) => {
                 metrics::STANZAS.received(stanza.name);
                 let before = out.bytes.len();
-                let may_answer = out.left() <= BACKLOG && stanza.attributes.get("id") != PING_ID;
+                let may_answer = out.left() <= BACKLOG && !echo::is_id(stanza.attributes.get("id"));
                 let answered = may_answer && handler.plain(&stanza, &mut out.bytes);
                 if answered && out.bytes.len() - before > out.limit {
                     // Comes again as a tree, of which an error can be made.
@@ -615,7 +712,9 @@ fn take_in(
             Received::Element(element) if element.is("error", ns::STREAM) => {
                 return Err(stream_error(&element));
             }
-            Received::Element(element) if is_own_ping(&element, jid) => {}
+            Received::Element(element) if pings.came(&element, Instant::now()) => {
+                pings.tell(Instant::now(), handler);
+            }
             Received::Element(element) => handler.stanza(element),
         }
         // The queue is short, and the answer to what comes next needs a place in it.
@@ -641,9 +740,40 @@ async fn flush(out: &mut Out<'_>, outbound: &mut mpsc::Receiver<Element>) -> io:
 /// A link that is up: what comes, and where to write.
 pub(crate) type Halves = (StanzaReader<OwnedReadHalf>, OwnedWriteHalf);
 
-/// Connects and logs in.
-pub(crate) async fn handshake(options: &LinkOptions) -> Result<Halves, Unlinked> {
+/// Connects and logs in. `ends` are those of a dead connection, until another is made.
+async fn handshake(options: &LinkOptions, ends: &mut Option<Ends>) -> Result<Halves, Unlinked> {
+    if let Some(dead) = *ends {
+        match dead.connect().await {
+            Ok(stream) => {
+                *ends = None;
+                return log_in(options, stream).await;
+            }
+            // The server's machine has no connection there, or this one no such address.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::AddrInUse
+                        | io::ErrorKind::AddrNotAvailable
+                        | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                debug!(%error, "no connection from the port of the dead one");
+            }
+            Err(error) if dead.since.elapsed() < ONLY_OLD => return Err(error.into()),
+            Err(error) => debug!(%error, "no connection from the port of the dead one"),
+        }
+    }
     let stream = TcpStream::connect(&options.server).await?;
+    *ends = None;
+    log_in(options, stream).await
+}
+
+/// Connects and logs in, for a few questions.
+pub(crate) async fn visit(options: &LinkOptions) -> Result<Halves, Unlinked> {
+    handshake(options, &mut None).await
+}
+
+async fn log_in(options: &LinkOptions, stream: TcpStream) -> Result<Halves, Unlinked> {
     stream.set_nodelay(true)?;
     let (read, mut writer) = stream.into_split();
     let mut reader = StanzaReader::new(read);
@@ -680,21 +810,16 @@ fn stream_error(element: &Element) -> Unlinked {
     }
 }
 
-fn ping(jid: &BareJid) -> Element {
+/// A ping from the component to itself.
+pub(crate) fn ping(jid: &BareJid, id: &str) -> Element {
     let address = jid.as_str();
     let mut iq = xml::element(
         "iq",
         ns::CLIENT,
-        &[("type", "get"), ("from", address), ("to", address), ("id", PING_ID)],
+        &[("type", "get"), ("from", address), ("to", address), ("id", id)],
     );
     iq.append_child(Element::bare("ping", ns::PING));
     iq
-}
-
-fn is_own_ping(element: &Element, jid: &BareJid) -> bool {
-    element.name() == "iq"
-        && element.attr("id") == Some(PING_ID)
-        && (element.attr("from").is_none() || element.attr("from") == Some(jid.as_str()))
 }
 
 #[cfg(test)]

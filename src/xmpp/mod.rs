@@ -1,6 +1,7 @@
 //! All that knows XML: namespaces, stanzas, addresses, the link to the XMPP server.
 
 pub mod disco;
+pub mod echo;
 pub mod iq;
 pub mod jid;
 pub mod link;

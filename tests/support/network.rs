@@ -25,6 +25,7 @@ impl Network {
             Self { name: format!("fp{id}"), device: format!("fp{id}"), address: here.clone() };
         let peer = format!("{}p", this.device);
         ip(&["netns", "add", &this.name]);
+        ip(&["-n", &this.name, "link", "set", "lo", "up"]);
         ip(&["link", "add", &this.device, "type", "veth", "peer", "name", &peer]);
         ip(&["link", "set", &peer, "netns", &this.name]);
         ip(&["addr", "add", &format!("{here}/30"), "dev", &this.device]);

@@ -48,6 +48,8 @@ pub struct Options {
     pub database: Option<String>,
     /// Where SOCKS5 is served, if not on 127.0.0.1.
     pub address: Option<String>,
+    /// The network namespace that it runs in.
+    pub network: Option<String>,
 }
 
 impl Component {
@@ -73,7 +75,10 @@ impl Component {
              [socks5]\nlisten = [\"{host}:{socks5}\"]\nadvertise = [\"{host}:{told}\"]\n\
              [http]\nlisten = \"\"\n\
              {}\n",
-            server.component_address(),
+            match options.network {
+                Some(_) => server.far_component_address(),
+                None => server.component_address(),
+            },
             options.database.clone().unwrap_or_else(|| {
                 format!("sqlite:{}", folder.path().join("fingerpost.db").display())
             }),
@@ -87,9 +92,14 @@ impl Component {
 
     fn serve(config: &Path, options: &Options) -> Command {
         let program = own_program("fingerpost");
-        let mut command = match options.descriptors {
-            None => clean(&program),
-            Some(most) => {
+        let mut command = match (options.descriptors, &options.network) {
+            (None, None) => clean(&program),
+            (None, Some(network)) => {
+                let mut command = clean(Path::new("ip"));
+                command.args(["netns", "exec", network]).arg(program);
+                command
+            }
+            (Some(most), _) => {
                 let mut command = clean(Path::new("prlimit"));
                 command.arg(format!("--nofile={most}:{most}")).arg(program);
                 command

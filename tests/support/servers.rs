@@ -106,7 +106,7 @@ impl Server {
         Self::start_as(kind, None, None, false, true)
     }
 
-    /// Starts one whose clients may also come to `address` (Prosody only).
+    /// Starts one whose components, and clients with Prosody, may also come to `address`.
     pub fn start_at(kind: Kind, address: &str) -> Self {
         Self::start_as(kind, None, Some(address.to_owned()), false, false)
     }
@@ -247,6 +247,14 @@ impl Server {
         format!("127.0.0.1:{}", self.component)
     }
 
+    /// host:port for a component that comes to the other address.
+    ///
+    /// # Panics
+    /// If the server has no other address.
+    pub fn far_component_address(&self) -> String {
+        format!("{}:{}", self.address.as_deref().expect("another address"), self.component)
+    }
+
     /// The certificate that clients must trust.
     pub fn ca(&self) -> PathBuf {
         self.path("server.pem")
@@ -324,7 +332,7 @@ c2s_direct_tls_ports = {{ }}
 s2s_ports = {{ }}
 s2s_direct_tls_ports = {{ }}
 component_ports = {{ {component} }}
-component_interfaces = {{ "127.0.0.1" }}
+component_interfaces = {{ "127.0.0.1"{also} }}
 {rate}modules_enabled = {{ {limits}"disco", "pep", "ping", "roster", "saslauth", "tls" }}
 modules_disabled = {{ "s2s" }}
 authentication = "internal_plain"
@@ -368,6 +376,12 @@ Component "{COMPONENT}"
                 ),
             )
         });
+        let far = self.address.as_ref().map_or(String::new(), |address| {
+            format!(
+                "  - port: {component}\n    ip: \"{address}\"\n    module: ejabberd_service\n    shaper: none\n    \
+                 global_routes: false\n    hosts:\n      \"{COMPONENT}\":\n        password: \"{SECRET}\"\n"
+            )
+        });
         let (shaper, shapers) = match self.limited {
             true => (
                 "c2s_shaper",
@@ -401,7 +415,7 @@ auth_method: internal
     hosts:
       "{COMPONENT}":
         password: "{SECRET}"
-{load}modules:
+{load}{far}modules:
   mod_caps: {{}}
   mod_disco: {{}}
   mod_ping: {{}}

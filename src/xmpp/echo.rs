@@ -1,0 +1,235 @@
+//! Finds out whether the server hands this component its own stanzas.
+//!
+//! The component sends numbered IQs to its own address; a server that routes as it should sends each of them back once.
+//! A connection can be up without that:
+//!
+//! - ejabberd lets a second component with the same name in and gives each stanza to either of them at random. The same
+//!   happens when the connection before this one died without a word and the server still routes to it, and when one
+//!   `ejabberd_service` listener has several names in `hosts`.
+//! - A firewall or NAT forgot the connection: nothing comes back, and nothing says so.
+//!
+//! A state machine: time and the numbers that come back go in; numbers to send, a verdict and the time to look again come
+//! out.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// What the ids of these IQs begin with.
+const PREFIX: &str = "fingerpost-echo-";
+/// How many are sent after each log-in. If a second connection takes half of the stanzas, all of them come back by
+/// chance once in 2^12 log-ins, and the ones that follow show it soon after.
+const BURST: u32 = 12;
+/// The time between those that follow.
+const EVERY: Duration = Duration::from_secs(5);
+/// A number that has not come back after this time is lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a stanza that was lost, or that another program sent, counts.
+const MEMORY: Duration = Duration::from_secs(60);
+/// Numbers that are remembered: those of the memory, and those of a log-in.
+const REMEMBERED: usize = 32;
+
+/// What the numbers say of the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Nothing has come back yet, and nothing is late.
+    Unknown,
+    /// Every stanza came back, once.
+    Good,
+    /// Some did not come back.
+    Lost {
+        /// How many did not, of the last ones.
+        missing: u32,
+        /// Of so many.
+        of: u32,
+    },
+    /// A stanza came that another program with this component's name has sent, or one came twice.
+    Shared,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Waiting,
+    Back,
+    Lost,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    number: u32,
+    at: Instant,
+    fate: Fate,
+}
+
+/// Whether an IQ that comes from the component itself belongs here.
+pub(crate) fn is_id(id: &str) -> bool {
+    id.starts_with(PREFIX)
+}
+
+/// The numbers of one log-in.
+#[derive(Debug)]
+pub struct Echo {
+    /// Random, so that an earlier connection or another program has other numbers.
+    nonce: u64,
+    next: u32,
+    sent: Vec<Sent>,
+    next_at: Instant,
+    shared_at: Option<Instant>,
+}
+
+impl Echo {
+    /// A log-in at `now`. `nonce` is random.
+    pub fn new(nonce: u64, now: Instant) -> Self {
+        Self { nonce, next: 0, sent: Vec::new(), next_at: now, shared_at: None }
+    }
+
+    /// Returns the ids to send now; each goes into an IQ get from the component to itself.
+    pub fn due(&mut self, now: Instant) -> Vec<String> {
+        for sent in &mut self.sent {
+            if sent.fate == Fate::Waiting && now.saturating_duration_since(sent.at) >= PATIENCE {
+                sent.fate = Fate::Lost;
+            }
+        }
+        if now < self.next_at {
+            return Vec::new();
+        }
+        self.next_at = now + EVERY;
+        let count = if self.next == 0 { BURST } else { 1 };
+        let ids = (0..count).map(|_| {
+            let number = self.next;
+            self.next = self.next.wrapping_add(1);
+            self.sent.push(Sent { number, at: now, fate: Fate::Waiting });
+            format!("{PREFIX}{:016x}-{number}", self.nonce)
+        });
+        let ids = ids.collect();
+        let excess = self.sent.len().saturating_sub(REMEMBERED);
+        self.sent.drain(..excess);
+        ids
+    }
+
+    /// Takes the id of an IQ that the component has sent to itself; says whether it is one of these, or of another
+    /// program's: it then needs no answer.
+    pub fn came(&mut self, id: &str, now: Instant) -> bool {
+        let Some(rest) = id.strip_prefix(PREFIX) else { return false };
+        let number = rest
+            .split_once('-')
+            .filter(|(nonce, _)| u64::from_str_radix(nonce, 16) == Ok(self.nonce))
+            .and_then(|(_, number)| number.parse::<u32>().ok());
+        let Some(number) = number else {
+            self.shared_at = Some(now);
+            return true;
+        };
+        match self.sent.iter_mut().find(|sent| sent.number == number) {
+            Some(sent) if sent.fate == Fate::Back => self.shared_at = Some(now),
+            Some(sent) => sent.fate = Fate::Back,
+            // So late that it is not remembered.
+            None => {}
+        }
+        true
+    }
+
+    /// Whether a number may still come back.
+    pub fn is_waiting(&self) -> bool {
+        self.sent.iter().any(|sent| sent.fate == Fate::Waiting)
+    }
+
+    /// What the numbers of the last minute say.
+    pub fn route(&self, now: Instant) -> Route {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < MEMORY;
+        if self.shared_at.is_some_and(is_recent) {
+            return Route::Shared;
+        }
+        let count = |fate: Fate| {
+            let of = self.sent.iter().filter(|sent| sent.fate == fate && is_recent(sent.at));
+            u32::try_from(of.count()).unwrap_or(u32::MAX)
+        };
+        let (missing, back) = (count(Fate::Lost), count(Fate::Back));
+        match (missing, back) {
+            (0, 0) => Route::Unknown,
+            (0, _) => Route::Good,
+            (missing, back) => Route::Lost { missing, of: missing + back },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn a_link_is_good_when_all_came_back_once() {
+        let start = Instant::now();
+        let mut echo = Echo::new(7, start);
+        assert_eq!(echo.route(start), Route::Unknown);
+        assert!(!echo.is_waiting());
+        let burst = echo.due(start);
+        assert!(echo.is_waiting());
+        assert_eq!(burst.len(), 12);
+        for id in &burst {
+            assert!(echo.came(id, start));
+        }
+        assert_eq!(echo.route(start), Route::Good);
+        for step in 1..1000 {
+            let now = start + seconds(5 * step);
+            let ids = echo.due(now);
+            assert_eq!(ids.len(), 1);
+            assert!(echo.due(now + seconds(1)).is_empty());
+            assert!(echo.came(&ids[0], now + seconds(1)));
+            assert_eq!(echo.route(now + seconds(2)), Route::Good);
+            assert!(echo.sent.len() <= REMEMBERED);
+        }
+    }
+
+    #[test]
+    fn what_does_not_come_back_is_counted_and_forgotten_after_a_minute() {
+        let start = Instant::now();
+        let mut echo = Echo::new(7, start);
+        for (number, id) in echo.due(start).iter().enumerate() {
+            if number % 2 == 0 {
+                echo.came(id, start);
+            }
+        }
+        let mut now = start + seconds(5);
+        let id = echo.due(now).remove(0);
+        echo.came(&id, now);
+        assert_eq!(echo.route(now), Route::Good, "the others may still come");
+        now += seconds(5);
+        let id = echo.due(now).remove(0);
+        assert_eq!(echo.route(now), Route::Lost { missing: 6, of: 13 });
+        echo.came(&id, now);
+        // A stanza that is late is not lost.
+        echo.came(&format!("{PREFIX}{:016x}-1", 7), now);
+        assert_eq!(echo.route(now), Route::Lost { missing: 5, of: 14 });
+        while now < start + seconds(60) {
+            now += seconds(5);
+            let id = echo.due(now).remove(0);
+            echo.came(&id, now);
+        }
+        assert_eq!(echo.route(now), Route::Good);
+    }
+
+    #[test]
+    fn another_program_and_a_repeated_stanza_are_told() {
+        let start = Instant::now();
+        let mut echo = Echo::new(7, start);
+        let ids = echo.due(start);
+        for id in &ids {
+            echo.came(id, start);
+        }
+        assert!(echo.came(&ids[0], start));
+        assert_eq!(echo.route(start), Route::Shared);
+        let mut other = Echo::new(8, start);
+        for id in other.due(start) {
+            other.came(&id, start);
+        }
+        assert!(other.came(&ids[1], start));
+        assert_eq!(other.route(start + seconds(59)), Route::Shared);
+        assert_ne!(other.route(start + seconds(60)), Route::Shared);
+        // Another request to ourselves is not one of these.
+        assert!(!other.came("ping-1", start));
+    }
+}
