@@ -169,10 +169,14 @@ fn attach_prints_the_lines_for_the_server_and_makes_the_secret() {
     let lines = format!(
         "-- Fingerpost\nComponent \"xtls.example.org\"\n\tcomponent_secret = \"{secret}\"\n"
     );
-    assert_eq!(prosody.stdout, lines);
+    assert!(prosody.stdout.starts_with(&lines), "{prosody:?}");
+    let rest = &prosody.stdout[lines.len()..];
+    assert!(rest.contains("component_conflict_resolve = \"kick_old\""), "{rest}");
+    assert!(rest.lines().all(|line| line.starts_with("\t-- ")), "only by choice: {rest}");
     assert!(prosody.stderr.contains("/etc/prosody/prosody.cfg.lua"), "{prosody:?}");
     let ejabberd = fingerpost(folder.path(), &["attach", "ejabberd"]);
     assert!(ejabberd.stdout.contains(&format!("password: \"{secret}\"")), "{ejabberd:?}");
+    assert!(ejabberd.stdout.contains("A listener of its own"), "{ejabberd:?}");
     assert!(!ejabberd.stderr.contains("new secret"), "{ejabberd:?}");
     // A file that was named and is not there is made in its place.
     let named = format!("{config}secret_file = \"other\"\n");

@@ -83,6 +83,11 @@ fn prosody(component: &Component) -> String {
     let mut text = format!("-- Fingerpost\nComponent \"{}\"\n", component.jid);
     let secret = lua(component.secret.expose_secret());
     let _ = writeln!(text, "\tcomponent_secret = \"{secret}\"");
+    // Not in force by itself: with it `fingerpost check --online` would push the running service out.
+    text += "\t-- After a connection that died without a word, Prosody can refuse the next one for up to 16 minutes. This line\n\
+             \t-- lets the new one replace the old one at once. The price: two programs with this name, also a check of the\n\
+             \t-- configuration beside the running service, push each other out.\n\
+             \t-- component_conflict_resolve = \"kick_old\"\n";
     // What holds for the whole server must stand above the first host, so it is not among the lines to be pasted.
     if port != 5347 {
         let _ = writeln!(text, "-- Above the first VirtualHost:  component_ports = {{ {port} }}");
@@ -107,7 +112,8 @@ fn ejabberd(component: &Component) -> String {
     // A text in JSON is the same text in YAML.
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     format!(
-        "  # Fingerpost\n  -\n    port: {port}\n    ip: {}\n    module: ejabberd_service\n    \
+        "  # Fingerpost. A listener of its own, on a port that no other listener has: ejabberd hands the stanzas of all\n  \
+         # names in the hosts of one listener to any of its connections, at random.\n  -\n    port: {port}\n    ip: {}\n    module: ejabberd_service\n    \
          shaper: none\n    hosts:\n      {}:\n        password: {}\n",
         quoted(&listen),
         quoted(component.jid.as_str()),

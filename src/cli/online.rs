@@ -19,6 +19,7 @@ use super::{Failure, SECRET_REFUSED};
 use crate::{
     config::Config,
     xmpp::{
+        echo::{Echo, Route},
         link::{self, Halves, LinkOptions, Unlinked},
         ns, size,
         stanza::{Kind, Stanza},
@@ -64,6 +65,17 @@ pub(crate) async fn run(config: &Config, out: &mut impl Write) -> Result<(), Fai
     };
     writeln!(out, "the XMPP server at {server} took the secret")?;
     let mut asking = Asking { halves, jid: component.jid.clone(), number: 0 };
+    if asking.is_alone().await? {
+        writeln!(out, "stanzas for {} come back through the server", component.jid)?;
+    } else {
+        writeln!(
+            out,
+            "warning: the server gives stanzas for {} to another connection too: if fingerpost is running, that is the \
+             reason and all is well; else stop the other component, and give each component of ejabberd a listener of \
+             its own",
+            component.jid
+        )?;
+    }
     let domain = component.jid.domain().as_str();
     if let Some((_, parent)) = domain.split_once('.').filter(|(_, parent)| parent.contains('.')) {
         services(&mut asking, config, parent, out).await?;
@@ -77,7 +89,7 @@ pub(crate) async fn run(config: &Config, out: &mut impl Write) -> Result<(), Fai
 async fn handshake(options: &LinkOptions) -> Result<Halves, Unlinked> {
     let patience = Instant::now() + PATIENCE;
     loop {
-        match link::handshake(options).await {
+        match link::visit(options).await {
             Err(Unlinked::Io(error))
                 if error.kind() == io::ErrorKind::ConnectionRefused
                     && Instant::now() < patience =>
@@ -102,9 +114,12 @@ fn explain(config: &Config, error: &Unlinked) -> Failure {
         Unlinked::Io(error) => Failure::new(format!("no connection to {server}: {error}"))
             .with_hint("check [component] server: host:port of the server's component port"),
         Unlinked::Stream { condition, .. } if condition == "not-authorized" => {
-            Failure::new(format!("the XMPP server refused the secret for {jid}"))
+            Failure::new(format!("the XMPP server refused the secret for {jid}, or has no component {jid}"))
                 .with_code(SECRET_REFUSED)
-                .with_hint(format!("server and [component] secret must have the same: {attach}"))
+                .with_hint(format!(
+                    "ejabberd says the same in both cases: look for {jid} in its listeners, then compare the secret with \
+                     [component] secret; {attach}"
+                ))
         }
         Unlinked::Stream { condition, .. } if condition == "host-unknown" => {
             Failure::new(format!("the XMPP server knows of no component {jid}")).with_hint(attach)
@@ -286,7 +301,7 @@ async fn measure(options: &LinkOptions, too_long: usize) -> usize {
 /// Logs in again as soon as the server has noticed that the last link is gone.
 async fn again(options: &LinkOptions) -> Option<Asking> {
     loop {
-        match link::handshake(options).await {
+        match link::visit(options).await {
             Ok(halves) => return Some(Asking { halves, jid: options.jid.clone(), number: 0 }),
             Err(Unlinked::Stream { condition, .. }) if condition == "conflict" => {
                 sleep(RETRY).await;
@@ -392,6 +407,35 @@ impl Asking {
             }
         };
         timeout(LONGEST, exchange).await.ok()
+    }
+
+    /// Whether every stanza to ourselves comes back to this connection, once.
+    async fn is_alone(&mut self) -> Result<bool, Failure> {
+        let mut echo = Echo::new(rand::random(), Instant::now());
+        let (reader, writer) = &mut self.halves;
+        let mut bytes = Vec::new();
+        for id in echo.due(Instant::now()) {
+            xml::write(&link::ping(&self.jid, &id), &mut bytes)?;
+        }
+        writer.write_all(&bytes).await?;
+        let own = self.jid.as_str();
+        let all_back = async {
+            while echo.is_waiting() {
+                match reader.read().await? {
+                    Received::Element(element) if element.attr("from") == Some(own) => {
+                        echo.came(element.attr("id").unwrap_or_default(), Instant::now());
+                    }
+                    Received::Footer => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                    _ => {}
+                }
+            }
+            Ok(())
+        };
+        match timeout(PATIENCE, all_back).await {
+            Ok(done) => done?,
+            Err(_) => return Ok(false),
+        }
+        Ok(echo.route(Instant::now()) == Route::Good)
     }
 
     async fn close(mut self) {
