@@ -251,8 +251,12 @@ pub fn stanza(data: &[u8]) {
     let Ok(stanza) = Stanza::parse(element) else { return };
     let refusal = Refusal::bad_request("a text");
     for answer in [stanza.result(None), stanza.refuse(&refusal)] {
-        assert_eq!(answer.attr("to"), Some(stanza.from.as_str()));
-        assert_eq!(answer.attr("from"), Some(stanza.to.as_str()));
+        // The addresses as they were written, or in canonical form.
+        let is = |name: &str, jid: &Jid, written: &str| {
+            let said = answer.attr(name);
+            said == Some(jid.as_str()) || said == stanza.element.attr(written)
+        };
+        assert!(is("to", &stanza.from, "from") && is("from", &stanza.to, "to"), "{answer:?}");
         assert_eq!(answer.attr("id"), Some(stanza.id.as_str()));
         let bytes = written(&answer).expect("an answer to what was read can be written");
         let echoed = stanza.from.as_str().len() + stanza.to.as_str().len() + stanza.id.len();
@@ -288,11 +292,13 @@ pub fn jid_escaping(data: &[u8]) {
     if let Some(address) = proxied(&jid, &component)
         && let Some(back) = unproxied(&address, &component)
     {
-        assert_eq!(back, jid, "{address} stands for another");
+        // Addresses have one canonical form, which stays as it is.
+        let again = proxied(&back, &component).and_then(|address| unproxied(&address, &component));
+        assert_eq!(again, Some(back), "{address} stands for another");
     }
     if let Some(user) = unproxied(&jid, &component) {
         let address = proxied(&user, &component).expect("it has an address");
-        assert_eq!(address.node(), jid.node(), "two addresses for {user}");
+        assert_eq!(unproxied(&address, &component).as_ref(), Some(&user), "{address}");
         assert_ne!(user.domain(), component.domain());
     }
 }
@@ -387,7 +393,8 @@ pub fn base64(data: &[u8]) {
     let options = ibb::Options { block_size: u16::MAX, ..ibb::Options::default() };
     let mut machine = IbbMachine::new(options, now);
     machine.handle_data(Some("i"), 0, text, now);
-    let expected = decoded(text).filter(|bytes| bytes.len() <= usize::from(u16::MAX));
+    // White space around the data is taken, as several clients send it.
+    let expected = decoded(text.trim_ascii()).filter(|bytes| bytes.len() <= usize::from(u16::MAX));
     let taken = !matches!(machine.end(), Some(Err(_)));
     assert_eq!(taken, expected.is_some(), "{text:?}");
     if let Some(bytes) = expected {
