@@ -136,6 +136,7 @@ fn every_stanza_passes_and_every_request_is_answered_once(kind: Kind) {
         format!("{escaped}@{COMPONENT}/{resource}"),
         format!("{escaped}@{COMPONENT}"),
         format!("nobody@{COMPONENT}/x"),
+        full.clone(),
     ];
 
     let user = Raw::client(&server, "alice", "odd", HEADER);

@@ -10,6 +10,9 @@ use proxy_header::{Error, ParseConfig, ProxyHeader};
 /// than a few hundred.
 const LONGEST: usize = 4096;
 
+/// The longest line of version 1, with its end (2.1).
+const V1_LONGEST: usize = 107;
+
 /// How long a version 2 header is before its addresses: signature, command, family, length.
 const V2_START: usize = 16;
 
@@ -84,8 +87,18 @@ impl HeaderReader {
                 return Ok(whole.then(header));
             }
         }
+        let mut header = self.buffer.as_slice();
+        if header.starts_with(V1) {
+            // The line must end within its limit, however much has been read behind it.
+            let line = &header[..header.len().min(V1_LONGEST)];
+            match line.windows(2).position(|pair| pair == b"\r\n") {
+                Some(end) => (header, whole) = (&header[..end + 2], true),
+                None if line.len() == V1_LONGEST => return Err(HeaderError::Invalid),
+                None => {}
+            }
+        }
         let config = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
-        match ProxyHeader::parse(&self.buffer, config) {
+        match ProxyHeader::parse(header, config) {
             Ok((header, length)) => Ok(Some(Header {
                 source: header.proxied_address().map(|address| address.source),
                 rest: self.buffer[length..].to_vec(),
@@ -181,6 +194,7 @@ mod tests {
             (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 70000\r\n".to_vec(), HeaderError::Invalid),
             (b"PROXY TCP4 ::1 ::2 1 2\r\n    ".to_vec(), HeaderError::Invalid),
             (long, HeaderError::Invalid),
+            ([b"PROXY UNKNOWN ".as_slice(), &[b'x'; 120], b"\r\n"].concat(), HeaderError::Invalid),
             (b"\r\n\r\n\0\r\nQUIX".to_vec(), HeaderError::Invalid),
             (v2(0x31, 0x11, &[0; 12]), HeaderError::Invalid),
             (v2(0x21, 0x11, &[0; 11]), HeaderError::Invalid),
