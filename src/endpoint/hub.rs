@@ -197,12 +197,14 @@ impl Hub {
         if payload.has_ns(ns::IBB) {
             let key = (stanza.from.clone(), payload.attr("sid").unwrap_or_default().to_owned());
             let (open, stream) = {
-                let state = self.lock();
-                (state.opens.get(&key).cloned(), state.streams.get(&key).cloned())
+                let mut state = self.lock();
+                // One is expected, and nothing here waits for its reader: all peers' stanzas come this way.
+                let open = if payload.name() == "open" { state.opens.remove(&key) } else { None };
+                (open, state.streams.get(&key).cloned())
             };
-            let taken = match (payload.name(), open, stream) {
-                ("open", Some(open), _) => open.send(stanza.clone()).await.is_ok(),
-                (_, _, Some(stream)) => stream.handle(&stanza),
+            let taken = match (open, stream) {
+                (Some(open), _) => open.try_send(stanza.clone()).is_ok(),
+                (None, Some(stream)) => stream.handle(&stanza),
                 _ => false,
             };
             if !taken {
@@ -276,7 +278,10 @@ impl Hub {
     /// The `<open/>` that a peer is expected to send.
     pub(crate) fn expect_open(&self, peer: &Jid, sid: &str) -> mpsc::Receiver<Stanza> {
         let (sender, receiver) = mpsc::channel(1);
-        self.lock().opens.insert((peer.clone(), sid.to_owned()), sender);
+        let mut state = self.lock();
+        // A session may end before its bytestream is opened.
+        state.opens.retain(|_, open| !open.is_closed());
+        state.opens.insert((peer.clone(), sid.to_owned()), sender);
         receiver
     }
 
@@ -354,5 +359,72 @@ pub(crate) fn condition(error: &Element) -> String {
             format!("{condition} ({text})")
         }
         _ => condition,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::policy::Registered;
+
+    /// A hub, what it sends, and where its stanzas come from.
+    fn hub() -> (Hub, mpsc::Receiver<Element>, mpsc::Sender<Stanza>) {
+        let (outbound, sent) = mpsc::channel(64);
+        let (stanzas, inbound) = mpsc::channel(64);
+        let connection = Connection {
+            jid: FullJid::new("bob@example.org/x").unwrap(),
+            outbound,
+            inbound,
+            task: tokio::spawn(async {}),
+        };
+        let admission = Admission {
+            component: None,
+            only_brokered: false,
+            policy: Arc::new(Registered),
+            places: Places::default(),
+        };
+        (Hub::start(connection, Vec::new(), admission).0, sent, stanzas)
+    }
+
+    fn set(from: &Jid, id: &str, payload: Element) -> Stanza {
+        let mut iq = xml::element(
+            "iq",
+            ns::CLIENT,
+            &[("type", "set"), ("from", from.as_str()), ("to", "bob@example.org/x"), ("id", id)],
+        );
+        iq.append_child(payload);
+        Stanza::parse(iq).unwrap()
+    }
+
+    fn open(sid: &str) -> Element {
+        xml::element("open", ns::IBB, &[("sid", sid), ("block-size", "4096"), ("stanza", "iq")])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_opens_a_bytestream_again_and_again_holds_up_nobody() {
+        let (hub, mut sent, stanzas) = hub();
+        let mallory = Jid::new("mallory@example.org/x").unwrap();
+        let alice = Jid::new("alice@example.org/x").unwrap();
+        let mut opens = hub.expect_open(&mallory, "s");
+        for n in 0..3 {
+            stanzas.send(set(&mallory, &format!("open{n}"), open("s"))).await.unwrap();
+        }
+        stanzas.send(set(&alice, "ping", Element::bare("ping", ns::PING))).await.unwrap();
+        for (id, type_) in [("open1", "error"), ("open2", "error"), ("ping", "result")] {
+            let next = tokio::time::timeout(Duration::from_secs(60), sent.recv()).await;
+            let answer = next.expect("no stanza waits for another").unwrap();
+            assert_eq!((answer.attr("id"), answer.attr("type")), (Some(id), Some(type_)));
+        }
+        assert_eq!(opens.recv().await.unwrap().id, "open0");
+    }
+
+    #[tokio::test]
+    async fn bytestreams_that_nobody_waits_for_any_more_are_forgotten() {
+        let (hub, ..) = hub();
+        let mallory = Jid::new("mallory@example.org/x").unwrap();
+        for n in 0..100 {
+            drop(hub.expect_open(&mallory, &n.to_string()));
+        }
+        assert!(hub.lock().opens.len() <= 1);
     }
 }

@@ -18,7 +18,9 @@ use super::{
     hub::Arrival,
     method::expected,
     places::Place,
-    policy::{Hint, Known, Shown, Standing, by_hints, by_keys, forms, refuse_offer},
+    policy::{
+        Hint, Known, Shown, Standing, by_hints, by_keys, forms, refuse_offer, without_answer,
+    },
     registry::Asked,
     session::{Session, payload},
     stream::{Learned, SecureStream},
@@ -254,7 +256,7 @@ impl Session {
             // There is no key to know again.
             Method::Srp => (Known::Same, Standing::NoRegistry),
             _ => {
-                let standing = self.standing(&secured, certificate, &hints).await;
+                let standing = self.standing(&secured, certificate, &hints).await?;
                 let shown = Shown {
                     peer: &self.peer,
                     method,
@@ -292,20 +294,25 @@ impl Session {
     }
 
     /// What the registry says of the key that the peer has shown: its own answer and the broker's hints, the worse of them.
-    async fn standing(&self, secured: &Secured, certificate: &[u8], hints: &[Hint]) -> Standing {
+    async fn standing(
+        &self,
+        secured: &Secured,
+        certificate: &[u8],
+        hints: &[Hint],
+    ) -> Result<Standing, Error> {
         let method = self.endpoint.method();
         let forms = forms(method, &secured.peer, certificate);
         let hinted = self.is_brokered().then(|| by_hints(method, &forms, hints));
         let asked = match self.endpoint.keys_of(&self.peer).await {
-            None => return Standing::NoRegistry,
+            None => return Ok(Standing::NoRegistry),
             Some(Asked::Keys(keys)) => by_keys(method, &forms, &keys),
             // The component brokers for users who may not ask its registry; its hints are all that it says to them.
-            Some(Asked::NotServed) => return hinted.unwrap_or(Standing::Unavailable),
+            Some(Asked::NotServed) => return Ok(hinted.unwrap_or(Standing::Unavailable)),
             Some(Asked::Unavailable(why)) => {
                 tracing::warn!(peer = %self.peer, why, "the registry cannot be asked");
-                Standing::Unavailable
+                without_answer(&self.peer, self.initiator, hinted)?
             }
         };
-        hinted.map_or(asked, |hinted| hinted.max(asked))
+        Ok(hinted.map_or(asked, |hinted| hinted.max(asked)))
     }
 }

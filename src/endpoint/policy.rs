@@ -186,6 +186,25 @@ fn combined(said: &[Standing]) -> Standing {
     worst
 }
 
+/// Judges a key about which the registry gave no answer.
+///
+/// # Errors
+/// [`Error::Unverified`] in a direct session that the peer has started: the peer must not be able to choose a moment, or to make
+/// one, at which a revoked key is still taken. In a session through the broker there are its hints.
+pub(super) fn without_answer(
+    peer: &BareJid,
+    initiator: bool,
+    hinted: Option<Standing>,
+) -> Result<Standing, Error> {
+    if initiator || hinted.is_some() {
+        return Ok(Standing::Unavailable);
+    }
+    Err(Error::Unverified(format!(
+        "the registry could not be asked about the key of {peer}, who started the session without the broker: nothing was \
+         sent; try again later"
+    )))
+}
+
 /// Refuses an offer if all that it could lead to is a key that the registry warns of: no transport is made then.
 pub(super) fn refuse_offer(peer: &BareJid, method: Method, hints: &[Hint]) -> Result<(), Error> {
     let about: Vec<&Hint> = hints.iter().filter(|hint| hint.method == method.as_str()).collect();
@@ -556,6 +575,18 @@ mod tests {
             hints: &[],
             standing,
         })
+    }
+
+    #[test]
+    fn a_direct_session_of_a_peers_is_refused_while_the_registry_gives_no_answer() {
+        let judged = |initiator, hinted| without_answer(&peer(), initiator, hinted);
+        let refused = judged(false, None).unwrap_err();
+        assert!(matches!(&refused, Error::Unverified(_)), "{refused}");
+        assert!(refused.to_string().contains("the registry could not be asked"), "{refused}");
+        assert_eq!(judged(true, None), Ok(Standing::Unavailable));
+        for initiator in [true, false] {
+            assert_eq!(judged(initiator, Some(Standing::Vouched)), Ok(Standing::Unavailable));
+        }
     }
 
     #[test]

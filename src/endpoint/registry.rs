@@ -8,7 +8,7 @@ use std::time::Duration;
 use jid::{BareJid, Jid};
 use minidom::Element;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{Endpoint, hub::condition};
 use crate::{
@@ -19,6 +19,8 @@ use crate::{
 
 /// How long the registry may take for all pages of its answer.
 const ANSWER: Duration = Duration::from_secs(15);
+/// How long after a refusal for want of room the registry is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// The most pages of one user's keys. A registry that has more is not believed.
 const PAGES: usize = 64;
 
@@ -135,6 +137,13 @@ impl Endpoint {
                     Answer::Error(error) if error.has_child("forbidden", ns::STANZA_ERRORS) => {
                         return Asked::NotServed;
                     }
+                    Answer::Error(error)
+                        if error.has_child("resource-constraint", ns::STANZA_ERRORS) =>
+                    {
+                        // Our peers cause many of our requests; none of them is to make the registry silent.
+                        sleep(AGAIN).await;
+                        continue;
+                    }
                     Answer::Error(error) => return Asked::Unavailable(condition(&error)),
                     Answer::Timeout => return Asked::Unavailable("no answer".to_owned()),
                 };
@@ -152,9 +161,16 @@ impl Endpoint {
 
 #[cfg(test)]
 mod tests {
+    use jid::FullJid;
     use time::macros::datetime;
+    use tokio::{sync::mpsc, time::Instant};
 
     use super::*;
+    use crate::{
+        endpoint::Connection,
+        tls::identity::Identity,
+        xmpp::stanza::{Refusal, Stanza},
+    };
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
 
@@ -229,5 +245,52 @@ mod tests {
         assert_eq!(read("state='active' expires='2026-11-24T02:00:01Z'"), "active");
         assert_eq!(read("state='active' expires='2026-11-24T02:00:00Z'"), "superseded");
         assert_eq!(read("state='revoked' expires='2026-11-24T02:00:00Z'"), "revoked");
+    }
+
+    /// An endpoint whose registry refuses the first `refusals` requests for want of room; gives what came of asking it,
+    /// after how long, and the number of requests.
+    async fn ask(refusals: usize) -> (Option<Asked>, Duration, usize) {
+        let me = BareJid::new("bob@example.org").unwrap();
+        let component = BareJid::new("xtls.example.org").unwrap();
+        let (outbound, mut requests) = mpsc::channel::<Element>(64);
+        let (answers, inbound) = mpsc::channel(64);
+        let connection = Connection {
+            jid: FullJid::new("bob@example.org/x").unwrap(),
+            outbound,
+            inbound,
+            task: tokio::spawn(std::future::pending()),
+        };
+        let builder = Endpoint::builder(Identity::generate(&me).unwrap()).component(component);
+        let (endpoint, _incoming) = builder.over(connection);
+        let begin = Instant::now();
+        let peer = BareJid::new("a@b.c").unwrap();
+        let asking = endpoint.keys_of(&peer);
+        tokio::pin!(asking);
+        let mut asked = 0;
+        loop {
+            let request = tokio::select! {
+                done = &mut asking => return (done, begin.elapsed(), asked),
+                request = requests.recv() => Stanza::parse(request.unwrap()).unwrap(),
+            };
+            asked += 1;
+            let answer = if asked <= refusals {
+                request.refuse(&Refusal::resource_constraint("Too many requests"))
+            } else {
+                request.result(Some(page(&[1], "")))
+            };
+            answers.send(Stanza::parse(answer).unwrap()).await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_has_no_room_is_asked_again_within_its_time() {
+        for refusals in [0, 1, 5] {
+            let (asked, time, requests) = ask(refusals).await;
+            assert!(matches!(&asked, Some(Asked::Keys(keys)) if keys.len() == 1), "{asked:?}");
+            assert_eq!((time.as_secs(), requests), (refusals as u64, refusals + 1));
+        }
+        let (asked, time, _) = ask(usize::MAX).await;
+        assert!(matches!(asked, Some(Asked::Unavailable(_))), "{asked:?}");
+        assert_eq!(time.as_secs(), ANSWER.as_secs());
     }
 }

@@ -291,7 +291,8 @@ fn the_registry_is_asked_in_direct_sessions_too(kind: Kind) {
     assert_eq!(alice.run(["register"]).code, 0);
     forget();
 
-    // Without a registry that answers, a first key is refused, and a known one taken with a warning.
+    // Without a registry that answers, a first key is refused, and a known one taken with a warning by the
+    // caller alone: the one who is called must not have its peer choose that the registry is not asked.
     let mut listener = listen(&bob, &["--accept-direct"]);
     let to = full(&listener);
     drop(component);
@@ -305,9 +306,11 @@ fn the_registry_is_asked_in_direct_sessions_too(kind: Kind) {
     }
     let mut listener = listen(&bob, &["--accept-direct"]);
     let sent = send(&alice, &full(&listener), &file, &direct);
-    assert_eq!(sent.code, 0, "{sent:?}\n{}", listener.log());
-    assert_eq!(listener.wait(Duration::from_secs(30)), 0, "{}", listener.log());
+    assert_eq!(sent.code, 5, "{sent:?}\n{}", listener.log());
     assert!(sent.stderr.contains("the registry could not be asked"), "{sent:?}");
+    assert_eq!(listener.wait(Duration::from_secs(60)), 4, "{}", listener.log());
+    assert!(listener.log().contains("the registry could not be asked"), "{}", listener.log());
+    assert!(listener.files().is_empty(), "{}", listener.log());
 }
 
 /// Revokes all keys of a user.
