@@ -5,7 +5,7 @@
 //! the whole.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -25,7 +25,7 @@ const PREFIX: &str = ".xtls-";
 const SUFFIX: &str = ".part";
 /// How long a part waits for its sender to try again.
 const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How many parts are kept in a folder: the youngest.
+/// How many parts of one sender are kept in a folder: the youngest. Nobody's parts make those of others go.
 const MOST: usize = 16;
 
 /// A file of which a prefix is there.
@@ -110,6 +110,8 @@ impl Part {
             ));
         }
         let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(dir)?;
+        // Otherwise another process, or another file that arrives, could sweep it away.
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         Ok(Self { file, lasting: false, len: 0, hash: Sha256::new(), _claimed: None })
     }
 
@@ -244,26 +246,28 @@ fn claim(path: &Path) -> io::Result<Option<NamedTempFile>> {
     Ok(Some(NamedTempFile::from_parts(file, TempPath::try_from_path(path)?)))
 }
 
-/// Removes parts that are too old, then the oldest above the number that is kept; not those in use.
+/// Removes parts that are too old, then each sender's oldest above the number that is kept; not those in use.
 pub(super) fn sweep(dir: &Path) {
-    let mut parts: Vec<(SystemTime, PathBuf)> = fs::read_dir(dir)
+    let mut parts: Vec<(SystemTime, String, PathBuf)> = fs::read_dir(dir)
         .into_iter()
         .flatten()
         .flatten()
-        .filter(|entry| {
+        .filter_map(|entry| {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            name.starts_with(PREFIX) && name.ends_with(SUFFIX)
-        })
-        .filter_map(|entry| {
+            let name = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
+            let sender = name.rsplit_once('-').map_or("", |(_, sender)| sender).to_owned();
             let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
-            Some((metadata.modified().ok()?, entry.path()))
+            Some((metadata.modified().ok()?, sender, entry.path()))
         })
         .collect();
-    parts.sort_by_key(|(modified, _)| std::cmp::Reverse(*modified));
-    for (n, (modified, path)) in parts.iter().enumerate() {
+    parts.sort_by_key(|(modified, ..)| std::cmp::Reverse(*modified));
+    let mut kept: BTreeMap<&str, usize> = BTreeMap::new();
+    for (modified, sender, path) in &parts {
+        let of_sender = kept.entry(sender).or_default();
+        *of_sender += 1;
         let old = modified.elapsed().is_ok_and(|age| age > AGE);
-        if (old || n >= MOST)
+        if (old || *of_sender > MOST)
             && let Ok(file) = File::open(path)
             && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
         {
@@ -365,6 +369,44 @@ mod tests {
         part.drop_front(3).unwrap();
         assert_eq!((part.len(), part.sha256()), (6, Sha256::digest(b"oldnew").to_vec()));
         assert_eq!(fs::read(part.keep(dir.path(), "b").unwrap()).unwrap(), b"oldnew");
+    }
+
+    #[test]
+    fn a_part_that_is_being_written_is_not_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut named = open(&dir, &sender(), &offer(10)).unwrap();
+        named.push(b"hello").unwrap();
+        // The same file once more, and one without a hash: parts that nobody else takes up.
+        let mut again = open(&dir, &sender(), &offer(10)).unwrap();
+        again.push(b"hello").unwrap();
+        let mut nameless = open(&dir, &sender(), &FileOffer { sha256: None, ..offer(10) }).unwrap();
+        nameless.push(b"hello").unwrap();
+        for part in [&named, &again, &nameless] {
+            let long_ago = SystemTime::now() - 2 * AGE;
+            part.file.as_file().set_modified(long_ago).unwrap();
+        }
+        sweep(dir.path());
+        for part in [&named, &again, &nameless] {
+            assert!(part.file.path().exists(), "{:?}", part.file.path());
+        }
+        assert_eq!(fs::read(nameless.keep(dir.path(), "a").unwrap()).unwrap(), b"hello");
+    }
+
+    #[test]
+    fn a_sender_of_many_files_does_not_make_anothers_part_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut part = open(&dir, &sender(), &offer(10)).unwrap();
+        part.push(b"hello").unwrap();
+        part.file.as_file().set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+        drop(part);
+        let mallory = BareJid::new("mallory@capulet.lit").unwrap();
+        for n in 0..40 {
+            let offer = FileOffer { sha256: Some(vec![n; 32]), ..offer(10) };
+            open(&dir, &mallory, &offer).unwrap().push(b"x").unwrap();
+            sweep(dir.path());
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), MOST + 1);
+        assert_eq!(kept(dir.path(), &sender(), &offer(10)), 5);
     }
 
     #[test]
