@@ -1,7 +1,8 @@
 //! Guesses of the password (srp): one at a time for each peer, and a budget for all that have not proved it.
 //!
 //! A peer has one guess in each session. After a wrong one its next guess waits, twice as long each time, in every session.
-//! Sessions of one peer that run in parallel wait for each other. A peer that has proved the password waits for no other peer.
+//! Sessions of one peer that run in parallel wait for each other. A peer that has proved the password, or whose
+//! key is remembered, waits for no other peer.
 
 use std::{
     collections::HashMap,
@@ -36,6 +37,8 @@ struct Peer {
     busy: bool,
     /// Whether it has proved the password.
     proven: bool,
+    /// Whether the guess under way was taken from the budget.
+    paid: bool,
     last: Instant,
 }
 
@@ -77,8 +80,8 @@ impl Ledger {
         }
     }
 
-    /// Begins a guess if it is the peer's turn.
-    fn begin(&mut self, peer: &BareJid, now: Instant) -> Turn {
+    /// Begins a guess if it is the peer's turn. One that is `remembered` uses no budget, as one that has proved the password.
+    fn begin(&mut self, peer: &BareJid, remembered: bool, now: Instant) -> Turn {
         self.refill(now);
         let known = self.peers.get(peer);
         if known.is_some_and(|known| known.busy) {
@@ -87,19 +90,21 @@ impl Ledger {
         if let Some(known) = known.filter(|known| known.from > now) {
             return Turn::At(known.from);
         }
-        let proven = known.is_some_and(|known| known.proven);
-        if !proven {
-            if self.budget == 0 {
-                return Turn::At(self.refilled + REFILL);
-            }
-            if known.is_none() && !self.make_room(now) {
-                return Turn::AfterAnother;
-            }
+        let is_exempt = remembered || known.is_some_and(|known| known.proven);
+        if !is_exempt && self.budget == 0 {
+            return Turn::At(self.refilled + REFILL);
+        }
+        if known.is_none() && !self.make_room(now) {
+            return Turn::AfterAnother;
+        }
+        if !is_exempt {
             self.budget -= 1;
         }
-        let fresh = || Peer { wrong: 0, from: now, busy: false, proven: false, last: now };
+        let fresh =
+            || Peer { wrong: 0, from: now, busy: false, proven: false, paid: false, last: now };
         let known = self.peers.entry(peer.clone()).or_insert_with(fresh);
         known.busy = true;
+        known.paid = !is_exempt;
         known.last = now;
         Turn::Now
     }
@@ -124,7 +129,7 @@ impl Ledger {
         let Some(known) = self.peers.get_mut(peer) else { return };
         known.busy = false;
         known.last = now;
-        let was_proven = known.proven;
+        let paid = std::mem::take(&mut known.paid);
         match right {
             Some(true) => (known.wrong, known.from, known.proven) = (0, now, true),
             Some(false) => {
@@ -133,7 +138,7 @@ impl Ledger {
             }
             None => {}
         }
-        if right != Some(false) && !was_proven {
+        if right != Some(false) && paid {
             self.budget = BURST.min(self.budget + 1);
         }
     }
@@ -153,14 +158,15 @@ impl Default for Guesses {
 }
 
 impl Guesses {
-    /// Waits until a peer may try a guess.
-    pub(super) async fn turn(&self, peer: &BareJid) -> Guess<'_> {
+    /// Waits until a peer may try a guess. `remembered` says whether the peer is known by its key: strangers' guesses do not
+    /// make it wait.
+    pub(super) async fn turn(&self, peer: &BareJid, remembered: bool) -> Guess<'_> {
         loop {
             let ended = self.ended.notified();
             tokio::pin!(ended);
             // A guess that ends from here on is not missed.
             ended.as_mut().enable();
-            let turn = self.lock().begin(peer, Instant::now());
+            let turn = self.lock().begin(peer, remembered, Instant::now());
             match turn {
                 Turn::Now => return Guess { guesses: self, peer: peer.clone(), right: None },
                 Turn::AfterAnother => ended.await,
@@ -211,7 +217,7 @@ mod tests {
     /// Makes one guess; gives how long it had to wait.
     async fn guess(guesses: &Guesses, name: &str, right: bool) -> u64 {
         let before = Instant::now();
-        let mut turn = guesses.turn(&user(name)).await;
+        let mut turn = guesses.turn(&user(name), false).await;
         turn.settle(right);
         before.elapsed().as_secs()
     }
@@ -236,7 +242,7 @@ mod tests {
         for _ in 0..8 {
             let guesses = Arc::clone(&guesses);
             sessions.spawn(async move {
-                let mut turn = guesses.turn(&user("carol")).await;
+                let mut turn = guesses.turn(&user("carol"), false).await;
                 let at = begin.elapsed().as_secs();
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 turn.settle(false);
@@ -267,7 +273,7 @@ mod tests {
         // Nor does a second one who comes for the first time.
         assert_eq!(guess(&guesses, "bob", true).await, 0);
         // Nor for one that holds its turn and says nothing.
-        let _silent = guesses.turn(&user("dave")).await;
+        let _silent = guesses.turn(&user("dave"), false).await;
         assert_eq!(guess(&guesses, "erin", true).await, 0);
     }
 
@@ -295,16 +301,37 @@ mod tests {
         assert_eq!(within(Duration::from_secs(600)), at_once + 120);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_remembered_peer_does_not_wait_for_the_strangers_budget() {
+        let guesses = Guesses::default();
+        for n in 0..BURST {
+            assert_eq!(guess(&guesses, &format!("m{n}"), false).await, 0);
+        }
+        let begin = Instant::now();
+        guesses.turn(&user("alice"), true).await.settle(true);
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        // It has no more guesses at once than others.
+        for seconds in [0, 1, 2, 4] {
+            let begin = Instant::now();
+            guesses.turn(&user("bob"), true).await.settle(false);
+            assert_eq!(begin.elapsed().as_secs(), seconds);
+        }
+        // And gives nothing back that it has not taken.
+        let full = guesses.lock().budget;
+        drop(guesses.turn(&user("erin"), true).await);
+        assert_eq!(guesses.lock().budget, full);
+    }
+
     #[test]
     fn a_guess_that_was_never_made_costs_nothing_and_memory_is_bounded() {
         let now = Instant::now();
         let mut ledger = Ledger::new(now);
         for n in 0..3 * PEERS {
             let peer = user(n);
-            assert_eq!(ledger.begin(&peer, now), Turn::Now);
-            assert_eq!(ledger.begin(&peer, now), Turn::AfterAnother);
+            assert_eq!(ledger.begin(&peer, false, now), Turn::Now);
+            assert_eq!(ledger.begin(&peer, false, now), Turn::AfterAnother);
             ledger.end(&peer, None, now);
-            assert_eq!(ledger.begin(&peer, now), Turn::Now);
+            assert_eq!(ledger.begin(&peer, false, now), Turn::Now);
             ledger.end(&peer, None, now);
         }
         assert_eq!(ledger.peers.len(), PEERS);

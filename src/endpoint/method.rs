@@ -242,7 +242,9 @@ impl Session {
             if initiator {
                 return in_time(async { Ok(prove(tls, shared).await?) }).await;
             }
-            let mut guess = in_time(async { Ok(endpoint.guesses().turn(&peer).await) }).await?;
+            let remembered = endpoint.policy().remembers(&peer);
+            let turn = async { Ok(endpoint.guesses().turn(&peer, remembered).await) };
+            let mut guess = in_time(turn).await?;
             timeout(GUESS, check_proof(tls, shared, &mut guess))
                 .await
                 .map_err(|_| Error::failed("the peer did not answer in time"))??;
