@@ -23,7 +23,7 @@ struct Limits {
 }
 
 const LIMITS: Limits = Limits { strangers: (8, 32), known: (16, 128) };
-/// A stranger's session that is unproven for so long gives way to a newer one if all places are taken.
+/// A session that is unproven for so long gives way to a newer one of its kind if all places are taken.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How many peers are remembered to have proved themselves.
 const PROVEN: usize = 256;
@@ -39,6 +39,8 @@ struct Held {
     peer: BareJid,
     /// Whether the place is one of those for strangers.
     stranger: bool,
+    /// Whether this session's peer has shown its key, or that it knows the password.
+    proven: bool,
     since: Instant,
     given_way: CancellationToken,
 }
@@ -67,27 +69,34 @@ impl Table {
         let stranger = !self.proven.contains(peer) && !remembered();
         let (each, all) = if stranger { LIMITS.strangers } else { LIMITS.known };
         let of_kind = self.held.values().filter(|held| held.stranger == stranger).count();
-        if of_peer >= each || (of_kind >= all && !(stranger && self.make_room(now))) {
+        if of_peer >= each || (of_kind >= all && !self.make_room(stranger, now)) {
             return Err(Full);
         }
         let number = self.next;
         self.next += 1;
         let given_way = CancellationToken::new();
-        let held = Held { peer: peer.clone(), stranger, since: now, given_way: given_way.clone() };
+        let held = Held {
+            peer: peer.clone(),
+            stranger,
+            proven: false,
+            since: now,
+            given_way: given_way.clone(),
+        };
         self.held.insert(number, held);
         Ok((number, given_way))
     }
 
-    /// Ends the oldest unproven session of the stranger that has most of them.
-    fn make_room(&mut self, now: Instant) -> bool {
+    /// Ends the oldest unproven session of the peer that holds most places, among strangers or among known peers.
+    fn make_room(&mut self, stranger: bool, now: Instant) -> bool {
         let mut counts: BTreeMap<&BareJid, usize> = BTreeMap::new();
-        for held in self.held.values().filter(|held| held.stranger) {
+        for held in self.held.values().filter(|held| held.stranger == stranger) {
             *counts.entry(&held.peer).or_default() += 1;
         }
         let oldest = self
             .held
             .iter()
-            .filter(|(_, held)| held.stranger && now.duration_since(held.since) >= PATIENCE)
+            .filter(|(_, held)| held.stranger == stranger && !held.proven)
+            .filter(|(_, held)| now.duration_since(held.since) >= PATIENCE)
             .max_by_key(|(number, held)| (counts.get(&held.peer), std::cmp::Reverse(*number)))
             .map(|(number, _)| *number);
         let Some(held) = oldest.and_then(|number| self.held.remove(&number)) else { return false };
@@ -98,7 +107,7 @@ impl Table {
     /// The session's peer has shown its key, or that it knows the password.
     fn prove(&mut self, number: u64) {
         let Some(held) = self.held.get_mut(&number) else { return };
-        held.stranger = false;
+        (held.stranger, held.proven) = (false, true);
         let peer = held.peer.clone();
         self.proven.retain(|other| *other != peer);
         if self.proven.len() >= PROVEN {
@@ -211,6 +220,31 @@ mod tests {
         }
         assert!(!quiet_way.is_cancelled() && !proven_way.is_cancelled());
         assert_eq!(table.held.values().filter(|held| held.stranger).count(), LIMITS.strangers.1);
+    }
+
+    #[test]
+    fn known_peers_that_prove_nothing_any_more_do_not_shut_out_a_friend() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        let (quiet, quiet_way) = table.admit(&user("quiet"), || true, now).unwrap();
+        let (proven, proven_way) = table.admit(&user("proven"), || true, now).unwrap();
+        table.prove(proven);
+        let mut ways = Vec::new();
+        // Eight accounts that have proved themselves once.
+        for n in 0..LIMITS.known.1 - 2 {
+            ways.push(table.admit(&user(format!("m{}", n % 8)), || true, now).unwrap().1);
+        }
+        assert_eq!(friend(&mut table, "alice", now), Err(Full));
+        let later = now + PATIENCE;
+        assert!(friend(&mut table, "alice", later).is_ok());
+        assert!(friend(&mut table, "bob", later).is_ok());
+        assert_eq!(ways.iter().filter(|way| way.is_cancelled()).count(), 2);
+        assert!(table.held.contains_key(&quiet) && table.held.contains_key(&proven));
+        assert!(!quiet_way.is_cancelled() && !proven_way.is_cancelled());
+        // Sessions that have proved themselves never give way.
+        for number in table.held.keys().copied().collect::<Vec<_>>() {
+            table.prove(number);
+        }
+        assert_eq!(friend(&mut table, "carol", later + PATIENCE), Err(Full));
     }
 
     #[test]
