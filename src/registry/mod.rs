@@ -101,6 +101,8 @@ pub struct Registry {
     store: Store,
     options: Arc<RwLock<Options>>,
     profiles: Arc<Profiles>,
+    /// Held from asking what others have changed until it is forgotten.
+    catching_up: Arc<tokio::sync::Mutex<()>>,
     challenges: Arc<Challenges>,
     /// How often each user changes something: the audit log keeps it for ever.
     changes: Arc<Mutex<Rates>>,
@@ -118,6 +120,7 @@ impl Registry {
             store,
             options: Arc::new(RwLock::new(options)),
             profiles: Arc::default(),
+            catching_up: Arc::default(),
             challenges: Arc::default(),
             changes: Arc::new(Mutex::new(Rates::with_burst(
                 1.0 / CHANGES.1.as_secs_f64(),
@@ -196,6 +199,9 @@ impl Registry {
         if !self.store.must_look() {
             return;
         }
+        // Each change is told once. Another lookup that was told of it must have forgotten what it concerns before this
+        // one hears that there is nothing new.
+        let _turn = self.catching_up.lock().await;
         match self.store.news().await {
             Ok(News::None) => {}
             Ok(News::Of { owners, blocks }) => {
@@ -609,6 +615,28 @@ mod tests {
             assert_eq!(seen().await, Some(model::State::Revoked));
             there.store().erase(&romeo, "hash", &Actor::Offline, NOW).await.unwrap();
             assert_eq!(seen().await, None);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn of_several_lookups_at_once_none_misses_what_another_was_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("keys.db").display());
+        let [here, there] = [registry(&url).await, registry(&url).await];
+        let romeo = bare("romeo@m.lit");
+        for byte in 1..60 {
+            add(&here, byte).await;
+            here.profile(&romeo).await.unwrap();
+            there.store().erase(&romeo, "hash", &Actor::Offline, NOW).await.unwrap();
+            let lookups: Vec<_> = (0..8)
+                .map(|_| {
+                    let (here, romeo) = (here.clone(), romeo.clone());
+                    tokio::spawn(async move { here.profile(&romeo).await.unwrap().keys.len() })
+                })
+                .collect();
+            for lookup in lookups {
+                assert_eq!(lookup.await.unwrap(), 0, "round {byte}");
+            }
         }
     }
 
