@@ -8,16 +8,23 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use fingerpost::print::{HashKind, Method, Print};
+use fingerpost::registry::model::{Actor, KeyId, NewKey, Source, State, Visibility};
+use fingerpost::registry::store::Store;
+use fingerpost::registry::{self, Registry};
+use jid::BareJid;
 use serde_json::{Value, json};
 use support::postgres::Postgres;
 use support::programs::{Component, Options, Xtls, script};
 use support::servers::{Kind, Server};
 use support::{free_port, wait_for};
+use time::OffsetDateTime;
+use tokio::time::timeout;
 
 /// What `path` of a component's pages answers: the status line and the text.
 fn get(port: u16, path: &str) -> (String, String) {
@@ -141,11 +148,26 @@ fn a_database_that_cannot_grow_is_said_to_be_not_ready_and_recovers() {
     assert!(component.runs());
 }
 
-/// Passes connections on to a port that can be changed; then those that there are end.
+/// Passes connections on to a port that can be changed; then those that there are end. They can also become silent.
 struct Switch {
     port: u16,
     target: Arc<AtomicU16>,
     open: Arc<Mutex<Vec<TcpStream>>>,
+    /// How often all were silenced.
+    silenced: Arc<AtomicUsize>,
+}
+
+/// Copies one direction until its connection is silenced; from then on it takes all and gives nothing, not even an end.
+fn pass(mut from: TcpStream, mut to: TcpStream, silenced: &AtomicUsize, before: usize) {
+    let mut bytes = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        if silenced.load(Ordering::SeqCst) == before && to.write_all(&bytes[..count]).is_err() {
+            break;
+        }
+    }
+    if silenced.load(Ordering::SeqCst) == before {
+        let _ = to.shutdown(Shutdown::Both);
+    }
 }
 
 impl Switch {
@@ -154,22 +176,36 @@ impl Switch {
         let port = listener.local_addr().unwrap().port();
         let (target, open) =
             (Arc::new(AtomicU16::new(target)), Arc::<Mutex<Vec<TcpStream>>>::default());
-        let this = Self { port, target: Arc::clone(&target), open: Arc::clone(&open) };
+        let silenced = Arc::new(AtomicUsize::new(0));
+        let this = Self {
+            port,
+            target: Arc::clone(&target),
+            open: Arc::clone(&open),
+            silenced: Arc::clone(&silenced),
+        };
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let to = ("127.0.0.1", target.load(Ordering::SeqCst));
                 let Ok(server) = TcpStream::connect(to) else { continue };
+                let before = silenced.load(Ordering::SeqCst);
                 for (from, to) in [(&client, &server), (&server, &client)] {
-                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    thread::spawn(move || {
-                        let _ = std::io::copy(&mut from, &mut to);
-                        let _ = to.shutdown(Shutdown::Both);
-                    });
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let silenced = Arc::clone(&silenced);
+                    thread::spawn(move || pass(from, to, &silenced, before));
                 }
                 open.lock().unwrap().extend([client, server]);
             }
         });
         this
+    }
+
+    /// Keeps the connections that there are open, and passes nothing on; new ones work.
+    fn silence(&self) {
+        self.silenced.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn url(&self) -> String {
+        format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", self.port)
     }
 
     fn turn(&self, target: u16) {
@@ -187,7 +223,7 @@ fn a_standby_takes_the_place_of_the_primary_without_a_restart() {
     let mut primary = Postgres::start();
     let standby = primary.standby();
     let switch = Switch::start(primary.port());
-    let url = format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", switch.port);
+    let url = switch.url();
     let server = Server::start(Kind::Prosody);
     let (options, http) = with_pages(Options { database: Some(url), ..Options::default() });
     let mut component = Component::start(&server, &options);
@@ -224,4 +260,72 @@ fn a_standby_takes_the_place_of_the_primary_without_a_restart() {
         || get(http, "/readyz").1 == "ready\n",
     );
     assert!(component.runs());
+}
+
+const EVENT: Duration = Duration::from_secs(60);
+
+fn romeo() -> BareJid {
+    BareJid::new("romeo@montague.lit").unwrap()
+}
+
+/// Adds a key of romeo's to a store directly, as another component does.
+async fn add_to(store: &Store) -> KeyId {
+    let print = Print::new(HashKind::Sha256, &[1; 32]).unwrap();
+    let new = NewKey::of_prints(Method::X509, vec![print], "", Source::Self_).unwrap();
+    let now = OffsetDateTime::now_utc();
+    let added = store.add(&romeo(), &new, 9, &Actor::User(romeo()), now, KeyId::new(1)).await;
+    added.unwrap().key.id
+}
+
+async fn revoke_in(store: &Store, key: KeyId) {
+    store.revoke(key, &Actor::Offline, "", OffsetDateTime::now_utc()).await.unwrap();
+}
+
+/// The network forgets all connections of one component without a word, while another one revokes a key.
+#[tokio::test]
+async fn a_revocation_is_in_force_where_the_listening_connection_became_silent() {
+    let postgres = Postgres::start();
+    let switch = Switch::start(postgres.port());
+    let here = Store::open(&switch.url(), 4, true).await.unwrap();
+    let there = Store::open(&postgres.url(), 2, false).await.unwrap();
+    let key = add_to(&there).await;
+    let component = BareJid::new("xtls.montague.lit").unwrap();
+    let options =
+        registry::Options { component, visibility: Visibility::Everyone, keys_per_user: 9 };
+    let registry = Registry::new(here, options);
+    let listening = tokio::spawn({
+        let registry = registry.clone();
+        async move { registry.listen().await }
+    });
+    let state = async || registry.profile(&romeo()).await.unwrap().keys[0].state;
+    timeout(EVENT, registry.blocks_changed()).await.expect("it listens");
+    assert_eq!(state().await, State::Active);
+    switch.silence();
+    revoke_in(&there, key).await;
+    // That it listens again is the sign that it has noticed the silence.
+    timeout(EVENT, registry.blocks_changed()).await.expect("it listens again");
+    assert_eq!(state().await, State::Revoked);
+    listening.abort();
+}
+
+#[tokio::test]
+async fn connections_of_the_pool_that_became_silent_are_replaced() {
+    let postgres = Postgres::start();
+    let switch = Switch::start(postgres.port());
+    let store = Store::open(&switch.url(), 4, true).await.unwrap();
+    add_to(&store).await;
+    switch.silence();
+    assert_eq!(store.profile(&romeo()).await.unwrap().keys.len(), 1);
+}
+
+#[tokio::test]
+async fn one_connection_in_the_pool_is_enough_beside_the_one_that_listens() {
+    let postgres = Postgres::start();
+    let store = Store::open(&postgres.url(), 1, true).await.unwrap();
+    let mut changes = store.changes().await.unwrap().expect("PostgreSQL tells of changes");
+    let key = add_to(&store).await;
+    assert_eq!(timeout(EVENT, changes.next()).await.unwrap().unwrap(), Some(romeo()));
+    revoke_in(&store, key).await;
+    assert_eq!(timeout(EVENT, changes.next()).await.unwrap().unwrap(), Some(romeo()));
+    assert_eq!(store.profile(&romeo()).await.unwrap().keys[0].state, State::Revoked);
 }

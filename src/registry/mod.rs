@@ -115,11 +115,12 @@ const CHANGES: (f64, Duration) = (1000.0, Duration::from_secs(20));
 impl Registry {
     /// A registry on a store.
     pub fn new(store: Store, options: Options) -> Self {
+        let profiles = if store.tells() { Profiles::notified() } else { Profiles::default() };
         Self {
             component: options.component.clone(),
             store,
             options: Arc::new(RwLock::new(options)),
-            profiles: Arc::default(),
+            profiles: Arc::new(profiles),
             catching_up: Arc::default(),
             challenges: Arc::default(),
             changes: Arc::new(Mutex::new(Rates::with_burst(

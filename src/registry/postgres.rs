@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use jid::BareJid;
 use sqlx::{
-    PgConnection as Connection, PgPool as Pool, Postgres as Db,
+    Connection as _, Executor as _, PgConnection as Connection, PgPool as Pool, Postgres as Db,
     postgres::{PgListener, PgPoolOptions, PgRow as Row},
 };
+use tokio::time::timeout;
 
 use super::store::{OpenError, Trust};
 
@@ -24,6 +25,11 @@ use sql::Change;
 
 /// How long a request waits for a connection, that is for a database that is away.
 const ACQUIRE: Duration = Duration::from_secs(5);
+/// How long an idle connection may take to show that it still works.
+const ALIVE: Duration = Duration::from_secs(2);
+/// After this long without a notification the listening connection is asked whether it still works, and has
+/// [`ALIVE`] to answer. Both together are shorter than the age limit of cached profiles.
+const QUIET: Duration = Duration::from_secs(3);
 /// The lock that changes take in turn ("fngrpost"): one writer at a time, as SQLite has it.
 const WRITER: i64 = 0x666e_6772_706f_7374;
 /// The channel on which a user whose keys have changed is named.
@@ -48,9 +54,20 @@ impl Database {
         let pool = PgPoolOptions::new()
             .max_connections(connections.max(1))
             .acquire_timeout(ACQUIRE)
-            .before_acquire(move |_, connection| {
-                let good = trusted.admits(connection.age);
-                Box::pin(async move { Ok(good) })
+            // The library's own test waits without end for a peer that is silent.
+            .test_before_acquire(false)
+            .before_acquire(move |connection, meta| {
+                let trusted = trusted.clone();
+                Box::pin(async move {
+                    if !trusted.admits(meta.age) {
+                        return Ok(false);
+                    }
+                    let alive = in_time(ALIVE, connection.ping()).await;
+                    if alive.is_err() {
+                        trusted.withdraw();
+                    }
+                    alive.map(|()| true)
+                })
             })
             .connect(url)
             .await
@@ -61,23 +78,68 @@ impl Database {
         Ok(Self { pool, trust })
     }
 
-    /// A connection that hears of changes, also those of others.
+    /// A connection that hears of changes, also those of others. It is one more than the pool has: it is held for as long
+    /// as the program runs, and a pool of one would have none left.
     pub(super) async fn listen(&self) -> Result<Listener, sqlx::Error> {
-        let mut listener = PgListener::connect_with(&self.pool).await?;
-        listener.listen(CHANNEL).await?;
-        Ok(Listener(listener))
+        let connect = async {
+            let own = PgPoolOptions::new()
+                .max_connections(1)
+                .acquire_timeout(ACQUIRE)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .connect_lazy_with((*self.pool.connect_options()).clone());
+            let mut connection = PgListener::connect_with(&own).await?;
+            // A lost connection is to be told of before there is another: what was changed in between is not heard.
+            connection.eager_reconnect(false);
+            connection.listen(CHANNEL).await?;
+            Ok(connection)
+        };
+        let connection = in_time(ACQUIRE, connect).await?;
+        Ok(Listener { connection, trust: self.trust.clone() })
     }
 }
 
 /// Hears of changes.
 #[derive(Debug)]
-pub(super) struct Listener(PgListener);
+pub(super) struct Listener {
+    connection: PgListener,
+    trust: Trust,
+}
 
 impl Listener {
-    /// Whose keys have changed; `None` when the connection was lost, so that anyone's may have.
-    pub(super) async fn next(&mut self) -> Result<Option<String>, sqlx::Error> {
-        Ok(self.0.try_recv().await?.map(|notification| notification.payload().to_owned()))
+    /// Waits for the address of a user, of whom keys have changed; the text is empty for blocks. An error says that the
+    /// connection is lost or silent: changes may have been missed, and this listener hears no more.
+    ///
+    /// The connections of the pool go the same way: after an error each is replaced before it is used.
+    pub(super) async fn next(&mut self) -> Result<String, sqlx::Error> {
+        let heard = self.hear().await;
+        if heard.is_err() {
+            self.trust.withdraw();
+        }
+        heard
     }
+
+    async fn hear(&mut self) -> Result<String, sqlx::Error> {
+        loop {
+            // Giving up on `try_recv` loses nothing: it takes whole messages out of the buffer of its connection, or none.
+            if let Ok(received) = timeout(QUIET, self.connection.try_recv()).await {
+                let notification = received?
+                    .ok_or_else(|| sqlx::Error::Io(std::io::ErrorKind::ConnectionAborted.into()))?;
+                return Ok(notification.payload().to_owned());
+            }
+            // Silence is no sign that nothing has changed. What is notified meanwhile is kept for `try_recv`.
+            in_time(ALIVE, self.connection.execute("SELECT 1")).await?;
+        }
+    }
+}
+
+/// Waits for the database, but not for ever.
+async fn in_time<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let silent = |_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));
+    timeout(limit, answer).await.unwrap_or_else(silent)
 }
 
 /// Begins a change; it waits for the one under way, here or in another Fingerpost.

@@ -1,8 +1,11 @@
-//! Profiles that were read lately. Bounded, and never staler than the last change that was acknowledged.
+//! Profiles that were read lately. Bounded, and never staler than the last change that was heard of.
 //!
 //! Each profile carries the count of changes that its owner had when it was read from the database; it is used only
 //! while that count stands. A change is counted after its commit and before anyone is told of it. Owners share 4096
 //! counters: a change of one drops some others too, which costs a lookup.
+//!
+//! Where changes by others are notifications, one may be late or lost: there a profile is also used for 10 seconds at
+//! most, so that a revocation is in force everywhere after that time.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -10,10 +13,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use jid::BareJid;
 use quick_cache::{Weighter, sync::Cache};
+use tokio::time::Instant;
 
 use super::store::Profile;
 
@@ -22,10 +27,19 @@ const BYTES: u64 = 48 << 20;
 const USER: u64 = 256;
 const KEY: u64 = 1024;
 const COUNTERS: usize = 4096;
+/// For how long a profile is used where changes by others are notifications.
+const AGE: Duration = Duration::from_secs(10);
+
+/// When a profile was read: after how many changes, and at what time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stamp {
+    changes: u64,
+    at: Instant,
+}
 
 #[derive(Clone, Debug)]
 struct Entry {
-    read_at: u64,
+    read_at: Stamp,
     profile: Arc<Profile>,
 }
 
@@ -50,6 +64,7 @@ pub(super) struct Profiles {
     hasher: RandomState,
     /// Set while changes that others make could be missed.
     bypassed: AtomicBool,
+    age: Option<Duration>,
 }
 
 impl Default for Profiles {
@@ -59,11 +74,17 @@ impl Default for Profiles {
             changes: (0..COUNTERS).map(|_| AtomicU64::new(0)).collect(),
             hasher: RandomState::new(),
             bypassed: AtomicBool::new(false),
+            age: None,
         }
     }
 }
 
 impl Profiles {
+    /// A cache for a database that notifies of changes by others; nothing is kept before it is said that they are heard.
+    pub(super) fn notified() -> Self {
+        Self { bypassed: AtomicBool::new(true), age: Some(AGE), ..Self::default() }
+    }
+
     fn counter(&self, owner: &BareJid) -> &AtomicU64 {
         let hash = self.hasher.hash_one(owner);
         &self.changes[usize::try_from(hash % COUNTERS as u64).unwrap_or_default()]
@@ -75,16 +96,18 @@ impl Profiles {
             return None;
         }
         let entry = self.cache.get(owner)?;
-        (entry.read_at == self.stamp(owner)).then_some(entry.profile)
+        let now = self.stamp(owner);
+        let fresh = self.age.is_none_or(|age| now.at.duration_since(entry.read_at.at) < age);
+        (fresh && entry.read_at.changes == now.changes).then_some(entry.profile)
     }
 
-    /// The count of changes, to be taken before the database is read.
-    pub(super) fn stamp(&self, owner: &BareJid) -> u64 {
-        self.counter(owner).load(Ordering::SeqCst)
+    /// The count of changes and the time, to be taken before the database is read.
+    pub(super) fn stamp(&self, owner: &BareJid) -> Stamp {
+        Stamp { changes: self.counter(owner).load(Ordering::SeqCst), at: Instant::now() }
     }
 
     /// Keeps what was read after `read_at` was taken.
-    pub(super) fn put(&self, owner: &BareJid, read_at: u64, profile: Arc<Profile>) {
+    pub(super) fn put(&self, owner: &BareJid, read_at: Stamp, profile: Arc<Profile>) {
         if !self.bypassed.load(Ordering::SeqCst) {
             self.cache.insert(owner.clone(), Entry { read_at, profile });
         }
@@ -127,6 +150,25 @@ mod tests {
         assert!(profiles.get(&owner).is_none());
         profiles.put(&owner, stamp, Arc::default());
         assert!(profiles.get(&owner).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_notified_of_is_used_for_ten_seconds_from_before_it_was_read() {
+        let [notified, looked] = [Profiles::notified(), Profiles::default()];
+        let owner = BareJid::new("romeo@m.lit").unwrap();
+        notified.put(&owner, notified.stamp(&owner), Arc::default());
+        assert!(notified.get(&owner).is_none(), "nobody hears yet");
+        notified.set_hearing(true);
+        for profiles in [&notified, &looked] {
+            let stamp = profiles.stamp(&owner);
+            tokio::time::advance(Duration::from_secs(4)).await;
+            profiles.put(&owner, stamp, Arc::default());
+            tokio::time::advance(Duration::from_millis(5999)).await;
+            assert!(profiles.get(&owner).is_some());
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert!(notified.get(&owner).is_none());
+        assert!(looked.get(&owner).is_some(), "here every lookup asks what has changed");
     }
 
     #[test]

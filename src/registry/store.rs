@@ -55,9 +55,14 @@ impl Trust {
         if let Err(StoreError::Database(error)) = &done
             && tells_of_the_connection(error)
         {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            self.withdraw();
         }
         done
+    }
+
+    /// Lets no connection that there is now be used on.
+    pub(super) fn withdraw(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 }
 
@@ -214,16 +219,16 @@ pub struct OpenSide {
 pub struct Changes(postgres::Listener);
 
 impl Changes {
-    /// Waits for the next change and says whose keys it was; `None`: anyone's, for the connection was lost, or whom
-    /// admins have blocked.
+    /// Waits for the next change and says whose keys it was; `None`: anyone's, or whom admins have blocked.
     ///
     /// # Errors
-    /// If the database is away.
+    /// If the connection is lost, or the database has not answered for 5 seconds. Changes may have been missed: ask
+    /// [`Store::changes`] again and take all for changed.
     ///
     /// # Cancel safety
     /// Dropping the future may lose a change; ask [`Store::changes`] anew and take all for changed.
     pub async fn next(&mut self) -> Result<Option<BareJid>, StoreError> {
-        Ok(self.0.next().await?.and_then(|jid| canonical_bare(&jid)))
+        Ok(canonical_bare(&self.0.next().await?))
     }
 }
 
@@ -250,6 +255,11 @@ impl Store {
             Kind::Postgres(_) => false,
             Kind::Sqlite(db) => db.is_shared(),
         }
+    }
+
+    /// Whether changes by other programs are told, to those who listen to [`Self::changes`].
+    pub(super) fn tells(&self) -> bool {
+        matches!(self.kind, Kind::Postgres(_))
     }
 
     /// What other programs have changed since this was asked last, where they do not tell it themselves.
