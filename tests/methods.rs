@@ -310,7 +310,8 @@ fn an_openpgp_key_of_gnupg_is_taken_over(kind: Kind) {
 fn the_string_is_confirmed_at_a_terminal(kind: Kind) {
     let users = Users::start(kind, &Options::default());
     let Users { alice, bob, .. } = &users;
-    for (answer, code) in [("n", 4), ("y", 0)] {
+    // What is typed before the question is no answer to it.
+    for (ahead, answer, code) in [("", "n", 4), ("y\r", "n", 4), ("", "y", 0)] {
         let mut listener = listen(bob, "x509", &[]);
         let file = letter(&users, "read-aloud.bin");
         let mut command = alice.command(["send", bob.jid(), file.to_str().unwrap()]);
@@ -322,7 +323,8 @@ fn the_string_is_confirmed_at_a_terminal(kind: Kind) {
             .get_envs()
             .filter_map(|(name, value)| Some((text(name), json!(text(value?)))))
             .collect();
-        let steps = json!([["wait", "[y/N]"], ["type", format!("{answer}\r")], ["end"]]);
+        let steps =
+            json!([["type", ahead], ["wait", "[y/N]"], ["type", format!("{answer}\r")], ["end"]]);
         let settings = json!({
             "command": words, "environment": environment, "controls": true, "steps": steps,
         });
@@ -332,7 +334,7 @@ fn the_string_is_confirmed_at_a_terminal(kind: Kind) {
         assert_eq!(status == 0, code == 0, "{}", listener.log());
         assert_eq!(listener.files().len(), usize::from(code == 0));
         let sas = listener.event("secured").unwrap()["sas"].as_str().unwrap().to_owned();
-        let screen = sent["screens"][0].as_str().unwrap();
+        let screen = sent["screens"][1].as_str().unwrap();
         assert!(screen.contains(&format!("Does bob@example.test see {sas}? [y/N]")), "{screen}");
         bob.run(["trust", "forget", alice.jid()]);
     }

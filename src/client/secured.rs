@@ -7,6 +7,7 @@ use std::{
 };
 
 use jid::BareJid;
+use rustix::termios::{QueueSelector, tcflush};
 use serde_json::json;
 
 use super::{Client, output::XtlsError, trust::Trust};
@@ -117,10 +118,11 @@ pub(super) async fn confirm(peer: &BareJid, sas: &str) -> Result<(), XtlsError> 
         .map_err(|error| XtlsError::failed(error.to_string()))?
 }
 
-/// Asks the person at the terminal, wherever standard input and output go.
+/// Asks the person at the terminal, wherever standard input and output go. What was typed before is no answer.
 fn ask(question: &str) -> Result<(), XtlsError> {
     let answer = || -> io::Result<String> {
         let mut terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
+        tcflush(&terminal, QueueSelector::IFlush)?;
         terminal.write_all(question.as_bytes())?;
         terminal.flush()?;
         let mut line = String::new();
