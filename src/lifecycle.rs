@@ -87,6 +87,9 @@ fn raise_descriptors(sessions: usize) {
 async fn serve(loaded: Loaded, inherited: Inherited) -> Result<(), Failure> {
     let log = &loaded.config.log;
     let log = LogLevel::start(&log.level, log.format == Format::Json);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
     raise_descriptors(loaded.config.limits.sessions);
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;

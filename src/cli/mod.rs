@@ -178,7 +178,8 @@ impl Cli {
     pub fn prepare(self, out: &mut impl Write, err: &mut impl Write) -> Result<Task, Failure> {
         let file = self.config.as_deref();
         match self.command {
-            Command::Serve => Ok(Task::Serve(load(file, err)?)),
+            // Its warnings belong into the log, in the log's format.
+            Command::Serve => Ok(Task::Serve(Config::load(file, vars())?)),
             Command::Check { online } => {
                 let loaded = load(file, err)?;
                 check_ports(&loaded.config)?;

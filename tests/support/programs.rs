@@ -1,6 +1,8 @@
 //! Our own programs and the scripts of the independent clients.
 
 use std::ffi::OsStr;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -85,6 +87,8 @@ impl Component {
             options.more,
         );
         std::fs::write(&config, text).unwrap();
+        // It holds a secret.
+        std::fs::set_permissions(&config, Permissions::from_mode(0o600)).unwrap();
         let log = folder.path().join("component.log");
         let process = Process::start(Self::serve(&config, options), &log);
         Self { folder, process, options: options.clone(), socks5, tap }
