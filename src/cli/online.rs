@@ -411,7 +411,7 @@ impl Asking {
 
     /// Whether every stanza to ourselves comes back to this connection, once.
     async fn is_alone(&mut self) -> Result<bool, Failure> {
-        let mut echo = Echo::new(rand::random(), Instant::now());
+        let mut echo = Echo::new(rand::random(), None, Instant::now());
         let (reader, writer) = &mut self.halves;
         let mut bytes = Vec::new();
         for id in echo.due(Instant::now()) {

@@ -32,7 +32,7 @@ use crate::{
     xmpp::{
         ns,
         size::{self, Instead},
-        stanza::{Stanza, refuse_oversized},
+        stanza::{Stanza, Unaddressed, refuse_oversized},
         xml::{self, Came, Received, Rules, StanzaReader},
     },
 };
@@ -388,16 +388,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         inbound: &mpsc::Sender<Stanza>,
     ) -> io::Result<()> {
         let (mut heard, mut is_asked) = (Instant::now(), false);
-        let mut progress = Instant::now();
+        let (mut progress, mut was_idle) = (Instant::now(), true);
         loop {
             self.take_in()?;
             if self.is_over && self.arrived.is_empty() {
                 return Ok(());
             }
             let is_idle = self.pending.is_empty() && !self.is_unflushed;
-            if is_idle {
+            // What is written after a pause has its time from now on.
+            if is_idle || was_idle {
                 progress = Instant::now();
             }
+            was_idle = is_idle;
             let silent = heard + if is_asked { SILENCE * 2 } else { SILENCE };
             let deadline = if is_idle { silent } else { silent.min(progress + WRITE) };
             tokio::select! {
@@ -413,7 +415,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                         permit.send(stanza);
                     }
                 }
-                filled = self.reader.fill(), if self.arrived.is_empty() && !self.is_over => {
+                // What is read may have to be answered: not while the server takes no answers.
+                filled = self.reader.fill(),
+                    if self.arrived.is_empty() && !self.is_over && self.pending.len() < 2 * FULL =>
+                {
                     filled?;
                     (heard, is_asked) = (Instant::now(), false);
                 }
@@ -422,12 +427,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                     None => return Ok(()),
                 },
                 () = sleep_until(deadline) => {
-                    // While stanzas wait to be taken nothing is read, and silence says nothing.
-                    if !self.arrived.is_empty() {
-                        heard = Instant::now();
-                    } else if is_asked || progress + WRITE <= Instant::now() {
+                    let now = Instant::now();
+                    if !is_idle && now >= progress + WRITE {
                         return Err(io::ErrorKind::TimedOut.into());
-                    } else {
+                    }
+                    if !self.arrived.is_empty() {
+                        // While stanzas wait to be taken nothing is read, and silence says nothing.
+                        heard = now;
+                    } else if now >= silent {
+                        if is_asked {
+                            return Err(io::ErrorKind::TimedOut.into());
+                        }
                         is_asked = true;
                         self.ask();
                     }
@@ -466,8 +476,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             return;
         }
         self.address(&mut element);
-        if let Ok(stanza) = Stanza::parse(element) {
-            self.arrived.push_back(stanza);
+        let head = Unaddressed::of(&element);
+        match Stanza::parse(element) {
+            Ok(stanza) => self.arrived.push_back(stanza),
+            Err(_) => {
+                if let Some(refusal) = head.and_then(Unaddressed::refuse) {
+                    self.send(&refusal);
+                }
+            }
         }
     }
 
@@ -595,7 +611,63 @@ impl ServerCertVerifier for AnyServer {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, DuplexStream, duplex},
+        task::JoinHandle,
+    };
+
     use super::*;
+
+    const HEADER: &str = "<stream:stream xmlns='jabber:client' \
+        xmlns:stream='http://etherx.jabber.org/streams' id='1' version='1.0'>";
+
+    /// A driver that is logged in, and the server's end of its connection.
+    fn driven() -> (DuplexStream, mpsc::Receiver<Stanza>, JoinHandle<()>, mpsc::Sender<Element>) {
+        let (ours, server) = duplex(1 << 16);
+        let (read, writer) = split(ours);
+        let reader = StanzaReader::with_rules(read, Rules::CLIENT);
+        let own = FullJid::new("bob@example.test/xtls").unwrap();
+        let driver = Driver::new(Stream { reader, writer }, own);
+        let (outbound, queue) = mpsc::channel(4);
+        let (sender, inbound) = mpsc::channel(4);
+        (server, inbound, tokio::spawn(driver.run(queue, sender)), outbound)
+    }
+
+    async fn read(server: &mut DuplexStream) -> String {
+        let mut buffer = vec![0; 4096];
+        let count = server.read(&mut buffer).await.unwrap();
+        String::from_utf8(buffer[..count].to_vec()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_is_asked_for_a_sign_of_life_and_lives_on() {
+        let (mut server, _inbound, task, _outbound) = driven();
+        server.write_all(HEADER.as_bytes()).await.unwrap();
+        // Its answers fit into the queue, which nobody empties.
+        for _ in 0..3 {
+            let asked = read(&mut server).await;
+            assert!(asked.contains("id='alive'"), "{asked}");
+            server.write_all(b"<iq type='result' id='alive'/>").await.unwrap();
+        }
+        assert!(!task.is_finished());
+        // Then nothing more comes back.
+        let begin = Instant::now();
+        let asked = read(&mut server).await;
+        assert!(asked.contains("id='alive'"), "{asked}");
+        task.await.unwrap();
+        assert!(begin.elapsed() >= SILENCE * 2, "{:?}", begin.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_whose_address_cannot_be_read_is_answered() {
+        let (mut server, _inbound, _task, _outbound) = driven();
+        server.write_all(HEADER.as_bytes()).await.unwrap();
+        let request = "<iq type='get' id='1' from='eve@example.test/\u{1f4f1}' to='bob@example.test/xtls'><a xmlns='u'/></iq>";
+        server.write_all(request.as_bytes()).await.unwrap();
+        let answer = read(&mut server).await;
+        assert!(answer.contains("jid-malformed") && answer.contains("id='1'"), "{answer}");
+        assert!(answer.contains("to='eve@example.test/\u{1f4f1}'"), "{answer}");
+    }
 
     /// The stanzas of both servers' clients may be 262,144 bytes long.
     #[test]

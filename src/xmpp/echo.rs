@@ -71,6 +71,8 @@ pub(crate) fn is_id(id: &str) -> bool {
 pub struct Echo {
     /// Random, so that an earlier connection or another program has other numbers.
     nonce: u64,
+    /// That of the connection before: what was under way there may come here.
+    before: Option<u64>,
     next: u32,
     sent: Vec<Sent>,
     next_at: Instant,
@@ -78,9 +80,9 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// A log-in at `now`. `nonce` is random.
-    pub fn new(nonce: u64, now: Instant) -> Self {
-        Self { nonce, next: 0, sent: Vec::new(), next_at: now, shared_at: None }
+    /// A log-in at `now`. `nonce` is random, `before` that of this program's connection before.
+    pub fn new(nonce: u64, before: Option<u64>, now: Instant) -> Self {
+        Self { nonce, before, next: 0, sent: Vec::new(), next_at: now, shared_at: None }
     }
 
     /// Returns the ids to send now; each goes into an IQ get from the component to itself.
@@ -111,9 +113,13 @@ impl Echo {
     /// program's: it then needs no answer.
     pub fn came(&mut self, id: &str, now: Instant) -> bool {
         let Some(rest) = id.strip_prefix(PREFIX) else { return false };
-        let number = rest
-            .split_once('-')
-            .filter(|(nonce, _)| u64::from_str_radix(nonce, 16) == Ok(self.nonce))
+        let nonce = |text| u64::from_str_radix(text, 16).ok();
+        let parts = rest.split_once('-').map(|(text, number)| (nonce(text), number));
+        if parts.is_some_and(|(nonce, _)| nonce.is_some() && nonce == self.before) {
+            return true;
+        }
+        let number = parts
+            .filter(|(nonce, _)| *nonce == Some(self.nonce))
             .and_then(|(_, number)| number.parse::<u32>().ok());
         let Some(number) = number else {
             self.shared_at = Some(now);
@@ -163,7 +169,7 @@ mod tests {
     #[test]
     fn a_link_is_good_when_all_came_back_once() {
         let start = Instant::now();
-        let mut echo = Echo::new(7, start);
+        let mut echo = Echo::new(7, None, start);
         assert_eq!(echo.route(start), Route::Unknown);
         assert!(!echo.is_waiting());
         let burst = echo.due(start);
@@ -187,7 +193,7 @@ mod tests {
     #[test]
     fn what_does_not_come_back_is_counted_and_forgotten_after_a_minute() {
         let start = Instant::now();
-        let mut echo = Echo::new(7, start);
+        let mut echo = Echo::new(7, None, start);
         for (number, id) in echo.due(start).iter().enumerate() {
             if number % 2 == 0 {
                 echo.came(id, start);
@@ -215,17 +221,20 @@ mod tests {
     #[test]
     fn another_program_and_a_repeated_stanza_are_told() {
         let start = Instant::now();
-        let mut echo = Echo::new(7, start);
+        let mut echo = Echo::new(7, None, start);
         let ids = echo.due(start);
         for id in &ids {
             echo.came(id, start);
         }
         assert!(echo.came(&ids[0], start));
         assert_eq!(echo.route(start), Route::Shared);
-        let mut other = Echo::new(8, start);
+        let mut other = Echo::new(8, Some(9), start);
         for id in other.due(start) {
             other.came(&id, start);
         }
+        // What was under way on the connection before proves nothing.
+        assert!(other.came(&format!("{PREFIX}{:016x}-3", 9), start));
+        assert_eq!(other.route(start), Route::Good);
         assert!(other.came(&ids[1], start));
         assert_eq!(other.route(start + seconds(59)), Route::Shared);
         assert_ne!(other.route(start + seconds(60)), Route::Shared);

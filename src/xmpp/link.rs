@@ -284,13 +284,14 @@ pub async fn run(
     mut handler: impl Handler,
     stop: CancellationToken,
 ) -> Result<(), LinkError> {
-    let (mut backoff, mut held, mut ends) = (Backoff::new(), Held::default(), None);
+    let (mut backoff, mut held) = (Backoff::new(), Held::default());
+    let (mut ends, mut nonce) = (None, None);
     let mut was_up = false;
     loop {
         let (mut up, mut large) = (None, None);
         let ended = connection(
             &options,
-            &mut ends,
+            (&mut ends, &mut nonce),
             (&mut outbound, &mut held),
             &mut handler,
             &stop,
@@ -335,7 +336,7 @@ pub async fn run(
 /// this one that died in silence, and become this one's if it does.
 async fn connection(
     options: &LinkOptions,
-    ends: &mut Option<Ends>,
+    (ends, nonce): (&mut Option<Ends>, &mut Option<u64>),
     (outbound, held): (&mut mpsc::Receiver<Element>, &mut Held),
     handler: &mut impl Handler,
     stop: &CancellationToken,
@@ -374,7 +375,7 @@ async fn connection(
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
-    let mut pings = Pings::new(&options.jid, now);
+    let mut pings = Pings::new(&options.jid, nonce, now);
     // Neither direction waits for the other: if both sides' socket buffers are full, each must go on reading.
     loop {
         if let Err(ended) = take_in(&mut reader, &mut pings, outbound, handler, &mut out) {
@@ -463,8 +464,10 @@ struct Pings<'a> {
 }
 
 impl<'a> Pings<'a> {
-    fn new(jid: &'a BareJid, now: Instant) -> Self {
-        Self { jid, echo: Echo::new(rand::random(), now), told: Route::Unknown }
+    /// `nonce` is that of the connection before, and becomes this one's.
+    fn new(jid: &'a BareJid, nonce: &mut Option<u64>, now: Instant) -> Self {
+        let own = rand::random();
+        Self { jid, echo: Echo::new(own, nonce.replace(own), now), told: Route::Unknown }
     }
 
     /// Takes a stanza if it is one of them, or another program's.

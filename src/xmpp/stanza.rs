@@ -165,6 +165,38 @@ pub(crate) fn refuse_oversized(head: Element) -> Option<Element> {
     request.map(|stanza| stanza.refuse(&Refusal::new("modify", "not-acceptable", text)))
 }
 
+/// The head of an IQ request, for an answer if its addresses cannot be read.
+///
+/// Servers pass on addresses that this program does not take: Prosody 0.12 allows characters that are younger than the
+/// stringprep profiles. Such a request is answered all the same (RFC 6120, 8.2.3).
+pub(crate) struct Unaddressed(Element);
+
+impl Unaddressed {
+    /// Keeps the head of a request; `None` if the stanza asks for no answer.
+    pub(crate) fn of(element: &Element) -> Option<Self> {
+        let asks = element.name() == "iq" && matches!(element.attr("type"), Some("get" | "set"));
+        asks.then(|| Self(super::xml::head_in(element, ns::CLIENT)))
+    }
+
+    /// Returns the answer, from and to the addresses as they were written; `None` if one is missing.
+    pub(crate) fn refuse(self) -> Option<Element> {
+        let mut answer = Element::bare("iq", ns::CLIENT);
+        for (name, value) in [
+            ("type", "error"),
+            ("from", self.0.attr("to")?),
+            ("to", self.0.attr("from")?),
+            ("id", self.0.attr("id").unwrap_or_default()),
+        ] {
+            super::xml::set(&mut answer, name, value);
+        }
+        let text = "An address of this stanza cannot be read";
+        let refusal = Refusal::new("modify", "jid-malformed", text);
+        metrics::REFUSALS.count(&[refusal.condition]);
+        answer.append_child(refusal.to_element());
+        Some(answer)
+    }
+}
+
 /// A stanza error: what a peer is told when it asked for what it may not or cannot have (RFC 6120, 8.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {

@@ -65,6 +65,8 @@ pub(crate) enum Tail {
     Open,
     /// `/>`
     Empty,
+    /// It is an end tag.
+    End,
 }
 
 /// A start tag.
@@ -213,6 +215,8 @@ pub(crate) struct Tokenizer {
     /// Bytes of the token, kept or not, and the last two.
     length: usize,
     last: [u8; 2],
+    /// The token is an end tag of which nothing is kept.
+    is_end: bool,
     /// How much is kept of one token.
     limit: usize,
 }
@@ -227,6 +231,7 @@ impl Tokenizer {
             kept: Kept::All,
             length: 0,
             last: [0; 2],
+            is_end: false,
             limit,
         }
     }
@@ -327,7 +332,11 @@ impl Tokenizer {
         self.spent = self.held.len();
         let kept = std::mem::replace(&mut self.kept, Kept::All);
         if kept == Kept::Nothing {
-            let tail = if self.last[0] == b'/' { Tail::Empty } else { Tail::Open };
+            let tail = match (std::mem::take(&mut self.is_end), self.last[0]) {
+                (true, _) => Tail::End,
+                (false, b'/') => Tail::Empty,
+                (false, _) => Tail::Open,
+            };
             let is_tag = matches!(markup, Markup::Tag(_));
             return Ok(Some((Token::Dropped(is_tag.then_some(tail)), length)));
         }
@@ -359,6 +368,7 @@ impl Tokenizer {
             }
             if self.held.len() > self.limit / 2 {
                 self.kept = Kept::Nothing;
+                self.is_end = self.held.get(1) == Some(&b'/');
                 self.held = Vec::new();
             }
         }

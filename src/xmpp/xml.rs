@@ -321,9 +321,13 @@ impl Tree {
                     return Err(ParseError::TooMuch);
                 }
                 self.too_much()?;
-                if let Some(tail) = tag {
-                    self.depth += 1;
-                    self.is_empty = tail == Tail::Empty;
+                match tag {
+                    Some(Tail::End) => return self.end(None),
+                    Some(tail) => {
+                        self.depth += 1;
+                        self.is_empty = tail == Tail::Empty;
+                    }
+                    None => {}
                 }
                 Ok(None)
             }
@@ -813,6 +817,7 @@ mod tests {
     #[tokio::test]
     async fn every_way_to_be_too_much_leaves_the_head_and_the_stream() {
         let value = "9".repeat(MAX_STANZA + 1);
+        let name = "n".repeat(MAX_STANZA + 9);
         let namespace = "n".repeat(MAX_STANZA / 4);
         let attributes: String = (0..200_000).map(|n| format!(" a{n}='1'")).collect();
         let declarations: String = (0..200).map(|n| format!(" xmlns:p{n}='u'")).collect();
@@ -827,6 +832,8 @@ mod tests {
             // Each child inherits the long namespace.
             (String::new(), format!("<x xmlns='{namespace}'>{}</x>", "<a/>".repeat(100))),
             (String::new(), "<a/>".repeat(100_000)),
+            (String::new(), format!("<{name}>x</{name}>")),
+            (String::new(), format!("<x>x</x{}>", " ".repeat(MAX_STANZA + 9))),
         ] {
             let text = format!(
                 "{HEADER}<iq {attributes}id='1'>{content}</iq><iq id='2'/></stream:stream>"
