@@ -133,7 +133,7 @@ impl Plane {
     }
 
     /// Joins two legs until both are done, and says meanwhile how far it is: between two sockets without copying where that can be, else with
-    /// [`pipe::relay_at_rate`].
+    /// `pipe::relay_at_rate`.
     ///
     /// # Cancel safety
     /// Dropping the future loses what is in flight, so it is only for ending both legs.

@@ -1,7 +1,7 @@
 //! XML stream bytes <-> stanza elements, for every stream: the component's link, a client's connection, streams of peers.
 //!
 //! Anybody can have a server write unusual XML on these streams, so nothing that a conforming server passes on may end
-//! them. [`tokens`](super::tokens), on top of quick-xml, finds tags and text. Names are resolved here, as quick-xml's own
+//! them. `tokens.rs`, on top of quick-xml, finds tags and text. Names are resolved here, as quick-xml's own
 //! resolver refuses what servers really write:
 //! - Prosody binds other prefixes, or none, to the namespace of `xml:`. That is read as what it means.
 //! - ejabberd passes on prefixes that a client declared in its own stream header only. What they meant is lost: such names
