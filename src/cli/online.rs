@@ -363,7 +363,7 @@ impl Asking {
         self.number += 1;
         let id = format!("check-size-{}", self.number);
         let address = self.jid.as_str();
-        // A result that nobody waits for: whoever else gets it drops it.
+        // A result that nobody waits for: any other program that gets it drops it.
         let mut iq = xml::element(
             "iq",
             ns::CLIENT,

@@ -25,7 +25,7 @@ const PREFIX: &str = ".xtls-";
 const SUFFIX: &str = ".part";
 /// How long a part waits for its sender to try again.
 const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How many parts of one sender are kept in a folder: the youngest. Nobody's parts make those of others go.
+/// How many parts of one sender are kept in a directory: the youngest. One sender's parts never displace another's.
 const MOST: usize = 16;
 
 /// A file of which a prefix is there.

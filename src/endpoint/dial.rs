@@ -16,7 +16,7 @@ const MAX_ADDRESSES: usize = 16;
 /// Why no address of a host answered.
 #[derive(Debug)]
 pub(super) enum DialError {
-    /// The name has no address.
+    /// The name does not resolve to an address.
     Resolve(io::Error),
     /// Each address that was tried, with its error.
     Connect(Vec<(SocketAddr, io::Error)>),

@@ -19,7 +19,7 @@ use crate::{
 
 /// How long the registry may take for all pages of its answer.
 const ANSWER: Duration = Duration::from_secs(15);
-/// How long after a refusal for want of room the registry is asked again.
+/// How long after a refusal for lack of room the registry is asked again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// The most pages of one user's keys. A registry that has more is not believed.
 const PAGES: usize = 64;

@@ -101,7 +101,7 @@ impl Status {
         sample.2
     }
 
-    /// Notes whether the link is up. What is known of the way through the server begins anew.
+    /// Notes whether the link is up, and forgets what was known of the way through the server.
     pub fn set_link(&self, up: bool) {
         self.set_route(Route::Unknown);
         self.link.store(up, Ordering::Relaxed);
