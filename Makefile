@@ -4,6 +4,8 @@ SHELL := /bin/bash
 NEXTEST_VERSION := 0.9.143
 VENV := target/venv
 ROUNDS ?= 5
+# The property tests try the same inputs in each run; others: make test PROPTEST_RNG_SEED=$RANDOM
+export PROPTEST_RNG_SEED ?= 1
 # How long each part of `make soak` and `make fuzz` runs.
 SECONDS ?= 60
 KEYS ?= 1000000
