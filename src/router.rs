@@ -39,7 +39,7 @@ use crate::{
         iq::{Answer, Requests, random_id},
         jid::{full, unproxied},
         ns, rsm,
-        stanza::{Kind, Refusal, Stanza, Unaddressed},
+        stanza::{Kind, Refusal, Stanza},
         xml,
     },
 };
@@ -284,12 +284,11 @@ impl Router {
 
     /// Handles one stanza from the link.
     pub fn handle(&mut self, element: Element) {
-        let head = Unaddressed::of(&element);
         let stanza = match Stanza::parse_canonical(element) {
             Ok(stanza) => stanza,
-            Err(error) => {
-                debug!(%error, "a stanza cannot be handled");
-                match head.and_then(Unaddressed::refuse) {
+            Err(unreadable) => {
+                debug!(reason = %unreadable, "a stanza cannot be handled");
+                match unreadable.refuse_address() {
                     Some(refusal) => self.send(refusal),
                     None => metrics::STANZAS_DROPPED.count(&["address"]),
                 }

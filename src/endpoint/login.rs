@@ -32,7 +32,7 @@ use crate::{
     xmpp::{
         ns,
         size::{self, Instead},
-        stanza::{Stanza, Unaddressed, refuse_oversized},
+        stanza::{Stanza, refuse_oversized},
         xml::{self, Came, Received, Rules, StanzaReader},
     },
 };
@@ -476,11 +476,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             return;
         }
         self.address(&mut element);
-        let head = Unaddressed::of(&element);
         match Stanza::parse(element) {
             Ok(stanza) => self.arrived.push_back(stanza),
-            Err(_) => {
-                if let Some(refusal) = head.and_then(Unaddressed::refuse) {
+            Err(unreadable) => {
+                if let Some(refusal) = unreadable.refuse_address() {
                     self.send(&refusal);
                 }
             }

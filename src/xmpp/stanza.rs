@@ -39,36 +39,83 @@ pub struct Stanza {
     pub element: Element,
 }
 
-/// Why an element is no stanza that can be handled.
+/// Why an element is not a stanza that can be handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StanzaError {
     /// Not iq, message or presence.
     #[error("not an iq, message or presence")]
     Kind,
-    /// `from` or `to` is missing or no JID.
+    /// `from` or `to` is missing or not a JID.
     #[error("from and to must be JIDs")]
     Address,
+}
+
+/// An element that is not a stanza that can be handled, with the reason.
+///
+/// Servers pass on addresses that this program does not take: Prosody 0.12 allows characters that are younger than the
+/// stringprep profiles. A request from such an address is answered all the same (RFC 6120, 8.2.3).
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct Unreadable {
+    /// What is wrong with it.
+    pub reason: StanzaError,
+    element: Element,
+}
+
+impl Unreadable {
+    fn new(reason: StanzaError, element: Element) -> Box<Self> {
+        Box::new(Self { reason, element })
+    }
+
+    /// Returns the answer to a request, from and to the addresses as they were written.
+    ///
+    /// `None` if the element asks for no answer or has no addresses.
+    pub(crate) fn refuse(&self, refusal: &Refusal) -> Option<Element> {
+        let asked = &self.element;
+        if asked.name() != "iq" || !matches!(asked.attr("type"), Some("get" | "set")) {
+            return None;
+        }
+        let mut answer = Element::bare("iq", ns::CLIENT);
+        for (name, value) in [
+            ("type", "error"),
+            ("from", asked.attr("to")?),
+            ("to", asked.attr("from")?),
+            ("id", asked.attr("id").unwrap_or_default()),
+        ] {
+            super::xml::set(&mut answer, name, value);
+        }
+        metrics::REFUSALS.count(&[refusal.condition]);
+        answer.append_child(refusal.to_element());
+        Some(answer)
+    }
+
+    /// The same for a request whose address cannot be read.
+    pub(crate) fn refuse_address(&self) -> Option<Element> {
+        let text = "An address of this stanza cannot be read";
+        self.refuse(&Refusal::new("modify", "jid-malformed", text))
+    }
 }
 
 impl Stanza {
     /// Reads the addresses of an element.
     ///
     /// # Errors
-    /// [`StanzaError`] if it is no stanza or has no addresses.
-    pub fn parse(element: Element) -> Result<Self, StanzaError> {
+    /// [`Unreadable`], with the element, if it is not a stanza or has no addresses.
+    pub fn parse(element: Element) -> Result<Self, Box<Unreadable>> {
         let kind = match element.name() {
             "iq" => Kind::Iq,
             "message" => Kind::Message,
             "presence" => Kind::Presence,
-            _ => return Err(StanzaError::Kind),
+            _ => return Err(Unreadable::new(StanzaError::Kind, element)),
         };
-        let address = |name| {
-            element.attr(name).and_then(|text| Jid::new(text).ok()).ok_or(StanzaError::Address)
+        let address = |name| element.attr(name).and_then(|text| Jid::new(text).ok());
+        let (Some(from), Some(to)) = (address("from"), address("to")) else {
+            return Err(Unreadable::new(StanzaError::Address, element));
         };
         Ok(Self {
             kind,
-            from: address("from")?,
-            to: address("to")?,
+            from,
+            to,
             type_: element.attr("type").unwrap_or_default().to_owned(),
             id: element.attr("id").unwrap_or_default().to_owned(),
             element,
@@ -79,11 +126,13 @@ impl Stanza {
     /// was stamped.
     ///
     /// # Errors
-    /// [`StanzaError`]
-    pub fn parse_canonical(element: Element) -> Result<Self, StanzaError> {
+    /// [`Unreadable`], with the element.
+    pub fn parse_canonical(element: Element) -> Result<Self, Box<Unreadable>> {
         let mut stanza = Self::parse(element)?;
         let stamped = stanza.stamped();
-        let from = canonical(stamped).ok_or(StanzaError::Address)?;
+        let Some(from) = canonical(stamped) else {
+            return Err(Unreadable::new(StanzaError::Address, stanza.element));
+        };
         learn_spelling(stamped, &from);
         stanza.from = from;
         Ok(stanza)
@@ -157,44 +206,16 @@ fn weight(element: &Element) -> usize {
 
 /// Gives the answer to a stanza that was too much to read; `None` if it must not be answered, and it is counted.
 pub(crate) fn refuse_oversized(head: Element) -> Option<Element> {
-    let request = Stanza::parse(head).ok().filter(Stanza::is_request);
-    if request.is_none() {
+    let text = "The stanza is nested too deeply or too long";
+    let refusal = Refusal::new("modify", "not-acceptable", text);
+    let answer = match Stanza::parse(head) {
+        Ok(stanza) => stanza.is_request().then(|| stanza.refuse(&refusal)),
+        Err(unreadable) => unreadable.refuse(&refusal),
+    };
+    if answer.is_none() {
         metrics::STANZAS_DROPPED.count(&["oversized"]);
     }
-    let text = "The stanza is nested too deeply or too long";
-    request.map(|stanza| stanza.refuse(&Refusal::new("modify", "not-acceptable", text)))
-}
-
-/// The head of an IQ request, for an answer if its addresses cannot be read.
-///
-/// Servers pass on addresses that this program does not take: Prosody 0.12 allows characters that are younger than the
-/// stringprep profiles. Such a request is answered all the same (RFC 6120, 8.2.3).
-pub(crate) struct Unaddressed(Element);
-
-impl Unaddressed {
-    /// Keeps the head of a request; `None` if the stanza asks for no answer.
-    pub(crate) fn of(element: &Element) -> Option<Self> {
-        let asks = element.name() == "iq" && matches!(element.attr("type"), Some("get" | "set"));
-        asks.then(|| Self(super::xml::head_in(element, ns::CLIENT)))
-    }
-
-    /// Returns the answer, from and to the addresses as they were written; `None` if one is missing.
-    pub(crate) fn refuse(self) -> Option<Element> {
-        let mut answer = Element::bare("iq", ns::CLIENT);
-        for (name, value) in [
-            ("type", "error"),
-            ("from", self.0.attr("to")?),
-            ("to", self.0.attr("from")?),
-            ("id", self.0.attr("id").unwrap_or_default()),
-        ] {
-            super::xml::set(&mut answer, name, value);
-        }
-        let text = "An address of this stanza cannot be read";
-        let refusal = Refusal::new("modify", "jid-malformed", text);
-        metrics::REFUSALS.count(&[refusal.condition]);
-        answer.append_child(refusal.to_element());
-        Some(answer)
-    }
+    answer
 }
 
 /// A stanza error: what a peer is told when it asked for what it may not or cannot have (RFC 6120, 8.3).
@@ -277,5 +298,52 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}) {}", self.condition, self.type_, self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An address with a character that is younger than the stringprep profiles.
+    const YOUNG: &str = "\u{1f9e6}@a.example";
+
+    fn iq(type_: &str, attributes: &str) -> Element {
+        format!("<iq xmlns='jabber:client' type='{type_}' id='7' {attributes}><p xmlns='u'/></iq>")
+            .parse()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_request_of_an_unreadable_address_is_answered_at_any_size() {
+        let from_to = format!("from='{YOUNG}' to='b.example'");
+        let unreadable = Stanza::parse_canonical(iq("get", &from_to)).unwrap_err();
+        assert_eq!(unreadable.reason, StanzaError::Address);
+        let answers = [
+            (unreadable.refuse_address(), "jid-malformed"),
+            (refuse_oversized(iq("set", &from_to)), "not-acceptable"),
+        ];
+        for (answer, condition) in answers {
+            let answer = answer.expect(condition);
+            assert_eq!(answer.attr("to"), Some(YOUNG));
+            assert_eq!(answer.attr("from"), Some("b.example"));
+            assert_eq!(answer.attr("id"), Some("7"));
+            let error = answer.get_child("error", ns::CLIENT).unwrap();
+            assert!(error.has_child(condition, ns::STANZA_ERRORS), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn what_asks_for_nothing_or_names_nobody_is_not_answered() {
+        for (type_, attributes) in [
+            ("result", format!("from='{YOUNG}' to='b.example'")),
+            ("error", format!("from='{YOUNG}' to='b.example'")),
+            ("get", "to='b.example'".to_owned()),
+            ("get", "from='a@a.example'".to_owned()),
+        ] {
+            let unreadable = Stanza::parse_canonical(iq(type_, &attributes)).unwrap_err();
+            assert_eq!(unreadable.refuse_address(), None, "{type_} {attributes}");
+            assert_eq!(refuse_oversized(iq(type_, &attributes)), None, "{type_} {attributes}");
+        }
     }
 }
