@@ -138,6 +138,7 @@ impl Commands {
         }
         let store = self.registry.store();
         let mut keys = Vec::new();
+        let mut more = "";
         if let Ok(id) = query.parse::<KeyId>()
             && let Some(key) = store.key(id).await?
         {
@@ -148,11 +149,13 @@ impl Commands {
                 keys.extend(theirs.into_iter().filter(|key| key.has(&print)));
             }
         } else {
-            for owner in store.owners_like(query, FOUND).await? {
+            let mut owners = store.owners_like(query, FOUND + 1).await?;
+            more = shorten(&mut owners);
+            for owner in owners {
                 keys.extend(store.keys_of(&owner).await?);
             }
         }
-        let text = format!("Keys found: {}.", keys.len());
+        let text = format!("Keys found: {}.{more}", keys.len());
         key_table(progress, "Keys", text, &keys, true)
     }
 
@@ -495,5 +498,30 @@ fn optional_jid(values: &Values, var: &str) -> Result<Option<BareJid>, Stop> {
         text => canonical_bare(text)
             .map(Some)
             .ok_or_else(|| input("Expected an address like romeo@montague.lit, or nothing")),
+    }
+}
+
+/// Keeps as many of the users as one search shows. Returns what to tell the admin if there are more.
+fn shorten(owners: &mut Vec<BareJid>) -> &'static str {
+    let is_long = owners.len() > FOUND as usize;
+    owners.truncate(FOUND as usize);
+    if is_long { " More users match: enter a longer part of the address." } else { "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_with_more_users_than_it_shows_says_so() {
+        let users = |count: u32| -> Vec<BareJid> {
+            (0..count).map(|n| BareJid::new(&format!("u{n}@a.example")).unwrap()).collect()
+        };
+        let mut whole = users(FOUND);
+        assert_eq!(shorten(&mut whole), "");
+        assert_eq!(whole, users(FOUND));
+        let mut long = users(FOUND + 1);
+        assert!(shorten(&mut long).contains("More users match"));
+        assert_eq!(long, users(FOUND));
     }
 }
