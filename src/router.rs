@@ -1,8 +1,10 @@
 //! One stanza in, exactly one answer out (none for what must not be answered).
 
+mod choice;
 mod plain;
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,10 +16,11 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use self::choice::{Findings, Taken, Unanswered, Waiting};
 use crate::{
     access::Doors,
     broker::{
-        Broker,
+        Broker, Callee,
         message_initiation::{self, Proposals},
         presence::{Change, Presences, Sign},
         reachable::Reachable,
@@ -131,24 +134,6 @@ async fn published_keys(requests: &Requests, own: &Jid, user: &Jid) -> Option<Ve
     Some(published)
 }
 
-/// What an error says of the resource that was asked whether it is there.
-fn sign_of(error: &Element) -> Sign {
-    let is = |condition| error.has_child(condition, ns::STANZA_ERRORS);
-    if ["gone", "item-not-found", "recipient-unavailable", "service-unavailable"]
-        .into_iter()
-        .any(is)
-        || ["remote-server-not-found", "jid-malformed"].into_iter().any(is)
-    {
-        return Sign::Gone;
-    }
-    // A server in trouble says nothing of its users; all else comes from the client itself.
-    if ["internal-server-error", "remote-server-timeout", "resource-constraint"].into_iter().any(is)
-    {
-        return Sign::Silence;
-    }
-    Sign::Here
-}
-
 /// How many presences are taken.
 #[derive(Debug)]
 struct PresenceRates {
@@ -177,11 +162,25 @@ impl PresenceRates {
 #[derive(Debug)]
 pub struct Known(Box<Stanza>, bool);
 
+/// What came of the question to a resource whether it is there.
+#[derive(Debug)]
+pub struct Asked {
+    jid: Arc<FullJid>,
+    sign: Sign,
+    /// What it says that it can do.
+    info: Option<Element>,
+    /// When it was asked, and over the link of which number.
+    at: tokio::time::Instant,
+    link: u64,
+}
+
 /// What work that the router has given away has come to.
 #[derive(Debug)]
 pub enum Report {
-    /// A resource was asked whether it is there, over the link of this number.
-    Asked(Arc<FullJid>, Sign, Option<Element>, u64),
+    /// A resource was asked whether it is there.
+    Asked(Box<Asked>),
+    /// A session-initiate was not acknowledged.
+    Unanswered(Box<Unanswered>),
     /// The keys that a user publishes have been read.
     PublishedKeys(BareJid),
 }
@@ -211,6 +210,8 @@ pub struct Router {
     back: Back,
     identity: Arc<Identity>,
     presences: Presences,
+    /// Stanzas for bare JIDs, by these, that wait for the answers of resources.
+    waiting: HashMap<BareJid, Vec<Waiting>>,
     reachable: Reachable,
     /// Whose published keys are being read.
     readers: pep::Readers,
@@ -260,6 +261,7 @@ impl Router {
             back,
             identity,
             presences: Presences::new(),
+            waiting: HashMap::new(),
             reachable,
             readers: pep::Readers::default(),
             proposals,
@@ -295,13 +297,15 @@ impl Router {
                 return;
             }
         };
+        if self.presences.count() > 0 {
+            self.presences.heard(&stanza.from, tokio::time::Instant::now());
+        }
         match stanza.kind {
             Kind::Presence => self.handle_presence(&stanza),
             Kind::Message => self.handle_message(&stanza),
             Kind::Iq if stanza.is_request() => {
                 if let Err(refusal) = self.handle_request(&stanza, None) {
-                    debug!(%refusal, "refused");
-                    self.send(stanza.refuse(&refusal));
+                    self.refuse(&stanza, &refusal);
                 }
             }
             Kind::Iq if matches!(stanza.type_.as_str(), "result" | "error") => {
@@ -324,8 +328,8 @@ impl Router {
         }
     }
 
-    /// `known`: whether the sender may know of the addressee, if that was found out since the stanza was looked at first.
-    fn handle_request(&mut self, stanza: &Stanza, known: Option<bool>) -> Result<(), Refusal> {
+    /// `found`: what was found out since the stanza was looked at first.
+    fn handle_request(&mut self, stanza: &Stanza, found: Option<Findings>) -> Result<(), Refusal> {
         let mut payloads = stanza.element.children().filter(|child| !child.is("error", ns::CLIENT));
         let (Some(payload), None) = (payloads.next(), payloads.next()) else {
             return Err(Refusal::bad_request(
@@ -347,7 +351,10 @@ impl Router {
             }
             return Err(Refusal::item_not_found("There is no such bytestream"));
         }
-        if known.is_none() && !self.rates.allow(&asker, Instant::now()) {
+        if is_jingle && found.is_none() && self.handle_waiting(stanza, payload)? {
+            return Ok(());
+        }
+        if found.is_none() && !self.rates.allow(&asker, Instant::now()) {
             return Err(Refusal::resource_constraint("Too many requests: wait a few seconds"));
         }
         if !self.options.access.admits(&asker) {
@@ -362,9 +369,12 @@ impl Router {
         if self.options.access.blocks(&callee.to_bare()) {
             return Err(message_initiation::unreachable());
         }
+        if is_jingle && self.broker.is_room(callee.domain().as_str()) == Some(true) {
+            return Err(message_initiation::room());
+        }
         let forwarded = payload.is("query", ns::DISCO_INFO) || payload.is("ping", ns::PING);
         if stanza.type_ == "get" && payload.is("offer", ns::C2CTLS) {
-            return self.handle_offer(stanza, payload.clone(), callee, known);
+            return self.handle_offer(stanza, payload.clone(), callee, found);
         }
         if stanza.type_ == "get" && payload.is("pubkey", ns::PUBKEY) {
             let (registry, stanza) = (self.registry.clone(), stanza.clone());
@@ -382,40 +392,22 @@ impl Router {
             let sid = payload.attr("sid").unwrap_or_default();
             let now = tokio::time::Instant::now();
             if let Some((taker, sid)) = self.proposals.session(&stanza.from, &callee, sid, now) {
-                return self.broker.initiate(stanza.clone(), &taker.into(), Some(sid));
+                let callee = Callee { sid: Some(sid), ..Callee::new(taker.into()) };
+                return self.broker.initiate(stanza.clone(), callee);
             }
-            return match self.reachable(stanza, callee, known)? {
-                Some(callee) => self.broker.initiate(stanza.clone(), &callee, None),
+            let application = self.broker.application(payload);
+            return match self.reachable(stanza, callee, application.as_deref(), found)? {
+                Some(taken) => self.initiate(stanza, taken),
                 None => Ok(()),
             };
         }
         if forwarded && stanza.type_ == "get" {
-            return match self.reachable(stanza, callee, known)? {
-                Some(callee) => self.forward(stanza, payload.clone(), callee),
+            return match self.reachable(stanza, callee, None, found)? {
+                Some(Taken { jid, .. }) => self.forward(stanza, payload.clone(), jid),
                 None => Ok(()),
             };
         }
         Err(Refusal::service_unavailable())
-    }
-
-    /// The full JID that a proxied address stands for. `None`: the stanza will be handled when it is known whether its
-    /// sender may know of the user.
-    fn reachable(
-        &self,
-        stanza: &Stanza,
-        callee: Jid,
-        known: Option<bool>,
-    ) -> Result<Option<Jid>, Refusal> {
-        if callee.resource().is_some() {
-            return Ok(Some(callee));
-        }
-        let bare = callee.to_bare();
-        let Some(admitted) = self.admitted(stanza, &bare, known)? else { return Ok(None) };
-        self.presences
-            .best(&bare)
-            .filter(|_| admitted)
-            .map(|jid| Some(Jid::from(jid.clone())))
-            .ok_or_else(message_initiation::unreachable)
     }
 
     /// Whether the sender of a stanza may know of `owner`. `None`: the stanza will be handled when that is known.
@@ -460,7 +452,9 @@ impl Router {
             let callee = peer.to_bare();
             let Some(admitted) = self.admitted(stanza, &callee, known)? else { return Ok(()) };
             let resources = self.presences.all(&callee).filter(|_| admitted).cloned().collect();
-            self.proposals.propose(stanza, &callee, resources, now)?
+            let mut out = self.proposals.propose(stanza, &callee, resources, now)?;
+            out.extend(self.check_all(&callee, now));
+            out
         } else {
             // Who was asked need not be a user of the service.
             self.proposals.handle(stanza, &peer, now)?
@@ -520,34 +514,14 @@ impl Router {
         let Ok(permit) = self.signs.take(&jid.to_bare(), 1) else {
             return self.presences.postpone(&jid, now);
         };
-        let (requests, reports) = (self.requests.clone(), self.back.reports.clone());
-        let (own, links) = (Jid::from(self.options.jid.clone()), self.links);
-        self.tasks.spawn(async move {
-            let to = Jid::from(FullJid::clone(&jid));
-            let query = Element::bare("query", ns::DISCO_INFO);
-            let answer = requests.request("get", &own, &to, query, SIGN).await;
-            drop(permit);
-            let report = match answer {
-                Answer::Result(answer) => Report::Asked(jid, Sign::Here, answer, links),
-                Answer::Error(error) => Report::Asked(jid, sign_of(&error), None, links),
-                Answer::Timeout => Report::Asked(jid, Sign::Silence, None, links),
-            };
-            let _ = reports.send(report).await;
-        });
+        self.question(jid, now, SIGN, permit);
     }
 
     /// Takes what work that was given away has come to.
     pub fn handle_report(&mut self, report: Report) {
         match report {
-            Report::Asked(jid, sign, answer, links) => {
-                // A link that broke meanwhile says nothing of who is there.
-                let sign = if links == self.links { sign } else { Sign::Unknown };
-                if let Some(answer) = answer {
-                    self.broker.learn(&Jid::from(FullJid::clone(&jid)), &answer);
-                }
-                self.presences.answered(&jid, sign, tokio::time::Instant::now());
-                self.pass_changes();
-            }
+            Report::Asked(asked) => self.handle_sign(*asked),
+            Report::Unanswered(unanswered) => self.handle_unanswered(*unanswered),
             Report::PublishedKeys(user) => {
                 if let Some(next) = self.readers.done(&user, Instant::now()) {
                     self.read_pep(next);
@@ -593,10 +567,10 @@ impl Router {
         let Known(stanza, admitted) = known;
         let handled = match stanza.kind {
             Kind::Message => self.handle_initiation(&stanza, Some(admitted)),
-            _ => self.handle_request(&stanza, Some(admitted)),
+            _ => self.handle_request(&stanza, Some(Findings::admitted(admitted))),
         };
         if let Err(refusal) = handled {
-            self.send(stanza.refuse(&refusal));
+            self.refuse(&stanza, &refusal);
         }
     }
 
@@ -644,15 +618,15 @@ impl Router {
 
     /// A XEP-0250 query: the callee answers, or where it cannot be reached the registry in its place.
     fn handle_offer(
-        &self,
+        &mut self,
         stanza: &Stanza,
         payload: Element,
         callee: Jid,
-        known: Option<bool>,
+        found: Option<Findings>,
     ) -> Result<(), Refusal> {
         let owner = callee.to_bare();
-        let reached = match self.reachable(stanza, callee, known) {
-            Ok(Some(callee)) => Some(callee),
+        let reached = match self.reachable(stanza, callee, None, found) {
+            Ok(Some(taken)) => Some(taken.jid),
             Ok(None) => return Ok(()),
             Err(_) => None,
         };
@@ -894,6 +868,7 @@ impl Router {
             // Always taken: it frees what is held.
             ("unavailable" | "error", Some(jid)) => {
                 self.presences.unavailable(&jid);
+                self.withdraw_all(&stanza.from);
                 self.broker.user_gone(&stanza.from);
                 let out = self.proposals.gone(&stanza.from);
                 self.send_all(out);
@@ -985,7 +960,7 @@ impl Router {
         }
         if stanza.element.children().any(|child| child.has_ns(ns::JINGLE_MESSAGE)) {
             if let Err(refusal) = self.handle_initiation(stanza, None) {
-                self.send(stanza.refuse(&refusal));
+                self.refuse(stanza, &refusal);
             }
             return;
         }

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    Facts, Guard, Shared, Side,
+    ANSWER, Again, Facts, Found, Guard, Shared, Side,
     journal::Line,
     session::{Action, Input, Peer, Session, unknown_session},
 };
@@ -24,10 +24,9 @@ use crate::{
         transfer::DstAddr,
     },
     metrics,
+    xmpp::stanza::Stanza,
 };
 
-/// How long a user may take to answer one of our requests.
-const ANSWER: Duration = Duration::from_secs(30);
 /// How long nothing may flow, and nothing wait for its reader, after both sides know that the session is over.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -48,6 +47,9 @@ pub(super) struct Driver {
     legs: [Option<Leg>; 2],
     relaying: bool,
     line: Line,
+    /// Where its session-initiate goes if the responder does not take it, and what is to be said there.
+    again: Option<Again>,
+    given_back: Option<(Stanza, Option<Element>)>,
     /// Whatever the session waits for; dropped, that is ended, with it.
     work: JoinSet<Done>,
     /// Its places in the tables; the last to be dropped, for it looks which streams are over.
@@ -56,7 +58,13 @@ pub(super) struct Driver {
 
 impl Driver {
     /// A driver for a session that has not begun.
-    pub(super) fn new(guard: Guard, peers: [Peer; 2], session: Session, line: Line) -> Self {
+    pub(super) fn new(
+        guard: Guard,
+        peers: [Peer; 2],
+        session: Session,
+        line: Line,
+        again: Option<Again>,
+    ) -> Self {
         Self {
             shared: Arc::clone(&guard.shared),
             facts: Arc::clone(&guard.facts),
@@ -66,6 +74,8 @@ impl Driver {
             legs: [None, None],
             relaying: false,
             line,
+            again,
+            given_back: None,
             work: JoinSet::new(),
             guard,
         }
@@ -110,6 +120,13 @@ impl Driver {
                 self.send(stanza.refuse(&unknown_session())).await;
             }
         }
+        if let (Some((stanza, error)), Some(Again(again))) =
+            (self.given_back.take(), self.again.take())
+        {
+            // The next session needs the places of this one.
+            drop(self);
+            return again(stanza, error).await;
+        }
         // What still flows when both users know of the end may reach its reader.
         if self.relaying {
             let rest = async {
@@ -142,6 +159,7 @@ impl Driver {
                 self.shared.acknowledged(&self.peers[Side::Responder.index()]);
             }
             Action::Ask(side, number, payload) => {
+                let mut wait = ANSWER;
                 if payload.attr("action") == Some("session-initiate") {
                     // The callee learns of no session that a crash would make forgotten.
                     let peer = &mut self.peers[side.index()];
@@ -150,12 +168,13 @@ impl Driver {
                         self.line.write(&self.peers);
                     }
                     self.line.written().await;
+                    wait = self.session.patience();
                 }
                 let peer = &self.peers[side.index()];
                 let pending =
                     self.shared.requests.send("set", &peer.mask, &peer.user, payload).await;
                 self.work.spawn(async move {
-                    Done::Told(Input::Answered(number, pending.answer(ANSWER).await))
+                    Done::Told(Input::Answered(number, pending.answer(wait).await))
                 });
             }
             Action::Connect(side, sid) => {
@@ -189,7 +208,14 @@ impl Driver {
                 let shared = Arc::clone(&self.shared);
                 let Peer { user, mask, .. } = self.peers[Side::Responder.index()].clone();
                 self.work.spawn(async move {
-                    Done::Told(Input::Features(shared.features(&user, &mask).await.to_vec()))
+                    Done::Told(match shared.features(&user, &mask).await {
+                        Found::Features(features) => Input::Features(features.to_vec()),
+                        Found::Silence => Input::NoFeatures,
+                        Found::Error => match shared.look_up_room(user.domain().as_str()).await {
+                            true => Input::Room,
+                            false => Input::Features(Vec::new()),
+                        },
+                    })
                 });
             }
             Action::LookUpKeys(side) => {
@@ -200,6 +226,7 @@ impl Driver {
                     Done::Told(Input::Keys(side, shared.keys(&owner, &asker).await))
                 });
             }
+            Action::GiveBack(stanza, error) => self.given_back = Some((*stanza, error)),
             Action::Send(element) => self.send(element).await,
             Action::TakeSocket(side) => {
                 self.legs[side.index()] = self.sockets[side.index()].take().map(Leg::Socket);

@@ -29,7 +29,7 @@ const CAPS: usize = 128;
 /// Most answers that are kept for one client each, and most that are kept for all who announce them. What is needed
 /// least makes room: whoever is forgotten is asked again.
 const ANSWERS: (usize, usize) = (10_000, 1_000);
-/// The features by which the broker decides; nothing else of an answer is kept.
+/// The features by which the broker decides; of an answer these are kept and the applications of Jingle, but nothing else.
 const WANTED: [&str; 9] = [
     ns::APPS_TLS,
     ns::C2CTLS,
@@ -41,11 +41,22 @@ const WANTED: [&str; 9] = [
     ns::SECURITY_OFFER,
     ns::XTLS,
 ];
+/// What the names of Jingle applications begin with, and how many of which length at most are kept of a client.
+const APPLICATIONS: (&str, usize, usize) = ("urn:xmpp:jingle:apps:", 8, 64);
+/// The features of which each says that a client knows what an offer of TLS is.
+const SECURED: [&str; 4] = [ns::APPS_TLS, ns::C2CTLS, ns::SECURITY_OFFER, ns::XTLS];
 /// The hashes of XEP-0115 that are known.
 const HASHES: [&str; 3] = ["sha-1", "sha-256", "sha-512"];
 
 /// A client's features, of those that matter.
 pub type Features = Arc<Vec<String>>;
+
+/// How well a client with these features can take a session for an application (the namespace of its description): 3 if
+/// it announces both the application and TLS, 2 for the application, 1 for TLS, 0 for neither.
+pub fn fit(features: &[String], application: &str) -> u8 {
+    let knows = |feature: &str| features.iter().any(|known| known == feature);
+    2 * u8::from(knows(application)) + u8::from(SECURED.into_iter().any(knows))
+}
 
 /// What is known of clients.
 ///
@@ -113,8 +124,15 @@ impl Cache {
             .filter(|child| child.is("feature", ns::DISCO_INFO))
             .filter_map(|child| child.attr("var"))
             .collect();
-        let wanted = WANTED.iter().filter(|wanted| said.contains(*wanted));
-        let features: Features = Arc::new(wanted.map(|feature| (*feature).to_owned()).collect());
+        let (begin, most, longest) = APPLICATIONS;
+        let wanted = WANTED.into_iter().filter(|wanted| said.contains(wanted));
+        let applications = said
+            .iter()
+            .copied()
+            .filter(|feature| feature.starts_with(begin) && feature.len() <= longest)
+            .filter(|feature| !WANTED.contains(feature))
+            .take(most);
+        let features: Features = Arc::new(wanted.chain(applications).map(str::to_owned).collect());
         let user = self.key(user);
         let right = self.announced.get(&user).copied().filter(|caps| {
             verified(answer).is_some_and(|text| {
@@ -363,5 +381,23 @@ mod tests {
         let answer = query(&format!("{features}<feature var='urn:xmpp:jingle:1'/>"));
         let kept = cache.learn(&jid("a@x/1"), &answer, now);
         assert_eq!(*kept, ["urn:xmpp:jingle:1"]);
+        let applications: String =
+            (0..5000).map(|i| format!("<feature var='urn:xmpp:jingle:apps:{i}'/>")).collect();
+        let long = "x".repeat(5000);
+        let answer = query(&format!("<feature var='urn:xmpp:jingle:apps:{long}'/>{applications}"));
+        let kept = cache.learn(&jid("a@x/1"), &answer, now);
+        assert_eq!(kept.len(), APPLICATIONS.1);
+        assert!(kept.contains(&"urn:xmpp:jingle:apps:0".to_owned()));
+    }
+
+    #[test]
+    fn a_client_fits_by_its_application_first_and_by_tls_then() {
+        let features = |all: &[&str]| all.iter().map(|f| (*f).to_owned()).collect::<Vec<_>>();
+        let listener = features(&[ns::XTLS, ns::FILE_TRANSFER]);
+        let chat_program = features(&[ns::JINGLE, ns::FILE_TRANSFER]);
+        let pipe = features(&[ns::XTLS, ns::APPS_TLS]);
+        let fits = [&listener, &chat_program, &pipe].map(|f| fit(f, ns::FILE_TRANSFER));
+        assert_eq!(fits, [3, 2, 1]);
+        assert_eq!([&listener, &chat_program, &pipe].map(|f| fit(f, ns::APPS_TLS)), [1, 0, 3]);
     }
 }

@@ -68,6 +68,8 @@ struct Proposal {
     callee: BareJid,
     /// The resources that have heard of it.
     told: Vec<FullJid>,
+    /// Those of them that are not answering.
+    silent: Vec<FullJid>,
     stage: Stage,
     /// Whether the initiator, and the callee, have said that the session is over.
     finished: [bool; 2],
@@ -170,6 +172,7 @@ impl Proposals {
             id: id.clone(),
             callee: callee.clone(),
             told: resources,
+            silent: Vec::new(),
             stage: Stage::Ringing,
             finished: [false; 2],
             deadline: now + RING,
@@ -265,7 +268,12 @@ impl Proposals {
             Stage::Proceeding(by) | Stage::Started(by) => Some(by),
         };
         Ok(match (action, decided) {
-            ("ringing", None) => Some(vec![passed]),
+            ("ringing", None) => {
+                if let Some(proposal) = self.open.get_mut(theirs) {
+                    proposal.silent.retain(|silent| *silent != from);
+                }
+                Some(vec![passed])
+            }
             // It rings no more; the resource may have missed that.
             ("ringing" | "proceed" | "reject", Some(by)) if *by != from => {
                 let late = "Answered on another device";
@@ -333,13 +341,32 @@ impl Proposals {
             }
             proposal.told.retain(|told| *told != user);
             let left = match &proposal.stage {
-                Stage::Ringing => proposal.told.is_empty(),
+                Stage::Ringing => proposal.told.iter().all(|told| proposal.silent.contains(told)),
                 Stage::Proceeding(by) => *by == user,
                 // The session tells of its end itself.
                 Stage::Started(_) => false,
             };
             if left {
                 out.extend(self.end(&theirs, "gone", "The other user went away", false, true));
+            }
+        }
+        out
+    }
+
+    /// A resource is not answering. What rings nowhere else is rejected, with this text.
+    pub fn silent(&mut self, user: &FullJid, text: &str) -> Vec<Element> {
+        let mut out = Vec::new();
+        let asked = self.by_callee.get(&user.to_bare()).into_iter().flatten().cloned();
+        for theirs in asked.collect::<Vec<_>>() {
+            let Some(proposal) = self.open.get_mut(&theirs) else { continue };
+            if !proposal.told.contains(user) || proposal.stage != Stage::Ringing {
+                continue;
+            }
+            if !proposal.silent.contains(user) {
+                proposal.silent.push(user.clone());
+            }
+            if proposal.told.iter().all(|told| proposal.silent.contains(told)) {
+                out.extend(self.end(&theirs, "timeout", text, true, true));
             }
         }
         out
@@ -496,7 +523,8 @@ impl Proposals {
         let user = proposal.initiator.to_bare();
         let told: usize = proposal.told.iter().map(|jid| 64 + jid.as_str().len()).sum();
         let addresses = proposal.initiator.as_str().len() + proposal.callee.as_str().len();
-        let bytes = PROPOSAL + 2 * (told + addresses + proposal.id.len());
+        // A resource that does not answer is kept twice.
+        let bytes = PROPOSAL + 2 * (2 * told + addresses + proposal.id.len());
         for (kind, weight) in [1, bytes].into_iter().enumerate() {
             loop {
                 match self.shares[kind].take(&user, weight, &self.limits[kind]) {
@@ -600,7 +628,18 @@ pub fn read(stanza: &Stanza) -> Option<(String, String)> {
 
 /// What a callee is that is not there, or not for the asker.
 pub(crate) fn unreachable() -> Refusal {
-    Refusal::new("wait", "recipient-unavailable", "The user is not reachable now")
+    let text = "The user is not reachable now";
+    Refusal::new("wait", "recipient-unavailable", text).with_extra(AWAY.0, AWAY.1)
+}
+
+/// The application condition of [`unreachable`].
+pub(crate) const AWAY: (&str, &str) = ("away", ns::HINTS);
+
+/// What the address of a room, or of somebody in it, is (XEP-0045).
+pub(crate) fn room() -> Refusal {
+    let text = "This is the address of a chat room, or of somebody in it, and sessions do not go through rooms: ask for \
+                the real address";
+    Refusal::new("cancel", "not-acceptable", text).with_extra("room", ns::HINTS)
 }
 
 fn said(action: &str, id: &str, condition: &str, text: &str) -> Element {

@@ -19,10 +19,13 @@ pub mod transport;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    fmt,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
+use hashlink::LruCache;
 use jid::{BareJid, Jid};
 use minidom::Element;
 use tokio::{sync::mpsc, time::Instant};
@@ -52,6 +55,13 @@ use crate::{
     },
 };
 
+/// How long a user may take to answer one of our requests.
+const ANSWER: Duration = Duration::from_secs(30);
+/// For how long it is believed that a domain is one of chat rooms, that it is not, and that it does not say.
+const ROOMS: [Duration; 3] =
+    [Duration::from_secs(3600), Duration::from_secs(600), Duration::from_secs(10)];
+/// How many domains are known to be one or not.
+const DOMAINS: usize = 1000;
 /// How long a user may take to answer disco#info before its features count as unknown.
 const DISCO: Duration = Duration::from_secs(3);
 /// One domain may have so many times as many sessions as are free.
@@ -127,6 +137,47 @@ pub struct Options {
     pub sessions: (usize, usize),
 }
 
+/// Whom a session-initiate is passed on to.
+#[derive(Debug)]
+pub struct Callee {
+    /// The full JID.
+    pub jid: Jid,
+    /// The session id that it has heard of already, from a proposal.
+    pub sid: Option<String>,
+    /// How long it may take to acknowledge the session-initiate.
+    pub patience: Duration,
+    /// Where the session-initiate goes if it does not, or has no use for it.
+    pub again: Option<Again>,
+}
+
+impl Callee {
+    /// A callee with the usual patience.
+    pub fn new(jid: Jid) -> Self {
+        Self { jid, sid: None, patience: ANSWER, again: None }
+    }
+}
+
+/// Takes back a session-initiate that its callee did not take, with the error if there was one.
+pub struct Again(Box<dyn FnOnce(Stanza, Option<Element>) -> Back + Send + Sync>);
+
+type Back = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Again {
+    /// Gives it to this function.
+    pub fn new<F>(take: impl FnOnce(Stanza, Option<Element>) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self(Box::new(|stanza, error| Box::pin(take(stanza, error))))
+    }
+}
+
+impl fmt::Debug for Again {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Again")
+    }
+}
+
 /// Addresses of one leg: the user's, and ours towards it.
 type Pair = (Jid, Jid);
 
@@ -181,8 +232,29 @@ struct Entry {
     crossable: Option<String>,
 }
 
+/// What a user's client has said of itself.
+enum Found {
+    /// What it can do.
+    Features(features::Features),
+    /// Nothing in time.
+    Silence,
+    /// An error, which may come from its server.
+    Error,
+}
+
+/// Which domains are services of chat rooms (XEP-0045), and until when that is believed.
+#[derive(Debug)]
+struct Rooms(LruCache<String, (Instant, bool)>);
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self(LruCache::new(DOMAINS))
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
+    rooms: Rooms,
     sessions: HashMap<Pair, Vec<Entry>>,
     /// Under which addresses a user has sessions.
     masks: HashMap<Jid, HashSet<Jid>>,
@@ -251,19 +323,59 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The features a user's client announces; empty if it does not say in time.
-    async fn features(&self, user: &Jid, mask: &Jid) -> features::Features {
+    /// The features a user's client announces.
+    async fn features(&self, user: &Jid, mask: &Jid) -> Found {
         let known = self.lock().features.known(user, Instant::now().into_std());
         if let Some(known) = known {
-            return known;
+            return Found::Features(known);
         }
         let query = Element::bare("query", ns::DISCO_INFO);
         match self.requests.request("get", mask, user, query, DISCO).await {
-            Answer::Result(Some(answer)) => {
-                self.lock().features.learn(user, &answer, Instant::now().into_std())
-            }
-            _ => features::Features::default(),
+            Answer::Result(Some(answer)) => Found::Features(self.lock().features.learn(
+                user,
+                &answer,
+                Instant::now().into_std(),
+            )),
+            Answer::Result(None) => Found::Features(features::Features::default()),
+            Answer::Error(_) => Found::Error,
+            Answer::Timeout => Found::Silence,
         }
+    }
+
+    /// Whether a domain is a service of chat rooms, if that is known.
+    fn is_room(&self, domain: &str) -> Option<bool> {
+        let mut state = self.lock();
+        let (until, is_room) = *state.rooms.0.peek(domain)?;
+        if Instant::now() < until {
+            return Some(is_room);
+        }
+        state.rooms.0.remove(domain);
+        None
+    }
+
+    /// Asks a domain whether it is a service of chat rooms. Each is asked once at a time, and seldom.
+    async fn look_up_room(&self, domain: &str) -> bool {
+        if let Some(known) = self.is_room(domain) {
+            return known;
+        }
+        let Ok(to) = Jid::new(domain) else { return false };
+        let keep = |is_room, time| {
+            let until = Instant::now() + time;
+            self.lock().rooms.0.insert(domain.to_owned(), (until, is_room));
+        };
+        let [found, not, silent] = ROOMS;
+        keep(false, silent);
+        let own = Jid::from(self.options().jid.clone());
+        let query = Element::bare("query", ns::DISCO_INFO);
+        let is_room = match self.requests.request("get", &own, &to, query, DISCO).await {
+            Answer::Result(Some(info)) => info.children().any(|child| {
+                child.is("identity", ns::DISCO_INFO) && child.attr("category") == Some("conference")
+            }),
+            Answer::Result(None) | Answer::Error(_) => false,
+            Answer::Timeout => return false,
+        };
+        keep(is_room, if is_room { found } else { not });
+        is_room
     }
 
     /// The responder's client knows of the session.
@@ -424,17 +536,13 @@ impl Broker {
         true
     }
 
-    /// Makes a session of a session-initiate from `stanza.from` to `callee` (a full JID). `known` is the session id that
-    /// the callee has heard of already, from a proposal.
+    /// Makes a session of a session-initiate from `stanza.from` to `callee`.
     ///
     /// # Errors
     /// What the initiator is told if the session cannot be.
-    pub fn initiate(
-        &self,
-        stanza: Stanza,
-        callee: &Jid,
-        known: Option<String>,
-    ) -> Result<(), Refusal> {
+    pub fn initiate(&self, stanza: Stanza, callee: Callee) -> Result<(), Refusal> {
+        let Callee { jid: callee, sid: known, patience, again } = callee;
+        let callee = &callee;
         let shared = &self.shared;
         let options = shared.options();
         let Some(jingle) = stanza.payload() else {
@@ -528,7 +636,7 @@ impl Broker {
             place,
         };
         let peers = [initiator, responder];
-        let machine = Session::new(
+        let mut machine = Session::new(
             Arc::clone(&options),
             random_id,
             peers.clone(),
@@ -537,9 +645,10 @@ impl Broker {
             stanza,
             Instant::now(),
         );
+        machine.expect_acknowledgement(patience, again.is_some());
         let line = shared.journal.begin(&peers);
         metrics::SESSIONS.count(&[]);
-        let driver = Driver::new(guard, peers, machine, line);
+        let driver = Driver::new(guard, peers, machine, line, again);
         let span = tracing::info_span!("session", id);
         self.tasks.spawn(tracing::Instrument::instrument(driver.run(inputs), span));
         Ok(())
@@ -667,6 +776,28 @@ impl Broker {
             streams.into_iter().flatten().map(|(_, handle)| handle.clone()).collect()
         };
         handles.iter().any(|handle| handle.handle_answer(&stanza.id, stanza.type_ == "result"))
+    }
+
+    /// The application that a session-initiate offers and that would be brokered: the namespace of its description.
+    pub fn application(&self, jingle: &Element) -> Option<String> {
+        let (number, _) = session::choose(jingle, &self.shared.options()).ok()?;
+        session::application(jingle, number)
+    }
+
+    /// How well a client can take a session for an application, if that is known: see [`features::fit`].
+    pub fn fit(&self, user: &Jid, application: &str) -> Option<u8> {
+        let known = self.shared.lock().features.known(user, Instant::now().into_std())?;
+        Some(features::fit(&known, application))
+    }
+
+    /// Whether a domain is a service of chat rooms, if that is known.
+    pub fn is_room(&self, domain: &str) -> Option<bool> {
+        self.shared.is_room(domain)
+    }
+
+    /// Whether a domain is a service of chat rooms.
+    pub async fn look_up_room(&self, domain: &str) -> bool {
+        self.shared.look_up_room(domain).await
     }
 
     /// A reachable resource says in its presence what it can do.

@@ -8,6 +8,10 @@
 //! in the same words in which servers say that there is no such resource. After the link was down all entries are
 //! asked; until they answer they count as reachable, behind those that have.
 //!
+//! Before a resource is offered a session it is asked the same, unless it was heard of a moment ago: a user whose
+//! connection was cut stays available at the server for minutes ([`Presences::choose`]). A question is shared by all who
+//! wait for its answer, and what came of it is believed for a few seconds, so nobody can have others asked at a rate.
+//!
 //! [`Presences`] decides and does nothing: presences, answers and the time go in, what is to be done comes out.
 
 use std::{
@@ -16,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use jid::{BareJid, FullJid};
+use jid::{BareJid, FullJid, Jid};
 use tokio::time::Instant;
 
 use crate::shares::{Full, Limits, Place, Shares};
@@ -28,7 +32,7 @@ const GUESTS: Limits = Limits::new(8 << 20, 4 * ENTRY_MAX, 1);
 /// Resources of one user, with access and without.
 const RESOURCES: (usize, usize) = (16, 4);
 /// Bytes that an entry takes besides its addresses: measured, and rounded up.
-const ENTRY: usize = 448;
+const ENTRY: usize = 512;
 /// The largest entry: two addresses of the greatest length.
 const ENTRY_MAX: usize = ENTRY + 2 * 3071;
 
@@ -40,6 +44,12 @@ const AGAIN: Duration = Duration::from_secs(60);
 const LATER: Duration = Duration::from_secs(5);
 /// The shortest time between two questions: 200 in a second.
 const PACE: Duration = Duration::from_millis(5);
+/// Who was heard of so long before a session was asked for is taken without a question.
+const FRESH: Duration = Duration::from_secs(1);
+/// Who left a question unanswered is not asked another one for so long.
+const SILENT: Duration = Duration::from_secs(3);
+/// Resources of one user that are asked at once for a session.
+const AT_ONCE: usize = 4;
 /// How often the database is told that an entry is still there.
 const STORE_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -71,10 +81,23 @@ pub enum Sign {
     Here,
     /// Its server says that it is not.
     Gone,
+    /// Its server passes nothing on to it: the user may have blocked the component.
+    Refused,
     /// Nothing came in time.
     Silence,
     /// The link was lost meanwhile, or the question could not be sent.
     Unknown,
+}
+
+/// Which resource of a user gets a stanza for its bare JID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// This one. It has been heard of since the stanza came, or else a moment before: `false`.
+    Take(Arc<FullJid>, bool),
+    /// It is not known yet: choose again when one of those has answered that are asked.
+    Wait,
+    /// None. Of those that are there the one that was silent last is so since then.
+    Nobody(Option<Instant>),
 }
 
 #[derive(Debug)]
@@ -83,8 +106,14 @@ struct Resource {
     priority: i8,
     /// Whether it has shown itself since the link came up.
     confirmed: bool,
-    /// Whether it left the last question unanswered.
-    silent: bool,
+    /// When it was last heard of.
+    heard: Option<Instant>,
+    /// When it last answered a question.
+    answered: Option<Instant>,
+    /// When it was asked for a session, until that is settled.
+    asked: Option<Instant>,
+    /// When the first of the last questions was asked that it left unanswered, and when that was seen of the last one.
+    silent: Option<(Instant, Instant)>,
     has_access: bool,
     /// When it is asked next, and a number that tells it from others of that moment.
     due: (Instant, u64),
@@ -136,12 +165,13 @@ impl Presences {
         has_access: bool,
         now: Instant,
     ) -> Result<bool, Full> {
-        let came = self.best(&jid.to_bare()).is_none();
+        let came = !self.is_reachable(&jid.to_bare());
         let due = self.next_due(now + AGE);
         if let Some(resource) = self.find(&jid) {
             let old = std::mem::replace(&mut resource.due, due);
             resource.confirmed = true;
-            resource.silent = false;
+            resource.silent = None;
+            resource.heard = Some(now);
             let changed = resource.priority != priority;
             resource.priority = priority;
             let (jid, has_access) = (Arc::clone(&resource.jid), resource.has_access);
@@ -155,6 +185,7 @@ impl Presences {
         }
         let resource = self.insert(jid, priority, has_access, due)?;
         resource.confirmed = true;
+        resource.heard = Some(now);
         if has_access {
             resource.remembered = Some(now);
             let jid = Arc::clone(&resource.jid);
@@ -200,11 +231,17 @@ impl Presences {
         for resource in self.users.values_mut().flatten() {
             number += 1;
             resource.confirmed = false;
-            resource.silent = false;
+            resource.silent = None;
+            resource.heard = None;
             resource.due = (now, number);
             self.due.insert(resource.due, Arc::clone(&resource.jid));
         }
         self.number = number;
+    }
+
+    /// Whether somebody can be asked.
+    pub fn is_link_up(&self) -> bool {
+        self.ask_at.is_some()
     }
 
     /// The link is down: nobody can be asked.
@@ -236,25 +273,50 @@ impl Presences {
         self.put_off(jid, now + LATER);
     }
 
-    /// How a resource has answered.
-    pub fn answered(&mut self, jid: &FullJid, sign: Sign, now: Instant) {
+    /// Something came from a resource.
+    pub fn heard(&mut self, jid: &Jid, now: Instant) {
+        let Some(resources) = self.users.get_mut(&jid.to_bare()) else { return };
+        let resource = resources.iter_mut().find(|known| known.jid.as_str() == jid.as_str());
+        if let Some(resource) = resource {
+            resource.confirmed = true;
+            resource.heard = Some(now);
+            resource.silent = None;
+        }
+    }
+
+    /// How a resource has answered a question that was asked at `asked`.
+    pub fn answered(&mut self, jid: &FullJid, sign: Sign, asked: Instant, now: Instant) {
         let Some(resource) = self.find(jid) else { return };
+        resource.asked = None;
+        // A client that is busy may be late with its answer: whatever came from it is as good.
+        let is_heard = resource.heard.is_some_and(|heard| heard > asked);
+        let sign = if sign == Sign::Silence && is_heard { Sign::Here } else { sign };
         match sign {
             Sign::Here => {
                 resource.confirmed = true;
-                resource.silent = false;
+                resource.silent = None;
+                resource.heard = Some(now);
+                resource.answered = Some(now);
                 let has_access = resource.has_access;
                 self.put_off(jid, now + AGE);
                 if has_access {
                     self.remember_again(jid, false, now);
                 }
             }
-            Sign::Silence if !resource.silent => {
-                resource.silent = true;
-                resource.confirmed = false;
-                self.put_off(jid, now + AGAIN);
-            }
-            Sign::Gone | Sign::Silence => {
+            Sign::Silence | Sign::Refused => match resource.silent {
+                None => {
+                    resource.silent = Some((asked, now));
+                    resource.confirmed = false;
+                    self.put_off(jid, now + AGAIN);
+                }
+                Some((since, _)) if now.saturating_duration_since(since) < AGAIN => {
+                    resource.silent = Some((since, now));
+                }
+                Some(_) => {
+                    self.unavailable(jid);
+                }
+            },
+            Sign::Gone => {
                 self.unavailable(jid);
             }
             Sign::Unknown => self.put_off(jid, now + LATER),
@@ -271,15 +333,104 @@ impl Presences {
         self.users.get(user).into_iter().flatten().map(|resource| &*resource.jid)
     }
 
-    /// The resource of highest priority that is not negative, among those that have shown themselves since the link came
-    /// up, or else among all; among equals the latest.
-    pub fn best(&self, user: &BareJid) -> Option<&FullJid> {
-        self.users
-            .get(user)?
-            .iter()
-            .filter(|resource| resource.priority >= 0)
-            .max_by_key(|resource| (resource.confirmed, resource.priority))
-            .map(|resource| &*resource.jid)
+    /// Whether stanzas for the bare JID have somewhere to go.
+    fn is_reachable(&self, user: &BareJid) -> bool {
+        self.users.get(user).into_iter().flatten().any(|resource| resource.priority >= 0)
+    }
+
+    /// Chooses the resource that gets a stanza for the bare JID which came at `since`, and says whom to ask for that.
+    ///
+    /// Those of a negative priority, and those in `tried`, are left out. Of the others that answer it is the one that
+    /// `fit` says can do most with the stanza (`None`: not known before it is asked), then one that has shown itself since
+    /// the link came up, then that of the highest priority, then the latest. What [`Presences::answered`] is told of those
+    /// that are asked settles the choice, or narrows it down.
+    pub fn choose(
+        &mut self,
+        user: &BareJid,
+        since: Instant,
+        tried: &[FullJid],
+        fit: impl Fn(&FullJid) -> Option<u8>,
+        now: Instant,
+    ) -> (Choice, Vec<Arc<FullJid>>) {
+        let mut none: [Resource; 0] = [];
+        let resources = self.users.get_mut(user).map_or(&mut none[..], Vec::as_mut_slice);
+        let is_fresh = |at: Option<Instant>| at.is_some_and(|at| at + FRESH >= since);
+        let mut order: Vec<_> = resources
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, resource)| resource.priority >= 0 && !tried.contains(&resource.jid))
+            .map(|(number, resource)| {
+                let fit = fit(&resource.jid);
+                // Who answers, but not what it can do, can do nothing special.
+                let fit = fit.or_else(|| is_fresh(resource.answered).then_some(0));
+                let rank = (
+                    resource.silent.is_none(),
+                    fit.unwrap_or(u8::MAX),
+                    resource.confirmed,
+                    resource.priority,
+                    number,
+                );
+                (rank, fit, resource)
+            })
+            .collect();
+        order.sort_unstable_by_key(|(rank, ..)| std::cmp::Reverse(*rank));
+        let is_alone = order.len() == 1;
+        let (mut ask, mut waiting, mut silent) = (Vec::new(), 0, None);
+        for (_, fit, resource) in order {
+            if let Some((began, seen)) = resource.silent
+                && seen + SILENT > since
+            {
+                silent = silent.max(Some(began));
+                continue;
+            }
+            if is_fresh(resource.heard) && (fit.is_some() || is_alone) {
+                if waiting == 0 {
+                    let sure = resource.heard.is_some_and(|heard| heard >= since);
+                    return (Choice::Take(Arc::clone(&resource.jid), sure), Vec::new());
+                }
+                break;
+            }
+            if waiting == AT_ONCE {
+                break;
+            }
+            waiting += 1;
+            if resource.asked.is_none() {
+                resource.asked = Some(now);
+                ask.push(Arc::clone(&resource.jid));
+            }
+        }
+        (if waiting > 0 { Choice::Wait } else { Choice::Nobody(silent) }, ask)
+    }
+
+    /// Says which resources of a user are to be asked whether they are there, and which were silent a moment ago and since
+    /// when, because something goes to all of them at `now`.
+    pub fn check_all(
+        &mut self,
+        user: &BareJid,
+        now: Instant,
+    ) -> (Vec<Arc<FullJid>>, Vec<(Arc<FullJid>, Instant)>) {
+        let (mut ask, mut silent) = (Vec::new(), Vec::new());
+        for resource in self.users.get_mut(user).into_iter().flatten() {
+            match resource.silent {
+                Some((since, seen)) if seen + SILENT > now => {
+                    silent.push((Arc::clone(&resource.jid), since));
+                }
+                _ if resource.heard.is_some_and(|heard| heard + FRESH >= now) => {}
+                _ if resource.asked.is_some() => {}
+                _ => {
+                    resource.asked = Some(now);
+                    ask.push(Arc::clone(&resource.jid));
+                }
+            }
+        }
+        (ask, silent)
+    }
+
+    /// Since when a resource has not answered, if that is so.
+    pub fn silent_since(&self, jid: &FullJid) -> Option<Instant> {
+        let resources = self.users.get(&jid.to_bare())?;
+        let resource = resources.iter().find(|resource| *resource.jid == *jid)?;
+        resource.silent.map(|(since, _)| since)
     }
 
     /// How many resources are reachable.
@@ -329,7 +480,10 @@ impl Presences {
             jid,
             priority,
             confirmed: false,
-            silent: false,
+            heard: None,
+            answered: None,
+            asked: None,
+            silent: None,
             has_access,
             due,
             remembered: None,

@@ -10,6 +10,15 @@ fn bare(text: &str) -> BareJid {
     BareJid::new(text).unwrap()
 }
 
+/// Who is asked for first.
+fn best<'a>(presences: &'a Presences, user: &BareJid) -> Option<&'a FullJid> {
+    let resources = presences.users.get(user).into_iter().flatten();
+    resources
+        .filter(|resource| resource.priority >= 0)
+        .max_by_key(|resource| (resource.silent.is_none(), resource.confirmed, resource.priority))
+        .map(|resource| &*resource.jid)
+}
+
 fn drain(presences: &mut Presences) -> Vec<Change> {
     std::iter::from_fn(|| presences.poll_change()).collect()
 }
@@ -27,22 +36,22 @@ fn the_highest_priority_is_reached_and_unavailable_ends_it() {
     let now = Instant::now();
     let user = bare("j@c");
     let mut presences = Presences::new();
-    assert_eq!(presences.best(&user), None);
+    assert_eq!(best(&presences, &user), None);
     assert_eq!(presences.available(full("j@c/low"), 1, true, now), Ok(true));
     assert_eq!(presences.available(full("j@c/high"), 5, true, now), Ok(false));
     assert_eq!(presences.available(full("j@c/hidden"), -1, true, now), Ok(false));
-    assert_eq!(presences.best(&user), Some(&full("j@c/high")));
+    assert_eq!(best(&presences, &user), Some(&full("j@c/high")));
     assert!(presences.unavailable(&full("j@c/high")));
     assert!(!presences.unavailable(&full("j@c/high")));
-    assert_eq!(presences.best(&user), Some(&full("j@c/low")));
+    assert_eq!(best(&presences, &user), Some(&full("j@c/low")));
     presences.available(full("j@c/late"), 1, true, now).unwrap();
-    assert_eq!(presences.best(&user), Some(&full("j@c/late")));
+    assert_eq!(best(&presences, &user), Some(&full("j@c/late")));
     presences.available(full("j@c/low"), 1, true, now).unwrap();
-    assert_eq!(presences.best(&user), Some(&full("j@c/low")), "the latest of equals");
+    assert_eq!(best(&presences, &user), Some(&full("j@c/low")), "the latest of equals");
     for jid in ["j@c/low", "j@c/late"] {
         assert!(presences.unavailable(&full(jid)));
     }
-    assert_eq!(presences.best(&user), None, "a negative priority is for its own stanzas only");
+    assert_eq!(best(&presences, &user), None, "a negative priority is for its own stanzas only");
     assert!(presences.unavailable(&full("j@c/hidden")));
     assert_eq!((presences.bytes(), presences.count()), (0, 0));
 }
@@ -68,7 +77,7 @@ fn no_crowd_of_one_domain_keeps_users_of_another_out() {
     assert!(flood("crowd.test", true, &mut presences) > 10_000);
     assert_eq!(presences.available(full("b@home.test/x"), 0, true, now), Ok(true), "a user");
     assert!(presences.bytes() <= USERS.total + GUESTS.total);
-    assert_eq!(presences.best(&bare("b@home.test")), Some(&full("b@home.test/x")));
+    assert_eq!(best(&presences, &bare("b@home.test")), Some(&full("b@home.test/x")));
 }
 
 #[test]
@@ -96,7 +105,7 @@ fn a_user_displaces_nobody_else() {
         presences.available(full(&format!("b@c/{number}")), 0, true, now).unwrap();
     }
     assert_eq!(presences.all(&bare("b@c")).count(), RESOURCES.0);
-    assert_eq!(presences.best(&bare("b@c")), Some(&full("b@c/99")), "its own oldest made room");
+    assert_eq!(best(&presences, &bare("b@c")), Some(&full("b@c/99")), "its own oldest made room");
     assert_eq!(presences.all(&bare("a@c")).count(), 1);
     for number in 0..100 {
         presences.available(full(&format!("guest@d/{number}")), 0, false, now).unwrap();
@@ -130,7 +139,7 @@ fn after_a_restart_those_who_were_reachable_are_and_are_asked() {
         presences.recall(full(jid), 1, now);
     }
     assert_eq!(presences.deadline(), None, "nobody can be asked before the link is up");
-    assert!(presences.best(&bare("b@c")).is_some(), "at once");
+    assert!(best(&presences, &bare("b@c")).is_some(), "at once");
     presences.link_is_up(now);
     let mut asked = Vec::new();
     let mut at = now;
@@ -141,17 +150,17 @@ fn after_a_restart_those_who_were_reachable_are_and_are_asked() {
     assert!(at >= now + 2 * PACE, "they are asked one after the other");
     asked.sort_unstable();
     assert_eq!(asked, ["a@c/gone", "a@c/there", "b@c/silent"]);
-    presences.answered(&full("a@c/there"), Sign::Here, at);
-    presences.answered(&full("a@c/gone"), Sign::Gone, at);
-    presences.answered(&full("b@c/silent"), Sign::Silence, at);
+    presences.answered(&full("a@c/there"), Sign::Here, at, at);
+    presences.answered(&full("a@c/gone"), Sign::Gone, at, at);
+    presences.answered(&full("b@c/silent"), Sign::Silence, at, at);
     assert_eq!(drain(&mut presences), [gone("a@c/gone", true)]);
-    assert_eq!(presences.best(&bare("a@c")), Some(&full("a@c/there")));
-    assert!(presences.best(&bare("b@c")).is_some(), "one silence is not enough");
+    assert_eq!(best(&presences, &bare("a@c")), Some(&full("a@c/there")));
+    assert!(best(&presences, &bare("b@c")).is_some(), "one silence is not enough");
     let later = presences.deadline().unwrap();
     assert_eq!(later, at + AGAIN);
     assert_eq!(presences.ask(later).as_deref(), Some(&full("b@c/silent")));
-    presences.answered(&full("b@c/silent"), Sign::Silence, later);
-    assert_eq!(presences.best(&bare("b@c")), None);
+    presences.answered(&full("b@c/silent"), Sign::Silence, later, later);
+    assert_eq!(best(&presences, &bare("b@c")), None);
     assert_eq!(presences.deadline(), Some(at + AGE), "the other one grows old");
 }
 
@@ -162,9 +171,9 @@ fn who_has_been_heard_of_is_preferred_to_who_was_only_remembered() {
     presences.recall(full("a@c/old"), 9, now);
     presences.link_is_up(now);
     presences.available(full("a@c/new"), 0, true, now).unwrap();
-    assert_eq!(presences.best(&bare("a@c")), Some(&full("a@c/new")));
-    presences.answered(&full("a@c/old"), Sign::Here, now);
-    assert_eq!(presences.best(&bare("a@c")), Some(&full("a@c/old")));
+    assert_eq!(best(&presences, &bare("a@c")), Some(&full("a@c/new")));
+    presences.answered(&full("a@c/old"), Sign::Here, now, now);
+    assert_eq!(best(&presences, &bare("a@c")), Some(&full("a@c/old")));
 }
 
 #[test]
@@ -177,10 +186,165 @@ fn a_link_that_breaks_while_somebody_is_asked_proves_nothing() {
     assert_eq!(presences.ask(later).as_deref(), Some(&full("a@c/x")));
     presences.link_is_down();
     for _ in 0..5 {
-        presences.answered(&full("a@c/x"), Sign::Unknown, later);
+        presences.answered(&full("a@c/x"), Sign::Unknown, later, later);
     }
     assert_eq!(presences.deadline(), None);
     presences.link_is_up(later);
     assert_eq!(presences.deadline(), Some(later));
-    assert!(presences.best(&bare("a@c")).is_some());
+    assert!(best(&presences, &bare("a@c")).is_some());
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What is chosen for a stanza that came at `since`, where nothing matters but who is there, and who is asked for it.
+fn choose(
+    presences: &mut Presences,
+    since: Instant,
+    tried: &[FullJid],
+    now: Instant,
+) -> (Choice, Vec<String>) {
+    let (choice, ask) = presences.choose(&bare("a@c"), since, tried, |_| Some(0), now);
+    (choice, ask.iter().map(ToString::to_string).collect())
+}
+
+fn take(jid: &str, is_sure: bool) -> Choice {
+    Choice::Take(Arc::new(full(jid)), is_sure)
+}
+
+#[test]
+fn who_was_not_heard_of_for_a_while_is_asked_once_for_all_before_it_is_taken() {
+    let now = Instant::now();
+    let mut presences = Presences::new();
+    presences.link_is_up(now);
+    presences.available(full("a@c/old"), 0, true, now).unwrap();
+    presences.available(full("a@c/new"), 0, true, now).unwrap();
+    // A moment after its presence it is there; that is not as sure as an answer.
+    assert_eq!(
+        choose(&mut presences, now + FRESH, &[], now + FRESH),
+        (take("a@c/new", false), vec![])
+    );
+    let came = now + 60 * SECOND;
+    let asked = vec!["a@c/new".to_owned(), "a@c/old".to_owned()];
+    assert_eq!(choose(&mut presences, came, &[], came), (Choice::Wait, asked));
+    // However many ask after it: the question is shared.
+    for n in 0..100 {
+        let at = came + Duration::from_millis(n);
+        assert_eq!(choose(&mut presences, at, &[], at), (Choice::Wait, vec![]));
+    }
+    let later = came + SECOND / 2;
+    presences.answered(&full("a@c/old"), Sign::Here, came, later);
+    assert_eq!(choose(&mut presences, came, &[], later).0, Choice::Wait, "the best may answer");
+    presences.answered(&full("a@c/new"), Sign::Here, came, later);
+    assert_eq!(choose(&mut presences, came, &[], later), (take("a@c/new", true), vec![]));
+}
+
+#[test]
+fn who_does_not_answer_gives_way_to_the_next_and_is_remembered() {
+    let now = Instant::now();
+    let mut presences = Presences::new();
+    presences.link_is_up(now);
+    presences.available(full("a@c/there"), 0, true, now).unwrap();
+    presences.available(full("a@c/sleeps"), 9, true, now).unwrap();
+    let came = now + 60 * SECOND;
+    let asked = vec!["a@c/sleeps".to_owned(), "a@c/there".to_owned()];
+    assert_eq!(choose(&mut presences, came, &[], came), (Choice::Wait, asked));
+    presences.answered(&full("a@c/there"), Sign::Here, came, came);
+    presences.answered(&full("a@c/sleeps"), Sign::Silence, came, came + 3 * SECOND);
+    let chosen = choose(&mut presences, came, &[], came + 3 * SECOND);
+    assert_eq!(chosen, (take("a@c/there", true), vec![]));
+    // The next one does not wait for who sleeps, nor is that one asked again at once.
+    let next = came + 5 * SECOND;
+    assert_eq!(
+        choose(&mut presences, next, &[], next),
+        (Choice::Wait, vec!["a@c/there".to_owned()])
+    );
+    presences.answered(&full("a@c/there"), Sign::Here, next, next);
+    assert_eq!(choose(&mut presences, next, &[], next), (take("a@c/there", true), vec![]));
+    // It gets the session if nobody else takes it, and says so itself when it wakes.
+    let tried = [full("a@c/there")];
+    let chosen = choose(&mut presences, next, &tried, next);
+    assert_eq!(chosen, (Choice::Nobody(Some(came)), vec![]));
+    presences.heard(&Jid::from(full("a@c/sleeps")), next);
+    assert_eq!(choose(&mut presences, next, &[], next), (take("a@c/sleeps", true), vec![]));
+}
+
+#[test]
+fn where_nobody_answers_it_is_known_since_when_and_a_minute_later_nobody_is_there() {
+    let now = Instant::now();
+    let mut presences = Presences::new();
+    presences.link_is_up(now);
+    presences.available(full("a@c/x"), 0, true, now).unwrap();
+    let came = now + 10 * SECOND;
+    assert_eq!(choose(&mut presences, came, &[], came), (Choice::Wait, vec!["a@c/x".to_owned()]));
+    let end = came + 3 * SECOND;
+    presences.answered(&full("a@c/x"), Sign::Silence, came, end);
+    assert_eq!(choose(&mut presences, came, &[], end).0, Choice::Nobody(Some(came)));
+    // Asked again and again it stays the same moment, and for a minute it may come back.
+    let mut at = end;
+    for _ in 0..5 {
+        at += 10 * SECOND;
+        assert_eq!(choose(&mut presences, at, &[], at), (Choice::Wait, vec!["a@c/x".to_owned()]));
+        presences.answered(&full("a@c/x"), Sign::Silence, at, at + 3 * SECOND);
+        let chosen = choose(&mut presences, at, &[], at + 3 * SECOND).0;
+        assert_eq!(chosen, Choice::Nobody(Some(came)));
+    }
+    assert_eq!(presences.silent_since(&full("a@c/x")), Some(came));
+    presences.answered(&full("a@c/x"), Sign::Silence, came + AGAIN, came + AGAIN);
+    assert_eq!(choose(&mut presences, at, &[], at).0, Choice::Nobody(None));
+}
+
+#[test]
+fn a_busy_client_that_was_heard_of_meanwhile_is_there() {
+    let now = Instant::now();
+    let mut presences = Presences::new();
+    presences.link_is_up(now);
+    presences.available(full("a@c/x"), 0, true, now).unwrap();
+    let came = now + 10 * SECOND;
+    assert_eq!(choose(&mut presences, came, &[], came).0, Choice::Wait);
+    presences.heard(&Jid::from(full("a@c/x")), came + SECOND);
+    presences.answered(&full("a@c/x"), Sign::Silence, came, came + 3 * SECOND);
+    assert_eq!(choose(&mut presences, came, &[], came + 3 * SECOND).0, take("a@c/x", true));
+}
+
+#[test]
+fn of_those_that_answer_the_one_that_can_do_most_is_taken() {
+    let now = Instant::now();
+    let mut presences = Presences::new();
+    presences.link_is_up(now);
+    for (name, priority) in [("files", 1), ("pipe", 1), ("chats", 10), ("hidden", -1)] {
+        presences.available(full(&format!("a@c/{name}")), priority, true, now).unwrap();
+    }
+    let user = bare("a@c");
+    let unknown = |_: &FullJid| None;
+    let (choice, ask) = presences.choose(&user, now, &[], unknown, now);
+    assert_eq!((choice, ask.len()), (Choice::Wait, 3), "what they can do is asked");
+    for name in ["files", "pipe", "chats"] {
+        presences.answered(&full(&format!("a@c/{name}")), Sign::Here, now, now);
+    }
+    let for_files = |jid: &FullJid| Some(if jid.resource().as_str() == "files" { 3 } else { 1 });
+    let for_pipes = |jid: &FullJid| Some(if jid.resource().as_str() == "pipe" { 3 } else { 1 });
+    assert_eq!(presences.choose(&user, now, &[], for_files, now).0, take("a@c/files", true));
+    assert_eq!(presences.choose(&user, now, &[], for_pipes, now).0, take("a@c/pipe", true));
+    // Where none can, or none says, the priority decides, and what has no use for it gives way.
+    assert_eq!(presences.choose(&user, now, &[], unknown, now).0, take("a@c/chats", true));
+    let tried = [full("a@c/chats")];
+    assert_eq!(presences.choose(&user, now, &tried, |_| Some(0), now).0, take("a@c/pipe", true));
+}
+
+#[test]
+fn what_goes_to_all_resources_has_each_asked_seldom() {
+    let now = Instant::now();
+    let mut presences = Presences::new();
+    presences.link_is_up(now);
+    presences.available(full("a@c/x"), 0, true, now).unwrap();
+    presences.available(full("a@c/y"), -1, true, now).unwrap();
+    let user = bare("a@c");
+    assert_eq!(presences.check_all(&user, now), (vec![], vec![]), "just heard of");
+    let later = now + 10 * SECOND;
+    assert_eq!(presences.check_all(&user, later).0.len(), 2);
+    assert_eq!(presences.check_all(&user, later), (vec![], vec![]), "being asked");
+    presences.answered(&full("a@c/x"), Sign::Silence, later, later + 3 * SECOND);
+    presences.answered(&full("a@c/y"), Sign::Here, later, later + 3 * SECOND);
+    let silent = vec![(Arc::new(full("a@c/x")), later)];
+    assert_eq!(presences.check_all(&user, later + 3 * SECOND), (vec![], silent));
 }

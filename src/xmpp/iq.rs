@@ -74,6 +74,19 @@ impl Pending {
     }
 }
 
+impl Pending {
+    /// Waits for the answer for a while; `None` if it has not come by then.
+    ///
+    /// # Cancel safety
+    /// The answer is not lost if the future is dropped.
+    pub async fn answer_within(&mut self, wait: Duration) -> Option<Answer> {
+        let Some(answer) = &mut self.answer else { return Some(Answer::Timeout) };
+        let answer = tokio::time::timeout(wait, answer).await.ok()?;
+        self.answer = None;
+        Some(answer.unwrap_or(Answer::Timeout))
+    }
+}
+
 impl Drop for Pending {
     fn drop(&mut self) {
         self.requests.lock().remove(&self.id);

@@ -281,3 +281,37 @@ fn a_message_too_long_to_be_passed_on_is_refused_to_its_sender() {
         assert_eq!(refused.condition, "policy-violation");
     }
 }
+
+#[test]
+fn what_rings_nowhere_because_nobody_answers_is_rejected_with_the_reason() {
+    let text = "bob@b.example is not answering since then";
+    let silent = |story: &mut Story, resource: &str| {
+        story.proposals.silent(&full(&format!("bob@b.example/{resource}")), text)
+    };
+    let all = pairs(&[
+        ("bob@b.example/phone", "retract"),
+        ("bob@b.example/desk", "retract"),
+        ("alice@a.example/balcony", "reject"),
+    ]);
+    let mut story = Story::begun();
+    assert_eq!(silent(&mut story, "phone"), []);
+    assert_eq!(silent(&mut story, "stranger"), []);
+    let out = silent(&mut story, "desk");
+    assert_eq!(who(&out), all);
+    let said = out[2].get_child("reject", ns::JINGLE_MESSAGE).unwrap();
+    let reason = said.get_child("reason", ns::JINGLE).unwrap();
+    assert!(reason.has_child("timeout", ns::JINGLE));
+    assert_eq!(reason.get_child("text", ns::JINGLE).unwrap().text(), text);
+    // Where one rings, or has taken it, the silence of others changes nothing.
+    let mut story = Story::begun();
+    silent(&mut story, "phone");
+    story.bob("phone", "ringing").unwrap();
+    assert_eq!(silent(&mut story, "desk"), []);
+    story.bob("phone", "proceed").unwrap();
+    assert_eq!(silent(&mut story, "phone"), []);
+    // One is silent, the other goes away.
+    let mut story = Story::begun();
+    silent(&mut story, "phone");
+    let out = story.proposals.gone(&Jid::new("bob@b.example/desk").unwrap());
+    assert_eq!(who(&out), pairs(&[("alice@a.example/balcony", "reject")]));
+}

@@ -57,9 +57,14 @@ pub(crate) fn choose(jingle: &Element, options: &Options) -> Result<(usize, Tran
 /// The application of a content if two users need it only once between them: a raw TLS stream, or an XML stream. Two
 /// offers of it that cross each other are one too many (XEP-0166, 7.2.16); two files may cross.
 pub(crate) fn channel(jingle: &Element, number: usize) -> Option<String> {
-    let description =
-        contents(jingle).nth(number)?.children().find(|c| c.name() == "description")?;
-    [ns::APPS_TLS, ns::XMLSTREAM].contains(&description.ns().as_str()).then(|| description.ns())
+    application(jingle, number)
+        .filter(|namespace| [ns::APPS_TLS, ns::XMLSTREAM].contains(&namespace.as_str()))
+}
+
+/// The application of a content: the namespace of its description.
+pub(crate) fn application(jingle: &Element, number: usize) -> Option<String> {
+    let mut children = contents(jingle).nth(number)?.children();
+    children.find(|child| child.name() == "description").map(Element::ns)
 }
 
 /// The contents of a Jingle element.

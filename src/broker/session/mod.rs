@@ -37,11 +37,12 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use self::contents::contents;
-pub(crate) use self::contents::{channel, choose};
+pub(crate) use self::contents::{application, channel, choose};
 use super::{
     Options, Side,
     dialect::Dialect,
     legs::{LegState, Plan},
+    message_initiation::room,
     rewrite,
     rewrite::Frame,
 };
@@ -69,6 +70,8 @@ const LAST_BYTES: Duration = Duration::from_millis(150);
 const LAST_WORD: Duration = Duration::from_millis(500);
 /// How often a silent user is asked whether its session still exists (XEP-0166, 6.8).
 const PING: Duration = Duration::from_secs(60);
+/// How long a responder may take to acknowledge a session-initiate that did not answer the question before it.
+const SUSPECT: Duration = Duration::from_millis(1500);
 /// Requests of one side that may wait for the other's answers, and inputs that may wait for a check.
 const FORWARDED: usize = 32;
 /// The block size that every client takes, tried when a larger one is refused.
@@ -105,6 +108,10 @@ pub(crate) enum Input {
     End(&'static str, String),
     /// What the responder's client can do.
     Features(Vec<String>),
+    /// The responder's client does not say what it can do, and may not be there.
+    NoFeatures,
+    /// The responder's address is that of a chat room, or of somebody in it.
+    Room,
     /// One side is no longer there.
     Gone(Side),
     /// A Jingle IQ of one side.
@@ -132,7 +139,9 @@ pub(crate) enum Action {
     Join,
     /// The responder's client knows of the session: it cannot be crossed by one of its own any more.
     Acknowledged,
-    /// Find what the responder's client can do: [`Input::Features`].
+    /// The responder did not take the session: give its session-initiate back, with the error if there was one.
+    GiveBack(Box<Stanza>, Option<Element>),
+    /// Find what the responder's client can do: [`Input::Features`], [`Input::NoFeatures`] or [`Input::Room`].
     LookUpFeatures,
     /// Find the keys of a side that the other may know of: [`Input::Keys`].
     LookUpKeys(Side),
@@ -235,6 +244,10 @@ pub(crate) struct Session {
     stop_at: Option<Instant>,
     /// When each side was last heard of.
     heard: [Instant; 2],
+    /// How long the responder may take to acknowledge the session-initiate.
+    patience: Duration,
+    /// Whether somebody else may take the session in its place.
+    has_others: bool,
     actions: VecDeque<Action>,
 }
 
@@ -290,8 +303,21 @@ impl Session {
             questions: HashMap::new(),
             asked: 0,
             heard: [now; 2],
+            patience: super::ANSWER,
+            has_others: false,
             actions,
         }
+    }
+
+    /// Sets how long the responder may take to acknowledge the session-initiate, and whether somebody else may take the
+    /// session in its place.
+    pub(crate) fn expect_acknowledgement(&mut self, patience: Duration, has_others: bool) {
+        (self.patience, self.has_others) = (patience, has_others);
+    }
+
+    /// How long the responder may take to acknowledge the session-initiate.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// What is to be done next. Ask until there is nothing.
@@ -358,6 +384,12 @@ impl Session {
                 }
             }
             Input::Gone(side) => self.lost(side),
+            Input::NoFeatures => {
+                // Every client answers that question, so it has had its time.
+                self.patience = self.patience.min(SUSPECT);
+                self.handle(Input::Features(Vec::new()), now);
+            }
+            Input::Room => self.refuse_check(&room()),
             Input::Jingle(side, stanza) => self.handle_jingle(side, stanza, now),
             Input::Keys(_, Err(())) => self.refuse_check(&Refusal::internal()),
             Input::Keys(Side::Initiator, Ok(found)) => {
@@ -514,6 +546,13 @@ impl Session {
         });
     }
 
+    /// The responder has not taken the session: somebody else may.
+    fn give_back(&mut self, error: Option<Element>) {
+        let Some(stanza) = self.initiate.take() else { return };
+        self.actions.push_back(Action::GiveBack(Box::new(stanza), error));
+        self.finish();
+    }
+
     /// The responder knows of the session: so may the initiator.
     fn acknowledge(&mut self) {
         if self.initiate.is_none() {
@@ -616,12 +655,33 @@ impl Session {
         let Some(question) = self.questions.remove(&number) else { return };
         match (question, answer) {
             (Question::Initiate, Answer::Result(_)) => self.acknowledge(),
-            (Question::Initiate, Answer::Error(error)) if self.initiate.is_some() => {
+            (Question::Initiate, Answer::Error(error))
+                if self.has_others && self.initiate.is_some() && is_for_others(&error) =>
+            {
+                self.give_back(Some(error));
+            }
+            (Question::Initiate, Answer::Error(mut error)) if self.initiate.is_some() => {
+                // The initiator can tell it from an error of its own server.
+                error.append_child(Element::bare("peer", ns::HINTS));
                 self.answer_initiate(Some(error));
                 self.finish();
             }
             (Question::Initiate, Answer::Timeout) if self.initiate.is_some() => {
-                self.answer_initiate(Some(no_answer().to_element()));
+                // Should it be there after all, it is not to wait for anybody.
+                let text = "The session was not acknowledged in time";
+                let out = rewrite::terminate(&self.frame(Side::Responder), "timeout", text);
+                self.tell(Side::Responder, out);
+                if self.has_others {
+                    return self.give_back(None);
+                }
+                let user = self.peer(Side::Responder).user.to_bare();
+                let refusal = Refusal::new(
+                    "wait",
+                    "remote-server-timeout",
+                    format!("{user} is not answering at that address"),
+                );
+                let refusal = refusal.with_extra("silent", ns::HINTS);
+                self.answer_initiate(Some(refusal.to_element()));
                 self.finish();
             }
             (Question::Forwarded(stanza), answer) => self.send(match answer {
@@ -667,13 +727,31 @@ impl Session {
         }
     }
 
+    /// Who has kept a session from being set up.
+    fn late(&self) -> String {
+        let user = |side| self.peer(side).user.to_bare();
+        if !self.accepted && !self.legs[1].ready {
+            return format!("{} did not accept the session in time", user(Side::Responder));
+        }
+        match self.legs.each_ref().map(|leg| leg.ready) {
+            [true, false] => {
+                format!("{} set up no transport in time", user(Side::Responder))
+            }
+            [false, true] => {
+                format!("{} set up no transport in time", user(Side::Initiator))
+            }
+            _ => "The session was not set up in time by either user".to_owned(),
+        }
+    }
+
     fn handle_timeout(&mut self, now: Instant) {
         if now >= self.deadline {
+            let late = self.late();
             return match std::mem::replace(&mut self.phase, Phase::Over) {
                 Phase::Leaving { by, jingle } => self.leave(by, &jingle),
                 _ => {
                     let text = match self.deadline_reason {
-                        "timeout" => "The session was not set up in time",
+                        "timeout" => late.as_str(),
                         "connectivity-error" => "A leg broke",
                         _ => "",
                     };
@@ -752,6 +830,15 @@ fn too_many() -> Refusal {
 
 fn no_answer() -> Refusal {
     Refusal::new("wait", "remote-server-timeout", "The other user did not answer")
+}
+
+/// Whether an error to a session-initiate says that a client, or its server in its place, has no use for it, so that
+/// another one may.
+fn is_for_others(error: &Element) -> bool {
+    is_gone(error)
+        || ["feature-not-implemented", "not-acceptable", "not-allowed", "resource-constraint"]
+            .iter()
+            .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
 }
 
 /// Whether an error says that the user, or its session, is not there.

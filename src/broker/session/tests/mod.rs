@@ -504,3 +504,104 @@ fn nothing_happening_ends_a_session() {
     assert_eq!(world.terminated().len(), 2);
     assert!(world.terminated().iter().all(|(_, reason)| reason == "timeout"));
 }
+
+/// What happens to the session-initiate that is given back, if it is: the error that came with it.
+fn given_back(world: &World) -> Option<Option<String>> {
+    world.other.iter().find_map(|action| match action {
+        Action::GiveBack(stanza, error) => {
+            assert_eq!(stanza.payload().unwrap().attr("action"), Some("session-initiate"));
+            Some(error.as_ref().map(|error| error.children().next().unwrap().name().to_owned()))
+        }
+        _ => None,
+    })
+}
+
+fn stanza_error(condition: &str) -> Element {
+    let text = format!(
+        "<error xmlns='jabber:client' type='cancel'><{condition} xmlns='{}'/></error>",
+        ns::STANZA_ERRORS
+    );
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_session_that_the_first_program_does_not_take_goes_back_for_the_next_one() {
+    let patience = Duration::from_secs(3);
+    for (answer, expected) in [
+        (Answer::Timeout, Some(None)),
+        (Answer::Error(stanza_error("service-unavailable")), Some(Some("service-unavailable"))),
+        (Answer::Error(stanza_error("resource-constraint")), Some(Some("resource-constraint"))),
+        // What is wrong with the offer is wrong everywhere.
+        (Answer::Error(stanza_error("bad-request")), None),
+    ] {
+        for has_others in [true, false] {
+            let mut world = World::new(IBB_OFFER, annotate());
+            world.session.expect_acknowledgement(patience, has_others);
+            assert_eq!(world.session.patience(), patience);
+            world.look_up(&[]);
+            let (_, number, _) = world.asked.pop().unwrap();
+            let is_silent = matches!(answer, Answer::Timeout);
+            world.tell(Input::Answered(number, answer.clone()));
+            assert!(world.session.is_over());
+            let expected = expected.map(|error| error.map(str::to_owned));
+            assert_eq!(given_back(&world), expected.filter(|_| has_others), "{answer:?}");
+            // Who may have missed the question is not to wait for anybody.
+            let told = world.terminated();
+            let timeout = ("bob@example.org/b".to_owned(), "timeout".to_owned());
+            assert_eq!(told, is_silent.then_some(timeout).into_iter().collect::<Vec<_>>());
+            let answered = world.sent.iter().filter(|iq| iq.attr("type") == Some("error"));
+            let answered = answered.count();
+            assert_eq!(answered, usize::from(given_back(&world).is_none()), "{answer:?}");
+        }
+    }
+}
+
+#[test]
+fn an_error_of_the_responder_is_marked_and_silence_is_told_as_such() {
+    let mut world = World::new(IBB_OFFER, annotate());
+    world.look_up(&[]);
+    let (_, number, _) = world.asked.pop().unwrap();
+    world.tell(Input::Answered(number, Answer::Error(stanza_error("remote-server-not-found"))));
+    assert_eq!(world.refused(), ["remote-server-not-found", "peer"]);
+    let mut world = World::new(IBB_OFFER, annotate());
+    world.tell(Input::NoFeatures);
+    world.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));
+    assert_eq!(world.session.patience(), SUSPECT);
+    let (_, number, _) = world.asked.pop().unwrap();
+    world.tell(Input::Answered(number, Answer::Timeout));
+    assert_eq!(world.refused(), ["remote-server-timeout", "silent"]);
+}
+
+#[test]
+fn the_address_of_a_room_is_refused_as_such() {
+    let mut world = World::new(IBB_OFFER, annotate());
+    world.tell(Input::Room);
+    assert_eq!(world.refused(), ["not-acceptable", "room"]);
+    assert!(world.session.is_over() && world.asked.is_empty());
+}
+
+#[test]
+fn a_session_that_is_not_set_up_in_time_names_who_was_silent() {
+    let silent = |accept: bool, ready: &[(Side, &str)]| {
+        let mut world = World::initiated(IBB_OFFER, &[]);
+        if accept {
+            let sid = world.told(Side::Responder, "session-initiate");
+            assert!(sid.is_empty(), "it was answered");
+            world.accept(&IBB_OFFER.replace("a-stream", "b-stream"));
+        }
+        for (side, sid) in ready {
+            world.open(*side, sid);
+        }
+        while !world.session.is_over() {
+            world.wait();
+        }
+        let end = world.told(Side::Initiator, "session-terminate").pop().unwrap();
+        let reason = end.get_child("reason", ns::JINGLE).unwrap();
+        assert!(reason.has_child("timeout", ns::JINGLE), "{}", String::from(&end));
+        reason.get_child("text", ns::JINGLE).unwrap().text()
+    };
+    assert_eq!(silent(false, &[]), "bob@example.org did not accept the session in time");
+    let bob_is_silent = silent(true, &[(Side::Initiator, "a-stream")]);
+    assert_eq!(bob_is_silent, "bob@example.org set up no transport in time");
+    assert_eq!(silent(true, &[]), "The session was not set up in time by either user");
+}
