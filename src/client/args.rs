@@ -48,9 +48,12 @@ pub(super) struct Common {
     /// The TLS method
     #[arg(long, global = true, default_value = "x509")]
     pub(super) method: Method,
-    /// The transport to offer or to accept
+    /// The only transport to take on this side; where it cannot be had the session fails
     #[arg(long, global = true)]
     pub(super) transport: Option<TransportKind>,
+    /// The transport to offer first; the other one is taken where it cannot be had
+    #[arg(long, global = true, conflicts_with = "transport")]
+    pub(super) prefer: Option<TransportKind>,
     /// One JSON object a line on standard output
     #[arg(long, global = true)]
     pub(super) json: bool,

@@ -6,7 +6,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use jid::BareJid;
@@ -21,14 +20,12 @@ use super::{
     output::XtlsError,
     parts::{self, Part},
     pipe::{self, Side},
+    watch,
 };
 use crate::{
     endpoint::{Endpoint, Error, Incoming, Request, SecureStream, Session},
     xmpp::ns,
 };
-
-/// A component that was started anew does not know who is reachable, and nothing tells us of its start: it is told again.
-const REAPPEAR: Duration = Duration::from_secs(60);
 
 /// What to do with sessions that come.
 #[derive(Debug)]
@@ -145,15 +142,9 @@ pub(super) async fn listen(listen: Listen) -> Result<(), XtlsError> {
         () = &mut stop => return Ok(()),
         connected = listen.start() => connected?,
     };
-    let again = async {
-        loop {
-            tokio::time::sleep(REAPPEAR).await;
-            endpoint.appear(1).await;
-        }
-    };
     let done = tokio::select! {
         done = listen.serve_all(incoming, stop) => done,
-        () = again => Ok(()),
+        () = watch::component(&endpoint, listen.client.output) => Ok(()),
     };
     endpoint.disappear().await;
     endpoint.close().await;

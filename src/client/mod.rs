@@ -20,6 +20,7 @@ mod secured;
 mod send;
 pub(crate) mod stream;
 pub mod trust;
+mod watch;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -45,6 +46,17 @@ use crate::{
 /// How long queued stanzas may take to go out before the program ends.
 const FLUSH: Duration = Duration::from_millis(150);
 
+/// Which sessions of others a command takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Takes {
+    /// Files.
+    Files,
+    /// Raw TLS streams.
+    Pipes,
+    /// XML streams.
+    Chats,
+}
+
 /// What a session needs to know of its user.
 #[derive(Debug)]
 struct Client {
@@ -57,6 +69,9 @@ struct Client {
     /// The component, whether or not it brokers.
     component: Option<BareJid>,
     transport: Option<TransportKind>,
+    prefer: Option<TransportKind>,
+    /// What is announced: a session goes to the program that announces what it is for.
+    takes: Takes,
     /// Whether sessions of others are taken that do not come through the broker.
     accept_direct: bool,
     /// Asks the user to compare the short authentication string before each session.
@@ -83,6 +98,8 @@ impl Client {
             via: component.clone().filter(|_| !common.direct),
             component,
             transport: common.transport,
+            prefer: common.prefer,
+            takes: Takes::Files,
             login: account.login(common),
             output,
         })
@@ -93,14 +110,25 @@ impl Client {
         Self { accept_direct, ..self }
     }
 
+    /// The same for a listener that takes these sessions.
+    fn taking(self, takes: Takes) -> Self {
+        Self { takes, ..self }
+    }
+
     /// Logs in.
     async fn connect(&self) -> Result<(Endpoint, Incoming), XtlsError> {
         let mut builder = Endpoint::builder(self.credential.clone())
             .policy(Peers { dir: self.dir.clone(), output: self.output })
-            .feature(ns::FILE_TRANSFER)
-            .feature(ns::HASHES)
-            .feature(ns::XMLSTREAM)
+            .raw_streams(self.takes == Takes::Pipes)
             .accept_direct(self.accept_direct);
+        builder = match self.takes {
+            Takes::Files => builder.feature(ns::FILE_TRANSFER).feature(ns::HASHES),
+            Takes::Pipes => builder,
+            Takes::Chats => builder.feature(ns::XMLSTREAM),
+        };
+        if let Some(prefer) = self.prefer {
+            builder = builder.prefer(prefer);
+        }
         if let Some(component) = &self.component {
             builder = builder.component(component.clone());
         }
@@ -199,11 +227,12 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             listen::listen(Listen::new(client, Some(inbox), once, accept)).await
         }
         Command::Pipe { listen: true, accept_direct, .. } => {
-            let client = Client::load(&common, output)?.accepting_direct(accept_direct);
+            let client =
+                Client::load(&common, output)?.accepting_direct(accept_direct).taking(Takes::Pipes);
             listen::listen(Listen::new(client, None, true, Vec::new())).await
         }
         Command::Pipe { jid: Some(jid), .. } => {
-            let client = Client::load(&common, output)?;
+            let client = Client::load(&common, output)?.taking(Takes::Pipes);
             pipe_to(&client, &jid).await
         }
         Command::Pipe { .. } => Err(XtlsError::usage("a JID or --listen was expected")),
@@ -214,11 +243,12 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             Lan::load(&common, lan, output)?.wait_for_chat(&accept).await
         }
         Command::Chat { jid: Some(jid), .. } => {
-            let client = Client::load(&common, output)?;
+            let client = Client::load(&common, output)?.taking(Takes::Chats);
             chat::call(&client, &jid).await
         }
         Command::Chat { accept, accept_direct, .. } => {
-            let client = Client::load(&common, output)?.accepting_direct(accept_direct);
+            let client =
+                Client::load(&common, output)?.accepting_direct(accept_direct).taking(Takes::Chats);
             chat::listen(&client, &accept).await
         }
         Command::Send { jid, files, lan } if lan.lan => {

@@ -74,6 +74,22 @@ impl From<Error> for XtlsError {
             Error::Address(_) => Self::usage(text).hint("`xtls listen` shows the full JID"),
             Error::Unreachable(_) => Self::unreachable(text)
                 .hint("the other side must run `xtls listen` (or what fits this command) first"),
+            Error::Silent(_) => Self::unreachable(text).hint(
+                "the program there is suspended or has lost its network: try again when it is back",
+            ),
+            Error::NoComponent(_) => Self::unreachable(text).hint(
+                "nothing is wrong at the other side: ask the operator of the component, or name another one with --via",
+            ),
+            Error::Blocked(_) => {
+                Self::unreachable(text).hint("unblock it with a chat program (XEP-0191)")
+            }
+            Error::BlockedByPeer(_) => Self::unreachable(text)
+                .hint("the other side must unblock the component, or start its program again"),
+            Error::Room(_) => Self::usage(text)
+                .hint("ask the person for the real address, such as user@example.org, and name that"),
+            Error::Transport(_) => Self::failed(text).hint(
+                "leave out --transport, or give --prefer, to take the other transport where this one cannot be had",
+            ),
             Error::Unverified(_) => Self::unverified(text),
             Error::Refused(_) | Error::Unsupported(_) => Self::refused(text),
             Error::Login(_) => Self::failed(text)
@@ -182,6 +198,17 @@ impl Output {
             print(&escaped_json(&event.to_string()));
         } else if !self.quiet && !text.is_empty() {
             tell("", text);
+        }
+    }
+
+    /// An event that the user must know of: JSON on standard output, or a warning that is never hidden.
+    pub fn alert(&self, event: &Value, text: &str, hint: Option<String>) {
+        if self.json {
+            return self.event(event, "");
+        }
+        self.warn(text);
+        if let Some(hint) = hint {
+            tell(&Colour::Hint.paint("hint: "), &hint);
         }
     }
 

@@ -34,7 +34,8 @@ impl Registry {
         // No session is made here, so any identity will do.
         let identity = Identity::generate(&account.jid)?;
         let login = account.login(common);
-        let (endpoint, _) = Endpoint::builder(identity).login(&login).await?;
+        let (endpoint, _) =
+            Endpoint::builder(identity).component(component.clone()).login(&login).await?;
         Ok(Self { endpoint, component })
     }
 

@@ -14,6 +14,24 @@ pub enum Error {
     /// The peer is not there: try later.
     #[error("{0}")]
     Unreachable(String),
+    /// The peer is there for its server, but its program does not answer: it sleeps, or its network is gone.
+    #[error("{0}")]
+    Silent(String),
+    /// The component is not there: its operator can help, or another component.
+    #[error("{0}")]
+    NoComponent(String),
+    /// Our own account has blocked the address (XEP-0191).
+    #[error("{0}")]
+    Blocked(String),
+    /// The peer's server passes nothing on from the component: the peer may have blocked it.
+    #[error("{0}")]
+    BlockedByPeer(String),
+    /// The address is that of a chat room, or of somebody in it (XEP-0045): the user's own is needed.
+    #[error("{0}")]
+    Room(String),
+    /// The transport that was demanded cannot be had.
+    #[error("{0}")]
+    Transport(String),
     /// The peer, or the component in its place, does not want this.
     #[error("{0}")]
     Refused(String),
@@ -58,6 +76,7 @@ impl Error {
             Self::Unsupported(_) => "unsupported-applications",
             Self::Expired(_) => "timeout",
             Self::Disconnected => "connectivity-error",
+            Self::Transport(_) => "failed-transport",
             _ => "failed-application",
         }
     }

@@ -90,6 +90,22 @@ pub enum TransportKind {
 }
 
 impl TransportKind {
+    /// The one that may take its place.
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::S5b => Self::Ibb,
+            Self::Ibb => Self::S5b,
+        }
+    }
+
+    /// What it is called.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::S5b => "SOCKS5 bytestreams",
+            Self::Ibb => "in-band bytestreams",
+        }
+    }
+
     /// The name in options and events.
     pub fn as_str(self) -> &'static str {
         match self {

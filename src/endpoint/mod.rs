@@ -60,6 +60,7 @@
 //! module too.
 
 mod application;
+mod cause;
 mod dial;
 mod error;
 mod guesses;
@@ -96,6 +97,7 @@ pub use self::{
     stream::{Learned, SecureStream},
 };
 use self::{
+    cause::Asked,
     guesses::Guesses,
     hub::{Admission, Hub},
     method::Offered,
@@ -112,6 +114,10 @@ use crate::{
 
 /// How long what is queued may take to go out at the end.
 const FLUSH: Duration = Duration::from_secs(2);
+/// How long the component may take to say that it is there.
+const CHECK: Duration = Duration::from_secs(10);
+/// How long a server may take to say whether an address is one of chat rooms.
+const ROOM: Duration = Duration::from_secs(3);
 /// The most pages of one answer that are read.
 const PAGES: usize = 256;
 
@@ -157,6 +163,8 @@ pub struct Builder {
     via: Option<BareJid>,
     component: Option<BareJid>,
     transport: Option<TransportKind>,
+    prefer: Option<TransportKind>,
+    raw: bool,
     policy: Arc<dyn Policy>,
     features: Vec<String>,
     accept_direct: bool,
@@ -173,9 +181,21 @@ impl Builder {
         Self { component: Some(component), ..self }
     }
 
-    /// The only transport to announce, and the first to offer; else both are, SOCKS5 first.
+    /// Demands this transport on this side of every session: no other is announced, offered or accepted, and where it
+    /// cannot be had the session ends with [`Error::Transport`]. Else both are taken, SOCKS5 first.
     pub fn transport(self, transport: TransportKind) -> Self {
         Self { transport: Some(transport), ..self }
+    }
+
+    /// Offers this transport first in sessions that are started here; the other is taken where it cannot be had.
+    pub fn prefer(self, transport: TransportKind) -> Self {
+        Self { prefer: Some(transport), ..self }
+    }
+
+    /// Whether raw TLS streams ([`Application::tls`]) are announced; by default they are. A program that takes other
+    /// applications alone says no: a session goes to the program of its user that announces what it is for.
+    pub fn raw_streams(self, announced: bool) -> Self {
+        Self { raw: announced, ..self }
     }
 
     /// Whose key is taken for whose, instead of [`Registered`].
@@ -217,13 +237,15 @@ impl Builder {
             ns::PING,
             ns::JINGLE,
             ns::JINGLE_0,
-            ns::APPS_TLS,
             ns::SECURITY_OFFER,
             ns::XTLS,
             ns::HINTS,
         ]
         .map(str::to_owned)
         .to_vec();
+        if self.raw {
+            features.push(ns::APPS_TLS.to_owned());
+        }
         if self.transport != Some(TransportKind::Ibb) {
             features.push(ns::JINGLE_S5B.to_owned());
         }
@@ -255,6 +277,8 @@ impl Endpoint {
             via: None,
             component: None,
             transport: None,
+            prefer: None,
+            raw: true,
             policy: Arc::new(Registered),
             features: Vec::new(),
             accept_direct: false,
@@ -302,6 +326,51 @@ impl Endpoint {
         self.presence(Some("unavailable"), None).await;
     }
 
+    /// Asks the component whether it is there, within ten seconds.
+    ///
+    /// # Errors
+    /// [`Error::NoComponent`], [`Error::Blocked`] if our own account has blocked it, or [`Error::Disconnected`]. Without a
+    /// component nothing is asked.
+    pub async fn check_component(&self) -> Result<(), Error> {
+        let Some(component) = self.component() else { return Ok(()) };
+        let address = Jid::from(component.clone());
+        let ping = self.hub().request("get", &address, Element::bare("ping", ns::PING));
+        let answer = tokio::time::timeout(CHECK, ping).await.unwrap_or(Answer::Timeout);
+        match answer {
+            Answer::Result(_) => Ok(()),
+            _ if self.hub().is_lost() => Err(Error::Disconnected),
+            Answer::Timeout => Err(self.asked(&address).silence()),
+            // An answer of its own, whatever it is, comes from a component that is there.
+            Answer::Error(error) => match self.asked(&address).error(&error) {
+                error @ (Error::NoComponent(_) | Error::Blocked(_)) => Err(error),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Who is asked that is no peer.
+    fn asked<'a>(&'a self, address: &'a Jid) -> Asked<'a> {
+        Asked { address, peer: None, component: self.component() }
+    }
+
+    /// Whether an address, or its domain, says of itself that it is one of chat rooms.
+    async fn is_room(&self, peer: &BareJid) -> bool {
+        let domain = Jid::new(peer.domain().as_str());
+        for address in [Ok(Jid::from(peer.clone())), domain].into_iter().flatten() {
+            let query = Element::bare("query", ns::DISCO_INFO);
+            let asked = tokio::time::timeout(ROOM, self.hub().request("get", &address, query));
+            if let Ok(Answer::Result(Some(info))) = asked.await
+                && info.children().any(|child| {
+                    child.is("identity", ns::DISCO_INFO)
+                        && child.attr("category") == Some("conference")
+                })
+            {
+                return true;
+            }
+        }
+        false
+    }
+
     async fn presence(&self, type_: Option<&str>, child: Option<Element>) {
         let Some(component) = self.component() else { return };
         let mut presence = xml::element("presence", ns::CLIENT, &[("to", component.as_str())]);
@@ -317,7 +386,8 @@ impl Endpoint {
     /// Sends an IQ of `type_` `get` or `set`; gives the payload of the answer.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the error's condition and text, or [`Error::Unreachable`] after 45 seconds.
+    /// [`Error::Refused`] with the error's condition and text; [`Error::NoComponent`] or [`Error::Blocked`] if the
+    /// component was asked and that is why; [`Error::NoComponent`] or [`Error::Silent`] after 45 seconds.
     pub async fn request(
         &self,
         type_: &str,
@@ -326,10 +396,12 @@ impl Endpoint {
     ) -> Result<Option<Element>, Error> {
         match self.hub().request(type_, to, payload).await {
             Answer::Result(payload) => Ok(payload),
-            Answer::Error(error) => {
-                Err(Error::Refused(format!("{to}: {}", hub::condition(&error))))
-            }
-            Answer::Timeout => Err(Error::Unreachable(format!("{to} did not answer"))),
+            Answer::Error(error) => Err(match self.asked(to).error(&error) {
+                error @ (Error::NoComponent(_) | Error::Blocked(_)) => error,
+                _ => Error::Refused(format!("{to}: {}", hub::condition(&error))),
+            }),
+            Answer::Timeout if self.hub().is_lost() => Err(Error::Disconnected),
+            Answer::Timeout => Err(self.asked(to).silence()),
         }
     }
 
@@ -416,12 +488,18 @@ impl Endpoint {
         self.inner.builder.via.as_ref()
     }
 
-    fn component(&self) -> Option<&BareJid> {
+    pub(crate) fn component(&self) -> Option<&BareJid> {
         self.inner.builder.component.as_ref()
     }
 
     fn transport(&self) -> Option<TransportKind> {
         self.inner.builder.transport
+    }
+
+    /// The first transport to offer.
+    fn first_transport(&self) -> TransportKind {
+        let Builder { transport, prefer, .. } = &self.inner.builder;
+        transport.or(*prefer).unwrap_or(TransportKind::S5b)
     }
 
     fn policy(&self) -> &dyn Policy {

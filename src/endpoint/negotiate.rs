@@ -14,8 +14,9 @@ use tokio_rustls::TlsStream;
 use super::{
     Endpoint,
     application::{Application, answer, first_content},
+    cause,
     error::Error,
-    hub::Arrival,
+    hub::{Arrival, TransportKind},
     method::expected,
     places::Place,
     policy::{
@@ -24,6 +25,7 @@ use super::{
     registry::Asked,
     session::{Session, payload},
     stream::{Learned, SecureStream},
+    transport::transport_of,
 };
 use crate::{mediator::leg::Leg, print::Method, tls::stream::Secured, xmpp::iq::random_id};
 
@@ -62,11 +64,40 @@ impl Endpoint {
         peer: &Jid,
         application: &Application,
     ) -> Result<(Session, SecureStream), Error> {
+        if self.via().is_none() && peer.resource().is_none() && self.is_room(&peer.to_bare()).await
+        {
+            return Err(cause::room(peer.as_str()));
+        }
+        let first = self.first_transport();
+        let error = match self.initiate_over(first, peer, application).await {
+            // Whoever cannot have the one may have the other.
+            Err(Error::Transport(_)) if self.transport().is_none() => {
+                self.initiate_over(first.other(), peer, application).await
+            }
+            done => done,
+        };
+        match error {
+            Err(
+                Error::Refused(_)
+                | Error::Unreachable(_)
+                | Error::Silent(_)
+                | Error::BlockedByPeer(_),
+            ) if self.is_room(&peer.to_bare()).await => Err(cause::room(peer.as_str())),
+            done => done,
+        }
+    }
+
+    async fn initiate_over(
+        &self,
+        kind: TransportKind,
+        peer: &Jid,
+        application: &Application,
+    ) -> Result<(Session, SecureStream), Error> {
         let address = self.address_of(peer)?;
         let sid = random_id();
         let inbox = self.hub().session(&address, &sid);
         let mut session = Session::new(self, inbox, address, sid);
-        let (offered, transport) = session.offer_transport().await;
+        let (offered, transport) = session.offer_transport(kind).await;
         let mut children = application.to_elements(&self.offered());
         children.push(transport);
         let initiate = session.jingle("session-initiate", application.senders(), children);
@@ -87,6 +118,7 @@ impl Endpoint {
             let hints = session.hints(&content)?;
             let expected = expected(&session.peer, self.method(), &content)?;
             let leg = session.initiator_leg(&content, &offered).await?;
+            session.check_demand(&leg)?;
             let (mut tls, secured) = session.secure(leg, expected).await?;
             session.authenticate(&mut tls).await?;
             Ok((tls, secured, hints))
@@ -183,6 +215,7 @@ impl Request {
                 let hints = session.hints(&content)?;
                 let children = answer(&content, description.as_ref(), &endpoint.offered());
                 let leg = session.responder_leg(&content, children).await?;
+                session.check_demand(&leg)?;
                 Ok((session.secure(leg, expected).await?, hints))
             };
             let late = || Error::Expired(format!("{peer} did not secure the session in time"));
@@ -227,13 +260,14 @@ impl Session {
         };
         match checked {
             Ok(stream) => {
-                self.in_band = stream.learned().transport == super::TransportKind::Ibb;
+                self.in_band = stream.learned().transport == TransportKind::Ibb;
                 Ok((self, stream))
             }
             Err(error) => {
-                // Only that there is no method in common is of use to the peer's user; all else says too much.
+                // Only that there is no method or transport in common is of use to the peer's user; all else says too
+                // much.
                 let text = match &error {
-                    Error::Unsupported(text) => text.as_str(),
+                    Error::Unsupported(text) | Error::Transport(text) => text.as_str(),
                     _ => "",
                 };
                 self.terminate(error.reason(), text).await;
@@ -272,10 +306,7 @@ impl Session {
         if let Some(place) = &self.place {
             place.prove();
         }
-        let transport = match leg {
-            Leg::Socket(_) => super::TransportKind::S5b,
-            Leg::Ibb(_) => super::TransportKind::Ibb,
-        };
+        let transport = transport_of(leg);
         let learned = Learned {
             peer: self.peer.clone(),
             method,

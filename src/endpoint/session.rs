@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::{
     Endpoint,
+    cause::{self, Asked},
     error::Error,
     hub::{Inbox, condition},
     places::Place,
@@ -302,6 +303,9 @@ impl Session {
             "gone" | "timeout" | "connectivity-error" | "failed-transport" => Err(Error::failed(
                 format!("the session with {} was ended: {name}{text}", self.peer),
             )),
+            "unsupported-transports" => {
+                Err(Error::Transport(format!("{} ended the session: {name}{text}", self.peer)))
+            }
             // What went wrong on the peer's side, not what the peer does not want.
             "failed-application" | "general-error" | "media-error" => {
                 Err(Error::failed(format!("{} ended the session: {name}{text}", self.peer)))
@@ -405,18 +409,15 @@ impl Session {
         };
         match answer {
             Answer::Result(_) => Ok(()),
-            Answer::Error(error) => {
-                let condition = condition(&error);
-                let text = format!("{}: {condition}", self.peer);
-                Err(if is_absent(&condition) {
-                    Error::Unreachable(text)
-                } else {
-                    Error::Refused(text)
-                })
-            }
+            Answer::Error(error) => Err(self.asked().error(&error)),
             Answer::Timeout if hub.is_lost() => Err(Error::Disconnected),
-            Answer::Timeout => Err(Error::Unreachable(format!("{} did not answer", self.peer))),
+            Answer::Timeout => Err(self.asked().silence()),
         }
+    }
+
+    fn asked(&self) -> Asked<'_> {
+        let component = self.endpoint.component();
+        Asked { address: &self.address, peer: Some(&self.peer), component }
     }
 
     pub(super) async fn tell_transport(
@@ -430,15 +431,7 @@ impl Session {
 
 /// Whether an error's [`condition`] says that what was asked is not there.
 fn is_absent(condition: &str) -> bool {
-    matches!(
-        condition.split(' ').next().unwrap_or_default(),
-        "recipient-unavailable"
-            | "item-not-found"
-            | "service-unavailable"
-            | "remote-server-not-found"
-            | "remote-server-timeout"
-            | "gone"
-    )
+    cause::is_absent(condition.split(' ').next().unwrap_or_default())
 }
 
 /// The `<jingle/>` of a stanza.

@@ -31,9 +31,9 @@ pub(super) struct Offered {
 
 impl Session {
     /// The transport to offer as initiator.
-    pub(super) async fn offer_transport(&self) -> (Offered, Element) {
+    pub(super) async fn offer_transport(&self, kind: TransportKind) -> (Offered, Element) {
         let sid = random_id();
-        if self.endpoint.transport() == Some(TransportKind::Ibb) {
+        if kind == TransportKind::Ibb {
             let transport = xml::element(
                 "transport",
                 ns::JINGLE_IBB,
@@ -45,6 +45,22 @@ impl Session {
         let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
         let transport = s5b::transport(&sid, &dst, &candidates);
         (Offered { sid, candidates }, transport)
+    }
+
+    /// Checks that a leg is what was demanded of it.
+    pub(super) fn check_demand(&self, leg: &Leg) -> Result<(), Error> {
+        self.demand(transport_of(leg))
+    }
+
+    /// Checks that this transport may be used here.
+    fn demand(&self, kind: TransportKind) -> Result<(), Error> {
+        match self.endpoint.transport() {
+            Some(demanded) if demanded != kind => Err(Error::Transport(format!(
+                "{} cannot be had, and nothing else is taken here",
+                demanded.title()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     async fn own_candidates(&self) -> Vec<Candidate> {
@@ -61,6 +77,7 @@ impl Session {
         let transport = transport.ok_or_else(|| Error::failed("the peer named no transport"))?;
         let hub = self.endpoint.hub().clone();
         if !transport.has_ns(ns::JINGLE_S5B) {
+            self.demand(TransportKind::Ibb)?;
             let size = block_size(transport).unwrap_or(4096);
             let sid = transport.attr("sid").unwrap_or(&offered.sid);
             let address = self.address.clone();
@@ -70,6 +87,7 @@ impl Session {
         if let Some(socket) = self.s5b(transport, &offered.sid, &offered.candidates).await? {
             return Ok(Leg::from(socket));
         }
+        self.demand(TransportKind::Ibb)?;
         let sid = random_id();
         let replace = xml::element(
             "transport",
@@ -104,13 +122,18 @@ impl Session {
         let hub = self.endpoint.hub().clone();
         if transport.has_ns(ns::JINGLE_S5B) {
             let sid = transport.attr("sid").unwrap_or_default().to_owned();
-            let own = self.own_candidates().await;
+            // Where in-band bytestreams are demanded none of the candidates is of use, and they take the place of SOCKS5.
+            let is_wanted = self.demand(TransportKind::S5b).is_ok();
+            let own = if is_wanted { self.own_candidates().await } else { Vec::new() };
             let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
             children.push(s5b::transport(&sid, &dst, &own));
             self.ask(self.jingle("session-accept", senders, children)).await?;
-            if let Some(socket) = self.s5b(transport, &sid, &own).await? {
+            let none = s5b::transport(&sid, &dst, &[]);
+            let theirs = if is_wanted { transport } else { &none };
+            if let Some(socket) = self.s5b(theirs, &sid, &own).await? {
                 return Ok(Leg::from(socket));
             }
+            self.demand(TransportKind::Ibb)?;
             let (_, jingle) = self.expect(&["transport-replace"], STEP).await?;
             let content = first_content(&jingle)?;
             let replaced = content.children().find(|child| child.name() == "transport").cloned();
@@ -126,6 +149,7 @@ impl Session {
         if ![ns::JINGLE_IBB, ns::JINGLE_IBB_0].iter().any(|n| transport.has_ns(*n)) {
             return Err(Error::failed("the peer wants a transport that is not known here"));
         }
+        self.demand(TransportKind::Ibb)?;
         let sid = transport.attr("sid").unwrap_or(&self.sid).to_owned();
         let size = BLOCK.min(block_size(transport).unwrap_or(4096)).to_string();
         let mut opens = hub.expect_open(&self.address, &sid);
@@ -161,6 +185,14 @@ impl Session {
         let stream = hub.stream(&self.address, sid, size);
         hub.send(stanza.result(None)).await;
         Ok(Leg::Ibb(stream))
+    }
+}
+
+/// Which transport a leg has.
+pub(super) fn transport_of(leg: &Leg) -> TransportKind {
+    match leg {
+        Leg::Socket(_) => TransportKind::S5b,
+        Leg::Ibb(_) => TransportKind::Ibb,
     }
 }
 

@@ -24,6 +24,7 @@ use super::{
     interrupted,
     output::{Output, XtlsError},
     stream::{End, Names, Role},
+    watch,
 };
 use crate::{
     endpoint::{Application, Learned, Request, forward},
@@ -73,6 +74,7 @@ pub(super) async fn listen(client: &Client, accept: &[BareJid]) -> Result<(), Xt
         &format!("listening as {}, for a chat", endpoint.jid()),
     );
     let mut stop = Box::pin(interrupted());
+    let mut watching = Box::pin(watch::component(&endpoint, client.output));
     // Side by side: a peer that is slow to show its key keeps nobody else waiting.
     let mut securing = JoinSet::new();
     let done = loop {
@@ -89,6 +91,7 @@ pub(super) async fn listen(client: &Client, accept: &[BareJid]) -> Result<(), Xt
                 }
                 continue;
             }
+            () = &mut watching => continue,
             Some(secured) = securing.join_next() => secured,
             () = &mut stop => break match securing.is_empty() {
                 true => Ok(()),

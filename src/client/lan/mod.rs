@@ -450,6 +450,8 @@ impl Lan {
             offered: None,
             via: None,
             component: None,
+            prefer: None,
+            takes: super::Takes::Files,
             transport: Some(TransportKind::Ibb),
             accept_direct: false,
             // Both have compared the link's.
