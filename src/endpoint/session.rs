@@ -415,6 +415,20 @@ impl Session {
         }
     }
 
+    /// The same in a session that both sides know of: who was reached once has gone.
+    pub(super) async fn tell(&mut self, jingle: Element) -> Result<(), Error> {
+        let peer = self.peer.clone();
+        self.ask(jingle).await.map_err(|error| match error {
+            Error::Unreachable(why)
+            | Error::Silent(why)
+            | Error::NoComponent(why)
+            | Error::BlockedByPeer(why) => {
+                Error::Failed(format!("the session with {peer} is gone: {why}"))
+            }
+            error => error,
+        })
+    }
+
     fn asked(&self) -> Asked<'_> {
         let component = self.endpoint.component();
         Asked { address: &self.address, peer: Some(&self.peer), component }
@@ -425,7 +439,7 @@ impl Session {
         action: &str,
         transport: Element,
     ) -> Result<(), Error> {
-        self.ask(self.jingle(action, None, vec![transport])).await
+        self.tell(self.jingle(action, None, vec![transport])).await
     }
 }
 

@@ -127,7 +127,7 @@ impl Session {
             let own = if is_wanted { self.own_candidates().await } else { Vec::new() };
             let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
             children.push(s5b::transport(&sid, &dst, &own));
-            self.ask(self.jingle("session-accept", senders, children)).await?;
+            self.tell(self.jingle("session-accept", senders, children)).await?;
             let none = s5b::transport(&sid, &dst, &[]);
             let theirs = if is_wanted { transport } else { &none };
             if let Some(socket) = self.s5b(theirs, &sid, &own).await? {
@@ -158,7 +158,7 @@ impl Session {
             &transport.ns(),
             &[("sid", &sid), ("block-size", &size)],
         ));
-        self.ask(self.jingle("session-accept", senders, children)).await?;
+        self.tell(self.jingle("session-accept", senders, children)).await?;
         self.opened(&mut opens, &sid).await
     }
 
