@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # slixmpp 1.17.0 and aioxmpp 0.13.3: a stamp with more than six digits of a second cannot be read.
 #
-# Expected (XEP-0082, section 3.2; XML Schema's dateTime): the fraction of a second may have any number of digits. Libraries
+# Expected (XEP-0082, sections 2 and 3.2; XML Schema's dateTime): the fraction of a second may have any number of digits. Libraries
 #   with a finer clock write seven (.NET) or nine (Rust).
 # Seen: both raise ValueError from seven digits on. Six digits are read. In a delay element or a registry's answer one
 #   digit decides whether the stanza can be used.
