@@ -596,6 +596,8 @@ fn broker_options(config: &Config) -> broker::Options {
             .block_size
             .min(size::largest_block(config.component.max_stanza_bytes)),
         window: config.ibb.window,
+        memory: config.ibb.memory,
+        silence_timeout: config.ibb.silence_timeout,
         activation_timeout: config.limits.activation_timeout,
         idle_timeout: config.limits.idle_timeout,
         sessions: (config.limits.sessions, config.limits.sessions_per_user),

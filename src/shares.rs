@@ -161,14 +161,24 @@ fn registered(domain: &str) -> &str {
 /// [`Shares`] that are held by tasks. Cheap to clone; all clones are the same places.
 #[derive(Clone, Debug)]
 pub struct Permits {
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
     limits: Limits,
-    shares: Arc<Mutex<Shares>>,
+    shares: Shares,
 }
 
 impl Permits {
     /// Places of which none is taken.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, shares: Arc::default() }
+        Self { held: Arc::new(Mutex::new(Held { limits, shares: Shares::default() })) }
+    }
+
+    /// Other limits, for what is taken from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        self.lock().limits = limits;
     }
 
     /// Takes `weight` places for `user`, until the permit is dropped.
@@ -176,18 +186,21 @@ impl Permits {
     /// # Errors
     /// [`Full`]
     pub fn take(&self, user: &BareJid, weight: usize) -> Result<Permit, Full> {
-        let place = self.lock().take(user, weight, &self.limits)?;
+        let mut held = self.lock();
+        let limits = held.limits;
+        let place = held.shares.take(user, weight, &limits)?;
+        drop(held);
         Ok(Permit { permits: self.clone(), place })
     }
 
     /// How much is taken.
     pub fn taken(&self) -> usize {
-        self.lock().taken()
+        self.lock().shares.taken()
     }
 
     /// Never held over an `.await`.
-    fn lock(&self) -> MutexGuard<'_, Shares> {
-        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -201,7 +214,7 @@ pub struct Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.permits.lock().give_back(&self.place);
+        self.permits.lock().shares.give_back(&self.place);
     }
 }
 
@@ -263,7 +276,7 @@ mod tests {
         assert_eq!(permits.take(&user(0, "a.test"), 1).unwrap_err(), Full::User);
         drop(permit);
         assert!(permits.take(&user(0, "a.test"), 1).is_ok());
-        assert_eq!(permits.lock().taken(), 0);
+        assert_eq!(permits.taken(), 0);
     }
 
     #[test]

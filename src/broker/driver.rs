@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use minidom::Element;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     mediator::{
-        ibb_stream::{IbbParams, IbbStream},
+        ibb::IbbError,
+        ibb_stream::{IbbHandle, IbbParams, IbbStream},
         ibb_xml::IbbStanza,
         leg::Leg,
         pipe::{self, Outcome},
@@ -35,6 +36,8 @@ enum Done {
     Told(Input),
     Arrived(Side, Option<Socket>),
     Relayed(Outcome),
+    /// Whether an in-band leg waits for its user has changed; `None`: the leg is gone.
+    Waits(Side, Option<watch::Receiver<bool>>),
 }
 
 /// The task of one session.
@@ -45,6 +48,7 @@ pub(super) struct Driver {
     session: Session,
     sockets: [Option<Socket>; 2],
     legs: [Option<Leg>; 2],
+    streams: [Option<IbbHandle>; 2],
     relaying: bool,
     line: Line,
     /// Where its session-initiate goes if the responder does not take it, and what is to be said there.
@@ -72,6 +76,7 @@ impl Driver {
             session,
             sockets: [None, None],
             legs: [None, None],
+            streams: [None, None],
             relaying: false,
             line,
             again,
@@ -103,9 +108,16 @@ impl Driver {
                     }
                     Ok(Done::Relayed(outcome)) => {
                         self.relaying = false;
+                        let broken = self.broken();
+                        self.session.handle(Input::Broken(broken), Instant::now());
                         Input::Relayed(outcome)
                     }
-                    Ok(Done::Arrived(_, None)) | Err(_) => continue,
+                    Ok(Done::Waits(side, Some(mut waiting))) => {
+                        let waits = *waiting.borrow_and_update();
+                        self.watch(side, waiting);
+                        Input::Waits(side, waits)
+                    }
+                    Ok(Done::Arrived(_, None) | Done::Waits(_, None)) | Err(_) => continue,
                 },
                 () = sleep_until(self.session.deadline()) => Input::Timeout,
             };
@@ -198,6 +210,12 @@ impl Driver {
                     guard: settings.require_tls,
                 };
                 self.relaying = true;
+                for side in [Side::Initiator, Side::Responder] {
+                    if let Some(stream) = &self.streams[side.index()] {
+                        let waiting = stream.waiting();
+                        self.watch(side, waiting);
+                    }
+                }
                 let _once = self.facts.legs.set([a.kind_of_transport(), b.kind_of_transport()]);
                 let (plane, facts) = (self.shared.table.plane().clone(), Arc::clone(&self.facts));
                 self.work.spawn(async move {
@@ -237,14 +255,30 @@ impl Driver {
         }
     }
 
-    fn stream(&self, side: Side, sid: String, block_size: u16, stanza: IbbStanza) -> Leg {
+    /// Notes when an in-band leg begins to wait for its user, or goes on.
+    fn watch(&mut self, side: Side, mut waiting: watch::Receiver<bool>) {
+        self.work.spawn(async move {
+            let changed = waiting.changed().await;
+            Done::Waits(side, changed.is_ok().then_some(waiting))
+        });
+    }
+
+    /// Which in-band leg broke, and why.
+    fn broken(&self) -> Option<(Side, IbbError)> {
+        let of = |side: Side| Some((side, self.streams[side.index()].as_ref()?.failure()?));
+        of(Side::Initiator).or_else(|| of(Side::Responder))
+    }
+
+    fn stream(&mut self, side: Side, sid: String, block_size: u16, stanza: IbbStanza) -> Leg {
         let peer = &self.peers[side.index()];
         let mut params = IbbParams::new(peer.mask.clone(), peer.user.clone(), sid.as_str());
         params.block_size = block_size;
         params.stanza = stanza;
-        params.window = self.shared.options().window;
+        let options = self.shared.options();
+        (params.window, params.silence_timeout) = (options.window, options.silence_timeout);
         params.memory = Some(self.shared.memory.clone());
         let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
+        self.streams[side.index()] = Some(handle.clone());
         self.shared.add_stream(peer, sid, handle);
         Leg::Ibb(stream)
     }

@@ -66,8 +66,6 @@ const DOMAINS: usize = 1000;
 const DISCO: Duration = Duration::from_secs(3);
 /// One domain may have so many times as many sessions as are free.
 const SLOPE: usize = 16;
-/// Bytes of in-band blocks by message that may wait for their readers: their senders cannot be slowed down.
-const MEMORY: Limits = Limits::new(64 << 20, 16 << 20, 4);
 /// How long the close of a stream may stay without an answer; a little more than the stream itself allows.
 const CLOSING: Duration = Duration::from_secs(61);
 /// Stanzas that wait for one session.
@@ -129,6 +127,11 @@ pub struct Options {
     pub block_size: u16,
     /// Unacknowledged blocks per direction.
     pub window: u16,
+    /// Bytes of in-band blocks by message that may wait for their readers, in all streams together: their senders can
+    /// hardly be slowed down.
+    pub memory: usize,
+    /// How long a user's client may leave in-band blocks unacknowledged.
+    pub silence_timeout: Duration,
     /// How long a session may be without a stream.
     pub activation_timeout: Duration,
     /// How long a stream may be without a byte.
@@ -175,6 +178,13 @@ impl Again {
 impl fmt::Debug for Again {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Again")
+    }
+}
+
+impl Options {
+    /// How blocks by message are shared out: a quarter to one user.
+    fn memory(&self) -> Limits {
+        Limits::new(self.memory, self.memory / 4, 4)
     }
 }
 
@@ -497,13 +507,13 @@ impl Broker {
         let state = Mutex::default();
         Self {
             shared: Arc::new(Shared {
+                memory: Permits::new(options.memory()),
                 options: RwLock::new(Arc::new(options)),
                 outbound,
                 requests,
                 registry,
                 table,
                 journal,
-                memory: Permits::new(MEMORY),
                 state,
             }),
             tasks,
@@ -775,7 +785,7 @@ impl Broker {
             let streams = state.streams.get(&(stanza.from.clone(), stanza.to.clone()));
             streams.into_iter().flatten().map(|(_, handle)| handle.clone()).collect()
         };
-        handles.iter().any(|handle| handle.handle_answer(&stanza.id, stanza.type_ == "result"))
+        handles.iter().any(|handle| handle.handle_answer(stanza))
     }
 
     /// The application that a session-initiate offers and that would be brokered: the namespace of its description.
@@ -882,6 +892,7 @@ impl Broker {
 
     /// Other settings, for sessions that begin from now on.
     pub fn set_options(&self, options: Options) {
+        self.shared.memory.set_limits(options.memory());
         *self.shared.options.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(options);
     }
 

@@ -260,7 +260,8 @@ impl OwnSession {
             IbbParams::new(self.peer.mask.clone(), self.peer.user.clone(), sid.as_str());
         params.block_size = block_size;
         params.stanza = kind;
-        params.window = self.shared.options().window;
+        let options = self.shared.options();
+        (params.window, params.silence_timeout) = (options.window, options.silence_timeout);
         let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
         self.shared.add_stream(&self.peer, sid, handle);
         self.send(stanza.result(None)).await;

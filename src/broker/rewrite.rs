@@ -48,9 +48,10 @@ pub fn jingle(
     out
 }
 
-/// Whether an element claims to say what the registry knows. From a user it never does, wherever it stands.
+/// Whether an element claims to say what the component knows: of keys, or of a stream that stands still. From a user it
+/// never does, wherever it stands.
 fn is_hints(element: &Element) -> bool {
-    element.is("hints", ns::HINTS)
+    element.has_ns(ns::HINTS) && matches!(element.name(), "hints" | "waiting" | "moving")
 }
 
 /// Copies an element of a user's: what is in one namespace comes out in another, and hints stay behind.

@@ -2,7 +2,10 @@
 
 use minidom::Element;
 
-use crate::xmpp::{ns, xml};
+use crate::{
+    mediator::ibb_xml::IbbStanza,
+    xmpp::{ns, xml},
+};
 
 /// Our candidates are preferred over every other on their leg: type direct (126 << 16) and a local preference.
 const PRIORITY: u32 = 8_257_536 + 16_384;
@@ -59,10 +62,12 @@ impl Transport {
     }
 }
 
-/// An in-band transport.
+/// An in-band transport. It proposes blocks by IQ, also to a user who has offered them by message (XEP-0261, 2; it is
+/// advisory): messages may be held for an inactive client, or go to another one when it has gone.
 pub fn ibb(namespace: &str, sid: &str, block_size: u16) -> Element {
     let size = block_size.to_string();
-    xml::element("transport", namespace, &[("sid", sid), ("block-size", &size)])
+    let attributes = [("sid", sid), ("block-size", &size), ("stanza", IbbStanza::Iq.as_str())];
+    xml::element("transport", namespace, &attributes)
 }
 
 /// A SOCKS5 transport with the component itself as direct candidates.

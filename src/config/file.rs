@@ -15,7 +15,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
     ),
     ("database", &["url", "max_connections", "migrate"]),
     ("socks5", &["listen", "advertise", "proxy_protocol"]),
-    ("ibb", &["enabled", "block_size", "window"]),
+    ("ibb", &["enabled", "block_size", "window", "memory", "silence_timeout"]),
     ("broker", &["require_tls", "unknown", "mismatch", "revoked"]),
     ("registry", &["visibility", "keys_per_user", "import_pep"]),
     ("access", &["users", "admins", "blocked"]),

@@ -111,6 +111,10 @@ pub struct Ibb {
     pub block_size: u16,
     /// Blocks under way without acknowledgement, per direction.
     pub window: u16,
+    /// Bytes of blocks by message that may wait for their readers, in all streams together.
+    pub memory: usize,
+    /// How long a user's client may leave blocks unacknowledged.
+    pub silence_timeout: Duration,
 }
 
 /// Brokered sessions.
@@ -497,6 +501,12 @@ fn ibb(section: &Section<'_>) -> Result<Ibb, ConfigError> {
         enabled: section.boolean("enabled", true)?,
         block_size: section.number("block_size", (256, u16::MAX), 8192)?,
         window: section.number("window", (1, 256), 16)?,
+        memory: section.number("memory", (1 << 20, 1 << 40), 64 << 20)?,
+        silence_timeout: section.duration(
+            "silence_timeout",
+            (SHORTEST, DAY),
+            Duration::from_secs(300),
+        )?,
     })
 }
 

@@ -31,6 +31,9 @@ use crate::{
 
 /// How long we wait for the answer to a request.
 const ANSWER: Duration = Duration::from_secs(45);
+/// How long the peer of an in-band bytestream may leave blocks unacknowledged. The component has its own limits, and while
+/// a stream is silent the session is asked for: this is for a peer that answers and does not read.
+const SILENCE: Duration = Duration::from_secs(3600);
 type Streams = HashMap<(Jid, String), IbbHandle>;
 
 #[derive(Debug, Default)]
@@ -185,8 +188,7 @@ impl Hub {
         if !stanza.is_request() {
             if stanza.kind == Kind::Iq && !self.requests.handle(&stanza) {
                 let handles: Vec<_> = self.lock().streams.values().cloned().collect();
-                let ok = stanza.type_ == "result";
-                let _ = handles.iter().any(|handle| handle.handle_answer(&stanza.id, ok));
+                let _ = handles.iter().any(|handle| handle.handle_answer(&stanza));
             }
             return;
         }
@@ -326,7 +328,7 @@ impl Hub {
     /// Our end of an in-band bytestream that is open.
     pub(crate) fn stream(&self, peer: &Jid, sid: &str, block_size: u16) -> IbbStream {
         let mut params = IbbParams::new(Jid::from(self.jid.clone()), peer.clone(), sid);
-        params.block_size = block_size;
+        (params.block_size, params.silence_timeout) = (block_size, SILENCE);
         let (stream, handle) = IbbStream::new(params, self.outbound.clone());
         let mut state = self.lock();
         state.streams.retain(|_, handle| !handle.is_over());

@@ -4,6 +4,22 @@
 //! is unacknowledged. Incoming: a block sent by IQ is acknowledged when it has been read (or at once, as long as little
 //! waits to be read), so a slow reader slows the sender; blocks are held up to a bound, and their answers with them.
 //!
+//! Blocks by message are not acknowledged, so a ping (XEP-0199) to the very resource follows them: its answer says that what
+//! was sent before it has arrived, slows the sender, brings out what a server holds for an inactive client (XEP-0352), and
+//! shows that the resource has not gone.
+//!
+//! Doubt: servers answer for their users. An error such as `recipient-unavailable` comes for blocks that have arrived when
+//! the connection between two servers breaks, and the real answers follow; others lose blocks and answers without a word.
+//! So such an error ends nothing by itself:
+//!
+//! | what comes next | what it says |
+//! |---|---|
+//! | the real answer, or that to a later block | everything up to this block has arrived |
+//! | `unexpected-request` to a later block | blocks were lost: the stream ends |
+//! | ping answered | the peer is there: one more block may go, and settles it |
+//! | pings say three times that nobody is there | the client is gone: the stream ends |
+//! | nothing | the stream waits, as long as a server may keep a client that has lost its connection (XEP-0198) |
+//!
 //! Closing: in-band bytestreams know no half-close. After [`IbbMachine::shutdown`] the other direction goes on until
 //! the peer closes, or until nothing came from it for the linger time; then `<close/>` is sent, and what still
 //! arrives before its answer is delivered too.
@@ -39,6 +55,28 @@ const REPEATED: u16 = 256;
 /// Of the room that is given for messages, so many bytes allow for another held block.
 const BYTES_PER_ENTRY: usize = 512;
 
+/// The longest block that is sent to settle a doubt, beyond the window. It finds room at the peer however slow its reader is.
+pub const TRIAL: usize = 512;
+
+/// How long blocks may be without any answer before the peer is asked whether it is there.
+const PROBE: Duration = Duration::from_secs(10);
+
+/// After how long a ping without an answer is followed by another.
+const REPEAT: Duration = Duration::from_secs(30);
+
+/// How long nothing may be heard of a peer that owes an answer before the stream counts as waiting.
+pub const WAITING: Duration = Duration::from_secs(20);
+
+/// When a ping is repeated whose answer says that nobody is there: the first of these answers may be as false as those to
+/// the blocks, and the real ones may be seconds behind. After the last one the peer is gone.
+const ABSENT: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
+
+/// How long the first ping of a stream by message is waited for. A peer that answers none cannot be slowed down.
+const UNPACED: Duration = Duration::from_secs(5);
+
+/// How long a close may be without its answer.
+pub const CLOSING: Duration = Duration::from_secs(60);
+
 /// How a stream is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -48,8 +86,8 @@ pub struct Options {
     pub window: u16,
     /// Whether outgoing blocks are acknowledged (IQ) or not (message).
     pub acknowledged: bool,
-    /// How long blocks may stay without any acknowledgement, and a close without its answer.
-    pub ack_timeout: Duration,
+    /// How long blocks may stay without any acknowledgement.
+    pub silence_timeout: Duration,
     /// How long a shut down stream waits for more from the peer before it is closed.
     pub close_linger: Duration,
     /// Whether the peer has agreed to the stream already; if not, nothing is sent before
@@ -63,7 +101,7 @@ impl Default for Options {
             block_size: 8192,
             window: 16,
             acknowledged: true,
-            ack_timeout: Duration::from_secs(60),
+            silence_timeout: Duration::from_secs(300),
             close_linger: Duration::from_secs(5),
             opened: true,
         }
@@ -85,6 +123,8 @@ pub enum Action {
         /// The error.
         refusal: Refusal,
     },
+    /// Ask the peer's resource whether it is there (XEP-0199); the answer goes to [`IbbMachine::handle_pong`].
+    Ping,
     /// Send `<close/>` by IQ; its answer goes to [`IbbMachine::handle_close_answer`].
     SendClose,
     /// Send a block; its answer, if sent by IQ, goes to [`IbbMachine::handle_answer`].
@@ -96,6 +136,30 @@ pub enum Action {
     },
 }
 
+/// What an answer to a block says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The peer has it.
+    Taken,
+    /// The peer says that a block before it is missing.
+    Gap,
+    /// The peer does not take it.
+    Refused,
+    /// Somebody says that it could not be delivered. That may be wrong.
+    Undelivered,
+}
+
+/// What an answer to a ping says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pong {
+    /// The peer is there.
+    Alive,
+    /// The peer is not there, or does not know pings.
+    Absent,
+    /// The peer cannot be reached at present.
+    Unreachable,
+}
+
 /// Why a stream broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -103,20 +167,26 @@ pub enum IbbError {
     /// The peer's data is no base64, or its stanza malformed.
     #[error("the peer sent malformed data")]
     Malformed,
+    /// The peer's resource is not there any more.
+    #[error("the peer's client is gone")]
+    Gone,
     /// The peer sent more than the window allows while the reader was slow.
     #[error("the peer sent more than there is room for")]
     Overflow,
     /// What carries the stanzas broke, and blocks may be lost.
     #[error("the connection to the XMPP server was lost")]
     Lost,
+    /// Blocks of ours have not reached the peer.
+    #[error("blocks were lost on the way to the peer")]
+    Missing,
     /// A block of the peer is missing.
-    #[error("the peer's blocks are out of sequence")]
+    #[error("a block of the peer is missing: it was lost on the way, or numbered wrongly")]
     Sequence,
     /// The peer answered a block with an error.
     #[error("the peer refused a block")]
     Refused,
     /// The peer did not answer for too long.
-    #[error("the peer did not acknowledge in time")]
+    #[error("the peer has not acknowledged anything for too long")]
     Timeout,
     /// A block of the peer is longer than agreed.
     #[error("the peer sent a block longer than the agreed block size")]
@@ -130,9 +200,17 @@ pub struct IbbMachine {
     options: Options,
     opened: bool,
     next_out: u16,
-    unanswered: VecDeque<u16>,
+    unanswered: VecDeque<Sent>,
+    /// Bytes of ours that the peer has.
+    delivered: u64,
     /// When an answer last came, or the first unanswered stanza was sent.
     progress: Instant,
+    /// When the peer itself was last heard, or the first unanswered stanza was sent.
+    heard: Instant,
+    /// Nothing was heard for [`WAITING`] although an answer is owed.
+    waiting: bool,
+    doubt: Option<Doubt>,
+    ping: Ping,
     next_in: u16,
     /// How many blocks came, up to [`REPEATED`].
     came: u16,
@@ -152,6 +230,41 @@ pub struct IbbMachine {
     gone: bool,
     failure: Option<IbbError>,
     actions: VecDeque<Action>,
+}
+
+/// A block of ours that is not acknowledged.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    seq: u16,
+    bytes: usize,
+}
+
+/// Somebody has said that a block was not delivered.
+#[derive(Clone, Copy, Debug, Default)]
+struct Doubt {
+    /// The peer has answered a ping since.
+    alive: bool,
+    /// A block was sent since, whose answer settles it.
+    tried: bool,
+}
+
+/// What is known of the peer by pings.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ping {
+    /// When the last one was sent, if it is not answered, and how many unanswered blocks were sent before it.
+    asked: Option<(Instant, usize)>,
+    /// When the next one is due.
+    again: Option<Instant>,
+    /// How often in succession the answer was that nobody is there.
+    absent: usize,
+    /// The last answer was not the peer's.
+    missed: bool,
+    /// The peer was there when it was said that it is not: it does not know pings.
+    unknown: bool,
+    /// Whether one was ever answered; for blocks by message.
+    answered: bool,
+    /// The peer answers none, so nothing slows blocks by message down.
+    unpaced: bool,
 }
 
 #[derive(Debug)]
@@ -176,7 +289,12 @@ impl IbbMachine {
             opened: options.opened,
             next_out: 0,
             unanswered: VecDeque::new(),
+            delivered: 0,
             progress: now,
+            heard: now,
+            waiting: false,
+            doubt: None,
+            ping: Ping::default(),
             next_in: 0,
             came: 0,
             room: 0,
@@ -227,6 +345,7 @@ impl IbbMachine {
         if self.is_deaf(id) {
             return;
         }
+        self.hear(now);
         let behind = self.next_in.wrapping_sub(seq);
         if (1..=self.came).contains(&behind) {
             return self.answer(id.map(|id| Action::Ack { id: id.to_owned() }));
@@ -248,7 +367,7 @@ impl IbbMachine {
         }
         let held = self.held_bytes + payload.len();
         let entries = MAX_ENTRIES + self.room / BYTES_PER_ENTRY;
-        if held > MAX_HELD + self.room
+        if held > MAX_HELD + TRIAL + self.room
             || self.held.len() >= entries
             || self.actions.len() >= MAX_ENTRIES
         {
@@ -286,21 +405,75 @@ impl IbbMachine {
         self.answer(id.map(|id| Action::Ack { id: id.to_owned() }));
     }
 
-    /// Takes the peer's answer to a block. Unknown numbers are ignored.
-    pub fn handle_answer(&mut self, seq: u16, ok: bool, now: Instant) {
-        let Some(at) = self.unanswered.iter().position(|sent| *sent == seq) else { return };
-        if ok {
-            self.unanswered.remove(at);
-            self.progress = now;
-        } else {
-            self.fail(IbbError::Refused, now);
+    /// Takes an answer to a block. Unknown numbers are ignored. A block that was said not to be delivered may be answered
+    /// a second time.
+    pub fn handle_answer(&mut self, seq: u16, answer: Answer, now: Instant) {
+        let Some(at) = self.unanswered.iter().position(|sent| sent.seq == seq) else { return };
+        match answer {
+            Answer::Taken => {
+                // The peer takes blocks in order only, so it has those before as well.
+                self.settle(at + 1, now);
+                self.doubt = None;
+                self.hear(now);
+            }
+            Answer::Gap if at > 0 || self.doubt.is_some() => self.fail(IbbError::Missing, now),
+            Answer::Gap | Answer::Refused => self.fail(IbbError::Refused, now),
+            Answer::Undelivered => self.suspect(now),
         }
     }
 
     /// Takes the return of a block that was sent by message.
-    pub fn handle_bounce(&mut self, now: Instant) {
-        if self.is_writable() || self.quiet_since.is_some() {
-            self.fail(IbbError::Refused, now);
+    pub fn handle_bounce(&mut self, answer: Answer, now: Instant) {
+        if !self.is_writable() && self.quiet_since.is_none() {
+            return;
+        }
+        match answer {
+            Answer::Undelivered => self.suspect(now),
+            Answer::Gap => self.fail(IbbError::Missing, now),
+            Answer::Taken | Answer::Refused => self.fail(IbbError::Refused, now),
+        }
+    }
+
+    /// Takes the answer to our ping.
+    pub fn handle_pong(&mut self, pong: Pong, now: Instant) {
+        let Some((asked, before)) = self.ping.asked.take() else { return };
+        // Blocks by message: what was sent before the ping has arrived, unless somebody has said that it has not.
+        let paces = !self.options.acknowledged && self.doubt.is_none();
+        if pong == Pong::Absent && paces && !self.ping.answered {
+            // It was there a moment ago, when the stream was opened.
+            self.ping.unknown = true;
+        }
+        self.ping.missed = true;
+        match pong {
+            // Blocks by IQ to nobody come back themselves.
+            Pong::Absent if self.options.acknowledged && self.doubt.is_none() => {
+                self.ping.missed = false;
+                self.ping.again = Some(now + REPEAT);
+            }
+            Pong::Absent if !self.ping.unknown => match ABSENT.get(self.ping.absent) {
+                _ if self.heard > asked => self.ping.again = Some(now + ABSENT[0]),
+                Some(pause) => {
+                    self.ping.absent += 1;
+                    self.ping.again = Some(now + *pause);
+                }
+                None => self.fail(IbbError::Gone, now),
+            },
+            Pong::Unreachable => self.ping.again = Some(now + PROBE),
+            Pong::Absent | Pong::Alive => {
+                self.ping.answered = true;
+                self.ping.unpaced = false;
+                self.hear(now);
+                if !self.options.acknowledged {
+                    self.doubt = None;
+                    self.settle(before, now);
+                    self.pace(now);
+                } else if let Some(doubt) = &mut self.doubt {
+                    doubt.alive = true;
+                    self.ping.again = Some(now + PROBE);
+                } else {
+                    self.ping.again = Some(now + REPEAT);
+                }
+            }
         }
     }
 
@@ -313,22 +486,62 @@ impl IbbMachine {
 
     /// Does what is due; too early is no fault.
     pub fn handle_deadline(&mut self, now: Instant) {
-        if self.answer_deadline().is_some_and(|deadline| deadline <= now) {
-            if self.close == Close::Sent {
-                self.close = Close::Answered;
-            }
-            if !self.unanswered.is_empty() {
-                self.fail(IbbError::Timeout, now);
-            }
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if due(self.close_deadline()) {
+            self.close = Close::Answered;
         }
-        if self.linger_deadline().is_some_and(|deadline| deadline <= now) {
+        if due(self.unpaced_deadline()) {
+            self.ping.unpaced = true;
+            self.settle(self.unanswered.len(), now);
+        }
+        if due(self.silence_deadline()) {
+            let lost = self.doubt.is_some_and(|doubt| doubt.alive);
+            self.fail(if lost { IbbError::Missing } else { IbbError::Timeout }, now);
+        }
+        if due(self.waiting_deadline()) {
+            self.waiting = true;
+        }
+        if due(self.ping_deadline()) {
+            self.ask(now);
+        }
+        if due(self.linger_deadline()) {
             self.send_close(now);
         }
     }
 
     /// When [`Self::handle_deadline`] is to be called.
     pub fn deadline(&self) -> Option<Instant> {
-        [self.answer_deadline(), self.linger_deadline()].into_iter().flatten().min()
+        [
+            self.close_deadline(),
+            self.unpaced_deadline(),
+            self.silence_deadline(),
+            self.waiting_deadline(),
+            self.ping_deadline(),
+            self.linger_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Whether the stream stands still because the peer, which owes an answer, has not been heard for [`WAITING`].
+    pub fn is_waiting(&self) -> bool {
+        self.waiting && self.owes()
+    }
+
+    /// Whether a block is still to be answered.
+    pub fn awaits(&self, seq: u16) -> bool {
+        self.unanswered.iter().any(|sent| sent.seq == seq)
+    }
+
+    /// How many bytes of ours the peer has.
+    pub fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    /// Why the stream broke, if it did.
+    pub fn failure(&self) -> Option<IbbError> {
+        self.failure
     }
 
     /// What to send next; call until `None`.
@@ -345,7 +558,13 @@ impl IbbMachine {
     pub fn has_window(&self) -> bool {
         let out = self.unanswered.len();
         let fits = (out + 1) * usize::from(self.options.block_size) <= MAX_UNACKNOWLEDGED;
-        let free = out == 0 || out < usize::from(self.options.window) && fits;
+        let free = match self.doubt {
+            // Messages to nobody may land elsewhere.
+            None if self.ping.missed && !self.options.acknowledged => false,
+            None => out == 0 || out < usize::from(self.options.window) && fits,
+            // One more, when somebody is there to take it: its answer says what became of those before.
+            Some(doubt) => doubt.alive && !doubt.tried,
+        };
         self.opened && self.is_writable() && free
     }
 
@@ -362,16 +581,19 @@ impl IbbMachine {
         if !self.has_window() || bytes.is_empty() {
             return 0;
         }
-        let n = bytes.len().min(usize::from(self.options.block_size));
+        let most = if self.doubt.is_some() { TRIAL } else { usize::MAX };
+        let n = bytes.len().min(usize::from(self.options.block_size)).min(most);
         let seq = self.next_out;
         self.next_out = seq.wrapping_add(1);
-        if self.options.acknowledged {
-            if self.unanswered.is_empty() {
-                self.progress = now;
-            }
-            self.unanswered.push_back(seq);
+        if let Some(doubt) = &mut self.doubt {
+            doubt.tried = true;
         }
+        if self.unanswered.is_empty() {
+            (self.progress, self.heard) = (now, now);
+        }
+        self.unanswered.push_back(Sent { seq, bytes: n });
         self.actions.push_back(Action::SendData { seq, payload: bytes[..n].to_vec() });
+        self.pace(now);
         n
     }
 
@@ -470,9 +692,92 @@ impl IbbMachine {
         }
     }
 
-    fn answer_deadline(&self) -> Option<Instant> {
-        let waiting = !self.unanswered.is_empty() || self.close == Close::Sent;
-        waiting.then(|| self.progress + self.options.ack_timeout)
+    /// The first `n` unanswered blocks have arrived.
+    fn settle(&mut self, n: usize, now: Instant) {
+        for sent in self.unanswered.drain(..n.min(self.unanswered.len())) {
+            self.delivered += sent.bytes as u64;
+        }
+        self.progress = now;
+    }
+
+    /// The peer itself was heard.
+    fn hear(&mut self, now: Instant) {
+        self.heard = now;
+        self.waiting = false;
+        self.ping.absent = 0;
+        self.ping.missed = false;
+    }
+
+    /// Somebody says that a block was not delivered.
+    fn suspect(&mut self, now: Instant) {
+        match &mut self.doubt {
+            // The block that was to settle it came back as well.
+            Some(doubt) if doubt.tried => *doubt = Doubt::default(),
+            Some(_) => return,
+            None => {
+                if self.unanswered.is_empty() {
+                    (self.progress, self.heard) = (now, now);
+                }
+                self.doubt = Some(Doubt::default());
+            }
+        }
+        if self.ping.asked.is_none() {
+            self.ask(now);
+        }
+    }
+
+    /// Blocks by message are followed by a ping, one at a time.
+    fn pace(&mut self, now: Instant) {
+        if self.options.acknowledged || self.unanswered.is_empty() {
+            return;
+        }
+        if self.ping.unpaced {
+            self.settle(self.unanswered.len(), now);
+        } else if self.ping.asked.is_none() && self.ping.again.is_none() {
+            self.ask(now);
+        }
+    }
+
+    fn ask(&mut self, now: Instant) {
+        self.ping.asked = Some((now, self.unanswered.len()));
+        self.ping.again = None;
+        if !self.actions.contains(&Action::Ping) {
+            self.actions.push_back(Action::Ping);
+        }
+    }
+
+    fn close_deadline(&self) -> Option<Instant> {
+        (self.close == Close::Sent).then(|| self.progress + CLOSING)
+    }
+
+    /// Whether the peer owes an answer: to a block, or to the question whether it is there.
+    fn owes(&self) -> bool {
+        let open = self.failure.is_none() && !self.peer_closed && self.close != Close::Answered;
+        open && (!self.unanswered.is_empty() || self.doubt.is_some())
+    }
+
+    fn silence_deadline(&self) -> Option<Instant> {
+        self.owes().then(|| self.progress + self.options.silence_timeout)
+    }
+
+    fn waiting_deadline(&self) -> Option<Instant> {
+        let silent = self.ping.asked.is_some() || self.ping.missed;
+        (self.owes() && silent && !self.waiting).then(|| self.heard + WAITING)
+    }
+
+    fn ping_deadline(&self) -> Option<Instant> {
+        let next = match (self.ping.asked, self.ping.again) {
+            (Some((asked, _)), _) => asked + REPEAT,
+            (None, Some(again)) if self.doubt.is_some() || self.ping.missed => again,
+            (None, Some(again)) => again.max(self.progress + PROBE),
+            (None, None) => self.progress + PROBE,
+        };
+        self.owes().then_some(next)
+    }
+
+    fn unpaced_deadline(&self) -> Option<Instant> {
+        let first = !self.options.acknowledged && !self.ping.answered && self.doubt.is_none();
+        self.ping.asked.filter(|_| first && self.owes()).map(|(asked, _)| asked + UNPACED)
     }
 
     fn linger_deadline(&self) -> Option<Instant> {

@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Waker},
     time::Instant,
 };
@@ -11,10 +14,13 @@ use std::{
 use jid::Jid;
 use minidom::Element;
 use rxml::xml_ncname;
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    watch,
+};
 
 use super::{
-    ibb::{Action, IbbMachine, MAX_HELD},
+    ibb::{Action, Answer, IbbError, IbbMachine, MAX_HELD, Pong},
     ibb_stream::IbbParams,
     ibb_xml::{self, IbbPayload, IbbStanza},
 };
@@ -37,6 +43,9 @@ pub(super) struct Link {
     pub(super) params: IbbParams,
     pub(super) outbound: mpsc::Sender<Element>,
     shared: Mutex<Shared>,
+    /// Whether the stream waits for a peer that is silent.
+    waiting: watch::Sender<bool>,
+    delivered: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -54,6 +63,7 @@ pub(super) struct Shared {
 pub(super) enum Asked {
     Block(u16),
     Close,
+    Ping,
 }
 
 impl IbbHandle {
@@ -73,7 +83,7 @@ impl IbbHandle {
         }
         let id = match (stanza.kind, stanza.type_.as_str()) {
             (Kind::Iq, "result" | "error") => {
-                return self.handle_answer(&stanza.id, stanza.type_ == "result");
+                return self.handle_answer(stanza);
             }
             (Kind::Iq, "set") => Some(stanza.id.as_str()),
             (Kind::Message, _) => None,
@@ -88,7 +98,9 @@ impl IbbHandle {
         let mut shared = self.link.lock();
         let now = now();
         match IbbPayload::parse(element) {
-            _ if id.is_none() && stanza.type_ == "error" => shared.machine.handle_bounce(now),
+            _ if id.is_none() && stanza.type_ == "error" => {
+                shared.machine.handle_bounce(answer(stanza), now);
+            }
             Ok(Some(IbbPayload::Data { seq, text, .. })) => {
                 if id.is_none() {
                     shared.make_room(params, text.len());
@@ -103,17 +115,22 @@ impl IbbHandle {
         true
     }
 
-    /// Takes the answer to the IQ with this id, `ok` if a result, and says whether the stream had sent that IQ.
-    pub fn handle_answer(&self, id: &str, ok: bool) -> bool {
+    /// Takes an answer if it is the peer's to an IQ of the stream, and says whether it is.
+    pub fn handle_answer(&self, stanza: &Stanza) -> bool {
+        if stanza.from != self.link.params.peer {
+            return false;
+        }
         let mut shared = self.link.lock();
-        let Some(at) = shared.asked.iter().position(|(asked, _)| asked == id) else {
+        let Some(at) = shared.asked.iter().position(|(asked, _)| *asked == stanza.id) else {
             return false;
         };
-        match shared.asked.remove(at) {
-            Some((_, Asked::Block(seq))) => shared.machine.handle_answer(seq, ok, now()),
-            Some((_, Asked::Close)) => shared.machine.handle_close_answer(),
-            None => {}
+        let asked = shared.asked[at].1;
+        match asked {
+            Asked::Block(seq) => shared.machine.handle_answer(seq, answer(stanza), now()),
+            Asked::Close => shared.machine.handle_close_answer(),
+            Asked::Ping => shared.machine.handle_pong(pong(stanza), now()),
         }
+        shared.forget(&stanza.id);
         self.settle(&mut shared);
         true
     }
@@ -130,6 +147,16 @@ impl IbbHandle {
         let mut shared = self.link.lock();
         shared.machine.handle_lost();
         self.settle(&mut shared);
+    }
+
+    /// Whether the stream stands still because the peer, which owes an answer, is silent: now, and whenever that changes.
+    pub fn waiting(&self) -> watch::Receiver<bool> {
+        self.link.waiting.subscribe()
+    }
+
+    /// Why the stream broke, if it did.
+    pub fn failure(&self) -> Option<IbbError> {
+        self.link.lock().machine.failure()
     }
 
     /// The stream's id.
@@ -156,6 +183,7 @@ impl IbbHandle {
     }
 
     fn settle(&self, shared: &mut Shared) {
+        self.link.tell(shared);
         self.link.send_now(shared);
         for waker in [shared.reader.take(), shared.writer.take()].into_iter().flatten() {
             waker.wake();
@@ -168,6 +196,9 @@ impl fmt::Debug for IbbHandle {
         f.debug_struct("IbbHandle").finish_non_exhaustive()
     }
 }
+
+/// More requests than are ever unanswered.
+const ASKED: usize = 1024;
 
 /// So many bytes at once are taken of what blocks by message may hold.
 const CHUNK: usize = 256 * 1024;
@@ -194,7 +225,22 @@ impl Shared {
         }
     }
 
+    /// Forgets a request that was answered, unless it is a block that was said not to be delivered: that may be answered
+    /// again. Answers that are lost on the way leave a bounded number behind.
+    fn forget(&mut self, id: &str) {
+        let machine = &self.machine;
+        let awaited = |asked: &Asked| matches!(asked, Asked::Block(seq) if machine.awaits(*seq));
+        self.asked.retain(|(known, asked)| known != id || awaited(asked));
+        if self.asked.len() > ASKED {
+            self.asked.retain(|(_, asked)| awaited(asked) || !matches!(asked, Asked::Block(_)));
+        }
+    }
+
     fn ask(&mut self, what: Asked) -> String {
+        if what == Asked::Ping {
+            // Only the last one's answer counts.
+            self.asked.retain(|(_, asked)| *asked != Asked::Ping);
+        }
         let id = random_id();
         self.asked.push_back((id.clone(), what));
         id
@@ -223,7 +269,25 @@ impl Link {
             reader: None,
             writer: None,
         };
-        Arc::new(Self { params, outbound, shared: Mutex::new(shared) })
+        Arc::new(Self {
+            params,
+            outbound,
+            shared: Mutex::new(shared),
+            waiting: watch::Sender::new(false),
+            delivered: Arc::default(),
+        })
+    }
+
+    /// How many bytes of ours the peer has; it goes on counting.
+    pub(super) fn delivered(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.delivered)
+    }
+
+    /// Tells others how the stream is getting on.
+    pub(super) fn tell(&self, shared: &Shared) {
+        self.delivered.store(shared.machine.delivered(), Ordering::Relaxed);
+        let waits = shared.machine.is_waiting();
+        self.waiting.send_if_modified(|told| std::mem::replace(told, waits) != waits);
     }
 
     /// Never held over an `.await`.
@@ -251,6 +315,10 @@ impl Link {
             Action::Ack { id } => self.stanza("iq", Some("result"), &id, None),
             Action::Refuse { id, refusal } => {
                 self.stanza("iq", Some("error"), &id, Some(Refusal::to_element(&refusal)))
+            }
+            Action::Ping => {
+                let id = shared.ask(Asked::Ping);
+                self.stanza("iq", Some("get"), &id, Some(Element::bare("ping", ns::PING)))
             }
             Action::SendClose => {
                 let id = shared.ask(Asked::Close);
@@ -291,6 +359,51 @@ impl Link {
             .append_all(payload)
             .build()
     }
+}
+
+/// What an answer to a block, or its return, says.
+fn answer(stanza: &Stanza) -> Answer {
+    if stanza.type_ == "result" {
+        return Answer::Taken;
+    }
+    match condition(stanza) {
+        Some("unexpected-request") => Answer::Gap,
+        // Servers say so in place of their users.
+        Some(
+            "internal-server-error"
+            | "recipient-unavailable"
+            | "remote-server-not-found"
+            | "remote-server-timeout"
+            | "service-unavailable",
+        ) => Answer::Undelivered,
+        _ => Answer::Refused,
+    }
+}
+
+/// What the answer to a ping says.
+fn pong(stanza: &Stanza) -> Pong {
+    if stanza.type_ == "result" {
+        return Pong::Alive;
+    }
+    match condition(stanza) {
+        Some("gone" | "item-not-found" | "recipient-unavailable" | "service-unavailable") => {
+            Pong::Absent
+        }
+        Some(
+            "internal-server-error"
+            | "remote-server-not-found"
+            | "remote-server-timeout"
+            | "resource-constraint",
+        ) => Pong::Unreachable,
+        _ => Pong::Alive,
+    }
+}
+
+/// The defined condition of an error (RFC 6120, 8.3.3).
+fn condition(stanza: &Stanza) -> Option<&str> {
+    let error = stanza.element.children().find(|child| child.name() == "error")?;
+    let defined = |c: &&Element| c.has_ns(ns::STANZA_ERRORS) && c.name() != "text";
+    error.children().find(defined).map(Element::name)
 }
 
 fn random_id() -> String {

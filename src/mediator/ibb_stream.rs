@@ -7,7 +7,7 @@
 use std::{
     fmt, io, mem,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::PollSender;
 
 use super::{
-    ibb::{IbbError, IbbMachine, Options},
+    ibb::{CLOSING, IbbError, IbbMachine, Options},
     ibb_handle::{Link, now},
     ibb_xml::IbbStanza,
 };
@@ -48,7 +48,7 @@ pub struct IbbParams {
     /// Whether the peer has agreed already; if not, [`IbbHandle::handle_opened`] is awaited before data is sent.
     pub opened: bool,
     /// How long the peer may leave blocks unacknowledged.
-    pub ack_timeout: Duration,
+    pub silence_timeout: Duration,
     /// How long after a shutdown a silent peer is given to go on.
     pub close_linger: Duration,
     /// What blocks by message may hold, beyond what every stream may; shared with others.
@@ -58,7 +58,7 @@ pub struct IbbParams {
 impl IbbParams {
     /// An open stream by IQ with the default sizes and times.
     pub fn new(local: Jid, peer: Jid, sid: impl Into<String>) -> Self {
-        let Options { block_size, window, opened, ack_timeout, close_linger, .. } =
+        let Options { block_size, window, opened, silence_timeout, close_linger, .. } =
             Options::default();
         let (sid, stanza) = (sid.into(), IbbStanza::Iq);
         let memory = None;
@@ -70,7 +70,7 @@ impl IbbParams {
             block_size,
             window,
             opened,
-            ack_timeout,
+            silence_timeout,
             close_linger,
             memory,
         }
@@ -99,7 +99,7 @@ impl IbbStream {
             block_size: params.block_size.max(1),
             window: params.window.max(1),
             acknowledged: params.stanza == IbbStanza::Iq,
-            ack_timeout: params.ack_timeout,
+            silence_timeout: params.silence_timeout,
             close_linger: params.close_linger,
             opened: params.opened,
         };
@@ -107,6 +107,11 @@ impl IbbStream {
         let link = Link::new(params, IbbMachine::new(options, now()), outbound);
         let handle = IbbHandle::new(Arc::clone(&link));
         (Self { link, room, writing: false, driving: false, timer: None }, handle)
+    }
+
+    /// How many bytes the peer has acknowledged; it goes on counting.
+    pub fn delivered(&self) -> Arc<AtomicU64> {
+        self.link.delivered()
     }
 
     /// Whether writing is still possible, now or later.
@@ -130,6 +135,7 @@ impl IbbStream {
             shared.machine.handle_deadline(now());
             shared.wake(cx);
         }
+        self.link.tell(&shared);
         self.link.send_now(&mut shared);
         while shared.machine.has_actions() {
             self.driving = true;
@@ -262,7 +268,7 @@ impl Drop for IbbStream {
             }
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(tokio::time::timeout(self.link.params.ack_timeout, last_words));
+            runtime.spawn(tokio::time::timeout(CLOSING, last_words));
         }
     }
 }
@@ -276,7 +282,7 @@ impl fmt::Debug for IbbStream {
 fn broken(error: IbbError) -> io::Error {
     let kind = match error {
         IbbError::Timeout => io::ErrorKind::TimedOut,
-        IbbError::Refused => io::ErrorKind::ConnectionReset,
+        IbbError::Refused | IbbError::Gone => io::ErrorKind::ConnectionReset,
         _ => io::ErrorKind::InvalidData,
     };
     io::Error::new(kind, error)

@@ -51,7 +51,7 @@ fn seq_wraps_after_65535() {
             machine.poll_action(),
             Some(Action::SendData { seq: expected, payload: b"x".to_vec() })
         );
-        machine.handle_answer(expected, true, now);
+        machine.handle_answer(expected, Answer::Taken, now);
         machine.handle_data(Some("i"), expected, "eA==", now);
         assert_eq!(machine.poll_action(), Some(Action::Ack { id: "i".to_owned() }));
         machine.consume(1);
@@ -76,6 +76,10 @@ fn bad_data_ends_the_stream() {
     for text in ["eA=", "eA", "e A=", "e\nA==", "-_-_", "eA==eA==", "é"] {
         let (mut machine, now) = machine(Options::default());
         machine.handle_data(Some("a"), 0, text, now);
+        let Some(Action::Refuse { refusal, .. }) = machine.actions.front() else {
+            panic!("{text}")
+        };
+        assert!(refusal.to_element().get_child("text", crate::xmpp::ns::STANZA_ERRORS).is_some());
         assert_eq!(refused(&mut machine), "bad-request", "{text}");
         assert_eq!(machine.end(), Some(Err(IbbError::Malformed)));
     }
@@ -137,11 +141,15 @@ fn the_window_bounds_unanswered_blocks() {
     let (mut machine, now) = machine(Options { window: 2, ..Options::default() });
     assert_eq!((machine.write(b"a", now), machine.write(b"b", now)), (1, 1));
     assert_eq!(machine.write(b"c", now), 0);
-    machine.handle_answer(1, true, now);
+    machine.handle_answer(0, Answer::Taken, now);
     assert!(!machine.is_flushed());
     assert_eq!(machine.write(b"c", now), 1);
-    machine.handle_answer(7, true, now);
+    machine.handle_answer(7, Answer::Taken, now);
     assert!(!machine.has_window());
+    // A peer takes blocks in order, so it has those before as well.
+    machine.handle_answer(2, Answer::Taken, now);
+    assert!(machine.is_flushed());
+    assert_eq!(machine.delivered(), 3);
 }
 
 #[test]
@@ -149,18 +157,6 @@ fn a_block_holds_no_more_than_block_size() {
     let (mut machine, now) = machine(Options { block_size: 3, ..Options::default() });
     assert_eq!(machine.write(b"abcdef", now), 3);
     assert_eq!(actions(&mut machine), [Action::SendData { seq: 0, payload: b"abc".to_vec() }]);
-}
-
-#[test]
-fn messages_need_no_answer() {
-    let (mut machine, now) =
-        machine(Options { acknowledged: false, window: 1, ..Options::default() });
-    for _ in 0..100 {
-        assert_eq!(machine.write(b"a", now), 1);
-    }
-    assert!(machine.is_flushed());
-    machine.handle_data(None, 0, "eA==", now);
-    assert_eq!(machine.chunk(), b"x");
 }
 
 #[test]
@@ -221,7 +217,7 @@ fn a_window_is_as_many_bytes_as_the_other_side_holds() {
                 far.handle_data(Some(&seq.to_string()), seq, &STANDARD.encode(payload), now);
             }
             for id in acks(&mut far) {
-                near.handle_answer(id.parse().unwrap(), true, now);
+                near.handle_answer(id.parse().unwrap(), Answer::Taken, now);
             }
         }
         assert_eq!((near.end(), far.end()), (None, None), "{block_size}");
@@ -262,8 +258,9 @@ fn a_shutdown_lets_the_other_direction_go_on() {
     assert_eq!(machine.write(b"last", now), 4);
     machine.shutdown(now);
     actions(&mut machine);
-    assert_eq!(machine.deadline(), Some(now + options.ack_timeout), "no close before the acks");
-    machine.handle_answer(0, true, now);
+    machine.handle_deadline(now + options.close_linger);
+    assert_eq!(actions(&mut machine), [], "no close before the acks");
+    machine.handle_answer(0, Answer::Taken, now);
     assert_eq!(machine.deadline(), Some(now + options.close_linger));
     let later = now + options.close_linger / 2;
     machine.handle_data(Some("a"), 0, "eA==", later);
@@ -287,11 +284,11 @@ fn silence_of_the_peer_ends_the_stream() {
     let (mut machine, now) = machine(options);
     machine.write(b"a", now);
     machine.write(b"b", now);
-    let later = now + options.ack_timeout / 2;
-    machine.handle_answer(0, true, later);
-    machine.handle_deadline(now + options.ack_timeout);
+    let later = now + options.silence_timeout / 2;
+    machine.handle_answer(0, Answer::Taken, later);
+    machine.handle_deadline(now + options.silence_timeout);
     assert_eq!(machine.end(), None);
-    machine.handle_deadline(later + options.ack_timeout);
+    machine.handle_deadline(later + options.silence_timeout);
     assert_eq!(machine.end(), Some(Err(IbbError::Timeout)));
     assert_eq!(actions(&mut machine).last(), Some(&Action::SendClose));
 }
@@ -301,9 +298,244 @@ fn a_refused_block_ends_the_stream() {
     let (mut machine, now) = machine(Options::default());
     machine.write(b"a", now);
     actions(&mut machine);
-    machine.handle_answer(0, false, now);
+    machine.handle_answer(0, Answer::Refused, now);
     assert_eq!(machine.end(), Some(Err(IbbError::Refused)));
     assert_eq!(actions(&mut machine), [Action::SendClose]);
+}
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// Sixteen blocks of one byte on their way.
+fn under_way() -> (IbbMachine, Instant) {
+    let (mut machine, now) = machine(Options { block_size: 4096, ..Options::default() });
+    for _ in 0..16 {
+        assert_eq!(machine.write(b"x", now), 1);
+    }
+    assert_eq!(actions(&mut machine).len(), 16);
+    (machine, now)
+}
+
+/// Two Prosodys (0.12 and 13) whose connection is reset: the errors come first, for blocks that have arrived, and the real
+/// results a few seconds later.
+#[test]
+fn errors_of_servers_for_blocks_that_have_arrived_end_nothing() {
+    for answered in [false, true] {
+        let (mut machine, now) = under_way();
+        for seq in 1..16 {
+            machine.handle_answer(seq, Answer::Undelivered, now);
+        }
+        assert_eq!(actions(&mut machine), [Action::Ping], "one ping, however many errors");
+        assert_eq!(machine.write(b"y", now), 0, "nothing more goes into the doubt");
+        if answered {
+            machine.handle_pong(Pong::Alive, now + seconds(1));
+        } else {
+            machine.handle_pong(Pong::Absent, now + seconds(1));
+        }
+        for seq in 0..16 {
+            assert!(machine.awaits(seq));
+            machine.handle_answer(seq, Answer::Taken, now + seconds(3));
+        }
+        assert_eq!((machine.end(), machine.is_flushed()), (None, true));
+        assert_eq!((machine.delivered(), machine.deadline()), (16, None));
+        assert_eq!(machine.write(b"y", now + seconds(3)), 1);
+    }
+}
+
+/// The same with no second answers: the next block settles it.
+#[test]
+fn the_answer_to_the_next_block_settles_a_doubt() {
+    for (answer, end) in [(Answer::Taken, None), (Answer::Gap, Some(Err(IbbError::Missing)))] {
+        let (mut machine, now) = under_way();
+        for seq in 0..16 {
+            machine.handle_answer(seq, Answer::Undelivered, now);
+        }
+        machine.handle_pong(Pong::Alive, now);
+        actions(&mut machine);
+        // Short, and beyond the window, so that it finds room at any peer.
+        assert_eq!(machine.write(&[7; 8192], now), TRIAL);
+        assert_eq!(machine.write(&[7; 8192], now), 0);
+        machine.handle_answer(16, answer, now + seconds(1));
+        assert_eq!(machine.end(), end);
+        assert_eq!(machine.is_writable(), end.is_none());
+        if end.is_none() {
+            assert_eq!(machine.delivered(), 16 + TRIAL as u64);
+            assert_eq!(machine.write(&[7; 8192], now), 4096);
+        }
+    }
+}
+
+/// Two ejabberds (23.01 and 24.12) whose connection is reset: blocks and answers are lost without a word.
+#[test]
+fn blocks_that_were_lost_without_a_word_are_found_by_the_next_one() {
+    let (mut machine, now) = under_way();
+    for seq in 0..6 {
+        machine.handle_answer(seq, Answer::Taken, now);
+    }
+    // Ten answers were lost and no block.
+    machine.write(b"y", now);
+    machine.handle_answer(16, Answer::Taken, now);
+    assert_eq!((machine.is_flushed(), machine.delivered()), (true, 17));
+
+    let (mut machine, now) = under_way();
+    for seq in 0..6 {
+        machine.handle_answer(seq, Answer::Taken, now);
+    }
+    // Two blocks were lost.
+    machine.handle_answer(8, Answer::Gap, now);
+    assert_eq!(machine.end(), Some(Err(IbbError::Missing)));
+    assert_eq!(actions(&mut machine), [Action::SendClose]);
+}
+
+#[test]
+fn a_client_of_which_three_pings_say_that_it_is_not_there_is_gone() {
+    let (mut machine, mut now) = under_way();
+    machine.handle_answer(0, Answer::Undelivered, now);
+    for pause in [seconds(0), ABSENT[0], ABSENT[1]] {
+        now += pause;
+        machine.handle_deadline(now);
+        assert_eq!((machine.end(), actions(&mut machine)), (None, vec![Action::Ping]));
+        machine.handle_deadline(now + seconds(1));
+        assert_eq!(actions(&mut machine), []);
+        machine.handle_pong(Pong::Absent, now);
+    }
+    assert_eq!(machine.end(), Some(Err(IbbError::Gone)));
+
+    // Unless something is heard of it meanwhile.
+    let (mut machine, now) = under_way();
+    machine.handle_answer(0, Answer::Undelivered, now);
+    for n in 1..20 {
+        let now = now + seconds(10 * n);
+        machine.handle_data(None, u16::try_from(n - 1).unwrap(), "eA==", now);
+        machine.handle_pong(Pong::Absent, now);
+        machine.handle_deadline(now + seconds(9));
+        assert_eq!(machine.end(), None);
+    }
+}
+
+/// A client that has lost its connection and may resume it (XEP-0198): its server keeps everything and says nothing.
+#[test]
+fn a_silent_peer_is_waited_for_as_long_as_its_server_may_keep_it() {
+    let options = Options::default();
+    let (mut machine, begin) = under_way();
+    let (mut now, mut pings, mut waits_from) = (begin, 0, None);
+    while machine.end().is_none() {
+        now = machine.deadline().unwrap();
+        machine.handle_deadline(now);
+        pings += actions(&mut machine).iter().filter(|a| **a == Action::Ping).count();
+        if machine.is_waiting() {
+            waits_from.get_or_insert(now);
+        }
+    }
+    assert_eq!(waits_from, Some(begin + WAITING));
+    assert!((5..=10).contains(&pings), "{pings}");
+    assert_eq!(
+        (now, machine.end()),
+        (begin + options.silence_timeout, Some(Err(IbbError::Timeout)))
+    );
+
+    // It comes back in time.
+    let (mut machine, begin) = under_way();
+    for at in [10, 20, 50, 80, 290] {
+        machine.handle_deadline(begin + seconds(at));
+    }
+    assert!(machine.is_waiting());
+    for seq in 0..16 {
+        machine.handle_answer(seq, Answer::Taken, begin + seconds(299));
+    }
+    assert!(!machine.is_waiting() && machine.end().is_none() && machine.is_writable());
+}
+
+/// A reader that is slow answers pings. The stream does not count as waiting, and the client may not know pings.
+#[test]
+fn a_slow_reader_is_not_taken_for_a_silent_one() {
+    for pong in [Pong::Alive, Pong::Absent] {
+        let (mut machine, begin) = under_way();
+        while let Some(at) = machine.deadline().filter(|at| *at < begin + seconds(290)) {
+            machine.handle_deadline(at);
+            if actions(&mut machine).contains(&Action::Ping) {
+                machine.handle_pong(pong, at);
+            }
+            assert!(!machine.is_waiting() && machine.end().is_none(), "{pong:?}");
+        }
+    }
+}
+
+fn by_message() -> (IbbMachine, Instant) {
+    machine(Options { acknowledged: false, ..Options::default() })
+}
+
+#[test]
+fn pings_pace_blocks_by_message_and_say_what_has_arrived() {
+    let (mut machine, now) = by_message();
+    let block = [7; 8192];
+    assert_eq!(machine.write(&block, now), 8192);
+    assert!(matches!(actions(&mut machine)[..], [Action::SendData { .. }, Action::Ping]));
+    let mut more = 0;
+    while machine.write(&block, now) > 0 {
+        more += 1;
+    }
+    assert_eq!((more + 1) * 8192, MAX_UNACKNOWLEDGED);
+    assert_eq!(actions(&mut machine).len(), more, "one ping at a time");
+    machine.handle_pong(Pong::Alive, now);
+    assert_eq!(machine.delivered(), 8192, "what was sent before the ping");
+    assert_eq!(actions(&mut machine), [Action::Ping]);
+    machine.handle_pong(Pong::Alive, now);
+    assert_eq!((machine.delivered(), machine.is_flushed()), (MAX_UNACKNOWLEDGED as u64, true));
+    assert_eq!((actions(&mut machine), machine.deadline()), (vec![], None));
+    machine.handle_data(None, 0, "eA==", now);
+    assert_eq!(machine.chunk(), b"x");
+}
+
+#[test]
+fn messages_to_a_peer_that_answers_no_ping_go_on() {
+    let (mut machine, now) = by_message();
+    assert_eq!(machine.write(b"a", now), 1);
+    assert_eq!(machine.deadline(), Some(now + UNPACED));
+    machine.handle_deadline(now + UNPACED);
+    for _ in 0..1000 {
+        assert_eq!(machine.write(b"a", now + UNPACED), 1);
+    }
+    assert!(machine.is_flushed());
+    assert_eq!(actions(&mut machine).iter().filter(|a| **a == Action::Ping).count(), 1);
+    // Nor is one lost that does not know pings: its first answer says so, for it was there when it opened the stream.
+    let (mut machine, now) = by_message();
+    for _ in 0..100 {
+        assert_eq!(machine.write(b"a", now), 1);
+        machine.handle_pong(Pong::Absent, now);
+    }
+    assert_eq!((machine.end(), machine.delivered()), (None, 100));
+}
+
+#[test]
+fn messages_stop_when_the_resource_is_gone() {
+    let (mut machine, mut now) = by_message();
+    machine.write(b"a", now);
+    machine.handle_pong(Pong::Alive, now);
+    machine.write(b"b", now);
+    actions(&mut machine);
+    machine.handle_pong(Pong::Absent, now);
+    assert_eq!(machine.write(b"c", now), 0, "nothing more may land elsewhere");
+    for pause in ABSENT {
+        now += pause;
+        machine.handle_deadline(now);
+        assert_eq!(actions(&mut machine), [Action::Ping]);
+        machine.handle_pong(Pong::Absent, now);
+    }
+    assert_eq!((machine.end(), machine.delivered()), (Some(Err(IbbError::Gone)), 1));
+    // A message that comes back is a doubt, not yet an end.
+    let (mut machine, now) = by_message();
+    machine.write(b"a", now);
+    machine.handle_pong(Pong::Alive, now);
+    machine.write(b"b", now);
+    actions(&mut machine);
+    machine.handle_bounce(Answer::Undelivered, now);
+    assert_eq!((machine.end(), machine.write(b"c", now)), (None, 0));
+    machine.handle_pong(Pong::Alive, now);
+    assert_eq!(machine.write(b"c", now), 1);
+    machine.handle_bounce(Answer::Refused, now);
+    assert_eq!(machine.end(), Some(Err(IbbError::Refused)));
 }
 
 #[test]
@@ -367,7 +599,7 @@ proptest! {
             far.consume(n);
             while let Some(action) = far.poll_action() {
                 let Action::Ack { id } = action else { panic!("{action:?}") };
-                near.handle_answer(id.parse().unwrap(), true, now);
+                near.handle_answer(id.parse().unwrap(), Answer::Taken, now);
             }
             if rest.is_empty() && near.is_flushed() && far.chunk().is_empty() {
                 break;
@@ -378,22 +610,42 @@ proptest! {
 
     #[test]
     fn any_input_is_survived(
-        inputs in proptest::collection::vec((0_u8..7, 0_u16..4, "[A-D=]{0,8}"), 0..60),
+        acknowledged: bool,
+        inputs in proptest::collection::vec((0_u8..10, 0_u16..4, "[A-D=]{0,8}"), 0..60),
     ) {
-        let now = Instant::now();
-        let mut machine = IbbMachine::new(Options { block_size: 4, ..Options::default() }, now);
+        let mut now = Instant::now();
+        let options = Options { block_size: 4, acknowledged, ..Options::default() };
+        let mut machine = IbbMachine::new(options, now);
+        let answers = [Answer::Taken, Answer::Gap, Answer::Refused, Answer::Undelivered];
         for (kind, seq, text) in inputs {
+            let answer = answers[text.len() % 4];
             match kind {
                 0 => machine.handle_data(Some("i"), seq, &text, now),
                 1 => machine.handle_data(None, seq, &text, now),
-                2 => machine.handle_answer(seq, text.len() < 6, now),
+                2 => machine.handle_answer(seq, answer, now),
                 3 => machine.consume(usize::from(seq)),
                 4 => { machine.write(text.as_bytes(), now); }
                 5 if text.len() > 6 => { machine.shutdown(now); }
                 6 if text.len() > 6 => machine.handle_close(Some("c")),
+                7 if seq == 0 => machine.handle_bounce(answer, now),
+                8 => {
+                    let pongs = [Pong::Alive, Pong::Absent, Pong::Unreachable, Pong::Alive];
+                    machine.handle_pong(pongs[usize::from(seq)], now);
+                }
+                9 => now += Duration::from_secs(u64::from(seq) * 20),
                 _ => machine.handle_deadline(now + Duration::from_secs(u64::from(seq))),
             }
         }
+        // A deadline that is due is gone, or another one, once it has been handled.
+        let limit = now + Duration::from_secs(3600);
+        while let Some(at) = machine.deadline() {
+            machine.handle_deadline(at);
+            prop_assert!(at < limit);
+            prop_assert!(machine.deadline().is_none_or(|next| next > at));
+            prop_assert!(machine.actions.len() < 2 * MAX_ENTRIES);
+            now = at;
+        }
+        prop_assert!(machine.unanswered.is_empty() || machine.end().is_some(), "{now:?}");
         let closes = actions(&mut machine).iter().filter(|a| **a == Action::SendClose).count();
         prop_assert!(closes <= 1);
     }

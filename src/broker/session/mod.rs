@@ -48,6 +48,7 @@ use super::{
 };
 use crate::{
     mediator::{
+        ibb::IbbError,
         ibb_xml::IbbStanza,
         pipe::{Ended, Outcome},
     },
@@ -72,6 +73,8 @@ const LAST_WORD: Duration = Duration::from_millis(500);
 const PING: Duration = Duration::from_secs(60);
 /// How long a responder may take to acknowledge a session-initiate that did not answer the question before it.
 const SUSPECT: Duration = Duration::from_millis(1500);
+/// When it is asked again after an answer that may be false.
+const AGAIN: Duration = Duration::from_secs(5);
 /// Requests of one side that may wait for the other's answers, and inputs that may wait for a check.
 const FORWARDED: usize = 32;
 /// The block size that every client takes, tried when a larger one is refused.
@@ -100,6 +103,8 @@ pub(crate) enum Input {
     Answered(u32, Answer),
     /// The SOCKS5 connection of a side is there.
     Arrived(Side),
+    /// Which in-band leg broke, and why; [`Input::Relayed`] follows.
+    Broken(Option<(Side, IbbError)>),
     /// The link was lost for a while: is everybody still there?
     Check,
     /// The service stops: what is under way may go on until then.
@@ -124,6 +129,8 @@ pub(crate) enum Input {
     Relayed(Outcome),
     /// [`Session::deadline`] has passed.
     Timeout,
+    /// The in-band leg of a side waits for its user, who is silent, or goes on.
+    Waits(Side, bool),
 }
 
 /// What a session wants done.
@@ -238,6 +245,10 @@ pub(crate) struct Session {
     deadline_reason: &'static str,
     /// A user has lost the connection to the server while the stream goes on beside it.
     absent: bool,
+    /// Which in-band leg broke, and why.
+    broken: Option<(Side, IbbError)>,
+    /// Whose last answer said that the user is not there.
+    doubted: [bool; 2],
     /// Why it ended, once it has.
     reason: &'static str,
     /// When the service stops.
@@ -283,6 +294,8 @@ impl Session {
             deadline: now + options.activation_timeout,
             deadline_reason: "timeout",
             absent: false,
+            broken: None,
+            doubted: [false; 2],
             reason: "refused",
             stop_at: None,
             options,
@@ -370,6 +383,7 @@ impl Session {
                 self.leg(side).arrived = true;
                 self.check_connected(side);
             }
+            Input::Broken(broken) => self.broken = broken,
             Input::Check => self.check_users(now),
             // What is under way may come to its end in time.
             Input::Drain(until) if until <= now => {
@@ -402,6 +416,7 @@ impl Session {
             Input::Open(side, stanza) => self.handle_open(side, &stanza),
             Input::Relayed(outcome) => self.relayed(outcome, now),
             Input::Timeout => self.handle_timeout(now),
+            Input::Waits(side, waits) => self.tell_waiting(side, waits),
         }
         if self.accept.is_none()
             && let Some(input) = self.held.pop_front()
@@ -413,6 +428,36 @@ impl Session {
     /// Both users are to be asked now whether they are there.
     fn check_users(&mut self, now: Instant) {
         self.heard = [now.checked_sub(PING).unwrap_or(now); 2];
+    }
+
+    /// Tells both users that the stream stands still because one of them is silent, or that it goes on.
+    fn tell_waiting(&mut self, silent: Side, waits: bool) {
+        if !matches!(self.phase, Phase::Relaying) {
+            return;
+        }
+        info!(side = silent.as_str(), waits, "in-band stream waits for a silent user");
+        let seconds = self.options.silence_timeout.as_secs().to_string();
+        for side in [Side::Initiator, Side::Responder] {
+            let of = if side == silent { "you" } else { "peer" };
+            let news = if waits {
+                xml::element("waiting", ns::HINTS, &[("for", of), ("seconds", &seconds)])
+            } else {
+                xml::element("moving", ns::HINTS, &[])
+            };
+            let mut jingle = rewrite::own("session-info", &self.frame(side));
+            jingle.append_child(news);
+            self.tell(side, jingle);
+        }
+    }
+
+    /// Why the stream broke, for both users.
+    fn broken_text(&self) -> String {
+        match self.broken {
+            None => "A leg broke".to_owned(),
+            Some((side, error)) => {
+                format!("The in-band stream of the {} broke: {error}", side.as_str())
+            }
+        }
     }
 
     fn peer(&self, side: Side) -> &Peer {
@@ -709,6 +754,15 @@ impl Session {
             (Question::Open(..), _) => {
                 self.end_both("failed-transport", "The in-band bytestream was refused");
             }
+            // The first such answer may come from a server in whose connection to another one it got lost.
+            (Question::Ping(side), Answer::Error(error))
+                if is_undelivered(&error)
+                    && matches!(self.phase, Phase::Relaying)
+                    && !self.doubted[side.index()] =>
+            {
+                self.doubted[side.index()] = true;
+                self.heard[side.index()] = now.checked_sub(PING - AGAIN).unwrap_or(now);
+            }
             (Question::Ping(side), Answer::Error(error)) if is_gone(&error) => {
                 let beside = matches!(self.legs[side.index()].plan, Plan::S5b { .. });
                 if beside && matches!(self.phase, Phase::Relaying) {
@@ -719,6 +773,7 @@ impl Session {
                 }
             }
             (Question::Ping(side), Answer::Result(_) | Answer::Error(_)) => {
+                self.doubted[side.index()] = false;
                 self.heard[side.index()] = now;
             }
             (Question::Replace(side), Answer::Error(error)) => self.refused(side, Some(&error)),
@@ -751,11 +806,11 @@ impl Session {
                 Phase::Leaving { by, jingle } => self.leave(by, &jingle),
                 _ => {
                     let text = match self.deadline_reason {
-                        "timeout" => late.as_str(),
-                        "connectivity-error" => "A leg broke",
-                        _ => "",
+                        "timeout" => late,
+                        "connectivity-error" | "gone" => self.broken_text(),
+                        _ => String::new(),
                     };
-                    self.end_both(self.deadline_reason, text);
+                    self.end_both(self.deadline_reason, &text);
                 }
             };
         }
@@ -798,10 +853,19 @@ impl Session {
                 | io::ErrorKind::HostUnreachable
                 | io::ErrorKind::NetworkUnreachable
                 | io::ErrorKind::NetworkDown,
-            ) => self.end_both("timeout", "A user cannot be reached any more"),
+            ) => {
+                let text = match self.broken {
+                    None => "A user cannot be reached any more".to_owned(),
+                    Some(_) => self.broken_text(),
+                };
+                self.end_both("timeout", &text);
+            }
             Ended::Error(_) => {
                 self.deadline = now + LAST_WORD;
-                self.deadline_reason = "connectivity-error";
+                self.deadline_reason = match self.broken {
+                    Some((_, IbbError::Gone)) => "gone",
+                    _ => "connectivity-error",
+                };
             }
             Ended::Eof => {
                 self.deadline = now + if self.is_raw { RAW_GOODBYE } else { GOODBYE };
@@ -839,6 +903,13 @@ fn is_for_others(error: &Element) -> bool {
         || ["feature-not-implemented", "not-acceptable", "not-allowed", "resource-constraint"]
             .iter()
             .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
+}
+
+/// Whether an error may be a server's about a connection to another server that has just broken.
+fn is_undelivered(error: &Element) -> bool {
+    ["recipient-unavailable", "remote-server-not-found", "remote-server-timeout"]
+        .iter()
+        .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
 }
 
 /// Whether an error says that the user, or its session, is not there.

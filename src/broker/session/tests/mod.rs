@@ -54,6 +54,8 @@ impl World {
             max_stanza_bytes: 500_000,
             block_size: 8192,
             window: 16,
+            memory: 64 << 20,
+            silence_timeout: Duration::from_secs(300),
             activation_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(600),
             sessions: (10, 10),
@@ -434,6 +436,90 @@ fn who_vanishes_is_missed() {
     let error = unknown_session().to_element();
     world.tell(Input::Answered(number, Answer::Error(error)));
     assert_eq!(world.terminated(), [("bob@example.org/b".to_owned(), "gone".to_owned())]);
+}
+
+/// A session in which bytes flow, in-band on both legs.
+fn in_band() -> World {
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.accept(IBB_OFFER);
+    world.open(Side::Initiator, "a-stream");
+    world.answer("open");
+    assert!(world.joined());
+    world.sent.clear();
+    world.asked.clear();
+    world
+}
+
+#[test]
+fn both_users_are_told_that_an_in_band_stream_waits_for_one_of_them() {
+    let mut world = in_band();
+    world.tell(Input::Waits(Side::Responder, true));
+    for (side, of) in [(Side::Initiator, "peer"), (Side::Responder, "you")] {
+        let told = world.told(side, "session-info");
+        let waiting = told[0].get_child("waiting", ns::HINTS).unwrap();
+        assert_eq!((waiting.attr("for"), waiting.attr("seconds")), (Some(of), Some("300")));
+    }
+    world.tell(Input::Waits(Side::Responder, false));
+    for side in [Side::Initiator, Side::Responder] {
+        assert!(world.told(side, "session-info")[1].has_child("moving", ns::HINTS));
+    }
+    // Nobody can say so in our place.
+    world.jingle(
+        Side::Initiator,
+        "session-info",
+        "<waiting xmlns='urn:fingerpost:xtls:0' for='you'/><other xmlns='urn:x'/>",
+    );
+    let (_, _, passed) = world.asked.last().unwrap();
+    assert!(passed.has_child("other", "urn:x") && !passed.has_child("waiting", ns::HINTS));
+}
+
+#[test]
+fn an_in_band_leg_that_breaks_is_named_with_the_cause() {
+    for (error, kind, reason) in [
+        (IbbError::Missing, io::ErrorKind::InvalidData, "connectivity-error"),
+        (IbbError::Sequence, io::ErrorKind::InvalidData, "connectivity-error"),
+        (IbbError::Gone, io::ErrorKind::ConnectionReset, "gone"),
+        (IbbError::Timeout, io::ErrorKind::TimedOut, "timeout"),
+    ] {
+        let mut world = in_band();
+        world.tell(Input::Broken(Some((Side::Responder, error))));
+        let end = Ended::Error(kind);
+        world.tell(Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end }));
+        world.now += LAST_WORD;
+        world.tell(Input::Timeout);
+        for side in [Side::Initiator, Side::Responder] {
+            let told = &world.told(side, "session-terminate")[0];
+            let given = told.get_child("reason", ns::JINGLE).unwrap();
+            assert!(given.has_child(reason, ns::JINGLE), "{error:?}");
+            let text = given.get_child("text", ns::JINGLE).unwrap().text();
+            assert_eq!(text, format!("The in-band stream of the responder broke: {error}"));
+        }
+    }
+}
+
+/// Two Prosodys whose connection breaks answer for users who are there.
+#[test]
+fn the_first_word_that_a_user_is_not_there_is_a_doubt() {
+    for gone in [false, true] {
+        let mut world = in_band();
+        let error = || {
+            let refusal = Refusal::new("cancel", "recipient-unavailable", "");
+            Answer::Error(refusal.to_element())
+        };
+        world.now += PING;
+        world.tell(Input::Timeout);
+        let (side, number, _) = world.asked[0].clone();
+        world.asked.clear();
+        world.tell(Input::Answered(number, error()));
+        assert!(!world.session.is_over());
+        world.now += AGAIN;
+        assert_eq!(world.session.deadline(), world.now);
+        world.tell(Input::Timeout);
+        let (again, number, _) = world.asked[0].clone();
+        assert_eq!((side, again), (Side::Initiator, Side::Initiator));
+        world.tell(Input::Answered(number, if gone { error() } else { Answer::Result(None) }));
+        assert_eq!(world.session.is_over(), gone);
+    }
 }
 
 #[test]
