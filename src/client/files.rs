@@ -245,7 +245,8 @@ pub(super) fn speed(bytes: u64, seconds: f64) -> String {
     format!("{}/s", size(rate))
 }
 
-/// Writes the range of the file to the stream, and ends that direction of it.
+/// Writes the range of the file to the stream, and ends that direction of it. What has arrived of it is for the caller to
+/// know and to show.
 ///
 /// # Errors
 /// If the file cannot be read or is not as it was offered, or the stream breaks. The direction is not ended then, so that
@@ -277,7 +278,6 @@ pub(super) async fn send<S: AsyncWrite + Unpin>(
         }
         stream.write_all(&buffer[..n]).await?;
         at += n as u64;
-        bar.set_position(at);
     }
     stream.flush().await?;
     let same = fs::metadata(path).is_ok_and(|now| now.len() == offer.size);

@@ -18,12 +18,13 @@ use super::{
     files::{self, FileOffer},
     interrupted,
     output::XtlsError,
+    pace,
     parts::{self, Part},
     pipe::{self, Side},
     watch,
 };
 use crate::{
-    endpoint::{Endpoint, Error, Incoming, Request, SecureStream, Session},
+    endpoint::{Endpoint, Error, Incoming, Request, SecureStream, Session, TransportKind},
     xmpp::ns,
 };
 
@@ -279,12 +280,22 @@ impl Listen {
             }
         };
         let bar = self.client.output.progress(offer.size, &offer.name);
+        let in_band = stream.learned().transport == TransportKind::Ibb;
+        let monitor = session.monitor();
+        let watching = pace::watch(self.client.output, in_band, || monitor.received(), |_| {});
+        let receiving = async {
+            let received = files::receive(&mut stream, part, &inbox.dir, &offer, &bar).await?;
+            // With this the sender knows that it was we who have everything.
+            let _ = stream.shutdown().await;
+            Ok(received)
+        };
         let received = session
             .during(async {
-                let received = files::receive(&mut stream, part, &inbox.dir, &offer, &bar).await?;
-                // With this the sender knows that it was we who have everything.
-                let _ = stream.shutdown().await;
-                Ok(received)
+                tokio::select! {
+                    biased;
+                    received = receiving => received,
+                    () = watching => std::future::pending().await,
+                }
             })
             .await;
         drop(room);

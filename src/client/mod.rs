@@ -12,6 +12,7 @@ mod lan;
 mod listen;
 mod login;
 pub mod output;
+mod pace;
 mod parts;
 mod peers;
 mod pipe;

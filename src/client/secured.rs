@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{Client, output::XtlsError, trust::Trust};
 use crate::{
-    endpoint::{Known, SecureStream, Session},
+    endpoint::{Known, SecureStream, Session, Waiting},
     print::Method,
 };
 
@@ -26,11 +26,39 @@ impl Client {
         session: &mut Session,
         stream: &SecureStream,
     ) -> Result<(), XtlsError> {
+        self.tell_waiting(session);
         let done = self.tell_and_keep(session, stream).await;
         if done.is_err() {
             session.terminate("security-error", "").await;
         }
         done
+    }
+
+    /// Says when the stream begins to wait for a silent client, and when it goes on, for as long as there is a session.
+    fn tell_waiting(&self, session: &Session) {
+        let (output, peer) = (self.output, session.peer().clone());
+        let mut waiting = session.waiting();
+        tokio::spawn(async move {
+            while waiting.changed().await.is_ok() {
+                let (event, text) = match *waiting.borrow_and_update() {
+                    None => {
+                        (json!({"event": "moving", "peer": peer}), "the stream goes on".to_owned())
+                    }
+                    Some(Waiting { peer: of_peer, limit, .. }) => {
+                        let whom = if of_peer { peer.as_str() } else { "this side" };
+                        let seconds = limit.as_secs();
+                        (
+                            json!({"event": "waiting", "peer": peer, "for": whom, "seconds": seconds}),
+                            format!(
+                                "the stream waits: the XMPP client of {whom} does not answer; \
+                                 it may come back within {seconds} s"
+                            ),
+                        )
+                    }
+                };
+                output.event(&event, &text);
+            }
+        });
     }
 
     async fn tell_and_keep(

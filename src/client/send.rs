@@ -13,8 +13,9 @@ use super::{
     Client,
     files::{self, Done, FileOffer, Range},
     output::XtlsError,
+    pace,
 };
-use crate::endpoint::{Application, Endpoint};
+use crate::endpoint::{Application, Endpoint, TransportKind};
 
 /// Sends files to a peer, one after the other. One that fails does not hold up the others, unless they would fail for
 /// the same reason.
@@ -86,15 +87,35 @@ pub(super) async fn send_one(
     let (mut session, mut stream) = initiated?;
     client.secured(&mut session, &stream).await?;
     let range = Range::read(session.answer());
+    let in_band = stream.learned().transport == TransportKind::Ibb;
+    if in_band {
+        pace::forecast(output, offer.size.saturating_sub(range.offset));
+    }
     let bar = output.progress(offer.size, &offer.name);
+    let (monitor, since) = (session.monitor(), Instant::now());
+    // What has arrived counts, not what was written.
+    let watching = pace::watch(
+        output,
+        in_band,
+        || monitor.delivered(),
+        |bytes| bar.set_position(range.offset.saturating_add(bytes).min(offer.size)),
+    );
+    let sending = async {
+        let mut done = files::send(&mut stream, path, &offer, range, &bar).await?;
+        // The receiver ends its direction when it has the whole file and its hash is right.
+        if files::is_over(&mut stream).await? {
+            done.seconds = since.elapsed().as_secs_f64();
+            return Ok(done);
+        }
+        Err(XtlsError::failed("the peer sent data where its end was expected"))
+    };
     let sent = session
         .during(async {
-            let done = files::send(&mut stream, path, &offer, range, &bar).await?;
-            // The receiver ends its direction when it has the whole file and its hash is right.
-            if files::is_over(&mut stream).await? {
-                return Ok(done);
+            tokio::select! {
+                biased;
+                sent = sending => sent,
+                () = watching => std::future::pending().await,
             }
-            Err(XtlsError::failed("the peer sent data where its end was expected"))
         })
         .await;
     let done = match sent {

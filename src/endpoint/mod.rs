@@ -93,6 +93,7 @@ pub use self::{
     method::Credential,
     negotiate::{Incoming, Request},
     policy::{FirstUse, Hint, Known, Policy, Registered, Shown, Standing},
+    progress::{Monitor, Waiting},
     session::Session,
     stream::{Learned, SecureStream},
 };

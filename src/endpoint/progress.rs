@@ -1,15 +1,56 @@
 //! What moves on a session's stream, so that a slow peer is not taken for a dead one.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until};
+use minidom::Element;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use crate::xmpp::ns;
+
+/// An in-band stream that stands still because the client of one user does not answer. Servers keep a client that has lost
+/// its connection for some minutes, so that it can go on (XEP-0198).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Waiting {
+    /// Whether it is the peer's client that does not answer; else it is one's own that the component cannot reach.
+    pub peer: bool,
+    /// How long the stream is kept.
+    pub limit: Duration,
+}
+
+/// What is known of a session's stream from beside it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Monitor(pub(super) Arc<Progress>);
+
+impl Monitor {
+    /// Bytes of one's own that have reached the next hop, as far as it says: the component or the peer.
+    pub fn delivered(&self) -> u64 {
+        self.0.delivered.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that have come from the peer.
+    pub fn received(&self) -> u64 {
+        self.0.received()
+    }
+}
 
 /// The progress of one stream, told by the stream and asked by its session.
 #[derive(Debug)]
-pub(super) struct Progress(Mutex<State>);
+pub(super) struct Progress {
+    state: Mutex<State>,
+    /// Bytes of the application that the next hop has acknowledged.
+    delivered: AtomicU64,
+    waiting: watch::Sender<Option<Waiting>>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -33,19 +74,53 @@ pub(super) enum Direction {
 
 impl Default for Progress {
     fn default() -> Self {
-        Self(Mutex::new(State {
+        let state = State {
             moved: Instant::now(),
             received: 0,
             reading: false,
             writing: false,
             ended: false,
-        }))
+        };
+        Self {
+            state: Mutex::new(state),
+            delivered: AtomicU64::new(0),
+            waiting: watch::Sender::new(None),
+        }
     }
 }
 
 impl Progress {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes how much has arrived.
+    pub(super) fn delivered(&self, bytes: u64) {
+        self.delivered.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes what the component says in a session-info: that the stream waits, or goes on.
+    pub(super) fn heed(&self, jingle: &Element) {
+        let news = jingle.children().find(|child| child.has_ns(ns::HINTS));
+        let waiting = match news.map(|news| (news.name(), news)) {
+            Some(("waiting", news)) => Some(Waiting {
+                peer: news.attr("for") != Some("you"),
+                limit: Duration::from_secs(
+                    news.attr("seconds")
+                        .and_then(|text| text.parse::<u32>().ok())
+                        .unwrap_or(0)
+                        .into(),
+                ),
+            }),
+            Some(("moving", _)) => None,
+            _ => return,
+        };
+        self.waiting.send_if_modified(|known| std::mem::replace(known, waiting) != waiting);
+    }
+
+    /// Whether the stream waits: now, and whenever that changes.
+    pub(super) fn waiting(&self) -> watch::Receiver<Option<Waiting>> {
+        self.waiting.subscribe()
     }
 
     /// Notes that bytes moved.
@@ -121,6 +196,30 @@ mod tests {
         let start = Instant::now();
         progress.stalled(LIMIT).await;
         start.elapsed().as_secs()
+    }
+
+    #[test]
+    fn what_the_component_says_of_a_stream_that_waits_is_read() {
+        let progress = Progress::default();
+        let mut waiting = progress.waiting();
+        let mut tell = |inside: &str| {
+            let xml = format!(
+                "<jingle xmlns='urn:xmpp:jingle:1' action='session-info'>{inside}</jingle>"
+            );
+            progress.heed(&xml.parse().unwrap());
+            waiting.has_changed().unwrap().then(|| *waiting.borrow_and_update())
+        };
+        assert_eq!(tell(""), None);
+        assert_eq!(tell("<ringing xmlns='urn:xmpp:jingle:apps:rtp:info:1'/>"), None);
+        let minutes = |peer| Some(Some(Waiting { peer, limit: Duration::from_secs(300) }));
+        let waits =
+            |of| format!("<waiting xmlns='urn:fingerpost:xtls:0' for='{of}' seconds='300'/>");
+        assert_eq!(tell(&waits("peer")), minutes(true));
+        assert_eq!(tell(&waits("peer")), None, "told once");
+        assert_eq!(tell(&waits("you")), minutes(false));
+        assert_eq!(tell("<moving xmlns='urn:fingerpost:xtls:0'/>"), Some(None));
+        let odd = "<waiting xmlns='urn:fingerpost:xtls:0' seconds='-1'/>";
+        assert_eq!(tell(odd), Some(Some(Waiting { peer: true, limit: Duration::ZERO })));
     }
 
     #[tokio::test(start_paused = true)]

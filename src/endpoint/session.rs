@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use jid::{BareJid, Jid};
 use minidom::Element;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     Endpoint,
@@ -12,7 +12,7 @@ use super::{
     error::Error,
     hub::{Inbox, condition},
     places::Place,
-    progress::Progress,
+    progress::{Monitor, Progress, Waiting},
 };
 use crate::{
     broker::rewrite,
@@ -110,6 +110,17 @@ impl Session {
     /// The `<description/>` with which the responder has answered ours, on the initiator's side.
     pub fn answer(&self) -> Option<&Element> {
         self.answer.as_ref()
+    }
+
+    /// What can be known of the session's stream from beside it.
+    pub fn monitor(&self) -> Monitor {
+        Monitor(Arc::clone(&self.progress))
+    }
+
+    /// Whether an in-band stream stands still because the client of one user is silent: now, and whenever that changes.
+    /// The component says so.
+    pub fn waiting(&self) -> watch::Receiver<Option<Waiting>> {
+        self.progress.waiting()
     }
 
     /// Whether the session runs through the broker.
@@ -217,6 +228,8 @@ impl Session {
             if !asks {
                 return std::future::pending().await;
             }
+            // Two servers whose connection breaks say that somebody is not there who is.
+            let mut doubted = false;
             loop {
                 tokio::time::sleep(PROBE).await;
                 if !progress.is_quiet(PROBE) {
@@ -232,14 +245,19 @@ impl Session {
                     }
                 }
                 // A peer that does not answer may be suspended. One that is gone is answered for.
-                if let Answer::Error(error) = hub.request("set", &address, question.clone()).await {
-                    let condition = condition(&error);
-                    if is_absent(&condition) && !condition.starts_with("remote-server-timeout") {
-                        return Error::failed(format!(
-                            "the session with {peer} is gone: {condition}"
-                        ));
-                    }
+                let Answer::Error(error) = hub.request("set", &address, question.clone()).await
+                else {
+                    doubted = false;
+                    continue;
+                };
+                let condition = condition(&error);
+                let absent =
+                    is_absent(&condition) && !condition.starts_with("remote-server-timeout");
+                let sure = doubted || !condition.starts_with("recipient-unavailable");
+                if absent && sure {
+                    return Error::failed(format!("the session with {peer} is gone: {condition}"));
                 }
+                doubted = absent;
             }
         }
     }
@@ -280,6 +298,9 @@ impl Session {
     fn received(&mut self, stanza: Option<Stanza>) -> Result<(String, Element), Error> {
         let jingle = payload(&stanza.ok_or(Error::Disconnected)?);
         let action = jingle.attr("action").unwrap_or_default().to_owned();
+        if action == "session-info" && self.is_brokered() {
+            self.progress.heed(&jingle);
+        }
         if action != "session-terminate" {
             return Ok((action, jingle));
         }

@@ -77,6 +77,9 @@ pub struct SecureStream {
     /// Who began the session, and with whom.
     sides: [BareJid; 2],
     progress: Arc<Progress>,
+    /// Bytes of the application that were written, and what had been acknowledged of the handshake before them.
+    written: u64,
+    handshake: u64,
     /// Our `close_notify` is sent, or about to be.
     shut: bool,
     end: Option<End>,
@@ -101,7 +104,17 @@ impl SecureStream {
         progress: Arc<Progress>,
     ) -> Self {
         let look = Box::pin(tokio::time::sleep(LOOK));
-        Self { tls, learned, sides, progress, shut: false, end: None, look }
+        let handshake = tls.get_ref().0.delivered().unwrap_or(0);
+        Self { tls, learned, sides, progress, written: 0, handshake, shut: false, end: None, look }
+    }
+
+    /// Notes how many bytes of the application have arrived.
+    fn note_delivered(&self) {
+        let arrived = match self.tls.get_ref().0.delivered() {
+            Some(acknowledged) => payload_of(acknowledged.saturating_sub(self.handshake)),
+            None => self.written,
+        };
+        self.progress.delivered(arrived.min(self.written));
     }
 
     /// What was learned of the peer.
@@ -156,6 +169,7 @@ impl SecureStream {
     /// Notes that the stream's user waits for the network; an error if nobody is there any more.
     fn poll_waiting(&mut self, direction: Direction, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.progress.waits(direction);
+        self.note_delivered();
         while self.look.as_mut().poll(cx).is_ready() {
             if self.tls.get_ref().0.is_gone() {
                 let error = io::Error::new(
@@ -187,6 +201,14 @@ impl SecureStream {
     pub fn into_inner(self) -> TlsStream<Leg> {
         self.tls
     }
+}
+
+/// How many bytes of the application are in so many bytes of TLS records, if these are full (RFC 8446, 5.2).
+fn payload_of(records: u64) -> u64 {
+    const PLAIN: u64 = 1 << 14;
+    const OVERHEAD: u64 = 22;
+    let rest = (records % (PLAIN + OVERHEAD)).saturating_sub(OVERHEAD);
+    records / (PLAIN + OVERHEAD) * PLAIN + rest
 }
 
 impl AsyncRead for SecureStream {
@@ -239,7 +261,11 @@ impl AsyncWrite for SecureStream {
         let polled = Pin::new(&mut this.tls).poll_write(cx, buf);
         match &polled {
             Poll::Pending => return this.poll_waiting(Direction::Out, cx).map_ok(|()| 0),
-            Poll::Ready(Ok(written)) => this.progress.moved(Direction::Out, *written),
+            Poll::Ready(Ok(written)) => {
+                this.written += *written as u64;
+                this.progress.moved(Direction::Out, *written);
+                this.note_delivered();
+            }
             Poll::Ready(Err(_)) => {}
         }
         polled
@@ -330,6 +356,33 @@ mod tests {
             assert!(error.to_string().contains("after 5 bytes"), "{error}");
         }
         assert_eq!(got, b"hello");
+    }
+
+    #[test]
+    fn records_are_counted_without_their_overhead() {
+        for (payload, records) in [(0, 0), (1, 1), (16_384, 1), (16_385, 2), (10 << 20, 640)] {
+            assert_eq!(payload_of(payload + 22 * records), payload);
+        }
+        assert_eq!((payload_of(5), payload_of(22)), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_has_arrived_is_told_apart_from_what_was_written() {
+        let (mut alice, mut bob) = pair().await;
+        let monitor = crate::endpoint::Monitor(Arc::clone(&alice.progress));
+        alice.write_all(&[7; 300_000]).await.unwrap();
+        alice.flush().await.unwrap();
+        let mut got = vec![0; 300_000];
+        bob.read_exact(&mut got).await.unwrap();
+        bob.write_all(b"all").await.unwrap();
+        bob.flush().await.unwrap();
+        alice.read_exact(&mut got[..3]).await.unwrap();
+        // Bob's answer acknowledges what came before it.
+        while monitor.delivered() < 300_000 {
+            let _ = futures::poll!(Box::pin(alice.read(&mut got[..1])));
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(monitor.delivered(), 300_000);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::atomic::Ordering,
     task::{Context, Poll},
 };
 
@@ -37,6 +38,18 @@ impl Leg {
     /// that reads slowly, or not at all, is there. In-band that is for the stream's acknowledgements to say.
     pub(crate) fn is_gone(&self) -> bool {
         matches!(self.delivery(), Delivery::Tcp(Some(info)) if info.is_gone())
+    }
+
+    /// How many bytes, of all that was ever written, the next hop has acknowledged; `None` if that cannot be known. In-band
+    /// the next hop is the peer of the bytestream, else the peer of the connection: it may be the component.
+    pub(crate) fn delivered(&self) -> Option<u64> {
+        match self {
+            Self::Ibb(leg) => Some(leg.delivered().load(Ordering::Relaxed)),
+            Self::Socket(leg) => match leg.delivery() {
+                Delivery::Tcp(Some(info)) => Some(info.acknowledged),
+                Delivery::Tcp(None) | Delivery::ByShutdown => None,
+            },
+        }
     }
 
     /// Its kind, for counting.
