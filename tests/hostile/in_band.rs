@@ -1,18 +1,35 @@
-//! In-band bytestreams of clients that do what the specification allows and nobody likes.
+//! In-band bytestreams of clients that do what the specification allows and nobody likes, and of servers that slow, hold and
+//! cut them.
+
+use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::programs::{Component, Options, script};
+use crate::support::process::Process;
+use crate::support::programs::{Component, Options, Xtls, event, script};
 use crate::support::servers::{Kind, Server};
+use crate::support::{PATIENCE, wait_for};
+
+/// The configuration of a component for raw bytes.
+fn raw(more: &str) -> Options {
+    let more = format!("[broker]\nrequire_tls = false\n{more}");
+    Options { more, ..Options::default() }
+}
 
 /// Nothing slows a sender by message down: what it sends at once is held, up to a share, and arrives whole.
 fn blocks_by_message_arrive(kind: Kind) {
     let server = Server::start(kind);
-    let more = "[broker]\nrequire_tls = false\n".to_owned();
-    let component = Component::start(&server, &Options { more, ..Options::default() });
+    let component = Component::start(&server, &raw(""));
     let report = script("ibb_messages.py", &server, json!({"bytes": 10 << 20, "timeout": 140}));
     assert_eq!(report["sent"], report["received"], "{report}\n{}", component.log());
     assert_eq!(report["reason"], "success", "{report}");
+    assert_eq!(report["stanza"], "iq", "what we propose instead: {report}");
+    // Ours come by message too, paced by pings, and leave no trace elsewhere.
+    let settings = json!({"bytes": 1 << 20, "replies": true, "timeout": 140});
+    let report = script("ibb_messages.py", &server, settings);
+    assert_eq!(report["sent"], report["back"], "{report}\n{}", component.log());
+    let hints = json!([["{urn:xmpp:hints}no-copy", "{urn:xmpp:hints}no-store"]]);
+    assert_eq!(report["hints"], hints, "{report}");
 }
 
 #[test]
@@ -23,4 +40,79 @@ fn ten_megabytes_by_message_arrive_at_prosody() {
 #[test]
 fn ten_megabytes_by_message_arrive_at_ejabberd() {
     blocks_by_message_arrive(Kind::Ejabberd);
+}
+
+/// A stream for which `[ibb] memory` has no room ends, and both users are told why.
+#[test]
+fn blocks_by_message_hold_no_more_than_the_setting_says() {
+    let server = Server::start(Kind::Prosody);
+    let component = Component::start(&server, &raw("[ibb]\nmemory = 1048576\n"));
+    let report = script("ibb_overflow.py", &server, json!({"bytes": 8 << 20}));
+    let told = report["told"].as_str().unwrap();
+    assert!(told.contains("more than there is room for"), "{report}\n{}", component.log());
+}
+
+/// Prosody holds messages for an inactive client, and hands those to a client that has gone to another one of the user.
+#[test]
+fn messages_reach_an_inactive_client_and_stop_when_it_has_gone() {
+    let mut server = Server::start(Kind::Prosody);
+    server.reconfigure(true, |text| text.replace("\"roster\"", "\"csi_simple\", \"roster\""));
+    let component = Component::start(&server, &raw(""));
+    let report = script("ibb_inactive.py", &server, json!({"bytes": 100_000}));
+    assert_eq!(report["came"], 100_000, "{report}\n{}", component.log());
+    let told = report["told"].as_str().unwrap();
+    assert!(told.starts_with("gone ") && told.contains("the peer's client is gone"), "{report}");
+    // What was under way when the first ping came back.
+    assert!(report["strays"].as_u64().unwrap() <= 2, "{report}");
+}
+
+/// A client whose connection is cut in mid-stream and resumed (XEP-0198) loses nothing, and both users are told meanwhile.
+#[test]
+fn a_client_that_resumes_its_connection_goes_on() {
+    let mut server = Server::start(Kind::Prosody);
+    server.reconfigure(true, |text| text.replace("\"roster\"", "\"smacks\", \"roster\""));
+    let component = Component::start(&server, &raw(""));
+    let report = script("ibb_resumed.py", &server, json!({"bytes": 1_000_000}));
+    assert_eq!(report["sent"], report["received"], "{report}\n{}", component.log());
+    assert_eq!(report["reason"], "success", "{report}");
+    let told = |of: &str| json!([["waiting", {"for": of, "seconds": "300"}], ["moving", {}]]);
+    assert_eq!((&report["alice"], &report["bob"]), (&told("peer"), &told("you")), "{report}");
+}
+
+/// A sender that knows no window, and receivers that take small blocks only.
+#[test]
+fn clients_without_a_window_and_with_small_blocks_are_served() {
+    let server = Server::start(Kind::Prosody);
+    let component = Component::start(&server, &raw("[ibb]\nblock_size = 65535\n"));
+    for (limit, size) in [(8192, 4096), (4096, 4096)] {
+        let settings = json!({"bytes": 60_000, "limit": limit});
+        let report = script("ibb_habits.py", &server, settings);
+        assert_eq!(report["sent"], report["received"], "{report}\n{}", component.log());
+        assert_eq!((&report["size"], &report["answered"]), (&json!(size), &json!(0)), "{report}");
+        assert_eq!(report["reason"], "success", "{report}");
+    }
+}
+
+/// ejabberd as shipped: `xtls` says how long a large file will take, and then why it is so slow.
+#[test]
+fn the_limit_of_a_server_is_named_with_its_cure() {
+    let server = Server::start_limited(Kind::Ejabberd);
+    let _component = Component::start(&server, &Options::default());
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    let _listener = bob.listen(&["--transport", "ibb"]);
+    let file = alice.home().join("large");
+    std::fs::write(&file, vec![7; 2 << 20]).unwrap();
+    let log = alice.home().join("send.log");
+    let words = ["send", "--json", "--transport", "ibb", bob.jid(), file.to_str().unwrap()];
+    let mut sending = Process::start(alice.command(words), &log);
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    wait_for("the word of a limit", 4 * PATIENCE, said, || event(&said(), "slow").is_some());
+    let forecast = event(&said(), "in-band").unwrap();
+    assert_eq!(forecast["bytes"], 2 << 20, "{forecast}");
+    assert!(forecast["seconds"]["ejabberd"].as_u64().unwrap() > 900, "{forecast}");
+    let slow = event(&said(), "slow").unwrap();
+    assert_eq!(slow["limit"], 3000, "{slow}");
+    // What arrived counts: what was written is several times as much at first.
+    assert!((1000..3500).contains(&slow["bytes_per_second"].as_u64().unwrap()), "{slow}");
+    sending.stop(Duration::from_secs(10));
 }
