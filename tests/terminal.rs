@@ -202,3 +202,33 @@ fn the_password_is_not_shown(server: &Server) {
         }
     }
 }
+
+/// The answer to a question is not taken by the one before, whose session has ended without an answer.
+#[test]
+fn a_question_that_has_ended_does_not_take_the_answer_to_the_next() {
+    let server = Server::start(Kind::Prosody);
+    let component = Component::start(&server, &Options::default());
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    let (file, received) = (alice.home().join("letter.bin"), bob.home().join("received"));
+    random_file(&file, 10_000);
+    std::fs::create_dir(&received).unwrap();
+    let listen = bob.command(["listen", "--confirm-sas", "--out", received.to_str().unwrap()]);
+    let terminal = Terminal::start(bob.home(), &listen, "true");
+    terminal.wait_for("listening as");
+    let send = || alice.start(["send".as_ref(), bob.jid().as_ref(), file.as_os_str()]);
+    let asked = |times: usize, sender: &str| {
+        let shown = || terminal.text();
+        let logs = || format!("{}\n{sender}\n{}", terminal.text(), component.log());
+        wait_for("the question", LONG, logs, || shown().matches("[y/N]").count() == times);
+    };
+    let mut sender = send();
+    asked(1, &sender.log());
+    sender.signal("INT");
+    terminal.wait_for("ended the session");
+    assert_eq!(sender.wait(LONG).code(), Some(1), "{}", sender.log());
+    let mut sender = send();
+    asked(2, &sender.log());
+    terminal.press(&["y", "Enter"]);
+    assert_eq!(sender.wait(LONG).code(), Some(0), "{}\n{}", sender.log(), terminal.text());
+    assert_eq!(sha256(&received.join("letter.bin")), sha256(&file));
+}

@@ -2,13 +2,21 @@
 //! short authentication string, and the peer's first key is kept.
 
 use std::{
-    fs::OpenOptions,
-    io::{self, BufRead, BufReader, Write},
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::fd::AsFd,
+    sync::{Arc, LazyLock},
 };
 
 use jid::BareJid;
-use rustix::termios::{QueueSelector, tcflush};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    pipe::{PipeFlags, pipe_with},
+    termios::{QueueSelector, tcflush},
+};
 use serde_json::json;
+use tokio::sync::Mutex;
 
 use super::{Client, output::XtlsError, trust::Trust};
 use crate::{
@@ -135,35 +143,132 @@ pub(super) fn comparison(sas: &str, initiator: &BareJid) -> String {
     )
 }
 
-/// Has the user say whether the peer sees the same short authentication string.
+/// The most bytes of an answer that are looked at.
+const LONGEST: usize = 4096;
+
+/// Held while the terminal belongs to a question.
+static TERMINAL: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
+
+/// Has the user say whether the peer sees the same short authentication string. One question is asked at a time.
 ///
 /// # Errors
 /// Exit status 4 if it does not, or if there is no terminal to ask at.
+///
+/// # Cancel safety
+/// Dropping the future ends the question: what is typed from then on is for another one.
 pub(super) async fn confirm(peer: &BareJid, sas: &str) -> Result<(), XtlsError> {
     let question = format!("Does {peer} see {sas}? [y/N] ");
-    tokio::task::spawn_blocking(move || ask(&question))
-        .await
-        .map_err(|error| XtlsError::failed(error.to_string()))?
+    let turn = Arc::clone(&TERMINAL).lock_owned().await;
+    let (over, _until_dropped) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
+    let asked = tokio::task::spawn_blocking(move || {
+        // The next question waits until this one reads no more.
+        let _turn = turn;
+        ask(&question, over)
+    });
+    asked.await.map_err(|error| XtlsError::failed(error.to_string()))?
 }
 
-/// Asks the person at the terminal, wherever standard input and output go. What was typed before is no answer.
-fn ask(question: &str) -> Result<(), XtlsError> {
-    let answer = || -> io::Result<String> {
+/// Asks the person at the terminal, wherever standard input and output go, until the other end of `over` is closed. What
+/// was typed before is no answer.
+fn ask(question: &str, over: impl AsFd) -> Result<(), XtlsError> {
+    let answer = || -> io::Result<Option<String>> {
         let mut terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
         tcflush(&terminal, QueueSelector::IFlush)?;
         terminal.write_all(question.as_bytes())?;
         terminal.flush()?;
-        let mut line = String::new();
-        BufReader::new(terminal).read_line(&mut line)?;
+        let line = read_line(&terminal, over)?;
+        if line.is_none() {
+            terminal.write_all(b"\n")?;
+        }
         Ok(line)
     };
     match answer() {
-        Ok(line) if matches!(line.trim(), "y" | "Y" | "yes") => Ok(()),
+        Ok(Some(line)) if matches!(line.trim(), "y" | "Y" | "yes") => Ok(()),
         Ok(_) => Err(XtlsError::unverified(
             "the short authentication string was not confirmed: nothing was sent",
         )),
         Err(_) => {
             Err(XtlsError::unverified("--confirm-sas needs a terminal to ask at: nothing was sent"))
         }
+    }
+}
+
+/// Reads a line of a terminal; `None`, with nothing read, as soon as the other end of `over` is closed.
+fn read_line(mut terminal: &File, over: impl AsFd) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    loop {
+        let mut ready =
+            [PollFd::new(&over, PollFlags::empty()), PollFd::new(terminal, PollFlags::IN)];
+        match poll(&mut ready, None) {
+            Err(Errno::INTR) => continue,
+            polled => polled?,
+        };
+        if !ready[0].revents().is_empty() {
+            return Ok(None);
+        }
+        // A terminal in its usual mode gives whole lines.
+        let mut bytes = [0; 256];
+        let read = terminal.read(&mut bytes)?;
+        line.extend_from_slice(&bytes[..read]);
+        if read == 0 || line.ends_with(b"\n") || line.len() >= LONGEST {
+            return Ok(Some(String::from_utf8_lossy(&line).into_owned()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use rustix::{
+        fs::{Mode, OFlags, open},
+        pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    };
+
+    use super::*;
+
+    /// A pseudoterminal: the keyboard's side, and the program's.
+    fn terminal() -> (File, File) {
+        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&keyboard).unwrap();
+        unlockpt(&keyboard).unwrap();
+        let name = ptsname(&keyboard, Vec::new()).unwrap();
+        let program = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        (keyboard.into(), program.into())
+    }
+
+    fn question() -> (OwnedFd, OwnedFd) {
+        pipe_with(PipeFlags::CLOEXEC).unwrap()
+    }
+
+    #[test]
+    fn a_question_that_has_ended_takes_no_answer() {
+        let (mut keyboard, program) = terminal();
+        let (over, open) = question();
+        let asked = {
+            let program = program.try_clone().unwrap();
+            std::thread::spawn(move || read_line(&program, over).unwrap())
+        };
+        drop(open);
+        assert_eq!(asked.join().unwrap(), None);
+        // One that is over before it is read, too.
+        let (over, open) = question();
+        drop(open);
+        keyboard.write_all(b"y\n").unwrap();
+        assert_eq!(read_line(&program, over).unwrap(), None);
+        // The answer is still there for the question that it is meant for.
+        let (over, _open) = question();
+        assert_eq!(read_line(&program, over).unwrap().as_deref(), Some("y\n"));
+    }
+
+    #[test]
+    fn an_end_of_input_and_an_endless_line_are_answers_too() {
+        let (mut keyboard, program) = terminal();
+        let (over, _open) = question();
+        // Ctrl-D.
+        keyboard.write_all(&[4]).unwrap();
+        assert_eq!(read_line(&program, &over).unwrap().as_deref(), Some(""));
+        keyboard.write_all(b"no\n").unwrap();
+        assert_eq!(read_line(&program, &over).unwrap().as_deref(), Some("no\n"));
     }
 }
