@@ -201,12 +201,13 @@ fn a_pipe_to_a_terminals_user_ends_by_itself() {
         .args(["-c", "tail -f /dev/null | script -qec \"$LINE\" /dev/null & wait $!"])
         .env("LINE", line)
         .envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let listening = Process::start(command, &scene.bob.home().join("shell.log"));
+    let mut listening = Process::start(command, &scene.bob.home().join("shell.log"));
     wait_for("listening", LONG, || read(&log), || read(&log).contains("listening as"));
     let mut sender = scene.pipe("in", "s5b");
     assert_eq!(sender.wait(LONG).code(), Some(0), "{}\n{}", sender.log(), read(&log));
-    wait_for("all of it", LONG, || read(&log), || sha256(&out) == sha256(&input));
-    drop(listening);
+    // Nobody presses Ctrl-D.
+    assert_eq!(listening.wait(LONG).code(), Some(0), "{}", read(&log));
+    assert_eq!(sha256(&out), sha256(&input), "{}", read(&log));
 }
 
 #[test]

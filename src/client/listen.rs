@@ -255,7 +255,7 @@ impl Listen {
             }
         };
         let (Some(inbox), Some((description, offer))) = (&self.inbox, offer) else {
-            let (mut session, stream) = request.accept().await?;
+            let (mut session, stream) = request.accept_pipe().await?;
             self.secured(&mut session, &stream, claimed).await?;
             return Ok(pipe::run(session, stream, Side::Listens).await?);
         };

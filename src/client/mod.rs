@@ -3,6 +3,7 @@
 pub mod account;
 mod args;
 mod chat;
+mod chunks;
 mod credential;
 mod display;
 mod files;
@@ -43,6 +44,9 @@ use crate::{
     print::Print,
     xmpp::{ns, xml},
 };
+
+/// How long a stream may be silent until its end shows that it is there: the component ends streams on which nothing moves.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// How long queued stanzas may take to go out before the program ends.
 const FLUSH: Duration = Duration::from_millis(150);
@@ -267,7 +271,7 @@ async fn pipe_to(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
     let (endpoint, _incoming) = client.connect().await?;
     endpoint.appear(-1).await;
     let done = async {
-        let (mut session, stream) = endpoint.initiate(peer, &Application::tls()).await?;
+        let (mut session, stream) = endpoint.initiate(peer, &Application::pipe()).await?;
         client.secured(&mut session, &stream).await?;
         pipe::run(session, stream, Side::Calls).await
     }

@@ -2,25 +2,46 @@
 
 use std::{
     io::{self, ErrorKind, IsTerminal},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, split},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     sync::watch,
+    time::{sleep, timeout},
 };
 
-use super::output::XtlsError;
+use super::{
+    KEEPALIVE,
+    chunks::{self, Piece},
+    output::XtlsError,
+};
 use crate::{
     endpoint::{SecureStream, Session},
     stdout,
 };
+
+/// How long nothing may come from a peer that is no pipe of ours until a caller without input ends its direction: such a
+/// peer may wait for that end, and says nothing until it comes.
+const GIVES_WAY: Duration = Duration::from_secs(5);
+
+/// How long the peer may take to read our last word.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// The side of a pipe: the one that called, or the one that waited for the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Calls,
     Listens,
+}
+
+/// What a pipe joins to the stream.
+struct Local<I, O> {
+    input: I,
+    /// Whether a person sits at the input.
+    terminal: bool,
+    output: O,
 }
 
 /// How both directions have ended.
@@ -37,20 +58,38 @@ enum Joined {
 /// Joins standard input and output to the stream, and ends the session.
 ///
 /// # Errors
-/// If either direction was cut, or the peer has not confirmed that it has everything.
+/// If either direction was cut, or the peer has not confirmed that it has everything. What the peer or anybody between says
+/// outside TLS, such as the end of the session, confirms nothing.
 pub(super) async fn run(
     mut session: Session,
     mut stream: SecureStream,
     side: Side,
 ) -> Result<(), XtlsError> {
-    match session.during(join(&mut stream, side)).await {
-        Ok(Joined::Whole) => session.terminate("success", "").await,
-        Ok(Joined::Unconfirmed) => session.confirmed().await.map_err(|error| {
+    let local = Local {
+        input: tokio::io::stdin(),
+        terminal: io::stdin().is_terminal(),
+        output: tokio::io::stdout(),
+    };
+    match session.during(join(&mut stream, side, local)).await {
+        Ok(Joined::Whole) => {
+            if stream.is_chunked() {
+                // The end of the session must not overtake our last word on its way to the peer.
+                tokio::select! {
+                    Ok(()) = session.terminated() => {}
+                    _ = timeout(LAST_WORD, stream.finish()) => {}
+                }
+            }
+            session.terminate("success", "").await;
+        }
+        Ok(Joined::Unconfirmed) => {
+            // It may still be reading.
+            let ended = session.confirmed().await;
             let peer = session.peer();
-            XtlsError::failed(format!(
-                "everything was sent, but {peer} has not confirmed that it arrived: {error}"
-            ))
-        })?,
+            let why = ended.err().map(|error| format!(": {error}")).unwrap_or_default();
+            return Err(XtlsError::failed(format!(
+                "everything was sent, but {peer} has not confirmed inside TLS that it arrived{why}"
+            )));
+        }
         Ok(Joined::Unread) => {
             session.terminate("cancel", "nobody reads the pipe's output any more").await;
         }
@@ -64,57 +103,116 @@ pub(super) async fn run(
 
 /// Carries each direction to its own end.
 ///
-/// A side whose standard input is a terminal, or has ended without a byte, has nothing to say when the peer has said
-/// everything: the end of the peer's output ends its own direction. One that waits for a peer ends an empty direction
-/// only then, because its `close_notify` is what tells the sender that everything has arrived.
-async fn join(stream: &mut SecureStream, side: Side) -> Result<Joined, XtlsError> {
-    let peer = stream.peer().clone();
+/// Between two pipes the content is in [`chunks`], whatever either side says and whenever it ends: each side sends its
+/// `close_notify` when it has said everything and has passed on everything that the peer has said, so the peer's is the
+/// proof that all has arrived. With another program the content is raw. Then the peer's `close_notify` is taken for that
+/// proof if it comes after our last byte, and a side without input holds back its own until the peer has ended, for the
+/// peer to be able to do the same.
+///
+/// If the input is a terminal, the end of the peer's direction ends ours.
+async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
+    stream: &mut SecureStream,
+    side: Side,
+    local: Local<I, O>,
+) -> Result<Joined, XtlsError> {
+    let Local { mut input, terminal, mut output } = local;
+    let (peer, progress) = (stream.peer().clone(), stream.progress());
+    let chunked = stream.is_chunked();
     let (mut read, mut write) = split(stream);
-    let sent = AtomicU64::new(0);
-    // How many bytes had been sent when the peer's output ended.
-    let (tell, mut told) = watch::channel(None);
-    let terminal = io::stdin().is_terminal();
+    // Whether the peer has said everything.
+    let (tell, mut told) = watch::channel(false);
+    let received = AtomicU64::new(0);
+    let (ended, confirmed) = (AtomicBool::new(false), AtomicBool::new(false));
+    let broke =
+        |error: io::Error| XtlsError::failed(format!("the stream to {peer} broke: {error}"));
     let outgoing = async {
-        let mut stdin = tokio::io::stdin();
-        let mut buffer = vec![0; 16 * 1024];
+        let mut buffer = vec![0; chunks::HEADER + chunks::MOST];
+        let mut silent = true;
         loop {
             let n = tokio::select! {
                 biased;
-                _ = told.wait_for(Option::is_some), if terminal => 0,
-                n = stdin.read(&mut buffer) => n.map_err(|error| {
+                () = everything(&mut told), if terminal => Some(0),
+                n = input.read(&mut buffer[chunks::HEADER..]) => Some(n.map_err(|error| {
                     XtlsError::failed(format!("standard input: cannot be read: {error}"))
-                })?,
+                })?),
+                () = sleep(KEEPALIVE), if chunked => None,
             };
-            if n == 0 {
-                break;
+            let n = match n {
+                Some(0) => break,
+                Some(n) => n,
+                None => {
+                    write.write_all(&chunks::KEEP).await.map_err(broke)?;
+                    write.flush().await.map_err(broke)?;
+                    continue;
+                }
+            };
+            silent = false;
+            buffer[..chunks::HEADER].copy_from_slice(&chunks::header(n));
+            let from = if chunked { 0 } else { chunks::HEADER };
+            write.write_all(&buffer[from..chunks::HEADER + n]).await.map_err(broke)?;
+            write.flush().await.map_err(broke)?;
+            confirmed.store(false, Ordering::Relaxed);
+        }
+        if chunked {
+            ended.store(true, Ordering::Relaxed);
+            write.write_all(&chunks::END).await.map_err(broke)?;
+            write.flush().await.map_err(broke)?;
+            while timeout(KEEPALIVE, everything(&mut told)).await.is_err() {
+                write.write_all(&chunks::KEEP).await.map_err(broke)?;
+                write.flush().await.map_err(broke)?;
             }
-            let written = async {
-                write.write_all(&buffer[..n]).await?;
-                write.flush().await
+        } else if silent {
+            let gives_way = async {
+                if side == Side::Listens {
+                    return std::future::pending().await;
+                }
+                let mut before = None;
+                loop {
+                    let now = received.load(Ordering::Relaxed);
+                    if before.replace(now) == Some(now) {
+                        return;
+                    }
+                    sleep(GIVES_WAY).await;
+                }
             };
-            written.await.map_err(|error| {
-                XtlsError::failed(format!("the stream to {peer} broke: {error}"))
-            })?;
-            sent.fetch_add(n as u64, Ordering::Relaxed);
+            tokio::select! {
+                () = everything(&mut told) => {}
+                () = gives_way => {}
+            }
         }
-        if side == Side::Listens && sent.load(Ordering::Relaxed) == 0 {
-            // An error of the other direction ends both.
-            let _ = told.wait_for(Option::is_some).await;
-        }
-        write
-            .shutdown()
-            .await
-            .map_err(|error| XtlsError::failed(format!("the stream to {peer} broke: {error}")))
+        write.shutdown().await.map_err(broke)
     };
     let mut unread = false;
     let incoming = async {
-        let mut stdout = tokio::io::stdout();
+        let mut reader = chunked.then(chunks::Reader::default);
         let mut buffer = vec![0; 16 * 1024];
         loop {
             let n = read.read(&mut buffer).await?;
+            let (mut rest, mut over, mut wrong) = (&buffer[..n], n == 0, false);
             let written = async {
-                stdout.write_all(&buffer[..n]).await?;
-                stdout.flush().await
+                while !rest.is_empty() && !wrong {
+                    let before = rest.len();
+                    let piece = match &mut reader {
+                        Some(reader) => reader.next(&mut rest),
+                        None => Ok(Some(Piece::Data(std::mem::take(&mut rest)))),
+                    };
+                    let data = match piece {
+                        Ok(Some(Piece::Data(data))) => data,
+                        Ok(end) => {
+                            over = end.is_some();
+                            &[]
+                        }
+                        Err(chunks::AfterEnd) => {
+                            wrong = true;
+                            &[]
+                        }
+                    };
+                    // Headers are not the application's.
+                    progress.discount(before - rest.len() - data.len());
+                    received.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    output.write_all(data).await?;
+                }
+                output.flush().await
             };
             let written = written.await;
             unread = written.as_ref().is_err_and(|error| error.kind() == ErrorKind::BrokenPipe);
@@ -122,16 +220,44 @@ async fn join(stream: &mut SecureStream, side: Side) -> Result<Joined, XtlsError
                 return Err(XtlsError::failed("standard output is closed"));
             }
             stdout::checked(written, ())?;
+            if wrong {
+                return Err(XtlsError::failed(format!(
+                    "{peer} sent more after the end of its content"
+                )));
+            }
+            if n == 0 && reader.as_ref().is_some_and(|reader| !reader.is_ended()) {
+                let received = progress.received();
+                return Err(XtlsError::failed(format!(
+                    "the stream was cut off after {received} bytes: {peer} closed it before the end of its content"
+                )));
+            }
             if n == 0 {
-                tell.send_replace(Some(sent.load(Ordering::Relaxed)));
+                // What is sent from now on takes it back.
+                confirmed.store(!chunked || ended.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+            if over {
+                tell.send_replace(true);
+            }
+            if n == 0 {
                 return Ok(());
             }
         }
     };
-    match tokio::try_join!(outgoing, incoming) {
-        Ok(_) if *tell.borrow() == Some(sent.into_inner()) => Ok(Joined::Whole),
+    // What was written goes out before anything is read: an answer to it never seems to come before it.
+    match tokio::try_join!(biased; outgoing, incoming) {
+        Ok(_) if confirmed.into_inner() => Ok(Joined::Whole),
         Ok(_) => Ok(Joined::Unconfirmed),
         Err(_) if unread => Ok(Joined::Unread),
         Err(error) => Err(error),
     }
 }
+
+/// Waits until the peer has said everything.
+async fn everything(told: &mut watch::Receiver<bool>) {
+    // An error of the other direction ends both.
+    let _ = told.wait_for(|told| *told).await;
+}
+
+#[cfg(test)]
+#[path = "pipe_tests.rs"]
+mod tests;

@@ -3,7 +3,11 @@
 use minidom::Element;
 
 use super::{error::Error, method::Offered};
-use crate::xmpp::ns;
+use crate::{tls::stream::Protocol, xmpp::ns};
+
+/// The application protocol (ALPN) of a raw stream between two pipes: chunks with a length, so that each direction can
+/// end without a `close_notify`.
+pub(crate) const CHUNKS: Protocol = b"fingerpost-pipe/1";
 
 /// The application of a session: a raw TLS stream, or one with a `<description/>` of its own.
 ///
@@ -21,17 +25,23 @@ use crate::xmpp::ns;
 pub struct Application {
     description: Option<Element>,
     senders: Option<&'static str>,
+    protocol: Option<Protocol>,
 }
 
 impl Application {
     /// A raw TLS stream, `urn:xmpp:jingle:apps:tls`.
     pub fn tls() -> Self {
-        Self { description: None, senders: None }
+        Self { description: None, senders: None, protocol: None }
+    }
+
+    /// A raw TLS stream whose content is in [`CHUNKS`] if the peer's program does that too.
+    pub(crate) fn pipe() -> Self {
+        Self { protocol: Some(CHUNKS), ..Self::tls() }
     }
 
     /// An application with a description; TLS is offered beside it (`urn:xmpp:jingle:security:xtls:0`).
     pub fn described(description: Element) -> Self {
-        Self { description: Some(description), senders: None }
+        Self { description: Some(description), senders: None, protocol: None }
     }
 
     /// The same, in which only the initiator sends (XEP-0166, `senders`).
@@ -54,13 +64,17 @@ impl Application {
         self.senders
     }
 
+    pub(super) fn protocol(&self) -> Option<Protocol> {
+        self.protocol
+    }
+
     /// The application in a peer's `<content/>`.
     pub(super) fn read(content: &Element) -> Self {
         let description = content
             .children()
             .find(|child| child.name() == "description" && !child.has_ns(ns::APPS_TLS))
             .cloned();
-        Self { description, senders: None }
+        Self { description, senders: None, protocol: None }
     }
 
     /// Its elements in a session-initiate, with our method in the fitting dialect.

@@ -23,7 +23,7 @@ use crate::{
         identity::Identity,
         openpgp::{self, Certifier},
         srp,
-        stream::{self as tls, Secured},
+        stream::{self as tls, Protocol, Secured},
         verify::Expected,
     },
     xmpp::{ns, xml},
@@ -217,14 +217,15 @@ impl Session {
         &mut self,
         leg: Leg,
         expected: Expected,
+        protocol: Option<Protocol>,
     ) -> Result<(TlsStream<Leg>, Secured), Error> {
         let identity = self.endpoint.credential().identity()?;
         let initiator = self.initiator;
         let handshake = in_time(async {
             Ok(if initiator {
-                tls::connect(leg, &identity, expected).await?
+                tls::connect_for(leg, &identity, expected, protocol).await?
             } else {
-                tls::accept(leg, &identity, expected).await?
+                tls::accept_for(leg, &identity, expected, protocol).await?
             })
         });
         self.unless_ended(handshake).await

@@ -97,6 +97,8 @@ pub use self::{
     session::Session,
     stream::{Learned, SecureStream},
 };
+#[cfg(test)]
+pub(crate) use self::{application::CHUNKS, stream::testing};
 use self::{
     cause::Asked,
     guesses::Guesses,

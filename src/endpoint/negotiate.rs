@@ -27,7 +27,12 @@ use super::{
     stream::{Learned, SecureStream},
     transport::transport_of,
 };
-use crate::{mediator::leg::Leg, print::Method, tls::stream::Secured, xmpp::iq::random_id};
+use crate::{
+    mediator::leg::Leg,
+    print::Method,
+    tls::stream::{Protocol, Secured},
+    xmpp::iq::random_id,
+};
 
 /// How long a peer's user may think.
 const ACCEPT: Duration = Duration::from_secs(300);
@@ -119,7 +124,7 @@ impl Endpoint {
             let expected = expected(&session.peer, self.method(), &content)?;
             let leg = session.initiator_leg(&content, &offered).await?;
             session.check_demand(&leg)?;
-            let (mut tls, secured) = session.secure(leg, expected).await?;
+            let (mut tls, secured) = session.secure(leg, expected, application.protocol()).await?;
             session.authenticate(&mut tls).await?;
             Ok((tls, secured, hints))
         }
@@ -197,6 +202,11 @@ impl Request {
         self.accept_with(None).await
     }
 
+    /// Accepts a raw stream of a pipe: the other end of [`Application::pipe`].
+    pub(crate) async fn accept_pipe(self) -> Result<(Session, SecureStream), Error> {
+        self.accept_for(None, Application::pipe().protocol()).await
+    }
+
     /// Accepts the session with another `<description/>` than the offered one.
     ///
     /// # Errors
@@ -204,6 +214,14 @@ impl Request {
     pub async fn accept_with(
         self,
         description: Option<Element>,
+    ) -> Result<(Session, SecureStream), Error> {
+        self.accept_for(description, None).await
+    }
+
+    async fn accept_for(
+        self,
+        description: Option<Element>,
+        protocol: Option<Protocol>,
     ) -> Result<(Session, SecureStream), Error> {
         let Self { mut session, content, .. } = self;
         let given_way = session.place.as_ref().map(Place::given_way).unwrap_or_default();
@@ -216,7 +234,7 @@ impl Request {
                 let children = answer(&content, description.as_ref(), &endpoint.offered());
                 let leg = session.responder_leg(&content, children).await?;
                 session.check_demand(&leg)?;
-                Ok((session.secure(leg, expected).await?, hints))
+                Ok((session.secure(leg, expected, protocol).await?, hints))
             };
             let late = || Error::Expired(format!("{peer} did not secure the session in time"));
             let ((mut tls, secured), hints) =

@@ -45,7 +45,7 @@ impl Monitor {
 
 /// The progress of one stream, told by the stream and asked by its session.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     state: Mutex<State>,
     /// Bytes of the application that the next hop has acknowledged.
     delivered: AtomicU64,
@@ -155,14 +155,26 @@ impl Progress {
         (state.reading, state.ended) = (false, true);
     }
 
+    /// Does not count so many of the bytes that have come: they were not the application's.
+    pub(crate) fn discount(&self, bytes: usize) {
+        let mut state = self.lock();
+        state.received = state.received.saturating_sub(bytes as u64);
+    }
+
     /// How many bytes have come from the peer.
-    pub(super) fn received(&self) -> u64 {
+    pub(crate) fn received(&self) -> u64 {
         self.lock().received
+    }
+
+    /// Whether the peer has ended its direction.
+    #[cfg(test)]
+    pub(crate) fn has_ended(&self) -> bool {
+        self.lock().ended
     }
 
     /// When a byte last moved, or the stream began to wait for one; `None` while the stream's user is busy with what it
     /// has read, which may take as long as it likes.
-    fn quiet_since(&self) -> Option<Instant> {
+    pub(super) fn quiet_since(&self) -> Option<Instant> {
         let state = self.lock();
         (state.reading || state.writing || state.ended).then_some(state.moved)
     }

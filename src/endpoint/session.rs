@@ -184,8 +184,8 @@ impl Session {
                 biased;
                 done = work => done,
                 () = self.progress.stalled(LINGER) => {
-                    let text = "the peer ended the session before all was said";
-                    Err(self.with_received(Error::refused(text)).into())
+                    let text = "the session was ended before the stream";
+                    Err(self.with_received(Error::failed(text)).into())
                 }
             },
             Err(_) if !self.over => work.await,

@@ -10,12 +10,13 @@ use std::{
 
 use jid::{BareJid, Jid};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     time::{Instant, Sleep},
 };
 use tokio_rustls::TlsStream;
 
 use super::{
+    application::CHUNKS,
     error::Error,
     hub::TransportKind,
     policy::{Hint, Known, Standing},
@@ -29,6 +30,11 @@ use crate::{
 
 /// How often a stream that waits for the network looks whether the other end is there.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long nothing may move until we show that we are there, by a new traffic key (RFC 8446, 4.6.3): every peer takes
+/// one, and no application sees it. The component ends a stream on which nothing moves.
+const SILENCE: Duration = Duration::from_secs(240);
+/// How often that is done until we send something again: rustls and others take 32 in a row at most.
+const RENEWALS: u32 = 30;
 
 /// What a negotiation has settled.
 #[derive(Clone, Debug)]
@@ -85,6 +91,28 @@ pub struct SecureStream {
     end: Option<End>,
     /// When to look next whether the other end is there, while the network is waited for.
     look: Pin<Box<Sleep>>,
+    renewal: Renewal,
+}
+
+/// When to show that we are there.
+#[derive(Debug)]
+struct Renewal {
+    /// When it was done last.
+    last: Option<Instant>,
+    /// How often, since we have sent something.
+    count: u32,
+}
+
+impl Renewal {
+    /// Whether it is due on a stream that has been quiet since then; notes that it was done.
+    fn is_due(&mut self, quiet_since: Option<Instant>, now: Instant) -> bool {
+        let due = self.count < RENEWALS
+            && quiet_since.max(self.last).is_some_and(|since| since + SILENCE <= now);
+        if due {
+            (self.last, self.count) = (Some(now), self.count + 1);
+        }
+        due
+    }
 }
 
 /// How the peer's direction has ended.
@@ -105,7 +133,19 @@ impl SecureStream {
     ) -> Self {
         let look = Box::pin(tokio::time::sleep(LOOK));
         let handshake = tls.get_ref().0.delivered().unwrap_or(0);
-        Self { tls, learned, sides, progress, written: 0, handshake, shut: false, end: None, look }
+        let renewal = Renewal { last: None, count: 0 };
+        Self {
+            tls,
+            learned,
+            sides,
+            progress,
+            written: 0,
+            handshake,
+            shut: false,
+            end: None,
+            look,
+            renewal,
+        }
     }
 
     /// Notes how many bytes of the application have arrived.
@@ -151,6 +191,16 @@ impl SecureStream {
         exported.map_err(|error| Error::Failed(error.to_string()))
     }
 
+    /// Whether the two ends have agreed on [`CHUNKS`].
+    pub(crate) fn is_chunked(&self) -> bool {
+        self.tls.get_ref().1.alpn_protocol() == Some(CHUNKS)
+    }
+
+    /// What moves on the stream.
+    pub(crate) fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
+
     /// The user who has begun the session.
     pub fn initiator(&self) -> &BareJid {
         &self.sides[0]
@@ -178,9 +228,25 @@ impl SecureStream {
                 );
                 return Poll::Ready(Err(self.cut(&error)));
             }
+            let now = Instant::now();
+            if !self.shut
+                && self.renewal.is_due(self.progress.quiet_since(), now)
+                && self.renew().is_ok()
+            {
+                // What has no room now goes out with what is written next.
+                let _ = Pin::new(&mut self.tls).poll_flush(cx);
+            }
             self.look.as_mut().reset(Instant::now() + LOOK);
         }
         Poll::Pending
+    }
+
+    /// Goes over to a new traffic key, and has the peer do so too when it writes.
+    fn renew(&mut self) -> Result<(), rustls::Error> {
+        match &mut self.tls {
+            TlsStream::Client(tls) => tls.get_mut().1.refresh_traffic_keys(),
+            TlsStream::Server(tls) => tls.get_mut().1.refresh_traffic_keys(),
+        }
     }
 
     /// Notes that the peer's direction broke; gives the error.
@@ -195,6 +261,14 @@ impl SecureStream {
         self.progress.ended();
         self.end = Some(End::Cut(error.kind(), text.clone()));
         io::Error::new(error.kind(), text)
+    }
+
+    /// Waits until the transport has ended in both directions, which it does when each side has the other's
+    /// `close_notify`. Both sides must have shut down their direction before. Nobody vouches for this end: it proves nothing.
+    pub(crate) async fn finish(&mut self) {
+        let _ = self.tls.shutdown().await;
+        let leg = &mut self.tls.get_mut().0;
+        while leg.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
     }
 
     /// The TLS stream itself. It too ends with `Ok(0)` after a `close_notify` only.
@@ -262,6 +336,7 @@ impl AsyncWrite for SecureStream {
         match &polled {
             Poll::Pending => return this.poll_waiting(Direction::Out, cx).map_ok(|()| 0),
             Poll::Ready(Ok(written)) => {
+                this.renewal.count = 0;
                 this.written += *written as u64;
                 this.progress.moved(Direction::Out, *written);
                 this.note_delivered();
@@ -296,22 +371,31 @@ impl AsyncWrite for SecureStream {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::{TcpListener, TcpStream},
-    };
+pub(crate) mod testing {
+    use tokio::net::TcpStream;
 
     use super::*;
-    use crate::tls::{identity::Identity, stream as tls, verify::Expected};
+    use crate::tls::{
+        identity::Identity,
+        stream::{self as tls, Protocol, Secured},
+        verify::Expected,
+    };
 
-    #[test]
-    fn a_stream_can_move_to_another_task() {
-        fn check<T: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static>() {}
-        check::<SecureStream>();
+    /// The two ends of a stream over two connections that lead to each other: the initiator's and the responder's.
+    pub(crate) async fn secured(
+        [a, b]: [TcpStream; 2],
+        protocols: [Option<Protocol>; 2],
+    ) -> [SecureStream; 2] {
+        let own = || Identity::anonymous().unwrap();
+        let (own, other) = (own(), own());
+        let (a, b) = tokio::join!(
+            tls::connect_for(Leg::from(a), &own, Expected::Anyone, protocols[0]),
+            tls::accept_for(Leg::from(b), &other, Expected::Anyone, protocols[1])
+        );
+        [secure(a.unwrap()), secure(b.unwrap())]
     }
 
-    fn secure((tls, secured): (TlsStream<Leg>, tls::Secured)) -> SecureStream {
+    pub(super) fn secure((tls, secured): (TlsStream<Leg>, Secured)) -> SecureStream {
         let peer = BareJid::new("bob@example.org").unwrap();
         let learned = Learned {
             peer: peer.clone(),
@@ -327,19 +411,26 @@ mod tests {
         };
         SecureStream::new(tls, learned, [peer.clone(), peer], Arc::default())
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::tls::{identity::Identity, stream as tls, verify::Expected};
+
+    #[test]
+    fn a_stream_can_move_to_another_task() {
+        fn check<T: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static>() {}
+        check::<SecureStream>();
+    }
 
     async fn pair() -> (SecureStream, SecureStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let connect = TcpStream::connect(listener.local_addr().unwrap());
         let (a, b) = tokio::join!(connect, listener.accept());
-        let (a, b) = (Leg::from(a.unwrap()), Leg::from(b.unwrap().0));
-        let own = || Identity::anonymous().unwrap();
-        let (own, other) = (own(), own());
-        let (a, b) = tokio::join!(
-            tls::connect(a, &own, Expected::Anyone),
-            tls::accept(b, &other, Expected::Anyone)
-        );
-        (secure(a.unwrap()), secure(b.unwrap()))
+        testing::secured([a.unwrap(), b.unwrap().0], [None, None]).await.into()
     }
 
     #[tokio::test]
@@ -408,5 +499,100 @@ mod tests {
         // Now it has, from both sides.
         assert_eq!(bob.tls.get_mut().0.read(&mut byte).await.unwrap(), 0);
         assert_eq!(alice.tls.get_mut().0.read(&mut byte).await.unwrap(), 0);
+    }
+
+    #[test]
+    fn a_quiet_stream_is_kept_alive_and_not_for_ever() {
+        let begin = Instant::now();
+        let mut renewal = Renewal { last: None, count: 0 };
+        assert!(!renewal.is_due(None, begin + SILENCE), "its user is busy");
+        assert!(!renewal.is_due(Some(begin), begin + SILENCE - LOOK));
+        let mut at = begin;
+        for _ in 0..RENEWALS {
+            at += SILENCE;
+            assert!(renewal.is_due(Some(begin), at));
+            assert!(!renewal.is_due(Some(begin), at + LOOK), "once");
+        }
+        assert!(!renewal.is_due(Some(begin), at + SILENCE), "the peer would take it for an attack");
+        renewal.count = 0;
+        assert!(renewal.is_due(Some(begin), at + SILENCE));
+    }
+
+    #[tokio::test]
+    async fn a_sign_of_life_is_no_content() {
+        let (mut alice, mut bob) = pair().await;
+        for _ in 0..RENEWALS {
+            alice.renew().unwrap();
+            alice.flush().await.unwrap();
+            let mut byte = [0];
+            assert!(futures::poll!(Box::pin(bob.read(&mut byte))).is_pending());
+        }
+        alice.write_all(b"hello").await.unwrap();
+        alice.shutdown().await.unwrap();
+        let mut got = String::new();
+        bob.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "hello");
+        // The peer's own keys are new now.
+        bob.write_all(b"goodbye").await.unwrap();
+        bob.shutdown().await.unwrap();
+        got.clear();
+        alice.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "goodbye");
+    }
+
+    /// The most signs of life in a row do not end a stream to OpenSSL.
+    #[tokio::test]
+    async fn openssl_takes_our_signs_of_life() {
+        use std::{
+            io::{BufRead, BufReader},
+            process::{Child, Command, Stdio},
+        };
+
+        struct Server(Child);
+        impl Drop for Server {
+            fn drop(&mut self) {
+                let _ended = self.0.kill();
+                let _status = self.0.wait();
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mut made = Command::new("openssl");
+        made.args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+        ])
+        .args(["-subj", "/CN=bob", "-keyout", "key", "-out", "cert"])
+        .current_dir(&folder);
+        assert!(made.output().unwrap().status.success());
+        // It prints what comes, until its own standard input ends.
+        let mut serve = Command::new("openssl");
+        serve
+            .args(["s_server", "-accept", "127.0.0.1:0", "-tls1_3", "-key", "key", "-cert", "cert"])
+            .current_dir(&folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut server = Server(serve.spawn().unwrap());
+        let printed = BufReader::new(server.0.stdout.take().unwrap());
+        let mut lines = printed.lines().map_while(Result::ok);
+        let address =
+            lines.find_map(|line| line.strip_prefix("ACCEPT ").map(str::to_owned)).unwrap();
+        let leg = Leg::from(TcpStream::connect(address).await.unwrap());
+        let own = Identity::anonymous().unwrap();
+        let secured = tls::connect(leg, &own, Expected::Anyone).await.unwrap();
+        let mut alice = testing::secure(secured);
+        for _ in 0..RENEWALS {
+            alice.renew().unwrap();
+            alice.flush().await.unwrap();
+        }
+        alice.write_all(b"hello\n").await.unwrap();
+        alice.flush().await.unwrap();
+        let told = lines.find(|line| line.contains("hello") || line.contains("ERROR"));
+        assert_eq!(told.as_deref(), Some("hello"));
     }
 }

@@ -75,6 +75,10 @@ impl From<io::Error> for TlsError {
     }
 }
 
+/// The name of an application protocol (ALPN, RFC 7301). The handshake authenticates it: nobody between the two ends can
+/// add it, take it away or exchange it.
+pub type Protocol = &'static [u8];
+
 /// Speaks TLS as the initiator (client) to a peer of whom this is expected.
 ///
 /// # Errors
@@ -83,6 +87,19 @@ pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     identity: &Identity,
     expected: impl Into<Expected>,
+) -> Result<(TlsStream<S>, Secured), TlsError> {
+    connect_for(stream, identity, expected, None).await
+}
+
+/// Does what [`connect`] does, and offers an application protocol. A peer that does not know it ignores the offer.
+///
+/// # Errors
+/// [`TlsError`]; no application byte has been sent then.
+pub async fn connect_for<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    identity: &Identity,
+    expected: impl Into<Expected>,
+    protocol: Option<Protocol>,
 ) -> Result<(TlsStream<S>, Secured), TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let expected = expected.into();
@@ -95,6 +112,7 @@ pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
         .with_client_auth_cert(vec![identity.certificate.clone()], identity.key())
         .map_err(io::Error::other)?;
     config.resumption = Resumption::disabled();
+    config.alpn_protocols = protocol.map(<[u8]>::to_vec).into_iter().collect();
     let name = ServerName::try_from(SERVER_NAME).expect("the name is a constant");
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
     let secured = secured(stream.get_ref().1, &expected)?;
@@ -110,6 +128,19 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     identity: &Identity,
     expected: impl Into<Expected>,
 ) -> Result<(TlsStream<S>, Secured), TlsError> {
+    accept_for(stream, identity, expected, None).await
+}
+
+/// Does what [`accept`] does, and agrees to an application protocol if the peer offers it.
+///
+/// # Errors
+/// [`TlsError`]; no application byte has been sent then. A peer that offers other protocols only is refused.
+pub async fn accept_for<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    identity: &Identity,
+    expected: impl Into<Expected>,
+    protocol: Option<Protocol>,
+) -> Result<(TlsStream<S>, Secured), TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let expected = expected.into();
     let verifier = Arc::new(PinnedVerifier::new(expected.clone(), Arc::clone(&provider)));
@@ -120,6 +151,7 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         .with_single_cert(vec![identity.certificate.clone()], identity.key())
         .map_err(io::Error::other)?;
     config.send_tls13_tickets = 0;
+    config.alpn_protocols = protocol.map(<[u8]>::to_vec).into_iter().collect();
     let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await?;
     let secured = secured(stream.get_ref().1, &expected)?;
     Ok((TlsStream::Server(stream), secured))

@@ -6,6 +6,7 @@
 mod support;
 
 mod broker;
+mod cuts;
 mod file_peer;
 mod http_client;
 mod in_band;

@@ -16,7 +16,7 @@ const FILE: &str = "<description xmlns='urn:xmpp:jingle:apps:file-transfer:5'><f
     <size>34</size></file></description>";
 
 /// The print of a user's certificate.
-fn certificate_print(user: &Xtls) -> String {
+pub(crate) fn certificate_print(user: &Xtls) -> String {
     use sha2::{Digest, Sha256};
     let dir = user.home().join("xtls").join(user.jid());
     let mut command = Command::new("openssl");

@@ -190,7 +190,11 @@ class Broker:
             hints = ET.SubElement(content, f"{{{HINTS}}}hints", jid=sender.partition("/")[0])
             verdict = {"method": swap, "verdict": "match", "assurance": "attested"}
             ET.SubElement(hints, f"{{{HINTS}}}print", verdict).text = self.keys[swap][2]
+        self.forward(session, side, jingle)
         self.spawn(self.request(own, user, ET.tostring(jingle, encoding="unicode")))
+
+    def forward(self, session, side, jingle):
+        """Changes what the other user of a session gets of a side's."""
 
     # TLS on both sides.
 
@@ -269,4 +273,5 @@ class Broker:
         return {"sessions": [session.report(self.settings["marker"]) for session in self.done]}
 
 
-main(lambda settings: Broker(settings).run())
+if __name__ == "__main__":
+    main(lambda settings: Broker(settings).run())
