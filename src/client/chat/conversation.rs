@@ -139,6 +139,11 @@ impl Conversation {
         self.stream.take_output()
     }
 
+    /// Shows that we are there.
+    pub(crate) fn keep_alive(&mut self) {
+        self.stream.keep_alive();
+    }
+
     /// What a person is to be told next.
     pub(crate) fn poll_news(&mut self) -> Option<News> {
         self.news.pop_front()

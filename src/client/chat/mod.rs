@@ -19,7 +19,7 @@ use self::{
     terminal::{Terminal, Typed},
 };
 use super::{
-    Client,
+    Client, KEEPALIVE,
     display::shown,
     interrupted,
     output::{Output, XtlsError},
@@ -188,6 +188,7 @@ impl Chat<'_> {
         let mut stop = Box::pin(interrupted());
         let mut patience = chat.patience();
         let mut since = Instant::now();
+        let mut wrote = Instant::now();
         while !chat.is_over() {
             pending.append(&mut chat.take_output());
             let typed = async {
@@ -200,6 +201,7 @@ impl Chat<'_> {
             tokio::select! {
                 written = forward(&mut write, &pending), if !pending.is_empty() || unflushed => match written {
                     Ok(count) => {
+                        wrote = Instant::now();
                         unflushed = !pending.is_empty();
                         pending.drain(..count);
                     }
@@ -231,6 +233,7 @@ impl Chat<'_> {
                     chat.close();
                 }
                 () = sleep_until(since + patience.unwrap_or_default()), if patience.is_some() => chat.handle_timeout(),
+                () = sleep_until(wrote + KEEPALIVE), if chat.is_open() && pending.is_empty() => chat.keep_alive(),
             }
             let news: Vec<News> = std::iter::from_fn(|| chat.poll_news()).collect();
             for news in &news {

@@ -213,6 +213,13 @@ impl XmlStream {
         }
     }
 
+    /// Sends white space, as a sign of life (RFC 6120, 4.6.1), if the stream is open and not being closed.
+    pub(crate) fn keep_alive(&mut self) {
+        if self.state == State::Open && !self.closing {
+            self.out.push(b' ');
+        }
+    }
+
     /// Sends the closing tag; the peer may still send until its own.
     pub(crate) fn close(&mut self) {
         if self.state != State::Ended && !std::mem::replace(&mut self.closing, true) {

@@ -216,3 +216,16 @@ proptest! {
         prop_assert_eq!(pieces.take_output(), whole.take_output());
     }
 }
+
+#[test]
+fn a_sign_of_life_is_sent_on_an_open_stream_only() {
+    let mut stream = opened();
+    stream.keep_alive();
+    assert_eq!(text(&mut stream), " ");
+    stream.close();
+    text(&mut stream);
+    stream.keep_alive();
+    let mut unopened = juliet();
+    unopened.keep_alive();
+    assert_eq!((text(&mut stream), text(&mut unopened)), (String::new(), String::new()));
+}
