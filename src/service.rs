@@ -248,7 +248,7 @@ impl Service {
         tasks.spawn(route(Arc::clone(&router), Arc::clone(&changed), back, orders, stop.clone()));
         let inbox = Inbox { router, status, link, changed };
         let login = LinkOptions {
-            server: config.component.server.clone(),
+            servers: config.component.servers.clone(),
             jid,
             secret: config.component.secret.clone(),
             max_stanza_bytes: config.component.max_stanza_bytes,

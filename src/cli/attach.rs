@@ -123,7 +123,8 @@ fn ejabberd(component: &Component) -> String {
 
 /// Host and port of the server's component port; the configuration has been checked.
 fn address(component: &Component) -> (&str, u16) {
-    let (host, port) = component.server.rsplit_once(':').unwrap_or((&component.server, ""));
+    let server = component.servers.first().map(String::as_str).unwrap_or_default();
+    let (host, port) = server.rsplit_once(':').unwrap_or((server, ""));
     (host.trim_start_matches('[').trim_end_matches(']'), port.parse().unwrap_or(5347))
 }
 

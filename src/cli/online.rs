@@ -18,6 +18,7 @@ use tokio::{
 use super::{Failure, SECRET_REFUSED};
 use crate::{
     config::Config,
+    redact::sentence,
     xmpp::{
         echo::{Echo, Route},
         link::{self, Halves, LinkOptions, Unlinked},
@@ -48,22 +49,14 @@ const SERVICES: usize = 20;
 /// # Errors
 /// The first thing that keeps the service from working. What only makes it work badly is a line `warning: …`.
 pub(crate) async fn run(config: &Config, out: &mut impl Write) -> Result<(), Failure> {
-    let (component, server) = (&config.component, &config.component.server);
+    let component = &config.component;
     let options = LinkOptions {
-        server: server.clone(),
+        servers: component.servers.clone(),
         jid: component.jid.clone(),
         secret: component.secret.clone(),
         max_stanza_bytes: component.max_stanza_bytes,
     };
-    let halves = match timeout(WAIT, handshake(&options)).await {
-        Ok(Ok(halves)) => halves,
-        Ok(Err(error)) => return Err(explain(config, &error)),
-        Err(_) => {
-            return Err(Failure::new(format!("no answer from {server} in {} s", WAIT.as_secs()))
-                .with_hint("is that the server's component port, and not the one of clients?"));
-        }
-    };
-    writeln!(out, "the XMPP server at {server} took the secret")?;
+    let (options, halves) = servers(config, options, out).await?;
     let mut asking = Asking { halves, jid: component.jid.clone(), number: 0 };
     if asking.is_alone().await? {
         writeln!(out, "stanzas for {} come back through the server", component.jid)?;
@@ -85,11 +78,51 @@ pub(crate) async fn run(config: &Config, out: &mut impl Write) -> Result<(), Fai
     Ok(())
 }
 
+/// Logs in to each server, as any of them may be the one that is left. Gives the first that took the secret.
+///
+/// # Errors
+/// Why the first one did not, if none did.
+async fn servers(
+    config: &Config,
+    options: LinkOptions,
+    out: &mut impl Write,
+) -> Result<(LinkOptions, Halves), Failure> {
+    let mut first = None;
+    let mut failures = Vec::new();
+    for server in &options.servers {
+        let options = LinkOptions { servers: vec![server.clone()], ..options.clone() };
+        let failure = match timeout(WAIT, handshake(&options)).await {
+            Ok(Ok(halves)) => {
+                writeln!(out, "the XMPP server at {server} took the secret")?;
+                if first.is_none() {
+                    first = Some((options, halves));
+                } else {
+                    Asking { halves, jid: options.jid, number: 0 }.close().await;
+                }
+                continue;
+            }
+            Ok(Err(error)) => explain(config, server, &error),
+            Err(_) => Failure::new(format!("no answer from {server} in {} s", WAIT.as_secs()))
+                .with_hint("is that the server's component port, and not the one of clients?"),
+        };
+        failures.push(failure);
+    }
+    if first.is_some() {
+        for failure in &failures {
+            let hint = failure.hint.as_deref().unwrap_or_default();
+            writeln!(out, "warning: {} ({hint})", sentence(&failure.text))?;
+        }
+    }
+    let failure =
+        || failures.into_iter().next().unwrap_or_else(|| Failure::new("no server is set"));
+    first.ok_or_else(failure)
+}
+
 /// Logs in; a server that is being restarted has a moment to listen.
 async fn handshake(options: &LinkOptions) -> Result<Halves, Unlinked> {
     let patience = Instant::now() + PATIENCE;
     loop {
-        match link::visit(options).await {
+        match link::visit(options, 0).await {
             Err(Unlinked::Io(error))
                 if error.kind() == io::ErrorKind::ConnectionRefused
                     && Instant::now() < patience =>
@@ -102,8 +135,8 @@ async fn handshake(options: &LinkOptions) -> Result<Halves, Unlinked> {
 }
 
 /// Why there is no link, and the cure.
-fn explain(config: &Config, error: &Unlinked) -> Failure {
-    let (jid, server) = (&config.component.jid, &config.component.server);
+fn explain(config: &Config, server: &str, error: &Unlinked) -> Failure {
+    let jid = &config.component.jid;
     let attach = "`fingerpost attach prosody` (or ejabberd) prints the lines for the server; restart it after that";
     match error {
         Unlinked::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -113,13 +146,10 @@ fn explain(config: &Config, error: &Unlinked) -> Failure {
         }
         Unlinked::Io(error) => Failure::new(format!("no connection to {server}: {error}"))
             .with_hint("check [component] server: host:port of the server's component port"),
-        Unlinked::Stream { condition, .. } if condition == "not-authorized" => {
-            Failure::new(format!("the XMPP server refused the secret for {jid}, or has no component {jid}"))
+        Unlinked::Stream { condition, text } if condition == "not-authorized" => {
+            Failure::new(link::refused(jid, text))
                 .with_code(SECRET_REFUSED)
-                .with_hint(format!(
-                    "ejabberd says the same in both cases: look for {jid} in its listeners, then compare the secret with \
-                     [component] secret; {attach}"
-                ))
+                .with_hint(format!("{}; {attach}", link::refused_cure(jid, text)))
         }
         Unlinked::Stream { condition, .. } if condition == "host-unknown" => {
             Failure::new(format!("the XMPP server knows of no component {jid}")).with_hint(attach)
@@ -128,9 +158,10 @@ fn explain(config: &Config, error: &Unlinked) -> Failure {
             "{jid} is connected already"
         ))
         .with_hint("is fingerpost running? Then all is well; else stop what has its address"),
-        Unlinked::Closed => Failure::new(format!("{server} closed the connection")).with_hint(
-            format!("is that the component port, and does the server know {jid}? {attach}"),
-        ),
+        Unlinked::Closed | Unlinked::Eof { .. } => Failure::new(format!(
+            "{server} closed the connection"
+        ))
+        .with_hint(format!("is that the component port, and does the server know {jid}? {attach}")),
         other => Failure::new(format!("no component link to {server}: {other}")),
     }
 }
@@ -301,7 +332,7 @@ async fn measure(options: &LinkOptions, too_long: usize) -> usize {
 /// Logs in again as soon as the server has noticed that the last link is gone.
 async fn again(options: &LinkOptions) -> Option<Asking> {
     loop {
-        match link::visit(options).await {
+        match link::visit(options, 0).await {
             Ok(halves) => return Some(Asking { halves, jid: options.jid.clone(), number: 0 }),
             Err(Unlinked::Stream { condition, .. }) if condition == "conflict" => {
                 sleep(RETRY).await;

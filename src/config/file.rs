@@ -220,6 +220,32 @@ impl Section<'_> {
         Ok(read.unwrap_or(default))
     }
 
+    /// One text that `parse` takes, or a list of at least one such text. In the environment: separated by commas.
+    pub(super) fn one_or_several<T>(
+        &self,
+        key: &'static str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, ConfigError> {
+        match self.value(key) {
+            Some((Where::File(_), value)) if !value.is_array() => {
+                let or_list = if value.is_str() { "" } else { " or a list of such" };
+                let read = self.text(key, &format!("{expected}{or_list}"), parse)?;
+                Ok(read.map(|one| vec![one]))
+            }
+            Some((at, value)) => {
+                let read = self.list(key, expected, parse)?.unwrap_or_default();
+                if read.is_empty() {
+                    let text =
+                        format!("expected {expected} or a list of such, found {}", shown(&value));
+                    return Err(ConfigError::new(&at, self.name, key, text));
+                }
+                Ok(Some(read))
+            }
+            None => Ok(None),
+        }
+    }
+
     /// A list of texts, each of which `parse` takes. In the environment: separated by commas.
     pub(super) fn list<T>(
         &self,

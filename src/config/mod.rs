@@ -68,8 +68,8 @@ pub struct Config {
 pub struct Component {
     /// The component's own address, a domain.
     pub jid: BareJid,
-    /// host:port of the server's component port.
-    pub server: String,
+    /// host:port of the component port of one or several servers, in the order in which they are tried; at least one.
+    pub servers: Vec<String>,
     /// The secret shared with the server.
     pub secret: Secret,
     /// The name shown in service discovery.
@@ -271,7 +271,7 @@ impl Config {
         let (component, database) = (&self.component, &self.database);
         let changed = [
             ("component.jid", component.jid != new.component.jid),
-            ("component.server", component.server != new.component.server),
+            ("component.server", component.servers != new.component.servers),
             ("component.secret", component.secret != new.component.secret),
             (
                 "component.max_stanza_bytes",
@@ -343,9 +343,9 @@ fn component(
             BareJid::new(text).ok().filter(|jid| jid.node().is_none())
         })?
         .ok_or_else(|| section.error("jid", "missing; expected the component's domain"))?;
-    let server = section
-        .text("server", "\"host:port\"", |text| host_port(text).map(|_| text.to_owned()))?
-        .unwrap_or_else(|| "127.0.0.1:5347".to_owned());
+    let servers = section
+        .one_or_several("server", "\"host:port\"", |text| host_port(text).map(|_| text.to_owned()))?
+        .unwrap_or_else(|| vec!["127.0.0.1:5347".to_owned()]);
     let secret = section.text("secret", "a text that is not empty", |text| {
         (!text.is_empty()).then(|| Secret::new(text))
     })?;
@@ -406,7 +406,7 @@ fn component(
         .unwrap_or_default();
     let max_stanza_bytes =
         section.number("max_stanza_bytes", (size::LEAST, size::MOST), size::DEFAULT)?;
-    Ok(Component { jid, server, secret, name, contact, max_stanza_bytes })
+    Ok(Component { jid, servers, secret, name, contact, max_stanza_bytes })
 }
 
 fn read_secret(
@@ -704,6 +704,36 @@ mod tests {
                 assert!(there, "{section}.{key} is not in the annotated default");
             }
         }
+    }
+
+    #[test]
+    fn there_are_one_or_several_servers() {
+        let written = |line: &str| format!("{SMALL}server = {line}\n");
+        let servers = |config: Config| config.component.servers;
+        let both = ["a.example:5347", "[::1]:5348"];
+        assert_eq!(servers(parse(SMALL, &[]).unwrap()), ["127.0.0.1:5347"]);
+        assert_eq!(servers(parse(&written("'a.example:5347'"), &[]).unwrap()), &both[..1]);
+        let list = written("['a.example:5347', '[::1]:5348']");
+        assert_eq!(servers(parse(&list, &[]).unwrap()), both);
+        let vars = [("FINGERPOST_COMPONENT__SERVER", "a.example:5347, [::1]:5348")];
+        assert_eq!(servers(parse(&written("'c.example:1'"), &vars).unwrap()), both);
+        let one = parse(&list, &[("FINGERPOST_COMPONENT__SERVER", "c.example:1")]).unwrap();
+        assert_eq!(servers(one), ["c.example:1"]);
+        for (line, found) in [("[]", "[]"), ("['a']", "\"a\""), ("['a:1', 2]", "2"), ("5", "5")] {
+            let error = parse(&written(line), &[]).unwrap_err();
+            assert!(
+                error.starts_with("t.toml: component.server: expected \"host:port\""),
+                "{error}"
+            );
+            assert!(error.ends_with(&format!("found {found}")), "{error}");
+        }
+        let vars = [("FINGERPOST_COMPONENT__SERVER", " , ")];
+        let error = parse(SMALL, &vars).unwrap_err();
+        assert!(error.starts_with("FINGERPOST_COMPONENT__SERVER: component.server: "), "{error}");
+        // The order counts, and a restart takes it over.
+        let (old, new) =
+            (parse(&list, &[]).unwrap(), parse(&written("'[::1]:5348'"), &[]).unwrap());
+        assert_eq!(old.needing_restart(&new), ["component.server"]);
     }
 
     #[test]

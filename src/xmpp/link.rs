@@ -26,12 +26,12 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use xmpp_parsers::component::Handshake;
 
 use super::{
     echo::{self, Echo, Route},
-    jid::respelled,
+    jid::{canonical_bare, respelled},
     ns,
     plain::Plain,
     size::{self, Instead},
@@ -51,6 +51,8 @@ const QUIET: Duration = Duration::from_secs(7);
 const STEADY: Duration = Duration::from_secs(60);
 /// How long connecting from the port of a dead connection may take.
 const REDIAL: Duration = Duration::from_secs(5);
+/// How long connecting may take where there are other servers to try.
+const CONNECT: Duration = Duration::from_secs(5);
 /// How long no other port is tried: the path may come back.
 const ONLY_OLD: Duration = Duration::from_secs(30);
 /// Something must be written within this time.
@@ -71,14 +73,17 @@ const AGAIN: Duration = Duration::from_secs(1);
 const HOLD: (Duration, usize) = (Duration::from_secs(10), 256);
 /// A stanza from this size on may be more than the server takes.
 const LARGE: usize = 32 * 1024;
+/// So long after a large stanza the end of a connection may be its fault.
+const SUSPECT: Duration = Duration::from_secs(10);
 /// Stanzas a stopping link still writes must go out within this time.
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// Where to connect and as whom.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
-    /// `host:port` of the server's component port; resolved anew for each attempt.
-    pub server: String,
+    /// `host:port` of the server's component port, of one or several servers; they are tried in order, and each is
+    /// resolved again for each attempt.
+    pub servers: Vec<String>,
     /// The component's address.
     pub jid: BareJid,
     /// The shared secret.
@@ -114,22 +119,41 @@ pub trait Handler: Send {
 /// Why the link gave up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
-    /// The server does not take the secret.
-    #[error(
-        "the XMPP server refused the secret for {jid}, or has no such component (ejabberd says the same in both cases): \
-         look for {jid} in the server's configuration, and set the same secret there and in [component] secret"
-    )]
+    /// The server does not take the secret, or has no such component: ejabberd does not tell which.
+    #[error("{}: {}", refused(jid, text), refused_cure(jid, text))]
     Refused {
         /// The component's address.
         jid: String,
+        /// What the server says of it; empty if nothing.
+        text: String,
     },
+}
+
+/// What may be meant by a server that says `not-authorized`.
+pub(crate) fn refused(jid: impl fmt::Display, text: &str) -> String {
+    let or = if text.is_empty() { ", or has no such component" } else { "" };
+    format!("the XMPP server refused the secret for {jid}{or}")
+}
+
+/// How to tell why the server refused the secret, and the cure. `text` is the server's; Prosody gives one, and says
+/// of an unknown component that it is unknown.
+pub(crate) fn refused_cure(jid: impl fmt::Display, text: &str) -> String {
+    if text.is_empty() {
+        return format!(
+            "ejabberd says the same in both cases: if no listener of ejabberd.yml with `module: ejabberd_service` has \
+             {jid} in its `hosts`, add it there; else compare the `password` there with [component] secret"
+        );
+    }
+    format!(
+        "the server says {text:?}: set the same secret for {jid} in its configuration and in [component] secret"
+    )
 }
 
 /// Why one connection ended, or was not made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unlinked {
     /// The connection broke.
-    #[error("{0}")]
+    #[error("{}", broken(.0))]
     Io(io::Error),
     /// The server has ended the stream.
     #[error("the XMPP server closed the stream")]
@@ -151,7 +175,32 @@ pub(crate) enum Unlinked {
     Stopped,
 }
 
+/// Whether an error is what the end of a connection looks like when something was still under way.
+fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
+/// How a connection broke, for people.
+fn broken(error: &io::Error) -> String {
+    let what = if is_end(error) { "the XMPP server closed the connection: " } else { "" };
+    format!("{what}{error}")
+}
+
 impl Unlinked {
+    /// Whether a stanza that was too large for the server may be the reason.
+    fn may_be_for_size(&self) -> bool {
+        match self {
+            Self::Stream { condition, .. } => {
+                matches!(condition.as_str(), "not-well-formed" | "policy-violation")
+            }
+            // The error can be lost with what was still under way.
+            Self::Io(error) => is_end(error),
+            Self::Eof { .. } | Self::Closed => true,
+            Self::Malformed(_) | Self::Timeout | Self::Stopped => false,
+        }
+    }
+
     /// One of a few words, for counting.
     fn word(&self) -> &'static str {
         const CONDITIONS: [&str; 6] = [
@@ -163,6 +212,7 @@ impl Unlinked {
             "system-shutdown",
         ];
         match self {
+            Self::Io(error) if is_end(error) => "closed",
             Self::Io(_) => "io",
             Self::Closed | Self::Eof { .. } => "closed",
             Self::Malformed(_) => "malformed",
@@ -267,6 +317,10 @@ fn cure(condition: &str) -> &'static str {
               server notices that it is gone)"
         }
         "host-unknown" => " (add this component's address to the server's configuration)",
+        "not-well-formed" => {
+            " (Prosody says so too of a stanza above its component_stanza_size_limit; large_stanza is the last large \
+              one that was sent: compare with component.max_stanza_bytes)"
+        }
         "see-other-host" => " (set [component] server to the host that the server names)",
         _ => "",
     }
@@ -286,11 +340,12 @@ pub async fn run(
 ) -> Result<(), LinkError> {
     let (mut backoff, mut held) = (Backoff::new(), Held::default());
     let (mut ends, mut nonce) = (None, None);
-    let mut was_up = false;
+    let mut servers = Servers::new(options.servers.len());
     loop {
         let (mut up, mut large) = (None, None);
+        let server = servers.current();
         let ended = connection(
-            &options,
+            (&options, server),
             (&mut ends, &mut nonce),
             (&mut outbound, &mut held),
             &mut handler,
@@ -299,7 +354,6 @@ pub async fn run(
         )
         .await;
         if up.is_some() {
-            was_up = true;
             held.since = Some(Instant::now());
             handler.down();
         }
@@ -307,16 +361,20 @@ pub async fn run(
             Unlinked::Stopped => return Ok(()),
             other => metrics::LINK_FAILURES.count(&[other.word()]),
         }
-        match &ended {
-            Unlinked::Stream { condition, .. } if condition == "not-authorized" && !was_up => {
-                return Err(LinkError::Refused { jid: options.jid.to_string() });
+        let silent = ends.as_ref().is_some_and(|ends: &Ends| ends.server == server);
+        let next = servers.next(&ended, up.is_some(), silent);
+        let pause = match next {
+            Next::GiveUp { text } => {
+                return Err(LinkError::Refused { jid: options.jid.to_string(), text });
             }
-            _ => {}
-        }
-        let pause = backoff.next(&ended, up, Instant::now());
+            Next::Other => Duration::ZERO,
+            Next::Pause => backoff.next(&ended, up, Instant::now()),
+        };
         let wait = pause.mul_f64(rand::random_range(0.5..1.0));
-        let large = large.map(|large: Large| tracing::field::display(large));
-        warn!(server = options.server, reason = %ended, large_stanza = large, retry_ms = wait.as_millis(), "link down");
+        let large = large.filter(|large| large.may_be_why(&ended, Instant::now()));
+        let large = large.map(tracing::field::display);
+        let server = options.servers.get(server);
+        warn!(server, reason = %ended, large_stanza = large, retry_ms = wait.as_millis(), "link down");
         let retry = sleep(wait);
         tokio::pin!(retry);
         loop {
@@ -330,12 +388,75 @@ pub async fn run(
     }
 }
 
+/// Which of several servers is tried when.
+#[derive(Debug)]
+struct Servers {
+    count: usize,
+    current: usize,
+    /// Which have refused the secret since the last one that did not; none counts once there was a link.
+    refused: Vec<bool>,
+    was_up: bool,
+}
+
+/// What to do after a connection has ended, or was not made.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// Every server has refused the secret, this one with this text.
+    GiveUp { text: String },
+    /// Try the next server at once.
+    Other,
+    /// All have been tried, or there was a link: begin with the first again, after a pause.
+    Pause,
+}
+
+impl Servers {
+    fn new(count: usize) -> Self {
+        Self { count, current: 0, refused: vec![false; count], was_up: false }
+    }
+
+    /// The number of the server to try.
+    fn current(&self) -> usize {
+        self.current
+    }
+
+    /// `up`: whether there was a link. `silent`: whether it died without a word; then the same server is asked first,
+    /// from the same port.
+    fn next(&mut self, ended: &Unlinked, up: bool, silent: bool) -> Next {
+        self.was_up |= up;
+        if up {
+            if !silent {
+                self.current = 0;
+            }
+            return Next::Pause;
+        }
+        let text = match ended {
+            Unlinked::Stream { condition, text } if condition == "not-authorized" => Some(text),
+            _ => None,
+        };
+        if let Some(refused) = self.refused.get_mut(self.current) {
+            *refused = text.is_some();
+        }
+        if let Some(text) = text
+            && !self.was_up
+            && self.refused.iter().all(|refused| *refused)
+        {
+            return Next::GiveUp { text: text.clone() };
+        }
+        self.current += 1;
+        if self.current < self.count {
+            return Next::Other;
+        }
+        self.current = 0;
+        Next::Pause
+    }
+}
+
 /// One connection from TCP to its end.
 ///
 /// `up` becomes when it logged in, `large` the last large stanza that was sent. `ends` are those of a connection before
 /// this one that died in silence, and become this one's if it does.
 async fn connection(
-    options: &LinkOptions,
+    (options, server): (&LinkOptions, usize),
     (ends, nonce): (&mut Option<Ends>, &mut Option<u64>),
     (outbound, held): (&mut mpsc::Receiver<Element>, &mut Held),
     handler: &mut impl Handler,
@@ -345,7 +466,7 @@ async fn connection(
     let connected = tokio::select! {
         biased;
         () = stop.cancelled() => return Unlinked::Stopped,
-        connected = timeout(HANDSHAKE, handshake(options, ends)) => connected,
+        connected = timeout(HANDSHAKE, handshake(options, server, ends)) => connected,
     };
     let (mut reader, writer) = match connected {
         Ok(Ok(halves)) => halves,
@@ -358,10 +479,12 @@ async fn connection(
     }
     held.expire(now);
     *up = Some(now);
+    *ends = None;
     metrics::LINK_CONNECTIONS.count(&[]);
-    info!(server = options.server, jid = %options.jid, "link up");
+    info!(server = options.servers.get(server), jid = %options.jid, "link up");
     let mut out = Out {
         writer,
+        domain: options.jid.domain().as_str(),
         limit: options.max_stanza_bytes,
         bytes: Vec::new(),
         written: 0,
@@ -414,7 +537,7 @@ async fn connection(
             now = ticks.tick() => {
                 let stuck = !empty && now.saturating_duration_since(out.progress) >= WRITE;
                 if stuck || now.saturating_duration_since(heard) >= DEAD_AFTER {
-                    *ends = Ends::abandon(&out.writer);
+                    *ends = Ends::abandon(&out.writer, server);
                     return Unlinked::Timeout;
                 }
                 for id in pings.echo.due(now) {
@@ -432,6 +555,8 @@ async fn connection(
 /// Both ends of a connection.
 #[derive(Clone, Copy, Debug)]
 struct Ends {
+    /// The number of the server.
+    server: usize,
     local: SocketAddr,
     peer: SocketAddr,
     /// When the connection was given up.
@@ -440,11 +565,11 @@ struct Ends {
 
 impl Ends {
     /// Has the kernel drop a dead connection when it is closed, with what waits in it, so that its port is free at once.
-    fn abandon(writer: &OwnedWriteHalf) -> Option<Self> {
+    fn abandon(writer: &OwnedWriteHalf, server: usize) -> Option<Self> {
         let stream: &TcpStream = writer.as_ref();
         let (local, peer) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
         socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).ok()?;
-        Some(Self { local, peer, since: Instant::now() })
+        Some(Self { server, local, peer, since: Instant::now() })
     }
 
     /// Connects between the same ends once more.
@@ -521,15 +646,25 @@ struct Large {
     bytes: usize,
     kind: String,
     payload: String,
+    sent: Instant,
 }
 
 impl Large {
     fn new(element: &Element, bytes: usize) -> Self {
-        let payload = element.children().next().map_or("no child".to_owned(), |payload| {
-            format!("{} ({})", payload.name(), payload.ns())
-        });
+        let payload = element.children().next();
+        Self::of(element.name(), payload.map(|payload| (payload.name(), payload.ns())), bytes)
+    }
+
+    fn of(kind: &str, payload: Option<(&str, impl fmt::Display)>, bytes: usize) -> Self {
+        let payload = payload.map_or("no child".to_owned(), |(name, ns)| format!("{name} ({ns})"));
         let payload = payload.chars().take(100).collect();
-        Self { bytes, kind: element.name().to_owned(), payload }
+        Self { bytes, kind: kind.to_owned(), payload, sent: Instant::now() }
+    }
+
+    /// Whether the connection may have ended so because of it.
+    fn may_be_why(&self, ended: &Unlinked, now: Instant) -> bool {
+        let recent = now.saturating_duration_since(self.sent) < SUSPECT;
+        ended.may_be_for_size() && (recent || matches!(ended, Unlinked::Stream { .. }))
     }
 }
 
@@ -539,9 +674,22 @@ impl fmt::Display for Large {
     }
 }
 
+/// Whether a stanza has an addressee, and a sender of the component's domain: servers end the stream at one that has not.
+fn is_addressed(element: &Element, domain: &str) -> bool {
+    let is_ours = |from: &str| {
+        let bare = from.split_once('/').map_or(from, |(bare, _)| bare);
+        let of = bare.split_once('@').map_or(bare, |(_, domain)| domain);
+        // A server may spell the domain in another way.
+        of == domain || canonical_bare(of).is_some_and(|of| canonical_bare(domain) == Some(of))
+    };
+    element.attr("from").is_some_and(is_ours) && element.attr("to").is_some_and(|to| !to.is_empty())
+}
+
 /// What is to be written, and how far it has been.
 struct Out<'a> {
     writer: OwnedWriteHalf,
+    /// The component's own domain.
+    domain: &'a str,
     /// The longest stanza that may be written.
     limit: usize,
     bytes: Vec<u8>,
@@ -570,6 +718,16 @@ impl Out<'_> {
         if self.left() > BACKLOG {
             metrics::STANZAS_DROPPED.count(&["queue"]);
             warn!("the XMPP server reads too slowly: an answer was dropped");
+            return None;
+        }
+        if !is_addressed(element, self.domain) {
+            metrics::STANZAS_DROPPED.count(&["address"]);
+            error!(
+                stanza = element.name(),
+                from = element.attr("from"),
+                to = element.attr("to"),
+                "a stanza without from and to cannot be sent: the server would end the stream; this is a fault of fingerpost"
+            );
             return None;
         }
         let respelled = element.attr("to").and_then(respelled).map(|to| {
@@ -692,8 +850,14 @@ fn take_in(
                     // Comes again as a tree, of which an error can be made.
                     out.bytes.truncate(before);
                 } else if answered {
-                    if out.bytes.len() > before {
+                    let size = out.bytes.len() - before;
+                    if size > 0 {
                         metrics::STANZAS.sent("iq");
+                    }
+                    if size >= LARGE {
+                        let payload = stanza.payload.as_ref();
+                        let payload = payload.map(|payload| (payload.name, payload.namespace));
+                        *out.large = Some(Large::of("iq", payload, size));
                     }
                     if out.left() > BATCH {
                         out.write_now()?;
@@ -743,9 +907,13 @@ async fn flush(out: &mut Out<'_>, outbound: &mut mpsc::Receiver<Element>) -> io:
 /// A link that is up: what comes, and where to write.
 pub(crate) type Halves = (StanzaReader<OwnedReadHalf>, OwnedWriteHalf);
 
-/// Connects and logs in. `ends` are those of a dead connection, until another is made.
-async fn handshake(options: &LinkOptions, ends: &mut Option<Ends>) -> Result<Halves, Unlinked> {
-    if let Some(dead) = *ends {
+/// Connects to one of the servers and logs in. `ends` are those of a dead connection, until another is made.
+async fn handshake(
+    options: &LinkOptions,
+    server: usize,
+    ends: &mut Option<Ends>,
+) -> Result<Halves, Unlinked> {
+    if let Some(dead) = ends.filter(|ends| ends.server == server) {
         match dead.connect().await {
             Ok(stream) => {
                 *ends = None;
@@ -766,14 +934,21 @@ async fn handshake(options: &LinkOptions, ends: &mut Option<Ends>) -> Result<Hal
             Err(error) => debug!(%error, "no connection from the port of the dead one"),
         }
     }
-    let stream = TcpStream::connect(&options.server).await?;
-    *ends = None;
+    let address = options.servers.get(server).map(String::as_str).unwrap_or_default();
+    let connecting = TcpStream::connect(address);
+    let stream = match options.servers.len() {
+        1 => connecting.await?,
+        _ => timeout(CONNECT, connecting).await.map_err(|_| Unlinked::Timeout)??,
+    };
+    if ends.is_some_and(|ends| ends.server == server) {
+        *ends = None;
+    }
     log_in(options, stream).await
 }
 
-/// Connects and logs in, for a few questions.
-pub(crate) async fn visit(options: &LinkOptions) -> Result<Halves, Unlinked> {
-    handshake(options, &mut None).await
+/// Connects to one of the servers and logs in, for a few questions.
+pub(crate) async fn visit(options: &LinkOptions, server: usize) -> Result<Halves, Unlinked> {
+    handshake(options, server, &mut None).await
 }
 
 async fn log_in(options: &LinkOptions, stream: TcpStream) -> Result<Halves, Unlinked> {
@@ -895,6 +1070,25 @@ mod tests {
         assert!(held.stanzas.is_empty());
     }
 
+    #[test]
+    fn a_large_stanza_is_suspected_of_an_end_that_it_may_have_caused() {
+        let large = Large::of("iq", Some(("query", ns::DISCO_INFO)), 600_000);
+        let soon = large.sent + SUSPECT - Duration::from_millis(1);
+        let late = large.sent + SUSPECT;
+        for (ended, at_once, later) in [
+            (stream_error("not-well-formed"), true, true),
+            (stream_error("policy-violation"), true, true),
+            (stream_error("system-shutdown"), false, false),
+            (Unlinked::Eof { inside: false }, true, false),
+            (Unlinked::Io(io::ErrorKind::ConnectionReset.into()), true, false),
+            (Unlinked::Io(io::ErrorKind::TimedOut.into()), false, false),
+            (Unlinked::Timeout, false, false),
+        ] {
+            assert_eq!(large.may_be_why(&ended, soon), at_once, "{ended}");
+            assert_eq!(large.may_be_why(&ended, late), later, "{ended}");
+        }
+    }
+
     #[derive(Clone, Default)]
     struct Seen(Arc<Mutex<Vec<String>>>);
 
@@ -925,7 +1119,7 @@ mod tests {
         async fn start() -> Self {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let options = LinkOptions {
-                server: listener.local_addr().unwrap().to_string(),
+                servers: vec![listener.local_addr().unwrap().to_string()],
                 jid: BareJid::new("xtls.example.test").unwrap(),
                 secret: Secret::new("secret"),
                 max_stanza_bytes: 100_000,
@@ -1037,6 +1231,12 @@ mod tests {
                 "the XMPP server closed the connection in the middle of a stanza",
                 "closed",
             ),
+            (
+                io::ErrorKind::ConnectionReset.into(),
+                "the XMPP server closed the connection: connection reset",
+                "closed",
+            ),
+            (io::ErrorKind::ConnectionRefused.into(), "connection refused", "io"),
             (
                 io::Error::new(io::ErrorKind::InvalidData, ParseError::NotWellFormed("a name")),
                 "the XMPP server sent not well-formed XML: a name",

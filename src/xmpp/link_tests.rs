@@ -55,7 +55,7 @@ impl Linked {
     async fn up(reply: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let options = LinkOptions {
-            server: listener.local_addr().unwrap().to_string(),
+            servers: vec![listener.local_addr().unwrap().to_string()],
             jid: BareJid::new("xtls.example.org").unwrap(),
             secret: Secret::new("secret"),
             max_stanza_bytes: LIMIT,
@@ -85,9 +85,10 @@ impl Linked {
 
     /// What is written up to a marker that is sent behind all else.
     async fn written(&mut self) -> String {
-        let marker = xml::element("message", ns::CLIENT, &[("id", "marker")]);
+        let addressed = [("from", "xtls.example.org"), ("to", "a@b"), ("id", "marker")];
+        let marker = xml::element("message", ns::CLIENT, &addressed);
         self.outbound.send(marker).await.unwrap();
-        let text = read_until(&mut self.server, "id='marker'/>").await;
+        let text = read_until(&mut self.server, "id='marker' to='a@b'/>").await;
         let stanzas =
             text.split_inclusive("</iq>").filter(|stanza| !stanza.contains("fingerpost-echo-"));
         let text: String = stanzas.collect();
@@ -202,6 +203,108 @@ async fn an_answer_that_is_written_at_once_is_measured_too() {
         } else {
             assert_eq!(linked.stanzas.recv().await.unwrap().attr("id"), Some("up"));
             assert_eq!(linked.written().await, "");
+        }
+    }
+}
+
+/// Lets a component log in.
+async fn log_in(listener: &TcpListener) -> TcpStream {
+    let (mut server, _) = listener.accept().await.unwrap();
+    server.write_all(HEADER.as_bytes()).await.unwrap();
+    read_until(&mut server, "</handshake>").await;
+    server
+}
+
+fn several(servers: Vec<String>) -> LinkOptions {
+    LinkOptions {
+        servers,
+        jid: BareJid::new("xtls.example.org").unwrap(),
+        secret: Secret::new("secret"),
+        max_stanza_bytes: LIMIT,
+    }
+}
+
+/// Runs a link until it is dropped.
+fn run(options: LinkOptions) -> JoinHandle<Result<(), link::LinkError>> {
+    let (outbound, queue) = mpsc::channel(64);
+    let (sender, stanzas) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let _kept = (outbound, stanzas);
+        let kept = Kept { stanzas: sender, reply: Vec::new() };
+        link::run(options, queue, kept, CancellationToken::new()).await
+    })
+}
+
+#[tokio::test]
+async fn several_servers_are_tried_in_order_and_after_each_loss_from_the_first_on() {
+    let [first, second] = [
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+    ];
+    let addresses = [&first, &second].map(|listener| listener.local_addr().unwrap().to_string());
+    drop(first);
+    let task = run(several(addresses.to_vec()));
+    let mut link = log_in(&second).await;
+    link.write_all(b"<handshake/>").await.unwrap();
+    read_until(&mut link, "</iq>").await;
+    // The first is there again.
+    let first = TcpListener::bind(&addresses[0]).await.unwrap();
+    drop(link);
+    let mut link = log_in(&first).await;
+    link.write_all(b"<handshake/>").await.unwrap();
+    read_until(&mut link, "</iq>").await;
+    task.abort();
+}
+
+#[tokio::test]
+async fn a_secret_is_refused_for_good_when_every_server_refuses_it() {
+    let [first, second] = [
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+    ];
+    let addresses = [&first, &second].map(|listener| listener.local_addr().unwrap().to_string());
+    let task = run(several(addresses.to_vec()));
+    let refusal = "<stream:error><not-authorized xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>";
+    let mut refused = log_in(&first).await;
+    refused.write_all(refusal.as_bytes()).await.unwrap();
+    // The second one ends the connection, which says nothing: both are tried again.
+    drop(log_in(&second).await);
+    for listener in [&first, &second] {
+        let mut refused = log_in(listener).await;
+        refused.write_all(refusal.as_bytes()).await.unwrap();
+    }
+    let error = task.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("or has no such component"), "{error}");
+    assert!(error.contains("has xtls.example.org in its `hosts`"), "{error}");
+}
+
+#[tokio::test]
+async fn what_has_no_sender_or_addressee_is_never_written() {
+    let mut linked = Linked::up("").await;
+    for (from, to, fits) in [
+        (Some("xtls.example.org"), Some("a@b"), true),
+        (Some("user@xtls.example.org/r/@x"), Some("a@b/c"), true),
+        (Some("XTLS.example.ORG."), Some("a@b/c"), true),
+        (None, Some("a@b"), false),
+        (Some("xtls.example.org"), None, false),
+        (Some("xtls.example.org"), Some(""), false),
+        (None, None, false),
+        (Some(""), Some("a@b"), false),
+        (Some("a@b"), Some("xtls.example.org"), false),
+        (Some("example.org/xtls.example.org"), Some("a@b"), false),
+        (Some("sub.xtls.example.org"), Some("a@b"), false),
+        (Some("example.org"), Some("a@b"), false),
+    ] {
+        for (name, type_) in [("iq", "result"), ("message", "chat"), ("presence", "unavailable")] {
+            let mut stanza = xml::element(name, ns::CLIENT, &[("type", type_), ("id", "7")]);
+            for (name, value) in [("from", from), ("to", to)] {
+                if let Some(value) = value {
+                    xml::set(&mut stanza, name, value);
+                }
+            }
+            linked.outbound.send(stanza).await.unwrap();
+            let written = linked.written().await;
+            assert_eq!(!written.is_empty(), fits, "{from:?} {to:?} {name}: {written}");
         }
     }
 }

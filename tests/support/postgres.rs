@@ -90,7 +90,7 @@ impl Postgres {
     }
 
     /// The one value that a query gives.
-    fn query(&self, text: &str) -> String {
+    pub fn query(&self, text: &str) -> String {
         let answer = tool("psql")
             .args(["--host", "127.0.0.1", "--username", "fingerpost", "--port"])
             .arg(self.port.to_string())

@@ -173,10 +173,15 @@ impl Raw {
 
     /// Logs a component in.
     pub fn component(server: &Server) -> Self {
+        Self::component_of(server, COMPONENT)
+    }
+
+    /// Logs a component of this name in, with the same secret.
+    pub fn component_of(server: &Server, name: &str) -> Self {
         let mut this = Self::connect(&server.component_address());
         this.send(&format!(
             "<stream:stream xmlns='jabber:component:accept' \
-             xmlns:stream='http://etherx.jabber.org/streams' to='{COMPONENT}'>"
+             xmlns:stream='http://etherx.jabber.org/streams' to='{name}'>"
         ));
         this.wait_for(" id=");
         this.wait_for(">");

@@ -456,6 +456,10 @@ pub fn a_restart_of_the_server_is_survived(kind: Kind) {
     component.wait_for_links(2);
     assert_answers(&server);
     assert!(component.runs());
+    // An orderly stop is a bare end of TCP, at every server.
+    let log = component.log();
+    let why = log.lines().find(|line| line.contains("link down")).unwrap();
+    assert!(why.contains("reason=the XMPP server closed the connection"), "{log}");
 }
 
 /// SIGHUP is survived.
@@ -495,6 +499,28 @@ pub fn a_wrong_secret_ends_with_status_77(kind: Kind) {
     assert_eq!(errors.len(), 1, "{log}");
     assert!(errors[0].contains("[component] secret"), "one line has fault and cure: {log}");
     assert!(!log.contains("not-the-secret"), "{log}");
+    // ejabberd says the same of a component that it does not have.
+    let also = ", or has no such component: ejabberd says the same in both cases";
+    assert_eq!(log.contains(also), kind == Kind::Ejabberd, "{log}");
+    let env = vec![("FINGERPOST_COMPONENT__JID", "nope.example.test".to_owned())];
+    let mut component = Component::launch(&server, &Options { env, ..Options::default() });
+    if kind == Kind::Prosody {
+        let told = || component.log().contains("host-unknown");
+        wait_for("the reason", Duration::from_secs(60), || component.log(), told);
+        let cure = "add this component's address to the server's configuration";
+        assert!(component.log().contains(cure), "{}", component.log());
+        return;
+    }
+    assert_eq!(component.wait(Duration::from_secs(60)), 77, "{}", component.log());
+    let log = component.log();
+    assert!(
+        log.contains("refused the secret for nope.example.test") && log.contains(also),
+        "{log}"
+    );
+    assert!(
+        log.contains("has nope.example.test in its `hosts`, add it there; else compare"),
+        "{log}"
+    );
 }
 
 /// The ad-hoc commands of users: forms, pages back and forth, mistakes shown again.

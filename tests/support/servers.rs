@@ -93,6 +93,46 @@ pub struct Server {
     process: Option<Process>,
     /// Whether it has a component port.
     has_components: bool,
+    /// The port of its Erlang node's port mapper, if it is a node of a cluster.
+    mapper: Option<u16>,
+}
+
+/// Two nodes of ejabberd that are one server, and the port mapper by which they find each other.
+pub struct Nodes {
+    // Dropped in this order.
+    /// The nodes.
+    pub nodes: [Server; 2],
+    _mapper: Process,
+    _folder: TempDir,
+}
+
+impl Nodes {
+    /// Starts both and joins the second to the first.
+    pub fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("fingerpost-epmd-").tempdir().unwrap();
+        let port = free_port();
+        let mut command = program("epmd");
+        command.args(["-port", &port.to_string(), "-address", "127.0.0.1"]);
+        let mapper = Process::start(command, &folder.path().join("epmd.log"));
+        let is_up = || TcpStream::connect(("127.0.0.1", port)).is_ok();
+        wait_for("epmd", START_LIMIT, || mapper.log(), is_up);
+        let nodes = [0; 2].map(|_| {
+            let mut node = Server::new(Kind::Ejabberd, None, None, false, false);
+            node.mapper = Some(port);
+            node.prepare_ejabberd();
+            node.up();
+            node
+        });
+        let joined = nodes[1].evaluate(&format!("ejabberd_cluster:join('{}').", nodes[0].node()));
+        assert_eq!(joined, "ok", "{}", nodes[1].log());
+        let both = || nodes[1].evaluate("length(ejabberd_cluster:get_nodes()).") == "2";
+        wait_for("the cluster", START_LIMIT, || nodes[1].log(), both);
+        for port in [nodes[1].c2s, nodes[1].component] {
+            let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok();
+            wait_for("the second node", START_LIMIT, || nodes[1].log(), listens);
+        }
+        Self { nodes, _mapper: mapper, _folder: folder }
+    }
 }
 
 impl Server {
@@ -128,9 +168,26 @@ impl Server {
         limited: bool,
         in_clear: bool,
     ) -> Self {
+        let mut server = Self::new(kind, proxy, address, limited, in_clear);
+        match kind {
+            Kind::Prosody => server.prepare_prosody(),
+            Kind::Ejabberd => server.prepare_ejabberd(),
+        }
+        server.up();
+        server
+    }
+
+    /// One that is not started, nor has a configuration.
+    fn new(
+        kind: Kind,
+        proxy: Option<u16>,
+        address: Option<String>,
+        limited: bool,
+        in_clear: bool,
+    ) -> Self {
         let folder = tempfile::Builder::new().prefix("fingerpost-server-").tempdir().unwrap();
         make_certificate(folder.path());
-        let mut server = Self {
+        Self {
             kind,
             folder,
             c2s: free_port(),
@@ -141,19 +198,45 @@ impl Server {
             in_clear,
             process: None,
             has_components: true,
-        };
-        match kind {
-            Kind::Prosody => server.prepare_prosody(),
-            Kind::Ejabberd => server.prepare_ejabberd(),
+            mapper: None,
         }
-        server.up();
-        server
+    }
+
+    /// The name of its Erlang node.
+    fn node(&self) -> String {
+        format!("fp{}@127.0.0.1", self.c2s)
     }
 
     /// Stops the server and starts it again, with the same ports and data.
     pub fn restart(&mut self) {
         self.stop();
         self.up();
+    }
+
+    /// Has the server read its configuration again, and waits until it has.
+    pub fn reload(&mut self) {
+        match self.kind {
+            Kind::Prosody => {
+                let text = "Reloading configuration file";
+                let before = self.log().matches(text).count();
+                if let Some(process) = &self.process {
+                    process.signal("HUP");
+                }
+                let done = || self.log().matches(text).count() > before;
+                wait_for("a reload", START_LIMIT, || self.log(), done);
+            }
+            Kind::Ejabberd => assert_eq!(self.evaluate("ejabberd_config:reload()."), "ok"),
+        }
+    }
+
+    /// Has ejabberd evaluate Erlang expressions, with a full stop at their end; gives the value of the last one.
+    pub fn evaluate(&self, expressions: &str) -> String {
+        let (result, asked) = (self.path("result"), self.path("asked"));
+        let _old = std::fs::remove_file(&result);
+        std::fs::write(self.path("asked.new"), expressions).unwrap();
+        std::fs::rename(self.path("asked.new"), asked).unwrap();
+        wait_for(expressions, START_LIMIT, || self.log(), || result.exists());
+        read(&result)
     }
 
     /// Kills the server; [`Server::up`] starts it again, with the same ports and data.
@@ -440,16 +523,41 @@ auth_method: internal
             "case application:ensure_all_started(ejabberd) of \
                {{ok, _}} -> \
                  [ejabberd_auth:try_register(U, <<\"{DOMAIN}\">>, P) || {{U, P}} <- [{}]], \
-                 ok = file:write_file(\"{}\", <<>>); \
+                 ok = file:write_file(\"{here}/ready\", <<>>); \
                E -> io:format(\"~p~n\", [E]), halt(1) \
-             end.",
+             end, \
+             Eval = fun(Asked) -> \
+               {{ok, Tokens, _}} = erl_scan:string(binary_to_list(Asked)), \
+               {{ok, Parsed}} = erl_parse:parse_exprs(Tokens), \
+               {{value, Value, _}} = erl_eval:exprs(Parsed, []), \
+               Value \
+             end, \
+             Serve = fun Serve() -> \
+               case file:read_file(\"{here}/asked\") of \
+                 {{ok, Asked}} -> \
+                   ok = file:delete(\"{here}/asked\"), \
+                   Text = io_lib:format(\"~p\", [catch Eval(Asked)]), \
+                   ok = file:write_file(\"{here}/result.new\", Text), \
+                   ok = file:rename(\"{here}/result.new\", \"{here}/result\"); \
+                 _ -> timer:sleep(50) \
+               end, \
+               Serve() \
+             end, \
+             spawn(Serve).",
             users.join(","),
-            self.path("ready").display()
+            here = self.folder.path().display()
         );
         let mut command = program("erl");
         command
             .args(["-noinput", "-mnesia", "dir"])
-            .arg(format!("\"{}\"", self.path("spool").display()))
+            .arg(format!("\"{}\"", self.path("spool").display()));
+        if let Some(port) = self.mapper {
+            command
+                .args(["-name", &self.node(), "-setcookie", "fingerpost", "-start_epmd", "false"])
+                .args(["-kernel", "inet_dist_use_interface", "{127,0,0,1}"])
+                .env("ERL_EPMD_PORT", port.to_string());
+        }
+        command
             .args(["-eval", &start])
             .env("ERL_LIBS", ejabberd_libraries())
             .env("EJABBERD_CONFIG_PATH", self.path("ejabberd.yml"))

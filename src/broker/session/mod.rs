@@ -243,8 +243,8 @@ pub(crate) struct Session {
     /// When it ends, and why.
     deadline: Instant,
     deadline_reason: &'static str,
-    /// A user has lost the connection to the server while the stream goes on beside it.
-    absent: bool,
+    /// Which users have said that they are not there, or are not where they were, while the stream goes on.
+    absent: [bool; 2],
     /// Which in-band leg broke, and why.
     broken: Option<(Side, IbbError)>,
     /// Whose last answer said that the user is not there.
@@ -293,7 +293,7 @@ impl Session {
         Self {
             deadline: now + options.activation_timeout,
             deadline_reason: "timeout",
-            absent: false,
+            absent: [false; 2],
             broken: None,
             doubted: [false; 2],
             reason: "refused",
@@ -358,7 +358,7 @@ impl Session {
     /// Takes news.
     pub(crate) fn handle(&mut self, input: Input, now: Instant) {
         if let Input::Jingle(side, _) | Input::Open(side, _) = &input {
-            self.heard[side.index()] = now;
+            self.is_here(*side, now);
         }
         match input {
             _ if self.is_over() => {}
@@ -397,6 +397,11 @@ impl Session {
                     self.pass_initiate();
                 }
             }
+            // A server that stops says so of all its users, and a stream beside XMPP goes on: the stream decides.
+            Input::Gone(side) if matches!(self.phase, Phase::Relaying) => {
+                self.absent[side.index()] = true;
+                self.check_user(side, now);
+            }
             Input::Gone(side) => self.lost(side),
             Input::NoFeatures => {
                 // Every client answers that question, so it has had its time.
@@ -427,7 +432,26 @@ impl Session {
 
     /// Both users are to be asked now whether they are there.
     fn check_users(&mut self, now: Instant) {
-        self.heard = [now.checked_sub(PING).unwrap_or(now); 2];
+        for side in [Side::Initiator, Side::Responder] {
+            self.check_user(side, now);
+        }
+    }
+
+    /// A user is to be asked now whether it is there.
+    fn check_user(&mut self, side: Side, now: Instant) {
+        self.heard[side.index()] = now.checked_sub(PING).unwrap_or(now);
+    }
+
+    /// A user has been heard of.
+    fn is_here(&mut self, side: Side, now: Instant) {
+        self.heard[side.index()] = now;
+        self.absent[side.index()] = false;
+    }
+
+    /// Whether the stream of a side runs, and does not need its user's connection to the server.
+    fn runs_beside_xmpp(&self, side: Side) -> bool {
+        matches!(self.phase, Phase::Relaying)
+            && matches!(self.legs[side.index()].plan, Plan::S5b { .. })
     }
 
     /// Tells both users that the stream stands still because one of them is silent, or that it goes on.
@@ -764,17 +788,22 @@ impl Session {
                 self.heard[side.index()] = now.checked_sub(PING - AGAIN).unwrap_or(now);
             }
             (Question::Ping(side), Answer::Error(error)) if is_gone(&error) => {
-                let beside = matches!(self.legs[side.index()].plan, Plan::S5b { .. });
-                if beside && matches!(self.phase, Phase::Relaying) {
+                if self.runs_beside_xmpp(side) {
                     // A stream beside XMPP outlives its user's connection to the server, and shows its own end.
-                    self.absent = true;
+                    self.absent[side.index()] = true;
                 } else {
                     self.lost(side);
                 }
             }
             (Question::Ping(side), Answer::Result(_) | Answer::Error(_)) => {
                 self.doubted[side.index()] = false;
-                self.heard[side.index()] = now;
+                self.is_here(side, now);
+            }
+            // It has said that it goes, and says nothing more.
+            (Question::Ping(side), Answer::Timeout)
+                if self.absent[side.index()] && !self.runs_beside_xmpp(side) =>
+            {
+                self.lost(side);
             }
             (Question::Replace(side), Answer::Error(error)) => self.refused(side, Some(&error)),
             (Question::Replace(side), Answer::Timeout) => self.refused(side, None),
@@ -860,6 +889,10 @@ impl Session {
                 };
                 self.end_both("timeout", &text);
             }
+            // One that has gone is the reason; that of both says nothing, for it may be their server's.
+            Ended::Error(_) if self.absent[0] != self.absent[1] => {
+                self.end_both("gone", "The other user went away");
+            }
             Ended::Error(_) => {
                 self.deadline = now + LAST_WORD;
                 self.deadline_reason = match self.broken {
@@ -869,7 +902,7 @@ impl Session {
             }
             Ended::Eof => {
                 self.deadline = now + if self.is_raw { RAW_GOODBYE } else { GOODBYE };
-                if self.absent {
+                if self.absent.contains(&true) {
                     self.check_users(now);
                 }
                 self.deadline_reason = "success";

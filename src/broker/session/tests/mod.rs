@@ -562,6 +562,91 @@ fn a_stream_beside_xmpp_outlives_its_users_connections() {
     assert!(world.session.is_over());
 }
 
+/// A session that relays over these transports.
+fn relaying(transport: &str) -> World {
+    if transport == IBB_OFFER {
+        let mut world = World::initiated(IBB_OFFER, &[]);
+        world.open(Side::Initiator, "a-stream");
+        world.answer("open");
+        assert!(world.joined());
+        return world;
+    }
+    let mut world = World::initiated(S5B_OFFER, &[ns::JINGLE_S5B]);
+    world.accept(S5B_OFFER);
+    for side in [Side::Initiator, Side::Responder] {
+        world.tell(Input::Arrived(side));
+        world.jingle(side, "transport-info", &news("<candidate-used cid='x'/>"));
+    }
+    assert!(world.joined());
+    (world.sent, world.asked) = (Vec::new(), Vec::new());
+    world
+}
+
+impl World {
+    /// Lets the question whether a user is there be answered.
+    fn answer_ping(&mut self, of: Side, answer: Answer) {
+        self.tell(Input::Timeout);
+        let at = self.asked.iter().position(|(side, _, asked)| {
+            *side == of && asked.attr("action") == Some("session-info")
+        });
+        let (_, number, _) = self.asked.remove(at.unwrap());
+        self.tell(Input::Answered(number, answer));
+    }
+}
+
+#[test]
+fn a_presence_alone_ends_no_stream() {
+    let nobody = || Answer::Error(Refusal::service_unavailable().to_element());
+    let broken = || Ended::Error(std::io::ErrorKind::ConnectionReset);
+    let outcome = |end| Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end });
+    for side in [Side::Initiator, Side::Responder] {
+        // Beside XMPP nothing but the stream itself decides, whatever is answered.
+        for answer in [nobody(), Answer::Timeout, Answer::Result(None)] {
+            let mut world = relaying(S5B_OFFER);
+            world.tell(Input::Gone(side));
+            world.answer_ping(side, answer.clone());
+            assert!(!world.session.is_over() && world.terminated().is_empty(), "{answer:?}");
+            world.tell(outcome(broken()));
+            let told = world.terminated();
+            assert!(world.session.is_over() != told.is_empty());
+            if matches!(answer, Answer::Result(_)) {
+                assert!(told.is_empty(), "the user is there: its word is waited for");
+                world.wait();
+                assert!(world.terminated().iter().all(|(_, why)| why == "connectivity-error"));
+            } else {
+                assert!(told.iter().all(|(_, why)| why == "gone"), "{answer:?}: {told:?}");
+            }
+            assert!(world.session.is_over());
+        }
+        // Both are told to have gone, as by a server that stops: who broke the stream is not known.
+        let mut world = relaying(S5B_OFFER);
+        world.tell(Input::Gone(Side::Initiator));
+        world.tell(Input::Gone(Side::Responder));
+        world.tell(outcome(broken()));
+        // They are asked, and the reason is waited for.
+        world.wait();
+        world.wait();
+        let told = world.terminated();
+        assert_eq!(told.len(), 2);
+        assert!(told.iter().all(|(_, why)| why == "connectivity-error"), "{told:?}");
+        // In-band the user is asked: one that is there goes on, one that is not has gone.
+        for (answer, over) in
+            [(nobody(), true), (Answer::Timeout, true), (Answer::Result(None), false)]
+        {
+            let mut world = relaying(IBB_OFFER);
+            world.tell(Input::Gone(side));
+            assert!(world.terminated().is_empty());
+            world.answer_ping(side, answer.clone());
+            assert_eq!(world.session.is_over(), over, "{answer:?}");
+        }
+        // Silence without any other sign ends nothing.
+        let mut world = relaying(IBB_OFFER);
+        world.tell(Input::Check);
+        world.answer_ping(side, Answer::Timeout);
+        assert!(!world.session.is_over());
+    }
+}
+
 #[test]
 fn a_drain_spares_what_is_under_way_until_its_deadline() {
     for with_stream in [false, true] {

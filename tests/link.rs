@@ -1,0 +1,132 @@
+//! The link to real servers: which of several is taken, what else has the component's name, and what the server refuses.
+
+#![expect(clippy::unwrap_used, reason = "tests may panic")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use support::process::Process;
+use support::programs::{Component, Options, clean};
+use support::raw::Raw;
+use support::scenarios::assert_answers;
+use support::servers::{Kind, Server};
+use support::{COMPONENT, DOMAIN, SECRET, free_port, own_program, wait_for};
+
+const BOUND: Duration = Duration::from_secs(60);
+
+/// A component with a status server, and that server's port.
+fn with_page(server: &Server, env: &[(&'static str, String)]) -> (Component, u16) {
+    let page = free_port();
+    let mut env = env.to_vec();
+    env.push(("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{page}")));
+    (Component::start(server, &Options { env, ..Options::default() }), page)
+}
+
+/// What `/readyz` says, with its status line.
+fn readyz(page: u16) -> String {
+    let mut socket = TcpStream::connect(("127.0.0.1", page)).unwrap();
+    socket.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").unwrap();
+    let mut text = String::new();
+    socket.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// Waits until `fingerpost check --online` says these, beside a component that runs: its ports are taken. What comes after
+/// that is not waited for: it takes long where answers are lost.
+fn check(component: &Component, servers: &str, says: &[&str]) {
+    let mut command = clean(&own_program("fingerpost"));
+    command
+        .args(["check", "--online", "-c"])
+        .arg(component.config())
+        .env("FINGERPOST_COMPONENT__SERVER", servers)
+        .env("FINGERPOST_SOCKS5__LISTEN", format!("127.0.0.1:{}", free_port()));
+    let folder = tempfile::tempdir().unwrap();
+    let checking = Process::start(command, &folder.path().join("check.log"));
+    let said = || says.iter().all(|text| checking.log().contains(text));
+    wait_for("the check", BOUND, || checking.log(), said);
+}
+
+fn wait_until_ready(what: &str, page: u16, component: &Component, ready: bool) {
+    let is_so = || readyz(page).contains(" 200 ") == ready;
+    wait_for(what, BOUND, || readyz(page) + &component.log(), is_so);
+}
+
+/// The answer to disco#info is longer than the server takes. It ends the stream without a word on the reason.
+#[test]
+fn prosody_a_stanza_above_its_limit_is_named() {
+    let mut server = Server::start_in_clear(Kind::Prosody);
+    server.reconfigure(true, |text| format!("component_stanza_size_limit = 40000\n{text}"));
+    let contact = (0..60).map(|n| format!("mailto:{n}{}@example.test", "a".repeat(800)));
+    let contact = contact.collect::<Vec<_>>().join(",");
+    let env = vec![("FINGERPOST_COMPONENT__CONTACT", contact)];
+    let mut component = Component::start(&server, &Options { env, ..Options::default() });
+    let mut alice = Raw::client(&server, "alice", "raw", "");
+    let ask = |type_: &str, payload: &str| {
+        format!("<iq type='{type_}' to='{COMPONENT}' id='a'>{payload}</iq>")
+    };
+    // Answered as bytes, then as a tree.
+    for (links, query) in [
+        (2, "<query xmlns='http://jabber.org/protocol/disco#info'/>"),
+        (3, "<query xmlns='http://jabber.org/protocol/disco#info'> </query>"),
+    ] {
+        alice.send(&ask("get", query));
+        component.wait_for_links(links);
+        let log = component.log();
+        let why = log.lines().rfind(|line| line.contains("link down")).unwrap();
+        assert!(why.contains("component_stanza_size_limit"), "{log}");
+        let large = "large_stanza=iq of 5";
+        assert!(why.contains(large) && why.contains("query (http://jabber.org"), "{log}");
+    }
+}
+
+/// ejabberd lets a second connection with the same name in, and gives each stanza to either of them. Where one listener
+/// has two names, each connection gets the stanzas of both.
+#[test]
+fn ejabberd_another_connection_that_gets_our_stanzas_is_found() {
+    let mut server = Server::start(Kind::Ejabberd);
+    // The first of the two is not there.
+    let servers = format!("127.0.0.1:{},{}", free_port(), server.component_address());
+    let env = [("FINGERPOST_COMPONENT__SERVER", servers.clone())];
+    let (first, first_page) = with_page(&server, &env);
+    wait_until_ready("alone", first_page, &first, true);
+    assert_answers(&server);
+    check(&first, &servers, &["warning: nobody listens at 127.0.0.1", "took the secret"]);
+
+    let (mut second, second_page) = with_page(&server, &[]);
+    for (what, component, page) in [("first", &first, first_page), ("second", &second, second_page)]
+    {
+        wait_until_ready(what, page, component, false);
+        let told = || {
+            let log = component.log();
+            ["are lost", "are shared"].iter().any(|text| log.contains(text))
+        };
+        wait_for(what, BOUND, || component.log(), told);
+        assert!(component.log().contains("stop the other component"), "{}", component.log());
+        assert!(readyz(page).contains("another connection"), "{}", readyz(page));
+    }
+    let shared = format!("warning: the server gives stanzas for {COMPONENT} to another connection");
+    check(&first, &servers, &[&shared]);
+    second.signal("TERM");
+    second.wait(BOUND);
+
+    // What an operator writes who has a gateway already.
+    server.reconfigure(true, |text| {
+        let ours = format!("      \"{COMPONENT}\":\n        password: \"{SECRET}\"\n");
+        let gateway = ours.replace(COMPONENT, &format!("gateway.{DOMAIN}"));
+        assert!(text.contains(&ours), "{text}");
+        let text = text.replace("    global_routes: false\n", "");
+        text.replace(&ours, &format!("{ours}{gateway}"))
+    });
+    // A log-in begins without what was found before.
+    wait_until_ready("alone in the listener", first_page, &first, true);
+    let _gateway = Raw::component_of(&server, &format!("gateway.{DOMAIN}"));
+    wait_until_ready("a gateway in the same listener", first_page, &first, false);
+    wait_for("the cause", BOUND, || first.log(), || first.log().matches("are lost").count() > 0);
+    assert!(first.log().contains("give each component of ejabberd a listener of its own"));
+    let attach = first.command(["attach", "ejabberd"]);
+    assert!(attach.stdout.contains("A listener of its own"), "{attach:?}");
+    assert_eq!(attach.stdout.matches("password:").count(), 1, "{attach:?}");
+}
