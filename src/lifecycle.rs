@@ -172,10 +172,10 @@ async fn reload(loaded: &Loaded, service: &mut Service) -> Result<Vec<String>, S
 }
 
 async fn check(config: &Config, look_online: bool, out: &mut impl Write) -> Result<(), Failure> {
-    service::open(config).await?;
+    let store = service::open(config).await?;
     writeln!(out, "configuration, database and ports are good")?;
     if !look_online {
         return Ok(());
     }
-    online::run(config, out).await
+    online::run(config, &store, out).await
 }

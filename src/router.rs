@@ -26,6 +26,7 @@ use crate::{
         reachable::Reachable,
     },
     clock::{Clock, SystemClock},
+    cluster::Cluster,
     commands::Commands,
     control::Control,
     limits::{Rate, Rates},
@@ -95,6 +96,13 @@ impl Options {
     fn info(&self) -> Element {
         disco::info(&self.name, &self.contact, self.socks5, self.ibb)
     }
+}
+
+/// No proposals yet.
+fn proposals(options: &Options) -> Proposals {
+    let mut proposals = Proposals::new(options.jid.clone(), random_id, options.proposals);
+    proposals.set_max_stanza_bytes(options.max_stanza_bytes);
+    proposals
 }
 
 /// The answer to a request of the registry; its notice goes on its way first.
@@ -207,6 +215,7 @@ pub struct Router {
     commands: Commands,
     table: Table,
     control: Control,
+    cluster: Cluster,
     back: Back,
     identity: Arc<Identity>,
     presences: Presences,
@@ -240,6 +249,7 @@ impl Router {
         registry: Registry,
         table: Table,
         control: Control,
+        cluster: Cluster,
         back: Back,
         identity: Arc<Identity>,
         reachable: Reachable,
@@ -247,8 +257,7 @@ impl Router {
     ) -> Self {
         let rates = Rates::new(options.requests_per_second);
         let presence_rates = PresenceRates::new(options.requests_per_second);
-        let mut proposals = Proposals::new(options.jid.clone(), random_id, options.proposals);
-        proposals.set_max_stanza_bytes(options.max_stanza_bytes);
+        let proposals = proposals(&options);
         Self {
             commands: Commands::new(registry.clone(), control.clone()),
             options,
@@ -258,6 +267,7 @@ impl Router {
             registry,
             table,
             control,
+            cluster,
             back,
             identity,
             presences: Presences::new(),
@@ -297,6 +307,12 @@ impl Router {
                 return;
             }
         };
+        if !self.cluster.leads() {
+            if !self.handle_rest(&stanza) {
+                self.hand_over(&stanza);
+            }
+            return;
+        }
         if self.presences.count() > 0 {
             self.presences.heard(&stanza.from, tokio::time::Instant::now());
         }
@@ -319,6 +335,45 @@ impl Router {
                 self.send(stanza.refuse(&refusal));
             }
         }
+    }
+
+    /// While another instance leads: takes what belongs to this one's own requests, and to sessions that run on since it has
+    /// led.
+    fn handle_rest(&self, stanza: &Stanza) -> bool {
+        match stanza.kind {
+            Kind::Iq if stanza.is_request() => {
+                let is_jingle = stanza.payload().is_some_and(|payload| payload.name() == "jingle");
+                is_jingle && self.broker.handle_jingle(stanza) || self.broker.handle_ibb(stanza)
+            }
+            Kind::Iq => self.broker.handle_ibb_answer(stanza) || self.requests.handle(stanza),
+            Kind::Message => self.broker.handle_ibb(stanza),
+            Kind::Presence => false,
+        }
+    }
+
+    fn hand_over(&self, stanza: &Stanza) {
+        if let Err(refusal) = self.cluster.hand_over(stanza) {
+            match stanza.is_request() {
+                true => self.send(stanza.refuse(&refusal)),
+                false => metrics::STANZAS_DROPPED.count(&["cluster"]),
+            }
+        }
+    }
+
+    /// Another instance leads: what is known here of users is known there.
+    pub fn follow(&mut self) {
+        self.presences = Presences::new();
+        for waiting in std::mem::take(&mut self.waiting).into_values().flatten() {
+            self.hand_over(&waiting.stanza);
+        }
+        self.proposals = proposals(&self.options);
+        self.readers = pep::Readers::default();
+    }
+
+    /// Users may have gone unseen, or all that is known of them is old: they are asked.
+    pub fn ask_everybody(&mut self) {
+        self.broker.check_users();
+        self.presences.link_is_up(tokio::time::Instant::now());
     }
 
     fn send(&self, element: Element) {

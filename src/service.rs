@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use jid::BareJid;
+use jid::{BareJid, FullJid};
 use minidom::Element;
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use crate::{
     access::{Access, Doors},
     broker::{self, Broker, hints, journal::Journal, reachable::Reachable},
+    cluster::{self, Cluster},
     config::{self, Config, Policy},
     control::{self, Control, Reload},
     http::{self, Status},
@@ -101,6 +102,9 @@ pub struct Service {
     /// Ends listening, and of late the link, and all else, in this order.
     accepting: CancellationToken,
     linked: CancellationToken,
+    /// Ends the part among several instances, which may lead from then on.
+    leaving: CancellationToken,
+    others: JoinHandle<()>,
     stop: CancellationToken,
     /// Whether another process may take over while streams run here: it shares our sockets.
     has_heir: bool,
@@ -194,12 +198,14 @@ impl Service {
             reloads: reload,
         });
         tasks.spawn(follow_blocks(registry.clone(), control.clone(), stop.clone()));
+        let (cluster, others) = Cluster::join(&store, &jid, advertised(config)).await;
+        let (news, of_others) = mpsc::channel(INBOUND);
+        let leaving = CancellationToken::new();
+        let leave = leaving.clone();
+        let others = tasks.spawn(others.run(news, outbound.clone(), leave));
         let (counted, kept) = (table.clone(), table.clone());
         let reachable = Reachable::new(store.clone(), jid.clone());
-        let recalled = reachable.recall().await.unwrap_or_else(|error| {
-            warn!(%error, "could not read who was reachable: users are reachable when they appear again");
-            Vec::new()
-        });
+        let recalled = if cluster.leads() { recall(&reachable).await } else { Vec::new() };
         tasks.spawn(reachable.clone().run(stop.clone()));
         let mut router = Router::new(
             router_options(config, doors),
@@ -209,20 +215,21 @@ impl Service {
             registry.clone(),
             table,
             control.clone(),
+            cluster.clone(),
             Back { reports, known, notices },
             Arc::clone(&identity),
-            reachable,
+            reachable.clone(),
             tasks.clone(),
         );
-        if !recalled.is_empty() {
-            info!(
-                resources = recalled.len(),
-                "asking the users that were reachable before the start"
-            );
-        }
         router.recall(recalled);
-        let status =
-            Status::new(jid.clone(), control.clone(), broker.clone(), counted, identity.print());
+        let status = Status::new(
+            jid.clone(),
+            control.clone(),
+            cluster.clone(),
+            broker.clone(),
+            counted,
+            identity.print(),
+        );
         if let Some(address) = &config.http.listen {
             let given = pages.into_iter().flatten().next();
             // Where another process takes over, it answers from then on.
@@ -233,20 +240,29 @@ impl Service {
         }
         let (options, orders) = mpsc::channel(1);
         let (link, links) = watch::channel(false);
-        let (stopped, telling, mut first) = (stop.clone(), journal.clone(), links.clone());
-        tasks.spawn(async move {
-            let telling = async {
-                if first.wait_for(|up| *up).await.is_ok() {
-                    telling.tell(&outbound).await;
-                }
-            };
-            stopped.run_until_cancelled(telling).await;
-        });
         let router = Arc::new(Mutex::new(router));
         let changed = Arc::new(Notify::new());
+        let (echoes, echoed) = mpsc::channel(INBOUND);
+        let among = Among {
+            router: Arc::clone(&router),
+            changed: Arc::clone(&changed),
+            cluster: cluster.clone(),
+            reachable,
+            journal: journal.clone(),
+            broker: broker.clone(),
+            links: links.clone(),
+            outbound: outbound.clone(),
+            echoes,
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        };
+        if cluster.leads() {
+            among.tell_of_lost_sessions();
+        }
+        tasks.spawn(among.run(of_others));
         let back = (again, told, reported);
         tasks.spawn(route(Arc::clone(&router), Arc::clone(&changed), back, orders, stop.clone()));
-        let inbox = Inbox { router, status, link, changed };
+        let inbox = Inbox { router, status, link, changed, cluster };
         let login = LinkOptions {
             servers: config.component.servers.clone(),
             jid,
@@ -254,7 +270,7 @@ impl Service {
             max_stanza_bytes: config.component.max_stanza_bytes,
         };
         // The link is the last to stop: the sessions' last words go through it.
-        let link = tokio::spawn(link::run(login, queue, inbox, linked.clone()));
+        let link = tokio::spawn(link::run(login, queue, echoed, inbox, linked.clone()));
         Ok(Self {
             config: config.clone(),
             broker,
@@ -268,6 +284,8 @@ impl Service {
             link,
             accepting,
             linked,
+            leaving,
+            others,
             stop,
             has_heir,
             tasks,
@@ -347,6 +365,8 @@ impl Service {
             self.journal.hand_over().await;
             self.linked.cancel();
             let _ = timeout(LAST, &mut self.link).await;
+            self.leaving.cancel();
+            let _ = timeout(LAST, &mut self.others).await;
             info!("the link is given up, running streams go on");
         }
         let (broker, table) = (self.broker.clone(), self.table.clone());
@@ -371,6 +391,7 @@ impl Service {
         if !self.link.is_finished() {
             let _ = timeout(LAST, self.link).await;
         }
+        self.leaving.cancel();
         let _ = timeout(LAST, self.tasks.wait()).await;
         info!("stopped");
     }
@@ -415,6 +436,103 @@ fn shown(url: &str) -> String {
     }
 }
 
+/// The resources that were reachable when a component of this name ran last, or led.
+async fn recall(reachable: &Reachable) -> Vec<(FullJid, i8)> {
+    let recalled = reachable.recall().await.unwrap_or_else(|error| {
+        warn!(%error, "could not read who was reachable: users are reachable when they appear again");
+        Vec::new()
+    });
+    if !recalled.is_empty() {
+        info!(resources = recalled.len(), "asking the users that were reachable before");
+    }
+    recalled
+}
+
+/// What users are told to connect to, for people to compare.
+fn advertised(config: &Config) -> String {
+    let hosts = config.socks5.advertise.iter().map(|(host, port)| format!("{host}:{port}"));
+    hosts.collect::<Vec<_>>().join(", ")
+}
+
+/// Does what must be done because of other instances of the component.
+struct Among {
+    router: Arc<Mutex<Router>>,
+    changed: Arc<Notify>,
+    cluster: Cluster,
+    reachable: Reachable,
+    journal: Journal,
+    broker: Broker,
+    links: watch::Receiver<bool>,
+    outbound: mpsc::Sender<Element>,
+    echoes: mpsc::Sender<String>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Among {
+    /// Tells the users of sessions that were open when another run, or another instance, ended: as soon as there is a link.
+    fn tell_of_lost_sessions(&self) {
+        let (stop, cluster, journal) =
+            (self.stop.clone(), self.cluster.clone(), self.journal.clone());
+        let (mut links, outbound) = (self.links.clone(), self.outbound.clone());
+        self.tasks.spawn(async move {
+            let telling = async {
+                if links.wait_for(|up| *up).await.is_ok() && cluster.leads() {
+                    journal.tell(&outbound).await;
+                }
+            };
+            stop.run_until_cancelled(telling).await;
+        });
+    }
+
+    async fn run(self, mut events: mpsc::Receiver<cluster::Event>) {
+        while let Some(event) = events.recv().await {
+            match event {
+                cluster::Event::Lead => {
+                    let recalled = recall(&self.reachable).await;
+                    {
+                        let mut router = lock(&self.router);
+                        router.recall(recalled);
+                        if *self.links.borrow() {
+                            router.ask_everybody();
+                        }
+                    }
+                    self.changed.notify_one();
+                    self.tell_of_lost_sessions();
+                }
+                cluster::Event::Follow { lost: true } => {
+                    self.broker.drain(Instant::now());
+                    self.broker.refuse_sessions(false);
+                    lock(&self.router).follow();
+                }
+                cluster::Event::Follow { lost: false } => {
+                    self.broker.end_in_band();
+                    self.journal.hand_over().await;
+                    lock(&self.router).follow();
+                }
+                cluster::Event::Stanza(element) => handle(&self.router, &self.changed, element),
+                cluster::Event::Echo(id) => {
+                    let _full = self.echoes.try_send(id);
+                }
+                cluster::Event::Check => {
+                    lock(&self.router).ask_everybody();
+                    self.changed.notify_one();
+                }
+            }
+        }
+    }
+}
+
+/// Has the router handle a stanza, and its task look at its next deadline.
+fn handle(router: &Mutex<Router>, changed: &Notify, element: Element) {
+    let mut router = lock(router);
+    let before = router.deadline();
+    router.handle(element);
+    if router.deadline() != before {
+        changed.notify_one();
+    }
+}
+
 /// What the link's task does with what comes.
 struct Inbox {
     router: Arc<Mutex<Router>>,
@@ -423,11 +541,13 @@ struct Inbox {
     link: watch::Sender<bool>,
     /// Told when the router has another deadline.
     changed: Arc<Notify>,
+    cluster: Cluster,
 }
 
 impl link::Handler for Inbox {
     fn up(&mut self) {
         self.status.set_link(true);
+        self.cluster.set_linked(true);
         self.link.send_replace(true);
         lock(&self.router).link_is_up();
         self.changed.notify_one();
@@ -435,6 +555,7 @@ impl link::Handler for Inbox {
 
     fn down(&mut self) {
         self.status.set_link(false);
+        self.cluster.set_linked(false);
         self.link.send_replace(false);
         lock(&self.router).link_is_down();
         // Requests wait on: mostly the link is back at once, and the answers come over it.
@@ -444,13 +565,12 @@ impl link::Handler for Inbox {
         self.status.set_route(route);
     }
 
+    fn echo(&mut self, id: &str) -> bool {
+        self.cluster.echo(id)
+    }
+
     fn stanza(&mut self, element: Element) {
-        let mut router = lock(&self.router);
-        let before = router.deadline();
-        router.handle(element);
-        if router.deadline() != before {
-            self.changed.notify_one();
-        }
+        handle(&self.router, &self.changed, element);
     }
 
     fn plain(&mut self, stanza: &Plain<'_>, out: &mut Vec<u8>) -> bool {

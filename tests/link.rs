@@ -8,12 +8,13 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use support::postgres::Postgres;
 use support::process::Process;
-use support::programs::{Component, Options, clean};
+use support::programs::{Component, Options, Xtls, clean};
 use support::raw::Raw;
 use support::scenarios::assert_answers;
-use support::servers::{Kind, Server};
-use support::{COMPONENT, DOMAIN, SECRET, free_port, own_program, wait_for};
+use support::servers::{Kind, Nodes, Server};
+use support::{COMPONENT, DOMAIN, SECRET, free_port, own_program, random_file, sha256, wait_for};
 
 const BOUND: Duration = Duration::from_secs(60);
 
@@ -129,4 +130,117 @@ fn ejabberd_another_connection_that_gets_our_stanzas_is_found() {
     let attach = first.command(["attach", "ejabberd"]);
     assert!(attach.stdout.contains("A listener of its own"), "{attach:?}");
     assert_eq!(attach.stdout.matches("password:").count(), 1, "{attach:?}");
+}
+
+/// A component that shares a database, and the port of its status server.
+fn sharing(server: &Server, servers: &str, postgres: &Postgres) -> (Component, u16) {
+    let page = free_port();
+    let env = vec![
+        ("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{page}")),
+        ("FINGERPOST_COMPONENT__SERVER", servers.to_owned()),
+    ];
+    let options = Options { env, database: Some(postgres.url()), ..Options::default() };
+    (Component::start(server, &options), page)
+}
+
+/// A file arrives over this transport.
+fn transfer(what: &str, from: &Xtls, to: &Xtls, transport: &str, log: impl Fn() -> String) {
+    let file = from.home().join("small.bin");
+    if !file.exists() {
+        random_file(&file, 65_536);
+    }
+    let _old = std::fs::remove_dir_all(to.home().join("received"));
+    let mut listener = to.listen(&["--transport", transport]);
+    let sent = from.run(["send", to.jid(), file.to_str().unwrap(), "--transport", transport]);
+    assert_eq!(sent.code, 0, "{what}: {sent:?}\n{}\n{}", listener.log(), log());
+    assert_eq!(listener.wait(BOUND), 0, "{what}: {}", listener.log());
+    assert_eq!(listener.files().iter().map(|f| sha256(f)).collect::<Vec<_>>(), [sha256(&file)]);
+}
+
+/// Two components with one database at a server that gives each stanza to either of them: one leads, and is handed what
+/// comes to the other.
+#[test]
+fn ejabberd_two_instances_with_one_database_are_one_component() {
+    let server = Server::start(Kind::Ejabberd);
+    let postgres = Postgres::start();
+    let (mut first, first_page) = sharing(&server, &server.component_address(), &postgres);
+    let (second, second_page) = sharing(&server, &server.component_address(), &postgres);
+    assert!(second.log().contains("another instance leads"), "{}", second.log());
+    wait_until_ready("the first", first_page, &first, true);
+    wait_until_ready("the second", second_page, &second, true);
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    let logs = |first: &Component| format!("{}\n{}", first.log(), second.log());
+    for number in 0..3 {
+        transfer(&format!("{number}"), &alice, &bob, "s5b", || logs(&first));
+        transfer(&format!("{number} back"), &bob, &alice, "s5b", || logs(&first));
+    }
+    for log in [first.log(), second.log()] {
+        assert!(!log.contains("are shared") && !log.contains("are lost"), "{log}");
+    }
+    // The one that leads dies, and the other leads.
+    first.signal("KILL");
+    first.wait(BOUND);
+    wait_for(
+        "the lead",
+        BOUND,
+        || logs(&first),
+        || second.log().contains("this instance leads now"),
+    );
+    wait_until_ready("the second alone", second_page, &second, true);
+    transfer("the second alone", &alice, &bob, "s5b", || logs(&first));
+    // It comes back, and follows.
+    first.start_again();
+    wait_until_ready("the first again", first_page, &first, true);
+    transfer("both again", &bob, &alice, "s5b", || logs(&first));
+    assert_eq!(postgres.query("SELECT count(*) FROM handovers"), "0");
+    // At the end: what ejabberd gives to a connection that only looks is lost.
+    let both = "2 instances of this component share the database";
+    check(&second, &server.component_address(), &[both]);
+}
+
+/// A cluster of two nodes with a component at each: any user reaches any user.
+#[test]
+fn ejabberd_users_of_two_nodes_reach_each_other() {
+    let mut cluster = Nodes::start();
+    let postgres = Postgres::start();
+    let [one, two] = [0, 1].map(|number: usize| {
+        let near = cluster.nodes[number].component_address();
+        let far = cluster.nodes[1 - number].component_address();
+        sharing(&cluster.nodes[number], &format!("{near},{far}"), &postgres)
+    });
+    let ((mut first, first_page), (second, second_page)) = (one, two);
+    wait_until_ready("the first", first_page, &first, true);
+    wait_until_ready("the second", second_page, &second, true);
+    let alice = Xtls::with_key(&cluster.nodes[0], "alice");
+    let bob = Xtls::with_key(&cluster.nodes[1], "bob");
+    let carol = Xtls::with_key(&cluster.nodes[1], "carol");
+    let logs = |first: &Component| format!("{}\n{}", first.log(), second.log());
+    for (what, from, to) in
+        [("1 to 2", &alice, &bob), ("2 to 1", &bob, &alice), ("2 to 2", &bob, &carol)]
+    {
+        for transport in ["s5b", "ibb"] {
+            transfer(&format!("{what}, {transport}"), from, to, transport, || logs(&first));
+        }
+    }
+    // Blocks are longer than a notification; nothing of them is kept.
+    assert_eq!(postgres.query("SELECT count(*) FROM handovers"), "0");
+    let written = postgres.query("SELECT last_value > 1 FROM handovers_id_seq");
+    assert_eq!(written, "t");
+    // The one that leads dies: the other serves both nodes.
+    first.signal("KILL");
+    first.wait(BOUND);
+    wait_for(
+        "the lead",
+        BOUND,
+        || logs(&first),
+        || second.log().contains("this instance leads now"),
+    );
+    transfer("the second alone", &alice, &bob, "s5b", || logs(&first));
+    first.start_again();
+    wait_until_ready("the first again", first_page, &first, true);
+    // A node dies: its component goes to the other node, and the users there are served.
+    cluster.nodes[0].kill();
+    first.wait_for_links(3);
+    wait_until_ready("both at one node", first_page, &first, true);
+    transfer("one node", &bob, &carol, "s5b", || logs(&first));
 }

@@ -842,6 +842,13 @@ impl Broker {
         for (_, stream) in state.streams.values().flatten() {
             stream.handle_lost();
         }
+        drop(state);
+        self.check_users();
+    }
+
+    /// Users may be gone unseen: those of all sessions are asked.
+    pub fn check_users(&self) {
+        let state = self.shared.lock();
         for entry in state.sessions.values().flatten() {
             if entry.side == Side::Initiator {
                 let _ = entry.inbox.try_send(Input::Check);

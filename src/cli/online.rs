@@ -19,8 +19,9 @@ use super::{Failure, SECRET_REFUSED};
 use crate::{
     config::Config,
     redact::sentence,
+    registry::store::{Instance, Store},
     xmpp::{
-        echo::{Echo, Route},
+        echo::{Back, Echo, Route},
         link::{self, Halves, LinkOptions, Unlinked},
         ns, size,
         stanza::{Kind, Stanza},
@@ -48,7 +49,11 @@ const SERVICES: usize = 20;
 ///
 /// # Errors
 /// The first thing that keeps the service from working. What only makes it work badly is a line `warning: …`.
-pub(crate) async fn run(config: &Config, out: &mut impl Write) -> Result<(), Failure> {
+pub(crate) async fn run(
+    config: &Config,
+    store: &Store,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
     let component = &config.component;
     let options = LinkOptions {
         servers: component.servers.clone(),
@@ -69,12 +74,42 @@ pub(crate) async fn run(config: &Config, out: &mut impl Write) -> Result<(), Fai
             component.jid
         )?;
     }
+    instances(config, store, out).await?;
     let domain = component.jid.domain().as_str();
     if let Some((_, parent)) = domain.split_once('.').filter(|(_, parent)| parent.contains('.')) {
         services(&mut asking, config, parent, out).await?;
     }
     addresses(config, out).await?;
     sizes(asking, &options, out).await?;
+    Ok(())
+}
+
+/// Who else serves the component, by the database that they share.
+async fn instances(config: &Config, store: &Store, out: &mut impl Write) -> Result<(), Failure> {
+    let found = store.instances(&config.component.jid).await;
+    let found = found.map_err(|error| Failure::new(format!("the database: {error}")))?;
+    let alive: Vec<_> = found.iter().filter(|instance| instance.is_alive()).collect();
+    if alive.len() > 1 {
+        writeln!(out, "{} instances of this component share the database", alive.len())?;
+    }
+    for (number, instance) in alive.iter().enumerate() {
+        let same = |other: &&&Instance| other.advertise == instance.advertise;
+        if !instance.advertise.is_empty() && alive[..number].iter().any(|other| same(&other)) {
+            writeln!(
+                out,
+                "warning: two instances advertise {}, so SOCKS5 streams reach the wrong one: give each an address of its \
+                 own in [socks5] advertise",
+                instance.advertise
+            )?;
+        }
+        if !instance.linked {
+            writeln!(
+                out,
+                "warning: the instance that advertises {} has no link to its XMPP server",
+                instance.advertise
+            )?;
+        }
+    }
     Ok(())
 }
 
@@ -454,7 +489,10 @@ impl Asking {
             while echo.is_waiting() {
                 match reader.read().await? {
                     Received::Element(element) if element.attr("from") == Some(own) => {
-                        echo.came(element.attr("id").unwrap_or_default(), Instant::now());
+                        let id = element.attr("id").unwrap_or_default();
+                        if echo.came(id, Instant::now()) == Back::Foreign {
+                            echo.is_shared(Instant::now());
+                        }
                     }
                     Received::Footer => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
                     _ => {}

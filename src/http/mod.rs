@@ -47,6 +47,7 @@ use self::page::Page;
 use crate::{
     broker::Broker,
     clock::{Clock, SystemClock},
+    cluster::Cluster,
     control::Control,
     mediator::table::Table,
     metrics,
@@ -67,6 +68,7 @@ pub struct Status {
     link: Arc<AtomicBool>,
     route: Arc<Mutex<Route>>,
     control: Control,
+    cluster: Cluster,
     broker: Broker,
     table: Table,
     own: Print,
@@ -80,13 +82,24 @@ impl Status {
     pub fn new(
         component: BareJid,
         control: Control,
+        cluster: Cluster,
         broker: Broker,
         table: Table,
         own: Print,
     ) -> Self {
         let sample = Arc::new(Mutex::new((Instant::now(), 0, None)));
         let route = Arc::new(Mutex::new(Route::Unknown));
-        Self { link: Arc::default(), route, control, broker, table, own, component, sample }
+        Self {
+            link: Arc::default(),
+            route,
+            control,
+            cluster,
+            broker,
+            table,
+            own,
+            component,
+            sample,
+        }
     }
 
     /// Bytes per second between the last two looks that were far enough apart.
@@ -116,6 +129,9 @@ impl Status {
     fn obstacle(&self) -> Option<&'static str> {
         if !self.link() {
             return Some("the link to the XMPP server is down");
+        }
+        if let Some(obstacle) = self.cluster.obstacle() {
+            return Some(obstacle);
         }
         match *self.route.lock().unwrap_or_else(PoisonError::into_inner) {
             Route::Good => None,
@@ -179,7 +195,12 @@ async fn readyz(State(status): State<Status>) -> (StatusCode, String) {
     if written.is_none_or(|ago| ago > WRITTEN) {
         return no("the database takes no changes");
     }
-    (StatusCode::OK, "ready\n".to_owned())
+    let ready = match (status.cluster.count(), status.cluster.leads()) {
+        (1, _) => "ready\n".to_owned(),
+        (count, true) => format!("ready: the one of {count} instances that leads\n"),
+        (count, false) => format!("ready: one of {count} instances, and another one leads\n"),
+    };
+    (StatusCode::OK, ready)
 }
 
 async fn metrics(State(status): State<Status>) -> impl IntoResponse {

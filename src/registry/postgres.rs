@@ -21,6 +21,10 @@ mod sql_journal;
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_reachable;
 
+#[path = "postgres_instances.rs"]
+mod instances;
+
+pub(super) use instances::Meeting;
 use sql::Change;
 
 /// How long a request waits for a connection, that is for a database that is away.
@@ -78,19 +82,25 @@ impl Database {
         Ok(Self { pool, trust })
     }
 
-    /// A connection that hears of changes, also those of others. It is one more than the pool has: it is held for as long
-    /// as the program runs, and a pool of one would have none left.
+    /// A connection for notifications that is one more than the pool has: it is held for as long as the program runs, and a
+    /// pool of one would have none left.
+    async fn lone_listener(&self) -> Result<PgListener, sqlx::Error> {
+        let own = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(ACQUIRE)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_lazy_with((*self.pool.connect_options()).clone());
+        let mut connection = PgListener::connect_with(&own).await?;
+        // A lost connection is to be told of before there is another: what was changed in between is not heard.
+        connection.eager_reconnect(false);
+        Ok(connection)
+    }
+
+    /// A connection that hears of changes, also those of others.
     pub(super) async fn listen(&self) -> Result<Listener, sqlx::Error> {
         let connect = async {
-            let own = PgPoolOptions::new()
-                .max_connections(1)
-                .acquire_timeout(ACQUIRE)
-                .idle_timeout(None)
-                .max_lifetime(None)
-                .connect_lazy_with((*self.pool.connect_options()).clone());
-            let mut connection = PgListener::connect_with(&own).await?;
-            // A lost connection is to be told of before there is another: what was changed in between is not heard.
-            connection.eager_reconnect(false);
+            let mut connection = self.lone_listener().await?;
             connection.listen(CHANNEL).await?;
             Ok(connection)
         };

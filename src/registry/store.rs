@@ -232,7 +232,136 @@ impl Changes {
     }
 }
 
+/// One of the Fingerposts that serve a component together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Instance {
+    /// Its name, made at its start.
+    pub id: String,
+    /// Whether it handles the stanzas of all.
+    pub leads: bool,
+    /// Whether its link to the XMPP server is up.
+    pub linked: bool,
+    /// What it tells users to connect to, for people.
+    pub advertise: String,
+    /// How long ago it gave a sign of life.
+    pub age: Duration,
+}
+
+impl Instance {
+    /// An instance that gave no sign of life for so long is gone.
+    pub(crate) const SILENT: Duration = Duration::from_secs(15);
+
+    /// Whether it has recently given a sign of life.
+    pub fn is_alive(&self) -> bool {
+        self.age < Self::SILENT
+    }
+}
+
+/// What one instance sends to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Parcel {
+    /// A stanza, as XML.
+    Stanza(String),
+    /// The id of a ping that an instance has sent to itself.
+    Echo(String),
+}
+
+/// What one instance hears of others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// See [`Parcel::Stanza`].
+    Stanza(String),
+    /// A stanza that was too long to be sent: to be fetched by [`Meeting::fetch`].
+    Written(i64),
+    /// See [`Parcel::Echo`].
+    Echo(String),
+    /// Nobody leads.
+    LeadIsFree,
+}
+
+/// An instance's connection to the others of its component. After an error it is of no use any more.
+#[derive(Debug)]
+pub(crate) struct Meeting(postgres::Meeting);
+
+impl Meeting {
+    /// Leads from now on, if nobody does.
+    pub(crate) async fn try_lead(&mut self) -> Result<bool, StoreError> {
+        Ok(self.0.try_lead().await?)
+    }
+
+    /// Does not lead any more.
+    pub(crate) async fn yield_lead(&mut self) -> Result<(), StoreError> {
+        Ok(self.0.yield_lead().await?)
+    }
+
+    /// Takes the lead from the one who has it.
+    pub(crate) async fn evict(&mut self) -> Result<(), StoreError> {
+        Ok(self.0.evict().await?)
+    }
+
+    /// Gives a sign of life; tells of all instances, this one too.
+    pub(crate) async fn beat(
+        &mut self,
+        leads: bool,
+        linked: bool,
+        advertise: &str,
+    ) -> Result<Vec<Instance>, StoreError> {
+        Ok(self.0.beat(leads, linked, advertise).await?)
+    }
+
+    /// Removes instances and stanzas that nobody has come for.
+    pub(crate) async fn forget_old(&mut self) -> Result<(), StoreError> {
+        Ok(self.0.forget_old().await?)
+    }
+
+    /// Sends parcels to instances, in this order: all arrive, or none.
+    pub(crate) async fn send(&mut self, parcels: &[(String, Parcel)]) -> Result<(), StoreError> {
+        Ok(self.0.send(parcels).await?)
+    }
+
+    /// Waits for what others say.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost if the future is dropped.
+    pub(crate) async fn notified(&mut self) -> Result<Heard, StoreError> {
+        Ok(self.0.notified().await?)
+    }
+
+    /// Fetches the stanza of a [`Heard::Written`]; it is kept no longer. `None` if it was too old.
+    pub(crate) async fn fetch(&mut self, number: i64) -> Result<Option<String>, StoreError> {
+        Ok(self.0.fetch(number).await?)
+    }
+
+    /// Leaves the others in good order.
+    pub(crate) async fn leave(self) -> Result<(), StoreError> {
+        Ok(self.0.leave().await?)
+    }
+}
+
 impl Store {
+    /// Meets the other instances of a component; `None` if the database belongs to one alone.
+    pub(crate) async fn meet(
+        &self,
+        component: &BareJid,
+        id: &str,
+    ) -> Result<Option<Meeting>, StoreError> {
+        match &self.kind {
+            Kind::Postgres(db) => Ok(Some(Meeting(db.meet(component, id).await?))),
+            Kind::Sqlite(_) => Ok(None),
+        }
+    }
+
+    /// The instances of a component; none if the database belongs to one alone.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn instances(&self, component: &BareJid) -> Result<Vec<Instance>, StoreError> {
+        match &self.kind {
+            Kind::Postgres(db) => Ok(db.instances(component).await?),
+            Kind::Sqlite(_) => Ok(Vec::new()),
+        }
+    }
+
     /// Opens a database: `sqlite:FILE`, `sqlite::memory:` or `postgres://…`. With `migrate` its schema is brought up
     /// to date.
     ///

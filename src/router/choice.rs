@@ -95,7 +95,7 @@ pub(super) struct Taken {
 /// A stanza that waits for the answers of resources.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    stanza: Stanza,
+    pub(super) stanza: Stanza,
     choosing: Choosing,
 }
 

@@ -47,6 +47,17 @@ pub enum Route {
     Shared,
 }
 
+/// What an IQ of the component to itself is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Back {
+    /// One of these, or of this program's connection before.
+    Own,
+    /// Another program's that has this component's name.
+    Foreign,
+    /// Something else.
+    Other,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Waiting,
@@ -109,29 +120,31 @@ impl Echo {
         ids
     }
 
-    /// Takes the id of an IQ that the component has sent to itself; says whether it is one of these, or of another
-    /// program's: it then needs no answer.
-    pub fn came(&mut self, id: &str, now: Instant) -> bool {
-        let Some(rest) = id.strip_prefix(PREFIX) else { return false };
+    /// Takes the id of an IQ that the component has sent to itself; says whose it is. If it is one of these, or of another
+    /// program's, it needs no answer.
+    pub fn came(&mut self, id: &str, now: Instant) -> Back {
+        let Some(rest) = id.strip_prefix(PREFIX) else { return Back::Other };
         let nonce = |text| u64::from_str_radix(text, 16).ok();
         let parts = rest.split_once('-').map(|(text, number)| (nonce(text), number));
         if parts.is_some_and(|(nonce, _)| nonce.is_some() && nonce == self.before) {
-            return true;
+            return Back::Own;
         }
         let number = parts
             .filter(|(nonce, _)| *nonce == Some(self.nonce))
             .and_then(|(_, number)| number.parse::<u32>().ok());
-        let Some(number) = number else {
-            self.shared_at = Some(now);
-            return true;
-        };
+        let Some(number) = number else { return Back::Foreign };
         match self.sent.iter_mut().find(|sent| sent.number == number) {
             Some(sent) if sent.fate == Fate::Back => self.shared_at = Some(now),
             Some(sent) => sent.fate = Fate::Back,
             // So late that it is not remembered.
             None => {}
         }
-        true
+        Back::Own
+    }
+
+    /// Another program gets stanzas for this component, and is not meant to.
+    pub fn is_shared(&mut self, now: Instant) {
+        self.shared_at = Some(now);
     }
 
     /// Whether a number may still come back.
@@ -176,7 +189,7 @@ mod tests {
         assert!(echo.is_waiting());
         assert_eq!(burst.len(), 12);
         for id in &burst {
-            assert!(echo.came(id, start));
+            assert_eq!(echo.came(id, start), Back::Own);
         }
         assert_eq!(echo.route(start), Route::Good);
         for step in 1..1000 {
@@ -184,7 +197,7 @@ mod tests {
             let ids = echo.due(now);
             assert_eq!(ids.len(), 1);
             assert!(echo.due(now + seconds(1)).is_empty());
-            assert!(echo.came(&ids[0], now + seconds(1)));
+            assert_eq!(echo.came(&ids[0], now + seconds(1)), Back::Own);
             assert_eq!(echo.route(now + seconds(2)), Route::Good);
             assert!(echo.sent.len() <= REMEMBERED);
         }
@@ -226,19 +239,21 @@ mod tests {
         for id in &ids {
             echo.came(id, start);
         }
-        assert!(echo.came(&ids[0], start));
+        assert_eq!(echo.came(&ids[0], start), Back::Own);
         assert_eq!(echo.route(start), Route::Shared);
         let mut other = Echo::new(8, Some(9), start);
         for id in other.due(start) {
             other.came(&id, start);
         }
         // What was under way on the connection before proves nothing.
-        assert!(other.came(&format!("{PREFIX}{:016x}-3", 9), start));
+        assert_eq!(other.came(&format!("{PREFIX}{:016x}-3", 9), start), Back::Own);
         assert_eq!(other.route(start), Route::Good);
-        assert!(other.came(&ids[1], start));
+        assert_eq!(other.came(&ids[1], start), Back::Foreign);
+        assert_eq!(other.route(start), Route::Good, "it may be meant to be there");
+        other.is_shared(start);
         assert_eq!(other.route(start + seconds(59)), Route::Shared);
         assert_ne!(other.route(start + seconds(60)), Route::Shared);
         // Another request to ourselves is not one of these.
-        assert!(!other.came("ping-1", start));
+        assert_eq!(other.came("ping-1", start), Back::Other);
     }
 }

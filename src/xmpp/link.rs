@@ -30,7 +30,7 @@ use tracing::{debug, error, info, warn};
 use xmpp_parsers::component::Handshake;
 
 use super::{
-    echo::{self, Echo, Route},
+    echo::{self, Back, Echo, Route},
     jid::{canonical_bare, respelled},
     ns,
     plain::Plain,
@@ -103,6 +103,13 @@ pub trait Handler: Send {
     /// What the link's own pings say of the way through the server has changed.
     fn route(&mut self, route: Route) {
         let _unused = route;
+    }
+
+    /// Takes the id of a ping that another program with this component's name has sent to itself. Says whether that one is
+    /// meant to be there.
+    fn echo(&mut self, id: &str) -> bool {
+        let _unknown = id;
+        false
     }
 
     /// A stanza for the component, in [`ns::CLIENT`].
@@ -328,13 +335,15 @@ fn cure(condition: &str) -> &'static str {
 
 /// Runs the link until `stop`, or until the server refuses the secret at the first handshake.
 ///
-/// `outbound` takes stanzas in [`ns::CLIENT`] with `from` and `to`.
+/// `outbound` takes stanzas in [`ns::CLIENT`] with `from` and `to`; `echoes` the ids of the link's own pings that have come
+/// back another way.
 ///
 /// # Errors
 /// [`LinkError::Refused`]; all else is retried.
 pub async fn run(
     options: LinkOptions,
     mut outbound: mpsc::Receiver<Element>,
+    mut echoes: mpsc::Receiver<String>,
     mut handler: impl Handler,
     stop: CancellationToken,
 ) -> Result<(), LinkError> {
@@ -347,7 +356,7 @@ pub async fn run(
         let ended = connection(
             (&options, server),
             (&mut ends, &mut nonce),
-            (&mut outbound, &mut held),
+            (&mut outbound, &mut held, &mut echoes),
             &mut handler,
             &stop,
             (&mut up, &mut large),
@@ -458,7 +467,11 @@ impl Servers {
 async fn connection(
     (options, server): (&LinkOptions, usize),
     (ends, nonce): (&mut Option<Ends>, &mut Option<u64>),
-    (outbound, held): (&mut mpsc::Receiver<Element>, &mut Held),
+    (outbound, held, echoes): (
+        &mut mpsc::Receiver<Element>,
+        &mut Held,
+        &mut mpsc::Receiver<String>,
+    ),
     handler: &mut impl Handler,
     stop: &CancellationToken,
     (up, large): (&mut Option<Instant>, &mut Option<Large>),
@@ -529,6 +542,10 @@ async fn connection(
             Some(element) = outbound.recv(), if left < BATCH => {
                 out.push_or_return(&element, handler);
             }
+            Some(id) = echoes.recv() => {
+                pings.echo.came(&id, Instant::now());
+                pings.tell(Instant::now(), handler);
+            }
             writable = out.writer.writable(), if !empty => {
                 if let Err(error) = writable {
                     return error.into();
@@ -596,11 +613,17 @@ impl<'a> Pings<'a> {
     }
 
     /// Takes a stanza if it is one of them, or another program's.
-    fn came(&mut self, element: &Element, now: Instant) -> bool {
-        let from = element.attr("from");
-        element.name() == "iq"
-            && from.is_none_or(|from| from == self.jid.as_str())
-            && element.attr("id").is_some_and(|id| self.echo.came(id, now))
+    fn came(&mut self, element: &Element, handler: &mut impl Handler) -> bool {
+        let now = Instant::now();
+        let is_ours = element.attr("from").is_none_or(|from| from == self.jid.as_str());
+        let Some(id) = element.attr("id").filter(|_| element.name() == "iq" && is_ours) else {
+            return false;
+        };
+        let came = self.echo.came(id, now);
+        if came == Back::Foreign && !handler.echo(id) {
+            self.echo.is_shared(now);
+        }
+        came != Back::Other
     }
 
     /// Says what has changed of the way through the server.
@@ -879,7 +902,7 @@ fn take_in(
             Received::Element(element) if element.is("error", ns::STREAM) => {
                 return Err(stream_error(&element));
             }
-            Received::Element(element) if pings.came(&element, Instant::now()) => {
+            Received::Element(element) if pings.came(&element, handler) => {
                 pings.tell(Instant::now(), handler);
             }
             Received::Element(element) => handler.stanza(element),
@@ -1126,7 +1149,8 @@ mod tests {
             };
             let (outbound, queue) = mpsc::channel(16);
             let (seen, stop) = (Seen::default(), CancellationToken::new());
-            let task = tokio::spawn(run(options, queue, seen.clone(), stop.clone()));
+            let task =
+                tokio::spawn(run(options, queue, mpsc::channel(1).1, seen.clone(), stop.clone()));
             Self { listener, outbound, seen, stop, task }
         }
 

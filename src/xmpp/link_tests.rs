@@ -64,7 +64,9 @@ impl Linked {
         let (sender, stanzas) = mpsc::unbounded_channel();
         let kept = Kept { stanzas: sender, reply: reply.as_bytes().to_vec() };
         let task = tokio::spawn(async move {
-            link::run(options, queue, kept, CancellationToken::new()).await.unwrap();
+            link::run(options, queue, mpsc::channel(1).1, kept, CancellationToken::new())
+                .await
+                .unwrap();
         });
         let (mut server, _) = listener.accept().await.unwrap();
         server.write_all(HEADER.as_bytes()).await.unwrap();
@@ -231,7 +233,7 @@ fn run(options: LinkOptions) -> JoinHandle<Result<(), link::LinkError>> {
     tokio::spawn(async move {
         let _kept = (outbound, stanzas);
         let kept = Kept { stanzas: sender, reply: Vec::new() };
-        link::run(options, queue, kept, CancellationToken::new()).await
+        link::run(options, queue, mpsc::channel(1).1, kept, CancellationToken::new()).await
     })
 }
 

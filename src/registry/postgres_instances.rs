@@ -1,0 +1,254 @@
+//! Where the instances of one component meet: a row for each, a lock that one holds, and a channel to each.
+//!
+//! All of it uses one connection, which is not of the pool: when the process dies, the database notices the end of this
+//! connection and gives the lock free at once.
+
+use std::time::Duration;
+
+use jid::BareJid;
+use sha2::{Digest, Sha256};
+use sqlx::{Executor as _, Row as _, postgres::PgListener};
+
+use super::{ACQUIRE, Database, Row, in_time};
+use crate::registry::store::{Heard, Instance, Parcel};
+
+/// How long the database may take for one of these operations.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A notification's text must be shorter than 8000 bytes.
+const NOTIFICATION: usize = 7900;
+/// A stanza, or an instance, that was not heard of for so long is forgotten.
+const OLD: &str = "60 seconds";
+
+/// The channel of an instance.
+fn channel(id: &str) -> String {
+    format!("fingerpost_to_{id}")
+}
+
+/// The lock of a component, and the channel on which its instances are told that it is free.
+fn keys(component: &BareJid) -> (i64, String) {
+    let hash = Sha256::digest(format!("fingerpost leads {component}"));
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash[..8]);
+    let lock = i64::from_be_bytes(first);
+    (lock, format!("fingerpost_of_{lock:016x}"))
+}
+
+/// One instance's connection to the others.
+#[derive(Debug)]
+pub(in crate::registry) struct Meeting {
+    connection: PgListener,
+    component: String,
+    id: String,
+    lock: i64,
+    all: String,
+    /// Makes each notification of a transaction another one: equal ones are sent once.
+    number: u64,
+}
+
+impl Database {
+    /// Meets the other instances of a component under the name `id`.
+    pub(in crate::registry) async fn meet(
+        &self,
+        component: &BareJid,
+        id: &str,
+    ) -> Result<Meeting, sqlx::Error> {
+        let (lock, all) = keys(component);
+        let connect = async {
+            let mut connection = self.lone_listener().await?;
+            connection.listen_all([channel(id).as_str(), all.as_str()]).await?;
+            // What is lost with a crash of the database is lost with a crash of an instance too.
+            connection.execute("SET synchronous_commit = off").await?;
+            Ok(connection)
+        };
+        let connection = in_time(ACQUIRE, connect).await?;
+        let (component, id) = (component.to_string(), id.to_owned());
+        Ok(Meeting { connection, component, id, lock, all, number: 0 })
+    }
+
+    /// The instances of a component.
+    pub(in crate::registry) async fn instances(
+        &self,
+        component: &BareJid,
+    ) -> Result<Vec<Instance>, sqlx::Error> {
+        let rows = sqlx::query(INSTANCES).bind(component.as_str()).fetch_all(&self.pool).await?;
+        rows.iter().map(instance).collect()
+    }
+}
+
+const INSTANCES: &str =
+    "SELECT id, leads, linked, advertise, EXTRACT(EPOCH FROM clock_timestamp() - seen)::FLOAT8 AS age
+     FROM instances WHERE component = $1 ORDER BY id";
+
+fn instance(row: &Row) -> Result<Instance, sqlx::Error> {
+    let age: f64 = row.try_get("age")?;
+    Ok(Instance {
+        id: row.try_get("id")?,
+        leads: row.try_get("leads")?,
+        linked: row.try_get("linked")?,
+        advertise: row.try_get("advertise")?,
+        age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or_default(),
+    })
+}
+
+impl Meeting {
+    /// Takes the lock if nobody has it.
+    pub(in crate::registry) async fn try_lead(&mut self) -> Result<bool, sqlx::Error> {
+        let asked = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(self.lock);
+        in_time(PATIENCE, asked.fetch_one(&mut self.connection)).await
+    }
+
+    /// Gives the lock free and says so to all.
+    pub(in crate::registry) async fn yield_lead(&mut self) -> Result<(), sqlx::Error> {
+        let asked = sqlx::query("SELECT pg_advisory_unlock($1), pg_notify($2, '')");
+        let asked = asked.bind(self.lock).bind(&self.all);
+        in_time(PATIENCE, asked.execute(&mut self.connection)).await.map(|_| ())
+    }
+
+    /// Ends the connection that holds the lock.
+    pub(in crate::registry) async fn evict(&mut self) -> Result<(), sqlx::Error> {
+        let asked = sqlx::query(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks
+             WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND (classid::BIGINT << 32) | objid::BIGINT = $1",
+        );
+        in_time(PATIENCE, asked.bind(self.lock).execute(&mut self.connection)).await.map(|_| ())
+    }
+
+    /// Gives a sign of life, and tells of all instances, this one too.
+    pub(in crate::registry) async fn beat(
+        &mut self,
+        leads: bool,
+        linked: bool,
+        advertise: &str,
+    ) -> Result<Vec<Instance>, sqlx::Error> {
+        let done = async {
+            sqlx::query(
+                "INSERT INTO instances (component, id, leads, linked, advertise, seen)
+                 VALUES ($1, $2, $3, $4, $5, clock_timestamp())
+                 ON CONFLICT (component, id) DO UPDATE
+                 SET leads = $3, linked = $4, advertise = $5, seen = clock_timestamp()",
+            )
+            .bind(&self.component)
+            .bind(&self.id)
+            .bind(leads)
+            .bind(linked)
+            .bind(advertise)
+            .execute(&mut self.connection)
+            .await?;
+            let asked = sqlx::query(INSTANCES).bind(&self.component);
+            asked.fetch_all(&mut self.connection).await
+        };
+        in_time(PATIENCE, done).await?.iter().map(instance).collect()
+    }
+
+    /// Removes what nobody has come for.
+    pub(in crate::registry) async fn forget_old(&mut self) -> Result<(), sqlx::Error> {
+        let done = async {
+            let text = "DELETE FROM instances WHERE component = $1 AND seen < clock_timestamp() - $2::INTERVAL";
+            let asked = sqlx::query(text).bind(&self.component).bind(OLD);
+            asked.execute(&mut self.connection).await?;
+            let text = "DELETE FROM handovers WHERE at < clock_timestamp() - $1::INTERVAL";
+            sqlx::query(text).bind(OLD).execute(&mut self.connection).await.map(|_| ())
+        };
+        in_time(PATIENCE, done).await
+    }
+
+    /// Sends parcels, in this order: all arrive, or none.
+    pub(in crate::registry) async fn send(
+        &mut self,
+        parcels: &[(String, Parcel)],
+    ) -> Result<(), sqlx::Error> {
+        let (mut channels, mut payloads) = (Vec::new(), Vec::new());
+        let (mut owners, mut long) = (Vec::new(), Vec::new());
+        let mut waiting = Vec::new();
+        for (to, parcel) in parcels {
+            self.number += 1;
+            channels.push(channel(to));
+            payloads.push(match parcel {
+                Parcel::Echo(id) => format!("E{} {id}", self.number),
+                Parcel::Stanza(text) if text.len() <= NOTIFICATION => {
+                    format!("S{} {text}", self.number)
+                }
+                Parcel::Stanza(text) => {
+                    owners.push(to.clone());
+                    long.push(text.clone());
+                    waiting.push(payloads.len());
+                    String::new()
+                }
+            });
+        }
+        let done = async {
+            self.connection.execute("BEGIN").await?;
+            for (place, (owner, text)) in waiting.iter().zip(owners.iter().zip(&long)) {
+                let id: i64 = sqlx::query_scalar(
+                    "INSERT INTO handovers (instance, stanza, at) VALUES ($1, $2, clock_timestamp()) RETURNING id",
+                )
+                .bind(owner)
+                .bind(text)
+                .fetch_one(&mut self.connection)
+                .await?;
+                payloads[*place] = format!("R{id} ");
+            }
+            sqlx::query(
+                "SELECT pg_notify(channel, payload)
+                 FROM UNNEST($1::TEXT[], $2::TEXT[]) WITH ORDINALITY AS sent(channel, payload, place) ORDER BY place",
+            )
+            .bind(&channels)
+            .bind(&payloads)
+            .execute(&mut self.connection)
+            .await?;
+            self.connection.execute("COMMIT").await.map(|_| ())
+        };
+        in_time(PATIENCE, done).await
+    }
+
+    /// Waits for what others say. A stanza that was written down is fetched, and no longer there.
+    ///
+    /// # Cancel safety
+    /// Only [`Meeting::notified`] may be dropped, not [`Meeting::fetch`].
+    pub(in crate::registry) async fn notified(&mut self) -> Result<Heard, sqlx::Error> {
+        loop {
+            let received = self.connection.try_recv().await?;
+            let lost = || sqlx::Error::Io(std::io::ErrorKind::ConnectionAborted.into());
+            let notification = received.ok_or_else(lost)?;
+            if notification.channel() == self.all {
+                return Ok(Heard::LeadIsFree);
+            }
+            let Some((head, text)) = notification.payload().split_once(' ') else { continue };
+            match head.split_at_checked(1) {
+                Some(("S", _)) => return Ok(Heard::Stanza(text.to_owned())),
+                Some(("E", _)) => return Ok(Heard::Echo(text.to_owned())),
+                Some(("R", id)) => match id.parse() {
+                    Ok(id) => return Ok(Heard::Written(id)),
+                    Err(_) => continue,
+                },
+                _ => {}
+            }
+        }
+    }
+
+    /// Fetches a stanza that was written down; `None` if it is not there any more.
+    pub(in crate::registry) async fn fetch(
+        &mut self,
+        number: i64,
+    ) -> Result<Option<String>, sqlx::Error> {
+        let text = "DELETE FROM handovers WHERE id = $1 AND instance = $2 RETURNING stanza";
+        let asked = sqlx::query_scalar(text).bind(number).bind(&self.id);
+        in_time(PATIENCE, asked.fetch_optional(&mut self.connection)).await
+    }
+
+    /// Leaves: the row is removed, the lock is free, and all are told.
+    pub(in crate::registry) async fn leave(mut self) -> Result<(), sqlx::Error> {
+        let done = async {
+            sqlx::query("DELETE FROM instances WHERE component = $1 AND id = $2")
+                .bind(&self.component)
+                .bind(&self.id)
+                .execute(&mut self.connection)
+                .await?;
+            let text = "SELECT pg_advisory_unlock_all(), pg_notify($1, '')";
+            sqlx::query(text).bind(&self.all).execute(&mut self.connection).await.map(|_| ())
+        };
+        in_time(PATIENCE, done).await
+    }
+}
