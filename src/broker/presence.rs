@@ -122,6 +122,9 @@ struct Resource {
     place: Place,
 }
 
+/// A resource that was silent, and since when.
+type SilentSince = (Arc<FullJid>, Instant);
+
 /// The reachable resources of each user.
 #[derive(Debug)]
 pub struct Presences {
@@ -408,7 +411,7 @@ impl Presences {
         &mut self,
         user: &BareJid,
         now: Instant,
-    ) -> (Vec<Arc<FullJid>>, Vec<(Arc<FullJid>, Instant)>) {
+    ) -> (Vec<Arc<FullJid>>, Vec<SilentSince>) {
         let (mut ask, mut silent) = (Vec::new(), Vec::new());
         for resource in self.users.get_mut(user).into_iter().flatten() {
             match resource.silent {
