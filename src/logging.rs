@@ -1,10 +1,22 @@
 //! The log, and its level, which may change while the program runs.
+//!
+//! Nobody who logs ever waits for the log's reader. A line is written at once if that cannot block; else it waits in a
+//! bounded queue for a thread that may. What does not fit is dropped, counted, and told when the reader goes on.
 
 use std::{
     borrow::Cow,
-    io::{self, Write},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    io::{self, Stderr, Write},
+    os::fd::AsFd,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
 };
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use tracing::warn;
 use tracing_subscriber::{
@@ -27,7 +39,8 @@ impl LogLevel {
     pub fn start(level: &str, json: bool) -> Self {
         let (filter, handle) = reload::Layer::new(filter(level));
         let longest = if json { usize::MAX } else { LONGEST };
-        let layer = fmt::layer().with_writer(move || Lines { longest });
+        let lines = Lines { longest, output: output() };
+        let layer = fmt::layer().with_writer(move || lines.clone());
         let registry = tracing_subscriber::registry().with(filter);
         let started = if json {
             registry.with(layer.json()).try_init()
@@ -84,18 +97,149 @@ fn filter(level: &str) -> EnvFilter {
 const LONGEST: usize = 4096;
 
 /// Standard error, where each event is one line, whatever others have put into it.
+#[derive(Clone)]
 struct Lines {
     longest: usize,
+    output: &'static Output<Stderr>,
 }
 
 impl Write for Lines {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        io::stderr().lock().write_all(&one_line(event, self.longest))?;
+        self.output.put(&one_line(event, self.longest));
         Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
+    }
+}
+
+/// Bytes that may wait for the log's reader.
+const QUEUE: usize = 1 << 20;
+
+/// A pipe that can be written to takes so many bytes at once, without waiting (PIPE_BUF of Linux).
+const AT_ONCE: usize = 4096;
+
+/// How long the last lines may take at the end of the program, and how often is looked.
+const LAST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(5));
+
+/// The log's own output, made at the first line.
+fn output() -> &'static Output<Stderr> {
+    static OUTPUT: OnceLock<Output<Stderr>> = OnceLock::new();
+    OUTPUT.get_or_init(|| {
+        Output::new(io::stderr(), |dropped| {
+            warn!(dropped, "lines of the log were dropped: its reader stood still");
+        })
+    })
+}
+
+/// Waits until all lines are written, for a moment: the reader of the log may be gone.
+pub async fn flush() {
+    let written = async {
+        while output().shared.waiting.load(Ordering::Acquire) > 0 {
+            tokio::time::sleep(LAST.1).await;
+        }
+    };
+    let _gone = tokio::time::timeout(LAST.0, written).await;
+}
+
+/// A file that may block, written to without ever waiting for it.
+#[derive(Debug)]
+struct Output<F> {
+    shared: Arc<Shared<F>>,
+    queue: mpsc::Sender<Vec<u8>>,
+}
+
+#[derive(Debug)]
+struct Shared<F> {
+    file: F,
+    /// Held while a line is written at once.
+    writing: Mutex<()>,
+    /// Lines that wait, and their bytes.
+    waiting: AtomicUsize,
+    bytes: AtomicUsize,
+    /// Lines dropped since it was last told.
+    dropped: AtomicU64,
+}
+
+impl<F: AsFd + Send + Sync + 'static> Output<F> {
+    /// Starts the thread that writes what cannot be written at once. `told` is called with how many lines were dropped.
+    fn new(file: F, told: impl Fn(u64) + Send + 'static) -> Self {
+        let shared = Arc::new(Shared {
+            file,
+            writing: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            dropped: AtomicU64::new(0),
+        });
+        let (queue, lines) = mpsc::channel::<Vec<u8>>();
+        let thread = {
+            let shared = Arc::clone(&shared);
+            move || {
+                for line in lines {
+                    shared.write(&line);
+                    shared.bytes.fetch_sub(line.len(), Ordering::Relaxed);
+                    if shared.waiting.fetch_sub(1, Ordering::Release) == 1 {
+                        let dropped = shared.dropped.swap(0, Ordering::Relaxed);
+                        if dropped > 0 {
+                            told(dropped);
+                        }
+                    }
+                }
+            }
+        };
+        // Without the thread lines are still written at once where that can be.
+        let _started = thread::Builder::new().name("log".to_owned()).spawn(thread);
+        Self { shared, queue }
+    }
+
+    /// Writes a line, now or later, or drops it.
+    fn put(&self, line: &[u8]) {
+        let shared = &*self.shared;
+        if shared.waiting.load(Ordering::Acquire) == 0
+            && line.len() <= AT_ONCE
+            && let Ok(_writing) = shared.writing.try_lock()
+            && shared.takes_one()
+        {
+            shared.write(line);
+            return;
+        }
+        if shared.bytes.load(Ordering::Relaxed).saturating_add(line.len()) > QUEUE {
+            shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        shared.bytes.fetch_add(line.len(), Ordering::Relaxed);
+        shared.waiting.fetch_add(1, Ordering::Relaxed);
+        if self.queue.send(line.to_vec()).is_err() {
+            shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            shared.bytes.fetch_sub(line.len(), Ordering::Relaxed);
+            shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<F: AsFd> Shared<F> {
+    /// Whether a short line can be written without waiting.
+    fn takes_one(&self) -> bool {
+        let mut file = [PollFd::new(&self.file, PollFlags::OUT)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut file, Some(&at_once)), Ok(1))
+            && file[0].revents().contains(PollFlags::OUT)
+    }
+
+    /// Writes a line, however long that takes. Where nobody can read the log any more there is nobody to tell.
+    fn write(&self, mut line: &[u8]) {
+        while !line.is_empty() {
+            match rustix::io::write(&self.file, line) {
+                Ok(n) if n > 0 => line = &line[n..],
+                Err(rustix::io::Errno::INTR) => {}
+                // A file that another program has set not to block.
+                Err(rustix::io::Errno::AGAIN) => {
+                    let _ready = poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], None);
+                }
+                _ => return,
+            }
+        }
     }
 }
 
@@ -126,7 +270,50 @@ fn one_line(event: &[u8], longest: usize) -> Cow<'_, [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, PipeReader};
+
     use super::*;
+
+    /// What 10,000 lines become whose reader begins when all are logged: what it reads, and how many were dropped.
+    fn logged(length: usize) -> (Vec<String>, u64) {
+        let (reader, writer): (PipeReader, _) = io::pipe().unwrap();
+        let (tell, told) = mpsc::channel();
+        let output = Output::new(writer, move |dropped| tell.send(dropped).unwrap());
+        // Nobody reads: this returns all the same.
+        for n in 0..10_000 {
+            output.put(format!("{n:0length$}\n").as_bytes());
+        }
+        let reading =
+            thread::spawn(|| BufReader::new(reader).lines().map(Result::unwrap).collect());
+        let dropped =
+            if 10_000 * (length + 1) > QUEUE + (1 << 16) { told.recv().unwrap() } else { 0 };
+        drop(output);
+        let read: Vec<String> = reading.join().unwrap();
+        (read, dropped)
+    }
+
+    #[test]
+    fn a_reader_that_stands_still_stops_nobody_and_loses_only_what_is_too_much() {
+        let (read, dropped) = logged(50);
+        assert_eq!((read.len(), dropped), (10_000, 0));
+        assert!(read.iter().enumerate().all(|(n, line)| line.parse() == Ok(n)), "in their order");
+        let (read, dropped) = logged(1000);
+        assert!(dropped > 0 && read.len() as u64 + dropped == 10_000, "{} {dropped}", read.len());
+        assert!(read.iter().all(|line| line.len() == 1000), "each is whole");
+    }
+
+    #[test]
+    fn a_line_is_written_before_the_next_thing_is_done() {
+        let (reader, writer) = io::pipe().unwrap();
+        let output = Output::new(writer, |_| {});
+        output.put(b"one\n");
+        assert_eq!(output.shared.waiting.load(Ordering::Acquire), 0);
+        let mut line = String::new();
+        BufReader::new(reader).read_line(&mut line).unwrap();
+        assert_eq!(line, "one\n");
+        // Nobody can read any more.
+        output.put(b"two\n");
+    }
 
     #[test]
     fn an_event_is_one_line_of_bounded_length() {
