@@ -2,6 +2,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
 
+mod accept;
 pub mod access;
 pub mod broker;
 pub mod cli;

@@ -6,12 +6,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::{
-    cli::{Failure, SECRET_REFUSED, Task, keys, online, vars},
+    cli::{Failure, SECRET_REFUSED, Task, keys, online, reach, vars},
     clock::{Clock, SystemClock},
     config::{Config, Format, Loaded},
     control::Reload,
     http,
-    logging::LogLevel,
+    logging::{self, LogLevel},
+    mediator::plane::Plane,
     service::{self, Event, Service, StartError},
     systemd::{self, Inherited},
     xmpp::link::LinkError,
@@ -46,7 +47,11 @@ impl From<LinkError> for Failure {
 pub async fn run(task: Task, inherited: Inherited, out: &mut impl Write) -> Result<(), Failure> {
     match task {
         Task::Done => Ok(()),
-        Task::Serve(loaded) => serve(loaded, inherited).await,
+        Task::Serve(loaded) => {
+            let served = serve(loaded, inherited).await;
+            logging::flush().await;
+            served
+        }
         Task::Check { loaded, online } => check(&loaded.config, online, out).await,
         Task::Migrate(mut loaded) => {
             loaded.config.database.migrate = true;
@@ -174,6 +179,10 @@ async fn reload(loaded: &Loaded, service: &mut Service) -> Result<Vec<String>, S
 async fn check(config: &Config, look_online: bool, out: &mut impl Write) -> Result<(), Failure> {
     let store = service::open(config).await?;
     writeln!(out, "configuration, database and ports are good")?;
+    reach::literals(config, out)?;
+    for missing in Plane::new(0).probe() {
+        writeln!(out, "warning: {missing}")?;
+    }
     if !look_online {
         return Ok(());
     }

@@ -147,6 +147,9 @@ impl Service {
         let blocks = store.blocks().await;
         doors.set_commanded(blocks.map_err(|error| StartError::Blocks(error.to_string()))?);
         let table = Table::new(table_options(config), tasks.clone(), stop.clone());
+        for missing in table.plane().probe() {
+            warn!("{missing}");
+        }
         let mut listener = None;
         let mut addresses = Vec::new();
         if !config.socks5.listen.is_empty() {
@@ -656,6 +659,8 @@ fn table_options(config: &Config) -> table::Options {
         idle_timeout: limits.idle_timeout,
         sessions: limits.sessions,
         sessions_per_user: limits.sessions_per_user,
+        // Half of all connections at most; few are not shared out.
+        waiting: if limits.sessions < 64 { limits.sessions } else { limits.sessions / 2 },
     }
 }
 
@@ -665,6 +670,7 @@ fn listener_options(config: &Config) -> listener::Options {
         connections: config.limits.sessions.saturating_mul(2),
         handshake_timeout: config.limits.handshake_timeout,
         proxy_protocol: config.socks5.proxy_protocol,
+        max_segment: config.socks5.max_segment,
     }
 }
 

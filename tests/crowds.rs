@@ -123,8 +123,9 @@ fn a_load_balancer_may_stand_in_front() {
         let port = support::free_port();
         let config = folder.path().join("haproxy.cfg");
         let text = format!(
-            "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\nlisten front\n  \
-             bind 127.0.0.1:{port}\n  server behind 127.0.0.1:{} {version}\n",
+            "global\n  log stderr format raw local0\ndefaults\n  log global\n  option log-health-checks\n  mode tcp\n  \
+             timeout connect 60s\n  timeout client 60s\n  timeout server 60s\n  timeout check 60s\nlisten front\n  \
+             bind 127.0.0.1:{port}\n  server behind 127.0.0.1:{} {version} check check-send-proxy inter 100ms\n",
             component.socks5
         );
         std::fs::write(&config, text).expect("the folder can be written to");
@@ -140,6 +141,15 @@ fn a_load_balancer_may_stand_in_front() {
         let report = script("proxy_rules.py", &server, json!({"proxy": ["127.0.0.1", port]}));
         assert_eq!(report["forward"], "early last", "{version}: {report}\n{}", component.log());
         assert_eq!(report["backward"], "answer", "{version}: {report}");
+        // Its own connections, which name nobody, find the component well.
+        let well = "Health check for server front/behind succeeded";
+        support::wait_for(
+            "a health check",
+            Duration::from_secs(60),
+            || balancer.log(),
+            || balancer.log().contains(well),
+        );
+        assert!(!balancer.log().contains("is DOWN"), "{version}: {}", balancer.log());
     }
     let mut bare = TcpStream::connect(("127.0.0.1", component.socks5)).expect("the port is open");
     bare.write_all(&[5, 1, 0]).expect("it takes bytes");

@@ -28,6 +28,9 @@ for what in "$@"; do
             || missing+=(g++ pkg-config libqxmpp-dev) ;;
         relays) command -v haproxy >/dev/null || { missing+=(haproxy); servers+=(haproxy); }
             command -v socat >/dev/null || missing+=(socat)
+            command -v curl >/dev/null || missing+=(curl)
+            /usr/bin/python3 -c 'import socks' 2>/dev/null || missing+=(python3-socks)
+            command -v nft >/dev/null || missing+=(nftables)
             command -v ip >/dev/null || missing+=(iproute2) ;;
         *) echo "install-peers.sh: unknown: $what" >&2; exit 2 ;;
     esac

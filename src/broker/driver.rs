@@ -208,6 +208,7 @@ impl Driver {
                 let options = pipe::Options {
                     idle_timeout: settings.idle_timeout,
                     guard: settings.require_tls,
+                    account: pipe::Account::of(&self.peers[Side::Initiator.index()].user.to_bare()),
                 };
                 self.relaying = true;
                 for side in [Side::Initiator, Side::Responder] {

@@ -17,6 +17,7 @@ use crate::redact::sentence;
 pub mod attach;
 pub mod keys;
 pub(crate) mod online;
+pub(crate) mod reach;
 
 /// Exit status: something failed at run time.
 pub const FAILED: u8 = 1;

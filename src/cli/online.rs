@@ -3,7 +3,6 @@
 
 use std::{
     io::{self, Write},
-    net::{SocketAddr, ToSocketAddrs},
     time::Duration,
 };
 
@@ -11,11 +10,10 @@ use jid::{BareJid, Jid};
 use minidom::Element;
 use tokio::{
     io::AsyncWriteExt,
-    net::{TcpListener, TcpStream},
     time::{Instant, sleep, timeout},
 };
 
-use super::{Failure, SECRET_REFUSED};
+use super::{Failure, SECRET_REFUSED, reach};
 use crate::{
     config::Config,
     redact::sentence,
@@ -79,7 +77,9 @@ pub(crate) async fn run(
     if let Some((_, parent)) = domain.split_once('.').filter(|(_, parent)| parent.contains('.')) {
         services(&mut asking, config, parent, out).await?;
     }
-    addresses(config, out).await?;
+    reach::look(config, out).await?;
+    let probing = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_mtu_probing").ok();
+    path_mtu(config, probing.as_deref(), out)?;
     sizes(asking, &options, out).await?;
     Ok(())
 }
@@ -255,41 +255,16 @@ async fn services(
     Ok(())
 }
 
-/// Whether what clients are told leads here: the listening addresses are taken for a moment, to see who comes.
-async fn addresses(config: &Config, out: &mut impl Write) -> Result<(), Failure> {
-    let mut listeners = Vec::new();
-    for address in &config.socks5.listen {
-        // They are free, as has been tried before; another program may have taken one since.
-        if let Ok(listener) = TcpListener::bind(address).await {
-            listeners.push(listener);
-        }
-    }
-    if listeners.is_empty() {
+/// Whether the kernel finds out by itself that a path takes smaller packets than its ends.
+fn path_mtu(config: &Config, probing: Option<&str>, out: &mut impl Write) -> io::Result<()> {
+    if config.socks5.listen.is_empty() || config.socks5.max_segment > 0 {
         return Ok(());
     }
-    for (host, port) in &config.socks5.advertise {
-        let arrives = async {
-            let found: Vec<SocketAddr> = (host.as_str(), *port).to_socket_addrs()?.collect();
-            let stream = TcpStream::connect(found.as_slice()).await?;
-            let from = stream.local_addr()?;
-            let accepts = listeners.iter().map(|listener| Box::pin(listener.accept()));
-            let ((_, peer), _, _) =
-                futures::future::select_ok(accepts).await.map(|(one, rest)| (one, rest, ()))?;
-            Ok::<bool, io::Error>(peer.port() == from.port())
-        };
-        let cure = "check [socks5] advertise, the name's DNS record, the firewall and the router's forwarding";
-        match timeout(WAIT / 2, arrives).await {
-            Ok(Ok(true)) => writeln!(out, "{host}:{port}, which clients are told, leads here")?,
-            Ok(Ok(false)) | Err(_) => writeln!(
-                out,
-                "warning: {host}:{port}, which clients are told, does not lead here (behind a router that may still be \
-                 right for others): {cure}"
-            )?,
-            Ok(Err(error)) => writeln!(
-                out,
-                "warning: {host}:{port}, which clients are told, cannot be reached from here: {error}; {cure}"
-            )?,
-        }
+    if probing.is_some_and(|probing| probing.trim() == "0") {
+        writeln!(
+            out,
+            "note: net.ipv4.tcp_mtu_probing is 0: users behind a link that takes smaller packets, and whose routers do not              say so, lose their streams; set it to 1 on this machine and on the XMPP server's"
+        )?;
     }
     Ok(())
 }
@@ -510,5 +485,25 @@ impl Asking {
     async fn close(mut self) {
         let _ = self.halves.1.write_all(b"</stream:stream>").await;
         let _ = self.halves.1.shutdown().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_does_not_probe_the_path_is_told_of() {
+        let told = |socks5: &str, probing| {
+            let text =
+                format!("[component]\njid = 'x.example.org'\nsecret = 's'\n[socks5]\n{socks5}\n");
+            let (config, _) = Config::parse("t.toml", &text, []).unwrap();
+            let mut out = Vec::new();
+            path_mtu(&config, probing, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert!(told("", Some("0\n")).contains("net.ipv4.tcp_mtu_probing is 0"));
+        assert_eq!(told("", Some("1\n")) + &told("", None), "");
+        assert_eq!(told("max_segment = 1220", Some("0\n")) + &told("listen = []", Some("0")), "");
     }
 }

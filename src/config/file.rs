@@ -14,7 +14,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
         &["jid", "server", "secret", "secret_file", "name", "contact", "max_stanza_bytes"],
     ),
     ("database", &["url", "max_connections", "migrate"]),
-    ("socks5", &["listen", "advertise", "proxy_protocol"]),
+    ("socks5", &["listen", "advertise", "proxy_protocol", "max_segment"]),
     ("ibb", &["enabled", "block_size", "window", "memory", "silence_timeout"]),
     ("broker", &["require_tls", "unknown", "mismatch", "revoked"]),
     ("registry", &["visibility", "keys_per_user", "import_pep"]),

@@ -35,6 +35,8 @@ const SECRET_NAME: &str = "secret";
 
 /// A day; the longest that a handshake, an activation or a drain may take.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// What a largest segment may be. 536 bytes is what every IPv4 host must take (RFC 9293, 3.7.1).
+const SEGMENT: &str = "0 or a whole number from 536 to 32767";
 /// The shortest timeout that leaves a peer time to act.
 const SHORTEST: Duration = Duration::from_millis(100);
 
@@ -100,6 +102,8 @@ pub struct Socks5 {
     pub advertise: Vec<(String, u16)>,
     /// Whether connections start with a PROXY header.
     pub proxy_protocol: bool,
+    /// The largest TCP segment of these connections in bytes, both ways; 0 is what the path's ends allow.
+    pub max_segment: u32,
 }
 
 /// Streams inside XMPP.
@@ -281,6 +285,7 @@ impl Config {
             ("database.max_connections", database.max_connections != new.database.max_connections),
             ("socks5.listen", self.socks5.listen != new.socks5.listen),
             ("socks5.proxy_protocol", self.socks5.proxy_protocol != new.socks5.proxy_protocol),
+            ("socks5.max_segment", self.socks5.max_segment != new.socks5.max_segment),
             ("http.listen", self.http.listen != new.http.listen),
             ("log.format", self.log.format != new.log.format),
         ];
@@ -489,10 +494,19 @@ fn socks5(section: &Section<'_>, jid: &BareJid) -> Result<Socks5, ConfigError> {
     let mut advertise = advertise.unwrap_or_else(told);
     advertise.dedup();
     let proxy_protocol = section.boolean("proxy_protocol", false)?;
+    let max_segment = section.read("max_segment", SEGMENT, |at, value| {
+        let size = match (at, value) {
+            (_, toml::Value::Integer(size)) => u32::try_from(*size).ok(),
+            (Where::Env(_), toml::Value::String(text)) => text.parse().ok(),
+            _ => None,
+        };
+        size.filter(|size| *size == 0 || (536..=32_767).contains(size))
+    })?;
     Ok(Socks5 {
         listen: listen.into_iter().map(|(text, _)| text).collect(),
         advertise,
         proxy_protocol,
+        max_segment: max_segment.unwrap_or(0),
     })
 }
 
@@ -788,6 +802,20 @@ mod tests {
             parse(SMALL, &[("FINGERPOST_IBB__WINDOW", "0")]).unwrap_err(),
             "FINGERPOST_IBB__WINDOW: ibb.window: expected a whole number from 1 to 256, found \"0\""
         );
+    }
+
+    #[test]
+    fn a_largest_segment_is_one_that_every_host_takes() {
+        let size = |text: &str, vars: &[(&str, &str)]| {
+            parse(&format!("{SMALL}[socks5]\n{text}"), vars).map(|config| config.socks5.max_segment)
+        };
+        assert_eq!(size("", &[]), Ok(0));
+        assert_eq!(size("max_segment = 1220", &[]), Ok(1220));
+        assert_eq!(size("", &[("FINGERPOST_SOCKS5__MAX_SEGMENT", "1220")]), Ok(1220));
+        for wrong in ["1", "535", "32768", "-1", "'1220'", "true"] {
+            let error = size(&format!("max_segment = {wrong}"), &[]).unwrap_err();
+            assert!(error.contains("socks5.max_segment: expected 0 or a whole number"), "{error}");
+        }
     }
 
     #[test]

@@ -14,8 +14,6 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    fs::File,
-    io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -28,7 +26,6 @@ use axum::{
     http::{Request, StatusCode},
     response::{IntoResponse, Response},
 };
-use futures::FutureExt;
 use hyper::{body::Incoming, server::conn::http1, service::Service};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -41,6 +38,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
+
+use crate::accept::{Backoff, Failed, Reserve};
 
 /// Connections at once.
 pub(crate) const CONNECTIONS: usize = 256;
@@ -57,14 +56,8 @@ const LIFETIME: Duration = Duration::from_secs(120);
 /// The longest request header in bytes.
 const HEADER: usize = 16 * 1024;
 
-/// The first and the longest pause after a failed accept, for example without free file descriptors.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-
 /// File descriptors that nothing else can take.
 const RESERVED: usize = 8;
-
-/// ENFILE and EMFILE, the same on every system that this runs on.
-const NO_DESCRIPTORS: [i32; 2] = [23, 24];
 
 /// The limits, smaller in tests.
 #[derive(Clone, Copy, Debug)]
@@ -96,34 +89,30 @@ pub(super) async fn serve(
 ) {
     let places = Arc::new(Semaphore::new(limits.connections));
     let waiting = Waiting::default();
-    let mut backoff = BACKOFF.0;
-    let mut reserve: Vec<File> = Vec::new();
+    let mut backoff = Backoff::new();
+    let mut reserve = Reserve::new(RESERVED);
     loop {
-        while reserve.len() < RESERVED
-            && let Ok(file) = File::open("/dev/null")
-        {
-            reserve.push(file);
-        }
+        reserve.refill();
         let (stream, peer) = match stop.run_until_cancelled(listener.accept()).await {
             None => return,
             Some(Ok(accepted)) => accepted,
-            Some(Err(error)) if is_of_one_connection(&error) => continue,
-            Some(Err(error)) if is_lack(&error) && !reserve.is_empty() => {
-                match accept_with(&listener, &mut reserve) {
+            Some(Err(error)) => match Failed::of(&error) {
+                Failed::Connection => continue,
+                Failed::Descriptors if !reserve.is_empty() => match reserve.accept(&listener) {
                     Some(accepted) => accepted,
                     None => continue,
+                },
+                Failed::Descriptors | Failed::Listener => {
+                    let pause = backoff.next();
+                    warn!(%error, ?pause, "the status server cannot accept connections");
+                    if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+                        return;
+                    }
+                    continue;
                 }
-            }
-            Some(Err(error)) => {
-                warn!(%error, ?backoff, "the status server cannot accept connections");
-                if stop.run_until_cancelled(sleep(backoff)).await.is_none() {
-                    return;
-                }
-                backoff = (backoff * 2).min(BACKOFF.1);
-                continue;
-            }
+            },
         };
-        backoff = BACKOFF.0;
+        backoff.reset();
         let Some(place) = stop.run_until_cancelled(place(&places, &waiting)).await else { return };
         let connection = connection(stream, peer, pages.clone(), limits, waiting.clone());
         let stop = stop.clone();
@@ -142,34 +131,6 @@ async fn place(places: &Arc<Semaphore>, waiting: &Waiting) -> Option<OwnedSemaph
     waiting.displace();
     // Nobody closes the semaphore.
     Arc::clone(places).acquire_owned().await.ok()
-}
-
-fn is_lack(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(code) if NO_DESCRIPTORS.contains(&code))
-}
-
-/// Accepts a connection in the place of a reserved descriptor. Another thread may be faster and take that one.
-fn accept_with(listener: &TcpListener, reserve: &mut Vec<File>) -> Option<(TcpStream, SocketAddr)> {
-    while let Some(file) = reserve.pop() {
-        drop(file);
-        match listener.accept().now_or_never() {
-            Some(Ok(accepted)) => return Some(accepted),
-            Some(Err(error)) if is_lack(&error) => {}
-            _ => return None,
-        }
-    }
-    None
-}
-
-/// Errors that accept(2) reports about a connection, not about the listening socket.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::Interrupted
-    )
 }
 
 async fn connection(

@@ -1,8 +1,6 @@
 //! The SOCKS5 port: accepts connections within limits, negotiates, and gives them to the table.
 
 use std::{
-    collections::HashMap,
-    fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZero,
@@ -10,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use futures::FutureExt;
 use socket2::{Domain, SockRef, TcpKeepalive, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -21,14 +18,19 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    crowd::{Bounds, Crowd, Seat, Visitor},
     metrics::{Cause, Phase},
+    origins::{self, Origins},
     proxy_header::{Header, HeaderReader},
     socket::Socket,
     socks5::{Action, Code, Handshake},
     table::{Arrival, Table},
     transfer::DstAddr,
 };
-use crate::redact::Pii;
+use crate::{
+    accept::{Backoff, Failed, Reserve},
+    redact::Pii,
+};
 
 /// Accept loops for each address, at most; the kernel spreads new connections over them.
 const ACCEPTORS: usize = 8;
@@ -39,9 +41,6 @@ const LOG_PAUSE: Duration = Duration::from_secs(10);
 /// Connections the kernel may queue: enough for the burst after a restart.
 const BACKLOG: i32 = 4096;
 
-/// The first and the longest pause after a failed accept, such as for want of file descriptors.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-
 /// Silence after which the kernel asks whether a peer is still there, and how often it then asks. Linux NAT forgets a
 /// half-closed connection after 60 s of silence, so the first question and two more come before.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
@@ -49,8 +48,8 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 /// Unanswered questions after which a peer is gone: a minute of silence in all.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// Connections over the limit that are told so, of one address and in all; more are closed without a word.
-const SURPLUS: (usize, usize) = (16, 256);
+/// Where all places are taken: how often is looked for a handshake that makes room, and how long each may take before.
+const ROOM: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
 
 /// How long a refused client may take to read why, so that a reset does not overtake the reply.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -62,10 +61,13 @@ pub struct Options {
     pub handshake_timeout: Duration,
     /// Connections in all, until they end; at the limit the kernel's queue fills.
     pub connections: usize,
-    /// Connections of one IPv4 address or IPv6 /64; more are refused when they name their transfer.
+    /// Connections of one IPv4 address or IPv6 /64 that wait for a transfer which no session has announced; more are
+    /// refused when they name theirs. Activated transfers, and connections that a session expects, do not count.
     pub connections_per_ip: usize,
     /// Whether every connection begins with a PROXY header, whose source is the address that counts.
     pub proxy_protocol: bool,
+    /// The largest TCP segment in bytes, both ways; 0 is what the path's ends allow.
+    pub max_segment: u32,
 }
 
 impl Default for Options {
@@ -75,6 +77,7 @@ impl Default for Options {
             connections: 20_480,
             connections_per_ip: 64,
             proxy_protocol: false,
+            max_segment: 0,
         }
     }
 }
@@ -119,7 +122,7 @@ impl Listener {
         let bind = inherited.is_empty();
         for socket in inherited {
             socket.set_nonblocking(true)?;
-            prepare(&SockRef::from(&socket))?;
+            prepare(&SockRef::from(&socket), options.max_segment)?;
             local_addrs.push(socket.local_addr()?);
             // One queue, and a loop for each core.
             for _ in 1..acceptors() {
@@ -135,17 +138,20 @@ impl Listener {
         for (name, address) in &wanted {
             let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
             let only_v6 = wanted.iter().any(|(_, other)| *other == v4) && address.port() != 0;
-            let opened = listen(*address, only_v6).and_then(|first| {
-                local_addrs.push(first.local_addr()?);
+            let segment = options.max_segment;
+            let opened = listen(*address, only_v6, segment).and_then(|first| {
+                let bound = first.local_addr()?;
+                local_addrs.push(bound);
                 listeners.push(first);
-                listeners.extend(others(*address, only_v6, local_addrs[local_addrs.len() - 1])?);
+                listeners.extend(others(*address, only_v6, bound, segment)?);
                 Ok(())
             });
             opened.map_err(|error| naming(name, &error))?;
         }
         let gate = Gate {
             connections: Arc::new(Semaphore::new(options.connections.min(Semaphore::MAX_PERMITS))),
-            per_ip: Arc::default(),
+            crowd: Crowd::default(),
+            origins: Arc::default(),
             options: Arc::new(RwLock::new(options)),
         };
         for listener in listeners {
@@ -154,7 +160,7 @@ impl Listener {
         Ok(Self { gate, local_addrs })
     }
 
-    /// Other limits, for connections from now on; whether there are PROXY headers stays.
+    /// Other limits, for connections from now on; whether there are PROXY headers, and the largest segment, stay.
     pub fn set_options(&self, new: Options) {
         let mut options = self.gate.options.write().unwrap_or_else(PoisonError::into_inner);
         let (before, wanted) = (options.connections, new.connections.min(Semaphore::MAX_PERMITS));
@@ -165,7 +171,12 @@ impl Listener {
             // Places that are taken now cannot be withdrawn: with them the old limit holds.
             before - self.gate.connections.forget_permits(before - wanted)
         };
-        *options = Options { connections, proxy_protocol: options.proxy_protocol, ..new };
+        *options = Options {
+            connections,
+            proxy_protocol: options.proxy_protocol,
+            max_segment: options.max_segment,
+            ..new
+        };
     }
 
     /// The addresses that were bound, with their real ports, in the order given.
@@ -178,28 +189,51 @@ impl Listener {
 #[derive(Debug)]
 pub(super) struct Admission {
     _connection: OwnedSemaphorePermit,
-    _ip: IpPlace,
+    /// Until it belongs to a user's transfer or session; long streams do without.
+    unsettled: Option<Box<Unsettled>>,
+}
+
+#[derive(Debug)]
+struct Unsettled {
+    /// Until the handshake is over.
+    visitor: Option<Visitor>,
+    /// While it counts against its address.
+    seat: Option<Seat>,
+    /// Seats of its address.
+    seats: usize,
+}
+
+impl Admission {
+    fn new(connection: OwnedSemaphorePermit, visitor: Visitor, seats: usize) -> Self {
+        let unsettled = Unsettled { visitor: Some(visitor), seat: None, seats };
+        Self { _connection: connection, unsettled: Some(Box::new(unsettled)) }
+    }
+
+    pub(super) fn take_seat(&mut self) -> bool {
+        let Some(unsettled) = &mut self.unsettled else { return true };
+        if let Some(visitor) = unsettled.visitor.as_ref().filter(|_| unsettled.seat.is_none()) {
+            unsettled.seat = visitor.seat(unsettled.seats);
+        }
+        unsettled.seat.is_some()
+    }
+
+    pub(super) fn arrived(&mut self) {
+        if let Some(unsettled) = &mut self.unsettled {
+            unsettled.visitor = None;
+        }
+    }
+
+    pub(super) fn settle(&mut self) {
+        self.unsettled = None;
+    }
 }
 
 #[derive(Clone, Debug)]
 struct Gate {
     connections: Arc<Semaphore>,
-    per_ip: Arc<Mutex<PerIp>>,
+    crowd: Crowd,
+    origins: Arc<Mutex<Origins>>,
     options: Arc<RwLock<Options>>,
-}
-
-/// The connections of each address.
-#[derive(Debug, Default)]
-struct PerIp {
-    counts: HashMap<IpAddr, Count>,
-    /// Connections over the limit of their address.
-    surplus: usize,
-}
-
-#[derive(Debug, Default)]
-struct Count {
-    within: usize,
-    surplus: usize,
 }
 
 impl Gate {
@@ -207,62 +241,30 @@ impl Gate {
         *self.options.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a connection, even one that is over the limit and to be refused; none if it is to be closed at once.
-    fn admit(&self, ip: IpAddr) -> Option<IpPlace> {
-        let key = network(ip);
-        let most = self.options().connections_per_ip;
-        let mut per_ip = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
-        let in_all = per_ip.surplus;
-        let count = per_ip.counts.entry(key).or_default();
-        let within = count.within < most;
-        if within {
-            count.within += 1;
-        } else {
-            let (of_one, of_all) = SURPLUS;
-            if count.surplus >= of_one || in_all >= of_all {
-                if count.within + count.surplus == 0 {
-                    per_ip.counts.remove(&key);
-                }
-                return None;
+    fn bounds(&self) -> Bounds {
+        let options = self.options();
+        Bounds::of(options.connections, options.connections_per_ip)
+    }
+
+    /// Waits for a place among all connections. Handshakes that take long make room.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        loop {
+            match timeout(ROOM.0, Arc::clone(&self.connections).acquire_owned()).await {
+                // Nobody closes the semaphore.
+                Ok(place) => return place.ok(),
+                Err(_) => self.crowd.displace(ROOM.1),
             }
-            count.surplus += 1;
-            per_ip.surplus += 1;
-        }
-        Some(IpPlace { key, within, per_ip: Arc::clone(&self.per_ip) })
-    }
-}
-
-#[derive(Debug)]
-struct IpPlace {
-    key: IpAddr,
-    /// Whether the address has not too many connections with this one.
-    within: bool,
-    per_ip: Arc<Mutex<PerIp>>,
-}
-
-impl Drop for IpPlace {
-    fn drop(&mut self) {
-        let mut per_ip = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.within {
-            per_ip.surplus -= 1;
-        }
-        let Some(count) = per_ip.counts.get_mut(&self.key) else { return };
-        if self.within {
-            count.within -= 1;
-        } else {
-            count.surplus -= 1;
-        }
-        if count.within + count.surplus == 0 {
-            per_ip.counts.remove(&self.key);
         }
     }
-}
 
-/// What counts as one address: IPv4 as it is, also inside IPv6, and of IPv6 the /64.
-fn network(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
-        v4 @ IpAddr::V4(_) => v4,
+    /// Notes where a request came from, and warns once if all users seem to have one address.
+    fn note(&self, ip: IpAddr, stream: &TcpStream, refused: bool) {
+        let own = || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == ip);
+        let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(address) = origins.note(ip, own(), refused) {
+            drop(origins);
+            tracing::warn!(%address, "most SOCKS5 connections come from one address: {}", origins::CURE);
+        }
     }
 }
 
@@ -274,14 +276,19 @@ fn naming(name: &str, error: &io::Error) -> io::Error {
 ///
 /// `joins` one that is bound to the same address already. The first of them binds alone, so that a port which another
 /// program has is still an error, and then lets the others join.
-fn open(address: SocketAddr, only_v6: bool, joins: bool) -> io::Result<TcpListener> {
+fn open(
+    address: SocketAddr,
+    only_v6: bool,
+    joins: bool,
+    max_segment: u32,
+) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     if address.is_ipv6() {
         socket.set_only_v6(only_v6)?;
     }
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    prepare(&SockRef::from(&socket))?;
+    prepare(&SockRef::from(&socket), max_segment)?;
     if joins {
         share_port(&socket)?;
     }
@@ -301,9 +308,13 @@ fn share_port(socket: &socket2::Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// No delay of small segments, and a look at silent peers.
-fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
+/// No delay of small segments, a look at silent peers, and perhaps smaller segments: in both directions, for the peer is
+/// told of them too.
+fn prepare(socket: &SockRef<'_>, max_segment: u32) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    if max_segment > 0 {
+        socket.set_tcp_mss(max_segment)?;
+    }
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE.0)
         .with_interval(KEEPALIVE.1)
@@ -312,19 +323,24 @@ fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
 }
 
 /// The other sockets of an address whose first is bound to `bound`: one for each further core.
-fn others(wanted: SocketAddr, only_v6: bool, bound: SocketAddr) -> io::Result<Vec<TcpListener>> {
+fn others(
+    wanted: SocketAddr,
+    only_v6: bool,
+    bound: SocketAddr,
+    max_segment: u32,
+) -> io::Result<Vec<TcpListener>> {
     let more = if cfg!(target_os = "linux") { acceptors() - 1 } else { 0 };
     // `[::]` may have become `0.0.0.0`.
     let only_v6 = only_v6 && wanted.is_ipv6();
-    (0..more).map(|_| open(bound, only_v6, true)).collect()
+    (0..more).map(|_| open(bound, only_v6, true, max_segment)).collect()
 }
 
 fn acceptors() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get).min(ACCEPTORS)
 }
 
-fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
-    let open = |address| open(address, only_v6, false);
+fn listen(address: SocketAddr, only_v6: bool, max_segment: u32) -> io::Result<TcpListener> {
+    let open = |address| open(address, only_v6, false, max_segment);
     let result = open(address);
     let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
     let in_use = |error: &io::Error| {
@@ -346,79 +362,66 @@ async fn accept(
     soft: CancellationToken,
     tasks: TaskTracker,
 ) {
-    let mut backoff = BACKOFF.0;
+    let mut backoff = Backoff::new();
     let mut spare = Spare::new();
     loop {
         match soft.run_until_cancelled(listener.accept()).await {
             None => return,
             Some(Ok((stream, peer))) => {
-                backoff = BACKOFF.0;
+                backoff.reset();
                 // The place comes second: an idle address must not hold one while another has clients. So at the limit
                 // each loop keeps one accepted connection waiting, and the others wait in the kernel.
-                let place = Arc::clone(&gate.connections).acquire_owned();
-                let Some(Ok(permit)) = soft.run_until_cancelled(place).await else { return };
+                let place = soft.run_until_cancelled(gate.place()).await;
+                let Some(Some(permit)) = place else { return };
                 // Behind a load balancer the peer's own address says nothing.
-                let place = match gate.options().proxy_protocol {
-                    true => None,
-                    false => match gate.admit(peer.ip()) {
-                        Some(place) => Some(place),
-                        None => {
-                            too_many(&table, peer.ip());
-                            continue;
-                        }
-                    },
-                };
+                let known = (!gate.options().proxy_protocol).then(|| peer.ip());
+                let visitor = gate.crowd.enter(known, gate.bounds());
+                let displaced = visitor.displaced().clone();
                 let (gate, table) = (gate.clone(), table.clone());
-                let serve = serve(stream, peer.ip(), permit, place, gate, table);
+                let metrics = table.plane().clone();
+                let serve = serve(stream, peer.ip(), permit, visitor, gate, table);
                 let soft = soft.clone();
                 tasks.spawn(async move {
-                    if let Some(Err(error)) = soft.run_until_cancelled(serve).await {
-                        tracing::debug!(%error, "no connection was made");
+                    match soft.run_until_cancelled(displaced.run_until_cancelled(serve)).await {
+                        Some(None) => metrics.metrics().refused(Cause::MadeRoom),
+                        Some(Some(Err(error))) => {
+                            tracing::debug!(%error, "no connection was made");
+                        }
+                        Some(Some(Ok(()))) | None => {}
                     }
                 });
             }
-            Some(Err(error)) if is_of_one_connection(&error) => {
-                tracing::debug!(%error, "a connection broke before it was accepted");
-            }
-            Some(Err(error)) => {
-                if matches!(error.raw_os_error(), Some(code) if NO_DESCRIPTORS.contains(&code)) {
-                    let refused = spare.refuse(&listener);
-                    table.plane().metrics().refused(Cause::Descriptors);
-                    spare.log(&error);
-                    if refused {
-                        // Not at once: who is refused may come again at once.
-                        tokio::task::yield_now().await;
-                        continue;
+            Some(Err(error)) => match Failed::of(&error) {
+                Failed::Connection => {
+                    tracing::debug!(%error, "a connection broke before it was accepted");
+                }
+                failed => {
+                    let pause = backoff.next();
+                    if failed == Failed::Descriptors {
+                        let refused = spare.refuse(&listener);
+                        table.plane().metrics().refused(Cause::Descriptors);
+                        spare.log(&error);
+                        if refused {
+                            backoff.reset();
+                            // Not at once: who is refused may come again at once.
+                            tokio::task::yield_now().await;
+                            continue;
+                        }
+                    } else {
+                        tracing::warn!(%error, ?pause, "cannot accept connections");
                     }
-                } else {
-                    tracing::warn!(%error, ?backoff, "cannot accept connections");
+                    if soft.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                        return;
+                    }
                 }
-                if soft.run_until_cancelled(tokio::time::sleep(backoff)).await.is_none() {
-                    return;
-                }
-                backoff = (backoff * 2).min(BACKOFF.1);
-            }
+            },
         }
     }
 }
 
-/// Errors that accept(2) reports about a connection, not about the listening socket.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::Interrupted
-    )
-}
-
-/// ENFILE and EMFILE, the same on every system that this runs on.
-const NO_DESCRIPTORS: [i32; 2] = [23, 24];
-
 /// A file descriptor kept for the moment when there is no other, so that a client is refused and does not wait.
 struct Spare {
-    file: Option<File>,
+    reserve: Reserve,
     logged_at: Option<Instant>,
     /// Since the last log line.
     refused: u64,
@@ -426,15 +429,14 @@ struct Spare {
 
 impl Spare {
     fn new() -> Self {
-        Self { file: File::open("/dev/null").ok(), logged_at: None, refused: 0 }
+        Self { reserve: Reserve::new(1), logged_at: None, refused: 0 }
     }
 
     /// Closes the next connection that waits; false if that could not be done.
     fn refuse(&mut self, listener: &TcpListener) -> bool {
         self.refused += 1;
-        let had_one = self.file.take().is_some();
-        let accepted = had_one && matches!(listener.accept().now_or_never(), Some(Ok(_)));
-        self.file = File::open("/dev/null").ok();
+        let accepted = self.reserve.accept(listener).is_some();
+        self.reserve.refill();
         accepted
     }
 
@@ -451,45 +453,33 @@ impl Spare {
     }
 }
 
-fn too_many(table: &Table, ip: IpAddr) {
-    table.plane().metrics().refused(Cause::AddressLimit);
-    tracing::debug!(ip = %Pii(ip), "too many connections of this address");
-}
-
-/// `ip` is the address that connected; `place` the connection's place in the limits, if it is known whose it is.
+/// `ip` is the address that connected.
 async fn serve(
     mut stream: TcpStream,
     ip: IpAddr,
     permit: OwnedSemaphorePermit,
-    place: Option<IpPlace>,
+    mut visitor: Visitor,
     gate: Gate,
     table: Table,
 ) -> io::Result<()> {
     #[cfg(not(target_os = "linux"))]
-    prepare(&SockRef::from(&stream))?;
+    prepare(&SockRef::from(&stream), gate.options().max_segment)?;
 
     let mut handshake = Handshake::new();
+    let options = gate.options();
     let negotiation = async {
-        let place = match place {
-            Some(place) => place,
-            None => {
-                let Some(header) = read_header(&mut stream, &table).await? else {
-                    return Ok(None);
-                };
-                // A load balancer that speaks for itself, or for somebody it cannot name.
-                let ip = header.source.map_or(ip, |source| source.ip());
-                let Some(place) = gate.admit(ip) else {
-                    too_many(&table, ip);
-                    return Ok(None);
-                };
-                handshake.handle_bytes(&header.rest);
-                place
-            }
-        };
+        let mut ip = ip;
+        if options.proxy_protocol {
+            let Some(header) = read_header(&mut stream, &table).await? else { return Ok(None) };
+            // A load balancer that speaks for itself, or for somebody it cannot name.
+            ip = header.source.map_or(ip, |source| source.ip());
+            visitor.comes_from(ip, gate.bounds());
+            handshake.handle_bytes(&header.rest);
+        }
         let asked = negotiate(&mut stream, &mut handshake).await?;
-        Ok::<_, io::Error>(Some((place, asked)))
+        Ok::<_, io::Error>(Some((ip.to_canonical(), asked)))
     };
-    let (place, asked) = match timeout(gate.options().handshake_timeout, negotiation).await {
+    let (ip, asked) = match timeout(options.handshake_timeout, negotiation).await {
         Err(_) => {
             table.plane().metrics().timed_out(Phase::Handshake, 1);
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"));
@@ -511,17 +501,17 @@ async fn serve(
     };
     let success = handshake.reply(Code::Succeeded);
     let refusal = handshake.reply(Code::NotAllowed);
-    if !place.within {
-        too_many(&table, place.key);
-        stream.write_all(&refusal).await?;
-        return say_goodbye(&mut stream).await;
-    }
-    let admission = Admission { _connection: permit, _ip: place };
+    gate.note(ip, &stream, false);
+    let admission = Admission::new(permit, visitor, options.connections_per_ip);
     let socket = Socket::accepted(stream, handshake.into_rest(), admission);
     match table.arrive(hash, socket, &success) {
         Arrival::Taken => Ok(()),
         Arrival::Gone(error) => Err(error),
-        Arrival::Refused(mut socket) => {
+        Arrival::Refused(mut socket, cause) => {
+            if cause == Cause::AddressLimit {
+                gate.note(ip, socket.stream_mut(), true);
+                tracing::debug!(ip = %Pii(ip), "too many connections of this address");
+            }
             socket.write_all(&refusal).await?;
             say_goodbye(&mut socket).await
         }
@@ -537,7 +527,7 @@ async fn read_header(stream: &mut TcpStream, table: &Table) -> io::Result<Option
     loop {
         let n = match stream.read(&mut buffer).await {
             Ok(0) if untouched => return Ok(None),
-            Err(error) if untouched && is_of_one_connection(&error) => return Ok(None),
+            Err(error) if untouched && Failed::of(&error) == Failed::Connection => return Ok(None),
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             other => other?,
         };
@@ -577,7 +567,7 @@ async fn negotiate(stream: &mut TcpStream, handshake: &mut Handshake) -> io::Res
         }
         match stream.read(&mut buffer).await {
             Ok(0) if handshake.is_untouched() => return Ok(Asked::Nothing),
-            Err(error) if handshake.is_untouched() && is_of_one_connection(&error) => {
+            Err(error) if handshake.is_untouched() && Failed::of(&error) == Failed::Connection => {
                 return Ok(Asked::Nothing);
             }
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),

@@ -111,41 +111,59 @@ async fn an_address_has_only_so_many_connections_and_is_told() {
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_are_few_and_do_not_last() {
-    let handshake_timeout = Duration::from_millis(300);
+async fn silent_connections_keep_nobody_of_their_address_out() {
     let (address, _soft, table, _tasks) =
-        start(Options { connections_per_ip: 1, handshake_timeout, ..Options::default() }).await;
-    let (_first, _) = connect(address, HASH).await;
-    let mut held = Vec::new();
-    for _ in 0..SURPLUS.0 {
-        held.push(TcpStream::connect(address).await.unwrap());
+        start(Options { handshake_timeout: Duration::from_secs(600), ..Options::default() }).await;
+    let Options { connections, connections_per_ip, .. } = Options::default();
+    let bounds = Bounds::of(connections, connections_per_ip);
+    let mut silent = Vec::new();
+    for n in 0..bounds.of_one + 8 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // Whatever they say before they fall silent.
+        stream.write_all(&[5, 1, 0, 5, 1, 0, 3, 40, b'a'][..n % 9]).await.unwrap();
+        silent.push(stream);
     }
-    let mut closed = TcpStream::connect(address).await.unwrap();
-    assert_eq!(closed.read(&mut [0]).await.unwrap_or(0), 0, "closed without a word");
-    assert!(table.plane().metrics().refusals(Cause::AddressLimit) > 0);
-    for stream in &mut held {
-        assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0);
+    let (_served, code) = connect(address, HASH).await;
+    assert_eq!(code, 0);
+    // The oldest ones made room: nothing but the greeting's answer has come, then the end.
+    for stream in &mut silent[..8] {
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+        assert!(rest.is_empty() || rest == [5, 0], "{rest:?}");
     }
-    assert_eq!(connect(address, HASH).await.1, 2, "there is room for an answer again");
+    assert!(table.plane().metrics().refusals(Cause::MadeRoom) >= 8);
+    assert_eq!(table.plane().metrics().refusals(Cause::AddressLimit), 0);
 }
 
-#[test]
-fn the_places_of_addresses_are_all_given_back() {
-    let gate = Gate {
-        connections: Arc::new(Semaphore::new(1)),
-        per_ip: Arc::default(),
-        options: Arc::new(RwLock::new(Options { connections_per_ip: 2, ..Options::default() })),
-    };
-    let ip = |n: usize| IpAddr::from([192, 0, 2, u8::try_from(n).unwrap()]);
-    let places: Vec<_> = (0..100).filter_map(|n| gate.admit(ip(n % 20))).collect();
-    assert_eq!(places.iter().filter(|place| place.within).count(), 40);
-    assert_eq!(places.len(), 100);
-    let more: Vec<_> = (0..1000).filter_map(|n| gate.admit(ip(n % 20))).collect();
-    assert_eq!(places.len() + more.len() - 40, SURPLUS.1, "over the limit, in all");
-    assert!(gate.admit(ip(20)).is_some_and(|place| place.within), "others are not concerned");
-    drop((places, more));
-    let per_ip = gate.per_ip.lock().unwrap();
-    assert!(per_ip.counts.is_empty() && per_ip.surplus == 0, "{per_ip:?}");
+#[tokio::test]
+async fn activated_and_announced_transfers_do_not_count_against_their_address() {
+    let (address, _soft, table, _tasks) =
+        start(Options { connections_per_ip: 2, ..Options::default() }).await;
+    let (romeo, juliet) = (Jid::new("r@m.lit/o").unwrap(), Jid::new("j@c.lit/b").unwrap());
+    let mut kept = Vec::new();
+    for sid in ["1", "2", "3", "4"] {
+        let hash = DstAddr::compute(sid, &romeo, &juliet).to_string();
+        for _ in 0..2 {
+            let (stream, code) = connect(address, &hash).await;
+            assert_eq!(code, 0, "{sid}");
+            kept.push(stream);
+        }
+        table.try_activate(&romeo, sid, &juliet).unwrap();
+    }
+    // Two that wait, and the address has no seats left.
+    let (_one, code) = connect(address, HASH).await;
+    assert_eq!(code, 0);
+    let (_two, code) = connect(address, &HASH.replace('9', "8")).await;
+    assert_eq!(code, 0);
+    let (_refused, code) = connect(address, HASH).await;
+    assert_eq!(code, 2);
+    // What a session expects is taken all the same.
+    let announced = DstAddr::compute("session", &romeo, &juliet);
+    let mut registration = table.register([announced]);
+    let (_expected, code) = connect(address, &announced.to_string()).await;
+    assert_eq!(code, 0);
+    assert!(registration.arrived().await.is_some());
+    assert_eq!(table.plane().metrics().refusals(Cause::AddressLimit), 1);
 }
 
 #[tokio::test]
@@ -164,7 +182,7 @@ async fn any_port_is_taken() {
 
 #[tokio::test]
 async fn a_half_closed_connection_is_asked_for_before_a_nat_forgets_it() {
-    let listener = open("127.0.0.1:0".parse().unwrap(), false, false).unwrap();
+    let listener = open("127.0.0.1:0".parse().unwrap(), false, false, 0).unwrap();
     let address = listener.local_addr().unwrap();
     let (_there, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
     let (accepted, _) = accepted.unwrap();
@@ -174,6 +192,20 @@ async fn a_half_closed_connection_is_asked_for_before_a_nat_forgets_it() {
         (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
     let probes = socket.tcp_keepalive_retries().unwrap();
     assert!(time < Duration::from_secs(45) && time + interval * probes <= Duration::from_secs(60));
+}
+
+#[tokio::test]
+async fn a_largest_segment_holds_for_both_ends() {
+    let (address, _soft, table, _tasks) =
+        start(Options { max_segment: 1220, ..Options::default() }).await;
+    let (romeo, juliet) = (Jid::new("r@m.lit/o").unwrap(), Jid::new("j@c.lit/b").unwrap());
+    let announced = DstAddr::compute("s", &romeo, &juliet);
+    let mut registration = table.register([announced]);
+    let (theirs, _) = connect(address, &announced.to_string()).await;
+    let mut ours = registration.arrived().await.unwrap();
+    for socket in [SockRef::from(&theirs), SockRef::from(&*ours.stream_mut())] {
+        assert!(socket.tcp_mss().unwrap() <= 1220);
+    }
 }
 
 fn v2(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
@@ -317,13 +349,4 @@ async fn a_taken_port_is_named() {
         Listener::bind(&[&name], Options::default(), &table, &soft, &tasks).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     assert!(error.to_string().contains(&name), "{error}");
-}
-
-#[test]
-fn an_ipv6_network_counts_as_one_address() {
-    let ip = |text: &str| network(text.parse().unwrap());
-    assert_eq!(ip("2001:db8::1"), ip("2001:db8::ffff:1"));
-    assert_ne!(ip("2001:db8::1"), ip("2001:db8:0:1::1"));
-    assert_eq!(ip("::ffff:192.0.2.1"), ip("192.0.2.1"));
-    assert_ne!(ip("192.0.2.1"), ip("192.0.2.2"));
 }

@@ -34,6 +34,8 @@ pub enum Cause {
     AddressLimit,
     /// No file descriptor was left.
     Descriptors,
+    /// A silent connection made room for a new one.
+    MadeRoom,
     /// What came was no SOCKS5 request that is served here.
     Handshake,
     /// The load balancer's header was missing or wrong.
@@ -57,9 +59,10 @@ pub enum Cause {
 }
 
 impl Cause {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::AddressLimit,
         Self::Descriptors,
+        Self::MadeRoom,
         Self::Handshake,
         Self::ProxyHeader,
         Self::ThirdConnection,
@@ -76,6 +79,7 @@ impl Cause {
         match self {
             Self::AddressLimit => "address_limit",
             Self::Descriptors => "descriptors",
+            Self::MadeRoom => "made_room",
             Self::Handshake => "handshake",
             Self::ProxyHeader => "proxy_header",
             Self::ThirdConnection => "third_connection",

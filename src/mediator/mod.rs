@@ -6,6 +6,7 @@
 //! Nothing here ever opens an outgoing connection.
 
 mod bucket;
+mod crowd;
 mod ending;
 pub mod guard;
 pub mod ibb;
@@ -15,6 +16,7 @@ pub mod ibb_xml;
 pub mod leg;
 pub mod listener;
 pub mod metrics;
+pub(crate) mod origins;
 pub mod pipe;
 pub mod plane;
 pub mod proxy_header;
@@ -23,5 +25,5 @@ pub mod socket;
 pub mod socks5;
 mod splice;
 pub mod table;
-mod tcp;
+pub(crate) mod tcp;
 pub mod transfer;

@@ -14,6 +14,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, Sleep, interval_at},
 };
 
+pub use super::splice::Account;
+
 use super::{
     bucket::Bucket,
     ending::{Delivery, Ending, Fate, Side},
@@ -34,11 +36,13 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// Whether the first leg must start with a TLS ClientHello.
     pub guard: bool,
+    /// Whose stream it is: an account has a share of the kernel's pipes.
+    pub account: Account,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { idle_timeout: Duration::from_secs(600), guard: false }
+        Self { idle_timeout: Duration::from_secs(600), guard: false, account: Account::default() }
     }
 }
 

@@ -63,7 +63,7 @@ async fn much_goes_both_ways_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_pipe_in_which_nothing_moves_ends() {
     let idle_timeout = Duration::from_secs(600);
-    let (mut romeo, mut juliet, pipe) = start(Options { idle_timeout, guard: false }, 64);
+    let (mut romeo, mut juliet, pipe) = start(Options { idle_timeout, ..Options::default() }, 64);
     let begin = Instant::now();
     tokio::time::sleep(Duration::from_secs(500)).await;
     romeo.write_all(b"x").await.unwrap();
@@ -100,8 +100,8 @@ fn late_reader(bytes: &'static [u8]) -> DuplexStream {
 
 #[tokio::test(start_paused = true)]
 async fn not_one_byte_leaks_for_a_wrong_prefix() {
-    // The bytes at 4, 7 and 8 may have any value as long as the length they belong to is plausible.
-    for wrong in [0, 1, 2, 3, 5, 6] {
+    // The bytes at 4, 7 and 8 may have any value as long as the length they belong to is plausible, and that at 2 any at all.
+    for wrong in [0, 1, 3, 5, 6] {
         let mut bytes = HELLO.to_vec();
         bytes[wrong] = 0xff;
         let (mut romeo, a) = duplex(64);

@@ -15,9 +15,10 @@ use super::{
     ending::Side,
     leg::Leg,
     metrics::{Cause, Kind, Metrics, Phase},
-    pipe::{self, Ended, Options, Outcome},
+    pipe::{self, Account, Ended, Options, Outcome},
     relay::Relay,
-    splice::Pool,
+    splice::{self, Pool},
+    tcp,
 };
 
 /// The longest pause between two looks at the streams.
@@ -61,15 +62,21 @@ pub(super) struct Watch {
     /// Since something last moved: how often it was asked whether the peers are there; [`SETTLED`] if nobody need ask.
     asked: AtomicU32,
     idle_millis: u64,
-    /// Whether bytes wait that a reader has not taken yet.
+    /// Whether bytes wait that a reader has not taken yet, whether in a pipe, and whether another stream wants the pipe.
     holds: AtomicBool,
+    has_pipe: AtomicBool,
+    pipe_wanted: AtomicBool,
     waker: AtomicWaker,
+    account: Account,
     /// Its place in the list.
     index: AtomicU32,
     /// At the last look: when something had last moved, and how much had moved each way.
     moved_at: AtomicU64,
     counted: [AtomicU64; 2],
 }
+
+/// A stream that holds a pipe and moves fewer bytes than this from one look to the next has no use for it.
+const SLOW: u64 = 64 * 1024;
 
 /// Nothing is on its way to either peer, so only keepalive can find that one has vanished.
 const SETTLED: u32 = u32::MAX;
@@ -128,6 +135,13 @@ impl Plane {
         self.shared.pool.lent()
     }
 
+    /// Copies everything from now on, for the system refuses splice(2). Says so once.
+    pub(super) fn copy_only(&self, error: &io::Error) {
+        if self.shared.pool.close() {
+            tracing::warn!("{}", no_splice(error));
+        }
+    }
+
     pub(super) fn pool(&self) -> &Pool {
         &self.shared.pool
     }
@@ -181,13 +195,31 @@ impl Plane {
         (idle_timeout / LOOKS).clamp(Duration::from_millis(1), LOOK)
     }
 
-    /// Looks at every stream between sockets once: counts its bytes, ends it if it idles; and closes spare pipes.
+    /// Tries what the system may refuse (seccomp, old kernels) and says what that is, a sentence each. Streams do without
+    /// it from the first byte on.
+    pub fn probe(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        if let Err(error) = splice::probe() {
+            self.shared.pool.close();
+            missing.push(no_splice(&error));
+        }
+        missing.extend(tcp::missing());
+        missing
+    }
+
+    /// Looks at every stream between sockets once: counts its bytes, ends it if it idles; takes pipes from those that
+    /// hardly move if others were given none; and closes spare pipes.
     pub fn look(&self) {
         let millis = self.millis();
+        let short = self.shared.pool.was_short();
         let watches = self.lock();
         for watch in watches.iter() {
-            self.count(watch, millis);
-            if watch.look(millis) != News::None {
+            let moved = self.count(watch, millis);
+            let takes = short && moved < SLOW && watch.has_pipe.load(Ordering::Relaxed);
+            if takes {
+                watch.pipe_wanted.store(true, Ordering::Release);
+            }
+            if watch.look(millis) != News::None || takes {
                 watch.waker.wake();
             }
         }
@@ -195,8 +227,9 @@ impl Plane {
         self.shared.pool.trim();
     }
 
-    /// Adds what moved since the last time to the counters.
-    fn count(&self, watch: &Watch, millis: u64) {
+    /// Adds what moved since the last time to the counters, and says how much that is.
+    fn count(&self, watch: &Watch, millis: u64) -> u64 {
+        let mut all = 0;
         for (moved, counted) in [&watch.a_to_b, &watch.b_to_a].into_iter().zip(&watch.counted) {
             let moved = moved.load(Ordering::Relaxed);
             let before = counted.swap(moved, Ordering::Relaxed);
@@ -204,12 +237,14 @@ impl Plane {
                 watch.moved_at.store(millis, Ordering::Relaxed);
                 watch.asked.store(0, Ordering::Relaxed);
                 self.metrics().moved(Kind::S5b, Kind::S5b, moved - before);
+                all += moved - before;
             }
         }
+        all
     }
 
     /// Puts a stream under the clock.
-    pub(super) fn watch(&self, idle_timeout: Duration) -> Arc<Watch> {
+    pub(super) fn watch(&self, idle_timeout: Duration, account: Account) -> Arc<Watch> {
         let idle_millis = u64::try_from(idle_timeout.as_millis()).unwrap_or(u64::MAX);
         let mut watches = self.lock();
         let watch = Arc::new(Watch {
@@ -219,7 +254,10 @@ impl Plane {
             asked: AtomicU32::new(0),
             idle_millis,
             holds: AtomicBool::new(false),
+            has_pipe: AtomicBool::new(false),
+            pipe_wanted: AtomicBool::new(false),
             waker: AtomicWaker::new(),
+            account,
             index: AtomicU32::new(watches.len() as u32),
             moved_at: AtomicU64::new(self.millis()),
             counted: [AtomicU64::new(0), AtomicU64::new(0)],
@@ -242,7 +280,7 @@ impl Plane {
             watches.shrink_to_fit();
         }
         drop(watches);
-        self.count(watch, 0);
+        let _counted = self.count(watch, 0);
         self.metrics().session_ended(Kind::S5b, Kind::S5b);
     }
 
@@ -297,9 +335,20 @@ impl Watch {
         self.a_to_b.load(Ordering::Relaxed) + self.b_to_a.load(Ordering::Relaxed)
     }
 
-    /// Notes whether bytes wait for a reader.
-    pub(super) fn set_holds(&self, holds: bool) {
+    /// Notes whether bytes wait for a reader, and whether in a pipe.
+    pub(super) fn set_holds(&self, holds: bool, has_pipe: bool) {
         self.holds.store(holds, Ordering::Relaxed);
+        self.has_pipe.store(has_pipe, Ordering::Relaxed);
+    }
+
+    /// Says, once, whether another stream wants the pipe of this one.
+    pub(super) fn is_pipe_wanted(&self) -> bool {
+        self.pipe_wanted.load(Ordering::Acquire) && self.pipe_wanted.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whose stream it is.
+    pub(super) fn account(&self) -> Account {
+        self.account
     }
 
     /// How long neither direction may move a byte.
@@ -348,6 +397,13 @@ impl Watch {
     }
 }
 
+fn no_splice(error: &io::Error) -> String {
+    format!(
+        "splice(2) does not work here ({error}): streams are copied, which takes more processor time; does a seccomp profile \
+         forbid it?"
+    )
+}
+
 /// A stream in the count of open ones.
 struct Open<'a> {
     plane: &'a Plane,
@@ -390,7 +446,7 @@ mod tests {
         let wrap = Duration::from_millis(u32::MAX.into());
         let plane = Plane::new(0);
         tokio::time::advance(wrap - IDLE / 4).await;
-        let watch = plane.watch(IDLE);
+        let watch = plane.watch(IDLE, Account::default());
         plane.look();
         tokio::time::advance(IDLE / 2).await;
         plane.look();
@@ -407,7 +463,7 @@ mod tests {
     async fn an_idle_time_of_many_days_is_kept() {
         let days = |days: u64| Duration::from_secs(days * 24 * 3600);
         let plane = Plane::new(0);
-        let watch = plane.watch(days(60));
+        let watch = plane.watch(days(60), Account::default());
         tokio::time::advance(days(59)).await;
         plane.look();
         assert_ne!(news(&watch), News::Idle);
@@ -420,7 +476,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_peers_of_a_stream_that_stands_still_are_looked_for_until_nothing_is_on_its_way() {
         let plane = Plane::new(0);
-        let watch = plane.watch(IDLE);
+        let watch = plane.watch(IDLE, Account::default());
         let look = async |after: Duration| {
             tokio::time::advance(after).await;
             plane.look();

@@ -3,7 +3,8 @@
 //!
 //! The first read of a burst goes to the buffer. If it fills it, more is there, and the direction is *busy*: it
 //! takes a pipe, moves what has arrived into it and from it to the other socket, and gives it back when nothing
-//! more comes. It keeps the pipe only while the other socket takes no more. Without a pipe it copies.
+//! more comes. It keeps the pipe only while the other socket takes no more, and not even then if others need it. It never
+//! fills it much beyond what the other socket has room for. Without a pipe it copies.
 
 use std::{
     cell::RefCell,
@@ -27,7 +28,8 @@ use super::{
     pipe::{Ended, Limit, Options, Outcome},
     plane::{News, Plane, Watch},
     socket::{self, Socket},
-    splice::Pipe,
+    splice::{self, Account, Pipe},
+    tcp,
 };
 
 /// Read first; a burst that is longer is worth a pipe.
@@ -35,6 +37,9 @@ const PROBE: usize = 16 * 1024;
 
 /// Read at once by a busy direction that has no pipe.
 const COPY: usize = 64 * 1024;
+
+/// What may be taken out of a pipe into memory, when others need the pipe.
+const KEPT: usize = 2 * COPY;
 
 /// Rounds in one turn of the task, so that a busy direction starves neither the other nor other tasks.
 const ROUNDS: usize = 16;
@@ -56,6 +61,13 @@ pub(super) struct Relay {
     limit: Option<Box<Limit>>,
     /// One socket is gone and its bytes are written: the other one has them soon.
     ending: Option<Box<Ending>>,
+}
+
+/// Who lends pipes, and to whom.
+#[derive(Clone, Copy)]
+struct Lender<'a> {
+    plane: &'a Plane,
+    account: Account,
 }
 
 /// One direction.
@@ -114,7 +126,7 @@ impl Relay {
         Self {
             forward: way(a.take_early(), options.guard),
             backward: way(b.take_early(), false),
-            watch: plane.watch(options.idle_timeout),
+            watch: plane.watch(options.idle_timeout, options.account),
             a,
             b,
             plane,
@@ -132,20 +144,21 @@ impl Relay {
         let Self { a, b, forward, backward, plane, watch, limit, ending } = self;
         let (there, back) = loop {
             let (a, b) = (a.stream_mut(), b.stream_mut());
-            let there = forward.poll(cx, a, b, plane, &watch.a_to_b, limit);
+            let lender = Lender { plane, account: watch.account() };
+            let there = forward.poll(cx, a, b, lender, &watch.a_to_b, limit);
             if let Poll::Ready(Err(end)) = there {
                 return Poll::Ready(end);
             }
             if forward.guarded {
                 return Poll::Pending;
             }
-            backward.heed(forward.fate, plane);
-            let back = backward.poll(cx, b, a, plane, &watch.b_to_a, limit);
+            backward.heed(forward.fate, lender);
+            let back = backward.poll(cx, b, a, lender, &watch.b_to_a, limit);
             if let Poll::Ready(Err(end)) = back {
                 return Poll::Ready(end);
             }
             // A direction that has just lost its sink is polled again, or nothing would wake it.
-            if !forward.heed(backward.fate, plane) {
+            if !forward.heed(backward.fate, lender) {
                 break (there.is_ready(), back.is_ready());
             }
         };
@@ -179,15 +192,16 @@ impl Relay {
     /// Looks whether both peers of a stream that stands still are there.
     fn find_vanished(&mut self) {
         let (a, b) = (self.a.delivery(), self.b.delivery());
+        let lender = Lender { plane: &self.plane, account: self.watch.account() };
         if a.is_gone() {
             self.forward.fate.lost.get_or_insert(io::ErrorKind::TimedOut);
             self.backward.fate.broken.get_or_insert(io::ErrorKind::TimedOut);
-            self.backward.abandon(&self.plane);
+            self.backward.abandon(lender);
         }
         if b.is_gone() {
             self.backward.fate.lost.get_or_insert(io::ErrorKind::TimedOut);
             self.forward.fate.broken.get_or_insert(io::ErrorKind::TimedOut);
-            self.forward.abandon(&self.plane);
+            self.forward.abandon(lender);
         }
         self.watch.looked(a.is_open() || b.is_open());
     }
@@ -218,6 +232,11 @@ impl Future for Relay {
         if news == News::Still {
             this.find_vanished();
         }
+        if this.watch.is_pipe_wanted() {
+            let lender = Lender { plane: &this.plane, account: this.watch.account() };
+            this.forward.yield_pipe(lender);
+            this.backward.yield_pipe(lender);
+        }
         let end = match this.poll_ways(cx) {
             Poll::Ready(end) => end,
             // What moved just now was not seen when it was called idle, but then so little of it was there for so
@@ -226,7 +245,8 @@ impl Future for Relay {
                 this.error().map_or(Ended::Idle, Ended::Error)
             }
             Poll::Pending => {
-                this.watch.set_holds(this.holds());
+                let has_pipe = this.forward.pipe.is_some() || this.backward.pipe.is_some();
+                this.watch.set_holds(this.holds(), has_pipe);
                 return Poll::Pending;
             }
         };
@@ -241,8 +261,9 @@ impl Future for Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.forward.release(&self.plane);
-        self.backward.release(&self.plane);
+        let lender = Lender { plane: &self.plane, account: self.watch.account() };
+        self.forward.release(lender);
+        self.backward.release(lender);
         self.plane.unwatch(&self.watch);
     }
 }
@@ -254,38 +275,38 @@ impl Way {
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &mut TcpStream,
-        plane: &Plane,
+        lender: Lender<'_>,
         written: &AtomicU64,
         limit: &mut Option<Box<Limit>>,
     ) -> Poll<Result<(), Ended>> {
         if self.state == State::Copy {
-            match self.poll_bytes(cx, from, to, plane, written, limit) {
+            match self.poll_bytes(cx, from, to, lender, written, limit) {
                 Poll::Pending => {
                     if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
-                        self.release(plane);
+                        self.release(lender);
                     }
                     return Poll::Pending;
                 }
                 Poll::Ready(Err(Failure::End(end))) => return Poll::Ready(Err(end)),
                 Poll::Ready(Err(Failure::Write(kind))) => {
                     self.fate.broken = Some(kind);
-                    self.abandon(plane);
+                    self.abandon(lender);
                 }
                 Poll::Ready(Err(Failure::Read(kind))) => {
                     self.fate.failed = Some(kind);
-                    self.done(plane);
+                    self.done(lender);
                 }
                 Poll::Ready(Ok(())) => {
                     if self.fate.end() {
                         socket::finish(to, cx);
                     }
-                    self.done(plane);
+                    self.done(lender);
                 }
             }
         }
         if self.state == State::Drop {
             ready!(self.poll_drop(cx, from, limit));
-            self.done(plane);
+            self.done(lender);
         }
         Poll::Ready(Ok(()))
     }
@@ -296,27 +317,27 @@ impl Way {
     }
 
     /// Learns what happened to the opposite direction; says whether this one has just lost its sink by it.
-    fn heed(&mut self, opposite: Fate, plane: &Plane) -> bool {
+    fn heed(&mut self, opposite: Fate, lender: Lender<'_>) -> bool {
         let lost = self.fate.heed(opposite) && self.state == State::Copy;
         if lost {
-            self.abandon(plane);
+            self.abandon(lender);
         }
         lost
     }
 
     /// From now on this direction only empties its source.
-    fn abandon(&mut self, plane: &Plane) {
+    fn abandon(&mut self, lender: Lender<'_>) {
         if self.state == State::Copy {
-            self.done(plane);
+            self.done(lender);
             self.state = State::Drop;
         }
     }
 
-    fn done(&mut self, plane: &Plane) {
+    fn done(&mut self, lender: Lender<'_>) {
         self.state = State::Done;
         self.kept = None;
         self.guarded = false;
-        self.release(plane);
+        self.release(lender);
     }
 
     /// Reads and drops until the source ends.
@@ -358,7 +379,7 @@ impl Way {
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &mut TcpStream,
-        plane: &Plane,
+        lender: Lender<'_>,
         written: &AtomicU64,
         limit: &mut Option<Box<Limit>>,
     ) -> Poll<Result<(), Failure>> {
@@ -370,7 +391,7 @@ impl Way {
                 }
             } else {
                 ready!(self.poll_write_kept(cx, to, written))?;
-                ready!(self.poll_drain(cx, to, written))?;
+                ready!(self.poll_drain(cx, to, lender, written))?;
             }
             // Asked before anything is borrowed: the other direction may be why this task runs.
             match from.poll_read_ready(cx) {
@@ -387,15 +408,23 @@ impl Way {
                 Some(limit) => ready!(limit.poll_allowed(cx)),
             };
             if self.busy && !self.guarded && self.pipe.is_none() {
-                self.pipe = plane.pool().take();
+                self.pipe = lender.plane.pool().take(lender.account);
             }
             let n = match &mut self.pipe {
                 Some(pipe) => {
                     let from = &*from;
+                    // A pipe that is filled beyond what the sink takes is lost to others while the sink is slow. A little
+                    // more than that lets the kernel know that the sink's buffer is too small.
+                    let most = most.min(tcp::room(&*to).unwrap_or(0).max(COPY));
                     match from.try_io(Interest::READABLE, || pipe.fill(from, most)) {
                         Ok(n) => n,
                         // Nothing there after all: the next round asks to be woken.
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                        Err(error) if splice::is_refused(&error) => {
+                            lender.plane.copy_only(&error);
+                            self.release(lender);
+                            continue;
+                        }
                         Err(error) => return Poll::Ready(Err(read_failed(error))),
                     }
                 }
@@ -497,16 +526,24 @@ impl Way {
     fn poll_drain(
         &mut self,
         cx: &mut Context<'_>,
-        to: &TcpStream,
+        to: &mut TcpStream,
+        lender: Lender<'_>,
         written: &AtomicU64,
     ) -> Poll<Result<(), Failure>> {
-        let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };
-        while pipe.held() > 0 {
+        while let Some(pipe) = &mut self.pipe
+            && pipe.held() > 0
+        {
+            let to = &mut *to;
             ready!(to.poll_write_ready(cx)).map_err(|error| Failure::Write(error.kind()))?;
-            match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
+            match to.try_io(Interest::WRITABLE, || pipe.drain(&*to)) {
                 Ok(0) => return Poll::Ready(Err(no_bytes_taken())),
                 Ok(n) => add(written, n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if splice::is_refused(&error) && self.keep().is_ok() => {
+                    lender.plane.copy_only(&error);
+                    self.release(lender);
+                    return self.poll_write_kept(cx, to, written);
+                }
                 Err(error) => return Poll::Ready(Err(Failure::Write(error.kind()))),
             }
         }
@@ -524,10 +561,29 @@ impl Way {
         Ok(!self.guarded)
     }
 
-    fn release(&mut self, plane: &Plane) {
+    fn release(&mut self, lender: Lender<'_>) {
         if let Some(pipe) = self.pipe.take() {
-            plane.pool().give_back(pipe);
+            lender.plane.pool().give_back(lender.account, pipe);
         }
+    }
+
+    /// Gives the pipe to others: what is in it waits in memory. It is little, unless the sink took less than it said.
+    fn yield_pipe(&mut self, lender: Lender<'_>) {
+        if self.pipe.as_ref().is_some_and(|pipe| pipe.held() <= KEPT) {
+            // If that fails it stays where it is.
+            let _kept = self.keep();
+            if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
+                self.release(lender);
+                self.busy = false;
+            }
+        }
+    }
+
+    /// Moves what is in the pipe to memory.
+    fn keep(&mut self) -> io::Result<()> {
+        let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) else { return Ok(()) };
+        let kept = self.kept.get_or_insert_with(Box::default);
+        pipe.empty(&mut kept.bytes)
     }
 }
 

@@ -374,7 +374,8 @@ async fn the_guard_holds_here_too() {
 async fn who_says_nothing_is_idle() {
     let plane = Plane::new(0);
     let idle_timeout = Duration::from_millis(200);
-    let (_romeo, _juliet, relay) = start(&plane, Options { idle_timeout, guard: false }).await;
+    let (_romeo, _juliet, relay) =
+        start(&plane, Options { idle_timeout, ..Options::default() }).await;
     let clock = plane.clone();
     let looks = tokio::spawn(async move {
         loop {
@@ -404,4 +405,78 @@ async fn a_rate_is_kept() {
 fn an_idle_stream_is_small() {
     assert!(size_of::<Relay>() <= 320, "{}", size_of::<Relay>());
     assert!(size_of::<Watch>() <= 96, "{}", size_of::<Watch>());
+}
+
+/// Writes until nobody takes more, and says how much that was.
+async fn stuff(stream: &mut TcpStream, bytes: &[u8]) -> usize {
+    let mut written = 0;
+    while let Ok(n) = timeout(Duration::from_millis(300), stream.write(&bytes[written..])).await {
+        written += n.unwrap();
+        assert!(written < bytes.len(), "somebody keeps all of it");
+    }
+    written
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pipes_are_taken_from_streams_that_do_not_move() {
+    let plane = Plane::with_pool(0, Pool::with_limit(2));
+    let bytes = pattern(64 << 20);
+    let mut still = Vec::new();
+    for _ in 0..2 {
+        let (mut romeo, juliet, relay) = start(&plane, Options::default()).await;
+        let written = stuff(&mut romeo, &bytes).await;
+        still.push((romeo, juliet, relay, written));
+    }
+    assert_eq!(plane.pipes(), (0, 2), "the readers that stand still hold both");
+    // A look sees what moved before it, and nobody needs the pipes.
+    plane.look();
+    plane.look();
+    assert_eq!(plane.pipes(), (0, 2));
+
+    let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+    let lent = plane.pipes_lent();
+    let mut piece = vec![0; 1 << 20];
+    let mut pieces = 0;
+    while plane.pipes_lent() == lent {
+        let (sent, got) =
+            tokio::join!(romeo.write_all(&bytes[..1 << 20]), juliet.read_exact(&mut piece));
+        sent.unwrap();
+        got.unwrap();
+        assert!(piece == bytes[..1 << 20]);
+        pieces += 1;
+        assert!(pieces < 10_000, "it is copied for ever");
+        plane.look();
+    }
+    drop((romeo, juliet));
+    relay.await.unwrap();
+    // Nothing was lost of what the pipes held.
+    for (romeo, mut juliet, relay, written) in still {
+        drop(romeo);
+        let (got, end) = rest(&mut juliet).await;
+        assert!(got == bytes[..written], "{} of {written}", got.len());
+        assert_eq!(end, Ok(()));
+        drop(juliet);
+        relay.await.unwrap();
+    }
+    assert_eq!(plane.pipes().1, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_goes_on_where_splice_is_refused() {
+    let plane = Plane::new(0);
+    let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+    let bytes = pattern(8 << 20);
+    let (sent, mut got) = (bytes.clone(), vec![0; bytes.len() / 2]);
+    let writing = tokio::spawn(async move {
+        romeo.write_all(&sent).await.unwrap();
+    });
+    juliet.read_exact(&mut got).await.unwrap();
+    // In the middle of it the system changes its mind.
+    plane.copy_only(&io::Error::from_raw_os_error(libc::EPERM));
+    juliet.read_to_end(&mut got).await.unwrap();
+    assert!(got == bytes);
+    writing.await.unwrap();
+    drop(juliet);
+    relay.await.unwrap();
+    assert_eq!(plane.pipes(), (0, 0));
 }

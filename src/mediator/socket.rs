@@ -24,13 +24,33 @@ use super::{
 pub struct Socket {
     stream: TcpStream,
     early: Vec<u8>,
-    _admission: Option<Admission>,
+    admission: Option<Admission>,
 }
 
 impl Socket {
     /// An accepted connection. `early` is read before anything else.
     pub(super) fn accepted(stream: TcpStream, early: Vec<u8>, admission: Admission) -> Self {
-        Self { stream, early, _admission: Some(admission) }
+        Self { stream, early, admission: Some(admission) }
+    }
+
+    /// Counts the connection against its address from now on; false if that has too many. One that did not come through
+    /// a listener counts nowhere.
+    pub(super) fn take_seat(&mut self) -> bool {
+        self.admission.as_mut().is_none_or(Admission::take_seat)
+    }
+
+    /// Notes that the handshake is over.
+    pub(super) fn arrived(&mut self) {
+        if let Some(admission) = &mut self.admission {
+            admission.arrived();
+        }
+    }
+
+    /// Notes that the connection belongs to a user's transfer or session, and counts there and not against its address.
+    pub(super) fn settle(&mut self) {
+        if let Some(admission) = &mut self.admission {
+            admission.settle();
+        }
     }
 
     /// The bytes of the stream that were read already; they are the caller's now.
@@ -88,7 +108,7 @@ pub(super) fn finish(stream: &mut TcpStream, cx: &mut Context<'_>) {
 
 impl From<TcpStream> for Socket {
     fn from(stream: TcpStream) -> Self {
-        Self { stream, early: Vec::new(), _admission: None }
+        Self { stream, early: Vec::new(), admission: None }
     }
 }
 

@@ -11,9 +11,16 @@ pub(super) use linux::Pipe;
 pub(super) use none::Pipe;
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    io, mem,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
+
+use jid::BareJid;
+
+use crate::xmpp::jid::identity;
 
 /// The first pipes are this large: fewer, longer splices cost less per byte.
 const LARGE: usize = 1 << 20;
@@ -28,7 +35,23 @@ const PIPES: usize = LARGE_PIPES + 96;
 /// After the kernel refused a pipe none is asked for so long.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Pipes for all pairs of a plane.
+/// Whose stream it is, as far as shares of pipes are concerned: a keyed hash of the address. The default is nobody's, and
+/// has no share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Account(u32);
+
+impl Account {
+    /// Returns the account of a user.
+    pub fn of(user: &BareJid) -> Self {
+        static HASHER: OnceLock<RandomState> = OnceLock::new();
+        let hash = HASHER.get_or_init(RandomState::new).hash_one(identity(user).as_str());
+        // Not nobody's.
+        Self(hash as u32 | 1)
+    }
+}
+
+/// Pipes for all pairs of a plane. An account may take one more while it has fewer than are left for all, so whoever comes
+/// first, some are left for the next one.
 #[derive(Debug)]
 pub(super) struct Pool {
     limit: usize,
@@ -47,6 +70,12 @@ struct State {
     refused_at: Option<Instant>,
     /// How often one was taken.
     lent: u64,
+    /// How many each account has taken.
+    taken: HashMap<Account, usize>,
+    /// Somebody was given none since the last [`Pool::was_short`].
+    short: bool,
+    /// Why none is given any more.
+    closed: bool,
 }
 
 impl Pool {
@@ -60,43 +89,82 @@ impl Pool {
         Self { limit, state: Mutex::default() }
     }
 
-    /// An empty pipe, if there is one or one can be made.
-    pub(super) fn take(&self) -> Option<Box<Pipe>> {
+    /// Takes an empty pipe, if there is one or one can be made, and if the account has not its share.
+    pub(super) fn take(&self, account: Account) -> Option<Box<Pipe>> {
         let mut state = self.lock();
-        if let Some(pipe) = state.free.pop() {
-            state.spare = state.spare.min(state.free.len());
-            state.lent += 1;
-            return Some(pipe);
+        if state.closed {
+            return None;
         }
-        if state.made >= self.limit
-            || state.refused_at.is_some_and(|refused_at| refused_at.elapsed() < PAUSE)
-        {
+        let held = state.taken.get(&account).copied().unwrap_or(0);
+        let left = self.limit.saturating_sub(state.made - state.free.len());
+        if left == 0 || account != Account::default() && held >= left {
+            state.short = true;
+            return None;
+        }
+        let pipe = match state.free.pop() {
+            Some(pipe) => {
+                state.spare = state.spare.min(state.free.len());
+                pipe
+            }
+            None => self.make(&mut state)?,
+        };
+        state.lent += 1;
+        *state.taken.entry(account).or_default() += 1;
+        Some(pipe)
+    }
+
+    fn make(&self, state: &mut State) -> Option<Box<Pipe>> {
+        if state.refused_at.is_some_and(|refused_at| refused_at.elapsed() < PAUSE) {
+            state.short = true;
             return None;
         }
         let wanted = if state.made < LARGE_PIPES { LARGE } else { MEDIUM };
         match Pipe::open(wanted, SMALLEST) {
             Ok(pipe) => {
                 state.made += 1;
-                state.lent += 1;
                 state.refused_at = None;
                 Some(Box::new(pipe))
             }
             Err(error) => {
                 tracing::debug!(%error, "no pipe to be had, copying instead");
                 state.refused_at = Some(Instant::now());
+                state.short = true;
                 None
             }
         }
     }
 
     /// Takes a pipe back. One that still holds bytes is closed, and they are gone.
-    pub(super) fn give_back(&self, pipe: Box<Pipe>) {
+    pub(super) fn give_back(&self, account: Account, pipe: Box<Pipe>) {
         let mut state = self.lock();
-        if pipe.held() == 0 {
+        if let Some(held) = state.taken.get_mut(&account) {
+            *held -= 1;
+            if *held == 0 {
+                state.taken.remove(&account);
+            }
+        }
+        if pipe.held() == 0 && !state.closed {
             state.free.push(pipe);
         } else {
             state.made -= 1;
         }
+    }
+
+    /// Says whether somebody was given no pipe since the last call.
+    pub(super) fn was_short(&self) -> bool {
+        mem::take(&mut self.lock().short)
+    }
+
+    /// Gives no pipes any more, for the system refuses what moves bytes through them. Says whether it gave some before.
+    pub(super) fn close(&self) -> bool {
+        let mut state = self.lock();
+        let closes = !mem::replace(&mut state.closed, true);
+        let unused = mem::take(&mut state.free);
+        state.made -= unused.len();
+        state.spare = 0;
+        drop(state);
+        drop(unused);
+        closes
     }
 
     /// Closes the pipes that nobody needed since the last call.
@@ -175,6 +243,32 @@ mod linux {
             Ok(n)
         }
 
+        /// Reads out what is in the pipe.
+        ///
+        /// # Errors
+        /// As read(2) does; what was read until then is in `bytes`.
+        pub(in super::super) fn empty(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
+            let start = bytes.len();
+            bytes.resize(start + self.held, 0);
+            let mut end = start;
+            while self.held > 0 {
+                match rustix::io::read(&self.out, &mut bytes[end..]) {
+                    Ok(n) if n > 0 => {
+                        end += n;
+                        self.held -= n;
+                    }
+                    Ok(_) => break,
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => {
+                        bytes.truncate(end);
+                        return Err(error.into());
+                    }
+                }
+            }
+            bytes.truncate(end);
+            Ok(())
+        }
+
         /// Moves what is in the pipe to a socket.
         ///
         /// # Errors
@@ -210,32 +304,129 @@ mod none {
             match self.0 {}
         }
 
+        pub(in super::super) fn empty(&mut self, _bytes: &mut Vec<u8>) -> io::Result<()> {
+            match self.0 {}
+        }
+
         pub(in super::super) fn drain<S>(&mut self, _to: S) -> io::Result<usize> {
             match self.0 {}
         }
     }
 }
 
+/// Whether an error of splice(2) says that it does not work at all here, and not what became of a stream.
+pub(super) fn is_refused(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput
+    )
+}
+
+/// Tries what moves bytes through pipes, on a pair of sockets of its own.
+///
+/// # Errors
+/// What the system says of the first call that it refuses.
+#[cfg(target_os = "linux")]
+pub(super) fn probe() -> io::Result<()> {
+    use std::{io::Write, os::unix::net::UnixStream};
+    let ((mut there, here), (on, _end)) = (UnixStream::pair()?, UnixStream::pair()?);
+    there.write_all(b"probe")?;
+    let mut pipe = Pipe::open(SMALLEST, SMALLEST)?;
+    pipe.fill(&here, 3)?;
+    pipe.drain(&on)?;
+    pipe.fill(&here, 2)?;
+    pipe.empty(&mut Vec::new())
+}
+
+/// There is nothing to try elsewhere.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn probe() -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixStream,
+    };
+
     use super::*;
+
+    const NOBODY: Account = Account(0);
 
     #[test]
     fn a_pool_lends_so_many_and_closes_what_nobody_needs() {
         let pool = Pool::with_limit(2);
-        let (one, two) = (pool.take().unwrap(), pool.take().unwrap());
-        assert!(pool.take().is_none());
-        pool.give_back(one);
-        pool.give_back(two);
+        let (one, two) = (pool.take(NOBODY).unwrap(), pool.take(NOBODY).unwrap());
+        assert!(!pool.was_short());
+        assert!(pool.take(NOBODY).is_none());
+        assert!(pool.was_short() && !pool.was_short());
+        pool.give_back(NOBODY, one);
+        pool.give_back(NOBODY, two);
         assert_eq!(pool.count(), (2, 0));
         pool.trim();
         assert_eq!(pool.count(), (2, 0), "both were needed since");
-        let one = pool.take().unwrap();
+        let one = pool.take(NOBODY).unwrap();
         pool.trim();
         assert_eq!(pool.count(), (0, 1), "one was not");
-        pool.give_back(one);
+        pool.give_back(NOBODY, one);
         pool.trim();
         pool.trim();
+        assert_eq!(pool.count(), (0, 0));
+    }
+
+    #[test]
+    fn an_account_leaves_as_many_as_it_takes() {
+        let pool = Pool::with_limit(32);
+        let take = |account| -> Vec<_> { std::iter::from_fn(|| pool.take(account)).collect() };
+        let taken: Vec<_> = (1..5).map(|n| (Account(n), take(Account(n)))).collect();
+        let counts: Vec<_> = taken.iter().map(|(_, pipes)| pipes.len()).collect();
+        assert_eq!(counts, [16, 8, 4, 2]);
+        for (account, pipes) in taken {
+            pipes.into_iter().for_each(|pipe| pool.give_back(account, pipe));
+        }
+        assert_eq!(take(Account(9)).len(), 16, "what was given back counts no more");
+        assert_ne!(Account::of(&BareJid::new("a@b.c").unwrap()), NOBODY);
+        let spelled = |text: &str| Account::of(&BareJid::new(text).unwrap());
+        assert_eq!(spelled("a@b.c"), spelled("a@b.c."), "another spelling is no other account");
+    }
+
+    #[test]
+    fn what_is_in_a_pipe_can_be_read_out() {
+        probe().unwrap();
+        let ((mut there, here), (on, mut end)) =
+            (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        let sent: Vec<u8> = (0..50_000_u32).map(|n| (n % 251) as u8).collect();
+        there.write_all(&sent).unwrap();
+        let mut pipe = Pipe::open(LARGE, SMALLEST).unwrap();
+        let (mut got, mut kept) = (Vec::new(), vec![9]);
+        while got.len() + kept.len() - 1 < sent.len() {
+            pipe.fill(&here, 20_000).unwrap();
+            if got.is_empty() {
+                let drained = pipe.drain(&on).unwrap();
+                got.resize(drained, 0);
+                end.read_exact(&mut got).unwrap();
+            }
+            pipe.empty(&mut kept).unwrap();
+            assert_eq!(pipe.held(), 0);
+        }
+        assert_eq!(kept.remove(0), 9, "what was there stays");
+        got.extend(kept);
+        assert!(got == sent);
+    }
+
+    #[test]
+    fn a_pool_that_is_closed_gives_nothing() {
+        let pool = Pool::with_limit(2);
+        let (one, two) = (pool.take(NOBODY).unwrap(), pool.take(NOBODY).unwrap());
+        pool.give_back(NOBODY, one);
+        let refused = io::Error::from_raw_os_error(libc::EPERM);
+        assert!(is_refused(&refused) && is_refused(&io::Error::from_raw_os_error(libc::ENOSYS)));
+        assert!(!is_refused(&io::Error::from_raw_os_error(libc::ECONNRESET)));
+        assert!(pool.close() && !pool.close());
+        assert!(pool.take(NOBODY).is_none());
+        pool.give_back(NOBODY, two);
         assert_eq!(pool.count(), (0, 0));
     }
 }

@@ -4,7 +4,7 @@
 //! or a *registration* by a brokered session, which takes the one connection that names its hash.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
@@ -54,6 +54,8 @@ pub struct Options {
     pub sessions: usize,
     /// Active transfers that one bare JID has activated.
     pub sessions_per_user: usize,
+    /// Transfers that wait for their second side or activation; the oldest one makes room for one more.
+    pub waiting: usize,
 }
 
 impl Default for Options {
@@ -65,6 +67,7 @@ impl Default for Options {
             idle_timeout: Duration::from_secs(600),
             sessions: 10_000,
             sessions_per_user: 32,
+            waiting: 5_000,
         }
     }
 }
@@ -87,8 +90,8 @@ pub struct Counts {
 pub enum Arrival {
     /// The entry has it; success was sent.
     Taken,
-    /// Two sides are there already; a refusal is to be sent.
-    Refused(Socket),
+    /// Two sides are there already, or its address has too many connections; a refusal is to be sent.
+    Refused(Socket, Cause),
     /// It broke before it could be told of its success.
     Gone(io::Error),
 }
@@ -118,7 +121,10 @@ struct State {
     next_registration: u64,
     /// Active transfers of those who activated them.
     shares: Shares,
-    /// How many have been active so far.
+    /// Plain transfers that are not active, oldest first.
+    waiting: BTreeMap<u64, DstAddr>,
+    /// How many have been waiting, and how many active, so far.
+    arrived: u64,
     numbered: u64,
     /// Nothing more is activated.
     draining: bool,
@@ -164,6 +170,7 @@ pub struct TransferInfo {
 struct Waiting {
     transfer: Transfer<Socket>,
     since: Instant,
+    number: u64,
 }
 
 /// Why a transfer was not activated.
@@ -231,22 +238,35 @@ impl Table {
 
     /// Takes a connection that named `hash`. `success` is the reply that tells it so; it is sent before the entry
     /// can be activated or handed on, so nothing of the stream comes before it.
-    pub fn arrive(&self, hash: DstAddr, socket: Socket, success: &[u8]) -> Arrival {
+    ///
+    /// The connections of a plain transfer count against their addresses until the transfer is activated. One that a
+    /// session expects does not count.
+    pub fn arrive(&self, hash: DstAddr, mut socket: Socket, success: &[u8]) -> Arrival {
         let mut state = self.inner.lock();
         let State { entries, registrations, awaited, .. } = &mut *state;
         let mut waiting = None;
-        let free = match entries.get(&hash) {
-            None => !self.inner.hard.is_cancelled(),
-            Some(Entry::Plain(waiting)) => waiting.transfer.has_room(),
-            Some(Entry::Active(_)) => false,
+        let refused = match entries.get(&hash) {
+            None if self.inner.hard.is_cancelled() => Some(Cause::Draining),
+            None => (!socket.take_seat()).then_some(Cause::AddressLimit),
+            Some(Entry::Plain(waiting)) if !waiting.transfer.has_room() => {
+                Some(Cause::ThirdConnection)
+            }
+            Some(Entry::Plain(_)) => (!socket.take_seat()).then_some(Cause::AddressLimit),
+            Some(Entry::Active(_)) => Some(Cause::ThirdConnection),
             Some(Entry::Registered(number)) => {
                 waiting = registrations.get_mut(number);
-                waiting.as_ref().is_some_and(|waiting| waiting.is_some())
+                let free = waiting.as_ref().is_some_and(|waiting| waiting.is_some());
+                (!free).then_some(Cause::ThirdConnection)
             }
         };
-        if !free {
-            self.inner.plane.metrics().refused(Cause::ThirdConnection);
-            return Arrival::Refused(socket);
+        if let Some(cause) = refused {
+            self.inner.plane.metrics().refused(cause);
+            return Arrival::Refused(socket, cause);
+        }
+        if waiting.is_some() {
+            socket.settle();
+        } else {
+            socket.arrived();
         }
         // One small non-blocking send: a connection this young has an empty send buffer.
         if let Err(error) = socket.send_now(success) {
@@ -258,7 +278,7 @@ impl Table {
                     wake(awaited, hash);
                     Arrival::Taken
                 }
-                Err(error) => Arrival::Refused(error.into_inner()),
+                Err(error) => Arrival::Refused(error.into_inner(), Cause::ThirdConnection),
             };
         }
         let now = now();
@@ -268,11 +288,25 @@ impl Table {
                     wake(awaited, hash);
                     Arrival::Taken
                 }
-                Err(socket) => Arrival::Refused(socket),
+                Err(socket) => Arrival::Refused(socket, Cause::ThirdConnection),
             };
         }
-        let transfer = Transfer::new(socket, self.inner.options().activation_timeout, now);
-        entries.insert(hash, Entry::Plain(Box::new(Waiting { transfer, since: now })));
+        let options = self.inner.options();
+        let transfer = Transfer::new(socket, options.activation_timeout, now);
+        let made_room = (state.waiting.len() >= options.waiting.max(1))
+            .then(|| state.waiting.pop_first())
+            .flatten()
+            .and_then(|(_, oldest)| state.entries.remove(&oldest));
+        let number = state.arrived;
+        state.arrived += 1;
+        state.waiting.insert(number, hash);
+        state
+            .entries
+            .insert(hash, Entry::Plain(Box::new(Waiting { transfer, since: now, number })));
+        drop(state);
+        if made_room.is_some() {
+            self.inner.plane.metrics().refused(Cause::MadeRoom);
+        }
         Arrival::Taken
     }
 
@@ -289,8 +323,10 @@ impl Table {
         for hash in hashes {
             match state.entries.remove(&hash) {
                 Some(Entry::Plain(waiting)) => {
+                    state.waiting.remove(&waiting.number);
                     let (first, second) = waiting.transfer.into_connections();
-                    for socket in first.into_iter().chain(second) {
+                    for mut socket in first.into_iter().chain(second) {
+                        socket.settle();
                         match sender.take() {
                             Some(sender) => surplus.extend(
                                 sender
@@ -355,8 +391,10 @@ impl Table {
             Err(NotActivated::Refused(refusal))
         };
         let user = asker.to_bare();
+        let account = pipe::Account::of(&user);
         let mut state = self.inner.lock();
-        let State { entries, registrations, shares, draining, numbered, .. } = &mut *state;
+        let State { entries, registrations, shares, draining, numbered, waiting: queue, .. } =
+            &mut *state;
         let waiting = match entries.get_mut(&hash) {
             None => {
                 let refusal = Refusal::item_not_found("no such bytestream of yours");
@@ -390,7 +428,7 @@ impl Table {
                 return refuse(Cause::SessionLimit, refusal);
             }
         };
-        let (a, b) = match waiting.transfer.handle_activate() {
+        let (mut a, mut b) = match waiting.transfer.handle_activate() {
             Ok(sides) => sides,
             Err(error) => {
                 shares.give_back(&place);
@@ -400,6 +438,9 @@ impl Table {
                 };
             }
         };
+        a.settle();
+        b.settle();
+        queue.remove(&waiting.number);
         let took = now().saturating_duration_since(waiting.since);
         *numbered += 1;
         let number = *numbered;
@@ -416,7 +457,7 @@ impl Table {
         drop(state);
 
         self.inner.plane.metrics().set_up(took);
-        let options = pipe::Options { idle_timeout: options.idle_timeout, guard: false };
+        let options = pipe::Options { idle_timeout: options.idle_timeout, guard: false, account };
         let relay = Relay::new(a, b, self.inner.plane.clone(), options);
         let watch = Arc::clone(relay.watch());
         let relay = self
@@ -640,6 +681,11 @@ async fn sweep(table: Weak<Inner>, hard: CancellationToken, every: Duration) {
                 Entry::Active(_) | Entry::Registered(_) => false,
             })
             .collect();
+        for (_, entry) in &expired {
+            if let Entry::Plain(waiting) = entry {
+                state.waiting.remove(&waiting.number);
+            }
+        }
         let mut running = Vec::new();
         if ended {
             running.extend(state.entries.values_mut().filter_map(|entry| match entry {

@@ -33,7 +33,7 @@ async fn arrive(table: &Table, hash: DstAddr) -> Option<TcpStream> {
             assert_eq!(reply, OK);
             Some(user)
         }
-        Arrival::Refused(_) => None,
+        Arrival::Refused(..) => None,
         Arrival::Gone(error) => panic!("{error}"),
     }
 }
@@ -216,4 +216,26 @@ async fn an_activation_waits_a_moment_for_the_second_side() {
         });
     assert!(second.is_some());
     activated.unwrap();
+}
+
+#[tokio::test]
+async fn the_oldest_transfer_that_waits_makes_room_for_the_next() {
+    let table = table(Options { waiting: 2, ..Options::default() });
+    let (romeo, juliet) = (jid("r@m.lit/o"), jid("j@c.lit/b"));
+    let hash = |sid: &str| DstAddr::compute(sid, &romeo, &juliet);
+    let mut first = arrive(&table, hash("1")).await.unwrap();
+    let _second = arrive(&table, hash("2")).await.unwrap();
+    // An active one waits no more, and makes no room.
+    let _other = arrive(&table, hash("2")).await.unwrap();
+    table.try_activate(&romeo, "2", &juliet).unwrap();
+    let _third = arrive(&table, hash("3")).await.unwrap();
+    assert_eq!(table.plane().metrics().refusals(Cause::MadeRoom), 0);
+    let _fourth = arrive(&table, hash("4")).await.unwrap();
+    assert_eq!(first.read(&mut [0]).await.unwrap(), 0, "the oldest one has made room");
+    assert_eq!(table.plane().metrics().refusals(Cause::MadeRoom), 1);
+    assert_eq!(table.counts().waiting, 2);
+    // A session that takes one over takes it out of the queue.
+    let _session = table.register([hash("3")]);
+    let _fifth = arrive(&table, hash("5")).await.unwrap();
+    assert_eq!(table.plane().metrics().refusals(Cause::MadeRoom), 1);
 }

@@ -1,11 +1,16 @@
-//! What the kernel knows of a TCP connection: how much is on its way to the peer, and whether the peer answers.
+//! What the kernel knows of a TCP connection: how much is on its way to the peer, how much more it would take, and whether
+//! the peer answers.
 
 use std::time::Duration;
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::info;
+pub(super) use linux::room;
+#[cfg(target_os = "linux")]
+pub(crate) use linux::{info, unread};
 #[cfg(not(target_os = "linux"))]
-pub(super) use none::info;
+pub(super) use none::room;
+#[cfg(not(target_os = "linux"))]
+pub(crate) use none::{info, unread};
 
 /// Without an answer for this long a peer that is asked again and again is gone.
 const SILENCE: Duration = Duration::from_secs(40);
@@ -16,7 +21,7 @@ const ASKED: u8 = 4;
 
 /// A look at one connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Info {
+pub(crate) struct Info {
     /// The connection is over: nothing more can be delivered.
     pub(super) closed: bool,
     /// Segments that the peer has not acknowledged.
@@ -24,9 +29,13 @@ pub(super) struct Info {
     /// Bytes that were not sent yet.
     pub(super) unsent: u32,
     /// Bytes that the peer has acknowledged.
-    pub(super) acknowledged: u64,
+    pub(crate) acknowledged: u64,
+    /// Bytes that came in order.
+    pub(crate) received: u64,
+    /// Later segments that the peer has acknowledged.
+    pub(crate) selective: u32,
     /// Repetitions of the oldest segment without an answer.
-    pub(super) retransmits: u8,
+    pub(crate) retransmits: u8,
     /// Probes of a closed window without an answer.
     pub(super) probes: u8,
     /// Since when the peer has acknowledged nothing.
@@ -45,6 +54,26 @@ impl Info {
     }
 }
 
+/// Tries what is asked here on a socket of its own, and says what the system refuses, a sentence each.
+pub(super) fn missing() -> Vec<String> {
+    let Ok(socket) = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
+    else {
+        return Vec::new();
+    };
+    let mut missing = Vec::new();
+    if info(&socket).is_none() {
+        missing.push(
+            "TCP_INFO does not work here: a peer that has vanished is noticed later, and a stream that ends waits for its last \
+             bytes for a fixed time"
+                .to_owned(),
+        );
+    }
+    if room(&socket).is_none() {
+        missing.push("SO_MEMINFO does not work here: bytes are moved in smaller pieces".to_owned());
+    }
+    missing
+}
+
 #[cfg(target_os = "linux")]
 mod linux {
     use std::{
@@ -60,27 +89,58 @@ mod linux {
     /// The length of `struct tcp_info` up to `tcpi_notsent_bytes`, which Linux has had since 4.6.
     const LENGTH: usize = 148;
 
+    /// The first six of the numbers that SO_MEMINFO gives (`include/uapi/linux/sock_diag.h`).
+    const MEMINFO: usize = 24;
+
     /// Asks the kernel about a TCP socket; `None` if it does not say.
+    pub(crate) fn info(socket: impl AsFd) -> Option<Info> {
+        option::<LENGTH>(socket, libc::IPPROTO_TCP, libc::TCP_INFO).map(|bytes| read(&bytes))
+    }
+
+    /// Asks the kernel how many bytes a socket's send buffer has room for, about; `None` if it does not say.
+    pub(in super::super) fn room(socket: impl AsFd) -> Option<usize> {
+        // SK_MEMINFO_SNDBUF and SK_MEMINFO_WMEM_QUEUED.
+        let [size, queued] = memory(socket, [3, 5])?;
+        Some(size.saturating_sub(queued) as usize)
+    }
+
+    /// Asks the kernel how much memory bytes take that have come and were not read, those from behind a gap included.
+    pub(crate) fn unread(socket: impl AsFd) -> Option<u32> {
+        // SK_MEMINFO_RMEM_ALLOC.
+        memory(socket, [0]).map(|[unread]| unread)
+    }
+
+    /// Reads some of the numbers of SO_MEMINFO.
+    fn memory<const N: usize>(socket: impl AsFd, which: [usize; N]) -> Option<[u32; N]> {
+        let bytes = option::<MEMINFO>(socket, libc::SOL_SOCKET, libc::SO_MEMINFO)?;
+        Some(which.map(|at| u32::from_ne_bytes([0, 1, 2, 3].map(|n| bytes[4 * at + n]))))
+    }
+
+    /// Reads a socket option of at least `N` bytes.
     #[expect(
         unsafe_code,
-        reason = "the standard library, rustix, nix and socket2 have no safe getter for TCP_INFO"
+        reason = "the standard library, rustix, nix and socket2 have no safe getter for TCP_INFO and SO_MEMINFO"
     )]
-    pub(in super::super) fn info(socket: impl AsFd) -> Option<Info> {
-        let mut bytes = [0_u8; LENGTH];
-        let mut length = LENGTH as libc::socklen_t;
+    fn option<const N: usize>(
+        socket: impl AsFd,
+        level: libc::c_int,
+        name: libc::c_int,
+    ) -> Option<[u8; N]> {
+        let mut bytes = [0_u8; N];
+        let mut length = libc::socklen_t::try_from(N).ok()?;
         // SAFETY: `bytes` is writable for `length` bytes, and the kernel writes at most that many of them and then the
-        // number written into `length`. Both live until the call returns. `struct tcp_info` is plain integers, read below
-        // byte by byte, so neither alignment nor a value can be invalid. The descriptor is borrowed, so it is open.
+        // number written into `length`. Both live until the call returns. What is asked for is plain integers, read by the
+        // callers byte by byte, so neither alignment nor a value can be invalid. The descriptor is borrowed, so it is open.
         let result = unsafe {
             libc::getsockopt(
                 socket.as_fd().as_raw_fd(),
-                libc::IPPROTO_TCP,
-                libc::TCP_INFO,
+                level,
+                name,
                 bytes.as_mut_ptr().cast(),
                 &raw mut length,
             )
         };
-        (result == 0 && length as usize == LENGTH).then(|| read(&bytes))
+        (result == 0 && length as usize == N).then_some(bytes)
     }
 
     /// Reads the fields at their places in `struct tcp_info` (`include/uapi/linux/tcp.h`), which never move.
@@ -100,6 +160,8 @@ mod linux {
             unacknowledged: u32_at(24),
             silence: Duration::from_millis(u32_at(56).into()),
             acknowledged: u64_at(120),
+            received: u64_at(128),
+            selective: u32_at(28),
             unsent: u32_at(144),
         }
     }
@@ -110,7 +172,17 @@ mod none {
     use super::Info;
 
     /// Nothing is known elsewhere.
-    pub(in super::super) fn info<S>(_socket: S) -> Option<Info> {
+    pub(crate) fn info<S>(_socket: S) -> Option<Info> {
+        None
+    }
+
+    /// Nor is this.
+    pub(crate) fn unread<S>(_socket: S) -> Option<u32> {
+        None
+    }
+
+    /// Nor is this.
+    pub(in super::super) fn room<S>(_socket: S) -> Option<usize> {
         None
     }
 }
@@ -134,17 +206,22 @@ mod tests {
     fn what_the_peer_has_not_taken_is_on_its_way() {
         let (mut reader, mut writer) = connected();
         assert!(info(&writer).unwrap().is_delivered());
+        assert!(room(&writer).unwrap() > 8 * 1024, "{:?}", room(&writer));
         writer.set_nonblocking(true).unwrap();
         let mut written = 0;
         while let Ok(n) = writer.write(&[7; 100_000]) {
             written += n;
         }
+        assert!(room(&writer).unwrap() < 64 * 1024, "{:?}", room(&writer));
         let stuck = info(&writer).unwrap();
         assert!(!stuck.is_delivered() && !stuck.closed && !stuck.is_gone(), "{stuck:?}");
         writer.shutdown(Shutdown::Write).unwrap();
+        assert!(unread(&reader).unwrap() > 0);
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes.len(), written);
+        assert_eq!(unread(&reader), Some(0));
+        assert!(info(&reader).unwrap().received >= written as u64);
         // The acknowledgement of the end has arrived once the reader has seen it and said something.
         reader.write_all(b"x").unwrap();
         writer.set_nonblocking(false).unwrap();

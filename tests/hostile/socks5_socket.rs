@@ -9,7 +9,8 @@ use serde_json::json;
 use crate::support::{
     self, free_port,
     network::Network,
-    programs::{Component, Options, script},
+    process::{Process, run},
+    programs::{Component, Options, script, without},
     servers::{Kind, Server},
 };
 
@@ -205,4 +206,114 @@ fn ask_half(port: u16) -> Option<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.write_all(&[5]).ok()?;
     Some(stream)
+}
+
+#[test]
+fn ordinary_socks5_clients_take_part_in_a_transfer() {
+    let server = Server::start(Kind::Prosody);
+    let component = Component::start(&server, &Options::default());
+    let proxy = json!(["127.0.0.1", component.socks5]);
+    let report = script("ordinary_socks5.py", &server, json!({"proxy": proxy}));
+    for pair in ["curl PySocks", "PySocks curl"] {
+        assert_eq!(report[pair], json!(["result", "a line\n", "a line\n"]), "{pair}: {report}");
+    }
+}
+
+/// Behind socat all users have one address: the log says so once, with the cure, and whoever is over the limit is told.
+#[test]
+fn a_forwarder_that_hides_addresses_is_told_of() {
+    let server = Server::start(Kind::Prosody);
+    let (options, pages) = with_pages(Options {
+        more: "[limits]\nconnections_per_ip = 30\n".to_owned(),
+        ..Options::default()
+    });
+    let component = Component::start(&server, &options);
+    let port = free_port();
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new("socat");
+    command.arg(format!("TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork"));
+    command.arg(format!("TCP:127.0.0.1:{},bind=127.0.0.7", component.socks5));
+    let forwarder = Process::start(command, &folder.path().join("socat.log"));
+    support::wait_for(
+        "socat",
+        Duration::from_secs(60),
+        || forwarder.log(),
+        || TcpStream::connect(("127.0.0.1", port)).is_ok(),
+    );
+    let codes: Vec<_> = (0..33).map(|_| ask_for_another(port)).collect();
+    let refused = codes.iter().filter(|(_, code)| *code == Some(2)).count();
+    assert!(codes.iter().all(|(_, code)| code.is_some()), "everybody is answered");
+    assert_eq!(refused, 3, "{}", component.log());
+    let log = component.log();
+    assert_eq!(log.matches("most SOCKS5 connections come from one address").count(), 1, "{log}");
+    let told = log.lines().find(|line| line.contains("most SOCKS5 connections")).unwrap();
+    for word in ["127.0.0.7", "proxy_protocol", "host's network", "port_handler"] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    let metrics = get(pages, "/metrics").unwrap();
+    let line = "fingerpost_refusals_total{cause=\"address_limit\"} 3";
+    assert!(metrics.lines().any(|written| written == line), "{metrics}");
+}
+
+/// Asks for a transfer that nobody else asks for.
+fn ask_for_another(port: u16) -> (TcpStream, Option<u8>) {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let mut stream = connect(port);
+    let mut bytes = vec![5, 1, 0, 5, 1, 0, 3, 40];
+    bytes.extend(format!("{number:040x}").as_bytes());
+    bytes.extend([0, 0]);
+    let _ = stream.write_all(&bytes);
+    let mut reply = [0; 2 + 47];
+    let code = stream.read_exact(&mut reply).ok().map(|()| reply[3]);
+    (stream, code)
+}
+
+/// Streams whose readers stand still give their pipes to those that move.
+#[test]
+fn streams_that_nobody_reads_keep_no_pipes_from_others() {
+    let server = Server::start(Kind::Prosody);
+    let (mut options, pages) = with_pages(Options {
+        more: "[limits]\nsessions_per_user = 1000\nrequests_per_second = 1000\nconnections_per_ip = 1000\n"
+            .to_owned(),
+        ..Options::default()
+    });
+    // Small segments: less waits in the kernel for each reader.
+    options.env.push(("FINGERPOST_SOCKS5__MAX_SEGMENT", "1220".to_owned()));
+    let component = Component::start(&server, &options);
+    let proxy = json!(["127.0.0.1", component.socks5]);
+    let report =
+        script("still_readers.py", &server, json!({"proxy": proxy, "pages": pages, "pairs": 40}));
+    // One account's share is half of all pipes.
+    assert!(report["busy"].as_u64().unwrap() <= 64, "{report}");
+    assert_eq!(report["moved"], 8 << 20, "{report}");
+    assert!(report["taken"].as_u64().unwrap() > 0, "the kernel moved the other stream: {report}");
+}
+
+/// A seccomp profile that forbids splice(2): streams are whole from the first byte on, and the operator is told.
+#[test]
+fn streams_go_on_where_the_kernel_refuses_splice() {
+    let server = Server::start(Kind::Prosody);
+    let (options, pages) = with_pages(Options { without: vec!["splice"], ..Options::default() });
+    let component = Component::start(&server, &options);
+    let proxy = json!(["127.0.0.1", component.socks5]);
+    let report =
+        script("still_readers.py", &server, json!({"proxy": proxy, "pages": pages, "pairs": 0}));
+    assert_eq!((&report["moved"], &report["taken"]), (&json!(8 << 20), &json!(0)), "{report}");
+    let log = component.log();
+    assert_eq!(log.matches("splice(2) does not work here").count(), 1, "{log}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    let text = format!(
+        "[component]\njid = \"xtls.example.test\"\nsecret = \"s\"\n[database]\nurl = \"sqlite::memory:\"\n\
+         [socks5]\nlisten = [\"127.0.0.1:{}\"]\n[http]\nlisten = \"\"\n",
+        free_port()
+    );
+    std::fs::write(&file, text).unwrap();
+    let mut check = without(&["splice"], &support::own_program("fingerpost"));
+    check.arg("check").arg("-c").arg(&file);
+    let checked = run(check, Duration::from_secs(60));
+    assert_eq!(checked.code, 0, "{checked:?}");
+    assert!(checked.stdout.contains("warning: splice(2) does not work here"), "{checked:?}");
 }

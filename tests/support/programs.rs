@@ -19,6 +19,13 @@ use super::{COMPONENT, DOMAIN, PATIENCE, SECRET, USERS, free_port, own_program, 
 /// How long a script may take.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(1600);
 
+/// A command to which the kernel refuses system calls.
+pub fn without(calls: &[&str], program: &Path) -> Command {
+    let mut command = clean(Path::new("python3"));
+    command.arg(root().join("tests/peers/without.py")).args(calls).arg("--").arg(program);
+    command
+}
+
 /// A running `fingerpost serve`.
 pub struct Component {
     // Dropped in this order: nothing writes into a folder that is being removed.
@@ -52,6 +59,8 @@ pub struct Options {
     pub address: Option<String>,
     /// The network namespace that it runs in.
     pub network: Option<String>,
+    /// System calls that the kernel refuses to it.
+    pub without: Vec<&'static str>,
 }
 
 impl Component {
@@ -97,6 +106,7 @@ impl Component {
     fn serve(config: &Path, options: &Options) -> Command {
         let program = own_program("fingerpost");
         let mut command = match (options.descriptors, &options.network) {
+            (None, None) if !options.without.is_empty() => without(&options.without, &program),
             (None, None) => clean(&program),
             (None, Some(network)) => {
                 let mut command = clean(Path::new("ip"));

@@ -1,0 +1,314 @@
+//! Whether clients reach the SOCKS5 port by the addresses that they are told, and what is seen of them there.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, lookup_host},
+    sync::mpsc,
+    task::JoinSet,
+    time::timeout,
+};
+
+use crate::{
+    config::Config,
+    mediator::{origins, proxy_header::HeaderReader},
+};
+
+/// How long a connection and its first bytes may take.
+const WAIT: Duration = Duration::from_secs(5);
+/// Addresses of one name that are tried.
+const ADDRESSES: usize = 8;
+/// Connections of others that are read at one time: the port is open while this looks.
+const STRANGERS: usize = 256;
+/// What tells our connections from others.
+type Nonce = [u8; 32];
+
+/// A connection that has arrived at a listening address.
+struct Arrived {
+    nonce: Nonce,
+    /// The address that counts for it.
+    source: SocketAddr,
+    /// Whether the header is missing that a load balancer must send.
+    bare: bool,
+}
+
+/// Says what is wrong with the addresses that clients are told, as far as they show it by themselves.
+///
+/// # Errors
+/// As writing does.
+pub(crate) fn literals(config: &Config, out: &mut impl Write) -> io::Result<()> {
+    if config.socks5.listen.is_empty() {
+        return Ok(());
+    }
+    let is_name = |(host, _): &(String, u16)| host.parse::<IpAddr>().is_err();
+    if config.socks5.advertise.iter().any(is_name) {
+        return Ok(());
+    }
+    for (host, port) in &config.socks5.advertise {
+        if let Ok(IpAddr::V4(address)) = host.parse::<IpAddr>()
+            && !address.is_loopback()
+        {
+            writeln!(
+                out,
+                "warning: socks5.advertise: {host}:{port} is an IPv4 address: most clients on IPv6-only networks, as of \
+                 mobile phones, cannot reach it (NAT64 needs a name) and use slow in-band streams; give a name, which is \
+                 the default"
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Connects to every address that clients are told, as they would; the listening addresses are taken meanwhile, to see
+/// who comes.
+///
+/// # Errors
+/// As writing does.
+pub(super) async fn look(config: &Config, out: &mut impl Write) -> io::Result<()> {
+    let (arrivals, mut arrived) = mpsc::channel(STRANGERS);
+    let mut tasks = JoinSet::new();
+    for address in &config.socks5.listen {
+        // They are free, as has been tried before; another program may have taken one since.
+        if let Ok(listener) = TcpListener::bind(address).await {
+            tasks.spawn(receive(listener, config.socks5.proxy_protocol, arrivals.clone()));
+        }
+    }
+    if tasks.is_empty() {
+        return Ok(());
+    }
+    let cure =
+        "check [socks5] advertise, the name's DNS record, the firewall and the router's forwarding";
+    let mut shared = BTreeSet::new();
+    for (host, port) in &config.socks5.advertise {
+        let told = format!("{host}:{port}, which clients are told,");
+        let found = match timeout(WAIT, lookup_host((host.as_str(), *port))).await {
+            Ok(Ok(found)) => found.take(ADDRESSES).collect(),
+            Ok(Err(error)) => {
+                writeln!(out, "warning: {told} cannot be reached from here: {error}; {cure}")?;
+                continue;
+            }
+            Err(_) => Vec::new(),
+        };
+        let mut leads = false;
+        for address in &found {
+            let of_it = if found.len() > 1 { format!(" at {address}") } else { String::new() };
+            match connect(*address, &mut arrived).await {
+                Ok(Some((_, Arrived { bare: true, .. }))) => writeln!(
+                    out,
+                    "warning: {told} leads here{of_it}, but without the PROXY header that socks5.proxy_protocol wants, so \
+                     everybody would be refused: let the load balancer send it, or switch the setting off"
+                )?,
+                Ok(Some((from, Arrived { source, .. }))) => {
+                    leads = true;
+                    let source = source.ip().to_canonical();
+                    if source != from.ip().to_canonical() && origins::is_private(source) {
+                        shared.insert((*address, source));
+                    }
+                }
+                Ok(None) => writeln!(
+                    out,
+                    "warning: {told} does not lead here{of_it} (behind a router that may still be right for others): {cure}"
+                )?,
+                Err(error) => writeln!(
+                    out,
+                    "warning: {told} cannot be reached from here{of_it}: {error}; {cure}"
+                )?,
+            }
+        }
+        if found.is_empty() {
+            writeln!(out, "warning: {told} has no address: {cure}")?;
+        } else if leads {
+            writeln!(out, "{told} leads here")?;
+        }
+    }
+    for (address, source) in shared {
+        writeln!(
+            out,
+            "warning: a connection to {address} arrives here from {source}, which is not the address that it was made \
+             from: {}",
+            origins::CURE
+        )?;
+    }
+    Ok(())
+}
+
+/// Connects and waits until the connection arrives; `None` if it arrives elsewhere.
+async fn connect(
+    address: SocketAddr,
+    arrived: &mut mpsc::Receiver<Arrived>,
+) -> io::Result<Option<(SocketAddr, Arrived)>> {
+    let nonce: Nonce = rand::random();
+    let mut stream = timeout(WAIT, TcpStream::connect(address)).await??;
+    let from = stream.local_addr()?;
+    // One that leads elsewhere may be closed at once.
+    let _ = stream.write_all(&nonce).await;
+    let ours = async {
+        loop {
+            match arrived.recv().await {
+                Some(arrived) if arrived.nonce == nonce => return Some((from, arrived)),
+                Some(_) => {}
+                None => return None,
+            }
+        }
+    };
+    Ok(timeout(WAIT, ours).await.ok().flatten())
+}
+
+/// Reads what comes to a listening address.
+async fn receive(listener: TcpListener, proxy_protocol: bool, arrivals: mpsc::Sender<Arrived>) {
+    let mut strangers = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((stream, peer)) = accepted else { return };
+                if strangers.len() < STRANGERS {
+                    strangers.spawn(timeout(WAIT, read(stream, peer, proxy_protocol, arrivals.clone())));
+                }
+            }
+            Some(_) = strangers.join_next() => {}
+        }
+    }
+}
+
+/// Reads a PROXY header, if there must be one, and what may be a nonce.
+async fn read(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    proxy_protocol: bool,
+    arrivals: mpsc::Sender<Arrived>,
+) {
+    let mut header = proxy_protocol.then(HeaderReader::new);
+    let (mut bytes, mut source, mut bare) = (Vec::new(), peer, false);
+    let mut buffer = [0; 256];
+    while bytes.len() < size_of::<Nonce>() {
+        let read = match stream.read(&mut buffer).await {
+            Ok(n) if n > 0 => &buffer[..n],
+            _ => return,
+        };
+        match header.as_mut().map(|header| header.handle_bytes(read)) {
+            None => bytes.extend_from_slice(read),
+            Some(Ok(None)) => {}
+            Some(Ok(Some(found))) => {
+                source = found.source.unwrap_or(peer);
+                bytes = found.rest;
+                header = None;
+            }
+            Some(Err(_)) => {
+                (header, bare) = (None, true);
+                bytes.extend_from_slice(read);
+            }
+        }
+    }
+    if let Ok(nonce) = bytes[..size_of::<Nonce>()].try_into() {
+        let _ = arrivals.send(Arrived { nonce, source, bare }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const SMALL: &str = "[component]\njid = 'xtls.example.org'\nsecret = 's'\n";
+
+    fn config(socks5: &str) -> Config {
+        Config::parse("t.toml", &format!("{SMALL}[socks5]\n{socks5}\n"), []).unwrap().0
+    }
+
+    fn free() -> u16 {
+        std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    }
+
+    #[test]
+    fn an_ipv4_literal_alone_is_warned_of() {
+        for (advertise, warned) in [
+            ("['192.0.2.1:7625']", true),
+            ("['192.0.2.1:7625', '[2001:db8::1]:7625']", true),
+            ("['192.0.2.1:7625', 'proxy.example.org:7625']", false),
+            ("['proxy.example.org:7625']", false),
+            ("['[2001:db8::1]:7625']", false),
+            ("['127.0.0.1:7625']", false),
+        ] {
+            let mut out = Vec::new();
+            literals(&config(&format!("advertise = {advertise}")), &mut out).unwrap();
+            assert_eq!(!out.is_empty(), warned, "{advertise}");
+        }
+        let mut out = Vec::new();
+        literals(&config(""), &mut out).unwrap();
+        assert!(out.is_empty(), "the default is a name");
+    }
+
+    /// What is told of a port behind a forwarder that puts `before` in front and connects from `from`.
+    async fn behind(before: &'static [u8], from: Ipv4Addr, proxy_protocol: bool) -> String {
+        let (inner, outer) = (free(), free());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, outer)).await.unwrap();
+        let forwarder = tokio::spawn(async move {
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let socket = tokio::net::TcpSocket::new_v4().unwrap();
+                socket.bind((from, 0).into()).unwrap();
+                let mut server = socket.connect((Ipv4Addr::LOCALHOST, inner).into()).await.unwrap();
+                server.write_all(before).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            }
+        });
+        let text = format!(
+            "listen = ['127.0.0.1:{inner}']\nadvertise = ['127.0.0.1:{outer}']\nproxy_protocol = {proxy_protocol}"
+        );
+        let mut out = Vec::new();
+        look(&config(&text), &mut out).await.unwrap();
+        forwarder.abort();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_forwarder_that_hides_addresses_is_told_with_its_cure() {
+        let told = behind(b"", Ipv4Addr::new(127, 0, 0, 9), false).await;
+        assert!(told.contains("leads here\n"), "{told}");
+        assert!(
+            told.contains("arrives here from 127.0.0.9") && told.contains(origins::CURE),
+            "{told}"
+        );
+        let told = behind(b"", Ipv4Addr::LOCALHOST, false).await;
+        assert!(told.contains("leads here\n") && !told.contains("warning"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn a_load_balancer_s_header_is_read_and_missed() {
+        // The header names a client elsewhere, so its address is not ours, and public.
+        let header = b"PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\n";
+        let told = behind(header, Ipv4Addr::LOCALHOST, true).await;
+        assert!(told.contains("leads here\n") && !told.contains("warning"), "{told}");
+        let told = behind(b"", Ipv4Addr::LOCALHOST, true).await;
+        assert!(
+            told.contains("without the PROXY header") && !told.contains("leads here\n"),
+            "{told}"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_address_that_leads_elsewhere_is_told() {
+        let elsewhere = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = elsewhere.local_addr().unwrap().port();
+        tokio::spawn(async move { elsewhere.accept().await });
+        let text = format!(
+            "listen = ['127.0.0.1:{}']\nadvertise = ['127.0.0.1:{port}', '127.0.0.1:{}']",
+            free(),
+            free()
+        );
+        let mut out = Vec::new();
+        look(&config(&text), &mut out).await.unwrap();
+        let told = String::from_utf8(out).unwrap();
+        assert!(
+            told.contains("does not lead here (") && told.contains("cannot be reached"),
+            "{told}"
+        );
+    }
+}

@@ -1,0 +1,300 @@
+//! Who is at the SOCKS5 port: connections in their handshake, and connections that count against their address.
+//!
+//! | connection | bound | what happens at the bound |
+//! |---|---|---|
+//! | in its handshake | [`Bounds::of_one`] of an address, [`Bounds::of_all`] together | the oldest one makes room |
+//! | waits for a transfer that nobody has announced | a number of seats of its address | the request is refused |
+//! | of an activated transfer, or of a session | none: users have shares of those | |
+//!
+//! So a crowd of silent connections keeps nobody out, whether it comes from one address or, through a port forwarder, from
+//! the address that everybody has.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv6Addr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::plane::now;
+
+/// How many connections may be in their handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bounds {
+    /// Of one address.
+    pub(super) of_one: usize,
+    /// Of all addresses together.
+    pub(super) of_all: usize,
+}
+
+impl Bounds {
+    /// The bounds for a listener that serves so many connections, and so many of one address. Few places are not shared
+    /// out.
+    pub(super) fn of(connections: usize, of_one: usize) -> Self {
+        let of_all = if connections < 128 { connections.max(1) } else { connections / 2 };
+        let of_all = of_all.min(2048);
+        Self { of_one: of_one.max(256).min(of_all), of_all }
+    }
+}
+
+/// All connections of a listener. Cheap to clone; all clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Crowd {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    /// Those in their handshake, oldest first.
+    greeting: BTreeMap<u64, Greeting>,
+    networks: HashMap<IpAddr, Network>,
+}
+
+#[derive(Debug)]
+struct Greeting {
+    network: Option<IpAddr>,
+    since: Instant,
+    displaced: CancellationToken,
+}
+
+/// The connections of one address.
+#[derive(Debug, Default)]
+struct Network {
+    greeting: BTreeSet<u64>,
+    seats: usize,
+}
+
+impl Crowd {
+    /// Lets a connection begin its handshake; the oldest one makes room if there are too many. Without an address it
+    /// counts among all only: behind a load balancer the address is not known yet.
+    pub(super) fn enter(&self, ip: Option<IpAddr>, bounds: Bounds) -> Visitor {
+        let displaced = CancellationToken::new();
+        let mut state = self.lock();
+        if state.greeting.len() >= bounds.of_all {
+            state.displace(None, Duration::ZERO);
+        }
+        let number = state.next;
+        state.next += 1;
+        let since = now();
+        let greeting = Greeting { network: None, since, displaced: displaced.clone() };
+        state.greeting.insert(number, greeting);
+        drop(state);
+        let mut visitor = Visitor { crowd: self.clone(), number, network: None, displaced };
+        if let Some(ip) = ip {
+            visitor.comes_from(ip, bounds);
+        }
+        visitor
+    }
+
+    /// Ends the oldest handshake if it has taken at least so long.
+    pub(super) fn displace(&self, at_least: Duration) {
+        self.lock().displace(None, at_least);
+    }
+
+    /// Never held over an `.await`.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Ends the oldest handshake, of one address or of all.
+    fn displace(&mut self, network: Option<IpAddr>, at_least: Duration) {
+        let oldest = match network {
+            Some(network) => {
+                self.networks.get(&network).and_then(|network| network.greeting.first()).copied()
+            }
+            None => self.greeting.first_key_value().map(|(number, _)| *number),
+        };
+        let Some(oldest) = oldest else { return };
+        let waited = |greeting: &Greeting| now().saturating_duration_since(greeting.since);
+        if self.greeting.get(&oldest).is_some_and(|greeting| waited(greeting) >= at_least)
+            && let Some(greeting) = self.leave(oldest)
+        {
+            greeting.displaced.cancel();
+        }
+    }
+
+    fn leave(&mut self, number: u64) -> Option<Greeting> {
+        let greeting = self.greeting.remove(&number)?;
+        if let Some(network) = greeting.network {
+            self.change(network, |of| {
+                of.greeting.remove(&number);
+            });
+        }
+        Some(greeting)
+    }
+
+    /// Changes what is known of an address, and forgets one that has nothing left.
+    fn change(&mut self, network: IpAddr, change: impl FnOnce(&mut Network)) {
+        let of = self.networks.entry(network).or_default();
+        change(of);
+        if of.greeting.is_empty() && of.seats == 0 {
+            self.networks.remove(&network);
+        }
+    }
+}
+
+/// A connection in its handshake, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Visitor {
+    crowd: Crowd,
+    number: u64,
+    network: Option<IpAddr>,
+    displaced: CancellationToken,
+}
+
+impl Visitor {
+    /// Notes the address that counts; the oldest handshake of that address makes room if there are too many.
+    pub(super) fn comes_from(&mut self, ip: IpAddr, bounds: Bounds) {
+        let network = network(ip);
+        let mut state = self.crowd.lock();
+        if state.networks.get(&network).is_some_and(|of| of.greeting.len() >= bounds.of_one) {
+            state.displace(Some(network), Duration::ZERO);
+        }
+        let number = self.number;
+        // One that has made room already counts nowhere.
+        if let Some(greeting) = state.greeting.get_mut(&number) {
+            greeting.network = Some(network);
+            state.change(network, |of| {
+                of.greeting.insert(number);
+            });
+        }
+        drop(state);
+        self.network = Some(network);
+    }
+
+    /// Cancelled when this connection makes room for another one.
+    pub(super) fn displaced(&self) -> &CancellationToken {
+        &self.displaced
+    }
+
+    /// Counts the connection against its address, unless that has `most` seats already.
+    pub(super) fn seat(&self, most: usize) -> Option<Seat> {
+        let network = self.network?;
+        let mut state = self.crowd.lock();
+        if state.networks.get(&network).is_some_and(|of| of.seats >= most) || most == 0 {
+            return None;
+        }
+        state.change(network, |of| of.seats += 1);
+        drop(state);
+        Some(Seat { crowd: self.crowd.clone(), network })
+    }
+}
+
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        self.crowd.lock().leave(self.number);
+    }
+}
+
+/// A connection that counts against its address, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    crowd: Crowd,
+    network: IpAddr,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.crowd.lock().change(self.network, |of| of.seats = of.seats.saturating_sub(1));
+    }
+}
+
+/// Returns what counts as one address: IPv4 as it is, also inside IPv6, and of IPv6 the /64.
+pub(super) fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { of_one: 2, of_all: 4 };
+
+    fn ip(n: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, n])
+    }
+
+    fn displaced(visitors: &[Visitor]) -> Vec<bool> {
+        visitors.iter().map(|visitor| visitor.displaced().is_cancelled()).collect()
+    }
+
+    #[test]
+    fn the_oldest_handshake_of_an_address_makes_room_for_its_next() {
+        let crowd = Crowd::default();
+        let mine: Vec<_> = [1, 2, 1, 1].map(|n| crowd.enter(Some(ip(n)), BOUNDS)).into();
+        assert_eq!(
+            displaced(&mine),
+            [true, false, false, false],
+            "another address is not concerned"
+        );
+        // What has made room counts no more, whether or not it is gone.
+        let next = crowd.enter(Some(ip(3)), BOUNDS);
+        assert_eq!(displaced(&mine), [true, false, false, false]);
+        let one_more = crowd.enter(Some(ip(4)), BOUNDS);
+        assert_eq!(displaced(&mine), [true, true, false, false], "the oldest of all");
+        drop((mine, next, one_more));
+        assert!(crowd.lock().networks.is_empty() && crowd.lock().greeting.is_empty());
+    }
+
+    #[test]
+    fn without_an_address_a_handshake_counts_among_all_only() {
+        let crowd = Crowd::default();
+        let mut behind: Vec<_> = (0..4).map(|_| crowd.enter(None, BOUNDS)).collect();
+        assert_eq!(displaced(&behind), [false; 4]);
+        assert!(behind[0].seat(9).is_none(), "nobody knows whose seat that would be");
+        for visitor in &mut behind {
+            visitor.comes_from(ip(7), BOUNDS);
+        }
+        assert_eq!(displaced(&behind), [true, true, false, false]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_young_handshake_is_given_time() {
+        let crowd = Crowd::default();
+        let visitor = crowd.enter(Some(ip(1)), BOUNDS);
+        crowd.displace(Duration::from_secs(1));
+        assert!(!visitor.displaced().is_cancelled());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        crowd.displace(Duration::from_secs(1));
+        assert!(visitor.displaced().is_cancelled());
+    }
+
+    #[test]
+    fn an_address_has_so_many_seats_and_all_are_given_back() {
+        let crowd = Crowd::default();
+        let visitor = crowd.enter(Some(ip(1)), BOUNDS);
+        let other = crowd.enter(Some(ip(2)), BOUNDS);
+        let seats: Vec<_> = (0..5).filter_map(|_| visitor.seat(3)).collect();
+        assert_eq!(seats.len(), 3);
+        assert!(other.seat(3).is_some());
+        drop((visitor, other));
+        assert_eq!(crowd.lock().networks.len(), 1, "the seats outlive the handshake");
+        drop(seats);
+        assert!(crowd.lock().networks.is_empty());
+    }
+
+    #[test]
+    fn few_places_are_not_shared_out() {
+        assert_eq!(Bounds::of(1, 64), Bounds { of_one: 1, of_all: 1 });
+        assert_eq!(Bounds::of(2, 64), Bounds { of_one: 2, of_all: 2 });
+        assert_eq!(Bounds::of(20_000, 64), Bounds { of_one: 256, of_all: 2048 });
+        assert_eq!(Bounds::of(20_000, 1000), Bounds { of_one: 1000, of_all: 2048 });
+    }
+
+    #[test]
+    fn an_ipv6_network_counts_as_one_address() {
+        let ip = |text: &str| network(text.parse().unwrap());
+        assert_eq!(ip("2001:db8::1"), ip("2001:db8::ffff:1"));
+        assert_ne!(ip("2001:db8::1"), ip("2001:db8:0:1::1"));
+        assert_eq!(ip("::ffff:192.0.2.1"), ip("192.0.2.1"));
+        assert_ne!(ip("192.0.2.1"), ip("192.0.2.2"));
+    }
+}
