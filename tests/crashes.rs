@@ -522,3 +522,31 @@ fn prosody_a_link_that_died_in_silence_comes_back() {
 fn ejabberd_a_link_that_died_in_silence_comes_back() {
     a_link_that_died_in_silence_comes_back_from_its_own_port(Kind::Ejabberd);
 }
+
+/// A router between a user and everybody else takes smaller packets only, and nobody hears that: `xtls` notices it, says
+/// so, and everything arrives, in both directions. A client that notices nothing is helped by the component's setting.
+#[test]
+fn a_path_that_drops_large_packets_is_no_obstacle() {
+    let network = Network::behind_a_narrow_hop();
+    let server = Server::start_at(Kind::Prosody, network.address());
+    let address = Some(network.address().to_owned());
+    let component = Component::start(&server, &Options { address, ..Options::default() });
+    let alice = Xtls::with_key(&server, "alice");
+    let far = Xtls::login_from(&server, "carol", Some(&network)).and_key();
+    let small = alice.run(["keys"]);
+    assert!(!small.stderr.contains("large packets"), "{small:?}");
+    for (from, to) in [(&alice, &far), (&far, &alice)] {
+        let file = from.home().join("file.bin");
+        random_file(&file, 500_000);
+        let folder = to.home().join("received");
+        let mut listener = to.listen(&["--transport", "s5b"]);
+        let sent = from.run([Path::new("send"), Path::new(to.jid()), &file]);
+        let logs = || format!("{sent:?}\n{}\n{}", listener.log(), component.log());
+        assert_eq!(sent.code, 0, "{}", logs());
+        let log = if from.jid() == far.jid() { sent.stderr.clone() } else { listener.log() };
+        assert_eq!(log.matches("the network loses large packets").count(), 1, "{}", logs());
+        assert_eq!(listener.wait(BOUND), 0, "{}", listener.log());
+        assert_eq!(sha256(&listener.files()[0]), sha256(&file));
+        let _done = std::fs::remove_dir_all(&folder);
+    }
+}

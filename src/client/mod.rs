@@ -40,7 +40,9 @@ use self::{
     pipe::Side,
 };
 use crate::{
-    endpoint::{Application, Credential, Endpoint, Incoming, Login, TransportKind},
+    endpoint::{
+        Application, Credential, Endpoint, Incoming, Login, TransportKind, loses_large_packets,
+    },
     print::Print,
     xmpp::{ns, xml},
 };
@@ -146,7 +148,13 @@ impl Client {
         if let Some(print) = &self.offered {
             builder = builder.offer(print.clone());
         }
-        Ok(builder.login(&self.login).await?)
+        let connected = builder.login(&self.login).await?;
+        if loses_large_packets() {
+            self.output.warn(
+                "the network loses large packets without a word: smaller ones are used (a router with a smaller MTU drops ICMP)",
+            );
+        }
+        Ok(connected)
     }
 }
 

@@ -1,17 +1,30 @@
-//! Connects to a host by whichever of its addresses answers first (Happy Eyeballs, RFC 8305).
+//! Connects to a host by whichever of its addresses answers first (Happy Eyeballs, RFC 8305). On IPv6-only networks an
+//! IPv4 address is reached through the network's translator.
 
-use std::{fmt, io, net::SocketAddr, time::Duration};
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use tokio::{
     net::TcpStream,
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    nat64::{self, Prefix},
+    path,
 };
 
 /// Pause before the next address is tried beside the ones that have not answered (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
 /// Addresses of one name that are tried; more than any real host has.
 const MAX_ADDRESSES: usize = 16;
+/// How long the network may take to say how it translates IPv4 addresses.
+const TRANSLATION: Duration = Duration::from_secs(2);
 
 /// Why no address of a host answered.
 #[derive(Debug)]
@@ -40,43 +53,97 @@ impl fmt::Display for DialError {
 /// Connects to `host:port`, or to `[IPv6]:port`.
 ///
 /// Addresses are tried in the resolver's order, but with the two families in turn, each as soon as one before it has
-/// failed or has not answered for 250 ms.
+/// failed or has not answered for 250 ms. If all are IPv4 addresses, the first of which has not answered by then, the
+/// network is asked for a translator's prefix (RFC 7050), and the addresses are tried with it too (RFC 8305, section 7).
 ///
 /// # Errors
 /// [`DialError`], with every address that was tried.
 pub(super) async fn dial(address: &str) -> Result<TcpStream, DialError> {
     let found = tokio::net::lookup_host(address).await.map_err(DialError::Resolve)?;
-    let addresses = interleave(found.collect());
+    dial_any(found.collect(), translate).await
+}
+
+/// What an attempt has come to.
+enum Attempt {
+    Connected(SocketAddr, io::Result<TcpStream>),
+    Translated(Vec<SocketAddr>),
+}
+
+/// [`dial`] for addresses, with a way to have IPv4 addresses translated.
+async fn dial_any<F>(
+    found: Vec<SocketAddr>,
+    translate: impl FnOnce(Vec<(Ipv4Addr, u16)>) -> F,
+) -> Result<TcpStream, DialError>
+where
+    F: Future<Output = Vec<SocketAddr>> + Send + 'static,
+{
+    let addresses = interleave(found);
     if addresses.is_empty() {
         let error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         return Err(DialError::Resolve(error));
     }
-    let mut waiting = addresses.into_iter();
+    let v4 = only_v4(&addresses);
+    let mut translate = (!v4.is_empty()).then_some(translate);
+    let mut waiting = VecDeque::from(addresses);
     let mut attempts = JoinSet::new();
     let mut failed = Vec::new();
     let mut next_at = Instant::now();
     loop {
-        let more = waiting.len() > 0;
+        let more = !waiting.is_empty() || translate.is_some();
         tokio::select! {
             biased;
             Some(attempt) = attempts.join_next() => match attempt {
-                Ok((_, Ok(stream))) => return Ok(stream),
-                Ok((address, Err(error))) => {
+                Ok(Attempt::Connected(_, Ok(stream))) => return Ok(stream),
+                Ok(Attempt::Connected(address, Err(error))) => {
                     failed.push((address, error));
+                    next_at = Instant::now();
+                }
+                Ok(Attempt::Translated(translated)) => {
+                    waiting.extend(translated);
                     next_at = Instant::now();
                 }
                 // Attempts are neither aborted nor do they panic.
                 Err(_) => {}
             },
             () = sleep_until(next_at), if more => {
-                if let Some(address) = waiting.next() {
-                    attempts.spawn(async move { (address, TcpStream::connect(address).await) });
+                // Beside the second attempt.
+                let begun = !attempts.is_empty() || !failed.is_empty();
+                if begun && let Some(translate) = translate.take() {
+                    let translating = translate(v4.clone());
+                    attempts.spawn(async move { Attempt::Translated(translating.await) });
+                }
+                if let Some(address) = waiting.pop_front() {
+                    attempts.spawn(async move {
+                        Attempt::Connected(address, path::connect(address).await)
+                    });
                 }
                 next_at = Instant::now() + STAGGER;
             }
             else => return Err(DialError::Connect(failed)),
         }
     }
+}
+
+/// The addresses, if all of them are IPv4 addresses of other machines.
+fn only_v4(addresses: &[SocketAddr]) -> Vec<(Ipv4Addr, u16)> {
+    let other_machine = |address: &SocketAddr| match address.ip() {
+        IpAddr::V4(ip) if !ip.is_loopback() && !ip.is_unspecified() => Some((ip, address.port())),
+        _ => None,
+    };
+    addresses.iter().map(other_machine).collect::<Option<_>>().unwrap_or_default()
+}
+
+/// Asks the network's DNS how it translates IPv4 addresses, and translates some; if it does not say, they become none.
+async fn translate(addresses: Vec<(Ipv4Addr, u16)>) -> Vec<SocketAddr> {
+    let asking = tokio::net::lookup_host((nat64::WELL_KNOWN_NAME, 0));
+    let Ok(Ok(found)) = timeout(TRANSLATION, asking).await else { return Vec::new() };
+    let prefixes = Prefix::discover(found.map(|address| address.ip()));
+    let mut translated = Vec::new();
+    for (ip, port) in addresses {
+        let mapped = prefixes.iter().filter_map(|prefix| prefix.map(ip));
+        translated.extend(mapped.map(|ip| SocketAddr::from((ip, port))));
+    }
+    translated
 }
 
 /// The same addresses, each once, beginning with the family of the first, the families in turn.
@@ -131,6 +198,35 @@ mod tests {
         assert!(error.to_string().starts_with(&format!("127.0.0.1:{port}: ")), "{error}");
         let error = dial("no-such-host.invalid:5222").await.unwrap_err();
         assert!(matches!(error, DialError::Resolve(_)), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn an_ipv4_address_is_reached_through_the_translator() {
+        let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
+        let there = listener.local_addr().unwrap();
+        // Nobody can connect to a group.
+        let dead = all(&["224.0.0.1:7"]);
+        let stream = dial_any(dead.clone(), |v4| async move {
+            assert_eq!(v4, [(Ipv4Addr::new(224, 0, 0, 1), 7)]);
+            vec![there]
+        });
+        assert_eq!(stream.await.unwrap().peer_addr().unwrap(), there);
+        let error = dial_any(dead, |_| async { Vec::new() }).await.unwrap_err();
+        assert!(matches!(&error, DialError::Connect(tried) if tried.len() == 1), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn no_translator_is_asked_for_where_none_is_needed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let closed = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, address.port()));
+        for found in [vec![address], vec![all(&["224.0.0.1:7"])[0], closed]] {
+            let asked = |_| async { unreachable!("nothing here is translated") };
+            assert!(dial_any(found, asked).await.is_err());
+        }
+        assert_eq!(only_v4(&all(&["192.0.2.1:1", "[::2]:1"])), []);
+        assert_eq!(only_v4(&all(&["192.0.2.1:1", "192.0.2.2:2"])).len(), 2);
     }
 
     #[tokio::test]

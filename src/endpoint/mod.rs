@@ -67,7 +67,9 @@ mod guesses;
 mod hub;
 mod login;
 mod method;
+mod nat64;
 mod negotiate;
+mod path;
 mod places;
 mod policy;
 mod progress;
@@ -92,6 +94,7 @@ pub use self::{
     login::{Connection, Login, ServerTrust, login},
     method::Credential,
     negotiate::{Incoming, Request},
+    path::loses_large_packets,
     policy::{FirstUse, Hint, Known, Policy, Registered, Shown, Standing},
     progress::{Monitor, Waiting},
     session::Session,

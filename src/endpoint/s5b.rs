@@ -1,8 +1,14 @@
 //! SOCKS5 candidates: which are offered, and which one is used (XEP-0260, 2.4).
 
+use std::{collections::BTreeMap, io, time::Duration};
+
 use jid::Jid;
 use minidom::Element;
-use tokio::net::TcpStream;
+use tokio::{
+    net::TcpStream,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
 
 use super::{
     Endpoint, application::first_content, error::Error, session::Session, socks5, transport::STEP,
@@ -14,6 +20,9 @@ use crate::{
         ns, xml,
     },
 };
+
+/// How long a connection to a streamhost waits for those that are preferred (RFC 8305, section 5).
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// A candidate of a SOCKS5 transport.
 #[derive(Clone, Debug)]
@@ -68,6 +77,60 @@ fn read_candidates(transport: &Element) -> Vec<Candidate> {
         .collect();
     candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.priority));
     candidates
+}
+
+/// Connects to all candidates at once, and gives the first one, in the order of the list, that answers; a connection that
+/// is there waits a moment for those before it. Only one is asked at a time: two that lead to one proxy would be taken
+/// there for both sides of the stream.
+async fn first<T, D, A>(
+    candidates: Vec<Candidate>,
+    dial: impl Fn(Candidate) -> D,
+    ask: impl Fn(T) -> A,
+) -> Option<(Candidate, T)>
+where
+    T: Send + 'static,
+    D: Future<Output = io::Result<T>> + Send + 'static,
+    A: Future<Output = io::Result<T>>,
+{
+    let mut dials = JoinSet::new();
+    for (index, candidate) in candidates.iter().enumerate() {
+        let dialling = dial(candidate.clone());
+        dials.spawn(async move { (index, dialling.await) });
+    }
+    let mut pending: Vec<bool> = vec![true; candidates.len()];
+    let mut ready: BTreeMap<usize, T> = BTreeMap::new();
+    let mut patience = None;
+    loop {
+        let best = ready.first_key_value().map(|(best, _)| *best);
+        let waits = best.is_some_and(|best| pending[..best].contains(&true))
+            && patience.is_some_and(|until| Instant::now() < until);
+        if let Some(best) = best
+            && !waits
+        {
+            let connected = ready.remove(&best)?;
+            match ask(connected).await {
+                Ok(answered) => return Some((candidates[best].clone(), answered)),
+                Err(error) => tracing::debug!(%error, "a streamhost did not take the stream"),
+            }
+            continue;
+        }
+        tokio::select! {
+            Some(dialled) = dials.join_next() => {
+                // Dials neither panic nor are they aborted.
+                let Ok((index, dialled)) = dialled else { continue };
+                pending[index] = false;
+                match dialled {
+                    Ok(connected) => {
+                        ready.insert(index, connected);
+                        patience.get_or_insert_with(|| Instant::now() + PATIENCE);
+                    }
+                    Err(error) => tracing::debug!(%error, "a streamhost is not reached"),
+                }
+            }
+            () = sleep_until(patience.unwrap_or_else(Instant::now)), if waits => {}
+            else => return None,
+        }
+    }
 }
 
 /// Proxies to offer without a broker: the component's, else what the server lists.
@@ -125,13 +188,12 @@ impl Session {
         let hash = theirs
             .attr("dstaddr")
             .map_or_else(|| DstAddr::compute(sid, &self.address, &me).to_string(), str::to_owned);
-        let mut used = None;
-        for candidate in read_candidates(theirs) {
-            if let Ok(socket) = socks5::connect(&candidate.host, candidate.port, &hash).await {
-                used = Some((candidate, socket));
-                break;
-            }
-        }
+        let used = first(
+            read_candidates(theirs),
+            |candidate| async move { socks5::dial(&candidate.host, candidate.port).await },
+            |stream| socks5::ask(stream, &hash),
+        )
+        .await;
         let news = match &used {
             Some((candidate, _)) => {
                 xml::element("candidate-used", ns::JINGLE_S5B, &[("cid", &candidate.cid)])
@@ -163,7 +225,8 @@ impl Session {
             }
             (_, Some(own)) => {
                 let hash = DstAddr::compute(sid, &me, &self.address).to_string();
-                let socket = socks5::connect(&own.host, own.port, &hash).await?;
+                let stream = socks5::dial(&own.host, own.port).await?;
+                let socket = socks5::ask(stream, &hash).await?;
                 let mut query = xml::element("query", ns::BYTESTREAMS, &[("sid", sid)]);
                 let mut activate = Element::bare("activate", ns::BYTESTREAMS);
                 activate.append_text(self.address.as_str());
@@ -217,4 +280,96 @@ fn s5b_news(sid: &str, news: Element) -> Element {
     let mut transport = xml::element("transport", ns::JINGLE_S5B, &[("sid", sid)]);
     transport.append_child(news);
     transport
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// Candidates whose connections take so many milliseconds; none is one that fails.
+    fn candidates(times: &[Option<u64>]) -> Vec<Candidate> {
+        let of = |(n, time): (usize, &Option<u64>)| Candidate {
+            cid: n.to_string(),
+            host: time.map(|time| time.to_string()).unwrap_or_default(),
+            port: 1,
+            jid: Jid::new("proxy.example.org").unwrap(),
+            priority: 1,
+            proxy: true,
+        };
+        times.iter().enumerate().map(of).collect()
+    }
+
+    async fn dial(candidate: Candidate) -> io::Result<String> {
+        match candidate.host.parse() {
+            Ok(time) => sleep(Duration::from_millis(time)).await,
+            Err(_) => return Err(io::ErrorKind::NetworkUnreachable.into()),
+        }
+        Ok(candidate.cid)
+    }
+
+    /// Which candidate is used, after how long, and which were asked; those named refuse.
+    async fn chosen(
+        times: &[Option<u64>],
+        refusing: &[&str],
+    ) -> (Option<String>, u64, Vec<String>) {
+        let (start, asked) = (Instant::now(), Mutex::new(Vec::new()));
+        let used = first(candidates(times), dial, |cid| {
+            asked.lock().unwrap().push(cid.clone());
+            let refuses = refusing.contains(&cid.as_str());
+            async move { if refuses { Err(io::Error::other("no")) } else { Ok(cid) } }
+        });
+        let used = used.await.map(|(candidate, cid)| {
+            assert_eq!(candidate.cid, cid);
+            cid
+        });
+        let took = u64::try_from(start.elapsed().as_millis()).unwrap();
+        (used, took, asked.into_inner().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_candidate_costs_no_more_than_a_moment() {
+        let (used, took, _) = chosen(&[Some(5_000), Some(10)], &[]).await;
+        assert_eq!((used.as_deref(), took), (Some("1"), 260));
+        let (used, took, _) = chosen(&[None, Some(10)], &[]).await;
+        assert_eq!((used.as_deref(), took), (Some("1"), 10));
+        let (used, took, _) = chosen(&[Some(5_000)], &[]).await;
+        assert_eq!((used.as_deref(), took), (Some("0"), 5_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_preferred_one_is_used_if_it_answers_at_about_the_same_time() {
+        let (used, took, asked) = chosen(&[Some(200), Some(10), Some(0)], &[]).await;
+        assert_eq!((used.as_deref(), took), (Some("0"), 200));
+        assert_eq!(asked, ["0"], "nobody else was asked for the stream");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_refuses_is_followed_by_the_next() {
+        let (used, _, asked) = chosen(&[Some(1), Some(2), Some(3)], &["0", "1"]).await;
+        assert_eq!((used.as_deref(), asked.len()), (Some("2"), 3));
+        assert_eq!(chosen(&[Some(1), None], &["0"]).await.0, None);
+        assert_eq!(chosen(&[], &[]).await.0, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_at_a_time_is_asked() {
+        let asking = Arc::new(AtomicUsize::new(0));
+        let used = first(candidates(&[Some(1), Some(1), Some(1)]), dial, |cid| {
+            let asking = Arc::clone(&asking);
+            async move {
+                assert_eq!(asking.fetch_add(1, Ordering::Relaxed), 0);
+                sleep(Duration::from_secs(1)).await;
+                asking.fetch_sub(1, Ordering::Relaxed);
+                if cid == "2" { Ok(cid) } else { Err(io::Error::other("no")) }
+            }
+        });
+        assert!(used.await.is_some());
+    }
 }

@@ -1,6 +1,6 @@
 //! A SOCKS5 client for bytestreams: CONNECT to the hash that names the stream (XEP-0065, 5.3.2).
 
-use std::{io, time::Duration};
+use std::{io, net::Ipv6Addr, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -9,25 +9,41 @@ use tokio::{
     time::timeout,
 };
 
-/// Connecting and both exchanges may take this long together.
+use super::dial;
+
+/// How long connecting may take, and how long both exchanges.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a streamhost may be silent before it is asked for a sign of life, and how often that is done.
 const SILENCE: Duration = Duration::from_secs(15);
 const PROBE: Duration = Duration::from_secs(5);
 const PROBES: u32 = 5;
 
-/// Connects to a streamhost and asks for `hash` (40 hex digits).
+/// Connects to a streamhost.
 ///
 /// # Errors
-/// As connecting does, or if the streamhost refuses.
-pub(super) async fn connect(host: &str, port: u16, hash: &str) -> io::Result<TcpStream> {
-    timeout(CONNECT, exchange(host, port, hash)).await?
-}
-
-async fn exchange(host: &str, port: u16, hash: &str) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect((host, port)).await?;
+/// As connecting does.
+pub(super) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
+    let address = match host.parse::<Ipv6Addr>() {
+        Ok(_) => format!("[{host}]:{port}"),
+        Err(_) => format!("{host}:{port}"),
+    };
+    let dialling = dial::dial(&address);
+    let stream =
+        timeout(CONNECT, dialling).await?.map_err(|error| io::Error::other(error.to_string()))?;
     stream.set_nodelay(true)?;
     watch(&stream)?;
+    Ok(stream)
+}
+
+/// Asks a streamhost for `hash` (40 hex digits).
+///
+/// # Errors
+/// If it refuses, or says something else, or nothing.
+pub(super) async fn ask(stream: TcpStream, hash: &str) -> io::Result<TcpStream> {
+    timeout(CONNECT, exchange(stream, hash)).await?
+}
+
+async fn exchange(mut stream: TcpStream, hash: &str) -> io::Result<TcpStream> {
     stream.write_all(&[5, 1, 0]).await?;
     let mut method = [0; 2];
     stream.read_exact(&mut method).await?;
