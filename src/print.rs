@@ -1,7 +1,9 @@
 //! Fingerprints of keys ("prints") and the TLS methods they belong to.
 //!
-//! Prints come from the wild in many forms: with and without colons or spaces, in either case. They are read in
+//! Prints come from the wild in many forms: what tools print, what programs show. They are read in
 //! all of them and written in one: upper case hex with colons.
+
+mod printed;
 
 use std::{fmt, str::FromStr};
 
@@ -92,10 +94,10 @@ impl FromStr for HashKind {
     type Err = PrintError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
+        match text.trim().to_ascii_lowercase().replace('_', "-").as_str() {
             "sha-1" | "sha1" => Ok(Self::Sha1),
-            "sha-256" | "sha256" => Ok(Self::Sha256),
-            "spki-sha-256" => Ok(Self::SpkiSha256),
+            "sha-256" | "sha256" | "sha2-256" => Ok(Self::Sha256),
+            "spki-sha-256" | "spki-sha256" => Ok(Self::SpkiSha256),
             _ => Err(PrintError::Hash),
         }
     }
@@ -108,19 +110,78 @@ pub struct Print {
     bytes: Vec<u8>,
 }
 
-/// Why a text is no print.
+/// Why a text is no print, or not the one that is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PrintError {
     /// The hash function is unknown.
     #[error("the hash must be sha-1, sha-256 or spki-sha-256")]
     Hash,
-    /// Not hexadecimal.
-    #[error("a print must be hexadecimal digits, with or without colons")]
-    Hex,
-    /// Too short or too long for its hash.
-    #[error("a print must have 20 bytes (sha-1) or 32 bytes (sha-256)")]
-    Length,
+    /// Nothing like one.
+    #[error(
+        "no fingerprint is in it: expected 64 hexadecimal digits (SHA-256), or 40 (SHA-1, OpenPGP)"
+    )]
+    Missing,
+    /// Too short or too long. `expected` is 0 if nothing says which hash it is of.
+    #[error("expected a fingerprint of {} hexadecimal digits, found {found}", match .expected {
+        0 => "64 (SHA-256) or 40 (SHA-1, OpenPGP)",
+        40 => "40",
+        _ => "64",
+    })]
+    Length {
+        /// How many digits there are.
+        found: usize,
+        /// How many its hash has.
+        expected: usize,
+    },
+    /// More than one.
+    #[error("expected one fingerprint, found several different ones")]
+    Several,
+    /// By this hash, which is not used.
+    #[error("expected a SHA-256 fingerprint, found one by {0}; {CURE}")]
+    OtherHash(&'static str),
+    /// A certificate's, by a hash that does not pin it.
+    #[error(
+        "expected the certificate's SHA-256 fingerprint, found its SHA-1, which can be forged; {CURE}"
+    )]
+    Sha1,
+    /// The same, or an OpenPGP key's: both have 40 digits.
+    #[error(
+        "expected the certificate's SHA-256 fingerprint (64 digits), found 40 digits: a SHA-1, which can be forged, or an \
+         OpenPGP fingerprint; {CURE}; for an OpenPGP key add --method openpgp"
+    )]
+    Sha1OrOpenPgp,
+    /// A public key's SHA-1.
+    #[error(
+        "expected a SHA-256 fingerprint, found the public key's SHA-1, which can be forged; `certtool --key-id --hash sha256` \
+         prints the right one"
+    )]
+    Sha1Spki,
+    /// An OpenPGP key's, where a certificate's is needed.
+    #[error(
+        "expected a certificate's fingerprint, found that of an OpenPGP key: the method must be openpgp"
+    )]
+    OfOpenPgp,
+    /// A certificate's, where an OpenPGP key's is needed.
+    #[error(
+        "expected an OpenPGP key's fingerprint, found that of an X.509 certificate: the method must be x509"
+    )]
+    OfCertificate,
+    /// A subkey's.
+    #[error("expected the fingerprint of the OpenPGP primary key, found only that of a subkey")]
+    Subkey,
+    /// The end of an OpenPGP fingerprint.
+    #[error(
+        "expected a whole fingerprint, found a key ID, which anybody can make; `gpg --fingerprint` prints the right one"
+    )]
+    KeyId,
+    /// An SSH key's.
+    #[error("expected a certificate's or an OpenPGP key's fingerprint, found that of an SSH key")]
+    Ssh,
 }
+
+/// What prints the fingerprint that is needed.
+const CURE: &str = "`openssl x509 -in cert.pem -noout -fingerprint -sha256` prints the right one";
 
 impl Print {
     /// Makes a print of raw bytes.
@@ -131,40 +192,41 @@ impl Print {
         if bytes.len() == hash.len() {
             Ok(Self { hash, bytes: bytes.to_vec() })
         } else {
-            Err(PrintError::Length)
+            Err(PrintError::Length { found: 2 * bytes.len(), expected: 2 * hash.len() })
         }
     }
 
-    /// Reads hex in any wild form. Without a `hash` the length decides between SHA-1 and SHA-256.
+    /// Reads the print in a text, in any form that tools print or programs show. Without a `hash` the words around it and
+    /// its length decide.
     ///
     /// # Errors
-    /// [`PrintError::Hex`] or [`PrintError::Length`].
+    /// [`PrintError`] says what is missing.
     pub fn parse(text: &str, hash: Option<HashKind>) -> Result<Self, PrintError> {
-        let mut bytes = Vec::with_capacity(32);
-        let mut high = None;
-        for c in text.chars() {
-            if c == ':' || c.is_ascii_whitespace() {
-                continue;
-            }
-            let digit = c.to_digit(16).and_then(|d| u8::try_from(d).ok()).ok_or(PrintError::Hex)?;
-            match high.take() {
-                None => high = Some(digit),
-                Some(h) => bytes.push(h << 4 | digit),
-            }
-            if bytes.len() > 32 {
-                return Err(PrintError::Length);
-            }
+        printed::read(text, None, hash)
+    }
+
+    /// The same for a key of a method: of several prints on a page the one of such a key is taken.
+    ///
+    /// # Errors
+    /// [`PrintError`], also if the text says that the print is of another kind of key.
+    pub fn read(text: &str, method: Method, hash: Option<HashKind>) -> Result<Self, PrintError> {
+        printed::read(text, Some(method), hash)
+    }
+
+    /// Reads a print that a key is to be known by from now on: never a certificate's SHA-1, which can be forged.
+    ///
+    /// # Errors
+    /// [`PrintError`]
+    pub fn pin(text: &str, method: Method) -> Result<Self, PrintError> {
+        let print = Self::read(text, method, None)?;
+        if method == Method::X509 && print.hash == HashKind::Sha1 {
+            let says = text.to_ascii_lowercase().replace(['-', '_'], "");
+            return Err(match says.contains("sha1") {
+                true => PrintError::Sha1,
+                false => PrintError::Sha1OrOpenPgp,
+            });
         }
-        if high.is_some() {
-            return Err(PrintError::Hex);
-        }
-        let hash = match (hash, bytes.len()) {
-            (Some(hash), _) => hash,
-            (None, 20) => HashKind::Sha1,
-            (None, 32) => HashKind::Sha256,
-            (None, _) => return Err(PrintError::Length),
-        };
-        Self::new(hash, &bytes)
+        Ok(print)
     }
 
     /// The print of a DER certificate.
@@ -178,6 +240,20 @@ impl Print {
             }
         };
         Some(Self { hash, bytes })
+    }
+
+    /// The forms in which hints, offers, the registry and users may name a key that was shown, and whose `print` this is.
+    ///
+    /// A certificate has a print by each kind of hash, an OpenPGP key its fingerprint alone: the certificate around it is
+    /// made for one session.
+    pub fn forms(method: Method, print: &Self, certificate: &[u8]) -> Vec<Self> {
+        match method {
+            Method::OpenPgp => vec![print.clone()],
+            _ => [HashKind::Sha1, HashKind::Sha256, HashKind::SpkiSha256]
+                .into_iter()
+                .filter_map(|hash| Self::of_certificate(hash, certificate))
+                .collect(),
+        }
     }
 
     /// What was hashed and how.
@@ -242,10 +318,14 @@ mod tests {
 
     #[test]
     fn odd_lengths_and_letters_are_refused() {
-        assert_eq!(Print::parse("7", None), Err(PrintError::Hex));
-        assert_eq!(Print::parse("xx", None), Err(PrintError::Hex));
-        assert_eq!(Print::parse("7272", None), Err(PrintError::Length));
-        assert_eq!(Print::parse(SEED, Some(HashKind::Sha256)), Err(PrintError::Length));
+        let length = |found, expected| Err(PrintError::Length { found, expected });
+        assert_eq!(Print::parse("7", None), length(1, 0));
+        assert_eq!(Print::parse("xx", None), Err(PrintError::Missing));
+        assert_eq!(Print::parse("7272", None), length(4, 0));
+        assert_eq!(Print::parse(SEED, Some(HashKind::Sha256)), length(40, 64));
+        for name in ["sha-256", "SHA-256", "sha256", "SHA256", "Sha_256"] {
+            assert_eq!(name.parse(), Ok(HashKind::Sha256));
+        }
     }
 
     proptest! {

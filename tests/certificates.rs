@@ -1,19 +1,28 @@
-//! OpenPGP certificates of GnuPG and Sequoia in the registry: prolonged, grown, revoked, and added again in any order.
+//! OpenPGP certificates of GnuPG and Sequoia in the registry: prolonged, grown, revoked, and added again in any order; and
+//! keys and fingerprints as OpenSSL, GnuTLS, Java, GnuPG and Sequoia make and print them.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+mod support;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use fingerpost::print::Method;
-use fingerpost::registry::material::Material;
+use fingerpost::endpoint::Error;
+use fingerpost::print::{HashKind, Method, Print, PrintError};
+use fingerpost::registry::material::{Material, MaterialError, remark};
 use fingerpost::registry::model::{
     Event, Key, KeyId, NewKey, NotAllowed, Source, State, Visibility,
 };
+use fingerpost::registry::requests::RequestKind;
 use fingerpost::registry::store::{Store, StoreError};
 use fingerpost::registry::verdict::{Verdict, judge};
+use fingerpost::registry::x509;
 use fingerpost::registry::{Notice, Options, Registry, proof};
+use fingerpost::tls::{identity::Identity, stream::connect};
 use jid::{BareJid, Jid};
+use support::process::Process;
+use support::{free_port, wait_for};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 
@@ -371,4 +380,300 @@ fn several_certificates_are_refused_and_nothing_sent_is_repeated() {
         let said = Material::parse(method, sent).unwrap_err().to_string();
         assert!(said.len() < 200 && !said.contains("NOT A") && !said.contains("84"), "{said}");
     }
+}
+
+/// Runs a tool in a folder and gives what it has printed.
+fn tool(folder: &Path, line: &str) -> String {
+    let done = Command::new("sh").args(["-ec", line]).current_dir(folder).output().unwrap();
+    assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
+
+/// A certificate of OpenSSL's in `name.pem`, its key in `name.key`.
+fn openssl(folder: &Path, name: &str, key: &str, certificate: &str) -> Vec<u8> {
+    tool(folder, &format!("openssl genpkey {key} -out {name}.key 2>&1"));
+    let request = format!("openssl req -new -key {name}.key -subj /CN={name}");
+    tool(folder, &format!("{request} {certificate}"));
+    tool(folder, &format!("openssl x509 -in {name}.pem -outform DER -out {name}.der"));
+    std::fs::read(folder.join(format!("{name}.der"))).unwrap()
+}
+
+#[test]
+fn fingerprints_are_read_as_tools_print_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let der = openssl(dir, "c", "-algorithm ed25519", "-x509 -days 30 -out c.pem");
+    let of = |hash| Print::of_certificate(hash, &der).unwrap();
+    let (certificate, spki) = (of(HashKind::Sha256), of(HashKind::SpkiSha256));
+    for line in [
+        "openssl x509 -in c.pem -noout -fingerprint -sha256",
+        "openssl x509 -in c.pem -noout -text -fingerprint -sha256",
+        "openssl dgst -sha256 c.der",
+        "openssl dgst -sha256 -c <c.der",
+        "sha256sum c.der",
+        "sha256sum --tag c.der",
+        "certtool --fingerprint --hash sha256 --infile c.pem",
+        "certtool -i --infile c.pem",
+        "keytool -printcert -file c.pem",
+    ] {
+        let printed = tool(dir, line);
+        let read =
+            Print::pin(&printed, Method::X509).unwrap_or_else(|e| panic!("{line}: {e}: {printed}"));
+        assert_eq!(read, certificate, "{line}: {printed}");
+        // A page with both is one of a certificate, whatever the reader has asked for.
+        assert_eq!(Print::parse(&printed, None).as_ref(), Ok(&certificate), "{line}");
+        assert!(
+            !matches!(Print::pin(&printed, Method::OpenPgp), Err(PrintError::Missing)),
+            "{line}"
+        );
+    }
+    for line in [
+        "certtool --key-id --hash sha256 --infile c.pem",
+        "certtool --pubkey-info --infile c.pem",
+        "openssl x509 -in c.pem -noout -pubkey | openssl pkey -pubin -outform DER | sha256sum",
+    ] {
+        let printed = tool(dir, line);
+        let read =
+            Print::pin(&printed, Method::X509).unwrap_or_else(|e| panic!("{line}: {e}: {printed}"));
+        // Bare digits do not say what they are of; the trust store takes both.
+        assert!(read.same_bytes(&spki), "{line}: {printed}");
+    }
+    for (line, expected) in [
+        ("openssl x509 -in c.pem -noout -fingerprint", PrintError::Sha1),
+        ("certtool --fingerprint --infile c.pem", PrintError::Sha1OrOpenPgp),
+        ("openssl x509 -in c.pem -noout -fingerprint -md5", PrintError::OtherHash("MD5")),
+        ("openssl x509 -in c.pem -noout -fingerprint -sha512", PrintError::OtherHash("SHA-512")),
+        ("ssh-keygen -q -t ed25519 -N '' -f s; ssh-keygen -l -f s.pub", PrintError::Ssh),
+        ("ssh-keygen -l -E md5 -f s.pub", PrintError::OtherHash("MD5")),
+        ("openssl x509 -in c.pem -noout -subject", PrintError::Missing),
+    ] {
+        let printed = tool(dir, line);
+        assert_eq!(Print::pin(&printed, Method::X509), Err(expected), "{line}: {printed}");
+    }
+
+    let gpg = Gpg::with_key("1y");
+    gpg.run(&["--quick-add-key", &gpg.fingerprint, "cv25519", "encr", "1y"]);
+    std::fs::write(dir.join("p.pgp"), gpg.export()).unwrap();
+    let expected = Print::parse(&gpg.fingerprint, None).unwrap();
+    let gpg_prints = [
+        &["--fingerprint"][..],
+        &["--fingerprint", "--fingerprint"],
+        &["--list-keys"],
+        &["--list-keys", "--keyid-format", "0xlong"],
+        &["--list-keys", "--with-subkey-fingerprint"],
+        &["--list-secret-keys", "--with-keygrip"],
+        &["--with-colons", "--list-keys"],
+        &["--with-colons", "--fingerprint", "--fingerprint"],
+        &["--show-keys", "--with-fingerprint", dir.join("p.pgp").to_str().unwrap()],
+    ]
+    .map(|args| (args.join(" "), String::from_utf8(gpg.run(args)).unwrap()));
+    let sq_prints = ["inspect p.pgp", "keyring list p.pgp", "packet dump p.pgp"]
+        .map(|line| (line.to_owned(), tool(dir, &format!("sq {line} 2>/dev/null"))));
+    for (line, printed) in gpg_prints.into_iter().chain(sq_prints) {
+        let read = Print::pin(&printed, Method::OpenPgp)
+            .unwrap_or_else(|e| panic!("{line}: {e}: {printed}"));
+        assert_eq!(read, expected, "{line}: {printed}");
+        for each in printed.lines().filter(|line| line.starts_with("fpr:")).take(1) {
+            assert_eq!(Print::pin(each, Method::OpenPgp).as_ref(), Ok(&expected), "{each}");
+            assert_eq!(Print::pin(each, Method::X509), Err(PrintError::OfOpenPgp), "{each}");
+        }
+    }
+}
+
+/// Speaks TLS 1.3 to an `openssl s_server` with a certificate; gives what the user would read.
+async fn session_with(folder: &Path, name: &str, der: &[u8]) -> Result<(), String> {
+    let port = free_port();
+    let mut command = Command::new("openssl");
+    command
+        .args(["s_server", "-tls1_3", "-quiet", "-cipher", "ALL:@SECLEVEL=0"])
+        .args(["-accept", &format!("127.0.0.1:{port}"), "-cert"])
+        .arg(folder.join(format!("{name}.pem")))
+        .arg("-key")
+        .arg(folder.join(format!("{name}.key")));
+    let log = folder.join(format!("{name}.log"));
+    let server = Process::start(command, &log);
+    wait_for(
+        "s_server",
+        support::PATIENCE,
+        || server.log(),
+        || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok(),
+    );
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let pins = vec![Print::of_certificate(HashKind::Sha256, der).unwrap()];
+    let own = Identity::generate(&owner()).unwrap();
+    match connect(stream, &own, pins).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::from(error).to_string()),
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_with_which_no_session_can_come_about_is_told_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let v3 = "-x509 -days 30 -out NAME.pem";
+    let v1 = "-out v1.csr; openssl x509 -req -in v1.csr -key v1.key -out v1.pem -days 30 2>&1";
+    let critical = "-x509 -days 30 -out critical.pem -addext 1.2.3.4=critical,ASN1:NULL";
+    let rows = [
+        ("v1", "-algorithm ed25519", v1, Some("version 1")),
+        ("critical", "-algorithm ed25519", critical, Some("critical extension 1.2.3.4")),
+        (
+            "explicit",
+            "-algorithm EC -pkeyopt ec_paramgen_curve:P-256 -pkeyopt ec_param_enc:explicit",
+            v3,
+            Some("explicit parameters"),
+        ),
+        ("k1", "-algorithm EC -pkeyopt ec_paramgen_curve:secp256k1", v3, Some("secp256k1")),
+        (
+            "brainpool",
+            "-algorithm EC -pkeyopt ec_paramgen_curve:brainpoolP256r1",
+            v3,
+            Some("brainpoolP256r1"),
+        ),
+        ("p224", "-algorithm EC -pkeyopt ec_paramgen_curve:secp224r1", v3, Some("P-224")),
+        ("ed448", "-algorithm ed448", v3, Some("Ed448")),
+        ("rsa1024", "-algorithm RSA -pkeyopt rsa_keygen_bits:1024", v3, Some("1024 bits")),
+        ("pss", "-algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048", v3, Some("RSASSA-PSS")),
+        ("ed25519", "-algorithm ed25519", v3, None),
+        ("p256", "-algorithm EC -pkeyopt ec_paramgen_curve:P-256", v3, None),
+        ("p384", "-algorithm EC -pkeyopt ec_paramgen_curve:P-384", v3, None),
+        ("p521", "-algorithm EC -pkeyopt ec_paramgen_curve:P-521", v3, None),
+        ("rsa2048", "-algorithm RSA -pkeyopt rsa_keygen_bits:2048", v3, None),
+    ];
+    for (name, key, certificate, why) in rows {
+        let der = openssl(dir, name, key, &certificate.replace("NAME", name));
+        let found = x509::check(&der).map_err(|fault| fault.to_string());
+        assert_eq!(found.is_ok(), why.is_none(), "{name}: {found:?}");
+        // What is said is what TLS does.
+        let session = session_with(dir, name, &der).await;
+        assert_eq!(session.is_ok(), why.is_none(), "{name}: {session:?}");
+        let material = Material::parse(Method::X509, &der).unwrap();
+        let said = remark(Method::X509, &material.bytes, now());
+        let Some(why) = why else {
+            assert_eq!(said, None, "{name}");
+            continue;
+        };
+        assert!(said.as_ref().is_some_and(|said| said.contains(why)), "{name}: {said:?}");
+        let read = session.unwrap_err();
+        assert!(!read.contains("does not match"), "{name}: {read}");
+        // OpenSSL itself may find out first that its key fits no algorithm of ours.
+        assert!(read.contains(why) || read.contains("signature algorithm"), "{name}: {read}");
+    }
+}
+
+#[test]
+fn pem_is_read_as_people_have_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let der = openssl(
+        dir,
+        "c",
+        "-algorithm ed25519",
+        "-x509 -days 30 -out c.pem -addext 2.5.29.16=DER:30:00",
+    );
+    let pem = tool(dir, "cat c.pem");
+    let bundle = "openssl pkcs12 -export -in c.pem -inkey c.key -name 'my private key' -passout pass:x -out c.p12";
+    tool(dir, bundle);
+    let utf16 = |order: fn(u16) -> [u8; 2]| {
+        ["\u{feff}", &pem].concat().encode_utf16().flat_map(order).collect::<Vec<u8>>()
+    };
+    let texts = [
+        pem.clone().into_bytes(),
+        tool(dir, "openssl x509 -in c.pem -text").into_bytes(),
+        tool(dir, "openssl pkcs12 -in c.p12 -nokeys -passin pass:x").into_bytes(),
+        tool(dir, "openssl x509 -in c.pem -trustout -addtrust serverAuth").into_bytes(),
+        tool(dir, "certtool -i --infile c.pem").into_bytes(),
+        format!("\u{feff}{pem}").into_bytes(),
+        utf16(u16::to_le_bytes),
+        utf16(u16::to_be_bytes),
+        pem.replace('\n', "\r\n").into_bytes(),
+        pem.replace('\n', "\r").into_bytes(),
+        pem.replace('\n', "\n    ").into_bytes(),
+        pem.replace('\n', " \n\n").into_bytes(),
+        pem.replace("CERTIFICATE", "X509 CERTIFICATE").into_bytes(),
+        format!("subject=CN = c\nissuer=CN = c\n{pem}---\nServer certificate\n").into_bytes(),
+    ];
+    for text in texts {
+        let read = Material::parse(Method::X509, &text);
+        let shown = String::from_utf8_lossy(&text).into_owned();
+        assert_eq!(read.map(|material| material.bytes), Ok(der.clone()), "{shown}");
+    }
+    let refused = |text: &str| Material::parse(Method::X509, text.as_bytes()).unwrap_err();
+    assert_eq!(refused(&format!("{pem}\nand\n{pem}")), MaterialError::Several);
+    let key = tool(dir, "openssl pkey -in c.key -text");
+    assert_eq!(refused(&key), MaterialError::PrivateKey);
+    assert_eq!(refused(&format!("{pem}{key}")), MaterialError::PrivateKey);
+    let all = tool(dir, "openssl pkcs12 -in c.p12 -nodes -passin pass:x");
+    assert_eq!(refused(&all), MaterialError::PrivateKey);
+
+    let gpg = Gpg::with_key("1y");
+    let armour = String::from_utf8(gpg.run(&["--armor", "--export"])).unwrap();
+    for text in [
+        armour.clone(),
+        format!("\u{feff}{armour}"),
+        format!("My key, as promised:\r\n\r\n{}\r\nBye", armour.replace('\n', "\r\n")),
+        armour.replace('\n', "\n  "),
+    ] {
+        let read = Material::parse(Method::OpenPgp, text.as_bytes());
+        assert_eq!(read.map(|material| material.bytes), Ok(gpg.export()), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn openpgp_keys_of_another_time_or_with_old_algorithms_are_told_in_their_own_words() {
+    let home = || tempfile::Builder::new().prefix("fingerpost-gpg-").tempdir().unwrap();
+    let made = |options: &[&str], algorithm: &str, expires: &str| {
+        let mut gpg = Gpg { home: home(), fingerprint: String::new() };
+        let user = "Alice <xmpp:alice@example.org>";
+        gpg.run(&[options, &["--quick-gen-key", user, algorithm, "sign", expires]].concat());
+        gpg.fingerprint = gpg.fingerprints("fpr").remove(0);
+        gpg.export()
+    };
+    let sha1 = ["--allow-weak-digest-algos", "--cert-digest-algo", "SHA1"];
+    let future = ["--faked-system-time", "20990101T000000"];
+    let past = ["--faked-system-time", "20200101T000000"];
+    let registry = registry().await;
+    for (certificate, says) in [
+        (made(&future, "ed25519", "never"), Some("made in the future, at 2099-01-01")),
+        (made(&past, "ed25519", "1y"), Some("has expired, at 2020-12-31")),
+        (made(&sha1, "rsa2048", "never"), Some("use SHA-1 or MD5")),
+        (made(&[], "ed25519", "1y"), None),
+        (made(&[], "rsa2048", "never"), None),
+        (made(&[], "nistp256", "never"), None),
+    ] {
+        let element: minidom::Element = format!(
+            "<add xmlns='urn:fingerpost:keys:0'><key method='openpgp'><material>{}</material></key></add>",
+            base64_of(&certificate)
+        )
+        .parse()
+        .unwrap();
+        let answer = registry.handle(&alice(), RequestKind::Set, &element, now()).await.unwrap();
+        let answer = answer.answer.unwrap();
+        let note = answer.get_child("note", "urn:fingerpost:keys:0").map(minidom::Element::text);
+        match (says, &note) {
+            (Some(says), Some(note)) => assert!(note.contains(says), "{note}"),
+            (None, None) => {}
+            _ => panic!("expected {says:?}: {note:?}"),
+        }
+        // An expired one is not shown as active to anybody.
+        let expired = says.is_some_and(|says| says.starts_with("has expired"));
+        let get: minidom::Element = "<keys xmlns='urn:fingerpost:keys:0'/>".parse().unwrap();
+        let listed = registry.handle(&alice(), RequestKind::Get, &get, now()).await.unwrap();
+        let listed = listed.answer.unwrap();
+        let key = listed.children().find(|key| key.attr("id") == answer.attr("id")).unwrap();
+        assert_eq!(key.attr("expired") == Some("true"), expired, "{key:?}");
+        assert_eq!(key.attr("state") == Some("superseded"), expired, "{key:?}");
+    }
+    for (algorithm, says) in
+        [("brainpoolP256r1", "is brainpoolP256r1"), ("brainpoolP512r1", "is brainpoolP512r1")]
+    {
+        let certificate = made(&[], algorithm, "never");
+        let said = Material::parse(Method::OpenPgp, &certificate).unwrap_err().to_string();
+        assert!(said.contains(says) && said.starts_with("no session can come about"), "{said}");
+    }
+}
+
+fn base64_of(bytes: &[u8]) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
 }

@@ -7,11 +7,16 @@ mod support;
 
 use std::time::Duration;
 
+use fingerpost::print::Print;
+use fingerpost::tls::identity::{Algorithm, Identity};
+use fingerpost::tls::stream::{Secured, TlsError, accept, connect};
+use jid::BareJid;
 use serde_json::{Value, json};
-use support::process::read;
-use support::programs::{Component, Options, Script, Xtls, event, script};
+use support::process::{Process, read};
+use support::programs::{Component, Options, Script, Xtls, event, python, report, script};
 use support::servers::{Kind, Server};
 use support::{MARKER, free_port, random_file, sha256, tap, wait_for};
+use tokio::net::TcpStream;
 
 const OURS: usize = 150_000;
 const THEIRS: usize = 90_000;
@@ -147,6 +152,104 @@ fn gnutls_speaks_tls_srp_through_a_brokered_session(kind: Kind) {
         }
     }
     assert!(captured.len() >= 4, "{} connections", captured.len());
+}
+
+/// Speaks TLS as one end over a TCP connection; sends a text and reads one of the same length.
+async fn ours(
+    stream: TcpStream,
+    calls: bool,
+    own: &Identity,
+    peer: Vec<Print>,
+) -> Result<(Secured, String), TlsError> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mut tls, secured) = match calls {
+        true => connect(stream, own, peer).await?,
+        false => accept(stream, own, peer).await?,
+    };
+    tls.write_all(b"from rustls ").await.unwrap();
+    tls.flush().await.unwrap();
+    let mut read = [0; 12];
+    tls.read_exact(&mut read).await.unwrap();
+    Ok((secured, String::from_utf8_lossy(&read).into_owned()))
+}
+
+/// A key that no quantum computer is known to forge, at one end or both, in both roles, beside a key exchange of that kind:
+/// with OpenSSL 3.5, which reads our key files too.
+#[tokio::test]
+async fn openssl_3_5_speaks_ml_dsa_in_both_roles() {
+    let jid = BareJid::new("alice@example.test").unwrap();
+    let identity = |algorithm| Identity::generate_by(&jid, algorithm).unwrap();
+    for (mine, theirs) in [
+        (Algorithm::MlDsa65, Algorithm::MlDsa65),
+        (Algorithm::MlDsa65, Algorithm::P256),
+        (Algorithm::Ed25519, Algorithm::MlDsa65),
+    ] {
+        let (own, other) = (identity(mine), identity(theirs));
+        for role in ["client", "server"] {
+            let case = format!("{mine}, OpenSSL with {theirs} as the {role}");
+            let folder = tempfile::tempdir().unwrap();
+            other.store(folder.path()).unwrap();
+            let listener =
+                (role == "client").then(|| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+            let port = match &listener {
+                Some(listener) => listener.local_addr().unwrap().port(),
+                None => free_port(),
+            };
+            let settings = json!({
+                "role": role, "port": port, "folder": folder.path(), "send": "from openssl", "expect": 12,
+            });
+            let mut command = std::process::Command::new(python("tls_peer.py"));
+            command.arg(support::root().join("tests/peers/tls_peer.py")).arg(settings.to_string());
+            let mut peer = Process::start(command, &folder.path().join("peer.log"));
+            let stream = match listener {
+                Some(listener) => {
+                    listener.set_nonblocking(true).unwrap();
+                    tokio::net::TcpListener::from_std(listener).unwrap().accept().await.unwrap().0
+                }
+                None => {
+                    wait_for(
+                        "listening",
+                        support::PATIENCE,
+                        || peer.log(),
+                        || peer.log().contains("listening"),
+                    );
+                    TcpStream::connect(("127.0.0.1", port)).await.unwrap()
+                }
+            };
+            let done = ours(stream, role == "server", &own, vec![other.print()]).await;
+            let (secured, read) = done.unwrap_or_else(|e| panic!("{case}: {e}\n{}", peer.log()));
+            let report = report(&mut peer, "tls_peer.py");
+            assert_eq!(secured.peer, other.print(), "{case}");
+            assert_eq!(secured.key_exchange, "X25519MLKEM768", "{case}");
+            assert_eq!(read, "from openssl", "{case}");
+            assert_eq!(report["received"], "from rustls ", "{case}");
+            assert_eq!(report["version"], "TLSv1.3", "{case}");
+            assert!(report["openssl"].as_str().unwrap().starts_with("OpenSSL 3.5."), "{report}");
+            let shown: String = own.certificate.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(report["shown"], shown, "{case}");
+        }
+    }
+}
+
+/// OpenSSL before 3.5 knows no ML-DSA: both ends are told so, and nobody is accused of another key.
+#[tokio::test]
+async fn a_library_without_ml_dsa_is_told_that_the_key_does_not_suit_it() {
+    let jid = BareJid::new("alice@example.test").unwrap();
+    let own = Identity::generate_by(&jid, Algorithm::MlDsa65).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let other = Identity::generate(&jid).unwrap();
+    other.store(folder.path()).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut command = std::process::Command::new("openssl");
+    let address = listener.local_addr().unwrap().to_string();
+    command.current_dir(folder.path()).args(["s_client", "-connect", &address, "-tls1_3"]);
+    // What a library without it offers, whichever version is installed here.
+    command.args(["-sigalgs", "ECDSA+SHA256:ed25519", "-cert", "cert.pem", "-key", "key.pem"]);
+    let _peer = Process::start(command, &folder.path().join("peer.log"));
+    let (stream, _) = listener.accept().await.unwrap();
+    let refused = ours(stream, false, &own, vec![other.print()]).await.unwrap_err();
+    let text = fingerpost::endpoint::Error::from(refused).to_string();
+    assert!(text.contains("takes no signature algorithm of our key"), "{text}");
 }
 
 #[test]

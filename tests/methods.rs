@@ -306,6 +306,106 @@ fn an_openpgp_key_of_gnupg_is_taken_over(kind: Kind) {
     }
 }
 
+/// Post-quantum keys at both ends, made, registered and proven by `xtls`, and used through the broker; the same
+/// for Ed25519.
+fn keys_of_other_algorithms_are_made_proven_and_used(kind: Kind) {
+    let users = Users::start(kind, &Options::default());
+    for (algorithm, transport) in [("ml-dsa-65", "ibb"), ("ed25519", "s5b")] {
+        users.forget_each_other();
+        for user in [&users.alice, &users.bob] {
+            let folder = user.home().join("xtls").join(user.jid());
+            for file in ["cert.pem", "key.pem"] {
+                std::fs::remove_file(folder.join(file)).unwrap();
+            }
+            let made = user.run(["keygen", "--algorithm", algorithm, "--json"]);
+            assert_eq!(made.code, 0, "{made:?}");
+            assert!(made.stdout.contains(algorithm), "{made:?}");
+            let proven = user.run(["prove", "--json"]);
+            assert!(proven.stdout.contains("\"assurance\":\"proven\""), "{proven:?}");
+        }
+        for side in transfer(&users, "x509", transport, false) {
+            assert_eq!(side["key_exchange"], "X25519MLKEM768", "{side}");
+            assert_eq!(side["registry"], "match", "{side}");
+        }
+    }
+    let refused = users.alice.run(["keygen", "--algorithm", "rsa"]);
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(refused.stderr.contains("expected ed25519, p256 or ml-dsa-65"), "{refused:?}");
+}
+
+/// The peer's certificate is older than the registry's, in which the subkey that signs was revoked since: it is not taken,
+/// and the user reads why. The peer is not asked.
+fn a_signing_subkey_that_the_registry_knows_as_revoked_is_refused(kind: Kind) {
+    let users = Users::start(kind, &Options::default());
+    let Users { alice, bob, .. } = &users;
+    let home = tempfile::Builder::new().prefix("fingerpost-gpg-").tempdir().unwrap();
+    let gpg = |args: &[&str], input: &str| {
+        let mut command = Command::new("gpg");
+        command.arg("--homedir").arg(home.path()).args(["--no-tty", "--yes"]);
+        command.args(["--pinentry-mode", "loopback", "--passphrase", ""]);
+        command.args(if input.is_empty() { &["--batch"][..] } else { &["--command-fd", "0"] });
+        let typed = alice.home().join("typed");
+        std::fs::write(&typed, input).unwrap();
+        command.stdin(std::fs::File::open(&typed).unwrap());
+        let done = command.args(args).output().unwrap();
+        assert!(done.status.success(), "gpg {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+        done.stdout
+    };
+    gpg(&["--quick-gen-key", "Alice <xmpp:alice@example.test>", "ed25519", "cert", "1y"], "");
+    let listed = String::from_utf8(gpg(&["--with-colons", "--list-keys"], "")).unwrap();
+    let print = listed.lines().find_map(|line| line.strip_prefix("fpr:::::::::")).unwrap();
+    let print = print.trim_end_matches(':').to_owned();
+    gpg(&["--quick-add-key", &print, "ed25519", "sign", "1y"], "");
+    let secret = alice.home().join("secret.asc");
+    std::fs::write(&secret, gpg(&["--armor", "--export-secret-keys"], "")).unwrap();
+    let import = ["keygen", "--openpgp", "--import", secret.to_str().unwrap()];
+    for (user, command) in [
+        (alice, &import[..]),
+        (alice, &["register", "--method", "openpgp"]),
+        (bob, &["keygen", "--openpgp"]),
+        (bob, &["register", "--method", "openpgp"]),
+    ] {
+        let done = user.run(command);
+        assert_eq!(done.code, 0, "{command:?}: {done:?}");
+    }
+    transfer(&users, "openpgp", "s5b", false);
+
+    // Her other machine revokes the subkey and tells the registry; the thief's copy stays as it was.
+    gpg(&["--edit-key", &print], "key 1\nrevkey\ny\n1\n\ny\nsave\n");
+    let newer = alice.home().join("newer.asc");
+    std::fs::write(&newer, gpg(&["--armor", "--export", &print], "")).unwrap();
+    let add = ["keys", "add", alice.jid(), "--method", "openpgp", "--material"];
+    let added = users.component.command([&add[..], &[newer.to_str().unwrap()]].concat());
+    assert_eq!(added.code, 0, "{added:?}");
+    for direct in [false, true] {
+        let options: &[&str] = if direct { &["--accept-direct"] } else { &[] };
+        let mut listener = listen(bob, "openpgp", options);
+        let full = listener.event("listening").unwrap()["jid"].as_str().unwrap().to_owned();
+        let (to, more) =
+            if direct { (full.as_str(), &["--direct"][..]) } else { (bob.jid(), &[][..]) };
+        let before = listener.files();
+        let file = letter(&users, "stolen.bin");
+        let sent = send(alice, "openpgp", to, &file, more);
+        assert_ne!(sent.code, 0, "{sent:?}");
+        let status = listener.wait(Duration::from_secs(60));
+        let log = listener.log();
+        assert_eq!(status, 4, "direct: {direct}: {log}");
+        let why = "the subkey of the peer's OpenPGP key that signs here was revoked, as the registry's copy";
+        assert!(log.contains(why), "direct: {direct}: {log}");
+        assert_eq!(listener.files(), before);
+    }
+    // The other way round too: who calls her is not taken in.
+    let mut listener = listen(alice, "openpgp", &[]);
+    let file = bob.home().join("to-the-thief.bin");
+    random_file(&file, SIZE);
+    let sent = send(bob, "openpgp", alice.jid(), &file, &[]);
+    assert_eq!(sent.code, 4, "{sent:?}");
+    assert!(sent.stderr.contains("was revoked, as the registry's copy of alice"), "{sent:?}");
+    listener.wait(Duration::from_secs(60));
+    assert_eq!(listener.files(), Vec::<PathBuf>::new());
+    let _ = Command::new("gpgconf").args(["--kill", "all", "--homedir"]).arg(home.path()).output();
+}
+
 /// Two people at terminals see the same string; one who says no ends the session before a byte of the file.
 fn the_string_is_confirmed_at_a_terminal(kind: Kind) {
     let users = Users::start(kind, &Options::default());
@@ -347,6 +447,16 @@ on_both!(methods_over_each_transport_with_and_without_a_broker, what_is_not_veri
 #[test]
 fn prosody_an_openpgp_key_of_gnupg_is_taken_over() {
     an_openpgp_key_of_gnupg_is_taken_over(Kind::Prosody);
+}
+
+#[test]
+fn prosody_keys_of_other_algorithms_are_made_proven_and_used() {
+    keys_of_other_algorithms_are_made_proven_and_used(Kind::Prosody);
+}
+
+#[test]
+fn prosody_a_signing_subkey_that_the_registry_knows_as_revoked_is_refused() {
+    a_signing_subkey_that_the_registry_knows_as_revoked_is_refused(Kind::Prosody);
 }
 
 #[test]

@@ -520,7 +520,8 @@ pub fn print(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     for hash in [None, Some(HashKind::Sha1), Some(HashKind::Sha256), Some(HashKind::SpkiSha256)] {
         let Ok(print) = Print::parse(text, hash) else { continue };
-        assert!(hash.is_none_or(|hash| hash == print.hash()));
+        let says_spki = print.hash() == HashKind::SpkiSha256;
+        assert!(hash.is_none_or(|hash| hash == print.hash() || says_spki && hash.len() == 32));
         let shown = print.to_string();
         assert_eq!(shown.len(), 3 * print.as_bytes().len() - 1);
         assert_eq!(Print::parse(&shown, Some(print.hash())).as_ref(), Ok(&print));
@@ -590,13 +591,13 @@ const VOUCHED: &[u8] = include_bytes!("../corpus/openpgp_spki/v4.der");
 /// A TLS certificate that an OpenPGP key vouches for: only a pinned key does, and only for the TLS key that it signed.
 pub fn openpgp_spki(data: &[u8]) {
     let now = rustls::pki_types::UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
-    assert_eq!(openpgp::vouched(data, &[], now), None);
+    assert!(openpgp::vouched(data, &[], now).is_err());
     let pin =
         Material::parse(Method::OpenPgp, include_bytes!("../corpus/openpgp_spki/v4.pgp.seed"))
             .expect("the seed is a certificate")
             .prints
             .remove(0);
-    if let Some(print) = openpgp::vouched(data, std::slice::from_ref(&pin), now) {
+    if let Ok(print) = openpgp::vouched(data, std::slice::from_ref(&pin), now) {
         assert_eq!(print, pin);
         let of = |der| Print::of_certificate(HashKind::SpkiSha256, der);
         assert_eq!(of(data), of(VOUCHED), "vouched for another TLS key");

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::{
-    print::{HashKind, Method, Print},
+    print::{Method, Print},
     registry::{
         material::Material,
         model::{Actor, Assurance, AuditEntry, Key, KeyId, NewKey, Source, check_reason, stamp},
@@ -167,7 +167,7 @@ pub async fn run(
         KeysCommand::Add { jid, method, print, material, label } => {
             let prints = print
                 .iter()
-                .map(|text| Print::parse(text, None::<HashKind>).map_err(input))
+                .map(|text| Print::read(text, method, None).map_err(input))
                 .collect::<Result<Vec<_>, _>>()?;
             let new = match material {
                 Some(file) => {
@@ -180,7 +180,11 @@ pub async fn run(
             };
             let new = new.map_err(input)?;
             let id = KeyId::new(rand::random());
-            vec![store.add(&jid, &new, LIMIT, &Actor::Offline, now, id).await?.key]
+            let key = store.add(&jid, &new, LIMIT, &Actor::Offline, now, id).await?.key;
+            if let Some(note) = new.note(&key, now) {
+                writeln!(std::io::stderr(), "warning: {note}")?;
+            }
+            vec![key]
         }
         KeysCommand::Attest { id } => {
             let id: KeyId = id.parse().map_err(input)?;
@@ -215,7 +219,7 @@ pub async fn run(
         }
     };
     if json {
-        let keys: Vec<Value> = keys.iter().map(to_json).collect();
+        let keys: Vec<Value> = keys.iter().map(|key| to_json(key, now)).collect();
         writeln!(out, "{}", Value::from(keys))?;
         return Ok(());
     }
@@ -226,7 +230,7 @@ pub async fn run(
             key.id,
             key.owner,
             key.method,
-            key.state,
+            key.state_shown(now),
             key.assurance,
             stamp(key.created),
             key.label
@@ -259,7 +263,7 @@ fn audit(entry: &AuditEntry, json: bool, out: &mut impl Write) -> Result<(), Key
     Ok(())
 }
 
-fn to_json(key: &Key) -> Value {
+fn to_json(key: &Key, now: OffsetDateTime) -> Value {
     let prints: Vec<Value> = key
         .prints
         .iter()
@@ -269,7 +273,8 @@ fn to_json(key: &Key) -> Value {
         "id": key.id.to_string(),
         "jid": key.owner.as_str(),
         "method": key.method.as_str(),
-        "state": key.state.as_str(),
+        "state": key.as_of(now).state.as_str(),
+        "expired": key.is_expired(now),
         "assurance": key.assurance.as_str(),
         "source": key.source.as_str(),
         "label": key.label,

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use jid::{BareJid, Jid};
 
 use super::lan::LanArgs;
-use crate::{endpoint::TransportKind, print::Method, xmpp::text};
+use crate::{endpoint::TransportKind, print::Method, tls::identity::Algorithm, xmpp::text};
 
 /// An end-to-end TLS endpoint over XMPP: send and receive files, pipe, chat, manage keys.
 #[derive(Debug, Parser)]
@@ -100,6 +100,10 @@ pub(super) enum Command {
     },
     /// Make a key and its certificate
     Keygen {
+        /// The kind of an X.509 key: p256, which every TLS library takes, ed25519, or ml-dsa-65, which no quantum computer is
+        /// known to forge and OpenSSL before 3.5 and GnuTLS do not take
+        #[arg(long, value_name = "ALGORITHM", default_value_t, conflicts_with = "openpgp")]
+        algorithm: Algorithm,
         /// An OpenPGP key, for --method openpgp
         #[arg(long)]
         openpgp: bool,
@@ -208,7 +212,8 @@ pub(super) enum TrustCommand {
     Set {
         /// Whose
         jid: BareJid,
-        /// The SHA-256 print of its certificate, or the fingerprint of its OpenPGP key
+        /// The SHA-256 print of its certificate or of its public key, or the fingerprint of its OpenPGP key, in any form
+        /// that openssl, certtool, keytool, gpg and sq print
         print: String,
     },
     /// Forget a peer: its next key is taken on first use

@@ -12,13 +12,14 @@ use super::{
 use crate::{
     endpoint::Credential,
     print::Method,
+    registry::x509,
     tls::{identity::Identity, openpgp::OpenPgpKey, srp},
 };
 
 /// The credential of the method that was asked for.
 pub(super) fn load(common: &Common, account: &Account) -> Result<Credential, XtlsError> {
     match common.method {
-        Method::X509 => Ok(own_identity(account)?.into()),
+        Method::X509 => Ok(usable_identity(account)?.into()),
         Method::OpenPgp => {
             let key = own_openpgp(account)?;
             let passphrase = passphrase(&key)?;
@@ -40,6 +41,18 @@ pub(super) fn own_identity(account: &Account) -> Result<Identity, XtlsError> {
     let dir = account::folder(&account.jid)?;
     Identity::load(&dir)?
         .ok_or_else(|| XtlsError::usage("there is no key yet: run xtls keygen first"))
+}
+
+/// The same for a session: every peer would refuse some certificates.
+fn usable_identity(account: &Account) -> Result<Identity, XtlsError> {
+    let identity = own_identity(account)?;
+    let dir = account::folder(&account.jid)?;
+    x509::check(&identity.certificate).map_err(|why| {
+        XtlsError::usage(format!("no session can come about with your certificate: {why}")).hint(
+            format!("move cert.pem and key.pem away from {} and run xtls keygen", dir.display()),
+        )
+    })?;
+    Ok(identity)
 }
 
 /// The user's OpenPGP key.

@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     endpoint,
-    tls::{identity::Identity, openpgp::OpenPgpKey},
+    tls::{
+        identity::{Algorithm, Identity},
+        openpgp::OpenPgpKey,
+    },
 };
 
 /// Logs in once and stores the account.
@@ -48,7 +51,11 @@ pub(super) async fn login(
 }
 
 /// Makes a key, unless there is one.
-pub(super) fn keygen(common: &Common, output: Output) -> Result<(), XtlsError> {
+pub(super) fn keygen(
+    common: &Common,
+    algorithm: Algorithm,
+    output: Output,
+) -> Result<(), XtlsError> {
     let account = Account::load(common.account.as_ref())?;
     let dir = account::folder(&account.jid)?;
     let _lock = account::lock(&dir)?;
@@ -58,10 +65,13 @@ pub(super) fn keygen(common: &Common, output: Output) -> Result<(), XtlsError> {
             dir.display()
         )));
     }
-    let identity = Identity::generate(&account.jid)?;
+    let identity = Identity::generate_by(&account.jid, algorithm)?;
     identity.store(&dir)?;
     let print = identity.print().to_string();
-    output.data(&json!({"event": "keygen", "method": "x509", "print": print}), &print);
+    output.data(
+        &json!({"event": "keygen", "method": "x509", "algorithm": algorithm.as_str(), "print": print}),
+        &print,
+    );
     Ok(())
 }
 

@@ -205,7 +205,9 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
         Command::Login { ref jid, ref server, ref password_file } => {
             login::login(&common, jid, server.clone(), password_file.as_deref(), output).await
         }
-        Command::Keygen { openpgp: false, .. } => login::keygen(&common, output),
+        Command::Keygen { openpgp: false, algorithm, .. } => {
+            login::keygen(&common, algorithm, output)
+        }
         Command::Keygen { import, key_version, .. } => {
             login::keygen_openpgp(&common, import.as_deref(), key_version == "6", output)
         }

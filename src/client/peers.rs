@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     endpoint::{Error, Hint, Known, Policy, Shown, Standing},
-    print::{HashKind, Method, Print},
+    print::{Method, Print},
 };
 
 /// Tells the user what the registry says of a peer's key, and knows the key again.
@@ -47,7 +47,8 @@ impl Policy for Peers {
     fn shown(&self, shown: &Shown<'_>) -> Result<Known, Error> {
         let Shown { peer, print, standing, .. } = shown;
         // A first key is kept when the user has been told of it.
-        let known = match Trust::load(&self.dir)?.check(peer, shown.method, print)? {
+        let forms = Print::forms(shown.method, print, shown.certificate);
+        let known = match Trust::load(&self.dir)?.check_forms(peer, shown.method, print, &forms)? {
             Known::First => shown.first_use()?,
             known => known,
         };
@@ -88,14 +89,11 @@ pub(super) fn trust(
             Ok(())
         }
         TrustCommand::Set { jid, print } => {
-            let hash = match common.method {
-                Method::X509 => Some(HashKind::Sha256),
-                Method::OpenPgp => None,
-                Method::Srp => return Err(XtlsError::usage("srp has no keys, only a password")),
-            };
-            let print = Print::parse(&print, hash).map_err(|error| {
-                XtlsError::usage(format!("{error}; for an OpenPGP key add --method openpgp"))
-            })?;
+            if common.method == Method::Srp {
+                return Err(XtlsError::usage("srp has no keys, only a password"));
+            }
+            let print = Print::pin(&print, common.method)
+                .map_err(|error| XtlsError::usage(error.to_string()))?;
             trust.set(&jid, common.method, &print)
         }
         TrustCommand::Forget { jid } => {

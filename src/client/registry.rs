@@ -9,6 +9,7 @@ use super::{
     account::Account,
     args::Common,
     credential::{own_identity, own_openpgp, passphrase},
+    display::shown,
     output::{Output, XtlsError},
 };
 use crate::{
@@ -129,7 +130,7 @@ impl OwnKey {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, XtlsError> {
         match self {
             Self::X509(identity) => identity.sign(message).ok_or_else(|| {
-                XtlsError::failed("only Ed25519, ECDSA P-256 and RSA keys can be proven")
+                XtlsError::failed("only Ed25519, ECDSA P-256, RSA and ML-DSA keys can be proven")
             }),
             Self::OpenPgp(key) => Ok(key.sign(message, &passphrase(key)?)?),
         }
@@ -158,19 +159,24 @@ fn show_keys(payload: Option<Element>, output: Output) {
                 )
             })
             .collect();
+        let expired = key.attr("expired") == Some("true");
         output.data(
-            &json!({"id": get("id"), "method": get("method"), "state": get("state"),
-                    "assurance": get("assurance"), "label": get("label"), "created": get("created"),
-                    "prints": prints}),
+            &json!({"id": get("id"), "method": get("method"), "state": get("state"), "expired": expired,
+                    "expires": key.attr("expires"), "assurance": get("assurance"), "label": get("label"),
+                    "created": get("created"), "prints": prints}),
             &format!(
                 "{} {} {} {} {}{}",
                 get("id"),
                 get("method"),
-                get("state"),
+                if expired { "expired" } else { get("state") },
                 get("assurance"),
                 get("label"),
                 lines.concat()
             ),
         );
+        // What the registry wants its user to know of a key that was added.
+        if let Some(note) = key.get_child("note", ns::KEYS) {
+            output.warn(&shown(&note.text(), None));
+        }
     }
 }

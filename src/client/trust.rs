@@ -88,12 +88,29 @@ impl Trust {
     /// # Errors
     /// Exit status 4 if it is another, or the first of this method of a peer known by another.
     pub fn check(&self, peer: &BareJid, method: Method, print: &Print) -> Result<Known, XtlsError> {
+        self.check_forms(peer, method, print, &[])
+    }
+
+    /// The same for a key that may be known by any of these prints of it too: a user may have set that of its public key.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn check_forms(
+        &self,
+        peer: &BareJid,
+        method: Method,
+        print: &Print,
+        forms: &[Print],
+    ) -> Result<Known, XtlsError> {
         let Some(prints) = self.peers.get(peer.as_str()).filter(|prints| !prints.is_empty()) else {
             return Ok(Known::First);
         };
         let text = prints.get(method.as_str());
-        if text.and_then(|text| Print::parse(text, None).ok()).is_some_and(|known| known == *print)
-        {
+        let is_shown = |known: Print| {
+            known == *print
+                || forms.iter().any(|form| form.as_bytes().len() == 32 && known.same_bytes(form))
+        };
+        if text.and_then(|text| Print::parse(text, None).ok()).is_some_and(is_shown) {
             return Ok(Known::Same);
         }
         let (what, known) = match text {
@@ -181,7 +198,7 @@ impl Trust {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::print::HashKind;
+    use crate::{print::HashKind, tls::identity::Identity};
 
     #[test]
     fn a_first_key_of_another_method_is_refused_until_it_is_set() {
@@ -217,6 +234,27 @@ mod tests {
         assert_eq!(trust.check(&peer, x509, &second).unwrap_err().code, 4);
         assert!(trust.forget(&peer).unwrap());
         assert_eq!(trust.check(&peer, x509, &second), Ok(Known::First));
+    }
+
+    #[test]
+    fn the_print_of_the_public_key_pins_the_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let peer = BareJid::new("juliet@capulet.lit").unwrap();
+        let [one, other] = [(); 2].map(|()| Identity::generate(&peer).unwrap());
+        let spki = Print::of_certificate(HashKind::SpkiSha256, &one.certificate).unwrap();
+        let mut trust = Trust::load(dir.path()).unwrap();
+        let check = |trust: &Trust, identity: &Identity| {
+            let forms = Print::forms(Method::X509, &identity.print(), &identity.certificate);
+            trust.check_forms(&peer, Method::X509, &identity.print(), &forms)
+        };
+        // As `certtool --key-id --hash sha256` prints it: nothing says that it is one of a public key.
+        let bare = spki.to_string().replace(':', "").to_lowercase();
+        for text in [bare.clone(), format!("Public Key ID:\n\tsha256:{bare}")] {
+            trust.set(&peer, Method::X509, &Print::pin(&text, Method::X509).unwrap()).unwrap();
+            let trust = Trust::load(dir.path()).unwrap();
+            assert_eq!(check(&trust, &one), Ok(Known::Same));
+            assert_eq!(check(&trust, &other).unwrap_err().code, 4);
+        }
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl Commands {
         let admin = progress.from.to_bare();
         match name {
             "sessions" => self.all_sessions(progress),
-            "keys" => self.search(progress).await,
+            "keys" => self.search(progress, now).await,
             "attest" | "revoke" => self.judge(name, progress, now).await,
             "block" => self.block(stage, values, &admin, now).await,
             "unblock" => self.unblock(progress, &admin, now).await,
@@ -117,7 +117,7 @@ impl Commands {
         Ok(Page::done(format!("Sessions ended: {ended}.")))
     }
 
-    async fn search(&self, progress: &Progress) -> Result<Page, Stop> {
+    async fn search(&self, progress: &Progress, now: OffsetDateTime) -> Result<Page, Stop> {
         let values = &progress.values;
         if progress.stage == 0 {
             let form = Form::new(
@@ -156,7 +156,7 @@ impl Commands {
             }
         }
         let text = format!("Keys found: {}.{more}", keys.len());
-        key_table(progress, "Keys", text, &keys, true)
+        key_table(progress, "Keys", text, &keys, true, now)
     }
 
     /// Attests or revokes a key.
@@ -210,7 +210,7 @@ impl Commands {
             self.registry.revoke(&progress.from, &actor, key.id, &reason, now).await?
         };
         let text = if attests { "The key is attested." } else { "The key is revoked." };
-        Ok(Page::Done(Some(one_key(&key, true)), text.into(), notice))
+        Ok(Page::Done(Some(one_key(&key, true, now)), text.into(), notice))
     }
 
     async fn key(&self, values: &Values) -> Result<Key, Stop> {

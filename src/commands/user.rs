@@ -12,10 +12,10 @@ use super::{
 use crate::{
     print::{Method, Print},
     registry::{
-        material::Material,
+        material::{Material, is_pem},
         model::{
-            ALLOWED_MAX, Actor, Key, KeyId, NewKey, PRINT_ONLY, Settings, Source, State,
-            Visibility, check_reason, stamp,
+            ALLOWED_MAX, Actor, Key, KeyId, NewKey, Settings, Source, State, Visibility,
+            check_reason, stamp,
         },
         proof,
     },
@@ -54,7 +54,7 @@ impl Commands {
             ("keys", _) => {
                 let me = progress.from.to_bare();
                 let keys = self.registry.profile(&me).await?.keys.clone();
-                key_table(progress, "My keys", String::new(), &keys, false)
+                key_table(progress, "My keys", String::new(), &keys, false, now)
             }
             ("lookup", 0) => Ok(Page::Form(
                 Form::new("Look up keys", "Whose keys do you want to see?").required(
@@ -70,7 +70,7 @@ impl Commands {
                     .ok_or_else(|| input("Expected an address like romeo@montague.lit"))?;
                 let keys =
                     self.registry.visible_keys(&progress.from.to_bare(), &owner).await?;
-                key_table(progress, &format!("Keys of {owner}"), String::new(), &keys, false)
+                key_table(progress, &format!("Keys of {owner}"), String::new(), &keys, false, now)
             }
             ("add", stage) => self.add(progress, stage, now).await,
             ("revoke", stage) => self.revoke(progress, stage, now).await,
@@ -175,11 +175,11 @@ impl Commands {
             return Ok(Page::Form(form, true));
         }
         let (key, notice) = self.registry.add(&progress.from, &new, now).await?;
-        let text = match key.has_material {
-            true => "The key is registered.".into(),
-            false => format!("The key is registered. {PRINT_ONLY}").into(),
+        let text = match new.note(&key, now) {
+            None => "The key is registered.".into(),
+            Some(note) => format!("The key is registered. {note}").into(),
         };
-        let form = one_key(&key, false);
+        let form = one_key(&key, false, now);
         Ok(Page::Done(Some(form), text, notice))
     }
 
@@ -219,7 +219,7 @@ impl Commands {
         let actor = Actor::User(me);
         let (key, notice) =
             self.registry.revoke(&progress.from, &actor, key.id, &reason, now).await?;
-        Ok(Page::Done(Some(one_key(&key, false)), "The key is revoked.".into(), notice))
+        Ok(Page::Done(Some(one_key(&key, false, now)), "The key is revoked.".into(), notice))
     }
 
     async fn prove(
@@ -263,7 +263,7 @@ impl Commands {
             STANDARD.decode(text).map_err(|_| input("The signature must be base64 or armour"))?
         };
         let (key, notice) = self.registry.prove(&progress.from, id, &signature, now).await?;
-        Ok(Page::Done(Some(one_key(&key, false)), "The key is proven.".into(), notice))
+        Ok(Page::Done(Some(one_key(&key, false, now)), "The key is proven.".into(), notice))
     }
 
     async fn settings(
@@ -355,13 +355,16 @@ fn read_new(values: &Values) -> Result<NewKey, Stop> {
     let label = values.one("label");
     let material = values.lines("material");
     let print = values.one("print");
-    let prints =
-        if print.is_empty() { Vec::new() } else { vec![Print::parse(print, None).map_err(input)?] };
+    let prints = if print.is_empty() {
+        Vec::new()
+    } else {
+        vec![Print::read(print, method, None).map_err(input)?]
+    };
     let new = if material.trim().is_empty() {
         NewKey::of_prints(method, prints, label, Source::Self_)
     } else {
         let text = material.trim();
-        let bytes = if text.starts_with("-----BEGIN") {
+        let bytes = if is_pem(text.as_bytes()) {
             text.as_bytes().to_vec()
         } else {
             let text: String = text.split_whitespace().collect();
@@ -412,13 +415,13 @@ const COLUMNS: [(&str, &str); 9] = [
     ("id", "Id"),
 ];
 
-fn key_row(key: &Key, owner: bool) -> Vec<String> {
+fn key_row(key: &Key, owner: bool, now: OffsetDateTime) -> Vec<String> {
     let prints: Vec<String> = key.prints.iter().map(described).collect();
     let mut row = vec![
         key.owner.to_string(),
         key.label.clone(),
         key.method.to_string(),
-        key.state.to_string(),
+        key.state_shown(now).to_owned(),
         key.assurance.to_string(),
         key.source.to_string(),
         stamp(key.created),
@@ -436,14 +439,15 @@ pub(super) fn key_table(
     text: String,
     keys: &[Key],
     owners: bool,
+    now: OffsetDateTime,
 ) -> Result<Page, Stop> {
     let columns = &COLUMNS[usize::from(!owners)..];
-    let rows = keys.iter().map(|key| (key.id.to_string(), key_row(key, owners))).collect();
+    let rows = keys.iter().map(|key| (key.id.to_string(), key_row(key, owners, now))).collect();
     progress.table(Table { title, text, columns }, rows)
 }
 
 /// One key as a result.
-pub(super) fn one_key(key: &Key, owner: bool) -> Form {
+pub(super) fn one_key(key: &Key, owner: bool, now: OffsetDateTime) -> Form {
     let columns = &COLUMNS[usize::from(!owner)..];
-    Form::result("The key").table(columns, vec![key_row(key, owner)])
+    Form::result("The key").table(columns, vec![key_row(key, owner, now)])
 }

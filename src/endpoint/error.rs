@@ -91,10 +91,10 @@ impl From<std::io::Error> for Error {
 impl From<TlsError> for Error {
     fn from(error: TlsError) -> Self {
         match error {
-            TlsError::Unverified | TlsError::Unproven(_) => {
+            TlsError::Unverified(_) | TlsError::Unproven(_) => {
                 Self::Unverified(format!("{error}: nothing was sent"))
             }
-            TlsError::Refused => Self::Refused(error.to_string()),
+            TlsError::Refused(_) => Self::Refused(error.to_string()),
             TlsError::Failed(_) => Self::Failed(error.to_string()),
         }
     }

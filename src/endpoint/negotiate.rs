@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use jid::{BareJid, Jid};
 use minidom::Element;
+use rustls::pki_types::UnixTime;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_rustls::TlsStream;
 
@@ -19,18 +20,19 @@ use super::{
     hub::{Arrival, TransportKind},
     method::expected,
     places::Place,
-    policy::{
-        Hint, Known, Shown, Standing, by_hints, by_keys, forms, refuse_offer, without_answer,
-    },
-    registry::Asked,
+    policy::{Hint, Known, Shown, Standing, by_hints, by_keys, refuse_offer, without_answer},
+    registry::{Asked, KnownKey},
     session::{Session, payload},
     stream::{Learned, SecureStream},
     transport::transport_of,
 };
 use crate::{
     mediator::leg::Leg,
-    print::Method,
-    tls::stream::{Protocol, Secured},
+    print::{Method, Print},
+    tls::{
+        openpgp::still_vouched,
+        stream::{Protocol, Secured},
+    },
     xmpp::iq::random_id,
 };
 
@@ -350,11 +352,17 @@ impl Session {
         hints: &[Hint],
     ) -> Result<Standing, Error> {
         let method = self.endpoint.method();
-        let forms = forms(method, &secured.peer, certificate);
+        let forms = Print::forms(method, &secured.peer, certificate);
         let hinted = self.is_brokered().then(|| by_hints(method, &forms, hints));
-        let asked = match self.endpoint.keys_of(&self.peer).await {
+        let openpgp = (method == Method::OpenPgp).then_some(&secured.peer);
+        let asked = match self.endpoint.keys_of(&self.peer, openpgp).await {
             None => return Ok(Standing::NoRegistry),
-            Some(Asked::Keys(keys)) => by_keys(method, &forms, &keys),
+            Some(Asked::Keys(keys)) => {
+                if let Some(print) = openpgp {
+                    self.refuse_older_state(print, certificate, &keys)?;
+                }
+                by_keys(method, &forms, &keys)
+            }
             // The component brokers for users who may not ask its registry; its hints are all that it says to them.
             Some(Asked::NotServed) => return Ok(hinted.unwrap_or(Standing::Unavailable)),
             Some(Asked::Unavailable(why)) => {
@@ -362,6 +370,28 @@ impl Session {
                 without_answer(&self.peer, self.initiator, hinted)?
             }
         };
-        Ok(hinted.map_or(asked, |hinted| hinted.max(asked)))
+        Ok(match hinted {
+            // Of a print by another hash than the registry knows the key by, the broker cannot say more.
+            None | Some(Standing::Unknown) if asked == Standing::Vouched => asked,
+            None => asked,
+            Some(hinted) => hinted.max(asked),
+        })
+    }
+
+    /// Judges the peer's OpenPGP key by all that the registry knows of it too. The peer may have shown an older state of its
+    /// certificate, in which the subkey that signs was not revoked yet, or the key did not end so soon.
+    fn refuse_older_state(
+        &self,
+        print: &Print,
+        certificate: &[u8],
+        keys: &[KnownKey],
+    ) -> Result<(), Error> {
+        let known: Vec<&[u8]> = keys.iter().filter_map(|key| key.material.as_deref()).collect();
+        still_vouched(certificate, print, &known, UnixTime::now()).map_err(|fault| {
+            Error::Unverified(format!(
+                "{fault}, as the registry's copy of {}'s OpenPGP certificate says: nothing was sent",
+                self.peer
+            ))
+        })
     }
 }

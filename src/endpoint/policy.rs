@@ -15,7 +15,7 @@ use minidom::Element;
 
 use super::{error::Error, registry::KnownKey};
 use crate::{
-    print::{HashKind, Method, Print},
+    print::{Method, Print},
     xmpp::ns,
 };
 
@@ -88,8 +88,10 @@ pub enum Standing {
     NoRegistry,
     /// The registry does not know it, and knows no other key of the peer for this method.
     Unknown,
-    /// Another key has replaced it, or its time is over.
+    /// Another key has replaced it, or its time is over: a hint does not say which.
     Superseded,
+    /// Its time is over.
+    Expired,
     /// The registry could not be asked.
     Unavailable,
     /// The peer has registered keys of this method, and it is none of them.
@@ -106,6 +108,7 @@ impl Standing {
             Self::NoRegistry => "none",
             Self::Unknown => "unknown",
             Self::Superseded => "superseded",
+            Self::Expired => "expired",
             Self::Unavailable => "unavailable",
             Self::Mismatch => "mismatch",
             Self::Revoked => "revoked",
@@ -121,20 +124,6 @@ impl Standing {
 impl fmt::Display for Standing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-/// The forms in which hints, offers and the registry may name the key that was shown.
-///
-/// A certificate has a print by each kind of hash, an OpenPGP key its fingerprint alone: the certificate around it is made
-/// for one session.
-pub(super) fn forms(method: Method, print: &Print, certificate: &[u8]) -> Vec<Print> {
-    match method {
-        Method::OpenPgp => vec![print.clone()],
-        _ => [HashKind::Sha1, HashKind::Sha256, HashKind::SpkiSha256]
-            .into_iter()
-            .filter_map(|hash| Print::of_certificate(hash, certificate))
-            .collect(),
     }
 }
 
@@ -167,6 +156,7 @@ pub(super) fn by_keys(method: Method, forms: &[Print], keys: &[KnownKey]) -> Sta
             "revoked" => Standing::Revoked,
             "active" if of_method(&key) => Standing::Vouched,
             "superseded" if of_method(&key) => Standing::Superseded,
+            "expired" if of_method(&key) => Standing::Expired,
             _ => Standing::Unknown,
         })
         .collect();
@@ -382,6 +372,7 @@ impl Policy for FirstUse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::print::HashKind;
     use crate::tls::identity::Identity;
 
     fn peer() -> BareJid {
@@ -410,6 +401,7 @@ mod tests {
             method: method.to_owned(),
             state: state.to_owned(),
             prints: prints.iter().map(|&print| print.clone()).collect(),
+            ..KnownKey::default()
         }
     }
 
@@ -419,7 +411,7 @@ mod tests {
     fn only_hints_on_the_key_that_was_shown_count_whichever_hash_they_name_it_by() {
         let (shown, other) = (certificate(), certificate());
         let sha256 = print_of(HashKind::Sha256, &shown);
-        let forms = forms(Method::X509, &sha256, &shown);
+        let forms = Print::forms(Method::X509, &sha256, &shown);
         let standing = |hints: &[Hint]| by_hints(Method::X509, &forms, hints);
         assert_eq!(standing(&[]), Standing::Unknown);
         for kind in KINDS {
@@ -452,7 +444,7 @@ mod tests {
     fn a_hint_of_another_method_can_only_warn() {
         let shown = certificate();
         let sha256 = print_of(HashKind::Sha256, &shown);
-        let forms = forms(Method::X509, &sha256, &shown);
+        let forms = Print::forms(Method::X509, &sha256, &shown);
         for (verdict, expected) in [
             ("match", Standing::Unknown),
             ("registered", Standing::Unknown),
@@ -470,7 +462,7 @@ mod tests {
     fn of_several_hints_on_one_print_the_worst_counts_and_a_revoked_form_revokes_the_key() {
         let shown = certificate();
         let [sha1, sha256, spki] = KINDS.map(|kind| print_of(kind, &shown));
-        let forms = forms(Method::X509, &sha256, &shown);
+        let forms = Print::forms(Method::X509, &sha256, &shown);
         let standing = |hints: &[Hint]| by_hints(Method::X509, &forms, hints);
         for worse in ["unknown", "superseded", "mismatch", "revoked"] {
             let pair = [hint("x509", &sha256, "match"), hint("x509", &sha256, worse)];
@@ -491,7 +483,7 @@ mod tests {
     fn an_openpgp_key_is_judged_by_its_fingerprint_and_not_by_the_certificate_around_it() {
         let certificate = certificate();
         let fingerprint = Print::new(HashKind::Sha1, &[7; 20]).unwrap();
-        let forms = forms(Method::OpenPgp, &fingerprint, &certificate);
+        let forms = Print::forms(Method::OpenPgp, &fingerprint, &certificate);
         let around = print_of(HashKind::Sha256, &certificate);
         let standing = |hints: &[Hint]| by_hints(Method::OpenPgp, &forms, hints);
         assert_eq!(standing(&[hint("openpgp", &around, "match")]), Standing::Unknown);
@@ -504,12 +496,13 @@ mod tests {
         let (shown, other) = (certificate(), certificate());
         let [sha1, sha256, spki] = KINDS.map(|kind| print_of(kind, &shown));
         let other = print_of(HashKind::Sha256, &other);
-        let forms = forms(Method::X509, &sha256, &shown);
+        let forms = Print::forms(Method::X509, &sha256, &shown);
         let standing = |keys: &[KnownKey]| by_keys(Method::X509, &forms, keys);
         assert_eq!(standing(&[]), Standing::Unknown);
         for form in [&sha1, &sha256, &spki] {
             assert_eq!(standing(&[key("x509", "active", &[form])]), Standing::Vouched);
             assert_eq!(standing(&[key("x509", "superseded", &[form])]), Standing::Superseded);
+            assert_eq!(standing(&[key("x509", "expired", &[form])]), Standing::Expired);
             assert_eq!(standing(&[key("openpgp", "active", &[form])]), Standing::Unknown);
             for method in ["x509", "openpgp"] {
                 let keys = [key("x509", "active", &[&sha256]), key(method, "revoked", &[form])];
@@ -553,11 +546,12 @@ mod tests {
         assert_eq!(offer(&[hint("x509", &one, "unknown")]), Ok(()));
     }
 
-    const ALL: [Standing; 7] = [
+    const ALL: [Standing; 8] = [
         Standing::Vouched,
         Standing::NoRegistry,
         Standing::Unknown,
         Standing::Superseded,
+        Standing::Expired,
         Standing::Unavailable,
         Standing::Mismatch,
         Standing::Revoked,

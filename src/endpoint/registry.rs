@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -23,15 +24,20 @@ const ANSWER: Duration = Duration::from_secs(15);
 const AGAIN: Duration = Duration::from_secs(1);
 /// The most pages of one user's keys. A registry that has more is not believed.
 const PAGES: usize = 64;
+/// The most certificates of one key that are asked for: the registry keeps one, and others may have been added by print.
+const CERTIFICATES: usize = 4;
 
 /// A key that the registry lists for a user.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct KnownKey {
+    pub(super) id: String,
     /// `x509` or `openpgp`.
     pub(super) method: String,
-    /// `active`, `superseded` or `revoked`, as of now.
+    /// `active`, `expired`, `superseded` or `revoked`, as of now.
     pub(super) state: String,
     pub(super) prints: Vec<Print>,
+    /// The registry's certificate of it, if it was asked for and there is one.
+    pub(super) material: Option<Vec<u8>>,
 }
 
 impl KnownKey {
@@ -44,7 +50,8 @@ impl KnownKey {
         let get = |name| element.attr(name).unwrap_or_default();
         let end = OffsetDateTime::parse(get("expires"), &Rfc3339);
         let state = match get("state") {
-            "active" if end.is_ok_and(|end| end <= now) => "superseded",
+            // The registry says so of an expired key too, which has none that replaces it.
+            "active" | "superseded" if end.is_ok_and(|end| end <= now) => "expired",
             state => state,
         };
         let prints = element
@@ -55,8 +62,27 @@ impl KnownKey {
                 Print::parse(&print.text(), hash).ok()
             })
             .collect();
-        Self { method: get("method").to_owned(), state: state.to_owned(), prints }
+        Self {
+            id: get("id").to_owned(),
+            method: get("method").to_owned(),
+            state: state.to_owned(),
+            prints,
+            material: None,
+        }
     }
+}
+
+/// The certificate in an answer about one key; `None` if the registry has only prints of it.
+///
+/// # Errors
+/// Why the answer is not to be believed.
+fn read_material(answer: Option<&Element>, id: &str) -> Result<Option<Vec<u8>>, &'static str> {
+    let key = answer
+        .filter(|key| key.is("key", ns::KEYS) && key.attr("id") == Some(id))
+        .ok_or("the answer is not the key that was asked for")?;
+    let Some(material) = key.get_child("material", ns::KEYS) else { return Ok(None) };
+    let text: String = material.text().split_whitespace().collect();
+    STANDARD.decode(text).map(Some).map_err(|_| "the certificate in the answer is not base64")
 }
 
 /// What came of asking.
@@ -124,38 +150,58 @@ impl Pages {
 }
 
 impl Endpoint {
-    /// Asks the registry for a user's keys; `None` if the endpoint knows none.
-    pub(super) async fn keys_of(&self, peer: &BareJid) -> Option<Asked> {
+    /// Asks the registry for a user's keys, and for the certificate of the OpenPGP key with the print `shown`; `None` if
+    /// the endpoint knows no registry.
+    pub(super) async fn keys_of(&self, peer: &BareJid, shown: Option<&Print>) -> Option<Asked> {
         let component = self.component()?;
         let to = Jid::from(component.clone());
         let asking = async {
             let mut pages = Pages::default();
             loop {
-                let answer = self.hub().request("get", &to, pages.request(peer)).await;
-                let page = match answer {
-                    Answer::Result(page) => page,
-                    Answer::Error(error) if error.has_child("forbidden", ns::STANZA_ERRORS) => {
-                        return Asked::NotServed;
-                    }
-                    Answer::Error(error)
-                        if error.has_child("resource-constraint", ns::STANZA_ERRORS) =>
-                    {
-                        // Our peers cause many of our requests; none of them is to make the registry silent.
-                        sleep(AGAIN).await;
-                        continue;
-                    }
-                    Answer::Error(error) => return Asked::Unavailable(condition(&error)),
-                    Answer::Timeout => return Asked::Unavailable("no answer".to_owned()),
-                };
+                let page = self.ask_registry(&to, pages.request(peer)).await?;
                 match pages.handle(page.as_ref(), SystemClock.now()) {
-                    Ok(true) => return Asked::Keys(pages.keys),
+                    Ok(true) => break,
                     Ok(false) => {}
-                    Err(why) => return Asked::Unavailable(why.to_owned()),
+                    Err(why) => return Err(Asked::Unavailable(why.to_owned())),
                 }
             }
+            let mut keys = pages.keys;
+            let is_shown = |key: &&mut KnownKey| {
+                key.method == "openpgp" && shown.is_some_and(|print| key.has(print))
+            };
+            for key in keys.iter_mut().filter(is_shown).take(CERTIFICATES) {
+                let request =
+                    xml::element("key", ns::KEYS, &[("id", &key.id), ("material", "true")]);
+                let answer = self.ask_registry(&to, request).await?;
+                key.material = read_material(answer.as_ref(), &key.id)
+                    .map_err(|why| Asked::Unavailable(why.to_owned()))?;
+            }
+            Ok(Asked::Keys(keys))
         };
-        let late = || Asked::Unavailable("no answer in time".to_owned());
-        Some(timeout(ANSWER, asking).await.unwrap_or_else(|_| late()))
+        let late = || Ok(Asked::Unavailable("no answer in time".to_owned()));
+        let asked = timeout(ANSWER, asking).await.unwrap_or_else(|_| late());
+        Some(asked.unwrap_or_else(|why| why))
+    }
+
+    /// Asks the registry once more for as long as it has no room.
+    async fn ask_registry(&self, to: &Jid, request: Element) -> Result<Option<Element>, Asked> {
+        loop {
+            return match self.hub().request("get", to, request.clone()).await {
+                Answer::Result(answer) => Ok(answer),
+                Answer::Error(error) if error.has_child("forbidden", ns::STANZA_ERRORS) => {
+                    Err(Asked::NotServed)
+                }
+                Answer::Error(error)
+                    if error.has_child("resource-constraint", ns::STANZA_ERRORS) =>
+                {
+                    // Our peers cause many of our requests; none of them is to make the registry silent.
+                    sleep(AGAIN).await;
+                    continue;
+                }
+                Answer::Error(error) => Err(Asked::Unavailable(condition(&error))),
+                Answer::Timeout => Err(Asked::Unavailable("no answer".to_owned())),
+            };
+        }
     }
 }
 
@@ -233,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_past_its_time_is_superseded() {
+    fn a_key_past_its_time_has_expired() {
         let read = |attributes: &str| {
             let key: Element =
                 format!("<key xmlns='urn:fingerpost:keys:0' method='x509' {attributes}/>")
@@ -243,8 +289,28 @@ mod tests {
         };
         assert_eq!(read("state='active'"), "active");
         assert_eq!(read("state='active' expires='2026-11-24T02:00:01Z'"), "active");
-        assert_eq!(read("state='active' expires='2026-11-24T02:00:00Z'"), "superseded");
+        assert_eq!(read("state='active' expires='2026-11-24T02:00:00Z'"), "expired");
+        assert_eq!(read("state='superseded' expires='2026-11-24T02:00:00Z'"), "expired");
+        assert_eq!(read("state='superseded' expires='2026-11-24T02:00:01Z'"), "superseded");
         assert_eq!(read("state='revoked' expires='2026-11-24T02:00:00Z'"), "revoked");
+    }
+
+    #[test]
+    fn a_certificate_is_read_only_from_the_answer_about_its_key() {
+        let read = |xml: &str| {
+            let answer: Option<Element> = Some(xml.parse().unwrap());
+            read_material(answer.as_ref(), "7")
+        };
+        let key = "<key xmlns='urn:fingerpost:keys:0' id='7'>";
+        assert_eq!(
+            read(&format!("{key}<material>aGVs\nbG8=</material></key>")),
+            Ok(Some(b"hello".to_vec()))
+        );
+        assert_eq!(read(&format!("{key}</key>")), Ok(None));
+        assert!(read(&format!("{key}<material>#</material></key>")).is_err());
+        assert!(read("<key xmlns='urn:fingerpost:keys:0' id='8'/>").is_err());
+        assert!(read("<keys xmlns='urn:fingerpost:keys:0' id='7'/>").is_err());
+        assert!(read_material(None, "7").is_err());
     }
 
     /// An endpoint whose registry refuses the first `refusals` requests for want of room; gives what came of asking it,
@@ -264,7 +330,7 @@ mod tests {
         let (endpoint, _incoming) = builder.over(connection);
         let begin = Instant::now();
         let peer = BareJid::new("a@b.c").unwrap();
-        let asking = endpoint.keys_of(&peer);
+        let asking = endpoint.keys_of(&peer, None);
         tokio::pin!(asking);
         let mut asked = 0;
         loop {

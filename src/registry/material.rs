@@ -3,15 +3,25 @@
 //! Material comes as DER or PEM (X.509), as packets or armour (OpenPGP). A private key is told from a certificate by its shape and refused
 //! before anything else is said of it; errors never repeat what was sent.
 
-use time::OffsetDateTime;
-use x509_parser::{pem::Pem, prelude::FromDer, prelude::X509Certificate};
+use std::borrow::Cow;
 
-use super::openpgp::Certificate;
+use base64::{
+    Engine,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use time::OffsetDateTime;
+use x509_parser::{prelude::FromDer, prelude::X509Certificate};
+
+use super::{model::stamp, openpgp::Certificate, x509};
 
 use crate::print::{HashKind, Method, Print};
 
-/// The largest material, in bytes: a certificate with an 8192-bit RSA key and many names has about 6 KiB.
+/// The largest material, in bytes: a certificate with an 8192-bit RSA key and many names has about 6 KiB, one with an
+/// ML-DSA-87 key about 8 KiB.
 pub const MATERIAL_MAX: usize = 16 * 1024;
+/// The longest text that material may come in: what tools print around a certificate is longer than the certificate.
+pub const TEXT_MAX: usize = 4 * MATERIAL_MAX;
 
 /// Material that was understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +63,22 @@ pub enum OpenPgpFault {
     /// Two certificates that should be of one key are not.
     #[error("its primary key is another one")]
     AnotherKey,
+    /// Of this kind, whose signatures cannot be checked.
+    #[error("its primary key is {0}, expected Ed25519, Ed448, RSA or ECDSA on a NIST curve")]
+    Kind(&'static str),
+    /// Made after now.
+    #[error("it was made in the future, at {}, so one of the two clocks is wrong", stamp(*.0))]
+    Future(OffsetDateTime),
+}
+
+impl OpenPgpFault {
+    /// What comes before it in a sentence: it may be an OpenPGP certificate, but one that is of no use.
+    fn introduction(self) -> &'static str {
+        match self {
+            Self::Kind(_) | Self::Future(_) => "no session can come about with this OpenPGP key",
+            _ => "expected one OpenPGP certificate, binary or armoured, which this is not",
+        }
+    }
 }
 
 /// Why material is refused.
@@ -70,8 +96,8 @@ pub enum MaterialError {
         "this is a private key, which must never leave its owner; nothing was stored: send the certificate, and consider the private key exposed"
     )]
     PrivateKey,
-    /// No OpenPGP certificate, or none whose self-signatures hold.
-    #[error("expected one OpenPGP certificate, binary or armoured, which this is not: {0}")]
+    /// No OpenPGP certificate, or none whose self-signatures hold, or one that is of no use.
+    #[error("{}: {fault}", .0.introduction(), fault = .0)]
     OpenPgp(OpenPgpFault),
     /// The certificate says so itself.
     #[error("this OpenPGP certificate carries its own revocation")]
@@ -110,7 +136,14 @@ impl Material {
     /// # Security
     /// Private keys are refused whatever the method, and also beside a certificate in one PEM file.
     pub fn parse(method: Method, bytes: &[u8]) -> Result<Self, MaterialError> {
-        if bytes.len() > MATERIAL_MAX {
+        if bytes.len() > TEXT_MAX {
+            return Err(MaterialError::TooLarge);
+        }
+        if is_private(bytes) {
+            return Err(MaterialError::PrivateKey);
+        }
+        let bytes = &*as_utf8(bytes);
+        if bytes.len() > MATERIAL_MAX && !is_pem(bytes) {
             return Err(MaterialError::TooLarge);
         }
         if bytes.iter().all(u8::is_ascii_whitespace) {
@@ -139,7 +172,8 @@ impl Material {
         let armour = |_| MaterialError::OpenPgp(OpenPgpFault::Armour);
         let binary;
         let bytes = if is_pem(bytes) {
-            let mut dearmor = pgp::armor::Dearmor::new(bytes);
+            let block = trimmed(bytes);
+            let mut dearmor = pgp::armor::Dearmor::new(block.as_slice());
             let mut decoded = Vec::new();
             std::io::Read::read_to_end(&mut dearmor, &mut decoded).map_err(armour)?;
             if dearmor.typ != Some(pgp::armor::BlockType::PublicKey) {
@@ -150,6 +184,9 @@ impl Material {
         } else {
             bytes
         };
+        if bytes.len() > MATERIAL_MAX {
+            return Err(MaterialError::TooLarge);
+        }
         if is_private(bytes) {
             return Err(MaterialError::PrivateKey);
         }
@@ -193,6 +230,9 @@ impl Material {
     }
 
     fn of_der(der: Vec<u8>) -> Result<Self, MaterialError> {
+        if der.len() > MATERIAL_MAX {
+            return Err(MaterialError::TooLarge);
+        }
         if is_private(&der) {
             return Err(MaterialError::PrivateKey);
         }
@@ -215,41 +255,154 @@ impl Material {
     }
 }
 
-/// Whether this is PEM rather than DER.
+/// What is to be said of a certificate that can be registered, and is of little use: that no session can come about with
+/// it, and why. One that has expired is another matter: an OpenPGP key can be prolonged, and the dates of an X.509
+/// certificate do not matter to a peer that knows its print.
+pub fn remark(method: Method, bytes: &[u8], now: OffsetDateTime) -> Option<String> {
+    match method {
+        Method::X509 => x509::check(bytes)
+            .err()
+            .map(|why| format!("No session of xtls can come about with this certificate: {why}.")),
+        Method::OpenPgp => {
+            let certificate = Certificate::read(bytes).ok()?;
+            match certificate.check(now) {
+                Err(fault) => {
+                    Some(format!("No session can come about with this OpenPGP key: {fault}."))
+                }
+                Ok(()) if certificate.is_weak() => Some(WEAK.to_owned()),
+                Ok(()) => None,
+            }
+        }
+        Method::Srp => None,
+    }
+}
+
+const WEAK: &str = "The self-signatures of this OpenPGP key use SHA-1 or MD5, which can be forged: renew them, for example \
+                    with `gpg --cert-digest-algo SHA256 --quick-set-expire`. Subkeys that are bound so cannot sign for \
+                    sessions.";
+
+/// Whether this is text with PEM or armour in it rather than DER or packets.
+///
+/// Explanatory text may come first (RFC 7468, 2 and 5.2), such as `openssl x509 -text` and `openssl pkcs12` write.
 pub fn is_pem(bytes: &[u8]) -> bool {
-    bytes.trim_ascii_start().starts_with(b"-----BEGIN")
+    let binary = match bytes {
+        // What a certificate and a packet begin with.
+        [0x30, 0x80..=0xff, ..] => true,
+        bytes if bytes.starts_with(UTF8_MARK) => false,
+        [0x80..=0xff, ..] => true,
+        _ => false,
+    };
+    !binary && lines(bytes).any(begins)
 }
 
 /// Whether there is more than one block of PEM or armour; readers of armour take the first for all.
 pub(crate) fn has_several_blocks(bytes: &[u8]) -> bool {
-    let begins = |line: &&[u8]| line.trim_ascii_start().starts_with(b"-----BEGIN ");
-    bytes.split(|byte| matches!(byte, b'\n' | b'\r')).filter(begins).nth(1).is_some()
+    lines(bytes).filter(|line| begins(line)).nth(1).is_some()
 }
 
-/// The one certificate in a PEM text.
-fn pem_certificate(bytes: &[u8]) -> Result<Vec<u8>, MaterialError> {
-    let mut found = None;
-    for block in Pem::iter_from_buffer(bytes) {
-        let block =
-            block.map_err(|_| MaterialError::Pem("a block is not complete or not base64"))?;
-        if block.label != "CERTIFICATE" {
-            return Err(MaterialError::Label);
-        }
-        if found.replace(block.contents).is_some() {
-            return Err(MaterialError::Several);
+const UTF8_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The text as UTF-8 without a byte order mark: editors put one before it, and PowerShell writes UTF-16.
+fn as_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let wide = |rest: &[u8], unit: fn([u8; 2]) -> u16| {
+        let units: Vec<u16> = rest.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
+        Cow::Owned(String::from_utf16_lossy(&units).into_bytes())
+    };
+    match bytes {
+        // No packet and no DER begins with two bytes of these.
+        [0xff, 0xfe, rest @ ..] => wide(rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => wide(rest, u16::from_be_bytes),
+        _ => Cow::Borrowed(bytes.strip_prefix(UTF8_MARK).unwrap_or(bytes)),
+    }
+}
+
+fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let bytes = bytes.strip_prefix(UTF8_MARK).unwrap_or(bytes);
+    bytes.split(|byte| matches!(byte, b'\n' | b'\r')).map(<[u8]>::trim_ascii)
+}
+
+fn begins(line: &[u8]) -> bool {
+    line.starts_with(b"-----BEGIN ")
+}
+
+/// The block in a text, without what stands before and after it and beside its lines.
+fn trimmed(bytes: &[u8]) -> Vec<u8> {
+    // An empty line has a meaning in armour, so CR LF must not look like one.
+    let mut text = Vec::with_capacity(bytes.len());
+    for (at, &byte) in bytes.iter().enumerate() {
+        match (byte, bytes.get(at + 1)) {
+            (b'\r', Some(b'\n')) => {}
+            (b'\r', _) => text.push(b'\n'),
+            (byte, _) => text.push(byte),
         }
     }
-    found.ok_or(MaterialError::Pem("no complete block"))
+    let mut block = Vec::with_capacity(text.len());
+    for line in lines(&text).skip_while(|line| !begins(line)) {
+        block.extend_from_slice(line);
+        block.push(b'\n');
+        if line.starts_with(b"-----END ") {
+            break;
+        }
+    }
+    block
+}
+
+/// Base64 as lax as RFC 7468, 3 has it: padding may be missing.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// The one certificate in a PEM text (RFC 7468, 5).
+fn pem_certificate(bytes: &[u8]) -> Result<Vec<u8>, MaterialError> {
+    let block = trimmed(bytes);
+    let mut lines = lines(&block).filter(|line| !line.is_empty());
+    let label = |line: &'_ [u8], word: &str| {
+        let text = std::str::from_utf8(line).ok()?;
+        Some(text.strip_prefix(word)?.strip_suffix("-----")?.trim().to_owned())
+    };
+    let name = lines.next().and_then(|line| label(line, "-----BEGIN "));
+    // The second and third are older names (RFC 7468, 5.1), the last one is OpenSSL's.
+    let names = ["CERTIFICATE", "X509 CERTIFICATE", "X.509 CERTIFICATE", "TRUSTED CERTIFICATE"];
+    let name = name.filter(|name| names.contains(&name.as_str())).ok_or(MaterialError::Label)?;
+    let mut text = Vec::new();
+    let mut ended = false;
+    for line in lines {
+        if let Some(end) = label(line, "-----END ") {
+            ended = end == name;
+            break;
+        }
+        text.extend(line.iter().copied().filter(|byte| !byte.is_ascii_whitespace()));
+    }
+    let broken = MaterialError::Pem("a block is not complete or not base64");
+    if !ended {
+        return Err(broken);
+    }
+    let mut der = BASE64.decode(text).map_err(|_| broken)?;
+    if name == "TRUSTED CERTIFICATE" {
+        // After the certificate comes what OpenSSL trusts it for.
+        let rest = der_header(&der).map_or(0, |(_, _, rest)| rest.len());
+        der.truncate(der.len() - rest);
+    }
+    Ok(der)
 }
 
 /// Whether these bytes have the shape of a private key, whole or not.
 ///
-/// PEM by any label with `PRIVATE KEY`; DER by what only private keys begin with: a sequence of a one-byte
+/// PEM, armour and the formats of SSH programs by a line with dashes and `PRIVATE KEY`; PuTTY's by its first words; DER by
+/// what only private keys begin with: a sequence of a one-byte
 /// version (PKCS#8, RSA, DSA, SEC1 and PKCS#12) or of an algorithm followed by the encrypted octets
-/// (encrypted PKCS#8); OpenPGP by the tag of a secret-key packet. A certificate begins with two sequences.
+/// (encrypted PKCS#8); OpenPGP by the tag of a secret-key packet. A certificate begins with two sequences. Words alone are
+/// no mark: `openssl x509 -text` writes "Private Key Usage Period".
 fn is_private(bytes: &[u8]) -> bool {
-    const MARK: &[u8] = b"PRIVATE KEY";
-    if bytes.windows(MARK.len()).any(|window| window.eq_ignore_ascii_case(MARK)) {
+    let has = |line: &[u8], mark: &[u8]| {
+        line.windows(mark.len()).any(|window| window.eq_ignore_ascii_case(mark))
+    };
+    if lines(bytes).any(|line| {
+        (has(line, b"PRIVATE KEY") && has(line, b"--")) || has(line, b"PuTTY-User-Key-File")
+    }) {
         return true;
     }
     match bytes {
@@ -269,7 +422,7 @@ fn is_private(bytes: &[u8]) -> bool {
 }
 
 /// Tag, content (as far as it is there) and what follows of a DER value.
-fn der_header(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+pub(super) fn der_header(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = bytes.split_first()?;
     let (&first, rest) = rest.split_first()?;
     let (length, rest) = match first {

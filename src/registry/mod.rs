@@ -26,6 +26,7 @@ pub mod requests;
 mod sqlite;
 pub mod store;
 pub mod verdict;
+pub mod x509;
 
 use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},

@@ -15,7 +15,7 @@ use std::{fmt, str::FromStr};
 use jid::BareJid;
 use time::OffsetDateTime;
 
-use super::material::{MATERIAL_MAX, Material, MaterialError};
+use super::material::{self, MATERIAL_MAX, Material, MaterialError};
 use crate::print::{HashKind, Method, Print};
 
 /// The longest label, in characters: what fits a line of a list.
@@ -337,6 +337,19 @@ impl NewKey {
         self.material.as_deref()
     }
 
+    /// What its owner is to be told when it has been added as `key`: that no session can come about with it and why, that it
+    /// has expired, and what is lost without a certificate.
+    pub fn note(&self, key: &Key, now: OffsetDateTime) -> Option<String> {
+        let remark = self.material().and_then(|bytes| material::remark(self.method, bytes, now));
+        let expired = key.expires.filter(|_| key.is_expired(now));
+        let expired = expired.map(|end| {
+            format!("This key has expired, at {}: prolong it, or replace it.", stamp(end))
+        });
+        let print_only = (!key.has_material).then(|| PRINT_ONLY.to_owned());
+        let notes: Vec<String> = [remark, expired, print_only].into_iter().flatten().collect();
+        (!notes.is_empty()).then(|| notes.join(" "))
+    }
+
     /// The same key with all that is known of it, if `stored` is the certificate that is known already.
     ///
     /// # Errors
@@ -574,12 +587,18 @@ impl Key {
 
     /// The key as it is to be judged at a moment: an active one past its validity has had its time.
     pub fn as_of(&self, now: OffsetDateTime) -> Self {
-        let expired = self.expires.is_some_and(|end| end <= now);
-        let state = match self.state {
-            State::Active if expired => State::Superseded,
-            state => state,
-        };
+        let state = if self.is_expired(now) { State::Superseded } else { self.state };
         Self { state, ..self.clone() }
+    }
+
+    /// Whether it would be active if its validity had not ended.
+    pub fn is_expired(&self, now: OffsetDateTime) -> bool {
+        self.state == State::Active && self.expires.is_some_and(|end| end <= now)
+    }
+
+    /// The state as people are shown it: `expired` is a word of its own for them.
+    pub fn state_shown(&self, now: OffsetDateTime) -> &'static str {
+        if self.is_expired(now) { "expired" } else { self.state.as_str() }
     }
 
     /// Decides what adding `new` for `owner` comes to. `own` are all keys the owner has ever had;

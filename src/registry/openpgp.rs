@@ -4,29 +4,73 @@
 //! Only what the primary key itself has signed counts. Spec: RFC 9580, 5.2.3.10 (self-signatures) and 10.1.
 
 use pgp::{
-    composed::{Deserializable, SignedKeyDetails, SignedPublicKey, SignedPublicSubKey},
+    composed::{
+        Deserializable, DetachedSignature, SignedKeyDetails, SignedPublicKey, SignedPublicSubKey,
+    },
+    crypto::{ecc_curve::ECCCurve, hash::HashAlgorithm},
     packet::{Packet, PacketParser, PublicKey, RevocationCode, Signature, SignatureType},
     ser::Serialize,
-    types::{KeyDetails, SignedUser, SignedUserAttribute, Tag},
+    types::{
+        EcdsaPublicParams, EddsaLegacyPublicParams, KeyDetails, PublicParams, SignedUser,
+        SignedUserAttribute, Tag,
+    },
 };
 use time::OffsetDateTime;
 
 use super::material::{MATERIAL_MAX, MaterialError, OpenPgpFault};
 use crate::print::{HashKind, Print};
 
+/// By how many seconds another's clock may be ahead.
+pub(crate) const SKEW: u64 = 300;
+
 /// A certificate in whose packets there is at least one valid self-signature.
 #[derive(Debug)]
-pub(super) struct Certificate {
+pub(crate) struct Certificate {
     inner: SignedPublicKey,
+    /// When its primary key was made.
+    pub(crate) created: OffsetDateTime,
     /// The end of its validity.
-    pub(super) expires: Option<OffsetDateTime>,
+    pub(crate) expires: Option<OffsetDateTime>,
     /// Why it revokes itself, if it does; perhaps without words.
-    pub(super) revocation: Option<String>,
+    pub(crate) revocation: Option<String>,
+    /// Whether no self-signature is by a hash that is still good.
+    weak: bool,
+}
+
+/// Why a subkey may not sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubkeyFault {
+    /// It was revoked.
+    #[error("was revoked")]
+    Revoked,
+    /// Its time is over.
+    #[error("has expired")]
+    Expired,
+    /// It is not there yet.
+    #[error("was made in the future, so one of the two clocks is wrong")]
+    Future,
+    /// It is bound by a hash that can be forged.
+    #[error("is bound to its key by a signature with SHA-1 or MD5, which can be forged")]
+    WeakHash,
+    /// It is not bound to the primary key, or not for signing.
+    #[error("does not belong to its key, or not for signing")]
+    Unbound,
+}
+
+/// What came of looking for who has made a signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signer {
+    /// The primary key, or a subkey that may.
+    Allowed,
+    /// A subkey that may not.
+    Subkey(SubkeyFault),
+    /// No key of the certificate.
+    Nobody,
 }
 
 impl Certificate {
     /// Reads the packets of one certificate.
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, MaterialError> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, MaterialError> {
         let unreadable = |_| MaterialError::OpenPgp(OpenPgpFault::Packets);
         let mut all = SignedPublicKey::from_bytes_many(bytes).map_err(unreadable)?;
         let mut inner =
@@ -40,9 +84,53 @@ impl Certificate {
     }
 
     fn of(inner: SignedPublicKey) -> Result<Self, MaterialError> {
-        let expires = expiry(&inner)?;
+        let key = &inner.primary_key;
+        if let Some(kind) = unknown_kind(key.public_params()) {
+            return Err(MaterialError::OpenPgp(OpenPgpFault::Kind(kind)));
+        }
+        let created = OffsetDateTime::from(std::time::SystemTime::from(key.created_at()));
+        let own = self_signatures(&inner);
+        let newest = own.iter().copied().max_by_key(|signature| rank(signature));
+        let newest = newest.ok_or(MaterialError::OpenPgp(OpenPgpFault::Unsigned))?;
+        let expires =
+            validity(newest).map(|seconds| created + std::time::Duration::from_secs(seconds));
+        let weak = own.iter().all(|signature| is_weak(signature));
         let revocation = revocation(&inner);
-        Ok(Self { inner, expires, revocation })
+        Ok(Self { created, expires, weak, revocation, inner })
+    }
+
+    /// Finds out whether the key is of now. One that has expired can be prolonged, which is another matter.
+    ///
+    /// # Errors
+    /// [`OpenPgpFault::Future`]
+    pub(crate) fn check(&self, now: OffsetDateTime) -> Result<(), OpenPgpFault> {
+        if self.created > now + std::time::Duration::from_secs(SKEW) {
+            return Err(OpenPgpFault::Future(self.created));
+        }
+        Ok(())
+    }
+
+    /// Whether every self-signature is by a hash for which two texts with one value can be made.
+    ///
+    /// # Security
+    /// The primary key is known by its fingerprint and needs none of them. A subkey that is bound so does not count.
+    pub(crate) fn is_weak(&self) -> bool {
+        self.weak
+    }
+
+    /// Finds out which key has made a signature over `message`, and whether it may at `now` (seconds of Unix time).
+    pub(crate) fn signer(&self, signature: &DetachedSignature, message: &[u8], now: u64) -> Signer {
+        let primary = &self.inner.primary_key;
+        if signature.verify(primary, message).is_ok() {
+            return Signer::Allowed;
+        }
+        let mut subkeys = self.inner.public_subkeys.iter();
+        let subkey = subkeys.find(|subkey| signature.verify(&subkey.key, message).is_ok());
+        match subkey.map(|subkey| may_sign(subkey, primary, now)) {
+            Some(Ok(())) => Signer::Allowed,
+            Some(Err(fault)) => Signer::Subkey(fault),
+            None => Signer::Nobody,
+        }
     }
 
     /// The fingerprint of the primary key.
@@ -59,6 +147,31 @@ impl Certificate {
     /// What is known of one key from two states of its certificate. Nothing that the key has signed is lost, above all no
     /// revocation; where there is no room for all, older signatures that newer ones replace give way.
     pub(super) fn merge(self, other: Self) -> Result<(Self, Vec<u8>), MaterialError> {
+        let mut inner = self.union(other)?;
+        let written = |inner: &SignedPublicKey| {
+            inner.to_bytes().map_err(|_| MaterialError::OpenPgp(OpenPgpFault::Packets))
+        };
+        let mut bytes = written(&inner)?;
+        if bytes.len() > MATERIAL_MAX {
+            inner.details.user_attributes.clear();
+            keep_newest(&mut inner);
+            bytes = written(&inner)?;
+        }
+        if bytes.len() > MATERIAL_MAX {
+            return Err(MaterialError::MergedTooLarge);
+        }
+        Ok((Self::of(inner)?, bytes))
+    }
+
+    /// The same, to be judged and not to be stored: so however large it is.
+    ///
+    /// # Errors
+    /// [`OpenPgpFault::AnotherKey`]
+    pub(crate) fn with(self, other: Self) -> Result<Self, MaterialError> {
+        Self::of(self.union(other)?)
+    }
+
+    fn union(self, other: Self) -> Result<SignedPublicKey, MaterialError> {
         if self.inner.primary_key != other.inner.primary_key {
             return Err(MaterialError::OpenPgp(OpenPgpFault::AnotherKey));
         }
@@ -85,19 +198,7 @@ impl Certificate {
                 None => inner.public_subkeys.push(subkey),
             }
         }
-        let written = |inner: &SignedPublicKey| {
-            inner.to_bytes().map_err(|_| MaterialError::OpenPgp(OpenPgpFault::Packets))
-        };
-        let mut bytes = written(&inner)?;
-        if bytes.len() > MATERIAL_MAX {
-            inner.details.user_attributes.clear();
-            keep_newest(&mut inner);
-            bytes = written(&inner)?;
-        }
-        if bytes.len() > MATERIAL_MAX {
-            return Err(MaterialError::MergedTooLarge);
-        }
-        Ok((Self::of(inner)?, bytes))
+        Ok(inner)
     }
 }
 
@@ -176,8 +277,8 @@ fn validity(signature: &Signature) -> Option<u64> {
     signature.key_expiration_time().map(|time| u64::from(time.as_secs())).filter(|s| *s > 0)
 }
 
-/// The end of validity, by the newest self-signature that says something of it.
-fn expiry(certificate: &SignedPublicKey) -> Result<Option<OffsetDateTime>, MaterialError> {
+/// The valid self-signatures of the primary key and its user IDs.
+fn self_signatures(certificate: &SignedPublicKey) -> Vec<&Signature> {
     let key = &certificate.primary_key;
     let details = &certificate.details;
     let direct = details
@@ -188,12 +289,32 @@ fn expiry(certificate: &SignedPublicKey) -> Result<Option<OffsetDateTime>, Mater
         let valid = |s: &&Signature| s.verify_certification(key, Tag::UserId, &user.id).is_ok();
         user.signatures.iter().filter(|s| s.is_certification() && !is_revocation(s)).filter(valid)
     });
-    let newest = direct
-        .chain(users)
-        .max_by_key(|signature| rank(signature))
-        .ok_or(MaterialError::OpenPgp(OpenPgpFault::Unsigned))?;
-    let created = OffsetDateTime::from(std::time::SystemTime::from(key.created_at()));
-    Ok(validity(newest).map(|seconds| created + std::time::Duration::from_secs(seconds)))
+    direct.chain(users).collect()
+}
+
+/// Whether a signature is by a hash for which two texts with one value can be made.
+fn is_weak(signature: &Signature) -> bool {
+    use HashAlgorithm::{Md5, Ripemd160, Sha1};
+    signature.hash_alg().is_none_or(|hash| matches!(hash, Md5 | Sha1 | Ripemd160))
+}
+
+/// What kind of key this is, if it is one whose signatures cannot be checked here.
+fn unknown_kind(params: &PublicParams) -> Option<&'static str> {
+    let curve = |curve: &ECCCurve| match curve {
+        ECCCurve::BrainpoolP256r1 => "brainpoolP256r1",
+        ECCCurve::BrainpoolP384r1 => "brainpoolP384r1",
+        ECCCurve::BrainpoolP512r1 => "brainpoolP512r1",
+        _ => "on an unknown curve",
+    };
+    match params {
+        PublicParams::ECDSA(EcdsaPublicParams::Unsupported { curve: of, .. })
+        | PublicParams::EdDSALegacy(EddsaLegacyPublicParams::Unsupported { curve: of, .. }) => {
+            Some(curve(of))
+        }
+        PublicParams::Elgamal(_) => Some("ElGamal"),
+        PublicParams::Unknown { .. } => Some("of an unknown algorithm"),
+        _ => None,
+    }
 }
 
 /// The revocations of the primary key by itself among packets, wherever they stand: where one was put at the end of a
@@ -232,19 +353,37 @@ fn revocation(certificate: &SignedPublicKey) -> Option<String> {
 
 /// Whether a subkey is bound to its primary key, for signing, and at `now` (seconds of Unix time) neither revoked nor
 /// expired.
-pub(crate) fn may_sign(subkey: &SignedPublicSubKey, primary: &PublicKey, now: u64) -> bool {
+///
+/// # Errors
+/// [`SubkeyFault`]
+pub(crate) fn may_sign(
+    subkey: &SignedPublicSubKey,
+    primary: &PublicKey,
+    now: u64,
+) -> Result<(), SubkeyFault> {
     let of_type = |typ| subkey.signatures.iter().filter(move |s| s.typ() == Some(typ));
     if of_type(SignatureType::SubkeyRevocation).next().is_some() {
-        return false;
+        return Err(SubkeyFault::Revoked);
     }
     let valid = |s: &&Signature| s.verify_subkey_binding(primary, &subkey.key).is_ok();
-    let newest = of_type(SignatureType::SubkeyBinding).filter(valid).max_by_key(|s| rank(s));
-    let Some(binding) = newest else { return false };
-    let created = u64::from(subkey.key.created_at().as_secs());
-    let alive = validity(binding).is_none_or(|seconds| now < created + seconds);
+    let bindings: Vec<_> = of_type(SignatureType::SubkeyBinding).filter(valid).collect();
+    let strong = bindings.iter().filter(|s| !is_weak(s));
+    let binding = strong.max_by_key(|s| rank(s)).ok_or(match bindings.is_empty() {
+        true => SubkeyFault::Unbound,
+        false => SubkeyFault::WeakHash,
+    })?;
     // The subkey must say too that it belongs to the primary key, or one could claim the signatures of another's.
     let back = binding.embedded_signature();
-    alive
-        && binding.key_flags().sign()
-        && back.is_some_and(|s| s.verify_primary_key_binding(&subkey.key, primary).is_ok())
+    let mutual = back.is_some_and(|s| s.verify_primary_key_binding(&subkey.key, primary).is_ok());
+    if !mutual || !binding.key_flags().sign() {
+        return Err(SubkeyFault::Unbound);
+    }
+    let created = u64::from(subkey.key.created_at().as_secs());
+    if created > now + SKEW {
+        return Err(SubkeyFault::Future);
+    }
+    if validity(binding).is_some_and(|seconds| now >= created + seconds) {
+        return Err(SubkeyFault::Expired);
+    }
+    Ok(())
 }

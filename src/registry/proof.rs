@@ -11,8 +11,9 @@ use jid::BareJid;
 use pgp::composed::{Deserializable, DetachedSignature, SignedPublicKey};
 use time::OffsetDateTime;
 use x509_parser::{
+    asn1_rs::oid,
     oid_registry::{
-        OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519,
+        OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519, Oid,
     },
     prelude::{FromDer, X509Certificate},
 };
@@ -42,7 +43,9 @@ pub enum ProofError {
     )]
     Signature,
     /// The certificate has another kind of key.
-    #[error("expected a certificate with an Ed25519, ECDSA P-256 or RSA (2048 to 8192 bits) key")]
+    #[error(
+        "expected a certificate with an Ed25519, ECDSA P-256, RSA (2048 to 8192 bits) or ML-DSA key"
+    )]
     Algorithm,
     /// Only prints are known.
     #[error("the registry has only prints of this key: add it with its certificate first")]
@@ -127,6 +130,13 @@ pub fn verify(
     }
 }
 
+/// ML-DSA as FIPS 204 has it, without a context (RFC 9881, 2).
+const ML_DSA: [(Oid<'static>, &dyn VerificationAlgorithm); 3] = [
+    (oid!(2.16.840.1.101.3.4.3.17), &signature::ML_DSA_44),
+    (oid!(2.16.840.1.101.3.4.3.18), &signature::ML_DSA_65),
+    (oid!(2.16.840.1.101.3.4.3.19), &signature::ML_DSA_87),
+];
+
 fn verify_x509(der: &[u8], message: &[u8], signature: &[u8]) -> Result<(), ProofError> {
     let (_, certificate) = X509Certificate::from_der(der).map_err(|_| ProofError::Algorithm)?;
     let key = certificate.public_key();
@@ -138,6 +148,8 @@ fn verify_x509(der: &[u8], message: &[u8], signature: &[u8]) -> Result<(), Proof
         &signature::ECDSA_P256_SHA256_ASN1
     } else if *kind == OID_PKCS1_RSAENCRYPTION {
         &signature::RSA_PSS_2048_8192_SHA256
+    } else if let Some((_, algorithm)) = ML_DSA.iter().find(|(oid, _)| kind == oid) {
+        *algorithm
     } else {
         return Err(ProofError::Algorithm);
     };
@@ -167,7 +179,7 @@ fn verify_openpgp(
     certificate
         .public_subkeys
         .iter()
-        .filter(|subkey| may_sign(subkey, &certificate.primary_key, now))
+        .filter(|subkey| may_sign(subkey, &certificate.primary_key, now).is_ok())
         .any(|subkey| signature.verify(&subkey.key, message).is_ok())
         .then_some(())
         .ok_or(ProofError::Signature)

@@ -21,10 +21,10 @@ use time::OffsetDateTime;
 
 use super::{
     Changed, Notice, Registry, RegistryError,
-    material::{MATERIAL_MAX, Material},
+    material::{Material, TEXT_MAX},
     model::{
-        ALLOWED_MAX, Actor, Key, KeyId, NewKey, NotAllowed, PRINT_ONLY, Settings, Source,
-        Visibility, check_reason, stamp,
+        ALLOWED_MAX, Actor, Key, KeyId, NewKey, NotAllowed, Settings, Source, Visibility,
+        check_reason, stamp,
     },
     proof::ProofError,
     store::StoreError,
@@ -145,7 +145,7 @@ impl Registry {
                 let room = rsm::room_inside(&keys, room);
                 let mut page = rsm::Page::new(request.as_ref(), listed.len(), position, room)?;
                 while let Some(number) = page.wants() {
-                    let key = to_element(&listed[number], None);
+                    let key = to_element_as_of(&listed[number], None, now);
                     let size = rsm::size_inside(&key)?;
                     page.offer(listed[number].id.to_string(), size, key)?;
                 }
@@ -159,7 +159,7 @@ impl Registry {
                     Some("true" | "1") => self.store.material(id).await?,
                     _ => None,
                 };
-                Ok(to_element(&key, material.as_deref()).into())
+                Ok(to_element_as_of(&key, material.as_deref(), now).into())
             }
             (RequestKind::Get, "challenge") => {
                 let id = id(payload)?;
@@ -183,11 +183,12 @@ impl Registry {
                 Ok(self.export(&asker, request.as_ref(), room).await?.into())
             }
             (RequestKind::Set, "add") => {
-                let (key, notice) = self.add(from, &read_new(payload)?, now).await?;
-                let mut answer = to_element(&key, None);
-                if !key.has_material {
+                let new = read_new(payload)?;
+                let (key, notice) = self.add(from, &new, now).await?;
+                let mut answer = to_element_as_of(&key, None, now);
+                if let Some(text) = new.note(&key, now) {
                     let mut note = Element::bare("note", ns::KEYS);
-                    note.append_text(PRINT_ONLY);
+                    note.append_text(text);
                     answer.append_child(note);
                 }
                 Ok(Handled { answer: Some(answer), notice })
@@ -292,7 +293,7 @@ fn read_new(add: &Element) -> Result<NewKey, Refusal> {
             Some(text) => Some(text.parse::<HashKind>().map_err(|error| bad(&error))?),
             None => None,
         };
-        prints.push(Print::parse(&element.text(), hash).map_err(|error| bad(&error))?);
+        prints.push(Print::read(&element.text(), method, hash).map_err(|error| bad(&error))?);
     }
     let replaces = match key.attr("replaces") {
         Some(text) => Some(text.parse::<KeyId>().map_err(|_| {
@@ -304,7 +305,7 @@ fn read_new(add: &Element) -> Result<NewKey, Refusal> {
     let new = match key.get_child("material", ns::KEYS) {
         Some(material) => {
             let text = material.text();
-            if text.len() > MATERIAL_MAX * 2 {
+            if text.len() > TEXT_MAX * 2 {
                 return Err(Refusal::bad_request("key material must not be larger than 16 KiB"));
             }
             let bytes = unbase64(&text)
@@ -315,6 +316,15 @@ fn read_new(add: &Element) -> Result<NewKey, Refusal> {
         None => NewKey::of_prints(method, prints, label, Source::Self_),
     };
     Ok(new.map_err(|error| bad(&error))?.replacing(replaces))
+}
+
+/// A key as others see it now: one that has expired is superseded, and says why.
+fn to_element_as_of(key: &Key, material: Option<&[u8]>, now: OffsetDateTime) -> Element {
+    let mut element = to_element(&key.as_of(now), material);
+    if key.is_expired(now) {
+        xml::set(&mut element, "expired", "true");
+    }
+    element
 }
 
 pub(super) fn to_element(key: &Key, material: Option<&[u8]>) -> Element {
@@ -440,7 +450,7 @@ mod tests {
         ));
         for (request, says) in [
             (add("zz"), "hexadecimal"),
-            (add("7272"), "20 bytes"),
+            (add("7272"), "hexadecimal digits, found 4"),
             ("<add xmlns='urn:fingerpost:keys:0'/>".to_owned(), "Expected a key"),
             (add(SEED).replace("x509", "dsa"), "x509, openpgp or srp"),
             (

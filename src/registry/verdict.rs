@@ -88,8 +88,18 @@ pub fn judge<'a>(keys: &'a [Key], method: Option<Method>, print: &Print) -> Judg
     }
     let method = method.unwrap_or_else(|| resolve_method(keys, print));
     let mine = |key: &&Key| key.method == method;
-    let any = keys.iter().filter(mine).any(|key| key.state == State::Active || may_be(key, print));
+    let other = |key: &Key| key.state == State::Active && !is_spki_alone(key, print);
+    let any = keys.iter().filter(mine).any(|key| other(key) || may_be(key, print));
     Judgement { verdict: if any { Verdict::Mismatch } else { Verdict::Unknown }, key: None }
+}
+
+/// Whether of a key only the print of its public key is known, and `print` may be that of a certificate with it: whoever
+/// sees the certificate can tell, and finds the key in the registry.
+fn is_spki_alone(key: &Key, print: &Print) -> bool {
+    key.method == Method::X509
+        && !key.has_material
+        && print.hash() != HashKind::SpkiSha256
+        && key.prints.iter().all(|own| own.hash() == HashKind::SpkiSha256)
 }
 
 /// Whether a print may be that of a revoked key, and nobody can tell: of the key only prints by another hash are known.

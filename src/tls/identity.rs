@@ -1,11 +1,11 @@
 //! An endpoint's own key and self-signed certificate, kept in two PEM files of mode 0600.
 
-use std::{io, path::Path};
+use std::{fmt, io, path::Path, str::FromStr};
 
 use jid::BareJid;
 use rcgen::{
     CertificateParams, CustomExtension, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256,
-    PublicKeyData,
+    PKCS_ED25519, PKCS_ML_DSA_65, PublicKeyData,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use zeroize::Zeroizing;
@@ -28,6 +28,48 @@ pub struct Identity {
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Identity").field("print", &self.print()).finish_non_exhaustive()
+    }
+}
+
+/// The kind of a new key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// EdDSA on Curve25519 (RFC 8410).
+    Ed25519,
+    /// ECDSA on P-256: what every TLS library takes.
+    #[default]
+    P256,
+    /// ML-DSA-65 (FIPS 204, RFC 9881): no quantum computer is known to forge its signatures. OpenSSL 3.5 and rustls
+    /// take it; GnuTLS 3.8.9 and OpenSSL 3.0 do not.
+    MlDsa65,
+}
+
+impl Algorithm {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ed25519, Self::P256, Self::MlDsa65];
+
+    /// The name on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ed25519 => "ed25519",
+            Self::P256 => "p256",
+            Self::MlDsa65 => "ml-dsa-65",
+        }
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Algorithm {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let named = |algorithm: &Self| algorithm.as_str().eq_ignore_ascii_case(text);
+        Self::ALL.into_iter().find(named).ok_or("expected ed25519, p256 or ml-dsa-65")
     }
 }
 
@@ -59,7 +101,15 @@ impl Identity {
     /// # Errors
     /// [`IdentityError::Make`].
     pub fn generate(jid: &BareJid) -> Result<Self, IdentityError> {
-        Self::make(Some(jid), |_| Ok(None))
+        Self::generate_by(jid, Algorithm::P256)
+    }
+
+    /// The same with a key of an algorithm.
+    ///
+    /// # Errors
+    /// [`IdentityError::Make`].
+    pub fn generate_by(jid: &BareJid, algorithm: Algorithm) -> Result<Self, IdentityError> {
+        Self::make_by(algorithm, Some(jid), |_| Ok(None))
     }
 
     /// The same with an extension about the key, which is made of its SubjectPublicKeyInfo (DER), and without a name if
@@ -68,7 +118,19 @@ impl Identity {
         jid: Option<&BareJid>,
         extension: impl FnOnce(&[u8]) -> Result<Option<CustomExtension>, E>,
     ) -> Result<Self, E> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        Self::make_by(Algorithm::P256, jid, extension)
+    }
+
+    fn make_by<E: From<rcgen::Error>>(
+        algorithm: Algorithm,
+        jid: Option<&BareJid>,
+        extension: impl FnOnce(&[u8]) -> Result<Option<CustomExtension>, E>,
+    ) -> Result<Self, E> {
+        let key = KeyPair::generate_for(match algorithm {
+            Algorithm::Ed25519 => &PKCS_ED25519,
+            Algorithm::P256 => &PKCS_ECDSA_P256_SHA256,
+            Algorithm::MlDsa65 => &PKCS_ML_DSA_65,
+        })?;
         let mut params = CertificateParams::default();
         let mut name = DistinguishedName::new();
         if let Some(jid) = jid {
@@ -135,12 +197,21 @@ impl Identity {
             .expect("SHA-256 of any bytes exists")
     }
 
-    /// Signs with the private key: Ed25519, ECDSA P-256 with SHA-256 or RSA-PSS with SHA-256, by its type; `None` if it
-    /// is of another.
+    /// Signs with the private key: Ed25519, ECDSA P-256 with SHA-256, RSA-PSS with SHA-256 or ML-DSA, by its type; `None` if
+    /// it is of another.
     pub fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
-        use rustls::SignatureScheme::{ECDSA_NISTP256_SHA256, ED25519, RSA_PSS_SHA256};
+        use rustls::SignatureScheme::{
+            ECDSA_NISTP256_SHA256, ED25519, ML_DSA_44, ML_DSA_65, ML_DSA_87, RSA_PSS_SHA256,
+        };
         let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&self.key()).ok()?;
-        let signer = key.choose_scheme(&[ED25519, ECDSA_NISTP256_SHA256, RSA_PSS_SHA256])?;
+        let signer = key.choose_scheme(&[
+            ED25519,
+            ECDSA_NISTP256_SHA256,
+            RSA_PSS_SHA256,
+            ML_DSA_44,
+            ML_DSA_65,
+            ML_DSA_87,
+        ])?;
         signer.sign(message).ok()
     }
 

@@ -1,5 +1,6 @@
 //! End-to-end TLS: an endpoint's own certificate, peers pinned to the print they offered, TLS 1.3 only.
 
+pub mod fault;
 pub mod identity;
 pub mod openpgp;
 pub mod sas;

@@ -34,18 +34,22 @@ use pgp::{
 use rand_core::OsRng;
 use rcgen::CustomExtension;
 use rustls::pki_types::UnixTime;
+use time::OffsetDateTime;
 use x509_parser::{
     asn1_rs::{FromDer, OctetString, Sequence, ToDer},
     prelude::X509Certificate,
 };
 use zeroize::Zeroizing;
 
-use super::identity::{Identity, IdentityError, write_new};
+use super::{
+    fault::Fault,
+    identity::{Identity, IdentityError, write_new},
+};
 use crate::{
     print::{Method, Print},
     registry::{
         material::{Material, MaterialError, has_several_blocks},
-        openpgp::may_sign,
+        openpgp::{Certificate, SKEW, Signer, may_sign},
     },
 };
 
@@ -58,8 +62,6 @@ const DOMAIN: &[u8] = b"fingerpost:openpgp-spki:0\0";
 const FILE: &str = "openpgp.asc";
 /// How long a certified TLS key is good: it is made for one session.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// By how much the peer's clock may be ahead.
-const SKEW: u64 = 300;
 
 /// An OpenPGP secret key, perhaps locked by a passphrase.
 pub struct OpenPgpKey {
@@ -274,7 +276,7 @@ impl OpenPgpKey {
         self.secret
             .secret_subkeys
             .iter()
-            .filter(|subkey| may_sign(&subkey.signed_public_key(), primary, now.as_secs()))
+            .filter(|subkey| may_sign(&subkey.signed_public_key(), primary, now.as_secs()).is_ok())
             .max_by_key(|subkey| subkey.key.created_at())
     }
 }
@@ -372,36 +374,63 @@ impl<'a> Extension<'a> {
 
 /// The fingerprint of the OpenPGP key that vouches for a TLS certificate's key, if one of `pins` does at this time.
 ///
+/// # Errors
+/// The [`Fault`]: another key, an expired or revoked one, a signature over another TLS key, or one of another time.
+///
 /// # Security
-/// `None` for everything that is not in order: another key, an expired or revoked one, a signature over another TLS
-/// key. That the peer holds the TLS key is for the handshake to show.
-pub fn vouched(der: &[u8], pins: &[Print], now: UnixTime) -> Option<Print> {
-    let extension = Extension::read(der)?;
-    let material = Material::parse(Method::OpenPgp, extension.certificate).ok()?;
-    let print = material.prints.first()?;
+/// That the peer holds the TLS key is for the handshake to show.
+pub fn vouched(der: &[u8], pins: &[Print], now: UnixTime) -> Result<Print, Fault> {
+    judge(der, pins, &[], now)
+}
+
+/// The same, judged by what else is `known` of the OpenPGP certificate: a peer may show an older state of it, in which
+/// a subkey is not revoked yet.
+///
+/// # Errors
+/// The [`Fault`].
+pub fn still_vouched(
+    der: &[u8],
+    print: &Print,
+    known: &[&[u8]],
+    now: UnixTime,
+) -> Result<(), Fault> {
+    judge(der, std::slice::from_ref(print), known, now).map(drop)
+}
+
+fn judge(der: &[u8], pins: &[Print], known: &[&[u8]], now: UnixTime) -> Result<Print, Fault> {
+    let extension = Extension::read(der).ok_or(Fault::NotOpenPgp)?;
+    let material =
+        Material::parse(Method::OpenPgp, extension.certificate).map_err(Fault::Material)?;
+    let print = material.prints.first().ok_or(Fault::Print)?;
     if !pins.iter().any(|pin| pin == print) {
-        return None;
+        return Err(Fault::Print);
     }
-    let time = i64::try_from(now.as_secs()).ok()?;
-    if material.revocation.is_some() {
-        return None;
+    let mut certificate = Certificate::read(&material.bytes).map_err(Fault::Material)?;
+    for known in known {
+        let known = Certificate::read(known).and_then(|known| certificate.with(known));
+        certificate = known.map_err(Fault::Material)?;
     }
-    if material.expires.is_some_and(|end| end.unix_timestamp() <= time) {
-        return None;
+    if certificate.revocation.is_some() {
+        return Err(Fault::Revoked);
     }
-    let signature = DetachedSignature::from_bytes(extension.signature).ok()?;
-    is_current(&signature, now)?;
+    let time = moment(now.as_secs());
+    certificate.check(time).map_err(|fault| Fault::Material(MaterialError::OpenPgp(fault)))?;
+    if let Some(end) = certificate.expires.filter(|end| *end <= time) {
+        return Err(Fault::Expired(end));
+    }
+    let signature =
+        DetachedSignature::from_bytes(extension.signature).map_err(|_| Fault::Signature)?;
     let message = signed(extension.spki);
-    let certificate = SignedPublicKey::from_bytes(material.bytes.as_slice()).ok()?;
-    let primary = &certificate.primary_key;
-    let by_primary = signature.verify(primary, message.as_slice()).is_ok();
-    let by_subkey = || {
-        let subkeys = certificate.public_subkeys.iter();
-        subkeys
-            .filter(|subkey| may_sign(subkey, primary, now.as_secs()))
-            .any(|subkey| signature.verify(&subkey.key, message.as_slice()).is_ok())
-    };
-    (by_primary || by_subkey()).then(|| print.clone())
+    // Whose signature it is comes first: the time of one that anybody can make says nothing.
+    match certificate.signer(&signature, &message, now.as_secs()) {
+        Signer::Nobody => return Err(Fault::Signature),
+        Signer::Subkey(fault) => {
+            check_time(&signature, now)?;
+            return Err(Fault::Subkey(fault));
+        }
+        Signer::Allowed => check_time(&signature, now)?,
+    }
+    Ok(print.clone())
 }
 
 /// The fingerprint that a TLS certificate claims. Only for one that [`vouched`] has let pass.
@@ -410,22 +439,35 @@ pub(super) fn claimed(der: &[u8]) -> Option<Print> {
     material.prints.into_iter().next()
 }
 
-/// Whether a signature is of the right kind, by a hash that is still good, made before now and not expired.
-fn is_current(signature: &DetachedSignature, now: UnixTime) -> Option<()> {
+/// Checks that a signature is of the right kind, by a hash that is still good, made before now and not expired.
+fn check_time(signature: &DetachedSignature, now: UnixTime) -> Result<(), Fault> {
     use HashAlgorithm::{Sha3_256, Sha3_512, Sha256, Sha384, Sha512};
     let signature = &signature.signature;
-    let good = [Sha256, Sha384, Sha512, Sha3_256, Sha3_512].contains(&signature.hash_alg()?);
-    let created = u64::from(signature.created()?.as_secs());
+    if signature.typ() != Some(SignatureType::Binary) {
+        return Err(Fault::Signature);
+    }
+    let hash = signature.hash_alg().ok_or(Fault::Signature)?;
+    if ![Sha256, Sha384, Sha512, Sha3_256, Sha3_512].contains(&hash) {
+        return Err(Fault::Hash);
+    }
+    let created = u64::from(signature.created().ok_or(Fault::Signature)?.as_secs());
     let lifetime =
         signature.signature_expiration_time().map_or(0, |time| u64::from(time.as_secs()));
     let alive = lifetime == 0 || now.as_secs() < created + lifetime;
-    let right = good && signature.typ() == Some(SignatureType::Binary);
-    (right && alive && created <= now.as_secs() + SKEW).then_some(())
+    if !alive || created > now.as_secs() + SKEW {
+        return Err(Fault::Clock { signed: moment(created), now: moment(now.as_secs()) });
+    }
+    Ok(())
+}
+
+fn moment(seconds: u64) -> OffsetDateTime {
+    OffsetDateTime::UNIX_EPOCH + Duration::from_secs(seconds.min(u64::from(u32::MAX)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::{openpgp::SubkeyFault, x509::Unusable};
 
     fn key(version_6: bool) -> OpenPgpKey {
         OpenPgpKey::generate(&BareJid::new("alice@example.org").unwrap(), version_6).unwrap()
@@ -450,9 +492,130 @@ mod tests {
             assert_eq!(key.print().as_bytes().len(), length);
             let identity = key.certify().unwrap();
             let pins = [key.print().clone()];
-            assert_eq!(vouched(&identity.certificate, &pins, now()), Some(pins[0].clone()));
+            assert_eq!(vouched(&identity.certificate, &pins, now()), Ok(pins[0].clone()));
             assert_eq!(claimed(&identity.certificate), Some(pins[0].clone()));
-            assert_eq!(vouched(&identity.certificate, &pins, later(LIFETIME)), None);
+            let late = vouched(&identity.certificate, &pins, later(LIFETIME));
+            assert!(matches!(late, Err(Fault::Clock { .. })), "{late:?}");
+        }
+    }
+
+    /// Alice's key with a subkey that signs, as rPGP makes one.
+    fn with_subkey() -> OpenPgpKey {
+        let mut subkey = pgp::composed::SubkeyParamsBuilder::default();
+        let subkey = subkey.key_type(KeyType::Ed25519Legacy).can_sign(true).build().unwrap();
+        let params = SecretKeyParamsBuilder::default()
+            .key_type(KeyType::Ed25519Legacy)
+            .can_certify(true)
+            .primary_user_id("xmpp:alice@example.org".to_owned())
+            .subkeys(vec![subkey])
+            .build()
+            .unwrap();
+        OpenPgpKey::new(params.generate(OsRng).unwrap()).unwrap()
+    }
+
+    /// The certificate after its owner has revoked the subkey, or the whole key.
+    fn revoked(key: &OpenPgpKey, whole: bool) -> Vec<u8> {
+        use pgp::packet::SignatureConfig;
+        let primary = &key.secret.primary_key;
+        let mut certificate = published(&key.secret);
+        let typ =
+            if whole { SignatureType::KeyRevocation } else { SignatureType::SubkeyRevocation };
+        let mut config = SignatureConfig::from_key(OsRng, primary, typ).unwrap();
+        config.hashed_subpackets = vec![
+            Subpacket::regular(SubpacketData::IssuerFingerprint(primary.fingerprint())).unwrap(),
+            Subpacket::critical(SubpacketData::SignatureCreationTime(Timestamp::now())).unwrap(),
+        ];
+        if whole {
+            let signature =
+                config.sign_key(primary, &Password::empty(), primary.public_key()).unwrap();
+            certificate.details.revocation_signatures.push(signature);
+        } else {
+            let subkey = &certificate.public_subkeys[0].key;
+            let signature = config
+                .sign_subkey_binding(primary, primary.public_key(), &Password::empty(), subkey)
+                .unwrap();
+            certificate.public_subkeys[0].signatures.push(signature);
+        }
+        certificate.to_bytes().unwrap()
+    }
+
+    #[test]
+    fn an_older_state_of_a_certificate_is_judged_by_the_newer_one() {
+        let key = with_subkey();
+        let (subkey, whole) = (revoked(&key, false), revoked(&key, true));
+        let certifier = key.unlock(Zeroizing::default()).unwrap();
+        let (print, identity) = (certifier.print().clone(), certifier.certify().unwrap());
+        let judged = |known: &[&[u8]]| still_vouched(&identity.certificate, &print, known, now());
+        assert_eq!(judged(&[]), Ok(()));
+        assert_eq!(judged(&[certifier.key.certificate()]), Ok(()));
+        assert_eq!(judged(&[&subkey]), Err(Fault::Subkey(SubkeyFault::Revoked)));
+        assert_eq!(judged(&[&whole]), Err(Fault::Revoked));
+        // In any order, and beside an older state again.
+        for known in
+            [[certifier.key.certificate(), &subkey], [&subkey, certifier.key.certificate()]]
+        {
+            assert_eq!(judged(&known), Err(Fault::Subkey(SubkeyFault::Revoked)));
+        }
+        // A primary key that signs itself is not touched by it.
+        let other = certifier.key.certificate();
+        let stranger = key_of_another();
+        assert!(matches!(judged(&[other, &stranger]), Err(Fault::Material(_))));
+    }
+
+    fn key_of_another() -> Vec<u8> {
+        key(false).certificate().to_vec()
+    }
+
+    /// One row for each cause: what the user reads names it, and nobody is accused.
+    #[test]
+    fn the_cause_is_kept_up_to_the_sentence_that_the_user_reads() {
+        use crate::{endpoint::Error, tls::stream::TlsError};
+        let day = Duration::from_secs(24 * 3600);
+        let key = with_subkey();
+        let revoked = revoked(&key, false);
+        let certifier = key.unlock(Zeroizing::default()).unwrap();
+        let identity = certifier.certify().unwrap();
+        let pins = [certifier.print().clone()];
+        let at = |seconds: u64| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let vouched_at = |time| vouched(&identity.certificate, &pins, time).unwrap_err();
+        let (behind, ahead) = (at(now().as_secs() - day.as_secs()), later(day));
+        let other = [Print::parse(&"AB".repeat(20), None).unwrap()];
+        let plain = Identity::anonymous().unwrap();
+        let rows = [
+            ("clock", vouched_at(ahead), "one of the two clocks is wrong"),
+            ("future", vouched_at(behind), "made in the future, at 2"),
+            (
+                "print",
+                vouched(&identity.certificate, &other, now()).unwrap_err(),
+                "does not match the print it offered",
+            ),
+            (
+                "form",
+                vouched(&plain.certificate, &pins, now()).unwrap_err(),
+                "carries no OpenPGP key",
+            ),
+            (
+                "subkey",
+                still_vouched(&identity.certificate, &pins[0], &[&revoked], now()).unwrap_err(),
+                "the subkey of the peer's OpenPGP key that signs here was revoked",
+            ),
+            ("expiry", Fault::Expired(OffsetDateTime::UNIX_EPOCH), "has expired, at 1970-01-01"),
+            ("revoked", Fault::Revoked, "was revoked by its owner"),
+            ("version", Fault::Unusable(Unusable::Version(1)), "of version 1"),
+            ("extension", Fault::Unusable(Unusable::Extension("1.2.3".into())), "extension 1.2.3"),
+            ("curve", Fault::Unusable(Unusable::Curve("secp256k1".into())), "curve secp256k1"),
+            ("hash", Fault::Hash, "a hash that can be forged"),
+            ("signature", Fault::Signature, "has not signed the TLS key"),
+        ];
+        for (cause, fault, sentence) in rows {
+            let error = Error::from(TlsError::Unverified(fault));
+            assert!(matches!(error, Error::Unverified(_)), "{cause}: {error:?}");
+            let text = error.to_string();
+            assert!(
+                text.contains(sentence) && text.ends_with("nothing was sent"),
+                "{cause}: {text}"
+            );
+            assert_eq!(cause == "print", text.contains("does not match"), "{cause}: {text}");
         }
     }
 
@@ -460,10 +623,16 @@ mod tests {
     fn another_key_than_the_pinned_one_vouches_for_nobody() {
         let (key, other) = (certifier(false), certifier(false));
         let identity = key.certify().unwrap();
-        assert_eq!(vouched(&identity.certificate, &[other.print().clone()], now()), None);
-        assert_eq!(vouched(&identity.certificate, &[], now()), None);
+        assert_eq!(
+            vouched(&identity.certificate, &[other.print().clone()], now()),
+            Err(Fault::Print)
+        );
+        assert_eq!(vouched(&identity.certificate, &[], now()), Err(Fault::Print));
         let plain = Identity::generate(&BareJid::new("alice@example.org").unwrap()).unwrap();
-        assert_eq!(vouched(&plain.certificate, &[key.print().clone()], now()), None);
+        assert_eq!(
+            vouched(&plain.certificate, &[key.print().clone()], now()),
+            Err(Fault::NotOpenPgp)
+        );
     }
 
     #[test]
@@ -479,14 +648,14 @@ mod tests {
         })
         .unwrap();
         assert_eq!(claimed(&stolen.certificate), Some(pins[0].clone()));
-        assert_eq!(vouched(&stolen.certificate, &pins, now()), None);
+        assert_eq!(vouched(&stolen.certificate, &pins, now()), Err(Fault::Signature));
         // Signed bytes without our domain.
         let undomained: Identity = Identity::make::<OpenPgpError>(None, |spki| {
             let content = write_extension(key.key.certificate(), &key.key.sign(spki, "")?)?;
             Ok(Some(CustomExtension::from_oid_content(&OID, content)))
         })
         .unwrap();
-        assert_eq!(vouched(&undomained.certificate, &pins, now()), None);
+        assert_eq!(vouched(&undomained.certificate, &pins, now()), Err(Fault::Signature));
     }
 
     #[test]
@@ -521,7 +690,7 @@ mod tests {
         let pins = [key.print().clone()];
         let certifier = key.unlock(Zeroizing::new("open sesame".to_owned())).unwrap();
         let identity = certifier.certify().unwrap();
-        assert_eq!(vouched(&identity.certificate, &pins, now()), Some(pins[0].clone()));
+        assert_eq!(vouched(&identity.certificate, &pins, now()), Ok(pins[0].clone()));
         assert!(!format!("{certifier:?}").contains("sesame"));
     }
 }

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::{
+    fault::Fault,
     identity::Identity,
     verify::{Expected, PinnedVerifier},
 };
@@ -33,15 +34,15 @@ pub struct Secured {
 /// Why there is no secured stream.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The peer's certificate is not the one it offered.
-    #[error("the peer's certificate does not match the print it offered")]
-    Unverified,
+    /// The peer's certificate is not the one it offered, or is of no use.
+    #[error(transparent)]
+    Unverified(Fault),
     /// The peer did not prove a key: it showed no certificate, does not speak TLS 1.3, or its signature is wrong.
     #[error("the peer's key could not be verified: {0}")]
     Unproven(String),
-    /// The peer does not take our certificate.
-    #[error("the peer does not accept our certificate")]
-    Refused,
+    /// The peer does not take our certificate, for this reason if it gives one.
+    #[error("the peer does not accept our certificate{0}")]
+    Refused(&'static str),
     /// Anything else.
     #[error("TLS failed: {0}")]
     Failed(io::Error),
@@ -49,19 +50,34 @@ pub enum TlsError {
 
 impl From<io::Error> for TlsError {
     fn from(error: io::Error) -> Self {
-        use rustls::{AlertDescription, CertificateError, Error as Tls};
+        use rustls::{AlertDescription as Alert, Error as Tls, PeerIncompatible};
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
         match tls {
-            Some(Tls::InvalidCertificate(CertificateError::ApplicationVerificationFailure)) => {
-                Self::Unverified
-            }
             Some(Tls::NoCertificatesPresented) => {
                 Self::Unproven("it has shown no certificate".to_owned())
             }
-            Some(
-                Tls::PeerIncompatible(_) | Tls::AlertReceived(AlertDescription::ProtocolVersion),
-            ) => Self::Unproven("it does not speak TLS 1.3 as needed here".to_owned()),
-            Some(Tls::AlertReceived(_)) => Self::Refused,
+            Some(Tls::PeerIncompatible(PeerIncompatible::NoSignatureSchemesInCommon)) => {
+                Self::Unproven("it takes no signature algorithm of our key".to_owned())
+            }
+            Some(Tls::PeerIncompatible(_)) => {
+                Self::Unproven("it does not speak TLS 1.3 as needed here".to_owned())
+            }
+            // OpenSSL says so too if it has no key for TLS 1.3.
+            Some(Tls::AlertReceived(Alert::ProtocolVersion)) => Self::Unproven(
+                "it does not speak TLS 1.3, or its key has no signature algorithm there".to_owned(),
+            ),
+            Some(Tls::AlertReceived(Alert::HandshakeFailure)) => Self::Unproven(
+                "it has found nothing in common, such as a signature algorithm for the keys of both sides"
+                    .to_owned(),
+            ),
+            Some(Tls::AlertReceived(alert)) => Self::Refused(match alert {
+                Alert::CertificateExpired => {
+                    ": it has expired there, or one of the two clocks is wrong"
+                }
+                Alert::CertificateRevoked => ": it was revoked",
+                Alert::UnsupportedCertificate => ": its form or kind of key is not taken there",
+                _ => "",
+            }),
             Some(
                 tls @ (Tls::InvalidCertificate(_)
                 | Tls::PeerMisbehaved(_)
@@ -104,6 +120,7 @@ pub async fn connect_for<S: AsyncRead + AsyncWrite + Unpin>(
     let provider = Arc::new(aws_lc_rs::default_provider());
     let expected = expected.into();
     let verifier = Arc::new(PinnedVerifier::new(expected.clone(), Arc::clone(&provider)));
+    let found = Arc::clone(&verifier);
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(io::Error::other)?
@@ -114,7 +131,8 @@ pub async fn connect_for<S: AsyncRead + AsyncWrite + Unpin>(
     config.resumption = Resumption::disabled();
     config.alpn_protocols = protocol.map(<[u8]>::to_vec).into_iter().collect();
     let name = ServerName::try_from(SERVER_NAME).expect("the name is a constant");
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+    let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    let stream = connecting.map_err(|error| because(&found, error))?;
     let secured = secured(stream.get_ref().1, &expected)?;
     Ok((TlsStream::Client(stream), secured))
 }
@@ -144,6 +162,7 @@ pub async fn accept_for<S: AsyncRead + AsyncWrite + Unpin>(
     let provider = Arc::new(aws_lc_rs::default_provider());
     let expected = expected.into();
     let verifier = Arc::new(PinnedVerifier::new(expected.clone(), Arc::clone(&provider)));
+    let found = Arc::clone(&verifier);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(io::Error::other)?
@@ -152,9 +171,18 @@ pub async fn accept_for<S: AsyncRead + AsyncWrite + Unpin>(
         .map_err(io::Error::other)?;
     config.send_tls13_tickets = 0;
     config.alpn_protocols = protocol.map(<[u8]>::to_vec).into_iter().collect();
-    let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await?;
+    let accepting = TlsAcceptor::from(Arc::new(config)).accept(stream).await;
+    let stream = accepting.map_err(|error| because(&found, error))?;
     let secured = secured(stream.get_ref().1, &expected)?;
     Ok((TlsStream::Server(stream), secured))
+}
+
+/// What the verifier has found, and else what the handshake says.
+fn because(verifier: &PinnedVerifier, error: io::Error) -> TlsError {
+    match verifier.fault() {
+        Some(fault) => TlsError::Unverified(fault.clone()),
+        None => error.into(),
+    }
 }
 
 /// Key material of a channel that both ends can compute and nobody else (RFC 8446, 7.5; RFC 5705).
@@ -187,7 +215,9 @@ pub fn binding<S>(stream: &TlsStream<S>) -> Result<[u8; 32], TlsError> {
 
 fn secured(connection: &CommonState, expected: &Expected) -> Result<Secured, TlsError> {
     let certificate = connection.peer_certificates().and_then(<[_]>::first);
-    let peer = certificate.and_then(|der| expected.shown(der)).ok_or(TlsError::Unverified)?;
+    let peer = certificate
+        .and_then(|der| expected.shown(der))
+        .ok_or(TlsError::Unverified(Fault::Print))?;
     let version = connection.protocol_version().and_then(|version| version.as_str());
     let group =
         connection.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()));
@@ -232,6 +262,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn keys_of_every_algorithm_prove_themselves_in_both_roles_and_to_a_registry() {
+        use crate::{
+            print::Method,
+            registry::{proof, x509},
+            tls::identity::Algorithm,
+        };
+        let jid = BareJid::new("a@example.org").unwrap();
+        let made = Algorithm::ALL.map(|of| Identity::generate_by(&jid, of).unwrap());
+        for (one, other) in made.iter().flat_map(|one| made.iter().map(move |other| (one, other))) {
+            let (a, b) = duplex(1 << 16);
+            let (client, server) = tokio::join!(
+                connect(a, one, vec![other.print()]),
+                accept(b, other, vec![one.print()])
+            );
+            let (client, server) = (client.unwrap().1, server.unwrap().1);
+            assert_eq!((client.peer, server.peer), (other.print(), one.print()));
+        }
+        for identity in &made {
+            assert_eq!(x509::check(&identity.certificate), Ok(()));
+            let signature = identity.sign(b"a challenge").unwrap();
+            let now = time::OffsetDateTime::now_utc();
+            let verify = |message: &[u8]| {
+                proof::verify(Method::X509, &identity.certificate, message, &signature, now)
+            };
+            assert_eq!(verify(b"a challenge"), Ok(()));
+            assert!(verify(b"another").is_err());
+        }
+    }
+
+    #[tokio::test]
     async fn a_server_with_another_key_than_offered_is_refused_before_a_byte_is_sent() {
         let (alice, bob, mallory) = (identity(), identity(), identity());
         let (a, b) = duplex(1 << 16);
@@ -239,8 +299,8 @@ mod tests {
             connect(a, &alice, vec![bob.print()]),
             accept(b, &mallory, vec![alice.print()])
         );
-        assert!(matches!(client, Err(TlsError::Unverified)));
-        assert!(matches!(server, Err(TlsError::Refused)));
+        assert!(matches!(client, Err(TlsError::Unverified(Fault::Print))));
+        assert!(matches!(server, Err(TlsError::Refused(""))));
     }
 
     #[tokio::test]
@@ -262,8 +322,8 @@ mod tests {
         let (a, b) = duplex(1 << 16);
         let (client, server) =
             tokio::join!(connect(a, &own, pins(&alice)), accept(b, &other, pins(&alice)));
-        assert!(matches!(client, Err(TlsError::Unverified)));
-        assert!(matches!(server, Err(TlsError::Refused)));
+        assert!(matches!(client, Err(TlsError::Unverified(Fault::Print))));
+        assert!(matches!(server, Err(TlsError::Refused(""))));
     }
 
     #[tokio::test]
@@ -295,8 +355,8 @@ mod tests {
             },
             accept(b, &bob, vec![alice.print()])
         );
-        assert!(matches!(server, Err(TlsError::Unverified)));
-        assert!(matches!(client, Err(TlsError::Refused)));
+        assert!(matches!(server, Err(TlsError::Unverified(Fault::Print))));
+        assert!(matches!(client, Err(TlsError::Refused(""))));
     }
 
     /// A client of another program, without a certificate.

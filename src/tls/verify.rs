@@ -2,18 +2,21 @@
 //!
 //! No authority is ever asked: a chain, a name or a date in the certificate means nothing here.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
+    DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 
-use super::openpgp;
-use crate::print::{HashKind, Print};
+use super::{fault::Fault, openpgp};
+use crate::{
+    print::{HashKind, Print},
+    registry::x509,
+};
 
 /// What the peer's certificate must be, by the method of the session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,30 +59,47 @@ impl Expected {
 pub struct PinnedVerifier {
     expected: Expected,
     provider: Arc<CryptoProvider>,
+    fault: OnceLock<Fault>,
 }
 
 impl PinnedVerifier {
     /// A verifier; of an empty list of prints nobody is accepted.
     pub fn new(expected: Expected, provider: Arc<CryptoProvider>) -> Self {
-        Self { expected, provider }
+        Self { expected, provider, fault: OnceLock::new() }
+    }
+
+    /// Why the certificate was not accepted, if it was not: an alert cannot say it.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.fault.get()
     }
 
     fn check(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
-        let matches = match &self.expected {
-            Expected::Certificate(pins) => pins.iter().any(|pin| {
-                [pin.hash(), HashKind::SpkiSha256]
-                    .into_iter()
-                    .filter_map(|hash| Print::of_certificate(hash, certificate))
-                    .any(|print| print.same_bytes(pin))
-            }),
-            Expected::OpenPgp(pins) => openpgp::vouched(certificate, pins, now).is_some(),
-            Expected::Anyone => true,
-        };
-        if matches {
-            Ok(())
-        } else {
-            Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+        self.judge(certificate, now).map_err(|fault| {
+            let error = fault.to_rustls();
+            let _ = self.fault.set(fault);
+            error
+        })
+    }
+
+    fn judge(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Fault> {
+        match &self.expected {
+            Expected::Certificate(pins) => {
+                let pinned = pins.iter().any(|pin| {
+                    [pin.hash(), HashKind::SpkiSha256]
+                        .into_iter()
+                        .filter_map(|hash| Print::of_certificate(hash, certificate))
+                        .any(|print| print.same_bytes(pin))
+                });
+                if !pinned {
+                    return Err(Fault::Print);
+                }
+            }
+            Expected::OpenPgp(pins) => {
+                openpgp::vouched(certificate, pins, now)?;
+            }
+            Expected::Anyone => {}
         }
+        x509::check(certificate).map_err(Fault::Unusable)
     }
 
     fn signature(

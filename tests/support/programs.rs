@@ -550,7 +550,7 @@ fn run_tool(name: &str, arguments: &[&str]) -> String {
 }
 
 /// The Python with slixmpp in it; for nbxmpp, which needs GLib, Debian's.
-fn python(script: &str) -> PathBuf {
+pub fn python(script: &str) -> PathBuf {
     if script.starts_with("nbxmpp_") {
         return PathBuf::from("/usr/bin/python3");
     }

@@ -381,7 +381,11 @@ impl Lan {
         let _turn = self.telling.lock().await;
         let name = known_as(peer)?;
         let mut trust = Trust::load(&self.dir)?;
-        let first = trust.check(&name, Method::X509, &secured.peer)? == Known::First;
+        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let certificate = certificate.map(AsRef::as_ref).unwrap_or_default();
+        let forms = Print::forms(Method::X509, &secured.peer, certificate);
+        let known = trust.check_forms(&name, Method::X509, &secured.peer, &forms)?;
+        let first = known == Known::First;
         let print = secured.peer.to_string();
         let digits = if first || self.confirm_sas {
             let digits = sas::of(stream, initiator, responder).await;

@@ -183,7 +183,7 @@ fn offer(identity: &Identity) -> Element {
 
 fn failed(error: TlsError) -> XtlsError {
     match error {
-        TlsError::Refused => XtlsError::refused(error.to_string()),
+        TlsError::Refused(_) => XtlsError::refused(error.to_string()),
         _ => XtlsError::failed(error.to_string()),
     }
 }
