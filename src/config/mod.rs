@@ -475,11 +475,34 @@ fn database(section: &Section<'_>) -> Result<Database, ConfigError> {
             .filter(|rest| !rest.is_empty())
             .map(|_| text.to_owned())
     })?;
+    if url.as_deref().is_some_and(has_several_hosts) {
+        let several = "expected one host, found several; for fail-over give an address that \
+                       follows the primary";
+        return Err(section.error("url", several));
+    }
     Ok(Database {
         url: url.unwrap_or_else(|| "sqlite:fingerpost.db".to_owned()),
         max_connections: section.number("max_connections", (1, 1000), 8)?,
         migrate: section.boolean("migrate", true)?,
     })
+}
+
+/// Whether a URL of PostgreSQL lists hosts, as libpq allows (PostgreSQL's manual, 34.1.1.3) and the database library does not.
+fn has_several_hosts(url: &str) -> bool {
+    let Some(rest) = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"))
+    else {
+        return false;
+    };
+    let (place, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+    let authority = place.split('/').next().unwrap_or_default();
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let lists = |parameter: &str| {
+        parameter.split_once('=').is_some_and(|(key, value)| {
+            ["host", "hostaddr", "port"].contains(&key)
+                && (value.contains(',') || value.to_ascii_lowercase().contains("%2c"))
+        })
+    };
+    host.contains(',') || parameters.split('&').any(lists)
 }
 
 fn socks5(section: &Section<'_>, jid: &BareJid) -> Result<Socks5, ConfigError> {
@@ -879,6 +902,26 @@ mod tests {
         std::fs::write(&secret, "s\n").unwrap();
         std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
         assert_eq!(warnings("[component]\njid = 'xtls.example.org'\n", 0o644), [""; 0]);
+    }
+
+    #[test]
+    fn a_database_url_with_several_hosts_is_refused_with_the_cure() {
+        let url = |url: &str| parse(&format!("{SMALL}[database]\nurl = '{url}'\n"), &[]);
+        for several in [
+            "postgres://u:p@a.test:5432,b.test:5432/db?target_session_attrs=read-write",
+            "postgresql://a.test,b.test/db",
+            "postgres:///db?host=a.test,b.test&port=1,2",
+            "postgres://u@/db?host=a.test%2Cb.test",
+        ] {
+            let error = url(several).unwrap_err().to_string();
+            assert!(error.contains("database.url: expected one host"), "{error}");
+            assert!(error.contains("follows the primary") && !error.contains(":p@"), "{error}");
+        }
+        for one in
+            ["postgres://u:p,w@a.test/db", "postgres:///db?options=-c%20a=b,c", "sqlite:a,b.db"]
+        {
+            assert!(url(one).is_ok(), "{one}");
+        }
     }
 
     #[test]
