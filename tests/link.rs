@@ -162,7 +162,7 @@ fn transfer(what: &str, from: &Xtls, to: &Xtls, transport: &str, log: impl Fn() 
 #[test]
 fn ejabberd_two_instances_with_one_database_are_one_component() {
     let server = Server::start(Kind::Ejabberd);
-    let postgres = Postgres::start();
+    let mut postgres = Postgres::start();
     let (mut first, first_page) = sharing(&server, &server.component_address(), &postgres);
     let (second, second_page) = sharing(&server, &server.component_address(), &postgres);
     assert!(second.log().contains("another instance leads"), "{}", second.log());
@@ -174,18 +174,23 @@ fn ejabberd_two_instances_with_one_database_are_one_component() {
         transfer(&format!("{number}"), &alice, &bob, "s5b", || logs(&first));
         transfer(&format!("{number} back"), &bob, &alice, "s5b", || logs(&first));
     }
+    // A database that comes back finds one that leads.
+    postgres.stop();
+    let gone = || second.log().contains("the connection to the other instances is lost");
+    wait_for("the loss of the database", BOUND, || logs(&first), gone);
+    postgres.start_again();
+    for (component, page) in [(&first, first_page), (&second, second_page)] {
+        wait_until_ready("the database is back", page, component, true);
+    }
+    transfer("the database is back", &alice, &bob, "s5b", || logs(&first));
     for log in [first.log(), second.log()] {
         assert!(!log.contains("are shared") && !log.contains("are lost"), "{log}");
     }
-    // The one that leads dies, and the other leads.
+    // One dies, and the other leads.
     first.signal("KILL");
     first.wait(BOUND);
-    wait_for(
-        "the lead",
-        BOUND,
-        || logs(&first),
-        || second.log().contains("this instance leads now"),
-    );
+    let leads = || !readyz(second_page).contains("another one leads");
+    wait_for("the lead", BOUND, || logs(&first), leads);
     wait_until_ready("the second alone", second_page, &second, true);
     transfer("the second alone", &alice, &bob, "s5b", || logs(&first));
     // It comes back, and follows.
