@@ -135,6 +135,18 @@ impl Plane {
         self.shared.pool.lent()
     }
 
+    /// Whether an error of splice(2) says that the system refuses the call itself: then everything is copied from now on.
+    /// Sockets have some of these errors too, a peer may bring them about (`EACCES` is what ICMP says of a firewall), and
+    /// who reads an error takes it from the socket; so the call is tried on sockets of our own.
+    pub(super) fn must_copy(&self, error: &io::Error) -> bool {
+        let refused = splice::is_refused(error)
+            && splice::probe().is_err_and(|probed| splice::is_refused(&probed));
+        if refused {
+            self.copy_only(error);
+        }
+        refused
+    }
+
     /// Copies everything from now on, for the system refuses splice(2). Says so once.
     pub(super) fn copy_only(&self, error: &io::Error) {
         if self.shared.pool.close() {

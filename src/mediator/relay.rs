@@ -28,7 +28,7 @@ use super::{
     pipe::{Ended, Limit, Options, Outcome},
     plane::{News, Plane, Watch},
     socket::{self, Socket},
-    splice::{self, Account, Pipe},
+    splice::{Account, Pipe},
     tcp,
 };
 
@@ -420,8 +420,7 @@ impl Way {
                         Ok(n) => n,
                         // Nothing there after all: the next round asks to be woken.
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                        Err(error) if splice::is_refused(&error) => {
-                            lender.plane.copy_only(&error);
+                        Err(error) if lender.plane.must_copy(&error) => {
                             self.release(lender);
                             continue;
                         }
@@ -539,8 +538,7 @@ impl Way {
                 Ok(0) => return Poll::Ready(Err(no_bytes_taken())),
                 Ok(n) => add(written, n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if splice::is_refused(&error) && self.keep().is_ok() => {
-                    lender.plane.copy_only(&error);
+                Err(error) if lender.plane.must_copy(&error) && self.keep().is_ok() => {
                     self.release(lender);
                     return self.poll_write_kept(cx, to, written);
                 }

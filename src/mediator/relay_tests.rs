@@ -461,6 +461,16 @@ async fn pipes_are_taken_from_streams_that_do_not_move() {
     assert_eq!(plane.pipes().1, 0);
 }
 
+#[test]
+fn what_a_peer_can_bring_about_takes_no_pipes_from_others() {
+    let plane = Plane::new(0);
+    for code in [libc::EACCES, libc::EPERM, libc::EINVAL, libc::ECONNRESET] {
+        assert!(!plane.must_copy(&io::Error::from_raw_os_error(code)), "{code}");
+    }
+    let pipe = plane.pool().take(Account::default());
+    plane.pool().give_back(Account::default(), pipe.unwrap());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_goes_on_where_splice_is_refused() {
     let plane = Plane::new(0);
