@@ -352,7 +352,12 @@ impl Router {
     }
 
     fn hand_over(&self, stanza: &Stanza) {
-        if let Err(refusal) = self.cluster.hand_over(stanza) {
+        // Who is blocked takes no place from others.
+        let handed = match self.options.access.blocks(&stanza.from.to_bare()) {
+            true => Err(Refusal::forbidden()),
+            false => self.cluster.hand_over(stanza),
+        };
+        if let Err(refusal) = handed {
             match stanza.is_request() {
                 true => self.send(stanza.refuse(&refusal)),
                 false => metrics::STANZAS_DROPPED.count(&["cluster"]),

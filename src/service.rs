@@ -96,6 +96,7 @@ pub struct Service {
     listener: Option<Listener>,
     registry: Registry,
     control: Control,
+    cluster: Cluster,
     options: mpsc::Sender<router::Options>,
     reloads: mpsc::Receiver<Reload>,
     link: JoinHandle<Result<(), LinkError>>,
@@ -265,7 +266,7 @@ impl Service {
         tasks.spawn(among.run(of_others));
         let back = (again, told, reported);
         tasks.spawn(route(Arc::clone(&router), Arc::clone(&changed), back, orders, stop.clone()));
-        let inbox = Inbox { router, status, link, changed, cluster };
+        let inbox = Inbox { router, status, link, changed, cluster: cluster.clone() };
         let login = LinkOptions {
             servers: config.component.servers.clone(),
             jid,
@@ -282,6 +283,7 @@ impl Service {
             listener,
             registry,
             control,
+            cluster,
             options,
             reloads,
             link,
@@ -355,12 +357,13 @@ impl Service {
     /// and are then told that it is over. Then everything stops.
     ///
     /// If another process may take over, it needs the address at the XMPP server: the link ends first, and of the
-    /// streams only those between two SOCKS5 legs go on.
+    /// streams only those between two SOCKS5 legs go on. So it is, too, if another instance can serve the users: it leads
+    /// before these streams are over.
     pub async fn shutdown(mut self, hurry: impl Future<Output = ()>) {
         let until = Instant::now() + self.config.limits.drain_timeout;
         self.broker.drain(until);
         self.table.refuse_activations(true);
-        if self.has_heir {
+        if self.has_heir || self.cluster.has_heir() {
             self.accepting.cancel();
             self.broker.end_in_band();
             sleep(LAST_WORDS).await;
@@ -509,8 +512,9 @@ impl Among {
                     lock(&self.router).follow();
                 }
                 cluster::Event::Follow { lost: false } => {
+                    // There is no link: what is said here is not heard.
+                    self.journal.leave_to_the_next().await;
                     self.broker.end_in_band();
-                    self.journal.hand_over().await;
                     lock(&self.router).follow();
                 }
                 cluster::Event::Stanza(element) => handle(&self.router, &self.changed, element),

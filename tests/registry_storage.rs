@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use fingerpost::cluster::{Cluster, Event};
 use fingerpost::print::{HashKind, Method, Print};
 use fingerpost::registry::model::{Actor, KeyId, NewKey, Source, State, Visibility};
 use fingerpost::registry::store::Store;
@@ -24,7 +25,9 @@ use support::programs::{Component, Options, Xtls, script};
 use support::servers::{Kind, Server};
 use support::{free_port, wait_for};
 use time::OffsetDateTime;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// What `path` of a component's pages answers: the status line and the text.
 fn get(port: u16, path: &str) -> (String, String) {
@@ -306,6 +309,48 @@ async fn a_revocation_is_in_force_where_the_listening_connection_became_silent()
     timeout(EVENT, registry.blocks_changed()).await.expect("it listens again");
     assert_eq!(state().await, State::Revoked);
     listening.abort();
+}
+
+/// The connection by which instances meet becomes silent, and the database keeps the old one, which has the lock. Then a
+/// second instance comes, and the first one dies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_alone_leads_on_when_its_connection_became_silent() {
+    let postgres = Postgres::start();
+    let switch = Switch::start(postgres.port());
+    let component = BareJid::new("xtls.montague.lit").unwrap();
+    let stop = CancellationToken::new();
+    let start = async |url: &str| {
+        let store = Store::open(url, 2, true).await.unwrap();
+        let (cluster, running) = Cluster::join(&store, &component, String::new()).await;
+        let ((events, told), (outbound, sent)) = (mpsc::channel(16), mpsc::channel(16));
+        let task = tokio::spawn(running.run(events, outbound, stop.clone()));
+        (cluster, told, task, sent)
+    };
+    let (first, mut told, task, _sent) = start(&switch.url()).await;
+    let holder = || {
+        postgres.query(
+            "SELECT COALESCE(max(pid), 0) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1",
+        )
+    };
+    let leaders = || postgres.query("SELECT count(*) FROM instances WHERE leads");
+    let old = holder();
+    assert!(first.leads() && old != "0" && leaders() == "1");
+    switch.silence();
+    let bound = Duration::from_secs(60);
+    wait_for("another connection with the lock", bound, String::new, || {
+        assert!(first.leads());
+        ![old.as_str(), "0"].contains(&holder().as_str())
+    });
+    assert!(first.leads() && told.try_recv().is_err(), "it has led all the time");
+
+    let (second, mut told, _task, _sent) = start(&postgres.url()).await;
+    assert!(!second.leads() && second.obstacle().is_none());
+    task.abort();
+    let event = timeout(bound, told.recv()).await.unwrap();
+    assert!(matches!(event, Some(Event::Lead)), "{event:?}");
+    assert!(second.leads());
+    assert_eq!(leaders(), "1", "the dead one is said to lead no more");
+    stop.cancel();
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ use crate::{
         ibb_stream::{IbbHandle, IbbParams, IbbStream},
         ibb_xml::IbbStanza,
         leg::Leg,
+        metrics::Kind as LegKind,
         pipe::{self, Outcome},
         socket::Socket,
         transfer::DstAddr,
@@ -217,7 +218,11 @@ impl Driver {
                         self.watch(side, waiting);
                     }
                 }
-                let _once = self.facts.legs.set([a.kind_of_transport(), b.kind_of_transport()]);
+                let legs = [a.kind_of_transport(), b.kind_of_transport()];
+                if !legs.contains(&LegKind::Ibb) {
+                    self.line.streams();
+                }
+                let _once = self.facts.legs.set(legs);
                 let (plane, facts) = (self.shared.table.plane().clone(), Arc::clone(&self.facts));
                 self.work.spawn(async move {
                     Done::Relayed(plane.join(a, b, options, &facts.progress).await)

@@ -50,11 +50,24 @@ enum Change {
     Ended,
 }
 
+/// What is to become of a session's line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It is removed when the session ends.
+    Removed,
+    /// So it is; the session needs no link to go on.
+    Streams,
+    /// Another instance tells the users and removes it.
+    Left,
+}
+
 #[derive(Debug, Default)]
 struct State {
     changes: HashMap<String, Change>,
     /// The last write failed: nobody waits for the next.
     failing: bool,
+    /// The sessions that there are, and what is to become of their lines.
+    lines: HashMap<String, Fate>,
 }
 
 /// The journal of one component. Cheap to clone.
@@ -95,6 +108,7 @@ impl Journal {
             noted: false,
             written: None,
         };
+        self.lock().lines.insert(line.session.clone(), Fate::Removed);
         line.write(peers);
         line
     }
@@ -210,6 +224,28 @@ impl Journal {
         }
     }
 
+    /// Another instance leads from now on and has a link, which this one has not: it tells the users of sessions that cannot
+    /// go on, however these end here. Streams between two sockets go on and are not lost.
+    pub async fn leave_to_the_next(&self) {
+        for fate in self.lock().lines.values_mut() {
+            if *fate == Fate::Removed {
+                *fate = Fate::Left;
+            }
+        }
+        let forgetting = async {
+            let mut going_on = self.open(true).await?;
+            let streams =
+                |side: &OpenSide| self.lock().lines.get(&side.session) == Some(&Fate::Streams);
+            going_on.retain(streams);
+            self.forget(going_on).await
+        };
+        match timeout(WAIT, forgetting).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "running sessions cannot be handed over"),
+            Err(_) => warn!("running sessions cannot be handed over in time"),
+        }
+    }
+
     async fn forget(&self, sides: Vec<OpenSide>) -> Result<(), StoreError> {
         let mut sessions: Vec<String> = sides.into_iter().map(|side| side.session).collect();
         sessions.dedup();
@@ -263,6 +299,15 @@ impl Line {
         self.journal.news.notify_one();
     }
 
+    /// Notes that the session goes on without a link: its bytes go from one socket to another.
+    pub(super) fn streams(&self) {
+        if let Some(fate) = self.journal.lock().lines.get_mut(&self.session)
+            && *fate == Fate::Removed
+        {
+            *fate = Fate::Streams;
+        }
+    }
+
     /// Waits until it is on the disk, or until that takes too long.
     pub(super) async fn written(&mut self) {
         if let Some(written) = self.written.take() {
@@ -274,6 +319,9 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         let mut state = self.journal.lock();
+        if state.lines.remove(&self.session) == Some(Fate::Left) {
+            return;
+        }
         if !matches!(state.changes.remove(&self.session), Some(Change::Begun { fresh: true, .. })) {
             state.changes.insert(self.session.clone(), Change::Ended);
             self.journal.news.notify_one();
@@ -351,6 +399,35 @@ mod tests {
         drop(own);
         stop.cancel();
         tasks.wait().await;
+    }
+
+    #[tokio::test]
+    async fn the_next_instance_tells_of_what_cannot_go_on_and_of_nothing_else() {
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        let (first, second) = (journal(&store), journal(&store));
+        let (stop, tasks) = run(&first);
+        let mut streams = first.begin(&[peer("alice"), peer("bob")]);
+        streams.streams();
+        streams.written().await;
+        let mut in_band = first.begin(&[peer("carol"), peer("dave")]);
+        in_band.written().await;
+        first.leave_to_the_next().await;
+        drop(in_band);
+        let mut later = first.begin(&[peer("erin")]);
+        later.written().await;
+        drop(later);
+        drop(streams);
+        stop.cancel();
+        tasks.wait().await;
+        let (outbound, mut sent) = mpsc::channel(8);
+        second.tell(&outbound).await;
+        for name in ["carol", "dave"] {
+            let to = format!("{name}@example.org/x");
+            assert_eq!(sent.recv().await.unwrap().attr("to"), Some(to.as_str()));
+        }
+        assert!(sent.try_recv().is_err());
+        assert_eq!(second.open(false).await.unwrap(), []);
+        assert!(first.lock().lines.is_empty());
     }
 
     #[tokio::test]

@@ -32,7 +32,7 @@ use tracing::{info, warn};
 use self::member::{Member, Role, Step};
 use crate::{
     metrics,
-    registry::store::{Heard, Instance, Meeting, Parcel, Store, StoreError},
+    registry::store::{Backend, Heard, Instance, Meeting, Parcel, Store, StoreError},
     shares::{Limits, Permit, Permits},
     xmpp::{
         ns,
@@ -55,8 +55,8 @@ const FORGET: u32 = 30;
 const QUEUE: usize = 4096;
 /// What they may weigh: in all, those of one user, and how many times as much as is free those of one domain.
 const WAITING: Limits = Limits::new(64 << 20, 4 << 20, 8);
-/// What a stanza weighs besides its elements.
-const ITEM: usize = 512;
+/// What a stanza weighs besides its elements: a user's share is 256 stanzas, too.
+const ITEM: usize = 16 << 10;
 /// Stanzas that are sent in one transaction.
 const BATCH: usize = 256;
 
@@ -82,7 +82,7 @@ pub enum Event {
 #[derive(Debug)]
 enum Outgoing {
     Stanza { stanza: Box<Stanza>, since: Instant, _permit: Permit },
-    Echo(String),
+    Echo { id: String, since: Instant },
 }
 
 #[derive(Debug)]
@@ -114,6 +114,8 @@ pub struct Running {
     cluster: Cluster,
     member: Member,
     meeting: Option<Meeting>,
+    /// The last connection, which may still have the lock.
+    last: Option<Backend>,
     queue: mpsc::Receiver<Outgoing>,
     waiting: VecDeque<Outgoing>,
 }
@@ -147,8 +149,14 @@ impl Cluster {
         if let Role::Follows(leader) = member.role() {
             info!(instance = id, leader, "another instance leads: it is handed what comes here");
         }
-        let running =
-            Running { cluster: cluster.clone(), member, meeting, queue, waiting: VecDeque::new() };
+        let running = Running {
+            cluster: cluster.clone(),
+            member,
+            meeting,
+            last: None,
+            queue,
+            waiting: VecDeque::new(),
+        };
         (cluster, running)
     }
 
@@ -163,11 +171,11 @@ impl Cluster {
             let instances = meeting.beat(won, false, advertise).await?;
             self.note(&instances);
             let is_alive = |other: &Instance| other.leads && other.age < began.elapsed();
-            let alive: Vec<Instance> = instances.into_iter().filter(is_alive).collect();
+            let alive: Vec<Instance> =
+                instances.iter().filter(|other| is_alive(other)).cloned().collect();
             if won || !alive.is_empty() || began.elapsed() >= JOIN {
-                if !won {
-                    member.look(&alive, Instant::now());
-                }
+                member.look(&alive, Instant::now());
+                member.joined(&instances);
                 return Ok(Some(meeting));
             }
             sleep(LOOK).await;
@@ -184,7 +192,9 @@ impl Cluster {
         let is_other = |other: &&Instance| other.id != self.0.id && other.is_alive();
         let others: Vec<Instance> = instances.iter().filter(is_other).cloned().collect();
         let old = std::mem::replace(&mut self.lock().others, others);
-        let is_linked = |id: &str| instances.iter().any(|other| other.id == id && other.linked);
+        let is_linked = |id: &str| {
+            instances.iter().any(|other| other.id == id && other.linked && other.is_alive())
+        };
         for new in self.lock().others.iter().filter(|new| !old.iter().any(|old| old.id == new.id)) {
             info!(instance = new.id, leads = new.leads, "another instance serves this component");
             if new.advertise == self.0.advertise && !new.advertise.is_empty() {
@@ -206,6 +216,11 @@ impl Cluster {
     /// How many instances there are, this one too.
     pub fn count(&self) -> usize {
         self.lock().others.len() + 1
+    }
+
+    /// Whether another instance can reach the users.
+    pub fn has_heir(&self) -> bool {
+        self.lock().others.iter().any(|other| other.linked)
     }
 
     /// What keeps this instance from serving its users, if anything does.
@@ -235,7 +250,11 @@ impl Cluster {
     /// another instance's: then it is told.
     pub fn echo(&self, id: &str) -> bool {
         !self.lock().others.is_empty()
-            && self.0.queue.try_send(Outgoing::Echo(id.to_owned())).is_ok()
+            && self
+                .0
+                .queue
+                .try_send(Outgoing::Echo { id: id.to_owned(), since: Instant::now() })
+                .is_ok()
     }
 }
 
@@ -299,17 +318,27 @@ impl Running {
     fn judge(&mut self, done: Result<(), StoreError>) {
         if let Err(error) = done {
             warn!(%error, "the connection to the other instances is lost");
-            self.meeting = None;
-            self.member.disconnected();
+            if let Some(meeting) = self.meeting.take() {
+                self.last = Some(meeting.backend());
+                self.member.disconnected();
+            }
             self.cluster.lock().role = self.member.role().clone();
         }
     }
 
     async fn beat(&mut self, number: u32, events: &mpsc::Sender<Event>) -> Result<(), StoreError> {
-        let Shared { store, component, id, advertise, linked, .. } = &*self.cluster.0;
+        let shared = Arc::clone(&self.cluster.0);
+        let Shared { store, component, id, advertise, linked, .. } = &*shared;
         if self.meeting.is_none() {
             // An error here is no news: it was told when the connection was lost.
-            self.meeting = store.meet(component, id).await.ok().flatten();
+            let Ok(Some(mut meeting)) = store.meet(component, id).await else { return Ok(()) };
+            let step = self.member.reconnected(Instant::now());
+            if let Some(last) = self.last {
+                meeting.end(last).await?;
+            }
+            self.last = None;
+            self.meeting = Some(meeting);
+            self.take(step, events).await?;
         }
         let Some(meeting) = &mut self.meeting else { return Ok(()) };
         let linked = linked.load(Ordering::Relaxed);
@@ -334,11 +363,10 @@ impl Running {
         match step {
             Step::Nothing => {}
             Step::Try | Step::Evict => {
-                if step == Step::Evict {
+                if step == Step::Evict && meeting.evict().await? {
                     warn!(
                         "the instance that leads has gone silent: its connection to the database is ended"
                     );
-                    meeting.evict().await?;
                 }
                 self.member.tried(meeting.try_lead().await?);
             }
@@ -381,7 +409,7 @@ impl Running {
                 return Ok(());
             }
             Heard::LeadIsFree => {
-                let step = if self.member.holds() { Step::Nothing } else { Step::Try };
+                let step = self.member.lead_is_free(Instant::now());
                 return self.take(step, events).await;
             }
         };
@@ -418,7 +446,7 @@ impl Running {
         let mut sent = Vec::new();
         for item in std::mem::take(&mut self.waiting) {
             match (item, &leader) {
-                (Outgoing::Echo(id), _) => {
+                (Outgoing::Echo { id, .. }, _) => {
                     let to_each = others.iter().map(|to| (to.clone(), Parcel::Echo(id.clone())));
                     parcels.extend(to_each);
                 }
@@ -463,8 +491,9 @@ impl Running {
     /// Refuses what has waited for too long.
     async fn expire(&mut self, outbound: &mpsc::Sender<Element>) {
         let is_late = |item: &Outgoing| match item {
-            Outgoing::Stanza { since, .. } => since.elapsed() >= HOLD,
-            Outgoing::Echo(_) => false,
+            Outgoing::Stanza { since, .. } | Outgoing::Echo { since, .. } => {
+                since.elapsed() >= HOLD
+            }
         };
         while self.waiting.front().is_some_and(is_late) {
             if let Some(Outgoing::Stanza { stanza, .. }) = self.waiting.pop_front() {

@@ -8,9 +8,10 @@ use std::time::Duration;
 use jid::BareJid;
 use sha2::{Digest, Sha256};
 use sqlx::{Executor as _, Row as _, postgres::PgListener};
+use tokio::time::sleep;
 
 use super::{ACQUIRE, Database, Row, in_time};
-use crate::registry::store::{Heard, Instance, Parcel};
+use crate::registry::store::{Backend, Heard, Instance, Parcel};
 
 /// How long the database may take for one of these operations.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -18,6 +19,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const NOTIFICATION: usize = 7900;
 /// A stanza, or an instance, that was not heard of for so long is forgotten.
 const OLD: &str = "60 seconds";
+/// How often, and after what pause each, is looked whether the database has ended a connection.
+const LOOKS: (u32, Duration) = (20, Duration::from_millis(100));
+/// The database is to notice within about 15 s that the machine of an instance is gone: the connection has the lock until
+/// then. A setting that the database does not have is none.
+const KEEPALIVE: &str = "SELECT set_config(wanted.name, wanted.value, FALSE)
+    FROM (VALUES ('tcp_keepalives_idle', '5'), ('tcp_keepalives_interval', '3'), ('tcp_keepalives_count', '3'),
+                 ('tcp_user_timeout', '15000')) AS wanted(name, value)
+    JOIN pg_settings USING (name)";
 
 /// The channel of an instance.
 fn channel(id: &str) -> String {
@@ -41,6 +50,7 @@ pub(in crate::registry) struct Meeting {
     id: String,
     lock: i64,
     all: String,
+    backend: Backend,
     /// Makes each notification of a transaction another one: equal ones are sent once.
     number: u64,
 }
@@ -58,11 +68,18 @@ impl Database {
             connection.listen_all([channel(id).as_str(), all.as_str()]).await?;
             // What is lost with a crash of the database is lost with a crash of an instance too.
             connection.execute("SET synchronous_commit = off").await?;
-            Ok(connection)
+            connection.execute(KEEPALIVE).await?;
+            let (pid, began) = sqlx::query_as(
+                "SELECT pid, (EXTRACT(EPOCH FROM backend_start) * 1000000)::BIGINT
+                 FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+            )
+            .fetch_one(&mut connection)
+            .await?;
+            Ok((connection, Backend { pid, began }))
         };
-        let connection = in_time(ACQUIRE, connect).await?;
+        let (connection, backend) = in_time(ACQUIRE, connect).await?;
         let (component, id) = (component.to_string(), id.to_owned());
-        Ok(Meeting { connection, component, id, lock, all, number: 0 })
+        Ok(Meeting { connection, component, id, lock, all, backend, number: 0 })
     }
 
     /// The instances of a component.
@@ -90,11 +107,61 @@ fn instance(row: &Row) -> Result<Instance, sqlx::Error> {
     })
 }
 
+/// What an administrator has forbidden does not happen: the connection is of use all the same.
+fn allowed(done: Result<(), sqlx::Error>) -> Result<(), sqlx::Error> {
+    match done {
+        Err(sqlx::Error::Database(_)) => Ok(()),
+        done => done,
+    }
+}
+
 impl Meeting {
-    /// Takes the lock if nobody has it.
+    /// What the database knows this connection by.
+    pub(in crate::registry) fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// Ends an earlier connection of this instance, which may have the lock without being of any use.
+    pub(in crate::registry) async fn end(&mut self, last: Backend) -> Result<(), sqlx::Error> {
+        let ending = async {
+            for _ in 0..LOOKS.0 {
+                let ended = sqlx::query(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                     WHERE pid = $1 AND (EXTRACT(EPOCH FROM backend_start) * 1000000)::BIGINT = $2",
+                )
+                .bind(last.pid)
+                .bind(last.began)
+                .fetch_all(&mut self.connection)
+                .await?;
+                if ended.is_empty() {
+                    break;
+                }
+                sleep(LOOKS.1).await;
+            }
+            Ok(())
+        };
+        allowed(in_time(PATIENCE, ending).await)
+    }
+
+    /// Takes the lock if nobody has it. Then the rows say so at once: nobody takes this instance for one that does not lead,
+    /// or another one for the leader.
     pub(in crate::registry) async fn try_lead(&mut self) -> Result<bool, sqlx::Error> {
-        let asked = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(self.lock);
-        in_time(PATIENCE, asked.fetch_one(&mut self.connection)).await
+        let done = async {
+            let asked = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(self.lock);
+            let won: bool = asked.fetch_one(&mut self.connection).await?;
+            if won {
+                sqlx::query(
+                    "UPDATE instances SET leads = (id = $2), seen = CASE id WHEN $2 THEN clock_timestamp() ELSE seen END
+                     WHERE component = $1",
+                )
+                .bind(&self.component)
+                .bind(&self.id)
+                .execute(&mut self.connection)
+                .await?;
+            }
+            Ok(won)
+        };
+        in_time(PATIENCE, done).await
     }
 
     /// Gives the lock free and says so to all.
@@ -104,15 +171,32 @@ impl Meeting {
         in_time(PATIENCE, asked.execute(&mut self.connection)).await.map(|_| ())
     }
 
-    /// Ends the connection that holds the lock.
-    pub(in crate::registry) async fn evict(&mut self) -> Result<(), sqlx::Error> {
-        let asked = sqlx::query(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks
-             WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
-               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-               AND (classid::BIGINT << 32) | objid::BIGINT = $1",
-        );
-        in_time(PATIENCE, asked.bind(self.lock).execute(&mut self.connection)).await.map(|_| ())
+    /// Ends the connection that holds the lock, unless an instance leads by now. Says whether there was one.
+    pub(in crate::registry) async fn evict(&mut self) -> Result<bool, sqlx::Error> {
+        let done = async {
+            let mut found = false;
+            for _ in 0..LOOKS.0 {
+                let asked = sqlx::query(
+                    "SELECT pg_terminate_backend(pid) FROM pg_locks
+                     WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
+                       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                       AND (classid::BIGINT << 32) | objid::BIGINT = $1
+                       AND NOT EXISTS (SELECT 1 FROM instances WHERE component = $2 AND id <> $3 AND leads
+                                       AND seen > clock_timestamp() - $4::FLOAT8 * INTERVAL '1 second')",
+                );
+                let asked = asked.bind(self.lock).bind(&self.component).bind(&self.id);
+                let asked = asked.bind(Instance::SILENT.as_secs_f64());
+                if asked.fetch_all(&mut self.connection).await?.is_empty() {
+                    break;
+                }
+                found = true;
+                sleep(LOOKS.1).await;
+            }
+            Ok(found)
+        };
+        let mut found = false;
+        allowed(in_time(PATIENCE, done).await.map(|some| found = some))?;
+        Ok(found)
     }
 
     /// Gives a sign of life, and tells of all instances, this one too.

@@ -257,6 +257,15 @@ impl Instance {
     }
 }
 
+/// What the database knows a connection by, also when another one has its number later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Backend {
+    /// The number of its process.
+    pub(super) pid: i32,
+    /// When it began, microseconds since 1970.
+    pub(super) began: i64,
+}
+
 /// What one instance sends to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Parcel {
@@ -294,8 +303,18 @@ impl Meeting {
         Ok(self.0.yield_lead().await?)
     }
 
-    /// Takes the lead from the one who has it.
-    pub(crate) async fn evict(&mut self) -> Result<(), StoreError> {
+    /// What the database knows this connection by.
+    pub(crate) fn backend(&self) -> Backend {
+        self.0.backend()
+    }
+
+    /// Ends the last connection of the same instance.
+    pub(crate) async fn end(&mut self, last: Backend) -> Result<(), StoreError> {
+        Ok(self.0.end(last).await?)
+    }
+
+    /// Ends the connection of whoever leads, if that one is silent. Says whether there was one.
+    pub(crate) async fn evict(&mut self) -> Result<bool, StoreError> {
         Ok(self.0.evict().await?)
     }
 
