@@ -17,6 +17,7 @@
 //! | the real answer, or that to a later block | everything up to this block has arrived |
 //! | `unexpected-request` to a later block | blocks were lost: the stream ends |
 //! | ping answered | the peer is there: one more block may go, and settles it |
+//! | three such blocks undelivered, although pings were answered | blocks are lost: the stream ends |
 //! | pings say three times that nobody is there | the client is gone: the stream ends |
 //! | nothing | the stream waits, as long as a server may keep a client that has lost its connection (XEP-0198) |
 //!
@@ -57,6 +58,9 @@ const BYTES_PER_ENTRY: usize = 512;
 
 /// The longest block that is sent to settle a doubt, beyond the window. It finds room at the peer however slow its reader is.
 pub const TRIAL: usize = 512;
+
+/// How many blocks that were sent to settle one doubt may come back undelivered.
+const TRIALS: usize = 3;
 
 /// How long blocks may be without any answer before the peer is asked whether it is there.
 const PROBE: Duration = Duration::from_secs(10);
@@ -200,7 +204,8 @@ pub struct IbbMachine {
     options: Options,
     opened: bool,
     next_out: u16,
-    unanswered: VecDeque<Sent>,
+    /// The bytes of each block of ours that is not acknowledged; the last one's number is before `next_out`.
+    unanswered: VecDeque<usize>,
     /// Bytes of ours that the peer has.
     delivered: u64,
     /// When an answer last came, or the first unanswered stanza was sent.
@@ -232,20 +237,15 @@ pub struct IbbMachine {
     actions: VecDeque<Action>,
 }
 
-/// A block of ours that is not acknowledged.
-#[derive(Clone, Copy, Debug)]
-struct Sent {
-    seq: u16,
-    bytes: usize,
-}
-
 /// Somebody has said that a block was not delivered.
 #[derive(Clone, Copy, Debug, Default)]
 struct Doubt {
     /// The peer has answered a ping since.
     alive: bool,
-    /// A block was sent since, whose answer settles it.
-    tried: bool,
+    /// The number of the block that was sent since, whose answer settles it.
+    trial: Option<u16>,
+    /// How many such blocks have come back.
+    failed: usize,
 }
 
 /// What is known of the peer by pings.
@@ -367,7 +367,7 @@ impl IbbMachine {
         }
         let held = self.held_bytes + payload.len();
         let entries = MAX_ENTRIES + self.room / BYTES_PER_ENTRY;
-        if held > MAX_HELD + TRIAL + self.room
+        if held > MAX_HELD + TRIALS * TRIAL + self.room
             || self.held.len() >= entries
             || self.actions.len() >= MAX_ENTRIES
         {
@@ -408,7 +408,7 @@ impl IbbMachine {
     /// Takes an answer to a block. Unknown numbers are ignored. A block that was said not to be delivered may be answered
     /// a second time.
     pub fn handle_answer(&mut self, seq: u16, answer: Answer, now: Instant) {
-        let Some(at) = self.unanswered.iter().position(|sent| sent.seq == seq) else { return };
+        let Some(at) = self.place(seq) else { return };
         match answer {
             Answer::Taken => {
                 // The peer takes blocks in order only, so it has those before as well.
@@ -418,7 +418,7 @@ impl IbbMachine {
             }
             Answer::Gap if at > 0 || self.doubt.is_some() => self.fail(IbbError::Missing, now),
             Answer::Gap | Answer::Refused => self.fail(IbbError::Refused, now),
-            Answer::Undelivered => self.suspect(now),
+            Answer::Undelivered => self.suspect(Some(seq), now),
         }
     }
 
@@ -428,7 +428,7 @@ impl IbbMachine {
             return;
         }
         match answer {
-            Answer::Undelivered => self.suspect(now),
+            Answer::Undelivered => self.suspect(None, now),
             Answer::Gap => self.fail(IbbError::Missing, now),
             Answer::Taken | Answer::Refused => self.fail(IbbError::Refused, now),
         }
@@ -531,7 +531,7 @@ impl IbbMachine {
 
     /// Whether a block is still to be answered.
     pub fn awaits(&self, seq: u16) -> bool {
-        self.unanswered.iter().any(|sent| sent.seq == seq)
+        self.place(seq).is_some()
     }
 
     /// How many bytes of ours the peer has.
@@ -563,7 +563,10 @@ impl IbbMachine {
             None if self.ping.missed && !self.options.acknowledged => false,
             None => out == 0 || out < usize::from(self.options.window) && fits,
             // One more, when somebody is there to take it: its answer says what became of those before.
-            Some(doubt) => doubt.alive && !doubt.tried,
+            Some(doubt) => {
+                let room = out < usize::from(self.options.window) + TRIALS;
+                doubt.alive && doubt.trial.is_none() && room
+            }
         };
         self.opened && self.is_writable() && free
     }
@@ -586,12 +589,12 @@ impl IbbMachine {
         let seq = self.next_out;
         self.next_out = seq.wrapping_add(1);
         if let Some(doubt) = &mut self.doubt {
-            doubt.tried = true;
+            doubt.trial = Some(seq);
         }
         if self.unanswered.is_empty() {
             (self.progress, self.heard) = (now, now);
         }
-        self.unanswered.push_back(Sent { seq, bytes: n });
+        self.unanswered.push_back(n);
         self.actions.push_back(Action::SendData { seq, payload: bytes[..n].to_vec() });
         self.pace(now);
         n
@@ -692,10 +695,16 @@ impl IbbMachine {
         }
     }
 
+    /// Which of the unanswered blocks has this number: they are numbered without a gap.
+    fn place(&self, seq: u16) -> Option<usize> {
+        let behind = usize::from(self.next_out.wrapping_sub(seq));
+        self.unanswered.len().checked_sub(behind).filter(|_| behind > 0)
+    }
+
     /// The first `n` unanswered blocks have arrived.
     fn settle(&mut self, n: usize, now: Instant) {
-        for sent in self.unanswered.drain(..n.min(self.unanswered.len())) {
-            self.delivered += sent.bytes as u64;
+        for bytes in self.unanswered.drain(..n.min(self.unanswered.len())) {
+            self.delivered += bytes as u64;
         }
         self.progress = now;
     }
@@ -708,22 +717,30 @@ impl IbbMachine {
         self.ping.missed = false;
     }
 
-    /// Somebody says that a block was not delivered.
-    fn suspect(&mut self, now: Instant) {
-        match &mut self.doubt {
-            // The block that was to settle it came back as well.
-            Some(doubt) if doubt.tried => *doubt = Doubt::default(),
-            Some(_) => return,
-            None => {
-                if self.unanswered.is_empty() {
-                    (self.progress, self.heard) = (now, now);
-                }
-                self.doubt = Some(Doubt::default());
+    /// Somebody says that a block, whose number is known if it was sent by IQ, was not delivered.
+    fn suspect(&mut self, block: Option<u16>, now: Instant) {
+        let Some(doubt) = &mut self.doubt else {
+            if self.unanswered.is_empty() {
+                (self.progress, self.heard) = (now, now);
             }
+            self.doubt = Some(Doubt::default());
+            if self.ping.asked.is_none() {
+                self.ask(now);
+            }
+            return;
+        };
+        if doubt.trial.is_none() || doubt.trial != block {
+            return;
         }
-        if self.ping.asked.is_none() {
-            self.ask(now);
+        // The block that was to settle it came back as well. Each one costs a pause, and there are few: a peer that answers
+        // pings and refuses blocks would make the stream spin.
+        let failed = doubt.failed + 1;
+        *doubt = Doubt { failed, ..Doubt::default() };
+        if failed >= TRIALS {
+            return self.fail(IbbError::Missing, now);
         }
+        self.ping.missed = true;
+        (self.ping.asked, self.ping.again) = (None, Some(now + ABSENT[0]));
     }
 
     /// Blocks by message are followed by a ping, one at a time.

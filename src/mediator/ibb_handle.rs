@@ -130,7 +130,7 @@ impl IbbHandle {
             Asked::Close => shared.machine.handle_close_answer(),
             Asked::Ping => shared.machine.handle_pong(pong(stanza), now()),
         }
-        shared.forget(&stanza.id);
+        shared.forget(at);
         self.settle(&mut shared);
         true
     }
@@ -227,10 +227,12 @@ impl Shared {
 
     /// Forgets a request that was answered, unless it is a block that was said not to be delivered: that may be answered
     /// again. Answers that are lost on the way leave a bounded number behind.
-    fn forget(&mut self, id: &str) {
+    fn forget(&mut self, at: usize) {
         let machine = &self.machine;
         let awaited = |asked: &Asked| matches!(asked, Asked::Block(seq) if machine.awaits(*seq));
-        self.asked.retain(|(known, asked)| known != id || awaited(asked));
+        if !awaited(&self.asked[at].1) {
+            self.asked.remove(at);
+        }
         if self.asked.len() > ASKED {
             self.asked.retain(|(_, asked)| awaited(asked) || !matches!(asked, Asked::Block(_)));
         }

@@ -13,7 +13,7 @@ use crate::{
     },
     xmpp::{
         ns,
-        stanza::{Kind, Stanza},
+        stanza::{Kind, Refusal, Stanza},
     },
 };
 
@@ -283,6 +283,36 @@ async fn a_bounced_message_is_no_data() {
         "<message type='error' id='a'><data xmlns='IBB' sid='s' seq='0'>eA==</data></message>"
     )));
     assert_eq!(romeo.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+/// A user who has every block come back costs no more than a few: the router's lock is held meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_answers_pings_and_refuses_blocks_is_given_up() {
+    let (outbound, mut sent) = mpsc::channel(64);
+    let (mut romeo, handle) = IbbStream::new(params(), outbound);
+    let peer = tokio::spawn(async move {
+        let (mut pings, mut blocks) = (0, 0);
+        while let Some(element) = sent.recv().await {
+            let stanza = Stanza::parse(element).unwrap();
+            let answer = match stanza.payload().unwrap() {
+                payload if payload.is("close", ns::IBB) => return (pings, blocks),
+                payload if payload.is("ping", ns::PING) => {
+                    pings += 1;
+                    stanza.result(None)
+                }
+                _ => {
+                    blocks += 1;
+                    stanza.refuse(&Refusal::service_unavailable())
+                }
+            };
+            handle.handle(&Stanza::parse(answer).unwrap());
+        }
+        panic!("no close");
+    });
+    while romeo.write_all(&[7; 8192]).await.is_ok() {}
+    let (pings, blocks) = peer.await.unwrap();
+    assert!(pings <= 4 && (4..=16 + 3).contains(&blocks), "{pings}, {blocks}");
+    assert_eq!(romeo.read(&mut [0]).await.unwrap_err().to_string(), IbbError::Missing.to_string());
 }
 
 #[tokio::test(start_paused = true)]

@@ -366,6 +366,74 @@ fn the_answer_to_the_next_block_settles_a_doubt() {
     }
 }
 
+/// A peer that answers every ping and has every block come back: few trials, a pause before each, then the end.
+#[test]
+fn trials_that_come_back_are_few_and_slow() {
+    let (mut machine, mut now) = under_way();
+    machine.handle_answer(0, Answer::Undelivered, now);
+    assert_eq!(actions(&mut machine), [Action::Ping]);
+    for trial in 16..19 {
+        machine.handle_pong(Pong::Alive, now);
+        assert_eq!(machine.write(b"y", now), 1);
+        assert_eq!(machine.write(b"y", now), 0, "one trial at a time");
+        // The errors for older blocks say nothing about the trial.
+        machine.handle_answer(3, Answer::Undelivered, now);
+        assert_eq!((machine.end(), machine.has_window()), (None, false));
+        actions(&mut machine);
+        machine.handle_answer(trial, Answer::Undelivered, now);
+        if trial < 18 {
+            assert_eq!(actions(&mut machine), [], "no ping at once");
+            machine.handle_pong(Pong::Alive, now);
+            assert!(!machine.has_window(), "an answer to an older ping says nothing");
+            now += ABSENT[0];
+            assert_eq!(machine.deadline(), Some(now));
+            machine.handle_deadline(now);
+            assert_eq!(actions(&mut machine), [Action::Ping]);
+        }
+    }
+    assert_eq!(machine.end(), Some(Err(IbbError::Missing)));
+    assert_eq!(actions(&mut machine), [Action::SendClose]);
+}
+
+/// Neither does it help to take one block now and then.
+#[test]
+fn trials_do_not_go_far_beyond_the_window() {
+    let (mut machine, mut now) = under_way();
+    let (mut next, mut oldest) = (16, 0);
+    for round in 0..1000 {
+        machine.handle_answer(next - 1, Answer::Undelivered, now);
+        now += ABSENT[0];
+        machine.handle_deadline(now);
+        machine.handle_pong(Pong::Alive, now);
+        if machine.write(b"y", now) > 0 {
+            next += 1;
+        }
+        if round % 2 == 1 {
+            machine.handle_answer(oldest, Answer::Taken, now);
+            oldest += 1;
+        }
+        actions(&mut machine);
+        assert!(machine.unanswered.len() <= 16 + TRIALS);
+        assert_eq!(machine.end(), None);
+    }
+    assert!(oldest == 500 && next > oldest, "{next}");
+}
+
+/// The numbers of blocks on their way wrap.
+#[test]
+fn blocks_are_found_by_number_across_the_wrap() {
+    let (mut machine, now) = machine(Options::default());
+    machine.next_out = 65_534;
+    for _ in 0..4 {
+        assert_eq!(machine.write(b"x", now), 1);
+    }
+    let awaited = [65_533, 65_534, 65_535, 0, 1, 2].map(|seq| machine.awaits(seq));
+    assert_eq!(awaited, [false, true, true, true, true, false]);
+    machine.handle_answer(0, Answer::Taken, now);
+    assert_eq!(machine.delivered(), 3);
+    assert!(!machine.awaits(0) && machine.awaits(1));
+}
+
 /// Two ejabberds (23.01 and 24.12) whose connection is reset: blocks and answers are lost without a word.
 #[test]
 fn blocks_that_were_lost_without_a_word_are_found_by_the_next_one() {
