@@ -199,7 +199,8 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
                     let data = match piece {
                         Ok(Some(Piece::Data(data))) => data,
                         Ok(end) => {
-                            over = end.is_some();
+                            // A sign of life may follow in the same read.
+                            over |= end.is_some();
                             &[]
                         }
                         Err(chunks::AfterEnd) => {

@@ -218,6 +218,27 @@ async fn the_peers_end_ends_the_pipe_of_a_person() {
     }
 }
 
+/// The end and the sign of life after it may be read together.
+#[tokio::test]
+async fn an_end_with_a_sign_of_life_behind_it_is_an_end() {
+    let [mut alice, bob] = testing::secured(connected().await, [Some(CHUNKS); 2]).await;
+    let (_keyboard, input) = tokio::io::duplex(100);
+    let bob = async {
+        let mut bob = bob;
+        join(&mut bob, Side::Listens, Local { input, terminal: true, output: Vec::new() }).await
+    };
+    let alice = async {
+        alice.write_all(&[chunks::END, chunks::KEEP].concat()).await.unwrap();
+        alice.flush().await.unwrap();
+        let mut got = Vec::new();
+        alice.read_to_end(&mut got).await.unwrap();
+        alice.shutdown().await.unwrap();
+        got
+    };
+    let (joined, got) = tokio::join!(bob, alice);
+    assert_eq!((joined, got), (Ok(Joined::Whole), chunks::END.to_vec()));
+}
+
 /// The content of a cut stream is counted without the headers of its chunks.
 #[tokio::test]
 async fn a_cut_tells_how_much_of_the_content_came() {
