@@ -34,6 +34,11 @@ impl XtlsError {
         Self { code: 1, text: text.into(), hint: None }
     }
 
+    /// Failed at run time, and nobody needs to be told: only the exit status says so.
+    pub fn silent() -> Self {
+        Self::failed("")
+    }
+
     /// Bad usage.
     pub fn usage(text: impl Into<String>) -> Self {
         Self { code: 2, text: text.into(), hint: None }
@@ -228,6 +233,9 @@ impl Output {
 
     /// The error that a command or a part of it ends with.
     pub fn error(&self, error: &XtlsError) {
+        if error.text.is_empty() {
+            return;
+        }
         if self.json {
             let event = json!({
                 "event": "error", "message": error.text, "code": error.code, "hint": error.hint,

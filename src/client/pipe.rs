@@ -52,14 +52,18 @@ enum Joined {
     /// The peer ended its direction before our last byte: it has not confirmed that one.
     Unconfirmed,
     /// Nobody reads standard output any more.
-    Unread,
+    Unread {
+        /// Whether the peer has confirmed all that was said, or nothing was.
+        confirmed: bool,
+    },
 }
 
 /// Joins standard input and output to the stream, and ends the session.
 ///
 /// # Errors
-/// If either direction was cut, or the peer has not confirmed that it has everything. What the peer or anybody between says
-/// outside TLS, such as the end of the session, confirms nothing.
+/// If either direction was cut, or the peer has not confirmed that it has everything; without a word if that is because
+/// nobody reads standard output any more. What the peer or anybody between says outside TLS, such as the end of the session,
+/// confirms nothing.
 pub(super) async fn run(
     mut session: Session,
     mut stream: SecureStream,
@@ -90,8 +94,11 @@ pub(super) async fn run(
                 "everything was sent, but {peer} has not confirmed inside TLS that it arrived{why}"
             )));
         }
-        Ok(Joined::Unread) => {
+        Ok(Joined::Unread { confirmed }) => {
             session.terminate("cancel", "nobody reads the pipe's output any more").await;
+            if !confirmed {
+                return Err(XtlsError::silent());
+            }
         }
         Err(error) => {
             session.terminate("connectivity-error", "").await;
@@ -123,6 +130,8 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
     let (tell, mut told) = watch::channel(false);
     let received = AtomicU64::new(0);
     let (ended, confirmed) = (AtomicBool::new(false), AtomicBool::new(false));
+    // Whether anything of ours was sent, or begun to be.
+    let said = AtomicBool::new(false);
     let broke =
         |error: io::Error| XtlsError::failed(format!("the stream to {peer} broke: {error}"));
     let outgoing = async {
@@ -147,6 +156,7 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
                 }
             };
             silent = false;
+            said.store(true, Ordering::Relaxed);
             buffer[..chunks::HEADER].copy_from_slice(&chunks::header(n));
             let from = if chunked { 0 } else { chunks::HEADER };
             write.write_all(&buffer[from..chunks::HEADER + n]).await.map_err(broke)?;
@@ -246,9 +256,12 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
     };
     // What was written goes out before anything is read: an answer to it never seems to come before it.
     match tokio::try_join!(biased; outgoing, incoming) {
-        Ok(_) if confirmed.into_inner() => Ok(Joined::Whole),
+        Ok(_) if confirmed.load(Ordering::Relaxed) => Ok(Joined::Whole),
         Ok(_) => Ok(Joined::Unconfirmed),
-        Err(_) if unread => Ok(Joined::Unread),
+        Err(_) if unread => {
+            let confirmed = !said.into_inner() || confirmed.load(Ordering::Relaxed);
+            Ok(Joined::Unread { confirmed })
+        }
         Err(error) => Err(error),
     }
 }

@@ -239,6 +239,22 @@ async fn an_end_with_a_sign_of_life_behind_it_is_an_end() {
     assert_eq!((joined, got), (Ok(Joined::Whole), chunks::END.to_vec()));
 }
 
+/// Whoever closes our output early is told nothing, but the status tells whether the peer may lack something.
+#[tokio::test]
+async fn a_closed_output_confirms_nothing_that_was_said() {
+    for (says, confirmed) in [(&b""[..], true), (b"hello", false)] {
+        let [mut alice, bob] = testing::secured(connected().await, [Some(CHUNKS); 2]).await;
+        alice.write_all(&[0, 1, b'x']).await.unwrap();
+        alice.flush().await.unwrap();
+        let (output, reader) = tokio::io::duplex(100);
+        drop(reader);
+        let mut bob = bob;
+        let local = Local { input: says, terminal: false, output };
+        let joined = join(&mut bob, Side::Calls, local).await;
+        assert_eq!(joined, Ok(Joined::Unread { confirmed }), "{says:?}");
+    }
+}
+
 /// The content of a cut stream is counted without the headers of its chunks.
 #[tokio::test]
 async fn a_cut_tells_how_much_of_the_content_came() {
