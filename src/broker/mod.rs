@@ -51,7 +51,7 @@ use crate::{
         iq::{Answer, Requests, random_id},
         jid::proxied,
         ns,
-        stanza::{Refusal, Stanza},
+        stanza::{Kind, Refusal, Stanza},
     },
 };
 
@@ -748,10 +748,12 @@ impl Broker {
         Ok(())
     }
 
-    /// Passes an in-band stanza (`<open/>`, `<data/>`, `<close/>`) to its session or stream.
+    /// Passes an in-band stanza (`<open/>`, `<data/>`, `<close/>`) to its session or stream. A message that came back may have
+    /// lost its payload.
     pub fn handle_ibb(&self, stanza: &Stanza) -> bool {
         let Some(payload) = stanza.element.children().find(|child| child.has_ns(ns::IBB)) else {
-            return false;
+            let returned = stanza.kind == Kind::Message && stanza.type_ == "error";
+            return returned && self.streams(stanza).iter().any(|handle| handle.handle(stanza));
         };
         let sid = payload.attr("sid").unwrap_or_default();
         let pair = (stanza.from.clone(), stanza.to.clone());
@@ -780,12 +782,14 @@ impl Broker {
 
     /// Takes an answer to one of our in-band blocks.
     pub fn handle_ibb_answer(&self, stanza: &Stanza) -> bool {
-        let handles: Vec<IbbHandle> = {
-            let state = self.shared.lock();
-            let streams = state.streams.get(&(stanza.from.clone(), stanza.to.clone()));
-            streams.into_iter().flatten().map(|(_, handle)| handle.clone()).collect()
-        };
-        handles.iter().any(|handle| handle.handle_answer(stanza))
+        self.streams(stanza).iter().any(|handle| handle.handle_answer(stanza))
+    }
+
+    /// The streams between the two addresses of a stanza.
+    fn streams(&self, stanza: &Stanza) -> Vec<IbbHandle> {
+        let state = self.shared.lock();
+        let streams = state.streams.get(&(stanza.from.clone(), stanza.to.clone()));
+        streams.into_iter().flatten().map(|(_, handle)| handle.clone()).collect()
     }
 
     /// The application that a session-initiate offers and that would be brokered: the namespace of its description.

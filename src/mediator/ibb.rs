@@ -767,10 +767,12 @@ impl IbbMachine {
         (self.close == Close::Sent).then(|| self.progress + CLOSING)
     }
 
-    /// Whether the peer owes an answer: to a block, or to the question whether it is there.
+    /// Whether the peer owes an answer: to a block, or to the question whether it is there. Without one to a ping that went
+    /// wrong no block by message is sent.
     fn owes(&self) -> bool {
         let open = self.failure.is_none() && !self.peer_closed && self.close != Close::Answered;
-        open && (!self.unanswered.is_empty() || self.doubt.is_some())
+        let missed = self.ping.missed && !self.options.acknowledged;
+        open && (!self.unanswered.is_empty() || self.doubt.is_some() || missed)
     }
 
     fn silence_deadline(&self) -> Option<Instant> {
@@ -793,7 +795,9 @@ impl IbbMachine {
     }
 
     fn unpaced_deadline(&self) -> Option<Instant> {
-        let first = !self.options.acknowledged && !self.ping.answered && self.doubt.is_none();
+        let Ping { answered, missed, unpaced, .. } = self.ping;
+        let known = answered || missed || unpaced || self.doubt.is_some();
+        let first = !self.options.acknowledged && !known;
         self.ping.asked.filter(|_| first && self.owes()).map(|(asked, _)| asked + UNPACED)
     }
 

@@ -42,6 +42,8 @@ pub struct IbbHandle {
 pub(super) struct Link {
     pub(super) params: IbbParams,
     pub(super) outbound: mpsc::Sender<Element>,
+    /// How the ids of our messages begin: some servers return a message without its payload.
+    messages: String,
     shared: Mutex<Shared>,
     /// Whether the stream waits for a peer that is silent.
     waiting: watch::Sender<bool>,
@@ -75,7 +77,7 @@ impl IbbHandle {
     /// by the stream, and by nobody else. Never blocks.
     ///
     /// It belongs to the stream if it goes between its two addresses and is a block, a close, or the answer to a
-    /// stanza of the stream.
+    /// stanza of the stream; a message that came back is known by its id too.
     pub fn handle(&self, stanza: &Stanza) -> bool {
         let params = &self.link.params;
         if stanza.from != params.peer || stanza.to != params.local {
@@ -94,13 +96,19 @@ impl IbbHandle {
                 && matches!(child.name(), "data" | "close")
                 && child.attr("sid") == Some(params.sid.as_str())
         });
+        let now = now();
+        if id.is_none() && stanza.type_ == "error" {
+            let ours = element.is_some() || stanza.id.starts_with(&self.link.messages);
+            if ours {
+                let mut shared = self.link.lock();
+                shared.machine.handle_bounce(answer(stanza), now);
+                self.settle(&mut shared);
+            }
+            return ours;
+        }
         let Some(element) = element else { return false };
         let mut shared = self.link.lock();
-        let now = now();
         match IbbPayload::parse(element) {
-            _ if id.is_none() && stanza.type_ == "error" => {
-                shared.machine.handle_bounce(answer(stanza), now);
-            }
             Ok(Some(IbbPayload::Data { seq, text, .. })) => {
                 if id.is_none() {
                     shared.make_room(params, text.len());
@@ -274,6 +282,7 @@ impl Link {
         Arc::new(Self {
             params,
             outbound,
+            messages: random_id(),
             shared: Mutex::new(shared),
             waiting: watch::Sender::new(false),
             delivered: Arc::default(),
@@ -334,7 +343,8 @@ impl Link {
                         self.stanza("iq", Some("set"), &id, data)
                     }
                     IbbStanza::Message => {
-                        let mut message = self.stanza("message", None, &random_id(), data);
+                        let id = format!("{}-{seq}", self.messages);
+                        let mut message = self.stanza("message", None, &id, data);
                         // Blocks are for this resource alone, and worth nothing later.
                         for hint in ["no-copy", "no-store"] {
                             message.append_child(Element::bare(hint, ns::PROCESSING_HINTS));

@@ -285,6 +285,28 @@ async fn a_bounced_message_is_no_data() {
     assert_eq!(romeo.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
+/// Some servers return a message without what was in it.
+#[tokio::test]
+async fn a_bounced_message_is_known_by_its_id() {
+    let (outbound, mut sent) = mpsc::channel(8);
+    let params = IbbParams { stanza: IbbStanza::Message, ..params() };
+    let (mut romeo, handle) = IbbStream::new(params, outbound);
+    romeo.write_all(b"x").await.unwrap();
+    let block = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    let bounce = |id: &str| {
+        from_juliet(&format!(
+            "<message type='error' id='{id}'><error type='cancel'>\
+             <not-allowed xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></message>"
+        ))
+    };
+    for other in ["", "a", "ibb0"] {
+        assert!(!handle.handle(&bounce(other)));
+    }
+    assert_eq!(handle.failure(), None);
+    assert!(handle.handle(&bounce(&block.id)));
+    assert_eq!(handle.failure(), Some(IbbError::Refused));
+}
+
 /// A user who has every block come back costs no more than a few: the router's lock is held meanwhile.
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_answers_pings_and_refuses_blocks_is_given_up() {

@@ -576,6 +576,48 @@ fn messages_to_a_peer_that_answers_no_ping_go_on() {
     assert_eq!((machine.end(), machine.delivered()), (None, 100));
 }
 
+/// The first ping was waited for long enough, and then its answer is an error: the peer is asked again.
+#[test]
+fn messages_go_on_after_a_late_error_to_the_first_ping() {
+    for (pong, end) in [(Some(Pong::Alive), None), (None, Some(Err(IbbError::Timeout)))] {
+        let (mut machine, mut now) = by_message();
+        machine.write(b"a", now);
+        now += UNPACED;
+        machine.handle_deadline(now);
+        assert!(machine.is_flushed());
+        actions(&mut machine);
+        machine.handle_pong(Pong::Unreachable, now);
+        assert_eq!(machine.write(b"b", now), 0);
+        let mut pings = 0;
+        while let Some(at) = machine.deadline().filter(|_| machine.end().is_none()) {
+            assert!(at > now, "the clock goes on");
+            now = at;
+            machine.handle_deadline(now);
+            if actions(&mut machine).contains(&Action::Ping) {
+                pings += 1;
+                if let Some(pong) = pong {
+                    machine.handle_pong(pong, now);
+                }
+            }
+        }
+        assert!((1..20).contains(&pings), "{pings}");
+        assert_eq!((machine.end(), machine.write(b"b", now)), (end, usize::from(end.is_none())));
+    }
+}
+
+/// An error to the first ping is an answer: what follows is not sent into the void.
+#[test]
+fn an_unreachable_peer_is_not_one_that_answers_no_ping() {
+    let (mut machine, now) = by_message();
+    machine.write(b"a", now);
+    machine.handle_pong(Pong::Unreachable, now);
+    machine.handle_deadline(now + PROBE);
+    machine.handle_deadline(now + PROBE + UNPACED);
+    assert_eq!((machine.delivered(), machine.write(b"b", now + PROBE + UNPACED)), (0, 0));
+    machine.handle_pong(Pong::Alive, now + seconds(16));
+    assert_eq!((machine.delivered(), machine.write(b"b", now + seconds(16))), (1, 1));
+}
+
 #[test]
 fn messages_stop_when_the_resource_is_gone() {
     let (mut machine, mut now) = by_message();
