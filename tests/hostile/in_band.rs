@@ -62,8 +62,8 @@ fn messages_reach_an_inactive_client_and_stop_when_it_has_gone() {
     assert_eq!(report["came"], 100_000, "{report}\n{}", component.log());
     let told = report["told"].as_str().unwrap();
     assert!(told.starts_with("gone ") && told.contains("the peer's client is gone"), "{report}");
-    // What was under way when the first ping came back.
-    assert!(report["strays"].as_u64().unwrap() <= 2, "{report}");
+    // What was under way when the first ping came back: a window at most, however slow the servers are.
+    assert!(report["strays"].as_u64().unwrap() <= 16, "{report}");
 }
 
 /// A client whose connection is cut in mid-stream and resumed (XEP-0198) loses nothing, and both users are told meanwhile.
