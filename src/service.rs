@@ -35,7 +35,7 @@ use crate::{
     xmpp::{
         echo::Route,
         iq::Requests,
-        link::{self, LinkError, LinkOptions},
+        link::{self, LinkError, LinkOptions, Software},
         plain::Plain,
         size,
     },
@@ -494,6 +494,9 @@ impl Among {
     async fn run(self, mut events: mpsc::Receiver<cluster::Event>) {
         while let Some(event) = events.recv().await {
             match event {
+                // Others serve the users of other servers.
+                cluster::Event::Lead | cluster::Event::Follow { .. } if self.cluster.is_alone() => {
+                }
                 cluster::Event::Lead => {
                     let recalled = recall(&self.reachable).await;
                     {
@@ -552,8 +555,9 @@ struct Inbox {
 }
 
 impl link::Handler for Inbox {
-    fn up(&mut self) {
+    fn up(&mut self, software: Software) {
         self.status.set_link(true);
+        self.cluster.set_alone(software == Software::Alone);
         self.cluster.set_linked(true);
         self.link.send_replace(true);
         lock(&self.router).link_is_up();

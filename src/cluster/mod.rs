@@ -99,6 +99,7 @@ struct Shared {
     advertise: String,
     store: Store,
     linked: AtomicBool,
+    alone: AtomicBool,
     state: Mutex<State>,
     queue: mpsc::Sender<Outgoing>,
     permits: Permits,
@@ -134,6 +135,7 @@ impl Cluster {
             advertise,
             store: store.clone(),
             linked: AtomicBool::new(false),
+            alone: AtomicBool::new(false),
             state: Mutex::new(state),
             queue: sender,
             permits: Permits::new(WAITING),
@@ -210,22 +212,37 @@ impl Cluster {
 
     /// Whether this instance handles all stanzas that come to it.
     pub fn leads(&self) -> bool {
+        self.is_alone() || self.has_lead()
+    }
+
+    fn has_lead(&self) -> bool {
         self.lock().role == Role::Leads
     }
 
-    /// How many instances there are, this one too.
+    /// How many instances there are that can reach the same users, this one too.
     pub fn count(&self) -> usize {
-        self.lock().others.len() + 1
+        if self.is_alone() { 1 } else { self.lock().others.len() + 1 }
     }
 
     /// Whether another instance can reach the users.
     pub fn has_heir(&self) -> bool {
-        self.lock().others.iter().any(|other| other.linked)
+        !self.is_alone() && self.lock().others.iter().any(|other| other.linked)
+    }
+
+    /// Notes whether the XMPP server is alone. Its users then cannot be reached by another instance, which may share no more
+    /// than the database.
+    pub fn set_alone(&self, alone: bool) {
+        self.0.alone.store(alone, Ordering::Relaxed);
+    }
+
+    /// See [`Cluster::set_alone`].
+    pub fn is_alone(&self) -> bool {
+        self.0.alone.load(Ordering::Relaxed)
     }
 
     /// What keeps this instance from serving its users, if anything does.
     pub fn obstacle(&self) -> Option<&'static str> {
-        let is_lost = self.lock().role == Role::Follows(None);
+        let is_lost = !self.is_alone() && self.lock().role == Role::Follows(None);
         is_lost.then_some("no instance of this component leads")
     }
 
@@ -358,7 +375,7 @@ impl Running {
 
     async fn take(&mut self, step: Step, events: &mpsc::Sender<Event>) -> Result<(), StoreError> {
         let Some(meeting) = &mut self.meeting else { return Ok(()) };
-        let led = self.cluster.leads();
+        let led = self.cluster.has_lead();
         let mut lost = true;
         match step {
             Step::Nothing => {}
@@ -566,6 +583,11 @@ mod tests {
         let component = BareJid::new("xtls.example.org").unwrap();
         let (cluster, running) = Cluster::join(&store, &component, String::new()).await;
         assert!(cluster.leads() && cluster.obstacle().is_none());
+        // At a server that is alone an instance serves its users whoever else uses the database.
+        cluster.lock().role = Role::Follows(None);
+        assert!(!cluster.leads() && cluster.obstacle().is_some());
+        cluster.set_alone(true);
+        assert!(cluster.leads() && cluster.obstacle().is_none() && !cluster.has_heir());
         assert_eq!((cluster.count(), cluster.echo("fingerpost-echo-1-1")), (1, false));
         let stop = CancellationToken::new();
         let (events, mut told) = mpsc::channel(1);

@@ -94,8 +94,8 @@ pub struct LinkOptions {
 
 /// Who is told what comes over the link, in order, on the link's own task: nothing here may wait.
 pub trait Handler: Send {
-    /// The handshake succeeded.
-    fn up(&mut self);
+    /// The handshake succeeded, with a server of this kind.
+    fn up(&mut self, software: Software);
 
     /// The connection is lost; another will be tried.
     fn down(&mut self);
@@ -481,8 +481,8 @@ async fn connection(
         () = stop.cancelled() => return Unlinked::Stopped,
         connected = timeout(HANDSHAKE, handshake(options, server, ends)) => connected,
     };
-    let (mut reader, writer) = match connected {
-        Ok(Ok(halves)) => halves,
+    let ((mut reader, writer), software) = match connected {
+        Ok(Ok(logged_in)) => logged_in,
         Ok(Err(ended)) => return ended,
         Err(_) => return Unlinked::Timeout,
     };
@@ -507,7 +507,7 @@ async fn connection(
     for element in held.stanzas.drain(..) {
         out.push_or_return(&element, handler);
     }
-    handler.up();
+    handler.up(software);
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
@@ -935,7 +935,7 @@ async fn handshake(
     options: &LinkOptions,
     server: usize,
     ends: &mut Option<Ends>,
-) -> Result<Halves, Unlinked> {
+) -> Result<(Halves, Software), Unlinked> {
     if let Some(dead) = ends.filter(|ends| ends.server == server) {
         match dead.connect().await {
             Ok(stream) => {
@@ -971,10 +971,10 @@ async fn handshake(
 
 /// Connects to one of the servers and logs in, for a few questions.
 pub(crate) async fn visit(options: &LinkOptions, server: usize) -> Result<Halves, Unlinked> {
-    handshake(options, server, &mut None).await
+    Ok(handshake(options, server, &mut None).await?.0)
 }
 
-async fn log_in(options: &LinkOptions, stream: TcpStream) -> Result<Halves, Unlinked> {
+async fn log_in(options: &LinkOptions, stream: TcpStream) -> Result<(Halves, Software), Unlinked> {
     stream.set_nodelay(true)?;
     let (read, mut writer) = stream.into_split();
     let mut reader = StanzaReader::new(read);
@@ -989,15 +989,37 @@ async fn log_in(options: &LinkOptions, stream: TcpStream) -> Result<Halves, Unli
         return Err(Unlinked::Closed);
     };
     let id = header.attr("id").unwrap_or_default().to_owned();
+    let software = Software::of(&id);
     let digest = Handshake::from_stream_id_and_password(id, options.secret.expose_secret());
     let digest =
         digest.data.map(|bytes| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>());
     let handshake = format!("<handshake>{}</handshake>", digest.unwrap_or_default());
     writer.write_all(handshake.as_bytes()).await?;
     match reader.read().await? {
-        Received::Element(element) if element.name() == "handshake" => Ok((reader, writer)),
+        Received::Element(element) if element.name() == "handshake" => {
+            Ok(((reader, writer), software))
+        }
         Received::Element(element) => Err(stream_error(&element)),
         _ => Err(Unlinked::Closed),
+    }
+}
+
+/// What kind of server a link leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Software {
+    /// A server that is alone: Prosody has no clusters.
+    Alone,
+    /// A server that may be a node of a cluster.
+    Node,
+}
+
+impl Software {
+    /// Tells it from the stream's id: Prosody's is a UUID, ejabberd's a number.
+    pub(super) fn of(id: &str) -> Self {
+        let parts: Vec<&str> = id.split('-').collect();
+        let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
+        let is_hex = parts.iter().all(|part| part.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        if is_hex && lengths == [8, 4, 4, 4, 12] { Self::Alone } else { Self::Node }
     }
 }
 
@@ -1116,7 +1138,7 @@ mod tests {
     struct Seen(Arc<Mutex<Vec<String>>>);
 
     impl Handler for Seen {
-        fn up(&mut self) {
+        fn up(&mut self, _: Software) {
             self.0.lock().unwrap().push("up".to_owned());
         }
 

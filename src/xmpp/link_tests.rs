@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    link::{self, Handler, LinkOptions},
+    link::{self, Handler, LinkOptions, Software},
     ns,
     plain::Plain,
     size, xml,
@@ -29,7 +29,7 @@ struct Kept {
 }
 
 impl Handler for Kept {
-    fn up(&mut self) {}
+    fn up(&mut self, _: Software) {}
 
     fn down(&mut self) {}
 
@@ -308,5 +308,13 @@ async fn what_has_no_sender_or_addressee_is_never_written() {
             let written = linked.written().await;
             assert_eq!(!written.is_empty(), fits, "{from:?} {to:?} {name}: {written}");
         }
+    }
+}
+
+#[test]
+fn a_server_without_clusters_is_told_by_the_id_of_its_stream() {
+    assert_eq!(Software::of("2fb0c234-f1ba-4cbc-bda9-561a5803c5a7"), Software::Alone);
+    for id in ["14838472610027563113", "", "1", "2fb0c234-f1ba-4cbc-bda9", "-----"] {
+        assert_eq!(Software::of(id), Software::Node, "{id}");
     }
 }
