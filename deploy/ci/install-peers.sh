@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs from Debian what the demo and the tests stand on, where it is missing:
 #   install-peers.sh [cc] [chromium] [debootstrap] [openssl] [tmux] [gnupg] [sequoia] [gnutls] [prosody] [ejabberd] [postgresql]
-#                    [python] [nbxmpp] [qxmpp] [relays]
+#                    [python] [nbxmpp] [qxmpp] [relays] [dns]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
 
@@ -32,6 +32,7 @@ for what in "$@"; do
             /usr/bin/python3 -c 'import socks' 2>/dev/null || missing+=(python3-socks)
             command -v nft >/dev/null || missing+=(nftables)
             command -v ip >/dev/null || missing+=(iproute2) ;;
+        dns) command -v dnsmasq >/dev/null || [ -x /usr/sbin/dnsmasq ] || missing+=(dnsmasq-base) ;;
         *) echo "install-peers.sh: unknown: $what" >&2; exit 2 ;;
     esac
 done

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 suite=trixie
-packages=(prosody ejabberd)
+packages=(prosody prosody-modules ejabberd)
 root=${1:-target/$suite}
 stamp=.fingerpost-packages
 [ "$(cat "$root/$stamp" 2>/dev/null)" = "$suite ${packages[*]}" ] && exit 0

@@ -4,14 +4,16 @@ use std::{
     fs,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use jid::BareJid;
 use serde::{Deserialize, Serialize};
 
-use super::{args::Common, output::XtlsError};
+use super::{args::Common, fast::FastFile, output::XtlsError};
 use crate::{
-    endpoint::{Login, ServerTrust},
+    endpoint::{FastStore, Login, ServerTrust},
     shared_file::{self, Lock},
 };
 
@@ -23,7 +25,7 @@ pub struct Account {
     pub jid: BareJid,
     /// Its password.
     pub password: String,
-    /// `host:port`, if not the JID's domain at port 5222.
+    /// `host:port`, instead of what the DNS records of the JID's domain say.
     pub server: Option<String>,
     /// The component to use.
     pub via: Option<BareJid>,
@@ -82,6 +84,11 @@ impl Account {
             ca_file: common.ca_file.clone().or_else(|| self.ca_file.clone()),
             insecure: common.insecure_tls,
         };
+        login.fast =
+            folder(&self.jid).ok().map(|dir| Arc::new(FastFile::new(dir)) as Arc<dyn FastStore>);
+        if let Some(seconds) = common.keepalive {
+            login.keepalive = Duration::from_secs(seconds.max(1));
+        }
         login
     }
 
@@ -93,9 +100,13 @@ impl Account {
         let dir = folder(&self.jid)?;
         let path = dir.join("account.toml");
         let text = toml::to_string(self).map_err(|error| XtlsError::failed(error.to_string()))?;
-        let _lock = lock(&dir)?;
-        shared_file::replace(&path, text.as_bytes())
-            .map_err(|error| XtlsError::failed(format!("{}: {error}", path.display())))
+        {
+            let _lock = lock(&dir)?;
+            shared_file::replace(&path, text.as_bytes())
+                .map_err(|error| XtlsError::failed(format!("{}: {error}", path.display())))?;
+        }
+        FastFile::new(dir).clear();
+        Ok(())
     }
 
     /// Reads the account named, or the only one there is.

@@ -75,6 +75,9 @@ pub(super) struct Common {
     /// For --method srp: read the shared password from the first line of a file
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) srp_password_file: Option<PathBuf>,
+    /// For tests: asks the XMPP server for a sign of life after so many seconds of silence
+    #[arg(long, global = true, hide = true, value_name = "SECONDS")]
+    pub(super) keepalive: Option<u64>,
     /// For tests: offers this print instead of the own key's
     #[arg(long, global = true, hide = true, value_name = "HEX")]
     pub(super) offer_print: Option<String>,
@@ -86,7 +89,7 @@ pub(super) enum Command {
     Login {
         /// user@domain
         jid: BareJid,
-        /// The XMPP server, if not the JID's domain at port 5222
+        /// The XMPP server, instead of what the DNS records of the JID's domain say
         #[arg(long, value_name = "HOST:PORT")]
         server: Option<String>,
         /// Read the password from the first line of a file

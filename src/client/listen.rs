@@ -130,22 +130,27 @@ impl Inbox {
     }
 }
 
-/// Waits for sessions, until Ctrl-C.
+/// Waits for sessions, until Ctrl-C. A connection that is lost is made again.
 ///
 /// # Errors
-/// If the connection is lost, or a session under way was interrupted; with `once`, as the session ends.
+/// If the server does not let us in any more, or a session under way was interrupted, or the wait for a pipe; with `once`,
+/// as the session ends.
 pub(super) async fn listen(listen: Listen) -> Result<(), XtlsError> {
     let listen = Arc::new(listen);
     let stop = interrupted();
     tokio::pin!(stop);
     let (endpoint, incoming) = tokio::select! {
         biased;
-        () = &mut stop => return Ok(()),
-        connected = listen.start() => connected?,
+        () = &mut stop => return listen.stopped(true),
+        connected = listen.connect() => connected?,
+    };
+    let appear = async {
+        listen.appear(&endpoint).await;
+        watch::component(&endpoint, listen.client.output).await;
     };
     let done = tokio::select! {
-        done = listen.serve_all(incoming, stop) => done,
-        () = watch::component(&endpoint, listen.client.output) => Ok(()),
+        done = listen.serve_all(&endpoint, incoming, stop) => done,
+        () = appear => Ok(()),
     };
     endpoint.disappear().await;
     endpoint.close().await;
@@ -164,11 +169,20 @@ impl Listen {
         Self { client, inbox, once, accept, telling, taken }
     }
 
-    async fn start(&self) -> Result<(Endpoint, Incoming), XtlsError> {
+    async fn connect(&self) -> Result<(Endpoint, Incoming), XtlsError> {
         if let Some(inbox) = &self.inbox {
             parts::sweep(&inbox.dir);
         }
-        let (endpoint, incoming) = self.client.connect().await?;
+        self.client.connect_to_wait().await
+    }
+
+    /// How it ends when the user ends it. A pipe that has not come has failed.
+    fn stopped(&self, is_idle: bool) -> Result<(), XtlsError> {
+        if is_idle && self.inbox.is_some() { Ok(()) } else { Err(XtlsError::failed("interrupted")) }
+    }
+
+    /// Tells the component and the user that we are there.
+    async fn appear(&self, endpoint: &Endpoint) {
         endpoint.appear(1).await;
         let jid = endpoint.jid();
         let lands = match &self.inbox {
@@ -179,11 +193,11 @@ impl Listen {
             &json!({"event": "listening", "jid": jid.as_str()}),
             &format!("listening as {jid}{lands} (Ctrl-C ends)"),
         );
-        Ok((endpoint, incoming))
     }
 
     async fn serve_all(
         self: &Arc<Self>,
+        endpoint: &Endpoint,
         mut incoming: Incoming,
         mut stop: impl Future<Output = ()> + Unpin,
     ) -> Result<(), XtlsError> {
@@ -193,10 +207,10 @@ impl Listen {
             tokio::select! {
                 biased;
                 () = &mut stop => {
-                    let idle = sessions.is_empty();
+                    let is_idle = sessions.is_empty();
                     // What is dropped says goodbye.
                     sessions.shutdown().await;
-                    return if idle { Ok(()) } else { Err(XtlsError::failed("interrupted")) };
+                    return self.stopped(is_idle);
                 }
                 Some(served) = sessions.join_next() => {
                     let served = served.unwrap_or_else(|error| {
@@ -220,7 +234,7 @@ impl Listen {
                 },
             }
         }
-        Err(Error::Disconnected.into())
+        Err(endpoint.why_disconnected().into())
     }
 
     /// Takes one session.

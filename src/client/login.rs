@@ -43,7 +43,10 @@ pub(super) async fn login(
     };
     let ca_file = common.ca_file.clone().map(|file| file.canonicalize().unwrap_or(file));
     let account = Account { jid: jid.clone(), password, server, via: common.via.clone(), ca_file };
-    let connection = endpoint::login(&account.login(common)).await?;
+    // It is the password that is tried here, not a token that was kept.
+    let mut login = account.login(common);
+    login.fast = None;
+    let connection = endpoint::login(&login).await?;
     drop(connection);
     account.store()?;
     output.event(&json!({"event": "login", "jid": jid.as_str()}), &format!("logged in as {jid}"));

@@ -6,6 +6,7 @@ mod chat;
 mod chunks;
 mod credential;
 mod display;
+mod fast;
 mod files;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -28,6 +29,7 @@ use std::{path::PathBuf, time::Duration};
 
 use jid::{BareJid, Jid};
 use minidom::Element;
+use serde_json::json;
 
 pub use self::args::Cli;
 use self::{
@@ -41,7 +43,8 @@ use self::{
 };
 use crate::{
     endpoint::{
-        Application, Credential, Endpoint, Incoming, Login, TransportKind, loses_large_packets,
+        Application, Builder, Contact, Credential, Endpoint, Incoming, Login, TransportKind,
+        loses_large_packets,
     },
     print::Print,
     xmpp::{ns, xml},
@@ -124,6 +127,29 @@ impl Client {
 
     /// Logs in.
     async fn connect(&self) -> Result<(Endpoint, Incoming), XtlsError> {
+        let connected = self.builder().login(&self.login).await?;
+        self.warn_of_the_path();
+        Ok(connected)
+    }
+
+    /// Logs in to wait for others: a connection that is lost is made again, and the user is told.
+    async fn connect_to_wait(&self) -> Result<(Endpoint, Incoming), XtlsError> {
+        let output = self.output;
+        let builder = self.builder().reconnect(move |contact| tell(output, contact));
+        let connected = builder.login(&self.login).await?;
+        self.warn_of_the_path();
+        Ok(connected)
+    }
+
+    fn warn_of_the_path(&self) {
+        if loses_large_packets() {
+            self.output.warn(
+                "the network loses large packets without a word: smaller ones are used (a router with a smaller MTU drops ICMP)",
+            );
+        }
+    }
+
+    fn builder(&self) -> Builder {
         let mut builder = Endpoint::builder(self.credential.clone())
             .policy(Peers { dir: self.dir.clone(), output: self.output })
             .raw_streams(self.takes == Takes::Pipes)
@@ -148,20 +174,29 @@ impl Client {
         if let Some(print) = &self.offered {
             builder = builder.offer(print.clone());
         }
-        let connected = builder.login(&self.login).await?;
-        if loses_large_packets() {
-            self.output.warn(
-                "the network loses large packets without a word: smaller ones are used (a router with a smaller MTU drops ICMP)",
-            );
-        }
-        Ok(connected)
+        builder
+    }
+}
+
+/// Tells the user what has become of the connection to the server.
+fn tell(output: Output, contact: &Contact) {
+    match contact {
+        Contact::Lost { reason } => output.event(
+            &json!({"event": "disconnected", "reason": reason}),
+            &format!("lost the connection to the XMPP server ({reason}); connecting again"),
+        ),
+        Contact::Back { jid, resumed } => output.event(
+            &json!({"event": "connected", "jid": jid.as_str(), "resumed": resumed}),
+            &format!("connected to the XMPP server again, as {jid}"),
+        ),
     }
 }
 
 /// Runs a command; gives the exit status.
 pub async fn run(cli: Cli) -> u8 {
     let piped = matches!(cli.command, Command::Pipe { .. });
-    let listens = matches!(cli.command, Command::Listen { .. });
+    let listens =
+        matches!(cli.command, Command::Listen { .. } | Command::Pipe { listen: true, .. });
     let sends = matches!(cli.command, Command::Send { .. });
     // A chat that is interrupted is closed, by itself.
     let chats = matches!(cli.command, Command::Chat { .. });

@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use super::{
+    discovery::addresses,
     nat64::{self, Prefix},
     path,
 };
@@ -59,8 +60,8 @@ impl fmt::Display for DialError {
 /// # Errors
 /// [`DialError`], with every address that was tried.
 pub(super) async fn dial(address: &str) -> Result<TcpStream, DialError> {
-    let found = tokio::net::lookup_host(address).await.map_err(DialError::Resolve)?;
-    dial_any(found.collect(), translate).await
+    let found = addresses(address).await.map_err(DialError::Resolve)?;
+    dial_any(found, translate).await
 }
 
 /// What an attempt has come to.

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::{
     application::first_content,
     error::Error,
+    keeper::{Keeper, Status},
     login::Connection,
     places::{self, Place, Places},
     policy::Policy,
@@ -36,12 +37,23 @@ const ANSWER: Duration = Duration::from_secs(45);
 const SILENCE: Duration = Duration::from_secs(3600);
 type Streams = HashMap<(Jid, String), IbbHandle>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    jid: FullJid,
     lost: bool,
-    sessions: HashMap<(Jid, String), mpsc::Sender<Stanza>>,
+    /// How many sessions with the server were over when this was looked at last.
+    over: u64,
+    sessions: HashMap<(Jid, String), Open>,
     opens: HashMap<(Jid, String), mpsc::Sender<Stanza>>,
     streams: Streams,
+}
+
+/// A Jingle session.
+#[derive(Debug)]
+struct Open {
+    inbox: mpsc::Sender<Stanza>,
+    /// It has a stream of its own, which does not need the connection to the server.
+    is_secured: bool,
 }
 
 /// Which sessions of others are taken in.
@@ -75,12 +87,13 @@ impl Admission {
 /// The hub. Cheap to clone; the connection lives as long as its clones.
 #[derive(Clone, Debug)]
 pub(crate) struct Hub {
-    pub(crate) jid: FullJid,
     outbound: mpsc::Sender<Element>,
     requests: Requests,
     admission: Arc<Admission>,
     state: Arc<Mutex<State>>,
     features: Arc<Vec<String>>,
+    /// What makes the connection again, if anything.
+    keeper: Option<Keeper>,
 }
 
 /// What may carry a stream.
@@ -136,52 +149,119 @@ impl Hub {
     /// Starts to route the connection's stanzas; gives new sessions, and the connection's task.
     pub(super) fn start(
         connection: Connection,
+        keeper: Option<Keeper>,
         features: Vec<String>,
         admission: Admission,
     ) -> (Self, mpsc::Receiver<Arrival>, tokio::task::JoinHandle<()>) {
         let Connection { jid, outbound, mut inbound, task } = connection;
-        let hub = Self {
+        let state = State {
             jid,
+            lost: false,
+            over: 0,
+            sessions: HashMap::new(),
+            opens: HashMap::new(),
+            streams: HashMap::new(),
+        };
+        let hub = Self {
             requests: Requests::new(outbound.clone()),
             outbound,
             admission: Arc::new(admission),
-            state: Arc::default(),
+            state: Arc::new(Mutex::new(state)),
             features: Arc::new(features),
+            keeper,
         };
         let (sender, arrivals) = mpsc::channel(places::MOST);
         let router = hub.clone();
         tokio::spawn(async move {
-            while let Some(stanza) = inbound.recv().await {
-                router.route(stanza, &sender).await;
+            let mut status = router.keeper.as_ref().map(|keeper| keeper.status.clone());
+            loop {
+                let changed = async {
+                    match &mut status {
+                        Some(status) => status.changed().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    // What comes in a new session comes after the end of the old one.
+                    biased;
+                    changed = changed => match (changed, &mut status) {
+                        (Ok(()), Some(status)) => {
+                            let status = status.borrow_and_update().clone();
+                            router.follow(status);
+                        }
+                        _ => status = None,
+                    },
+                    stanza = inbound.recv() => match stanza {
+                        Some(stanza) => router.route(stanza, &sender).await,
+                        None => break,
+                    },
+                }
             }
             router.lock().lost = true;
-            router.requests.fail_all();
-            let mut state = router.lock();
-            state.sessions.clear();
-            state.opens.clear();
-            for (_, stream) in state.streams.drain() {
-                stream.handle_lost();
-            }
+            router.forget(|_| false);
         });
         (hub, arrivals, task)
     }
 
-    /// Whether the connection is gone.
+    /// Takes over what has become of the connection.
+    fn follow(&self, status: Status) {
+        let mut state = self.lock();
+        let is_over = std::mem::replace(&mut state.over, status.over) != status.over;
+        let is_same = status.bound.as_ref().is_none_or(|jid| *jid == state.jid);
+        if let Some(jid) = status.bound {
+            state.jid = jid;
+        }
+        drop(state);
+        if is_over || !is_same {
+            // At another address no peer finds us any more.
+            self.forget(|open| is_same && open.is_secured);
+        }
+    }
+
+    /// Ends what depended on a session with the server that is over.
+    fn forget(&self, keeps: impl Fn(&Open) -> bool) {
+        self.requests.fail_all();
+        let mut state = self.lock();
+        state.sessions.retain(|_, open| keeps(open));
+        state.opens.clear();
+        for (_, stream) in state.streams.drain() {
+            stream.handle_lost();
+        }
+    }
+
+    /// Our address.
+    pub(crate) fn jid(&self) -> FullJid {
+        self.lock().jid.clone()
+    }
+
+    /// Whether there is no session with the server. There may be another later.
     pub(super) fn is_lost(&self) -> bool {
-        self.lock().lost
+        let is_between =
+            self.keeper.as_ref().is_some_and(|keeper| keeper.status.borrow().bound.is_none());
+        is_between || self.lock().lost
+    }
+
+    /// How many sessions with the server are over.
+    pub(super) fn over(&self) -> u64 {
+        self.keeper.as_ref().map_or(0, |keeper| keeper.status.borrow().over)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sends a stanza. Without a session with the server it is dropped: it would be an answer to nobody.
     pub(crate) async fn send(&self, element: Element) {
-        let _ = self.outbound.send(element).await;
+        if !self.is_lost() {
+            let _ = self.outbound.send(element).await;
+        }
     }
 
     /// Sends a stanza if there is room for it, without waiting.
     pub(crate) fn try_send(&self, element: Element) {
-        let _ = self.outbound.try_send(element);
+        if !self.is_lost() {
+            let _ = self.outbound.try_send(element);
+        }
     }
 
     async fn route(&self, stanza: Stanza, arrivals: &mpsc::Sender<Arrival>) {
@@ -199,7 +279,7 @@ impl Hub {
             && [ns::JINGLE, ns::JINGLE_0].iter().any(|n| payload.has_ns(*n))
         {
             let key = (stanza.from.clone(), payload.attr("sid").unwrap_or_default().to_owned());
-            let session = self.lock().sessions.get(&key).cloned();
+            let session = self.lock().sessions.get(&key).map(|open| open.inbox.clone());
             let action = payload.attr("action").unwrap_or_default();
             let answer = match session {
                 // Acknowledged on arrival: two sides that wait for each other's answer must not block.
@@ -282,14 +362,14 @@ impl Hub {
         if self.is_lost() {
             return Answer::Timeout;
         }
-        self.requests.request(type_, &Jid::from(self.jid.clone()), to, payload, ANSWER).await
+        self.requests.request(type_, &Jid::from(self.jid()), to, payload, ANSWER).await
     }
 
     /// The inbox of a session; stanzas go there until the guard is dropped.
     pub(crate) fn session(&self, peer: &Jid, sid: &str) -> Inbox {
         let (sender, receiver) = mpsc::channel(32);
         let key = (peer.clone(), sid.to_owned());
-        self.lock().sessions.insert(key.clone(), sender);
+        self.lock().sessions.insert(key.clone(), Open { inbox: sender, is_secured: false });
         Inbox { hub: self.clone(), key, receiver }
     }
 
@@ -327,7 +407,7 @@ impl Hub {
 
     /// Our end of an in-band bytestream that is open.
     pub(crate) fn stream(&self, peer: &Jid, sid: &str, block_size: u16) -> IbbStream {
-        let mut params = IbbParams::new(Jid::from(self.jid.clone()), peer.clone(), sid);
+        let mut params = IbbParams::new(Jid::from(self.jid()), peer.clone(), sid);
         (params.block_size, params.silence_timeout) = (block_size, SILENCE);
         let (stream, handle) = IbbStream::new(params, self.outbound.clone());
         let mut state = self.lock();
@@ -354,6 +434,13 @@ impl Inbox {
     /// The next Jingle request of this session; `None` if the connection is gone.
     pub(crate) async fn next(&mut self) -> Option<Stanza> {
         self.receiver.recv().await
+    }
+
+    /// Says that the session has a stream, and is to outlive the session with the server.
+    pub(super) fn secured(&self) {
+        if let Some(open) = self.hub.lock().sessions.get_mut(&self.key) {
+            open.is_secured = true;
+        }
     }
 }
 
@@ -401,7 +488,7 @@ mod tests {
             policy: Arc::new(Registered),
             places: Places::default(),
         };
-        (Hub::start(connection, Vec::new(), admission).0, sent, stanzas)
+        (Hub::start(connection, None, Vec::new(), admission).0, sent, stanzas)
     }
 
     fn set(from: &Jid, id: &str, payload: Element) -> Stanza {

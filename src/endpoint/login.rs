@@ -1,9 +1,9 @@
-//! A user's connection: TCP, STARTTLS, SASL and resource binding, then stanzas as elements.
+//! A user's way into its XMPP server: TCP, STARTTLS, SASL, and a bound resource or a resumed session.
 //!
 //! Its bytes are read as those of the component's link are (see [`xmpp::xml`](crate::xmpp::xml)): anybody can have the
 //! server write unusual XML here too, and none of it may end the connection.
 
-use std::{collections::VecDeque, io, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use jid::{BareJid, FullJid};
@@ -17,23 +17,29 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split},
     sync::mpsc,
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     dial::dial,
+    discovery::{Target, servers},
+    driver::{Driver, State},
     error::Error,
+    hub::condition,
+    managed::Management,
     path::{self, Watched},
-    sasl::{Channel, Exchange, Offer},
+    sasl::{Channel, Exchange, Offer, token_mechanism},
+    sasl2::{self, FastStore, FastToken, Inline, Name, Success, Wish},
 };
 use crate::{
     redact::Secret,
     xmpp::{
+        iq::random_id,
         ns,
-        size::{self, Instead},
-        stanza::{Stanza, refuse_oversized},
-        xml::{self, Came, Received, Rules, StanzaReader},
+        stanza::Stanza,
+        xml::{self, Received, Rules, StanzaReader},
     },
 };
 
@@ -41,14 +47,29 @@ use crate::{
 const LOGIN: Duration = Duration::from_secs(30);
 /// After so much silence the server is asked for a sign of life, and after as much again it counts as gone.
 const SILENCE: Duration = Duration::from_secs(30);
-/// Something must be written within this time.
-const WRITE: Duration = Duration::from_secs(30);
 /// How long a large stanza to ourselves may take longer than a small one to the server that was sent after it.
 const OVERTAKEN: Duration = Duration::from_millis(250);
-/// With so many bytes on their way no more stanzas are taken.
-const FULL: usize = 256 << 10;
-/// How long the closing of the stream may take.
-const CLOSE: Duration = Duration::from_secs(5);
+/// To TLS with one of several servers.
+const TARGET: Duration = Duration::from_secs(8);
+/// The protocol of TLS from the first byte (XEP-0368, section 4).
+const ALPN: &[u8] = b"xmpp-client";
+/// Stanzas that may come before the stream is ready for them.
+const EARLY: usize = 64;
+
+/// Stanzas that wait to be sent, and those that wait to be handled.
+pub(super) const QUEUE: usize = 64;
+/// See [`QUEUE`].
+pub(super) const ARRIVED: usize = 256;
+
+/// Failures of SASL (RFC 6120, section 6.5) that come back at the next attempt.
+const FINAL: [&str; 6] = [
+    "account-disabled",
+    "credentials-expired",
+    "encryption-required",
+    "invalid-authzid",
+    "mechanism-too-weak",
+    "not-authorized",
+];
 
 const SASL: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
 /// XEP-0440.
@@ -69,7 +90,7 @@ pub struct ServerTrust {
 /// use fingerpost::endpoint::Login;
 ///
 /// let login = Login::new("alice@example.org".parse()?, "her password");
-/// assert_eq!(login.server, None); // the JID's domain, port 5222
+/// assert_eq!(login.server, None); // what the records of example.org say
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -79,16 +100,27 @@ pub struct Login {
     pub jid: BareJid,
     /// Its password.
     pub password: Secret,
-    /// `host:port`, if not the JID's domain at port 5222.
+    /// `host:port`, instead of what the DNS records of the JID's domain say (RFC 6120, section 3.2.1, and XEP-0368).
     pub server: Option<String>,
     /// How to treat the server's certificate.
     pub trust: ServerTrust,
+    /// After how much silence the server is asked for a sign of life; after as much again the connection is lost.
+    pub keepalive: Duration,
+    /// Where a token for the next login is kept (XEP-0484); none is asked for without it.
+    pub fast: Option<Arc<dyn FastStore>>,
 }
 
 impl Login {
     /// A user at the server of its domain, which must have a certificate that the system trusts.
     pub fn new(jid: BareJid, password: impl Into<String>) -> Self {
-        Self { jid, password: Secret::new(password), server: None, trust: ServerTrust::default() }
+        Self {
+            jid,
+            password: Secret::new(password),
+            server: None,
+            trust: ServerTrust::default(),
+            keepalive: SILENCE,
+            fast: None,
+        }
     }
 }
 
@@ -111,24 +143,66 @@ pub struct Connection {
 /// # Errors
 /// [`Error::Login`], with what failed.
 pub async fn login(login: &Login) -> Result<Connection, Error> {
-    let was_narrow = path::is_narrow();
-    let mut begun = begin(login).await;
-    if begun.is_err() && path::is_narrow() && !was_narrow {
-        // Only large packets are lost on the way.
-        begun = begin(login).await;
-    }
-    let (stream, jid) = begun?;
-    let (outbound, queue) = mpsc::channel(64);
-    let (sender, inbound) = mpsc::channel(256);
-    let own = jid.clone();
-    let task = tokio::spawn(Driver::new(stream, own).run(queue, sender));
+    let name = resource();
+    let name = Name { tag: &name, resource: &name };
+    let Begun { stream, start } = begin(login, name, None, false).await?;
+    let Start::Bound { jid, early, .. } = start else {
+        return Err(Error::login("the XMPP server resumed a session that was not asked for"));
+    };
+    let (outbound, mut queue) = mpsc::channel(QUEUE);
+    let (sender, inbound) = mpsc::channel(ARRIVED);
+    let (own, silence) = (jid.clone(), login.keepalive);
+    let task = tokio::spawn(async move {
+        let mut state = State::new(own, None);
+        let mut driver = Driver::new(stream, &mut state, silence);
+        driver.take_early(early);
+        let end = driver.run(&mut queue, &sender, &CancellationToken::new()).await;
+        tracing::debug!(?end, "the connection to the XMPP server ended");
+    });
     Ok(Connection { jid, outbound, inbound, task })
 }
 
-async fn begin(login: &Login) -> Result<(ServerStream, FullJid), Error> {
-    timeout(LOGIN, negotiate(login))
-        .await
-        .map_err(|_| Error::login("the XMPP server did not answer in time"))?
+/// Why there is no session with the server.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: Error,
+    /// Whether the server said so, and not the network.
+    pub(super) by_server: bool,
+    /// Whether trying again would be of no use.
+    pub(super) is_final: bool,
+    /// Whether the server refused a token; the password may do.
+    pub(super) of_token: bool,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error, by_server: false, is_final: false, of_token: false }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
+}
+
+/// The beginning of a session on a stream.
+pub(super) struct Begun<S> {
+    pub(super) stream: Stream<S>,
+    pub(super) start: Start,
+}
+
+/// How a session began.
+pub(super) enum Start {
+    /// It was there already; the server's `<resumed/>`.
+    Resumed(Element),
+    /// It is new: the address, its stream management, and the stanzas that came before that.
+    Bound { jid: FullJid, management: Option<Management>, early: Vec<Element> },
+}
+
+/// Makes a name for a resource.
+pub(super) fn resource() -> String {
+    format!("xtls-{:08x}", rand::random::<u32>())
 }
 
 fn broken(error: impl std::fmt::Display) -> Error {
@@ -136,21 +210,26 @@ fn broken(error: impl std::fmt::Display) -> Error {
 }
 
 /// One XML stream with the server, from its header on.
-struct Stream<S> {
-    reader: StanzaReader<ReadHalf<S>>,
-    writer: WriteHalf<S>,
+pub(super) struct Stream<S> {
+    pub(super) reader: StanzaReader<ReadHalf<S>>,
+    pub(super) writer: WriteHalf<S>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     /// Exchanges headers and takes the server's features.
-    async fn open(io: S, domain: &str) -> Result<(Self, Element), Error> {
+    ///
+    /// `from`: who we are; only where others cannot read it.
+    async fn open(io: S, domain: &str, from: Option<&BareJid>) -> Result<(Self, Element), Failure> {
         let (read, writer) = split(io);
         let mut stream = Self { reader: StanzaReader::with_rules(read, Rules::CLIENT), writer };
+        let escape =
+            |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;");
+        let from = from.map_or(String::new(), |jid| format!(" from='{}'", escape(jid.as_str())));
         let header = format!(
-            "<?xml version='1.0'?><stream:stream xmlns='{}' xmlns:stream='{}' to='{}' version='1.0'>",
+            "<?xml version='1.0'?><stream:stream xmlns='{}' xmlns:stream='{}' to='{}'{from} version='1.0'>",
             ns::CLIENT,
             ns::STREAM,
-            domain.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
+            escape(domain)
         );
         stream.write(header.as_bytes()).await?;
         let features = stream.next().await?;
@@ -169,17 +248,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     }
 
     /// The next first-level element, as it is: one that is not known must not end a login.
-    async fn next(&mut self) -> Result<Element, Error> {
+    pub(super) async fn next(&mut self) -> Result<Element, Failure> {
+        let by_server = |error| Failure { by_server: true, ..Failure::from(broken(error)) };
         loop {
             match self.reader.read().await.map_err(broken)? {
                 Received::Element(element) if element.is("error", ns::STREAM) => {
                     let condition =
                         element.children().find(|child| child.has_ns(ns::STREAM_ERRORS));
-                    return Err(broken(condition.map_or("stream error", Element::name)));
+                    return Err(by_server(condition.map_or("stream error", Element::name)));
                 }
                 Received::Element(element) => return Ok(element),
                 Received::Header(_) | Received::Oversized(_) | Received::Dropped => {}
-                Received::Footer => return Err(broken("the server closed the stream")),
+                Received::Footer => return Err(by_server("the server closed the stream")),
             }
         }
     }
@@ -194,53 +274,303 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     }
 }
 
-type ServerStream = Stream<TlsStream<Watched>>;
+/// Logs in and begins a session: the one of `resumed` if it can be resumed, else one with this name, with stream
+/// management if `managed` and the server has it.
+///
+/// # Errors
+/// [`Failure`], after 30 seconds at the latest.
+pub(super) async fn begin(
+    login: &Login,
+    name: Name<'_>,
+    resumed: Option<&Management>,
+    managed: bool,
+) -> Result<Begun<TlsStream<Watched>>, Failure> {
+    let wish = Wish { name, resumed, managed, agent: None, by_token: false, token_for: None };
+    let was_narrow = path::is_narrow();
+    let begun = begin_within(login, wish).await;
+    if begun.is_err() && path::is_narrow() && !was_narrow {
+        // Only large packets are lost on the way.
+        return begin_within(login, wish).await;
+    }
+    begun
+}
 
-async fn negotiate(login: &Login) -> Result<(ServerStream, FullJid), Error> {
+async fn begin_within(login: &Login, wish: Wish<'_>) -> Result<Begun<TlsStream<Watched>>, Failure> {
+    let begun = async {
+        let kept = login.fast.as_ref().and_then(|fast| fast.load());
+        let (agent, token) = kept.map_or((None, None), |(agent, token)| (Some(agent), token));
+        let wish = Wish { agent: agent.as_deref(), ..wish };
+        match negotiate(login, &wish, token.as_ref()).await {
+            // The server has chosen the mechanism for this stream by now.
+            Err(failure) if failure.of_token => negotiate(login, &wish, None).await,
+            done => done,
+        }
+    };
+    let late = || Error::login("the XMPP server did not answer in time");
+    timeout(LOGIN, begun).await.unwrap_or_else(|_| Err(late().into()))
+}
+
+async fn negotiate(
+    login: &Login,
+    wish: &Wish<'_>,
+    token: Option<&FastToken>,
+) -> Result<Begun<TlsStream<Watched>>, Failure> {
     let domain = login.jid.domain().as_str().to_owned();
     // The resolver and certificates know a name by its A-labels (RFC 5890).
     let ascii = idna::domain_to_ascii(&domain)
         .map_err(|_| Error::login(format!("{domain} is not a valid domain name")))?;
-    let address = login.server.clone().unwrap_or_else(|| format!("{ascii}:5222"));
-    let tcp = dial(&address)
+    let tls = secure(login, &domain, &ascii).await?;
+    let connection = tls.get_ref().1;
+    tracing::debug!(version = ?connection.protocol_version(), "TLS with the server is there");
+    let channel = Channel::of(connection);
+    let (mut stream, features) = Stream::open(tls, &domain, Some(&login.jid)).await?;
+    let offer = offer(&features);
+    if let Some(inline) = Inline::read(&features) {
+        let offer = inline.offer(offer.bindings);
+        let success =
+            authenticate_at_once(&mut stream, login, (&inline, offer), &channel, wish, token)
+                .await?;
+        let start = start_at_once(&mut stream, success, wish, !path::is_narrow()).await?;
+        return Ok(Begun { stream, start });
+    }
+    authenticate(&mut stream, login, offer, &channel).await?;
+    let (mut stream, features) = Stream::open(stream.into_io()?, &domain, Some(&login.jid)).await?;
+    let start = start(&mut stream, &features, wish, !path::is_narrow()).await?;
+    Ok(Begun { stream, start })
+}
+
+/// Runs SASL2 up to the server's success (XEP-0388).
+async fn authenticate_at_once<S>(
+    stream: &mut Stream<S>,
+    login: &Login,
+    (inline, offer): (&Inline, Offer),
+    channel: &Channel,
+    wish: &Wish<'_>,
+    token: Option<&FastToken>,
+) -> Result<Success, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let failed = |why: &dyn std::fmt::Display| failed(login, why);
+    let username = username(login)?;
+    // Without an identifier there is nothing that a token could belong to.
+    let best = wish.agent.and_then(|_| token_mechanism(&inline.fast, channel));
+    let by_token = token
+        .filter(|token| wish.agent.is_some() && inline.fast.contains(&token.mechanism))
+        .and_then(|token| Exchange::by_token(token, channel, &username));
+    let is_token = by_token.is_some();
+    let mut exchange = match by_token {
+        Some(exchange) => exchange,
+        None => password_exchange(login, offer, channel, &username)?,
+    };
+    let token_for = best.filter(|_| !is_token);
+    let wish = Wish { by_token: is_token, token_for, ..*wish };
+    let mechanism = exchange.mechanism().to_owned();
+    tracing::debug!(mechanism, "logging in, in one step");
+    let request = sasl2::authenticate(inline, &wish, &mechanism, &exchange.initial());
+    stream.send(&request).await?;
+    loop {
+        let element = stream.next().await?;
+        match element.name() {
+            "challenge" => {
+                let data = decoded(&element.text()).ok_or_else(|| failed(&NOT_BASE64))?;
+                let response = exchange.respond(&data).map_err(|error| failed(&error))?;
+                stream.send(&sasl2::response(&response)).await?;
+            }
+            "success" => {
+                let mut success = Success::read(&element);
+                let data = decoded(&success.additional).ok_or_else(|| failed(&NOT_BASE64))?;
+                exchange.finish(&data).map_err(|error| failed(&error))?;
+                let mechanism = if is_token { Some(mechanism.as_str()) } else { token_for };
+                if let (Some(fast), Some(mechanism), Some((token, expiry))) =
+                    (&login.fast, mechanism, success.token.take())
+                {
+                    let mechanism = mechanism.to_owned();
+                    fast.store(&FastToken { mechanism, token, expiry });
+                }
+                return Ok(success);
+            }
+            "failure" => {
+                let failure = refused(login, &element);
+                if !is_token {
+                    return Err(failure);
+                }
+                if failure.is_final
+                    && let (Some(fast), Some(token)) = (&login.fast, token)
+                {
+                    fast.forget(token);
+                }
+                return Err(Failure { of_token: true, ..failure });
+            }
+            "continue" => {
+                return Err(failed(&"the server asks for a second step, which xtls has not"));
+            }
+            _ => return Err(failed(&"the server sent an unexpected element")),
+        }
+    }
+}
+
+/// Begins a session after SASL2: with what came with the success, and the rest as ever.
+async fn start_at_once<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut Stream<S>,
+    success: Success,
+    wish: &Wish<'_>,
+    tries_path: bool,
+) -> Result<Start, Failure> {
+    if let Some(resumed) = success.resumed.filter(|_| wish.resumed.is_some()) {
+        return Ok(Start::Resumed(resumed));
+    }
+    let Some(jid) = success.bound else {
+        let features = stream.next().await?;
+        return start(stream, &features, wish, tries_path).await;
+    };
+    let mut management = success.enabled.as_ref().filter(|_| wish.managed).map(Management::new);
+    let mut early = Vec::new();
+    if wish.managed && management.is_none() {
+        // It is among the features, if there is any.
+        let features = loop {
+            let element = stream.next().await?;
+            if element.is("features", ns::STREAM) {
+                break element;
+            }
+            keep(&mut early, element)?;
+        };
+        if tries_path {
+            try_path(stream, &jid, &mut early).await?;
+        }
+        if features.has_child("sm", ns::SM) {
+            management = enable(stream, &mut early).await?;
+        }
+    }
+    Ok(Start::Bound { jid, management, early })
+}
+
+/// Connects to the first server of the domain with which TLS can be set up.
+async fn secure(login: &Login, domain: &str, ascii: &str) -> Result<TlsStream<Watched>, Failure> {
+    let targets = match &login.server {
+        Some(address) => vec![Target { address: address.clone(), is_direct: false }],
+        None => servers(ascii).await?,
+    };
+    let only = targets.len() == 1;
+    let mut failed: Vec<String> = Vec::new();
+    for target in targets {
+        let attempt = secure_at(login, &target, domain, ascii);
+        if only {
+            return attempt.await;
+        }
+        // One that does not answer must not use up the time of the others.
+        match timeout(TARGET, attempt).await {
+            Ok(Ok(tls)) => return Ok(tls),
+            Ok(Err(failure)) => failed.push(failure.error.to_string()),
+            Err(_) => failed.push(format!("{} did not answer in time", target.address)),
+        }
+    }
+    Err(Error::login(failed.join("; ")).into())
+}
+
+async fn secure_at(
+    login: &Login,
+    target: &Target,
+    domain: &str,
+    ascii: &str,
+) -> Result<TlsStream<Watched>, Failure> {
+    let Target { address, is_direct } = target;
+    let tcp = dial(address)
         .await
         .map_err(|error| Error::login(format!("cannot connect to {address}: {error}")))?;
     tcp.set_nodelay(true).map_err(broken)?;
-    let (mut plain, features) = Stream::open(Watched::new(tcp), &domain).await?;
+    let tcp = Watched::new(tcp);
+    let mut config = tls_config(&login.trust)?;
+    let tcp = if *is_direct {
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        tcp
+    } else {
+        start_tls(tcp, domain).await?
+    };
+    // The certificate is for the domain, not for the host that its records name (RFC 6120, section 13.7.2).
+    let name = ServerName::try_from(ascii.to_owned()).map_err(broken)?;
+    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|error| {
+        Error::login(format!(
+            "TLS with the XMPP server failed: {error} (if the server has its own authority, name it with --ca-file)"
+        ))
+    })?;
+    Ok(tls)
+}
+
+/// Brings a connection to where TLS begins (RFC 6120, section 5).
+async fn start_tls(tcp: Watched, domain: &str) -> Result<Watched, Failure> {
+    let (mut plain, features) = Stream::open(tcp, domain, None).await?;
     if !features.has_child("starttls", ns::STARTTLS) {
-        return Err(Error::login("the XMPP server offers no STARTTLS: not logging in"));
+        return Err(Error::login("the XMPP server offers no STARTTLS: not logging in").into());
     }
     plain.send(&Element::bare("starttls", ns::STARTTLS)).await?;
     if !plain.next().await?.is("proceed", ns::STARTTLS) {
-        return Err(Error::login("the XMPP server refused STARTTLS"));
+        return Err(Error::login("the XMPP server refused STARTTLS").into());
     }
-    let config = Arc::new(tls_config(&login.trust)?);
-    let name = ServerName::try_from(ascii).map_err(broken)?;
-    let tls = TlsConnector::from(config)
-        .connect(name, plain.into_io()?)
-        .await
-        .map_err(|error| {
-            Error::login(format!(
-                "TLS with the XMPP server failed: {error} (if the server has its own authority, name it with --ca-file)"
-            ))
-        })?;
-    let channel = Channel::of(tls.get_ref().1);
-    let (mut secured, features) = Stream::open(tls, &domain).await?;
-    authenticate(&mut secured, login, offer(&features), &channel).await?;
-    let (mut stream, _features) = Stream::open(secured.into_io()?, &domain).await?;
-    let bound = bind(&mut stream).await?;
-    if !path::is_narrow() {
-        try_path(&mut stream, &bound).await?;
+    Ok(plain.into_io()?)
+}
+
+/// Resumes a session, or binds a resource.
+pub(super) async fn start<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut Stream<S>,
+    features: &Element,
+    wish: &Wish<'_>,
+    tries_path: bool,
+) -> Result<Start, Failure> {
+    let has_management = features.has_child("sm", ns::SM);
+    if has_management && let Some(request) = wish.resumed.and_then(Management::resume) {
+        stream.send(&request).await?;
+        loop {
+            let element = stream.next().await?;
+            match element.name() {
+                "resumed" if element.has_ns(ns::SM) => return Ok(Start::Resumed(element)),
+                "failed" if element.has_ns(ns::SM) => break,
+                _ => {}
+            }
+        }
     }
-    Ok((stream, bound))
+    let mut early = Vec::new();
+    let jid = match bind(stream, wish.name.resource, &mut early).await? {
+        Some(jid) => jid,
+        // The server still has the session that was lost, and prefers it.
+        None => bind(stream, &self::resource(), &mut early)
+            .await?
+            .ok_or_else(|| Error::login("the XMPP server refused to bind a resource"))?,
+    };
+    if tries_path {
+        // Before stanzas are counted.
+        try_path(stream, &jid, &mut early).await?;
+    }
+    let mut management = None;
+    if wish.managed && has_management {
+        management = enable(stream, &mut early).await?;
+    }
+    Ok(Start::Bound { jid, management, early })
+}
+
+/// Enables stream management; `None` if the server does not.
+async fn enable<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut Stream<S>,
+    early: &mut Vec<Element>,
+) -> Result<Option<Management>, Failure> {
+    stream.send(&Management::enable()).await?;
+    loop {
+        let element = stream.next().await?;
+        match element.name() {
+            "enabled" if element.has_ns(ns::SM) => return Ok(Some(Management::new(&element))),
+            "failed" if element.has_ns(ns::SM) => return Ok(None),
+            _ => keep(early, element)?,
+        }
+    }
 }
 
 /// Sends ourselves a stanza that is larger than a packet, so that a path which loses large packets shows now, in both
 /// directions, and not in the middle of something. A server that does not pass it on answers the ping after it.
-async fn try_path<S>(stream: &mut Stream<S>, own: &FullJid) -> Result<(), Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+async fn try_path<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut Stream<S>,
+    own: &FullJid,
+    early: &mut Vec<Element>,
+) -> Result<(), Failure> {
     const IDS: [&str; 2] = ["path-large", "path-small"];
     let mut large =
         xml::element("iq", ns::CLIENT, &[("type", "result"), ("to", own.as_str()), ("id", IDS[0])]);
@@ -264,13 +594,23 @@ where
             },
             None => stream.next().await?,
         };
-        for (came, id) in came.iter_mut().zip(IDS) {
-            *came |= next.attr("id") == Some(id);
+        match IDS.iter().position(|id| next.attr("id") == Some(id)) {
+            Some(which) => came[which] = true,
+            None => keep(early, next)?,
         }
         if came[1] {
             until.get_or_insert_with(|| Instant::now() + OVERTAKEN);
         }
     }
+    Ok(())
+}
+
+/// Keeps a stanza for later.
+fn keep(early: &mut Vec<Element>, element: Element) -> Result<(), Failure> {
+    if early.len() >= EARLY {
+        return Err(broken("the server sent more than it may at this point").into());
+    }
+    early.push(element);
     Ok(())
 }
 
@@ -295,47 +635,71 @@ async fn authenticate<S>(
     login: &Login,
     offer: Offer,
     channel: &Channel,
-) -> Result<(), Error>
+) -> Result<(), Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let failed =
-        |why: &dyn std::fmt::Display| Error::login(format!("login as {} failed: {why}", login.jid));
-    let username = login.jid.node().map(|node| node.as_str().to_owned());
-    let username = username.ok_or_else(|| Error::login("the JID must be user@domain"))?;
-    let nonce: [u8; 18] = rand::random();
-    let mut exchange = Exchange::new(offer, channel, &username, login.password.clone(), &nonce)
-        .map_err(|error| failed(&error))?;
+    let failed = |why: &dyn std::fmt::Display| failed(login, why);
+    let mut exchange = password_exchange(login, offer, channel, &username(login)?)?;
+    tracing::debug!(mechanism = exchange.mechanism(), "logging in");
     let mut auth = sasl_element("auth", &exchange.initial());
     xml::set(&mut auth, "mechanism", exchange.mechanism());
     stream.send(&auth).await?;
     loop {
         let element = stream.next().await?;
-        let data = || {
-            let text: String = element.text().split_ascii_whitespace().collect();
-            // A single equals sign stands for no bytes (RFC 6120, section 6.4.2).
-            let text = if text == "=" { String::new() } else { text };
-            BASE64.decode(text).map_err(|_| failed(&"the server's message is not base64"))
-        };
+        let data = || decoded(&element.text()).ok_or_else(|| failed(&NOT_BASE64));
         match element.name() {
             "challenge" => {
                 let response = exchange.respond(&data()?).map_err(|error| failed(&error))?;
                 stream.send(&sasl_element("response", &response)).await?;
             }
             "success" => return exchange.finish(&data()?).map_err(|error| failed(&error)),
-            "failure" => {
-                let is_text = |child: &&Element| child.name() == "text";
-                let condition = element.children().find(|child| !is_text(child));
-                let condition = condition.map_or("the server refused it", Element::name);
-                let text: String =
-                    element.children().find(is_text).map(Element::text).unwrap_or_default();
-                let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
-                let text = if text.is_empty() { text } else { format!(" ({text})") };
-                return Err(failed(&format!("{condition}{text}")));
-            }
+            "failure" => return Err(refused(login, &element)),
             _ => return Err(failed(&"the server sent an unexpected element")),
         }
     }
+}
+
+const NOT_BASE64: &str = "the server's message is not base64";
+
+fn failed(login: &Login, why: &dyn std::fmt::Display) -> Failure {
+    Error::login(format!("login as {} failed: {why}", login.jid)).into()
+}
+
+fn username(login: &Login) -> Result<String, Failure> {
+    let username = login.jid.node().map(|node| node.as_str().to_owned());
+    Ok(username.ok_or_else(|| Error::login("the JID must be user@domain"))?)
+}
+
+fn password_exchange(
+    login: &Login,
+    offer: Offer,
+    channel: &Channel,
+    username: &str,
+) -> Result<Exchange, Failure> {
+    let nonce: [u8; 18] = rand::random();
+    Exchange::new(offer, channel, username, login.password.clone(), &nonce)
+        .map_err(|error| failed(login, &error))
+}
+
+/// The bytes of a message; `None` if it is not base64.
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    let text: String = text.split_ascii_whitespace().collect();
+    // A single equals sign stands for no bytes (RFC 6120, section 6.4.2).
+    let text = if text == "=" { String::new() } else { text };
+    BASE64.decode(text).ok()
+}
+
+/// Says what a `<failure/>` means (RFC 6120, section 6.5; XEP-0388, section 2.6.5).
+fn refused(login: &Login, element: &Element) -> Failure {
+    let is_text = |child: &&Element| child.name() == "text";
+    let condition = element.children().find(|child| !is_text(child));
+    let condition = condition.map_or("the server refused it", Element::name);
+    let text: String = element.children().find(is_text).map(Element::text).unwrap_or_default();
+    let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
+    let text = if text.is_empty() { text } else { format!(" ({text})") };
+    let is_final = FINAL.contains(&condition);
+    Failure { by_server: true, is_final, ..failed(login, &format!("{condition}{text}")) }
 }
 
 fn sasl_element(name: &str, data: &[u8]) -> Element {
@@ -344,240 +708,41 @@ fn sasl_element(name: &str, data: &[u8]) -> Element {
     element
 }
 
-async fn bind<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut Stream<S>) -> Result<FullJid, Error> {
+/// Binds a resource; `None` if the server has another session there that it does not give up.
+async fn bind<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut Stream<S>,
+    name: &str,
+    early: &mut Vec<Element>,
+) -> Result<Option<FullJid>, Failure> {
     const BIND: &str = "urn:ietf:params:xml:ns:xmpp-bind";
-    let mut iq = xml::element("iq", ns::CLIENT, &[("type", "set"), ("id", "bind")]);
+    let id = random_id();
+    let mut iq = xml::element("iq", ns::CLIENT, &[("type", "set"), ("id", &id)]);
     let mut bind = Element::bare("bind", BIND);
     let mut resource = Element::bare("resource", BIND);
-    resource.append_text(format!("xtls-{:08x}", rand::random::<u32>()));
+    resource.append_text(name);
     bind.append_child(resource);
     iq.append_child(bind);
     stream.send(&iq).await?;
     loop {
         let element = stream.next().await?;
-        if element.name() == "iq" && element.attr("id") == Some("bind") {
-            return element
-                .get_child("bind", BIND)
-                .and_then(|bind| bind.get_child("jid", BIND))
-                .and_then(|jid| FullJid::new(&jid.text()).ok())
-                .ok_or_else(|| Error::login("the XMPP server refused to bind a resource"));
+        if element.name() != "iq" || element.attr("id") != Some(id.as_str()) {
+            keep(early, element)?;
+            continue;
         }
-    }
-}
-
-/// Writes a stanza, or the error that is sent in place of an answer which cannot be. Gives what comes back in place of a
-/// stanza that cannot be written, or that the server would end the connection for.
-fn write_fitting(element: &Element, out: &mut Vec<u8>) -> Option<Element> {
-    let before = out.len();
-    let written = xml::write_within(element, ns::CLIENT, out);
-    let size = out.len() - before;
-    let instead = match written {
-        Ok(()) if size <= size::CLIENT => return None,
-        Ok(()) => size::instead(element, size, size::CLIENT),
-        Err(error) => size::instead_of_unwritable(element, &error),
-    };
-    out.truncate(before);
-    match instead {
-        Instead::Return(answer) => return Some(answer),
-        Instead::Send(answer) => {
-            if xml::write_within(&answer, ns::CLIENT, out).is_err() {
-                out.truncate(before);
+        if let Some(error) = element.get_child("error", ns::CLIENT) {
+            if error.has_child("conflict", ns::STANZA_ERRORS) {
+                return Ok(None);
             }
+            let refused =
+                format!("the XMPP server refused to bind a resource: {}", condition(error));
+            return Err(Failure { by_server: true, ..Error::login(refused).into() });
         }
-        Instead::Nothing => {}
-    }
-    None
-}
-
-/// Carries stanzas both ways until either side is done.
-struct Driver<S> {
-    reader: StanzaReader<ReadHalf<S>>,
-    writer: WriteHalf<S>,
-    own: FullJid,
-    /// What is to be written.
-    pending: Vec<u8>,
-    is_unflushed: bool,
-    /// What came and has no place yet.
-    arrived: VecDeque<Stanza>,
-    /// The server has closed the stream.
-    is_over: bool,
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
-    fn new(stream: Stream<S>, own: FullJid) -> Self {
-        Self {
-            reader: stream.reader,
-            writer: stream.writer,
-            own,
-            pending: Vec::new(),
-            is_unflushed: false,
-            arrived: VecDeque::new(),
-            is_over: false,
-        }
-    }
-
-    async fn run(mut self, mut queue: mpsc::Receiver<Element>, inbound: mpsc::Sender<Stanza>) {
-        match self.carry(&mut queue, &inbound).await {
-            Ok(()) => {}
-            Err(error) => {
-                tracing::debug!(%error, "the connection to the XMPP server ended");
-                return;
-            }
-        }
-        while let Ok(element) = queue.try_recv() {
-            self.send(&element);
-        }
-        self.pending.extend_from_slice(b"</stream:stream>");
-        let _ = timeout(CLOSE, async {
-            self.writer.write_all(&self.pending).await?;
-            self.writer.shutdown().await
-        })
-        .await;
-    }
-
-    /// Ends well if we close the stream, or the server does.
-    async fn carry(
-        &mut self,
-        queue: &mut mpsc::Receiver<Element>,
-        inbound: &mpsc::Sender<Stanza>,
-    ) -> io::Result<()> {
-        let (mut heard, mut is_asked) = (Instant::now(), false);
-        let (mut progress, mut was_idle) = (Instant::now(), true);
-        loop {
-            self.take_in()?;
-            if self.is_over && self.arrived.is_empty() {
-                return Ok(());
-            }
-            let is_idle = self.pending.is_empty() && !self.is_unflushed;
-            // What is written after a pause has its time from now on.
-            if is_idle || was_idle {
-                progress = Instant::now();
-            }
-            was_idle = is_idle;
-            let silent = heard + if is_asked { SILENCE * 2 } else { SILENCE };
-            let deadline = if is_idle { silent } else { silent.min(progress + WRITE) };
-            tokio::select! {
-                written = forward(&mut self.writer, &self.pending), if !is_idle => {
-                    let count = written?;
-                    self.is_unflushed = count > 0;
-                    self.pending.drain(..count);
-                    progress = Instant::now();
-                }
-                permit = inbound.reserve(), if !self.arrived.is_empty() => {
-                    let Ok(permit) = permit else { return Ok(()) };
-                    if let Some(stanza) = self.arrived.pop_front() {
-                        permit.send(stanza);
-                    }
-                }
-                // What is read may have to be answered: not while the server takes no answers.
-                filled = self.reader.fill(),
-                    if self.arrived.is_empty() && !self.is_over && self.pending.len() < 2 * FULL =>
-                {
-                    filled?;
-                    (heard, is_asked) = (Instant::now(), false);
-                }
-                element = queue.recv(), if self.pending.len() < FULL => match element {
-                    Some(element) => self.send(&element),
-                    None => return Ok(()),
-                },
-                () = sleep_until(deadline) => {
-                    let now = Instant::now();
-                    if !is_idle && now >= progress + WRITE {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
-                    if !self.arrived.is_empty() {
-                        // While stanzas wait to be taken nothing is read, and silence says nothing.
-                        heard = now;
-                    } else if now >= silent {
-                        if is_asked {
-                            return Err(io::ErrorKind::TimedOut.into());
-                        }
-                        is_asked = true;
-                        self.ask();
-                    }
-                }
-            }
-        }
-    }
-
-    /// Handles what was read, until a stanza waits to be taken.
-    fn take_in(&mut self) -> io::Result<()> {
-        while self.arrived.is_empty() && !self.is_over {
-            let received = match self.reader.next()? {
-                None => return Ok(()),
-                Some(Came::Plain(stanza)) => Received::Element(stanza.to_element()),
-                Some(Came::Whole(received)) => received,
-            };
-            match received {
-                Received::Header(_) | Received::Dropped => {}
-                Received::Footer => self.is_over = true,
-                Received::Element(element) => self.take(element),
-                Received::Oversized(mut head) => {
-                    self.address(&mut head);
-                    if let Some(refusal) = refuse_oversized(head) {
-                        self.send(&refusal);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, mut element: Element) {
-        if element.is("error", ns::STREAM) {
-            let condition = element.children().next().map_or("an error", Element::name);
-            tracing::warn!(condition, "the XMPP server ends the stream");
-            return;
-        }
-        self.address(&mut element);
-        match Stanza::parse(element) {
-            Ok(stanza) => self.arrived.push_back(stanza),
-            Err(unreadable) => {
-                if let Some(refusal) = unreadable.refuse_address() {
-                    self.send(&refusal);
-                }
-            }
-        }
-    }
-
-    /// Fills in what a server may leave out: our own addresses.
-    fn address(&self, element: &mut Element) {
-        if element.attr("from").is_none() {
-            xml::set(element, "from", self.own.to_bare().as_str());
-        }
-        if element.attr("to").is_none() {
-            xml::set(element, "to", self.own.as_str());
-        }
-    }
-
-    fn send(&mut self, element: &Element) {
-        if let Some(mut answer) = write_fitting(element, &mut self.pending) {
-            self.address(&mut answer);
-            self.take(answer);
-        }
-    }
-
-    /// Asks the server for a sign of life.
-    fn ask(&mut self) {
-        let domain = self.own.domain().as_str();
-        let attributes = [("type", "get"), ("id", "alive"), ("to", domain)];
-        let mut iq = xml::element("iq", ns::CLIENT, &attributes);
-        iq.append_child(Element::bare("ping", ns::PING));
-        self.send(&iq);
-    }
-}
-
-/// Writes some of `bytes`, or without any pushes on what was written.
-pub(crate) async fn forward(
-    write: &mut (impl AsyncWrite + Unpin),
-    bytes: &[u8],
-) -> io::Result<usize> {
-    if bytes.is_empty() {
-        return write.flush().await.map(|()| 0);
-    }
-    match write.write(bytes).await? {
-        0 => Err(io::ErrorKind::WriteZero.into()),
-        count => Ok(count),
+        let jid = element
+            .get_child("bind", BIND)
+            .and_then(|bind| bind.get_child("jid", BIND))
+            .and_then(|jid| FullJid::new(&jid.text()).ok());
+        let unread = || Error::login("the XMPP server did not say which resource it has bound");
+        return Ok(Some(jid.ok_or_else(unread)?));
     }
 }
 
@@ -663,85 +828,4 @@ impl ServerCertVerifier for AnyServer {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::{
-        io::{AsyncReadExt, DuplexStream, duplex},
-        task::JoinHandle,
-    };
-
-    use super::*;
-
-    const HEADER: &str = "<stream:stream xmlns='jabber:client' \
-        xmlns:stream='http://etherx.jabber.org/streams' id='1' version='1.0'>";
-
-    /// A driver that is logged in, and the server's end of its connection.
-    fn driven() -> (DuplexStream, mpsc::Receiver<Stanza>, JoinHandle<()>, mpsc::Sender<Element>) {
-        let (ours, server) = duplex(1 << 16);
-        let (read, writer) = split(ours);
-        let reader = StanzaReader::with_rules(read, Rules::CLIENT);
-        let own = FullJid::new("bob@example.test/xtls").unwrap();
-        let driver = Driver::new(Stream { reader, writer }, own);
-        let (outbound, queue) = mpsc::channel(4);
-        let (sender, inbound) = mpsc::channel(4);
-        (server, inbound, tokio::spawn(driver.run(queue, sender)), outbound)
-    }
-
-    async fn read(server: &mut DuplexStream) -> String {
-        let mut buffer = vec![0; 4096];
-        let count = server.read(&mut buffer).await.unwrap();
-        String::from_utf8(buffer[..count].to_vec()).unwrap()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_idle_connection_is_asked_for_a_sign_of_life_and_lives_on() {
-        let (mut server, _inbound, task, _outbound) = driven();
-        server.write_all(HEADER.as_bytes()).await.unwrap();
-        // Its answers fit into the queue, which nobody empties.
-        for _ in 0..3 {
-            let asked = read(&mut server).await;
-            assert!(asked.contains("id='alive'"), "{asked}");
-            server.write_all(b"<iq type='result' id='alive'/>").await.unwrap();
-        }
-        assert!(!task.is_finished());
-        // Then nothing more comes back.
-        let begin = Instant::now();
-        let asked = read(&mut server).await;
-        assert!(asked.contains("id='alive'"), "{asked}");
-        task.await.unwrap();
-        assert!(begin.elapsed() >= SILENCE * 2, "{:?}", begin.elapsed());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_request_whose_address_cannot_be_read_is_answered() {
-        let (mut server, _inbound, _task, _outbound) = driven();
-        server.write_all(HEADER.as_bytes()).await.unwrap();
-        let request = "<iq type='get' id='1' from='eve@example.test/\u{1f4f1}' to='bob@example.test/xtls'><a xmlns='u'/></iq>";
-        server.write_all(request.as_bytes()).await.unwrap();
-        let answer = read(&mut server).await;
-        assert!(answer.contains("jid-malformed") && answer.contains("id='1'"), "{answer}");
-        assert!(answer.contains("to='eve@example.test/\u{1f4f1}'"), "{answer}");
-    }
-
-    /// The stanzas of both servers' clients may be 262,144 bytes long.
-    #[test]
-    fn no_stanza_is_longer_than_what_servers_accept_of_clients() {
-        let build = |name: &str, type_: &str, length: usize| {
-            let attributes = [("type", type_), ("from", "a@b.c/d"), ("to", "x.b.c"), ("id", "1")];
-            let mut stanza = xml::element(name, ns::CLIENT, &attributes);
-            stanza.append_text("&".repeat(length));
-            stanza
-        };
-        for (name, type_) in [("iq", "get"), ("iq", "result"), ("message", "chat")] {
-            let mut out = Vec::new();
-            assert_eq!(write_fitting(&build(name, type_, 49_000), &mut out), None);
-            assert!(out.len() > 49_000);
-            out.clear();
-            let back = write_fitting(&build(name, type_, 50_000), &mut out);
-            assert_eq!(back.is_some(), type_ != "result", "{name} {type_}");
-            let written = String::from_utf8(out).unwrap();
-            let text = back.as_ref().map_or(written, String::from);
-            assert!(text.contains("type='error'"), "{name} {type_}: {text}");
-            assert!(text.contains("at most 250000 are sent"), "{text}");
-        }
-    }
-}
+mod tests;

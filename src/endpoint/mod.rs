@@ -62,10 +62,14 @@
 mod application;
 mod cause;
 mod dial;
+mod discovery;
+mod driver;
 mod error;
 mod guesses;
 mod hub;
+mod keeper;
 mod login;
+mod managed;
 mod method;
 mod nat64;
 mod negotiate;
@@ -76,27 +80,34 @@ mod progress;
 mod registry;
 mod s5b;
 mod sasl;
+mod sasl2;
 mod session;
 mod socks5;
 mod stream;
 mod transport;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use jid::{BareJid, Jid};
 use minidom::Element;
 
-pub(crate) use self::login::forward;
+pub(crate) use self::driver::forward;
 pub use self::{
     application::Application,
     error::Error,
     hub::TransportKind,
+    keeper::Contact,
     login::{Connection, Login, ServerTrust, login},
     method::Credential,
     negotiate::{Incoming, Request},
     path::loses_large_packets,
     policy::{FirstUse, Hint, Known, Policy, Registered, Shown, Standing},
     progress::{Monitor, Waiting},
+    sasl2::{FastStore, FastToken},
     session::Session,
     stream::{Learned, SecureStream},
 };
@@ -106,6 +117,7 @@ use self::{
     cause::Asked,
     guesses::Guesses,
     hub::{Admission, Hub},
+    keeper::Keeper,
     method::Offered,
     places::Places,
 };
@@ -124,6 +136,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 const CHECK: Duration = Duration::from_secs(10);
 /// How long a server may take to say whether an address is one of chat rooms.
 const ROOM: Duration = Duration::from_secs(3);
+/// How long the closing of the stream may take at the end.
+const CLOSE: Duration = Duration::from_secs(5);
 /// The most pages of one answer that are read.
 const PAGES: usize = 256;
 
@@ -138,11 +152,15 @@ struct Inner {
     builder: Builder,
     guesses: Guesses,
     task: tokio::task::AbortHandle,
+    /// What makes the connection again, if anything.
+    keeper: Option<Keeper>,
+    /// The priority with which we have appeared, if we have.
+    appeared: Mutex<Option<i8>>,
 }
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inner").field("jid", &self.hub.jid).finish_non_exhaustive()
+        f.debug_struct("Inner").field("jid", &self.hub.jid()).finish_non_exhaustive()
     }
 }
 
@@ -161,7 +179,7 @@ impl fmt::Debug for Inner {
 ///     .policy(FirstUse::default());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use]
 pub struct Builder {
     credential: Credential,
@@ -174,6 +192,20 @@ pub struct Builder {
     policy: Arc<dyn Policy>,
     features: Vec<String>,
     accept_direct: bool,
+    reconnect: Option<keeper::Listener>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("credential", &self.credential)
+            .field("via", &self.via)
+            .field("component", &self.component)
+            .field("transport", &self.transport)
+            .field("policy", &self.policy)
+            .field("features", &self.features)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Builder {
@@ -228,16 +260,37 @@ impl Builder {
         self
     }
 
+    /// Makes the connection again whenever it is lost, and tells `listener` of both.
+    ///
+    /// The session with the server is resumed where it can be (XEP-0198): nothing is lost then, and nothing comes twice. Else
+    /// there is a new one, at the same address if the server allows it. The pauses between attempts grow to a minute.
+    /// A refused password, or another program that takes over the address, ends the endpoint
+    /// ([`Endpoint::why_disconnected`]). Streams over SOCKS5 go on throughout.
+    ///
+    /// Of effect with [`login`](Self::login), not with [`over`](Self::over).
+    pub fn reconnect(self, listener: impl Fn(&Contact) + Send + Sync + 'static) -> Self {
+        Self { reconnect: Some(Arc::new(listener)), ..self }
+    }
+
     /// Logs in, and starts.
     ///
     /// # Errors
     /// [`Error::Login`].
     pub async fn login(self, login: &Login) -> Result<(Endpoint, Incoming), Error> {
-        Ok(self.over(self::login::login(login).await?))
+        let Some(listener) = &self.reconnect else {
+            return Ok(self.over(self::login::login(login).await?));
+        };
+        let listener = Arc::clone(listener);
+        let (connection, keeper) = keeper::keep(login.clone(), login.keepalive, listener).await?;
+        Ok(self.start(connection, Some(keeper)))
     }
 
     /// Starts over a connection that is there already.
     pub fn over(self, connection: Connection) -> (Endpoint, Incoming) {
+        self.start(connection, None)
+    }
+
+    fn start(self, connection: Connection, keeper: Option<Keeper>) -> (Endpoint, Incoming) {
         let mut features: Vec<String> = [
             ns::DISCO_INFO,
             ns::PING,
@@ -265,10 +318,17 @@ impl Builder {
             policy: Arc::clone(&self.policy),
             places: Places::default(),
         };
-        let (hub, arrivals, task) = Hub::start(connection, features, admission);
-        let inner =
-            Inner { hub, builder: self, guesses: Guesses::default(), task: task.abort_handle() };
+        let (hub, arrivals, task) = Hub::start(connection, keeper.clone(), features, admission);
+        let inner = Inner {
+            hub,
+            builder: self,
+            guesses: Guesses::default(),
+            task: task.abort_handle(),
+            keeper,
+            appeared: Mutex::default(),
+        };
         let endpoint = Endpoint { inner: Arc::new(inner) };
+        endpoint.appear_in_each_session();
         (endpoint.clone(), Incoming { endpoint, arrivals })
     }
 }
@@ -288,17 +348,24 @@ impl Endpoint {
             policy: Arc::new(Registered),
             features: Vec::new(),
             accept_direct: false,
+            reconnect: None,
         }
     }
 
     /// The address that the XMPP server has given us.
     pub fn jid(&self) -> Jid {
-        Jid::from(self.inner.hub.jid.clone())
+        Jid::from(self.hub().jid())
     }
 
     /// Whether the connection to the XMPP server is there. Streams over SOCKS5 go on without it.
     pub fn is_connected(&self) -> bool {
-        !self.inner.task.is_finished()
+        !self.inner.task.is_finished() && !self.hub().is_lost()
+    }
+
+    /// Why the connection is gone for good, once it is: what [`Incoming::next`] ends with.
+    pub fn why_disconnected(&self) -> Error {
+        let why = self.inner.keeper.as_ref().and_then(Keeper::why_ended);
+        why.unwrap_or(Error::Disconnected)
     }
 
     /// The print that we offer as ours; a password has none.
@@ -321,14 +388,46 @@ impl Endpoint {
     /// through it; in any case their peers are told at once if this program dies. Returns when the XMPP
     /// server has passed it on.
     pub async fn appear(&self, priority: i8) {
+        *self.appeared() = Some(priority);
+        self.announce(priority).await;
+        self.settle().await;
+    }
+
+    fn appeared(&self) -> std::sync::MutexGuard<'_, Option<i8>> {
+        self.inner.appeared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn announce(&self, priority: i8) {
         let mut element = Element::bare("priority", ns::CLIENT);
         element.append_text(priority.to_string());
         self.presence(None, Some(element)).await;
-        self.settle().await;
+    }
+
+    /// Says in each new session with the server what [`appear`](Self::appear) has said.
+    fn appear_in_each_session(&self) {
+        let Some(keeper) = &self.inner.keeper else { return };
+        let (mut status, inner) = (keeper.status.clone(), Arc::downgrade(&self.inner));
+        tokio::spawn(async move {
+            let mut over = 0;
+            while status.changed().await.is_ok() {
+                let seen = status.borrow_and_update().clone();
+                if seen.bound.is_none() || seen.over == over {
+                    continue;
+                }
+                over = seen.over;
+                let Some(inner) = inner.upgrade() else { return };
+                let endpoint = Self { inner };
+                let priority = *endpoint.appeared();
+                if let Some(priority) = priority {
+                    endpoint.announce(priority).await;
+                }
+            }
+        });
     }
 
     /// Takes back what [`appear`](Self::appear) said.
     pub async fn disappear(&self) {
+        *self.appeared() = None;
         self.presence(Some("unavailable"), None).await;
     }
 
@@ -446,12 +545,17 @@ impl Endpoint {
     /// Ends the connection when all that was said has gone out. Sessions should be over by then.
     pub async fn close(&self) {
         let _ = tokio::time::timeout(FLUSH, self.settle()).await;
+        if let Some(keeper) = &self.inner.keeper {
+            // A stream that is not closed is kept for somebody who comes back.
+            keeper.closing.cancel();
+            let _ = tokio::time::timeout(CLOSE, keeper.done.cancelled()).await;
+        }
         self.inner.task.abort();
     }
 
     /// Waits until the server has handled what was sent so far: it answers what came after.
     async fn settle(&self) {
-        if let Ok(server) = Jid::new(self.inner.hub.jid.domain().as_str()) {
+        if let Ok(server) = Jid::new(self.hub().jid().domain().as_str()) {
             let _ = self.hub().request("get", &server, Element::bare("ping", ns::PING)).await;
         }
     }

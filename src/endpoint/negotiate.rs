@@ -281,6 +281,9 @@ impl Session {
         match checked {
             Ok(stream) => {
                 self.in_band = stream.learned().transport == TransportKind::Ibb;
+                if !self.in_band {
+                    self.inbox.secured();
+                }
                 Ok((self, stream))
             }
             Err(error) => {

@@ -139,8 +139,8 @@ pub(super) async fn proxies(endpoint: &Endpoint) -> Vec<Candidate> {
     let mut addresses: Vec<Jid> =
         endpoint.component().iter().map(|jid| Jid::from((*jid).clone())).collect();
     if addresses.is_empty() {
-        let server = hub.jid.domain().as_str();
-        if let Ok(server) = Jid::new(server)
+        let own = hub.jid();
+        if let Ok(server) = Jid::new(own.domain().as_str())
             && let Answer::Result(Some(query)) =
                 hub.request("get", &server, Element::bare("query", ns::DISCO_ITEMS)).await
         {

@@ -409,6 +409,7 @@ impl Session {
     /// Asks the other side, unless it ends the session; what else it says meanwhile is kept.
     pub(super) async fn ask(&mut self, jingle: Element) -> Result<(), Error> {
         let (hub, address) = (self.endpoint.hub().clone(), self.address.clone());
+        let over = hub.over();
         let asking = hub.request("set", &address, jingle);
         tokio::pin!(asking);
         let answer = loop {
@@ -431,7 +432,7 @@ impl Session {
         match answer {
             Answer::Result(_) => Ok(()),
             Answer::Error(error) => Err(self.asked().error(&error)),
-            Answer::Timeout if hub.is_lost() => Err(Error::Disconnected),
+            Answer::Timeout if hub.is_lost() || hub.over() != over => Err(Error::Disconnected),
             Answer::Timeout => Err(self.asked().silence()),
         }
     }

@@ -62,8 +62,14 @@ pub const JINGLE_MESSAGE: &str = "urn:xmpp:jingle-message:0";
 pub const CARBONS: &str = "urn:xmpp:carbons:2";
 /// Message processing hints (XEP-0334).
 pub const PROCESSING_HINTS: &str = "urn:xmpp:hints";
-/// Stream management, of which we use the acknowledgements (XEP-0198).
+/// Stream management (XEP-0198).
 pub const SM: &str = "urn:xmpp:sm:3";
+/// Login in one step: SASL2 (XEP-0388).
+pub const SASL2: &str = "urn:xmpp:sasl:2";
+/// Bind 2 (XEP-0386).
+pub const BIND2: &str = "urn:xmpp:bind:0";
+/// Tokens for the next login (XEP-0484).
+pub const FAST: &str = "urn:xmpp:fast:0";
 /// The security offer beside the transport (seed, second form).
 pub const SECURITY_OFFER: &str = "urn:xmpp:security-offer";
 /// XTLS (ProtoXEP jingle-xtls 0.0.4).

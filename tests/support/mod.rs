@@ -100,7 +100,10 @@ pub fn make_certificate(folder: &Path) {
         .args(["-days", "2", "-subj"])
         .arg(format!("/CN={DOMAIN}"))
         .arg("-addext")
-        .arg(format!("subjectAltName=DNS:{DOMAIN},DNS:{COMPONENT},DNS:localhost,IP:127.0.0.1"))
+        .arg(format!(
+            "subjectAltName=DNS:{DOMAIN},DNS:{COMPONENT},DNS:*.{DOMAIN},DNS:xn--bcher-kva.test,\
+             DNS:localhost,IP:127.0.0.1"
+        ))
         // What a strict verifier asks of a certificate that is its own authority and no authority of others.
         .args(["-addext", "basicConstraints=critical,CA:FALSE"])
         .arg("-keyout")

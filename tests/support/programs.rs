@@ -245,23 +245,36 @@ impl Xtls {
         Self::login_from(server, user, None)
     }
 
+    /// The same, at another port of this machine.
+    pub fn login_at(server: &Server, user: &str, port: u16) -> Self {
+        Self::login_with(server, user, None, &format!("127.0.0.1:{port}"))
+    }
+
     /// The same, from a network of its own.
     pub fn login_from(server: &Server, user: &str, network: Option<&Network>) -> Self {
-        let (_, password) = USERS.iter().find(|(name, _)| *name == user).unwrap();
-        let home = tempfile::Builder::new().prefix("fingerpost-xtls-").tempdir().unwrap();
-        let jid = format!("{user}@{DOMAIN}");
-        let name = network.map(|network| network.name().to_owned());
-        let this = Self { home, ca: server.ca(), jid, network: name };
         let address = match network {
             None => server.client_address(),
             Some(network) => format!("{}:{}", network.address(), server.client_port()),
         };
+        Self::login_with(server, user, network, &address)
+    }
+
+    fn login_with(server: &Server, user: &str, network: Option<&Network>, address: &str) -> Self {
+        let (_, password) = USERS.iter().find(|(name, _)| *name == user).unwrap();
+        let mut this = Self::new(server, &format!("{user}@{DOMAIN}"));
+        this.network = network.map(|network| network.name().to_owned());
         let mut command =
-            this.command(["login", &this.jid, "--server", &address, "--via", COMPONENT]);
+            this.command(["login", &this.jid, "--server", address, "--via", COMPONENT]);
         command.env("XTLS_PASSWORD", password);
         let output = run(command, Duration::from_secs(60));
         assert_eq!(output.code, 0, "xtls login: {output:?}");
         this
+    }
+
+    /// A user's `xtls`, without an account yet.
+    pub fn new(server: &Server, jid: &str) -> Self {
+        let home = tempfile::Builder::new().prefix("fingerpost-xtls-").tempdir().unwrap();
+        Self { home, ca: server.ca(), jid: jid.to_owned(), network: None }
     }
 
     /// The same with a new key, registered.
@@ -331,11 +344,16 @@ impl Xtls {
 
     /// Starts `xtls listen --once --json` with more arguments, and waits until it listens.
     pub fn listen(&self, more: &[&str]) -> Listener {
+        self.listen_on(&[&["--once"], more].concat())
+    }
+
+    /// The same without `--once`.
+    pub fn listen_on(&self, more: &[&str]) -> Listener {
         let out = self.home.path().join("received");
         std::fs::create_dir_all(&out).unwrap();
         let log = self.home.path().join("listen.log");
         let _old = std::fs::remove_file(&log);
-        let mut command = self.command(["listen", "--once", "--json"]);
+        let mut command = self.command(["listen", "--json"]);
         command.arg("--out").arg(&out).args(more);
         let process = Process::start(command, &log);
         let listener = Listener { process, out };
@@ -364,6 +382,19 @@ impl Listener {
     /// The first event of this name.
     pub fn event(&self, name: &str) -> Option<Value> {
         event(&self.log(), name)
+    }
+
+    /// All events of this name.
+    pub fn events(&self, name: &str) -> Vec<Value> {
+        let log = self.log();
+        log.lines().filter_map(|line| event(line, name)).collect()
+    }
+
+    /// Waits for the event of this name that comes after `before` others; gives it.
+    pub fn wait_for_event(&self, name: &str, before: usize) -> Value {
+        let limit = Duration::from_secs(60);
+        wait_for(name, limit, || self.log(), || self.events(name).len() > before);
+        self.events(name).swap_remove(before)
     }
 
     /// Waits until it ends; gives its exit status.

@@ -95,6 +95,8 @@ pub struct Server {
     has_components: bool,
     /// The port of its Erlang node's port mapper, if it is a node of a cluster.
     mapper: Option<u16>,
+    /// User, host, password.
+    accounts: Vec<(String, String, String)>,
 }
 
 /// Two nodes of ejabberd that are one server, and the port mapper by which they find each other.
@@ -199,6 +201,9 @@ impl Server {
             process: None,
             has_components: true,
             mapper: None,
+            accounts: USERS
+                .map(|(user, password)| (user.to_owned(), DOMAIN.to_owned(), password.to_owned()))
+                .into(),
         }
     }
 
@@ -265,6 +270,18 @@ impl Server {
         let text = change(read(&self.path(name)));
         self.write(name, &text);
         self.up();
+    }
+
+    /// Gives it stream management (XEP-0198), as it has in the configuration that Debian ships.
+    pub fn with_stream_management(mut self) -> Self {
+        let kind = self.kind;
+        self.reconfigure(true, |text| match kind {
+            Kind::Prosody => text.replace("\"roster\", ", "\"roster\", \"smacks\", "),
+            Kind::Ejabberd => {
+                text.replace("  mod_roster: {}\n", "  mod_roster: {}\n  mod_stream_mgmt: {}\n")
+            }
+        });
+        self
     }
 
     /// Starts the server again after [`Server::stop`].
@@ -341,6 +358,11 @@ impl Server {
     /// The certificate that clients must trust.
     pub fn ca(&self) -> PathBuf {
         self.path("server.pem")
+    }
+
+    /// Where its files are.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
     }
 
     /// Everything the server has logged.
@@ -430,13 +452,35 @@ Component "{COMPONENT}"
 {more}"#
             ),
         );
-        for (user, password) in USERS {
-            let host = DOMAIN.replace('.', "%2e");
-            self.write(
-                &format!("data/{host}/accounts/{user}.dat"),
-                &format!("return {{ [\"password\"] = \"{password}\"; }};\n"),
-            );
+        for account in &self.accounts {
+            self.write_account(account);
         }
+    }
+
+    /// Writes what Prosody keeps of an account.
+    fn write_account(&self, (user, host, password): &(String, String, String)) {
+        let encode = |text: &str| -> String {
+            let byte = |byte: u8| match byte.is_ascii_alphanumeric() {
+                true => char::from(byte).to_string(),
+                false => format!("%{byte:02x}"),
+            };
+            text.bytes().map(byte).collect()
+        };
+        self.write(
+            &format!("data/{}/accounts/{}.dat", encode(host), encode(user)),
+            &format!("return {{ [\"password\"] = \"{password}\"; }};\n"),
+        );
+    }
+
+    /// Gives a user of a host this password, at the next start. The host may be one that is still to be configured; its
+    /// name is as the server has it. The password is as a server prepares it (RFC 4013).
+    pub fn set_password(&mut self, user: &str, host: &str, password: &str) {
+        let account = (user.to_owned(), host.to_owned(), password.to_owned());
+        if self.kind == Kind::Prosody {
+            self.write_account(&account);
+        }
+        self.accounts.retain(|(name, at, _)| (name.as_str(), at.as_str()) != (user, host));
+        self.accounts.push(account);
     }
 
     fn prosody(&self) -> Command {
@@ -515,14 +559,22 @@ auth_method: internal
     /// distribution it neither needs a node name nor starts the port mapper.
     fn ejabberd(&self) -> Command {
         let _old = std::fs::remove_file(self.path("ready"));
-        let users: Vec<String> = USERS
+        let text = |text: &str| -> String {
+            text.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(",")
+        };
+        let users: Vec<String> = self
+            .accounts
             .iter()
-            .map(|(name, password)| format!("{{<<\"{name}\">>,<<\"{password}\">>}}"))
+            .map(|(name, host, password)| {
+                format!("{{<<{}>>,<<{}>>,<<{}>>}}", text(name), text(host), text(password))
+            })
             .collect();
         let start = format!(
             "case application:ensure_all_started(ejabberd) of \
                {{ok, _}} -> \
-                 [ejabberd_auth:try_register(U, <<\"{DOMAIN}\">>, P) || {{U, P}} <- [{}]], \
+                 [case ejabberd_auth:try_register(U, H, P) of \
+                    ok -> ok; {{error, exists}} -> ok = ejabberd_auth:set_password(U, H, P) \
+                  end || {{U, H, P}} <- [{}]], \
                  ok = file:write_file(\"{here}/ready\", <<>>); \
                E -> io:format(\"~p~n\", [E]), halt(1) \
              end, \

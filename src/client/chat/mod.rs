@@ -67,7 +67,7 @@ pub(super) async fn call(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
 
 /// Waits for one chat. Whoever is not to be accepted, or wants something else, is declined.
 pub(super) async fn listen(client: &Client, accept: &[BareJid]) -> Result<(), XtlsError> {
-    let (endpoint, mut incoming) = client.connect().await?;
+    let (endpoint, mut incoming) = client.connect_to_wait().await?;
     endpoint.appear(1).await;
     client.output.event(
         &json!({"event": "listening", "jid": endpoint.jid().as_str()}),
@@ -81,7 +81,7 @@ pub(super) async fn listen(client: &Client, accept: &[BareJid]) -> Result<(), Xt
         let secured = tokio::select! {
             request = incoming.next() => {
                 let Some(request) = request else {
-                    break Err(XtlsError::failed("the connection to the XMPP server is lost"));
+                    break Err(endpoint.why_disconnected().into());
                 };
                 if let Err(error) = admit(&request, accept) {
                     request.decline(&error.text).await;

@@ -31,11 +31,6 @@ impl Channel {
         }
     }
 
-    /// Whether it cannot be bound at all.
-    pub(super) fn is_empty(&self) -> bool {
-        self.exporter.is_none() && self.end_point.is_none()
-    }
-
     /// The best type that is among the server's, with its data.
     pub(super) fn choose(&self, types: &[String]) -> Option<(&'static str, &[u8])> {
         let named = |name: &str| types.iter().any(|known| known == name);
@@ -44,6 +39,17 @@ impl Channel {
         exporter
             .map(|data| (EXPORTER, data.as_slice()))
             .or_else(|| end_point.map(|data| (END_POINT, data.as_slice())))
+    }
+
+    /// The data that a token's mechanism is bound to; `None` if this connection does not have it (XEP-0484 and
+    /// draft-schmaus-kitten-sasl-ht, section 4).
+    pub(super) fn of_token(&self, mechanism: &str) -> Option<&[u8]> {
+        match mechanism.rsplit('-').next() {
+            Some("EXPR") => self.exporter.as_ref().map(<[u8; 32]>::as_slice),
+            Some("ENDP") => self.end_point.as_deref(),
+            Some("NONE") => Some(&[]),
+            _ => None,
+        }
     }
 
     /// A channel for tests.

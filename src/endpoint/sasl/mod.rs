@@ -11,9 +11,11 @@
 //! | the server offers | flag |
 //! |---|---|
 //! | a -PLUS mechanism and names a channel binding type that both sides have (XEP-0440) | `p=` and the type |
-//! | a -PLUS mechanism without such a type | `n`: with `y` the server would have to refuse |
-//! | no -PLUS mechanism, and this connection could be bound | `y`: a server that did offer one refuses, so the removal is noticed |
-//! | no -PLUS mechanism, and this connection cannot be bound | `n` |
+//! | anything else | `n` |
+//!
+//! The flag `y`, "you do not offer it", is never sent. Prosody 13 and ejabberd 24.12 refuse it whenever they could bind the
+//! connection, also where their operator has switched the -PLUS mechanisms off. That the offer was changed on its way is
+//! found by its hash (XEP-0474).
 
 use std::num::NonZeroU32;
 
@@ -21,6 +23,7 @@ use aws_lc_rs::{digest, hmac, pbkdf2};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use subtle::ConstantTimeEq;
 
+use super::sasl2::FastToken;
 use crate::redact::Secret;
 
 mod binding;
@@ -32,6 +35,8 @@ const MIN_ITERATIONS: u32 = 4096;
 /// More would let a server keep this side busy.
 const MAX_ITERATIONS: u32 = 1_000_000;
 const PLUS: &str = "-PLUS";
+/// Mechanisms for tokens (XEP-0484), the best first.
+const TOKENS: [&str; 3] = ["HT-SHA-256-EXPR", "HT-SHA-256-ENDP", "HT-SHA-256-NONE"];
 const PLAIN: &str = "PLAIN";
 
 /// What the server offers in its stream features.
@@ -122,6 +127,8 @@ pub(super) struct Exchange {
 
 enum State {
     Plain(Vec<u8>),
+    /// The message for a token; the server owes this signature.
+    Token(Vec<u8>, Vec<u8>),
     First(Scram),
     /// The client's proof is sent; the server owes this signature.
     Final(Vec<u8>),
@@ -165,7 +172,7 @@ impl Exchange {
                 (Some(hash), Some((name, data))) => {
                     (plus(hash), hash, format!("p={name},,"), data.to_vec())
                 }
-                (with_plus, _) => {
+                _ => {
                     let plain_scram = Hash::ALL.into_iter().find(|hash| offered(hash.mechanism()));
                     let Some(hash) = plain_scram else {
                         if !offered(PLAIN) {
@@ -175,16 +182,30 @@ impl Exchange {
                         let (mechanism, state) = (PLAIN.to_owned(), State::Plain(message.into()));
                         return Ok(Self { mechanism, offer, password, state });
                     };
-                    let any_plus = with_plus.is_some()
-                        || offer.mechanisms.iter().any(|name| name.ends_with(PLUS));
-                    let flag = if any_plus || channel.is_empty() { "n,," } else { "y,," };
-                    (hash.mechanism().to_owned(), hash, flag.to_owned(), Vec::new())
+                    (hash.mechanism().to_owned(), hash, "n,,".to_owned(), Vec::new())
                 }
             };
         let nonce = BASE64.encode(nonce);
         let bare = format!("n={},r={nonce}", escape(&prepare(username)));
         let state = State::First(Scram { hash, gs2, binding, nonce, bare });
         Ok(Self { mechanism, offer, password, state })
+    }
+
+    /// Authenticates by a token instead of the password; `None` if the connection lacks the binding that the token needs.
+    pub(super) fn by_token(token: &FastToken, channel: &Channel, username: &str) -> Option<Self> {
+        if !TOKENS.contains(&token.mechanism.as_str()) {
+            return None;
+        }
+        let binding = channel.of_token(&token.mechanism)?;
+        let key = token.token.expose_secret().as_bytes();
+        let sign = |role: &[u8]| Hash::Sha256.sign(key, &[role, binding].concat());
+        let message = [username.as_bytes(), b"\0", &sign(b"Initiator")].concat();
+        Some(Self {
+            mechanism: token.mechanism.clone(),
+            offer: Offer::default(),
+            password: Secret::default(),
+            state: State::Token(message, sign(b"Responder")),
+        })
     }
 
     /// The mechanism's name.
@@ -195,7 +216,7 @@ impl Exchange {
     /// The initial response.
     pub(super) fn initial(&self) -> Vec<u8> {
         match &self.state {
-            State::Plain(message) => message.clone(),
+            State::Plain(message) | State::Token(message, _) => message.clone(),
             State::First(scram) => format!("{}{}", scram.gs2, scram.bare).into_bytes(),
             State::Final(_) | State::Done => Vec::new(),
         }
@@ -217,7 +238,9 @@ impl Exchange {
                 verify(challenge, &signature)?;
                 Ok(Vec::new())
             }
-            State::Plain(_) | State::Done => Err(SaslError::Malformed("an unexpected challenge")),
+            State::Plain(_) | State::Token(..) | State::Done => {
+                Err(SaslError::Malformed("an unexpected challenge"))
+            }
         }
     }
 
@@ -229,9 +252,18 @@ impl Exchange {
         match self.state {
             State::Plain(_) | State::Done => Ok(()),
             State::First(_) => Err(SaslError::Server),
+            State::Token(_, signature) if data.ct_eq(&signature).into() => Ok(()),
+            State::Token(..) => Err(SaslError::Server),
             State::Final(signature) => verify(data, &signature),
         }
     }
+}
+
+/// The best mechanism for tokens that the server offers and the connection can have.
+pub(super) fn token_mechanism(offered: &[String], channel: &Channel) -> Option<&'static str> {
+    TOKENS.into_iter().find(|name| {
+        offered.iter().any(|offered| offered == name) && channel.of_token(name).is_some()
+    })
 }
 
 impl Scram {

@@ -122,8 +122,9 @@ fn which_mechanism_and_which_flag() {
             "n,,n=",
         ),
         (&["SCRAM-SHA-1", "SCRAM-SHA-1-PLUS"][..], both, &none, "SCRAM-SHA-1", "n,,n="),
-        // Prosody 0.12 over TLS 1.3.
-        (&["SCRAM-SHA-1", "SCRAM-SHA-256"][..], None, &bound(), "SCRAM-SHA-256", "y,,n="),
+        // Prosody 0.12 over TLS 1.3; Prosody 13 and ejabberd 24.12 without their -PLUS mechanisms, which refuse `y`.
+        (&["SCRAM-SHA-1", "SCRAM-SHA-256"][..], None, &bound(), "SCRAM-SHA-256", "n,,n="),
+        (&["SCRAM-SHA-1"][..], both, &bound(), "SCRAM-SHA-1", "n,,n="),
         (&["SCRAM-SHA-1"][..], None, &none, "SCRAM-SHA-1", "n,,n="),
         // A -PLUS mechanism that we do not have is one all the same.
         (&["SCRAM-SHA-1", "SCRAM-SHA3-512-PLUS"][..], both, &bound(), "SCRAM-SHA-1", "n,,n="),
@@ -258,4 +259,34 @@ fn a_certificate_is_hashed_by_its_own_hash_function() {
         assert_eq!(binding::end_point(certificate.der()).map(|hash| hash.len()), length);
     }
     assert_eq!(binding::end_point(b"not a certificate"), None);
+}
+
+#[test]
+fn a_token_proves_both_sides_and_needs_its_channel_binding() {
+    let token = FastToken::new("HT-SHA-256-EXPR", "secret-token:x", "");
+    let exchange = Exchange::by_token(&token, &bound(), "user").unwrap();
+    let message = exchange.initial();
+    let proof = message.strip_prefix(b"user\0").unwrap();
+    let sign = |role: &[u8]| Hash::Sha256.sign(b"secret-token:x", &[role, &[7; 32]].concat());
+    assert_eq!(proof, sign(b"Initiator"));
+    assert_eq!(exchange.finish(&sign(b"Responder")), Ok(()));
+    for wrong in [&b""[..], b"x", &sign(b"Initiator")] {
+        let exchange = Exchange::by_token(&token, &bound(), "user").unwrap();
+        assert_eq!(exchange.finish(wrong), Err(SaslError::Server));
+    }
+    // Another connection without the exporter cannot use it, and no other kind of mechanism is taken from a file.
+    assert!(Exchange::by_token(&token, &Channel::new(None, Some(vec![8; 32])), "user").is_none());
+    for mechanism in ["HT-SHA-256-UNIQ", "PLAIN", "X-NONE"] {
+        let token = FastToken::new(mechanism, "secret-token:x", "");
+        assert!(Exchange::by_token(&token, &bound(), "user").is_none(), "{mechanism}");
+    }
+}
+
+#[test]
+fn the_best_mechanism_for_tokens_is_asked_for() {
+    let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let all = own(&["HT-SHA-256-NONE", "HT-SHA-256-UNIQ", "HT-SHA-256-ENDP", "HT-SHA-256-EXPR"]);
+    assert_eq!(token_mechanism(&all, &bound()), Some("HT-SHA-256-EXPR"));
+    assert_eq!(token_mechanism(&all, &Channel::default()), Some("HT-SHA-256-NONE"));
+    assert_eq!(token_mechanism(&own(&["HT-SHA-256-UNIQ"]), &bound()), None);
 }
