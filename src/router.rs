@@ -313,7 +313,8 @@ impl Router {
             }
             return;
         }
-        if self.presences.count() > 0 {
+        // An error may come from a server in the place of its user.
+        if stanza.type_ != "error" && self.presences.count() > 0 {
             self.presences.heard(&stanza.from, tokio::time::Instant::now());
         }
         match stanza.kind {
@@ -1031,3 +1032,6 @@ impl Router {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

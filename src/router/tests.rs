@@ -1,0 +1,202 @@
+//! Which resource gets what, with stanzas in and stanzas out.
+
+use tokio::sync::mpsc::Receiver;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::{
+    access::Access,
+    broker::{
+        self,
+        hints::{Policies, Policy},
+        journal::Journal,
+    },
+    control,
+    logging::LogLevel,
+    mediator::table,
+    print::{HashKind, Method, Print},
+    registry::{
+        Options as RegistryOptions,
+        model::{NewKey, Source, Visibility},
+        store::Store,
+    },
+};
+
+const COMPONENT: &str = "xtls.example.test";
+const ALICE: &str = "alice@example.test/a";
+const MASK: &str = "bob\\40example.test@xtls.example.test";
+
+/// A router whose users are of `example.test`, with what it sends and what its work comes to.
+struct World {
+    router: Router,
+    sent: Receiver<Element>,
+    reports: Receiver<Report>,
+    known: Receiver<Known>,
+    stop: CancellationToken,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl World {
+    async fn new() -> Self {
+        let jid = BareJid::new(COMPONENT).unwrap();
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        let (component, visibility) = (jid.clone(), Visibility::Everyone);
+        let registry = Registry::new(
+            store.clone(),
+            RegistryOptions { component, visibility, keys_per_user: 9 },
+        );
+        let print = Print::new(HashKind::Sha256, &[7; 32]).unwrap();
+        let key = NewKey::of_prints(Method::X509, vec![print], "", Source::Self_).unwrap();
+        let bob = Jid::new("bob@example.test/one").unwrap();
+        registry.add(&bob, &key, SystemClock.now()).await.unwrap();
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (outbound, sent) = mpsc::channel(1000);
+        let (report, reports) = mpsc::channel(100);
+        let (know, known) = mpsc::channel(100);
+        let (notices, _) = mpsc::channel(100);
+        let (reloads, _) = mpsc::channel(1);
+        let table = Table::new(table::Options::default(), tasks.clone(), stop.clone());
+        let journal = Journal::new(store.clone(), jid.clone());
+        tasks.spawn(journal.clone().run(stop.clone()));
+        let requests = Requests::new(outbound.clone());
+        let second = Duration::from_secs(1);
+        let broker = Broker::new(
+            broker::Options {
+                jid: jid.clone(),
+                require_tls: false,
+                policies: Policies {
+                    unknown: Policy::Annotate,
+                    mismatch: Policy::Annotate,
+                    revoked: Policy::Annotate,
+                },
+                socks5: false,
+                advertise: Vec::new(),
+                ibb: true,
+                max_stanza_bytes: 200_000,
+                block_size: 4096,
+                window: 16,
+                memory: 1 << 20,
+                silence_timeout: 300 * second,
+                activation_timeout: 60 * second,
+                idle_timeout: 600 * second,
+                sessions: (10, 10),
+            },
+            outbound.clone(),
+            requests.clone(),
+            registry.clone(),
+            table.clone(),
+            journal,
+            tasks.clone(),
+        );
+        let access = Access { users: vec!["example.test".to_owned()], ..Access::default() };
+        let doors = Doors::new(access);
+        let control = Control::new(control::Parts {
+            doors: doors.clone(),
+            broker: broker.clone(),
+            table: table.clone(),
+            store: store.clone(),
+            log: LogLevel::start("warn", false),
+            notices: notices.clone(),
+            reloads,
+        });
+        let (cluster, _) = Cluster::join(&store, &jid, String::new()).await;
+        let options = Options {
+            jid: jid.clone(),
+            name: String::new(),
+            contact: Vec::new(),
+            max_stanza_bytes: 200_000,
+            access: doors,
+            requests_per_second: 1000,
+            advertise: Vec::new(),
+            socks5: false,
+            ibb: true,
+            import_pep: false,
+            proposals: (10, 10),
+        };
+        let mut router = Router::new(
+            options,
+            outbound,
+            requests,
+            broker,
+            registry,
+            table,
+            control,
+            cluster,
+            Back { reports: report, known: know, notices },
+            Arc::new(Identity::generate(&jid).unwrap()),
+            Reachable::new(store, jid),
+            tasks,
+        );
+        router.link_is_up();
+        Self { router, sent, reports, known, stop }
+    }
+
+    fn say(&mut self, text: &str) {
+        self.router.handle(text.parse().unwrap());
+    }
+
+    fn come(&mut self, from: &str) {
+        self.say(&format!("<presence xmlns='jabber:client' from='{from}' to='{COMPONENT}'/>"));
+    }
+
+    /// The next stanza that is sent and meant.
+    async fn next(&mut self, is_meant: impl Fn(&Element) -> bool) -> Element {
+        loop {
+            tokio::select! {
+                biased;
+                Some(sent) = self.sent.recv() => if is_meant(&sent) { return sent },
+                Some(known) = self.known.recv() => self.router.handle_known(known),
+            }
+        }
+    }
+
+    async fn report(&mut self) {
+        let report = self.reports.recv().await.unwrap();
+        self.router.handle_report(report);
+    }
+
+    /// The next disco#info query to a resource.
+    async fn asked(&mut self, of: &str) -> Element {
+        self.next(|sent| sent.attr("to") == Some(of) && sent.has_child("query", ns::DISCO_INFO))
+            .await
+    }
+
+    /// Answers a request for its addressee.
+    fn answer(&mut self, asked: &Element, type_: &str, payload: &str) {
+        let attr = |name| asked.attr(name).unwrap();
+        let (from, to, id) = (attr("to"), attr("from"), attr("id"));
+        self.say(&format!(
+            "<iq xmlns='jabber:client' type='{type_}' from='{from}' to='{to}' id='{id}'>{payload}</iq>"
+        ));
+    }
+}
+
+fn error(condition: &str, more: &str) -> String {
+    let of = ns::STANZA_ERRORS;
+    format!("<error type='wait'><{condition} xmlns='{of}'/>{more}</error>")
+}
+
+#[tokio::test]
+async fn a_server_that_answers_in_the_place_of_a_client_does_not_make_it_there() {
+    for condition in ["remote-server-timeout", "internal-server-error", "resource-constraint"] {
+        let mut world = World::new().await;
+        world.come("bob@example.test/one");
+        // What was heard before counts no more.
+        world.router.link_is_up();
+        world.say(&format!(
+            "<iq xmlns='jabber:client' type='get' id='p' from='{ALICE}' to='{MASK}'>\
+             <ping xmlns='urn:xmpp:ping'/></iq>"
+        ));
+        let asked = world.asked("bob@example.test/one").await;
+        world.answer(&asked, "error", &error(condition, ""));
+        world.report().await;
+        let answer = world.next(|sent| sent.attr("id") == Some("p")).await;
+        let silent = answer.get_child("error", ns::CLIENT).unwrap();
+        assert!(silent.has_child("silent", ns::HINTS), "{condition}: {}", String::from(&answer));
+    }
+}
