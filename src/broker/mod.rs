@@ -149,6 +149,8 @@ pub struct Callee {
     pub sid: Option<String>,
     /// How long it may take to acknowledge the session-initiate.
     pub patience: Duration,
+    /// Whether somebody else may take the session in its place.
+    pub has_others: bool,
     /// Where the session-initiate goes if it does not, or has no use for it.
     pub again: Option<Again>,
 }
@@ -156,7 +158,7 @@ pub struct Callee {
 impl Callee {
     /// A callee with the usual patience.
     pub fn new(jid: Jid) -> Self {
-        Self { jid, sid: None, patience: ANSWER, again: None }
+        Self { jid, sid: None, patience: ANSWER, has_others: false, again: None }
     }
 }
 
@@ -551,7 +553,7 @@ impl Broker {
     /// # Errors
     /// What the initiator is told if the session cannot be.
     pub fn initiate(&self, stanza: Stanza, callee: Callee) -> Result<(), Refusal> {
-        let Callee { jid: callee, sid: known, patience, again } = callee;
+        let Callee { jid: callee, sid: known, patience, has_others, again } = callee;
         let callee = &callee;
         let shared = &self.shared;
         let options = shared.options();
@@ -655,7 +657,7 @@ impl Broker {
             stanza,
             Instant::now(),
         );
-        machine.expect_acknowledgement(patience, again.is_some());
+        machine.expect_acknowledgement(patience, again.is_some(), has_others);
         let line = shared.journal.begin(&peers);
         metrics::SESSIONS.count(&[]);
         let driver = Driver::new(guard, peers, machine, line, again);

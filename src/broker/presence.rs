@@ -336,6 +336,15 @@ impl Presences {
         self.users.get(user).into_iter().flatten().map(|resource| &*resource.jid)
     }
 
+    /// Whether another resource of the user than this one, and than those in `tried`, may take a stanza for the bare JID.
+    pub fn has_other(&self, jid: &Jid, tried: &[FullJid]) -> bool {
+        let own = self.users.get(&jid.to_bare()).into_iter().flatten();
+        let mut others = own.filter(|other| other.jid.as_str() != jid.as_str());
+        others.any(|other| {
+            other.priority >= 0 && other.silent.is_none() && !tried.contains(&other.jid)
+        })
+    }
+
     /// Whether stanzas for the bare JID have somewhere to go.
     fn is_reachable(&self, user: &BareJid) -> bool {
         self.users.get(user).into_iter().flatten().any(|resource| resource.priority >= 0)

@@ -36,7 +36,7 @@ const LATE: Duration = Duration::from_secs(10);
 const CHOICE: Duration = Duration::from_secs(12);
 /// How long a resource that has just answered may take to acknowledge a session, if there are others.
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
-/// The same if it has not been asked, because it was heard of a moment before.
+/// The same if it has not been asked, because it was heard of a moment before, and there are others.
 const ASSUMED: Duration = Duration::from_secs(3);
 
 /// What has been found out for a stanza since it came.
@@ -90,6 +90,14 @@ pub(super) struct Taken {
     pub(super) jid: Jid,
     /// The choice, for a bare JID, and how sure it is.
     choosing: Option<(Choosing, bool)>,
+}
+
+#[cfg(test)]
+impl Taken {
+    /// One that was heard of a moment before, of those that nobody has tried.
+    pub(super) fn unsure(jid: Jid) -> Self {
+        Self { jid, choosing: Some((Choosing::new(Instant::now()), false)) }
+    }
 }
 
 /// A stanza that waits for the answers of resources.
@@ -176,16 +184,19 @@ impl Router {
 
     /// Starts a session with the resource that was chosen. If it does not acknowledge that, another one is.
     pub(super) fn initiate(&mut self, stanza: &Stanza, taken: Taken) -> Result<(), Refusal> {
+        let callee = self.callee(taken);
+        self.broker.initiate(stanza.clone(), callee)
+    }
+
+    /// Who is asked for a session, and for how long.
+    pub(super) fn callee(&self, taken: Taken) -> Callee {
         let mut callee = Callee::new(taken.jid.clone());
         if let Some((choosing, is_sure)) = taken.choosing {
             let Choosing { tried, .. } = choosing;
-            let bare = taken.jid.to_bare();
-            let others = self.presences.all(&bare).filter(|jid| !tried.contains(jid));
-            let has_others = others.count() > 1;
-            if !is_sure {
-                callee.patience = ASSUMED;
-            } else if has_others {
-                callee.patience = ACKNOWLEDGE;
+            // One that is busy is slow, and nobody else is kept waiting by it.
+            callee.has_others = self.presences.has_other(&taken.jid, &tried);
+            if callee.has_others {
+                callee.patience = if is_sure { ACKNOWLEDGE } else { ASSUMED };
             }
             let (reports, jid, at) = (self.back.reports.clone(), taken.jid, Instant::now());
             callee.again = Some(Again::new(move |stanza, error| async move {
@@ -193,7 +204,7 @@ impl Router {
                 let _ = reports.send(Report::Unanswered(Box::new(unanswered))).await;
             }));
         }
-        self.broker.initiate(stanza.clone(), callee)
+        callee
     }
 
     /// A resource did not acknowledge a session-initiate: another one may.

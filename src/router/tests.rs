@@ -200,3 +200,27 @@ async fn a_server_that_answers_in_the_place_of_a_client_does_not_make_it_there()
         assert!(silent.has_child("silent", ns::HINTS), "{condition}: {}", String::from(&answer));
     }
 }
+
+/// The answers of one that is busy may wait behind its own blocks.
+#[tokio::test]
+async fn who_was_just_heard_of_is_waited_for_as_long_as_nobody_else_can_take_a_session() {
+    let mut world = World::new().await;
+    let patience = |world: &World| {
+        let jid = Jid::new("bob@example.test/busy").unwrap();
+        let callee = world.router.callee(Taken::unsure(jid));
+        (callee.patience.as_secs(), callee.has_others)
+    };
+    world.come("bob@example.test/busy");
+    assert_eq!(patience(&world), (30, false));
+    world.say(&format!(
+        "<presence xmlns='jabber:client' from='bob@example.test/chat' to='{COMPONENT}'>\
+         <priority>-1</priority></presence>"
+    ));
+    assert_eq!(patience(&world), (30, false), "that one takes nothing for the bare JID");
+    world.come("bob@example.test/other");
+    assert_eq!(patience(&world), (3, true));
+    let asked = tokio::time::Instant::now();
+    let other = FullJid::new("bob@example.test/other").unwrap();
+    world.router.presences.answered(&other, Sign::Refused, asked, asked);
+    assert_eq!(patience(&world), (30, false), "that one is not answering");
+}

@@ -71,8 +71,11 @@ const LAST_BYTES: Duration = Duration::from_millis(150);
 const LAST_WORD: Duration = Duration::from_millis(500);
 /// How often a silent user is asked whether its session still exists (XEP-0166, 6.8).
 const PING: Duration = Duration::from_secs(60);
-/// How long a responder may take to acknowledge a session-initiate that did not answer the question before it.
+/// How long a responder may take to acknowledge a session-initiate that did not answer the question before it,
+/// and which another one may take.
 const SUSPECT: Duration = Duration::from_millis(1500);
+/// The same if nobody else may take it: its answers may wait behind blocks of another stream for ten seconds.
+const BUSY: Duration = Duration::from_secs(15);
 /// When it is asked again after an answer that may be false.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Requests of one side that may wait for the other's answers, and inputs that may wait for a check.
@@ -257,7 +260,9 @@ pub(crate) struct Session {
     heard: [Instant; 2],
     /// How long the responder may take to acknowledge the session-initiate.
     patience: Duration,
-    /// Whether somebody else may take the session in its place.
+    /// Whether the session-initiate is given back if the responder does not take it.
+    goes_back: bool,
+    /// Whether somebody else may take the session then.
     has_others: bool,
     actions: VecDeque<Action>,
 }
@@ -317,15 +322,21 @@ impl Session {
             asked: 0,
             heard: [now; 2],
             patience: super::ANSWER,
+            goes_back: false,
             has_others: false,
             actions,
         }
     }
 
-    /// Sets how long the responder may take to acknowledge the session-initiate, and whether somebody else may take the
-    /// session in its place.
-    pub(crate) fn expect_acknowledgement(&mut self, patience: Duration, has_others: bool) {
-        (self.patience, self.has_others) = (patience, has_others);
+    /// Sets how long the responder may take to acknowledge the session-initiate, whether that is given back if it does not
+    /// take it, and whether somebody else may take it then.
+    pub(crate) fn expect_acknowledgement(
+        &mut self,
+        patience: Duration,
+        goes_back: bool,
+        has_others: bool,
+    ) {
+        (self.patience, self.goes_back, self.has_others) = (patience, goes_back, has_others);
     }
 
     /// How long the responder may take to acknowledge the session-initiate.
@@ -404,8 +415,8 @@ impl Session {
             }
             Input::Gone(side) => self.lost(side),
             Input::NoFeatures => {
-                // Every client answers that question, so it has had its time.
-                self.patience = self.patience.min(SUSPECT);
+                // Every client answers that question, so it has had its time if others may take the session.
+                self.patience = self.patience.min(if self.has_others { SUSPECT } else { BUSY });
                 self.handle(Input::Features(Vec::new()), now);
             }
             Input::Room => self.refuse_check(&room()),
@@ -725,7 +736,7 @@ impl Session {
         match (question, answer) {
             (Question::Initiate, Answer::Result(_)) => self.acknowledge(),
             (Question::Initiate, Answer::Error(error))
-                if self.has_others && self.initiate.is_some() && is_for_others(&error) =>
+                if self.goes_back && self.initiate.is_some() && is_for_others(&error) =>
             {
                 self.give_back(Some(error));
             }
@@ -740,7 +751,7 @@ impl Session {
                 let text = "The session was not acknowledged in time";
                 let out = rewrite::terminate(&self.frame(Side::Responder), "timeout", text);
                 self.tell(Side::Responder, out);
-                if self.has_others {
+                if self.goes_back {
                     return self.give_back(None);
                 }
                 let user = self.peer(Side::Responder).user.to_bare();

@@ -8,6 +8,7 @@ use std::cell::Cell;
 
 use super::*;
 use crate::broker::{
+    ANSWER,
     hints::{Policies, Policy},
     offer,
 };
@@ -705,9 +706,9 @@ fn a_session_that_the_first_program_does_not_take_goes_back_for_the_next_one() {
         // What is wrong with the offer is wrong everywhere.
         (Answer::Error(stanza_error("bad-request")), None),
     ] {
-        for has_others in [true, false] {
+        for goes_back in [true, false] {
             let mut world = World::new(IBB_OFFER, annotate());
-            world.session.expect_acknowledgement(patience, has_others);
+            world.session.expect_acknowledgement(patience, goes_back, false);
             assert_eq!(world.session.patience(), patience);
             world.look_up(&[]);
             let (_, number, _) = world.asked.pop().unwrap();
@@ -715,7 +716,7 @@ fn a_session_that_the_first_program_does_not_take_goes_back_for_the_next_one() {
             world.tell(Input::Answered(number, answer.clone()));
             assert!(world.session.is_over());
             let expected = expected.map(|error| error.map(str::to_owned));
-            assert_eq!(given_back(&world), expected.filter(|_| has_others), "{answer:?}");
+            assert_eq!(given_back(&world), expected.filter(|_| goes_back), "{answer:?}");
             // Who may have missed the question is not to wait for anybody.
             let told = world.terminated();
             let timeout = ("bob@example.org/b".to_owned(), "timeout".to_owned());
@@ -737,10 +738,25 @@ fn an_error_of_the_responder_is_marked_and_silence_is_told_as_such() {
     let mut world = World::new(IBB_OFFER, annotate());
     world.tell(Input::NoFeatures);
     world.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));
-    assert_eq!(world.session.patience(), SUSPECT);
+    assert_eq!(world.session.patience(), BUSY);
     let (_, number, _) = world.asked.pop().unwrap();
     world.tell(Input::Answered(number, Answer::Timeout));
     assert_eq!(world.refused(), ["remote-server-timeout", "silent"]);
+}
+
+#[test]
+fn who_says_nothing_of_itself_is_given_up_soon_only_if_another_may_take_the_session() {
+    for (has_others, patience, expected) in [
+        (true, ANSWER, SUSPECT),
+        (true, Duration::from_secs(1), Duration::from_secs(1)),
+        (false, ANSWER, BUSY),
+    ] {
+        let mut world = World::new(IBB_OFFER, annotate());
+        world.session.expect_acknowledgement(patience, true, has_others);
+        world.tell(Input::NoFeatures);
+        assert_eq!(world.session.patience(), expected);
+    }
+    const { assert!(BUSY.as_secs() > 10) };
 }
 
 #[test]
