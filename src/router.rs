@@ -563,8 +563,7 @@ impl Router {
     /// Ends what has waited for too long, and asks those of whom nothing was heard for too long.
     pub fn expire(&mut self) {
         let now = tokio::time::Instant::now();
-        let out = self.proposals.expire(now);
-        self.send_all(out);
+        self.expire_proposals(now);
         while let Some(jid) = self.presences.ask(now) {
             self.ask_for_sign(jid, now);
         }
@@ -963,6 +962,9 @@ impl Router {
         let now = tokio::time::Instant::now();
         let taken = self.presences.available(jid, priority, has_access, now);
         self.pass_changes();
+        if let Some(jid) = full(&stanza.from) {
+            self.proposals.here(&jid);
+        }
         match taken {
             Ok(came) => {
                 self.broker.announce(stanza);

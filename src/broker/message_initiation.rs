@@ -37,6 +37,8 @@ use crate::{
 
 /// How long a proposal may ring.
 const RING: Duration = Duration::from_secs(180);
+/// How long one may ring where nobody answers: devices sleep, and what is sent to them wakes them up.
+const QUIET: Duration = Duration::from_secs(30);
 /// How long the initiator may take to start the session when one has said proceed.
 const START: Duration = Duration::from_secs(60);
 /// How long a started session's finish is waited for (XEP-0353, 5).
@@ -68,13 +70,29 @@ struct Proposal {
     callee: BareJid,
     /// The resources that have heard of it.
     told: Vec<FullJid>,
-    /// Those of them that are not answering.
-    silent: Vec<FullJid>,
+    /// Those of them that are not answering, and whether that is because their server passes nothing on to them.
+    silent: Vec<(FullJid, bool)>,
+    /// Since when the last of these is not.
+    since: Instant,
+    began: Instant,
     stage: Stage,
     /// Whether the initiator, and the callee, have said that the session is over.
     finished: [bool; 2],
     deadline: Instant,
     places: Vec<Place>,
+}
+
+impl Proposal {
+    /// Whether nobody has decided and nobody answers.
+    fn is_silent(&self) -> bool {
+        let is_silent = |told: &FullJid| self.silent.iter().any(|(silent, _)| silent == told);
+        self.stage == Stage::Ringing && self.told.iter().all(is_silent)
+    }
+
+    /// Whether it reaches nobody: those who are left are not passed anything.
+    fn is_refused(&self) -> bool {
+        self.is_silent() && self.silent.iter().all(|(_, is_refused)| *is_refused)
+    }
 }
 
 /// All proposals that are open, by the id that the callee knows.
@@ -173,6 +191,8 @@ impl Proposals {
             callee: callee.clone(),
             told: resources,
             silent: Vec::new(),
+            since: now,
+            began: now,
             stage: Stage::Ringing,
             finished: [false; 2],
             deadline: now + RING,
@@ -269,9 +289,7 @@ impl Proposals {
         };
         Ok(match (action, decided) {
             ("ringing", None) => {
-                if let Some(proposal) = self.open.get_mut(theirs) {
-                    proposal.silent.retain(|silent| *silent != from);
-                }
+                self.answers(theirs, &from);
                 Some(vec![passed])
             }
             // It rings no more; the resource may have missed that.
@@ -340,21 +358,56 @@ impl Proposals {
                 continue;
             }
             proposal.told.retain(|told| *told != user);
+            proposal.silent.retain(|(silent, _)| *silent != user);
             let left = match &proposal.stage {
-                Stage::Ringing => proposal.told.iter().all(|told| proposal.silent.contains(told)),
+                Stage::Ringing => proposal.is_refused(),
                 Stage::Proceeding(by) => *by == user,
                 // The session tells of its end itself.
                 Stage::Started(_) => false,
             };
             if left {
                 out.extend(self.end(&theirs, "gone", "The other user went away", false, true));
+            } else {
+                self.settle(&theirs);
             }
         }
         out
     }
 
-    /// A resource is not answering. What rings nowhere else is rejected, with this text.
-    pub fn silent(&mut self, user: &FullJid, text: &str) -> Vec<Element> {
+    /// A resource shows that it is there.
+    pub fn here(&mut self, user: &FullJid) {
+        let asked = self.by_callee.get(&user.to_bare()).into_iter().flatten().cloned();
+        for theirs in asked.collect::<Vec<_>>() {
+            self.answers(&theirs, user);
+        }
+    }
+
+    fn answers(&mut self, theirs: &str, user: &FullJid) {
+        if let Some(proposal) = self.open.get_mut(theirs) {
+            proposal.silent.retain(|(silent, _)| silent != user);
+            self.settle(theirs);
+        }
+    }
+
+    /// Sets how long a proposal may ring.
+    fn settle(&mut self, theirs: &str) {
+        let Some(proposal) = self.open.get(theirs) else { return };
+        let deadline = proposal.began + if proposal.is_silent() { QUIET } else { RING };
+        let is_open = proposal.stage == Stage::Ringing && proposal.finished == [false; 2];
+        if is_open && deadline != proposal.deadline {
+            self.advance(theirs, Stage::Ringing, deadline);
+        }
+    }
+
+    /// A resource is not answering `since` then. What rings nowhere else is rejected: if the users' server passes nothing on
+    /// (`is_refused`) at once, with this text, otherwise if it stays so for a while.
+    pub fn silent(
+        &mut self,
+        user: &FullJid,
+        since: Instant,
+        is_refused: bool,
+        text: &str,
+    ) -> Vec<Element> {
         let mut out = Vec::new();
         let asked = self.by_callee.get(&user.to_bare()).into_iter().flatten().cloned();
         for theirs in asked.collect::<Vec<_>>() {
@@ -362,18 +415,24 @@ impl Proposals {
             if !proposal.told.contains(user) || proposal.stage != Stage::Ringing {
                 continue;
             }
-            if !proposal.silent.contains(user) {
-                proposal.silent.push(user.clone());
-            }
-            if proposal.told.iter().all(|told| proposal.silent.contains(told)) {
+            proposal.silent.retain(|(silent, _)| silent != user);
+            proposal.silent.push((user.clone(), is_refused));
+            proposal.since = since;
+            if proposal.is_refused() {
                 out.extend(self.end(&theirs, "timeout", text, true, true));
+            } else {
+                self.settle(&theirs);
             }
         }
         out
     }
 
-    /// Ends what has grown old.
-    pub fn expire(&mut self, now: Instant) -> Vec<Element> {
+    /// Ends what has grown old. `silent` says of a user that it is not answering since then.
+    pub fn expire(
+        &mut self,
+        now: Instant,
+        silent: impl Fn(&BareJid, Instant) -> String,
+    ) -> Vec<Element> {
         let mut out = Vec::new();
         while let Some((deadline, theirs)) = self.deadlines.first()
             && *deadline <= now
@@ -382,8 +441,12 @@ impl Proposals {
             let started = self.open.get(&theirs).is_some_and(|open| {
                 matches!(open.stage, Stage::Started(_)) || open.finished != [false; 2]
             });
+            let quiet = self.open.get(&theirs).filter(|open| open.is_silent());
+            let quiet = quiet.map(|open| silent(&open.callee, open.since));
             if started {
                 self.remove(&theirs);
+            } else if let Some(text) = quiet {
+                out.extend(self.end(&theirs, "timeout", &text, true, true));
             } else {
                 out.extend(self.end(&theirs, "expired", "Nobody answered in time", true, true));
             }

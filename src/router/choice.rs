@@ -289,6 +289,12 @@ impl Router {
         }
     }
 
+    /// Ends proposals that nobody has answered in time.
+    pub(super) fn expire_proposals(&mut self, now: Instant) {
+        let out = self.proposals.expire(now, |user, since| silent(user, since).text);
+        self.send_all(out);
+    }
+
     /// Has all resources of a user asked whether they are there, because something was proposed to all; gives what is to
     /// be said where none of them is.
     pub(super) fn check_all(&mut self, user: &BareJid, now: Instant) -> Vec<Element> {
@@ -297,11 +303,7 @@ impl Router {
             self.question(jid, now, SOON, ());
         }
         let silent_now = silent_now.into_iter();
-        silent_now.flat_map(|(jid, since)| self.proposal_silent(&jid, since)).collect()
-    }
-
-    fn proposal_silent(&mut self, jid: &FullJid, since: Instant) -> Vec<Element> {
-        self.proposals.silent(jid, &silent(&jid.to_bare(), since).text)
+        silent_now.flat_map(|(jid, since)| self.proposals.silent(&jid, since, false, "")).collect()
     }
 
     /// Asks a resource whether it is still there. `held` is given back when that is known.
@@ -356,11 +358,14 @@ impl Router {
         }
         self.presences.answered(&jid, sign, at, now);
         self.pass_changes();
-        if matches!(sign, Sign::Silence | Sign::Refused)
-            && let Some(since) = self.presences.silent_since(&jid)
-        {
-            let out = self.proposal_silent(&jid, since);
-            self.send_all(out);
+        match (sign, self.presences.silent_since(&jid)) {
+            (Sign::Silence | Sign::Refused, Some(since)) => {
+                let text = refused(&jid.to_bare(), &self.options.jid).text;
+                let out = self.proposals.silent(&jid, since, sign == Sign::Refused, &text);
+                self.send_all(out);
+            }
+            (Sign::Here | Sign::Silence, None) => self.proposals.here(&jid),
+            _ => {}
         }
         for Waiting { stanza, mut choosing } in
             self.waiting.remove(&jid.to_bare()).into_iter().flatten()

@@ -2,18 +2,13 @@
 
 With `block`: Bob blocks the component's domain (XEP-0191).
 With `join`: Carol joins that address of a room (XEP-0045), prints `joined`, and stays until the file `go` is there.
-With `propose`: Alice proposes a session to Bob (XEP-0353); the report is what comes back.
 """
 
 import asyncio
 import json
 from pathlib import Path
 
-from peer import TIMEOUT, Peer, main, proxied
-from slixmpp.xmlstream.handler import Callback
-from slixmpp.xmlstream.matcher import MatchXPath
-
-MESSAGE = "urn:xmpp:jingle-message:0"
+from peer import TIMEOUT, Peer, main
 
 
 async def block(settings):
@@ -39,26 +34,8 @@ async def join(settings):
     return {}
 
 
-async def propose(settings):
-    alice = await Peer(settings, "alice", "proposes").login()
-    heard = asyncio.Queue()
-    alice.register_handler(Callback("said", MatchXPath("{jabber:client}message"), heard.put_nowait))
-    alice.send_raw(
-        f"<message to='{proxied(settings['users']['bob']['jid'], settings['component'])}' type='chat'>"
-        f"<propose xmlns='{MESSAGE}' id='p1'><description xmlns='urn:xmpp:jingle:apps:file-transfer:5'/></propose>"
-        "</message>"
-    )
-    while True:
-        message = await asyncio.wait_for(heard.get(), TIMEOUT)
-        for child in message.xml:
-            if child.tag.startswith("{%s}" % MESSAGE):
-                reason = child.find("{urn:xmpp:jingle:1}reason")
-                parts = {part.tag.split("}")[1]: part.text for part in reason if reason is not None}
-                return {"said": child.tag.split("}")[1], "reason": parts}
-
-
 def story(settings):
-    for name, part in (("block", block), ("join", join), ("propose", propose)):
+    for name, part in (("block", block), ("join", join)):
         if name in settings:
             return part(settings)
     raise RuntimeError("nothing to do")

@@ -73,6 +73,10 @@ impl Story {
         self.proposals.handle(&stanza, &Jid::new("alice@a.example").unwrap(), self.now)
     }
 
+    fn expire(&mut self) -> Vec<Element> {
+        self.proposals.expire(self.now, |user, _| format!("{user} is not answering since then"))
+    }
+
     fn alice(&mut self, action: &str) -> Result<Vec<Element>, Refusal> {
         let stanza = message("alice@a.example/balcony", CALLEE, action, "a1");
         self.proposals.handle(&stanza, &Jid::new("bob@b.example").unwrap(), self.now)
@@ -172,8 +176,9 @@ fn only_who_was_asked_can_answer() {
 #[test]
 fn old_proposals_end_on_both_sides_and_none_are_left() {
     let mut story = Story::begun();
-    assert_eq!(story.proposals.expire(story.now), []);
-    let out = story.proposals.expire(story.now + RING);
+    assert_eq!(story.expire(), []);
+    story.now += RING;
+    let out = story.expire();
     assert_eq!(
         who(&out),
         pairs(&[
@@ -282,36 +287,69 @@ fn a_message_too_long_to_be_passed_on_is_refused_to_its_sender() {
     }
 }
 
+/// A device that sleeps is woken up by the proposal, and takes a while for that.
 #[test]
-fn what_rings_nowhere_because_nobody_answers_is_rejected_with_the_reason() {
-    let text = "bob@b.example is not answering since then";
-    let silent = |story: &mut Story, resource: &str| {
-        story.proposals.silent(&full(&format!("bob@b.example/{resource}")), text)
+fn what_rings_nowhere_is_rejected_when_those_who_may_wake_up_have_had_their_time() {
+    let silent = |story: &mut Story, resource: &str, is_refused: bool| {
+        let user = full(&format!("bob@b.example/{resource}"));
+        story.proposals.silent(&user, story.now, is_refused, "it may be blocked")
     };
     let all = pairs(&[
         ("bob@b.example/phone", "retract"),
         ("bob@b.example/desk", "retract"),
         ("alice@a.example/balcony", "reject"),
     ]);
+    let said = |out: &[Element]| {
+        assert_eq!(who(out), all);
+        let said = out[2].get_child("reject", ns::JINGLE_MESSAGE).unwrap();
+        let reason = said.get_child("reason", ns::JINGLE).unwrap();
+        assert!(reason.has_child("timeout", ns::JINGLE));
+        reason.get_child("text", ns::JINGLE).unwrap().text()
+    };
+    let quiet = || {
+        let mut story = Story::begun();
+        let began = story.now;
+        story.now += Duration::from_secs(3);
+        for resource in ["phone", "stranger", "desk"] {
+            assert_eq!(silent(&mut story, resource, false), []);
+        }
+        assert_eq!(story.proposals.deadline(), Some(began + QUIET));
+        (story, began)
+    };
+    let (mut story, began) = quiet();
+    assert_eq!(story.expire(), []);
+    story.now = began + QUIET;
+    assert_eq!(said(&story.expire()), "bob@b.example is not answering since then");
+    // One that wakes up: it rings, comes back, or just answers late.
+    for wakes in
+        [(|story| drop(story.bob("phone", "ringing").unwrap())) as fn(&mut Story), |story| {
+            story.proposals.here(&full("bob@b.example/phone"))
+        }]
+    {
+        let (mut story, began) = quiet();
+        wakes(&mut story);
+        assert_eq!(story.proposals.deadline(), Some(began + RING));
+        story.now = began + QUIET;
+        assert_eq!(story.expire(), []);
+        story.bob("phone", "proceed").unwrap();
+        assert_eq!(silent(&mut story, "phone", true), []);
+    }
+    // Nobody is passed anything.
     let mut story = Story::begun();
-    assert_eq!(silent(&mut story, "phone"), []);
-    assert_eq!(silent(&mut story, "stranger"), []);
-    let out = silent(&mut story, "desk");
-    assert_eq!(who(&out), all);
-    let said = out[2].get_child("reject", ns::JINGLE_MESSAGE).unwrap();
-    let reason = said.get_child("reason", ns::JINGLE).unwrap();
-    assert!(reason.has_child("timeout", ns::JINGLE));
-    assert_eq!(reason.get_child("text", ns::JINGLE).unwrap().text(), text);
-    // Where one rings, or has taken it, the silence of others changes nothing.
+    assert_eq!(silent(&mut story, "phone", false), []);
+    assert_eq!(silent(&mut story, "desk", true), []);
+    assert_eq!(said(&silent(&mut story, "phone", true)), "it may be blocked");
+    // One may wake up, the other is gone for good.
+    let (mut story, began) = quiet();
+    assert_eq!(story.proposals.gone(&Jid::new("bob@b.example/desk").unwrap()), []);
+    story.now = began + QUIET;
+    let out = story.expire();
+    assert_eq!(
+        who(&out),
+        pairs(&[("bob@b.example/phone", "retract"), ("alice@a.example/balcony", "reject")])
+    );
     let mut story = Story::begun();
-    silent(&mut story, "phone");
-    story.bob("phone", "ringing").unwrap();
-    assert_eq!(silent(&mut story, "desk"), []);
-    story.bob("phone", "proceed").unwrap();
-    assert_eq!(silent(&mut story, "phone"), []);
-    // One is silent, the other goes away.
-    let mut story = Story::begun();
-    silent(&mut story, "phone");
+    silent(&mut story, "phone", true);
     let out = story.proposals.gone(&Jid::new("bob@b.example/desk").unwrap());
     assert_eq!(who(&out), pairs(&[("alice@a.example/balcony", "reject")]));
 }
