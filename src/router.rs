@@ -567,6 +567,7 @@ impl Router {
         while let Some(jid) = self.presences.ask(now) {
             self.ask_for_sign(jid, now);
         }
+        self.pass_changes();
     }
 
     /// Asks a resource whether it is still there.

@@ -38,8 +38,13 @@ const ENTRY_MAX: usize = ENTRY + 2 * 3071;
 
 /// A resource that was silent for this time is asked whether it is still there.
 const AGE: Duration = Duration::from_secs(30 * 60);
-/// One that did not answer is asked again after this time, once.
+/// One that did not answer is asked again after this time.
 const AGAIN: Duration = Duration::from_secs(60);
+/// One that has answered nothing for so long is gone: a network may be away for minutes, and its user, who stays available
+/// meanwhile, sends no presence again.
+const LOST: Duration = Duration::from_secs(300);
+/// An answer to the last question may be late by so much.
+const LATE: Duration = Duration::from_secs(30);
 /// An entry whose place among those that are asked is taken waits for so long.
 const LATER: Duration = Duration::from_secs(5);
 /// The shortest time between two questions: 200 in a second.
@@ -114,6 +119,8 @@ struct Resource {
     asked: Option<Instant>,
     /// When the first of the last questions was asked that it left unanswered, and when that was seen of the last one.
     silent: Option<(Instant, Instant)>,
+    /// Whether it is to be forgotten when it is its turn to be asked.
+    is_lost: bool,
     has_access: bool,
     /// When it is asked next, and a number that tells it from others of that moment.
     due: (Instant, u64),
@@ -174,6 +181,7 @@ impl Presences {
             let old = std::mem::replace(&mut resource.due, due);
             resource.confirmed = true;
             resource.silent = None;
+            resource.is_lost = false;
             resource.heard = Some(now);
             let changed = resource.priority != priority;
             resource.priority = priority;
@@ -235,6 +243,7 @@ impl Presences {
             number += 1;
             resource.confirmed = false;
             resource.silent = None;
+            resource.is_lost = false;
             resource.heard = None;
             resource.due = (now, number);
             self.due.insert(resource.due, Arc::clone(&resource.jid));
@@ -261,10 +270,20 @@ impl Presences {
     /// The resource to ask now whether it is there: call until `None`. Its answer goes to [`Presences::answered`]; if it
     /// cannot be asked now, that is [`Presences::postpone`].
     pub fn ask(&mut self, now: Instant) -> Option<Arc<FullJid>> {
-        if self.deadline()? > now {
-            return None;
-        }
-        let (_, jid) = self.due.pop_first()?;
+        let jid = loop {
+            if self.deadline()? > now {
+                return None;
+            }
+            let (_, jid) = self.due.pop_first()?;
+            let lost = self.find(&jid).filter(|resource| resource.is_lost);
+            match lost.and_then(|resource| resource.silent) {
+                None => break jid,
+                Some((_, seen)) if seen + LATE > now => self.put_off(&jid, seen + LATE),
+                Some(_) => {
+                    self.unavailable(&jid);
+                }
+            }
+        };
         // Without an answer of any kind it is asked again.
         self.put_off(&jid, now + AGAIN);
         self.ask_at = Some(now + PACE);
@@ -284,6 +303,7 @@ impl Presences {
             resource.confirmed = true;
             resource.heard = Some(now);
             resource.silent = None;
+            resource.is_lost = false;
         }
     }
 
@@ -298,6 +318,7 @@ impl Presences {
             Sign::Here => {
                 resource.confirmed = true;
                 resource.silent = None;
+                resource.is_lost = false;
                 resource.heard = Some(now);
                 resource.answered = Some(now);
                 let has_access = resource.has_access;
@@ -312,11 +333,13 @@ impl Presences {
                     resource.confirmed = false;
                     self.put_off(jid, now + AGAIN);
                 }
-                Some((since, _)) if now.saturating_duration_since(since) < AGAIN => {
+                Some((since, _)) => {
                     resource.silent = Some((since, now));
-                }
-                Some(_) => {
-                    self.unavailable(jid);
+                    // The answer to this question may still come.
+                    let is_long = now.saturating_duration_since(since) >= LOST;
+                    if is_long && !std::mem::replace(&mut resource.is_lost, true) {
+                        self.put_off(jid, now + LATE);
+                    }
                 }
             },
             Sign::Gone => {
@@ -496,6 +519,7 @@ impl Presences {
             answered: None,
             asked: None,
             silent: None,
+            is_lost: false,
             has_access,
             due,
             remembered: None,

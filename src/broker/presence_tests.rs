@@ -156,10 +156,19 @@ fn after_a_restart_those_who_were_reachable_are_and_are_asked() {
     assert_eq!(drain(&mut presences), [gone("a@c/gone", true)]);
     assert_eq!(best(&presences, &bare("a@c")), Some(&full("a@c/there")));
     assert!(best(&presences, &bare("b@c")).is_some(), "one silence is not enough");
-    let later = presences.deadline().unwrap();
-    assert_eq!(later, at + AGAIN);
-    assert_eq!(presences.ask(later).as_deref(), Some(&full("b@c/silent")));
-    presences.answered(&full("b@c/silent"), Sign::Silence, later, later);
+    // It is asked every minute for five.
+    for n in 1..=5 {
+        assert!(best(&presences, &bare("b@c")).is_some(), "{n}");
+        let later = presences.deadline().unwrap();
+        assert_eq!(later, at + n * AGAIN);
+        assert_eq!(presences.ask(later).as_deref(), Some(&full("b@c/silent")));
+        presences.answered(&full("b@c/silent"), Sign::Silence, later, later);
+    }
+    assert_eq!(drain(&mut presences), []);
+    let end = presences.deadline().unwrap();
+    assert_eq!(end, at + LOST + LATE, "the last answer may be late");
+    assert_eq!(presences.ask(end), None);
+    assert_eq!(drain(&mut presences), [gone("b@c/silent", true)]);
     assert_eq!(best(&presences, &bare("b@c")), None);
     assert_eq!(presences.deadline(), Some(at + AGE), "the other one grows old");
 }
@@ -269,7 +278,7 @@ fn who_does_not_answer_gives_way_to_the_next_and_is_remembered() {
 }
 
 #[test]
-fn where_nobody_answers_it_is_known_since_when_and_a_minute_later_nobody_is_there() {
+fn where_nobody_answers_it_is_known_since_when_and_nobody_is_gone_for_five_minutes() {
     let now = Instant::now();
     let mut presences = Presences::new();
     presences.link_is_up(now);
@@ -279,18 +288,36 @@ fn where_nobody_answers_it_is_known_since_when_and_a_minute_later_nobody_is_ther
     let end = came + 3 * SECOND;
     presences.answered(&full("a@c/x"), Sign::Silence, came, end);
     assert_eq!(choose(&mut presences, came, &[], end).0, Choice::Nobody(Some(came)));
-    // Asked again and again it stays the same moment, and for a minute it may come back.
+    // Asked again and again it stays the same moment, and it may come back.
     let mut at = end;
-    for _ in 0..5 {
+    for _ in 0..40 {
         at += 10 * SECOND;
         assert_eq!(choose(&mut presences, at, &[], at), (Choice::Wait, vec!["a@c/x".to_owned()]));
         presences.answered(&full("a@c/x"), Sign::Silence, at, at + 3 * SECOND);
         let chosen = choose(&mut presences, at, &[], at + 3 * SECOND).0;
         assert_eq!(chosen, Choice::Nobody(Some(came)));
     }
+    assert!(at > came + LOST);
     assert_eq!(presences.silent_since(&full("a@c/x")), Some(came));
-    presences.answered(&full("a@c/x"), Sign::Silence, came + AGAIN, came + AGAIN);
-    assert_eq!(choose(&mut presences, at, &[], at).0, Choice::Nobody(None));
+    // A late answer to the last question is one: out of a tunnel it is there.
+    let mut back = presences;
+    back.answered(&full("a@c/x"), Sign::Here, at, at + 13 * SECOND);
+    assert_eq!(choose(&mut back, at, &[], at).0, take("a@c/x", true));
+    assert_eq!(back.deadline(), Some(at + 13 * SECOND + AGE));
+    assert_eq!(drain(&mut back), [remember("a@c/x", 0, true)], "it was never forgotten");
+}
+
+/// Who goes while a question is under way is not brought back by its answer.
+#[test]
+fn a_late_answer_does_not_bring_back_who_has_gone() {
+    let now = Instant::now();
+    let mut presences = Presences::new();
+    presences.link_is_up(now);
+    presences.available(full("a@c/x"), 0, true, now).unwrap();
+    presences.answered(&full("a@c/x"), Sign::Silence, now, now + 3 * SECOND);
+    presences.unavailable(&full("a@c/x"));
+    presences.answered(&full("a@c/x"), Sign::Here, now, now + 5 * SECOND);
+    assert_eq!(presences.count(), 0);
 }
 
 #[test]
