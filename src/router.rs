@@ -22,6 +22,7 @@ use crate::{
     broker::{
         Broker, Callee,
         message_initiation::{self, Proposals},
+        of_peer,
         presence::{Change, Presences, Sign},
         reachable::Reachable,
     },
@@ -667,12 +668,12 @@ impl Router {
         self.work(self.permit(&stanza)?, async move {
             match requests.request(&stanza.type_, &mask, &callee, payload, FORWARD).await {
                 Answer::Result(payload) => stanza.result(payload),
-                Answer::Error(error) => stanza.error(error),
-                Answer::Timeout => stanza.refuse(&Refusal::new(
-                    "wait",
-                    "remote-server-timeout",
-                    "The user did not answer",
-                )),
+                Answer::Error(error) => stanza.error(of_peer(error)),
+                Answer::Timeout => {
+                    let text = "The user did not answer";
+                    let refusal = Refusal::new("wait", "remote-server-timeout", text);
+                    stanza.refuse(&refusal.with_extra("silent", ns::HINTS))
+                }
             }
         })
     }

@@ -77,6 +77,21 @@ fn long_sid() -> Refusal {
     Refusal::bad_request(format!("The sid of a session may be {SID} bytes long at most"))
 }
 
+/// The error of a user, or of its server, as it is passed on: marked as theirs, and without what only the component, or the
+/// server of the one who asks, may say.
+pub(crate) fn of_peer(mut error: Element) -> Element {
+    for node in error.take_nodes() {
+        let is_others = node
+            .as_element()
+            .is_some_and(|child| child.has_ns(ns::HINTS) || child.has_ns(ns::BLOCKING_ERRORS));
+        if !is_others {
+            error.append_node(node);
+        }
+    }
+    error.append_child(Element::bare("peer", ns::HINTS));
+    error
+}
+
 /// The two users of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {

@@ -12,8 +12,6 @@ use crate::xmpp::ns;
 
 /// What Prosody adds to the error for a component that is not connected.
 const PROSODY_COMPONENT: &str = "xmpp:prosody.im/protocol/component";
-/// XEP-0191, 3.5.
-const BLOCKED: &str = "urn:xmpp:blocking:errors";
 
 /// Who was asked.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +39,13 @@ impl Asked<'_> {
         let said = condition(error);
         let name = said.split(' ').next().unwrap_or_default();
         let peer = self.name();
-        let marked = |mark: &str| error.has_child(mark, ns::HINTS);
+        let component = self.component();
+        let has = |mark: &str| error.has_child(mark, ns::HINTS);
+        // What the peer's side says is the peer's, whatever it says; elsewhere than at the component, marks are its own.
+        let is_peers = has("peer") || component.is_none();
+        let marked = |mark: &str| !is_peers && has(mark);
         // Whatever the address, this comes from our own server.
-        if is_our_own_block(error, name) {
+        if !has("peer") && is_our_own_block(error, name) {
             let whom =
                 self.component().map_or_else(|| self.address.to_string(), BareJid::to_string);
             return Error::Blocked(format!("{whom} is blocked by your own account ({said})"));
@@ -66,9 +68,7 @@ impl Asked<'_> {
         if marked("away") {
             return Error::Unreachable(format!("{peer}: {said}"));
         }
-        if !marked("peer")
-            && let Some(component) = self.component()
-        {
+        if !is_peers && let Some(component) = component {
             let absent = |why| Error::NoComponent(format!("{component} {why}: {said}"));
             return match name {
                 "remote-server-timeout" if error.has_child("not-connected", PROSODY_COMPONENT) => {
@@ -137,7 +137,7 @@ pub(super) fn room(address: &str) -> Error {
 /// privacy list that it keeps blocked addresses in).
 fn is_our_own_block(error: &Element, name: &str) -> bool {
     name == "not-acceptable"
-        && (error.has_child("blocked", BLOCKED)
+        && (error.has_child("blocked", ns::BLOCKING_ERRORS)
             || text(error).is_some_and(|text| text.contains("privacy list")))
 }
 
@@ -196,6 +196,15 @@ mod tests {
             (brokered, "remote-server-timeout", "", &mark("peer"), "away"),
             (brokered, "service-unavailable", "", &mark("peer"), "away"),
             (brokered, "not-acceptable", "You are not in the room", &mark("peer"), "refused"),
+            // It cannot put the blame on anybody else.
+            (brokered, "not-acceptable", list, &(mark("peer") + blocked), "refused"),
+            (brokered, "not-acceptable", "", &(mark("room") + &mark("peer")), "refused"),
+            (brokered, "remote-server-timeout", "", &(mark("silent") + &mark("peer")), "away"),
+            (brokered, "forbidden", "", &(mark("refused") + &mark("peer")), "refused"),
+            (brokered, "forbidden", "", &(mark("away") + &mark("peer")), "refused"),
+            (brokered, "remote-server-timeout", "", &(mark("peer") + prosody), "away"),
+            (direct, "forbidden", "", &mark("silent"), "refused"),
+            (direct, "forbidden", "", &mark("room"), "refused"),
             (direct, "service-unavailable", "User session not found", "", "away"),
             (direct, "remote-server-not-found", enoname, "", "away"),
             // The component itself refuses.

@@ -96,6 +96,8 @@ pub const RSM: &str = "http://jabber.org/protocol/rsm";
 pub const ERRORS: &str = "urn:xmpp:errors";
 /// Our hints inside Jingle contents, and the profiles of methods.
 pub const HINTS: &str = "urn:fingerpost:xtls:0";
+/// Blocking, errors (XEP-0191, 3.5).
+pub const BLOCKING_ERRORS: &str = "urn:xmpp:blocking:errors";
 /// Begins the namespace of names whose prefix a server has passed on without its declaration; the prefix follows.
 pub const UNDECLARED: &str = "urn:fingerpost:undeclared-prefix:";
 /// Our registry's requests.

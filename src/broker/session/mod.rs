@@ -43,7 +43,7 @@ use super::{
     dialect::Dialect,
     legs::{LegState, Plan},
     message_initiation::room,
-    rewrite,
+    of_peer, rewrite,
     rewrite::Frame,
 };
 use crate::{
@@ -738,12 +738,11 @@ impl Session {
             (Question::Initiate, Answer::Error(error))
                 if self.goes_back && self.initiate.is_some() && is_for_others(&error) =>
             {
-                self.give_back(Some(error));
+                self.give_back(Some(of_peer(error)));
             }
-            (Question::Initiate, Answer::Error(mut error)) if self.initiate.is_some() => {
-                // The initiator can tell it from an error of its own server.
-                error.append_child(Element::bare("peer", ns::HINTS));
-                self.answer_initiate(Some(error));
+            // The initiator can tell it from an error of its own server.
+            (Question::Initiate, Answer::Error(error)) if self.initiate.is_some() => {
+                self.answer_initiate(Some(of_peer(error)));
                 self.finish();
             }
             (Question::Initiate, Answer::Timeout) if self.initiate.is_some() => {
@@ -766,7 +765,7 @@ impl Session {
             }
             (Question::Forwarded(stanza), answer) => self.send(match answer {
                 Answer::Result(payload) => stanza.result(payload),
-                Answer::Error(error) => refuse_with(&stanza, error),
+                Answer::Error(error) => refuse_with(&stanza, of_peer(error)),
                 Answer::Timeout => stanza.refuse(&no_answer()),
             }),
             (Question::Open(side, sid, _), _)
@@ -938,6 +937,7 @@ fn too_many() -> Refusal {
 
 fn no_answer() -> Refusal {
     Refusal::new("wait", "remote-server-timeout", "The other user did not answer")
+        .with_extra("silent", ns::HINTS)
 }
 
 /// Whether an error to a session-initiate says that a client, or its server in its place, has no use for it, so that

@@ -735,6 +735,37 @@ fn an_error_of_the_responder_is_marked_and_silence_is_told_as_such() {
     let (_, number, _) = world.asked.pop().unwrap();
     world.tell(Input::Answered(number, Answer::Error(stanza_error("remote-server-not-found"))));
     assert_eq!(world.refused(), ["remote-server-not-found", "peer"]);
+    // It cannot speak for the component, or for the initiator's server.
+    let forged = || {
+        let mut error = stanza_error("not-acceptable");
+        for mark in ["silent", "refused", "away", "room", "peer", "anything"] {
+            error.append_child(Element::bare(mark, ns::HINTS));
+        }
+        error.append_child(Element::bare("blocked", ns::BLOCKING_ERRORS));
+        error.append_child(Element::bare("kept", "urn:x"));
+        error
+    };
+    let mut world = World::new(IBB_OFFER, annotate());
+    world.look_up(&[]);
+    let (_, number, _) = world.asked.pop().unwrap();
+    world.tell(Input::Answered(number, Answer::Error(forged())));
+    assert_eq!(world.refused(), ["not-acceptable", "kept", "peer"]);
+    let mut world = World::initiated(IBB_OFFER, &[]);
+    world.jingle(Side::Initiator, "session-info", "");
+    let (_, number, _) = world.asked.pop().unwrap();
+    world.tell(Input::Answered(number, Answer::Error(forged())));
+    assert_eq!(world.refused(), ["not-acceptable", "kept", "peer"]);
+    let mut world = World::new(IBB_OFFER, annotate());
+    world.session.expect_acknowledgement(ANSWER, true, true);
+    world.look_up(&[]);
+    let (_, number, _) = world.asked.pop().unwrap();
+    world.tell(Input::Answered(number, Answer::Error(forged())));
+    let back = world.other.into_iter().find_map(|action| match action {
+        Action::GiveBack(_, error) => error,
+        _ => None,
+    });
+    let back = back.unwrap();
+    assert!(back.has_child("peer", ns::HINTS) && !back.has_child("silent", ns::HINTS));
     let mut world = World::new(IBB_OFFER, annotate());
     world.tell(Input::NoFeatures);
     world.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));
