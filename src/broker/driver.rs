@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    ANSWER, Again, Facts, Found, Guard, Shared, Side,
+    ANSWER, Again, Facts, Found, Guard, Left, Shared, Side,
     journal::Line,
     session::{Action, Input, Peer, Session, unknown_session},
 };
@@ -126,19 +126,18 @@ impl Driver {
         }
         let legs = self.facts.legs.get().map_or(["none"; 2], |legs| legs.map(|leg| leg.as_str()));
         metrics::SESSIONS_ENDED.count(&[legs[0], legs[1], self.session.reason()]);
+        if let (Some((stanza, error)), Some(Again(again))) =
+            (self.given_back.take(), self.again.take())
+        {
+            let guard = self.into_guard();
+            return again(stanza, error, Left { guard, inbox }).await;
+        }
         inbox.close();
         self.guard.leave();
         while let Ok(input) = inbox.try_recv() {
             if let Input::Jingle(_, stanza) | Input::Open(_, stanza) = input {
                 self.send(stanza.refuse(&unknown_session())).await;
             }
-        }
-        if let (Some((stanza, error)), Some(Again(again))) =
-            (self.given_back.take(), self.again.take())
-        {
-            // The next session needs the places of this one.
-            drop(self);
-            return again(stanza, error).await;
         }
         // What still flows when both users know of the end may reach its reader.
         if self.relaying {
@@ -160,6 +159,11 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Ends all work; the session stays in its places.
+    fn into_guard(self) -> Guard {
+        self.guard
     }
 
     async fn send(&self, element: Element) {

@@ -177,19 +177,63 @@ impl Callee {
     }
 }
 
-/// Takes back a session-initiate that its callee did not take, with the error if there was one.
-pub struct Again(Box<dyn FnOnce(Stanza, Option<Element>) -> Back + Send + Sync>);
+/// Takes back a session-initiate that its callee did not take, with the error if there was one, and the session that
+/// is over.
+pub struct Again(Box<dyn FnOnce(Stanza, Option<Element>, Left) -> Back + Send + Sync>);
 
 type Back = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Again {
     /// Gives it to this function.
-    pub fn new<F>(take: impl FnOnce(Stanza, Option<Element>) -> F + Send + Sync + 'static) -> Self
+    pub fn new<F>(
+        take: impl FnOnce(Stanza, Option<Element>, Left) -> F + Send + Sync + 'static,
+    ) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        Self(Box::new(|stanza, error| Box::pin(take(stanza, error))))
+        Self(Box::new(|stanza, error, left| Box::pin(take(stanza, error, left))))
     }
+}
+
+/// A session that its callee did not take. It stays in its place, so that what its initiator says meanwhile is not lost,
+/// until [`Left::close`], or until it is dropped.
+pub struct Left {
+    guard: Guard,
+    inbox: mpsc::Receiver<Input>,
+}
+
+impl Left {
+    /// Frees the place of the session. Gives the answers to what has come for it meanwhile, and says whether its initiator
+    /// has taken it back or is gone, or whether it was ended.
+    pub fn close(mut self) -> (Vec<Element>, bool) {
+        self.inbox.close();
+        self.guard.leave();
+        let (mut answers, mut is_over) = (Vec::new(), false);
+        while let Ok(input) = self.inbox.try_recv() {
+            match input {
+                Input::Jingle(Side::Initiator, stanza) if is_terminate(&stanza) => {
+                    is_over = true;
+                    answers.push(stanza.result(None));
+                }
+                Input::Jingle(_, stanza) | Input::Open(_, stanza) => {
+                    answers.push(stanza.refuse(&session::unknown_session()));
+                }
+                Input::Gone(Side::Initiator) | Input::End(..) => is_over = true,
+                _ => {}
+            }
+        }
+        (answers, is_over)
+    }
+}
+
+impl fmt::Debug for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Left")
+    }
+}
+
+fn is_terminate(stanza: &Stanza) -> bool {
+    stanza.payload().is_some_and(|jingle| jingle.attr("action") == Some("session-terminate"))
 }
 
 impl fmt::Debug for Again {

@@ -12,7 +12,7 @@ use tracing::debug;
 use super::{Asked, Report, Router};
 use crate::{
     broker::{
-        Again, Callee,
+        Again, Callee, Left,
         message_initiation::{self, AWAY},
         presence::{Choice, Sign},
     },
@@ -116,6 +116,8 @@ pub struct Unanswered {
     /// What it said, if anything.
     error: Option<Element>,
     at: Instant,
+    /// Its session: what its initiator has said since.
+    left: Left,
 }
 
 impl Router {
@@ -199,26 +201,32 @@ impl Router {
                 callee.patience = if is_sure { ACKNOWLEDGE } else { ASSUMED };
             }
             let (reports, jid, at) = (self.back.reports.clone(), taken.jid, Instant::now());
-            callee.again = Some(Again::new(move |stanza, error| async move {
-                let unanswered = Unanswered { stanza, callee: jid, tried, error, at };
+            callee.again = Some(Again::new(move |stanza, error, left| async move {
+                let unanswered = Unanswered { stanza, callee: jid, tried, error, at, left };
                 let _ = reports.send(Report::Unanswered(Box::new(unanswered))).await;
             }));
         }
         callee
     }
 
-    /// A resource did not acknowledge a session-initiate: another one may.
+    /// A resource did not acknowledge a session-initiate: another one may, unless its initiator wants it no more.
     pub(super) fn handle_unanswered(&mut self, unanswered: Unanswered) {
-        let Unanswered { stanza, callee, mut tried, error, at } = unanswered;
+        let Unanswered { stanza, callee, mut tried, error, at, left } = unanswered;
+        // Until here its initiator was heard in it, and from here in what waits or in the next one.
+        let (answers, is_over) = left.close();
+        self.send_all(answers);
         let Ok(jid) = FullJid::try_from(callee) else { return };
         let now = Instant::now();
-        debug!(is_silent = error.is_none(), "a session was not taken: trying another resource");
         let mut choosing = Choosing::new(now);
         if error.is_none() && self.presences.is_link_up() {
             self.presences.answered(&jid, Sign::Silence, at, now);
             choosing.silent = Some(at);
             self.pass_changes();
         }
+        if is_over {
+            return self.refuse(&stanza, &Refusal::unknown_session("The session is over"));
+        }
+        debug!(is_silent = error.is_none(), "a session was not taken: trying another resource");
         tried.push(jid);
         choosing.tried = tried;
         choosing.error = error;

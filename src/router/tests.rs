@@ -224,3 +224,83 @@ async fn who_was_just_heard_of_is_waited_for_as_long_as_nobody_else_can_take_a_s
     world.router.presences.answered(&other, Sign::Refused, asked, asked);
     assert_eq!(patience(&world), (30, false), "that one is not answering");
 }
+
+/// Nothing waits here for time: a program turns a session down, and before the next one gets it something happens.
+#[tokio::test]
+async fn a_session_that_is_taken_back_on_its_way_to_the_next_program_goes_nowhere() {
+    let jingle = |action: &str, id: &str| {
+        format!(
+            "<iq xmlns='jabber:client' type='set' id='{id}' from='{ALICE}' to='{MASK}'>\
+             <jingle xmlns='urn:xmpp:jingle:1' action='{action}' sid='s' initiator='{ALICE}'>\
+             <content creator='initiator' name='c'>\
+             <description xmlns='urn:xmpp:jingle:apps:file-transfer:5'/>\
+             <transport xmlns='urn:xmpp:jingle:transports:ibb:1' sid='t' block-size='4096'/>\
+             </content></jingle></iq>"
+        )
+    };
+    let gone = format!(
+        "<presence xmlns='jabber:client' type='unavailable' from='{ALICE}' to='{COMPONENT}'/>"
+    );
+    let info = "<query xmlns='http://jabber.org/protocol/disco#info'/>";
+    for (what, goes_on) in [
+        (jingle("session-terminate", "end"), false),
+        (gone, false),
+        (jingle("session-info", "news"), true),
+    ] {
+        let mut world = World::new().await;
+        world.come("bob@example.test/two");
+        world.come("bob@example.test/one");
+        world.say(&jingle("session-initiate", "start"));
+        // Both may be asked what they can do; the first that is offered the session has no use for it.
+        let (mut offered, mut reported) = (0, false);
+        while !reported {
+            tokio::select! {
+                biased;
+                Some(known) = world.known.recv() => world.router.handle_known(known),
+                Some(report) = world.reports.recv() => {
+                    reported = matches!(report, Report::Unanswered(_));
+                    if reported {
+                        world.say(&what);
+                    }
+                    world.router.handle_report(report);
+                }
+                Some(sent) = world.sent.recv() => {
+                    if sent.has_child("jingle", ns::JINGLE) {
+                        offered += 1;
+                        world.answer(&sent, "error", &error("service-unavailable", ""));
+                    } else if sent.has_child("query", ns::DISCO_INFO) {
+                        world.answer(&sent, "result", info);
+                    }
+                }
+            }
+        }
+        assert_eq!(offered, 1);
+        let is_offer = |sent: &Element| {
+            sent.get_child("jingle", ns::JINGLE)
+                .is_some_and(|jingle| jingle.attr("action") == Some("session-initiate"))
+        };
+        let is_answer = |sent: &Element| sent.attr("id") == Some("start");
+        if what.contains("'end'") {
+            let answer = world.next(|sent| sent.attr("id") == Some("end")).await;
+            assert_eq!(answer.attr("type"), Some("result"), "{}", String::from(&answer));
+        }
+        let next = loop {
+            let next = tokio::select! {
+                biased;
+                Some(report) = world.reports.recv() => {
+                    world.router.handle_report(report);
+                    continue;
+                }
+                next = world.sent.recv() => next.unwrap(),
+            };
+            if next.has_child("query", ns::DISCO_INFO) {
+                world.answer(&next, "result", info);
+            } else if is_offer(&next) || is_answer(&next) {
+                break next;
+            }
+        };
+        assert_eq!(is_offer(&next), goes_on, "{what}: {}", String::from(&next));
+        assert_eq!(is_answer(&next), !goes_on, "{what}: {}", String::from(&next));
+        assert_eq!(world.router.broker.sessions(), usize::from(goes_on), "{what}");
+    }
+}
