@@ -374,7 +374,7 @@ fn prosody_a_token_takes_the_passwords_place() {
         assert_eq!(mode & 0o777, 0o600);
         let token = kept().get("token").map(|token| token.as_str().unwrap().to_owned());
         assert_eq!(token.is_some(), has_tokens);
-        for token in token {
+        if let Some(token) = token {
             assert!(!listed.stderr.contains(&token) && !listed.stdout.contains(&token));
             assert!(!tokens.contains(&token), "each is used once");
             tokens.push(token);

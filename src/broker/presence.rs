@@ -307,6 +307,13 @@ impl Presences {
         }
     }
 
+    /// Forgets that a resource was heard of, because a session that it was offered came back: it is asked before the next.
+    pub fn doubt(&mut self, jid: &FullJid) {
+        if let Some(resource) = self.find(jid) {
+            resource.heard = None;
+        }
+    }
+
     /// How a resource has answered a question that was asked at `asked`.
     pub fn answered(&mut self, jid: &FullJid, sign: Sign, asked: Instant, now: Instant) {
         let Some(resource) = self.find(jid) else { return };

@@ -375,3 +375,17 @@ fn what_goes_to_all_resources_has_each_asked_seldom() {
     let silent = vec![(Arc::new(full("a@c/x")), later)];
     assert_eq!(presences.check_all(&user, later + 3 * SECOND), (vec![], silent));
 }
+
+#[test]
+fn one_that_refused_a_session_unasked_is_asked_before_the_next() {
+    let now = Instant::now();
+    let mut presences = Presences::new();
+    presences.link_is_up(now);
+    presences.available(full("a@c/x"), 0, true, now).unwrap();
+    assert_eq!(choose(&mut presences, now, &[], now).0, take("a@c/x", true));
+    presences.doubt(&full("a@c/x"));
+    assert_eq!(choose(&mut presences, now, &[], now), (Choice::Wait, vec!["a@c/x".to_owned()]));
+    presences.answered(&full("a@c/x"), Sign::Refused, now, now + SECOND);
+    let chosen = choose(&mut presences, now, &[], now + SECOND).0;
+    assert_eq!(chosen, Choice::Nobody(Some(now)));
+}

@@ -115,6 +115,8 @@ pub struct Unanswered {
     tried: Vec<FullJid>,
     /// What it said, if anything.
     error: Option<Element>,
+    /// Whether it was heard of after the session was asked for, and not only a moment before.
+    was_sure: bool,
     at: Instant,
     /// Its session: what its initiator has said since.
     left: Left,
@@ -202,7 +204,9 @@ impl Router {
             }
             let (reports, jid, at) = (self.back.reports.clone(), taken.jid, Instant::now());
             callee.again = Some(Again::new(move |stanza, error, left| async move {
-                let unanswered = Unanswered { stanza, callee: jid, tried, error, at, left };
+                let was_sure = is_sure;
+                let unanswered =
+                    Unanswered { stanza, callee: jid, tried, error, was_sure, at, left };
                 let _ = reports.send(Report::Unanswered(Box::new(unanswered))).await;
             }));
         }
@@ -211,7 +215,7 @@ impl Router {
 
     /// A resource did not acknowledge a session-initiate: another one may, unless its initiator wants it no more.
     pub(super) fn handle_unanswered(&mut self, unanswered: Unanswered) {
-        let Unanswered { stanza, callee, mut tried, error, at, left } = unanswered;
+        let Unanswered { stanza, callee, mut tried, error, was_sure, at, left } = unanswered;
         // Until here its initiator was heard in it, and from here in what waits or in the next one.
         let (answers, is_over) = left.close();
         self.send_all(answers);
@@ -227,9 +231,14 @@ impl Router {
             return self.refuse(&stanza, &Refusal::unknown_session("The session is over"));
         }
         debug!(is_silent = error.is_none(), "a session was not taken: trying another resource");
-        tried.push(jid);
+        if error.is_some() && !was_sure {
+            // It was not asked whether it is there. The answer tells one that has gone from one that blocks us.
+            self.presences.doubt(&jid);
+        } else {
+            tried.push(jid);
+            choosing.error = error;
+        }
         choosing.tried = tried;
-        choosing.error = error;
         self.handle_again(&stanza, choosing);
     }
 
