@@ -66,10 +66,7 @@ pub(super) async fn servers(domain: &str) -> Result<Vec<Target>, Error> {
     if domain.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
         return Ok(itself());
     }
-    let resolver = match resolver()? {
-        Some(resolver) => resolver,
-        None => return Ok(itself()),
-    };
+    let Some(resolver) = resolver()? else { return Ok(itself()) };
     let ask = async |service: &str, is_direct| {
         let name = format!("{service}._tcp.{domain}.");
         let asked = timeout(LOOKUP, resolver.srv_lookup(name.as_str())).await;
