@@ -6,7 +6,7 @@
 //! through the database, in the order in which they came. What the leader sends goes out over the leader's own link; every
 //! node reaches every user.
 //!
-//! [`Member`] decides who leads. A stanza is in the database until the leader fetches it, at most a minute; short ones
+//! `Member` decides who leads. A stanza is in the database until the leader fetches it, at most a minute; short ones
 //! are sent as notifications and are in no table. Whoever has the database's address belongs to the cluster.
 
 mod member;
