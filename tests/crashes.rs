@@ -166,7 +166,7 @@ fn fails(case: &str, mut program: Process, bound: Duration, words: &[&str]) {
     let status = program.wait(bound).code();
     let log = program.log();
     assert_eq!(status, Some(1), "{case}: {log}");
-    let error = log.lines().find(|line| line.contains("error"));
+    let error = log.lines().find(|line| line.contains("error: "));
     let error = error.unwrap_or_else(|| panic!("{case}: no error is shown: {log}"));
     assert!(words.iter().any(|word| error.contains(word)), "{case}: {error}, expected {words:?}");
 }
