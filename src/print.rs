@@ -134,6 +134,9 @@ pub enum PrintError {
         /// How many its hash has.
         expected: usize,
     },
+    /// More than a page.
+    #[error("expected a fingerprint, or a page of at most 64 KiB with one, found a longer text")]
+    Long,
     /// More than one.
     #[error("expected one fingerprint, found several different ones")]
     Several,

@@ -88,7 +88,7 @@ impl Offer {
 
     fn add_print(&mut self, method: Option<Method>, element: &Element, hash: &str) {
         let hash = element.attr(hash).and_then(|text| text.parse::<HashKind>().ok());
-        if let Ok(print) = Print::parse(&element.text(), hash) {
+        if let Some(print) = read_print(&element.text(), hash) {
             // A print that is repeated without a method may be meant for another one: both are kept, and judged.
             let known = |(m, p): &(Option<Method>, Print)| *m == method && p.same_bytes(&print);
             if !self.prints.iter().any(known) {
@@ -96,6 +96,15 @@ impl Offer {
             }
         }
     }
+}
+
+/// Reads a print of an offer. One that is much longer than any fingerprint is none: anybody can send it.
+fn read_print(text: &str, hash: Option<HashKind>) -> Option<Print> {
+    const LONGEST: usize = 1024;
+    if text.len() > LONGEST {
+        return None;
+    }
+    Print::parse(text, hash).ok()
 }
 
 /// An x509 offer in the first dialect.
@@ -140,7 +149,7 @@ pub fn without(content: &Element, gone: &[Print], methods: &[Method]) -> Element
             continue;
         };
         if print_text(child)
-            .and_then(|text| Print::parse(&text, None).ok())
+            .and_then(|text| read_print(&text, None))
             .is_some_and(|print| gone.iter().any(|other| other.same_bytes(&print)))
         {
             continue;
@@ -232,6 +241,19 @@ mod tests {
         let print = Print::parse(X509, None).unwrap();
         assert_eq!(Offer::read(&content).prints, [(Some(Method::X509), print)]);
         assert!(is_secured(&content));
+    }
+
+    #[test]
+    fn a_print_that_is_much_longer_than_any_is_not_read() {
+        let offer = |room: usize| {
+            let content = content(&format!(
+                "<security xmlns='urn:xmpp:jingle:security:xtls:0'>\
+                 <fingerprint>{}{X509}</fingerprint><method name='x509'/></security>",
+                " ".repeat(room - X509.len())
+            ));
+            Offer::read(&content).prints.len()
+        };
+        assert_eq!((offer(1024), offer(1025)), (1, 0));
     }
 
     #[test]

@@ -11,6 +11,10 @@ use super::{HashKind, Method, Print, PrintError};
 
 /// The fewest digits that somebody may have taken for a fingerprint.
 const SHORTEST: usize = 16;
+/// The longest text that is read, in bytes: a page that a tool prints of one key is much shorter.
+const LONGEST: usize = 64 << 10;
+/// How far before a number the words may stand that say what it is, in bytes.
+const NEAR: usize = 256;
 
 /// What a fingerprint is of, as far as its text says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +47,9 @@ pub(super) fn read(
     method: Option<Method>,
     hash: Option<HashKind>,
 ) -> Result<Print, PrintError> {
+    if text.len() > LONGEST {
+        return Err(PrintError::Long);
+    }
     let text = plain(text);
     let whole = bare(&text).map(|digits| Page::of_bare(&digits, hash));
     match whole {
@@ -81,6 +88,7 @@ impl Page {
             }
             section.enter(line);
             page.base64(line);
+            let heading = section.heading(line);
             let mut label = String::new();
             // What stands between the number before and the next word.
             let mut between = "\n".to_owned();
@@ -92,14 +100,14 @@ impl Page {
                             label.clear();
                         }
                         between.push_str(text);
-                        label.push_str(&text.to_lowercase());
+                        push_near(&mut label, &text.to_lowercase());
                     }
                     Word::Hex(digits) => {
                         if !run.takes(digits, &between) {
                             if run.end(&mut page) {
                                 label.clear();
                             }
-                            run.begin(digits, section.label(&label, line));
+                            run.begin(digits, section.context(heading, &label));
                         }
                         between.clear();
                     }
@@ -177,6 +185,15 @@ impl Page {
             (_, Some(_), _) => Err(PrintError::Sha1Spki),
             (_, None, _) => Err(self.instead.unwrap_or(PrintError::Missing)),
         }
+    }
+}
+
+/// Adds to the words before a number. Those that stand far before it do not count.
+fn push_near(label: &mut String, text: &str) {
+    let end = |text: &str| text.ceil_char_boundary(text.len().saturating_sub(NEAR));
+    label.push_str(&text[end(text)..]);
+    if label.len() > 2 * NEAR {
+        label.drain(..end(label));
     }
 }
 
@@ -342,14 +359,38 @@ impl Section {
         }
         if shown.ends_with(':') {
             let indent = shown.len() - shown.trim_start().len();
-            self.heading = (indent, shown.trim_start().to_lowercase());
+            let mut text = String::new();
+            push_near(&mut text, &shown.trim_start().to_lowercase());
+            self.heading = (indent, text);
         }
     }
 
-    /// What the words before a number say of it.
-    fn label(&self, own: &str, line: &str) -> Label {
+    /// The heading that a line belongs to; empty if there is none.
+    fn heading(&self, line: &str) -> &str {
         let indent = line.len() - line.trim_start().len();
-        let heading = if indent > self.heading.0 { self.heading.1.as_str() } else { "" };
+        if indent > self.heading.0 { &self.heading.1 } else { "" }
+    }
+
+    fn context(&self, heading: &str, own: &str) -> Context {
+        let Self { openpgp, subkey, .. } = *self;
+        Context { heading: heading.to_owned(), own: own.to_owned(), openpgp, subkey }
+    }
+}
+
+/// What stands before a number.
+#[derive(Debug)]
+struct Context {
+    heading: String,
+    /// The words in its own line.
+    own: String,
+    openpgp: bool,
+    subkey: bool,
+}
+
+impl Context {
+    /// What the words say of the number.
+    fn label(&self) -> Label {
+        let Self { heading, own, .. } = self;
         let hash = last_hash(own).or_else(|| last_hash(heading));
         let all = format!("{heading} {own}");
         let has = |words: &[&str]| words.iter().any(|word| all.contains(word));
@@ -396,17 +437,17 @@ struct Run {
     digits: String,
     group: usize,
     separator: Option<char>,
-    label: Option<Label>,
+    context: Option<Context>,
     /// What has come after it.
     tail: String,
 }
 
 impl Run {
-    fn begin(&mut self, digits: &str, label: Label) {
+    fn begin(&mut self, digits: &str, context: Context) {
         *self = Self {
             digits: digits.to_owned(),
             group: digits.len(),
-            label: Some(label),
+            context: Some(context),
             ..Self::default()
         };
     }
@@ -437,12 +478,13 @@ impl Run {
 
     /// Gives the number to the page; whether it had the length of one.
     fn end(&mut self, page: &mut Page) -> bool {
-        let Self { digits, label, .. } = std::mem::take(self);
-        let Some(Label { kind, hash }) = label else { return false };
+        let Self { digits, context, .. } = std::mem::take(self);
+        let Some(context) = context else { return false };
         // Dates, sizes, and words that look like digits.
         if digits.len() < SHORTEST {
             return false;
         }
+        let Label { kind, hash } = context.label();
         let expected = match hash {
             Some("SHA-1") => Some(40),
             Some("SHA-256") => Some(64),
@@ -645,5 +687,27 @@ mod tests {
             assert!(!error.to_string().contains("openpgp"), "{error}");
         }
         assert!(PrintError::Sha1.to_string().contains("-fingerprint -sha256"));
+    }
+
+    /// Anybody can send such a text: what is looked at for each number must not grow with it.
+    #[test]
+    fn words_far_before_a_number_are_forgotten_and_long_texts_are_not_read() {
+        let mut label = String::new();
+        for _ in 0..10_000 {
+            push_near(&mut label, "\u{fc}ber ");
+            assert!(label.len() <= 2 * NEAR, "{}", label.len());
+        }
+        push_near(&mut label, &"\u{fc}".repeat(10_000));
+        assert!(label.len() <= 2 * NEAR && label.ends_with('\u{fc}'));
+
+        let far = format!("serial {} {SHA256}", "x ".repeat(10_000));
+        is(&far, Method::X509, HashKind::Sha256, SHA256);
+        let near = format!("{} serial {SHA256}", "x ".repeat(10_000));
+        assert!(Print::read(&near, Method::X509, None).is_err());
+
+        let page = |length: usize| format!("{}\n{SHA256}", "-".repeat(length - SHA256.len() - 1));
+        is(&page(LONGEST), Method::X509, HashKind::Sha256, SHA256);
+        let long = Print::read(&page(LONGEST + 1), Method::X509, None);
+        assert_eq!(long, Err(PrintError::Long));
     }
 }
