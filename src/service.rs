@@ -494,9 +494,6 @@ impl Among {
     async fn run(self, mut events: mpsc::Receiver<cluster::Event>) {
         while let Some(event) = events.recv().await {
             match event {
-                // Others serve the users of other servers.
-                cluster::Event::Lead | cluster::Event::Follow { .. } if self.cluster.is_alone() => {
-                }
                 cluster::Event::Lead => {
                     let recalled = recall(&self.reachable).await;
                     {

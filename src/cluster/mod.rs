@@ -7,7 +7,7 @@
 //! node reaches every user.
 //!
 //! `Member` decides who leads. A stanza is in the database until the leader fetches it, at most a minute; short ones
-//! are sent as notifications and are in no table. Whoever has the database's address belongs to the cluster.
+//! are sent as notifications and are in no table. Anyone who can use the database belongs to the cluster.
 
 mod member;
 
@@ -90,6 +90,8 @@ struct State {
     role: Role,
     /// The others that have lately given a sign of life.
     others: Vec<Instance>,
+    /// Whether the XMPP server is alone, so that this instance is one of no cluster.
+    alone: bool,
 }
 
 #[derive(Debug)]
@@ -99,7 +101,6 @@ struct Shared {
     advertise: String,
     store: Store,
     linked: AtomicBool,
-    alone: AtomicBool,
     state: Mutex<State>,
     queue: mpsc::Sender<Outgoing>,
     permits: Permits,
@@ -128,14 +129,13 @@ impl Cluster {
         let id = format!("{:016x}", rand::random::<u64>());
         let (sender, queue) = mpsc::channel(QUEUE);
         let mut member = Member::new(id.clone(), Instant::now());
-        let state = State { role: Role::Leads, others: Vec::new() };
+        let state = State { role: Role::Leads, others: Vec::new(), alone: false };
         let cluster = Self(Arc::new(Shared {
             component: component.clone(),
             id: id.clone(),
             advertise,
             store: store.clone(),
             linked: AtomicBool::new(false),
-            alone: AtomicBool::new(false),
             state: Mutex::new(state),
             queue: sender,
             permits: Permits::new(WAITING),
@@ -147,7 +147,7 @@ impl Cluster {
                 None
             }
         };
-        cluster.lock().role = member.role().clone();
+        cluster.set_role(member.role());
         if let Role::Follows(leader) = member.role() {
             info!(instance = id, leader, "another instance leads: it is handed what comes here");
         }
@@ -193,7 +193,12 @@ impl Cluster {
     fn note(&self, instances: &[Instance]) -> bool {
         let is_other = |other: &&Instance| other.id != self.0.id && other.is_alive();
         let others: Vec<Instance> = instances.iter().filter(is_other).cloned().collect();
-        let old = std::mem::replace(&mut self.lock().others, others);
+        let mut state = self.lock();
+        if state.alone {
+            return false;
+        }
+        let old = std::mem::replace(&mut state.others, others);
+        drop(state);
         let is_linked = |id: &str| {
             instances.iter().any(|other| other.id == id && other.linked && other.is_alive())
         };
@@ -212,37 +217,43 @@ impl Cluster {
 
     /// Whether this instance handles all stanzas that come to it.
     pub fn leads(&self) -> bool {
-        self.is_alone() || self.has_lead()
-    }
-
-    fn has_lead(&self) -> bool {
         self.lock().role == Role::Leads
     }
 
-    /// How many instances there are that can reach the same users, this one too.
+    fn set_role(&self, role: &Role) {
+        let mut state = self.lock();
+        if !state.alone {
+            state.role = role.clone();
+        }
+    }
+
+    /// Notes whether the XMPP server is alone. No other instance then reaches its users, though others may share the
+    /// database: this one leads, and takes no part in what they do.
+    pub fn set_alone(&self, alone: bool) {
+        let mut state = self.lock();
+        state.alone = alone;
+        if alone {
+            (state.role, state.others) = (Role::Leads, Vec::new());
+        }
+    }
+
+    fn is_alone(&self) -> bool {
+        self.lock().alone
+    }
+
+    /// How many instances there are, this one too.
     pub fn count(&self) -> usize {
-        if self.is_alone() { 1 } else { self.lock().others.len() + 1 }
+        self.lock().others.len() + 1
     }
 
     /// Whether another instance can reach the users.
     pub fn has_heir(&self) -> bool {
-        !self.is_alone() && self.lock().others.iter().any(|other| other.linked)
-    }
-
-    /// Notes whether the XMPP server is alone. Its users then cannot be reached by another instance, which may share no more
-    /// than the database.
-    pub fn set_alone(&self, alone: bool) {
-        self.0.alone.store(alone, Ordering::Relaxed);
-    }
-
-    /// See [`Cluster::set_alone`].
-    pub fn is_alone(&self) -> bool {
-        self.0.alone.load(Ordering::Relaxed)
+        self.lock().others.iter().any(|other| other.linked)
     }
 
     /// What keeps this instance from serving its users, if anything does.
     pub fn obstacle(&self) -> Option<&'static str> {
-        let is_lost = !self.is_alone() && self.lock().role == Role::Follows(None);
+        let is_lost = self.lock().role == Role::Follows(None);
         is_lost.then_some("no instance of this component leads")
     }
 
@@ -339,13 +350,18 @@ impl Running {
                 self.last = Some(meeting.backend());
                 self.member.disconnected();
             }
-            self.cluster.lock().role = self.member.role().clone();
+            self.cluster.set_role(self.member.role());
         }
     }
 
     async fn beat(&mut self, number: u32, events: &mpsc::Sender<Event>) -> Result<(), StoreError> {
         let shared = Arc::clone(&self.cluster.0);
         let Shared { store, component, id, advertise, linked, .. } = &*shared;
+        if self.cluster.is_alone() {
+            let Some(meeting) = self.meeting.take() else { return Ok(()) };
+            self.member.disconnected();
+            return meeting.leave().await;
+        }
         if self.meeting.is_none() {
             // An error here is no news: it was told when the connection was lost.
             let Ok(Some(mut meeting)) = store.meet(component, id).await else { return Ok(()) };
@@ -374,8 +390,10 @@ impl Running {
     }
 
     async fn take(&mut self, step: Step, events: &mpsc::Sender<Event>) -> Result<(), StoreError> {
-        let Some(meeting) = &mut self.meeting else { return Ok(()) };
-        let led = self.cluster.has_lead();
+        let Some(meeting) = self.meeting.as_mut().filter(|_| !self.cluster.is_alone()) else {
+            return Ok(());
+        };
+        let led = self.cluster.leads();
         let mut lost = true;
         match step {
             Step::Nothing => {}
@@ -396,9 +414,8 @@ impl Running {
                 self.member.yielded();
             }
         }
-        let role = self.member.role().clone();
-        let leads = role == Role::Leads;
-        self.cluster.lock().role = role;
+        self.cluster.set_role(self.member.role());
+        let leads = self.cluster.leads();
         if leads == led {
             return Ok(());
         }
@@ -452,9 +469,10 @@ impl Running {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        let leader = match self.member.role() {
+        let role = self.cluster.lock().role.clone();
+        let leader = match role {
             Role::Leads => None,
-            Role::Follows(Some(leader)) => Some(leader.clone()),
+            Role::Follows(Some(leader)) => Some(leader),
             Role::Follows(None) => return Ok(()),
         };
         let others: Vec<String> =
@@ -583,7 +601,7 @@ mod tests {
         let component = BareJid::new("xtls.example.org").unwrap();
         let (cluster, running) = Cluster::join(&store, &component, String::new()).await;
         assert!(cluster.leads() && cluster.obstacle().is_none());
-        // At a server that is alone an instance serves its users whoever else uses the database.
+        // At a server that is alone an instance serves its users, even if others use the database.
         cluster.lock().role = Role::Follows(None);
         assert!(!cluster.leads() && cluster.obstacle().is_some());
         cluster.set_alone(true);
