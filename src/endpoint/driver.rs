@@ -385,12 +385,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
 
 /// Says what a stream error of the server means (RFC 6120, section 4.9.3).
 fn stream_error(error: &Element, own: &FullJid) -> Loss {
-    let condition = error
-        .children()
-        .find(|child| child.has_ns(ns::STREAM_ERRORS) && child.name() != "text")
-        .map_or("an error", Element::name);
-    let text = error.get_child("text", ns::STREAM_ERRORS).map(Element::text).unwrap_or_default();
-    let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
+    let (condition, text) = xml::stream_error(error);
+    let condition = condition.unwrap_or("an error");
     let text = if text.is_empty() { text } else { format!(" ({text})") };
     let why = format!("the server ended the stream: {condition}{text}");
     let remedy = match condition {

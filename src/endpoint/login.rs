@@ -222,14 +222,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     async fn open(io: S, domain: &str, from: Option<&BareJid>) -> Result<(Self, Element), Failure> {
         let (read, writer) = split(io);
         let mut stream = Self { reader: StanzaReader::with_rules(read, Rules::CLIENT), writer };
-        let escape =
-            |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;");
-        let from = from.map_or(String::new(), |jid| format!(" from='{}'", escape(jid.as_str())));
+        let from =
+            from.map_or(String::new(), |jid| format!(" from='{}'", xml::escaped(jid.as_str())));
         let header = format!(
             "<?xml version='1.0'?><stream:stream xmlns='{}' xmlns:stream='{}' to='{}'{from} version='1.0'>",
             ns::CLIENT,
             ns::STREAM,
-            escape(domain)
+            xml::escaped(domain)
         );
         stream.write(header.as_bytes()).await?;
         let features = stream.next().await?;
@@ -253,9 +252,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         loop {
             match self.reader.read().await.map_err(broken)? {
                 Received::Element(element) if element.is("error", ns::STREAM) => {
-                    let condition =
-                        element.children().find(|child| child.has_ns(ns::STREAM_ERRORS));
-                    return Err(by_server(condition.map_or("stream error", Element::name)));
+                    let (condition, _) = xml::stream_error(&element);
+                    return Err(by_server(condition.unwrap_or("stream error")));
                 }
                 Received::Element(element) => return Ok(element),
                 Received::Header(_) | Received::Oversized(_) | Received::Dropped => {}

@@ -1024,13 +1024,8 @@ impl Software {
 }
 
 fn stream_error(element: &Element) -> Unlinked {
-    let condition =
-        element.children().find(|child| child.has_ns(ns::STREAM_ERRORS) && child.name() != "text");
-    let text = element.get_child("text", ns::STREAM_ERRORS).map(Element::text).unwrap_or_default();
-    Unlinked::Stream {
-        condition: condition.map_or("an error", Element::name).to_owned(),
-        text: text.chars().filter(|c| !c.is_control()).take(200).collect(),
-    }
+    let (condition, text) = xml::stream_error(element);
+    Unlinked::Stream { condition: condition.unwrap_or("an error").to_owned(), text }
 }
 
 /// A ping from the component to itself.

@@ -638,6 +638,21 @@ pub fn set(element: &mut Element, name: &str, value: &str) {
     element.attrs_mut().insert(Namespace::NONE, name, value.to_owned());
 }
 
+/// Returns the condition of a stream error, if it has one, and its text in one line (RFC 6120, 4.9).
+pub(crate) fn stream_error(error: &Element) -> (Option<&str>, String) {
+    let condition = error
+        .children()
+        .find(|child| child.has_ns(ns::STREAM_ERRORS) && child.name() != "text")
+        .map(Element::name);
+    let text = error.get_child("text", ns::STREAM_ERRORS).map(Element::text).unwrap_or_default();
+    (condition, text.chars().filter(|c| !c.is_control()).take(200).collect())
+}
+
+/// Escapes text for an attribute between apostrophes.
+pub(crate) fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
+}
+
 /// A copy without children, in another namespace.
 pub fn head_in(element: &Element, namespace: &str) -> Element {
     let mut copy = Element::bare(element.name(), namespace);

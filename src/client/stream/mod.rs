@@ -17,7 +17,7 @@ use minidom::Element;
 pub use self::reader::MAX_DEPTH;
 pub(crate) use self::reader::{MAX_STANZA, read_pieces};
 use self::reader::{Reader, Received};
-use crate::xmpp::{ns, text::replace_not_carried};
+use crate::xmpp::{ns, text::replace_not_carried, xml::escaped};
 
 /// Who opens the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -353,9 +353,4 @@ impl XmlStream {
             self.out.truncate(start);
         }
     }
-}
-
-/// Text for an attribute between apostrophes.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
 }
