@@ -284,9 +284,9 @@ pub(super) async fn begin(
     managed: bool,
 ) -> Result<Begun<TlsStream<Watched>>, Failure> {
     let wish = Wish { name, resumed, managed, agent: None, by_token: false, token_for: None };
-    let was_narrow = path::is_narrow();
+    let was_narrow = path::loses_large_packets();
     let begun = begin_within(login, wish).await;
-    if begun.is_err() && path::is_narrow() && !was_narrow {
+    if begun.is_err() && path::loses_large_packets() && !was_narrow {
         // Only large packets are lost on the way.
         return begin_within(login, wish).await;
     }
@@ -328,12 +328,12 @@ async fn negotiate(
         let success =
             authenticate_at_once(&mut stream, login, (&inline, offer), &channel, wish, token)
                 .await?;
-        let start = start_at_once(&mut stream, success, wish, !path::is_narrow()).await?;
+        let start = start_at_once(&mut stream, success, wish, !path::loses_large_packets()).await?;
         return Ok(Begun { stream, start });
     }
     authenticate(&mut stream, login, offer, &channel).await?;
     let (mut stream, features) = Stream::open(stream.into_io()?, &domain, Some(&login.jid)).await?;
-    let start = start(&mut stream, &features, wish, !path::is_narrow()).await?;
+    let start = start(&mut stream, &features, wish, !path::loses_large_packets()).await?;
     Ok(Begun { stream, start })
 }
 

@@ -50,7 +50,7 @@ const GIVEN_UP: &str = "the network loses large packets without a word";
 /// # Errors
 /// As connecting does.
 pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    if !is_narrow() {
+    if !loses_large_packets() {
         return TcpStream::connect(address).await;
     }
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -60,11 +60,6 @@ pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 
 /// Whether connections of this process were found to lose large packets, and small ones are used since.
 pub fn loses_large_packets() -> bool {
-    is_narrow()
-}
-
-/// Whether the path was found to lose large packets.
-pub(super) fn is_narrow() -> bool {
     NARROW.load(Ordering::Relaxed)
 }
 
@@ -127,7 +122,7 @@ impl Watched {
 
     /// Waits for bytes, all others being read, and gives up if the path is to blame. A connection with small segments already has no better way.
     fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        if is_narrow() {
+        if loses_large_packets() {
             return Poll::Pending;
         }
         while self.look.as_mut().poll(cx).is_ready() {
