@@ -354,7 +354,7 @@ impl Router {
     }
 
     fn hand_over(&self, stanza: &Stanza) {
-        // Who is blocked takes no place from others.
+        // A blocked user takes no place from others.
         let handed = match self.options.access.blocks(&stanza.from.to_bare()) {
             true => Err(Refusal::forbidden()),
             false => self.cluster.hand_over(stanza),

@@ -155,12 +155,12 @@ pub struct Options {
     pub sessions: (usize, usize),
 }
 
-/// Whom a session-initiate is passed on to.
+/// The resource that gets a session-initiate.
 #[derive(Debug)]
 pub struct Callee {
     /// The full JID.
     pub jid: Jid,
-    /// The session id that it has heard of already, from a proposal.
+    /// The session id that it knows already, from a proposal.
     pub sid: Option<String>,
     /// How long it may take to acknowledge the session-initiate.
     pub patience: Duration,

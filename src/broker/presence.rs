@@ -8,7 +8,7 @@
 //! in the same words in which servers say that there is no such resource. After the link was down all entries are
 //! asked; until they answer they count as reachable, behind those that have.
 //!
-//! Before a resource is offered a session it is asked the same, unless it was heard of a moment ago: a user whose
+//! Before a resource is offered a session it is asked the same, unless it sent something a moment ago: a user whose
 //! connection was cut stays available at the server for minutes ([`Presences::choose`]). A question is shared by all who
 //! wait for its answer, and what came of it is believed for a few seconds, so nobody can have others asked at a rate.
 //!
@@ -49,9 +49,9 @@ const LATE: Duration = Duration::from_secs(30);
 const LATER: Duration = Duration::from_secs(5);
 /// The shortest time between two questions: 200 in a second.
 const PACE: Duration = Duration::from_millis(5);
-/// Who was heard of so long before a session was asked for is taken without a question.
+/// A resource that sent something so shortly before the session was asked for gets it without a question.
 const FRESH: Duration = Duration::from_secs(1);
-/// Who left a question unanswered is not asked another one for so long.
+/// A resource that left a question unanswered is not asked another one for so long.
 const SILENT: Duration = Duration::from_secs(3);
 /// Resources of one user that are asked at once for a session.
 const AT_ONCE: usize = 4;
@@ -97,7 +97,7 @@ pub enum Sign {
 /// Which resource of a user gets a stanza for its bare JID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// This one. It has been heard of since the stanza came, or else a moment before: `false`.
+    /// This one. `true` if it has sent something since the stanza came, `false` if only a moment before.
     Take(Arc<FullJid>, bool),
     /// It is not known yet: choose again when one of those has answered that are asked.
     Wait,
@@ -111,7 +111,7 @@ struct Resource {
     priority: i8,
     /// Whether it has shown itself since the link came up.
     confirmed: bool,
-    /// When it was last heard of.
+    /// When it last sent something.
     heard: Option<Instant>,
     /// When it last answered a question.
     answered: Option<Instant>,
@@ -307,7 +307,7 @@ impl Presences {
         }
     }
 
-    /// Forgets that a resource was heard of, because a session that it was offered came back: it is asked before the next.
+    /// Forgets when a resource last sent something, because a session came back from it: it is asked before the next one.
     pub fn doubt(&mut self, jid: &FullJid) {
         if let Some(resource) = self.find(jid) {
             resource.heard = None;
@@ -380,7 +380,7 @@ impl Presences {
         self.users.get(user).into_iter().flatten().any(|resource| resource.priority >= 0)
     }
 
-    /// Chooses the resource that gets a stanza for the bare JID which came at `since`, and says whom to ask for that.
+    /// Chooses the resource that gets a stanza for the bare JID which came at `since`. Returns also the resources to ask.
     ///
     /// Those of a negative priority, and those in `tried`, are left out. Of the others that answer it is the one that
     /// `fit` says can do most with the stanza (`None`: not known before it is asked), then one that has shown itself since
@@ -403,7 +403,7 @@ impl Presences {
             .filter(|(_, resource)| resource.priority >= 0 && !tried.contains(&resource.jid))
             .map(|(number, resource)| {
                 let fit = fit(&resource.jid);
-                // Who answers, but not what it can do, can do nothing special.
+                // A resource that answers, but not what it can do, can do nothing special.
                 let fit = fit.or_else(|| is_fresh(resource.answered).then_some(0));
                 let rank = (
                     resource.silent.is_none(),

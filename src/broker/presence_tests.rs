@@ -10,7 +10,7 @@ fn bare(text: &str) -> BareJid {
     BareJid::new(text).unwrap()
 }
 
-/// Who is asked for first.
+/// The resource that is first in order.
 fn best<'a>(presences: &'a Presences, user: &BareJid) -> Option<&'a FullJid> {
     let resources = presences.users.get(user).into_iter().flatten();
     resources
@@ -307,7 +307,7 @@ fn where_nobody_answers_it_is_known_since_when_and_nobody_is_gone_for_five_minut
     assert_eq!(drain(&mut back), [remember("a@c/x", 0, true)], "it was never forgotten");
 }
 
-/// Who goes while a question is under way is not brought back by its answer.
+/// The answer to a question does not bring back a resource that has gone meanwhile.
 #[test]
 fn a_late_answer_does_not_bring_back_who_has_gone() {
     let now = Instant::now();

@@ -84,7 +84,7 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// Who else serves the component, by the database that they share.
+/// Writes how many instances serve the component, by the database that they share, and what is wrong with them.
 async fn instances(config: &Config, store: &Store, out: &mut impl Write) -> Result<(), Failure> {
     let found = store.instances(&config.component.jid).await;
     let found = found.map_err(|error| Failure::new(format!("the database: {error}")))?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::output::{Output, XtlsError};
 use crate::endpoint::{Endpoint, Error};
 
-/// A component that was started anew may not know who is reachable, and nothing tells us of its start or its end.
+/// A component that has restarted may not know who is reachable, and nothing tells us of its start or its end.
 const REAPPEAR: Duration = Duration::from_secs(60);
 /// The same while it is gone: nobody can reach us until it is told.
 const GONE: Duration = Duration::from_secs(15);
@@ -32,7 +32,7 @@ impl Watch {
         match (found, self.gone.take()) {
             (Ok(()), None) => None,
             (Ok(()), Some(_)) => Some(News::Back),
-            // This says nothing of the component; whoever needs the connection says it.
+            // This says nothing of the component; the part that needs the connection says it.
             (Err(Error::Disconnected), gone) => {
                 self.gone = gone;
                 None
@@ -91,7 +91,7 @@ async fn watch(endpoint: &Endpoint, mut tell: impl FnMut(News)) {
             let is_back = news == News::Back;
             tell(news);
             if is_back {
-                // It may have been started anew, and know nothing of us.
+                // It may have restarted, and know nothing of us.
                 endpoint.appear(1).await;
             }
         }

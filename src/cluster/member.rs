@@ -4,7 +4,7 @@
 //! ends. A leader whose machine is gone in silence is found by the age of its last sign of life. A leader without a link
 //! to the XMPP server gives the lead to an instance that has one.
 //!
-//! Who leads goes on to lead until another one is seen that does: that the lock is taken says nothing, for an old connection
+//! A leader leads until it sees another one that does. A lock that is taken says nothing, for an old connection
 //! of this instance may have it. So an instance alone always serves.
 //!
 //! A state machine: what the database says and the time go in, steps come out.
@@ -24,7 +24,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// After so many tries without success, and no leader in sight, nobody who serves has the lock.
 const TRIES: u32 = 5;
 
-/// Who handles the stanzas of all instances.
+/// The instance that handles the stanzas of all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// This instance.

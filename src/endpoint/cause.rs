@@ -13,12 +13,12 @@ use crate::xmpp::ns;
 /// What Prosody adds to the error for a component that is not connected.
 const PROSODY_COMPONENT: &str = "xmpp:prosody.im/protocol/component";
 
-/// Who was asked.
+/// The address that was asked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked<'a> {
     /// The address.
     pub(super) address: &'a Jid,
-    /// The user whom it stands for; `None` for the component itself.
+    /// The user that it stands for; `None` for the component itself.
     pub(super) peer: Option<&'a BareJid>,
     /// The component, if we know of one.
     pub(super) component: Option<&'a BareJid>,

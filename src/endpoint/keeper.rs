@@ -29,7 +29,7 @@ use crate::xmpp::stanza::Stanza;
 const FIRST: Duration = Duration::from_secs(1);
 /// The longest pause before any attempt.
 const LONGEST: Duration = Duration::from_secs(60);
-/// A connection that lived so long begins anew with [`FIRST`].
+/// After a connection that lived so long the pauses begin with [`FIRST`] again.
 const LASTING: Duration = Duration::from_secs(60);
 
 /// What happened to the connection of an endpoint that makes it again ([`Builder::reconnect`](super::Builder::reconnect)).

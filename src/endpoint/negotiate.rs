@@ -77,7 +77,7 @@ impl Endpoint {
         }
         let first = self.first_transport();
         let error = match self.initiate_over(first, peer, application).await {
-            // Whoever cannot have the one may have the other.
+            // If the one cannot be had, the other may be.
             Err(Error::Transport(_)) if self.transport().is_none() => {
                 self.initiate_over(first.other(), peer, application).await
             }

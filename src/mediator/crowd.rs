@@ -1,4 +1,4 @@
-//! Who is at the SOCKS5 port: connections in their handshake, and connections that count against their address.
+//! The connections at the SOCKS5 port: those in their handshake, and connections that count against their address.
 //!
 //! | connection | bound | what happens at the bound |
 //! |---|---|---|

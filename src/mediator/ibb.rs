@@ -68,7 +68,7 @@ const PROBE: Duration = Duration::from_secs(10);
 /// After how long a ping without an answer is followed by another.
 const REPEAT: Duration = Duration::from_secs(30);
 
-/// How long nothing may be heard of a peer that owes an answer before the stream counts as waiting.
+/// How long a peer that owes an answer may send nothing before the stream counts as waiting.
 pub const WAITING: Duration = Duration::from_secs(20);
 
 /// When a ping is repeated whose answer says that nobody is there: the first of these answers may be as false as those to

@@ -36,7 +36,7 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// Whether the first leg must start with a TLS ClientHello.
     pub guard: bool,
-    /// Whose stream it is: an account has a share of the kernel's pipes.
+    /// The account of the stream: it has a share of the kernel's pipes.
     pub account: Account,
 }
 

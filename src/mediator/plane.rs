@@ -358,7 +358,7 @@ impl Watch {
         self.pipe_wanted.load(Ordering::Acquire) && self.pipe_wanted.swap(false, Ordering::AcqRel)
     }
 
-    /// Whose stream it is.
+    /// The account of the stream.
     pub(super) fn account(&self) -> Account {
         self.account
     }

@@ -63,7 +63,7 @@ pub(super) struct Relay {
     ending: Option<Box<Ending>>,
 }
 
-/// Who lends pipes, and to whom.
+/// The lender of pipes, and the account that borrows them.
 #[derive(Clone, Copy)]
 struct Lender<'a> {
     plane: &'a Plane,

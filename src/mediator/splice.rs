@@ -35,7 +35,7 @@ const PIPES: usize = LARGE_PIPES + 96;
 /// After the kernel refused a pipe none is asked for so long.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Whose stream it is, as far as shares of pipes are concerned: a keyed hash of the address. The default is nobody's, and
+/// The account of a stream, as far as shares of pipes are concerned: a keyed hash of the address. The default is nobody's, and
 /// has no share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Account(u32);

@@ -17,7 +17,7 @@ use crate::registry::store::{Backend, Heard, Instance, Parcel};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A notification's text must be shorter than 8000 bytes.
 const NOTIFICATION: usize = 7900;
-/// A stanza, or an instance, that was not heard of for so long is forgotten.
+/// A stanza, or an instance, that gave no sign of life for so long is forgotten.
 const OLD: &str = "60 seconds";
 /// How often, and after what pause each, is looked whether the database has ended a connection.
 const LOOKS: (u32, Duration) = (20, Duration::from_millis(100));

@@ -313,7 +313,7 @@ impl Meeting {
         Ok(self.0.end(last).await?)
     }
 
-    /// Ends the connection of whoever leads, if that one is silent. Says whether there was one.
+    /// Ends the connection of the leader, if it is silent. Says whether there was one.
     pub(crate) async fn evict(&mut self) -> Result<bool, StoreError> {
         Ok(self.0.evict().await?)
     }

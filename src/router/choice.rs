@@ -36,7 +36,7 @@ const LATE: Duration = Duration::from_secs(10);
 const CHOICE: Duration = Duration::from_secs(12);
 /// How long a resource that has just answered may take to acknowledge a session, if there are others.
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
-/// The same if it has not been asked, because it was heard of a moment before, and there are others.
+/// The same if it has not been asked, because it sent something a moment before, and there are others.
 const ASSUMED: Duration = Duration::from_secs(3);
 
 /// What has been found out for a stanza since it came.
@@ -83,7 +83,7 @@ impl Choosing {
     }
 }
 
-/// Who gets a stanza.
+/// The resource that gets a stanza.
 #[derive(Debug)]
 pub(super) struct Taken {
     /// The full JID.
@@ -115,7 +115,7 @@ pub struct Unanswered {
     tried: Vec<FullJid>,
     /// What it said, if anything.
     error: Option<Element>,
-    /// Whether it was heard of after the session was asked for, and not only a moment before.
+    /// Whether it sent something after the session was asked for, and not only a moment before.
     was_sure: bool,
     at: Instant,
     /// Its session: what its initiator has said since.
@@ -192,7 +192,7 @@ impl Router {
         self.broker.initiate(stanza.clone(), callee)
     }
 
-    /// Who is asked for a session, and for how long.
+    /// Returns the resource that gets a session, and how long it has.
     pub(super) fn callee(&self, taken: Taken) -> Callee {
         let mut callee = Callee::new(taken.jid.clone());
         if let Some((choosing, is_sure)) = taken.choosing {

@@ -250,7 +250,7 @@ pub(crate) struct Session {
     absent: [bool; 2],
     /// Which in-band leg broke, and why.
     broken: Option<(Side, IbbError)>,
-    /// Whose last answer said that the user is not there.
+    /// The side whose last answer said that the user is not there.
     doubted: [bool; 2],
     /// Why it ended, once it has.
     reason: &'static str,
@@ -453,7 +453,7 @@ impl Session {
         self.heard[side.index()] = now.checked_sub(PING).unwrap_or(now);
     }
 
-    /// A user has been heard of.
+    /// A user has sent something.
     fn is_here(&mut self, side: Side, now: Instant) {
         self.heard[side.index()] = now;
         self.absent[side.index()] = false;
@@ -821,7 +821,7 @@ impl Session {
         }
     }
 
-    /// Who has kept a session from being set up.
+    /// The side that has kept a session from being set up.
     fn late(&self) -> String {
         let user = |side| self.peer(side).user.to_bare();
         if !self.accepted && !self.legs[1].ready {
