@@ -72,7 +72,9 @@ def rude(settings):
 
 def is_open(made):
     try:
-        return bool(made.recv(64)) or is_open(made)
+        while made.recv(64):
+            pass
+        return False
     except BlockingIOError:
         return True
     except ConnectionError:
