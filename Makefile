@@ -86,7 +86,7 @@ deb-tool:
 	@cargo deb --version >/dev/null 2>&1 || cargo install cargo-deb --version $(CARGO_DEB_VERSION) --locked
 	cargo run --quiet --locked --example package -- target/package
 
-# $(call package,REVISION,FOLDER)
+# $(call package,REVISION,DIRECTORY)
 package = cargo deb --no-build $(if $(filter debug,$(PROFILE)),--profile dev --no-strip) --deb-revision $(1) --output $(2)
 
 compose-test: programs ## Two servers, two Fingerposts and their failures, in containers (not in CI: minutes of images)

@@ -26,8 +26,8 @@ const LOOKUPS: u64 = 20_000;
 fn main() {
     let keys = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(1_000_000);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("keys.db");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("keys.db");
     let postgres = Postgres::start();
     let mut table = format!(
         "{keys} keys of {} users; {LOOKUPS} lookups of all keys of a random user, one after the other, past the cache.\n\n\

@@ -1,6 +1,6 @@
 //! What Fingerpost does, to watch: two users on a real Prosody send a file end to end; then somebody cheats.
 //!
-//! Everything runs on loopback with temporary folders, and is gone at the end. Start it with `make demo`.
+//! Everything runs on loopback with temporary directories, and is gone at the end. Start it with `make demo`.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 #![allow(clippy::unwrap_used, reason = "a demo that cannot go on stops and says where")]

@@ -1,5 +1,5 @@
 //! Writes what a package of the programs has beside them, all made from the programs themselves: manual pages, shell
-//! completions and the configuration. `make deb` runs it: package FOLDER
+//! completions and the configuration. `make deb` runs it: package DIRECTORY
 
 #![allow(clippy::unwrap_used, reason = "a build step may panic")]
 
@@ -10,21 +10,21 @@ use clap_complete::{Shell, generate_to};
 use fingerpost::{cli, client, config::DEFAULT_TEXT};
 
 fn main() {
-    let folder = std::env::args().nth(1).expect("usage: package FOLDER");
-    let folder = Path::new(&folder);
+    let directory = std::env::args().nth(1).expect("usage: package DIRECTORY");
+    let directory = Path::new(&directory);
     let programs: [(&str, Command); 2] =
         [("fingerpost", cli::Cli::command()), ("xtls", client::Cli::command())];
     for (name, command) in programs {
-        let pages = folder.join("man");
+        let pages = directory.join("man");
         fs::create_dir_all(&pages).unwrap();
         clap_mangen::generate_to(command.clone(), &pages).unwrap();
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let scripts = folder.join(shell.to_string());
+            let scripts = directory.join(shell.to_string());
             fs::create_dir_all(&scripts).unwrap();
             generate_to(shell, &mut command.clone(), name, &scripts).unwrap();
         }
     }
-    fs::write(folder.join("config.toml"), configuration()).unwrap();
+    fs::write(directory.join("config.toml"), configuration()).unwrap();
 }
 
 /// The annotated default configuration, with the database where the unit of the package may write.

@@ -18,8 +18,8 @@ from slixmpp import ClientXMPP
 
 client = ClientXMPP("a@example.org", "")
 client.register_plugin("xep_0300")
-with tempfile.TemporaryDirectory() as folder:
-    file = pathlib.Path(folder, "file")
+with tempfile.TemporaryDirectory() as directory:
+    file = pathlib.Path(directory, "file")
     file.write_bytes(b"abc")
     for name in ("sha3-256", "blake2b-256", "BLAKE2b256", "blake2b-512", "BLAKE2b512"):
         try:

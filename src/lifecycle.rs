@@ -22,7 +22,7 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let hint = match &error {
             StartError::Database { .. } => {
-                "check [database] url and the rights of the folder it is in"
+                "check [database] url and the rights of the directory it is in"
             }
             StartError::Blocks(_) | StartError::Identity(_) => {
                 "look at the database: fingerpost check"

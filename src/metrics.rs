@@ -245,7 +245,7 @@ pub fn head(text: &mut String, name: &str, kind: &str, help: &str) {
 pub fn process(text: &mut String) {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).ok();
     if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
-        // The folder itself is one of them while it is read.
+        // The directory itself is one of them while it is read.
         let open = files.count().saturating_sub(1);
         gauge(text, "process_open_fds", "Open file descriptors", open);
     }

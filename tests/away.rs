@@ -58,7 +58,7 @@ impl Scene {
         Self { component, alice, bob, server }
     }
 
-    /// Starts a command of bob's that waits for peers, with its files in a folder of this name.
+    /// Starts a command of bob's that waits for peers, with its files in a directory of this name.
     fn wait(&self, name: &str, args: &[&str]) -> Waiting {
         let out = self.bob.home().join(name);
         fs::create_dir_all(&out).unwrap();

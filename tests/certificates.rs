@@ -99,8 +99,8 @@ impl Gpg {
 
     /// Takes the revocation that GnuPG makes with each key.
     fn revoke(&self) {
-        let folder = self.home.path().join("openpgp-revocs.d");
-        let file = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+        let directory = self.home.path().join("openpgp-revocs.d");
+        let file = std::fs::read_dir(directory).unwrap().next().unwrap().unwrap().path();
         let text = std::fs::read_to_string(&file).unwrap().replace(":-----BEGIN", "-----BEGIN");
         let ready = self.home.path().join("revocation");
         std::fs::write(&ready, text).unwrap();
@@ -314,16 +314,16 @@ async fn a_replacement_may_be_a_newer_state_of_a_known_key() {
     assert_eq!(state, State::Superseded);
 }
 
-fn sq(folder: &Path, args: &[&str]) -> Vec<u8> {
-    let done = Command::new("sq").args(args).current_dir(folder).output().unwrap();
+fn sq(directory: &Path, args: &[&str]) -> Vec<u8> {
+    let done = Command::new("sq").args(args).current_dir(directory).output().unwrap();
     assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
     done.stdout
 }
 
 #[tokio::test]
 async fn a_certificate_of_sequoia_revokes_itself_with_its_reason() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
     let user = ["--userid", "Alice <xmpp:alice@example.org>", "--export", "key.pgp"];
     sq(dir, &[&["key", "generate"], &user[..]].concat());
     sq(dir, &["key", "extract-cert", "--output", "cert.pgp", "key.pgp"]);
@@ -350,8 +350,8 @@ async fn a_certificate_of_sequoia_revokes_itself_with_its_reason() {
 
 #[test]
 fn several_certificates_are_refused_and_nothing_sent_is_repeated() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
     for name in ["a", "b"] {
         sq(
             dir,
@@ -382,26 +382,26 @@ fn several_certificates_are_refused_and_nothing_sent_is_repeated() {
     }
 }
 
-/// Runs a tool in a folder and gives what it has printed.
-fn tool(folder: &Path, line: &str) -> String {
-    let done = Command::new("sh").args(["-ec", line]).current_dir(folder).output().unwrap();
+/// Runs a tool in a directory and gives what it has printed.
+fn tool(directory: &Path, line: &str) -> String {
+    let done = Command::new("sh").args(["-ec", line]).current_dir(directory).output().unwrap();
     assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
 /// A certificate of OpenSSL's in `name.pem`, its key in `name.key`.
-fn openssl(folder: &Path, name: &str, key: &str, certificate: &str) -> Vec<u8> {
-    tool(folder, &format!("openssl genpkey {key} -out {name}.key 2>&1"));
+fn openssl(directory: &Path, name: &str, key: &str, certificate: &str) -> Vec<u8> {
+    tool(directory, &format!("openssl genpkey {key} -out {name}.key 2>&1"));
     let request = format!("openssl req -new -key {name}.key -subj /CN={name}");
-    tool(folder, &format!("{request} {certificate}"));
-    tool(folder, &format!("openssl x509 -in {name}.pem -outform DER -out {name}.der"));
-    std::fs::read(folder.join(format!("{name}.der"))).unwrap()
+    tool(directory, &format!("{request} {certificate}"));
+    tool(directory, &format!("openssl x509 -in {name}.pem -outform DER -out {name}.der"));
+    std::fs::read(directory.join(format!("{name}.der"))).unwrap()
 }
 
 #[test]
 fn fingerprints_are_read_as_tools_print_them() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
     let der = openssl(dir, "c", "-algorithm ed25519", "-x509 -days 30 -out c.pem");
     let of = |hash| Print::of_certificate(hash, &der).unwrap();
     let (certificate, spki) = (of(HashKind::Sha256), of(HashKind::SpkiSha256));
@@ -481,16 +481,16 @@ fn fingerprints_are_read_as_tools_print_them() {
 }
 
 /// Speaks TLS 1.3 to an `openssl s_server` with a certificate; gives what the user would read.
-async fn session_with(folder: &Path, name: &str, der: &[u8]) -> Result<(), String> {
+async fn session_with(directory: &Path, name: &str, der: &[u8]) -> Result<(), String> {
     let port = free_port();
     let mut command = Command::new("openssl");
     command
         .args(["s_server", "-tls1_3", "-quiet", "-cipher", "ALL:@SECLEVEL=0"])
         .args(["-accept", &format!("127.0.0.1:{port}"), "-cert"])
-        .arg(folder.join(format!("{name}.pem")))
+        .arg(directory.join(format!("{name}.pem")))
         .arg("-key")
-        .arg(folder.join(format!("{name}.key")));
-    let log = folder.join(format!("{name}.log"));
+        .arg(directory.join(format!("{name}.key")));
+    let log = directory.join(format!("{name}.log"));
     let server = Process::start(command, &log);
     wait_for(
         "s_server",
@@ -509,8 +509,8 @@ async fn session_with(folder: &Path, name: &str, der: &[u8]) -> Result<(), Strin
 
 #[tokio::test]
 async fn a_certificate_with_which_no_session_can_come_about_is_told_why() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
     let v3 = "-x509 -days 30 -out NAME.pem";
     let v1 = "-out v1.csr; openssl x509 -req -in v1.csr -key v1.key -out v1.pem -days 30 2>&1";
     let critical = "-x509 -days 30 -out critical.pem -addext 1.2.3.4=critical,ASN1:NULL";
@@ -563,8 +563,8 @@ async fn a_certificate_with_which_no_session_can_come_about_is_told_why() {
 
 #[test]
 fn pem_is_read_as_people_have_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
     let der = openssl(
         dir,
         "c",

@@ -102,10 +102,10 @@ fn what_cannot_be_written_is_an_error_and_a_closed_pipe_is_not() {
     let account = Account::new();
     let set = ["trust", "set", "bob@example.test", &"AB".repeat(32)];
     assert_eq!(run(account.command(&set), LONG).code, 0);
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let component = |args: &[&str]| {
         let mut command = clean(&own_program("fingerpost"));
-        command.args(args).current_dir(folder.path());
+        command.args(args).current_dir(directory.path());
         command
     };
     let commands: [&dyn Fn() -> Command; 8] = [

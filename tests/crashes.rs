@@ -150,15 +150,15 @@ impl World {
 
 fn transfer(from: &Xtls, to: &Xtls, what: &str, log: impl Fn() -> String) {
     let file = from.home().join("small.bin");
-    let folder = to.home().join("received");
-    let _old = std::fs::remove_dir_all(&folder);
+    let directory = to.home().join("received");
+    let _old = std::fs::remove_dir_all(&directory);
     let mut listener = to.listen(&[]);
     let sent = from.run([Path::new("send"), Path::new(to.jid()), &file]);
     assert_eq!(sent.code, 0, "{what}: {sent:?}\n{}\n{}", listener.log(), log());
     assert_eq!(listener.wait(BOUND), 0, "{what}: {}", listener.log());
     assert_eq!(listener.files().len(), 1, "{what}");
     assert_eq!(sha256(&listener.files()[0]), sha256(&file), "{what}");
-    let _done = std::fs::remove_dir_all(&folder);
+    let _done = std::fs::remove_dir_all(&directory);
 }
 
 /// A program of ours ends in time, with status 1 and one of these words.
@@ -552,7 +552,7 @@ fn a_path_that_drops_large_packets_is_no_obstacle() {
     for (from, to) in [(&alice, &far), (&far, &alice)] {
         let file = from.home().join("file.bin");
         random_file(&file, 500_000);
-        let folder = to.home().join("received");
+        let directory = to.home().join("received");
         let mut listener = to.listen(&["--transport", "s5b"]);
         let sent = from.run([Path::new("send"), Path::new(to.jid()), &file]);
         let logs = || format!("{sent:?}\n{}\n{}", listener.log(), component.log());
@@ -561,6 +561,6 @@ fn a_path_that_drops_large_packets_is_no_obstacle() {
         assert_eq!(log.matches("the network loses large packets").count(), 1, "{}", logs());
         assert_eq!(listener.wait(BOUND), 0, "{}", listener.log());
         assert_eq!(sha256(&listener.files()[0]), sha256(&file));
-        let _done = std::fs::remove_dir_all(&folder);
+        let _done = std::fs::remove_dir_all(&directory);
     }
 }

@@ -118,20 +118,20 @@ fn a_load_balancer_may_stand_in_front() {
     let server = Server::start(Kind::Prosody);
     let env = vec![("FINGERPOST_SOCKS5__PROXY_PROTOCOL", "true".to_owned())];
     let component = Component::start(&server, &Options { env, ..Options::default() });
-    let folder = tempfile::tempdir().expect("a folder");
+    let directory = tempfile::tempdir().expect("a directory");
     for version in ["send-proxy", "send-proxy-v2"] {
         let port = support::free_port();
-        let config = folder.path().join("haproxy.cfg");
+        let config = directory.path().join("haproxy.cfg");
         let text = format!(
             "global\n  log stderr format raw local0\ndefaults\n  log global\n  option log-health-checks\n  mode tcp\n  \
              timeout connect 60s\n  timeout client 60s\n  timeout server 60s\n  timeout check 60s\nlisten front\n  \
              bind 127.0.0.1:{port}\n  server behind 127.0.0.1:{} {version} check check-send-proxy inter 100ms\n",
             component.socks5
         );
-        std::fs::write(&config, text).expect("the folder can be written to");
+        std::fs::write(&config, text).expect("the directory can be written to");
         let mut command = std::process::Command::new("haproxy");
         command.arg("-db").arg("-f").arg(&config);
-        let balancer = Process::start(command, &folder.path().join("haproxy.log"));
+        let balancer = Process::start(command, &directory.path().join("haproxy.log"));
         support::wait_for(
             "HAProxy",
             Duration::from_secs(10),

@@ -55,7 +55,7 @@ fn a_database_that_goes_away_is_waited_for() {
     let mut stream = Script::start("survives.py", &server, json!({"proxy": proxy}));
     stream.wait_for("\"open\": true");
     postgres.stop();
-    std::fs::write(stream.folder().join("go"), "").expect("the script's folder is there");
+    std::fs::write(stream.directory().join("go"), "").expect("the script's directory is there");
     let report = stream.report();
     assert_eq!(report["received"], report["sent"], "{report}");
     // What was read before may be at hand; a change needs the database in any case.

@@ -112,7 +112,7 @@ fn the_password_check_of_another_program_passes(kind: Kind) {
             || format!("{}\n{}", pipe.log(), component.log()),
             || std::fs::metadata(&out).is_ok_and(|file| file.len() == THEIRS as u64),
         );
-        std::fs::write(other.folder().join("go"), "").unwrap();
+        std::fs::write(other.directory().join("go"), "").unwrap();
         let report = other.report();
         assert_eq!(report["proved"], true, "{report}");
         assert_eq!(report["TLSv1.3"], true, "{report}");
@@ -187,8 +187,8 @@ async fn openssl_3_5_speaks_ml_dsa_in_both_roles() {
         let (own, other) = (identity(mine), identity(theirs));
         for role in ["client", "server"] {
             let case = format!("{mine}, OpenSSL with {theirs} as the {role}");
-            let folder = tempfile::tempdir().unwrap();
-            other.store(folder.path()).unwrap();
+            let directory = tempfile::tempdir().unwrap();
+            other.store(directory.path()).unwrap();
             let listener =
                 (role == "client").then(|| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
             let port = match &listener {
@@ -196,11 +196,11 @@ async fn openssl_3_5_speaks_ml_dsa_in_both_roles() {
                 None => free_port(),
             };
             let settings = json!({
-                "role": role, "port": port, "folder": folder.path(), "send": "from openssl", "expect": 12,
+                "role": role, "port": port, "directory": directory.path(), "send": "from openssl", "expect": 12,
             });
             let mut command = std::process::Command::new(python("tls_peer.py"));
             command.arg(support::root().join("tests/peers/tls_peer.py")).arg(settings.to_string());
-            let mut peer = Process::start(command, &folder.path().join("peer.log"));
+            let mut peer = Process::start(command, &directory.path().join("peer.log"));
             let stream = match listener {
                 Some(listener) => {
                     listener.set_nonblocking(true).unwrap();
@@ -236,16 +236,16 @@ async fn openssl_3_5_speaks_ml_dsa_in_both_roles() {
 async fn a_library_without_ml_dsa_is_told_that_the_key_does_not_suit_it() {
     let jid = BareJid::new("alice@example.test").unwrap();
     let own = Identity::generate_by(&jid, Algorithm::MlDsa65).unwrap();
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let other = Identity::generate(&jid).unwrap();
-    other.store(folder.path()).unwrap();
+    other.store(directory.path()).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut command = std::process::Command::new("openssl");
     let address = listener.local_addr().unwrap().to_string();
-    command.current_dir(folder.path()).args(["s_client", "-connect", &address, "-tls1_3"]);
+    command.current_dir(directory.path()).args(["s_client", "-connect", &address, "-tls1_3"]);
     // What a library without it offers, whichever version is installed here.
     command.args(["-sigalgs", "ECDSA+SHA256:ed25519", "-cert", "cert.pem", "-key", "key.pem"]);
-    let _peer = Process::start(command, &folder.path().join("peer.log"));
+    let _peer = Process::start(command, &directory.path().join("peer.log"));
     let (stream, _) = listener.accept().await.unwrap();
     let refused = ours(stream, false, &own, vec![other.print()]).await.unwrap_err();
     let text = fingerpost::endpoint::Error::from(refused).to_string();

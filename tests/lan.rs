@@ -54,9 +54,9 @@ impl Cable {
     }
 
     fn script(&self, host: usize, settings: &Value) -> Script {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let mut settings = settings.clone();
-        settings["folder"] = folder.path().to_str().unwrap().into();
+        settings["directory"] = directory.path().to_str().unwrap().into();
         settings["address"] = format!("10.77.0.{}", host + 1).into();
         let python = std::env::var_os("FINGERPOST_TEST_PYTHON")
             .map_or_else(|| root().join("target/venv/bin/python"), PathBuf::from);
@@ -66,7 +66,10 @@ impl Cable {
             .arg(root().join("tests/peers/lan.py"))
             .arg(settings.to_string())
             .env("PYTHONDONTWRITEBYTECODE", "1");
-        Script { process: Process::start(command, &folder.path().join("log")), _folder: folder }
+        Script {
+            process: Process::start(command, &directory.path().join("log")),
+            _directory: directory,
+        }
     }
 }
 
@@ -91,7 +94,7 @@ fn ip(args: &[&str]) {
 
 struct Script {
     process: Process,
-    _folder: tempfile::TempDir,
+    _directory: tempfile::TempDir,
 }
 
 impl Script {

@@ -23,8 +23,8 @@ fn example(name: &str) -> PathBuf {
         build.arg("--release");
     }
     assert!(build.status().unwrap().success(), "example {name} does not build");
-    let folder = here.parent().and_then(|deps| deps.parent()).unwrap();
-    folder.join("examples").join(name)
+    let directory = here.parent().and_then(|deps| deps.parent()).unwrap();
+    directory.join("examples").join(name)
 }
 
 fn command(name: &str, user: &str, server: &Server, args: &[&str]) -> Command {
@@ -43,8 +43,8 @@ fn command(name: &str, user: &str, server: &Server, args: &[&str]) -> Command {
 fn the_examples_talk_to_each_other_and_to_xtls() {
     let server = Server::start(Kind::Prosody);
     let _component = Component::start(&server, &Options::default());
-    let folder = tempfile::tempdir().unwrap();
-    let log = folder.path().join("echo.log");
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("echo.log");
     let echo = format!("bob@{DOMAIN}");
     let send_line = || -> Output {
         run(command("send_line", "alice", &server, &[&echo, "Hello"]), Duration::from_secs(60))

@@ -44,8 +44,8 @@ fn check(component: &Component, servers: &str, says: &[&str]) {
         .arg(component.config())
         .env("FINGERPOST_COMPONENT__SERVER", servers)
         .env("FINGERPOST_SOCKS5__LISTEN", format!("127.0.0.1:{}", free_port()));
-    let folder = tempfile::tempdir().unwrap();
-    let checking = Process::start(command, &folder.path().join("check.log"));
+    let directory = tempfile::tempdir().unwrap();
+    let checking = Process::start(command, &directory.path().join("check.log"));
     let said = || says.iter().all(|text| checking.log().contains(text));
     wait_for("the check", BOUND, || checking.log(), said);
 }

@@ -36,7 +36,7 @@ fn login(user: &Xtls, password: &str, server: Option<&str>, resolver: Option<u16
 }
 
 /// Hosts of one server that offer different ways to log in.
-fn hosts(kind: Kind, folder: &str, old_tls: u16, text: &str) -> String {
+fn hosts(kind: Kind, directory: &str, old_tls: u16, text: &str) -> String {
     match kind {
         Kind::Prosody => format!(
             r#"{text}
@@ -49,7 +49,7 @@ VirtualHost "sha1.{DOMAIN}"
 	disable_sasl_mechanisms = {{ "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256-PLUS", "OAUTHBEARER" }}
 
 VirtualHost "tls12.{DOMAIN}"
-	ssl = {{ key = "{folder}/server.key", certificate = "{folder}/server.pem", protocol = "tlsv1_2" }}
+	ssl = {{ key = "{directory}/server.key", certificate = "{directory}/server.pem", protocol = "tlsv1_2" }}
 "#
         ),
         Kind::Ejabberd => {
@@ -94,8 +94,8 @@ fn unusual_accounts_log_in(kind: Kind) {
     for (user, host, _, prepared) in accounts {
         server.set_password(user, host, prepared);
     }
-    let folder = server.folder().to_str().unwrap().to_owned();
-    server.reconfigure(true, |text| hosts(kind, &folder, old_tls, &text));
+    let directory = server.directory().to_str().unwrap().to_owned();
+    server.reconfigure(true, |text| hosts(kind, &directory, old_tls, &text));
 
     for (user, host, typed, prepared) in accounts {
         let port = if host.starts_with("tls12") { old_tls } else { server.client_port() };
@@ -148,7 +148,7 @@ fn ejabberd_unusual_accounts_log_in() {
 
 /// A DNS server on loopback with these lines of configuration.
 fn dns(port: u16, lines: &[String]) -> (Process, tempfile::TempDir) {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let mut command = Command::new("/usr/sbin/dnsmasq");
     command
         .args(["--keep-in-foreground", "--no-resolv", "--no-hosts", "--conf-file=/dev/null"])
@@ -156,12 +156,12 @@ fn dns(port: u16, lines: &[String]) -> (Process, tempfile::TempDir) {
         .args(["--log-facility=-", "--log-queries", "--local=/test/"])
         .arg(format!("--port={port}"))
         .args(lines);
-    let mut process = Process::start(command, &folder.path().join("dns.log"));
+    let mut process = Process::start(command, &directory.path().join("dns.log"));
     wait_for("the DNS server", LIMIT, String::new, || {
         assert!(process.ended().is_none(), "{}", process.log());
         std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
     });
-    (process, folder)
+    (process, directory)
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn the_server_is_found_by_its_records_in_dns() {
     };
     let alice = Xtls::new(&server, "alice@example.test");
     let attempt = |lines: &[String]| {
-        let (dns, _folder) = dns(resolver, lines);
+        let (dns, _directory) = dns(resolver, lines);
         let done = login(&alice, "alices-password", None, Some(resolver));
         (done, dns.log())
     };

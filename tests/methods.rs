@@ -212,9 +212,9 @@ fn what_is_not_verified_gets_nothing(kind: Kind) {
     for (name, files) in [("x509", &["cert.pem", "key.pem"][..]), ("openpgp", &["openpgp.asc"])] {
         users.forget_each_other();
         transfer(&users, name, "s5b", false);
-        let folder = bob.home().join("xtls/bob@example.test");
+        let directory = bob.home().join("xtls/bob@example.test");
         for file in files {
-            std::fs::remove_file(folder.join(file)).unwrap();
+            std::fs::remove_file(directory.join(file)).unwrap();
         }
         let keygen: &[&str] = if name == "x509" { &["keygen"] } else { &["keygen", "--openpgp"] };
         assert_eq!(bob.run(keygen).code, 0);
@@ -313,9 +313,9 @@ fn keys_of_other_algorithms_are_made_proven_and_used(kind: Kind) {
     for (algorithm, transport) in [("ml-dsa-65", "ibb"), ("ed25519", "s5b")] {
         users.forget_each_other();
         for user in [&users.alice, &users.bob] {
-            let folder = user.home().join("xtls").join(user.jid());
+            let directory = user.home().join("xtls").join(user.jid());
             for file in ["cert.pem", "key.pem"] {
-                std::fs::remove_file(folder.join(file)).unwrap();
+                std::fs::remove_file(directory.join(file)).unwrap();
             }
             let made = user.run(["keygen", "--algorithm", algorithm, "--json"]);
             assert_eq!(made.code, 0, "{made:?}");

@@ -200,16 +200,16 @@ fn the_status_page_shows_itself_on_a_phone_and_names_nobody_to_strangers() {
         assert!(head.contains("x-content-type-options: nosniff"), "{path}: {head}");
     }
 
-    let folder = tempfile::tempdir().unwrap();
-    let picture = folder.path().join("status-page.png");
+    let directory = tempfile::tempdir().unwrap();
+    let picture = directory.path().join("status-page.png");
     let mut browser = Command::new("chromium");
     browser
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"])
-        .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
+        .arg(format!("--user-data-dir={}", directory.path().join("profile").display()))
         .args(["--window-size=412,915", "--virtual-time-budget=2000"])
         .arg(format!("--screenshot={}", picture.display()))
         .arg(format!("http://{http}/"))
-        .env("HOME", folder.path());
+        .env("HOME", directory.path());
     let output = run(browser, Duration::from_secs(90));
     let bytes = std::fs::read(&picture).unwrap_or_else(|error| panic!("{error}: {output:?}"));
     let (width, height) = (&bytes[16..20], &bytes[20..24]);
@@ -219,7 +219,7 @@ fn the_status_page_shows_itself_on_a_phone_and_names_nobody_to_strangers() {
     if let Some(kept) = std::env::var_os("FINGERPOST_TEST_PICTURE") {
         std::fs::copy(&picture, kept).unwrap();
     }
-    std::fs::write(stream.folder().join("go"), "").unwrap();
+    std::fs::write(stream.directory().join("go"), "").unwrap();
     stream.report();
 }
 
@@ -264,8 +264,8 @@ fn the_log_as_json_has_the_session_on_each_line_and_no_full_address() {
 #[test]
 fn the_service_manager_is_told() {
     let server = Server::start(Kind::Prosody);
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("notify");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let options = Options {
@@ -339,10 +339,10 @@ fn a_restart_with_an_inherited_socket_loses_no_connection_and_no_stream() {
     let mut old = component.succeed();
     component.wait_for_links(2);
     assert_eq!(old.ended(), None, "the old one has a stream");
-    std::fs::write(between.folder().join("go"), "").unwrap();
+    std::fs::write(between.directory().join("go"), "").unwrap();
     let report = between.report();
     assert_eq!(report, json!({"replies": [0, 0], "activated": "result", "received": "ping"}));
-    std::fs::write(stream.folder().join("go"), "").unwrap();
+    std::fs::write(stream.directory().join("go"), "").unwrap();
     let report = stream.report();
     assert_eq!(report["received"], report["sent"], "{report}");
     assert!(old.wait(Duration::from_secs(20)).success(), "{}", component.log());
@@ -388,16 +388,16 @@ fn the_check_measures_the_longest_stanza_that_ejabberd_accepts() {
 
 fn measured(kind: Kind, limit: impl FnOnce(String) -> String) {
     let mut server = Server::start(kind);
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let check = |server: &Server, more: &str| {
         let text = format!(
             "[component]\njid = \"xtls.example.test\"\nserver = \"{}\"\nsecret = \"{SECRET}\"\n{more}\n\
              [socks5]\nlisten = []\n[database]\nurl = \"sqlite::memory:\"\n[http]\nlisten = \"\"\n",
             server.component_address()
         );
-        std::fs::write(folder.path().join("fingerpost.toml"), text).unwrap();
+        std::fs::write(directory.path().join("fingerpost.toml"), text).unwrap();
         let mut command = clean(&own_program("fingerpost"));
-        command.args(["check", "--online"]).current_dir(folder.path());
+        command.args(["check", "--online"]).current_dir(directory.path());
         let output = run(command, Duration::from_secs(120));
         assert_eq!(output.code, 0, "{output:?}\n{}", server.log());
         output.stdout
@@ -425,7 +425,7 @@ fn attach(
 ) {
     let mut server = Server::start_to_measure(kind);
     server.reconfigure(has_port, cut);
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let address = server.component_address();
     let write = |name: &str, told: u16, more: &str| {
         let port = free_port();
@@ -436,11 +436,11 @@ fn attach(
              [database]\nurl = \"sqlite::memory:\"\n[http]\nlisten = \"\"\n",
             address
         );
-        std::fs::write(folder.path().join(name), text).unwrap();
+        std::fs::write(directory.path().join(name), text).unwrap();
     };
     let fingerpost = |args: &[&str]| {
         let mut command = clean(&own_program("fingerpost"));
-        command.args(args).current_dir(folder.path());
+        command.args(args).current_dir(directory.path());
         run(command, Duration::from_secs(60))
     };
     let check = |name: &str| fingerpost(&["check", "--online", "-c", name]);
@@ -480,8 +480,8 @@ fn attach(
         // ejabberd shares the work among all that log in, so there it is no conflict.
         write("other.toml", 0, "");
         let mut serve = clean(&own_program("fingerpost"));
-        serve.args(["serve", "-c", "other.toml"]).current_dir(folder.path());
-        let mut running = Process::start(serve, &folder.path().join("log"));
+        serve.args(["serve", "-c", "other.toml"]).current_dir(directory.path());
+        let mut running = Process::start(serve, &directory.path().join("log"));
         wait_for(
             "the link",
             Duration::from_secs(20),

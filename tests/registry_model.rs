@@ -243,9 +243,9 @@ fn the_store_does_as_the_model_on_postgresql() {
 /// one request that was under way is there or not, and nothing is half there.
 fn survives_kills(database: Option<String>) {
     let server = Server::start(Kind::Prosody);
-    let folder = tempfile::tempdir().expect("a folder");
+    let directory = tempfile::tempdir().expect("a directory");
     let database =
-        database.or_else(|| Some(format!("sqlite:{}", folder.path().join("keys.db").display())));
+        database.or_else(|| Some(format!("sqlite:{}", directory.path().join("keys.db").display())));
     let more = "[limits]\nrequests_per_second = 100000\n[registry]\nkeys_per_user = 10000\n";
     let options = Options { database, more: more.to_owned(), ..Options::default() };
     let mut acknowledged = 0;
@@ -256,7 +256,8 @@ fn survives_kills(database: Option<String>) {
         work.wait_for(&format!("{{\"step\": {}}}", 11 + 7 * round));
         component.signal("KILL");
         component.wait(Duration::from_secs(5));
-        std::fs::write(work.folder().join("killed"), "").expect("the script's folder is there");
+        std::fs::write(work.directory().join("killed"), "")
+            .expect("the script's directory is there");
         let report = work.report();
         acknowledged += report["steps"].as_array().map_or(0, Vec::len);
         drop(component);

@@ -147,7 +147,7 @@ fn several_files_go_in_one_command_and_what_fails_is_told() {
     for (n, name) in names.iter().enumerate() {
         random_file(&home.join(name), 100_000 * (n + 1));
     }
-    std::fs::create_dir(home.join("folder")).unwrap();
+    std::fs::create_dir(home.join("directory")).unwrap();
     let path = |name: &str| home.join(name);
     let received = scene.bob.home().join("received");
     std::fs::create_dir_all(&received).unwrap();
@@ -168,11 +168,14 @@ fn several_files_go_in_one_command_and_what_fails_is_told() {
         assert_eq!(sha256(&there), sha256(file));
     }
 
-    // A folder and a file that is not there do not hold up the others.
-    let some = [path("folder"), path("a.txt"), path("missing"), path("c.txt")];
+    // A directory and a file that is not there do not hold up the others.
+    let some = [path("directory"), path("a.txt"), path("missing"), path("c.txt")];
     let sent = scene.send(&some.each_ref().map(|file| file.as_path()));
     assert_eq!(sent.code, 2, "{sent:?}");
-    assert!(sent.stderr.contains("folder is a folder, and only files can be sent"), "{sent:?}");
+    assert!(
+        sent.stderr.contains("directory is a directory, and only files can be sent"),
+        "{sent:?}"
+    );
     assert!(sent.stderr.contains("hint: send it as one: tar"), "{sent:?}");
     assert!(sent.stderr.contains("2 of 4 files were not sent"), "{sent:?}");
     let summary = event(&sent.stdout, "summary").unwrap();
@@ -181,8 +184,8 @@ fn several_files_go_in_one_command_and_what_fails_is_told() {
     assert_eq!(sha256(&received.join("a (1).txt")), sha256(&path("a.txt")));
     assert_eq!(sha256(&received.join("c (1).txt")), sha256(&path("c.txt")));
 
-    // A folder alone is refused before anybody is called.
-    let sent = scene.send(&[&path("folder")]);
+    // A directory alone is refused before anybody is called.
+    let sent = scene.send(&[&path("directory")]);
     assert_eq!(sent.code, 2, "{sent:?}");
 
     // Ctrl-C is how a listener that has nothing to do ends.

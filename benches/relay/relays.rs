@@ -21,7 +21,7 @@ pub(crate) struct Relay {
     way: Way,
     process: Option<Process>,
     server: Option<Server>,
-    _folder: Option<TempDir>,
+    _directory: Option<TempDir>,
 }
 
 enum Way {
@@ -37,13 +37,13 @@ impl Relay {
         let sink = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = sink.local_addr().unwrap().port();
         let way = Way::Forward { port, sink };
-        Self { name: "direct", way, process: None, server: None, _folder: None }
+        Self { name: "direct", way, process: None, server: None, _directory: None }
     }
 
     /// HAProxy in TCP mode with splice forced; `pipe` 0 leaves the pipes' size to it.
     pub(crate) fn haproxy(name: &'static str, pipe: usize) -> Self {
-        Self::forward(name, |port, sink, folder| {
-            let config = folder.join("haproxy.cfg");
+        Self::forward(name, |port, sink, directory| {
+            let config = directory.join("haproxy.cfg");
             let pipes = if pipe > 0 { format!("  tune.pipesize {pipe}\n") } else { String::new() };
             let text = format!(
                 "global\n  maxconn 6000\n{pipes}defaults\n  mode tcp\n  option splice-request\n  option splice-response\n  \
@@ -69,11 +69,11 @@ impl Relay {
     }
 
     fn forward(name: &'static str, command: impl FnOnce(u16, u16, &Path) -> Command) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let sink = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = free_port();
-        let command = command(port, sink.local_addr().unwrap().port(), folder.path());
-        let process = Process::start(command, &folder.path().join("log"));
+        let command = command(port, sink.local_addr().unwrap().port(), directory.path());
+        let process = Process::start(command, &directory.path().join("log"));
         wait_for(
             name,
             Duration::from_secs(10),
@@ -87,7 +87,7 @@ impl Relay {
             way: Way::Forward { port, sink },
             process: Some(process),
             server: None,
-            _folder: Some(folder),
+            _directory: Some(directory),
         }
     }
 
@@ -96,14 +96,14 @@ impl Relay {
         let server = Server::start_to_measure(kind);
         let link = Arc::new(Mutex::new(Link::connect(&server.component_address())));
         let way = Way::Socks5 { port: server.proxy_port().unwrap(), jid: PROXY, link };
-        Self { name, way, process: None, server: Some(server), _folder: None }
+        Self { name, way, process: None, server: Some(server), _directory: None }
     }
 
     /// Fingerpost, attached to an XMPP server that is this program.
     pub(crate) fn fingerpost() -> Self {
         let server = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = server.local_addr().unwrap().to_string();
-        let (process, folder, port) = start_fingerpost(&address);
+        let (process, directory, port) = start_fingerpost(&address);
         let link = Arc::new(Mutex::new(Link::accept(&server)));
         serve_meanwhile(&link);
         let way = Way::Socks5 { port, jid: COMPONENT, link };
@@ -112,19 +112,25 @@ impl Relay {
             way,
             process: Some(process),
             server: None,
-            _folder: Some(folder),
+            _directory: Some(directory),
         }
     }
 
     /// Fingerpost as a component of a real server, of which this program is another.
     pub(crate) fn fingerpost_at(name: &'static str, kind: Kind) -> Self {
         let server = Server::start_to_measure(kind);
-        let (process, folder, port) = start_fingerpost(&server.component_address());
+        let (process, directory, port) = start_fingerpost(&server.component_address());
         let link = Arc::new(Mutex::new(Link::connect(&server.component_address())));
         let ready = || process.log().contains("link up");
         wait_for("the component's login", Duration::from_secs(30), || process.log(), ready);
         let way = Way::Socks5 { port, jid: COMPONENT, link };
-        Self { name, way, process: Some(process), server: Some(server), _folder: Some(folder) }
+        Self {
+            name,
+            way,
+            process: Some(process),
+            server: Some(server),
+            _directory: Some(directory),
+        }
     }
 
     /// Whether it is the one that must reach the goals.
@@ -232,9 +238,9 @@ fn serve_meanwhile(link: &Arc<Mutex<Link>>) {
 const STEP: usize = 64;
 
 fn start_fingerpost(server: &str) -> (Process, TempDir, u16) {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let port = free_port();
-    let config = folder.path().join("fingerpost.toml");
+    let config = directory.path().join("fingerpost.toml");
     let text = format!(
         "[component]\njid = \"{COMPONENT}\"\nserver = \"{server}\"\nsecret = \"{SECRET}\"\n\
          [database]\nurl = \"sqlite::memory:\"\n[socks5]\nlisten = [\"127.0.0.1:{port}\"]\n\
@@ -246,7 +252,7 @@ fn start_fingerpost(server: &str) -> (Process, TempDir, u16) {
     std::fs::write(&config, text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_fingerpost"));
     command.arg("serve").arg("-c").arg(config);
-    (Process::start(command, &folder.path().join("log")), folder, port)
+    (Process::start(command, &directory.path().join("log")), directory, port)
 }
 
 /// Connections through the SOCKS5 handshake, in step.

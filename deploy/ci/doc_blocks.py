@@ -2,13 +2,13 @@
 """The shell commands in README.md and docs/, so that each is tried or says why it is not.
 
 A fenced block of commands carries a mark after the language:
-    ```sh run                   make docs-test runs it, in a new folder with both programs in PATH
+    ```sh run                   make docs-test runs it, in a new directory with both programs in PATH
     ```sh run=operator          make deb-test runs it on a new machine, as that person (operator, alice, bob), in this order
     ```sh run=bob-background    the same, without waiting for its end
     ```sh not-run: REASON       nobody runs it, because …
 
 doc_blocks.py check FILE...           says what has no mark; commands in indented blocks count as such
-doc_blocks.py scripts FOLDER FILE...  writes each block as a script NUMBER.MARK into FOLDER, in order
+doc_blocks.py scripts DIRECTORY FILE...  writes each block as a script NUMBER.MARK into DIRECTORY, in order
 """
 
 import pathlib
@@ -48,15 +48,15 @@ def main(what, *rest):
                     bad += 1
                     print(f"{path}:{line}: this block of commands has no mark: run, run=WHO or not-run: REASON")
         return bad
-    folder, files = pathlib.Path(rest[0]), rest[1:]
-    folder.mkdir(parents=True, exist_ok=True)
+    directory, files = pathlib.Path(rest[0]), rest[1:]
+    directory.mkdir(parents=True, exist_ok=True)
     number = 0
     for path in map(pathlib.Path, files):
         for line, language, mark, text in blocks(path):
             if language in SHELL and mark.startswith("run"):
                 number += 1
                 kind = mark.removeprefix("run").lstrip("=") or "here"
-                (folder / f"{number:03}.{kind}").write_text(f"# {path}:{line}\n{text}")
+                (directory / f"{number:03}.{kind}").write_text(f"# {path}:{line}\n{text}")
     return 0
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks that every block of commands in the documentation is marked, runs those marked `run`, each in a new folder, and
+# Checks that every block of commands in the documentation is marked, runs those marked `run`, each in a new directory, and
 # checks that the configuration reference is what the code says: docs-test.sh PROGRAMS
 set -euo pipefail
 programs=$(realpath "$1")
@@ -12,9 +12,9 @@ python3 deploy/ci/doc_blocks.py scripts "$work/blocks" README.md CONTRIBUTING.md
 count=0
 for script in "$work"/blocks/*.here; do
     [ -e "$script" ] || continue
-    folder=$(mktemp -d -p "$work")
-    (cd "$folder" && HOME=$folder PATH="$programs:$PATH" timeout 60 bash -euo pipefail "$script" >log 2>&1 </dev/null) ||
-        { sed -n 1p "$script"; cat "$folder/log"; exit 1; }
+    directory=$(mktemp -d -p "$work")
+    (cd "$directory" && HOME=$directory PATH="$programs:$PATH" timeout 60 bash -euo pipefail "$script" >log 2>&1 </dev/null) ||
+        { sed -n 1p "$script"; cat "$directory/log"; exit 1; }
     count=$((count + 1))
 done
 [ $count -gt 0 ]

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Makes what the test environment keeps secret, in target/compose: an authority, both servers' certificates, passwords.
-# The folder is its owner's alone; the files in it are readable, because each container reads them as another user.
+# The directory is its owner's alone; the files in it are readable, because each container reads them as another user.
 set -euo pipefail
-folder=$(dirname "$0")/../../target/compose
-[ -e "$folder/made" ] && exit
-rm -rf "$folder"
-(umask 077 && mkdir -p "$folder")
-cd "$folder"
+directory=$(dirname "$0")/../../target/compose
+[ -e "$directory/made" ] && exit
+rm -rf "$directory"
+(umask 077 && mkdir -p "$directory")
+cd "$directory"
 
 for name in montague_secret capulet_secret database_password alice_password bob_password; do
     openssl rand -hex 24 >$name

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings the test environment up, sends files both ways across its two servers, kills and starts each part in turn, and
 # takes all of it down again. No image is pulled: see deploy/base-image.sh.
-#   test.sh PROGRAMS [--keep]    PROGRAMS: the folder with fingerpost and xtls; --keep: leave it running, try nothing
+#   test.sh PROGRAMS [--keep]    PROGRAMS: the directory with fingerpost and xtls; --keep: leave it running, try nothing
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/engine.sh

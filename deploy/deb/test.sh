@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 . deploy/engine.sh
 name=fingerpost-deb-test-$$
 begun=$SECONDS
-folder=$(mktemp -d)
+directory=$(mktemp -d)
 
 start_engine target
 finish() {
@@ -19,7 +19,7 @@ finish() {
         docker exec $name journalctl --no-pager -n 40 -u fingerpost -u prosody 2>&1 || docker logs $name 2>&1 | tail -20 || true
     fi
     docker rm -f $name >/dev/null 2>&1 || true
-    rm -rf "$folder"
+    rm -rf "$directory"
     stop_engine
     exit $status
 }
@@ -49,7 +49,7 @@ case $state in running | degraded) ;; *) echo "error: systemd does not run: $sta
 on $name sh -c 'echo 127.0.0.1 machine example.org xtls.example.org >>/etc/hosts'
 on $name prosodyctl register alice example.org alices-password
 on $name prosodyctl register bob example.org bobs-password
-# Debian's new files: a package lies in the operator's folder, and a letter in Alice's.
+# Debian's new files: a package lies in the operator's directory, and a letter in Alice's.
 docker cp "$package" $name:/home/operator/ >/dev/null
 docker cp "$newer" $name:/root/newer.deb >/dev/null
 on $name sh -c 'head -c 5000000 /dev/urandom >/home/alice/letter.pdf && chown alice /home/alice/letter.pdf'
@@ -57,9 +57,9 @@ ok() { echo "ok      $1, $((SECONDS - begun)) s"; }
 ok "a new machine"
 
 # The README, as it is.
-python3 deploy/ci/doc_blocks.py scripts "$folder" README.md
+python3 deploy/ci/doc_blocks.py scripts "$directory" README.md
 steps=$SECONDS
-for script in "$folder"/*; do
+for script in "$directory"/*; do
     kind=${script##*.} who=${script##*.}
     who=${who%-background}
     [ "$kind" != here ] || continue
@@ -67,11 +67,11 @@ for script in "$folder"/*; do
     run=(docker exec -u "$who" -w "/home/$who" -e "HOME=/home/$who" -e "XTLS_PASSWORD=${who}s-password" $name bash -e /var/tmp/step)
     echo "        $who: $(sed -n 1p "$script" | cut -c3-)"
     if [ "$kind" != "$who" ]; then
-        "${run[@]}" </dev/null >"$folder.$who.log" 2>&1 &
+        "${run[@]}" </dev/null >"$directory.$who.log" 2>&1 &
         # Bob is ready when he says so.
-        for _ in $(seq 30); do grep -q listening "$folder.$who.log" && break; sleep 1; done
+        for _ in $(seq 30); do grep -q listening "$directory.$who.log" && break; sleep 1; done
     else
-        "${run[@]}" </dev/null >"$folder.log" 2>&1 || { cat "$folder.log"; [ ! -e "$folder.bob.log" ] || cat "$folder.bob.log"; exit 1; }
+        "${run[@]}" </dev/null >"$directory.log" 2>&1 || { cat "$directory.log"; [ ! -e "$directory.bob.log" ] || cat "$directory.bob.log"; exit 1; }
     fi
 done
 took=$((SECONDS - steps))
@@ -89,15 +89,15 @@ pid=$(on $name systemctl show --value -p MainPID fingerpost)
 on $name systemctl show fingerpost -p Type,WatchdogUSec,NotifyAccess,ActiveState | tr '\n' ' ' && echo
 caps=$(on $name sh -c "grep -h ^Cap /proc/$pid/status" | awk '$2 !~ /^0+$/')
 [ -z "$caps" ] || { echo "error: it has capabilities: $caps"; exit 1; }
-# Every folder that the service's user may write to, as its process sees the file system; processes and devices aside. There
+# Every directory that the service's user may write to, as its process sees the file system; processes and devices aside. There
 # it may run hardly anything: the shell looks by itself.
 writable=$(on $name find / \( -path /proc -o -path /sys -o -path /dev \) -prune -o -type d -print |
     docker exec -i $name nsenter -t "$pid" -m -S "$(on $name id -u fingerpost)" -G "$(on $name id -g fingerpost)" -- \
-        sh -c 'while read -r folder; do if [ -w "$folder" ]; then echo "$folder"; fi; done' | sort | tr '\n' ' ')
+        sh -c 'while read -r directory; do if [ -w "$directory" ]; then echo "$directory"; fi; done' | sort | tr '\n' ' ')
 [ "$writable" = "/tmp /var/lib/fingerpost /var/tmp " ] || { echo "error: it may write to: $writable"; exit 1; }
 [ "$(on $name stat -c %U:%G:%a /etc/fingerpost/secret)" = root:fingerpost:640 ] || { echo "error: rights of the secret"; exit 1; }
 on $name sh -c 'systemctl reload fingerpost && systemctl is-active --quiet fingerpost && journalctl -u fingerpost | grep -q "configuration read again"'
-ok "no capability; it may write to /var/lib/fingerpost and to temporary folders of its own only"
+ok "no capability; it may write to /var/lib/fingerpost and to temporary directories of its own only"
 
 # The socket unit: connections that come while it is stopped wait.
 on $name sh -c 'systemctl stop fingerpost && systemctl start fingerpost-socks5.socket && systemctl start fingerpost'
@@ -114,7 +114,7 @@ keys=$(on $name fingerpost keys list)
 [ -n "$keys" ] || { echo "error: no keys before the upgrade"; exit 1; }
 on $name sh -c 'echo "# mine" >>/etc/fingerpost/config.toml'
 before=$(on $name sha256sum /etc/fingerpost/secret)
-on $name apt-get install -qq /root/newer.deb >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
+on $name apt-get install -qq /root/newer.deb >"$directory.log" 2>&1 || { cat "$directory.log"; exit 1; }
 [ "$(on $name fingerpost keys list)" = "$keys" ] || { echo "error: the keys changed"; exit 1; }
 [ "$(on $name sha256sum /etc/fingerpost/secret)" = "$before" ] || { echo "error: the secret changed"; exit 1; }
 on $name grep -q '^# mine' /etc/fingerpost/config.toml
@@ -123,11 +123,11 @@ on $name grep -q '^# mine' /etc/fingerpost/config.toml
 on $name sh -c 'dpkg-query -W -f "\${Version}\n" fingerpost'
 ok "upgrade: keys, configuration and secret stay, the new program runs"
 
-on $name apt-get remove -qq fingerpost >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
+on $name apt-get remove -qq fingerpost >"$directory.log" 2>&1 || { cat "$directory.log"; exit 1; }
 ! on $name systemctl is-active --quiet fingerpost || { echo "error: it runs after removal"; exit 1; }
 on $name test -e /var/lib/fingerpost/fingerpost.db -a -e /etc/fingerpost/config.toml -a ! -e /usr/bin/fingerpost
 ok "removed: the program is gone, data and configuration stay"
-on $name apt-get purge -qq fingerpost >"$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
+on $name apt-get purge -qq fingerpost >"$directory.log" 2>&1 || { cat "$directory.log"; exit 1; }
 left=$(on $name sh -c 'find / -xdev -name "*fingerpost*" ! -path "/proc/*" ! -path "/home/*" ! -path "/var/log/journal/*" ! -path "/var/lib/dpkg/*" ! -path "/tmp/*" ! -path "/root/*" ! -path "/sys/*"; getent passwd fingerpost' || true)
 [ -z "$left" ] || { echo "error: left after purge: $left"; exit 1; }
 ok "purged: nothing is left"

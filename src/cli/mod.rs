@@ -79,9 +79,9 @@ pub enum Command {
         /// Which shell
         shell: Shell,
     },
-    /// Write the manual pages into a folder
+    /// Write the manual pages into a directory
     Man {
-        /// The folder; made if it does not exist
+        /// The directory; made if it does not exist
         dir: PathBuf,
     },
 }
@@ -175,7 +175,7 @@ impl Cli {
     /// Data goes to `out`, warnings about the configuration to `err`.
     ///
     /// # Errors
-    /// A bad configuration, a port that is taken (for `check`), a folder that cannot be written.
+    /// A bad configuration, a port that is taken (for `check`), a directory that cannot be written.
     pub fn prepare(self, out: &mut impl Write, err: &mut impl Write) -> Result<Task, Failure> {
         let file = self.config.as_deref();
         match self.command {

@@ -1,4 +1,4 @@
-//! Accounts of `xtls`: one folder each, readable by their owner alone.
+//! Accounts of `xtls`: one directory each, readable by their owner alone.
 
 use std::{
     fs,
@@ -39,7 +39,7 @@ impl std::fmt::Debug for Account {
     }
 }
 
-/// The folder of all accounts.
+/// The directory of all accounts.
 ///
 /// # Errors
 /// If the environment names none.
@@ -48,14 +48,14 @@ pub fn home() -> Result<PathBuf, XtlsError> {
     get("XTLS_HOME")
         .or_else(|| get("XDG_CONFIG_HOME").map(|dir| dir.join("xtls")))
         .or_else(|| get("HOME").map(|dir| dir.join(".config/xtls")))
-        .ok_or_else(|| XtlsError::failed("no folder for accounts: set XTLS_HOME"))
+        .ok_or_else(|| XtlsError::failed("no directory for accounts: set XTLS_HOME"))
 }
 
-/// The folder of one account, made if it is missing.
+/// The directory of one account, made if it is missing.
 ///
 /// # Errors
 /// If it cannot be made.
-pub fn folder(jid: &BareJid) -> Result<PathBuf, XtlsError> {
+pub fn directory(jid: &BareJid) -> Result<PathBuf, XtlsError> {
     let name: String = jid.as_str().chars().map(|c| if c == '/' { '_' } else { c }).collect();
     let dir = home()?.join(name);
     fs::DirBuilder::new()
@@ -85,7 +85,7 @@ impl Account {
             insecure: common.insecure_tls,
         };
         login.fast =
-            folder(&self.jid).ok().map(|dir| Arc::new(FastFile::new(dir)) as Arc<dyn FastStore>);
+            directory(&self.jid).ok().map(|dir| Arc::new(FastFile::new(dir)) as Arc<dyn FastStore>);
         if let Some(seconds) = common.keepalive {
             login.keepalive = Duration::from_secs(seconds.max(1));
         }
@@ -97,7 +97,7 @@ impl Account {
     /// # Errors
     /// If its file cannot be written.
     pub fn store(&self) -> Result<(), XtlsError> {
-        let dir = folder(&self.jid)?;
+        let dir = directory(&self.jid)?;
         let path = dir.join("account.toml");
         let text = toml::to_string(self).map_err(|error| XtlsError::failed(error.to_string()))?;
         {

@@ -38,7 +38,7 @@ pub(super) fn load(common: &Common, account: &Account) -> Result<Credential, Xtl
 
 /// The user's certificate and key.
 pub(super) fn own_identity(account: &Account) -> Result<Identity, XtlsError> {
-    let dir = account::folder(&account.jid)?;
+    let dir = account::directory(&account.jid)?;
     Identity::load(&dir)?
         .ok_or_else(|| XtlsError::usage("there is no key yet: run xtls keygen first"))
 }
@@ -46,7 +46,7 @@ pub(super) fn own_identity(account: &Account) -> Result<Identity, XtlsError> {
 /// The same for a session: every peer would refuse some certificates.
 fn usable_identity(account: &Account) -> Result<Identity, XtlsError> {
     let identity = own_identity(account)?;
-    let dir = account::folder(&account.jid)?;
+    let dir = account::directory(&account.jid)?;
     x509::check(&identity.certificate).map_err(|why| {
         XtlsError::usage(format!("no session can come about with your certificate: {why}")).hint(
             format!("move cert.pem and key.pem away from {} and run xtls keygen", dir.display()),
@@ -57,7 +57,7 @@ fn usable_identity(account: &Account) -> Result<Identity, XtlsError> {
 
 /// The user's OpenPGP key.
 pub(super) fn own_openpgp(account: &Account) -> Result<OpenPgpKey, XtlsError> {
-    let dir = account::folder(&account.jid)?;
+    let dir = account::directory(&account.jid)?;
     OpenPgpKey::load(&dir)?.ok_or_else(|| {
         XtlsError::usage("there is no OpenPGP key yet: run xtls keygen --openpgp first")
     })

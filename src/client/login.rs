@@ -60,7 +60,7 @@ pub(super) fn keygen(
     output: Output,
 ) -> Result<(), XtlsError> {
     let account = Account::load(common.account.as_ref())?;
-    let dir = account::folder(&account.jid)?;
+    let dir = account::directory(&account.jid)?;
     let _lock = account::lock(&dir)?;
     if Identity::load(&dir)?.is_some() {
         return Err(XtlsError::usage(format!(
@@ -86,7 +86,7 @@ pub(super) fn keygen_openpgp(
     output: Output,
 ) -> Result<(), XtlsError> {
     let account = Account::load(common.account.as_ref())?;
-    let dir = account::folder(&account.jid)?;
+    let dir = account::directory(&account.jid)?;
     if OpenPgpKey::load(&dir)?.is_some() {
         return Err(XtlsError::usage(format!(
             "there is an OpenPGP key already in {}: move it away to take another",

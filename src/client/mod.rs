@@ -100,7 +100,7 @@ impl Client {
             .map_err(|error| XtlsError::usage(error.to_string()))?;
         let component = common.via.clone().or_else(|| account.via.clone());
         Ok(Self {
-            dir: account::folder(&account.jid)?,
+            dir: account::directory(&account.jid)?,
             credential: credential::load(common, &account)?,
             accept_direct: false,
             confirm_sas: common.confirm_sas,

@@ -227,7 +227,7 @@ fn claim(path: &Path) -> io::Result<Option<NamedTempFile>> {
         .open(path);
     let file = match opened {
         Ok(file) => file,
-        // A link, or another user's: in a folder where others write too.
+        // A link, or another user's: in a directory where others write too.
         Err(error) if path.symlink_metadata().is_ok() => {
             tracing::debug!(%error, "a part is not ours");
             return Ok(None);

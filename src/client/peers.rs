@@ -77,7 +77,7 @@ pub(super) fn trust(
     command: TrustCommand,
     output: Output,
 ) -> Result<(), XtlsError> {
-    let mut trust = Trust::load(&lan::folder(common)?)?;
+    let mut trust = Trust::load(&lan::directory(common)?)?;
     match command {
         TrustCommand::List => {
             for (peer, method, print) in trust.peers() {

@@ -58,8 +58,10 @@ pub(super) fn check(path: &Path) -> Result<(), XtlsError> {
     let metadata = std::fs::metadata(path).map_err(named)?;
     if metadata.is_dir() {
         let shown = path.display();
-        return Err(XtlsError::usage(format!("{shown} is a folder, and only files can be sent"))
-            .hint(format!("send it as one: tar czf folder.tar.gz {shown}")));
+        return Err(XtlsError::usage(format!(
+            "{shown} is a directory, and only files can be sent"
+        ))
+        .hint(format!("send it as one: tar czf directory.tar.gz {shown}")));
     }
     if !metadata.is_file() {
         return Err(XtlsError::usage(format!("{} is no file", path.display()))

@@ -28,9 +28,9 @@ pub const DEFAULT_TEXT: &str = include_str!("default.toml");
 /// Where the configuration is looked for if nobody says where, in this order.
 pub const DEFAULT_PATHS: [&str; 2] = ["fingerpost.toml", "/etc/fingerpost/config.toml"];
 
-/// The variable that names the folder of credentials which systemd has given us (`LoadCredential=`).
+/// The variable that names the directory of credentials which systemd has given us (`LoadCredential=`).
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
-/// The file in that folder, else beside the configuration, in which the secret is looked for if nothing says where.
+/// The file in that directory, else beside the configuration, in which the secret is looked for if nothing says where.
 const SECRET_NAME: &str = "secret";
 
 /// A day; the longest that a handshake, an activation or a drain may take.
@@ -306,8 +306,8 @@ impl Config {
         let vars: Vec<(String, String)> = vars.into_iter().collect();
         let credentials = vars
             .iter()
-            .find(|(name, folder)| name == CREDENTIALS && !folder.is_empty())
-            .map(|(_, folder)| PathBuf::from(folder));
+            .find(|(name, directory)| name == CREDENTIALS && !directory.is_empty())
+            .map(|(_, directory)| PathBuf::from(directory));
         let written = Written::parse(name, text, vars)?;
         let mut warnings = Vec::new();
         let component =
@@ -371,20 +371,20 @@ fn component(
         (Some(secret), None) => secret,
         (None, Some(path)) => match path.strip_prefix(format!("${CREDENTIALS}")) {
             Ok(name) => {
-                let folder = credentials.ok_or_else(|| {
+                let directory = credentials.ok_or_else(|| {
                     let found = format!("${CREDENTIALS}, which is not set");
                     section.error(
                         "secret_file",
                         format!("expected a file with the secret, found {found}"),
                     )
                 })?;
-                read_secret(section, &folder.join(name), file, warnings)?
+                read_secret(section, &directory.join(name), file, warnings)?
             }
             Err(_) => read_secret(section, &path, file, warnings)?,
         },
         (None, None) => {
             let beside = Path::new(file).with_file_name(SECRET_NAME);
-            let given = credentials.map(|folder| folder.join(SECRET_NAME));
+            let given = credentials.map(|directory| directory.join(SECRET_NAME));
             let places = [given, Some(beside.clone())];
             match places.into_iter().flatten().find(|path| path.exists()) {
                 Some(path) => read_secret(section, &path, file, warnings)?,
@@ -852,9 +852,9 @@ mod tests {
 
     #[test]
     fn a_secret_is_found_among_the_credentials_else_beside_the_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("config.toml");
-        let given = folder.path().join("given");
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.toml");
+        let given = directory.path().join("given");
         std::fs::create_dir(&given).unwrap();
         let text = "[component]\njid = 'xtls.example.org'\n";
         let parse = |text: &str, vars: &[(&str, &Path)]| {
@@ -863,7 +863,7 @@ mod tests {
             Config::parse(&file.display().to_string(), text, vars)
                 .map(|(config, _)| config.component.secret)
         };
-        let beside = folder.path().join("secret");
+        let beside = directory.path().join("secret");
         assert_eq!(parse(text, &[]).unwrap_err().no_secret(), Some(beside.as_path()));
         std::fs::write(&beside, "beside\n").unwrap();
         assert_eq!(parse(text, &[]).unwrap(), Secret::new("beside"));
@@ -881,8 +881,8 @@ mod tests {
     #[test]
     fn a_configuration_with_a_secret_that_everyone_can_read_is_warned_of() {
         use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("config.toml");
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.toml");
         let warnings = |text: &str, mode| {
             std::fs::write(&file, text).unwrap();
             std::fs::set_permissions(&file, PermissionsExt::from_mode(mode)).unwrap();
@@ -898,7 +898,7 @@ mod tests {
         let without = format!("{SMALL}[database]\nurl = 'postgres://user@host/db'\n");
         assert_eq!(warnings(&without, 0o644).len(), 1);
         // The secret lies elsewhere, where nobody may read it.
-        let secret = folder.path().join("secret");
+        let secret = directory.path().join("secret");
         std::fs::write(&secret, "s\n").unwrap();
         std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
         assert_eq!(warnings("[component]\njid = 'xtls.example.org'\n", 0o644), [""; 0]);

@@ -555,7 +555,7 @@ mod tests {
                 let _status = self.0.wait();
             }
         }
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let mut made = Command::new("openssl");
         made.args([
             "req",
@@ -567,13 +567,13 @@ mod tests {
             "-nodes",
         ])
         .args(["-subj", "/CN=bob", "-keyout", "key", "-out", "cert"])
-        .current_dir(&folder);
+        .current_dir(&directory);
         assert!(made.output().unwrap().status.success());
         // It prints what comes, until its own standard input ends.
         let mut serve = Command::new("openssl");
         serve
             .args(["s_server", "-accept", "127.0.0.1:0", "-tls1_3", "-key", "key", "-cert", "cert"])
-            .current_dir(&folder)
+            .current_dir(&directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());

@@ -163,7 +163,7 @@ impl Identity {
         self.key.secret_pkcs8_der()
     }
 
-    /// Reads the identity in a folder; `None` if there is none.
+    /// Reads the identity in a directory; `None` if there is none.
     ///
     /// # Errors
     /// [`IdentityError::Io`] or [`IdentityError::Pem`].
@@ -179,7 +179,7 @@ impl Identity {
         Ok(Some(Self { certificate, key }))
     }
 
-    /// Writes both files, mode 0600, into an existing folder: the certificate last, so that it is never there without
+    /// Writes both files, mode 0600, into an existing directory: the certificate last, so that it is never there without
     /// its key.
     ///
     /// # Errors

@@ -195,7 +195,7 @@ impl OpenPgpKey {
         Ok(Self { secret, material })
     }
 
-    /// Reads the key in a folder; `None` if there is none.
+    /// Reads the key in a directory; `None` if there is none.
     ///
     /// # Errors
     /// [`OpenPgpError`]
@@ -208,7 +208,7 @@ impl OpenPgpKey {
         }
     }
 
-    /// Writes it, as locked as it is, to a new file of mode 0600 in an existing folder.
+    /// Writes it, as locked as it is, to a new file of mode 0600 in an existing directory.
     ///
     /// # Errors
     /// [`OpenPgpError::Identity`]; also if there is such a file.

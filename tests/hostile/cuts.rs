@@ -79,7 +79,7 @@ fn a_broker_that_cuts_a_pipe_cannot_make_it_look_whole() {
             "{transport}, {plan}: {caller:?}, {listener:?}\n{}\n{}\n{}",
             calling.log(),
             listening.log(),
-            read(&mallory.folder().join("script.log"))
+            read(&mallory.directory().join("script.log"))
         );
         let whole = arrived(&alice, &bob) && arrived(&bob, &alice);
         // What is not a failure to deliver is none of the statuses of a refusal either.

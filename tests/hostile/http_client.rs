@@ -133,6 +133,6 @@ fn nobody_seems_local_through_a_proxy_or_another_name() {
         let refused = answer.starts_with("HTTP/1.1 400 ");
         assert!(refused || answer.contains("…@example.test"), "{start} {headers}: {answer}");
     }
-    std::fs::write(stream.folder().join("go"), "").unwrap();
+    std::fs::write(stream.directory().join("go"), "").unwrap();
     stream.report();
 }

@@ -24,9 +24,9 @@ fn nothing_is_too_long_for(kind: Kind) {
     let server = Server::start(kind);
     let more = "[limits]\nrequests_per_second = 1000\n".to_owned();
     let component = Component::start(&server, &Options { more, ..Options::default() });
-    let folder = tempfile::tempdir().unwrap();
-    import_revoked_keys(&component, folder.path(), "carol@example.test", 654);
-    let certificates = folder.path().join("certificates");
+    let directory = tempfile::tempdir().unwrap();
+    import_revoked_keys(&component, directory.path(), "carol@example.test", 654);
+    let certificates = directory.path().join("certificates");
     std::fs::create_dir(&certificates).unwrap();
     for number in 0..32 {
         let file = certificates.join(format!("{number:02}"));
@@ -74,7 +74,7 @@ fn nothing_is_too_long_for(kind: Kind) {
 }
 
 /// Puts revoked keys of one user into the database of a component.
-fn import_revoked_keys(component: &Component, folder: &Path, owner: &str, count: usize) {
+fn import_revoked_keys(component: &Component, directory: &Path, owner: &str, count: usize) {
     let lines: String = (0..count)
         .map(|number| {
             let print = format!("{number:064x}");
@@ -90,7 +90,7 @@ fn import_revoked_keys(component: &Component, folder: &Path, owner: &str, count:
             format!("{line}\n")
         })
         .collect();
-    let file = folder.join("keys.jsonl");
+    let file = directory.join("keys.jsonl");
     std::fs::write(&file, lines).unwrap();
     let imported = component.command(["keys", "import", file.to_str().unwrap()]);
     assert_eq!(imported.code, 0, "{imported:?}");

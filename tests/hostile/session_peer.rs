@@ -240,9 +240,9 @@ fn the_registry_is_asked_in_direct_sessions_too(kind: Kind) {
 
     // The caller shows a key that is none of those registered, on first contact.
     let renew = |user: &Xtls| {
-        let folder = user.home().join("xtls").join(user.jid());
+        let directory = user.home().join("xtls").join(user.jid());
         for file in ["cert.pem", "key.pem"] {
-            std::fs::remove_file(folder.join(file)).unwrap();
+            std::fs::remove_file(directory.join(file)).unwrap();
         }
         assert_eq!(user.run(["keygen"]).code, 0);
     };
@@ -413,7 +413,7 @@ fn half_open_sessions_of_a_stranger_keep_nobody_waiting() {
         carol.wait_for("\"open\"");
         let sent = send(&alice, bob.jid(), &file, &[]);
         assert_eq!(sent.code, 0, "{sent:?}\n{}\n{}", listener.log(), component.log());
-        std::fs::write(carol.folder().join("go"), "").unwrap();
+        std::fs::write(carol.directory().join("go"), "").unwrap();
         let report = carol.report();
         // They were there all the time, as many as a stranger may have.
         let alive = report["alive"].as_u64().unwrap();
@@ -429,7 +429,7 @@ fn half_open_sessions_of_a_stranger_keep_nobody_waiting() {
     let sent = send(&alice, bob.jid(), &file, &[]);
     assert_eq!(sent.code, 0, "{sent:?}\n{}", listener.log());
     assert_eq!(listener.wait(Duration::from_secs(30)), 0, "{}", listener.log());
-    std::fs::write(carol.folder().join("go"), "").unwrap();
+    std::fs::write(carol.directory().join("go"), "").unwrap();
     carol.report();
 }
 

@@ -229,11 +229,11 @@ fn a_forwarder_that_hides_addresses_is_told_of() {
     });
     let component = Component::start(&server, &options);
     let port = free_port();
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let mut command = std::process::Command::new("socat");
     command.arg(format!("TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork"));
     command.arg(format!("TCP:127.0.0.1:{},bind=127.0.0.7", component.socks5));
-    let forwarder = Process::start(command, &folder.path().join("socat.log"));
+    let forwarder = Process::start(command, &directory.path().join("socat.log"));
     support::wait_for(
         "socat",
         Duration::from_secs(60),
@@ -303,8 +303,8 @@ fn streams_go_on_where_the_kernel_refuses_splice() {
     assert_eq!((&report["moved"], &report["taken"]), (&json!(8 << 20), &json!(0)), "{report}");
     let log = component.log();
     assert_eq!(log.matches("splice(2) does not work here").count(), 1, "{log}");
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("config.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.toml");
     let text = format!(
         "[component]\njid = \"xtls.example.test\"\nsecret = \"s\"\n[database]\nurl = \"sqlite::memory:\"\n\
          [socks5]\nlisten = [\"127.0.0.1:{}\"]\n[http]\nlisten = \"\"\n",

@@ -68,8 +68,8 @@ fn oddities() -> Vec<(&'static str, String, String)> {
 
 /// Sends stanzas as carol, whose stream header declares a prefix; gives the answers to each.
 fn send(server: &Server, stanzas: &[Value]) -> Value {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("stanzas.json");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("stanzas.json");
     std::fs::write(&file, serde_json::to_string(stanzas).unwrap()).unwrap();
     script("stranger.py", server, json!({"header": "xmlns:sp='u:sp'", "file": file}))
 }

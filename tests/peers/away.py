@@ -29,7 +29,7 @@ async def join(settings):
     carol.send_raw(f"<presence to='{own}'><x xmlns='http://jabber.org/protocol/muc'/></presence>")
     await asyncio.wait_for(there.wait(), TIMEOUT)
     print(json.dumps({"joined": True}), flush=True)
-    while not (Path(settings["folder"]) / "go").exists():
+    while not (Path(settings["directory"]) / "go").exists():
         await asyncio.sleep(0.05)
     return {}
 

@@ -17,7 +17,7 @@ async def story(settings):
     if any(one.done() for one in both):
         raise RuntimeError("somebody accepts")
     print(json.dumps({"connected": True}), flush=True)
-    while not (Path(settings["folder"]) / "go").exists():
+    while not (Path(settings["directory"]) / "go").exists():
         await asyncio.sleep(0.05)
     one, two = [await asyncio.wait_for(each, TIMEOUT) for each in both]
     activated = await activate(alice, settings["component"], "sid", bob.boundjid)

@@ -85,7 +85,7 @@ async def secure(settings, peer, own):
 
 async def story(settings):
     peer = await Peer(settings, "carol", "python").login()
-    own = certificate(Path(settings["folder"]), "carol")
+    own = certificate(Path(settings["directory"]), "carol")
     tls = await secure(settings, peer, own)
     stream = XmlStream(tls)
     send = lambda text: tls.write(text.encode())  # noqa: E731

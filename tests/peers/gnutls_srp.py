@@ -48,7 +48,7 @@ async def session(settings, alice, bob, port, password, seen):
 
     server = await asyncio.start_server(local, "127.0.0.1", 0)
     joined.append(asyncio.ensure_future(join(*await asyncio.open_connection("127.0.0.1", port), far.reader, far.writer, seen)))
-    log = Path(settings["folder"], f"{password}.log")
+    log = Path(settings["directory"], f"{password}.log")
     client = await asyncio.create_subprocess_exec(
         "gnutls-cli", "--priority", PRIORITY, "--srpusername", "alice", "--srppasswd", password, "--no-ca-verification",
         "--insecure", "--port", str(server.sockets[0].getsockname()[1]), "--logfile", str(log), "127.0.0.1",
@@ -85,8 +85,8 @@ async def session(settings, alice, bob, port, password, seen):
 
 
 async def story(settings):
-    folder = Path(settings["folder"])
-    passwd, conf = folder / "tpasswd", folder / "tpasswd.conf"
+    directory = Path(settings["directory"])
+    passwd, conf = directory / "tpasswd", directory / "tpasswd.conf"
     subprocess.run(["srptool", "--create-conf", str(conf)], check=True, capture_output=True)
     subprocess.run(
         ["srptool", "--username", "alice", "--passwd", str(passwd), "--passwd-conf", str(conf), "--index", "3"],

@@ -1,7 +1,7 @@
 """A stranger who starts sessions and never goes on with them; when one is ended it starts another.
 
-Settings: user, to, count, folder. Says `{"event": "open"}` when it has started them all, and reports when the file `go` is
-in its folder: how many are open then, and how many were refused or ended.
+Settings: user, to, count, directory. Says `{"event": "open"}` when it has started them all, and reports when the file `go` is
+in its directory: how many are open then, and how many were refused or ended.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ async def story(settings):
     await asyncio.gather(*(start() for _ in range(settings["count"])))
     replacing = asyncio.ensure_future(replace())
     print(json.dumps({"event": "open", "alive": len(alive), **report}), flush=True)
-    while not Path(settings["folder"], "go").exists():
+    while not Path(settings["directory"], "go").exists():
         await asyncio.sleep(0.05)
     replacing.cancel()
     return {"alive": len(alive), **report}

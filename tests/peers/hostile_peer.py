@@ -109,9 +109,9 @@ async def receive(settings, peer, leg, tls, report):
 
 
 async def story(settings):
-    folder, sends = Path(settings["folder"]), settings["role"] == "sender"
+    directory, sends = Path(settings["directory"]), settings["role"] == "sender"
     peer = await Peer(settings, "alice", settings["transport"]).login()
-    key, cert = certificate(folder, "alice")
+    key, cert = certificate(directory, "alice")
     await peer.register(settings["component"], file_print(cert, "sha256"), kind="sha-256")
     leg = Offer(settings, peer, settings["transport"])
     leg.print = file_print(cert, "sha256")

@@ -2,7 +2,7 @@
 
 Settings: user, role ("initiator" or "responder"), to (whom the initiator calls, a full address for a direct session), inside
 (what stands in its content, with the words below for prints of its own), method ("x509" or "openpgp"), certificate (false:
-the initiator shows none), newest ("1.2": it speaks no later TLS), folder.
+the initiator shows none), newest ("1.2": it speaks no later TLS), directory.
 
 Words: OWN_SHA256, OWN_SHA1, OWN_SPKI, OWN_OPENPGP; DESCRIPTION is the description that was offered.
 """
@@ -61,13 +61,13 @@ def spki(cert):
 
 
 async def story(settings):
-    folder = Path(settings["folder"])
+    directory = Path(settings["directory"])
     initiates = settings["role"] == "initiator"
     words = {}
     if settings.get("method") == "openpgp":
-        key, cert, words["OWN_OPENPGP"] = openpgp_certificate(folder, "impostor", "alice@example.test")
+        key, cert, words["OWN_OPENPGP"] = openpgp_certificate(directory, "impostor", "alice@example.test")
     else:
-        key, cert = certificate(folder, "impostor")
+        key, cert = certificate(directory, "impostor")
     words |= {"OWN_SHA256": file_print(cert, "sha256"), "OWN_SHA1": file_print(cert), "OWN_SPKI": spki(cert)}
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if initiates else ssl.PROTOCOL_TLS_SERVER)
     made.check_hostname = False

@@ -339,8 +339,8 @@ def claimed(dialect, leg):
 
 
 async def story(settings):
-    folder, component = Path(settings["folder"]), settings["component"]
-    certificates = {name: certificate(folder, name) for name in ("alice", "bob")}
+    directory, component = Path(settings["directory"]), settings["component"]
+    certificates = {name: certificate(directory, name) for name in ("alice", "bob")}
     prints = {}
     for name, pair in certificates.items():
         openpgp = hashlib.sha1(name.encode()).hexdigest()

@@ -20,18 +20,18 @@ def run(*command):
     subprocess.run(command, check=True, capture_output=True)
 
 
-def x509(folder, name, *algorithm):
+def x509(directory, name, *algorithm):
     """A certificate (DER) and its key file, by OpenSSL."""
-    key, pem = folder / f"{name}.key", folder / f"{name}.pem"
+    key, pem = directory / f"{name}.key", directory / f"{name}.pem"
     run("openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", f"/CN={name}", "-newkey", *algorithm,
         "-keyout", str(key), "-out", str(pem))  # fmt: skip
-    der = folder / f"{name}.der"
+    der = directory / f"{name}.der"
     run("openssl", "x509", "-in", str(pem), "-outform", "DER", "-out", str(der))
     return der.read_bytes(), key
 
 
-def openssl_sign(folder, key, kind, message):
-    data, out = folder / "message", folder / "signature"
+def openssl_sign(directory, key, kind, message):
+    data, out = directory / "message", directory / "signature"
     data.write_bytes(message)
     if kind == "ed25519":
         run("openssl", "pkeyutl", "-sign", "-rawin", "-inkey", str(key), "-in", str(data), "-out", str(out))
@@ -41,9 +41,9 @@ def openssl_sign(folder, key, kind, message):
     return out.read_bytes()
 
 
-def gpg(folder, *args):
+def gpg(directory, *args):
     done = subprocess.run(
-        ["gpg", "--homedir", str(folder / "gnupg"), "--batch", "--pinentry-mode", "loopback", "--passphrase", "", *args],
+        ["gpg", "--homedir", str(directory / "gnupg"), "--batch", "--pinentry-mode", "loopback", "--passphrase", "", *args],
         check=True, capture_output=True)  # fmt: skip
     return done.stdout
 
@@ -68,8 +68,8 @@ def shown(element):
 
 
 async def story(settings):
-    folder, component = Path(settings["folder"]), settings["component"]
-    (folder / "gnupg").mkdir(mode=0o700)
+    directory, component = Path(settings["directory"]), settings["component"]
+    (directory / "gnupg").mkdir(mode=0o700)
     alice = await Peer(settings, "alice", "keys").login()
     bob = await Peer(settings, "bob", "keys").login()
     user = alice.boundjid.bare
@@ -98,20 +98,20 @@ async def story(settings):
     ids = {}
     for kind, algorithm in (("ed25519", ["ed25519"]), ("rsa", ["rsa:2048"]),
                             ("p256", ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"])):  # fmt: skip
-        der, key = x509(folder, kind, *algorithm)
+        der, key = x509(directory, kind, *algorithm)
         added = await add("x509", der, label=kind)
         ids[kind] = added.get("id")
         hashes = sorted(p.get("hash") for p in added.findall("k:print", NS))
-        answer, signature = await prove(ids[kind], lambda m, k=key, n=kind: openssl_sign(folder, k, n, m))
+        answer, signature = await prove(ids[kind], lambda m, k=key, n=kind: openssl_sign(directory, k, n, m))
         report[kind] = [hashes, added.get("assurance"), answer if isinstance(answer, str) else answer.get("assurance")]
-    gpg(folder, "--quick-gen-key", f"Alice <xmpp:{user}>", "ed25519", "sign", "1y")
-    added = await add("openpgp", gpg(folder, "--export"), label="pgp")
-    fingerprint = re.search(rb"fpr:+([0-9A-F]{40}):", gpg(folder, "--with-colons", "--list-keys"))[1].decode()
+    gpg(directory, "--quick-gen-key", f"Alice <xmpp:{user}>", "ed25519", "sign", "1y")
+    added = await add("openpgp", gpg(directory, "--export"), label="pgp")
+    fingerprint = re.search(rb"fpr:+([0-9A-F]{40}):", gpg(directory, "--with-colons", "--list-keys"))[1].decode()
     ids["pgp"] = added.get("id")
 
     def gpg_sign(data):
-        (folder / "message").write_bytes(data)
-        return gpg(folder, "--detach-sign", "-o", "-", str(folder / "message"))
+        (directory / "message").write_bytes(data)
+        return gpg(directory, "--detach-sign", "-o", "-", str(directory / "message"))
 
     answer, _ = await prove(ids["pgp"], gpg_sign)
     report["gpg"] = [
@@ -119,28 +119,28 @@ async def story(settings):
         added.get("expires") is not None,
         answer if isinstance(answer, str) else answer.get("assurance"),
     ]
-    report["secret key"] = await add("openpgp", gpg(folder, "--export-secret-keys"))
-    certificate = next((folder / "gnupg/openpgp-revocs.d").iterdir()).read_text().replace(":-----BEGIN", "-----BEGIN")
-    (folder / "revocation").write_text(certificate)
-    gpg(folder, "--import", str(folder / "revocation"))
-    revoked = await add("openpgp", gpg(folder, "--export"))
+    report["secret key"] = await add("openpgp", gpg(directory, "--export-secret-keys"))
+    certificate = next((directory / "gnupg/openpgp-revocs.d").iterdir()).read_text().replace(":-----BEGIN", "-----BEGIN")
+    (directory / "revocation").write_text(certificate)
+    gpg(directory, "--import", str(directory / "revocation"))
+    revoked = await add("openpgp", gpg(directory, "--export"))
     report["revoked material"] = [revoked.get("id") == ids["pgp"], revoked.get("state")]
 
     # A proof is good once, for one key, one user and one component.
     report["used"] = await ask(alice, component, q("prove", f"<signature>{signature}</signature>", id=ids["p256"]), "set")
-    der, key = x509(folder, "fresh", "ed25519")
+    der, key = x509(directory, "fresh", "ed25519")
     fresh = (await add("x509", der, label="fresh")).get("id")
-    report["other key"], _ = await prove(fresh, lambda m: openssl_sign(folder, folder / "ed25519.key", "ed25519", m))
+    report["other key"], _ = await prove(fresh, lambda m: openssl_sign(directory, directory / "ed25519.key", "ed25519", m))
     report["other component"], _ = await prove(fresh, lambda m: openssl_sign(
-        folder, key, "ed25519", m.replace(component.encode(), b"other.example")))  # fmt: skip
+        directory, key, "ed25519", m.replace(component.encode(), b"other.example")))  # fmt: skip
     report["other user"], _ = await prove(fresh, lambda m: openssl_sign(
-        folder, key, "ed25519", m.replace(user.encode(), b"bob@example.test")))  # fmt: skip
+        directory, key, "ed25519", m.replace(user.encode(), b"bob@example.test")))  # fmt: skip
     report["stranger's challenge"] = await ask(bob, component, q("challenge", id=fresh))
     again = await add("x509", der, label="again")
     report["same key"] = again.get("id") == fresh
 
     # One key takes another's place; a revoked one stays revoked.
-    der, _ = x509(folder, "next", "ed25519")
+    der, _ = x509(directory, "next", "ed25519")
     await add("x509", der, label="next", replaces=fresh)
     states = {k.get("id"): k.get("state") for k in await ask(alice, component, q("keys"))}
     report["replaced"] = states[fresh]
@@ -150,7 +150,7 @@ async def story(settings):
     report["stranger's revoke"] = await ask(bob, component, q("revoke", id=ids["p256"]), "set")
     report["material"] = base64.b64decode(
         (await ask(bob, component, q("key", id=ids["p256"], material="true"))).find("k:material", NS).text
-    ) == (folder / "p256.der").read_bytes()
+    ) == (directory / "p256.der").read_bytes()
     report["told"] = len([text for text in told if "If that was not you" in text]) > 5
 
     # Who may see them.

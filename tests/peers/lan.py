@@ -1,6 +1,6 @@
 """The local network without xtls: zeroconf for the names, Python's ssl and expat for the stream of XEP-0174.
 
-Settings: address (ours), role, folder and
+Settings: address (ours), role, directory and
   "browse": reports what is announced, until the name `gone_after` is gone again if that is set;
   "call": calls `name`: plain stream, STARTTLS, TLS as client, then a message `say` and the answer to it; `plain`: sends a
           message instead of STARTTLS, `inject`: sends a stanza in clear behind STARTTLS;
@@ -94,7 +94,7 @@ def tls_context(server, settings):
     made.minimum_version = ssl.TLSVersion.TLSv1_3
     if not server:
         made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
-    key, cert = certificate(Path(settings["folder"]), settings.get("keys", "python"))
+    key, cert = certificate(Path(settings["directory"]), settings.get("keys", "python"))
     made.load_cert_chain(cert, key)
     return made
 

@@ -1,6 +1,6 @@
 """What a permitted user can make long: stanzas that grow when they are written again, and answers with much in them.
 
-Settings: certificates (a folder of DER files), owner (a user with many keys).
+Settings: certificates (a directory of DER files), owner (a user with many keys).
 """
 
 import asyncio

@@ -60,8 +60,8 @@ def reason(condition):
 
 
 async def story(settings):
-    folder, component = Path(settings["folder"]), settings["component"]
-    own, theirs = certificate(folder, "alice"), certificate(folder, "bob")
+    directory, component = Path(settings["directory"]), settings["component"]
+    own, theirs = certificate(directory, "alice"), certificate(directory, "bob")
     alice = await Device(settings, "alice", "balcony").login()
     phone = await Device(settings, "bob", "phone").login()
     desk = await Device(settings, "bob", "desk").login()

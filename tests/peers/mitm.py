@@ -68,9 +68,9 @@ class Broker:
         self.plans, self.done = list(settings["sessions"]), []
         self.users, self.sessions, self.streams, self.answers = {}, {}, {}, {}
         self.count = 0
-        folder = Path(settings["folder"])
-        x509 = certificate(folder, "mallory")
-        openpgp = openpgp_certificate(folder, "mallory-openpgp", "mallory@example.test")
+        directory = Path(settings["directory"])
+        x509 = certificate(directory, "mallory")
+        openpgp = openpgp_certificate(directory, "mallory-openpgp", "mallory@example.test")
         self.keys = {"x509": (*x509, file_print(x509[1], "sha256")), "openpgp": openpgp}
 
     # The link.

@@ -26,15 +26,15 @@ def gpg(home, *args, **more):
     return run("gpg", *options, *args, **more)
 
 
-def certificate(folder, name, user):
+def certificate(directory, name, user):
     """A new OpenPGP key and a TLS key that it vouches for: key file, certificate file, fingerprint."""
-    home = Path(folder, f"gnupg-{name}")
+    home = Path(directory, f"gnupg-{name}")
     home.mkdir(mode=0o700)
     gpg(home, "--quick-gen-key", f"xmpp:{user}", "ed25519", "sign", "1y")
     listed = gpg(home, "--with-colons", "--list-keys").decode()
     fingerprint = re.search("fpr:+([0-9A-F]{40}):", listed)[1]
 
-    key, cert, data = (Path(folder, f"{name}.{end}") for end in ("key", "crt", "signed"))
+    key, cert, data = (Path(directory, f"{name}.{end}") for end in ("key", "crt", "signed"))
     run("openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", str(key))
     spki = run("openssl", "pkey", "-in", str(key), "-pubout", "-outform", "DER")
     data.write_bytes(DOMAIN + spki)

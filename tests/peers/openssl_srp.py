@@ -61,8 +61,8 @@ async def read_message(reader, kind, size):
 
 
 async def story(settings):
-    folder = Path(settings["folder"])
-    key, cert = certificate(folder, "alice")
+    directory = Path(settings["directory"])
+    key, cert = certificate(directory, "alice")
     alice = await Peer(settings, "alice", "srp").login()
     leg = Leg(settings, alice, "s5b")
     method = "<method name='srp'><profile xmlns='urn:fingerpost:xtls:0' name='srp6a-exporter'/></method>"
@@ -110,7 +110,7 @@ async def story(settings):
     report["sent"] = hashlib.sha256(data).hexdigest()
     report["received"] = hashlib.sha256(received).hexdigest()
     # The responder has all when it has said all and been told that this is the end.
-    while not (folder / "go").exists():
+    while not (directory / "go").exists():
         await asyncio.sleep(0.05)
     try:
         await leg.terminate()

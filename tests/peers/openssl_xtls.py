@@ -16,15 +16,15 @@ from tls_over_ibb import TlsStream, certificate, file_print, fingerprint
 
 
 async def story(settings):
-    folder, initiates = Path(settings["folder"]), settings["role"] == "initiator"
+    directory, initiates = Path(settings["directory"]), settings["role"] == "initiator"
     # The broker remembers what an address can do.
     peer = await Peer(settings, "alice", settings["transport"]).login()
     if settings["method"] == "x509":
-        key, cert = certificate(folder, "alice")
+        key, cert = certificate(directory, "alice")
         own = method_x509(file_print(cert, "sha256"))
         await peer.register(settings["component"], file_print(cert, "sha256"), kind="sha-256")
     else:
-        key, cert, openpgp = openpgp_certificate(folder, "alice", "alice@example.test")
+        key, cert, openpgp = openpgp_certificate(directory, "alice", "alice@example.test")
         profile = "<profile xmlns='urn:fingerpost:xtls:0' name='openpgp-spki'/>"
         own = f"<method name='openpgp'><print>{openpgp}</print>{profile}</method>"
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if initiates else ssl.PROTOCOL_TLS_SERVER)

@@ -42,7 +42,7 @@ async def assurance(peer, component, text):
 
 
 async def story(settings):
-    folder, component = Path(settings["folder"]), settings["component"]
+    directory, component = Path(settings["directory"]), settings["component"]
     alice = await Peer(settings, "alice", "own").login()
     report = {}
 
@@ -58,7 +58,7 @@ async def story(settings):
         return reason[0].tag.split("}")[1]
 
     # In-band.
-    own = certificate(folder, "ibb")
+    own = certificate(directory, "ibb")
     report["ibb offered"] = await begin("ibb1", file_print(own[1], "sha256"), IBB)
     stream = await alice.plugin["xep_0047"].open_stream(component, sid="ibb1", block_size=4096, timeout=TIMEOUT)
     tls = TlsStream(stream, context(own), server_side=False)
@@ -68,7 +68,7 @@ async def story(settings):
                      await assurance(alice, component, file_print(own[1], "sha256"))]  # fmt: skip
 
     # SOCKS5.
-    own = certificate(folder, "s5b")
+    own = certificate(directory, "s5b")
     report["s5b offered"] = await begin("s5b1", file_print(own[1], "sha256"), S5B)
     _, writer, _ = kept = await connect(settings, dst_addr("s5b1", component, alice.boundjid))
     await alice.request(component, """<jingle xmlns='urn:xmpp:jingle:1' action='transport-info' sid='s5b1'>
@@ -78,7 +78,7 @@ async def story(settings):
     report["s5b"] = [await end(), await assurance(alice, component, file_print(own[1], "sha256")), len(kept)]
 
     # Another certificate than the one offered.
-    other = certificate(folder, "other")
+    other = certificate(directory, "other")
     await begin("bad1", file_print(own[1], "sha256"), IBB)
     stream = await alice.plugin["xep_0047"].open_stream(component, sid="bad1", block_size=4096, timeout=TIMEOUT)
     tls = TlsStream(stream, context(other), server_side=False)

@@ -11,8 +11,8 @@ from peer import KEYS, Peer, main
 NODE = "urn:xmpp:openpgp:0:public-keys"
 
 
-def gpg(folder, *args):
-    command = ["gpg", "--homedir", str(folder / "gnupg"), "--batch", "--passphrase", "", *args]
+def gpg(directory, *args):
+    command = ["gpg", "--homedir", str(directory / "gnupg"), "--batch", "--passphrase", "", *args]
     return subprocess.run(command, check=True, capture_output=True).stdout
 
 
@@ -35,15 +35,15 @@ async def keys(peer, component, wanted):
 
 
 async def story(settings):
-    folder, component = Path(settings["folder"]), settings["component"]
-    (folder / "gnupg").mkdir(mode=0o700)
+    directory, component = Path(settings["directory"]), settings["component"]
+    (directory / "gnupg").mkdir(mode=0o700)
     report = {}
     for user, model in (("alice", "open"), ("bob", "whitelist")):
         peer = await Peer(settings, user, "pep").login()
-        gpg(folder, "--quick-gen-key", user, "ed25519", "sign", "1y")
-        listed = gpg(folder, "--with-colons", "--list-keys", user)
+        gpg(directory, "--quick-gen-key", user, "ed25519", "sign", "1y")
+        listed = gpg(directory, "--with-colons", "--list-keys", user)
         fingerprint = re.search(rb"fpr:+([0-9A-F]{40}):", listed)[1].decode()
-        data = base64.b64encode(gpg(folder, "--export", user)).decode()
+        data = base64.b64encode(gpg(directory, "--export", user)).decode()
         await peer.request(None, publish(f"{NODE}:{fingerprint}", model,
             f"<pubkey xmlns='urn:xmpp:openpgp:0'><data>{data}</data></pubkey>"))  # fmt: skip
         await peer.request(None, publish(NODE, model,

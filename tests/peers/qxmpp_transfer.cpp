@@ -1,6 +1,6 @@
 // Two clients on QXmpp send each other a file through the proxy, by QXmpp's own transfer manager (XEP-0096, XEP-0065).
 //
-//     qxmpp_transfer HOST PORT PROXY FILE FOLDER JID PASSWORD JID PASSWORD
+//     qxmpp_transfer HOST PORT PROXY FILE DIRECTORY JID PASSWORD JID PASSWORD
 //
 // prints one JSON object: for each direction the method and the error (both numbers of QXmppTransferJob), and where the
 // file landed.

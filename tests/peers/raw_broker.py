@@ -2,7 +2,7 @@
 
 Settings: stanza (1 or 2: which of the two stanzas of the mail of 2009 starts the session, sent literally with only the
 addresses filled in), order ("xtls": session-accept, then transport and TLS; "seed": transport and TLS, then
-session-accept), bytes (echoed), marker (a text that the bytes contain), folder (for certificates).
+session-accept), bytes (echoed), marker (a text that the bytes contain), directory (for certificates).
 """
 
 import asyncio
@@ -156,9 +156,9 @@ async def responder(settings, peer, own, other_cert):
 
 
 async def story(settings):
-    folder, component = Path(settings["folder"]), settings["component"]
-    a = certificate(folder, "initiator")
-    b = certificate(folder, "responder")
+    directory, component = Path(settings["directory"]), settings["component"]
+    a = certificate(directory, "initiator")
+    b = certificate(directory, "responder")
     alice = await Peer(settings, "alice", "foo").login()
     bob = await Peer(settings, "bob", "bar").login()
     for feature in ("urn:xmpp:jingle:0", "urn:xmpp:jingle:1", "urn:xmpp:jingle:apps:tls",

@@ -18,7 +18,7 @@ async def stay(settings):
     bob.send_presence(pto=component)
     await bob.request(component, "<ping xmlns='urn:xmpp:ping'/>", "get")
     print(json.dumps({"here": True}), flush=True)
-    while not (Path(settings["folder"]) / "go").exists():
+    while not (Path(settings["directory"]) / "go").exists():
         await asyncio.sleep(0.05)
     return {}
 

@@ -22,7 +22,7 @@ async def story(settings):
     writer.write(b"first")
     await reader.readexactly(5)
     print(json.dumps({"open": True}), flush=True)
-    while not (Path(settings["folder"]) / "go").exists():
+    while not (Path(settings["directory"]) / "go").exists():
         await asyncio.sleep(0.05)
     data = os.urandom(1 << 20)
     writer.write(data)

@@ -9,9 +9,9 @@ from pathlib import Path
 TIMEOUT = 100
 
 
-def certificate(folder, name):
+def certificate(directory, name):
     """Makes a key and a self-signed certificate with the openssl program."""
-    key, cert = Path(folder, f"{name}.key"), Path(folder, f"{name}.crt")
+    key, cert = Path(directory, f"{name}.key"), Path(directory, f"{name}.crt")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
          "-days", "2", "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(cert)],

@@ -1,6 +1,6 @@
 """One end of a TLS 1.3 connection over TCP, by the OpenSSL that pyOpenSSL brings along; no XMPP in it.
 
-Settings: role ("client" or "server"), port, folder (with cert.pem and key.pem, made by xtls), send (a text). As a server it
+Settings: role ("client" or "server"), port, directory (with cert.pem and key.pem, made by xtls), send (a text). As a server it
 prints that it is listening. It reports OpenSSL's version, the certificate that the peer has shown, and what it has received.
 """
 
@@ -14,11 +14,11 @@ from OpenSSL import SSL, crypto
 
 def main():
     settings = json.loads(sys.argv[1])
-    folder = Path(settings["folder"])
+    directory = Path(settings["directory"])
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
-    context.use_certificate_file(str(folder / "cert.pem"))
-    context.use_privatekey_file(str(folder / "key.pem"))
+    context.use_certificate_file(str(directory / "cert.pem"))
+    context.use_privatekey_file(str(directory / "key.pem"))
     context.check_privatekey()
     # The certificate is pinned by the other end alone; here it only has to be shown, and its key used.
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, lambda *_: True)

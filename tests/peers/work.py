@@ -1,6 +1,6 @@
 """Adds and revokes keys until the component is gone; or, with `check`, looks for what an earlier run was told is done.
 
-Prints {"step": N} when N steps are acknowledged, and ends when the file `killed` is in its folder. Reports the steps that
+Prints {"step": N} when N steps are acknowledged, and ends when the file `killed` is in its directory. Reports the steps that
 were acknowledged: [print, "active" or "revoked"].
 """
 
@@ -22,7 +22,7 @@ class Killed(Exception):
 
 
 async def killed(settings):
-    while not (Path(settings["folder"]) / "killed").exists():
+    while not (Path(settings["directory"]) / "killed").exists():
         await asyncio.sleep(0.02)
     raise Killed
 

@@ -1,5 +1,5 @@
 //! What the end-to-end tests and the demo stand on: real XMPP servers, our own programs and independent clients, each
-//! started privately on free loopback ports with its own folder, and stopped when dropped.
+//! started privately on free loopback ports with its own directory, and stopped when dropped.
 
 #![allow(dead_code, reason = "no test uses all of it")]
 #![allow(unreachable_pub, reason = "shared between test programs")]
@@ -36,7 +36,7 @@ pub const USERS: [(&str, &str); 3] =
 /// A text inside transferred content that no log may show.
 pub const MARKER: &str = "MARKER-OF-THE-CONTENT-5d41402abc4b";
 
-/// The folder of the package.
+/// The directory of the package.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -93,8 +93,8 @@ pub fn wait_for(
     }
 }
 
-/// Makes `server.pem` (certificate) and `server.key` in `folder`, by the openssl program.
-pub fn make_certificate(folder: &Path) {
+/// Makes `server.pem` (certificate) and `server.key` in `directory`, by the openssl program.
+pub fn make_certificate(directory: &Path) {
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
         .args(["-days", "2", "-subj"])
@@ -107,9 +107,9 @@ pub fn make_certificate(folder: &Path) {
         // What a strict verifier asks of a certificate that is its own authority and no authority of others.
         .args(["-addext", "basicConstraints=critical,CA:FALSE"])
         .arg("-keyout")
-        .arg(folder.join("server.key"))
+        .arg(directory.join("server.key"))
         .arg("-out")
-        .arg(folder.join("server.pem"))
+        .arg(directory.join("server.pem"))
         .output()
         .expect("openssl is installed");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -141,11 +141,11 @@ pub fn sha256(path: &Path) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// One of our own programs: beside the test program's folder, where cargo puts it.
+/// One of our own programs: beside the test program's directory, where cargo puts it.
 pub fn own_program(name: &str) -> PathBuf {
     let here = std::env::current_exe().unwrap();
-    let folder = here.parent().and_then(Path::parent).unwrap();
-    let program = folder.join(name);
+    let directory = here.parent().and_then(Path::parent).unwrap();
+    let program = directory.join(name);
     assert!(program.exists(), "{} is not built; run `cargo build --bins`", program.display());
     program
 }

@@ -11,22 +11,23 @@ use super::{free_port, wait_for};
 
 /// A running PostgreSQL with one database, `fingerpost`.
 pub struct Postgres {
-    // Dropped in this order: nothing writes into a folder that is being removed.
+    // Dropped in this order: nothing writes into a directory that is being removed.
     process: Process,
-    folder: TempDir,
+    directory: TempDir,
     port: u16,
 }
 
 impl Postgres {
     /// Makes a cluster and starts it.
     pub fn start() -> Self {
-        let folder = tempfile::Builder::new().prefix("fingerpost-postgres-").tempdir().unwrap();
+        let directory = tempfile::Builder::new().prefix("fingerpost-postgres-").tempdir().unwrap();
         if is_root() {
             // It refuses to run as root.
-            let given = Command::new("chown").arg("postgres:").arg(folder.path()).status().unwrap();
+            let given =
+                Command::new("chown").arg("postgres:").arg(directory.path()).status().unwrap();
             assert!(given.success());
         }
-        let data = folder.path().join("data");
+        let data = directory.path().join("data");
         let made = tool("initdb")
             .args(["--username", "fingerpost", "--auth", "trust", "--encoding", "UTF8"])
             .args(["--locale", "C", "--no-sync", "--pgdata"])
@@ -35,8 +36,8 @@ impl Postgres {
             .unwrap();
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
         let port = free_port();
-        let process = Self::launch(folder.path(), port);
-        let this = Self { process, folder, port };
+        let process = Self::launch(directory.path(), port);
+        let this = Self { process, directory, port };
         this.wait();
         let done = tool("createdb")
             .args(["--host", "127.0.0.1", "--username", "fingerpost", "fingerpost", "--port"])
@@ -47,19 +48,19 @@ impl Postgres {
         this
     }
 
-    fn launch(folder: &Path, port: u16) -> Process {
+    fn launch(directory: &Path, port: u16) -> Process {
         let mut command = tool("postgres");
-        command.arg("-D").arg(folder.join("data")).arg("-p").arg(port.to_string()).args([
+        command.arg("-D").arg(directory.join("data")).arg("-p").arg(port.to_string()).args([
             "-c",
             "listen_addresses=127.0.0.1",
             "-c",
             "unix_socket_directories=",
         ]);
-        Process::start(command, &folder.join("postgres.log"))
+        Process::start(command, &directory.join("postgres.log"))
     }
 
     fn wait(&self) {
-        let log = self.folder.path().join("postgres.log");
+        let log = self.directory.path().join("postgres.log");
         wait_for(
             "PostgreSQL",
             Duration::from_secs(30),
@@ -105,22 +106,23 @@ impl Postgres {
 
     /// Starts a standby that follows this one.
     pub fn standby(&self) -> Self {
-        let folder = tempfile::Builder::new().prefix("fingerpost-postgres-").tempdir().unwrap();
+        let directory = tempfile::Builder::new().prefix("fingerpost-postgres-").tempdir().unwrap();
         if is_root() {
-            let given = Command::new("chown").arg("postgres:").arg(folder.path()).status().unwrap();
+            let given =
+                Command::new("chown").arg("postgres:").arg(directory.path()).status().unwrap();
             assert!(given.success());
         }
         let made = tool("pg_basebackup")
             .args(["--host", "127.0.0.1", "--username", "fingerpost", "--write-recovery-conf"])
             .args(["--checkpoint", "fast", "--no-sync", "--port", &self.port.to_string()])
             .arg("--pgdata")
-            .arg(folder.path().join("data"))
+            .arg(directory.path().join("data"))
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let port = free_port();
-        let process = Self::launch(folder.path(), port);
-        let this = Self { process, folder, port };
+        let process = Self::launch(directory.path(), port);
+        let this = Self { process, directory, port };
         this.wait();
         this
     }
@@ -147,7 +149,7 @@ impl Postgres {
 
     /// Starts it again.
     pub fn start_again(&mut self) {
-        self.process = Self::launch(self.folder.path(), self.port);
+        self.process = Self::launch(self.directory.path(), self.port);
         self.wait();
     }
 }

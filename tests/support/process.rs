@@ -140,8 +140,8 @@ pub struct Output {
 pub fn run(mut command: Command, limit: Duration) -> Output {
     let limit = limit.max(PATIENCE);
     let name = command.get_program().to_string_lossy().into_owned();
-    let folder = tempfile::tempdir().unwrap();
-    let (out, err) = (folder.path().join("out"), folder.path().join("err"));
+    let directory = tempfile::tempdir().unwrap();
+    let (out, err) = (directory.path().join("out"), directory.path().join("err"));
     command
         .stdin(Stdio::null())
         .stdout(File::create(&out).unwrap())

@@ -28,9 +28,9 @@ pub fn without(calls: &[&str], program: &Path) -> Command {
 
 /// A running `fingerpost serve`.
 pub struct Component {
-    // Dropped in this order: nothing writes into a folder that is being removed.
+    // Dropped in this order: nothing writes into a directory that is being removed.
     process: Process,
-    folder: TempDir,
+    directory: TempDir,
     options: Options,
     /// The port that takes SOCKS5 connections.
     pub socks5: u16,
@@ -73,11 +73,11 @@ impl Component {
 
     /// Starts the component and does not wait.
     pub fn launch(server: &Server, options: &Options) -> Self {
-        let folder = tempfile::Builder::new().prefix("fingerpost-component-").tempdir().unwrap();
+        let directory = tempfile::Builder::new().prefix("fingerpost-component-").tempdir().unwrap();
         let socks5 = options.socks5.unwrap_or_else(free_port);
         let tap = options.tap.then(|| Tap::start(socks5));
         let told = tap.as_ref().map_or(socks5, Tap::port);
-        let config = folder.path().join("fingerpost.toml");
+        let config = directory.path().join("fingerpost.toml");
         let host = options.address.as_deref().unwrap_or("127.0.0.1");
         let secret = options.secret.as_deref().unwrap_or(SECRET);
         let text = format!(
@@ -91,16 +91,16 @@ impl Component {
                 None => server.component_address(),
             },
             options.database.clone().unwrap_or_else(|| {
-                format!("sqlite:{}", folder.path().join("fingerpost.db").display())
+                format!("sqlite:{}", directory.path().join("fingerpost.db").display())
             }),
             options.more,
         );
         std::fs::write(&config, text).unwrap();
         // It holds a secret.
         std::fs::set_permissions(&config, Permissions::from_mode(0o600)).unwrap();
-        let log = folder.path().join("component.log");
+        let log = directory.path().join("component.log");
         let process = Process::start(Self::serve(&config, options), &log);
-        Self { folder, process, options: options.clone(), socks5, tap }
+        Self { directory, process, options: options.clone(), socks5, tap }
     }
 
     fn serve(config: &Path, options: &Options) -> Command {
@@ -143,7 +143,7 @@ impl Component {
 
     /// Its own SQLite file.
     pub fn database(&self) -> PathBuf {
-        self.folder.path().join("fingerpost.db")
+        self.directory.path().join("fingerpost.db")
     }
 
     /// Ends it in good order and starts it again, with the same configuration and database.
@@ -165,12 +165,12 @@ impl Component {
 
     /// The file with everything it has logged.
     pub fn log_path(&self) -> PathBuf {
-        self.folder.path().join("component.log")
+        self.directory.path().join("component.log")
     }
 
     /// Waits until the link has come up `count` times in all.
     pub fn wait_for_links(&mut self, count: usize) {
-        let log = self.folder.path().join("component.log");
+        let log = self.directory.path().join("component.log");
         wait_for(
             &format!("link number {count}"),
             Duration::from_secs(60),
@@ -185,7 +185,7 @@ impl Component {
 
     /// Its configuration file.
     pub fn config(&self) -> PathBuf {
-        self.folder.path().join("fingerpost.toml")
+        self.directory.path().join("fingerpost.toml")
     }
 
     /// Everything it has logged.
@@ -442,16 +442,16 @@ pub fn event(lines: &str, name: &str) -> Option<Value> {
 /// A running script of tests/peers.
 pub struct Script {
     process: Process,
-    folder: TempDir,
+    directory: TempDir,
     name: String,
 }
 
 impl Script {
     /// Starts a script with the server's settings and `more` over them.
     pub fn start(name: &str, server: &Server, more: Value) -> Self {
-        let folder = tempfile::Builder::new().prefix("fingerpost-peer-").tempdir().unwrap();
+        let directory = tempfile::Builder::new().prefix("fingerpost-peer-").tempdir().unwrap();
         let mut settings = server.settings();
-        settings["folder"] = folder.path().to_str().unwrap().into();
+        settings["directory"] = directory.path().to_str().unwrap().into();
         for (key, value) in more.as_object().unwrap() {
             settings[key] = value.clone();
         }
@@ -460,13 +460,13 @@ impl Script {
             .arg(root().join("tests/peers").join(name))
             .arg(settings.to_string())
             .env("PYTHONDONTWRITEBYTECODE", "1");
-        let process = Process::start(command, &folder.path().join("script.log"));
-        Self { process, folder, name: name.to_owned() }
+        let process = Process::start(command, &directory.path().join("script.log"));
+        Self { process, directory, name: name.to_owned() }
     }
 
-    /// Its folder, which it knows as `folder`.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
+    /// Its directory, which it knows as `directory`.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Sends it a signal.
@@ -476,7 +476,7 @@ impl Script {
 
     /// Waits until it prints a line that has `text` in it.
     pub fn wait_for(&mut self, text: &str) {
-        let log = self.folder.path().join("script.log");
+        let log = self.directory.path().join("script.log");
         wait_for(
             text,
             PATIENCE,
@@ -554,15 +554,15 @@ pub fn qxmpp_transfer(server: &Server, file: &Path) -> Value {
 /// A C++ program of tests/peers, built if that was not done since it changed.
 fn built_with_qxmpp(name: &str) -> PathBuf {
     let source = root().join("tests/peers").join(name).with_extension("cpp");
-    let folder = root().join("target/peers");
-    std::fs::create_dir_all(&folder).unwrap();
-    let program = folder.join(name);
+    let directory = root().join("target/peers");
+    std::fs::create_dir_all(&directory).unwrap();
+    let program = directory.join(name);
     let written = |path: &Path| std::fs::metadata(path).and_then(|found| found.modified()).ok();
     if written(&program) < written(&source) {
         let flags =
             run_tool("pkg-config", &["--cflags", "--libs", "qxmpp", "Qt5Network", "Qt5Xml"]);
         // Another test may be building it too: whole files only.
-        let mine = folder.join(format!("{name}.{}", std::process::id()));
+        let mine = directory.join(format!("{name}.{}", std::process::id()));
         let mut arguments = vec!["-std=c++17", "-fPIC", source.to_str().unwrap()];
         arguments.extend(flags.split_whitespace());
         arguments.extend(["-o", mine.to_str().unwrap()]);

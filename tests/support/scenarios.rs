@@ -62,8 +62,8 @@ pub fn other_clients_transfer_through_the_proxy_both_ways(kind: Kind) {
         assert_eq!(report[way]["bytes"], 8 * MIB, "{report}");
     }
 
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("letter.bin");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("letter.bin");
     random_file(&file, 8 * MIB);
     let report = qxmpp_transfer(&server, &file);
     // Method 2 is SOCKS5, error 0 none; the direction is who sent.
@@ -72,7 +72,7 @@ pub fn other_clients_transfer_through_the_proxy_both_ways(kind: Kind) {
         assert_eq!(report[way], fine, "{report}\n{}", component.log());
     }
     for way in ["forth", "back"] {
-        assert_eq!(sha256(&folder.path().join(way)), sha256(&file), "{way}");
+        assert_eq!(sha256(&directory.path().join(way)), sha256(&file), "{way}");
     }
     wait_for(
         "four streams through the proxy",
@@ -114,7 +114,7 @@ pub fn a_socks5_stream_survives_a_restart_of_the_server(kind: Kind) {
     stream.wait_for("\"open\": true");
     server.restart();
     component.wait_for_links(2);
-    std::fs::write(stream.folder().join("go"), "").unwrap();
+    std::fs::write(stream.directory().join("go"), "").unwrap();
     let report = stream.report();
     assert_eq!(report["received"], report["sent"], "{report}");
 }

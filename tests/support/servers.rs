@@ -79,7 +79,7 @@ pub const PROXY: &str = "proxy.example.test";
 /// A running XMPP server with the users of [`USERS`] and a component port.
 pub struct Server {
     kind: Kind,
-    folder: TempDir,
+    directory: TempDir,
     c2s: u16,
     component: u16,
     /// The port of its own mod_proxy65, if that is on.
@@ -105,17 +105,17 @@ pub struct Nodes {
     /// The nodes.
     pub nodes: [Server; 2],
     _mapper: Process,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 impl Nodes {
     /// Starts both and joins the second to the first.
     pub fn start() -> Self {
-        let folder = tempfile::Builder::new().prefix("fingerpost-epmd-").tempdir().unwrap();
+        let directory = tempfile::Builder::new().prefix("fingerpost-epmd-").tempdir().unwrap();
         let port = free_port();
         let mut command = program("epmd");
         command.args(["-port", &port.to_string(), "-address", "127.0.0.1"]);
-        let mapper = Process::start(command, &folder.path().join("epmd.log"));
+        let mapper = Process::start(command, &directory.path().join("epmd.log"));
         let is_up = || TcpStream::connect(("127.0.0.1", port)).is_ok();
         wait_for("epmd", START_LIMIT, || mapper.log(), is_up);
         let nodes = [0; 2].map(|_| {
@@ -133,7 +133,7 @@ impl Nodes {
             let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok();
             wait_for("the second node", START_LIMIT, || nodes[1].log(), listens);
         }
-        Self { nodes, _mapper: mapper, _folder: folder }
+        Self { nodes, _mapper: mapper, _directory: directory }
     }
 }
 
@@ -187,11 +187,11 @@ impl Server {
         limited: bool,
         in_clear: bool,
     ) -> Self {
-        let folder = tempfile::Builder::new().prefix("fingerpost-server-").tempdir().unwrap();
-        make_certificate(folder.path());
+        let directory = tempfile::Builder::new().prefix("fingerpost-server-").tempdir().unwrap();
+        make_certificate(directory.path());
         Self {
             kind,
-            folder,
+            directory,
             c2s: free_port(),
             component: free_port(),
             proxy,
@@ -361,8 +361,8 @@ impl Server {
     }
 
     /// Where its files are.
-    pub fn folder(&self) -> &std::path::Path {
-        self.folder.path()
+    pub fn directory(&self) -> &std::path::Path {
+        self.directory.path()
     }
 
     /// Everything the server has logged.
@@ -387,7 +387,7 @@ impl Server {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
     fn write(&self, name: &str, text: &str) {
@@ -397,7 +397,7 @@ impl Server {
     }
 
     fn prepare_prosody(&self) {
-        let here = self.folder.path().display();
+        let here = self.directory.path().display();
         let (c2s, component) = (self.c2s, self.component);
         let also = self.address.as_ref().map_or(String::new(), |also| format!(", \"{also}\""));
         let level = if self.proxy.is_some() || self.in_clear { "warn" } else { "debug" };
@@ -490,7 +490,7 @@ Component "{COMPONENT}"
     }
 
     fn prepare_ejabberd(&self) {
-        let here = self.folder.path().display();
+        let here = self.directory.path().display();
         let (c2s, component) = (self.c2s, self.component);
         let level = if self.proxy.is_some() || self.in_clear { "warning" } else { "debug" };
         let starttls = if self.in_clear { "starttls" } else { "starttls_required" };
@@ -597,7 +597,7 @@ auth_method: internal
              end, \
              spawn(Serve).",
             users.join(","),
-            here = self.folder.path().display()
+            here = self.directory.path().display()
         );
         let mut command = program("erl");
         command
@@ -615,14 +615,14 @@ auth_method: internal
             .env("EJABBERD_CONFIG_PATH", self.path("ejabberd.yml"))
             .env("EJABBERD_LOG_PATH", self.path("server.log"))
             .env("ERL_CRASH_DUMP", self.path("crash.dump"))
-            .env("HOME", self.folder.path())
-            .current_dir(self.folder.path());
+            .env("HOME", self.directory.path())
+            .current_dir(self.directory.path());
         command
     }
 }
 
 impl Drop for Server {
-    /// Stops the server before its folder is removed.
+    /// Stops the server before its directory is removed.
     fn drop(&mut self) {
         self.stop();
     }

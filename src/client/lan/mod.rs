@@ -117,12 +117,12 @@ impl Policy for SamePeer {
 }
 
 impl Lan {
-    /// The account's key and known peers; without any account, those of a folder for the local network alone.
+    /// The account's key and known peers; without any account, those of a directory for the local network alone.
     pub(super) fn load(common: &Common, args: LanArgs, output: Output) -> Result<Self, XtlsError> {
         if common.method != Method::X509 {
             return Err(XtlsError::usage("--lan works with the method x509 only"));
         }
-        let dir = folder(common)?;
+        let dir = directory(common)?;
         let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let machine = machine.split('.').next().unwrap_or_default().to_lowercase();
         let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
@@ -474,13 +474,13 @@ fn known_as(peer: &BareJid) -> Result<BareJid, XtlsError> {
     BareJid::new(&name).map_err(|error| XtlsError::failed(format!("{name}: {error}")))
 }
 
-/// The folder of the account, or if there is none that of the local network.
-pub(super) fn folder(common: &Common) -> Result<PathBuf, XtlsError> {
+/// The directory of the account, or if there is none that of the local network.
+pub(super) fn directory(common: &Common) -> Result<PathBuf, XtlsError> {
     let home = account::home()?;
     let has_account = |dir: &Path| dir.join("account.toml").exists();
     let any = std::fs::read_dir(&home).into_iter().flatten().flatten();
     if common.account.is_some() || any.into_iter().any(|entry| has_account(&entry.path())) {
-        return account::folder(&Account::load(common.account.as_ref())?.jid);
+        return account::directory(&Account::load(common.account.as_ref())?.jid);
     }
     let dir = home.join("lan");
     DirBuilder::new()
