@@ -70,7 +70,7 @@ fn ms(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1000.0)
 }
 
-/// The size of a SQLite database with its log.
+/// Returns the size of a SQLite database with its log.
 fn size(file: &Path) -> u64 {
     ["", "-wal"]
         .iter()

@@ -108,7 +108,7 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or("?")
 }
 
-/// The first digits of a print or hash.
+/// Returns the first digits of a print or hash.
 fn short(text: &str) -> String {
     text.chars().take(23).collect::<String>() + "…"
 }

@@ -27,7 +27,7 @@ fn main() {
     fs::write(directory.join("config.toml"), configuration()).unwrap();
 }
 
-/// The annotated default configuration, with the database where the unit of the package may write.
+/// Returns the annotated default configuration, with the database where the unit of the package may write.
 fn configuration() -> String {
     let here = "\nurl = \"sqlite:fingerpost.db\"\n";
     let there = "\nurl = \"sqlite:/var/lib/fingerpost/fingerpost.db\"\n";

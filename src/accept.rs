@@ -44,7 +44,7 @@ impl Failed {
 pub(crate) struct Backoff(Duration);
 
 impl Backoff {
-    /// The shortest pause.
+    /// Returns the shortest pause.
     pub(crate) fn new() -> Self {
         Self(PAUSE.0)
     }
@@ -86,7 +86,7 @@ impl Reserve {
         }
     }
 
-    /// Whether none is left.
+    /// Returns whether none is left.
     pub(crate) fn is_empty(&self) -> bool {
         self.files.is_empty()
     }

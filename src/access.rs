@@ -56,19 +56,19 @@ impl Doors {
         Self(Arc::new(RwLock::new(Lists { configured, sets, commanded: BTreeMap::new() })))
     }
 
-    /// Whether `jid` may use the service.
+    /// Returns whether `jid` may use the service.
     pub fn admits(&self, jid: &BareJid) -> bool {
         let lists = self.read();
         let Sets { users, admins, .. } = &lists.sets;
         !lists.block(jid) && (listed(users, jid) || listed(admins, jid))
     }
 
-    /// Whether `jid` is blocked, even as a callee.
+    /// Returns whether `jid` is blocked, even as a callee.
     pub fn blocks(&self, jid: &BareJid) -> bool {
         self.read().block(jid)
     }
 
-    /// Whether `jid` may administer the service.
+    /// Returns whether `jid` may administer the service.
     pub fn administers(&self, jid: &BareJid) -> bool {
         let lists = self.read();
         !lists.block(jid) && listed(&lists.sets.admins, jid)
@@ -86,7 +86,7 @@ impl Doors {
         self.write().commanded = commanded.into_iter().collect();
     }
 
-    /// The blocks by command, each with its reason, then those of the configuration.
+    /// Returns the blocks by command, each with its reason, then those of the configuration.
     pub fn blocked(&self) -> (Vec<(String, String)>, Vec<String>) {
         let lists = self.read();
         let commanded = lists.commanded.iter().map(|(jid, why)| (jid.clone(), why.clone()));

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 /// Tells the time of day, UTC.
 pub trait Clock: Debug + Send + Sync {
-    /// The present moment.
+    /// Returns the present moment.
     fn now(&self) -> OffsetDateTime;
 }
 

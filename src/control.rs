@@ -91,7 +91,7 @@ impl Control {
         &self.doors
     }
 
-    /// The level of the log.
+    /// Returns the level of the log.
     pub fn log(&self) -> &LogLevel {
         &self.log
     }
@@ -101,7 +101,7 @@ impl Control {
         &self.table
     }
 
-    /// The database.
+    /// Returns the database.
     pub fn store(&self) -> &Store {
         &self.store
     }
@@ -111,7 +111,7 @@ impl Control {
         self.started
     }
 
-    /// All sessions, or those of one user; the oldest first.
+    /// Returns all sessions, or those of one user; the oldest first.
     pub fn sessions(&self, user: Option<&BareJid>) -> Vec<Session> {
         let brokered = self.broker.list().into_iter().map(|session| Session {
             id: session.id,
@@ -209,7 +209,7 @@ impl Control {
         Ok(self.enforce())
     }
 
-    /// Whether new sessions are refused.
+    /// Returns whether new sessions are refused.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }

@@ -32,7 +32,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// A rate with a burst of four seconds' worth.
+    /// Creates a rate with a burst of four seconds' worth.
     pub fn per_second(per_second: u32) -> Self {
         let per_second = f64::from(per_second);
         Self { per_second, burst: per_second * 4.0 }
@@ -109,7 +109,7 @@ impl Rates {
         self.take(user.as_str(), user.domain().as_str(), 1.0, now)
     }
 
-    /// Whether `user` may do something more, without counting it.
+    /// Returns whether `user` may do something more, without counting it.
     pub fn has_room(&mut self, user: &BareJid, now: Instant) -> bool {
         let user = identity(user);
         self.take(user.as_str(), user.domain().as_str(), 0.0, now)

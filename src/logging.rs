@@ -54,7 +54,7 @@ impl LogLevel {
         Self(Arc::new(Mutex::new(state)))
     }
 
-    /// The level in force, and whether it is the configuration's.
+    /// Returns the level in force, and whether it is the configuration's.
     pub fn now(&self) -> (String, bool) {
         let state = self.lock();
         let level = state.chosen.as_ref().unwrap_or(&state.configured).clone();
@@ -123,7 +123,7 @@ const AT_ONCE: usize = 4096;
 /// How long the last lines may take at the end of the program, and how often is looked.
 const LAST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(5));
 
-/// The log's own output, made at the first line.
+/// Returns the log's own output, made at the first line.
 fn output() -> &'static Output<Stderr> {
     static OUTPUT: OnceLock<Output<Stderr>> = OnceLock::new();
     OUTPUT.get_or_init(|| {
@@ -219,7 +219,7 @@ impl<F: AsFd + Send + Sync + 'static> Output<F> {
 }
 
 impl<F: AsFd> Shared<F> {
-    /// Whether a short line can be written without waiting.
+    /// Returns whether a short line can be written without waiting.
     fn takes_one(&self) -> bool {
         let mut file = [PollFd::new(&self.file, PollFlags::OUT)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -243,7 +243,7 @@ impl<F: AsFd> Shared<F> {
     }
 }
 
-/// An event, which comes with its line end, as one line of at most `longest` bytes.
+/// Returns an event, which comes with its line end, as one line of at most `longest` bytes.
 fn one_line(event: &[u8], longest: usize) -> Cow<'_, [u8]> {
     let text = event.strip_suffix(b"\n").unwrap_or(event);
     if text.len() <= longest && !text.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
@@ -274,7 +274,8 @@ mod tests {
 
     use super::*;
 
-    /// What 10,000 lines become whose reader begins when all are logged: what it reads, and how many were dropped.
+    /// Returns what 10,000 lines become whose reader begins when all are logged: what it reads, and how many were
+    /// dropped.
     fn logged(length: usize) -> (Vec<String>, u64) {
         let (reader, writer): (PipeReader, _) = io::pipe().unwrap();
         let (tell, told) = mpsc::channel();

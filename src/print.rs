@@ -25,7 +25,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// The name on the wire.
+    /// Returns the name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::X509 => "x509",
@@ -71,7 +71,7 @@ pub enum HashKind {
 }
 
 impl HashKind {
-    /// The name in the `hash` attribute.
+    /// Returns the name in the `hash` attribute.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sha1 => "sha-1",
@@ -80,7 +80,7 @@ impl HashKind {
         }
     }
 
-    /// The print's length in bytes.
+    /// Returns the print's length in bytes.
     #[expect(clippy::len_without_is_empty, reason = "a hash is never empty")]
     pub fn len(self) -> usize {
         match self {
@@ -208,10 +208,9 @@ impl Print {
         printed::read(text, None, hash)
     }
 
-    /// The same for a key of a method: of several prints on a page the one of such a key is taken.
+    /// Returns the same for a key of a method: of several prints on a page the one of such a key is taken.
     ///
-    /// # Errors
-    /// [`PrintError`], also if the text says that the print is of another kind of key.
+    /// # Errors [`PrintError`], also if the text says that the print is of another kind of key.
     pub fn read(text: &str, method: Method, hash: Option<HashKind>) -> Result<Self, PrintError> {
         printed::read(text, Some(method), hash)
     }
@@ -232,7 +231,7 @@ impl Print {
         Ok(print)
     }
 
-    /// The print of a DER certificate.
+    /// Returns the print of a DER certificate.
     pub fn of_certificate(hash: HashKind, der: &[u8]) -> Option<Self> {
         let bytes = match hash {
             HashKind::Sha1 => Sha1::digest(der).to_vec(),
@@ -245,10 +244,11 @@ impl Print {
         Some(Self { hash, bytes })
     }
 
-    /// The forms in which hints, offers, the registry and users may name a key that was shown, and whose `print` this is.
+    /// Returns the forms in which hints, offers, the registry and users may name a key that was shown, and whose
+    /// `print` this is.
     ///
-    /// A certificate has a print by each kind of hash, an OpenPGP key its fingerprint alone: the certificate around it is
-    /// made for one session.
+    /// A certificate has a print by each kind of hash, an OpenPGP key its fingerprint alone: the certificate around it
+    /// is made for one session.
     pub fn forms(method: Method, print: &Self, certificate: &[u8]) -> Vec<Self> {
         match method {
             Method::OpenPgp => vec![print.clone()],
@@ -259,18 +259,18 @@ impl Print {
         }
     }
 
-    /// What was hashed and how.
+    /// Returns what was hashed and how.
     pub fn hash(&self) -> HashKind {
         self.hash
     }
 
-    /// The hash's bytes.
+    /// Returns the hash's bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Whether both have the same bytes. A print of 32 bytes may be of the certificate or of its SPKI
-    /// and offers do not say which, so here the kind does not count.
+    /// Returns whether both have the same bytes. A print of 32 bytes may be of the certificate or of its SPKI and
+    /// offers do not say which, so here the kind does not count.
     pub fn same_bytes(&self, other: &Self) -> bool {
         self.bytes.ct_eq(&other.bytes).into()
     }

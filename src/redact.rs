@@ -15,12 +15,12 @@ impl Secret {
         Self(secret.into())
     }
 
-    /// The secret itself; the name is long so that a reviewer sees each use.
+    /// Returns the secret itself; the name is long so that a reviewer sees each use.
     pub fn expose_secret(&self) -> &str {
         &self.0
     }
 
-    /// Whether nothing is in it.
+    /// Returns whether nothing is in it.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -40,8 +40,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What is said to someone of an error: one line, without characters that no stanza and no terminal should get, and not
-/// longer than anyone reads. Errors of libraries may repeat what others have sent.
+/// Returns what is said to someone of an error: one line, without characters that no stanza and no terminal should get,
+/// and not longer than anyone reads. Errors of libraries may repeat what others have sent.
 pub fn sentence(text: &str) -> Cow<'_, str> {
     const LONGEST: usize = 500;
     let bad =

@@ -93,7 +93,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The answer to disco#info at the component itself.
+    /// Returns the answer to disco#info at the component itself.
     fn info(&self) -> Element {
         disco::info(&self.name, &self.contact, self.socks5, self.ibb)
     }
@@ -106,7 +106,7 @@ fn proposals(options: &Options) -> Proposals {
     proposals
 }
 
-/// The answer to a request of the registry; its notice goes on its way first.
+/// Returns the answer to a request of the registry; its notice goes on its way first.
 async fn finish(
     stanza: &Stanza,
     done: Result<Handled, Refusal>,
@@ -123,7 +123,7 @@ async fn finish(
     }
 }
 
-/// The certificates that a user publishes; `None` if the user's server does not say.
+/// Returns the certificates that a user publishes; `None` if the user's server does not say.
 async fn published_keys(requests: &Requests, own: &Jid, user: &Jid) -> Option<Vec<Vec<u8>>> {
     let ask = |payload| requests.request("get", own, user, payload, FORWARD);
     // An error says that nothing is published openly; silence says nothing.
@@ -239,7 +239,7 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router between the link's queue and the three roles. What goes into `back` is to be given to
+    /// Creates a router between the link's queue and the three roles. What goes into `back` is to be given to
     /// [`Router::handle_known`] and [`Router::notify`].
     #[expect(clippy::too_many_arguments, reason = "each is one of the parts that it joins")]
     pub fn new(
@@ -472,7 +472,8 @@ impl Router {
         Err(Refusal::service_unavailable())
     }
 
-    /// Whether the sender of a stanza may know of `owner`. `None`: the stanza will be handled when that is known.
+    /// Returns whether the sender of a stanza may know of `owner`. `None`: the stanza will be handled when that is
+    /// known.
     fn admitted(
         &self,
         stanza: &Stanza,
@@ -884,7 +885,7 @@ impl Router {
         })
     }
 
-    /// How long the payload of the answer to a request may be.
+    /// Returns how long the payload of the answer to a request may be.
     fn room(&self, stanza: &Stanza) -> usize {
         rsm::room_inside(&stanza.result(None), self.options.max_stanza_bytes)
     }

@@ -299,7 +299,7 @@ impl Service {
         })
     }
 
-    /// Where SOCKS5 is served.
+    /// Returns where SOCKS5 is served.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
@@ -414,10 +414,9 @@ pub async fn open(config: &Config) -> Result<Store, StartError> {
         .map_err(|source| StartError::Database { url: shown(&database.url), source })
 }
 
-/// The component's own certificate and key; made and kept at the first start.
+/// Returns the component's own certificate and key; made and kept at the first start.
 ///
-/// # Errors
-/// [`StartError::Identity`].
+/// # Errors [`StartError::Identity`].
 pub async fn own_identity(store: &Store, jid: &BareJid) -> Result<Identity, StartError> {
     let wrong = |error: &dyn std::fmt::Display| StartError::Identity(error.to_string());
     if store.identity(jid).await.map_err(|error| wrong(&error))?.is_none() {
@@ -433,7 +432,7 @@ pub async fn own_identity(store: &Store, jid: &BareJid) -> Result<Identity, Star
     Ok(Identity::of_parts(certificate, key))
 }
 
-/// A database address without its password.
+/// Returns a database address without its password.
 fn shown(url: &str) -> String {
     match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1)))
     {
@@ -442,7 +441,7 @@ fn shown(url: &str) -> String {
     }
 }
 
-/// The resources that were reachable when a component of this name ran last, or led.
+/// Returns the resources that were reachable when a component of this name ran last, or led.
 async fn recall(reachable: &Reachable) -> Vec<(FullJid, i8)> {
     let recalled = reachable.recall().await.unwrap_or_else(|error| {
         warn!(%error, "could not read who was reachable: users are reachable when they appear again");
@@ -454,7 +453,7 @@ async fn recall(reachable: &Reachable) -> Vec<(FullJid, i8)> {
     recalled
 }
 
-/// What users are told to connect to, for people to compare.
+/// Returns what users are told to connect to, for people to compare.
 fn advertised(config: &Config) -> String {
     let hosts = config.socks5.advertise.iter().map(|(host, port)| format!("{host}:{port}"));
     hosts.collect::<Vec<_>>().join(", ")

@@ -35,8 +35,8 @@ impl Limits {
         Self { total, per_user, slope }
     }
 
-    /// Whether a domain (or what stands above it) that would hold `held` leaves enough of `taken` in all. So few places
-    /// that a domain's share would be less than a place short of all are not shared out.
+    /// Returns whether a domain (or what stands above it) that would hold `held` leaves enough of `taken` in all. So
+    /// few places that a domain's share would be less than a place short of all are not shared out.
     fn leaves_room(&self, slope: usize, held: usize, taken: usize) -> bool {
         self.total < 2 * self.slope || held <= slope.saturating_mul(self.total - taken)
     }
@@ -133,7 +133,7 @@ impl Shares {
         }
     }
 
-    /// How much is taken.
+    /// Returns how much is taken.
     pub fn taken(&self) -> usize {
         self.taken
     }
@@ -147,7 +147,7 @@ impl Shares {
     }
 }
 
-/// The last two labels of a domain: its owner may have any number of names below it.
+/// Returns the last two labels of a domain: its owner may have any number of names below it.
 fn registered(domain: &str) -> &str {
     if domain.starts_with('[') || domain.parse::<IpAddr>().is_ok() {
         return domain;
@@ -193,7 +193,7 @@ impl Permits {
         Ok(Permit { permits: self.clone(), place })
     }
 
-    /// How much is taken.
+    /// Returns how much is taken.
     pub fn taken(&self) -> usize {
         self.lock().shares.taken()
     }

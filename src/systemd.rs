@@ -28,7 +28,7 @@ impl Inherited {
         Self(sockets)
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -70,7 +70,7 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// How often [`alive`] must be called, if at all: twice as often as the watchdog looks.
+/// Returns how often [`alive`] must be called, if at all: twice as often as the watchdog looks.
 pub fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|every| every / 2).filter(|every| !every.is_zero())
 }

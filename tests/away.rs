@@ -37,7 +37,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// What it has told its user, and printed.
+    /// Returns what it has told its user, and printed.
     fn log(&self) -> String {
         read(&self.log) + &read(&self.out.join("stdout"))
     }
@@ -142,7 +142,7 @@ fn programs_that_sleep_give_way_and_each_kind_gets_its_own_at_ejabberd() {
     programs_that_sleep(Kind::Ejabberd);
 }
 
-/// A server with rooms whose users can block others.
+/// Returns a server with rooms whose users can block others.
 fn social(kind: Kind) -> Server {
     let mut server = Server::start(kind);
     server.reconfigure(true, |config| match kind {

@@ -33,7 +33,7 @@ struct Gpg {
 }
 
 impl Gpg {
-    /// A key that signs and is valid for `time`.
+    /// Creates a key that signs and is valid for `time`.
     fn with_key(time: &str) -> Self {
         let home = tempfile::Builder::new().prefix("fingerpost-gpg-").tempdir().unwrap();
         let mut this = Self { home, fingerprint: String::new() };
@@ -89,7 +89,7 @@ impl Gpg {
         self.run(&["--export", &self.fingerprint])
     }
 
-    /// A detached signature by the key with this fingerprint, and no other.
+    /// Returns a detached signature by the key with this fingerprint, and no other.
     fn sign(&self, by: &str, message: &[u8]) -> Vec<u8> {
         let file = self.home.path().join("message");
         std::fs::write(&file, message).unwrap();
@@ -150,7 +150,7 @@ async fn material(registry: &Registry, id: KeyId) -> Vec<u8> {
     registry.store().material(id).await.unwrap().unwrap()
 }
 
-/// What a peer is told of the key at a time.
+/// Returns what a peer is told of the key at a time.
 async fn verdict(registry: &Registry, time: OffsetDateTime) -> Verdict {
     let profile = registry.profile(&owner()).await.unwrap();
     let keys: Vec<Key> = profile.keys.iter().map(|key| key.as_of(time)).collect();
@@ -389,7 +389,7 @@ fn tool(directory: &Path, line: &str) -> String {
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
-/// A certificate of OpenSSL's in `name.pem`, its key in `name.key`.
+/// Returns a certificate of OpenSSL's in `name.pem`, its key in `name.key`.
 fn openssl(directory: &Path, name: &str, key: &str, certificate: &str) -> Vec<u8> {
     tool(directory, &format!("openssl genpkey {key} -out {name}.key 2>&1"));
     let request = format!("openssl req -new -key {name}.key -subj /CN={name}");

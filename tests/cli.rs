@@ -24,7 +24,7 @@ fn fingerpost(directory: &Path, args: &[&str]) -> Output {
     run(command(directory, args), Duration::from_secs(30))
 }
 
-/// A directory with a good configuration, plus `more`.
+/// Returns a directory with a good configuration, plus `more`.
 fn directory(more: &str) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let port = support::free_port();

@@ -103,7 +103,7 @@ impl World {
         text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
     }
 
-    /// The component's open descriptors, without its stock of pipes.
+    /// Returns the component's open descriptors, without its stock of pipes.
     fn open_descriptors(&self) -> usize {
         let open = std::fs::read_dir(format!("/proc/{}/fd", self.component.id())).unwrap().count();
         open - 2 * self.metric("fingerpost_pipes_free").unwrap_or(0)
@@ -177,7 +177,7 @@ fn told(case: &str, script: Script, words: &[&str]) {
     assert!(words.iter().any(|word| reason.starts_with(word)), "{case}: {report}");
 }
 
-/// What our own user, and the other one, may be told.
+/// Returns what our own user, and the other one, may be told.
 fn expected(victim: Victim) -> (&'static [&'static str], &'static [&'static str]) {
     match victim {
         Victim::Initiator | Victim::Responder => (&["gone: The other user"], &["gone"]),
@@ -289,8 +289,8 @@ fn our_responder(world: &mut World, stage: &str, victim: Victim) {
     world.transfer(&case);
 }
 
-/// A large file of which the receiver has a part, and which stands still there: at the forwarder until it is opened, or
-/// without one by stopping the sender's program, which [`Process::signal`] can let go on.
+/// Returns a large file of which the receiver has a part, and which stands still there: at the forwarder until it is
+/// opened, or without one by stopping the sender's program, which [`Process::signal`] can let go on.
 fn half_a_file(world: &World, from: &Xtls, to: &Xtls, log: &str) -> (Process, Listener) {
     let tap = world.component.tap.as_ref();
     if let Some(tap) = tap {

@@ -103,7 +103,7 @@ fn a_lack_of_descriptors_is_said_and_survived() {
     assert!(component.runs());
 }
 
-/// Whether the other side has closed a connection.
+/// Returns whether the other side has closed a connection.
 fn is_closed(mut stream: &TcpStream) -> bool {
     stream.set_nonblocking(true).expect("a socket can be read without waiting");
     match stream.read(&mut [0]) {

@@ -98,7 +98,7 @@ fn metric(port: u16, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
-/// What the stanzas of a run follow from.
+/// Returns what the stanzas of a run follow from.
 fn seed() -> u64 {
     std::env::var("FINGERPOST_TEST_SEED").map_or(1, |seed| seed.parse().unwrap())
 }

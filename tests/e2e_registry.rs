@@ -165,7 +165,7 @@ fn what_is_exported_is_read_back_as_it_was() {
     assert!(!keys(&["export"]).contains("alice"));
 }
 
-/// The id of the first key in what `xtls keys --json` prints.
+/// Returns the id of the first key in what `xtls keys --json` prints.
 fn key_id(listed: &str) -> String {
     let start = listed.find("\"id\":\"").expect("a key is listed") + 6;
     listed[start..start + 32].to_owned()

@@ -18,7 +18,7 @@ use support::{COMPONENT, DOMAIN, SECRET, free_port, own_program, random_file, sh
 
 const BOUND: Duration = Duration::from_secs(60);
 
-/// A component with a status server, and that server's port.
+/// Returns a component with a status server, and that server's port.
 fn with_page(server: &Server, env: &[(&'static str, String)]) -> (Component, u16) {
     let page = free_port();
     let mut env = env.to_vec();
@@ -26,7 +26,7 @@ fn with_page(server: &Server, env: &[(&'static str, String)]) -> (Component, u16
     (Component::start(server, &Options { env, ..Options::default() }), page)
 }
 
-/// What `/readyz` says, with its status line.
+/// Returns what `/readyz` says, with its status line.
 fn readyz(page: u16) -> String {
     let mut socket = TcpStream::connect(("127.0.0.1", page)).unwrap();
     socket.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").unwrap();
@@ -132,7 +132,7 @@ fn ejabberd_another_connection_that_gets_our_stanzas_is_found() {
     assert_eq!(attach.stdout.matches("password:").count(), 1, "{attach:?}");
 }
 
-/// A component that shares a database, and the port of its status server.
+/// Returns a component that shares a database, and the port of its status server.
 fn sharing(server: &Server, servers: &str, postgres: &Postgres) -> (Component, u16) {
     let page = free_port();
     let env = vec![
@@ -143,7 +143,7 @@ fn sharing(server: &Server, servers: &str, postgres: &Postgres) -> (Component, u
     (Component::start(server, &options), page)
 }
 
-/// A file arrives over this transport.
+/// Returns a file arrives over this transport.
 fn transfer(what: &str, from: &Xtls, to: &Xtls, transport: &str, log: impl Fn() -> String) {
     let file = from.home().join("small.bin");
     if !file.exists() {

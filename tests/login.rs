@@ -146,7 +146,7 @@ fn ejabberd_unusual_accounts_log_in() {
     unusual_accounts_log_in(Kind::Ejabberd);
 }
 
-/// A DNS server on loopback with these lines of configuration.
+/// Returns a DNS server on loopback with these lines of configuration.
 fn dns(port: u16, lines: &[String]) -> (Process, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let mut command = Command::new("/usr/sbin/dnsmasq");
@@ -340,7 +340,7 @@ fn ejabberd_a_listener_stays() {
     a_listener_stays(Kind::Ejabberd);
 }
 
-/// The mechanism of each login in a log.
+/// Returns the mechanism of each login in a log.
 fn mechanisms(log: &str) -> Vec<&str> {
     let lines = log.lines().filter(|line| line.contains("logging in"));
     lines.map(|line| line.split('"').nth(1).unwrap_or_else(|| panic!("{line}"))).collect()

@@ -54,7 +54,7 @@ fn password_file(user: &Xtls) -> PathBuf {
     user.home().join("password")
 }
 
-/// The options that choose a method.
+/// Returns the options that choose a method.
 fn method(user: &Xtls, name: &str) -> Vec<String> {
     let mut options = vec!["--method".to_owned(), name.to_owned()];
     if name == "srp" {
@@ -80,7 +80,7 @@ fn send_command(user: &Xtls, name: &str, to: &str, file: &Path, more: &[&str]) -
     command
 }
 
-/// A new file of alice's.
+/// Returns a new file of alice's.
 fn letter(users: &Users, name: &str) -> PathBuf {
     let file = users.alice.home().join(name);
     random_file(&file, SIZE);

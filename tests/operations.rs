@@ -31,7 +31,7 @@ use support::{
 
 const ADMIN: &str = "[access]\nadmins = [\"carol@example.test\"]\n";
 
-/// A page: its head and its body; nothing if nobody answers.
+/// Returns a page: its head and its body; nothing if nobody answers.
 fn get(address: &str, path: &str, more: &str) -> Option<(String, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     let request =
@@ -50,7 +50,7 @@ fn with_pages(options: Options) -> (Options, String) {
     (options, http)
 }
 
-/// The metrics of a page: type by name, and the value of every sample.
+/// Returns the metrics of a page: type by name, and the value of every sample.
 fn read_metrics(text: &str) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let types = types.filter_map(|line| line.split_once(' '));
@@ -415,8 +415,8 @@ fn measured(kind: Kind, limit: impl FnOnce(String) -> String) {
     assert!(told.contains(&format!("accepts stanzas of {accepted} bytes")), "{told}");
 }
 
-/// A new operator's way: a configuration without a secret, `attach`, its lines pasted; and what `check --online` says on
-/// the way, and of everything that may be wrong at the server's side.
+/// Returns a new operator's way: a configuration without a secret, `attach`, its lines pasted; and what `check
+/// --online` says on the way, and of everything that may be wrong at the server's side.
 fn attach(
     kind: Kind,
     has_port: bool,

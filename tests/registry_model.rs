@@ -61,7 +61,7 @@ struct Model {
 }
 
 impl Model {
-    /// Whether it is allowed; then it is done.
+    /// Returns whether it is allowed; then it is done.
     fn apply(&mut self, op: &Op) -> bool {
         match *op {
             Op::Add { user, print, replaces } => {
@@ -178,7 +178,7 @@ impl World<'_> {
         }
     }
 
-    /// What the store knows, in the model's terms.
+    /// Returns what the store knows, in the model's terms.
     async fn seen(&self) -> (BTreeMap<(u8, u8), Entry>, BTreeMap<u8, Visibility>) {
         let (mut keys, mut settings) = (BTreeMap::new(), BTreeMap::new());
         for user in 0..3 {

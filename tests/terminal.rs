@@ -55,12 +55,12 @@ impl Terminal {
         String::from_utf8(done.stdout).unwrap()
     }
 
-    /// What is on the screen, in letters.
+    /// Returns what is on the screen, in letters.
     fn text(&self) -> String {
         self.tmux(&["capture-pane", "-p", "-J"])
     }
 
-    /// The same with colours, as escape sequences.
+    /// Returns the same with colours, as escape sequences.
     fn colours(&self) -> String {
         self.tmux(&["capture-pane", "-p", "-J", "-e"])
     }

@@ -76,7 +76,7 @@ const CASES: [(&str, Case); 40] = [
 ];
 
 impl Case {
-    /// What the table shows as sent.
+    /// Returns what the table shows as sent.
     fn sent(&self) -> String {
         match self {
             Self::Content(text) | Self::Attribute(_, text) if !text.is_empty() => shown(text),
@@ -155,7 +155,7 @@ impl<'a> Way<'a> {
         Raw::client(server, "alice", "wire", "xmlns:sp='u:sp'")
     }
 
-    /// What becomes of a case.
+    /// Returns what becomes of a case.
     fn outcome(&mut self, case: &Case) -> String {
         match case {
             Case::Content(content) => {
@@ -285,14 +285,14 @@ impl<'a> Way<'a> {
     }
 }
 
-/// The condition of a stream error.
+/// Returns the condition of a stream error.
 fn condition(element: &[u8]) -> String {
     let text = String::from_utf8_lossy(element).into_owned();
     let inside = text.split_once('>').map_or("", |(_, rest)| rest);
     inside.trim_start_matches('<').split([' ', '/', '>']).next().unwrap_or_default().to_owned()
 }
 
-/// The column of the server at hand.
+/// Returns the column of the server at hand.
 fn column(kind: Kind) -> usize {
     let name = format!("{kind:?} {}", kind.version());
     SERVERS

@@ -18,8 +18,8 @@ pub(crate) struct Figure {
     pub(crate) micros: f64,
 }
 
-/// The whole exchange of XEP-0065 but for what the users say to each other: two connections, greeting and request
-/// on both, activation.
+/// Returns the whole exchange of XEP-0065 but for what the users say to each other: two connections, greeting and
+/// request on both, activation.
 pub(crate) fn pairs(relay: &Relay) -> Figure {
     measure(relay, |begin, count| {
         std::thread::scope(|scope| {

@@ -63,12 +63,12 @@ impl Link {
         Self { stream, read: Vec::new(), at: 0, domain, sids: 0 }
     }
 
-    /// The user who asks.
+    /// Returns the user who asks.
     pub(crate) fn from(&self) -> String {
         format!("a@{}/a", self.domain)
     }
 
-    /// The user who is asked.
+    /// Returns the user who is asked.
     pub(crate) fn target(&self) -> String {
         format!("b@{}/b", self.domain)
     }
@@ -82,8 +82,8 @@ impl Link {
         self.stream.write_all(text.as_bytes()).unwrap();
     }
 
-    /// The next stanza. Only as much XML is understood as the programs under test write: no stanza within one of its
-    /// own kind, and `>` only where a tag ends.
+    /// Returns the next stanza. Only as much XML is understood as the programs under test write: no stanza within one
+    /// of its own kind, and `>` only where a tag ends.
     pub(crate) fn stanza(&mut self) -> String {
         loop {
             if let Some(stanza) = self.complete() {
@@ -95,7 +95,7 @@ impl Link {
         }
     }
 
-    /// The next stanza, if it is here already. A ping of the link to itself comes back, as a server has it.
+    /// Returns the next stanza, if it is here already. A ping of the link to itself comes back, as a server has it.
     fn complete(&mut self) -> Option<String> {
         loop {
             let end = stanza_end(&self.read[self.at..])?;
@@ -201,7 +201,7 @@ impl Link {
     }
 }
 
-/// Where the first stanza of a text ends.
+/// Returns where the first stanza of a text ends.
 fn stanza_end(read: &[u8]) -> Option<usize> {
     let begin = read.iter().position(|byte| *byte == b'<')?;
     let name_end =
@@ -223,7 +223,7 @@ fn stanza_end(read: &[u8]) -> Option<usize> {
     }
 }
 
-/// An attribute of the first tag.
+/// Returns an attribute of the first tag.
 pub(crate) fn attribute<'a>(stanza: &'a str, name: &str) -> Option<&'a str> {
     let tag = &stanza[..stanza.find('>')?];
     let at = tag.find(&format!(" {name}="))? + name.len() + 2;
@@ -235,7 +235,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A user of the link's domain, as the component speaks for it.
+/// Returns a user of the link's domain, as the component speaks for it.
 pub(crate) fn proxied(user: &str) -> String {
     let (bare, resource) = user.split_once('/').unwrap();
     format!("{}@{COMPONENT}/{resource}", bare.replace('@', "\\40"))

@@ -60,7 +60,7 @@ pub(crate) fn run(relay: &Relay, pairs: usize) -> Figure {
     Figure { bytes_per_second: bytes / took, seconds_per_gb: spent / (bytes / 1e9) }
 }
 
-/// How long a byte takes there and back through a relay, all on one core: median and 99th percentile, µs.
+/// Returns how long a byte takes there and back through a relay, all on one core: median and 99th percentile, µs.
 pub(crate) fn trips(relay: &Relay) -> (f64, f64) {
     let (mut here, mut there) = relay.connect(1).remove(0);
     let echo = std::thread::spawn(move || {

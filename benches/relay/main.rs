@@ -278,12 +278,12 @@ fn in_band(alone: &Relay, rounds: usize) -> String {
     text
 }
 
-/// A mark where ours falls short of a goal.
+/// Returns a mark where ours falls short of a goal.
 fn at_least(relay: &Relay, value: f64, goal: f64) -> String {
     if relay.is_ours() && value < goal { format!(", short of {goal}") } else { String::new() }
 }
 
-/// A mark where ours takes more than it should.
+/// Returns a mark where ours takes more than it should.
 fn at_most(relay: &Relay, value: f64, goal: f64) -> String {
     if relay.is_ours() && value > goal {
         let places = if goal < 1.0 { 3 } else { 1 };
@@ -293,7 +293,7 @@ fn at_most(relay: &Relay, value: f64, goal: f64) -> String {
     }
 }
 
-/// The lowest, the median and the highest.
+/// Returns the lowest, the median and the highest.
 fn spread(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
@@ -322,7 +322,7 @@ fn enter_namespace() {
     }
 }
 
-/// The versions of the others.
+/// Returns the versions of the others.
 fn peers() -> String {
     let output = Command::new("dpkg-query")
         .args(["-W", "-f", "${Package} ${Version}, ", "haproxy", "socat", "prosody", "ejabberd"])

@@ -91,7 +91,7 @@ impl Relay {
         }
     }
 
-    /// The mod_proxy65 of a server, which this program is a component of.
+    /// Returns the mod_proxy65 of a server, which this program is a component of.
     pub(crate) fn mod_proxy65(name: &'static str, kind: Kind) -> Self {
         let server = Server::start_to_measure(kind);
         let link = Arc::new(Mutex::new(Link::connect(&server.component_address())));
@@ -133,12 +133,12 @@ impl Relay {
         }
     }
 
-    /// Whether it is the one that must reach the goals.
+    /// Returns whether it is the one that must reach the goals.
     pub(crate) fn is_ours(&self) -> bool {
         self.name.starts_with("Fingerpost")
     }
 
-    /// The link to ask its proxy by, and the proxy's address.
+    /// Returns the link to ask its proxy by, and the proxy's address.
     pub(crate) fn link(&self) -> Option<(&'static str, &Mutex<Link>)> {
         match &self.way {
             Way::Forward { .. } => None,
@@ -188,13 +188,13 @@ impl Relay {
         }
     }
 
-    /// The relay's process.
+    /// Returns the relay's process.
     fn id(&self) -> Option<u32> {
         let own = self.process.as_ref().map(Process::id);
         own.or_else(|| self.server.as_ref().and_then(Server::id))
     }
 
-    /// The relay's processes: its own and its children.
+    /// Returns the relay's processes: its own and its children.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let Some(own) = self.id() else { return Vec::new() };
         let entries = std::fs::read_dir("/proc").unwrap().flatten();
@@ -206,7 +206,7 @@ impl Relay {
         ids.filter(|id| *id == own || parent(*id) == Some(own)).collect()
     }
 
-    /// The processor time of the relay and its children, seconds.
+    /// Returns the processor time of the relay and its children, seconds.
     pub(crate) fn processor_time(&self) -> f64 {
         let own = self.id();
         let ticks = |id: u32| -> Option<f64> {

@@ -79,8 +79,8 @@ impl AsyncRead for Pieces<'_> {
     }
 }
 
-/// What a component's stream with this content brings: elements, marked if they were too large; then whether it ended
-/// well.
+/// Returns what a component's stream with this content brings: elements, marked if they were too large; then whether it
+/// ended well.
 fn read(content: &[u8], size: usize) -> (Vec<(bool, Element)>, bool) {
     let bytes = [HEADER.as_bytes(), content].concat();
     let mut reader = StanzaReader::new(Pieces { bytes: &bytes, size });
@@ -102,7 +102,7 @@ fn written(element: &Element) -> Option<Vec<u8>> {
     write(element, &mut out).ok().map(|()| out)
 }
 
-/// Whether something in it is in a namespace that XML reserves: it is read, and never written.
+/// Returns whether something in it is in a namespace that XML reserves: it is read, and never written.
 fn is_reserved(element: &Element) -> bool {
     let reserved = ["http://www.w3.org/XML/1998/namespace", "http://www.w3.org/2000/xmlns/"];
     let own = reserved.iter().any(|namespace| element.has_ns(*namespace));
@@ -169,7 +169,7 @@ impl<'a> Choices<'a> {
         now
     }
 
-    /// A text of a few characters, also those that XML cannot carry.
+    /// Returns a text of a few characters, also those that XML cannot carry.
     fn text(&mut self) -> String {
         let n = usize::from(self.byte() % 8);
         let odd = [
@@ -662,7 +662,7 @@ pub fn hints(data: &[u8]) {
     }
 }
 
-/// Whether all records say a version that there is: rustls, as RFC 8446, 5.1 has it, does not look at that.
+/// Returns whether all records say a version that there is: rustls, as RFC 8446, 5.1 has it, does not look at that.
 fn has_versions(data: &[u8]) -> bool {
     let mut rest = data;
     while let [_, major, minor, high, low, after @ ..] = rest {

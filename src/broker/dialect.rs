@@ -40,7 +40,7 @@ impl Dialect {
     /// All, those first that say most.
     pub const ALL: [Self; 4] = [Self::Methods, Self::Security, Self::Offer, Self::C2c];
 
-    /// The feature by which a client says that it knows the dialect.
+    /// Returns the feature by which a client says that it knows the dialect.
     pub fn feature(self) -> &'static str {
         match self {
             Self::Methods => ns::APPS_TLS,
@@ -50,13 +50,13 @@ impl Dialect {
         }
     }
 
-    /// The dialects that a client with these features knows.
+    /// Returns the dialects that a client with these features knows.
     pub fn known(features: &[String]) -> Vec<Self> {
         let announced = |dialect: &Self| features.iter().any(|f| f == dialect.feature());
         Self::ALL.into_iter().filter(announced).collect()
     }
 
-    /// The dialects that a content's offer is in; none if it offers nothing.
+    /// Returns the dialects that a content's offer is in; none if it offers nothing.
     pub fn of(content: &Element) -> Vec<Self> {
         let mut found = Vec::new();
         let beside = content.has_child("offer", ns::SECURITY_OFFER);
@@ -84,7 +84,7 @@ impl Dialect {
     }
 }
 
-/// Whether a content has an offer of XEP-0250, beside its description or in it.
+/// Returns whether a content has an offer of XEP-0250, beside its description or in it.
 pub(super) fn is_c2c(content: &Element) -> bool {
     let has = |element: &Element| element.has_child("offer", ns::C2CTLS);
     has(content) || content.children().any(|c| c.name() == "description" && has(c))
@@ -94,7 +94,8 @@ fn methods_of(description: &Element) -> Option<&Element> {
     description.get_child("methods", ns::APPS_TLS)
 }
 
-/// The content as a peer is to get it that knows these dialects. `prints`: those of the offer, each with its method.
+/// Returns the content as a peer is to get it that knows these dialects. `prints`: those of the offer, each with its
+/// method.
 pub fn for_peer(content: &Element, known: &[Dialect], prints: &[(Method, Print)]) -> Element {
     let now = Dialect::of(content);
     if known.is_empty() || now.is_empty() || now.iter().any(|dialect| known.contains(dialect)) {
@@ -179,14 +180,14 @@ fn translate(content: &Element, to: Dialect, prints: &[(Method, Print)]) -> Opti
     Some(out)
 }
 
-/// Whether an element is an offer in itself.
+/// Returns whether an element is an offer in itself.
 fn is_offer(element: &Element) -> bool {
     element.is("offer", ns::SECURITY_OFFER)
         || element.is("offer", ns::C2CTLS)
         || element.is("security", ns::XTLS)
 }
 
-/// The methods of an offer: as listed, then those that only its prints tell.
+/// Returns the methods of an offer: as listed, then those that only its prints tell.
 fn offered(content: &Element, prints: &[(Method, Print)]) -> Vec<Offered> {
     let mut found: Vec<Offered> = Vec::new();
     let mut add = |name: &str, element: Option<&Element>| {
@@ -223,7 +224,7 @@ fn offered(content: &Element, prints: &[(Method, Print)]) -> Vec<Offered> {
     found
 }
 
-/// A method element with what the original had beside its prints.
+/// Returns a method element with what the original had beside its prints.
 fn method_element(method: &Offered, namespace: &str) -> Element {
     let mut element = xml::element("method", namespace, &[("name", &method.name)]);
     if let Some(original) = &method.element {
@@ -313,7 +314,7 @@ mod tests {
         .unwrap()
     }
 
-    /// The same offer in each dialect, in canonical form.
+    /// Returns the same offer in each dialect, in canonical form.
     fn offers() -> [(Dialect, Element); 4] {
         let transport = "<transport xmlns='urn:t'/>";
         let plain = |print: &str| print.replace(':', "").to_lowercase();

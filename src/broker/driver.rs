@@ -273,7 +273,7 @@ impl Driver {
         });
     }
 
-    /// Which in-band leg broke, and why.
+    /// Returns which in-band leg broke, and why.
     fn broken(&self) -> Option<(Side, IbbError)> {
         let of = |side: Side| Some((side, self.streams[side.index()].as_ref()?.failure()?));
         of(Side::Initiator).or_else(|| of(Side::Responder))

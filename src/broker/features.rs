@@ -51,8 +51,8 @@ const HASHES: [&str; 3] = ["sha-1", "sha-256", "sha-512"];
 /// A client's features, of those that matter.
 pub type Features = Arc<Vec<String>>;
 
-/// How well a client with these features can take a session for an application (the namespace of its description): 3 if
-/// it announces both the application and TLS, 2 for the application, 1 for TLS, 0 for neither.
+/// Returns how well a client with these features can take a session for an application (the namespace of its
+/// description): 3 if it announces both the application and TLS, 2 for the application, 1 for TLS, 0 for neither.
 pub fn fit(features: &[String], application: &str) -> u8 {
     let knows = |feature: &str| features.iter().any(|known| known == feature);
     2 * u8::from(knows(application)) + u8::from(SECURED.into_iter().any(knows))
@@ -107,7 +107,7 @@ impl Cache {
         self.by_jid.remove(&user);
     }
 
-    /// What is known of a client now.
+    /// Returns what is known of a client now.
     pub fn known(&mut self, user: &Jid, now: Instant) -> Option<Features> {
         let user = self.key(user);
         if let Some(features) = self.announced.get(&user).and_then(|caps| self.by_caps.get(caps)) {
@@ -154,11 +154,10 @@ impl Cache {
     }
 }
 
-/// The text whose hash a disco#info answer is announced by. `None` if the answer is one from which a text can be made
-/// that others could be made from too: something twice, or the mark `<` inside of something.
+/// Returns the text whose hash a disco#info answer is announced by. `None` if the answer is one from which a text can
+/// be made that others could be made from too: something twice, or the mark `<` inside of something.
 ///
-/// # Security
-/// A text that belongs to several answers would let one user's client speak for those of others.
+/// # Security A text that belongs to several answers would let one user's client speak for those of others.
 fn verified(answer: &Element) -> Option<String> {
     let mut identities = Vec::new();
     let mut features = Vec::new();
@@ -202,7 +201,7 @@ fn verified(answer: &Element) -> Option<String> {
     Some(text)
 }
 
-/// The hash of such a text, in base64. `None` if the hash is unknown.
+/// Returns the hash of such a text, in base64. `None` if the hash is unknown.
 fn digest(text: &str, hash: &str) -> Option<String> {
     Some(match hash {
         "sha-1" => STANDARD.encode(Sha1::digest(text)),
@@ -212,7 +211,8 @@ fn digest(text: &str, hash: &str) -> Option<String> {
     })
 }
 
-/// The parts of a form: its type, then each field and its values. `Some(None)`: it has no type and does not count.
+/// Returns the parts of a form: its type, then each field and its values. `Some(None)`: it has no type and does not
+/// count.
 fn form(form: &Element) -> Option<Option<Vec<String>>> {
     let mut fields: Vec<(String, Vec<String>)> = Vec::new();
     let mut type_ = None;

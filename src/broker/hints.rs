@@ -59,12 +59,13 @@ pub struct Judgement {
 }
 
 impl Judgement {
-    /// The offered prints, each with its method.
+    /// Returns the offered prints, each with its method.
     pub fn prints(&self) -> Vec<(Method, Print)> {
         self.prints.iter().map(|judged| (judged.method, judged.print.clone())).collect()
     }
 
-    /// The names of all methods that are offered, listed in the offer or told by a print, without what policy takes.
+    /// Returns the names of all methods that are offered, listed in the offer or told by a print, without what policy
+    /// takes.
     pub fn methods(&self, offer: &Offer, stripped: &Stripped) -> Vec<String> {
         let mut names = offer.methods.clone();
         for judged in &self.prints {
@@ -128,13 +129,13 @@ fn judge_under(methods: &[Method], method: Method, print: &Print, keys: &[Key]) 
 struct Candidates(Vec<Method>);
 
 impl Candidates {
-    /// All of them; if nothing says which, every method that has prints.
+    /// Returns all of them; if nothing says which, every method that has prints.
     fn for_prints(&self) -> Vec<Method> {
         if self.0.is_empty() { vec![Method::X509, Method::OpenPgp] } else { self.0.clone() }
     }
 }
 
-/// The methods with prints that an offer lists; those of the offer that it answers if it lists none.
+/// Returns the methods with prints that an offer lists; those of the offer that it answers if it lists none.
 fn candidates(offered: &[Method], others: &[String]) -> Candidates {
     let with_prints = |method: &Method| *method != Method::Srp;
     let own: Vec<Method> = offered.iter().copied().filter(with_prints).collect();
@@ -144,9 +145,10 @@ fn candidates(offered: &[Method], others: &[String]) -> Candidates {
     Candidates(others.iter().filter_map(|name| name.parse().ok()).filter(with_prints).collect())
 }
 
-/// The method of each print. Where the offer does not say it: that of the user's key with this print; else that which
-/// the same print has elsewhere in the offer; else the only candidate; else, if 20 and 32 bytes stand side by side, OpenPGP has the 20 (a version 4
-/// fingerprint) and X.509 the 32; else, if as many prints are left as methods, the order of the methods; else X.509.
+/// Returns the method of each print. Where the offer does not say it: that of the user's key with this print; else that
+/// which the same print has elsewhere in the offer; else the only candidate; else, if 20 and 32 bytes stand side by
+/// side, OpenPGP has the 20 (a version 4 fingerprint) and X.509 the 32; else, if as many prints are left as methods,
+/// the order of the methods; else X.509.
 fn methods(offer: &Offer, candidates: &Candidates, keys: &[Key]) -> Vec<Method> {
     let elsewhere = |print: &Print| {
         offer.prints.iter().find_map(|(method, other)| method.filter(|_| other.same_bytes(print)))
@@ -238,7 +240,7 @@ pub fn decide(
     Ok(gone)
 }
 
-/// The `<hints/>` of an offer.
+/// Returns the `<hints/>` of an offer.
 pub fn to_element(judgement: &Judgement, keys: &[Key], owner: &BareJid) -> Element {
     let mut hints = xml::element("hints", ns::HINTS, &[("jid", owner.as_str())]);
     let mut add = |method: Method,
@@ -324,7 +326,7 @@ mod tests {
         assert!(hints(&offer, &[key(2, Some(NOW))]).contains("verdict='superseded'"));
     }
 
-    /// An offer of prints without methods, in the order given.
+    /// Returns an offer of prints without methods, in the order given.
     fn bare_offer(methods: &[&str], prints: &[Print]) -> Offer {
         Offer {
             methods: methods.iter().map(|&name| name.to_owned()).collect(),

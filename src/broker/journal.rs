@@ -91,7 +91,7 @@ pub(super) struct Line {
 }
 
 impl Journal {
-    /// The journal of `component`. Nothing is written until [`Journal::run`] does it.
+    /// Returns the journal of `component`. Nothing is written until [`Journal::run`] does it.
     pub fn new(store: Store, component: BareJid) -> Self {
         Self { store, component, run: random_id(), state: Arc::default(), news: Arc::default() }
     }
@@ -179,7 +179,7 @@ impl Journal {
         written
     }
 
-    /// The sessions of this run that are written down, or (not `own`) those that an earlier one has left open.
+    /// Returns the sessions of this run that are written down, or (not `own`) those that an earlier one has left open.
     async fn open(&self, own: bool) -> Result<Vec<OpenSide>, StoreError> {
         let mut open = self.store.open_sides(&self.component).await?;
         open.retain(|side| side.session.starts_with(&self.run) == own);

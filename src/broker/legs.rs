@@ -54,7 +54,7 @@ pub(crate) struct LegState {
 }
 
 impl LegState {
-    /// A leg of which nothing has happened yet.
+    /// Creates a leg of which nothing has happened yet.
     pub(crate) fn new(plan: Plan) -> Self {
         Self {
             plan,
@@ -68,12 +68,12 @@ impl LegState {
         }
     }
 
-    /// An in-band leg.
+    /// Creates an in-band leg.
     pub(crate) fn ibb(namespace: &str, sid: Option<String>, block_size: u16) -> Self {
         Self::new(Plan::Ibb { namespace: namespace.to_owned(), sid, block_size })
     }
 
-    /// A SOCKS5 leg.
+    /// Creates a SOCKS5 leg.
     pub(crate) fn s5b(sid: String, cid: String, own_proxy: Option<String>) -> Self {
         Self::new(Plan::S5b { sid, cid, own_proxy, nominated: false, used: false })
     }
@@ -83,7 +83,7 @@ impl LegState {
         *self = Self { told: self.told, ..with };
     }
 
-    /// Whether the user's own candidate at this component may still be used.
+    /// Returns whether the user's own candidate at this component may still be used.
     pub(crate) fn has_own_proxy(&self) -> bool {
         matches!(&self.plan, Plan::S5b { own_proxy: Some(_), .. })
     }
@@ -115,12 +115,13 @@ impl LegState {
         }
     }
 
-    /// Whether it is to be SOCKS5 and is not there yet.
+    /// Returns whether it is to be SOCKS5 and is not there yet.
     pub(crate) fn awaits_socks5(&self) -> bool {
         !self.ready && matches!(self.plan, Plan::S5b { .. })
     }
 
-    /// Whether a SOCKS5 leg has all it needs: the connection, and the user's choice of it; and whether it may have it.
+    /// Returns whether a SOCKS5 leg has all it needs: the connection, and the user's choice of it; and whether it may
+    /// have it.
     pub(crate) fn is_connected(&self) -> bool {
         self.arrived
             && self.replacing.is_none()

@@ -83,13 +83,13 @@ struct Proposal {
 }
 
 impl Proposal {
-    /// Whether nobody has decided and nobody answers.
+    /// Returns whether nobody has decided and nobody answers.
     fn is_silent(&self) -> bool {
         let is_silent = |told: &FullJid| self.silent.iter().any(|(silent, _)| silent == told);
         self.stage == Stage::Ringing && self.told.iter().all(is_silent)
     }
 
-    /// Whether it reaches nobody: those who are left are not passed anything.
+    /// Returns whether it reaches nobody: those who are left are not passed anything.
     fn is_refused(&self) -> bool {
         self.is_silent() && self.silent.iter().all(|(_, is_refused)| *is_refused)
     }
@@ -500,7 +500,7 @@ impl Proposals {
         Some(message)
     }
 
-    /// A message of our own.
+    /// Returns a message of our own.
     fn message(&self, from: &Jid, to: &Jid, element: Element) -> Element {
         let mut message = xml::element(
             "message",
@@ -517,8 +517,8 @@ impl Proposals {
         message
     }
 
-    /// A message for the other side: addresses and ids are new, all else is kept. `alone`: the user's server is not to
-    /// copy it to other resources, for each gets its own.
+    /// Returns a message for the other side: addresses and ids are new, all else is kept. `alone`: the user's server is
+    /// not to copy it to other resources, for each gets its own.
     fn moved(&self, stanza: &Stanza, from: &Jid, to: &Jid, id: &str, alone: bool) -> Element {
         let mut out = xml::head_in(&stanza.element, ns::CLIENT);
         for (name, value) in [("from", from.as_str()), ("to", to.as_str()), ("id", &(self.ids)())] {
@@ -551,7 +551,7 @@ impl Proposals {
         out
     }
 
-    /// The id of a proposal on the side that `user` is not on.
+    /// Returns the id of a proposal on the side that `user` is not on.
     fn other_id(&self, user: &Jid, id: &str) -> Option<String> {
         if let Some(theirs) = self.by_initiator.get(user).and_then(|ids| ids.get(id)) {
             return Some(theirs.clone());
@@ -560,8 +560,9 @@ impl Proposals {
         self.open.get(id).filter(told).map(|open| open.id.clone())
     }
 
-    /// The id that the callee is to know. When two users propose to each other at once, the lower id wins (XEP-0353,
-    /// 4.1): so that both find the same one lower, a new id stands to the other proposal's as the initiator's does.
+    /// Returns the id that the callee is to know. When two users propose to each other at once, the lower id wins
+    /// (XEP-0353, 4.1): so that both find the same one lower, a new id stands to the other proposal's as the
+    /// initiator's does.
     fn their_id(&self, proposal: &Proposal) -> String {
         let back = self.by_callee.get(&proposal.initiator.to_bare()).into_iter().flatten();
         let back = back
@@ -677,19 +678,19 @@ impl Proposals {
     }
 }
 
-/// The user and the domain of an initiator.
+/// Returns the user and the domain of an initiator.
 fn groups(initiator: &Jid) -> [String; 2] {
     [initiator.to_bare().to_string(), initiator.domain().to_string()]
 }
 
-/// What a message says of a proposal: the action and the id.
+/// Returns what a message says of a proposal: the action and the id.
 pub fn read(stanza: &Stanza) -> Option<(String, String)> {
     let mut children = stanza.element.children().filter(|child| child.has_ns(ns::JINGLE_MESSAGE));
     let child = children.next().filter(|_| children.next().is_none())?;
     Some((child.name().to_owned(), child.attr("id").unwrap_or_default().to_owned()))
 }
 
-/// What a callee is that is not there, or not for the asker.
+/// Returns what a callee is that is not there, or not for the asker.
 pub(crate) fn unreachable() -> Refusal {
     let text = "The user is not reachable now";
     Refusal::new("wait", "recipient-unavailable", text).with_extra(AWAY.0, AWAY.1)
@@ -698,7 +699,7 @@ pub(crate) fn unreachable() -> Refusal {
 /// The application condition of [`unreachable`].
 pub(crate) const AWAY: (&str, &str) = ("away", ns::HINTS);
 
-/// What the address of a room, or of somebody in it, is (XEP-0045).
+/// Returns what the address of a room, or of somebody in it, is (XEP-0045).
 pub(crate) fn room() -> Refusal {
     let text = "This is the address of a chat room, or of somebody in it, and sessions do not go through rooms: ask for \
                 the real address";

@@ -77,8 +77,8 @@ fn long_sid() -> Refusal {
     Refusal::bad_request(format!("The sid of a session may be {SID} bytes long at most"))
 }
 
-/// The error of a user, or of its server, as it is passed on: marked as theirs, and without what only the component, or the
-/// server of the one who asks, may say.
+/// Returns the error of a user, or of its server, as it is passed on: marked as theirs, and without what only the
+/// component, or the server of the one who asks, may say.
 pub(crate) fn of_peer(mut error: Element) -> Element {
     for node in error.take_nodes() {
         let is_others = node
@@ -171,7 +171,7 @@ pub struct Callee {
 }
 
 impl Callee {
-    /// A callee with the usual patience.
+    /// Creates a callee with the usual patience.
     pub fn new(jid: Jid) -> Self {
         Self { jid, sid: None, patience: ANSWER, has_others: false, again: None }
     }
@@ -243,7 +243,7 @@ impl fmt::Debug for Again {
 }
 
 impl Options {
-    /// How blocks by message are shared out: a quarter to one user.
+    /// Returns how blocks by message are shared out: a quarter to one user.
     fn memory(&self) -> Limits {
         Limits::new(self.memory, self.memory / 4, 4)
     }
@@ -339,7 +339,7 @@ struct State {
 }
 
 impl State {
-    /// Whether there is a session with that sid.
+    /// Returns whether there is a session with that sid.
     fn has(&self, pair: &Pair, sid: &str) -> bool {
         self.sessions.get(pair).is_some_and(|entries| entries.iter().any(|entry| entry.sid == sid))
     }
@@ -394,7 +394,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The features a user's client announces.
+    /// Returns the features a user's client announces.
     async fn features(&self, user: &Jid, mask: &Jid) -> Found {
         let known = self.lock().features.known(user, Instant::now().into_std());
         if let Some(known) = known {
@@ -413,7 +413,7 @@ impl Shared {
         }
     }
 
-    /// Whether a domain is a service of chat rooms, if that is known.
+    /// Returns whether a domain is a service of chat rooms, if that is known.
     fn is_room(&self, domain: &str) -> Option<bool> {
         let mut state = self.lock();
         let (until, is_room) = *state.rooms.0.peek(domain)?;
@@ -459,7 +459,7 @@ impl Shared {
         }
     }
 
-    /// The keys of `owner` that `asker` may know of, as they are now.
+    /// Returns the keys of `owner` that `asker` may know of, as they are now.
     async fn keys(&self, owner: &BareJid, asker: &BareJid) -> Result<Vec<Key>, ()> {
         let now = SystemClock.now();
         match self.registry.visible_keys(asker, owner).await {
@@ -555,7 +555,7 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// A broker without sessions.
+    /// Creates a broker without sessions.
     pub fn new(
         options: Options,
         outbound: mpsc::Sender<Element>,
@@ -581,12 +581,12 @@ impl Broker {
         }
     }
 
-    /// How many sessions there are.
+    /// Returns how many sessions there are.
     pub fn sessions(&self) -> usize {
         self.shared.lock().shares.taken()
     }
 
-    /// Whether a Jingle stanza belongs to a session that exists, and if so passes it there.
+    /// Returns whether a Jingle stanza belongs to a session that exists, and if so passes it there.
     pub fn handle_jingle(&self, stanza: &Stanza) -> bool {
         let Some(sid) = stanza.payload().and_then(|jingle| jingle.attr("sid")) else {
             return false;
@@ -846,31 +846,32 @@ impl Broker {
         self.streams(stanza).iter().any(|handle| handle.handle_answer(stanza))
     }
 
-    /// The streams between the two addresses of a stanza.
+    /// Returns the streams between the two addresses of a stanza.
     fn streams(&self, stanza: &Stanza) -> Vec<IbbHandle> {
         let state = self.shared.lock();
         let streams = state.streams.get(&(stanza.from.clone(), stanza.to.clone()));
         streams.into_iter().flatten().map(|(_, handle)| handle.clone()).collect()
     }
 
-    /// The application that a session-initiate offers and that would be brokered: the namespace of its description.
+    /// Returns the application that a session-initiate offers and that would be brokered: the namespace of its
+    /// description.
     pub fn application(&self, jingle: &Element) -> Option<String> {
         let (number, _) = session::choose(jingle, &self.shared.options()).ok()?;
         session::application(jingle, number)
     }
 
-    /// How well a client can take a session for an application, if that is known: see [`features::fit`].
+    /// Returns how well a client can take a session for an application, if that is known: see [`features::fit`].
     pub fn fit(&self, user: &Jid, application: &str) -> Option<u8> {
         let known = self.shared.lock().features.known(user, Instant::now().into_std())?;
         Some(features::fit(&known, application))
     }
 
-    /// Whether a domain is a service of chat rooms, if that is known.
+    /// Returns whether a domain is a service of chat rooms, if that is known.
     pub fn is_room(&self, domain: &str) -> Option<bool> {
         self.shared.is_room(domain)
     }
 
-    /// Whether a domain is a service of chat rooms.
+    /// Returns whether a domain is a service of chat rooms.
     pub async fn look_up_room(&self, domain: &str) -> bool {
         self.shared.look_up_room(domain).await
     }
@@ -921,7 +922,7 @@ impl Broker {
         }
     }
 
-    /// The sessions that there are, oldest first.
+    /// Returns the sessions that there are, oldest first.
     pub fn list(&self) -> Vec<SessionInfo> {
         let state = self.shared.lock();
         let entries = state.sessions.values().flatten();

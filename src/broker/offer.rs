@@ -107,7 +107,7 @@ fn read_print(text: &str, hash: Option<HashKind>) -> Option<Print> {
     Print::parse(text, hash).ok()
 }
 
-/// An x509 offer in the first dialect.
+/// Returns an x509 offer in the first dialect.
 pub fn description(print: &str) -> Element {
     let mut description = Element::bare("description", ns::APPS_TLS);
     let mut methods = Element::bare("methods", ns::APPS_TLS);
@@ -120,7 +120,7 @@ pub fn description(print: &str) -> Element {
     description
 }
 
-/// An x509 offer in the third dialect; `print` is one of SHA-256.
+/// Returns an x509 offer in the third dialect; `print` is one of SHA-256.
 pub fn security(print: &str) -> Element {
     let mut security = Element::bare("security", ns::XTLS);
     let mut fingerprint = xml::element("fingerprint", ns::XTLS, &[("algo", "sha-256")]);
@@ -130,7 +130,7 @@ pub fn security(print: &str) -> Element {
     security
 }
 
-/// Whether a content asks for TLS at all.
+/// Returns whether a content asks for TLS at all.
 pub fn is_secured(content: &Element) -> bool {
     content
         .children()
@@ -139,8 +139,8 @@ pub fn is_secured(content: &Element) -> bool {
         || dialect::is_c2c(content)
 }
 
-/// A copy of a content without the prints in `gone`, and without the methods in `methods`. A method that had prints
-/// inside it and has none left goes too.
+/// Returns a copy of a content without the prints in `gone`, and without the methods in `methods`. A method that had
+/// prints inside it and has none left goes too.
 pub fn without(content: &Element, gone: &[Print], methods: &[Method]) -> Element {
     let mut copy = xml::head_in(content, &content.ns());
     for node in content.nodes() {
@@ -172,7 +172,7 @@ fn is_method(element: &Element) -> bool {
     element.name() == "method" && (element.has_ns(ns::APPS_TLS) || element.has_ns(ns::XTLS))
 }
 
-/// The text of an element that holds a print.
+/// Returns the text of an element that holds a print.
 fn print_text(element: &Element) -> Option<String> {
     match (element.name(), element.ns().as_str()) {
         ("print", ns::APPS_TLS | ns::SECURITY_OFFER) | ("fingerprint", ns::XTLS) => {

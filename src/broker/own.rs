@@ -349,7 +349,7 @@ pub(super) fn first_content(jingle: &Element) -> Option<&Element> {
     jingle.children().find(|child| child.is("content", namespace.as_str()))
 }
 
-/// The x509 prints of an offer.
+/// Returns the x509 prints of an offer.
 pub(super) fn pins(content: &Element) -> Vec<Print> {
     offer::Offer::read(content)
         .prints
@@ -359,7 +359,7 @@ pub(super) fn pins(content: &Element) -> Vec<Print> {
         .collect()
 }
 
-/// The address that a session with the component is under.
+/// Returns the address that a session with the component is under.
 pub(super) fn mask(component: &jid::BareJid) -> Jid {
     Jid::from(component.clone())
 }

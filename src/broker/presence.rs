@@ -251,7 +251,7 @@ impl Presences {
         self.number = number;
     }
 
-    /// Whether somebody can be asked.
+    /// Returns whether somebody can be asked.
     pub fn is_link_up(&self) -> bool {
         self.ask_at.is_some()
     }
@@ -267,8 +267,8 @@ impl Presences {
         self.due.first_key_value().map(|((due, _), _)| ask_at.max(*due))
     }
 
-    /// The resource to ask now whether it is there: call until `None`. Its answer goes to [`Presences::answered`]; if it
-    /// cannot be asked now, that is [`Presences::postpone`].
+    /// Returns the resource to ask now whether it is there: call until `None`. Its answer goes to
+    /// [`Presences::answered`]; if it cannot be asked now, that is [`Presences::postpone`].
     pub fn ask(&mut self, now: Instant) -> Option<Arc<FullJid>> {
         let jid = loop {
             if self.deadline()? > now {
@@ -356,17 +356,18 @@ impl Presences {
         }
     }
 
-    /// What became of entries since the last call: call until `None`.
+    /// Returns what became of entries since the last call: call until `None`.
     pub fn poll_change(&mut self) -> Option<Change> {
         self.changes.pop_front()
     }
 
-    /// All reachable resources of a user.
+    /// Returns all reachable resources of a user.
     pub fn all(&self, user: &BareJid) -> impl Iterator<Item = &FullJid> {
         self.users.get(user).into_iter().flatten().map(|resource| &*resource.jid)
     }
 
-    /// Whether another resource of the user than this one, and than those in `tried`, may take a stanza for the bare JID.
+    /// Returns whether another resource of the user than this one, and than those in `tried`, may take a stanza for the
+    /// bare JID.
     pub fn has_other(&self, jid: &Jid, tried: &[FullJid]) -> bool {
         let own = self.users.get(&jid.to_bare()).into_iter().flatten();
         let mut others = own.filter(|other| other.jid.as_str() != jid.as_str());
@@ -375,7 +376,7 @@ impl Presences {
         })
     }
 
-    /// Whether stanzas for the bare JID have somewhere to go.
+    /// Returns whether stanzas for the bare JID have somewhere to go.
     fn is_reachable(&self, user: &BareJid) -> bool {
         self.users.get(user).into_iter().flatten().any(|resource| resource.priority >= 0)
     }
@@ -475,12 +476,12 @@ impl Presences {
         resource.silent.map(|(since, _)| since)
     }
 
-    /// How many resources are reachable.
+    /// Returns how many resources are reachable.
     pub fn count(&self) -> usize {
         self.due.len()
     }
 
-    /// The bytes that are taken.
+    /// Returns the bytes that are taken.
     pub fn bytes(&self) -> usize {
         self.shares.iter().map(Shares::taken).sum()
     }

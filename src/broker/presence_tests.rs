@@ -10,7 +10,7 @@ fn bare(text: &str) -> BareJid {
     BareJid::new(text).unwrap()
 }
 
-/// The resource that is first in order.
+/// Returns the resource that is first in order.
 fn best<'a>(presences: &'a Presences, user: &BareJid) -> Option<&'a FullJid> {
     let resources = presences.users.get(user).into_iter().flatten();
     resources
@@ -205,7 +205,8 @@ fn a_link_that_breaks_while_somebody_is_asked_proves_nothing() {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What is chosen for a stanza that came at `since`, where nothing matters but who is there, and who is asked for it.
+/// Returns what is chosen for a stanza that came at `since`, where nothing matters but who is there, and who is asked
+/// for it.
 fn choose(
     presences: &mut Presences,
     since: Instant,

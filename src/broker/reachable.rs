@@ -49,7 +49,7 @@ enum Pending {
 }
 
 impl Pending {
-    /// What is to be written after a newer change; nothing if the database need not hear of either.
+    /// Returns what is to be written after a newer change; nothing if the database need not hear of either.
     fn then(self, newer: Self) -> Option<Self> {
         match (self, newer) {
             (Self::Here { is_new: true, .. }, Self::Gone) => None,
@@ -87,7 +87,7 @@ pub struct Reachable {
 }
 
 impl Reachable {
-    /// The memory of `component`. Nothing is written until [`Reachable::run`] does it.
+    /// Returns the memory of `component`. Nothing is written until [`Reachable::run`] does it.
     pub fn new(store: Store, component: BareJid) -> Self {
         Self { store, component, changes: Arc::default(), news: Arc::default() }
     }
@@ -97,10 +97,9 @@ impl Reachable {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The resources that were reachable when the component ran last. Old ones are forgotten.
+    /// Returns the resources that were reachable when the component ran last. Old ones are forgotten.
     ///
-    /// # Errors
-    /// [`StoreError`]
+    /// # Errors [`StoreError`]
     pub async fn recall(&self) -> Result<Vec<(FullJid, i8)>, StoreError> {
         let since = SystemClock.now() - OLD;
         self.store.forget_reachable(&self.component, since).await?;

@@ -48,8 +48,8 @@ pub fn jingle(
     out
 }
 
-/// Whether an element claims to say what the component knows: of keys, or of a stream that stands still. From a user it
-/// never does, wherever it stands.
+/// Returns whether an element claims to say what the component knows: of keys, or of a stream that stands still. From a
+/// user it never does, wherever it stands.
 fn is_hints(element: &Element) -> bool {
     element.has_ns(ns::HINTS) && matches!(element.name(), "hints" | "waiting" | "moving")
 }
@@ -70,7 +70,7 @@ pub fn reframe(element: &Element, from: &str, to: &str) -> Element {
     copy
 }
 
-/// A content for another leg: without its transport and without any hints a user may have forged; with ours.
+/// Returns a content for another leg: without its transport and without any hints a user may have forged; with ours.
 pub fn content(original: &Element, transport: Option<Element>, hints: Option<Element>) -> Element {
     let mut out = xml::head_in(original, &original.ns());
     let mut hints = hints;
@@ -95,19 +95,19 @@ pub fn content(original: &Element, transport: Option<Element>, hints: Option<Ele
     out
 }
 
-/// A `<jingle/>` of our own.
+/// Returns a `<jingle/>` of our own.
 pub fn own(action: &str, frame: &Frame<'_>) -> Element {
     xml::element("jingle", frame.namespace, &[("action", action), ("sid", frame.sid)])
 }
 
-/// A `session-terminate` with a reason, its text and an application condition.
+/// Returns a `session-terminate` with a reason, its text and an application condition.
 pub fn terminate(frame: &Frame<'_>, condition: &str, text: &str) -> Element {
     let mut jingle = own("session-terminate", frame);
     jingle.append_child(reason(frame, condition, text));
     jingle
 }
 
-/// A reason with its text, if there is one.
+/// Returns a reason with its text, if there is one.
 pub fn reason(frame: &Frame<'_>, condition: &str, text: &str) -> Element {
     let mut reason = Element::bare("reason", frame.namespace);
     reason.append_child(Element::bare(condition, frame.namespace));

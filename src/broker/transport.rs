@@ -32,7 +32,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// The transport inside a `<content/>`, if it is one that can be brokered.
+    /// Returns the transport inside a `<content/>`, if it is one that can be brokered.
     pub fn read(content: &Element) -> Option<Self> {
         let element = content.children().find(|child| child.name() == "transport")?;
         let namespace = element.ns();
@@ -62,15 +62,15 @@ impl Transport {
     }
 }
 
-/// An in-band transport. It proposes blocks by IQ, also to a user who has offered them by message (XEP-0261, 2; it is
-/// advisory): messages may be held for an inactive client, or go to another one when it has gone.
+/// Returns an in-band transport. It proposes blocks by IQ, also to a user who has offered them by message (XEP-0261, 2;
+/// it is advisory): messages may be held for an inactive client, or go to another one when it has gone.
 pub fn ibb(namespace: &str, sid: &str, block_size: u16) -> Element {
     let size = block_size.to_string();
     let attributes = [("sid", sid), ("block-size", &size), ("stanza", IbbStanza::Iq.as_str())];
     xml::element("transport", namespace, &attributes)
 }
 
-/// A SOCKS5 transport with the component itself as direct candidates.
+/// Returns a SOCKS5 transport with the component itself as direct candidates.
 pub fn s5b(sid: &str, dstaddr: &str, cid: &str, jid: &str, advertise: &[(String, u16)]) -> Element {
     let mut transport = xml::element(
         "transport",
@@ -95,7 +95,7 @@ pub fn s5b(sid: &str, dstaddr: &str, cid: &str, jid: &str, advertise: &[(String,
     transport
 }
 
-/// A SOCKS5 transport that carries one piece of news, such as `candidate-error`.
+/// Returns a SOCKS5 transport that carries one piece of news, such as `candidate-error`.
 pub fn s5b_news(sid: &str, news: Element) -> Element {
     let mut transport = xml::element("transport", ns::JINGLE_S5B, &[("sid", sid)]);
     transport.append_child(news);

@@ -39,10 +39,9 @@ impl std::fmt::Debug for Account {
     }
 }
 
-/// The directory of all accounts.
+/// Returns the directory of all accounts.
 ///
-/// # Errors
-/// If the environment names none.
+/// # Errors If the environment names none.
 pub fn home() -> Result<PathBuf, XtlsError> {
     let get = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     get("XTLS_HOME")
@@ -51,10 +50,9 @@ pub fn home() -> Result<PathBuf, XtlsError> {
         .ok_or_else(|| XtlsError::failed("no directory for accounts: set XTLS_HOME"))
 }
 
-/// The directory of one account, made if it is missing.
+/// Returns the directory of one account, made if it is missing.
 ///
-/// # Errors
-/// If it cannot be made.
+/// # Errors If it cannot be made.
 pub fn directory(jid: &BareJid) -> Result<PathBuf, XtlsError> {
     let name: String = jid.as_str().chars().map(|c| if c == '/' { '_' } else { c }).collect();
     let dir = home()?.join(name);
@@ -76,7 +74,7 @@ pub(super) fn lock(dir: &Path) -> Result<Lock, XtlsError> {
 }
 
 impl Account {
-    /// How to log in.
+    /// Returns how to log in.
     pub(super) fn login(&self, common: &Common) -> Login {
         let mut login = Login::new(self.jid.clone(), self.password.clone());
         login.server.clone_from(&self.server);

@@ -24,7 +24,7 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// What to log: warnings, or more with each `-v`.
+    /// Returns what to log: warnings, or more with each `-v`.
     pub fn log_filter(&self) -> &'static str {
         match self.common.verbose {
             0 => "error",
@@ -226,7 +226,7 @@ pub(super) enum TrustCommand {
     },
 }
 
-/// A text that XML can carry.
+/// Returns a text that XML can carry.
 fn carried(value: &str) -> Result<String, String> {
     match text::first_not_carried(value) {
         None => Ok(value.to_owned()),
@@ -237,7 +237,7 @@ fn carried(value: &str) -> Result<String, String> {
     }
 }
 
-/// A number of bytes, or with K, M, G or T of so many times 1024.
+/// Returns a number of bytes, or with K, M, G or T of so many times 1024.
 fn size(value: &str) -> Result<u64, String> {
     let expected = || "expected a number of bytes, such as 1048576, 500M or 2G".to_owned();
     let digits = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());

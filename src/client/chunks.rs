@@ -15,7 +15,7 @@ pub(super) const END: [u8; HEADER] = [0; HEADER];
 /// No chunk at all: a sign of life. It may come at any time, also after the end.
 pub(super) const KEEP: [u8; HEADER] = [0xff; HEADER];
 
-/// The header of a chunk with so many bytes, 1 to [`MOST`].
+/// Returns the header of a chunk with so many bytes, 1 to [`MOST`].
 pub(super) fn header(bytes: usize) -> [u8; HEADER] {
     debug_assert!((1..=MOST).contains(&bytes));
     #[expect(clippy::cast_possible_truncation, reason = "a chunk is shorter than 16 KiB")]
@@ -44,7 +44,7 @@ pub(super) enum Piece<'a> {
 pub(super) struct AfterEnd;
 
 impl Reader {
-    /// The next piece of `bytes`, which is moved behind it; `None` if more bytes are needed.
+    /// Returns the next piece of `bytes`, which is moved behind it; `None` if more bytes are needed.
     pub(super) fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Piece<'a>>, AfterEnd> {
         while let Some((first, rest)) = bytes.split_first() {
             if self.left > 0 {
@@ -70,7 +70,7 @@ impl Reader {
         Ok(None)
     }
 
-    /// Whether the direction has ended, and nothing has begun after it.
+    /// Returns whether the direction has ended, and nothing has begun after it.
     pub(super) fn is_ended(&self) -> bool {
         self.ended && self.half.is_none()
     }
@@ -82,7 +82,7 @@ mod tests {
 
     use super::*;
 
-    /// The content of what came in these pieces, and whether it has ended.
+    /// Returns the content of what came in these pieces, and whether it has ended.
     fn read(pieces: &[&[u8]]) -> Result<(Vec<u8>, bool), AfterEnd> {
         let (mut reader, mut content) = (Reader::default(), Vec::new());
         for piece in pieces {

@@ -16,7 +16,7 @@ use crate::{
     tls::{identity::Identity, openpgp::OpenPgpKey, srp},
 };
 
-/// The credential of the method that was asked for.
+/// Returns the credential of the method that was asked for.
 pub(super) fn load(common: &Common, account: &Account) -> Result<Credential, XtlsError> {
     match common.method {
         Method::X509 => Ok(usable_identity(account)?.into()),
@@ -36,14 +36,14 @@ pub(super) fn load(common: &Common, account: &Account) -> Result<Credential, Xtl
     }
 }
 
-/// The user's certificate and key.
+/// Returns the user's certificate and key.
 pub(super) fn own_identity(account: &Account) -> Result<Identity, XtlsError> {
     let dir = account::directory(&account.jid)?;
     Identity::load(&dir)?
         .ok_or_else(|| XtlsError::usage("there is no key yet: run xtls keygen first"))
 }
 
-/// The same for a session: every peer would refuse some certificates.
+/// Returns the same for a session: every peer would refuse some certificates.
 fn usable_identity(account: &Account) -> Result<Identity, XtlsError> {
     let identity = own_identity(account)?;
     let dir = account::directory(&account.jid)?;
@@ -55,7 +55,7 @@ fn usable_identity(account: &Account) -> Result<Identity, XtlsError> {
     Ok(identity)
 }
 
-/// The user's OpenPGP key.
+/// Returns the user's OpenPGP key.
 pub(super) fn own_openpgp(account: &Account) -> Result<OpenPgpKey, XtlsError> {
     let dir = account::directory(&account.jid)?;
     OpenPgpKey::load(&dir)?.ok_or_else(|| {
@@ -63,7 +63,7 @@ pub(super) fn own_openpgp(account: &Account) -> Result<OpenPgpKey, XtlsError> {
     })
 }
 
-/// What unlocks the key; empty if it is not locked.
+/// Returns what unlocks the key; empty if it is not locked.
 pub(super) fn passphrase(key: &OpenPgpKey) -> Result<Zeroizing<String>, XtlsError> {
     if !key.is_locked() {
         return Ok(Zeroizing::default());
@@ -73,8 +73,8 @@ pub(super) fn passphrase(key: &OpenPgpKey) -> Result<Zeroizing<String>, XtlsErro
     })
 }
 
-/// A secret from the first line of a file, the environment, or the user; never from the command line, which others
-/// can read.
+/// Returns a secret from the first line of a file, the environment, or the user; never from the command line, which
+/// others can read.
 pub(super) fn secret(
     file: Option<&Path>,
     variable: &str,

@@ -22,7 +22,7 @@ pub(crate) fn shown(text: &str, line_start: Option<&str>) -> String {
     out
 }
 
-/// A line of JSON with what could control a terminal as escapes: the same JSON to a program.
+/// Returns a line of JSON with what could control a terminal as escapes: the same JSON to a program.
 pub(crate) fn escaped_json(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
@@ -37,9 +37,9 @@ pub(crate) fn escaped_json(json: &str) -> String {
     out
 }
 
-/// Whether a character can control a terminal or change the order of what is read: the controls (general category Cc),
-/// the format characters (Cf: direction, tags, byte order marks) and the separators of lines and paragraphs (Zl, Zp).
-/// The two joiners, of which emoji and many scripts are made, do neither.
+/// Returns whether a character can control a terminal or change the order of what is read: the controls (general
+/// category Cc), the format characters (Cf: direction, tags, byte order marks) and the separators of lines and
+/// paragraphs (Zl, Zp). The two joiners, of which emoji and many scripts are made, do neither.
 fn is_unsafe(c: char) -> bool {
     is_control(c) && !matches!(c, '\u{200C}' | '\u{200D}')
 }
@@ -52,7 +52,8 @@ fn is_control(c: char) -> bool {
     )
 }
 
-/// Whether a character has no place in a name: [`is_unsafe`], or not seen at all, so that two names look the same.
+/// Returns whether a character has no place in a name: [`is_unsafe`], or not seen at all, so that two names look the
+/// same.
 pub(super) fn is_hidden(c: char) -> bool {
     is_control(c) || is_ignorable(c)
 }

@@ -92,7 +92,7 @@ impl FastStore for FastFile {
     }
 }
 
-/// A random UUID (RFC 9562, section 5.4).
+/// Returns a random UUID (RFC 9562, section 5.4).
 fn random_uuid() -> String {
     let random = rand::random::<u128>() & !(0xf << 76) & !(0x3 << 62) | (4 << 76) | (2 << 62);
     let hex = format!("{random:032x}");

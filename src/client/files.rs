@@ -66,7 +66,7 @@ impl FileOffer {
         Ok(Self { name, size, sha256: Some(hash.finalize().to_vec()), ranged: true })
     }
 
-    /// The `<description/>` of an offer.
+    /// Returns the `<description/>` of an offer.
     pub(super) fn to_description(&self) -> Element {
         let mut file = Element::bare("file", ns::FILE_TRANSFER);
         for (name, text) in [("name", self.name.clone()), ("size", self.size.to_string())] {
@@ -115,7 +115,7 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// The range that a receiver's answer asks for; all of the file unless it says otherwise.
+    /// Returns the range that a receiver's answer asks for; all of the file unless it says otherwise.
     pub(super) fn read(answer: Option<&Element>) -> Self {
         let range = answer
             .and_then(|description| description.get_child("file", ns::FILE_TRANSFER))
@@ -125,7 +125,7 @@ impl Range {
     }
 }
 
-/// The answer to an offer: the same with the range in which the file is wanted.
+/// Returns the answer to an offer: the same with the range in which the file is wanted.
 pub(super) fn answer(description: &Element, offset: u64) -> Element {
     let mut answer = description.clone();
     if let Some(file) = answer.get_child_mut("file", ns::FILE_TRANSFER) {
@@ -171,7 +171,7 @@ pub(super) fn safe_name(name: &str) -> String {
     }
 }
 
-/// Whether a name, without its extensions, is one of a device on Windows.
+/// Returns whether a name, without its extensions, is one of a device on Windows.
 fn is_device(stem: &str) -> bool {
     let stem = stem.to_ascii_uppercase();
     let numbered = ["COM", "LPT"].iter().find_map(|port| stem.strip_prefix(port));
@@ -220,7 +220,7 @@ impl Done {
     }
 }
 
-/// A number of bytes for people.
+/// Returns a number of bytes for people.
 pub(super) fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
@@ -233,7 +233,7 @@ pub(super) fn duration(seconds: f64) -> String {
     indicatif::HumanDuration(Duration::from_secs_f64(seconds)).to_string()
 }
 
-/// A speed for people.
+/// Returns a speed for people.
 pub(super) fn speed(bytes: u64, seconds: f64) -> String {
     #[expect(
         clippy::cast_precision_loss,

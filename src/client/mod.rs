@@ -115,12 +115,12 @@ impl Client {
         })
     }
 
-    /// The same for a listener, that may take sessions which do not come through the broker.
+    /// Returns the same for a listener, that may take sessions which do not come through the broker.
     fn accepting_direct(self, accept_direct: bool) -> Self {
         Self { accept_direct, ..self }
     }
 
-    /// The same for a listener that takes these sessions.
+    /// Returns the same for a listener that takes these sessions.
     fn taking(self, takes: Takes) -> Self {
         Self { takes, ..self }
     }

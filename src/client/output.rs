@@ -59,7 +59,7 @@ impl XtlsError {
         Self { code: 5, text: text.into(), hint: None }
     }
 
-    /// The same with what to do about it.
+    /// Returns the same with what to do about it.
     #[must_use]
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
@@ -248,12 +248,12 @@ impl Output {
         }
     }
 
-    /// Whether a person watches what is under way.
+    /// Returns whether a person watches what is under way.
     fn is_watched(&self) -> bool {
         !self.quiet && !self.json && stderr().is_terminal() && !is_dumb()
     }
 
-    /// A progress bar for `size` bytes; hidden unless a person watches.
+    /// Returns a progress bar for `size` bytes; hidden unless a person watches.
     pub fn progress(&self, size: u64, name: &str) -> ProgressBar {
         let template = if *COLOURS {
             "{msg} {wide_bar:.cyan} {percent:>3}%  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  ETA {eta}"
@@ -263,7 +263,7 @@ impl Output {
         self.bar(ProgressBar::new(size), template, name)
     }
 
-    /// A sign of life while something is waited for; hidden unless a person watches.
+    /// Returns a sign of life while something is waited for; hidden unless a person watches.
     pub fn waiting(&self, what: &str) -> ProgressBar {
         self.bar(ProgressBar::new_spinner(), "{spinner} {msg} ({elapsed})", what)
     }

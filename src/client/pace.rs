@@ -167,7 +167,7 @@ fn expected(bytes: u64) -> Option<(Value, String)> {
 mod tests {
     use super::*;
 
-    /// What a stream says that moves a block of `block` bytes every so many milliseconds, after a burst.
+    /// Returns what a stream says that moves a block of `block` bytes every so many milliseconds, after a burst.
     fn judged(burst: u64, block: u64, every: u64, seconds: u64) -> Option<(u64, Limit, u64)> {
         let begin = Instant::now();
         let mut pace = Pace::default();

@@ -61,7 +61,7 @@ impl Drop for Claimed {
     }
 }
 
-/// How many bytes of an offered file are there, from its sender's earlier try; 0 if they cannot be taken up.
+/// Returns how many bytes of an offered file are there, from its sender's earlier try; 0 if they cannot be taken up.
 ///
 /// A file that is offered by somebody who has not proven who that is changes nothing here: nothing is opened, read or
 /// made, only the length of the part is looked at.
@@ -75,7 +75,7 @@ pub(super) fn kept(dir: &Path, sender: &BareJid, offer: &FileOffer) -> u64 {
     }
 }
 
-/// Whether a file can be nobody's but ours.
+/// Returns whether a file can be nobody's but ours.
 fn is_private(file: &fs::Metadata) -> bool {
     file.is_file()
         && file.nlink() == 1
@@ -138,7 +138,7 @@ impl Part {
         Ok(Self { file, lasting: true, len, hash, _claimed: Some(claimed) })
     }
 
-    /// How many bytes are there.
+    /// Returns how many bytes are there.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
@@ -173,7 +173,7 @@ impl Part {
         self.file.seek(SeekFrom::Start(self.len)).map(|_| ())
     }
 
-    /// The SHA-256 of what is there.
+    /// Returns the SHA-256 of what is there.
     pub(super) fn sha256(&self) -> Vec<u8> {
         self.hash.clone().finalize().to_vec()
     }
@@ -209,7 +209,7 @@ impl Part {
     }
 }
 
-/// The part's name: of the file's hash and of its sender.
+/// Returns the part's name: of the file's hash and of its sender.
 fn name(sender: &BareJid, sha256: &[u8]) -> String {
     let sender = hex(&Sha256::digest(sender.as_str().as_bytes())[..8]);
     format!("{PREFIX}{}-{sender}{SUFFIX}", hex(sha256))

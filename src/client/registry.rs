@@ -111,7 +111,7 @@ impl OwnKey {
         }
     }
 
-    /// The request that registers it.
+    /// Returns the request that registers it.
     pub(super) fn add_request(&self, label: &str) -> Element {
         let (method, material) = match self {
             Self::X509(identity) => (Method::X509, identity.certificate.as_ref()),

@@ -136,7 +136,7 @@ impl Client {
     }
 }
 
-/// What the user is told of the short authentication string.
+/// Returns what the user is told of the short authentication string.
 pub(super) fn comparison(sas: &str, initiator: &BareJid) -> String {
     format!(
         "\n  {sas} is what you both see if nobody is between you (session started by {initiator})"
@@ -227,7 +227,7 @@ mod tests {
 
     use super::*;
 
-    /// A pseudoterminal: the keyboard's side, and the program's.
+    /// Returns a pseudoterminal: the keyboard's side, and the program's.
     fn terminal() -> (File, File) {
         let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&keyboard).unwrap();

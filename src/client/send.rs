@@ -52,7 +52,7 @@ pub(super) async fn send(client: &Client, jid: &Jid, files: Vec<PathBuf>) -> Res
     summary.report(client)
 }
 
-/// Whether a path names a file that can be read.
+/// Returns whether a path names a file that can be read.
 pub(super) fn check(path: &Path) -> Result<(), XtlsError> {
     let named = |error| XtlsError::usage(format!("{}: {error}", path.display()));
     let metadata = std::fs::metadata(path).map_err(named)?;
@@ -179,7 +179,7 @@ impl Summary {
         }
     }
 
-    /// The last word, if there is more than one file.
+    /// Returns the last word, if there is more than one file.
     fn report(self, client: &Client) -> Result<(), XtlsError> {
         let seconds = self.since.elapsed().as_secs_f64();
         let untried = self.files - self.sent - self.failed.len();

@@ -123,7 +123,7 @@ mod tests {
         Nothing,
     }
 
-    /// A listener whose component says what it is told to; gives how often the listener has appeared.
+    /// Returns a listener whose component says what it is told to; gives how often the listener has appeared.
     fn listener() -> (Endpoint, Arc<Mutex<Says>>, Arc<Mutex<usize>>) {
         let (outbound, mut sent) = mpsc::channel(64);
         let (stanzas, inbound) = mpsc::channel(64);

@@ -49,7 +49,7 @@ impl Values {
         Ok(())
     }
 
-    /// The bytes that are kept.
+    /// Returns the bytes that are kept.
     pub(super) fn bytes(&self) -> usize {
         let of = |texts: &Vec<String>| texts.iter().map(|text| 24 + text.len()).sum::<usize>();
         self.0.iter().map(|(var, texts)| 64 + var.len() + of(texts)).sum()
@@ -60,22 +60,22 @@ impl Values {
         self.0.insert(var.to_owned(), vec![value]);
     }
 
-    /// The first value of a field, without space around it; empty if there is none.
+    /// Returns the first value of a field, without space around it; empty if there is none.
     pub(super) fn one(&self, var: &str) -> &str {
         self.0.get(var).and_then(|values| values.first()).map_or("", |value| value.trim())
     }
 
-    /// All values of a field, as lines.
+    /// Returns all values of a field, as lines.
     pub(super) fn lines(&self, var: &str) -> String {
         self.0.get(var).map(|values| values.join("\n")).unwrap_or_default()
     }
 
-    /// All values of a field that are not empty.
+    /// Returns all values of a field that are not empty.
     pub(super) fn all(&self, var: &str) -> impl Iterator<Item = &str> {
         self.0.get(var).into_iter().flatten().map(|value| value.trim()).filter(|v| !v.is_empty())
     }
 
-    /// Whether a boolean field is set.
+    /// Returns whether a boolean field is set.
     pub(super) fn is_true(&self, var: &str) -> bool {
         matches!(self.one(var), "1" | "true")
     }
@@ -86,12 +86,12 @@ impl Values {
 pub(super) struct Form(Element);
 
 impl Form {
-    /// A form to be filled in.
+    /// Creates a form to be filled in.
     pub(super) fn new(title: &str, instructions: &str) -> Self {
         Self::of("form", title).text("instructions", instructions)
     }
 
-    /// A result to be read.
+    /// Creates a result to be read.
     pub(super) fn result(title: &str) -> Self {
         Self::of("result", title)
     }
@@ -107,7 +107,7 @@ impl Form {
         self
     }
 
-    /// A field with the values it has now.
+    /// Creates a field with the values it has now.
     pub(super) fn field(mut self, type_: &str, var: &str, label: &str, values: &[&str]) -> Self {
         let mut field =
             xml::element("field", ns::DATA, &[("type", type_), ("var", var), ("label", label)]);
@@ -127,7 +127,7 @@ impl Form {
         form
     }
 
-    /// A field of which one option is chosen: label and value of each.
+    /// Creates a field of which one option is chosen: label and value of each.
     pub(super) fn choice(
         self,
         var: &str,
@@ -140,7 +140,7 @@ impl Form {
         self.field("list-single", var, label, values).with_options(options)
     }
 
-    /// A field of which any options are chosen: label and value of each. None is at first.
+    /// Creates a field of which any options are chosen: label and value of each. None is at first.
     pub(super) fn choices(
         self,
         var: &str,
@@ -165,7 +165,7 @@ impl Form {
         }
     }
 
-    /// A table: variables with their labels, then rows.
+    /// Creates a table: variables with their labels, then rows.
     pub(super) fn table(mut self, columns: &[(&str, &str)], rows: Vec<Vec<String>>) -> Self {
         let mut reported = Element::bare("reported", ns::DATA);
         for (var, label) in columns {
@@ -190,18 +190,18 @@ impl Form {
         self
     }
 
-    /// The `<x/>` element, to be measured.
+    /// Returns the `<x/>` element, to be measured.
     pub(super) fn element(&self) -> &Element {
         &self.0
     }
 
-    /// The `<x/>` element.
+    /// Returns the `<x/>` element.
     pub(super) fn into_element(self) -> Element {
         self.0
     }
 }
 
-/// A row of a table.
+/// Returns a row of a table.
 pub(super) fn item(columns: &[(&str, &str)], row: Vec<String>) -> Element {
     let mut item = Element::bare("item", ns::DATA);
     for ((var, _), value) in columns.iter().zip(row) {
@@ -212,7 +212,7 @@ pub(super) fn item(columns: &[(&str, &str)], row: Vec<String>) -> Element {
     item
 }
 
-/// An option of a field.
+/// Returns an option of a field.
 pub(super) fn option(label: &str, value: &str) -> Element {
     let mut option = xml::element("option", ns::DATA, &[("label", label)]);
     option.append_child(with_text("value", value));

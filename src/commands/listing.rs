@@ -47,12 +47,12 @@ pub(super) struct Options {
 }
 
 impl Options {
-    /// The same form where another one follows.
+    /// Returns the same form where another one follows.
     pub(super) fn followed(self) -> Self {
         Self { is_last: false, ..self }
     }
 
-    /// What is to be remembered about it.
+    /// Returns what is to be remembered about it.
     pub(super) fn keep(&self) -> (&'static str, String) {
         (PART_SHOWN, self.number.to_string())
     }
@@ -63,7 +63,8 @@ fn after(stage: usize) -> String {
 }
 
 impl Progress {
-    /// The part of a table that is to be shown: the one that the user asks for, else the one that follows the last.
+    /// Returns the part of a table that is to be shown: the one that the user asks for, else the one that follows the
+    /// last.
     pub(super) fn part(&self) -> Option<Request> {
         let next = || match self.values.one(&after(self.stage)) {
             "" => None,
@@ -72,7 +73,7 @@ impl Progress {
         self.asked.clone().or_else(next)
     }
 
-    /// What is left for the rows or options of a form.
+    /// Returns what is left for the rows or options of a form.
     pub(super) fn room_for(&self, form: &Form, text: &str) -> usize {
         let mut element = answer(self.command, &"0".repeat(32), "executing");
         element.append_child(executing_actions(true, &["next", "complete"]));
@@ -82,7 +83,7 @@ impl Progress {
         self.room.saturating_sub(rest.saturating_add(NOTE))
     }
 
-    /// A part of a table, or all of it if it fits.
+    /// Returns a part of a table, or all of it if it fits.
     pub(super) fn table(
         &self,
         table: Table<'_>,
@@ -109,7 +110,7 @@ impl Progress {
         })
     }
 
-    /// A part of a long result, with `count` items, that may have others before or behind it.
+    /// Returns a part of a long result, with `count` items, that may have others before or behind it.
     pub(super) fn shown(
         &self,
         form: Form,
@@ -124,8 +125,8 @@ impl Progress {
         Page::Part(Part { form, text, more, keep, set })
     }
 
-    /// Whether the list of options that the form of this stage has is to be shown: `Some(true)` if it has been shown,
-    /// nothing was chosen in it and another part of it was asked for.
+    /// Returns whether the list of options that the form of this stage has is to be shown: `Some(true)` if it has been
+    /// shown, nothing was chosen in it and another part of it was asked for.
     pub(super) fn lists_options(&self, stage: usize, var: &str) -> Option<bool> {
         let (wanted, shown) = (self.values.one(PART), self.values.one(PART_SHOWN));
         let nothing = self.values.all(var).next().is_none();
@@ -136,7 +137,8 @@ impl Progress {
         (self.stage == stage + 1 && other).then_some(true)
     }
 
-    /// A form with the part of a list of options that was asked for. `form` makes it of options: labels and values.
+    /// Returns a form with the part of a list of options that was asked for. `form` makes it of options: labels and
+    /// values.
     pub(super) fn options(
         &self,
         options: &[(String, String)],
@@ -240,13 +242,13 @@ mod tests {
         element.get_child("value", ns::DATA).unwrap().text()
     }
 
-    /// The numbers of the rows that a part shows.
+    /// Returns the numbers of the rows that a part shows.
     fn numbers(form: &Form) -> Vec<usize> {
         let items = form.element().children().filter(|child| child.is("item", ns::DATA));
         items.map(|item| value(item.children().last().unwrap()).parse().unwrap()).collect()
     }
 
-    /// The length of the whole answer as it is sent.
+    /// Returns the length of the whole answer as it is sent.
     fn sent(progress: &Progress, form: &Form, set: Option<&Element>) -> usize {
         let mut element = answer(progress.command, &"0".repeat(32), "executing");
         element.append_child(executing_actions(true, &["next", "complete"]));

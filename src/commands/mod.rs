@@ -52,7 +52,7 @@ pub struct Command {
 }
 
 impl Command {
-    /// The whole node.
+    /// Returns the whole node.
     pub fn node(&self) -> String {
         format!("{}{}", ns::COMMAND_NODES, self.name)
     }
@@ -86,7 +86,7 @@ struct Part {
 }
 
 impl Page {
-    /// The end, with a sentence.
+    /// Returns the end, with a sentence.
     fn done(text: impl Into<Cow<'static, str>>) -> Self {
         Self::Done(None, text.into(), None)
     }
@@ -213,13 +213,13 @@ impl Commands {
         Self { registry, control, under_way: Arc::default() }
     }
 
-    /// The commands that a user may run.
+    /// Returns the commands that a user may run.
     pub fn list(&self, user: &BareJid) -> impl Iterator<Item = &'static Command> {
         let admin = self.control.doors().administers(user);
         user::COMMANDS.iter().chain(admin::COMMANDS.iter().filter(move |_| admin))
     }
 
-    /// The command of a node, if this user may run it.
+    /// Returns the command of a node, if this user may run it.
     pub fn find(&self, node: &str, user: &BareJid) -> Option<Command> {
         let name = node.strip_prefix(ns::COMMAND_NODES)?;
         self.list(user).find(|command| command.name == name).copied()
@@ -487,7 +487,7 @@ fn answer(command: Command, id: &str, status: &str) -> Element {
     )
 }
 
-/// The ways on from a page: the first of `forth` is the default.
+/// Returns the ways on from a page: the first of `forth` is the default.
 fn executing_actions(back: bool, forth: &[&str]) -> Element {
     let default = forth.first().copied().unwrap_or("complete");
     let mut actions = xml::element("actions", ns::COMMANDS, &[("execute", default)]);

@@ -40,7 +40,7 @@ pub(super) fn input(error: impl std::fmt::Display) -> Stop {
 }
 
 impl Commands {
-    /// The page that follows the forms submitted so far.
+    /// Returns the page that follows the forms submitted so far.
     pub(super) async fn page(
         &self,
         progress: &Progress,
@@ -98,7 +98,7 @@ impl Commands {
         }
     }
 
-    /// The export as text, in parts of its own if need be.
+    /// Returns the export as text, in parts of its own if need be.
     async fn export(&self, progress: &Progress) -> Result<Page, Stop> {
         let text = |lines: &[&str]| {
             Form::result("All that is held about me").field("text-multi", "export", "As XML", lines)
@@ -386,7 +386,7 @@ pub(super) fn described(print: &Print) -> String {
     format!("{} {print}", print.hash().as_str())
 }
 
-/// A key as an option: label and value.
+/// Returns a key as an option: label and value.
 pub(super) fn choice(key: &Key) -> (String, String) {
     let print = key.prints.first().map(ToString::to_string).unwrap_or_default();
     let name = if key.label.is_empty() { "key" } else { &key.label };

@@ -92,7 +92,7 @@ impl Written {
         Ok(Self { file: file.to_owned(), table, env: env::settings(vars)? })
     }
 
-    /// The settings of one section.
+    /// Returns the settings of one section.
     pub(super) fn section(&self, name: &'static str) -> Section<'_> {
         Section { written: self, name }
     }
@@ -114,12 +114,12 @@ impl Section<'_> {
         Some((Where::File(self.written.file.clone()), value.clone()))
     }
 
-    /// Whether the environment sets a key.
+    /// Returns whether the environment sets a key.
     pub(super) fn in_env(&self, key: &'static str) -> bool {
         self.written.env.contains_key(&(self.name, key))
     }
 
-    /// The error for a key that must be written and was not, or fits ill with others.
+    /// Returns the error for a key that must be written and was not, or fits ill with others.
     pub(super) fn error(&self, key: &str, text: impl Into<String>) -> ConfigError {
         ConfigError::new(&Where::File(self.written.file.clone()), self.name, key, text.into())
     }
@@ -145,7 +145,7 @@ impl Section<'_> {
         }
     }
 
-    /// A text that `parse` takes.
+    /// Returns a text that `parse` takes.
     pub(super) fn text<T>(
         &self,
         key: &'static str,
@@ -165,7 +165,7 @@ impl Section<'_> {
         Ok(read.unwrap_or(default))
     }
 
-    /// A whole number from `min` to `max`.
+    /// Returns a whole number from `min` to `max`.
     pub(super) fn number<T>(
         &self,
         key: &'static str,
@@ -187,7 +187,7 @@ impl Section<'_> {
         Ok(read.unwrap_or(default))
     }
 
-    /// A duration written as text, from `min` to `max`.
+    /// Returns a duration written as text, from `min` to `max`.
     pub(super) fn duration(
         &self,
         key: &'static str,
@@ -246,7 +246,7 @@ impl Section<'_> {
         }
     }
 
-    /// A list of texts, each of which `parse` takes. In the environment: separated by commas.
+    /// Returns a list of texts, each of which `parse` takes. In the environment: separated by commas.
     pub(super) fn list<T>(
         &self,
         key: &'static str,
@@ -277,7 +277,7 @@ impl Section<'_> {
     }
 }
 
-/// A value as an error shows it, on one line and not too long.
+/// Returns a value as an error shows it, on one line and not too long.
 fn shown(value: &Value) -> String {
     let text = match value {
         Value::Table(_) => "a section".to_owned(),
@@ -289,7 +289,7 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// The known word that `word` was probably meant to be.
+/// Returns the known word that `word` was probably meant to be.
 pub(super) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     known
         .iter()
@@ -299,7 +299,7 @@ pub(super) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, known)| known)
 }
 
-/// How many letters must be changed, added or left out to make one word the other.
+/// Returns how many letters must be changed, added or left out to make one word the other.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -270,7 +270,7 @@ impl Config {
         Ok(Loaded { config, path, warnings })
     }
 
-    /// The settings that differ in `new` and are taken over by a restart only.
+    /// Returns the settings that differ in `new` and are taken over by a restart only.
     pub fn needing_restart(&self, new: &Self) -> Vec<String> {
         let (component, database) = (&self.component, &self.database);
         let changed = [
@@ -443,13 +443,13 @@ fn read_secret(
     Ok(Secret::new(secret))
 }
 
-/// Whether everyone on the machine may read or change a file.
+/// Returns whether everyone on the machine may read or change a file.
 fn is_open(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o007 != 0)
 }
 
-/// The settings in a configuration that are secrets: the component's, and a database's address with a password.
+/// Returns the settings in a configuration that are secrets: the component's, and a database's address with a password.
 fn secrets(text: &str) -> impl Iterator<Item = &'static str> {
     let table: toml::Table = toml::from_str(text).unwrap_or_default();
     let value = |section: &str, key: &str| {
@@ -487,7 +487,8 @@ fn database(section: &Section<'_>) -> Result<Database, ConfigError> {
     })
 }
 
-/// Whether a URL of PostgreSQL lists hosts, as libpq allows (PostgreSQL's manual, 34.1.1.3) and the database library does not.
+/// Returns whether a URL of PostgreSQL lists hosts, as libpq allows (PostgreSQL's manual, 34.1.1.3) and the database
+/// library does not.
 fn has_several_hosts(url: &str) -> bool {
     let Some(rest) = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"))
     else {
@@ -589,7 +590,7 @@ fn access(section: &Section<'_>, jid: &BareJid) -> Result<Access, ConfigError> {
     })
 }
 
-/// The domain that a component's domain lies in; a domain without a dot stands for itself.
+/// Returns the domain that a component's domain lies in; a domain without a dot stands for itself.
 fn parent(jid: &BareJid) -> String {
     let jid = identity(jid);
     let domain = jid.domain().as_str();
@@ -700,7 +701,7 @@ impl ConfigError {
         self.no_secret.as_deref()
     }
 
-    /// How to mend it, where that is more than what the line says.
+    /// Returns how to mend it, where that is more than what the line says.
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref()
     }

@@ -29,33 +29,33 @@ pub struct Application {
 }
 
 impl Application {
-    /// A raw TLS stream, `urn:xmpp:jingle:apps:tls`.
+    /// Creates a raw TLS stream, `urn:xmpp:jingle:apps:tls`.
     pub fn tls() -> Self {
         Self { description: None, senders: None, protocol: None }
     }
 
-    /// A raw TLS stream whose content is in [`CHUNKS`] if the peer's program does that too.
+    /// Creates a raw TLS stream whose content is in [`CHUNKS`] if the peer's program does that too.
     pub(crate) fn pipe() -> Self {
         Self { protocol: Some(CHUNKS), ..Self::tls() }
     }
 
-    /// An application with a description; TLS is offered beside it (`urn:xmpp:jingle:security:xtls:0`).
+    /// Creates an application with a description; TLS is offered beside it (`urn:xmpp:jingle:security:xtls:0`).
     pub fn described(description: Element) -> Self {
         Self { description: Some(description), senders: None, protocol: None }
     }
 
-    /// The same, in which only the initiator sends (XEP-0166, `senders`).
+    /// Returns the same, in which only the initiator sends (XEP-0166, `senders`).
     #[must_use]
     pub fn from_initiator(self) -> Self {
         Self { senders: Some("initiator"), ..self }
     }
 
-    /// The description, if it is no raw stream.
+    /// Returns the description, if it is no raw stream.
     pub fn description(&self) -> Option<&Element> {
         self.description.as_ref()
     }
 
-    /// Whether the description is in this namespace.
+    /// Returns whether the description is in this namespace.
     pub fn is(&self, namespace: &str) -> bool {
         self.description.as_ref().is_some_and(|description| description.has_ns(namespace))
     }
@@ -68,7 +68,7 @@ impl Application {
         self.protocol
     }
 
-    /// The application in a peer's `<content/>`.
+    /// Returns the application in a peer's `<content/>`.
     pub(super) fn read(content: &Element) -> Self {
         let description = content
             .children()
@@ -86,7 +86,7 @@ impl Application {
     }
 }
 
-/// The elements that answer `content`, in the dialect of its offer.
+/// Returns the elements that answer `content`, in the dialect of its offer.
 pub(super) fn answer(
     content: &Element,
     description: Option<&Element>,
@@ -105,7 +105,7 @@ pub(super) fn answer(
     children
 }
 
-/// The first content of a `<jingle/>`.
+/// Returns the first content of a `<jingle/>`.
 pub(super) fn first_content(jingle: &Element) -> Result<Element, Error> {
     let namespace = jingle.ns();
     jingle

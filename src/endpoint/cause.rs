@@ -25,7 +25,7 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// The component, if it is the one that was to pass the request on, or to answer it.
+    /// Returns the component, if it is the one that was to pass the request on, or to answer it.
     fn component(&self) -> Option<&BareJid> {
         self.component.filter(|component| component.domain() == self.address.domain())
     }
@@ -34,7 +34,7 @@ impl Asked<'_> {
         self.peer.map_or_else(|| self.address.to_string(), ToString::to_string)
     }
 
-    /// What an error says.
+    /// Returns what an error says.
     pub(super) fn error(&self, error: &Element) -> Error {
         let said = condition(error);
         let name = said.split(' ').next().unwrap_or_default();
@@ -97,7 +97,7 @@ impl Asked<'_> {
         }
     }
 
-    /// What it means that nothing came back.
+    /// Returns what it means that nothing came back.
     pub(super) fn silence(&self) -> Error {
         match self.component() {
             Some(component) => {
@@ -113,7 +113,7 @@ fn other(peer: &str, name: &str, said: &str) -> Error {
     if is_absent(name) { Error::Unreachable(text) } else { Error::Refused(text) }
 }
 
-/// Whether a condition says that what was asked is not there.
+/// Returns whether a condition says that what was asked is not there.
 pub(super) fn is_absent(name: &str) -> bool {
     matches!(
         name,
@@ -126,15 +126,15 @@ pub(super) fn is_absent(name: &str) -> bool {
     )
 }
 
-/// What is wrong with an address that is a chat room's, or that of somebody in it.
+/// Returns what is wrong with an address that is a chat room's, or that of somebody in it.
 pub(super) fn room(address: &str) -> Error {
     Error::Room(format!(
         "{address} is the address of a chat room, or of somebody in it, and no session goes through a room"
     ))
 }
 
-/// Whether our own server refuses to send anything there because we have blocked it (XEP-0191; ejabberd speaks of the
-/// privacy list that it keeps blocked addresses in).
+/// Returns whether our own server refuses to send anything there because we have blocked it (XEP-0191; ejabberd speaks
+/// of the privacy list that it keeps blocked addresses in).
 fn is_our_own_block(error: &Element, name: &str) -> bool {
     name == "not-acceptable"
         && (error.has_child("blocked", ns::BLOCKING_ERRORS)

@@ -125,7 +125,7 @@ where
     }
 }
 
-/// The addresses, if all of them are IPv4 addresses of other machines.
+/// Returns the addresses, if all of them are IPv4 addresses of other machines.
 fn only_v4(addresses: &[SocketAddr]) -> Vec<(Ipv4Addr, u16)> {
     let other_machine = |address: &SocketAddr| match address.ip() {
         IpAddr::V4(ip) if !ip.is_loopback() && !ip.is_unspecified() => Some((ip, address.port())),
@@ -147,7 +147,7 @@ async fn translate(addresses: Vec<(Ipv4Addr, u16)>) -> Vec<SocketAddr> {
     translated
 }
 
-/// The same addresses, each once, beginning with the family of the first, the families in turn.
+/// Returns the same addresses, each once, beginning with the family of the first, the families in turn.
 fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let mut once: Vec<SocketAddr> = Vec::new();
     for address in addresses {

@@ -109,7 +109,7 @@ pub(super) async fn addresses(address: &str) -> std::io::Result<Vec<SocketAddr>>
     Ok(found.iter().map(|ip| SocketAddr::new(ip, port)).collect())
 }
 
-/// The DNS server of [`RESOLVER`].
+/// Returns the DNS server of [`RESOLVER`].
 fn special() -> Result<Option<SocketAddr>, Error> {
     let Some(text) = std::env::var(RESOLVER).ok().filter(|text| !text.is_empty()) else {
         return Ok(None);

@@ -453,7 +453,7 @@ mod tests {
     const HEADER: &str = "<stream:stream xmlns='jabber:client' \
         xmlns:stream='http://etherx.jabber.org/streams' id='1' version='1.0'>";
 
-    /// A driver that is logged in, and the server's end of its connection.
+    /// Returns a driver that is logged in, and the server's end of its connection.
     fn driven() -> (DuplexStream, mpsc::Receiver<Stanza>, JoinHandle<()>, mpsc::Sender<Element>) {
         let (ours, server) = duplex(1 << 16);
         let (read, writer) = split(ours);

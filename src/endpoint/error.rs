@@ -68,7 +68,7 @@ impl Error {
         Self::Login(text.into())
     }
 
-    /// The reason of a `session-terminate` (XEP-0166, 7.4) that tells the peer of this error.
+    /// Returns the reason of a `session-terminate` (XEP-0166, 7.4) that tells the peer of this error.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Unverified(_) => "security-error",

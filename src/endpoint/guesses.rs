@@ -65,7 +65,7 @@ impl Ledger {
         Self { peers: HashMap::new(), budget: BURST, refilled: now }
     }
 
-    /// How long the next guess of a peer waits after so many wrong ones.
+    /// Returns how long the next guess of a peer waits after so many wrong ones.
     fn delay(wrong: u32) -> Duration {
         LONGEST.min(Duration::from_secs(1 << wrong.saturating_sub(1).min(5)))
     }

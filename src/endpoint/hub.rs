@@ -106,7 +106,7 @@ pub enum TransportKind {
 }
 
 impl TransportKind {
-    /// The one that may take its place.
+    /// Returns the one that may take its place.
     pub(super) fn other(self) -> Self {
         match self {
             Self::S5b => Self::Ibb,
@@ -114,7 +114,7 @@ impl TransportKind {
         }
     }
 
-    /// What it is called.
+    /// Returns what it is called.
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::S5b => "SOCKS5 bytestreams",
@@ -122,7 +122,7 @@ impl TransportKind {
         }
     }
 
-    /// The name in options and events.
+    /// Returns the name in options and events.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::S5b => "s5b",
@@ -234,14 +234,14 @@ impl Hub {
         self.lock().jid.clone()
     }
 
-    /// Whether there is no session with the server. There may be another later.
+    /// Returns whether there is no session with the server. There may be another later.
     pub(super) fn is_lost(&self) -> bool {
         let is_between =
             self.keeper.as_ref().is_some_and(|keeper| keeper.status.borrow().bound.is_none());
         is_between || self.lock().lost
     }
 
-    /// How many sessions with the server are over.
+    /// Returns how many sessions with the server are over.
     pub(super) fn over(&self) -> u64 {
         self.keeper.as_ref().map_or(0, |keeper| keeper.status.borrow().over)
     }
@@ -365,7 +365,7 @@ impl Hub {
         self.requests.request(type_, &Jid::from(self.jid()), to, payload, ANSWER).await
     }
 
-    /// The inbox of a session; stanzas go there until the guard is dropped.
+    /// Returns the inbox of a session; stanzas go there until the guard is dropped.
     pub(crate) fn session(&self, peer: &Jid, sid: &str) -> Inbox {
         let (sender, receiver) = mpsc::channel(32);
         let key = (peer.clone(), sid.to_owned());
@@ -373,7 +373,7 @@ impl Hub {
         Inbox { hub: self.clone(), key, receiver }
     }
 
-    /// The `<open/>` that a peer is expected to send.
+    /// Returns the `<open/>` that a peer is expected to send.
     pub(crate) fn expect_open(&self, peer: &Jid, sid: &str) -> mpsc::Receiver<Stanza> {
         let (sender, receiver) = mpsc::channel(1);
         let mut state = self.lock();
@@ -431,7 +431,7 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// The next Jingle request of this session; `None` if the connection is gone.
+    /// Returns the next Jingle request of this session; `None` if the connection is gone.
     pub(crate) async fn next(&mut self) -> Option<Stanza> {
         self.receiver.recv().await
     }
@@ -450,7 +450,7 @@ impl Drop for Inbox {
     }
 }
 
-/// The defined condition of an `<error/>`.
+/// Returns the defined condition of an `<error/>`.
 pub(crate) fn condition(error: &Element) -> String {
     let find = |name: &str| {
         error
@@ -472,7 +472,7 @@ mod tests {
     use super::*;
     use crate::endpoint::policy::Registered;
 
-    /// A hub, what it sends, and where its stanzas come from.
+    /// Returns a hub, what it sends, and where its stanzas come from.
     fn hub() -> (Hub, mpsc::Receiver<Element>, mpsc::Sender<Stanza>) {
         let (outbound, sent) = mpsc::channel(64);
         let (stanzas, inbound) = mpsc::channel(64);

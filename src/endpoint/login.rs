@@ -111,7 +111,7 @@ pub struct Login {
 }
 
 impl Login {
-    /// A user at the server of its domain, which must have a certificate that the system trusts.
+    /// Creates a user at the server of its domain, which must have a certificate that the system trusts.
     pub fn new(jid: BareJid, password: impl Into<String>) -> Self {
         Self {
             jid,
@@ -246,7 +246,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         self.write(&bytes).await
     }
 
-    /// The next first-level element, as it is: one that is not known must not end a login.
+    /// Returns the next first-level element, as it is: one that is not known must not end a login.
     pub(super) async fn next(&mut self) -> Result<Element, Failure> {
         let by_server = |error| Failure { by_server: true, ..Failure::from(broken(error)) };
         loop {
@@ -262,7 +262,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         }
     }
 
-    /// The connection beneath. What came behind the last element came too early, and is not ours to read.
+    /// Returns the connection beneath. What came behind the last element came too early, and is not ours to read.
     fn into_io(self) -> Result<S, Error> {
         let Self { reader, writer } = self;
         match reader.into_io() {
@@ -612,7 +612,7 @@ fn keep(early: &mut Vec<Element>, element: Element) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the stream features say about authentication.
+/// Returns what the stream features say about authentication.
 fn offer(features: &Element) -> Offer {
     let texts = |parent: &Element| {
         parent.children().filter(|child| child.is("mechanism", SASL)).map(Element::text).collect()
@@ -680,7 +680,7 @@ fn password_exchange(
         .map_err(|error| failed(login, &error))
 }
 
-/// The bytes of a message; `None` if it is not base64.
+/// Returns the bytes of a message; `None` if it is not base64.
 fn decoded(text: &str) -> Option<Vec<u8>> {
     let text: String = text.split_ascii_whitespace().collect();
     // A single equals sign stands for no bytes (RFC 6120, section 6.4.2).

@@ -107,7 +107,7 @@ impl Management {
         self.unacknowledged.push_back(kept);
     }
 
-    /// Whether more may be sent.
+    /// Returns whether more may be sent.
     pub(super) fn has_room(&self) -> bool {
         self.bytes < FULL && self.unacknowledged.len() < MOST
     }
@@ -164,7 +164,7 @@ fn handled(element: &Element) -> Option<u32> {
     element.attr("h")?.parse().ok()
 }
 
-/// Whether an element is counted: a stanza.
+/// Returns whether an element is counted: a stanza.
 pub(super) fn is_counted(element: &Element) -> bool {
     element.has_ns(ns::CLIENT) && matches!(element.name(), "iq" | "message" | "presence")
 }

@@ -71,7 +71,7 @@ impl From<srp::Password> for Credential {
 }
 
 impl Credential {
-    /// The method.
+    /// Returns the method.
     pub fn method(&self) -> Method {
         match self {
             Self::X509(_) => Method::X509,
@@ -80,7 +80,8 @@ impl Credential {
         }
     }
 
-    /// The print that peers know its key by: the certificate's SHA-256, or the OpenPGP fingerprint. A password has none.
+    /// Returns the print that peers know its key by: the certificate's SHA-256, or the OpenPGP fingerprint. A password
+    /// has none.
     pub fn print(&self) -> Option<Print> {
         match self {
             Self::X509(identity) => Some(identity.print()),
@@ -89,7 +90,7 @@ impl Credential {
         }
     }
 
-    /// The certificate and key of one TLS channel.
+    /// Returns the certificate and key of one TLS channel.
     fn identity(&self) -> Result<Arc<Identity>, Error> {
         match self {
             Self::X509(identity) => Ok(Arc::clone(identity)),
@@ -152,7 +153,7 @@ impl Offered {
     }
 }
 
-/// The mark of a method whose name alone does not say enough.
+/// Returns the mark of a method whose name alone does not say enough.
 fn profile(method: Method) -> Option<&'static str> {
     match method {
         Method::X509 => None,
@@ -161,10 +162,10 @@ fn profile(method: Method) -> Option<&'static str> {
     }
 }
 
-/// What the peer's certificate must be, by what it has offered for `method`.
+/// Returns what the peer's certificate must be, by what it has offered for `method`.
 ///
-/// # Errors
-/// [`Error::Unsupported`] if the peer does not offer the method, [`Error::Unverified`] if it names no key for it.
+/// # Errors [`Error::Unsupported`] if the peer does not offer the method, [`Error::Unverified`] if it names no key for
+/// it.
 pub(super) fn expected(
     peer: &BareJid,
     method: Method,
@@ -267,7 +268,7 @@ async fn in_time<T>(step: impl Future<Output = Result<T, Error>>) -> Result<T, E
         .unwrap_or_else(|_| Err(Error::failed("the handshake has taken too long")))
 }
 
-/// The initiator's part of the password check.
+/// Returns the initiator's part of the password check.
 async fn prove(tls: &mut TlsStream<Leg>, shared: srp::Shared) -> io::Result<()> {
     let (initiator, hello) = srp::Initiator::new(shared, rand::random());
     send(tls, &hello).await?;
@@ -278,7 +279,7 @@ async fn prove(tls: &mut TlsStream<Leg>, shared: srp::Shared) -> io::Result<()> 
     initiator.handle_proof(&answer).map_err(io::Error::other)
 }
 
-/// The responder's part of the password check.
+/// Returns the responder's part of the password check.
 async fn check_proof(
     tls: &mut TlsStream<Leg>,
     shared: srp::Shared,

@@ -230,8 +230,8 @@ impl Builder {
         Self { prefer: Some(transport), ..self }
     }
 
-    /// Whether raw TLS streams ([`Application::tls`]) are announced; by default they are. A program that takes other
-    /// applications alone says no: a session goes to the program of its user that announces what it is for.
+    /// Returns whether raw TLS streams ([`Application::tls`]) are announced; by default they are. A program that takes
+    /// other applications alone says no: a session goes to the program of its user that announces what it is for.
     pub fn raw_streams(self, announced: bool) -> Self {
         Self { raw: announced, ..self }
     }
@@ -246,7 +246,7 @@ impl Builder {
         Self { offered: Some(print), ..self }
     }
 
-    /// Whether sessions are taken that peers start without the broker, if there is one: by default not.
+    /// Returns whether sessions are taken that peers start without the broker, if there is one: by default not.
     ///
     /// The registry is asked about the peer's key all the same. Without [`via`](Self::via) this is of no effect: all
     /// sessions are taken then.
@@ -352,12 +352,12 @@ impl Endpoint {
         }
     }
 
-    /// The address that the XMPP server has given us.
+    /// Returns the address that the XMPP server has given us.
     pub fn jid(&self) -> Jid {
         Jid::from(self.hub().jid())
     }
 
-    /// Whether the connection to the XMPP server is there. Streams over SOCKS5 go on without it.
+    /// Returns whether the connection to the XMPP server is there. Streams over SOCKS5 go on without it.
     pub fn is_connected(&self) -> bool {
         !self.inner.task.is_finished() && !self.hub().is_lost()
     }
@@ -368,14 +368,14 @@ impl Endpoint {
         why.unwrap_or(Error::Disconnected)
     }
 
-    /// The print that we offer as ours; a password has none.
+    /// Returns the print that we offer as ours; a password has none.
     pub fn print(&self) -> Option<Print> {
         let Builder { credential, offered, .. } = &self.inner.builder;
         let print = credential.print()?;
         Some(offered.clone().unwrap_or(print))
     }
 
-    /// The TLS method of all sessions.
+    /// Returns the TLS method of all sessions.
     pub fn method(&self) -> Method {
         self.credential().method()
     }
@@ -458,7 +458,7 @@ impl Endpoint {
         Asked { address, peer: None, component: self.component() }
     }
 
-    /// Whether an address, or its domain, says of itself that it is one of chat rooms.
+    /// Returns whether an address, or its domain, says of itself that it is one of chat rooms.
     async fn is_room(&self, peer: &BareJid) -> bool {
         let domain = Jid::new(peer.domain().as_str());
         for address in [Ok(Jid::from(peer.clone())), domain].into_iter().flatten() {
@@ -560,7 +560,7 @@ impl Endpoint {
         }
     }
 
-    /// The address to start a session to.
+    /// Returns the address to start a session to.
     fn address_of(&self, peer: &Jid) -> Result<Jid, Error> {
         let Some(via) = self.via() else {
             if peer.resource().is_none() {
@@ -577,7 +577,7 @@ impl Endpoint {
             .ok_or_else(|| Error::Address(format!("{peer} is too long to be proxied")))
     }
 
-    /// The user behind an address: itself, or whom it stands for at the component.
+    /// Returns the user behind an address: itself, or whom it stands for at the component.
     fn user_of(&self, address: &Jid) -> BareJid {
         user_behind(address, self.component())
     }
@@ -606,7 +606,7 @@ impl Endpoint {
         self.inner.builder.transport
     }
 
-    /// The first transport to offer.
+    /// Returns the first transport to offer.
     fn first_transport(&self) -> TransportKind {
         let Builder { transport, prefer, .. } = &self.inner.builder;
         transport.or(*prefer).unwrap_or(TransportKind::S5b)

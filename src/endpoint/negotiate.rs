@@ -143,10 +143,9 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// The next session; `None` if the connection to the XMPP server is gone.
+    /// Returns the next session; `None` if the connection to the XMPP server is gone.
     ///
-    /// # Cancel safety
-    /// No session is lost if the future is dropped.
+    /// # Cancel safety No session is lost if the future is dropped.
     pub async fn next(&mut self) -> Option<Request> {
         let Arrival { stanza, inbox, place } = self.arrivals.recv().await?;
         let jingle = payload(&stanza);
@@ -175,7 +174,7 @@ impl Request {
         self.session.peer()
     }
 
-    /// What for.
+    /// Returns what for.
     pub fn application(&self) -> &Application {
         &self.application
     }
@@ -262,7 +261,7 @@ impl Request {
 type Outcome = Result<(TlsStream<Leg>, Secured, Vec<Hint>), Error>;
 
 impl Session {
-    /// What the broker says of the offered prints, if policy goes along with it.
+    /// Returns what the broker says of the offered prints, if policy goes along with it.
     fn hints(&self, content: &Element) -> Result<Vec<Hint>, Error> {
         // Only the component's word counts: a peer that is reached directly would be praising itself.
         let hints = if self.is_brokered() { Hint::read(content, &self.peer) } else { Vec::new() };
@@ -272,7 +271,7 @@ impl Session {
         Ok(hints)
     }
 
-    /// The last checks, after the handshake and before the first byte of the application.
+    /// Returns the last checks, after the handshake and before the first byte of the application.
     async fn finish(mut self, outcome: Outcome) -> Result<(Self, SecureStream), Error> {
         let checked = match outcome {
             Ok((tls, secured, hints)) => self.check(tls, secured, hints).await,
@@ -347,7 +346,8 @@ impl Session {
         Ok(SecureStream::new(tls, learned, sides.map(Clone::clone), Arc::clone(&self.progress)))
     }
 
-    /// What the registry says of the key that the peer has shown: its own answer and the broker's hints, the worse of them.
+    /// Returns what the registry says of the key that the peer has shown: its own answer and the broker's hints, the
+    /// worse of them.
     async fn standing(
         &self,
         secured: &Secured,

@@ -58,7 +58,7 @@ pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     socket.connect(address).await
 }
 
-/// Whether connections of this process were found to lose large packets, and small ones are used since.
+/// Returns whether connections of this process were found to lose large packets, and small ones are used since.
 pub fn loses_large_packets() -> bool {
     NARROW.load(Ordering::Relaxed)
 }

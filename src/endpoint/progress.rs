@@ -118,7 +118,7 @@ impl Progress {
         self.waiting.send_if_modified(|known| std::mem::replace(known, waiting) != waiting);
     }
 
-    /// Whether the stream waits: now, and whenever that changes.
+    /// Returns whether the stream waits: now, and whenever that changes.
     pub(super) fn waiting(&self) -> watch::Receiver<Option<Waiting>> {
         self.waiting.subscribe()
     }
@@ -161,12 +161,12 @@ impl Progress {
         state.received = state.received.saturating_sub(bytes as u64);
     }
 
-    /// How many bytes have come from the peer.
+    /// Returns how many bytes have come from the peer.
     pub(crate) fn received(&self) -> u64 {
         self.lock().received
     }
 
-    /// Whether the peer has ended its direction.
+    /// Returns whether the peer has ended its direction.
     #[cfg(test)]
     pub(crate) fn has_ended(&self) -> bool {
         self.lock().ended
@@ -179,7 +179,7 @@ impl Progress {
         (state.reading || state.writing || state.ended).then_some(state.moved)
     }
 
-    /// Whether nothing has moved for so long.
+    /// Returns whether nothing has moved for so long.
     pub(super) fn is_quiet(&self, limit: Duration) -> bool {
         self.quiet_since().is_some_and(|since| since + limit <= Instant::now())
     }

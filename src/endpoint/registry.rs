@@ -41,7 +41,7 @@ pub(super) struct KnownKey {
 }
 
 impl KnownKey {
-    /// Whether one of its prints has these bytes.
+    /// Returns whether one of its prints has these bytes.
     pub(super) fn has(&self, print: &Print) -> bool {
         self.prints.iter().any(|own| own.same_bytes(print))
     }
@@ -72,10 +72,9 @@ impl KnownKey {
     }
 }
 
-/// The certificate in an answer about one key; `None` if the registry has only prints of it.
+/// Returns the certificate in an answer about one key; `None` if the registry has only prints of it.
 ///
-/// # Errors
-/// Why the answer is not to be believed.
+/// # Errors Why the answer is not to be believed.
 fn read_material(answer: Option<&Element>, id: &str) -> Result<Option<Vec<u8>>, &'static str> {
     let key = answer
         .filter(|key| key.is("key", ns::KEYS) && key.attr("id") == Some(id))
@@ -313,8 +312,8 @@ mod tests {
         assert!(read_material(None, "7").is_err());
     }
 
-    /// An endpoint whose registry refuses the first `refusals` requests for want of room; gives what came of asking it,
-    /// after how long, and the number of requests.
+    /// Returns an endpoint whose registry refuses the first `refusals` requests for want of room; gives what came of
+    /// asking it, after how long, and the number of requests.
     async fn ask(refusals: usize) -> (Option<Asked>, Duration, usize) {
         let me = BareJid::new("bob@example.org").unwrap();
         let component = BareJid::new("xtls.example.org").unwrap();

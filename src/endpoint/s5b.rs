@@ -35,7 +35,7 @@ pub(super) struct Candidate {
     proxy: bool,
 }
 
-/// A SOCKS5 transport with these candidates.
+/// Returns a SOCKS5 transport with these candidates.
 pub(super) fn transport(sid: &str, dstaddr: &str, candidates: &[Candidate]) -> Element {
     let mut transport = xml::element(
         "transport",
@@ -244,7 +244,7 @@ impl Session {
         }
     }
 
-    /// The peer's candidate: ready at once, or when the peer has activated its proxy.
+    /// Returns the peer's candidate: ready at once, or when the peer has activated its proxy.
     async fn peers(
         &mut self,
         candidate: Candidate,
@@ -314,7 +314,7 @@ mod tests {
         Ok(candidate.cid)
     }
 
-    /// Which candidate is used, after how long, and which were asked; those named refuse.
+    /// Returns which candidate is used, after how long, and which were asked; those named refuse.
     async fn chosen(
         times: &[Option<u64>],
         refusing: &[&str],

@@ -31,7 +31,7 @@ pub struct FastToken {
 }
 
 impl FastToken {
-    /// A token as it was kept.
+    /// Creates a token as it was kept.
     pub fn new(
         mechanism: impl Into<String>,
         token: impl Into<String>,
@@ -93,7 +93,7 @@ impl Inline {
         Some(offer)
     }
 
-    /// What of it [`sasl`](super::sasl) chooses from.
+    /// Returns what of it [`sasl`](super::sasl) chooses from.
     pub(super) fn offer(&self, bindings: Option<Vec<String>>) -> Offer {
         Offer { mechanisms: self.mechanisms.clone(), bindings }
     }

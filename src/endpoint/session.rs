@@ -97,33 +97,33 @@ impl Session {
         }
     }
 
-    /// The user at the other end.
+    /// Returns the user at the other end.
     pub fn peer(&self) -> &BareJid {
         &self.peer
     }
 
-    /// The address of the other end: the peer's own, or the one that stands for it at the component.
+    /// Returns the address of the other end: the peer's own, or the one that stands for it at the component.
     pub fn address(&self) -> &Jid {
         &self.address
     }
 
-    /// The `<description/>` with which the responder has answered ours, on the initiator's side.
+    /// Returns the `<description/>` with which the responder has answered ours, on the initiator's side.
     pub fn answer(&self) -> Option<&Element> {
         self.answer.as_ref()
     }
 
-    /// What can be known of the session's stream from beside it.
+    /// Returns what can be known of the session's stream from beside it.
     pub fn monitor(&self) -> Monitor {
         Monitor(Arc::clone(&self.progress))
     }
 
-    /// Whether an in-band stream stands still because the client of one user is silent: now, and whenever that changes.
-    /// The component says so.
+    /// Returns whether an in-band stream stands still because the client of one user is silent: now, and whenever that
+    /// changes. The component says so.
     pub fn waiting(&self) -> watch::Receiver<Option<Waiting>> {
         self.progress.waiting()
     }
 
-    /// Whether the session runs through the broker.
+    /// Returns whether the session runs through the broker.
     pub(super) fn is_brokered(&self) -> bool {
         self.endpoint.component().is_some_and(|via| via.domain() == self.address.domain())
     }
@@ -286,7 +286,7 @@ impl Session {
         }
     }
 
-    /// The next action. A terminate is `success` or an error.
+    /// Returns the next action. A terminate is `success` or an error.
     async fn next(&mut self) -> Result<(String, Element), Error> {
         if let Some(held) = self.held.pop_front() {
             return Ok(held);
@@ -335,7 +335,7 @@ impl Session {
         }
     }
 
-    /// The next action of a given name.
+    /// Returns the next action of a given name.
     pub(super) async fn expect(
         &mut self,
         wanted: &[&str],
@@ -376,7 +376,7 @@ impl Session {
         }
     }
 
-    /// A `<jingle/>` of this session with one content.
+    /// Returns a `<jingle/>` of this session with one content.
     pub(super) fn jingle(
         &self,
         action: &str,
@@ -437,7 +437,7 @@ impl Session {
         }
     }
 
-    /// The same in a session that both sides know of: who was reached once has gone.
+    /// Returns the same in a session that both sides know of: who was reached once has gone.
     pub(super) async fn tell(&mut self, jingle: Element) -> Result<(), Error> {
         let peer = self.peer.clone();
         self.ask(jingle).await.map_err(|error| match error {
@@ -465,12 +465,12 @@ impl Session {
     }
 }
 
-/// Whether an error's [`condition`] says that what was asked is not there.
+/// Returns whether an error's [`condition`] says that what was asked is not there.
 fn is_absent(condition: &str) -> bool {
     cause::is_absent(condition.split(' ').next().unwrap_or_default())
 }
 
-/// The `<jingle/>` of a stanza.
+/// Returns the `<jingle/>` of a stanza.
 pub(super) fn payload(stanza: &Stanza) -> Element {
     stanza.payload().cloned().unwrap_or_else(|| Element::bare("jingle", ns::JINGLE))
 }

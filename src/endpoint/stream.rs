@@ -104,7 +104,7 @@ struct Renewal {
 }
 
 impl Renewal {
-    /// Whether it is due on a stream that has been quiet since then; notes that it was done.
+    /// Returns whether it is due on a stream that has been quiet since then; notes that it was done.
     fn is_due(&mut self, quiet_since: Option<Instant>, now: Instant) -> bool {
         let due = self.count < RENEWALS
             && quiet_since.max(self.last).is_some_and(|since| since + SILENCE <= now);
@@ -157,12 +157,12 @@ impl SecureStream {
         self.progress.delivered(arrived.min(self.written));
     }
 
-    /// What was learned of the peer.
+    /// Returns what was learned of the peer.
     pub fn learned(&self) -> &Learned {
         &self.learned
     }
 
-    /// The user at the other end.
+    /// Returns the user at the other end.
     pub fn peer(&self) -> &BareJid {
         &self.learned.peer
     }
@@ -191,17 +191,17 @@ impl SecureStream {
         exported.map_err(|error| Error::Failed(error.to_string()))
     }
 
-    /// Whether the two ends have agreed on [`CHUNKS`].
+    /// Returns whether the two ends have agreed on [`CHUNKS`].
     pub(crate) fn is_chunked(&self) -> bool {
         self.tls.get_ref().1.alpn_protocol() == Some(CHUNKS)
     }
 
-    /// What moves on the stream.
+    /// Returns what moves on the stream.
     pub(crate) fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
     }
 
-    /// The user who has begun the session.
+    /// Returns the user who has begun the session.
     pub fn initiator(&self) -> &BareJid {
         &self.sides[0]
     }
@@ -271,13 +271,13 @@ impl SecureStream {
         while leg.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
     }
 
-    /// The TLS stream itself. It too ends with `Ok(0)` after a `close_notify` only.
+    /// Returns the TLS stream itself. It too ends with `Ok(0)` after a `close_notify` only.
     pub fn into_inner(self) -> TlsStream<Leg> {
         self.tls
     }
 }
 
-/// How many bytes of the application are in so many bytes of TLS records, if these are full (RFC 8446, 5.2).
+/// Returns how many bytes of the application are in so many bytes of TLS records, if these are full (RFC 8446, 5.2).
 fn payload_of(records: u64) -> u64 {
     const PLAIN: u64 = 1 << 14;
     const OVERHEAD: u64 = 22;

@@ -30,7 +30,7 @@ pub(super) struct Offered {
 }
 
 impl Session {
-    /// The transport to offer as initiator.
+    /// Returns the transport to offer as initiator.
     pub(super) async fn offer_transport(&self, kind: TransportKind) -> (Offered, Element) {
         let sid = random_id();
         if kind == TransportKind::Ibb {
@@ -188,7 +188,7 @@ impl Session {
     }
 }
 
-/// Which transport a leg has.
+/// Returns which transport a leg has.
 pub(super) fn transport_of(leg: &Leg) -> TransportKind {
     match leg {
         Leg::Socket(_) => TransportKind::S5b,

@@ -78,7 +78,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// The state of a service whose link is not up yet; `own` is the print of its certificate.
+    /// Returns the state of a service whose link is not up yet; `own` is the print of its certificate.
     pub fn new(
         component: BareJid,
         control: Control,
@@ -125,7 +125,7 @@ impl Status {
         *self.route.lock().unwrap_or_else(PoisonError::into_inner) = route;
     }
 
-    /// What keeps stanzas from the component, if anything does.
+    /// Returns what keeps stanzas from the component, if anything does.
     fn obstacle(&self) -> Option<&'static str> {
         if !self.link() {
             return Some("the link to the XMPP server is down");

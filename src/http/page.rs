@@ -118,7 +118,7 @@ fn amount(bytes: f64) -> String {
     format!("{value:.1} TiB")
 }
 
-/// A time for a person, not finer than it needs to be.
+/// Returns a time for a person, not finer than it needs to be.
 fn span(time: Duration) -> String {
     let seconds = match time.as_secs() {
         seconds if seconds < 3600 => seconds,

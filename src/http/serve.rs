@@ -123,7 +123,7 @@ pub(super) async fn serve(
     }
 }
 
-/// A place for one more connection. If there is none, the oldest one that waits for a request makes room.
+/// Returns a place for one more connection. If there is none, the oldest one that waits for a request makes room.
 async fn place(places: &Arc<Semaphore>, waiting: &Waiting) -> Option<OwnedSemaphorePermit> {
     if let Ok(place) = Arc::clone(places).try_acquire_owned() {
         return Some(place);
@@ -270,7 +270,7 @@ mod tests {
         (address, stop, tasks)
     }
 
-    /// A connection on which something was sent.
+    /// Returns a connection on which something was sent.
     async fn sent(address: SocketAddr, bytes: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(bytes).await.unwrap();

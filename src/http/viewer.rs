@@ -36,10 +36,10 @@ const OF_PROXIES: [&str; 24] = [
     "x-remote-ip",
 ];
 
-/// Whether a request comes from this machine for sure.
+/// Returns whether a request comes from this machine for sure.
 ///
-/// HTTP/1.0 is what nginx speaks to a server behind it unless it is told otherwise, with the server's own name as `Host`
-/// and without any other trace; no browser speaks it.
+/// HTTP/1.0 is what nginx speaks to a server behind it unless it is told otherwise, with the server's own name as
+/// `Host` and without any other trace; no browser speaks it.
 pub(super) fn is_local(peer: IpAddr, version: Version, uri: &Uri, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next().and_then(|host| host.to_str().ok());

@@ -16,17 +16,16 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    /// A full bucket; `per_second` is not 0.
+    /// Creates a full bucket; `per_second` is not 0.
     pub(super) fn new(per_second: u64, now: Instant) -> Self {
         let mut bucket = Self { per_second: per_second.max(1), tokens: 0, filled_at: now };
         bucket.tokens = bucket.burst();
         bucket
     }
 
-    /// How many bytes may pass now.
+    /// Returns how many bytes may pass now.
     ///
-    /// # Errors
-    /// When some may.
+    /// # Errors When some may.
     pub(super) fn available(&mut self, now: Instant) -> Result<usize, Instant> {
         let nanos = now.saturating_duration_since(self.filled_at).as_nanos();
         let grown = nanos.saturating_mul(u128::from(self.per_second)) / NANOS;

@@ -30,8 +30,8 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// The bounds for a listener that serves so many connections, and so many of one address. Few places are not shared
-    /// out.
+    /// Returns the bounds for a listener that serves so many connections, and so many of one address. Few places are
+    /// not shared out.
     pub(super) fn of(connections: usize, of_one: usize) -> Self {
         let of_all = if connections < 128 { connections.max(1) } else { connections / 2 };
         let of_all = of_all.min(2048);

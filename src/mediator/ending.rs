@@ -31,12 +31,13 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mi
 
 /// A leg, as far as its end is concerned.
 pub(super) trait Side: AsyncRead + AsyncWrite + Unpin {
-    /// How to find out whether everything written has reached the peer.
+    /// Returns how to find out whether everything written has reached the peer.
     fn delivery(&self) -> Delivery {
         Delivery::ByShutdown
     }
 
-    /// Whether the peer still reads. A peer that has closed both directions at once, as in-band bytestreams do, does not.
+    /// Returns whether the peer still reads. A peer that has closed both directions at once, as in-band bytestreams do,
+    /// does not.
     fn takes_more(&self) -> bool {
         true
     }
@@ -59,12 +60,12 @@ pub(super) enum Delivery {
 }
 
 impl Delivery {
-    /// Whether the peer has vanished.
+    /// Returns whether the peer has vanished.
     pub(super) fn is_gone(self) -> bool {
         matches!(self, Self::Tcp(Some(info)) if info.is_gone())
     }
 
-    /// Whether something may be on its way.
+    /// Returns whether something may be on its way.
     pub(super) fn is_open(self) -> bool {
         matches!(self, Self::Tcp(Some(info)) if !info.closed && !info.is_delivered())
     }
@@ -103,12 +104,12 @@ impl Fate {
         self.failed.is_none()
     }
 
-    /// The first thing that went wrong in either direction.
+    /// Returns the first thing that went wrong in either direction.
     pub(super) fn error(self, opposite: Self) -> Option<io::ErrorKind> {
         self.failed.or(opposite.failed).or(self.broken).or(opposite.broken)
     }
 
-    /// Whether this direction's source is gone.
+    /// Returns whether this direction's source is gone.
     pub(super) fn is_source_gone(self, opposite: Self) -> bool {
         self.failed.or(opposite.broken).is_some()
     }
@@ -125,7 +126,7 @@ pub(super) struct Ending {
 }
 
 impl Ending {
-    /// An ending that begins now.
+    /// Creates an ending that begins now.
     pub(super) fn new(idle_timeout: Duration) -> Self {
         Self { idle_timeout, progress: None, pause: PAUSE.0, sleep: None }
     }
@@ -150,7 +151,7 @@ impl Ending {
         }
     }
 
-    /// How long to wait before the next look; none if the ending is over.
+    /// Returns how long to wait before the next look; none if the ending is over.
     fn next_look(&mut self, info: Option<Info>, now: Instant) -> Option<Duration> {
         let acknowledged = info.map_or(0, |info| info.acknowledged);
         let since = match self.progress {

@@ -106,7 +106,7 @@ mod tests {
 
     const HELLO: [u8; 9] = [0x16, 3, 1, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc];
 
-    /// A message in records with fragments of these sizes; the last one takes the rest.
+    /// Returns a message in records with fragments of these sizes; the last one takes the rest.
     fn in_records(message: &[u8], sizes: &[usize]) -> Vec<u8> {
         let (mut bytes, mut rest) = (Vec::new(), message);
         let mut sizes = sizes.iter().copied();

@@ -282,7 +282,7 @@ enum Close {
 }
 
 impl IbbMachine {
-    /// A stream of which no block was sent.
+    /// Creates a stream of which no block was sent.
     pub fn new(options: Options, now: Instant) -> Self {
         Self {
             options,
@@ -332,7 +332,7 @@ impl IbbMachine {
         self.room = bytes;
     }
 
-    /// The bytes that wait for the reader.
+    /// Returns the bytes that wait for the reader.
     pub fn held_bytes(&self) -> usize {
         self.held_bytes
     }
@@ -524,17 +524,18 @@ impl IbbMachine {
         .min()
     }
 
-    /// Whether the stream stands still because the peer, which owes an answer, has not been heard for [`WAITING`].
+    /// Returns whether the stream stands still because the peer, which owes an answer, has not been heard for
+    /// [`WAITING`].
     pub fn is_waiting(&self) -> bool {
         self.waiting && self.owes()
     }
 
-    /// Whether a block is still to be answered.
+    /// Returns whether a block is still to be answered.
     pub fn awaits(&self, seq: u16) -> bool {
         self.place(seq).is_some()
     }
 
-    /// How many bytes of ours the peer has.
+    /// Returns how many bytes of ours the peer has.
     pub fn delivered(&self) -> u64 {
         self.delivered
     }
@@ -544,17 +545,17 @@ impl IbbMachine {
         self.failure
     }
 
-    /// What to send next; call until `None`.
+    /// Returns what to send next; call until `None`.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Whether something is to be sent.
+    /// Returns whether something is to be sent.
     pub fn has_actions(&self) -> bool {
         !self.actions.is_empty()
     }
 
-    /// Whether the window lets another block go now.
+    /// Returns whether the window lets another block go now.
     pub fn has_window(&self) -> bool {
         let out = self.unanswered.len();
         let fits = (out + 1) * usize::from(self.options.block_size) <= MAX_UNACKNOWLEDGED;
@@ -571,7 +572,7 @@ impl IbbMachine {
         self.opened && self.is_writable() && free
     }
 
-    /// Whether writing is still possible, now or later.
+    /// Returns whether writing is still possible, now or later.
     pub fn is_writable(&self) -> bool {
         self.quiet_since.is_none()
             && !self.peer_closed
@@ -600,7 +601,7 @@ impl IbbMachine {
         n
     }
 
-    /// Whether every block sent was acknowledged (or never will be).
+    /// Returns whether every block sent was acknowledged (or never will be).
     pub fn is_flushed(&self) -> bool {
         self.unanswered.is_empty() || self.failure.is_some()
     }
@@ -623,7 +624,7 @@ impl IbbMachine {
         }
     }
 
-    /// The next received bytes; empty if there are none at present.
+    /// Returns the next received bytes; empty if there are none at present.
     pub fn chunk(&self) -> &[u8] {
         self.held.front().map_or(&[], |block| &block.payload[self.taken..])
     }
@@ -634,7 +635,7 @@ impl IbbMachine {
         self.drop_read();
     }
 
-    /// Whether no more bytes will come after those in [`Self::chunk`]: `Ok` if the stream was closed.
+    /// Returns whether no more bytes will come after those in [`Self::chunk`]: `Ok` if the stream was closed.
     pub fn end(&self) -> Option<Result<(), IbbError>> {
         match self.failure {
             Some(error) => Some(Err(error)),
@@ -643,12 +644,12 @@ impl IbbMachine {
         }
     }
 
-    /// Whether neither side will send anything more, answers included.
+    /// Returns whether neither side will send anything more, answers included.
     pub fn is_over(&self) -> bool {
         (self.peer_closed || self.close == Close::Answered) && !self.has_actions()
     }
 
-    /// Whether nothing is heard any more; if so, a request is answered.
+    /// Returns whether nothing is heard any more; if so, a request is answered.
     fn is_deaf(&mut self, id: Option<&str>) -> bool {
         let closed = self.peer_closed || self.close == Close::Answered;
         let deaf = closed || self.gone || self.failure.is_some();
@@ -695,7 +696,7 @@ impl IbbMachine {
         }
     }
 
-    /// Which of the unanswered blocks has this number: they are numbered without a gap.
+    /// Returns which of the unanswered blocks has this number: they are numbered without a gap.
     fn place(&self, seq: u16) -> Option<usize> {
         let behind = usize::from(self.next_out.wrapping_sub(seq));
         self.unanswered.len().checked_sub(behind).filter(|_| behind > 0)
@@ -767,8 +768,8 @@ impl IbbMachine {
         (self.close == Close::Sent).then(|| self.progress + CLOSING)
     }
 
-    /// Whether the peer owes an answer: to a block, or to the question whether it is there. Without one to a ping that went
-    /// wrong no block by message is sent.
+    /// Returns whether the peer owes an answer: to a block, or to the question whether it is there. Without one to a
+    /// ping that went wrong no block by message is sent.
     fn owes(&self) -> bool {
         let open = self.failure.is_none() && !self.peer_closed && self.close != Close::Answered;
         let missed = self.ping.missed && !self.options.acknowledged;

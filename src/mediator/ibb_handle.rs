@@ -157,7 +157,8 @@ impl IbbHandle {
         self.settle(&mut shared);
     }
 
-    /// Whether the stream stands still because the peer, which owes an answer, is silent: now, and whenever that changes.
+    /// Returns whether the stream stands still because the peer, which owes an answer, is silent: now, and whenever
+    /// that changes.
     pub fn waiting(&self) -> watch::Receiver<bool> {
         self.link.waiting.subscribe()
     }
@@ -167,12 +168,12 @@ impl IbbHandle {
         self.link.lock().machine.failure()
     }
 
-    /// The stream's id.
+    /// Returns the stream's id.
     pub fn sid(&self) -> &str {
         &self.link.params.sid
     }
 
-    /// The peer's address.
+    /// Returns the peer's address.
     pub fn peer(&self) -> &Jid {
         &self.link.params.peer
     }
@@ -182,7 +183,7 @@ impl IbbHandle {
         &self.link.params.local
     }
 
-    /// Whether nothing more is to be expected for this stream, so that the handle may be dropped.
+    /// Returns whether nothing more is to be expected for this stream, so that the handle may be dropped.
     pub fn is_over(&self) -> bool {
         let mut shared = self.link.lock();
         shared.machine.handle_deadline(now());
@@ -289,7 +290,7 @@ impl Link {
         })
     }
 
-    /// How many bytes of ours the peer has; it goes on counting.
+    /// Returns how many bytes of ours the peer has; it goes on counting.
     pub(super) fn delivered(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.delivered)
     }
@@ -319,7 +320,7 @@ impl Link {
         }
     }
 
-    /// The next stanza to send.
+    /// Returns the next stanza to send.
     pub(super) fn next_stanza(&self, shared: &mut Shared) -> Option<Element> {
         let sid = &self.params.sid;
         Some(match shared.machine.poll_action()? {
@@ -373,7 +374,7 @@ impl Link {
     }
 }
 
-/// What an answer to a block, or its return, says.
+/// Returns what an answer to a block, or its return, says.
 fn answer(stanza: &Stanza) -> Answer {
     if stanza.type_ == "result" {
         return Answer::Taken;
@@ -392,7 +393,7 @@ fn answer(stanza: &Stanza) -> Answer {
     }
 }
 
-/// What the answer to a ping says.
+/// Returns what the answer to a ping says.
 fn pong(stanza: &Stanza) -> Pong {
     if stanza.type_ == "result" {
         return Pong::Alive;
@@ -411,7 +412,7 @@ fn pong(stanza: &Stanza) -> Pong {
     }
 }
 
-/// The defined condition of an error (RFC 6120, 8.3.3).
+/// Returns the defined condition of an error (RFC 6120, 8.3.3).
 fn condition(stanza: &Stanza) -> Option<&str> {
     let error = stanza.element.children().find(|child| child.name() == "error")?;
     let defined = |c: &&Element| c.has_ns(ns::STANZA_ERRORS) && c.name() != "text";
@@ -422,7 +423,7 @@ fn random_id() -> String {
     format!("ibb{:016x}", rand::random::<u64>())
 }
 
-/// The runtime's clock, which tests may pause.
+/// Returns the runtime's clock, which tests may pause.
 pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -56,7 +56,7 @@ pub struct IbbParams {
 }
 
 impl IbbParams {
-    /// An open stream by IQ with the default sizes and times.
+    /// Creates an open stream by IQ with the default sizes and times.
     pub fn new(local: Jid, peer: Jid, sid: impl Into<String>) -> Self {
         let Options { block_size, window, opened, silence_timeout, close_linger, .. } =
             Options::default();
@@ -109,12 +109,12 @@ impl IbbStream {
         (Self { link, room, writing: false, driving: false, timer: None }, handle)
     }
 
-    /// How many bytes the peer has acknowledged; it goes on counting.
+    /// Returns how many bytes the peer has acknowledged; it goes on counting.
     pub fn delivered(&self) -> Arc<AtomicU64> {
         self.link.delivered()
     }
 
-    /// Whether writing is still possible, now or later.
+    /// Returns whether writing is still possible, now or later.
     pub(super) fn is_writable(&self) -> bool {
         self.link.lock().machine.is_writable()
     }

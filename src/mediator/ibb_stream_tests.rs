@@ -120,7 +120,7 @@ fn pattern(n: u32) -> Vec<u8> {
     (0..n).flat_map(u32::to_le_bytes).collect()
 }
 
-/// A stanza of Juliet's.
+/// Returns a stanza of Juliet's.
 fn from_juliet(xml: &str) -> Stanza {
     let xml = xml.replacen(
         ' ',
@@ -466,7 +466,7 @@ async fn tcp_pair() -> (Leg, Leg, Option<[IbbHandle; 2]>) {
     (near.into(), far.into(), None)
 }
 
-/// A stream between a socket and an in-band leg, run as sessions are; and both users.
+/// Returns a stream between a socket and an in-band leg, run as sessions are; and both users.
 async fn mixed(ibb_first: bool) -> (tokio::net::TcpStream, IbbStream, [IbbHandle; 2], Relay) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let user = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

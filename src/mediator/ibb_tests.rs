@@ -33,7 +33,7 @@ fn drain(machine: &mut IbbMachine) -> Vec<u8> {
     }
 }
 
-/// The condition of the only refusal, which must be followed by a close.
+/// Returns the condition of the only refusal, which must be followed by a close.
 fn refused(machine: &mut IbbMachine) -> &'static str {
     match actions(machine).as_slice() {
         [Action::Refuse { refusal, .. }, Action::SendClose] => refusal.condition,

@@ -17,7 +17,7 @@ pub enum IbbStanza {
 }
 
 impl IbbStanza {
-    /// The name on the wire.
+    /// Returns the name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Iq => "iq",

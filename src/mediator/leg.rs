@@ -34,14 +34,16 @@ impl Leg {
         self.kind_of_transport().as_str()
     }
 
-    /// Whether what is at the other end has vanished: it answers nothing although the kernel has asked again and again. One
-    /// that reads slowly, or not at all, is there. In-band that is for the stream's acknowledgements to say.
+    /// Returns whether what is at the other end has vanished: it answers nothing although the kernel has asked again
+    /// and again. One that reads slowly, or not at all, is there. In-band that is for the stream's acknowledgements to
+    /// say.
     pub(crate) fn is_gone(&self) -> bool {
         matches!(self.delivery(), Delivery::Tcp(Some(info)) if info.is_gone())
     }
 
-    /// How many bytes, of all that was ever written, the next hop has acknowledged; `None` if that cannot be known. In-band
-    /// the next hop is the peer of the bytestream, else the peer of the connection: it may be the component.
+    /// Returns how many bytes, of all that was ever written, the next hop has acknowledged; `None` if that cannot be
+    /// known. In-band the next hop is the peer of the bytestream, else the peer of the connection: it may be the
+    /// component.
     pub(crate) fn delivered(&self) -> Option<u64> {
         match self {
             Self::Ibb(leg) => Some(leg.delivered().load(Ordering::Relaxed)),

@@ -179,7 +179,7 @@ impl Listener {
         };
     }
 
-    /// The addresses that were bound, with their real ports, in the order given.
+    /// Returns the addresses that were bound, with their real ports, in the order given.
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.local_addrs
     }
@@ -272,7 +272,7 @@ fn naming(name: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen on {name}: {error}"))
 }
 
-/// A listening socket. What connections inherit from it is set here once and not for each of them.
+/// Returns a listening socket. What connections inherit from it is set here once and not for each of them.
 ///
 /// `joins` one that is bound to the same address already. The first of them binds alone, so that a port which another
 /// program has is still an error, and then lets the others join.
@@ -322,7 +322,7 @@ fn prepare(socket: &SockRef<'_>, max_segment: u32) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)
 }
 
-/// The other sockets of an address whose first is bound to `bound`: one for each further core.
+/// Returns the other sockets of an address whose first is bound to `bound`: one for each further core.
 fn others(
     wanted: SocketAddr,
     only_v6: bool,

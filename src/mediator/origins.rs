@@ -42,7 +42,7 @@ impl Origins {
     }
 }
 
-/// Whether an address cannot be a user's own address on the internet.
+/// Returns whether an address cannot be a user's own address on the internet.
 pub(crate) fn is_private(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {
@@ -63,7 +63,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// How many requests it takes until one address is named, and which.
+    /// Returns how many requests it takes until one address is named, and which.
     fn told(from: impl Iterator<Item = &'static str>, own: bool) -> Option<(usize, IpAddr)> {
         let mut origins = Origins::default();
         from.take(200).enumerate().find_map(|(n, text)| {

@@ -155,7 +155,7 @@ impl Limit {
         }
     }
 
-    /// How many bytes may pass now; not 0.
+    /// Returns how many bytes may pass now; not 0.
     pub(super) fn poll_allowed(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
         loop {
             match self.bucket.available(now()) {
@@ -226,13 +226,13 @@ impl<A: Side, B: Side> Pipe<A, B> {
         Poll::Ready(self.error().map_or(Ended::Eof, Ended::Error))
     }
 
-    /// A number that changes whenever a byte was written, or read to be written.
+    /// Returns a number that changes whenever a byte was written, or read to be written.
     fn moved(&self) -> u64 {
         let sum = |d: &Direction| d.read.wrapping_add(d.written);
         sum(&self.forward).wrapping_add(sum(&self.backward))
     }
 
-    /// Whether a reader is owed something.
+    /// Returns whether a reader is owed something.
     fn holds(&self) -> bool {
         let holds = |d: &Direction| d.end > d.start || d.state == State::Shutdown;
         holds(&self.forward) || holds(&self.backward) || self.ending.is_some()

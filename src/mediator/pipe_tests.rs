@@ -13,7 +13,7 @@ fn guarded() -> Options {
     Options { guard: true, ..Options::default() }
 }
 
-/// The two users' ends of a running pipe.
+/// Returns the two users' ends of a running pipe.
 fn start(options: Options, size: usize) -> (DuplexStream, DuplexStream, JoinHandle<Outcome>) {
     let (romeo, a) = duplex(size);
     let (juliet, b) = duplex(size);
@@ -88,7 +88,7 @@ async fn a_leg_that_takes_no_more_may_still_deliver() {
     assert_eq!(pipe.await.unwrap().end, Ended::Error(io::ErrorKind::BrokenPipe));
 }
 
-/// A reader that gives its bytes after a while, then ends.
+/// Returns a reader that gives its bytes after a while, then ends.
 fn late_reader(bytes: &'static [u8]) -> DuplexStream {
     let (mut writer, reader) = duplex(64);
     tokio::spawn(async move {

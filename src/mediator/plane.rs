@@ -93,7 +93,7 @@ pub(super) enum News {
 }
 
 impl Plane {
-    /// A plane whose streams may move `bytes_per_second` each, both directions together; 0 is any number.
+    /// Creates a plane whose streams may move `bytes_per_second` each, both directions together; 0 is any number.
     pub fn new(bytes_per_second: u64) -> Self {
         Self::with_pool(bytes_per_second, Pool::new())
     }
@@ -120,24 +120,24 @@ impl Plane {
         self.shared.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
     }
 
-    /// The rate of each stream; 0 is none.
+    /// Returns the rate of each stream; 0 is none.
     pub fn rate(&self) -> u64 {
         self.shared.bytes_per_second.load(Ordering::Relaxed)
     }
 
-    /// The pipes that exist: those that wait for use, and those that hold bytes in flight.
+    /// Returns the pipes that exist: those that wait for use, and those that hold bytes in flight.
     pub fn pipes(&self) -> (usize, usize) {
         self.shared.pool.count()
     }
 
-    /// How often a direction of a stream has taken a pipe; where that stays 0 everything is copied.
+    /// Returns how often a direction of a stream has taken a pipe; where that stays 0 everything is copied.
     pub fn pipes_lent(&self) -> u64 {
         self.shared.pool.lent()
     }
 
-    /// Whether an error of splice(2) says that the system refuses the call itself: then everything is copied from now on.
-    /// Sockets have some of these errors too, a peer may bring them about (`EACCES` is what ICMP says of a firewall), and
-    /// who reads an error takes it from the socket; so the call is tried on sockets of our own.
+    /// Returns whether an error of splice(2) says that the system refuses the call itself: then everything is copied
+    /// from now on. Sockets have some of these errors too, a peer may bring them about (`EACCES` is what ICMP says of a
+    /// firewall), and who reads an error takes it from the socket; so the call is tried on sockets of our own.
     pub(super) fn must_copy(&self, error: &io::Error) -> bool {
         let refused = splice::is_refused(error)
             && splice::probe().is_err_and(|probed| splice::is_refused(&probed));
@@ -202,7 +202,7 @@ impl Plane {
         }
     }
 
-    /// How often to look at the streams whose idle time is the given one.
+    /// Returns how often to look at the streams whose idle time is the given one.
     pub fn pause(idle_timeout: Duration) -> Duration {
         (idle_timeout / LOOKS).clamp(Duration::from_millis(1), LOOK)
     }
@@ -327,7 +327,7 @@ impl Progress {
         self.holds.store(holds, Ordering::Relaxed);
     }
 
-    /// Whether bytes wait for a reader that is slow.
+    /// Returns whether bytes wait for a reader that is slow.
     pub fn holds(&self) -> bool {
         match self.watch.get() {
             Some(watch) => watch.holds.load(Ordering::Relaxed),
@@ -358,12 +358,12 @@ impl Watch {
         self.pipe_wanted.load(Ordering::Acquire) && self.pipe_wanted.swap(false, Ordering::AcqRel)
     }
 
-    /// The account of the stream.
+    /// Returns the account of the stream.
     pub(super) fn account(&self) -> Account {
         self.account
     }
 
-    /// How long neither direction may move a byte.
+    /// Returns how long neither direction may move a byte.
     pub(super) fn idle_timeout(&self) -> Duration {
         Duration::from_millis(self.idle_millis)
     }
@@ -436,7 +436,7 @@ impl Drop for Open<'_> {
     }
 }
 
-/// The runtime's clock, which tests may pause.
+/// Returns the runtime's clock, which tests may pause.
 pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -180,7 +180,7 @@ impl Relay {
         Poll::Ready(self.error().map_or(Ended::Eof, Ended::Error))
     }
 
-    /// Whether a reader is owed something.
+    /// Returns whether a reader is owed something.
     fn holds(&self) -> bool {
         self.forward.holds() || self.backward.holds() || self.ending.is_some()
     }
@@ -311,7 +311,7 @@ impl Way {
         Poll::Ready(Ok(()))
     }
 
-    /// Whether bytes wait for the sink.
+    /// Returns whether bytes wait for the sink.
     fn holds(&self) -> bool {
         self.pipe.is_some() || self.kept.is_some()
     }
@@ -548,7 +548,7 @@ impl Way {
         Poll::Ready(Ok(()))
     }
 
-    /// Whether what is kept begins with a ClientHello; if it does, it may go.
+    /// Returns whether what is kept begins with a ClientHello; if it does, it may go.
     fn is_judged(&mut self) -> Result<bool, Failure> {
         let kept = self.kept.as_ref().map_or(&[][..], |kept| &kept.bytes);
         match guard::check_client_hello(kept) {

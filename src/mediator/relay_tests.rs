@@ -24,7 +24,7 @@ async fn connected() -> (TcpStream, TcpStream) {
     (theirs.unwrap(), ours.unwrap().0)
 }
 
-/// The two users' ends of a running stream.
+/// Returns the two users' ends of a running stream.
 async fn start(plane: &Plane, options: Options) -> (TcpStream, TcpStream, JoinHandle<Outcome>) {
     let (romeo, a) = connected().await;
     let (juliet, b) = connected().await;
@@ -138,7 +138,7 @@ async fn a_reader_that_stops_holds_its_writer_and_an_idle_pair_holds_nothing() {
     relay.await.unwrap();
 }
 
-/// A plane that moves bytes through pipes, and one that copies them.
+/// Returns a plane that moves bytes through pipes, and one that copies them.
 fn both() -> [Plane; 2] {
     [Plane::new(0), Plane::with_pool(0, Pool::with_limit(0))]
 }
@@ -149,7 +149,7 @@ fn check_path(plane: &Plane, copies: bool) {
     assert_eq!(plane.pipes().1, 0, "no pipe is borrowed any more");
 }
 
-/// A large pattern in which every offset can be told from its neighbours.
+/// Returns a large pattern in which every offset can be told from its neighbours.
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect()
 }
@@ -173,7 +173,7 @@ async fn rest(stream: &mut TcpStream) -> (Vec<u8>, Result<(), io::ErrorKind>) {
     (bytes, end.map(drop).map_err(|error| error.kind()))
 }
 
-/// A stream whose second user has a small buffer and has not read anything of what the first one has sent.
+/// Returns a stream whose second user has a small buffer and has not read anything of what the first one has sent.
 async fn unread(plane: &Plane, bytes: &[u8]) -> (TcpStream, TcpStream, JoinHandle<Outcome>) {
     let (mut romeo, juliet, relay) = start(plane, Options::default()).await;
     socket2::SockRef::from(&juliet).set_recv_buffer_size(16 * 1024).unwrap();

@@ -28,7 +28,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// An accepted connection. `early` is read before anything else.
+    /// Creates an accepted connection. `early` is read before anything else.
     pub(super) fn accepted(stream: TcpStream, early: Vec<u8>, admission: Admission) -> Self {
         Self { stream, early, admission: Some(admission) }
     }
@@ -53,12 +53,12 @@ impl Socket {
         }
     }
 
-    /// The bytes of the stream that were read already; they are the caller's now.
+    /// Returns the bytes of the stream that were read already; they are the caller's now.
     pub(super) fn take_early(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.early)
     }
 
-    /// The connection alone. What was read early is not in it.
+    /// Returns the connection alone. What was read early is not in it.
     pub(super) fn stream_mut(&mut self) -> &mut TcpStream {
         &mut self.stream
     }

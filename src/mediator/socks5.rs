@@ -70,7 +70,7 @@ enum State {
 }
 
 impl Handshake {
-    /// A negotiation of which no byte has arrived.
+    /// Creates a negotiation of which no byte has arrived.
     pub fn new() -> Self {
         Self::default()
     }
@@ -89,12 +89,12 @@ impl Handshake {
         }
     }
 
-    /// What to do next; call until `None`.
+    /// Returns what to do next; call until `None`.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// The reply to the request, echoing its address; 0.0.0.0:0 where none was understood.
+    /// Returns the reply to the request, echoing its address; 0.0.0.0:0 where none was understood.
     pub fn reply(&self, code: Code) -> Vec<u8> {
         let mut reply = vec![VERSION, code as u8, 0x00];
         if self.address.is_empty() {
@@ -105,12 +105,12 @@ impl Handshake {
         reply
     }
 
-    /// Whether the client has not said anything yet.
+    /// Returns whether the client has not said anything yet.
     pub fn is_untouched(&self) -> bool {
         self.state == State::Greeting && self.buffer.is_empty()
     }
 
-    /// What was received after the request: the first bytes of the stream itself.
+    /// Returns what was received after the request: the first bytes of the stream itself.
     pub fn into_rest(self) -> Vec<u8> {
         if self.state == State::Requested { self.buffer } else { Vec::new() }
     }

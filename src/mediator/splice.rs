@@ -79,12 +79,12 @@ struct State {
 }
 
 impl Pool {
-    /// An empty pool.
+    /// Creates an empty pool.
     pub(super) fn new() -> Self {
         Self::with_limit(PIPES)
     }
 
-    /// A pool of at most `limit` pipes.
+    /// Creates a pool of at most `limit` pipes.
     pub(super) fn with_limit(limit: usize) -> Self {
         Self { limit, state: Mutex::default() }
     }
@@ -178,13 +178,13 @@ impl Pool {
         drop(unused);
     }
 
-    /// How many pipes there are: free, and borrowed.
+    /// Returns how many pipes there are: free, and borrowed.
     pub(super) fn count(&self) -> (usize, usize) {
         let state = self.lock();
         (state.free.len(), state.made - state.free.len())
     }
 
-    /// How often a direction has taken one: whether streams go through pipes or are copied.
+    /// Returns how often a direction has taken one: whether streams go through pipes or are copied.
     pub(super) fn lent(&self) -> u64 {
         self.lock().lent
     }
@@ -314,7 +314,7 @@ mod none {
     }
 }
 
-/// Whether an error of splice(2) says that it does not work at all here, and not what became of a stream.
+/// Returns whether an error of splice(2) says that it does not work at all here, and not what became of a stream.
 pub(super) fn is_refused(error: &io::Error) -> bool {
     matches!(
         error.kind(),

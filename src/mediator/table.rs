@@ -194,11 +194,10 @@ impl From<NotActivated> for Refusal {
 }
 
 impl Table {
-    /// An empty table. Its relays run on `tasks`, together with one task that removes expired transfers; all of
+    /// Creates an empty table. Its relays run on `tasks`, together with one task that removes expired transfers; all of
     /// them end with `hard`.
     ///
-    /// # Panics
-    /// Outside a tokio runtime.
+    /// # Panics Outside a tokio runtime.
     pub fn new(options: Options, tasks: TaskTracker, hard: CancellationToken) -> Self {
         let plane = Plane::new(options.bytes_per_second);
         Self::on_plane(options, plane, tasks, hard)
@@ -231,7 +230,7 @@ impl Table {
         Self { inner }
     }
 
-    /// Where its streams run, with their counters.
+    /// Returns where its streams run, with their counters.
     pub fn plane(&self) -> &Plane {
         &self.inner.plane
     }
@@ -488,7 +487,7 @@ impl Table {
         error.into()
     }
 
-    /// The active transfers, oldest first.
+    /// Returns the active transfers, oldest first.
     pub fn list(&self) -> Vec<TransferInfo> {
         let at = now();
         let state = self.inner.lock();
@@ -538,7 +537,7 @@ impl Table {
         *self.inner.options.write().unwrap_or_else(PoisonError::into_inner) = options;
     }
 
-    /// What is in the table now.
+    /// Returns what is in the table now.
     pub fn counts(&self) -> Counts {
         let state = self.inner.lock();
         let registered =

@@ -15,7 +15,7 @@ fn table(options: Options) -> Table {
     Table::new(options, TaskTracker::new(), CancellationToken::new())
 }
 
-/// A connection: the user's end and ours.
+/// Returns a connection: the user's end and ours.
 async fn connection() -> (TcpStream, Socket) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let user = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

@@ -43,12 +43,13 @@ pub(crate) struct Info {
 }
 
 impl Info {
-    /// Whether the peer's kernel has everything, the end of the stream included if it was sent.
+    /// Returns whether the peer's kernel has everything, the end of the stream included if it was sent.
     pub(super) fn is_delivered(&self) -> bool {
         self.unacknowledged == 0 && self.unsent == 0
     }
 
-    /// Whether the peer has vanished. A peer that reads slowly, or not at all, acknowledges every probe and is there.
+    /// Returns whether the peer has vanished. A peer that reads slowly, or not at all, acknowledges every probe and is
+    /// there.
     pub(super) fn is_gone(&self) -> bool {
         self.retransmits.max(self.probes) >= ASKED && self.silence >= SILENCE
     }

@@ -120,7 +120,7 @@ impl<C> Transfer<C> {
         Self { state: State::One(first), deadline: now + timeout, timeout }
     }
 
-    /// Whether another connection would be taken.
+    /// Returns whether another connection would be taken.
     pub fn has_room(&self) -> bool {
         matches!(self.state, State::One(_))
     }
@@ -172,12 +172,12 @@ impl<C> Transfer<C> {
         (!self.is_active()).then_some(self.deadline)
     }
 
-    /// Whether the transfer waited too long.
+    /// Returns whether the transfer waited too long.
     pub fn is_expired(&self, now: Instant) -> bool {
         self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// Whether it has been activated.
+    /// Returns whether it has been activated.
     pub fn is_active(&self) -> bool {
         matches!(self.state, State::Active)
     }

@@ -197,7 +197,8 @@ fn push_near(label: &mut String, text: &str) {
     }
 }
 
-/// The text without what nobody sees (Windows puts a direction mark before a thumbprint), and with plain spaces.
+/// Returns the text without what nobody sees (Windows puts a direction mark before a thumbprint), and with plain
+/// spaces.
 fn plain(text: &str) -> String {
     text.chars()
         .filter(|c| c.general_category() != GeneralCategory::Format)
@@ -210,7 +211,7 @@ fn plain(text: &str) -> String {
         .collect()
 }
 
-/// The digits, if the text has nothing but digits and what separates them.
+/// Returns the digits, if the text has nothing but digits and what separates them.
 fn bare(text: &str) -> Option<String> {
     let text = text.trim();
     let text = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
@@ -219,7 +220,7 @@ fn bare(text: &str) -> Option<String> {
     (!digits.is_empty() && digits.bytes().all(|c| c.is_ascii_hexdigit())).then_some(digits)
 }
 
-/// The bytes of 40 or 64 digits.
+/// Returns the bytes of 40 or 64 digits.
 fn decoded(digits: &str) -> Option<Vec<u8>> {
     if !matches!(digits.len(), 40 | 64) {
         return None;
@@ -228,7 +229,7 @@ fn decoded(digits: &str) -> Option<Vec<u8>> {
     pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
-/// What a number of so many digits is, if it is known and not taken.
+/// Returns what a number of so many digits is, if it is known and not taken.
 fn other_length(digits: usize) -> Option<PrintError> {
     Some(match digits {
         8 | 16 => PrintError::KeyId,
@@ -269,7 +270,7 @@ fn words(line: &str) -> Vec<Word<'_>> {
     words
 }
 
-/// The hash that a text begins with the name of, and the name's length: `SHA256`, `sha-1`, `SHA2-256`, `MD5`.
+/// Returns the hash that a text begins with the name of, and the name's length: `SHA256`, `sha-1`, `SHA2-256`, `MD5`.
 fn hash_name(text: &str) -> Option<(&'static str, usize)> {
     const NAMES: [(&str, &str); 16] = [
         ("sha2-256", "SHA-256"),
@@ -296,7 +297,7 @@ fn hash_name(text: &str) -> Option<(&'static str, usize)> {
     })
 }
 
-/// The last name of a hash in a label.
+/// Returns the last name of a hash in a label.
 fn last_hash(label: &str) -> Option<&'static str> {
     label.char_indices().filter_map(|(at, _)| Some(hash_name(&label[at..])?.0)).next_back()
 }
@@ -365,7 +366,7 @@ impl Section {
         }
     }
 
-    /// The heading that a line belongs to; empty if there is none.
+    /// Returns the heading that a line belongs to; empty if there is none.
     fn heading(&self, line: &str) -> &str {
         let indent = line.len() - line.trim_start().len();
         if indent > self.heading.0 { &self.heading.1 } else { "" }
@@ -388,7 +389,7 @@ struct Context {
 }
 
 impl Context {
-    /// What the words say of the number.
+    /// Returns what the words say of the number.
     fn label(&self) -> Label {
         let Self { heading, own, .. } = self;
         let hash = last_hash(own).or_else(|| last_hash(heading));

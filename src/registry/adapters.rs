@@ -198,12 +198,12 @@ impl Registry {
     }
 }
 
-/// Whether it is a certificate in use.
+/// Returns whether it is a certificate in use.
 fn is_certificate(key: &Key) -> bool {
     key.method == Method::X509 && key.state == State::Active && key.has_material
 }
 
-/// The name of a certificate: its label, or for want of one its id.
+/// Returns the name of a certificate: its label, or for want of one its id.
 fn name_of(key: &Key) -> String {
     if key.label.is_empty() { key.id.to_string() } else { key.label.clone() }
 }

@@ -72,7 +72,7 @@ pub enum OpenPgpFault {
 }
 
 impl OpenPgpFault {
-    /// What comes before it in a sentence: it may be an OpenPGP certificate, but one that is of no use.
+    /// Returns what comes before it in a sentence: it may be an OpenPGP certificate, but one that is of no use.
     fn introduction(self) -> &'static str {
         match self {
             Self::Kind(_) | Self::Future(_) => "no session can come about with this OpenPGP key",
@@ -167,7 +167,7 @@ impl Material {
         }
     }
 
-    /// An OpenPGP certificate, version 4 or 6 (RFC 9580, 10.1). Signatures of others on it do not matter.
+    /// Returns an OpenPGP certificate, version 4 or 6 (RFC 9580, 10.1). Signatures of others on it do not matter.
     fn of_openpgp(bytes: &[u8]) -> Result<Self, MaterialError> {
         let armour = |_| MaterialError::OpenPgp(OpenPgpFault::Armour);
         let binary;
@@ -203,11 +203,10 @@ impl Material {
         })
     }
 
-    /// The material of a key of which `stored` is known and `sent` came: for openpgp what both say together. `None` if
-    /// that is what is known already.
+    /// Returns the material of a key of which `stored` is known and `sent` came: for openpgp what both say together.
+    /// `None` if that is what is known already.
     ///
-    /// # Errors
-    /// [`MaterialError`] if they are not of one key, or too large together.
+    /// # Errors [`MaterialError`] if they are not of one key, or too large together.
     pub(super) fn merged(stored: &[u8], sent: &[u8]) -> Result<Option<Self>, MaterialError> {
         if stored == sent {
             return Ok(None);
@@ -255,9 +254,9 @@ impl Material {
     }
 }
 
-/// What is to be said of a certificate that can be registered, and is of little use: that no session can come about with
-/// it, and why. One that has expired is another matter: an OpenPGP key can be prolonged, and the dates of an X.509
-/// certificate do not matter to a peer that knows its print.
+/// Returns what is to be said of a certificate that can be registered, and is of little use: that no session can come
+/// about with it, and why. One that has expired is another matter: an OpenPGP key can be prolonged, and the dates of an
+/// X.509 certificate do not matter to a peer that knows its print.
 pub fn remark(method: Method, bytes: &[u8], now: OffsetDateTime) -> Option<String> {
     match method {
         Method::X509 => x509::check(bytes)
@@ -281,7 +280,7 @@ const WEAK: &str = "The self-signatures of this OpenPGP key use SHA-1 or MD5, wh
                     with `gpg --cert-digest-algo SHA256 --quick-set-expire`. Subkeys that are bound so cannot sign for \
                     sessions.";
 
-/// Whether this is text with PEM or armour in it rather than DER or packets.
+/// Returns whether this is text with PEM or armour in it rather than DER or packets.
 ///
 /// Explanatory text may come first (RFC 7468, 2 and 5.2), such as `openssl x509 -text` and `openssl pkcs12` write.
 pub fn is_pem(bytes: &[u8]) -> bool {
@@ -295,14 +294,14 @@ pub fn is_pem(bytes: &[u8]) -> bool {
     !binary && lines(bytes).any(begins)
 }
 
-/// Whether there is more than one block of PEM or armour; readers of armour take the first for all.
+/// Returns whether there is more than one block of PEM or armour; readers of armour take the first for all.
 pub(crate) fn has_several_blocks(bytes: &[u8]) -> bool {
     lines(bytes).filter(|line| begins(line)).nth(1).is_some()
 }
 
 const UTF8_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The text as UTF-8 without a byte order mark: editors put one before it, and PowerShell writes UTF-16.
+/// Returns the text as UTF-8 without a byte order mark: editors put one before it, and PowerShell writes UTF-16.
 fn as_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
     let wide = |rest: &[u8], unit: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = rest.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
@@ -325,7 +324,7 @@ fn begins(line: &[u8]) -> bool {
     line.starts_with(b"-----BEGIN ")
 }
 
-/// The block in a text, without what stands before and after it and beside its lines.
+/// Returns the block in a text, without what stands before and after it and beside its lines.
 fn trimmed(bytes: &[u8]) -> Vec<u8> {
     // An empty line has a meaning in armour, so CR LF must not look like one.
     let mut text = Vec::with_capacity(bytes.len());
@@ -355,7 +354,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The one certificate in a PEM text (RFC 7468, 5).
+/// Returns the one certificate in a PEM text (RFC 7468, 5).
 fn pem_certificate(bytes: &[u8]) -> Result<Vec<u8>, MaterialError> {
     let block = trimmed(bytes);
     let mut lines = lines(&block).filter(|line| !line.is_empty());
@@ -389,13 +388,13 @@ fn pem_certificate(bytes: &[u8]) -> Result<Vec<u8>, MaterialError> {
     Ok(der)
 }
 
-/// Whether these bytes have the shape of a private key, whole or not.
+/// Returns whether these bytes have the shape of a private key, whole or not.
 ///
-/// PEM, armour and the formats of SSH programs by a line with dashes and `PRIVATE KEY`; PuTTY's by its first words; DER by
-/// what only private keys begin with: a sequence of a one-byte
-/// version (PKCS#8, RSA, DSA, SEC1 and PKCS#12) or of an algorithm followed by the encrypted octets
-/// (encrypted PKCS#8); OpenPGP by the tag of a secret-key packet. A certificate begins with two sequences. Words alone are
-/// no mark: `openssl x509 -text` writes "Private Key Usage Period".
+/// PEM, armour and the formats of SSH programs by a line with dashes and `PRIVATE KEY`; PuTTY's by its first words; DER
+/// by what only private keys begin with: a sequence of a one-byte version (PKCS#8, RSA, DSA, SEC1 and PKCS#12) or of an
+/// algorithm followed by the encrypted octets (encrypted PKCS#8); OpenPGP by the tag of a secret-key packet. A
+/// certificate begins with two sequences. Words alone are no mark: `openssl x509 -text` writes "Private Key Usage
+/// Period".
 fn is_private(bytes: &[u8]) -> bool {
     let has = |line: &[u8], mark: &[u8]| {
         line.windows(mark.len()).any(|window| window.eq_ignore_ascii_case(mark))
@@ -441,7 +440,7 @@ pub(super) fn der_header(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((tag, content, rest))
 }
 
-/// The length a DER value says it has, in short form.
+/// Returns the length a DER value says it has, in short form.
 fn der_length(bytes: &[u8]) -> Option<u8> {
     bytes.get(1).copied().filter(|length| *length < 0x80)
 }
@@ -453,7 +452,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A certificate and its private key, DER and PEM.
+    /// Returns a certificate and its private key, DER and PEM.
     pub(crate) fn made() -> (Vec<u8>, String, Vec<u8>, String) {
         let pair = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec!["laptop.example".to_owned()]).unwrap();

@@ -114,7 +114,7 @@ pub struct Registry {
 const CHANGES: (f64, Duration) = (1000.0, Duration::from_secs(20));
 
 impl Registry {
-    /// A registry on a store.
+    /// Creates a registry on a store.
     pub fn new(store: Store, options: Options) -> Self {
         let profiles = if store.tells() { Profiles::notified() } else { Profiles::default() };
         Self {
@@ -132,7 +132,8 @@ impl Registry {
         }
     }
 
-    /// Whether a user may change something more now. Revoking is always possible, and bounded by the number of keys.
+    /// Returns whether a user may change something more now. Revoking is always possible, and bounded by the number of
+    /// keys.
     fn check_changes(&self, owner: &BareJid) -> Result<(), NotAllowed> {
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         if changes.has_room(owner, Instant::now()) {
@@ -223,10 +224,9 @@ impl Registry {
         }
     }
 
-    /// What is known of a user; never staler than the last change that was acknowledged, by any program.
+    /// Returns what is known of a user; never staler than the last change that was acknowledged, by any program.
     ///
-    /// # Errors
-    /// [`StoreError`] if the database cannot be read.
+    /// # Errors [`StoreError`] if the database cannot be read.
     pub async fn profile(&self, owner: &BareJid) -> Result<Arc<Profile>, StoreError> {
         self.catch_up().await;
         if let Some(profile) = self.profiles.get(owner) {
@@ -238,7 +238,7 @@ impl Registry {
         Ok(profile)
     }
 
-    /// Whether `asker`, who may use the service, may know of `owner`, of whom `profile` is known.
+    /// Returns whether `asker`, who may use the service, may know of `owner`, of whom `profile` is known.
     pub fn admits(&self, asker: &BareJid, owner: &BareJid, profile: &Profile) -> bool {
         match &profile.settings {
             Some(settings) => settings.visibility.admits(asker, owner, &settings.allowed),
@@ -246,26 +246,24 @@ impl Registry {
         }
     }
 
-    /// Whether it is at hand, without asking the database, that `asker` may see the keys of `owner`, who has some. What
-    /// is not is asked for in the same way whatever the answer will be.
+    /// Returns whether it is at hand, without asking the database, that `asker` may see the keys of `owner`, who has
+    /// some. What is not is asked for in the same way whatever the answer will be.
     pub fn shows(&self, asker: &BareJid, owner: &BareJid) -> bool {
         !self.store.must_look() && self.at_hand(asker, owner).is_some()
     }
 
-    /// What is known of `owner`, if `asker` may know of it and it is more than nothing.
+    /// Returns what is known of `owner`, if `asker` may know of it and it is more than nothing.
     fn at_hand(&self, asker: &BareJid, owner: &BareJid) -> Option<Arc<Profile>> {
         let profile = self.profiles.get(owner)?;
         (!profile.keys.is_empty() && self.admits(asker, owner, &profile)).then_some(profile)
     }
 
-    /// What `asker` may know of `owner`; `None` if nothing.
+    /// Returns what `asker` may know of `owner`; `None` if nothing.
     ///
-    /// # Errors
-    /// [`StoreError`] if the database cannot be read.
+    /// # Errors [`StoreError`] if the database cannot be read.
     ///
-    /// # Security
-    /// Only what may be seen is answered from the cache. Whoever is hidden costs as much as one whom nobody knows: the
-    /// time does not tell whether someone uses the service.
+    /// # Security Only what may be seen is answered from the cache. Whoever is hidden costs as much as one whom nobody
+    /// knows: the time does not tell whether someone uses the service.
     pub async fn visible(
         &self,
         asker: &BareJid,
@@ -290,10 +288,9 @@ impl Registry {
         Ok(found)
     }
 
-    /// The keys of `owner` that `asker` may know of: all, or none. Hidden, unknown and keyless look the same.
+    /// Returns the keys of `owner` that `asker` may know of: all, or none. Hidden, unknown and keyless look the same.
     ///
-    /// # Errors
-    /// [`StoreError`] if the database cannot be read.
+    /// # Errors [`StoreError`] if the database cannot be read.
     pub async fn visible_keys(
         &self,
         asker: &BareJid,
@@ -402,10 +399,9 @@ impl Registry {
         Ok((key, notice))
     }
 
-    /// A challenge for one of the asker's own active keys: the nonce and when it ends.
+    /// Returns a challenge for one of the asker's own active keys: the nonce and when it ends.
     ///
-    /// # Errors
-    /// [`RegistryError`]
+    /// # Errors [`RegistryError`]
     pub async fn challenge(
         &self,
         owner: &BareJid,
@@ -487,10 +483,9 @@ impl Registry {
         Ok(key.clone())
     }
 
-    /// What a user has said about who may see the keys, or what holds for those who have not.
+    /// Returns what a user has said about who may see the keys, or what holds for those who have not.
     ///
-    /// # Errors
-    /// [`StoreError`]
+    /// # Errors [`StoreError`]
     pub async fn settings(&self, owner: &BareJid) -> Result<Settings, StoreError> {
         let profile = self.profile(owner).await?;
         Ok(profile
@@ -537,12 +532,12 @@ impl Registry {
         Ok(())
     }
 
-    /// The component's address, which proofs are bound to.
+    /// Returns the component's address, which proofs are bound to.
     pub fn component(&self) -> &BareJid {
         &self.component
     }
 
-    /// The store, for what only admins ask.
+    /// Returns the store, for what only admins ask.
     pub fn store(&self) -> &Store {
         &self.store
     }

@@ -34,7 +34,7 @@ pub const PRINT_ONLY: &str = "Only this print of the key is known, not its certi
 macro_rules! names {
     ($type:ident, $expected:literal, $($variant:ident = $name:literal),+) => {
         impl $type {
-            /// The name on the wire and in the database.
+            /// Returns the name on the wire and in the database.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $name),+ }
             }
@@ -254,10 +254,9 @@ pub enum KeyError {
 }
 
 impl NewKey {
-    /// A key of which only prints are known. Repeated prints are stored once.
+    /// Returns a key of which only prints are known. Repeated prints are stored once.
     ///
-    /// # Errors
-    /// [`KeyError`] if that is no key.
+    /// # Errors [`KeyError`] if that is no key.
     pub fn of_prints(
         method: Method,
         prints: Vec<Print>,
@@ -294,10 +293,9 @@ impl NewKey {
         })
     }
 
-    /// A key of which there is a certificate. `prints` are what the owner thinks its prints are.
+    /// Returns a key of which there is a certificate. `prints` are what the owner thinks its prints are.
     ///
-    /// # Errors
-    /// [`KeyError::WrongPrint`] if a print is not the material's; [`KeyError::Label`].
+    /// # Errors [`KeyError::WrongPrint`] if a print is not the material's; [`KeyError::Label`].
     pub fn of_material(
         material: Material,
         prints: &[Print],
@@ -337,8 +335,8 @@ impl NewKey {
         self.material.as_deref()
     }
 
-    /// What its owner is to be told when it has been added as `key`: that no session can come about with it and why, that it
-    /// has expired, and what is lost without a certificate.
+    /// Returns what its owner is to be told when it has been added as `key`: that no session can come about with it and
+    /// why, that it has expired, and what is lost without a certificate.
     pub fn note(&self, key: &Key, now: OffsetDateTime) -> Option<String> {
         let remark = self.material().and_then(|bytes| material::remark(self.method, bytes, now));
         let expired = key.expires.filter(|_| key.is_expired(now));
@@ -350,10 +348,9 @@ impl NewKey {
         (!notes.is_empty()).then(|| notes.join(" "))
     }
 
-    /// The same key with all that is known of it, if `stored` is the certificate that is known already.
+    /// Returns the same key with all that is known of it, if `stored` is the certificate that is known already.
     ///
-    /// # Errors
-    /// [`MaterialError`] if both are not of one key, or too large together.
+    /// # Errors [`MaterialError`] if both are not of one key, or too large together.
     pub(super) fn with_stored(&self, stored: &[u8]) -> Result<Self, MaterialError> {
         let Some(sent) = self.material.as_deref().filter(|_| self.method == Method::OpenPgp) else {
             return Ok(self.clone());
@@ -370,13 +367,14 @@ impl NewKey {
         })
     }
 
-    /// The key of `own` that this one is, the active one first; several may be if they were added by different prints.
+    /// Returns the key of `own` that this one is, the active one first; several may be if they were added by different
+    /// prints.
     pub(super) fn known<'a>(&self, own: &'a [Key]) -> Option<&'a Key> {
         own.iter().filter(|key| self.is(key)).min_by_key(|key| key.state != State::Active)
     }
 
-    /// Whether `key` is this one. A certificate that was renewed for the same key pair has the SPKI in
-    /// common and is still another one.
+    /// Returns whether `key` is this one. A certificate that was renewed for the same key pair has the SPKI in common
+    /// and is still another one.
     fn is(&self, key: &Key) -> bool {
         let known = |print: &Print| key.prints.iter().any(|own| own.same_bytes(print));
         let whole = |print: &&Print| print.hash() != HashKind::SpkiSha256;
@@ -386,7 +384,7 @@ impl NewKey {
             && (self.prints.iter().all(known) || self.prints.iter().filter(whole).any(same_whole))
     }
 
-    /// Whether `key` has any print of this one.
+    /// Returns whether `key` has any print of this one.
     fn touches(&self, key: &Key) -> bool {
         self.prints.iter().any(|print| key.has(print))
     }
@@ -404,7 +402,7 @@ pub enum Actor {
 }
 
 impl Actor {
-    /// Whether keys of `owner` may be changed by this one.
+    /// Returns whether keys of `owner` may be changed by this one.
     pub fn may_change(&self, owner: &BareJid) -> bool {
         match self {
             Self::User(jid) => jid == owner,
@@ -455,7 +453,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The name in the database.
+    /// Returns the name in the database.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Added => "added",
@@ -580,23 +578,23 @@ const HISTORY_FACTOR: u32 = 4;
 const BYTES_FACTOR: u64 = 2 * MATERIAL_MAX as u64;
 
 impl Key {
-    /// Whether one of its prints has these bytes.
+    /// Returns whether one of its prints has these bytes.
     pub fn has(&self, print: &Print) -> bool {
         self.prints.iter().any(|own| own.same_bytes(print))
     }
 
-    /// The key as it is to be judged at a moment: an active one past its validity has had its time.
+    /// Returns the key as it is to be judged at a moment: an active one past its validity has had its time.
     pub fn as_of(&self, now: OffsetDateTime) -> Self {
         let state = if self.is_expired(now) { State::Superseded } else { self.state };
         Self { state, ..self.clone() }
     }
 
-    /// Whether it would be active if its validity had not ended.
+    /// Returns whether it would be active if its validity had not ended.
     pub fn is_expired(&self, now: OffsetDateTime) -> bool {
         self.state == State::Active && self.expires.is_some_and(|end| end <= now)
     }
 
-    /// The state as people are shown it: `expired` is a word of its own for them.
+    /// Returns the state as people are shown it: `expired` is a word of its own for them.
     pub fn state_shown(&self, now: OffsetDateTime) -> &'static str {
         if self.is_expired(now) { "expired" } else { self.state.as_str() }
     }
@@ -829,12 +827,12 @@ names!(
 );
 
 impl Visibility {
-    /// Whether `asker`, who may use the service, may see the keys of `owner`, who named `listed`.
+    /// Returns whether `asker`, who may use the service, may see the keys of `owner`, who named `listed`.
     pub fn admits(self, asker: &BareJid, owner: &BareJid, listed: &[BareJid]) -> bool {
         self.admits_if_named(asker, owner, listed.contains(asker))
     }
 
-    /// The same, if it is known whether `owner` has named `asker`.
+    /// Returns the same, if it is known whether `owner` has named `asker`.
     pub fn admits_if_named(self, asker: &BareJid, owner: &BareJid, named: bool) -> bool {
         asker == owner
             || match self {
@@ -860,13 +858,13 @@ pub const ALLOWED_MAX: usize = 256;
 /// The most bytes that their addresses may have together.
 pub const ALLOWED_BYTES: usize = 64 * 1024;
 
-/// A moment as the registry keeps it: UTC, to the microsecond.
+/// Returns a moment as the registry keeps it: UTC, to the microsecond.
 pub fn to_micros(time: OffsetDateTime) -> OffsetDateTime {
     let time = time.to_offset(time::UtcOffset::UTC);
     time.replace_microsecond(time.microsecond()).unwrap_or(time)
 }
 
-/// A moment as it is written, to the second: `2026-11-24T02:00:00Z`.
+/// Returns a moment as it is written, to the second: `2026-11-24T02:00:00Z`.
 pub fn stamp(time: OffsetDateTime) -> String {
     let time = time.to_offset(time::UtcOffset::UTC);
     let (year, month, day) = time.to_calendar_date();
@@ -886,7 +884,7 @@ fn check_label(label: &str) -> Result<String, KeyError> {
     plain(label, LABEL_MAX).ok_or(KeyError::Label)
 }
 
-/// What others have written, as text for one line: without control characters, and not longer than `max`.
+/// Returns what others have written, as text for one line: without control characters, and not longer than `max`.
 fn shortened(text: &str, max: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(max).collect()
 }

@@ -110,10 +110,10 @@ impl Certificate {
         Ok(())
     }
 
-    /// Whether every self-signature is by a hash for which two texts with one value can be made.
+    /// Returns whether every self-signature is by a hash for which two texts with one value can be made.
     ///
-    /// # Security
-    /// The primary key is known by its fingerprint and needs none of them. A subkey that is bound so does not count.
+    /// # Security The primary key is known by its fingerprint and needs none of them. A subkey that is bound so does
+    /// not count.
     pub(crate) fn is_weak(&self) -> bool {
         self.weak
     }
@@ -133,7 +133,7 @@ impl Certificate {
         }
     }
 
-    /// The fingerprint of the primary key.
+    /// Returns the fingerprint of the primary key.
     pub(super) fn print(&self) -> Result<Print, MaterialError> {
         let fingerprint = self.inner.primary_key.fingerprint();
         let hash = match fingerprint.as_bytes().len() {
@@ -144,8 +144,8 @@ impl Certificate {
             .map_err(|_| MaterialError::OpenPgp(OpenPgpFault::Version))
     }
 
-    /// What is known of one key from two states of its certificate. Nothing that the key has signed is lost, above all no
-    /// revocation; where there is no room for all, older signatures that newer ones replace give way.
+    /// Returns what is known of one key from two states of its certificate. Nothing that the key has signed is lost,
+    /// above all no revocation; where there is no room for all, older signatures that newer ones replace give way.
     pub(super) fn merge(self, other: Self) -> Result<(Self, Vec<u8>), MaterialError> {
         let mut inner = self.union(other)?;
         let written = |inner: &SignedPublicKey| {
@@ -163,10 +163,9 @@ impl Certificate {
         Ok((Self::of(inner)?, bytes))
     }
 
-    /// The same, to be judged and not to be stored: so however large it is.
+    /// Returns the same, to be judged and not to be stored: so however large it is.
     ///
-    /// # Errors
-    /// [`OpenPgpFault::AnotherKey`]
+    /// # Errors [`OpenPgpFault::AnotherKey`]
     pub(crate) fn with(self, other: Self) -> Result<Self, MaterialError> {
         Self::of(self.union(other)?)
     }
@@ -202,7 +201,7 @@ impl Certificate {
     }
 }
 
-/// A certificate with what its own key has signed alone.
+/// Returns a certificate with what its own key has signed alone.
 fn own_part(certificate: SignedPublicKey) -> SignedPublicKey {
     let SignedPublicKey { primary_key: key, details, public_subkeys } = certificate;
     let keeps = |s: &Signature| s.verify_key(&key).is_ok();
@@ -277,7 +276,7 @@ fn validity(signature: &Signature) -> Option<u64> {
     signature.key_expiration_time().map(|time| u64::from(time.as_secs())).filter(|s| *s > 0)
 }
 
-/// The valid self-signatures of the primary key and its user IDs.
+/// Returns the valid self-signatures of the primary key and its user IDs.
 fn self_signatures(certificate: &SignedPublicKey) -> Vec<&Signature> {
     let key = &certificate.primary_key;
     let details = &certificate.details;
@@ -292,13 +291,13 @@ fn self_signatures(certificate: &SignedPublicKey) -> Vec<&Signature> {
     direct.chain(users).collect()
 }
 
-/// Whether a signature is by a hash for which two texts with one value can be made.
+/// Returns whether a signature is by a hash for which two texts with one value can be made.
 fn is_weak(signature: &Signature) -> bool {
     use HashAlgorithm::{Md5, Ripemd160, Sha1};
     signature.hash_alg().is_none_or(|hash| matches!(hash, Md5 | Sha1 | Ripemd160))
 }
 
-/// What kind of key this is, if it is one whose signatures cannot be checked here.
+/// Returns what kind of key this is, if it is one whose signatures cannot be checked here.
 fn unknown_kind(params: &PublicParams) -> Option<&'static str> {
     let curve = |curve: &ECCCurve| match curve {
         ECCCurve::BrainpoolP256r1 => "brainpoolP256r1",
@@ -317,8 +316,8 @@ fn unknown_kind(params: &PublicParams) -> Option<&'static str> {
     }
 }
 
-/// The revocations of the primary key by itself among packets, wherever they stand: where one was put at the end of a
-/// certificate, the library takes it for one of the last subkey's signatures and leaves it out.
+/// Returns the revocations of the primary key by itself among packets, wherever they stand: where one was put at the
+/// end of a certificate, the library takes it for one of the last subkey's signatures and leaves it out.
 fn revocations(bytes: &[u8], key: &PublicKey) -> Vec<Signature> {
     PacketParser::new(bytes)
         .filter_map(Result::ok)
@@ -351,11 +350,10 @@ fn revocation(certificate: &SignedPublicKey) -> Option<String> {
     })
 }
 
-/// Whether a subkey is bound to its primary key, for signing, and at `now` (seconds of Unix time) neither revoked nor
-/// expired.
+/// Returns whether a subkey is bound to its primary key, for signing, and at `now` (seconds of Unix time) neither
+/// revoked nor expired.
 ///
-/// # Errors
-/// [`SubkeyFault`]
+/// # Errors [`SubkeyFault`]
 pub(crate) fn may_sign(
     subkey: &SignedPublicSubKey,
     primary: &PublicKey,

@@ -107,12 +107,12 @@ impl Readers {
     }
 }
 
-/// The request for the list of a user's keys.
+/// Returns the request for the list of a user's keys.
 pub fn list_request() -> Element {
     items_request(ns::OPENPGP_KEYS)
 }
 
-/// The request for one key.
+/// Returns the request for one key.
 pub fn key_request(fingerprint: &str) -> Element {
     items_request(&format!("{}:{fingerprint}", ns::OPENPGP_KEYS))
 }
@@ -123,7 +123,7 @@ fn items_request(node: &str) -> Element {
     pubsub
 }
 
-/// The fingerprints in an answer to [`list_request`]: upper case hexadecimal, as their nodes are named.
+/// Returns the fingerprints in an answer to [`list_request`]: upper case hexadecimal, as their nodes are named.
 pub fn fingerprints(answer: &Element) -> Vec<String> {
     let Some(list) = payload(answer).filter(|p| p.is("public-keys-list", ns::OPENPGP)) else {
         return Vec::new();
@@ -138,7 +138,7 @@ pub fn fingerprints(answer: &Element) -> Vec<String> {
         .collect()
 }
 
-/// The certificate in an answer to [`key_request`].
+/// Returns the certificate in an answer to [`key_request`].
 pub fn certificate(answer: &Element) -> Option<Vec<u8>> {
     let data = payload(answer)?
         .children()

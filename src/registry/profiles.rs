@@ -80,7 +80,8 @@ impl Default for Profiles {
 }
 
 impl Profiles {
-    /// A cache for a database that notifies of changes by others; nothing is kept before it is said that they are heard.
+    /// Creates a cache for a database that notifies of changes by others; nothing is kept before it is said that they
+    /// are heard.
     pub(super) fn notified() -> Self {
         Self { bypassed: AtomicBool::new(true), age: Some(AGE), ..Self::default() }
     }
@@ -90,7 +91,7 @@ impl Profiles {
         &self.changes[usize::try_from(hash % COUNTERS as u64).unwrap_or_default()]
     }
 
-    /// What is known to be true now.
+    /// Returns what is known to be true now.
     pub(super) fn get(&self, owner: &BareJid) -> Option<Arc<Profile>> {
         if self.bypassed.load(Ordering::SeqCst) {
             return None;
@@ -101,7 +102,7 @@ impl Profiles {
         (fresh && entry.read_at.changes == now.changes).then_some(entry.profile)
     }
 
-    /// The count of changes and the time, to be taken before the database is read.
+    /// Returns the count of changes and the time, to be taken before the database is read.
     pub(super) fn stamp(&self, owner: &BareJid) -> Stamp {
         Stamp { changes: self.counter(owner).load(Ordering::SeqCst), at: Instant::now() }
     }

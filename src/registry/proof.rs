@@ -104,7 +104,7 @@ impl Challenges {
     }
 }
 
-/// The bytes to be signed.
+/// Returns the bytes to be signed.
 pub fn message(component: &BareJid, owner: &BareJid, nonce: &Nonce) -> Vec<u8> {
     [DOMAIN, component.as_str().as_bytes(), owner.as_str().as_bytes(), nonce].join(&0)
 }

@@ -318,7 +318,7 @@ fn read_new(add: &Element) -> Result<NewKey, Refusal> {
     Ok(new.map_err(|error| bad(&error))?.replacing(replaces))
 }
 
-/// A key as others see it now: one that has expired is superseded, and says why.
+/// Returns a key as others see it now: one that has expired is superseded, and says why.
 fn to_element_as_of(key: &Key, material: Option<&[u8]>, now: OffsetDateTime) -> Element {
     let mut element = to_element(&key.as_of(now), material);
     if key.is_expired(now) {

@@ -92,12 +92,12 @@ impl Database {
         Ok(Self { pool, trust, watch })
     }
 
-    /// Whether other programs may change it.
+    /// Returns whether other programs may change it.
     pub(super) fn is_shared(&self) -> bool {
         self.watch.is_some()
     }
 
-    /// What others have changed since this was asked last: all that was committed before it is asked.
+    /// Returns what others have changed since this was asked last: all that was committed before it is asked.
     pub(super) async fn news(&self) -> Result<News, sqlx::Error> {
         match &self.watch {
             Some(watch) => watch.look().await,
@@ -196,7 +196,7 @@ async fn announce(_: &mut Connection, _: &BareJid) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// The same of whom admins have blocked.
+/// Returns the same of whom admins have blocked.
 async fn announce_blocks(_: &mut Connection) -> Result<(), sqlx::Error> {
     Ok(())
 }
@@ -238,7 +238,7 @@ mod tests {
         db.add(&romeo(), &new, 100, &Actor::User(romeo()), NOW, id).await.map(|_| ())
     }
 
-    /// A list that needs many pages.
+    /// Returns a list that needs many pages.
     fn long(visibility: Visibility) -> Settings {
         let jid = |n| BareJid::new(&format!("{n}{}@example.org", "x".repeat(900))).unwrap();
         Settings { visibility, allowed: (0..256).map(jid).collect() }

@@ -21,7 +21,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// The name in hints.
+    /// Returns the name in hints.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Match => "match",
@@ -93,8 +93,8 @@ pub fn judge<'a>(keys: &'a [Key], method: Option<Method>, print: &Print) -> Judg
     Judgement { verdict: if any { Verdict::Mismatch } else { Verdict::Unknown }, key: None }
 }
 
-/// Whether of a key only the print of its public key is known, and `print` may be that of a certificate with it: whoever
-/// sees the certificate can tell, and finds the key in the registry.
+/// Returns whether of a key only the print of its public key is known, and `print` may be that of a certificate with
+/// it: whoever sees the certificate can tell, and finds the key in the registry.
 fn is_spki_alone(key: &Key, print: &Print) -> bool {
     key.method == Method::X509
         && !key.has_material
@@ -102,7 +102,8 @@ fn is_spki_alone(key: &Key, print: &Print) -> bool {
         && key.prints.iter().all(|own| own.hash() == HashKind::SpkiSha256)
 }
 
-/// Whether a print may be that of a revoked key, and nobody can tell: of the key only prints by another hash are known.
+/// Returns whether a print may be that of a revoked key, and nobody can tell: of the key only prints by another hash
+/// are known.
 fn may_be(key: &Key, print: &Print) -> bool {
     let kinds: &[HashKind] = match (key.method, print.hash()) {
         // An OpenPGP key has one fingerprint.
@@ -118,11 +119,10 @@ fn may_be(key: &Key, print: &Print) -> bool {
         && !kinds.iter().any(|kind| key.prints.iter().any(|own| own.hash() == *kind))
 }
 
-/// The method of a print that was offered without one: that of the user's key with this print, else by length.
+/// Returns the method of a print that was offered without one: that of the user's key with this print, else by length.
 ///
-/// The length hardly decides: 20 bytes are a certificate's SHA-1 or an OpenPGP v4 fingerprint, 32 bytes a
-/// certificate's SHA-256 or a v6 fingerprint. Both are taken for `x509`, as in the offers that have
-/// prints without methods.
+/// The length hardly decides: 20 bytes are a certificate's SHA-1 or an OpenPGP v4 fingerprint, 32 bytes a certificate's
+/// SHA-256 or a v6 fingerprint. Both are taken for `x509`, as in the offers that have prints without methods.
 pub fn resolve_method(keys: &[Key], print: &Print) -> Method {
     let matching = |active: bool| {
         keys.iter().find(|key| (key.state == State::Active) == active && key.has(print))

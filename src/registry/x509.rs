@@ -99,7 +99,7 @@ fn check_key(spki: &SubjectPublicKeyInfo<'_>) -> Result<(), Unusable> {
     Ok(())
 }
 
-/// The length of a number, big-endian, without leading zeros.
+/// Returns the length of a number, big-endian, without leading zeros.
 fn bits(number: &[u8]) -> usize {
     let digits = number.iter().position(|byte| *byte != 0).map_or(&[][..], |at| &number[at..]);
     digits.first().map_or(0, |first| digits.len() * 8 - first.leading_zeros() as usize)

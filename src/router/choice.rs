@@ -123,12 +123,11 @@ pub struct Unanswered {
 }
 
 impl Router {
-    /// The full JID that a proxied address stands for. `None`: the stanza will be handled when that is known.
+    /// Returns the full JID that a proxied address stands for. `None`: the stanza will be handled when that is known.
     ///
     /// `application` is what a session is for: a resource that announces it goes before others.
     ///
-    /// # Errors
-    /// What the sender is told if it stands for nobody.
+    /// # Errors What the sender is told if it stands for nobody.
     pub(super) fn reachable(
         &mut self,
         stanza: &Stanza,
@@ -417,7 +416,7 @@ impl Router {
     }
 }
 
-/// What an error says of the resource that was asked whether it is there.
+/// Returns what an error says of the resource that was asked whether it is there.
 async fn sign_of(error: &Element, requests: &Requests, own: &Jid, to: &Jid) -> Sign {
     let is = |condition| error.has_child(condition, ns::STANZA_ERRORS);
     if is("service-unavailable") {
@@ -457,7 +456,8 @@ fn gone_or_refused(error: &Element, account: &Answer, never: &Answer) -> Sign {
     }
 }
 
-/// What the sender is told if all resources that might have taken a stanza are there for the server and say nothing.
+/// Returns what the sender is told if all resources that might have taken a stanza are there for the server and say
+/// nothing.
 fn silent(user: &BareJid, since: Instant) -> Refusal {
     let at = SystemClock.now() - since.elapsed();
     let at = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
@@ -465,7 +465,7 @@ fn silent(user: &BareJid, since: Instant) -> Refusal {
     Refusal::new("wait", "recipient-unavailable", text).with_extra("silent", ns::HINTS)
 }
 
-/// The same if a user's server passes nothing on.
+/// Returns the same if a user's server passes nothing on.
 fn refused(user: &BareJid, component: &BareJid) -> Refusal {
     let text =
         format!("The server of {user} takes nothing from {component} for it: it may be blocked");

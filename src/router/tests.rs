@@ -144,7 +144,7 @@ impl World {
         self.say(&format!("<presence xmlns='jabber:client' from='{from}' to='{COMPONENT}'/>"));
     }
 
-    /// The next stanza that is sent and meant.
+    /// Returns the next stanza that is sent and meant.
     async fn next(&mut self, is_meant: impl Fn(&Element) -> bool) -> Element {
         loop {
             tokio::select! {
@@ -160,7 +160,7 @@ impl World {
         self.router.handle_report(report);
     }
 
-    /// The next disco#info query to a resource.
+    /// Returns the next disco#info query to a resource.
     async fn asked(&mut self, of: &str) -> Element {
         self.next(|sent| sent.attr("to") == Some(of) && sent.has_child("query", ns::DISCO_INFO))
             .await

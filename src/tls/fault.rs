@@ -59,7 +59,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// How the peer is told, by an alert (RFC 8446, 6.2): certificate_expired, certificate_revoked,
+    /// Returns how the peer is told, by an alert (RFC 8446, 6.2): certificate_expired, certificate_revoked,
     /// unsupported_certificate, or access_denied for all else.
     pub(super) fn to_rustls(&self) -> rustls::Error {
         let error = match self {

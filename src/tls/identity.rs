@@ -48,7 +48,7 @@ impl Algorithm {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Ed25519, Self::P256, Self::MlDsa65];
 
-    /// The name on the command line.
+    /// Returns the name on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ed25519 => "ed25519",
@@ -104,16 +104,15 @@ impl Identity {
         Self::generate_by(jid, Algorithm::P256)
     }
 
-    /// The same with a key of an algorithm.
+    /// Returns the same with a key of an algorithm.
     ///
-    /// # Errors
-    /// [`IdentityError::Make`].
+    /// # Errors [`IdentityError::Make`].
     pub fn generate_by(jid: &BareJid, algorithm: Algorithm) -> Result<Self, IdentityError> {
         Self::make_by(algorithm, Some(jid), |_| Ok(None))
     }
 
-    /// The same with an extension about the key, which is made of its SubjectPublicKeyInfo (DER), and without a name if
-    /// there is no `jid`.
+    /// Returns the same with an extension about the key, which is made of its SubjectPublicKeyInfo (DER), and without a
+    /// name if there is no `jid`.
     pub(super) fn make<E: From<rcgen::Error>>(
         jid: Option<&BareJid>,
         extension: impl FnOnce(&[u8]) -> Result<Option<CustomExtension>, E>,
@@ -145,20 +144,19 @@ impl Identity {
         })
     }
 
-    /// An identity that says nothing of its user, for channels that are authenticated by other means.
+    /// Returns an identity that says nothing of its user, for channels that are authenticated by other means.
     ///
-    /// # Errors
-    /// [`IdentityError::Make`].
+    /// # Errors [`IdentityError::Make`].
     pub fn anonymous() -> Result<Self, IdentityError> {
         Self::make(None, |_| Ok(None))
     }
 
-    /// An identity of its parts: a DER certificate and a PKCS#8 key.
+    /// Creates an identity of its parts: a DER certificate and a PKCS#8 key.
     pub fn of_parts(certificate: Vec<u8>, key: Vec<u8>) -> Self {
         Self { certificate: certificate.into(), key: key.into() }
     }
 
-    /// The private key, PKCS#8: for keeping it, and nothing else.
+    /// Returns the private key, PKCS#8: for keeping it, and nothing else.
     pub fn private_key(&self) -> &[u8] {
         self.key.secret_pkcs8_der()
     }
@@ -191,7 +189,7 @@ impl Identity {
         write_new(&dir.join(CERTIFICATE), certificate.as_bytes())
     }
 
-    /// The certificate's SHA-256 print.
+    /// Returns the certificate's SHA-256 print.
     pub fn print(&self) -> Print {
         Print::of_certificate(HashKind::Sha256, &self.certificate)
             .expect("SHA-256 of any bytes exists")

@@ -88,15 +88,14 @@ impl std::fmt::Debug for Certifier {
 }
 
 impl Certifier {
-    /// The fingerprint.
+    /// Returns the fingerprint.
     pub fn print(&self) -> &Print {
         self.key.print()
     }
 
-    /// An identity for TLS: a new key, and a certificate in which the OpenPGP key vouches for it, for a day.
+    /// Returns an identity for TLS: a new key, and a certificate in which the OpenPGP key vouches for it, for a day.
     ///
-    /// # Errors
-    /// [`OpenPgpError`]
+    /// # Errors [`OpenPgpError`]
     pub fn certify(&self) -> Result<Identity, OpenPgpError> {
         Identity::make(None, |spki| {
             let message = signed(spki);
@@ -217,17 +216,17 @@ impl OpenPgpKey {
         Ok(write_new(&dir.join(FILE), &armoured)?)
     }
 
-    /// The OpenPGP certificate: what peers and registries may know.
+    /// Returns the OpenPGP certificate: what peers and registries may know.
     pub fn certificate(&self) -> &[u8] {
         &self.material.bytes
     }
 
-    /// The fingerprint.
+    /// Returns the fingerprint.
     pub fn print(&self) -> &Print {
         self.material.prints.first().expect("an OpenPGP certificate has a fingerprint")
     }
 
-    /// Whether a passphrase is needed to sign.
+    /// Returns whether a passphrase is needed to sign.
     pub fn is_locked(&self) -> bool {
         match self.signing_subkey() {
             Some(subkey) => subkey.key.secret_params().is_encrypted(),
@@ -235,10 +234,9 @@ impl OpenPgpKey {
         }
     }
 
-    /// A detached signature over `message`, by the newest signing subkey or else the primary key.
+    /// Returns a detached signature over `message`, by the newest signing subkey or else the primary key.
     ///
-    /// # Errors
-    /// [`OpenPgpError::Passphrase`], [`OpenPgpError::Expired`], [`OpenPgpError::Key`].
+    /// # Errors [`OpenPgpError::Passphrase`], [`OpenPgpError::Expired`], [`OpenPgpError::Key`].
     pub fn sign(&self, message: &[u8], passphrase: &str) -> Result<Vec<u8>, OpenPgpError> {
         self.sign_for(message, passphrase, None)
     }
@@ -310,7 +308,7 @@ fn detached(
     Ok(signature.to_bytes()?)
 }
 
-/// The public part, without pictures and without what others have signed: those tell who knows whom.
+/// Returns the public part, without pictures and without what others have signed: those tell who knows whom.
 fn published(secret: &SignedSecretKey) -> SignedPublicKey {
     let mut certificate = secret.to_public_key();
     let key = certificate.primary_key.clone();
@@ -324,7 +322,7 @@ fn published(secret: &SignedSecretKey) -> SignedPublicKey {
     certificate
 }
 
-/// The bytes that an OpenPGP key signs to vouch for a TLS key.
+/// Returns the bytes that an OpenPGP key signs to vouch for a TLS key.
 fn signed(spki: &[u8]) -> Vec<u8> {
     [DOMAIN, spki].concat()
 }
@@ -372,22 +370,21 @@ impl<'a> Extension<'a> {
     }
 }
 
-/// The fingerprint of the OpenPGP key that vouches for a TLS certificate's key, if one of `pins` does at this time.
+/// Returns the fingerprint of the OpenPGP key that vouches for a TLS certificate's key, if one of `pins` does at this
+/// time.
 ///
-/// # Errors
-/// The [`Fault`]: another key, an expired or revoked one, a signature over another TLS key, or one of another time.
+/// # Errors The [`Fault`]: another key, an expired or revoked one, a signature over another TLS key, or one of another
+/// time.
 ///
-/// # Security
-/// That the peer holds the TLS key is for the handshake to show.
+/// # Security That the peer holds the TLS key is for the handshake to show.
 pub fn vouched(der: &[u8], pins: &[Print], now: UnixTime) -> Result<Print, Fault> {
     judge(der, pins, &[], now)
 }
 
-/// The same, judged by what else is `known` of the OpenPGP certificate: a peer may show an older state of it, in which
-/// a subkey is not revoked yet.
+/// Returns the same, judged by what else is `known` of the OpenPGP certificate: a peer may show an older state of it,
+/// in which a subkey is not revoked yet.
 ///
-/// # Errors
-/// The [`Fault`].
+/// # Errors The [`Fault`].
 pub fn still_vouched(
     der: &[u8],
     print: &Print,
@@ -433,7 +430,7 @@ fn judge(der: &[u8], pins: &[Print], known: &[&[u8]], now: UnixTime) -> Result<P
     Ok(print.clone())
 }
 
-/// The fingerprint that a TLS certificate claims. Only for one that [`vouched`] has let pass.
+/// Returns the fingerprint that a TLS certificate claims. Only for one that [`vouched`] has let pass.
 pub(super) fn claimed(der: &[u8]) -> Option<Print> {
     let material = Material::parse(Method::OpenPgp, Extension::read(der)?.certificate).ok()?;
     material.prints.into_iter().next()
@@ -513,7 +510,7 @@ mod tests {
         OpenPgpKey::new(params.generate(OsRng).unwrap()).unwrap()
     }
 
-    /// The certificate after its owner has revoked the subkey, or the whole key.
+    /// Returns the certificate after its owner has revoked the subkey, or the whole key.
     fn revoked(key: &OpenPgpKey, whole: bool) -> Vec<u8> {
         use pgp::packet::SignatureConfig;
         let primary = &key.secret.primary_key;

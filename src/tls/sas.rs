@@ -20,10 +20,9 @@ const SALT: &[u8] = b"fingerpost:sas:0";
 const ITERATIONS: NonZeroU32 = NonZeroU32::new(1 << 20).expect("it is not zero");
 const MODULUS: u64 = 1_000_000_000_000;
 
-/// The string of a channel between these two, away from the other tasks: it takes a while on purpose.
+/// Returns the string of a channel between these two, away from the other tasks: it takes a while on purpose.
 ///
-/// # Errors
-/// [`TlsError::Failed`] if TLS gives no key material.
+/// # Errors [`TlsError::Failed`] if TLS gives no key material.
 pub async fn of<S>(
     stream: &TlsStream<S>,
     initiator: &BareJid,
@@ -35,7 +34,7 @@ pub async fn of<S>(
         .map_err(|error| TlsError::Failed(std::io::Error::other(error)))
 }
 
-/// The exporter's context: who began the session, and with whom.
+/// Returns the exporter's context: who began the session, and with whom.
 fn context(initiator: &BareJid, responder: &BareJid) -> Vec<u8> {
     [initiator.as_str().as_bytes(), responder.as_str().as_bytes()].join(&0)
 }

@@ -177,7 +177,7 @@ pub async fn accept_for<S: AsyncRead + AsyncWrite + Unpin>(
     Ok((TlsStream::Server(stream), secured))
 }
 
-/// What the verifier has found, and else what the handshake says.
+/// Returns what the verifier has found, and else what the handshake says.
 fn because(verifier: &PinnedVerifier, error: io::Error) -> TlsError {
     match verifier.fault() {
         Some(fault) => TlsError::Unverified(fault.clone()),
@@ -205,10 +205,9 @@ pub fn export<S, const N: usize>(
     material.map_err(|error| TlsError::Failed(io::Error::other(error)))
 }
 
-/// The channel's `tls-exporter` value (RFC 9266).
+/// Returns the channel's `tls-exporter` value (RFC 9266).
 ///
-/// # Errors
-/// [`TlsError::Failed`] before the handshake is done.
+/// # Errors [`TlsError::Failed`] before the handshake is done.
 pub fn binding<S>(stream: &TlsStream<S>) -> Result<[u8; 32], TlsError> {
     export(stream, b"EXPORTER-Channel-Binding", b"")
 }

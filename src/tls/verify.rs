@@ -39,7 +39,7 @@ impl From<Vec<Print>> for Expected {
 }
 
 impl Expected {
-    /// The print of the key that the peer has shown by this method: its certificate's, or its OpenPGP key's.
+    /// Returns the print of the key that the peer has shown by this method: its certificate's, or its OpenPGP key's.
     pub(super) fn shown(&self, certificate: &[u8]) -> Option<Print> {
         match self {
             Self::Certificate(_) | Self::Anyone => {
@@ -63,7 +63,7 @@ pub struct PinnedVerifier {
 }
 
 impl PinnedVerifier {
-    /// A verifier; of an empty list of prints nobody is accepted.
+    /// Creates a verifier; of an empty list of prints nobody is accepted.
     pub fn new(expected: Expected, provider: Arc<CryptoProvider>) -> Self {
         Self { expected, provider, fault: OnceLock::new() }
     }

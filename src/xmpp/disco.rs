@@ -4,7 +4,7 @@ use minidom::Element;
 
 use super::{ns, xml};
 
-/// The answer to disco#info at a command's node (XEP-0050, 2.3).
+/// Returns the answer to disco#info at a command's node (XEP-0050, 2.3).
 pub fn command(node: &str, title: &str) -> Element {
     let mut query = xml::element("query", ns::DISCO_INFO, &[("node", node)]);
     query.append_child(xml::element(
@@ -18,7 +18,7 @@ pub fn command(node: &str, title: &str) -> Element {
     query
 }
 
-/// The answer to disco#info at the node of all commands.
+/// Returns the answer to disco#info at the node of all commands.
 pub fn commands() -> Element {
     let mut query = xml::element("query", ns::DISCO_INFO, &[("node", ns::COMMANDS)]);
     query.append_child(xml::element(
@@ -29,7 +29,7 @@ pub fn commands() -> Element {
     query
 }
 
-/// The answer to disco#info: identities, features, and whom to write to (XEP-0157), if that is configured.
+/// Returns the answer to disco#info: identities, features, and whom to write to (XEP-0157), if that is configured.
 pub fn info(name: &str, contact: &[String], socks5: bool, ibb: bool) -> Element {
     let mut query = Element::bare("query", ns::DISCO_INFO);
     let mut identities = vec![("component", "generic")];
@@ -80,7 +80,7 @@ pub fn info(name: &str, contact: &[String], socks5: bool, ibb: bool) -> Element 
     query
 }
 
-/// The form with the addresses of the service's admins (XEP-0157, 2; XEP-0128).
+/// Returns the form with the addresses of the service's admins (XEP-0157, 2; XEP-0128).
 fn addresses(contact: &[String]) -> Element {
     let mut form = xml::element("x", ns::DATA, &[("type", "result")]);
     for (attributes, values) in [

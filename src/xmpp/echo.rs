@@ -72,7 +72,7 @@ struct Sent {
     fate: Fate,
 }
 
-/// Whether an IQ that comes from the component itself belongs here.
+/// Returns whether an IQ that comes from the component itself belongs here.
 pub(crate) fn is_id(id: &str) -> bool {
     id.starts_with(PREFIX)
 }
@@ -91,7 +91,7 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// A log-in at `now`. `nonce` is random, `before` that of this program's connection before.
+    /// Creates a log-in at `now`. `nonce` is random, `before` that of this program's connection before.
     pub fn new(nonce: u64, before: Option<u64>, now: Instant) -> Self {
         Self { nonce, before, next: 0, sent: Vec::new(), next_at: now, shared_at: None }
     }
@@ -147,12 +147,12 @@ impl Echo {
         self.shared_at = Some(now);
     }
 
-    /// Whether a number may still come back.
+    /// Returns whether a number may still come back.
     pub fn is_waiting(&self) -> bool {
         self.sent.iter().any(|sent| sent.fate == Fate::Waiting)
     }
 
-    /// What the numbers of the last minute say.
+    /// Returns what the numbers of the last minute say.
     pub fn route(&self, now: Instant) -> Route {
         let is_recent = |at: Instant| now.saturating_duration_since(at) < MEMORY;
         if self.shared_at.is_some_and(is_recent) {

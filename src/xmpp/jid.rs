@@ -58,7 +58,7 @@ pub fn canonical_bare(text: &str) -> Option<BareJid> {
     jid.is_bare().then(|| jid.into_bare())
 }
 
-/// The form of a bare address in which it is compared.
+/// Returns the form of a bare address in which it is compared.
 pub fn identity(jid: &BareJid) -> Cow<'_, BareJid> {
     if is_plain(jid.domain().as_str()) {
         return Cow::Borrowed(jid);
@@ -66,7 +66,7 @@ pub fn identity(jid: &BareJid) -> Cow<'_, BareJid> {
     canonical_bare(jid.as_str()).map_or(Cow::Borrowed(jid), Cow::Owned)
 }
 
-/// Whether a domain has no other spelling, which is so for nearly all.
+/// Returns whether a domain has no other spelling, which is so for nearly all.
 fn is_plain(domain: &str) -> bool {
     let letters = domain.bytes().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'));
     letters && !domain.ends_with('.') && !domain.contains("xn--")
@@ -117,7 +117,7 @@ pub fn learn_spelling(stamped: &str, canonical: &Jid) {
     }
 }
 
-/// An address as its server spells it; `None` if that is how it is spelled here.
+/// Returns an address as its server spells it; `None` if that is how it is spelled here.
 pub fn respelled(address: &str) -> Option<String> {
     let end = address.find('/').unwrap_or(address.len());
     let (bare, rest) = address.split_at(end);
@@ -189,10 +189,9 @@ fn starts_escape(text: &str) -> bool {
         .is_some_and(|rest| ESCAPES.iter().any(|(_, code)| rest.starts_with(code)))
 }
 
-/// The proxied address of `user` at `component`, with the user's resource if it has one.
+/// Returns the proxied address of `user` at `component`, with the user's resource if it has one.
 ///
-/// # Errors
-/// `None` if the escaped address would be longer than an address may be (1023 bytes).
+/// # Errors `None` if the escaped address would be longer than an address may be (1023 bytes).
 pub fn proxied(user: &Jid, component: &BareJid) -> Option<Jid> {
     let local = escape(user.to_bare().as_str());
     let text = match user.resource() {
@@ -222,7 +221,7 @@ pub fn unproxied(address: &Jid, component: &BareJid) -> Option<Jid> {
     }
 }
 
-/// A JID as full, if it has a resource.
+/// Returns a JID as full, if it has a resource.
 pub fn full(jid: &Jid) -> Option<FullJid> {
     FullJid::try_from(jid.clone()).ok()
 }

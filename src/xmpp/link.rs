@@ -136,14 +136,14 @@ pub enum LinkError {
     },
 }
 
-/// What may be meant by a server that says `not-authorized`.
+/// Returns what may be meant by a server that says `not-authorized`.
 pub(crate) fn refused(jid: impl fmt::Display, text: &str) -> String {
     let or = if text.is_empty() { ", or has no such component" } else { "" };
     format!("the XMPP server refused the secret for {jid}{or}")
 }
 
-/// How to tell why the server refused the secret, and the cure. `text` is the server's; Prosody gives one, and says
-/// of an unknown component that it is unknown.
+/// Returns how to tell why the server refused the secret, and the cure. `text` is the server's; Prosody gives one, and
+/// says of an unknown component that it is unknown.
 pub(crate) fn refused_cure(jid: impl fmt::Display, text: &str) -> String {
     if text.is_empty() {
         return format!(
@@ -182,20 +182,20 @@ pub(crate) enum Unlinked {
     Stopped,
 }
 
-/// Whether an error is what the end of a connection looks like when something was still under way.
+/// Returns whether an error is what the end of a connection looks like when something was still under way.
 fn is_end(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
-/// How a connection broke, for people.
+/// Returns how a connection broke, for people.
 fn broken(error: &io::Error) -> String {
     let what = if is_end(error) { "the XMPP server closed the connection: " } else { "" };
     format!("{what}{error}")
 }
 
 impl Unlinked {
-    /// Whether a stanza that was too large for the server may be the reason.
+    /// Returns whether a stanza that was too large for the server may be the reason.
     fn may_be_for_size(&self) -> bool {
         match self {
             Self::Stream { condition, .. } => {
@@ -231,7 +231,7 @@ impl Unlinked {
         }
     }
 
-    /// Whether the server does not want this component, whatever it sends.
+    /// Returns whether the server does not want this component, whatever it sends.
     fn is_refusal(&self) -> bool {
         const CONDITIONS: [&str; 5] =
             ["conflict", "host-gone", "host-unknown", "not-authorized", "see-other-host"];
@@ -423,7 +423,7 @@ impl Servers {
         Self { count, current: 0, refused: vec![false; count], was_up: false }
     }
 
-    /// The number of the server to try.
+    /// Returns the number of the server to try.
     fn current(&self) -> usize {
         self.current
     }
@@ -684,7 +684,7 @@ impl Large {
         Self { bytes, kind: kind.to_owned(), payload, sent: Instant::now() }
     }
 
-    /// Whether the connection may have ended so because of it.
+    /// Returns whether the connection may have ended so because of it.
     fn may_be_why(&self, ended: &Unlinked, now: Instant) -> bool {
         let recent = now.saturating_duration_since(self.sent) < SUSPECT;
         ended.may_be_for_size() && (recent || matches!(ended, Unlinked::Stream { .. }))
@@ -697,7 +697,8 @@ impl fmt::Display for Large {
     }
 }
 
-/// Whether a stanza has an addressee, and a sender of the component's domain: servers end the stream at one that has not.
+/// Returns whether a stanza has an addressee, and a sender of the component's domain: servers end the stream at one
+/// that has not.
 fn is_addressed(element: &Element, domain: &str) -> bool {
     let is_ours = |from: &str| {
         let bare = from.split_once('/').map_or(from, |(bare, _)| bare);
@@ -1028,7 +1029,7 @@ fn stream_error(element: &Element) -> Unlinked {
     Unlinked::Stream { condition: condition.unwrap_or("an error").to_owned(), text }
 }
 
-/// A ping from the component to itself.
+/// Returns a ping from the component to itself.
 pub(crate) fn ping(jid: &BareJid, id: &str) -> Element {
     let address = jid.as_str();
     let mut iq = xml::element(

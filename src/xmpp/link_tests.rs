@@ -85,7 +85,7 @@ impl Linked {
         linked
     }
 
-    /// What is written up to a marker that is sent behind all else.
+    /// Returns what is written up to a marker that is sent behind all else.
     async fn written(&mut self) -> String {
         let addressed = [("from", "xtls.example.org"), ("to", "a@b"), ("id", "marker")];
         let marker = xml::element("message", ns::CLIENT, &addressed);
@@ -112,7 +112,7 @@ async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// A stanza that is `size` bytes long where it is written.
+/// Returns a stanza that is `size` bytes long where it is written.
 fn stanza(name: &str, type_: &str, size: usize, filling: &str) -> Element {
     let attributes =
         [("type", type_), ("from", "xtls.example.org"), ("to", "bob@example.org/b"), ("id", "7")];

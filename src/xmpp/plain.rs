@@ -52,13 +52,13 @@ pub(crate) struct Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    /// An attribute's value; empty if it is not there.
+    /// Returns an attribute's value; empty if it is not there.
     pub(crate) fn get(&self, name: &str) -> &'a str {
         let pairs = &self.pairs[..self.count];
         pairs.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
@@ -78,7 +78,7 @@ impl<'a> Attributes<'a> {
 }
 
 impl Plain<'_> {
-    /// The same as a tree, in [`ns::CLIENT`].
+    /// Returns the same as a tree, in [`ns::CLIENT`].
     pub fn to_element(&self) -> Element {
         let mut element = Element::bare(self.name, ns::CLIENT);
         self.attributes.set_on(&mut element);
@@ -161,7 +161,7 @@ impl<'a> Scanner<'a> {
         Ok(Payload { name: tag.name, namespace, attributes: tag.attributes, text })
     }
 
-    /// A start tag from its name on.
+    /// Returns a start tag from its name on.
     fn tag(&mut self) -> Result<Tag<'a>, Stop> {
         let name = self.name()?;
         let mut tag =
@@ -227,7 +227,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// An end tag, from its slash on.
+    /// Returns an end tag, from its slash on.
     fn end(&mut self, name: &str) -> Result<(), Stop> {
         self.expect(b"/")?;
         self.expect(name.as_bytes())?;
@@ -272,8 +272,8 @@ fn plain_text(bytes: &[u8]) -> Result<&str, Stop> {
     str::from_utf8(bytes).map_err(|_| Stop::Other)
 }
 
-/// Whether a text stands for itself wherever it stands: printable ASCII but for `<`, `>` and `&`. As an attribute's
-/// value it must not hold its quote either.
+/// Returns whether a text stands for itself wherever it stands: printable ASCII but for `<`, `>` and `&`. As an
+/// attribute's value it must not hold its quote either.
 pub(crate) fn is_plain(bytes: &[u8]) -> bool {
     let is_odd =
         |byte: u8| !(0x20..0x7f).contains(&byte) | (byte == b'<') | (byte == b'>') | (byte == b'&');

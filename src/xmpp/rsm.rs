@@ -70,22 +70,22 @@ impl Request {
         Ok(Some(Self { max, place: places.pop().unwrap_or(Place::First) }))
     }
 
-    /// The page behind the item of this name.
+    /// Returns the page behind the item of this name.
     pub fn after(uid: &str) -> Self {
         Self { max: None, place: Place::After(uid.to_owned()) }
     }
 
-    /// The page that begins at this number.
+    /// Returns the page that begins at this number.
     pub fn index(index: usize) -> Self {
         Self { max: None, place: Place::Index(index) }
     }
 
-    /// The same with so many items at most.
+    /// Returns the same with so many items at most.
     pub fn at_most(self, max: usize) -> Self {
         Self { max: Some(self.max.map_or(max, |own| own.min(max))), ..self }
     }
 
-    /// The name that [`Page::new`] needs the position of, if any.
+    /// Returns the name that [`Page::new`] needs the position of, if any.
     pub fn uid(&self) -> Option<&str> {
         match &self.place {
             Place::After(uid) | Place::Before(uid) => Some(uid),
@@ -116,11 +116,10 @@ pub struct Page<T> {
 }
 
 impl<T> Page<T> {
-    /// A page of `count` items, of which all that is sent may be `room` bytes long. `position` is the number of the item
-    /// that the request names, if there is such an item.
+    /// Returns a page of `count` items, of which all that is sent may be `room` bytes long. `position` is the number of
+    /// the item that the request names, if there is such an item.
     ///
-    /// # Errors
-    /// `item-not-found` if there is none.
+    /// # Errors `item-not-found` if there is none.
     pub fn new(
         request: Option<&Request>,
         count: usize,
@@ -160,7 +159,7 @@ impl<T> Page<T> {
         })
     }
 
-    /// The number of the item to be offered next.
+    /// Returns the number of the item to be offered next.
     pub fn wants(&self) -> Option<usize> {
         if self.full || self.left.is_empty() {
             return None;
@@ -207,7 +206,7 @@ impl<T> Page<T> {
         Ok(())
     }
 
-    /// The items of the page, and the `<set/>` that goes with them, if one does.
+    /// Returns the items of the page, and the `<set/>` that goes with them, if one does.
     pub fn finish(mut self) -> (Vec<T>, Option<Element>) {
         let is_whole = self.taken.len() == self.count;
         if self.count == 0 || is_whole && !self.asked {
@@ -255,7 +254,7 @@ fn with_text(name: &str, text: &str) -> Element {
     element
 }
 
-/// The request for what comes behind the item of this name.
+/// Returns the request for what comes behind the item of this name.
 pub fn after(uid: &str) -> Element {
     let mut set = Element::bare("set", ns::RSM);
     set.append_child(with_text("after", uid));
@@ -295,17 +294,16 @@ impl Part {
     }
 }
 
-/// What is left of `room` for the children of an element that has none yet.
+/// Returns what is left of `room` for the children of an element that has none yet.
 pub fn room_inside(element: &Element, room: usize) -> usize {
     // `<x …/>` becomes `<x …>…</x>`.
     let own = size::of(element).map_or(usize::MAX, |size| size + element.name().len() + 2);
     room.saturating_sub(own)
 }
 
-/// The length of an element where it stands inside of another one of the same namespace.
+/// Returns the length of an element where it stands inside of another one of the same namespace.
 ///
-/// # Errors
-/// `internal-server-error` if it holds what XML cannot carry.
+/// # Errors `internal-server-error` if it holds what XML cannot carry.
 pub fn size_inside(element: &Element) -> Result<usize, Refusal> {
     let mut outer = Element::bare("x", element.ns());
     let empty = size::of(&outer).map_err(|_| Refusal::internal())?;
@@ -326,8 +324,8 @@ mod tests {
         Request::read(&text.parse().unwrap())
     }
 
-    /// A page of items that are named by their numbers and are each `size` bytes long; its set as (first, index, last,
-    /// count).
+    /// Returns a page of items that are named by their numbers and are each `size` bytes long; its set as (first,
+    /// index, last, count).
     fn page(
         inside: Option<&str>,
         count: usize,

@@ -35,28 +35,27 @@ pub const CLIENT: usize = 250_000;
 /// What a block of an in-band bytestream takes on the wire beside its base64: two addresses and the tags around it.
 const BLOCK_FRAME: usize = 7_000;
 
-/// The length of a stanza, or of another element, in the form in which the link writes it.
+/// Returns the length of a stanza, or of another element, in the form in which the link writes it.
 ///
-/// # Errors
-/// If it holds what XML cannot carry.
+/// # Errors If it holds what XML cannot carry.
 pub fn of(element: &Element) -> std::io::Result<usize> {
     let mut bytes = Vec::new();
     xml::write(element, &mut bytes)?;
     Ok(bytes.len())
 }
 
-/// The largest block of an in-band bytestream, before base64, whose stanza is not longer than `limit`.
+/// Returns the largest block of an in-band bytestream, before base64, whose stanza is not longer than `limit`.
 pub fn largest_block(limit: usize) -> u16 {
     u16::try_from(limit.saturating_sub(BLOCK_FRAME) / 4 * 3).unwrap_or(u16::MAX).max(1)
 }
 
-/// The answer to a stanza that would be too long to be sent on.
+/// Returns the answer to a stanza that would be too long to be sent on.
 pub fn refusal(size: usize, limit: usize) -> Refusal {
     let text = format!("The stanza would be {size} bytes long; at most {limit} are sent");
     too_big(text)
 }
 
-/// The answer to a request whose result would be too long.
+/// Returns the answer to a request whose result would be too long.
 fn answer_refusal(size: usize, limit: usize) -> Refusal {
     let text = format!(
         "The answer would be {size} bytes long; at most {limit} are sent: ask for less of it at once (XEP-0059)"
@@ -64,7 +63,7 @@ fn answer_refusal(size: usize, limit: usize) -> Refusal {
     too_big(text)
 }
 
-/// The error for something that is too long, with the condition of XEP-0205.
+/// Returns the error for something that is too long, with the condition of XEP-0205.
 pub fn too_big(text: impl Into<String>) -> Refusal {
     Refusal::new("modify", "policy-violation", text).with_extra("stanza-too-big", ns::ERRORS)
 }

@@ -89,7 +89,7 @@ impl Unreadable {
         Some(answer)
     }
 
-    /// The same for a request whose address cannot be read.
+    /// Returns the same for a request whose address cannot be read.
     pub(crate) fn refuse_address(&self) -> Option<Element> {
         let text = "An address of this stanza cannot be read";
         self.refuse(&Refusal::new("modify", "jid-malformed", text))
@@ -122,11 +122,10 @@ impl Stanza {
         })
     }
 
-    /// The same with its sender's address in the form in which addresses are compared; answers go to the address as it
-    /// was stamped.
+    /// Returns the same with its sender's address in the form in which addresses are compared; answers go to the
+    /// address as it was stamped.
     ///
-    /// # Errors
-    /// [`Unreadable`], with the element.
+    /// # Errors [`Unreadable`], with the element.
     pub fn parse_canonical(element: Element) -> Result<Self, Box<Unreadable>> {
         let mut stanza = Self::parse(element)?;
         let stamped = stanza.stamped();
@@ -138,17 +137,17 @@ impl Stanza {
         Ok(stanza)
     }
 
-    /// The sender's address as the server has stamped it.
+    /// Returns the sender's address as the server has stamped it.
     fn stamped(&self) -> &str {
         self.element.attr("from").unwrap_or_else(|| self.from.as_str())
     }
 
-    /// Whether it is an IQ that asks for an answer.
+    /// Returns whether it is an IQ that asks for an answer.
     pub fn is_request(&self) -> bool {
         self.kind == Kind::Iq && matches!(self.type_.as_str(), "get" | "set")
     }
 
-    /// The first child element that is no `<error/>`: an IQ's payload.
+    /// Returns the first child element that is no `<error/>`: an IQ's payload.
     pub fn payload(&self) -> Option<&Element> {
         self.element.children().find(|child| !child.is("error", ns::CLIENT))
     }
@@ -158,7 +157,7 @@ impl Stanza {
         weight(&self.element)
     }
 
-    /// The `type='result'` answer, with the given payload.
+    /// Returns the `type='result'` answer, with the given payload.
     pub fn result(&self, payload: Option<Element>) -> Element {
         let mut builder = Element::builder("iq", ns::CLIENT)
             .attr(rxml::xml_ncname!("type").into(), "result")
@@ -171,13 +170,13 @@ impl Stanza {
         builder.build()
     }
 
-    /// The `type='error'` answer.
+    /// Returns the `type='error'` answer.
     pub fn refuse(&self, refusal: &Refusal) -> Element {
         metrics::REFUSALS.count(&[refusal.condition]);
         self.error(refusal.to_element())
     }
 
-    /// The same with the `<error/>` that someone else has given.
+    /// Returns the same with the `<error/>` that someone else has given.
     pub fn error(&self, error: Element) -> Element {
         let name = match self.kind {
             Kind::Iq => "iq",
@@ -197,7 +196,7 @@ impl Stanza {
 /// What an element takes in memory beside its text, and an attribute beside its value.
 const OVERHEAD: (usize, usize) = (256, 96);
 
-/// The depth of an element is bounded where it is read.
+/// Returns the depth of an element is bounded where it is read.
 fn weight(element: &Element) -> usize {
     let attributes: usize = element.attrs().iter().map(|(_, value)| OVERHEAD.1 + value.len()).sum();
     let texts: usize = element.texts().map(str::len).sum();
@@ -232,7 +231,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal without an application condition.
+    /// Creates a refusal without an application condition.
     pub fn new(type_: &'static str, condition: &'static str, text: impl Into<String>) -> Self {
         Self { type_, condition, text: text.into(), extra: None }
     }
@@ -242,17 +241,17 @@ impl Refusal {
         Self::new("modify", "bad-request", expected)
     }
 
-    /// The asker may not.
+    /// Returns the asker may not.
     pub fn forbidden() -> Self {
         Self::new("auth", "forbidden", "")
     }
 
-    /// What was named does not exist (for this asker).
+    /// Returns what was named does not exist (for this asker).
     pub fn item_not_found(text: impl Into<String>) -> Self {
         Self::new("cancel", "item-not-found", text)
     }
 
-    /// The Jingle session that was named is not there (XEP-0166, 10).
+    /// Returns the Jingle session that was named is not there (XEP-0166, 10).
     pub fn unknown_session(text: impl Into<String>) -> Self {
         Self::item_not_found(text).with_extra("unknown-session", ns::JINGLE_ERRORS)
     }
@@ -262,7 +261,7 @@ impl Refusal {
         Self::new("cancel", "service-unavailable", "")
     }
 
-    /// A limit is reached.
+    /// Creates a limit is reached.
     pub fn resource_constraint(text: impl Into<String>) -> Self {
         Self::new("wait", "resource-constraint", text)
     }
@@ -278,7 +277,7 @@ impl Refusal {
         self
     }
 
-    /// The `<error/>` element.
+    /// Returns the `<error/>` element.
     pub fn to_element(&self) -> Element {
         let mut error = Element::builder("error", ns::CLIENT)
             .attr(rxml::xml_ncname!("type").into(), self.type_)

@@ -7,12 +7,12 @@ use std::borrow::Cow;
 
 use minidom::{Element, Node};
 
-/// Whether XML can carry a character.
+/// Returns whether XML can carry a character.
 pub fn is_carried(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | ' '..='\u{FFFD}' | '\u{10000}'..)
 }
 
-/// The first character of a text that XML cannot carry.
+/// Returns the first character of a text that XML cannot carry.
 pub fn first_not_carried(text: &str) -> Option<char> {
     text.chars().find(|c| !is_carried(*c))
 }

@@ -465,7 +465,7 @@ fn allowed(text: Cow<'_, str>) -> Cow<'_, str> {
     }
 }
 
-/// Whether XML calls it white space.
+/// Returns whether XML calls it white space.
 pub(crate) fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\n' | '\r')
 }
@@ -476,7 +476,7 @@ mod tests {
 
     use super::*;
 
-    /// Every token of `bytes`, read in pieces of one size; runs of text joined.
+    /// Returns every token of `bytes`, read in pieces of one size; runs of text joined.
     fn tokens(bytes: &[u8], piece: usize, limit: usize) -> Vec<String> {
         let mut tokenizer = Tokenizer::new(limit);
         let mut out: Vec<String> = Vec::new();

@@ -248,7 +248,7 @@ impl XmlParser {
         }
     }
 
-    /// Whether what comes next is a first-level element from its first byte, or white space before it.
+    /// Returns whether what comes next is a first-level element from its first byte, or white space before it.
     pub(crate) fn is_between(&self) -> bool {
         self.tree.is_open
             && self.tree.depth == 0
@@ -615,15 +615,16 @@ fn shorten(before: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(written.as_bytes());
 }
 
-/// Whether XML keeps the namespace for itself and has no such name in it, nor has the element or attribute a meaning.
-/// Prosody writes what is in there with another prefix or none, which ends the connection of whoever reads it strictly.
+/// Returns whether XML keeps the namespace for itself and has no such name in it, nor has the element or attribute a
+/// meaning. Prosody writes what is in there with another prefix or none, which ends the connection of whoever reads it
+/// strictly.
 fn is_reserved(namespace: &Namespace<'_>, attribute: Option<&NcNameStr>) -> bool {
     let is_known = |name: &NcNameStr| matches!(name.as_str(), "base" | "id" | "lang" | "space");
     *namespace == Namespace::XMLNS
         || *namespace == Namespace::XML && !attribute.is_some_and(is_known)
 }
 
-/// An element with attributes; names are the program's own constants.
+/// Returns an element with attributes; names are the program's own constants.
 pub fn element(name: &str, namespace: &str, attributes: &[(&str, &str)]) -> Element {
     let mut element = Element::bare(name, namespace);
     for (name, value) in attributes {
@@ -653,7 +654,7 @@ pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
 }
 
-/// A copy without children, in another namespace.
+/// Returns a copy without children, in another namespace.
 pub fn head_in(element: &Element, namespace: &str) -> Element {
     let mut copy = Element::bare(element.name(), namespace);
     let attributes: &AttrMap = element.attrs();
@@ -685,7 +686,7 @@ mod tests {
         out
     }
 
-    /// The stanzas of a stream that goes on to its end.
+    /// Returns the stanzas of a stream that goes on to its end.
     async fn stanzas(text: &str) -> Vec<Element> {
         let mut got = all(&format!("{HEADER}{text}</stream:stream>")).await;
         assert!(matches!(got.pop(), Some(Received::Footer)), "{text}: {got:?}");

@@ -26,7 +26,7 @@ fn start(user: &Xtls, args: &[&str], size: usize) -> Process {
     user.start_between(args, "in", "out")
 }
 
-/// Whether everything that the first user has said has reached the second one.
+/// Returns whether everything that the first user has said has reached the second one.
 fn arrived(from: &Xtls, to: &Xtls) -> bool {
     sha256(&from.home().join("in")) == sha256(&to.home().join("out"))
 }

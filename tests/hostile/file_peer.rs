@@ -34,7 +34,8 @@ impl Scene {
         Self { component, alice, bob, server }
     }
 
-    /// A hostile peer as alice offers bob's listener a file; gives what it was told, and the listener, which has ended.
+    /// Returns a hostile peer as alice offers bob's listener a file; gives what it was told, and the listener, which
+    /// has ended.
     fn offers(&self, transport: &str, more: Value, options: &[&str]) -> (Value, Listener) {
         self.bob.run(["trust", "forget", self.alice.jid()]);
         let mut listener = self.bob.listen(options);

@@ -10,7 +10,7 @@ use crate::support::programs::{Component, Options, Xtls, event, script};
 use crate::support::servers::{Kind, Server};
 use crate::support::{PATIENCE, wait_for};
 
-/// The configuration of a component for raw bytes.
+/// Returns the configuration of a component for raw bytes.
 fn raw(more: &str) -> Options {
     let more = format!("[broker]\nrequire_tls = false\n{more}");
     Options { more, ..Options::default() }

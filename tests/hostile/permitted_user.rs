@@ -96,7 +96,7 @@ fn import_revoked_keys(component: &Component, directory: &Path, owner: &str, cou
     assert_eq!(imported.code, 0, "{imported:?}");
 }
 
-/// A certificate, DER, not much smaller than one may be.
+/// Returns a certificate, DER, not much smaller than one may be.
 fn large_certificate(number: usize) -> Vec<u8> {
     let names: Vec<String> = (0..200)
         .map(|other| format!("{number:02}-{other:03}-{}.example.test", "n".repeat(55)))

@@ -12,7 +12,7 @@ use crate::support::{
 
 const KEYS: &str = "urn:fingerpost:keys:0";
 
-/// A request of a user to an address; its id is its number.
+/// Returns a request of a user to an address; its id is its number.
 fn iq(number: usize, kind: &str, to: &str, payload: &str) -> Value {
     let xml = format!("<iq from='[from]' to='{to}' id='n{number}' type='{kind}'>{payload}</iq>");
     json!({"id": format!("n{number}"), "xml": xml})

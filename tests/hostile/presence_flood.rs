@@ -87,7 +87,7 @@ fn presence(number: usize) -> String {
     )
 }
 
-/// The memory of a process that is not in files, bytes.
+/// Returns the memory of a process that is not in files, bytes.
 fn memory(component: &Component) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", component.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
@@ -222,7 +222,7 @@ fn reachable_over_a_restart(kind: Kind) {
     assert!(component.runs());
 }
 
-/// What the component remembers, as its database has it.
+/// Returns what the component remembers, as its database has it.
 fn remembered(component: &Component) -> String {
     let read = "import sqlite3, sys; print(list(sqlite3.connect(sys.argv[1]).execute('SELECT jid FROM reachable')))";
     let output = std::process::Command::new("python3")

@@ -15,7 +15,7 @@ const XTLS: &str = "urn:xmpp:jingle:security:xtls:0";
 const FILE: &str = "<description xmlns='urn:xmpp:jingle:apps:file-transfer:5'><file><name>gift.txt</name>\
     <size>34</size></file></description>";
 
-/// The print of a user's certificate.
+/// Returns the print of a user's certificate.
 pub(crate) fn certificate_print(user: &Xtls) -> String {
     use sha2::{Digest, Sha256};
     let dir = user.home().join("xtls").join(user.jid());
@@ -73,7 +73,7 @@ fn lies(alice: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Whether bob remembers a key of alice.
+/// Returns whether bob remembers a key of alice.
 fn is_known(bob: &Xtls) -> bool {
     bob.run(["trust", "list"]).stdout.contains("alice@example.test")
 }

@@ -39,7 +39,7 @@ fn ask(port: u16, before: &[u8]) -> (TcpStream, Option<u8>) {
     (stream, code)
 }
 
-/// Whether the other side ends the connection.
+/// Returns whether the other side ends the connection.
 fn ends(mut stream: &TcpStream) -> bool {
     let mut rest = Vec::new();
     match stream.read_to_end(&mut rest) {

@@ -15,7 +15,7 @@ use crate::support::{
     servers::{Kind, Server},
 };
 
-/// A page of the component's status server.
+/// Returns a page of the component's status server.
 fn get(port: u16, path: &str) -> String {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
     socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
@@ -24,7 +24,7 @@ fn get(port: u16, path: &str) -> String {
     page
 }
 
-/// A stanza that is sent as it is written here.
+/// Returns a stanza that is sent as it is written here.
 fn stanza(id: &str, xml: String) -> Value {
     json!({"id": id, "xml": xml, "answered": xml.starts_with("<iq")})
 }

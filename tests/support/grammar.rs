@@ -10,7 +10,7 @@
 pub struct Dice(u64);
 
 impl Dice {
-    /// A generator with a seed.
+    /// Creates a generator with a seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -156,7 +156,7 @@ pub struct Grammar {
 }
 
 impl Grammar {
-    /// A grammar with a seed.
+    /// Creates a grammar with a seed.
     pub fn new(seed: u64, comments: bool, most: usize) -> Self {
         let dice = Dice::new(seed);
         Self { dice, comments, most, scope: Vec::new(), depth: 0, out: String::new() }

@@ -36,7 +36,7 @@ pub const USERS: [(&str, &str); 3] =
 /// A text inside transferred content that no log may show.
 pub const MARKER: &str = "MARKER-OF-THE-CONTENT-5d41402abc4b";
 
-/// The directory of the package.
+/// Returns the directory of the package.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -126,7 +126,7 @@ pub fn random_file(path: &Path, size: usize) {
     out.flush().unwrap();
 }
 
-/// The SHA-256 of a file, in hex.
+/// Returns the SHA-256 of a file, in hex.
 pub fn sha256(path: &Path) -> String {
     use sha2::{Digest, Sha256};
     let mut hash = Sha256::new();

@@ -75,22 +75,22 @@ impl Postgres {
         );
     }
 
-    /// The address of the database.
+    /// Returns the address of the database.
     pub fn url(&self) -> String {
         format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", self.port)
     }
 
-    /// The port it listens on.
+    /// Returns the port it listens on.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// What the database takes on the disk, bytes.
+    /// Returns what the database takes on the disk, bytes.
     pub fn database_size(&self) -> u64 {
         self.query("SELECT pg_database_size('fingerpost')").parse().unwrap()
     }
 
-    /// The one value that a query gives.
+    /// Returns the one value that a query gives.
     pub fn query(&self, text: &str) -> String {
         let answer = tool("psql")
             .args(["--host", "127.0.0.1", "--username", "fingerpost", "--port"])
@@ -159,7 +159,7 @@ fn is_root() -> bool {
     id.stdout.starts_with(b"0\n")
 }
 
-/// A program of PostgreSQL, of the latest version there is; not as root.
+/// Returns a program of PostgreSQL, of the latest version there is; not as root.
 fn tool(name: &str) -> Command {
     let versions = Path::new("/usr/lib/postgresql");
     let mut found: Vec<PathBuf> = std::fs::read_dir(versions)

@@ -43,12 +43,12 @@ impl Process {
         read(&self.log)
     }
 
-    /// The same for `stdout` when it was given its own pipe: the process id.
+    /// Returns the same for `stdout` when it was given its own pipe: the process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Whether it has ended, and how.
+    /// Returns whether it has ended, and how.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
@@ -113,7 +113,7 @@ pub fn end_of(child: &mut Child, limit: Duration, why: impl Fn() -> String) -> E
     }
 }
 
-/// A file's text; what is no text is shown as such.
+/// Returns a file's text; what is no text is shown as such.
 pub fn read(path: &Path) -> String {
     let mut bytes = Vec::new();
     if let Ok(mut file) = File::open(path) {

@@ -19,7 +19,7 @@ use super::{COMPONENT, DOMAIN, PATIENCE, SECRET, USERS, free_port, own_program, 
 /// How long a script may take.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(1600);
 
-/// A command to which the kernel refuses system calls.
+/// Returns a command to which the kernel refuses system calls.
 pub fn without(calls: &[&str], program: &Path) -> Command {
     let mut command = clean(Path::new("python3"));
     command.arg(root().join("tests/peers/without.py")).args(calls).arg("--").arg(program);
@@ -163,7 +163,7 @@ impl Component {
         std::mem::replace(&mut self.process, next)
     }
 
-    /// The file with everything it has logged.
+    /// Returns the file with everything it has logged.
     pub fn log_path(&self) -> PathBuf {
         self.directory.path().join("component.log")
     }
@@ -198,7 +198,7 @@ impl Component {
         self.process.id()
     }
 
-    /// The processor time that it has used, seconds.
+    /// Returns the processor time that it has used, seconds.
     pub fn processor_time(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
@@ -212,7 +212,7 @@ impl Component {
         self.process.signal(name);
     }
 
-    /// Whether it runs.
+    /// Returns whether it runs.
     pub fn runs(&mut self) -> bool {
         self.process.ended().is_none()
     }
@@ -240,17 +240,17 @@ pub struct Xtls {
 }
 
 impl Xtls {
-    /// A user's `xtls`, logged in.
+    /// Creates a user's `xtls`, logged in.
     pub fn login(server: &Server, user: &str) -> Self {
         Self::login_from(server, user, None)
     }
 
-    /// The same, at another port of this machine.
+    /// Returns the same, at another port of this machine.
     pub fn login_at(server: &Server, user: &str, port: u16) -> Self {
         Self::login_with(server, user, None, &format!("127.0.0.1:{port}"))
     }
 
-    /// The same, from a network of its own.
+    /// Returns the same, from a network of its own.
     pub fn login_from(server: &Server, user: &str, network: Option<&Network>) -> Self {
         let address = match network {
             None => server.client_address(),
@@ -271,18 +271,18 @@ impl Xtls {
         this
     }
 
-    /// A user's `xtls`, without an account yet.
+    /// Creates a user's `xtls`, without an account yet.
     pub fn new(server: &Server, jid: &str) -> Self {
         let home = tempfile::Builder::new().prefix("fingerpost-xtls-").tempdir().unwrap();
         Self { home, ca: server.ca(), jid: jid.to_owned(), network: None }
     }
 
-    /// The same with a new key, registered.
+    /// Returns the same with a new key, registered.
     pub fn with_key(server: &Server, user: &str) -> Self {
         Self::login(server, user).and_key()
     }
 
-    /// The same with a new key, registered.
+    /// Returns the same with a new key, registered.
     pub fn and_key(self) -> Self {
         for command in ["keygen", "register"] {
             let output = self.run([command]);
@@ -291,7 +291,7 @@ impl Xtls {
         self
     }
 
-    /// The user's address.
+    /// Returns the user's address.
     pub fn jid(&self) -> &str {
         &self.jid
     }
@@ -301,7 +301,7 @@ impl Xtls {
         self.home.path()
     }
 
-    /// The command with these arguments.
+    /// Returns the command with these arguments.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = match &self.network {
             None => clean(&own_program("xtls")),
@@ -347,7 +347,7 @@ impl Xtls {
         self.listen_on(&[&["--once"], more].concat())
     }
 
-    /// The same without `--once`.
+    /// Returns the same without `--once`.
     pub fn listen_on(&self, more: &[&str]) -> Listener {
         let out = self.home.path().join("received");
         std::fs::create_dir_all(&out).unwrap();
@@ -379,12 +379,12 @@ impl Listener {
         self.process.log()
     }
 
-    /// The first event of this name.
+    /// Returns the first event of this name.
     pub fn event(&self, name: &str) -> Option<Value> {
         event(&self.log(), name)
     }
 
-    /// All events of this name.
+    /// Returns all events of this name.
     pub fn events(&self, name: &str) -> Vec<Value> {
         let log = self.log();
         log.lines().filter_map(|line| event(line, name)).collect()
@@ -407,12 +407,12 @@ impl Listener {
         self.process.signal(name);
     }
 
-    /// The files that have arrived, with whatever else is there, but for [`parts`](Self::parts).
+    /// Returns the files that have arrived, with whatever else is there, but for [`parts`](Self::parts).
     pub fn files(&self) -> Vec<PathBuf> {
         self.found(false)
     }
 
-    /// What is kept of files whose transfer broke.
+    /// Returns what is kept of files whose transfer broke.
     pub fn parts(&self) -> Vec<PathBuf> {
         self.found(true)
     }
@@ -429,7 +429,7 @@ impl Listener {
     }
 }
 
-/// The first event of a name in the lines that `--json` prints: `{"event": NAME, …}` or `{NAME: {…}}`.
+/// Returns the first event of a name in the lines that `--json` prints: `{"event": NAME, …}` or `{NAME: {…}}`.
 pub fn event(lines: &str, name: &str) -> Option<Value> {
     lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|value| {
         if value.get("event").and_then(Value::as_str) == Some(name) {
@@ -551,7 +551,7 @@ pub fn qxmpp_transfer(server: &Server, file: &Path) -> Value {
     serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-/// A C++ program of tests/peers, built if that was not done since it changed.
+/// Returns a C++ program of tests/peers, built if that was not done since it changed.
 fn built_with_qxmpp(name: &str) -> PathBuf {
     let source = root().join("tests/peers").join(name).with_extension("cpp");
     let directory = root().join("target/peers");
@@ -580,7 +580,7 @@ fn run_tool(name: &str, arguments: &[&str]) -> String {
     output.stdout
 }
 
-/// The Python with slixmpp in it; for nbxmpp, which needs GLib, Debian's.
+/// Returns the Python with slixmpp in it; for nbxmpp, which needs GLib, Debian's.
 pub fn python(script: &str) -> PathBuf {
     if script.starts_with("nbxmpp_") {
         return PathBuf::from("/usr/bin/python3");
@@ -591,7 +591,7 @@ pub fn python(script: &str) -> PathBuf {
     path
 }
 
-/// A program of ours with no settings of ours in its environment.
+/// Returns a program of ours with no settings of ours in its environment.
 pub fn clean(program: &Path) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {

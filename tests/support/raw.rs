@@ -24,7 +24,7 @@ pub struct Framer {
 }
 
 impl Framer {
-    /// A framer of what comes behind a stream header.
+    /// Creates a framer of what comes behind a stream header.
     pub fn new() -> Self {
         Self::default()
     }
@@ -268,7 +268,7 @@ impl Raw {
     }
 }
 
-/// Whether `bytes` has `part` in it.
+/// Returns whether `bytes` has `part` in it.
 pub fn contains(bytes: &[u8], part: &[u8]) -> bool {
     memchr::memmem::find(bytes, part).is_some()
 }

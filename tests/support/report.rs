@@ -18,7 +18,7 @@ pub fn write(mark: &str, title: &str, text: &str) {
     std::fs::write(path, new).unwrap();
 }
 
-/// The machine and the versions in one line.
+/// Returns the machine and the versions in one line.
 fn machine() -> String {
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

@@ -207,7 +207,7 @@ impl Server {
         }
     }
 
-    /// The name of its Erlang node.
+    /// Returns the name of its Erlang node.
     fn node(&self) -> String {
         format!("fp{}@127.0.0.1", self.c2s)
     }
@@ -317,7 +317,7 @@ impl Server {
         self.process = Some(process);
     }
 
-    /// The port of its own proxy, if it was started to be measured.
+    /// Returns the port of its own proxy, if it was started to be measured.
     pub fn proxy_port(&self) -> Option<u16> {
         self.proxy
     }
@@ -327,7 +327,7 @@ impl Server {
         self.process.as_ref().map(Process::id)
     }
 
-    /// Which server it is.
+    /// Returns which server it is.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -337,7 +337,7 @@ impl Server {
         format!("127.0.0.1:{}", self.c2s)
     }
 
-    /// The port for clients.
+    /// Returns the port for clients.
     pub fn client_port(&self) -> u16 {
         self.c2s
     }
@@ -355,12 +355,12 @@ impl Server {
         format!("{}:{}", self.address.as_deref().expect("another address"), self.component)
     }
 
-    /// The certificate that clients must trust.
+    /// Returns the certificate that clients must trust.
     pub fn ca(&self) -> PathBuf {
         self.path("server.pem")
     }
 
-    /// Where its files are.
+    /// Returns where its files are.
     pub fn directory(&self) -> &std::path::Path {
         self.directory.path()
     }
@@ -370,7 +370,7 @@ impl Server {
         read(&self.path("output.log")) + &read(&self.path("server.log"))
     }
 
-    /// What the scripts in tests/peers must know of it.
+    /// Returns what the scripts in tests/peers must know of it.
     pub fn settings(&self) -> Value {
         let users: serde_json::Map<String, Value> = USERS
             .iter()
@@ -628,7 +628,7 @@ impl Drop for Server {
     }
 }
 
-/// Where the package keeps ejabberd's code, as its starter tells.
+/// Returns where the package keeps ejabberd's code, as its starter tells.
 fn ejabberd_libraries() -> String {
     let root = debian().unwrap_or_else(|| PathBuf::from("/"));
     let starter = root.join("usr/sbin/ejabberdctl");

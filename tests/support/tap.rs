@@ -129,19 +129,19 @@ impl Tap {
         });
     }
 
-    /// Where it listens.
+    /// Returns where it listens.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// How many bytes have passed so far, both ways.
+    /// Returns how many bytes have passed so far, both ways.
     pub fn count(&self) -> usize {
         let connections = self.connections.lock().unwrap();
         let count = |captured: &Captured| captured.up.len() + captured.down.len();
         connections.iter().map(|connection| count(&connection.lock().unwrap())).sum()
     }
 
-    /// What has passed so far.
+    /// Returns what has passed so far.
     pub fn captured(&self) -> Vec<Captured> {
         self.connections
             .lock()

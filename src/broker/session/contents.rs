@@ -19,11 +19,10 @@ use crate::{
     },
 };
 
-/// The content of a session-initiate that is brokered, by its number, and its transport: the first that is secured and
-/// has a transport that can be had here.
+/// Returns the content of a session-initiate that is brokered, by its number, and its transport: the first that is
+/// secured and has a transport that can be had here.
 ///
-/// # Errors
-/// What the initiator is told if there is none.
+/// # Errors What the initiator is told if there is none.
 pub(crate) fn choose(jingle: &Element, options: &Options) -> Result<(usize, Transport), Refusal> {
     let all: Vec<&Element> = contents(jingle).collect();
     if all.is_empty() {
@@ -54,26 +53,27 @@ pub(crate) fn choose(jingle: &Element, options: &Options) -> Result<(usize, Tran
         })
 }
 
-/// The application of a content if two users need it only once between them: a raw TLS stream, or an XML stream. Two
-/// offers of it that cross each other are one too many (XEP-0166, 7.2.16); two files may cross.
+/// Returns the application of a content if two users need it only once between them: a raw TLS stream, or an XML
+/// stream. Two offers of it that cross each other are one too many (XEP-0166, 7.2.16); two files may cross.
 pub(crate) fn channel(jingle: &Element, number: usize) -> Option<String> {
     application(jingle, number)
         .filter(|namespace| [ns::APPS_TLS, ns::XMLSTREAM].contains(&namespace.as_str()))
 }
 
-/// The application of a content: the namespace of its description.
+/// Returns the application of a content: the namespace of its description.
 pub(crate) fn application(jingle: &Element, number: usize) -> Option<String> {
     let mut children = contents(jingle).nth(number)?.children();
     children.find(|child| child.name() == "description").map(Element::ns)
 }
 
-/// The contents of a Jingle element.
+/// Returns the contents of a Jingle element.
 pub(super) fn contents(jingle: &Element) -> impl Iterator<Item = &Element> {
     let namespace = jingle.ns();
     jingle.children().filter(move |child| child.is("content", namespace.as_str()))
 }
 
-/// A content that comes later in a session, in a dialect that its reader knows. `methods` are those of the session.
+/// Returns a content that comes later in a session, in a dialect that its reader knows. `methods` are those of the
+/// session.
 pub(super) fn translated(content: &Element, known: &[Dialect], methods: &[String]) -> Element {
     let prints = hints::judge(&offer::Offer::read(content), methods, &[]).prints();
     dialect::for_peer(content, known, &prints)
@@ -93,8 +93,8 @@ struct Checked {
 }
 
 impl Session {
-    /// The brokered content in what one side says: the one of its name; if the session was offered with one alone,
-    /// that one by whatever name.
+    /// Returns the brokered content in what one side says: the one of its name; if the session was offered with one
+    /// alone, that one by whatever name.
     pub(super) fn own_content<'a>(&self, jingle: &'a Element) -> Option<&'a Element> {
         let named = contents(jingle).find(|content| name(content) == self.name);
         named.or_else(|| contents(jingle).next().filter(|_| self.removed.is_empty()))
@@ -151,7 +151,8 @@ impl Session {
         }
     }
 
-    /// A session-initiate or session-accept for the other side: with the content of this number alone, as checked.
+    /// Returns a session-initiate or session-accept for the other side: with the content of this number alone, as
+    /// checked.
     fn pass(
         &self,
         to: Side,

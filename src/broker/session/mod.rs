@@ -180,7 +180,7 @@ enum Phase {
     Over,
 }
 
-/// The reason in a session-terminate, if it is one of XEP-0166, 7.4.
+/// Returns the reason in a session-terminate, if it is one of XEP-0166, 7.4.
 fn known_reason(jingle: &Element) -> &'static str {
     const REASONS: [&str; 17] = [
         "alternative-session",
@@ -268,8 +268,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// A session for a session-initiate that has been admitted; `leg` is the transport that the initiator offers in
-    /// the content of this number.
+    /// Returns a session for a session-initiate that has been admitted; `leg` is the transport that the initiator
+    /// offers in the content of this number.
     pub(crate) fn new(
         options: Arc<Options>,
         ids: fn() -> String,
@@ -339,12 +339,12 @@ impl Session {
         (self.patience, self.goes_back, self.has_others) = (patience, goes_back, has_others);
     }
 
-    /// How long the responder may take to acknowledge the session-initiate.
+    /// Returns how long the responder may take to acknowledge the session-initiate.
     pub(crate) fn patience(&self) -> Duration {
         self.patience
     }
 
-    /// What is to be done next. Ask until there is nothing.
+    /// Returns what is to be done next. Ask until there is nothing.
     pub(crate) fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
@@ -361,7 +361,7 @@ impl Session {
         news.into_iter().chain(fall_backs).chain(self.stop_at).fold(self.deadline, Instant::min)
     }
 
-    /// Whether it has ended: what [`Session::poll_action`] still gives is its last will.
+    /// Returns whether it has ended: what [`Session::poll_action`] still gives is its last will.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Over)
     }
@@ -459,7 +459,7 @@ impl Session {
         self.absent[side.index()] = false;
     }
 
-    /// Whether the stream of a side runs, and does not need its user's connection to the server.
+    /// Returns whether the stream of a side runs, and does not need its user's connection to the server.
     fn runs_beside_xmpp(&self, side: Side) -> bool {
         matches!(self.phase, Phase::Relaying)
             && matches!(self.legs[side.index()].plan, Plan::S5b { .. })
@@ -539,10 +539,9 @@ impl Session {
         self.send(iq);
     }
 
-    /// Whether a stanza can be sent.
+    /// Returns whether a stanza can be sent.
     ///
-    /// # Errors
-    /// The refusal for what is too long.
+    /// # Errors The refusal for what is too long.
     fn check_size(&self, iq: &Element) -> Result<(), Refusal> {
         let limit = self.options.max_stanza_bytes;
         match size::of(iq) {
@@ -551,7 +550,7 @@ impl Session {
         }
     }
 
-    /// A set request to one side's user.
+    /// Returns a set request to one side's user.
     fn request(&self, side: Side, jingle: Element) -> Element {
         let id = (self.ids)();
         let peer = self.peer(side);
@@ -821,7 +820,7 @@ impl Session {
         }
     }
 
-    /// The side that has kept a session from being set up.
+    /// Returns the side that has kept a session from being set up.
     fn late(&self) -> String {
         let user = |side| self.peer(side).user.to_bare();
         if !self.accepted && !self.legs[1].ready {
@@ -921,12 +920,12 @@ impl Session {
     }
 }
 
-/// What a user is told whose session is not there.
+/// Returns what a user is told whose session is not there.
 pub(crate) fn unknown_session() -> Refusal {
     Refusal::unknown_session("The session is over")
 }
 
-/// The answer to what may come, but not now (XEP-0166, 10).
+/// Returns the answer to what may come, but not now (XEP-0166, 10).
 fn out_of_order(text: &str) -> Refusal {
     Refusal::new("wait", "unexpected-request", text).with_extra("out-of-order", ns::JINGLE_ERRORS)
 }
@@ -940,8 +939,8 @@ fn no_answer() -> Refusal {
         .with_extra("silent", ns::HINTS)
 }
 
-/// Whether an error to a session-initiate says that a client, or its server in its place, has no use for it, so that
-/// another one may.
+/// Returns whether an error to a session-initiate says that a client, or its server in its place, has no use for it, so
+/// that another one may.
 fn is_for_others(error: &Element) -> bool {
     is_gone(error)
         || ["feature-not-implemented", "not-acceptable", "not-allowed", "resource-constraint"]
@@ -949,14 +948,14 @@ fn is_for_others(error: &Element) -> bool {
             .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
 }
 
-/// Whether an error may be a server's about a connection to another server that has just broken.
+/// Returns whether an error may be a server's about a connection to another server that has just broken.
 fn is_undelivered(error: &Element) -> bool {
     ["recipient-unavailable", "remote-server-not-found", "remote-server-timeout"]
         .iter()
         .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
 }
 
-/// Whether an error says that the user, or its session, is not there.
+/// Returns whether an error says that the user, or its session, is not there.
 fn is_gone(error: &Element) -> bool {
     error.has_child("unknown-session", ns::JINGLE_ERRORS)
         || [
@@ -970,7 +969,7 @@ fn is_gone(error: &Element) -> bool {
         .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
 }
 
-/// The error answer to a stanza, with an `<error/>` that came from elsewhere.
+/// Returns the error answer to a stanza, with an `<error/>` that came from elsewhere.
 fn refuse_with(stanza: &Stanza, error: Element) -> Element {
     let mut answer = xml::element(
         "iq",

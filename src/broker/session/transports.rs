@@ -257,7 +257,7 @@ impl Session {
         }
     }
 
-    /// Whether so many questions of our own are open that another transport would be one too many.
+    /// Returns whether so many questions of our own are open that another transport would be one too many.
     fn asks_enough(&self) -> bool {
         let ours = self.questions.values().filter(|asked| !matches!(asked, Question::Forwarded(_)));
         ours.count() >= QUESTIONS
@@ -349,7 +349,7 @@ impl Session {
         self.ask(side, open, Question::Open(side, sid, block_size));
     }
 
-    /// The in-band bytestream's id on a leg: its own, or as the seed has it that of the session.
+    /// Returns the in-band bytestream's id on a leg: its own, or as the seed has it that of the session.
     pub(super) fn stream_sid(&self, side: Side) -> String {
         match &self.legs[side.index()].plan {
             Plan::Ibb { sid: Some(sid), .. } => sid.clone(),

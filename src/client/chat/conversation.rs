@@ -78,7 +78,7 @@ enum Phase {
 }
 
 impl Conversation {
-    /// A chat that we or the peer open. `id` is the stream's, if we respond: unguessable.
+    /// Creates a chat that we or the peer open. `id` is the stream's, if we respond: unguessable.
     pub(crate) fn new(role: Role, names: Names, id: String) -> Self {
         let (own, peer) = (names.own.first().cloned(), names.peer.first().cloned());
         let stream = match role {
@@ -111,7 +111,7 @@ impl Conversation {
         }
     }
 
-    /// How long the present phase may last before [`handle_timeout`](Self::handle_timeout).
+    /// Returns how long the present phase may last before [`handle_timeout`](Self::handle_timeout).
     pub(crate) fn patience(&self) -> Option<Duration> {
         match self.phase {
             Phase::Opening => Some(OPEN),
@@ -134,7 +134,7 @@ impl Conversation {
         }
     }
 
-    /// What is to be sent.
+    /// Returns what is to be sent.
     pub(crate) fn take_output(&mut self) -> Vec<u8> {
         self.stream.take_output()
     }
@@ -144,22 +144,22 @@ impl Conversation {
         self.stream.keep_alive();
     }
 
-    /// What a person is to be told next.
+    /// Returns what a person is to be told next.
     pub(crate) fn poll_news(&mut self) -> Option<News> {
         self.news.pop_front()
     }
 
-    /// Whether lines may be sent.
+    /// Returns whether lines may be sent.
     pub(crate) fn is_open(&self) -> bool {
         self.phase == Phase::Open
     }
 
-    /// Whether all is over.
+    /// Returns whether all is over.
     pub(crate) fn is_over(&self) -> bool {
         self.phase == Phase::Over
     }
 
-    /// Whether one more line may be on its way.
+    /// Returns whether one more line may be on its way.
     pub(crate) fn has_room(&self) -> bool {
         self.waiting.len() < MAX_WAITING
     }
@@ -351,7 +351,7 @@ impl Conversation {
     }
 }
 
-/// The text with what XML 1.0 cannot carry replaced.
+/// Returns the text with what XML 1.0 cannot carry replaced.
 fn carried(text: &str) -> String {
     text.chars()
         .map(|c| match c {

@@ -82,10 +82,9 @@ impl Terminal {
         Ok(Self { output, peer: shown(peer, None), typed, screen })
     }
 
-    /// What the user does next.
+    /// Returns what the user does next.
     ///
-    /// # Cancel safety
-    /// Nothing is lost.
+    /// # Cancel safety Nothing is lost.
     pub(super) async fn next(&mut self) -> Typed {
         self.typed.recv().await.unwrap_or(Typed::End)
     }
@@ -224,7 +223,7 @@ fn edit(typed: mpsc::Sender<Typed>) -> Result<Screen, XtlsError> {
     Ok(Screen { printer, colours, modes })
 }
 
-/// What a line of a person means. `//` begins a line that begins with `/`.
+/// Returns what a line of a person means. `//` begins a line that begins with `/`.
 fn command(line: &str) -> Option<Typed> {
     let line = line.trim_end();
     match line.strip_prefix('/') {

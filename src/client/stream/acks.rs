@@ -31,18 +31,18 @@ pub(crate) enum Step {
 }
 
 impl Acks {
-    /// The stream feature of the responder.
+    /// Returns the stream feature of the responder.
     pub(crate) fn feature() -> Element {
         Element::bare("sm", ns::SM)
     }
 
-    /// The initiator's request, to be sent before its first stanza; what is sent from now on counts.
+    /// Returns the initiator's request, to be sent before its first stanza; what is sent from now on counts.
     pub(crate) fn enable(&mut self) -> Element {
         self.sending = Some(0);
         Element::bare("enable", ns::SM)
     }
 
-    /// Whether what is sent is counted.
+    /// Returns whether what is sent is counted.
     pub(crate) fn is_on(&self) -> bool {
         self.sending.is_some()
     }
@@ -61,7 +61,7 @@ impl Acks {
         }
     }
 
-    /// The word to say before the stream is closed: what was handled.
+    /// Returns the word to say before the stream is closed: what was handled.
     pub(crate) fn last_word(&self) -> Option<Element> {
         self.receiving.map(answer)
     }

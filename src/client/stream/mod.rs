@@ -116,7 +116,7 @@ impl Fault {
         }
     }
 
-    /// The application's own condition beside the defined one (XEP-0198, 4).
+    /// Returns the application's own condition beside the defined one (XEP-0198, 4).
     fn extra(self) -> String {
         match self {
             Self::HandledTooMany { handled, sent } => format!(
@@ -152,7 +152,7 @@ pub(crate) struct XmlStream {
 }
 
 impl XmlStream {
-    /// A stream that we open: the header is ready to be sent.
+    /// Creates a stream that we open: the header is ready to be sent.
     pub(crate) fn initiate(names: Names) -> Self {
         let mut stream = Self::new(Role::Initiator, names, Vec::new(), String::new());
         let to = stream.names.peer.first().cloned();
@@ -160,7 +160,7 @@ impl XmlStream {
         stream
     }
 
-    /// A stream that the peer opens. `id` is to be unguessable (RFC 6120, 4.7.3).
+    /// Creates a stream that the peer opens. `id` is to be unguessable (RFC 6120, 4.7.3).
     pub(crate) fn respond(names: Names, features: Vec<Element>, id: String) -> Self {
         Self::new(Role::Responder, names, features, id)
     }
@@ -178,12 +178,13 @@ impl XmlStream {
         }
     }
 
-    /// Which side we are.
+    /// Returns which side we are.
     pub(crate) fn role(&self) -> Role {
         self.role
     }
 
-    /// What `input` brings next; what was read is taken off it. `None`: more is needed, or the stream has ended.
+    /// Returns what `input` brings next; what was read is taken off it. `None`: more is needed, or the stream has
+    /// ended.
     pub(crate) fn next(&mut self, input: &mut &[u8]) -> Option<Event> {
         while self.state != State::Ended {
             let taken = match self.reader.next(input) {
@@ -246,7 +247,7 @@ impl XmlStream {
         Event::Ended(End::Fault(fault))
     }
 
-    /// What is to be sent.
+    /// Returns what is to be sent.
     pub(crate) fn take_output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.out)
     }

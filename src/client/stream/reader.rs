@@ -42,8 +42,8 @@ impl Reader {
         Self { parser: XmlParser::new(RULES) }
     }
 
-    /// The next thing on the stream, if `input` has the rest of it; what was read is taken off `input`, and no byte
-    /// more.
+    /// Returns the next thing on the stream, if `input` has the rest of it; what was read is taken off `input`, and no
+    /// byte more.
     pub(super) fn next(&mut self, input: &mut &[u8]) -> Result<Option<Received>, Fault> {
         let Some(received) = self.parser.next(input)? else { return Ok(None) };
         Ok(Some(match received {

@@ -23,7 +23,7 @@ fn romeo() -> XmlStream {
     XmlStream::initiate(names("romeo@montague.lit", "juliet@capulet.lit"))
 }
 
-/// All events of `bytes`.
+/// Returns all events of `bytes`.
 fn feed(stream: &mut XmlStream, mut bytes: &[u8]) -> Vec<Event> {
     std::iter::from_fn(|| stream.next(&mut bytes)).collect()
 }
@@ -56,7 +56,7 @@ fn opened() -> XmlStream {
     stream
 }
 
-/// What a peer's `bytes` on an open stream make of it: the fault, and what is sent.
+/// Returns what a peer's `bytes` on an open stream make of it: the fault, and what is sent.
 fn fault(bytes: &str) -> (Fault, String) {
     let mut stream = opened();
     let events = feed(&mut stream, bytes.as_bytes());

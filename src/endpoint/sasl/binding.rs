@@ -31,7 +31,7 @@ impl Channel {
         }
     }
 
-    /// The best type that is among the server's, with its data.
+    /// Returns the best type that is among the server's, with its data.
     pub(super) fn choose(&self, types: &[String]) -> Option<(&'static str, &[u8])> {
         let named = |name: &str| types.iter().any(|known| known == name);
         let exporter = self.exporter.as_ref().filter(|_| named(EXPORTER));
@@ -41,7 +41,7 @@ impl Channel {
             .or_else(|| end_point.map(|data| (END_POINT, data.as_slice())))
     }
 
-    /// The data that a token's mechanism is bound to; `None` if this connection does not have it (XEP-0484 and
+    /// Returns the data that a token's mechanism is bound to; `None` if this connection does not have it (XEP-0484 and
     /// draft-schmaus-kitten-sasl-ht, section 4).
     pub(super) fn of_token(&self, mechanism: &str) -> Option<&[u8]> {
         match mechanism.rsplit('-').next() {
@@ -59,8 +59,8 @@ impl Channel {
     }
 }
 
-/// The certificate's hash, by the hash function of its own signature; MD5 and SHA-1 become SHA-256. `None` for a
-/// signature without a hash function of its own, such as Ed25519: the type is not defined for it.
+/// Returns the certificate's hash, by the hash function of its own signature; MD5 and SHA-1 become SHA-256. `None` for
+/// a signature without a hash function of its own, such as Ed25519: the type is not defined for it.
 pub(super) fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let sha = |bits| match bits {

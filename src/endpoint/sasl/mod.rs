@@ -208,12 +208,12 @@ impl Exchange {
         })
     }
 
-    /// The mechanism's name.
+    /// Returns the mechanism's name.
     pub(super) fn mechanism(&self) -> &str {
         &self.mechanism
     }
 
-    /// The initial response.
+    /// Returns the initial response.
     pub(super) fn initial(&self) -> Vec<u8> {
         match &self.state {
             State::Plain(message) | State::Token(message, _) => message.clone(),
@@ -222,10 +222,10 @@ impl Exchange {
         }
     }
 
-    /// The response to a challenge.
+    /// Returns the response to a challenge.
     ///
-    /// # Errors
-    /// Any [`SaslError`] but [`SaslError::NoMechanism`]: the connection must be given up, nothing more may be sent.
+    /// # Errors Any [`SaslError`] but [`SaslError::NoMechanism`]: the connection must be given up, nothing more may be
+    /// sent.
     pub(super) fn respond(&mut self, challenge: &[u8]) -> Result<Vec<u8>, SaslError> {
         match std::mem::replace(&mut self.state, State::Done) {
             State::First(scram) => {
@@ -259,7 +259,7 @@ impl Exchange {
     }
 }
 
-/// The best mechanism for tokens that the server offers and the connection can have.
+/// Returns the best mechanism for tokens that the server offers and the connection can have.
 pub(super) fn token_mechanism(offered: &[String], channel: &Channel) -> Option<&'static str> {
     TOKENS.into_iter().find(|name| {
         offered.iter().any(|offered| offered == name) && channel.of_token(name).is_some()
@@ -267,7 +267,7 @@ pub(super) fn token_mechanism(offered: &[String], channel: &Channel) -> Option<&
 }
 
 impl Scram {
-    /// The client's final message, and the signature that the server owes.
+    /// Returns the client's final message, and the signature that the server owes.
     fn prove(
         &self,
         challenge: &[u8],
@@ -323,7 +323,7 @@ fn verify(message: &[u8], signature: &[u8]) -> Result<(), SaslError> {
     if bool::from(shown.as_slice().ct_eq(signature)) { Ok(()) } else { Err(SaslError::Server) }
 }
 
-/// The hash of an offer (XEP-0474, section 5.1), in base64.
+/// Returns the hash of an offer (XEP-0474, section 5.1), in base64.
 fn fingerprint(offer: &Offer, hash: Hash) -> String {
     let join = |names: &[String]| {
         let mut names: Vec<&str> = names.iter().map(String::as_str).collect();

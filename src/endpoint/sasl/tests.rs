@@ -9,7 +9,7 @@ fn begin(offer: Offer, channel: &Channel) -> Exchange {
     Exchange::new(offer, channel, "user", Secret::new("pencil"), &[1; 18]).unwrap()
 }
 
-/// A SCRAM client that has sent this nonce, as the examples of the RFCs have it.
+/// Returns a SCRAM client that has sent this nonce, as the examples of the RFCs have it.
 fn with_nonce(hash: Hash, nonce: &str) -> Exchange {
     let scram = Scram {
         hash,

@@ -45,7 +45,7 @@ pub(super) struct Group<D> {
 }
 
 impl<D: Digest> Group<D> {
-    /// The group that is in use.
+    /// Returns the group that is in use.
     pub(super) fn of_3072_bits() -> Self {
         Self::new(N_3072, G_3072)
     }
@@ -59,7 +59,7 @@ impl<D: Digest> Group<D> {
         Self { n, g, params, hash: PhantomData }
     }
 
-    /// The bytes of a public value.
+    /// Returns the bytes of a public value.
     pub(super) fn len(&self) -> usize {
         self.bits() as usize / 8
     }
@@ -95,7 +95,7 @@ impl<D: Digest> Group<D> {
         Zeroizing::new(self.g.pow(x))
     }
 
-    /// A = g^a.
+    /// Returns a = g^a.
     pub(super) fn client_public(&self, a: &Exponent) -> Vec<u8> {
         self.g.pow(&exponent(a)).retrieve().to_be_bytes().into()
     }
@@ -155,7 +155,7 @@ impl<D: Digest> Group<D> {
         BoxedUint::from_be_slice_vartime(&u)
     }
 
-    /// A public value. RFC 5054 asks that it is not 0 modulo N; honest ones are also less than N.
+    /// Returns a public value. RFC 5054 asks that it is not 0 modulo N; honest ones are also less than N.
     fn read(&self, bytes: &[u8]) -> Result<BoxedMontyForm, Illegal> {
         if bytes.len() != self.len() {
             return Err(Illegal);

@@ -8,7 +8,7 @@ fn features(all: &[&str]) -> Input {
     Input::Features(all.iter().map(|&feature| feature.to_owned()).collect())
 }
 
-/// The session-initiate that the responder gets whose client has these features.
+/// Returns the session-initiate that the responder gets whose client has these features.
 fn passed(world: &mut World, all: &[&str]) -> Element {
     world.tell(features(all));
     world.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));

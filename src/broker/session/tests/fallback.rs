@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A session that is accepted, with a SOCKS5 leg on either side.
+/// Returns a session that is accepted, with a SOCKS5 leg on either side.
 fn accepted(offer: &str) -> World {
     let mut world = World::initiated(offer, &[ns::JINGLE_S5B]);
     world.accept(S5B_OFFER);

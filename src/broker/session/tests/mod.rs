@@ -38,7 +38,7 @@ impl World {
         Self::of(&[content(transport)], 0, policies)
     }
 
-    /// A session of which the content of one number is brokered.
+    /// Creates a session of which the content of one number is brokered.
     fn of(contents: &[String], chosen: usize, policies: Policies) -> Self {
         let jid = |text: &str| Jid::new(text).unwrap();
         let component = "xtls.example.org";
@@ -80,7 +80,7 @@ impl World {
         Self { session, now, asked: Vec::new(), sent: Vec::new(), other: Vec::new() }
     }
 
-    /// A session whose session-initiate has been passed on and answered.
+    /// Creates a session whose session-initiate has been passed on and answered.
     fn initiated(transport: &str, features: &[&str]) -> Self {
         let mut world = Self::new(transport, annotate());
         world.look_up(features);
@@ -137,7 +137,7 @@ impl World {
         self.other.iter().any(|action| matches!(action, Action::Join))
     }
 
-    /// The Jingle elements that a side was told or asked, by action.
+    /// Returns the Jingle elements that a side was told or asked, by action.
     fn told(&self, side: Side, action: &str) -> Vec<Element> {
         let user = self.session.peers[side.index()].user.to_string();
         let told = self.sent.iter().filter(|iq| iq.attr("to") == Some(&user));
@@ -149,7 +149,7 @@ impl World {
             .collect()
     }
 
-    /// The error condition, and the one of the application, in the last answer.
+    /// Returns the error condition, and the one of the application, in the last answer.
     fn refused(&self) -> Vec<String> {
         let answer = self.sent.iter().rfind(|iq| iq.attr("type") == Some("error")).unwrap();
         let error = answer.get_child("error", ns::CLIENT).unwrap();
@@ -439,7 +439,7 @@ fn who_vanishes_is_missed() {
     assert_eq!(world.terminated(), [("bob@example.org/b".to_owned(), "gone".to_owned())]);
 }
 
-/// A session in which bytes flow, in-band on both legs.
+/// Returns a session in which bytes flow, in-band on both legs.
 fn in_band() -> World {
     let mut world = World::initiated(IBB_OFFER, &[]);
     world.accept(IBB_OFFER);
@@ -563,7 +563,7 @@ fn a_stream_beside_xmpp_outlives_its_users_connections() {
     assert!(world.session.is_over());
 }
 
-/// A session that relays over these transports.
+/// Returns a session that relays over these transports.
 fn relaying(transport: &str) -> World {
     if transport == IBB_OFFER {
         let mut world = World::initiated(IBB_OFFER, &[]);

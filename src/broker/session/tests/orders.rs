@@ -20,7 +20,7 @@ const ACTIONS: [&str; 13] = [
     "dance",
 ];
 
-/// What a Jingle element may hold.
+/// Returns what a Jingle element may hold.
 fn inside() -> impl Strategy<Value = String> {
     let socks5 = prop::sample::select(vec![
         "<candidate-used cid='x'/>",
