@@ -1,5 +1,4 @@
-//! What all listeners share: errors of accept(2), the pause after one, and file descriptors kept back for the moment when
-//! there are no others.
+//! What all listeners share: the errors of accept(2), the pause after an error, and a reserve of file descriptors.
 
 use std::{fs::File, io, net::SocketAddr, time::Duration};
 
@@ -9,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 /// The first and the longest pause after a failed accept, for example without free file descriptors.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// ENFILE and EMFILE, the same on every system that this runs on.
+/// ENFILE and EMFILE. Their values are the same on every system that the program supports.
 const NO_DESCRIPTORS: [i32; 2] = [23, 24];
 
 /// What an error of accept(2) is about.
@@ -24,7 +23,7 @@ pub(crate) enum Failed {
 }
 
 impl Failed {
-    /// Tells which one it is.
+    /// Classifies an error of accept(2).
     pub(crate) fn of(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionAborted
@@ -77,7 +76,7 @@ impl Reserve {
         reserve
     }
 
-    /// Takes back what was used, as far as descriptors are free.
+    /// Replaces the descriptors that were used, as far as free ones exist.
     pub(crate) fn refill(&mut self) {
         while self.files.len() < self.size
             && let Ok(file) = File::open("/dev/null")
@@ -86,13 +85,13 @@ impl Reserve {
         }
     }
 
-    /// Returns whether none is left.
+    /// Returns whether no descriptor is left.
     pub(crate) fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
 
-    /// Accepts a connection that waits already, in the place of a reserved descriptor. Another thread may be faster and
-    /// take that one, then the next one is tried.
+    /// Accepts a waiting connection with a reserved descriptor. If another thread takes that descriptor first, tries
+    /// the next one.
     pub(crate) fn accept(&mut self, listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
         while let Some(file) = self.files.pop() {
             drop(file);
@@ -141,7 +140,7 @@ mod tests {
         reserve.refill();
         assert_eq!(reserve.files.len(), 2);
         let made = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        // What waits is known to the runtime a moment later.
+        // The runtime learns of a waiting connection a moment later.
         let (_, peer) = loop {
             reserve.refill();
             match reserve.accept(&listener) {

@@ -1,4 +1,4 @@
-//! Who may use the service.
+//! Access: the users, the administrators, and the blocked.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -12,20 +12,20 @@ use crate::xmpp::jid::identity;
 /// The access lists: JIDs and domains in the form in which they are compared, or `*` for anyone.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
-    /// Who may use proxy, broker and registry.
+    /// Users and domains that may use proxy, broker and registry.
     pub users: Vec<String>,
-    /// Who may administer.
+    /// Users and domains that may administer the component.
     pub admins: Vec<String>,
-    /// Who may do nothing; wins over all.
+    /// Users and domains that may do nothing. This list overrides the others.
     pub blocked: Vec<String>,
 }
 
-/// Who may use the service now: the lists of the configuration, and whom admins have blocked by command. Cheap to
-/// clone; all clones change together.
+/// Decides who may use the service now, by the configured lists and the blocks that admins have set by command. Cheap
+/// to clone; all clones change together.
 #[derive(Clone, Debug, Default)]
 pub struct Doors(Arc<RwLock<Lists>>);
 
-/// The lists of the configuration, for many questions.
+/// The configured lists, as sets for quick lookups.
 #[derive(Debug, Default)]
 struct Sets {
     users: HashSet<String>,
@@ -43,14 +43,14 @@ impl From<&Access> for Sets {
 #[derive(Debug, Default)]
 struct Lists {
     configured: Access,
-    /// The same.
+    /// The configured lists as sets.
     sets: Sets,
-    /// Address or domain, and why.
+    /// Addresses and domains that admins have blocked by command, each with the reason.
     commanded: BTreeMap<String, String>,
 }
 
 impl Doors {
-    /// Doors with the lists of the configuration.
+    /// Creates doors with the configured lists.
     pub fn new(configured: Access) -> Self {
         let sets = Sets::from(&configured);
         Self(Arc::new(RwLock::new(Lists { configured, sets, commanded: BTreeMap::new() })))
@@ -74,14 +74,14 @@ impl Doors {
         !lists.block(jid) && listed(&lists.sets.admins, jid)
     }
 
-    /// The lists of the configuration, read again.
+    /// Replaces the configured lists after a reload.
     pub fn set_configured(&self, configured: Access) {
         let mut lists = self.write();
         lists.sets = Sets::from(&configured);
         lists.configured = configured;
     }
 
-    /// All blocks by command, each with its reason.
+    /// Replaces all blocks by command, each with its reason.
     pub fn set_commanded(&self, commanded: impl IntoIterator<Item = (String, String)>) {
         self.write().commanded = commanded.into_iter().collect();
     }

@@ -1,5 +1,4 @@
-//! What admins see and change while the service runs: sessions, blocks, new sessions or none, the configuration, the
-//! level of the log.
+//! What admins can see and change while the service runs: sessions, blocks, draining, the configuration, the log level.
 
 use std::{
     sync::{
@@ -22,8 +21,8 @@ use crate::{
     registry::{Notice, model::Actor, store::Store, store::StoreError},
 };
 
-/// Asks for the configuration to be read again. The answer: settings that changed and need a restart, or what is
-/// wrong with it.
+/// Asks for a reload of the configuration. The answer lists the changed settings that need a restart, or says what is
+/// wrong with the file.
 #[derive(Debug)]
 pub struct Reload(pub oneshot::Sender<Result<Vec<String>, String>>);
 
@@ -38,7 +37,7 @@ pub struct Session {
     pub legs: Option<[&'static str; 2]>,
     /// Whether it is brokered.
     pub brokered: bool,
-    /// For how long.
+    /// The time since the session began.
     pub age: Duration,
     /// Bytes so far, both directions.
     pub bytes: u64,
@@ -58,10 +57,10 @@ pub struct Control {
     started: Instant,
 }
 
-/// The parts that are controlled, and the ways to whoever does what is asked for.
+/// The parts under control, and the channels to the tasks that carry out a request.
 #[derive(Debug)]
 pub struct Parts {
-    /// Who may use the service.
+    /// Decides who may use the service.
     pub doors: Doors,
     /// Brokered sessions.
     pub broker: Broker,
@@ -73,7 +72,7 @@ pub struct Parts {
     pub log: LogLevel,
     /// Chat messages to users.
     pub notices: mpsc::Sender<Notice>,
-    /// To who can read the configuration.
+    /// To the task that can read the configuration.
     pub reloads: mpsc::Sender<Reload>,
 }
 
@@ -86,7 +85,7 @@ impl Control {
         Self { doors, broker, table, store, log, draining, notices, reloads, started }
     }
 
-    /// Who may use the service.
+    /// Returns the rules that decide who may use the service.
     pub fn doors(&self) -> &Doors {
         &self.doors
     }
@@ -96,7 +95,7 @@ impl Control {
         &self.log
     }
 
-    /// Plain transfers, with the counters of all streams.
+    /// Returns the table of plain transfers, which has the counters of all streams.
     pub fn table(&self) -> &Table {
         &self.table
     }
@@ -106,7 +105,7 @@ impl Control {
         &self.store
     }
 
-    /// Since when the service runs.
+    /// Returns when the service started.
     pub fn started(&self) -> Instant {
         self.started
     }
@@ -137,8 +136,8 @@ impl Control {
         all
     }
 
-    /// Ends a session; both users see `text`: in the session-terminate, or for a plain transfer, which has no such
-    /// thing, in a chat message. Says whether there was such a session.
+    /// Ends a session and shows `text` to both users. A plain transfer has no session-terminate, so its users get a
+    /// chat message. Returns whether the session existed.
     pub fn end(&self, session: &Session, text: &str) -> bool {
         if session.brokered {
             return self.broker.end_session(&session.id, "cancel", text);
@@ -155,19 +154,19 @@ impl Control {
         ended
     }
 
-    /// Ends the sessions of those who may not have them any more, and says how many.
+    /// Ends the sessions of users who have lost access, and returns how many.
     pub fn enforce(&self) -> usize {
         let barred = |session: &Session| {
             let [first, second] = &session.users;
             !self.doors.admits(first) || self.doors.blocks(second)
         };
-        let text = "One of its users may not use the service any more";
+        let text = "One of the users has lost access to the service";
         let sessions = self.sessions(None);
         sessions.iter().filter(|session| barred(session) && self.end(session, text)).count()
     }
 
-    /// Blocks a user or a domain on behalf of an admin: from now on and also after a restart. Says whether that is new,
-    /// and how many sessions it ended.
+    /// Blocks a user or a domain on behalf of an admin. The block survives a restart. Returns whether it is new, and
+    /// how many sessions it ended.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -184,7 +183,7 @@ impl Control {
         Ok((fresh, ended))
     }
 
-    /// Takes a block by command back, and says whether there was one.
+    /// Removes a block by command, and returns whether there was one.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -200,7 +199,7 @@ impl Control {
         Ok(was)
     }
 
-    /// Reads again whom admins have blocked, and ends what those users have; says how many sessions.
+    /// Reads the block list again and ends the sessions of blocked users. Returns how many sessions ended.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -214,7 +213,7 @@ impl Control {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Refuses new sessions from now on, or takes them again; those that run go on.
+    /// Refuses new sessions from now on, or accepts them again. Running sessions continue.
     pub fn drain(&self, refuse: bool) {
         self.draining.store(refuse, Ordering::Relaxed);
         self.broker.refuse_sessions(refuse);
@@ -222,7 +221,7 @@ impl Control {
         info!(refuse, "new sessions");
     }
 
-    /// Has the configuration read again: settings that changed and need a restart.
+    /// Reloads the configuration. Returns the changed settings that need a restart.
     ///
     /// # Errors
     /// What is wrong with it, in one line.

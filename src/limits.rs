@@ -1,10 +1,10 @@
 //! Rates: a token bucket for each user, in bounded memory.
 //!
-//! A bucket that nobody has touched for as long as it takes to fill is a full one, so it need not be kept. Buckets live
-//! in two generations: the young one becomes the old one after that time, and the old one is dropped whole.
+//! A bucket that was not used for as long as it takes to fill is full, so it need not be kept. Buckets live in two
+//! generations: after that time the young generation becomes the old one, and the old one is dropped whole.
 //!
-//! A domain with more active users than its share (as in [`crate::shares`]) has one bucket for all that are too many:
-//! names are free, and a stranger who uses each of them once must not push others out.
+//! A domain with more active users than its share (as in [`crate::shares`]) has one bucket for all users beyond the
+//! share. Names cost nothing: a stranger who uses each name once must not push others out.
 
 use std::{
     collections::HashMap,
@@ -17,17 +17,17 @@ use jid::BareJid;
 
 use crate::xmpp::jid::identity;
 
-/// Most users of one generation; about 3 MB.
+/// The most users of one generation; about 3 MB.
 const USERS: usize = 32_768;
-/// How many times a user's rate all users of a domain have together that are beyond its share.
+/// The rate of all users beyond a domain's share together, as a multiple of one user's rate.
 const CROWD: f64 = 50.0;
 
-/// So much per second, and so much at once.
+/// A rate: requests per second, and requests at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
-    /// Per second; 0 is any number.
+    /// Requests per second; 0 is unlimited.
     pub per_second: f64,
-    /// At once, after a pause.
+    /// Requests at once, after a pause.
     pub burst: f64,
 }
 
@@ -65,9 +65,9 @@ impl Bucket {
 #[derive(Debug, Default)]
 struct Generation {
     users: HashMap<u64, Bucket>,
-    /// How many of them each domain has.
+    /// The number of these users by domain.
     domains: HashMap<u64, usize>,
-    /// Of those domains that have more users than their share.
+    /// One bucket for each domain that has more users than its share.
     crowds: HashMap<u64, Bucket>,
 }
 
@@ -103,19 +103,19 @@ impl Rates {
         }
     }
 
-    /// Counts one request of `user`; `false` if it is one too many.
+    /// Counts one request of `user`; returns `false` if it exceeds the rate.
     pub fn allow(&mut self, user: &BareJid, now: Instant) -> bool {
         let user = identity(user);
         self.take(user.as_str(), user.domain().as_str(), 1.0, now)
     }
 
-    /// Returns whether `user` may do something more, without counting it.
+    /// Returns whether `user` may send one more request, without counting it.
     pub fn has_room(&mut self, user: &BareJid, now: Instant) -> bool {
         let user = identity(user);
         self.take(user.as_str(), user.domain().as_str(), 0.0, now)
     }
 
-    /// Counts one request of a whole domain.
+    /// Counts one request against the rate of the whole domain.
     pub fn allow_domain(&mut self, user: &BareJid, now: Instant) -> bool {
         let user = identity(user);
         let domain = user.domain().as_str();
@@ -140,13 +140,13 @@ impl Rates {
             return self.young.users.entry(key).or_insert(bucket).take(cost, rate, now);
         }
         let rate = rate.times(CROWD);
-        // So many domains at once: they are all one.
+        // So many domains at once share one entry.
         let domain = if self.young.crowds.len() < USERS { domain } else { 0 };
         let bucket = self.old.crowds.remove(&domain).unwrap_or_else(|| full(rate));
         self.young.crowds.entry(domain).or_insert(bucket).take(cost, rate, now)
     }
 
-    /// Drops what has had the time to fill.
+    /// Drops the buckets that have had time to fill.
     fn grow_old(&mut self, now: Instant) {
         let life = Duration::from_secs_f64(self.rate.burst / self.rate.per_second);
         let since = *self.since.get_or_insert(now);

@@ -1,7 +1,8 @@
 //! The log, and its level, which may change while the program runs.
 //!
-//! Nobody who logs ever waits for the log's reader. A line is written at once if that cannot block; else it waits in a
-//! bounded queue for a thread that may. What does not fit is dropped, counted, and told when the reader goes on.
+//! No part of the program waits for the log's reader. A line is written at once if that cannot block; otherwise it goes
+//! into a bounded queue, and a thread of its own writes it. Lines that do not fit are dropped and counted; the log
+//! reports the count when the reader continues.
 
 use std::{
     borrow::Cow,
@@ -23,7 +24,7 @@ use tracing_subscriber::{
     EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
-/// The level of the log: what the configuration says, or what an admin has chosen for a while. Cheap to clone.
+/// The log level: the configured one, or the one that an admin has chosen temporarily. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct LogLevel(Arc<Mutex<State>>);
 
@@ -54,20 +55,20 @@ impl LogLevel {
         Self(Arc::new(Mutex::new(state)))
     }
 
-    /// Returns the level in force, and whether it is the configuration's.
+    /// Returns the level in force, and whether it is the configured one.
     pub fn now(&self) -> (String, bool) {
         let state = self.lock();
         let level = state.chosen.as_ref().unwrap_or(&state.configured).clone();
         (level, state.chosen.is_none())
     }
 
-    /// The configuration was read again. What an admin has chosen stays.
+    /// Sets the configured level after a reload. A level that an admin has chosen stays in force.
     pub fn set_configured(&self, level: &str) {
         self.lock().configured = level.to_owned();
         self.apply();
     }
 
-    /// Another level until it is chosen anew; `None` is the configuration's.
+    /// Chooses another level until the next choice; `None` returns to the configured level.
     pub fn choose(&self, level: Option<&str>) {
         self.lock().chosen = level.map(ToOwned::to_owned);
         self.apply();
@@ -78,7 +79,7 @@ impl LogLevel {
         if let Some(handle) = &self.lock().filter
             && let Err(error) = handle.reload(filter(&level))
         {
-            warn!(%error, "the level of the log cannot be changed");
+            warn!(%error, "could not change the log level");
         }
     }
 
@@ -87,8 +88,9 @@ impl LogLevel {
     }
 }
 
-/// What libraries say of whole stanzas may hold content and digests: never below their warnings. What rPGP warns of is
-/// in what users send: it would fill the log at the rate of their requests, and they are told themselves.
+/// Builds the filter for a level. Libraries may log whole stanzas, with content and digests, so never below their
+/// warnings. rPGP warns about what users send, which would fill the log at the rate of their requests; the users get an
+/// error anyway.
 fn filter(level: &str) -> EnvFilter {
     EnvFilter::new(format!("warn,pgp=off,fingerpost={level}"))
 }
@@ -96,7 +98,7 @@ fn filter(level: &str) -> EnvFilter {
 /// The longest line of the log, in bytes. JSON is not cut, for that would not be JSON.
 const LONGEST: usize = 4096;
 
-/// Standard error, where each event is one line, whatever others have put into it.
+/// Standard error, with each event on one line, whatever strangers have put into it.
 #[derive(Clone)]
 struct Lines {
     longest: usize,
@@ -117,23 +119,23 @@ impl Write for Lines {
 /// Bytes that may wait for the log's reader.
 const QUEUE: usize = 1 << 20;
 
-/// A pipe that can be written to takes so many bytes at once, without waiting (PIPE_BUF of Linux).
+/// The bytes that a writable pipe accepts at once, without waiting (PIPE_BUF of Linux).
 const AT_ONCE: usize = 4096;
 
-/// How long the last lines may take at the end of the program, and how often is looked.
+/// How long the last lines may take at the end of the program, and the interval between checks.
 const LAST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(5));
 
-/// Returns the log's own output, made at the first line.
+/// Returns the log's own output, which the first line creates.
 fn output() -> &'static Output<Stderr> {
     static OUTPUT: OnceLock<Output<Stderr>> = OnceLock::new();
     OUTPUT.get_or_init(|| {
         Output::new(io::stderr(), |dropped| {
-            warn!(dropped, "lines of the log were dropped: its reader stood still");
+            warn!(dropped, "log lines dropped: the reader of the log did not keep up");
         })
     })
 }
 
-/// Waits until all lines are written, for a moment: the reader of the log may be gone.
+/// Waits a moment until all lines are written; the reader of the log may be gone.
 pub async fn flush() {
     let written = async {
         while output().shared.waiting.load(Ordering::Acquire) > 0 {
@@ -143,7 +145,7 @@ pub async fn flush() {
     let _gone = tokio::time::timeout(LAST.0, written).await;
 }
 
-/// A file that may block, written to without ever waiting for it.
+/// A file that may block; writing to it never waits.
 #[derive(Debug)]
 struct Output<F> {
     shared: Arc<Shared<F>>,
@@ -155,15 +157,15 @@ struct Shared<F> {
     file: F,
     /// Held while a line is written at once.
     writing: Mutex<()>,
-    /// Lines that wait, and their bytes.
+    /// The waiting lines, and their bytes.
     waiting: AtomicUsize,
     bytes: AtomicUsize,
-    /// Lines dropped since it was last told.
+    /// The lines dropped since the last report.
     dropped: AtomicU64,
 }
 
 impl<F: AsFd + Send + Sync + 'static> Output<F> {
-    /// Starts the thread that writes what cannot be written at once. `told` is called with how many lines were dropped.
+    /// Starts the thread that writes the queued lines. Calls `told` with the number of dropped lines.
     fn new(file: F, told: impl Fn(u64) + Send + 'static) -> Self {
         let shared = Arc::new(Shared {
             file,
@@ -188,12 +190,12 @@ impl<F: AsFd + Send + Sync + 'static> Output<F> {
                 }
             }
         };
-        // Without the thread lines are still written at once where that can be.
+        // Without the thread, lines are still written at once where that cannot block.
         let _started = thread::Builder::new().name("log".to_owned()).spawn(thread);
         Self { shared, queue }
     }
 
-    /// Writes a line, now or later, or drops it.
+    /// Writes a line now, queues it, or drops it.
     fn put(&self, line: &[u8]) {
         let shared = &*self.shared;
         if shared.waiting.load(Ordering::Acquire) == 0
@@ -227,13 +229,13 @@ impl<F: AsFd> Shared<F> {
             && file[0].revents().contains(PollFlags::OUT)
     }
 
-    /// Writes a line, however long that takes. Where nobody can read the log any more there is nobody to tell.
+    /// Writes a line, however long that takes. If the reader of the log is gone, nothing can report that.
     fn write(&self, mut line: &[u8]) {
         while !line.is_empty() {
             match rustix::io::write(&self.file, line) {
                 Ok(n) if n > 0 => line = &line[n..],
                 Err(rustix::io::Errno::INTR) => {}
-                // A file that another program has set not to block.
+                // Another program has made the file non-blocking.
                 Err(rustix::io::Errno::AGAIN) => {
                     let _ready = poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], None);
                 }
@@ -274,13 +276,12 @@ mod tests {
 
     use super::*;
 
-    /// Returns what 10,000 lines become whose reader begins when all are logged: what it reads, and how many were
-    /// dropped.
+    /// Logs 10,000 lines before the reader begins. Returns what the reader sees, and how many lines were dropped.
     fn logged(length: usize) -> (Vec<String>, u64) {
         let (reader, writer): (PipeReader, _) = io::pipe().unwrap();
         let (tell, told) = mpsc::channel();
         let output = Output::new(writer, move |dropped| tell.send(dropped).unwrap());
-        // Nobody reads: this returns all the same.
+        // Nothing reads the log, yet this returns.
         for n in 0..10_000 {
             output.put(format!("{n:0length$}\n").as_bytes());
         }
@@ -300,7 +301,7 @@ mod tests {
         assert!(read.iter().enumerate().all(|(n, line)| line.parse() == Ok(n)), "in their order");
         let (read, dropped) = logged(1000);
         assert!(dropped > 0 && read.len() as u64 + dropped == 10_000, "{} {dropped}", read.len());
-        assert!(read.iter().all(|line| line.len() == 1000), "each is whole");
+        assert!(read.iter().all(|line| line.len() == 1000), "each line is whole");
     }
 
     #[test]
@@ -312,7 +313,7 @@ mod tests {
         let mut line = String::new();
         BufReader::new(reader).read_line(&mut line).unwrap();
         assert_eq!(line, "one\n");
-        // Nobody can read any more.
+        // The reader is gone.
         output.put(b"two\n");
     }
 

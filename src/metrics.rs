@@ -1,7 +1,7 @@
-//! What operators may ask of all but the streams themselves, which `mediator/metrics.rs` counts.
+//! The metrics of everything except the streams, which `mediator/metrics.rs` counts.
 //!
-//! There is one set of counters in a process, as there is one page that shows it. No label holds anything that a user
-//! has chosen: their values are words of this program.
+//! A process has one set of counters and one page that shows it. The labels' values are words of this program, never
+//! anything that a user has chosen.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use std::{
 /// Logins to the XMPP server.
 pub static LINK_CONNECTIONS: Counter =
     Counter::new("link_connections_total", "Logins to the XMPP server that succeeded", &[]);
-/// Why the link was lost, or not made.
+/// Why the link was lost, or could not be made.
 pub static LINK_FAILURES: Counter = Counter::new(
     "link_failures_total",
     "Connections to the XMPP server that ended or were not made, by reason",
@@ -57,13 +57,13 @@ pub static COMMANDS: Counter = Counter::new(
     "Pages of ad-hoc commands, by command and how they were answered",
     &["command", "status"],
 );
-/// What was asked of the database.
+/// Operations on the database.
 pub static REGISTRY_OPERATIONS: Counter = Counter::new(
     "registry_operations_total",
     "Operations on the database, by kind and outcome",
     &["operation", "outcome"],
 );
-/// How long that took.
+/// Durations of operations on the database.
 pub static REGISTRY_SECONDS: Histogram =
     Histogram::new("registry_operation_seconds", "How long operations on the database took");
 
@@ -81,12 +81,12 @@ impl Counter {
         Self { name, help, labels, values: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Adds one to what these values of the labels count.
+    /// Adds one to the counter of these label values.
     pub fn count(&self, values: &[&'static str]) {
         self.add(values, 1);
     }
 
-    /// Adds `n` to it.
+    /// Adds `n` to the counter of these label values.
     pub fn add(&self, values: &[&'static str], n: u64) {
         debug_assert_eq!(values.len(), self.labels.len());
         let mut counted = self.values.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,19 +120,19 @@ impl Counter {
     }
 }
 
-/// Stanzas by direction and kind; there may be tens of thousands in a second.
+/// Stanzas by direction and kind. There may be tens of thousands per second.
 #[derive(Debug)]
 pub struct Stanzas([[AtomicU64; KINDS.len()]; 2]);
 
 const KINDS: [&str; 4] = ["iq", "message", "presence", "other"];
 
 impl Stanzas {
-    /// Counts a stanza of this name that came.
+    /// Counts a received stanza of this name.
     pub fn received(&self, name: &str) {
         self.count(0, name);
     }
 
-    /// Counts a stanza of this name that is to be sent.
+    /// Counts a stanza of this name that is about to be sent.
     pub fn sent(&self, name: &str) {
         self.count(1, name);
     }
@@ -171,7 +171,7 @@ const BOUNDS: [(u64, &str); 10] = [
     (5_000_000, "5"),
 ];
 
-/// How often something took how long.
+/// A histogram of durations.
 #[derive(Debug)]
 pub struct Histogram {
     name: &'static str,
@@ -186,7 +186,7 @@ impl Histogram {
         Self { name, help, buckets, micros: AtomicU64::new(0) }
     }
 
-    /// Counts one that took so long.
+    /// Counts one operation of this duration.
     pub fn took(&self, time: Duration) {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let bucket = BOUNDS.partition_point(|(bound, _)| *bound < micros);
@@ -211,7 +211,7 @@ impl Histogram {
     }
 }
 
-/// All of these in Prometheus' text format.
+/// Writes all of these in Prometheus' text format.
 pub fn write(text: &mut String) {
     for counter in [
         &LINK_CONNECTIONS,
@@ -230,22 +230,22 @@ pub fn write(text: &mut String) {
     REGISTRY_SECONDS.write(text);
 }
 
-/// One figure that is read now.
+/// Writes one value that is read now.
 pub fn gauge(text: &mut String, name: &str, help: &str, value: impl std::fmt::Display) {
     head(text, name, "gauge", help);
     let _ = writeln!(text, "fingerpost_{name} {value}");
 }
 
-/// The lines that say what a metric is.
+/// Writes the lines that describe a metric.
 pub fn head(text: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(text, "# HELP fingerpost_{name} {help}\n# TYPE fingerpost_{name} {kind}");
 }
 
-/// What the system knows of this process: files, memory, processor time. Left out where it does not say.
+/// Writes what the system says of this process: files, memory, processor time. Leaves out what it does not say.
 pub fn process(text: &mut String) {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).ok();
     if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
-        // The directory itself is one of them while it is read.
+        // While the directory is read, it counts as an open file too.
         let open = files.count().saturating_sub(1);
         gauge(text, "process_open_fds", "Open file descriptors", open);
     }
@@ -262,7 +262,7 @@ pub fn process(text: &mut String) {
         let bytes = pages * rustix::param::page_size() as u64;
         gauge(text, "process_resident_memory_bytes", "Memory in use", bytes);
     }
-    // The name in parentheses may have spaces in it.
+    // The name in parentheses may contain spaces.
     let stat = read("stat");
     let fields = stat.as_deref().and_then(|text| text.rsplit_once(") "));
     let ticks = fields.map(|(_, rest)| {

@@ -1,7 +1,6 @@
 //! Fingerprints of keys ("prints") and the TLS methods they belong to.
 //!
-//! Prints come from the wild in many forms: what tools print, what programs show. They are read in
-//! all of them and written in one: upper case hex with colons.
+//! Tools and programs show prints in many forms. All of them are accepted; one is written: upper case hex with colons.
 
 mod printed;
 
@@ -11,7 +10,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-/// How two users may prove who they are to each other (`x509`, `openpgp`, `srp`).
+/// How two users may prove their identity to each other (`x509`, `openpgp`, `srp`).
 ///
 /// Spec: ProtoXEP jingle-xtls 0.0.4, section 10 (TLS methods).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,7 +19,7 @@ pub enum Method {
     X509,
     /// OpenPGP keys.
     OpenPgp,
-    /// A password both sides know.
+    /// A password that both sides know.
     Srp,
 }
 
@@ -59,7 +58,7 @@ impl FromStr for Method {
 #[error("the method must be x509, openpgp or srp")]
 pub struct UnknownMethod;
 
-/// What a print is the hash of, and by which function.
+/// The hashed object and the hash function of a print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HashKind {
     /// SHA-1 of the DER certificate, or an OpenPGP v4 fingerprint (20 bytes).
@@ -110,67 +109,67 @@ pub struct Print {
     bytes: Vec<u8>,
 }
 
-/// Why a text is no print, or not the one that is needed.
+/// Why a text is not a print, or not the one that is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PrintError {
     /// The hash function is unknown.
     #[error("the hash must be sha-1, sha-256 or spki-sha-256")]
     Hash,
-    /// Nothing like one.
+    /// The text has nothing like a fingerprint.
     #[error(
         "no fingerprint is in it: expected 64 hexadecimal digits (SHA-256), or 40 (SHA-1, OpenPGP)"
     )]
     Missing,
-    /// Too short or too long. `expected` is 0 if nothing says which hash it is of.
+    /// Too short or too long. `expected` is 0 if nothing tells the hash.
     #[error("expected a fingerprint of {} hexadecimal digits, found {found}", match .expected {
         0 => "64 (SHA-256) or 40 (SHA-1, OpenPGP)",
         40 => "40",
         _ => "64",
     })]
     Length {
-        /// How many digits there are.
+        /// The number of digits in the text.
         found: usize,
-        /// How many its hash has.
+        /// The number of digits of the hash.
         expected: usize,
     },
-    /// More than a page.
+    /// Longer than a page.
     #[error("expected a fingerprint, or a page of at most 64 KiB with one, found a longer text")]
     Long,
-    /// More than one.
+    /// More than one print.
     #[error("expected one fingerprint, found several different ones")]
     Several,
-    /// By this hash, which is not used.
+    /// A print by this hash, which is not supported.
     #[error("expected a SHA-256 fingerprint, found one by {0}; {CURE}")]
     OtherHash(&'static str),
-    /// A certificate's, by a hash that does not pin it.
+    /// A certificate's print, by a hash that does not pin the certificate.
     #[error(
         "expected the certificate's SHA-256 fingerprint, found its SHA-1, which can be forged; {CURE}"
     )]
     Sha1,
-    /// The same, or an OpenPGP key's: both have 40 digits.
+    /// Such a print, or an OpenPGP key's: both have 40 digits.
     #[error(
         "expected the certificate's SHA-256 fingerprint (64 digits), found 40 digits: a SHA-1, which can be forged, or an \
          OpenPGP fingerprint; {CURE}; for an OpenPGP key add --method openpgp"
     )]
     Sha1OrOpenPgp,
-    /// A public key's SHA-1.
+    /// The SHA-1 print of a public key.
     #[error(
         "expected a SHA-256 fingerprint, found the public key's SHA-1, which can be forged; `certtool --key-id --hash sha256` \
          prints the right one"
     )]
     Sha1Spki,
-    /// An OpenPGP key's, where a certificate's is needed.
+    /// The print of an OpenPGP key, where a certificate's is needed.
     #[error(
         "expected a certificate's fingerprint, found that of an OpenPGP key: the method must be openpgp"
     )]
     OfOpenPgp,
-    /// A certificate's, where an OpenPGP key's is needed.
+    /// The print of a certificate, where an OpenPGP key's is needed.
     #[error(
         "expected an OpenPGP key's fingerprint, found that of an X.509 certificate: the method must be x509"
     )]
     OfCertificate,
-    /// A subkey's.
+    /// The print of a subkey.
     #[error("expected the fingerprint of the OpenPGP primary key, found only that of a subkey")]
     Subkey,
     /// The end of an OpenPGP fingerprint.
@@ -178,16 +177,16 @@ pub enum PrintError {
         "expected a whole fingerprint, found a key ID, which anybody can make; `gpg --fingerprint` prints the right one"
     )]
     KeyId,
-    /// An SSH key's.
+    /// The print of an SSH key.
     #[error("expected a certificate's or an OpenPGP key's fingerprint, found that of an SSH key")]
     Ssh,
 }
 
-/// What prints the fingerprint that is needed.
+/// The command that prints the right fingerprint.
 const CURE: &str = "`openssl x509 -in cert.pem -noout -fingerprint -sha256` prints the right one";
 
 impl Print {
-    /// Makes a print of raw bytes.
+    /// Creates a print from raw bytes.
     ///
     /// # Errors
     /// [`PrintError::Length`] if the length is not that of the hash.
@@ -199,7 +198,7 @@ impl Print {
         }
     }
 
-    /// Reads the print in a text, in any form that tools print or programs show. Without a `hash` the words around it and
+    /// Reads the print in a text, in any form that tools and programs show. Without a `hash`, the words around it and
     /// its length decide.
     ///
     /// # Errors
@@ -208,14 +207,14 @@ impl Print {
         printed::read(text, None, hash)
     }
 
-    /// Returns the same for a key of a method: of several prints on a page the one of such a key is taken.
-    ///
-    /// # Errors [`PrintError`], also if the text says that the print is of another kind of key.
+    /// Reads the print of a key of this method. Of several prints on a page, takes the one for this method.
+    /// # Errors
+    /// [`PrintError`], also if the text says that the print is of another kind of key.
     pub fn read(text: &str, method: Method, hash: Option<HashKind>) -> Result<Self, PrintError> {
         printed::read(text, Some(method), hash)
     }
 
-    /// Reads a print that a key is to be known by from now on: never a certificate's SHA-1, which can be forged.
+    /// Reads a print that will identify a key from now on: never a certificate's SHA-1, which can be forged.
     ///
     /// # Errors
     /// [`PrintError`]
@@ -244,11 +243,10 @@ impl Print {
         Some(Self { hash, bytes })
     }
 
-    /// Returns the forms in which hints, offers, the registry and users may name a key that was shown, and whose
-    /// `print` this is.
+    /// Returns the forms in which hints, offers, the registry and users may name the shown key that has this `print`.
     ///
-    /// A certificate has a print by each kind of hash, an OpenPGP key its fingerprint alone: the certificate around it
-    /// is made for one session.
+    /// A certificate has a print by each kind of hash. An OpenPGP key has only its fingerprint: the certificate around
+    /// it is made for one session.
     pub fn forms(method: Method, print: &Self, certificate: &[u8]) -> Vec<Self> {
         match method {
             Method::OpenPgp => vec![print.clone()],
@@ -259,7 +257,7 @@ impl Print {
         }
     }
 
-    /// Returns what was hashed and how.
+    /// Returns the hashed object and the hash function.
     pub fn hash(&self) -> HashKind {
         self.hash
     }
@@ -269,8 +267,8 @@ impl Print {
         &self.bytes
     }
 
-    /// Returns whether both have the same bytes. A print of 32 bytes may be of the certificate or of its SPKI and
-    /// offers do not say which, so here the kind does not count.
+    /// Returns whether both have the same bytes. Ignores the kind: a print of 32 bytes may be of the certificate or of
+    /// its SPKI, and offers do not say which.
     pub fn same_bytes(&self, other: &Self) -> bool {
         self.bytes.ct_eq(&other.bytes).into()
     }

@@ -40,8 +40,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Returns what is said to someone of an error: one line, without characters that no stanza and no terminal should get,
-/// and not longer than anyone reads. Errors of libraries may repeat what others have sent.
+/// Returns an error's text as it is shown to a user: one line, without control characters, and not too long. Errors of
+/// libraries may repeat what strangers have sent.
 pub fn sentence(text: &str) -> Cow<'_, str> {
     const LONGEST: usize = 500;
     let bad =
@@ -57,7 +57,7 @@ pub fn sentence(text: &str) -> Cow<'_, str> {
     Cow::Owned(short)
 }
 
-/// A personal value (a JID or an IP address) for a log line: only its domain, or nothing, is shown.
+/// A personal value (a JID or an IP address) for a log line. At most its domain is shown.
 #[derive(Clone, Copy)]
 pub struct Pii<T>(pub T);
 

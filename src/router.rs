@@ -1,4 +1,4 @@
-//! One stanza in, exactly one answer out (none for what must not be answered).
+//! Gives each stanza exactly one answer, and no answer where the protocol forbids one.
 
 mod choice;
 mod plain;
@@ -49,46 +49,46 @@ use crate::{
     },
 };
 
-/// How long a user may take to answer what another asked through us.
+/// How long a user may take to answer another user's request that the component forwarded.
 const FORWARD: Duration = Duration::from_secs(30);
-/// How long a resource may take to say that it is still there.
+/// How long a resource may take to answer a check of its presence.
 const SIGN: Duration = Duration::from_secs(10);
-/// Requests that are worked on at once, by their weight; beyond it the asker is told to wait.
+/// Requests that are in work at once, by weight; beyond that the sender gets an error of type wait.
 const AT_ONCE: Limits = Limits::new(64 << 20, 4 << 20, 8);
-/// What a request weighs besides its stanza: 4096 small ones fit, 256 of one user.
+/// The weight of a request besides its stanza: 4096 small ones fit in all, 256 for one user.
 const REQUEST: usize = 16 << 10;
-/// Resources that are being asked whether they are there.
+/// Checks of resources' presence that run at once.
 const SIGNS: Limits = Limits::new(128, 16, 1);
-/// Presences of one user without access, and of all users without access of one domain.
+/// The presence rates of one user without access, and of all users without access of one domain.
 const GUEST_RATES: (Rate, Rate) =
     (Rate { per_second: 1.0, burst: 4.0 }, Rate { per_second: 50.0, burst: 500.0 });
-/// How many times as many presences as a user all users of a domain may send.
+/// The presence rate of a domain, as a multiple of one user's.
 const DOMAIN_RATE: u32 = 500;
 
-/// What the router must know of the service.
+/// The router's settings.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The component's address.
     pub jid: BareJid,
     /// Its name in service discovery.
     pub name: String,
-    /// Whom to write to about it, as URIs.
+    /// Contact addresses of the operators, as URIs (XEP-0157).
     pub contact: Vec<String>,
     /// The longest stanza that can be sent, in bytes.
     pub max_stanza_bytes: usize,
-    /// Who may use it.
+    /// Decides who may use it.
     pub access: Doors,
     /// Requests per second for each user.
     pub requests_per_second: u32,
-    /// What users are told to connect to; empty if there is no SOCKS5.
+    /// The SOCKS5 addresses that users are told; empty without SOCKS5.
     pub advertise: Vec<(String, u16)>,
     /// Whether SOCKS5 is on.
     pub socks5: bool,
     /// Whether in-band legs are on.
     pub ibb: bool,
-    /// Whether OpenPGP keys that users publish in PEP are taken over.
+    /// Whether the registry imports OpenPGP keys that users publish in PEP.
     pub import_pep: bool,
-    /// Proposals of sessions that may be open, in all and for each user.
+    /// The most open proposals of sessions: in all, and for each user.
     pub proposals: (usize, usize),
 }
 
@@ -99,14 +99,14 @@ impl Options {
     }
 }
 
-/// No proposals yet.
+/// Creates an empty set of proposals.
 fn proposals(options: &Options) -> Proposals {
     let mut proposals = Proposals::new(options.jid.clone(), random_id, options.proposals);
     proposals.set_max_stanza_bytes(options.max_stanza_bytes);
     proposals
 }
 
-/// Returns the answer to a request of the registry; its notice goes on its way first.
+/// Returns the answer to a request of the registry, after queuing its notice.
 async fn finish(
     stanza: &Stanza,
     done: Result<Handled, Refusal>,
@@ -123,10 +123,10 @@ async fn finish(
     }
 }
 
-/// Returns the certificates that a user publishes; `None` if the user's server does not say.
+/// Returns the certificates that a user publishes; `None` if the user's server does not answer.
 async fn published_keys(requests: &Requests, own: &Jid, user: &Jid) -> Option<Vec<Vec<u8>>> {
     let ask = |payload| requests.request("get", own, user, payload, FORWARD);
-    // An error says that nothing is published openly; silence says nothing.
+    // An error means that the user publishes nothing openly. Silence means nothing.
     let listed = match ask(pep::list_request()).await {
         Answer::Result(Some(answer)) => pep::fingerprints(&answer),
         Answer::Result(None) | Answer::Error(_) => Vec::new(),
@@ -143,7 +143,7 @@ async fn published_keys(requests: &Requests, own: &Jid, user: &Jid) -> Option<Ve
     Some(published)
 }
 
-/// How many presences are taken.
+/// Limits on presences.
 #[derive(Debug)]
 struct PresenceRates {
     users: [Rates; 2],
@@ -166,35 +166,34 @@ impl PresenceRates {
     }
 }
 
-/// A stanza of which it was found out, after it came, whether its sender may know of its addressee: it is to be handled
-/// again.
+/// A stanza that was set aside until it was known whether its sender may know of its addressee. It is handled again.
 #[derive(Debug)]
 pub struct Known(Box<Stanza>, bool);
 
-/// What came of the question to a resource whether it is there.
+/// The result of a check whether a resource is present.
 #[derive(Debug)]
 pub struct Asked {
     jid: Arc<FullJid>,
     sign: Sign,
-    /// What it says that it can do.
+    /// The resource's answer to disco#info.
     info: Option<Element>,
-    /// When it was asked, and over the link of which number.
+    /// When the check was sent, and the number of the link that carried it.
     at: tokio::time::Instant,
     link: u64,
 }
 
-/// What work that the router has given away has come to.
+/// The result of work that the router has delegated.
 #[derive(Debug)]
 pub enum Report {
-    /// A resource was asked whether it is there.
+    /// A check whether a resource is present has ended.
     Asked(Box<Asked>),
     /// A session-initiate was not acknowledged.
     Unanswered(Box<Unanswered>),
-    /// The keys that a user publishes have been read.
+    /// The published keys of a user have been read.
     PublishedKeys(BareJid),
 }
 
-/// The ways back to the router's task, from work that it has given away.
+/// The channels from delegated work back to the router's task.
 #[derive(Clone, Debug)]
 pub struct Back {
     /// For [`Router::handle_report`].
@@ -220,15 +219,15 @@ pub struct Router {
     back: Back,
     identity: Arc<Identity>,
     presences: Presences,
-    /// Stanzas for bare JIDs, by these, that wait for the answers of resources.
+    /// Stanzas to bare JIDs, by JID, that wait for answers of resources.
     waiting: HashMap<BareJid, Vec<Waiting>>,
     reachable: Reachable,
-    /// Whose published keys are being read.
+    /// The users whose published keys are being read.
     readers: pep::Readers,
     proposals: Proposals,
     rates: Rates,
     presence_rates: PresenceRates,
-    /// How often the link came up.
+    /// The number of times that the link came up.
     links: u64,
     /// The answer to disco#info, as XML; empty before the first.
     info: Vec<u8>,
@@ -239,7 +238,7 @@ pub struct Router {
 }
 
 impl Router {
-    /// Creates a router between the link's queue and the three roles. What goes into `back` is to be given to
+    /// Creates a router between the link's queue and the three roles. The caller gives the contents of `back` to
     /// [`Router::handle_known`] and [`Router::notify`].
     #[expect(clippy::too_many_arguments, reason = "each is one of the parts that it joins")]
     pub fn new(
@@ -287,7 +286,7 @@ impl Router {
         }
     }
 
-    /// New access lists and name: the configuration was read again.
+    /// Applies new access lists and a new name after a reload.
     pub fn reload(&mut self, options: Options) {
         self.rates = Rates::new(options.requests_per_second);
         self.presence_rates = PresenceRates::new(options.requests_per_second);
@@ -300,7 +299,7 @@ impl Router {
         let stanza = match Stanza::parse_canonical(element) {
             Ok(stanza) => stanza,
             Err(unreadable) => {
-                debug!(reason = %unreadable, "a stanza cannot be handled");
+                debug!(reason = %unreadable, "stanza cannot be handled");
                 match unreadable.refuse_address() {
                     Some(refusal) => self.send(refusal),
                     None => metrics::STANZAS_DROPPED.count(&["address"]),
@@ -314,7 +313,7 @@ impl Router {
             }
             return;
         }
-        // An error may come from a server in the place of its user.
+        // A server may send an error in the name of its user.
         if stanza.type_ != "error" && self.presences.count() > 0 {
             self.presences.heard(&stanza.from, tokio::time::Instant::now());
         }
@@ -328,7 +327,7 @@ impl Router {
             }
             Kind::Iq if matches!(stanza.type_.as_str(), "result" | "error") => {
                 if !self.broker.handle_ibb_answer(&stanza) && !self.requests.handle(&stanza) {
-                    debug!("an answer to no request was dropped");
+                    debug!("dropped an answer that matches no request");
                 }
             }
             Kind::Iq => {
@@ -339,8 +338,8 @@ impl Router {
         }
     }
 
-    /// While another instance leads: takes what belongs to this one's own requests, and to sessions that run on since it has
-    /// led.
+    /// Handles a stanza while another instance leads: answers to this instance's own requests, and stanzas of sessions
+    /// that run on since this one led.
     fn handle_rest(&self, stanza: &Stanza) -> bool {
         match stanza.kind {
             Kind::Iq if stanza.is_request() => {
@@ -367,7 +366,7 @@ impl Router {
         }
     }
 
-    /// Another instance leads: what is known here of users is known there.
+    /// Hands over to another instance that leads, which keeps its own view of the users.
     pub fn follow(&mut self) {
         self.presences = Presences::new();
         for waiting in std::mem::take(&mut self.waiting).into_values().flatten() {
@@ -377,7 +376,7 @@ impl Router {
         self.readers = pep::Readers::default();
     }
 
-    /// Users may have gone unseen, or all that is known of them is old: they are asked.
+    /// Asks all known users whether they are present, because presences may have been missed or are old.
     pub fn ask_everybody(&mut self) {
         self.broker.check_users();
         self.presences.link_is_up(tokio::time::Instant::now());
@@ -386,11 +385,11 @@ impl Router {
     fn send(&self, element: Element) {
         if self.outbound.try_send(element).is_err() {
             metrics::STANZAS_DROPPED.count(&["queue"]);
-            warn!("the queue to the XMPP server is full: an answer was dropped");
+            warn!("dropped an answer: the queue to the XMPP server is full");
         }
     }
 
-    /// `found`: what was found out since the stanza was looked at first.
+    /// Handles a request. `found`: what was learned since the first attempt.
     fn handle_request(&mut self, stanza: &Stanza, found: Option<Findings>) -> Result<(), Refusal> {
         let mut payloads = stanza.element.children().filter(|child| !child.is("error", ns::CLIENT));
         let (Some(payload), None) = (payloads.next(), payloads.next()) else {
@@ -403,7 +402,7 @@ impl Router {
             return Err(Refusal::forbidden());
         }
         let is_jingle = payload.is("jingle", ns::JINGLE) || payload.is("jingle", ns::JINGLE_0);
-        // What belongs to a session was admitted with it: its callee need not be a user of the service.
+        // A session admits its own stanzas: its callee need not be a user of the service.
         if is_jingle && stanza.type_ == "set" && self.broker.handle_jingle(stanza) {
             return Ok(());
         }
@@ -487,7 +486,7 @@ impl Router {
         Ok(Some(known.unwrap_or(true)))
     }
 
-    /// A message of Jingle message initiation: a proposal, or what is said of one.
+    /// Handles a message of Jingle message initiation: a proposal, or a message about one.
     fn handle_initiation(&mut self, stanza: &Stanza, known: Option<bool>) -> Result<(), Refusal> {
         let asker = stanza.from.to_bare();
         if self.options.access.blocks(&asker) {
@@ -519,7 +518,7 @@ impl Router {
             out.extend(self.check_all(&callee, now));
             out
         } else {
-            // Who was asked need not be a user of the service.
+            // The proposal's addressee need not be a user of the service.
             self.proposals.handle(stanza, &peer, now)?
         };
         self.send_all(out);
@@ -532,12 +531,12 @@ impl Router {
         }
     }
 
-    /// When [`Router::expire`] is due, if ever.
+    /// Returns when [`Router::expire`] is due, if ever.
     pub fn deadline(&self) -> Option<tokio::time::Instant> {
         [self.proposals.deadline(), self.presences.deadline()].into_iter().flatten().min()
     }
 
-    /// The resources that were reachable when the component ran last.
+    /// Takes the resources that were reachable when the component last ran.
     pub fn recall(&mut self, reachable: Vec<(FullJid, i8)>) {
         let now = tokio::time::Instant::now();
         for (jid, priority) in reachable {
@@ -548,7 +547,7 @@ impl Router {
         self.pass_changes();
     }
 
-    /// The link is up, for the first time or again.
+    /// Handles a link that came up, for the first time or again.
     pub fn link_is_up(&mut self) {
         self.links += 1;
         if self.links > 1 {
@@ -557,12 +556,12 @@ impl Router {
         self.presences.link_is_up(tokio::time::Instant::now());
     }
 
-    /// The link was lost.
+    /// Handles the loss of the link.
     pub fn link_is_down(&mut self) {
         self.presences.link_is_down();
     }
 
-    /// Ends what has waited for too long, and asks those of whom nothing was heard for too long.
+    /// Ends what has waited too long, and checks users who have been silent too long.
     pub fn expire(&mut self) {
         let now = tokio::time::Instant::now();
         self.expire_proposals(now);
@@ -572,7 +571,7 @@ impl Router {
         self.pass_changes();
     }
 
-    /// Asks a resource whether it is still there.
+    /// Checks whether a resource is still present.
     fn ask_for_sign(&mut self, jid: Arc<FullJid>, now: tokio::time::Instant) {
         let Ok(permit) = self.signs.take(&jid.to_bare(), 1) else {
             return self.presences.postpone(&jid, now);
@@ -580,7 +579,7 @@ impl Router {
         self.question(jid, now, SIGN, permit);
     }
 
-    /// Takes what work that was given away has come to.
+    /// Handles the result of delegated work.
     pub fn handle_report(&mut self, report: Report) {
         match report {
             Report::Asked(asked) => self.handle_sign(*asked),
@@ -593,7 +592,7 @@ impl Router {
         }
     }
 
-    /// Passes on what became of reachable resources.
+    /// Passes on changes of reachable resources.
     fn pass_changes(&mut self) {
         while let Some(change) = self.presences.poll_change() {
             if let Change::Gone { jid, .. } = &change {
@@ -606,7 +605,7 @@ impl Router {
         }
     }
 
-    /// Has it found out whether a stanza's sender may know of `owner`, then the stanza handled again.
+    /// Looks up whether a stanza's sender may know of `owner`, then has the stanza handled again.
     fn look_up(&self, stanza: &Stanza, owner: BareJid) -> Result<(), Refusal> {
         let permit = self.permit(stanza)?;
         let (registry, again) = (self.registry.clone(), self.back.known.clone());
@@ -637,7 +636,7 @@ impl Router {
         }
     }
 
-    /// One chat message to the bare JID and to each reachable resource.
+    /// Sends one chat message to the bare JID and to each reachable resource.
     pub fn notify(&self, notice: &Notice) {
         let resources = self.presences.all(&notice.owner);
         let to =
@@ -679,7 +678,7 @@ impl Router {
         })
     }
 
-    /// A XEP-0250 query: the callee answers, or where it cannot be reached the registry in its place.
+    /// Handles a XEP-0250 query. The callee answers it; if the callee cannot be reached, the registry answers.
     fn handle_offer(
         &mut self,
         stanza: &Stanza,
@@ -712,7 +711,7 @@ impl Router {
         })
     }
 
-    /// Answers a request in a task of its own, which holds its place.
+    /// Answers a request in a task of its own, which holds the request's place.
     fn work(
         &self,
         permit: Permit,
@@ -727,7 +726,7 @@ impl Router {
         Ok(())
     }
 
-    /// Takes a place among the requests that are worked on at once.
+    /// Takes a place among the requests in work.
     fn permit(&self, stanza: &Stanza) -> Result<Permit, Refusal> {
         let weight = REQUEST + stanza.weight();
         self.at_once.take(&stanza.from.to_bare(), weight).map_err(|full| {
@@ -738,7 +737,7 @@ impl Router {
         })
     }
 
-    /// Requests to the component itself.
+    /// Handles requests to the component itself.
     fn handle_own(&self, stanza: &Stanza, payload: &Element) -> Result<(), Refusal> {
         let get = stanza.type_ == "get";
         let answer = match (payload.name(), payload.ns().as_str()) {
@@ -830,7 +829,7 @@ impl Router {
         Ok(())
     }
 
-    /// XEP-0065: the address query (get) and the activation (set).
+    /// Handles XEP-0065: the address query (get) and the activation (set).
     fn handle_bytestreams(
         &self,
         stanza: &Stanza,
@@ -873,7 +872,7 @@ impl Router {
         self.work(self.permit(&stanza)?, async move {
             match table.activate_soon(&stanza.from, &sid, &target).await {
                 Ok(()) => {
-                    // It may have waited, and a user may have been blocked meanwhile.
+                    // A user may have been blocked while the request waited.
                     let barred = |jid: &Jid| control.doors().blocks(&jid.to_bare());
                     if barred(&stanza.from) || barred(&target) {
                         control.enforce();
@@ -885,7 +884,7 @@ impl Router {
         })
     }
 
-    /// Returns how long the payload of the answer to a request may be.
+    /// Returns the longest permitted payload of the answer to a request.
     fn room(&self, stanza: &Stanza) -> usize {
         rsm::room_inside(&stanza.result(None), self.options.max_stanza_bytes)
     }
@@ -928,7 +927,7 @@ impl Router {
         }
         let jid = full(&stanza.from);
         match (stanza.type_.as_str(), jid) {
-            // Always taken: it frees what is held.
+            // Accepted at any rate: it frees resources.
             ("unavailable" | "error", Some(jid)) => {
                 self.presences.unavailable(&jid);
                 self.withdraw_all(&stanza.from);
@@ -954,7 +953,7 @@ impl Router {
         }
     }
 
-    /// A resource says that it is reachable.
+    /// Handles the presence of a resource that says that it is reachable.
     fn available(&mut self, stanza: &Stanza, jid: FullJid, has_access: bool) {
         let priority = stanza
             .element
@@ -977,12 +976,12 @@ impl Router {
             }
             Err(full) => {
                 metrics::PRESENCES_DROPPED.count(&["share"]);
-                debug!(%full, "no place for another reachable resource");
+                debug!(%full, "presence refused: no place for another reachable resource");
             }
         }
     }
 
-    /// Reads the OpenPGP keys that a user who has become reachable publishes, if it is this user's turn.
+    /// Reads the OpenPGP keys that a newly reachable user publishes, when the user's turn comes.
     fn refresh_pep(&mut self, user: BareJid) {
         if self.readers.begin(&user, Instant::now()) {
             self.read_pep(user);
@@ -1030,7 +1029,7 @@ impl Router {
             }
             return;
         }
-        // Whatever a person wrote gets an answer; notices and the like do not.
+        // A message that a person wrote gets an answer; notices and the like do not.
         let has_body = stanza.element.has_child("body", ns::CLIENT);
         if has_body && self.rates.allow(&stanza.from.to_bare(), Instant::now()) {
             self.send(stanza.refuse(&Refusal::service_unavailable()));

@@ -1,4 +1,4 @@
-//! Files that several processes of one user share: changed under a lock, and replaced whole.
+//! Files that several processes of one user share. They are changed under a lock and replaced whole.
 //!
 //! To change such a file, take the directory's [`Lock`], read the file again, and replace it. A reader needs no lock:
 //! it sees the old file or the new one.
@@ -10,23 +10,23 @@ use std::{
     path::Path,
 };
 
-/// The file in a directory that is locked while another one in it is changed. It is empty and stays.
+/// The file that is locked while another file of its directory is changed. It is empty and stays.
 const LOCK: &str = ".lock";
 
 /// The right to change the shared files of a directory, until it is dropped.
 ///
-/// The lock is one of an open file (flock(2)): it holds between processes and between the tasks of one, and the system
-/// ends it with its owner.
+/// The lock belongs to an open file (flock(2)). It works between processes and between the tasks of one process, and
+/// the system releases it when its owner ends.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Waits for the lock of an existing directory. Its owners hold it for a few writes, so this is short.
+    /// Waits for the lock of an existing directory. The wait is short: each holder makes a few writes.
     ///
     /// # Errors
-    /// If the lock's file cannot be made or locked.
+    /// If the lock file cannot be created or locked.
     pub(crate) fn acquire(dir: &Path) -> io::Result<Self> {
         let file = OpenOptions::new()
             .write(true)
@@ -44,12 +44,12 @@ impl Lock {
     }
 }
 
-/// Writes a file of mode 0600 whole or not at all, in place of the one that there may be.
+/// Writes a file of mode 0600 whole or not at all, and replaces the old one if it exists.
 ///
-/// The new file has a name of its own until it is on the disk. If `path` is a symbolic link, its target is replaced.
+/// The new file has a temporary name until it is on the disk. If `path` is a symbolic link, its target is replaced.
 ///
 /// # Errors
-/// As the system says; the old file is untouched then.
+/// The system's error; the old file is untouched then.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let dir = path.parent().unwrap_or_else(|| Path::new("/"));
@@ -63,7 +63,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Writes a new file of mode 0600 whole or not at all.
 ///
 /// # Errors
-/// [`ErrorKind::AlreadyExists`] if there is one, else as the system says.
+/// [`ErrorKind::AlreadyExists`] if the file exists, otherwise the system's error.
 pub(crate) fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or_else(|| Path::new("/"));
     let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
@@ -73,7 +73,7 @@ pub(crate) fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync(dir)
 }
 
-/// Puts a directory's new names on the disk; not all file systems can.
+/// Puts a directory's new names on the disk. Not all file systems can do that.
 fn sync(dir: &Path) -> io::Result<()> {
     match fs::File::open(dir)?.sync_all() {
         Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {

@@ -1,8 +1,8 @@
-//! Places that many users share: each has a limit of its own, and no domain takes what others need.
+//! Places that many users share. Each user has a limit, and no domain takes what others need.
 //!
 //! A domain may hold at most `slope` times as much as is still free, and the registered domain above it (its last two
-//! labels) at most four times that. A domain that is alone gets `slope / (slope + 1)` of all places. Whatever the
-//! first domains do, some places stay free for the next one, and nobody's place is ever taken away.
+//! labels) at most four times that. A domain that is alone gets `slope / (slope + 1)` of all places. Whatever the first
+//! domains do, some places stay free for the next one, and nobody's place is ever taken away.
 //!
 //! Users and domains are kept as keyed hashes: addresses of 2 kB cost no more than short ones, and nobody can choose
 //! two that collide.
@@ -18,14 +18,14 @@ use jid::BareJid;
 
 use crate::xmpp::jid::identity;
 
-/// How much all, one user, and one domain may hold.
+/// How many places all users, one user, and one domain may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// All users together.
     pub total: usize,
     /// One user (bare JID).
     pub per_user: usize,
-    /// How many times as much as is free one domain may hold.
+    /// How many times the free places one domain may hold.
     pub slope: usize,
 }
 
@@ -35,8 +35,8 @@ impl Limits {
         Self { total, per_user, slope }
     }
 
-    /// Returns whether a domain (or what stands above it) that would hold `held` leaves enough of `taken` in all. So
-    /// few places that a domain's share would be less than a place short of all are not shared out.
+    /// Returns whether a domain (or its registered domain) with `held` places leaves enough free, when `taken` are
+    /// taken in all. A total so small that a domain's share would be less than one place is not divided.
     fn leaves_room(&self, slope: usize, held: usize, taken: usize) -> bool {
         self.total < 2 * self.slope || held <= slope.saturating_mul(self.total - taken)
     }
@@ -48,15 +48,15 @@ pub enum Full {
     /// All places are taken.
     #[error("all places are taken")]
     All,
-    /// The user's domain has its share.
+    /// The user's domain has used its share.
     #[error("the domain has its share")]
     Domain,
-    /// The user has its share.
+    /// The user has used its share.
     #[error("the user has its share")]
     User,
 }
 
-/// What was taken; to be given back.
+/// Places that were taken and must be given back.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a place that is not given back is lost"]
 pub struct Place {
@@ -113,7 +113,7 @@ impl Shares {
         Ok(place)
     }
 
-    /// Gives back what was taken.
+    /// Gives the places back.
     pub fn give_back(&mut self, place: &Place) {
         let weight = place.weight;
         self.taken -= weight;
@@ -126,7 +126,7 @@ impl Shares {
             }
         }
         if self.taken == 0 {
-            // A crowd that is gone leaves no empty tables.
+            // A group without places leaves no empty tables.
             for map in [&mut self.users, &mut self.domains, &mut self.above] {
                 map.shrink_to(1024);
             }
@@ -158,7 +158,7 @@ fn registered(domain: &str) -> &str {
     }
 }
 
-/// [`Shares`] that are held by tasks. Cheap to clone; all clones are the same places.
+/// [`Shares`] for tasks. Cheap to clone; all clones share the same places.
 #[derive(Clone, Debug)]
 pub struct Permits {
     held: Arc<Mutex<Held>>,
@@ -171,12 +171,12 @@ struct Held {
 }
 
 impl Permits {
-    /// Places of which none is taken.
+    /// Creates permits with all places free.
     pub fn new(limits: Limits) -> Self {
         Self { held: Arc::new(Mutex::new(Held { limits, shares: Shares::default() })) }
     }
 
-    /// Other limits, for what is taken from now on.
+    /// Sets other limits for places that are taken from now on.
     pub fn set_limits(&self, limits: Limits) {
         self.lock().limits = limits;
     }
@@ -204,7 +204,7 @@ impl Permits {
     }
 }
 
-/// Places that are given back when it is dropped.
+/// Places that are given back when the permit is dropped.
 #[derive(Debug)]
 #[must_use = "a dropped permit is given back"]
 pub struct Permit {

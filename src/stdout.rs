@@ -1,4 +1,4 @@
-//! Standard output of both programs. No failure to write is lost, and a reader that went away is no failure.
+//! Standard output of both programs. A failed write is an error; a reader that has gone away is not.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -27,7 +27,7 @@ impl Write for Stdout {
     }
 }
 
-/// Keeps a failure; `done` is the result where nobody reads.
+/// Records a failure; `done` is the result if the reader has gone.
 pub(crate) fn checked<T>(written: io::Result<T>, done: T) -> io::Result<T> {
     match written {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(done),
@@ -48,7 +48,7 @@ pub fn exit_code(status: u8) -> ExitCode {
     let failure = FAILURE.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
     match (status, failure.or_else(|| flushed.err().map(|error| error.to_string()))) {
         (0, Some(text)) => {
-            // There may be nobody left to tell.
+            // The reader of standard error may be gone too.
             let _ = writeln!(io::stderr(), "error: {text}");
             ExitCode::from(1)
         }
@@ -66,7 +66,7 @@ pub fn arguments<T: clap::Parser>() -> Result<T, ExitCode> {
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
-        // An error of `print` is one of standard output here.
+        // An error of `print` is an error of standard output here.
         let _ = checked(error.print(), ());
         exit_code(0)
     })

@@ -1,4 +1,4 @@
-//! What the service manager gives and wants to hear: listening sockets, readiness, the watchdog.
+//! The interface to the service manager: inherited sockets, readiness, the watchdog.
 //!
 //! Without a service manager nothing here does anything. Spec: sd_listen_fds(3), sd_notify(3).
 
@@ -11,14 +11,14 @@ use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use tracing::debug;
 
-/// Listening sockets that were open before this program started, and stay open when it ends: connections that come
+/// Listening sockets that were open before this program started, and stay open when it ends. Connections that arrive
 /// between two runs wait in them.
 #[derive(Debug, Default)]
 pub struct Inherited(Vec<(SocketAddr, TcpListener)>);
 
 impl Inherited {
-    /// Takes the sockets that `LISTEN_FDS` tells of. To be called before the program has threads, as it takes that out
-    /// of the environment.
+    /// Takes the sockets in `LISTEN_FDS`. Call it before the program has threads: it removes the variable from the
+    /// environment.
     pub fn take() -> Self {
         let mut given = ListenFd::from_env();
         let sockets = (0..given.len())
@@ -28,7 +28,7 @@ impl Inherited {
         Self(sockets)
     }
 
-    /// Returns whether there are none.
+    /// Returns whether no socket is left.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -43,45 +43,45 @@ impl Inherited {
         taken.into_iter().map(|(_, socket)| socket).collect()
     }
 
-    /// Takes all that are left.
+    /// Takes all remaining sockets.
     pub fn rest(&mut self) -> Vec<TcpListener> {
         std::mem::take(&mut self.0).into_iter().map(|(_, socket)| socket).collect()
     }
 }
 
-/// The service serves: its sockets listen and its database is open.
+/// Reports that the service is ready: its sockets listen and its database is open.
 pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// One line for `systemctl status`.
+/// Reports one line for `systemctl status`.
 pub fn status(text: &str) {
     tell(&[NotifyState::Status(text)]);
 }
 
-/// The configuration is being read again; [`ready`] ends that.
+/// Reports a reload, which [`ready`] ends.
 pub fn reloading() {
     let now = NotifyState::monotonic_usec_now();
     tell(&std::iter::once(NotifyState::Reloading).chain(now).collect::<Vec<_>>());
 }
 
-/// The service is about to end.
+/// Reports that the service is about to end.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// Returns how often [`alive`] must be called, if at all: twice as often as the watchdog looks.
+/// Returns the interval for [`alive`], half that of the watchdog; `None` without a watchdog.
 pub fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|every| every / 2).filter(|every| !every.is_zero())
 }
 
-/// The program works.
+/// Reports that the program works.
 pub fn alive() {
     tell(&[NotifyState::Watchdog]);
 }
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        debug!(%error, "the service manager cannot be told");
+        debug!(%error, "could not notify the service manager");
     }
 }

@@ -157,7 +157,8 @@ impl Cache {
 /// Returns the text whose hash a disco#info answer is announced by. `None` if the answer is one from which a text can
 /// be made that others could be made from too: something twice, or the mark `<` inside of something.
 ///
-/// # Security A text that belongs to several answers would let one user's client speak for those of others.
+/// # Security
+/// A text that belongs to several answers would let one user's client speak for those of others.
 fn verified(answer: &Element) -> Option<String> {
     let mut identities = Vec::new();
     let mut features = Vec::new();

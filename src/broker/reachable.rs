@@ -99,7 +99,8 @@ impl Reachable {
 
     /// Returns the resources that were reachable when the component ran last. Old ones are forgotten.
     ///
-    /// # Errors [`StoreError`]
+    /// # Errors
+    /// [`StoreError`]
     pub async fn recall(&self) -> Result<Vec<(FullJid, i8)>, StoreError> {
         let since = SystemClock.now() - OLD;
         self.store.forget_reachable(&self.component, since).await?;

@@ -41,7 +41,8 @@ impl std::fmt::Debug for Account {
 
 /// Returns the directory of all accounts.
 ///
-/// # Errors If the environment names none.
+/// # Errors
+/// If the environment names none.
 pub fn home() -> Result<PathBuf, XtlsError> {
     let get = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     get("XTLS_HOME")
@@ -52,7 +53,8 @@ pub fn home() -> Result<PathBuf, XtlsError> {
 
 /// Returns the directory of one account, made if it is missing.
 ///
-/// # Errors If it cannot be made.
+/// # Errors
+/// If it cannot be made.
 pub fn directory(jid: &BareJid) -> Result<PathBuf, XtlsError> {
     let name: String = jid.as_str().chars().map(|c| if c == '/' { '_' } else { c }).collect();
     let dir = home()?.join(name);

@@ -164,8 +164,8 @@ fn profile(method: Method) -> Option<&'static str> {
 
 /// Returns what the peer's certificate must be, by what it has offered for `method`.
 ///
-/// # Errors [`Error::Unsupported`] if the peer does not offer the method, [`Error::Unverified`] if it names no key for
-/// it.
+/// # Errors
+/// [`Error::Unsupported`] if the peer does not offer the method, [`Error::Unverified`] if it names no key for it.
 pub(super) fn expected(
     peer: &BareJid,
     method: Method,

@@ -145,7 +145,8 @@ pub struct Incoming {
 impl Incoming {
     /// Returns the next session; `None` if the connection to the XMPP server is gone.
     ///
-    /// # Cancel safety No session is lost if the future is dropped.
+    /// # Cancel safety
+    /// No session is lost if the future is dropped.
     pub async fn next(&mut self) -> Option<Request> {
         let Arrival { stanza, inbox, place } = self.arrivals.recv().await?;
         let jingle = payload(&stanza);

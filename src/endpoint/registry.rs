@@ -74,7 +74,8 @@ impl KnownKey {
 
 /// Returns the certificate in an answer about one key; `None` if the registry has only prints of it.
 ///
-/// # Errors Why the answer is not to be believed.
+/// # Errors
+/// Why the answer is not to be believed.
 fn read_material(answer: Option<&Element>, id: &str) -> Result<Option<Vec<u8>>, &'static str> {
     let key = answer
         .filter(|key| key.is("key", ns::KEYS) && key.attr("id") == Some(id))

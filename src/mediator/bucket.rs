@@ -25,7 +25,8 @@ impl Bucket {
 
     /// Returns how many bytes may pass now.
     ///
-    /// # Errors When some may.
+    /// # Errors
+    /// When some may.
     pub(super) fn available(&mut self, now: Instant) -> Result<usize, Instant> {
         let nanos = now.saturating_duration_since(self.filled_at).as_nanos();
         let grown = nanos.saturating_mul(u128::from(self.per_second)) / NANOS;

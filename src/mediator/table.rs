@@ -197,7 +197,8 @@ impl Table {
     /// Creates an empty table. Its relays run on `tasks`, together with one task that removes expired transfers; all of
     /// them end with `hard`.
     ///
-    /// # Panics Outside a tokio runtime.
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn new(options: Options, tasks: TaskTracker, hard: CancellationToken) -> Self {
         let plane = Plane::new(options.bytes_per_second);
         Self::on_plane(options, plane, tasks, hard)

@@ -206,7 +206,8 @@ impl Material {
     /// Returns the material of a key of which `stored` is known and `sent` came: for openpgp what both say together.
     /// `None` if that is what is known already.
     ///
-    /// # Errors [`MaterialError`] if they are not of one key, or too large together.
+    /// # Errors
+    /// [`MaterialError`] if they are not of one key, or too large together.
     pub(super) fn merged(stored: &[u8], sent: &[u8]) -> Result<Option<Self>, MaterialError> {
         if stored == sent {
             return Ok(None);

@@ -226,7 +226,8 @@ impl Registry {
 
     /// Returns what is known of a user; never staler than the last change that was acknowledged, by any program.
     ///
-    /// # Errors [`StoreError`] if the database cannot be read.
+    /// # Errors
+    /// [`StoreError`] if the database cannot be read.
     pub async fn profile(&self, owner: &BareJid) -> Result<Arc<Profile>, StoreError> {
         self.catch_up().await;
         if let Some(profile) = self.profiles.get(owner) {
@@ -260,10 +261,12 @@ impl Registry {
 
     /// Returns what `asker` may know of `owner`; `None` if nothing.
     ///
-    /// # Errors [`StoreError`] if the database cannot be read.
+    /// # Errors
+    /// [`StoreError`] if the database cannot be read.
     ///
-    /// # Security Only what may be seen is answered from the cache. Whoever is hidden costs as much as one whom nobody
-    /// knows: the time does not tell whether someone uses the service.
+    /// # Security
+    /// Only what may be seen is answered from the cache. Whoever is hidden costs as much as one whom nobody knows: the
+    /// time does not tell whether someone uses the service.
     pub async fn visible(
         &self,
         asker: &BareJid,
@@ -290,7 +293,8 @@ impl Registry {
 
     /// Returns the keys of `owner` that `asker` may know of: all, or none. Hidden, unknown and keyless look the same.
     ///
-    /// # Errors [`StoreError`] if the database cannot be read.
+    /// # Errors
+    /// [`StoreError`] if the database cannot be read.
     pub async fn visible_keys(
         &self,
         asker: &BareJid,
@@ -401,7 +405,8 @@ impl Registry {
 
     /// Returns a challenge for one of the asker's own active keys: the nonce and when it ends.
     ///
-    /// # Errors [`RegistryError`]
+    /// # Errors
+    /// [`RegistryError`]
     pub async fn challenge(
         &self,
         owner: &BareJid,
@@ -485,7 +490,8 @@ impl Registry {
 
     /// Returns what a user has said about who may see the keys, or what holds for those who have not.
     ///
-    /// # Errors [`StoreError`]
+    /// # Errors
+    /// [`StoreError`]
     pub async fn settings(&self, owner: &BareJid) -> Result<Settings, StoreError> {
         let profile = self.profile(owner).await?;
         Ok(profile

@@ -256,7 +256,8 @@ pub enum KeyError {
 impl NewKey {
     /// Returns a key of which only prints are known. Repeated prints are stored once.
     ///
-    /// # Errors [`KeyError`] if that is no key.
+    /// # Errors
+    /// [`KeyError`] if that is no key.
     pub fn of_prints(
         method: Method,
         prints: Vec<Print>,
@@ -295,7 +296,8 @@ impl NewKey {
 
     /// Returns a key of which there is a certificate. `prints` are what the owner thinks its prints are.
     ///
-    /// # Errors [`KeyError::WrongPrint`] if a print is not the material's; [`KeyError::Label`].
+    /// # Errors
+    /// [`KeyError::WrongPrint`] if a print is not the material's; [`KeyError::Label`].
     pub fn of_material(
         material: Material,
         prints: &[Print],
@@ -350,7 +352,8 @@ impl NewKey {
 
     /// Returns the same key with all that is known of it, if `stored` is the certificate that is known already.
     ///
-    /// # Errors [`MaterialError`] if both are not of one key, or too large together.
+    /// # Errors
+    /// [`MaterialError`] if both are not of one key, or too large together.
     pub(super) fn with_stored(&self, stored: &[u8]) -> Result<Self, MaterialError> {
         let Some(sent) = self.material.as_deref().filter(|_| self.method == Method::OpenPgp) else {
             return Ok(self.clone());

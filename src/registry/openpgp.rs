@@ -112,8 +112,8 @@ impl Certificate {
 
     /// Returns whether every self-signature is by a hash for which two texts with one value can be made.
     ///
-    /// # Security The primary key is known by its fingerprint and needs none of them. A subkey that is bound so does
-    /// not count.
+    /// # Security
+    /// The primary key is known by its fingerprint and needs none of them. A subkey that is bound so does not count.
     pub(crate) fn is_weak(&self) -> bool {
         self.weak
     }
@@ -165,7 +165,8 @@ impl Certificate {
 
     /// Returns the same, to be judged and not to be stored: so however large it is.
     ///
-    /// # Errors [`OpenPgpFault::AnotherKey`]
+    /// # Errors
+    /// [`OpenPgpFault::AnotherKey`]
     pub(crate) fn with(self, other: Self) -> Result<Self, MaterialError> {
         Self::of(self.union(other)?)
     }
@@ -353,7 +354,8 @@ fn revocation(certificate: &SignedPublicKey) -> Option<String> {
 /// Returns whether a subkey is bound to its primary key, for signing, and at `now` (seconds of Unix time) neither
 /// revoked nor expired.
 ///
-/// # Errors [`SubkeyFault`]
+/// # Errors
+/// [`SubkeyFault`]
 pub(crate) fn may_sign(
     subkey: &SignedPublicSubKey,
     primary: &PublicKey,

@@ -127,7 +127,8 @@ impl Router {
     ///
     /// `application` is what a session is for: a resource that announces it goes before others.
     ///
-    /// # Errors What the sender is told if it stands for nobody.
+    /// # Errors
+    /// What the sender is told if it stands for nobody.
     pub(super) fn reachable(
         &mut self,
         stanza: &Stanza,

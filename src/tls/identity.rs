@@ -106,7 +106,8 @@ impl Identity {
 
     /// Returns the same with a key of an algorithm.
     ///
-    /// # Errors [`IdentityError::Make`].
+    /// # Errors
+    /// [`IdentityError::Make`].
     pub fn generate_by(jid: &BareJid, algorithm: Algorithm) -> Result<Self, IdentityError> {
         Self::make_by(algorithm, Some(jid), |_| Ok(None))
     }
@@ -146,7 +147,8 @@ impl Identity {
 
     /// Returns an identity that says nothing of its user, for channels that are authenticated by other means.
     ///
-    /// # Errors [`IdentityError::Make`].
+    /// # Errors
+    /// [`IdentityError::Make`].
     pub fn anonymous() -> Result<Self, IdentityError> {
         Self::make(None, |_| Ok(None))
     }

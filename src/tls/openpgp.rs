@@ -95,7 +95,8 @@ impl Certifier {
 
     /// Returns an identity for TLS: a new key, and a certificate in which the OpenPGP key vouches for it, for a day.
     ///
-    /// # Errors [`OpenPgpError`]
+    /// # Errors
+    /// [`OpenPgpError`]
     pub fn certify(&self) -> Result<Identity, OpenPgpError> {
         Identity::make(None, |spki| {
             let message = signed(spki);
@@ -236,7 +237,8 @@ impl OpenPgpKey {
 
     /// Returns a detached signature over `message`, by the newest signing subkey or else the primary key.
     ///
-    /// # Errors [`OpenPgpError::Passphrase`], [`OpenPgpError::Expired`], [`OpenPgpError::Key`].
+    /// # Errors
+    /// [`OpenPgpError::Passphrase`], [`OpenPgpError::Expired`], [`OpenPgpError::Key`].
     pub fn sign(&self, message: &[u8], passphrase: &str) -> Result<Vec<u8>, OpenPgpError> {
         self.sign_for(message, passphrase, None)
     }
@@ -373,10 +375,11 @@ impl<'a> Extension<'a> {
 /// Returns the fingerprint of the OpenPGP key that vouches for a TLS certificate's key, if one of `pins` does at this
 /// time.
 ///
-/// # Errors The [`Fault`]: another key, an expired or revoked one, a signature over another TLS key, or one of another
-/// time.
+/// # Errors
+/// The [`Fault`]: another key, an expired or revoked one, a signature over another TLS key, or one of another time.
 ///
-/// # Security That the peer holds the TLS key is for the handshake to show.
+/// # Security
+/// That the peer holds the TLS key is for the handshake to show.
 pub fn vouched(der: &[u8], pins: &[Print], now: UnixTime) -> Result<Print, Fault> {
     judge(der, pins, &[], now)
 }
@@ -384,7 +387,8 @@ pub fn vouched(der: &[u8], pins: &[Print], now: UnixTime) -> Result<Print, Fault
 /// Returns the same, judged by what else is `known` of the OpenPGP certificate: a peer may show an older state of it,
 /// in which a subkey is not revoked yet.
 ///
-/// # Errors The [`Fault`].
+/// # Errors
+/// The [`Fault`].
 pub fn still_vouched(
     der: &[u8],
     print: &Print,

@@ -22,7 +22,8 @@ const MODULUS: u64 = 1_000_000_000_000;
 
 /// Returns the string of a channel between these two, away from the other tasks: it takes a while on purpose.
 ///
-/// # Errors [`TlsError::Failed`] if TLS gives no key material.
+/// # Errors
+/// [`TlsError::Failed`] if TLS gives no key material.
 pub async fn of<S>(
     stream: &TlsStream<S>,
     initiator: &BareJid,

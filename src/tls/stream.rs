@@ -207,7 +207,8 @@ pub fn export<S, const N: usize>(
 
 /// Returns the channel's `tls-exporter` value (RFC 9266).
 ///
-/// # Errors [`TlsError::Failed`] before the handshake is done.
+/// # Errors
+/// [`TlsError::Failed`] before the handshake is done.
 pub fn binding<S>(stream: &TlsStream<S>) -> Result<[u8; 32], TlsError> {
     export(stream, b"EXPORTER-Channel-Binding", b"")
 }

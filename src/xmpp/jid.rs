@@ -191,7 +191,8 @@ fn starts_escape(text: &str) -> bool {
 
 /// Returns the proxied address of `user` at `component`, with the user's resource if it has one.
 ///
-/// # Errors `None` if the escaped address would be longer than an address may be (1023 bytes).
+/// # Errors
+/// `None` if the escaped address would be longer than an address may be (1023 bytes).
 pub fn proxied(user: &Jid, component: &BareJid) -> Option<Jid> {
     let local = escape(user.to_bare().as_str());
     let text = match user.resource() {

@@ -119,7 +119,8 @@ impl<T> Page<T> {
     /// Returns a page of `count` items, of which all that is sent may be `room` bytes long. `position` is the number of
     /// the item that the request names, if there is such an item.
     ///
-    /// # Errors `item-not-found` if there is none.
+    /// # Errors
+    /// `item-not-found` if there is none.
     pub fn new(
         request: Option<&Request>,
         count: usize,
@@ -303,7 +304,8 @@ pub fn room_inside(element: &Element, room: usize) -> usize {
 
 /// Returns the length of an element where it stands inside of another one of the same namespace.
 ///
-/// # Errors `internal-server-error` if it holds what XML cannot carry.
+/// # Errors
+/// `internal-server-error` if it holds what XML cannot carry.
 pub fn size_inside(element: &Element) -> Result<usize, Refusal> {
     let mut outer = Element::bare("x", element.ns());
     let empty = size::of(&outer).map_err(|_| Refusal::internal())?;

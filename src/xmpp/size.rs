@@ -37,7 +37,8 @@ const BLOCK_FRAME: usize = 7_000;
 
 /// Returns the length of a stanza, or of another element, in the form in which the link writes it.
 ///
-/// # Errors If it holds what XML cannot carry.
+/// # Errors
+/// If it holds what XML cannot carry.
 pub fn of(element: &Element) -> std::io::Result<usize> {
     let mut bytes = Vec::new();
     xml::write(element, &mut bytes)?;

@@ -125,7 +125,8 @@ impl Stanza {
     /// Returns the same with its sender's address in the form in which addresses are compared; answers go to the
     /// address as it was stamped.
     ///
-    /// # Errors [`Unreadable`], with the element.
+    /// # Errors
+    /// [`Unreadable`], with the element.
     pub fn parse_canonical(element: Element) -> Result<Self, Box<Unreadable>> {
         let mut stanza = Self::parse(element)?;
         let stamped = stanza.stamped();

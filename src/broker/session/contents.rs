@@ -22,7 +22,8 @@ use crate::{
 /// Returns the content of a session-initiate that is brokered, by its number, and its transport: the first that is
 /// secured and has a transport that can be had here.
 ///
-/// # Errors What the initiator is told if there is none.
+/// # Errors
+/// What the initiator is told if there is none.
 pub(crate) fn choose(jingle: &Element, options: &Options) -> Result<(usize, Transport), Refusal> {
     let all: Vec<&Element> = contents(jingle).collect();
     if all.is_empty() {

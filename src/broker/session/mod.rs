@@ -541,7 +541,8 @@ impl Session {
 
     /// Returns whether a stanza can be sent.
     ///
-    /// # Errors The refusal for what is too long.
+    /// # Errors
+    /// The refusal for what is too long.
     fn check_size(&self, iq: &Element) -> Result<(), Refusal> {
         let limit = self.options.max_stanza_bytes;
         match size::of(iq) {

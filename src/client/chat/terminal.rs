@@ -84,7 +84,8 @@ impl Terminal {
 
     /// Returns what the user does next.
     ///
-    /// # Cancel safety Nothing is lost.
+    /// # Cancel safety
+    /// Nothing is lost.
     pub(super) async fn next(&mut self) -> Typed {
         self.typed.recv().await.unwrap_or(Typed::End)
     }

@@ -224,8 +224,8 @@ impl Exchange {
 
     /// Returns the response to a challenge.
     ///
-    /// # Errors Any [`SaslError`] but [`SaslError::NoMechanism`]: the connection must be given up, nothing more may be
-    /// sent.
+    /// # Errors
+    /// Any [`SaslError`] but [`SaslError::NoMechanism`]: the connection must be given up, nothing more may be sent.
     pub(super) fn respond(&mut self, challenge: &[u8]) -> Result<Vec<u8>, SaslError> {
         match std::mem::replace(&mut self.state, State::Done) {
             State::First(scram) => {
