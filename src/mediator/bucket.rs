@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// The burst is this part of a second's bytes, and tokens are handed out when a fifth of a burst is there: few,
-/// long reads instead of many short ones.
+/// The burst is this part of a second's bytes. Tokens are handed out when a fifth of a burst has gathered: few long
+/// reads instead of many short ones.
 const BURST: u64 = 4;
 const PORTION: u64 = 5;
 
@@ -26,11 +26,11 @@ impl Bucket {
     /// Returns how many bytes may pass now.
     ///
     /// # Errors
-    /// When some may.
+    /// The time when some may pass.
     pub(super) fn available(&mut self, now: Instant) -> Result<usize, Instant> {
         let nanos = now.saturating_duration_since(self.filled_at).as_nanos();
         let grown = nanos.saturating_mul(u128::from(self.per_second)) / NANOS;
-        // Time that did not make a whole byte yet counts the next time.
+        // Time that has not made a whole byte yet counts the next time.
         if grown > 0 {
             let grown = u64::try_from(grown).unwrap_or(u64::MAX);
             self.tokens = self.tokens.saturating_add(grown);

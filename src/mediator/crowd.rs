@@ -6,8 +6,8 @@
 //! | waits for a transfer that nobody has announced | a number of seats of its address | the request is refused |
 //! | of an activated transfer, or of a session | none: users have shares of those | |
 //!
-//! So a crowd of silent connections keeps nobody out, whether it comes from one address or, through a port forwarder, from
-//! the address that everybody has.
+//! So a crowd of silent connections does not keep other clients out. This holds whether it comes from one address or,
+//! through a port forwarder, from the address that all clients share.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::plane::now;
 
-/// How many connections may be in their handshake.
+/// The most connections that may be in their handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
     /// Of one address.
@@ -31,7 +31,7 @@ pub(super) struct Bounds {
 
 impl Bounds {
     /// Returns the bounds for a listener that serves so many connections, and so many of one address. Few places are
-    /// not shared out.
+    /// not divided.
     pub(super) fn of(connections: usize, of_one: usize) -> Self {
         let of_all = if connections < 128 { connections.max(1) } else { connections / 2 };
         let of_all = of_all.min(2048);
@@ -39,7 +39,7 @@ impl Bounds {
     }
 }
 
-/// All connections of a listener. Cheap to clone; all clones are the same.
+/// All connections of a listener. Cheap to clone; all clones share the same state.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Crowd {
     state: Arc<Mutex<State>>,
@@ -68,8 +68,8 @@ struct Network {
 }
 
 impl Crowd {
-    /// Lets a connection begin its handshake; the oldest one makes room if there are too many. Without an address it
-    /// counts among all only: behind a load balancer the address is not known yet.
+    /// Lets a connection begin its handshake. If there are too many, the oldest one makes room. A connection without an
+    /// address counts only among all: behind a load balancer the address is not known yet.
     pub(super) fn enter(&self, ip: Option<IpAddr>, bounds: Bounds) -> Visitor {
         let displaced = CancellationToken::new();
         let mut state = self.lock();
@@ -89,7 +89,7 @@ impl Crowd {
         visitor
     }
 
-    /// Ends the oldest handshake if it has taken at least so long.
+    /// Ends the oldest handshake if it has taken at least this long.
     pub(super) fn displace(&self, at_least: Duration) {
         self.lock().displace(None, at_least);
     }
@@ -128,7 +128,7 @@ impl State {
         Some(greeting)
     }
 
-    /// Changes what is known of an address, and forgets one that has nothing left.
+    /// Updates the record of an address, and drops a record that is empty.
     fn change(&mut self, network: IpAddr, change: impl FnOnce(&mut Network)) {
         let of = self.networks.entry(network).or_default();
         change(of);
@@ -156,7 +156,7 @@ impl Visitor {
             state.displace(Some(network), Duration::ZERO);
         }
         let number = self.number;
-        // One that has made room already counts nowhere.
+        // A connection that has made room already counts nowhere.
         if let Some(greeting) = state.greeting.get_mut(&number) {
             greeting.network = Some(network);
             state.change(network, |of| {
@@ -172,7 +172,7 @@ impl Visitor {
         &self.displaced
     }
 
-    /// Counts the connection against its address, unless that has `most` seats already.
+    /// Counts the connection against its address, unless `most` seats of that address are taken.
     pub(super) fn seat(&self, most: usize) -> Option<Seat> {
         let network = self.network?;
         let mut state = self.crowd.lock();
@@ -204,7 +204,7 @@ impl Drop for Seat {
     }
 }
 
-/// Returns what counts as one address: IPv4 as it is, also inside IPv6, and of IPv6 the /64.
+/// Returns what counts as one address: an IPv4 address, also inside IPv6, or the /64 of an IPv6 address.
 pub(super) fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
@@ -233,9 +233,9 @@ mod tests {
         assert_eq!(
             displaced(&mine),
             [true, false, false, false],
-            "another address is not concerned"
+            "another address is not affected"
         );
-        // What has made room counts no more, whether or not it is gone.
+        // A connection that has made room no longer counts, whether or not it is gone.
         let next = crowd.enter(Some(ip(3)), BOUNDS);
         assert_eq!(displaced(&mine), [true, false, false, false]);
         let one_more = crowd.enter(Some(ip(4)), BOUNDS);
@@ -249,7 +249,7 @@ mod tests {
         let crowd = Crowd::default();
         let mut behind: Vec<_> = (0..4).map(|_| crowd.enter(None, BOUNDS)).collect();
         assert_eq!(displaced(&behind), [false; 4]);
-        assert!(behind[0].seat(9).is_none(), "nobody knows whose seat that would be");
+        assert!(behind[0].seat(9).is_none(), "the address of this seat is not known");
         for visitor in &mut behind {
             visitor.comes_from(ip(7), BOUNDS);
         }

@@ -1,13 +1,13 @@
-//! The end of a stream whose one leg has broken: what the other leg is still owed, and how it learns of the end.
+//! The end of a stream in which one leg has broken: what the other leg still gets, and how it learns of the end.
 //!
 //! | the broken leg | the other leg gets |
 //! |---|---|
 //! | had ended its stream, then took no more | every byte, then an orderly end |
 //! | was reset, timed out, or failed in-band | every byte that was acknowledged, then a reset (in-band: `<close/>`) |
 //!
-//! Meanwhile everything that the other leg sends is read and dropped: a peer that writes before it reads would otherwise
-//! never read. Its connection is closed only when its kernel has acknowledged everything, because a close with unread
-//! bytes, and every reset, throws away what has not been delivered.
+//! Meanwhile everything that the other leg sends is read and dropped, because a peer that writes before it reads would
+//! otherwise never read. The connection is closed only when the peer's kernel has acknowledged everything: a close with
+//! unread bytes, and every reset, discards what has not been delivered.
 
 use std::{
     io,
@@ -26,12 +26,12 @@ use super::{
     tcp::Info,
 };
 
-/// The first and the longest pause between two looks at a queue: there is no event for an empty one.
+/// The first and the longest pause between two checks of a queue: no event tells that it is empty.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
-/// A leg, as far as its end is concerned.
+/// A leg, in terms of its end.
 pub(super) trait Side: AsyncRead + AsyncWrite + Unpin {
-    /// Returns how to find out whether everything written has reached the peer.
+    /// Returns how to find out whether all written bytes have reached the peer.
     fn delivery(&self) -> Delivery {
         Delivery::ByShutdown
     }
@@ -42,20 +42,20 @@ pub(super) trait Side: AsyncRead + AsyncWrite + Unpin {
         true
     }
 
-    /// Makes every close from now on a reset, until [`Self::disarm`] or a shutdown. So a stream that is cut, even by the
-    /// death of this process, never looks complete.
+    /// Makes every close from now on a reset, until [`Self::disarm`] or a shutdown. So a stream that is cut, even by
+    /// the end of this process, never looks complete.
     fn arm(&self) {}
 
     /// Makes a close an orderly end again.
     fn disarm(&self) {}
 }
 
-/// Whether what was written has reached the peer.
+/// How to tell whether the written bytes have reached the peer.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Delivery {
-    /// It has once a shutdown has returned.
+    /// They have once a shutdown has returned.
     ByShutdown,
-    /// What the kernel says, if it does.
+    /// The kernel says it; `None` if the kernel does not.
     Tcp(Option<Info>),
 }
 
@@ -65,30 +65,29 @@ impl Delivery {
         matches!(self, Self::Tcp(Some(info)) if info.is_gone())
     }
 
-    /// Returns whether something may be on its way.
+    /// Returns whether bytes may be on their way.
     pub(super) fn is_open(self) -> bool {
         matches!(self, Self::Tcp(Some(info)) if !info.closed && !info.is_delivered())
     }
 }
 
-/// What has happened to one direction.
+/// The state of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Fate {
     /// Reading failed: the source is gone without an orderly end.
     pub(super) failed: Option<io::ErrorKind>,
     /// Writing failed: the sink takes no more.
     pub(super) broken: Option<io::ErrorKind>,
-    /// The source failed, but the error was told to the other direction or found by us: the end of what can still be
-    /// read of it is not an orderly one.
+    /// The source failed, but another part saw the error: what can still be read does not end in order.
     pub(super) lost: Option<io::ErrorKind>,
 }
 
 impl Fate {
-    /// Learns from the opposite direction, whose sink is this one's source and whose source is this one's sink. Says
-    /// whether this direction has no sink any more.
+    /// Takes over what the opposite direction knows: its sink is this one's source, and its source is this one's sink.
+    /// Returns whether this direction has lost its sink.
     ///
-    /// The kernel tells an error once. A write that fails with `BrokenPipe` met a peer that had ended its own stream
-    /// before; after any other error what is left to read ends as if in order, and is not.
+    /// The kernel reports an error once. If a write fails with `BrokenPipe`, the peer had ended its own stream before.
+    /// After any other error, reading ends as if in order although the stream is not complete.
     pub(super) fn heed(&mut self, opposite: Self) -> bool {
         if let Some(kind) = opposite.broken
             && kind != io::ErrorKind::BrokenPipe
@@ -98,7 +97,7 @@ impl Fate {
         opposite.failed.is_some()
     }
 
-    /// Notes the end of the source; says whether it is an orderly one.
+    /// Notes the end of the source; returns whether it is in order.
     pub(super) fn end(&mut self) -> bool {
         self.failed = self.failed.or(self.lost);
         self.failed.is_none()
@@ -115,11 +114,11 @@ impl Fate {
     }
 }
 
-/// Waits until the leg that is left has got everything, or makes no progress for the idle time.
+/// Waits until the remaining leg has got everything, or makes no progress for the idle time.
 #[derive(Debug)]
 pub(super) struct Ending {
     idle_timeout: Duration,
-    /// When the peer last acknowledged something, and how much it had then.
+    /// When the peer last acknowledged something, and the count of bytes that it had then.
     progress: Option<(Instant, u64)>,
     pause: Duration,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -131,7 +130,7 @@ impl Ending {
         Self { idle_timeout, progress: None, pause: PAUSE.0, sleep: None }
     }
 
-    /// `Ready` when the leg may be dropped.
+    /// Returns `Ready` when the leg may be dropped.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, side: &impl Side) -> Poll<()> {
         loop {
             if let Some(sleep) = &mut self.sleep {
@@ -151,7 +150,7 @@ impl Ending {
         }
     }
 
-    /// Returns how long to wait before the next look; none if the ending is over.
+    /// Returns how long to wait before the next check; `None` if the ending is over.
     fn next_look(&mut self, info: Option<Info>, now: Instant) -> Option<Duration> {
         let acknowledged = info.map_or(0, |info| info.acknowledged);
         let since = match self.progress {
@@ -164,7 +163,7 @@ impl Ending {
         let limit = match info {
             Some(info) if info.closed || info.is_delivered() || info.is_gone() => return None,
             Some(_) => self.idle_timeout,
-            // Nothing is known of the queue, so it gets a fixed time.
+            // The state of the queue is not known, so it gets a fixed time.
             None => self.idle_timeout.min(GRACE),
         };
         if now.saturating_duration_since(since) >= limit {

@@ -1,15 +1,16 @@
-//! Are these first bytes a TLS ClientHello? Asked before a byte of a brokered stream is passed on.
+//! Checks that a stream begins with a TLS ClientHello, before a byte of a brokered stream is passed on.
 //!
-//! A record may have any size from one byte on, and a handshake message may begin in one record and go on in others
-//! (RFC 8446, 5.1). Some clients send the ClientHello in pieces, against middleboxes that look at its first record only.
+//! A record may have any size from one byte on, and a handshake message may begin in one record and continue in others
+//! (RFC 8446, 5.1). Some clients send the ClientHello in pieces, because some middleboxes look only at its first
+//! record.
 
 /// The header of a record: content type, version, length.
 const RECORD_HEADER: usize = 5;
 
-/// How many bytes of the handshake message decide: its type and its length.
+/// The number of bytes of the handshake message that decide: its type and its length.
 const MESSAGE_HEADER: usize = 4;
 
-/// How many bytes decide at the latest: each byte of the message's header in a record of its own.
+/// The number of bytes after which a verdict is certain: each byte of the message's header in a record of its own.
 pub const DECIDED_AFTER: usize = MESSAGE_HEADER * (RECORD_HEADER + 1);
 
 /// The content type of handshake messages.
@@ -24,28 +25,28 @@ const MAX_FRAGMENT: u16 = 1 << 14;
 /// The shortest ClientHello body: version, random, empty session id, one suite, one compression method.
 const MIN_HELLO: u32 = 2 + 32 + 1 + 2 + 2 + 1 + 1;
 
-/// The longest ClientHello body that is believed; post-quantum ones have about 2 KiB.
+/// The longest accepted ClientHello body; post-quantum ones have about 2 KiB.
 const MAX_HELLO: u32 = 0xffff;
 
 /// What the first bytes of a stream say about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guard {
-    /// A ClientHello so far, but not enough of it to be sure.
+    /// A ClientHello so far, but too short for a verdict.
     NeedMore,
     /// The stream starts with a ClientHello.
     Pass,
-    /// Whatever follows, it is no ClientHello.
+    /// The stream does not start with a ClientHello, whatever follows.
     Refuse,
 }
 
-/// Judges the first bytes of the initiator's stream, as soon as one of them is wrong.
+/// Judges the first bytes of the initiator's stream. It refuses at the first wrong byte.
 ///
-/// `first` is all that was received so far, from the stream's first byte on; [`DECIDED_AFTER`] bytes always suffice, and
-/// the nine bytes of both headers do if the first record has the message's header in one piece.
+/// `first` is all that was received so far, from the stream's first byte on; [`DECIDED_AFTER`] bytes always suffice,
+/// and the nine bytes of both headers do if the first record has the message's header in one piece.
 ///
 /// # Security
-/// A wrong `Pass` lets plaintext look like TLS to the responder's TLS library, which refuses it; a wrong
-/// `Refuse` ends an honest session. Only headers are judged: the rest is the responder's to check.
+/// A wrong `Pass` gives plaintext to the responder's TLS library, which refuses it. A wrong `Refuse` ends an honest
+/// session. Only headers are judged; the responder checks the rest.
 ///
 /// Spec: RFC 8446, section 5.1 (Record Layer) and section 4 (Handshake Protocol).
 pub fn check_client_hello(first: &[u8]) -> Guard {
@@ -71,7 +72,7 @@ pub fn check_client_hello(first: &[u8]) -> Guard {
     Guard::NeedMore
 }
 
-/// Checks what is there of a record's header; gives the fragment's length as far as it is known, 0 if it is not.
+/// Checks the known part of a record's header. Returns the fragment's length as far as it is known, or 0.
 fn check_record(header: &[u8]) -> Option<usize> {
     let at = |i: usize| header.get(i).copied();
     // The version is a legacy field that must be ignored for all purposes (RFC 8446, 5.1): 3.1 in most first records, 3.3
@@ -79,7 +80,7 @@ fn check_record(header: &[u8]) -> Option<usize> {
     if at(0).is_some_and(|b| b != HANDSHAKE) || at(1).is_some_and(|b| b != 3) {
         return None;
     }
-    // A lone high byte is compared with the smallest length it can still become.
+    // A lone high byte is compared with the smallest length that it can still become.
     let length = u16::from_be_bytes([at(3).unwrap_or(0), at(4).unwrap_or(0)]);
     // Handshake fragments of length zero must not be sent.
     if length > MAX_FRAGMENT || header.len() == RECORD_HEADER && length == 0 {
@@ -88,11 +89,11 @@ fn check_record(header: &[u8]) -> Option<usize> {
     Some(if header.len() == RECORD_HEADER { usize::from(length) } else { 0 })
 }
 
-/// Whether the first `known` bytes of a handshake message can begin a ClientHello.
+/// Returns whether the first `known` bytes of a handshake message can begin a ClientHello.
 fn is_hello_so_far(message: [u8; MESSAGE_HEADER], known: usize) -> bool {
     let [kind, high, middle, low] = message;
     let length = u32::from_be_bytes([0, high, middle, low]);
-    // Bytes that are not known are 0, so this length is the smallest one it can become.
+    // Unknown bytes are 0, so this is the smallest length that it can become.
     (known == 0 || kind == CLIENT_HELLO)
         && length <= MAX_HELLO
         && (known < MESSAGE_HEADER || length >= MIN_HELLO)

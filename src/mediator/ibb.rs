@@ -1,29 +1,29 @@
 //! One end of an in-band bytestream, both directions, without XML, queues or clock.
 //!
-//! Outgoing: blocks of at most block-size bytes, numbered from 0 and wrapping after 65535, of which at most a window
-//! is unacknowledged. Incoming: a block sent by IQ is acknowledged when it has been read (or at once, as long as little
-//! waits to be read), so a slow reader slows the sender; blocks are held up to a bound, and their answers with them.
+//! Outgoing: blocks of at most block-size bytes, numbered from 0 and wrapping after 65535. At most a window of them is
+//! unacknowledged. Incoming: a block sent by IQ is acknowledged when it has been read, or at once while little waits to
+//! be read. So a slow reader slows the sender. Blocks are held up to a bound, and their answers with them.
 //!
-//! Blocks by message are not acknowledged, so a ping (XEP-0199) to the very resource follows them: its answer says that what
-//! was sent before it has arrived, slows the sender, brings out what a server holds for an inactive client (XEP-0352), and
-//! shows that the resource has not gone.
+//! Blocks by message are not acknowledged, so a ping (XEP-0199) to the same resource follows them. Its answer says that
+//! the blocks before it have arrived, slows the sender, makes a server release what it holds for an inactive client
+//! (XEP-0352), and shows that the resource is present.
 //!
-//! Doubt: servers answer for their users. An error such as `recipient-unavailable` comes for blocks that have arrived when
-//! the connection between two servers breaks, and the real answers follow; others lose blocks and answers without a word.
-//! So such an error ends nothing by itself:
+//! Doubt: servers answer for their users. When the connection between two servers breaks, some send an error such as
+//! `recipient-unavailable` for blocks that have arrived, and the real answers follow. Other servers lose blocks and
+//! answers silently. So such an error ends nothing by itself:
 //!
 //! | what comes next | what it says |
 //! |---|---|
 //! | the real answer, or that to a later block | everything up to this block has arrived |
 //! | `unexpected-request` to a later block | blocks were lost: the stream ends |
-//! | ping answered | the peer is there: one more block may go, and settles it |
+//! | ping answered | the peer is present: one more block is sent, and its answer settles the doubt |
 //! | three such blocks undelivered, although pings were answered | blocks are lost: the stream ends |
-//! | pings say three times that nobody is there | the client is gone: the stream ends |
+//! | pings say three times that the peer is absent | the client is gone: the stream ends |
 //! | nothing | the stream waits, as long as a server may keep a client that has lost its connection (XEP-0198) |
 //!
-//! Closing: in-band bytestreams know no half-close. After [`IbbMachine::shutdown`] the other direction goes on until
-//! the peer closes, or until nothing came from it for the linger time; then `<close/>` is sent, and what still
-//! arrives before its answer is delivered too.
+//! Closing: in-band bytestreams have no half-close. After [`IbbMachine::shutdown`] the other direction continues until
+//! the peer closes, or has sent nothing for the linger time. Then `<close/>` is sent; bytes that arrive before its
+//! answer are delivered too.
 //!
 //! Spec: XEP-0047 2.0.1, section 2.2 (Sending Data) and 2.3 (Closing the Bytestream).
 
@@ -36,46 +36,48 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 use crate::xmpp::stanza::Refusal;
 
-/// Bytes that may wait for the reader although they were acknowledged: a peer's first words wait for no one.
+/// Bytes that may wait for the reader although they were acknowledged, so that a peer's first bytes never wait.
 pub const ACKNOWLEDGED: usize = 16 * 1024;
 
-/// Bytes of ours in unacknowledged blocks on their way (a single longer block is sent too).
+/// Bytes of ours in unacknowledged blocks on their way. A single longer block is sent too.
 pub const MAX_UNACKNOWLEDGED: usize = 80 * 1024;
 
-/// Bytes of the peer held here. With `pipe::BUFFER` that is 128 KiB, and both directions of a session in
-/// which both legs are in-band have 256 KiB.
+/// Bytes of the peer held here. With `pipe::BUFFER` that is 128 KiB, and a session with two in-band legs has 256 KiB
+/// for both directions.
 pub const MAX_HELD: usize = ACKNOWLEDGED + MAX_UNACKNOWLEDGED;
 
-/// Held blocks, and actions nobody took: against floods of tiny or empty blocks.
+/// The most held blocks, and actions that were not taken: a bound against floods of tiny or empty blocks.
 const MAX_ENTRIES: usize = 256;
 
-/// The largest number of blocks back that a block may come again: a client whose connection was resumed sends again what
-/// it does not know to have arrived.
+/// How many blocks back a block may be repeated: a client that has resumed its connection sends the blocks again that
+/// it has no answer for.
 const REPEATED: u16 = 256;
 
-/// Of the room that is given for messages, so many bytes allow for another held block.
+/// One more held block is allowed for each so many bytes of the room for messages.
 const BYTES_PER_ENTRY: usize = 512;
 
-/// The longest block that is sent to settle a doubt, beyond the window. It finds room at the peer however slow its reader is.
+/// The longest block that is sent to settle a doubt, beyond the window. The peer has room for it, however slow its
+/// reader is.
 pub const TRIAL: usize = 512;
 
-/// How many blocks that were sent to settle one doubt may come back undelivered.
+/// How many of the blocks that are sent to settle one doubt may come back undelivered.
 const TRIALS: usize = 3;
 
-/// How long blocks may be without any answer before the peer is asked whether it is there.
+/// How long blocks may be without any answer before the peer is pinged.
 const PROBE: Duration = Duration::from_secs(10);
 
-/// After how long a ping without an answer is followed by another.
+/// The time after which an unanswered ping is repeated.
 const REPEAT: Duration = Duration::from_secs(30);
 
-/// How long a peer that owes an answer may send nothing before the stream counts as waiting.
+/// How long a peer that owes an answer may be silent before the stream counts as waiting.
 pub const WAITING: Duration = Duration::from_secs(20);
 
-/// When a ping is repeated whose answer says that nobody is there: the first of these answers may be as false as those to
-/// the blocks, and the real ones may be seconds behind. After the last one the peer is gone.
+/// The pauses before a ping is repeated whose answer says that the peer is absent. The first of these answers may be as
+/// wrong as those to the blocks, and the real ones may come seconds later. After the last pause the peer counts as
+/// gone.
 const ABSENT: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
-/// How long the first ping of a stream by message is waited for. A peer that answers none cannot be slowed down.
+/// How long a stream by message waits for the answer to its first ping. A peer that answers none cannot be slowed down.
 const UNPACED: Duration = Duration::from_secs(5);
 
 /// How long a close may be without its answer.
@@ -94,8 +96,7 @@ pub struct Options {
     pub silence_timeout: Duration,
     /// How long a shut down stream waits for more from the peer before it is closed.
     pub close_linger: Duration,
-    /// Whether the peer has agreed to the stream already; if not, nothing is sent before
-    /// [`IbbMachine::handle_opened`].
+    /// Whether the peer has already agreed to the stream. If not, nothing is sent before [`IbbMachine::handle_opened`].
     pub opened: bool,
 }
 
@@ -127,7 +128,7 @@ pub enum Action {
         /// The error.
         refusal: Refusal,
     },
-    /// Ask the peer's resource whether it is there (XEP-0199); the answer goes to [`IbbMachine::handle_pong`].
+    /// Ping the peer's resource (XEP-0199); the answer goes to [`IbbMachine::handle_pong`].
     Ping,
     /// Send `<close/>` by IQ; its answer goes to [`IbbMachine::handle_close_answer`].
     SendClose,
@@ -143,22 +144,22 @@ pub enum Action {
 /// What an answer to a block says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The peer has it.
+    /// The peer has the block.
     Taken,
     /// The peer says that a block before it is missing.
     Gap,
-    /// The peer does not take it.
+    /// The peer refuses the block.
     Refused,
-    /// Somebody says that it could not be delivered. That may be wrong.
+    /// An error says that the block could not be delivered. It may be wrong.
     Undelivered,
 }
 
 /// What an answer to a ping says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pong {
-    /// The peer is there.
+    /// The peer is present.
     Alive,
-    /// The peer is not there, or does not know pings.
+    /// The peer is absent, or does not know pings.
     Absent,
     /// The peer cannot be reached at present.
     Unreachable,
@@ -168,7 +169,7 @@ pub enum Pong {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IbbError {
-    /// The peer's data is no base64, or its stanza malformed.
+    /// The peer's data is not valid base64, or its stanza is malformed.
     #[error("the peer sent malformed data")]
     Malformed,
     /// The peer's resource is not there any more.
@@ -197,8 +198,8 @@ pub enum IbbError {
     TooLong,
 }
 
-/// One end of a stream. `handle_*` takes what the peer or the clock did, the rest is for the local user; after each
-/// call, [`Self::poll_action`] is called until `None`. `now` is monotonic.
+/// One end of a stream. The `handle_*` functions take events of the peer and the clock; the others are for the local
+/// user. Call [`Self::poll_action`] until `None` after each call. `now` is monotonic.
 #[derive(Debug)]
 pub struct IbbMachine {
     options: Options,
@@ -212,64 +213,64 @@ pub struct IbbMachine {
     progress: Instant,
     /// When the peer itself was last heard, or the first unanswered stanza was sent.
     heard: Instant,
-    /// Nothing was heard for [`WAITING`] although an answer is owed.
+    /// Whether nothing was heard for [`WAITING`] although the peer owes an answer.
     waiting: bool,
     doubt: Option<Doubt>,
     ping: Ping,
     next_in: u16,
-    /// How many blocks came, up to [`REPEATED`].
+    /// How many blocks arrived, up to [`REPEATED`].
     came: u16,
     /// Bytes that may be held beyond [`MAX_HELD`].
     room: usize,
-    /// What came and was not read, in order.
+    /// Blocks that arrived and were not read, in order.
     held: VecDeque<Block>,
-    /// All of it, also what has been read of the first block.
+    /// The bytes of all held blocks, including the part of the first that has been read.
     held_bytes: usize,
-    /// How much of the first block has been read.
+    /// The part of the first block that has been read.
     taken: usize,
     /// When, after a local shutdown, the peer was last heard.
     quiet_since: Option<Instant>,
     close: Close,
     peer_closed: bool,
-    /// Nobody will read any more.
+    /// The local reader is gone.
     gone: bool,
     failure: Option<IbbError>,
     actions: VecDeque<Action>,
 }
 
-/// Somebody has said that a block was not delivered.
+/// The state after an error said that a block was not delivered.
 #[derive(Clone, Copy, Debug, Default)]
 struct Doubt {
-    /// The peer has answered a ping since.
+    /// Whether the peer has answered a ping since.
     alive: bool,
-    /// The number of the block that was sent since, whose answer settles it.
+    /// The number of the block that was sent since; its answer settles the doubt.
     trial: Option<u16>,
     /// How many such blocks have come back.
     failed: usize,
 }
 
-/// What is known of the peer by pings.
+/// What pings have shown about the peer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ping {
-    /// When the last one was sent, if it is not answered, and how many unanswered blocks were sent before it.
+    /// When the last ping was sent, if it is not answered, and how many unanswered blocks were sent before it.
     asked: Option<(Instant, usize)>,
     /// When the next one is due.
     again: Option<Instant>,
-    /// How often in succession the answer was that nobody is there.
+    /// How many answers in succession said that the peer is absent.
     absent: usize,
-    /// The last answer was not the peer's.
+    /// Whether the last answer was not the peer's.
     missed: bool,
-    /// The peer was there when it was said that it is not: it does not know pings.
+    /// Whether the peer was present when an answer said that it is absent: it does not know pings.
     unknown: bool,
-    /// Whether one was ever answered; for blocks by message.
+    /// Whether any ping was answered; for blocks by message.
     answered: bool,
-    /// The peer answers none, so nothing slows blocks by message down.
+    /// Whether the peer answers no pings, so that blocks by message are not slowed down.
     unpaced: bool,
 }
 
 #[derive(Debug)]
 struct Block {
-    /// Of the IQ that is to be answered yet.
+    /// The id of the IQ that is still to be answered.
     id: Option<String>,
     payload: Vec<u8>,
 }
@@ -282,7 +283,7 @@ enum Close {
 }
 
 impl IbbMachine {
-    /// Creates a stream of which no block was sent.
+    /// Creates a stream that has not sent a block.
     pub fn new(options: Options, now: Instant) -> Self {
         Self {
             options,
@@ -310,7 +311,7 @@ impl IbbMachine {
         }
     }
 
-    /// The peer agreed to the stream, so data may flow, or refused it, so nothing is left to close.
+    /// Handles the peer's answer to `<open/>`: data may flow, or the stream is over with nothing to close.
     pub fn handle_opened(&mut self, ok: bool) {
         self.opened = ok;
         if !ok {
@@ -319,7 +320,7 @@ impl IbbMachine {
         }
     }
 
-    /// The connection that carries the stanzas is gone: there is nobody to close the stream towards.
+    /// Handles the loss of the connection that carries the stanzas: the stream cannot be closed towards the peer.
     pub fn handle_lost(&mut self) {
         self.failure.get_or_insert(IbbError::Lost);
         self.unanswered.clear();
@@ -327,7 +328,7 @@ impl IbbMachine {
         self.close = Close::Answered;
     }
 
-    /// How many bytes may be held beyond [`MAX_HELD`]: a peer that sends by message cannot be slowed down.
+    /// Sets how many bytes may be held beyond [`MAX_HELD`]: a peer that sends by message cannot be slowed down.
     pub fn set_room(&mut self, bytes: usize) {
         self.room = bytes;
     }
@@ -339,8 +340,7 @@ impl IbbMachine {
 
     /// Takes a block of the peer: the IQ's id (none for a message), its number and its base64 text.
     ///
-    /// One of the last blocks that comes again is acknowledged again and dropped. Bad data and gaps are refused and end
-    /// the stream.
+    /// A repeated recent block is acknowledged again and dropped. Bad data and gaps are refused and end the stream.
     pub fn handle_data(&mut self, id: Option<&str>, seq: u16, text: &str, now: Instant) {
         if self.is_deaf(id) {
             return;
@@ -354,7 +354,7 @@ impl IbbMachine {
             let refusal = Refusal::new("cancel", "unexpected-request", "seq is out of order");
             return self.refuse(id, refusal, IbbError::Sequence, now);
         }
-        // Several clients break lines before and after the data; inside of it nothing but base64 is allowed.
+        // Several clients break lines before and after the data; inside it only base64 is allowed.
         let Ok(payload) = STANDARD.decode(text.trim_ascii()) else {
             let refusal = Refusal::bad_request(
                 "the data must be base64 (RFC 4648, section 4), with white space around it at most",
@@ -405,13 +405,13 @@ impl IbbMachine {
         self.answer(id.map(|id| Action::Ack { id: id.to_owned() }));
     }
 
-    /// Takes an answer to a block. Unknown numbers are ignored. A block that was said not to be delivered may be answered
-    /// a second time.
+    /// Takes an answer to a block. Unknown numbers are ignored. A block that was reported as undelivered may be
+    /// answered a second time.
     pub fn handle_answer(&mut self, seq: u16, answer: Answer, now: Instant) {
         let Some(at) = self.place(seq) else { return };
         match answer {
             Answer::Taken => {
-                // The peer takes blocks in order only, so it has those before as well.
+                // The peer takes blocks in order only, so it has the earlier ones too.
                 self.settle(at + 1, now);
                 self.doubt = None;
                 self.hear(now);
@@ -437,15 +437,15 @@ impl IbbMachine {
     /// Takes the answer to our ping.
     pub fn handle_pong(&mut self, pong: Pong, now: Instant) {
         let Some((asked, before)) = self.ping.asked.take() else { return };
-        // Blocks by message: what was sent before the ping has arrived, unless somebody has said that it has not.
+        // Blocks by message: those before the ping have arrived, unless an error says that they have not.
         let paces = !self.options.acknowledged && self.doubt.is_none();
         if pong == Pong::Absent && paces && !self.ping.answered {
-            // It was there a moment ago, when the stream was opened.
+            // The peer was present a moment ago, when the stream was opened.
             self.ping.unknown = true;
         }
         self.ping.missed = true;
         match pong {
-            // Blocks by IQ to nobody come back themselves.
+            // Blocks by IQ to an absent peer come back themselves.
             Pong::Absent if self.options.acknowledged && self.doubt.is_none() => {
                 self.ping.missed = false;
                 self.ping.again = Some(now + REPEAT);
@@ -484,7 +484,7 @@ impl IbbMachine {
         }
     }
 
-    /// Does what is due; too early is no fault.
+    /// Does what is due. A call that is too early does nothing.
     pub fn handle_deadline(&mut self, now: Instant) {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if due(self.close_deadline()) {
@@ -509,7 +509,7 @@ impl IbbMachine {
         }
     }
 
-    /// When [`Self::handle_deadline`] is to be called.
+    /// Returns when [`Self::handle_deadline`] is due.
     pub fn deadline(&self) -> Option<Instant> {
         [
             self.close_deadline(),
@@ -524,13 +524,12 @@ impl IbbMachine {
         .min()
     }
 
-    /// Returns whether the stream stands still because the peer, which owes an answer, has not been heard for
-    /// [`WAITING`].
+    /// Returns whether the stream stands still because the peer owes an answer and has been silent for [`WAITING`].
     pub fn is_waiting(&self) -> bool {
         self.waiting && self.owes()
     }
 
-    /// Returns whether a block is still to be answered.
+    /// Returns whether a block is still unanswered.
     pub fn awaits(&self, seq: u16) -> bool {
         self.place(seq).is_some()
     }
@@ -540,7 +539,7 @@ impl IbbMachine {
         self.delivered
     }
 
-    /// Why the stream broke, if it did.
+    /// Returns why the stream broke, if it did.
     pub fn failure(&self) -> Option<IbbError> {
         self.failure
     }
@@ -560,10 +559,10 @@ impl IbbMachine {
         let out = self.unanswered.len();
         let fits = (out + 1) * usize::from(self.options.block_size) <= MAX_UNACKNOWLEDGED;
         let free = match self.doubt {
-            // Messages to nobody may land elsewhere.
+            // Messages to an absent peer may reach another resource.
             None if self.ping.missed && !self.options.acknowledged => false,
             None => out == 0 || out < usize::from(self.options.window) && fits,
-            // One more, when somebody is there to take it: its answer says what became of those before.
+            // One more block, when the peer is present: its answer settles the fate of the earlier ones.
             Some(doubt) => {
                 let room = out < usize::from(self.options.window) + TRIALS;
                 doubt.alive && doubt.trial.is_none() && room
@@ -580,7 +579,7 @@ impl IbbMachine {
             && self.failure.is_none()
     }
 
-    /// Sends the first bytes as one block and says how many: 0 if [`Self::has_window`] says no.
+    /// Sends the first bytes as one block and returns how many: 0 if [`Self::has_window`] is false.
     pub fn write(&mut self, bytes: &[u8], now: Instant) -> usize {
         if !self.has_window() || bytes.is_empty() {
             return 0;
@@ -601,19 +600,19 @@ impl IbbMachine {
         n
     }
 
-    /// Returns whether every block sent was acknowledged (or never will be).
+    /// Returns whether every block was acknowledged (or never will be).
     pub fn is_flushed(&self) -> bool {
         self.unanswered.is_empty() || self.failure.is_some()
     }
 
-    /// The local user has nothing more to write; says whether that is news.
+    /// Ends the local user's writing; returns whether that is new.
     pub fn shutdown(&mut self, now: Instant) -> bool {
         let news = self.quiet_since.is_none();
         self.quiet_since.get_or_insert(now);
         news
     }
 
-    /// The local user is gone: closes at once, without waiting for anything; what still comes is refused.
+    /// Closes at once because the local user is gone, without waiting. Data that still arrives is refused.
     pub fn abort(&mut self, now: Instant) {
         self.shutdown(now);
         self.gone = true;
@@ -629,7 +628,7 @@ impl IbbMachine {
         self.held.front().map_or(&[], |block| &block.payload[self.taken..])
     }
 
-    /// Removes the first `n` bytes of what [`Self::chunk`] gave; a block that was read is acknowledged.
+    /// Removes the first `n` bytes of [`Self::chunk`]. A block that was read is acknowledged.
     pub fn consume(&mut self, n: usize) {
         self.taken += n.min(self.chunk().len());
         self.drop_read();
@@ -649,7 +648,7 @@ impl IbbMachine {
         (self.peer_closed || self.close == Close::Answered) && !self.has_actions()
     }
 
-    /// Returns whether nothing is heard any more; if so, a request is answered.
+    /// Returns whether the stream has stopped listening to the peer; if so, answers the request.
     fn is_deaf(&mut self, id: Option<&str>) -> bool {
         let closed = self.peer_closed || self.close == Close::Answered;
         let deaf = closed || self.gone || self.failure.is_some();
@@ -660,14 +659,14 @@ impl IbbMachine {
         deaf
     }
 
-    /// Queues an answer, unless the owner has stopped sending them.
+    /// Queues an answer, unless the owner no longer sends them.
     fn answer(&mut self, answer: Option<Action>) {
         if self.actions.len() <= MAX_ENTRIES {
             self.actions.extend(answer);
         }
     }
 
-    /// Forgets what has been read, and acknowledges it.
+    /// Drops what has been read, and acknowledges it.
     fn drop_read(&mut self) {
         while self.held.front().is_some_and(|block| block.payload.len() <= self.taken) {
             let Some(block) = self.held.pop_front() else { return };
@@ -696,13 +695,13 @@ impl IbbMachine {
         }
     }
 
-    /// Returns which of the unanswered blocks has this number: they are numbered without a gap.
+    /// Returns which of the unanswered blocks has this number. They are numbered without a gap.
     fn place(&self, seq: u16) -> Option<usize> {
         let behind = usize::from(self.next_out.wrapping_sub(seq));
         self.unanswered.len().checked_sub(behind).filter(|_| behind > 0)
     }
 
-    /// The first `n` unanswered blocks have arrived.
+    /// Notes that the first `n` unanswered blocks have arrived.
     fn settle(&mut self, n: usize, now: Instant) {
         for bytes in self.unanswered.drain(..n.min(self.unanswered.len())) {
             self.delivered += bytes as u64;
@@ -710,7 +709,7 @@ impl IbbMachine {
         self.progress = now;
     }
 
-    /// The peer itself was heard.
+    /// Notes that the peer itself was heard.
     fn hear(&mut self, now: Instant) {
         self.heard = now;
         self.waiting = false;
@@ -718,7 +717,7 @@ impl IbbMachine {
         self.ping.missed = false;
     }
 
-    /// Somebody says that a block, whose number is known if it was sent by IQ, was not delivered.
+    /// Notes an error that says that a block was not delivered. The block's number is known if it was sent by IQ.
     fn suspect(&mut self, block: Option<u16>, now: Instant) {
         let Some(doubt) = &mut self.doubt else {
             if self.unanswered.is_empty() {
@@ -733,8 +732,8 @@ impl IbbMachine {
         if doubt.trial.is_none() || doubt.trial != block {
             return;
         }
-        // The block that was to settle it came back as well. Each one costs a pause, and there are few: a peer that answers
-        // pings and refuses blocks would make the stream spin.
+        // The block that was sent to settle the doubt came back too. Each such block costs a pause, and there are few:
+        // otherwise a peer that answers pings and refuses blocks would make the stream spin.
         let failed = doubt.failed + 1;
         *doubt = Doubt { failed, ..Doubt::default() };
         if failed >= TRIALS {
@@ -744,7 +743,7 @@ impl IbbMachine {
         (self.ping.asked, self.ping.again) = (None, Some(now + ABSENT[0]));
     }
 
-    /// Blocks by message are followed by a ping, one at a time.
+    /// Sends a ping after blocks by message, one at a time.
     fn pace(&mut self, now: Instant) {
         if self.options.acknowledged || self.unanswered.is_empty() {
             return;
@@ -768,8 +767,8 @@ impl IbbMachine {
         (self.close == Close::Sent).then(|| self.progress + CLOSING)
     }
 
-    /// Returns whether the peer owes an answer: to a block, or to the question whether it is there. Without one to a
-    /// ping that went wrong no block by message is sent.
+    /// Returns whether the peer owes an answer: to a block, or to a ping. Without the answer to a failed ping no block
+    /// by message is sent.
     fn owes(&self) -> bool {
         let open = self.failure.is_none() && !self.peer_closed && self.close != Close::Answered;
         let missed = self.ping.missed && !self.options.acknowledged;

@@ -42,10 +42,10 @@ pub struct IbbHandle {
 pub(super) struct Link {
     pub(super) params: IbbParams,
     pub(super) outbound: mpsc::Sender<Element>,
-    /// How the ids of our messages begin: some servers return a message without its payload.
+    /// The prefix of our messages' ids: some servers return a message without its payload.
     messages: String,
     shared: Mutex<Shared>,
-    /// Whether the stream waits for a peer that is silent.
+    /// Whether the stream waits for a silent peer.
     waiting: watch::Sender<bool>,
     delivered: Arc<AtomicU64>,
 }
@@ -53,9 +53,9 @@ pub(super) struct Link {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) machine: IbbMachine,
-    /// What we asked by IQ and the ids of it.
+    /// Our requests by IQ, with their ids.
     asked: VecDeque<(String, Asked)>,
-    /// Of what all blocks by message may hold together, [`CHUNK`] bytes each.
+    /// The room that this stream has taken for blocks by message, [`CHUNK`] bytes each.
     room: Vec<Permit>,
     pub(super) reader: Option<Waker>,
     pub(super) writer: Option<Waker>,
@@ -73,11 +73,11 @@ impl IbbHandle {
         Self { link }
     }
 
-    /// Takes a stanza of the peer if it belongs to this stream, and says whether it did. Such a stanza is answered
-    /// by the stream, and by nobody else. Never blocks.
+    /// Takes a stanza of the peer if it belongs to this stream, and returns whether it did. Only the stream answers
+    /// such a stanza. Never blocks.
     ///
-    /// It belongs to the stream if it goes between its two addresses and is a block, a close, or the answer to a
-    /// stanza of the stream; a message that came back is known by its id too.
+    /// A stanza belongs to the stream if it goes between the stream's two addresses and is a block, a close, or the
+    /// answer to a stanza of the stream. A returned message is also known by its id.
     pub fn handle(&self, stanza: &Stanza) -> bool {
         let params = &self.link.params;
         if stanza.from != params.peer || stanza.to != params.local {
@@ -123,7 +123,7 @@ impl IbbHandle {
         true
     }
 
-    /// Takes an answer if it is the peer's to an IQ of the stream, and says whether it is.
+    /// Takes an answer if it is the peer's to an IQ of the stream, and returns whether it is.
     pub fn handle_answer(&self, stanza: &Stanza) -> bool {
         if stanza.from != self.link.params.peer {
             return false;
@@ -150,20 +150,19 @@ impl IbbHandle {
         self.settle(&mut shared);
     }
 
-    /// Ends a stream whose stanzas have nowhere to go any more.
+    /// Ends a stream whose stanzas can no longer be sent.
     pub fn handle_lost(&self) {
         let mut shared = self.link.lock();
         shared.machine.handle_lost();
         self.settle(&mut shared);
     }
 
-    /// Returns whether the stream stands still because the peer, which owes an answer, is silent: now, and whenever
-    /// that changes.
+    /// Returns a channel that tells whether the stream stands still because the peer, which owes an answer, is silent.
     pub fn waiting(&self) -> watch::Receiver<bool> {
         self.link.waiting.subscribe()
     }
 
-    /// Why the stream broke, if it did.
+    /// Returns why the stream broke, if it did.
     pub fn failure(&self) -> Option<IbbError> {
         self.link.lock().machine.failure()
     }
@@ -178,12 +177,12 @@ impl IbbHandle {
         &self.link.params.peer
     }
 
-    /// Our address in this stream.
+    /// Returns our address in this stream.
     pub fn local(&self) -> &Jid {
         &self.link.params.local
     }
 
-    /// Returns whether nothing more is to be expected for this stream, so that the handle may be dropped.
+    /// Returns whether nothing more can happen on this stream, so that the handle may be dropped.
     pub fn is_over(&self) -> bool {
         let mut shared = self.link.lock();
         shared.machine.handle_deadline(now());
@@ -209,12 +208,11 @@ impl fmt::Debug for IbbHandle {
 /// More requests than are ever unanswered.
 const ASKED: usize = 1024;
 
-/// So many bytes at once are taken of what blocks by message may hold.
+/// The bytes that are taken at once from the room for blocks by message.
 const CHUNK: usize = 256 * 1024;
 
 impl Shared {
-    /// Makes room for a block by message, if there is any left. The peer cannot be slowed down; a stream without room
-    /// ends.
+    /// Makes room for a block by message, if any is left. The peer cannot be slowed down; a stream without room ends.
     fn make_room(&mut self, params: &IbbParams, bytes: usize) {
         let Some(memory) = &params.memory else { return };
         while self.machine.held_bytes() + bytes > MAX_HELD / 2 + self.room.len() * CHUNK
@@ -225,7 +223,7 @@ impl Shared {
         self.machine.set_room(self.room.len() * CHUNK);
     }
 
-    /// Gives back the room that is not needed any more.
+    /// Gives back the room that is no longer needed.
     pub(super) fn give_back(&mut self) {
         let needed = self.machine.held_bytes().div_ceil(CHUNK);
         if needed + 1 < self.room.len() || needed == 0 && !self.room.is_empty() {
@@ -234,8 +232,8 @@ impl Shared {
         }
     }
 
-    /// Forgets a request that was answered, unless it is a block that was said not to be delivered: that may be answered
-    /// again. Answers that are lost on the way leave a bounded number behind.
+    /// Forgets an answered request, unless it is a block that was reported as undelivered, which may be answered again.
+    /// Lost answers leave a bounded number of entries.
     fn forget(&mut self, at: usize) {
         let machine = &self.machine;
         let awaited = |asked: &Asked| matches!(asked, Asked::Block(seq) if machine.awaits(*seq));
@@ -249,7 +247,7 @@ impl Shared {
 
     fn ask(&mut self, what: Asked) -> String {
         if what == Asked::Ping {
-            // Only the last one's answer counts.
+            // Only the last ping's answer counts.
             self.asked.retain(|(_, asked)| *asked != Asked::Ping);
         }
         let id = random_id();
@@ -257,7 +255,7 @@ impl Shared {
         id
     }
 
-    /// Wakes whoever else waits on this stream.
+    /// Wakes the other tasks that wait on this stream.
     pub(super) fn wake(&mut self, cx: &Context<'_>) {
         for waiting in [&mut self.reader, &mut self.writer] {
             if let Some(waker) = waiting.take_if(|waker| !waker.will_wake(cx.waker())) {
@@ -290,12 +288,12 @@ impl Link {
         })
     }
 
-    /// Returns how many bytes of ours the peer has; it goes on counting.
+    /// Returns the count of our bytes that the peer has; it keeps counting.
     pub(super) fn delivered(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.delivered)
     }
 
-    /// Tells others how the stream is getting on.
+    /// Publishes the state of the stream.
     pub(super) fn tell(&self, shared: &Shared) {
         self.delivered.store(shared.machine.delivered(), Ordering::Relaxed);
         let waits = shared.machine.is_waiting();
@@ -346,7 +344,7 @@ impl Link {
                     IbbStanza::Message => {
                         let id = format!("{}-{seq}", self.messages);
                         let mut message = self.stanza("message", None, &id, data);
-                        // Blocks are for this resource alone, and worth nothing later.
+                        // Blocks are for this resource only, and useless later.
                         for hint in ["no-copy", "no-store"] {
                             message.append_child(Element::bare(hint, ns::PROCESSING_HINTS));
                         }
@@ -381,7 +379,7 @@ fn answer(stanza: &Stanza) -> Answer {
     }
     match condition(stanza) {
         Some("unexpected-request") => Answer::Gap,
-        // Servers say so in place of their users.
+        // Servers answer this in place of their users.
         Some(
             "internal-server-error"
             | "recipient-unavailable"

@@ -1,8 +1,8 @@
 //! An in-band bytestream as a tokio stream: the shell of [`IbbMachine`], which writes and takes whole stanzas.
 //!
-//! Two halves share the machine: [`IbbStream`] is read and written by the session, [`IbbHandle`] is given the peer's
-//! stanzas by the router and never blocks. What there is to send goes into one bounded queue; while it is full,
-//! writers wait, and answers stay in the machine, which bounds them.
+//! Two halves share the machine. The session reads and writes [`IbbStream`]. The router gives the peer's stanzas to
+//! [`IbbHandle`], which never blocks. Outgoing stanzas go into one bounded queue. While it is full, writers wait, and
+//! answers stay in the machine, which bounds them.
 
 use std::{
     fmt, io, mem,
@@ -30,7 +30,7 @@ use super::{
 pub use super::ibb_handle::IbbHandle;
 use crate::shares::Permits;
 
-/// Between whom a stream runs, and how.
+/// The ends of a stream, and its parameters.
 #[derive(Clone, Debug)]
 pub struct IbbParams {
     /// Our address, as the peer knows it.
@@ -39,19 +39,20 @@ pub struct IbbParams {
     pub peer: Jid,
     /// The stream's id.
     pub sid: String,
-    /// By which stanzas our blocks are sent.
+    /// The kind of stanza that carries our blocks.
     pub stanza: IbbStanza,
     /// The largest block in bytes before base64, both ways.
     pub block_size: u16,
-    /// Our blocks that may be unacknowledged.
+    /// The most unacknowledged blocks of ours.
     pub window: u16,
-    /// Whether the peer has agreed already; if not, [`IbbHandle::handle_opened`] is awaited before data is sent.
+    /// Whether the peer has agreed already; if not, the stream awaits [`IbbHandle::handle_opened`] before it sends
+    /// data.
     pub opened: bool,
     /// How long the peer may leave blocks unacknowledged.
     pub silence_timeout: Duration,
-    /// How long after a shutdown a silent peer is given to go on.
+    /// How long after a shutdown a silent peer may continue.
     pub close_linger: Duration,
-    /// What blocks by message may hold, beyond what every stream may; shared with others.
+    /// The room for blocks by message, beyond what every stream may hold; shared with other streams.
     pub memory: Option<Permits>,
 }
 
@@ -79,21 +80,22 @@ impl IbbParams {
 
 /// The session's half: bytes. Dropping it closes the stream at once.
 ///
-/// A shutdown returns when every byte is acknowledged. `<close/>` follows when nothing more comes from the peer, as
-/// long as the stream is read; reading ends after the last byte the peer sent before its end.
+/// A shutdown returns when every byte is acknowledged. `<close/>` follows when nothing more comes from the peer and the
+/// stream is still read. Reading ends after the last byte that the peer sent before its end.
 pub struct IbbStream {
     link: Arc<Link>,
-    /// Room in the queue: one place for answers and blocks, or an answer could wait for a block's.
+    /// Room in the queue. One place serves both answers and blocks; otherwise an answer could wait for a block's place.
     room: PollSender<Element>,
-    /// A writer waits for the room.
+    /// Whether a writer waits for the room.
     writing: bool,
-    /// Whoever drives the machine waits for the room, perhaps in the writer's stead.
+    /// Whether the task that drives the machine waits for the room, perhaps in place of the writer.
     driving: bool,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl IbbStream {
-    /// Makes both halves of a stream. Stanzas to the peer, complete and in [`crate::xmpp::ns::CLIENT`], go into `outbound`.
+    /// Creates both halves of a stream. Stanzas to the peer, complete and in [`crate::xmpp::ns::CLIENT`], go into
+    /// `outbound`.
     pub fn new(params: IbbParams, outbound: mpsc::Sender<Element>) -> (Self, IbbHandle) {
         let options = Options {
             block_size: params.block_size.max(1),
@@ -109,7 +111,7 @@ impl IbbStream {
         (Self { link, room, writing: false, driving: false, timer: None }, handle)
     }
 
-    /// Returns how many bytes the peer has acknowledged; it goes on counting.
+    /// Returns the count of bytes that the peer has acknowledged; it keeps counting.
     pub fn delivered(&self) -> Arc<AtomicU64> {
         self.link.delivered()
     }
@@ -119,13 +121,13 @@ impl IbbStream {
         self.link.lock().machine.is_writable()
     }
 
-    /// Does what is due, and sends what the machine wants sent.
+    /// Does what is due, and sends what the machine has to send.
     fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut shared = self.link.lock();
         while let Some(deadline) = shared.machine.deadline().map(tokio::time::Instant::from_std) {
             let timer =
                 self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-            // A deadline that moved away is noticed when the timer fires: cheaper than a reset per answer.
+            // A deadline that has moved is noticed when the timer fires, which is cheaper than a reset for each answer.
             if timer.deadline() > deadline || timer.is_elapsed() {
                 timer.as_mut().reset(deadline);
             }
@@ -161,7 +163,7 @@ impl AsyncRead for IbbStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Answers that wait for room keep nobody from reading.
+        // Answers that wait for room do not stop reading.
         let driven = this.poll_drive(cx);
         let mut shared = this.link.lock();
         let n = shared.machine.chunk().len().min(buf.remaining());
@@ -236,7 +238,7 @@ impl AsyncWrite for IbbStream {
         this.writing = false;
         let mut shared = this.link.lock();
         if shared.machine.shutdown(now()) {
-            // A reader elsewhere has the close's timer to watch from now on.
+            // From now on a reader on another task watches the timer of the close.
             shared.wake(cx);
         }
         shared.writer = Some(cx.waker().clone());

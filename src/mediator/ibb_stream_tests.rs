@@ -33,7 +33,7 @@ fn is_ping(stanza: &Stanza) -> bool {
     stanza.payload().is_some_and(|payload| payload.is("ping", ns::PING))
 }
 
-/// Carries stanzas to a handle, as the servers and the router would; pings are answered for it.
+/// Carries stanzas to a handle, as the servers and the router would, and answers pings for it.
 fn carry(mut from: mpsc::Receiver<Element>, to: IbbHandle, back: IbbHandle) {
     tokio::spawn(async move {
         while let Some(element) = from.recv().await {
@@ -73,7 +73,7 @@ fn carry_counting(mut from: mpsc::Receiver<Element>, to: IbbHandle) -> Arc<Atomi
     count
 }
 
-/// Two users who write for ever and never read, and between them what the component has of a session.
+/// Two users write without end and never read; between them is the component's part of a session.
 #[tokio::test(start_paused = true)]
 async fn a_session_that_stands_still_both_ways_holds_256_kib() {
     for block_size in [1000, 4096, 8192, 65_535] {
@@ -307,7 +307,7 @@ async fn a_bounced_message_is_known_by_its_id() {
     assert_eq!(handle.failure(), Some(IbbError::Refused));
 }
 
-/// A user who has every block come back costs no more than a few: the router's lock is held meanwhile.
+/// A user that lets every block come back costs little: the router's lock is held meanwhile.
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_answers_pings_and_refuses_blocks_is_given_up() {
     let (outbound, mut sent) = mpsc::channel(64);
@@ -502,7 +502,7 @@ async fn a_socket_that_is_reset_becomes_a_close_after_its_last_byte() {
             drop(romeo);
         };
         let mut got = Vec::new();
-        // She writes too, which nobody takes any more.
+        // She writes too, but nothing takes it any longer.
         let (mut reader, mut writer) = tokio::io::split(&mut juliet);
         let reads = async {
             reader.read_to_end(&mut got).await.unwrap();
@@ -589,8 +589,7 @@ async fn the_guard_takes_a_hello_in_records_of_one_byte_over_in_band_blocks() {
     assert!(leaked.is_empty());
 }
 
-/// A sender by message that never waits, and a reader that comes late: what there is room for arrives, and the room is
-/// given back.
+/// A sender by message that never waits, and a late reader: what there is room for arrives, and the room is given back.
 #[tokio::test(start_paused = true)]
 async fn ten_megabytes_by_message_arrive_and_their_room_is_free_again() {
     use crate::shares::{Limits, Permits};
@@ -615,7 +614,7 @@ async fn ten_megabytes_by_message_arrive_and_their_room_is_free_again() {
     let mut read = vec![0; 1280 * 8192];
     stream.read_exact(&mut read).await.unwrap();
     assert_eq!(memory.taken(), 0);
-    // Beyond the share of one user the stream ends; it takes nothing that others need.
+    // Beyond one user's share the stream ends; it takes no room that others need.
     for seq in 1280..4000 {
         handle.handle(&message(seq));
     }
@@ -627,7 +626,8 @@ async fn ten_megabytes_by_message_arrive_and_their_room_is_free_again() {
     assert_eq!(memory.taken(), 0);
 }
 
-/// What slow readers hold of blocks by message is bounded for all streams together, and each user has a share.
+/// The room that slow readers hold for blocks by message is bounded for all streams together, and each user has a
+/// share.
 #[tokio::test(start_paused = true)]
 async fn what_blocks_by_message_hold_is_bounded_for_all_users_together() {
     use crate::shares::{Limits, Permits};
@@ -698,14 +698,14 @@ async fn a_block_may_be_answered_twice() {
     assert_eq!(romeo.delivered().load(Ordering::Relaxed), 1);
 }
 
-/// In-band bytestreams end both ways at once: the other user hears of it after the last block, not after a pause.
+/// In-band bytestreams end both ways at once: the other user learns of it after the last block, without a pause.
 #[tokio::test(start_paused = true)]
 async fn a_close_reaches_the_other_leg_after_the_last_block() {
     let (mut romeo, leg_a, _handles_a) = pair(&params(), 16);
     let (leg_b, mut juliet, _handles_b) = pair(&params(), 16);
     let relay = tokio::spawn(pipe::relay(leg_a, leg_b, pipe::Options::default()));
     let start = tokio::time::Instant::now();
-    juliet.write_all(b"nobody reads this").await.unwrap();
+    juliet.write_all(b"this is never read").await.unwrap();
     let mut read = Vec::new();
     let writing = async move {
         romeo.write_all(&[7; 300_000]).await.unwrap();

@@ -146,7 +146,7 @@ fn the_window_bounds_unanswered_blocks() {
     assert_eq!(machine.write(b"c", now), 1);
     machine.handle_answer(7, Answer::Taken, now);
     assert!(!machine.has_window());
-    // A peer takes blocks in order, so it has those before as well.
+    // A peer takes blocks in order, so it has the earlier ones too.
     machine.handle_answer(2, Answer::Taken, now);
     assert!(machine.is_flushed());
     assert_eq!(machine.delivered(), 3);
@@ -205,7 +205,7 @@ fn a_window_is_as_many_bytes_as_the_other_side_holds() {
         let (mut near, now) = machine(options);
         let (mut far, _) = machine(options);
         let (block, mut sent) = (vec![7; usize::from(block_size)], 0);
-        // Nobody reads at the far side.
+        // The far side does not read.
         loop {
             let n = near.write(&block, now);
             sent += n;
@@ -317,7 +317,7 @@ fn under_way() -> (IbbMachine, Instant) {
     (machine, now)
 }
 
-/// Two Prosodys (0.12 and 13) whose connection is reset: the errors come first, for blocks that have arrived, and the real
+/// Two Prosodys (0.12 and 13) whose connection is reset: errors come first, for blocks that have arrived, and the real
 /// results a few seconds later.
 #[test]
 fn errors_of_servers_for_blocks_that_have_arrived_end_nothing() {
@@ -327,7 +327,7 @@ fn errors_of_servers_for_blocks_that_have_arrived_end_nothing() {
             machine.handle_answer(seq, Answer::Undelivered, now);
         }
         assert_eq!(actions(&mut machine), [Action::Ping], "one ping, however many errors");
-        assert_eq!(machine.write(b"y", now), 0, "nothing more goes into the doubt");
+        assert_eq!(machine.write(b"y", now), 0, "nothing more is sent while in doubt");
         if answered {
             machine.handle_pong(Pong::Alive, now + seconds(1));
         } else {
@@ -343,7 +343,7 @@ fn errors_of_servers_for_blocks_that_have_arrived_end_nothing() {
     }
 }
 
-/// The same with no second answers: the next block settles it.
+/// Without second answers, the next block settles the doubt.
 #[test]
 fn the_answer_to_the_next_block_settles_a_doubt() {
     for (answer, end) in [(Answer::Taken, None), (Answer::Gap, Some(Err(IbbError::Missing)))] {
@@ -353,7 +353,7 @@ fn the_answer_to_the_next_block_settles_a_doubt() {
         }
         machine.handle_pong(Pong::Alive, now);
         actions(&mut machine);
-        // Short, and beyond the window, so that it finds room at any peer.
+        // The block is short and beyond the window, so that any peer has room for it.
         assert_eq!(machine.write(&[7; 8192], now), TRIAL);
         assert_eq!(machine.write(&[7; 8192], now), 0);
         machine.handle_answer(16, answer, now + seconds(1));
@@ -366,7 +366,7 @@ fn the_answer_to_the_next_block_settles_a_doubt() {
     }
 }
 
-/// A peer that answers every ping and has every block come back: few trials, a pause before each, then the end.
+/// A peer that answers every ping and lets every block come back: few trials, a pause before each, then the end.
 #[test]
 fn trials_that_come_back_are_few_and_slow() {
     let (mut machine, mut now) = under_way();
@@ -395,7 +395,7 @@ fn trials_that_come_back_are_few_and_slow() {
     assert_eq!(actions(&mut machine), [Action::SendClose]);
 }
 
-/// Neither does it help to take one block now and then.
+/// Taking one block now and then does not help either.
 #[test]
 fn trials_do_not_go_far_beyond_the_window() {
     let (mut machine, mut now) = under_way();
@@ -441,7 +441,7 @@ fn blocks_that_were_lost_without_a_word_are_found_by_the_next_one() {
     for seq in 0..6 {
         machine.handle_answer(seq, Answer::Taken, now);
     }
-    // Ten answers were lost and no block.
+    // Ten answers were lost, and no block.
     machine.write(b"y", now);
     machine.handle_answer(16, Answer::Taken, now);
     assert_eq!((machine.is_flushed(), machine.delivered()), (true, 17));
@@ -470,7 +470,7 @@ fn a_client_of_which_three_pings_say_that_it_is_not_there_is_gone() {
     }
     assert_eq!(machine.end(), Some(Err(IbbError::Gone)));
 
-    // Unless something is heard of it meanwhile.
+    // Unless the peer is heard meanwhile.
     let (mut machine, now) = under_way();
     machine.handle_answer(0, Answer::Undelivered, now);
     for n in 1..20 {
@@ -515,7 +515,7 @@ fn a_silent_peer_is_waited_for_as_long_as_its_server_may_keep_it() {
     assert!(!machine.is_waiting() && machine.end().is_none() && machine.is_writable());
 }
 
-/// A reader that is slow answers pings. The stream does not count as waiting, and the client may not know pings.
+/// A slow reader answers pings. The stream does not count as waiting, and the client may not know pings.
 #[test]
 fn a_slow_reader_is_not_taken_for_a_silent_one() {
     for pong in [Pong::Alive, Pong::Absent] {
@@ -567,7 +567,8 @@ fn messages_to_a_peer_that_answers_no_ping_go_on() {
     }
     assert!(machine.is_flushed());
     assert_eq!(actions(&mut machine).iter().filter(|a| **a == Action::Ping).count(), 1);
-    // Nor is one lost that does not know pings: its first answer says so, for it was there when it opened the stream.
+    // A peer that does not know pings is not lost either: its first answer shows that, because it was present when it
+    // opened the stream.
     let (mut machine, now) = by_message();
     for _ in 0..100 {
         assert_eq!(machine.write(b"a", now), 1);
@@ -576,7 +577,7 @@ fn messages_to_a_peer_that_answers_no_ping_go_on() {
     assert_eq!((machine.end(), machine.delivered()), (None, 100));
 }
 
-/// The first ping was waited for long enough, and then its answer is an error: the peer is asked again.
+/// The first ping was waited for long enough, and then its answer is an error: the peer is pinged again.
 #[test]
 fn messages_go_on_after_a_late_error_to_the_first_ping() {
     for (pong, end) in [(Some(Pong::Alive), None), (None, Some(Err(IbbError::Timeout)))] {
@@ -605,7 +606,7 @@ fn messages_go_on_after_a_late_error_to_the_first_ping() {
     }
 }
 
-/// An error to the first ping is an answer: what follows is not sent into the void.
+/// An error to the first ping is an answer: the following blocks are not sent to an absent peer.
 #[test]
 fn an_unreachable_peer_is_not_one_that_answers_no_ping() {
     let (mut machine, now) = by_message();
@@ -681,7 +682,7 @@ fn a_refused_open_needs_no_close() {
 }
 
 proptest! {
-    /// Two machines, a reader of any pace and answers of any delay: all bytes arrive, in order.
+    /// Two machines, a reader of any pace and answers with any delay: all bytes arrive, in order.
     #[test]
     fn what_is_written_is_read(
         data in (0_usize..400_000).prop_map(|n| (0..n).map(|i| (i % 251) as u8).collect::<Vec<_>>()),
@@ -746,7 +747,7 @@ proptest! {
                 _ => machine.handle_deadline(now + Duration::from_secs(u64::from(seq))),
             }
         }
-        // A deadline that is due is gone, or another one, once it has been handled.
+        // A deadline that is due is gone or replaced once it has been handled.
         let limit = now + Duration::from_secs(3600);
         while let Some(at) = machine.deadline() {
             machine.handle_deadline(at);

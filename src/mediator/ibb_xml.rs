@@ -6,7 +6,7 @@ use rxml::xml_ncname;
 
 use crate::xmpp::{ns, stanza::Refusal};
 
-/// By which stanzas blocks are sent.
+/// The kind of stanza that carries blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IbbStanza {
     /// IQ: each block is acknowledged.
@@ -29,13 +29,13 @@ impl IbbStanza {
 /// An in-band bytestream element that was understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IbbPayload {
-    /// A stream is to be opened.
+    /// A request to open a stream.
     Open {
         /// The stream's id.
         sid: String,
         /// The largest block in bytes before base64; not 0.
         block_size: u16,
-        /// By which stanzas blocks are sent.
+        /// The kind of stanza that carries blocks.
         stanza: IbbStanza,
     },
     /// A block.
@@ -47,7 +47,7 @@ pub enum IbbPayload {
         /// The block in base64, not checked.
         text: String,
     },
-    /// The stream ends.
+    /// The end of the stream.
     Close {
         /// The stream's id.
         sid: String,
@@ -55,10 +55,10 @@ pub enum IbbPayload {
 }
 
 impl IbbPayload {
-    /// Reads an element; `None` if it is none of these three.
+    /// Reads an element; `None` if it is not one of these three.
     ///
     /// # Errors
-    /// `bad-request` that names the attribute at fault.
+    /// `bad-request`, which names the wrong attribute.
     ///
     /// Spec: XEP-0047 2.0.1, section 9 (XML Schema).
     pub fn parse(element: &Element) -> Result<Option<Self>, Refusal> {

@@ -1,4 +1,4 @@
-//! The transport between one user and us: a TCP connection, or an in-band bytestream.
+//! The transport between one user and the component: a TCP connection, or an in-band bytestream.
 
 use std::{
     io,
@@ -19,7 +19,7 @@ use super::{
     socket::Socket,
 };
 
-/// One user's transport, whichever it is.
+/// One user's transport, of either kind.
 #[derive(Debug)]
 pub enum Leg {
     /// A SOCKS5 bytestream (XEP-0065).
@@ -29,21 +29,19 @@ pub enum Leg {
 }
 
 impl Leg {
-    /// Its kind, as options and logs name it: `s5b` or `ibb`.
+    /// Returns its kind, as options and logs name it: `s5b` or `ibb`.
     pub fn kind(&self) -> &'static str {
         self.kind_of_transport().as_str()
     }
 
-    /// Returns whether what is at the other end has vanished: it answers nothing although the kernel has asked again
-    /// and again. One that reads slowly, or not at all, is there. In-band that is for the stream's acknowledgements to
-    /// say.
+    /// Returns whether the other end has vanished: it answers nothing although the kernel has asked repeatedly. A peer
+    /// that reads slowly, or not at all, has not vanished. In-band, the stream's acknowledgements decide.
     pub(crate) fn is_gone(&self) -> bool {
         matches!(self.delivery(), Delivery::Tcp(Some(info)) if info.is_gone())
     }
 
-    /// Returns how many bytes, of all that was ever written, the next hop has acknowledged; `None` if that cannot be
-    /// known. In-band the next hop is the peer of the bytestream, else the peer of the connection: it may be the
-    /// component.
+    /// Returns how many of all written bytes the next hop has acknowledged; `None` if that cannot be known. The next
+    /// hop is the peer of the in-band bytestream or of the connection, which may be the component.
     pub(crate) fn delivered(&self) -> Option<u64> {
         match self {
             Self::Ibb(leg) => Some(leg.delivered().load(Ordering::Relaxed)),
@@ -54,7 +52,7 @@ impl Leg {
         }
     }
 
-    /// Its kind, for counting.
+    /// Returns its kind, for the counters.
     pub(crate) fn kind_of_transport(&self) -> Kind {
         match self {
             Self::Socket(_) => Kind::S5b,

@@ -32,26 +32,27 @@ use crate::{
     redact::Pii,
 };
 
-/// Accept loops for each address, at most; the kernel spreads new connections over them.
+/// The most accept loops for each address; the kernel spreads new connections over them.
 const ACCEPTORS: usize = 8;
 
-/// The shortest time between two log lines that say that there are no file descriptors left.
+/// The shortest time between two log lines about missing file descriptors.
 const LOG_PAUSE: Duration = Duration::from_secs(10);
 
-/// Connections the kernel may queue: enough for the burst after a restart.
+/// Connections that the kernel may queue: enough for the burst after a restart.
 const BACKLOG: i32 = 4096;
 
-/// Silence after which the kernel asks whether a peer is still there, and how often it then asks. Linux NAT forgets a
-/// half-closed connection after 60 s of silence, so the first question and two more come before.
+/// The silence after which the kernel probes a peer, and the interval of the probes. Linux NAT forgets a half-closed
+/// connection after 60 s of silence, so the first probe and two more come before that.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
-/// Unanswered questions after which a peer is gone: a minute of silence in all.
+/// Unanswered probes after which a peer is gone: a minute of silence in all.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// Where all places are taken: how often is looked for a handshake that makes room, and how long each may take before.
+/// When all places are taken: how often to check for a handshake that can make room, and how long each handshake may
+/// take before that.
 const ROOM: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
 
-/// How long a refused client may take to read why, so that a reset does not overtake the reply.
+/// How long a refused client may take to read the reason, so that a reset does not overtake the reply.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How connections are accepted.
@@ -59,14 +60,15 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub struct Options {
     /// How long greeting and request may take together.
     pub handshake_timeout: Duration,
-    /// Connections in all, until they end; at the limit the kernel's queue fills.
+    /// The most connections in all, until they end. At the limit the kernel's queue fills.
     pub connections: usize,
-    /// Connections of one IPv4 address or IPv6 /64 that wait for a transfer which no session has announced; more are
-    /// refused when they name theirs. Activated transfers, and connections that a session expects, do not count.
+    /// The most connections of one IPv4 address or IPv6 /64 that wait for a transfer which no session has announced.
+    /// Others are refused when they name theirs. Activated transfers, and connections that a session expects, do not
+    /// count.
     pub connections_per_ip: usize,
     /// Whether every connection begins with a PROXY header, whose source is the address that counts.
     pub proxy_protocol: bool,
-    /// The largest TCP segment in bytes, both ways; 0 is what the path's ends allow.
+    /// The largest TCP segment in bytes, both ways; 0 leaves it to the path's ends.
     pub max_segment: u32,
 }
 
@@ -105,7 +107,7 @@ impl Listener {
         Self::with(addresses, Vec::new(), options, table, soft, tasks).await
     }
 
-    /// [`Listener::bind`]; but if there are sockets that listen already, those are used and nothing is bound.
+    /// Uses sockets that already listen; without any, does the same as [`Listener::bind`].
     ///
     /// # Errors
     /// As [`Listener::bind`].
@@ -160,7 +162,7 @@ impl Listener {
         Ok(Self { gate, local_addrs })
     }
 
-    /// Other limits, for connections from now on; whether there are PROXY headers, and the largest segment, stay.
+    /// Sets other limits for connections from now on. PROXY headers and the largest segment stay as they are.
     pub fn set_options(&self, new: Options) {
         let mut options = self.gate.options.write().unwrap_or_else(PoisonError::into_inner);
         let (before, wanted) = (options.connections, new.connections.min(Semaphore::MAX_PERMITS));
@@ -168,7 +170,7 @@ impl Listener {
             self.gate.connections.add_permits(wanted - before);
             wanted
         } else {
-            // Places that are taken now cannot be withdrawn: with them the old limit holds.
+            // Places that are taken now cannot be withdrawn; until they are free, the old limit holds.
             before - self.gate.connections.forget_permits(before - wanted)
         };
         *options = Options {
@@ -185,11 +187,11 @@ impl Listener {
     }
 }
 
-/// A connection's place in the limits.
+/// A connection's place within the limits.
 #[derive(Debug)]
 pub(super) struct Admission {
     _connection: OwnedSemaphorePermit,
-    /// Until it belongs to a user's transfer or session; long streams do without.
+    /// Present until the connection belongs to a user's transfer or session; long streams do without.
     unsettled: Option<Box<Unsettled>>,
 }
 
@@ -197,9 +199,9 @@ pub(super) struct Admission {
 struct Unsettled {
     /// Until the handshake is over.
     visitor: Option<Visitor>,
-    /// While it counts against its address.
+    /// Present while the connection counts against its address.
     seat: Option<Seat>,
-    /// Seats of its address.
+    /// The most seats of its address.
     seats: usize,
 }
 
@@ -250,14 +252,14 @@ impl Gate {
     async fn place(&self) -> Option<OwnedSemaphorePermit> {
         loop {
             match timeout(ROOM.0, Arc::clone(&self.connections).acquire_owned()).await {
-                // Nobody closes the semaphore.
+                // The semaphore is never closed.
                 Ok(place) => return place.ok(),
                 Err(_) => self.crowd.displace(ROOM.1),
             }
         }
     }
 
-    /// Notes where a request came from, and warns once if all users seem to have one address.
+    /// Notes where a request came from. Warns once if all users seem to have one address.
     fn note(&self, ip: IpAddr, stream: &TcpStream, refused: bool) {
         let own = || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == ip);
         let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
@@ -272,10 +274,10 @@ fn naming(name: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen on {name}: {error}"))
 }
 
-/// Returns a listening socket. What connections inherit from it is set here once and not for each of them.
+/// Returns a listening socket. Options that connections inherit are set here once, not for each connection.
 ///
-/// `joins` one that is bound to the same address already. The first of them binds alone, so that a port which another
-/// program has is still an error, and then lets the others join.
+/// `joins` says whether a socket is bound to the same address already. The first one binds alone, so that a port of
+/// another program is still an error; then it lets the others join.
 fn open(
     address: SocketAddr,
     only_v6: bool,
@@ -300,7 +302,7 @@ fn open(
     TcpListener::from_std(socket.into())
 }
 
-/// SO_REUSEPORT, where it spreads connections over the sockets.
+/// Sets SO_REUSEPORT, where it spreads connections over the sockets.
 fn share_port(socket: &socket2::Socket) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     socket.set_reuse_port(true)?;
@@ -308,8 +310,8 @@ fn share_port(socket: &socket2::Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// No delay of small segments, a look at silent peers, and perhaps smaller segments: in both directions, for the peer is
-/// told of them too.
+/// Turns off the delay of small segments, turns on keepalive, and may set a smaller segment size, which holds in both
+/// directions because the peer is told of it.
 fn prepare(socket: &SockRef<'_>, max_segment: u32) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     if max_segment > 0 {
@@ -348,7 +350,7 @@ fn listen(address: SocketAddr, only_v6: bool, max_segment: u32) -> io::Result<Tc
     };
     match result {
         Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && !only_v6 && !in_use(&error) => {
-            tracing::info!(%error, "no IPv6, listening on IPv4 only");
+            tracing::info!(%error, "no IPv6: listening on IPv4 only");
             open(v4)
         }
         other => other,
@@ -369,8 +371,9 @@ async fn accept(
             None => return,
             Some(Ok((stream, peer))) => {
                 backoff.reset();
-                // The place comes second: an idle address must not hold one while another has clients. So at the limit
-                // each loop keeps one accepted connection waiting, and the others wait in the kernel.
+                // The connection comes first, its place second: an idle address must not hold a place that another one
+                // needs. So at the limit each loop keeps one accepted connection waiting, and the others wait in the
+                // kernel.
                 let place = soft.run_until_cancelled(gate.place()).await;
                 let Some(Some(permit)) = place else { return };
                 // Behind a load balancer the peer's own address says nothing.
@@ -385,7 +388,7 @@ async fn accept(
                     match soft.run_until_cancelled(displaced.run_until_cancelled(serve)).await {
                         Some(None) => metrics.metrics().refused(Cause::MadeRoom),
                         Some(Some(Err(error))) => {
-                            tracing::debug!(%error, "no connection was made");
+                            tracing::debug!(%error, "could not accept a connection");
                         }
                         Some(Some(Ok(()))) | None => {}
                     }
@@ -393,7 +396,7 @@ async fn accept(
             }
             Some(Err(error)) => match Failed::of(&error) {
                 Failed::Connection => {
-                    tracing::debug!(%error, "a connection broke before it was accepted");
+                    tracing::debug!(%error, "connection broke before it was accepted");
                 }
                 failed => {
                     let pause = backoff.next();
@@ -403,7 +406,7 @@ async fn accept(
                         spare.log(&error);
                         if refused {
                             backoff.reset();
-                            // Not at once: who is refused may come again at once.
+                            // Wait, because a refused client may come again at once.
                             tokio::task::yield_now().await;
                             continue;
                         }
@@ -419,11 +422,11 @@ async fn accept(
     }
 }
 
-/// A file descriptor kept for the moment when there is no other, so that a client is refused and does not wait.
+/// A file descriptor in reserve, so that a client can be refused when no other is free.
 struct Spare {
     reserve: Reserve,
     logged_at: Option<Instant>,
-    /// Since the last log line.
+    /// Connections refused since the last log line.
     refused: u64,
 }
 
@@ -432,7 +435,7 @@ impl Spare {
         Self { reserve: Reserve::new(1), logged_at: None, refused: 0 }
     }
 
-    /// Closes the next connection that waits; false if that could not be done.
+    /// Closes the next waiting connection; returns false if that failed.
     fn refuse(&mut self, listener: &TcpListener) -> bool {
         self.refused += 1;
         let accepted = self.reserve.accept(listener).is_some();
@@ -453,7 +456,7 @@ impl Spare {
     }
 }
 
-/// `ip` is the address that connected.
+/// Serves one connection. `ip` is the address that connected.
 async fn serve(
     mut stream: TcpStream,
     ip: IpAddr,
@@ -471,7 +474,7 @@ async fn serve(
         let mut ip = ip;
         if options.proxy_protocol {
             let Some(header) = read_header(&mut stream, &table).await? else { return Ok(None) };
-            // A load balancer that speaks for itself, or for somebody it cannot name.
+            // The load balancer connects for itself, or for a client whose address it cannot tell.
             ip = header.source.map_or(ip, |source| source.ip());
             visitor.comes_from(ip, gate.bounds());
             handshake.handle_bytes(&header.rest);
@@ -482,7 +485,7 @@ async fn serve(
     let (ip, asked) = match timeout(options.handshake_timeout, negotiation).await {
         Err(_) => {
             table.plane().metrics().timed_out(Phase::Handshake, 1);
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "handshake timed out"));
         }
         Ok(Ok(Some(done))) => done,
         Ok(Ok(None)) => return Ok(()),
@@ -510,7 +513,7 @@ async fn serve(
         Arrival::Refused(mut socket, cause) => {
             if cause == Cause::AddressLimit {
                 gate.note(ip, socket.stream_mut(), true);
-                tracing::debug!(ip = %Pii(ip), "too many connections of this address");
+                tracing::debug!(ip = %Pii(ip), "too many connections from this address");
             }
             socket.write_all(&refusal).await?;
             say_goodbye(&mut socket).await
@@ -518,8 +521,8 @@ async fn serve(
     }
 }
 
-/// Reads what the load balancer says of the connection; what follows it may be read along. `None` if the connection ended
-/// before its first byte, as those of health checks do.
+/// Reads the load balancer's header; bytes behind it may be read too. `None` if the connection ended before its first
+/// byte, as those of health checks do.
 async fn read_header(stream: &mut TcpStream, table: &Table) -> io::Result<Option<Header>> {
     let mut reader = HeaderReader::new();
     let mut buffer = [0; 256];
@@ -543,19 +546,19 @@ async fn read_header(stream: &mut TcpStream, table: &Table) -> io::Result<Option
     }
 }
 
-/// What a client wanted.
+/// What a client requested.
 enum Asked {
-    /// It left without a word, as health checks do.
+    /// Nothing: it left without a byte, as health checks do.
     Nothing,
-    /// Something that is not served here; it was told so.
+    /// Something that is not served here; the client was told.
     Wrong,
-    /// To take part in a transfer.
+    /// A part in a transfer.
     Transfer(DstAddr),
 }
 
 /// Reads greeting and request, and perhaps the first bytes of the stream, which the handshake keeps.
 async fn negotiate(stream: &mut TcpStream, handshake: &mut Handshake) -> io::Result<Asked> {
-    // All that may come before the reply to it, so that one read gets it.
+    // The bytes that may precede the reply, so that one read gets them.
     let mut buffer = [0; 512];
     loop {
         while let Some(action) = handshake.poll_action() {
@@ -577,7 +580,7 @@ async fn negotiate(stream: &mut TcpStream, handshake: &mut Handshake) -> io::Res
     }
 }
 
-/// Ends the connection so that the last reply arrives: what the client still sends is read, for a while.
+/// Ends the connection so that the last reply arrives: reads what the client still sends, for a while.
 async fn say_goodbye(
     stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
 ) -> io::Result<()> {

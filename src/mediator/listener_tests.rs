@@ -19,7 +19,7 @@ fn request(hash: &str) -> Vec<u8> {
     bytes
 }
 
-/// Greets, asks for the hash, and gives the reply's code.
+/// Greets, requests the hash, and returns the reply's code.
 async fn connect(address: SocketAddr, hash: &str) -> (TcpStream, u8) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(&[5, 1, 0]).await.unwrap();
@@ -119,13 +119,13 @@ async fn silent_connections_keep_nobody_of_their_address_out() {
     let mut silent = Vec::new();
     for n in 0..bounds.of_one + 8 {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        // Whatever they say before they fall silent.
+        // Whatever they send before they fall silent.
         stream.write_all(&[5, 1, 0, 5, 1, 0, 3, 40, b'a'][..n % 9]).await.unwrap();
         silent.push(stream);
     }
     let (_served, code) = connect(address, HASH).await;
     assert_eq!(code, 0);
-    // The oldest ones made room: nothing but the greeting's answer has come, then the end.
+    // The oldest ones made room: they got only the answer to the greeting, then the end.
     for stream in &mut silent[..8] {
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest).await;
@@ -150,14 +150,14 @@ async fn activated_and_announced_transfers_do_not_count_against_their_address() 
         }
         table.try_activate(&romeo, sid, &juliet).unwrap();
     }
-    // Two that wait, and the address has no seats left.
+    // Two connections wait, and the address has no seats left.
     let (_one, code) = connect(address, HASH).await;
     assert_eq!(code, 0);
     let (_two, code) = connect(address, &HASH.replace('9', "8")).await;
     assert_eq!(code, 0);
     let (_refused, code) = connect(address, HASH).await;
     assert_eq!(code, 2);
-    // What a session expects is taken all the same.
+    // A connection that a session expects is accepted all the same.
     let announced = DstAddr::compute("session", &romeo, &juliet);
     let mut registration = table.register([announced]);
     let (_expected, code) = connect(address, &announced.to_string()).await;
@@ -271,7 +271,7 @@ async fn a_health_check_is_no_fault() {
                 }
             }
         }
-        // What was cut in the middle is one.
+        // A connection that was cut in the middle counts as one.
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(if proxy_protocol { b"PROX" } else { &[5] }).await.unwrap();
         stream.shutdown().await.unwrap();
@@ -293,7 +293,7 @@ async fn at_the_limit_connections_wait_in_the_kernel() {
     let (address, _soft, _table, _tasks) =
         start(Options { connections: 1, handshake_timeout, ..Options::default() }).await;
     let _silent = TcpStream::connect(address).await.unwrap();
-    // Served only when the silent one has been thrown out.
+    // Served only after the silent one has been removed.
     assert_eq!(connect(address, HASH).await.1, 0);
 }
 

@@ -1,4 +1,4 @@
-//! What operators may ask of the mediator, counted as it happens.
+//! The mediator's metrics, counted as things happen.
 
 use std::{
     fmt::Write,
@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-/// Which transport a leg has.
+/// The transport of a leg.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// SOCKS5 (XEP-0065).
@@ -18,7 +18,7 @@ pub enum Kind {
 impl Kind {
     const ALL: [Self; 2] = [Self::S5b, Self::Ibb];
 
-    /// As options, logs and metrics name it.
+    /// Returns its name in options, logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::S5b => "s5b",
@@ -30,7 +30,7 @@ impl Kind {
 /// Why a connection or an activation was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Too many connections of one address.
+    /// Too many connections from one address.
     AddressLimit,
     /// No file descriptor was left.
     Descriptors,
@@ -38,21 +38,21 @@ pub enum Cause {
     MadeRoom,
     /// What came was no SOCKS5 request that is served here.
     Handshake,
-    /// The load balancer's header was missing or wrong.
+    /// The client's request was not one that is served here.
     ProxyHeader,
-    /// Two sides were there already, or the connection was not expected.
+    /// Two sides were connected already, or the connection was not expected.
     ThirdConnection,
     /// Too many sessions.
     SessionLimit,
     /// Too many sessions of one user.
     UserLimit,
-    /// An activation of what is not there, or not the asker's.
+    /// An activation of a transfer that does not exist, or belongs to another user.
     NotFound,
     /// An activation with one side missing.
     OneSide,
     /// A second activation.
     AlreadyActive,
-    /// An activation while nothing new is taken.
+    /// An activation while the component drains.
     Draining,
     /// The stream of a brokered session did not start with a ClientHello.
     NotTls,
@@ -94,7 +94,7 @@ impl Cause {
     }
 }
 
-/// Which wait was too long.
+/// The wait that timed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Greeting and request.
@@ -103,7 +103,7 @@ pub enum Phase {
     Activation,
     /// No byte either way.
     Idle,
-    /// No answer from a peer that was asked, by TCP or in-band.
+    /// A peer that TCP or an in-band stream asked did not answer.
     Vanished,
 }
 
@@ -136,7 +136,7 @@ const BOUNDS: [(u64, &str); 12] = [
     (60_000_000, "60"),
 ];
 
-/// The counters. They only grow, but for the sessions that are open.
+/// The counters. Only the gauge of open sessions can decrease.
 #[derive(Debug, Default)]
 pub struct Metrics {
     started: [[AtomicU64; 2]; 2],
@@ -149,60 +149,60 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// A session began between two legs.
+    /// Counts the beginning of a session between two legs.
     pub(super) fn session_began(&self, initiator: Kind, responder: Kind) {
         add(&self.started[initiator as usize][responder as usize], 1);
         add(&self.open[initiator as usize][responder as usize], 1);
     }
 
-    /// It ended.
+    /// Counts the end of a session.
     pub(super) fn session_ended(&self, initiator: Kind, responder: Kind) {
         self.open[initiator as usize][responder as usize].fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Bytes that came from one leg were written to the other.
+    /// Counts bytes that came from one leg and were written to the other.
     pub(super) fn moved(&self, from: Kind, to: Kind, bytes: u64) {
         add(&self.bytes[from as usize][to as usize], bytes);
     }
 
-    /// Something was refused.
+    /// Counts a refusal.
     pub(super) fn refused(&self, cause: Cause) {
         add(&self.refusals[cause as usize], 1);
     }
 
-    /// Some waits were too long.
+    /// Counts timeouts.
     pub(super) fn timed_out(&self, phase: Phase, count: usize) {
         add(&self.timeouts[phase as usize], count as u64);
     }
 
-    /// A session took so long from its first connection to its activation.
+    /// Counts the time of a session from its first connection to its activation.
     pub(super) fn set_up(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         add(&self.setup[BOUNDS.partition_point(|(bound, _)| *bound < micros)], 1);
         add(&self.setup_micros, micros);
     }
 
-    /// Streams between two legs since the start.
+    /// Returns the number of streams between two legs since the start.
     pub fn streams(&self) -> u64 {
         self.started.iter().flatten().map(get).sum()
     }
 
-    /// Bytes relayed since the start.
+    /// Returns the number of bytes relayed since the start.
     pub fn bytes(&self) -> u64 {
         self.bytes.iter().flatten().map(get).sum()
     }
 
-    /// Refusals for one cause.
+    /// Returns the number of refusals for one cause.
     pub fn refusals(&self, cause: Cause) -> u64 {
         get(&self.refusals[cause as usize])
     }
 
-    /// Waits of one kind that were too long.
+    /// Returns the number of timeouts of one kind.
     pub fn timeouts(&self, phase: Phase) -> u64 {
         get(&self.timeouts[phase as usize])
     }
 
-    /// All of it in Prometheus' text format.
+    /// Writes all of it in Prometheus' text format.
     pub fn write(&self, text: &mut String) {
         let by_legs = |text: &mut String, name, kind, help, labels: [&str; 2], of: &[[_; 2]; 2]| {
             head(text, name, kind, help);

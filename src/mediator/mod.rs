@@ -1,9 +1,8 @@
-//! The mediator: bytes. SOCKS5 and in-band bytestreams, the transfers between them, and the pipe.
+//! The mediator moves bytes: SOCKS5 and in-band bytestreams, the transfers between them, and the pipe.
 //!
-//! The protocol machines ([`socks5`], [`proxy_header`], [`transfer`], [`ibb`], [`guard`]) do no I/O and read no
-//! clock; the thin shells around them ([`listener`], [`table`], [`leg`], [`plane`], [`pipe`]) own the sockets, queues
-//! and timers.
-//! Nothing here ever opens an outgoing connection.
+//! The protocol machines ([`socks5`], [`proxy_header`], [`transfer`], [`ibb`], [`guard`]) do no I/O and read no clock;
+//! the thin shells around them ([`listener`], [`table`], [`leg`], [`plane`], [`pipe`]) own the sockets, queues and
+//! timers. No code here opens an outgoing connection.
 
 mod bucket;
 mod crowd;

@@ -1,11 +1,11 @@
-//! Whether all users seem to have one address: behind many port forwarders they do.
+//! Detects that all users seem to have one address, as behind many port forwarders.
 
 use std::{collections::VecDeque, net::IpAddr};
 
-/// Requests that are looked at, the last ones.
+/// The number of recent requests that are considered.
 const WINDOW: usize = 32;
 
-/// As many of them from one address are most of them.
+/// If this many of them come from one address, they are most of them.
 const MOST: usize = 24;
 
 /// What to do about a forwarder that hides its users' addresses.
@@ -21,8 +21,9 @@ pub(super) struct Origins {
 }
 
 impl Origins {
-    /// Notes who sent a request; `own` says whether the address is that of this machine, `refused` whether the address
-    /// had too many connections. Returns the address, once, if most requests come from it and it cannot be everybody's own.
+    /// Notes who sent a request. `own` says whether the address belongs to this machine, `refused` whether the address
+    /// had too many connections. Returns the address, once, if most requests come from it and it cannot be the users'
+    /// own.
     pub(super) fn note(&mut self, ip: IpAddr, own: bool, refused: bool) -> Option<IpAddr> {
         if self.told {
             return None;

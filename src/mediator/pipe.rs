@@ -1,5 +1,5 @@
-//! Two legs, each copied into the other until both are done: the way for in-band bytestreams. Two sockets are joined by
-//! [`super::plane::Plane::join`].
+//! Copies two legs into each other until both are done. In-band bytestreams use this; [`super::plane::Plane::join`]
+//! joins two sockets.
 
 use std::{
     future::poll_fn,
@@ -23,20 +23,20 @@ use super::{
     plane::{GRACE, Progress, STILL, now},
 };
 
-/// Bytes read at once, and kept at most, per direction.
+/// Bytes that are read at once, and kept at most, per direction.
 pub(super) const BUFFER: usize = 32 * 1024;
 
-/// How many looks at the counters make an idle time: it is exact to this part of itself.
+/// The number of checks of the counters in one idle time, which is exact to this part.
 const LOOKS: u32 = 4;
 
 /// How a pipe is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// How long neither direction may move a byte; exact to a quarter, for no timer runs per byte.
+    /// How long neither direction may move a byte. It is exact to a quarter, because no timer runs per byte.
     pub idle_timeout: Duration,
     /// Whether the first leg must start with a TLS ClientHello.
     pub guard: bool,
-    /// The account of the stream: it has a share of the kernel's pipes.
+    /// The account of the stream, for its share of the kernel's pipes.
     pub account: Account,
 }
 
@@ -46,7 +46,7 @@ impl Default for Options {
     }
 }
 
-/// What went through a pipe, and why it ended.
+/// What a pipe moved, and why it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// Bytes from the first leg written to the second.
@@ -61,31 +61,31 @@ pub struct Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Ended {
-    /// Both legs said they were done.
+    /// Both legs ended in order.
     Eof,
     /// A leg broke.
     Error(io::ErrorKind),
     /// No byte moved for the idle time.
     Idle,
-    /// The initiator's first bytes are no ClientHello; nothing was passed on, in either direction.
+    /// The initiator's first bytes are not a ClientHello; nothing was passed on in either direction.
     NotTls,
 }
 
-/// [`relay_at_rate`] at any rate.
+/// Runs [`relay_at_rate`] without a limit.
 #[cfg(test)]
 pub(super) async fn relay<A: Side, B: Side>(a: A, b: B, options: Options) -> Outcome {
     relay_at_rate(a, b, options, 0, &Progress::default()).await
 }
 
-/// Copies both ways, through a buffer, until both legs have ended, one broke, or nothing moves; at so many bytes per
-/// second, both directions together, or at any number for 0. `progress` tells how far it is.
+/// Copies both ways, through a buffer, until both legs have ended, one broke, or nothing moves. The rate is in bytes
+/// per second for both directions together; 0 is unlimited. `progress` shows how far it is.
 ///
-/// The end of one leg is carried to the other (its write half is shut down) after the last byte, and the other
-/// direction goes on. At most 32 KiB per direction are kept; a slow reader slows the writer. If a leg breaks, the other
-/// one gets what the broken one had sent, and then its end ([`super::ending`]). The legs are dropped at the end.
+/// The end of one leg reaches the other (its write half is shut down) after the last byte, and the other direction
+/// continues. At most 32 KiB per direction are kept; a slow reader slows the writer. If a leg breaks, the other one
+/// gets what the broken one had sent, and then its end ([`super::ending`]). The legs are dropped at the end.
 ///
 /// # Cancel safety
-/// Dropping the future loses what is in its buffers, so it is only for ending both legs.
+/// Dropping the future loses what is in its buffers, so do that only to end both legs.
 pub(super) async fn relay_at_rate<A: Side, B: Side>(
     a: A,
     b: B,
@@ -139,7 +139,7 @@ struct Pipe<A, B> {
     options: Options,
 }
 
-/// The rate of a stream, for both directions, and the sleep until some more may pass.
+/// The rate of a stream for both directions, and the sleep until more may pass.
 #[derive(Debug)]
 pub(super) struct Limit {
     bucket: Bucket,
@@ -147,7 +147,7 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// So many bytes per second, from now on.
+    /// Creates a limit of so many bytes per second.
     pub(super) fn new(bytes_per_second: u64) -> Self {
         Self {
             bucket: Bucket::new(bytes_per_second, now()),
@@ -168,7 +168,7 @@ impl Limit {
         }
     }
 
-    /// Notes that so many passed.
+    /// Notes that so many bytes have passed.
     pub(super) fn take(&mut self, bytes: usize) {
         self.bucket.take(bytes);
     }
@@ -190,7 +190,7 @@ impl<A: Side, B: Side> Pipe<A, B> {
             if let Poll::Ready(Err(end)) = back {
                 return Poll::Ready(end);
             }
-            // A direction that has just lost its sink is polled again, or nothing would wake it.
+            // A direction that has just lost its sink is polled again; nothing else would wake it.
             if !forward.heed(backward.fate) {
                 break (there.is_ready(), back.is_ready());
             }
@@ -201,7 +201,7 @@ impl<A: Side, B: Side> Pipe<A, B> {
             if there && back {
                 return Poll::Ready(Ended::Eof);
             }
-            // A leg that has closed both directions reads nothing more: the other one is closed once it has everything.
+            // A leg that has closed both directions no longer reads: close the other one once it has everything.
             let a_closed = there && !a.takes_more();
             let b_closed = back && !b.takes_more();
             if !a_closed && !b_closed {
@@ -232,7 +232,7 @@ impl<A: Side, B: Side> Pipe<A, B> {
         sum(&self.forward).wrapping_add(sum(&self.backward))
     }
 
-    /// Returns whether a reader is owed something.
+    /// Returns whether a reader still waits for bytes.
     fn holds(&self) -> bool {
         let holds = |d: &Direction| d.end > d.start || d.state == State::Shutdown;
         holds(&self.forward) || holds(&self.backward) || self.ending.is_some()
@@ -242,7 +242,7 @@ impl<A: Side, B: Side> Pipe<A, B> {
         self.forward.fate.error(self.backward.fate)
     }
 
-    /// Looks whether the peers of a stream that stands still are there.
+    /// Checks whether the peers of a stream that stands still are present.
     fn find_vanished(&mut self) {
         let kind = io::ErrorKind::TimedOut;
         if self.a.delivery().is_gone() {
@@ -257,7 +257,8 @@ impl<A: Side, B: Side> Pipe<A, B> {
         }
     }
 
-    /// A stream that is cut must not look complete to its reader: a leg is closed in order only if it is owed nothing.
+    /// A stream that is cut must not look complete to its reader: a leg is closed in order only if it has got
+    /// everything.
     fn settle(&self, end: Ended) {
         let nothing = |d: &Direction, open: bool| d.end == 0 && !open;
         let in_order = match end {
@@ -281,7 +282,7 @@ struct Direction {
     end: usize,
     read: u64,
     written: u64,
-    /// The first bytes are not judged yet.
+    /// Whether the first bytes are not judged yet.
     guarded: bool,
     unflushed: bool,
     state: State,
@@ -292,7 +293,7 @@ struct Direction {
 enum State {
     Copy,
     Shutdown,
-    /// There is no sink any more: what comes is dropped.
+    /// The sink is gone: bytes that arrive are dropped.
     Drop,
     Done,
 }
@@ -312,7 +313,7 @@ impl Direction {
         }
     }
 
-    /// `Ready(Ok)` when this direction is done; an error ends the whole pipe.
+    /// Returns `Ready(Ok)` when this direction is done; an error ends the whole pipe.
     fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
@@ -339,9 +340,9 @@ impl Direction {
             }
         }
         if self.state == State::Shutdown {
-            // A leg that can be reset is, once it has everything; of another one only a shutdown says that it has.
+            // A leg that can be reset counts as done once it has everything; another leg only after a shutdown.
             if self.fate.failed.is_none() || matches!(w.delivery(), Delivery::ByShutdown) {
-                // A leg that is gone already needs no goodbye.
+                // A leg that is gone needs no shutdown.
                 let _ = ready!(Pin::new(w).poll_shutdown(cx));
             }
             self.state = State::Done;
@@ -354,7 +355,7 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    /// Learns what happened to the opposite direction; says whether this one has just lost its sink by it.
+    /// Takes over what the opposite direction knows; returns whether this one has just lost its sink.
     fn heed(&mut self, opposite: Fate) -> bool {
         let lost = self.fate.heed(opposite) && self.state == State::Copy;
         if lost {
@@ -363,7 +364,7 @@ impl Direction {
         lost
     }
 
-    /// From now on this direction only empties its source.
+    /// Only empties this direction's source from now on.
     fn abandon(&mut self) {
         if matches!(self.state, State::Copy | State::Shutdown) {
             self.state = State::Drop;
@@ -388,7 +389,7 @@ impl Direction {
                     return Poll::Ready(());
                 }
             };
-            // What is dropped does not keep the stream from being idle.
+            // Dropped bytes do not keep the stream from being idle.
             (self.end, self.read) = (0, read);
             if n == 0 {
                 return Poll::Ready(());
@@ -406,7 +407,7 @@ impl Direction {
         limit: &mut Option<Limit>,
     ) -> Poll<Result<(), Failure>> {
         let written = |error: io::Error| Failure::Write(error.kind());
-        // So that one busy direction starves neither the other nor the clock.
+        // One busy direction must starve neither the other nor the clock.
         for _ in 0..16 {
             while !self.guarded && self.start < self.end {
                 let bytes = &self.buffer[self.start..self.end];
@@ -451,14 +452,14 @@ impl Direction {
         Poll::Pending
     }
 
-    /// A silent direction holds no memory.
+    /// Frees the buffer, so that a silent direction holds no memory.
     fn forget_buffer(&mut self) {
         if self.end == 0 {
             self.buffer = Vec::new();
         }
     }
 
-    /// Reads once, behind what is kept, and says how much: 0 at the end.
+    /// Reads once, behind the kept bytes, and returns how many: 0 at the end.
     fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
@@ -474,13 +475,13 @@ impl Direction {
         let mut space = ReadBuf::new(&mut self.buffer[self.end..end]);
         match (Pin::new(r).poll_read(cx, &mut space), self.fate.lost) {
             (Poll::Ready(result), _) => result.map_err(|error| error.kind())?,
-            // The source is gone, so nothing comes any more.
+            // The source is gone, so nothing more comes.
             (Poll::Pending, Some(kind)) => return Poll::Ready(Err(kind)),
             (Poll::Pending, None) => return Poll::Pending,
         }
         let n = space.filled().len();
         self.end += n;
-        // A peer that sends its first bytes one by one must not seem to do anything.
+        // A peer that sends its first bytes one by one must not appear to stand still.
         if !self.guarded {
             self.read += n as u64;
         }
@@ -496,7 +497,7 @@ enum Failure {
     End(Ended),
     /// The source is gone.
     Read(io::ErrorKind),
-    /// The sink takes no more.
+    /// The sink accepts nothing more.
     Write(io::ErrorKind),
 }
 

@@ -1,4 +1,4 @@
-//! What all streams of a process share: pipes, counters, the rate, and one clock that looks after all of them.
+//! The shared state of all streams of a process: pipes, counters, the rate, and one clock for all of them.
 
 use std::{
     io,
@@ -21,22 +21,22 @@ use super::{
     tcp,
 };
 
-/// The longest pause between two looks at the streams.
+/// The longest pause between two checks of the streams.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How many looks make an idle time, if that is short.
+/// The number of checks in one idle time, if that is short.
 const LOOKS: u32 = 4;
 
-/// How long a leg may take to get what it is owed where the system does not say when it has it.
+/// How long a leg may take to get its bytes where the system does not say when it has them.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
-/// After how long without a byte either way the peers of a stream are looked for, and how often from then on.
+/// The silence both ways after which a stream's peers are checked, and the interval of the checks.
 pub(super) const STILL: Duration = Duration::from_secs(15);
 
-/// The data plane; cheap to clone, all clones are the same.
+/// The data plane. Cheap to clone; all clones share the same state.
 ///
 /// Streams between two sockets have no timer of their own: [`Plane::look`] is called every [`Plane::pause`] and
-/// tells those that were idle for too long. A look costs one pass over their counters.
+/// notifies those that were idle for too long. It costs one pass over their counters.
 #[derive(Clone, Debug)]
 pub struct Plane {
     shared: Arc<Shared>,
@@ -51,7 +51,7 @@ struct Shared {
     watches: Mutex<Vec<Arc<Watch>>>,
 }
 
-/// What is known of one stream between two sockets from outside of its task.
+/// What other tasks can see of one stream between two sockets.
 #[derive(Debug)]
 pub(super) struct Watch {
     /// Bytes written to the second and to the first leg. Only the relay writes these.
@@ -59,10 +59,10 @@ pub(super) struct Watch {
     pub(super) b_to_a: AtomicU64,
     /// What the last look found: a [`News`].
     news: AtomicU8,
-    /// Since something last moved: how often it was asked whether the peers are there; [`SETTLED`] if nobody need ask.
+    /// How often the peers were checked since something last moved; [`SETTLED`] if no check is needed.
     asked: AtomicU32,
     idle_millis: u64,
-    /// Whether bytes wait that a reader has not taken yet, whether in a pipe, and whether another stream wants the pipe.
+    /// Whether bytes wait for a reader, whether in a pipe, and whether another stream wants the pipe.
     holds: AtomicBool,
     has_pipe: AtomicBool,
     pipe_wanted: AtomicBool,
@@ -75,16 +75,16 @@ pub(super) struct Watch {
     counted: [AtomicU64; 2],
 }
 
-/// A stream that holds a pipe and moves fewer bytes than this from one look to the next has no use for it.
+/// A stream that holds a pipe and moves fewer bytes than this between two looks does not need the pipe.
 const SLOW: u64 = 64 * 1024;
 
-/// Nothing is on its way to either peer, so only keepalive can find that one has vanished.
+/// Nothing is on its way to either peer, so only keepalive can find a vanished peer.
 const SETTLED: u32 = u32::MAX;
 
-/// What a look at a stream has found.
+/// The result of a look at a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum News {
-    /// Nothing that its task need know.
+    /// Nothing for the stream's task.
     None = 0,
     /// Nothing has moved for [`STILL`], or for that long again.
     Still = 1,
@@ -110,17 +110,17 @@ impl Plane {
         }
     }
 
-    /// Counts of everything that the mediator does.
+    /// Returns the mediator's counters.
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
     }
 
-    /// Another rate, for streams that begin from now on.
+    /// Sets another rate, for streams that begin from now on.
     pub fn set_rate(&self, bytes_per_second: u64) {
         self.shared.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
     }
 
-    /// Returns the rate of each stream; 0 is none.
+    /// Returns the rate of each stream; 0 is unlimited.
     pub fn rate(&self) -> u64 {
         self.shared.bytes_per_second.load(Ordering::Relaxed)
     }
@@ -130,14 +130,14 @@ impl Plane {
         self.shared.pool.count()
     }
 
-    /// Returns how often a direction of a stream has taken a pipe; where that stays 0 everything is copied.
+    /// Returns how often a direction of a stream has taken a pipe; if it stays 0, everything is copied.
     pub fn pipes_lent(&self) -> u64 {
         self.shared.pool.lent()
     }
 
-    /// Returns whether an error of splice(2) says that the system refuses the call itself: then everything is copied
-    /// from now on. Sockets have some of these errors too, a peer may bring them about (`EACCES` is what ICMP says of a
-    /// firewall), and who reads an error takes it from the socket; so the call is tried on sockets of our own.
+    /// Returns whether an error of splice(2) says that the system refuses the call itself; then everything is copied
+    /// from now on. Sockets have some of these errors too, and a peer may cause them (`EACCES` is what ICMP says of a
+    /// firewall). Reading a socket's error removes it, so the call is tried on sockets of our own.
     pub(super) fn must_copy(&self, error: &io::Error) -> bool {
         let refused = splice::is_refused(error)
             && splice::probe().is_err_and(|probed| splice::is_refused(&probed));
@@ -147,7 +147,7 @@ impl Plane {
         refused
     }
 
-    /// Copies everything from now on, for the system refuses splice(2). Says so once.
+    /// Copies everything from now on, because the system refuses splice(2). Logs that once.
     pub(super) fn copy_only(&self, error: &io::Error) {
         if self.shared.pool.close() {
             tracing::warn!("{}", no_splice(error));
@@ -158,11 +158,11 @@ impl Plane {
         &self.shared.pool
     }
 
-    /// Joins two legs until both are done, and says meanwhile how far it is: between two sockets without copying where that can be, else with
-    /// `pipe::relay_at_rate`.
+    /// Joins two legs until both are done, and reports progress meanwhile. Two sockets are joined without copying where
+    /// possible, other legs with `pipe::relay_at_rate`.
     ///
     /// # Cancel safety
-    /// Dropping the future loses what is in flight, so it is only for ending both legs.
+    /// Dropping the future loses what is in flight, so do that only to end both legs.
     pub async fn join(
         &self,
         initiator: Leg,
@@ -196,19 +196,19 @@ impl Plane {
         match end {
             Ended::Idle => self.metrics().timed_out(Phase::Idle, 1),
             Ended::NotTls => self.metrics().refused(Cause::NotTls),
-            // Found by us, by keepalive, or by the acknowledgements of an in-band leg.
+            // The component, keepalive, or the acknowledgements of an in-band leg found it.
             Ended::Error(io::ErrorKind::TimedOut) => self.metrics().timed_out(Phase::Vanished, 1),
             Ended::Eof | Ended::Error(_) => {}
         }
     }
 
-    /// Returns how often to look at the streams whose idle time is the given one.
+    /// Returns the pause between two looks at streams with this idle time.
     pub fn pause(idle_timeout: Duration) -> Duration {
         (idle_timeout / LOOKS).clamp(Duration::from_millis(1), LOOK)
     }
 
-    /// Tries what the system may refuse (seccomp, old kernels) and says what that is, a sentence each. Streams do without
-    /// it from the first byte on.
+    /// Tries the system calls that the system may refuse (seccomp, old kernels). Returns a sentence for each that it
+    /// refuses; streams then do without it from the first byte on.
     pub fn probe(&self) -> Vec<String> {
         let mut missing = Vec::new();
         if let Err(error) = splice::probe() {
@@ -219,8 +219,8 @@ impl Plane {
         missing
     }
 
-    /// Looks at every stream between sockets once: counts its bytes, ends it if it idles; takes pipes from those that
-    /// hardly move if others were given none; and closes spare pipes.
+    /// Looks at every stream between sockets once. Counts its bytes, ends it if it idles, takes pipes from streams that
+    /// hardly move if others need them, and closes spare pipes.
     pub fn look(&self) {
         let millis = self.millis();
         let short = self.shared.pool.was_short();
@@ -239,7 +239,7 @@ impl Plane {
         self.shared.pool.trim();
     }
 
-    /// Adds what moved since the last time to the counters, and says how much that is.
+    /// Adds what moved since the last look to the counters, and returns how much that is.
     fn count(&self, watch: &Watch, millis: u64) -> u64 {
         let mut all = 0;
         for (moved, counted) in [&watch.a_to_b, &watch.b_to_a].into_iter().zip(&watch.counted) {
@@ -255,7 +255,7 @@ impl Plane {
         all
     }
 
-    /// Puts a stream under the clock.
+    /// Adds a stream to those that are looked at.
     pub(super) fn watch(&self, idle_timeout: Duration, account: Account) -> Arc<Watch> {
         let idle_millis = u64::try_from(idle_timeout.as_millis()).unwrap_or(u64::MAX);
         let mut watches = self.lock();
@@ -280,7 +280,7 @@ impl Plane {
         watch
     }
 
-    /// Takes it out again.
+    /// Removes it again.
     pub(super) fn unwatch(&self, watch: &Watch) {
         let mut watches = self.lock();
         let index = watch.index.load(Ordering::Relaxed);
@@ -306,12 +306,12 @@ impl Plane {
     }
 }
 
-/// How much of one stream has moved, seen from outside of its task.
+/// How much of one stream has moved, as other tasks see it.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Of a stream between two sockets.
+    /// For a stream between two sockets.
     watch: OnceLock<Arc<Watch>>,
-    /// Of any other: how much has moved, and whether bytes wait.
+    /// For any other stream: how much has moved, and whether bytes wait.
     piped: AtomicU64,
     holds: AtomicBool,
 }
@@ -321,13 +321,13 @@ impl Progress {
         let _once = self.watch.set(Arc::clone(watch));
     }
 
-    /// Notes how far a stream is that has no watch.
+    /// Notes the progress of a stream that has no watch.
     pub(super) fn note(&self, bytes: u64, holds: bool) {
         self.piped.store(bytes, Ordering::Relaxed);
         self.holds.store(holds, Ordering::Relaxed);
     }
 
-    /// Returns whether bytes wait for a reader that is slow.
+    /// Returns whether bytes wait for a slow reader.
     pub fn holds(&self) -> bool {
         match self.watch.get() {
             Some(watch) => watch.holds.load(Ordering::Relaxed),
@@ -335,14 +335,14 @@ impl Progress {
         }
     }
 
-    /// Bytes so far, both directions.
+    /// Returns the bytes moved so far, both directions.
     pub fn bytes(&self) -> u64 {
         self.watch.get().map_or_else(|| self.piped.load(Ordering::Relaxed), |watch| watch.bytes())
     }
 }
 
 impl Watch {
-    /// Bytes so far, both directions.
+    /// Returns the bytes moved so far, both directions.
     pub(super) fn bytes(&self) -> u64 {
         self.a_to_b.load(Ordering::Relaxed) + self.b_to_a.load(Ordering::Relaxed)
     }
@@ -353,7 +353,7 @@ impl Watch {
         self.has_pipe.store(has_pipe, Ordering::Relaxed);
     }
 
-    /// Says, once, whether another stream wants the pipe of this one.
+    /// Returns, once, whether another stream wants the pipe of this one.
     pub(super) fn is_pipe_wanted(&self) -> bool {
         self.pipe_wanted.load(Ordering::Acquire) && self.pipe_wanted.swap(false, Ordering::AcqRel)
     }
@@ -368,7 +368,8 @@ impl Watch {
         Duration::from_millis(self.idle_millis)
     }
 
-    /// Lets a look wake this task; says what the last one found, each time once, except that it is idle.
+    /// Registers this task to be woken by a look. Returns the result of the last look, each once, except that it is
+    /// idle.
     pub(super) fn news(&self, cx: &std::task::Context<'_>) -> News {
         self.waker.register(cx.waker());
         match self.news.load(Ordering::Acquire) {
@@ -376,7 +377,7 @@ impl Watch {
             news if news == News::Still as u8 => {
                 let (still, none) = (News::Still as u8, News::None as u8);
                 let (ordering, failed) = (Ordering::AcqRel, Ordering::Relaxed);
-                // Should it have become idle just now, the next poll is told so.
+                // If the stream has become idle just now, the next poll learns of it.
                 let _ = self.news.compare_exchange(still, none, ordering, failed);
                 News::Still
             }
@@ -384,14 +385,14 @@ impl Watch {
         }
     }
 
-    /// Notes that both peers were looked for; `open` if something is on its way to one of them.
+    /// Notes that both peers were checked; `open` if something is on its way to one of them.
     pub(super) fn looked(&self, open: bool) {
         if !open {
             self.asked.store(SETTLED, Ordering::Relaxed);
         }
     }
 
-    /// One look at the time `millis`.
+    /// Looks at the stream at the time `millis`.
     fn look(&self, millis: u64) -> News {
         let still = millis.saturating_sub(self.moved_at.load(Ordering::Relaxed));
         let asked = self.asked.load(Ordering::Relaxed);
@@ -416,7 +417,7 @@ fn no_splice(error: &io::Error) -> String {
     )
 }
 
-/// A stream in the count of open ones.
+/// A stream's entry in the count of open ones.
 struct Open<'a> {
     plane: &'a Plane,
     a: Kind,

@@ -1,4 +1,4 @@
-//! What a load balancer in front says of a connection: the PROXY protocol, version 1 or 2.
+//! The header that a load balancer puts before a connection: the PROXY protocol, version 1 or 2.
 //!
 //! Spec: The PROXY protocol, versions 1 & 2 (HAProxy Technologies), sections 2.1 and 2.2.
 
@@ -25,21 +25,21 @@ const V2_PROXY: u8 = 0x21;
 /// The connection did not begin with a PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    /// It is none, or malformed.
+    /// The header is missing or malformed.
     #[error("the connection does not begin with a valid PROXY header")]
     Invalid,
-    /// It is longer than any that makes sense.
+    /// The header is longer than any sensible one.
     #[error("the PROXY header is too long")]
     TooLong,
 }
 
-/// A header that was read whole.
+/// A complete header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The client of the load balancer. None if the balancer speaks for itself, as for a health check, or cannot say: then
-    /// the connection's own address counts.
+    /// The client of the load balancer. `None` if the balancer connects for itself, as for a health check, or cannot
+    /// tell. Then the connection's own address counts.
     pub source: Option<SocketAddr>,
-    /// What followed the header.
+    /// The bytes behind the header.
     pub rest: Vec<u8>,
 }
 
@@ -50,19 +50,19 @@ pub struct HeaderReader {
 }
 
 impl HeaderReader {
-    /// Nothing has arrived yet.
+    /// Creates a reader that has not seen a byte.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes what was received; gives the header once it is whole, and is not to be called again then.
+    /// Takes received bytes and returns the header once it is complete. Do not call it again after that.
     ///
     /// # Errors
-    /// [`HeaderError`] as soon as it is sure.
+    /// [`HeaderError`], as early as possible.
     ///
     /// # Security
-    /// Whoever may send a header may choose the address its limits are counted for: the port must be open to the
-    /// load balancer only. Nothing else is done with the address.
+    /// Any client that may send a header can choose the address that its limits count for. So the port must be open to
+    /// the load balancer only. The address has no other use.
     pub fn handle_bytes(&mut self, bytes: &[u8]) -> Result<Option<Header>, HeaderError> {
         self.buffer.extend_from_slice(bytes);
         let start = self.buffer.len().min(V1.len());
@@ -80,8 +80,8 @@ impl HeaderReader {
                 return Err(HeaderError::TooLong);
             }
             whole = self.buffer.len() >= end;
-            // Neither says anything about an address, whatever stands in the block (2.2): LOCAL in any family, and PROXY
-            // with AF_UNSPEC.
+            // Neither tells an address, whatever the block contains (2.2): LOCAL in any family, and PROXY with
+            // AF_UNSPEC.
             if *command == V2_LOCAL || *command == V2_PROXY && *family < 0x10 {
                 let header = || Header { source: None, rest: self.buffer[end..].to_vec() };
                 return Ok(whole.then(header));
@@ -103,7 +103,7 @@ impl HeaderReader {
                 source: header.proxied_address().map(|address| address.source),
                 rest: self.buffer[length..].to_vec(),
             })),
-            // A header that is there as long as it says, and still too short, is none.
+            // A header that is complete by its own length, and still too short, is not valid.
             Err(Error::BufferTooShort) if !whole => Ok(None),
             Err(_) => Err(HeaderError::Invalid),
         }
@@ -150,7 +150,7 @@ mod tests {
             (v2(0x21, 0x21, &v6_body()), v6),
             (v2(0x20, 0x00, &[]), None),
             (v2(0x20, 0x11, &v4_body), None),
-            // What LOCAL has for addresses is skipped, even if it is none.
+            // The address block of LOCAL is skipped, even if it is not valid.
             (v2(0x20, 0x11, &[0; 3]), None),
             (v2(0x20, 0xff, b"anything"), None),
             (v2(0x21, 0x00, &[]), None),
@@ -234,7 +234,7 @@ mod tests {
                     pieces.rest.extend(&all[given..]);
                     prop_assert_eq!(whole, pieces);
                 }
-                // In pieces a wrong header may be seen sooner, but never another verdict.
+                // In pieces, a wrong header may be detected sooner, but the verdict is the same.
                 (whole, pieces) => prop_assert_eq!(whole.is_err(), pieces.is_err()),
             }
         }

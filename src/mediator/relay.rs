@@ -1,10 +1,10 @@
-//! Two sockets, joined. Bytes that come in quantity are moved by the kernel through a borrowed pipe, and few at a
-//! time through a buffer of the thread; so a stream that waits owns neither.
+//! Two joined sockets. The kernel moves large amounts of bytes through a borrowed pipe; a buffer of the thread moves
+//! small ones. So a waiting stream owns neither.
 //!
-//! The first read of a burst goes to the buffer. If it fills it, more is there, and the direction is *busy*: it
-//! takes a pipe, moves what has arrived into it and from it to the other socket, and gives it back when nothing
-//! more comes. It keeps the pipe only while the other socket takes no more, and not even then if others need it. It never
-//! fills it much beyond what the other socket has room for. Without a pipe it copies.
+//! The first read of a burst goes to the buffer. If it fills the buffer, more is there, and the direction is *busy*: it
+//! takes a pipe, moves the bytes through it to the other socket, and gives the pipe back when nothing more comes. It
+//! keeps the pipe only while the other socket accepts nothing more, and not even then if other streams need it. It
+//! never fills the pipe much beyond the room of the other socket. Without a pipe it copies.
 
 use std::{
     cell::RefCell,
@@ -32,16 +32,16 @@ use super::{
     tcp,
 };
 
-/// Read first; a burst that is longer is worth a pipe.
+/// The size of the first read; a longer burst is worth a pipe.
 const PROBE: usize = 16 * 1024;
 
-/// Read at once by a busy direction that has no pipe.
+/// The size of a read of a busy direction without a pipe.
 const COPY: usize = 64 * 1024;
 
-/// What may be taken out of a pipe into memory, when others need the pipe.
+/// The most bytes that are taken out of a pipe into memory when others need the pipe.
 const KEPT: usize = 2 * COPY;
 
-/// Rounds in one turn of the task, so that a busy direction starves neither the other nor other tasks.
+/// Rounds in one turn of the task, so that a busy direction starves neither the other direction nor other tasks.
 const ROUNDS: usize = 16;
 
 thread_local! {
@@ -49,7 +49,7 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A running stream between two sockets; the future of its end. It behaves as [`super::pipe::relay_at_rate`] does.
+/// A running stream between two sockets, as the future of its end. It behaves as [`super::pipe::relay_at_rate`] does.
 #[derive(Debug)]
 pub(super) struct Relay {
     a: Socket,
@@ -59,7 +59,7 @@ pub(super) struct Relay {
     plane: Plane,
     watch: Arc<Watch>,
     limit: Option<Box<Limit>>,
-    /// One socket is gone and its bytes are written: the other one has them soon.
+    /// Present when one socket is gone and its bytes are written: the other one soon has them.
     ending: Option<Box<Ending>>,
 }
 
@@ -73,15 +73,15 @@ struct Lender<'a> {
 /// One direction.
 #[derive(Debug, Default)]
 struct Way {
-    /// Borrowed, with bytes in it.
+    /// A borrowed pipe with bytes in it.
     pipe: Option<Box<Pipe>>,
-    /// Read and not yet written.
+    /// Bytes that were read and not yet written.
     kept: Option<Box<Kept>>,
     state: State,
     fate: Fate,
-    /// The first bytes are not judged yet.
+    /// Whether the first bytes are not judged yet.
     guarded: bool,
-    /// More than [`PROBE`] came at once.
+    /// Whether more than [`PROBE`] came at once.
     busy: bool,
 }
 
@@ -89,7 +89,7 @@ struct Way {
 enum State {
     #[default]
     Copy,
-    /// There is no sink any more: what comes is dropped.
+    /// The sink is gone: bytes that arrive are dropped.
     Drop,
     Done,
 }
@@ -105,12 +105,12 @@ enum Failure {
     End(Ended),
     /// The source is gone.
     Read(io::ErrorKind),
-    /// The sink takes no more.
+    /// The sink accepts nothing more.
     Write(io::ErrorKind),
 }
 
 impl Relay {
-    /// Joins two sockets; what was read of them already goes first.
+    /// Joins two sockets. The bytes that were already read from them go first.
     pub(super) fn new(mut a: Socket, mut b: Socket, plane: Plane, options: Options) -> Self {
         let way = |early: Vec<u8>, guarded| Way {
             kept: (!early.is_empty()).then(|| Box::new(Kept { bytes: early, start: 0 })),
@@ -135,7 +135,7 @@ impl Relay {
         }
     }
 
-    /// Its counters, which others may read.
+    /// Returns its counters, which others may read.
     pub(super) fn watch(&self) -> &Arc<Watch> {
         &self.watch
     }
@@ -157,7 +157,7 @@ impl Relay {
             if let Poll::Ready(Err(end)) = back {
                 return Poll::Ready(end);
             }
-            // A direction that has just lost its sink is polled again, or nothing would wake it.
+            // A direction that has just lost its sink is polled again; nothing else would wake it.
             if !forward.heed(backward.fate, lender) {
                 break (there.is_ready(), back.is_ready());
             }
@@ -180,7 +180,7 @@ impl Relay {
         Poll::Ready(self.error().map_or(Ended::Eof, Ended::Error))
     }
 
-    /// Returns whether a reader is owed something.
+    /// Returns whether a reader still waits for bytes.
     fn holds(&self) -> bool {
         self.forward.holds() || self.backward.holds() || self.ending.is_some()
     }
@@ -189,7 +189,7 @@ impl Relay {
         self.forward.fate.error(self.backward.fate)
     }
 
-    /// Looks whether both peers of a stream that stands still are there.
+    /// Checks whether both peers of a stream that stands still are present.
     fn find_vanished(&mut self) {
         let (a, b) = (self.a.delivery(), self.b.delivery());
         let lender = Lender { plane: &self.plane, account: self.watch.account() };
@@ -206,12 +206,13 @@ impl Relay {
         self.watch.looked(a.is_open() || b.is_open());
     }
 
-    /// A stream that is cut must not look complete to its reader: a leg is closed in order only if it is owed nothing.
+    /// A stream that is cut must not look complete to its reader: a leg is closed in order only if it has got
+    /// everything.
     fn settle(&self, end: Ended) {
         let nothing = |way: &Way, sink: &Socket| !way.holds() && !sink.delivery().is_open();
         let in_order = match end {
             Ended::Error(_) => false,
-            // Otherwise each leg was closed in order when the other one had ended.
+            // Otherwise each leg was closed in order when the other one ended.
             Ended::Eof => self.forward.guarded,
             Ended::NotTls => true,
             Ended::Idle => nothing(&self.forward, &self.b) && nothing(&self.backward, &self.a),
@@ -239,8 +240,8 @@ impl Future for Relay {
         }
         let end = match this.poll_ways(cx) {
             Poll::Ready(end) => end,
-            // What moved just now was not seen when it was called idle, but then so little of it was there for so
-            // long that it makes no difference. An ending has its own bound.
+            // Bytes that moved just now were not seen when the stream was judged idle. They are too few, over too long
+            // a time, to make a difference. An ending has its own bound.
             Poll::Pending if news == News::Idle && this.ending.is_none() => {
                 this.error().map_or(Ended::Idle, Ended::Error)
             }
@@ -269,7 +270,7 @@ impl Drop for Relay {
 }
 
 impl Way {
-    /// `Ready(Ok)` when this direction is done; an error ends the whole stream.
+    /// Returns `Ready(Ok)` when this direction is done; an error ends the whole stream.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -316,7 +317,7 @@ impl Way {
         self.pipe.is_some() || self.kept.is_some()
     }
 
-    /// Learns what happened to the opposite direction; says whether this one has just lost its sink by it.
+    /// Takes over what the opposite direction knows; returns whether this one has just lost its sink.
     fn heed(&mut self, opposite: Fate, lender: Lender<'_>) -> bool {
         let lost = self.fate.heed(opposite) && self.state == State::Copy;
         if lost {
@@ -325,7 +326,7 @@ impl Way {
         lost
     }
 
-    /// From now on this direction only empties its source.
+    /// Only empties this direction's source from now on.
     fn abandon(&mut self, lender: Lender<'_>) {
         if self.state == State::Copy {
             self.done(lender);
@@ -393,7 +394,7 @@ impl Way {
                 ready!(self.poll_write_kept(cx, to, written))?;
                 ready!(self.poll_drain(cx, to, lender, written))?;
             }
-            // Asked before anything is borrowed: the other direction may be why this task runs.
+            // Check before anything is borrowed: the other direction may be why this task runs.
             match from.poll_read_ready(cx) {
                 Poll::Ready(result) => result.map_err(read_failed)?,
                 Poll::Pending => {
@@ -413,12 +414,12 @@ impl Way {
             let n = match &mut self.pipe {
                 Some(pipe) => {
                     let from = &*from;
-                    // A pipe that is filled beyond what the sink takes is lost to others while the sink is slow. A little
-                    // more than that lets the kernel know that the sink's buffer is too small.
+                    // Bytes beyond what the sink accepts would keep the pipe from others while the sink is slow. A
+                    // little more than that tells the kernel that the sink's buffer is too small.
                     let most = most.min(tcp::room(&*to).unwrap_or(0).max(COPY));
                     match from.try_io(Interest::READABLE, || pipe.fill(from, most)) {
                         Ok(n) => n,
-                        // Nothing there after all: the next round asks to be woken.
+                        // Nothing was there after all: the next round registers to be woken.
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                         Err(error) if lender.plane.must_copy(&error) => {
                             self.release(lender);
@@ -448,7 +449,7 @@ impl Way {
         Poll::Pending
     }
 
-    /// Nothing is there to be read, and if the source is gone nothing comes.
+    /// Returns pending, or the error if the source is gone: nothing can be read.
     fn poll_lost(&self) -> Poll<Result<(), Failure>> {
         match self.fate.lost {
             Some(kind) => Poll::Ready(Err(Failure::Read(kind))),
@@ -456,7 +457,7 @@ impl Way {
         }
     }
 
-    /// Reads once into the thread's buffer and writes from there what can be written now; the rest is kept.
+    /// Reads once into the thread's buffer and writes what can be written now; keeps the rest.
     fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
@@ -548,7 +549,7 @@ impl Way {
         Poll::Ready(Ok(()))
     }
 
-    /// Returns whether what is kept begins with a ClientHello; if it does, it may go.
+    /// Returns whether the kept bytes begin with a ClientHello; if so, they may go.
     fn is_judged(&mut self) -> Result<bool, Failure> {
         let kept = self.kept.as_ref().map_or(&[][..], |kept| &kept.bytes);
         match guard::check_client_hello(kept) {
@@ -565,10 +566,11 @@ impl Way {
         }
     }
 
-    /// Gives the pipe to others: what is in it waits in memory. It is little, unless the sink took less than it said.
+    /// Gives the pipe to others and keeps its bytes in memory. They are few, unless the sink accepted less than it
+    /// said.
     fn yield_pipe(&mut self, lender: Lender<'_>) {
         if self.pipe.as_ref().is_some_and(|pipe| pipe.held() <= KEPT) {
-            // If that fails it stays where it is.
+            // If that fails, the bytes stay where they are.
             let _kept = self.keep();
             if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
                 self.release(lender);
@@ -585,7 +587,7 @@ impl Way {
     }
 }
 
-/// Only the relay writes its counters, so this needs no locked addition.
+/// Adds to a counter that only the relay writes, so no locked addition is needed.
 fn add(written: &AtomicU64, n: usize) {
     written.store(written.load(Ordering::Relaxed) + n as u64, Ordering::Relaxed);
 }

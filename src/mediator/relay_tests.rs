@@ -16,7 +16,7 @@ use crate::mediator::{leg::Leg, plane::Progress, splice::Pool, tcp};
 
 const HELLO: [u8; 12] = [0x16, 3, 1, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 3, 3, 7];
 
-/// Both ends of a real TCP connection.
+/// Returns both ends of a real TCP connection.
 async fn connected() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address: SocketAddr = listener.local_addr().unwrap();
@@ -34,7 +34,7 @@ async fn start(plane: &Plane, options: Options) -> (TcpStream, TcpStream, JoinHa
     (romeo, juliet, tokio::spawn(join))
 }
 
-/// Sends so many bytes and says what their hash is.
+/// Sends so many bytes and returns their hash.
 async fn send(mut to: impl AsyncWrite + Unpin, bytes: usize) -> Vec<u8> {
     let mut hash = Sha256::new();
     let mut block = vec![0; 300_000];
@@ -81,7 +81,7 @@ async fn whole_both_ways(plane: &Plane) {
     let outcome = relay.await.unwrap();
     let (a_to_b, b_to_a) = (there as u64, back as u64);
     assert_eq!(outcome, Outcome { a_to_b, b_to_a, end: Ended::Eof });
-    assert_eq!(plane.pipes().1, 0, "no pipe is borrowed any more");
+    assert_eq!(plane.pipes().1, 0, "no pipe is borrowed now");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,12 +124,12 @@ async fn a_reader_that_stops_holds_its_writer_and_an_idle_pair_holds_nothing() {
     let mut sent = 0;
     while let Ok(written) = timeout(Duration::from_millis(300), romeo.write(&block)).await {
         sent += written.unwrap();
-        assert!(sent < 64 << 20, "somebody keeps all of it");
+        assert!(sent < 64 << 20, "all of it is kept somewhere");
     }
     assert_eq!(plane.pipes().1, 1, "what is in flight is in one pipe");
     let mut rest = vec![0; sent];
     juliet.read_exact(&mut rest).await.unwrap();
-    // An idle pair has none.
+    // An idle pair has no pipe.
     while plane.pipes().1 > 0 {
         sleep(Duration::from_millis(5)).await;
     }
@@ -143,10 +143,10 @@ fn both() -> [Plane; 2] {
     [Plane::new(0), Plane::with_pool(0, Pool::with_limit(0))]
 }
 
-/// That a plane of [`both`] did what it is for.
+/// Checks that a plane of [`both`] took the path that it is for.
 fn check_path(plane: &Plane, copies: bool) {
-    assert_eq!(plane.pipes_lent() == 0, copies, "the path that was to be tested was not taken");
-    assert_eq!(plane.pipes().1, 0, "no pipe is borrowed any more");
+    assert_eq!(plane.pipes_lent() == 0, copies, "the path under test was not taken");
+    assert_eq!(plane.pipes().1, 0, "no pipe is borrowed now");
 }
 
 /// Returns a large pattern in which every offset can be told from its neighbours.
@@ -166,14 +166,14 @@ fn resets(stream: TcpStream) {
     drop(stream);
 }
 
-/// Reads until the end, and says what that was.
+/// Reads until the end, and returns how it ended.
 async fn rest(stream: &mut TcpStream) -> (Vec<u8>, Result<(), io::ErrorKind>) {
     let mut bytes = Vec::new();
     let end = stream.read_to_end(&mut bytes).await;
     (bytes, end.map(drop).map_err(|error| error.kind()))
 }
 
-/// Returns a stream whose second user has a small buffer and has not read anything of what the first one has sent.
+/// Returns a stream whose second user has a small buffer and has read nothing that the first one sent.
 async fn unread(plane: &Plane, bytes: &[u8]) -> (TcpStream, TcpStream, JoinHandle<Outcome>) {
     let (mut romeo, juliet, relay) = start(plane, Options::default()).await;
     socket2::SockRef::from(&juliet).set_recv_buffer_size(16 * 1024).unwrap();
@@ -190,7 +190,7 @@ async fn what_was_acknowledged_arrives_after_its_sender_is_gone() {
         let sent = pattern(UNREAD);
         let (romeo, mut juliet, relay) = unread(&plane, &sent).await;
         drop(romeo);
-        // More than all buffers hold together, and read by nobody: it has to be dropped, or she never reads.
+        // More than all buffers hold together, and never read: it has to be dropped, or she never reads.
         juliet.write_all(&vec![7; 32 << 20]).await.unwrap();
         let (got, end) = rest(&mut juliet).await;
         assert!(got == sent, "{} of {}", got.len(), sent.len());
@@ -252,7 +252,7 @@ async fn a_reset_in_the_middle_cuts_nothing_that_was_acknowledged() {
                     written += romeo.write(&sent[written..]).await.unwrap();
                 }
             };
-            // Nobody reads, so it ends in full buffers.
+            // Nothing reads, so the stream ends in full buffers.
             timeout(Duration::from_millis(300), stuck).await.unwrap_err();
             written
         };
@@ -323,7 +323,7 @@ async fn a_stream_that_is_cut_never_looks_complete() {
         assert_eq!(rest(user).await, (Vec::new(), Err(io::ErrorKind::ConnectionReset)));
     }
 
-    // A direction that was complete stays so.
+    // A complete direction stays complete.
     let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
     romeo.write_all(b"whole").await.unwrap();
     romeo.shutdown().await.unwrap();
@@ -349,7 +349,7 @@ async fn the_guard_holds_here_too() {
 
     let (mut romeo, mut juliet, relay) = start(&plane, options).await;
     juliet.write_all(b"banner").await.unwrap();
-    // Each byte of the message in a record of its own, and each byte of those in a segment.
+    // Each byte of the message is in a record of its own, and each byte of those in a segment.
     let mut bytes = Vec::new();
     for byte in &HELLO[5..] {
         bytes.extend([0x16, 3, 1, 0, 1, *byte]);
@@ -400,19 +400,19 @@ async fn a_rate_is_kept() {
     relay.await.unwrap();
 }
 
-/// What an idle pair costs in this process, besides its task and its entry in the table.
+/// Measures what an idle pair costs in this process, besides its task and its entry in the table.
 #[test]
 fn an_idle_stream_is_small() {
     assert!(size_of::<Relay>() <= 320, "{}", size_of::<Relay>());
     assert!(size_of::<Watch>() <= 96, "{}", size_of::<Watch>());
 }
 
-/// Writes until nobody takes more, and says how much that was.
+/// Writes until nothing accepts more, and returns how much that was.
 async fn stuff(stream: &mut TcpStream, bytes: &[u8]) -> usize {
     let mut written = 0;
     while let Ok(n) = timeout(Duration::from_millis(300), stream.write(&bytes[written..])).await {
         written += n.unwrap();
-        assert!(written < bytes.len(), "somebody keeps all of it");
+        assert!(written < bytes.len(), "all of it is kept somewhere");
     }
     written
 }
@@ -428,7 +428,7 @@ async fn pipes_are_taken_from_streams_that_do_not_move() {
         still.push((romeo, juliet, relay, written));
     }
     assert_eq!(plane.pipes(), (0, 2), "the readers that stand still hold both");
-    // A look sees what moved before it, and nobody needs the pipes.
+    // A look sees what moved before it, and no other stream needs the pipes.
     plane.look();
     plane.look();
     assert_eq!(plane.pipes(), (0, 2));
@@ -444,12 +444,12 @@ async fn pipes_are_taken_from_streams_that_do_not_move() {
         got.unwrap();
         assert!(piece == bytes[..1 << 20]);
         pieces += 1;
-        assert!(pieces < 10_000, "it is copied for ever");
+        assert!(pieces < 10_000, "it is copied from now on");
         plane.look();
     }
     drop((romeo, juliet));
     relay.await.unwrap();
-    // Nothing was lost of what the pipes held.
+    // Nothing from the pipes was lost.
     for (romeo, mut juliet, relay, written) in still {
         drop(romeo);
         let (got, end) = rest(&mut juliet).await;
@@ -481,7 +481,7 @@ async fn a_stream_goes_on_where_splice_is_refused() {
         romeo.write_all(&sent).await.unwrap();
     });
     juliet.read_exact(&mut got).await.unwrap();
-    // In the middle of it the system changes its mind.
+    // In the middle of it the system begins to refuse.
     plane.copy_only(&io::Error::from_raw_os_error(libc::EPERM));
     juliet.read_to_end(&mut got).await.unwrap();
     assert!(got == bytes);

@@ -1,4 +1,4 @@
-//! An accepted or opened TCP connection, with what goes along with it.
+//! An accepted or opened TCP connection, with its early bytes and its place in the limits.
 
 use std::{
     io,
@@ -18,8 +18,8 @@ use super::{
     tcp,
 };
 
-/// A TCP connection; the bytes of its stream that came with the handshake; its place in the listener's limits,
-/// which is free again when this is dropped.
+/// A TCP connection, the bytes of its stream that came with the handshake, and its place in the listener's limits,
+/// which is freed on drop.
 #[derive(Debug)]
 pub struct Socket {
     stream: TcpStream,
@@ -33,8 +33,8 @@ impl Socket {
         Self { stream, early, admission: Some(admission) }
     }
 
-    /// Counts the connection against its address from now on; false if that has too many. One that did not come through
-    /// a listener counts nowhere.
+    /// Counts the connection against its address from now on; returns false if that address has too many. A connection
+    /// that did not come through a listener does not count.
     pub(super) fn take_seat(&mut self) -> bool {
         self.admission.as_mut().is_none_or(Admission::take_seat)
     }
@@ -46,19 +46,20 @@ impl Socket {
         }
     }
 
-    /// Notes that the connection belongs to a user's transfer or session, and counts there and not against its address.
+    /// Notes that the connection belongs to a user's transfer or session: it counts there, and no longer against its
+    /// address.
     pub(super) fn settle(&mut self) {
         if let Some(admission) = &mut self.admission {
             admission.settle();
         }
     }
 
-    /// Returns the bytes of the stream that were read already; they are the caller's now.
+    /// Returns the bytes of the stream that were read already, and hands them over to the caller.
     pub(super) fn take_early(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.early)
     }
 
-    /// Returns the connection alone. What was read early is not in it.
+    /// Returns the connection alone, without the bytes that were read early.
     pub(super) fn stream_mut(&mut self) -> &mut TcpStream {
         &mut self.stream
     }
@@ -66,7 +67,7 @@ impl Socket {
     /// Sends a few bytes at once if the kernel takes all of them.
     ///
     /// # Errors
-    /// `WouldBlock` if it does not, else what the system says.
+    /// `WouldBlock` if it does not, otherwise the system's error.
     pub(super) fn send_now(&self, bytes: &[u8]) -> io::Result<()> {
         if socket2::SockRef::from(&self.stream).send(bytes)? == bytes.len() {
             Ok(())
@@ -90,17 +91,17 @@ impl Side for Socket {
     }
 }
 
-/// Whether closing this connection resets it, even if this process dies. A socket on which that cannot be set is closed
-/// in order; nothing else can be done about it.
+/// Sets whether closing this connection resets it, even if this process ends. If the option cannot be set, the socket
+/// is closed in order.
 fn set_reset(stream: &TcpStream, reset: bool) {
     let linger = reset.then_some(Duration::ZERO);
     if let Err(error) = socket2::SockRef::from(stream).set_linger(linger) {
-        tracing::debug!(%error, "SO_LINGER could not be set");
+        tracing::debug!(%error, "could not set SO_LINGER");
     }
 }
 
-/// Ends our half of a connection in order: its close is no reset from now on. shutdown(2) never waits, and a connection
-/// that is gone already needs no goodbye.
+/// Ends our half of a connection in order; closing it is no longer a reset. shutdown(2) never waits, and a connection
+/// that is gone needs none.
 pub(super) fn finish(stream: &mut TcpStream, cx: &mut Context<'_>) {
     set_reset(stream, false);
     drop(Pin::new(stream).poll_shutdown(cx));

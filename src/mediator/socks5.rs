@@ -1,12 +1,12 @@
 //! The server side of a SOCKS5 negotiation, as far as XEP-0065 uses it.
 //!
 //! 1. greeting: `05 n methods…`, which must offer "no authentication" (0x00); answer `05 00`
-//! 2. request: `05 01 00 03 28 <40 hex digits> 00 00` (CONNECT to a domain name that is the transfer's hash);
-//!    the answer echoes the address, as sent, in BND.ADDR and BND.PORT
+//! 2. request: `05 01 00 03 28 <40 hex digits> 00 00` (CONNECT to a domain name that is the transfer's hash); the
+//!    answer echoes the address, as sent, in BND.ADDR and BND.PORT
 //!
-//! A request is refused as soon as its header is wrong. Refused with RFC 1928 codes, then closed: a command other
-//! than CONNECT, an address other than a domain name, a host that is no hash. The port says nothing: clients send 0, and
-//! any other one is echoed.
+//! A request is refused as soon as its header is wrong. The reply is an RFC 1928 code, then the connection is closed.
+//! Refused are a command other than CONNECT, an address other than a domain name, and a host that is not a hash. The
+//! port has no meaning: clients send 0, and any other value is echoed.
 //!
 //! Spec: RFC 1928, sections 3 to 6; XEP-0065 1.8.2, section 5.3.2 (Target Connects).
 
@@ -23,11 +23,11 @@ const DOMAIN_NAME: u8 = 0x03;
 /// The reply codes in use (RFC 1928, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// The connection is taken.
+    /// The connection is accepted.
     Succeeded = 0x00,
-    /// The transfer has its two sides already, or the client's address has too many connections.
+    /// The transfer already has two sides, or the client's address has too many connections.
     NotAllowed = 0x02,
-    /// The host is no hash.
+    /// The host is not a hash.
     HostUnreachable = 0x04,
     /// The command is not CONNECT.
     CommandNotSupported = 0x07,
@@ -40,7 +40,7 @@ pub enum Code {
 pub enum Action {
     /// Close the connection after what was written.
     Close,
-    /// Decide about this connection, answer with [`Handshake::reply`], go on with [`Handshake::into_rest`].
+    /// Decide about this connection, answer with [`Handshake::reply`], continue with [`Handshake::into_rest`].
     Connect(DstAddr),
     /// Write these bytes, in one piece.
     Write(Vec<u8>),
@@ -48,12 +48,12 @@ pub enum Action {
 
 /// The negotiation on one accepted connection.
 ///
-/// Input is [`Self::handle_bytes`] in chunks of any size; then [`Self::poll_action`] is called until `None`. Before
-/// the request is complete not more than it (262 bytes) is kept, besides the chunk just given.
+/// Give the input to [`Self::handle_bytes`] in chunks of any size; then call [`Self::poll_action`] until `None`. Until
+/// the request is complete, at most its length (262 bytes) is kept, besides the last chunk.
 #[derive(Debug, Default)]
 pub struct Handshake {
     state: State,
-    /// Received and not yet understood; after the request, what follows it.
+    /// Bytes that were received and not yet parsed; after the request, the bytes behind it.
     buffer: Vec<u8>,
     /// ATYP, DST.ADDR and DST.PORT as they were sent.
     address: Vec<u8>,
@@ -70,7 +70,7 @@ enum State {
 }
 
 impl Handshake {
-    /// Creates a negotiation of which no byte has arrived.
+    /// Creates a negotiation that has not seen a byte.
     pub fn new() -> Self {
         Self::default()
     }
@@ -94,7 +94,7 @@ impl Handshake {
         self.actions.pop_front()
     }
 
-    /// Returns the reply to the request, echoing its address; 0.0.0.0:0 where none was understood.
+    /// Returns the reply to the request, which echoes its address, or 0.0.0.0:0 if no address was parsed.
     pub fn reply(&self, code: Code) -> Vec<u8> {
         let mut reply = vec![VERSION, code as u8, 0x00];
         if self.address.is_empty() {
@@ -105,12 +105,12 @@ impl Handshake {
         reply
     }
 
-    /// Returns whether the client has not said anything yet.
+    /// Returns whether the client has not sent anything yet.
     pub fn is_untouched(&self) -> bool {
         self.state == State::Greeting && self.buffer.is_empty()
     }
 
-    /// Returns what was received after the request: the first bytes of the stream itself.
+    /// Returns the bytes behind the request: the first bytes of the stream itself.
     pub fn into_rest(self) -> Vec<u8> {
         if self.state == State::Requested { self.buffer } else { Vec::new() }
     }

@@ -1,9 +1,9 @@
 //! Pipes through which the kernel moves bytes from one socket to another without copying them (splice(2)).
 //!
-//! A pipe costs two descriptors and, from a budget that all programs of one user share, pages: 64 MiB in all unless
-//! the administrator says otherwise. So there are few, they belong to a [`Pool`], and a direction borrows one only
-//! while bytes are in flight. Where there is no splice, or no pipe to be had, [`Pool::take`] gives none and the
-//! caller copies. No `unsafe`: the system calls are those of `rustix`.
+//! A pipe costs two descriptors and, from a budget that all programs of one user share, pages: 64 MiB in all unless the
+//! administrator says otherwise. So there are few, they belong to a [`Pool`], and a direction borrows one only while
+//! bytes are in flight. If there is no splice(2), or no pipe is free, [`Pool::take`] returns none and the caller
+//! copies. No `unsafe`: `rustix` provides the system calls.
 
 #[cfg(target_os = "linux")]
 pub(super) use linux::Pipe;
@@ -24,19 +24,19 @@ use crate::xmpp::jid::identity;
 
 /// The first pipes are this large: fewer, longer splices cost less per byte.
 const LARGE: usize = 1 << 20;
-/// How many are large.
+/// The number of large pipes.
 const LARGE_PIPES: usize = 32;
-/// The others.
+/// The size of the other pipes.
 const MEDIUM: usize = 1 << 18;
 /// A pipe smaller than this moves less at once than a copy does.
 const SMALLEST: usize = 1 << 16;
 /// Pipes in all: 56 MiB of the 64 that an unprivileged user has.
 const PIPES: usize = LARGE_PIPES + 96;
-/// After the kernel refused a pipe none is asked for so long.
+/// How long no pipe is requested after the kernel refused one.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The account of a stream, as far as shares of pipes are concerned: a keyed hash of the address. The default is nobody's, and
-/// has no share.
+/// The account of a stream, for shares of pipes: a keyed hash of the address. The default belongs to nobody and has no
+/// share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Account(u32);
 
@@ -45,13 +45,13 @@ impl Account {
     pub fn of(user: &BareJid) -> Self {
         static HASHER: OnceLock<RandomState> = OnceLock::new();
         let hash = HASHER.get_or_init(RandomState::new).hash_one(identity(user).as_str());
-        // Not nobody's.
+        // The hash 0 belongs to nobody.
         Self(hash as u32 | 1)
     }
 }
 
-/// Pipes for all pairs of a plane. An account may take one more while it has fewer than are left for all, so whoever comes
-/// first, some are left for the next one.
+/// Pipes for all pairs of a plane. An account may take one more while it has fewer than are left for all, so some are
+/// left for the next account.
 #[derive(Debug)]
 pub(super) struct Pool {
     limit: usize,
@@ -60,21 +60,21 @@ pub(super) struct Pool {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The last one given back is the first one taken: it is warm.
+    /// The last pipe given back is the first one taken: its pages are warm.
     #[expect(clippy::vec_box, reason = "a direction holds the box: one word while it is idle")]
     free: Vec<Box<Pipe>>,
-    /// Free and borrowed.
+    /// The number of pipes, free and borrowed.
     made: usize,
-    /// The fewest that were free since the last [`Pool::trim`]: nobody needs those.
+    /// The fewest pipes that were free since the last [`Pool::trim`]: these are not needed.
     spare: usize,
     refused_at: Option<Instant>,
-    /// How often one was taken.
+    /// How often a pipe was taken.
     lent: u64,
-    /// How many each account has taken.
+    /// The number of pipes that each account has taken.
     taken: HashMap<Account, usize>,
-    /// Somebody was given none since the last [`Pool::was_short`].
+    /// Whether a caller got no pipe since the last [`Pool::was_short`].
     short: bool,
-    /// Why none is given any more.
+    /// Why the pool gives no more pipes.
     closed: bool,
 }
 
@@ -89,7 +89,7 @@ impl Pool {
         Self { limit, state: Mutex::default() }
     }
 
-    /// Takes an empty pipe, if there is one or one can be made, and if the account has not its share.
+    /// Takes an empty pipe, if one is free or can be made, and the account has not used its share.
     pub(super) fn take(&self, account: Account) -> Option<Box<Pipe>> {
         let mut state = self.lock();
         if state.closed {
@@ -126,7 +126,7 @@ impl Pool {
                 Some(Box::new(pipe))
             }
             Err(error) => {
-                tracing::debug!(%error, "no pipe to be had, copying instead");
+                tracing::debug!(%error, "no pipe available: copying instead");
                 state.refused_at = Some(Instant::now());
                 state.short = true;
                 None
@@ -134,7 +134,7 @@ impl Pool {
         }
     }
 
-    /// Takes a pipe back. One that still holds bytes is closed, and they are gone.
+    /// Takes a pipe back. A pipe that still holds bytes is closed, and they are lost.
     pub(super) fn give_back(&self, account: Account, pipe: Box<Pipe>) {
         let mut state = self.lock();
         if let Some(held) = state.taken.get_mut(&account) {
@@ -150,12 +150,12 @@ impl Pool {
         }
     }
 
-    /// Says whether somebody was given no pipe since the last call.
+    /// Returns whether a caller got no pipe since the last call.
     pub(super) fn was_short(&self) -> bool {
         mem::take(&mut self.lock().short)
     }
 
-    /// Gives no pipes any more, for the system refuses what moves bytes through them. Says whether it gave some before.
+    /// Gives no more pipes, because the system refuses to move bytes through them. Returns whether it gave some before.
     pub(super) fn close(&self) -> bool {
         let mut state = self.lock();
         let closes = !mem::replace(&mut state.closed, true);
@@ -167,7 +167,7 @@ impl Pool {
         closes
     }
 
-    /// Closes the pipes that nobody needed since the last call.
+    /// Closes the pipes that were not needed since the last call.
     pub(super) fn trim(&self) {
         let mut state = self.lock();
         let spare = state.spare.min(state.free.len());
@@ -184,7 +184,7 @@ impl Pool {
         (state.free.len(), state.made - state.free.len())
     }
 
-    /// Returns how often a direction has taken one: whether streams go through pipes or are copied.
+    /// Returns how often a direction has taken one, which shows whether streams go through pipes or are copied.
     pub(super) fn lent(&self) -> u64 {
         self.lock().lent
     }
@@ -226,15 +226,15 @@ mod linux {
             }
         }
 
-        /// The bytes in it.
+        /// Returns the number of bytes in it.
         pub(in super::super) fn held(&self) -> usize {
             self.held
         }
 
-        /// Moves what has arrived at a socket, at most `most`, into the empty pipe; 0 is the end of the stream.
+        /// Moves at most `most` bytes that have arrived at a socket into the empty pipe; 0 is the end of the stream.
         ///
         /// # Errors
-        /// `WouldBlock` if nothing has arrived: it is the socket that is meant, for the pipe is empty.
+        /// `WouldBlock` if nothing has arrived at the socket; the pipe is empty, so it cannot be the cause.
         pub(in super::super) fn fill(&mut self, from: impl AsFd, most: usize) -> io::Result<usize> {
             debug_assert_eq!(self.held, 0);
             let most = most.min(self.size);
@@ -243,10 +243,10 @@ mod linux {
             Ok(n)
         }
 
-        /// Reads out what is in the pipe.
+        /// Reads the pipe's content.
         ///
         /// # Errors
-        /// As read(2) does; what was read until then is in `bytes`.
+        /// Those of read(2); the bytes that were read before the error are in `bytes`.
         pub(in super::super) fn empty(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
             let start = bytes.len();
             bytes.resize(start + self.held, 0);
@@ -269,10 +269,10 @@ mod linux {
             Ok(())
         }
 
-        /// Moves what is in the pipe to a socket.
+        /// Moves the pipe's content to a socket.
         ///
         /// # Errors
-        /// `WouldBlock` if the socket takes nothing now.
+        /// `WouldBlock` if the socket accepts nothing now.
         pub(in super::super) fn drain(&mut self, to: impl AsFd) -> io::Result<usize> {
             let n = splice(&self.out, None, to, None, self.held, FLAGS)?;
             self.held -= n;
@@ -287,7 +287,7 @@ mod linux {
 mod none {
     use std::{convert::Infallible, io, net::TcpStream};
 
-    /// There is none here.
+    /// A pipe, which this system does not have.
     #[derive(Debug)]
     pub(in super::super) struct Pipe(Infallible);
 
@@ -314,7 +314,8 @@ mod none {
     }
 }
 
-/// Returns whether an error of splice(2) says that it does not work at all here, and not what became of a stream.
+/// Returns whether an error of splice(2) says that the call does not work here at all, rather than that a stream
+/// failed.
 pub(super) fn is_refused(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -322,10 +323,10 @@ pub(super) fn is_refused(error: &io::Error) -> bool {
     )
 }
 
-/// Tries what moves bytes through pipes, on a pair of sockets of its own.
+/// Tries to move bytes through a pipe, on a pair of sockets of its own.
 ///
 /// # Errors
-/// What the system says of the first call that it refuses.
+/// The system's error for the first call that it refuses.
 #[cfg(target_os = "linux")]
 pub(super) fn probe() -> io::Result<()> {
     use std::{io::Write, os::unix::net::UnixStream};
@@ -338,7 +339,7 @@ pub(super) fn probe() -> io::Result<()> {
     pipe.empty(&mut Vec::new())
 }
 
-/// There is nothing to try elsewhere.
+/// Returns, because this system has nothing to try.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn probe() -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
@@ -386,10 +387,10 @@ mod tests {
         for (account, pipes) in taken {
             pipes.into_iter().for_each(|pipe| pool.give_back(account, pipe));
         }
-        assert_eq!(take(Account(9)).len(), 16, "what was given back counts no more");
+        assert_eq!(take(Account(9)).len(), 16, "a pipe that was given back no longer counts");
         assert_ne!(Account::of(&BareJid::new("a@b.c").unwrap()), NOBODY);
         let spelled = |text: &str| Account::of(&BareJid::new(text).unwrap());
-        assert_eq!(spelled("a@b.c"), spelled("a@b.c."), "another spelling is no other account");
+        assert_eq!(spelled("a@b.c"), spelled("a@b.c."), "another spelling is the same account");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! All live transfers by the hash their connections name: who waits for whom, and who is being relayed.
+//! All live transfers, by the hash that their connections name: those that wait for a side, and those that are relayed.
 //!
-//! An entry is either a plain transfer (XEP-0065), made by its first connection and relayed from its activation on,
-//! or a *registration* by a brokered session, which takes the one connection that names its hash.
+//! An entry is either a plain transfer (XEP-0065), which its first connection creates and its activation starts, or a
+//! *registration* by a brokered session, which takes the one connection that names its hash.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -33,10 +33,10 @@ use crate::{
     xmpp::stanza::Refusal,
 };
 
-/// The longest pause between two looks for expired transfers.
+/// The longest pause between two checks for expired transfers.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// One domain may have so many times as many active transfers as are free.
+/// How many times the free transfers one domain may have active.
 const SLOPE: usize = 16;
 
 /// Limits of plain transfers.
@@ -46,15 +46,15 @@ pub struct Options {
     pub activation_grace: Duration,
     /// How long connections may wait for their activation.
     pub activation_timeout: Duration,
-    /// Bytes per second of each session, both directions together; 0 is any number.
+    /// Bytes per second of each session, both directions together; 0 is unlimited.
     pub bytes_per_second: u64,
     /// How long an active transfer may move no byte.
     pub idle_timeout: Duration,
-    /// Active transfers.
+    /// The most active transfers.
     pub sessions: usize,
-    /// Active transfers that one bare JID has activated.
+    /// The most active transfers of one bare JID.
     pub sessions_per_user: usize,
-    /// Transfers that wait for their second side or activation; the oldest one makes room for one more.
+    /// The most transfers that wait for their second side or activation; the oldest makes room for a new one.
     pub waiting: usize,
 }
 
@@ -72,7 +72,7 @@ impl Default for Options {
     }
 }
 
-/// How much is in a table, and what went through it.
+/// The content of a table, and the bytes that went through it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Plain transfers that are relayed.
@@ -85,18 +85,18 @@ pub struct Counts {
     pub bytes: u64,
 }
 
-/// What became of a connection that named a hash.
+/// The result for a connection that named a hash.
 #[derive(Debug)]
 pub enum Arrival {
-    /// The entry has it; success was sent.
+    /// The entry has taken it; success was sent.
     Taken,
-    /// Two sides are there already, or its address has too many connections; a refusal is to be sent.
+    /// Two sides are connected already, or the address has too many connections. The caller sends a refusal.
     Refused(Socket, Cause),
-    /// It broke before it could be told of its success.
+    /// It broke before the success could be sent.
     Gone(io::Error),
 }
 
-/// The transfers; cheap to clone, all clones are the same table.
+/// The transfers. Cheap to clone; all clones share the same table.
 ///
 /// The state is under a std `Mutex` because it is never held over an `.await` and each hold is short.
 #[derive(Clone, Debug)]
@@ -116,24 +116,24 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     entries: HashMap<DstAddr, Entry>,
-    /// Who waits for a connection, by number; the sender is gone once there was one.
+    /// The registrations that wait for a connection, by number. The sender is gone once a connection came.
     registrations: HashMap<u64, Option<mpsc::Sender<Socket>>>,
     next_registration: u64,
-    /// Active transfers of those who activated them.
+    /// Shares of active transfers, by the user that activated them.
     shares: Shares,
     /// Plain transfers that are not active, oldest first.
     waiting: BTreeMap<u64, DstAddr>,
-    /// How many have been waiting, and how many active, so far.
+    /// How many transfers have waited, and how many were active, so far.
     arrived: u64,
     numbered: u64,
-    /// Nothing more is activated.
+    /// Whether activations are refused.
     draining: bool,
     /// Activations that wait for the second side.
     awaited: HashMap<DstAddr, Arc<Notify>>,
     bytes: u64,
 }
 
-/// What a hash stands for. Once a transfer is active its connections are with its relay.
+/// What a hash stands for. The relay owns the connections of an active transfer.
 #[derive(Debug)]
 enum Entry {
     Plain(Box<Waiting>),
@@ -141,7 +141,7 @@ enum Entry {
     Registered(u64),
 }
 
-/// An active transfer, as it is seen from outside of its task.
+/// An active transfer, as other tasks see it.
 #[derive(Debug)]
 struct Stream {
     number: u64,
@@ -160,7 +160,7 @@ pub struct TransferInfo {
     pub id: u64,
     /// Requester and target.
     pub users: [BareJid; 2],
-    /// For how long it is active.
+    /// The time since its activation.
     pub age: Duration,
     /// Bytes so far, both directions.
     pub bytes: u64,
@@ -176,10 +176,10 @@ struct Waiting {
 /// Why a transfer was not activated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotActivated {
-    /// One side is missing; it may come yet.
+    /// One side is missing; it may still connect.
     #[error("{}", ActivateError::OneSide)]
     OneSide,
-    /// For good.
+    /// The transfer cannot be activated.
     #[error("{0}")]
     Refused(Refusal),
 }
@@ -204,7 +204,7 @@ impl Table {
         Self::on_plane(options, plane, tasks, hard)
     }
 
-    /// [`Table::new`], with streams on a plane that is there already.
+    /// Creates a table as [`Table::new`] does, on an existing plane.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -231,16 +231,16 @@ impl Table {
         Self { inner }
     }
 
-    /// Returns where its streams run, with their counters.
+    /// Returns the plane on which its streams run, with their counters.
     pub fn plane(&self) -> &Plane {
         &self.inner.plane
     }
 
-    /// Takes a connection that named `hash`. `success` is the reply that tells it so; it is sent before the entry
-    /// can be activated or handed on, so nothing of the stream comes before it.
+    /// Takes a connection that named `hash`. `success` is the reply for it. The reply is sent before the entry can be
+    /// activated or handed on, so no byte of the stream precedes it.
     ///
-    /// The connections of a plain transfer count against their addresses until the transfer is activated. One that a
-    /// session expects does not count.
+    /// The connections of a plain transfer count against their addresses until the transfer is activated. A connection
+    /// that a session expects does not count.
     pub fn arrive(&self, hash: DstAddr, mut socket: Socket, success: &[u8]) -> Arrival {
         let mut state = self.inner.lock();
         let State { entries, registrations, awaited, .. } = &mut *state;
@@ -310,8 +310,8 @@ impl Table {
         Arrival::Taken
     }
 
-    /// Registers hashes of which one connection is expected. One that waits under such a hash already is handed
-    /// over; a hash that is active or registered by another stays with it.
+    /// Registers hashes for which one connection is expected. A connection that already waits under such a hash is
+    /// handed over. A hash that is active, or registered by another session, stays with its owner.
     pub fn register(&self, hashes: impl IntoIterator<Item = DstAddr>) -> Registration {
         let (sender, receiver) = mpsc::channel(1);
         let mut sender = Some(sender);
@@ -339,7 +339,7 @@ impl Table {
                     }
                 }
                 Some(entry) => {
-                    tracing::debug!("a hash is in use already");
+                    tracing::debug!("hash already in use");
                     state.entries.insert(hash, entry);
                     continue;
                 }
@@ -354,13 +354,13 @@ impl Table {
         Registration { table: self.clone(), number, hashes: mine, receiver }
     }
 
-    /// Activates the transfer that `asker` (a full JID) requested with `target` under `sid`, and starts its relay.
-    /// For a hash that is registered there is nothing to start. If one side is missing, it may still come within a
-    /// grace: some clients ask as soon as they are connected themselves.
+    /// Activates the transfer that `asker` (a full JID) requested with `target` under `sid`, and starts its relay. A
+    /// registered hash needs no start. If one side is missing, it may still connect within a grace period: some clients
+    /// ask as soon as they are connected themselves.
     ///
     /// # Errors
-    /// `item-not-found` if there is no such transfer of this asker, `not-allowed` if not all its sides are
-    /// connected, `resource-constraint` if a limit is reached.
+    /// `item-not-found` if this asker has no such transfer, `not-allowed` if a side is not connected,
+    /// `resource-constraint` if a limit is reached.
     ///
     /// # Cancel safety
     /// Nothing is lost if the future is dropped.
@@ -370,7 +370,7 @@ impl Table {
         let hash = DstAddr::compute(sid, asker, target);
         let awaiting = Awaiting::new(&self.inner, hash);
         let came = awaiting.came.notified();
-        // It may have come before it was awaited.
+        // The side may have connected before the wait began.
         let mut result = self.try_activate(asker, sid, target);
         if result == Err(NotActivated::OneSide)
             && timeout(self.inner.options().activation_grace, came).await.is_ok()
@@ -380,7 +380,8 @@ impl Table {
         result.map_err(|error| self.refused(error))
     }
 
-    /// [`Table::activate_soon`] without the grace, with the one reason told apart that may pass.
+    /// Activates as [`Table::activate_soon`] does, without the grace period. The error tells whether the reason may
+    /// pass.
     ///
     /// # Errors
     /// [`NotActivated`].
@@ -468,7 +469,7 @@ impl Table {
                 active: Active { inner: Arc::clone(&self.inner), hash, number, bytes: 0 },
             })
             .abort_handle();
-        // If it has ended meanwhile, the hash is free or another's, and aborting does nothing to anyone.
+        // If the transfer has ended meanwhile, the hash is free or another's, and aborting changes nothing.
         if self.inner.hard.is_cancelled() {
             relay.abort();
         } else if let Some(Entry::Active(stream)) = self.inner.lock().entries.get_mut(&hash)
@@ -510,7 +511,7 @@ impl Table {
         found
     }
 
-    /// Ends an active transfer; both connections are closed. Says whether there is one.
+    /// Ends an active transfer and closes both connections. Returns whether it existed.
     pub fn end(&self, id: u64) -> bool {
         let mut state = self.inner.lock();
         let relay = state.entries.values_mut().find_map(|entry| match entry {
@@ -527,18 +528,18 @@ impl Table {
         }
     }
 
-    /// Activates nothing more from now on, or activates again.
+    /// Refuses activations from now on, or accepts them again.
     pub fn refuse_activations(&self, refuse: bool) {
         self.inner.lock().draining = refuse;
     }
 
-    /// Other limits, for what begins from now on.
+    /// Sets other limits, for transfers that begin from now on.
     pub fn set_options(&self, options: Options) {
         self.inner.plane.set_rate(options.bytes_per_second);
         *self.inner.options.write().unwrap_or_else(PoisonError::into_inner) = options;
     }
 
-    /// Returns what is in the table now.
+    /// Returns the current counts of the table.
     pub fn counts(&self) -> Counts {
         let state = self.inner.lock();
         let registered =
@@ -562,8 +563,7 @@ impl Inner {
     }
 }
 
-/// The expectation of one connection; its hashes are free again when it is dropped, so it is kept as long as its
-/// session lives.
+/// The expectation of one connection. Its hashes are free again when it is dropped, so the session keeps it for life.
 #[derive(Debug)]
 pub struct Registration {
     table: Table,
@@ -573,8 +573,8 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Waits for the connection. It was told of its success; what was read of its stream is in it. `None` after the
-    /// first, for there is only one.
+    /// Waits for the connection. Success was sent to it, and it holds the bytes that were read of its stream. `None`
+    /// after the first call, because there is only one.
     ///
     /// # Cancel safety
     /// Nothing is lost if the future is dropped.
@@ -593,7 +593,7 @@ impl Drop for Registration {
     }
 }
 
-/// Says to whoever waits for a hash that it is complete.
+/// Wakes the activations that wait for a hash, because it is complete.
 fn wake(awaited: &HashMap<DstAddr, Arc<Notify>>, hash: DstAddr) {
     if let Some(came) = awaited.get(&hash) {
         came.notify_waiters();
@@ -617,14 +617,14 @@ impl<'a> Awaiting<'a> {
 impl Drop for Awaiting<'_> {
     fn drop(&mut self) {
         let mut state = self.inner.lock();
-        // The table's and ours: nobody else waits.
+        // The table's reference and this one: no other activation waits.
         if Arc::strong_count(&self.came) <= 2 {
             state.awaited.remove(&self.hash);
         }
     }
 }
 
-/// A transfer's relay and its place in the table, which ends with it: the task of an active transfer.
+/// The task of an active transfer: its relay and its place in the table, which ends with it.
 struct Running {
     relay: Relay,
     active: Active,
@@ -638,7 +638,7 @@ impl Future for Running {
         let outcome = ready!(Pin::new(&mut this.relay).poll(cx));
         this.active.bytes = outcome.a_to_b + outcome.b_to_a;
         this.active.inner.plane.ended(outcome.end);
-        // Not held while it runs: a span takes more memory than an idle stream does.
+        // The span is not held while the relay runs: it takes more memory than an idle stream.
         let _in = tracing::info_span!("session", id = format!("t{}", this.active.number)).entered();
         tracing::debug!(bytes = this.active.bytes, end = ?outcome.end, "transfer ended");
         Poll::Ready(())
@@ -665,8 +665,8 @@ impl Drop for Active {
     }
 }
 
-/// Looks after the streams and removes expired transfers until the table is gone or `hard` is cancelled; then ends
-/// all that wait or run.
+/// Looks at the streams and removes expired transfers until the table is gone or `hard` is cancelled. Then ends all
+/// that wait or run.
 async fn sweep(table: Weak<Inner>, hard: CancellationToken, every: Duration) {
     loop {
         let ended = hard.run_until_cancelled(tokio::time::sleep(every)).await.is_none();
@@ -696,7 +696,7 @@ async fn sweep(table: Weak<Inner>, hard: CancellationToken, every: Duration) {
         drop(state);
         if !expired.is_empty() && !ended {
             inner.plane.metrics().timed_out(Phase::Activation, expired.len());
-            tracing::debug!(count = expired.len(), "transfers were never activated");
+            tracing::debug!(count = expired.len(), "transfers expired before their activation");
         }
         if ended {
             running.iter().for_each(AbortHandle::abort);

@@ -76,7 +76,7 @@ async fn bytes_before_activation_are_kept() {
     assert_eq!(table.counts(), Counts { waiting: 1, ..Counts::default() });
 
     assert_eq!(condition(table.try_activate(&requester, "sid", &target)), "ok");
-    assert!(arrive(&table, hash).await.is_none(), "a third to an active one");
+    assert!(arrive(&table, hash).await.is_none(), "a third connection to an active transfer");
     assert_eq!(condition(table.try_activate(&requester, "sid", &target)), "not-allowed");
     assert_eq!(table.counts(), Counts { active: 1, ..Counts::default() });
     let mut got = [0; 5];
@@ -205,7 +205,7 @@ async fn an_activation_waits_a_moment_for_the_second_side() {
     let _first = arrive(&table, hash).await.unwrap();
     let alone = table.activate_soon(&requester, "sid", &target).await;
     assert_eq!(alone.unwrap_err().condition, "not-allowed");
-    // It waits far longer than the second side takes.
+    // It waits far longer than the second side needs.
     let table =
         self::table(Options { activation_grace: Duration::from_secs(60), ..Options::default() });
     let _first = arrive(&table, hash).await.unwrap();
@@ -225,7 +225,7 @@ async fn the_oldest_transfer_that_waits_makes_room_for_the_next() {
     let hash = |sid: &str| DstAddr::compute(sid, &romeo, &juliet);
     let mut first = arrive(&table, hash("1")).await.unwrap();
     let _second = arrive(&table, hash("2")).await.unwrap();
-    // An active one waits no more, and makes no room.
+    // An active transfer no longer waits, and makes no room.
     let _other = arrive(&table, hash("2")).await.unwrap();
     table.try_activate(&romeo, "2", &juliet).unwrap();
     let _third = arrive(&table, hash("3")).await.unwrap();
@@ -234,7 +234,7 @@ async fn the_oldest_transfer_that_waits_makes_room_for_the_next() {
     assert_eq!(first.read(&mut [0]).await.unwrap(), 0, "the oldest one has made room");
     assert_eq!(table.plane().metrics().refusals(Cause::MadeRoom), 1);
     assert_eq!(table.counts().waiting, 2);
-    // A session that takes one over takes it out of the queue.
+    // A session that takes a transfer over removes it from the queue.
     let _session = table.register([hash("3")]);
     let _fifth = arrive(&table, hash("5")).await.unwrap();
     assert_eq!(table.plane().metrics().refusals(Cause::MadeRoom), 1);

@@ -1,5 +1,5 @@
-//! What the kernel knows of a TCP connection: how much is on its way to the peer, how much more it would take, and whether
-//! the peer answers.
+//! What the kernel knows of a TCP connection: how much is on its way to the peer, how much more the socket accepts, and
+//! whether the peer answers.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ pub(super) use none::room;
 #[cfg(not(target_os = "linux"))]
 pub(crate) use none::{info, unread};
 
-/// Without an answer for this long a peer that is asked again and again is gone.
+/// A peer that is probed repeatedly and has not answered for this long is gone.
 const SILENCE: Duration = Duration::from_secs(40);
 
-/// How often the kernel has asked by then at least: 0.2, 0.4, 0.8 … s apart on a fast path, so that a single lost
-/// answer on a slow one does not count.
+/// The least number of probes by then. They are 0.2, 0.4, 0.8 … s apart on a fast path, so a single lost answer on a
+/// slow path does not count.
 const ASKED: u8 = 4;
 
-/// A look at one connection.
+/// A snapshot of one connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Info {
     /// The connection is over: nothing more can be delivered.
@@ -38,24 +38,23 @@ pub(crate) struct Info {
     pub(crate) retransmits: u8,
     /// Probes of a closed window without an answer.
     pub(super) probes: u8,
-    /// Since when the peer has acknowledged nothing.
+    /// How long the peer has acknowledged nothing.
     pub(super) silence: Duration,
 }
 
 impl Info {
-    /// Returns whether the peer's kernel has everything, the end of the stream included if it was sent.
+    /// Returns whether the peer's kernel has everything, including the end of the stream if it was sent.
     pub(super) fn is_delivered(&self) -> bool {
         self.unacknowledged == 0 && self.unsent == 0
     }
 
-    /// Returns whether the peer has vanished. A peer that reads slowly, or not at all, acknowledges every probe and is
-    /// there.
+    /// Returns whether the peer has vanished. A peer that reads slowly, or not at all, still acknowledges every probe.
     pub(super) fn is_gone(&self) -> bool {
         self.retransmits.max(self.probes) >= ASKED && self.silence >= SILENCE
     }
 }
 
-/// Tries what is asked here on a socket of its own, and says what the system refuses, a sentence each.
+/// Tries the queries of this module on a socket of its own. Returns a sentence for each that the system refuses.
 pub(super) fn missing() -> Vec<String> {
     let Ok(socket) = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
     else {
@@ -90,7 +89,7 @@ mod linux {
     /// The length of `struct tcp_info` up to `tcpi_notsent_bytes`, which Linux has had since 4.6.
     const LENGTH: usize = 148;
 
-    /// The first six of the numbers that SO_MEMINFO gives (`include/uapi/linux/sock_diag.h`).
+    /// The first six of the numbers in SO_MEMINFO (`include/uapi/linux/sock_diag.h`).
     const MEMINFO: usize = 24;
 
     /// Asks the kernel about a TCP socket; `None` if it does not say.
@@ -98,14 +97,14 @@ mod linux {
         option::<LENGTH>(socket, libc::IPPROTO_TCP, libc::TCP_INFO).map(|bytes| read(&bytes))
     }
 
-    /// Asks the kernel how many bytes a socket's send buffer has room for, about; `None` if it does not say.
+    /// Asks the kernel how many bytes fit into a socket's send buffer, about; `None` if it does not say.
     pub(in super::super) fn room(socket: impl AsFd) -> Option<usize> {
         // SK_MEMINFO_SNDBUF and SK_MEMINFO_WMEM_QUEUED.
         let [size, queued] = memory(socket, [3, 5])?;
         Some(size.saturating_sub(queued) as usize)
     }
 
-    /// Asks the kernel how much memory bytes take that have come and were not read, those from behind a gap included.
+    /// Asks the kernel how much memory the unread bytes take, including those behind a gap.
     pub(crate) fn unread(socket: impl AsFd) -> Option<u32> {
         // SK_MEMINFO_RMEM_ALLOC.
         memory(socket, [0]).map(|[unread]| unread)
@@ -130,8 +129,9 @@ mod linux {
         let mut bytes = [0_u8; N];
         let mut length = libc::socklen_t::try_from(N).ok()?;
         // SAFETY: `bytes` is writable for `length` bytes, and the kernel writes at most that many of them and then the
-        // number written into `length`. Both live until the call returns. What is asked for is plain integers, read by the
-        // callers byte by byte, so neither alignment nor a value can be invalid. The descriptor is borrowed, so it is open.
+        // number written into `length`. Both live until the call returns. The options are plain integers, which the
+        // callers read byte by byte, so neither alignment nor a value can be invalid. The descriptor is borrowed, so it
+        // is open.
         let result = unsafe {
             libc::getsockopt(
                 socket.as_fd().as_raw_fd(),
@@ -144,7 +144,7 @@ mod linux {
         (result == 0 && length as usize == N).then_some(bytes)
     }
 
-    /// Reads the fields at their places in `struct tcp_info` (`include/uapi/linux/tcp.h`), which never move.
+    /// Reads the fields at their fixed places in `struct tcp_info` (`include/uapi/linux/tcp.h`).
     pub(super) fn read(bytes: &[u8; LENGTH]) -> Info {
         let u32_at = |at: usize| {
             u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
@@ -172,17 +172,17 @@ mod linux {
 mod none {
     use super::Info;
 
-    /// Nothing is known elsewhere.
+    /// Returns `None`: other systems are not asked.
     pub(crate) fn info<S>(_socket: S) -> Option<Info> {
         None
     }
 
-    /// Nor is this.
+    /// Returns `None`: other systems are not asked.
     pub(crate) fn unread<S>(_socket: S) -> Option<u32> {
         None
     }
 
-    /// Nor is this.
+    /// Returns `None`: other systems are not asked.
     pub(in super::super) fn room<S>(_socket: S) -> Option<usize> {
         None
     }
@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(bytes.len(), written);
         assert_eq!(unread(&reader), Some(0));
         assert!(info(&reader).unwrap().received >= written as u64);
-        // The acknowledgement of the end has arrived once the reader has seen it and said something.
+        // The reader has seen the end and sent a byte, so the end has been acknowledged.
         reader.write_all(b"x").unwrap();
         writer.set_nonblocking(false).unwrap();
         writer.read_exact(&mut [0]).unwrap();

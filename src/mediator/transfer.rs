@@ -6,8 +6,8 @@
 //! | both sides | refused | active, both handed out | expired |
 //! | active | refused | refused: `Active` | (the pipe has its own) |
 //!
-//! The two sides are alike: which of them is the requester is known only from the activation, whose asker is part
-//! of the hash.
+//! The two sides are alike: only the activation tells which one is the requester, because its sender is part of the
+//! hash.
 
 use std::{
     fmt, mem,
@@ -23,7 +23,7 @@ use crate::xmpp::{jid::respelled, stanza::Refusal};
 /// The name of a transfer: SHA-1 of stream id, requester and target, written as 40 lower case hex digits.
 ///
 /// # Security
-/// Who knows it may connect in the place of a side, so `Debug` shows none of it.
+/// Anyone who knows the hash can connect in the place of a side, so `Debug` does not show it.
 ///
 /// Spec: XEP-0065 1.8.2, section 5.3.2 (Target Connects).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -79,8 +79,8 @@ pub struct NoDstAddr;
 
 /// A transfer that is waiting for its second side or for its activation, or is active.
 ///
-/// `C` is a connection; the transfer owns it until [`Transfer::handle_activate`] hands it out. Nothing is read from
-/// it before but what came with its request; the rest stays with the kernel. `now` is monotonic.
+/// `C` is a connection; the transfer owns it until [`Transfer::handle_activate`] hands it out. Before that, only the
+/// bytes that came with its request are read; the kernel keeps the rest. `now` is monotonic.
 ///
 /// Spec: XEP-0065 1.8.2, section 6 (Mediated Connection).
 #[derive(Debug)]
@@ -115,12 +115,12 @@ impl From<ActivateError> for Refusal {
 }
 
 impl<C> Transfer<C> {
-    /// Starts a transfer with its first connection; it expires `timeout` after the last one unless activated.
+    /// Creates a transfer with its first connection. It expires `timeout` after the last one unless it is activated.
     pub fn new(first: C, timeout: Duration, now: Instant) -> Self {
         Self { state: State::One(first), deadline: now + timeout, timeout }
     }
 
-    /// Returns whether another connection would be taken.
+    /// Returns whether another connection would be accepted.
     pub fn has_room(&self) -> bool {
         matches!(self.state, State::One(_))
     }
@@ -158,7 +158,7 @@ impl<C> Transfer<C> {
         }
     }
 
-    /// Gives up the connections that wait, in the order of their arrival.
+    /// Gives up the waiting connections, in the order of their arrival.
     pub fn into_connections(self) -> (Option<C>, Option<C>) {
         match self.state {
             State::Active => (None, None),
@@ -167,12 +167,12 @@ impl<C> Transfer<C> {
         }
     }
 
-    /// When the transfer expires; none once it is active.
+    /// Returns when the transfer expires; `None` once it is active.
     pub fn deadline(&self) -> Option<Instant> {
         (!self.is_active()).then_some(self.deadline)
     }
 
-    /// Returns whether the transfer waited too long.
+    /// Returns whether the transfer has waited too long.
     pub fn is_expired(&self, now: Instant) -> bool {
         self.deadline().is_some_and(|deadline| deadline <= now)
     }
