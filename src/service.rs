@@ -445,7 +445,7 @@ fn shown(url: &str) -> String {
 /// Returns the resources that were reachable when a component of this name last ran, or led.
 async fn recall(reachable: &Reachable) -> Vec<(FullJid, i8)> {
     let recalled = reachable.recall().await.unwrap_or_else(|error| {
-        warn!(%error, "could not read the reachable users; each is reachable again after its next presence");
+        warn!(%error, "could not read the reachable users: each needs a new presence");
         Vec::new()
     });
     if !recalled.is_empty() {

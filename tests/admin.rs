@@ -102,8 +102,8 @@ fn expected_before() -> Value {
                 true,
             ],
             "told": [
-                "cancel text: One of its users may not use the service any more",
-                "cancel text: One of its users may not use the service any more",
+                "cancel text: One of the users has lost access to the service",
+                "cancel text: One of the users has lost access to the service",
             ],
             "asks": "auth forbidden",
             "activates": "forbidden",

@@ -5,16 +5,16 @@
 //! | [`Dialect::Methods`] | `urn:xmpp:jingle:apps:tls` | in the description | inside their methods |
 //! | [`Dialect::Offer`] | `urn:xmpp:security-offer` | in the description | beside the transport, without a method |
 //! | [`Dialect::Security`] | `urn:xmpp:jingle:security:xtls:0` | in the security element | beside the methods |
-//! | [`Dialect::C2c`] | `urn:xmpp:tmp:c2ctls` | only `srp` has a word | in the description, without a method |
+//! | [`Dialect::C2c`] | `urn:xmpp:tmp:c2ctls` | only `srp` has an element | in the description, without a method |
 //!
-//! An offer is kept as it is when the peer knows a dialect that it is in, or says of none that it knows it. Else it is
-//! translated into the first dialect of [`Dialect::ALL`] that the peer knows and that can say something of it.
-//! [`Dialect::Methods`] needs the description to be that of a raw TLS stream, so another application keeps its
-//! description and gets one of the three others. What the new dialect has no word for is left out: fewer methods are
-//! offered then, never others. If nothing at all could be said, the offer is kept as it is.
+//! An offer stays as it is if the peer announces a dialect that the offer uses, or announces no dialect. Otherwise it
+//! is translated into the first dialect of [`Dialect::ALL`] that the peer knows and that can express part of it.
+//! [`Dialect::Methods`] needs the description of a raw TLS stream, so another application keeps its description and
+//! gets one of the three others. Methods that the new dialect cannot express are left out: fewer methods are offered
+//! then, never others. If it can express none, the offer stays as it is.
 //!
-//! What is translated is written in canonical form: prints in upper case with colons (in XEP-0250, as its examples
-//! have it, in lower case without), each hash named where there is an attribute for it.
+//! A translation is in canonical form: prints in upper case with colons (in XEP-0250, as in its examples, in lower case
+//! without), and each hash is named where an attribute for it exists.
 
 use minidom::{Element, Node};
 
@@ -37,10 +37,10 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    /// All, those first that say most.
+    /// All dialects, the most expressive first.
     pub const ALL: [Self; 4] = [Self::Methods, Self::Security, Self::Offer, Self::C2c];
 
-    /// Returns the feature by which a client says that it knows the dialect.
+    /// Returns the feature that announces the dialect.
     pub fn feature(self) -> &'static str {
         match self {
             Self::Methods => ns::APPS_TLS,
@@ -50,13 +50,13 @@ impl Dialect {
         }
     }
 
-    /// Returns the dialects that a client with these features knows.
+    /// Returns the dialects that a client with these features announces.
     pub fn known(features: &[String]) -> Vec<Self> {
         let announced = |dialect: &Self| features.iter().any(|f| f == dialect.feature());
         Self::ALL.into_iter().filter(announced).collect()
     }
 
-    /// Returns the dialects that a content's offer is in; none if it offers nothing.
+    /// Returns the dialects that a content's offer uses; none if it offers nothing.
     pub fn of(content: &Element) -> Vec<Self> {
         let mut found = Vec::new();
         let beside = content.has_child("offer", ns::SECURITY_OFFER);
@@ -67,7 +67,7 @@ impl Dialect {
             if printed || !beside {
                 found.push(Self::Methods);
             }
-            // Bare methods alone are the same in both.
+            // Bare methods alone look the same in both.
             if !printed || beside {
                 found.push(Self::Offer);
             }
@@ -94,8 +94,7 @@ fn methods_of(description: &Element) -> Option<&Element> {
     description.get_child("methods", ns::APPS_TLS)
 }
 
-/// Returns the content as a peer is to get it that knows these dialects. `prints`: those of the offer, each with its
-/// method.
+/// Returns the content for a peer that knows these dialects. `prints` are those of the offer, each with its method.
 pub fn for_peer(content: &Element, known: &[Dialect], prints: &[(Method, Print)]) -> Element {
     let now = Dialect::of(content);
     if known.is_empty() || now.is_empty() || now.iter().any(|dialect| known.contains(dialect)) {
@@ -108,14 +107,15 @@ pub fn for_peer(content: &Element, known: &[Dialect], prints: &[(Method, Print)]
         .unwrap_or_else(|| content.clone())
 }
 
-/// One method on its way to another dialect.
+/// One method during translation.
 struct Offered {
     name: String,
-    /// Its element, for the attributes and children that are not ours to know.
+    /// Its element, for the unknown attributes and children.
     element: Option<Element>,
 }
 
-/// Writes a content's offer in another dialect; the rest of the content stays. `None`: it has no words for it.
+/// Writes a content's offer in another dialect and keeps the rest of the content. `None`: the dialect cannot express
+/// it.
 fn translate(content: &Element, to: Dialect, prints: &[(Method, Print)]) -> Option<Element> {
     let description = content.children().find(|child| child.name() == "description");
     let is_raw = description.is_none_or(|description| description.has_ns(ns::APPS_TLS));
@@ -187,7 +187,7 @@ fn is_offer(element: &Element) -> bool {
         || element.is("security", ns::XTLS)
 }
 
-/// Returns the methods of an offer: as listed, then those that only its prints tell.
+/// Returns the methods of an offer: those listed, then those known only from its prints.
 fn offered(content: &Element, prints: &[(Method, Print)]) -> Vec<Offered> {
     let mut found: Vec<Offered> = Vec::new();
     let mut add = |name: &str, element: Option<&Element>| {
@@ -201,7 +201,7 @@ fn offered(content: &Element, prints: &[(Method, Print)]) -> Vec<Offered> {
             "security" if child.has_ns(ns::XTLS) => Some(child),
             _ => None,
         };
-        // As the offer is read: an element of another namespace is no method.
+        // As in reading: an element of another namespace is not a method.
         for method in listed.into_iter().flat_map(Element::children) {
             if method.name() == "method"
                 && listed.is_some_and(|listed| method.has_ns(listed.ns().as_str()))
@@ -224,7 +224,7 @@ fn offered(content: &Element, prints: &[(Method, Print)]) -> Vec<Offered> {
     found
 }
 
-/// Returns a method element with what the original had beside its prints.
+/// Returns a method element with the attributes and children of the original, except its prints.
 fn method_element(method: &Offered, namespace: &str) -> Element {
     let mut element = xml::element("method", namespace, &[("name", &method.name)]);
     if let Some(original) = &method.element {
@@ -243,7 +243,7 @@ fn with_text(mut element: Element, text: String) -> Element {
     element
 }
 
-/// `<print/>`; the hash is said only where the length does not say it.
+/// Returns a `<print/>`. The hash is named only if the length does not tell it.
 fn print_element(print: &Print, namespace: &str) -> Element {
     let mut element = Element::bare("print", namespace);
     if print.hash() == HashKind::SpkiSha256 {
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn a_known_dialect_and_a_silent_peer_leave_the_offer_as_it_is() {
         for (from, original) in offers() {
-            // Neither colons nor case are mended.
+            // Neither colons nor case are corrected.
             let wild: Element =
                 String::from(&original).replace("72:72:DF", "7272df").parse().unwrap();
             assert_eq!(for_peer(&wild, &[], &prints()), wild);

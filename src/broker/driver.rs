@@ -1,4 +1,4 @@
-//! What a session's decisions take to be done: stanzas, lookups, connections, the relay and the clock.
+//! Carries out a session's decisions: stanzas, lookups, connections, the relay and the clock.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,10 +29,11 @@ use crate::{
     xmpp::stanza::Stanza,
 };
 
-/// How long nothing may flow, and nothing wait for its reader, after both sides know that the session is over.
+/// How long a stream may move nothing, with no byte waiting for a reader, after both sides know that the session is
+/// over.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// What has been waited for.
+/// An event that the session has waited for.
 enum Done {
     Told(Input),
     Arrived(Side, Option<Socket>),
@@ -52,17 +53,17 @@ pub(super) struct Driver {
     streams: [Option<IbbHandle>; 2],
     relaying: bool,
     line: Line,
-    /// Where its session-initiate goes if the responder does not take it, and what is to be said there.
+    /// Where the session-initiate goes if the responder does not take it, and the answer to give then.
     again: Option<Again>,
     given_back: Option<(Stanza, Option<Element>)>,
-    /// Whatever the session waits for; dropped, that is ended, with it.
+    /// The tasks that the session waits for. Dropping the session ends them.
     work: JoinSet<Done>,
-    /// Its places in the tables; the last to be dropped, for it looks which streams are over.
+    /// The session's places in the tables. It is dropped last, because it checks which streams are over.
     guard: Guard,
 }
 
 impl Driver {
-    /// A driver for a session that has not begun.
+    /// Creates a driver for a session that has not begun.
     pub(super) fn new(
         guard: Guard,
         peers: [Peer; 2],
@@ -87,7 +88,7 @@ impl Driver {
         }
     }
 
-    /// Lives as long as the session.
+    /// Runs for the whole life of the session.
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Input>) {
         loop {
             while let Some(action) = self.session.poll_action() {
@@ -139,7 +140,7 @@ impl Driver {
                 self.send(stanza.refuse(&unknown_session())).await;
             }
         }
-        // What still flows when both users know of the end may reach its reader.
+        // Bytes that still flow when both users know of the end may reach their reader.
         if self.relaying {
             let rest = async {
                 while let Some(done) = self.work.join_next().await {
@@ -161,7 +162,7 @@ impl Driver {
         }
     }
 
-    /// Ends all work; the session stays in its places.
+    /// Ends all work; the session keeps its places.
     fn into_guard(self) -> Guard {
         self.guard
     }
@@ -178,7 +179,7 @@ impl Driver {
             Action::Ask(side, number, payload) => {
                 let mut wait = ANSWER;
                 if payload.attr("action") == Some("session-initiate") {
-                    // The callee learns of no session that a crash would make forgotten.
+                    // The callee must not learn of a session that a crash would make the component forget.
                     let peer = &mut self.peers[side.index()];
                     if !payload.has_ns(peer.namespace.as_str()) {
                         peer.namespace = payload.ns();
@@ -195,7 +196,7 @@ impl Driver {
                 });
             }
             Action::Connect(side, sid) => {
-                // Clients differ in whom they take for the requester: either order is this leg's.
+                // Clients differ in which side they take for the requester: either order belongs to this leg.
                 let Peer { user, mask, .. } = &self.peers[side.index()];
                 let hashes =
                     vec![DstAddr::compute(&sid, mask, user), DstAddr::compute(&sid, user, mask)];
@@ -265,7 +266,7 @@ impl Driver {
         }
     }
 
-    /// Notes when an in-band leg begins to wait for its user, or goes on.
+    /// Follows whether an in-band leg waits for its user.
     fn watch(&mut self, side: Side, mut waiting: watch::Receiver<bool>) {
         self.work.spawn(async move {
             let changed = waiting.changed().await;

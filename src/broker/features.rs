@@ -1,8 +1,8 @@
-//! What users' clients say they can do (XEP-0030), and for how long it is believed.
+//! The features of users' clients (XEP-0030), and how long they stay valid.
 //!
-//! A client that names its capabilities in directed presence (XEP-0115) is asked once for all users of the same
-//! client: what it answers is kept under the hash that it announced, if the hash is right. Others are asked again
-//! after a minute.
+//! A client that announces its capabilities in directed presence (XEP-0115) is asked once for all users of the same
+//! client. Its answer is kept under the announced hash, if the hash is right. Other clients are asked again after a
+//! minute.
 //!
 //! Spec: XEP-0115 1.6.0, sections 5.1 (Generation Method) and 5.4 (Processing Method).
 
@@ -22,14 +22,14 @@ use sha2::{Digest, Sha256, Sha512};
 
 use crate::xmpp::ns;
 
-/// How long the answer of a client without capabilities is believed.
+/// How long the answer of a client without capabilities stays valid.
 const KEEP: Duration = Duration::from_secs(60);
-/// Most bytes of an announced hash.
+/// The most bytes of an announced hash.
 const CAPS: usize = 128;
-/// Most answers that are kept for one client each, and most that are kept for all who announce them. What is needed
-/// least makes room: whoever is forgotten is asked again.
+/// The most answers that are kept for one client each, and the most for clients that share a hash. The least needed one
+/// makes room; a forgotten client is asked again.
 const ANSWERS: (usize, usize) = (10_000, 1_000);
-/// The features by which the broker decides; of an answer these are kept and the applications of Jingle, but nothing else.
+/// The features that the broker uses. Of an answer only these and the Jingle applications are kept.
 const WANTED: [&str; 9] = [
     ns::APPS_TLS,
     ns::C2CTLS,
@@ -41,14 +41,14 @@ const WANTED: [&str; 9] = [
     ns::SECURITY_OFFER,
     ns::XTLS,
 ];
-/// What the names of Jingle applications begin with, and how many of which length at most are kept of a client.
+/// The prefix of Jingle applications' names, and how many of which length are kept of a client at most.
 const APPLICATIONS: (&str, usize, usize) = ("urn:xmpp:jingle:apps:", 8, 64);
-/// The features of which each says that a client knows what an offer of TLS is.
+/// The features that each announce an understanding of TLS offers.
 const SECURED: [&str; 4] = [ns::APPS_TLS, ns::C2CTLS, ns::SECURITY_OFFER, ns::XTLS];
-/// The hashes of XEP-0115 that are known.
+/// The supported hashes of XEP-0115.
 const HASHES: [&str; 3] = ["sha-1", "sha-256", "sha-512"];
 
-/// A client's features, of those that matter.
+/// The relevant features of a client.
 pub type Features = Arc<Vec<String>>;
 
 /// Returns how well a client with these features can take a session for an application (the namespace of its
@@ -58,9 +58,9 @@ pub fn fit(features: &[String], application: &str) -> u8 {
     2 * u8::from(knows(application)) + u8::from(SECURED.into_iter().any(knows))
 }
 
-/// What is known of clients.
+/// The known clients.
 ///
-/// Addresses, and hashes with their values, are kept as keyed hashes: few bytes each, however long they are.
+/// Addresses, and hashes with their values, are kept as keyed hashes, which take few bytes however long the text is.
 #[derive(Debug)]
 pub struct Cache {
     hasher: RandomState,
@@ -82,8 +82,8 @@ impl Default for Cache {
 }
 
 impl Cache {
-    /// Takes the capabilities of a presence of a resource that is reachable. To be taken back by [`Cache::forget`] when
-    /// it is not reachable any more, which bounds what is kept.
+    /// Takes the capabilities in a presence of a reachable resource. Call [`Cache::forget`] when the resource is no
+    /// longer reachable, which bounds the cache.
     pub fn announce(&mut self, user: &Jid, presence: &Element) {
         let caps = presence
             .get_child("c", ns::CAPS)
@@ -100,14 +100,14 @@ impl Cache {
         };
     }
 
-    /// A resource is not reachable any more.
+    /// Forgets a resource that is no longer reachable.
     pub fn forget(&mut self, user: &Jid) {
         let user = self.key(user);
         self.announced.remove(&user);
         self.by_jid.remove(&user);
     }
 
-    /// Returns what is known of a client now.
+    /// Returns the features of a client, if they are known now.
     pub fn known(&mut self, user: &Jid, now: Instant) -> Option<Features> {
         let user = self.key(user);
         if let Some(features) = self.announced.get(&user).and_then(|caps| self.by_caps.get(caps)) {
@@ -154,8 +154,8 @@ impl Cache {
     }
 }
 
-/// Returns the text whose hash a disco#info answer is announced by. `None` if the answer is one from which a text can
-/// be made that others could be made from too: something twice, or the mark `<` inside of something.
+/// Returns the text whose hash announces a disco#info answer. `None` if other answers could give the same text: the
+/// answer has something twice, or the mark `<` inside a value.
 ///
 /// # Security
 /// A text that belongs to several answers would let one user's client speak for those of others.
@@ -202,7 +202,7 @@ fn verified(answer: &Element) -> Option<String> {
     Some(text)
 }
 
-/// Returns the hash of such a text, in base64. `None` if the hash is unknown.
+/// Returns the hash of such a text, in base64; `None` if the hash is not supported.
 fn digest(text: &str, hash: &str) -> Option<String> {
     Some(match hash {
         "sha-1" => STANDARD.encode(Sha1::digest(text)),
@@ -212,8 +212,8 @@ fn digest(text: &str, hash: &str) -> Option<String> {
     })
 }
 
-/// Returns the parts of a form: its type, then each field and its values. `Some(None)`: it has no type and does not
-/// count.
+/// Returns the parts of a form: its type, then each field and its values. `Some(None)`: the form has no type and does
+/// not count.
 fn form(form: &Element) -> Option<Option<Vec<String>>> {
     let mut fields: Vec<(String, Vec<String>)> = Vec::new();
     let mut type_ = None;
@@ -332,7 +332,7 @@ mod tests {
         assert_eq!(cache.known(&jid("b@x/2"), now), None);
         assert_eq!(cache.known(&jid("evil@x/1"), now).map(|f| f.len()), Some(1));
         assert_eq!(cache.known(&jid("evil@x/1"), now + KEEP), None);
-        // Another version of the client is another client.
+        // Another version of the client counts as another client.
         cache.learn(&jid("evil@x/1"), &lie, now);
         cache.announce(&jid("evil@x/1"), &presence("other"));
         assert_eq!(cache.known(&jid("evil@x/1"), now), None);

@@ -1,4 +1,4 @@
-//! What the registry knows of an offer's prints: verdicts, the `<hints/>` element, and policy.
+//! What the registry says of an offer's prints: verdicts, the `<hints/>` element, and policy.
 
 use jid::BareJid;
 use minidom::Element;
@@ -17,9 +17,9 @@ use crate::{
 /// What happens to a print with a bad verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// It passes, with its hint.
+    /// The print passes, with its hint.
     Annotate,
-    /// It is taken out of the offer.
+    /// The print is removed from the offer.
     Strip,
     /// The session is refused.
     Reject,
@@ -30,22 +30,22 @@ pub enum Policy {
 pub struct Policies {
     /// A print that the registry has never seen.
     pub unknown: Policy,
-    /// The user has keys of this method and this print is none of them.
+    /// The user has keys of this method, and this print belongs to none of them.
     pub mismatch: Policy,
     /// A revoked key.
     pub revoked: Policy,
 }
 
-/// One offered print and what the registry says of it.
+/// One offered print, and what the registry says of it.
 #[derive(Clone, Debug)]
 pub struct Judged {
     /// The print as offered.
     pub print: Print,
-    /// Its method: as offered, else as found.
+    /// Its method, from the offer or from the registry.
     pub method: Method,
     /// The verdict.
     pub verdict: Verdict,
-    /// Assurance and date of the key that has it.
+    /// Assurance and date of the key with this print.
     pub known: Option<(Assurance, OffsetDateTime)>,
 }
 
@@ -64,8 +64,7 @@ impl Judgement {
         self.prints.iter().map(|judged| (judged.method, judged.print.clone())).collect()
     }
 
-    /// Returns the names of all methods that are offered, listed in the offer or told by a print, without what policy
-    /// takes.
+    /// Returns the names of all offered methods, from the list or from a print, except those that policy removes.
     pub fn methods(&self, offer: &Offer, stripped: &Stripped) -> Vec<String> {
         let mut names = offer.methods.clone();
         for judged in &self.prints {
@@ -78,12 +77,12 @@ impl Judgement {
     }
 }
 
-/// Judges an offer by the keys that its user has. `others` are the methods of the offer that it answers, if it is an
-/// answer: a dialect without words for methods means one of them.
+/// Judges an offer by its user's keys. If the offer is an answer, `others` are the methods of the offer that it
+/// answers: a dialect that cannot name methods means one of them.
 ///
-/// A print that comes without a method may be meant for any method that is offered. If the registry knows it, it is
-/// judged as that key; else under each of those methods, and the worst verdict counts. Otherwise a stranger to the
-/// registry would only have to say less to be `unknown` instead of `mismatch`.
+/// A print without a method may be meant for any offered method. If the registry knows the print, it is judged as that
+/// key; otherwise under each of those methods, and the worst verdict counts. If it were not so, a stranger could leave
+/// out the method to be `unknown` instead of `mismatch`.
 pub fn judge(offer: &Offer, others: &[String], keys: &[Key]) -> Judgement {
     let offered: Vec<Method> = offer.methods.iter().filter_map(|name| name.parse().ok()).collect();
     let candidates = candidates(&offered, others);
@@ -96,7 +95,7 @@ pub fn judge(offer: &Offer, others: &[String], keys: &[Key]) -> Judgement {
             }
             None => judge_under(&candidates.for_prints(), method, print, keys),
         };
-        // One word on each print and method: the worst.
+        // One verdict on each print and method: the worst.
         let twin = prints
             .iter_mut()
             .find(|other| other.method == judged.method && other.print.same_bytes(&judged.print));
@@ -125,17 +124,17 @@ fn judge_under(methods: &[Method], method: Method, print: &Print, keys: &[Key]) 
     Judged { print: print.clone(), method, verdict, known }
 }
 
-/// The methods that a print without one may be meant for.
+/// The methods that a print without a method may be meant for.
 struct Candidates(Vec<Method>);
 
 impl Candidates {
-    /// Returns all of them; if nothing says which, every method that has prints.
+    /// Returns all of them; without any, every method that has prints.
     fn for_prints(&self) -> Vec<Method> {
         if self.0.is_empty() { vec![Method::X509, Method::OpenPgp] } else { self.0.clone() }
     }
 }
 
-/// Returns the methods with prints that an offer lists; those of the offer that it answers if it lists none.
+/// Returns the methods with prints in an offer's list, or, without a list, those of the offer that it answers.
 fn candidates(offered: &[Method], others: &[String]) -> Candidates {
     let with_prints = |method: &Method| *method != Method::Srp;
     let own: Vec<Method> = offered.iter().copied().filter(with_prints).collect();
@@ -145,10 +144,15 @@ fn candidates(offered: &[Method], others: &[String]) -> Candidates {
     Candidates(others.iter().filter_map(|name| name.parse().ok()).filter(with_prints).collect())
 }
 
-/// Returns the method of each print. Where the offer does not say it: that of the user's key with this print; else that
-/// which the same print has elsewhere in the offer; else the only candidate; else, if 20 and 32 bytes stand side by
-/// side, OpenPGP has the 20 (a version 4 fingerprint) and X.509 the 32; else, if as many prints are left as methods,
-/// the order of the methods; else X.509.
+/// Returns the method of each print. If the offer does not say it, the first of these that applies decides:
+///
+/// 1. the user's key with this print;
+/// 2. the same print elsewhere in the offer;
+/// 3. the only candidate;
+/// 4. the length, if prints of 20 and 32 bytes stand side by side: 20 is OpenPGP (a version 4 fingerprint), 32 is
+///    X.509;
+/// 5. the order of the methods, if as many prints are left as methods;
+/// 6. X.509.
 fn methods(offer: &Offer, candidates: &Candidates, keys: &[Key]) -> Vec<Method> {
     let elsewhere = |print: &Print| {
         offer.prints.iter().find_map(|(method, other)| method.filter(|_| other.same_bytes(print)))
@@ -191,7 +195,7 @@ fn methods(offer: &Offer, candidates: &Candidates, keys: &[Key]) -> Vec<Method> 
         .collect()
 }
 
-/// What policy takes out of an offer.
+/// The prints and methods that policy removes from an offer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stripped {
     /// The prints.
@@ -203,7 +207,7 @@ pub struct Stripped {
 /// Applies the policies to the offer of `owner`.
 ///
 /// # Errors
-/// The text for both users if the session must be refused.
+/// The text for both users, if the session must be refused.
 pub fn decide(
     judgement: &Judgement,
     policies: &Policies,
@@ -367,7 +371,7 @@ mod tests {
         use Method::{OpenPgp, X509};
         let long = |byte| Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
         let short = |byte| Print::new(HashKind::Sha1, &[byte; 20]).unwrap();
-        // The user has an x509 key; a stranger's print beside it is none of hers, whatever method it is for.
+        // The user has an x509 key. A stranger's print beside it is not hers, whatever its method.
         let keys = [key(1, None)];
         for methods in [&["x509", "openpgp"][..], &["openpgp", "x509"], &["x509"], &[]] {
             for stranger in [long(9), short(9)] {
@@ -382,7 +386,7 @@ mod tests {
                 }
             }
         }
-        // Under a method that the user has no key of, it is unknown.
+        // Under a method without keys of the user, it is unknown.
         let only = bare_offer(&["openpgp"], &[long(9)]);
         assert_eq!(verdicts(&only, &[], &keys), [(OpenPgp, Verdict::Unknown)]);
         // A revoked print is revoked under any method.
@@ -439,7 +443,7 @@ mod tests {
         let revoked = Key { state: State::Revoked, ..key(3, None) };
         let keys = [key(1, None), revoked];
         let print = |byte| Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
-        // The x509 key 1 is registered and 3 revoked; there is no key of openpgp.
+        // The x509 key 1 is registered and 3 is revoked; the user has no openpgp key.
         let cases = [
             ("match", Method::X509, 1),
             ("mismatch", Method::X509, 2),

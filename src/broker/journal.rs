@@ -1,11 +1,11 @@
-//! What is open is written down, so that after a crash both users of every session learn that it is over.
+//! The journal of open sessions: after a crash, both users of every session learn that it is over.
 //!
-//! A session is noted before its session-initiate reaches the callee, and removed when it ends. One task writes all
-//! changes that have come together in one transaction, so a thousand sessions that begin at once wait for one disk.
-//! A database that is away holds no session up: what could not be written is kept, and a session that ends
-//! meanwhile is taken out of it, so no more is kept than there are sessions.
+//! A session is recorded before its session-initiate reaches the callee, and removed when it ends. One task writes all
+//! changes that have gathered in one transaction, so a thousand sessions that begin at once wait for one disk write. An
+//! unavailable database delays no session: changes that could not be written are kept, and a session that ends
+//! meanwhile is removed from them. So at most one entry per session is kept.
 //!
-//! At the next start [`Journal::tell`] says to each user who was in a session that it is gone.
+//! At the next start [`Journal::tell`] notifies each user who was in a session that it is gone.
 
 use std::{
     collections::HashMap,
@@ -29,44 +29,44 @@ use crate::{
     xmpp::{iq::random_id, ns, xml},
 };
 
-/// A session waits so long for its line to be on the disk; then it goes on without.
+/// How long a session waits for its line to be on the disk. Then it continues without.
 const WAIT: Duration = Duration::from_secs(2);
-/// One transaction may take so long.
+/// How long one transaction may take.
 const WRITE: Duration = Duration::from_secs(15);
-/// The pause before another try when the database has failed.
+/// The pause before another try after the database has failed.
 const AGAIN: Duration = Duration::from_secs(2);
-/// What the users of a lost session are told.
+/// The text for the users of a lost session.
 const LOST: &str = "The service was restarted";
 
-/// What is to be written of one session.
+/// A change of one session's line.
 #[derive(Debug)]
 enum Change {
     Begun {
         sides: Vec<OpenSide>,
-        /// Nothing of it is on the disk yet.
+        /// Whether nothing of it is on the disk yet.
         fresh: bool,
         waiting: Option<oneshot::Sender<()>>,
     },
     Ended,
 }
 
-/// What is to become of a session's line.
+/// What becomes of a session's line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// It is removed when the session ends.
+    /// The line is removed when the session ends.
     Removed,
-    /// So it is; the session needs no link to go on.
+    /// The same; the session needs no link to continue.
     Streams,
-    /// Another instance tells the users and removes it.
+    /// Another instance notifies the users and removes it.
     Left,
 }
 
 #[derive(Debug, Default)]
 struct State {
     changes: HashMap<String, Change>,
-    /// The last write failed: nobody waits for the next.
+    /// Whether the last write failed; then sessions do not wait for the next.
     failing: bool,
-    /// The sessions that there are, and what is to become of their lines.
+    /// The present sessions, and what becomes of their lines.
     lines: HashMap<String, Fate>,
 }
 
@@ -75,13 +75,13 @@ struct State {
 pub struct Journal {
     store: Store,
     component: BareJid,
-    /// Begins the names of this run's sessions.
+    /// The prefix of the names of this run's sessions.
     run: String,
     state: Arc<Mutex<State>>,
     news: Arc<Notify>,
 }
 
-/// A session in the journal; dropped, it is removed from it.
+/// A session in the journal. Dropping it removes the session.
 #[derive(Debug)]
 pub(super) struct Line {
     journal: Journal,
@@ -100,7 +100,7 @@ impl Journal {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session begins.
+    /// Records the beginning of a session.
     pub(super) fn begin(&self, peers: &[Peer]) -> Line {
         let mut line = Line {
             journal: self.clone(),
@@ -113,7 +113,7 @@ impl Journal {
         line
     }
 
-    /// Writes what comes until `stop`, then what is left.
+    /// Writes changes until `stop`, then the rest.
     pub async fn run(self, stop: CancellationToken) {
         loop {
             let stopped = tokio::select! {
@@ -127,12 +127,12 @@ impl Journal {
             }
             if let Err(error) = written {
                 if !std::mem::replace(&mut self.lock().failing, true) {
-                    warn!(%error, "open sessions cannot be written down: after a crash their users would not be told");
+                    warn!(%error, "could not record open sessions; after a crash their users would not be notified");
                 }
                 let _stopped = timeout(AGAIN, stop.cancelled()).await;
                 self.news.notify_one();
             } else if std::mem::replace(&mut self.lock().failing, false) {
-                info!("open sessions are written down again");
+                info!("open sessions are recorded again");
             }
         }
     }
@@ -161,7 +161,7 @@ impl Journal {
         }
         let mut state = self.lock();
         for (session, change) in changes {
-            // Who waits for it goes on: the sender is dropped.
+            // The waiting session continues: the sender is dropped.
             let change = match change {
                 Change::Begun { sides, fresh, .. } => Change::Begun { sides, fresh, waiting: None },
                 Change::Ended => Change::Ended,
@@ -179,20 +179,20 @@ impl Journal {
         written
     }
 
-    /// Returns the sessions of this run that are written down, or (not `own`) those that an earlier one has left open.
+    /// Returns the recorded sessions of this run, or, without `own`, those that an earlier run left open.
     async fn open(&self, own: bool) -> Result<Vec<OpenSide>, StoreError> {
         let mut open = self.store.open_sides(&self.component).await?;
         open.retain(|side| side.session.starts_with(&self.run) == own);
         Ok(open)
     }
 
-    /// Tells the users of sessions that were open when the component died, then forgets these. To be called when the
-    /// link is up for the first time.
+    /// Notifies the users of sessions that were open when the component died, then forgets these. Call it when the link
+    /// is up for the first time.
     pub async fn tell(&self, outbound: &mpsc::Sender<Element>) {
         let lost = loop {
             match self.open(false).await {
                 Ok(lost) => break lost,
-                Err(error) => warn!(%error, "what was open before cannot be read yet"),
+                Err(error) => warn!(%error, "cannot read the sessions of the last run yet"),
             }
             sleep(AGAIN).await;
         };
@@ -201,7 +201,7 @@ impl Journal {
         }
         info!(
             users = lost.len(),
-            "telling the users of sessions that were open when the service died"
+            "notifying the users of sessions that were open when the service died"
         );
         for side in &lost {
             if outbound.send(terminate(side)).await.is_err() {
@@ -209,23 +209,23 @@ impl Journal {
             }
         }
         while let Err(error) = self.forget(lost.clone()).await {
-            warn!(%error, "lost sessions cannot be forgotten yet");
+            warn!(%error, "cannot remove lost sessions from the journal yet");
             sleep(AGAIN).await;
         }
     }
 
-    /// Another process takes the component over while this one's streams go on: they are not lost to it.
+    /// Keeps the lines of streams that continue here while another process takes the component over: they are not lost.
     pub async fn hand_over(&self) {
         let forgetting = async { self.forget(self.open(true).await?).await };
         match timeout(WAIT, forgetting).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "running sessions cannot be handed over"),
-            Err(_) => warn!("running sessions cannot be handed over in time"),
+            Ok(Err(error)) => warn!(%error, "could not hand over running sessions"),
+            Err(_) => warn!("could not hand over running sessions in time"),
         }
     }
 
-    /// Another instance leads from now on and has a link, which this one has not: it tells the users of sessions that cannot
-    /// go on, however these end here. Streams between two sockets go on and are not lost.
+    /// Leaves the lines to another instance, which leads from now on and has a link. It notifies the users of sessions
+    /// that cannot continue, however these end here. Streams between two sockets continue and are not lost.
     pub async fn leave_to_the_next(&self) {
         for fate in self.lock().lines.values_mut() {
             if *fate == Fate::Removed {
@@ -241,8 +241,8 @@ impl Journal {
         };
         match timeout(WAIT, forgetting).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "running sessions cannot be handed over"),
-            Err(_) => warn!("running sessions cannot be handed over in time"),
+            Ok(Err(error)) => warn!(%error, "could not hand over running sessions"),
+            Err(_) => warn!("could not hand over running sessions in time"),
         }
     }
 
@@ -275,7 +275,7 @@ fn terminate(side: &OpenSide) -> Element {
 }
 
 impl Line {
-    /// Notes the session as it is now.
+    /// Records the session as it is now.
     pub(super) fn write(&mut self, peers: &[Peer]) {
         let side = |peer: &Peer| OpenSide {
             session: self.session.clone(),
@@ -299,7 +299,7 @@ impl Line {
         self.journal.news.notify_one();
     }
 
-    /// Notes that the session goes on without a link: its bytes go from one socket to another.
+    /// Notes that the session continues without a link: its bytes go from one socket to another.
     pub(super) fn streams(&self) {
         if let Some(fate) = self.journal.lock().lines.get_mut(&self.session)
             && *fate == Fate::Removed
@@ -308,7 +308,7 @@ impl Line {
         }
     }
 
-    /// Waits until it is on the disk, or until that takes too long.
+    /// Waits until the line is on the disk, or until that takes too long.
     pub(super) async fn written(&mut self) {
         if let Some(written) = self.written.take() {
             let _ = timeout(WAIT, written).await;
@@ -391,7 +391,7 @@ mod tests {
             assert!(reason.has_child("gone", ns::JINGLE));
             assert_eq!(reason.get_child("text", ns::JINGLE).unwrap().text(), LOST);
         }
-        assert!(sent.try_recv().is_err(), "what runs is not lost");
+        assert!(sent.try_recv().is_err(), "a running session is not lost");
         assert_eq!(second.open(false).await.unwrap(), []);
         assert_eq!(second.open(true).await.unwrap().len(), 1);
         second.hand_over().await;
@@ -440,11 +440,11 @@ mod tests {
         let journal = journal(&store);
         let (stop, tasks) = run(&journal);
         let mut line = journal.begin(&[peer("alice")]);
-        // It does not wait for the lock, which is held further on.
+        // The write does not wait for the lock, which is still held.
         line.written().await;
         assert_eq!(journal.open(true).await.unwrap(), []);
         drop(locked);
-        // What could not be written is written when it can be.
+        // Changes that could not be written are written when that is possible.
         let end = Instant::now() + Duration::from_secs(30);
         while journal.open(true).await.unwrap().is_empty() {
             assert!(Instant::now() < end);

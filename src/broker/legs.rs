@@ -4,14 +4,14 @@ use tokio::time::Instant;
 
 use super::transport::Transport;
 
-/// Which transport a leg is to have.
+/// The planned transport of a leg.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
     /// In-band.
     Ibb {
         /// The namespace of the Jingle transport.
         namespace: String,
-        /// The bytestream's id; `None`: the first open of this user on this session's address is it.
+        /// The bytestream's id; `None`: the first open of this user on this session's address counts.
         sid: Option<String>,
         /// The largest block, bytes before base64.
         block_size: u16,
@@ -31,30 +31,30 @@ pub(crate) enum Plan {
     },
 }
 
-/// One leg on its way to a byte stream.
+/// The state of one leg while it becomes a byte stream.
 #[derive(Clone, Debug)]
 pub(crate) struct LegState {
     /// Its transport.
     pub(crate) plan: Plan,
     /// Whether the user on this leg knows of the session.
     pub(crate) told: bool,
-    /// Whether the SOCKS5 connection is there.
+    /// Whether the SOCKS5 connection is established.
     pub(crate) arrived: bool,
-    /// Whether someone is about to open the in-band bytestream.
+    /// Whether one side is about to open the in-band bytestream.
     pub(crate) opening: bool,
     /// Whether we have sent our `<open/>`.
     pub(crate) opened: bool,
     /// Whether its bytes can flow.
     pub(crate) ready: bool,
-    /// The in-band bytestream that we have offered instead: its id and its largest block. Until it is accepted the
-    /// plan stands; until it is answered SOCKS5 is not taken.
+    /// The in-band bytestream that we have offered instead: its id and its largest block. Until it is accepted the plan
+    /// stands; until it is answered, SOCKS5 is not used.
     pub(crate) replacing: Option<(String, u16)>,
-    /// When we offer an in-band bytestream if nothing comes of SOCKS5.
+    /// When we offer an in-band bytestream unless SOCKS5 comes up.
     pub(crate) fall_back_at: Option<Instant>,
 }
 
 impl LegState {
-    /// Creates a leg of which nothing has happened yet.
+    /// Creates a leg at the start of its negotiation.
     pub(crate) fn new(plan: Plan) -> Self {
         Self {
             plan,
@@ -78,7 +78,7 @@ impl LegState {
         Self::new(Plan::S5b { sid, cid, own_proxy, nominated: false, used: false })
     }
 
-    /// Another transport for the same leg.
+    /// Sets another transport for the same leg.
     pub(crate) fn replace(&mut self, with: Self) {
         *self = Self { told: self.told, ..with };
     }
@@ -88,7 +88,7 @@ impl LegState {
         matches!(&self.plan, Plan::S5b { own_proxy: Some(_), .. })
     }
 
-    /// What the user's answer says of the transport.
+    /// Takes the transport in the user's answer.
     pub(crate) fn accept(&mut self, transport: Option<Transport>) {
         match (transport, &mut self.plan) {
             (
@@ -100,7 +100,7 @@ impl LegState {
                 }
                 *size = (*size).min(block_size);
             }
-            // An answer in another transport than the offer's: take it at its word.
+            // The answer uses another transport than the offer: accept it as stated.
             (Some(Transport::Ibb { namespace, sid, block_size }), plan @ Plan::S5b { .. }) => {
                 *plan = Plan::Ibb { namespace, sid, block_size };
             }
@@ -108,20 +108,20 @@ impl LegState {
         }
     }
 
-    /// The user has chosen the connection to us.
+    /// Notes that the user has chosen the connection to us.
     pub(crate) fn mark_used(&mut self) {
         if let Plan::S5b { used, .. } = &mut self.plan {
             *used = true;
         }
     }
 
-    /// Returns whether it is to be SOCKS5 and is not there yet.
+    /// Returns whether the plan is SOCKS5 and its connection is missing.
     pub(crate) fn awaits_socks5(&self) -> bool {
         !self.ready && matches!(self.plan, Plan::S5b { .. })
     }
 
-    /// Returns whether a SOCKS5 leg has all it needs: the connection, and the user's choice of it; and whether it may
-    /// have it.
+    /// Returns whether a SOCKS5 leg is complete: it has the connection, the user has chosen it, and no replacement is
+    /// pending.
     pub(crate) fn is_connected(&self) -> bool {
         self.arrived
             && self.replacing.is_none()

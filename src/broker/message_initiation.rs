@@ -9,10 +9,10 @@
 //!   finish id=a  ⇄ ─────────────────────────────  ⇄ finish id=b
 //! ```
 //!
-//! Both ids are known to their own side only; an answer counts if it names the id and comes from a resource that the
-//! proposal went to. The first proceed or reject decides. A retract, or a proposal that grows old, reaches all.
+//! Each side knows only its own id. An answer counts if it names the id and comes from a resource that got the
+//! proposal. The first proceed or reject decides. A retract, or the timeout of a proposal, reaches all resources.
 //!
-//! [`Proposals`] decides and does nothing: stanzas and the time go in, stanzas come out.
+//! [`Proposals`] decides and does no I/O: stanzas and the time go in, stanzas come out.
 //!
 //! Spec: XEP-0353 0.7.0, sections 3 and 4.
 
@@ -37,26 +37,26 @@ use crate::{
 
 /// How long a proposal may ring.
 const RING: Duration = Duration::from_secs(180);
-/// How long one may ring where nobody answers: devices sleep, and what is sent to them wakes them up.
+/// How long a proposal may ring if nobody answers: devices sleep, and a message wakes them.
 const QUIET: Duration = Duration::from_secs(30);
-/// How long the initiator may take to start the session when one has said proceed.
+/// How long the initiator may take to start the session after a resource has said proceed.
 const START: Duration = Duration::from_secs(60);
 /// How long a started session's finish is waited for (XEP-0353, 5).
 const FINISH: Duration = Duration::from_secs(24 * 3600);
-/// One domain may have so many times as many proposals as are free.
+/// How many times the free proposals one domain may have open.
 const SLOPE: usize = 16;
-/// Bytes that all proposals may hold, and what one takes besides its addresses and ids.
+/// The bytes that all proposals may hold, and those of one proposal besides its addresses and ids.
 const BYTES: usize = 32 << 20;
 const PROPOSAL: usize = 1024;
-/// The longest id that is taken, bytes.
+/// The longest accepted id, in bytes.
 const ID: usize = 256;
 
-/// Where a proposal stands.
+/// The state of a proposal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Nobody has decided.
+    /// No resource has decided.
     Ringing,
-    /// This resource takes it.
+    /// This resource takes the proposal.
     Proceeding(FullJid),
     /// The session has been started with this resource.
     Started(FullJid),
@@ -65,14 +65,14 @@ enum Stage {
 #[derive(Debug)]
 struct Proposal {
     initiator: Jid,
-    /// The id that the initiator gave it.
+    /// The initiator's id for it.
     id: String,
     callee: BareJid,
-    /// The resources that have heard of it.
+    /// The resources that have received the proposal.
     told: Vec<FullJid>,
-    /// Those of them that are not answering, and whether that is because their server passes nothing on to them.
+    /// Those of them that do not answer, and whether their server refuses to deliver to them.
     silent: Vec<(FullJid, bool)>,
-    /// Since when the last of these is not.
+    /// When the last of these became silent.
     since: Instant,
     began: Instant,
     stage: Stage,
@@ -83,24 +83,24 @@ struct Proposal {
 }
 
 impl Proposal {
-    /// Returns whether nobody has decided and nobody answers.
+    /// Returns whether no resource has decided and none answers.
     fn is_silent(&self) -> bool {
         let is_silent = |told: &FullJid| self.silent.iter().any(|(silent, _)| silent == told);
         self.stage == Stage::Ringing && self.told.iter().all(is_silent)
     }
 
-    /// Returns whether it reaches nobody: those who are left are not passed anything.
+    /// Returns whether the proposal reaches no resource: the server delivers nothing to the remaining ones.
     fn is_refused(&self) -> bool {
         self.is_silent() && self.silent.iter().all(|(_, is_refused)| *is_refused)
     }
 }
 
-/// All proposals that are open, by the id that the callee knows.
+/// All open proposals, by the id that the callee knows.
 #[derive(Debug)]
 pub struct Proposals {
     component: BareJid,
     ids: fn() -> String,
-    /// How many proposals there may be, and how many bytes they may hold.
+    /// The most proposals, and the most bytes that they may hold.
     limits: [Limits; 2],
     shares: [Shares; 2],
     /// The longest message that can be sent, in bytes.
@@ -108,15 +108,16 @@ pub struct Proposals {
     open: HashMap<String, Proposal>,
     by_initiator: HashMap<Jid, HashMap<String, String>>,
     by_callee: HashMap<BareJid, BTreeSet<String>>,
-    /// Those whose session was started, by user and by domain: they may be forgotten first, the oldest first.
+    /// Proposals whose session was started, by user and by domain. They are forgotten first, the oldest first.
     started: [BTreeSet<(String, Instant, String)>; 2],
     deadlines: BTreeSet<(Instant, String)>,
-    /// No deadline is earlier.
+    /// The earliest deadline is not before this.
     began: Instant,
 }
 
 impl Proposals {
-    /// No proposals. `ids` gives ids that nobody can guess; `limits`: in all, and for each initiator.
+    /// Creates an empty set. `ids` returns ids that nobody can guess; `limits` are those in all, and for each
+    /// initiator.
     pub fn new(component: BareJid, ids: fn() -> String, limits: (usize, usize)) -> Self {
         Self {
             component,
@@ -141,10 +142,10 @@ impl Proposals {
         self.max_stanza_bytes = bytes;
     }
 
-    /// Checks messages that are to be passed on.
+    /// Checks the length of messages that are passed on.
     ///
     /// # Errors
-    /// What their sender is told if one of them is too long.
+    /// The answer to the sender, if one of them is too long.
     fn check(&self, out: &[Element]) -> Result<(), Refusal> {
         let limit = self.max_stanza_bytes;
         let sizes = out.iter().filter_map(|message| size::of(message).ok());
@@ -154,7 +155,7 @@ impl Proposals {
         }
     }
 
-    /// When [`Proposals::expire`] is due.
+    /// Returns when [`Proposals::expire`] is due.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
@@ -162,7 +163,7 @@ impl Proposals {
     /// Passes a proposal on to all reachable `resources` of `callee`.
     ///
     /// # Errors
-    /// What the initiator is told if it cannot be.
+    /// The answer to the initiator, if it cannot be passed on.
     pub fn propose(
         &mut self,
         stanza: &Stanza,
@@ -216,11 +217,11 @@ impl Proposals {
         Ok(out)
     }
 
-    /// Passes on what is said of a proposal: ringing, proceed, reject, retract, finish. `peer` is whom the
+    /// Passes on a message about a proposal: ringing, proceed, reject, retract, finish. `peer` is the user that the
     /// addressee stands for.
     ///
     /// # Errors
-    /// `item-not-found` if there is no such proposal between the two.
+    /// `item-not-found` if the two have no such proposal.
     pub fn handle(
         &mut self,
         stanza: &Stanza,
@@ -292,7 +293,7 @@ impl Proposals {
                 self.answers(theirs, &from);
                 Some(vec![passed])
             }
-            // It rings no more; the resource may have missed that.
+            // The proposal no longer rings; the resource may have missed that.
             ("ringing" | "proceed" | "reject", Some(by)) if *by != from => {
                 let late = "Answered on another device";
                 Some(self.retract(proposal, theirs, &from, "cancel", late).into_iter().collect())
@@ -310,7 +311,7 @@ impl Proposals {
                 self.remove(theirs);
                 Some(out)
             }
-            // The resource that took it thinks better of it.
+            // The resource that took it has changed its mind.
             ("reject", Some(_)) => {
                 self.remove(theirs);
                 Some(vec![passed])
@@ -323,8 +324,8 @@ impl Proposals {
         })
     }
 
-    /// If a session-initiate from `initiator` to `callee` starts a session that was proposed and taken: the resource
-    /// that took it, and the session id that it knows.
+    /// Returns the resource that took the proposal, and the session id that it knows, if a session-initiate from
+    /// `initiator` to `callee` starts a proposed session.
     pub fn session(
         &mut self,
         initiator: &Jid,
@@ -343,7 +344,7 @@ impl Proposals {
         Some((by, theirs))
     }
 
-    /// A resource is gone: what it proposed is retracted, and what nobody else can take is rejected.
+    /// Handles a resource that has gone: retracts its proposals, and rejects those that no other resource can take.
     pub fn gone(&mut self, user: &Jid) -> Vec<Element> {
         let mut out = Vec::new();
         let own = self.by_initiator.get(user).into_iter().flat_map(HashMap::values).cloned();
@@ -362,7 +363,7 @@ impl Proposals {
             let left = match &proposal.stage {
                 Stage::Ringing => proposal.is_refused(),
                 Stage::Proceeding(by) => *by == user,
-                // The session tells of its end itself.
+                // The session itself reports its end.
                 Stage::Started(_) => false,
             };
             if left {
@@ -374,7 +375,7 @@ impl Proposals {
         out
     }
 
-    /// A resource shows that it is there.
+    /// Notes that a resource has shown itself.
     pub fn here(&mut self, user: &FullJid) {
         let asked = self.by_callee.get(&user.to_bare()).into_iter().flatten().cloned();
         for theirs in asked.collect::<Vec<_>>() {
@@ -399,8 +400,8 @@ impl Proposals {
         }
     }
 
-    /// A resource is not answering `since` then. What rings nowhere else is rejected: if the users' server passes nothing on
-    /// (`is_refused`) at once, with this text, otherwise if it stays so for a while.
+    /// Handles a resource that does not answer, `since` then. A proposal that rings nowhere else is rejected: at once
+    /// with this text if the user's server refuses to deliver (`is_refused`), otherwise if the silence lasts.
     pub fn silent(
         &mut self,
         user: &FullJid,
@@ -427,7 +428,7 @@ impl Proposals {
         out
     }
 
-    /// Ends what has grown old. `silent` says of a user that it is not answering since then.
+    /// Ends old proposals. `silent` returns since when a user does not answer.
     pub fn expire(
         &mut self,
         now: Instant,
@@ -454,7 +455,7 @@ impl Proposals {
         out
     }
 
-    /// Ends a proposal with a word of our own to whom it concerns.
+    /// Ends a proposal with a message of the component's own to its users.
     fn end(
         &mut self,
         theirs: &str,
@@ -500,7 +501,7 @@ impl Proposals {
         Some(message)
     }
 
-    /// Returns a message of our own.
+    /// Returns a message of the component's own.
     fn message(&self, from: &Jid, to: &Jid, element: Element) -> Element {
         let mut message = xml::element(
             "message",
@@ -517,8 +518,8 @@ impl Proposals {
         message
     }
 
-    /// Returns a message for the other side: addresses and ids are new, all else is kept. `alone`: the user's server is
-    /// not to copy it to other resources, for each gets its own.
+    /// Returns a message for the other side: addresses and ids are new, the rest is kept. `alone`: the user's server
+    /// must not copy it to other resources, because each gets its own.
     fn moved(&self, stanza: &Stanza, from: &Jid, to: &Jid, id: &str, alone: bool) -> Element {
         let mut out = xml::head_in(&stanza.element, ns::CLIENT);
         for (name, value) in [("from", from.as_str()), ("to", to.as_str()), ("id", &(self.ids)())] {
@@ -551,7 +552,7 @@ impl Proposals {
         out
     }
 
-    /// Returns the id of a proposal on the side that `user` is not on.
+    /// Returns the id of a proposal on the other side than that of `user`.
     fn other_id(&self, user: &Jid, id: &str) -> Option<String> {
         if let Some(theirs) = self.by_initiator.get(user).and_then(|ids| ids.get(id)) {
             return Some(theirs.clone());
@@ -560,9 +561,9 @@ impl Proposals {
         self.open.get(id).filter(told).map(|open| open.id.clone())
     }
 
-    /// Returns the id that the callee is to know. When two users propose to each other at once, the lower id wins
-    /// (XEP-0353, 4.1): so that both find the same one lower, a new id stands to the other proposal's as the
-    /// initiator's does.
+    /// Returns the id for the callee. When two users propose to each other at once, the lower id wins (XEP-0353, 4.1).
+    /// Both must find the same proposal lower, so the new id compares to the other proposal's as the initiator's id
+    /// does.
     fn their_id(&self, proposal: &Proposal) -> String {
         let back = self.by_callee.get(&proposal.initiator.to_bare()).into_iter().flatten();
         let back = back
@@ -581,13 +582,13 @@ impl Proposals {
         (self.ids)()
     }
 
-    /// Takes the places that a proposal needs; of its user, or its domain, a started session may make room: its finish
-    /// will find nobody.
+    /// Takes the places that a proposal needs. A started session of its user or domain may make room: the component
+    /// then cannot pass on its finish.
     fn admit(&mut self, mut proposal: Proposal) -> Result<Proposal, Refusal> {
         let user = proposal.initiator.to_bare();
         let told: usize = proposal.told.iter().map(|jid| 64 + jid.as_str().len()).sum();
         let addresses = proposal.initiator.as_str().len() + proposal.callee.as_str().len();
-        // A resource that does not answer is kept twice.
+        // A resource that does not answer is stored twice.
         let bytes = PROPOSAL + 2 * (2 * told + addresses + proposal.id.len());
         for (kind, weight) in [1, bytes].into_iter().enumerate() {
             loop {
@@ -625,7 +626,7 @@ impl Proposals {
         }
     }
 
-    /// One side has said that the session is over; the other may say so, too.
+    /// Notes that one side has said that the session is over; the other may say so too.
     fn finish(&mut self, theirs: &str, side: usize, now: Instant) {
         let Some(proposal) = self.open.get_mut(theirs) else { return };
         proposal.finished[side] = true;
@@ -637,8 +638,7 @@ impl Proposals {
         }
     }
 
-    /// Makes room where `full` says that there is none: the oldest started session of the user, or of the user's domain,
-    /// is forgotten.
+    /// Makes room after `full`: forgets the oldest started session of the user or of the user's domain.
     fn forget_started(&mut self, user: &BareJid, full: Full) -> bool {
         let [of_user, of_domain] = groups(&user.clone().into());
         let (started, group) = match full {
@@ -683,14 +683,14 @@ fn groups(initiator: &Jid) -> [String; 2] {
     [initiator.to_bare().to_string(), initiator.domain().to_string()]
 }
 
-/// Returns what a message says of a proposal: the action and the id.
+/// Returns a proposal message's action and id.
 pub fn read(stanza: &Stanza) -> Option<(String, String)> {
     let mut children = stanza.element.children().filter(|child| child.has_ns(ns::JINGLE_MESSAGE));
     let child = children.next().filter(|_| children.next().is_none())?;
     Some((child.name().to_owned(), child.attr("id").unwrap_or_default().to_owned()))
 }
 
-/// Returns what a callee is that is not there, or not for the asker.
+/// Returns the refusal for a callee that is absent, or hidden from the asker.
 pub(crate) fn unreachable() -> Refusal {
     let text = "The user is not reachable now";
     Refusal::new("wait", "recipient-unavailable", text).with_extra(AWAY.0, AWAY.1)
@@ -699,7 +699,7 @@ pub(crate) fn unreachable() -> Refusal {
 /// The application condition of [`unreachable`].
 pub(crate) const AWAY: (&str, &str) = ("away", ns::HINTS);
 
-/// Returns what the address of a room, or of somebody in it, is (XEP-0045).
+/// Returns the refusal for the address of a room or of its occupant (XEP-0045).
 pub(crate) fn room() -> Refusal {
     let text = "This is the address of a chat room, or of somebody in it, and sessions do not go through rooms: ask for \
                 the real address";

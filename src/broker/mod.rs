@@ -1,6 +1,6 @@
-//! The broker: stands between two users in a Jingle session and never sees more than TLS ciphertext.
+//! The broker stands between two users in a Jingle session and sees nothing but TLS ciphertext.
 //!
-//! [`Broker`] finds the session of a stanza, or makes one; each session is a task of its own (`session.rs`).
+//! [`Broker`] finds the session of a stanza, or creates one. Each session is a task of its own (`session.rs`).
 
 pub mod dialect;
 mod driver;
@@ -57,28 +57,28 @@ use crate::{
 
 /// How long a user may take to answer one of our requests.
 const ANSWER: Duration = Duration::from_secs(30);
-/// For how long it is believed that a domain is one of chat rooms, that it is not, and that it does not say.
+/// How long it stays known that a domain hosts chat rooms, that it does not, and that it does not say.
 const ROOMS: [Duration; 3] =
     [Duration::from_secs(3600), Duration::from_secs(600), Duration::from_secs(10)];
-/// How many domains are known to be one or not.
+/// The most domains for which that is known.
 const DOMAINS: usize = 1000;
 /// How long a user may take to answer disco#info before its features count as unknown.
 const DISCO: Duration = Duration::from_secs(3);
-/// One domain may have so many times as many sessions as are free.
+/// How many times the free sessions one domain may have.
 const SLOPE: usize = 16;
-/// How long the close of a stream may stay without an answer; a little more than the stream itself allows.
+/// How long the close of a stream may stay unanswered; a little longer than the stream itself allows.
 const CLOSING: Duration = Duration::from_secs(61);
-/// Stanzas that wait for one session.
+/// The most stanzas that wait for one session.
 const INBOX: usize = 64;
-/// The longest session id that is taken, in bytes: each stanza of the session repeats it.
+/// The longest accepted session id, in bytes: each stanza of the session repeats it.
 const SID: usize = 1024;
 
 fn long_sid() -> Refusal {
     Refusal::bad_request(format!("The sid of a session may be {SID} bytes long at most"))
 }
 
-/// Returns the error of a user, or of its server, as it is passed on: marked as theirs, and without what only the
-/// component, or the server of the one who asks, may say.
+/// Returns the error of a user or its server as it is passed on: marked as theirs, and without conditions that only the
+/// component or the asker's server may use.
 pub(crate) fn of_peer(mut error: Element) -> Element {
     for node in error.take_nodes() {
         let is_others = node
@@ -95,9 +95,9 @@ pub(crate) fn of_peer(mut error: Element) -> Element {
 /// The two users of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// Who sent the session-initiate; the TLS client.
+    /// The user that sent the session-initiate; the TLS client.
     Initiator,
-    /// Who received it; the TLS server.
+    /// The user that received it; the TLS server.
     Responder,
 }
 
@@ -130,11 +130,11 @@ pub struct Options {
     pub require_tls: bool,
     /// What to do with prints of bad verdict.
     pub policies: Policies,
-    /// Whether SOCKS5 legs can be had.
+    /// Whether SOCKS5 legs are available.
     pub socks5: bool,
-    /// What users are told to connect to: host and port.
+    /// The SOCKS5 addresses for users: host and port.
     pub advertise: Vec<(String, u16)>,
-    /// Whether in-band legs can be had.
+    /// Whether in-band legs are available.
     pub ibb: bool,
     /// The longest stanza that can be sent, in bytes.
     pub max_stanza_bytes: usize,
@@ -142,14 +142,14 @@ pub struct Options {
     pub block_size: u16,
     /// Unacknowledged blocks per direction.
     pub window: u16,
-    /// Bytes of in-band blocks by message that may wait for their readers, in all streams together: their senders can
-    /// hardly be slowed down.
+    /// The bytes of in-band blocks by message that may wait for their readers, in all streams together. Their senders
+    /// can hardly be slowed down.
     pub memory: usize,
     /// How long a user's client may leave in-band blocks unacknowledged.
     pub silence_timeout: Duration,
-    /// How long a session may be without a stream.
+    /// How long a session may exist without a stream.
     pub activation_timeout: Duration,
-    /// How long a stream may be without a byte.
+    /// How long a stream may move no byte.
     pub idle_timeout: Duration,
     /// Sessions in all, and for each user.
     pub sessions: (usize, usize),
@@ -160,13 +160,13 @@ pub struct Options {
 pub struct Callee {
     /// The full JID.
     pub jid: Jid,
-    /// The session id that it knows already, from a proposal.
+    /// The session id that it already knows from a proposal.
     pub sid: Option<String>,
     /// How long it may take to acknowledge the session-initiate.
     pub patience: Duration,
-    /// Whether somebody else may take the session in its place.
+    /// Whether another resource may take the session instead.
     pub has_others: bool,
-    /// Where the session-initiate goes if it does not, or has no use for it.
+    /// Where the session-initiate goes if this resource does not take it or cannot handle it.
     pub again: Option<Again>,
 }
 
@@ -177,14 +177,14 @@ impl Callee {
     }
 }
 
-/// Takes back a session-initiate that its callee did not take, with the error if there was one, and the session that
-/// is over.
+/// Receives a session-initiate that its callee did not take, with the error if there was one, and the session that is
+/// over.
 pub struct Again(Box<dyn FnOnce(Stanza, Option<Element>, Left) -> Back + Send + Sync>);
 
 type Back = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Again {
-    /// Gives it to this function.
+    /// Passes it to this function.
     pub fn new<F>(
         take: impl FnOnce(Stanza, Option<Element>, Left) -> F + Send + Sync + 'static,
     ) -> Self
@@ -195,16 +195,16 @@ impl Again {
     }
 }
 
-/// A session that its callee did not take. It stays in its place, so that what its initiator says meanwhile is not lost,
-/// until [`Left::close`], or until it is dropped.
+/// A session that its callee did not take. It keeps its place, so that stanzas of its initiator are not lost meanwhile,
+/// until [`Left::close`] or its drop.
 pub struct Left {
     guard: Guard,
     inbox: mpsc::Receiver<Input>,
 }
 
 impl Left {
-    /// Frees the place of the session. Gives the answers to what has come for it meanwhile, and says whether its initiator
-    /// has taken it back or is gone, or whether it was ended.
+    /// Frees the session's place. Returns the answers to the stanzas that came for it meanwhile, and whether the
+    /// session is over: its initiator has withdrawn it or is gone, or it was ended.
     pub fn close(mut self) -> (Vec<Element>, bool) {
         self.inbox.close();
         self.guard.leave();
@@ -243,16 +243,16 @@ impl fmt::Debug for Again {
 }
 
 impl Options {
-    /// Returns how blocks by message are shared out: a quarter to one user.
+    /// Returns the shares of blocks by message: a quarter for one user.
     fn memory(&self) -> Limits {
         Limits::new(self.memory, self.memory / 4, 4)
     }
 }
 
-/// Addresses of one leg: the user's, and ours towards it.
+/// The addresses of one leg: the user's, and ours towards it.
 type Pair = (Jid, Jid);
 
-/// A session as it is seen from outside.
+/// A session as other parts see it.
 #[derive(Clone, Debug)]
 pub struct SessionInfo {
     /// Its name, here and in the log.
@@ -261,13 +261,13 @@ pub struct SessionInfo {
     pub users: [BareJid; 2],
     /// Both legs' transports, once they are up.
     pub legs: Option<[LegKind; 2]>,
-    /// For how long.
+    /// The time since it began.
     pub age: Duration,
     /// Bytes so far, both directions.
     pub bytes: u64,
 }
 
-/// What is known of a session from outside of its task.
+/// The facts of a session that other tasks may read.
 #[derive(Debug)]
 struct Facts {
     id: String,
@@ -299,21 +299,21 @@ struct Entry {
     inbox: mpsc::Sender<Input>,
     /// The in-band bytestream this leg expects: `None` none, `Some(None)` any.
     ibb: Option<Option<String>>,
-    /// While the responder's client does not know of the session: which application one of its own would cross.
+    /// The application of a crossing session, while the responder's client does not know of this one.
     crossable: Option<String>,
 }
 
-/// What a user's client has said of itself.
+/// A client's answer to disco#info.
 enum Found {
-    /// What it can do.
+    /// Its features.
     Features(features::Features),
-    /// Nothing in time.
+    /// No answer in time.
     Silence,
     /// An error, which may come from its server.
     Error,
 }
 
-/// Which domains are services of chat rooms (XEP-0045), and until when that is believed.
+/// The domains that are known to host chat rooms (XEP-0045) or not, and until when that is valid.
 #[derive(Debug)]
 struct Rooms(LruCache<String, (Instant, bool)>);
 
@@ -327,12 +327,12 @@ impl Default for Rooms {
 struct State {
     rooms: Rooms,
     sessions: HashMap<Pair, Vec<Entry>>,
-    /// Under which addresses a user has sessions.
+    /// The addresses under which a user has sessions.
     masks: HashMap<Jid, HashSet<Jid>>,
     streams: HashMap<Pair, Vec<(String, IbbHandle)>>,
-    /// Whose streams are closed by now, if not yet answered when their session ended, and from when on.
+    /// Pairs whose session has ended and whose streams may still lack an answer to their close, with the deadline.
     closing: VecDeque<(Instant, Pair)>,
-    /// Sessions of those who began them.
+    /// Shares of sessions, by the user that began them.
     shares: Shares,
     features: features::Cache,
     draining: bool,
@@ -344,7 +344,7 @@ impl State {
         self.sessions.get(pair).is_some_and(|entries| entries.iter().any(|entry| entry.sid == sid))
     }
 
-    /// Forgets the streams of a pair that are over; says whether all are.
+    /// Forgets the streams of a pair that are over; returns whether all are.
     fn drop_streams(&mut self, pair: &Pair) -> bool {
         let Some(streams) = self.streams.get_mut(pair) else { return true };
         streams.retain(|(_, handle)| !handle.is_over());
@@ -371,7 +371,7 @@ impl State {
     }
 }
 
-/// What all sessions share.
+/// The state that all sessions share.
 #[derive(Debug)]
 struct Shared {
     options: RwLock<Arc<Options>>,
@@ -380,7 +380,7 @@ struct Shared {
     registry: Registry,
     table: Table,
     journal: Journal,
-    /// What blocks by message may hold.
+    /// The room for blocks by message.
     memory: Permits,
     state: Mutex<State>,
 }
@@ -394,7 +394,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the features a user's client announces.
+    /// Returns the features that a user's client announces.
     async fn features(&self, user: &Jid, mask: &Jid) -> Found {
         let known = self.lock().features.known(user, Instant::now().into_std());
         if let Some(known) = known {
@@ -413,7 +413,7 @@ impl Shared {
         }
     }
 
-    /// Returns whether a domain is a service of chat rooms, if that is known.
+    /// whether a domain hosts chat rooms, if that is known.
     fn is_room(&self, domain: &str) -> Option<bool> {
         let mut state = self.lock();
         let (until, is_room) = *state.rooms.0.peek(domain)?;
@@ -424,7 +424,7 @@ impl Shared {
         None
     }
 
-    /// Asks a domain whether it is a service of chat rooms. Each is asked once at a time, and seldom.
+    /// Asks a domain whether it hosts chat rooms. Each domain is asked once at a time, and seldom.
     async fn look_up_room(&self, domain: &str) -> bool {
         if let Some(known) = self.is_room(domain) {
             return known;
@@ -449,7 +449,7 @@ impl Shared {
         is_room
     }
 
-    /// The responder's client knows of the session.
+    /// Notes that the responder's client knows of the session.
     fn acknowledged(&self, peer: &Peer) {
         let mut state = self.lock();
         if let Some(entries) = state.sessions.get_mut(&(peer.user.clone(), peer.mask.clone())) {
@@ -459,7 +459,7 @@ impl Shared {
         }
     }
 
-    /// Returns the keys of `owner` that `asker` may know of, as they are now.
+    /// Returns the present keys of `owner` that `asker` may know of.
     async fn keys(&self, owner: &BareJid, asker: &BareJid) -> Result<Vec<Key>, ()> {
         let now = SystemClock.now();
         match self.registry.visible_keys(asker, owner).await {
@@ -502,7 +502,7 @@ impl Shared {
     }
 }
 
-/// Removes a session from the tables on every exit of its task.
+/// Removes a session from the tables whenever its task ends.
 struct Guard {
     shared: Arc<Shared>,
     pairs: Vec<Pair>,
@@ -511,7 +511,7 @@ struct Guard {
 }
 
 impl Guard {
-    /// Nothing reaches the session any more and its ids may be used again, also while its last bytes still flow.
+    /// Stops delivery to the session and frees its ids, also while its last bytes still flow.
     fn leave(&self) {
         let mut state = self.shared.lock();
         for pair in &self.pairs {
@@ -607,10 +607,10 @@ impl Broker {
         true
     }
 
-    /// Makes a session of a session-initiate from `stanza.from` to `callee`.
+    /// Creates a session for a session-initiate from `stanza.from` to `callee`.
     ///
     /// # Errors
-    /// What the initiator is told if the session cannot be.
+    /// The answer to the initiator, if the session cannot be created.
     pub fn initiate(&self, stanza: Stanza, callee: Callee) -> Result<(), Refusal> {
         let Callee { jid: callee, sid: known, patience, has_others, again } = callee;
         let callee = &callee;
@@ -638,7 +638,7 @@ impl Broker {
             sid,
             namespace: namespace.clone(),
         };
-        // Sorted before the sids of others, so that a session-initiate of the responder that crosses ours gives way.
+        // Sorts before the sids of others, so that a crossing session-initiate of the responder gives way.
         let theirs = known.unwrap_or_else(|| format!("-{}", random_id()));
         let responder = Peer { user: callee.clone(), mask, sid: theirs, namespace };
         let pairs = [
@@ -661,7 +661,8 @@ impl Broker {
         };
         let place = {
             let mut state = shared.lock();
-            // The callee's own session-initiate may have come first: then this one is the answer to nothing it knows of.
+            // If the callee's own session-initiate came first, this one is an answer to a session that it does not
+            // know.
             if channel.is_some()
                 && let Some(theirs) = proxied(callee, &options.jid)
                 && let Some(entries) = state.sessions.get(&(stanza.from.clone(), theirs))
@@ -725,10 +726,10 @@ impl Broker {
         Ok(())
     }
 
-    /// Starts a session between a user and the component itself, which proves the key offered.
+    /// Starts a session between a user and the component itself, which proves the offered key.
     ///
     /// # Errors
-    /// What the user is told if the session cannot be.
+    /// The answer to the user, if the session cannot be created.
     pub fn initiate_own(
         &self,
         stanza: Stanza,
@@ -818,7 +819,7 @@ impl Broker {
         };
         let sid = payload.attr("sid").unwrap_or_default();
         let pair = (stanza.from.clone(), stanza.to.clone());
-        // A stream is opened by a request; a message of it may come back as an error.
+        // A request opens a stream; a message of the stream may come back as an error.
         if payload.name() != "open" || !stanza.is_request() {
             let handle = {
                 let state = self.shared.lock();
@@ -853,35 +854,34 @@ impl Broker {
         streams.into_iter().flatten().map(|(_, handle)| handle.clone()).collect()
     }
 
-    /// Returns the application that a session-initiate offers and that would be brokered: the namespace of its
-    /// description.
+    /// Returns the application of a session-initiate that would be brokered: the namespace of its description.
     pub fn application(&self, jingle: &Element) -> Option<String> {
         let (number, _) = session::choose(jingle, &self.shared.options()).ok()?;
         session::application(jingle, number)
     }
 
-    /// Returns how well a client can take a session for an application, if that is known: see [`features::fit`].
+    /// Returns how well a client fits an application, if that is known: see [`features::fit`].
     pub fn fit(&self, user: &Jid, application: &str) -> Option<u8> {
         let known = self.shared.lock().features.known(user, Instant::now().into_std())?;
         Some(features::fit(&known, application))
     }
 
-    /// Returns whether a domain is a service of chat rooms, if that is known.
+    /// whether a domain hosts chat rooms, if that is known.
     pub fn is_room(&self, domain: &str) -> Option<bool> {
         self.shared.is_room(domain)
     }
 
-    /// Returns whether a domain is a service of chat rooms.
+    /// whether a domain hosts chat rooms.
     pub async fn look_up_room(&self, domain: &str) -> bool {
         self.shared.look_up_room(domain).await
     }
 
-    /// A reachable resource says in its presence what it can do.
+    /// Takes the capabilities in a reachable resource's presence.
     pub fn announce(&self, presence: &Stanza) {
         self.shared.lock().features.announce(&presence.from, &presence.element);
     }
 
-    /// A resource is not reachable any more: what its client can do is forgotten.
+    /// Forgets the features of a resource that is no longer reachable.
     pub fn forget(&self, user: &Jid) {
         self.shared.lock().features.forget(user);
     }
@@ -891,7 +891,7 @@ impl Broker {
         self.shared.lock().features.learn(user, answer, Instant::now().into_std());
     }
 
-    /// A user's resource is gone: its sessions end.
+    /// Ends the sessions of a resource that has gone.
     pub fn user_gone(&self, user: &Jid) {
         let state = self.shared.lock();
         for mask in state.masks.get(user).into_iter().flatten() {
@@ -902,7 +902,7 @@ impl Broker {
         }
     }
 
-    /// The link was lost and is up again: blocks of in-band streams may be missing, and users may be gone unseen.
+    /// Handles a link that is up again: blocks of in-band streams may be missing, and users may have gone unnoticed.
     pub fn link_is_back(&self) {
         let state = self.shared.lock();
         for (_, stream) in state.streams.values().flatten() {
@@ -912,7 +912,7 @@ impl Broker {
         self.check_users();
     }
 
-    /// Users may be gone unseen: those of all sessions are asked.
+    /// Checks the users of all sessions, because some may have gone unnoticed.
     pub fn check_users(&self) {
         let state = self.shared.lock();
         for entry in state.sessions.values().flatten() {
@@ -922,7 +922,7 @@ impl Broker {
         }
     }
 
-    /// Returns the sessions that there are, oldest first.
+    /// Returns all sessions, oldest first.
     pub fn list(&self) -> Vec<SessionInfo> {
         let state = self.shared.lock();
         let entries = state.sessions.values().flatten();
@@ -940,8 +940,8 @@ impl Broker {
         found
     }
 
-    /// Ends a session with a reason (a condition of XEP-0166, 7.4, and a text) that both users see. Says whether there
-    /// is one.
+    /// Ends a session with a reason (a condition of XEP-0166, 7.4, and a text) that both users see. Returns whether the
+    /// session existed.
     pub fn end_session(&self, id: &str, reason: &'static str, text: &str) -> bool {
         let end = |entry: &Entry| entry.inbox.try_send(Input::End(reason, text.to_owned())).is_ok();
         let state = self.shared.lock();
@@ -949,7 +949,7 @@ impl Broker {
         entries.any(|entry| entry.facts.id == id && entry.side == Side::Initiator && end(entry))
     }
 
-    /// Ends what runs inside XMPP: the link is about to be given up.
+    /// Ends the streams inside XMPP, because the link is about to end.
     pub fn end_in_band(&self) {
         for session in self.list() {
             if session.legs.is_none_or(|legs| legs.contains(&LegKind::Ibb)) {
@@ -958,18 +958,18 @@ impl Broker {
         }
     }
 
-    /// Takes no new sessions from now on, or takes them again.
+    /// Refuses new sessions from now on, or accepts them again.
     pub fn refuse_sessions(&self, refuse: bool) {
         self.shared.lock().draining = refuse;
     }
 
-    /// Other settings, for sessions that begin from now on.
+    /// Sets other settings, for sessions that begin from now on.
     pub fn set_options(&self, options: Options) {
         self.shared.memory.set_limits(options.memory());
         *self.shared.options.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(options);
     }
 
-    /// Takes no more sessions; those that are there have until the deadline.
+    /// Accepts no more sessions; existing ones have until the deadline.
     pub fn drain(&self, deadline: Instant) {
         let mut state = self.shared.lock();
         state.draining = true;

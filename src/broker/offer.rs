@@ -1,12 +1,12 @@
-//! What a Jingle content offers for TLS, in any of its dialects.
+//! The TLS offer in a Jingle content, in any of its dialects.
 //!
 //! 1. `<description xmlns='urn:xmpp:jingle:apps:tls'>` with prints inside the methods,
 //! 2. the same with bare methods and an `<offer xmlns='urn:xmpp:security-offer'/>` beside the transport,
 //! 3. `<security xmlns='urn:xmpp:jingle:security:xtls:0'/>` with fingerprints and methods,
 //! 4. `<offer xmlns='urn:xmpp:tmp:c2ctls'/>` of XEP-0250 in the description or beside it.
 //!
-//! An offer is only read here; what is passed on is the element tree itself, which [`super::dialect`] writes
-//! anew only for a peer that knows none of the dialects that it is in.
+//! An offer is only read here. The element tree itself is passed on; [`super::dialect`] rewrites it only for a peer
+//! that knows none of its dialects.
 
 use minidom::Element;
 
@@ -19,14 +19,14 @@ use crate::{
 /// The methods and prints of one content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Offer {
-    /// Method names in the order offered, also those that are unknown here.
+    /// Method names in the order offered, including those that are unknown here.
     pub methods: Vec<String>,
-    /// Each print with its method, if the dialect says to which it belongs.
+    /// Each print with its method, if the dialect tells the method.
     pub prints: Vec<(Option<Method>, Print)>,
 }
 
 impl Offer {
-    /// Reads all dialects that are in a `<content/>`. What is no print is passed over.
+    /// Reads all dialects in a `<content/>`. Skips everything that is not a print.
     pub fn read(content: &Element) -> Self {
         let mut offer = Self::default();
         for child in content.children() {
@@ -61,7 +61,7 @@ impl Offer {
         offer
     }
 
-    /// XEP-0250: keys by name, whatever kind they are of, and whether there is a password.
+    /// Reads XEP-0250: keys by name, whatever their kind, and whether there is a password.
     fn read_c2c(&mut self, element: &Element) {
         for part in element.children() {
             if part.is("srp", ns::C2CTLS) {
@@ -89,7 +89,7 @@ impl Offer {
     fn add_print(&mut self, method: Option<Method>, element: &Element, hash: &str) {
         let hash = element.attr(hash).and_then(|text| text.parse::<HashKind>().ok());
         if let Some(print) = read_print(&element.text(), hash) {
-            // A print that is repeated without a method may be meant for another one: both are kept, and judged.
+            // A print that is repeated without a method may be meant for another one: both are kept and judged.
             let known = |(m, p): &(Option<Method>, Print)| *m == method && p.same_bytes(&print);
             if !self.prints.iter().any(known) {
                 self.prints.push((method, print));
@@ -98,7 +98,7 @@ impl Offer {
     }
 }
 
-/// Reads a print of an offer. One that is much longer than any fingerprint is none: anybody can send it.
+/// Reads a print of an offer. A text much longer than any fingerprint is not one: anyone can send it.
 fn read_print(text: &str, hash: Option<HashKind>) -> Option<Print> {
     const LONGEST: usize = 1024;
     if text.len() > LONGEST {
@@ -120,7 +120,7 @@ pub fn description(print: &str) -> Element {
     description
 }
 
-/// Returns an x509 offer in the third dialect; `print` is one of SHA-256.
+/// Returns an x509 offer in the third dialect; `print` is a SHA-256.
 pub fn security(print: &str) -> Element {
     let mut security = Element::bare("security", ns::XTLS);
     let mut fingerprint = xml::element("fingerprint", ns::XTLS, &[("algo", "sha-256")]);
@@ -139,8 +139,8 @@ pub fn is_secured(content: &Element) -> bool {
         || dialect::is_c2c(content)
 }
 
-/// Returns a copy of a content without the prints in `gone`, and without the methods in `methods`. A method that had
-/// prints inside it and has none left goes too.
+/// Returns a copy of a content without the prints in `gone`, and without the methods in `methods`. A method that loses
+/// all the prints inside it is removed too.
 pub fn without(content: &Element, gone: &[Print], methods: &[Method]) -> Element {
     let mut copy = xml::head_in(content, &content.ns());
     for node in content.nodes() {

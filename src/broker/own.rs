@@ -1,7 +1,7 @@
-//! Sessions with the component itself: it answers as TLS server with its own certificate, and whoever shows the
-//! certificate offered, and holds its key, has proven it.
+//! Sessions with the component itself. It answers as TLS server with its own certificate; a user that shows the offered
+//! certificate, and holds its key, has proven it.
 //!
-//! Nothing but the handshake is of interest: the session ends when it is done.
+//! Only the handshake matters: the session ends when it is done.
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,9 +39,9 @@ use crate::{
     },
 };
 
-/// The smallest block that is worth a stanza, and what we ask for.
+/// The smallest block that is worth a stanza, which is the one requested.
 const BLOCK: u16 = 4096;
-/// How long the peer's own goodbye is waited for.
+/// How long to wait for the peer's own session-terminate.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// A session of one user with the component.
@@ -51,7 +51,7 @@ pub(super) struct OwnSession {
     pub(super) identity: Arc<Identity>,
     pub(super) notices: mpsc::Sender<Notice>,
     pub(super) inbox: mpsc::Receiver<Input>,
-    /// The content's name, as offered.
+    /// The content's name in the offer.
     pub(super) content: String,
     pub(super) deadline: Instant,
 }
@@ -60,7 +60,7 @@ pub(super) struct OwnSession {
 struct Failure(&'static str, String);
 
 impl OwnSession {
-    /// Lives as long as the session. `pins`: the x509 prints offered.
+    /// Runs for the whole life of the session. `pins` are the offered x509 prints.
     pub(super) async fn run(mut self, initiate: Stanza, transport: Transport, pins: Vec<Print>) {
         self.send(initiate.result(None)).await;
         let offered = initiate.payload().and_then(first_content).cloned();
@@ -146,7 +146,7 @@ impl OwnSession {
         Ok(format!("The key {} is proven", key.id))
     }
 
-    /// Sends the session-accept; for SOCKS5 gives what will be the connection.
+    /// Sends the session-accept; returns the coming connection if the transport is SOCKS5.
     async fn accept(
         &self,
         offered: Option<Element>,
@@ -177,7 +177,7 @@ impl OwnSession {
         let mut jingle = rewrite::own("session-accept", &frame);
         xml::set(&mut jingle, "responder", mask.as_str());
         let mut content = self.content(frame.namespace);
-        // The answer speaks the dialect of the offer.
+        // The answer uses the dialect of the offer.
         let print = self.identity.print().to_string();
         let has_security = offered.is_some_and(|c| c.has_child("security", ns::XTLS));
         content.append_child(if has_security {
@@ -208,7 +208,7 @@ impl OwnSession {
         self.tell(jingle).await;
     }
 
-    /// Waits for the bytestream: SOCKS5 when the user has chosen the connection, or in-band when it is opened.
+    /// Waits for the bytestream: SOCKS5 until the user has chosen the connection, in-band until the stream is opened.
     async fn leg(
         &mut self,
         transport: &Transport,
@@ -268,7 +268,7 @@ impl OwnSession {
         Some(Leg::Ibb(stream))
     }
 
-    /// Answers whatever comes beside the bytestream.
+    /// Answers all other stanzas of the session.
     async fn other(&self, input: Option<Input>) -> Result<Option<Other>, Option<Failure>> {
         let gone = |text: &str| Err(Some(Failure("gone", text.to_owned())));
         let stanza = match input {
@@ -332,7 +332,7 @@ impl OwnSession {
     }
 }
 
-/// What may come beside the answers.
+/// A stanza other than an answer.
 enum Other {
     /// The user has chosen the SOCKS5 connection to us.
     Used,
@@ -359,7 +359,7 @@ pub(super) fn pins(content: &Element) -> Vec<Print> {
         .collect()
 }
 
-/// Returns the address that a session with the component is under.
+/// Returns the address that the component uses in a session of its own.
 pub(super) fn mask(component: &jid::BareJid) -> Jid {
     Jid::from(component.clone())
 }

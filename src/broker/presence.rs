@@ -1,18 +1,20 @@
 //! The reachable resources: users that sent directed presence to the component, and those that were reachable when the
-//! component ran last.
+//! component last ran.
 //!
-//! Of a presence its priority is kept, and nothing else. Every entry has its weight in bytes; users with access share
-//! one amount, all others together a smaller one, each domain in it what [`crate::shares`] gives it.
+//! Only the priority of a presence is kept. Every entry has a weight in bytes. Users with access share one amount, all
+//! others a smaller one, divided between domains as in [`crate::shares`].
 //!
-//! A resource that was silent for a while is asked whether it is still there, by disco#info to its full JID: servers answer a presence probe only to subscribed contacts, and an IQ ping is refused by clients that do not know it
-//! in the same words in which servers say that there is no such resource. After the link was down all entries are
-//! asked; until they answer they count as reachable, behind those that have.
+//! A resource that has been silent for a while is checked with a disco#info request to its full JID. A presence probe
+//! would not do, because servers answer it only to subscribed contacts. Nor would an IQ ping: a client that does not
+//! support it refuses it with the same error that servers send for an absent resource. After the link was down all
+//! entries are checked. Until they answer they count as reachable, behind those that have answered.
 //!
-//! Before a resource is offered a session it is asked the same, unless it sent something a moment ago: a user whose
-//! connection was cut stays available at the server for minutes ([`Presences::choose`]). A question is shared by all who
-//! wait for its answer, and what came of it is believed for a few seconds, so nobody can have others asked at a rate.
+//! A resource is also checked before it is offered a session, unless it sent something a moment ago: a user whose
+//! connection was cut stays available at the server for minutes ([`Presences::choose`]). All stanzas that wait for the
+//! same check share it, and its result is valid for a few seconds. So a stranger cannot make the component flood others
+//! with checks.
 //!
-//! [`Presences`] decides and does nothing: presences, answers and the time go in, what is to be done comes out.
+//! [`Presences`] decides and does no I/O: presences, answers and the time go in, actions come out.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -25,83 +27,83 @@ use tokio::time::Instant;
 
 use crate::shares::{Full, Limits, Place, Shares};
 
-/// What users with access share, in bytes: at most 16 resources each.
+/// The bytes that users with access share: at most 16 resources each.
 const USERS: Limits = Limits::new(44 << 20, 16 * ENTRY_MAX, 4);
-/// What all others share: callees of sessions need no access.
+/// The bytes that all others share: callees of sessions need no access.
 const GUESTS: Limits = Limits::new(8 << 20, 4 * ENTRY_MAX, 1);
-/// Resources of one user, with access and without.
+/// The most resources of one user, with access and without.
 const RESOURCES: (usize, usize) = (16, 4);
-/// Bytes that an entry takes besides its addresses: measured, and rounded up.
+/// The bytes of an entry besides its addresses: measured, and rounded up.
 const ENTRY: usize = 512;
 /// The largest entry: two addresses of the greatest length.
 const ENTRY_MAX: usize = ENTRY + 2 * 3071;
 
-/// A resource that was silent for this time is asked whether it is still there.
+/// The silence after which a resource is checked.
 const AGE: Duration = Duration::from_secs(30 * 60);
-/// One that did not answer is asked again after this time.
+/// The pause before the next check of a resource that did not answer.
 const AGAIN: Duration = Duration::from_secs(60);
-/// One that has answered nothing for so long is gone: a network may be away for minutes, and its user, who stays available
-/// meanwhile, sends no presence again.
+/// The silence after which a resource is gone: a network may be away for minutes, and its user, who stays available
+/// meanwhile, sends no new presence.
 const LOST: Duration = Duration::from_secs(300);
-/// An answer to the last question may be late by so much.
+/// How late the answer to the last check may be.
 const LATE: Duration = Duration::from_secs(30);
-/// An entry whose place among those that are asked is taken waits for so long.
+/// How long an entry waits if too many of its kind are being checked.
 const LATER: Duration = Duration::from_secs(5);
-/// The shortest time between two questions: 200 in a second.
+/// The shortest time between two checks: 200 per second.
 const PACE: Duration = Duration::from_millis(5);
-/// A resource that sent something so shortly before the session was asked for gets it without a question.
+/// A resource that sent something this recently before the session was requested gets the session without a check.
 const FRESH: Duration = Duration::from_secs(1);
-/// A resource that left a question unanswered is not asked another one for so long.
+/// How long a resource that left a check unanswered is not checked again.
 const SILENT: Duration = Duration::from_secs(3);
-/// Resources of one user that are asked at once for a session.
+/// The most resources of one user that are checked at once for a session.
 const AT_ONCE: usize = 4;
-/// How often the database is told that an entry is still there.
+/// How often the database is told that an entry is still present.
 const STORE_AGAIN: Duration = Duration::from_secs(3600);
 
-/// What became of an entry; to be passed on.
+/// A change of an entry, to be passed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It is to be remembered over a restart.
+    /// The entry must be remembered over a restart.
     Remember {
-        /// Who.
+        /// The resource.
         jid: Arc<FullJid>,
-        /// With which priority.
+        /// Its priority.
         priority: i8,
-        /// Whether it was not to be remembered before.
+        /// Whether it was not remembered before.
         is_new: bool,
     },
-    /// It is gone. `remembered`: also from what is remembered.
+    /// The entry is gone; if `remembered`, also from the database.
     Gone {
-        /// Who.
+        /// The resource.
         jid: Arc<FullJid>,
-        /// Whether it was to be remembered.
+        /// Whether it was remembered.
         remembered: bool,
     },
 }
 
-/// How a resource that was asked whether it is there has answered.
+/// The result of a check whether a resource is present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
-    /// It is there.
+    /// The resource is present.
     Here,
-    /// Its server says that it is not.
+    /// Its server says that it is absent.
     Gone,
-    /// Its server passes nothing on to it: the user may have blocked the component.
+    /// Its server refuses to deliver to it: the user may have blocked the component.
     Refused,
-    /// Nothing came in time.
+    /// No answer came in time.
     Silence,
-    /// The link was lost meanwhile, or the question could not be sent.
+    /// The link was lost meanwhile, or the check could not be sent.
     Unknown,
 }
 
-/// Which resource of a user gets a stanza for its bare JID.
+/// The resource that gets a stanza for the bare JID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// This one. `true` if it has sent something since the stanza came, `false` if only a moment before.
+    /// This resource. `true` if it has sent something since the stanza came, `false` if only a moment before.
     Take(Arc<FullJid>, bool),
-    /// It is not known yet: choose again when one of those has answered that are asked.
+    /// Not known yet: choose again when one of the checked resources has answered.
     Wait,
-    /// None. Of those that are there the one that was silent last is so since then.
+    /// None. Holds the start of the latest silence among the resources that are present.
     Nobody(Option<Instant>),
 }
 
@@ -113,34 +115,34 @@ struct Resource {
     confirmed: bool,
     /// When it last sent something.
     heard: Option<Instant>,
-    /// When it last answered a question.
+    /// When it last answered a check.
     answered: Option<Instant>,
-    /// When it was asked for a session, until that is settled.
+    /// When it was checked for a session, until that is settled.
     asked: Option<Instant>,
-    /// When the first of the last questions was asked that it left unanswered, and when that was seen of the last one.
+    /// When the first of its unanswered checks was sent, and when the last one timed out.
     silent: Option<(Instant, Instant)>,
-    /// Whether it is to be forgotten when it is its turn to be asked.
+    /// Whether it is forgotten at its next turn.
     is_lost: bool,
     has_access: bool,
-    /// When it is asked next, and a number that tells it from others of that moment.
+    /// When it is checked next, with a number that makes the key unique.
     due: (Instant, u64),
-    /// When it was last to be remembered.
+    /// When it was last reported to the database.
     remembered: Option<Instant>,
     place: Place,
 }
 
-/// A resource that was silent, and since when.
+/// A silent resource, and since when.
 type SilentSince = (Arc<FullJid>, Instant);
 
 /// The reachable resources of each user.
 #[derive(Debug)]
 pub struct Presences {
     users: HashMap<BareJid, Vec<Resource>>,
-    /// What users with access hold, and what others hold.
+    /// The shares of users with access, and of others.
     shares: [Shares; 2],
     due: BTreeMap<(Instant, u64), Arc<FullJid>>,
     number: u64,
-    /// When the next question may be asked; `None` while the link is down.
+    /// When the next check may be sent; `None` while the link is down.
     ask_at: Option<Instant>,
     changes: VecDeque<Change>,
 }
@@ -152,7 +154,7 @@ impl Default for Presences {
 }
 
 impl Presences {
-    /// Nobody is reachable, and the link is down.
+    /// Creates an empty table; the link is down.
     pub fn new() -> Self {
         Self {
             users: HashMap::new(),
@@ -164,10 +166,10 @@ impl Presences {
         }
     }
 
-    /// A resource became available, or says so again. Says whether the user was not reachable before.
+    /// Takes the presence of a resource that is available. Returns whether the user was not reachable before.
     ///
     /// # Errors
-    /// [`Full`] if there is no place for it.
+    /// [`Full`] if it has no place.
     pub fn available(
         &mut self,
         jid: FullJid,
@@ -206,7 +208,7 @@ impl Presences {
         Ok(came)
     }
 
-    /// A resource went away. Says whether it was known.
+    /// Removes a resource that went away. Returns whether it was known.
     pub fn unavailable(&mut self, jid: &FullJid) -> bool {
         let bare = jid.to_bare();
         let Some(resources) = self.users.get_mut(&bare) else { return false };
@@ -219,7 +221,7 @@ impl Presences {
         true
     }
 
-    /// Takes a resource that was reachable when the component ran last.
+    /// Takes a resource that was reachable when the component last ran.
     pub fn recall(&mut self, jid: FullJid, priority: i8, now: Instant) {
         if self.find(&jid).is_some() {
             return;
@@ -234,7 +236,7 @@ impl Presences {
         }
     }
 
-    /// The link came up: who went away meanwhile is not known.
+    /// Handles a link that came up: users may have gone away meanwhile.
     pub fn link_is_up(&mut self, now: Instant) {
         self.ask_at = Some(now);
         let mut number = self.number;
@@ -251,24 +253,24 @@ impl Presences {
         self.number = number;
     }
 
-    /// Returns whether somebody can be asked.
+    /// Returns whether checks can be sent.
     pub fn is_link_up(&self) -> bool {
         self.ask_at.is_some()
     }
 
-    /// The link is down: nobody can be asked.
+    /// Handles the loss of the link: no checks can be sent.
     pub fn link_is_down(&mut self) {
         self.ask_at = None;
     }
 
-    /// When [`Presences::ask`] has somebody to ask.
+    /// Returns when [`Presences::ask`] has a resource to check.
     pub fn deadline(&self) -> Option<Instant> {
         let ask_at = self.ask_at?;
         self.due.first_key_value().map(|((due, _), _)| ask_at.max(*due))
     }
 
-    /// Returns the resource to ask now whether it is there: call until `None`. Its answer goes to
-    /// [`Presences::answered`]; if it cannot be asked now, that is [`Presences::postpone`].
+    /// Returns the resource to check now; call until `None`. Give its answer to [`Presences::answered`]. If it cannot
+    /// be checked now, call [`Presences::postpone`].
     pub fn ask(&mut self, now: Instant) -> Option<Arc<FullJid>> {
         let jid = loop {
             if self.deadline()? > now {
@@ -284,18 +286,18 @@ impl Presences {
                 }
             }
         };
-        // Without an answer of any kind it is asked again.
+        // Without any answer it is checked again.
         self.put_off(&jid, now + AGAIN);
         self.ask_at = Some(now + PACE);
         Some(jid)
     }
 
-    /// Too many of its kind are being asked: it is asked a little later.
+    /// Postpones the check, because too many of its kind are in progress.
     pub fn postpone(&mut self, jid: &FullJid, now: Instant) {
         self.put_off(jid, now + LATER);
     }
 
-    /// Something came from a resource.
+    /// Notes that a resource sent something.
     pub fn heard(&mut self, jid: &Jid, now: Instant) {
         let Some(resources) = self.users.get_mut(&jid.to_bare()) else { return };
         let resource = resources.iter_mut().find(|known| known.jid.as_str() == jid.as_str());
@@ -307,18 +309,19 @@ impl Presences {
         }
     }
 
-    /// Forgets when a resource last sent something, because a session came back from it: it is asked before the next one.
+    /// Forgets when a resource last sent something, because a session came back from it. It is checked before the next
+    /// session.
     pub fn doubt(&mut self, jid: &FullJid) {
         if let Some(resource) = self.find(jid) {
             resource.heard = None;
         }
     }
 
-    /// How a resource has answered a question that was asked at `asked`.
+    /// Takes the result of a check that was sent at `asked`.
     pub fn answered(&mut self, jid: &FullJid, sign: Sign, asked: Instant, now: Instant) {
         let Some(resource) = self.find(jid) else { return };
         resource.asked = None;
-        // A client that is busy may be late with its answer: whatever came from it is as good.
+        // A busy client may answer late: anything that it sent counts as an answer.
         let is_heard = resource.heard.is_some_and(|heard| heard > asked);
         let sign = if sign == Sign::Silence && is_heard { Sign::Here } else { sign };
         match sign {
@@ -342,7 +345,7 @@ impl Presences {
                 }
                 Some((since, _)) => {
                     resource.silent = Some((since, now));
-                    // The answer to this question may still come.
+                    // The answer to this check may still come.
                     let is_long = now.saturating_duration_since(since) >= LOST;
                     if is_long && !std::mem::replace(&mut resource.is_lost, true) {
                         self.put_off(jid, now + LATE);
@@ -356,7 +359,7 @@ impl Presences {
         }
     }
 
-    /// Returns what became of entries since the last call: call until `None`.
+    /// Returns the next change of an entry; call until `None`.
     pub fn poll_change(&mut self) -> Option<Change> {
         self.changes.pop_front()
     }
@@ -366,8 +369,7 @@ impl Presences {
         self.users.get(user).into_iter().flatten().map(|resource| &*resource.jid)
     }
 
-    /// Returns whether another resource of the user than this one, and than those in `tried`, may take a stanza for the
-    /// bare JID.
+    /// Returns whether the user has another resource, not in `tried`, that may take a stanza for the bare JID.
     pub fn has_other(&self, jid: &Jid, tried: &[FullJid]) -> bool {
         let own = self.users.get(&jid.to_bare()).into_iter().flatten();
         let mut others = own.filter(|other| other.jid.as_str() != jid.as_str());
@@ -376,17 +378,18 @@ impl Presences {
         })
     }
 
-    /// Returns whether stanzas for the bare JID have somewhere to go.
+    /// Returns whether any resource may take stanzas for the bare JID.
     fn is_reachable(&self, user: &BareJid) -> bool {
         self.users.get(user).into_iter().flatten().any(|resource| resource.priority >= 0)
     }
 
-    /// Chooses the resource that gets a stanza for the bare JID which came at `since`. Returns also the resources to ask.
+    /// Chooses the resource that gets a stanza for the bare JID which came at `since`. Returns also the resources to
+    /// check.
     ///
-    /// Those of a negative priority, and those in `tried`, are left out. Of the others that answer it is the one that
-    /// `fit` says can do most with the stanza (`None`: not known before it is asked), then one that has shown itself since
-    /// the link came up, then that of the highest priority, then the latest. What [`Presences::answered`] is told of those
-    /// that are asked settles the choice, or narrows it down.
+    /// Resources of a negative priority, and those in `tried`, are left out. Of the others that answer, the best by
+    /// these criteria wins, in this order: the highest `fit` for the stanza (`None`: not known before a check), one
+    /// that has shown itself since the link came up, the highest priority, the latest. The results of the checks, given
+    /// to [`Presences::answered`], settle the choice or narrow it down.
     pub fn choose(
         &mut self,
         user: &BareJid,
@@ -404,7 +407,7 @@ impl Presences {
             .filter(|(_, resource)| resource.priority >= 0 && !tried.contains(&resource.jid))
             .map(|(number, resource)| {
                 let fit = fit(&resource.jid);
-                // A resource that answers, but not what it can do, can do nothing special.
+                // A resource that answers without its features has no special ones.
                 let fit = fit.or_else(|| is_fresh(resource.answered).then_some(0));
                 let rank = (
                     resource.silent.is_none(),
@@ -445,8 +448,8 @@ impl Presences {
         (if waiting > 0 { Choice::Wait } else { Choice::Nobody(silent) }, ask)
     }
 
-    /// Says which resources of a user are to be asked whether they are there, and which were silent a moment ago and since
-    /// when, because something goes to all of them at `now`.
+    /// Returns the resources of a user that must be checked, and those that were silent a moment ago and since when,
+    /// because a stanza goes to all of them at `now`.
     pub fn check_all(
         &mut self,
         user: &BareJid,
@@ -469,7 +472,7 @@ impl Presences {
         (ask, silent)
     }
 
-    /// Since when a resource has not answered, if that is so.
+    /// Returns since when a resource does not answer, if it does not.
     pub fn silent_since(&self, jid: &FullJid) -> Option<Instant> {
         let resources = self.users.get(&jid.to_bare())?;
         let resource = resources.iter().find(|resource| *resource.jid == *jid)?;
@@ -481,7 +484,7 @@ impl Presences {
         self.due.len()
     }
 
-    /// Returns the bytes that are taken.
+    /// Returns the bytes in use.
     pub fn bytes(&self) -> usize {
         self.shares.iter().map(Shares::taken).sum()
     }
@@ -496,7 +499,7 @@ impl Presences {
         (at, self.number)
     }
 
-    /// Takes a place for a new resource; the oldest of a user that has as many as a user may have makes room.
+    /// Takes a place for a new resource. If a user has the most that a user may have, its oldest one makes room.
     fn insert(
         &mut self,
         jid: FullJid,
@@ -555,7 +558,7 @@ impl Presences {
         self.due.insert(due, jid);
     }
 
-    /// Among equals the latest is asked for.
+    /// Makes a resource the latest among equals.
     fn make_latest(&mut self, jid: &FullJid) {
         let Some(resources) = self.users.get_mut(&jid.to_bare()) else { return };
         if let Some(at) = resources.iter().position(|resource| *resource.jid == *jid) {

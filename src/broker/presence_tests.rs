@@ -1,4 +1,4 @@
-//! Who is reachable, under floods and over restarts.
+//! Reachable resources under floods and over restarts.
 
 use super::*;
 
@@ -82,7 +82,7 @@ fn no_crowd_of_one_domain_keeps_users_of_another_out() {
 
 #[test]
 fn all_that_is_kept_stays_below_64_mib() {
-    // The longest addresses that there are, and the shortest.
+    // The longest possible addresses, and the shortest.
     const { assert!(USERS.total + GUESTS.total < 60 << 20) };
     let now = Instant::now();
     let mut presences = Presences::new();
@@ -138,7 +138,7 @@ fn after_a_restart_those_who_were_reachable_are_and_are_asked() {
     for jid in ["a@c/there", "a@c/gone", "b@c/silent"] {
         presences.recall(full(jid), 1, now);
     }
-    assert_eq!(presences.deadline(), None, "nobody can be asked before the link is up");
+    assert_eq!(presences.deadline(), None, "no check before the link is up");
     assert!(best(&presences, &bare("b@c")).is_some(), "at once");
     presences.link_is_up(now);
     let mut asked = Vec::new();
@@ -156,7 +156,7 @@ fn after_a_restart_those_who_were_reachable_are_and_are_asked() {
     assert_eq!(drain(&mut presences), [gone("a@c/gone", true)]);
     assert_eq!(best(&presences, &bare("a@c")), Some(&full("a@c/there")));
     assert!(best(&presences, &bare("b@c")).is_some(), "one silence is not enough");
-    // It is asked every minute for five.
+    // It is checked every minute for five minutes.
     for n in 1..=5 {
         assert!(best(&presences, &bare("b@c")).is_some(), "{n}");
         let later = presences.deadline().unwrap();
@@ -205,8 +205,8 @@ fn a_link_that_breaks_while_somebody_is_asked_proves_nothing() {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Returns what is chosen for a stanza that came at `since`, where nothing matters but who is there, and who is asked
-/// for it.
+/// Returns the choice for a stanza that came at `since`, where only presence matters, and the resources to check for
+/// it.
 fn choose(
     presences: &mut Presences,
     since: Instant,
@@ -228,7 +228,7 @@ fn who_was_not_heard_of_for_a_while_is_asked_once_for_all_before_it_is_taken() {
     presences.link_is_up(now);
     presences.available(full("a@c/old"), 0, true, now).unwrap();
     presences.available(full("a@c/new"), 0, true, now).unwrap();
-    // A moment after its presence it is there; that is not as sure as an answer.
+    // A moment after its presence it counts as present; an answer is stronger.
     assert_eq!(
         choose(&mut presences, now + FRESH, &[], now + FRESH),
         (take("a@c/new", false), vec![])
@@ -236,7 +236,7 @@ fn who_was_not_heard_of_for_a_while_is_asked_once_for_all_before_it_is_taken() {
     let came = now + 60 * SECOND;
     let asked = vec!["a@c/new".to_owned(), "a@c/old".to_owned()];
     assert_eq!(choose(&mut presences, came, &[], came), (Choice::Wait, asked));
-    // However many ask after it: the question is shared.
+    // However many stanzas wait for it, they share one check.
     for n in 0..100 {
         let at = came + Duration::from_millis(n);
         assert_eq!(choose(&mut presences, at, &[], at), (Choice::Wait, vec![]));
@@ -262,7 +262,7 @@ fn who_does_not_answer_gives_way_to_the_next_and_is_remembered() {
     presences.answered(&full("a@c/sleeps"), Sign::Silence, came, came + 3 * SECOND);
     let chosen = choose(&mut presences, came, &[], came + 3 * SECOND);
     assert_eq!(chosen, (take("a@c/there", true), vec![]));
-    // The next one does not wait for who sleeps, nor is that one asked again at once.
+    // The next stanza does not wait for the sleeping resource, nor is that one checked again at once.
     let next = came + 5 * SECOND;
     assert_eq!(
         choose(&mut presences, next, &[], next),
@@ -270,7 +270,7 @@ fn who_does_not_answer_gives_way_to_the_next_and_is_remembered() {
     );
     presences.answered(&full("a@c/there"), Sign::Here, next, next);
     assert_eq!(choose(&mut presences, next, &[], next), (take("a@c/there", true), vec![]));
-    // It gets the session if nobody else takes it, and says so itself when it wakes.
+    // It gets the session if no other resource takes it. When it wakes up, it says so itself.
     let tried = [full("a@c/there")];
     let chosen = choose(&mut presences, next, &tried, next);
     assert_eq!(chosen, (Choice::Nobody(Some(came)), vec![]));
@@ -289,7 +289,7 @@ fn where_nobody_answers_it_is_known_since_when_and_nobody_is_gone_for_five_minut
     let end = came + 3 * SECOND;
     presences.answered(&full("a@c/x"), Sign::Silence, came, end);
     assert_eq!(choose(&mut presences, came, &[], end).0, Choice::Nobody(Some(came)));
-    // Asked again and again it stays the same moment, and it may come back.
+    // After repeated checks its silence still begins at the same moment, and it may come back.
     let mut at = end;
     for _ in 0..40 {
         at += 10 * SECOND;
@@ -300,7 +300,7 @@ fn where_nobody_answers_it_is_known_since_when_and_nobody_is_gone_for_five_minut
     }
     assert!(at > came + LOST);
     assert_eq!(presences.silent_since(&full("a@c/x")), Some(came));
-    // A late answer to the last question is one: out of a tunnel it is there.
+    // A late answer to the last check counts: after a tunnel the resource is present.
     let mut back = presences;
     back.answered(&full("a@c/x"), Sign::Here, at, at + 13 * SECOND);
     assert_eq!(choose(&mut back, at, &[], at).0, take("a@c/x", true));
@@ -308,7 +308,7 @@ fn where_nobody_answers_it_is_known_since_when_and_nobody_is_gone_for_five_minut
     assert_eq!(drain(&mut back), [remember("a@c/x", 0, true)], "it was never forgotten");
 }
 
-/// The answer to a question does not bring back a resource that has gone meanwhile.
+/// The answer to a check does not bring back a resource that has gone meanwhile.
 #[test]
 fn a_late_answer_does_not_bring_back_who_has_gone() {
     let now = Instant::now();
@@ -345,7 +345,7 @@ fn of_those_that_answer_the_one_that_can_do_most_is_taken() {
     let user = bare("a@c");
     let unknown = |_: &FullJid| None;
     let (choice, ask) = presences.choose(&user, now, &[], unknown, now);
-    assert_eq!((choice, ask.len()), (Choice::Wait, 3), "what they can do is asked");
+    assert_eq!((choice, ask.len()), (Choice::Wait, 3), "their features are requested");
     for name in ["files", "pipe", "chats"] {
         presences.answered(&full(&format!("a@c/{name}")), Sign::Here, now, now);
     }
@@ -353,7 +353,8 @@ fn of_those_that_answer_the_one_that_can_do_most_is_taken() {
     let for_pipes = |jid: &FullJid| Some(if jid.resource().as_str() == "pipe" { 3 } else { 1 });
     assert_eq!(presences.choose(&user, now, &[], for_files, now).0, take("a@c/files", true));
     assert_eq!(presences.choose(&user, now, &[], for_pipes, now).0, take("a@c/pipe", true));
-    // Where none can, or none says, the priority decides, and what has no use for it gives way.
+    // If none has the feature, or none says, the priority decides, and a resource that cannot handle the stanza gives
+    // way.
     assert_eq!(presences.choose(&user, now, &[], unknown, now).0, take("a@c/chats", true));
     let tried = [full("a@c/chats")];
     assert_eq!(presences.choose(&user, now, &tried, |_| Some(0), now).0, take("a@c/pipe", true));
@@ -367,7 +368,7 @@ fn what_goes_to_all_resources_has_each_asked_seldom() {
     presences.available(full("a@c/x"), 0, true, now).unwrap();
     presences.available(full("a@c/y"), -1, true, now).unwrap();
     let user = bare("a@c");
-    assert_eq!(presences.check_all(&user, now), (vec![], vec![]), "just heard of");
+    assert_eq!(presences.check_all(&user, now), (vec![], vec![]), "it has just shown itself");
     let later = now + 10 * SECOND;
     assert_eq!(presences.check_all(&user, later).0.len(), 2);
     assert_eq!(presences.check_all(&user, later), (vec![], vec![]), "being asked");

@@ -1,8 +1,9 @@
-//! The reachable resources are remembered in the database, so that a component that starts again knows them at once.
+//! The database remembers the reachable resources, so that a restarted component knows them at once.
 //!
-//! Changes are collected for a second and written in one transaction of bounded size: a user who comes and goes a
-//! hundred times costs one row. What could not be written is kept until it can be; only resources that were written
-//! need to be removed, so no more is kept than there are entries in the table and rows in the database.
+//! Changes are collected for a second and written in one transaction of bounded size: a user that comes and goes a
+//! hundred times costs one row. Changes that could not be written are kept until that is possible. Only resources that
+//! were written need to be removed, so at most one change is kept for each entry of the table and each row of the
+//! database.
 
 use std::{
     collections::HashMap,
@@ -24,32 +25,32 @@ use crate::{
     registry::store::{Store, StoreError},
 };
 
-/// Changes that come within this time are written together.
+/// Changes within this time are written together.
 const COLLECT: Duration = Duration::from_secs(1);
-/// Changes in one transaction at most.
+/// The most changes in one transaction.
 const BATCH: usize = 1000;
 /// How long one transaction may take.
 const WRITE: Duration = Duration::from_secs(15);
-/// The pause before another try when the database has failed.
+/// The pause before another try after the database has failed.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Resources that were not seen for so long before the start are not asked any more.
+/// Resources that were not seen for this long before the start are not checked.
 const OLD: Duration = Duration::from_secs(24 * 3600);
-/// Resources that are read at the start at most.
+/// The most resources that are read at the start.
 const READ: u32 = 50_000;
 
-/// What is to be written of a resource.
+/// A pending change of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pending {
     Here {
         priority: i8,
-        /// Nothing of it is in the database.
+        /// Whether the database has nothing of it.
         is_new: bool,
     },
     Gone,
 }
 
 impl Pending {
-    /// Returns what is to be written after a newer change; nothing if the database need not hear of either.
+    /// Returns the change to write after a newer one; `None` if the database needs neither.
     fn then(self, newer: Self) -> Option<Self> {
         match (self, newer) {
             (Self::Here { is_new: true, .. }, Self::Gone) => None,
@@ -77,7 +78,7 @@ fn add(changes: &mut Changes, jid: Arc<FullJid>, newer: Pending) {
     }
 }
 
-/// The memory of one component. Cheap to clone.
+/// The database's memory of one component. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Reachable {
     store: Store,
@@ -97,7 +98,7 @@ impl Reachable {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the resources that were reachable when the component ran last. Old ones are forgotten.
+    /// Returns the resources that were reachable when the component last ran. Old ones are forgotten.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -107,7 +108,7 @@ impl Reachable {
         self.store.reachable(&self.component, since, READ).await
     }
 
-    /// Takes what has become of a resource.
+    /// Takes a change of a resource.
     pub fn note(&self, change: Change) {
         let (jid, what) = match change {
             Change::Remember { jid, priority, is_new } => (jid, Pending::Here { priority, is_new }),
@@ -118,7 +119,7 @@ impl Reachable {
         self.news.notify_one();
     }
 
-    /// Writes what comes until `stop`, then what is left.
+    /// Writes changes until `stop`, then the rest.
     pub async fn run(self, stop: CancellationToken) {
         let mut failing = false;
         loop {
@@ -129,14 +130,14 @@ impl Reachable {
             }
             let _stopped = timeout(COLLECT, stop.cancelled()).await;
             match self.write_all().await {
-                Ok(()) if failing => info!("reachable users are written down again"),
+                Ok(()) if failing => info!("reachable users are recorded again"),
                 Ok(()) => {}
                 Err(error) if stop.is_cancelled() => {
-                    warn!(%error, "could not write down all reachable users");
+                    warn!(%error, "could not record all reachable users");
                 }
                 Err(error) => {
                     if !failing {
-                        warn!(%error, "could not write down who is reachable: after a restart users are reachable when they appear again");
+                        warn!(%error, "could not record reachable users: after a restart each needs a new presence");
                     }
                     failing = true;
                     let _stopped = timeout(AGAIN, stop.cancelled()).await;
@@ -218,7 +219,7 @@ mod tests {
         }
         memory.note(here("u0@a/x", -7, false));
         memory.note(Change::Gone { jid: full("u1@a/x"), remembered: true });
-        assert_eq!(memory.lock().len(), BATCH + 9, "what came and went is not written");
+        assert_eq!(memory.lock().len(), BATCH + 9, "a resource that came and went is not written");
         let stop = CancellationToken::new();
         stop.cancel();
         memory.clone().run(stop.clone()).await;

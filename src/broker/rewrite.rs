@@ -1,11 +1,11 @@
-//! Jingle trees from one leg to the other: addresses, session ids and transports change, all else is kept.
+//! Moves Jingle trees from one leg to the other: addresses, session ids and transports change, the rest is kept.
 
 use jid::Jid;
 use minidom::Element;
 
 use crate::xmpp::{ns, xml};
 
-/// Who is who on the leg that a Jingle element goes to.
+/// The addresses and ids on the leg that a Jingle element goes to.
 #[derive(Clone, Debug)]
 pub struct Frame<'a> {
     /// The Jingle namespace that the user on this leg speaks.
@@ -48,13 +48,13 @@ pub fn jingle(
     out
 }
 
-/// Returns whether an element claims to say what the component knows: of keys, or of a stream that stands still. From a
-/// user it never does, wherever it stands.
+/// Returns whether an element claims to state what only the component knows: about keys, or about a stream that stands
+/// still. Such an element of a user is never genuine, wherever it stands.
 fn is_hints(element: &Element) -> bool {
     element.has_ns(ns::HINTS) && matches!(element.name(), "hints" | "waiting" | "moving")
 }
 
-/// Copies an element of a user's: what is in one namespace comes out in another, and hints stay behind.
+/// Copies a user's element: moves it from one namespace to another and drops hints.
 pub fn reframe(element: &Element, from: &str, to: &str) -> Element {
     let namespace = element.ns();
     let mut copy = xml::head_in(element, if namespace == from { to } else { &namespace });
@@ -70,7 +70,8 @@ pub fn reframe(element: &Element, from: &str, to: &str) -> Element {
     copy
 }
 
-/// Returns a content for another leg: without its transport and without any hints a user may have forged; with ours.
+/// Returns a content for another leg, with the component's transport and hints. The original transport, and hints that
+/// a user may have forged, are dropped.
 pub fn content(original: &Element, transport: Option<Element>, hints: Option<Element>) -> Element {
     let mut out = xml::head_in(original, &original.ns());
     let mut hints = hints;
@@ -95,7 +96,7 @@ pub fn content(original: &Element, transport: Option<Element>, hints: Option<Ele
     out
 }
 
-/// Returns a `<jingle/>` of our own.
+/// Returns a `<jingle/>` of the component's own.
 pub fn own(action: &str, frame: &Frame<'_>) -> Element {
     xml::element("jingle", frame.namespace, &[("action", action), ("sid", frame.sid)])
 }

@@ -10,7 +10,7 @@ use crate::{
 /// Our candidates are preferred over every other on their leg: type direct (126 << 16) and a local preference.
 const PRIORITY: u32 = 8_257_536 + 16_384;
 
-/// What a user's `<transport/>` says.
+/// A user's `<transport/>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// In-band.
@@ -26,7 +26,7 @@ pub enum Transport {
     S5b {
         /// The bytestream's id.
         sid: String,
-        /// Their candidates: cid, type, JID.
+        /// The user's candidates: cid, type, JID.
         candidates: Vec<(String, String, String)>,
     },
 }
@@ -62,8 +62,8 @@ impl Transport {
     }
 }
 
-/// Returns an in-band transport. It proposes blocks by IQ, also to a user who has offered them by message (XEP-0261, 2;
-/// it is advisory): messages may be held for an inactive client, or go to another one when it has gone.
+/// Returns an in-band transport. It proposes blocks by IQ, also to a user that has offered blocks by message (XEP-0261,
+/// 2; the attribute is advisory): messages may be held for an inactive client, or reach another one when it has gone.
 pub fn ibb(namespace: &str, sid: &str, block_size: u16) -> Element {
     let size = block_size.to_string();
     let attributes = [("sid", sid), ("block-size", &size), ("stanza", IbbStanza::Iq.as_str())];
@@ -95,7 +95,7 @@ pub fn s5b(sid: &str, dstaddr: &str, cid: &str, jid: &str, advertise: &[(String,
     transport
 }
 
-/// Returns a SOCKS5 transport that carries one piece of news, such as `candidate-error`.
+/// Returns a SOCKS5 transport with one notification, such as `candidate-error`.
 pub fn s5b_news(sid: &str, news: Element) -> Element {
     let mut transport = xml::element("transport", ns::JINGLE_S5B, &[("sid", sid)]);
     transport.append_child(news);

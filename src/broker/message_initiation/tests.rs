@@ -114,7 +114,7 @@ fn the_first_proceed_wins_and_the_session_goes_there_with_the_id_it_knows() {
     );
     assert_eq!(shown(&out)[1].2, "retract");
     assert_eq!(shown(&out)[1].1, "bob@b.example/phone");
-    // The other one is late.
+    // The other one answers too late.
     assert_eq!(
         who(&story.bob("phone", "proceed").unwrap()),
         pairs(&[("bob@b.example/phone", "retract")])
@@ -236,12 +236,12 @@ fn two_that_propose_to_each_other_find_the_same_one_lower() {
         let resources = vec![full("alice@a.example/balcony")];
         let out = story.proposals.propose(&stanza, &alice, resources, story.now).unwrap();
         let seen = shown(&out)[0].3.clone();
-        // Alice compares her "a1" with what she sees, Bob his own with what he sees.
+        // Alice compares her "a1" with the id that she sees, Bob his own with the one that he sees.
         assert_eq!(seen.as_str() < "a1", other < story.theirs.as_str(), "{other} {seen}");
     }
 }
 
-/// A message that could not be sent on is refused, and changes nothing.
+/// A message that is too long to be passed on is refused, and changes nothing.
 #[test]
 fn a_message_too_long_to_be_passed_on_is_refused_to_its_sender() {
     let long = |from: &str, to: &str, action: &str, id: &str, length: usize| {
@@ -287,7 +287,7 @@ fn a_message_too_long_to_be_passed_on_is_refused_to_its_sender() {
     }
 }
 
-/// A device that sleeps is woken up by the proposal, and takes a while for that.
+/// The proposal wakes a sleeping device, which takes a while.
 #[test]
 fn what_rings_nowhere_is_rejected_when_those_who_may_wake_up_have_had_their_time() {
     let silent = |story: &mut Story, resource: &str, is_refused: bool| {
@@ -320,7 +320,7 @@ fn what_rings_nowhere_is_rejected_when_those_who_may_wake_up_have_had_their_time
     assert_eq!(story.expire(), []);
     story.now = began + QUIET;
     assert_eq!(said(&story.expire()), "bob@b.example is not answering since then");
-    // One that wakes up: it rings, comes back, or just answers late.
+    // A device wakes up: it rings, comes back, or answers late.
     for wakes in
         [(|story| drop(story.bob("phone", "ringing").unwrap())) as fn(&mut Story), |story| {
             story.proposals.here(&full("bob@b.example/phone"))
@@ -334,12 +334,12 @@ fn what_rings_nowhere_is_rejected_when_those_who_may_wake_up_have_had_their_time
         story.bob("phone", "proceed").unwrap();
         assert_eq!(silent(&mut story, "phone", true), []);
     }
-    // Nobody is passed anything.
+    // Nothing is delivered to anyone.
     let mut story = Story::begun();
     assert_eq!(silent(&mut story, "phone", false), []);
     assert_eq!(silent(&mut story, "desk", true), []);
     assert_eq!(said(&silent(&mut story, "phone", true)), "it may be blocked");
-    // One may wake up, the other is gone for good.
+    // One may wake up, the other is gone.
     let (mut story, began) = quiet();
     assert_eq!(story.proposals.gone(&Jid::new("bob@b.example/desk").unwrap()), []);
     story.now = began + QUIET;

@@ -1,4 +1,4 @@
-//! The contents of a session: which of them is brokered, what is said of its offer, and in whose dialect.
+//! The contents of a session: the brokered one, the checks of its offer, and the dialect for each side.
 
 use minidom::Element;
 use tokio::time::Instant;
@@ -19,11 +19,11 @@ use crate::{
     },
 };
 
-/// Returns the content of a session-initiate that is brokered, by its number, and its transport: the first that is
-/// secured and has a transport that can be had here.
+/// Returns the number and the transport of the content that is brokered: the first one that is secured and has a
+/// supported transport.
 ///
 /// # Errors
-/// What the initiator is told if there is none.
+/// The answer to the initiator, if there is none.
 pub(crate) fn choose(jingle: &Element, options: &Options) -> Result<(usize, Transport), Refusal> {
     let all: Vec<&Element> = contents(jingle).collect();
     if all.is_empty() {
@@ -55,7 +55,7 @@ pub(crate) fn choose(jingle: &Element, options: &Options) -> Result<(usize, Tran
 }
 
 /// Returns the application of a content if two users need it only once between them: a raw TLS stream, or an XML
-/// stream. Two offers of it that cross each other are one too many (XEP-0166, 7.2.16); two files may cross.
+/// stream. If two offers of it cross, one must give way (XEP-0166, 7.2.16); two files may cross.
 pub(crate) fn channel(jingle: &Element, number: usize) -> Option<String> {
     application(jingle, number)
         .filter(|namespace| [ns::APPS_TLS, ns::XMLSTREAM].contains(&namespace.as_str()))
@@ -73,8 +73,7 @@ pub(super) fn contents(jingle: &Element) -> impl Iterator<Item = &Element> {
     jingle.children().filter(move |child| child.is("content", namespace.as_str()))
 }
 
-/// Returns a content that comes later in a session, in a dialect that its reader knows. `methods` are those of the
-/// session.
+/// Returns a content of a later stanza, in a dialect that its reader knows. `methods` are those of the session.
 pub(super) fn translated(content: &Element, known: &[Dialect], methods: &[String]) -> Element {
     let prints = hints::judge(&offer::Offer::read(content), methods, &[]).prints();
     dialect::for_peer(content, known, &prints)
@@ -88,20 +87,20 @@ fn name(content: &Element) -> &str {
 struct Checked {
     content: Element,
     hints: Element,
-    /// All methods that it has left, and whether it had any.
+    /// The methods that it has left, and whether it had any.
     methods: Vec<String>,
     had_methods: bool,
 }
 
 impl Session {
-    /// Returns the brokered content in what one side says: the one of its name; if the session was offered with one
-    /// alone, that one by whatever name.
+    /// Returns the brokered content in one side's stanza: the one with its name, or, if the session was offered with
+    /// one content, that one under any name.
     pub(super) fn own_content<'a>(&self, jingle: &'a Element) -> Option<&'a Element> {
         let named = contents(jingle).find(|content| name(content) == self.name);
         named.or_else(|| contents(jingle).next().filter(|_| self.removed.is_empty()))
     }
 
-    /// Passes the session-initiate on once all is known that it takes.
+    /// Passes the session-initiate on once everything that it needs is known.
     pub(super) fn pass_initiate(&mut self) {
         let Phase::Checking { features: Some(features), keys: Some(keys) } = &mut self.phase else {
             return;
@@ -120,7 +119,7 @@ impl Session {
         if checked.had_methods && checked.methods.is_empty() {
             let owner = self.peer(Side::Initiator).user.to_bare();
             let text = format!(
-                "No TLS method is left: this service takes none of the keys that {owner} offers"
+                "No TLS method is left: this service accepts none of the keys that {owner} offers"
             );
             return self.end_both("unsupported-applications", &text);
         }
@@ -138,7 +137,7 @@ impl Session {
         }
     }
 
-    /// Which Jingle the responder speaks: the initiator's, unless it knows only the other.
+    /// Chooses the Jingle namespace for the responder: the initiator's, unless the responder knows only the other.
     fn choose_namespace(&mut self, features: &[String]) {
         let speaks = |feature: &str| features.iter().any(|known| known == feature);
         let responder = &mut self.peers[Side::Responder.index()];
@@ -152,8 +151,7 @@ impl Session {
         }
     }
 
-    /// Returns a session-initiate or session-accept for the other side: with the content of this number alone, as
-    /// checked.
+    /// Returns a session-initiate or session-accept for the other side, with only the checked content of this number.
     fn pass(
         &self,
         to: Side,
@@ -179,14 +177,14 @@ impl Session {
         rewrite::jingle(&alone, &frame, |moved| content.take().unwrap_or(moved))
     }
 
-    /// Hints and policy for one side's offer, which is then put in a dialect of the other.
+    /// Adds hints to one side's offer, applies the policies, and writes it in a dialect of the other side.
     ///
     /// # Errors
-    /// The text for both users if policy forbids the session.
+    /// The text for both users, if policy forbids the session.
     fn check(&self, side: Side, content: &Element, keys: &[Key]) -> Result<Checked, String> {
         let owner = self.peer(side).user.to_bare();
         let offer = offer::Offer::read(content);
-        // What the initiator has offered is what an answer means that names no method.
+        // An answer that names no method means one that the initiator has offered.
         let others = if side == Side::Responder { self.methods.as_slice() } else { &[] };
         let judged = hints::judge(&offer, others, keys);
         let gone = hints::decide(&judged, &self.options.policies, &owner)?;
@@ -220,7 +218,7 @@ impl Session {
         if checked.had_methods && !self.methods.is_empty() && !common {
             self.send(stanza.result(None));
             let list = |names: &[String]| match names {
-                [] => "none that this service takes".to_owned(),
+                [] => "none that this service accepts".to_owned(),
                 names => names.join(", "),
             };
             let text = format!(
@@ -246,7 +244,7 @@ impl Session {
         self.open_responder();
     }
 
-    /// Tells the initiator which of its contents do not take part.
+    /// Tells the initiator which of its contents are not brokered.
     pub(super) fn remove_contents(&mut self) {
         if !self.removed.is_empty() {
             let text = "A brokered session carries one stream: this content is not part of it";
@@ -256,7 +254,7 @@ impl Session {
         }
     }
 
-    /// Answers a content-add: there is room for one.
+    /// Answers a content-add: a session has one content.
     pub(super) fn reject_contents(&mut self, side: Side, stanza: &Stanza, jingle: &Element) {
         let added: Vec<Element> = contents(jingle).cloned().collect();
         let text = "A brokered session carries one stream: start another session";

@@ -8,16 +8,15 @@
 //!   transport of leg A ⇄ │ first bytes must be a ClientHello │ ⇄ transport of leg B
 //! ```
 //!
-//! The accept may come before the transport is up (XTLS) or after TLS is up (the seed): leg B is opened by the
-//! accept or by leg A becoming ready, whichever is first. Transport actions stay on their leg; all others are passed
+//! The accept may come before the transport is up (XTLS) or after TLS is up (the seed). The accept or the
+//! readiness of leg A opens leg B, whichever comes first. Transport actions stay on their leg; all others are passed
 //! on and their answers passed back. Either user's terminate, silence or absence ends both legs.
 //!
-//! A session carries one stream: of several contents the first that can be brokered goes on, and the initiator is told
-//! by content-remove that the others do not (content-reject answers a content-add alone, XEP-0166, 7.2.4, and does so
-//! here to one that comes later).
+//! A session carries one stream. Of several contents, the first that can be brokered continues, and a content-remove
+//! tells the initiator that the others do not. A later content-add is answered with content-reject (XEP-0166, 7.2.4).
 //!
-//! [`Session`] decides and does nothing: stanzas, answers and the time go in ([`Session::handle`]), what is to be done
-//! comes out ([`Session::poll_action`]), and [`Session::deadline`] says when it wants to be called without news.
+//! [`Session`] decides and does no I/O: stanzas, answers and the time go in ([`Session::handle`]), actions come out
+//! ([`Session::poll_action`]), and [`Session::deadline`] says when it must be called without an input.
 //!
 //! Spec: XEP-0166 1.1.2, sections 6 and 7; XEP-0260 1.0.3, section 2; XEP-0261 1.0, section 2.
 
@@ -63,27 +62,27 @@ use crate::{
 
 /// How long an ended stream waits for the users' own session-terminate.
 const GOODBYE: Duration = Duration::from_secs(30);
-/// The same for a raw stream, of no other application: nothing is left to say.
+/// The same for a raw stream, which has no further application data.
 const RAW_GOODBYE: Duration = Duration::from_secs(2);
 /// How long bytes may still arrive after a session-terminate, which travels another way.
 const LAST_BYTES: Duration = Duration::from_millis(150);
-/// How long the reason may take by which a stream broke: a session-terminate, or that a user has gone.
+/// How long to wait for the reason why a stream broke: a session-terminate, or the news that a user has gone.
 const LAST_WORD: Duration = Duration::from_millis(500);
 /// How often a silent user is asked whether its session still exists (XEP-0166, 6.8).
 const PING: Duration = Duration::from_secs(60);
-/// How long a responder may take to acknowledge a session-initiate that did not answer the question before it,
-/// and which another one may take.
+/// How long a responder may take to acknowledge a session-initiate if it did not answer the check before it, and
+/// another resource may take the session.
 const SUSPECT: Duration = Duration::from_millis(1500);
-/// The same if nobody else may take it: its answers may wait behind blocks of another stream for ten seconds.
+/// The same if no other resource may take it: its answers may wait behind blocks of another stream for ten seconds.
 const BUSY: Duration = Duration::from_secs(15);
-/// When it is asked again after an answer that may be false.
+/// The pause before a user is asked again after an answer that may be wrong.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Requests of one side that may wait for the other's answers, and inputs that may wait for a check.
+/// The most requests of one side that wait for the other's answers, and the most inputs that wait for a check.
 const FORWARDED: usize = 32;
-/// The block size that every client takes, tried when a larger one is refused.
+/// The block size that every client accepts, for use when a larger one is refused.
 const SMALL_BLOCK: u16 = 4096;
 
-/// The longest text of a reason of our own, in characters.
+/// The longest text of the component's own reasons, in characters.
 const TEXT: usize = 1000;
 
 /// One user's end of the session.
@@ -99,32 +98,32 @@ pub(crate) struct Peer {
     pub(crate) namespace: String,
 }
 
-/// What a session is told.
+/// An input of a session.
 #[derive(Debug)]
 pub(crate) enum Input {
     /// The answer to an [`Action::Ask`].
     Answered(u32, Answer),
-    /// The SOCKS5 connection of a side is there.
+    /// The SOCKS5 connection of a side is established.
     Arrived(Side),
     /// Which in-band leg broke, and why; [`Input::Relayed`] follows.
     Broken(Option<(Side, IbbError)>),
-    /// The link was lost for a while: is everybody still there?
+    /// The link was lost for a while: check that both users are present.
     Check,
-    /// The service stops: what is under way may go on until then.
+    /// The service stops: the session may continue until then.
     Drain(Instant),
-    /// It is to end, with this reason and text for both users.
+    /// End the session with this reason and text for both users.
     End(&'static str, String),
-    /// What the responder's client can do.
+    /// The features of the responder's client.
     Features(Vec<String>),
-    /// The responder's client does not say what it can do, and may not be there.
+    /// The responder's client does not tell its features, and may be absent.
     NoFeatures,
-    /// The responder's address is that of a chat room, or of somebody in it.
+    /// The responder's address is that of a chat room, or of its occupant.
     Room,
-    /// One side is no longer there.
+    /// One side has gone.
     Gone(Side),
     /// A Jingle IQ of one side.
     Jingle(Side, Stanza),
-    /// The keys of one side that the other may know of; an error if the registry cannot be asked.
+    /// The keys of one side that the other may know of; an error if the registry failed.
     Keys(Side, Result<Vec<Key>, ()>),
     /// An IBB `<open/>` of one side.
     Open(Side, Stanza),
@@ -132,11 +131,11 @@ pub(crate) enum Input {
     Relayed(Outcome),
     /// [`Session::deadline`] has passed.
     Timeout,
-    /// The in-band leg of a side waits for its user, who is silent, or goes on.
+    /// The in-band leg of a side waits for its silent user, or continues.
     Waits(Side, bool),
 }
 
-/// What a session wants done.
+/// An action that a session requests.
 #[derive(Debug)]
 pub(crate) enum Action {
     /// Send an IQ set to a side's user from its mask; its answer is [`Input::Answered`] with this number.
@@ -147,34 +146,34 @@ pub(crate) enum Action {
     ExpectOpen(Side, Option<String>),
     /// Join both legs: [`Input::Relayed`].
     Join,
-    /// The responder's client knows of the session: it cannot be crossed by one of its own any more.
+    /// The responder's client knows of the session: it can no longer cross one of its own.
     Acknowledged,
     /// The responder did not take the session: give its session-initiate back, with the error if there was one.
     GiveBack(Box<Stanza>, Option<Element>),
-    /// Find what the responder's client can do: [`Input::Features`], [`Input::NoFeatures`] or [`Input::Room`].
+    /// Look up the features of the responder's client: [`Input::Features`], [`Input::NoFeatures`] or [`Input::Room`].
     LookUpFeatures,
-    /// Find the keys of a side that the other may know of: [`Input::Keys`].
+    /// Look up the keys of a side that the other may know of: [`Input::Keys`].
     LookUpKeys(Side),
     /// Send a stanza.
     Send(Element),
     /// The SOCKS5 connection of this side is its leg.
     TakeSocket(Side),
-    /// An in-band bytestream is this side's leg: sid, block size, the stanzas it runs in.
+    /// An in-band bytestream is this side's leg: sid, block size, and the kind of its stanzas.
     TakeStream(Side, String, u16, IbbStanza),
 }
 
-/// Where a session is. Legs and acceptance go their own ways beside it.
+/// The phase of a session. Legs and acceptance have states of their own.
 #[derive(Debug)]
 enum Phase {
-    /// The offer is being looked at; the responder knows of nothing.
+    /// The offer is being checked; the responder does not know of it.
     Checking { features: Option<Vec<String>>, keys: Option<Vec<Key>> },
-    /// The responder knows; the legs are not joined.
+    /// The responder knows of the session; the legs are not joined.
     Negotiating,
     /// Bytes flow.
     Relaying,
-    /// One side has ended the session; its last bytes may still be under way.
+    /// One side has ended the session; its last bytes may still be on their way.
     Leaving { by: Side, jingle: Element },
-    /// The stream is over, the users have not said so yet.
+    /// The stream is over; the users have not ended the session yet.
     Relayed,
     /// Nothing is left to do.
     Over,
@@ -207,7 +206,7 @@ fn known_reason(jingle: &Element) -> &'static str {
     REASONS.into_iter().find(named).unwrap_or("other")
 }
 
-/// What an answer is for.
+/// The purpose of a request, by which its answer is handled.
 #[derive(Debug)]
 enum Question {
     Initiate,
@@ -227,49 +226,49 @@ pub(crate) struct Session {
     phase: Phase,
     /// The session-initiate while it is unanswered.
     initiate: Option<Stanza>,
-    /// The session-accept while it is being looked at, and what came after it.
+    /// The session-accept while it is being checked, and the stanzas after it.
     accept: Option<Stanza>,
     held: VecDeque<Input>,
     accepted: bool,
-    /// Which content is brokered, and which the initiator offered in vain.
+    /// The name of the brokered content, and those of the initiator's other contents.
     name: String,
     chosen: usize,
     removed: Vec<Element>,
-    /// Whether it is a raw TLS stream, of no other application.
+    /// Whether it is a raw TLS stream, without another application.
     is_raw: bool,
-    /// The TLS methods of the initiator, as far as policy lets them pass.
+    /// The TLS methods of the initiator that policy lets pass.
     methods: Vec<String>,
-    /// The dialects of an offer that each side knows; empty: whichever.
+    /// The offer dialects that each side knows; empty: any.
     dialects: [Vec<Dialect>; 2],
     questions: HashMap<u32, Question>,
     asked: u32,
     /// When it ends, and why.
     deadline: Instant,
     deadline_reason: &'static str,
-    /// Which users have said that they are not there, or are not where they were, while the stream goes on.
+    /// Which users have said that they are absent, or have moved, while the stream continues.
     absent: [bool; 2],
     /// Which in-band leg broke, and why.
     broken: Option<(Side, IbbError)>,
-    /// The side whose last answer said that the user is not there.
+    /// The sides whose last answer said that the user is absent.
     doubted: [bool; 2],
     /// Why it ended, once it has.
     reason: &'static str,
     /// When the service stops.
     stop_at: Option<Instant>,
-    /// When each side was last heard of.
+    /// When each side was last heard.
     heard: [Instant; 2],
     /// How long the responder may take to acknowledge the session-initiate.
     patience: Duration,
     /// Whether the session-initiate is given back if the responder does not take it.
     goes_back: bool,
-    /// Whether somebody else may take the session then.
+    /// Whether another resource may take the session then.
     has_others: bool,
     actions: VecDeque<Action>,
 }
 
 impl Session {
-    /// Returns a session for a session-initiate that has been admitted; `leg` is the transport that the initiator
-    /// offers in the content of this number.
+    /// Returns a session for an admitted session-initiate. `leg` is the transport that the initiator offers in the
+    /// content of this number.
     pub(crate) fn new(
         options: Arc<Options>,
         ids: fn() -> String,
@@ -285,7 +284,7 @@ impl Session {
         let is_raw = offered.get(chosen).is_some_and(|c| c.has_child("description", ns::APPS_TLS));
         let others = offered.iter().enumerate().filter(|(number, _)| *number != chosen);
         let removed = others.map(|(_, content)| (*content).clone()).collect();
-        // Until the responder's features are known its leg is a placeholder.
+        // Until the responder's features are known, its leg is a placeholder.
         let legs = [
             LegState { told: true, ..leg },
             LegState::ibb(ns::JINGLE_IBB, None, options.block_size),
@@ -328,8 +327,8 @@ impl Session {
         }
     }
 
-    /// Sets how long the responder may take to acknowledge the session-initiate, whether that is given back if it does not
-    /// take it, and whether somebody else may take it then.
+    /// Sets how long the responder may take to acknowledge the session-initiate, whether the stanza is given back
+    /// otherwise, and whether another resource may take it then.
     pub(crate) fn expect_acknowledgement(
         &mut self,
         patience: Duration,
@@ -344,29 +343,30 @@ impl Session {
         self.patience
     }
 
-    /// Returns what is to be done next. Ask until there is nothing.
+    /// Returns the next action; call until `None`.
     pub(crate) fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Why it has ended: a condition of XEP-0166, `refused` if it never began, `other` for one that is not known.
+    /// Returns why it has ended: a condition of XEP-0166, `refused` if it never began, or `other` for an unknown
+    /// condition.
     pub(crate) fn reason(&self) -> &'static str {
         self.reason
     }
 
-    /// When [`Input::Timeout`] is due.
+    /// Returns when [`Input::Timeout`] is due.
     pub(crate) fn deadline(&self) -> Instant {
         let news = self.heard.map(|heard| heard + PING);
         let fall_backs = self.legs.iter().filter_map(|leg| leg.fall_back_at);
         news.into_iter().chain(fall_backs).chain(self.stop_at).fold(self.deadline, Instant::min)
     }
 
-    /// Returns whether it has ended: what [`Session::poll_action`] still gives is its last will.
+    /// Returns whether it has ended; [`Session::poll_action`] may still return the last actions.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Over)
     }
 
-    /// Takes news.
+    /// Handles one input.
     pub(crate) fn handle(&mut self, input: Input, now: Instant) {
         if let Input::Jingle(side, _) | Input::Open(side, _) = &input {
             self.is_here(*side, now);
@@ -381,13 +381,13 @@ impl Session {
             Input::Jingle(..) | Input::Open(..) if self.accept.is_some() => {
                 self.held.push_back(input);
             }
-            // Who has not been told of the session cannot speak in it.
+            // A user that has not been told of the session cannot speak in it.
             Input::Jingle(side, stanza) | Input::Open(side, stanza)
                 if !self.legs[side.index()].told =>
             {
                 self.send(stanza.refuse(&unknown_session()));
             }
-            // The other side is about to be told the reason that the user gave.
+            // The other side is about to get the user's own reason.
             Input::Gone(_) | Input::Drain(_) if matches!(self.phase, Phase::Leaving { .. }) => {}
             Input::Answered(number, answer) => self.handle_answer(number, answer, now),
             Input::Arrived(side) => {
@@ -396,7 +396,7 @@ impl Session {
             }
             Input::Broken(broken) => self.broken = broken,
             Input::Check => self.check_users(now),
-            // What is under way may come to its end in time.
+            // The running stream may end in time.
             Input::Drain(until) if until <= now => {
                 self.end_both("gone", "The service is being stopped");
             }
@@ -408,14 +408,14 @@ impl Session {
                     self.pass_initiate();
                 }
             }
-            // A server that stops says so of all its users, and a stream beside XMPP goes on: the stream decides.
+            // A server that stops says so of all its users, yet a stream beside XMPP continues: the stream decides.
             Input::Gone(side) if matches!(self.phase, Phase::Relaying) => {
                 self.absent[side.index()] = true;
                 self.check_user(side, now);
             }
             Input::Gone(side) => self.lost(side),
             Input::NoFeatures => {
-                // Every client answers that question, so it has had its time if others may take the session.
+                // Every client answers that check, so its time is up if another resource may take the session.
                 self.patience = self.patience.min(if self.has_others { SUSPECT } else { BUSY });
                 self.handle(Input::Features(Vec::new()), now);
             }
@@ -441,31 +441,31 @@ impl Session {
         }
     }
 
-    /// Both users are to be asked now whether they are there.
+    /// Checks both users now.
     fn check_users(&mut self, now: Instant) {
         for side in [Side::Initiator, Side::Responder] {
             self.check_user(side, now);
         }
     }
 
-    /// A user is to be asked now whether it is there.
+    /// Checks a user now.
     fn check_user(&mut self, side: Side, now: Instant) {
         self.heard[side.index()] = now.checked_sub(PING).unwrap_or(now);
     }
 
-    /// A user has sent something.
+    /// Notes that a user has sent something.
     fn is_here(&mut self, side: Side, now: Instant) {
         self.heard[side.index()] = now;
         self.absent[side.index()] = false;
     }
 
-    /// Returns whether the stream of a side runs, and does not need its user's connection to the server.
+    /// Returns whether the stream of a side runs without its user's connection to the server.
     fn runs_beside_xmpp(&self, side: Side) -> bool {
         matches!(self.phase, Phase::Relaying)
             && matches!(self.legs[side.index()].plan, Plan::S5b { .. })
     }
 
-    /// Tells both users that the stream stands still because one of them is silent, or that it goes on.
+    /// Tells both users that the stream stands still because one of them is silent, or that it continues.
     fn tell_waiting(&mut self, silent: Side, waits: bool) {
         if !matches!(self.phase, Phase::Relaying) {
             return;
@@ -485,7 +485,7 @@ impl Session {
         }
     }
 
-    /// Why the stream broke, for both users.
+    /// Returns why the stream broke, as text for both users.
     fn broken_text(&self) -> String {
         match self.broken {
             None => "A leg broke".to_owned(),
@@ -522,7 +522,7 @@ impl Session {
         self.actions.push_back(Action::Ask(side, self.asked, payload));
     }
 
-    /// Sends a Jingle element to one side; nobody waits for the answer.
+    /// Sends a Jingle element to one side, without waiting for the answer.
     fn tell(&mut self, side: Side, jingle: Element) {
         let iq = self.request(side, jingle);
         self.send(iq);
@@ -542,7 +542,7 @@ impl Session {
     /// Returns whether a stanza can be sent.
     ///
     /// # Errors
-    /// The refusal for what is too long.
+    /// The refusal, if it is too long.
     fn check_size(&self, iq: &Element) -> Result<(), Refusal> {
         let limit = self.options.max_stanza_bytes;
         match size::of(iq) {
@@ -571,7 +571,7 @@ impl Session {
 
     /// Ends the session with a session-terminate to both sides (an initiate still unanswered is answered first).
     fn end_both(&mut self, condition: &'static str, text: &str) {
-        // It may repeat what a user sent, and both users must hear of the end.
+        // The text may repeat what a user sent, and both users must learn of the end.
         let text: String = text.chars().take(TEXT).collect();
         self.answer_initiate(None);
         for side in [Side::Initiator, Side::Responder] {
@@ -585,7 +585,7 @@ impl Session {
         self.finish();
     }
 
-    /// One side is not there any more: the other is told.
+    /// Handles a side that has gone: tells the other.
     fn lost(&mut self, side: Side) {
         let other = side.other();
         self.answer_initiate(Some(
@@ -600,7 +600,7 @@ impl Session {
         self.finish();
     }
 
-    /// The end: whoever still waits for an answer gets one.
+    /// Ends the session, and answers every request that is still open.
     fn finish(&mut self) {
         self.phase = Phase::Over;
         self.answer_initiate(None);
@@ -626,14 +626,14 @@ impl Session {
         });
     }
 
-    /// The responder has not taken the session: somebody else may.
+    /// Gives the session back, because the responder has not taken it: another resource may.
     fn give_back(&mut self, error: Option<Element>) {
         let Some(stanza) = self.initiate.take() else { return };
         self.actions.push_back(Action::GiveBack(Box::new(stanza), error));
         self.finish();
     }
 
-    /// The responder knows of the session: so may the initiator.
+    /// Notes that the responder knows of the session; tells the initiator.
     fn acknowledge(&mut self) {
         if self.initiate.is_none() {
             return;
@@ -644,7 +644,7 @@ impl Session {
         self.offer_early();
     }
 
-    /// The registry has no answer: the stanza that is being checked is refused.
+    /// Refuses the stanza that is being checked, because the registry has no answer.
     fn refuse_check(&mut self, refusal: &Refusal) {
         if let Some(stanza) = self.accept.take() {
             return self.send(stanza.refuse(refusal));
@@ -715,7 +715,7 @@ impl Session {
             let out = rewrite::jingle(jingle, &self.frame(other), |content| content);
             let mut iq = self.request(other, out);
             if self.check_size(&iq).is_err() {
-                // The other user must hear of the end, if not of all that was said about it.
+                // The other user must learn of the end, if not of everything that was said about it.
                 let condition = match known_reason(jingle) {
                     "other" => "general-error",
                     known => known,
@@ -746,7 +746,7 @@ impl Session {
                 self.finish();
             }
             (Question::Initiate, Answer::Timeout) if self.initiate.is_some() => {
-                // Should it be there after all, it is not to wait for anybody.
+                // If the responder is present after all, it must not wait for an absent peer.
                 let text = "The session was not acknowledged in time";
                 let out = rewrite::terminate(&self.frame(Side::Responder), "timeout", text);
                 self.tell(Side::Responder, out);
@@ -783,12 +783,12 @@ impl Session {
                 }
                 self.open(side);
             }
-            // On its own leg the initiator may take it for its part to open what we have offered.
+            // The initiator may think that it has to open the bytestream that we have offered on its leg.
             (Question::Open(Side::Initiator, ..), _) => self.leg(Side::Initiator).opened = false,
             (Question::Open(..), _) => {
                 self.end_both("failed-transport", "The in-band bytestream was refused");
             }
-            // The first such answer may come from a server in whose connection to another one it got lost.
+            // The first such answer may come from a server whose connection to another one lost the request.
             (Question::Ping(side), Answer::Error(error))
                 if is_undelivered(&error)
                     && matches!(self.phase, Phase::Relaying)
@@ -799,7 +799,7 @@ impl Session {
             }
             (Question::Ping(side), Answer::Error(error)) if is_gone(&error) => {
                 if self.runs_beside_xmpp(side) {
-                    // A stream beside XMPP outlives its user's connection to the server, and shows its own end.
+                    // A stream beside XMPP survives its user's connection to the server, and shows its own end.
                     self.absent[side.index()] = true;
                 } else {
                     self.lost(side);
@@ -809,7 +809,7 @@ impl Session {
                 self.doubted[side.index()] = false;
                 self.is_here(side, now);
             }
-            // It has said that it goes, and says nothing more.
+            // The user has said that it goes, and sends nothing more.
             (Question::Ping(side), Answer::Timeout)
                 if self.absent[side.index()] && !self.runs_beside_xmpp(side) =>
             {
@@ -821,7 +821,7 @@ impl Session {
         }
     }
 
-    /// Returns the side that has kept a session from being set up.
+    /// Returns the side that has prevented the session's setup, as text.
     fn late(&self) -> String {
         let user = |side| self.peer(side).user.to_bare();
         if !self.accepted && !self.legs[1].ready {
@@ -894,12 +894,12 @@ impl Session {
                 | io::ErrorKind::NetworkDown,
             ) => {
                 let text = match self.broken {
-                    None => "A user cannot be reached any more".to_owned(),
+                    None => "A user can no longer be reached".to_owned(),
                     Some(_) => self.broken_text(),
                 };
                 self.end_both("timeout", &text);
             }
-            // One that has gone is the reason; that of both says nothing, for it may be their server's.
+            // One absent user is the reason. If both seem absent, their server may have said so, which means nothing.
             Ended::Error(_) if self.absent[0] != self.absent[1] => {
                 self.end_both("gone", "The other user went away");
             }
@@ -921,12 +921,12 @@ impl Session {
     }
 }
 
-/// Returns what a user is told whose session is not there.
+/// Returns the refusal for a session that does not exist.
 pub(crate) fn unknown_session() -> Refusal {
     Refusal::unknown_session("The session is over")
 }
 
-/// Returns the answer to what may come, but not now (XEP-0166, 10).
+/// Returns the refusal for a request in the wrong state (XEP-0166, 10).
 fn out_of_order(text: &str) -> Refusal {
     Refusal::new("wait", "unexpected-request", text).with_extra("out-of-order", ns::JINGLE_ERRORS)
 }
@@ -940,8 +940,8 @@ fn no_answer() -> Refusal {
         .with_extra("silent", ns::HINTS)
 }
 
-/// Returns whether an error to a session-initiate says that a client, or its server in its place, has no use for it, so
-/// that another one may.
+/// Returns whether an error to a session-initiate says that a client, or its server in its place, cannot handle it, so
+/// that another client may.
 fn is_for_others(error: &Element) -> bool {
     is_gone(error)
         || ["feature-not-implemented", "not-acceptable", "not-allowed", "resource-constraint"]
@@ -949,14 +949,14 @@ fn is_for_others(error: &Element) -> bool {
             .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
 }
 
-/// Returns whether an error may be a server's about a connection to another server that has just broken.
+/// Returns whether an error may come from a server whose connection to another server has just broken.
 fn is_undelivered(error: &Element) -> bool {
     ["recipient-unavailable", "remote-server-not-found", "remote-server-timeout"]
         .iter()
         .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
 }
 
-/// Returns whether an error says that the user, or its session, is not there.
+/// Returns whether an error says that the user, or its session, does not exist.
 fn is_gone(error: &Element) -> bool {
     error.has_child("unknown-session", ns::JINGLE_ERRORS)
         || [

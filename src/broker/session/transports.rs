@@ -1,18 +1,19 @@
 //! How a session's legs get their transports: offered, accepted, chosen, replaced, opened, joined.
 //!
 //! On a SOCKS5 leg the component offers itself and connects to nothing, so the user decides: `candidate-used` (or
-//! `activated`, for its own candidate that is this very component) takes the connection, `candidate-error` or
-//! `proxy-error` means that there is none (XEP-0260, 2.4). Then in-band bytestreams take its place (section 3):
+//! `activated`, for its own candidate at this component) takes the connection; `candidate-error` or `proxy-error` means
+//! that it failed (XEP-0260, 2.4). Then in-band bytestreams take its place (section 3):
 //!
-//! | leg | who falls back |
+//! | leg | side that falls back |
 //! |---|---|
 //! | responder's | the component at once, being the initiator there |
 //! | initiator's | the user; if it has not within [`PATIENCE`], the component |
-//! | either, if a user says nothing of its choice within [`SILENCE`] | the component |
+//! | either, if a user does not choose within [`SILENCE`] | the component |
 //!
-//! A user's transport-replace is taken at any time before bytes flow. If it crosses ours, the initiator's counts: on
-//! the responder's leg ours, and the user is told `<conflict/>` and `<tie-break/>`; on the initiator's leg the user's.
-//! If ours is rejected, SOCKS5 is taken if it has come up meanwhile; else the session ends.
+//! A user's transport-replace is accepted at any time before bytes flow. If it crosses ours, that of the leg's
+//! initiator counts: on the responder's leg ours, and the user gets `<conflict/>` and `<tie-break/>`; on the
+//! initiator's leg the user's. If ours is rejected, SOCKS5 is used if it has come up meanwhile; otherwise the session
+//! ends.
 
 use std::time::Duration;
 
@@ -36,15 +37,15 @@ use crate::{
     },
 };
 
-/// How long the initiator has to fall back of its own.
+/// How long the initiator has to fall back by itself.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Questions of our own that may be open in one session.
+/// The most open requests of our own in one session.
 const QUESTIONS: usize = 8;
 /// How long a user has to choose. Some initiators never say that they have found no candidate.
 const SILENCE: Duration = Duration::from_secs(20);
 
 impl Session {
-    /// Chooses the transport of the responder's leg, by what it says it can do.
+    /// Chooses the transport of the responder's leg by its features.
     pub(super) fn offer_leg(&mut self, features: &[String]) -> Option<Element> {
         let speaks = |feature: &str| features.iter().any(|known| known == feature);
         let sid = (self.ids)();
@@ -56,7 +57,7 @@ impl Session {
         if !self.options.ibb {
             return None;
         }
-        // The initiator's form if the responder does not object, else the responder's.
+        // The initiator's form if the responder does not object, otherwise the responder's.
         let old = match &self.legs[0].plan {
             Plan::Ibb { namespace, .. } => namespace == ns::JINGLE_IBB_0,
             Plan::S5b { .. } => self.peer(Side::Responder).namespace == ns::JINGLE_0,
@@ -75,7 +76,7 @@ impl Session {
         Some(transport::ibb(namespace, &sid, block_size))
     }
 
-    /// Our SOCKS5 transport towards a side whose plan it is.
+    /// Returns our SOCKS5 transport for a side whose plan it is.
     fn s5b_transport(&self, side: Side) -> Element {
         let peer = self.peer(side);
         let Plan::S5b { sid, cid, .. } = &self.legs[side.index()].plan else {
@@ -85,7 +86,7 @@ impl Session {
         transport::s5b(sid, &hash, cid, self.options.jid.as_str(), &self.options.advertise)
     }
 
-    /// Our transport in the answer to the initiator.
+    /// Returns our transport in the answer to the initiator.
     pub(super) fn accept_leg(&self) -> Element {
         match &self.legs[0].plan {
             Plan::Ibb { namespace, sid, block_size } => {
@@ -96,7 +97,7 @@ impl Session {
         }
     }
 
-    /// Lets the initiator of a raw TLS stream connect before the responder has accepted, as the mail has it.
+    /// Lets the initiator of a raw TLS stream connect before the responder has accepted, as in the seed.
     pub(super) fn offer_early(&mut self) {
         if self.is_raw && self.legs[0].awaits_socks5() {
             let transport = self.s5b_transport(Side::Initiator);
@@ -104,7 +105,7 @@ impl Session {
         }
     }
 
-    /// Says which of the user's candidates we use: none, or its own one at this very component.
+    /// Tells a user which of its candidates we use: none, or its own one at this component.
     pub(super) fn nominate(&mut self, side: Side) {
         let Plan::S5b { sid, own_proxy, nominated, .. } = &mut self.legs[side.index()].plan else {
             return;
@@ -151,7 +152,7 @@ impl Session {
         jingle
     }
 
-    /// A transport action of one side: it stays on that leg.
+    /// Handles a transport action of one side, which stays on that leg.
     pub(super) fn handle_transport(
         &mut self,
         side: Side,
@@ -178,7 +179,7 @@ impl Session {
                     .and_then(|transport| transport.children().next());
                 self.handle_news(side, news.map(Element::name).unwrap_or_default(), now);
             }
-            // The same action of both: that of the leg's initiator counts (XEP-0166, 7.2.16).
+            // Both sides sent the same action: that of the leg's initiator counts (XEP-0166, 7.2.16).
             "transport-replace" if replacing && side == Side::Responder => {
                 let refusal = Refusal::new("cancel", "conflict", "The transport is being replaced")
                     .with_extra("tie-break", ns::JINGLE_ERRORS);
@@ -204,7 +205,7 @@ impl Session {
         }
     }
 
-    /// What a user says of the SOCKS5 candidates.
+    /// Handles a user's message about the SOCKS5 candidates.
     fn handle_news(&mut self, side: Side, news: &str, now: Instant) {
         if !self.legs[side.index()].awaits_socks5() {
             return;
@@ -215,7 +216,7 @@ impl Session {
                 self.leg(side).mark_used();
                 self.check_connected(side);
             }
-            // Ours is not wanted, but its own at this component is still to be activated.
+            // Our candidate is not wanted, but the user's own at this component may still be activated.
             "candidate-error" if self.legs[side.index()].has_own_proxy() => {
                 self.nominate_if_told(side);
             }
@@ -233,7 +234,7 @@ impl Session {
         }
     }
 
-    /// One side wants another transport on its leg.
+    /// Handles one side's wish for another transport on its leg.
     fn handle_replace(&mut self, side: Side, content: &Element) {
         match Transport::read(content) {
             Some(Transport::Ibb { namespace, sid, block_size })
@@ -257,7 +258,7 @@ impl Session {
         }
     }
 
-    /// Returns whether so many questions of our own are open that another transport would be one too many.
+    /// Returns whether too many requests of our own are open for another transport.
     fn asks_enough(&self) -> bool {
         let ours = self.questions.values().filter(|asked| !matches!(asked, Question::Forwarded(_)));
         ours.count() >= QUESTIONS
@@ -270,7 +271,7 @@ impl Session {
         self.transport_jingle(side, "transport-reject", name, transport)
     }
 
-    /// SOCKS5 failed on this leg: IBB instead, without the other leg knowing.
+    /// Replaces SOCKS5, which failed on this leg, by IBB, without the other leg's knowledge.
     fn fall_back(&mut self, side: Side, now: Instant) {
         match side {
             Side::Initiator => self.leg(side).fall_back_at = Some(now + PATIENCE),
@@ -285,7 +286,7 @@ impl Session {
             return;
         }
         if self.initiate.is_some() && side == Side::Initiator {
-            // It has not been told that there is a session yet.
+            // The user has not been told of the session yet.
             return self.fall_back(side, now);
         }
         if !self.options.ibb {
@@ -302,7 +303,7 @@ impl Session {
         self.ask(side, jingle, Question::Replace(side));
     }
 
-    /// The in-band bytestream that we have offered takes the leg.
+    /// Moves the leg to the in-band bytestream that we have offered.
     fn replaced(&mut self, side: Side, answer: Option<Transport>) {
         if let Some((sid, block_size)) = self.leg(side).replacing.take() {
             self.leg(side).replace(LegState::ibb(ns::JINGLE_IBB, Some(sid), block_size));
@@ -310,7 +311,8 @@ impl Session {
         }
     }
 
-    /// The in-band bytestream that we have offered is not wanted; `error` says so, if it was no transport-reject.
+    /// Handles the refusal of the in-band bytestream that we have offered; `error` is set unless it was a
+    /// transport-reject.
     pub(super) fn refused(&mut self, side: Side, error: Option<&Element>) {
         if self.leg(side).replacing.take().is_none() {
             // The user's own has come first.
@@ -349,7 +351,7 @@ impl Session {
         self.ask(side, open, Question::Open(side, sid, block_size));
     }
 
-    /// Returns the in-band bytestream's id on a leg: its own, or as the seed has it that of the session.
+    /// Returns the in-band bytestream's id on a leg: its own, or that of the session, as in the seed.
     pub(super) fn stream_sid(&self, side: Side) -> String {
         match &self.legs[side.index()].plan {
             Plan::Ibb { sid: Some(sid), .. } => sid.clone(),
@@ -357,7 +359,7 @@ impl Session {
         }
     }
 
-    /// One side opens its in-band bytestream.
+    /// Handles an `<open/>` of one side.
     pub(super) fn handle_open(&mut self, side: Side, stanza: &Stanza) {
         let Some(open) = stanza.payload() else { return };
         let (sid, block_size, kind) = match IbbPayload::parse(open) {
@@ -381,7 +383,7 @@ impl Session {
         self.ready(side);
     }
 
-    /// A SOCKS5 leg is ready when its connection is there and the user has chosen it.
+    /// Makes a SOCKS5 leg ready when its connection is established and the user has chosen it.
     pub(super) fn check_connected(&mut self, side: Side) {
         let leg = self.leg(side);
         if !leg.ready && leg.is_connected() {
@@ -390,7 +392,7 @@ impl Session {
         }
     }
 
-    /// A leg is ready: open the other, or join both.
+    /// Handles a leg that is ready: opens the other, or joins both.
     pub(super) fn ready(&mut self, side: Side) {
         debug!(side = side.as_str(), "leg ready");
         let leg = self.leg(side);

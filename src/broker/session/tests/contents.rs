@@ -1,4 +1,4 @@
-//! Which content of a session is brokered, and in whose words.
+//! The choice of the brokered content, and its dialect for each side.
 
 use super::*;
 
@@ -8,7 +8,7 @@ fn features(all: &[&str]) -> Input {
     Input::Features(all.iter().map(|&feature| feature.to_owned()).collect())
 }
 
-/// Returns the session-initiate that the responder gets whose client has these features.
+/// Returns the session-initiate for a responder whose client has these features.
 fn passed(world: &mut World, all: &[&str]) -> Element {
     world.tell(features(all));
     world.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));
@@ -40,7 +40,7 @@ fn an_offer_is_translated_for_the_responder_and_its_answer_for_the_initiator() {
     assert_eq!(offer.methods, ["x509"]);
     assert_eq!(offer.prints[0].1.to_string(), other);
 
-    // So is what the initiator says later of the method it has chosen.
+    // The same holds for later stanzas of the initiator about the chosen method.
     let chosen = "<content creator='initiator' name='c'><description xmlns='urn:xmpp:jingle:apps:tls'>\
         <methods><method name='x509'/></methods></description></content>";
     world.jingle(Side::Initiator, "security-info", chosen);
@@ -133,7 +133,7 @@ fn of_several_contents_the_one_that_can_be_brokered_goes_on() {
     assert_eq!(names, ["voice", "ice"]);
     assert!(removed.get_child("reason", ns::JINGLE).unwrap().has_child("text", ns::JINGLE));
 
-    // News of the others stay without effect; the accept is that of ours.
+    // Stanzas about the others have no effect; the accept is that of ours.
     let ice = "<content creator='initiator' name='ice'><transport xmlns='urn:x:ice'/></content>";
     world.jingle(Side::Initiator, "transport-info", ice);
     world.jingle(Side::Initiator, "transport-replace", ice);
@@ -173,7 +173,7 @@ fn an_offer_of_which_policy_leaves_nothing_goes_nowhere() {
     let reason = "unsupported-applications".to_owned();
     assert_eq!(world.terminated(), [("alice@example.org/a".to_owned(), reason.clone())]);
 
-    // A password beside the key is left, and the responder has only a key.
+    // Policy leaves a password beside the key, and the responder has only a key.
     let both = content(IBB_OFFER).replace("</methods>", "<method name='srp'/></methods>");
     let mut world = World::of(&[both], 0, strip);
     let initiate = passed(&mut world, &[]);
@@ -184,11 +184,11 @@ fn an_offer_of_which_policy_leaves_nothing_goes_nowhere() {
     assert_eq!(reasons.len(), 2);
     assert!(reasons.iter().all(|(_, told)| *told == reason), "{reasons:?}");
     let text = String::from(world.sent.last().unwrap());
-    assert!(text.contains("has srp, the responder none that this service takes"), "{text}");
+    assert!(text.contains("has srp, the responder none that this service accepts"), "{text}");
 }
 
-/// What a user sends can be longer when it is sent back or on; then it is refused, and the end of a session is told in
-/// any case.
+/// A user's stanza can be longer when it is sent back or on; then it is refused. The end of a session is told in any
+/// case.
 #[test]
 fn nothing_that_repeats_what_a_user_sent_is_longer_than_the_limit() {
     let limit = 500_000;

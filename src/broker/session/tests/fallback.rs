@@ -17,7 +17,7 @@ fn in_band(sid: &str) -> String {
     )
 }
 
-/// Our transport-replace to a side, taken out of what was asked: its number and the id of the bytestream.
+/// Takes our transport-replace to a side from the sent requests: its number and the id of the bytestream.
 fn replace(world: &mut World, side: Side) -> (u32, String) {
     let at = world
         .asked
@@ -90,7 +90,7 @@ fn an_initiator_that_only_reports_a_failure_is_offered_an_in_band_leg() {
     world.wait();
     let (_, sid) = replace(&mut world, Side::Initiator);
     world.jingle(Side::Initiator, "transport-accept", &in_band(&sid));
-    // Whoever opens it: if ours is refused, the user's own is waited for.
+    // Either side may open it: if ours is refused, we wait for the user's own.
     let (side, number, open) = world.asked.pop().unwrap();
     assert_eq!(
         (side, open.name(), open.attr("block-size")),
@@ -154,7 +154,7 @@ fn a_users_own_candidate_here_is_used_when_activated_and_replaced_when_it_fails(
         let used = world.told(Side::Initiator, "transport-info").pop().unwrap();
         assert!(String::from(&used).contains("<candidate-used cid='own-proxy'"), "{used:?}");
         world.tell(Input::Arrived(Side::Initiator));
-        // Ours is not wanted: that does not matter, its own is.
+        // Our connection is not wanted, which does not matter: its own is.
         world.jingle(Side::Initiator, "transport-info", &news("<candidate-error/>"));
         assert!(!world.session.legs[0].ready);
         world.jingle(Side::Initiator, "transport-info", &news(news_of_user));

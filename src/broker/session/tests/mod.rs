@@ -1,4 +1,4 @@
-//! Sessions without a network: news in, actions out.
+//! Sessions without a network: inputs in, actions out.
 
 mod contents;
 mod fallback;
@@ -24,7 +24,7 @@ fn count_up() -> String {
     format!("id{}", NEXT.get())
 }
 
-/// A session, the time, and all that it wanted done so far.
+/// A session, the time, and all its actions so far.
 struct World {
     session: Session,
     now: Instant,
@@ -38,7 +38,7 @@ impl World {
         Self::of(&[content(transport)], 0, policies)
     }
 
-    /// Creates a session of which the content of one number is brokered.
+    /// Creates a session in which the content of one number is brokered.
     fn of(contents: &[String], chosen: usize, policies: Policies) -> Self {
         let jid = |text: &str| Jid::new(text).unwrap();
         let component = "xtls.example.org";
@@ -113,7 +113,7 @@ impl World {
         self.tell(Input::Jingle(side, stanza));
     }
 
-    /// The responder accepts, its keys are looked up, and the initiator takes it.
+    /// Lets the responder accept, its keys be looked up, and the initiator acknowledge.
     fn accept(&mut self, transport: &str) {
         self.jingle(Side::Responder, "session-accept", &content(transport));
         self.tell(Input::Keys(Side::Responder, Ok(Vec::new())));
@@ -162,7 +162,7 @@ impl World {
         self.tell(Input::Timeout);
     }
 
-    /// Whom a session-terminate was sent to, and its reason.
+    /// The recipients of each session-terminate, and its reason.
     fn terminated(&self) -> Vec<(String, String)> {
         let terminate = |iq: &Element| {
             let jingle = iq.get_child("jingle", ns::JINGLE)?;
@@ -425,7 +425,7 @@ fn who_vanishes_is_missed() {
     world.tell(Input::Gone(Side::Responder));
     assert_eq!(world.terminated(), [("alice@example.org/a".to_owned(), "gone".to_owned())]);
 
-    // Nobody said so, but the session is not known where it was.
+    // No user said so, but the session is not known at its address.
     let mut world = World::initiated(IBB_OFFER, &[]);
     world.open(Side::Initiator, "a-stream");
     world.answer("open");
@@ -464,7 +464,7 @@ fn both_users_are_told_that_an_in_band_stream_waits_for_one_of_them() {
     for side in [Side::Initiator, Side::Responder] {
         assert!(world.told(side, "session-info")[1].has_child("moving", ns::HINTS));
     }
-    // Nobody can say so in our place.
+    // Users cannot send this in our place.
     world.jingle(
         Side::Initiator,
         "session-info",
@@ -498,7 +498,7 @@ fn an_in_band_leg_that_breaks_is_named_with_the_cause() {
     }
 }
 
-/// Two Prosodys whose connection breaks answer for users who are there.
+/// Two Prosodys whose connection breaks answer for users who are present.
 #[test]
 fn the_first_word_that_a_user_is_not_there_is_a_doubt() {
     for gone in [false, true] {
@@ -557,7 +557,7 @@ fn a_stream_beside_xmpp_outlives_its_users_connections() {
     world.tell(Input::Check);
     nobody_is_there(&mut world);
     assert!(!world.session.is_over() && world.terminated().is_empty());
-    // Its end is the session's, for nobody is there to say so.
+    // Its end is the session's, because no user is left to say so.
     world.tell(Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end: Ended::Eof }));
     nobody_is_there(&mut world);
     assert!(world.session.is_over());
@@ -584,7 +584,7 @@ fn relaying(transport: &str) -> World {
 }
 
 impl World {
-    /// Lets the question whether a user is there be answered.
+    /// Lets the check of a user be answered.
     fn answer_ping(&mut self, of: Side, answer: Answer) {
         self.tell(Input::Timeout);
         let at = self.asked.iter().position(|(side, _, asked)| {
@@ -601,7 +601,7 @@ fn a_presence_alone_ends_no_stream() {
     let broken = || Ended::Error(std::io::ErrorKind::ConnectionReset);
     let outcome = |end| Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end });
     for side in [Side::Initiator, Side::Responder] {
-        // Beside XMPP nothing but the stream itself decides, whatever is answered.
+        // Beside XMPP only the stream itself decides, whatever the answers say.
         for answer in [nobody(), Answer::Timeout, Answer::Result(None)] {
             let mut world = relaying(S5B_OFFER);
             world.tell(Input::Gone(side));
@@ -619,18 +619,18 @@ fn a_presence_alone_ends_no_stream() {
             }
             assert!(world.session.is_over());
         }
-        // Both are told to have gone, as by a server that stops: who broke the stream is not known.
+        // Both are reported as gone, as by a server that stops: it is not known which one broke the stream.
         let mut world = relaying(S5B_OFFER);
         world.tell(Input::Gone(Side::Initiator));
         world.tell(Input::Gone(Side::Responder));
         world.tell(outcome(broken()));
-        // They are asked, and the reason is waited for.
+        // They are checked, and the reason is waited for.
         world.wait();
         world.wait();
         let told = world.terminated();
         assert_eq!(told.len(), 2);
         assert!(told.iter().all(|(_, why)| why == "connectivity-error"), "{told:?}");
-        // In-band the user is asked: one that is there goes on, one that is not has gone.
+        // In-band the user is checked: a present one continues, an absent one has gone.
         for (answer, over) in
             [(nobody(), true), (Answer::Timeout, true), (Answer::Result(None), false)]
         {
@@ -677,7 +677,7 @@ fn nothing_happening_ends_a_session() {
     assert!(world.terminated().iter().all(|(_, reason)| reason == "timeout"));
 }
 
-/// What happens to the session-initiate that is given back, if it is: the error that came with it.
+/// Returns the error with which the session-initiate is given back, if it is.
 fn given_back(world: &World) -> Option<Option<String>> {
     world.other.iter().find_map(|action| match action {
         Action::GiveBack(stanza, error) => {
@@ -703,7 +703,7 @@ fn a_session_that_the_first_program_does_not_take_goes_back_for_the_next_one() {
         (Answer::Timeout, Some(None)),
         (Answer::Error(stanza_error("service-unavailable")), Some(Some("service-unavailable"))),
         (Answer::Error(stanza_error("resource-constraint")), Some(Some("resource-constraint"))),
-        // What is wrong with the offer is wrong everywhere.
+        // A faulty offer is faulty everywhere.
         (Answer::Error(stanza_error("bad-request")), None),
     ] {
         for goes_back in [true, false] {
@@ -717,7 +717,7 @@ fn a_session_that_the_first_program_does_not_take_goes_back_for_the_next_one() {
             assert!(world.session.is_over());
             let expected = expected.map(|error| error.map(str::to_owned));
             assert_eq!(given_back(&world), expected.filter(|_| goes_back), "{answer:?}");
-            // Who may have missed the question is not to wait for anybody.
+            // A user that may have missed the check must not wait for an absent peer.
             let told = world.terminated();
             let timeout = ("bob@example.org/b".to_owned(), "timeout".to_owned());
             assert_eq!(told, is_silent.then_some(timeout).into_iter().collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! Any news in any order.
+//! Any inputs in any order.
 
 use proptest::prelude::*;
 
@@ -38,7 +38,7 @@ fn inside() -> impl Strategy<Value = String> {
     ]
 }
 
-/// One piece of news.
+/// One input.
 #[derive(Clone, Debug)]
 enum News {
     Answered(usize, u8),
@@ -66,7 +66,7 @@ fn any_news() -> impl Strategy<Value = News> {
 }
 
 impl World {
-    /// Takes one piece of news; a request among it is noted with its id.
+    /// Takes one input; notes a request in it with its id.
     fn take(&mut self, news: News, requests: &mut Vec<String>) {
         match news {
             News::Answered(..) if self.asked.is_empty() => {}
@@ -111,7 +111,7 @@ impl World {
         }
     }
 
-    /// Both users do what is asked of them.
+    /// Lets both users do what is asked of them.
     fn help(&mut self, requests: &mut Vec<String>) {
         self.tell(Input::Features(vec![ns::JINGLE_S5B.to_owned()]));
         for side in [Side::Initiator, Side::Responder] {
