@@ -1,4 +1,4 @@
-//! Peers that sleep, block, or are no users; several programs of one account; transports that cannot be had. On real
+//! Peers that sleep, block, or are no users; several programs of one account; transports that are not available. On real
 //! XMPP servers.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
@@ -235,7 +235,7 @@ fn a_demanded_transport_is_had_or_the_session_fails_and_a_wish_gives_way() {
     let options = Options { env: vec![nowhere], ..Options::default() };
     let mut scene = Scene::start(Server::start(Kind::Prosody), &options);
     let bob = scene.bob.jid().to_owned();
-    let no_socks5 = "SOCKS5 bytestreams cannot be had";
+    let no_socks5 = "SOCKS5 bytestreams are not available";
     let listener = scene.listen("any", &[]);
     let demanded = scene.send(&bob, "demanded", &["--transport", "s5b"]);
     assert_says(&demanded, 1, &[no_socks5, "--prefer"], "a demand of the sender");

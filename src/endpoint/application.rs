@@ -1,4 +1,4 @@
-//! What a session is for.
+//! The application of a session.
 
 use minidom::Element;
 
@@ -34,7 +34,7 @@ impl Application {
         Self { description: None, senders: None, protocol: None }
     }
 
-    /// Creates a raw TLS stream whose content is in [`CHUNKS`] if the peer's program does that too.
+    /// Creates a raw TLS stream whose content is in [`CHUNKS`] if the peer's program supports them too.
     pub(crate) fn pipe() -> Self {
         Self { protocol: Some(CHUNKS), ..Self::tls() }
     }
@@ -44,13 +44,13 @@ impl Application {
         Self { description: Some(description), senders: None, protocol: None }
     }
 
-    /// Returns the same, in which only the initiator sends (XEP-0166, `senders`).
+    /// Returns the same application, in which only the initiator sends (XEP-0166, `senders`).
     #[must_use]
     pub fn from_initiator(self) -> Self {
         Self { senders: Some("initiator"), ..self }
     }
 
-    /// Returns the description, if it is no raw stream.
+    /// Returns the description; `None` for a raw stream.
     pub fn description(&self) -> Option<&Element> {
         self.description.as_ref()
     }
@@ -77,7 +77,7 @@ impl Application {
         Self { description, senders: None, protocol: None }
     }
 
-    /// Its elements in a session-initiate, with our method in the fitting dialect.
+    /// Returns its elements in a session-initiate, with our method in the fitting dialect.
     pub(super) fn to_elements(&self, offered: &Offered) -> Vec<Element> {
         match &self.description {
             None => vec![offered.description()],

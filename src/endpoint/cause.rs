@@ -1,8 +1,8 @@
-//! Why a user or the component could not be reached, from the error that came back.
+//! Finds out why a user or the component could not be reached, from the error that came back.
 //!
-//! The same condition stands for different causes, by who says it: the component (it marks its own, and those of the
-//! peer's side, in the namespace of its hints), our own XMPP server in its place, or the peer's server. The table of
-//! docs/INTEROP.md shows what servers say.
+//! The same condition has different causes, depending on its sender: the component (it marks its own errors, and those
+//! of the peer's side, in the namespace of its hints), our own XMPP server in its place, or the peer's server. The
+//! table of docs/INTEROP.md shows what servers send.
 
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -10,10 +10,10 @@ use minidom::Element;
 use super::{Error, hub::condition};
 use crate::xmpp::ns;
 
-/// What Prosody adds to the error for a component that is not connected.
+/// The element that Prosody adds to the error for a component that is not connected.
 const PROSODY_COMPONENT: &str = "xmpp:prosody.im/protocol/component";
 
-/// The address that was asked.
+/// The address of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked<'a> {
     /// The address.
@@ -25,7 +25,7 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// Returns the component, if it is the one that was to pass the request on, or to answer it.
+    /// Returns the component, if it had to pass the request on or answer it.
     fn component(&self) -> Option<&BareJid> {
         self.component.filter(|component| component.domain() == self.address.domain())
     }
@@ -34,17 +34,17 @@ impl Asked<'_> {
         self.peer.map_or_else(|| self.address.to_string(), ToString::to_string)
     }
 
-    /// Returns what an error says.
+    /// Returns the cause of an error.
     pub(super) fn error(&self, error: &Element) -> Error {
         let said = condition(error);
         let name = said.split(' ').next().unwrap_or_default();
         let peer = self.name();
         let component = self.component();
         let has = |mark: &str| error.has_child(mark, ns::HINTS);
-        // What the peer's side says is the peer's, whatever it says; elsewhere than at the component, marks are its own.
+        // An error marked as the peer side's is always the peer's. Without a component, marks are the peer's own.
         let is_peers = has("peer") || component.is_none();
         let marked = |mark: &str| !is_peers && has(mark);
-        // Whatever the address, this comes from our own server.
+        // Whatever the address, this error comes from our own server.
         if !has("peer") && is_our_own_block(error, name) {
             let whom =
                 self.component().map_or_else(|| self.address.to_string(), BareJid::to_string);
@@ -78,7 +78,7 @@ impl Asked<'_> {
                     absent("is not connected to its XMPP server, or there is no such component")
                 }
                 "service-unavailable" if self.peer.is_some() => {
-                    absent("does not set up sessions, or is not there")
+                    absent("does not set up sessions, or does not exist")
                 }
                 "recipient-unavailable" => Error::Unreachable(format!("{peer}: {said}")),
                 _ => other(&peer, name, &said),
@@ -97,7 +97,7 @@ impl Asked<'_> {
         }
     }
 
-    /// Returns what it means that nothing came back.
+    /// Returns the cause if no answer came back.
     pub(super) fn silence(&self) -> Error {
         match self.component() {
             Some(component) => {
@@ -113,7 +113,7 @@ fn other(peer: &str, name: &str, said: &str) -> Error {
     if is_absent(name) { Error::Unreachable(text) } else { Error::Refused(text) }
 }
 
-/// Returns whether a condition says that what was asked is not there.
+/// Returns whether a condition says that the addressee does not exist.
 pub(super) fn is_absent(name: &str) -> bool {
     matches!(
         name,
@@ -126,15 +126,15 @@ pub(super) fn is_absent(name: &str) -> bool {
     )
 }
 
-/// Returns what is wrong with an address that is a chat room's, or that of somebody in it.
+/// Returns the error for the address of a chat room or of its occupant.
 pub(super) fn room(address: &str) -> Error {
     Error::Room(format!(
         "{address} is the address of a chat room, or of somebody in it, and no session goes through a room"
     ))
 }
 
-/// Returns whether our own server refuses to send anything there because we have blocked it (XEP-0191; ejabberd speaks
-/// of the privacy list that it keeps blocked addresses in).
+/// Returns whether our own server refuses to send anything to an address that we have blocked (XEP-0191; ejabberd names
+/// the privacy list in which it keeps blocked addresses).
 fn is_our_own_block(error: &Element, name: &str) -> bool {
     name == "not-acceptable"
         && (error.has_child("blocked", ns::BLOCKING_ERRORS)
@@ -159,7 +159,7 @@ mod tests {
         error(&format!("<{name} {of}/><text {of}>{text}</text>{more}"))
     }
 
-    /// What each server says, and who is to blame.
+    /// What each server sends, and its cause.
     #[test]
     fn each_cause_is_told_from_the_others_by_what_the_servers_say() {
         let bob = BareJid::new("bob@example.test").unwrap();
@@ -185,18 +185,18 @@ mod tests {
             (brokered, "not-acceptable", "You have blocked this JID", blocked, "blocked"),
             (itself, "not-acceptable", list, "", "blocked"),
             (direct, "not-acceptable", list, "", "blocked"),
-            // The peer is not there, or sleeps, or blocks the component, or is no user at all.
+            // The peer is absent, or sleeps, or blocks the component, or does not exist.
             (brokered, "recipient-unavailable", "gone", &mark("away"), "away"),
             (brokered, "recipient-unavailable", "not answering since", &mark("silent"), "silent"),
             (brokered, "remote-server-timeout", "not answering", &mark("silent"), "silent"),
             (brokered, "recipient-unavailable", "may be blocked", &mark("refused"), "by peer"),
             (brokered, "not-acceptable", "a room", &mark("room"), "room"),
-            // What came from the peer's side is not the component's.
+            // An error from the peer's side is not the component's.
             (brokered, "remote-server-not-found", enoname, &mark("peer"), "away"),
             (brokered, "remote-server-timeout", "", &mark("peer"), "away"),
             (brokered, "service-unavailable", "", &mark("peer"), "away"),
             (brokered, "not-acceptable", "You are not in the room", &mark("peer"), "refused"),
-            // It cannot put the blame on anybody else.
+            // It cannot blame anyone else.
             (brokered, "not-acceptable", list, &(mark("peer") + blocked), "refused"),
             (brokered, "not-acceptable", "", &(mark("room") + &mark("peer")), "refused"),
             (brokered, "remote-server-timeout", "", &(mark("silent") + &mark("peer")), "away"),

@@ -1,5 +1,5 @@
-//! Connects to a host by whichever of its addresses answers first (Happy Eyeballs, RFC 8305). On IPv6-only networks an
-//! IPv4 address is reached through the network's translator.
+//! Connects to a host by whichever of its addresses answers first (Happy Eyeballs, RFC 8305). On IPv6-only networks it
+//! reaches an IPv4 address through the network's translator.
 
 use std::{
     collections::VecDeque,
@@ -20,11 +20,11 @@ use super::{
     path,
 };
 
-/// Pause before the next address is tried beside the ones that have not answered (RFC 8305, section 5).
+/// The pause before the next address is tried beside those that have not answered (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
-/// Addresses of one name that are tried; more than any real host has.
+/// The most addresses of one name that are tried; real hosts have fewer.
 const MAX_ADDRESSES: usize = 16;
-/// How long the network may take to say how it translates IPv4 addresses.
+/// How long to wait for the network's translation prefix.
 const TRANSLATION: Duration = Duration::from_secs(2);
 
 /// Why no address of a host answered.
@@ -32,7 +32,7 @@ const TRANSLATION: Duration = Duration::from_secs(2);
 pub(super) enum DialError {
     /// The name does not resolve to an address.
     Resolve(io::Error),
-    /// Each address that was tried, with its error.
+    /// The addresses that were tried, each with its error.
     Connect(Vec<(SocketAddr, io::Error)>),
 }
 
@@ -53,9 +53,10 @@ impl fmt::Display for DialError {
 
 /// Connects to `host:port`, or to `[IPv6]:port`.
 ///
-/// Addresses are tried in the resolver's order, but with the two families in turn, each as soon as one before it has
-/// failed or has not answered for 250 ms. If all are IPv4 addresses, the first of which has not answered by then, the
-/// network is asked for a translator's prefix (RFC 7050), and the addresses are tried with it too (RFC 8305, section 7).
+/// Tries the addresses in the resolver's order, but with the two families in turn. The next attempt starts when the one
+/// before it has failed or has not answered for 250 ms. If all are IPv4 addresses and the first has not answered by
+/// then, asks the network for a translator's prefix (RFC 7050), and tries the addresses with it too (RFC 8305, section
+/// 7).
 ///
 /// # Errors
 /// [`DialError`], with every address that was tried.
@@ -64,13 +65,13 @@ pub(super) async fn dial(address: &str) -> Result<TcpStream, DialError> {
     dial_any(found, translate).await
 }
 
-/// What an attempt has come to.
+/// The result of an attempt.
 enum Attempt {
     Connected(SocketAddr, io::Result<TcpStream>),
     Translated(Vec<SocketAddr>),
 }
 
-/// [`dial`] for addresses, with a way to have IPv4 addresses translated.
+/// Does the same as [`dial`] for addresses, with a way to have IPv4 addresses translated.
 async fn dial_any<F>(
     found: Vec<SocketAddr>,
     translate: impl FnOnce(Vec<(Ipv4Addr, u16)>) -> F,
@@ -107,7 +108,7 @@ where
                 Err(_) => {}
             },
             () = sleep_until(next_at), if more => {
-                // Beside the second attempt.
+                // Runs beside the second attempt.
                 let begun = !attempts.is_empty() || !failed.is_empty();
                 if begun && let Some(translate) = translate.take() {
                     let translating = translate(v4.clone());
@@ -134,7 +135,7 @@ fn only_v4(addresses: &[SocketAddr]) -> Vec<(Ipv4Addr, u16)> {
     addresses.iter().map(other_machine).collect::<Option<_>>().unwrap_or_default()
 }
 
-/// Asks the network's DNS how it translates IPv4 addresses, and translates some; if it does not say, they become none.
+/// Asks the network's DNS for its translation prefix and translates the addresses; returns none without a prefix.
 async fn translate(addresses: Vec<(Ipv4Addr, u16)>) -> Vec<SocketAddr> {
     let asking = tokio::net::lookup_host((nat64::WELL_KNOWN_NAME, 0));
     let Ok(Ok(found)) = timeout(TRANSLATION, asking).await else { return Vec::new() };
@@ -205,7 +206,7 @@ mod tests {
     async fn an_ipv4_address_is_reached_through_the_translator() {
         let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
         let there = listener.local_addr().unwrap();
-        // Nobody can connect to a group.
+        // A multicast address cannot be connected to.
         let dead = all(&["224.0.0.1:7"]);
         let stream = dial_any(dead.clone(), |v4| async move {
             assert_eq!(v4, [(Ipv4Addr::new(224, 0, 0, 1), 7)]);

@@ -1,7 +1,7 @@
-//! Where the XMPP server of a domain is: its SRV records (RFC 6120, section 3.2.1), with those for TLS from the first byte
-//! (XEP-0368).
+//! Finds the XMPP server of a domain by its SRV records (RFC 6120, section 3.2.1), including those for TLS from the
+//! first byte (XEP-0368).
 //!
-//! The system's resolver is asked, or the one that the environment variable [`RESOLVER`] names.
+//! It asks the system's resolver, or the one that the environment variable [`RESOLVER`] names.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -20,14 +20,14 @@ use super::error::Error;
 
 /// The environment variable with the address of a DNS server to ask instead of the system's, such as `127.0.0.1:53`.
 pub(super) const RESOLVER: &str = "XTLS_RESOLVER";
-/// How long the answers are waited for. Without them the domain itself is tried.
+/// How long to wait for the answers. Without them the domain itself is tried.
 const LOOKUP: Duration = Duration::from_secs(5);
-/// Servers that are tried; more than any real domain has.
+/// The most servers that are tried; real domains have fewer.
 const MOST: usize = 16;
-/// The port of clients where no record names one.
+/// The clients' port if no record names one.
 const PORT: u16 = 5222;
 
-/// A place to try.
+/// A server to try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     /// `host:port`, or `[IPv6]:port`.
@@ -42,18 +42,18 @@ struct Record {
     priority: u16,
     weight: u16,
     port: u16,
-    /// The host; empty if the service is not to be had.
+    /// The host; empty if the domain does not offer the service.
     host: String,
     is_direct: bool,
 }
 
-/// What came of a question for the records of one service.
+/// The answer to a query for the records of one service.
 #[derive(Debug)]
 enum Answer {
     Records(Vec<Record>),
-    /// There are none.
+    /// The domain has none.
     None,
-    /// Nobody knows.
+    /// The query failed.
     Failed,
 }
 
@@ -74,12 +74,12 @@ pub(super) async fn servers(domain: &str) -> Result<Vec<Target>, Error> {
             Ok(Ok(lookup)) => read(lookup.answers().iter().map(|record| &record.data), is_direct),
             Ok(Err(error)) if error.is_no_records_found() => Answer::None,
             Ok(Err(error)) => {
-                tracing::debug!(name, %error, "no answer to the question for the XMPP server");
+                tracing::debug!(name, %error, "no answer to the DNS query for the XMPP server");
                 Answer::Failed
             }
             Err(_) => Answer::Failed,
         };
-        tracing::debug!(name, ?answer, "asked for the XMPP server");
+        tracing::debug!(name, ?answer, "looked up the XMPP server");
         answer
     };
     let answers = tokio::join!(ask("_xmpp-client", false), ask("_xmpps-client", true));
@@ -92,10 +92,10 @@ pub(super) async fn servers(domain: &str) -> Result<Vec<Target>, Error> {
     }
 }
 
-/// Returns the addresses of a host, by the resolver of [`RESOLVER`], or else by the system.
+/// Returns the addresses of a host, by the resolver of [`RESOLVER`] or the system's.
 ///
 /// # Errors
-/// If there are none.
+/// If it has none.
 pub(super) async fn addresses(address: &str) -> std::io::Result<Vec<SocketAddr>> {
     let failed = |error: &dyn std::fmt::Display| std::io::Error::other(error.to_string());
     let special = special().map_err(|error| failed(&error))?;
@@ -129,7 +129,7 @@ fn at(server: SocketAddr) -> Result<TokioResolver, NetError> {
     TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).build()
 }
 
-/// `None` if this machine has no resolver.
+/// Returns a resolver; `None` if this machine has none.
 fn resolver() -> Result<Option<TokioResolver>, Error> {
     if let Some(server) = special()? {
         return at(server).map(Some).map_err(|error| Error::login(error.to_string()));
@@ -147,25 +147,25 @@ fn read<'a>(data: impl Iterator<Item = &'a RData>, is_direct: bool) -> Answer {
             host: srv.target.to_ascii().trim_end_matches('.').to_owned(),
             is_direct,
         }),
-        // The aliases on the way.
+        // The aliases that led to it.
         _ => None,
     });
     let records: Vec<_> = records.collect();
     if records.is_empty() { Answer::None } else { Answer::Records(records) }
 }
 
-/// What to try.
+/// What to try next.
 #[derive(Debug, PartialEq, Eq)]
 enum Choice {
     Servers(Vec<Target>),
     /// The domain itself.
     Domain,
-    /// Nothing: the domain has no such service.
+    /// Nothing: the domain does not offer the service.
     None,
 }
 
-/// `starttls`: the records of `_xmpp-client`; `direct`: those of `_xmpps-client`, which count as much (XEP-0368, section 3).
-/// `chance`: from 0 to 1.
+/// Chooses from the records of `_xmpp-client` (`starttls`) and those of `_xmpps-client` (`direct`), which count the
+/// same (XEP-0368, section 3). `chance` is from 0 to 1.
 fn choose(starttls: Answer, direct: Answer, chance: impl FnMut() -> f64) -> Choice {
     let usable = |answer: Answer| match answer {
         Answer::Records(records) => {
@@ -191,9 +191,9 @@ fn choose(starttls: Answer, direct: Answer, chance: impl FnMut() -> f64) -> Choi
     Choice::Servers(targets)
 }
 
-/// By priority, and among equals by chance, in proportion to their weights (RFC 2782).
+/// Orders the records by priority; equal ones by chance, in proportion to their weights (RFC 2782).
 fn order(mut records: Vec<Record>, mut chance: impl FnMut() -> f64) -> Vec<Record> {
-    // Those without weight come first, so that they have a chance at all.
+    // Records without weight come first, so that they have a chance at all.
     records.sort_by_key(|record| (record.priority, record.weight > 0));
     let mut ordered = Vec::with_capacity(records.len());
     while let Some(first) = records.first() {
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(hosts(records(), 0.0), ["z", "a", "b", "c"]);
         assert_eq!(hosts(records(), 0.2), ["a", "b", "z", "c"]);
         assert_eq!(hosts(records(), 0.999), ["b", "a", "z", "c"]);
-        // In proportion: of 4,000 evenly spread draws three quarters go to the one with three times the weight.
+        // In proportion: of 4,000 evenly spread draws, three quarters go to the record with three times the weight.
         let first_is_b = (0..4000).filter(|draw| {
             let records = vec![record(1, 10, "a"), record(1, 30, "b")];
             hosts(records, (f64::from(*draw) + 0.5) / 4000.0)[0] == "b"
@@ -264,7 +264,7 @@ mod tests {
         for other in [Answer::None, Answer::Failed, none()] {
             assert_eq!(choose(none(), other, || 0.5), Choice::None);
         }
-        // One of the two may be there.
+        // One of the two may exist.
         let only = choose(none(), Answer::Records(vec![direct(5, "a")]), || 0.5);
         assert_eq!(addresses(only), [("a:5223".to_owned(), true)]);
         let only = choose(Answer::Records(vec![record(5, 0, "a")]), none(), || 0.5);

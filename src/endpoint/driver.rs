@@ -23,12 +23,12 @@ use crate::xmpp::{
     xml::{self, Came, Received, StanzaReader},
 };
 
-/// Something must be written within this time.
+/// How long one write may take.
 const WRITE: Duration = Duration::from_secs(30);
-/// An acknowledgement that was asked for must come within this time. What waits before it may take long where the server
-/// slows its clients down.
+/// How long a requested acknowledgement may take. The stanzas before it may take long where the server slows its
+/// clients down.
 const ACKNOWLEDGE: Duration = Duration::from_secs(180);
-/// With so many bytes on their way no more stanzas are taken.
+/// With this many bytes on their way, no more stanzas are taken.
 const FULL: usize = 256 << 10;
 /// How long the closing of the stream may take.
 const CLOSE: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ const CLOSE: Duration = Duration::from_secs(5);
 /// How a stream came to its end.
 #[derive(Debug)]
 pub(super) enum End {
-    /// Nobody here needs it any more.
+    /// No part of the program needs it any longer.
     Done,
     /// It is lost.
     Lost(Loss),
@@ -52,9 +52,9 @@ pub(super) struct Loss {
 /// What can follow the loss of a stream.
 #[derive(Debug)]
 pub(super) enum Remedy {
-    /// Another connection may go on with the session.
+    /// Another connection may continue the session.
     Resume,
-    /// The session is over; there may be another.
+    /// The session is over; a new one may follow.
     Anew,
     /// Another connection would do harm.
     None(Error),
@@ -77,12 +77,12 @@ impl From<HandledCountTooHigh> for Loss {
     }
 }
 
-/// What outlives a connection.
+/// The state that outlives a connection.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) own: FullJid,
     pub(super) management: Option<Management>,
-    /// What came and has no place yet.
+    /// Stanzas that arrived and wait for a place.
     arrived: VecDeque<Stanza>,
 }
 
@@ -91,7 +91,7 @@ impl State {
         Self { own, management, arrived: VecDeque::new() }
     }
 
-    /// Fills in what a server may leave out: our own addresses.
+    /// Fills in our own addresses, which a server may leave out.
     fn address(&self, element: &mut Element) {
         if element.attr("from").is_none() {
             xml::set(element, "from", self.own.to_bare().as_str());
@@ -107,14 +107,14 @@ pub(super) struct Driver<'a, S> {
     reader: StanzaReader<ReadHalf<S>>,
     writer: WriteHalf<S>,
     state: &'a mut State,
-    /// After so much silence the server is asked for a sign of life, and after as much again it counts as gone.
+    /// The silence after which the server is asked for a sign of life; after as much again it counts as gone.
     silence: Duration,
-    /// What is to be written.
+    /// The bytes to write.
     pending: Vec<u8>,
     is_unflushed: bool,
-    /// Since when an acknowledgement has been waited for.
+    /// When the wait for an acknowledgement began.
     waiting: Option<Instant>,
-    /// The server has ended the stream.
+    /// Why the server has ended the stream.
     over: Option<Loss>,
 }
 
@@ -133,14 +133,14 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
         }
     }
 
-    /// Takes what came before the stream was ready.
+    /// Takes stanzas that came before the stream was ready.
     pub(super) fn take_early(&mut self, early: Vec<Element>) {
         for element in early {
             self.take(element);
         }
     }
 
-    /// Goes on with a session, with the server's `<resumed/>`.
+    /// Continues a session, with the server's `<resumed/>`.
     pub(super) fn resume(&mut self, resumed: &Element) -> Result<(), HandledCountTooHigh> {
         if let Some(management) = &mut self.state.management {
             for stanza in management.resumed(resumed)? {
@@ -151,8 +151,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
         Ok(())
     }
 
-    /// Carries stanzas until `closing`, until nobody here is left, or until the stream is lost. In the first two cases
-    /// the stream is closed.
+    /// Carries stanzas until `closing`, until all users of the stream are gone, or until the stream is lost. In the
+    /// first two cases it closes the stream.
     pub(super) async fn run(
         mut self,
         queue: &mut mpsc::Receiver<Element>,
@@ -178,7 +178,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
         End::Done
     }
 
-    /// Ends well if nobody here is left.
+    /// Carries stanzas; returns well if all users of the stream are gone.
     async fn carry(
         &mut self,
         queue: &mut mpsc::Receiver<Element>,
@@ -194,7 +194,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
                 return Err(loss);
             }
             let is_idle = self.pending.is_empty() && !self.is_unflushed;
-            // What is written after a pause has its time from now on.
+            // The time of a write that follows a pause begins now.
             if is_idle || was_idle {
                 progress = Instant::now();
             }
@@ -218,7 +218,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
                         permit.send(stanza);
                     }
                 }
-                // What is read may have to be answered: not while the server takes no answers.
+                // A stanza may need an answer, so nothing is read while the server takes no answers.
                 filled = self.reader.fill(), if self.state.arrived.is_empty()
                     && self.over.is_none()
                     && self.pending.len() < 2 * FULL =>
@@ -236,11 +236,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
                         return Err(io::Error::from(io::ErrorKind::TimedOut).into());
                     }
                     if !self.state.arrived.is_empty() {
-                        // While stanzas wait to be taken nothing is read, and silence says nothing.
+                        // While stanzas wait to be taken nothing is read, so silence means nothing.
                         heard = now;
                         self.waiting = self.waiting.map(|_| now);
                     } else if self.waiting.is_some_and(|since| now >= since + ACKNOWLEDGE) {
-                        let why = "the server acknowledges nothing any more".to_owned();
+                        let why = "the server no longer acknowledges anything".to_owned();
                         return Err(Loss { why, remedy: Remedy::Anew });
                     } else if now >= silent {
                         if is_asked {
@@ -257,7 +257,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
         }
     }
 
-    /// Handles what was read, until a stanza waits to be taken.
+    /// Handles the bytes that were read, until a stanza waits to be taken.
     fn take_in(&mut self) -> Result<(), Loss> {
         while self.state.arrived.is_empty() && self.over.is_none() {
             let received = match self.reader.next()? {
@@ -353,7 +353,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
         }
     }
 
-    /// Asks for an acknowledgement if one is due.
+    /// Requests an acknowledgement if one is due.
     fn request_acknowledgement(&mut self, always: bool) {
         if let Some(request) = self.state.management.as_mut().and_then(|m| m.ask(always)) {
             self.waiting = Some(Instant::now());
@@ -372,7 +372,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
     /// Asks the server for a sign of life.
     fn ask(&mut self) {
         if self.state.management.is_some() {
-            // One that was asked for already and did not come says the same.
+            // An acknowledgement that was requested and did not come serves the same purpose.
             return self.request_acknowledgement(true);
         }
         let domain = self.state.own.domain().as_str();
@@ -383,14 +383,14 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
     }
 }
 
-/// Says what a stream error of the server means (RFC 6120, section 4.9.3).
+/// Translates a stream error of the server (RFC 6120, section 4.9.3).
 fn stream_error(error: &Element, own: &FullJid) -> Loss {
     let (condition, text) = xml::stream_error(error);
     let condition = condition.unwrap_or("an error");
     let text = if text.is_empty() { text } else { format!(" ({text})") };
     let why = format!("the server ended the stream: {condition}{text}");
     let remedy = match condition {
-        // The other one would be ended in turn, and so on.
+        // Otherwise each program would end the other in turn.
         "conflict" => Remedy::None(Error::failed(format!(
             "another program has taken over the address {own}: conflict{text}"
         ))),
@@ -399,8 +399,8 @@ fn stream_error(error: &Element, own: &FullJid) -> Loss {
     Loss { why, remedy }
 }
 
-/// Writes a stanza, or the error that is sent in place of an answer which cannot be. Gives what comes back in place of a
-/// stanza that cannot be written, or that the server would end the connection for.
+/// Writes a stanza, or an error in place of an answer that cannot be sent. Returns the error that comes back for a
+/// stanza that cannot be written, or for which the server would end the connection.
 fn write_fitting(element: &Element, out: &mut Vec<u8>) -> Option<Element> {
     let before = out.len();
     let written = xml::write_within(element, ns::CLIENT, out);
@@ -423,7 +423,7 @@ fn write_fitting(element: &Element, out: &mut Vec<u8>) -> Option<Element> {
     None
 }
 
-/// Writes some of `bytes`, or without any pushes on what was written.
+/// Writes some of `bytes`; without any, flushes.
 pub(crate) async fn forward(
     write: &mut (impl AsyncWrite + Unpin),
     bytes: &[u8],
@@ -447,7 +447,7 @@ mod tests {
     use super::*;
     use crate::xmpp::xml::Rules;
 
-    /// As of a connection that is not said otherwise.
+    /// The silence of an ordinary connection.
     const SILENCE: Duration = Duration::from_secs(30);
 
     const HEADER: &str = "<stream:stream xmlns='jabber:client' \
@@ -479,7 +479,7 @@ mod tests {
     async fn an_idle_connection_is_asked_for_a_sign_of_life_and_lives_on() {
         let (mut server, _inbound, task, _outbound) = driven();
         server.write_all(HEADER.as_bytes()).await.unwrap();
-        // Its answers fit into the queue, which nobody empties.
+        // Its answers fit into the queue, which is never emptied.
         for _ in 0..3 {
             let asked = read(&mut server).await;
             assert!(asked.contains("id='alive'"), "{asked}");
@@ -505,7 +505,7 @@ mod tests {
         assert!(answer.contains("to='eve@example.test/\u{1f4f1}'"), "{answer}");
     }
 
-    /// The stanzas of both servers' clients may be 262,144 bytes long.
+    /// Both servers' clients may send stanzas of 262,144 bytes.
     #[test]
     fn no_stanza_is_longer_than_what_servers_accept_of_clients() {
         let build = |name: &str, type_: &str, length: usize| {

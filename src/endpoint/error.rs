@@ -1,56 +1,56 @@
-//! How a session can go wrong, by who has to act.
+//! The failures of a session, sorted by who can act.
 
 use crate::tls::stream::TlsError;
 
 /// Why there is no session, or why it ended.
 ///
-/// Each text is a sentence for a person; which variant it is says what a program can do.
+/// Each text is a sentence for a person; the variant tells a program what it can do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The address given cannot be used: give another.
     #[error("{0}")]
     Address(String),
-    /// The peer is not there: try later.
+    /// The peer is absent: try later.
     #[error("{0}")]
     Unreachable(String),
-    /// The peer is there for its server, but its program does not answer: it sleeps, or its network is gone.
+    /// The peer is online for its server, but its program does not answer: it sleeps, or its network is gone.
     #[error("{0}")]
     Silent(String),
-    /// The component is not there: its operator can help, or another component.
+    /// The component is absent: its operator can help, or use another component.
     #[error("{0}")]
     NoComponent(String),
     /// Our own account has blocked the address (XEP-0191).
     #[error("{0}")]
     Blocked(String),
-    /// The peer's server passes nothing on from the component: the peer may have blocked it.
+    /// The peer's server delivers nothing from the component: the peer may have blocked it.
     #[error("{0}")]
     BlockedByPeer(String),
-    /// The address is that of a chat room, or of somebody in it (XEP-0045): the user's own is needed.
+    /// The address is that of a chat room, or of its occupant (XEP-0045); the user's own address is needed.
     #[error("{0}")]
     Room(String),
-    /// The transport that was demanded cannot be had.
+    /// The required transport is not available.
     #[error("{0}")]
     Transport(String),
-    /// The peer, or the component in its place, does not want this.
+    /// The peer, or the component in its place, refuses.
     #[error("{0}")]
     Refused(String),
-    /// The peer and we have no TLS method in common.
+    /// The peer and this endpoint have no TLS method in common.
     #[error("{0}")]
     Unsupported(String),
-    /// The peer's key is not the promised one, or nobody vouches for it. No application byte has been sent.
+    /// The peer's key is not the promised one, or nothing vouches for it. No application byte has been sent.
     #[error("{0}")]
     Unverified(String),
     /// The peer began a session and did not secure it in time, or others needed its place.
     #[error("{0}")]
     Expired(String),
-    /// The XMPP server did not let us in.
+    /// The XMPP server refused the login.
     #[error("{0}")]
     Login(String),
-    /// The connection to the XMPP server is gone.
+    /// The connection to the XMPP server is lost.
     #[error("the connection to the XMPP server is lost")]
     Disconnected,
-    /// Anything else: network, protocol, time.
+    /// Any other failure: network, protocol, timeout.
     #[error("{0}")]
     Failed(String),
 }

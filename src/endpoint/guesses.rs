@@ -1,8 +1,9 @@
-//! Guesses of the password (srp): one at a time for each peer, and a budget for all that have not proved it.
+//! Limits guesses of the password (srp): one at a time for each peer, and a budget for all peers that have not proved
+//! it.
 //!
-//! A peer has one guess in each session. After a wrong one its next guess waits, twice as long each time, in every session.
-//! Sessions of one peer that run in parallel wait for each other. A peer that has proved the password, or whose
-//! key is remembered, waits for no other peer.
+//! A peer has one guess in each session. After a wrong guess its next one waits, twice as long each time, in every
+//! session. Parallel sessions of one peer wait for each other. A peer that has proved the password, or whose key is
+//! remembered, waits for no other peer.
 
 use std::{
     collections::HashMap,
@@ -16,28 +17,28 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// The longest that a peer's guess waits for its own wrong ones: less than a handshake may take.
+/// The longest wait of a peer for its own wrong guesses: shorter than a handshake may take.
 const LONGEST: Duration = Duration::from_secs(30);
-/// How many guesses all peers together have at once that have not proved the password...
+/// The guesses that all unproven peers together have at once.
 const BURST: u32 = 16;
-/// ...and how long until there is another. One peer alone, at one guess in [`LONGEST`], never uses up the budget.
+/// The time until the budget has one more. One peer alone, at one guess in [`LONGEST`], never uses it up.
 const REFILL: Duration = Duration::from_secs(5);
-/// How many peers are remembered.
+/// The most peers that are remembered.
 const PEERS: usize = 1024;
-/// How long a peer's wrong guesses are.
+/// How long a peer's wrong guesses are remembered.
 const MEMORY: Duration = Duration::from_secs(3600);
 
 #[derive(Debug)]
 struct Peer {
     /// Wrong guesses since the last right one.
     wrong: u32,
-    /// When the next may come.
+    /// When the next guess may come.
     from: Instant,
-    /// Whether one is under way.
+    /// Whether a guess is in progress.
     busy: bool,
-    /// Whether it has proved the password.
+    /// Whether the peer has proved the password.
     proven: bool,
-    /// Whether the guess under way was taken from the budget.
+    /// Whether the guess in progress was taken from the budget.
     paid: bool,
     last: Instant,
 }
@@ -52,7 +53,7 @@ enum Turn {
     AfterAnother,
 }
 
-/// The rules. Time is an argument.
+/// The rules, without a clock: the time is an argument.
 #[derive(Debug)]
 struct Ledger {
     peers: HashMap<BareJid, Peer>,
@@ -65,7 +66,7 @@ impl Ledger {
         Self { peers: HashMap::new(), budget: BURST, refilled: now }
     }
 
-    /// Returns how long the next guess of a peer waits after so many wrong ones.
+    /// Returns the wait before a peer's next guess after so many wrong ones.
     fn delay(wrong: u32) -> Duration {
         LONGEST.min(Duration::from_secs(1 << wrong.saturating_sub(1).min(5)))
     }
@@ -80,7 +81,8 @@ impl Ledger {
         }
     }
 
-    /// Begins a guess if it is the peer's turn. One that is `remembered` uses no budget, as one that has proved the password.
+    /// Begins a guess if it is the peer's turn. A `remembered` peer uses no budget, like one that has proved the
+    /// password.
     fn begin(&mut self, peer: &BareJid, remembered: bool, now: Instant) -> Turn {
         self.refill(now);
         let known = self.peers.get(peer);
@@ -109,7 +111,7 @@ impl Ledger {
         Turn::Now
     }
 
-    /// Forgets old entries, and if there are still too many the least recent one.
+    /// Forgets old entries. If too many are left, forgets the least recent one.
     fn make_room(&mut self, now: Instant) -> bool {
         if self.peers.len() < PEERS {
             return true;
@@ -124,7 +126,7 @@ impl Ledger {
         oldest.is_some_and(|jid| self.peers.remove(&jid).is_some())
     }
 
-    /// Ends a guess: right, wrong, or (`None`) never made.
+    /// Ends a guess: right, wrong, or (`None`) not made.
     fn end(&mut self, peer: &BareJid, right: Option<bool>, now: Instant) {
         let Some(known) = self.peers.get_mut(peer) else { return };
         known.busy = false;
@@ -164,7 +166,7 @@ impl Guesses {
         loop {
             let ended = self.ended.notified();
             tokio::pin!(ended);
-            // A guess that ends from here on is not missed.
+            // A guess that ends from here on is noticed.
             ended.as_mut().enable();
             let turn = self.lock().begin(peer, remembered, Instant::now());
             match turn {
@@ -180,7 +182,7 @@ impl Guesses {
     }
 }
 
-/// A guess under way. Dropped without a word, it was never made.
+/// A guess in progress. If it is dropped without a result, it was not made.
 #[derive(Debug)]
 pub(super) struct Guess<'a> {
     guesses: &'a Guesses,
@@ -189,7 +191,7 @@ pub(super) struct Guess<'a> {
 }
 
 impl Guess<'_> {
-    /// The peer has tried: it knows the password, or does not.
+    /// Records the result: whether the peer knows the password.
     pub(super) fn settle(&mut self, right: bool) {
         self.right = Some(right);
     }
@@ -214,7 +216,7 @@ mod tests {
         BareJid::new(&format!("{name}@example.org")).unwrap()
     }
 
-    /// Makes one guess; gives how long it had to wait.
+    /// Makes one guess; returns how long it had to wait.
     async fn guess(guesses: &Guesses, name: &str, right: bool) -> u64 {
         let before = Instant::now();
         let mut turn = guesses.turn(&user(name), false).await;
@@ -236,7 +238,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn guesses_in_parallel_sessions_are_no_more_than_one_after_the_other() {
         let guesses = Arc::new(Guesses::default());
-        // Eight at once that nobody has made yet: one after the other has its turn.
+        // Eight guesses at once, none made yet: each has its turn.
         let mut sessions = JoinSet::new();
         let begin = Instant::now();
         for _ in 0..8 {
@@ -270,9 +272,9 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(7)).await;
             assert_eq!(guess(&guesses, "alice", true).await, 0);
         }
-        // Nor does a second one who comes for the first time.
+        // Nor does a second peer that comes for the first time.
         assert_eq!(guess(&guesses, "bob", true).await, 0);
-        // Nor for one that holds its turn and says nothing.
+        // Nor for a peer that holds its turn and sends nothing.
         let _silent = guesses.turn(&user("dave"), false).await;
         assert_eq!(guess(&guesses, "erin", true).await, 0);
     }
@@ -316,7 +318,7 @@ mod tests {
             guesses.turn(&user("bob"), true).await.settle(false);
             assert_eq!(begin.elapsed().as_secs(), seconds);
         }
-        // And gives nothing back that it has not taken.
+        // It gives back nothing that it has not taken.
         let full = guesses.lock().budget;
         drop(guesses.turn(&user("erin"), true).await);
         assert_eq!(guesses.lock().budget, full);

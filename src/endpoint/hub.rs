@@ -1,4 +1,4 @@
-//! The endpoint's stanza hub: answers small talk, and sends each stanza to the session or stream it belongs to.
+//! The endpoint's stanza hub: answers common requests, and passes each stanza to its session or stream.
 
 use std::{
     collections::HashMap,
@@ -30,10 +30,10 @@ use crate::{
     },
 };
 
-/// How long we wait for the answer to a request.
+/// How long to wait for the answer to a request.
 const ANSWER: Duration = Duration::from_secs(45);
-/// How long the peer of an in-band bytestream may leave blocks unacknowledged. The component has its own limits, and while
-/// a stream is silent the session is asked for: this is for a peer that answers and does not read.
+/// How long the peer of an in-band bytestream may leave blocks unacknowledged. The component has its own limits, and a
+/// silent stream makes its session ask. So this is for a peer that answers and does not read.
 const SILENCE: Duration = Duration::from_secs(3600);
 type Streams = HashMap<(Jid, String), IbbHandle>;
 
@@ -41,7 +41,7 @@ type Streams = HashMap<(Jid, String), IbbHandle>;
 struct State {
     jid: FullJid,
     lost: bool,
-    /// How many sessions with the server were over when this was looked at last.
+    /// The number of lost sessions with the server at the last check.
     over: u64,
     sessions: HashMap<(Jid, String), Open>,
     opens: HashMap<(Jid, String), mpsc::Sender<Stanza>>,
@@ -52,11 +52,11 @@ struct State {
 #[derive(Debug)]
 struct Open {
     inbox: mpsc::Sender<Stanza>,
-    /// It has a stream of its own, which does not need the connection to the server.
+    /// Whether it has a stream of its own, which does not need the connection to the server.
     is_secured: bool,
 }
 
-/// Which sessions of others are taken in.
+/// The rules for peers' sessions.
 #[derive(Clone, Debug)]
 pub(super) struct Admission {
     /// The component, whose addresses stand for users.
@@ -92,11 +92,11 @@ pub(crate) struct Hub {
     admission: Arc<Admission>,
     state: Arc<Mutex<State>>,
     features: Arc<Vec<String>>,
-    /// What makes the connection again, if anything.
+    /// The task that reconnects, if any.
     keeper: Option<Keeper>,
 }
 
-/// What may carry a stream.
+/// The transport of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum TransportKind {
     /// SOCKS5 bytestreams (XEP-0065).
@@ -106,7 +106,7 @@ pub enum TransportKind {
 }
 
 impl TransportKind {
-    /// Returns the one that may take its place.
+    /// Returns the transport that may replace it.
     pub(super) fn other(self) -> Self {
         match self {
             Self::S5b => Self::Ibb,
@@ -114,7 +114,7 @@ impl TransportKind {
         }
     }
 
-    /// Returns what it is called.
+    /// Returns its name for people.
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::S5b => "SOCKS5 bytestreams",
@@ -146,7 +146,7 @@ pub(super) struct Arrival {
 }
 
 impl Hub {
-    /// Starts to route the connection's stanzas; gives new sessions, and the connection's task.
+    /// Starts to route the connection's stanzas. Returns the new sessions, and the connection's task.
     pub(super) fn start(
         connection: Connection,
         keeper: Option<Keeper>,
@@ -182,7 +182,7 @@ impl Hub {
                     }
                 };
                 tokio::select! {
-                    // What comes in a new session comes after the end of the old one.
+                    // Stanzas of a new session come after the end of the old one.
                     biased;
                     changed = changed => match (changed, &mut status) {
                         (Ok(()), Some(status)) => {
@@ -203,7 +203,7 @@ impl Hub {
         (hub, arrivals, task)
     }
 
-    /// Takes over what has become of the connection.
+    /// Handles a change of the connection.
     fn follow(&self, status: Status) {
         let mut state = self.lock();
         let is_over = std::mem::replace(&mut state.over, status.over) != status.over;
@@ -213,12 +213,12 @@ impl Hub {
         }
         drop(state);
         if is_over || !is_same {
-            // At another address no peer finds us any more.
+            // At another address, peers can no longer find this endpoint.
             self.forget(|open| is_same && open.is_secured);
         }
     }
 
-    /// Ends what depended on a session with the server that is over.
+    /// Ends everything that belonged to a lost session with the server.
     fn forget(&self, keeps: impl Fn(&Open) -> bool) {
         self.requests.fail_all();
         let mut state = self.lock();
@@ -229,19 +229,19 @@ impl Hub {
         }
     }
 
-    /// Our address.
+    /// Returns our address.
     pub(crate) fn jid(&self) -> FullJid {
         self.lock().jid.clone()
     }
 
-    /// Returns whether there is no session with the server. There may be another later.
+    /// Returns whether the session with the server is lost. Another one may follow.
     pub(super) fn is_lost(&self) -> bool {
         let is_between =
             self.keeper.as_ref().is_some_and(|keeper| keeper.status.borrow().bound.is_none());
         is_between || self.lock().lost
     }
 
-    /// Returns how many sessions with the server are over.
+    /// Returns the number of lost sessions with the server.
     pub(super) fn over(&self) -> u64 {
         self.keeper.as_ref().map_or(0, |keeper| keeper.status.borrow().over)
     }
@@ -250,7 +250,7 @@ impl Hub {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a stanza. Without a session with the server it is dropped: it would be an answer to nobody.
+    /// Sends a stanza. Without a session with the server the stanza is dropped: it would answer a lost request.
     pub(crate) async fn send(&self, element: Element) {
         if !self.is_lost() {
             let _ = self.outbound.send(element).await;
@@ -296,7 +296,8 @@ impl Hub {
             let key = (stanza.from.clone(), payload.attr("sid").unwrap_or_default().to_owned());
             let (open, stream) = {
                 let mut state = self.lock();
-                // One is expected, and nothing here waits for its reader: all peers' stanzas come this way.
+                // A bytestream is expected, and the hub does not wait for its reader, because it handles all peers'
+                // stanzas.
                 let open = if payload.name() == "open" { state.opens.remove(&key) } else { None };
                 (open, state.streams.get(&key).cloned())
             };
@@ -319,7 +320,7 @@ impl Hub {
         self.send(answer).await;
     }
 
-    /// Takes a new session in, if there is room for it; gives the answer.
+    /// Accepts a new session if it has room; returns the answer.
     fn arrive(
         &self,
         stanza: &Stanza,
@@ -373,7 +374,7 @@ impl Hub {
         Inbox { hub: self.clone(), key, receiver }
     }
 
-    /// Returns the `<open/>` that a peer is expected to send.
+    /// Returns a channel for the `<open/>` that a peer is expected to send.
     pub(crate) fn expect_open(&self, peer: &Jid, sid: &str) -> mpsc::Receiver<Stanza> {
         let (sender, receiver) = mpsc::channel(1);
         let mut state = self.lock();
@@ -405,7 +406,7 @@ impl Hub {
         }
     }
 
-    /// Our end of an in-band bytestream that is open.
+    /// Creates our end of an open in-band bytestream.
     pub(crate) fn stream(&self, peer: &Jid, sid: &str, block_size: u16) -> IbbStream {
         let mut params = IbbParams::new(Jid::from(self.jid()), peer.clone(), sid);
         (params.block_size, params.silence_timeout) = (block_size, SILENCE);
@@ -436,7 +437,7 @@ impl Inbox {
         self.receiver.recv().await
     }
 
-    /// Says that the session has a stream, and is to outlive the session with the server.
+    /// Notes that the session has a stream and outlives the session with the server.
     pub(super) fn secured(&self) {
         if let Some(open) = self.hub.lock().sessions.get_mut(&self.key) {
             open.is_secured = true;
@@ -472,7 +473,7 @@ mod tests {
     use super::*;
     use crate::endpoint::policy::Registered;
 
-    /// Returns a hub, what it sends, and where its stanzas come from.
+    /// Returns a hub, the stanzas that it sends, and the sender of its stanzas.
     fn hub() -> (Hub, mpsc::Receiver<Element>, mpsc::Sender<Stanza>) {
         let (outbound, sent) = mpsc::channel(64);
         let (stanzas, inbound) = mpsc::channel(64);

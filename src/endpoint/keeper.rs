@@ -1,5 +1,5 @@
-//! A connection that is made again whenever it is lost: the session is resumed (XEP-0198) where that can be, else there is
-//! a new one at the same address.
+//! Keeps a connection: it reconnects after each loss, and resumes the session (XEP-0198) where possible. Otherwise it
+//! starts a new session at the same address.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -29,45 +29,45 @@ use crate::xmpp::stanza::Stanza;
 const FIRST: Duration = Duration::from_secs(1);
 /// The longest pause before any attempt.
 const LONGEST: Duration = Duration::from_secs(60);
-/// After a connection that lived so long the pauses begin with [`FIRST`] again.
+/// After a connection that lived this long, the pauses start with [`FIRST`] again.
 const LASTING: Duration = Duration::from_secs(60);
 
-/// What happened to the connection of an endpoint that makes it again ([`Builder::reconnect`](super::Builder::reconnect)).
+/// A change of the connection of an endpoint that reconnects ([`Builder::reconnect`](super::Builder::reconnect)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Contact {
-    /// The connection is lost, and made again. Said once, however many attempts that takes.
+    /// The connection is lost, and reconnection begins. Reported once, however many attempts follow.
     Lost {
         /// Why.
         reason: String,
     },
-    /// The connection is there again.
+    /// The connection is established again.
     Back {
-        /// The address that the server has given us.
+        /// The address that the server has assigned.
         jid: FullJid,
-        /// Whether the session goes on (XEP-0198). Else it is a new one: requests without an answer have failed, in-band
-        /// streams have ended, and [`Endpoint::appear`](super::Endpoint::appear) has been said again.
+        /// Whether the session continues (XEP-0198). If not, it is a new session: unanswered requests have failed,
+        /// in-band streams have ended, and [`Endpoint::appear`](super::Endpoint::appear) has been repeated.
         resumed: bool,
     },
 }
 
-/// Hears what happens to the connection.
+/// A callback for changes of the connection.
 pub(super) type Listener = Arc<dyn Fn(&Contact) + Send + Sync>;
 
-/// What the other side of the queues sees of the connection.
+/// The state of the connection for the other side of the queues.
 #[derive(Clone, Debug)]
 pub(super) struct Status {
-    /// How many sessions are over.
+    /// The number of lost sessions.
     pub(super) over: u64,
-    /// The address of the session that there is, if there is one.
+    /// The address of the present session, if any.
     pub(super) bound: Option<FullJid>,
 }
 
-/// How the rest of an endpoint looks at its connection and ends it.
+/// The handle of the rest of the endpoint on its connection.
 #[derive(Clone, Debug)]
 pub(super) struct Keeper {
     pub(super) status: watch::Receiver<Status>,
-    /// Closes the stream and ends the connection.
+    /// Cancel it to close the stream and end the connection.
     pub(super) closing: CancellationToken,
     /// Cancelled when the connection has ended for good.
     pub(super) done: CancellationToken,
@@ -75,18 +75,18 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Why the connection is not made again, if so.
+    /// Returns why the connection has ended for good, if it has.
     pub(super) fn why_ended(&self) -> Option<Error> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// Makes connections.
+/// Establishes connections.
 pub(super) trait Dialer: Send + Sync + 'static {
     /// A connection.
     type Io: AsyncRead + AsyncWrite + Unpin + Send;
 
-    /// Begins a session with this name, or goes on with one.
+    /// Begins a session with this name, or resumes one.
     fn begin(
         &self,
         name: Name<'_>,
@@ -146,7 +146,7 @@ pub(super) async fn keep<D: Dialer>(
     let task = tokio::spawn(async move {
         let _done = done.drop_guard();
         if let Err(error) = kept.run(begun).await {
-            // Before the queues close, which is how the others notice.
+            // This comes before the queues close, because their end is the signal for others.
             *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
         drop(kept);
@@ -160,7 +160,7 @@ struct Kept<D> {
     listener: Listener,
     /// See [`Name`].
     tag: String,
-    /// The loss of the connection was said, and not yet its return.
+    /// Whether the loss of the connection was reported, and not yet its return.
     is_told: bool,
     state: State,
     queue: mpsc::Receiver<Element>,
@@ -170,7 +170,7 @@ struct Kept<D> {
 }
 
 impl<D: Dialer> Kept<D> {
-    /// Ends well if nobody needs the connection any more.
+    /// Runs until no part of the program needs the connection, which is a success.
     async fn run(&mut self, begun: Begun<D::Io>) -> Result<(), Error> {
         let mut pauses = Pauses::default();
         let mut begun = Some(begun);
@@ -212,7 +212,7 @@ impl<D: Dialer> Kept<D> {
         let (resumed, early) = match start {
             Start::Resumed(resumed) => (Some(resumed), Vec::new()),
             Start::Bound { jid, management, early } => {
-                // The session that was to be resumed.
+                // The session to resume.
                 if self.state.management.is_some() {
                     self.sever();
                 }
@@ -241,7 +241,7 @@ impl<D: Dialer> Kept<D> {
         driver.run(&mut self.queue, &self.inbound, &self.closing).await
     }
 
-    /// Gives the session up: what it was asked will not be answered.
+    /// Gives the session up: its requests will not be answered.
     fn sever(&mut self) {
         self.state.management = None;
         let is_new = self.status.send_if_modified(|status| {
@@ -250,12 +250,12 @@ impl<D: Dialer> Kept<D> {
             is_new
         });
         if is_new {
-            // What waits to be sent belongs to it.
+            // The stanzas that wait to be sent belong to it.
             while self.queue.try_recv().is_ok() {}
         }
     }
 
-    /// Makes the connection again; `None` if nobody needs it any more.
+    /// Reconnects; `None` if no part of the program needs the connection.
     async fn again(&mut self, pauses: &mut Pauses) -> Result<Option<Begun<D::Io>>, Error> {
         let since = Instant::now();
         loop {
@@ -284,21 +284,21 @@ impl<D: Dialer> Kept<D> {
             }
             tracing::info!(error = %failure.error, "cannot connect to the XMPP server");
             if failure.by_server {
-                // It may be the session that the server does not like.
+                // The server may reject the resumption itself.
                 self.sever();
             }
         }
     }
 }
 
-/// How long to wait before each attempt: up to a second at first, up to twice as long each time, up to a minute.
+/// The pauses before attempts: up to a second at first, up to twice as long each time, up to a minute.
 #[derive(Debug, Default)]
 struct Pauses {
     failed: u32,
 }
 
 impl Pauses {
-    /// `chance`: from 0 to 1. A server's users must not all come back at one moment.
+    /// Returns the next pause. `chance` is from 0 to 1: a server's users must not all come back at one moment.
     fn next(&mut self, chance: f64) -> Duration {
         let most = FIRST.saturating_mul(1 << self.failed.min(16)).min(LONGEST);
         let least = if self.failed == 0 { Duration::ZERO } else { most / 2 };

@@ -1,7 +1,7 @@
 //! A user's way into its XMPP server: TCP, STARTTLS, SASL, and a bound resource or a resumed session.
 //!
-//! Its bytes are read as those of the component's link are (see [`xmpp::xml`](crate::xmpp::xml)): anybody can have the
-//! server write unusual XML here too, and none of it may end the connection.
+//! Its bytes are read in the same way as those of the component's link (see [`xmpp::xml`](crate::xmpp::xml)): a
+//! stranger can make the server write unusual XML here too, which must not end the connection.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -43,25 +43,25 @@ use crate::{
     },
 };
 
-/// From TCP to the bound resource.
+/// The time from TCP to the bound resource.
 const LOGIN: Duration = Duration::from_secs(30);
-/// After so much silence the server is asked for a sign of life, and after as much again it counts as gone.
+/// The silence after which the server is asked for a sign of life; after as much again it counts as gone.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How long a large stanza to ourselves may take longer than a small one to the server that was sent after it.
+/// How much longer a large stanza to ourselves may take than a small one to the server that was sent after it.
 const OVERTAKEN: Duration = Duration::from_millis(250);
-/// To TLS with one of several servers.
+/// The time to set up TLS with one of several servers.
 const TARGET: Duration = Duration::from_secs(8);
 /// The protocol of TLS from the first byte (XEP-0368, section 4).
 const ALPN: &[u8] = b"xmpp-client";
-/// Stanzas that may come before the stream is ready for them.
+/// The most stanzas that may come before the stream is ready for them.
 const EARLY: usize = 64;
 
-/// Stanzas that wait to be sent, and those that wait to be handled.
+/// The most stanzas that wait to be sent; [`ARRIVED`] bounds those that wait to be handled.
 pub(super) const QUEUE: usize = 64;
 /// See [`QUEUE`].
 pub(super) const ARRIVED: usize = 256;
 
-/// Failures of SASL (RFC 6120, section 6.5) that come back at the next attempt.
+/// Failures of SASL (RFC 6120, section 6.5) that the next attempt would meet again.
 const FINAL: [&str; 6] = [
     "account-disabled",
     "credentials-expired",
@@ -72,7 +72,7 @@ const FINAL: [&str; 6] = [
 ];
 
 const SASL: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
-/// XEP-0440.
+/// The namespace of XEP-0440.
 const SASL_CB: &str = "urn:xmpp:sasl-cb:0";
 
 /// How to treat the XMPP server's certificate.
@@ -80,7 +80,7 @@ const SASL_CB: &str = "urn:xmpp:sasl-cb:0";
 pub struct ServerTrust {
     /// The authorities to trust, PEM, instead of the system's.
     pub ca_file: Option<std::path::PathBuf>,
-    /// Accept any certificate: for tests on one's own machine.
+    /// Accept any certificate: for tests on this machine only.
     pub insecure: bool,
 }
 
@@ -98,15 +98,15 @@ pub struct ServerTrust {
 pub struct Login {
     /// The user.
     pub jid: BareJid,
-    /// Its password.
+    /// The user's password.
     pub password: Secret,
-    /// `host:port`, instead of what the DNS records of the JID's domain say (RFC 6120, section 3.2.1, and XEP-0368).
+    /// `host:port`; overrides the DNS records of the JID's domain (RFC 6120, section 3.2.1, and XEP-0368).
     pub server: Option<String>,
     /// How to treat the server's certificate.
     pub trust: ServerTrust,
-    /// After how much silence the server is asked for a sign of life; after as much again the connection is lost.
+    /// The silence after which the server is asked for a sign of life; after as much again the connection is lost.
     pub keepalive: Duration,
-    /// Where a token for the next login is kept (XEP-0484); none is asked for without it.
+    /// Where a token for the next login is stored (XEP-0484); without it no token is requested.
     pub fast: Option<Arc<dyn FastStore>>,
 }
 
@@ -124,24 +124,24 @@ impl Login {
     }
 }
 
-/// A logged-in connection: made by [`login`], or by a program that speaks XMPP already and passes on the IQ stanzas
-/// that are for this endpoint.
+/// A logged-in connection: the result of [`login`], or one of a program that already speaks XMPP and passes on the IQ
+/// stanzas for this endpoint.
 #[derive(Debug)]
 pub struct Connection {
-    /// The address the server has given us.
+    /// The address that the server has assigned.
     pub jid: FullJid,
     /// Stanzas to send.
     pub outbound: mpsc::Sender<Element>,
-    /// Stanzas that came, with both addresses filled in; ends with the connection.
+    /// Received stanzas, with both addresses filled in; ends with the connection.
     pub inbound: mpsc::Receiver<Stanza>,
-    /// Ends when all is written and the stream is closed.
+    /// Ends when everything is written and the stream is closed.
     pub task: tokio::task::JoinHandle<()>,
 }
 
 /// Logs in, within 30 seconds.
 ///
 /// # Errors
-/// [`Error::Login`], with what failed.
+/// [`Error::Login`], which says what failed.
 pub async fn login(login: &Login) -> Result<Connection, Error> {
     let name = resource();
     let name = Name { tag: &name, resource: &name };
@@ -162,15 +162,15 @@ pub async fn login(login: &Login) -> Result<Connection, Error> {
     Ok(Connection { jid, outbound, inbound, task })
 }
 
-/// Why there is no session with the server.
+/// Why the session with the server could not begin.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) error: Error,
-    /// Whether the server said so, and not the network.
+    /// Whether the server refused, rather than the network failed.
     pub(super) by_server: bool,
-    /// Whether trying again would be of no use.
+    /// Whether another attempt would be useless.
     pub(super) is_final: bool,
-    /// Whether the server refused a token; the password may do.
+    /// Whether the server refused a token; the password may still work.
     pub(super) of_token: bool,
 }
 
@@ -194,13 +194,13 @@ pub(super) struct Begun<S> {
 
 /// How a session began.
 pub(super) enum Start {
-    /// It was there already; the server's `<resumed/>`.
+    /// It was resumed; the server's `<resumed/>`.
     Resumed(Element),
     /// It is new: the address, its stream management, and the stanzas that came before that.
     Bound { jid: FullJid, management: Option<Management>, early: Vec<Element> },
 }
 
-/// Makes a name for a resource.
+/// Creates a name for a resource.
 pub(super) fn resource() -> String {
     format!("xtls-{:08x}", rand::random::<u32>())
 }
@@ -218,7 +218,7 @@ pub(super) struct Stream<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     /// Exchanges headers and takes the server's features.
     ///
-    /// `from`: who we are; only where others cannot read it.
+    /// `from` is our own address; it is sent only inside TLS.
     async fn open(io: S, domain: &str, from: Option<&BareJid>) -> Result<(Self, Element), Failure> {
         let (read, writer) = split(io);
         let mut stream = Self { reader: StanzaReader::with_rules(read, Rules::CLIENT), writer };
@@ -246,7 +246,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         self.write(&bytes).await
     }
 
-    /// Returns the next first-level element, as it is: one that is not known must not end a login.
+    /// Returns the next first-level element, unchecked: an unknown one must not end a login.
     pub(super) async fn next(&mut self) -> Result<Element, Failure> {
         let by_server = |error| Failure { by_server: true, ..Failure::from(broken(error)) };
         loop {
@@ -262,7 +262,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         }
     }
 
-    /// Returns the connection beneath. What came behind the last element came too early, and is not ours to read.
+    /// Returns the connection below. Fails if the server has sent anything after the last element, which is too early.
     fn into_io(self) -> Result<S, Error> {
         let Self { reader, writer } = self;
         match reader.into_io() {
@@ -272,8 +272,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     }
 }
 
-/// Logs in and begins a session: the one of `resumed` if it can be resumed, else one with this name, with stream
-/// management if `managed` and the server has it.
+/// Logs in and begins a session. Resumes that of `resumed` if possible; otherwise starts one with this name, and with
+/// stream management if `managed` is set and the server supports it.
 ///
 /// # Errors
 /// [`Failure`], after 30 seconds at the latest.
@@ -287,7 +287,7 @@ pub(super) async fn begin(
     let was_narrow = path::loses_large_packets();
     let begun = begin_within(login, wish).await;
     if begun.is_err() && path::loses_large_packets() && !was_narrow {
-        // Only large packets are lost on the way.
+        // Only large packets get lost on the way.
         return begin_within(login, wish).await;
     }
     begun
@@ -319,7 +319,7 @@ async fn negotiate(
         .map_err(|_| Error::login(format!("{domain} is not a valid domain name")))?;
     let tls = secure(login, &domain, &ascii).await?;
     let connection = tls.get_ref().1;
-    tracing::debug!(version = ?connection.protocol_version(), "TLS with the server is there");
+    tracing::debug!(version = ?connection.protocol_version(), "TLS with the server established");
     let channel = Channel::of(connection);
     let (mut stream, features) = Stream::open(tls, &domain, Some(&login.jid)).await?;
     let offer = offer(&features);
@@ -351,7 +351,7 @@ where
 {
     let failed = |why: &dyn std::fmt::Display| failed(login, why);
     let username = username(login)?;
-    // Without an identifier there is nothing that a token could belong to.
+    // Without an identifier, a token has nothing to belong to.
     let best = wish.agent.and_then(|_| token_mechanism(&inline.fast, channel));
     let by_token = token
         .filter(|token| wish.agent.is_some() && inline.fast.contains(&token.mechanism))
@@ -401,14 +401,14 @@ where
                 return Err(Failure { of_token: true, ..failure });
             }
             "continue" => {
-                return Err(failed(&"the server asks for a second step, which xtls has not"));
+                return Err(failed(&"the server asks for a second step, which xtls does not support"));
             }
             _ => return Err(failed(&"the server sent an unexpected element")),
         }
     }
 }
 
-/// Begins a session after SASL2: with what came with the success, and the rest as ever.
+/// Begins a session after SASL2, with the elements that came with the success, and the rest as usual.
 async fn start_at_once<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut Stream<S>,
     success: Success,
@@ -425,7 +425,7 @@ async fn start_at_once<S: AsyncRead + AsyncWrite + Unpin>(
     let mut management = success.enabled.as_ref().filter(|_| wish.managed).map(Management::new);
     let mut early = Vec::new();
     if wish.managed && management.is_none() {
-        // It is among the features, if there is any.
+        // The features contain it, if the server supports it.
         let features = loop {
             let element = stream.next().await?;
             if element.is("features", ns::STREAM) {
@@ -456,7 +456,7 @@ async fn secure(login: &Login, domain: &str, ascii: &str) -> Result<TlsStream<Wa
         if only {
             return attempt.await;
         }
-        // One that does not answer must not use up the time of the others.
+        // A server that does not answer must not use up the time of the others.
         match timeout(TARGET, attempt).await {
             Ok(Ok(tls)) => return Ok(tls),
             Ok(Err(failure)) => failed.push(failure.error.to_string()),
@@ -485,7 +485,7 @@ async fn secure_at(
     } else {
         start_tls(tcp, domain).await?
     };
-    // The certificate is for the domain, not for the host that its records name (RFC 6120, section 13.7.2).
+    // The certificate is for the domain, not for the host in its records (RFC 6120, section 13.7.2).
     let name = ServerName::try_from(ascii.to_owned()).map_err(broken)?;
     let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|error| {
         Error::login(format!(
@@ -495,7 +495,7 @@ async fn secure_at(
     Ok(tls)
 }
 
-/// Brings a connection to where TLS begins (RFC 6120, section 5).
+/// Prepares a connection for TLS with STARTTLS (RFC 6120, section 5).
 async fn start_tls(tcp: Watched, domain: &str) -> Result<Watched, Failure> {
     let (mut plain, features) = Stream::open(tcp, domain, None).await?;
     if !features.has_child("starttls", ns::STARTTLS) {
@@ -530,13 +530,13 @@ pub(super) async fn start<S: AsyncRead + AsyncWrite + Unpin>(
     let mut early = Vec::new();
     let jid = match bind(stream, wish.name.resource, &mut early).await? {
         Some(jid) => jid,
-        // The server still has the session that was lost, and prefers it.
+        // The server still has the lost session, and prefers it.
         None => bind(stream, &self::resource(), &mut early)
             .await?
             .ok_or_else(|| Error::login("the XMPP server refused to bind a resource"))?,
     };
     if tries_path {
-        // Before stanzas are counted.
+        // This comes before stanzas are counted.
         try_path(stream, &jid, &mut early).await?;
     }
     let mut management = None;
@@ -562,8 +562,9 @@ async fn enable<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Sends ourselves a stanza that is larger than a packet, so that a path which loses large packets shows now, in both
-/// directions, and not in the middle of something. A server that does not pass it on answers the ping after it.
+/// Sends ourselves a stanza that is larger than a packet. So a path that loses large packets shows now, in both
+/// directions, and not in the middle of a transfer. If the server does not deliver the stanza, it answers the ping
+/// after it.
 async fn try_path<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut Stream<S>,
     own: &FullJid,
@@ -584,7 +585,7 @@ async fn try_path<S: AsyncRead + AsyncWrite + Unpin>(
     let mut came = [false; 2];
     let mut until = None;
     while came != [true; 2] {
-        // Some servers let the ping overtake.
+        // Some servers let the ping overtake it.
         let next = match until {
             Some(until) => match timeout_at(until, stream.next()).await {
                 Ok(next) => next?,
@@ -612,7 +613,7 @@ fn keep(early: &mut Vec<Element>, element: Element) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Returns what the stream features say about authentication.
+/// Returns the authentication offer in the stream features.
 fn offer(features: &Element) -> Offer {
     let texts = |parent: &Element| {
         parent.children().filter(|child| child.is("mechanism", SASL)).map(Element::text).collect()
@@ -683,12 +684,12 @@ fn password_exchange(
 /// Returns the bytes of a message; `None` if it is not base64.
 fn decoded(text: &str) -> Option<Vec<u8>> {
     let text: String = text.split_ascii_whitespace().collect();
-    // A single equals sign stands for no bytes (RFC 6120, section 6.4.2).
+    // A single equals sign stands for zero bytes (RFC 6120, section 6.4.2).
     let text = if text == "=" { String::new() } else { text };
     BASE64.decode(text).ok()
 }
 
-/// Says what a `<failure/>` means (RFC 6120, section 6.5; XEP-0388, section 2.6.5).
+/// Translates a `<failure/>` (RFC 6120, section 6.5; XEP-0388, section 2.6.5).
 fn refused(login: &Login, element: &Element) -> Failure {
     let is_text = |child: &&Element| child.name() == "text";
     let condition = element.children().find(|child| !is_text(child));
@@ -706,7 +707,7 @@ fn sasl_element(name: &str, data: &[u8]) -> Element {
     element
 }
 
-/// Binds a resource; `None` if the server has another session there that it does not give up.
+/// Binds a resource; `None` if the server has another session there and does not give it up.
 async fn bind<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut Stream<S>,
     name: &str,
@@ -784,7 +785,7 @@ fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error>
     Ok(certificates)
 }
 
-/// Takes any server for what it says it is: only behind `--insecure-tls`.
+/// Accepts any server's certificate: only with `--insecure-tls`.
 #[derive(Debug)]
 struct AnyServer(Arc<CryptoProvider>);
 

@@ -1,8 +1,8 @@
-//! Stream management (XEP-0198) of a client's stream: which stanzas each side has handled, and what is sent again when the
-//! stream is resumed.
+//! Stream management (XEP-0198) of a client's stream: the stanzas that each side has handled, and those that are sent
+//! again when the stream is resumed.
 //!
-//! A state machine without input or output. It outlives the connection: what is kept here is what makes the next
-//! connection the same session.
+//! A state machine without input or output. It outlives the connection: its state makes the next connection the same
+//! session.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -10,17 +10,17 @@ use minidom::Element;
 
 use crate::xmpp::{ns, xml};
 
-/// With so much unacknowledged no more is sent, bytes. As much as the connection itself may hold.
+/// With this many unacknowledged bytes no more is sent. The connection itself may hold as much.
 const FULL: usize = 256 << 10;
-/// With more than this unacknowledged, bytes, or [`MOST`] stanzas, the session cannot be resumed any more: it comes of
-/// answers that the other side does not acknowledge, and must not grow for ever.
+/// With more unacknowledged bytes than this, or [`MOST`] stanzas, the session can no longer be resumed. Such an amount
+/// comes from answers that the server does not acknowledge, and must not grow without end.
 const LIMIT: usize = 4 << 20;
 /// See [`LIMIT`].
 const MOST: usize = 4096;
-/// How long the server is asked to keep the session, seconds. A component gives its user up about as late, and a program
-/// that was killed is not taken for one that comes back for longer.
+/// How long the server is asked to keep the session, in seconds. A component gives its user up after about as long, and
+/// a program that was killed does not appear to be coming back for longer.
 const KEEP: u64 = 60;
-/// The longest identifier of a session that is kept, bytes; it goes back to the server in one attribute.
+/// The longest stored identifier of a session, in bytes. It goes back to the server in one attribute.
 const LONGEST_ID: usize = 4000;
 
 /// The server claims to have handled more than it was sent.
@@ -28,39 +28,39 @@ const LONGEST_ID: usize = 4000;
 #[error("the server acknowledges stanzas that were never sent")]
 pub(super) struct HandledCountTooHigh;
 
-/// What both sides of a managed stream have counted.
+/// The counts of both sides of a managed stream.
 #[derive(Debug)]
 pub(super) struct Management {
     /// The session's identifier; `None` if it cannot be resumed.
     id: Option<String>,
-    /// For how long after its loss it can be, at most.
+    /// How long after its loss it can be resumed, at most.
     max: Duration,
     /// Stanzas of the server that were handled, modulo 2^32.
     handled: u32,
     /// Stanzas that the server has acknowledged, modulo 2^32.
     acknowledged: u32,
-    /// Those sent after them, as bytes.
+    /// The stanzas sent after them, as bytes.
     unacknowledged: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// An acknowledgement was asked for and has not come.
+    /// Whether an acknowledgement was requested and has not come.
     is_asked: bool,
 }
 
 impl Management {
-    /// Returns the request that begins it: `<enable/>`.
+    /// Returns the request to begin: `<enable/>`.
     pub(super) fn enable() -> Element {
         let keep = KEEP.to_string();
         xml::element("enable", ns::SM, &[("resume", "true"), ("max", &keep)])
     }
 
-    /// Begins with the server's `<enabled/>`.
+    /// Creates the state with the server's `<enabled/>`.
     pub(super) fn new(enabled: &Element) -> Self {
         let can_resume = matches!(enabled.attr("resume"), Some("true" | "1"));
         let id = enabled.attr("id").filter(|id| can_resume && id.len() <= LONGEST_ID);
         let max = enabled.attr("max").and_then(|max| max.parse().ok()).unwrap_or(KEEP);
         Self {
             id: id.map(str::to_owned),
-            // Servers may give more than was asked for. There is no harm in trying.
+            // Servers may keep it longer than requested, and an attempt does no harm.
             max: Duration::from_secs(max.min(3600)),
             handled: 0,
             acknowledged: 0,
@@ -70,12 +70,12 @@ impl Management {
         }
     }
 
-    /// For how long after the loss of its connection the session may be resumed; `None` if it cannot be.
+    /// Returns how long after the loss of its connection the session may be resumed; `None` if it cannot be.
     pub(super) fn resumable(&self) -> Option<Duration> {
         self.id.as_ref().map(|_| self.max)
     }
 
-    /// Returns the request to go on on another stream: `<resume/>`.
+    /// Returns the request to continue on another stream: `<resume/>`.
     pub(super) fn resume(&self) -> Option<Element> {
         let handled = self.handled.to_string();
         let id = self.id.as_ref()?;
@@ -87,17 +87,17 @@ impl Management {
         self.handled = self.handled.wrapping_add(1);
     }
 
-    /// Returns how many stanzas of the server were handled: `<a/>`.
+    /// Returns the count of the server's stanzas that were handled: `<a/>`.
     pub(super) fn answer(&self) -> Element {
         xml::element("a", ns::SM, &[("h", &self.handled.to_string())])
     }
 
-    /// Keeps a stanza that is sent, until it is acknowledged.
+    /// Keeps a sent stanza until it is acknowledged.
     pub(super) fn sent(&mut self, stanza: &[u8]) {
         if self.bytes + stanza.len() > LIMIT || self.unacknowledged.len() >= MOST {
             self.id = None;
         }
-        // What cannot be sent again is counted only.
+        // If the session cannot be resumed, stanzas are only counted.
         let kept = if self.id.is_some() { stanza.to_vec() } else { Vec::new() };
         if self.id.is_none() && self.bytes > 0 {
             self.unacknowledged.iter_mut().for_each(|stanza| *stanza = Vec::new());
@@ -112,8 +112,8 @@ impl Management {
         self.bytes < FULL && self.unacknowledged.len() < MOST
     }
 
-    /// Returns the request for an acknowledgement, `<r/>`, if one is due: something is unacknowledged, or `always`, and
-    /// none was asked for.
+    /// Returns the request for an acknowledgement, `<r/>`, if one is due: something is unacknowledged, or `always` is
+    /// set, and none was requested.
     pub(super) fn ask(&mut self, always: bool) -> Option<Element> {
         if self.is_asked || (self.unacknowledged.is_empty() && !always) {
             return None;
@@ -132,7 +132,7 @@ impl Management {
         self.forget(handled)
     }
 
-    /// Goes on on another stream, with the server's `<resumed/>`; returns the stanzas to send again, in their order.
+    /// Continues on another stream, with the server's `<resumed/>`. Returns the stanzas to send again, in their order.
     ///
     /// # Errors
     /// [`HandledCountTooHigh`]; the stream must be given up, and the session with it.
@@ -164,7 +164,7 @@ fn handled(element: &Element) -> Option<u32> {
     element.attr("h")?.parse().ok()
 }
 
-/// Returns whether an element is counted: a stanza.
+/// Returns whether an element is counted, that is, a stanza.
 pub(super) fn is_counted(element: &Element) -> bool {
     element.has_ns(ns::CLIENT) && matches!(element.name(), "iq" | "message" | "presence")
 }
@@ -193,7 +193,7 @@ mod tests {
             managed.sent(stanza.as_bytes());
         }
         managed.acknowledge(&with_h("a", "1")).unwrap();
-        // An acknowledgement that comes again changes nothing.
+        // A repeated acknowledgement changes nothing.
         managed.acknowledge(&with_h("a", "1")).unwrap();
         assert_eq!(texts(managed.resumed(&with_h("resumed", "3")).unwrap()), ["d"]);
         managed.sent(b"e");
@@ -233,7 +233,7 @@ mod tests {
         let mut managed = managed();
         managed.sent(b"a");
         managed.acknowledge(&with_h("a", "1")).unwrap();
-        // Nor may the count go back.
+        // Nor may the count decrease.
         assert_eq!(managed.acknowledge(&with_h("a", "0")), Err(HandledCountTooHigh));
     }
 

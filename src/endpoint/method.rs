@@ -1,8 +1,8 @@
-//! The methods of TLS security: how an endpoint shows who it is, what it offers of that, and what it expects.
+//! The methods of TLS security: how an endpoint proves its identity, what it offers, and what it expects.
 //!
-//! `x509` is a certificate that a peer knows by its print, `openpgp` an OpenPGP key that vouches for one, `srp` a password
-//! that both users know. A method other than x509 is marked by its profile, because its name alone has meant other
-//! things (RFC 5081, RFC 5054); docs/PROTOCOL.md describes both.
+//! `x509` is a certificate that a peer knows by its print, `openpgp` an OpenPGP key that vouches for one, and `srp` a
+//! password that both users know. A profile marks a method other than x509, because its name alone has meant other
+//! things (RFC 5081, RFC 5054). docs/PROTOCOL.md describes both profiles.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -29,12 +29,12 @@ use crate::{
     xmpp::{ns, xml},
 };
 
-/// How long handshake and password check may take. The short authentication string counts on it.
+/// How long handshake and password check may take. The short authentication string relies on it.
 const HANDSHAKE: Duration = Duration::from_secs(60);
-/// How long a peer whose turn it is may take for its guess of the password: two messages.
+/// How long a peer may take for its guess of the password once it has its turn: two messages.
 const GUESS: Duration = Duration::from_secs(20);
 
-/// What an endpoint shows who it is with; it decides the method of all its sessions.
+/// The endpoint's proof of its identity; it decides the method of all its sessions.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Credential {
@@ -42,7 +42,7 @@ pub enum Credential {
     X509(Arc<Identity>),
     /// `openpgp`: an OpenPGP key, which vouches for the key of a certificate that is made for each session.
     OpenPgp(Arc<Certifier>),
-    /// `srp`: a password that both users know. Certificates are made for each session and say nothing.
+    /// `srp`: a password that both users know. Certificates are made for each session and prove nothing.
     Srp(srp::Password),
 }
 
@@ -104,7 +104,7 @@ impl Credential {
     }
 }
 
-/// What is offered: a method, and the print of the key for it.
+/// An offer: a method, and the print of its key.
 #[derive(Clone, Debug)]
 pub(super) struct Offered {
     method: Method,
@@ -116,7 +116,7 @@ impl Offered {
         Self { method, print }
     }
 
-    /// As `<description xmlns='urn:xmpp:jingle:apps:tls'/>`.
+    /// Returns it as `<description xmlns='urn:xmpp:jingle:apps:tls'/>`.
     pub(super) fn description(&self) -> Element {
         let mut method = self.element(ns::APPS_TLS);
         if let Some(print) = &self.print {
@@ -131,7 +131,7 @@ impl Offered {
         description
     }
 
-    /// As `<security xmlns='urn:xmpp:jingle:security:xtls:0'/>`.
+    /// Returns it as `<security xmlns='urn:xmpp:jingle:security:xtls:0'/>`.
     pub(super) fn security(&self) -> Element {
         let mut security = Element::bare("security", ns::XTLS);
         if let Some(print) = &self.print {
@@ -153,7 +153,7 @@ impl Offered {
     }
 }
 
-/// Returns the mark of a method whose name alone does not say enough.
+/// Returns the profile of a method whose name alone is ambiguous.
 fn profile(method: Method) -> Option<&'static str> {
     match method {
         Method::X509 => None,
@@ -162,7 +162,7 @@ fn profile(method: Method) -> Option<&'static str> {
     }
 }
 
-/// Returns what the peer's certificate must be, by what it has offered for `method`.
+/// Returns the requirements on the peer's certificate, from its offer for `method`.
 ///
 /// # Errors
 /// [`Error::Unsupported`] if the peer does not offer the method, [`Error::Unverified`] if it names no key for it.
@@ -213,7 +213,7 @@ fn has_profile(content: &Element, method: Method, profile: &str) -> bool {
 }
 
 impl Session {
-    /// Speaks TLS over the transport. The responder is the TLS server.
+    /// Sets up TLS over the transport. The responder is the TLS server.
     pub(super) async fn secure(
         &mut self,
         leg: Leg,
@@ -232,7 +232,7 @@ impl Session {
         self.unless_ended(handshake).await
     }
 
-    /// Proves the password to each other, if that is the method.
+    /// Runs the mutual password check, if that is the method.
     pub(super) async fn authenticate(&mut self, tls: &mut TlsStream<Leg>) -> Result<(), Error> {
         let Credential::Srp(password) = self.endpoint.credential().clone() else { return Ok(()) };
         let me = self.endpoint.jid().to_bare();
@@ -252,7 +252,7 @@ impl Session {
                 .map_err(|_| Error::failed("the peer did not answer in time"))??;
             Ok(())
         };
-        // Whatever ends this step, nobody has shown to know the password.
+        // However this step ends, the peer has not proved the password.
         self.unless_ended(proof).await.map_err(|_| {
             Error::Unverified(format!(
                 "{} has not shown to know the password, or someone is in the middle: nothing was sent",

@@ -130,11 +130,11 @@ use crate::{
     },
 };
 
-/// How long what is queued may take to go out at the end.
+/// How long the queue may take to drain at the end.
 const FLUSH: Duration = Duration::from_secs(2);
-/// How long the component may take to say that it is there.
+/// How long the component may take to answer a check.
 const CHECK: Duration = Duration::from_secs(10);
-/// How long a server may take to say whether an address is one of chat rooms.
+/// How long a server may take to say whether an address belongs to chat rooms.
 const ROOM: Duration = Duration::from_secs(3);
 /// How long the closing of the stream may take at the end.
 const CLOSE: Duration = Duration::from_secs(5);
@@ -152,9 +152,9 @@ struct Inner {
     builder: Builder,
     guesses: Guesses,
     task: tokio::task::AbortHandle,
-    /// What makes the connection again, if anything.
+    /// The task that reconnects, if any.
     keeper: Option<Keeper>,
-    /// The priority with which we have appeared, if we have.
+    /// The announced priority, if presence was sent.
     appeared: Mutex<Option<i8>>,
 }
 
@@ -209,34 +209,35 @@ impl fmt::Debug for Builder {
 }
 
 impl Builder {
-    /// Sessions go through this component.
+    /// Sends sessions through this component.
     pub fn via(self, component: BareJid) -> Self {
         Self { via: Some(component.clone()), component: Some(component), ..self }
     }
 
-    /// This component is asked for its proxy and its registry; sessions do not go through it.
+    /// Uses this component for its proxy and its registry only; sessions do not go through it.
     pub fn component(self, component: BareJid) -> Self {
         Self { component: Some(component), ..self }
     }
 
-    /// Demands this transport on this side of every session: no other is announced, offered or accepted, and where it
-    /// cannot be had the session ends with [`Error::Transport`]. Else both are taken, SOCKS5 first.
+    /// Requires this transport on this side of every session: no other is announced, offered or accepted, and if it is
+    /// not available the session ends with [`Error::Transport`]. By default both are accepted, SOCKS5 first.
     pub fn transport(self, transport: TransportKind) -> Self {
         Self { transport: Some(transport), ..self }
     }
 
-    /// Offers this transport first in sessions that are started here; the other is taken where it cannot be had.
+    /// Offers this transport first in sessions that start here; the other is used if it is not available.
     pub fn prefer(self, transport: TransportKind) -> Self {
         Self { prefer: Some(transport), ..self }
     }
 
-    /// Returns whether raw TLS streams ([`Application::tls`]) are announced; by default they are. A program that takes
-    /// other applications alone says no: a session goes to the program of its user that announces what it is for.
+    /// Sets whether raw TLS streams ([`Application::tls`]) are announced; by default they are. A program that accepts
+    /// only other applications sets this to `false`, because a session goes to the user's program that announces its
+    /// application.
     pub fn raw_streams(self, announced: bool) -> Self {
         Self { raw: announced, ..self }
     }
 
-    /// Whose key is taken for whose, instead of [`Registered`].
+    /// Sets the policy that accepts keys, instead of [`Registered`].
     pub fn policy(self, policy: impl Policy) -> Self {
         Self { policy: Arc::new(policy), ..self }
     }
@@ -246,10 +247,10 @@ impl Builder {
         Self { offered: Some(print), ..self }
     }
 
-    /// Returns whether sessions are taken that peers start without the broker, if there is one: by default not.
+    /// Sets whether peers may start sessions without the broker, if there is one; by default they may not.
     ///
-    /// The registry is asked about the peer's key all the same. Without [`via`](Self::via) this is of no effect: all
-    /// sessions are taken then.
+    /// The registry is asked about the peer's key all the same. Without [`via`](Self::via) this has no effect: all
+    /// sessions are accepted then.
     pub fn accept_direct(self, accept_direct: bool) -> Self {
         Self { accept_direct, ..self }
     }
@@ -260,14 +261,14 @@ impl Builder {
         self
     }
 
-    /// Makes the connection again whenever it is lost, and tells `listener` of both.
+    /// Reconnects whenever the connection is lost, and notifies `listener` of both events.
     ///
-    /// The session with the server is resumed where it can be (XEP-0198): nothing is lost then, and nothing comes twice. Else
-    /// there is a new one, at the same address if the server allows it. The pauses between attempts grow to a minute.
-    /// A refused password, or another program that takes over the address, ends the endpoint
-    /// ([`Endpoint::why_disconnected`]). Streams over SOCKS5 go on throughout.
+    /// The session with the server is resumed if possible (XEP-0198): nothing is lost then, and nothing comes twice.
+    /// Otherwise a new one starts, at the same address if the server allows it. The pauses between attempts grow to a
+    /// minute. A refused password, or another program that takes over the address, ends the endpoint
+    /// ([`Endpoint::why_disconnected`]). Streams over SOCKS5 continue throughout.
     ///
-    /// Of effect with [`login`](Self::login), not with [`over`](Self::over).
+    /// It works with [`login`](Self::login), not with [`over`](Self::over).
     pub fn reconnect(self, listener: impl Fn(&Contact) + Send + Sync + 'static) -> Self {
         Self { reconnect: Some(Arc::new(listener)), ..self }
     }
@@ -285,7 +286,7 @@ impl Builder {
         Ok(self.start(connection, Some(keeper)))
     }
 
-    /// Starts over a connection that is there already.
+    /// Starts over an existing connection.
     pub fn over(self, connection: Connection) -> (Endpoint, Incoming) {
         self.start(connection, None)
     }
@@ -334,7 +335,7 @@ impl Builder {
 }
 
 impl Endpoint {
-    /// Says how an endpoint is to be that shows who it is with this: an [`Identity`](crate::tls::identity::Identity), a
+    /// Returns a builder for an endpoint with this credential: an [`Identity`](crate::tls::identity::Identity), an
     /// OpenPGP [`Certifier`](crate::tls::openpgp::Certifier), or a [`Password`](crate::tls::srp::Password).
     pub fn builder(credential: impl Into<Credential>) -> Builder {
         Builder {
@@ -352,23 +353,23 @@ impl Endpoint {
         }
     }
 
-    /// Returns the address that the XMPP server has given us.
+    /// Returns the address that the XMPP server has assigned.
     pub fn jid(&self) -> Jid {
         Jid::from(self.hub().jid())
     }
 
-    /// Returns whether the connection to the XMPP server is there. Streams over SOCKS5 go on without it.
+    /// Returns whether the connection to the XMPP server is up. Streams over SOCKS5 continue without it.
     pub fn is_connected(&self) -> bool {
         !self.inner.task.is_finished() && !self.hub().is_lost()
     }
 
-    /// Why the connection is gone for good, once it is: what [`Incoming::next`] ends with.
+    /// Returns why the connection is gone for good, once it is: the error that ends [`Incoming::next`].
     pub fn why_disconnected(&self) -> Error {
         let why = self.inner.keeper.as_ref().and_then(Keeper::why_ended);
         why.unwrap_or(Error::Disconnected)
     }
 
-    /// Returns the print that we offer as ours; a password has none.
+    /// Returns the print that we offer for our key; a password has none.
     pub fn print(&self) -> Option<Print> {
         let Builder { credential, offered, .. } = &self.inner.builder;
         let print = credential.print()?;
@@ -384,9 +385,9 @@ impl Endpoint {
         Offered::new(self.method(), self.print())
     }
 
-    /// Tells the component that we are there. With a priority of 0 or more, users may start sessions to our bare JID
-    /// through it; in any case their peers are told at once if this program dies. Returns when the XMPP
-    /// server has passed it on.
+    /// Announces this endpoint to the component. With a priority of 0 or more, users may start sessions to our bare JID
+    /// through it. In any case, their peers are notified at once if this program dies. Returns when the XMPP server has
+    /// delivered the presence.
     pub async fn appear(&self, priority: i8) {
         *self.appeared() = Some(priority);
         self.announce(priority).await;
@@ -403,7 +404,7 @@ impl Endpoint {
         self.presence(None, Some(element)).await;
     }
 
-    /// Says in each new session with the server what [`appear`](Self::appear) has said.
+    /// Repeats the presence of [`appear`](Self::appear) in each new session with the server.
     fn appear_in_each_session(&self) {
         let Some(keeper) = &self.inner.keeper else { return };
         let (mut status, inner) = (keeper.status.clone(), Arc::downgrade(&self.inner));
@@ -425,17 +426,17 @@ impl Endpoint {
         });
     }
 
-    /// Takes back what [`appear`](Self::appear) said.
+    /// Withdraws the presence of [`appear`](Self::appear).
     pub async fn disappear(&self) {
         *self.appeared() = None;
         self.presence(Some("unavailable"), None).await;
     }
 
-    /// Asks the component whether it is there, within ten seconds.
+    /// Checks within ten seconds that the component answers.
     ///
     /// # Errors
-    /// [`Error::NoComponent`], [`Error::Blocked`] if our own account has blocked it, or [`Error::Disconnected`]. Without a
-    /// component nothing is asked.
+    /// [`Error::NoComponent`], [`Error::Blocked`] if our own account has blocked it, or [`Error::Disconnected`].
+    /// Without a component there is no check.
     pub async fn check_component(&self) -> Result<(), Error> {
         let Some(component) = self.component() else { return Ok(()) };
         let address = Jid::from(component.clone());
@@ -445,7 +446,7 @@ impl Endpoint {
             Answer::Result(_) => Ok(()),
             _ if self.hub().is_lost() => Err(Error::Disconnected),
             Answer::Timeout => Err(self.asked(&address).silence()),
-            // An answer of its own, whatever it is, comes from a component that is there.
+            // Any answer of its own comes from a component that is present.
             Answer::Error(error) => match self.asked(&address).error(&error) {
                 error @ (Error::NoComponent(_) | Error::Blocked(_)) => Err(error),
                 _ => Ok(()),
@@ -453,12 +454,12 @@ impl Endpoint {
         }
     }
 
-    /// Who is asked that is no peer.
+    /// The addressee of a request that is not a peer.
     fn asked<'a>(&'a self, address: &'a Jid) -> Asked<'a> {
         Asked { address, peer: None, component: self.component() }
     }
 
-    /// Returns whether an address, or its domain, says of itself that it is one of chat rooms.
+    /// Returns whether an address, or its domain, says that it hosts chat rooms.
     async fn is_room(&self, peer: &BareJid) -> bool {
         let domain = Jid::new(peer.domain().as_str());
         for address in [Ok(Jid::from(peer.clone())), domain].into_iter().flatten() {
@@ -488,11 +489,11 @@ impl Endpoint {
         self.hub().send(presence).await;
     }
 
-    /// Sends an IQ of `type_` `get` or `set`; gives the payload of the answer.
+    /// Sends an IQ of `type_` `get` or `set`; returns the payload of the answer.
     ///
     /// # Errors
     /// [`Error::Refused`] with the error's condition and text; [`Error::NoComponent`] or [`Error::Blocked`] if the
-    /// component was asked and that is why; [`Error::NoComponent`] or [`Error::Silent`] after 45 seconds.
+    /// component was asked and that is the cause; [`Error::NoComponent`] or [`Error::Silent`] after 45 seconds.
     pub async fn request(
         &self,
         type_: &str,
@@ -510,10 +511,10 @@ impl Endpoint {
         }
     }
 
-    /// Sends a `get`; gives the payload of the answer with the items of all its pages (XEP-0059).
+    /// Sends a `get`; returns the payload of the answer with the items of all its pages (XEP-0059).
     ///
     /// # Errors
-    /// As of [`request`](Self::request); [`Error::Failed`] if the answer has no end.
+    /// Those of [`request`](Self::request); [`Error::Failed`] if the answer has no end.
     pub async fn request_all(&self, to: &Jid, payload: Element) -> Result<Option<Element>, Error> {
         let mut whole: Option<Element> = None;
         let mut next = None;
@@ -542,18 +543,18 @@ impl Endpoint {
         Err(Error::Failed(format!("{to}: the answer has more than {PAGES} pages")))
     }
 
-    /// Ends the connection when all that was said has gone out. Sessions should be over by then.
+    /// Ends the connection after all queued stanzas are sent. Sessions should be over by then.
     pub async fn close(&self) {
         let _ = tokio::time::timeout(FLUSH, self.settle()).await;
         if let Some(keeper) = &self.inner.keeper {
-            // A stream that is not closed is kept for somebody who comes back.
+            // The server would keep a stream that is not closed, for a client that comes back.
             keeper.closing.cancel();
             let _ = tokio::time::timeout(CLOSE, keeper.done.cancelled()).await;
         }
         self.inner.task.abort();
     }
 
-    /// Waits until the server has handled what was sent so far: it answers what came after.
+    /// Waits until the server has handled all stanzas so far: it answers the one after them.
     async fn settle(&self) {
         if let Ok(server) = Jid::new(self.hub().jid().domain().as_str()) {
             let _ = self.hub().request("get", &server, Element::bare("ping", ns::PING)).await;
@@ -577,7 +578,7 @@ impl Endpoint {
             .ok_or_else(|| Error::Address(format!("{peer} is too long to be proxied")))
     }
 
-    /// Returns the user behind an address: itself, or whom it stands for at the component.
+    /// Returns the user behind an address: the address itself, or the user that it stands for at the component.
     fn user_of(&self, address: &Jid) -> BareJid {
         user_behind(address, self.component())
     }

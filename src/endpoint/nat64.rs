@@ -1,5 +1,5 @@
-//! IPv4 addresses on IPv6-only networks: which IPv6 addresses stand for them (RFC 6052), and how that is found out
-//! (RFC 7050). No I/O.
+//! IPv4 addresses on IPv6-only networks: the IPv6 addresses that stand for them (RFC 6052), and their discovery (RFC
+//! 7050). No I/O.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,16 +11,16 @@ const WELL_KNOWN: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 0, 170), Ipv4Addr::new(
 const WELL_KNOWN_PREFIX: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
 /// The lengths that a prefix may have (RFC 6052, section 2.2), the usual one first.
 const LENGTHS: [u32; 6] = [96, 64, 56, 48, 40, 32];
-/// Prefixes that are taken of one network.
+/// The most prefixes that are accepted from one network.
 const MAX_PREFIXES: usize = 4;
 /// Bits 64 to 71 must be zero (RFC 6052, section 2.2).
 const RESERVED: u128 = 0xff << 56;
 
-/// What an IPv4 address gets in front of it, and perhaps behind it.
+/// The bits before an IPv4 address, and perhaps behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Prefix {
     bits: u128,
-    /// In bits.
+    /// The prefix's length in bits.
     length: u32,
 }
 
@@ -54,14 +54,14 @@ impl Prefix {
         prefixes
     }
 
-    /// Reads a prefix of this length out of an address that stands for one of `known`.
+    /// Reads a prefix of this length from an address that stands for one of `known`.
     fn of(address: Ipv6Addr, length: u32, known: &[Ipv4Addr]) -> Option<Self> {
         let prefix = Self { bits: address.to_bits() & !(u128::MAX >> length), length };
         known.iter().any(|v4| prefix.embed(*v4) == address).then_some(prefix)
     }
 
-    /// Returns the address that stands for an IPv4 address; none if the network's translator would not take it: it is not
-    /// one of another machine, or not one of the internet behind the well-known prefix.
+    /// Returns the address that stands for an IPv4 address. `None` if the network's translator would not accept it: it
+    /// is not that of another machine, or not one of the internet behind the well-known prefix.
     pub(super) fn map(self, v4: Ipv4Addr) -> Option<Ipv6Addr> {
         let nowhere = v4.is_unspecified() || v4.is_loopback() || v4.is_link_local();
         let private = v4.is_private() || v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64;
@@ -77,7 +77,7 @@ impl Prefix {
         let embedded = if self.length == 96 {
             straight
         } else {
-            // What would lie in the reserved byte, and behind it, moves on by eight bits.
+            // Bits in the reserved byte, and behind it, move by eight bits.
             let before = straight & !(u128::from(u64::MAX));
             let after = straight & u128::from(u64::MAX);
             before | after >> 8
@@ -130,7 +130,7 @@ mod tests {
             assert_eq!(Prefix::discover(with_v4), [prefix], "{text}");
             assert_eq!(Prefix::discover([both[0]]), [prefix], "{text}, one answer");
         }
-        // What BIND's dns64 answers with a prefix of its own.
+        // The answer of BIND's dns64 with a prefix of its own.
         let bind = ["2001:db8:6464::c000:aa", "2001:db8:6464::c000:ab"].map(|text| v6(text).into());
         assert_eq!(Prefix::discover(bind), [prefix("2001:db8:6464::/96")]);
     }
@@ -148,7 +148,7 @@ mod tests {
         let (one, two) = (prefix("2001:db8:1::/96"), prefix("2001:db8:2::/64"));
         let all = WELL_KNOWN.iter().flat_map(|v4| [one.embed(*v4).into(), two.embed(*v4).into()]);
         assert_eq!(Prefix::discover(all), [one, two]);
-        // The prefix has a well-known address in it itself.
+        // The prefix itself contains a well-known address.
         let twice = prefix("2001:db8:c000:aa::/96");
         let both = WELL_KNOWN.map(|v4| IpAddr::from(twice.embed(v4)));
         assert_eq!(Prefix::discover(both), [twice]);
@@ -164,7 +164,7 @@ mod tests {
             assert_eq!(own.map(text.parse().unwrap()), None, "{text}");
         }
         let private = Ipv4Addr::new(10, 0, 0, 1);
-        assert!(own.map(private).is_some(), "a network may translate its own");
+        assert!(own.map(private).is_some(), "a network may translate its own addresses");
         assert_eq!(prefix("64:ff9b::/96").map(private), None);
         assert_eq!(prefix("64:ff9b::/96").map(Ipv4Addr::new(100, 64, 0, 1)), None);
     }

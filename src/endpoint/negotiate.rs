@@ -1,8 +1,8 @@
 //! From a session-initiate to a secured stream.
 //!
-//! The responder is the TLS server. Order: session-initiate, session-accept, transport, TLS, data,
-//! session-terminate (ProtoXEP jingle-xtls 0.0.4). What the peer offered pins its certificate; hints and policy are
-//! asked before a byte of the application is sent.
+//! The responder is the TLS server. The order is: session-initiate, session-accept, transport, TLS, data,
+//! session-terminate (ProtoXEP jingle-xtls 0.0.4). The peer's offer pins its certificate. Hints and policy decide
+//! before a byte of the application is sent.
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,9 +36,9 @@ use crate::{
     xmpp::iq::random_id,
 };
 
-/// How long a peer's user may think.
+/// How long a peer's user may take to decide.
 const ACCEPT: Duration = Duration::from_secs(300);
-/// How long a peer that has started a session may take until TLS is up.
+/// How long a peer that has started a session may take to set up TLS.
 const TLS_UP: Duration = Duration::from_secs(30);
 
 impl Endpoint {
@@ -77,7 +77,7 @@ impl Endpoint {
         }
         let first = self.first_transport();
         let error = match self.initiate_over(first, peer, application).await {
-            // If the one cannot be had, the other may be.
+            // If one transport is not available, the other may be.
             Err(Error::Transport(_)) if self.transport().is_none() => {
                 self.initiate_over(first.other(), peer, application).await
             }
@@ -161,7 +161,7 @@ impl Incoming {
     }
 }
 
-/// A session that a peer wants, to be accepted or declined. Dropped, it is ended with `cancel`.
+/// A session that a peer has started, to be accepted or declined. Dropping it ends it with `cancel`.
 #[derive(Debug)]
 pub struct Request {
     session: Session,
@@ -170,12 +170,12 @@ pub struct Request {
 }
 
 impl Request {
-    /// Who wants it. The key is not checked yet.
+    /// Returns the user that started it. The key is not checked yet.
     pub fn peer(&self) -> &BareJid {
         self.session.peer()
     }
 
-    /// Returns what for.
+    /// Returns its application.
     pub fn application(&self) -> &Application {
         &self.application
     }
@@ -212,7 +212,7 @@ impl Request {
     /// Accepts the session with another `<description/>` than the offered one.
     ///
     /// # Errors
-    /// As [`accept`](Self::accept).
+    /// Those of [`accept`](Self::accept).
     pub async fn accept_with(
         self,
         description: Option<Element>,
@@ -262,9 +262,9 @@ impl Request {
 type Outcome = Result<(TlsStream<Leg>, Secured, Vec<Hint>), Error>;
 
 impl Session {
-    /// Returns what the broker says of the offered prints, if policy goes along with it.
+    /// Returns the broker's hints about the offered prints, if policy accepts them.
     fn hints(&self, content: &Element) -> Result<Vec<Hint>, Error> {
-        // Only the component's word counts: a peer that is reached directly would be praising itself.
+        // Only the component's hints count: a peer that is reached directly would vouch for itself.
         let hints = if self.is_brokered() { Hint::read(content, &self.peer) } else { Vec::new() };
         let method = self.endpoint.method();
         self.endpoint.policy().offered(&self.peer, method, &hints)?;
@@ -272,7 +272,7 @@ impl Session {
         Ok(hints)
     }
 
-    /// Returns the last checks, after the handshake and before the first byte of the application.
+    /// Runs the last checks, after the handshake and before the first byte of the application.
     async fn finish(mut self, outcome: Outcome) -> Result<(Self, SecureStream), Error> {
         let checked = match outcome {
             Ok((tls, secured, hints)) => self.check(tls, secured, hints).await,
@@ -287,7 +287,7 @@ impl Session {
                 Ok((self, stream))
             }
             Err(error) => {
-                // Only that there is no method or transport in common is of use to the peer's user; all else says too
+                // The peer's user may learn only that no method or transport is common; anything else would reveal too
                 // much.
                 let text = match &error {
                     Error::Unsupported(text) | Error::Transport(text) => text.as_str(),
@@ -310,7 +310,7 @@ impl Session {
         let certificate = certificate.map(AsRef::as_ref).unwrap_or_default();
         let method = self.endpoint.method();
         let (known, standing) = match method {
-            // There is no key to know again.
+            // There is no key to recognize later.
             Method::Srp => (Known::Same, Standing::NoRegistry),
             _ => {
                 let standing = self.standing(&secured, certificate, &hints).await?;
@@ -347,8 +347,8 @@ impl Session {
         Ok(SecureStream::new(tls, learned, sides.map(Clone::clone), Arc::clone(&self.progress)))
     }
 
-    /// Returns what the registry says of the key that the peer has shown: its own answer and the broker's hints, the
-    /// worse of them.
+    /// Returns the registry's view of the key that the peer has shown: the worse of its own answer and the broker's
+    /// hints.
     async fn standing(
         &self,
         secured: &Secured,
@@ -367,23 +367,23 @@ impl Session {
                 }
                 by_keys(method, &forms, &keys)
             }
-            // The component brokers for users who may not ask its registry; its hints are all that it says to them.
+            // The component brokers also for users that may not ask its registry; its hints are all that these get.
             Some(Asked::NotServed) => return Ok(hinted.unwrap_or(Standing::Unavailable)),
             Some(Asked::Unavailable(why)) => {
-                tracing::warn!(peer = %self.peer, why, "the registry cannot be asked");
+                tracing::warn!(peer = %self.peer, why, "cannot ask the registry");
                 without_answer(&self.peer, self.initiator, hinted)?
             }
         };
         Ok(match hinted {
-            // Of a print by another hash than the registry knows the key by, the broker cannot say more.
+            // The broker cannot judge a print by another hash than the one in the registry.
             None | Some(Standing::Unknown) if asked == Standing::Vouched => asked,
             None => asked,
             Some(hinted) => hinted.max(asked),
         })
     }
 
-    /// Judges the peer's OpenPGP key by all that the registry knows of it too. The peer may have shown an older state of its
-    /// certificate, in which the subkey that signs was not revoked yet, or the key did not end so soon.
+    /// Judges the peer's OpenPGP key also by everything that the registry knows of it. The peer may have shown an older
+    /// state of its certificate, in which the signing subkey was not revoked yet, or the key expired later.
     fn refuse_older_state(
         &self,
         print: &Print,

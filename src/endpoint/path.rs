@@ -1,8 +1,9 @@
-//! Paths that lose large packets without a word: a router takes smaller ones only, and nobody hears its answer.
+//! Detects paths that silently lose large packets: a router forwards only smaller ones, and its error messages get
+//! lost.
 //!
-//! TCP's own remedy (`net.ipv4.tcp_mtu_probing`) is off on most machines. A connection that says in its handshake that it
-//! takes small segments only (TCP_MAXSEG) gets and sends no others. So a connection that shows the signs is given up, and
-//! from then on every connection of this process is made so.
+//! TCP's own remedy (`net.ipv4.tcp_mtu_probing`) is off on most machines. A connection that announces small segments in
+//! its handshake (TCP_MAXSEG) gets and sends no others. So a connection that shows the signs is given up, and from then
+//! on every connection of this process announces small segments.
 //!
 //! | direction | sign |
 //! |---|---|
@@ -30,13 +31,13 @@ use crate::mediator::tcp;
 /// The largest segment on a path that loses larger ones, in bytes: every path that carries IPv6 takes packets of 1,280
 /// bytes (RFC 8200, section 5), of which 60 are headers.
 const SMALL_SEGMENT: u32 = 1220;
-/// So many bytes are more than what fits into one packet of an Ethernet, and less than two.
+/// More bytes than fit into one packet of an Ethernet, and fewer than fit into two.
 pub(super) const LARGER_THAN_A_PACKET: usize = 1600;
-/// How often a connection is looked at.
+/// How often a connection is checked.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a gap stays open before the path is to blame: much longer than several lost segments in a row take.
+/// How long a gap stays open before the path is to blame: much longer than the repair of several lost segments takes.
 const OPEN: Duration = Duration::from_secs(4);
-/// How often the kernel has sent the oldest segment again by then at least.
+/// How often the kernel has at least repeated the oldest segment by then.
 const AGAIN: u8 = 3;
 
 /// Whether the path was found to lose large packets, for all connections of this process.
@@ -48,7 +49,7 @@ const GIVEN_UP: &str = "the network loses large packets without a word";
 /// Connects, with small segments if the path is known to need them.
 ///
 /// # Errors
-/// As connecting does.
+/// Those of connecting.
 pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     if !loses_large_packets() {
         return TcpStream::connect(address).await;
@@ -58,15 +59,15 @@ pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     socket.connect(address).await
 }
 
-/// Returns whether connections of this process were found to lose large packets, and small ones are used since.
+/// Returns whether connections of this process were found to lose large packets, so that small ones are used since.
 pub fn loses_large_packets() -> bool {
     NARROW.load(Ordering::Relaxed)
 }
 
-/// What a look at a connection shows.
+/// A snapshot of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Signs {
-    /// Bytes that came in order, and memory that bytes from behind a gap take.
+    /// Bytes that came in order, and the memory of bytes from behind a gap.
     received: u64,
     behind_gap: u32,
     /// Bytes that the peer has acknowledged.
@@ -77,7 +78,7 @@ struct Signs {
     selective: u32,
 }
 
-/// Judges a connection by looks at it.
+/// Judges a connection by its snapshots.
 #[derive(Debug, Default)]
 struct Judge {
     before: Signs,
@@ -86,7 +87,7 @@ struct Judge {
 }
 
 impl Judge {
-    /// Says whether the connection's path loses large packets.
+    /// Returns whether the connection's path loses large packets.
     fn look(&mut self, signs: Signs, now: Instant) -> bool {
         let gap = signs.behind_gap > 0 && signs.received == self.before.received;
         let stuck = signs.retransmits >= AGAIN
@@ -120,7 +121,8 @@ impl Watched {
         Self { stream, judge: Judge::default(), look: Box::pin(tokio::time::sleep(LOOK)) }
     }
 
-    /// Waits for bytes, all others being read, and gives up if the path is to blame. A connection with small segments already has no better way.
+    /// Called while all received bytes are read: gives up if the path is to blame. A connection with small segments has
+    /// no better way.
     fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         if loses_large_packets() {
             return Poll::Pending;
@@ -131,7 +133,7 @@ impl Watched {
             let Some(info) = tcp::info(&self.stream) else { continue };
             let signs = Signs {
                 received: info.received,
-                // All that came in order has been read.
+                // All bytes that came in order have been read.
                 behind_gap: tcp::unread(&self.stream).unwrap_or(0),
                 acknowledged: info.acknowledged,
                 retransmits: info.retransmits,
@@ -185,7 +187,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// After how many looks, one a second, the path is blamed.
+    /// Returns after how many snapshots, one per second, the path is blamed.
     fn blamed(looks: impl Iterator<Item = Signs>) -> Option<usize> {
         let (mut judge, start) = (Judge::default(), Instant::now());
         looks
@@ -212,7 +214,7 @@ mod tests {
         assert_eq!(blamed(each(gap)), Some(5));
         let filled = |n: u64| Signs { received: 7 + n / 3, behind_gap: 900, ..QUIET };
         assert_eq!(blamed((0..).map(filled)), None, "each of many gaps is filled in time");
-        assert_eq!(blamed(each(QUIET)), None, "silence is no gap");
+        assert_eq!(blamed(each(QUIET)), None, "silence is not a gap");
     }
 
     #[test]

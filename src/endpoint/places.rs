@@ -1,7 +1,8 @@
-//! Places for the sessions that peers start: so many for each peer, so many for all, and others for peers that are known.
+//! Places for the sessions that peers start: a limit for each peer, one for all, and separate places for known peers.
 //!
 //! A session holds a place from its arrival to its end. It is unproven until its peer has shown its key (or proved the
-//! password). A stranger is a peer without a remembered key; unproven sessions of strangers never take another peer's place.
+//! password). A stranger is a peer without a remembered key; unproven sessions of strangers never take another peer's
+//! place.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -13,7 +14,7 @@ use jid::BareJid;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How many sessions there may be.
+/// The most sessions.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     /// Unproven sessions of strangers: for each, and for all together.
@@ -23,14 +24,14 @@ struct Limits {
 }
 
 const LIMITS: Limits = Limits { strangers: (8, 32), known: (16, 128) };
-/// A session that is unproven for so long gives way to a newer one of its kind if all places are taken.
+/// A session that is unproven for this long gives way to a newer one of its kind if all places are taken.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How many peers are remembered to have proved themselves.
+/// The most peers that are remembered as proven.
 const PROVEN: usize = 256;
 /// The most places in all.
 pub(super) const MOST: usize = LIMITS.strangers.1 + LIMITS.known.1;
 
-/// There is no place for the session.
+/// The session has no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
@@ -39,18 +40,18 @@ struct Held {
     peer: BareJid,
     /// Whether the place is one of those for strangers.
     stranger: bool,
-    /// Whether this session's peer has shown its key, or that it knows the password.
+    /// Whether this session's peer has shown its key, or proved the password.
     proven: bool,
     since: Instant,
     given_way: CancellationToken,
 }
 
-/// The places that are held.
+/// The places in use.
 #[derive(Debug, Default)]
 struct Table {
     held: BTreeMap<u64, Held>,
     next: u64,
-    /// Peers that have proved themselves, those that did so last at the end.
+    /// Proven peers, the most recent at the end.
     proven: VecDeque<BareJid>,
 }
 
@@ -86,7 +87,7 @@ impl Table {
         Ok((number, given_way))
     }
 
-    /// Ends the oldest unproven session of the peer that holds most places, among strangers or among known peers.
+    /// Ends the oldest unproven session of the peer with the most places, among strangers or among known peers.
     fn make_room(&mut self, stranger: bool, now: Instant) -> bool {
         let mut counts: BTreeMap<&BareJid, usize> = BTreeMap::new();
         for held in self.held.values().filter(|held| held.stranger == stranger) {
@@ -104,7 +105,7 @@ impl Table {
         true
     }
 
-    /// The session's peer has shown its key, or that it knows the password.
+    /// Notes that the session's peer has shown its key, or proved the password.
     fn prove(&mut self, number: u64) {
         let Some(held) = self.held.get_mut(&number) else { return };
         (held.stranger, held.proven) = (false, true);
@@ -138,7 +139,7 @@ impl Places {
     }
 }
 
-/// The place of one session. Dropped, it is free.
+/// The place of one session. Dropping it frees the place.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Places,
@@ -147,12 +148,12 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The session's peer has shown its key, or that it knows the password.
+    /// Notes that the session's peer has shown its key, or proved the password.
     pub(super) fn prove(&self) {
         self.places.with(|table| table.prove(self.number));
     }
 
-    /// Says when the place was given to a newer session.
+    /// Returns a token that is cancelled when the place goes to a newer session.
     pub(super) fn given_way(&self) -> CancellationToken {
         self.given_way.clone()
     }
@@ -187,7 +188,7 @@ mod tests {
         assert_eq!(got, LIMITS.strangers.0);
         assert!(stranger(&mut table, "carol", now).is_ok());
         assert!(friend(&mut table, "alice", now).is_ok());
-        // Many strangers fill their places, and not those of known peers.
+        // Many strangers fill their places, but not those of known peers.
         for n in 0..1000 {
             let _ = stranger(&mut table, &format!("m{n}"), now);
         }
@@ -229,7 +230,7 @@ mod tests {
         let (proven, proven_way) = table.admit(&user("proven"), || true, now).unwrap();
         table.prove(proven);
         let mut ways = Vec::new();
-        // Eight accounts that have proved themselves once.
+        // Eight accounts that have once proved themselves.
         for n in 0..LIMITS.known.1 - 2 {
             ways.push(table.admit(&user(format!("m{}", n % 8)), || true, now).unwrap().1);
         }
@@ -259,7 +260,7 @@ mod tests {
         for _ in 0..LIMITS.known.0 {
             assert!(stranger(&mut table, "alice", now).is_ok());
         }
-        // The memory of this has an end.
+        // This memory is bounded.
         for n in 0..PROVEN {
             let number = friend(&mut table, &format!("f{n}"), now).unwrap();
             table.prove(number);

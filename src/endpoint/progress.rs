@@ -1,4 +1,4 @@
-//! What moves on a session's stream, so that a slow peer is not taken for a dead one.
+//! The progress of a session's stream, so that a slow peer is not taken for a dead one.
 
 use std::{
     sync::{
@@ -16,34 +16,34 @@ use tokio::{
 
 use crate::xmpp::ns;
 
-/// An in-band stream that stands still because the client of one user does not answer. Servers keep a client that has lost
-/// its connection for some minutes, so that it can go on (XEP-0198).
+/// An in-band stream that stands still because one user's client does not answer. Servers keep a client that has lost
+/// its connection for some minutes, so that it can resume (XEP-0198).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Waiting {
-    /// Whether it is the peer's client that does not answer; else it is one's own that the component cannot reach.
+    /// Whether the peer's client does not answer; if not, the component cannot reach our own.
     pub peer: bool,
     /// How long the stream is kept.
     pub limit: Duration,
 }
 
-/// What is known of a session's stream from beside it. Cheap to clone.
+/// A view of a session's stream for other tasks. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Monitor(pub(super) Arc<Progress>);
 
 impl Monitor {
-    /// Bytes of one's own that have reached the next hop, as far as it says: the component or the peer.
+    /// Returns how many of our bytes have reached the next hop, the component or the peer, as far as it reports.
     pub fn delivered(&self) -> u64 {
         self.0.delivered.load(Ordering::Relaxed)
     }
 
-    /// Bytes that have come from the peer.
+    /// Returns how many bytes have come from the peer.
     pub fn received(&self) -> u64 {
         self.0.received()
     }
 }
 
-/// The progress of one stream, told by the stream and asked by its session.
+/// The progress of one stream, which the stream updates and its session reads.
 #[derive(Debug)]
 pub(crate) struct Progress {
     state: Mutex<State>,
@@ -57,11 +57,11 @@ struct State {
     /// When a byte last moved, or the stream began to wait for the network.
     moved: Instant,
     received: u64,
-    /// Its user waits for bytes of the peer.
+    /// Whether the stream's user waits for bytes of the peer.
     reading: bool,
-    /// Its user waits for room for its own.
+    /// Whether the stream's user waits for room for its own bytes.
     writing: bool,
-    /// The peer has ended its direction.
+    /// Whether the peer has ended its direction.
     ended: bool,
 }
 
@@ -99,7 +99,7 @@ impl Progress {
         self.delivered.fetch_max(bytes, Ordering::Relaxed);
     }
 
-    /// Takes what the component says in a session-info: that the stream waits, or goes on.
+    /// Takes the component's session-info: the stream waits, or continues.
     pub(super) fn heed(&self, jingle: &Element) {
         let news = jingle.children().find(|child| child.has_ns(ns::HINTS));
         let waiting = match news.map(|news| (news.name(), news)) {
@@ -118,7 +118,7 @@ impl Progress {
         self.waiting.send_if_modified(|known| std::mem::replace(known, waiting) != waiting);
     }
 
-    /// Returns whether the stream waits: now, and whenever that changes.
+    /// Returns a channel that tells whether the stream waits.
     pub(super) fn waiting(&self) -> watch::Receiver<Option<Waiting>> {
         self.waiting.subscribe()
     }
@@ -155,7 +155,7 @@ impl Progress {
         (state.reading, state.ended) = (false, true);
     }
 
-    /// Does not count so many of the bytes that have come: they were not the application's.
+    /// Removes bytes from the count of received ones, because they were not the application's.
     pub(crate) fn discount(&self, bytes: usize) {
         let mut state = self.lock();
         state.received = state.received.saturating_sub(bytes as u64);
@@ -172,19 +172,19 @@ impl Progress {
         self.lock().ended
     }
 
-    /// When a byte last moved, or the stream began to wait for one; `None` while the stream's user is busy with what it
-    /// has read, which may take as long as it likes.
+    /// Returns when a byte last moved, or the stream began to wait for one; `None` while the stream's user is busy with
+    /// the bytes that it has read, for which it has unlimited time.
     pub(super) fn quiet_since(&self) -> Option<Instant> {
         let state = self.lock();
         (state.reading || state.writing || state.ended).then_some(state.moved)
     }
 
-    /// Returns whether nothing has moved for so long.
+    /// Returns whether nothing has moved for this long.
     pub(super) fn is_quiet(&self, limit: Duration) -> bool {
         self.quiet_since().is_some_and(|since| since + limit <= Instant::now())
     }
 
-    /// Waits until nothing has moved for so long, counted from now at the earliest.
+    /// Waits until nothing has moved for this long, counted from now at the earliest.
     pub(super) async fn stalled(&self, limit: Duration) {
         let start = Instant::now();
         loop {
@@ -239,7 +239,7 @@ mod tests {
         let progress = Progress::default();
         progress.waits(Direction::In);
         assert_eq!(stalls_after(&progress).await, 5);
-        // Bytes that come move the end; while the user is busy with them there is none.
+        // New bytes postpone the deadline; while the user is busy with them there is none.
         progress.moved(Direction::In, 10);
         assert_eq!(progress.received(), 10);
         let busy = async {

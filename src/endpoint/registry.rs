@@ -1,7 +1,7 @@
 //! Asks the component's registry about a peer, in every session, brokered or direct.
 //!
-//! Hints come from the broker of a session, and a direct session has none. If only hints counted, the other side could
-//! avoid the registry. So the endpoint always asks, and the worse of both results counts.
+//! Hints come from the broker of a session, and a direct session has none. If only hints counted, the peer could avoid
+//! the registry. So the endpoint always asks, and the worse of both results counts.
 
 use std::time::Duration;
 
@@ -20,11 +20,12 @@ use crate::{
 
 /// How long the registry may take for all pages of its answer.
 const ANSWER: Duration = Duration::from_secs(15);
-/// How long after a refusal for lack of room the registry is asked again.
+/// The pause before the registry is asked again after a refusal for lack of room.
 const AGAIN: Duration = Duration::from_secs(1);
-/// The most pages of one user's keys. A registry that has more is not believed.
+/// The most pages of one user's keys. A longer answer is rejected.
 const PAGES: usize = 64;
-/// The most certificates of one key that are asked for: the registry keeps one, and others may have been added by print.
+/// The most certificates that are requested for one key: the registry keeps one, and others may have been added by
+/// print.
 const CERTIFICATES: usize = 4;
 
 /// A key that the registry lists for a user.
@@ -36,7 +37,7 @@ pub(super) struct KnownKey {
     /// `active`, `expired`, `superseded` or `revoked`, as of now.
     pub(super) state: String,
     pub(super) prints: Vec<Print>,
-    /// The registry's certificate of it, if it was asked for and there is one.
+    /// The registry's certificate of it, if it was requested and exists.
     pub(super) material: Option<Vec<u8>>,
 }
 
@@ -50,7 +51,7 @@ impl KnownKey {
         let get = |name| element.attr(name).unwrap_or_default();
         let end = OffsetDateTime::parse(get("expires"), &Rfc3339);
         let state = match get("state") {
-            // The registry says so of an expired key too, which has none that replaces it.
+            // The registry says `superseded` of an expired key too, which has no replacement.
             "active" | "superseded" if end.is_ok_and(|end| end <= now) => "expired",
             state => state,
         };
@@ -75,7 +76,7 @@ impl KnownKey {
 /// Returns the certificate in an answer about one key; `None` if the registry has only prints of it.
 ///
 /// # Errors
-/// Why the answer is not to be believed.
+/// Why the answer is rejected.
 fn read_material(answer: Option<&Element>, id: &str) -> Result<Option<Vec<u8>>, &'static str> {
     let key = answer
         .filter(|key| key.is("key", ns::KEYS) && key.attr("id") == Some(id))
@@ -85,14 +86,14 @@ fn read_material(answer: Option<&Element>, id: &str) -> Result<Option<Vec<u8>>, 
     STANDARD.decode(text).map(Some).map_err(|_| "the certificate in the answer is not base64")
 }
 
-/// What came of asking.
+/// The registry's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
-    /// All keys of the user that we may know of.
+    /// All keys of the user that this endpoint may see.
     Keys(Vec<KnownKey>),
-    /// The registry does not serve us: we may not use it. That is its operator's choice, and never the peer's.
+    /// The registry does not serve this user. That is its operator's choice, and never the peer's.
     NotServed,
-    /// There is no answer, for this reason.
+    /// The registry did not answer, for this reason.
     Unavailable(String),
 }
 
@@ -114,10 +115,10 @@ impl Pages {
         keys
     }
 
-    /// Takes a page in; `true` if that was the last.
+    /// Takes a page; returns `true` if it was the last.
     ///
     /// # Errors
-    /// Why the answer is not to be believed.
+    /// Why the answer is rejected.
     fn handle(
         &mut self,
         page: Option<&Element>,
@@ -183,7 +184,7 @@ impl Endpoint {
         Some(asked.unwrap_or_else(|why| why))
     }
 
-    /// Asks the registry once more for as long as it has no room.
+    /// Asks the registry again while it has no room.
     async fn ask_registry(&self, to: &Jid, request: Element) -> Result<Option<Element>, Asked> {
         loop {
             return match self.hub().request("get", to, request.clone()).await {
@@ -194,7 +195,7 @@ impl Endpoint {
                 Answer::Error(error)
                     if error.has_child("resource-constraint", ns::STANZA_ERRORS) =>
                 {
-                    // Our peers cause many of our requests; none of them is to make the registry silent.
+                    // Our peers cause many of our requests; none of them may silence the registry.
                     sleep(AGAIN).await;
                     continue;
                 }
@@ -252,7 +253,7 @@ mod tests {
         for (byte, key) in (1..).zip(&pages.keys) {
             assert!(key.has(&Print::new(HashKind::Sha256, &[byte; 32]).unwrap()));
         }
-        // Without a count an empty page is the end, and without a set the first is.
+        // Without a count, an empty page is the end; without a set, the first page is.
         let mut pages = Pages::default();
         assert_eq!(pages.handle(Some(&page(&[1], "<last>1</last>")), NOW), Ok(false));
         assert_eq!(pages.handle(Some(&page(&[], "")), NOW), Ok(true));
@@ -313,8 +314,8 @@ mod tests {
         assert!(read_material(None, "7").is_err());
     }
 
-    /// Returns an endpoint whose registry refuses the first `refusals` requests for want of room; gives what came of
-    /// asking it, after how long, and the number of requests.
+    /// Returns an endpoint whose registry refuses the first `refusals` requests for lack of room, and the result of
+    /// asking it, the time, and the number of requests.
     async fn ask(refusals: usize) -> (Option<Asked>, Duration, usize) {
         let me = BareJid::new("bob@example.org").unwrap();
         let component = BareJid::new("xtls.example.org").unwrap();

@@ -1,4 +1,4 @@
-//! SOCKS5 candidates: which are offered, and which one is used (XEP-0260, 2.4).
+//! SOCKS5 candidates: those that are offered, and the one that is used (XEP-0260, 2.4).
 
 use std::{collections::BTreeMap, io, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// How long a connection to a streamhost waits for those that are preferred (RFC 8305, section 5).
+/// How long a connection to a streamhost waits for preferred ones (RFC 8305, section 5).
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// A candidate of a SOCKS5 transport.
@@ -79,9 +79,9 @@ fn read_candidates(transport: &Element) -> Vec<Candidate> {
     candidates
 }
 
-/// Connects to all candidates at once, and gives the first one, in the order of the list, that answers; a connection that
-/// is there waits a moment for those before it. Only one is asked at a time: two that lead to one proxy would be taken
-/// there for both sides of the stream.
+/// Connects to all candidates at once, and returns the first one, in the order of the list, that answers. An
+/// established connection waits a moment for those before it. Only one is asked at a time: a proxy behind two
+/// candidates would take them for both sides of the stream.
 async fn first<T, D, A>(
     candidates: Vec<Candidate>,
     dial: impl Fn(Candidate) -> D,
@@ -110,7 +110,7 @@ where
             let connected = ready.remove(&best)?;
             match ask(connected).await {
                 Ok(answered) => return Some((candidates[best].clone(), answered)),
-                Err(error) => tracing::debug!(%error, "a streamhost did not take the stream"),
+                Err(error) => tracing::debug!(%error, "a streamhost did not accept the stream"),
             }
             continue;
         }
@@ -124,7 +124,7 @@ where
                         ready.insert(index, connected);
                         patience.get_or_insert_with(|| Instant::now() + PATIENCE);
                     }
-                    Err(error) => tracing::debug!(%error, "a streamhost is not reached"),
+                    Err(error) => tracing::debug!(%error, "cannot reach a streamhost"),
                 }
             }
             () = sleep_until(patience.unwrap_or_else(Instant::now)), if waits => {}
@@ -133,7 +133,7 @@ where
     }
 }
 
-/// Proxies to offer without a broker: the component's, else what the server lists.
+/// Returns the proxies to offer without a broker: the component's, or those that the server lists.
 pub(super) async fn proxies(endpoint: &Endpoint) -> Vec<Candidate> {
     let hub = endpoint.hub();
     let mut addresses: Vec<Jid> =
@@ -244,7 +244,7 @@ impl Session {
         }
     }
 
-    /// Returns the peer's candidate: ready at once, or when the peer has activated its proxy.
+    /// Returns a connection to the peer's candidate: at once, or when the peer has activated its proxy.
     async fn peers(
         &mut self,
         candidate: Candidate,
@@ -293,7 +293,7 @@ mod tests {
 
     use super::*;
 
-    /// Candidates whose connections take so many milliseconds; none is one that fails.
+    /// Returns candidates whose connections take so many milliseconds; `None` is one that fails.
     fn candidates(times: &[Option<u64>]) -> Vec<Candidate> {
         let of = |(n, time): (usize, &Option<u64>)| Candidate {
             cid: n.to_string(),
@@ -314,7 +314,7 @@ mod tests {
         Ok(candidate.cid)
     }
 
-    /// Returns which candidate is used, after how long, and which were asked; those named refuse.
+    /// Returns the used candidate, the time, and those that were asked; those in `refusing` refuse.
     async fn chosen(
         times: &[Option<u64>],
         refusing: &[&str],

@@ -1,7 +1,7 @@
-//! Login in one step: SASL2 (XEP-0388) with Bind 2 (XEP-0386), resumption (XEP-0198) and FAST (XEP-0484) in it.
+//! Login in one step: SASL2 (XEP-0388) with Bind 2 (XEP-0386), resumption (XEP-0198) and FAST (XEP-0484).
 //!
-//! A state machine's words: what a server offers is read here, and what is asked of it is written here. Which mechanism is
-//! used, and whether the server has proved itself, is for [`sasl`](super::sasl) to say.
+//! This module reads a server's offer and writes the requests. [`sasl`](super::sasl) chooses the mechanism and checks
+//! the server's proof.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ use crate::{
     xmpp::{ns, xml},
 };
 
-/// The longest token that is kept, bytes.
+/// The longest accepted token, in bytes.
 const LONGEST_TOKEN: usize = 4096;
 
 /// A token that takes the password's place at one server (XEP-0484). `Debug` does not show it.
@@ -26,12 +26,12 @@ pub struct FastToken {
     pub mechanism: String,
     /// The token.
     pub token: Secret,
-    /// Until when the server takes it, as XEP-0082 writes it; empty if it has not said.
+    /// When the server stops accepting it, in XEP-0082 format; empty if unknown.
     pub expiry: String,
 }
 
 impl FastToken {
-    /// Creates a token as it was kept.
+    /// Creates a token from its stored parts.
     pub fn new(
         mechanism: impl Into<String>,
         token: impl Into<String>,
@@ -41,28 +41,28 @@ impl FastToken {
     }
 }
 
-/// Where the token of an account is kept, between programs and for all of them.
+/// Stores an account's token, for all programs of the account.
 ///
-/// Whatever goes wrong here must not keep a login from succeeding: the password is there.
+/// A failure here must not prevent a login, because the password remains.
 pub trait FastStore: fmt::Debug + Send + Sync {
-    /// Returns an identifier of this installation, a random UUID that stays the same, and the token, if there is one.
-    /// `None`: no token is asked for, and none is used.
+    /// Returns an identifier of this installation, a random UUID that stays the same, and the token, if one is stored.
+    /// `None`: no token is requested or used.
     fn load(&self) -> Option<(String, Option<FastToken>)>;
-    /// Keeps a new token in place of the one that there is.
+    /// Stores a new token in place of the old one.
     fn store(&self, token: &FastToken);
-    /// Forgets a token that the server does not take any more, unless another one was kept since.
+    /// Forgets a token that the server no longer accepts, unless a newer one has been stored.
     fn forget(&self, token: &FastToken);
 }
 
-/// What a server offers of it (XEP-0388, section 2.3).
+/// The parts of a server's offer (XEP-0388, section 2.3).
 #[derive(Debug, Default)]
 pub(super) struct Inline {
     pub(super) mechanisms: Vec<String>,
     /// Mechanisms for tokens.
     pub(super) fast: Vec<String>,
-    /// A resource can be bound at once...
+    /// Whether a resource can be bound at once.
     can_bind: bool,
-    /// ...and stream management enabled for it.
+    /// Whether stream management can be enabled for it.
     can_enable: bool,
     can_resume: bool,
 }
@@ -93,7 +93,7 @@ impl Inline {
         Some(offer)
     }
 
-    /// Returns what of it [`sasl`](super::sasl) chooses from.
+    /// Returns the part that [`sasl`](super::sasl) chooses from.
     pub(super) fn offer(&self, bindings: Option<Vec<String>>) -> Offer {
         Offer { mechanisms: self.mechanisms.clone(), bindings }
     }
@@ -103,29 +103,30 @@ fn texts(parent: &Element, namespace: &str) -> Vec<String> {
     parent.children().filter(|child| child.is("mechanism", namespace)).map(Element::text).collect()
 }
 
-/// What a resource is to be called.
+/// The name of a resource.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Name<'a> {
-    /// What a server that makes the name itself begins it with, and makes the same name of again (XEP-0386, section 2.3).
+    /// The prefix for a server that makes the name itself, and makes the same name again for the same prefix (XEP-0386,
+    /// section 2.3).
     pub(super) tag: &'a str,
-    /// The whole name, for a server that takes ours.
+    /// The whole name, for a server that uses ours.
     pub(super) resource: &'a str,
 }
 
-/// What is wanted of a login.
+/// The requests of a login.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wish<'a> {
-    /// What the resource is to be called.
+    /// The name of the resource.
     pub(super) name: Name<'a>,
-    /// The session to go on with.
+    /// The session to resume.
     pub(super) resumed: Option<&'a Management>,
-    /// Whether a new session is to have stream management.
+    /// Whether a new session shall have stream management.
     pub(super) managed: bool,
     /// The identifier of this installation, if it has one.
     pub(super) agent: Option<&'a str>,
-    /// The mechanism is one for tokens.
+    /// Whether the mechanism is one for tokens.
     pub(super) by_token: bool,
-    /// The mechanism to ask a token for.
+    /// The mechanism to request a token for.
     pub(super) token_for: Option<&'a str>,
 }
 
@@ -146,7 +147,7 @@ pub(super) fn authenticate(
         request.append_child(agent);
     }
     let resume = wish.resumed.and_then(Management::resume);
-    // A session that can only be resumed after the login must not be given up for a new one in it.
+    // A session that can be resumed only after the login must not be replaced by a new one in it.
     let can_bind = inline.can_bind && (resume.is_none() || inline.can_resume);
     if let Some(resume) = resume.filter(|_| inline.can_resume) {
         request.append_child(resume);
@@ -177,23 +178,23 @@ pub(super) fn response(bytes: &[u8]) -> Element {
 
 fn data(name: &str, bytes: &[u8]) -> Element {
     let mut element = Element::bare(name, ns::SASL2);
-    // No bytes are an equals sign in XEP-0388 too.
+    // Zero bytes are an equals sign in XEP-0388 too.
     element.append_text(if bytes.is_empty() { "=".to_owned() } else { BASE64.encode(bytes) });
     element
 }
 
-/// What a server says with its success.
+/// The content of a server's success.
 #[derive(Debug, Default)]
 pub(super) struct Success {
     /// The mechanism's last message, base64.
     pub(super) additional: String,
     /// The address that was bound.
     pub(super) bound: Option<FullJid>,
-    /// `<resumed/>`
+    /// The server's `<resumed/>`.
     pub(super) resumed: Option<Element>,
-    /// `<enabled/>`
+    /// The server's `<enabled/>`.
     pub(super) enabled: Option<Element>,
-    /// A new token, and until when it is good.
+    /// A new token, and its expiry.
     pub(super) token: Option<(Secret, String)>,
 }
 
@@ -294,7 +295,7 @@ mod tests {
         let request = authenticate(&inline, &wish, "SCRAM-SHA-1", b"");
         assert_eq!(request.get_child("initial-response", ns::SASL2).unwrap().text(), "=");
         assert_eq!(request.get_child("resume", ns::SM).unwrap().attr("previd"), Some("s1"));
-        // If it cannot be resumed there is a new one at once.
+        // If it cannot be resumed, a new one begins at once.
         assert!(request.has_child("bind", ns::BIND2));
         let inline = Inline { can_resume: false, ..inline };
         let request = authenticate(&inline, &wish, "SCRAM-SHA-1", b"");
@@ -318,7 +319,7 @@ mod tests {
         assert_eq!(expiry, "2020-03-12T14:36:15Z");
         assert!(success.resumed.is_none());
 
-        // Without a bound resource the identifier is a bare address, and says nothing.
+        // Without a bound resource the identifier is a bare address, and tells nothing new.
         let bare = "<success xmlns='urn:xmpp:sasl:2'>\
             <authorization-identifier>user@example.org</authorization-identifier>\
             <resumed xmlns='urn:xmpp:sm:3' h='4' previd='s1'/></success>";

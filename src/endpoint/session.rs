@@ -1,4 +1,4 @@
-//! One Jingle session of an endpoint: its actions in and out, and how it ends (XEP-0166).
+//! One Jingle session of an endpoint: its actions in both directions, and its end (XEP-0166).
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -24,21 +24,22 @@ use crate::{
     },
 };
 
-/// How long a goodbye may wait for its answer.
+/// How long to wait for the answer to a session-terminate.
 const GOODBYE: Duration = Duration::from_secs(5);
-/// How long nothing of what is under way may arrive when the peer has ended the session.
+/// How long nothing may arrive after the peer has ended the session, before bytes on their way are given up.
 const LINGER: Duration = Duration::from_secs(5);
-/// How long an in-band stream is silent before the other side is asked whether the session still exists (XEP-0166, 6.8).
+/// How long an in-band stream is silent before the other side is asked whether the session still exists (XEP-0166,
+/// 6.8).
 const PROBE: Duration = Duration::from_secs(10);
-/// Actions that wait for their turn.
+/// The most actions that wait for their turn.
 const HELD: usize = 32;
 /// How long the reason of a stream's end may come after the end itself.
 const REASON: Duration = Duration::from_secs(2);
 
 /// The Jingle session that a secured stream belongs to.
 ///
-/// It ends with [`terminate`](Self::terminate) or, told by the peer, shows in [`terminated`](Self::terminated) and
-/// [`during`](Self::during). However it is dropped before that, on Ctrl-C for one, the peer is told `cancel`.
+/// It ends with [`terminate`](Self::terminate). If the peer ends it, [`terminated`](Self::terminated) and
+/// [`during`](Self::during) return. If it is dropped before that, for example on Ctrl-C, the peer gets `cancel`.
 #[derive(Debug)]
 pub struct Session {
     pub(super) endpoint: Endpoint,
@@ -49,16 +50,16 @@ pub struct Session {
     pub(super) namespace: String,
     pub(super) content: String,
     pub(super) initiator: bool,
-    /// One side has said that it is over, or the other never knew of it.
+    /// Whether one side has ended it, or the other never knew of it.
     pub(super) over: bool,
-    /// What has come while something else was waited for.
+    /// Actions that came while the session waited for something else.
     held: VecDeque<(String, Element)>,
     pub(super) answer: Option<Element>,
-    /// What moves on the stream.
+    /// The progress of the stream.
     pub(super) progress: Arc<Progress>,
     /// Whether the stream's bytes go through the XMPP server.
     pub(super) in_band: bool,
-    /// The place that a session of a peer's holds.
+    /// The place of a session that the peer started.
     pub(super) place: Option<Place>,
 }
 
@@ -102,23 +103,23 @@ impl Session {
         &self.peer
     }
 
-    /// Returns the address of the other end: the peer's own, or the one that stands for it at the component.
+    /// Returns the address of the other end: the peer's own, or the one that stands for the peer at the component.
     pub fn address(&self) -> &Jid {
         &self.address
     }
 
-    /// Returns the `<description/>` with which the responder has answered ours, on the initiator's side.
+    /// Returns the responder's `<description/>`, on the initiator's side.
     pub fn answer(&self) -> Option<&Element> {
         self.answer.as_ref()
     }
 
-    /// Returns what can be known of the session's stream from beside it.
+    /// Returns a view of the session's stream for other tasks.
     pub fn monitor(&self) -> Monitor {
         Monitor(Arc::clone(&self.progress))
     }
 
-    /// Returns whether an in-band stream stands still because the client of one user is silent: now, and whenever that
-    /// changes. The component says so.
+    /// Returns a channel that tells whether an in-band stream stands still because one user's client is silent. The
+    /// component reports it.
     pub fn waiting(&self) -> watch::Receiver<Option<Waiting>> {
         self.progress.waiting()
     }
@@ -129,7 +130,7 @@ impl Session {
     }
 
     /// Ends the session with a reason (XEP-0166, 7.4: `success`, `cancel`, `decline`, …) and a text for the peer's
-    /// user, which may be empty. If it is over already, nothing happens.
+    /// user, which may be empty. Does nothing if it is over already.
     pub async fn terminate(&mut self, reason: &str, text: &str) {
         if std::mem::replace(&mut self.over, true) {
             return;
@@ -153,15 +154,16 @@ impl Session {
         }
     }
 
-    /// Does `work` on the session's stream for as long as the peer does not end the session.
+    /// Does `work` on the session's stream until it is done, or the peer ends the session.
     ///
-    /// A peer that ends it with success has sent all. What is still under way arrives for as long as something moves, and
-    /// `work` may take as long as it likes with what it has read. A lost XMPP connection does not end a stream that may
-    /// run beside it. An in-band stream has nothing else that would show the loss of the component or of the peer, so
-    /// while it is silent the session is asked for.
+    /// A peer that ends it with success has sent everything. Bytes on their way still arrive while the stream moves,
+    /// and `work` has unlimited time for the bytes that it has read. A lost XMPP connection does not end a stream that
+    /// may run beside it. An in-band stream cannot show the loss of the component or of the peer by itself, so while it
+    /// is silent the other side is asked whether the session exists.
     ///
     /// # Errors
-    /// Those of `work`, or why the session has ended, which says more, with the number of bytes that had arrived.
+    /// Those of `work`, or the reason why the session has ended, which tells more, with the number of bytes that had
+    /// arrived.
     pub async fn during<T, E: From<Error>>(
         &mut self,
         work: impl Future<Output = Result<T, E>>,
@@ -172,7 +174,7 @@ impl Session {
             biased;
             done = &mut work => {
                 let Err(error) = done else { return done };
-                // What has no peer any more may still have failed by itself.
+                // Without a peer, the work may still have failed by itself.
                 let reason = self.reason().await.filter(|reason| *reason != Error::Disconnected);
                 return Err(reason.map_or(error, |reason| self.with_received(reason).into()));
             }
@@ -193,7 +195,7 @@ impl Session {
         }
     }
 
-    /// Waits until the peer ends the session with success, which says that it has all that was sent.
+    /// Waits until the peer ends the session with success, which says that it has received everything.
     ///
     /// # Errors
     /// If the session ends in another way, or is gone.
@@ -206,7 +208,7 @@ impl Session {
         }
     }
 
-    /// Says how many bytes had arrived when the session ended.
+    /// Adds to an error how many bytes had arrived when the session ended.
     fn with_received(&self, error: Error) -> Error {
         let received = self.progress.received();
         let more = |text| format!("{text} (after {received} bytes had arrived)");
@@ -218,7 +220,7 @@ impl Session {
         }
     }
 
-    /// Ends when the session is gone although nobody has said so: when the component was killed, for one.
+    /// Waits until the session turns out to be gone without an end, for example because the component was killed.
     fn missed(&self, asks: bool) -> impl Future<Output = Error> + use<> {
         let (hub, address) = (self.endpoint.hub().clone(), self.address.clone());
         let (peer, progress) = (self.peer.clone(), Arc::clone(&self.progress));
@@ -228,7 +230,7 @@ impl Session {
             if !asks {
                 return std::future::pending().await;
             }
-            // Two servers whose connection breaks say that somebody is not there who is.
+            // When the connection between two servers breaks, they say that a present user is absent.
             let mut doubted = false;
             loop {
                 tokio::time::sleep(PROBE).await;
@@ -237,14 +239,14 @@ impl Session {
                 }
                 if let Some(broker) = &broker {
                     let ping = Element::bare("ping", ns::PING);
-                    // An answer of the server in its place: the component is not there.
+                    // The server answers in place of the component, which is absent.
                     if let Answer::Error(error) = hub.request("get", broker, ping).await
                         && is_absent(&condition(&error))
                     {
                         return Error::failed(format!("{broker} is gone, and the session with it"));
                     }
                 }
-                // A peer that does not answer may be suspended. One that is gone is answered for.
+                // A peer that does not answer may be suspended. If it is gone, its server answers.
                 let Answer::Error(error) = hub.request("set", &address, question.clone()).await
                 else {
                     doubted = false;
@@ -262,7 +264,7 @@ impl Session {
         }
     }
 
-    /// Why the session is over: that may be a moment behind a stream that broke, and says more.
+    /// Waits for the reason why the session is over: it may follow a stream that broke after a moment, and tells more.
     async fn reason(&mut self) -> Option<Error> {
         timeout(REASON, self.terminated()).await.ok()?.err()
     }
@@ -270,7 +272,7 @@ impl Session {
     /// Waits until the peer ends the session, if it is not over.
     ///
     /// # Errors
-    /// Why, unless the reason is success.
+    /// The reason, unless it is success.
     ///
     /// # Cancel safety
     /// It may be dropped and called again.
@@ -286,7 +288,7 @@ impl Session {
         }
     }
 
-    /// Returns the next action. A terminate is `success` or an error.
+    /// Returns the next action; a session-terminate is `success` or an error.
     async fn next(&mut self) -> Result<(String, Element), Error> {
         if let Some(held) = self.held.pop_front() {
             return Ok(held);
@@ -327,7 +329,7 @@ impl Session {
             "unsupported-transports" => {
                 Err(Error::Transport(format!("{} ended the session: {name}{text}", self.peer)))
             }
-            // What went wrong on the peer's side, not what the peer does not want.
+            // The failure is on the peer's side; it is not the peer's refusal.
             "failed-application" | "general-error" | "media-error" => {
                 Err(Error::failed(format!("{} ended the session: {name}{text}", self.peer)))
             }
@@ -357,7 +359,7 @@ impl Session {
         })?
     }
 
-    /// Does a step of the negotiation, which the peer may end.
+    /// Runs a step of the negotiation, which the peer may end.
     pub(super) async fn unless_ended<T>(
         &mut self,
         step: impl Future<Output = Result<T, Error>>,
@@ -406,7 +408,7 @@ impl Session {
         jingle
     }
 
-    /// Asks the other side, unless it ends the session; what else it says meanwhile is kept.
+    /// Sends a request, unless the peer ends the session; keeps its other stanzas meanwhile.
     pub(super) async fn ask(&mut self, jingle: Element) -> Result<(), Error> {
         let (hub, address) = (self.endpoint.hub().clone(), self.address.clone());
         let over = hub.over();
@@ -414,7 +416,7 @@ impl Session {
         tokio::pin!(asking);
         let answer = loop {
             tokio::select! {
-                // What came before the answer is looked at before it.
+                // Actions that came before the answer are handled before it.
                 biased;
                 stanza = self.inbox.next() => {
                     let news = self.received(stanza)?;
@@ -437,7 +439,7 @@ impl Session {
         }
     }
 
-    /// Returns the same in a session that both sides know of: who was reached once has gone.
+    /// Sends the same in a session that both sides know of: a peer that was reached once has gone.
     pub(super) async fn tell(&mut self, jingle: Element) -> Result<(), Error> {
         let peer = self.peer.clone();
         self.ask(jingle).await.map_err(|error| match error {
@@ -465,7 +467,7 @@ impl Session {
     }
 }
 
-/// Returns whether an error's [`condition`] says that what was asked is not there.
+/// Returns whether an error's [`condition`] says that the addressee does not exist.
 fn is_absent(condition: &str) -> bool {
     cause::is_absent(condition.split(' ').next().unwrap_or_default())
 }

@@ -13,7 +13,7 @@ use super::dial;
 
 /// How long connecting may take, and how long both exchanges.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long a streamhost may be silent before it is asked for a sign of life, and how often that is done.
+/// The silence after which a streamhost is probed, and the interval of the probes.
 const SILENCE: Duration = Duration::from_secs(15);
 const PROBE: Duration = Duration::from_secs(5);
 const PROBES: u32 = 5;
@@ -21,7 +21,7 @@ const PROBES: u32 = 5;
 /// Connects to a streamhost.
 ///
 /// # Errors
-/// As connecting does.
+/// Those of connecting.
 pub(super) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     let address = match host.parse::<Ipv6Addr>() {
         Ok(_) => format!("[{host}]:{port}"),
@@ -38,7 +38,7 @@ pub(super) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
 /// Asks a streamhost for `hash` (40 hex digits).
 ///
 /// # Errors
-/// If it refuses, or says something else, or nothing.
+/// If it refuses, or answers something else, or does not answer.
 pub(super) async fn ask(stream: TcpStream, hash: &str) -> io::Result<TcpStream> {
     timeout(CONNECT, exchange(stream, hash)).await?
 }
@@ -70,8 +70,8 @@ async fn exchange(mut stream: TcpStream, hash: &str) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Without this a network that is gone would never show while nothing is sent. While something is, the stream looks at
-/// the kernel's counters: TCP_USER_TIMEOUT would also end a connection to a peer that is alive and does not read.
+/// Turns keepalive on; without it a dead network would never show while nothing is sent. While something is sent, the
+/// stream reads the kernel's counters: TCP_USER_TIMEOUT would also end a connection to a live peer that does not read.
 fn watch(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     let probes = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE).with_retries(PROBES);

@@ -1,4 +1,4 @@
-//! The secured stream, and what was learned of the peer on the way to it.
+//! The secured stream, and what the negotiation has learned of the peer.
 
 use std::{
     io,
@@ -28,30 +28,30 @@ use crate::{
     tls::sas,
 };
 
-/// How often a stream that waits for the network looks whether the other end is there.
+/// How often a stream that waits for the network checks that the other end is present.
 const LOOK: Duration = Duration::from_secs(5);
-/// How long nothing may move until we show that we are there, by a new traffic key (RFC 8446, 4.6.3): every peer takes
-/// one, and no application sees it. The component ends a stream on which nothing moves.
+/// How long nothing may move until we send a sign of life, a new traffic key (RFC 8446, 4.6.3): every peer accepts it,
+/// and no application sees it. The component ends a stream on which nothing moves.
 const SILENCE: Duration = Duration::from_secs(240);
-/// How often that is done until we send something again: rustls and others take 32 in a row at most.
+/// The most signs of life until we send data again: rustls and others accept at most 32 in a row.
 const RENEWALS: u32 = 30;
 
-/// What a negotiation has settled.
+/// The results of a negotiation.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Learned {
     /// The user at the other end.
     pub peer: BareJid,
-    /// The address of the other end: the peer's own, or the one that stands for it at the component.
+    /// The address of the other end: the peer's own, or the one that stands for the peer at the component.
     pub address: Jid,
     /// The TLS method.
     pub method: Method,
     /// The print of the key that the peer has shown and holds: the SHA-256 of its certificate, or its OpenPGP
-    /// fingerprint. With the method srp the certificate is made for the session and says nothing.
+    /// fingerprint. With the method srp the certificate is made for the session and proves nothing.
     pub print: Print,
-    /// What the broker says of the prints that the peer has offered; empty without a broker.
+    /// The broker's hints about the offered prints; empty without a broker.
     pub hints: Vec<Hint>,
-    /// What the registry says of the key that the peer has shown. With the method srp there is none to ask about.
+    /// The registry's view of the key that the peer has shown. With the method srp there is no key.
     pub standing: Standing,
     /// Whether the key was known before.
     pub known: Known,
@@ -59,52 +59,53 @@ pub struct Learned {
     pub tls_version: String,
     /// The key exchange group, such as `X25519MLKEM768`.
     pub key_exchange: String,
-    /// What carries the stream on our side.
+    /// The transport on our side.
     pub transport: TransportKind,
 }
 
-/// A TLS stream to another user's program: bytes in and out, and nobody between.
+/// A TLS stream to another user's program, which nobody between can read.
 ///
 /// # How it ends
-/// Reading gives `Ok(0)` in one case only: the peer has said that this was all (TLS `close_notify`). A stream that ends in any
-/// other way, because the peer's program died or somebody between cut it, is an error, of kind
-/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if nothing else is known. Its text says how many bytes had arrived, and
-/// each later read gives the same error. Nobody who only carries the stream can make it look whole.
+/// Reading returns `Ok(0)` in one case only: the peer has sent TLS `close_notify`. If the stream ends in any other way,
+/// because the peer's program died or a third party cut it, reading fails, with
+/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if nothing else is known. The error's text says how many bytes had
+/// arrived, and each later read returns the same error. A party that only carries the stream cannot make it look
+/// complete.
 ///
-/// A shutdown of the write side reaches the peer as the end of its input; the other direction goes on for as long as it
-/// takes. Writing after it is an error. To know that the peer has read everything, let it answer, or end its own
-/// direction: bytes that were written and flushed may still be under way.
+/// A shutdown of the write side reaches the peer as the end of its input; the other direction continues for as long as
+/// it takes. Writing after a shutdown fails. To know that the peer has read everything, let it answer, or end its own
+/// direction: bytes that were written and flushed may still be on their way.
 ///
 /// The stream lives beside its [`Session`](super::Session): keep the session for as long as the stream is used.
 #[derive(Debug)]
 pub struct SecureStream {
     tls: TlsStream<Leg>,
     learned: Learned,
-    /// Who began the session, and with whom.
+    /// The initiator and the responder of the session.
     sides: [BareJid; 2],
     progress: Arc<Progress>,
-    /// Bytes of the application that were written, and what had been acknowledged of the handshake before them.
+    /// The application bytes that were written, and the acknowledged bytes of the handshake before them.
     written: u64,
     handshake: u64,
-    /// Our `close_notify` is sent, or about to be.
+    /// Whether our `close_notify` is sent, or about to be.
     shut: bool,
     end: Option<End>,
-    /// When to look next whether the other end is there, while the network is waited for.
+    /// When to check next that the other end is present, while the stream waits for the network.
     look: Pin<Box<Sleep>>,
     renewal: Renewal,
 }
 
-/// When to show that we are there.
+/// When to send a sign of life.
 #[derive(Debug)]
 struct Renewal {
-    /// When it was done last.
+    /// When the last one was sent.
     last: Option<Instant>,
-    /// How often, since we have sent something.
+    /// How many were sent since our last data.
     count: u32,
 }
 
 impl Renewal {
-    /// Returns whether it is due on a stream that has been quiet since then; notes that it was done.
+    /// Returns whether one is due on a stream that has been quiet since then; if so, counts it.
     fn is_due(&mut self, quiet_since: Option<Instant>, now: Instant) -> bool {
         let due = self.count < RENEWALS
             && quiet_since.max(self.last).is_some_and(|since| since + SILENCE <= now);
@@ -115,7 +116,7 @@ impl Renewal {
     }
 }
 
-/// How the peer's direction has ended.
+/// The end of the peer's direction.
 #[derive(Debug)]
 enum End {
     /// By its `close_notify`.
@@ -167,12 +168,12 @@ impl SecureStream {
         &self.learned.peer
     }
 
-    /// Key material that both ends can compute and nobody else (RFC 8446, 7.5; for channel binding, RFC 9266).
+    /// Returns key material that only the two ends can compute (RFC 8446, 7.5; for channel binding, RFC 9266).
     ///
     /// `length` is in bytes.
     ///
     /// # Errors
-    /// [`Error::Failed`] if TLS gives none of this length.
+    /// [`Error::Failed`] if TLS does not support this length.
     pub fn export_keying_material(
         &self,
         label: &[u8],
@@ -191,32 +192,32 @@ impl SecureStream {
         exported.map_err(|error| Error::Failed(error.to_string()))
     }
 
-    /// Returns whether the two ends have agreed on [`CHUNKS`].
+    /// Returns whether both ends have agreed on [`CHUNKS`].
     pub(crate) fn is_chunked(&self) -> bool {
         self.tls.get_ref().1.alpn_protocol() == Some(CHUNKS)
     }
 
-    /// Returns what moves on the stream.
+    /// Returns the progress of the stream.
     pub(crate) fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
     }
 
-    /// Returns the user who has begun the session.
+    /// Returns the user who started the session.
     pub fn initiator(&self) -> &BareJid {
         &self.sides[0]
     }
 
-    /// Twelve digits that the two users have in common if nobody is between them, for them to read to each other
-    /// together with who has begun the session. Takes about a third of a second, on purpose.
+    /// Returns twelve digits that both users see only if nobody is between them. They read them to each other, together
+    /// with the name of the initiator. Takes about a third of a second, on purpose.
     ///
     /// # Errors
-    /// [`Error::Failed`] if TLS gives no key material.
+    /// [`Error::Failed`] if TLS exports no key material.
     pub async fn short_authentication_string(&self) -> Result<String, Error> {
         let [initiator, responder] = &self.sides;
         Ok(sas::of(&self.tls, initiator, responder).await?)
     }
 
-    /// Notes that the stream's user waits for the network; an error if nobody is there any more.
+    /// Notes that the stream's user waits for the network; returns an error if the other end has vanished.
     fn poll_waiting(&mut self, direction: Direction, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.progress.waits(direction);
         self.note_delivered();
@@ -233,7 +234,7 @@ impl SecureStream {
                 && self.renewal.is_due(self.progress.quiet_since(), now)
                 && self.renew().is_ok()
             {
-                // What has no room now goes out with what is written next.
+                // A message without room now goes out with the next write.
                 let _ = Pin::new(&mut self.tls).poll_flush(cx);
             }
             self.look.as_mut().reset(Instant::now() + LOOK);
@@ -241,7 +242,7 @@ impl SecureStream {
         Poll::Pending
     }
 
-    /// Goes over to a new traffic key, and has the peer do so too when it writes.
+    /// Switches to a new traffic key, and requests one from the peer, which it sends with its next write.
     fn renew(&mut self) -> Result<(), rustls::Error> {
         match &mut self.tls {
             TlsStream::Client(tls) => tls.get_mut().1.refresh_traffic_keys(),
@@ -249,7 +250,7 @@ impl SecureStream {
         }
     }
 
-    /// Notes that the peer's direction broke; gives the error.
+    /// Notes that the peer's direction broke; returns the error.
     fn cut(&mut self, error: &io::Error) -> io::Error {
         let received = self.progress.received();
         let text = match error.kind() {
@@ -264,20 +265,21 @@ impl SecureStream {
     }
 
     /// Waits until the transport has ended in both directions, which it does when each side has the other's
-    /// `close_notify`. Both sides must have shut down their direction before. Nobody vouches for this end: it proves nothing.
+    /// `close_notify`. Both sides must have shut down their direction before. This end is not authenticated and proves
+    /// nothing.
     pub(crate) async fn finish(&mut self) {
         let _ = self.tls.shutdown().await;
         let leg = &mut self.tls.get_mut().0;
         while leg.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
     }
 
-    /// Returns the TLS stream itself. It too ends with `Ok(0)` after a `close_notify` only.
+    /// Returns the TLS stream itself. It too returns `Ok(0)` only after a `close_notify`.
     pub fn into_inner(self) -> TlsStream<Leg> {
         self.tls
     }
 }
 
-/// Returns how many bytes of the application are in so many bytes of TLS records, if these are full (RFC 8446, 5.2).
+/// Returns the number of application bytes in so many bytes of TLS records, if these are full (RFC 8446, 5.2).
 fn payload_of(records: u64) -> u64 {
     const PLAIN: u64 = 1 << 14;
     const OVERHEAD: u64 = 22;
@@ -311,7 +313,8 @@ impl AsyncRead for SecureStream {
                 this.progress.ended();
                 this.end = Some(End::Whole);
                 if this.shut {
-                    // Both directions are done: now the transport may end too. If that takes a while, dropping it does.
+                    // Both directions are done, so the transport may end too. If that takes a while, dropping it does
+                    // it.
                     let _ = Pin::new(&mut this.tls).poll_shutdown(cx);
                 }
             }
@@ -356,8 +359,8 @@ impl AsyncWrite for SecureStream {
         polled
     }
 
-    /// Says in TLS that this was all. The transport below stays open until the peer has said so too: in-band bytestreams
-    /// know no half-close, and middleboxes forget half-closed connections.
+    /// Ends our direction in TLS. The transport below stays open until the peer has ended its own: in-band bytestreams
+    /// have no half-close, and middleboxes forget half-closed connections.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !std::mem::replace(&mut this.shut, true) {
@@ -381,7 +384,7 @@ pub(crate) mod testing {
         verify::Expected,
     };
 
-    /// The two ends of a stream over two connections that lead to each other: the initiator's and the responder's.
+    /// Returns the two ends of a stream over two connections: the initiator's and the responder's.
     pub(crate) async fn secured(
         [a, b]: [TcpStream; 2],
         protocols: [Option<Protocol>; 2],
@@ -438,7 +441,7 @@ mod tests {
         let (mut alice, mut bob) = pair().await;
         alice.write_all(b"hello").await.unwrap();
         alice.flush().await.unwrap();
-        // What carries the stream ends it.
+        // The carrier of the stream ends it.
         alice.tls.get_mut().0.shutdown().await.unwrap();
         let mut got = Vec::new();
         for _ in 0..3 {
@@ -486,7 +489,7 @@ mod tests {
         let mut got = String::new();
         bob.read_to_string(&mut got).await.unwrap();
         assert_eq!(got, "hello");
-        // The transport below has not ended: nothing tells a relay to give up the other direction.
+        // The transport below has not ended: a relay gets no signal to give up the other direction.
         let mut byte = [0];
         let open = futures::poll!(Box::pin(bob.tls.get_mut().0.read(&mut byte)));
         assert!(open.is_pending());
@@ -569,7 +572,7 @@ mod tests {
         .args(["-subj", "/CN=bob", "-keyout", "key", "-out", "cert"])
         .current_dir(&directory);
         assert!(made.output().unwrap().status.success());
-        // It prints what comes, until its own standard input ends.
+        // It prints its input until its own standard input ends.
         let mut serve = Command::new("openssl");
         serve
             .args(["s_server", "-accept", "127.0.0.1:0", "-tls1_3", "-key", "key", "-cert", "cert"])

@@ -1,4 +1,4 @@
-//! The transport of a session: SOCKS5 if it can be had, in-band bytestreams else (XEP-0260, XEP-0261).
+//! The transport of a session: SOCKS5 if possible, otherwise in-band bytestreams (XEP-0260, XEP-0261).
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{
 
 /// How long a step of the transport may take.
 pub(super) const STEP: Duration = Duration::from_secs(60);
-/// The in-band block size we offer, bytes.
+/// The in-band block size that we offer, in bytes.
 const BLOCK: u16 = 8192;
 
 /// The transport that we have offered.
@@ -47,7 +47,7 @@ impl Session {
         (Offered { sid, candidates }, transport)
     }
 
-    /// Checks that a leg is what was demanded of it.
+    /// Checks that a leg has the required transport.
     pub(super) fn check_demand(&self, leg: &Leg) -> Result<(), Error> {
         self.demand(transport_of(leg))
     }
@@ -56,7 +56,7 @@ impl Session {
     fn demand(&self, kind: TransportKind) -> Result<(), Error> {
         match self.endpoint.transport() {
             Some(demanded) if demanded != kind => Err(Error::Transport(format!(
-                "{} cannot be had, and nothing else is taken here",
+                "{} are not available, and no other transport is accepted here",
                 demanded.title()
             ))),
             _ => Ok(()),
@@ -67,7 +67,7 @@ impl Session {
         if self.is_brokered() { Vec::new() } else { s5b::proxies(&self.endpoint).await }
     }
 
-    /// Makes the transport that the responder has accepted.
+    /// Sets up the transport that the responder has accepted.
     pub(super) async fn initiator_leg(
         &mut self,
         content: &Element,
@@ -109,7 +109,7 @@ impl Session {
         Ok(Leg::Ibb(self.unless_ended(open).await?))
     }
 
-    /// Accepts the session with `children` as the answer, and makes the transport that was offered.
+    /// Accepts the session with `children` as the answer, and sets up the offered transport.
     pub(super) async fn responder_leg(
         &mut self,
         content: &Element,
@@ -122,7 +122,7 @@ impl Session {
         let hub = self.endpoint.hub().clone();
         if transport.has_ns(ns::JINGLE_S5B) {
             let sid = transport.attr("sid").unwrap_or_default().to_owned();
-            // Where in-band bytestreams are demanded none of the candidates is of use, and they take the place of SOCKS5.
+            // If in-band bytestreams are required, no candidate is of use, and in-band replaces SOCKS5.
             let is_wanted = self.demand(TransportKind::S5b).is_ok();
             let own = if is_wanted { self.own_candidates().await } else { Vec::new() };
             let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
@@ -139,7 +139,7 @@ impl Session {
             let replaced = content.children().find(|child| child.name() == "transport").cloned();
             let Some(replaced) = replaced.filter(|transport| transport.has_ns(ns::JINGLE_IBB))
             else {
-                return Err(Error::failed("the peer wants a transport that is not known here"));
+                return Err(Error::failed("the peer requested an unknown transport"));
             };
             let sid = replaced.attr("sid").unwrap_or_default().to_owned();
             let mut opens = hub.expect_open(&self.address, &sid);
@@ -147,7 +147,7 @@ impl Session {
             return self.opened(&mut opens, &sid).await;
         }
         if ![ns::JINGLE_IBB, ns::JINGLE_IBB_0].iter().any(|n| transport.has_ns(*n)) {
-            return Err(Error::failed("the peer wants a transport that is not known here"));
+            return Err(Error::failed("the peer requested an unknown transport"));
         }
         self.demand(TransportKind::Ibb)?;
         let sid = transport.attr("sid").unwrap_or(&self.sid).to_owned();
@@ -178,7 +178,7 @@ impl Session {
             Some(Ok(Some(IbbPayload::Open { block_size, .. }))) => block_size,
             Some(Err(refusal)) => {
                 hub.send(stanza.refuse(&refusal)).await;
-                return Err(Error::failed("the peer opened a bytestream that makes no sense"));
+                return Err(Error::failed("the peer opened a bytestream with invalid parameters"));
             }
             _ => return Err(Error::failed("the peer did not open the in-band bytestream")),
         };
@@ -188,7 +188,7 @@ impl Session {
     }
 }
 
-/// Returns which transport a leg has.
+/// Returns the transport of a leg.
 pub(super) fn transport_of(leg: &Leg) -> TransportKind {
     match leg {
         Leg::Socket(_) => TransportKind::S5b,

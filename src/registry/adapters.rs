@@ -1,10 +1,10 @@
-//! The registry as older protocols know it.
+//! The registry in the words of older protocols.
 //!
-//! | protocol | request | what it comes to |
+//! | protocol | request | effect |
 //! |---|---|---|
 //! | XEP-0257 1.0 | `append`, `items`, `disable`, `revoke` in `urn:xmpp:saslcert:1`, to the component | the asker's own certificates, by name |
 //! | XEP-0250 0.1 | `<offer xmlns='urn:xmpp:tmp:c2ctls'/>`, at a proxied JID that cannot be reached | the prints of that user's active keys of the methods that the asker has |
-//! | XEP-0189 0.13 | `<pubkey xmlns='urn:xmpp:pubkey:2'/>`, at a proxied JID | the key of that user's surest active certificate |
+//! | XEP-0189 0.13 | `<pubkey xmlns='urn:xmpp:pubkey:2'/>`, at a proxied JID | the key of that user's active certificate with the highest assurance |
 //!
 //! Hidden, unknown and keyless users look the same here too.
 
@@ -30,7 +30,7 @@ impl Registry {
     /// Answers a XEP-0257 request of the user at `from`; `set` tells `set` from `get`.
     ///
     /// # Errors
-    /// The refusal that the asker gets.
+    /// The refusal for the asker.
     pub async fn handle_saslcert(
         &self,
         from: &Jid,
@@ -44,7 +44,7 @@ impl Registry {
     /// Answers a XEP-0257 request of the user at `from`; the payload of the answer may be `room` bytes long.
     ///
     /// # Errors
-    /// The refusal that the asker gets.
+    /// The refusal for the asker.
     pub async fn handle_saslcert_within(
         &self,
         from: &Jid,
@@ -125,10 +125,10 @@ impl Registry {
         Ok(Handled { answer: None, notice })
     }
 
-    /// Answers a XEP-0250 query of `asker` about `owner`, who cannot be asked: what could be agreed on.
+    /// Answers a XEP-0250 query of `asker` about `owner`, who cannot be reached: the methods that both have.
     ///
     /// # Errors
-    /// The refusal that the asker gets.
+    /// The refusal for the asker.
     pub async fn offer(
         &self,
         asker: &BareJid,
@@ -152,7 +152,7 @@ impl Registry {
             if !good || !methods.contains(&key.method) {
                 continue;
             }
-            // The XEP's own prints are SHA-1; a key without one is named by what it has.
+            // The XEP's own prints are SHA-1; a key without one is named by another print.
             let print = key
                 .prints
                 .iter()
@@ -171,7 +171,7 @@ impl Registry {
     /// Answers a XEP-0189 request of `asker` for the key of `owner` (section 6).
     ///
     /// # Errors
-    /// The refusal that the asker gets.
+    /// The refusal for the asker.
     pub async fn pubkey(&self, asker: &BareJid, owner: &BareJid) -> Result<Element, Refusal> {
         let none = || Refusal::item_not_found("There is no public key");
         let keys = self.visible_keys(asker, owner).await?;
@@ -198,12 +198,12 @@ impl Registry {
     }
 }
 
-/// Returns whether it is a certificate in use.
+/// Returns whether it is an active certificate.
 fn is_certificate(key: &Key) -> bool {
     key.method == Method::X509 && key.state == State::Active && key.has_material
 }
 
-/// Returns the name of a certificate: its label, or for want of one its id.
+/// Returns the name of a certificate: its label, or its id if it has none.
 fn name_of(key: &Key) -> String {
     if key.label.is_empty() { key.id.to_string() } else { key.label.clone() }
 }
@@ -275,7 +275,7 @@ mod tests {
             assert_eq!(keys[0].state.as_str(), after);
             let gone = ask(&registry, true, &change).await.unwrap_err();
             assert_eq!(gone.condition, "item-not-found");
-            // A fresh registry for the second way.
+            // A fresh registry for the second test.
             if name == "disable" {
                 registry.erase(&owner, &Actor::User(owner.clone()), NOW).await.unwrap();
                 ask(&registry, true, APPEND).await.unwrap();

@@ -1,7 +1,7 @@
 //! Public key material: certificates to prints.
 //!
-//! Material comes as DER or PEM (X.509), as packets or armour (OpenPGP). A private key is told from a certificate by its shape and refused
-//! before anything else is said of it; errors never repeat what was sent.
+//! Material comes as DER or PEM (X.509), as packets or armour (OpenPGP). A private key is recognized by its shape and
+//! refused before anything else is said of it. Errors never repeat what was sent.
 
 use std::borrow::Cow;
 
@@ -20,13 +20,13 @@ use crate::print::{HashKind, Method, Print};
 /// The largest material, in bytes: a certificate with an 8192-bit RSA key and many names has about 6 KiB, one with an
 /// ML-DSA-87 key about 8 KiB.
 pub const MATERIAL_MAX: usize = 16 * 1024;
-/// The longest text that material may come in: what tools print around a certificate is longer than the certificate.
+/// The longest accepted text around material: tools print more around a certificate than the certificate itself.
 pub const TEXT_MAX: usize = 4 * MATERIAL_MAX;
 
-/// Material that was understood.
+/// Parsed material.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Material {
-    /// What it is good for.
+    /// Its method.
     pub method: Method,
     /// The certificate: DER, or OpenPGP packets.
     pub bytes: Vec<u8>,
@@ -34,45 +34,45 @@ pub struct Material {
     pub prints: Vec<Print>,
     /// The end of its validity; `None` if it has none (RFC 5280, 4.1.2.5).
     pub expires: Option<OffsetDateTime>,
-    /// Why it revokes itself, if it does: an OpenPGP certificate can.
+    /// Why it revokes itself, if it does; only an OpenPGP certificate can.
     pub revocation: Option<String>,
 }
 
-/// What is wrong with an OpenPGP certificate. Never what was sent, nor what the library says, which repeats it.
+/// What is wrong with an OpenPGP certificate. It holds neither what was sent nor the library's text, which repeats it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenPgpFault {
     /// The armour is broken.
     #[error("its armour cannot be read")]
     Armour,
-    /// Armour of something else.
+    /// The armour is that of something else.
     #[error("its armour is not that of a public key")]
     Label,
     /// The packets are broken, or not those of a certificate.
     #[error("its packets cannot be read")]
     Packets,
-    /// No public key among the packets.
+    /// The packets have no public key.
     #[error("there is no public key in it")]
     NoKey,
-    /// No self-signature holds.
+    /// No self-signature is valid.
     #[error("it has no valid self-signature")]
     Unsigned,
     /// An old key.
     #[error("expected a key of version 4 or 6")]
     Version,
-    /// Two certificates that should be of one key are not.
+    /// Two certificates are not of one key.
     #[error("its primary key is another one")]
     AnotherKey,
-    /// Of this kind, whose signatures cannot be checked.
+    /// A key of this kind, whose signatures cannot be checked.
     #[error("its primary key is {0}, expected Ed25519, Ed448, RSA or ECDSA on a NIST curve")]
     Kind(&'static str),
-    /// Made after now.
+    /// A key from the future.
     #[error("it was made in the future, at {}, so one of the two clocks is wrong", stamp(*.0))]
     Future(OffsetDateTime),
 }
 
 impl OpenPgpFault {
-    /// Returns what comes before it in a sentence: it may be an OpenPGP certificate, but one that is of no use.
+    /// Returns the beginning of its sentence, which says whether it is an OpenPGP certificate at all.
     fn introduction(self) -> &'static str {
         match self {
             Self::Kind(_) | Self::Future(_) => "no session can come about with this OpenPGP key",
@@ -88,7 +88,7 @@ pub enum MaterialError {
     /// Larger than [`MATERIAL_MAX`].
     #[error("key material must not be larger than 16 KiB")]
     TooLarge,
-    /// Nothing there.
+    /// The material is empty.
     #[error("the key material is empty")]
     Empty,
     /// A private key, in the clear or encrypted.
@@ -96,13 +96,13 @@ pub enum MaterialError {
         "this is a private key, which must never leave its owner; nothing was stored: send the certificate, and consider the private key exposed"
     )]
     PrivateKey,
-    /// No OpenPGP certificate, or none whose self-signatures hold, or one that is of no use.
+    /// Not an OpenPGP certificate, or one without valid self-signatures, or one of no use.
     #[error("{}: {fault}", .0.introduction(), fault = .0)]
     OpenPgp(OpenPgpFault),
-    /// The certificate says so itself.
+    /// The certificate carries its own revocation.
     #[error("this OpenPGP certificate carries its own revocation")]
     Revoked,
-    /// With what is known already it is larger than [`MATERIAL_MAX`].
+    /// Together with the stored certificate it is larger than [`MATERIAL_MAX`].
     #[error("with what is known of this key already the certificate is larger than 16 KiB")]
     MergedTooLarge,
     /// SRP has no keys.
@@ -113,7 +113,7 @@ pub enum MaterialError {
         "expected one certificate, found several certificates: send only your own, without its issuers"
     )]
     Several,
-    /// PEM of something else.
+    /// The PEM is that of something else.
     #[error("expected PEM with the label CERTIFICATE")]
     Label,
     /// Broken PEM.
@@ -128,13 +128,13 @@ pub enum MaterialError {
 }
 
 impl Material {
-    /// Reads a certificate: DER or PEM, for openpgp packets or armour.
+    /// Reads a certificate: DER or PEM for x509, packets or armour for openpgp.
     ///
     /// # Errors
     /// [`MaterialError`] says what is wrong with it, without its content.
     ///
     /// # Security
-    /// Private keys are refused whatever the method, and also beside a certificate in one PEM file.
+    /// Private keys are refused under any method, and also beside a certificate in one PEM file.
     pub fn parse(method: Method, bytes: &[u8]) -> Result<Self, MaterialError> {
         if bytes.len() > TEXT_MAX {
             return Err(MaterialError::TooLarge);
@@ -167,7 +167,7 @@ impl Material {
         }
     }
 
-    /// Returns an OpenPGP certificate, version 4 or 6 (RFC 9580, 10.1). Signatures of others on it do not matter.
+    /// Returns an OpenPGP certificate, version 4 or 6 (RFC 9580, 10.1). Other keys' signatures on it do not matter.
     fn of_openpgp(bytes: &[u8]) -> Result<Self, MaterialError> {
         let armour = |_| MaterialError::OpenPgp(OpenPgpFault::Armour);
         let binary;
@@ -203,11 +203,11 @@ impl Material {
         })
     }
 
-    /// Returns the material of a key of which `stored` is known and `sent` came: for openpgp what both say together.
-    /// `None` if that is what is known already.
+    /// Returns the material of a key after `sent` came, if `stored` is known: for openpgp, both merged. `None` if
+    /// nothing is new.
     ///
     /// # Errors
-    /// [`MaterialError`] if they are not of one key, or too large together.
+    /// [`MaterialError`] if they are not of one key, or are too large together.
     pub(super) fn merged(stored: &[u8], sent: &[u8]) -> Result<Option<Self>, MaterialError> {
         if stored == sent {
             return Ok(None);
@@ -217,7 +217,7 @@ impl Material {
         let new = Certificate::read(sent)?;
         let revokes = new.revocation.is_some();
         let (certificate, bytes) = match known.merge(new) {
-            // What revokes the key is never refused for want of room.
+            // A revocation is never refused for lack of room.
             Err(MaterialError::MergedTooLarge) if revokes => {
                 (Certificate::read(sent)?, sent.to_vec())
             }
@@ -239,7 +239,7 @@ impl Material {
         let (rest, certificate) = X509Certificate::from_der(&der).map_err(|error| {
             MaterialError::Der(match error {
                 x509_parser::nom::Err::Incomplete(_) => "it ends too early",
-                _ => "its structure is another one",
+                _ => "it has another structure",
             })
         })?;
         if !rest.is_empty() {
@@ -255,9 +255,9 @@ impl Material {
     }
 }
 
-/// Returns what is to be said of a certificate that can be registered, and is of little use: that no session can come
-/// about with it, and why. One that has expired is another matter: an OpenPGP key can be prolonged, and the dates of an
-/// X.509 certificate do not matter to a peer that knows its print.
+/// Returns the remark on a certificate that can be registered but is of little use: no session can use it, and why. An
+/// expired certificate gets no remark: an OpenPGP key can be prolonged, and a peer that knows an X.509 certificate's
+/// print ignores its dates.
 pub fn remark(method: Method, bytes: &[u8], now: OffsetDateTime) -> Option<String> {
     match method {
         Method::X509 => x509::check(bytes)
@@ -286,7 +286,7 @@ const WEAK: &str = "The self-signatures of this OpenPGP key use SHA-1 or MD5, wh
 /// Explanatory text may come first (RFC 7468, 2 and 5.2), such as `openssl x509 -text` and `openssl pkcs12` write.
 pub fn is_pem(bytes: &[u8]) -> bool {
     let binary = match bytes {
-        // What a certificate and a packet begin with.
+        // The first bytes of a certificate, and of a packet.
         [0x30, 0x80..=0xff, ..] => true,
         bytes if bytes.starts_with(UTF8_MARK) => false,
         [0x80..=0xff, ..] => true,
@@ -295,7 +295,7 @@ pub fn is_pem(bytes: &[u8]) -> bool {
     !binary && lines(bytes).any(begins)
 }
 
-/// Returns whether there is more than one block of PEM or armour; readers of armour take the first for all.
+/// Returns whether there is more than one block of PEM or armour; readers of armour would take the first for the whole.
 pub(crate) fn has_several_blocks(bytes: &[u8]) -> bool {
     lines(bytes).filter(|line| begins(line)).nth(1).is_some()
 }
@@ -309,7 +309,7 @@ fn as_utf8(bytes: &[u8]) -> Cow<'_, [u8]> {
         Cow::Owned(String::from_utf16_lossy(&units).into_bytes())
     };
     match bytes {
-        // No packet and no DER begins with two bytes of these.
+        // Neither a packet nor DER begins with two of these bytes.
         [0xff, 0xfe, rest @ ..] => wide(rest, u16::from_le_bytes),
         [0xfe, 0xff, rest @ ..] => wide(rest, u16::from_be_bytes),
         _ => Cow::Borrowed(bytes.strip_prefix(UTF8_MARK).unwrap_or(bytes)),
@@ -325,9 +325,9 @@ fn begins(line: &[u8]) -> bool {
     line.starts_with(b"-----BEGIN ")
 }
 
-/// Returns the block in a text, without what stands before and after it and beside its lines.
+/// Returns the block in a text, without the text around it and the space beside its lines.
 fn trimmed(bytes: &[u8]) -> Vec<u8> {
-    // An empty line has a meaning in armour, so CR LF must not look like one.
+    // An empty line has a meaning in armour, so CR LF must not become one.
     let mut text = Vec::with_capacity(bytes.len());
     for (at, &byte) in bytes.iter().enumerate() {
         match (byte, bytes.get(at + 1)) {
@@ -347,7 +347,7 @@ fn trimmed(bytes: &[u8]) -> Vec<u8> {
     block
 }
 
-/// Base64 as lax as RFC 7468, 3 has it: padding may be missing.
+/// Base64 as lax as in RFC 7468, 3: padding may be missing.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new()
@@ -355,7 +355,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Returns the one certificate in a PEM text (RFC 7468, 5).
+/// Returns the single certificate in a PEM text (RFC 7468, 5).
 fn pem_certificate(bytes: &[u8]) -> Result<Vec<u8>, MaterialError> {
     let block = trimmed(bytes);
     let mut lines = lines(&block).filter(|line| !line.is_empty());
@@ -382,7 +382,7 @@ fn pem_certificate(bytes: &[u8]) -> Result<Vec<u8>, MaterialError> {
     }
     let mut der = BASE64.decode(text).map_err(|_| broken)?;
     if name == "TRUSTED CERTIFICATE" {
-        // After the certificate comes what OpenSSL trusts it for.
+        // After the certificate comes the purpose for which OpenSSL trusts it.
         let rest = der_header(&der).map_or(0, |(_, _, rest)| rest.len());
         der.truncate(der.len() - rest);
     }
@@ -391,11 +391,10 @@ fn pem_certificate(bytes: &[u8]) -> Result<Vec<u8>, MaterialError> {
 
 /// Returns whether these bytes have the shape of a private key, whole or not.
 ///
-/// PEM, armour and the formats of SSH programs by a line with dashes and `PRIVATE KEY`; PuTTY's by its first words; DER
-/// by what only private keys begin with: a sequence of a one-byte version (PKCS#8, RSA, DSA, SEC1 and PKCS#12) or of an
-/// algorithm followed by the encrypted octets (encrypted PKCS#8); OpenPGP by the tag of a secret-key packet. A
-/// certificate begins with two sequences. Words alone are no mark: `openssl x509 -text` writes "Private Key Usage
-/// Period".
+/// PEM, armour and the formats of SSH programs have a line with dashes and `PRIVATE KEY`; PuTTY's have their first
+/// words. DER of a private key begins with a sequence of a one-byte version (PKCS#8, RSA, DSA, SEC1 and PKCS#12), or of
+/// an algorithm and the encrypted octets (encrypted PKCS#8); a certificate begins with two sequences. OpenPGP has the
+/// tag of a secret-key packet. Words alone prove nothing: `openssl x509 -text` writes "Private Key Usage Period".
 fn is_private(bytes: &[u8]) -> bool {
     let has = |line: &[u8], mark: &[u8]| {
         line.windows(mark.len()).any(|window| window.eq_ignore_ascii_case(mark))
@@ -421,7 +420,7 @@ fn is_private(bytes: &[u8]) -> bool {
     }
 }
 
-/// Tag, content (as far as it is there) and what follows of a DER value.
+/// Returns the tag, the content (as far as it is there) and the rest of a DER value.
 pub(super) fn der_header(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = bytes.split_first()?;
     let (&first, rest) = rest.split_first()?;
@@ -441,7 +440,7 @@ pub(super) fn der_header(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((tag, content, rest))
 }
 
-/// Returns the length a DER value says it has, in short form.
+/// Returns the length that a DER value states, in short form.
 fn der_length(bytes: &[u8]) -> Option<u8> {
     bytes.get(1).copied().filter(|length| *length < 0x80)
 }
@@ -553,7 +552,7 @@ I8kWVkXU6vFOi+HWvv/ira7ofJu16NnoUkhclkUrk0mXubZvyl4GBg==
         assert_eq!(material.expires, None);
         let binary = Material::parse(Method::OpenPgp, &material.bytes).unwrap();
         assert_eq!(binary, material);
-        // A byte of the key changed: no self-signature holds.
+        // A byte of the key has changed: no self-signature is valid.
         let mut broken = material.bytes.clone();
         broken[20] ^= 1;
         assert!(Material::parse(Method::OpenPgp, &broken).is_err());

@@ -1,14 +1,14 @@
-//! The registry: which keys users have, who said so, and what became of them.
+//! The registry: users' keys, their origin, and their history.
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
 //! | [`model`] | keys, their states, which change is allowed (pure) |
 //! | [`material`] | certificates to prints (pure) |
-//! | `openpgp.rs` | OpenPGP certificates: validity, revocation, two states made one (pure) |
+//! | `openpgp.rs` | OpenPGP certificates: validity, revocation, merging two states (pure) |
 //! | [`proof`] | challenges, and signatures over them (pure) |
 //! | [`pep`] | OpenPGP keys that users publish (XEP-0373) |
 //! | [`verdict`] | an offered print judged by its user's keys (pure) |
-//! | [`store`] | what may be asked of the database; `sql.rs` has the SQL for both kinds |
+//! | [`store`] | the operations on the database; `sql.rs` has the SQL for both kinds |
 //! | [`requests`] | `urn:fingerpost:keys:0` |
 //! | `export.rs` | all that is held about a user, in pages |
 //! | `adapters.rs` | XEP-0257, XEP-0250 and XEP-0189 |
@@ -59,20 +59,20 @@ use crate::{
 pub struct Options {
     /// The component's address.
     pub component: BareJid,
-    /// Who may see the keys of users that have not said otherwise.
+    /// The visibility of users that have not set their own.
     pub visibility: Visibility,
-    /// How many active keys a user may have.
+    /// The most active keys of a user.
     pub keys_per_user: u32,
 }
 
-/// Why the registry did not do what was asked.
+/// Why the registry did not do it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
-    /// The proof is none.
+    /// The proof is not valid.
     #[error(transparent)]
     Proof(#[from] ProofError),
-    /// The store said no, or failed.
+    /// The store refused, or failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -83,34 +83,34 @@ impl From<NotAllowed> for RegistryError {
     }
 }
 
-/// What a user is to be told of a change of their keys.
+/// A message for a user about a change of the user's keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// Whose keys.
+    /// The owner of the keys.
     pub owner: BareJid,
     /// What changed, from where, and how to revoke.
     pub text: String,
 }
 
-/// A key after a change, and what its owner is to be told; nothing if nothing changed.
+/// A key after a change, and the message for its owner, if anything changed.
 pub type Changed = (Key, Option<Notice>);
 
-/// The registry: a store and who may see what. Cheap to clone.
+/// The registry: a store and the rules of visibility. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Registry {
     component: BareJid,
     store: Store,
     options: Arc<RwLock<Options>>,
     profiles: Arc<Profiles>,
-    /// Held from asking what others have changed until it is forgotten.
+    /// Held from the query for others' changes until they are applied.
     catching_up: Arc<tokio::sync::Mutex<()>>,
     challenges: Arc<Challenges>,
-    /// How often each user changes something: the audit log keeps it for ever.
+    /// The rate of each user's changes: the audit log keeps them for ever.
     changes: Arc<Mutex<Rates>>,
     blocks_changed: Arc<Notify>,
 }
 
-/// Changes that one user may make at once, and the time in which another one is earned.
+/// The changes that one user may make at once, and the time until one more is allowed.
 const CHANGES: (f64, Duration) = (1000.0, Duration::from_secs(20));
 
 impl Registry {
@@ -132,7 +132,7 @@ impl Registry {
         }
     }
 
-    /// Returns whether a user may change something more now. Revoking is always possible, and bounded by the number of
+    /// Returns whether a user may make one more change now. Revoking is always possible, and bounded by the number of
     /// keys.
     fn check_changes(&self, owner: &BareJid) -> Result<(), NotAllowed> {
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,17 +143,17 @@ impl Registry {
         }
     }
 
-    /// Counts a change of a user's.
+    /// Counts a change by a user.
     fn count_change(&self, owner: &BareJid) {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner).allow(owner, Instant::now());
     }
 
-    /// Other settings, from now on; the component's address stays.
+    /// Sets other settings, from now on; the component's address stays.
     pub fn set_options(&self, options: Options) {
         *self.options.write().unwrap_or_else(PoisonError::into_inner) = options;
     }
 
-    /// Waits until another program on a shared database may have changed whom admins have blocked.
+    /// Waits until another program on a shared database may have changed the block list.
     pub async fn blocks_changed(&self) {
         self.blocks_changed.notified().await;
     }
@@ -163,7 +163,7 @@ impl Registry {
         (options.visibility, options.keys_per_user)
     }
 
-    /// Hears of changes that others make to a shared database; ends at once if it is not one that can be shared.
+    /// Listens to changes by others in a shared database; ends at once if the database cannot be shared.
     pub async fn listen(&self) {
         const AGAIN: Duration = Duration::from_secs(1);
         while self.store.must_look() {
@@ -184,26 +184,26 @@ impl Registry {
                                 self.blocks_changed.notify_one();
                             }
                             Err(error) => {
-                                tracing::warn!(%error, "changes by others are not heard of");
+                                tracing::warn!(%error, "lost the database's change notifications; the profile cache is bypassed until they resume");
                                 break;
                             }
                         }
                     }
                 }
-                Err(error) => tracing::warn!(%error, "the database does not answer"),
+                Err(error) => tracing::warn!(%error, "database does not answer"),
             }
             self.profiles.set_hearing(false);
             tokio::time::sleep(AGAIN).await;
         }
     }
 
-    /// Forgets what other programs have changed since.
+    /// Drops cached profiles that other programs have changed since.
     async fn catch_up(&self) {
         if !self.store.must_look() {
             return;
         }
-        // Each change is told once. Another lookup that was told of it must have forgotten what it concerns before this
-        // one hears that there is nothing new.
+        // Each change is reported once. A lookup that was told of a change must have dropped the affected profiles
+        // before the next lookup hears that nothing is new.
         let _turn = self.catching_up.lock().await;
         match self.store.news().await {
             Ok(News::None) => {}
@@ -218,13 +218,13 @@ impl Registry {
                 self.blocks_changed.notify_one();
             }
             Err(error) => {
-                tracing::debug!(%error, "the database does not say what has changed");
+                tracing::debug!(%error, "could not read from the database what has changed");
                 self.profiles.all_changed();
             }
         }
     }
 
-    /// Returns what is known of a user; never staler than the last change that was acknowledged, by any program.
+    /// Returns a user's profile, which is never older than the last acknowledged change by any program.
     ///
     /// # Errors
     /// [`StoreError`] if the database cannot be read.
@@ -239,7 +239,7 @@ impl Registry {
         Ok(profile)
     }
 
-    /// Returns whether `asker`, who may use the service, may know of `owner`, of whom `profile` is known.
+    /// Returns whether `asker`, who may use the service, may know of `owner`, whose profile is `profile`.
     pub fn admits(&self, asker: &BareJid, owner: &BareJid, profile: &Profile) -> bool {
         match &profile.settings {
             Some(settings) => settings.visibility.admits(asker, owner, &settings.allowed),
@@ -247,26 +247,26 @@ impl Registry {
         }
     }
 
-    /// Returns whether it is at hand, without asking the database, that `asker` may see the keys of `owner`, who has
-    /// some. What is not is asked for in the same way whatever the answer will be.
+    /// Returns whether the cache alone shows that `asker` may see the keys of `owner`, who has some. If it does not,
+    /// the database is asked in the same way whatever the answer will be.
     pub fn shows(&self, asker: &BareJid, owner: &BareJid) -> bool {
         !self.store.must_look() && self.at_hand(asker, owner).is_some()
     }
 
-    /// Returns what is known of `owner`, if `asker` may know of it and it is more than nothing.
+    /// Returns the cached profile of `owner`, if `asker` may know of it and it has keys.
     fn at_hand(&self, asker: &BareJid, owner: &BareJid) -> Option<Arc<Profile>> {
         let profile = self.profiles.get(owner)?;
         (!profile.keys.is_empty() && self.admits(asker, owner, &profile)).then_some(profile)
     }
 
-    /// Returns what `asker` may know of `owner`; `None` if nothing.
+    /// Returns the profile of `owner` as far as `asker` may know of it; `None` if nothing.
     ///
     /// # Errors
     /// [`StoreError`] if the database cannot be read.
     ///
     /// # Security
-    /// Only what may be seen is answered from the cache. Whoever is hidden costs as much as one whom nobody knows: the
-    /// time does not tell whether someone uses the service.
+    /// Only visible profiles are answered from the cache. A hidden user costs as much as an unknown one: the time does
+    /// not tell whether someone uses the service.
     pub async fn visible(
         &self,
         asker: &BareJid,
@@ -307,10 +307,10 @@ impl Registry {
             .unwrap_or_default())
     }
 
-    /// One key, if `asker` may know of it.
+    /// Returns one key, if `asker` may know of it.
     ///
     /// # Errors
-    /// [`StoreError`]; [`NotAllowed::NoSuchKey`] whether it is not there or hidden.
+    /// [`StoreError`]; [`NotAllowed::NoSuchKey`] both for a missing and for a hidden key.
     pub async fn visible_key(&self, asker: &BareJid, id: KeyId) -> Result<Key, StoreError> {
         let default = self.options().0;
         let admits = |owner: &BareJid, said: Option<Visibility>, named| {
@@ -369,7 +369,7 @@ impl Registry {
         Ok((key, notice))
     }
 
-    /// Takes a key of the user at `from` out of use, without another in its place.
+    /// Takes a key of the user at `from` out of use, without a replacement.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -403,7 +403,7 @@ impl Registry {
         Ok((key, notice))
     }
 
-    /// Returns a challenge for one of the asker's own active keys: the nonce and when it ends.
+    /// Returns a challenge for one of the asker's own active keys: the nonce and its expiry.
     ///
     /// # Errors
     /// [`RegistryError`]
@@ -438,7 +438,7 @@ impl Registry {
             let message = proof::message(&self.component, owner, &nonce);
             proof::verify(key.method, &material, &message, signature, now)
         };
-        // A user signs the address that the server has given, in its spelling.
+        // A user signs the address as the server has assigned it, in its spelling.
         let spelled = respelled(owner.as_str()).and_then(|jid| BareJid::new(&jid).ok());
         spelled
             .filter(|spelled| verify(spelled).is_ok())
@@ -463,7 +463,7 @@ impl Registry {
     /// Records a certificate that the user at `from` has shown in a TLS handshake as proven; it is added if it is new.
     ///
     /// # Errors
-    /// What the user is told if that is no certificate, or a key that is not to be proven any more.
+    /// The text for the user, if it is not a certificate, or a key that can no longer be proven.
     pub async fn shown(
         &self,
         from: &Jid,
@@ -488,7 +488,7 @@ impl Registry {
         Ok(key.clone())
     }
 
-    /// Returns what a user has said about who may see the keys, or what holds for those who have not.
+    /// Returns a user's visibility settings, or the default.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -500,7 +500,7 @@ impl Registry {
             .unwrap_or_else(|| Settings { visibility: self.options().0, allowed: Vec::new() }))
     }
 
-    /// Sets who may see the keys of `owner`.
+    /// Stores the visibility settings of `owner`.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -521,7 +521,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Deletes all that is held about `owner`; the audit log keeps a salted hash of the address.
+    /// Deletes everything held about `owner`; the audit log keeps a salted hash of the address.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -538,12 +538,12 @@ impl Registry {
         Ok(())
     }
 
-    /// Returns the component's address, which proofs are bound to.
+    /// Returns the component's address, to which proofs are bound.
     pub fn component(&self) -> &BareJid {
         &self.component
     }
 
-    /// Returns the store, for what only admins ask.
+    /// Returns the store, for requests of admins.
     pub fn store(&self) -> &Store {
         &self.store
     }
@@ -564,7 +564,7 @@ impl Registry {
     }
 }
 
-/// What the audit log keeps of a user who was erased: recognisable to who knows the address, and to nobody else.
+/// Returns what the audit log keeps of an erased user: only someone who knows the address can recognize it.
 pub fn salted_hash(owner: &BareJid, salt: [u8; 16]) -> String {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let mut hash = Sha256::new();
@@ -649,7 +649,7 @@ mod tests {
         let (romeo, juliet) = (bare("romeo@m.lit"), bare("juliet@c.lit"));
         add(&registry, 1).await;
         let profile = registry.profile(&romeo).await.unwrap();
-        assert!(registry.shows(&juliet, &romeo), "what may be seen is answered at once");
+        assert!(registry.shows(&juliet, &romeo), "a visible profile is answered at once");
         let settings = Settings { visibility: Visibility::Nobody, allowed: Vec::new() };
         registry.set_settings(&romeo, &settings, NOW).await.unwrap();
         registry.profile(&romeo).await.unwrap();

@@ -1,8 +1,8 @@
-//! Keys, their states, and which change is allowed.
+//! Keys, their states, and the allowed changes.
 //!
-//! A key begins `active`. It ends `superseded`, when its owner adds another one in its place, or
-//! `revoked`; revoked is final, also for a print that is added once more. Nothing is overwritten: the
-//! [`Event`] of each change goes to the audit log.
+//! A key begins `active`. It ends `superseded`, when its owner adds another one in its place, or `revoked`. Revoked is
+//! final, even for a print that is added again. Nothing is overwritten: the [`Event`] of each change goes to the audit
+//! log.
 //!
 //! | state | add again | replaced | revoke |
 //! |---|---|---|---|
@@ -18,19 +18,19 @@ use time::OffsetDateTime;
 use super::material::{self, MATERIAL_MAX, Material, MaterialError};
 use crate::print::{HashKind, Method, Print};
 
-/// The longest label, in characters: what fits a line of a list.
+/// The longest label, in characters: it fits a line of a list.
 pub const LABEL_MAX: usize = 64;
 /// The longest reason, in characters: one sentence.
 pub const REASON_MAX: usize = 256;
 /// The most prints of one key: both hashes of a certificate, that of its SPKI, and room.
 pub const PRINTS_MAX: usize = 8;
 
-/// What is lost with a key of which only a print is known.
+/// The disadvantages of a key of which only a print is known.
 pub const PRINT_ONLY: &str = "Only this print of the key is known, not its certificate: the key cannot be proven, is not \
                               recognised by another hash, and a revocation covers this print alone. Add the \
                               certificate itself to have all of it.";
 
-/// Makes the names of an enum on the wire, in the database and in JSON.
+/// Implements the names of an enum on the wire, in the database and in JSON.
 macro_rules! names {
     ($type:ident, $expected:literal, $($variant:ident = $name:literal),+) => {
         impl $type {
@@ -59,11 +59,11 @@ macro_rules! names {
     };
 }
 
-/// A name that is none of those expected.
+/// An unknown name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}")]
 pub struct UnknownName {
-    /// The names there are.
+    /// The known names.
     pub expected: &'static str,
 }
 
@@ -72,7 +72,7 @@ pub struct UnknownName {
 pub struct KeyId(u128);
 
 impl KeyId {
-    /// Makes an id of random bits; drawing them is the caller's part.
+    /// Creates an id of random bits, which the caller draws.
     pub fn new(random: u128) -> Self {
         Self(random)
     }
@@ -105,14 +105,14 @@ impl FromStr for KeyId {
     }
 }
 
-/// What became of a key.
+/// The state of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// In use.
     Active,
-    /// Its owner has put another one in its place.
+    /// Its owner has replaced it.
     Superseded,
-    /// Not to be trusted any more, for good.
+    /// Never to be trusted again.
     Revoked,
 }
 
@@ -124,14 +124,14 @@ names!(
     Revoked = "revoked"
 );
 
-/// How sure it is that a key is its owner's; each is worth more than the one before.
+/// The degree of certainty that a key is its owner's; each exceeds the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Assurance {
-    /// The owner's own XMPP session said so.
+    /// The owner's own XMPP session claimed it.
     Asserted,
     /// The owner has shown possession of the private key.
     Proven,
-    /// An admin vouches.
+    /// An admin vouches for it.
     Attested,
 }
 
@@ -143,7 +143,7 @@ names!(
     Attested = "attested"
 );
 
-/// Where a key came from.
+/// The origin of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// The owner sent it.
@@ -165,36 +165,36 @@ names!(
     Import = "import"
 );
 
-/// A key as the registry knows it. Its public material, if any, is asked for on its own.
+/// A key in the registry. Its public material, if any, is loaded separately.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     /// Its name.
     pub id: KeyId,
-    /// Whose it is.
+    /// Its owner.
     pub owner: BareJid,
-    /// What it is good for.
+    /// Its method.
     pub method: Method,
     /// Its prints; at least one.
     pub prints: Vec<Print>,
     /// Whether the certificate itself is stored.
     pub has_material: bool,
-    /// What the owner calls it; may be empty.
+    /// The owner's name for it; may be empty.
     pub label: String,
-    /// What became of it.
+    /// Its state.
     pub state: State,
-    /// How sure it is.
+    /// Its assurance.
     pub assurance: Assurance,
-    /// Where it came from.
+    /// Its origin.
     pub source: Source,
     /// When it was added, to the microsecond.
     pub created: OffsetDateTime,
-    /// The end of the certificate's validity. A key past it keeps its state.
+    /// The end of the certificate's validity. An expired key keeps its state.
     pub expires: Option<OffsetDateTime>,
     /// When it was last changed, to the microsecond.
     pub changed: OffsetDateTime,
-    /// The key put in its place.
+    /// The key that replaces it.
     pub replaced_by: Option<KeyId>,
-    /// Why it was revoked; empty if nobody said.
+    /// Why it was revoked; may be empty.
     pub reason: String,
 }
 
@@ -210,19 +210,19 @@ pub struct NewKey {
     replaces: Option<KeyId>,
     /// Why its certificate revokes itself, if it does.
     revocation: Option<String>,
-    /// How its certificate stands to the one that is stored.
+    /// How its certificate compares to the stored one.
     stored: Stored,
 }
 
-/// How a certificate that was sent stands to what is stored of the same key.
+/// How a sent certificate compares to the stored one of the same key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stored {
-    /// Nothing is stored, or it was not looked for.
+    /// Nothing is stored, or it was not looked up.
     #[default]
     Unknown,
-    /// It says nothing that is not stored.
+    /// It has nothing new.
     Same,
-    /// Both together say more.
+    /// Both together have more.
     Extended,
 }
 
@@ -239,10 +239,10 @@ pub enum KeyError {
     /// More than [`PRINTS_MAX`].
     #[error("a key may have at most 8 prints")]
     TooManyPrints,
-    /// The owner's own prints say something else than the certificate.
+    /// The owner's own prints differ from those of the certificate.
     #[error("a print given is not that of the material given")]
     WrongPrint,
-    /// SPKI prints are of certificates.
+    /// Only certificates have SPKI prints.
     #[error("only x509 keys have spki-sha-256 prints")]
     Spki,
     /// Too long or with control characters.
@@ -254,10 +254,10 @@ pub enum KeyError {
 }
 
 impl NewKey {
-    /// Returns a key of which only prints are known. Repeated prints are stored once.
+    /// Returns a key with prints only. Repeated prints are stored once.
     ///
     /// # Errors
-    /// [`KeyError`] if that is no key.
+    /// [`KeyError`] if that cannot be a key.
     pub fn of_prints(
         method: Method,
         prints: Vec<Print>,
@@ -294,7 +294,7 @@ impl NewKey {
         })
     }
 
-    /// Returns a key of which there is a certificate. `prints` are what the owner thinks its prints are.
+    /// Returns a key with a certificate. `prints` are those that the owner has stated.
     ///
     /// # Errors
     /// [`KeyError::WrongPrint`] if a print is not the material's; [`KeyError::Label`].
@@ -321,24 +321,24 @@ impl NewKey {
         })
     }
 
-    /// Names the active key of the same owner that this one takes the place of.
+    /// Names the owner's active key that this one replaces.
     pub fn replacing(mut self, id: Option<KeyId>) -> Self {
         self.replaces = id;
         self
     }
 
-    /// Its prints.
+    /// Returns its prints.
     pub fn prints(&self) -> &[Print] {
         &self.prints
     }
 
-    /// Its certificate, if there is one.
+    /// Returns its certificate, if there is one.
     pub fn material(&self) -> Option<&[u8]> {
         self.material.as_deref()
     }
 
-    /// Returns what its owner is to be told when it has been added as `key`: that no session can come about with it and
-    /// why, that it has expired, and what is lost without a certificate.
+    /// Returns the note for its owner after it was added as `key`: that no session can use it and why, that it has
+    /// expired, or what is missing without a certificate.
     pub fn note(&self, key: &Key, now: OffsetDateTime) -> Option<String> {
         let remark = self.material().and_then(|bytes| material::remark(self.method, bytes, now));
         let expired = key.expires.filter(|_| key.is_expired(now));
@@ -350,10 +350,10 @@ impl NewKey {
         (!notes.is_empty()).then(|| notes.join(" "))
     }
 
-    /// Returns the same key with all that is known of it, if `stored` is the certificate that is known already.
+    /// Returns the same key merged with `stored`, the stored certificate.
     ///
     /// # Errors
-    /// [`MaterialError`] if both are not of one key, or too large together.
+    /// [`MaterialError`] if they are not of one key, or are too large together.
     pub(super) fn with_stored(&self, stored: &[u8]) -> Result<Self, MaterialError> {
         let Some(sent) = self.material.as_deref().filter(|_| self.method == Method::OpenPgp) else {
             return Ok(self.clone());
@@ -370,14 +370,14 @@ impl NewKey {
         })
     }
 
-    /// Returns the key of `own` that this one is, the active one first; several may be if they were added by different
-    /// prints.
+    /// Returns the key in `own` that is this one, the active one first. Several may match if they were added by
+    /// different prints.
     pub(super) fn known<'a>(&self, own: &'a [Key]) -> Option<&'a Key> {
         own.iter().filter(|key| self.is(key)).min_by_key(|key| key.state != State::Active)
     }
 
-    /// Returns whether `key` is this one. A certificate that was renewed for the same key pair has the SPKI in common
-    /// and is still another one.
+    /// Returns whether `key` is this one. A certificate renewed for the same key pair has the same SPKI and still is
+    /// another key.
     fn is(&self, key: &Key) -> bool {
         let known = |print: &Print| key.prints.iter().any(|own| own.same_bytes(print));
         let whole = |print: &&Print| print.hash() != HashKind::SpkiSha256;
@@ -387,25 +387,25 @@ impl NewKey {
             && (self.prints.iter().all(known) || self.prints.iter().filter(whole).any(same_whole))
     }
 
-    /// Returns whether `key` has any print of this one.
+    /// Returns whether `key` shares a print with this one.
     fn touches(&self, key: &Key) -> bool {
         self.prints.iter().any(|print| key.has(print))
     }
 }
 
-/// Who makes a change.
+/// The originator of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Actor {
-    /// A user, for their own keys.
+    /// A user, for the user's own keys.
     User(BareJid),
     /// An admin, over XMPP.
     Admin(BareJid),
-    /// Whoever can run commands on the machine.
+    /// Anyone who can run commands on the machine.
     Offline,
 }
 
 impl Actor {
-    /// Returns whether keys of `owner` may be changed by this one.
+    /// Returns whether this one may change keys of `owner`.
     pub fn may_change(&self, owner: &BareJid) -> bool {
         match self {
             Self::User(jid) => jid == owner,
@@ -414,12 +414,12 @@ impl Actor {
     }
 }
 
-/// What happened to a key.
+/// A change of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// It was added.
     Added,
-    /// When it was added, someone else had a key with one of its prints already.
+    /// It was added, and another user already had a key with one of its prints.
     AlsoOwned {
         /// The other owner.
         by: Party,
@@ -430,9 +430,9 @@ pub enum Event {
     Completed,
     /// A newer state of its OpenPGP certificate became known.
     Updated,
-    /// Another one took its place.
+    /// Another key replaced it.
     Superseded {
-        /// The other one.
+        /// The replacement.
         by: KeyId,
     },
     /// It was revoked; the key says why.
@@ -443,15 +443,15 @@ pub enum Event {
     Attested,
     /// The owner took it out of use.
     Retired,
-    /// It came with an imported file, as it was.
+    /// It came with an imported file, in its former state.
     Imported,
-    /// The owner said who may see the keys.
+    /// The owner changed the visibility settings.
     Settings,
-    /// All that was held about the owner was deleted.
+    /// Everything held about the owner was deleted.
     Erased,
     /// An admin has blocked the owner, a user or a domain.
     Blocked,
-    /// An admin has taken that back.
+    /// An admin has removed that block.
     Unblocked,
 }
 
@@ -495,16 +495,16 @@ impl fmt::Display for Party {
     }
 }
 
-/// A row of the audit log: who, when, what.
+/// A row of the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEntry {
     /// Its place in the log; later rows have higher numbers.
     pub seq: i64,
-    /// When.
+    /// The time.
     pub at: OffsetDateTime,
-    /// Whose key it was.
+    /// The owner of the key.
     pub owner: Party,
-    /// Who did it; `None` if that was a user forgotten since.
+    /// The originator; `None` for a user that was erased since.
     pub actor: Option<Actor>,
     /// The key, if it is about one.
     pub key: Option<KeyId>,
@@ -512,23 +512,23 @@ pub struct AuditEntry {
     pub event: Event,
 }
 
-/// What adding a key comes to.
+/// The result of adding a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Addition {
-    /// The owner has it already, maybe superseded or revoked.
+    /// The owner already has it, maybe superseded or revoked.
     Known {
-        /// That key, with what the new one had to say of it.
+        /// That key, completed by the new one.
         key: Key,
-        /// What that was: [`Event::Completed`], [`Event::Updated`] or [`Event::Revoked`].
+        /// The change, if any: [`Event::Completed`], [`Event::Updated`] or [`Event::Revoked`].
         event: Option<Event>,
-        /// The key it takes the place of.
+        /// The key that it replaces.
         superseded: Option<Key>,
     },
     /// It is new.
     Fresh {
         /// The key to be stored.
         key: Key,
-        /// The key it takes the place of.
+        /// The key that it replaces.
         superseded: Option<Key>,
     },
 }
@@ -536,48 +536,48 @@ pub enum Addition {
 /// Why a change is not made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAllowed {
-    /// No such key, or not this one's to change: these look the same.
+    /// The key does not exist, or belongs to another user: these look the same.
     #[error("no such key")]
     NoSuchKey,
     /// The key to be replaced is not an active key of the owner.
     #[error("the key to replace is not one of the owner's active keys")]
     NotReplaceable,
-    /// Superseded and revoked keys stay as they are.
+    /// Superseded and revoked keys cannot change.
     #[error("the key is no longer active")]
     NotActive,
-    /// The owner has as many active keys as one may have.
+    /// The owner has the most active keys.
     #[error("the limit of {0} active keys is reached; revoke or replace one")]
     TooManyKeys(u32),
-    /// The owner has had as many keys as are remembered of one.
+    /// The owner has had the most keys that are remembered for one user.
     #[error(
         "the limit of {0} keys, those that are no longer active among them, is reached; only erasing everything held about you makes room"
     )]
     TooManyEver(u32),
-    /// The owner's certificates take as much room as those of one may.
+    /// The owner's certificates take the most room.
     #[error(
         "the limit of {0} KiB for all your certificates, those that are no longer active among them, is reached; only erasing everything held about you makes room"
     )]
     TooMuch(u64),
-    /// More changes than anyone needs.
+    /// Too many changes.
     #[error(
-        "you have changed too much of late: wait some minutes; keys can be revoked at any time"
+        "you have made too many changes recently: wait some minutes; keys can be revoked at any time"
     )]
     TooManyChanges,
-    /// More text in the list of those who may see the keys than there is room for.
-    #[error("the addresses of those who may see your keys are too long together")]
+    /// The addresses of the users who may see the keys take too much room.
+    #[error("the addresses of the users who may see your keys are too long together")]
     TooManyNamed,
-    /// A certificate that revokes itself, of a key that nobody has heard of.
+    /// A certificate that revokes itself, for an unknown key.
     #[error("this OpenPGP certificate carries its own revocation, and is not one of your keys")]
     CarriesRevocation,
-    /// A certificate that is too large together with what is known.
+    /// A certificate that is too large together with the stored one.
     #[error("{0}")]
     Material(MaterialError),
 }
 
-/// How many keys one may have in all for each that may be active: bounds what add and revoke in turn can fill, and
-/// leaves a monthly rotation of one key ten years.
+/// How many keys a user may have in all for each that may be active. It bounds alternating add and revoke, and leaves
+/// ten years for a monthly rotation of one key.
 const HISTORY_FACTOR: u32 = 4;
-/// Bytes of certificates that one may have for each key that may be active: twice the largest.
+/// The bytes of certificates that a user may have for each key that may be active: twice the largest.
 const BYTES_FACTOR: u64 = 2 * MATERIAL_MAX as u64;
 
 impl Key {
@@ -586,7 +586,7 @@ impl Key {
         self.prints.iter().any(|own| own.same_bytes(print))
     }
 
-    /// Returns the key as it is to be judged at a moment: an active one past its validity has had its time.
+    /// Returns the key in its state at a moment: an expired active key counts as superseded.
     pub fn as_of(&self, now: OffsetDateTime) -> Self {
         let state = if self.is_expired(now) { State::Superseded } else { self.state };
         Self { state, ..self.clone() }
@@ -597,16 +597,16 @@ impl Key {
         self.state == State::Active && self.expires.is_some_and(|end| end <= now)
     }
 
-    /// Returns the state as people are shown it: `expired` is a word of its own for them.
+    /// Returns the state for people, which includes `expired`.
     pub fn state_shown(&self, now: OffsetDateTime) -> &'static str {
         if self.is_expired(now) { "expired" } else { self.state.as_str() }
     }
 
-    /// Decides what adding `new` for `owner` comes to. `own` are all keys the owner has ever had;
-    /// `limit` is how many may be active.
+    /// Decides the result of adding `new` for `owner`. `own` are all keys that the owner has ever had; `limit` is how
+    /// many may be active.
     ///
-    /// A revoked key is given back for any print it has in common with the new one, its SPKI included:
-    /// the same key pair does not come back in a new certificate.
+    /// A revoked key is returned if it shares any print with the new one, including the SPKI: a revoked key pair must
+    /// not return in a new certificate.
     ///
     /// # Errors
     /// [`NotAllowed`]
@@ -639,7 +639,7 @@ impl Key {
             let superseded = match new.replaces {
                 Some(old) if old != key.id && key.state == State::Active => {
                     let old = own.iter().find(|k| k.id == old).ok_or(NotAllowed::NotReplaceable)?;
-                    // Asked twice: it was replaced by this very key the first time.
+                    // A repeated request: this very key replaced it the first time.
                     if old.replaced_by == Some(key.id) {
                         None
                     } else {
@@ -691,7 +691,7 @@ impl Key {
     /// Revokes the key; `None` if it is revoked already.
     ///
     /// # Errors
-    /// [`NotAllowed::NoSuchKey`] if it is not `by`'s to revoke.
+    /// [`NotAllowed::NoSuchKey`] if `by` may not revoke it.
     pub fn revoke(
         &self,
         by: &Actor,
@@ -709,10 +709,10 @@ impl Key {
         }))
     }
 
-    /// Takes the key out of use, with nothing in its place.
+    /// Takes the key out of use, without a replacement.
     ///
     /// # Errors
-    /// [`NotAllowed::NoSuchKey`] if it is not `by`'s; [`NotAllowed::NotActive`] if it has had its time.
+    /// [`NotAllowed::NoSuchKey`] if `by` may not change it; [`NotAllowed::NotActive`] if it is not active.
     pub fn retire(&self, by: &Actor, now: OffsetDateTime) -> Result<Self, NotAllowed> {
         if !by.may_change(&self.owner) {
             return Err(NotAllowed::NoSuchKey);
@@ -723,10 +723,10 @@ impl Key {
         Ok(Self { state: State::Superseded, changed: to_micros(now), ..self.clone() })
     }
 
-    /// Makes the key as sure as `to`; `None` if it is so already.
+    /// Raises the assurance of the key to `to`; `None` if it is that high already.
     ///
     /// # Errors
-    /// [`NotAllowed::NoSuchKey`] if it is not `by`'s; [`NotAllowed::NotActive`] if it has had its time.
+    /// [`NotAllowed::NoSuchKey`] if `by` may not change it; [`NotAllowed::NotActive`] if it is not active.
     pub fn raise(
         &self,
         by: &Actor,
@@ -761,9 +761,9 @@ impl Key {
         Ok(())
     }
 
-    /// Takes over what `new` knows more of it. An OpenPGP certificate may grow at any time, for its fingerprint binds
-    /// all of it. Else only that of a key that is merely asserted and has no certificate: what was proven or attested
-    /// was so for the prints it had then.
+    /// Takes over what `new` adds to the key. An OpenPGP certificate may grow at any time, because its fingerprint
+    /// binds all of it. Otherwise only a merely asserted key without a certificate is completed: a proof or an
+    /// attestation was about its earlier prints.
     fn complete(&mut self, new: &NewKey, now: OffsetDateTime) -> Option<Event> {
         if self.has_material {
             if new.stored != Stored::Extended {
@@ -784,7 +784,7 @@ impl Key {
             return None;
         }
         if new.material.is_some() {
-            // A print that the certificate does not have is not one of this key.
+            // A print that is not the certificate's does not belong to this key.
             if !self.prints.iter().all(|own| new.prints.iter().any(|p| p.same_bytes(own))) {
                 return None;
             }
@@ -812,9 +812,9 @@ pub enum Visibility {
     /// Everyone who may use the service.
     #[default]
     Everyone,
-    /// Those of the same domain.
+    /// Users of the same domain.
     Local,
-    /// Those the owner named.
+    /// Users that the owner has named.
     Listed,
     /// Nobody.
     Nobody,
@@ -830,12 +830,12 @@ names!(
 );
 
 impl Visibility {
-    /// Returns whether `asker`, who may use the service, may see the keys of `owner`, who named `listed`.
+    /// Returns whether `asker`, who may use the service, may see the keys of `owner`, who has named `listed`.
     pub fn admits(self, asker: &BareJid, owner: &BareJid, listed: &[BareJid]) -> bool {
         self.admits_if_named(asker, owner, listed.contains(asker))
     }
 
-    /// Returns the same, if it is known whether `owner` has named `asker`.
+    /// Returns the same, where it is already known whether `owner` has named `asker`.
     pub fn admits_if_named(self, asker: &BareJid, owner: &BareJid, named: bool) -> bool {
         asker == owner
             || match self {
@@ -847,27 +847,27 @@ impl Visibility {
     }
 }
 
-/// What a user has said about who may see the keys.
+/// A user's visibility settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Who may.
+    /// The users that may see the keys.
     pub visibility: Visibility,
-    /// Those named, for [`Visibility::Listed`]; at most [`ALLOWED_MAX`].
+    /// The named users, for [`Visibility::Listed`]; at most [`ALLOWED_MAX`].
     pub allowed: Vec<BareJid>,
 }
 
-/// The most users one may name.
+/// The most users that one may name.
 pub const ALLOWED_MAX: usize = 256;
-/// The most bytes that their addresses may have together.
+/// The most bytes of their addresses together.
 pub const ALLOWED_BYTES: usize = 64 * 1024;
 
-/// Returns a moment as the registry keeps it: UTC, to the microsecond.
+/// Returns a moment in the registry's precision: UTC, to the microsecond.
 pub fn to_micros(time: OffsetDateTime) -> OffsetDateTime {
     let time = time.to_offset(time::UtcOffset::UTC);
     time.replace_microsecond(time.microsecond()).unwrap_or(time)
 }
 
-/// Returns a moment as it is written, to the second: `2026-11-24T02:00:00Z`.
+/// Returns a moment as text, to the second: `2026-11-24T02:00:00Z`.
 pub fn stamp(time: OffsetDateTime) -> String {
     let time = time.to_offset(time::UtcOffset::UTC);
     let (year, month, day) = time.to_calendar_date();
@@ -875,7 +875,7 @@ pub fn stamp(time: OffsetDateTime) -> String {
     format!("{year:04}-{:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z", u8::from(month))
 }
 
-/// Checks why a key is revoked.
+/// Checks the reason of a revocation.
 ///
 /// # Errors
 /// [`KeyError::Reason`]
@@ -887,12 +887,12 @@ fn check_label(label: &str) -> Result<String, KeyError> {
     plain(label, LABEL_MAX).ok_or(KeyError::Label)
 }
 
-/// Returns what others have written, as text for one line: without control characters, and not longer than `max`.
+/// Returns a stranger's text for one line: without control characters, and at most `max` characters long.
 fn shortened(text: &str, max: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(max).collect()
 }
 
-/// Text for one line of a terminal or a chat message.
+/// Returns a text for one line of a terminal or a chat message.
 fn plain(text: &str, max: usize) -> Option<String> {
     let text = text.trim();
     (text.chars().count() <= max && !text.chars().any(char::is_control)).then(|| text.to_owned())

@@ -1,5 +1,4 @@
-//! OpenPGP certificates: until when one is valid, whether it revokes itself, which keys of it may sign; and two states of
-//! one certificate made one.
+//! OpenPGP certificates: validity, self-revocation, signing subkeys, and the merging of two states of one certificate.
 //!
 //! Only what the primary key itself has signed counts. Spec: RFC 9580, 5.2.3.10 (self-signatures) and 10.1.
 
@@ -20,10 +19,10 @@ use time::OffsetDateTime;
 use super::material::{MATERIAL_MAX, MaterialError, OpenPgpFault};
 use crate::print::{HashKind, Print};
 
-/// By how many seconds another's clock may be ahead.
+/// How many seconds another clock may be ahead.
 pub(crate) const SKEW: u64 = 300;
 
-/// A certificate in whose packets there is at least one valid self-signature.
+/// A certificate whose packets have at least one valid self-signature.
 #[derive(Debug)]
 pub(crate) struct Certificate {
     inner: SignedPublicKey,
@@ -31,9 +30,9 @@ pub(crate) struct Certificate {
     pub(crate) created: OffsetDateTime,
     /// The end of its validity.
     pub(crate) expires: Option<OffsetDateTime>,
-    /// Why it revokes itself, if it does; perhaps without words.
+    /// Why it revokes itself, if it does; may be empty.
     pub(crate) revocation: Option<String>,
-    /// Whether no self-signature is by a hash that is still good.
+    /// Whether all self-signatures use a hash that can be forged.
     weak: bool,
 }
 
@@ -43,10 +42,10 @@ pub enum SubkeyFault {
     /// It was revoked.
     #[error("was revoked")]
     Revoked,
-    /// Its time is over.
+    /// It has expired.
     #[error("has expired")]
     Expired,
-    /// It is not there yet.
+    /// It is from the future.
     #[error("was made in the future, so one of the two clocks is wrong")]
     Future,
     /// It is bound by a hash that can be forged.
@@ -57,12 +56,12 @@ pub enum SubkeyFault {
     Unbound,
 }
 
-/// What came of looking for who has made a signature.
+/// The result of the search for the maker of a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signer {
-    /// The primary key, or a subkey that may.
+    /// The primary key, or a subkey that may sign.
     Allowed,
-    /// A subkey that may not.
+    /// A subkey that may not sign.
     Subkey(SubkeyFault),
     /// No key of the certificate.
     Nobody,
@@ -99,7 +98,7 @@ impl Certificate {
         Ok(Self { created, expires, weak, revocation, inner })
     }
 
-    /// Finds out whether the key is of now. One that has expired can be prolonged, which is another matter.
+    /// Checks that the key is not from the future. An expired key is no error here, because it can be prolonged.
     ///
     /// # Errors
     /// [`OpenPgpFault::Future`]
@@ -110,15 +109,16 @@ impl Certificate {
         Ok(())
     }
 
-    /// Returns whether every self-signature is by a hash for which two texts with one value can be made.
+    /// Returns whether every self-signature uses a hash with known collisions.
     ///
     /// # Security
-    /// The primary key is known by its fingerprint and needs none of them. A subkey that is bound so does not count.
+    /// The primary key is known by its fingerprint and needs no self-signature. A subkey that is bound by such a
+    /// signature does not count.
     pub(crate) fn is_weak(&self) -> bool {
         self.weak
     }
 
-    /// Finds out which key has made a signature over `message`, and whether it may at `now` (seconds of Unix time).
+    /// Finds the key that has made a signature over `message`, and whether it may sign at `now` (seconds of Unix time).
     pub(crate) fn signer(&self, signature: &DetachedSignature, message: &[u8], now: u64) -> Signer {
         let primary = &self.inner.primary_key;
         if signature.verify(primary, message).is_ok() {
@@ -144,8 +144,8 @@ impl Certificate {
             .map_err(|_| MaterialError::OpenPgp(OpenPgpFault::Version))
     }
 
-    /// Returns what is known of one key from two states of its certificate. Nothing that the key has signed is lost,
-    /// above all no revocation; where there is no room for all, older signatures that newer ones replace give way.
+    /// Merges two states of one key's certificate. Nothing that the key has signed is lost, least of all a revocation.
+    /// If there is not enough room, older signatures give way to newer ones that replace them.
     pub(super) fn merge(self, other: Self) -> Result<(Self, Vec<u8>), MaterialError> {
         let mut inner = self.union(other)?;
         let written = |inner: &SignedPublicKey| {
@@ -163,7 +163,7 @@ impl Certificate {
         Ok((Self::of(inner)?, bytes))
     }
 
-    /// Returns the same, to be judged and not to be stored: so however large it is.
+    /// Returns the merged certificate for a verdict, not for storage, so its size does not matter.
     ///
     /// # Errors
     /// [`OpenPgpFault::AnotherKey`]
@@ -202,7 +202,7 @@ impl Certificate {
     }
 }
 
-/// Returns a certificate with what its own key has signed alone.
+/// Returns a certificate with only the parts that its own key has signed.
 fn own_part(certificate: SignedPublicKey) -> SignedPublicKey {
     let SignedPublicKey { primary_key: key, details, public_subkeys } = certificate;
     let keeps = |s: &Signature| s.verify_key(&key).is_ok();
@@ -224,7 +224,7 @@ fn own_part(certificate: SignedPublicKey) -> SignedPublicKey {
         let signatures = subkey.signatures.iter().filter(|s| valid(s)).cloned().collect();
         SignedPublicSubKey { key: subkey.key, signatures }
     });
-    // What nothing valid binds to the key is left out.
+    // Parts that nothing valid binds to the key are left out.
     let details = SignedKeyDetails {
         revocation_signatures: revocation_signatures.into_iter().filter(keeps).collect(),
         direct_signatures: direct_signatures.into_iter().filter(keeps).collect(),
@@ -243,7 +243,7 @@ fn add_signatures(known: &mut Vec<Signature>, more: Vec<Signature>) {
     }
 }
 
-/// Leaves out signatures that a newer one of the same kind replaces; revocations stay.
+/// Removes signatures that a newer one of the same kind replaces; revocations stay.
 fn keep_newest(certificate: &mut SignedPublicKey) {
     let thin = |signatures: &mut Vec<Signature>| {
         let newest =
@@ -266,13 +266,13 @@ fn is_revocation(signature: &Signature) -> bool {
     )
 }
 
-/// Later signatures count before earlier ones; of two that were made in the same second, the longer validity.
+/// Ranks signatures: later ones count more; of two from the same second, the one with the longer validity.
 fn rank(signature: &Signature) -> (u32, u64) {
     let created = signature.created().map_or(0, |time| time.as_secs());
     (created, validity(signature).unwrap_or(u64::MAX))
 }
 
-/// For how long after a key was made a signature says that it is valid; `None` for ever.
+/// Returns how long after the key's creation a signature declares it valid; `None` for ever.
 fn validity(signature: &Signature) -> Option<u64> {
     signature.key_expiration_time().map(|time| u64::from(time.as_secs())).filter(|s| *s > 0)
 }
@@ -292,13 +292,13 @@ fn self_signatures(certificate: &SignedPublicKey) -> Vec<&Signature> {
     direct.chain(users).collect()
 }
 
-/// Returns whether a signature is by a hash for which two texts with one value can be made.
+/// Returns whether a signature uses a hash with known collisions.
 fn is_weak(signature: &Signature) -> bool {
     use HashAlgorithm::{Md5, Ripemd160, Sha1};
     signature.hash_alg().is_none_or(|hash| matches!(hash, Md5 | Sha1 | Ripemd160))
 }
 
-/// Returns what kind of key this is, if it is one whose signatures cannot be checked here.
+/// Returns the kind of a key whose signatures cannot be checked here.
 fn unknown_kind(params: &PublicParams) -> Option<&'static str> {
     let curve = |curve: &ECCCurve| match curve {
         ECCCurve::BrainpoolP256r1 => "brainpoolP256r1",
@@ -317,8 +317,8 @@ fn unknown_kind(params: &PublicParams) -> Option<&'static str> {
     }
 }
 
-/// Returns the revocations of the primary key by itself among packets, wherever they stand: where one was put at the
-/// end of a certificate, the library takes it for one of the last subkey's signatures and leaves it out.
+/// Returns the primary key's own revocations among packets, wherever they stand. The library takes one at the end of a
+/// certificate for a signature of the last subkey, and leaves it out.
 fn revocations(bytes: &[u8], key: &PublicKey) -> Vec<Signature> {
     PacketParser::new(bytes)
         .filter_map(Result::ok)
@@ -330,7 +330,7 @@ fn revocations(bytes: &[u8], key: &PublicKey) -> Vec<Signature> {
         .collect()
 }
 
-/// Why a certificate revokes itself, if it does.
+/// Returns why a certificate revokes itself, if it does.
 fn revocation(certificate: &SignedPublicKey) -> Option<String> {
     let key = &certificate.primary_key;
     let revokes =
@@ -351,8 +351,8 @@ fn revocation(certificate: &SignedPublicKey) -> Option<String> {
     })
 }
 
-/// Returns whether a subkey is bound to its primary key, for signing, and at `now` (seconds of Unix time) neither
-/// revoked nor expired.
+/// Checks that a subkey is bound to its primary key for signing, and at `now` (seconds of Unix time) neither revoked
+/// nor expired.
 ///
 /// # Errors
 /// [`SubkeyFault`]
@@ -372,7 +372,7 @@ pub(crate) fn may_sign(
         true => SubkeyFault::Unbound,
         false => SubkeyFault::WeakHash,
     })?;
-    // The subkey must say too that it belongs to the primary key, or one could claim the signatures of another's.
+    // The subkey must also confirm the primary key. Otherwise one could claim the signatures of another's subkey.
     let back = binding.embedded_signature();
     let mutual = back.is_some_and(|s| s.verify_primary_key_binding(&subkey.key, primary).is_ok());
     if !mutual || !binding.key_flags().sign() {

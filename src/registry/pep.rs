@@ -1,7 +1,7 @@
-//! OpenPGP keys that users publish in PEP (XEP-0373 0.6, section 4), if anyone may read them there.
+//! OpenPGP keys that users publish openly in PEP (XEP-0373 0.6, section 4).
 //!
-//! Two kinds of nodes: a list of fingerprints, and one node for each key. The user's server answers for the user; what
-//! it does not give to us was not published openly.
+//! There are two kinds of nodes: a list of fingerprints, and one node for each key. The user's server answers for the
+//! user; keys that it does not show us were not published openly.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -26,22 +26,22 @@ use crate::{
     xmpp::{ns, xml},
 };
 
-/// Keys of one user that are read at most.
+/// The most keys of one user that are read.
 const KEYS: usize = 8;
 /// The longest text of a key that is read: 16 KiB in base64, and white space.
 const TEXT: usize = 32 * 1024;
-/// Users whose keys are being read, and users who wait for that: one place each.
+/// The places for users whose keys are being read, and for users that wait.
 const READERS: (Limits, Limits) = (Limits::new(64, 1, 1), Limits::new(2048, 1, 1));
 /// How often the keys of one user are read: three times at once, then every five minutes.
 const RATE: Rate = Rate { per_second: 1.0 / 300.0, burst: 3.0 };
 
-/// Whose published keys are to be read when.
+/// The schedule for reading users' published keys.
 ///
-/// One question at a time for each user; of the places one domain takes no more than it leaves free. Whoever finds no
-/// place waits; whoever asks too often keeps what was read last.
+/// Each user's keys are read once at a time. A domain takes at most as many places as it leaves free. A user without a
+/// place waits. A user that asks too often keeps the keys that were read last.
 #[derive(Debug)]
 pub struct Readers {
-    /// Whether the keys are to be read again when they have been read.
+    /// Whether the keys must be read again after the present reading.
     running: HashMap<BareJid, (Place, bool)>,
     shares: Shares,
     waiting: VecDeque<(BareJid, Place)>,
@@ -62,7 +62,7 @@ impl Default for Readers {
 }
 
 impl Readers {
-    /// The keys of `user` are to be read. Says whether that may begin now; if so, [`Readers::done`] is to be called when
+    /// Schedules a reading of the keys of `user`. Returns whether it may begin now; if so, call [`Readers::done`] when
     /// it has ended.
     pub fn begin(&mut self, user: &BareJid, now: Instant) -> bool {
         if let Some((_, again)) = self.running.get_mut(user) {
@@ -88,14 +88,14 @@ impl Readers {
         }
     }
 
-    /// The keys of `user` have been read, or could not be. Gives whose keys are to be read next.
+    /// Notes that the reading of the keys of `user` has ended. Returns the user whose keys are read next.
     pub fn done(&mut self, user: &BareJid, now: Instant) -> Option<BareJid> {
         let (place, again) = self.running.remove(user)?;
         self.shares.give_back(&place);
         if again && self.begin(user, now) {
             return Some(user.clone());
         }
-        // Those whose domain has its share wait behind the others.
+        // Users whose domain has used its share wait behind the others.
         for _ in 0..self.waiting.len() {
             let (next, place) = self.waiting.pop_front()?;
             self.waiting_shares.give_back(&place);
@@ -123,7 +123,7 @@ fn items_request(node: &str) -> Element {
     pubsub
 }
 
-/// Returns the fingerprints in an answer to [`list_request`]: upper case hexadecimal, as their nodes are named.
+/// Returns the fingerprints in an answer to [`list_request`], in upper case hexadecimal as in the names of their nodes.
 pub fn fingerprints(answer: &Element) -> Vec<String> {
     let Some(list) = payload(answer).filter(|p| p.is("public-keys-list", ns::OPENPGP)) else {
         return Vec::new();
@@ -155,8 +155,8 @@ fn payload(answer: &Element) -> Option<&Element> {
 }
 
 impl Registry {
-    /// Takes over what a user publishes now: new keys are added, and those that came from there and are there no more
-    /// are taken out of use. Gives what the user is to be told.
+    /// Updates the registry from the keys that a user publishes now: adds new keys, and takes earlier published keys
+    /// that are missing now out of use. Returns the messages for the user.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -176,7 +176,7 @@ impl Registry {
             match self.add(&from, &new, now).await {
                 Ok((_, notice)) => notices.extend(notice),
                 Err(StoreError::NotAllowed(error)) => {
-                    tracing::debug!(%error, "a published key is not taken over");
+                    tracing::debug!(%error, "published key not imported");
                 }
                 Err(error) => return Err(error),
             }
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(
             readers.done(&alice, now),
             Some(alice.clone()),
-            "what changed meanwhile is read"
+            "a change meanwhile is read"
         );
         assert_eq!(readers.done(&alice, now), None);
         assert!(readers.begin(&alice, now));

@@ -1,10 +1,10 @@
-//! Profiles that were read lately. Bounded, and never staler than the last change that was heard of.
+//! The cache of recently read profiles. It is bounded, and never older than the last known change.
 //!
-//! Each profile carries the count of changes that its owner had when it was read from the database; it is used only
+//! Each profile carries the owner's count of changes at the time when it was read from the database, and is used only
 //! while that count stands. A change is counted after its commit and before anyone is told of it. Owners share 4096
-//! counters: a change of one drops some others too, which costs a lookup.
+//! counters, so a change of one owner drops some other profiles too, which costs a lookup.
 //!
-//! Where changes by others are notifications, one may be late or lost: there a profile is also used for 10 seconds at
+//! Where notifications report others' changes, one may be late or lost. There a profile is also used for 10 seconds at
 //! most, so that a revocation is in force everywhere after that time.
 
 use std::{
@@ -22,15 +22,15 @@ use tokio::time::Instant;
 
 use super::store::Profile;
 
-/// How many bytes are kept in all, and what a user and a key count for besides their texts.
+/// The bytes that are kept in all, and the weight of a user and of a key besides their texts.
 const BYTES: u64 = 48 << 20;
 const USER: u64 = 256;
 const KEY: u64 = 1024;
 const COUNTERS: usize = 4096;
-/// For how long a profile is used where changes by others are notifications.
+/// How long a profile is used where notifications report others' changes.
 const AGE: Duration = Duration::from_secs(10);
 
-/// When a profile was read: after how many changes, and at what time.
+/// When a profile was read: the count of changes, and the time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stamp {
     changes: u64,
@@ -62,7 +62,7 @@ pub(super) struct Profiles {
     cache: Cache<BareJid, Entry, ByKeys>,
     changes: Vec<AtomicU64>,
     hasher: RandomState,
-    /// Set while changes that others make could be missed.
+    /// Whether the cache is bypassed, because others' changes could be missed.
     bypassed: AtomicBool,
     age: Option<Duration>,
 }
@@ -80,8 +80,8 @@ impl Default for Profiles {
 }
 
 impl Profiles {
-    /// Creates a cache for a database that notifies of changes by others; nothing is kept before it is said that they
-    /// are heard.
+    /// Creates a cache for a database that sends notifications of others' changes. It is bypassed until it is known
+    /// that they arrive.
     pub(super) fn notified() -> Self {
         Self { bypassed: AtomicBool::new(true), age: Some(AGE), ..Self::default() }
     }
@@ -91,7 +91,7 @@ impl Profiles {
         &self.changes[usize::try_from(hash % COUNTERS as u64).unwrap_or_default()]
     }
 
-    /// Returns what is known to be true now.
+    /// Returns a profile that is certainly up to date.
     pub(super) fn get(&self, owner: &BareJid) -> Option<Arc<Profile>> {
         if self.bypassed.load(Ordering::SeqCst) {
             return None;
@@ -102,30 +102,30 @@ impl Profiles {
         (fresh && entry.read_at.changes == now.changes).then_some(entry.profile)
     }
 
-    /// Returns the count of changes and the time, to be taken before the database is read.
+    /// Returns the count of changes and the time; call it before the database is read.
     pub(super) fn stamp(&self, owner: &BareJid) -> Stamp {
         Stamp { changes: self.counter(owner).load(Ordering::SeqCst), at: Instant::now() }
     }
 
-    /// Keeps what was read after `read_at` was taken.
+    /// Stores a profile that was read after `read_at` was taken.
     pub(super) fn put(&self, owner: &BareJid, read_at: Stamp, profile: Arc<Profile>) {
         if !self.bypassed.load(Ordering::SeqCst) {
             self.cache.insert(owner.clone(), Entry { read_at, profile });
         }
     }
 
-    /// A change was committed.
+    /// Notes that a change of a user was committed.
     pub(super) fn changed(&self, owner: &BareJid) {
         self.counter(owner).fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Whether changes that others make are heard of; if not, nothing is kept.
+    /// Sets whether others' changes are reported; if not, nothing is cached.
     pub(super) fn set_hearing(&self, hearing: bool) {
         self.bypassed.store(!hearing, Ordering::SeqCst);
         self.all_changed();
     }
 
-    /// Anyone's keys may have changed.
+    /// Notes that any user's keys may have changed.
     pub(super) fn all_changed(&self) {
         for counter in &self.changes {
             counter.fetch_add(1, Ordering::SeqCst);
@@ -145,7 +145,7 @@ mod tests {
         let stamp = profiles.stamp(&owner);
         profiles.put(&owner, stamp, Arc::default());
         assert!(profiles.get(&owner).is_some());
-        // A reader that began before the change and is done after it.
+        // A reader that began before the change and ends after it.
         let stamp = profiles.stamp(&owner);
         profiles.changed(&owner);
         assert!(profiles.get(&owner).is_none());
@@ -158,7 +158,7 @@ mod tests {
         let [notified, looked] = [Profiles::notified(), Profiles::default()];
         let owner = BareJid::new("romeo@m.lit").unwrap();
         notified.put(&owner, notified.stamp(&owner), Arc::default());
-        assert!(notified.get(&owner).is_none(), "nobody hears yet");
+        assert!(notified.get(&owner).is_none(), "notifications do not arrive yet");
         notified.set_hearing(true);
         for profiles in [&notified, &looked] {
             let stamp = profiles.stamp(&owner);

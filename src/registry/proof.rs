@@ -1,7 +1,7 @@
 //! Proofs of possession: a challenge, and a signature over it by the key.
 //!
-//! The signed bytes are `"fingerpost:prove:0" ‖ 0x00 ‖ component JID ‖ 0x00 ‖ bare JID ‖ 0x00 ‖ nonce`: no signature made
-//! for anything else is one of these, and none made for one component, user or challenge is good for another.
+//! The signed bytes are `"fingerpost:prove:0" ‖ 0x00 ‖ component JID ‖ 0x00 ‖ bare JID ‖ 0x00 ‖ nonce`: a signature
+//! made for another purpose does not fit, and one made for one component, user or challenge is not valid for another.
 
 use std::{sync::Mutex, sync::PoisonError, time::Duration};
 
@@ -21,7 +21,7 @@ use x509_parser::{
 use super::{model::KeyId, openpgp::may_sign};
 use crate::print::Method;
 
-/// How long a challenge may be answered.
+/// How long a challenge is valid.
 pub const LIFETIME: Duration = Duration::from_secs(300);
 /// The most challenges of all users; the oldest is forgotten first.
 const MOST: usize = 10_000;
@@ -30,11 +30,11 @@ const DOMAIN: &[u8] = b"fingerpost:prove:0";
 /// 32 random bytes.
 pub type Nonce = [u8; 32];
 
-/// Why a proof is none.
+/// Why a proof is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProofError {
-    /// Never asked for, used, too old, or another's.
+    /// Never requested, used, too old, or another user's.
     #[error("there is no such challenge: ask for one, answer it within 5 minutes and only once")]
     NoChallenge,
     /// The signature is not one of these bytes by this key.
@@ -42,17 +42,18 @@ pub enum ProofError {
         "the signature does not verify: expected one over the challenge's bytes by the key itself"
     )]
     Signature,
-    /// The certificate has another kind of key.
+    /// The certificate has an unsupported kind of key.
     #[error(
         "expected a certificate with an Ed25519, ECDSA P-256, RSA (2048 to 8192 bits) or ML-DSA key"
     )]
     Algorithm,
-    /// Only prints are known.
+    /// Only prints of the key are known.
     #[error("the registry has only prints of this key: add it with its certificate first")]
     NoMaterial,
 }
 
-/// Challenges that wait for their answers, the oldest first: all are good for the same time, so it ends first too.
+/// Challenges that wait for their answers, the oldest first. All have the same lifetime, so the oldest expires first
+/// too.
 #[derive(Debug)]
 pub struct Challenges(Mutex<LruCache<KeyId, (BareJid, Nonce, OffsetDateTime)>>);
 
@@ -63,7 +64,7 @@ impl Default for Challenges {
 }
 
 impl Challenges {
-    /// Sets a challenge for a key of `owner`; it replaces an older one for that key. Gives when it ends.
+    /// Sets a challenge for a key of `owner`, in place of an older one for that key. Returns its expiry.
     pub fn set(
         &self,
         key: KeyId,
@@ -80,7 +81,7 @@ impl Challenges {
         expires
     }
 
-    /// Takes the challenge for a key: whatever comes of it, it is used.
+    /// Takes the challenge for a key; it is used up whatever the result.
     ///
     /// # Errors
     /// [`ProofError::NoChallenge`]
@@ -92,7 +93,7 @@ impl Challenges {
     ) -> Result<Nonce, ProofError> {
         let mut challenges = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match challenges.peek(&key) {
-            // Another user's challenge is not used up by a stranger.
+            // A stranger cannot use up another user's challenge.
             Some((user, ..)) if user != owner => return Err(ProofError::NoChallenge),
             _ => {}
         }
@@ -130,7 +131,7 @@ pub fn verify(
     }
 }
 
-/// ML-DSA as FIPS 204 has it, without a context (RFC 9881, 2).
+/// ML-DSA as in FIPS 204, without a context (RFC 9881, 2).
 const ML_DSA: [(Oid<'static>, &dyn VerificationAlgorithm); 3] = [
     (oid!(2.16.840.1.101.3.4.3.17), &signature::ML_DSA_44),
     (oid!(2.16.840.1.101.3.4.3.18), &signature::ML_DSA_65),
@@ -158,7 +159,7 @@ fn verify_x509(der: &[u8], message: &[u8], signature: &[u8]) -> Result<(), Proof
         .map_err(|_| ProofError::Signature)
 }
 
-/// The primary key or a signing subkey may have made the signature; binary or armoured.
+/// Checks a signature, binary or armoured, by the primary key or a signing subkey.
 fn verify_openpgp(
     certificate: &[u8],
     message: &[u8],

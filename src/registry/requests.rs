@@ -12,7 +12,8 @@
 //! | get `<export/>` | everything held about the asker |
 //! | set `<erase confirm='…'/>` | an empty result: all of it is gone |
 //!
-//! `keys` and `export` come in pages (XEP-0059) if the request asks for one, or if not all of it fits in a stanza.
+//! `keys` and `export` come in pages (XEP-0059) if the request asks for one, or if the whole answer does not fit in a
+//! stanza.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jid::{BareJid, Jid};
@@ -79,12 +80,12 @@ impl From<RegistryError> for Refusal {
     }
 }
 
-/// The answer to a request, and what the owner of a changed key is to be told.
+/// The answer to a request, and the message for the owner of a changed key.
 #[derive(Clone, Debug)]
 pub struct Handled {
     /// The payload of the result; none for an empty one.
     pub answer: Option<Element>,
-    /// For the owner.
+    /// The message for the owner.
     pub notice: Option<Notice>,
 }
 
@@ -104,7 +105,7 @@ impl Registry {
     /// Answers one request of the user at `from`.
     ///
     /// # Errors
-    /// The refusal that the asker gets.
+    /// The refusal for the asker.
     pub async fn handle(
         &self,
         from: &Jid,
@@ -118,7 +119,7 @@ impl Registry {
     /// Answers one request of the user at `from`; the payload of the answer may be `room` bytes long.
     ///
     /// # Errors
-    /// The refusal that the asker gets.
+    /// The refusal for the asker.
     pub async fn handle_within(
         &self,
         from: &Jid,
@@ -318,7 +319,7 @@ fn read_new(add: &Element) -> Result<NewKey, Refusal> {
     Ok(new.map_err(|error| bad(&error))?.replacing(replaces))
 }
 
-/// Returns a key as others see it now: one that has expired is superseded, and says why.
+/// Returns a key as others see it now: an expired one is superseded, and says so.
 fn to_element_as_of(key: &Key, material: Option<&[u8]>, now: OffsetDateTime) -> Element {
     let mut element = to_element(&key.as_of(now), material);
     if key.is_expired(now) {
@@ -415,7 +416,7 @@ mod tests {
         let keys = ask(&registry, "juliet@c.lit", RequestKind::Get, get).await.unwrap();
         let mut key = key;
         let note = key.remove_child("note", ns::KEYS).unwrap().text();
-        assert!(note.contains("another hash"), "what is lost without the certificate: {note}");
+        assert!(note.contains("another hash"), "the disadvantages without the certificate: {note}");
         assert_eq!(keys.children().collect::<Vec<_>>(), [&key]);
         let id = key.attr("id").unwrap();
         let revoke = format!("<revoke xmlns='urn:fingerpost:keys:0' id='{id}' reason='lost'/>");

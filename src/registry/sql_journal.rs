@@ -1,4 +1,4 @@
-//! The journal's SQL, one text for both databases, as `sql.rs` is.
+//! The journal's SQL, one text for both databases, like `sql.rs`.
 
 use jid::{BareJid, Jid};
 use sqlx::{Row as _, query::Query};

@@ -1,4 +1,4 @@
-//! The SQL of who is reachable, one text for both databases, as `sql.rs` is.
+//! The SQL for reachable resources, one text for both databases, like `sql.rs`.
 
 use jid::{BareJid, FullJid};
 use sqlx::{Row as _, query::Query};

@@ -1,4 +1,4 @@
-//! The store on SQLite: WAL, and every commit on the disk before it is acknowledged.
+//! The store on SQLite: WAL, and every commit is on the disk before it is acknowledged.
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 
@@ -33,9 +33,9 @@ const BUSY: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(super) struct Database {
     pool: Pool,
-    /// Which connections may be used on.
+    /// Which connections may be reused.
     pub(super) trust: Trust,
-    /// Sees what other connections change; none for a database in memory, which has one.
+    /// Detects changes by other connections; `None` for a database in memory, which has only one.
     watch: Option<Arc<Watch>>,
 }
 
@@ -63,7 +63,7 @@ impl Database {
             .foreign_keys(true)
             .busy_timeout(busy);
         let trust = Trust::default();
-        // Each connection to memory is a database of its own, and gone with its connection.
+        // Each connection to memory is a database of its own, which ends with its connection.
         let (pool, watch) = if memory {
             let pool = SqlitePoolOptions::new()
                 .max_connections(1)
@@ -97,7 +97,7 @@ impl Database {
         self.watch.is_some()
     }
 
-    /// Returns what others have changed since this was asked last: all that was committed before it is asked.
+    /// Returns what others have changed since the last call: everything that was committed before this call.
     pub(super) async fn news(&self) -> Result<News, sqlx::Error> {
         match &self.watch {
             Some(watch) => watch.look().await,
@@ -106,8 +106,8 @@ impl Database {
     }
 }
 
-/// A connection that changes nothing itself, and so sees by `PRAGMA data_version` that any other one has, in this process
-/// or another; the audit log then tells what.
+/// A connection that changes nothing itself. So `PRAGMA data_version` shows it that another one has, in this process or
+/// another; the audit log then tells what.
 #[derive(Debug)]
 struct Watch {
     options: SqliteConnectOptions,
@@ -129,7 +129,7 @@ impl Watch {
             *state = Some(Seen::new(&self.options).await?);
             return Ok(News::Anything);
         };
-        // After an error, or if this is cancelled, there is no state: the next look takes anything for changed.
+        // After an error or a cancellation there is no state: the next call assumes that anything has changed.
         let news = seen.look().await?;
         *state = Some(seen);
         Ok(news)
@@ -164,7 +164,7 @@ impl Seen {
             self.seq = row.try_get("seq")?;
             let event: String = row.try_get("event")?;
             blocks |= matches!(event.as_str(), "blocked" | "unblocked");
-            // A user who was erased has no address any more: it may have been anyone.
+            // An erased user has no address: the row may be anyone's.
             let jid: Option<String> = row.try_get("jid")?;
             let Some(owner) = jid.and_then(|jid| BareJid::new(&jid).ok()) else {
                 self.version = version;
@@ -181,7 +181,7 @@ async fn data_version(db: &mut Connection) -> Result<i64, sqlx::Error> {
     sqlx::query("PRAGMA data_version").fetch_one(db).await?.try_get(0)
 }
 
-/// Begins a change. IMMEDIATE: what is read here is still true when it is written.
+/// Begins a change. IMMEDIATE: the rows that are read here are still true when they are written.
 async fn begin(pool: &Pool) -> Result<Change, sqlx::Error> {
     Change::begin(pool, "BEGIN IMMEDIATE").await
 }
@@ -191,17 +191,17 @@ async fn begin_apart(pool: &Pool) -> Result<Change, sqlx::Error> {
     begin(pool).await
 }
 
-/// Tells other programs of a change of a user's keys: they look for it themselves.
+/// Does nothing: other programs find a change of a user's keys themselves.
 async fn announce(_: &mut Connection, _: &BareJid) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// Returns the same of whom admins have blocked.
+/// Does nothing: other programs find a change of the block list themselves.
 async fn announce_blocks(_: &mut Connection) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// A database file is for its owner alone; what exists keeps the rights it has.
+/// Makes a new database file private to its owner; an existing file keeps its mode.
 fn make_private(path: &std::path::Path) {
     use std::os::unix::fs::OpenOptionsExt;
     let _ = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
@@ -253,7 +253,7 @@ mod tests {
         for connections in [1, 4] {
             let dir = tempfile::tempdir().unwrap();
             let db = Database::open(&url(&dir), connections, true).await.unwrap();
-            // Each connection has its own limit: all there can be are opened and held to set it.
+            // Each connection has its own limit: all possible ones are opened and held to set it.
             let limit = async |pages: &str| {
                 let mut held = Vec::new();
                 for _ in 0..connections {
@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(here.news().await.unwrap(), News::None);
         there.block(&romeo(), "", &Actor::Offline, NOW).await.unwrap();
         assert_eq!(here.news().await.unwrap(), of(true));
-        // A change of no user's.
+        // A change that concerns no user.
         there.write(&BareJid::new("xtls.m.lit").unwrap(), NOW).await.unwrap();
         assert_eq!(here.news().await.unwrap(), News::None);
         there.erase(&romeo(), "hash", &Actor::Offline, NOW).await.unwrap();

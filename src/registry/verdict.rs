@@ -1,22 +1,22 @@
-//! An offered print, judged by the keys of the user it is offered for.
+//! Judges an offered print by the keys of its user.
 
 use super::model::{Key, State};
 use crate::print::{HashKind, Method, Print};
 
-/// What the registry says of an offered print.
+/// The registry's verdict on an offered print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// It is that of an active key.
+    /// The print of an active key.
     Match,
     /// The user has no active key of this method.
     Unknown,
-    /// The user has active keys of this method, and this print is none of them; or it may be that of a revoked key of which
-    /// only a print by another hash is known.
+    /// The user has active keys of this method, and none has this print. Or the print may be that of a revoked key, of
+    /// which only a print by another hash is known.
     Mismatch,
-    /// It is that of a key another one took the place of, or whose time is over.
+    /// The print of a key that was replaced or has expired.
     Superseded,
-    /// It is that of a key that was revoked.
+    /// The print of a revoked key.
     Revoked,
 }
 
@@ -50,25 +50,24 @@ impl Verdict {
     }
 }
 
-/// A verdict and the key it is about.
+/// A verdict and the key that it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judgement<'a> {
-    /// What the registry says.
+    /// The verdict.
     pub verdict: Verdict,
-    /// The key with this print; its assurance and `created` (since when) go into the hint.
+    /// The key with this print. Its assurance and `created` (since when) go into the hint.
     pub key: Option<&'a Key>,
 }
 
-/// Judges an offered print by `keys`, all keys the user has ever had.
+/// Judges an offered print by `keys`, all keys that the user has ever had.
 ///
-/// Without a method, or with one that no key with this print has, the print alone decides: a revoked
-/// print is revoked under any name. Bytes are compared whatever they are the hash of. If several keys
-/// have the print, a revoked one counts before an active one, and that before a superseded one.
-/// The end of a key's validity does not count here: give the keys [as they are now](Key::as_of).
+/// Without a method, or with one that no key with this print has, the print alone decides: a revoked print is revoked
+/// under any name. Bytes are compared regardless of the hash. If several keys have the print, a revoked one takes
+/// precedence over an active one, and an active one over a superseded one. The end of a key's validity does not count
+/// here: pass the keys [as they are now](Key::as_of).
 ///
 /// # Security
-/// A `Match` for a print that is not the user's would vouch for an impostor; a `Mismatch` or
-/// `Unknown` too many only warns.
+/// A wrong `Match` would vouch for an impostor; a wrong `Mismatch` or `Unknown` only warns.
 pub fn judge<'a>(keys: &'a [Key], method: Option<Method>, print: &Print) -> Judgement<'a> {
     let found = |state| {
         keys.iter().find(|key| {
@@ -93,8 +92,8 @@ pub fn judge<'a>(keys: &'a [Key], method: Option<Method>, print: &Print) -> Judg
     Judgement { verdict: if any { Verdict::Mismatch } else { Verdict::Unknown }, key: None }
 }
 
-/// Returns whether of a key only the print of its public key is known, and `print` may be that of a certificate with
-/// it: whoever sees the certificate can tell, and finds the key in the registry.
+/// Returns whether only the print of the key's public key is known, and `print` may be that of a certificate with it. A
+/// party that sees the certificate can tell, and finds the key in the registry.
 fn is_spki_alone(key: &Key, print: &Print) -> bool {
     key.method == Method::X509
         && !key.has_material
@@ -102,8 +101,8 @@ fn is_spki_alone(key: &Key, print: &Print) -> bool {
         && key.prints.iter().all(|own| own.hash() == HashKind::SpkiSha256)
 }
 
-/// Returns whether a print may be that of a revoked key, and nobody can tell: of the key only prints by another hash
-/// are known.
+/// Returns whether a print may be that of a revoked key without anyone being able to tell: only prints of the key by
+/// another hash are known.
 fn may_be(key: &Key, print: &Print) -> bool {
     let kinds: &[HashKind] = match (key.method, print.hash()) {
         // An OpenPGP key has one fingerprint.
@@ -119,10 +118,11 @@ fn may_be(key: &Key, print: &Print) -> bool {
         && !kinds.iter().any(|kind| key.prints.iter().any(|own| own.hash() == *kind))
 }
 
-/// Returns the method of a print that was offered without one: that of the user's key with this print, else by length.
+/// Returns the method of a print that was offered without one: that of the user's key with this print, or one by its
+/// length.
 ///
 /// The length hardly decides: 20 bytes are a certificate's SHA-1 or an OpenPGP v4 fingerprint, 32 bytes a certificate's
-/// SHA-256 or a v6 fingerprint. Both are taken for `x509`, as in the offers that have prints without methods.
+/// SHA-256 or a v6 fingerprint. Both count as `x509`, as in the offers that have prints without methods.
 pub fn resolve_method(keys: &[Key], print: &Print) -> Method {
     let matching = |active: bool| {
         keys.iter().find(|key| (key.state == State::Active) == active && key.has(print))
@@ -189,7 +189,7 @@ mod tests {
         let verdict = |keys: &[Key], method, print: &Print| judge(keys, method, print).verdict;
         for method in [Some(Method::X509), None] {
             assert_eq!(verdict(&revoked, method, &sha1), Verdict::Mismatch);
-            // The revoked key's print by this hash is known: it is another one.
+            // The revoked key's print by this hash is known, and is another one.
             assert_eq!(verdict(&revoked, method, &print(4)), Verdict::Unknown);
         }
         let of_sha1 = Key { prints: vec![sha1.clone()], ..revoked[0].clone() };

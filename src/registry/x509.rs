@@ -1,7 +1,7 @@
-//! X.509 certificates with which no session can come about, and why.
+//! X.509 certificates that no session can use, and why.
 //!
-//! Peers check a certificate's form and its key with webpki and the algorithms of the TLS provider. What these refuse is
-//! found out here, before a handshake fails over it, and named.
+//! Peers check a certificate's form and its key with webpki and the algorithms of the TLS provider. This module finds
+//! what these refuse, and names it, before a handshake fails over it.
 
 use aws_lc_rs::signature::{self, ParsedPublicKey, VerificationAlgorithm};
 use rustls::{
@@ -17,37 +17,37 @@ use x509_parser::{
 
 use super::material::der_header;
 
-/// Why no session can come about with a certificate.
+/// Why no session can use a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unusable {
     /// An old form, without extensions.
     #[error("it is an X.509 certificate of version {0}, expected version 3")]
     Version(u32),
-    /// An extension that must be understood, and is not.
+    /// An unknown critical extension.
     #[error("it has the critical extension {0}, which TLS libraries do not know")]
     Extension(String),
-    /// A curve that TLS 1.3 peers do not take.
+    /// A curve that TLS 1.3 peers do not accept.
     #[error("its key is on the curve {0}, expected P-256, P-384, P-521 or Ed25519")]
     Curve(String),
     /// The curve is written out instead of named.
     #[error("its key gives its curve by explicit parameters, expected a named curve")]
     ExplicitCurve,
-    /// Another kind of key.
+    /// An unsupported kind of key.
     #[error("its key is of the kind {0}, expected Ed25519, ECDSA, RSA or ML-DSA")]
     Algorithm(String),
     /// An RSA key that is too short or too long.
     #[error("its RSA key has {0} bits, expected 2048 to 8192")]
     RsaBits(usize),
-    /// The key is not one of its kind.
+    /// The public key is malformed.
     #[error("its public key is malformed")]
     Key,
-    /// Anything else in its form.
+    /// Any other error in its form.
     #[error("TLS libraries cannot read it")]
     Form,
 }
 
-/// The kinds of keys that can sign a TLS 1.3 handshake here, with what reads their public keys.
+/// The kinds of keys that can sign a TLS 1.3 handshake here, with the readers of their public keys.
 const KINDS: [(AlgorithmIdentifier, &dyn VerificationAlgorithm); 8] = [
     (alg_id::ED25519, &signature::ED25519),
     (alg_id::ECDSA_P256, &signature::ECDSA_P256_SHA256_ASN1),
@@ -62,7 +62,7 @@ const KINDS: [(AlgorithmIdentifier, &dyn VerificationAlgorithm); 8] = [
 /// Critical extensions that webpki understands (RFC 5280, 4.2.1).
 const UNDERSTOOD: [&str; 5] = ["2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.30", "2.5.29.37"];
 
-/// Finds out whether a session can come about with a certificate (DER).
+/// Checks whether a session can use a certificate (DER).
 ///
 /// # Errors
 /// [`Unusable`]
@@ -79,7 +79,7 @@ pub fn check(der: &[u8]) -> Result<(), Unusable> {
         return Err(Unusable::Extension(oid));
     }
     check_key(certificate.public_key())?;
-    // The last word is the library's.
+    // The library decides.
     ParsedCertificate::try_from(&CertificateDer::from(der)).map_err(|_| Unusable::Form)?;
     Ok(())
 }
@@ -116,7 +116,7 @@ fn unknown_kind(spki: &SubjectPublicKeyInfo<'_>) -> Unusable {
                 _ => Unusable::Key,
             };
         }
-        // The kind is right, its parameters are not.
+        // The kind is right, but not its parameters.
         "1.2.840.113549.1.1.1" | "1.3.101.112" => return Unusable::Key,
         "1.2.840.113549.1.1.10" => "RSASSA-PSS",
         "1.2.840.10040.4.1" => "DSA",
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_kinds_of_keys_are_those_of_the_tls_provider() {
-        // RSA keys sign TLS 1.3 by PSS alone, and the kinds of their keys are one.
+        // RSA keys sign TLS 1.3 with PSS only, and all have one kind.
         let taken: Vec<_> = default_provider()
             .signature_verification_algorithms
             .mapping

@@ -29,7 +29,7 @@ pub fn commands() -> Element {
     query
 }
 
-/// Returns the answer to disco#info: identities, features, and whom to write to (XEP-0157), if that is configured.
+/// Returns the answer to disco#info: identities, features, and contact addresses (XEP-0157), if they are configured.
 pub fn info(name: &str, contact: &[String], socks5: bool, ibb: bool) -> Element {
     let mut query = Element::bare("query", ns::DISCO_INFO);
     let mut identities = vec![("component", "generic")];

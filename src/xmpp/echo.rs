@@ -1,35 +1,35 @@
 //! Finds out whether the server hands this component its own stanzas.
 //!
-//! The component sends numbered IQs to its own address; a server that routes as it should sends each of them back once.
-//! A connection can be up without that:
+//! The component sends numbered IQs to its own address. A server that routes correctly sends each of them back once. A
+//! connection can be up without that:
 //!
-//! - ejabberd lets a second component with the same name in and gives each stanza to either of them at random. The same
-//!   happens when the connection before this one died without a word and the server still routes to it, and when one
+//! - ejabberd accepts a second component with the same name and gives each stanza to either of them at random. The same
+//!   happens when the previous connection died silently and the server still routes to it, and when one
 //!   `ejabberd_service` listener has several names in `hosts`.
-//! - A firewall or NAT forgot the connection: nothing comes back, and nothing says so.
+//! - A firewall or NAT forgot the connection: nothing comes back, and no error tells it.
 //!
-//! A state machine: time and the numbers that come back go in; numbers to send, a verdict and the time to look again come
-//! out.
+//! A state machine: time and the numbers that come back go in; numbers to send, a verdict and the time to look again
+//! come out.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What the ids of these IQs begin with.
+/// The prefix of these IQs' ids.
 const PREFIX: &str = "fingerpost-echo-";
-/// How many are sent after each log-in. If a second connection takes half of the stanzas, all of them come back by
-/// chance once in 2^12 log-ins, and the ones that follow show it soon after.
+/// How many are sent after each login. If a second connection takes half of the stanzas, all of them come back by
+/// chance once in 2^12 logins; the pings after that soon show it.
 const BURST: u32 = 12;
-/// The time between those that follow.
+/// The interval of the later pings.
 const EVERY: Duration = Duration::from_secs(5);
 /// A number that has not come back after this time is lost.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a stanza that was lost, or that another program sent, counts.
+/// How long a lost stanza, or a stanza of another program, counts.
 const MEMORY: Duration = Duration::from_secs(60);
-/// Numbers that are remembered: those of the memory, and those of a log-in.
+/// How many numbers are remembered: those of the last minute, and those of a login.
 const REMEMBERED: usize = 32;
 
-/// What the numbers say of the link.
+/// The state of the link according to the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     /// Nothing has come back yet, and nothing is late.
@@ -38,21 +38,21 @@ pub enum Route {
     Good,
     /// Some did not come back.
     Lost {
-        /// How many did not, of the last ones.
+        /// How many of the last ones did not come back.
         missing: u32,
-        /// Of so many.
+        /// The number of the last ones.
         of: u32,
     },
-    /// A stanza came that another program with this component's name has sent, or one came twice.
+    /// A stanza came that another program with this component's name had sent, or one came twice.
     Shared,
 }
 
-/// What an IQ of the component to itself is.
+/// The kind of an IQ from the component to itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Back {
-    /// One of these, or of this program's connection before.
+    /// A ping of this connection, or of this program's previous one.
     Own,
-    /// Another program's that has this component's name.
+    /// A ping of another program with this component's name.
     Foreign,
     /// Something else.
     Other,
@@ -77,12 +77,12 @@ pub(crate) fn is_id(id: &str) -> bool {
     id.starts_with(PREFIX)
 }
 
-/// The numbers of one log-in.
+/// The numbers of one login.
 #[derive(Debug)]
 pub struct Echo {
     /// Random, so that an earlier connection or another program has other numbers.
     nonce: u64,
-    /// That of the connection before: what was under way there may come here.
+    /// That of the previous connection: its last pings may arrive here.
     before: Option<u64>,
     next: u32,
     sent: Vec<Sent>,
@@ -91,7 +91,8 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// Creates a log-in at `now`. `nonce` is random, `before` that of this program's connection before.
+    /// Creates the state of a login at `now`. `nonce` is random; `before` is that of this program's previous
+    /// connection.
     pub fn new(nonce: u64, before: Option<u64>, now: Instant) -> Self {
         Self { nonce, before, next: 0, sent: Vec::new(), next_at: now, shared_at: None }
     }
@@ -120,8 +121,8 @@ impl Echo {
         ids
     }
 
-    /// Takes the id of an IQ that the component has sent to itself; says whose it is. If it is one of these, or of another
-    /// program's, it needs no answer.
+    /// Takes the id of an IQ that the component has sent to itself; returns whose it is. A ping of this program, or of
+    /// another one, needs no answer.
     pub fn came(&mut self, id: &str, now: Instant) -> Back {
         let Some(rest) = id.strip_prefix(PREFIX) else { return Back::Other };
         let nonce = |text| u64::from_str_radix(text, 16).ok();
@@ -136,13 +137,13 @@ impl Echo {
         match self.sent.iter_mut().find(|sent| sent.number == number) {
             Some(sent) if sent.fate == Fate::Back => self.shared_at = Some(now),
             Some(sent) => sent.fate = Fate::Back,
-            // So late that it is not remembered.
+            // It is too late to be remembered.
             None => {}
         }
         Back::Own
     }
 
-    /// Another program gets stanzas for this component, and is not meant to.
+    /// Notes that another program gets stanzas for this component, and should not.
     pub fn is_shared(&mut self, now: Instant) {
         self.shared_at = Some(now);
     }
@@ -152,7 +153,7 @@ impl Echo {
         self.sent.iter().any(|sent| sent.fate == Fate::Waiting)
     }
 
-    /// Returns what the numbers of the last minute say.
+    /// Returns the state according to the numbers of the last minute.
     pub fn route(&self, now: Instant) -> Route {
         let is_recent = |at: Instant| now.saturating_duration_since(at) < MEMORY;
         if self.shared_at.is_some_and(is_recent) {
@@ -220,7 +221,7 @@ mod tests {
         let id = echo.due(now).remove(0);
         assert_eq!(echo.route(now), Route::Lost { missing: 6, of: 13 });
         echo.came(&id, now);
-        // A stanza that is late is not lost.
+        // A late stanza is not lost.
         echo.came(&format!("{PREFIX}{:016x}-1", 7), now);
         assert_eq!(echo.route(now), Route::Lost { missing: 5, of: 14 });
         while now < start + seconds(60) {
@@ -245,7 +246,7 @@ mod tests {
         for id in other.due(start) {
             other.came(&id, start);
         }
-        // What was under way on the connection before proves nothing.
+        // Late stanzas of the previous connection prove nothing.
         assert_eq!(other.came(&format!("{PREFIX}{:016x}-3", 9), start), Back::Own);
         assert_eq!(other.route(start), Route::Good);
         assert_eq!(other.came(&ids[1], start), Back::Foreign);
@@ -253,7 +254,7 @@ mod tests {
         other.is_shared(start);
         assert_eq!(other.route(start + seconds(59)), Route::Shared);
         assert_ne!(other.route(start + seconds(60)), Route::Shared);
-        // Another request to ourselves is not one of these.
+        // Another request to ourselves is not a ping.
         assert_eq!(other.came("ping-1", start), Back::Other);
     }
 }

@@ -1,4 +1,4 @@
-//! Our own requests: sent with an id that nobody can guess, answered by the right peer or not at all.
+//! Our own requests: the ids cannot be guessed, and only the right peer can answer.
 
 use std::{
     collections::HashMap,
@@ -28,14 +28,14 @@ pub enum Answer {
     Timeout,
 }
 
-/// Requests that wait at once: in all, to one user, and how many times as many as are free to one domain.
+/// The most requests that wait at once: in all, to one user, and how many times the free ones to one domain.
 const LIMITS: Limits = Limits::new(20_000, 512, 8);
 
-/// By id: who was asked, and who waits.
+/// By id: the addressee, and the waiting sender.
 #[derive(Debug, Default)]
 struct Waiting {
     asked: HashMap<String, (Jid, oneshot::Sender<Answer>, Place)>,
-    /// By those who were asked: a domain that never answers holds up no question to another.
+    /// Shares by addressee: a domain that never answers does not block requests to others.
     shares: Shares,
 }
 
@@ -54,7 +54,7 @@ pub struct Requests {
     waiting: Arc<Mutex<Waiting>>,
 }
 
-/// A request that has been sent. Dropped, it is forgotten.
+/// A request that has been sent. Dropping it forgets it.
 #[derive(Debug)]
 pub struct Pending {
     requests: Requests,
@@ -75,7 +75,7 @@ impl Pending {
 }
 
 impl Pending {
-    /// Waits for the answer for a while; `None` if it has not come by then.
+    /// Waits this long for the answer; `None` if it has not come by then.
     ///
     /// # Cancel safety
     /// The answer is not lost if the future is dropped.
@@ -122,7 +122,7 @@ impl Requests {
         }
     }
 
-    /// Sends an IQ. When this returns it has its place in the queue: what is sent later comes later.
+    /// Sends an IQ. It has its place in the queue when this returns: later stanzas come after it.
     pub async fn send(&self, type_: &str, from: &Jid, to: &Jid, payload: Element) -> Pending {
         let id = random_id();
         let mut iq = xml::element(
@@ -144,7 +144,7 @@ impl Requests {
         pending
     }
 
-    /// Takes an answer if it is to one of these requests and comes from whom was asked.
+    /// Takes an answer if it belongs to one of these requests and comes from the addressee.
     pub fn handle(&self, stanza: &Stanza) -> bool {
         if stanza.kind != Kind::Iq || stanza.is_request() {
             return false;
@@ -166,13 +166,13 @@ impl Requests {
         true
     }
 
-    /// Ends all waiting requests: the link is gone.
+    /// Fails all waiting requests, because the link is gone.
     pub fn fail_all(&self) {
         *self.lock() = Waiting::default();
     }
 }
 
-/// 128 random bits, as 32 hex digits.
+/// Returns 128 random bits, as 32 hex digits.
 pub fn random_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }

@@ -1,13 +1,13 @@
 //! Addresses: the one form in which they are compared, and proxied JIDs.
 //!
-//! One domain has many spellings: `BÜCHER.test`, `bücher.test.`, `bücher。test` and `xn--bcher-kva.test` are the same. An
-//! address is read by [`canonical`] before it is compared with another, is a key of a map, or is stored: labels
-//! in Unicode, in lower case, separated by full stops, without a dot at the end (RFC 7622, 3.2). A server may know
-//! its own domain by another spelling only; what goes to its users is addressed as it spells it ([`respelled`]).
+//! One domain has many spellings: `BÜCHER.test`, `bücher.test.`, `bücher。test` and `xn--bcher-kva.test` are the same.
+//! [`canonical`] reads an address before it is compared, becomes a key of a map, or is stored: labels in Unicode, in
+//! lower case, separated by full stops, without a dot at the end (RFC 7622, 3.2). A server may know its own domain only
+//! by another spelling; stanzas to its users use that spelling ([`respelled`]).
 //!
 //! A proxied JID is a user's bare JID escaped into the local part of an address at the component:
-//! `juliet\40capulet.lit@xtls.example.org/balcony` stands for `juliet@capulet.lit/balcony`.
-//! Spec: XEP-0106 1.1, section 4 (Transformations).
+//! `juliet\40capulet.lit@xtls.example.org/balcony` stands for `juliet@capulet.lit/balcony`. Spec: XEP-0106 1.1, section
+//! 4 (Transformations).
 
 use std::{
     borrow::Cow,
@@ -19,13 +19,13 @@ use hashlink::LruCache;
 use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 use jid::{BareJid, DomainPart, FullJid, Jid};
 
-/// Domains whose servers spell them in another way that are remembered.
+/// The most domains with another spelling that are remembered.
 const SPELLINGS: usize = 1000;
 
-/// How servers spell domains, by the form in which they are compared.
+/// How servers spell domains, by the canonical form.
 static SPELLED: Mutex<Option<LruCache<String, String>>> = Mutex::new(None);
 
-/// Reads an address in any spelling, as the one that is compared with others. `None` if it is not an address.
+/// Reads an address in any spelling into its canonical form. `None` if it is not an address.
 pub fn canonical(text: &str) -> Option<Jid> {
     let (bare, resource) = match text.split_once('/') {
         Some((bare, resource)) => (bare, Some(resource)),
@@ -58,7 +58,7 @@ pub fn canonical_bare(text: &str) -> Option<BareJid> {
     jid.is_bare().then(|| jid.into_bare())
 }
 
-/// Returns the form of a bare address in which it is compared.
+/// Returns the canonical form of a bare address.
 pub fn identity(jid: &BareJid) -> Cow<'_, BareJid> {
     if is_plain(jid.domain().as_str()) {
         return Cow::Borrowed(jid);
@@ -66,7 +66,7 @@ pub fn identity(jid: &BareJid) -> Cow<'_, BareJid> {
     canonical_bare(jid.as_str()).map_or(Cow::Borrowed(jid), Cow::Owned)
 }
 
-/// Returns whether a domain has no other spelling, which is so for nearly all.
+/// Returns whether a domain has no other spelling, as nearly all.
 fn is_plain(domain: &str) -> bool {
     let letters = domain.bytes().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'));
     letters && !domain.ends_with('.') && !domain.contains("xn--")
@@ -86,12 +86,12 @@ fn canonical_domain(domain: &str) -> Option<Cow<'_, str>> {
     if dotted.ends_with('.') {
         return None;
     }
-    // Servers have prepared it by RFC 3491 (nameprep); what that makes of it is the domain that is meant.
+    // Servers have prepared it by RFC 3491 (nameprep); the result is the domain that is meant.
     let prepared = DomainPart::new(dotted).ok()?.to_string();
     let idna = Uts46::new();
     let (unicode, valid) = idna.to_unicode(prepared.as_bytes(), AsciiDenyList::URL, Hyphens::Check);
     valid.ok()?;
-    // Some letters of IDNA 2008 are others by RFC 3491: such a domain is compared as ASCII, which is stable.
+    // RFC 3491 replaces some letters that IDNA 2008 keeps: such a domain is compared as ASCII, which is stable.
     let is_stable = DomainPart::new(&unicode).is_ok_and(|again| again.as_str() == unicode);
     if is_stable {
         return Some(unicode.into_owned().into());
@@ -111,13 +111,13 @@ pub fn learn_spelling(stamped: &str, canonical: &Jid) {
     let spelled = bare.split_once('@').map_or(bare, |(_, domain)| domain);
     let mut known = SPELLED.lock().unwrap_or_else(PoisonError::into_inner);
     let known = known.get_or_insert_with(|| LruCache::new(SPELLINGS));
-    // The first one stays: nobody turns the mail of others elsewhere by another spelling.
+    // The first spelling stays: nobody can redirect others' stanzas by another spelling.
     if known.get(domain).is_none() {
         known.insert(domain.to_owned(), spelled.to_owned());
     }
 }
 
-/// Returns an address as its server spells it; `None` if that is how it is spelled here.
+/// Returns an address as its server spells it; `None` if that is the spelling here.
 pub fn respelled(address: &str) -> Option<String> {
     let end = address.find('/').unwrap_or(address.len());
     let (bare, rest) = address.split_at(end);
@@ -192,7 +192,7 @@ fn starts_escape(text: &str) -> bool {
 /// Returns the proxied address of `user` at `component`, with the user's resource if it has one.
 ///
 /// # Errors
-/// `None` if the escaped address would be longer than an address may be (1023 bytes).
+/// `None` if the escaped address would exceed the limit of addresses (1023 bytes).
 pub fn proxied(user: &Jid, component: &BareJid) -> Option<Jid> {
     let local = escape(user.to_bare().as_str());
     let text = match user.resource() {
@@ -202,17 +202,17 @@ pub fn proxied(user: &Jid, component: &BareJid) -> Option<Jid> {
     Jid::new(&text).ok()
 }
 
-/// Whom a proxied address stands for; `None` if it is not an escaped bare JID of a user elsewhere.
+/// Returns the user that a proxied address stands for; `None` if it is not an escaped bare JID of a user elsewhere.
 pub fn unproxied(address: &Jid, component: &BareJid) -> Option<Jid> {
     let local = address.node()?;
     let text = unescape(local.as_str());
     let user = canonical_bare(&text)?;
     let node = user.node()?;
-    // The local part is escaped as it should be; how the domain in it is spelled is free.
+    // The local part must be escaped correctly; its domain may have any spelling.
     if user.domain() == identity(component).domain() || escape(&text) != local.as_str() {
         return None;
     }
-    // A proxied address of another component of this kind: its local part is an escaped bare JID itself.
+    // A proxied address of another component of this kind: its local part is itself an escaped bare JID.
     if unescape(node.as_str()).contains('@') {
         return None;
     }
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn domains_that_differ_in_dns_are_not_the_same_address() {
-        // A letter that RFC 3491 replaces and IDNA 2008 does not: two domains, each stable.
+        // RFC 3491 replaces this letter and IDNA 2008 does not: two domains, each stable.
         let old = canonical("a@stra\u{df}e.test").unwrap();
         let new = canonical("a@xn--strae-oqa.test").unwrap();
         assert_eq!((old.as_str(), new.as_str()), ("a@strasse.test", "a@xn--strae-oqa.test"));
@@ -324,11 +324,11 @@ mod tests {
         }
     }
 
-    /// Whoever reads an address that others have written reads it by [`canonical`].
+    /// Code that reads an address which others have written uses [`canonical`].
     #[test]
     fn addresses_are_read_in_one_way_where_they_come_in() {
-        // Of the configuration the component's own address and the names of hosts, which are not compared; the target
-        // of a SOCKS5 stream, whose hash is made of it as it is written.
+        // Exceptions: the component's own address in the configuration and host names, which are not compared, and the
+        // target of a SOCKS5 stream, whose hash uses the spelling as written.
         let others = [("config/mod.rs", 2), ("router.rs", 1)];
         for file in [
             "access.rs",

@@ -1,14 +1,14 @@
-//! The link to the XMPP server: an XEP-0114 stream that lives for ever.
+//! The link to the XMPP server: an XEP-0114 stream that reconnects without end.
 //!
 //! 1. TCP, stream header, handshake (SHA-1 over stream id and secret).
-//! 2. Stanzas both ways. Every 5 s the link sends a numbered ping to its own address, which the server routes back:
-//!    its return proves the whole path ([`Echo`]). 16 s without a byte end the connection.
-//! 3. A connection that was up is made anew at once, and then at most once a second: no content makes anybody wait. Only
-//!    while connecting or logging in fails does a jittered pause grow.
-//! 4. A connection that has died in silence is made anew from the same local port. The server may still hold the old one;
-//!    the first packet from its own port makes the server's kernel ask, and the answer ends it. From another port
-//!    Prosody would answer `conflict`, and ejabberd would go on giving half of all stanzas to the dead connection.
-//! 5. While the link is down, what is to be sent is held for a few seconds, and then dropped.
+//! 2. Stanzas both ways. Every 5 s the link sends a numbered ping to its own address, which the server routes back: its
+//!    return proves the whole path ([`Echo`]). 16 s without a byte end the connection.
+//! 3. A connection that was up is reestablished at once, and then at most once a second, so that no stanza can delay
+//!    other users. A jittered pause grows only while connecting or logging in fails.
+//! 4. A connection that has died silently is reestablished from the same local port. The server may still hold the old
+//!    one; the first packet from its port makes the server's kernel probe, and the answer ends it. From another port,
+//!    Prosody would answer `conflict`, and ejabberd would continue to give half of all stanzas to the dead connection.
+//! 5. While the link is down, outgoing stanzas are held for a few seconds, and then dropped.
 //!
 //! Spec: XEP-0114 1.6 (Jabber Component Protocol), section 3.
 
@@ -41,47 +41,47 @@ use super::{
 };
 use crate::{metrics, redact::Secret};
 
-/// Connecting and the handshake may take this long together.
+/// How long connecting and the handshake may take together.
 const HANDSHAKE: Duration = Duration::from_secs(15);
-/// Silence after which the link counts as dead: three pings have not come back.
+/// The silence after which the link counts as dead: three pings have not come back.
 const DEAD_AFTER: Duration = Duration::from_secs(16);
-/// Silence that is longer than the time between two pings.
+/// A silence that is longer than the interval between two pings.
 const QUIET: Duration = Duration::from_secs(7);
-/// A connection that was up for so long is none of a pair that push each other out.
+/// A connection that was up for this long does not belong to two components that push each other out.
 const STEADY: Duration = Duration::from_secs(60);
 /// How long connecting from the port of a dead connection may take.
 const REDIAL: Duration = Duration::from_secs(5);
-/// How long connecting may take where there are other servers to try.
+/// How long connecting may take if there are other servers to try.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long no other port is tried: the path may come back.
+/// How long only the old port is used: the path may come back.
 const ONLY_OLD: Duration = Duration::from_secs(30);
-/// Something must be written within this time.
+/// How long one write may take.
 const WRITE: Duration = Duration::from_secs(60);
-/// How exactly these times are kept.
+/// The precision of these times.
 const TICK: Duration = Duration::from_secs(1);
-/// Bytes collected for one write.
+/// The bytes that one write collects.
 const BATCH: usize = 64 * 1024;
-/// Bytes that may wait for a server that reads too slowly; answers beyond it are dropped.
+/// The bytes that may wait for a server that reads too slowly; further answers are dropped.
 const BACKLOG: usize = 8 << 20;
-/// The shortest and longest pause between attempts that fail.
+/// The shortest and longest pause between failing attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// A connection that was up is made anew at once, if that was not done within this time.
+/// A connection that was up is reestablished at once, unless that was done within this time.
 const SETTLED: Duration = Duration::from_secs(10);
-/// The pause if it was: a server that ends every connection is not kept busy.
+/// The pause otherwise: a server that ends every connection is not kept busy.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long stanzas are held for a link that is down, and how many.
+/// How long stanzas are held while the link is down, and how many.
 const HOLD: (Duration, usize) = (Duration::from_secs(10), 256);
-/// A stanza from this size on may be more than the server takes.
+/// A stanza of this size may exceed the server's limit.
 const LARGE: usize = 32 * 1024;
-/// So long after a large stanza the end of a connection may be its fault.
+/// How long after a large stanza the end of a connection may be its fault.
 const SUSPECT: Duration = Duration::from_secs(10);
-/// Stanzas a stopping link still writes must go out within this time.
+/// How long a stopping link may take to send its last stanzas.
 const FLUSH: Duration = Duration::from_secs(5);
 
-/// Where to connect and as whom.
+/// The addresses, the name and the secret of a link.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
-    /// `host:port` of the server's component port, of one or several servers; they are tried in order, and each is
+    /// `host:port` of the server's component port, of one or several servers. They are tried in order, and each is
     /// resolved again for each attempt.
     pub servers: Vec<String>,
     /// The component's address.
@@ -92,21 +92,21 @@ pub struct LinkOptions {
     pub max_stanza_bytes: usize,
 }
 
-/// Who is told what comes over the link, in order, on the link's own task: nothing here may wait.
+/// Receives the events of the link, in order, on the link's own task: it must never wait.
 pub trait Handler: Send {
     /// The handshake succeeded, with a server of this kind.
     fn up(&mut self, software: Software);
 
-    /// The connection is lost; another will be tried.
+    /// The connection is lost; another attempt follows.
     fn down(&mut self);
 
-    /// What the link's own pings say of the way through the server has changed.
+    /// The result of the link's own pings has changed.
     fn route(&mut self, route: Route) {
         let _unused = route;
     }
 
-    /// Takes the id of a ping that another program with this component's name has sent to itself. Says whether that one is
-    /// meant to be there.
+    /// Takes the id of a ping that another program with this component's name has sent to itself. Returns whether that
+    /// program is allowed.
     fn echo(&mut self, id: &str) -> bool {
         let _unknown = id;
         false
@@ -115,8 +115,8 @@ pub trait Handler: Send {
     /// A stanza for the component, in [`ns::CLIENT`].
     fn stanza(&mut self, element: Element);
 
-    /// May take a stanza before a tree is made of it, and write an answer to `out` as XML. If it says no, the stanza
-    /// comes again to [`Handler::stanza`].
+    /// May take a stanza before a tree is made of it, and write an answer to `out` as XML. If it returns false, the
+    /// stanza comes again in [`Handler::stanza`].
     fn plain(&mut self, stanza: &Plain<'_>, out: &mut Vec<u8>) -> bool {
         let _neither = (stanza, out);
         false
@@ -126,24 +126,24 @@ pub trait Handler: Send {
 /// Why the link gave up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
-    /// The server does not take the secret, or has no such component: ejabberd does not tell which.
+    /// The server does not accept the secret, or has no such component: ejabberd does not tell which.
     #[error("{}: {}", refused(jid, text), refused_cure(jid, text))]
     Refused {
         /// The component's address.
         jid: String,
-        /// What the server says of it; empty if nothing.
+        /// The server's text; may be empty.
         text: String,
     },
 }
 
-/// Returns what may be meant by a server that says `not-authorized`.
+/// Returns the meaning of a server's `not-authorized`.
 pub(crate) fn refused(jid: impl fmt::Display, text: &str) -> String {
     let or = if text.is_empty() { ", or has no such component" } else { "" };
     format!("the XMPP server refused the secret for {jid}{or}")
 }
 
-/// Returns how to tell why the server refused the secret, and the cure. `text` is the server's; Prosody gives one, and
-/// says of an unknown component that it is unknown.
+/// Returns the cure for a refused secret. `text` is the server's; Prosody sends one, and says if the component is
+/// unknown.
 pub(crate) fn refused_cure(jid: impl fmt::Display, text: &str) -> String {
     if text.is_empty() {
         return format!(
@@ -156,7 +156,7 @@ pub(crate) fn refused_cure(jid: impl fmt::Display, text: &str) -> String {
     )
 }
 
-/// Why one connection ended, or was not made.
+/// Why one connection ended, or failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unlinked {
     /// The connection broke.
@@ -168,47 +168,47 @@ pub(crate) enum Unlinked {
     /// The server has ended the connection.
     #[error("the XMPP server closed the connection{}", if *.inside { " in the middle of a stanza" } else { "" })]
     Eof { inside: bool },
-    /// What the server sent cannot be read.
+    /// The server's bytes cannot be parsed.
     #[error("the XMPP server sent {0}")]
     Malformed(ParseError),
-    /// The server has said why.
+    /// The server has sent a stream error.
     #[error("the XMPP server reports {condition} {text}{}", cure(.condition))]
     Stream { condition: String, text: String },
     /// The server is silent.
     #[error("the XMPP server did not answer in time")]
     Timeout,
-    /// We have ended it.
+    /// The component has ended it.
     #[error("stopped")]
     Stopped,
 }
 
-/// Returns whether an error is what the end of a connection looks like when something was still under way.
+/// Returns whether an error is that of a connection which the server closed while bytes were on their way.
 fn is_end(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
-/// Returns how a connection broke, for people.
+/// Returns how a connection broke, as text.
 fn broken(error: &io::Error) -> String {
     let what = if is_end(error) { "the XMPP server closed the connection: " } else { "" };
     format!("{what}{error}")
 }
 
 impl Unlinked {
-    /// Returns whether a stanza that was too large for the server may be the reason.
+    /// Returns whether a stanza that was too large for the server may be the cause.
     fn may_be_for_size(&self) -> bool {
         match self {
             Self::Stream { condition, .. } => {
                 matches!(condition.as_str(), "not-well-formed" | "policy-violation")
             }
-            // The error can be lost with what was still under way.
+            // The error may get lost with the last bytes.
             Self::Io(error) => is_end(error),
             Self::Eof { .. } | Self::Closed => true,
             Self::Malformed(_) | Self::Timeout | Self::Stopped => false,
         }
     }
 
-    /// One of a few words, for counting.
+    /// Returns the name of the cause in the metrics.
     fn word(&self) -> &'static str {
         const CONDITIONS: [&str; 6] = [
             "conflict",
@@ -231,7 +231,7 @@ impl Unlinked {
         }
     }
 
-    /// Returns whether the server does not want this component, whatever it sends.
+    /// Returns whether the server refuses this component, whatever it sends.
     fn is_refusal(&self) -> bool {
         const CONDITIONS: [&str; 5] =
             ["conflict", "host-gone", "host-unknown", "not-authorized", "see-other-host"];
@@ -252,11 +252,11 @@ impl From<io::Error> for Unlinked {
     }
 }
 
-/// How long to wait before the next attempt.
+/// The pauses before attempts.
 #[derive(Debug)]
 struct Backoff {
     pause: Duration,
-    /// When a connection was last made anew without a pause.
+    /// When a connection was last reestablished without a pause.
     at_once: Option<Instant>,
 }
 
@@ -265,7 +265,7 @@ impl Backoff {
         Self { pause: BACKOFF.0, at_once: None }
     }
 
-    /// Gives the pause after a connection has ended, or was not made. `up`: since when it was logged in.
+    /// Returns the pause after a connection has ended, or failed. `up`: when it had logged in.
     fn next(&mut self, ended: &Unlinked, up: Option<Instant>, now: Instant) -> Duration {
         match up {
             Some(_) if !ended.is_refusal() => {
@@ -288,7 +288,7 @@ impl Backoff {
     }
 }
 
-/// What is to be sent while there is no link.
+/// Stanzas that wait while the link is down.
 #[derive(Debug, Default)]
 struct Held {
     stanzas: VecDeque<Element>,
@@ -307,7 +307,7 @@ impl Held {
         }
     }
 
-    /// Drops what has waited for too long.
+    /// Drops what has waited too long.
     fn expire(&mut self, now: Instant) {
         if self.since.is_none_or(|since| now - since >= HOLD.0) && !self.stanzas.is_empty() {
             metrics::STANZAS_DROPPED.add(&["link"], self.stanzas.len() as u64);
@@ -325,8 +325,8 @@ fn cure(condition: &str) -> &'static str {
         }
         "host-unknown" => " (add this component's address to the server's configuration)",
         "not-well-formed" => {
-            " (Prosody says so too of a stanza above its component_stanza_size_limit; large_stanza is the last large \
-              one that was sent: compare with component.max_stanza_bytes)"
+            " (Prosody also sends this for a stanza above its component_stanza_size_limit; large_stanza is the last \
+              large one that was sent: compare it with component.max_stanza_bytes)"
         }
         "see-other-host" => " (set [component] server to the host that the server names)",
         _ => "",
@@ -335,11 +335,11 @@ fn cure(condition: &str) -> &'static str {
 
 /// Runs the link until `stop`, or until the server refuses the secret at the first handshake.
 ///
-/// `outbound` takes stanzas in [`ns::CLIENT`] with `from` and `to`; `echoes` the ids of the link's own pings that have come
-/// back another way.
+/// `outbound` carries stanzas in [`ns::CLIENT`] with `from` and `to`; `echoes` carries the ids of the link's own pings
+/// that came back another way.
 ///
 /// # Errors
-/// [`LinkError::Refused`]; all else is retried.
+/// [`LinkError::Refused`]. After any other failure the link tries again.
 pub async fn run(
     options: LinkOptions,
     mut outbound: mpsc::Receiver<Element>,
@@ -397,24 +397,24 @@ pub async fn run(
     }
 }
 
-/// Which of several servers is tried when.
+/// The order in which several servers are tried.
 #[derive(Debug)]
 struct Servers {
     count: usize,
     current: usize,
-    /// Which have refused the secret since the last one that did not; none counts once there was a link.
+    /// Servers that have refused the secret since the last one that did not. None counts once there was a link.
     refused: Vec<bool>,
     was_up: bool,
 }
 
-/// What to do after a connection has ended, or was not made.
+/// What to do after a connection has ended, or failed.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     /// Every server has refused the secret, this one with this text.
     GiveUp { text: String },
     /// Try the next server at once.
     Other,
-    /// All have been tried, or there was a link: begin with the first again, after a pause.
+    /// All have been tried, or there was a link: start again with the first, after a pause.
     Pause,
 }
 
@@ -428,8 +428,8 @@ impl Servers {
         self.current
     }
 
-    /// `up`: whether there was a link. `silent`: whether it died without a word; then the same server is asked first,
-    /// from the same port.
+    /// Chooses the next server. `up`: whether there was a link. `silent`: whether it died silently; then the same
+    /// server comes first, from the same port.
     fn next(&mut self, ended: &Unlinked, up: bool, silent: bool) -> Next {
         self.was_up |= up;
         if up {
@@ -462,8 +462,8 @@ impl Servers {
 
 /// One connection from TCP to its end.
 ///
-/// `up` becomes when it logged in, `large` the last large stanza that was sent. `ends` are those of a connection before
-/// this one that died in silence, and become this one's if it does.
+/// Sets `up` to the time of its login, and `large` to the last large stanza that was sent. `ends` are those of a
+/// previous connection that died silently, and become this one's if it does too.
 async fn connection(
     (options, server): (&LinkOptions, usize),
     (ends, nonce): (&mut Option<Ends>, &mut Option<u64>),
@@ -512,7 +512,7 @@ async fn connection(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
     let mut pings = Pings::new(&options.jid, nonce, now);
-    // Neither direction waits for the other: if both sides' socket buffers are full, each must go on reading.
+    // Neither direction waits for the other: if both sides' socket buffers are full, each must continue to read.
     loop {
         if let Err(ended) = take_in(&mut reader, &mut pings, outbound, handler, &mut out) {
             return ended;
@@ -560,7 +560,7 @@ async fn connection(
                 for id in pings.echo.due(now) {
                     out.push_or_return(&ping(&options.jid, &id), handler);
                 }
-                // Where nothing comes at all, the connection is dead, and no other has its stanzas.
+                // If nothing comes at all, the connection is dead, and no other one gets its stanzas.
                 if now.saturating_duration_since(heard) < QUIET {
                     pings.tell(now, handler);
                 }
@@ -581,7 +581,8 @@ struct Ends {
 }
 
 impl Ends {
-    /// Has the kernel drop a dead connection when it is closed, with what waits in it, so that its port is free at once.
+    /// Makes the kernel drop a dead connection when it is closed, with the bytes that wait in it, so that its port is
+    /// free at once.
     fn abandon(writer: &OwnedWriteHalf, server: usize) -> Option<Self> {
         let stream: &TcpStream = writer.as_ref();
         let (local, peer) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
@@ -589,7 +590,7 @@ impl Ends {
         Some(Self { server, local, peer, since: Instant::now() })
     }
 
-    /// Connects between the same ends once more.
+    /// Connects between the same ends again.
     async fn connect(self) -> io::Result<TcpStream> {
         let socket = if self.peer.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_reuseaddr(true)?;
@@ -606,13 +607,13 @@ struct Pings<'a> {
 }
 
 impl<'a> Pings<'a> {
-    /// `nonce` is that of the connection before, and becomes this one's.
+    /// Creates the pings of a connection. `nonce` is that of the previous one, and becomes this one's.
     fn new(jid: &'a BareJid, nonce: &mut Option<u64>, now: Instant) -> Self {
         let own = rand::random();
         Self { jid, echo: Echo::new(own, nonce.replace(own), now), told: Route::Unknown }
     }
 
-    /// Takes a stanza if it is one of them, or another program's.
+    /// Takes a stanza if it is one of these pings, or another program's.
     fn came(&mut self, element: &Element, handler: &mut impl Handler) -> bool {
         let now = Instant::now();
         let is_ours = element.attr("from").is_none_or(|from| from == self.jid.as_str());
@@ -626,7 +627,7 @@ impl<'a> Pings<'a> {
         came != Back::Other
     }
 
-    /// Says what has changed of the way through the server.
+    /// Reports a change of the route through the server.
     fn tell(&mut self, now: Instant, handler: &mut impl Handler) {
         let route = self.echo.route(now);
         if route == self.told {
@@ -637,8 +638,8 @@ impl<'a> Pings<'a> {
             (_, Route::Lost { missing, of }) => warn!(
                 missing,
                 of,
-                cause = "the server gives stanzas for this component to another connection: one that died without a word, or that of a component with the same name or in the same ejabberd listener",
-                cure = "stop the other component; give each component of ejabberd a listener of its own; else restart the server's component listener, or wait 16 minutes until the server gives the dead one up",
+                cause = "the server gives stanzas for this component to another connection: one that died silently, or that of a component with the same name or in the same ejabberd listener",
+                cure = "stop the other component; give each component of ejabberd a listener of its own; otherwise restart the server's component listener, or wait 16 minutes until the server gives the dead one up",
                 "stanzas to this component are lost"
             ),
             (_, Route::Shared) => warn!(
@@ -647,15 +648,16 @@ impl<'a> Pings<'a> {
                 "stanzas to this component are shared with another connection"
             ),
             (Route::Unknown, _) => {}
-            _ => info!("stanzas to this component come back again"),
+            _ => info!("stanzas to this component arrive again"),
         }
         self.told = route;
         handler.route(route);
     }
 }
 
-/// Has the kernel acknowledge what was read now, not in 40 ms: a server that has not switched Nagle's algorithm off sends
-/// nothing more until then, and an in-band stream would stand still. Linux forgets the setting, so it is made anew.
+/// Makes the kernel acknowledge received bytes at once, not after 40 ms: a server that has not switched Nagle's
+/// algorithm off sends nothing more until then, and an in-band stream would stall. Linux forgets the setting, so it is
+/// repeated.
 fn acknowledge_at_once(writer: &OwnedWriteHalf) {
     #[cfg(target_os = "linux")]
     let _ = socket2::SockRef::from(writer.as_ref()).set_tcp_quickack(true);
@@ -663,7 +665,7 @@ fn acknowledge_at_once(writer: &OwnedWriteHalf) {
     let _ = writer;
 }
 
-/// A large stanza that was sent, for whoever looks for the reason of a stream error.
+/// A large stanza that was sent, which helps to find the cause of a stream error.
 #[derive(Debug)]
 struct Large {
     bytes: usize,
@@ -684,7 +686,7 @@ impl Large {
         Self { bytes, kind: kind.to_owned(), payload, sent: Instant::now() }
     }
 
-    /// Returns whether the connection may have ended so because of it.
+    /// Returns whether it may be the cause of the connection's end.
     fn may_be_why(&self, ended: &Unlinked, now: Instant) -> bool {
         let recent = now.saturating_duration_since(self.sent) < SUSPECT;
         ended.may_be_for_size() && (recent || matches!(ended, Unlinked::Stream { .. }))
@@ -697,8 +699,7 @@ impl fmt::Display for Large {
     }
 }
 
-/// Returns whether a stanza has an addressee, and a sender of the component's domain: servers end the stream at one
-/// that has not.
+/// Returns whether a stanza has an addressee, and a sender of the component's domain: servers end the stream otherwise.
 fn is_addressed(element: &Element, domain: &str) -> bool {
     let is_ours = |from: &str| {
         let bare = from.split_once('/').map_or(from, |(bare, _)| bare);
@@ -709,7 +710,7 @@ fn is_addressed(element: &Element, domain: &str) -> bool {
     element.attr("from").is_some_and(is_ours) && element.attr("to").is_some_and(|to| !to.is_empty())
 }
 
-/// What is to be written, and how far it has been.
+/// The bytes to write, and their progress.
 struct Out<'a> {
     writer: OwnedWriteHalf,
     /// The component's own domain.
@@ -728,20 +729,20 @@ impl Out<'_> {
         self.bytes.len() - self.written
     }
 
-    /// Queues a stanza. One that is too long and asks for an answer gets it from here.
+    /// Queues a stanza. If it is too long and asks for an answer, it gets one from here.
     fn push_or_return(&mut self, element: &Element, handler: &mut impl Handler) {
         if let Some(error) = self.push(element) {
             handler.stanza(error);
         }
     }
 
-    /// Queues a stanza, or the error that takes its place if it is too long. Gives the error that is to come back as
+    /// Queues a stanza, or the error that replaces it if it is too long. Returns the error that must come back as if
     /// from the addressee.
     #[must_use]
     fn push(&mut self, element: &Element) -> Option<Element> {
         if self.left() > BACKLOG {
             metrics::STANZAS_DROPPED.count(&["queue"]);
-            warn!("the XMPP server reads too slowly: an answer was dropped");
+            warn!("answer dropped: the XMPP server reads too slowly");
             return None;
         }
         if !is_addressed(element, self.domain) {
@@ -750,7 +751,7 @@ impl Out<'_> {
                 stanza = element.name(),
                 from = element.attr("from"),
                 to = element.attr("to"),
-                "a stanza without from and to cannot be sent: the server would end the stream; this is a fault of fingerpost"
+                "stanza without from and to not sent, because the server would end the stream; this is a bug in fingerpost"
             );
             return None;
         }
@@ -770,7 +771,7 @@ impl Out<'_> {
                         stanza = element.name(),
                         size,
                         limit = self.limit,
-                        "a stanza is too long to be written"
+                        "stanza too long to be sent"
                     );
                     return self.replace(size::instead(element, size, self.limit), "size");
                 }
@@ -781,14 +782,14 @@ impl Out<'_> {
             }
             Err(error) => {
                 self.bytes.truncate(before);
-                debug!(stanza = element.name(), %error, "a stanza cannot be written");
+                debug!(stanza = element.name(), %error, "stanza cannot be written");
                 return self.replace(size::instead_of_unwritable(element, &error), "unwritable");
             }
         }
         None
     }
 
-    /// Does what is to be done in place of writing a stanza. `reason` is why.
+    /// Handles a stanza that cannot be written. `reason` is why.
     fn replace(&mut self, instead: Instead, reason: &'static str) -> Option<Element> {
         let error = match instead {
             Instead::Send(error) => {
@@ -811,10 +812,10 @@ impl Out<'_> {
         if written.is_ok() && self.bytes.len() - before <= self.limit {
             metrics::STANZAS.sent(error.name());
         } else {
-            // The id alone is too long: nothing can be said that the sender would recognise.
+            // The id alone is too long: the sender would not recognize any answer.
             self.bytes.truncate(before);
             metrics::STANZAS_DROPPED.count(&[reason]);
-            debug!(limit = self.limit, "a request has an id that is too long to be answered");
+            debug!(limit = self.limit, "request not answered: its id is too long");
         }
         None
     }
@@ -848,7 +849,7 @@ impl Out<'_> {
     }
 }
 
-/// Handles everything that was read, up to a good write's worth of answers.
+/// Handles the bytes that were read, until the answers fill a write.
 fn take_in(
     reader: &mut StanzaReader<OwnedReadHalf>,
     pings: &mut Pings<'_>,
@@ -871,7 +872,7 @@ fn take_in(
                 let may_answer = out.left() <= BACKLOG && !echo::is_id(stanza.attributes.get("id"));
                 let answered = may_answer && handler.plain(&stanza, &mut out.bytes);
                 if answered && out.bytes.len() - before > out.limit {
-                    // Comes again as a tree, of which an error can be made.
+                    // It comes again as a tree, from which an error can be made.
                     out.bytes.truncate(before);
                 } else if answered {
                     let size = out.bytes.len() - before;
@@ -908,7 +909,7 @@ fn take_in(
             }
             Received::Element(element) => handler.stanza(element),
         }
-        // The queue is short, and the answer to what comes next needs a place in it.
+        // The queue is short, and the answer to the next stanza needs a place in it.
         while let Ok(element) = outbound.try_recv() {
             out.push_or_return(&element, handler);
         }
@@ -920,7 +921,7 @@ fn take_in(
 
 async fn flush(out: &mut Out<'_>, outbound: &mut mpsc::Receiver<Element>) -> io::Result<()> {
     while let Ok(element) = outbound.try_recv() {
-        // Nobody is left to be told.
+        // The receiver is gone.
         let _ = out.push(&element);
     }
     out.bytes.extend_from_slice(b"</stream:stream>");
@@ -928,10 +929,10 @@ async fn flush(out: &mut Out<'_>, outbound: &mut mpsc::Receiver<Element>) -> io:
     out.writer.shutdown().await
 }
 
-/// A link that is up: what comes, and where to write.
+/// A link that is up: its reader and its writer.
 pub(crate) type Halves = (StanzaReader<OwnedReadHalf>, OwnedWriteHalf);
 
-/// Connects to one of the servers and logs in. `ends` are those of a dead connection, until another is made.
+/// Connects to one of the servers and logs in. `ends` are those of a dead connection, until another one is established.
 async fn handshake(
     options: &LinkOptions,
     server: usize,
@@ -943,7 +944,7 @@ async fn handshake(
                 *ends = None;
                 return log_in(options, stream).await;
             }
-            // The server's machine has no connection there, or this one no such address.
+            // The server's machine has no such connection, or this machine no such address.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -952,10 +953,10 @@ async fn handshake(
                         | io::ErrorKind::ConnectionRefused
                 ) =>
             {
-                debug!(%error, "no connection from the port of the dead one");
+                debug!(%error, "could not connect from the port of the dead connection");
             }
             Err(error) if dead.since.elapsed() < ONLY_OLD => return Err(error.into()),
-            Err(error) => debug!(%error, "no connection from the port of the dead one"),
+            Err(error) => debug!(%error, "could not connect from the port of the dead connection"),
         }
     }
     let address = options.servers.get(server).map(String::as_str).unwrap_or_default();
@@ -970,7 +971,7 @@ async fn handshake(
     log_in(options, stream).await
 }
 
-/// Connects to one of the servers and logs in, for a few questions.
+/// Connects to one of the servers and logs in, for a few requests.
 pub(crate) async fn visit(options: &LinkOptions, server: usize) -> Result<Halves, Unlinked> {
     Ok(handshake(options, server, &mut None).await?.0)
 }
@@ -1005,17 +1006,17 @@ async fn log_in(options: &LinkOptions, stream: TcpStream) -> Result<(Halves, Sof
     }
 }
 
-/// What kind of server a link leads to.
+/// The kind of server at the other end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Software {
-    /// A server that is alone: Prosody has no clusters.
+    /// A server without clusters, such as Prosody.
     Alone,
     /// A server that may be a node of a cluster.
     Node,
 }
 
 impl Software {
-    /// Tells it from the stream's id: Prosody's is a UUID, ejabberd's a number.
+    /// Reads it from the stream's id: Prosody's is a UUID, ejabberd's a number.
     pub(super) fn of(id: &str) -> Self {
         let parts: Vec<&str> = id.split('-').collect();
         let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
@@ -1066,7 +1067,7 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut backoff = Backoff::new();
         let malformed = Unlinked::Malformed(ParseError::NotWellFormed("a name"));
-        // Up since a moment, each time: at once, then once a second, however often.
+        // Up for a moment each time: at once, then once a second, however often.
         assert_eq!(backoff.next(&malformed, Some(at(0)), at(0)), Duration::ZERO);
         for second in 1..10 {
             assert_eq!(backoff.next(&malformed, Some(at(second)), at(second)), AGAIN);
@@ -1183,14 +1184,14 @@ mod tests {
             (read, write)
         }
 
-        /// Waits until something with this text was seen.
+        /// Waits until an event with this text has occurred.
         async fn wait_for(&self, text: &str) {
             while !self.seen.0.lock().unwrap().iter().any(|seen| seen.contains(text)) {
                 tokio::task::yield_now().await;
             }
         }
 
-        /// Stops the link; gives what was seen.
+        /// Stops the link; returns the events.
         async fn end(self) -> Vec<String> {
             self.stop.cancel();
             self.task.await.unwrap().unwrap();
@@ -1199,7 +1200,7 @@ mod tests {
         }
     }
 
-    /// Reads until the text that came ends so.
+    /// Reads until the received text ends with this.
     async fn read_until(read: &mut OwnedReadHalf, end: &str) -> String {
         let mut text = String::new();
         while !text.ends_with(end) || text.ends_with("?>") {
@@ -1229,7 +1230,7 @@ mod tests {
     async fn a_stream_that_breaks_is_made_anew_and_what_waited_is_sent() {
         let link = Linked::start().await;
         let (read, mut write) = link.log_in().await;
-        // Not well-formed; a request is under way.
+        // Not well-formed, while a request waits.
         write.write_all(b"<iq></message>").await.unwrap();
         drop(read);
         link.wait_for("down").await;

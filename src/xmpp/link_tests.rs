@@ -22,7 +22,7 @@ const LIMIT: usize = 10_000;
 const HEADER: &str = "<?xml version='1.0'?><stream:stream xmlns='jabber:component:accept' \
                       xmlns:stream='http://etherx.jabber.org/streams' id='1' from='xtls.example.org'>";
 
-/// Keeps what the link hands over; answers plain stanzas with `reply`.
+/// Keeps the link's events; answers plain stanzas with `reply`.
 struct Kept {
     stanzas: mpsc::UnboundedSender<Element>,
     reply: Vec<u8>,
@@ -72,7 +72,8 @@ impl Linked {
         server.write_all(HEADER.as_bytes()).await.unwrap();
         read_until(&mut server, "</handshake>").await;
         server.write_all(b"<handshake/>").await.unwrap();
-        // What is queued before the link is up is dropped: the first stanza that comes through says that it is.
+        // Stanzas that are queued before the link is up are dropped. The first one that comes through shows that it is
+        // up.
         let mut linked = Self { server, outbound, stanzas, task };
         linked
             .server
@@ -85,7 +86,7 @@ impl Linked {
         linked
     }
 
-    /// Returns what is written up to a marker that is sent behind all else.
+    /// Returns the bytes up to a marker that is sent last.
     async fn written(&mut self) -> String {
         let addressed = [("from", "xtls.example.org"), ("to", "a@b"), ("id", "marker")];
         let marker = xml::element("message", ns::CLIENT, &addressed);
@@ -112,7 +113,7 @@ async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// Returns a stanza that is `size` bytes long where it is written.
+/// Returns a stanza that is `size` bytes long when it is written.
 fn stanza(name: &str, type_: &str, size: usize, filling: &str) -> Element {
     let attributes =
         [("type", type_), ("from", "xtls.example.org"), ("to", "bob@example.org/b"), ("id", "7")];
@@ -184,7 +185,7 @@ async fn an_answer_with_an_id_that_is_too_long_is_left_out_and_the_link_stays() 
     xml::set(&mut answer, "id", &"i".repeat(LIMIT));
     linked.outbound.send(answer).await.unwrap();
     assert_eq!(linked.written().await, "");
-    // The longest id that a request can have is not longer where it comes back.
+    // The longest id of a request is not longer in its answer.
     let mut answer = stanza("iq", "result", LIMIT, "a");
     let id = ">\"".repeat(LIMIT / 2 - 300);
     xml::set(&mut answer, "id", &id);
@@ -249,7 +250,7 @@ async fn several_servers_are_tried_in_order_and_after_each_loss_from_the_first_o
     let mut link = log_in(&second).await;
     link.write_all(b"<handshake/>").await.unwrap();
     read_until(&mut link, "</iq>").await;
-    // The first is there again.
+    // The first server is back.
     let first = TcpListener::bind(&addresses[0]).await.unwrap();
     drop(link);
     let mut link = log_in(&first).await;
@@ -269,7 +270,7 @@ async fn a_secret_is_refused_for_good_when_every_server_refuses_it() {
     let refusal = "<stream:error><not-authorized xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>";
     let mut refused = log_in(&first).await;
     refused.write_all(refusal.as_bytes()).await.unwrap();
-    // The second one ends the connection, which says nothing: both are tried again.
+    // The second one ends the connection without an error: both are tried again.
     drop(log_in(&second).await);
     for listener in [&first, &second] {
         let mut refused = log_in(listener).await;

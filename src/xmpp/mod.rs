@@ -1,4 +1,4 @@
-//! All that knows XML: namespaces, stanzas, addresses, the link to the XMPP server.
+//! Everything that knows XML: namespaces, stanzas, addresses, the link to the XMPP server.
 
 pub mod disco;
 pub mod echo;

@@ -1,4 +1,4 @@
-//! Every XML namespace the project speaks, once, with its source.
+//! Every XML namespace of the project, once, with its source.
 
 /// Client streams (RFC 6120). All stanzas inside the program are in this namespace.
 pub const CLIENT: &str = "jabber:client";
@@ -22,7 +22,7 @@ pub const COMMANDS: &str = "http://jabber.org/protocol/commands";
 pub const CAPS: &str = "http://jabber.org/protocol/caps";
 /// Data forms (XEP-0004).
 pub const DATA: &str = "jabber:x:data";
-/// What the nodes of our commands begin with.
+/// The prefix of our commands' nodes.
 pub const COMMAND_NODES: &str = "urn:fingerpost:cmd:";
 /// Last activity (XEP-0012).
 pub const LAST: &str = "jabber:iq:last";
@@ -30,7 +30,7 @@ pub const LAST: &str = "jabber:iq:last";
 pub const VERSION: &str = "jabber:iq:version";
 /// Entity time (XEP-0202).
 pub const TIME: &str = "urn:xmpp:time";
-/// Whom to write to about a service (XEP-0157).
+/// Contact addresses of a service (XEP-0157).
 pub const SERVER_INFO: &str = "http://jabber.org/network/serverinfo";
 /// Ping (XEP-0199).
 pub const PING: &str = "urn:xmpp:ping";
@@ -86,7 +86,7 @@ pub const SASLCERT: &str = "urn:xmpp:saslcert:1";
 pub const PUBSUB: &str = "http://jabber.org/protocol/pubsub";
 /// OpenPGP for XMPP (XEP-0373).
 pub const OPENPGP: &str = "urn:xmpp:openpgp:0";
-/// The PEP node that lists a user's OpenPGP keys, and the beginning of those with the keys (XEP-0373, 4).
+/// The PEP node that lists a user's OpenPGP keys, and the prefix of the nodes with the keys (XEP-0373, 4).
 pub const OPENPGP_KEYS: &str = "urn:xmpp:openpgp:0:public-keys";
 /// Cryptographic hashes (XEP-0300).
 pub const HASHES: &str = "urn:xmpp:hashes:2";
@@ -98,7 +98,8 @@ pub const ERRORS: &str = "urn:xmpp:errors";
 pub const HINTS: &str = "urn:fingerpost:xtls:0";
 /// Blocking, errors (XEP-0191, 3.5).
 pub const BLOCKING_ERRORS: &str = "urn:xmpp:blocking:errors";
-/// Begins the namespace of names whose prefix a server has passed on without its declaration; the prefix follows.
+/// The prefix of the namespace for names whose prefix a server has passed on without its declaration; the prefix
+/// follows.
 pub const UNDECLARED: &str = "urn:fingerpost:undeclared-prefix:";
 /// Our registry's requests.
 pub const KEYS: &str = "urn:fingerpost:keys:0";

@@ -1,27 +1,27 @@
-//! Stanzas in their plainest spelling, read where they lie.
+//! Reads stanzas in their plainest spelling, without a copy.
 //!
-//! Most stanzas, and all of those whose speed matters, are one element with at most one child that holds nothing but
-//! text, in printable ASCII, without prefixes, references, comments or CDATA. They are read here without a tree. All
-//! else is `Scan::Other` and goes to the XML parser from its first byte. So whatever is taken here must be
-//! well-formed, and mean to the parser exactly the same: in doubt it is not taken.
+//! Most stanzas, and all of those whose speed matters, are one element with at most one child, which holds only text.
+//! They are printable ASCII, without prefixes, references, comments or CDATA. This module reads them without a tree.
+//! Everything else is `Scan::Other` and goes to the XML parser from its first byte. So whatever is accepted here must
+//! be well-formed and mean exactly the same to the parser; in doubt it is not accepted.
 
 use minidom::Element;
 use rxml::{Namespace, NcName, xml_ncname};
 
 use super::ns;
 
-/// Attributes of one tag; with more, it is not plain.
+/// The most attributes of one tag; a tag with more is not plain.
 const ATTRIBUTES: usize = 8;
 
-/// What the beginning of some bytes is.
+/// The classification of some bytes.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a view on the stack, made for each stanza")]
 pub(crate) enum Scan<'a> {
     /// A plain stanza of so many bytes.
     Plain(Plain<'a>, usize),
-    /// Perhaps one, when more has come.
+    /// Perhaps a plain stanza, when more has come.
     Incomplete,
-    /// None.
+    /// Not a plain stanza.
     Other,
 }
 
@@ -38,13 +38,14 @@ pub struct Plain<'a> {
 #[derive(Debug)]
 pub(crate) struct Payload<'a> {
     pub(crate) name: &'a str,
-    /// As it is inside of the program: the stream's is [`ns::CLIENT`].
+    /// Its namespace inside the program: the stream's is [`ns::CLIENT`].
     pub(crate) namespace: &'a str,
     pub(crate) attributes: Attributes<'a>,
     pub(crate) text: &'a str,
 }
 
-/// The attributes of a tag, without its namespace. No value holds a quote or anything else that would have to be escaped.
+/// The attributes of a tag, without its namespace. No value contains a quote or any other character that needs
+/// escaping.
 #[derive(Debug, Default)]
 pub(crate) struct Attributes<'a> {
     pairs: [(&'a str, &'a str); ATTRIBUTES],
@@ -52,13 +53,13 @@ pub(crate) struct Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    /// Returns an attribute's value; empty if it is not there.
+    /// Returns an attribute's value; empty if it is absent.
     pub(crate) fn get(&self, name: &str) -> &'a str {
         let pairs = &self.pairs[..self.count];
         pairs.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
     }
 
-    /// Returns whether there are none.
+    /// Returns whether it has none.
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
@@ -100,7 +101,7 @@ enum Stop {
     Other,
 }
 
-/// Looks at what begins a text that follows a complete stanza (or the stream header) of a stream whose stanzas are in
+/// Scans the beginning of a text that follows a complete stanza (or the stream header) of a stream whose stanzas are in
 /// `stream`.
 pub(crate) fn scan<'a>(bytes: &'a [u8], stream: &'static str) -> Scan<'a> {
     match (Scanner { bytes, at: 0, stream }).stanza() {
@@ -161,7 +162,7 @@ impl<'a> Scanner<'a> {
         Ok(Payload { name: tag.name, namespace, attributes: tag.attributes, text })
     }
 
-    /// Returns a start tag from its name on.
+    /// Reads a start tag from its name on.
     fn tag(&mut self) -> Result<Tag<'a>, Stop> {
         let name = self.name()?;
         let mut tag =
@@ -208,7 +209,7 @@ impl<'a> Scanner<'a> {
             return Err(Stop::Other);
         }
         if name == "xmlns" {
-            // The few that may not be declared, and the declaration that takes the default away.
+            // The few names that may not be declared, and the declaration that removes the default.
             if tag.namespace.is_some()
                 || value.is_empty()
                 || value.starts_with("http://www.w3.org/")
@@ -227,7 +228,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// Returns an end tag, from its slash on.
+    /// Reads an end tag, from its slash on.
     fn end(&mut self, name: &str) -> Result<(), Stop> {
         self.expect(b"/")?;
         self.expect(name.as_bytes())?;
@@ -272,12 +273,12 @@ fn plain_text(bytes: &[u8]) -> Result<&str, Stop> {
     str::from_utf8(bytes).map_err(|_| Stop::Other)
 }
 
-/// Returns whether a text stands for itself wherever it stands: printable ASCII but for `<`, `>` and `&`. As an
-/// attribute's value it must not hold its quote either.
+/// Returns whether a text stands for itself everywhere: printable ASCII except `<`, `>` and `&`. An attribute's value
+/// must not contain its quote either.
 pub(crate) fn is_plain(bytes: &[u8]) -> bool {
     let is_odd =
         |byte: u8| !(0x20..0x7f).contains(&byte) | (byte == b'<') | (byte == b'>') | (byte == b'&');
-    // Without a way out in the middle, so that many are looked at in one step.
+    // No early exit, so that the compiler can check many bytes in one step.
     !bytes.iter().fold(false, |odd, byte| odd | is_odd(*byte))
 }
 

@@ -1,11 +1,11 @@
 //! Result set management (XEP-0059): long answers in pages.
 //!
-//! A [`Request`] says which page is wanted, and [`Page`] collects its items until it has as many as were asked for or as
-//! fit in a stanza. A user who asks for no page gets the whole answer if it fits, without a word about pages; else the
-//! first page, and a `<set/>` that says how many items there are.
+//! A [`Request`] names the requested page, and [`Page`] collects its items until it has the requested number or a
+//! stanza is full. A user that requests no page gets the whole answer if it fits, without a `<set/>`; otherwise the
+//! first page, with a `<set/>` that says how many items there are.
 //!
-//! Every item has a name (UID) that stays the same while it exists, and the order of items never changes: what is added
-//! meanwhile comes last. So somebody who follows the pages gets each item once.
+//! Every item has a name (UID) that stays the same while it exists, and the order of items never changes: new items
+//! come last. So a client that follows the pages gets each item once.
 //!
 //! Spec: XEP-0059 1.1, section 2.
 
@@ -15,17 +15,17 @@ use minidom::Element;
 
 use super::{ns, size, stanza::Refusal, xml};
 
-/// What a `<set/>` takes beside the names in it.
+/// The size of a `<set/>` besides the names in it.
 const FRAME: usize = 200;
 
-/// Where a page is.
+/// The position of a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
     /// At the beginning.
     First,
-    /// Behind the item of this name.
+    /// After the item of this name.
     After(String),
-    /// It ends in front of the item of this name.
+    /// It ends before the item of this name.
     Before(String),
     /// It is the last one.
     Last,
@@ -44,7 +44,7 @@ impl Request {
     /// Reads the `<set/>` in a request's payload, if there is one.
     ///
     /// # Errors
-    /// `bad-request` for numbers that are none, and for two places at once.
+    /// `bad-request` for values that are not numbers, and for two positions at once.
     pub fn read(payload: &Element) -> Result<Option<Self>, Refusal> {
         let Some(set) = payload.get_child("set", ns::RSM) else { return Ok(None) };
         let text =
@@ -57,7 +57,7 @@ impl Request {
         };
         let max = number("max")?;
         let mut places = Vec::new();
-        // Nothing in front of an item without a name: some clients ask for the first page like this.
+        // An empty `after` means the first page: some clients request it like this.
         places.extend(text("after").filter(|uid| !uid.is_empty()).map(Place::After));
         places.extend(text("before").map(|uid| match uid.as_str() {
             "" => Place::Last,
@@ -70,22 +70,22 @@ impl Request {
         Ok(Some(Self { max, place: places.pop().unwrap_or(Place::First) }))
     }
 
-    /// Returns the page behind the item of this name.
+    /// Returns the request for the page after the item of this name.
     pub fn after(uid: &str) -> Self {
         Self { max: None, place: Place::After(uid.to_owned()) }
     }
 
-    /// Returns the page that begins at this number.
+    /// Returns the request for the page that begins at this number.
     pub fn index(index: usize) -> Self {
         Self { max: None, place: Place::Index(index) }
     }
 
-    /// Returns the same with so many items at most.
+    /// Returns the same request with a limit of items.
     pub fn at_most(self, max: usize) -> Self {
         Self { max: Some(self.max.map_or(max, |own| own.min(max))), ..self }
     }
 
-    /// Returns the name that [`Page::new`] needs the position of, if any.
+    /// Returns the name whose position [`Page::new`] needs, if any.
     pub fn uid(&self) -> Option<&str> {
         match &self.place {
             Place::After(uid) | Place::Before(uid) => Some(uid),
@@ -96,14 +96,15 @@ impl Request {
 
 /// Collects the items of one page.
 ///
-/// Ask [`Page::wants`] which item is next, give it to [`Page::offer`], until there is none; then [`Page::finish`].
+/// Ask [`Page::wants`] for the next item and give it to [`Page::offer`], until there is none; then call
+/// [`Page::finish`].
 #[derive(Debug)]
 pub struct Page<T> {
     count: usize,
     /// Numbers of the items that may still be taken.
     left: Range<usize>,
     backwards: bool,
-    /// Whether the user asked for a page: then the answer says so in any case.
+    /// Whether the user requested a page: then the answer has a `<set/>` in any case.
     asked: bool,
     /// The number of the first item that was taken.
     first: usize,
@@ -116,11 +117,11 @@ pub struct Page<T> {
 }
 
 impl<T> Page<T> {
-    /// Returns a page of `count` items, of which all that is sent may be `room` bytes long. `position` is the number of
-    /// the item that the request names, if there is such an item.
+    /// Returns a page of `count` items that may take `room` bytes in all. `position` is the number of the item that the
+    /// request names, if it exists.
     ///
     /// # Errors
-    /// `item-not-found` if there is none.
+    /// `item-not-found` if it does not exist.
     pub fn new(
         request: Option<&Request>,
         count: usize,
@@ -130,7 +131,7 @@ impl<T> Page<T> {
         let place = request.map_or(&Place::First, |request| &request.place);
         let max = request.and_then(|request| request.max).unwrap_or(usize::MAX);
         let named = || {
-            let none = "There is no such item any more: begin with the first page again";
+            let none = "The item no longer exists: begin with the first page again";
             position.ok_or_else(|| Refusal::item_not_found(none))
         };
         let (start, end, backwards) = match place {
@@ -160,7 +161,7 @@ impl<T> Page<T> {
         })
     }
 
-    /// Returns the number of the item to be offered next.
+    /// Returns the number of the item to offer next.
     pub fn wants(&self) -> Option<usize> {
         if self.full || self.left.is_empty() {
             return None;
@@ -168,10 +169,10 @@ impl<T> Page<T> {
         Some(if self.backwards { self.left.end - 1 } else { self.left.start })
     }
 
-    /// Takes the item that was wanted if there is room for its `size` bytes.
+    /// Takes the next item if there is room for its `size` bytes.
     ///
     /// # Errors
-    /// `policy-violation` if not even one item has room.
+    /// `policy-violation` if not even one item fits.
     pub fn offer(&mut self, uid: String, size: usize, item: T) -> Result<(), Refusal> {
         let used = self.used.saturating_add(size);
         let mut ends = self.taken.iter().map(|(uid, _)| uid.len());
@@ -207,7 +208,7 @@ impl<T> Page<T> {
         Ok(())
     }
 
-    /// Returns the items of the page, and the `<set/>` that goes with them, if one does.
+    /// Returns the items of the page, and their `<set/>`, if the answer needs one.
     pub fn finish(mut self) -> (Vec<T>, Option<Element>) {
         let is_whole = self.taken.len() == self.count;
         if self.count == 0 || is_whole && !self.asked {
@@ -255,7 +256,7 @@ fn with_text(name: &str, text: &str) -> Element {
     element
 }
 
-/// Returns the request for what comes behind the item of this name.
+/// Returns the request for the items after that of this name.
 pub fn after(uid: &str) -> Element {
     let mut set = Element::bare("set", ns::RSM);
     set.append_child(with_text("after", uid));
@@ -267,7 +268,7 @@ pub fn after(uid: &str) -> Element {
 pub struct Part {
     /// The name of its last item; none if it has no items.
     pub last: Option<String>,
-    /// Whether more items follow, as far as that can be told.
+    /// Whether more items follow, as far as the answer tells.
     pub more: bool,
 }
 
@@ -295,17 +296,17 @@ impl Part {
     }
 }
 
-/// Returns what is left of `room` for the children of an element that has none yet.
+/// Returns the part of `room` that is left for the children of an element that has none yet.
 pub fn room_inside(element: &Element, room: usize) -> usize {
     // `<x …/>` becomes `<x …>…</x>`.
     let own = size::of(element).map_or(usize::MAX, |size| size + element.name().len() + 2);
     room.saturating_sub(own)
 }
 
-/// Returns the length of an element where it stands inside of another one of the same namespace.
+/// Returns the length of an element inside another one of the same namespace.
 ///
 /// # Errors
-/// `internal-server-error` if it holds what XML cannot carry.
+/// `internal-server-error` if it contains characters that XML cannot carry.
 pub fn size_inside(element: &Element) -> Result<usize, Refusal> {
     let mut outer = Element::bare("x", element.ns());
     let empty = size::of(&outer).map_err(|_| Refusal::internal())?;
@@ -326,7 +327,7 @@ mod tests {
         Request::read(&text.parse().unwrap())
     }
 
-    /// Returns a page of items that are named by their numbers and are each `size` bytes long; its set as (first,
+    /// Returns a page of items that are named by their numbers and are each `size` bytes long, and its set as (first,
     /// index, last, count).
     fn page(
         inside: Option<&str>,
@@ -391,7 +392,7 @@ mod tests {
             assert!(found.is_empty(), "{inside}: {found:?}");
             assert_eq!(shown(&set.unwrap()), (None, None, None, "10".to_owned()), "{inside}");
         }
-        // With no items at all the answer is as if nobody had asked for a page.
+        // Without items the answer is the same as without a request for a page.
         assert_eq!(page(Some("<max>3</max>"), 0, 100, 1).unwrap(), (vec![], None));
     }
 
@@ -439,7 +440,7 @@ mod tests {
         #[test]
         fn whoever_follows_the_pages_gets_every_item_once(
             sizes in proptest::collection::vec(1_usize..400, 1..40),
-            // The largest item, its name twice and the frame of a `<set/>` have room.
+            // The largest item, its name twice and the frame of a `<set/>` fit.
             room in FRAME + 404..2_000,
             max in proptest::option::of(1_usize..10),
             backwards: bool,

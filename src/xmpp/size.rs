@@ -1,17 +1,17 @@
-//! How long a stanza may be on the link, and what takes the place of one that is longer.
+//! The longest stanzas on the link, and the replacement of longer ones.
 //!
-//! A server ends the whole stream when a stanza is longer than it accepts, so one user's stanza would cost everybody the
-//! link. Every stanza is therefore measured in the form in which it is written. That form can be much longer than the
-//! one that came: `&` in a CDATA section is one byte and becomes five.
+//! A server ends the whole stream when a stanza exceeds its limit, so one user's stanza would cost all users the link.
+//! Every stanza is therefore measured in the form in which it is written. That form can be much longer than the
+//! received one: `&` in a CDATA section is one byte and becomes five.
 //!
-//! | too long | in its place |
+//! | too long | replacement |
 //! |---|---|
-//! | an answer | an error to the user who asked |
-//! | a request, ours or one that is passed on | nothing is sent; the error that its addressee would give comes back |
+//! | an answer | an error to the user that asked |
+//! | a request, ours or a user's | nothing is sent; the sender gets the error that the addressee would send |
 //! | a message | as for a request |
 //! | an error, a presence, an answer with an id of that length | nothing: it is counted and logged |
 //!
-//! The same takes the place of a stanza that cannot be written at all.
+//! A stanza that cannot be written at all is replaced in the same way.
 
 use minidom::Element;
 use rxml::{Namespace, xml_ncname};
@@ -27,18 +27,18 @@ use super::{
 pub const DEFAULT: usize = 500_000;
 /// The least that may be configured: every server accepts this much (RFC 6120, 13.12).
 pub const LEAST: usize = 10_000;
-/// The most that may be configured: all that waits to be written is not allowed to be longer.
+/// The most that may be configured: all stanzas that wait to be written may not be longer together.
 pub const MOST: usize = 8 << 20;
 /// The longest stanza that a user's client sends. Prosody and ejabberd accept 262,144 bytes from clients; the rest is
-/// room for the ways in which the same stanza can be written.
+/// room for the different spellings of the same stanza.
 pub const CLIENT: usize = 250_000;
-/// What a block of an in-band bytestream takes on the wire beside its base64: two addresses and the tags around it.
+/// The size of a stanza with a block of an in-band bytestream, besides its base64: two addresses and the tags.
 const BLOCK_FRAME: usize = 7_000;
 
 /// Returns the length of a stanza, or of another element, in the form in which the link writes it.
 ///
 /// # Errors
-/// If it holds what XML cannot carry.
+/// If it contains characters that XML cannot carry.
 pub fn of(element: &Element) -> std::io::Result<usize> {
     let mut bytes = Vec::new();
     xml::write(element, &mut bytes)?;
@@ -50,13 +50,13 @@ pub fn largest_block(limit: usize) -> u16 {
     u16::try_from(limit.saturating_sub(BLOCK_FRAME) / 4 * 3).unwrap_or(u16::MAX).max(1)
 }
 
-/// Returns the answer to a stanza that would be too long to be sent on.
+/// Returns the refusal of a stanza that would be too long to pass on.
 pub fn refusal(size: usize, limit: usize) -> Refusal {
     let text = format!("The stanza would be {size} bytes long; at most {limit} are sent");
     too_big(text)
 }
 
-/// Returns the answer to a request whose result would be too long.
+/// Returns the refusal of a request whose result would be too long.
 fn answer_refusal(size: usize, limit: usize) -> Refusal {
     let text = format!(
         "The answer would be {size} bytes long; at most {limit} are sent: ask for less of it at once (XEP-0059)"
@@ -69,18 +69,18 @@ pub fn too_big(text: impl Into<String>) -> Refusal {
     Refusal::new("modify", "policy-violation", text).with_extra("stanza-too-big", ns::ERRORS)
 }
 
-/// What takes the place of a stanza that is too long.
+/// The replacement of a stanza that is too long.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Instead {
-    /// This is sent.
+    /// Send this.
     Send(Element),
-    /// Nothing is sent, and this comes back, as from the addressee.
+    /// Send nothing, and return this as if from the addressee.
     Return(Element),
-    /// Nothing.
+    /// Do nothing.
     Nothing,
 }
 
-/// Says what takes the place of `stanza`, which would be `size` bytes long where `limit` is allowed.
+/// Returns the replacement of `stanza`, which would be `size` bytes long where `limit` is allowed.
 pub fn instead(stanza: &Element, size: usize, limit: usize) -> Instead {
     replaced(stanza, |is_answer| match is_answer {
         true => answer_refusal(size, limit),
@@ -88,13 +88,13 @@ pub fn instead(stanza: &Element, size: usize, limit: usize) -> Instead {
     })
 }
 
-/// Says what takes the place of `stanza`, which cannot be written.
+/// Returns the replacement of `stanza`, which cannot be written.
 pub(crate) fn instead_of_unwritable(stanza: &Element, error: &std::io::Error) -> Instead {
     let text = format!("The stanza cannot be passed on: {error}");
     replaced(stanza, |_| Refusal::new("modify", "not-acceptable", text))
 }
 
-/// `refusal`: of an answer or of something else.
+/// Returns the replacement for this refusal, which differs between answers and other stanzas.
 fn replaced(stanza: &Element, refusal: impl FnOnce(bool) -> Refusal) -> Instead {
     let kind = match stanza.name() {
         "iq" => Kind::Iq,
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn the_longest_addresses_and_a_block_of_that_size_fit() {
-        // As long as a JID may be (RFC 7622, 3.1).
+        // The longest possible JID (RFC 7622, 3.1).
         let part = "a".repeat(1023);
         let long = format!("{part}@{part}/{part}");
         for limit in [LEAST, 20_000, 100_000, DEFAULT, MOST] {

@@ -22,7 +22,7 @@ pub enum Kind {
     Presence,
 }
 
-/// A stanza with its addresses read; the element itself is kept whole, so nothing unknown is lost.
+/// A stanza with its addresses read. The whole element is kept, so nothing unknown is lost.
 #[derive(Clone, Debug)]
 pub struct Stanza {
     /// Which kind it is.
@@ -52,7 +52,7 @@ pub enum StanzaError {
 
 /// An element that is not a stanza that can be handled, with the reason.
 ///
-/// Servers pass on addresses that this program does not take: Prosody 0.12 allows characters that are younger than the
+/// Servers pass on addresses that this program does not accept: Prosody 0.12 allows characters that are newer than the
 /// stringprep profiles. A request from such an address is answered all the same (RFC 6120, 8.2.3).
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
@@ -69,7 +69,7 @@ impl Unreadable {
 
     /// Returns the answer to a request, from and to the addresses as they were written.
     ///
-    /// `None` if the element asks for no answer or has no addresses.
+    /// `None` if the element does not ask for an answer or has no addresses.
     pub(crate) fn refuse(&self, refusal: &Refusal) -> Option<Element> {
         let asked = &self.element;
         if asked.name() != "iq" || !matches!(asked.attr("type"), Some("get" | "set")) {
@@ -89,7 +89,7 @@ impl Unreadable {
         Some(answer)
     }
 
-    /// Returns the same for a request whose address cannot be read.
+    /// Returns the answer to a request with an unreadable address.
     pub(crate) fn refuse_address(&self) -> Option<Element> {
         let text = "An address of this stanza cannot be read";
         self.refuse(&Refusal::new("modify", "jid-malformed", text))
@@ -122,8 +122,7 @@ impl Stanza {
         })
     }
 
-    /// Returns the same with its sender's address in the form in which addresses are compared; answers go to the
-    /// address as it was stamped.
+    /// Returns the stanza with its sender's address in canonical form; answers go to the address as it was stamped.
     ///
     /// # Errors
     /// [`Unreadable`], with the element.
@@ -148,12 +147,12 @@ impl Stanza {
         self.kind == Kind::Iq && matches!(self.type_.as_str(), "get" | "set")
     }
 
-    /// Returns the first child element that is no `<error/>`: an IQ's payload.
+    /// Returns the first child element other than `<error/>`: an IQ's payload.
     pub fn payload(&self) -> Option<&Element> {
         self.element.children().find(|child| !child.is("error", ns::CLIENT))
     }
 
-    /// About how many bytes of memory it takes.
+    /// Returns about how many bytes of memory it takes.
     pub fn weight(&self) -> usize {
         weight(&self.element)
     }
@@ -177,7 +176,7 @@ impl Stanza {
         self.error(refusal.to_element())
     }
 
-    /// Returns the same with the `<error/>` that someone else has given.
+    /// Returns the same answer with the `<error/>` of another party.
     pub fn error(&self, error: Element) -> Element {
         let name = match self.kind {
             Kind::Iq => "iq",
@@ -194,17 +193,17 @@ impl Stanza {
     }
 }
 
-/// What an element takes in memory beside its text, and an attribute beside its value.
+/// The memory of an element besides its text, and of an attribute besides its value.
 const OVERHEAD: (usize, usize) = (256, 96);
 
-/// Returns the depth of an element is bounded where it is read.
+/// Returns the memory of an element. Its depth was bounded when it was read.
 fn weight(element: &Element) -> usize {
     let attributes: usize = element.attrs().iter().map(|(_, value)| OVERHEAD.1 + value.len()).sum();
     let texts: usize = element.texts().map(str::len).sum();
     OVERHEAD.0 + attributes + texts + element.children().map(weight).sum::<usize>()
 }
 
-/// Gives the answer to a stanza that was too much to read; `None` if it must not be answered, and it is counted.
+/// Returns the answer to a stanza that was too large to be read; `None` if it must not be answered, and it is counted.
 pub(crate) fn refuse_oversized(head: Element) -> Option<Element> {
     let text = "The stanza is nested too deeply or too long";
     let refusal = Refusal::new("modify", "not-acceptable", text);
@@ -218,7 +217,7 @@ pub(crate) fn refuse_oversized(head: Element) -> Option<Element> {
     answer
 }
 
-/// A stanza error: what a peer is told when it asked for what it may not or cannot have (RFC 6120, 8.3).
+/// A stanza error: the answer to a request that is not allowed or not possible (RFC 6120, 8.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// `auth`, `cancel`, `modify` or `wait`.
@@ -237,37 +236,37 @@ impl Refusal {
         Self { type_, condition, text: text.into(), extra: None }
     }
 
-    /// Known payload, bad content: says what was expected.
+    /// Creates the error for a known payload with bad content; says what was expected.
     pub fn bad_request(expected: impl Into<String>) -> Self {
         Self::new("modify", "bad-request", expected)
     }
 
-    /// Returns the asker may not.
+    /// Creates the error for a requester without the right.
     pub fn forbidden() -> Self {
         Self::new("auth", "forbidden", "")
     }
 
-    /// Returns what was named does not exist (for this asker).
+    /// Creates the error for a thing that does not exist (for this requester).
     pub fn item_not_found(text: impl Into<String>) -> Self {
         Self::new("cancel", "item-not-found", text)
     }
 
-    /// Returns the Jingle session that was named is not there (XEP-0166, 10).
+    /// Creates the error for a Jingle session that does not exist (XEP-0166, 10).
     pub fn unknown_session(text: impl Into<String>) -> Self {
         Self::item_not_found(text).with_extra("unknown-session", ns::JINGLE_ERRORS)
     }
 
-    /// Not offered here.
+    /// Creates the error for a request that is not supported here.
     pub fn service_unavailable() -> Self {
         Self::new("cancel", "service-unavailable", "")
     }
 
-    /// Creates a limit is reached.
+    /// Creates the error for a limit that is reached.
     pub fn resource_constraint(text: impl Into<String>) -> Self {
         Self::new("wait", "resource-constraint", text)
     }
 
-    /// Our own fault; never says more.
+    /// Creates the error for a fault of our own; it reveals nothing else.
     pub fn internal() -> Self {
         Self::new("wait", "internal-server-error", "")
     }
@@ -305,7 +304,7 @@ impl fmt::Display for Refusal {
 mod tests {
     use super::*;
 
-    /// An address with a character that is younger than the stringprep profiles.
+    /// An address with a character that is newer than the stringprep profiles.
     const YOUNG: &str = "\u{1f9e6}@a.example";
 
     fn iq(type_: &str, attributes: &str) -> Element {

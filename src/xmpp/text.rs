@@ -1,4 +1,4 @@
-//! The characters that XML 1.0 can carry (its production 2, `Char`): all text of a stanza passes this gate.
+//! The characters that XML 1.0 can carry (its production 2, `Char`): all text of a stanza is checked here.
 //!
 //! Control characters, U+FFFE and U+FFFF have no spelling in XML 1.0, not even as references. A stanza with one of them
 //! cannot be written, and its sender would wait for an answer that never comes.
@@ -17,7 +17,7 @@ pub fn first_not_carried(text: &str) -> Option<char> {
     text.chars().find(|c| !is_carried(*c))
 }
 
-/// Returns the text as XML can carry it: U+FFFD stands for each character that it cannot.
+/// Returns the text with U+FFFD in place of each character that XML cannot carry.
 pub fn carried(text: &str) -> Cow<'_, str> {
     match first_not_carried(text) {
         None => Cow::Borrowed(text),
@@ -29,7 +29,7 @@ pub fn carried(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Replaces what XML cannot carry in the attributes and texts of an element, at every depth.
+/// Replaces characters that XML cannot carry in the attributes and texts of an element, at every depth.
 pub fn replace_not_carried(element: &mut Element) {
     let replace = |text: &mut String| {
         if let Cow::Owned(replaced) = carried(text) {

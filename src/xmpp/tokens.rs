@@ -1,8 +1,8 @@
-//! Cuts the bytes of an XML stream into tags, text and the rest, wherever reads have cut them.
+//! Splits the bytes of an XML stream into tags, text and the rest, however reads have cut them.
 //!
-//! quick-xml finds where a tag, a comment or a processing instruction ends, splits attributes, resolves references and
-//! normalizes white space and line ends (XML 1.0, 2.11 and 3.3.3). This module keeps what has no end yet, within a limit.
-//! Names, namespaces and nesting are left to [`super::xml`].
+//! quick-xml finds the end of a tag, a comment or a processing instruction, splits attributes, resolves references and
+//! normalizes white space and line ends (XML 1.0, 2.11 and 3.3.3). This module keeps incomplete tokens, within a limit.
+//! [`super::xml`] handles names, namespaces and nesting.
 
 use std::borrow::Cow;
 
@@ -19,10 +19,10 @@ use super::text::carried;
 const REFERENCE: usize = 256;
 /// An attribute value longer than this is emptied if its tag is too long to keep.
 const LONG_VALUE: usize = 1024;
-/// What is kept of a comment or processing instruction: enough to know an XML declaration.
+/// The kept part of a comment or processing instruction: enough to recognize an XML declaration.
 const BEGINNING: usize = 16;
 
-/// Why bytes are not read on.
+/// Why bytes cannot be parsed further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ParseError {
     /// Not XML.
@@ -54,11 +54,11 @@ pub(crate) enum Token<'a> {
     Instruction,
     /// A comment.
     Comment,
-    /// Something that was too long to keep. Says how it ended if it was a tag.
+    /// A token that was too long to keep, and how it ended if it was a tag.
     Dropped(Option<Tail>),
 }
 
-/// How a tag ends.
+/// The end of a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tail {
     /// `>`
@@ -75,7 +75,7 @@ pub(crate) struct StartTag<'a> {
     content: &'a str,
     name: usize,
     pub(crate) tail: Tail,
-    /// Long values were emptied, because the tag was too long to keep.
+    /// Whether long values were emptied, because the tag was too long to keep.
     pub(crate) is_cut: bool,
 }
 
@@ -89,13 +89,13 @@ impl<'a> StartTag<'a> {
         Self { content, name, tail, is_cut }
     }
 
-    /// Returns the name as it is written, with its prefix.
+    /// Returns the name as written, with its prefix.
     pub(crate) fn name(&self) -> &'a str {
         &self.content[..self.name]
     }
 
-    /// Returns attributes and namespace declarations with their names as they are written and their values normalized.
-    /// With `unique`, a name that comes twice is an error.
+    /// Returns attributes and namespace declarations, with their names as written and their values normalized. With
+    /// `unique`, a repeated name is an error.
     pub(crate) fn attributes(
         &self,
         unique: bool,
@@ -115,18 +115,18 @@ impl<'a> StartTag<'a> {
     }
 }
 
-/// Which kind of markup is being read.
+/// The kind of markup that is being read.
 #[derive(Clone, Copy, Debug)]
 enum Markup {
     Tag(ElementParser),
     Comment(CommentParser),
     Instruction(PiParser),
-    /// With the last two bytes.
+    /// CDATA, with the last two bytes.
     Cdata([u8; 2]),
 }
 
 impl Markup {
-    /// Returns the kind that some bytes begin, and how many of them say so; `None` if they are too few to tell.
+    /// Returns the kind that some bytes begin, and the length of its mark; `None` if the bytes are too few to tell.
     fn of(bytes: &[u8]) -> Result<Option<(Self, usize)>, ParseError> {
         let begins = |begin: &[u8]| bytes.starts_with(begin);
         Ok(match bytes.get(1) {
@@ -152,11 +152,11 @@ impl Markup {
         })
     }
 
-    /// Returns where its last byte is.
+    /// Returns the position of its last byte.
     fn find_end(&mut self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Tag(parser) => parser.feed(bytes),
-            // This one tells where the byte behind it is.
+            // This one returns the position after it.
             Self::Comment(parser) => parser.feed(bytes).map(|end| end - 1),
             Self::Instruction(parser) => parser.feed(bytes),
             Self::Cdata(before) => {
@@ -195,11 +195,11 @@ impl Markup {
     }
 }
 
-/// How much is kept of a token that has no end yet.
+/// How much of an incomplete token is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kept {
     All,
-    /// All of it but long attribute values.
+    /// Everything except long attribute values.
     ShortValues,
     Nothing,
 }
@@ -207,22 +207,22 @@ enum Kept {
 /// Finds tokens.
 #[derive(Debug)]
 pub(crate) struct Tokenizer {
-    /// What is kept of a token that has no end yet, behind `spent` bytes that were returned.
+    /// The kept part of an incomplete token, after `spent` bytes that were returned.
     held: Vec<u8>,
     spent: usize,
     markup: Option<Markup>,
     kept: Kept,
-    /// Bytes of the token, kept or not, and the last two.
+    /// The bytes of the token, kept or not, and the last two.
     length: usize,
     last: [u8; 2],
-    /// The token is an end tag of which nothing is kept.
+    /// Whether the token is an end tag of which nothing is kept.
     is_end: bool,
-    /// How much is kept of one token.
+    /// How much of one token is kept.
     limit: usize,
 }
 
 impl Tokenizer {
-    /// Keeps about `limit` bytes of one token.
+    /// Creates a tokenizer that keeps about `limit` bytes of one token.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             held: Vec::new(),
@@ -236,13 +236,13 @@ impl Tokenizer {
         }
     }
 
-    /// Returns how many bytes have come of a token that has no end yet.
+    /// Returns the number of received bytes of an incomplete token.
     pub(crate) fn pending(&self) -> usize {
         self.length.max(self.held.len() - self.spent)
     }
 
-    /// Returns the next token and its length. It is taken off `input`, and no byte more. `None`: more is needed, and all
-    /// was taken.
+    /// Returns the next token and its length, and removes exactly its bytes from `input`. `None`: more is needed, and
+    /// all was taken.
     pub(crate) fn next<'a, 'i: 'a>(
         &'a mut self,
         input: &mut &'i [u8],
@@ -291,7 +291,7 @@ impl Tokenizer {
         if self.held.is_empty() {
             let bytes = *input;
             if let Some((mut markup, begin)) = Markup::of(bytes)? {
-                // Nearly always all of it is there and is read where it lies.
+                // Nearly always the whole token is in the input and is read in place.
                 if let Some(end) = markup.find_end(&bytes[begin..]) {
                     let (token, rest) = bytes.split_at(begin + end + 1);
                     *input = rest;
@@ -342,7 +342,7 @@ impl Tokenizer {
         }
         let is_cut = kept == Kept::ShortValues;
         if is_cut && str::from_utf8(&self.held).is_err() {
-            // Perhaps a character was cut. Its value is long, and is emptied later.
+            // A character may be cut here. Its value is long, and is emptied later.
             self.held = String::from_utf8_lossy(&self.held).into_owned().into_bytes();
             self.spent = self.held.len();
         }
@@ -375,7 +375,7 @@ impl Tokenizer {
     }
 }
 
-/// Takes long values out of a tag that may have no end yet.
+/// Removes long values from a tag that may be incomplete.
 fn empty_long_values(tag: &mut Vec<u8>) {
     let mut short = Vec::with_capacity(tag.len());
     let mut rest = tag.as_slice();
@@ -386,7 +386,7 @@ fn empty_long_values(tag: &mut Vec<u8>) {
         if end <= LONG_VALUE {
             short.extend_from_slice(&value[..end]);
         } else if end == value.len() {
-            // More of it comes, perhaps little: it must still be known as long.
+            // More of it may come, perhaps little, so its length must stay known.
             short.extend_from_slice(&[b'x'; LONG_VALUE + 1]);
         }
         // The closing quote must not be taken for an opening one.
@@ -398,7 +398,7 @@ fn empty_long_values(tag: &mut Vec<u8>) {
     *tag = short;
 }
 
-/// Keeps the last two of the bytes that have come.
+/// Keeps the last two received bytes.
 fn shift(last: &mut [u8; 2], bytes: &[u8]) {
     match bytes {
         [] => {}
@@ -407,8 +407,8 @@ fn shift(last: &mut [u8; 2], bytes: &[u8]) {
     }
 }
 
-/// Returns how much of a text without its end can be read already: not the beginning of a character, a reference or a
-/// line end.
+/// Returns how much of an incomplete text can be read already: not the beginning of a character, a reference or a line
+/// end.
 fn complete(run: &[u8]) -> Result<usize, ParseError> {
     let mut end = match str::from_utf8(run) {
         Ok(text) => text.len(),
@@ -445,7 +445,7 @@ fn characters(raw: &str) -> Result<Cow<'_, str>, ParseError> {
             return Err(BAD_REFERENCE);
         }
     }
-    // Before references are resolved: a reference to a carriage return stays one.
+    // This comes before references are resolved, so that a reference to a carriage return remains one.
     let text = match BytesText::from_escaped(raw).xml10_content() {
         Cow::Borrowed(_) => unescape(raw).map_err(|_| BAD_REFERENCE)?,
         Cow::Owned(text) => Cow::Owned(unescape(&text).map_err(|_| BAD_REFERENCE)?.into_owned()),
@@ -453,9 +453,9 @@ fn characters(raw: &str) -> Result<Cow<'_, str>, ParseError> {
     Ok(allowed(text))
 }
 
-/// Replaces what XML cannot carry, so that whatever was read can be written.
+/// Replaces characters that XML cannot carry, so that everything that was read can be written.
 fn allowed(text: Cow<'_, str>) -> Cow<'_, str> {
-    // U+FFFE and U+FFFF begin with 0xef in UTF-8. Without a way out in the middle, so that many are looked at in one step.
+    // U+FFFE and U+FFFF begin with 0xef in UTF-8. No early exit, so that the compiler can check many bytes in one step.
     if !text.bytes().fold(false, |odd, byte| odd | (byte < 0x20) | (byte == 0xef)) {
         return text;
     }
@@ -465,7 +465,7 @@ fn allowed(text: Cow<'_, str>) -> Cow<'_, str> {
     }
 }
 
-/// Returns whether XML calls it white space.
+/// Returns whether it is white space in XML.
 pub(crate) fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\n' | '\r')
 }
@@ -508,7 +508,7 @@ mod tests {
                 out.push(token);
             }
         }
-        // Text that more may follow is not asked of every cut.
+        // A text that may continue is not expected at every cut.
         out
     }
 
@@ -563,7 +563,7 @@ mod tests {
         ] {
             let got = tokens(text.as_bytes(), 1, 1 << 20);
             if text == "<!-->" {
-                assert!(got.is_empty(), "a comment goes on: {got:?}");
+                assert!(got.is_empty(), "a comment continues: {got:?}");
             } else {
                 assert_eq!(got, [error.to_string()], "{text}");
             }
@@ -598,7 +598,7 @@ mod tests {
                 assert_eq!(text, "Dropped(None)");
                 assert_eq!([empty.as_str(), open], ["Dropped(Some(Empty))", "Dropped(Some(Open))"]);
             } else {
-                assert_eq!(got.len(), 6, "what is there need not be kept");
+                assert_eq!(got.len(), 6, "a complete token need not be kept");
             }
         }
     }

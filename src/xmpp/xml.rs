@@ -1,20 +1,22 @@
-//! XML stream bytes <-> stanza elements, for every stream: the component's link, a client's connection, streams of peers.
+//! XML stream bytes <-> stanza elements, for every stream: the component's link, a client's connection, streams of
+//! peers.
 //!
-//! Anybody can have a server write unusual XML on these streams, so nothing that a conforming server passes on may end
-//! them. `tokens.rs`, on top of quick-xml, finds tags and text. Names are resolved here, as quick-xml's own
-//! resolver refuses what servers really write:
-//! - Prosody binds other prefixes, or none, to the namespace of `xml:`. That is read as what it means.
-//! - ejabberd passes on prefixes that a client declared in its own stream header only. What they meant is lost: such names
-//!   are read into namespaces of their own, [`ns::UNDECLARED`] and the prefix. A stanza with such a prefix is a stanza.
-//! - Prosody writes carriage returns, tabs and line feeds into attributes. They are spaces, as XML has it.
+//! A stranger can make a server write unusual XML on these streams, so nothing that a conforming server passes on may
+//! end them. `tokens.rs`, on top of quick-xml, finds tags and text. Names are resolved here, because quick-xml's own
+//! resolver refuses XML that servers really write:
+//! - Prosody binds other prefixes, or none, to the namespace of `xml:`. They are read as `xml:`.
+//! - ejabberd passes on prefixes that a client declared only in its own stream header. Their meaning is lost: such
+//!   names get a namespace of their own, [`ns::UNDECLARED`] and the prefix. A stanza with such a prefix counts as a
+//!   stanza.
+//! - Prosody writes carriage returns, tabs and line feeds into attributes. They are read as spaces, as XML requires.
 //!
-//! rxml, which this replaces for reading, refuses all of these; each of its errors is final, and one stanza of a stranger
-//! would cut a connection. Its types and its writer are still used. tokio-xmpp's stream cannot carry the link either: it
-//! insists on a `version` attribute that ejabberd does not send to components, ends at the first attribute of more than
-//! 8 KiB, and builds elements recursively.
+//! rxml refuses all of these, and each of its errors is final, so one stanza of a stranger would cut a connection. Only
+//! its types and its writer are used. tokio-xmpp's stream cannot carry the link either: it requires a `version`
+//! attribute that ejabberd does not send to components, ends at the first attribute of more than 8 KiB, and builds
+//! elements recursively.
 //!
-//! What is too deep, too long or too costly to keep is reported with its head, and the stream goes on; from peers without
-//! a server between, it ends the stream.
+//! An element that is too deep, too long or too costly to keep is reported with its head, and the stream continues.
+//! From a peer without a server in between, it ends the stream.
 //!
 //! Inside the program every stanza is in `jabber:client`. The namespace of a component's stream,
 //! `jabber:component:accept`, is mapped here, on the stanza and its direct children, both ways.
@@ -35,27 +37,27 @@ use super::{
     tokens::{ParseError, StartTag, Tail, Token, Tokenizer, is_space},
 };
 
-/// Bytes read at once.
+/// The bytes that are read at once.
 const BUFFER: usize = 1 << 18;
-/// A stanza in plain spelling that is longer than this is given to the parser: the longest block is shorter.
+/// A stanza in plain spelling that is longer than this goes to the parser: the longest block is shorter.
 const PLAIN: usize = 1 << 17;
-/// Most namespace declarations in force at one place.
+/// The most namespace declarations in force at one place.
 const DECLARATIONS: usize = 128;
-/// What an element or an attribute costs besides its text, bytes.
+/// The cost of an element or an attribute besides its text, in bytes.
 const NODE: usize = 64;
-/// How much more than its bytes a stanza may cost. An element inherits a namespace that was written once.
+/// How many times its bytes a stanza may cost. An element inherits a namespace that was written once.
 const EXPANSION: usize = 4;
 
-/// What is taken from a stream.
+/// The limits of a stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
     /// The namespace of its stanzas; inside the program it is [`ns::CLIENT`].
     pub(crate) namespace: &'static str,
-    /// Deepest nesting, counted from the stanza.
+    /// The deepest nesting, counted from the stanza.
     pub(crate) depth: usize,
-    /// Longest stanza, bytes.
+    /// The longest stanza, in bytes.
     pub(crate) bytes: usize,
-    /// Whether more than that, comments, processing instructions and stray text are errors.
+    /// Whether a larger stanza, comments, processing instructions and stray text are errors.
     pub(crate) strict: bool,
 }
 
@@ -67,28 +69,28 @@ impl Rules {
     pub(crate) const CLIENT: Self = Self { namespace: ns::CLIENT, ..Self::COMPONENT };
 }
 
-/// What came from the stream.
+/// A received part of the stream.
 #[derive(Debug)]
 pub enum Received {
     /// The stream header, without what follows it.
     Header(Element),
     /// A first-level element.
     Element(Element),
-    /// A first-level element that is too deep, too long or too costly: only its head is kept, without long values.
+    /// A first-level element that is too deep, too long or too costly. Only its head is kept, without long values.
     Oversized(Element),
-    /// One of which not even the head could be kept.
+    /// An element whose head could not be kept either.
     Dropped,
     /// The other side closed the stream.
     Footer,
 }
 
-/// What came, perhaps still where it lies.
+/// A received part of the stream, perhaps still in the buffer.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a view on the stack, made for each stanza")]
 pub(crate) enum Came<'a> {
     /// A stanza in plain spelling.
     Plain(Plain<'a>),
-    /// Anything.
+    /// Any part.
     Whole(Received),
 }
 
@@ -96,7 +98,7 @@ pub(crate) enum Came<'a> {
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the connection was closed{}", if *.inside { " in the middle of a stanza" } else { "" })]
 pub(crate) struct Closed {
-    /// Whether a part of a stanza had come.
+    /// Whether a part of a stanza had arrived.
     pub(crate) inside: bool,
 }
 
@@ -106,7 +108,7 @@ pub(crate) struct Closed {
 /// [`StanzaReader::read`] may be dropped and called again without loss.
 pub struct StanzaReader<R> {
     io: R,
-    /// What was read is in `start..end`.
+    /// The bytes that were read are in `start..end`.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
@@ -130,14 +132,14 @@ impl<R: AsyncRead + Unpin> StanzaReader<R> {
         Self { io, buffer: vec![0; BUFFER], start: 0, end: 0, parser: XmlParser::new(rules) }
     }
 
-    /// Returns the connection, if nothing but white space came behind what was read last.
+    /// Returns the connection, if only white space has come after the last element.
     pub(crate) fn into_io(self) -> Option<R> {
         let rest = &self.buffer[self.start..self.end];
         let is_clean = self.parser.is_between() && rest.iter().all(|byte| is_space((*byte).into()));
         is_clean.then_some(self.io)
     }
 
-    /// Returns the next thing on the stream.
+    /// Returns the next part of the stream.
     ///
     /// # Errors
     /// An I/O error; [`io::ErrorKind::UnexpectedEof`] if the connection ends without the end of the stream,
@@ -152,10 +154,10 @@ impl<R: AsyncRead + Unpin> StanzaReader<R> {
         }
     }
 
-    /// Reads what has arrived, and waits until something has.
+    /// Waits until bytes have arrived, and reads them.
     ///
     /// # Errors
-    /// As of [`StanzaReader::read`].
+    /// Those of [`StanzaReader::read`].
     ///
     /// # Cancel safety
     /// Nothing is lost.
@@ -174,10 +176,10 @@ impl<R: AsyncRead + Unpin> StanzaReader<R> {
         Ok(())
     }
 
-    /// Returns the next thing of what was read; `None` if [`StanzaReader::fill`] is needed first.
+    /// Returns the next part of the bytes that were read; `None` if [`StanzaReader::fill`] is needed first.
     ///
     /// # Errors
-    /// As of [`StanzaReader::read`].
+    /// Those of [`StanzaReader::read`].
     pub(crate) fn next(&mut self) -> io::Result<Option<Came<'_>>> {
         let Self { buffer, start, end, parser, .. } = self;
         if parser.is_between() {
@@ -222,7 +224,7 @@ impl XmlParser {
         Self { tokens: Tokenizer::new(rules.bytes), tree: Tree::new(rules) }
     }
 
-    /// Returns the next thing on the stream. It is taken off `input`, and no byte more. `None`: more is needed, and all
+    /// Returns the next part of the stream, and removes exactly its bytes from `input`. `None`: more is needed, and all
     /// was taken.
     ///
     /// # Errors
@@ -248,7 +250,7 @@ impl XmlParser {
         }
     }
 
-    /// Returns whether what comes next is a first-level element from its first byte, or white space before it.
+    /// Returns whether a first-level element, or white space before it, comes next.
     pub(crate) fn is_between(&self) -> bool {
         self.tree.is_open
             && self.tree.depth == 0
@@ -260,22 +262,22 @@ impl XmlParser {
 /// A namespace declaration in force: the depth of its element, the prefix (empty for the default), the name.
 type Declaration = (usize, String, Namespace<'static>);
 
-/// A stanza in the making.
+/// A stanza under construction.
 #[derive(Debug)]
 struct Tree {
     rules: Rules,
-    /// The stream header has come.
+    /// Whether the stream header has come.
     is_open: bool,
-    /// The end of the last start tag is still to be handled: it was an empty element.
+    /// Whether the end of the last start tag is still to be handled, because it was an empty element.
     is_empty: bool,
     declarations: Vec<Declaration>,
-    /// The names of open elements as they are written, as far as they are kept.
+    /// The names of open elements as written, as far as they are kept.
     names: Vec<String>,
     stack: Vec<Element>,
     text: String,
-    /// Open elements below the stream's.
+    /// The number of open elements below the stream's.
     depth: usize,
-    /// Of the stanza: bytes on the wire, and what it costs to keep.
+    /// The stanza's bytes on the wire, and its cost.
     bytes: usize,
     cost: usize,
     is_oversized: bool,
@@ -347,7 +349,7 @@ impl Tree {
         if tag.is_cut {
             self.too_much()?;
         }
-        // Of an oversized stanza only the head is wanted.
+        // Only the head of an oversized stanza is kept.
         if self.is_oversized && self.depth > 1 {
             return Ok(None);
         }
@@ -366,7 +368,7 @@ impl Tree {
         }
         let (prefix, local) = split(tag.name())?;
         let namespace = match self.resolve(prefix) {
-            // What a server sends as a stanza is one.
+            // Whatever a server sends as a stanza counts as one.
             None if self.depth == 1 => self.resolve("").unwrap_or(Namespace::NONE),
             None => undeclared(prefix),
             Some(namespace) => namespace,
@@ -392,7 +394,7 @@ impl Tree {
             if self.is_oversized && self.depth > 1 {
                 break;
             }
-            // The first of two with one name counts.
+            // The first of two attributes with one name counts.
             if !element.attrs().contains_key(&namespace, local) {
                 element.attrs_mut().insert(namespace, local.to_ncname(), value.into_owned());
             }
@@ -408,14 +410,14 @@ impl Tree {
         Ok(None)
     }
 
-    /// `name`: of the end tag, if there is one.
+    /// Handles the end of an element. `name` is that of the end tag, if there is one.
     fn end(&mut self, name: Option<&str>) -> Result<Option<Received>, ParseError> {
         if !self.is_open {
             return Err(ParseError::NotWellFormed("an end tag without its start"));
         }
         self.flush_text();
         let level = self.depth;
-        // Of what is not kept the names are not known.
+        // The names of elements that are not kept are not known.
         let is_kept = self.names.len() == level + 1;
         if is_kept
             && let Some(open) = self.names.pop()
@@ -465,7 +467,7 @@ impl Tree {
             }
             return Ok(());
         }
-        // Between two stanzas there may be any amount of white space, which keeps a connection alive.
+        // Between two stanzas any amount of white space is allowed; it keeps a connection alive.
         if text.chars().all(is_space) {
             return Ok(());
         }
@@ -485,7 +487,7 @@ impl Tree {
         self.text.clear();
     }
 
-    /// Returns what a prefix stands for, if that is declared.
+    /// Returns the namespace of a prefix, if it is declared.
     fn resolve(&self, prefix: &str) -> Option<Namespace<'static>> {
         match prefix {
             "xml" => return Some(Namespace::XML),
@@ -502,7 +504,7 @@ impl Tree {
         }
     }
 
-    /// Counts what a stanza takes, and stops keeping it if that is too much.
+    /// Counts the size of a stanza, and stops keeping it beyond the limits.
     fn count(&mut self, bytes: usize, cost: usize) -> Result<(), ParseError> {
         self.bytes += bytes;
         self.cost += cost;
@@ -522,7 +524,7 @@ impl Tree {
     }
 }
 
-/// Takes a name as it is written apart: the prefix, empty for none, and the local name.
+/// Splits a written name into the prefix, which may be empty, and the local name.
 fn split(name: &str) -> Result<(&str, &NcNameStr), ParseError> {
     let (prefix, local) = name.split_once(':').unwrap_or(("", name));
     let local = local.try_into().map_err(|_| ParseError::NotWellFormed("a name"))?;
@@ -532,16 +534,16 @@ fn split(name: &str) -> Result<(&str, &NcNameStr), ParseError> {
     Ok((prefix, local))
 }
 
-/// Returns the namespace that stands for a prefix without a declaration.
+/// Returns the namespace for a prefix without a declaration.
 fn undeclared(prefix: &str) -> Namespace<'static> {
     Namespace::from(format!("{}{prefix}", ns::UNDECLARED))
 }
 
-/// Writes a stanza for a component's stream, behind what is in `out`.
+/// Appends a stanza for a component's stream to `out`.
 ///
 /// # Errors
-/// If a name in it is not an XML name, or is one that servers write wrongly; `out` then has a part of it. What XML cannot
-/// carry in a text is replaced.
+/// If a name in it is not an XML name, or is one that servers write wrongly; `out` then has a part of it. Characters
+/// that XML cannot carry are replaced.
 pub fn write(element: &Element, out: &mut Vec<u8>) -> io::Result<()> {
     write_within(element, ns::COMPONENT, out)
 }
@@ -549,7 +551,7 @@ pub fn write(element: &Element, out: &mut Vec<u8>) -> io::Result<()> {
 /// Writes a stanza for a stream whose stanzas are in `namespace`.
 ///
 /// # Errors
-/// As of [`write`].
+/// Those of [`write`].
 pub(crate) fn write_within(
     element: &Element,
     namespace: &'static str,
@@ -593,7 +595,7 @@ fn write_element(
         for node in element.nodes() {
             match node {
                 Node::Element(child) => write_element(child, stream, depth + 1, encoder, out)?,
-                // Blocks of in-band bytestreams: nothing in them is to be escaped, and that is seen quickly.
+                // Blocks of in-band bytestreams need no escaping, which this check finds quickly.
                 Node::Text(text) if plain::is_plain(text.as_bytes()) => {
                     out.extend_from_slice(text.as_bytes())
                 }
@@ -606,8 +608,8 @@ fn write_element(
     encoder.encode(Item::ElementFoot, out).map_err(bad)
 }
 
-/// Undoes the references in an attribute that need not be. The id of a request comes back in its answer: it must not take
-/// more room there than it did in the request, or requests with the longest ids could not be answered.
+/// Replaces references in an attribute that are not needed. The id of a request comes back in its answer. There it must
+/// not be longer than in the request, or requests with the longest ids could not be answered.
 fn shorten(before: usize, out: &mut Vec<u8>) {
     let written =
         String::from_utf8_lossy(&out[before..]).replace("&gt;", ">").replace("&#34;", "\"");
@@ -615,16 +617,15 @@ fn shorten(before: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(written.as_bytes());
 }
 
-/// Returns whether XML keeps the namespace for itself and has no such name in it, nor has the element or attribute a
-/// meaning. Prosody writes what is in there with another prefix or none, which ends the connection of whoever reads it
-/// strictly.
+/// Returns whether XML reserves the namespace and defines no such name in it. Prosody writes such names with another
+/// prefix or none, and a strict reader ends the connection at that.
 fn is_reserved(namespace: &Namespace<'_>, attribute: Option<&NcNameStr>) -> bool {
     let is_known = |name: &NcNameStr| matches!(name.as_str(), "base" | "id" | "lang" | "space");
     *namespace == Namespace::XMLNS
         || *namespace == Namespace::XML && !attribute.is_some_and(is_known)
 }
 
-/// Returns an element with attributes; names are the program's own constants.
+/// Returns an element with attributes. The names are the program's own constants.
 pub fn element(name: &str, namespace: &str, attributes: &[(&str, &str)]) -> Element {
     let mut element = Element::bare(name, namespace);
     for (name, value) in attributes {
@@ -639,7 +640,7 @@ pub fn set(element: &mut Element, name: &str, value: &str) {
     element.attrs_mut().insert(Namespace::NONE, name, value.to_owned());
 }
 
-/// Returns the condition of a stream error, if it has one, and its text in one line (RFC 6120, 4.9).
+/// Returns the condition of a stream error, if it has one, and its text on one line (RFC 6120, 4.9).
 pub(crate) fn stream_error(error: &Element) -> (Option<&str>, String) {
     let condition = error
         .children()
@@ -686,7 +687,7 @@ mod tests {
         out
     }
 
-    /// Returns the stanzas of a stream that goes on to its end.
+    /// Returns the stanzas of a stream that continues to its end.
     async fn stanzas(text: &str) -> Vec<Element> {
         let mut got = all(&format!("{HEADER}{text}</stream:stream>")).await;
         assert!(matches!(got.pop(), Some(Received::Footer)), "{text}: {got:?}");
@@ -907,7 +908,8 @@ mod tests {
         }
     }
 
-    /// Everything on a stream as text, and how it broke, if it did; with or without the short way for plain stanzas.
+    /// Returns everything on a stream as text, and how it broke, if it did; with or without the fast path for plain
+    /// stanzas.
     async fn read_all(text: &str, piece: usize, plainly: bool) -> (Vec<String>, Option<io::Error>) {
         let mut reader = StanzaReader::new(Pieces(text.as_bytes(), piece));
         let mut out = Vec::new();
@@ -961,7 +963,7 @@ mod tests {
             prop_assert_eq!(got(run(read_all(&text, piece, false))), whole);
         }
 
-        /// Whatever is taken in plain spelling is the same to the parser.
+        /// A stanza that the fast path accepts is the same to the parser.
         #[test]
         fn plain_stanzas_are_the_same_to_the_parser(
             stanza in "<[a-z]{1,2}( (id|from|xml:lang|xmlns)=('[a-z&\t ]{0,3}'|'jabber:component:accept'))* ?(/>|>\
@@ -974,7 +976,7 @@ mod tests {
             }
         }
 
-        /// What was read is written so that it is read the same, or not at all.
+        /// An element that was read is written so that it reads the same, or not at all.
         #[test]
         fn what_is_written_is_read_the_same(
             text in "(<x:?[a-c]( (a|p:a|xml:lang|xmlns:p|xmlns)='[a-c&#13;\r\n<]{0,3}')*>?|</x:?[a-c]>|[a-c \r&;]|&#(10|13|1);){0,12}",

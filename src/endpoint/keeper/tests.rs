@@ -1,4 +1,4 @@
-//! A kept connection against a server that the test plays, with the clock in the test's hands.
+//! A kept connection against a server that the test plays, with a clock that the test controls.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,10 +20,10 @@ const OWN: &str = "bob@example.test/xtls-1";
 const MANAGED: &str = "<stream:features><sm xmlns='urn:xmpp:sm:3'/></stream:features>";
 const ENABLED: &str = "<enabled xmlns='urn:xmpp:sm:3' id='s1' resume='true' max='300'/>";
 
-/// Hands out what the test has prepared: the server's end of a connection, or a failure.
+/// Hands out the prepared outcomes: the server's end of a connection, or a failure.
 struct Script {
     attempts: Mutex<mpsc::Receiver<Result<DuplexStream, Failure>>>,
-    /// How many attempts have failed.
+    /// The number of failed attempts.
     refused: Arc<AtomicUsize>,
 }
 
@@ -62,7 +62,7 @@ impl Server {
         self.io.write_all(text.as_bytes()).await.unwrap();
     }
 
-    /// Reads until `text` has come; gives everything up to its end.
+    /// Reads until `text` has come; returns everything up to its end.
     async fn until(&mut self, text: &str) -> String {
         loop {
             if let Some(at) = self.read.find(text) {
@@ -164,7 +164,7 @@ async fn a_lost_connection_is_resumed_without_loss_and_without_a_second_time() {
     server.say("<a xmlns='urn:xmpp:sm:3' h='1'/>").await;
     server.say(&from_server("in1")).await;
     assert_eq!(connection.inbound.recv().await.unwrap().id, "in1");
-    // A stanza that has come in part only has not come.
+    // A stanza of which only a part has arrived does not count.
     server.say("<message from='a@b.c/d' id='in2'><bo").await;
     drop(server);
 
@@ -204,7 +204,7 @@ async fn a_session_that_cannot_be_resumed_is_followed_by_one_at_the_same_address
     assert!(asked.contains("<resource>xtls-1</resource>"), "{asked}");
     server.read.insert_str(0, &asked);
     server.bind(OWN).await;
-    // What comes before the stream is managed is not counted.
+    // Stanzas before the stream is managed are not counted.
     server.say(&from_server("early")).await;
     server.until("<enable ").await;
     server.say(ENABLED).await;
@@ -216,7 +216,7 @@ async fn a_session_that_cannot_be_resumed_is_followed_by_one_at_the_same_address
     server.until("h='1'/>").await;
     connection.outbound.send(message("new")).await.unwrap();
     let sent = server.until("id='new' to='a@b.c'/>").await;
-    // Nobody can know whether it has arrived: those who asked are told that they have no answer.
+    // It is unknown whether it has arrived, so its senders get an error.
     assert!(!sent.contains("id='old'"), "{sent}");
     assert_eq!(keeper.status.borrow().over, 1);
     assert_eq!(world.heard().last(), Some(&back(false)));
@@ -236,7 +236,7 @@ async fn a_server_without_stream_management_gets_a_new_session() {
     let mut status = keeper.status.clone();
     status.wait_for(|status| status.bound.is_none()).await.unwrap();
     let mut server = world.accept("<stream:features/>").await;
-    // The server still knows the old session, and another name is taken.
+    // The server still knows the old session, and another name is used.
     let asked = server.until("</iq>").await;
     let id = asked.split("id='").nth(1).unwrap().split('\'').next().unwrap();
     let conflict = format!(
@@ -260,7 +260,7 @@ async fn pauses_grow_to_a_minute_and_everything_transient_is_tried_again() {
         world.refuse(false).await;
     }
     let mut server = world.accept(MANAGED).await;
-    // The session was given up meanwhile: nobody asks to resume it.
+    // The session was given up meanwhile, so no resumption is requested.
     let asked = server.until("<bind").await;
     assert!(!asked.contains("<resume "), "{asked}");
     assert_eq!(world.refused.load(Ordering::SeqCst), 20);
@@ -306,7 +306,7 @@ async fn a_refused_password_and_a_conflict_end_it_and_say_why() {
     assert_eq!(world.heard(), []);
 }
 
-/// Whatever the server says with the end of a stream, its session is over: the same bytes must not come again and again.
+/// However the server ends the stream, the session is over: the same bytes must not come again and again.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_was_ended_or_broken_by_what_was_said_is_not_resumed() {
     for last in [
@@ -335,7 +335,7 @@ async fn a_server_that_falls_silent_or_acknowledges_nothing_is_left() {
     assert!((60..=61).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
     second.say("<resumed xmlns='urn:xmpp:sm:3' previd='s1' h='0'/>").await;
 
-    // One that goes on to say other things, and handles nothing: there is a new session.
+    // The server sends other elements and handles nothing: a new session begins.
     connection.outbound.send(message("1")).await.unwrap();
     second.until("<r xmlns='urn:xmpp:sm:3'/>").await;
     let mut status = keeper.status.clone();

@@ -12,7 +12,7 @@ const HEADER: &str = "<stream:stream xmlns='jabber:client' \
 const OWN: &str = "bob@example.test/xtls-1~x";
 const AGENT: &str = "d4565fa7-4d72-4749-b3d3-740edbf87770";
 
-/// What was stored and, as `None`, forgotten, in its order.
+/// The stored tokens in order; `None` where one was forgotten.
 #[derive(Debug, Default)]
 struct Memory(Mutex<Vec<Option<FastToken>>>);
 
@@ -43,8 +43,8 @@ const BIND: &str =
     "<bind xmlns='urn:xmpp:bind:0'><inline><feature var='urn:xmpp:sm:3'/></inline></bind>";
 const TOKENS: &str = "<fast xmlns='urn:xmpp:fast:0'><mechanism>HT-SHA-256-NONE</mechanism></fast>";
 
-/// Logs in with these features and this token, to a server that answers `answer`; gives what it was sent, what came of it,
-/// and what was stored.
+/// Logs in with these features and this token, to a server that answers `answer`. Returns what the server was sent, the
+/// result, and what was stored.
 async fn run(
     inline: &str,
     token: Option<&FastToken>,
@@ -78,7 +78,7 @@ async fn run(
         server.write_all(HEADER.as_bytes()).await.unwrap();
         let sent = until(&mut server, "</authenticate>").await;
         server.write_all(answer.as_bytes()).await.unwrap();
-        // Whoever waits for more finds the end.
+        // A reader that waits for more finds the end.
         server.shutdown().await.unwrap();
         sent
     };
@@ -143,7 +143,7 @@ async fn a_token_takes_the_passwords_place_and_a_new_one_its_own() {
     assert!(!sent.contains("<request-token"), "{sent}");
     let new = FastToken::new("HT-SHA-256-NONE", "secret-token:2", "");
     assert_eq!(stored, [Some(new)]);
-    // Where the server has no tokens, the one that there is stays unused.
+    // If the server offers no tokens, an existing one stays unused.
     let (sent, ..) = run(BIND, Some(&token()), None, &success("")).await;
     assert!(sent.contains("mechanism='PLAIN'") && !sent.contains("<fast "), "{sent}");
 }
@@ -162,7 +162,7 @@ async fn a_refused_token_is_forgotten_and_a_server_without_proof_is_not_believed
         let failure = started.err().unwrap();
         assert!(failure.of_token, "the password is tried then: {condition}");
         assert_eq!(stored, if is_forgotten { vec![None] } else { vec![] }, "{condition}");
-        // Without a token the same is the last word, or not, as ever.
+        // Without a token the result is the same as without SASL2.
         let (_, started, stored) = run(TOKENS, None, None, &refused(condition)).await;
         let failure = started.err().unwrap();
         assert_eq!((failure.of_token, failure.is_final), (false, is_forgotten), "{condition}");
@@ -181,7 +181,7 @@ async fn a_refused_token_is_forgotten_and_a_server_without_proof_is_not_believed
 
 #[tokio::test]
 async fn what_the_one_step_did_not_bring_is_asked_for_after_it() {
-    // Bound, and stream management among the features.
+    // Bound, with stream management among the features.
     let bound = success("<bound xmlns='urn:xmpp:bind:0'/>");
     let after = "<message from='a@b.c' id='early'/><stream:features><sm xmlns='urn:xmpp:sm:3'/></stream:features>\
         <enabled xmlns='urn:xmpp:sm:3' id='s1' resume='true'/>";
@@ -205,10 +205,10 @@ async fn what_the_one_step_did_not_bring_is_asked_for_after_it() {
     );
     let (_, started, _) = run(&inline, None, Some(&kept), &failed).await;
     assert!(matches!(started, Ok(Start::Bound { management: Some(_), .. })));
-    // Nobody asked for that.
+    // This was not requested.
     let (_, started, _) = run(BIND, None, None, &resumed).await;
     assert!(!matches!(started, Ok(Start::Resumed(_))));
-    // Only after the login: as ever, and no new session before that.
+    // Only after the login: as usual, and no new session before it.
     let after = "<stream:features><sm xmlns='urn:xmpp:sm:3'/></stream:features>\
         <resumed xmlns='urn:xmpp:sm:3' previd='s0' h='0'/>";
     let (sent, started, _) = run(BIND, None, Some(&kept), &(success("") + after)).await;

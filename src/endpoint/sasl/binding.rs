@@ -11,7 +11,7 @@ const EXPORTER: &str = "tls-exporter";
 const END_POINT: &str = "tls-server-end-point";
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 
-/// What a connection can be bound by.
+/// The binding data of a connection.
 #[derive(Clone, Debug, Default)]
 pub(in crate::endpoint) struct Channel {
     exporter: Option<[u8; 32]>,
@@ -21,7 +21,7 @@ pub(in crate::endpoint) struct Channel {
 impl Channel {
     /// Reads both from a connection whose handshake is done.
     pub(in crate::endpoint) fn of(connection: &rustls::ClientConnection) -> Self {
-        // Below TLS 1.3 the exporter is a binding only together with the extended master secret (RFC 9266, section 4.2).
+        // Below TLS 1.3 the exporter is a binding only with the extended master secret (RFC 9266, section 4.2).
         let is_1_3 = connection.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
         let export = || connection.export_keying_material([0; 32], EXPORTER_LABEL, Some(&[])).ok();
         let certificate = connection.peer_certificates().and_then(|chain| chain.first());
@@ -31,7 +31,7 @@ impl Channel {
         }
     }
 
-    /// Returns the best type that is among the server's, with its data.
+    /// Returns the best type that the server also supports, with its data.
     pub(super) fn choose(&self, types: &[String]) -> Option<(&'static str, &[u8])> {
         let named = |name: &str| types.iter().any(|known| known == name);
         let exporter = self.exporter.as_ref().filter(|_| named(EXPORTER));
@@ -52,7 +52,7 @@ impl Channel {
         }
     }
 
-    /// A channel for tests.
+    /// Creates a channel for tests.
     #[cfg(test)]
     pub(super) fn new(exporter: Option<[u8; 32]>, end_point: Option<Vec<u8>>) -> Self {
         Self { exporter, end_point }

@@ -1,4 +1,4 @@
-//! Authentication at the XMPP server: SCRAM (RFC 5802, RFC 7677) with channel binding, else PLAIN (RFC 4616).
+//! Authentication at the XMPP server: SCRAM (RFC 5802, RFC 7677) with channel binding, or PLAIN (RFC 4616).
 //!
 //! A state machine: the server's offer goes in, messages come out; the connection belongs to the caller.
 //!
@@ -13,9 +13,9 @@
 //! | a -PLUS mechanism and names a channel binding type that both sides have (XEP-0440) | `p=` and the type |
 //! | anything else | `n` |
 //!
-//! The flag `y`, "you do not offer it", is never sent. Prosody 13 and ejabberd 24.12 refuse it whenever they could bind the
-//! connection, also where their operator has switched the -PLUS mechanisms off. That the offer was changed on its way is
-//! found by its hash (XEP-0474).
+//! The flag `y`, "you do not offer it", is never sent. Prosody 13 and ejabberd 24.12 refuse it whenever they could bind
+//! the connection, even if their operator has switched the -PLUS mechanisms off. The offer's hash shows whether it was
+//! changed on its way (XEP-0474).
 
 use std::num::NonZeroU32;
 
@@ -30,7 +30,7 @@ mod binding;
 
 pub(super) use binding::Channel;
 
-/// Fewer iterations would give an attacker who stands in for the server a cheap guess (RFC 7677, section 4).
+/// Fewer iterations would give an attacker that poses as the server a cheap guess (RFC 7677, section 4).
 const MIN_ITERATIONS: u32 = 4096;
 /// More would let a server keep this side busy.
 const MAX_ITERATIONS: u32 = 1_000_000;
@@ -48,19 +48,19 @@ pub(super) struct Offer {
     pub(super) bindings: Option<Vec<String>>,
 }
 
-/// Why authentication cannot go on.
+/// Why authentication cannot continue.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum SaslError {
-    /// There is no mechanism that both sides have.
+    /// The server and this client have no mechanism in common.
     #[error("the server offers no login method that xtls has (it offers: {0})")]
     NoMechanism(String),
     /// A message of the server does not follow the protocol.
     #[error("the server's login message is not valid: {0}")]
     Malformed(&'static str),
-    /// The server asks for a number of iterations outside the accepted range.
+    /// The server requires a number of iterations outside the accepted range.
     #[error("the server asks for {0} iterations; expected {MIN_ITERATIONS} to {MAX_ITERATIONS}")]
     Iterations(u32),
-    /// The offer is not the one that the server has sent (XEP-0474).
+    /// The offer differs from the one that the server has sent (XEP-0474).
     #[error(
         "the server's list of login methods was changed on its way: somebody may be intercepting this connection"
     )]
@@ -127,10 +127,10 @@ pub(super) struct Exchange {
 
 enum State {
     Plain(Vec<u8>),
-    /// The message for a token; the server owes this signature.
+    /// The message for a token; the server must answer with this signature.
     Token(Vec<u8>, Vec<u8>),
     First(Scram),
-    /// The client's proof is sent; the server owes this signature.
+    /// The client's proof is sent; the server must answer with this signature.
     Final(Vec<u8>),
     Done,
 }
@@ -156,7 +156,7 @@ impl Exchange {
     /// `username` is the local part of the address. `nonce` is 18 random bytes or more.
     ///
     /// # Errors
-    /// [`SaslError::NoMechanism`] if there is none in common.
+    /// [`SaslError::NoMechanism`] if none is common.
     pub(super) fn new(
         offer: Offer,
         channel: &Channel,
@@ -225,7 +225,7 @@ impl Exchange {
     /// Returns the response to a challenge.
     ///
     /// # Errors
-    /// Any [`SaslError`] but [`SaslError::NoMechanism`]: the connection must be given up, nothing more may be sent.
+    /// Any [`SaslError`] but [`SaslError::NoMechanism`]. Close the connection then, and send nothing more.
     pub(super) fn respond(&mut self, challenge: &[u8]) -> Result<Vec<u8>, SaslError> {
         match std::mem::replace(&mut self.state, State::Done) {
             State::First(scram) => {
@@ -244,7 +244,7 @@ impl Exchange {
         }
     }
 
-    /// Looks at what came with the server's success.
+    /// Checks the data of the server's success.
     ///
     /// # Errors
     /// [`SaslError::Server`] if the server has not proved that it knows the password.
@@ -259,7 +259,7 @@ impl Exchange {
     }
 }
 
-/// Returns the best mechanism for tokens that the server offers and the connection can have.
+/// Returns the best mechanism for tokens that the server offers and the connection supports.
 pub(super) fn token_mechanism(offered: &[String], channel: &Channel) -> Option<&'static str> {
     TOKENS.into_iter().find(|name| {
         offered.iter().any(|offered| offered == name) && channel.of_token(name).is_some()
@@ -267,7 +267,7 @@ pub(super) fn token_mechanism(offered: &[String], channel: &Channel) -> Option<&
 }
 
 impl Scram {
-    /// Returns the client's final message, and the signature that the server owes.
+    /// Returns the client's final message, and the expected signature of the server.
     fn prove(
         &self,
         challenge: &[u8],
@@ -313,7 +313,7 @@ impl Scram {
     }
 }
 
-/// Compares the server's final message with the signature that it owes.
+/// Compares the server's final message with the expected signature.
 fn verify(message: &[u8], signature: &[u8]) -> Result<(), SaslError> {
     let shown = str::from_utf8(message)
         .ok()
@@ -338,8 +338,8 @@ fn fingerprint(offer: &Offer, hash: Hash) -> String {
     BASE64.encode(digest::digest(hash.digest(), text.as_bytes()))
 }
 
-/// Prepares a user name or a password (RFC 4013). A text that the profile does not allow, such as one with characters
-/// that are younger than it, stays as it is: servers keep it so.
+/// Prepares a user name or a password (RFC 4013). A text that the profile does not allow, such as one with newer
+/// characters, stays as it is, because servers keep it so.
 fn prepare(text: &str) -> std::borrow::Cow<'_, str> {
     stringprep::saslprep(text).unwrap_or(std::borrow::Cow::Borrowed(text))
 }
@@ -349,7 +349,7 @@ fn escape(name: &str) -> String {
     name.replace('=', "=3D").replace(',', "=2C")
 }
 
-/// At most a few names, for an error message.
+/// Lists at most a few names, for an error message.
 fn list(names: &[String]) -> String {
     let clean = |name: &String| -> String {
         name.chars().filter(char::is_ascii_graphic).take(40).collect()

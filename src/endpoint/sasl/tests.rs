@@ -52,7 +52,7 @@ fn the_example_of_rfc_7677() {
     let last = exchange.respond(first).unwrap();
     assert!(last.ends_with(b",p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="));
     let signature = b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=";
-    // Also where the server sends it as a challenge and nothing with its success.
+    // The same holds if the server sends it as a challenge and nothing with its success.
     assert_eq!(exchange.respond(signature), Ok(Vec::new()));
     assert_eq!(exchange.finish(b""), Ok(()));
 }
@@ -90,7 +90,7 @@ fn which_mechanism_and_which_flag() {
     let none = Channel::default();
     let end_point = Channel::new(None, Some(vec![8; 32]));
     for (mechanisms, bindings, channel, mechanism, start) in [
-        // What Prosody 13 and ejabberd 24.12 offer.
+        // The offers of Prosody 13 and ejabberd 24.12.
         (
             &["PLAIN", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-1"][..],
             Some(&["tls-exporter"][..]),
@@ -126,7 +126,7 @@ fn which_mechanism_and_which_flag() {
         (&["SCRAM-SHA-1", "SCRAM-SHA-256"][..], None, &bound(), "SCRAM-SHA-256", "n,,n="),
         (&["SCRAM-SHA-1"][..], both, &bound(), "SCRAM-SHA-1", "n,,n="),
         (&["SCRAM-SHA-1"][..], None, &none, "SCRAM-SHA-1", "n,,n="),
-        // A -PLUS mechanism that we do not have is one all the same.
+        // A -PLUS mechanism that we do not support counts too.
         (&["SCRAM-SHA-1", "SCRAM-SHA3-512-PLUS"][..], both, &bound(), "SCRAM-SHA-1", "n,,n="),
         (&["PLAIN", "X-OAUTH2"][..], None, &bound(), "PLAIN", "\0user\0pencil"),
     ] {
@@ -171,7 +171,7 @@ fn names_are_escaped_and_passwords_prepared() {
     )
     .unwrap();
     assert!(exchange.initial().starts_with(b"n,,n=a=3Db=2Cc,r="));
-    // RFC 4013, section 3, and what people type.
+    // RFC 4013, section 3, and common input.
     for (typed, prepared) in [
         ("I\u{ad}X", "IX"),
         ("user", "user"),
@@ -181,7 +181,7 @@ fn names_are_escaped_and_passwords_prepared() {
         ("\u{b5}", "\u{3bc}"),
         ("a\u{a0}b", "a b"),
         ("e\u{301}", "\u{e9}"),
-        // Not in Unicode 3.2, so the profile does not allow it: taken as typed.
+        // Not in Unicode 3.2, so the profile does not allow it: kept as typed.
         ("\u{1f511}", "\u{1f511}"),
     ] {
         assert_eq!(prepare(typed), prepared);
@@ -217,7 +217,7 @@ fn a_bad_message_of_the_server_gets_no_proof() {
     ] {
         let mut exchange = begin(offer(&["SCRAM-SHA-1"], None), &Channel::default());
         assert_eq!(exchange.respond(&challenge), Err(expected.clone()), "{challenge:?}");
-        // And no second try.
+        // No second attempt.
         assert!(exchange.respond(&challenge).is_err());
     }
 }
@@ -274,7 +274,7 @@ fn a_token_proves_both_sides_and_needs_its_channel_binding() {
         let exchange = Exchange::by_token(&token, &bound(), "user").unwrap();
         assert_eq!(exchange.finish(wrong), Err(SaslError::Server));
     }
-    // Another connection without the exporter cannot use it, and no other kind of mechanism is taken from a file.
+    // A connection without the exporter cannot use it, and a file cannot bring in another kind of mechanism.
     assert!(Exchange::by_token(&token, &Channel::new(None, Some(vec![8; 32])), "user").is_none());
     for mechanism in ["HT-SHA-256-UNIQ", "PLAIN", "X-NONE"] {
         let token = FastToken::new(mechanism, "secret-token:x", "");
