@@ -1,4 +1,4 @@
-//! Accounts of `xtls`: one directory each, readable by their owner alone.
+//! Accounts of `xtls`: one directory each, readable by its owner only.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ pub struct Account {
     pub jid: BareJid,
     /// Its password.
     pub password: String,
-    /// `host:port`, instead of what the DNS records of the JID's domain say.
+    /// `host:port`; overrides the DNS records of the JID's domain.
     pub server: Option<String>,
     /// The component to use.
     pub via: Option<BareJid>,
@@ -42,7 +42,7 @@ impl std::fmt::Debug for Account {
 /// Returns the directory of all accounts.
 ///
 /// # Errors
-/// If the environment names none.
+/// If the environment does not name one.
 pub fn home() -> Result<PathBuf, XtlsError> {
     let get = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     get("XTLS_HOME")
@@ -51,10 +51,10 @@ pub fn home() -> Result<PathBuf, XtlsError> {
         .ok_or_else(|| XtlsError::failed("no directory for accounts: set XTLS_HOME"))
 }
 
-/// Returns the directory of one account, made if it is missing.
+/// Returns the directory of one account; creates it if it is missing.
 ///
 /// # Errors
-/// If it cannot be made.
+/// If it cannot be created.
 pub fn directory(jid: &BareJid) -> Result<PathBuf, XtlsError> {
     let name: String = jid.as_str().chars().map(|c| if c == '/' { '_' } else { c }).collect();
     let dir = home()?.join(name);
@@ -66,7 +66,7 @@ pub fn directory(jid: &BareJid) -> Result<PathBuf, XtlsError> {
     Ok(dir)
 }
 
-/// Waits until no other process changes the files of an account's directory.
+/// Locks an account's directory against changes by other processes, and waits for the lock.
 ///
 /// # Errors
 /// If the directory cannot be locked.
@@ -76,7 +76,7 @@ pub(super) fn lock(dir: &Path) -> Result<Lock, XtlsError> {
 }
 
 impl Account {
-    /// Returns how to log in.
+    /// Returns the login of the account.
     pub(super) fn login(&self, common: &Common) -> Login {
         let mut login = Login::new(self.jid.clone(), self.password.clone());
         login.server.clone_from(&self.server);
@@ -109,7 +109,7 @@ impl Account {
         Ok(())
     }
 
-    /// Reads the account named, or the only one there is.
+    /// Reads the named account, or the only one that exists.
     ///
     /// # Errors
     /// Exit status 2 if none or several fit.

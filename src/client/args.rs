@@ -24,7 +24,7 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Returns what to log: warnings, or more with each `-v`.
+    /// Returns the log filter: warnings, or more with each `-v`.
     pub fn log_filter(&self) -> &'static str {
         match self.common.verbose {
             0 => "error",
@@ -36,31 +36,31 @@ impl Cli {
 
 #[derive(Args, Debug)]
 pub(super) struct Common {
-    /// Which account, if there are several
+    /// The account to use, if there are several
     #[arg(long, global = true, value_name = "JID")]
     pub(super) account: Option<BareJid>,
-    /// The component that brokers (default: the account's)
+    /// The component to use as broker (default: the account's)
     #[arg(long, global = true, value_name = "COMPONENT")]
     pub(super) via: Option<BareJid>,
-    /// No broker, even if the account has one: the JID must be full
+    /// Use no broker, even if the account has one; the JID must be full
     #[arg(long, global = true, conflicts_with = "via")]
     pub(super) direct: bool,
     /// The TLS method
     #[arg(long, global = true, default_value = "x509")]
     pub(super) method: Method,
-    /// The only transport to take on this side; where it cannot be had the session fails
+    /// The only transport to accept on this side; if it is not available, the session fails
     #[arg(long, global = true)]
     pub(super) transport: Option<TransportKind>,
-    /// The transport to offer first; the other one is taken where it cannot be had
+    /// The transport to offer first; the other one is used if it is not available
     #[arg(long, global = true, conflicts_with = "transport")]
     pub(super) prefer: Option<TransportKind>,
-    /// One JSON object a line on standard output
+    /// Write one JSON object per line to standard output
     #[arg(long, global = true)]
     pub(super) json: bool,
-    /// Only errors
+    /// Show errors only
     #[arg(short, long, global = true)]
     pub(super) quiet: bool,
-    /// More log (to standard error)
+    /// Log more (to standard error)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(super) verbose: u8,
     /// Authorities to trust for the XMPP server, PEM
@@ -69,16 +69,16 @@ pub(super) struct Common {
     /// Do not check the XMPP server's certificate
     #[arg(long, global = true)]
     pub(super) insecure_tls: bool,
-    /// Ask to compare the short authentication string before anything is sent or taken
+    /// Ask the user to compare the short authentication string before anything is sent or received
     #[arg(long, global = true)]
     pub(super) confirm_sas: bool,
-    /// For --method srp: read the shared password from the first line of a file
+    /// For --method srp: read the shared password from the first line of this file
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) srp_password_file: Option<PathBuf>,
-    /// For tests: asks the XMPP server for a sign of life after so many seconds of silence
+    /// For tests: ask the XMPP server for a sign of life after this many seconds of silence
     #[arg(long, global = true, hide = true, value_name = "SECONDS")]
     pub(super) keepalive: Option<u64>,
-    /// For tests: offers this print instead of the own key's
+    /// For tests: offer this print instead of the key's own
     #[arg(long, global = true, hide = true, value_name = "HEX")]
     pub(super) offer_print: Option<String>,
 }
@@ -87,68 +87,68 @@ pub(super) struct Common {
 pub(super) enum Command {
     /// Log in and store the account
     Login {
-        /// user@domain
+        /// The account's address, user@domain
         jid: BareJid,
-        /// The XMPP server, instead of what the DNS records of the JID's domain say
+        /// The XMPP server, instead of the one in the DNS records of the JID's domain
         #[arg(long, value_name = "HOST:PORT")]
         server: Option<String>,
-        /// Read the password from the first line of a file
+        /// Read the password from the first line of this file
         #[arg(long, value_name = "FILE")]
         password_file: Option<PathBuf>,
     },
-    /// List registered keys: one's own, or another user's
+    /// List registered keys: your own, or another user's
     Keys {
-        /// Whose
+        /// The other user
         jid: Option<BareJid>,
     },
     /// Make a key and its certificate
     Keygen {
-        /// The kind of an X.509 key: p256, which every TLS library takes, ed25519, or ml-dsa-65, which no quantum computer is
-        /// known to forge and OpenSSL before 3.5 and GnuTLS do not take
+        /// The kind of an X.509 key: p256, which every TLS library accepts; ed25519; or ml-dsa-65, which no known
+        /// quantum attack can forge, but OpenSSL before 3.5 and GnuTLS do not accept
         #[arg(long, value_name = "ALGORITHM", default_value_t, conflicts_with = "openpgp")]
         algorithm: Algorithm,
-        /// An OpenPGP key, for --method openpgp
+        /// Make an OpenPGP key, for --method openpgp
         #[arg(long)]
         openpgp: bool,
-        /// Takes over an OpenPGP secret key, such as gpg --export-secret-keys gives
+        /// Import an OpenPGP secret key, such as gpg --export-secret-keys writes
         #[arg(long, value_name = "FILE", requires = "openpgp")]
         import: Option<PathBuf>,
-        /// The version of a new OpenPGP key: 4, which all programs know, or 6 (RFC 9580)
+        /// The version of a new OpenPGP key: 4, which all programs support, or 6 (RFC 9580)
         #[arg(long, default_value = "4", value_parser = ["4", "6"])]
         key_version: String,
     },
-    /// Register the own key of the method at the component
+    /// Register your key for the method at the component
     Register {
-        /// A name for it
+        /// A name for the key
         #[arg(long, default_value = "xtls", value_parser = carried)]
         label: String,
     },
-    /// Prove to the component's registry that the own key is one's own
+    /// Prove to the component's registry that the key is yours
     Prove,
     /// Revoke a key, finally
     Revoke {
-        /// The key's id, as listed
+        /// The key's id, as `xtls keys` lists it
         #[arg(value_parser = carried)]
         id: String,
-        /// Why
+        /// The reason, for others to see
         #[arg(long, default_value = "", value_parser = carried)]
         reason: String,
     },
     /// Wait for sessions and receive files
     Listen {
-        /// Where files land
+        /// The directory for received files
         #[arg(long, default_value = ".", value_name = "DIR")]
         out: PathBuf,
-        /// Refuse files that are larger, such as 500M or 2G [default: whatever there is room for]
+        /// Refuse larger files; for example 500M or 2G [default: as large as the free space]
         #[arg(long, value_name = "SIZE", value_parser = size)]
         max_size: Option<u64>,
         /// End after one session
         #[arg(long)]
         once: bool,
-        /// Take sessions from these users only
+        /// Accept sessions from these users only
         #[arg(long, value_name = "JID", num_args = 1..)]
         accept: Vec<BareJid>,
-        /// Also take sessions that do not come through the component; the registry is asked about the peer's key all
+        /// Also accept sessions that do not come through the component; the registry is asked about the peer's key all
         /// the same
         #[arg(long)]
         accept_direct: bool,
@@ -157,50 +157,50 @@ pub(super) enum Command {
     },
     /// Send files
     Send {
-        /// To whom
+        /// The receiver
         jid: Jid,
-        /// What
+        /// The files
         #[arg(required = true)]
         files: Vec<PathBuf>,
         #[command(flatten)]
         lan: LanArgs,
     },
-    /// Join standard input and output to a peer's
+    /// Connect standard input and output to a peer's
     ///
-    /// Each direction ends by itself, and the pipe with the second. Where standard input is a terminal, or is empty, the
-    /// end of the peer's output ends the pipe. Status 0 means that everything has arrived: each side has read the
-    /// other's end. A stream that was cut is status 1.
+    /// Each direction ends by itself; the pipe ends with the second. If standard input is a terminal, or is empty, the
+    /// end of the peer's output ends the pipe. Exit status 0 means that everything has arrived: each side has read the
+    /// other's end. A stream that was cut gives status 1.
     Pipe {
-        /// To whom
+        /// The peer
         #[arg(required_unless_present = "listen")]
         jid: Option<Jid>,
         /// Wait for a peer instead
         #[arg(long, conflicts_with = "jid")]
         listen: bool,
-        /// Also take sessions that do not come through the component; the registry is asked about the peer's key all
+        /// Also accept sessions that do not come through the component; the registry is asked about the peer's key all
         /// the same
         #[arg(long, requires = "listen")]
         accept_direct: bool,
     },
     /// Chat: stanzas from end to end, each acknowledged by the other side
     Chat {
-        /// With whom
+        /// The peer
         #[arg(required_unless_present = "listen")]
         jid: Option<Jid>,
         /// Wait for a peer instead
         #[arg(long, conflicts_with = "jid")]
         listen: bool,
-        /// Take chats from these users only
+        /// Accept chats from these users only
         #[arg(long, value_name = "JID", num_args = 1.., requires = "listen")]
         accept: Vec<BareJid>,
-        /// Also take sessions that do not come through the component; the registry is asked about the peer's key all
+        /// Also accept sessions that do not come through the component; the registry is asked about the peer's key all
         /// the same
         #[arg(long, requires = "listen")]
         accept_direct: bool,
         #[command(flatten)]
         lan: LanArgs,
     },
-    /// Known peers and their keys
+    /// List and change known peers and their keys
     Trust {
         #[command(subcommand)]
         command: TrustCommand,
@@ -213,20 +213,20 @@ pub(super) enum TrustCommand {
     List,
     /// Trust this key of a peer (an OpenPGP key with --method openpgp)
     Set {
-        /// Whose
+        /// The peer
         jid: BareJid,
         /// The SHA-256 print of its certificate or of its public key, or the fingerprint of its OpenPGP key, in any form
         /// that openssl, certtool, keytool, gpg and sq print
         print: String,
     },
-    /// Forget a peer: its next key is taken on first use
+    /// Forget a peer: its next key is trusted on first use
     Forget {
-        /// Whom
+        /// The peer
         jid: BareJid,
     },
 }
 
-/// Returns a text that XML can carry.
+/// Reads the text, if XML can carry it.
 fn carried(value: &str) -> Result<String, String> {
     match text::first_not_carried(value) {
         None => Ok(value.to_owned()),
@@ -237,7 +237,7 @@ fn carried(value: &str) -> Result<String, String> {
     }
 }
 
-/// Returns a number of bytes, or with K, M, G or T of so many times 1024.
+/// Returns a number of bytes, read from a number that may end with K, M, G or T (powers of 1024).
 fn size(value: &str) -> Result<u64, String> {
     let expected = || "expected a number of bytes, such as 1048576, 500M or 2G".to_owned();
     let digits = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());

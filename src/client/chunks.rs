@@ -1,7 +1,7 @@
 //! The content of a stream between two pipes: chunks, and the end of a direction inside TLS.
 //!
-//! A TLS direction ends by its `close_notify`, and there is one for each direction only. If it says "this was all of mine",
-//! it cannot also say "I have all of yours". Here the last chunk says the first, and `close_notify` the second.
+//! A TLS direction ends with its `close_notify`, and each direction has only one. If it says "this was all of mine", it
+//! cannot also say "I have all of yours". Here the last chunk says the first, and `close_notify` the second.
 
 /// The length of a chunk's header: the number of bytes that follow, big endian, or one of [`END`] and [`KEEP`].
 pub(super) const HEADER: usize = 2;
@@ -12,7 +12,7 @@ pub(super) const MOST: usize = (1 << 14) - HEADER;
 /// The end of a direction.
 pub(super) const END: [u8; HEADER] = [0; HEADER];
 
-/// No chunk at all: a sign of life. It may come at any time, also after the end.
+/// A sign of life instead of a chunk. It may come at any time, also after the end.
 pub(super) const KEEP: [u8; HEADER] = [0xff; HEADER];
 
 /// Returns the header of a chunk with so many bytes, 1 to [`MOST`].
@@ -22,17 +22,17 @@ pub(super) fn header(bytes: usize) -> [u8; HEADER] {
     (bytes as u16).to_be_bytes()
 }
 
-/// Takes the chunks of one direction apart. It holds no content: bytes pass on as they come.
+/// Parses the chunks of one direction. It holds no content: bytes pass on as they come.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
-    /// The first byte of a header whose second one has not come.
+    /// The first byte of a header whose second byte has not come.
     half: Option<u8>,
-    /// How many bytes of the current chunk have not come.
+    /// How many bytes of the current chunk are still to come.
     left: usize,
     ended: bool,
 }
 
-/// What came next.
+/// The next part of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Piece<'a> {
     Data(&'a [u8]),
@@ -44,7 +44,7 @@ pub(super) enum Piece<'a> {
 pub(super) struct AfterEnd;
 
 impl Reader {
-    /// Returns the next piece of `bytes`, which is moved behind it; `None` if more bytes are needed.
+    /// Returns the next piece of `bytes`, and moves `bytes` behind it; `None` if more bytes are needed.
     pub(super) fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Piece<'a>>, AfterEnd> {
         while let Some((first, rest)) = bytes.split_first() {
             if self.left > 0 {
@@ -82,7 +82,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns the content of what came in these pieces, and whether it has ended.
+    /// Returns the content of these pieces, and whether it has ended.
     fn read(pieces: &[&[u8]]) -> Result<(Vec<u8>, bool), AfterEnd> {
         let (mut reader, mut content) = (Reader::default(), Vec::new());
         for piece in pieces {
@@ -135,7 +135,7 @@ mod tests {
             let bytes = written(&content, size);
             let pieces: Vec<_> = bytes.chunks(piece).collect();
             prop_assert_eq!(read(&pieces), Ok((content.clone(), true)));
-            // A part of it is a beginning of the content, and has no end.
+            // A part of the content is a beginning of it, and has no end.
             let part = &bytes[..cut.index(bytes.len())];
             let (got, ended) = read(&part.chunks(piece).collect::<Vec<_>>()).unwrap();
             prop_assert!(content.starts_with(&got) && !ended);

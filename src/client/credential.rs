@@ -1,4 +1,4 @@
-//! What `xtls` shows who its user is with: the key or the password of the method.
+//! The credential by which `xtls` proves its user's identity: the key or the password of the method.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::{
     tls::{identity::Identity, openpgp::OpenPgpKey, srp},
 };
 
-/// Returns the credential of the method that was asked for.
+/// Returns the credential of the requested method.
 pub(super) fn load(common: &Common, account: &Account) -> Result<Credential, XtlsError> {
     match common.method {
         Method::X509 => Ok(usable_identity(account)?.into()),
@@ -40,10 +40,10 @@ pub(super) fn load(common: &Common, account: &Account) -> Result<Credential, Xtl
 pub(super) fn own_identity(account: &Account) -> Result<Identity, XtlsError> {
     let dir = account::directory(&account.jid)?;
     Identity::load(&dir)?
-        .ok_or_else(|| XtlsError::usage("there is no key yet: run xtls keygen first"))
+        .ok_or_else(|| XtlsError::usage("you do not have a key yet: run xtls keygen first"))
 }
 
-/// Returns the same for a session: every peer would refuse some certificates.
+/// Returns the same for a session, unless it is one that every peer would refuse.
 fn usable_identity(account: &Account) -> Result<Identity, XtlsError> {
     let identity = own_identity(account)?;
     let dir = account::directory(&account.jid)?;
@@ -63,7 +63,7 @@ pub(super) fn own_openpgp(account: &Account) -> Result<OpenPgpKey, XtlsError> {
     })
 }
 
-/// Returns what unlocks the key; empty if it is not locked.
+/// Returns the passphrase of the key; empty if it is not locked.
 pub(super) fn passphrase(key: &OpenPgpKey) -> Result<Zeroizing<String>, XtlsError> {
     if !key.is_locked() {
         return Ok(Zeroizing::default());
@@ -74,7 +74,7 @@ pub(super) fn passphrase(key: &OpenPgpKey) -> Result<Zeroizing<String>, XtlsErro
 }
 
 /// Returns a secret from the first line of a file, the environment, or the user; never from the command line, which
-/// others can read.
+/// other users can read.
 pub(super) fn secret(
     file: Option<&Path>,
     variable: &str,
@@ -90,6 +90,6 @@ pub(super) fn secret(
         return Ok(Zeroizing::new(text));
     }
     rpassword::prompt_password(prompt()).map(Zeroizing::new).map_err(|error| {
-        XtlsError::usage(format!("the secret cannot be asked for ({error}): set {variable}"))
+        XtlsError::usage(format!("cannot ask for the secret ({error}): set {variable}"))
     })
 }

@@ -1,8 +1,8 @@
-//! What others wrote, made safe to be shown: nothing in it can control a terminal or change the order of what is read.
+//! Makes strangers' text safe to show: it cannot control a terminal or change the reading order.
 
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
-/// Text of a peer for one line of a terminal, or with `line_start` for several: what a break is followed by.
+/// Returns a peer's text for one line of a terminal, or for several lines if `line_start` gives their prefix.
 ///
 /// Control characters (C0, DEL, C1), the controls of writing direction (Unicode TR 9), separators of lines and
 /// paragraphs and tag characters are shown as `<U+XXXX>`. A tab is a space.
@@ -22,7 +22,7 @@ pub(crate) fn shown(text: &str, line_start: Option<&str>) -> String {
     out
 }
 
-/// Returns a line of JSON with what could control a terminal as escapes: the same JSON to a program.
+/// Returns a line of JSON with escapes for characters that could control a terminal; a program reads the same JSON.
 pub(crate) fn escaped_json(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
@@ -37,9 +37,9 @@ pub(crate) fn escaped_json(json: &str) -> String {
     out
 }
 
-/// Returns whether a character can control a terminal or change the order of what is read: the controls (general
-/// category Cc), the format characters (Cf: direction, tags, byte order marks) and the separators of lines and
-/// paragraphs (Zl, Zp). The two joiners, of which emoji and many scripts are made, do neither.
+/// Returns whether a character can control a terminal or change the reading order: the controls (general category Cc),
+/// the format characters (Cf: direction, tags, byte order marks) and the separators of lines and paragraphs (Zl, Zp).
+/// The two joiners, which emoji and many scripts need, do neither.
 fn is_unsafe(c: char) -> bool {
     is_control(c) && !matches!(c, '\u{200C}' | '\u{200D}')
 }
@@ -52,14 +52,14 @@ fn is_control(c: char) -> bool {
     )
 }
 
-/// Returns whether a character has no place in a name: [`is_unsafe`], or not seen at all, so that two names look the
+/// Returns whether a character does not belong into a name: [`is_unsafe`], or invisible, so that two names look the
 /// same.
 pub(super) fn is_hidden(c: char) -> bool {
     is_control(c) || is_ignorable(c)
 }
 
-/// Characters outside Cf that have the property `Default_Ignorable_Code_Point` (Unicode 16, DerivedCoreProperties.txt):
-/// fillers, variation selectors, and places kept for more of them.
+/// Returns whether a character outside Cf has the property `Default_Ignorable_Code_Point` (Unicode 16,
+/// DerivedCoreProperties.txt): fillers, variation selectors, and places reserved for more of them.
 fn is_ignorable(c: char) -> bool {
     matches!(c,
         '\u{034F}' | '\u{115F}'..='\u{1160}' | '\u{17B4}'..='\u{17B5}' | '\u{180B}'..='\u{180F}' | '\u{2065}'

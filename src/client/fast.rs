@@ -1,4 +1,4 @@
-//! The token that takes the password's place at the next login (XEP-0484), in a file of the account.
+//! The token that replaces the password at the next login (XEP-0484), in a file of the account.
 
 use std::{fs, path::PathBuf};
 
@@ -12,16 +12,16 @@ use crate::{
 /// The file, in the account's directory. It is as secret as the password beside it.
 const FILE: &str = "fast.toml";
 
-/// Keeps the token of an account, for all its programs.
+/// Stores the token of an account, for all its programs.
 #[derive(Debug)]
 pub(super) struct FastFile {
     dir: PathBuf,
 }
 
-/// What is in the file. It has no `Debug`: it holds a secret.
+/// The content of the file. It has no `Debug`, because it holds a secret.
 #[derive(Deserialize, Serialize)]
 struct Kept {
-    /// Of this installation; the server knows tokens by it.
+    /// The identifier of this installation, to which the server binds tokens.
     id: String,
     mechanism: Option<String>,
     token: Option<String>,
@@ -37,8 +37,8 @@ impl FastFile {
         toml::from_str(&fs::read_to_string(self.dir.join(FILE)).ok()?).ok()
     }
 
-    /// Changes the file under its lock, if that is still to be. A file that cannot be read is made again: there is the
-    /// password. Returns the identifier.
+    /// Changes the file under its lock, if the change still applies. A file that cannot be read is replaced, because
+    /// the password remains. Returns the identifier.
     fn change(
         &self,
         token: Option<&FastToken>,
@@ -61,7 +61,7 @@ impl FastFile {
         Some(id)
     }
 
-    /// Forgets whatever token there is: the account has another password.
+    /// Forgets any token: the account has another password.
     pub(super) fn clear(&self) {
         if self.read().is_some() {
             self.change(None, |_| true);
@@ -83,7 +83,7 @@ impl FastStore for FastFile {
 
     fn store(&self, token: &FastToken) {
         if self.change(Some(token), |_| true).is_none() {
-            tracing::warn!("the token for the next login cannot be kept");
+            tracing::warn!("could not store the token for the next login");
         }
     }
 
@@ -119,7 +119,7 @@ mod tests {
         let path = dir.path().join(FILE);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(!fs::read_to_string(&path).unwrap().contains("one"));
-        // One that was refused after another program got a new one is not that one.
+        // A refused token that another program has replaced meanwhile is not forgotten.
         file.forget(&FastToken::new("HT-SHA-256-EXPR", "one", ""));
         assert!(file.load().unwrap().1.is_some());
         file.forget(&FastToken::new("HT-SHA-256-EXPR", "two", ""));
@@ -139,7 +139,7 @@ mod tests {
             let (id, token) = file.load().unwrap();
             assert_eq!((id.len(), token), (36, None));
         }
-        // Nothing can be kept where there is no directory: the password is used.
+        // Without the directory nothing can be stored: the password is used.
         assert_eq!(FastFile::new(dir.path().join("none")).load(), None);
     }
 

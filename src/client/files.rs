@@ -1,9 +1,9 @@
-//! Files over a secured stream (XEP-0234): offered with size and SHA-256, landed whole or not at all.
+//! Files over a secured stream (XEP-0234): offered with size and SHA-256, stored whole or not at all.
 //!
-//! One file is one session: the offers stand by themselves, each file lands as soon as it is whole, and one that fails
-//! does not hold up the others. A broken transfer goes on where it stopped (XEP-0234, 5.5): the sender's offer says by
-//! `<range/>` that it can start anywhere, the receiver's answer says by its `offset` where, and the hash of the whole
-//! file says in the end whether both meant the same file.
+//! One file is one session: the offers are independent, each file is stored as soon as it is complete, and a failed one
+//! does not block the others. A broken transfer resumes where it stopped (XEP-0234, 5.5): `<range/>` in the sender's
+//! offer says that it can start anywhere, `offset` in the receiver's answer says where, and the hash of the whole file
+//! shows in the end whether both meant the same file.
 
 use std::{
     fs::{self, File},
@@ -30,14 +30,14 @@ use crate::xmpp::{ns, text::carried, xml};
 
 /// Bytes read or written at once.
 pub(super) const CHUNK: usize = 64 * 1024;
-/// The longest name that a file gets, bytes: what file systems take is 255, and ` (9999)` may be added.
+/// The longest name of a file, in bytes: file systems accept 255, and ` (9999)` may be added.
 const NAME: usize = 200;
 
-/// What a file offer says.
+/// The content of a file offer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FileOffer {
     pub(super) name: String,
-    /// Bytes.
+    /// The size in bytes.
     pub(super) size: u64,
     pub(super) sha256: Option<Vec<u8>>,
     /// Whether the sender can start anywhere in the file.
@@ -115,7 +115,7 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// Returns the range that a receiver's answer asks for; all of the file unless it says otherwise.
+    /// Returns the range in a receiver's answer; the whole file if it has none.
     pub(super) fn read(answer: Option<&Element>) -> Self {
         let range = answer
             .and_then(|description| description.get_child("file", ns::FILE_TRANSFER))
@@ -125,7 +125,7 @@ impl Range {
     }
 }
 
-/// Returns the answer to an offer: the same with the range in which the file is wanted.
+/// Returns the answer to an offer: the same with the requested range.
 pub(super) fn answer(description: &Element, offset: u64) -> Element {
     let mut answer = description.clone();
     if let Some(file) = answer.get_child_mut("file", ns::FILE_TRANSFER) {
@@ -137,15 +137,15 @@ pub(super) fn answer(description: &Element, offset: u64) -> Element {
     answer
 }
 
-/// Returns a name that stays inside its directory, looks like what it is, and that every file system takes.
+/// Returns a name that stays inside its directory, shows its real type, and is valid on every file system.
 ///
-/// Of a path only the last part counts. Gone are:
-/// - characters that are not seen or change the order of reading ([`is_hidden`]),
-/// - dots, dashes and spaces in front: hidden files, options of commands,
-/// - dots and spaces at the end, which Windows drops, so that two names would be one.
+/// Only the last part of a path counts. Removed are:
+/// - characters that are invisible or change the reading order ([`is_hidden`]),
+/// - leading dots, dashes and spaces: hidden files, options of commands,
+/// - trailing dots and spaces, which Windows drops, so that two names would be one.
 ///
-/// A name that Windows keeps for a device (`NUL`, `com1.txt`) gets a `_` in front. The length is at most [`NAME`] bytes; the
-/// extension stays if it is short. If nothing is left, the name is `file`.
+/// A name that Windows reserves for a device (`NUL`, `com1.txt`) gets a `_` in front. The length is at most [`NAME`]
+/// bytes; the extension stays if it is short. If nothing is left, the name is `file`.
 pub(super) fn safe_name(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let name: String = last.chars().filter(|c| !is_hidden(*c)).collect();
@@ -171,7 +171,7 @@ pub(super) fn safe_name(name: &str) -> String {
     }
 }
 
-/// Returns whether a name, without its extensions, is one of a device on Windows.
+/// Returns whether a name, without its extensions, is that of a device on Windows.
 fn is_device(stem: &str) -> bool {
     let stem = stem.to_ascii_uppercase();
     let numbered = ["COM", "LPT"].iter().find_map(|port| stem.strip_prefix(port));
@@ -181,24 +181,24 @@ fn is_device(stem: &str) -> bool {
         })
 }
 
-/// Bytes as lower case hex digits.
+/// Returns bytes as lower case hex digits.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What was transferred.
+/// The result of a transfer.
 #[derive(Debug)]
 pub(super) struct Done {
     /// The file's size, bytes.
     pub(super) bytes: u64,
-    /// How much of it was there before.
+    /// How many of them were there before.
     pub(super) resumed: u64,
     pub(super) seconds: f64,
     pub(super) sha256: String,
 }
 
 impl Done {
-    /// Reports a file that has arrived or left whole.
+    /// Reports a file that was received or sent completely.
     pub(super) fn report(&self, output: Output, file: &Path) {
         let file = file.display().to_string();
         let moved = self.bytes - self.resumed;
@@ -220,12 +220,12 @@ impl Done {
     }
 }
 
-/// Returns a number of bytes for people.
+/// Returns a number of bytes as text.
 pub(super) fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
-/// Seconds for people.
+/// Returns seconds as text.
 pub(super) fn duration(seconds: f64) -> String {
     if seconds < 60.0 {
         return format!("{seconds:.1} s");
@@ -233,7 +233,7 @@ pub(super) fn duration(seconds: f64) -> String {
     indicatif::HumanDuration(Duration::from_secs_f64(seconds)).to_string()
 }
 
-/// Returns a speed for people.
+/// Returns a speed as text.
 pub(super) fn speed(bytes: u64, seconds: f64) -> String {
     #[expect(
         clippy::cast_precision_loss,
@@ -245,12 +245,12 @@ pub(super) fn speed(bytes: u64, seconds: f64) -> String {
     format!("{}/s", size(rate))
 }
 
-/// Writes the range of the file to the stream, and ends that direction of it. What has arrived of it is for the caller to
-/// know and to show.
+/// Writes the range of the file to the stream, and ends that direction. The caller knows and shows how much of it has
+/// arrived.
 ///
 /// # Errors
-/// If the file cannot be read or is not as it was offered, or the stream breaks. The direction is not ended then, so that
-/// the receiver cannot take what it has for everything.
+/// If the file cannot be read or differs from the offer, or the stream breaks. The direction is not ended then, so that
+/// the receiver cannot take its part for the whole.
 pub(super) async fn send<S: AsyncWrite + Unpin>(
     stream: &mut S,
     path: &Path,
@@ -294,7 +294,7 @@ pub(super) async fn send<S: AsyncWrite + Unpin>(
     })
 }
 
-/// Waits for more from the peer: whether it has ended its direction of the stream instead.
+/// Waits for more from the peer; returns whether it has ended its direction instead.
 ///
 /// # Errors
 /// If the stream is cut.
@@ -302,12 +302,12 @@ pub(super) async fn is_over<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<
     Ok(stream.read(&mut [0]).await? == 0)
 }
 
-/// Reads a file from the stream, behind what is there of it, into a directory; it gets its name when it is whole, its hash
-/// right, and the sender's direction ended by the sender itself.
+/// Reads the rest of a file from the stream into a directory. The file gets its name when it is complete, its hash is
+/// right, and the sender itself has ended its direction.
 ///
 /// # Errors
-/// If the stream or the disk breaks: what has come is kept for another try. If the hash is another, or more comes than
-/// was announced, nothing is kept.
+/// If the stream or the disk fails; the received part is kept for another try. If the hash is wrong, or more comes than
+/// was announced; nothing is kept then.
 pub(super) async fn receive<S: AsyncRead + Unpin>(
     stream: &mut S,
     mut part: Part,
@@ -322,7 +322,8 @@ pub(super) async fn receive<S: AsyncRead + Unpin>(
     fill(stream, &mut part, offer.size, bar).await?;
     let right = |part: &Part| offer.sha256.as_ref().is_none_or(|sha256| *sha256 == part.sha256());
     if resumed > 0 && !right(&part) {
-        // A sender that knows no ranges has begun at the beginning: then as much again is under way, else its end.
+        // A sender without support for ranges starts at the beginning: then as many bytes again follow, otherwise its
+        // end.
         let size = offer.size.saturating_add(resumed);
         if fill(stream, &mut part, size, bar).await.is_ok() {
             part.drop_front(resumed)?;
@@ -436,7 +437,7 @@ mod tests {
         assert_eq!(Range::read(None), Range::default());
     }
 
-    /// A sender's file of 100 kB, and a receiver that has its first `kept` bytes, or others.
+    /// A sender's file of 100 kB, and a receiver with its first `kept` bytes, or with others.
     struct Story {
         dir: tempfile::TempDir,
         content: Vec<u8>,
@@ -468,7 +469,7 @@ mod tests {
             Part::open(&self.inbox(), &sender, &self.offer, kept).unwrap()
         }
 
-        /// The sender starts at `offset`; `None`: it goes by what is there.
+        /// Transfers the file. The sender starts at `offset`; `None`: at the requested one.
         async fn transfer(&self, offset: Option<u64>) -> Result<(Done, PathBuf), XtlsError> {
             let part = self.part();
             let range = Range { offset: offset.unwrap_or(part.len()), length: None };
@@ -476,7 +477,7 @@ mod tests {
             let (bar, path, inbox) =
                 (ProgressBar::hidden(), self.dir.path().join("letter"), self.inbox());
             let sent = async {
-                // Its end is an end of the stream.
+                // Its end is the end of the stream.
                 send(&mut a, &path, &self.offer, range, &bar).await
             };
             let (_, got) = tokio::join!(sent, receive(&mut b, part, &inbox, &self.offer, &bar));

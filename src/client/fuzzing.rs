@@ -1,4 +1,4 @@
-//! What only the fuzz targets (fuzz/src/lib.rs) call from outside: pure functions of this module's private parts.
+//! Functions for the fuzz targets (fuzz/src/lib.rs): pure functions of this module's private parts.
 
 use minidom::Element;
 
@@ -14,7 +14,7 @@ pub fn file(element: &Element) -> Option<(String, u64, Option<Vec<u8>>)> {
     super::files::FileOffer::parse(element).ok().map(|file| (file.name, file.size, file.sha256))
 }
 
-/// Reads the bytes of a chat's XML stream in pieces of a size: its first-level elements, and how it ended.
+/// Reads the bytes of a chat's XML stream in pieces of one size. Returns its first-level elements, and how it ended.
 pub fn stream(bytes: &[u8], size: usize) -> (Vec<Element>, String) {
     super::stream::read_pieces(bytes, size)
 }

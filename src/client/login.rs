@@ -1,4 +1,4 @@
-//! The commands that make an account: `login` and `keygen`.
+//! The commands that create an account: `login` and `keygen`.
 
 use std::path::Path;
 
@@ -43,7 +43,7 @@ pub(super) async fn login(
     };
     let ca_file = common.ca_file.clone().map(|file| file.canonicalize().unwrap_or(file));
     let account = Account { jid: jid.clone(), password, server, via: common.via.clone(), ca_file };
-    // It is the password that is tried here, not a token that was kept.
+    // This tests the password, not a stored token.
     let mut login = account.login(common);
     login.fast = None;
     let connection = endpoint::login(&login).await?;
@@ -53,7 +53,7 @@ pub(super) async fn login(
     Ok(())
 }
 
-/// Makes a key, unless there is one.
+/// Creates a key, unless one exists.
 pub(super) fn keygen(
     common: &Common,
     algorithm: Algorithm,
@@ -78,7 +78,7 @@ pub(super) fn keygen(
     Ok(())
 }
 
-/// Makes an OpenPGP key, or takes one over, unless there is one.
+/// Creates or imports an OpenPGP key, unless one exists.
 pub(super) fn keygen_openpgp(
     common: &Common,
     import: Option<&Path>,
@@ -100,7 +100,7 @@ pub(super) fn keygen_openpgp(
                 .map(Zeroizing::new)
                 .map_err(|error| XtlsError::usage(format!("{}: {error}", file.display())))?;
             let key = OpenPgpKey::parse(&bytes)?;
-            // It must be able to sign before it is kept.
+            // It must be able to sign before it is stored.
             key.sign(b"", &passphrase(&key)?)?;
             key
         }
@@ -116,7 +116,7 @@ pub(super) fn keygen_openpgp(
 /// Asks for the password on the terminal, without echo.
 async fn prompt(jid: &BareJid) -> Result<String, XtlsError> {
     let question = format!("Password of {jid}: ");
-    // In a thread of its own: Ctrl-C is handled while it waits, and it puts the terminal back as it was.
+    // In a thread of its own: Ctrl-C is handled while it waits, and it restores the terminal.
     let answer = tokio::task::spawn_blocking(move || rpassword::prompt_password(question)).await;
     answer.map_err(|error| XtlsError::failed(error.to_string()))?.map_err(|error| {
         XtlsError::failed(format!("no password: {error}"))

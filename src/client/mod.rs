@@ -1,4 +1,4 @@
-//! The program `xtls`: the commands of a person around [`crate::endpoint`].
+//! The program `xtls`: the user's commands around [`crate::endpoint`].
 
 pub mod account;
 mod args;
@@ -50,13 +50,14 @@ use crate::{
     xmpp::{ns, xml},
 };
 
-/// How long a stream may be silent until its end shows that it is there: the component ends streams on which nothing moves.
+/// How long a stream may be silent until its end sends a sign of life: the component ends streams on which nothing
+/// moves.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// How long queued stanzas may take to go out before the program ends.
 const FLUSH: Duration = Duration::from_millis(150);
 
-/// Which sessions of others a command takes.
+/// The kind of peers' sessions that a command accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Takes {
     /// Files.
@@ -67,7 +68,7 @@ enum Takes {
     Chats,
 }
 
-/// What a session needs to know of its user.
+/// A user's settings for sessions.
 #[derive(Debug)]
 struct Client {
     login: Login,
@@ -76,13 +77,13 @@ struct Client {
     offered: Option<Print>,
     /// The broker, if sessions go through it.
     via: Option<BareJid>,
-    /// The component, whether or not it brokers.
+    /// The component, even if it does not broker.
     component: Option<BareJid>,
     transport: Option<TransportKind>,
     prefer: Option<TransportKind>,
-    /// What is announced: a session goes to the program that announces what it is for.
+    /// The announced kind of sessions: a session goes to the program that announces it.
     takes: Takes,
-    /// Whether sessions of others are taken that do not come through the broker.
+    /// Whether peers' sessions may come past the broker.
     accept_direct: bool,
     /// Asks the user to compare the short authentication string before each session.
     confirm_sas: bool,
@@ -115,12 +116,12 @@ impl Client {
         })
     }
 
-    /// Returns the same for a listener, that may take sessions which do not come through the broker.
+    /// Returns the client for a listener that may accept sessions past the broker.
     fn accepting_direct(self, accept_direct: bool) -> Self {
         Self { accept_direct, ..self }
     }
 
-    /// Returns the same for a listener that takes these sessions.
+    /// Returns the client for a listener that accepts these sessions.
     fn taking(self, takes: Takes) -> Self {
         Self { takes, ..self }
     }
@@ -132,7 +133,7 @@ impl Client {
         Ok(connected)
     }
 
-    /// Logs in to wait for others: a connection that is lost is made again, and the user is told.
+    /// Logs in to wait for peers: reconnects after a loss, and tells the user.
     async fn connect_to_wait(&self) -> Result<(Endpoint, Incoming), XtlsError> {
         let output = self.output;
         let builder = self.builder().reconnect(move |contact| tell(output, contact));
@@ -144,7 +145,7 @@ impl Client {
     fn warn_of_the_path(&self) {
         if loses_large_packets() {
             self.output.warn(
-                "the network loses large packets without a word: smaller ones are used (a router with a smaller MTU drops ICMP)",
+                "the network silently loses large packets: smaller ones are used (a router with a smaller MTU drops ICMP)",
             );
         }
     }
@@ -178,7 +179,7 @@ impl Client {
     }
 }
 
-/// Tells the user what has become of the connection to the server.
+/// Tells the user about a change of the connection to the server.
 fn tell(output: Output, contact: &Contact) {
     match contact {
         Contact::Lost { reason } => output.event(
@@ -192,17 +193,17 @@ fn tell(output: Output, contact: &Contact) {
     }
 }
 
-/// Runs a command; gives the exit status.
+/// Runs a command; returns the exit status.
 pub async fn run(cli: Cli) -> u8 {
     let piped = matches!(cli.command, Command::Pipe { .. });
     let listens =
         matches!(cli.command, Command::Listen { .. } | Command::Pipe { listen: true, .. });
     let sends = matches!(cli.command, Command::Send { .. });
-    // A chat that is interrupted is closed, by itself.
+    // An interrupted chat closes itself.
     let chats = matches!(cli.command, Command::Chat { .. });
     let output = Output { json: cli.common.json, quiet: cli.common.quiet, piped };
     let done = tokio::select! {
-        // First, so that the signals are caught from the beginning.
+        // This comes first, so that the signals are caught from the beginning.
         biased;
         () = interrupted(), if !listens && !chats => {
             let error = XtlsError::failed("interrupted");
@@ -211,7 +212,7 @@ pub async fn run(cli: Cli) -> u8 {
         done = command(cli.common, cli.command, output) => done,
     };
     if done.is_err() {
-        // A session that was left has queued its goodbye.
+        // A session that was left has queued its session-terminate.
         tokio::time::sleep(FLUSH).await;
     }
     match done {
@@ -223,7 +224,7 @@ pub async fn run(cli: Cli) -> u8 {
     }
 }
 
-/// Waits for the user's Ctrl-C, or for whoever else wants the program to end.
+/// Waits for the user's Ctrl-C, or for another request to end the program.
 async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
     let mut signals: Vec<_> =
@@ -285,7 +286,7 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             let client = Client::load(&common, output)?.taking(Takes::Pipes);
             pipe_to(&client, &jid).await
         }
-        Command::Pipe { .. } => Err(XtlsError::usage("a JID or --listen was expected")),
+        Command::Pipe { .. } => Err(XtlsError::usage("expected a JID or --listen")),
         Command::Chat { jid: Some(jid), lan, .. } if lan.lan => {
             Lan::load(&common, lan, output)?.chat(&jid).await
         }
@@ -311,7 +312,7 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
     }
 }
 
-/// Joins standard input and output to a peer's.
+/// Connects standard input and output to a peer's.
 async fn pipe_to(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
     let (endpoint, _incoming) = client.connect().await?;
     endpoint.appear(-1).await;

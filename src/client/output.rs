@@ -1,4 +1,4 @@
-//! What `xtls` says: text for a person on standard error, or one JSON object a line on standard output.
+//! The output of `xtls`: text for a person on standard error, or one JSON object per line on standard output.
 
 use std::{
     io::{IsTerminal, Write, stderr},
@@ -29,37 +29,37 @@ pub struct XtlsError {
 }
 
 impl XtlsError {
-    /// Failed at run time.
+    /// Creates an error at run time.
     pub fn failed(text: impl Into<String>) -> Self {
         Self { code: 1, text: text.into(), hint: None }
     }
 
-    /// Failed at run time, and nobody needs to be told: only the exit status says so.
+    /// Creates an error at run time that needs no message: only the exit status shows it.
     pub fn silent() -> Self {
         Self::failed("")
     }
 
-    /// Bad usage.
+    /// Creates an error of usage.
     pub fn usage(text: impl Into<String>) -> Self {
         Self { code: 2, text: text.into(), hint: None }
     }
 
-    /// The peer cannot be reached.
+    /// Creates the error for a peer that cannot be reached.
     pub fn unreachable(text: impl Into<String>) -> Self {
         Self { code: 3, text: text.into(), hint: None }
     }
 
-    /// The peer's key could not be verified; nothing was sent.
+    /// Creates the error for a peer's key that could not be verified; nothing was sent.
     pub fn unverified(text: impl Into<String>) -> Self {
         Self { code: 4, text: text.into(), hint: None }
     }
 
-    /// The peer refused.
+    /// Creates the error for a refusal by the peer.
     pub fn refused(text: impl Into<String>) -> Self {
         Self { code: 5, text: text.into(), hint: None }
     }
 
-    /// Returns the same with what to do about it.
+    /// Returns the error with a hint about its cure.
     #[must_use]
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
@@ -131,21 +131,21 @@ impl From<IdentityError> for XtlsError {
     }
 }
 
-/// Where and how much to say.
+/// The form and the amount of output.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Output {
     /// JSON instead of text.
     pub json: bool,
-    /// Only errors.
+    /// Show errors only.
     pub quiet: bool,
-    /// Standard output carries a stream's bytes and nothing else.
+    /// Whether standard output carries a stream's bytes and nothing else.
     pub piped: bool,
 }
 
-/// All progress bars: what is said while they are there goes above them.
+/// All progress bars: other output goes above them.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Whether a person watches who can see colours (<https://no-color.org>).
+/// Whether standard error is a terminal that shows colours (<https://no-color.org>).
 static COLOURS: LazyLock<bool> = LazyLock::new(|| {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     stderr().is_terminal() && !set("NO_COLOR") && !is_dumb()
@@ -177,25 +177,25 @@ impl Colour {
     }
 }
 
-/// A line to standard error, above the progress bars.
+/// Writes a line to standard error, above the progress bars.
 ///
-/// Whatever a peer has said passes here, so it cannot control the terminal. Lines after the first are indented, so that
-/// none of them looks like a line of this program.
+/// All text of peers passes here, so it cannot control the terminal. Lines after the first are indented, so that none
+/// of them looks like a line of this program.
 fn tell(label: &str, text: &str) {
     let text = shown(text, Some("  ")).replace("\n    ", "\n  ");
-    // A reader that went away is no reason to fail.
+    // A reader that has gone away is no reason to fail.
     BARS.suspend(|| {
         let _ = writeln!(stderr(), "{label}{text}");
     });
 }
 
-/// A line to standard output, where a failure decides the exit status.
+/// Writes a line to standard output, where a failure decides the exit status.
 fn print(line: &str) {
     let _ = writeln!(Stdout, "{line}");
 }
 
 impl Output {
-    /// An event: JSON on standard output (on standard error of a pipe), or the text on standard error.
+    /// Reports an event: as JSON on standard output (on standard error of a pipe), or as text on standard error.
     pub fn event(&self, event: &Value, text: &str) {
         if self.json && self.piped {
             let _ = writeln!(stderr(), "{}", escaped_json(&event.to_string()));
@@ -206,7 +206,7 @@ impl Output {
         }
     }
 
-    /// An event that the user must know of: JSON on standard output, or a warning that is never hidden.
+    /// Reports an event that the user must see: as JSON on standard output, or as a warning that is never hidden.
     pub fn alert(&self, event: &Value, text: &str, hint: Option<String>) {
         if self.json {
             return self.event(event, "");
@@ -217,12 +217,12 @@ impl Output {
         }
     }
 
-    /// A warning, never hidden.
+    /// Shows a warning, which is never hidden.
     pub fn warn(&self, text: &str) {
         tell(&Colour::Warning.paint("warning: "), text);
     }
 
-    /// Data that was asked for.
+    /// Writes requested data.
     pub fn data(&self, value: &Value, text: &str) {
         if self.json {
             print(&escaped_json(&value.to_string()));
@@ -231,7 +231,7 @@ impl Output {
         }
     }
 
-    /// The error that a command or a part of it ends with.
+    /// Reports the error that ends a command or a part of it.
     pub fn error(&self, error: &XtlsError) {
         if error.text.is_empty() {
             return;
@@ -248,7 +248,7 @@ impl Output {
         }
     }
 
-    /// Returns whether a person watches what is under way.
+    /// Returns whether a person watches the progress.
     fn is_watched(&self) -> bool {
         !self.quiet && !self.json && stderr().is_terminal() && !is_dumb()
     }

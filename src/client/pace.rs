@@ -1,6 +1,6 @@
-//! How fast a file travels in-band, and whether that looks like the limit of an XMPP server.
+//! Measures how fast a file travels in-band, and recognizes the limit of an XMPP server.
 //!
-//! Servers as their packages ship them limit each client: everything that it sends waits, and nobody is told.
+//! Servers with their packages' defaults limit each client: its stanzas wait, and no error reports that.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -15,22 +15,22 @@ use super::{
 /// How often the bytes are counted.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How long a rate must have held before it is judged.
+/// How long a rate must have been constant before it is judged.
 const WINDOW: Duration = Duration::from_secs(20);
 
-/// Bytes from which on a file is large for a limited server: six minutes at the lowest rate.
+/// The size from which a file is large for a limited server: six minutes at the lowest rate.
 const LARGE: u64 = 1 << 20;
 
-/// Bytes on the XML stream for 100 bytes in blocks of 8,192: base64, the element, and the TLS record in it.
+/// The bytes on the XML stream for 100 bytes in blocks of 8,192: base64, the element, and the TLS record around it.
 const STANZAS: u64 = 137;
 
-/// A server's limit, as its packages ship it.
+/// A server's default limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Limit {
     server: &'static str,
     /// Bytes of XML per second.
     rate: u64,
-    /// Measured rates that look like it.
+    /// Measured rates that indicate it.
     looks: (u64, u64),
     /// Where an operator changes it.
     setting: &'static str,
@@ -58,7 +58,7 @@ const LIMITS: [Limit; 3] = [
     },
 ];
 
-/// The rate of one direction of a stream. Counts and times go in, once a limit comes out.
+/// The rate of one direction of a stream. Counts and times go in; a limit comes out once.
 #[derive(Debug, Default)]
 struct Pace {
     samples: VecDeque<(Instant, u64)>,
@@ -66,8 +66,8 @@ struct Pace {
 }
 
 impl Pace {
-    /// Takes the count of bytes so far. Gives, once, bytes per second and the limit that they look like: when the rate has
-    /// been the same in both halves of the last 20 s.
+    /// Takes the count of bytes so far. Returns, once, the bytes per second and the limit that they indicate: when the
+    /// rate has been the same in both halves of the last 20 s.
     fn count(&mut self, bytes: u64, now: Instant) -> Option<(u64, Limit)> {
         if self.told {
             return None;
@@ -97,7 +97,8 @@ impl Pace {
     }
 }
 
-/// Calls `tick` with the count of bytes, again and again, and says once if the rate looks like a server's limit. Never ends.
+/// Calls `tick` with the count of bytes repeatedly, and reports once if the rate indicates a server's limit. Never
+/// ends.
 pub(super) async fn watch(
     output: Output,
     in_band: bool,
@@ -134,7 +135,7 @@ fn slow(rate: u64, limit: Limit) -> (Value, String) {
     (event, text)
 }
 
-/// Says how long so many bytes take in-band where servers limit their clients; nothing of a small file.
+/// Tells the user how long so many bytes take in-band through servers with limits; says nothing about a small file.
 pub(super) fn forecast(output: Output, bytes: u64) {
     if let Some((event, text)) = expected(bytes) {
         output.event(&event, &text);
@@ -167,7 +168,7 @@ fn expected(bytes: u64) -> Option<(Value, String)> {
 mod tests {
     use super::*;
 
-    /// Returns what a stream says that moves a block of `block` bytes every so many milliseconds, after a burst.
+    /// Returns the result for a stream that moves a block of `block` bytes every so many milliseconds, after a burst.
     fn judged(burst: u64, block: u64, every: u64, seconds: u64) -> Option<(u64, Limit, u64)> {
         let begin = Instant::now();
         let mut pace = Pace::default();
@@ -188,11 +189,11 @@ mod tests {
     #[test]
     fn limits_as_shipped_are_known_by_their_rates() {
         for (burst, block, every, rate) in [
-            // Seen at ejabberd: 2.2 KiB/s in blocks of 8 KiB, after a burst of 20,000 bytes; its shaper varies.
+            // Measured with ejabberd: 2.2 KiB/s in blocks of 8 KiB, after a burst of 20,000 bytes; its shaper varies.
             (14_600, 8192, 3640, 3_000),
             (14_600, 4096, 1820, 3_000),
             (0, 4096, 1500, 3_000),
-            // Seen at Prosody: 7.3 kB/s; and between two of them: 17 to 22 kB/s.
+            // Measured with Prosody: 7.3 kB/s; and between two of them: 17 to 22 kB/s.
             (0, 8192, 1120, 10_000),
             (20_000, 4096, 560, 10_000),
             (0, 8192, 480, 30_000),
@@ -216,7 +217,7 @@ mod tests {
         ] {
             assert_eq!(judged(0, block, every, 120), None, "{block} every {every} ms");
         }
-        // Short, or with a pause in it: not steady.
+        // Short, or with a pause: not steady.
         assert_eq!(judged(0, 8192, 3640, 19), None);
         let (mut pace, begin) = (Pace::default(), Instant::now());
         for second in 0..20 {

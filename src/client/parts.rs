@@ -1,8 +1,7 @@
-//! Files that are under way: hidden, for their owner's eyes, and kept for a while if the transfer breaks.
+//! Partially received files: hidden, private to their owner, and kept for a while if the transfer breaks.
 //!
-//! A part is named by the hash of the whole file and by its sender, so that only the same sender's same file goes on
-//! where it stopped. It is a prefix of the file, written in order; whether it is the right one shows in the hash of
-//! the whole.
+//! A part's name combines the hash of the whole file and the sender, so that only the same sender's same file resumes.
+//! A part is a prefix of the file, written in order; the hash of the whole file shows whether it is the right one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,19 +24,19 @@ const PREFIX: &str = ".xtls-";
 const SUFFIX: &str = ".part";
 /// How long a part waits for its sender to try again.
 const AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How many parts of one sender are kept in a directory: the youngest. One sender's parts never displace another's.
+/// The most parts of one sender that a directory keeps: the youngest ones. One sender's parts never displace another's.
 const MOST: usize = 16;
 
-/// A file of which a prefix is there.
+/// A file with a prefix on the disk.
 #[derive(Debug)]
 pub(super) struct Part {
     file: NamedTempFile,
-    /// Whether it stays if the transfer breaks.
+    /// Whether it is kept if the transfer breaks.
     lasting: bool,
-    /// Bytes that are there.
+    /// The number of bytes on the disk.
     len: u64,
     hash: Sha256,
-    /// Its place among those in use, if others may take it up.
+    /// Its entry among those in use, if others may resume it.
     _claimed: Option<Claimed>,
 }
 
@@ -61,10 +60,10 @@ impl Drop for Claimed {
     }
 }
 
-/// Returns how many bytes of an offered file are there, from its sender's earlier try; 0 if they cannot be taken up.
+/// Returns how many bytes of an offered file exist from its sender's earlier try; 0 if they cannot be resumed.
 ///
-/// A file that is offered by somebody who has not proven who that is changes nothing here: nothing is opened, read or
-/// made, only the length of the part is looked at.
+/// An offer by a peer that has not proven its identity changes nothing here: only the length of the part is read, and
+/// nothing is opened or created.
 pub(super) fn kept(dir: &Path, sender: &BareJid, offer: &FileOffer) -> u64 {
     let Some(sha256) = &offer.sha256 else { return 0 };
     let path = dir.join(name(sender, sha256));
@@ -75,7 +74,7 @@ pub(super) fn kept(dir: &Path, sender: &BareJid, offer: &FileOffer) -> u64 {
     }
 }
 
-/// Returns whether a file can be nobody's but ours.
+/// Returns whether a file belongs to us alone.
 fn is_private(file: &fs::Metadata) -> bool {
     file.is_file()
         && file.nlink() == 1
@@ -84,12 +83,12 @@ fn is_private(file: &fs::Metadata) -> bool {
 }
 
 impl Part {
-    /// Takes up the first `kept` bytes of a file, which are read for their hash, or starts from the beginning.
+    /// Resumes the first `kept` bytes of a file, which are read for their hash, or starts from the beginning.
     ///
-    /// Without a hash in the offer, or if the part is in use, it has a name that is nobody's and is not kept.
+    /// Without a hash in the offer, or if the part is in use, it gets a unique name and is not kept.
     ///
     /// # Errors
-    /// As the system says; also if the part has changed since its sender was told of `kept` bytes.
+    /// The system's error; also if the part has changed since its sender was told of `kept` bytes.
     pub(super) fn open(
         dir: &Path,
         sender: &BareJid,
@@ -106,17 +105,17 @@ impl Part {
         }
         if kept > 0 {
             return Err(io::Error::other(
-                "what was kept of the file is in use: send it again later",
+                "the part that was kept is in use: send the file again later",
             ));
         }
         let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(dir)?;
-        // Otherwise another process, or another file that arrives, could sweep it away.
+        // Otherwise another process, or another arriving file, could remove it.
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         Ok(Self { file, lasting: false, len: 0, hash: Sha256::new(), _claimed: None })
     }
 
     fn read(mut file: NamedTempFile, kept: u64, claimed: Claimed) -> io::Result<Self> {
-        // Whatever goes wrong here, it is no reason to lose what is there.
+        // No failure here is a reason to lose the bytes.
         file.disable_cleanup(true);
         let mut hash = Sha256::new();
         let mut buffer = vec![0; CHUNK];
@@ -127,7 +126,7 @@ impl Part {
             let n = file.read(&mut buffer[..want])?;
             if n == 0 {
                 return Err(io::Error::other(
-                    "what was kept of the file has changed: send it again",
+                    "the part that was kept has changed: send the file again",
                 ));
             }
             hash.update(&buffer[..n]);
@@ -138,7 +137,7 @@ impl Part {
         Ok(Self { file, lasting: true, len, hash, _claimed: Some(claimed) })
     }
 
-    /// Returns how many bytes are there.
+    /// Returns its length in bytes.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
@@ -173,7 +172,7 @@ impl Part {
         self.file.seek(SeekFrom::Start(self.len)).map(|_| ())
     }
 
-    /// Returns the SHA-256 of what is there.
+    /// Returns the SHA-256 of its bytes.
     pub(super) fn sha256(&self) -> Vec<u8> {
         self.hash.clone().finalize().to_vec()
     }
@@ -183,7 +182,7 @@ impl Part {
         self.file.disable_cleanup(false);
     }
 
-    /// Gives the whole file its name, or the next free one: nothing is overwritten.
+    /// Gives the complete file its name, or the next free one: nothing is overwritten.
     pub(super) fn keep(self, dir: &Path, name: &str) -> io::Result<PathBuf> {
         let (stem, extension) = match name.rsplit_once('.') {
             Some((stem, extension)) if !stem.is_empty() => (stem, format!(".{extension}")),
@@ -209,13 +208,13 @@ impl Part {
     }
 }
 
-/// Returns the part's name: of the file's hash and of its sender.
+/// Returns the part's name, made of the file's hash and its sender.
 fn name(sender: &BareJid, sha256: &[u8]) -> String {
     let sender = hex(&Sha256::digest(sender.as_str().as_bytes())[..8]);
     format!("{PREFIX}{}-{sender}{SUFFIX}", hex(sha256))
 }
 
-/// Opens or makes a part for ourselves alone; `None` if it is in use or not ours.
+/// Opens or creates a part for ourselves alone; `None` if it is in use or not ours.
 fn claim(path: &Path) -> io::Result<Option<NamedTempFile>> {
     let opened = OpenOptions::new()
         .read(true)
@@ -227,7 +226,7 @@ fn claim(path: &Path) -> io::Result<Option<NamedTempFile>> {
         .open(path);
     let file = match opened {
         Ok(file) => file,
-        // A link, or another user's: in a directory where others write too.
+        // It is a link, or belongs to another user: the directory is shared with other writers.
         Err(error) if path.symlink_metadata().is_ok() => {
             tracing::debug!(%error, "a part is not ours");
             return Ok(None);
@@ -246,7 +245,7 @@ fn claim(path: &Path) -> io::Result<Option<NamedTempFile>> {
     Ok(Some(NamedTempFile::from_parts(file, TempPath::try_from_path(path)?)))
 }
 
-/// Removes parts that are too old, then each sender's oldest above the number that is kept; not those in use.
+/// Removes parts that are too old, then each sender's oldest beyond the limit; not those in use.
 pub(super) fn sweep(dir: &Path) {
     let mut parts: Vec<(SystemTime, String, PathBuf)> = fs::read_dir(dir)
         .into_iter()
@@ -284,7 +283,7 @@ mod tests {
         FileOffer { name: "a.txt".into(), size, sha256: Some(vec![7; 32]), ranged: true }
     }
 
-    /// Takes up whatever is there.
+    /// Opens whatever exists.
     fn open(dir: &tempfile::TempDir, sender: &BareJid, offer: &FileOffer) -> io::Result<Part> {
         Part::open(dir.path(), sender, offer, kept(dir.path(), sender, offer))
     }
@@ -341,7 +340,7 @@ mod tests {
         assert_eq!(kept(dir.path(), &sender(), &offer(10)), 0, "it is in use");
         drop(part);
         assert_eq!(kept(dir.path(), &sender(), &offer(10)), 5);
-        // Too long for the file that is offered: looked at, and left for its own file.
+        // It is too long for the offered file: it is inspected, and left for its own file.
         assert_eq!(kept(dir.path(), &sender(), &offer(4)), 0);
         assert_eq!(kept(dir.path(), &sender(), &offer(10)), 5);
     }
@@ -376,7 +375,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut named = open(&dir, &sender(), &offer(10)).unwrap();
         named.push(b"hello").unwrap();
-        // The same file once more, and one without a hash: parts that nobody else takes up.
+        // The same file again, and one without a hash: parts that nothing else resumes.
         let mut again = open(&dir, &sender(), &offer(10)).unwrap();
         again.push(b"hello").unwrap();
         let mut nameless = open(&dir, &sender(), &FileOffer { sha256: None, ..offer(10) }).unwrap();

@@ -16,9 +16,9 @@ use crate::{
     print::{Method, Print},
 };
 
-/// Tells the user what the registry says of a peer's key, and knows the key again.
+/// Tells the user what the registry says of a peer's key, and recognizes the key again.
 ///
-/// What a verdict means is the session's to say: it has refused a key that the registry warns of before this is asked.
+/// The session decides what a verdict means: it refuses a key that the registry warns of before it asks this policy.
 #[derive(Debug)]
 pub(super) struct Peers {
     pub(super) dir: PathBuf,
@@ -46,7 +46,7 @@ impl Policy for Peers {
 
     fn shown(&self, shown: &Shown<'_>) -> Result<Known, Error> {
         let Shown { peer, print, standing, .. } = shown;
-        // A first key is kept when the user has been told of it.
+        // A first key is stored once the user has been told of it.
         let forms = Print::forms(shown.method, print, shown.certificate);
         let known = match Trust::load(&self.dir)?.check_forms(peer, shown.method, print, &forms)? {
             Known::First => shown.first_use()?,

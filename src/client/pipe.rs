@@ -22,11 +22,11 @@ use crate::{
     stdout,
 };
 
-/// How long nothing may come from a peer that is no pipe of ours until a caller without input ends its direction: such a
-/// peer may wait for that end, and says nothing until it comes.
+/// How long a peer that is not one of our pipes may send nothing until a caller without input ends its direction. Such
+/// a peer may wait for that end and stay silent until it comes.
 const GIVES_WAY: Duration = Duration::from_secs(5);
 
-/// How long the peer may take to read our last word.
+/// How long the peer may take to read our last bytes.
 const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// The side of a pipe: the one that called, or the one that waited for the call.
@@ -36,7 +36,7 @@ pub(super) enum Side {
     Listens,
 }
 
-/// What a pipe joins to the stream.
+/// The local input and output of a pipe.
 struct Local<I, O> {
     input: I,
     /// Whether a person sits at the input.
@@ -49,21 +49,21 @@ struct Local<I, O> {
 enum Joined {
     /// Each side ended its direction, the peer after our last byte.
     Whole,
-    /// The peer ended its direction before our last byte: it has not confirmed that one.
+    /// The peer ended its direction before our last byte, so it has not confirmed that byte.
     Unconfirmed,
-    /// Nobody reads standard output any more.
+    /// The reader of standard output is gone.
     Unread {
-        /// Whether the peer has confirmed all that was said, or nothing was.
+        /// Whether the peer has confirmed everything that was sent, or nothing was sent.
         confirmed: bool,
     },
 }
 
-/// Joins standard input and output to the stream, and ends the session.
+/// Connects standard input and output to the stream, and ends the session.
 ///
 /// # Errors
-/// If either direction was cut, or the peer has not confirmed that it has everything; without a word if that is because
-/// nobody reads standard output any more. What the peer or anybody between says outside TLS, such as the end of the session,
-/// confirms nothing.
+/// If either direction was cut, or the peer has not confirmed that it has everything. There is no message if the reader
+/// of standard output is gone. Statements outside TLS, such as the end of the session, confirm nothing, whether the
+/// peer or a third party makes them.
 pub(super) async fn run(
     mut session: Session,
     mut stream: SecureStream,
@@ -77,7 +77,7 @@ pub(super) async fn run(
     match session.during(join(&mut stream, side, local)).await {
         Ok(Joined::Whole) => {
             if stream.is_chunked() {
-                // The end of the session must not overtake our last word on its way to the peer.
+                // The end of the session must not overtake our last bytes on their way to the peer.
                 tokio::select! {
                     Ok(()) = session.terminated() => {}
                     _ = timeout(LAST_WORD, stream.finish()) => {}
@@ -86,7 +86,7 @@ pub(super) async fn run(
             session.terminate("success", "").await;
         }
         Ok(Joined::Unconfirmed) => {
-            // It may still be reading.
+            // The peer may still be reading.
             let ended = session.confirmed().await;
             let peer = session.peer();
             let why = ended.err().map(|error| format!(": {error}")).unwrap_or_default();
@@ -95,7 +95,7 @@ pub(super) async fn run(
             )));
         }
         Ok(Joined::Unread { confirmed }) => {
-            session.terminate("cancel", "nobody reads the pipe's output any more").await;
+            session.terminate("cancel", "the reader of the pipe's output is gone").await;
             if !confirmed {
                 return Err(XtlsError::silent());
             }
@@ -110,11 +110,10 @@ pub(super) async fn run(
 
 /// Carries each direction to its own end.
 ///
-/// Between two pipes the content is in [`chunks`], whatever either side says and whenever it ends: each side sends its
-/// `close_notify` when it has said everything and has passed on everything that the peer has said, so the peer's is the
-/// proof that all has arrived. With another program the content is raw. Then the peer's `close_notify` is taken for that
-/// proof if it comes after our last byte, and a side without input holds back its own until the peer has ended, for the
-/// peer to be able to do the same.
+/// Between two pipes the content is in [`chunks`]. Each side sends its `close_notify` when it has sent everything and
+/// has passed on everything that the peer has sent. So the peer's `close_notify` proves that everything has arrived.
+/// With another program the content is raw. Then the peer's `close_notify` counts as that proof if it comes after our
+/// last byte. A side without input holds its own back until the peer has ended, so that the peer can do the same.
 ///
 /// If the input is a terminal, the end of the peer's direction ends ours.
 async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
@@ -126,11 +125,11 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
     let (peer, progress) = (stream.peer().clone(), stream.progress());
     let chunked = stream.is_chunked();
     let (mut read, mut write) = split(stream);
-    // Whether the peer has said everything.
+    // Whether the peer has sent everything.
     let (tell, mut told) = watch::channel(false);
     let received = AtomicU64::new(0);
     let (ended, confirmed) = (AtomicBool::new(false), AtomicBool::new(false));
-    // Whether anything of ours was sent, or begun to be.
+    // Whether any of our bytes was sent, or begun to be.
     let said = AtomicBool::new(false);
     let broke =
         |error: io::Error| XtlsError::failed(format!("the stream to {peer} broke: {error}"));
@@ -218,7 +217,7 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
                             &[]
                         }
                     };
-                    // Headers are not the application's.
+                    // Headers do not belong to the application.
                     progress.discount(before - rest.len() - data.len());
                     received.fetch_add(data.len() as u64, Ordering::Relaxed);
                     output.write_all(data).await?;
@@ -243,7 +242,7 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
                 )));
             }
             if n == 0 {
-                // What is sent from now on takes it back.
+                // Sending more from now on revokes it.
                 confirmed.store(!chunked || ended.load(Ordering::Relaxed), Ordering::Relaxed);
             }
             if over {
@@ -254,7 +253,7 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
             }
         }
     };
-    // What was written goes out before anything is read: an answer to it never seems to come before it.
+    // Written bytes go out before anything is read, so that an answer to them never seems to precede them.
     match tokio::try_join!(biased; outgoing, incoming) {
         Ok(_) if confirmed.load(Ordering::Relaxed) => Ok(Joined::Whole),
         Ok(_) => Ok(Joined::Unconfirmed),
@@ -266,7 +265,7 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
     }
 }
 
-/// Waits until the peer has said everything.
+/// Waits until the peer has sent everything.
 async fn everything(told: &mut watch::Receiver<bool>) {
     // An error of the other direction ends both.
     let _ = told.wait_for(|told| *told).await;

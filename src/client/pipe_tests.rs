@@ -15,17 +15,17 @@ use tokio::{
 use super::*;
 use crate::endpoint::{CHUNKS, testing};
 
-/// How long nobody says anything until the one between does what it waits with. A wrong guess weakens an attack only.
+/// How long both sides must be silent until the attacker releases what it holds. A wrong guess only weakens an attack.
 const SILENCE: Duration = Duration::from_millis(30);
 
-/// What somebody between the two does to the TLS records.
+/// The attacker's treatment of the TLS records.
 #[derive(Clone, Copy, Debug)]
 struct Attack {
-    /// Whose records are thrown away: 0 is the caller, 1 the listener.
+    /// The side whose records are discarded: 0 is the caller, 1 the listener.
     cuts: usize,
-    /// After how many of them that passed.
+    /// The number of them that pass first.
     after: usize,
-    /// Whether those of the other side are kept back until both sides wait.
+    /// Whether those of the other side are held until both sides wait.
     holds: bool,
 }
 
@@ -36,7 +36,7 @@ async fn connected() -> [TcpStream; 2] {
     [a.unwrap(), b.unwrap().0]
 }
 
-/// Reads TLS records; an empty one for the end.
+/// Reads TLS records; sends an empty one for the end.
 async fn records(side: usize, mut read: OwnedReadHalf, to: mpsc::Sender<(usize, Vec<u8>)>) {
     loop {
         let mut record = vec![0; 5];
@@ -56,7 +56,7 @@ async fn records(side: usize, mut read: OwnedReadHalf, to: mpsc::Sender<(usize, 
     }
 }
 
-/// Stands between two connections; attacks from when it is told to.
+/// Relays between two connections; attacks once it is told to.
 async fn between(sides: [TcpStream; 2], attack: Option<Attack>, armed: Arc<AtomicBool>) {
     let (send, mut recv) = mpsc::channel(1);
     let mut writers = Vec::new();
@@ -67,7 +67,7 @@ async fn between(sides: [TcpStream; 2], attack: Option<Attack>, armed: Arc<Atomi
     }
     drop(send);
     async fn pass(to: &mut OwnedWriteHalf, record: &[u8]) {
-        // The one that is written to may have gone.
+        // The receiving side may have gone.
         let _ = if record.is_empty() { to.shutdown().await } else { to.write_all(record).await };
     }
     let (mut passed, mut kept, mut released) = (0, Vec::<Vec<u8>>::new(), false);
@@ -90,7 +90,7 @@ async fn between(sides: [TcpStream; 2], attack: Option<Attack>, armed: Arc<Atomi
                     }
                     continue;
                 }
-                // Whoever still waits has been cut off.
+                // A side that still waits has been cut off.
                 _ => return,
             },
         };
@@ -121,7 +121,7 @@ async fn one(mut stream: SecureStream, side: Side, says: &[u8]) -> Ended {
     (joined, output)
 }
 
-/// Two pipes with somebody between them.
+/// Returns two pipes with an attacker between them.
 async fn two(says: [&[u8]; 2], attack: Option<Attack>) -> [Ended; 2] {
     let ([a, near], [far, b]) = (connected().await, connected().await);
     let armed = Arc::<AtomicBool>::default();
@@ -152,8 +152,8 @@ async fn both_sides_say_that_all_went_well_if_it_did() {
     }
 }
 
-/// Wherever the stream is cut, whoever talks, and however long the rest is kept back: no side says that all went well
-/// unless everything has arrived, both ways.
+/// Wherever the stream is cut, whichever side talks, and however long the rest is held: no side reports success unless
+/// everything has arrived, both ways.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_between_can_make_a_cut_stream_look_whole() {
     for lengths in CASES {
@@ -179,7 +179,7 @@ async fn nobody_between_can_make_a_cut_stream_look_whole() {
     }
 }
 
-/// The end of a caller's content and its close_notify are two things: the answer may take its time.
+/// The end of a caller's content and its close_notify are separate: the answer may take its time.
 #[tokio::test]
 async fn a_direction_ends_alone() {
     let [alice, bob] = testing::secured(connected().await, [Some(CHUNKS); 2]).await;
@@ -201,7 +201,7 @@ async fn a_direction_ends_alone() {
     assert_eq!(got, b"question");
 }
 
-/// At a terminal nobody need press Ctrl-D when the peer has said everything.
+/// At a terminal, Ctrl-D is not needed when the peer has sent everything.
 #[tokio::test]
 async fn the_peers_end_ends_the_pipe_of_a_person() {
     for protocol in [Some(CHUNKS), None] {
@@ -239,7 +239,7 @@ async fn an_end_with_a_sign_of_life_behind_it_is_an_end() {
     assert_eq!((joined, got), (Ok(Joined::Whole), chunks::END.to_vec()));
 }
 
-/// Whoever closes our output early is told nothing, but the status tells whether the peer may lack something.
+/// A program that closes our output early gets no message, but the status shows whether the peer may lack something.
 #[tokio::test]
 async fn a_closed_output_confirms_nothing_that_was_said() {
     for (says, confirmed) in [(&b""[..], true), (b"hello", false)] {
@@ -288,7 +288,7 @@ async fn a_close_before_the_end_of_the_content_or_more_after_it_is_an_error() {
     }
 }
 
-/// With a program that is no pipe of ours: its close_notify counts if it comes after our last byte.
+/// With a program that is not one of our pipes, its close_notify counts if it comes after our last byte.
 #[tokio::test]
 async fn another_program_confirms_by_its_close_notify_after_the_last_byte() {
     let [alice, mut other] = testing::secured(connected().await, [Some(CHUNKS), None]).await;
@@ -302,7 +302,7 @@ async fn another_program_confirms_by_its_close_notify_after_the_last_byte() {
     let ((joined, _), got) = tokio::join!(one(alice, Side::Calls, b"hello"), reads);
     assert_eq!((joined, &got[..]), (Ok(Joined::Whole), &b"hello"[..]));
 
-    // One that closes first has confirmed nothing.
+    // A side that closes first has confirmed nothing.
     let [alice, mut other] = testing::secured(connected().await, [Some(CHUNKS), None]).await;
     let (mut keyboard, input) = tokio::io::duplex(100);
     let progress = alice.progress();
@@ -326,7 +326,8 @@ async fn another_program_confirms_by_its_close_notify_after_the_last_byte() {
     assert_eq!((joined, &seen[..]), (Ok(Joined::Unconfirmed), &b"more"[..]));
 }
 
-/// The component ends streams on which nothing moves: a quiet pipe is none of them, also after it has ended its direction.
+/// The component ends streams on which nothing moves; a quiet pipe is not one of them, even after it has ended its
+/// direction.
 #[tokio::test]
 async fn a_quiet_pipe_shows_that_it_is_there() {
     for (ends, expected) in [(false, [0xff; 6]), (true, [0, 0, 0xff, 0xff, 0xff, 0xff])] {

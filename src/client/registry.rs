@@ -1,4 +1,4 @@
-//! The commands that ask a component's registry: `keys`, `register`, `prove`, `revoke`.
+//! The commands that use a component's registry: `keys`, `register`, `prove`, `revoke`.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jid::{BareJid, Jid};
@@ -20,7 +20,7 @@ use crate::{
     xmpp::{ns, xml},
 };
 
-/// The registry of a component, to be asked.
+/// A client of a component's registry.
 struct Registry {
     endpoint: Endpoint,
     component: BareJid,
@@ -32,7 +32,7 @@ impl Registry {
         let component = common.via.clone().or_else(|| account.via.clone());
         let component = component
             .ok_or_else(|| XtlsError::usage("name the component with --via (or at xtls login)"))?;
-        // No session is made here, so any identity will do.
+        // No session is set up here, so any identity will do.
         let identity = Identity::generate(&account.jid)?;
         let login = account.login(common);
         let (endpoint, _) =
@@ -40,7 +40,7 @@ impl Registry {
         Ok(Self { endpoint, component })
     }
 
-    /// Asks; an answer that comes in pages is read to its end.
+    /// Sends a request, and reads an answer in pages to its end.
     async fn ask(&self, type_: &str, payload: Element) -> Result<Option<Element>, XtlsError> {
         let to = Jid::from(self.component.clone());
         Ok(match type_ {
@@ -50,7 +50,7 @@ impl Registry {
     }
 }
 
-/// Asks the registry and shows the keys in its answer.
+/// Sends a request to the registry and shows the keys in its answer.
 pub(super) async fn registry(
     common: &Common,
     type_: &str,
@@ -64,7 +64,7 @@ pub(super) async fn registry(
     Ok(())
 }
 
-/// Registers the own key, if it is not, and proves it by a signature over the registry's challenge.
+/// Registers the user's key, if necessary, and proves it by a signature over the registry's challenge.
 pub(super) async fn prove(common: &Common, output: Output) -> Result<(), XtlsError> {
     let account = Account::load(common.account.as_ref())?;
     let own = OwnKey::load(common.method, &account)?;
@@ -79,7 +79,7 @@ pub(super) async fn prove(common: &Common, output: Output) -> Result<(), XtlsErr
             .await?
             .and_then(|challenge| STANDARD.decode(challenge.attr("nonce")?).ok())
             .and_then(|nonce| Nonce::try_from(nonce).ok())
-            .ok_or_else(|| XtlsError::failed("the registry's challenge is none"))?;
+            .ok_or_else(|| XtlsError::failed("the registry's challenge is not valid"))?;
         let owner = registry.endpoint.jid().to_bare();
         let message = proof::message(&registry.component, &owner, &nonce);
         let signature = own.sign(&message)?;
@@ -95,7 +95,7 @@ pub(super) async fn prove(common: &Common, output: Output) -> Result<(), XtlsErr
     Ok(())
 }
 
-/// The user's key of a method, to be registered and proven.
+/// The user's key for a method, to be registered and proven.
 #[derive(Debug)]
 pub(super) enum OwnKey {
     X509(Identity),
@@ -174,7 +174,7 @@ fn show_keys(payload: Option<Element>, output: Output) {
                 lines.concat()
             ),
         );
-        // What the registry wants its user to know of a key that was added.
+        // The registry's note to the user about an added key.
         if let Some(note) = key.get_child("note", ns::KEYS) {
             output.warn(&shown(&note.text(), None));
         }

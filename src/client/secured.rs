@@ -1,5 +1,5 @@
-//! The moment between handshake and content: the user is told with whom and how the stream is secured, may compare the
-//! short authentication string, and the peer's first key is kept.
+//! The step between handshake and content: tells the user who the peer is and how the stream is secured, offers to
+//! compare the short authentication string, and stores the peer's first key.
 
 use std::{
     fs::{File, OpenOptions},
@@ -25,7 +25,7 @@ use crate::{
 };
 
 impl Client {
-    /// To be called before a byte of the application is sent or taken.
+    /// Runs the step. Call it before a byte of the application is sent or received.
     ///
     /// # Errors
     /// Exit status 4 if the user does not confirm the short authentication string; the peer has been told then.
@@ -42,7 +42,8 @@ impl Client {
         done
     }
 
-    /// Says when the stream begins to wait for a silent client, and when it goes on, for as long as there is a session.
+    /// Reports when the stream begins to wait for a silent client, and when it continues, for as long as the session
+    /// lasts.
     fn tell_waiting(&self, session: &Session) {
         let (output, peer) = (self.output, session.peer().clone());
         let mut waiting = session.waiting();
@@ -50,7 +51,7 @@ impl Client {
             while waiting.changed().await.is_ok() {
                 let (event, text) = match *waiting.borrow_and_update() {
                     None => {
-                        (json!({"event": "moving", "peer": peer}), "the stream goes on".to_owned())
+                        (json!({"event": "moving", "peer": peer}), "the stream continues".to_owned())
                     }
                     Some(Waiting { peer: of_peer, limit, .. }) => {
                         let whom = if of_peer { peer.as_str() } else { "this side" };
@@ -92,7 +93,7 @@ impl Client {
             }
         }
         if first && learned.method != Method::Srp {
-            // Another session may have been quicker, with another key.
+            // Another session may have been faster, with another key.
             Trust::load(&self.dir)?.keep(&learned.peer, learned.method, &learned.print)?;
         }
         Ok(())
@@ -136,40 +137,40 @@ impl Client {
     }
 }
 
-/// Returns what the user is told of the short authentication string.
+/// Returns the text about the short authentication string.
 pub(super) fn comparison(sas: &str, initiator: &BareJid) -> String {
     format!(
         "\n  {sas} is what you both see if nobody is between you (session started by {initiator})"
     )
 }
 
-/// The most bytes of an answer that are looked at.
+/// The most bytes of an answer that are read.
 const LONGEST: usize = 4096;
 
-/// Held while the terminal belongs to a question.
+/// Held while a question owns the terminal.
 static TERMINAL: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
 
-/// Has the user say whether the peer sees the same short authentication string. One question is asked at a time.
+/// Asks the user whether the peer sees the same short authentication string. Asks one question at a time.
 ///
 /// # Errors
-/// Exit status 4 if it does not, or if there is no terminal to ask at.
+/// Exit status 4 if the answer is no, or if there is no terminal.
 ///
 /// # Cancel safety
-/// Dropping the future ends the question: what is typed from then on is for another one.
+/// Dropping the future ends the question: later input belongs to the next one.
 pub(super) async fn confirm(peer: &BareJid, sas: &str) -> Result<(), XtlsError> {
     let question = format!("Does {peer} see {sas}? [y/N] ");
     let turn = Arc::clone(&TERMINAL).lock_owned().await;
     let (over, _until_dropped) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
     let asked = tokio::task::spawn_blocking(move || {
-        // The next question waits until this one reads no more.
+        // The next question waits until this one has stopped reading.
         let _turn = turn;
         ask(&question, over)
     });
     asked.await.map_err(|error| XtlsError::failed(error.to_string()))?
 }
 
-/// Asks the person at the terminal, wherever standard input and output go, until the other end of `over` is closed. What
-/// was typed before is no answer.
+/// Asks at the terminal, wherever standard input and output go, until the other end of `over` is closed. Earlier input
+/// does not count as an answer.
 fn ask(question: &str, over: impl AsFd) -> Result<(), XtlsError> {
     let answer = || -> io::Result<Option<String>> {
         let mut terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
@@ -193,7 +194,7 @@ fn ask(question: &str, over: impl AsFd) -> Result<(), XtlsError> {
     }
 }
 
-/// Reads a line of a terminal; `None`, with nothing read, as soon as the other end of `over` is closed.
+/// Reads a line of a terminal; returns `None`, with nothing read, as soon as the other end of `over` is closed.
 fn read_line(mut terminal: &File, over: impl AsFd) -> io::Result<Option<String>> {
     let mut line = Vec::new();
     loop {
@@ -206,7 +207,7 @@ fn read_line(mut terminal: &File, over: impl AsFd) -> io::Result<Option<String>>
         if !ready[0].revents().is_empty() {
             return Ok(None);
         }
-        // A terminal in its usual mode gives whole lines.
+        // A terminal in its usual mode delivers whole lines.
         let mut bytes = [0; 256];
         let read = terminal.read(&mut bytes)?;
         line.extend_from_slice(&bytes[..read]);
@@ -251,12 +252,12 @@ mod tests {
         };
         drop(open);
         assert_eq!(asked.join().unwrap(), None);
-        // One that is over before it is read, too.
+        // Also a question that is over before it is read.
         let (over, open) = question();
         drop(open);
         keyboard.write_all(b"y\n").unwrap();
         assert_eq!(read_line(&program, over).unwrap(), None);
-        // The answer is still there for the question that it is meant for.
+        // The answer remains for the question that it belongs to.
         let (over, _open) = question();
         assert_eq!(read_line(&program, over).unwrap().as_deref(), Some("y\n"));
     }

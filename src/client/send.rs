@@ -1,5 +1,5 @@
-//! The command `send`: files, one session each (XEP-0234 allows several contents in one session as well; so each
-//! stands for itself).
+//! The command `send`: files, one session each. XEP-0234 allows several contents in one session, but separate sessions
+//! are independent.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,13 +17,13 @@ use super::{
 };
 use crate::endpoint::{Application, Endpoint, TransportKind};
 
-/// Sends files to a peer, one after the other. One that fails does not hold up the others, unless they would fail for
-/// the same reason.
+/// Sends files to a peer, one after the other. A failed file does not block the others, unless they would fail for the
+/// same reason.
 ///
 /// # Errors
 /// The first failure's exit status, if any file was not sent.
 pub(super) async fn send(client: &Client, jid: &Jid, files: Vec<PathBuf>) -> Result<(), XtlsError> {
-    // What cannot be sent at all is said before anybody is called.
+    // Report files that cannot be sent before the peer is called.
     let checked: Vec<_> = files.into_iter().map(|path| (check(&path), path)).collect();
     if let [(Err(error), _)] = checked.as_slice() {
         return Err(error.clone());
@@ -44,7 +44,7 @@ pub(super) async fn send(client: &Client, jid: &Jid, files: Vec<PathBuf>) -> Res
             Ok(()) if hopeless => Ok(None),
             Ok(()) => send_one(client, &endpoint, jid, &path).await.map(Some),
         };
-        // Nobody there, a key that is not the peer's, or no way out: so would it be with the next.
+        // No peer, a wrong key, or no connection: the next file would fail too.
         hopeless |= matches!(&done, Err(XtlsError { code: 3 | 4, .. })) || !endpoint.is_connected();
         summary.add(client, &path, done);
     }
@@ -64,7 +64,7 @@ pub(super) fn check(path: &Path) -> Result<(), XtlsError> {
         .hint(format!("send it as one: tar czf directory.tar.gz {shown}")));
     }
     if !metadata.is_file() {
-        return Err(XtlsError::usage(format!("{} is no file", path.display()))
+        return Err(XtlsError::usage(format!("{} is not a file", path.display()))
             .hint("`xtls pipe` sends whatever comes from standard input"));
     }
     Ok(())
@@ -95,7 +95,7 @@ pub(super) async fn send_one(
     }
     let bar = output.progress(offer.size, &offer.name);
     let (monitor, since) = (session.monitor(), Instant::now());
-    // What has arrived counts, not what was written.
+    // The bytes that have arrived count, not those that were written.
     let watching = pace::watch(
         output,
         in_band,
@@ -135,7 +135,7 @@ pub(super) async fn send_one(
     Ok(done)
 }
 
-/// A transfer that broke can be taken up again.
+/// Adds the hint that a broken transfer can be resumed.
 fn go_on(error: XtlsError) -> XtlsError {
     if error.code == 1 && error.hint.is_none() {
         return error.hint("run the same command again: it goes on where it stopped");
@@ -143,7 +143,7 @@ fn go_on(error: XtlsError) -> XtlsError {
     error
 }
 
-/// What became of several files.
+/// The results of several files.
 #[derive(Debug)]
 struct Summary {
     since: Instant,
@@ -158,7 +158,7 @@ impl Summary {
         Self { since: Instant::now(), files, sent: 0, bytes: 0, failed: Vec::new() }
     }
 
-    /// Takes note of a file: sent, failed, or not tried.
+    /// Records a file: sent, failed, or not tried.
     fn add(&mut self, client: &Client, path: &Path, done: Result<Option<Done>, XtlsError>) {
         match done {
             Ok(Some(done)) => {
@@ -179,7 +179,7 @@ impl Summary {
         }
     }
 
-    /// Returns the last word, if there is more than one file.
+    /// Returns the result of all files, and reports it if there is more than one.
     fn report(self, client: &Client) -> Result<(), XtlsError> {
         let seconds = self.since.elapsed().as_secs_f64();
         let untried = self.files - self.sent - self.failed.len();

@@ -1,4 +1,4 @@
-//! Whether the component knows of a listener: it is told again and again, and asked whether it is there.
+//! Watches whether the component knows of a listener: repeats its presence, and checks that the component answers.
 
 use std::{future::pending, time::Duration};
 
@@ -7,19 +7,20 @@ use serde_json::{Value, json};
 use super::output::{Output, XtlsError};
 use crate::endpoint::{Endpoint, Error};
 
-/// A component that has restarted may not know who is reachable, and nothing tells us of its start or its end.
+/// How often presence is repeated: a component that has restarted may not know who is reachable, and no event reports
+/// its start or its end.
 const REAPPEAR: Duration = Duration::from_secs(60);
-/// The same while it is gone: nobody can reach us until it is told.
+/// The same while it is gone: no user can reach us until it gets our presence.
 const GONE: Duration = Duration::from_secs(15);
 
-/// What is known of the component.
+/// The state of the component.
 #[derive(Debug, Default)]
 struct Watch {
-    /// Why it cannot be used, since it was found so.
+    /// Why it cannot be used, since that was found.
     gone: Option<Error>,
 }
 
-/// What there is to say of the component.
+/// News about the component.
 #[derive(Debug, PartialEq, Eq)]
 enum News {
     Gone(Error),
@@ -27,17 +28,17 @@ enum News {
 }
 
 impl Watch {
-    /// Takes what [`Endpoint::check_component`] has found; says what is new.
+    /// Takes the result of [`Endpoint::check_component`]; returns the news.
     fn found(&mut self, found: Result<(), Error>) -> Option<News> {
         match (found, self.gone.take()) {
             (Ok(()), None) => None,
             (Ok(()), Some(_)) => Some(News::Back),
-            // This says nothing of the component; the part that needs the connection says it.
+            // This error is not about the component; the part that needs the connection reports it.
             (Err(Error::Disconnected), gone) => {
                 self.gone = gone;
                 None
             }
-            // The words may differ while it is away.
+            // The text may change while it is away.
             (Err(error), gone) => {
                 let is_new = gone.is_none_or(|gone| {
                     matches!(gone, Error::Blocked(_)) != matches!(error, Error::Blocked(_))
@@ -48,13 +49,14 @@ impl Watch {
         }
     }
 
-    /// When to look again.
+    /// Returns the time until the next check.
     fn pause(&self) -> Duration {
         if self.gone.is_some() { GONE } else { REAPPEAR }
     }
 }
 
-/// Tells the component that we are there, every minute, and the user when it is gone and when it is back. Never ends.
+/// Sends our presence to the component every minute, and tells the user when the component is gone and when it is back.
+/// Never ends.
 pub(super) async fn component(endpoint: &Endpoint, output: Output) {
     watch(endpoint, |news| {
         let component = endpoint.component().map(ToString::to_string).unwrap_or_default();
@@ -114,7 +116,7 @@ mod tests {
         xmpp::stanza::{Refusal, Stanza},
     };
 
-    /// What the server and the component say to a ping of the component.
+    /// The answers of the server and the component to a ping of the component.
     #[derive(Clone, Copy, Debug)]
     enum Says {
         Here,
@@ -123,7 +125,7 @@ mod tests {
         Nothing,
     }
 
-    /// Returns a listener whose component says what it is told to; gives how often the listener has appeared.
+    /// Returns a listener whose component gives prepared answers, and the count of its presences.
     fn listener() -> (Endpoint, Arc<Mutex<Says>>, Arc<Mutex<usize>>) {
         let (outbound, mut sent) = mpsc::channel(64);
         let (stanzas, inbound) = mpsc::channel(64);
@@ -194,7 +196,7 @@ mod tests {
             assert_eq!(news.recv().await, Some(News::Back));
             assert!(since.elapsed() <= GONE + Duration::from_secs(10));
             tokio::time::sleep(Duration::from_secs(1)).await;
-            assert!(*appeared.lock().unwrap() > before, "who is back is told that we are there");
+            assert!(*appeared.lock().unwrap() > before, "a returned component gets our presence");
         }
         assert!(began.elapsed() > REAPPEAR * 10);
         task.abort();

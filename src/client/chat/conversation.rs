@@ -1,4 +1,4 @@
-//! A chat over one XML stream, as rules without a socket or a terminal: lines in, what a person is told out.
+//! The rules of a chat over one XML stream, without a socket or a terminal: lines go in, news for a person come out.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -13,31 +13,30 @@ use crate::{
     xmpp::{ns, xml},
 };
 
-/// Longest text that is sent as one message, bytes: with its escapes it fits into what a peer takes.
+/// The longest text of one message, in bytes: with its escapes it fits into what a peer accepts.
 pub(crate) const MAX_TEXT: usize = 20 << 10;
-/// How many lines may be on their way: more than a person writes, and an end to what is kept for a peer that does not
-/// acknowledge.
+/// The most lines on their way: more than a person writes, and a bound for a peer that does not acknowledge.
 const MAX_WAITING: usize = 1000;
 
 /// How long the peer may take to open its stream.
 const OPEN: Duration = Duration::from_secs(30);
-/// How long an initiator may take to say that it counts stanzas; what is sent before cannot be acknowledged.
+/// How long an initiator may take to enable acknowledgements; earlier lines cannot be acknowledged.
 const ENABLE: Duration = Duration::from_secs(3);
 /// How long the peer may take to close its stream after we have closed ours.
 const CLOSE: Duration = Duration::from_secs(5);
 
-/// What a person is told.
+/// News for a person.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum News {
-    /// The chat may begin. `acknowledged`: the peer will say what has arrived.
+    /// The chat may begin. `acknowledged`: the peer will acknowledge lines.
     Started { acknowledged: bool },
     /// The peer wrote this.
     Message(String),
     /// The line of this number has arrived.
     Arrived(u64),
-    /// The peer's program did not take the line.
+    /// The peer's program did not accept the line.
     NotTaken(String),
-    /// Nothing comes after this; these lines may not have arrived.
+    /// The chat has ended; these lines may not have arrived.
     Ended { end: End, lost: Vec<u64> },
 }
 
@@ -52,7 +51,7 @@ pub(crate) enum NotSent {
     Over,
 }
 
-/// A chat. See the module.
+/// A chat. See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Conversation {
     stream: XmlStream,
@@ -60,7 +59,7 @@ pub(crate) struct Conversation {
     own: Option<BareJid>,
     peer: Option<BareJid>,
     lines: u64,
-    /// Our stanzas that are not acknowledged, oldest first; those of a person have a number.
+    /// Our unacknowledged stanzas, oldest first; those with a person's line have a number.
     waiting: VecDeque<Option<u64>>,
     news: VecDeque<News>,
     phase: Phase,
@@ -68,7 +67,7 @@ pub(crate) struct Conversation {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// The headers are to come.
+    /// The headers are still to come.
     Opening,
     /// We have offered to acknowledge.
     Offered,
@@ -78,7 +77,7 @@ enum Phase {
 }
 
 impl Conversation {
-    /// Creates a chat that we or the peer open. `id` is the stream's, if we respond: unguessable.
+    /// Creates a chat that we or the peer open. If we respond, `id` is the stream's id and must be unguessable.
     pub(crate) fn new(role: Role, names: Names, id: String) -> Self {
         let (own, peer) = (names.own.first().cloned(), names.peer.first().cloned());
         let stream = match role {
@@ -97,14 +96,14 @@ impl Conversation {
         }
     }
 
-    /// Bytes came.
+    /// Handles received bytes.
     pub(crate) fn handle_bytes(&mut self, mut bytes: &[u8]) {
         while let Some(event) = self.stream.next(&mut bytes) {
             self.handle(event);
         }
     }
 
-    /// The bytes have ended.
+    /// Handles the end of the bytes.
     pub(crate) fn handle_end(&mut self) {
         if let Some(event) = self.stream.handle_end() {
             self.handle(event);
@@ -121,7 +120,7 @@ impl Conversation {
         }
     }
 
-    /// The present phase has lasted too long.
+    /// Handles the timeout of the present phase.
     pub(crate) fn handle_timeout(&mut self) {
         let event = match self.phase {
             Phase::Opening => Some(self.stream.fail(Fault::Timeout)),
@@ -134,17 +133,17 @@ impl Conversation {
         }
     }
 
-    /// Returns what is to be sent.
+    /// Returns the bytes to send.
     pub(crate) fn take_output(&mut self) -> Vec<u8> {
         self.stream.take_output()
     }
 
-    /// Shows that we are there.
+    /// Sends a sign of life.
     pub(crate) fn keep_alive(&mut self) {
         self.stream.keep_alive();
     }
 
-    /// Returns what a person is to be told next.
+    /// Returns the next news for a person.
     pub(crate) fn poll_news(&mut self) -> Option<News> {
         self.news.pop_front()
     }
@@ -154,17 +153,17 @@ impl Conversation {
         self.phase == Phase::Open
     }
 
-    /// Returns whether all is over.
+    /// Returns whether the chat is over.
     pub(crate) fn is_over(&self) -> bool {
         self.phase == Phase::Over
     }
 
-    /// Returns whether one more line may be on its way.
+    /// Returns whether one more line may be sent.
     pub(crate) fn has_room(&self) -> bool {
         self.waiting.len() < MAX_WAITING
     }
 
-    /// Sends a line; gives its number.
+    /// Sends a line; returns its number.
     ///
     /// # Errors
     /// [`NotSent`]; nothing was sent then.
@@ -188,7 +187,7 @@ impl Conversation {
         Ok(self.lines)
     }
 
-    /// Ends the chat: the last word on what has arrived here, then the closing tag.
+    /// Ends the chat: sends the last acknowledgement, then the closing tag.
     pub(crate) fn close(&mut self) {
         if matches!(self.phase, Phase::Closing | Phase::Over) {
             return;
@@ -290,7 +289,7 @@ impl Conversation {
         }
     }
 
-    /// Answers what every XMPP entity answers; anything else is not to be had here.
+    /// Answers the requests that every XMPP entity answers; refuses all others.
     fn iq(&mut self, iq: &Element) {
         let type_ = iq.attr("type").unwrap_or_default();
         if !matches!(type_, "get" | "set") {
@@ -339,7 +338,7 @@ impl Conversation {
     }
 
     fn send(&mut self, stanza: &Element, line: Option<u64>) {
-        // Answers to a peer that asks and asks, and never acknowledges, are not kept for it.
+        // Answers are not kept for a peer that sends requests and never acknowledges.
         if self.waiting.len() > 2 * MAX_WAITING {
             return;
         }
@@ -351,7 +350,7 @@ impl Conversation {
     }
 }
 
-/// Returns the text with what XML 1.0 cannot carry replaced.
+/// Returns the text with replacements for characters that XML 1.0 cannot carry.
 fn carried(text: &str) -> String {
     text.chars()
         .map(|c| match c {

@@ -31,11 +31,11 @@ use crate::{
     xmpp::{iq::random_id, jid::proxied, ns},
 };
 
-/// How long what was said last may take to go out.
+/// How long the last stanzas may take to go out.
 const FLUSH: Duration = Duration::from_secs(5);
-/// With so many bytes on their way no more lines are taken...
+/// With this many bytes on their way no more lines are taken.
 const FULL: usize = 64 << 10;
-/// ...and with so many, to a peer that writes and does not read, it is not read either.
+/// With this many bytes on their way, to a peer that writes and does not read, the peer is not read either.
 const STUCK: usize = 256 << 10;
 
 /// Calls a user.
@@ -65,7 +65,7 @@ pub(super) async fn call(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
     done
 }
 
-/// Waits for one chat. Whoever is not to be accepted, or wants something else, is declined.
+/// Waits for one chat. Declines users that are not accepted, and sessions other than chats.
 pub(super) async fn listen(client: &Client, accept: &[BareJid]) -> Result<(), XtlsError> {
     let (endpoint, mut incoming) = client.connect_to_wait().await?;
     endpoint.appear(1).await;
@@ -75,7 +75,7 @@ pub(super) async fn listen(client: &Client, accept: &[BareJid]) -> Result<(), Xt
     );
     let mut stop = Box::pin(interrupted());
     let mut watching = Box::pin(watch::component(&endpoint, client.output));
-    // Side by side: a peer that is slow to show its key keeps nobody else waiting.
+    // In parallel: a peer that is slow to show its key does not make others wait.
     let mut securing = JoinSet::new();
     let done = loop {
         let secured = tokio::select! {
@@ -110,7 +110,7 @@ pub(super) async fn listen(client: &Client, accept: &[BareJid]) -> Result<(), Xt
             client.output.error(&error);
             continue;
         }
-        // The others are told that it is over.
+        // The others are told that the wait is over.
         securing.shutdown().await;
         let learned = stream.learned().clone();
         let chat = Chat {
@@ -139,7 +139,7 @@ fn admit(request: &Request, accept: &[BareJid]) -> Result<(), XtlsError> {
     Ok(())
 }
 
-/// Who may be named in the stream: the users, and what stands for them at the component.
+/// Returns the names that may appear in the stream: the users, and their addresses at the component.
 fn names(client: &Client, learned: &Learned) -> Names {
     let own = client.login.jid.clone();
     let component = client.component.as_ref();
@@ -154,12 +154,12 @@ fn reason(done: &Result<(), XtlsError>) -> &'static str {
     if done.is_ok() { "success" } else { "failed-application" }
 }
 
-/// How one side of a chat is to be.
+/// The options of one side of a chat.
 #[derive(Debug)]
 pub(crate) struct Chat<'a> {
     pub(crate) role: Role,
     pub(crate) names: Names,
-    /// What the peer is called on the screen.
+    /// The peer's name on the screen.
     pub(crate) peer: &'a str,
     pub(crate) output: Output,
 }
@@ -167,11 +167,11 @@ pub(crate) struct Chat<'a> {
 impl Chat<'_> {
     /// Chats over a secured stream until either side ends it.
     ///
-    /// In a terminal the chat ends with /quit, Ctrl-D or Ctrl-C. Else the lines of standard input are sent; its end ends
-    /// the chat for the one who has called, while the one who was called stays until the other leaves.
+    /// In a terminal the chat ends with /quit, Ctrl-D or Ctrl-C. Otherwise the lines of standard input are sent. Its
+    /// end ends the chat for the caller; the called side stays until the caller leaves.
     ///
     /// # Errors
-    /// If the stream did not end as it should, or a line may not have arrived.
+    /// If the stream did not end in order, or a line may not have arrived.
     pub(crate) async fn run(
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
@@ -222,7 +222,7 @@ impl Chat<'_> {
                     ),
                     Typed::Unknown(name) => remark(
                         terminal.as_mut(),
-                        &format!("there is no /{}: /help says what there is", shown(&name, None)),
+                        &format!("unknown command /{}: /help lists the commands", shown(&name, None)),
                     ),
                 },
                 () = &mut stop => {

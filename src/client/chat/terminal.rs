@@ -1,4 +1,4 @@
-//! Where a chat is read and written: a terminal with line editing, or lines of standard input and output.
+//! Input and output of a chat: a terminal with line editing, or lines of standard input and output.
 
 use std::io::{IsTerminal, Write, stdin, stdout};
 
@@ -23,14 +23,14 @@ const PROMPT: &str = "> ";
 /// Ends a terminal's bracketed paste, which the line editor may have left on.
 const PASTE_OFF: &str = "\u{1b}[?2004l";
 
-/// What the user does.
+/// An action of the user.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Typed {
     /// Sends this.
     Line(String),
-    /// Asks what can be typed.
+    /// Asks for help.
     Help,
-    /// A command that there is not.
+    /// Uses an unknown command.
     Unknown(String),
     /// Leaves the chat.
     Quit,
@@ -46,16 +46,16 @@ pub(super) struct Terminal {
     screen: Option<Screen>,
 }
 
-/// A terminal that a person types at.
+/// A terminal with a person at it.
 struct Screen {
     printer: Box<dyn ExternalPrinter + Send>,
     colours: bool,
-    /// How the terminal was before the line editor changed it.
+    /// The terminal's settings before the line editor changed them.
     modes: Option<Termios>,
 }
 
 impl Drop for Screen {
-    /// The line editor may be waiting for a key in its own thread when the peer leaves.
+    /// Restores the terminal: the line editor may still wait for a key in its own thread when the peer leaves.
     fn drop(&mut self) {
         if let Some(modes) = &self.modes {
             let _ = tcsetattr(stdin(), OptionalActions::Now, modes);
@@ -82,7 +82,7 @@ impl Terminal {
         Ok(Self { output, peer: shown(peer, None), typed, screen })
     }
 
-    /// Returns what the user does next.
+    /// Returns the user's next action.
     ///
     /// # Cancel safety
     /// Nothing is lost.
@@ -90,7 +90,7 @@ impl Terminal {
         self.typed.recv().await.unwrap_or(Typed::End)
     }
 
-    /// Tells the user.
+    /// Shows news to the user.
     pub(super) fn tell(&mut self, news: &[News]) {
         let arrived = news.iter().filter(|news| matches!(news, News::Arrived(_))).count();
         let mut counted = false;
@@ -103,7 +103,7 @@ impl Terminal {
                     let note =
                         if *acknowledged { "" } else { "; it does not say what has arrived" };
                     let help =
-                        if self.screen.is_some() { " (/help says what can be typed)" } else { "" };
+                        if self.screen.is_some() { " (/help lists the commands)" } else { "" };
                     self.note(&event, &format!("chat with {peer}{note}{help}"));
                 }
                 News::Message(text) => self.message(text),
@@ -133,14 +133,14 @@ impl Terminal {
         }
     }
 
-    /// A line was sent.
+    /// Notes that a line was sent.
     pub(super) fn sent(&self, line: u64) {
         if self.output.json {
             self.json(&json!({"event": "sent", "line": line}));
         }
     }
 
-    /// Something to know that is neither news nor the end.
+    /// Shows a remark that is neither news nor the end.
     pub(super) fn remark(&mut self, text: &str) {
         self.note(&json!({"event": "note", "message": text}), text);
     }
@@ -153,7 +153,7 @@ impl Terminal {
             let _ = writeln!(Stdout, "{}", shown(text, Some("")));
             return;
         };
-        // What follows a break is indented, so that no text looks like a line of somebody else.
+        // Continued lines are indented, so that no text looks like another person's line.
         let (text, peer) = (shown(text, Some("    ")), &self.peer);
         screen.print(&if screen.colours {
             format!("\u{1b}[1;36m{peer}:\u{1b}[0m {text}")
@@ -210,7 +210,7 @@ fn edit(typed: mpsc::Sender<Typed>) -> Result<Screen, XtlsError> {
                     let _ = editor.add_history_entry(line.as_str());
                     command(&line)
                 }
-                // Ctrl-D, Ctrl-C, or no terminal any more.
+                // Ctrl-D, Ctrl-C, or the terminal is gone.
                 Err(_) => Some(Typed::Quit),
             };
             let Some(next) = next else { continue };
@@ -224,7 +224,7 @@ fn edit(typed: mpsc::Sender<Typed>) -> Result<Screen, XtlsError> {
     Ok(Screen { printer, colours, modes })
 }
 
-/// Returns what a line of a person means. `//` begins a line that begins with `/`.
+/// Returns the meaning of a typed line. `//` begins a line that begins with `/`.
 fn command(line: &str) -> Option<Typed> {
     let line = line.trim_end();
     match line.strip_prefix('/') {

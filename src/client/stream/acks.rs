@@ -1,8 +1,8 @@
 //! Acknowledgement of stanzas (XEP-0198, sections 3 and 4), between the two ends of one stream and without resumption.
 //!
-//! On a stream from end to end an `<a/>` is the word of the other *user's program* that it has handled a stanza, which
-//! is what a delivery receipt (XEP-0184) says on a stream to a server. XEP-0198 has it for all stanzas at the price of
-//! one number, needs no id to be echoed, and tells at the end of the stream what was not handled; so it is used here.
+//! On an end-to-end stream, an `<a/>` states that the other *user's program* has handled a stanza, like a delivery
+//! receipt (XEP-0184) on a stream to a server. XEP-0198 does that for all stanzas with one number, needs no echoed ids,
+//! and shows at the end of the stream what was not handled. So it is used here.
 
 use minidom::Element;
 
@@ -17,16 +17,16 @@ pub(crate) struct Acks {
     receiving: Option<u32>,
 }
 
-/// What an element of XEP-0198 means for its owner.
+/// The result of an element of XEP-0198.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Nothing to do.
     Done,
-    /// This is to be sent.
+    /// Send this.
     Reply(Element),
-    /// So many more of our stanzas have been handled.
+    /// The peer has handled so many more of our stanzas.
     Handled(u32),
-    /// The peer does not count: nothing will be acknowledged.
+    /// The peer does not count stanzas: nothing will be acknowledged.
     Unavailable,
 }
 
@@ -36,40 +36,41 @@ impl Acks {
         Element::bare("sm", ns::SM)
     }
 
-    /// Returns the initiator's request, to be sent before its first stanza; what is sent from now on counts.
+    /// Returns the initiator's request, to be sent before its first stanza; stanzas from now on count.
     pub(crate) fn enable(&mut self) -> Element {
         self.sending = Some(0);
         Element::bare("enable", ns::SM)
     }
 
-    /// Returns whether what is sent is counted.
+    /// Returns whether stanzas are counted.
     pub(crate) fn is_on(&self) -> bool {
         self.sending.is_some()
     }
 
-    /// A stanza was sent; gives the request to acknowledge it, if the peer counts.
+    /// Counts a sent stanza; returns the request to acknowledge it, if the peer counts stanzas.
     pub(crate) fn sent(&mut self) -> Option<Element> {
         let sent = self.sending.as_mut()?;
         *sent = sent.wrapping_add(1);
         Some(Element::bare("r", ns::SM))
     }
 
-    /// A stanza was received and handled.
+    /// Counts a stanza that was received and handled.
     pub(crate) fn received(&mut self) {
         if let Some(received) = &mut self.receiving {
             *received = received.wrapping_add(1);
         }
     }
 
-    /// Returns the word to say before the stream is closed: what was handled.
+    /// Returns the acknowledgement to send before the stream is closed.
     pub(crate) fn last_word(&self) -> Option<Element> {
         self.receiving.map(answer)
     }
 
-    /// An element in the namespace of XEP-0198 came.
+    /// Handles an element in the namespace of XEP-0198.
     ///
     /// # Errors
-    /// [`Fault::HandledTooMany`] if the peer acknowledges what was not sent, [`Fault::Unsupported`] if it is unknown.
+    /// [`Fault::HandledTooMany`] if the peer acknowledges stanzas that were not sent, [`Fault::Unsupported`] if the
+    /// element is unknown.
     pub(crate) fn handle(&mut self, element: &Element) -> Result<Step, Fault> {
         match (element.name(), self.sending, self.receiving) {
             ("enable", _, None) => {
@@ -89,7 +90,7 @@ impl Acks {
             ("a", Some(sent), _) => {
                 let handled: u32 =
                     element.attr("h").and_then(|h| h.parse().ok()).ok_or(Fault::BadFormat)?;
-                // Modulo 2^32, as XEP-0198 counts.
+                // Modulo 2^32, as in XEP-0198.
                 let more = handled.wrapping_sub(self.acknowledged);
                 if more > sent.wrapping_sub(self.acknowledged) {
                     return Err(Fault::HandledTooMany { handled, sent });

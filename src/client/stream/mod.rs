@@ -1,10 +1,10 @@
-//! One XML stream between two users' programs (XEP-0246, XEP-0247; RFC 6120, 4), as rules without a socket.
+//! The rules of one XML stream between two users' programs (XEP-0246, XEP-0247; RFC 6120, 4), without a socket.
 //!
-//! The initiator sends its stream header; the responder its own and its features; then both send elements, until one
+//! The initiator sends its stream header, the responder its own and its features. Then both send elements until one
 //! sends the closing tag, which the other answers with its own.
 //!
-//! Bytes go in by [`XmlStream::next`], what is to be sent is taken by [`XmlStream::take_output`]. The same rules serve
-//! the stream before STARTTLS on a local network and the one inside TLS: each is an `XmlStream` of its own.
+//! [`XmlStream::next`] takes received bytes, [`XmlStream::take_output`] returns the bytes to send. The same rules apply
+//! to the stream before STARTTLS on a local network and to the one inside TLS: each is an `XmlStream` of its own.
 
 pub(crate) mod acks;
 mod reader;
@@ -19,7 +19,7 @@ pub(crate) use self::reader::{MAX_STANZA, read_pieces};
 use self::reader::{Reader, Received};
 use crate::xmpp::{ns, text::replace_not_carried, xml::escaped};
 
-/// Who opens the stream.
+/// The side that opens the stream, or the one that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Sends the first header.
@@ -28,7 +28,7 @@ pub(crate) enum Role {
     Responder,
 }
 
-/// Whose stream it is. The first of each list is what our header says; the others are names that the peer may use.
+/// The names of both sides. Our header has the first of each list; the peer may use the others too.
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
     /// Ourselves.
@@ -37,19 +37,19 @@ pub(crate) struct Names {
     pub(crate) peer: Vec<BareJid>,
 }
 
-/// What a stream tells its owner.
+/// An event of a stream for its owner.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// Both headers were exchanged, and elements may be sent.
     Opened {
-        /// Who the peer's header says it is, if it does.
+        /// The sender in the peer's header, if it has one.
         from: Option<BareJid>,
-        /// What the responder offers; `None` for the responder itself, and if it speaks no XMPP 1.0.
+        /// The responder's features; `None` for the responder itself, and if it does not support XMPP 1.0.
         features: Option<Element>,
     },
     /// A first-level element.
     Element(Element),
-    /// Nothing comes after this.
+    /// The stream has ended.
     Ended(End),
 }
 
@@ -66,30 +66,30 @@ pub(crate) enum End {
     Broken,
 }
 
-/// What a peer may get wrong; each is a stream error (RFC 6120, 4.9.3).
+/// Errors of a peer; each is a stream error (RFC 6120, 4.9.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Fault {
-    #[error("it is no XMPP stream")]
+    #[error("it is not an XMPP stream")]
     BadFormat,
     #[error("it acknowledged {handled} stanzas of {sent} sent")]
     HandledTooMany { handled: u32, sent: u32 },
-    #[error("it wants to speak with somebody else")]
+    #[error("its stream is for another user")]
     HostUnknown,
-    #[error("its address is missing or none")]
+    #[error("its address is missing or not valid")]
     ImproperAddressing,
     #[error("its address is not that of the user whose key it has")]
     InvalidFrom,
-    #[error("it is no stream of XMPP's namespace")]
+    #[error("its stream is not in XMPP's namespace")]
     InvalidNamespace,
     #[error("its key is not the known one")]
     NotAuthorized,
     #[error("it does not secure the stream")]
     NotSecured,
-    #[error("it is no well-formed XML")]
+    #[error("its XML is not well-formed")]
     NotWellFormed,
     #[error("its stanza is larger than {} KiB or deeper than {MAX_DEPTH} levels", MAX_STANZA >> 10)]
     TooMuch,
-    #[error("it has what XMPP allows no stream")]
+    #[error("it has XML that XMPP forbids")]
     Restricted,
     #[error("it was silent for too long")]
     Timeout,
@@ -130,15 +130,15 @@ impl Fault {
 
 #[derive(Debug, PartialEq, Eq)]
 enum State {
-    /// The peer's header is to come.
+    /// The peer's header is still to come.
     Header,
-    /// The responder's features are to come.
+    /// The responder's features are still to come.
     Features(Option<BareJid>),
     Open,
     Ended,
 }
 
-/// One stream. See the module.
+/// One stream. See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct XmlStream {
     role: Role,
@@ -160,7 +160,7 @@ impl XmlStream {
         stream
     }
 
-    /// Creates a stream that the peer opens. `id` is to be unguessable (RFC 6120, 4.7.3).
+    /// Creates a stream that the peer opens. `id` must be unguessable (RFC 6120, 4.7.3).
     pub(crate) fn respond(names: Names, features: Vec<Element>, id: String) -> Self {
         Self::new(Role::Responder, names, features, id)
     }
@@ -178,13 +178,12 @@ impl XmlStream {
         }
     }
 
-    /// Returns which side we are.
+    /// Returns our side.
     pub(crate) fn role(&self) -> Role {
         self.role
     }
 
-    /// Returns what `input` brings next; what was read is taken off it. `None`: more is needed, or the stream has
-    /// ended.
+    /// Returns the next event in `input`, and removes its bytes. `None`: more is needed, or the stream has ended.
     pub(crate) fn next(&mut self, input: &mut &[u8]) -> Option<Event> {
         while self.state != State::Ended {
             let taken = match self.reader.next(input) {
@@ -201,20 +200,20 @@ impl XmlStream {
         None
     }
 
-    /// The bytes have ended.
+    /// Handles the end of the bytes.
     pub(crate) fn handle_end(&mut self) -> Option<Event> {
         let ended = std::mem::replace(&mut self.state, State::Ended) == State::Ended;
         (!ended).then_some(Event::Ended(End::Broken))
     }
 
-    /// Sends an element, if the stream is open and not being closed.
+    /// Sends an element, if the stream is open and not closing.
     pub(crate) fn send(&mut self, element: &Element) {
         if self.state == State::Open && !self.closing {
             self.write(element);
         }
     }
 
-    /// Sends white space, as a sign of life (RFC 6120, 4.6.1), if the stream is open and not being closed.
+    /// Sends white space, as a sign of life (RFC 6120, 4.6.1), if the stream is open and not closing.
     pub(crate) fn keep_alive(&mut self) {
         if self.state == State::Open && !self.closing {
             self.out.push(b' ');
@@ -247,7 +246,7 @@ impl XmlStream {
         Event::Ended(End::Fault(fault))
     }
 
-    /// Returns what is to be sent.
+    /// Returns the bytes to send.
     pub(crate) fn take_output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.out)
     }

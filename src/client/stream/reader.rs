@@ -1,7 +1,9 @@
-//! Bytes of an XML stream from a peer -> its header, first-level elements and end; no input or output of its own.
+//! Parses the bytes of an XML stream from a peer into its header, first-level elements and end; without input or output
+//! of its own.
 //!
-//! What a peer sends is held in memory only up to [`MAX_STANZA`] bytes and [`MAX_DEPTH`] levels. More of either, and
-//! all that a stream must not carry (RFC 6120, 11.1: comments, DTDs, entities), is a [`Fault`]: the stream is over.
+//! At most [`MAX_STANZA`] bytes and [`MAX_DEPTH`] levels of a peer's element are held in memory. More of either, and
+//! anything that a stream must not carry (RFC 6120, 11.1: comments, DTDs, entities), is a [`Fault`] that ends the
+//! stream.
 
 use minidom::Element;
 
@@ -12,15 +14,15 @@ use crate::xmpp::{
     xml::{self, Rules, XmlParser},
 };
 
-/// Deepest nesting that is taken, counted from a first-level element.
+/// The deepest accepted nesting, counted from a first-level element.
 pub const MAX_DEPTH: usize = 32;
-/// Longest first-level element that is taken, bytes. More than in-band blocks of 64 KiB need.
+/// The longest accepted first-level element, in bytes: more than in-band blocks of 64 KiB need.
 pub(crate) const MAX_STANZA: usize = 128 << 10;
 
 const RULES: Rules =
     Rules { namespace: ns::CLIENT, depth: MAX_DEPTH, bytes: MAX_STANZA, strict: true };
 
-/// What came from the stream.
+/// A part of the stream.
 #[derive(Debug)]
 pub(super) enum Received {
     /// The opening tag.
@@ -42,8 +44,7 @@ impl Reader {
         Self { parser: XmlParser::new(RULES) }
     }
 
-    /// Returns the next thing on the stream, if `input` has the rest of it; what was read is taken off `input`, and no
-    /// byte more.
+    /// Returns the next part of the stream, if `input` has the rest of it, and removes exactly its bytes from `input`.
     pub(super) fn next(&mut self, input: &mut &[u8]) -> Result<Option<Received>, Fault> {
         let Some(received) = self.parser.next(input)? else { return Ok(None) };
         Ok(Some(match received {
@@ -72,7 +73,8 @@ impl From<ParseError> for Fault {
     }
 }
 
-/// Reads a stream whose bytes come in pieces of a size: its first-level elements, and how it ended. Only fuzzing calls it.
+/// Reads a stream whose bytes come in pieces of one size. Returns its first-level elements, and how it ended. Only
+/// fuzzing calls it.
 pub(crate) fn read_pieces(bytes: &[u8], size: usize) -> (Vec<Element>, String) {
     let (mut reader, mut found) = (Reader::new(), Vec::new());
     let mut pending = Vec::new();

@@ -28,7 +28,7 @@ fn feed(stream: &mut XmlStream, mut bytes: &[u8]) -> Vec<Event> {
     std::iter::from_fn(|| stream.next(&mut bytes)).collect()
 }
 
-/// Hands each side the other's bytes until both are quiet.
+/// Passes each side the other's bytes until both are quiet.
 fn drive(a: &mut XmlStream, b: &mut XmlStream) -> (Vec<Event>, Vec<Event>) {
     let mut seen = (Vec::new(), Vec::new());
     loop {
@@ -56,7 +56,7 @@ fn opened() -> XmlStream {
     stream
 }
 
-/// Returns what a peer's `bytes` on an open stream make of it: the fault, and what is sent.
+/// Returns the fault and the answer that a peer's `bytes` on an open stream cause.
 fn fault(bytes: &str) -> (Fault, String) {
     let mut stream = opened();
     let events = feed(&mut stream, bytes.as_bytes());
