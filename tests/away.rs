@@ -182,7 +182,7 @@ fn causes(kind: Kind) {
     let before = scene.listen("before", &[]);
     assert_eq!(scene.send(&bob, "free", &[]).code, 0, "{}", before.log());
     script("away.py", &scene.server, json!({"block": true}));
-    let words = ["takes nothing from xtls.example.test", "may be blocked", "unblock"];
+    let words = ["delivers nothing from xtls.example.test", "may be blocked", "unblock"];
     assert_says(&scene.send(&bob, "blocked", &[]), 3, &words, "the peer blocks");
     let after = scene.wait("after", &["listen", "--json"]);
     after.wait_for("the news", |log| log.contains("component-gone"));

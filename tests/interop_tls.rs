@@ -249,7 +249,7 @@ async fn a_library_without_ml_dsa_is_told_that_the_key_does_not_suit_it() {
     let (stream, _) = listener.accept().await.unwrap();
     let refused = ours(stream, false, &own, vec![other.print()]).await.unwrap_err();
     let text = fingerpost::endpoint::Error::from(refused).to_string();
-    assert!(text.contains("takes no signature algorithm of our key"), "{text}");
+    assert!(text.contains("accepts no signature algorithm of our key"), "{text}");
 }
 
 #[test]

@@ -137,7 +137,7 @@ fn a_database_that_cannot_grow_is_said_to_be_not_ready_and_recovers() {
         || component.log(),
         || {
             let (head, text) = ready();
-            head.contains("503") && text == "the database takes no changes\n"
+            head.contains("503") && text == "the database does not accept changes\n"
         },
     );
     let (type_, answer) = ask(&server, "get", "<keys xmlns='urn:fingerpost:keys:0'/>");

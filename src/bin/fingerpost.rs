@@ -1,4 +1,4 @@
-//! The `fingerpost` program: arguments, configuration, then the command; its exit status says how it went.
+//! The `fingerpost` program: arguments, configuration, then the command. Its exit status shows the result.
 
 use std::{io::stderr, process::ExitCode};
 
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => stdout::exit_code(0),
         Err(failure) => {
-            // Writing the last error may fail as well; there is nobody left to tell.
+            // Writing the last error may fail too; then it cannot be reported.
             let _ = failure.report(&mut stderr());
             stdout::exit_code(failure.code)
         }
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    // It takes variables out of the environment: now, while there is but one thread.
+    // It removes variables from the environment, so it must run while there is only one thread.
     let inherited = Inherited::take();
     let task = cli.prepare(&mut Stdout, &mut stderr())?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(lifecycle::run(

@@ -8,7 +8,7 @@ use fingerpost::{
 };
 use tracing_subscriber::EnvFilter;
 
-/// Elements are built recursively by the XMPP library; what a server lets through must not overflow the stack.
+/// The XMPP library builds elements recursively; an element that a server lets through must not overflow the stack.
 const STACK: usize = 256 << 20;
 
 fn main() -> ExitCode {
@@ -28,8 +28,8 @@ fn main() -> ExitCode {
         match runtime {
             Ok(runtime) => {
                 let status = runtime.block_on(client::run(cli));
-                // Standard input may block for ever in its thread. The threads are left to the end of the process: to
-                // detach one that is just ending is a crash now and then in glibc (its bug 19951).
+                // Standard input may block its thread without end. The threads are left to the end of the process:
+                // detaching one that is just ending sometimes crashes in glibc (its bug 19951).
                 std::mem::forget(runtime);
                 status
             }

@@ -50,9 +50,10 @@ impl Client {
         tokio::spawn(async move {
             while waiting.changed().await.is_ok() {
                 let (event, text) = match *waiting.borrow_and_update() {
-                    None => {
-                        (json!({"event": "moving", "peer": peer}), "the stream continues".to_owned())
-                    }
+                    None => (
+                        json!({"event": "moving", "peer": peer}),
+                        "the stream continues".to_owned(),
+                    ),
                     Some(Waiting { peer: of_peer, limit, .. }) => {
                         let whom = if of_peer { peer.as_str() } else { "this side" };
                         let seconds = limit.as_secs();

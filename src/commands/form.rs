@@ -6,22 +6,22 @@ use minidom::Element;
 
 use crate::xmpp::{ns, xml};
 
-/// What all forms of one command may make us keep: fields, values, bytes.
+/// How much all forms of one command may make the component keep: fields, values, bytes.
 const LIMITS: (usize, usize, usize) = (32, 1024, 64 * 1024);
 
 /// A user has put more into the fields of a command than may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooMuch;
 
-/// What a user has put into fields so far.
+/// A user's input so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Values(HashMap<String, Vec<String>>);
 
 impl Values {
-    /// Takes over what a submitted form says. Fields that are not in it stay as they are.
+    /// Takes a submitted form. Fields that it does not have stay as they are.
     ///
     /// # Errors
-    /// [`TooMuch`] if it and what was submitted before are more than may be kept; then nothing of it is.
+    /// [`TooMuch`] if it exceeds the limit together with earlier input; then nothing of it is kept.
     pub(super) fn submit(&mut self, form: &Element) -> Result<(), TooMuch> {
         let mut submitted = HashMap::new();
         let mut fields = form.children().filter(|child| child.is("field", ns::DATA));
@@ -55,7 +55,7 @@ impl Values {
         self.0.iter().map(|(var, texts)| 64 + var.len() + of(texts)).sum()
     }
 
-    /// Remembers a value that no form asked for.
+    /// Stores a value that no form asked for.
     pub(super) fn set(&mut self, var: &str, value: String) {
         self.0.insert(var.to_owned(), vec![value]);
     }
@@ -107,7 +107,7 @@ impl Form {
         self
     }
 
-    /// Creates a field with the values it has now.
+    /// Creates the form with one more field, which has its present values.
     pub(super) fn field(mut self, type_: &str, var: &str, label: &str, values: &[&str]) -> Self {
         let mut field =
             xml::element("field", ns::DATA, &[("type", type_), ("var", var), ("label", label)]);
@@ -118,7 +118,7 @@ impl Form {
         self
     }
 
-    /// Like [`Form::field`], and it must be filled in.
+    /// Adds a field like [`Form::field`] that must be filled in.
     pub(super) fn required(self, type_: &str, var: &str, label: &str, values: &[&str]) -> Self {
         let mut form = self.field(type_, var, label, values);
         form.last_field(|field| {
@@ -127,7 +127,7 @@ impl Form {
         form
     }
 
-    /// Creates a field of which one option is chosen: label and value of each.
+    /// Creates the form with one more field for one of several options, each with label and value.
     pub(super) fn choice(
         self,
         var: &str,
@@ -140,7 +140,8 @@ impl Form {
         self.field("list-single", var, label, values).with_options(options)
     }
 
-    /// Creates a field of which any options are chosen: label and value of each. None is at first.
+    /// Creates the form with one more field for any of several options, each with label and value. None is chosen at
+    /// first.
     pub(super) fn choices(
         self,
         var: &str,
@@ -165,7 +166,7 @@ impl Form {
         }
     }
 
-    /// Creates a table: variables with their labels, then rows.
+    /// Creates the form with a table: variables with their labels, then rows.
     pub(super) fn table(mut self, columns: &[(&str, &str)], rows: Vec<Vec<String>>) -> Self {
         let mut reported = Element::bare("reported", ns::DATA);
         for (var, label) in columns {

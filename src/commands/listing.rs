@@ -1,7 +1,7 @@
-//! Long tables and long lists of options, in as many parts as it takes to keep each answer short enough to be sent.
+//! Long tables and long lists of options, in parts that fit into a stanza.
 //!
-//! A table goes on with `next` and back with `prev`. A list of options belongs to a form that is filled in, so there the
-//! part is a field of the form. In both a `<set/>` in the `<command/>` may ask for a part, too (XEP-0059).
+//! `next` and `prev` turn the pages of a table. A list of options belongs to a form, so there the part is a field of
+//! the form. In both, a `<set/>` in the `<command/>` may also request a part (XEP-0059).
 
 use std::ops::Range;
 
@@ -17,17 +17,17 @@ use crate::xmpp::{
     size,
 };
 
-/// Options that one form shows at most.
+/// The most options in one form.
 const SHOWN: usize = 200;
-/// What else may stand in an answer: a note that says what is wrong with what was put in.
+/// The room for a note about wrong input.
 const NOTE: usize = 1_000;
-/// What a `<set/>` takes beside the names of two options.
+/// The size of a `<set/>` besides the names of two options.
 const SET: usize = 300;
-/// The field that chooses the part of a list, and what remembers the part that was shown.
+/// The field that chooses the part of a list, and the name of the stored part.
 const PART: &str = "part";
 const PART_SHOWN: &str = "part-shown";
 
-/// What a table is, beside its rows.
+/// A table without its rows.
 pub(super) struct Table<'a> {
     pub(super) title: &'a str,
     /// A sentence about all rows.
@@ -35,24 +35,24 @@ pub(super) struct Table<'a> {
     pub(super) columns: &'a [(&'a str, &'a str)],
 }
 
-/// A form with a list of options of which not all need to be shown at once.
+/// A form with a list of options that may be shown in parts.
 pub(super) struct Options {
     pub(super) form: Form,
     /// Whether it is the last form of its command.
     pub(super) is_last: bool,
     /// The part that is shown, counted from 1.
     pub(super) number: usize,
-    /// Which part it is (XEP-0059).
+    /// The `<set/>` of the part (XEP-0059).
     pub(super) set: Option<Element>,
 }
 
 impl Options {
-    /// Returns the same form where another one follows.
+    /// Returns the same form if another one follows.
     pub(super) fn followed(self) -> Self {
         Self { is_last: false, ..self }
     }
 
-    /// Returns what is to be remembered about it.
+    /// Returns the value to store about it.
     pub(super) fn keep(&self) -> (&'static str, String) {
         (PART_SHOWN, self.number.to_string())
     }
@@ -63,8 +63,7 @@ fn after(stage: usize) -> String {
 }
 
 impl Progress {
-    /// Returns the part of a table that is to be shown: the one that the user asks for, else the one that follows the
-    /// last.
+    /// Returns the part of a table to show: the one that the user requests, or the one after the last.
     pub(super) fn part(&self) -> Option<Request> {
         let next = || match self.values.one(&after(self.stage)) {
             "" => None,
@@ -73,7 +72,7 @@ impl Progress {
         self.asked.clone().or_else(next)
     }
 
-    /// Returns what is left for the rows or options of a form.
+    /// Returns the room that is left for the rows or options of a form.
     pub(super) fn room_for(&self, form: &Form, text: &str) -> usize {
         let mut element = answer(self.command, &"0".repeat(32), "executing");
         element.append_child(executing_actions(true, &["next", "complete"]));
@@ -110,7 +109,7 @@ impl Progress {
         })
     }
 
-    /// Returns a part of a long result, with `count` items, that may have others before or behind it.
+    /// Returns a part of a long result with `count` items, which may have others before or after it.
     pub(super) fn shown(
         &self,
         form: Form,
@@ -125,8 +124,8 @@ impl Progress {
         Page::Part(Part { form, text, more, keep, set })
     }
 
-    /// Returns whether the list of options that the form of this stage has is to be shown: `Some(true)` if it has been
-    /// shown, nothing was chosen in it and another part of it was asked for.
+    /// Returns whether this stage's form must show a list of options. `Some(true)`: the list was shown, nothing was
+    /// chosen in it, and another part was requested.
     pub(super) fn lists_options(&self, stage: usize, var: &str) -> Option<bool> {
         let (wanted, shown) = (self.values.one(PART), self.values.one(PART_SHOWN));
         let nothing = self.values.all(var).next().is_none();
@@ -137,8 +136,7 @@ impl Progress {
         (self.stage == stage + 1 && other).then_some(true)
     }
 
-    /// Returns a form with the part of a list of options that was asked for. `form` makes it of options: labels and
-    /// values.
+    /// Returns a form with the requested part of a list of options. `form` makes it from options: labels and values.
     pub(super) fn options(
         &self,
         options: &[(String, String)],
@@ -149,7 +147,7 @@ impl Progress {
             .map(|(label, value)| rsm::size_inside(&form::option(label, value)))
             .collect::<Result<Vec<_>, _>>()?;
         let room = self.room_for(&with_part(form(Vec::new()), 99_999, 99_999), "");
-        // The place of the `<set/>` is taken from each part.
+        // Each part reserves the place of the `<set/>`.
         let names = options.iter().map(|(_, value)| value.len()).max().unwrap_or(0);
         let parts = split(&sizes, room.saturating_sub(SET + 2 * names));
         let number = self.values.one(PART).parse().unwrap_or(1).clamp(1, parts.len().max(1));
@@ -181,7 +179,7 @@ fn with_part(form: Form, number: usize, count: usize) -> Form {
     form.field("text-single", PART, &label, &[&number.to_string()])
 }
 
-/// Cuts a list so that each part has room and at most as many options as a form shows.
+/// Splits a list so that each part fits and has at most as many options as a form shows.
 fn split(sizes: &[usize], room: usize) -> Vec<Range<usize>> {
     let mut parts: Vec<Range<usize>> = Vec::new();
     let mut used = 0;
@@ -284,7 +282,7 @@ mod tests {
         }
         assert_eq!(shown, (0..654).collect::<Vec<_>>());
         assert!(parts.len() > 3);
-        // Back again it is the same part.
+        // Going back shows the same part.
         at.stage = 1;
         let Page::Part(Part { form, .. }) = table(&at, 654) else { panic!("not a part") };
         assert_eq!(numbers(&form), parts[1]);

@@ -1,8 +1,8 @@
 //! Ad-hoc commands (XEP-0050): the registry and the user's sessions, in any client that shows forms.
 //!
-//! A command is a row of pages (`user.rs`, `admin.rs`). [`Commands`] keeps where each user is in it, goes forth and back, and shows
-//! a page again with a note when what was put in cannot be. A table that does not fit in a stanza is shown on several
-//! pages (`listing.rs`). Spec: XEP-0050 1.3.0, XEP-0004 2.13.1.
+//! A command is a sequence of pages (`user.rs`, `admin.rs`). [`Commands`] keeps each user's position in it, moves
+//! forward and back, and shows a page again with a note when the input is wrong. A table that does not fit in a stanza
+//! is shown on several pages (`listing.rs`). Spec: XEP-0050 1.3.0, XEP-0004 2.13.1.
 
 mod admin;
 mod form;
@@ -33,13 +33,13 @@ use crate::{
     xmpp::{iq::random_id, ns, rsm, size, stanza::Refusal, xml},
 };
 
-/// How long a user may think about a form.
+/// How long a user may take for a form.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
-/// Commands of one user that are under way; of more the oldest are forgotten.
+/// The most open commands of one user; beyond that the oldest are forgotten.
 const PER_USER: usize = 16;
 /// The bytes that all of them may hold.
 const LIMITS: Limits = Limits::new(32 << 20, 2 << 20, 4);
-/// Bytes that a command takes besides what was put into its forms.
+/// The bytes of a command besides the input of its forms.
 const WEIGHT: usize = 4096;
 
 /// A command: its node and its title.
@@ -47,7 +47,7 @@ const WEIGHT: usize = 4096;
 pub struct Command {
     /// The part of the node after `urn:fingerpost:cmd:`.
     pub name: &'static str,
-    /// What a person reads in the list.
+    /// The title for people.
     pub title: &'static str,
 }
 
@@ -58,17 +58,17 @@ impl Command {
     }
 }
 
-/// What comes of the forms submitted so far.
+/// The result of the forms submitted so far.
 enum Page {
     /// Another form; whether it is the last one.
     Form(Form, bool),
-    /// A form with a part of a long list; whether it is the form before this one once more, with another part.
+    /// A form with a part of a long list; whether it repeats the previous form with another part.
     Options(Options, bool),
     /// A part of a long result.
     Part(Part),
-    /// The end: what there is to read, a sentence, and what the owner of a changed key is told.
+    /// The end: a result, a sentence, and the message for the owner of a changed key.
     Done(Option<Form>, Cow<'static, str>, Option<Notice>),
-    /// The end: why it was not done.
+    /// The end: why it failed.
     Failed(String),
 }
 
@@ -79,9 +79,9 @@ struct Part {
     text: String,
     /// Whether more follows.
     more: bool,
-    /// What is to be remembered for the next part.
+    /// The values to store for the next part.
     keep: Vec<(String, String)>,
-    /// Which part it is (XEP-0059).
+    /// The `<set/>` of the part (XEP-0059).
     set: Option<Element>,
 }
 
@@ -94,9 +94,9 @@ impl Page {
 
 /// Why there is no next page.
 enum Stop {
-    /// The last form is shown again with this.
+    /// Show the last form again with this note.
     Input(String),
-    /// It ends.
+    /// End the command.
     Refused(Refusal),
 }
 
@@ -124,7 +124,7 @@ impl From<RegistryError> for Stop {
     }
 }
 
-/// Where a user is in a command.
+/// A user's position in a command.
 #[derive(Clone, Debug)]
 struct Progress {
     from: Jid,
@@ -132,16 +132,16 @@ struct Progress {
     /// How many forms have been submitted.
     stage: usize,
     last: bool,
-    /// A part of a result is shown: there is nothing to fill in, and it may be left at any page.
+    /// Whether a part of a result is shown: there is no input, and it may be left at any page.
     reading: bool,
     values: Values,
-    /// How long the payload of the answer may be, and the page that the user asks for.
+    /// The room for the payload of the answer, and the page that the user requests.
     room: usize,
     asked: Option<rsm::Request>,
     until: Instant,
 }
 
-/// What is under way, by session id, by user, and by the time it is given up.
+/// The open commands by session id, by user, and by the time at which they expire.
 #[derive(Debug, Default)]
 struct UnderWay {
     all: HashMap<String, (Progress, Place)>,
@@ -165,8 +165,7 @@ impl UnderWay {
         }
     }
 
-    /// Remembers where a user is. What ended so long ago that nobody asks for it any more is forgotten, and the oldest of
-    /// a user that has too many.
+    /// Stores a user's position. Forgets commands that ended long ago, and the oldest one of a user that has too many.
     fn keep(&mut self, id: String, progress: Progress, now: Instant) -> Result<(), Full> {
         self.remove(&id);
         while let Some((until, old)) = self.until.first()
@@ -199,7 +198,7 @@ impl UnderWay {
     }
 }
 
-/// All commands that are under way. Cheap to clone.
+/// All open commands. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Commands {
     registry: Registry,
@@ -208,7 +207,7 @@ pub struct Commands {
 }
 
 impl Commands {
-    /// Commands on the registry and on what admins control.
+    /// Creates the commands on the registry and on the controls of admins.
     pub fn new(registry: Registry, control: Control) -> Self {
         Self { registry, control, under_way: Arc::default() }
     }
@@ -232,7 +231,7 @@ impl Commands {
     /// Answers a `<command/>` of the user at `from`.
     ///
     /// # Errors
-    /// What the user is told if there is no such command, session or action.
+    /// The refusal for the user, if there is no such command, session or action.
     pub async fn handle(
         &self,
         from: &Jid,
@@ -245,7 +244,7 @@ impl Commands {
     /// Answers a `<command/>` of the user at `from`; the payload of the answer may be `room` bytes long.
     ///
     /// # Errors
-    /// What the user is told if there is no such command, session or action.
+    /// The refusal for the user, if there is no such command, session or action.
     pub async fn handle_within(
         &self,
         from: &Jid,
@@ -255,7 +254,7 @@ impl Commands {
     ) -> Result<(Element, Option<Notice>), Refusal> {
         let node = request.attr("node").unwrap_or_default();
         let command = self.find(node, &from.to_bare()).ok_or_else(|| {
-            // Whether there is such a command is for admins to know.
+            // Only admins may know whether the command exists.
             match node.strip_prefix(ns::COMMAND_NODES) {
                 Some(name) if name.starts_with("admin:") => Refusal::forbidden(),
                 _ => Refusal::item_not_found("There is no such command"),
@@ -392,7 +391,7 @@ impl Commands {
         answer(command, id, "canceled")
     }
 
-    /// Shows a page, with a note of type error if what was put in cannot be.
+    /// Shows a page, with a note of type error if the input is wrong.
     fn show(
         &self,
         id: String,
@@ -455,7 +454,7 @@ impl Commands {
         })
     }
 
-    /// Shows a page that is not the end, with its ways forth: the first is the default.
+    /// Shows a page that is not the end, with its actions: the first is the default.
     fn executing(
         &self,
         id: String,
@@ -487,7 +486,7 @@ fn answer(command: Command, id: &str, status: &str) -> Element {
     )
 }
 
-/// Returns the ways on from a page: the first of `forth` is the default.
+/// Returns the actions of a page: the first of `forth` is the default.
 fn executing_actions(back: bool, forth: &[&str]) -> Element {
     let default = forth.first().copied().unwrap_or("complete");
     let mut actions = xml::element("actions", ns::COMMANDS, &[("execute", default)]);

@@ -1,4 +1,4 @@
-//! The commands of users: each a row of pages.
+//! The commands of users, each a sequence of pages.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use time::OffsetDateTime;
@@ -22,7 +22,7 @@ use crate::{
     xmpp::{jid::canonical_bare, ns, size, stanza::Refusal},
 };
 
-/// All of them, in the order in which they are listed.
+/// All of them, in the order of the list.
 pub(super) const COMMANDS: [Command; 9] = [
     Command { name: "keys", title: "List my keys" },
     Command { name: "lookup", title: "Look up a user's keys" },
@@ -31,8 +31,8 @@ pub(super) const COMMANDS: [Command; 9] = [
     Command { name: "prove", title: "Prove that a key is mine" },
     Command { name: "settings", title: "Choose who may see my keys" },
     Command { name: "sessions", title: "List my sessions, or end one" },
-    Command { name: "export", title: "Export all that is held about me" },
-    Command { name: "erase", title: "Erase all that is held about me" },
+    Command { name: "export", title: "Export everything held about me" },
+    Command { name: "erase", title: "Erase everything held about me" },
 ];
 
 pub(super) fn input(error: impl std::fmt::Display) -> Stop {
@@ -92,20 +92,20 @@ impl Commands {
                     return Err(input("That is not your own address: nothing was deleted"));
                 }
                 self.registry.erase(&me, &Actor::User(me.clone()), now).await?;
-                Ok(Page::done("All that was held about you has been deleted."))
+                Ok(Page::done("Everything held about you has been deleted."))
             }
             _ => Err(Stop::Refused(Refusal::item_not_found("There is no such command"))),
         }
     }
 
-    /// Returns the export as text, in parts of its own if need be.
+    /// Returns the export as text, in parts of its own if necessary.
     async fn export(&self, progress: &Progress) -> Result<Page, Stop> {
         let text = |lines: &[&str]| {
-            Form::result("All that is held about me").field("text-multi", "export", "As XML", lines)
+            Form::result("Everything held about me").field("text-multi", "export", "As XML", lines)
         };
         let me = progress.from.to_bare();
         let request = progress.part();
-        // Inside of a value each `<` takes four bytes and each quote five; every second byte is text in the worst case.
+        // Inside a value each `<` takes four bytes and each quote five; in the worst case every second byte is text.
         let mut room = progress.room_for(&text(&[""]), "");
         loop {
             let mut export = self.registry.export(&me, request.as_ref(), room).await?;
@@ -160,7 +160,7 @@ impl Commands {
             .field("text-single", "print", "Or its print, hexadecimal", &[values.one("print")])
             .choice(
                 "replaces",
-                "It takes the place of",
+                "It replaces",
                 values.one("replaces"),
                 std::iter::once(none).chain(active(&keys)),
             );
@@ -432,7 +432,7 @@ fn key_row(key: &Key, owner: bool, now: OffsetDateTime) -> Vec<String> {
     row
 }
 
-/// Keys as a result, in parts if need be; with their owners, if they are not the reader's own.
+/// Returns keys as a result, in parts if necessary, with their owners if these are not the reader.
 pub(super) fn key_table(
     progress: &Progress,
     title: &str,
@@ -446,7 +446,7 @@ pub(super) fn key_table(
     progress.table(Table { title, text, columns }, rows)
 }
 
-/// One key as a result.
+/// Returns one key as a result.
 pub(super) fn one_key(key: &Key, owner: bool, now: OffsetDateTime) -> Form {
     let columns = &COLUMNS[usize::from(!owner)..];
     Form::result("The key").table(columns, vec![key_row(key, owner, now)])

@@ -12,10 +12,10 @@ pub(super) type Settings = BTreeMap<(&'static str, &'static str), (String, Strin
 
 /// Finds the settings among the variables of an environment.
 ///
-/// Variables of ours that name no section are left to whom they are for.
+/// `FINGERPOST_` variables that name no section are ignored; they have other uses.
 ///
 /// # Errors
-/// A variable that names a section and not a key of it.
+/// A variable that names a section and an unknown key.
 pub(super) fn settings(
     vars: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Settings, ConfigError> {

@@ -1,4 +1,4 @@
-//! What was written: the settings of one section, from the environment or a TOML file, read as what each must be.
+//! Written settings: reads one section's settings from the environment or a TOML file, with the expected type of each.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -40,7 +40,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
 /// The longest text of a wrong value that an error repeats, in characters.
 const MAX_SHOWN: usize = 60;
 
-/// All settings that were written somewhere.
+/// All settings that are written somewhere.
 #[derive(Debug)]
 pub(super) struct Written {
     file: String,
@@ -49,10 +49,10 @@ pub(super) struct Written {
 }
 
 impl Written {
-    /// Reads TOML `text` that came from `file`, and the environment over it.
+    /// Reads TOML `text` that came from `file`; the environment overrides it.
     ///
     /// # Errors
-    /// Text that is no TOML, or a section or key that does not exist.
+    /// Text that is not valid TOML, or an unknown section or key.
     pub(super) fn parse(
         file: &str,
         text: &str,
@@ -98,7 +98,7 @@ impl Written {
     }
 }
 
-/// The settings of one section; each reader gives the default for a key that was not written.
+/// The settings of one section. Each reader returns the default for a key that is not written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Section<'a> {
     written: &'a Written,
@@ -119,12 +119,12 @@ impl Section<'_> {
         self.written.env.contains_key(&(self.name, key))
     }
 
-    /// Returns the error for a key that must be written and was not, or fits ill with others.
+    /// Returns the error for a key that is missing, or conflicts with others.
     pub(super) fn error(&self, key: &str, text: impl Into<String>) -> ConfigError {
         ConfigError::new(&Where::File(self.written.file.clone()), self.name, key, text.into())
     }
 
-    /// Reads one key by `read`, which gives `None` for what is not `expected`.
+    /// Reads one key with `read`, which returns `None` for a value that is not `expected`.
     pub(super) fn read<T>(
         &self,
         key: &'static str,
@@ -134,7 +134,7 @@ impl Section<'_> {
         let Some((at, value)) = self.value(key) else { return Ok(None) };
         match read(&at, &value) {
             Some(read) => Ok(Some(read)),
-            // A database's address may have a password in it.
+            // A database's address may contain a password.
             None if matches!(key, "secret" | "url") => {
                 Err(ConfigError::new(&at, self.name, key, format!("expected {expected}")))
             }
@@ -145,7 +145,7 @@ impl Section<'_> {
         }
     }
 
-    /// Returns a text that `parse` takes.
+    /// Returns a text that `parse` accepts.
     pub(super) fn text<T>(
         &self,
         key: &'static str,
@@ -155,7 +155,7 @@ impl Section<'_> {
         self.read(key, expected, |_, value| value.as_str().and_then(parse))
     }
 
-    /// Yes or no.
+    /// Returns true or false.
     pub(super) fn boolean(&self, key: &'static str, default: bool) -> Result<bool, ConfigError> {
         let read = self.read(key, "true or false", |at, value| match (at, value) {
             (_, Value::Boolean(value)) => Some(*value),
@@ -206,7 +206,7 @@ impl Section<'_> {
         Ok(read.unwrap_or(default))
     }
 
-    /// One of some words.
+    /// Returns one of several words.
     pub(super) fn choice<T: Copy>(
         &self,
         key: &'static str,
@@ -220,7 +220,8 @@ impl Section<'_> {
         Ok(read.unwrap_or(default))
     }
 
-    /// One text that `parse` takes, or a list of at least one such text. In the environment: separated by commas.
+    /// Returns one text that `parse` accepts, or a list of at least one such text. In the environment they are
+    /// separated by commas.
     pub(super) fn one_or_several<T>(
         &self,
         key: &'static str,
@@ -246,7 +247,7 @@ impl Section<'_> {
         }
     }
 
-    /// Returns a list of texts, each of which `parse` takes. In the environment: separated by commas.
+    /// Returns a list of texts that `parse` accepts. In the environment they are separated by commas.
     pub(super) fn list<T>(
         &self,
         key: &'static str,
@@ -277,7 +278,7 @@ impl Section<'_> {
     }
 }
 
-/// Returns a value as an error shows it, on one line and not too long.
+/// Returns a value for an error message, on one line and not too long.
 fn shown(value: &Value) -> String {
     let text = match value {
         Value::Table(_) => "a section".to_owned(),
@@ -299,7 +300,7 @@ pub(super) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, known)| known)
 }
 
-/// Returns how many letters must be changed, added or left out to make one word the other.
+/// Returns how many letters must be changed, added or removed to turn one word into the other.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -1,7 +1,7 @@
-//! Configuration: what is meant, every value final and checked.
+//! The configuration, with every value final and checked.
 //!
-//! A setting comes from the environment, else the TOML file, else its default ([`DEFAULT_TEXT`] shows all of them).
-//! An unknown key is an error; every error names where, which key and what was expected, on one line.
+//! A setting comes from the environment, then the TOML file, then its default ([`DEFAULT_TEXT`] shows all of them). An
+//! unknown key is an error. Every error names the place, the key and what was expected, on one line.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -23,19 +23,19 @@ use crate::{
 mod env;
 mod file;
 
-/// Every setting with its default and what it is for, as TOML.
+/// Every setting with its default and its purpose, as TOML.
 pub const DEFAULT_TEXT: &str = include_str!("default.toml");
-/// Where the configuration is looked for if nobody says where, in this order.
+/// The default paths of the configuration, in this order.
 pub const DEFAULT_PATHS: [&str; 2] = ["fingerpost.toml", "/etc/fingerpost/config.toml"];
 
-/// The variable that names the directory of credentials which systemd has given us (`LoadCredential=`).
+/// The variable that names systemd's directory of credentials (`LoadCredential=`).
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
-/// The file in that directory, else beside the configuration, in which the secret is looked for if nothing says where.
+/// The file with the secret, in that directory or beside the configuration, if no setting names one.
 const SECRET_NAME: &str = "secret";
 
-/// A day; the longest that a handshake, an activation or a drain may take.
+/// A day; the longest handshake, activation or drain.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// What a largest segment may be. 536 bytes is what every IPv4 host must take (RFC 9293, 3.7.1).
+/// The values of a largest segment. Every IPv4 host must accept 536 bytes (RFC 9293, 3.7.1).
 const SEGMENT: &str = "0 or a whole number from 536 to 32767";
 /// The shortest timeout that leaves a peer time to act.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -45,7 +45,7 @@ const SHORTEST: Duration = Duration::from_millis(100);
 pub struct Config {
     /// The component and its XMPP server.
     pub component: Component,
-    /// Where keys are kept.
+    /// The database of keys.
     pub database: Database,
     /// SOCKS5 streams.
     pub socks5: Socks5,
@@ -55,9 +55,9 @@ pub struct Config {
     pub broker: Broker,
     /// The registry of keys.
     pub registry: Registry,
-    /// Who may do what.
+    /// Access rights.
     pub access: Access,
-    /// Numbers and times that nobody may exceed.
+    /// Limits on numbers and times.
     pub limits: Limits,
     /// Health, metrics, status page.
     pub http: Http,
@@ -76,44 +76,44 @@ pub struct Component {
     pub secret: Secret,
     /// The name shown in service discovery.
     pub name: String,
-    /// Whom to write to about the service, as URIs.
+    /// Contact addresses of the operators, as URIs.
     pub contact: Vec<String>,
     /// The longest stanza that is sent to the server, in bytes.
     pub max_stanza_bytes: usize,
 }
 
-/// Where keys are kept.
+/// The database of keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Database {
     /// `sqlite:PATH`, `sqlite::memory:` or `postgres://USER:PASSWORD@HOST/DATABASE`.
     pub url: String,
-    /// Connections held open at most.
+    /// The most open connections.
     pub max_connections: u32,
-    /// Whether `serve` brings the schema up to date itself.
+    /// Whether `serve` updates the schema itself.
     pub migrate: bool,
 }
 
 /// SOCKS5 streams.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Socks5 {
-    /// host:port each; none switches SOCKS5 off. Port 0 is one that the system picks.
+    /// host:port of each listener; none switches SOCKS5 off. The system picks a port for 0.
     pub listen: Vec<String>,
-    /// Host and port each, as clients are told.
+    /// The host and port of each address that clients are told.
     pub advertise: Vec<(String, u16)>,
     /// Whether connections start with a PROXY header.
     pub proxy_protocol: bool,
-    /// The largest TCP segment of these connections in bytes, both ways; 0 is what the path's ends allow.
+    /// The largest TCP segment of these connections in bytes, both ways; 0 leaves it to the path's ends.
     pub max_segment: u32,
 }
 
 /// Streams inside XMPP.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ibb {
-    /// Whether there are any.
+    /// Whether in-band streams are on.
     pub enabled: bool,
     /// Bytes in one block on the component's own legs.
     pub block_size: u16,
-    /// Blocks under way without acknowledgement, per direction.
+    /// The most unacknowledged blocks, per direction.
     pub window: u16,
     /// Bytes of blocks by message that may wait for their readers, in all streams together.
     pub memory: usize,
@@ -124,33 +124,33 @@ pub struct Ibb {
 /// Brokered sessions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Broker {
-    /// Whether sessions without TLS are refused and streams without a ClientHello ended.
+    /// Whether sessions without TLS are refused, and streams without a ClientHello ended.
     pub require_tls: bool,
     /// For a print that the registry has never seen.
     pub unknown: Policy,
-    /// For a print that is none of the user's registered keys.
+    /// For a print that belongs to none of the user's registered keys.
     pub mismatch: Policy,
     /// For a print of a revoked key.
     pub revoked: Policy,
 }
 
-/// What happens to an offered print that the registry cannot vouch for.
+/// The treatment of an offered print that the registry cannot vouch for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Policy {
-    /// It is passed on, with the verdict beside it.
+    /// Pass it on, with the verdict beside it.
     Annotate,
-    /// It is taken out of the offer.
+    /// Remove it from the offer.
     Strip,
-    /// The session is refused.
+    /// Refuse the session.
     Reject,
 }
 
 /// The registry of keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Registry {
-    /// For users who have not chosen.
+    /// The visibility of users that have not chosen.
     pub visibility: Visibility,
-    /// Active keys one user may have.
+    /// The most active keys of one user.
     pub keys_per_user: u32,
     /// Whether OpenPGP keys published in PEP are read.
     pub import_pep: bool,
@@ -163,63 +163,63 @@ pub enum Visibility {
     Everyone,
     /// Users of the same domain.
     Local,
-    /// Those the owner named.
+    /// Users that the owner has named.
     Listed,
     /// Nobody but the owner.
     Nobody,
 }
 
-/// Who may do what.
+/// Access rights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Access {
     /// Bare JIDs and domains that may use the service; `*` is anyone.
     pub users: Vec<String>,
     /// Bare JIDs of administrators.
     pub admins: Vec<String>,
-    /// Bare JIDs and domains that may not; wins over all else.
+    /// Bare JIDs and domains that may not; this list overrides the others.
     pub blocked: Vec<String>,
 }
 
-/// Numbers and times that nobody may exceed.
+/// Limits on numbers and times.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
-    /// Sessions at one time.
+    /// Sessions at the same time.
     pub sessions: usize,
-    /// Sessions of one user at one time.
+    /// Sessions of one user at the same time.
     pub sessions_per_user: usize,
-    /// Requests of one user; bursts are four times as many.
+    /// Requests of one user per second; bursts are four times as many.
     pub requests_per_second: u32,
-    /// SOCKS5 connections of one address at one time.
+    /// SOCKS5 connections from one address at the same time.
     pub connections_per_ip: usize,
     /// Bytes per second of one session; 0 is unlimited.
     pub bytes_per_second: u64,
-    /// SOCKS5 greeting and request.
+    /// How long SOCKS5 greeting and request may take.
     pub handshake_timeout: Duration,
-    /// Connected and not activated, or a session without a transport.
+    /// How long a stream may be connected and not activated, and a session without a transport.
     pub activation_timeout: Duration,
-    /// No byte either way.
+    /// How long a stream may move no byte.
     pub idle_timeout: Duration,
-    /// For sessions to end by themselves when the program is stopped.
+    /// How long sessions may take to end by themselves when the program stops.
     pub drain_timeout: Duration,
 }
 
 /// Health, metrics, status page.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Http {
-    /// host:port, or off.
+    /// host:port, or `None` for off.
     pub listen: Option<String>,
 }
 
 /// The log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Log {
-    /// A level, or a filter as tracing knows them.
+    /// A level, or a filter in tracing's syntax.
     pub level: String,
-    /// How lines look.
+    /// The format of lines.
     pub format: Format,
 }
 
-/// How the lines of the log look.
+/// The format of the log's lines.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Format {
     /// For people.
@@ -228,22 +228,22 @@ pub enum Format {
     Json,
 }
 
-/// A configuration, and what its reader should be told about it.
+/// A configuration, and remarks for its reader.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// The file it came from.
+    /// The file that it came from.
     pub path: PathBuf,
-    /// Sentences for the operator; nothing is wrong enough to stop.
+    /// Sentences for the operator about problems that do not prevent a start.
     pub warnings: Vec<String>,
 }
 
 impl Config {
-    /// Reads the configuration file `path`, or the first of [`DEFAULT_PATHS`] that exists, and `vars` over it.
+    /// Reads the configuration file `path`, or the first of [`DEFAULT_PATHS`] that exists; `vars` override it.
     ///
     /// # Errors
-    /// A file that cannot be read, or whatever is wrong in it.
+    /// A file that cannot be read, or the first fault in it.
     pub fn load(
         path: Option<&Path>,
         vars: impl IntoIterator<Item = (String, String)>,
@@ -270,7 +270,7 @@ impl Config {
         Ok(Loaded { config, path, warnings })
     }
 
-    /// Returns the settings that differ in `new` and are taken over by a restart only.
+    /// Returns the settings that differ in `new` and take effect only after a restart.
     pub fn needing_restart(&self, new: &Self) -> Vec<String> {
         let (component, database) = (&self.component, &self.database);
         let changed = [
@@ -292,12 +292,12 @@ impl Config {
         changed.iter().filter(|(_, changed)| *changed).map(|(key, _)| (*key).to_owned()).collect()
     }
 
-    /// Reads a configuration from `text`, which came from the file `name`, and `vars` over it.
+    /// Reads a configuration from `text`, which came from the file `name`; `vars` override it.
     ///
-    /// Gives the warnings too: sentences for the operator.
+    /// Also returns the warnings: sentences for the operator.
     ///
     /// # Errors
-    /// Whatever is wrong in it.
+    /// The first fault in it.
     pub fn parse(
         name: &str,
         text: &str,
@@ -343,7 +343,7 @@ fn component(
 ) -> Result<Component, ConfigError> {
     let jid = section
         .text("jid", "a domain such as \"xtls.example.org\"", |text| {
-            // Spelled as the server has it, but for the dot of DNS at its end.
+            // Spelled as the server has it, without DNS's dot at the end.
             let text = text.strip_suffix('.').unwrap_or(text);
             BareJid::new(text).ok().filter(|jid| jid.node().is_none())
         })?
@@ -356,7 +356,7 @@ fn component(
     })?;
     let secret_file = section
         .text("secret_file", "a path", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
-    // The environment wins over the file here too, whichever of the two it sets.
+    // The environment overrides the file here too, whichever of the two it sets.
     let (secret, secret_file) = match (section.in_env("secret"), section.in_env("secret_file")) {
         (true, false) => (secret, None),
         (false, true) => (None, secret_file),
@@ -487,8 +487,8 @@ fn database(section: &Section<'_>) -> Result<Database, ConfigError> {
     })
 }
 
-/// Returns whether a URL of PostgreSQL lists hosts, as libpq allows (PostgreSQL's manual, 34.1.1.3) and the database
-/// library does not.
+/// Returns whether a PostgreSQL URL lists several hosts, as libpq allows (PostgreSQL's manual, 34.1.1.3) and the
+/// database library does not.
 fn has_several_hosts(url: &str) -> bool {
     let Some(rest) = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"))
     else {
@@ -590,7 +590,7 @@ fn access(section: &Section<'_>, jid: &BareJid) -> Result<Access, ConfigError> {
     })
 }
 
-/// Returns the domain that a component's domain lies in; a domain without a dot stands for itself.
+/// Returns the parent of a component's domain; a domain without a dot is its own parent.
 fn parent(jid: &BareJid) -> String {
     let jid = identity(jid);
     let domain = jid.domain().as_str();
@@ -635,7 +635,7 @@ fn log(section: &Section<'_>) -> Result<Log, ConfigError> {
     })
 }
 
-/// Splits `host:port`; an IPv6 address stands in brackets, which are taken off. Port 0 is none.
+/// Splits `host:port`; removes the brackets of an IPv6 address. Port 0 is not valid.
 fn host_port(text: &str) -> Option<(String, u16)> {
     host_or_any_port(text).filter(|(_, port)| *port != 0)
 }
@@ -655,7 +655,7 @@ fn plain(error: &std::io::Error) -> String {
     match error.kind() {
         ErrorKind::NotFound => "no such file".to_owned(),
         ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        ErrorKind::InvalidData => "it is no text".to_owned(),
+        ErrorKind::InvalidData => "not valid UTF-8".to_owned(),
         _ => error.to_string(),
     }
 }
@@ -666,14 +666,14 @@ fn no_file() -> ConfigError {
     )
 }
 
-/// Where a setting was written.
+/// The place where a setting was written.
 #[derive(Clone, Debug)]
 enum Where {
     File(String),
     Env(String),
 }
 
-/// What is wrong with a configuration: one line that names where, which key and what was expected.
+/// A fault in a configuration: one line with the place, the key and what was expected.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ConfigError {
     at: String,
@@ -696,12 +696,12 @@ impl ConfigError {
         Self { hint: Some(hint.to_owned()), ..self }
     }
 
-    /// If nothing is wrong but that there is no secret yet: the file in which it would be found.
+    /// Returns the file in which the secret would be found, if its absence is the only fault.
     pub fn no_secret(&self) -> Option<&Path> {
         self.no_secret.as_deref()
     }
 
-    /// Returns how to mend it, where that is more than what the line says.
+    /// Returns the cure, if it is more than the line says.
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref()
     }
@@ -768,7 +768,7 @@ mod tests {
         let vars = [("FINGERPOST_COMPONENT__SERVER", " , ")];
         let error = parse(SMALL, &vars).unwrap_err();
         assert!(error.starts_with("FINGERPOST_COMPONENT__SERVER: component.server: "), "{error}");
-        // The order counts, and a restart takes it over.
+        // The order counts, and it takes effect after a restart.
         let (old, new) =
             (parse(&list, &[]).unwrap(), parse(&written("'[::1]:5348'"), &[]).unwrap());
         assert_eq!(old.needing_restart(&new), ["component.server"]);
@@ -898,7 +898,7 @@ mod tests {
         assert_eq!(warnings(&with_password, 0o644).len(), 2);
         let without = format!("{SMALL}[database]\nurl = 'postgres://user@host/db'\n");
         assert_eq!(warnings(&without, 0o644).len(), 1);
-        // The secret lies elsewhere, where nobody may read it.
+        // The secret is in another file, which nobody else can read.
         let secret = directory.path().join("secret");
         std::fs::write(&secret, "s\n").unwrap();
         std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();

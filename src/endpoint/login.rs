@@ -401,7 +401,9 @@ where
                 return Err(Failure { of_token: true, ..failure });
             }
             "continue" => {
-                return Err(failed(&"the server asks for a second step, which xtls does not support"));
+                return Err(failed(
+                    &"the server asks for a second step, which xtls does not support",
+                ));
             }
             _ => return Err(failed(&"the server sent an unexpected element")),
         }

@@ -3,7 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/healthz` | 200 while the process serves |
-//! | `/readyz` | 200 if stanzas to the component come back through the XMPP server and the database has recently taken a change, else 503 and why |
+//! | `/readyz` | 200 if stanzas to the component come back through the XMPP server and the database has recently accepted a change, otherwise 503 and the reason |
 //! | `/metrics` | Prometheus text |
 //! | `/` | a page for a person (`page.rs`) |
 
@@ -55,14 +55,14 @@ use crate::{
     xmpp::echo::Route,
 };
 
-/// Sessions that the page shows.
+/// The most sessions on the page.
 const SESSIONS: usize = 10;
-/// How long ago a change may have reached the database.
+/// How long ago the last change of the database may be.
 const WRITTEN: Duration = Duration::from_secs(60);
-/// The shortest time over which the page tells a throughput.
+/// The shortest time over which the page shows a throughput.
 const SAMPLE: Duration = Duration::from_secs(2);
 
-/// What the pages tell of. Cheap to clone.
+/// The state that the pages show. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Status {
     link: Arc<AtomicBool>,
@@ -73,7 +73,7 @@ pub struct Status {
     table: Table,
     own: Print,
     component: BareJid,
-    /// When it was last looked at how many bytes had been relayed, and the rate before that.
+    /// When the relayed bytes were last counted, their number, and the rate before that.
     sample: Arc<Mutex<(Instant, u64, Option<f64>)>>,
 }
 
@@ -102,7 +102,7 @@ impl Status {
         }
     }
 
-    /// Bytes per second between the last two looks that were far enough apart.
+    /// Returns the bytes per second between the last two samples that were far enough apart.
     fn rate(&self, bytes: u64) -> Option<f64> {
         let mut sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
         let (at, before, _) = *sample;
@@ -114,13 +114,13 @@ impl Status {
         sample.2
     }
 
-    /// Notes whether the link is up, and forgets what was known of the way through the server.
+    /// Notes whether the link is up, and forgets the state of the route through the server.
     pub fn set_link(&self, up: bool) {
         self.set_route(Route::Unknown);
         self.link.store(up, Ordering::Relaxed);
     }
 
-    /// Notes what is known of the way through the server.
+    /// Notes the state of the route through the server.
     pub fn set_route(&self, route: Route) {
         *self.route.lock().unwrap_or_else(PoisonError::into_inner) = route;
     }
@@ -150,10 +150,10 @@ impl Status {
     }
 }
 
-/// Serves the pages at `address`, or where `given` listens already, until `stop`; gives the address bound.
+/// Serves the pages at `address`, or on the listening socket `given`, until `stop`; returns the address.
 ///
 /// # Errors
-/// If the address cannot be listened on.
+/// If it cannot listen on the address.
 pub async fn start(
     address: &str,
     given: Option<std::net::TcpListener>,
@@ -193,7 +193,7 @@ async fn readyz(State(status): State<Status>) -> (StatusCode, String) {
     let store = status.control.store();
     let written = store.last_write(&status.component, SystemClock.now()).await;
     if written.is_none_or(|ago| ago > WRITTEN) {
-        return no("the database takes no changes");
+        return no("the database does not accept changes");
     }
     let ready = match (status.cluster.count(), status.cluster.leads()) {
         (1, _) => "ready\n".to_owned(),
@@ -283,7 +283,7 @@ async fn page(
         sessions: sessions.collect(),
     };
     let headers = [
-        // Nothing but the style that is in the page.
+        // Only the page's own style.
         (
             CONTENT_SECURITY_POLICY,
             "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -294,7 +294,7 @@ async fn page(
     (headers, Html(page.render().into_string()))
 }
 
-/// What is sent is what it says it is.
+/// Adds the header that makes browsers keep the declared content type.
 async fn as_said(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

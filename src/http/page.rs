@@ -1,11 +1,11 @@
-//! The status page: for a person, on a phone too, and without a script. It names nobody in full, unless who looks is
-//! on this machine.
+//! The status page: for people, also on phones, and without a script. It shows full user names only to requests from
+//! this machine.
 
 use std::time::Duration;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-/// What the page shows.
+/// The content of the page.
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) component: String,
@@ -18,11 +18,11 @@ pub(super) struct Page {
     pub(super) waiting: usize,
     pub(super) streams: u64,
     pub(super) bytes: u64,
-    /// Over the last few seconds, if two looks were far enough apart.
+    /// The rate over the last few seconds, if two samples were far enough apart.
     pub(super) bytes_per_second: Option<f64>,
     pub(super) uptime: Duration,
     pub(super) print: String,
-    /// The oldest sessions: both users, as they may be shown, and what they have.
+    /// The oldest sessions: both users as they may be shown, and their state.
     pub(super) sessions: Vec<[String; 3]>,
 }
 
@@ -103,7 +103,7 @@ impl Page {
     }
 }
 
-/// Bytes for a person.
+/// Returns a number of bytes as text.
 fn amount(bytes: f64) -> String {
     let mut value = bytes;
     for unit in ["B", "KiB", "MiB", "GiB"] {
@@ -118,7 +118,7 @@ fn amount(bytes: f64) -> String {
     format!("{value:.1} TiB")
 }
 
-/// Returns a time for a person, not finer than it needs to be.
+/// Returns a time as text, no more precise than necessary.
 fn span(time: Duration) -> String {
     let seconds = match time.as_secs() {
         seconds if seconds < 3600 => seconds,

@@ -1,15 +1,15 @@
-//! The connections of the status server: few, short, and never in each other's way.
+//! The connections of the status server: few, short, and independent of each other.
 //!
-//! | limit | holds against |
+//! | limit | protects against |
 //! |---|---|
-//! | [`HEADER_TIMEOUT`] for a request's header, also between two requests | half-sent requests, idle connections |
+//! | [`HEADER_TIMEOUT`] for a request's header, also between two requests | incomplete requests, idle connections |
 //! | [`REQUEST_TIMEOUT`] for an answer | a database that hangs |
-//! | [`LIFETIME`] of a connection | answers that nobody reads |
+//! | [`LIFETIME`] of a connection | answers that are not read |
 //! | [`CONNECTIONS`] at once; one more displaces the oldest that waits for a request | many of all of these |
 //!
-//! So these pages never hold more than [`CONNECTIONS`] file descriptors, and a request that is sent at once is answered
-//! however many connections somebody else holds open. They keep a few descriptors for themselves: where SOCKS5 clients
-//! have taken all others, a health check still gets an answer.
+//! So these pages never hold more than [`CONNECTIONS`] file descriptors, and a request that is sent at once gets its
+//! answer however many connections others hold open. A few descriptors are reserved: if SOCKS5 clients have taken all
+//! others, a health check still gets an answer.
 
 use std::{
     collections::BTreeMap,
@@ -41,10 +41,10 @@ use tracing::{debug, warn};
 
 use crate::accept::{Backoff, Failed, Reserve};
 
-/// Connections at once.
+/// The most connections at once.
 pub(crate) const CONNECTIONS: usize = 256;
 
-/// How long a request's header may take, from the moment it is waited for.
+/// How long a request's header may take, from the beginning of the wait.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an answer may take.
@@ -56,7 +56,7 @@ const LIFETIME: Duration = Duration::from_secs(120);
 /// The longest request header in bytes.
 const HEADER: usize = 16 * 1024;
 
-/// File descriptors that nothing else can take.
+/// Reserved file descriptors.
 const RESERVED: usize = 8;
 
 /// The limits, smaller in tests.
@@ -123,13 +123,13 @@ pub(super) async fn serve(
     }
 }
 
-/// Returns a place for one more connection. If there is none, the oldest one that waits for a request makes room.
+/// Returns a place for one more connection. If none is free, the oldest connection that waits for a request makes room.
 async fn place(places: &Arc<Semaphore>, waiting: &Waiting) -> Option<OwnedSemaphorePermit> {
     if let Ok(place) = Arc::clone(places).try_acquire_owned() {
         return Some(place);
     }
     waiting.displace();
-    // Nobody closes the semaphore.
+    // The semaphore is never closed.
     Arc::clone(places).acquire_owned().await.ok()
 }
 
@@ -165,14 +165,14 @@ async fn connection(
         .serve_connection(TokioIo::new(stream), answer);
     tokio::select! {
         ended = serving => if let Err(error) = ended {
-            debug!(%error, "a connection to the status server ended");
+            debug!(%error, "connection to the status server ended");
         },
-        () = displaced.cancelled() => debug!("a connection to the status server made room"),
-        () = sleep(limits.lifetime) => debug!("a connection to the status server lasted too long"),
+        () = displaced.cancelled() => debug!("connection to the status server made room for a new one"),
+        () = sleep(limits.lifetime) => debug!("connection to the status server lasted too long"),
     }
 }
 
-/// The connections that wait for a request or for their answer to be read, oldest first.
+/// The connections that wait for a request, or for their answer to be read, oldest first.
 #[derive(Clone, Debug, Default)]
 struct Waiting {
     state: Arc<Mutex<Numbered>>,
@@ -221,7 +221,7 @@ impl Drop for Entry {
     }
 }
 
-/// While a request is answered its connection is not displaced.
+/// Protects a connection while its request is answered.
 struct Busy {
     entry: Arc<Entry>,
 }
@@ -330,7 +330,7 @@ mod tests {
         let (address, _stop, _tasks) = start(limits).await;
         for bytes in [&b""[..], HALF, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET /"] {
             let mut stream = sent(address, bytes).await;
-            // It would wait for ever.
+            // It would wait without end.
             rest(&mut stream).await;
         }
     }

@@ -1,14 +1,14 @@
 //! Tells a viewer of the status page on this machine from any other.
 //!
 //! Only a viewer on this machine may see full addresses. Two others also connect from loopback: a reverse proxy, which
-//! speaks for anybody, and a browser whose page has a name that was made to point here (DNS rebinding). So everything
-//! must fit: the connection, the name that was asked for, and no trace of a proxy.
+//! acts for any client, and a browser whose page has a name that was made to point here (DNS rebinding). So everything
+//! must fit: the connection, the requested host name, and no trace of a proxy.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use axum::http::{HeaderMap, HeaderName, Uri, Version, header::HOST, uri::Authority};
 
-/// Headers that only proxies add. Those that begin with `x-forwarded-` are recognised as well.
+/// Headers that only proxies add. Headers with the prefix `x-forwarded-` are recognized too.
 const OF_PROXIES: [&str; 24] = [
     "cdn-loop",
     "cf-connecting-ip",
@@ -38,8 +38,8 @@ const OF_PROXIES: [&str; 24] = [
 
 /// Returns whether a request comes from this machine for sure.
 ///
-/// HTTP/1.0 is what nginx speaks to a server behind it unless it is told otherwise, with the server's own name as
-/// `Host` and without any other trace; no browser speaks it.
+/// nginx uses HTTP/1.0 towards a server behind it by default, with the server's own name as `Host` and without any
+/// other trace; no browser uses it.
 pub(super) fn is_local(peer: IpAddr, version: Version, uri: &Uri, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next().and_then(|host| host.to_str().ok());

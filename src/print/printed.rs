@@ -1,22 +1,22 @@
-//! The one reader of fingerprints as people have them: what openssl, certtool, keytool, certutil, gpg, sq and sha256sum
-//! print, as a line or as a whole page, and what chat programs show.
+//! Reads fingerprints in all common forms: the output of openssl, certtool, keytool, certutil, gpg, sq and sha256sum,
+//! as a line or as a whole page, and the display of chat programs.
 //!
-//! A page has many numbers in hexadecimal. A number is a fingerprint if its length is one and if the words before it do not
-//! say that it is something else; the same words tell of what it is the fingerprint.
+//! A page has many hexadecimal numbers. A number is a fingerprint if its length fits and the words before it do not say
+//! otherwise; the same words tell what it is the fingerprint of.
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
 use super::{HashKind, Method, Print, PrintError};
 
-/// The fewest digits that somebody may have taken for a fingerprint.
+/// The fewest digits that a person may take for a fingerprint.
 const SHORTEST: usize = 16;
-/// The longest text that is read, in bytes: a page that a tool prints of one key is much shorter.
+/// The longest text that is read, in bytes: a tool's page about one key is much shorter.
 const LONGEST: usize = 64 << 10;
-/// How far before a number the words may stand that say what it is, in bytes.
+/// How far before a number the describing words may stand, in bytes.
 const NEAR: usize = 256;
 
-/// What a fingerprint is of, as far as its text says.
+/// The object of a fingerprint, as far as its text tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
     Unsaid,
@@ -29,19 +29,19 @@ enum Subject {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Found {
     subject: Subject,
-    /// Of 20 or 32 bytes.
+    /// Its 20 or 32 bytes.
     bytes: Vec<u8>,
 }
 
-/// Everything in a text that may be a fingerprint.
+/// All possible fingerprints in a text.
 #[derive(Debug, Default)]
 struct Page {
     found: Vec<Found>,
-    /// What is there, if no fingerprint is.
+    /// What the text has instead, if it has no fingerprint.
     instead: Option<PrintError>,
 }
 
-/// Reads the one fingerprint in a text.
+/// Reads the single fingerprint in a text.
 pub(super) fn read(
     text: &str,
     method: Option<Method>,
@@ -54,7 +54,7 @@ pub(super) fn read(
     let whole = bare(&text).map(|digits| Page::of_bare(&digits, hash));
     match whole {
         Some(Ok(page)) => page.choose(method, hash),
-        // A word before the digits may look like some of them.
+        // A word before the digits may look like digits too.
         Some(Err(why)) => Page::of_text(&text).choose(method, hash).map_err(|_| why),
         None => Page::of_text(&text).choose(method, hash),
     }
@@ -90,12 +90,12 @@ impl Page {
             page.base64(line);
             let heading = section.heading(line);
             let mut label = String::new();
-            // What stands between the number before and the next word.
+            // The text between the previous number and the next word.
             let mut between = "\n".to_owned();
             for word in words(line) {
                 match word {
                     Word::Other(text) => {
-                        // What is said from here on is of another number.
+                        // Words from here on describe another number.
                         if text.contains(char::is_alphanumeric) && run.end(&mut page) {
                             label.clear();
                         }
@@ -119,7 +119,7 @@ impl Page {
         page
     }
 
-    /// Fingerprints in base64, with what tells them from other words: pins of GnuTLS and curl, and those of SSH keys.
+    /// Finds fingerprints in base64, and their marks: pins of GnuTLS and curl, and those of SSH keys.
     fn base64(&mut self, line: &str) {
         let line = line.replace('"', "");
         for word in line.split([' ', '\t', ';', ',']) {
@@ -138,7 +138,7 @@ impl Page {
         }
     }
 
-    /// Takes the fingerprint that is meant by `method`: of several kinds the one that says most.
+    /// Takes the fingerprint for `method`; of several kinds, the most informative one.
     fn choose(self, method: Option<Method>, hash: Option<HashKind>) -> Result<Print, PrintError> {
         let wanted: &[(Subject, Option<usize>)] = match method {
             Some(Method::X509) => &[
@@ -188,7 +188,7 @@ impl Page {
     }
 }
 
-/// Adds to the words before a number. Those that stand far before it do not count.
+/// Appends to the words before a number. Words far before it do not count.
 fn push_near(label: &mut String, text: &str) {
     let end = |text: &str| text.ceil_char_boundary(text.len().saturating_sub(NEAR));
     label.push_str(&text[end(text)..]);
@@ -197,7 +197,7 @@ fn push_near(label: &mut String, text: &str) {
     }
 }
 
-/// Returns the text without what nobody sees (Windows puts a direction mark before a thumbprint), and with plain
+/// Returns the text without invisible characters (Windows puts a direction mark before a thumbprint), and with plain
 /// spaces.
 fn plain(text: &str) -> String {
     text.chars()
@@ -211,7 +211,7 @@ fn plain(text: &str) -> String {
         .collect()
 }
 
-/// Returns the digits, if the text has nothing but digits and what separates them.
+/// Returns the digits, if the text has only digits and separators.
 fn bare(text: &str) -> Option<String> {
     let text = text.trim();
     let text = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
@@ -229,7 +229,7 @@ fn decoded(digits: &str) -> Option<Vec<u8>> {
     pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
-/// Returns what a number of so many digits is, if it is known and not taken.
+/// Returns the error for a number of so many digits, if its kind is known and not accepted.
 fn other_length(digits: usize) -> Option<PrintError> {
     Some(match digits {
         8 | 16 => PrintError::KeyId,
@@ -246,11 +246,11 @@ fn other_length(digits: usize) -> Option<PrintError> {
 enum Word<'a> {
     /// Hexadecimal digits.
     Hex(&'a str),
-    /// Words, names of hashes with their numbers, and what stands between.
+    /// Words, names of hashes with their numbers, and separators.
     Other(&'a str),
 }
 
-/// Cuts a line into its parts.
+/// Splits a line into its parts.
 fn words(line: &str) -> Vec<Word<'_>> {
     let mut words = Vec::new();
     let mut rest = line;
@@ -270,7 +270,7 @@ fn words(line: &str) -> Vec<Word<'_>> {
     words
 }
 
-/// Returns the hash that a text begins with the name of, and the name's length: `SHA256`, `sha-1`, `SHA2-256`, `MD5`.
+/// Returns the hash whose name begins a text, and the name's length: `SHA256`, `sha-1`, `SHA2-256`, `MD5`.
 fn hash_name(text: &str) -> Option<(&'static str, usize)> {
     const NAMES: [(&str, &str); 16] = [
         ("sha2-256", "SHA-256"),
@@ -501,7 +501,7 @@ impl Run {
                 page.instead.get_or_insert(PrintError::Subkey);
             }
             (Kind::Of(subject), Some(bytes)) if expected.is_none_or(|n| n == digits.len()) => {
-                // A key's SHA-1 is taken nowhere; it is kept to say so.
+                // A key's SHA-1 is never accepted; it is kept for the error message.
                 page.found.push(Found { subject, bytes });
             }
             _ => match expected {
@@ -517,7 +517,7 @@ impl Run {
 }
 
 impl Page {
-    /// Takes note of a number that is no fingerprint for its length.
+    /// Notes a number that is not a fingerprint because of its length.
     fn missed(&mut self, digits: usize) {
         if digits >= SHORTEST {
             let why = PrintError::Length { found: digits, expected: 0 };
@@ -683,14 +683,14 @@ mod tests {
         ] {
             refused(text, method, expected);
         }
-        // Nobody is sent the wrong way.
+        // Nobody is misdirected.
         for error in [PrintError::Length { found: 62, expected: 64 }, PrintError::Sha1] {
             assert!(!error.to_string().contains("openpgp"), "{error}");
         }
         assert!(PrintError::Sha1.to_string().contains("-fingerprint -sha256"));
     }
 
-    /// Anybody can send such a text: what is looked at for each number must not grow with it.
+    /// Anyone can send such a text: the work for each number must not grow with it.
     #[test]
     fn words_far_before_a_number_are_forgotten_and_long_texts_are_not_read() {
         let mut label = String::new();

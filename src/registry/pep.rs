@@ -238,11 +238,7 @@ mod tests {
         let alice = user(0, "a.test");
         assert!(readers.begin(&alice, now));
         assert!((0..8400).all(|_| !readers.begin(&alice, now)));
-        assert_eq!(
-            readers.done(&alice, now),
-            Some(alice.clone()),
-            "a change meanwhile is read"
-        );
+        assert_eq!(readers.done(&alice, now), Some(alice.clone()), "a change meanwhile is read");
         assert_eq!(readers.done(&alice, now), None);
         assert!(readers.begin(&alice, now));
         assert_eq!(readers.done(&alice, now), None);

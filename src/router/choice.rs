@@ -1,5 +1,5 @@
-//! Which of a user's resources gets what is sent to the bare JID: those that may take it are asked first whether they
-//! are there, and one that does not take it gives way to the next.
+//! Chooses the resource for stanzas to a bare JID: checks first whether the candidates are present, and passes a stanza
+//! that one does not take to the next.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,20 +26,20 @@ use crate::{
     },
 };
 
-/// How long a resource may take to show that it is there, before a session is offered to another one.
+/// How long a resource may take to show that it is present, before a session is offered to another one.
 const SOON: Duration = Duration::from_secs(3);
-/// How long the server of a user may take to say whether it passes anything on to it.
+/// How long a user's server may take to show whether it delivers anything to the user.
 const ACCOUNT: Duration = Duration::from_secs(1);
-/// An answer that comes later than that still counts for those who ask after it.
+/// A later answer still counts for stanzas that come after it.
 const LATE: Duration = Duration::from_secs(10);
 /// How long a choice may take in all.
 const CHOICE: Duration = Duration::from_secs(12);
 /// How long a resource that has just answered may take to acknowledge a session, if there are others.
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
-/// The same if it has not been asked, because it sent something a moment before, and there are others.
+/// The same for a resource that was not checked, because it sent something a moment before, if there are others.
 const ASSUMED: Duration = Duration::from_secs(3);
 
-/// What has been found out for a stanza since it came.
+/// What was learned for a stanza since it came.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     /// Whether its sender may know of its addressee.
@@ -48,25 +48,25 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// It is known whether its sender may know of its addressee.
+    /// Creates findings that say whether its sender may know of its addressee.
     pub(super) fn admitted(admitted: bool) -> Self {
         Self { admitted, choosing: None }
     }
 }
 
-/// The choice of a resource under way.
+/// A choice of a resource in progress.
 #[derive(Debug)]
 struct Choosing {
     since: Instant,
-    /// Those that have not taken it.
+    /// The resources that have not taken it.
     tried: Vec<FullJid>,
     /// The error of the last of these.
     error: Option<Element>,
     /// Since when one of these has been silent.
     silent: Option<Instant>,
-    /// Whether a server passes nothing on to one of them.
+    /// Whether a server refuses to deliver to one of them.
     is_refused: bool,
-    /// The place among the requests that are worked on.
+    /// The place among the requests in work.
     permit: Option<Permit>,
 }
 
@@ -88,13 +88,13 @@ impl Choosing {
 pub(super) struct Taken {
     /// The full JID.
     pub(super) jid: Jid,
-    /// The choice, for a bare JID, and how sure it is.
+    /// The choice for a bare JID, and whether it is sure.
     choosing: Option<(Choosing, bool)>,
 }
 
 #[cfg(test)]
 impl Taken {
-    /// One that was heard of a moment before, of those that nobody has tried.
+    /// Creates a choice of a resource that has just shown itself, without a check.
     pub(super) fn unsure(jid: Jid) -> Self {
         Self { jid, choosing: Some((Choosing::new(Instant::now()), false)) }
     }
@@ -113,22 +113,22 @@ pub struct Unanswered {
     stanza: Stanza,
     callee: Jid,
     tried: Vec<FullJid>,
-    /// What it said, if anything.
+    /// Its error, if any.
     error: Option<Element>,
-    /// Whether it sent something after the session was asked for, and not only a moment before.
+    /// Whether it sent something after the session was requested, not only a moment before.
     was_sure: bool,
     at: Instant,
-    /// Its session: what its initiator has said since.
+    /// Its session, with the stanzas of its initiator since.
     left: Left,
 }
 
 impl Router {
     /// Returns the full JID that a proxied address stands for. `None`: the stanza will be handled when that is known.
     ///
-    /// `application` is what a session is for: a resource that announces it goes before others.
+    /// `application` is the application of a session: a resource that announces it comes first.
     ///
     /// # Errors
-    /// What the sender is told if it stands for nobody.
+    /// The answer to the sender, if the address stands for nobody.
     pub(super) fn reachable(
         &mut self,
         stanza: &Stanza,
@@ -186,18 +186,18 @@ impl Router {
         }
     }
 
-    /// Starts a session with the resource that was chosen. If it does not acknowledge that, another one is.
+    /// Starts a session with the chosen resource. If that does not acknowledge it, another one is chosen.
     pub(super) fn initiate(&mut self, stanza: &Stanza, taken: Taken) -> Result<(), Refusal> {
         let callee = self.callee(taken);
         self.broker.initiate(stanza.clone(), callee)
     }
 
-    /// Returns the resource that gets a session, and how long it has.
+    /// Returns the resource that gets a session, with its time limit.
     pub(super) fn callee(&self, taken: Taken) -> Callee {
         let mut callee = Callee::new(taken.jid.clone());
         if let Some((choosing, is_sure)) = taken.choosing {
             let Choosing { tried, .. } = choosing;
-            // One that is busy is slow, and nobody else is kept waiting by it.
+            // A busy resource is slow, and nobody else waits for it.
             callee.has_others = self.presences.has_other(&taken.jid, &tried);
             if callee.has_others {
                 callee.patience = if is_sure { ACKNOWLEDGE } else { ASSUMED };
@@ -213,10 +213,12 @@ impl Router {
         callee
     }
 
-    /// A resource did not acknowledge a session-initiate: another one may, unless its initiator wants it no more.
+    /// Handles a session-initiate that a resource did not acknowledge: tries another one, unless the initiator has
+    /// withdrawn it.
     pub(super) fn handle_unanswered(&mut self, unanswered: Unanswered) {
         let Unanswered { stanza, callee, mut tried, error, was_sure, at, left } = unanswered;
-        // Until here its initiator was heard in it, and from here in what waits or in the next one.
+        // Until now the session received its initiator's stanzas; from now on the waiting stanza or the next session
+        // does.
         let (answers, is_over) = left.close();
         self.send_all(answers);
         let Ok(jid) = FullJid::try_from(callee) else { return };
@@ -230,9 +232,9 @@ impl Router {
         if is_over {
             return self.refuse(&stanza, &Refusal::unknown_session("The session is over"));
         }
-        debug!(is_silent = error.is_none(), "a session was not taken: trying another resource");
+        debug!(is_silent = error.is_none(), "session not taken: trying another resource");
         if error.is_some() && !was_sure {
-            // It was not asked whether it is there. The answer tells one that has gone from one that blocks us.
+            // It was not checked before. The answer tells a resource that has gone from one that blocks us.
             self.presences.doubt(&jid);
         } else {
             tried.push(jid);
@@ -249,10 +251,10 @@ impl Router {
         }
     }
 
-    /// Takes what concerns a session-initiate that waits for answers of resources: it comes again, or is taken back.
+    /// Handles stanzas about a session-initiate that waits for answers of resources: a repetition or a withdrawal.
     ///
     /// # Errors
-    /// If there is such a session already.
+    /// If the session exists already.
     pub(super) fn handle_waiting(
         &mut self,
         stanza: &Stanza,
@@ -284,7 +286,7 @@ impl Router {
         }
     }
 
-    /// A user has gone: what it has sent is not passed on to anybody any more.
+    /// Withdraws the waiting stanzas of a user that has gone.
     pub(super) fn withdraw_all(&mut self, user: &Jid) {
         if self.waiting.is_empty() {
             return;
@@ -306,14 +308,14 @@ impl Router {
         }
     }
 
-    /// Ends proposals that nobody has answered in time.
+    /// Ends proposals that no resource has answered in time.
     pub(super) fn expire_proposals(&mut self, now: Instant) {
         let out = self.proposals.expire(now, |user, since| silent(user, since).text);
         self.send_all(out);
     }
 
-    /// Has all resources of a user asked whether they are there, because something was proposed to all; gives what is to
-    /// be said where none of them is.
+    /// Checks all resources of a user, because something was proposed to all. Returns the refusal for the case that
+    /// none is present.
     pub(super) fn check_all(&mut self, user: &BareJid, now: Instant) -> Vec<Element> {
         let (ask, silent_now) = self.presences.check_all(user, now);
         for jid in ask {
@@ -323,7 +325,7 @@ impl Router {
         silent_now.flat_map(|(jid, since)| self.proposals.silent(&jid, since, false, "")).collect()
     }
 
-    /// Asks a resource whether it is still there. `held` is given back when that is known.
+    /// Checks whether a resource is still present. `held` is freed when that is known.
     pub(super) fn question(
         &self,
         jid: Arc<FullJid>,
@@ -363,11 +365,11 @@ impl Router {
         });
     }
 
-    /// A resource has answered, or has not.
+    /// Handles the result of a check.
     pub(super) fn handle_sign(&mut self, asked: Asked) {
         let Asked { jid, sign, info, at, link } = asked;
         let now = Instant::now();
-        // A link that broke meanwhile says nothing of who is there.
+        // A link that broke meanwhile says nothing about presence.
         let is_known = link == self.links && self.presences.is_link_up();
         let sign = if is_known { sign } else { Sign::Unknown };
         if let Some(info) = info {
@@ -392,7 +394,7 @@ impl Router {
         }
     }
 
-    /// Refuses a stanza. Where a user was not found it says so if the address is that of a room.
+    /// Refuses a stanza. If the user was not found, the refusal names a room if the address is one.
     pub(super) fn refuse(&self, stanza: &Stanza, refusal: &Refusal) {
         debug!(%refusal, "refused");
         let callee = unproxied(&stanza.to, &self.options.jid);
@@ -417,7 +419,7 @@ impl Router {
     }
 }
 
-/// Returns what an error says of the resource that was asked whether it is there.
+/// Returns what an error says of the resource that was checked.
 async fn sign_of(error: &Element, requests: &Requests, own: &Jid, to: &Jid) -> Sign {
     let is = |condition| error.has_child(condition, ns::STANZA_ERRORS);
     if is("service-unavailable") {
@@ -437,7 +439,7 @@ async fn sign_of(error: &Element, requests: &Requests, own: &Jid, to: &Jid) -> S
     if gone.into_iter().any(is) || is("jid-malformed") {
         return Sign::Gone;
     }
-    // A server in trouble says nothing of its users; all else comes from the client itself.
+    // A server in trouble says nothing about its users; any other error comes from the client itself.
     if ["internal-server-error", "remote-server-timeout", "resource-constraint"].into_iter().any(is)
     {
         return Sign::Silence;
@@ -445,9 +447,9 @@ async fn sign_of(error: &Element, requests: &Requests, own: &Jid, to: &Jid) -> S
     Sign::Here
 }
 
-/// Tells the two cases apart in which a server says service-unavailable: the resource is gone, or the user has blocked the
-/// component. In the second Prosody says the same for the bare JID; ejabberd adds a text where a resource is gone, as for
-/// one that never was.
+/// Tells apart two causes of a server's service-unavailable: the resource is gone, or the user has blocked the
+/// component. In the second case Prosody answers the same for the bare JID. ejabberd adds a text if a resource is gone,
+/// as for one that never existed.
 fn gone_or_refused(error: &Element, account: &Answer, never: &Answer) -> Sign {
     let text = |error: &Element| error.get_child("text", ns::STANZA_ERRORS).map(Element::text);
     match (account, never) {
@@ -457,8 +459,7 @@ fn gone_or_refused(error: &Element, account: &Answer, never: &Answer) -> Sign {
     }
 }
 
-/// Returns what the sender is told if all resources that might have taken a stanza are there for the server and say
-/// nothing.
+/// Returns the refusal for the case that all suitable resources are online for the server and silent.
 fn silent(user: &BareJid, since: Instant) -> Refusal {
     let at = SystemClock.now() - since.elapsed();
     let at = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
@@ -466,10 +467,11 @@ fn silent(user: &BareJid, since: Instant) -> Refusal {
     Refusal::new("wait", "recipient-unavailable", text).with_extra("silent", ns::HINTS)
 }
 
-/// Returns the same if a user's server passes nothing on.
+/// Returns the refusal for the case that a user's server refuses to deliver.
 fn refused(user: &BareJid, component: &BareJid) -> Refusal {
-    let text =
-        format!("The server of {user} takes nothing from {component} for it: it may be blocked");
+    let text = format!(
+        "The server of {user} delivers nothing from {component} to it: the component may be blocked"
+    );
     Refusal::new("wait", "recipient-unavailable", text).with_extra("refused", ns::HINTS)
 }
 
@@ -488,7 +490,13 @@ mod tests {
             ("Prosody, blocked", &plain, &says(&plain), &says(&plain), Sign::Refused),
             ("ejabberd, gone", &gone, &found, &says(&gone), Sign::Gone),
             ("ejabberd, blocked", &plain, &found, &says(&gone), Sign::Refused),
-            ("a server that says no more", &plain, &Answer::Timeout, &Answer::Timeout, Sign::Gone),
+            (
+                "a server that gives no reason",
+                &plain,
+                &Answer::Timeout,
+                &Answer::Timeout,
+                Sign::Gone,
+            ),
         ] {
             assert_eq!(gone_or_refused(error, account, never), expected, "{case}");
         }

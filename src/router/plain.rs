@@ -1,6 +1,6 @@
-//! What is asked most, answered without a tree of elements on either way.
+//! Answers the most frequent requests without a tree of elements in either direction.
 //!
-//! Each of these does exactly what [`Router::handle`] would; whatever is not quite plain is left to that.
+//! Each answer is exactly that of [`Router::handle`]; a stanza that is not plain goes there.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use super::Router;
 use crate::xmpp::{jid::canonical, ns, plain::Plain, xml};
 
 impl Router {
-    /// Takes a stanza if it is one of the few; its answer goes behind what is in `out`. Says whether it did.
+    /// Takes a stanza if it is one of these; appends its answer to `out`. Returns whether it did.
     pub fn handle_plain(&mut self, stanza: &Plain<'_>, out: &mut Vec<u8>) -> bool {
         let Some(payload) = &stanza.payload else { return false };
         let attribute = |name| stanza.attributes.get(name);
@@ -24,10 +24,10 @@ impl Router {
         }
     }
 
-    /// disco#info of the component itself.
+    /// Answers disco#info of the component itself.
     fn tell_info(&mut self, from: &str, id: &str, out: &mut Vec<u8>) -> bool {
         let Some(asker) = canonical(from).map(|from| from.to_bare()) else { return false };
-        // Who may not, or too often, is told why elsewhere.
+        // Users without access, or with too many requests, get their refusal elsewhere.
         if !self.options.access.admits(&asker) || !self.rates.allow(&asker, Instant::now()) {
             return false;
         }
@@ -35,7 +35,7 @@ impl Router {
             self.info.clear();
             return false;
         }
-        // The values hold nothing that needs escaping: they are plain.
+        // The values need no escaping, because they are plain.
         for part in [
             "<iq type='result' from='",
             self.options.jid.as_str(),

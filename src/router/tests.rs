@@ -1,4 +1,4 @@
-//! Which resource gets what, with stanzas in and stanzas out.
+//! The choice of resources, with stanzas in and stanzas out.
 
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ const COMPONENT: &str = "xtls.example.test";
 const ALICE: &str = "alice@example.test/a";
 const MASK: &str = "bob\\40example.test@xtls.example.test";
 
-/// A router whose users are of `example.test`, with what it sends and what its work comes to.
+/// A router whose users are of `example.test`, with its stanzas and the results of its work.
 struct World {
     router: Router,
     sent: Receiver<Element>,
@@ -144,7 +144,7 @@ impl World {
         self.say(&format!("<presence xmlns='jabber:client' from='{from}' to='{COMPONENT}'/>"));
     }
 
-    /// Returns the next stanza that is sent and meant.
+    /// Returns the next sent stanza that fits.
     async fn next(&mut self, is_meant: impl Fn(&Element) -> bool) -> Element {
         loop {
             tokio::select! {
@@ -186,7 +186,7 @@ async fn a_server_that_answers_in_the_place_of_a_client_does_not_make_it_there()
     for condition in ["remote-server-timeout", "internal-server-error", "resource-constraint"] {
         let mut world = World::new().await;
         world.come("bob@example.test/one");
-        // What was heard before counts no more.
+        // Earlier signs of life no longer count.
         world.router.link_is_up();
         world.say(&format!(
             "<iq xmlns='jabber:client' type='get' id='p' from='{ALICE}' to='{MASK}'>\
@@ -201,7 +201,7 @@ async fn a_server_that_answers_in_the_place_of_a_client_does_not_make_it_there()
     }
 }
 
-/// The answers of one that is busy may wait behind its own blocks.
+/// The answers of a busy resource may wait behind its own blocks.
 #[tokio::test]
 async fn who_was_just_heard_of_is_waited_for_as_long_as_nobody_else_can_take_a_session() {
     let mut world = World::new().await;
@@ -225,7 +225,7 @@ async fn who_was_just_heard_of_is_waited_for_as_long_as_nobody_else_can_take_a_s
     assert_eq!(patience(&world), (30, false), "that one is not answering");
 }
 
-/// Nothing waits here for time: a program turns a session down, and before the next one gets it something happens.
+/// Nothing here depends on time: a program declines a session, and something happens before the next one gets it.
 #[tokio::test]
 async fn a_session_that_is_taken_back_on_its_way_to_the_next_program_goes_nowhere() {
     let jingle = |action: &str, id: &str| {
@@ -251,7 +251,7 @@ async fn a_session_that_is_taken_back_on_its_way_to_the_next_program_goes_nowher
         world.come("bob@example.test/two");
         world.come("bob@example.test/one");
         world.say(&jingle("session-initiate", "start"));
-        // Both may be asked what they can do; the first that is offered the session has no use for it.
+        // Both may be checked; the first that is offered the session cannot handle it.
         let (mut offered, mut reported) = (0, false);
         while !reported {
             tokio::select! {

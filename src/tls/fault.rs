@@ -1,4 +1,4 @@
-//! Why the key that a peer has shown is not taken: one list, from where it is found to the sentence that a person reads.
+//! Why a peer's key is not accepted: one list, from the place where the fault is found to the sentence for a person.
 
 use rustls::CertificateError;
 use time::OffsetDateTime;
@@ -14,13 +14,13 @@ use crate::registry::{
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// It is another key than the one that was offered.
+    /// It is another key than the offered one.
     #[error("the peer's certificate does not match the print it offered")]
     Print,
-    /// No session can come about with a certificate of this form or with this kind of key.
+    /// No session can use a certificate of this form or with this kind of key.
     #[error("no session can come about with the peer's certificate: {0}")]
     Unusable(Unusable),
-    /// There is no OpenPGP key in it.
+    /// It carries no OpenPGP key.
     #[error(
         "the peer's certificate carries no OpenPGP key with a signature (profile openpgp-spki)"
     )]
@@ -34,33 +34,33 @@ pub enum Fault {
     /// It revokes itself.
     #[error("the peer's OpenPGP key was revoked by its owner")]
     Revoked,
-    /// The subkey that has signed may not.
+    /// The subkey that has signed may not sign.
     #[error("the subkey of the peer's OpenPGP key that signs here {0}")]
     Subkey(SubkeyFault),
-    /// The OpenPGP signature is made for each session, and this one is not of now.
+    /// The OpenPGP signature is made for each session, and this one is from another time.
     #[error(
         "the peer's OpenPGP signature was made at {}, and it is {} here: one of the two clocks is wrong",
         stamp(*.signed), stamp(*.now)
     )]
     Clock {
-        /// When it was made, by the peer's clock.
+        /// The time of the signature, by the peer's clock.
         signed: OffsetDateTime,
-        /// When it was looked at, by the own clock.
+        /// The time of the check, by our clock.
         now: OffsetDateTime,
     },
-    /// The OpenPGP signature uses a hash that is not taken.
+    /// The OpenPGP signature uses a hash that is not accepted.
     #[error(
         "the peer's OpenPGP signature uses a hash that can be forged, expected SHA-256 or better"
     )]
     Hash,
-    /// The OpenPGP signature is not one of this key over the TLS key.
+    /// The OpenPGP signature is not this key's signature over the TLS key.
     #[error("the peer's OpenPGP key has not signed the TLS key that was shown")]
     Signature,
 }
 
 impl Fault {
-    /// Returns how the peer is told, by an alert (RFC 8446, 6.2): certificate_expired, certificate_revoked,
-    /// unsupported_certificate, or access_denied for all else.
+    /// Returns the TLS alert for the peer (RFC 8446, 6.2): certificate_expired, certificate_revoked,
+    /// unsupported_certificate, or access_denied for all others.
     pub(super) fn to_rustls(&self) -> rustls::Error {
         let error = match self {
             Self::Expired(_)

@@ -1,4 +1,4 @@
-//! An endpoint's own key and self-signed certificate, kept in two PEM files of mode 0600.
+//! An endpoint's own key and self-signed certificate, stored in two PEM files of mode 0600.
 
 use std::{fmt, io, path::Path, str::FromStr};
 
@@ -36,16 +36,16 @@ impl std::fmt::Debug for Identity {
 pub enum Algorithm {
     /// EdDSA on Curve25519 (RFC 8410).
     Ed25519,
-    /// ECDSA on P-256: what every TLS library takes.
+    /// ECDSA on P-256, which every TLS library accepts.
     #[default]
     P256,
-    /// ML-DSA-65 (FIPS 204, RFC 9881): no quantum computer is known to forge its signatures. OpenSSL 3.5 and rustls
-    /// take it; GnuTLS 3.8.9 and OpenSSL 3.0 do not.
+    /// ML-DSA-65 (FIPS 204, RFC 9881): no known quantum attack forges its signatures. OpenSSL 3.5 and rustls accept it;
+    /// GnuTLS 3.8.9 and OpenSSL 3.0 do not.
     MlDsa65,
 }
 
 impl Algorithm {
-    /// All of them.
+    /// All algorithms.
     pub const ALL: [Self; 3] = [Self::Ed25519, Self::P256, Self::MlDsa65];
 
     /// Returns the name on the command line.
@@ -73,30 +73,30 @@ impl FromStr for Algorithm {
     }
 }
 
-/// Why there is no identity.
+/// Why an identity cannot be loaded or created.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The files cannot be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// Which file.
+        /// The file.
         path: String,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// The files hold no certificate or key.
+    /// The files have no certificate or key.
     #[error("{path}: no PEM certificate or PKCS#8 key is in it")]
     Pem {
-        /// Which file.
+        /// The file.
         path: String,
     },
-    /// The key cannot be made.
-    #[error("the key cannot be made: {0}")]
+    /// The key cannot be created.
+    #[error("cannot create the key: {0}")]
     Make(#[from] rcgen::Error),
 }
 
 impl Identity {
-    /// Makes an ECDSA P-256 key and a self-signed certificate that names `jid`.
+    /// Creates an ECDSA P-256 key and a self-signed certificate that names `jid`.
     ///
     /// # Errors
     /// [`IdentityError::Make`].
@@ -104,7 +104,7 @@ impl Identity {
         Self::generate_by(jid, Algorithm::P256)
     }
 
-    /// Returns the same with a key of an algorithm.
+    /// Returns an identity with a key of this algorithm.
     ///
     /// # Errors
     /// [`IdentityError::Make`].
@@ -112,8 +112,8 @@ impl Identity {
         Self::make_by(algorithm, Some(jid), |_| Ok(None))
     }
 
-    /// Returns the same with an extension about the key, which is made of its SubjectPublicKeyInfo (DER), and without a
-    /// name if there is no `jid`.
+    /// Creates an identity with an extension about the key, which is derived from its SubjectPublicKeyInfo (DER).
+    /// Without a `jid` the certificate has no name.
     pub(super) fn make<E: From<rcgen::Error>>(
         jid: Option<&BareJid>,
         extension: impl FnOnce(&[u8]) -> Result<Option<CustomExtension>, E>,
@@ -145,7 +145,7 @@ impl Identity {
         })
     }
 
-    /// Returns an identity that says nothing of its user, for channels that are authenticated by other means.
+    /// Returns an identity that reveals nothing about its user, for channels that are authenticated by other means.
     ///
     /// # Errors
     /// [`IdentityError::Make`].
@@ -153,17 +153,17 @@ impl Identity {
         Self::make(None, |_| Ok(None))
     }
 
-    /// Creates an identity of its parts: a DER certificate and a PKCS#8 key.
+    /// Creates an identity from its parts: a DER certificate and a PKCS#8 key.
     pub fn of_parts(certificate: Vec<u8>, key: Vec<u8>) -> Self {
         Self { certificate: certificate.into(), key: key.into() }
     }
 
-    /// Returns the private key, PKCS#8: for keeping it, and nothing else.
+    /// Returns the private key, PKCS#8, for storage only.
     pub fn private_key(&self) -> &[u8] {
         self.key.secret_pkcs8_der()
     }
 
-    /// Reads the identity in a directory; `None` if there is none.
+    /// Reads the identity in a directory; `None` if it has none.
     ///
     /// # Errors
     /// [`IdentityError::Io`] or [`IdentityError::Pem`].
@@ -179,8 +179,8 @@ impl Identity {
         Ok(Some(Self { certificate, key }))
     }
 
-    /// Writes both files, mode 0600, into an existing directory: the certificate last, so that it is never there without
-    /// its key.
+    /// Writes both files, mode 0600, into an existing directory. The certificate comes last, so that it never exists
+    /// without its key.
     ///
     /// # Errors
     /// [`IdentityError::Io`]; also if either file exists.
@@ -197,8 +197,8 @@ impl Identity {
             .expect("SHA-256 of any bytes exists")
     }
 
-    /// Signs with the private key: Ed25519, ECDSA P-256 with SHA-256, RSA-PSS with SHA-256 or ML-DSA, by its type; `None` if
-    /// it is of another.
+    /// Signs with the private key: Ed25519, ECDSA P-256 with SHA-256, RSA-PSS with SHA-256 or ML-DSA, depending on its
+    /// type; `None` for any other type.
     pub fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
         use rustls::SignatureScheme::{
             ECDSA_NISTP256_SHA256, ED25519, ML_DSA_44, ML_DSA_65, ML_DSA_87, RSA_PSS_SHA256,

@@ -1,4 +1,4 @@
-//! End-to-end TLS: an endpoint's own certificate, peers pinned to the print they offered, TLS 1.3 only.
+//! End-to-end TLS: an endpoint's own certificate, peers pinned to the offered print, TLS 1.3 only.
 
 pub mod fault;
 pub mod identity;

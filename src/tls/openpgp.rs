@@ -1,7 +1,7 @@
 //! The method `openpgp`: the TLS key is certified by an OpenPGP key (profile `openpgp-spki`).
 //!
-//! TLS knows OpenPGP certificates no more (RFC 5081 and 6091 were never in TLS 1.3). So an X.509 certificate, self-signed
-//! and made for the occasion, carries the OpenPGP certificate and that key's detached signature over the TLS key:
+//! TLS 1.3 has no OpenPGP certificates (RFC 5081 and 6091 are not part of it). So a self-signed X.509 certificate, made
+//! for one session, carries the OpenPGP certificate and that key's detached signature over the TLS key:
 //!
 //! ```text
 //! FingerpostOpenPgp ::= SEQUENCE {      -- content of the extension 2.25.5934100245778452984
@@ -11,8 +11,8 @@
 //! }
 //! ```
 //!
-//! Signed is `"fingerpost:openpgp-spki:0" ‖ 0x00 ‖ SubjectPublicKeyInfo (DER)`. The handshake shows possession of the TLS
-//! key, the signature says whose that is, and the fingerprint which OpenPGP key was promised. Spec: docs/PROTOCOL.md.
+//! The signed bytes are `"fingerpost:openpgp-spki:0" ‖ 0x00 ‖ SubjectPublicKeyInfo (DER)`. The handshake shows possession
+//! of the TLS key, the signature shows its owner, and the fingerprint names the promised OpenPGP key. Spec: docs/PROTOCOL.md.
 
 use std::{
     fs, io,
@@ -60,7 +60,7 @@ const OID: [u64; 3] = [2, 25, 5_934_100_245_778_452_984];
 const OID_TEXT: &str = "2.25.5934100245778452984";
 const DOMAIN: &[u8] = b"fingerpost:openpgp-spki:0\0";
 const FILE: &str = "openpgp.asc";
-/// How long a certified TLS key is good: it is made for one session.
+/// The validity of a certified TLS key, which is made for one session.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// An OpenPGP secret key, perhaps locked by a passphrase.
@@ -93,7 +93,8 @@ impl Certifier {
         self.key.print()
     }
 
-    /// Returns an identity for TLS: a new key, and a certificate in which the OpenPGP key vouches for it, for a day.
+    /// Returns an identity for TLS: a new key, and a certificate in which the OpenPGP key vouches for it, valid for a
+    /// day.
     ///
     /// # Errors
     /// [`OpenPgpError`]
@@ -107,18 +108,18 @@ impl Certifier {
     }
 }
 
-/// Why an OpenPGP key is of no use.
+/// Why an OpenPGP key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenPgpError {
-    /// Not one secret key, or a broken one.
+    /// The input is not one secret key, or is broken.
     #[error("expected one OpenPGP secret key, binary or armoured, which this is not: {0}")]
     NotASecretKey(&'static str),
-    /// More than one.
+    /// The input has more than one certificate.
     #[error(
         "expected one OpenPGP secret key, found several certificates: export only the one to be used"
     )]
     Several,
-    /// Its public part would be refused by every peer.
+    /// Every peer would refuse its public part.
     #[error(transparent)]
     Material(#[from] MaterialError),
     /// It has expired.
@@ -127,10 +128,10 @@ pub enum OpenPgpError {
     /// The passphrase is wrong, or one is needed.
     #[error("the passphrase does not unlock the OpenPGP key")]
     Passphrase,
-    /// The key cannot sign, or cannot be made.
+    /// The key cannot sign, or cannot be created.
     #[error("the OpenPGP key cannot be used: {0}")]
     Key(#[from] pgp::errors::Error),
-    /// The TLS key cannot be made.
+    /// The TLS key cannot be created.
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The file cannot be read.
@@ -145,8 +146,8 @@ impl From<rcgen::Error> for OpenPgpError {
 }
 
 impl OpenPgpKey {
-    /// Makes an Ed25519 key whose user id is `xmpp:` and the JID (XEP-0373, 2): of version 6 (RFC 9580), or else of
-    /// version 4 in the form that GnuPG takes too.
+    /// Creates an Ed25519 key whose user id is `xmpp:` and the JID (XEP-0373, 2): of version 6 (RFC 9580), or of
+    /// version 4 in the form that GnuPG accepts too.
     ///
     /// # Errors
     /// [`OpenPgpError::Key`]
@@ -167,12 +168,12 @@ impl OpenPgpKey {
         Self::new(params.generate(OsRng)?)
     }
 
-    /// Reads a secret key: packets or armour, such as `gpg --export-secret-keys` gives.
+    /// Reads a secret key: packets or armour, such as `gpg --export-secret-keys` writes.
     ///
     /// # Errors
-    /// [`OpenPgpError::NotASecretKey`], or what peers would say of its public part.
+    /// [`OpenPgpError::NotASecretKey`], or the error of peers about its public part.
     pub fn parse(bytes: &[u8]) -> Result<Self, OpenPgpError> {
-        // What the library says repeats what it has read.
+        // The library's message repeats what it has read.
         let bad = |_| OpenPgpError::NotASecretKey("its packets cannot be read");
         if has_several_blocks(bytes) {
             return Err(OpenPgpError::Several);
@@ -195,7 +196,7 @@ impl OpenPgpKey {
         Ok(Self { secret, material })
     }
 
-    /// Reads the key in a directory; `None` if there is none.
+    /// Reads the key in a directory; `None` if it has none.
     ///
     /// # Errors
     /// [`OpenPgpError`]
@@ -208,16 +209,16 @@ impl OpenPgpKey {
         }
     }
 
-    /// Writes it, as locked as it is, to a new file of mode 0600 in an existing directory.
+    /// Writes it to a new file of mode 0600 in an existing directory; a locked key stays locked.
     ///
     /// # Errors
-    /// [`OpenPgpError::Identity`]; also if there is such a file.
+    /// [`OpenPgpError::Identity`]; also if the file exists.
     pub fn store(&self, dir: &Path) -> Result<(), OpenPgpError> {
         let armoured = Zeroizing::new(self.secret.to_armored_bytes(ArmorOptions::default())?);
         Ok(write_new(&dir.join(FILE), &armoured)?)
     }
 
-    /// Returns the OpenPGP certificate: what peers and registries may know.
+    /// Returns the OpenPGP certificate, which peers and registries may know.
     pub fn certificate(&self) -> &[u8] {
         &self.material.bytes
     }
@@ -235,7 +236,7 @@ impl OpenPgpKey {
         }
     }
 
-    /// Returns a detached signature over `message`, by the newest signing subkey or else the primary key.
+    /// Returns a detached signature over `message`, by the newest signing subkey or, without one, the primary key.
     ///
     /// # Errors
     /// [`OpenPgpError::Passphrase`], [`OpenPgpError::Expired`], [`OpenPgpError::Key`].
@@ -243,7 +244,7 @@ impl OpenPgpKey {
         self.sign_for(message, passphrase, None)
     }
 
-    /// Makes it ready to vouch for TLS keys.
+    /// Unlocks it to vouch for TLS keys.
     ///
     /// # Errors
     /// [`OpenPgpError::Passphrase`], [`OpenPgpError::Expired`], [`OpenPgpError::Key`].
@@ -266,7 +267,7 @@ impl OpenPgpKey {
             Some(subkey) => detached(&subkey.key, &password, message, lifetime),
             None => detached(&self.secret.primary_key, &password, message, lifetime),
         };
-        // What goes wrong with a locked key is its passphrase, nearly always.
+        // A failure with a locked key is nearly always due to its passphrase.
         signature.map_err(|error| if self.is_locked() { OpenPgpError::Passphrase } else { error })
     }
 
@@ -310,7 +311,8 @@ fn detached(
     Ok(signature.to_bytes()?)
 }
 
-/// Returns the public part, without pictures and without what others have signed: those tell who knows whom.
+/// Returns the public part, without pictures and without others' signatures, which would reveal its owner's
+/// acquaintances.
 fn published(secret: &SignedSecretKey) -> SignedPublicKey {
     let mut certificate = secret.to_public_key();
     let key = certificate.primary_key.clone();
@@ -376,16 +378,16 @@ impl<'a> Extension<'a> {
 /// time.
 ///
 /// # Errors
-/// The [`Fault`]: another key, an expired or revoked one, a signature over another TLS key, or one of another time.
+/// The [`Fault`]: another key, an expired or revoked one, a signature over another TLS key, or one from another time.
 ///
 /// # Security
-/// That the peer holds the TLS key is for the handshake to show.
+/// The handshake shows that the peer holds the TLS key.
 pub fn vouched(der: &[u8], pins: &[Print], now: UnixTime) -> Result<Print, Fault> {
     judge(der, pins, &[], now)
 }
 
-/// Returns the same, judged by what else is `known` of the OpenPGP certificate: a peer may show an older state of it,
-/// in which a subkey is not revoked yet.
+/// Returns the same, using a `known` state of the OpenPGP certificate too: a peer may show an older state, in which a
+/// subkey is not revoked yet.
 ///
 /// # Errors
 /// The [`Fault`].
@@ -422,7 +424,7 @@ fn judge(der: &[u8], pins: &[Print], known: &[&[u8]], now: UnixTime) -> Result<P
     let signature =
         DetachedSignature::from_bytes(extension.signature).map_err(|_| Fault::Signature)?;
     let message = signed(extension.spki);
-    // Whose signature it is comes first: the time of one that anybody can make says nothing.
+    // The signer is checked first: the time of a signature that anyone can make proves nothing.
     match certificate.signer(&signature, &message, now.as_secs()) {
         Signer::Nobody => return Err(Fault::Signature),
         Signer::Subkey(fault) => {
@@ -434,13 +436,13 @@ fn judge(der: &[u8], pins: &[Print], known: &[&[u8]], now: UnixTime) -> Result<P
     Ok(print.clone())
 }
 
-/// Returns the fingerprint that a TLS certificate claims. Only for one that [`vouched`] has let pass.
+/// Returns the fingerprint that a TLS certificate claims. Use it only after [`vouched`] has accepted the certificate.
 pub(super) fn claimed(der: &[u8]) -> Option<Print> {
     let material = Material::parse(Method::OpenPgp, Extension::read(der)?.certificate).ok()?;
     material.prints.into_iter().next()
 }
 
-/// Checks that a signature is of the right kind, by a hash that is still good, made before now and not expired.
+/// Checks that a signature is of the right kind, by a hash that cannot be forged, made before now and not expired.
 fn check_time(signature: &DetachedSignature, now: UnixTime) -> Result<(), Fault> {
     use HashAlgorithm::{Sha3_256, Sha3_512, Sha256, Sha384, Sha512};
     let signature = &signature.signature;
@@ -500,7 +502,7 @@ mod tests {
         }
     }
 
-    /// Alice's key with a subkey that signs, as rPGP makes one.
+    /// Returns Alice's key with a signing subkey, as rPGP makes one.
     fn with_subkey() -> OpenPgpKey {
         let mut subkey = pgp::composed::SubkeyParamsBuilder::default();
         let subkey = subkey.key_type(KeyType::Ed25519Legacy).can_sign(true).build().unwrap();
@@ -551,13 +553,13 @@ mod tests {
         assert_eq!(judged(&[certifier.key.certificate()]), Ok(()));
         assert_eq!(judged(&[&subkey]), Err(Fault::Subkey(SubkeyFault::Revoked)));
         assert_eq!(judged(&[&whole]), Err(Fault::Revoked));
-        // In any order, and beside an older state again.
+        // In any order, and beside an older state.
         for known in
             [[certifier.key.certificate(), &subkey], [&subkey, certifier.key.certificate()]]
         {
             assert_eq!(judged(&known), Err(Fault::Subkey(SubkeyFault::Revoked)));
         }
-        // A primary key that signs itself is not touched by it.
+        // A primary key that signs itself is not affected.
         let other = certifier.key.certificate();
         let stranger = key_of_another();
         assert!(matches!(judged(&[other, &stranger]), Err(Fault::Material(_))));
@@ -567,7 +569,7 @@ mod tests {
         key(false).certificate().to_vec()
     }
 
-    /// One row for each cause: what the user reads names it, and nobody is accused.
+    /// One row for each cause: the sentence for the user names it, and accuses nobody.
     #[test]
     fn the_cause_is_kept_up_to_the_sentence_that_the_user_reads() {
         use crate::{endpoint::Error, tls::stream::TlsError};
@@ -650,7 +652,7 @@ mod tests {
         .unwrap();
         assert_eq!(claimed(&stolen.certificate), Some(pins[0].clone()));
         assert_eq!(vouched(&stolen.certificate, &pins, now()), Err(Fault::Signature));
-        // Signed bytes without our domain.
+        // Signed bytes without our domain separator.
         let undomained: Identity = Identity::make::<OpenPgpError>(None, |spki| {
             let content = write_extension(key.key.certificate(), &key.key.sign(spki, "")?)?;
             Ok(Some(CustomExtension::from_oid_content(&OID, content)))

@@ -1,9 +1,9 @@
 //! The short authentication string: twelve digits that two people read to each other.
 //!
-//! Both ends of one TLS channel have the same digits; who terminates TLS between them has two channels. The digits come
-//! from the TLS exporter through PBKDF2. Whoever sits between may try to make the two strings equal: the later of its
-//! two handshakes is its to vary until the digits fit, one try costing one PBKDF2. The cost of a try, the number of digits
-//! and the time that a handshake may take bound its chances; docs/PROTOCOL.md has the figures.
+//! Both ends of one TLS channel have the same digits; an attacker that terminates TLS between them has two channels.
+//! The digits come from the TLS exporter through PBKDF2. The attacker may try to make the two strings equal by varying
+//! the later of its two handshakes until the digits fit; each try costs one PBKDF2. The cost of a try, the number of
+//! digits and the time limit of a handshake bound its chances; docs/PROTOCOL.md has the figures.
 
 use std::num::NonZeroU32;
 
@@ -16,14 +16,15 @@ use super::stream::{TlsError, export};
 /// The exporter's label.
 const LABEL: &[u8] = b"EXPORTER-fingerpost-sas";
 const SALT: &[u8] = b"fingerpost:sas:0";
-/// A try takes a processor about a third of a second.
+/// The iterations: a try takes a processor about a third of a second.
 const ITERATIONS: NonZeroU32 = NonZeroU32::new(1 << 20).expect("it is not zero");
 const MODULUS: u64 = 1_000_000_000_000;
 
-/// Returns the string of a channel between these two, away from the other tasks: it takes a while on purpose.
+/// Returns the string of a channel between these two users. It runs outside the other tasks, because it takes a while
+/// on purpose.
 ///
 /// # Errors
-/// [`TlsError::Failed`] if TLS gives no key material.
+/// [`TlsError::Failed`] if TLS exports no key material.
 pub async fn of<S>(
     stream: &TlsStream<S>,
     initiator: &BareJid,
@@ -35,12 +36,12 @@ pub async fn of<S>(
         .map_err(|error| TlsError::Failed(std::io::Error::other(error)))
 }
 
-/// Returns the exporter's context: who began the session, and with whom.
+/// Returns the exporter's context: the initiator and the responder of the session.
 fn context(initiator: &BareJid, responder: &BareJid) -> Vec<u8> {
     [initiator.as_str().as_bytes(), responder.as_str().as_bytes()].join(&0)
 }
 
-/// The string of 32 exported bytes: three groups of four digits.
+/// Returns the string for 32 exported bytes: three groups of four digits.
 fn digits(exported: &[u8; 32]) -> String {
     let mut bytes = [0; 8];
     pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ITERATIONS, SALT, exported, &mut bytes);

@@ -1,4 +1,4 @@
-//! TLS over a negotiated byte stream: the responder is the server, both show certificates.
+//! TLS over a negotiated byte stream: the responder is the server, and both show certificates.
 
 use std::{io, sync::Arc};
 
@@ -16,10 +16,10 @@ use super::{
 };
 use crate::print::Print;
 
-/// The name in the ClientHello: names play no part, and this one tells an observer nothing.
+/// The name in the ClientHello. Names have no meaning here, and this one tells an observer nothing.
 const SERVER_NAME: &str = "xtls.invalid";
 
-/// What the handshake settled.
+/// The results of a handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Secured {
     /// The protocol version.
@@ -31,19 +31,19 @@ pub struct Secured {
     pub peer: Print,
 }
 
-/// Why there is no secured stream.
+/// Why the stream could not be secured.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The peer's certificate is not the one it offered, or is of no use.
+    /// The peer's certificate is not the offered one, or cannot be used.
     #[error(transparent)]
     Unverified(Fault),
-    /// The peer did not prove a key: it showed no certificate, does not speak TLS 1.3, or its signature is wrong.
+    /// The peer did not prove a key: it showed no certificate, does not support TLS 1.3, or its signature is wrong.
     #[error("the peer's key could not be verified: {0}")]
     Unproven(String),
-    /// The peer does not take our certificate, for this reason if it gives one.
+    /// The peer does not accept our certificate, with its reason if it gives one.
     #[error("the peer does not accept our certificate{0}")]
     Refused(&'static str),
-    /// Anything else.
+    /// Any other failure.
     #[error("TLS failed: {0}")]
     Failed(io::Error),
 }
@@ -57,17 +57,17 @@ impl From<io::Error> for TlsError {
                 Self::Unproven("it has shown no certificate".to_owned())
             }
             Some(Tls::PeerIncompatible(PeerIncompatible::NoSignatureSchemesInCommon)) => {
-                Self::Unproven("it takes no signature algorithm of our key".to_owned())
+                Self::Unproven("it accepts no signature algorithm of our key".to_owned())
             }
             Some(Tls::PeerIncompatible(_)) => {
                 Self::Unproven("it does not speak TLS 1.3 as needed here".to_owned())
             }
-            // OpenSSL says so too if it has no key for TLS 1.3.
+            // OpenSSL also sends this if it has no key for TLS 1.3.
             Some(Tls::AlertReceived(Alert::ProtocolVersion)) => Self::Unproven(
                 "it does not speak TLS 1.3, or its key has no signature algorithm there".to_owned(),
             ),
             Some(Tls::AlertReceived(Alert::HandshakeFailure)) => Self::Unproven(
-                "it has found nothing in common, such as a signature algorithm for the keys of both sides"
+                "it found nothing in common, such as a signature algorithm for the keys of both sides"
                     .to_owned(),
             ),
             Some(Tls::AlertReceived(alert)) => Self::Refused(match alert {
@@ -75,7 +75,7 @@ impl From<io::Error> for TlsError {
                     ": it has expired there, or one of the two clocks is wrong"
                 }
                 Alert::CertificateRevoked => ": it was revoked",
-                Alert::UnsupportedCertificate => ": its form or kind of key is not taken there",
+                Alert::UnsupportedCertificate => ": its form or kind of key is not accepted there",
                 _ => "",
             }),
             Some(
@@ -91,11 +91,11 @@ impl From<io::Error> for TlsError {
     }
 }
 
-/// The name of an application protocol (ALPN, RFC 7301). The handshake authenticates it: nobody between the two ends can
-/// add it, take it away or exchange it.
+/// The name of an application protocol (ALPN, RFC 7301). The handshake authenticates it: a third party cannot add,
+/// remove or change it.
 pub type Protocol = &'static [u8];
 
-/// Speaks TLS as the initiator (client) to a peer of whom this is expected.
+/// Sets up TLS as the initiator (client), with these expectations of the peer.
 ///
 /// # Errors
 /// [`TlsError`]; no application byte has been sent then.
@@ -137,7 +137,7 @@ pub async fn connect_for<S: AsyncRead + AsyncWrite + Unpin>(
     Ok((TlsStream::Client(stream), secured))
 }
 
-/// Speaks TLS as the responder (server) to a peer of whom this is expected.
+/// Sets up TLS as the responder (server), with these expectations of the peer.
 ///
 /// # Errors
 /// [`TlsError`]; no application byte has been sent then.
@@ -152,7 +152,7 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
 /// Does what [`accept`] does, and agrees to an application protocol if the peer offers it.
 ///
 /// # Errors
-/// [`TlsError`]; no application byte has been sent then. A peer that offers other protocols only is refused.
+/// [`TlsError`]; no application byte has been sent then. A peer that offers only other protocols is refused.
 pub async fn accept_for<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     identity: &Identity,
@@ -177,7 +177,7 @@ pub async fn accept_for<S: AsyncRead + AsyncWrite + Unpin>(
     Ok((TlsStream::Server(stream), secured))
 }
 
-/// Returns what the verifier has found, and else what the handshake says.
+/// Returns the verifier's fault, or, without one, the handshake's error.
 fn because(verifier: &PinnedVerifier, error: io::Error) -> TlsError {
     match verifier.fault() {
         Some(fault) => TlsError::Unverified(fault.clone()),
@@ -185,7 +185,7 @@ fn because(verifier: &PinnedVerifier, error: io::Error) -> TlsError {
     }
 }
 
-/// Key material of a channel that both ends can compute and nobody else (RFC 8446, 7.5; RFC 5705).
+/// Exports key material of a channel that only the two ends can compute (RFC 8446, 7.5; RFC 5705).
 ///
 /// # Errors
 /// [`TlsError::Failed`] before the handshake is done.
@@ -359,7 +359,7 @@ mod tests {
         assert!(matches!(client, Err(TlsError::Refused(""))));
     }
 
-    /// A client of another program, without a certificate.
+    /// Connects as another program, without a certificate.
     async fn stranger(stream: DuplexStream, version: &'static SupportedProtocolVersion) {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier = Arc::new(PinnedVerifier::new(Expected::Anyone, Arc::clone(&provider)));
@@ -409,7 +409,7 @@ mod tests {
         b.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         let client = connect(a, &alice, vec![bob.print()]).await;
         assert!(matches!(client, Err(TlsError::Unproven(_))), "{client:?}");
-        // A connection that breaks is another matter.
+        // A connection that breaks is a different case.
         let (a, b) = duplex(1 << 16);
         drop(b);
         let client = connect(a, &alice, vec![bob.print()]).await;

@@ -1,6 +1,6 @@
-//! The verifier: the peer's certificate must be the one whose print it offered, and the peer must hold its key.
+//! The verifier: the peer's certificate must have the offered print, and the peer must hold its key.
 //!
-//! No authority is ever asked: a chain, a name or a date in the certificate means nothing here.
+//! No authority is involved: a chain, a name or a date in the certificate has no meaning here.
 
 use std::sync::{Arc, OnceLock};
 
@@ -18,17 +18,17 @@ use crate::{
     registry::x509,
 };
 
-/// What the peer's certificate must be, by the method of the session.
+/// The requirements on the peer's certificate, by the method of the session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expected {
-    /// `x509`: the one that has one of these prints.
+    /// `x509`: a certificate with one of these prints.
     Certificate(Vec<Print>),
-    /// `openpgp`: one whose key is vouched for by the OpenPGP key of one of these fingerprints.
+    /// `openpgp`: a certificate whose key is vouched for by an OpenPGP key with one of these fingerprints.
     OpenPgp(Vec<Print>),
-    /// `srp`: any.
+    /// `srp`: any certificate.
     ///
     /// # Security
-    /// The channel is nobody's until something that is bound to it has shown whose it is.
+    /// The peer is unknown until a proof that is bound to the channel shows who it is.
     Anyone,
 }
 
@@ -53,8 +53,8 @@ impl Expected {
 /// Accepts exactly the expected certificates.
 ///
 /// # Security
-/// A print must come from the peer's offer; the handshake then shows that whoever made the connection holds that
-/// key. Whether the offer itself is the right user's is for hints and trust store to say.
+/// A print must come from the peer's offer; the handshake then shows that the party at the other end holds that key.
+/// Hints and the trust store decide whether the offer itself is the right user's.
 #[derive(Debug)]
 pub struct PinnedVerifier {
     expected: Expected,
@@ -63,12 +63,12 @@ pub struct PinnedVerifier {
 }
 
 impl PinnedVerifier {
-    /// Creates a verifier; of an empty list of prints nobody is accepted.
+    /// Creates a verifier; with an empty list of prints it accepts nobody.
     pub fn new(expected: Expected, provider: Arc<CryptoProvider>) -> Self {
         Self { expected, provider, fault: OnceLock::new() }
     }
 
-    /// Why the certificate was not accepted, if it was not: an alert cannot say it.
+    /// Returns why the certificate was not accepted, if it was not: an alert cannot say it.
     pub fn fault(&self) -> Option<&Fault> {
         self.fault.get()
     }
@@ -136,7 +136,7 @@ impl ServerCertVerifier for PinnedVerifier {
         _certificate: &CertificateDer<'_>,
         _signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("only TLS 1.3 is spoken".to_owned()))
+        Err(Error::General("only TLS 1.3 is supported".to_owned()))
     }
 
     fn verify_tls13_signature(
@@ -174,7 +174,7 @@ impl ClientCertVerifier for PinnedVerifier {
         _certificate: &CertificateDer<'_>,
         _signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("only TLS 1.3 is spoken".to_owned()))
+        Err(Error::General("only TLS 1.3 is supported".to_owned()))
     }
 
     fn verify_tls13_signature(

@@ -1,7 +1,7 @@
 //! The arithmetic of SRP-6a (RFC 5054, 2.5 and 2.6): public values, the verifier, the common secret.
 //!
-//! All secret exponents have a fixed number of bits, and what is done with them takes the same time for any value.
-//! Public values are read at their full length only, and refused unless they are in 1..N.
+//! All secret exponents have a fixed number of bits, and all operations on them take the same time for any value.
+//! Public values are accepted only at their full length and in 1..N.
 
 use std::marker::PhantomData;
 
@@ -45,7 +45,7 @@ pub(super) struct Group<D> {
 }
 
 impl<D: Digest> Group<D> {
-    /// Returns the group that is in use.
+    /// Returns the group of the profile.
     pub(super) fn of_3072_bits() -> Self {
         Self::new(N_3072, G_3072)
     }
@@ -155,7 +155,7 @@ impl<D: Digest> Group<D> {
         BoxedUint::from_be_slice_vartime(&u)
     }
 
-    /// Returns a public value. RFC 5054 asks that it is not 0 modulo N; honest ones are also less than N.
+    /// Returns a public value. RFC 5054 requires that it is not 0 modulo N; honest ones are also less than N.
     fn read(&self, bytes: &[u8]) -> Result<BoxedMontyForm, Illegal> {
         if bytes.len() != self.len() {
             return Err(Illegal);

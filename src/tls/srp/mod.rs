@@ -1,7 +1,7 @@
 //! The method `srp`: SRP-6a inside a TLS channel, bound to it (profile `srp6a-exporter`).
 //!
-//! Both users know a password. In a TLS 1.3 channel whose certificates nobody has checked, before any byte of the
-//! application:
+//! Both users know a password. The messages run in a TLS 1.3 channel with unchecked certificates, before any byte of
+//! the application:
 //!
 //! 1. initiator → responder: `A`
 //! 2. responder → initiator: `salt`, `B`
@@ -9,12 +9,13 @@
 //! 4. responder → initiator: `M2`
 //!
 //! Group: 3072 bits of RFC 5054; hash: SHA-256; user name: the initiator's bare JID. The proofs cover the channel's
-//! `tls-exporter` value (RFC 9266), so that who terminates TLS on both sides has two values, and neither proof helps on
-//! the other side. A wrong password, an illegal public value and a broken message are told apart by nobody.
+//! `tls-exporter` value (RFC 9266). An attacker that terminates TLS on both sides has two values, and neither proof
+//! helps on the other side. The error does not tell a wrong password, an illegal public value and a broken message
+//! apart.
 //!
-//! What the responder keeps of the password lives as long as the session: salt and verifier are made for it.
+//! The responder's salt and verifier are made for one session and end with it.
 //!
-//! Everything here is plain state: bytes and randomness in, bytes out. Spec: docs/PROTOCOL.md.
+//! This module has no I/O: bytes and randomness go in, bytes come out. Spec: docs/PROTOCOL.md.
 
 mod group;
 
@@ -38,12 +39,12 @@ const PROOF: usize = 32;
 /// The channel's `tls-exporter` value.
 pub type Binding = [u8; 32];
 
-/// The peer does not know the password, or does not speak this protocol. There is nothing more to tell.
+/// The peer does not know the password, or violates this protocol. The error tells nothing more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the password is not the one that the peer has")]
 pub struct Refused;
 
-/// The password is none: it has characters that no two keyboards agree on (RFC 4013).
+/// The password has characters that no two keyboards agree on (RFC 4013), or is empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the password is empty or has control characters in it")]
 pub struct BadPassword;
@@ -72,7 +73,7 @@ impl Password {
     }
 }
 
-/// What both sides know before the first message.
+/// The values that both sides know before the first message.
 #[derive(Clone, Debug)]
 pub struct Shared {
     /// The initiator's bare JID.
@@ -96,10 +97,10 @@ const CLIENT_PROOF: Shape = Shape { kind: 3, body: PROOF };
 const SERVER_PROOF: Shape = Shape { kind: 4, body: PROOF };
 
 impl Shape {
-    /// The bytes that follow a head of this shape.
+    /// Returns the number of bytes after a head of this shape.
     ///
     /// # Errors
-    /// [`Refused`] if the head is of another.
+    /// [`Refused`] if the head has another shape.
     pub fn read_head(self, head: [u8; HEAD]) -> Result<usize, Refused> {
         if head == self.head() { Ok(self.body) } else { Err(Refused) }
     }
@@ -123,7 +124,7 @@ impl Shape {
     }
 }
 
-/// The initiator, who waits for salt and `B`.
+/// The initiator while it waits for salt and `B`.
 pub struct Initiator {
     group: Group<Sha256>,
     shared: Shared,
@@ -138,10 +139,10 @@ impl std::fmt::Debug for Initiator {
 }
 
 impl Initiator {
-    /// What it waits for.
+    /// The message that it waits for.
     pub const EXPECTS: Shape = CHALLENGE;
 
-    /// Begins; gives the first message. `random`: fresh, used once.
+    /// Begins; returns the first message. `random` must be fresh and used once.
     pub fn new(shared: Shared, random: Exponent) -> (Self, Vec<u8>) {
         let group = Group::of_3072_bits();
         let a = Zeroizing::new(random);
@@ -166,15 +167,15 @@ impl Initiator {
     }
 }
 
-/// The initiator, who waits for the responder's proof.
+/// The initiator while it waits for the responder's proof.
 #[derive(Debug)]
 pub struct InitiatorProved(Proofs);
 
 impl InitiatorProved {
-    /// What it waits for.
+    /// The message that it waits for.
     pub const EXPECTS: Shape = SERVER_PROOF;
 
-    /// Checks the responder's proof: it knows the password and has the same channel.
+    /// Checks the responder's proof that it knows the password and has the same channel.
     ///
     /// # Errors
     /// [`Refused`]
@@ -183,7 +184,7 @@ impl InitiatorProved {
     }
 }
 
-/// The responder, who waits for `A`.
+/// The responder while it waits for `A`.
 pub struct Responder {
     shared: Shared,
     b: Zeroizing<Exponent>,
@@ -197,10 +198,10 @@ impl std::fmt::Debug for Responder {
 }
 
 impl Responder {
-    /// What it waits for.
+    /// The message that it waits for.
     pub const EXPECTS: Shape = HELLO;
 
-    /// Begins. `random` and `salt`: fresh, used once.
+    /// Begins. `random` and `salt` must be fresh and used once.
     pub fn new(shared: Shared, random: Exponent, salt: [u8; SALT]) -> Self {
         Self { shared, b: Zeroizing::new(random), salt }
     }
@@ -223,18 +224,18 @@ impl Responder {
     }
 }
 
-/// The responder, who waits for the initiator's proof.
+/// The responder while it waits for the initiator's proof.
 #[derive(Debug)]
 pub struct ResponderChallenged(Proofs);
 
 impl ResponderChallenged {
-    /// What it waits for.
+    /// The message that it waits for.
     pub const EXPECTS: Shape = CLIENT_PROOF;
 
-    /// Checks the initiator's proof; gives the responder's own.
+    /// Checks the initiator's proof; returns the responder's own.
     ///
     /// # Errors
-    /// [`Refused`]; the own proof is told only to who knows the password.
+    /// [`Refused`]; only a peer that knows the password gets the responder's proof.
     pub fn handle_proof(self, body: &[u8]) -> Result<Vec<u8>, Refused> {
         same(body, &self.0.initiator)?;
         Ok(SERVER_PROOF.message(&[&*self.0.responder]))
@@ -290,7 +291,7 @@ impl Proofs {
     }
 }
 
-/// Compares proofs in a time that says nothing of where they differ.
+/// Compares proofs in a time that does not depend on where they differ.
 fn same(shown: &[u8], expected: &[u8; PROOF]) -> Result<(), Refused> {
     if bool::from(shown.ct_eq(expected)) { Ok(()) } else { Err(Refused) }
 }
@@ -304,7 +305,7 @@ mod tests {
         Shared { user: user.to_owned(), password, binding: [binding; 32] }
     }
 
-    /// Runs all four messages; gives what each side makes of it.
+    /// Runs all four messages; returns each side's result.
     fn run(a: Shared, b: Shared) -> (Result<(), Refused>, Result<(), Refused>) {
         let (initiator, hello) = Initiator::new(a, [0xA1; 32]);
         let responder = Responder::new(b, [0xB2; 32], [0x5A; SALT]);
@@ -322,7 +323,7 @@ mod tests {
         assert_eq!(run(side(), side()), (Ok(()), Ok(())));
     }
 
-    /// Computed by another program (Python's integers and hashlib) from docs/PROTOCOL.md, where it stands too.
+    /// Computed by another program (Python's integers and hashlib) from docs/PROTOCOL.md, which has the same example.
     #[test]
     fn the_example_of_the_protocols_page_comes_out() {
         let side = || shared("alice@example.org", "password123", 1);
