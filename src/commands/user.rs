@@ -290,14 +290,14 @@ impl Commands {
             ]
             .map(|(label, visibility)| (label.to_owned(), visibility.as_str().to_owned()));
             let form = Form::new(
-                "Who may see my keys",
-                "Who may not see them cannot reach you by your address alone.",
+                "Visibility of my keys",
+                "Users that may not see them cannot reach you by your bare address.",
             )
             .choice("visibility", "My keys are shown to", chosen, options)
             .field(
                 "jid-multi",
                 "allowed",
-                "Those I name",
+                "Users I name",
                 if written.is_empty() { &known } else { &written },
             );
             return Ok(Page::Form(form, true));

@@ -156,7 +156,7 @@ pub struct Registry {
     pub import_pep: bool,
 }
 
-/// Who may see a user's keys.
+/// The visibility of a user's keys.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Visibility {
     /// Everyone who may use the service.

@@ -1,4 +1,4 @@
-//! The failures of a session, sorted by who can act.
+//! The failures of a session, by the party that can act.
 
 use crate::tls::stream::TlsError;
 
@@ -35,7 +35,7 @@ pub enum Error {
     /// The peer, or the component in its place, refuses.
     #[error("{0}")]
     Refused(String),
-    /// The peer and this endpoint have no TLS method in common.
+    /// No TLS method is common to the peer and this endpoint.
     #[error("{0}")]
     Unsupported(String),
     /// The peer's key is not the promised one, or nothing vouches for it. No application byte has been sent.

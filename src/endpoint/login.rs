@@ -84,7 +84,7 @@ pub struct ServerTrust {
     pub insecure: bool,
 }
 
-/// Whom to log in as, and where.
+/// A user's login: the account, and its server.
 ///
 /// ```
 /// use fingerpost::endpoint::Login;

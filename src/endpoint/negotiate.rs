@@ -310,7 +310,7 @@ impl Session {
         let certificate = certificate.map(AsRef::as_ref).unwrap_or_default();
         let method = self.endpoint.method();
         let (known, standing) = match method {
-            // There is no key to recognize later.
+            // Nothing could be recognized later.
             Method::Srp => (Known::Same, Standing::NoRegistry),
             _ => {
                 let standing = self.standing(&secured, certificate, &hints).await?;

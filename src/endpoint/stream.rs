@@ -51,7 +51,7 @@ pub struct Learned {
     pub print: Print,
     /// The broker's hints about the offered prints; empty without a broker.
     pub hints: Vec<Hint>,
-    /// The registry's view of the key that the peer has shown. With the method srp there is no key.
+    /// The registry's view of the key that the peer has shown. The method srp has none.
     pub standing: Standing,
     /// Whether the key was known before.
     pub known: Known,

@@ -118,7 +118,9 @@ impl Registry {
                 self.revoke(from, &Actor::User(owner), key.id, "", now).await?
             }
             ("disable" | "revoke", None) => {
-                return Err(Refusal::item_not_found("There is no certificate of this name"));
+                return Err(Refusal::item_not_found(
+                    "You have not registered a certificate of this name",
+                ));
             }
             _ => return Err(Refusal::bad_request("Expected append, disable or revoke")),
         };

@@ -806,7 +806,7 @@ impl Key {
     }
 }
 
-/// Who may see a user's keys. The owner always may.
+/// The visibility of a user's keys. The owner always sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Visibility {
     /// Everyone who may use the service.

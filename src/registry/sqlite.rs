@@ -164,7 +164,7 @@ impl Seen {
             self.seq = row.try_get("seq")?;
             let event: String = row.try_get("event")?;
             blocks |= matches!(event.as_str(), "blocked" | "unblocked");
-            // An erased user has no address: the row may be anyone's.
+            // The address of an erased user is gone: the row may be anyone's.
             let jid: Option<String> = row.try_get("jid")?;
             let Some(owner) = jid.and_then(|jid| BareJid::new(&jid).ok()) else {
                 self.version = version;

@@ -84,7 +84,7 @@ pub enum IdentityError {
         /// The system's error.
         source: io::Error,
     },
-    /// The files have no certificate or key.
+    /// A certificate or key is missing in the files.
     #[error("{path}: no PEM certificate or PKCS#8 key is in it")]
     Pem {
         /// The file.
@@ -113,7 +113,7 @@ impl Identity {
     }
 
     /// Creates an identity with an extension about the key, which is derived from its SubjectPublicKeyInfo (DER).
-    /// Without a `jid` the certificate has no name.
+    /// Without a `jid` the certificate lacks a name.
     pub(super) fn make<E: From<rcgen::Error>>(
         jid: Option<&BareJid>,
         extension: impl FnOnce(&[u8]) -> Result<Option<CustomExtension>, E>,

@@ -62,7 +62,7 @@ impl From<io::Error> for TlsError {
             Some(Tls::PeerIncompatible(_)) => {
                 Self::Unproven("it does not speak TLS 1.3 as needed here".to_owned())
             }
-            // OpenSSL also sends this if it has no key for TLS 1.3.
+            // OpenSSL also sends this if it lacks a key for TLS 1.3.
             Some(Tls::AlertReceived(Alert::ProtocolVersion)) => Self::Unproven(
                 "it does not speak TLS 1.3, or its key has no signature algorithm there".to_owned(),
             ),
