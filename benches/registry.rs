@@ -1,10 +1,10 @@
-//! How long a look into the registry takes with a million keys in it, on both databases.
+//! Measures lookups in a registry with a million keys, on both databases.
 //!
-//! `cargo bench --bench registry` (or `make bench`) prints a table and writes it into docs/BENCHMARKS.md.
-//! `-- KEYS` takes another number of keys.
+//! `cargo bench --bench registry` (or `make bench`) prints a table and writes it into docs/BENCHMARKS.md. `-- KEYS`
+//! sets another number of keys.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
-#![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on stops and says where")]
+#![allow(clippy::print_stdout, reason = "the output is the purpose")]
+#![allow(clippy::unwrap_used, reason = "a benchmark that fails stops and says where")]
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -89,7 +89,7 @@ fn user(number: u64) -> BareJid {
     BareJid::new(&name).unwrap()
 }
 
-/// Puts keys of three prints each into a database, by its own means: a million requests would take an hour.
+/// Puts keys of three prints each into a database by its own SQL: a million requests would take an hour.
 async fn fill(url: &str, keys: u64) {
     let users = keys / PER_USER;
     let (series, name, id, random): (_, _, _, fn(usize) -> String) = if url.starts_with("sqlite:") {

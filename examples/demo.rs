@@ -1,9 +1,9 @@
-//! What Fingerpost does, to watch: two users on a real Prosody send a file end to end; then somebody cheats.
+//! A demonstration: two users on a real Prosody send a file end to end; then one announces a wrong key.
 //!
-//! Everything runs on loopback with temporary directories, and is gone at the end. Start it with `make demo`.
+//! Everything runs on loopback with temporary directories, and is removed at the end. Start it with `make demo`.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
-#![allow(clippy::unwrap_used, reason = "a demo that cannot go on stops and says where")]
+#![allow(clippy::print_stdout, reason = "the output is the purpose")]
+#![allow(clippy::unwrap_used, reason = "a demo that fails stops and says where")]
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -89,7 +89,7 @@ fn send(alice: &Xtls, bob: &Xtls, file: &Path, transport: &str) {
     let arrived = listener.files();
     let [arrived] = arrived.as_slice() else { panic!("one file should have arrived: {arrived:?}") };
     let (here, there) = (sha256(file), sha256(arrived));
-    assert_eq!(here, there, "the file that arrived is another");
+    assert_eq!(here, there, "the file that arrived differs");
     println!("  SHA-256      {} on both sides\n", short(&here));
     std::fs::remove_file(arrived).unwrap();
 }

@@ -27,7 +27,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     login.server = args.next();
     login.trust.ca_file = args.next().map(Into::into);
 
-    // A service would keep its key: Identity::load and Identity::store.
+    // A real service would keep its key: Identity::load and Identity::store.
     let identity = Identity::generate(&login.jid)?;
     let material = STANDARD.encode(&identity.certificate);
     let (endpoint, mut incoming) = Endpoint::builder(identity)
@@ -36,7 +36,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .login(&login)
         .await?;
 
-    // Who trusts the component's registry knows this key from now on.
+    // Users that trust the component's registry know this key from now on.
     let add = format!(
         "<add xmlns='urn:fingerpost:keys:0'><key method='x509' label='echo'>\
          <material>{material}</material></key></add>"
@@ -58,7 +58,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Err("the connection to the XMPP server is lost".into())
 }
 
-/// Takes a session and sends back what comes, until the peer has said all.
+/// Accepts a session and sends back its bytes until the peer has ended its direction.
 async fn echo(request: Request) -> Result<u64, Box<dyn Error + Send + Sync>> {
     if request.application().description().is_some() {
         request.decline("only raw TLS streams are echoed").await;
@@ -68,7 +68,7 @@ async fn echo(request: Request) -> Result<u64, Box<dyn Error + Send + Sync>> {
     let (mut read, mut write) = tokio::io::split(stream);
     let copied = tokio::io::copy(&mut read, &mut write).await?;
     tokio::io::AsyncWriteExt::shutdown(&mut write).await?;
-    // The peer ends the session when it has read all.
+    // The peer ends the session when it has read everything.
     session.terminated().await?;
     Ok(copied)
 }

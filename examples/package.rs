@@ -1,5 +1,5 @@
-//! Writes what a package of the programs has beside them, all made from the programs themselves: manual pages, shell
-//! completions and the configuration. `make deb` runs it: package DIRECTORY
+//! Writes the other files of a package, all generated from the programs: manual pages, shell completions and the
+//! configuration. `make deb` runs it: package DIRECTORY
 
 #![allow(clippy::unwrap_used, reason = "a build step may panic")]
 
@@ -27,7 +27,7 @@ fn main() {
     fs::write(directory.join("config.toml"), configuration()).unwrap();
 }
 
-/// Returns the annotated default configuration, with the database where the unit of the package may write.
+/// Returns the annotated default configuration, with the database in the directory where the package's unit may write.
 fn configuration() -> String {
     let here = "\nurl = \"sqlite:fingerpost.db\"\n";
     let there = "\nurl = \"sqlite:/var/lib/fingerpost/fingerpost.db\"\n";

@@ -59,7 +59,7 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let learned = stream.learned();
     eprintln!("{} holds the key {}", learned.peer, learned.print);
     eprintln!("{} over {}", learned.tls_version, learned.transport);
-    // Both ends can compute this, and nobody else: a way to bind what is said elsewhere to this stream (RFC 9266).
+    // Only the two ends can compute this: it binds statements elsewhere to this stream (RFC 9266).
     let binding = stream.export_keying_material(b"EXPORTER-Channel-Binding", Some(b""), 32)?;
     assert_eq!(binding.len(), 32, "as many bytes as were asked for");
 

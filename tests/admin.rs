@@ -40,7 +40,7 @@ fn every_command(kind: Kind) {
     };
     let report = run(&component, &["outsiders", "keys", "sessions", "blocks"]);
     assert_eq!(report, expected_before(), "{}", component.log());
-    // A block is there after a restart, and in the audit log.
+    // A block survives a restart, and is in the audit log.
     component.restart();
     let answer = script(
         "probe.py",

@@ -1,5 +1,5 @@
-//! Peers that sleep, block, or are no users; several programs of one account; transports that are not available. On real
-//! XMPP servers.
+//! Peers that sleep, block, or do not exist; several programs of one account; transports that are not available. On
+//! real XMPP servers.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -16,9 +16,9 @@ use support::servers::{Kind, Server};
 use support::{random_file, wait_for};
 
 const LONG: Duration = Duration::from_secs(120);
-/// The address of a service of chat rooms.
+/// The address of a service with chat rooms.
 const ROOMS: &str = "rooms.example.test";
-/// What blames the other side for not listening.
+/// The hint that blames the other side for not listening.
 const NOT_LISTENING: &str = "must run `xtls listen`";
 
 struct Scene {
@@ -29,7 +29,7 @@ struct Scene {
     server: Server,
 }
 
-/// A program of a user's that waits for peers.
+/// A user's program that waits for peers.
 struct Waiting {
     process: Process,
     log: PathBuf,
@@ -37,7 +37,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Returns what it has told its user, and printed.
+    /// Returns its messages to the user, and its output.
     fn log(&self) -> String {
         read(&self.log) + &read(&self.out.join("stdout"))
     }
@@ -117,7 +117,7 @@ fn programs_that_sleep(kind: Kind) {
         || scene.component.log(),
         || scene.send(&bob, "fourth", &[]).code == 0,
     );
-    // A chat program and a pipe that came later: each gets what it is for.
+    // A chat program and a pipe start later: each gets the sessions that it is for.
     let pipe = scene.wait("pipe", &["pipe", "--listen"]);
     let chat = scene.wait("chat", &["chat", "--listen"]);
     let sent = scene.send(&bob, "fifth", &[]);
@@ -165,7 +165,7 @@ fn causes(kind: Kind) {
     let mut scene = Scene::start(social(kind), &Options::default());
     let bob = scene.bob.jid().to_owned();
     assert_says(&scene.send(&bob, "away", &[]), 3, &[NOT_LISTENING], "away");
-    // Rooms, and those in them.
+    // Rooms, and their occupants.
     let (room, carol) = (format!("talk@{ROOMS}"), format!("talk@{ROOMS}/Carol (ö)"));
     let mut inside = Script::start("away.py", &scene.server, json!({"join": carol}));
     inside.wait_for("\"joined\": true");
@@ -178,7 +178,7 @@ fn causes(kind: Kind) {
         }
     }
     drop(inside);
-    // A user that was there and then blocks the component.
+    // A user was present and then blocks the component.
     let before = scene.listen("before", &[]);
     assert_eq!(scene.send(&bob, "free", &[]).code, 0, "{}", before.log());
     script("away.py", &scene.server, json!({"block": true}));
@@ -230,7 +230,7 @@ fn the_error_names_who_is_to_blame_at_ejabberd() {
 
 #[test]
 fn a_demanded_transport_is_had_or_the_session_fails_and_a_wish_gives_way() {
-    // Nobody listens where clients are told to go.
+    // Nothing listens at the announced address.
     let nowhere = ("FINGERPOST_SOCKS5__ADVERTISE", "127.0.0.1:9".to_owned());
     let options = Options { env: vec![nowhere], ..Options::default() };
     let mut scene = Scene::start(Server::start(Kind::Prosody), &options);

@@ -1,5 +1,5 @@
-//! OpenPGP certificates of GnuPG and Sequoia in the registry: prolonged, grown, revoked, and added again in any order; and
-//! keys and fingerprints as OpenSSL, GnuTLS, Java, GnuPG and Sequoia make and print them.
+//! OpenPGP certificates of GnuPG and Sequoia in the registry: prolonged, extended, revoked, and added again in any
+//! order; and keys and fingerprints from OpenSSL, GnuTLS, Java, GnuPG and Sequoia.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -26,7 +26,7 @@ use support::{free_port, wait_for};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 
-/// A GnuPG with a key of alice's.
+/// A GnuPG home with a key of alice's.
 struct Gpg {
     home: TempDir,
     fingerprint: String,
@@ -42,7 +42,7 @@ impl Gpg {
         this
     }
 
-    /// Another machine with the same key.
+    /// Returns another machine with the same key.
     fn copy(&self) -> Self {
         let home = tempfile::Builder::new().prefix("fingerpost-gpg-").tempdir().unwrap();
         let done = Command::new("cp")
@@ -89,7 +89,7 @@ impl Gpg {
         self.run(&["--export", &self.fingerprint])
     }
 
-    /// Returns a detached signature by the key with this fingerprint, and no other.
+    /// Returns a detached signature by exactly the key with this fingerprint.
     fn sign(&self, by: &str, message: &[u8]) -> Vec<u8> {
         let file = self.home.path().join("message");
         std::fs::write(&file, message).unwrap();
@@ -150,7 +150,7 @@ async fn material(registry: &Registry, id: KeyId) -> Vec<u8> {
     registry.store().material(id).await.unwrap().unwrap()
 }
 
-/// Returns what a peer is told of the key at a time.
+/// Returns the registry's view of the key for a peer at a time.
 async fn verdict(registry: &Registry, time: OffsetDateTime) -> Verdict {
     let profile = registry.profile(&owner()).await.unwrap();
     let keys: Vec<Key> = profile.keys.iter().map(|key| key.as_of(time)).collect();
@@ -179,7 +179,7 @@ async fn a_certificate_that_was_prolonged_is_valid_for_longer() {
     assert!(second.expires > Some(now() + Duration::days(700)), "{second:?}");
     assert!(told.unwrap().text.contains("was changed"));
     assert_eq!(verdict(&registry, in_a_month).await, Verdict::Match);
-    // The old state again, or the new one, says nothing new.
+    // The old state again, or the new one, adds nothing.
     let before = material(&registry, first.id).await;
     for certificate in [&short, &long, &before] {
         let (again, told) = add(&registry, certificate).await.unwrap();
@@ -187,7 +187,7 @@ async fn a_certificate_that_was_prolonged_is_valid_for_longer() {
     }
     assert_eq!(material(&registry, first.id).await, before);
     assert_eq!(events(&registry).await, [Event::Added, Event::Updated]);
-    // The other order gives the same.
+    // The other order has the same result.
     let other = self::registry().await;
     add(&other, &long).await.unwrap();
     let (key, _) = add(&other, &short).await.unwrap();
@@ -213,7 +213,7 @@ async fn a_certificate_that_revokes_itself_revokes_the_key_for_good() {
         let (again, told) = add(&registry, certificate).await.unwrap();
         assert_eq!((again.state, told), (State::Revoked, None));
     }
-    // Of a key that nobody has heard of there is nothing to revoke.
+    // An unknown key cannot be revoked.
     let other = self::registry().await;
     let refused = add(&other, &after).await.unwrap_err();
     assert!(matches!(refused, StoreError::NotAllowed(NotAllowed::CarriesRevocation)), "{refused}");
@@ -340,7 +340,7 @@ async fn a_certificate_of_sequoia_revokes_itself_with_its_reason() {
     let packets = |name| sq(dir, &["dearmor", name]);
     let registry = registry().await;
     let (key, _) = add(&registry, &packets("cert.pgp")).await.unwrap();
-    // The revocation is at the end, where one that was put there by hand is.
+    // The revocation is at the end, where a manually appended one is.
     let after = [packets("cert.pgp"), packets("revocation.pgp")].concat();
     let (revoked, told) = add(&registry, &after).await.unwrap();
     assert_eq!((revoked.id, revoked.state), (key.id, State::Revoked));
@@ -382,14 +382,14 @@ fn several_certificates_are_refused_and_nothing_sent_is_repeated() {
     }
 }
 
-/// Runs a tool in a directory and gives what it has printed.
+/// Runs a tool in a directory and returns its output.
 fn tool(directory: &Path, line: &str) -> String {
     let done = Command::new("sh").args(["-ec", line]).current_dir(directory).output().unwrap();
     assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
-/// Returns a certificate of OpenSSL's in `name.pem`, its key in `name.key`.
+/// Returns an OpenSSL certificate in `name.pem`, with its key in `name.key`.
 fn openssl(directory: &Path, name: &str, key: &str, certificate: &str) -> Vec<u8> {
     tool(directory, &format!("openssl genpkey {key} -out {name}.key 2>&1"));
     let request = format!("openssl req -new -key {name}.key -subj /CN={name}");
@@ -420,7 +420,7 @@ fn fingerprints_are_read_as_tools_print_them() {
         let read =
             Print::pin(&printed, Method::X509).unwrap_or_else(|e| panic!("{line}: {e}: {printed}"));
         assert_eq!(read, certificate, "{line}: {printed}");
-        // A page with both is one of a certificate, whatever the reader has asked for.
+        // A page with both is about a certificate, whatever the reader has asked for.
         assert_eq!(Print::parse(&printed, None).as_ref(), Ok(&certificate), "{line}");
         assert!(
             !matches!(Print::pin(&printed, Method::OpenPgp), Err(PrintError::Missing)),
@@ -435,7 +435,7 @@ fn fingerprints_are_read_as_tools_print_them() {
         let printed = tool(dir, line);
         let read =
             Print::pin(&printed, Method::X509).unwrap_or_else(|e| panic!("{line}: {e}: {printed}"));
-        // Bare digits do not say what they are of; the trust store takes both.
+        // Bare digits do not say what they belong to; the trust store accepts both.
         assert!(read.same_bytes(&spki), "{line}: {printed}");
     }
     for (line, expected) in [
@@ -480,7 +480,7 @@ fn fingerprints_are_read_as_tools_print_them() {
     }
 }
 
-/// Speaks TLS 1.3 to an `openssl s_server` with a certificate; gives what the user would read.
+/// Connects by TLS 1.3 to an `openssl s_server` with a certificate; returns the text for the user.
 async fn session_with(directory: &Path, name: &str, der: &[u8]) -> Result<(), String> {
     let port = free_port();
     let mut command = Command::new("openssl");
@@ -544,7 +544,7 @@ async fn a_certificate_with_which_no_session_can_come_about_is_told_why() {
         let der = openssl(dir, name, key, &certificate.replace("NAME", name));
         let found = x509::check(&der).map_err(|fault| fault.to_string());
         assert_eq!(found.is_ok(), why.is_none(), "{name}: {found:?}");
-        // What is said is what TLS does.
+        // The text matches the behaviour of TLS.
         let session = session_with(dir, name, &der).await;
         assert_eq!(session.is_ok(), why.is_none(), "{name}: {session:?}");
         let material = Material::parse(Method::X509, &der).unwrap();
@@ -556,7 +556,7 @@ async fn a_certificate_with_which_no_session_can_come_about_is_told_why() {
         assert!(said.as_ref().is_some_and(|said| said.contains(why)), "{name}: {said:?}");
         let read = session.unwrap_err();
         assert!(!read.contains("does not match"), "{name}: {read}");
-        // OpenSSL itself may find out first that its key fits no algorithm of ours.
+        // OpenSSL itself may be the first to find that its key fits none of our algorithms.
         assert!(read.contains(why) || read.contains("signature algorithm"), "{name}: {read}");
     }
 }
@@ -655,7 +655,7 @@ async fn openpgp_keys_of_another_time_or_with_old_algorithms_are_told_in_their_o
             (None, None) => {}
             _ => panic!("expected {says:?}: {note:?}"),
         }
-        // An expired one is not shown as active to anybody.
+        // An expired one is not shown as active to anyone.
         let expired = says.is_some_and(|says| says.starts_with("has expired"));
         let get: minidom::Element = "<keys xmlns='urn:fingerpost:keys:0'/>".parse().unwrap();
         let listed = registry.handle(&alice(), RequestKind::Get, &get, now()).await.unwrap();

@@ -120,7 +120,7 @@ fn two_users_chat_see_what_has_arrived_and_both_ends_leave_well() {
     bob.wait_for("second");
     bob.type_("Art thou not Romeo?\n");
     alice.wait_for("Romeo");
-    // The end of what alice has to say ends the chat for both.
+    // The end of alice's input ends the chat for both.
     alice.type_("goodbye\n");
     alice.input = None;
     assert_eq!(alice.wait(), 0, "{}\n{}", alice.out(), alice.err());
@@ -138,7 +138,7 @@ fn two_users_chat_see_what_has_arrived_and_both_ends_leave_well() {
     assert_eq!(event(&alice.out(), "ended").unwrap()["lost"], json!([]));
     assert_eq!(event(&bob.out(), "secured").unwrap()["tls_version"], "TLSv1.3");
 
-    // Plain lines, in-band, the listener's input at its end from the start; an interrupt ends the chat well too.
+    // Plain lines, in-band, with the listener's input at its end from the start; an interrupt ends the chat well too.
     let mut bob = stage.listener(&[]);
     bob.input = None;
     let mut alice =
@@ -151,7 +151,7 @@ fn two_users_chat_see_what_has_arrived_and_both_ends_leave_well() {
     assert_eq!(bob.wait(), 0, "{}", bob.err());
     assert_eq!(bob.out(), "one\ntwo\n");
 
-    // Who is not among those to accept is told so, and the listener waits on.
+    // A user that is not accepted is told so, and the listener continues to wait.
     let mut bob = stage.listener(&["--accept", "carol@example.test"]);
     let refused = stage.alice.run(["chat", stage.bob.jid()]);
     assert_eq!(refused.code, 5, "{refused:?}");
@@ -272,7 +272,7 @@ fn a_person_chats_in_a_terminal_and_lines_that_come_in_do_not_break_the_one_bein
     assert_eq!(bob.wait(), 0, "{}", bob.err());
     assert!(bob.out().contains("half a line\n"), "{}", bob.out());
 
-    // Ctrl-D ends it too, and so does the peer while the line editor waits: the terminal is as it was.
+    // Ctrl-D ends it too, and so does the peer while the line editor waits: the terminal is restored.
     let mut bob = stage.listener(&[]);
     let person = terminal(json!([["wait", "/help"], ["prompt"], ["type", "\u{4}"], ["end"]]));
     let report = person.report();

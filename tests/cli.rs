@@ -1,4 +1,4 @@
-//! The `fingerpost` program as an operator meets it: exit status, standard output, standard error.
+//! The `fingerpost` program as an operator sees it: exit status, standard output, standard error.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -152,7 +152,7 @@ fn an_empty_registry_is_listed_as_json() {
     }
 }
 
-/// The secret is made once, for its owner alone, and found again without a setting.
+/// The secret is created once, readable by its owner only, and found again without a setting.
 #[test]
 fn attach_prints_the_lines_for_the_server_and_makes_the_secret() {
     use std::os::unix::fs::PermissionsExt;
@@ -178,7 +178,7 @@ fn attach_prints_the_lines_for_the_server_and_makes_the_secret() {
     assert!(ejabberd.stdout.contains(&format!("password: \"{secret}\"")), "{ejabberd:?}");
     assert!(ejabberd.stdout.contains("A listener of its own"), "{ejabberd:?}");
     assert!(!ejabberd.stderr.contains("new secret"), "{ejabberd:?}");
-    // A file that was named and is not there is made in its place.
+    // A named file that does not exist is created.
     let named = format!("{config}secret_file = \"other\"\n");
     std::fs::write(directory.path().join("fingerpost.toml"), named).unwrap();
     assert_eq!(fingerpost(directory.path(), &["attach", "prosody"]).code, 0);

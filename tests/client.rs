@@ -1,5 +1,5 @@
-//! What `xtls` keeps, takes and prints: shared files under many processes, sizes, names, outputs that cannot be written. On a
-//! real Prosody.
+//! What `xtls` stores, accepts and prints: shared files under many processes, sizes, names, outputs that cannot be
+//! written. On a real Prosody.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -96,7 +96,7 @@ fn a_broken_store_of_known_peers_is_told_and_left_as_it_is() {
     }
 }
 
-/// Every write to standard output counts; a reader that went away changes nothing.
+/// A failed write to standard output is an error; a reader that has gone away changes nothing.
 #[test]
 fn what_cannot_be_written_is_an_error_and_a_closed_pipe_is_not() {
     let account = Account::new();
@@ -151,7 +151,7 @@ impl Scene {
     }
 }
 
-/// Six senders of one account to two new peers, while the same account listens: each succeeds, and each peer is kept.
+/// Six senders of one account to two new peers, while the same account listens: each succeeds, and each peer is stored.
 #[test]
 fn many_senders_of_one_account_beside_its_listener() {
     let scene = Scene::start();
@@ -183,7 +183,7 @@ fn many_senders_of_one_account_beside_its_listener() {
             Process::start(command, &scene.alice.home().join(format!("send-{n}.log")))
         })
         .collect();
-    // Others reach the same account meanwhile.
+    // Others contact the same account meanwhile.
     let back = scene.bob.run([OsStr::new("send"), scene.alice.jid().as_ref(), file.as_os_str()]);
     assert_eq!(back.code, 0, "{back:?}");
     for mut sender in senders {
@@ -219,7 +219,7 @@ fn a_broken_store_lets_nothing_out_and_nothing_in() {
     }
 }
 
-/// What XML cannot carry in a name is replaced before it is sent; the file arrives.
+/// Characters that XML cannot carry are replaced in a name before it is sent; the file arrives.
 #[test]
 fn names_that_xml_cannot_carry_are_sent_with_replacements() {
     let scene = Scene::start();
@@ -258,7 +258,7 @@ fn a_file_that_is_too_large_is_refused_with_a_reason_before_it_is_sent() {
     assert!(event(&listener.log(), "secured").is_none(), "{}", listener.log());
 }
 
-/// What others have written into the registry controls no terminal, as text and as JSON.
+/// Text from others in the registry cannot control a terminal, as text and as JSON.
 #[test]
 fn a_label_of_another_user_is_escaped() {
     let scene = Scene::start();

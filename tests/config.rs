@@ -1,4 +1,4 @@
-//! Configuration files as operators write them: each valid one is read, each invalid one gives the line at its head.
+//! Configuration files of operators: each valid one is read, and each invalid one gives the line in its header.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -37,7 +37,7 @@ fn every_invalid_file_gives_the_line_at_its_head() {
         };
         let (name, said) = line.split_once(": ").unwrap();
         assert_eq!(name, file.display().to_string());
-        // A head that ends in a colon and a space leaves the rest to the TOML reader.
+        // A header that ends with a colon and a space leaves the rest to the TOML reader.
         if expected.ends_with(": ") {
             assert!(said.starts_with(expected), "{}: {said}", file.display());
         } else {

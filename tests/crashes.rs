@@ -1,4 +1,4 @@
-//! Whatever dies, and at whatever stage of a session: nothing is left behind, both users see why, and the next transfer
+//! Whichever part dies, at any stage of a session: nothing is left behind, both users see why, and the next transfer
 //! works at once.
 
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
@@ -18,18 +18,18 @@ use support::programs::{Component, Listener, Options, Script, Xtls};
 use support::servers::{Kind, Server};
 use support::{free_port, random_file, sha256, wait_for};
 
-/// How long both sides may take to end when something was killed.
+/// How long both sides may take to end after a part was killed.
 const BOUND: Duration = Duration::from_secs(60);
-/// The same when a network is gone, of which nobody is told.
+/// The same after a network is gone without an error.
 const SILENT_BOUND: Duration = Duration::from_secs(240);
-/// How long the component lets what is under way go on when it is told to stop.
+/// How long the component lets sessions continue when it is told to stop.
 const DRAIN: Duration = Duration::from_secs(20);
-/// More than the buffers of all sockets on the way hold.
+/// More than the buffers of all sockets on the path hold.
 const LARGE: usize = 64 << 20;
-/// As much of it as passes before the transfer is made to stand still.
+/// The part of it that passes before the transfer is made to stand still.
 const PART: usize = 4 << 20;
 
-/// Who, or what, dies.
+/// The part that dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
     Initiator,
@@ -63,20 +63,20 @@ impl World {
             None => Server::start(kind),
         };
         let page = free_port();
-        // Nothing may end by itself while the stages of several sessions are set up.
+        // No session may end by itself while the stages of others are set up.
         let silence = if network.is_some() { "90s" } else { "60s" };
-        // PostgreSQL takes one more to hear of changes.
+        // PostgreSQL uses one more to receive notifications.
         let connections = if database.is_some() { "2" } else { "1" };
         let env = [
             ("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{page}")),
-            // So few that the number of descriptors does not depend on who asks what when.
+            // So few that the number of descriptors does not depend on the order of requests.
             ("FINGERPOST_DATABASE__MAX_CONNECTIONS", connections.to_owned()),
             ("FINGERPOST_LIMITS__ACTIVATION_TIMEOUT", silence.to_owned()),
             ("FINGERPOST_LIMITS__IDLE_TIMEOUT", silence.to_owned()),
             ("FINGERPOST_LIMITS__DRAIN_TIMEOUT", DRAIN.as_secs().to_string() + "s"),
         ];
         let address = network.map(|network| network.address().to_owned());
-        // The forwarder is on loopback, and another network does not reach it.
+        // The forwarder is on loopback, which another network does not reach.
         let tap = network.is_none();
         let options = Options { env: env.to_vec(), address, database, tap, ..Options::default() };
         let component = Component::start(&server, &options);
@@ -90,7 +90,7 @@ impl World {
         world
     }
 
-    /// A file arrives.
+    /// Checks that a file arrives.
     fn transfer(&self, what: &str) {
         transfer(&self.alice, &self.bob, what, || self.component.log());
     }
@@ -127,14 +127,14 @@ impl World {
         self.let_pass();
     }
 
-    /// Lets a transfer go on that stands still.
+    /// Lets a transfer continue that stands still.
     fn let_pass(&self) {
         if let Some(tap) = &self.component.tap {
             tap.open();
         }
     }
 
-    /// Nothing is left in the component.
+    /// Checks that the component has nothing left.
     fn settled(&self, case: &str) {
         let left = || {
             let sessions = self.metric("fingerpost_broker_sessions");
@@ -161,7 +161,7 @@ fn transfer(from: &Xtls, to: &Xtls, what: &str, log: impl Fn() -> String) {
     let _done = std::fs::remove_dir_all(&directory);
 }
 
-/// A program of ours ends in time, with status 1 and one of these words.
+/// Checks that one of our programs ends in time, with status 1 and one of these messages.
 fn fails(case: &str, mut program: Process, bound: Duration, words: &[&str]) {
     let status = program.wait(bound).code();
     let log = program.log();
@@ -177,11 +177,11 @@ fn told(case: &str, script: Script, words: &[&str]) {
     assert!(words.iter().any(|word| reason.starts_with(word)), "{case}: {report}");
 }
 
-/// Returns what our own user, and the other one, may be told.
+/// Returns the possible messages for our own user, and for the other one.
 fn expected(victim: Victim) -> (&'static [&'static str], &'static [&'static str]) {
     match victim {
         Victim::Initiator | Victim::Responder => (&["gone: The other user"], &["gone"]),
-        // One that asks for the other while the component is away hears of it from the server.
+        // A user that contacts the other while the component is away gets the answer from the server.
         Victim::Component => (
             &[
                 "gone: The service was restarted",
@@ -189,7 +189,7 @@ fn expected(victim: Victim) -> (&'static [&'static str], &'static [&'static str]
             ],
             &["gone"],
         ),
-        // A listener connects again, and may hear first that the other user has gone.
+        // A listener reconnects, and may first learn that the other user has gone.
         Victim::Server => {
             (&["connection to the XMPP server is lost", "gone: The other user"], &["disconnected"])
         }
@@ -214,7 +214,7 @@ fn whoever_is_killed_at_whatever_stage_leaves_nothing_behind() {
     }
 }
 
-/// `xtls send` to a client that goes as far as a stage.
+/// Runs `xtls send` to a client that stops at a stage.
 fn send_to_stage(world: &World, from: &Xtls, stage: &str, resource: &str) -> (Process, Script) {
     let settings =
         json!({"role": "responder", "user": "carol", "resource": resource, "stage": stage});
@@ -251,7 +251,7 @@ fn our_initiator(world: &mut World, stage: &str, victim: Victim) {
     world.transfer(&case);
 }
 
-/// `xtls pipe --listen`, and a client that goes as far as a stage with it.
+/// Runs `xtls pipe --listen`, and a client that stops at a stage with it.
 fn pipe_to_stage(world: &World, to: &Xtls, stage: &str, resource: &str) -> (Process, Script) {
     std::fs::write(to.home().join("in"), "").unwrap();
     let _old = std::fs::remove_file(to.home().join("pipe.log"));
@@ -289,8 +289,8 @@ fn our_responder(world: &mut World, stage: &str, victim: Victim) {
     world.transfer(&case);
 }
 
-/// Returns a large file of which the receiver has a part, and which stands still there: at the forwarder until it is
-/// opened, or without one by stopping the sender's program, which [`Process::signal`] can let go on.
+/// Returns a large file of which the receiver has a part, and which stands still: at the forwarder until it is opened,
+/// or, without a forwarder, because the sender's program is stopped; [`Process::signal`] continues it.
 fn half_a_file(world: &World, from: &Xtls, to: &Xtls, log: &str) -> (Process, Listener) {
     let tap = world.component.tap.as_ref();
     if let Some(tap) = tap {
@@ -322,7 +322,7 @@ fn in_the_middle_of_a_file(world: &mut World, victim: Victim) {
     }
     world.strike(victim);
     if victim == Victim::Server {
-        // The stream runs beside XMPP: the file arrives, and its sender cannot be told so.
+        // The stream runs beside XMPP: the file arrives, but its sender cannot be told.
         assert_eq!(listener.wait(SILENT_BOUND), 0, "{case}: {}", listener.log());
         let file = world.alice.home().join("large.bin");
         let files = listener.files();
@@ -330,7 +330,7 @@ fn in_the_middle_of_a_file(world: &mut World, victim: Victim) {
         assert_eq!(sha256(&files[0]), sha256(&file), "{case}");
         fails(&case, sender, BOUND, &["connection to the XMPP server is lost"]);
     } else {
-        // The end of the stream may be seen before the reason comes.
+        // The end of the stream may show before the reason comes.
         let cut =
             ["gone: The other user", "the stream was cut off", "Broken pipe", "reset by peer"];
         let us: &[&str] = match victim {
@@ -363,7 +363,7 @@ fn what_is_open_at_a_crash_is_kept_in_postgresql_too() {
     in_the_middle_of_a_file(&mut world, Victim::Component);
 }
 
-/// Told to stop, the component takes nothing new, lets what is under way come to its end, and ends the rest in time.
+/// When it is told to stop, the component accepts nothing new, lets running sessions end, and ends the rest in time.
 #[test]
 fn a_drain_lets_a_file_finish_and_ends_what_is_stuck_when_its_time_is_up() {
     let mut world = World::start(None, None);
@@ -394,10 +394,10 @@ fn a_network_that_is_gone_ends_every_stage_on_both_sides() {
     let network = Network::start();
     let mut world = World::start(Some(&network), None);
     let far = |user: &str| Xtls::login_from(&world.server, user, Some(&network)).and_key();
-    // Each pair is alone: who knows one key of a user takes no other.
+    // Each pair is alone: a user that knows one key of another accepts no other key.
     let (alice, dave) = (far("alice"), Xtls::with_key(&world.server, "bob"));
     let (eve, bob) = (Xtls::with_key(&world.server, "alice"), far("bob"));
-    // It must last until the network goes, also where it takes long to set the other sessions up.
+    // It must last until the network goes, even if setting up the other sessions takes long.
     for user in [&alice, &eve] {
         random_file(&user.home().join("large.bin"), 8 * LARGE);
     }
@@ -419,12 +419,12 @@ fn a_network_that_is_gone_ends_every_stage_on_both_sides() {
     let lost = ["connection to the XMPP server is lost", "timed out", "unreachable"];
     for (stage, (ours, other)) in initiators {
         let case = format!("the initiator's network goes, {stage}");
-        // A stream that this side asked for and never answered is given up before the session is.
+        // A stream that this side requested and never got an answer for is given up before the session is.
         told(&case, other, &["timeout", "failed-transport"]);
         fails(&case, ours, SILENT_BOUND, &lost);
     }
     told("the responder's network goes", responder.1, &["timeout"]);
-    // Its listener gives the peer up, and goes on for others when the network is back.
+    // Its listener gives the peer up, and continues for others when the network is back.
     let listener = responder.0;
     let says = |what: &str, words: &str| {
         wait_for(what, SILENT_BOUND, || listener.log(), || listener.log().contains(words));
@@ -433,14 +433,14 @@ fn a_network_that_is_gone_ends_every_stage_on_both_sides() {
 
     let case = "the sender's network goes";
     assert_eq!(sending.1.wait(SILENT_BOUND), 1, "{case}: {}", sending.1.log());
-    // The relay passes the end on as a reset, which may be seen before the reason comes.
+    // The relay passes the end on as a reset, which may show before the reason comes.
     let log = sending.1.log();
     assert!(["timeout", "reset by peer"].iter().any(|word| log.contains(word)), "{case}: {log}");
     assert_eq!(sending.1.files(), Vec::<PathBuf>::new(), "{case}");
     fails(case, sending.0, SILENT_BOUND, &lost);
 
     let case = "the receiver's network goes";
-    // Its own bytes are not taken any more: the system may give up before the session does.
+    // Its own bytes are no longer accepted: the system may give up before the session does.
     fails(case, receiving.0, SILENT_BOUND, &["timeout", "timed out"]);
     assert_eq!(receiving.1.wait(SILENT_BOUND), 1, "{case}: {}", receiving.1.log());
     assert!(
@@ -457,7 +457,7 @@ fn a_network_that_is_gone_ends_every_stage_on_both_sides() {
     transfer(&alice, &dave, "the network is back", || world.component.log());
 }
 
-/// A stream over SOCKS5 does not need the server. Prosody says of all users that they go when it stops, which ends no
+/// A stream over SOCKS5 does not need the server. When Prosody stops, it says of all users that they go, which ends no
 /// stream.
 fn a_stream_outlives_its_server(kind: Kind) {
     let mut world = World::start_at(kind, None, None);
@@ -479,7 +479,7 @@ fn a_stream_outlives_its_server(kind: Kind) {
         let files = listener.files();
         assert_eq!(files.len(), 1, "{case}");
         assert_eq!(sha256(&files[0]), sha256(&world.alice.home().join("large.bin")), "{case}");
-        // Without the server, the sender may not learn that all has arrived.
+        // Without the server, the sender may not learn that everything has arrived.
         sender.wait(SILENT_BOUND);
         world.settled(&case);
     }
@@ -495,8 +495,8 @@ fn ejabberd_a_stream_outlives_its_server() {
     a_stream_outlives_its_server(Kind::Ejabberd);
 }
 
-/// A network that comes back: the server still holds the connection that died in silence, and takes the new one all the
-/// same, because it comes from the same port.
+/// A network comes back: the server still holds the silently dead connection, and accepts the new one all the same,
+/// because it comes from the same port.
 fn a_link_that_died_in_silence_comes_back_from_its_own_port(kind: Kind) {
     let network = Network::start();
     let server = Server::start_at(kind, network.address());
@@ -505,7 +505,7 @@ fn a_link_that_died_in_silence_comes_back_from_its_own_port(kind: Kind) {
     let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
     let small = alice.home().join("small.bin");
     random_file(&small, 65_536);
-    // The other network's SOCKS5 port is not reached from here.
+    // The other network's SOCKS5 port cannot be reached from here.
     let arrives = |what: &str, component: &Component| {
         let mut listener = bob.listen(&["--transport", "ibb"]);
         let sent = alice.run(["send", bob.jid(), small.to_str().unwrap(), "--transport", "ibb"]);
@@ -537,8 +537,9 @@ fn ejabberd_a_link_that_died_in_silence_comes_back() {
     a_link_that_died_in_silence_comes_back_from_its_own_port(Kind::Ejabberd);
 }
 
-/// A router between a user and everybody else takes smaller packets only, and nobody hears that: `xtls` notices it, says
-/// so, and everything arrives, in both directions. A client that notices nothing is helped by the component's setting.
+/// A router between a user and all others forwards only smaller packets, and no error tells that. `xtls` notices it and
+/// says so, and everything arrives, in both directions. For a client that notices nothing, the component's setting
+/// helps.
 #[test]
 fn a_path_that_drops_large_packets_is_no_obstacle() {
     let network = Network::behind_a_narrow_hop();

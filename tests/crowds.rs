@@ -1,5 +1,5 @@
-//! The SOCKS5 port under crowds: short sessions that leave nothing, garbage, idle pairs, too few descriptors; behind a
-//! load balancer; and what the pages say of it.
+//! The SOCKS5 port under many connections: short sessions that leave nothing, garbage, idle pairs, too few descriptors;
+//! behind a load balancer; and the status pages about it.
 
 mod support;
 
@@ -12,17 +12,17 @@ use support::process::Process;
 use support::programs::{Component, Options, script};
 use support::servers::{Kind, Server};
 
-/// A connection that says nothing is held far longer than anything here takes.
+/// How long a silent connection is held: far longer than anything here takes.
 const LIMITS: &str = "[limits]\nrequests_per_second = 1000000\nconnections_per_ip = 1000000\n\
                       sessions_per_user = 1000000\nsessions = 20000\nhandshake_timeout = \"10m\"\n";
 
-/// Idle pairs at one time: two descriptors each, of the component and of the script.
+/// The number of idle pairs: each takes two descriptors of the component and of the script.
 const PAIRS: usize = 10_000;
-/// Where a process may have no more than 20,000 files and may not raise that either.
+/// The same if a process may have no more than 20,000 files and may not raise that limit.
 const FEWER_PAIRS: usize = 9_900;
 /// Pairs whose readers stop.
 const STALLED: usize = 8;
-/// Sessions one after the other, some at once.
+/// The number of sessions one after the other, some at once.
 const SESSIONS: usize = 20_000;
 
 #[test]
@@ -48,7 +48,7 @@ fn crowds_are_borne_and_leave_nothing() {
     assert_eq!(report["in the crowd"], true, "{report}");
     assert_eq!(report["crowd was there"], true, "{report}");
     let most = report["most sent to a stalled reader"].as_u64().unwrap_or(u64::MAX);
-    assert!(most < 64 << 20, "nobody took it, so somebody keeps it: {report}");
+    assert!(most < 64 << 20, "nothing read it, so it is kept somewhere: {report}");
     let kept = report["bytes per stalled pair"].as_i64().unwrap_or(i64::MAX);
     assert!(kept < 256 * 1024, "{report}");
     assert_eq!(report["whole"], STALLED, "{report}");
@@ -60,7 +60,7 @@ fn crowds_are_borne_and_leave_nothing() {
     assert!(per_pair < 8192, "an idle pair holds no buffer and no pipe: {report}");
 }
 
-/// Lets this process and those it starts have so many files open, if that may be.
+/// Lets this process and its children have so many open files, if that is permitted.
 fn may_open(files: u64) -> bool {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= files);
@@ -70,7 +70,8 @@ fn may_open(files: u64) -> bool {
         || setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum }).is_ok()
 }
 
-/// At the limit of open files connections are refused, the log says why, and the program neither ends nor spins.
+/// At the limit of open files connections are refused, the log gives the reason, and the program neither ends nor
+/// spins.
 #[test]
 fn a_lack_of_descriptors_is_said_and_survived() {
     let server = Server::start(Kind::Prosody);
@@ -112,7 +113,8 @@ fn is_closed(mut stream: &TcpStream) -> bool {
     }
 }
 
-/// Behind HAProxy, which says by the PROXY protocol (both versions) who has connected; without a header nobody gets in.
+/// Behind HAProxy, which names the client by the PROXY protocol (both versions); a connection without a header is
+/// refused.
 #[test]
 fn a_load_balancer_may_stand_in_front() {
     let server = Server::start(Kind::Prosody);
@@ -141,7 +143,7 @@ fn a_load_balancer_may_stand_in_front() {
         let report = script("proxy_rules.py", &server, json!({"proxy": ["127.0.0.1", port]}));
         assert_eq!(report["forward"], "early last", "{version}: {report}\n{}", component.log());
         assert_eq!(report["backward"], "answer", "{version}: {report}");
-        // Its own connections, which name nobody, find the component well.
+        // Its own connections, which name no client, find the component healthy.
         let well = "Health check for server front/behind succeeded";
         support::wait_for(
             "a health check",
@@ -184,7 +186,7 @@ fn the_pages_tell_how_it_is() {
         "fingerpost_refusals_total{cause=\"one_side\"} 1",
         "fingerpost_setup_seconds_count 2",
     ];
-    // Bytes are counted when the streams are looked at.
+    // Bytes are counted when the streams are checked.
     support::wait_for(
         "all that was done in the metrics",
         Duration::from_secs(20),

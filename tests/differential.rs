@@ -1,10 +1,10 @@
-//! Stanzas that are legal and odd, sent by an ordinary user through real servers to the component and to a proxied user,
-//! whose program answers what is passed on: none ends a connection, and every request has exactly one answer.
+//! Legal but odd stanzas, sent by an ordinary user through real servers to the component and to a proxied user, whose
+//! program answers the requests that reach it. None ends a connection, and every request has exactly one answer.
 //!
-//! `FINGERPOST_TEST_SEED` chooses other stanzas, `FINGERPOST_SOAK_SECONDS` how long (`make soak`).
+//! `FINGERPOST_TEST_SEED` chooses other stanzas, `FINGERPOST_SOAK_SECONDS` another duration (`make soak`).
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
-#![allow(clippy::print_stdout, reason = "the throughput is to be seen")]
+#![allow(clippy::print_stdout, reason = "the throughput is part of the output")]
 
 mod support;
 
@@ -24,16 +24,16 @@ use support::{COMPONENT, PATIENCE, free_port};
 
 /// Stanzas to each server in `make test`.
 const COUNT: usize = 12_000;
-/// After this time no more are sent, and what was sent counts.
+/// The time after which no more are sent, and the sent ones count.
 const MOST: Duration = Duration::from_secs(60);
-/// How long an answer may take before it is called missing.
+/// The time after which an answer counts as missing.
 const ANSWERED: Duration = Duration::from_secs(100);
-/// As many requests as may be unanswered.
+/// The most unanswered requests.
 const WINDOW: usize = 64;
-/// Longest piece that the grammar makes much of, bytes: the servers take 256 KiB from a client.
+/// The longest piece that the grammar repeats, in bytes: the servers accept 256 KiB from a client.
 const SIZE: usize = 64 * 1024;
 
-/// How often each request was answered, and which are open.
+/// How often each request was answered, and which ones are open.
 #[derive(Default)]
 struct Answers {
     counts: Mutex<BTreeMap<usize, usize>>,
@@ -46,20 +46,20 @@ impl Answers {
         let open = |counts: &mut BTreeMap<usize, usize>| {
             counts.values().filter(|count| **count == 0).count() >= WINDOW
         };
-        // A request that is never answered shows at the end: it must not hold up the others.
+        // An unanswered request shows at the end: it must not delay the others.
         let (mut counts, _) = self.changed.wait_timeout_while(counts, ANSWERED, open).unwrap();
-        // Those that are answered once are done; only what is open, or was answered twice, is kept.
+        // A request with one answer is done; only open ones, and those with two answers, are kept.
         counts.retain(|_, count| *count != 1);
         counts.insert(number, 0);
     }
 
     fn answered(&self, number: usize) {
-        // An answer to what is not known any more is one too many.
+        // An answer to an unknown request is one too many.
         *self.counts.lock().unwrap().entry(number).or_insert(1) += 1;
         self.changed.notify_all();
     }
 
-    /// Waits until nothing is open; returns the numbers that were not answered exactly once.
+    /// Waits until no request is open; returns the numbers of those that were not answered exactly once.
     fn wrong(&self) -> Vec<(usize, usize)> {
         let counts = self.counts.lock().unwrap();
         let open = |counts: &mut BTreeMap<usize, usize>| counts.values().any(|count| *count == 0);
@@ -68,7 +68,7 @@ impl Answers {
     }
 }
 
-/// Reads what comes to the user, and counts the answers; says why when the stream has ended.
+/// Reads the user's stream and counts the answers; returns why it ended.
 fn listen(mut user: Raw, answers: &Answers) -> String {
     loop {
         let element = match user.read() {
@@ -98,7 +98,7 @@ fn metric(port: u16, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
-/// Returns what the stanzas of a run follow from.
+/// Returns the seed of a run's stanzas.
 fn seed() -> u64 {
     std::env::var("FINGERPOST_TEST_SEED").map_or(1, |seed| seed.parse().unwrap())
 }
@@ -141,7 +141,7 @@ fn every_stanza_passes_and_every_request_is_answered_once(kind: Kind) {
 
     let user = Raw::client(&server, "alice", "odd", HEADER);
     let (mut socket, reader) = user.split();
-    // Nothing but the end of the test ends it.
+    // Only the end of the test ends it.
     reader.set_patience(PATIENCE * 100);
     let answers = Arc::<Answers>::default();
     let heard = Arc::clone(&answers);

@@ -17,7 +17,7 @@ fn every_request_is_answered_as_promised_on_postgresql() {
     every_request(Some(Postgres::start()));
 }
 
-/// Two Fingerposts share a database: what one acknowledges holds at the other at once.
+/// Two Fingerposts share a database: a change that one acknowledges is in force at the other at once.
 #[test]
 fn a_revocation_at_one_is_known_at_the_other() {
     let postgres = Postgres::start();
@@ -42,7 +42,8 @@ fn a_revocation_at_one_is_known_at_the_other() {
     assert!(after.contains("revoked"), "{after}");
 }
 
-/// The database goes away and comes back: who asks is told to wait, streams go on, and nothing acknowledged is lost.
+/// The database goes away and comes back: requests are told to wait, streams continue, and nothing acknowledged is
+/// lost.
 #[test]
 fn a_database_that_goes_away_is_waited_for() {
     let mut postgres = Postgres::start();
@@ -58,7 +59,7 @@ fn a_database_that_goes_away_is_waited_for() {
     std::fs::write(stream.directory().join("go"), "").expect("the script's directory is there");
     let report = stream.report();
     assert_eq!(report["received"], report["sent"], "{report}");
-    // What was read before may be at hand; a change needs the database in any case.
+    // A profile that was read before may be cached; a change needs the database in any case.
     let request = "<iq from='[from]' to='[component]' id='k' type='set'><settings xmlns='urn:fingerpost:keys:0' \
                    visibility='local'/></iq>";
     let ask = || script("probe.py", &server, json!({"stanzas": [{"id": "k", "xml": request}]}));
@@ -77,7 +78,7 @@ fn a_database_that_goes_away_is_waited_for() {
     assert!(component.runs());
 }
 
-/// A TLS session with the component itself proves the certificate shown, and nothing else does.
+/// A TLS session with the component itself proves the shown certificate, and nothing else does.
 #[test]
 fn a_session_with_the_component_proves_a_key_on_sqlite() {
     own_session(None);
@@ -108,7 +109,7 @@ fn own_session(postgres: Option<Postgres>) {
     assert_eq!(report, expected, "{}", component.log());
 }
 
-/// Offline administration on the database of a running component, and its export read back into another.
+/// Offline administration on the database of a running component, and its export imported into another.
 #[test]
 fn what_is_exported_is_read_back_as_it_was() {
     let server = Server::start(Kind::Prosody);
@@ -143,7 +144,7 @@ fn what_is_exported_is_read_back_as_it_was() {
     std::fs::write(&file, &exported).expect("the home can be written to");
     let postgres = Postgres::start();
     let options = Options { database: Some(postgres.url()), ..Options::default() };
-    // Its address is taken: it will not get through to the server, but its database is there to be administered.
+    // Its address is taken: it cannot log in to the server, but its database can be administered.
     let other = Component::launch(&server, &options);
     let path = file.to_str().expect("a temporary path is UTF-8");
     for fresh in ["3 keys imported\n", "0 keys imported\n"] {
@@ -156,7 +157,7 @@ fn what_is_exported_is_read_back_as_it_was() {
     assert!(!keys(&["export"]).contains("alice"));
     let audit = keys(&["audit"]);
     assert!(audit.contains("erased sha-256:") && !audit.contains("alice"), "{audit}");
-    // A mistake in a file stores nothing of it.
+    // If a file has a mistake, nothing of it is stored.
     std::fs::write(&file, format!("{}\n{{\"key\": 1}}\n", exported.lines().next().unwrap_or("")))
         .expect("the home can be written to");
     let refused = component.command(["keys", "import", path]);
@@ -165,7 +166,7 @@ fn what_is_exported_is_read_back_as_it_was() {
     assert!(!keys(&["export"]).contains("alice"));
 }
 
-/// Returns the id of the first key in what `xtls keys --json` prints.
+/// Returns the id of the first key in the output of `xtls keys --json`.
 fn key_id(listed: &str) -> String {
     let start = listed.find("\"id\":\"").expect("a key is listed") + 6;
     listed[start..start + 32].to_owned()

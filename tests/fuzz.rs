@@ -1,9 +1,9 @@
 //! The fuzz targets of fuzz/src/lib.rs in a bounded loop: inputs of the committed corpora, as they are and changed at
-//! random. `FINGERPOST_FUZZ_SECONDS` says how long each target runs (`make fuzz SECONDS=60`), `FINGERPOST_TEST_SEED` from
-//! which number on inputs are made.
+//! random. `FINGERPOST_FUZZ_SECONDS` sets how long each target runs (`make fuzz SECONDS=60`), `FINGERPOST_TEST_SEED`
+//! the number from which inputs are generated.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
-#![allow(clippy::print_stdout, reason = "how much was tried is to be seen")]
+#![allow(clippy::print_stdout, reason = "the number of inputs is part of the output")]
 #![allow(clippy::allow_attributes, reason = "a crate of its own elsewhere")]
 
 #[path = "support/grammar.rs"]
@@ -33,7 +33,7 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     files.iter().map(|file| std::fs::read(file).unwrap()).collect()
 }
 
-/// Pieces that mean something to one target or another.
+/// Pieces with a meaning for some target.
 const PIECES: [&[u8]; 40] = [
     b"<",
     b">",
@@ -95,7 +95,7 @@ fn changed(dice: &mut Dice, corpus: &[Vec<u8>]) -> Vec<u8> {
             }
             5 => input.truncate(at),
             6 => {
-                // The end of another.
+                // The end of another input.
                 let other = &corpus[dice.below(corpus.len())];
                 input.truncate(at);
                 input.extend_from_slice(&other[dice.below(other.len() + 1)..]);
@@ -136,7 +136,7 @@ fn run(name: &str) {
     for input in &corpus {
         check(input);
     }
-    // The first are made however slow the machine is.
+    // The first ones are tried however slow the machine is.
     while count < 200 || begin.elapsed() < seconds() {
         check(&changed(&mut dice, &corpus));
         count += 1;
@@ -190,7 +190,7 @@ fn every_target_runs_here_and_with_libfuzzer() {
     }
 }
 
-/// Makes the seeds that are keys and certificates. They are committed: a run is the same on every machine.
+/// Generates the seeds that are keys and certificates. They are committed, so that a run is the same on every machine.
 #[test]
 #[ignore = "writes new keys into fuzz/corpus"]
 fn write_the_seeds_that_are_keys() {
@@ -211,7 +211,7 @@ fn write_the_seeds_that_are_keys() {
     }
 }
 
-/// A panic of a target is reported once: the reason stands above.
+/// A panic of a target is reported once: the reason is above.
 #[test]
 fn an_input_for_which_a_promise_does_not_hold_is_kept() {
     let mut dice = Dice::new(7);

@@ -1,4 +1,4 @@
-//! The harness itself: both servers start, take their users, and start again with the same data.
+//! The harness itself: both servers start, accept their users, and start again with the same data.
 
 mod support;
 

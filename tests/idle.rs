@@ -1,4 +1,4 @@
-//! Five minutes without a stanza, on both servers at one time; and streams on which nothing is said.
+//! Five minutes without a stanza, on both servers at the same time; and silent streams.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -38,7 +38,7 @@ fn five_idle_minutes_do_not_end_the_link() {
     }
 }
 
-/// Starts `xtls`, waits until it says `ready`; gives it, what it is told from now on, and where its output is.
+/// Starts `xtls`, waits until it says `ready`; returns it, its later messages, and the place of its output.
 fn quiet(user: &Xtls, args: &[&str], ready: &str) -> (Process, File, PathBuf) {
     let file = |kind: &str| user.home().join(format!("{}{}.{kind}", args[0], args.len()));
     let (input, output) = (file("in"), file("out"));
@@ -53,7 +53,7 @@ fn quiet(user: &Xtls, args: &[&str], ready: &str) -> (Process, File, PathBuf) {
     (program, writer, output)
 }
 
-/// A stream on which its users say nothing is not one whose users have vanished.
+/// A stream with silent users is not one whose users have vanished.
 #[test]
 fn quiet_streams_outlive_the_idle_timeout() {
     let server = Server::start(Kind::Prosody);

@@ -1,5 +1,5 @@
 //! Every dialect of an offer with every other, over every pair of legs, in both orders, on a real server; and the page
-//! that says so.
+//! with the results.
 
 mod support;
 
@@ -11,7 +11,7 @@ use support::servers::{Kind, Server};
 const BEGIN: &str = "<!-- table -->\n";
 const END: &str = "<!-- end of table -->";
 
-/// With `FINGERPOST_WRITE_INTEROP` set the table is written into the page, else it must be there.
+/// With `FINGERPOST_WRITE_INTEROP` set, the table is written into the page; otherwise it must be there.
 #[test]
 fn every_dialect_meets_every_other_over_every_pair_of_legs_in_both_orders() {
     let server = Server::start(Kind::Prosody);
@@ -30,6 +30,6 @@ fn every_dialect_meets_every_other_over_every_pair_of_legs_in_both_orders() {
         let written = format!("{}{table}{}", &page[..from], &page[to..]);
         std::fs::write(path, written).unwrap();
     } else {
-        assert_eq!(&page[from..to], table, "run `make interop` to write the page anew");
+        assert_eq!(&page[from..to], table, "run `make interop` to rewrite the page");
     }
 }

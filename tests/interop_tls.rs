@@ -1,5 +1,5 @@
-//! Sessions with TLS that is not ours: OpenSSL at one end of `xtls`, by certificates and by a key of GnuPG; and GnuTLS at
-//! both ends, with a kind of TLS that we do not speak at all.
+//! Sessions with other TLS libraries: OpenSSL at one end of `xtls`, by certificates and by a key of GnuPG; and GnuTLS
+//! at both ends, with a kind of TLS that `xtls` does not support.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -33,7 +33,7 @@ fn openssl_initiates_and_responds_over_each_transport(kind: Kind) {
         for role in ["initiator", "responder"] {
             for transport in ["s5b", "ibb"] {
                 let case = format!("{method}, OpenSSL is the {role}, {transport}");
-                // Each time it has another key.
+                // It has another key each time.
                 bob.run(["trust", "forget", "alice@example.test"]);
                 let log = bob.home().join("pipe.log");
                 let _old = std::fs::remove_file(&log);
@@ -77,7 +77,7 @@ fn openssl_initiates_and_responds_over_each_transport(kind: Kind) {
     }
 }
 
-/// The password check as another program does it that was written from the protocol's page.
+/// The password check of another program, which was written from the protocol's page.
 fn the_password_check_of_another_program_passes(kind: Kind) {
     let server = Server::start(kind);
     let component = Component::start(&server, &Options::default());
@@ -154,7 +154,7 @@ fn gnutls_speaks_tls_srp_through_a_brokered_session(kind: Kind) {
     assert!(captured.len() >= 4, "{} connections", captured.len());
 }
 
-/// Speaks TLS as one end over a TCP connection; sends a text and reads one of the same length.
+/// Runs one end of TLS over a TCP connection; sends a text and reads one of the same length.
 async fn ours(
     stream: TcpStream,
     calls: bool,
@@ -173,8 +173,8 @@ async fn ours(
     Ok((secured, String::from_utf8_lossy(&read).into_owned()))
 }
 
-/// A key that no quantum computer is known to forge, at one end or both, in both roles, beside a key exchange of that kind:
-/// with OpenSSL 3.5, which reads our key files too.
+/// A post-quantum key at one end or both, in both roles, with a post-quantum key exchange: with OpenSSL 3.5, which also
+/// reads our key files.
 #[tokio::test]
 async fn openssl_3_5_speaks_ml_dsa_in_both_roles() {
     let jid = BareJid::new("alice@example.test").unwrap();
@@ -231,7 +231,7 @@ async fn openssl_3_5_speaks_ml_dsa_in_both_roles() {
     }
 }
 
-/// OpenSSL before 3.5 knows no ML-DSA: both ends are told so, and nobody is accused of another key.
+/// OpenSSL before 3.5 does not support ML-DSA: both ends are told so, and nobody is accused of a wrong key.
 #[tokio::test]
 async fn a_library_without_ml_dsa_is_told_that_the_key_does_not_suit_it() {
     let jid = BareJid::new("alice@example.test").unwrap();
@@ -243,7 +243,7 @@ async fn a_library_without_ml_dsa_is_told_that_the_key_does_not_suit_it() {
     let mut command = std::process::Command::new("openssl");
     let address = listener.local_addr().unwrap().to_string();
     command.current_dir(directory.path()).args(["s_client", "-connect", &address, "-tls1_3"]);
-    // What a library without it offers, whichever version is installed here.
+    // The text of a library without it, whichever version is installed here.
     command.args(["-sigalgs", "ECDSA+SHA256:ed25519", "-cert", "cert.pem", "-key", "key.pem"]);
     let _peer = Process::start(command, &directory.path().join("peer.log"));
     let (stream, _) = listener.accept().await.unwrap();

@@ -1,4 +1,4 @@
-//! The library as other programs use it: the examples, between a real Prosody and `xtls`.
+//! The library in other programs: the examples, between a real Prosody and `xtls`.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -13,7 +13,7 @@ use support::programs::{Component, Options, Xtls, clean};
 use support::servers::{Kind, Server};
 use support::{COMPONENT, DOMAIN, USERS, root, wait_for};
 
-/// Builds the examples, which no test is built with, and gives where one is.
+/// Builds the examples, which are not built with any test, and returns the path of one.
 fn example(name: &str) -> PathBuf {
     let here = std::env::current_exe().unwrap();
     let release = here.components().any(|part| part.as_os_str() == "release");
@@ -50,7 +50,7 @@ fn the_examples_talk_to_each_other_and_to_xtls() {
         run(command("send_line", "alice", &server, &[&echo, "Hello"]), Duration::from_secs(60))
     };
 
-    // Nobody is there yet.
+    // No listener is present yet.
     let sent = send_line();
     assert_eq!((sent.code, sent.stdout.as_str()), (3, ""), "{sent:?}");
 
@@ -80,7 +80,7 @@ fn the_examples_talk_to_each_other_and_to_xtls() {
     assert_ne!(sent.code, 0, "{sent:?}");
     assert_eq!(sent.stdout, "", "{sent:?}");
     wait_for(
-        "the service's word on the changed key",
+        "the service's message about the changed key",
         Duration::from_secs(20),
         || read(&log),
         || read(&log).contains("has changed"),
@@ -92,7 +92,7 @@ fn the_examples_talk_to_each_other_and_to_xtls() {
     assert_eq!(pipe.wait(Duration::from_secs(60)).code(), Some(0), "{}", pipe.log());
     assert_eq!(read(&carol.home().join("out")), "from xtls");
 
-    // What it does not speak is declined, with its reason.
+    // A session that it does not support is declined, with the reason.
     let sent = carol.run(["send".as_ref(), echo.as_ref(), carol.home().join("in").as_os_str()]);
     assert_eq!(sent.code, 5, "{sent:?}");
     assert!(sent.stderr.contains("only raw TLS streams are echoed"), "{sent:?}");

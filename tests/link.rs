@@ -1,4 +1,4 @@
-//! The link to real servers: which of several is taken, what else has the component's name, and what the server refuses.
+//! The link to real servers: the choice among several, other components with the same name, and refusals of the server.
 
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -26,7 +26,7 @@ fn with_page(server: &Server, env: &[(&'static str, String)]) -> (Component, u16
     (Component::start(server, &Options { env, ..Options::default() }), page)
 }
 
-/// Returns what `/readyz` says, with its status line.
+/// Returns the answer of `/readyz`, with its status line.
 fn readyz(page: u16) -> String {
     let mut socket = TcpStream::connect(("127.0.0.1", page)).unwrap();
     socket.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").unwrap();
@@ -35,8 +35,8 @@ fn readyz(page: u16) -> String {
     text
 }
 
-/// Waits until `fingerpost check --online` says these, beside a component that runs: its ports are taken. What comes after
-/// that is not waited for: it takes long where answers are lost.
+/// Waits until `fingerpost check --online` prints these lines, beside a running component: its ports are taken. It does
+/// not wait for later lines, which take long if answers are lost.
 fn check(component: &Component, servers: &str, says: &[&str]) {
     let mut command = clean(&own_program("fingerpost"));
     command
@@ -55,7 +55,7 @@ fn wait_until_ready(what: &str, page: u16, component: &Component, ready: bool) {
     wait_for(what, BOUND, || readyz(page) + &component.log(), is_so);
 }
 
-/// The answer to disco#info is longer than the server takes. It ends the stream without a word on the reason.
+/// The answer to disco#info exceeds the server's limit. The server ends the stream without a reason.
 #[test]
 fn prosody_a_stanza_above_its_limit_is_named() {
     let mut server = Server::start_in_clear(Kind::Prosody);
@@ -83,12 +83,12 @@ fn prosody_a_stanza_above_its_limit_is_named() {
     }
 }
 
-/// ejabberd lets a second connection with the same name in, and gives each stanza to either of them. Where one listener
+/// ejabberd accepts a second connection with the same name, and gives each stanza to either of them. If one listener
 /// has two names, each connection gets the stanzas of both.
 #[test]
 fn ejabberd_another_connection_that_gets_our_stanzas_is_found() {
     let mut server = Server::start(Kind::Ejabberd);
-    // The first of the two is not there.
+    // The first of the two does not exist.
     let servers = format!("127.0.0.1:{},{}", free_port(), server.component_address());
     let env = [("FINGERPOST_COMPONENT__SERVER", servers.clone())];
     let (first, first_page) = with_page(&server, &env);
@@ -113,7 +113,7 @@ fn ejabberd_another_connection_that_gets_our_stanzas_is_found() {
     second.signal("TERM");
     second.wait(BOUND);
 
-    // What an operator writes who has a gateway already.
+    // A configuration of an operator that already has a gateway.
     server.reconfigure(true, |text| {
         let ours = format!("      \"{COMPONENT}\":\n        password: \"{SECRET}\"\n");
         let gateway = ours.replace(COMPONENT, &format!("gateway.{DOMAIN}"));
@@ -121,7 +121,7 @@ fn ejabberd_another_connection_that_gets_our_stanzas_is_found() {
         let text = text.replace("    global_routes: false\n", "");
         text.replace(&ours, &format!("{ours}{gateway}"))
     });
-    // A log-in begins without what was found before.
+    // A login begins without earlier findings.
     wait_until_ready("alone in the listener", first_page, &first, true);
     let _gateway = Raw::component_of(&server, &format!("gateway.{DOMAIN}"));
     wait_until_ready("a gateway in the same listener", first_page, &first, false);
@@ -143,7 +143,7 @@ fn sharing(server: &Server, servers: &str, postgres: &Postgres) -> (Component, u
     (Component::start(server, &options), page)
 }
 
-/// Returns a file arrives over this transport.
+/// Checks that a file arrives over this transport.
 fn transfer(what: &str, from: &Xtls, to: &Xtls, transport: &str, log: impl Fn() -> String) {
     let file = from.home().join("small.bin");
     if !file.exists() {
@@ -157,8 +157,8 @@ fn transfer(what: &str, from: &Xtls, to: &Xtls, transport: &str, log: impl Fn() 
     assert_eq!(listener.files().iter().map(|f| sha256(f)).collect::<Vec<_>>(), [sha256(&file)]);
 }
 
-/// Two components with one database at a server that gives each stanza to either of them: one leads, and is handed what
-/// comes to the other.
+/// Two components with one database, at a server that gives each stanza to either of them: one leads, and gets the
+/// stanzas of the other.
 #[test]
 fn ejabberd_two_instances_with_one_database_are_one_component() {
     let server = Server::start(Kind::Ejabberd);
@@ -174,7 +174,7 @@ fn ejabberd_two_instances_with_one_database_are_one_component() {
         transfer(&format!("{number}"), &alice, &bob, "s5b", || logs(&first));
         transfer(&format!("{number} back"), &bob, &alice, "s5b", || logs(&first));
     }
-    // A database that comes back finds one that leads.
+    // After the database is back, one of them leads.
     postgres.stop();
     let gone = || second.log().contains("the connection to the other instances is lost");
     wait_for("the loss of the database", BOUND, || logs(&first), gone);
@@ -198,7 +198,7 @@ fn ejabberd_two_instances_with_one_database_are_one_component() {
     wait_until_ready("the first again", first_page, &first, true);
     transfer("both again", &bob, &alice, "s5b", || logs(&first));
     assert_eq!(postgres.query("SELECT count(*) FROM handovers"), "0");
-    // At the end: what ejabberd gives to a connection that only looks is lost.
+    // At the end: stanzas that ejabberd gives to a connection that only checks are lost.
     let both = "2 instances of this component share the database";
     check(&second, &server.component_address(), &[both]);
 }
@@ -227,11 +227,11 @@ fn ejabberd_users_of_two_nodes_reach_each_other() {
             transfer(&format!("{what}, {transport}"), from, to, transport, || logs(&first));
         }
     }
-    // Blocks are longer than a notification; nothing of them is kept.
+    // Blocks are longer than a notification; none of them stays in the database.
     assert_eq!(postgres.query("SELECT count(*) FROM handovers"), "0");
     let written = postgres.query("SELECT last_value > 1 FROM handovers_id_seq");
     assert_eq!(written, "t");
-    // The one that leads dies: the other serves both nodes.
+    // The leader dies: the other one serves both nodes.
     first.signal("KILL");
     first.wait(BOUND);
     wait_for(
@@ -243,7 +243,7 @@ fn ejabberd_users_of_two_nodes_reach_each_other() {
     transfer("the second alone", &alice, &bob, "s5b", || logs(&first));
     first.start_again();
     wait_until_ready("the first again", first_page, &first, true);
-    // A node dies: its component goes to the other node, and the users there are served.
+    // A node dies: its component goes to the other node, and its users are served.
     cluster.nodes[0].kill();
     first.wait_for_links(3);
     wait_until_ready("both at one node", first_page, &first, true);

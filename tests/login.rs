@@ -1,4 +1,4 @@
-//! Logging in at real servers, and staying there: accounts, mechanisms, DNS, and connections that are lost.
+//! Logging in at real servers and staying connected: accounts, mechanisms, DNS, and lost connections.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -16,13 +16,13 @@ use support::tap::Tap;
 use support::{COMPONENT, DOMAIN, free_port, random_file, sha256, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// So many bytes of a file pass before something happens...
+/// The bytes of a file that pass before something happens.
 const PART: usize = 300_000;
-/// ...or so many bytes of answers to its blocks.
+/// The bytes of answers to its blocks that pass before something happens.
 const ANSWERS: usize = 10_000;
 const LARGE: usize = 3_000_000;
 
-/// Logs in with the most words on how; `server` is where, if the records of the domain do not say it.
+/// Logs in with the most verbose log; `server` overrides the records of the domain.
 fn login(user: &Xtls, password: &str, server: Option<&str>, resolver: Option<u16>) -> Output {
     let mut command = user.command(["-v", "-v", "login", user.jid(), "--via", COMPONENT]);
     command.env("XTLS_PASSWORD", password);
@@ -35,7 +35,7 @@ fn login(user: &Xtls, password: &str, server: Option<&str>, resolver: Option<u16
     run(command, LIMIT)
 }
 
-/// Hosts of one server that offer different ways to log in.
+/// Hosts of one server with different login methods.
 fn hosts(kind: Kind, directory: &str, old_tls: u16, text: &str) -> String {
     match kind {
         Kind::Prosody => format!(
@@ -75,11 +75,11 @@ listen:
     }
 }
 
-/// One server, and every account and way to log in that is unusual.
+/// One server, and all unusual accounts and login methods.
 fn unusual_accounts_log_in(kind: Kind) {
     let mut server = Server::start(kind);
     let old_tls = if kind == Kind::Ejabberd { free_port() } else { server.client_port() };
-    // As it is typed, and as it is prepared.
+    // As typed, and as prepared.
     let accounts = [
         ("a=b,c", DOMAIN, "pass,word=1", "pass,word=1"),
         ("alice", "bücher.test", "büchers", "büchers"),
@@ -186,7 +186,7 @@ fn the_server_is_found_by_its_records_in_dns() {
         (done, dns.log())
     };
 
-    // A host that is not there, then one that does not listen, then one of which only the IPv4 address answers.
+    // A host that does not exist, then one that does not listen, then one of which only the IPv4 address answers.
     let (done, log) = attempt(&[
         srv("xmpp-client", "gone", c2s, 1),
         srv("xmpp-client", "closed", closed, 5),
@@ -203,12 +203,12 @@ fn the_server_is_found_by_its_records_in_dns() {
     }
     assert!(log.contains("query[AAAA] xmpp.test"), "{log}");
 
-    // TLS from the first byte counts as much.
+    // TLS from the first byte counts the same.
     let lines = [srv("xmpps-client", "xmpp", direct, 5), host("xmpp", "127.0.0.1")];
     let (done, log) = attempt(&lines);
     assert_eq!(done.code, 0, "{done:?}\n{log}");
 
-    // Nobody listens anywhere: each place is named. The domain itself is not tried then.
+    // Nothing listens anywhere: each address is named. The domain itself is not tried then.
     let (done, log) = attempt(&[
         srv("xmpp-client", "xmpp", closed, 5),
         srv("xmpps-client", "other", closed, 6),
@@ -224,7 +224,7 @@ fn the_server_is_found_by_its_records_in_dns() {
     }
     assert!(!done.stderr.contains(":5222"), "{done:?}");
 
-    // The root as target: there is no such service.
+    // The root as target: the domain does not offer the service.
     let (done, log) = attempt(&[
         format!("--srv-host=_xmpp-client._tcp.{DOMAIN}"),
         format!("--address=/{DOMAIN}/127.0.0.1"),
@@ -232,7 +232,7 @@ fn the_server_is_found_by_its_records_in_dns() {
     assert_eq!(done.code, 1, "{done:?}\n{log}");
     assert!(done.stderr.contains("example.test has no XMPP service"), "{done:?}\n{log}");
 
-    // No records: the domain itself.
+    // Without records, the domain itself is tried.
     let (done, log) = attempt(&[format!("--address=/{DOMAIN}/127.0.0.9")]);
     assert_eq!(done.code, 1, "{done:?}\n{log}");
     assert!(done.stderr.contains("example.test:5222: 127.0.0.9:5222: "), "{done:?}\n{log}");
@@ -249,7 +249,7 @@ fn half_sent(tap: &Tap, part: usize, alice: &Xtls, listener: &Listener) -> Proce
     sender
 }
 
-/// Waits for a file to have arrived, and takes it away.
+/// Waits for a file to arrive, and removes it.
 fn arrived(listener: &Listener, alice: &Xtls, before: usize) {
     let done = listener.wait_for_event("done", before);
     let [file] = &listener.files()[..] else { panic!("{done}: {:?}", listener.files()) };
@@ -257,8 +257,8 @@ fn arrived(listener: &Listener, alice: &Xtls, before: usize) {
     std::fs::remove_file(file).unwrap();
 }
 
-/// A listener whose network falls silent in the middle of an in-band transfer, and whose server is killed, restarted, and
-/// given another password.
+/// A listener whose network falls silent in the middle of an in-band transfer, and whose server is killed, restarted,
+/// and given another password.
 fn a_listener_stays(kind: Kind) {
     let mut server = Server::start(kind).with_stream_management();
     let options = Options { tap: true, ..Options::default() };
@@ -268,7 +268,7 @@ fn a_listener_stays(kind: Kind) {
     let bob = Xtls::login_at(&server, "bob", network.port()).and_key();
     random_file(&alice.home().join("large.bin"), LARGE);
 
-    // What bob's client says is swallowed. The transfer goes on where it stood: nothing is lost or comes twice.
+    // The stanzas of bob's client are discarded. The transfer resumes where it stood: nothing is lost or comes twice.
     let mut listener = bob.listen_on(&["--keepalive", "2", "--transport", "ibb"]);
     let mut sender = half_sent(&network, ANSWERS, &alice, &listener);
     listener.wait_for_event("disconnected", 0);
@@ -280,7 +280,7 @@ fn a_listener_stays(kind: Kind) {
     listener.signal("TERM");
     assert_eq!(listener.wait(LIMIT), 0, "{}", listener.log());
 
-    // The server dies; a stream beside it runs on.
+    // The server dies; a stream beside it continues.
     let mut listener = bob.listen_on(&[]);
     let links = component.log().matches("link up").count();
     let tap = component.tap.as_ref().unwrap();
@@ -296,7 +296,7 @@ fn a_listener_stays(kind: Kind) {
     sender.wait(LIMIT);
     component.wait_for_links(links + 1);
 
-    // An orderly restart; then it is reachable as before, without a word from anybody.
+    // An orderly restart; then the listener is reachable as before, without any action.
     server.restart();
     listener.wait_for_event("connected", 1);
     component.wait_for_links(links + 2);
@@ -314,14 +314,14 @@ fn a_listener_stays(kind: Kind) {
         },
     );
     arrived(&listener, &alice, 1);
-    // Each loss is said once.
+    // Each loss is reported once.
     assert_eq!(listener.events("disconnected").len(), 2, "{}", listener.log());
 
-    // Another password: it ends, and says why.
+    // Another password: the listener ends, and says why.
     server.set_password("bob", DOMAIN, "another");
     server.restart();
     if kind == Kind::Ejabberd {
-        // It takes users before it has taken over their passwords.
+        // The server accepts users before it has loaded their passwords.
         server.restart();
     }
     assert_eq!(listener.wait(LIMIT), 1, "{}", listener.log());
@@ -346,7 +346,7 @@ fn mechanisms(log: &str) -> Vec<&str> {
     lines.map(|line| line.split('"').nth(1).unwrap_or_else(|| panic!("{line}"))).collect()
 }
 
-/// Prosody 13 with the modules of Debian 13 has SASL2, Bind 2 and FAST. Prosody 0.12 has not: the password is used.
+/// Prosody 13 with the modules of Debian 13 has SASL2, Bind 2 and FAST. Prosody 0.12 does not: the password is used.
 #[test]
 fn prosody_a_token_takes_the_passwords_place() {
     let mut server = Server::start(Kind::Prosody).with_stream_management();
@@ -381,7 +381,7 @@ fn prosody_a_token_takes_the_passwords_place() {
         }
     }
 
-    // One that the server does not know is forgotten, and the password does.
+    // A token that the server does not know is forgotten, and the password is used.
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("secret-token:", "secret-token:not-")).unwrap();
     let listed = bob.run(["-v", "-v", "keys"]);

@@ -87,7 +87,7 @@ fn letter(users: &Users, name: &str) -> PathBuf {
     file
 }
 
-/// Alice sends bob a file by a method; gives both `secured` events.
+/// Lets alice send bob a file by a method; returns both `secured` events.
 fn transfer(users: &Users, name: &str, transport: &str, direct: bool) -> [Value; 2] {
     let more: &[&str] =
         if direct { &["--transport", transport, "--direct"] } else { &["--transport", transport] };
@@ -111,7 +111,7 @@ fn transfer(users: &Users, name: &str, transport: &str, direct: bool) -> [Value;
     secured
 }
 
-/// Alice tries to send; nothing may arrive. Gives her result and bob's status.
+/// Lets alice try to send; nothing may arrive. Returns her result and bob's status.
 fn refused(users: &Users, alice: &str, mut listener: Listener, more: &[&str]) -> (Output, i32) {
     let before = listener.files();
     let file = letter(users, "refused.bin");
@@ -148,14 +148,14 @@ fn methods_over_each_transport_with_and_without_a_broker(kind: Kind) {
                 assert_eq!(side["first_use"], first, "{name}: {side}");
                 assert_eq!(side["sas"].is_string(), first, "{name}: {side}");
             }
-            // Nobody is in the middle.
+            // No attacker is in the middle.
             assert_eq!(alice["sas"], bob["sas"], "{name}");
         }
     }
     let listed = users.alice.run(["trust", "list", "--json"]);
     assert!(listed.stdout.contains("\"method\":\"openpgp\""), "{listed:?}");
 
-    // Neither wire nor logs tell a password or content.
+    // Neither the wire nor the logs reveal a password or content.
     let captured = users.component.tap.as_ref().unwrap().captured();
     assert!(captured.len() >= 9, "{} connections are too few", captured.len());
     for connection in &captured {
@@ -185,7 +185,7 @@ fn what_is_not_verified_gets_nothing(kind: Kind) {
         assert!(sent.stderr.contains(&told), "{sent:?}");
     }
 
-    // Another password; the program tells it neither to its user nor to its log.
+    // Another password; the program reveals it neither to its user nor to its log.
     std::fs::write(password_file(bob), "another password\n").unwrap();
     for transport in ["s5b", "ibb"] {
         let listener = listen(bob, "srp", &["-vv"]);
@@ -198,7 +198,7 @@ fn what_is_not_verified_gets_nothing(kind: Kind) {
         }
     }
 
-    // Without a terminal nobody can confirm; the key is not kept either.
+    // Without a terminal nobody can confirm; the key is not stored either.
     for (more_a, more_b) in [(&["--confirm-sas"][..], &[][..]), (&[], &["--confirm-sas"])] {
         let (sent, status) = refused(&users, "x509", listen(bob, "x509", more_b), more_a);
         assert_ne!((sent.code, status), (0, 0), "{sent:?}");
@@ -208,7 +208,7 @@ fn what_is_not_verified_gets_nothing(kind: Kind) {
         users.forget_each_other();
     }
 
-    // A key that is not the known one, by each method that has keys.
+    // A key that is not the known one, by each method with keys.
     for (name, files) in [("x509", &["cert.pem", "key.pem"][..]), ("openpgp", &["openpgp.asc"])] {
         users.forget_each_other();
         transfer(&users, name, "s5b", false);
@@ -218,7 +218,7 @@ fn what_is_not_verified_gets_nothing(kind: Kind) {
         }
         let keygen: &[&str] = if name == "x509" { &["keygen"] } else { &["keygen", "--openpgp"] };
         assert_eq!(bob.run(keygen).code, 0);
-        // The registry would say mismatch: its word is not needed.
+        // The registry would say mismatch, but the trust store suffices.
         let listed = bob.run(["keys", "--json"]);
         for key in listed.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok())
         {
@@ -232,13 +232,13 @@ fn what_is_not_verified_gets_nothing(kind: Kind) {
         assert!(sent.stderr.contains("THE KEY OF bob@example.test HAS CHANGED"), "{sent:?}");
     }
 
-    // A peer that is known by its OpenPGP key does not get in with a certificate.
+    // A peer that is known by its OpenPGP key is not accepted with a certificate.
     let (sent, _) = refused(&users, "x509", listen(bob, "x509", &[]), &[]);
     assert_eq!(sent.code, 4, "{sent:?}");
     assert!(sent.stderr.contains("IS KNOWN BY ANOTHER KEY"), "{sent:?}");
 }
 
-/// GnuPG's key, locked by a passphrase, is taken over, registered, proven and used; version 6 meets version 4.
+/// GnuPG's key, locked by a passphrase, is imported, registered, proven and used; version 6 meets version 4.
 fn an_openpgp_key_of_gnupg_is_taken_over(kind: Kind) {
     let users = Users::start(kind, &Options::default());
     let Users { alice, bob, .. } = &users;
@@ -306,8 +306,8 @@ fn an_openpgp_key_of_gnupg_is_taken_over(kind: Kind) {
     }
 }
 
-/// Post-quantum keys at both ends, made, registered and proven by `xtls`, and used through the broker; the same
-/// for Ed25519.
+/// Post-quantum keys at both ends, created, registered and proven by `xtls`, and used through the broker; the same for
+/// Ed25519.
 fn keys_of_other_algorithms_are_made_proven_and_used(kind: Kind) {
     let users = Users::start(kind, &Options::default());
     for (algorithm, transport) in [("ml-dsa-65", "ibb"), ("ed25519", "s5b")] {
@@ -333,8 +333,8 @@ fn keys_of_other_algorithms_are_made_proven_and_used(kind: Kind) {
     assert!(refused.stderr.contains("expected ed25519, p256 or ml-dsa-65"), "{refused:?}");
 }
 
-/// The peer's certificate is older than the registry's, in which the subkey that signs was revoked since: it is not taken,
-/// and the user reads why. The peer is not asked.
+/// The peer's certificate is older than the registry's, in which the signing subkey was revoked since. It is not
+/// accepted, and the user reads why. The peer is not asked.
 fn a_signing_subkey_that_the_registry_knows_as_revoked_is_refused(kind: Kind) {
     let users = Users::start(kind, &Options::default());
     let Users { alice, bob, .. } = &users;
@@ -394,7 +394,7 @@ fn a_signing_subkey_that_the_registry_knows_as_revoked_is_refused(kind: Kind) {
         assert!(log.contains(why), "direct: {direct}: {log}");
         assert_eq!(listener.files(), before);
     }
-    // The other way round too: who calls her is not taken in.
+    // The other way round too: a caller is not accepted either.
     let mut listener = listen(alice, "openpgp", &[]);
     let file = bob.home().join("to-the-thief.bin");
     random_file(&file, SIZE);
@@ -406,11 +406,11 @@ fn a_signing_subkey_that_the_registry_knows_as_revoked_is_refused(kind: Kind) {
     let _ = Command::new("gpgconf").args(["--kill", "all", "--homedir"]).arg(home.path()).output();
 }
 
-/// Two people at terminals see the same string; one who says no ends the session before a byte of the file.
+/// Two people at terminals see the same string; a refusal ends the session before a byte of the file.
 fn the_string_is_confirmed_at_a_terminal(kind: Kind) {
     let users = Users::start(kind, &Options::default());
     let Users { alice, bob, .. } = &users;
-    // What is typed before the question is no answer to it.
+    // Input before the question does not count as an answer.
     for (ahead, answer, code) in [("", "n", 4), ("y\r", "n", 4), ("", "y", 0)] {
         let mut listener = listen(bob, "x509", &[]);
         let file = letter(&users, "read-aloud.bin");
@@ -442,7 +442,7 @@ fn the_string_is_confirmed_at_a_terminal(kind: Kind) {
 
 on_both!(methods_over_each_transport_with_and_without_a_broker, what_is_not_verified_gets_nothing,);
 
-// What these are about, the XMPP server has no part in.
+// The XMPP server plays no part in these tests.
 
 #[test]
 fn prosody_an_openpgp_key_of_gnupg_is_taken_over() {

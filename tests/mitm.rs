@@ -1,6 +1,6 @@
-//! A man in the middle, as strong as can be: the broker itself. It swaps the prints in both users' offers for those of
-//! its own keys and terminates TLS on both sides. Whoever has known the other's key, its OpenPGP key or a password
-//! catches it before a byte is sent; on first use the two short authentication strings differ.
+//! The strongest man in the middle: the broker itself. It swaps the prints in both users' offers for those of its own
+//! keys and terminates TLS on both sides. A user that knows the other's key, its OpenPGP key or a password detects it
+//! before a byte is sent; on first use the two short authentication strings differ.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -17,7 +17,7 @@ use support::{MARKER, SECRET, random_file, sha256};
 
 const PASSWORD: &str = "the-password-that-both-users-know";
 
-/// What came of one attempt of alice to send bob a file.
+/// The result of one attempt of alice to send bob a file.
 struct Attempt {
     sent: Output,
     received: i32,
@@ -92,7 +92,7 @@ fn a_broker_that_terminates_tls_is_caught(kind: Kind) {
     assert!(caught.sent.stderr.contains("THE KEY OF bob@example.test HAS CHANGED"));
     assert!(!caught.arrived);
 
-    // An OpenPGP key's true print, and no signature of that key for the certificate in the middle.
+    // The true print of an OpenPGP key, without that key's signature for the certificate in the middle.
     let caught = attempt(alice, bob, &file, &openpgp);
     assert_eq!(caught.sent.code, 4, "{:?}\n{}", caught.sent, caught.log);
     assert!(caught.sent.stderr.contains("carries no OpenPGP key"), "{:?}", caught.sent);
@@ -104,13 +104,13 @@ fn a_broker_that_terminates_tls_is_caught(kind: Kind) {
     assert!(caught.sent.stderr.contains("THE KEY OF bob@example.test HAS CHANGED"));
     assert!(!caught.arrived);
 
-    // The password check is passed on word for word, but the two channels are not the same.
+    // The password check is passed on unchanged, but the two channels differ.
     let caught = attempt(alice, bob, &file, &srp);
     assert_eq!((caught.sent.code, caught.received), (4, 4), "{:?}\n{}", caught.sent, caught.log);
     assert!(caught.sent.stderr.contains("has not shown to know the password"));
     assert!(!caught.arrived);
 
-    // Two who have never met: it gets through, and the strings that they would read to each other differ.
+    // Two users that have never met: the attack succeeds, and the strings that they would read to each other differ.
     forget();
     let fooled = attempt(alice, bob, &file, &x509);
     assert_eq!((fooled.sent.code, fooled.received), (0, 0), "{:?}\n{}", fooled.sent, fooled.log);
@@ -125,9 +125,9 @@ fn a_broker_that_terminates_tls_is_caught(kind: Kind) {
 
     let report = mallory.report();
     let seen: Vec<Value> = report["sessions"].as_array().unwrap().clone();
-    // It has spoken TLS with the responder in all sessions, with the initiator at least where it got further than that, and
-    // not where its certificate was refused. It read nothing but the messages of the password check; of those who had never
-    // met, all.
+    // It has set up TLS with the responder in all sessions, with the initiator at least when it got further than that,
+    // and not when its certificate was refused. It read only the messages of the password check; of the users that had
+    // never met, everything.
     for (n, session) in seen.iter().enumerate() {
         assert_eq!(session["handshakes"][1], true, "{report}");
         assert_eq!(session["content"], n == 4, "{report}");

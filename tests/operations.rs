@@ -1,4 +1,4 @@
-//! What an operator relies on: metrics, the status page, logs, the service manager, restarts.
+//! Operations: metrics, the status page, logs, the service manager, restarts.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -31,7 +31,7 @@ use support::{
 
 const ADMIN: &str = "[access]\nadmins = [\"carol@example.test\"]\n";
 
-/// Returns a page: its head and its body; nothing if nobody answers.
+/// Returns a page's head and body; `None` without an answer.
 fn get(address: &str, path: &str, more: &str) -> Option<(String, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     let request =
@@ -60,7 +60,7 @@ fn read_metrics(text: &str) -> (BTreeMap<String, String>, BTreeMap<String, Strin
     (types.map(own).collect(), samples.map(own).collect())
 }
 
-/// docs/METRICS.md names exactly what is printed, and each of it moves.
+/// docs/METRICS.md names exactly the printed metrics, and each of them moves.
 #[test]
 fn every_metric_is_in_the_docs_and_moves() {
     let mut postgres = Postgres::start();
@@ -96,7 +96,7 @@ fn every_metric_is_in_the_docs_and_moves() {
         }),
     );
     assert_eq!(report["stall"], 16 << 20, "{report}");
-    // What the script waited to see, the other thread may have missed.
+    // The other thread may have missed the moment that the script waited for.
     for page in report["undrained"].as_array().unwrap() {
         pages.lock().unwrap().push(page.as_str().unwrap().to_owned());
     }
@@ -109,8 +109,8 @@ fn every_metric_is_in_the_docs_and_moves() {
         let page = get(&http, "/metrics", "").map(|(_, page)| page).filter(|page| wanted(page));
         page.map(|page| pages.lock().unwrap().push(page)).is_some()
     };
-    // A session that ends for want of a transport while there is no link: what is said of that is dropped. Where the
-    // machine is so busy that it has ended before the link was down, another one is made.
+    // A session without a transport ends while there is no link: its stanzas are dropped. If the machine is so busy
+    // that the session has ended before the link was down, another one is started.
     let dropped = |page: &str| {
         let mut lines = page.lines().filter(|line| line.contains("reason=\"link\""));
         lines.any(|line| {
@@ -163,7 +163,7 @@ fn every_metric_is_in_the_docs_and_moves() {
             let suffix = sample.strip_prefix(name);
             suffix.is_some_and(|suffix| matches!(suffix, "" | "_sum" | "_count" | "_bucket"))
         };
-        // A sample that came up later has moved from nothing.
+        // A sample that appeared later has moved from nothing.
         let samples: Vec<_> = values.iter().filter(|(sample, _)| of(sample)).collect();
         let late = samples.iter().any(|(sample, _)| !pages[0].contains(&format!("{sample} ")));
         late || samples.iter().any(|(_, values)| values.len() > 1)
@@ -172,7 +172,7 @@ fn every_metric_is_in_the_docs_and_moves() {
     assert!(still.is_empty(), "these did not move: {still:?}\n{}", pages[pages.len() - 1]);
 }
 
-/// The page in a real browser of a phone's size (it forbids scripts); docs/status-page.png is such a picture.
+/// The page in a real browser of a phone's size, which forbids scripts; docs/status-page.png is such a picture.
 #[test]
 fn the_status_page_shows_itself_on_a_phone_and_names_nobody_to_strangers() {
     let server = Server::start(Kind::Prosody);
@@ -214,7 +214,7 @@ fn the_status_page_shows_itself_on_a_phone_and_names_nobody_to_strangers() {
     let bytes = std::fs::read(&picture).unwrap_or_else(|error| panic!("{error}: {output:?}"));
     let (width, height) = (&bytes[16..20], &bytes[20..24]);
     assert_eq!((width, height), (&412_u32.to_be_bytes()[..], &915_u32.to_be_bytes()[..]));
-    // A page that shows nothing is one colour and a few hundred bytes.
+    // An empty page is one colour and a few hundred bytes.
     assert!(bytes.len() > 15_000, "{} bytes", bytes.len());
     if let Some(kept) = std::env::var_os("FINGERPOST_TEST_PICTURE") {
         std::fs::copy(&picture, kept).unwrap();
@@ -223,7 +223,7 @@ fn the_status_page_shows_itself_on_a_phone_and_names_nobody_to_strangers() {
     stream.report();
 }
 
-/// Every line of a session has its id; no address is in full at the level info.
+/// Every line about a session has its id; no address is in full at the level info.
 #[test]
 fn the_log_as_json_has_the_session_on_each_line_and_no_full_address() {
     let server = Server::start(Kind::Prosody);
@@ -260,7 +260,7 @@ fn the_log_as_json_has_the_session_on_each_line_and_no_full_address() {
     assert_eq!(sessions.len(), 1, "{}", component.log());
 }
 
-/// The service manager hears of readiness, the link, a reload, life and the end.
+/// The service manager is told of readiness, the link, a reload, life and the end.
 #[test]
 fn the_service_manager_is_told() {
     let server = Server::start(Kind::Prosody);
@@ -298,8 +298,8 @@ fn the_service_manager_is_told() {
     assert_eq!(component.wait(Duration::from_secs(20)), 0);
 }
 
-/// The listening socket outlives the process: what connects between two processes is served, a stream that runs goes
-/// on to its end in the old one, and what runs inside XMPP ends with a reason.
+/// The listening socket outlives the process. Connections between two processes are served, a running stream continues
+/// to its end in the old one, and streams inside XMPP end with a reason.
 #[test]
 fn a_restart_with_an_inherited_socket_loses_no_connection_and_no_stream() {
     let server = Server::start(Kind::Prosody);
@@ -323,7 +323,7 @@ fn a_restart_with_an_inherited_socket_loses_no_connection_and_no_stream() {
 
     component.signal("TERM");
     wait_for(
-        "the link to be given up",
+        "the end of the link",
         Duration::from_secs(20),
         || component.log(),
         || component.log().contains("link closed; running streams continue"),
@@ -333,7 +333,7 @@ fn a_restart_with_an_inherited_socket_loses_no_connection_and_no_stream() {
         let reason = report[side].as_str().unwrap();
         assert!(reason.starts_with("gone text: The service is being restarted"), "{report}");
     }
-    // Nobody accepts now.
+    // Nothing accepts now.
     let mut between = Script::start("between.py", &server, proxy);
     between.wait_for("\"connected\": true");
     let mut old = component.succeed();
@@ -372,7 +372,8 @@ fn what_attach_prints_makes_ejabberd_know_the_component() {
     });
 }
 
-/// A server that accepts less than the component would send is found out, and by how much; with that setting all is well.
+/// A server with a lower limit than the component's setting is detected, with its limit; with that setting everything
+/// works.
 #[test]
 fn the_check_measures_the_longest_stanza_that_prosody_accepts() {
     measured(Kind::Prosody, |text| format!("component_stanza_size_limit = 100000\n{text}"));
@@ -415,8 +416,8 @@ fn measured(kind: Kind, limit: impl FnOnce(String) -> String) {
     assert!(told.contains(&format!("accepts stanzas of {accepted} bytes")), "{told}");
 }
 
-/// Returns a new operator's way: a configuration without a secret, `attach`, its lines pasted; and what `check
-/// --online` says on the way, and of everything that may be wrong at the server's side.
+/// Follows a new operator: a configuration without a secret, `attach`, its lines pasted; and the results of `check
+/// --online` on the way, including faults at the server's side.
 fn attach(
     kind: Kind,
     has_port: bool,
@@ -477,7 +478,7 @@ fn attach(
     assert!(far.stdout.contains("which clients are told, cannot be reached from here"), "{far:?}");
 
     if kind == Kind::Prosody {
-        // ejabberd shares the work among all that log in, so there it is no conflict.
+        // ejabberd divides the stanzas among all connections, so there it is no conflict.
         write("other.toml", 0, "");
         let mut serve = clean(&own_program("fingerpost"));
         serve.args(["serve", "-c", "other.toml"]).current_dir(directory.path());

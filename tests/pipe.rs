@@ -1,5 +1,5 @@
-//! The end of a stream means what it says: `xtls pipe` beside peers that are slow or are killed, over both transports, on a
-//! real Prosody.
+//! The end of a stream is reliable: `xtls pipe` with peers that are slow or are killed, over both transports, on a real
+//! Prosody.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -27,7 +27,7 @@ struct Scene {
     _server: Server,
 }
 
-/// A pipe of bob's that waits, in a shell.
+/// A waiting pipe of bob's, in a shell.
 struct Listening {
     process: Process,
     status: PathBuf,
@@ -36,7 +36,7 @@ struct Listening {
 }
 
 impl Listening {
-    /// Waits for the end; gives the exit status of `xtls` and what it told its user.
+    /// Waits for the end; returns the exit status of `xtls` and its messages.
     fn wait(&mut self) -> (String, String) {
         self.process.wait(LONG);
         (read(&self.status).trim().to_owned(), read(&self.log))
@@ -79,7 +79,7 @@ impl Scene {
         Listening { process, status, out, log }
     }
 
-    /// `xtls pipe --listen` with `more`, in a shell.
+    /// Runs `xtls pipe --listen` with `more`, in a shell.
     fn listen(&self, transport: &str, shell: &str) -> Listening {
         self.shell(["pipe", "--listen", "--transport", transport], shell, "listening as")
     }
@@ -96,7 +96,7 @@ impl Scene {
         path
     }
 
-    /// Sends the input to bob's slow or odd reader; both must end well, and all must be there.
+    /// Sends the input to bob's slow or odd reader; both must end well, and everything must arrive.
     fn arrives(&self, case: &str, transport: &str, shell: &str, size: usize) {
         let input = self.input(size);
         let mut listening = self.listen(transport, shell);
@@ -111,11 +111,11 @@ impl Scene {
     }
 }
 
-/// Of a stream that is cut in the middle nothing is taken for its end, wherever it is cut and whatever carries it.
+/// The cut of a stream is never taken for its end, at any place and over any transport.
 #[test]
 fn a_sender_or_component_that_is_killed_is_no_end() {
     for transport in TRANSPORTS {
-        // Slow enough to be cut in the middle, wherever the test runs.
+        // Slow enough to be cut in the middle, on any machine.
         let (size, cut) =
             if transport == "s5b" { (64 * MIB, 20 * MIB) } else { (16 * MIB, 2 * MIB) };
         for victim in ["sender", "component"] {
@@ -149,7 +149,8 @@ fn a_sender_or_component_that_is_killed_is_no_end() {
     }
 }
 
-/// A reader may take its time, with its own input at an end or not; the sender's status 0 means that it has everything.
+/// A reader may take its time, whether its own input has ended or not; the sender's status 0 means that it has
+/// everything.
 #[test]
 fn a_slow_reader_gets_everything() {
     let scene = Scene::start("");
@@ -166,8 +167,8 @@ fn a_slow_reader_gets_everything() {
     }
 }
 
-/// A peer that does not read is there. It pauses for longer than a network may be silent, with more under way than all
-/// buffers between the two hold.
+/// A peer that does not read is present. It pauses for longer than a network may be silent, with more bytes on their
+/// way than all buffers between the two hold.
 #[test]
 fn a_reader_that_pauses_is_not_taken_for_one_that_is_gone() {
     let scene = Scene::start("");
@@ -182,7 +183,7 @@ fn a_slow_component_delivers_everything() {
     }
 }
 
-/// The README's example: no input at the reader but a terminal that nobody types at.
+/// The README's example: the reader's input is a terminal without any typing.
 #[test]
 fn a_pipe_to_a_terminals_user_ends_by_itself() {
     let scene = Scene::start("");
@@ -205,7 +206,7 @@ fn a_pipe_to_a_terminals_user_ends_by_itself() {
     wait_for("listening", LONG, || read(&log), || read(&log).contains("listening as"));
     let mut sender = scene.pipe("in", "s5b");
     assert_eq!(sender.wait(LONG).code(), Some(0), "{}\n{}", sender.log(), read(&log));
-    // Nobody presses Ctrl-D.
+    // Ctrl-D is not pressed.
     assert_eq!(listening.wait(LONG).code(), Some(0), "{}", read(&log));
     assert_eq!(sha256(&out), sha256(&input), "{}", read(&log));
 }
@@ -220,7 +221,7 @@ fn two_empty_inputs_are_a_pipe_that_ends() {
     assert_eq!(listening.wait().0, "0");
 }
 
-/// A reader that goes away ends quietly, and its sender is not told that all has arrived.
+/// A reader that goes away ends quietly, and its sender is not told that everything has arrived.
 #[test]
 fn a_reader_that_goes_away_is_quiet_and_the_sender_knows() {
     let scene = Scene::start("");

@@ -1,5 +1,5 @@
-//! The store against a model that fits on a page, over random operations, on both databases; and what is left of a
-//! real process that is killed in the middle of its work.
+//! The store against a model that fits on a page, over random operations, on both databases; and the data of a real
+//! process that is killed in the middle of its work.
 
 mod support;
 
@@ -20,7 +20,7 @@ use support::programs::{Component, Options, Script, script};
 use support::servers::{Kind, Server};
 use time::OffsetDateTime;
 
-/// What can be done; users and prints are small numbers.
+/// The operations; users and prints are small numbers.
 #[derive(Clone, Debug)]
 enum Op {
     Add { user: u8, print: u8, replaces: Option<u8> },
@@ -53,7 +53,7 @@ struct Entry {
     replaced_by: Option<u8>,
 }
 
-/// All that the store should know.
+/// The expected content of the store.
 #[derive(Debug, Default)]
 struct Model {
     keys: BTreeMap<(u8, u8), Entry>,
@@ -61,7 +61,7 @@ struct Model {
 }
 
 impl Model {
-    /// Returns whether it is allowed; then it is done.
+    /// Returns whether an operation is allowed; if so, applies it.
     fn apply(&mut self, op: &Op) -> bool {
         match *op {
             Op::Add { user, print, replaces } => {
@@ -178,7 +178,7 @@ impl World<'_> {
         }
     }
 
-    /// Returns what the store knows, in the model's terms.
+    /// Returns the content of the store, in the model's terms.
     async fn seen(&self) -> (BTreeMap<(u8, u8), Entry>, BTreeMap<u8, Visibility>) {
         let (mut keys, mut settings) = (BTreeMap::new(), BTreeMap::new());
         for user in 0..3 {
@@ -239,8 +239,8 @@ fn the_store_does_as_the_model_on_postgresql() {
     compare(&Postgres::start().url());
 }
 
-/// A component that is killed while a user adds and revokes keys: what was acknowledged is there after a restart, the
-/// one request that was under way is there or not, and nothing is half there.
+/// A component is killed while a user adds and revokes keys. Acknowledged changes survive the restart, the request in
+/// progress is either done or not, and nothing is half done.
 fn survives_kills(database: Option<String>) {
     let server = Server::start(Kind::Prosody);
     let directory = tempfile::tempdir().expect("a directory");
@@ -252,7 +252,7 @@ fn survives_kills(database: Option<String>) {
     for round in 0..3 {
         let mut component = Component::start(&server, &options);
         let mut work = Script::start("work.py", &server, json!({"round": round}));
-        // Somewhere in the step after this one.
+        // At some point of the next step.
         work.wait_for(&format!("{{\"step\": {}}}", 11 + 7 * round));
         component.signal("KILL");
         component.wait(Duration::from_secs(5));

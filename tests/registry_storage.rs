@@ -1,5 +1,5 @@
-//! The registry's database beside other programs and under failing parts: what another process changes is in force at
-//! once, and a disk or a server that failed is used on without a restart.
+//! The registry's database beside other programs and under failing parts: changes by another process are in force at
+//! once, and a disk or a server that has failed is used again without a restart.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// Returns what `path` of a component's pages answers: the status line and the text.
+/// Returns the answer of a component's page at `path`: the status line and the text.
 fn get(port: u16, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -46,7 +46,7 @@ fn with_pages(options: Options) -> (Options, u16) {
     (Options { env, ..options }, port)
 }
 
-/// Asks as alice; gives the answer's type and condition.
+/// Sends a request as alice; returns the answer's type and condition.
 fn ask(server: &Server, kind: &str, payload: &str) -> (String, Value) {
     let xml = format!("<iq from='[from]' to='[component]' id='k' type='{kind}'>{payload}</iq>");
     let report = script("probe.py", server, json!({"stanzas": [{"id": "k", "xml": xml}]}));
@@ -107,7 +107,7 @@ fn what_the_commands_change_is_in_force_in_the_running_component_at_once() {
     );
 }
 
-/// The file of the database may not grow: each change is refused, reading goes on, and with room all is well again.
+/// The database file cannot grow: each change is refused, reading continues, and with room everything works again.
 #[test]
 fn a_database_that_cannot_grow_is_said_to_be_not_ready_and_recovers() {
     let server = Server::start(Kind::Prosody);
@@ -132,7 +132,7 @@ fn a_database_that_cannot_grow_is_said_to_be_not_ready_and_recovers() {
         );
     }
     wait_for(
-        "the word that it is not ready",
+        "the state that it is not ready",
         Duration::from_secs(40),
         || component.log(),
         || {
@@ -141,7 +141,7 @@ fn a_database_that_cannot_grow_is_said_to_be_not_ready_and_recovers() {
         },
     );
     let (type_, answer) = ask(&server, "get", "<keys xmlns='urn:fingerpost:keys:0'/>");
-    assert_eq!(type_, "result", "what is known can be read: {answer}");
+    assert_eq!(type_, "result", "stored keys can be read: {answer}");
     limit("unlimited:unlimited".to_owned());
     for byte in 5..8 {
         let (type_, answer) = add(&server, byte);
@@ -151,7 +151,7 @@ fn a_database_that_cannot_grow_is_said_to_be_not_ready_and_recovers() {
     assert!(component.runs());
 }
 
-/// Passes connections on to a port that can be changed; then those that there are end. They can also become silent.
+/// Forwards connections to a port that can be changed, which ends the present ones. They can also be silenced.
 struct Switch {
     port: u16,
     target: Arc<AtomicU16>,
@@ -160,7 +160,8 @@ struct Switch {
     silenced: Arc<AtomicUsize>,
 }
 
-/// Copies one direction until its connection is silenced; from then on it takes all and gives nothing, not even an end.
+/// Copies one direction until its connection is silenced; from then on it accepts everything and delivers nothing, not
+/// even an end.
 fn pass(mut from: TcpStream, mut to: TcpStream, silenced: &AtomicUsize, before: usize) {
     let mut bytes = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut bytes) {
@@ -202,7 +203,7 @@ impl Switch {
         this
     }
 
-    /// Keeps the connections that there are open, and passes nothing on; new ones work.
+    /// Keeps the present connections open, and forwards nothing on them; new ones work.
     fn silence(&self) {
         self.silenced.fetch_add(1, Ordering::SeqCst);
     }
@@ -220,7 +221,7 @@ impl Switch {
 }
 
 /// The primary is lost, the standby first only answers and is then promoted: nothing acknowledged is lost, and the
-/// component goes on by itself.
+/// component continues by itself.
 #[test]
 fn a_standby_takes_the_place_of_the_primary_without_a_restart() {
     let mut primary = Postgres::start();
@@ -284,7 +285,7 @@ async fn revoke_in(store: &Store, key: KeyId) {
     store.revoke(key, &Actor::Offline, "", OffsetDateTime::now_utc()).await.unwrap();
 }
 
-/// The network forgets all connections of one component without a word, while another one revokes a key.
+/// The network silently forgets all connections of one component, while another one revokes a key.
 #[tokio::test]
 async fn a_revocation_is_in_force_where_the_listening_connection_became_silent() {
     let postgres = Postgres::start();
@@ -305,14 +306,14 @@ async fn a_revocation_is_in_force_where_the_listening_connection_became_silent()
     assert_eq!(state().await, State::Active);
     switch.silence();
     revoke_in(&there, key).await;
-    // That it listens again is the sign that it has noticed the silence.
+    // It listens again, so it has noticed the silence.
     timeout(EVENT, registry.blocks_changed()).await.expect("it listens again");
     assert_eq!(state().await, State::Revoked);
     listening.abort();
 }
 
-/// The connection by which instances meet becomes silent, and the database keeps the old one, which has the lock. Then a
-/// second instance comes, and the first one dies.
+/// The connection by which instances meet becomes silent, and the database keeps the old one, which holds the lock.
+/// Then a second instance comes, and the first one dies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_alone_leads_on_when_its_connection_became_silent() {
     let postgres = Postgres::start();

@@ -1,4 +1,4 @@
-//! Transfers that break are taken up again, and several files go in one command: on a real Prosody, counted on the wire.
+//! Broken transfers are resumed, and several files are sent by one command: on a real Prosody, counted on the wire.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -53,7 +53,7 @@ impl Scene {
         self.alice.run(self.args(files))
     }
 
-    /// Sends until `mebibytes` have passed in this transfer, and kills one side; gives the listener, which has ended.
+    /// Sends until `mebibytes` have passed in this transfer, and kills one side; returns the listener, which has ended.
     fn break_off(&self, file: &Path, mebibytes: usize, kill_sender: bool) -> Listener {
         let tap = self.component.tap.as_ref().unwrap();
         tap.hold_after(mebibytes * MIB);
@@ -61,7 +61,7 @@ impl Scene {
         let mut sender = self.alice.start(self.args(&[file]));
         let logs = || format!("{}\n{}", sender.log(), listener.log());
         tap.wait_until_held(logs);
-        // All but what fills one TLS record and the buffers of a program.
+        // All bytes except what fills one TLS record and the buffers of a program.
         let most = |path: &PathBuf| path.metadata().is_ok_and(|part| part.len() > MIB as u64);
         wait_for("a part", LONG, logs, || listener.parts().iter().any(most));
         if kill_sender {
@@ -87,7 +87,7 @@ impl Scene {
         listener
     }
 
-    /// Runs the same command again; gives what passed on the wire and what the sender says of it.
+    /// Runs the same command again; returns the bytes on the wire and the sender's messages.
     fn again(&self, file: &Path) -> (usize, Value) {
         let before = self.wire();
         let mut listener = self.bob.listen(&[]);
@@ -122,7 +122,7 @@ fn a_transfer_that_was_killed_goes_on_where_it_stopped() {
         assert!(passed >= rest && passed < rest + MIB, "{passed} bytes passed for {rest}");
     }
 
-    // A prefix that is another file's.
+    // A prefix that belongs to another file.
     let listener = scene.break_off(&file, 10, true);
     let part = &listener.parts()[0];
     let mut bytes = std::fs::read(part).unwrap();
@@ -168,7 +168,7 @@ fn several_files_go_in_one_command_and_what_fails_is_told() {
         assert_eq!(sha256(&there), sha256(file));
     }
 
-    // A directory and a file that is not there do not hold up the others.
+    // A directory and a missing file do not block the others.
     let some = [path("directory"), path("a.txt"), path("missing"), path("c.txt")];
     let sent = scene.send(&some.each_ref().map(|file| file.as_path()));
     assert_eq!(sent.code, 2, "{sent:?}");
@@ -184,11 +184,11 @@ fn several_files_go_in_one_command_and_what_fails_is_told() {
     assert_eq!(sha256(&received.join("a (1).txt")), sha256(&path("a.txt")));
     assert_eq!(sha256(&received.join("c (1).txt")), sha256(&path("c.txt")));
 
-    // A directory alone is refused before anybody is called.
+    // A directory alone is refused before the peer is called.
     let sent = scene.send(&[&path("directory")]);
     assert_eq!(sent.code, 2, "{sent:?}");
 
-    // Ctrl-C is how a listener that has nothing to do ends.
+    // Ctrl-C ends an idle listener.
     listener.signal("INT");
     assert_eq!(listener.wait(LONG).code(), Some(0), "{}", listener.log());
     let hidden = std::fs::read_dir(&received)
@@ -196,7 +196,7 @@ fn several_files_go_in_one_command_and_what_fails_is_told() {
         .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with('.'));
     assert_eq!(hidden.count(), 0, "nothing is left behind");
 
-    // Nobody there: the first failure says it all.
+    // Without a peer, the first failure is the only message.
     let sent = scene.send(&files.each_ref().map(|file| file.as_path()));
     assert_eq!(sent.code, 3, "{sent:?}");
     let summary = event(&sent.stdout, "summary").unwrap();

@@ -1,4 +1,4 @@
-//! The suites themselves: which tests start servers is written once, and is true.
+//! The suites themselves: the list of tests that start servers is written once, and is complete.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -25,7 +25,7 @@ fn programs() -> BTreeSet<String> {
     found
 }
 
-/// Returns all sources of a test program, without what it shares with others.
+/// Returns all sources of a test program, without the shared ones.
 fn sources(name: &str) -> String {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name);
     let mut text = fs::read_to_string(directory.with_extension("rs")).unwrap_or_default();
@@ -63,13 +63,13 @@ fn the_fast_suite_starts_no_server_and_the_group_of_servers_has_all_others() {
             ["Server::", "Postgres::", "Component::", "Cable::", "Network::", "scenarios!"]
                 .iter()
                 .any(|start| text.contains(start));
-        // A name in a string is none, as here.
+        // A name in a string does not count, as here.
         let starts = starts && name != "suites";
         assert!(
             !(starts && listed.contains(name)),
             "tests/{name}: starts servers, and is among the fast ones"
         );
     }
-    // Its own tests run with the fast ones too.
+    // Its own tests also run with the fast ones.
     assert!(!read("src/lib.rs").contains("mod support"));
 }

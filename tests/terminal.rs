@@ -1,5 +1,4 @@
-//! `xtls` in a real terminal (tmux): progress, colours, Ctrl-C, the password prompt; and what of that is not there when
-//! nobody watches.
+//! `xtls` in a real terminal (tmux): progress, colours, Ctrl-C, the password prompt; and the output without a terminal.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -17,7 +16,7 @@ use support::{DOMAIN, USERS, own_program, random_file, sha256, wait_for};
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A terminal of 100 columns with a command in it. Its exit status is shown when it has ended.
+/// A terminal of 100 columns with a command in it. It shows the exit status at the end.
 struct Terminal {
     socket: PathBuf,
 }
@@ -39,7 +38,7 @@ impl Terminal {
             line += &format!(" {}", quoted(arg));
         }
         line += &format!("; echo exit status: $?; {after}; sleep 600");
-        // One of its own: the server of the one before may still be on its way out.
+        // A server of its own: that of an earlier one may still be ending.
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("terminal-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let this = Self { socket: home.join(name) };
@@ -55,7 +54,7 @@ impl Terminal {
         String::from_utf8(done.stdout).unwrap()
     }
 
-    /// Returns what is on the screen, in letters.
+    /// Returns the text on the screen.
     fn text(&self) -> String {
         self.tmux(&["capture-pane", "-p", "-J"])
     }
@@ -105,7 +104,8 @@ fn it_feels_right_in_a_terminal_and_is_quiet_elsewhere() {
     random_file(&file, 48 << 20);
     let send = alice.command(["send".as_ref(), bob.jid().as_ref(), file.as_os_str()]);
 
-    // Progress in colour; Ctrl-C tells the peer, and the user what to do. It stands still to be watched.
+    // Progress in colour; Ctrl-C tells the peer, and tells the user what to do. The transfer stands still to be
+    // watched.
     tap.hold_after(24 << 20);
     let mut listener = bob.listen(&[]);
     let terminal = Terminal::start(alice.home(), &send, "true");
@@ -113,7 +113,7 @@ fn it_feels_right_in_a_terminal_and_is_quiet_elsewhere() {
     assert!(shown.contains("letter.bin ") && shown.contains("/48.00 MiB"), "{shown}");
     terminal.wait_for("B/s  ETA");
     assert!(terminal.colours().contains("\x1b[36m"), "{}", terminal.colours());
-    // A part large enough to be spoken of later.
+    // The part is large enough to be mentioned later.
     wait_for(
         "a part",
         LONG,
@@ -134,7 +134,7 @@ fn it_feels_right_in_a_terminal_and_is_quiet_elsewhere() {
     tap.cut();
     drop(terminal);
 
-    // The same without colours, to its end: the bar is gone then.
+    // The same without colours, to its end: then the bar is gone.
     tap.hold_after(8 << 20);
     let mut listener = bob.listen(&[]);
     let mut plain = alice.command(["send".as_ref(), bob.jid().as_ref(), file.as_os_str()]);
@@ -150,7 +150,7 @@ fn it_feels_right_in_a_terminal_and_is_quiet_elsewhere() {
     assert_eq!(sha256(&listener.files()[0]), sha256(&file));
     drop(terminal);
 
-    // Nobody watches: no bar, no colour, no line that is written over.
+    // Without a terminal: no bar, no colour, no line that is overwritten.
     let small = alice.home().join("small.bin");
     random_file(&small, 1 << 20);
     let mut listener = bob.listen(&[]);
@@ -159,13 +159,13 @@ fn it_feels_right_in_a_terminal_and_is_quiet_elsewhere() {
     assert!(sent.stderr.contains("small.bin: 1.00 MiB in "), "{sent:?}");
     assert!(!sent.stderr.contains(['\x1b', '\r']) && !sent.stderr.contains("ETA"), "{sent:?}");
     assert_eq!(listener.wait(LONG), 0, "{}", listener.log());
-    // -q says nothing at all when all is well.
+    // -q prints nothing at all on success.
     let mut listener = bob.listen(&[]);
     let sent = alice.run(["send".as_ref(), bob.jid().as_ref(), small.as_os_str(), "-q".as_ref()]);
     assert_eq!((sent.code, sent.stdout.as_str(), sent.stderr.as_str()), (0, "", ""), "{sent:?}");
     assert_eq!(listener.wait(LONG), 0, "{}", listener.log());
 
-    // A reader that goes away is no reason to fail, and none to panic.
+    // A reader that goes away is neither a failure nor a panic.
     let mut shell = Command::new("bash");
     let program = own_program("xtls");
     shell.args(["-c", "\"$0\" keys --json --ca-file \"$1\" | true; echo ${PIPESTATUS[0]}"]);
@@ -174,7 +174,7 @@ fn it_feels_right_in_a_terminal_and_is_quiet_elsewhere() {
     assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("0\n", ""), "{output:?}");
 }
 
-/// The prompt shows nothing of the password, and Ctrl-C leaves the terminal as it was.
+/// The prompt shows nothing of the password, and Ctrl-C restores the terminal.
 fn the_password_is_not_shown(server: &Server) {
     let (user, password) = USERS[2];
     let home = tempfile::tempdir().unwrap();
@@ -203,7 +203,7 @@ fn the_password_is_not_shown(server: &Server) {
     }
 }
 
-/// The answer to a question is not taken by the one before, whose session has ended without an answer.
+/// The earlier question, whose session has ended without an answer, does not take the next one's answer.
 #[test]
 fn a_question_that_has_ended_does_not_take_the_answer_to_the_next() {
     let server = Server::start(Kind::Prosody);

@@ -1,7 +1,8 @@
-//! What real servers do to a client's stanza on its way to a component: the table of docs/INTEROP.md, byte for byte.
+//! Checks what real servers do to a client's stanza on its way to a component: the table of docs/INTEROP.md, byte for
+//! byte.
 //!
-//! With `FINGERPOST_WRITE_INTEROP` set (`make interop`) the columns of the servers at hand are written into the page, else
-//! they must be there.
+//! With `FINGERPOST_WRITE_INTEROP` set (`make interop`), the columns of the present servers are written into the page;
+//! otherwise they must be there.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -17,13 +18,13 @@ const BEGIN: &str = "<!-- wire -->\n";
 const END: &str = "<!-- end of wire -->";
 const SERVERS: [&str; 4] = ["Prosody 0.12", "Prosody 13.0", "ejabberd 23.01", "ejabberd 24.12"];
 
-/// What is sent, and which part of what arrives is shown.
+/// The stanza that is sent, and the part of the result that is shown.
 enum Case {
-    /// The content of a message, and of what arrives.
+    /// The content of a message, and of the result.
     Content(&'static str),
-    /// An attribute of the message: its name, and as it is written.
+    /// An attribute of the message: its name, and its text.
     Attribute(&'static str, &'static str),
-    /// A message of a client whose text has so many bytes: whether it passes.
+    /// A client's message with a text of so many bytes: whether it passes.
     FromClient(usize),
     /// The same from the component to the client.
     FromComponent(usize),
@@ -76,7 +77,7 @@ const CASES: [(&str, Case); 40] = [
 ];
 
 impl Case {
-    /// Returns what the table shows as sent.
+    /// Returns the table's cell for the sent stanza.
     fn sent(&self) -> String {
         match self {
             Self::Content(text) | Self::Attribute(_, text) if !text.is_empty() => shown(text),
@@ -85,7 +86,7 @@ impl Case {
     }
 }
 
-/// Elements with the attributes of each tag in order: that of a server may be another in each run.
+/// Sorts the attributes of each tag: a server's order may differ in each run.
 fn sorted(mut text: &str) -> String {
     let mut out = String::new();
     while let Some(at) = text.find('<') {
@@ -118,7 +119,7 @@ fn sorted(mut text: &str) -> String {
     out + text
 }
 
-/// Text as a cell has it.
+/// Returns text for a cell.
 fn shown(text: &str) -> String {
     let mut out = String::from("`");
     for c in text.chars() {
@@ -137,7 +138,7 @@ fn shown(text: &str) -> String {
     out
 }
 
-/// Both ends of a way through a server.
+/// Both ends of a path through a server.
 struct Way<'a> {
     server: &'a Server,
     client: Raw,
@@ -155,7 +156,7 @@ impl<'a> Way<'a> {
         Raw::client(server, "alice", "wire", "xmlns:sp='u:sp'")
     }
 
-    /// Returns what becomes of a case.
+    /// Returns the result of a case.
     fn outcome(&mut self, case: &Case) -> String {
         match case {
             Case::Content(content) => {
@@ -169,7 +170,7 @@ impl<'a> Way<'a> {
             Case::Attribute(name, written) => {
                 self.through(written, "").map_or_else(std::convert::identity, |message| {
                     let tag = start_tag(&message);
-                    // The prefix may be another one.
+                    // The prefix may differ.
                     let local = name.rsplit(':').next().unwrap();
                     let named =
                         |name: &str| attribute(&tag, name).map(|value| format!("{name}='{value}'"));
@@ -193,7 +194,7 @@ impl<'a> Way<'a> {
         }
     }
 
-    /// Sends a message to the component; gives it as it arrives, or how the client's stream ended.
+    /// Sends a message to the component; returns it as it arrives, or how the client's stream ended.
     fn through(&mut self, attributes: &str, content: &str) -> Result<Vec<u8>, String> {
         self.count += 1;
         let n = self.count;
@@ -237,7 +238,7 @@ impl<'a> Way<'a> {
         Ok(message)
     }
 
-    /// Sends a message of the component; says whether it passes.
+    /// Sends a message of the component; returns whether it passes.
     fn back(&mut self, size: usize) -> String {
         self.count += 1;
         let n = self.count;
@@ -292,7 +293,7 @@ fn condition(element: &[u8]) -> String {
     inside.trim_start_matches('<').split([' ', '/', '>']).next().unwrap_or_default().to_owned()
 }
 
-/// Returns the column of the server at hand.
+/// Returns the column of the present server.
 fn column(kind: Kind) -> usize {
     let name = format!("{kind:?} {}", kind.version());
     SERVERS

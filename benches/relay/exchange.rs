@@ -1,4 +1,4 @@
-//! How many exchanges a proxy bears in a second: pairs set up, and questions answered.
+//! Measures how many exchanges a proxy handles per second: pairs set up, and requests answered.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -8,18 +8,18 @@ use super::relays::Relay;
 const TIME: Duration = Duration::from_secs(2);
 /// Threads that set up pairs.
 const THREADS: usize = 4;
-/// Pairs set up in step, and questions asked at once.
+/// Pairs that are set up in step, and requests sent at once.
 const AT_ONCE: usize = 32;
 
-/// So many in a second, and the relay's processor time for each, µs.
+/// The rate per second, and the relay's processor time for each, in µs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figure {
     pub(crate) per_second: f64,
     pub(crate) micros: f64,
 }
 
-/// Returns the whole exchange of XEP-0065 but for what the users say to each other: two connections, greeting and
-/// request on both, activation.
+/// Measures the whole exchange of XEP-0065 except the users' own messages: two connections, greeting and request on
+/// both, activation.
 pub(crate) fn pairs(relay: &Relay) -> Figure {
     measure(relay, |begin, count| {
         std::thread::scope(|scope| {
@@ -28,7 +28,7 @@ pub(crate) fn pairs(relay: &Relay) -> Figure {
                     while begin.elapsed() < TIME {
                         for (one, other) in relay.connect(AT_ONCE) {
                             for stream in [one, other] {
-                                // With a reset: ports that wait for stragglers would run out.
+                                // With a reset: ports in TIME_WAIT would run out.
                                 let socket = socket2::SockRef::from(&stream);
                                 socket.set_linger(Some(Duration::ZERO)).unwrap();
                             }

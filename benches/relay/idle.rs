@@ -1,4 +1,4 @@
-//! What pairs cost that do nothing.
+//! Measures the cost of idle pairs.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use super::relays::Relay;
 /// How long a relay may take to settle.
 const SETTLE: Duration = Duration::from_millis(1500);
 
-/// What one idle pair costs.
+/// The cost of one idle pair.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figure {
     /// Resident bytes of the relay.
     pub(crate) user: f64,
-    /// Bytes of the kernel's slabs, both users' ends among them.
+    /// Bytes of the kernel's slabs, including both users' ends.
     pub(crate) kernel: f64,
     /// The relay's descriptors.
     pub(crate) descriptors: f64,
 }
 
-/// Makes so many pairs and leaves them alone.
+/// Creates so many pairs and leaves them idle.
 pub(crate) fn run(relay: &Relay, pairs: usize) -> Figure {
-    // What a relay sets aside once is not a pair's.
+    // Memory that a relay allocates once does not belong to a pair.
     drop(relay.connect(64));
     std::thread::sleep(SETTLE);
     let before = state(relay);

@@ -1,4 +1,4 @@
-//! In-band bytestreams: through the component, and from user to user through the same server.
+//! Measures in-band bytestreams: through the component, and from user to user through the same server.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ pub(crate) struct Figure {
     pub(crate) seconds_per_gb: f64,
 }
 
-/// One stream in blocks of so many bytes, either brokered by the component or straight.
+/// Measures one stream in blocks of so many bytes, either brokered by the component or direct.
 pub(crate) fn run(relay: &Relay, block: usize, brokered: bool) -> Figure {
     let (_, link) = relay.link().unwrap();
     let mut link = link.lock().unwrap();
@@ -100,14 +100,14 @@ pub(crate) fn run(relay: &Relay, block: usize, brokered: bool) -> Figure {
     }
 }
 
-/// Takes a stanza, answers it, and says whether it was the one.
+/// Takes a stanza, answers it, and returns whether it was the expected one.
 fn until(link: &mut Link, wanted: impl Fn(&str) -> bool) -> bool {
     let stanza = link.stanza();
     answer(link, &stanza);
     wanted(&stanza)
 }
 
-/// Both users' part: who they are, and yes to everything.
+/// Both users' part: their addresses, and an acceptance of everything.
 pub(crate) fn answer(link: &mut Link, stanza: &str) {
     let kind = attribute(stanza, "type");
     if !stanza.starts_with("<iq") || !matches!(kind, Some("get" | "set")) {
@@ -125,7 +125,7 @@ pub(crate) fn answer(link: &mut Link, stanza: &str) {
     };
     link.send(&format!("<iq type='result' id='{id}' from='{us}' to='{them}'>{info}</iq>"));
     if stanza.contains("session-initiate") {
-        // What was offered is what is accepted; the root's attributes are written anew.
+        // The offer is accepted as it is; only the root's attributes are rewritten.
         let jingle = &stanza[stanza.find("<jingle").unwrap()..];
         let sid = attribute(jingle, "sid").unwrap();
         let transport = &jingle[jingle.find("<transport").unwrap()..];

@@ -1,4 +1,4 @@
-//! The other end of a component link (XEP-0114): as the server itself, or as one more component of a real one.
+//! The other end of a component link (XEP-0114): as the server itself, or as another component of a real one.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,11 +8,11 @@ use sha1::{Digest, Sha1};
 use super::support::servers::LOAD;
 use super::support::{COMPONENT, SECRET};
 
-/// A link, and for whom it speaks.
+/// A link, and the domain of its users.
 pub(crate) struct Link {
     stream: TcpStream,
     read: Vec<u8>,
-    /// Where in `read` the next stanza begins.
+    /// Where the next stanza begins in `read`.
     at: usize,
     /// The domain of the users.
     pub(crate) domain: &'static str,
@@ -20,7 +20,7 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Is the server of the component that connects.
+    /// Acts as the server of the component that connects.
     pub(crate) fn accept(server: &TcpListener) -> Self {
         let (stream, _) = server.accept().unwrap();
         let mut link = Self::new(stream, "example.test");
@@ -34,7 +34,7 @@ impl Link {
         link
     }
 
-    /// Is a component of a server.
+    /// Acts as a component of a server.
     pub(crate) fn connect(server: &str) -> Self {
         let mut link = Self::new(TcpStream::connect(server).unwrap(), LOAD);
         link.send(&format!(
@@ -63,12 +63,12 @@ impl Link {
         Self { stream, read: Vec::new(), at: 0, domain, sids: 0 }
     }
 
-    /// Returns the user who asks.
+    /// Returns the requesting user.
     pub(crate) fn from(&self) -> String {
         format!("a@{}/a", self.domain)
     }
 
-    /// Returns the user who is asked.
+    /// Returns the requested user.
     pub(crate) fn target(&self) -> String {
         format!("b@{}/b", self.domain)
     }
@@ -82,8 +82,8 @@ impl Link {
         self.stream.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Returns the next stanza. Only as much XML is understood as the programs under test write: no stanza within one
-    /// of its own kind, and `>` only where a tag ends.
+    /// Returns the next stanza. It understands only the XML that the programs under test write: no stanza within one of
+    /// the same name, and `>` only at the end of a tag.
     pub(crate) fn stanza(&mut self) -> String {
         loop {
             if let Some(stanza) = self.complete() {
@@ -95,7 +95,7 @@ impl Link {
         }
     }
 
-    /// Returns the next stanza, if it is here already. A ping of the link to itself comes back, as a server has it.
+    /// Returns the next stanza, if it has arrived. Answers a ping of the link to itself, as a server does.
     fn complete(&mut self) -> Option<String> {
         loop {
             let end = stanza_end(&self.read[self.at..])?;
@@ -109,14 +109,14 @@ impl Link {
         }
     }
 
-    /// Does what a server does while nothing is measured here, so that the link lives.
+    /// Does what a server does outside of a measurement, to keep the link alive.
     pub(crate) fn serve(&mut self) {
         let mut bytes = [0; 4096];
         self.stream.set_nonblocking(true).unwrap();
         let n = self.stream.read(&mut bytes).unwrap_or(0);
         self.stream.set_nonblocking(false).unwrap();
         self.read.extend_from_slice(&bytes[..n]);
-        // Last words of a session that was measured.
+        // The last stanzas of a measured session.
         while let Some(stanza) = self.complete() {
             if stanza.starts_with("<iq")
                 && matches!(attribute(&stanza, "type"), Some("get" | "set"))
@@ -134,7 +134,7 @@ impl Link {
         self.read.truncate(old + n);
     }
 
-    /// Reads up to a text, and takes what was read.
+    /// Reads up to a text, and removes it.
     fn read_until(&mut self, text: &str) -> String {
         while !String::from_utf8_lossy(&self.read).contains(text) {
             self.more();
@@ -161,8 +161,8 @@ impl Link {
         }
     }
 
-    /// Asks what the other is, `batch` times in one write and with two batches on their way, as long as `more` says.
-    /// `answered` is told of each batch that was answered. All answers are the same, so only the first is looked at.
+    /// Sends disco#info requests, `batch` in one write and with two batches on their way, while `more` allows it. Calls
+    /// `answered` after each batch. All answers are the same, so only the first is checked.
     pub(crate) fn ask(
         &mut self,
         whom: &str,
@@ -201,7 +201,7 @@ impl Link {
     }
 }
 
-/// Returns where the first stanza of a text ends.
+/// Returns the end of the first stanza in a text.
 fn stanza_end(read: &[u8]) -> Option<usize> {
     let begin = read.iter().position(|byte| *byte == b'<')?;
     let name_end =
@@ -235,7 +235,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Returns a user of the link's domain, as the component speaks for it.
+/// Returns the proxied address of a user of the link's domain.
 pub(crate) fn proxied(user: &str) -> String {
     let (bare, resource) = user.split_once('/').unwrap();
     format!("{}@{COMPONENT}/{resource}", bare.replace('@', "\\40"))

@@ -1,4 +1,4 @@
-//! The loads over running pairs: as many bytes as will go, and single bytes there and back.
+//! The loads over running pairs: as many bytes as possible, and single bytes in both directions.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::relays::Relay;
 
-/// How long one figure is measured.
+/// The duration of one measurement.
 pub(crate) const TIME: Duration = Duration::from_secs(2);
-/// What is written and read at once.
+/// The size of one read or write.
 const BLOCK: usize = 256 * 1024;
-/// Round trips that are timed, and before them some that are not.
+/// The number of timed round trips, and of the untimed ones before them.
 const TRIPS: (usize, usize) = (20_000, 2_000);
 
 /// One measurement.
@@ -25,7 +25,7 @@ pub(crate) struct Figure {
     pub(crate) seconds_per_gb: f64,
 }
 
-/// Drives a relay with so many pairs of threads, of which one writes as fast as it can and the other reads.
+/// Drives a relay with so many pairs of threads: in each pair one writes as fast as it can and the other reads.
 pub(crate) fn run(relay: &Relay, pairs: usize) -> Figure {
     let ends = relay.connect(pairs);
     let (stop, read) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -45,7 +45,7 @@ pub(crate) fn run(relay: &Relay, pairs: usize) -> Figure {
             }
         }));
     }
-    // The first moments, when windows grow, do not count.
+    // The first moments, while windows grow, do not count.
     std::thread::sleep(Duration::from_millis(200));
     let (begin, bytes, spent) =
         (Instant::now(), read.load(Ordering::Relaxed), relay.processor_time());
@@ -60,7 +60,7 @@ pub(crate) fn run(relay: &Relay, pairs: usize) -> Figure {
     Figure { bytes_per_second: bytes / took, seconds_per_gb: spent / (bytes / 1e9) }
 }
 
-/// Returns how long a byte takes there and back through a relay, all on one core: median and 99th percentile, µs.
+/// Returns the round-trip time of a byte through a relay, all on one core: median and 99th percentile, µs.
 pub(crate) fn trips(relay: &Relay) -> (f64, f64) {
     let (mut here, mut there) = relay.connect(1).remove(0);
     let echo = std::thread::spawn(move || {
@@ -86,7 +86,7 @@ pub(crate) fn trips(relay: &Relay) -> (f64, f64) {
     (times[times.len() / 2], times[times.len() * 99 / 100])
 }
 
-/// Puts all threads of some processes on some cores.
+/// Pins all threads of some processes to some cores.
 fn pin(processes: &[u32], cores: &str) {
     for id in processes {
         let mut taskset = Command::new("taskset");

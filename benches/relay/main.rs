@@ -1,13 +1,13 @@
-//! Fingerpost's relay beside others that do the same: how fast, and at what cost of the processor.
+//! Compares Fingerpost's relay with others: speed and processor time.
 //!
-//! `cargo bench --bench relay` (or `make bench`) prints the tables and writes them into docs/BENCHMARKS.md. All relays are
-//! driven by the same load, one after the other in each round, so that a change of the machine's mood meets all of them.
-//! `-- ROUNDS PART…` takes another number of rounds, or only some parts (`throughput`, `trips`, `idle`, `exchange`,
-//! `inband`). It runs in a network namespace of its own, with cubic or reno congestion control,
-//! where it may make one.
+//! `cargo bench --bench relay` (or `make bench`) prints the tables and writes them into docs/BENCHMARKS.md. The same
+//! load drives all relays, one after the other in each round, so that a change of the machine's speed affects all of
+//! them. `-- ROUNDS PART…` sets another number of rounds, or only some parts (`throughput`, `trips`, `idle`,
+//! `exchange`, `inband`). It runs in a network namespace of its own, with cubic or reno congestion control, if it may
+//! create one.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
-#![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on stops and says where")]
+#![allow(clippy::print_stdout, reason = "the output is the purpose")]
+#![allow(clippy::unwrap_used, reason = "a benchmark that fails stops and says where")]
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -25,21 +25,21 @@ use std::process::Command;
 use relays::Relay;
 use support::servers::Kind;
 
-/// Pairs at one time, and what is to be reached of direct throughput.
+/// The number of pairs, and the goal as a part of direct throughput.
 const THROUGHPUT: [(usize, f64); 3] = [(1, 0.85), (8, 0.85), (64, 0.75)];
-/// Processor time for a GB is to be this part of HAProxy's.
+/// The goal for the processor time per GB, as a part of HAProxy's.
 const COST: f64 = 0.5;
-/// Added to a direct round trip, µs: median, 99th percentile.
+/// The goal for the time added to a direct round trip, in µs: median, 99th percentile.
 const TRIP: (f64, f64) = (5.5, 7.0);
-/// Idle pairs; bytes of the process for each, descriptors.
+/// The number of idle pairs, and the goals for each: bytes of the process, descriptors.
 const IDLE: [usize; 2] = [1_000, 5_000];
 const IDLE_GOAL: (f64, f64) = (256.0, 2.0);
-/// Pairs set up in a second, and µs of processor time for each; questions answered in a second.
+/// The goals for pairs set up per second, the processor time of each in µs, and requests answered per second.
 const SETUPS: (f64, f64) = (17_000.0, 45.0);
 const QUESTIONS: f64 = 250_000.0;
-/// In-band blocks, and processor seconds for a GB of them.
+/// The sizes of in-band blocks, each with the goal for processor seconds per GB.
 const BLOCKS: [(usize, f64); 2] = [(4_096, 1.0), (65_535, 0.4)];
-/// Brokered in-band throughput as a part of that straight through the same server.
+/// The goal for brokered in-band throughput, as a part of a direct stream through the same server.
 const INBAND: f64 = 0.5;
 
 fn main() {
@@ -179,7 +179,7 @@ fn idle_pairs(relays: &[Relay]) -> String {
         .to_owned();
     for pairs in IDLE {
         let direct = idle::run(&relays[0], pairs);
-        // A process for each connection is not what this asks about.
+        // A process for each connection is not the subject of this measurement.
         for relay in relays.iter().skip(1).filter(|relay| relay.name != "socat") {
             let figure = idle::run(relay, pairs);
             text.push_str(&format!(
@@ -278,12 +278,12 @@ fn in_band(alone: &Relay, rounds: usize) -> String {
     text
 }
 
-/// Returns a mark where ours falls short of a goal.
+/// Returns a mark if ours falls short of a goal.
 fn at_least(relay: &Relay, value: f64, goal: f64) -> String {
     if relay.is_ours() && value < goal { format!(", short of {goal}") } else { String::new() }
 }
 
-/// Returns a mark where ours takes more than it should.
+/// Returns a mark if ours exceeds a goal.
 fn at_most(relay: &Relay, value: f64, goal: f64) -> String {
     if relay.is_ours() && value > goal {
         let places = if goal < 1.0 { 3 } else { 1 };
@@ -300,12 +300,12 @@ fn spread(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
     (values[0], values[values.len() / 2], values[values.len() - 1])
 }
 
-/// Starts this program again in a network namespace of its own, if that may be.
+/// Restarts this program in a network namespace of its own, if that is permitted.
 fn enter_namespace() {
     const INSIDE: &str = "FINGERPOST_BENCH_NAMESPACE";
     if std::env::var_os(INSIDE).is_some() {
         let _up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-        // One that a loss-free loopback does not slow down; the first that may be had.
+        // The first available one that a loss-free loopback does not slow down.
         let set =
             |name: &str| std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", name).is_ok();
         let _set = ["cubic", "reno"].into_iter().find(|name| set(name));
@@ -322,7 +322,7 @@ fn enter_namespace() {
     }
 }
 
-/// Returns the versions of the others.
+/// Returns the versions of the other relays.
 fn peers() -> String {
     let output = Command::new("dpkg-query")
         .args(["-W", "-f", "${Package} ${Version}, ", "haproxy", "socat", "prosody", "ejabberd"])

@@ -15,7 +15,7 @@ use super::support::process::Process;
 use super::support::servers::{Kind, LOAD, PROXY, Server};
 use super::support::{COMPONENT, SECRET, free_port, wait_for};
 
-/// A relay, and how to get a pair of connections through it.
+/// A relay, and the way to get a pair of connections through it.
 pub(crate) struct Relay {
     pub(crate) name: &'static str,
     way: Way,
@@ -32,7 +32,7 @@ enum Way {
 }
 
 impl Relay {
-    /// No relay: what all are compared with.
+    /// No relay: the baseline for all others.
     pub(crate) fn direct() -> Self {
         let sink = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = sink.local_addr().unwrap().port();
@@ -40,7 +40,7 @@ impl Relay {
         Self { name: "direct", way, process: None, server: None, _directory: None }
     }
 
-    /// HAProxy in TCP mode with splice forced; `pipe` 0 leaves the pipes' size to it.
+    /// HAProxy in TCP mode with forced splice; 0 for `pipe` leaves the pipes' size to it.
     pub(crate) fn haproxy(name: &'static str, pipe: usize) -> Self {
         Self::forward(name, |port, sink, directory| {
             let config = directory.join("haproxy.cfg");
@@ -80,7 +80,7 @@ impl Relay {
             || process.log(),
             || TcpStream::connect(("127.0.0.1", port)).is_ok(),
         );
-        // The connection of the wait has come through too.
+        // The probe's own connection has come through too.
         let _first = sink.accept();
         Self {
             name,
@@ -91,7 +91,7 @@ impl Relay {
         }
     }
 
-    /// Returns the mod_proxy65 of a server, which this program is a component of.
+    /// Returns the mod_proxy65 of a server that has this program as a component.
     pub(crate) fn mod_proxy65(name: &'static str, kind: Kind) -> Self {
         let server = Server::start_to_measure(kind);
         let link = Arc::new(Mutex::new(Link::connect(&server.component_address())));
@@ -99,7 +99,7 @@ impl Relay {
         Self { name, way, process: None, server: Some(server), _directory: None }
     }
 
-    /// Fingerpost, attached to an XMPP server that is this program.
+    /// Fingerpost, attached to this program as its XMPP server.
     pub(crate) fn fingerpost() -> Self {
         let server = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = server.local_addr().unwrap().to_string();
@@ -116,7 +116,7 @@ impl Relay {
         }
     }
 
-    /// Fingerpost as a component of a real server, of which this program is another.
+    /// Fingerpost as a component of a real server, beside this program as another component.
     pub(crate) fn fingerpost_at(name: &'static str, kind: Kind) -> Self {
         let server = Server::start_to_measure(kind);
         let (process, directory, port) = start_fingerpost(&server.component_address());
@@ -146,10 +146,10 @@ impl Relay {
         }
     }
 
-    /// So many pairs of connections: who writes, and who reads.
+    /// Returns so many pairs of connections: the writing ends, and the reading ends.
     pub(crate) fn connect(&self, pairs: usize) -> Vec<(TcpStream, TcpStream)> {
-        // In step, so that a relay that answers late is late once and not for each pair.
-        // ejabberd's queue of new connections is short, and a connection that finds it full waits for a second.
+        // In step, so that a relay that answers late is late once and not for each pair. ejabberd's queue of new
+        // connections is short; a connection that finds it full waits for a second.
         let step = if self.name.starts_with("ejabberd") { 1 } else { STEP };
         let sizes = (0..pairs).step_by(step).map(|begun| step.min(pairs - begun));
         sizes.flat_map(|size| self.connect_step(size)).collect()
@@ -212,7 +212,7 @@ impl Relay {
         let ticks = |id: u32| -> Option<f64> {
             let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
             let fields: Vec<&str> = stat.rsplit(") ").next()?.split(' ').collect();
-            // utime and stime; of the relay itself also those of its ended children.
+            // utime and stime; for the relay itself also those of its ended children.
             let last = if Some(id) == own { 15 } else { 13 };
             Some(fields.get(11..last)?.iter().filter_map(|field| field.parse::<f64>().ok()).sum())
         };
@@ -220,7 +220,7 @@ impl Relay {
     }
 }
 
-/// Is a server to a link while nobody else uses it.
+/// Serves a link while nothing else uses it.
 fn serve_meanwhile(link: &Arc<Mutex<Link>>) {
     let link = Arc::downgrade(link);
     std::thread::spawn(move || {

@@ -1,7 +1,7 @@
-//! What is fuzzed: each function takes any bytes and panics if a promise does not hold for them.
+//! The fuzz targets: each function takes any bytes and panics if a promise does not hold for them.
 //!
-//! libFuzzer calls them (`cargo fuzz run NAME`, in fuzz_targets), and so does the bounded loop of tests/fuzz.rs
-//! (`make fuzz SECONDS=60`), which needs no other compiler.
+//! libFuzzer calls them (`cargo fuzz run NAME`, in fuzz_targets), and so does the bounded loop of tests/fuzz.rs (`make
+//! fuzz SECONDS=60`), which needs no other compiler.
 
 use std::io;
 use std::pin::Pin;
@@ -59,7 +59,7 @@ pub const TARGETS: [Target; 19] = [
 const HEADER: &str = "<stream:stream xmlns='jabber:component:accept' \
                       xmlns:stream='http://etherx.jabber.org/streams' id='s'>";
 
-/// Bytes that come in pieces of a size.
+/// Bytes that arrive in pieces of one size.
 struct Pieces<'a> {
     bytes: &'a [u8],
     size: usize,
@@ -79,8 +79,8 @@ impl AsyncRead for Pieces<'_> {
     }
 }
 
-/// Returns what a component's stream with this content brings: elements, marked if they were too large; then whether it
-/// ended well.
+/// Returns the elements of a component's stream with this content, with marks on those that were too large, and whether
+/// it ended well.
 fn read(content: &[u8], size: usize) -> (Vec<(bool, Element)>, bool) {
     let bytes = [HEADER.as_bytes(), content].concat();
     let mut reader = StanzaReader::new(Pieces { bytes: &bytes, size });
@@ -102,7 +102,7 @@ fn written(element: &Element) -> Option<Vec<u8>> {
     write(element, &mut out).ok().map(|()| out)
 }
 
-/// Returns whether something in it is in a namespace that XML reserves: it is read, and never written.
+/// Returns whether it contains a namespace that XML reserves: such an element is read, and never written.
 fn is_reserved(element: &Element) -> bool {
     let reserved = ["http://www.w3.org/XML/1998/namespace", "http://www.w3.org/2000/xmlns/"];
     let own = reserved.iter().any(|namespace| element.has_ns(*namespace));
@@ -111,7 +111,7 @@ fn is_reserved(element: &Element) -> bool {
         || element.children().any(is_reserved)
 }
 
-/// Depth and number of elements.
+/// Returns depth and number of elements.
 fn shape(element: &Element) -> (usize, usize) {
     element
         .children()
@@ -119,21 +119,21 @@ fn shape(element: &Element) -> (usize, usize) {
         .fold((1, 1), |(depth, count), (d, c)| (depth.max(d + 1), count + c))
 }
 
-/// A component's stream: the cutting of the bytes changes nothing; what was read can be written, is not much larger then,
-/// and is read back as the same.
+/// A component's stream: splitting the bytes changes nothing. An element that was read can be written, is not much
+/// larger then, and reads back as the same.
 pub fn xml_reader(data: &[u8]) {
     let size = 1 + usize::from(data.first().copied().unwrap_or_default() % 32);
     let (whole, end) = read(data, usize::MAX);
     let (pieces, pieces_end) = read(data, size);
-    assert_eq!(whole, pieces, "the cutting of the bytes changes what is read");
-    assert_eq!(end, pieces_end, "the cutting of the bytes changes the end");
+    assert_eq!(whole, pieces, "splitting the bytes changes the elements");
+    assert_eq!(end, pieces_end, "splitting the bytes changes the end");
     let mut room = 64 + 6 * data.len();
     // The program writes stanzas: in the stream's own namespace.
     let stanzas = || whole.iter().filter(|(_, element)| element.ns() == "jabber:client");
     for (_, element) in stanzas() {
         let (depth, count) = shape(element);
         assert!(depth <= 65, "deeper than is taken");
-        // A prefix and its declaration come to each element and attribute at most.
+        // A prefix and its declaration may be added to each element and attribute.
         room += count * 128;
         let Some(bytes) = written(element) else {
             assert!(is_reserved(element), "cannot be written: {element:?}");
@@ -149,7 +149,7 @@ pub fn xml_reader(data: &[u8]) {
     assert!(total <= room + namespaces, "{} bytes become {total}", data.len());
 }
 
-/// Chooses by the bytes of an input.
+/// Makes choices from the bytes of an input.
 struct Choices<'a>(&'a [u8]);
 
 impl<'a> Choices<'a> {
@@ -185,7 +185,7 @@ impl<'a> Choices<'a> {
     }
 }
 
-/// The characters of XML 1.0, 2.2.
+/// Returns whether all characters are allowed in XML 1.0 (2.2).
 fn is_xml(text: &str) -> bool {
     text.chars().all(|c| {
         matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
@@ -209,7 +209,7 @@ fn tree(choices: &mut Choices<'_>, depth: usize, fine: &mut bool) -> Element {
             element.append_child(tree(choices, depth + 1, fine));
         } else {
             let text = choices.text();
-            // Texts side by side are read as one.
+            // Adjacent texts are read as one.
             let last = element.nodes().last().is_none_or(|node| node.as_text().is_none());
             if !text.is_empty() && last {
                 *fine &= is_xml(&text);
@@ -220,8 +220,8 @@ fn tree(choices: &mut Choices<'_>, depth: usize, fine: &mut bool) -> Element {
     element
 }
 
-/// Any tree of elements: it is written within bounds and read back as it was; where it holds what XML cannot carry, it is
-/// refused or written without that, and never so that the stream breaks.
+/// Any tree of elements is written within bounds and reads back as it was. If it contains characters that XML cannot
+/// carry, it is refused or written without them, and the stream never breaks.
 pub fn xml_writer(data: &[u8]) {
     let mut fine = true;
     let mut element = Element::bare("message", "jabber:client");
@@ -245,13 +245,13 @@ fn element(data: &[u8]) -> Option<Element> {
     (text.matches('<').count() < 500).then(|| Element::from_str(text).ok())?
 }
 
-/// A stanza and its answers: addressed to the asker, with its id, of bounded size.
+/// A stanza and its answers: each is addressed to the sender, with its id, of bounded size.
 pub fn stanza(data: &[u8]) {
     let Some(element) = element(data) else { return };
     let Ok(stanza) = Stanza::parse(element) else { return };
     let refusal = Refusal::bad_request("a text");
     for answer in [stanza.result(None), stanza.refuse(&refusal)] {
-        // The addresses as they were written, or in canonical form.
+        // The addresses as written, or in canonical form.
         let is = |name: &str, jid: &Jid, written: &str| {
             let said = answer.attr(name);
             said == Some(jid.as_str()) || said == stanza.element.attr(written)
@@ -276,7 +276,7 @@ pub fn stanza(data: &[u8]) {
     }
 }
 
-/// Escaped addresses (XEP-0106): there and back again, and one address for each user.
+/// Escaped addresses (XEP-0106) survive a round trip, and each user has one address.
 pub fn jid_escaping(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let escaped = escape(text);
@@ -285,14 +285,14 @@ pub fn jid_escaping(data: &[u8]) {
     assert!(!escaped.contains(['"', '&', '\'', '/', ':', '<', '>', '@', ' ']), "{escaped}");
     let component = BareJid::new("xtls.example.test").expect("a JID");
     let Ok(jid) = Jid::new(text) else { return };
-    // The library reads some addresses with a dot behind the domain as another's; nothing is said of those here.
+    // The library reads some addresses with a dot after the domain as another's; they are skipped here.
     if !Jid::new(jid.as_str()).is_ok_and(|again| again == jid) || text.contains("./") {
         return;
     }
     if let Some(address) = proxied(&jid, &component)
         && let Some(back) = unproxied(&address, &component)
     {
-        // Addresses have one canonical form, which stays as it is.
+        // Addresses have one canonical form, which is stable.
         let again = proxied(&back, &component).and_then(|address| unproxied(&address, &component));
         assert_eq!(again, Some(back), "{address} stands for another");
     }
@@ -303,7 +303,7 @@ pub fn jid_escaping(data: &[u8]) {
     }
 }
 
-/// A SOCKS5 negotiation: the cutting of the bytes changes nothing, and what follows the request is kept whole.
+/// A SOCKS5 negotiation: splitting the bytes changes nothing, and the bytes after the request are kept whole.
 pub fn socks5(data: &[u8]) {
     let run = |size: usize| {
         let mut handshake = socks5::Handshake::new();
@@ -324,13 +324,13 @@ pub fn socks5(data: &[u8]) {
         .iter()
         .map(|action| if let socks5::Action::Write(bytes) = action { bytes.len() } else { 0 })
         .sum();
-    assert!(said <= 2 + 262, "{said} bytes are written before anybody is known");
+    assert!(said <= 2 + 262, "{said} bytes are written before the request");
     if let Some(at) = actions.iter().position(|action| *action == socks5::Action::Close) {
         assert_eq!(at, actions.len() - 1, "nothing after the end");
     }
 }
 
-/// A PROXY header: the cutting of the bytes changes nothing, it is decided within bounds, and the rest is kept whole.
+/// A PROXY header: splitting the bytes changes nothing, the verdict comes within bounds, and the rest is kept whole.
 pub fn proxy_header(data: &[u8]) {
     let run = |size: usize| {
         let mut reader = HeaderReader::new();
@@ -361,7 +361,7 @@ pub fn proxy_header(data: &[u8]) {
     }
 }
 
-/// Base64 as RFC 4648, section 4 has it, the slow way: padded, without a stray bit.
+/// Decodes base64 as in RFC 4648, section 4, the slow way: padded, without a stray bit.
 fn decoded(text: &str) -> Option<Vec<u8>> {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let digits = text.trim_end_matches('=');
@@ -386,28 +386,28 @@ fn decoded(text: &str) -> Option<Vec<u8>> {
     )
 }
 
-/// A block's text: it is taken if and only if it is base64, and is the same bytes then.
+/// A block's text is accepted if and only if it is base64, and gives the same bytes then.
 pub fn base64(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let now = Instant::now();
     let options = ibb::Options { block_size: u16::MAX, ..ibb::Options::default() };
     let mut machine = IbbMachine::new(options, now);
     machine.handle_data(Some("i"), 0, text, now);
-    // White space around the data is taken, as several clients send it.
+    // White space around the data is accepted, because several clients send it.
     let expected = decoded(text.trim_ascii()).filter(|bytes| bytes.len() <= usize::from(u16::MAX));
     let taken = !matches!(machine.end(), Some(Err(_)));
     assert_eq!(taken, expected.is_some(), "{text:?}");
     if let Some(bytes) = expected {
         assert_eq!(machine.chunk(), bytes);
     }
-    // Whatever came is answered once.
+    // Every stanza is answered once.
     let answers = std::iter::from_fn(|| machine.poll_action())
         .filter(|action| matches!(action, ibb::Action::Ack { .. } | ibb::Action::Refuse { .. }));
     assert!(answers.count() <= 1);
 }
 
-/// Two ends of an in-band stream, with anything the network and the users may do: what arrives is a beginning of what was
-/// sent, and all of it if both ends ended well; a stranger's blocks never fill more than the bound.
+/// Two ends of an in-band stream, with anything that the network and the users may do. The received bytes are a prefix
+/// of the sent ones, and all of them if both ends ended well. A stranger's blocks never exceed the bound.
 pub fn ibb(data: &[u8]) {
     let mut choices = Choices(data);
     let mut now = Instant::now();
@@ -419,7 +419,7 @@ pub fn ibb(data: &[u8]) {
     };
     let (mut a, mut b) = (IbbMachine::new(options, now), IbbMachine::new(options, now));
     let (mut sent, mut read) = (Vec::new(), Vec::new());
-    // Answers under way from b to a: the number of the block.
+    // The answers on their way from b to a: the numbers of the blocks.
     let mut open: Vec<(String, u16)> = Vec::new();
     let mut honest = true;
     while !choices.0.is_empty() {
@@ -444,14 +444,14 @@ pub fn ibb(data: &[u8]) {
                 b.handle_deadline(now);
             }
             6 => {
-                // Somebody else's block, or one that is out of order.
+                // A stranger's block, or one that is out of order.
                 honest = false;
                 let seq = u16::from(choices.byte());
                 let text = String::from_utf8_lossy(choices.bytes(8)).into_owned();
                 b.handle_data(Some("x"), seq, &text, now);
             }
             7 => {
-                // A server may say of any block, and of the peer, that it is not there.
+                // A server may say of any block, and of the peer, that it does not exist.
                 let pongs = [ibb::Pong::Alive, ibb::Pong::Absent, ibb::Pong::Unreachable];
                 a.handle_answer(u16::from(choices.byte()), ibb::Answer::Undelivered, now);
                 a.handle_pong(pongs[usize::from(choices.byte()) % 3], now);
@@ -463,7 +463,7 @@ pub fn ibb(data: &[u8]) {
                 a.handle_answer(u16::from(choices.byte()), answer, now);
             }
         }
-        // What a says arrives at b, and the other way round, in order.
+        // The stanzas of a arrive at b, and the other way round, in order.
         while let Some(action) = a.poll_action() {
             match action {
                 ibb::Action::SendData { seq, payload } => {
@@ -515,7 +515,7 @@ pub fn ibb(data: &[u8]) {
     }
 }
 
-/// A print in any form: it is what its hex digits say, and is written and read back as the same.
+/// A print in any form equals its hex digits, and reads back as the same after writing.
 pub fn print(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     for hash in [None, Some(HashKind::Sha1), Some(HashKind::Sha256), Some(HashKind::SpkiSha256)] {
@@ -546,7 +546,7 @@ fn material(method: Method, data: &[u8]) -> Option<Material> {
     }
 }
 
-/// A certificate: its prints are those of its bytes, whatever the form it came in; a private key is never taken.
+/// A certificate's prints are those of its bytes, in any form; a private key is never accepted.
 pub fn x509(data: &[u8]) {
     if let Some(material) = material(Method::X509, data) {
         let digest = Sha256::digest(&material.bytes);
@@ -559,7 +559,7 @@ pub fn x509(data: &[u8]) {
     refuses_private(Method::X509, data);
 }
 
-/// An OpenPGP certificate: the same.
+/// The same for an OpenPGP certificate.
 pub fn openpgp(data: &[u8]) {
     if let Some(material) = material(Method::OpenPgp, data) {
         assert_eq!(material.prints.len(), 1);
@@ -576,19 +576,20 @@ fn refuses_private(method: Method, data: &[u8]) {
 const CERTIFICATE: &[u8] = include_bytes!("../corpus/x509/ed25519.der");
 const OPENPGP: &[u8] = include_bytes!("../corpus/openpgp/v4.pgp");
 
-/// Signatures: none is ever valid for what nobody has signed.
+/// Signatures: none is ever valid for bytes that were not signed.
 pub fn signature(data: &[u8]) {
     let now = time::OffsetDateTime::from_unix_timestamp(1_800_000_000).expect("a time");
     for (method, material) in [(Method::X509, CERTIFICATE), (Method::OpenPgp, OPENPGP)] {
         assert!(proof::verify(method, material, b"never signed", data, now).is_err());
-        // The input as the key: any answer but a panic, and never for an empty signature.
+        // With the input as the key: any answer except a panic, and never success for an empty signature.
         assert!(proof::verify(method, data, b"never signed", b"", now).is_err());
     }
 }
 
 const VOUCHED: &[u8] = include_bytes!("../corpus/openpgp_spki/v4.der");
 
-/// A TLS certificate that an OpenPGP key vouches for: only a pinned key does, and only for the TLS key that it signed.
+/// A TLS certificate with an OpenPGP key's signature: only a pinned key vouches, and only for the TLS key that it
+/// signed.
 pub fn openpgp_spki(data: &[u8]) {
     let now = rustls::pki_types::UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
     assert!(openpgp::vouched(data, &[], now).is_err());
@@ -604,7 +605,7 @@ pub fn openpgp_spki(data: &[u8]) {
     }
 }
 
-/// An offer in every dialect: a translation never offers what the original does not, and taking prints out takes them out.
+/// An offer in every dialect: a translation never offers more than the original, and removed prints are gone.
 pub fn offer(data: &[u8]) {
     let Some(content) = element(data) else { return };
     let offer = Offer::read(&content);
@@ -639,7 +640,7 @@ pub fn offer(data: &[u8]) {
     }
 }
 
-/// Hints: one for each print of the offer, and policy takes out nothing but what is in it.
+/// Hints: one for each print of the offer, and policy removes only what the offer has.
 pub fn hints(data: &[u8]) {
     let Some(content) = element(data) else { return };
     let offer = Offer::read(&content);
@@ -647,7 +648,7 @@ pub fn hints(data: &[u8]) {
     let owner = BareJid::new("juliet@example.test").expect("a JID");
     let hints = hints::to_element(&judgement, &[], &owner);
     let judged = judgement.prints.len();
-    assert_eq!(hints.children().count(), judged, "one for each, and none else without keys");
+    assert_eq!(hints.children().count(), judged, "one for each, and no others without keys");
     assert!(hints.children().all(|hint| hint.attr("verdict") == Some("unknown")));
     for unknown in [Policy::Annotate, Policy::Strip, Policy::Reject] {
         let policies = Policies { unknown, mismatch: Policy::Annotate, revoked: Policy::Reject };
@@ -662,7 +663,7 @@ pub fn hints(data: &[u8]) {
     }
 }
 
-/// Returns whether all records say a version that there is: rustls, as RFC 8446, 5.1 has it, does not look at that.
+/// Returns whether all records name an existing version: rustls does not check that, as RFC 8446, 5.1 requires.
 fn has_versions(data: &[u8]) -> bool {
     let mut rest = data;
     while let [_, major, minor, high, low, after @ ..] = rest {
@@ -674,7 +675,7 @@ fn has_versions(data: &[u8]) -> bool {
     true
 }
 
-/// The guard: once it is sure it stays so, and what rustls takes for a ClientHello passes.
+/// The guard: a verdict is final, and everything that rustls accepts as a ClientHello passes.
 pub fn client_hello(data: &[u8]) {
     let mut sure = None;
     for end in 0..=data.len().min(128) {
@@ -702,7 +703,7 @@ pub fn client_hello(data: &[u8]) {
     }
 }
 
-/// A peer's file: its name stays inside the directory and shows nothing that steers a terminal.
+/// A peer's file: its name stays inside the directory and cannot control a terminal.
 pub fn file_offer(data: &[u8]) {
     let mut names = Vec::new();
     if let Some(element) = element(data)
@@ -724,9 +725,9 @@ pub fn file_offer(data: &[u8]) {
     }
 }
 
-/// An XML stream of a chat: the cutting of the bytes changes nothing, and elements stay within their limits.
+/// An XML stream of a chat: splitting the bytes changes nothing, and elements stay within their limits.
 pub fn chat_stream(data: &[u8]) {
-    // Which of several faults is seen first may differ.
+    // Which of several faults is found first may differ.
     let read = |size: usize| {
         let (elements, end) = client::stream(data, size);
         let end = if ["closed", "more is to come"].contains(&end.as_str()) {
@@ -745,7 +746,7 @@ pub fn chat_stream(data: &[u8]) {
     }
 }
 
-/// Names of services: an escaped name is read back, and nothing grows.
+/// Names of services: an escaped name reads back, and nothing grows.
 pub fn mdns_name(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Some(name) = client::instance(text) {

@@ -1,5 +1,5 @@
-//! A malicious broker: it swaps prints, terminates TLS on both sides, and says of its own keys what it likes, in hints and as
-//! the registry. Users who know each other's certificate, OpenPGP key or password send nothing to it.
+//! A malicious broker: it swaps prints, terminates TLS on both sides, and lies about its own keys, in hints and as the
+//! registry. Users that know each other's certificate, OpenPGP key or password send nothing to it.
 
 use std::time::Duration;
 
@@ -36,12 +36,13 @@ fn a_broker_that_vouches_for_its_own_keys_is_not_believed_by_any_method() {
         let mut listener = bob.listen(&options);
         let args = [&["send", bob.jid(), file.to_str().unwrap(), "--json"], options.as_slice()];
         let sent = alice.run(args.concat());
-        // One that was refused may wait on: its session is not what it waits for.
+        // A listener that refused the session may wait on: it waits for another one.
         let status = (sent.code == 0).then(|| listener.wait(Duration::from_secs(60)));
         (sent, status, listener)
     };
 
-    // They meet through an honest one; a peer known by one method is not taken by another, so each method is alone.
+    // They meet through an honest broker first. A peer known by one method is not accepted by another, so each method
+    // is tested alone.
     for (name, options) in &methods {
         let honest = Component::start(&server, &Options::default());
         alice.run(["trust", "forget", bob.jid()]);

@@ -1,6 +1,6 @@
-//! A malicious broker that cuts a pipe, keeps back what it likes, and says in each user's name that all went well: neither
-//! end may believe it. Where exactly it cuts is tried record by record in the unit tests of `client/pipe.rs`; here are two
-//! whole programs, both transports and both directions.
+//! A malicious broker that cuts a pipe, holds bytes back, and claims success in each user's name: neither end may
+//! believe it. The unit tests of `client/pipe.rs` try each record as the place of the cut; these tests use two whole
+//! programs, both transports and both directions.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ fn start(user: &Xtls, args: &[&str], size: usize) -> Process {
     user.start_between(args, "in", "out")
 }
 
-/// Returns whether everything that the first user has said has reached the second one.
+/// Returns whether all of the first user's bytes have reached the second one.
 fn arrived(from: &Xtls, to: &Xtls) -> bool {
     sha256(&from.home().join("in")) == sha256(&to.home().join("out"))
 }
@@ -39,7 +39,7 @@ fn a_broker_that_cuts_a_pipe_cannot_make_it_look_whole() {
         assert_eq!(user.run(["keygen"]).code, 0);
         user
     });
-    // How much each says, whose bytes are cut, where, and whether the other one's are kept back.
+    // The amounts that each side sends, whose bytes are cut and where, and whether the other side's are held.
     let cases = [
         ("s5b", [SIZE, 70_000], json!({"cuts": null})),
         ("ibb", [SIZE, 70_000], json!({"cuts": null})),
@@ -82,7 +82,7 @@ fn a_broker_that_cuts_a_pipe_cannot_make_it_look_whole() {
             read(&mallory.directory().join("script.log"))
         );
         let whole = arrived(&alice, &bob) && arrived(&bob, &alice);
-        // What is not a failure to deliver is none of the statuses of a refusal either.
+        // A failure that is not one of delivery has none of the statuses of a refusal either.
         let expected = if plan["cuts"].is_null() { Some(0) } else { Some(1) };
         assert_eq!(whole, plan["cuts"].is_null(), "{case}");
         assert_eq!((caller, listener), (expected, expected), "{case}");

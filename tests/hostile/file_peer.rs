@@ -1,4 +1,4 @@
-//! The peer of a session with `xtls`: it has shown a good key, and breaks its word all the same, with files and in pipes.
+//! The peer of a session with `xtls`: it has shown a good key, and misbehaves all the same, with files and in pipes.
 
 use std::fs;
 use std::time::Duration;
@@ -34,8 +34,8 @@ impl Scene {
         Self { component, alice, bob, server }
     }
 
-    /// Returns a hostile peer as alice offers bob's listener a file; gives what it was told, and the listener, which
-    /// has ended.
+    /// Runs a hostile peer that offers, as alice, a file to bob's listener. Returns the answers to it, and the
+    /// listener, which has ended.
     fn offers(&self, transport: &str, more: Value, options: &[&str]) -> (Value, Listener) {
         self.bob.run(["trust", "forget", self.alice.jid()]);
         let mut listener = self.bob.listen(options);
@@ -53,7 +53,7 @@ impl Scene {
     }
 }
 
-/// Every name that a peer gives a file becomes one that is safe, on the disk and on the screen.
+/// Every name that a peer gives a file becomes a safe one, on the disk and on the screen.
 #[test]
 fn a_hostile_name_is_made_safe_wherever_it_is_shown() {
     let scene = Scene::start();
@@ -69,7 +69,7 @@ fn a_hostile_name_is_made_safe_wherever_it_is_shown() {
     fs::remove_file(&names[0]).unwrap();
 }
 
-/// What cannot be stored is refused before it is sent, and the sender is told why.
+/// A file that cannot be stored is refused before it is sent, and the sender is told why.
 #[test]
 fn an_offer_without_a_size_or_too_large_for_the_disk_is_refused() {
     let scene = Scene::start();
@@ -82,7 +82,7 @@ fn an_offer_without_a_size_or_too_large_for_the_disk_is_refused() {
     assert_eq!(listener.files().len() + listener.parts().len(), 0);
 }
 
-/// More or less than was announced, or an end that is not the sender's, is not the file.
+/// More or fewer bytes than announced, or an end that is not the sender's, is not the file.
 #[test]
 fn a_sender_that_breaks_its_word_lands_nothing() {
     let scene = Scene::start();
@@ -94,7 +94,7 @@ fn a_sender_that_breaks_its_word_lands_nothing() {
         assert!(told["told"].as_str().unwrap().contains("more than it announced"), "{told}");
         assert!(listener.files().is_empty() && listener.parts().is_empty(), "{transport}");
 
-        // The middle, and the very end: who carries the stream may have changed size and hash of the offer.
+        // In the middle, and at the very end: the carrier of the stream may have changed size and hash of the offer.
         for (bytes, sha256) in
             [(60_000, json!(null)), (100_000, json!(null)), (100_000, json!(whole))]
         {
@@ -109,7 +109,7 @@ fn a_sender_that_breaks_its_word_lands_nothing() {
     }
 }
 
-/// What was kept of a file stays as it is until the one who offers it has proven to be its sender.
+/// The kept part of a file stays as it is until the peer that offers it has proven to be its sender.
 #[test]
 fn a_part_is_not_touched_for_somebody_who_has_proven_nothing() {
     let scene = Scene::start();
@@ -125,7 +125,7 @@ fn a_part_is_not_touched_for_somebody_who_has_proven_nothing() {
     fs::set_permissions(&part, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let sha256 = STANDARD.encode(whole);
 
-    // The policy refuses the key that was shown: another one is known.
+    // The policy refuses the key that was shown, because another one is known.
     let print = "AB".repeat(32);
     assert_eq!(scene.bob.run(["trust", "set", scene.alice.jid(), &print]).code, 0);
     let mut listener = scene.bob.listen(&[]);
@@ -137,7 +137,7 @@ fn a_part_is_not_touched_for_somebody_who_has_proven_nothing() {
     assert_eq!(listener.wait(LONG), 4, "{}", listener.log());
     assert_eq!(fs::read(&part).unwrap(), content, "untouched, also by an offer that is shorter");
 
-    // Its sender goes on with it.
+    // Its sender resumes it.
     let (told, listener) = scene.offers("s5b", json!({"bytes": 60_000, "sha256": sha256}), &[]);
     assert_eq!(told["answer"], "40000", "{told}");
     assert_eq!(told["status"], 0, "{told}: {}", listener.log());
@@ -145,7 +145,8 @@ fn a_part_is_not_touched_for_somebody_who_has_proven_nothing() {
     assert!(!part.exists(), "{}", scene.component.log());
 }
 
-/// A peer that says success and cuts the stream, or that ends its own direction first and goes, has confirmed nothing.
+/// A peer that claims success and cuts the stream, or that ends its own direction first and goes, has confirmed
+/// nothing.
 #[test]
 fn what_a_peer_has_not_read_is_not_sent() {
     let scene = Scene::start();

@@ -1,4 +1,4 @@
-//! An HTTP client at the status server: requests that never end, and requests that want to seem local.
+//! An HTTP client of the status server: requests that never end, and requests that pretend to be local.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -22,7 +22,7 @@ fn with_pages(options: Options) -> (Options, u16) {
     (options, port)
 }
 
-/// Sends a request as it is, and gives the whole answer.
+/// Sends a request unchanged, and returns the whole answer.
 fn send(port: u16, request: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -32,7 +32,7 @@ fn send(port: u16, request: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-/// Lets this process have so many files open.
+/// Lets this process have so many open files.
 fn may_open(files: u64) -> bool {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let is = getrlimit(Resource::Nofile);
@@ -68,13 +68,13 @@ fn half_sent_requests_keep_nobody_out() {
     assert!(healthz().starts_with("HTTP/1.1 200 "));
     let files = std::fs::read_dir(format!("/proc/{}/fd", component.id())).unwrap().count();
     assert!(files < 600, "{files} descriptors");
-    // SOCKS5 is not concerned.
+    // SOCKS5 is not affected.
     let mut socks5 = TcpStream::connect(("127.0.0.1", component.socks5)).unwrap();
     socks5.write_all(&[5, 1, 0]).unwrap();
     let mut reply = [0; 2];
     socks5.read_exact(&mut reply).unwrap();
     assert_eq!(reply, [5, 0]);
-    // And nobody stays for ever.
+    // And no connection lasts without end.
     for mut stream in held {
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut rest = Vec::new();

@@ -1,4 +1,4 @@
-//! In-band bytestreams of clients that do what the specification allows and nobody likes, and of servers that slow, hold and
+//! In-band bytestreams of clients that use unwelcome freedoms of the specification, and of servers that slow, hold and
 //! cut them.
 
 use std::time::Duration;
@@ -16,15 +16,15 @@ fn raw(more: &str) -> Options {
     Options { more, ..Options::default() }
 }
 
-/// Nothing slows a sender by message down: what it sends at once is held, up to a share, and arrives whole.
+/// Nothing slows a sender by message down: its blocks are held, up to a share, and arrive whole.
 fn blocks_by_message_arrive(kind: Kind) {
     let server = Server::start(kind);
     let component = Component::start(&server, &raw(""));
     let report = script("ibb_messages.py", &server, json!({"bytes": 10 << 20, "timeout": 140}));
     assert_eq!(report["sent"], report["received"], "{report}\n{}", component.log());
     assert_eq!(report["reason"], "success", "{report}");
-    assert_eq!(report["stanza"], "iq", "what we propose instead: {report}");
-    // Ours come by message too, paced by pings, and leave no trace elsewhere.
+    assert_eq!(report["stanza"], "iq", "our proposal instead: {report}");
+    // Our blocks are messages too, paced by pings, and leave no trace elsewhere.
     let settings = json!({"bytes": 1 << 20, "replies": true, "timeout": 140});
     let report = script("ibb_messages.py", &server, settings);
     assert_eq!(report["sent"], report["back"], "{report}\n{}", component.log());
@@ -42,7 +42,7 @@ fn ten_megabytes_by_message_arrive_at_ejabberd() {
     blocks_by_message_arrive(Kind::Ejabberd);
 }
 
-/// A stream for which `[ibb] memory` has no room ends, and both users are told why.
+/// A stream without room in `[ibb] memory` ends, and both users are told why.
 #[test]
 fn blocks_by_message_hold_no_more_than_the_setting_says() {
     let server = Server::start(Kind::Prosody);
@@ -52,7 +52,8 @@ fn blocks_by_message_hold_no_more_than_the_setting_says() {
     assert!(told.contains("more than there is room for"), "{report}\n{}", component.log());
 }
 
-/// Prosody holds messages for an inactive client, and hands those to a client that has gone to another one of the user.
+/// Prosody holds messages for an inactive client, and passes those to a client that has gone to another one of the
+/// user.
 #[test]
 fn messages_reach_an_inactive_client_and_stop_when_it_has_gone() {
     let mut server = Server::start(Kind::Prosody);
@@ -62,11 +63,12 @@ fn messages_reach_an_inactive_client_and_stop_when_it_has_gone() {
     assert_eq!(report["came"], 100_000, "{report}\n{}", component.log());
     let told = report["told"].as_str().unwrap();
     assert!(told.starts_with("gone ") && told.contains("the peer's client is gone"), "{report}");
-    // What was under way when the first ping came back: a window at most, however slow the servers are.
+    // The blocks on their way when the first ping came back: a window at most, however slow the servers are.
     assert!(report["strays"].as_u64().unwrap() <= 16, "{report}");
 }
 
-/// A client whose connection is cut in mid-stream and resumed (XEP-0198) loses nothing, and both users are told meanwhile.
+/// A client whose connection is cut in mid-stream and resumed (XEP-0198) loses nothing, and both users are told
+/// meanwhile.
 #[test]
 fn a_client_that_resumes_its_connection_goes_on() {
     let mut server = Server::start(Kind::Prosody);
@@ -79,7 +81,7 @@ fn a_client_that_resumes_its_connection_goes_on() {
     assert_eq!((&report["alice"], &report["bob"]), (&told("peer"), &told("you")), "{report}");
 }
 
-/// A sender that knows no window, and receivers that take small blocks only.
+/// A sender that ignores the window, and receivers that accept only small blocks.
 #[test]
 fn clients_without_a_window_and_with_small_blocks_are_served() {
     let server = Server::start(Kind::Prosody);
@@ -93,7 +95,7 @@ fn clients_without_a_window_and_with_small_blocks_are_served() {
     }
 }
 
-/// ejabberd as shipped: `xtls` says how long a large file will take, and then why it is so slow.
+/// ejabberd with its default limits: `xtls` says how long a large file will take, and then why it is so slow.
 #[test]
 fn the_limit_of_a_server_is_named_with_its_cure() {
     let server = Server::start_limited(Kind::Ejabberd);
@@ -112,7 +114,7 @@ fn the_limit_of_a_server_is_named_with_its_cure() {
     assert!(forecast["seconds"]["ejabberd"].as_u64().unwrap() > 900, "{forecast}");
     let slow = event(&said(), "slow").unwrap();
     assert_eq!(slow["limit"], 3000, "{slow}");
-    // What arrived counts: what was written is several times as much at first.
+    // Arrived bytes count: several times as many are written at first.
     assert!((1000..3500).contains(&slow["bytes_per_second"].as_u64().unwrap()), "{slow}");
     sending.stop(Duration::from_secs(10));
 }

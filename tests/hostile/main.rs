@@ -1,4 +1,4 @@
-//! Attackers, each in a file of its own. Whatever one of them could do once is tried here for ever, on real servers.
+//! Attackers, each in a file of its own. Every attack that once succeeded stays here as a test, on real servers.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 

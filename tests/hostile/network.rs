@@ -10,8 +10,8 @@ use crate::support::{
     tap::Tap,
 };
 
-/// A stream inside XMPP that the link's loss has cut ends on both sides with a reason; the link is back at once, and the
-/// next transfer works.
+/// A stream inside XMPP that the loss of the link has cut ends on both sides with a reason; the link is back at once,
+/// and the next transfer works.
 fn a_link_that_is_cut_ends_what_ran_over_it(kind: Kind) {
     let server = Server::start(kind);
     let address = server.component_address();

@@ -1,4 +1,4 @@
-//! A user who may use the service, and whose stanzas and keys are as long as they can be.
+//! A user with access, whose stanzas and keys are as long as possible.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ fn nothing_is_too_long_for_ejabberd() {
     nothing_is_too_long_for(Kind::Ejabberd);
 }
 
-/// Stanzas that grow when they are written again are answered, long answers come in pages, and the link stays up.
+/// Stanzas that grow when they are rewritten are answered, long answers come in pages, and the link stays up.
 fn nothing_is_too_long_for(kind: Kind) {
     let server = Server::start(kind);
     let more = "[limits]\nrequests_per_second = 1000\n".to_owned();
@@ -36,7 +36,7 @@ fn nothing_is_too_long_for(kind: Kind) {
     let report = script("long_stanzas.py", &server, more);
     let log = component.log();
     for (request, expected) in [
-        // Unknown children change nothing, and nothing of them comes back.
+        // Unknown children change nothing, and none comes back.
         ("angle-200000-own", "result"),
         ("ampersand-200000-own", "result"),
         ("plain-200000-own", "result"),
@@ -96,7 +96,7 @@ fn import_revoked_keys(component: &Component, directory: &Path, owner: &str, cou
     assert_eq!(imported.code, 0, "{imported:?}");
 }
 
-/// Returns a certificate, DER, not much smaller than one may be.
+/// Returns a certificate, DER, close to the largest size.
 fn large_certificate(number: usize) -> Vec<u8> {
     let names: Vec<String> = (0..200)
         .map(|other| format!("{number:02}-{other:03}-{}.example.test", "n".repeat(55)))

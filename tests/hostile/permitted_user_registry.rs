@@ -1,5 +1,5 @@
-//! A permitted user who turns against the registry: sends what is not a certificate, fills it, and spells addresses in
-//! every way there is.
+//! A permitted user that attacks the registry: sends broken certificates, fills it, and spells addresses in every
+//! possible way.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ fn iq(number: usize, kind: &str, to: &str, payload: &str) -> Value {
     json!({"id": format!("n{number}"), "xml": xml})
 }
 
-/// Sends requests of `user`, each with its type, address and payload; gives the answers in order.
+/// Sends requests of `user`, each with its type, address and payload; returns the answers in order.
 fn send(server: &Server, user: &str, requests: &[(&str, &str, String)]) -> Vec<Value> {
     let stanzas: Vec<Value> = requests
         .iter()
@@ -60,7 +60,7 @@ BssYbE8GCaaX5NUt+mxyKwwfHifBilZwj2Ul7Ce62azJAAAAAAQBIKbpGG2dWTX8\
 j+VjFM21J0hqWlEg+bdiojWnKfA5AQpWUWtnNwDEM0g12vYxoWM8Y81W+bHBw805\
 I8kWVkXU6vFOi+HWvv/ira7ofJu16NnoUkhclkUrk0mXubZvyl4GBg==";
 
-/// What is wrong is said in one sentence, without what was sent, to the user and in the log.
+/// The fault is named in one sentence, without the sent content, to the user and in the log.
 #[test]
 fn nothing_that_is_sent_is_repeated_in_errors_or_fills_the_log() {
     let server = Server::start(Kind::Prosody);
@@ -77,7 +77,7 @@ fn nothing_that_is_sent_is_repeated_in_errors_or_fills_the_log() {
             ("x509", certificate.clone()),
             ("openpgp", b"\xc6\x04NOT A CERTIFICATE".to_vec()),
             ("openpgp", vec![0xc6; 1000]),
-            // Packets of private use, of an unknown kind that matters, of a length that is not there.
+            // Packets of private use, of an unknown critical kind, of a wrong length.
             ("openpgp", odd(b"\xfd\x0eNOT A PACKET ")),
             ("openpgp", odd(b"\xe7\x0eNOT A PACKET ")),
             ("openpgp", odd(b"\xc2\x50NOT A PACKET")),
@@ -96,7 +96,7 @@ fn nothing_that_is_sent_is_repeated_in_errors_or_fills_the_log() {
     assert!(!log.contains("backtrace"), "{log}");
 }
 
-/// All keys count, whatever became of them, and the answer says so.
+/// All keys count, whatever their state, and the answer says so.
 #[test]
 fn adding_and_revoking_in_turn_does_not_fill_the_registry() {
     let server = Server::start(Kind::Prosody);
@@ -130,7 +130,7 @@ fn adding_and_revoking_in_turn_does_not_fill_the_registry() {
     );
 }
 
-/// Each spelling of an address is the same user, wherever it is written.
+/// Each spelling of an address is the same user, wherever it occurs.
 #[test]
 fn no_spelling_of_an_address_is_another_user() {
     let server = Server::start(Kind::Prosody);
@@ -160,7 +160,7 @@ fn no_spelling_of_an_address_is_another_user() {
             assert_eq!(text.contains("AB:AB:AB"), sees, "{who}: {text}");
         }
     }
-    // The component's own address, escaped: a stanza that would come back to it for ever.
+    // The component's own address, escaped: a stanza that would return to it without end.
     let offer = "<ping xmlns='urn:xmpp:ping'/>".to_owned();
     let own = [COMPONENT.to_owned(), format!("{COMPONENT}."), COMPONENT.replace('.', "\u{3002}")];
     let own = own.map(|domain| format!("a\\40{domain}@{COMPONENT}"));

@@ -57,7 +57,7 @@ impl Crowd {
         }
     }
 
-    /// One stanza of each of so many users, then a ping: when it is answered, all were handled.
+    /// Sends one stanza of each of so many users, then a ping; its answer shows that all were handled.
     fn storm(&mut self, users: usize, stanza: impl Fn(usize) -> String + Send + 'static) {
         self.received.clear();
         let mut writer = self.stream.try_clone().unwrap();
@@ -87,7 +87,7 @@ fn presence(number: usize) -> String {
     )
 }
 
-/// Returns the memory of a process that is not in files, bytes.
+/// Returns the anonymous memory of a process, in bytes.
 fn memory(component: &Component) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", component.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
@@ -104,7 +104,7 @@ fn ask(server: &Server, times: usize) -> Value {
     script("reach.py", server, json!({"ask": times}))
 }
 
-/// 20,000 users without access, 1 KB each, then a user who was not there before.
+/// 20,000 users without access, 1 KB each, then a user that was not there before.
 fn strangers_fill_nothing(kind: Kind) {
     let server = Server::start_to_measure(kind);
     let component = Component::start(&server, &Options::default());
@@ -142,7 +142,7 @@ fn a_presence_storm_of_a_domain_with_access_refuses_no_key_request() {
     let _bob = stay(&server, "late");
     let report = ask(&server, 20);
     assert_eq!((&report["reached"], &report["keys"]), (&json!(20), &json!(20)), "{report}");
-    // One account that comes and goes.
+    // One account comes and goes.
     crowd.storm(8400, |number| {
         let type_ = if number % 2 == 0 { "" } else { " type='unavailable'" };
         format!("<presence from='one@{LOAD}/x' to='{COMPONENT}'{type_}/>")
@@ -155,7 +155,7 @@ fn a_presence_storm_of_a_domain_with_access_refuses_no_key_request() {
     assert!(grown < 128 << 20, "grew by {grown} bytes");
 }
 
-/// Requests of all kinds that wait for an answer which never comes, from any number of users of one domain.
+/// Requests of all kinds that wait for an answer that never comes, from any number of users of one domain.
 #[test]
 fn requests_that_wait_hold_up_no_other_domain() {
     let server = Server::start_to_measure(Kind::Prosody);
@@ -171,7 +171,7 @@ fn requests_that_wait_hold_up_no_other_domain() {
         )
     });
     let refused = crowd.text().matches("resource-constraint").count();
-    assert!(refused > 10_000, "the crowd has its share: {refused} refused");
+    assert!(refused > 10_000, "the crowd has used its share: {refused} refused");
     crowd.storm(5_000, |number| {
         format!(
             "<iq type='set' id='c{number}' from='u{number}@{LOAD}/x' to='{COMPONENT}'>\
@@ -184,15 +184,15 @@ fn requests_that_wait_hold_up_no_other_domain() {
     drop(component);
 }
 
-/// Users that were reachable are so at once when the component is back, whether it was stopped or killed; those that
-/// went away meanwhile are not.
+/// Users that were reachable are reachable at once when the component is back, whether it was stopped or killed; those
+/// that went away meanwhile are not.
 fn reachable_over_a_restart(kind: Kind) {
     let server = Server::start(kind);
     let mut component = Component::start(&server, &Options::default());
     let bob = stay(&server, "there");
     assert_eq!(ask(&server, 1)["reached"], 1);
     wait_for(
-        "the memory of who is reachable",
+        "the record of reachable users",
         Duration::from_secs(20),
         || component.log(),
         || remembered(&component).contains("bob@example.test/there"),
@@ -222,7 +222,7 @@ fn reachable_over_a_restart(kind: Kind) {
     assert!(component.runs());
 }
 
-/// Returns what the component remembers, as its database has it.
+/// Returns the reachable users in the component's database.
 fn remembered(component: &Component) -> String {
     let read = "import sqlite3, sys; print(list(sqlite3.connect(sys.argv[1]).execute('SELECT jid FROM reachable')))";
     let output = std::process::Command::new("python3")

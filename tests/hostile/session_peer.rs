@@ -1,4 +1,4 @@
-//! The peer of a session: logged in as a user whose key it does not have, or as nobody's friend.
+//! The peer of a session: it poses as a user whose key it does not have, or is a stranger.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,7 +25,7 @@ pub(crate) fn certificate_print(user: &Xtls) -> String {
     Sha256::digest(der).iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
 }
 
-/// Offers that shall make the key of an impostor pass for alice's, whose registered print they have in them.
+/// Offers that try to pass an impostor's key as alice's; they contain her registered print.
 fn lies(alice: &str) -> Vec<(&'static str, String)> {
     let security = |prints: &[&str], methods: &[&str]| {
         let prints: String =
@@ -73,7 +73,7 @@ fn lies(alice: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Returns whether bob remembers a key of alice.
+/// Returns whether bob has stored a key of alice.
 fn is_known(bob: &Xtls) -> bool {
     bob.run(["trust", "list"]).stdout.contains("alice@example.test")
 }
@@ -107,7 +107,7 @@ fn listen(user: &Xtls, more: &[&str]) -> Listener {
     user.listen(&[&["--transport", "ibb"], more].concat())
 }
 
-/// A verdict belongs to the key that was shown: whatever else an offer names, the impostor's key is none of alice's.
+/// A verdict belongs to the key that was shown: whatever else an offer names, the impostor's key is not one of alice's.
 fn an_account_without_its_key_gets_nothing_and_is_not_remembered(kind: Kind) {
     let server = Server::start(kind);
     let component = Component::start(&server, &Options::default());
@@ -137,7 +137,7 @@ fn an_account_without_its_key_gets_nothing_and_is_not_remembered(kind: Kind) {
     }
 }
 
-/// An OpenPGP key is another method: a certificate of alice's does not speak for it, in any offer.
+/// OpenPGP is another method: a certificate of alice's does not vouch for an OpenPGP key, in any offer.
 #[test]
 fn an_openpgp_key_does_not_pass_by_the_print_of_a_certificate() {
     let server = Server::start(Kind::Prosody);
@@ -221,7 +221,7 @@ fn the_registry_is_asked_in_direct_sessions_too(kind: Kind) {
     };
     let direct = ["--direct"];
 
-    // A listener that has a broker takes no direct session unless told to.
+    // A listener with a broker accepts no direct session unless it is told to.
     let listener = listen(&bob, &[]);
     let sent = send(&alice, &full(&listener), &file, &direct);
     assert_eq!(sent.code, 5, "{sent:?}\n{}", listener.log());
@@ -229,7 +229,7 @@ fn the_registry_is_asked_in_direct_sessions_too(kind: Kind) {
     assert!(listener.event("session").is_none(), "{}", listener.log());
     drop(listener);
 
-    // With good keys it does what it is told.
+    // With good keys it accepts them.
     let mut listener = listen(&bob, &["--accept-direct"]);
     let sent = send(&alice, &full(&listener), &file, &direct);
     assert_eq!(sent.code, 0, "{sent:?}\n{}", listener.log());
@@ -238,7 +238,7 @@ fn the_registry_is_asked_in_direct_sessions_too(kind: Kind) {
     std::fs::remove_file(&listener.files()[0]).unwrap();
     forget();
 
-    // The caller shows a key that is none of those registered, on first contact.
+    // The caller shows a key that is not registered, on first contact.
     let renew = |user: &Xtls| {
         let directory = user.home().join("xtls").join(user.jid());
         for file in ["cert.pem", "key.pem"] {
@@ -259,7 +259,7 @@ fn the_registry_is_asked_in_direct_sessions_too(kind: Kind) {
     };
     renew(&alice);
     refused_by_bob("mismatch");
-    // The one who is called does: nothing is sent.
+    // The called side does: nothing is sent.
     renew(&bob);
     assert_eq!(alice.run(["register"]).code, 0);
     let mut listener = listen(&bob, &["--accept-direct"]);
@@ -271,7 +271,7 @@ fn the_registry_is_asked_in_direct_sessions_too(kind: Kind) {
     assert_eq!(bob.run(["register"]).code, 0);
     forget();
 
-    // A revoked key, also one that is known from before.
+    // A revoked key, even one that was known before.
     let mut listener = listen(&bob, &["--accept-direct"]);
     assert_eq!(send(&alice, &full(&listener), &file, &direct).code, 0, "{}", listener.log());
     assert_eq!(listener.wait(Duration::from_secs(30)), 0, "{}", listener.log());
@@ -282,7 +282,7 @@ fn the_registry_is_asked_in_direct_sessions_too(kind: Kind) {
     let status = listener.wait(Duration::from_secs(60));
     assert_eq!((sent.code, status), (5, 4), "{sent:?}\n{}", listener.log());
     assert!(listener.log().contains("revoked"), "{}", listener.log());
-    // Through the broker it is the broker that refuses.
+    // Through the broker, the broker refuses it.
     let listener = listen(&bob, &[]);
     let sent = send(&alice, bob.jid(), &file, &[]);
     assert_eq!(sent.code, 5, "{sent:?}\n{}\n{}", listener.log(), component.log());
@@ -291,8 +291,8 @@ fn the_registry_is_asked_in_direct_sessions_too(kind: Kind) {
     assert_eq!(alice.run(["register"]).code, 0);
     forget();
 
-    // Without a registry that answers, a first key is refused, and a known one taken with a warning by the
-    // caller alone: the one who is called must not have its peer choose that the registry is not asked.
+    // Without an answer of the registry, a first key is refused. Only the caller accepts a known key, with a warning:
+    // the called side must not let its peer choose that the registry is not asked.
     let mut listener = listen(&bob, &["--accept-direct"]);
     let to = full(&listener);
     drop(component);
@@ -323,7 +323,7 @@ fn revoke_all(user: &Xtls) {
     }
 }
 
-/// A peer that is reached directly can write hints into its offer; nobody else did.
+/// A peer that is reached directly can write hints into its offer; they do not count.
 #[test]
 fn hints_in_a_direct_session_are_the_peers_own_and_worth_nothing() {
     let server = Server::start(Kind::Prosody);
@@ -342,7 +342,7 @@ fn hints_in_a_direct_session_are_the_peers_own_and_worth_nothing() {
     }
 }
 
-/// A peer whose key cannot be checked is one whose key could not be verified: exit status 4.
+/// If the peer's key cannot be checked, it could not be verified: exit status 4.
 #[test]
 fn a_peer_that_proves_no_key_is_not_verified() {
     let server = Server::start(Kind::Prosody);
@@ -396,8 +396,8 @@ fn serve(user: &Xtls, more: &[&str]) -> Process {
     process
 }
 
-/// A stranger that starts sessions and leaves them half open takes no place of a known peer, and not all of other
-/// strangers'.
+/// A stranger that starts sessions and leaves them half open takes no place of a known peer, and not all places of
+/// other strangers.
 #[test]
 fn half_open_sessions_of_a_stranger_keep_nobody_waiting() {
     let server = Server::start(Kind::Prosody);
@@ -415,13 +415,13 @@ fn half_open_sessions_of_a_stranger_keep_nobody_waiting() {
         assert_eq!(sent.code, 0, "{sent:?}\n{}\n{}", listener.log(), component.log());
         std::fs::write(carol.directory().join("go"), "").unwrap();
         let report = carol.report();
-        // They were there all the time, as many as a stranger may have.
+        // They existed all the time, as many as a stranger may have.
         let alive = report["alive"].as_u64().unwrap();
         assert!((1..=8).contains(&alive), "{report}");
         assert!(known || alive == 8, "{report}");
         assert!(bob.run(["trust", "list"]).stdout.contains(alice.jid()));
     }
-    // One that waits for a single session is not ended by them either.
+    // They do not end a listener for a single session either.
     let settings = json!({"user": "carol", "to": stand_in("bob"), "count": 8});
     let mut listener = listen(&bob, &[]);
     let mut carol = Script::start("half_open.py", &server, settings);
@@ -433,7 +433,7 @@ fn half_open_sessions_of_a_stranger_keep_nobody_waiting() {
     carol.report();
 }
 
-/// Wrong passwords in parallel sessions wait for each other. A user who knows the password waits for none of them.
+/// Wrong passwords in parallel sessions wait for each other. A user that knows the password waits for none of them.
 #[test]
 fn guesses_of_a_stranger_do_not_delay_the_right_user() {
     let server = Server::start(Kind::Prosody);
@@ -458,7 +458,7 @@ fn guesses_of_a_stranger_do_not_delay_the_right_user() {
             Process::start(command, &carol.home().join(format!("guess{n}.log")))
         })
         .collect();
-    // A guess has been wrong: the others wait.
+    // One guess was wrong: the others wait.
     wait_for(
         "a wrong guess",
         Duration::from_secs(60),

@@ -1,4 +1,4 @@
-//! A socket at the SOCKS5 port: peers that break, addresses that want too much, balancers that say nothing.
+//! A socket at the SOCKS5 port: peers that break, addresses with too many connections, silent balancers.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -30,7 +30,7 @@ fn connect(port: u16) -> TcpStream {
     stream
 }
 
-/// Sends `before` and a request, and gives the reply code.
+/// Sends `before` and a request, and returns the reply code.
 fn ask(port: u16, before: &[u8]) -> (TcpStream, Option<u8>) {
     let mut stream = connect(port);
     let _ = stream.write_all(&[before, &request()].concat());
@@ -64,7 +64,8 @@ fn with_pages(options: Options) -> (Options, u16) {
     (options, port)
 }
 
-/// A peer closes, half-closes or resets; the other one is silent, says a word or writes without end, and reads later.
+/// A peer closes, half-closes or resets; the other one is silent, sends a little or writes without end, and reads
+/// later.
 #[test]
 fn what_was_acknowledged_arrives_and_the_end_is_the_peer_s_own() {
     let server = Server::start(Kind::Prosody);
@@ -87,7 +88,7 @@ fn what_was_acknowledged_arrives_and_the_end_is_the_peer_s_own() {
     support::scenarios::assert_answers(&server);
 }
 
-/// Peers that are cut off without a word: idle, half-closed and silent, with bytes on their way.
+/// Peers that are cut off silently: idle, half-closed and silent, with bytes on their way.
 #[test]
 fn a_peer_that_vanishes_is_missed_within_two_minutes() {
     let server = Server::start(Kind::Prosody);
@@ -178,7 +179,7 @@ fn a_balancer_s_own_connections_are_served_and_no_fault() {
     assert!(!said("ERROR") && !said("WARN"), "{log}");
 }
 
-/// SOCKS5 clients that have taken every file descriptor leave some for the pages.
+/// SOCKS5 clients that have taken every file descriptor leave some for the status pages.
 #[test]
 fn a_full_port_does_not_hide_the_pages() {
     let server = Server::start(Kind::Prosody);
@@ -190,7 +191,7 @@ fn a_full_port_does_not_hide_the_pages() {
     let component = Component::start(&server, &options);
     let crowd: Vec<_> = (0..150).filter_map(|_| ask_half(component.socks5)).collect();
     support::wait_for(
-        "a word in the log",
+        "a message in the log",
         Duration::from_secs(60),
         || component.log(),
         || component.log().contains("raise the limit of open files"),
@@ -219,7 +220,7 @@ fn ordinary_socks5_clients_take_part_in_a_transfer() {
     }
 }
 
-/// Behind socat all users have one address: the log says so once, with the cure, and whoever is over the limit is told.
+/// Behind socat all users have one address: the log says so once, with the cure, and a client over the limit is told.
 #[test]
 fn a_forwarder_that_hides_addresses_is_told_of() {
     let server = Server::start(Kind::Prosody);
@@ -255,7 +256,7 @@ fn a_forwarder_that_hides_addresses_is_told_of() {
     assert!(metrics.lines().any(|written| written == line), "{metrics}");
 }
 
-/// Asks for a transfer that nobody else asks for.
+/// Requests a transfer that no other client requests.
 fn ask_for_another(port: u16) -> (TcpStream, Option<u8>) {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -270,7 +271,7 @@ fn ask_for_another(port: u16) -> (TcpStream, Option<u8>) {
     (stream, code)
 }
 
-/// Streams whose readers stand still give their pipes to those that move.
+/// Streams whose readers stand still give their pipes to moving ones.
 #[test]
 fn streams_that_nobody_reads_keep_no_pipes_from_others() {
     let server = Server::start(Kind::Prosody);
@@ -291,7 +292,7 @@ fn streams_that_nobody_reads_keep_no_pipes_from_others() {
     assert!(report["taken"].as_u64().unwrap() > 0, "the kernel moved the other stream: {report}");
 }
 
-/// A seccomp profile that forbids splice(2): streams are whole from the first byte on, and the operator is told.
+/// A seccomp profile forbids splice(2): streams are whole from the first byte on, and the operator is told.
 #[test]
 fn streams_go_on_where_the_kernel_refuses_splice() {
     let server = Server::start(Kind::Prosody);

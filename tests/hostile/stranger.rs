@@ -1,4 +1,5 @@
-//! A stranger: an account on the server that the component knows nothing of. It may send any XML that its server passes on.
+//! A stranger: an account on the server that the component does not know. It may send any XML that its server passes
+//! on.
 
 use std::{
     io::{Read, Write},
@@ -24,13 +25,13 @@ fn get(port: u16, path: &str) -> String {
     page
 }
 
-/// Returns a stanza that is sent as it is written here.
+/// Returns a stanza that is sent exactly as it is written here.
 fn stanza(id: &str, xml: String) -> Value {
     json!({"id": id, "xml": xml, "answered": xml.starts_with("<iq")})
 }
 
-/// XML that both servers take from a client, one kind of oddity each: attributes of a stanza, its content, and what is
-/// declared in the stream header.
+/// XML that both servers accept from a client, one oddity each: in attributes of a stanza, in its content, and in
+/// declarations of the stream header.
 fn oddities() -> Vec<(&'static str, String, String)> {
     let long = "v".repeat(20_000);
     let deep = format!("{}{}", "<d>".repeat(100), "</d>".repeat(100));
@@ -66,7 +67,7 @@ fn oddities() -> Vec<(&'static str, String, String)> {
     .into()
 }
 
-/// Sends stanzas as carol, whose stream header declares a prefix; gives the answers to each.
+/// Sends stanzas as carol, whose stream header declares a prefix; returns the answers to each.
 fn send(server: &Server, stanzas: &[Value]) -> Value {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("stanzas.json");
@@ -74,8 +75,8 @@ fn send(server: &Server, stanzas: &[Value]) -> Value {
     script("stranger.py", server, json!({"header": "xmlns:sp='u:sp'", "file": file}))
 }
 
-/// Nothing that a stranger's server passes on ends the link or the connection of `xtls listen`, each request is answered
-/// once, and sessions still work.
+/// Nothing that a stranger's server passes on ends the link or the connection of `xtls listen`. Each request is
+/// answered once, and sessions still work.
 fn no_stanza_ends_the_link(kind: Kind) {
     let server = Server::start(kind);
     let more = "[limits]\nrequests_per_second = 10000\n".to_owned();
@@ -122,7 +123,7 @@ fn no_stanza_ends_the_link(kind: Kind) {
         let answers = report["answers"][id].as_array().unwrap();
         assert_eq!(answers.len(), 1, "{id}: {answers:?}\n{}", component.log());
     }
-    // The listener is there and answers, by the component and directly.
+    // The listener is present and answers, through the component and directly.
     for id in ["full-plain-disco", "proxied-plain-disco"] {
         let answer = report["answers"][id][0].as_str().unwrap();
         assert!(answer.contains("category='client'"), "{answer}\n{}", listener.log());

@@ -1,8 +1,8 @@
-//! Stanzas that are legal in XML 1.0 and Namespaces in XML, and mostly unlike any that a client sends. What is generated
-//! follows from the seed alone.
+//! Generates stanzas that are legal in XML 1.0 and Namespaces in XML, and mostly unlike those of clients. They depend
+//! on the seed alone.
 //!
-//! It stays within what the servers accept from a client: names as expat has them (no character beyond the basic plane),
-//! no document type, and comments and processing instructions for ejabberd alone, since Prosody ends the stream of a
+//! It stays within what the servers accept from a client: names as in expat (no character beyond the basic plane), no
+//! document type, and comments and processing instructions only for ejabberd, because Prosody ends the stream of a
 //! client that sends one.
 
 /// A generator of numbers (splitmix64): the same on every machine and with every version of any crate.
@@ -29,18 +29,18 @@ impl Dice {
         usize::try_from(self.next() % limit as u64).unwrap()
     }
 
-    /// Returns whether something happens that happens once in `n` times.
+    /// Returns true once in `n` times, on average.
     pub fn once_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
 
-    /// Returns one of several.
+    /// Returns one of several items.
     pub fn pick<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {
         of[self.below(of.len())]
     }
 }
 
-/// What the stream header of the client declares, and stanzas use without declaring it again.
+/// The declarations of the client's stream header; stanzas use the prefixes without declaring them again.
 pub const HEADER: &str = "xmlns:sp='urn:example:header' xmlns:sq='urn:example:other'";
 
 const NAMES: [&str; 14] = [
@@ -72,7 +72,7 @@ const NAMESPACES: [&str; 22] = [
     "a b",
     "&#x1F600;&lt;&amp;",
 ];
-/// Payloads that a request of a real client has.
+/// Payloads of real clients' requests.
 const PAYLOADS: [(&str, &str); 12] = [
     ("ping", "urn:xmpp:ping"),
     ("query", "http://jabber.org/protocol/disco#info"),
@@ -98,7 +98,7 @@ const XML_ATTRIBUTES: [(&str, &str); 7] = [
     ("xml:foo", "1"),
     ("xml:a.b", "&#13;"),
 ];
-/// Pieces of text, as they are written in XML.
+/// Pieces of text, as written in XML.
 const TEXTS: [&str; 30] = [
     "text",
     " ",
@@ -132,20 +132,20 @@ const TEXTS: [&str; 30] = [
     "\u{202e}",
 ];
 
-/// A stanza and what must come of it.
+/// A stanza and its expected result.
 #[derive(Debug)]
 pub struct Stanza {
-    /// As it is sent.
+    /// The stanza as it is sent.
     pub text: String,
     /// Whether exactly one answer must come, with an id that begins with the number and a dot.
     pub asks: bool,
 }
 
-/// Makes stanzas.
+/// Generates stanzas.
 #[derive(Debug)]
 pub struct Grammar {
     dice: Dice,
-    /// Whether comments and processing instructions pass.
+    /// Whether comments and processing instructions are allowed.
     comments: bool,
     /// The longest stanza.
     most: usize,
@@ -162,7 +162,7 @@ impl Grammar {
         Self { dice, comments, most, scope: Vec::new(), depth: 0, out: String::new() }
     }
 
-    /// Makes the stanza of a number; `from` is the full JID of the sender, `to` one of the addresses to send to.
+    /// Generates the stanza with this number; `from` is the full JID of the sender, `to` one of the destinations.
     pub fn stanza(&mut self, number: usize, from: &str, to: &str) -> Stanza {
         self.out.clear();
         self.scope = vec!["sp".to_owned(), "sq".to_owned()];
@@ -192,7 +192,7 @@ impl Grammar {
         if !kind.is_empty() {
             self.out += &format!(" type='{kind}'");
         }
-        // An answer is known by what stands before the dot.
+        // The text before the dot identifies an answer.
         self.out += &format!(" id='{number}.");
         if self.dice.once_in(4) {
             self.value(self.most / 64);
@@ -232,7 +232,7 @@ impl Grammar {
         self.out += space;
     }
 
-    /// A known request, with content that it does not have.
+    /// Returns a known request with wrong content.
     fn payload(&mut self) {
         let (name, namespace) = PAYLOADS[self.dice.below(PAYLOADS.len())];
         match self.dice.once_in(3) {
@@ -258,7 +258,7 @@ impl Grammar {
         }
     }
 
-    /// Any element.
+    /// Returns any element.
     fn element(&mut self) {
         // Rarely one that is in hundreds of others.
         let nested =
@@ -273,7 +273,7 @@ impl Grammar {
         } else {
             String::new()
         };
-        // A prefix may be declared by the very element that it stands before.
+        // The element itself may declare its prefix.
         let own = (self.dice.once_in(4)).then(|| (*self.dice.pick(&PREFIXES)).to_owned());
         let prefix = own.clone().unwrap_or(prefix);
         let local = match self.dice.once_in(500) {
@@ -342,7 +342,7 @@ impl Grammar {
             let piece = self.dice.pick(&TEXTS);
             self.out += piece;
         }
-        // A carriage return as it is, which XML reads as a newline.
+        // A literal carriage return, which XML reads as a newline.
         if self.dice.once_in(10) {
             self.out += self.dice.pick(&["\r", "\r\n"]);
         }
@@ -364,7 +364,7 @@ impl Grammar {
         self.out += &format!("<![CDATA[{inside}]]>");
     }
 
-    /// What is no content: comments and instructions, where they pass.
+    /// Returns comments and instructions, where they are allowed.
     fn trivia(&mut self) {
         if self.comments {
             let trivia =
@@ -373,7 +373,7 @@ impl Grammar {
         }
     }
 
-    /// Declares namespaces; returns how many prefixes are in scope now that were not.
+    /// Declares namespaces; returns how many prefixes are newly in scope.
     fn declarations(&mut self) -> usize {
         if self.dice.once_in(4) {
             let namespace = match self.depth > 0 && self.dice.once_in(4) {
@@ -410,7 +410,7 @@ impl Grammar {
         declared
     }
 
-    /// Attributes, each name once.
+    /// Returns attributes, each name once.
     fn attributes(&mut self, taken: &[&str]) {
         if self.dice.once_in(6) {
             let (name, value) = XML_ATTRIBUTES[self.dice.below(XML_ATTRIBUTES.len())];
@@ -427,7 +427,7 @@ impl Grammar {
                 self.out.push('\'');
             }
         }
-        // Two prefixes may stand for one namespace, so only one attribute has one.
+        // Two prefixes may stand for one namespace, so only one attribute has a prefix.
         if self.dice.once_in(4) {
             let prefix = self.scope[self.dice.below(self.scope.len())].clone();
             self.space();
@@ -442,7 +442,7 @@ impl Grammar {
         }
     }
 
-    /// The value of an attribute; seldom one of up to `most` bytes.
+    /// Returns the value of an attribute, seldom one of up to `most` bytes.
     fn value(&mut self, most: usize) {
         if self.dice.once_in(150) {
             let one = self.dice.pick(&["v", "&lt;", "&#10;", "é"]);

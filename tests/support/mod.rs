@@ -1,4 +1,4 @@
-//! What the end-to-end tests and the demo stand on: real XMPP servers, our own programs and independent clients, each
+//! The base of the end-to-end tests and the demo: real XMPP servers, our own programs and independent clients, each
 //! started privately on free loopback ports with its own directory, and stopped when dropped.
 
 #![allow(dead_code, reason = "no test uses all of it")]
@@ -33,7 +33,7 @@ pub const SECRET: &str = "a-shared-secret-that-no-log-may-show";
 /// The users and their passwords.
 pub const USERS: [(&str, &str); 3] =
     [("alice", "alices-password"), ("bob", "bobs-password"), ("carol", "carols-password")];
-/// A text inside transferred content that no log may show.
+/// A text inside transferred content that must not appear in a log.
 pub const MARKER: &str = "MARKER-OF-THE-CONTENT-5d41402abc4b";
 
 /// Returns the directory of the package.
@@ -41,17 +41,17 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Returns a TCP port that nobody listens on, below those that the system gives to outgoing connections.
+/// Returns a free TCP port below the range that the system uses for outgoing connections.
 ///
-/// The port belongs to this process until it ends: tests that run at the same time reserve theirs by locking a file for
-/// each, so that none takes a port between this call and the moment at which a server listens on it.
+/// The port belongs to this process until it ends. Parallel tests reserve their ports by locking a file for each, so
+/// that none takes a port between this call and the moment when a server listens on it.
 pub fn free_port() -> u16 {
     const FIRST: u32 = 11_000;
     const COUNT: u32 = 20_000;
     static RESERVED: Mutex<Vec<File>> = Mutex::new(Vec::new());
     let directory = std::env::temp_dir().join("fingerpost-test-ports");
     std::fs::create_dir_all(&directory).unwrap();
-    // Each process starts elsewhere, which saves looking at ports that are taken.
+    // Each process starts elsewhere, which avoids checking taken ports.
     let start = std::process::id().wrapping_mul(61) % COUNT;
     let mut reserved = RESERVED.lock().unwrap();
     for step in 0..COUNT {
@@ -61,7 +61,7 @@ pub fn free_port() -> u16 {
             .write(true)
             .truncate(false)
             .open(directory.join(port.to_string()));
-        // A file of another user cannot be opened: the port may be that user's.
+        // A file of another user cannot be opened: the port may belong to that user.
         let Ok(file) = file else { continue };
         if file.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             reserved.push(file);
@@ -71,14 +71,14 @@ pub fn free_port() -> u16 {
     panic!("no TCP port from {FIRST} to {} is free", FIRST + COUNT - 1);
 }
 
-/// How long anything may take before a test calls it hung. It is no measure of speed: the machine may be busy with
-/// other work, and no test passes or fails by how long something takes.
+/// The time after which a test counts as hung. It does not measure speed: the machine may be busy with other work, and
+/// no test passes or fails because of how long something takes.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Tries `ready` until it holds.
 ///
 /// # Panics
-/// After `limit`, but not before [`PATIENCE`], with `what` and what `why` gives.
+/// After `limit`, but not before [`PATIENCE`], with `what` and the text of `why`.
 pub fn wait_for(
     what: &str,
     limit: Duration,
@@ -93,7 +93,7 @@ pub fn wait_for(
     }
 }
 
-/// Makes `server.pem` (certificate) and `server.key` in `directory`, by the openssl program.
+/// Creates `server.pem` (certificate) and `server.key` in `directory`, with the openssl program.
 pub fn make_certificate(directory: &Path) {
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
@@ -104,7 +104,7 @@ pub fn make_certificate(directory: &Path) {
             "subjectAltName=DNS:{DOMAIN},DNS:{COMPONENT},DNS:*.{DOMAIN},DNS:xn--bcher-kva.test,\
              DNS:localhost,IP:127.0.0.1"
         ))
-        // What a strict verifier asks of a certificate that is its own authority and no authority of others.
+        // A strict verifier requires this of a certificate that is its own authority and signs no others.
         .args(["-addext", "basicConstraints=critical,CA:FALSE"])
         .arg("-keyout")
         .arg(directory.join("server.key"))
@@ -115,7 +115,7 @@ pub fn make_certificate(directory: &Path) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
-/// Makes a file of `size` bytes that no compression shrinks and no two runs share, with [`MARKER`] at its start.
+/// Creates a file of `size` bytes that cannot be compressed and differs in each run, with [`MARKER`] at its start.
 pub fn random_file(path: &Path, size: usize) {
     use std::io::{BufWriter, Read, Write};
     let mut out = BufWriter::new(std::fs::File::create(path).unwrap());
@@ -141,7 +141,7 @@ pub fn sha256(path: &Path) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// One of our own programs: beside the test program's directory, where cargo puts it.
+/// Returns the path of one of our own programs: beside the test program's directory, where cargo puts it.
 pub fn own_program(name: &str) -> PathBuf {
     let here = std::env::current_exe().unwrap();
     let directory = here.parent().and_then(Path::parent).unwrap();

@@ -1,8 +1,8 @@
-//! A network of its own for some programs: a namespace that a pair of virtual devices joins to this machine.
+//! A network of its own for some programs: a namespace joined to this machine by a pair of virtual devices.
 
 use std::process::Command;
 
-/// A network namespace; it is gone when this is dropped.
+/// A network namespace. Dropping it removes it.
 pub struct Network {
     name: String,
     device: String,
@@ -12,13 +12,13 @@ pub struct Network {
 }
 
 impl Network {
-    /// Makes a namespace and joins it.
+    /// Creates a namespace and joins it to this machine.
     ///
     /// # Panics
-    /// If that is not allowed: it takes root.
+    /// If it is not permitted: it needs root.
     pub fn start() -> Self {
         let id = std::process::id();
-        // 198.18.0.0/15 is for tests between networks (RFC 2544): nobody else is there.
+        // 198.18.0.0/15 is reserved for tests between networks (RFC 2544).
         let net = format!("198.18.{}.{}", id / 64 % 256, id % 64 * 4);
         let (head, last) = net.rsplit_once('.').unwrap();
         let last: u8 = last.parse().unwrap();
@@ -37,11 +37,11 @@ impl Network {
         this
     }
 
-    /// Makes a namespace behind a router whose link to it takes packets of 1,280 bytes only, both ways, and which says so to
-    /// nobody: larger ones are lost.
+    /// Creates a namespace behind a router whose link to it carries packets of at most 1,280 bytes, both ways. The
+    /// router sends no errors: larger packets are lost.
     ///
     /// # Panics
-    /// If that is not allowed: it takes root.
+    /// If it is not permitted: it needs root.
     pub fn behind_a_narrow_hop() -> Self {
         let this = Self::start();
         let (hop, end) = (this.name.clone(), format!("{}e", this.name));
@@ -57,34 +57,35 @@ impl Network {
         ip(&["-n", &hop, "addr", "add", &format!("{router}/30"), "dev", &near]);
         ip(&["-n", &end, "addr", "add", &format!("{host}/30"), "dev", &far]);
         ip(&["-n", &end, "link", "set", "lo", "up"]);
-        // Without this the kernel hands on many segments as one.
+        // Without this the kernel forwards many segments as one.
         ip(&["link", "set", &this.device, "gso_max_segs", "1"]);
         ip(&["-n", &end, "link", "set", &far, "gso_max_segs", "1", "up"]);
         ip(&["-n", &hop, "link", "set", &near, "up"]);
         ip(&["-n", &end, "route", "add", "default", "via", &router]);
         ip(&["route", "add", &format!("{net}/30"), "via", &between]);
-        // Not by the link's own MTU: the sender's kernel would see a packet lost between virtual devices of one machine.
+        // Not by the link's own MTU: the sender's kernel would see a packet lost between virtual devices of one
+        // machine.
         let quiet = "add table ip quiet; add chain ip quiet on { type filter hook forward priority 0; }; \
                      add rule ip quiet on meta length > 1280 drop";
         ip(&["netns", "exec", &hop, "sysctl", "-qw", "net.ipv4.ip_forward=1"]);
         ip(&["netns", "exec", &hop, "nft", quiet]);
-        // Fields of a type that is dropped cannot be moved out of it one by one.
+        // Fields of a type with a drop function cannot be moved out one by one.
         let (device, address) = (this.device.clone(), this.address.clone());
         std::mem::forget(this);
         Self { name: end, device, address, hop: Some(hop) }
     }
 
-    /// Its name, for `ip netns exec`.
+    /// Returns its name, for `ip netns exec`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// This machine, seen from there.
+    /// Returns this machine's address, as seen from there.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Takes it down (`down`) or up again (`up`): nobody is told, nothing arrives.
+    /// Takes it down (`down`) or up again (`up`): no error is sent, nothing arrives.
     pub fn set(&self, state: &str) {
         let beside = self.hop.as_ref().unwrap_or(&self.name);
         ip(&["-n", beside, "link", "set", &format!("{}p", self.device), state]);

@@ -18,7 +18,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Makes a cluster and starts it.
+    /// Creates a cluster and starts it.
     pub fn start() -> Self {
         let directory = tempfile::Builder::new().prefix("fingerpost-postgres-").tempdir().unwrap();
         if is_root() {
@@ -80,17 +80,17 @@ impl Postgres {
         format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", self.port)
     }
 
-    /// Returns the port it listens on.
+    /// Returns its port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Returns what the database takes on the disk, bytes.
+    /// Returns the size of the database on the disk, in bytes.
     pub fn database_size(&self) -> u64 {
         self.query("SELECT pg_database_size('fingerpost')").parse().unwrap()
     }
 
-    /// Returns the one value that a query gives.
+    /// Returns the single value of a query.
     pub fn query(&self, text: &str) -> String {
         let answer = tool("psql")
             .args(["--host", "127.0.0.1", "--username", "fingerpost", "--port"])
@@ -127,7 +127,7 @@ impl Postgres {
         this
     }
 
-    /// Waits until this standby has all that its primary has.
+    /// Waits until this standby has everything that its primary has.
     pub fn wait_for(&self, primary: &Self) {
         let written = primary.query("SELECT pg_current_wal_lsn()");
         let reached = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
@@ -159,7 +159,7 @@ fn is_root() -> bool {
     id.stdout.starts_with(b"0\n")
 }
 
-/// Returns a program of PostgreSQL, of the latest version there is; not as root.
+/// Returns a command for a PostgreSQL program of the latest installed version; it does not run as root.
 fn tool(name: &str) -> Command {
     let versions = Path::new("/usr/lib/postgresql");
     let mut found: Vec<PathBuf> = std::fs::read_dir(versions)
@@ -171,7 +171,7 @@ fn tool(name: &str) -> Command {
     found.sort();
     let program = found.pop().unwrap_or_else(|| panic!("{name} is not there: run make test"));
     if is_root() {
-        // setpriv replaces itself: signals reach the program.
+        // setpriv replaces itself, so signals reach the program.
         let mut command = Command::new("setpriv");
         command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"]).arg(program);
         command.current_dir("/");

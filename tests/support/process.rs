@@ -27,7 +27,7 @@ impl Process {
         Self { child, log: log.to_owned(), name }
     }
 
-    /// Starts `command` between two files; what it tells its user goes to the file `log`.
+    /// Starts `command` between two files; its messages go to the file `log`.
     pub fn start_between(mut command: Command, input: &Path, output: &Path, log: &Path) -> Self {
         let name = command.get_program().to_string_lossy().into_owned();
         command
@@ -38,17 +38,17 @@ impl Process {
         Self { child, log: log.to_owned(), name }
     }
 
-    /// Everything it has printed so far.
+    /// Returns everything that it has printed so far.
     pub fn log(&self) -> String {
         read(&self.log)
     }
 
-    /// Returns the same for `stdout` when it was given its own pipe: the process id.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Returns whether it has ended, and how.
+    /// Returns its exit status, if it has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
@@ -72,7 +72,7 @@ impl Process {
         end_of(&mut self.child, limit, || format!("{name}\n{}", read(log)))
     }
 
-    /// Asks it to end and waits; after `patience` it is killed.
+    /// Asks it to end and waits; kills it after `patience`.
     pub fn stop(&mut self, patience: Duration) {
         if self.ended().is_some() {
             return;
@@ -100,7 +100,7 @@ impl Drop for Process {
 /// Waits until a child process ends.
 ///
 /// # Panics
-/// After `limit`, but not before [`PATIENCE`], with what `why` gives.
+/// After `limit`, but not before [`PATIENCE`], with the text of `why`.
 pub fn end_of(child: &mut Child, limit: Duration, why: impl Fn() -> String) -> ExitStatus {
     let limit = limit.max(PATIENCE);
     let end = Instant::now() + limit;
@@ -113,7 +113,7 @@ pub fn end_of(child: &mut Child, limit: Duration, why: impl Fn() -> String) -> E
     }
 }
 
-/// Returns a file's text; what is no text is shown as such.
+/// Returns a file's text, with replacements for bytes that are not valid UTF-8.
 pub fn read(path: &Path) -> String {
     let mut bytes = Vec::new();
     if let Ok(mut file) = File::open(path) {
@@ -127,16 +127,16 @@ pub fn read(path: &Path) -> String {
 pub struct Output {
     /// Its exit status; -1 if a signal ended it.
     pub code: i32,
-    /// What it printed as data.
+    /// Its standard output.
     pub stdout: String,
-    /// What it told its user.
+    /// Its standard error.
     pub stderr: String,
 }
 
 /// Runs a command to its end, with no input.
 ///
 /// # Panics
-/// After `limit`, but not before [`PATIENCE`], with what it printed.
+/// After `limit`, but not before [`PATIENCE`], with its output.
 pub fn run(mut command: Command, limit: Duration) -> Output {
     let limit = limit.max(PATIENCE);
     let name = command.get_program().to_string_lossy().into_owned();

@@ -19,7 +19,7 @@ use super::{COMPONENT, DOMAIN, PATIENCE, SECRET, USERS, free_port, own_program, 
 /// How long a script may take.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(1600);
 
-/// Returns a command to which the kernel refuses system calls.
+/// Returns a command for which the kernel refuses system calls.
 pub fn without(calls: &[&str], program: &Path) -> Command {
     let mut command = clean(Path::new("python3"));
     command.arg(root().join("tests/peers/without.py")).args(calls).arg("--").arg(program);
@@ -38,7 +38,7 @@ pub struct Component {
     pub tap: Option<Tap>,
 }
 
-/// How a component is started.
+/// The options of a component.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// TOML added at the end of the configuration.
@@ -47,15 +47,15 @@ pub struct Options {
     pub tap: bool,
     /// Another secret than the server's.
     pub secret: Option<String>,
-    /// Settings that win over the file, such as `("FINGERPOST_HTTP__LISTEN", …)`.
+    /// Settings that override the file, such as `("FINGERPOST_HTTP__LISTEN", …)`.
     pub env: Vec<(&'static str, String)>,
-    /// As many open files as it may have.
+    /// The limit of its open files.
     pub descriptors: Option<u32>,
-    /// The SOCKS5 port, if it is chosen already.
+    /// The SOCKS5 port, if it is already chosen.
     pub socks5: Option<u16>,
     /// Another database than a SQLite file of its own.
     pub database: Option<String>,
-    /// Where SOCKS5 is served, if not on 127.0.0.1.
+    /// The address of SOCKS5, if not 127.0.0.1.
     pub address: Option<String>,
     /// The network namespace that it runs in.
     pub network: Option<String>,
@@ -141,12 +141,12 @@ impl Component {
         self.wait_for_links(links + 1);
     }
 
-    /// Its own SQLite file.
+    /// Returns its own SQLite file.
     pub fn database(&self) -> PathBuf {
         self.directory.path().join("fingerpost.db")
     }
 
-    /// Ends it in good order and starts it again, with the same configuration and database.
+    /// Stops it in order and starts it again, with the same configuration and database.
     pub fn restart(&mut self) {
         let links = self.log().matches("link up").count();
         self.signal("TERM");
@@ -156,7 +156,7 @@ impl Component {
         self.wait_for_links(links + 1);
     }
 
-    /// Starts another process with the same configuration, database and log; gives the one that there was.
+    /// Starts another process with the same configuration, database and log; returns the old one.
     pub fn succeed(&mut self) -> Process {
         let command = Self::serve(&self.config(), &self.options);
         let next = Process::start(command, &self.log_path());
@@ -183,17 +183,17 @@ impl Component {
         );
     }
 
-    /// Its configuration file.
+    /// Returns its configuration file.
     pub fn config(&self) -> PathBuf {
         self.directory.path().join("fingerpost.toml")
     }
 
-    /// Everything it has logged.
+    /// Returns everything that it has logged.
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// Its process.
+    /// Returns its process.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
@@ -202,7 +202,7 @@ impl Component {
     pub fn processor_time(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        // utime and stime, in clock ticks, of which Linux has 100 a second.
+        // utime and stime, in clock ticks; Linux has 100 per second.
         let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().unwrap()).sum();
         ticks / 100.0
     }
@@ -217,7 +217,7 @@ impl Component {
         self.process.ended().is_none()
     }
 
-    /// Waits until it ends; gives its exit status.
+    /// Waits until it ends; returns its exit status.
     pub fn wait(&mut self, limit: Duration) -> i32 {
         self.process.wait(limit).code().unwrap_or(-1)
     }
@@ -235,7 +235,7 @@ pub struct Xtls {
     home: TempDir,
     ca: PathBuf,
     jid: String,
-    /// The network that it is in, if not the machine's.
+    /// Its network, if not the machine's.
     network: Option<String>,
 }
 
@@ -245,7 +245,7 @@ impl Xtls {
         Self::login_from(server, user, None)
     }
 
-    /// Returns the same, at another port of this machine.
+    /// Returns the same, for a server at another port of this machine.
     pub fn login_at(server: &Server, user: &str, port: u16) -> Self {
         Self::login_with(server, user, None, &format!("127.0.0.1:{port}"))
     }
@@ -296,7 +296,7 @@ impl Xtls {
         &self.jid
     }
 
-    /// Its home.
+    /// Returns its home.
     pub fn home(&self) -> &Path {
         self.home.path()
     }
@@ -306,7 +306,7 @@ impl Xtls {
         let mut command = match &self.network {
             None => clean(&own_program("xtls")),
             Some(network) => {
-                // `ip` replaces itself: signals reach the program.
+                // `ip` replaces itself, so signals reach the program.
                 let mut command = clean(Path::new("ip"));
                 command.args(["netns", "exec", network]).arg(own_program("xtls"));
                 command
@@ -374,7 +374,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Everything it has printed.
+    /// Returns everything that it has printed.
     pub fn log(&self) -> String {
         self.process.log()
     }
@@ -390,14 +390,14 @@ impl Listener {
         log.lines().filter_map(|line| event(line, name)).collect()
     }
 
-    /// Waits for the event of this name that comes after `before` others; gives it.
+    /// Waits for the event of this name after `before` others; returns it.
     pub fn wait_for_event(&self, name: &str, before: usize) -> Value {
         let limit = Duration::from_secs(60);
         wait_for(name, limit, || self.log(), || self.events(name).len() > before);
         self.events(name).swap_remove(before)
     }
 
-    /// Waits until it ends; gives its exit status.
+    /// Waits until it ends; returns its exit status.
     pub fn wait(&mut self, limit: Duration) -> i32 {
         self.process.wait(limit).code().unwrap_or(-1)
     }
@@ -407,12 +407,12 @@ impl Listener {
         self.process.signal(name);
     }
 
-    /// Returns the files that have arrived, with whatever else is there, but for [`parts`](Self::parts).
+    /// Returns the files that have arrived, and everything else in the directory except [`parts`](Self::parts).
     pub fn files(&self) -> Vec<PathBuf> {
         self.found(false)
     }
 
-    /// Returns what is kept of files whose transfer broke.
+    /// Returns the kept parts of files whose transfer broke.
     pub fn parts(&self) -> Vec<PathBuf> {
         self.found(true)
     }
@@ -429,7 +429,7 @@ impl Listener {
     }
 }
 
-/// Returns the first event of a name in the lines that `--json` prints: `{"event": NAME, …}` or `{NAME: {…}}`.
+/// Returns the first event of this name in the output of `--json`: `{"event": NAME, …}` or `{NAME: {…}}`.
 pub fn event(lines: &str, name: &str) -> Option<Value> {
     lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|value| {
         if value.get("event").and_then(Value::as_str) == Some(name) {
@@ -464,7 +464,7 @@ impl Script {
         Self { process, directory, name: name.to_owned() }
     }
 
-    /// Its directory, which it knows as `directory`.
+    /// Returns its directory, which it knows as `directory`.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -474,7 +474,7 @@ impl Script {
         self.process.signal(name);
     }
 
-    /// Waits until it prints a line that has `text` in it.
+    /// Waits until it prints a line that contains `text`.
     pub fn wait_for(&mut self, text: &str) {
         let log = self.directory.path().join("script.log");
         wait_for(
@@ -493,7 +493,7 @@ impl Script {
     /// Waits for its report and returns it.
     ///
     /// # Panics
-    /// If it reports an error or ends without a report, with everything it printed.
+    /// If it reports an error or ends without a report, with everything that it printed.
     pub fn report(mut self) -> Value {
         report(&mut self.process, &self.name)
     }
@@ -501,15 +501,15 @@ impl Script {
 
 /// Waits until a script of tests/peers prints its report, and returns it.
 ///
-/// A script is judged by what it reports. How its process ends afterwards says nothing: an interpreter may crash while it
-/// takes its libraries apart.
+/// A script is judged by its report. How its process ends afterwards does not matter: an interpreter may crash while it
+/// unloads its libraries.
 ///
 /// # Panics
-/// If it says that it failed or ends without a report, with everything it printed.
+/// If it reports a failure or ends without a report, with everything that it printed.
 pub fn report(process: &mut Process, name: &str) -> Value {
     let end = Instant::now() + SCRIPT_LIMIT;
     loop {
-        // Looked at in this order: what it printed before it ended is there.
+        // In this order, so that everything that it printed before its end is seen.
         let ended = process.ended();
         let log = process.log();
         let whole = &log[..log.rfind('\n').map_or(0, |at| at + 1)];
@@ -518,7 +518,7 @@ pub fn report(process: &mut Process, name: &str) -> Value {
         if let Some(text) = last {
             let report: Value = serde_json::from_str(text)
                 .unwrap_or_else(|error| panic!("{name}: {error} in its report\n{log}"));
-            // Its sockets are closed by its end, or by ours of it.
+            // Its sockets are closed when it ends, or when we end it.
             process.stop(Duration::from_secs(5));
             return report;
         }
@@ -528,12 +528,13 @@ pub fn report(process: &mut Process, name: &str) -> Value {
     }
 }
 
-/// Runs a script to its end; gives what it reports.
+/// Runs a script to its end; returns its report.
 pub fn script(name: &str, server: &Server, more: Value) -> Value {
     Script::start(name, server, more).report()
 }
 
-/// Has alice and bob, on QXmpp, send each other a file through the proxy; it lands beside it as `forth` and `back`.
+/// Lets alice and bob, on QXmpp, send each other a file through the proxy; the files are stored beside it as `forth`
+/// and `back`.
 pub fn qxmpp_transfer(server: &Server, file: &Path) -> Value {
     let settings = server.settings();
     let user = |name: &str, what: &str| settings["users"][name][what].as_str().unwrap().to_owned();
@@ -551,7 +552,7 @@ pub fn qxmpp_transfer(server: &Server, file: &Path) -> Value {
     serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-/// Returns a C++ program of tests/peers, built if that was not done since it changed.
+/// Returns a C++ program of tests/peers; builds it if it has changed.
 fn built_with_qxmpp(name: &str) -> PathBuf {
     let source = root().join("tests/peers").join(name).with_extension("cpp");
     let directory = root().join("target/peers");
@@ -561,7 +562,7 @@ fn built_with_qxmpp(name: &str) -> PathBuf {
     if written(&program) < written(&source) {
         let flags =
             run_tool("pkg-config", &["--cflags", "--libs", "qxmpp", "Qt5Network", "Qt5Xml"]);
-        // Another test may be building it too: whole files only.
+        // Another test may be building it too, so only whole files count.
         let mine = directory.join(format!("{name}.{}", std::process::id()));
         let mut arguments = vec!["-std=c++17", "-fPIC", source.to_str().unwrap()];
         arguments.extend(flags.split_whitespace());
@@ -580,7 +581,7 @@ fn run_tool(name: &str, arguments: &[&str]) -> String {
     output.stdout
 }
 
-/// Returns the Python with slixmpp in it; for nbxmpp, which needs GLib, Debian's.
+/// Returns the Python with slixmpp; for nbxmpp, which needs GLib, Debian's.
 pub fn python(script: &str) -> PathBuf {
     if script.starts_with("nbxmpp_") {
         return PathBuf::from("/usr/bin/python3");

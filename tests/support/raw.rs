@@ -1,5 +1,5 @@
-//! XMPP streams as bytes: a client and a component that send what they are given and keep what arrives, without a parser
-//! that would refuse or tidy any of it.
+//! XMPP streams as bytes: a client and a component that send the given bytes and keep the received ones, without a
+//! parser that would refuse or normalize any of them.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -11,30 +11,31 @@ use sha1::{Digest, Sha1};
 use super::servers::Server;
 use super::{COMPONENT, DOMAIN, PATIENCE, SECRET, USERS};
 
-/// Cuts the bytes of an XML stream into its first-level elements. It knows tags, quotes, comments and CDATA, and nothing
-/// of names.
+/// Splits the bytes of an XML stream into its first-level elements. It knows tags, quotes, comments and CDATA, but not
+/// names.
 #[derive(Debug, Default)]
 pub struct Framer {
     buffer: Vec<u8>,
-    /// Where the next look begins.
+    /// Where the next scan begins.
     at: usize,
-    /// Where the element begins that is not whole yet.
+    /// Where the incomplete element begins.
     start: usize,
     depth: usize,
 }
 
 impl Framer {
-    /// Creates a framer of what comes behind a stream header.
+    /// Creates a framer for the bytes after a stream header.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes what has arrived.
+    /// Takes received bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Returns the next whole first-level element. The end tag of the stream, and a tag that is none, come as they are.
+    /// Returns the next complete first-level element. The end tag of the stream, and a malformed tag, are returned as
+    /// they are.
     pub fn next(&mut self) -> Option<Vec<u8>> {
         loop {
             let open = memchr::memchr(b'<', &self.buffer[self.at..])? + self.at;
@@ -49,7 +50,7 @@ impl Framer {
             } else if rest.starts_with(b"<?") {
                 find(rest, b"?>")?
             } else if b"<![CDATA[".starts_with(rest) || b"<!--".starts_with(rest) {
-                // Too short to tell.
+                // Too short for a verdict.
                 return None;
             } else {
                 let end = tag_end(rest)?;
@@ -87,7 +88,7 @@ fn find(text: &[u8], end: &[u8]) -> Option<usize> {
     memchr::memmem::find(text, end).map(|at| at + end.len())
 }
 
-/// Returns where a tag ends: behind the first `>` that is not in quotes.
+/// Returns the end of a tag: the position after the first `>` outside quotes.
 fn tag_end(text: &[u8]) -> Option<usize> {
     let mut quote = None;
     for (at, byte) in text.iter().enumerate() {
@@ -107,7 +108,7 @@ pub fn start_tag(element: &[u8]) -> String {
     String::from_utf8_lossy(&element[..end]).into_owned()
 }
 
-/// Returns an attribute of a start tag as it is written.
+/// Returns an attribute of a start tag as written.
 pub fn attribute<'a>(tag: &'a str, name: &str) -> Option<&'a str> {
     let mut rest = tag;
     loop {
@@ -128,7 +129,7 @@ pub struct Raw {
     framer: Framer,
     /// Everything that has arrived.
     pub seen: Vec<u8>,
-    /// Whether all that arrives is kept in `seen`.
+    /// Whether all received bytes are kept in `seen`.
     keep: bool,
 }
 
@@ -140,7 +141,8 @@ impl Raw {
         Self { socket, framer: Framer::new(), seen: Vec::new(), keep: true }
     }
 
-    /// Logs a user in, without TLS (see [`Server::start_in_clear`]); `header` is what its stream header declares besides.
+    /// Logs a user in, without TLS (see [`Server::start_in_clear`]); `header` are further declarations of its stream
+    /// header.
     pub fn client(server: &Server, user: &str, resource: &str, header: &str) -> Self {
         let (_, password) = USERS.iter().find(|(name, _)| *name == user).unwrap();
         let mut this = Self::connect(&server.client_address());
@@ -197,18 +199,18 @@ impl Raw {
         this
     }
 
-    /// What was said until now is set aside.
+    /// Sets the received bytes aside.
     fn begin(&mut self) {
         self.seen.clear();
         self.framer = Framer::new();
     }
 
-    /// Sends text as it is.
+    /// Sends text unchanged.
     pub fn send(&mut self, text: &str) {
         self.socket.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Sends text as it is.
+    /// Sends text unchanged.
     ///
     /// # Errors
     /// The other side has ended the stream.
@@ -219,7 +221,7 @@ impl Raw {
     /// Reads until a text has arrived, in either kind of quotes.
     ///
     /// # Panics
-    /// If the stream ends before, with what has arrived.
+    /// If the stream ends before, with the received bytes.
     pub fn wait_for(&mut self, text: &str) {
         let other = text.replace('\'', "\"");
         while !contains(&self.seen, text.as_bytes()) && !contains(&self.seen, other.as_bytes()) {
@@ -256,19 +258,19 @@ impl Raw {
         }
     }
 
-    /// Splits it into a half that sends and one that reads, for two threads.
+    /// Splits it into a sending and a reading half, for two threads.
     pub fn split(mut self) -> (TcpStream, Self) {
         self.keep = false;
         (self.socket.try_clone().unwrap(), self)
     }
 
-    /// Chooses how long a read waits.
+    /// Sets how long a read waits.
     pub fn set_patience(&self, patience: Duration) {
         self.socket.set_read_timeout(Some(patience)).unwrap();
     }
 }
 
-/// Returns whether `bytes` has `part` in it.
+/// Returns whether `bytes` contains `part`.
 pub fn contains(bytes: &[u8], part: &[u8]) -> bool {
     memchr::memmem::find(bytes, part).is_some()
 }

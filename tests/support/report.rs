@@ -1,10 +1,10 @@
-//! Parts of docs/BENCHMARKS.md, each written anew by its benchmark.
+//! Parts of docs/BENCHMARKS.md, each rewritten by its benchmark.
 
 use std::process::Command;
 
 use super::root;
 
-/// Writes a part, with the machine it was measured on, between its marks; a part that is not there is added.
+/// Writes a part, with the machine on which it was measured, between its marks; adds a part that does not exist.
 pub fn write(mark: &str, title: &str, text: &str) {
     let path = root().join("docs/BENCHMARKS.md");
     let head = "# Benchmarks\n\nMeasured by `make bench`, which writes this page. Figures are of one machine and one run.\n";
@@ -36,7 +36,7 @@ fn machine() -> String {
     };
     format!(
         "{cpus} × {model}, Linux {}, {}.",
-        // Without what a distribution adds to it.
+        // Without the suffix of the distribution.
         said("uname", &["-r"]).split('-').next().unwrap_or_default(),
         said("rustc", &["--version"])
     )

@@ -1,4 +1,4 @@
-//! What must hold on every XMPP server. Each function is one promise; `scenarios!` makes a test of each.
+//! The promises that hold on every XMPP server. Each function is one promise; `scenarios!` makes a test of each.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ macro_rules! on_both {
 
 const MIB: usize = 1 << 20;
 
-/// Any client's XEP-0065 transfer goes through the proxy that it discovers.
+/// Any client's XEP-0065 transfer goes through the proxy that the client discovers.
 pub fn slixmpp_transfers_64_mib_through_the_proxy(kind: Kind) {
     let server = Server::start(kind);
     let component = Component::start(&server, &Options::default());
@@ -50,8 +50,8 @@ pub fn slixmpp_transfers_64_mib_through_the_proxy(kind: Kind) {
     assert_eq!(report["proxy"], json!(["127.0.0.1", component.socks5.to_string()]), "{report}");
 }
 
-/// Clients on other libraries transfer through the proxy, each as requester and as target: nbxmpp with GLib's SOCKS5, as
-/// Gajim has them, and QXmpp's own transfer manager.
+/// Clients with other libraries transfer through the proxy, each as requester and as target: nbxmpp with GLib's SOCKS5,
+/// as in Gajim, and QXmpp's own transfer manager.
 pub fn other_clients_transfer_through_the_proxy_both_ways(kind: Kind) {
     let server = Server::start(kind);
     let more = "[log]\nlevel = \"debug\"\n".to_owned();
@@ -66,7 +66,7 @@ pub fn other_clients_transfer_through_the_proxy_both_ways(kind: Kind) {
     let file = directory.path().join("letter.bin");
     random_file(&file, 8 * MIB);
     let report = qxmpp_transfer(&server, &file);
-    // Method 2 is SOCKS5, error 0 none; the direction is who sent.
+    // Method 2 is SOCKS5, error 0 is none; the direction names the sender.
     let fine = json!({"method": 2, "error": 0});
     for way in ["forth", "forth received", "back", "back received"] {
         assert_eq!(report[way], fine, "{report}\n{}", component.log());
@@ -82,7 +82,7 @@ pub fn other_clients_transfer_through_the_proxy_both_ways(kind: Kind) {
     );
 }
 
-/// The proxy's rules, seen from sockets: errors, early bytes, half-close, a third connection, reuse, a broken peer.
+/// The proxy's rules at the socket: errors, early bytes, half-close, a third connection, reuse, a broken peer.
 pub fn the_proxy_keeps_its_rules(kind: Kind) {
     let server = Server::start(kind);
     let component = Component::start(&server, &Options::default());
@@ -105,7 +105,7 @@ pub fn the_proxy_keeps_its_rules(kind: Kind) {
     assert_ne!(report["twice"], "result", "{report}");
 }
 
-/// A SOCKS5 stream goes on while the XMPP server is away.
+/// A SOCKS5 stream continues while the XMPP server is away.
 pub fn a_socks5_stream_survives_a_restart_of_the_server(kind: Kind) {
     let mut server = Server::start(kind);
     let mut component = Component::start(&server, &Options::default());
@@ -119,22 +119,22 @@ pub fn a_socks5_stream_survives_a_restart_of_the_server(kind: Kind) {
     assert_eq!(report["received"], report["sent"], "{report}");
 }
 
-/// The first stanza of the mail, session-accept before transport and TLS.
+/// The first stanza of the seed, session-accept before transport and TLS.
 pub fn first_stanza_of_the_mail_in_the_order_of_xtls(kind: Kind) {
     stanza_of_the_mail(kind, 1, "xtls");
 }
 
-/// The first stanza of the mail, session-accept after TLS.
+/// The first stanza of the seed, session-accept after TLS.
 pub fn first_stanza_of_the_mail_in_the_order_of_the_mail(kind: Kind) {
     stanza_of_the_mail(kind, 1, "seed");
 }
 
-/// The second stanza of the mail, session-accept before transport and TLS.
+/// The second stanza of the seed, session-accept before transport and TLS.
 pub fn second_stanza_of_the_mail_in_the_order_of_xtls(kind: Kind) {
     stanza_of_the_mail(kind, 2, "xtls");
 }
 
-/// The second stanza of the mail, session-accept after TLS.
+/// The second stanza of the seed, session-accept after TLS.
 pub fn second_stanza_of_the_mail_in_the_order_of_the_mail(kind: Kind) {
     stanza_of_the_mail(kind, 2, "seed");
 }
@@ -157,7 +157,7 @@ fn stanza_of_the_mail(kind: Kind, stanza: u8, order: &str) {
     };
     assert_eq!(initiator["steps"], steps, "{report}");
 
-    // Alice registered the X.509 print of the mail and no OpenPGP key; bob registered what he shows.
+    // Alice registered the X.509 print of the seed and no OpenPGP key; bob registered the keys that he shows.
     assert!(responder["from"].as_str().unwrap().starts_with("alice\\40example.test@"), "{report}");
     let x509 =
         hint(&responder["hints"], "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38");
@@ -169,7 +169,7 @@ fn stanza_of_the_mail(kind: Kind, stanza: u8, order: &str) {
         assert_eq!(openpgp["verdict"], "unknown", "{report}");
         assert_eq!(openpgp["method"], "openpgp", "{report}");
     } else {
-        // Twenty bytes without a method may be either kind of key; it is none of alice's in any case.
+        // Twenty bytes without a method may be either kind of key; in any case they are not one of alice's.
         assert!(
             ["unknown", "mismatch"].contains(&openpgp["verdict"].as_str().unwrap()),
             "{report}"
@@ -190,7 +190,7 @@ fn hint<'a>(hints: &'a Value, print: &str) -> &'a Value {
         .unwrap_or_else(|| panic!("no hint for {print} in {hints}"))
 }
 
-/// A file over SOCKS5: hash equal, TLS 1.3, both keys known; the wire carries TLS records only; no log tells.
+/// A file over SOCKS5: equal hash, TLS 1.3, both keys known; the wire carries only TLS records; no log has content.
 pub fn xtls_sends_over_socks5_and_the_wire_shows_tls_only(kind: Kind) {
     let server = Server::start(kind);
     let options =
@@ -212,7 +212,7 @@ pub fn xtls_sends_over_socks5_and_the_wire_shows_tls_only(kind: Kind) {
     no_log_tells(&server, &component);
 }
 
-/// A file over in-band bytestreams: the same.
+/// The same for a file over in-band bytestreams.
 pub fn xtls_sends_in_band(kind: Kind) {
     let server = Server::start(kind);
     let options = Options { more: "[log]\nlevel = \"trace\"\n".to_owned(), ..Options::default() };
@@ -221,13 +221,13 @@ pub fn xtls_sends_in_band(kind: Kind) {
     no_log_tells(&server, &component);
 }
 
-/// In-band through a server that slows clients down as it does by default: it takes its time, and nobody is thrown out.
+/// In-band through a server with its default rate limits: it takes its time, and no client is disconnected.
 pub fn xtls_sends_in_band_within_the_servers_default_limits(kind: Kind) {
     let server = Server::start_limited(kind);
     let component = Component::start(&server, &Options::default());
     let begin = std::time::Instant::now();
     xtls_sends(&server, &component, ["ibb", "ibb"], 40 * 1024);
-    // More than the burst went through, so the limit was felt.
+    // More than the burst went through, so the limit applied.
     assert!(begin.elapsed() > std::time::Duration::from_secs(2), "{:?}", begin.elapsed());
     let log = server.log();
     for word in ["policy-violation", "resource-constraint", "not-well-formed", "too big"] {
@@ -235,7 +235,7 @@ pub fn xtls_sends_in_band_within_the_servers_default_limits(kind: Kind) {
     }
 }
 
-/// A file from a SOCKS5 leg into an in-band one, and back the other way.
+/// A file from a SOCKS5 leg into an in-band one, and the other way round.
 pub fn xtls_sends_over_legs_of_two_kinds(kind: Kind) {
     let server = Server::start(kind);
     let component = Component::start(&server, &Options::default());
@@ -270,7 +270,7 @@ pub fn xtls_sends_without_a_broker(kind: Kind) {
     }
 }
 
-/// A pipe joins both users' standard input and output; each direction ends by itself.
+/// A pipe connects both users' standard input and output; each direction ends by itself.
 pub fn a_pipe_joins_two_programs(kind: Kind) {
     let server = Server::start(kind);
     let _component = Component::start(&server, &Options::default());
@@ -293,8 +293,8 @@ pub fn a_pipe_joins_two_programs(kind: Kind) {
     assert_eq!(sum(&bob, "out"), sum(&alice, "in"));
 }
 
-/// Ctrl-C, or a sender that dies, ends the session at once: the receiver learns of it and shows no half file; one hidden
-/// part waits for another try.
+/// Ctrl-C, or a sender that dies, ends the session at once: the receiver learns of it and shows no partial file; one
+/// hidden part waits for another try.
 pub fn a_sender_that_leaves_leaves_nothing_behind(kind: Kind) {
     let server = Server::start(kind);
     // At this rate the file takes a quarter of an hour.
@@ -327,7 +327,7 @@ pub fn a_sender_that_leaves_leaves_nothing_behind(kind: Kind) {
     }
 }
 
-/// Alice sends bob a file; `legs` are her transport and the only one that bob knows.
+/// Lets alice send bob a file; `legs` are her transport and the only one that bob supports.
 fn xtls_sends(server: &Server, component: &Component, legs: [&str; 2], size: usize) {
     let alice = Xtls::with_key(server, "alice");
     let bob = Xtls::with_key(server, "bob");
@@ -363,7 +363,7 @@ fn xtls_sends(server: &Server, component: &Component, legs: [&str; 2], size: usi
     }
 }
 
-/// A responder that offers another print than its key's: the sender stops with status 4 and nothing is written.
+/// A responder offers another print than its key's: the sender stops with status 4 and nothing is written.
 pub fn a_wrong_key_is_refused_and_nothing_is_written(kind: Kind) {
     let server = Server::start(kind);
     let _component = Component::start(&server, &Options::default());
@@ -378,7 +378,7 @@ pub fn a_wrong_key_is_refused_and_nothing_is_written(kind: Kind) {
     assert_eq!(listener.files(), Vec::<std::path::PathBuf>::new());
 }
 
-/// A stream that starts with something else than a ClientHello reaches nobody; both sides are told.
+/// A stream that does not start with a ClientHello reaches nobody; both sides are told.
 pub fn a_stream_that_is_not_tls_leaks_no_byte(kind: Kind) {
     let server = Server::start(kind);
     let _component = Component::start(&server, &Options::default());
@@ -389,7 +389,7 @@ pub fn a_stream_that_is_not_tls_leaks_no_byte(kind: Kind) {
     }
 }
 
-/// Nonsense is answered, or ignored where no answer may come, and the component goes on.
+/// Nonsense is answered, or ignored where no answer is allowed, and the component continues.
 pub fn nonsense_does_not_end_the_link(kind: Kind) {
     let server = Server::start(kind);
     let mut component = Component::start(&server, &Options::default());
@@ -436,7 +436,7 @@ pub fn nonsense_does_not_end_the_link(kind: Kind) {
     assert_eq!(component.log().matches("link up").count(), 1, "{}", component.log());
 }
 
-/// The component tells what it is.
+/// The component describes itself.
 pub fn the_component_is_discovered(kind: Kind) {
     let server = Server::start(kind);
     let _component = Component::start(&server, &Options::default());
@@ -448,7 +448,7 @@ pub fn the_component_is_discovered(kind: Kind) {
     assert!(holds("items", COMPONENT), "{disco}");
 }
 
-/// A restart of the XMPP server is survived: the component logs in again and answers.
+/// The component survives a restart of the XMPP server: it logs in again and answers.
 pub fn a_restart_of_the_server_is_survived(kind: Kind) {
     let mut server = Server::start(kind);
     let mut component = Component::start(&server, &Options::default());
@@ -456,13 +456,13 @@ pub fn a_restart_of_the_server_is_survived(kind: Kind) {
     component.wait_for_links(2);
     assert_answers(&server);
     assert!(component.runs());
-    // An orderly stop is a bare end of TCP, at every server.
+    // An orderly stop is a plain end of TCP, at every server.
     let log = component.log();
     let why = log.lines().find(|line| line.contains("link down")).unwrap();
     assert!(why.contains("reason=the XMPP server closed the connection"), "{log}");
 }
 
-/// SIGHUP is survived.
+/// The component survives SIGHUP.
 pub fn a_sighup_is_survived(kind: Kind) {
     let server = Server::start(kind);
     let mut component = Component::start(&server, &Options::default());
@@ -488,7 +488,7 @@ pub fn a_sigterm_tells_open_sessions(kind: Kind) {
     assert_eq!(component.wait(Duration::from_secs(20)), 0, "{}", component.log());
 }
 
-/// A secret that the server refuses: status 77, one line, and the cure.
+/// The server refuses the secret: status 77, one line, and the cure.
 pub fn a_wrong_secret_ends_with_status_77(kind: Kind) {
     let server = Server::start(kind);
     let secret = Some("not-the-secret".to_owned());
@@ -499,7 +499,7 @@ pub fn a_wrong_secret_ends_with_status_77(kind: Kind) {
     assert_eq!(errors.len(), 1, "{log}");
     assert!(errors[0].contains("[component] secret"), "one line has fault and cure: {log}");
     assert!(!log.contains("not-the-secret"), "{log}");
-    // ejabberd says the same of a component that it does not have.
+    // ejabberd sends the same for an unknown component.
     let also = ", or has no such component: ejabberd says the same in both cases";
     assert_eq!(log.contains(also), kind == Kind::Ejabberd, "{log}");
     let env = vec![("FINGERPOST_COMPONENT__JID", "nope.example.test".to_owned())];
@@ -523,7 +523,7 @@ pub fn a_wrong_secret_ends_with_status_77(kind: Kind) {
     );
 }
 
-/// The ad-hoc commands of users: forms, pages back and forth, mistakes shown again.
+/// The ad-hoc commands of users: forms, pages forward and back, wrong input shown again.
 pub fn users_run_commands(kind: Kind) {
     let server = Server::start(kind);
     let component = Component::start(&server, &Options::default());
@@ -554,7 +554,7 @@ pub fn users_run_commands(kind: Kind) {
     assert_eq!(report, expected, "{}", component.log());
 }
 
-/// The same commands in the library of Gajim.
+/// The same commands in Gajim's library.
 pub fn gajims_library_runs_commands(kind: Kind) {
     let server = Server::start(kind);
     let component = Component::start(&server, &Options::default());
@@ -571,7 +571,7 @@ pub fn gajims_library_runs_commands(kind: Kind) {
     assert_eq!(report, expected, "{}", component.log());
 }
 
-/// OpenPGP keys that a user publishes in PEP for all to read are taken over, and let go when they are withdrawn.
+/// OpenPGP keys that a user publishes openly in PEP are imported, and dropped when they are withdrawn.
 pub fn published_openpgp_keys_are_taken_over(kind: Kind) {
     let server = Server::start(kind);
     let component = Component::start(&server, &Options::default());
@@ -584,7 +584,8 @@ pub fn published_openpgp_keys_are_taken_over(kind: Kind) {
     assert_eq!(report, expected, "{}", component.log());
 }
 
-/// Only users may use the service, and a blocked one may not; everyone else is told so, and callees need not be users.
+/// Only permitted users may use the service, and a blocked one may not; all others are told so, and callees need not be
+/// users.
 pub fn only_users_may_use_it(kind: Kind) {
     let server = Server::start(kind);
     let requests = json!({"stanzas": [
@@ -602,7 +603,7 @@ pub fn only_users_may_use_it(kind: Kind) {
     }
 }
 
-/// What cannot be brokered is refused with the condition that says why.
+/// A session that cannot be brokered is refused with the condition that says why.
 pub fn what_cannot_be_brokered_is_refused(kind: Kind) {
     let server = Server::start(kind);
     let _component = Component::start(&server, &Options::default());
@@ -655,7 +656,7 @@ pub fn what_cannot_be_brokered_is_refused(kind: Kind) {
     assert!(answers["plain"]["xml"].as_str().unwrap().contains("security-required"), "{answers}");
 }
 
-/// Asks the component for an answer to a ping.
+/// Checks that the component answers a ping.
 pub fn assert_answers(server: &Server) {
     let ping =
         "<iq from='[from]' to='[component]' id='p' type='get'><ping xmlns='urn:xmpp:ping'/></iq>";
@@ -667,7 +668,7 @@ pub fn assert_answers(server: &Server) {
 fn no_log_tells(server: &Server, component: &Component) {
     for (whose, log) in [("the server's", server.log()), ("our", component.log())] {
         assert!(!log.contains(MARKER), "{whose} log holds content");
-        // ejabberd at debug logs the configuration it reads, with the secret in it: that is the server's to mend.
+        // ejabberd at debug logs the configuration that it reads, including the secret, which is the server's fault.
         if whose == "our" {
             assert!(!log.contains(SECRET), "our log holds the secret");
             for (_, password) in USERS {

@@ -1,7 +1,7 @@
-//! Prosody and ejabberd, each as its Debian package brings it.
+//! Prosody and ejabberd from their Debian packages.
 //!
-//! They are those of this machine; with `FINGERPOST_TEST_DEBIAN=trixie` those of the Debian 13 in target/trixie, which
-//! deploy/ci/trixie.sh makes.
+//! They are those of this machine, or, with `FINGERPOST_TEST_DEBIAN=trixie`, those of the Debian 13 in target/trixie,
+//! which deploy/ci/trixie.sh creates.
 
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use super::{COMPONENT, DOMAIN, SECRET, USERS, free_port, make_certificate, root,
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// Which server.
+/// The server.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
     /// Prosody.
@@ -55,8 +55,8 @@ fn program(name: &str) -> Command {
     if !rustix::process::geteuid().is_root() {
         command.arg("--map-root-user");
     }
-    // What is mounted is seen by this program alone and is gone with it. All replace themselves: signals reach the
-    // program.
+    // Only this program sees the mounts, and they end with it. All programs replace themselves, so signals reach the
+    // last.
     command
         .args(["--mount", "--propagation", "private", "sh", "-euc"])
         .arg(
@@ -71,9 +71,9 @@ fn program(name: &str) -> Command {
     command
 }
 
-/// A second component, whose users a load generator speaks for.
+/// A second component, with users of a load generator.
 pub const LOAD: &str = "load.example.test";
-/// The server's own SOCKS5 proxy, where it has one.
+/// The server's own SOCKS5 proxy, if it has one.
 pub const PROXY: &str = "proxy.example.test";
 
 /// A running XMPP server with the users of [`USERS`] and a component port.
@@ -84,11 +84,11 @@ pub struct Server {
     component: u16,
     /// The port of its own mod_proxy65, if that is on.
     proxy: Option<u16>,
-    /// Where it listens besides 127.0.0.1.
+    /// Its second address besides 127.0.0.1.
     address: Option<String>,
-    /// Whether clients have the limits of the shipped configurations.
+    /// Whether clients have the limits of the packages' configurations.
     limited: bool,
-    /// Whether clients may log in without TLS, and little is logged.
+    /// Whether clients may log in without TLS, with little logging.
     in_clear: bool,
     process: Option<Process>,
     /// Whether it has a component port.
@@ -99,7 +99,7 @@ pub struct Server {
     accounts: Vec<(String, String, String)>,
 }
 
-/// Two nodes of ejabberd that are one server, and the port mapper by which they find each other.
+/// Two nodes of ejabberd that form one server, and the port mapper by which they find each other.
 pub struct Nodes {
     // Dropped in this order.
     /// The nodes.
@@ -138,27 +138,27 @@ impl Nodes {
 }
 
 impl Server {
-    /// Starts a private server and waits until it takes connections.
+    /// Starts a private server and waits until it accepts connections.
     pub fn start(kind: Kind) -> Self {
         Self::start_as(kind, None, None, false, false)
     }
 
-    /// Starts one whose clients may log in without TLS, for streams as bytes, and that logs little.
+    /// Starts one whose clients may log in without TLS, for streams as bytes, with little logging.
     pub fn start_in_clear(kind: Kind) -> Self {
         Self::start_as(kind, None, None, false, true)
     }
 
-    /// Starts one whose components, and clients with Prosody, may also come to `address`.
+    /// Starts one that components, and with Prosody clients too, may also reach at `address`.
     pub fn start_at(kind: Kind, address: &str) -> Self {
         Self::start_as(kind, None, Some(address.to_owned()), false, false)
     }
 
-    /// Starts one that slows its clients down as the configurations do that Debian ships.
+    /// Starts one with the rate limits of Debian's configurations.
     pub fn start_limited(kind: Kind) -> Self {
         Self::start_as(kind, None, None, true, false)
     }
 
-    /// Starts one to be measured: with its own mod_proxy65 as [`PROXY`], the component [`LOAD`], and little logging.
+    /// Starts one for measurements: with its own mod_proxy65 as [`PROXY`], the component [`LOAD`], and little logging.
     pub fn start_to_measure(kind: Kind) -> Self {
         Self::start_as(kind, Some(free_port()), None, false, false)
     }
@@ -179,7 +179,7 @@ impl Server {
         server
     }
 
-    /// One that is not started, nor has a configuration.
+    /// Creates one that is not started and has no configuration yet.
     fn new(
         kind: Kind,
         proxy: Option<u16>,
@@ -218,7 +218,7 @@ impl Server {
         self.up();
     }
 
-    /// Has the server read its configuration again, and waits until it has.
+    /// Makes the server reload its configuration, and waits until it has.
     pub fn reload(&mut self) {
         match self.kind {
             Kind::Prosody => {
@@ -234,7 +234,7 @@ impl Server {
         }
     }
 
-    /// Has ejabberd evaluate Erlang expressions, with a full stop at their end; gives the value of the last one.
+    /// Makes ejabberd evaluate Erlang expressions, with a full stop at their end; returns the value of the last one.
     pub fn evaluate(&self, expressions: &str) -> String {
         let (result, asked) = (self.path("result"), self.path("asked"));
         let _old = std::fs::remove_file(&result);
@@ -272,7 +272,7 @@ impl Server {
         self.up();
     }
 
-    /// Gives it stream management (XEP-0198), as it has in the configuration that Debian ships.
+    /// Gives it stream management (XEP-0198), as in Debian's configuration.
     pub fn with_stream_management(mut self) -> Self {
         let kind = self.kind;
         self.reconfigure(true, |text| match kind {
@@ -306,7 +306,7 @@ impl Server {
             },
         );
         if self.kind == Kind::Ejabberd {
-            // Its ports open before its users are made.
+            // Its ports open before its users are created.
             wait_for(
                 "the making of users",
                 START_LIMIT,
@@ -322,7 +322,7 @@ impl Server {
         self.proxy
     }
 
-    /// Its process.
+    /// Returns its process.
     pub fn id(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)
     }
@@ -332,7 +332,7 @@ impl Server {
         self.kind
     }
 
-    /// host:port for clients.
+    /// Returns host:port for clients.
     pub fn client_address(&self) -> String {
         format!("127.0.0.1:{}", self.c2s)
     }
@@ -342,12 +342,12 @@ impl Server {
         self.c2s
     }
 
-    /// host:port for the component.
+    /// Returns host:port for the component.
     pub fn component_address(&self) -> String {
         format!("127.0.0.1:{}", self.component)
     }
 
-    /// host:port for a component that comes to the other address.
+    /// Returns host:port for a component at the other address.
     ///
     /// # Panics
     /// If the server has no other address.
@@ -365,12 +365,12 @@ impl Server {
         self.directory.path()
     }
 
-    /// Everything the server has logged.
+    /// Returns everything that the server has logged.
     pub fn log(&self) -> String {
         read(&self.path("output.log")) + &read(&self.path("server.log"))
     }
 
-    /// Returns what the scripts in tests/peers must know of it.
+    /// Returns the settings for the scripts in tests/peers.
     pub fn settings(&self) -> Value {
         let users: serde_json::Map<String, Value> = USERS
             .iter()
@@ -457,7 +457,7 @@ Component "{COMPONENT}"
         }
     }
 
-    /// Writes what Prosody keeps of an account.
+    /// Writes Prosody's file of an account.
     fn write_account(&self, (user, host, password): &(String, String, String)) {
         let encode = |text: &str| -> String {
             let byte = |byte: u8| match byte.is_ascii_alphanumeric() {
@@ -472,8 +472,8 @@ Component "{COMPONENT}"
         );
     }
 
-    /// Gives a user of a host this password, at the next start. The host may be one that is still to be configured; its
-    /// name is as the server has it. The password is as a server prepares it (RFC 4013).
+    /// Gives a user of a host this password, at the next start. The host may still need its configuration; its name is
+    /// in the server's spelling. The password is prepared as a server does it (RFC 4013).
     pub fn set_password(&mut self, user: &str, host: &str, password: &str) {
         let account = (user.to_owned(), host.to_owned(), password.to_owned());
         if self.kind == Kind::Prosody {
@@ -555,7 +555,7 @@ auth_method: internal
         std::fs::create_dir_all(self.path("spool")).unwrap();
     }
 
-    /// ejabberd's own starter wants its system user; the Erlang machine itself runs as anybody, and without
+    /// ejabberd's own starter needs its system user. The Erlang machine itself runs as any user, and without
     /// distribution it neither needs a node name nor starts the port mapper.
     fn ejabberd(&self) -> Command {
         let _old = std::fs::remove_file(self.path("ready"));
@@ -628,7 +628,7 @@ impl Drop for Server {
     }
 }
 
-/// Returns where the package keeps ejabberd's code, as its starter tells.
+/// Returns the directory of ejabberd's code, from its starter.
 fn ejabberd_libraries() -> String {
     let root = debian().unwrap_or_else(|| PathBuf::from("/"));
     let starter = root.join("usr/sbin/ejabberdctl");

@@ -1,4 +1,4 @@
-//! A TCP forwarder that keeps what passes, and holds it where a test wants a transfer to stand still.
+//! A TCP forwarder that records the bytes, and holds them when a test wants a transfer to stand still.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -10,9 +10,9 @@ use super::wait_for;
 /// The bytes of one connection, each way.
 #[derive(Clone, Debug, Default)]
 pub struct Captured {
-    /// From the one that connected.
+    /// From the connecting side.
     pub up: Vec<u8>,
-    /// To the one that connected.
+    /// To the connecting side.
     pub down: Vec<u8>,
 }
 
@@ -23,7 +23,7 @@ pub struct Tap {
     gate: Arc<Gate>,
 }
 
-/// Where bytes of those that connected wait.
+/// Where bytes of the connecting sides wait.
 #[derive(Default)]
 struct Gate {
     state: Mutex<GateState>,
@@ -32,16 +32,16 @@ struct Gate {
 
 #[derive(Default)]
 struct GateState {
-    /// How many bytes may still pass; all if there is no such number.
+    /// How many bytes may still pass; all if it is `None`.
     left: Option<usize>,
     /// How many connections wait.
     waiting: usize,
-    /// How often what waited was thrown away.
+    /// How often the waiting bytes were discarded.
     cuts: usize,
 }
 
 impl Gate {
-    /// Waits until `count` bytes may pass; whether they may.
+    /// Waits until `count` bytes may pass; returns whether they may.
     fn pass(&self, count: usize) -> bool {
         let mut state = self.state.lock().unwrap();
         let cuts = state.cuts;
@@ -101,13 +101,13 @@ impl Tap {
         Self { port, connections, gate }
     }
 
-    /// Holds everything that those who connected send after about `count` more bytes, until [`Tap::open`] or
+    /// Holds everything that the connecting sides send after about `count` more bytes, until [`Tap::open`] or
     /// [`Tap::cut`].
     pub fn hold_after(&self, count: usize) {
         self.gate.set(|state| state.left = Some(count));
     }
 
-    /// Waits until somebody's bytes are held.
+    /// Waits until bytes are held.
     pub fn wait_until_held(&self, why: impl Fn() -> String) {
         let held = || {
             let state = self.gate.state.lock().unwrap();
@@ -116,12 +116,12 @@ impl Tap {
         wait_for("the middle of the transfer", super::PATIENCE, why, held);
     }
 
-    /// Lets pass what is held, and all that follows.
+    /// Releases the held bytes, and all that follow.
     pub fn open(&self) {
         self.gate.set(|state| state.left = None);
     }
 
-    /// Throws away what is held, ends those connections, and lets pass all others.
+    /// Discards the held bytes, ends their connections, and lets all others pass.
     pub fn cut(&self) {
         self.gate.set(|state| {
             state.left = None;
@@ -129,19 +129,19 @@ impl Tap {
         });
     }
 
-    /// Returns where it listens.
+    /// Returns its address.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Returns how many bytes have passed so far, both ways.
+    /// Returns the number of bytes so far, both ways.
     pub fn count(&self) -> usize {
         let connections = self.connections.lock().unwrap();
         let count = |captured: &Captured| captured.up.len() + captured.down.len();
         connections.iter().map(|connection| count(&connection.lock().unwrap())).sum()
     }
 
-    /// Returns what has passed so far.
+    /// Returns the bytes so far.
     pub fn captured(&self) -> Vec<Captured> {
         self.connections
             .lock()
@@ -152,7 +152,7 @@ impl Tap {
     }
 }
 
-/// Forwards until one side ends, or until `keep` says that it is over.
+/// Forwards until one side ends, or until `keep` returns that it is over.
 fn forward(mut from: TcpStream, mut to: TcpStream, mut keep: impl FnMut(&[u8]) -> bool) {
     let mut block = vec![0; 64 * 1024];
     while let Ok(n) = from.read(&mut block) {
@@ -171,10 +171,10 @@ fn forward(mut from: TcpStream, mut to: TcpStream, mut keep: impl FnMut(&[u8]) -
     let _gone = to.shutdown(Shutdown::Write);
 }
 
-/// Checks that `bytes` are whole TLS records and nothing else (the last may be cut short), and counts them.
+/// Checks that `bytes` are only TLS records (the last may be cut short), and counts them.
 ///
 /// # Errors
-/// Where the first that is none begins.
+/// The position of the first byte that is not part of one.
 pub fn tls_records(bytes: &[u8]) -> Result<usize, String> {
     let (mut at, mut count) = (0, 0);
     while at < bytes.len() {
@@ -191,7 +191,7 @@ pub fn tls_records(bytes: &[u8]) -> Result<usize, String> {
     Ok(count)
 }
 
-/// Cuts the SOCKS5 negotiation off what one side of a connection sent: greeting and request, or the two replies.
+/// Removes the SOCKS5 negotiation from the bytes of one side: greeting and request, or the two replies.
 pub fn after_socks5(bytes: &[u8], from_client: bool) -> Option<&[u8]> {
     let greeting = if from_client { 2 + usize::from(*bytes.get(1)?) } else { 2 };
     let request = bytes.get(greeting..)?;
