@@ -1,4 +1,4 @@
-# The one door to building and testing. CI calls the same targets.
+# The entry point for building and testing. CI calls the same targets.
 
 SHELL := /bin/bash
 NEXTEST_VERSION := 0.9.143
@@ -56,7 +56,7 @@ bench: ## Measure, against real peers; writes docs/BENCHMARKS.md (quickly: make 
 	cargo bench --locked --bench relay -- $(ROUNDS)
 	cargo bench --locked --bench registry -- $(KEYS)
 
-# PROFILE=debug takes the programs of `make test` instead of a release build of several minutes.
+# PROFILE=debug uses the programs of `make test` instead of a release build of several minutes.
 PROFILE ?= release
 CARGO_DEB_VERSION := 3.8.0
 
@@ -64,7 +64,7 @@ programs:
 	@deploy/ci/install-peers.sh cc
 	cargo build --locked --bins $(if $(filter release,$(PROFILE)),--release)
 
-docs: ## Write docs/CONFIGURATION.md anew from the code
+docs: ## Write docs/CONFIGURATION.md from the code
 	python3 deploy/ci/configuration.py write
 
 docs-test: ## Check and run the commands in the documentation

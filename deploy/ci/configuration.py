@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""docs/CONFIGURATION.md from the annotated default that the program itself prints (src/config/default.toml).
+"""docs/CONFIGURATION.md from the annotated default that the program prints (src/config/default.toml).
 
 configuration.py write|check"""
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The shell commands in README.md and docs/, so that each is tried or says why it is not.
+"""Reads the shell commands in README.md and docs/: each is run, or states why it is not.
 
 A fenced block of commands carries a mark after the language:
     ```sh run                   make docs-test runs it, in a new directory with both programs in PATH
     ```sh run=operator          make deb-test runs it on a new machine, as that person (operator, alice, bob), in this order
     ```sh run=bob-background    the same, without waiting for its end
-    ```sh not-run: REASON       nobody runs it, because …
+    ```sh not-run: REASON       it is never run, because …
 
-doc_blocks.py check FILE...           says what has no mark; commands in indented blocks count as such
+doc_blocks.py check FILE...           lists commands without a mark; those in indented blocks count as such
 doc_blocks.py scripts DIRECTORY FILE...  writes each block as a script NUMBER.MARK into DIRECTORY, in order
 """
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks that every block of commands in the documentation is marked, runs those marked `run`, each in a new directory, and
-# checks that the configuration reference is what the code says: docs-test.sh PROGRAMS
+# checks that the configuration reference matches the code: docs-test.sh PROGRAMS
 set -euo pipefail
 programs=$(realpath "$1")
 cd "$(dirname "$0")/../.."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs from Debian what the demo and the tests stand on, where it is missing:
+# Installs from Debian the missing dependencies of the demo and the tests:
 #   install-peers.sh [cc] [chromium] [debootstrap] [openssl] [tmux] [gnupg] [sequoia] [gnutls] [prosody] [ejabberd] [postgresql]
 #                    [python] [nbxmpp] [qxmpp] [relays] [dns]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.

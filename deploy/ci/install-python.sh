@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the Python environment of the independent clients in DIRECTORY, with the pinned packages: install-python.sh DIRECTORY
+# Creates the Python environment of the independent clients in DIRECTORY, with the pinned packages: install-python.sh DIRECTORY
 set -euo pipefail
 
 directory=$1

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes what the test environment keeps secret, in target/compose: an authority, both servers' certificates, passwords.
+# Creates the secrets of the test environment, in target/compose: an authority, both servers' certificates, passwords.
 # The directory is its owner's alone; the files in it are readable, because each container reads them as another user.
 set -euo pipefail
 directory=$(dirname "$0")/../../target/compose

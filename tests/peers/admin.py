@@ -1,4 +1,4 @@
-"""Every command of admins changes what it says, seen from outside; who is no admin is refused each of them."""
+"""Every command of admins has its effect, seen from outside; other users are refused all of them."""
 
 import asyncio
 import itertools
@@ -40,7 +40,7 @@ class World:
         self.pages = []
 
     async def metrics(self, wanted):
-        """Waits until the page of metrics is as it is wanted, and keeps that page for the test."""
+        """Waits until the metrics are as expected, and keeps that page for the test."""
         for _ in range(10 * TIMEOUT):
             page = urllib.request.urlopen(f"http://{self.settings['http']}/metrics").read().decode()
             lines = [line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#")]
@@ -118,7 +118,7 @@ async def ended(ends):
 
 
 async def outsiders(world):
-    """Who is no admin neither sees nor runs them."""
+    """Users other than admins neither see nor run them."""
     disco, component = world.alice["xep_0030"], world.component
     commands = "http://jabber.org/protocol/commands"
 
@@ -231,7 +231,7 @@ async def blocks(world):
         _, jingle = await peer.next_jingle("session-terminate")
         report["told"].append(reason(jingle))
     report["asks"] = await world.ping(world.alice)
-    # What waited for its activation cannot be activated any more.
+    # A transfer that waited for its activation can no longer be activated.
     report["activates"] = await activate(world.alice, world.component, "w", world.bob.boundjid)
     callee = proxied(world.alice.boundjid, world.component)
     report["called"] = (await refusal(world.bob.request(callee, initiate(world.bob.boundjid, "x", "x")))).split()[:2]
@@ -299,7 +299,7 @@ async def log_level(world):
     log = Path(world.settings["log"])
 
     async def debugs(wanted):
-        """Whether the log has debug lines of a nonsense request; if they are wanted they are waited for."""
+        """Whether the log has debug lines of a nonsense request; waits for them if they are expected."""
         at = len(log.read_text())
         await refusal(world.alice.request(world.component, "<nonsense xmlns='urn:nonsense'/>", "get"))
         for _ in range(20 * TIMEOUT if wanted else 20):

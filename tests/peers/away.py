@@ -1,7 +1,7 @@
-"""What users do that others cannot reach through the component.
+"""Actions of users that others cannot reach through the component.
 
 With `block`: Bob blocks the component's domain (XEP-0191).
-With `join`: Carol joins that address of a room (XEP-0045), prints `joined`, and stays until the file `go` is there.
+With `join`: Carol joins that address of a room (XEP-0045), prints `joined`, and stays until the file `go` exists.
 """
 
 import asyncio

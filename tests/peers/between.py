@@ -1,4 +1,4 @@
-"""A transfer whose connections are made while nobody accepts: prints `connected`, then waits for the file `go`."""
+"""A transfer that connects while no process accepts: prints `connected`, then waits for the file `go`."""
 
 import asyncio
 import json

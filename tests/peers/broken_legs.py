@@ -1,4 +1,4 @@
-"""Peers of SOCKS5 bytestreams that break in every way: what the other side still gets, and how its stream ends."""
+"""Peers of SOCKS5 bytestreams that break in every way: reports what the other side still gets, and how its stream ends."""
 
 import asyncio
 import fcntl
@@ -11,7 +11,7 @@ from peer import Peer, main
 from socks5 import activate, dst_addr
 
 SENT = 3_000_000
-# More than all buffers on the way hold: somebody has to read and drop it.
+# More than all buffers on the path hold, so it has to be read and dropped.
 CHATTER = 24 << 20
 
 
@@ -49,7 +49,7 @@ def half_close(made):
 
 
 def read_all(made):
-    """What comes until the end, and what the end is."""
+    """The bytes until the end, and the kind of end."""
     got = bytearray()
     try:
         while part := made.recv(1 << 18):
@@ -85,7 +85,7 @@ async def story(settings):
             sid = f"broken{number}"
             number += 1
             host = dst_addr(sid, a, b)
-            # Any port is the same port.
+            # The port has no meaning.
             pair = connect(settings, host, port=number), connect(settings, host, buffer=16384)
             if await activate(alice, component, sid, b) != "result":
                 raise RuntimeError("not activated")

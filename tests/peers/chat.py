@@ -1,4 +1,4 @@
-"""A peer of `xtls chat --listen` that is not ours: slixmpp's Jingle and in-band bytestream, OpenSSL, expat.
+"""An independent peer of `xtls chat --listen`: slixmpp's Jingle and in-band bytestream, OpenSSL, expat.
 
 Settings: to (the listener's full address), say (texts), end ("close": the closing tag; "raw": what `raw` says is sent as
 it is), expect (how many messages are waited for first).

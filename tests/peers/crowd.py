@@ -60,7 +60,7 @@ async def many(settings, alice, target, count, at_once, what):
 
 
 def rude(settings):
-    """A connection that never becomes one: nothing, half a greeting, a wrong method, HTTP, half a request, noise."""
+    """A connection that never finishes its handshake: nothing, half a greeting, a wrong method, HTTP, half a request, noise."""
     made = socket.create_connection(settings["proxy"])
     made.setblocking(False)
     made.send(random.choice([
@@ -82,7 +82,7 @@ def is_open(made):
 
 
 async def fill(ends):
-    """Writes until nothing more is taken; how much that was."""
+    """Writes until nothing more is accepted; returns how much that was."""
     writer, sent = ends[0][1], 0
     while sent < 1 << 28:
         writer.write(bytes(1 << 16))
@@ -118,7 +118,7 @@ async def story(settings):
         close(ends)
         return right
 
-    # Warm, then what short sessions leave behind: the fewest that were open between them.
+    # Warm up, then measure what short sessions leave: the fewest that were open between them.
     await many(settings, alice, target, 50, 25, short)
     before = descriptors(pid)
     right = await many(settings, alice, target, settings["sessions"], 50, short)
@@ -129,7 +129,7 @@ async def story(settings):
         await asyncio.sleep(0.1)
     report["descriptors left"] = descriptors(pid) - before
 
-    # Garbage does not hold up a good pair: the pair is served while the crowd is still there.
+    # Garbage does not block a good pair: the pair is served while the crowd is still connected.
     crowd = [rude(settings) for _ in range(settings["garbage"])]
     ends = await pair(settings, alice, target, "good")
     report["in the crowd"] = await echo(ends, b"hello")
@@ -138,7 +138,7 @@ async def story(settings):
     for made in crowd:
         made.close()
 
-    # Readers who stop hold their writers, and the component keeps little of what they do not take.
+    # Readers that stop also stop their writers, and the component holds few of the bytes between.
     stalled = await many(settings, alice, target, settings["stalled"], 8, keep)
     base = memory(pid)
     sent = await asyncio.gather(*(fill(ends) for ends in stalled))

@@ -20,7 +20,7 @@ from peer import main
 S5B = "{urn:xmpp:jingle:transports:s5b:1}"
 # More than a handshake takes in either direction, and less than is cut.
 HANDSHAKE = 6000
-# How long nobody says anything until both are taken to wait.
+# The silence after which both sides count as waiting.
 SILENCE = 0.5
 
 

@@ -33,7 +33,7 @@ async def join(reader, writer, other_reader, other_writer, seen):
 
 
 async def session(settings, alice, bob, port, password, seen):
-    """One brokered session between gnutls-cli and gnutls-serv; gives the client's status and what it has received."""
+    """One brokered session between gnutls-cli and gnutls-serv; returns the client's status and its received bytes."""
     a, b = Leg(settings, alice, "s5b"), Leg(settings, bob, "s5b")
     to = proxied(bob.boundjid, settings["component"])
     method = "<method name='srp'/>"

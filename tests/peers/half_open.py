@@ -1,4 +1,4 @@
-"""A stranger who starts sessions and never goes on with them; when one is ended it starts another.
+"""A stranger that starts sessions and never continues them; when one is ended, it starts another.
 
 Settings: user, to, count, directory. Says `{"event": "open"}` when it has started them all, and reports when the file `go` is
 in its directory: how many are open then, and how many were refused or ended.

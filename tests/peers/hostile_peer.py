@@ -1,4 +1,4 @@
-"""The peer of a session with `xtls`, which breaks its word: OpenSSL (Python's ssl) over a brokered session as alice.
+"""A misbehaving peer of a session with `xtls`: OpenSSL (Python's ssl) over a brokered session as alice.
 
 Settings: transport ("s5b" or "ibb"), role:
     "sender"    offers bob's `xtls listen` a file

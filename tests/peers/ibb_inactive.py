@@ -34,7 +34,7 @@ async def story(settings):
     other = await Peer(settings, "alice", "other").login()
     strays = []
     other.add_filter("in", lambda s: (s.name == "message" and strays.append(str(s)), s)[1])
-    # The component hears of no absence: alice has sent it no presence.
+    # The component does not learn of her absence: alice has sent it no presence.
     await alice.disconnect()
 
     async def go_on():

@@ -25,7 +25,7 @@ async def story(settings):
 
     sending = asyncio.ensure_future(send())
     await asyncio.wait_for(closed.wait(), TIMEOUT)
-    # What is held is still delivered, and then the end.
+    # Held bytes are still delivered, and then the end.
     session.incoming._recv_data = read
     for stanza in waiting:
         read(stanza)

@@ -44,7 +44,7 @@ class Session:
             self.bytes += len(block)
 
     async def negotiate(self, transport=""):
-        """Up to the session-accept; gives the transport in it. `transport` is added to alice's as attributes."""
+        """Up to the session-accept; returns the transport in it. `transport` is added to alice's as attributes."""
         offered = initiate(self.alice.boundjid, "open1", "stream1")
         offered = offered.replace("sid='stream1'", f"sid='stream1' {transport}")
         await self.alice.request(self.to, offered)
@@ -67,7 +67,7 @@ class Session:
 
 
 async def next_info(peer, *names):
-    """The name and the attributes of the next news of the component in a session-info of one of these names."""
+    """The name and the attributes of the component's next session-info of one of these names."""
     while True:
         _, jingle = await peer.next_jingle("session-info")
         for child in jingle:

@@ -1,4 +1,4 @@
-"""A peer of a session that lies: it is logged in as a user whose key it does not have, and writes its offer as it likes.
+"""A lying peer of a session: it is logged in as a user whose key it does not have, and writes its offer as it likes.
 
 Settings: user, role ("initiator" or "responder"), to (whom the initiator calls, a full address for a direct session), inside
 (what stands in its content, with the words below for prints of its own), method ("x509" or "openpgp"), certificate (false:

@@ -1,7 +1,7 @@
 """Every dialect of an offer with every other, over every pair of legs, in both orders: raw Jingle stanzas, slixmpp's in-band
 bytestreams, SOCKS5 from the RFC, OpenSSL as TLS. Each session carries bytes of TLS both ways and checks what either side saw.
 
-Gives `table` (Markdown) and `failed` (what went wrong, by session).
+Reports `table` (Markdown) and `failed` (the failures, by session).
 """
 
 import asyncio
@@ -33,7 +33,7 @@ LIMIT = 45
 
 
 def offer(dialect, method, text):
-    """The description and what stands beside the transport."""
+    """The description and the elements beside the transport."""
     name = f"<method name='{method}'/>"
     if dialect == "methods":
         inside = f"<print>{text}</print>" if text else ""
@@ -94,7 +94,7 @@ def check(what, content, sent, known, method, text):
 
 
 class Socket:
-    """A SOCKS5 connection with what TlsStream needs of a bytestream."""
+    """A SOCKS5 connection with the interface that TlsStream needs of a bytestream."""
 
     def __init__(self, reader, writer):
         self.writer, self.recv_queue = writer, asyncio.Queue()

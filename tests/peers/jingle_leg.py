@@ -18,7 +18,7 @@ FEATURES = (JINGLE, APPS_TLS, S5B, IBB, "http://jabber.org/protocol/ibb")
 
 
 class SocketStream:
-    """A SOCKS5 leg, with what tls_over_ibb.TlsStream takes of an in-band bytestream."""
+    """A SOCKS5 leg, with the interface of an in-band bytestream that tls_over_ibb.TlsStream uses."""
 
     def __init__(self, reader, writer):
         self.reader, self.writer, self.recv_queue = reader, writer, asyncio.Queue()

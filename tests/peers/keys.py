@@ -1,6 +1,6 @@
 """The registry's requests from a user's side: keys made by OpenSSL and GnuPG, proofs, settings, export, erasure.
 
-Reports what was answered, condition by condition; the Rust side says what is expected.
+Reports the answers, condition by condition; the Rust side has the expected ones.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ async def ask(peer, to, payload, kind="get"):
 
 
 def shown(element):
-    """An answer without what differs from one to the next."""
+    """An answer without the parts that differ between runs."""
     text = element if isinstance(element, str) else ET.tostring(element, encoding="unicode")
     return re.sub(r"(jid|id)='[^']*'|(jid|id)=\"[^\"]*\"", "", text)
 
@@ -94,7 +94,7 @@ async def story(settings):
         answer = await ask(who, component, q("prove", f"<signature>{signature}</signature>", id=key_id), "set")
         return answer, signature
 
-    # Every kind of key proves itself.
+    # Every kind of key can be proven.
     ids = {}
     for kind, algorithm in (("ed25519", ["ed25519"]), ("rsa", ["rsa:2048"]),
                             ("p256", ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"])):  # fmt: skip
@@ -126,7 +126,7 @@ async def story(settings):
     revoked = await add("openpgp", gpg(directory, "--export"))
     report["revoked material"] = [revoked.get("id") == ids["pgp"], revoked.get("state")]
 
-    # A proof is good once, for one key, one user and one component.
+    # A proof is valid once, for one key, one user and one component.
     report["used"] = await ask(alice, component, q("prove", f"<signature>{signature}</signature>", id=ids["p256"]), "set")
     der, key = x509(directory, "fresh", "ed25519")
     fresh = (await add("x509", der, label="fresh")).get("id")
@@ -139,7 +139,7 @@ async def story(settings):
     again = await add("x509", der, label="again")
     report["same key"] = again.get("id") == fresh
 
-    # One key takes another's place; a revoked one stays revoked.
+    # One key replaces another; a revoked one stays revoked.
     der, _ = x509(directory, "next", "ed25519")
     await add("x509", der, label="next", replaces=fresh)
     states = {k.get("id"): k.get("state") for k in await ask(alice, component, q("keys"))}
@@ -153,7 +153,7 @@ async def story(settings):
     ) == (directory / "p256.der").read_bytes()
     report["told"] = len([text for text in told if "If that was not you" in text]) > 5
 
-    # Who may see them.
+    # The visibility of keys.
     report["default"] = (await ask(alice, component, q("settings"))).get("visibility")
     report["seen"] = len(await ask(bob, component, q("keys", jid=user)))
     bare = proxied(user, component)

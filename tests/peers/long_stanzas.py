@@ -1,4 +1,4 @@
-"""What a permitted user can make long: stanzas that grow when they are written again, and answers with much in them.
+"""Long stanzas of a permitted user: stanzas that grow when they are rewritten, and long answers.
 
 Settings: certificates (a directory of DER files), owner (a user with many keys).
 """
@@ -113,7 +113,7 @@ async def story(settings):
         quote = '"' if filling == "'" else "'"
         text = f"<iq type='get' id={quote}{stanza_id}{quote} to='{component}'><ping xmlns='urn:xmpp:ping'/></iq>"
         if filling == "'":
-            # Five bytes each where they come back: more than may be sent. What matters is what comes after.
+            # They take five bytes each when they come back, more than may be sent. Only the later answers matter.
             alice.send_raw(text)
         else:
             answer = await alice.raw(text, stanza_id)

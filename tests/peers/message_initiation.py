@@ -1,7 +1,7 @@
 """Jingle message initiation (XEP-0353) to a user with several resources, then a session with the one that takes it.
 
-Alice proposes; Bob has a phone and a desk. Then: ringing, proceed, session with TLS, finish; reject; retract; what
-happens to an id that nobody knows; and a user who cannot be reached, or is hidden.
+Alice proposes; Bob has a phone and a desk. Then: ringing, proceed, session with TLS, finish; reject; retract; an
+unknown id; and a user that cannot be reached, or is hidden.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ DATA = b"bytes for the desk alone " * 2000
 
 
 class Device(Peer):
-    """A resource that queues what is said of proposals: from, action, id, reason; an error as its condition."""
+    """A resource that queues messages about proposals: from, action, id, reason; an error as its condition."""
 
     def __init__(self, settings, name, resource):
         super().__init__(settings, name, resource)
@@ -85,7 +85,7 @@ async def story(settings):
     # Reachable, but hidden from Alice: the same.
     for device, priority in ((phone, 1), (desk, 5)):
         device.send_raw(f"<presence to='{component}'><priority>{priority}</priority></presence>")
-        # What one stream sends is handled in its order: an answer says that the presence is known.
+        # The stanzas of one stream are handled in order: an answer shows that the presence is known.
         await device.plugin["xep_0199"].send_ping(component, timeout=TIMEOUT)
     await phone.request(component, f"<settings xmlns='{KEYS}' visibility='nobody'/>")
     alice.say(bob, "propose", "hidden", propose)
@@ -159,7 +159,7 @@ async def story(settings):
     alice.say(bob, "retract", "p3", reason("cancel"))
     report["retract"] = [(await device.hear())[1:4:2] for device in (desk, phone)]
 
-    # Whoever goes away leaves nobody waiting.
+    # A user that goes away leaves nobody waiting.
     await proposed("p4")
     phone.disconnect()
     desk.disconnect()

@@ -1,5 +1,5 @@
 """A malicious broker: a component (XEP-0114, raw) that stands between two users, swaps the prints in their offers for
-those of its own keys, and terminates TLS on both sides (OpenSSL). What passes between the two, it reads.
+those of its own keys, and terminates TLS on both sides (OpenSSL). It reads everything between the two.
 
 Settings: link (host and port of the component port), secret, marker (a text in the content), sessions: for each that
 will come, in order, what to do: {"swap": "x509" | "openpgp" | "" (prints pass untouched)}. With vouch (true) it also says, in
@@ -149,7 +149,7 @@ class Broker:
                 stream.recv_queue.put_nowait(None)
 
     def registered(self, user):
-        """Its own keys as those of a user, proven."""
+        """Its own keys as proven keys of a user."""
         keys = "".join(
             f"<key id='{method}' method='{method}' state='active' assurance='attested'>"
             f"<print hash='{'sha-256' if method == 'x509' else 'sha-1'}'>{key[2]}</print></key>"
@@ -224,7 +224,7 @@ class Broker:
                 session.handshakes[n] = type(error).__name__
 
         async def held_back():
-            """The handshake with the responder but for our last flight, so that the initiator judges first."""
+            """The handshake with the responder except our last flight, so that the initiator judges first."""
             while True:
                 try:
                     return channels[1].tls.do_handshake()
@@ -264,7 +264,7 @@ class Broker:
             await asyncio.sleep(0.05)
             for session, side in list(self.sessions.values()):
                 if side == 0 and session not in self.done and session.over.is_set():
-                    # What came before the end is in the queues of both streams, or was read.
+                    # Earlier bytes are in the queues of both streams, or were read.
                     while session.pumping and any(not stream.recv_queue.empty() for stream in session.streams):
                         await asyncio.sleep(0.05)
                     await asyncio.sleep(0.5)

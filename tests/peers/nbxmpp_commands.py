@@ -1,4 +1,4 @@
-"""The ad-hoc commands with nbxmpp, the library that Gajim is made of: what Gajim does when its user clicks through them."""
+"""The ad-hoc commands with nbxmpp, Gajim's library: Gajim's requests when its user clicks through them."""
 
 from nbxmpp.const import AdHocAction, AdHocStatus
 from nbxmpp.modules.dataforms import extend_form

@@ -1,4 +1,4 @@
-"""Users on nbxmpp, the library that Gajim is made of. Runs under Debian's Python, where nbxmpp is installed."""
+"""Users on nbxmpp, Gajim's library. Runs under Debian's Python, where nbxmpp is installed."""
 
 import json
 import sys

@@ -1,6 +1,6 @@
 """Two users on nbxmpp send each other bytes through the proxy (XEP-0065): each is requester once and target once.
 
-The stanzas are nbxmpp's, the SOCKS5 connections those of GLib, which Gajim stands on.
+The stanzas are nbxmpp's, the SOCKS5 connections those of GLib, which Gajim uses.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ PIECE = 64 * 1024
 
 
 def aside(work, then=lambda _: None):
-    """Runs `work` in a thread, and `then` with what it gives in the main loop."""
+    """Runs `work` in a thread, and `then` with its result in the main loop."""
 
     def both():
         try:

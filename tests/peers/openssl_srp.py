@@ -109,7 +109,7 @@ async def story(settings):
     received = await reader.readexactly(settings["expect"])
     report["sent"] = hashlib.sha256(data).hexdigest()
     report["received"] = hashlib.sha256(received).hexdigest()
-    # The responder has all when it has said all and been told that this is the end.
+    # The responder has everything when it has sent everything and has seen the end.
     while not (directory / "go").exists():
         await asyncio.sleep(0.05)
     try:

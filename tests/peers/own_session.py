@@ -77,7 +77,7 @@ async def story(settings):
     await writer.start_tls(context(own), server_hostname="xtls.invalid")
     report["s5b"] = [await end(), await assurance(alice, component, file_print(own[1], "sha256")), len(kept)]
 
-    # Another certificate than the one offered.
+    # Another certificate than the offered one.
     other = certificate(directory, "other")
     await begin("bad1", file_print(own[1], "sha256"), IBB)
     stream = await alice.plugin["xep_0047"].open_stream(component, sid="bad1", block_size=4096, timeout=TIMEOUT)

@@ -1,7 +1,7 @@
 """An independent XMPP client for the end-to-end tests: slixmpp, with raw stanzas where a test needs them.
 
 Every script here takes one argument, a JSON object, and prints `report: ` and one JSON object as its last line, or
-`failed: ` and why:
+`failed: ` and the reason:
     {"server": {"host", "port", "ca"}, "component": JID, "users": {NAME: {"jid", "password"}}, ...}
 """
 
@@ -19,7 +19,7 @@ from slixmpp.xmlstream.matcher import MatcherId, MatchXPath
 KEYS = "urn:fingerpost:keys:0"
 HINTS = "urn:fingerpost:xtls:0"
 JINGLE = ("urn:xmpp:jingle:1", "urn:xmpp:jingle:0")
-# Longer than anything takes on a machine that is busy with other work: only what hangs takes longer.
+# Longer than any step takes on a busy machine: only a hanging one takes longer.
 TIMEOUT = 200
 
 
@@ -73,7 +73,7 @@ class Peer(slixmpp.ClientXMPP):
         return self
 
     async def raw(self, text, stanza_id, timeout=TIMEOUT):
-        """Sends `text` as it is and gives the stanza that answers to `stanza_id`."""
+        """Sends `text` unchanged and returns the answer to `stanza_id`."""
         waiter = Waiter(f"raw {stanza_id}", MatcherId(stanza_id))
         self.register_handler(waiter)
         self.send_raw(text)
@@ -83,13 +83,13 @@ class Peer(slixmpp.ClientXMPP):
         return answer
 
     async def request(self, to, payload, kind="set"):
-        """Sends an IQ with `payload` (XML text) and gives the answer; an error is an exception."""
+        """Sends an IQ with `payload` (XML text) and returns the answer; raises an exception on an error."""
         iq = self.make_iq(ito=to, itype=kind)
         iq.append(ET.fromstring(payload))
         return await iq.send(timeout=TIMEOUT)
 
     async def next_jingle(self, *actions):
-        """The next Jingle request with one of these actions; a session-terminate not asked for is an exception."""
+        """The next Jingle request with one of these actions; raises an exception on an unexpected session-terminate."""
         while True:
             sender, jingle = await asyncio.wait_for(self.jingle.get(), TIMEOUT)
             action = jingle.get("action")
@@ -137,7 +137,7 @@ def hints(jingle):
 
 
 def main(story):
-    """Runs `story(settings)`; prints what it gives, or the error. Exit status 1 on an error."""
+    """Runs `story(settings)`; prints its result, or the error. Exit status 1 on an error."""
     settings = json.loads(sys.argv[1])
 
     async def run():

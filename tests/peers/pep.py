@@ -1,4 +1,4 @@
-"""Publishes an OpenPGP key in PEP as XEP-0373 has it, openly and then no more, and looks what the registry has."""
+"""Publishes an OpenPGP key in PEP as in XEP-0373, first openly and then not, and checks the registry."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ def publish(node, model, payload):
 
 
 async def keys(peer, component, wanted):
-    """The user's keys, once there are as many as wanted in the state wanted; else what there is after 5 s."""
+    """The user's keys, once they have the expected number and state; otherwise those after 5 s."""
     for _ in range(50):
         answer = await peer.request(component, f"<keys xmlns='{KEYS}'/>", "get")
         found = [[k.get("method"), k.get("source"), k.get("state"), k[0].text.replace(":", "")] for k in answer.xml[0]]

@@ -1,4 +1,4 @@
-"""What the proxy must and must not do, seen from sockets: setting `proxy`, a host and a port."""
+"""The proxy's rules, checked at sockets: setting `proxy`, a host and a port."""
 
 import asyncio
 import socket
@@ -29,7 +29,7 @@ async def story(settings):
     report["both sides"] = await activate(alice, component, "one", b)
     report["twice"] = await activate(alice, component, "one", b)
 
-    # Half-close: the end of one direction comes behind its last byte, and the other direction goes on.
+    # Half-close: the end of one direction comes after its last byte, and the other direction continues.
     writer.write(b"last")
     writer.write_eof()
     report["forward"] = (await asyncio.wait_for(other_reader.read(), TIMEOUT)).decode()

@@ -1,4 +1,4 @@
-"""Users that are reachable, or ask whether others are.
+"""Users that are reachable, or check whether others are.
 
 With `stay`: Bob says his presence to the component, prints `here`, and stays until the file `go` is there.
 With `ask`: Alice pings Bob's proxied address, and the component, and asks for her keys, as often as told.

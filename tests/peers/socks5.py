@@ -1,4 +1,4 @@
-"""SOCKS5 as a bytestreams client speaks it (XEP-0065, 8.3), written from the XEP and RFC 1928."""
+"""The SOCKS5 of a bytestreams client (XEP-0065, 8.3), written from the XEP and RFC 1928."""
 
 import asyncio
 import hashlib
@@ -9,7 +9,7 @@ def dst_addr(sid, requester, target):
 
 
 async def connect(settings, host):
-    """Connects to the proxy for a hash; gives reader, writer and the reply code."""
+    """Connects to the proxy for a hash; returns reader, writer and the reply code."""
     reader, writer = await asyncio.open_connection(*settings["proxy"])
     writer.write(b"\x05\x01\x00")
     if await reader.readexactly(2) != b"\x05\x00":
@@ -25,7 +25,7 @@ async def connect(settings, host):
 
 
 async def activate(peer, component, sid, target):
-    """Activates a bytestream; gives "result" or the error's condition."""
+    """Activates a bytestream; returns "result" or the error's condition."""
     payload = (
         f"<query xmlns='http://jabber.org/protocol/bytestreams' sid='{sid}'>"
         f"<activate>{target}</activate></query>"

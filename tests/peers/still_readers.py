@@ -31,7 +31,7 @@ def metric(settings, name):
 
 
 def fill(made):
-    """Writes until nobody takes more."""
+    """Writes until nothing more is accepted."""
     made.setblocking(False)
     try:
         while True:
@@ -41,7 +41,7 @@ def fill(made):
 
 
 def move(one, two):
-    """How much arrives of what is sent."""
+    """How many of the sent bytes arrive."""
     one.setblocking(False)
     sent = got = 0
     while got < MOVED:

@@ -1,4 +1,4 @@
-"""One side of a session that goes as far as a stage and then does nothing more, until it is told or killed.
+"""One side of a session that proceeds to a stage and then does nothing more, until it is told or killed.
 
 Settings: role ("initiator", "responder"), user, resource, peer (whom the initiator calls), stage:
     "initiated"  the session-initiate has arrived
@@ -58,7 +58,7 @@ async def story(settings):
     for feature in ("urn:xmpp:jingle:1", "urn:xmpp:jingle:apps:tls", "urn:xmpp:jingle:transports:ibb:1"):
         peer.plugin["xep_0030"].add_feature(feature)
     if settings["stage"] == "accepted":
-        # An open that is neither taken nor refused.
+        # An open that is neither accepted nor refused.
         peer.remove_handler("IBB Open")
         match = MatchXPath("{jabber:client}iq/{http://jabber.org/protocol/ibb}open")
         peer.register_handler(Callback("deaf", match, lambda _: None))

@@ -1,4 +1,4 @@
-"""Sends bytes as they are, from an ordinary account, and counts the answers. Knows no XML library that would tidy up.
+"""Sends bytes as they are, from an ordinary account, and counts the answers. It uses no XML library, which would normalize them.
 
 Settings: user (carol, if it is not given); header, more attributes of the stream header; file, with a list of {"id", "xml",
 "answered"}: `[from]`, `[component]` and `[domain]` in the text are filled in. Prints the answers to each id, as text, once

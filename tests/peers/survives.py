@@ -1,4 +1,4 @@
-"""A SOCKS5 stream that goes on while the XMPP server is restarted: prints `open`, then waits for the file `go`."""
+"""A SOCKS5 stream that continues while the XMPP server is restarted: prints `open`, then waits for the file `go`."""
 
 import asyncio
 import hashlib

@@ -10,7 +10,7 @@ TIMEOUT = 100
 
 
 def certificate(directory, name):
-    """Makes a key and a self-signed certificate with the openssl program."""
+    """Creates a key and a self-signed certificate with the openssl program."""
     key, cert = Path(directory, f"{name}.key"), Path(directory, f"{name}.crt")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",

@@ -1,4 +1,4 @@
-"""One end of a TLS 1.3 connection over TCP, by the OpenSSL that pyOpenSSL brings along; no XMPP in it.
+"""One end of a TLS 1.3 connection over TCP, by the OpenSSL of pyOpenSSL, without XMPP.
 
 Settings: role ("client" or "server"), port, directory (with cert.pem and key.pem, made by xtls), send (a text). As a server it
 prints that it is listening. It reports OpenSSL's version, the certificate that the peer has shown, and what it has received.

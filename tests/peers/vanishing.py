@@ -1,4 +1,4 @@
-"""Peers in another network that vanish: settings `proxy`, `network` and `device`. Says how the other side's streams end."""
+"""Peers in another network that vanish: settings `proxy`, `network` and `device`. Reports how the other side's streams end."""
 
 import asyncio
 import socket
@@ -9,7 +9,7 @@ from broken_legs import acknowledge, connect
 from peer import Peer, main
 from socks5 import activate, dst_addr
 
-# What runs there: connects for a hash, says so, reads nothing and never ends.
+# The program there: connects for a hash, says so, reads nothing and never ends.
 THERE = """
 import socket, sys, time
 made = socket.create_connection((sys.argv[1], int(sys.argv[2])))

@@ -1,4 +1,4 @@
-"""Runs a program to which the kernel refuses system calls, as a seccomp profile does: without.py CALL… -- PROGRAM ARGUMENTS…"""
+"""Runs a program for which the kernel refuses system calls, like a seccomp profile: without.py CALL… -- PROGRAM ARGUMENTS…"""
 
 import ctypes
 import os

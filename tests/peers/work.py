@@ -1,4 +1,4 @@
-"""Adds and revokes keys until the component is gone; or, with `check`, looks for what an earlier run was told is done.
+"""Adds and revokes keys until the component is gone; or, with `check`, checks the changes that an earlier run saw acknowledged.
 
 Prints {"step": N} when N steps are acknowledged, and ends when the file `killed` is in its directory. Reports the steps that
 were acknowledged: [print, "active" or "revoked"].
