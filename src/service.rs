@@ -41,13 +41,13 @@ use crate::{
     },
 };
 
-/// The most stanzas that wait to be written to the XMPP server.
+/// Stanzas that wait to be written to the XMPP server.
 const OUTBOUND: usize = 1024;
-/// The most messages that wait for the router.
+/// Things that wait to be told to the router.
 const INBOUND: usize = 256;
-/// How long a session may take to send its final stanzas over the link.
+/// So long last words may take from a session to the link.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// How long tasks may take to end by themselves after the final stanzas.
+/// After the last word tasks have this long to end by themselves.
 const LAST: Duration = Duration::from_secs(6);
 
 /// Why the service could not start.
@@ -61,7 +61,7 @@ pub enum StartError {
         /// What the store says.
         source: registry::store::OpenError,
     },
-    /// The block list cannot be read.
+    /// Whom admins have blocked cannot be read.
     #[error("the database: {0}")]
     Blocks(String),
     /// The component's own certificate cannot be made or kept.
@@ -100,37 +100,37 @@ pub struct Service {
     options: mpsc::Sender<router::Options>,
     reloads: mpsc::Receiver<Reload>,
     link: JoinHandle<Result<(), LinkError>>,
-    /// Shut down in this order: listeners, the link, everything else.
+    /// Ends listening, and of late the link, and all else, in this order.
     accepting: CancellationToken,
     linked: CancellationToken,
-    /// Ends this instance's membership among several, so that another instance can lead.
+    /// Ends the part among several instances, which may lead from then on.
     leaving: CancellationToken,
     others: JoinHandle<()>,
     stop: CancellationToken,
-    /// Whether another process that shares the sockets may take over while streams run here.
+    /// Whether another process may take over while streams run here: it shares our sockets.
     has_heir: bool,
-    /// Whether the link is up; changes when it comes and goes.
+    /// Tells when the link comes and goes.
     links: watch::Receiver<bool>,
     tasks: TaskTracker,
     addresses: Vec<SocketAddr>,
 }
 
-/// What a running component asks of its caller.
+/// What a running component asks of who runs it.
 #[derive(Debug)]
 pub enum Event {
     /// The link has given up by itself.
     Ended(Result<(), LinkError>),
-    /// An admin wants the configuration to be reloaded.
+    /// An admin wants the configuration to be read again.
     Reload(Reload),
     /// The link came up, or was lost.
     Link(bool),
 }
 
 impl Service {
-    /// Opens the database, binds all listeners that were not inherited, then starts the link.
+    /// Opens the database, binds all listeners that are not there already, then starts the link.
     ///
     /// # Errors
-    /// [`StartError`]. Failures of the link come later, from [`Service::event`].
+    /// [`StartError`]; the link's own troubles come later, from [`Service::event`].
     pub async fn start(
         config: &Config,
         mut inherited: Inherited,
@@ -168,7 +168,7 @@ impl Service {
         }
         let config = &advertising(config, &addresses);
         for (host, port) in &config.socks5.advertise {
-            info!(host, port, "SOCKS5 address announced to clients");
+            info!(host, port, "clients are told this SOCKS5 address");
         }
         let (outbound, queue) = mpsc::channel(OUTBOUND);
         let requests = Requests::new(outbound.clone());
@@ -236,7 +236,7 @@ impl Service {
         );
         if let Some(address) = &config.http.listen {
             let given = pages.into_iter().flatten().next();
-            // Another process that takes over answers from now on.
+            // Where another process takes over, it answers from then on.
             let until = if has_heir { &accepting } else { &stop };
             http::start(address, given, status.clone(), until, &tasks)
                 .await
@@ -273,7 +273,7 @@ impl Service {
             secret: config.component.secret.clone(),
             max_stanza_bytes: config.component.max_stanza_bytes,
         };
-        // The link stops last: the sessions' final stanzas go through it.
+        // The link is the last to stop: the sessions' last words go through it.
         let link = tokio::spawn(link::run(login, queue, echoed, inbox, linked.clone()));
         Ok(Self {
             config: config.clone(),
@@ -299,12 +299,12 @@ impl Service {
         })
     }
 
-    /// Returns the addresses of the SOCKS5 listeners.
+    /// Where SOCKS5 is served.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Waits until the caller must do something. Do not call it again after [`Event::Ended`].
+    /// Waits until something must be done from outside. Not to be called again after [`Event::Ended`].
     ///
     /// # Cancel safety
     /// Nothing is lost if the future is dropped.
@@ -316,11 +316,11 @@ impl Service {
         }
     }
 
-    /// Applies the settings that may change while sessions run, and ends sessions of users who have lost access.
-    /// Returns the changed settings that need a restart.
+    /// Takes over what may change while sessions run, for them too where it concerns who may have them. Gives the
+    /// settings that changed and are not taken over.
     pub async fn reload(&mut self, config: &Config) -> Vec<String> {
         let restart = self.config.needing_restart(config);
-        // Settings that need a restart keep their old value for every part that reads them.
+        // What is not taken over stays as it is also for those parts that would read it anew.
         let config = &Config {
             component: config::Component {
                 name: config.component.name.clone(),
@@ -347,17 +347,17 @@ impl Service {
         let _ = self.options.send(router_options(config, doors.clone())).await;
         let ended = self.control.enforce();
         if ended > 0 {
-            info!(ended, "ended sessions of users who have lost access");
+            info!(ended, "sessions of users who may not have them any more");
         }
         self.config = config.clone();
         restart
     }
 
-    /// Accepts no more connections and sessions. Those that run may continue for the drain timeout, or until `hurry`;
-    /// then they are ended and everything stops.
+    /// Takes no more connections and sessions; those under way may go on for the drain timeout, or until `hurry`,
+    /// and are then told that it is over. Then everything stops.
     ///
-    /// Another process that takes over needs the address at the XMPP server. In that case the link ends first, and only
-    /// streams between two SOCKS5 legs continue. The same holds if another instance can serve the users: it leads
+    /// If another process may take over, it needs the address at the XMPP server: the link ends first, and of the
+    /// streams only those between two SOCKS5 legs go on. So it is, too, if another instance can serve the users: it leads
     /// before these streams are over.
     pub async fn shutdown(mut self, hurry: impl Future<Output = ()>) {
         let until = Instant::now() + self.config.limits.drain_timeout;
@@ -367,13 +367,13 @@ impl Service {
             self.accepting.cancel();
             self.broker.end_in_band();
             sleep(LAST_WORDS).await;
-            // Running streams are not lost, so no user is told that they are.
+            // What still runs is not lost: nobody is to be told that it is.
             self.journal.hand_over().await;
             self.linked.cancel();
             let _ = timeout(LAST, &mut self.link).await;
             self.leaving.cancel();
             let _ = timeout(LAST, &mut self.others).await;
-            info!("link closed; running streams continue");
+            info!("the link is given up, running streams go on");
         }
         let (broker, table) = (self.broker.clone(), self.table.clone());
         let drained = async {
@@ -389,7 +389,7 @@ impl Service {
             }
             () = sleep(self.config.limits.drain_timeout + LAST) => warn!("some sessions did not end in time"),
         }
-        // Lets queued final stanzas reach the link before it stops.
+        // Let queued last words reach the link before it is told to stop.
         sleep(Duration::from_millis(50)).await;
         self.linked.cancel();
         self.stop.cancel();
@@ -403,7 +403,7 @@ impl Service {
     }
 }
 
-/// Opens the configured database.
+/// Opens the database as configured.
 ///
 /// # Errors
 /// [`StartError::Database`].
@@ -414,7 +414,7 @@ pub async fn open(config: &Config) -> Result<Store, StartError> {
         .map_err(|source| StartError::Database { url: shown(&database.url), source })
 }
 
-/// Returns the component's own certificate and key, which the first start makes and stores.
+/// The component's own certificate and key; made and kept at the first start.
 ///
 /// # Errors
 /// [`StartError::Identity`].
@@ -427,13 +427,13 @@ pub async fn own_identity(store: &Store, jid: &BareJid) -> Result<Identity, Star
             .await
             .map_err(|error| wrong(&error))?;
     }
-    // Read back, because another Fingerpost may have been faster.
+    // Read back: another Fingerpost may have been faster.
     let kept = store.identity(jid).await.map_err(|error| wrong(&error))?;
-    let (certificate, key) = kept.ok_or_else(|| wrong(&"it was not stored"))?;
+    let (certificate, key) = kept.ok_or_else(|| wrong(&"it was not kept"))?;
     Ok(Identity::of_parts(certificate, key))
 }
 
-/// Returns a database address without its password.
+/// A database address without its password.
 fn shown(url: &str) -> String {
     match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1)))
     {
@@ -442,25 +442,25 @@ fn shown(url: &str) -> String {
     }
 }
 
-/// Returns the resources that were reachable when a component of this name last ran, or led.
+/// The resources that were reachable when a component of this name ran last, or led.
 async fn recall(reachable: &Reachable) -> Vec<(FullJid, i8)> {
     let recalled = reachable.recall().await.unwrap_or_else(|error| {
-        warn!(%error, "could not read the reachable users: each needs a new presence");
+        warn!(%error, "could not read who was reachable: users are reachable when they appear again");
         Vec::new()
     });
     if !recalled.is_empty() {
-        info!(resources = recalled.len(), "checking the users that were reachable before");
+        info!(resources = recalled.len(), "asking the users that were reachable before");
     }
     recalled
 }
 
-/// Returns the addresses announced to users, as text.
+/// What users are told to connect to, for people to compare.
 fn advertised(config: &Config) -> String {
     let hosts = config.socks5.advertise.iter().map(|(host, port)| format!("{host}:{port}"));
     hosts.collect::<Vec<_>>().join(", ")
 }
 
-/// Does what other instances of the component require.
+/// Does what must be done because of other instances of the component.
 struct Among {
     router: Arc<Mutex<Router>>,
     changed: Arc<Notify>,
@@ -476,7 +476,7 @@ struct Among {
 }
 
 impl Among {
-    /// Notifies the users of sessions that were open when another run or another instance ended, once there is a link.
+    /// Tells the users of sessions that were open when another run, or another instance, ended: as soon as there is a link.
     fn tell_of_lost_sessions(&self) {
         let (stop, cluster, journal) =
             (self.stop.clone(), self.cluster.clone(), self.journal.clone());
@@ -512,7 +512,7 @@ impl Among {
                     lock(&self.router).follow();
                 }
                 cluster::Event::Follow { lost: false } => {
-                    // Without a link these stanzas are not sent.
+                    // There is no link: what is said here is not heard.
                     self.journal.leave_to_the_next().await;
                     self.broker.end_in_band();
                     lock(&self.router).follow();
@@ -530,7 +530,7 @@ impl Among {
     }
 }
 
-/// Passes a stanza to the router, and has its task check the next deadline.
+/// Has the router handle a stanza, and its task look at its next deadline.
 fn handle(router: &Mutex<Router>, changed: &Notify, element: Element) {
     let mut router = lock(router);
     let before = router.deadline();
@@ -540,13 +540,13 @@ fn handle(router: &Mutex<Router>, changed: &Notify, element: Element) {
     }
 }
 
-/// What the link's task does with each event.
+/// What the link's task does with what comes.
 struct Inbox {
     router: Arc<Mutex<Router>>,
     status: Status,
     /// Whether the link is up.
     link: watch::Sender<bool>,
-    /// Notified when the router has another deadline.
+    /// Told when the router has another deadline.
     changed: Arc<Notify>,
     cluster: Cluster,
 }
@@ -566,7 +566,7 @@ impl link::Handler for Inbox {
         self.cluster.set_linked(false);
         self.link.send_replace(false);
         lock(&self.router).link_is_down();
-        // Requests keep waiting: usually the link is back at once, and the answers come over it.
+        // Requests wait on: mostly the link is back at once, and the answers come over it.
     }
 
     fn route(&mut self, route: Route) {
@@ -591,7 +591,7 @@ fn lock(router: &Mutex<Router>) -> MutexGuard<'_, Router> {
     router.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Passes to the router what comes from elsewhere than the link.
+/// What the router is told by others than the link.
 async fn route(
     router: Arc<Mutex<Router>>,
     changed: Arc<Notify>,
@@ -620,16 +620,16 @@ async fn route(
     }
 }
 
-/// Reloads the block list whenever another Fingerpost may have changed it.
+/// Reads again whom admins have blocked whenever another Fingerpost may have changed it.
 async fn follow_blocks(registry: Registry, control: Control, stop: CancellationToken) {
     while stop.run_until_cancelled(registry.blocks_changed()).await.is_some() {
         if let Err(error) = control.refresh().await {
-            warn!(%error, "could not reload the block list");
+            warn!(%error, "whom others have blocked cannot be read");
         }
     }
 }
 
-/// Completes the advertised addresses: a port that the system chooses is known only once it is bound.
+/// A port chosen by the system is known only when it is bound.
 fn advertising(config: &Config, addresses: &[SocketAddr]) -> Config {
     let mut config = config.clone();
     let bound = addresses.first().map_or(0, SocketAddr::port);
@@ -664,7 +664,7 @@ fn table_options(config: &Config) -> table::Options {
         idle_timeout: limits.idle_timeout,
         sessions: limits.sessions,
         sessions_per_user: limits.sessions_per_user,
-        // At most half of all connections. Few connections are not divided.
+        // Half of all connections at most; few are not shared out.
         waiting: if limits.sessions < 64 { limits.sessions } else { limits.sessions / 2 },
     }
 }
