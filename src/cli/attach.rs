@@ -1,7 +1,7 @@
-//! `fingerpost attach`: what the XMPP server must be told of this component, as lines to paste.
+//! `fingerpost attach`: the lines about this component for the XMPP server's configuration, to paste.
 //!
-//! The lines go to standard output, where they belong and what comes next to standard error, so that
-//! `fingerpost attach prosody >> /etc/prosody/prosody.cfg.lua` does what it looks like.
+//! The lines go to standard output; their place and the next step go to standard error. So `fingerpost attach prosody
+//! >> /etc/prosody/prosody.cfg.lua` works as it looks.
 
 use std::{
     fmt::Write as _,
@@ -17,7 +17,7 @@ use clap::ValueEnum;
 use super::Failure;
 use crate::config::{Component, Config, ConfigError};
 
-/// An XMPP server whose configuration is known here.
+/// An XMPP server whose configuration the program knows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Server {
     /// Prosody 0.12 or later
@@ -26,7 +26,7 @@ pub enum Server {
     Ejabberd,
 }
 
-/// Prints the lines for `server`. If there is no secret yet, one is made and kept where it will be found.
+/// Prints the lines for `server`. If there is no secret yet, creates one and stores it where it will be found.
 ///
 /// # Errors
 /// A bad configuration, or a secret that cannot be written.
@@ -42,7 +42,7 @@ pub(super) fn run(
             make_secret(path).map_err(|error| {
                 Failure::new(format!("{}: the secret cannot be written: {error}", path.display()))
             })?;
-            writeln!(err, "A new secret is in {}, for its owner alone.", path.display())?;
+            writeln!(err, "A new secret is in {}, readable by its owner only.", path.display())?;
             load()?
         }
         Ok(config) => config,
@@ -69,7 +69,7 @@ pub(super) fn run(
     Ok(())
 }
 
-/// 256 random bits, as hexadecimal digits, in a new file that only its owner may read.
+/// Writes 256 random bits, as hexadecimal digits, into a new file that only its owner may read.
 fn make_secret(path: &Path) -> io::Result<()> {
     let secret: [u8; 32] = rand::random();
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
@@ -83,12 +83,12 @@ fn prosody(component: &Component) -> String {
     let mut text = format!("-- Fingerpost\nComponent \"{}\"\n", component.jid);
     let secret = lua(component.secret.expose_secret());
     let _ = writeln!(text, "\tcomponent_secret = \"{secret}\"");
-    // Not in force by itself: with it `fingerpost check --online` would push the running service out.
+    // Not active by default: with it `fingerpost check --online` would push the running service out.
     text += "\t-- After a connection that died without a word, Prosody can refuse the next one for up to 16 minutes. This line\n\
              \t-- lets the new one replace the old one at once. The price: two programs with this name, also a check of the\n\
              \t-- configuration beside the running service, push each other out.\n\
              \t-- component_conflict_resolve = \"kick_old\"\n";
-    // What holds for the whole server must stand above the first host, so it is not among the lines to be pasted.
+    // Settings for the whole server must stand above the first host, so they are not among the lines to paste.
     if port != 5347 {
         let _ = writeln!(text, "-- Above the first VirtualHost:  component_ports = {{ {port} }}");
     }
@@ -121,7 +121,7 @@ fn ejabberd(component: &Component) -> String {
     )
 }
 
-/// Host and port of the server's component port; the configuration has been checked.
+/// Returns host and port of the server's component port; the configuration has been checked.
 fn address(component: &Component) -> (&str, u16) {
     let server = component.servers.first().map(String::as_str).unwrap_or_default();
     let (host, port) = server.rsplit_once(':').unwrap_or((server, ""));
@@ -132,7 +132,7 @@ fn is_local(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// A text inside a string of Lua.
+/// Returns a text inside a string of Lua.
 fn lua(text: &str) -> String {
     let mut escaped = String::new();
     for c in text.chars() {

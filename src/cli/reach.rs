@@ -1,4 +1,4 @@
-//! Whether clients reach the SOCKS5 port by the addresses that they are told, and what is seen of them there.
+//! Checks that clients reach the SOCKS5 port under the announced addresses, and shows their source addresses.
 
 use std::{
     collections::BTreeSet,
@@ -22,11 +22,11 @@ use crate::{
 
 /// How long a connection and its first bytes may take.
 const WAIT: Duration = Duration::from_secs(5);
-/// Addresses of one name that are tried.
+/// The most addresses of one name that are tried.
 const ADDRESSES: usize = 8;
-/// Connections of others that are read at one time: the port is open while this looks.
+/// The most connections of others that are read at once: the port is open during this check.
 const STRANGERS: usize = 256;
-/// What tells our connections from others.
+/// The mark of our own connections.
 type Nonce = [u8; 32];
 
 /// A connection that has arrived at a listening address.
@@ -34,14 +34,14 @@ struct Arrived {
     nonce: Nonce,
     /// The address that counts for it.
     source: SocketAddr,
-    /// Whether the header is missing that a load balancer must send.
+    /// Whether it lacks the header that a load balancer must send.
     bare: bool,
 }
 
-/// Says what is wrong with the addresses that clients are told, as far as they show it by themselves.
+/// Reports faults of the announced addresses that the addresses themselves show.
 ///
 /// # Errors
-/// As writing does.
+/// Those of writing.
 pub(crate) fn literals(config: &Config, out: &mut impl Write) -> io::Result<()> {
     if config.socks5.listen.is_empty() {
         return Ok(());
@@ -65,16 +65,16 @@ pub(crate) fn literals(config: &Config, out: &mut impl Write) -> io::Result<()> 
     Ok(())
 }
 
-/// Connects to every address that clients are told, as they would; the listening addresses are taken meanwhile, to see
-/// who comes.
+/// Connects to every announced address, as clients would. Meanwhile it listens at the configured addresses, to see what
+/// arrives.
 ///
 /// # Errors
-/// As writing does.
+/// Those of writing.
 pub(super) async fn look(config: &Config, out: &mut impl Write) -> io::Result<()> {
     let (arrivals, mut arrived) = mpsc::channel(STRANGERS);
     let mut tasks = JoinSet::new();
     for address in &config.socks5.listen {
-        // They are free, as has been tried before; another program may have taken one since.
+        // An earlier check has found them free; another program may have taken one since.
         if let Ok(listener) = TcpListener::bind(address).await {
             tasks.spawn(receive(listener, config.socks5.proxy_protocol, arrivals.clone()));
         }
@@ -101,8 +101,8 @@ pub(super) async fn look(config: &Config, out: &mut impl Write) -> io::Result<()
             match connect(*address, &mut arrived).await {
                 Ok(Some((_, Arrived { bare: true, .. }))) => writeln!(
                     out,
-                    "warning: {told} leads here{of_it}, but without the PROXY header that socks5.proxy_protocol wants, so \
-                     everybody would be refused: let the load balancer send it, or switch the setting off"
+                    "warning: {told} leads here{of_it}, but without the PROXY header that socks5.proxy_protocol needs, so \
+                     all users would be refused: let the load balancer send it, or switch the setting off"
                 )?,
                 Ok(Some((from, Arrived { source, .. }))) => {
                     leads = true;
@@ -122,7 +122,7 @@ pub(super) async fn look(config: &Config, out: &mut impl Write) -> io::Result<()
             }
         }
         if found.is_empty() {
-            writeln!(out, "warning: {told} has no address: {cure}")?;
+            writeln!(out, "warning: {told} does not resolve to an address: {cure}")?;
         } else if leads {
             writeln!(out, "{told} leads here")?;
         }
@@ -146,7 +146,7 @@ async fn connect(
     let nonce: Nonce = rand::random();
     let mut stream = timeout(WAIT, TcpStream::connect(address)).await??;
     let from = stream.local_addr()?;
-    // One that leads elsewhere may be closed at once.
+    // A connection that leads elsewhere may be closed at once.
     let _ = stream.write_all(&nonce).await;
     let ours = async {
         loop {
@@ -160,7 +160,7 @@ async fn connect(
     Ok(timeout(WAIT, ours).await.ok().flatten())
 }
 
-/// Reads what comes to a listening address.
+/// Reads the connections that arrive at a listening address.
 async fn receive(listener: TcpListener, proxy_protocol: bool, arrivals: mpsc::Sender<Arrived>) {
     let mut strangers = JoinSet::new();
     loop {
@@ -176,7 +176,7 @@ async fn receive(listener: TcpListener, proxy_protocol: bool, arrivals: mpsc::Se
     }
 }
 
-/// Reads a PROXY header, if there must be one, and what may be a nonce.
+/// Reads a PROXY header, if one is required, and a possible nonce.
 async fn read(
     mut stream: TcpStream,
     peer: SocketAddr,
@@ -245,7 +245,7 @@ mod tests {
         assert!(out.is_empty(), "the default is a name");
     }
 
-    /// What is told of a port behind a forwarder that puts `before` in front and connects from `from`.
+    /// Returns the report about a port behind a forwarder that puts `before` in front and connects from `from`.
     async fn behind(before: &'static [u8], from: Ipv4Addr, proxy_protocol: bool) -> String {
         let (inner, outer) = (free(), free());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, outer)).await.unwrap();

@@ -1,5 +1,5 @@
-//! Stanzas of a secured link-local stream, for an [`Endpoint`](crate::endpoint::Endpoint): what an XMPP server is elsewhere,
-//! the link is here.
+//! Carries stanzas of a secured link-local stream for an [`Endpoint`](crate::endpoint::Endpoint), in place of an XMPP
+//! server.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
 
 /// How long the closing of the stream may take.
 const CLOSE: Duration = Duration::from_secs(5);
-/// With so many bytes on their way no more stanzas are taken.
+/// With this many bytes on their way no more stanzas are taken.
 const FULL: usize = 256 << 10;
 /// On the link users have no resources; inside the program a session is between two full JIDs.
 const RESOURCE: &str = "lan";
@@ -45,7 +45,7 @@ impl Link {
     }
 }
 
-/// The address of a user of the link inside the program.
+/// Returns the address of a user of the link inside the program.
 pub(super) fn full(user: &BareJid) -> Option<FullJid> {
     user.with_resource_str(RESOURCE).ok()
 }
@@ -119,7 +119,7 @@ impl Driver {
                 () = token.cancelled() => break,
             }
         }
-        // What was said before the end, such as the end of a session, goes out first.
+        // Earlier stanzas, such as the end of a session, go out first.
         while let Ok(element) = self.queue.try_recv() {
             self.send(element);
         }
@@ -137,7 +137,7 @@ impl Driver {
         .await;
     }
 
-    /// Takes bytes; true if the stream is over.
+    /// Takes bytes; returns true if the stream is over.
     fn take(&mut self, mut bytes: &[u8], open: &mut bool) -> bool {
         while let Some(event) = self.xml.next(&mut bytes) {
             match event {
