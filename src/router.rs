@@ -80,7 +80,7 @@ pub struct Options {
     pub access: Doors,
     /// Requests per second for each user.
     pub requests_per_second: u32,
-    /// The SOCKS5 addresses that users are told; empty without SOCKS5.
+    /// The SOCKS5 addresses that are announced to users; empty without SOCKS5.
     pub advertise: Vec<(String, u16)>,
     /// Whether SOCKS5 is on.
     pub socks5: bool,

@@ -330,7 +330,7 @@ fn openssl_and_expat_speak_the_link_local_stream_in_both_roles() {
         cable.script(0, &settings).report()
     };
     let mut waiting = bob.start(&["chat", "--listen"], "listening");
-    // What is said in clear is refused, be it instead of STARTTLS or behind it.
+    // Stanzas in clear are refused, both instead of STARTTLS and after it.
     let report = call(json!({"plain": true}));
     assert_eq!(report["error"], "policy-violation", "{report}");
     let report = call(json!({"inject": true}));

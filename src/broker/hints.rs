@@ -1,4 +1,4 @@
-//! What the registry says of an offer's prints: verdicts, the `<hints/>` element, and policy.
+//! The registry's judgement of an offer's prints: verdicts, the `<hints/>` element, and policy.
 
 use jid::BareJid;
 use minidom::Element;

@@ -57,7 +57,7 @@ const FRESH: Duration = Duration::from_secs(1);
 const SILENT: Duration = Duration::from_secs(3);
 /// The most resources of one user that are checked at once for a session.
 const AT_ONCE: usize = 4;
-/// How often the database is told that an entry is still present.
+/// The interval between updates of an entry in the database.
 const STORE_AGAIN: Duration = Duration::from_secs(3600);
 
 /// A change of an entry, to be passed on.

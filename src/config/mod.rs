@@ -98,7 +98,7 @@ pub struct Database {
 pub struct Socks5 {
     /// host:port of each listener; none switches SOCKS5 off. The system picks a port for 0.
     pub listen: Vec<String>,
-    /// The host and port of each address that clients are told.
+    /// The host and port of each announced address.
     pub advertise: Vec<(String, u16)>,
     /// Whether connections start with a PROXY header.
     pub proxy_protocol: bool,

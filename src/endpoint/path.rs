@@ -2,8 +2,8 @@
 //! lost.
 //!
 //! TCP's own remedy (`net.ipv4.tcp_mtu_probing`) is off on most machines. A connection that announces small segments in
-//! its handshake (TCP_MAXSEG) gets and sends no others. So a connection that shows the signs is given up, and from then
-//! on every connection of this process announces small segments.
+//! its handshake (TCP_MAXSEG) gets and sends no others. So `xtls` gives up a connection that shows the signs.
+//! From then on every connection of this process announces small segments.
 //!
 //! | direction | sign |
 //! |---|---|

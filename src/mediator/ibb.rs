@@ -113,7 +113,7 @@ impl Default for Options {
     }
 }
 
-/// What the owner shall send to the peer, in order. An `id` is that of the peer's IQ.
+/// A stanza that the owner must send to the peer, in order. An `id` is that of the peer's IQ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Answer with an empty result.
@@ -141,7 +141,7 @@ pub enum Action {
     },
 }
 
-/// What an answer to a block says.
+/// The meaning of an answer to a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The peer has the block.
@@ -154,7 +154,7 @@ pub enum Answer {
     Undelivered,
 }
 
-/// What an answer to a ping says.
+/// The meaning of an answer to a ping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pong {
     /// The peer is present.
@@ -178,7 +178,7 @@ pub enum IbbError {
     /// The peer sent more than the window allows while the reader was slow.
     #[error("the peer sent more than there is room for")]
     Overflow,
-    /// What carries the stanzas broke, and blocks may be lost.
+    /// The connection that carries the stanzas broke, and blocks may be lost.
     #[error("the connection to the XMPP server was lost")]
     Lost,
     /// Blocks of ours have not reached the peer.
@@ -249,7 +249,7 @@ struct Doubt {
     failed: usize,
 }
 
-/// What pings have shown about the peer.
+/// The result of the pings to the peer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ping {
     /// When the last ping was sent, if it is not answered, and how many unanswered blocks were sent before it.

@@ -434,7 +434,7 @@ fn blocks_are_found_by_number_across_the_wrap() {
     assert!(!machine.awaits(0) && machine.awaits(1));
 }
 
-/// Two ejabberds (23.01 and 24.12) whose connection is reset: blocks and answers are lost without a word.
+/// Two ejabberds (23.01 and 24.12) whose connection is reset: blocks and answers are lost silently.
 #[test]
 fn blocks_that_were_lost_without_a_word_are_found_by_the_next_one() {
     let (mut machine, now) = under_way();

@@ -36,9 +36,9 @@ pub enum Cause {
     Descriptors,
     /// A silent connection made room for a new one.
     MadeRoom,
-    /// What came was no SOCKS5 request that is served here.
+    /// The first bytes were not a valid SOCKS5 handshake.
     Handshake,
-    /// The client's request was not one that is served here.
+    /// The PROXY header was missing or malformed.
     ProxyHeader,
     /// Two sides were connected already, or the connection was not expected.
     ThirdConnection,

@@ -35,7 +35,7 @@ pub enum Code {
     AddressNotSupported = 0x08,
 }
 
-/// What the owner of the socket shall do, in order.
+/// An action that the owner of the socket must carry out, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Close the connection after what was written.

@@ -378,7 +378,7 @@ impl Section {
     }
 }
 
-/// What stands before a number.
+/// The words before a number.
 #[derive(Debug)]
 struct Context {
     heading: String,
@@ -389,7 +389,7 @@ struct Context {
 }
 
 impl Context {
-    /// Returns what the words say of the number.
+    /// Returns the label that the words give the number.
     fn label(&self) -> Label {
         let Self { heading, own, .. } = self;
         let hash = last_hash(own).or_else(|| last_hash(heading));
@@ -425,7 +425,7 @@ enum Kind {
     Other,
 }
 
-/// What is said of a number.
+/// The kind and the hash of a number, from the words around it.
 #[derive(Clone, Copy, Debug)]
 struct Label {
     kind: Kind,
@@ -439,7 +439,7 @@ struct Run {
     group: usize,
     separator: Option<char>,
     context: Option<Context>,
-    /// What has come after it.
+    /// The text after it, so far.
     tail: String,
 }
 
@@ -459,7 +459,7 @@ impl Run {
         let separator = match (self.tail.trim(), self.tail.as_str()) {
             (_, "") => return false,
             ("", _) => ' ',
-            // A long one goes on in the next line.
+            // A long one continues in the next line.
             (":", tail) if tail == ":" || tail.contains('\n') => ':',
             ("-", tail) if tail == "-" || tail.contains('\n') => '-',
             _ => return false,

@@ -1,7 +1,7 @@
 //! Public key material: certificates to prints.
 //!
 //! Material comes as DER or PEM (X.509), as packets or armour (OpenPGP). A private key is recognized by its shape and
-//! refused before anything else is said of it. Errors never repeat what was sent.
+//! refused before any other check. Errors never repeat the input.
 
 use std::borrow::Cow;
 
@@ -38,7 +38,7 @@ pub struct Material {
     pub revocation: Option<String>,
 }
 
-/// What is wrong with an OpenPGP certificate. It holds neither what was sent nor the library's text, which repeats it.
+/// A fault of an OpenPGP certificate. It contains neither the input nor the library's text, which repeats the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenPgpFault {

@@ -82,7 +82,7 @@ pub(crate) fn is_id(id: &str) -> bool {
 pub struct Echo {
     /// Random, so that an earlier connection or another program has other numbers.
     nonce: u64,
-    /// That of the previous connection: its last pings may arrive here.
+    /// The nonce of the previous connection: its last pings may arrive here.
     before: Option<u64>,
     next: u32,
     sent: Vec<Sent>,

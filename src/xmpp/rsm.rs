@@ -263,7 +263,7 @@ pub fn after(uid: &str) -> Element {
     set
 }
 
-/// What an answer says about itself as a page.
+/// The place of an answer among the pages, as the answer states it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     /// The name of its last item; none if it has no items.

@@ -129,7 +129,7 @@ impl Tap {
         });
     }
 
-    /// Returns its address.
+    /// Returns its port.
     pub fn port(&self) -> u16 {
         self.port
     }

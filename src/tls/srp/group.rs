@@ -95,7 +95,7 @@ impl<D: Digest> Group<D> {
         Zeroizing::new(self.g.pow(x))
     }
 
-    /// Returns a = g^a.
+    /// Returns A = g^a.
     pub(super) fn client_public(&self, a: &Exponent) -> Vec<u8> {
         self.g.pow(&exponent(a)).retrieve().to_be_bytes().into()
     }
