@@ -160,7 +160,7 @@ async fn reload(loaded: &Loaded, service: &mut Service) -> Result<Vec<String>, S
     systemd::reloading();
     let done = match Config::load(Some(&loaded.path), vars()) {
         Ok(new) => {
-            let restart = service.reload(&new.config).await;
+            let restart = service.reload(&new.config);
             info!(file = %loaded.path.display(), "configuration read again");
             if !restart.is_empty() {
                 warn!(settings = restart.join(", "), "changed, and taken over by a restart only");

@@ -97,7 +97,7 @@ pub struct Service {
     registry: Registry,
     control: Control,
     cluster: Cluster,
-    options: mpsc::Sender<router::Options>,
+    router: Arc<Mutex<Router>>,
     reloads: mpsc::Receiver<Reload>,
     link: JoinHandle<Result<(), LinkError>>,
     /// Ends listening, and of late the link, and all else, in this order.
@@ -242,7 +242,6 @@ impl Service {
                 .await
                 .map_err(|source| StartError::Http { address: address.clone(), source })?;
         }
-        let (options, orders) = mpsc::channel(1);
         let (link, links) = watch::channel(false);
         let router = Arc::new(Mutex::new(router));
         let changed = Arc::new(Notify::new());
@@ -265,8 +264,9 @@ impl Service {
         }
         tasks.spawn(among.run(of_others));
         let back = (again, told, reported);
-        tasks.spawn(route(Arc::clone(&router), Arc::clone(&changed), back, orders, stop.clone()));
-        let inbox = Inbox { router, status, link, changed, cluster: cluster.clone() };
+        tasks.spawn(route(Arc::clone(&router), Arc::clone(&changed), back, stop.clone()));
+        let inbox =
+            Inbox { router: Arc::clone(&router), status, link, changed, cluster: cluster.clone() };
         let login = LinkOptions {
             servers: config.component.servers.clone(),
             jid,
@@ -284,7 +284,7 @@ impl Service {
             registry,
             control,
             cluster,
-            options,
+            router,
             reloads,
             link,
             accepting,
@@ -318,7 +318,7 @@ impl Service {
 
     /// Takes over what may change while sessions run, for them too where it concerns who may have them. Gives the
     /// settings that changed and are not taken over.
-    pub async fn reload(&mut self, config: &Config) -> Vec<String> {
+    pub fn reload(&mut self, config: &Config) -> Vec<String> {
         let restart = self.config.needing_restart(config);
         // What is not taken over stays as it is also for those parts that would read it anew.
         let config = &Config {
@@ -344,7 +344,8 @@ impl Service {
         self.control.log().set_configured(&config.log.level);
         let doors = self.control.doors();
         doors.set_configured(access(config));
-        let _ = self.options.send(router_options(config, doors.clone())).await;
+        // A user who asks after the answer to the reload sees what was read.
+        lock(&self.router).reload(router_options(config, doors.clone()));
         let ended = self.control.enforce();
         if ended > 0 {
             info!(ended, "sessions of users who may not have them any more");
@@ -600,7 +601,6 @@ async fn route(
         mpsc::Receiver<Notice>,
         mpsc::Receiver<Report>,
     ),
-    mut orders: mpsc::Receiver<router::Options>,
     stop: CancellationToken,
 ) {
     loop {
@@ -612,7 +612,6 @@ async fn route(
                 lock(&router).expire();
             }
             () = changed.notified() => {}
-            Some(options) = orders.recv() => lock(&router).reload(options),
             Some(known) = again.recv() => lock(&router).handle_known(known),
             Some(notice) = notices.recv() => lock(&router).notify(&notice),
             Some(report) = reports.recv() => lock(&router).handle_report(report),
