@@ -151,10 +151,11 @@ impl Driver {
             };
             tokio::pin!(rest);
             let progress = &self.facts.progress;
-            // A slow reader gets everything: the relay itself ends when nothing moves for the idle time.
+            // A slow reader gets everything, in bounded time: it keeps a place that no user and no admin can see.
+            let until = Instant::now() + self.shared.options().idle_timeout;
             loop {
                 let before = progress.bytes();
-                let over = timeout(LINGER, &mut rest).await.is_ok();
+                let over = timeout(LINGER, &mut rest).await.is_ok() || Instant::now() >= until;
                 if over || progress.bytes() == before && !progress.holds() {
                     break;
                 }

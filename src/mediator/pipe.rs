@@ -232,9 +232,9 @@ impl<A: Side, B: Side> Pipe<A, B> {
         sum(&self.forward).wrapping_add(sum(&self.backward))
     }
 
-    /// Returns whether a reader still waits for bytes.
+    /// Returns whether a reader still waits for bytes. Bytes that the guard has not passed may never go there.
     fn holds(&self) -> bool {
-        let holds = |d: &Direction| d.end > d.start || d.state == State::Shutdown;
+        let holds = |d: &Direction| d.end > d.start && !d.guarded || d.state == State::Shutdown;
         holds(&self.forward) || holds(&self.backward) || self.ending.is_some()
     }
 

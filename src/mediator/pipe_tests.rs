@@ -1,8 +1,9 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     task::JoinHandle,
+    time::sleep,
 };
 
 use super::*;
@@ -182,4 +183,21 @@ async fn a_rate_is_kept_in_both_directions_together() {
     assert!((9.0..11.0).contains(&took), "{took}");
     drop((romeo, juliet));
     pipe.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_guard_keeps_is_owed_to_no_reader() {
+    let options = Options { idle_timeout: Duration::from_secs(600), ..guarded() };
+    let (mut romeo, a) = duplex(64);
+    let (_juliet, b) = duplex(8);
+    let progress = Arc::<Progress>::default();
+    let watched = Arc::clone(&progress);
+    let _pipe = tokio::spawn(async move { relay_at_rate(a, b, options, 0, &watched).await });
+    romeo.write_all(&HELLO[..1]).await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    assert!(!progress.holds());
+    // The rest of the message fills the small buffer of a reader that stands still.
+    romeo.write_all(&HELLO[1..]).await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((progress.bytes(), progress.holds()), (8, true));
 }

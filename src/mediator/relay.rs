@@ -182,7 +182,7 @@ impl Relay {
 
     /// Returns whether a reader still waits for bytes.
     fn holds(&self) -> bool {
-        self.forward.holds() || self.backward.holds() || self.ending.is_some()
+        self.forward.owes() || self.backward.owes() || self.ending.is_some()
     }
 
     fn error(&self) -> Option<io::ErrorKind> {
@@ -312,9 +312,14 @@ impl Way {
         Poll::Ready(Ok(()))
     }
 
-    /// Returns whether bytes wait for the sink.
+    /// Returns whether bytes wait for the sink or for the guard.
     fn holds(&self) -> bool {
         self.pipe.is_some() || self.kept.is_some()
+    }
+
+    /// Returns whether bytes wait for the sink. Bytes that the guard has not passed may never go there.
+    fn owes(&self) -> bool {
+        self.holds() && !self.guarded
     }
 
     /// Takes over what the opposite direction knows; returns whether this one has just lost its sink.

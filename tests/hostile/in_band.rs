@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::socks5_socket::{get, with_pages};
 use crate::support::process::Process;
 use crate::support::programs::{Component, Options, Xtls, event, script};
 use crate::support::servers::{Kind, Server};
@@ -50,6 +51,22 @@ fn blocks_by_message_hold_no_more_than_the_setting_says() {
     let report = script("ibb_overflow.py", &server, json!({"bytes": 8 << 20}));
     let told = report["told"].as_str().unwrap();
     assert!(told.contains("more than there is room for"), "{report}\n{}", component.log());
+}
+
+/// The guard keeps what may become a ClientHello. Nobody waits for it when the session is over, so its place is free.
+#[test]
+fn an_ended_session_with_half_a_client_hello_leaves_its_place() {
+    let server = Server::start(Kind::Prosody);
+    let (options, pages) = with_pages(Options::default());
+    let component = Component::start(&server, &options);
+    let report = script("half_hello.py", &server, json!({}));
+    assert_eq!(report["told"], "cancel", "{report}\n{}", component.log());
+    let left = || {
+        let metrics = get(pages, "/metrics").unwrap();
+        metrics.lines().any(|line| line == "fingerpost_broker_sessions 0")
+    };
+    // Much less than the idle timeout of a stream.
+    wait_for("the end of the session", PATIENCE, || component.log(), left);
 }
 
 /// Prosody holds messages for an inactive client, and passes those to a client that has gone to another one of the

@@ -48,7 +48,7 @@ fn ends(mut stream: &TcpStream) -> bool {
     }
 }
 
-fn get(port: u16, path: &str) -> Option<String> {
+pub(crate) fn get(port: u16, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
@@ -57,7 +57,7 @@ fn get(port: u16, path: &str) -> Option<String> {
     Some(answer)
 }
 
-fn with_pages(options: Options) -> (Options, u16) {
+pub(crate) fn with_pages(options: Options) -> (Options, u16) {
     let port = free_port();
     let mut options = options;
     options.env.push(("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{port}")));
