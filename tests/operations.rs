@@ -66,9 +66,7 @@ fn every_metric_is_in_the_docs_and_moves() {
     let mut postgres = Postgres::start();
     let mut server = Server::start(Kind::Prosody);
     let (options, http) = with_pages(Options {
-        more: format!(
-            "{ADMIN}[limits]\nactivation_timeout = \"10s\"\nrequests_per_second = 1000\n"
-        ),
+        more: format!("{ADMIN}[limits]\nactivation_timeout = \"10s\"\nrequests_per_second = 100\n"),
         database: Some(postgres.url()),
         ..Options::default()
     });

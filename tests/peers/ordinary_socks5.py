@@ -42,9 +42,13 @@ async def story(settings):
             await asyncio.create_subprocess_exec(*command(name, address, port, host), **pipes) for name in (one, two)
         ]
         # They do not say when they are connected.
-        while (activated := await activate(alice, component, one, b)) in ("item-not-found", "not-allowed"):
+        early = ("item-not-found", "not-allowed", "resource-constraint")
+        while (activated := await activate(alice, component, one, b)) in early:
             if any(side.returncode is not None for side in sides):
                 break
+            await asyncio.sleep(0.1)
+        if activated != "result":
+            raise RuntimeError(f"not activated: {activated}")
         words = []
         for side, other in (sides, sides[::-1]):
             side.stdin.write(b"a line\n")
