@@ -134,18 +134,18 @@ fn expected_after() -> Value {
             "again": [[200, ""], "result"],
         },
         "reload": {
-            "read": [["info"], "The configuration was read again."],
+            "read": [["info"], "The configuration was reloaded."],
             "taken over": [["Signpost"], "auth forbidden", true],
             "bad": [["error"], true, ["Signpost"]],
-            "restart": "The configuration was read again. A restart is needed for: log.format.",
+            "restart": "The configuration was reloaded. These settings take effect after a restart: log.format.",
             "as before": [["Fingerpost"], ""],
         },
         "log_level": {
             "before": false,
             "offers": levels,
             "mistake": ["error"],
-            "debug": ["The level of the log is debug now.", true],
-            "back": ["The level of the log is info now.", false],
+            "debug": ["The log level is debug now.", true],
+            "back": ["The log level is info now.", false],
         },
         "audit": {
             "mistake": ["error"],

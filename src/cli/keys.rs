@@ -20,66 +20,66 @@ use crate::{
     xmpp::jid::canonical_bare,
 };
 
-/// An admin's hand is not held: this only stops a runaway script.
+/// The limit of keys for admins; it only stops a runaway script.
 const LIMIT: u32 = 10_000;
 
-/// What can be done to the registry offline.
+/// The offline commands on the registry.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum KeysCommand {
     /// List keys of one user, or all
     List {
-        /// Whose
+        /// The user
         #[arg(value_parser = address)]
         jid: Option<BareJid>,
     },
     /// Show one key, or the component's own certificate
     Show {
-        /// Its id
+        /// The key's id
         #[arg(required_unless_present = "own")]
         id: Option<String>,
-        /// The component's own certificate
+        /// Show the component's own certificate
         #[arg(long = "self", conflicts_with = "id")]
         own: bool,
     },
     /// Add a key for a user
     Add {
-        /// Whose
+        /// The user
         #[arg(value_parser = address)]
         jid: BareJid,
-        /// x509 or openpgp
+        /// The method: x509 or openpgp
         #[arg(long)]
         method: Method,
-        /// Its print, hexadecimal
+        /// A print of the key, hexadecimal
         #[arg(long, required_unless_present = "material")]
         print: Vec<String>,
-        /// Its certificate, DER or PEM
+        /// The key's certificate, DER or PEM
         #[arg(long, value_name = "FILE")]
         material: Option<PathBuf>,
-        /// A name for it
+        /// A name for the key
         #[arg(long, default_value = "")]
         label: String,
     },
     /// Vouch for a key
     Attest {
-        /// Its id
+        /// The key's id
         id: String,
     },
-    /// Delete all that is held about a user
+    /// Delete everything held about a user
     Erase {
-        /// Whom
+        /// The user
         #[arg(value_parser = address)]
         jid: BareJid,
-        /// Do not ask: it is meant
+        /// Do not ask for confirmation
         #[arg(long, required = true)]
         yes: bool,
     },
     /// Write all keys and settings, or one user's, as JSON Lines
     Export {
-        /// Whose
+        /// The user
         #[arg(value_parser = address)]
         jid: Option<BareJid>,
     },
-    /// Read what export has written; what is there already stays as it is
+    /// Read a file that export has written; existing keys stay as they are
     Import {
         /// The file; - for standard input
         file: PathBuf,
@@ -88,18 +88,18 @@ pub enum KeysCommand {
     Conflicts,
     /// Show the audit log, of one user or of all
     Audit {
-        /// Whose
+        /// The user
         #[arg(value_parser = address)]
         jid: Option<BareJid>,
-        /// How many rows, from the last back
+        /// The number of rows, counted from the last
         #[arg(long, default_value_t = 1000)]
         limit: u32,
     },
     /// Revoke a key, finally
     Revoke {
-        /// Its id
+        /// The key's id
         id: String,
-        /// Why
+        /// The reason
         #[arg(long, default_value = "")]
         reason: String,
     },
@@ -111,7 +111,7 @@ pub enum KeysError {
     /// The input is wrong.
     #[error("{0}")]
     Input(String),
-    /// The store said no.
+    /// The store refused, or failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The output cannot be written.
@@ -119,7 +119,7 @@ pub enum KeysError {
     Output(#[from] std::io::Error),
 }
 
-/// An address in any spelling, as the registry knows it.
+/// Reads an address in any spelling into its canonical form.
 fn address(text: &str) -> Result<BareJid, &'static str> {
     canonical_bare(text).ok_or("expected a bare address such as romeo@montague.lit")
 }
@@ -128,7 +128,7 @@ fn input(error: impl std::fmt::Display) -> KeysError {
     KeysError::Input(error.to_string())
 }
 
-/// Runs a command; what it found goes to `out`.
+/// Runs a command; its result goes to `out`.
 ///
 /// # Errors
 /// [`KeysError`]
@@ -146,7 +146,7 @@ pub async fn run(
         KeysCommand::Show { own: true, .. } => {
             let kept = store.identity(component).await?;
             let (certificate, _) = kept.ok_or_else(|| {
-                input("there is none yet: fingerpost serve makes it when it starts")
+                input("not created yet: fingerpost serve creates it when it starts")
             })?;
             let material = Material::parse(Method::X509, &certificate).map_err(input)?;
             for print in &material.prints {

@@ -95,7 +95,7 @@ pub(super) async fn export(
     Ok(())
 }
 
-/// Reads a file and stores what is in it, all or nothing; says how many keys are new.
+/// Reads a file and stores its content, all or nothing; returns how many keys are new.
 pub(super) async fn import(
     store: &Store,
     file: &Path,

@@ -1,7 +1,7 @@
 //! The `fingerpost` program: its arguments, and all of its commands that need neither server nor database.
 //!
-//! Data goes to standard output; what went wrong goes to standard error as a line `error: …`, where there is a cure
-//! with a line `hint: …` after it.
+//! Data goes to standard output. Failures go to standard error as a line `error: …`, followed by a line `hint: …` if
+//! there is a cure.
 
 use std::io::{self, Write};
 use std::net::{TcpListener, ToSocketAddrs};
@@ -19,9 +19,9 @@ pub mod keys;
 pub(crate) mod online;
 pub(crate) mod reach;
 
-/// Exit status: something failed at run time.
+/// Exit status: a failure at run time.
 pub const FAILED: u8 = 1;
-/// Exit status: the arguments make no sense.
+/// Exit status: wrong arguments.
 pub const USAGE: u8 = 2;
 /// Exit status: the XMPP server refused the secret.
 pub const SECRET_REFUSED: u8 = 77;
@@ -37,37 +37,37 @@ pub const BAD_CONFIG: u8 = 78;
                   78 bad configuration."
 )]
 pub struct Cli {
-    /// Configuration file [default: fingerpost.toml here, else /etc/fingerpost/config.toml]
+    /// The configuration file [default: ./fingerpost.toml, then /etc/fingerpost/config.toml]
     #[arg(short, long = "config", value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What `fingerpost` can do.
+/// The commands of `fingerpost`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Run the component in the foreground; SIGTERM ends it in good order, SIGHUP reads the configuration again
+    /// Run the component in the foreground; SIGTERM stops it in order, SIGHUP reloads the configuration
     Serve,
     /// Validate configuration, database and ports
     Check {
-        /// Also log in to the XMPP server, and look whether clients will find the component and reach it
+        /// Also log in to the XMPP server, and check that clients will find the component and reach it
         #[arg(long)]
         online: bool,
     },
-    /// Print what the XMPP server must be told of this component; makes the secret if there is none
+    /// Print the lines about this component for the XMPP server's configuration; creates the secret if it is missing
     Attach {
-        /// Which server
+        /// The XMPP server
         server: attach::Server,
     },
-    /// Bring the database schema up to date
+    /// Update the database schema
     Migrate,
     /// Print the annotated default configuration
     Config,
     /// Administer the registry of keys offline
     Keys {
-        /// What to do with the keys.
+        /// The command on the keys.
         #[command(subcommand)]
         command: KeysCommand,
         /// Print JSON
@@ -76,37 +76,37 @@ pub enum Command {
     },
     /// Print completions for a shell
     Completions {
-        /// Which shell
+        /// The shell
         shell: Shell,
     },
     /// Write the manual pages into a directory
     Man {
-        /// The directory; made if it does not exist
+        /// The directory; created if it does not exist
         dir: PathBuf,
     },
 }
 
-/// What is left to do once the arguments and the configuration are read.
+/// The work that remains once the arguments and the configuration are read.
 #[derive(Clone, Debug)]
 pub enum Task {
     /// Nothing: the command has done its work.
     Done,
     /// Run the component.
     Serve(Loaded),
-    /// Look at the database and, with `online`, log in; ports are free and the configuration is good.
+    /// Check the database and, with `online`, log in. The ports are free and the configuration is valid.
     Check {
         /// The configuration.
         loaded: Loaded,
         /// Whether to log in to the XMPP server.
         online: bool,
     },
-    /// Bring the schema up to date.
+    /// Update the schema.
     Migrate(Loaded),
     /// Administer keys.
     Keys {
         /// The configuration.
         loaded: Loaded,
-        /// What to do.
+        /// The command.
         command: KeysCommand,
         /// Whether to print JSON.
         json: bool,
@@ -118,24 +118,24 @@ pub enum Task {
 pub struct Failure {
     /// The exit status.
     pub code: u8,
-    /// What happened, in one line.
+    /// What happened, on one line.
     pub text: String,
-    /// What to do about it.
+    /// The cure.
     pub hint: Option<String>,
 }
 
 impl Failure {
-    /// A failure at run time.
+    /// Creates a failure at run time.
     pub fn new(text: impl Into<String>) -> Self {
         Self { code: FAILED, text: text.into(), hint: None }
     }
 
-    /// The same with another exit status.
+    /// Sets another exit status.
     pub fn with_code(self, code: u8) -> Self {
         Self { code, ..self }
     }
 
-    /// The same with a cure.
+    /// Adds a cure.
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
@@ -143,7 +143,7 @@ impl Failure {
     /// Writes the lines `error: …` and `hint: …`.
     ///
     /// # Errors
-    /// As writing does.
+    /// Those of writing.
     pub fn report(&self, err: &mut impl Write) -> io::Result<()> {
         writeln!(err, "error: {}", sentence(&self.text))?;
         match &self.hint {
@@ -170,7 +170,7 @@ impl From<io::Error> for Failure {
 }
 
 impl Cli {
-    /// Reads the configuration and does what can be done without server and database; gives what is left.
+    /// Reads the configuration and does the work that needs neither server nor database. Returns the work that remains.
     ///
     /// Data goes to `out`, warnings about the configuration to `err`.
     ///
@@ -179,7 +179,7 @@ impl Cli {
     pub fn prepare(self, out: &mut impl Write, err: &mut impl Write) -> Result<Task, Failure> {
         let file = self.config.as_deref();
         match self.command {
-            // Its warnings belong into the log, in the log's format.
+            // Its warnings belong in the log, in the log's format.
             Command::Serve => Ok(Task::Serve(Config::load(file, vars())?)),
             Command::Check { online } => {
                 let loaded = load(file, err)?;
@@ -200,7 +200,7 @@ impl Cli {
                 Ok(Task::Done)
             }
             Command::Completions { shell } => {
-                // Into memory first: the generator panics where it cannot write.
+                // Into memory first: the generator panics if it cannot write.
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "fingerpost", &mut script);
                 out.write_all(&script)?;
@@ -224,13 +224,13 @@ fn load(file: Option<&Path>, err: &mut impl Write) -> Result<Loaded, Failure> {
     Ok(loaded)
 }
 
-/// The environment. A variable that is no text is none of ours, or its value would fail as a setting anyway.
+/// Returns the environment. Variables that are not valid UTF-8 are skipped: their values would fail as settings anyway.
 pub(crate) fn vars() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
-/// Tries to listen wherever the component would.
+/// Tries to listen at every address of the configuration.
 fn check_ports(config: &Config) -> Result<(), Failure> {
     let socks5 = config.socks5.listen.iter().map(|address| ("socks5.listen", address));
     let http = config.http.listen.iter().map(|address| ("http.listen", address));

@@ -1,5 +1,5 @@
-//! `fingerpost check --online`: logs in to the XMPP server as the component would, looks around as its users would,
-//! and says of everything that is wrong what is to be done about it.
+//! `fingerpost check --online`: logs in to the XMPP server as the component would, looks around as its users would, and
+//! reports each fault with its cure.
 
 use std::{
     io::{self, Write},
@@ -29,7 +29,7 @@ use crate::{
 
 /// How long the server may take for a connection with its login, and for each answer.
 const WAIT: Duration = Duration::from_secs(10);
-/// How long a server may take to pass the longest stanza on; it may have to go slowly.
+/// How long a server may take to deliver the longest stanza; it may be slow.
 const LONGEST: Duration = Duration::from_secs(15);
 /// How often the longest stanza is sent if it does not come back.
 const TRIES: usize = 3;
@@ -67,8 +67,8 @@ pub(crate) async fn run(
         writeln!(
             out,
             "warning: the server gives stanzas for {} to another connection too: if fingerpost is running, that is the \
-             reason and all is well; else stop the other component, and give each component of ejabberd a listener of \
-             its own",
+             reason and all is well; otherwise stop the other component, and give each component of ejabberd its own \
+             listener",
             component.jid
         )?;
     }
@@ -84,7 +84,7 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// Writes how many instances serve the component, by the database that they share, and what is wrong with them.
+/// Reports how many instances serve the component, according to the shared database, and their faults.
 async fn instances(config: &Config, store: &Store, out: &mut impl Write) -> Result<(), Failure> {
     let found = store.instances(&config.component.jid).await;
     let found = found.map_err(|error| Failure::new(format!("the database: {error}")))?;
@@ -113,10 +113,10 @@ async fn instances(config: &Config, store: &Store, out: &mut impl Write) -> Resu
     Ok(())
 }
 
-/// Logs in to each server, as any of them may be the one that is left. Gives the first that took the secret.
+/// Logs in to each server, because any of them may be the only one left. Returns the first that accepted the secret.
 ///
 /// # Errors
-/// Why the first one did not, if none did.
+/// The first one's failure, if none did.
 async fn servers(
     config: &Config,
     options: LinkOptions,
@@ -153,7 +153,7 @@ async fn servers(
     first.ok_or_else(failure)
 }
 
-/// Logs in; a server that is being restarted has a moment to listen.
+/// Logs in; gives a server that is restarting a moment to listen.
 async fn handshake(options: &LinkOptions) -> Result<Halves, Unlinked> {
     let patience = Instant::now() + PATIENCE;
     loop {
@@ -169,7 +169,7 @@ async fn handshake(options: &LinkOptions) -> Result<Halves, Unlinked> {
     }
 }
 
-/// Why there is no link, and the cure.
+/// Returns why there is no link, and the cure.
 fn explain(config: &Config, server: &str, error: &Unlinked) -> Failure {
     let jid = &config.component.jid;
     let attach = "`fingerpost attach prosody` (or ejabberd) prints the lines for the server; restart it after that";
@@ -192,7 +192,7 @@ fn explain(config: &Config, server: &str, error: &Unlinked) -> Failure {
         Unlinked::Stream { condition, .. } if condition == "conflict" => Failure::new(format!(
             "{jid} is connected already"
         ))
-        .with_hint("is fingerpost running? Then all is well; else stop what has its address"),
+        .with_hint("is fingerpost running? Then all is well; otherwise stop the program that uses its address"),
         Unlinked::Closed | Unlinked::Eof { .. } => Failure::new(format!(
             "{server} closed the connection"
         ))
@@ -201,7 +201,7 @@ fn explain(config: &Config, server: &str, error: &Unlinked) -> Failure {
     }
 }
 
-/// Whether clients of the parent domain find the component, and whether they find another proxy too.
+/// Checks that clients of the parent domain find the component, and whether they find another proxy too.
 async fn services(
     asking: &mut Asking,
     config: &Config,
@@ -213,7 +213,7 @@ async fn services(
     let Some(items) = asking.ask(&host, Element::bare("query", ns::DISCO_ITEMS)).await? else {
         writeln!(
             out,
-            "warning: {parent} does not say what services it has: is it a host of this server?"
+            "warning: {parent} does not list its services: is it a host of this server?"
         )?;
         return Ok(());
     };
@@ -255,7 +255,7 @@ async fn services(
     Ok(())
 }
 
-/// Whether the kernel finds out by itself that a path takes smaller packets than its ends.
+/// Checks that the kernel finds out by itself when a path takes smaller packets than its ends.
 fn path_mtu(config: &Config, probing: Option<&str>, out: &mut impl Write) -> io::Result<()> {
     if config.socks5.listen.is_empty() || config.socks5.max_segment > 0 {
         return Ok(());
@@ -269,7 +269,7 @@ fn path_mtu(config: &Config, probing: Option<&str>, out: &mut impl Write) -> io:
     Ok(())
 }
 
-/// Whether the server accepts stanzas as long as configured, and if not, how long they may be.
+/// Checks that the server accepts stanzas of the configured length; if not, measures its limit.
 async fn sizes(
     mut asking: Asking,
     options: &LinkOptions,
@@ -277,7 +277,7 @@ async fn sizes(
 ) -> Result<(), Failure> {
     let max = options.max_stanza_bytes;
     let mut passed = None;
-    // A server that knows two links of one address passes a stanza to either.
+    // A server with two links of one address may deliver a stanza to either.
     for _ in 0..TRIES {
         passed = asking.passes(max).await;
         if passed.is_some() {
@@ -311,7 +311,7 @@ async fn sizes(
     Ok(())
 }
 
-/// The longest stanza that the server accepts, measured with links of their own: each that is too long ends one.
+/// Returns the longest stanza that the server accepts, measured with links of their own: each longer one ends a link.
 async fn measure(options: &LinkOptions, too_long: usize) -> usize {
     let (mut accepted, mut too_long) = (size::LEAST, too_long);
     let mut link: Option<Asking> = None;
@@ -352,7 +352,7 @@ async fn again(options: &LinkOptions) -> Option<Asking> {
     }
 }
 
-/// A link for a few questions.
+/// A link for a few requests.
 struct Asking {
     halves: Halves,
     jid: BareJid,
@@ -360,7 +360,7 @@ struct Asking {
 }
 
 impl Asking {
-    /// The payload of the answer; `None` for an error or silence.
+    /// Returns the payload of the answer; `None` for an error or silence.
     async fn ask(&mut self, to: &Jid, payload: Element) -> Result<Option<Element>, Failure> {
         self.number += 1;
         let id = format!("check-{}", self.number);
@@ -399,12 +399,13 @@ impl Asking {
         }
     }
 
-    /// Whether the server passes a stanza of so many bytes on to ourselves; `None` if it does not come back in time.
+    /// Returns whether the server delivers a stanza of so many bytes to ourselves; `None` if it does not come back in
+    /// time.
     async fn passes(&mut self, size: usize) -> Option<bool> {
         self.number += 1;
         let id = format!("check-size-{}", self.number);
         let address = self.jid.as_str();
-        // A result that nobody waits for: any other program that gets it drops it.
+        // A result that nothing waits for: any other program that gets it drops it.
         let mut iq = xml::element(
             "iq",
             ns::CLIENT,
@@ -421,8 +422,8 @@ impl Asking {
         xml::write(&iq, &mut bytes).ok()?;
         let (reader, writer) = &mut self.halves;
         let exchange = async {
-            // The server may end the stream before it has read all of it. Prosody counts only what it has read before the
-            // end of a stanza comes, so the end comes on its own.
+            // The server may end the stream before it has read the whole stanza. Prosody counts only the bytes before
+            // the end of a stanza, so the end comes on its own.
             let (head, tail) = bytes.split_at(bytes.len() - TAIL);
             let mut sent = writer.write_all(head).await;
             if sent.is_ok() {
@@ -450,7 +451,7 @@ impl Asking {
         timeout(LONGEST, exchange).await.ok()
     }
 
-    /// Whether every stanza to ourselves comes back to this connection, once.
+    /// Returns whether every stanza to ourselves comes back to this connection, once.
     async fn is_alone(&mut self) -> Result<bool, Failure> {
         let mut echo = Echo::new(rand::random(), None, Instant::now());
         let (reader, writer) = &mut self.halves;

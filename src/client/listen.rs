@@ -1,4 +1,4 @@
-//! The command `listen`: sessions of others, and their files.
+//! The command `listen`: peers' sessions, and their files.
 
 use std::{
     path::{Path, PathBuf},
@@ -28,7 +28,7 @@ use crate::{
     xmpp::ns,
 };
 
-/// What to do with sessions that come.
+/// How to handle incoming sessions.
 #[derive(Debug)]
 pub(super) struct Listen {
     pub(super) client: Client,
@@ -36,19 +36,19 @@ pub(super) struct Listen {
     pub(super) inbox: Option<Inbox>,
     /// Whether to end after one session.
     pub(super) once: bool,
-    /// Whose sessions to take; everybody's if it is empty.
+    /// The users whose sessions are accepted; all if it is empty.
     pub(super) accept: Vec<BareJid>,
-    /// Held while the user is told of a peer: one question at a time, and no two first keys of one peer.
+    /// Held while the user is told of a peer: one question at a time, and never two first keys of one peer.
     telling: Mutex<()>,
-    /// Whether the one session that `once` means has been secured.
+    /// Whether the one session that `once` allows has been secured.
     taken: AtomicBool,
 }
 
-/// How a session went.
+/// The result of a session.
 #[derive(Debug)]
 struct Served {
     done: Result<(), XtlsError>,
-    /// Whether it ends a listener that takes one session.
+    /// Whether it ends a listener that accepts one session.
     counts: bool,
 }
 
@@ -71,16 +71,16 @@ impl From<Error> for Failure {
     }
 }
 
-/// Where files land, and which of them do.
+/// Where files are stored, and which ones are accepted.
 #[derive(Debug)]
 pub(super) struct Inbox {
     dir: PathBuf,
     max_size: Option<u64>,
-    /// Bytes of files that are under way.
+    /// The bytes of files that are being received.
     promised: AtomicU64,
 }
 
-/// Room for a file that is under way, until this is dropped.
+/// Room for a file that is being received, until this is dropped.
 #[derive(Debug)]
 struct Room<'a> {
     inbox: &'a Inbox,
@@ -98,7 +98,7 @@ impl Inbox {
         Self { dir, max_size, promised: AtomicU64::new(0) }
     }
 
-    /// Whether a file of this size is taken at all.
+    /// Checks that a file of this size is accepted.
     fn admit(&self, size: u64) -> Result<(), XtlsError> {
         match self.max_size {
             Some(most) if size > most => Err(XtlsError::refused(format!(
@@ -110,7 +110,7 @@ impl Inbox {
         }
     }
 
-    /// Room for so many more bytes, beside those of other files under way.
+    /// Reserves room for so many more bytes, beside those of other files.
     fn room(&self, bytes: u64) -> Result<Room<'_>, XtlsError> {
         let free = rustix::fs::statvfs(&self.dir)
             .map(|system| system.f_bavail.saturating_mul(system.f_frsize))
@@ -130,11 +130,11 @@ impl Inbox {
     }
 }
 
-/// Waits for sessions, until Ctrl-C. A connection that is lost is made again.
+/// Waits for sessions, until Ctrl-C. Reconnects after a loss of the connection.
 ///
 /// # Errors
-/// If the server does not let us in any more, or a session under way was interrupted, or the wait for a pipe; with `once`,
-/// as the session ends.
+/// If the server refuses the login, or a running session or the wait for a pipe was interrupted; with `once`, the error
+/// of the session.
 pub(super) async fn listen(listen: Listen) -> Result<(), XtlsError> {
     let listen = Arc::new(listen);
     let stop = interrupted();
@@ -176,12 +176,12 @@ impl Listen {
         self.client.connect_to_wait().await
     }
 
-    /// How it ends when the user ends it. A pipe that has not come has failed.
+    /// Returns the result when the user ends it. A pipe that has not come has failed.
     fn stopped(&self, is_idle: bool) -> Result<(), XtlsError> {
         if is_idle && self.inbox.is_some() { Ok(()) } else { Err(XtlsError::failed("interrupted")) }
     }
 
-    /// Tells the component and the user that we are there.
+    /// Announces us to the component and the user.
     async fn appear(&self, endpoint: &Endpoint) {
         endpoint.appear(1).await;
         let jid = endpoint.jid();
@@ -208,7 +208,7 @@ impl Listen {
                 biased;
                 () = &mut stop => {
                     let is_idle = sessions.is_empty();
-                    // What is dropped says goodbye.
+                    // Dropped sessions send their session-terminate.
                     sessions.shutdown().await;
                     return self.stopped(is_idle);
                 }
@@ -223,13 +223,13 @@ impl Listen {
                         self.client.output.error(&error);
                     }
                 }
-                // How many there may be is the endpoint's to say: so many for each peer, and others for known peers.
+                // The endpoint limits their number: so many for each peer, and others for known peers.
                 request = incoming.next(), if connected => match request {
                     Some(request) => {
                         let this = Arc::clone(self);
                         sessions.spawn(async move { this.take(request).await });
                     }
-                    // A stream may run beside the connection, and go on without it.
+                    // A stream may run beside the connection, and continue without it.
                     None => connected = false,
                 },
             }
@@ -237,12 +237,13 @@ impl Listen {
         Err(endpoint.why_disconnected().into())
     }
 
-    /// Takes one session.
+    /// Serves one session.
     pub(super) async fn serve(&self, request: Request) -> Result<(), XtlsError> {
         self.take(request).await.done
     }
 
-    /// Takes one session. With `once`, a peer that only waits does not end the listener, nor does one that is not accepted.
+    /// Serves one session. With `once`, a peer that only waits does not end the listener, nor does one that is not
+    /// accepted.
     async fn take(&self, request: Request) -> Served {
         let peer = request.peer();
         if !self.accept.is_empty() && !self.accept.contains(peer) {
@@ -278,7 +279,7 @@ impl Listen {
         let answer = offer.ranged.then(|| files::answer(&description, kept));
         let (mut session, mut stream) = request.accept_with(answer).await?;
         self.secured(&mut session, &stream, claimed).await?;
-        // Only now it is known who that is. The sender is told why before it has sent much.
+        // The peer's identity is known only now. The sender learns the reason before it has sent much.
         let room = match inbox.room(offer.size.saturating_sub(kept)) {
             Ok(room) => room,
             Err(error) => {
@@ -299,7 +300,7 @@ impl Listen {
         let watching = pace::watch(self.client.output, in_band, || monitor.received(), |_| {});
         let receiving = async {
             let received = files::receive(&mut stream, part, &inbox.dir, &offer, &bar).await?;
-            // With this the sender knows that it was we who have everything.
+            // This shows the sender that we ourselves have everything.
             let _ = stream.shutdown().await;
             Ok(received)
         };
@@ -318,7 +319,7 @@ impl Listen {
         Ok(goodbye(session, done).await?)
     }
 
-    /// Tells the user of the peer. Sets `claimed` if the session is the one that is taken, or one of many.
+    /// Tells the user about the peer. Sets `claimed` if the session is the one that is accepted, or one of many.
     async fn secured(
         &self,
         session: &mut Session,
@@ -360,7 +361,7 @@ impl Listen {
         }
     }
 
-    /// The part of a file whose first `kept` bytes are there.
+    /// Returns the part of a file whose first `kept` bytes exist.
     async fn part(
         &self,
         dir: &Path,
@@ -375,7 +376,7 @@ impl Listen {
         let opened = tokio::task::spawn_blocking(move || {
             let part = Part::open(&dir, &sender, &offer, kept)
                 .map_err(|error| XtlsError::failed(format!("{}: {error}", dir.display())));
-            // One that is open stays.
+            // A stream that is still open stays so.
             parts::sweep(&dir);
             part
         });
@@ -383,7 +384,7 @@ impl Listen {
     }
 }
 
-/// Ends a session as its stream has ended.
+/// Ends a session in the way its stream has ended.
 async fn goodbye(mut session: Session, done: Result<(), XtlsError>) -> Result<(), XtlsError> {
     match &done {
         Ok(()) => session.terminate("success", "").await,

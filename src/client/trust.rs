@@ -175,7 +175,7 @@ impl Trust {
         prints.insert(method.as_str().to_owned(), print.to_string());
     }
 
-    /// Changes what the store holds now, which other processes may have changed since it was loaded.
+    /// Changes the store as it is now; other processes may have changed it since it was loaded.
     fn change<T>(
         &mut self,
         change: impl FnOnce(&mut Self) -> Result<T, XtlsError>,
@@ -247,7 +247,7 @@ mod tests {
             let forms = Print::forms(Method::X509, &identity.print(), &identity.certificate);
             trust.check_forms(&peer, Method::X509, &identity.print(), &forms)
         };
-        // As `certtool --key-id --hash sha256` prints it: nothing says that it is one of a public key.
+        // As `certtool --key-id --hash sha256` prints it: nothing shows that it belongs to a public key.
         let bare = spki.to_string().replace(':', "").to_lowercase();
         for text in [bare.clone(), format!("Public Key ID:\n\tsha256:{bare}")] {
             trust.set(&peer, Method::X509, &Print::pin(&text, Method::X509).unwrap()).unwrap();
@@ -264,7 +264,7 @@ mod tests {
             for n in 0..12_u8 {
                 let dir = dir.path();
                 scope.spawn(move || {
-                    // Each has read the store before any of the others has changed it, or in the middle.
+                    // Each has read the store before the others changed it, or in between.
                     let mut trust = Trust::load(dir).unwrap();
                     let peer = BareJid::new(&format!("peer{n}@capulet.lit")).unwrap();
                     let print = Print::new(HashKind::Sha256, &[n; 32]).unwrap();

@@ -29,24 +29,24 @@ const TRIES: u32 = 5;
 pub(super) enum Role {
     /// This instance.
     Leads,
-    /// Another one, if it is known which.
+    /// Another one leads; its id, if known.
     Follows(Option<String>),
 }
 
-/// What to ask of the database.
+/// An operation to run on the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Nothing.
     Nothing,
     /// Take the lock if it is free: the result goes to [`Member::tried`].
     Try,
-    /// End the connection that holds the lock, then as [`Step::Try`].
+    /// End the connection that holds the lock, then continue as for [`Step::Try`].
     Evict,
-    /// Give the lock free.
+    /// Release the lock.
     Yield,
 }
 
-/// One instance among the others.
+/// This instance among the others.
 #[derive(Debug)]
 pub(super) struct Member {
     id: String,
@@ -64,7 +64,7 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// An instance that leads until it is told otherwise.
+    /// Creates an instance that leads until another one is seen.
     pub(super) fn new(id: String, now: Instant) -> Self {
         Self {
             id,
@@ -81,7 +81,7 @@ impl Member {
         &self.role
     }
 
-    /// Whether it has the lock.
+    /// Returns whether it holds the lock.
     pub(super) fn holds(&self) -> bool {
         self.holds
     }
@@ -101,7 +101,7 @@ impl Member {
         if self.role == Role::Leads { Step::Try } else { Step::Nothing }
     }
 
-    /// The link came up or was lost.
+    /// Notes that the link came up or was lost.
     pub(super) fn set_linked(&mut self, linked: bool, now: Instant) {
         match (linked, self.linkless) {
             (true, _) => self.linkless = None,
@@ -110,7 +110,7 @@ impl Member {
         }
     }
 
-    /// Whether another one, which has a link, is to lead.
+    /// Returns whether another one, which has a link, should lead.
     fn is_worse(&self, now: Instant) -> bool {
         self.is_another_linked && self.linkless.is_some_and(|since| now - since >= LINKLESS)
     }
@@ -169,7 +169,7 @@ impl Member {
         }
     }
 
-    /// The first looks are over. A leader that gave no sign of life meanwhile, but did so lately, is waited for.
+    /// Ends the joining. A leader without a sign of life meanwhile, but with a recent one, is waited for.
     pub(super) fn joined(&mut self, instances: &[Instance]) {
         let leads = |other: &Instance| other.id != self.id && other.leads && other.is_alive();
         if self.role == Role::Leads && !self.holds && instances.iter().any(leads) {
@@ -198,7 +198,7 @@ mod tests {
         Role::Follows(Some(id.to_owned()))
     }
 
-    /// One that has a link.
+    /// Creates one that has a link.
     fn member(id: &str, now: Instant) -> Member {
         let mut member = Member::new(id.to_owned(), now);
         member.set_linked(true, now);
@@ -250,13 +250,13 @@ mod tests {
             a.tried(false);
             assert_eq!(a.role(), &Role::Leads);
         }
-        // It ends that connection at last, whoever wrote down that it leads.
+        // It ends that connection at last, whichever instance the rows name as the leader.
         assert_eq!((steps[0], steps.last()), (Step::Try, Some(&Step::Evict)));
-        // Rows of those that are gone change nothing.
+        // Rows of vanished instances change nothing.
         let gone = [instance("a", false, false, 0), instance("b", true, true, 15)];
         assert_eq!(a.look(&gone, later), Step::Evict);
         assert_eq!(a.role(), &Role::Leads);
-        // One that follows without a lead does not lead.
+        // A follower without a leader does not lead.
         let other = [instance("a", false, true, 0), instance("b", false, false, 0)];
         a.look(&other, later);
         assert_eq!(a.role(), &Role::Leads);
@@ -353,7 +353,7 @@ mod tests {
         b.disconnected();
         assert_eq!((a.role(), b.role()), (&Role::Leads, &Role::Follows(None)));
         let rows = [instance("a", true, true, 60), instance("b", false, true, 0)];
-        // The one that has followed is back first.
+        // The follower is back first.
         assert_eq!(b.reconnected(now), Step::Nothing);
         assert_eq!(b.look(&rows, now), Step::Nothing);
         assert_eq!(a.reconnected(now), Step::Try);

@@ -67,7 +67,7 @@ pub enum Event {
     Lead,
     /// Another one leads from now on. `lost`: it has told the users of this one's sessions that these are over.
     Follow {
-        /// See above.
+        /// Whether the sessions are lost, as above.
         lost: bool,
     },
     /// A stanza that another instance has received.
@@ -123,8 +123,8 @@ pub struct Running {
 }
 
 impl Cluster {
-    /// Looks who else serves the component. Without anybody, or where the database belongs to one alone, this instance
-    /// leads. `advertise`: what it tells users to connect to.
+    /// Looks for other instances of the component. Without any, or if the database cannot be shared, this instance
+    /// leads. `advertise` are the addresses that it announces to users.
     pub async fn join(store: &Store, component: &BareJid, advertise: String) -> (Self, Running) {
         let id = format!("{:016x}", rand::random::<u64>());
         let (sender, queue) = mpsc::channel(QUEUE);
@@ -189,7 +189,7 @@ impl Cluster {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the other instances that are alive. Says whether one is gone, or has lost its link, since the last time.
+    /// Stores the live other instances. Returns whether one has gone, or has lost its link, since the last time.
     fn note(&self, instances: &[Instance]) -> bool {
         let is_other = |other: &&Instance| other.id != self.0.id && other.is_alive();
         let others: Vec<Instance> = instances.iter().filter(is_other).cloned().collect();
@@ -227,8 +227,8 @@ impl Cluster {
         }
     }
 
-    /// Notes whether the XMPP server is alone. No other instance then reaches its users, though others may share the
-    /// database: this one leads, and takes no part in what they do.
+    /// Notes whether the XMPP server has no cluster. Then no other instance reaches its users, though others may share
+    /// the database: this one leads, and takes no part in theirs.
     pub fn set_alone(&self, alone: bool) {
         let mut state = self.lock();
         state.alone = alone;
@@ -241,17 +241,17 @@ impl Cluster {
         self.lock().alone
     }
 
-    /// How many instances there are, this one too.
+    /// Returns the number of instances, including this one.
     pub fn count(&self) -> usize {
         self.lock().others.len() + 1
     }
 
-    /// Whether another instance can reach the users.
+    /// Returns whether another instance can reach the users.
     pub fn has_heir(&self) -> bool {
         self.lock().others.iter().any(|other| other.linked)
     }
 
-    /// What keeps this instance from serving its users, if anything does.
+    /// Returns what keeps this instance from serving its users, if anything does.
     pub fn obstacle(&self) -> Option<&'static str> {
         let is_lost = self.lock().role == Role::Follows(None);
         is_lost.then_some("no instance of this component leads")
@@ -262,10 +262,10 @@ impl Cluster {
         self.0.linked.store(linked, Ordering::Relaxed);
     }
 
-    /// Hands a stanza to the instance that leads.
+    /// Passes a stanza to the leader.
     ///
     /// # Errors
-    /// What a user is told whose request cannot be handed over.
+    /// The refusal for the user, if the request cannot be handed over.
     pub fn hand_over(&self, stanza: &Stanza) -> Result<(), Refusal> {
         let weight = ITEM + stanza.weight();
         let permit = self.0.permits.take(&stanza.from.to_bare(), weight).map_err(|_| busy())?;
@@ -274,8 +274,8 @@ impl Cluster {
         self.0.queue.try_send(item).map_err(|_| busy())
     }
 
-    /// Takes the id of a ping that another program with this component's name has sent to itself. Says whether it may be
-    /// another instance's: then it is told.
+    /// Takes the id of a ping that another program with this component's name has sent to itself. Returns whether it
+    /// may be another instance's; if so, notifies that one.
     pub fn echo(&self, id: &str) -> bool {
         !self.lock().others.is_empty()
             && self
@@ -299,7 +299,7 @@ async fn notified(meeting: &mut Option<Meeting>) -> Result<Heard, StoreError> {
 }
 
 impl Running {
-    /// Runs until `stop`, and then leaves. `outbound` is for the refusals of what cannot be handed over.
+    /// Runs until `stop`, and then leaves. `outbound` carries refusals of stanzas that cannot be handed over.
     pub async fn run(
         mut self,
         events: mpsc::Sender<Event>,

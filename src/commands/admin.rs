@@ -31,16 +31,16 @@ pub(super) const COMMANDS: [Command; 11] = [
     Command { name: "admin:attest", title: "Attest a user's key" },
     Command { name: "admin:revoke", title: "Revoke a user's key" },
     Command { name: "admin:block", title: "Block a user or a domain" },
-    Command { name: "admin:unblock", title: "Take a block back" },
+    Command { name: "admin:unblock", title: "Unblock a user or a domain" },
     Command { name: "admin:stats", title: "Statistics" },
-    Command { name: "admin:drain", title: "Refuse new sessions, or take them again" },
-    Command { name: "admin:reload", title: "Read the configuration again" },
-    Command { name: "admin:loglevel", title: "Change the level of the log" },
+    Command { name: "admin:drain", title: "Refuse new sessions, or accept them again" },
+    Command { name: "admin:reload", title: "Reload the configuration" },
+    Command { name: "admin:loglevel", title: "Change the log level" },
     Command { name: "admin:audit", title: "Read the audit log" },
 ];
 
 impl Commands {
-    /// The page that follows the forms submitted so far; the user is an admin.
+    /// Returns the page that follows the forms submitted so far; the user is an admin.
     pub(super) async fn admin_page(
         &self,
         name: &str,
@@ -58,11 +58,9 @@ impl Commands {
             "stats" => self.stats().await,
             "drain" => self.drain(stage, values),
             "reload" => Ok(match self.control.reload().await {
-                Ok(restart) if restart.is_empty() => {
-                    Page::done("The configuration was read again.")
-                }
+                Ok(restart) if restart.is_empty() => Page::done("The configuration was reloaded."),
                 Ok(restart) => Page::done(format!(
-                    "The configuration was read again. A restart is needed for: {}.",
+                    "The configuration was reloaded. These settings take effect after a restart: {}.",
                     restart.join(", ")
                 )),
                 Err(error) => Page::Failed(format!("Nothing was changed: {error}")),
@@ -112,7 +110,7 @@ impl Commands {
         let found = sessions.iter().filter(|session| chosen.contains(&session.id.as_str()));
         let ended = found.filter(|session| self.control.end(session, &text)).count();
         if ended == 0 {
-            return Err(input("There is no such session any more"));
+            return Err(input("The session no longer exists"));
         }
         Ok(Page::done(format!("Sessions ended: {ended}.")))
     }
@@ -268,7 +266,7 @@ impl Commands {
             let in_file = in_file.map(|jid| (format!("{jid} (in the configuration)"), jid.clone()));
             let blocked: Vec<(String, String)> = by_command.chain(in_file).collect();
             let options = progress.options(&blocked, |options| {
-                Form::new("Take a block back", "Whose?").choice(
+                Form::new("Unblock a user or a domain", "Whose?").choice(
                     "jid",
                     "Blocked",
                     values.one("jid"),
@@ -283,14 +281,15 @@ impl Commands {
         let Some((jid, _)) = commanded.iter().find(|(jid, _)| jid == chosen) else {
             return Err(match is_configured {
                 true => input(format!("{chosen} is {by_file}")),
-                false => input("Choose who is to be unblocked"),
+                false => input("Choose the user or domain to unblock"),
             });
         };
-        let jid = canonical_bare(jid).ok_or_else(|| input("Choose who is to be unblocked"))?;
+        let jid =
+            canonical_bare(jid).ok_or_else(|| input("Choose the user or domain to unblock"))?;
         self.control.unblock(&jid, admin, now).await?;
         Ok(Page::done(match is_configured {
             true => format!("{jid} is still {by_file}."),
-            false => format!("{jid} is not blocked any more."),
+            false => format!("{jid} is no longer blocked."),
         }))
     }
 
@@ -326,7 +325,7 @@ impl Commands {
                 "New sessions",
                 if control.is_draining() { "refused" } else { "taken" }.to_owned(),
             ),
-            ("loglevel", "Level of the log", level),
+            ("loglevel", "Log level", level),
         ];
         let mut form = Form::result("Statistics");
         for (var, label, value) in &rows {
@@ -338,14 +337,14 @@ impl Commands {
     fn drain(&self, stage: usize, values: &Values) -> Result<Page, Stop> {
         let draining = self.control.is_draining();
         if stage == 0 {
-            let (now, other) = if draining { ("refused", "take") } else { ("taken", "refuse") };
+            let (now, other) = if draining { ("refused", "take") } else { ("accepted", "refuse") };
             let text = format!(
-                "New sessions are {now} now; sessions that run go on in either case. To end this state later, \
+                "New sessions are {now} now; running sessions continue in either case. To end this state later, \
                  run this command again."
             );
             let options = [
                 ("Refuse new sessions".to_owned(), "refuse".to_owned()),
-                ("Take new sessions (again)".to_owned(), "take".to_owned()),
+                ("Accept new sessions (again)".to_owned(), "take".to_owned()),
             ];
             let chosen = match values.one("new") {
                 "" => other,
@@ -362,9 +361,9 @@ impl Commands {
             }
             "take" => {
                 self.control.drain(false);
-                Ok(Page::done("New sessions are taken."))
+                Ok(Page::done("New sessions are accepted."))
             }
-            _ => Err(input("Choose whether new sessions are refused or taken")),
+            _ => Err(input("Choose whether new sessions are refused or accepted")),
         }
     }
 
@@ -380,7 +379,7 @@ impl Commands {
             };
             let own = ("As configured".to_owned(), "configured".to_owned());
             let levels = LEVELS.map(|level| (level.to_owned(), level.to_owned()));
-            let form = Form::new("Level of the log", &text).choice(
+            let form = Form::new("Log level", &text).choice(
                 "level",
                 "Level, until it is changed again or the program ends",
                 values.one("level"),
@@ -393,10 +392,10 @@ impl Commands {
             chosen if LEVELS.contains(&chosen) => log.choose(Some(chosen)),
             _ => return Err(input("Choose one of the levels")),
         }
-        Ok(Page::done(format!("The level of the log is {} now.", log.now().0)))
+        Ok(Page::done(format!("The log level is {} now.", log.now().0)))
     }
 
-    /// First whose rows, then page after page, the newest first.
+    /// Asks first for the rows' user, then shows page after page, the newest first.
     async fn audit(&self, progress: &Progress) -> Result<Page, Stop> {
         let values = &progress.values;
         if progress.stage == 0 {
@@ -471,7 +470,7 @@ fn row(entry: &AuditEntry) -> Vec<String> {
     ]
 }
 
-/// A session's kind, legs, age and bytes, for a person.
+/// Returns a session's kind, legs, age and bytes, as text.
 pub(super) fn state_of(session: &Session) -> String {
     let legs = match (session.brokered, session.legs) {
         (true, Some([a, b])) => format!("brokered {a}-{b}"),
@@ -481,7 +480,7 @@ pub(super) fn state_of(session: &Session) -> String {
     format!("{legs}, {} s, {} bytes", session.age.as_secs(), session.bytes)
 }
 
-/// The page that asks for a user, or for nobody in particular.
+/// Returns the page that asks for a user, or for none.
 fn of_whom(title: &str, values: &Values) -> Page {
     let form = Form::new(title, "Of which user? Leave it empty to see all.").field(
         "jid-single",
@@ -501,7 +500,7 @@ fn optional_jid(values: &Values, var: &str) -> Result<Option<BareJid>, Stop> {
     }
 }
 
-/// Keeps as many of the users as one search shows. Returns what to tell the admin if there are more.
+/// Keeps as many of the users as one search shows. Returns a note for the admin if there are more.
 fn shorten(owners: &mut Vec<BareJid>) -> &'static str {
     let is_long = owners.len() > FOUND as usize;
     owners.truncate(FOUND as usize);

@@ -454,7 +454,7 @@ impl Endpoint {
         }
     }
 
-    /// The addressee of a request that is not a peer.
+    /// Returns the addressee of a request that is not a peer.
     fn asked<'a>(&'a self, address: &'a Jid) -> Asked<'a> {
         Asked { address, peer: None, component: self.component() }
     }

@@ -1,8 +1,8 @@
 //! Decides whether a key belongs to a user: by what the registry says of it, and by what is remembered.
 //!
-//! A verdict belongs to a key. The session finds the [`Standing`] of the key that the peer has *shown*, from the
-//! registry's own answer and from the broker's hints, and refuses a bad one before any policy is asked. No policy can
-//! forget that, and no other print in the offer can stand in for the key.
+//! A verdict belongs to a key. The session determines the [`Standing`] of the key that the peer has *shown*, from the
+//! registry's own answer and from the broker's hints, and refuses a bad one before it asks any policy. No policy can
+//! skip that, and no other print in the offer can replace the key.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use crate::{
 pub struct Hint {
     /// `x509`, `openpgp` or `srp`; empty if the registry did not say.
     pub method: String,
-    /// The print, as it was written.
+    /// The print as written.
     pub print: String,
     /// `match`, `unknown`, `mismatch`, `superseded`, `revoked`, or `registered` for a key that was not offered.
     pub verdict: String,
@@ -34,17 +34,17 @@ pub struct Hint {
 }
 
 impl Hint {
-    /// Whether the registry knows this print as that of a good key of the user.
+    /// Returns whether the registry knows this print as that of a good key of the user.
     pub fn is_good(&self) -> bool {
         matches!(self.verdict.as_str(), "match" | "registered")
     }
 
-    /// Whether the registry warns of this print: it is revoked, or the user's keys are others.
+    /// Returns whether the registry warns of this print: it is revoked, or the user has other keys.
     pub fn is_bad(&self) -> bool {
         matches!(self.verdict.as_str(), "revoked" | "mismatch")
     }
 
-    /// Reads the hints about `peer` in a content; those about anybody else say nothing of this session.
+    /// Reads the hints about `peer` in a content; hints about others do not concern this session.
     pub(super) fn read(content: &Element, peer: &BareJid) -> Vec<Self> {
         content
             .children()
@@ -66,7 +66,7 @@ impl Hint {
             .collect()
     }
 
-    /// What it says of the key of a session by `method`. Good words for a key of another method are worth nothing.
+    /// Returns the standing of the session's key by `method`. A good verdict on a key of another method does not count.
     fn standing(&self, method: Method) -> Standing {
         match self.verdict.as_str() {
             "revoked" => Standing::Revoked,
@@ -82,26 +82,26 @@ impl Hint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Standing {
-    /// It is an active key of the peer.
+    /// An active key of the peer.
     Vouched,
     /// The endpoint knows no registry.
     NoRegistry,
     /// The registry does not know it, and knows no other key of the peer for this method.
     Unknown,
-    /// Another key has replaced it, or its time is over: a hint does not say which.
+    /// Another key has replaced it, or it has expired: a hint does not tell which.
     Superseded,
-    /// Its time is over.
+    /// It has expired.
     Expired,
     /// The registry could not be asked.
     Unavailable,
-    /// The peer has registered keys of this method, and it is none of them.
+    /// The peer has registered keys of this method, and this is not one of them.
     Mismatch,
     /// It was revoked.
     Revoked,
 }
 
 impl Standing {
-    /// The name in events and messages: that of the verdict, where there is one.
+    /// Returns the name in events and messages: that of the verdict, if there is one.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Vouched => "match",
@@ -115,7 +115,7 @@ impl Standing {
         }
     }
 
-    /// Whether the key is refused whatever is known of the peer.
+    /// Returns whether the key is refused whatever is known of the peer.
     pub fn is_bad(self) -> bool {
         matches!(self, Self::Mismatch | Self::Revoked)
     }
@@ -127,11 +127,11 @@ impl fmt::Display for Standing {
     }
 }
 
-/// What hints say of the key with these forms.
+/// Returns returns the standing of the key with these forms, by hints.
 ///
-/// Of several hints on one form the worst counts. A revoked form revokes the key. Else a form that is vouched for
-/// vouches for it, as the registry may know a key by one hash alone. Without a hint on any form the key is unknown,
-/// whatever is said of other keys.
+/// Of several hints on one form the worst counts. A revoked form revokes the key. Otherwise a good form vouches for it,
+/// because the registry may know a key by one hash alone. Without a hint on any form the key is unknown, whatever the
+/// hints say of other keys.
 pub(super) fn by_hints(method: Method, forms: &[Print], hints: &[Hint]) -> Standing {
     let said: Vec<Standing> = forms
         .iter()
@@ -145,7 +145,7 @@ pub(super) fn by_hints(method: Method, forms: &[Print], hints: &[Hint]) -> Stand
     combined(&said)
 }
 
-/// What the registry's own answer says of the key with these forms.
+/// Returns the standing of the key with these forms, by the registry's own answer.
 pub(super) fn by_keys(method: Method, forms: &[Print], keys: &[KnownKey]) -> Standing {
     let has = |key: &&KnownKey| forms.iter().any(|form| key.has(form));
     let of_method = |key: &&KnownKey| key.method == method.as_str();
@@ -179,8 +179,8 @@ fn combined(said: &[Standing]) -> Standing {
 /// Judges a key about which the registry gave no answer.
 ///
 /// # Errors
-/// [`Error::Unverified`] in a direct session that the peer has started: the peer must not be able to choose a moment, or to make
-/// one, at which a revoked key is still taken. In a session through the broker there are its hints.
+/// [`Error::Unverified`] in a direct session that the peer has started: the peer must not be able to choose, or to
+/// cause, a moment at which a revoked key is still accepted. A session through the broker has its hints.
 pub(super) fn without_answer(
     peer: &BareJid,
     initiator: bool,
@@ -195,7 +195,7 @@ pub(super) fn without_answer(
     )))
 }
 
-/// Refuses an offer if all that it could lead to is a key that the registry warns of: no transport is made then.
+/// Refuses an offer if it can only lead to a key that the registry warns of; no transport is set up then.
 pub(super) fn refuse_offer(peer: &BareJid, method: Method, hints: &[Hint]) -> Result<(), Error> {
     let about: Vec<&Hint> = hints.iter().filter(|hint| hint.method == method.as_str()).collect();
     match about.iter().map(|hint| hint.standing(method)).max() {
@@ -219,11 +219,11 @@ pub enum Known {
     First,
 }
 
-/// The key that a peer has shown in a handshake that ended well.
+/// The key that a peer has shown in a successful handshake.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Shown<'a> {
-    /// Whose it is said to be.
+    /// The claimed owner.
     pub peer: &'a BareJid,
     /// `x509` or `openpgp`.
     pub method: Method,
@@ -231,19 +231,19 @@ pub struct Shown<'a> {
     pub print: &'a Print,
     /// The certificate, DER.
     pub certificate: &'a [u8],
-    /// What the broker says of the offered prints.
+    /// The broker's hints about the offered prints.
     pub hints: &'a [Hint],
-    /// What the registry says of this key, by hints and by its own answer.
+    /// The registry's view of this key, by hints and by its own answer.
     pub standing: Standing,
 }
 
 impl Shown<'_> {
-    /// Whether the registry vouches for the key that was shown.
+    /// Returns whether the registry vouches for the key that was shown.
     pub fn is_vouched_for(&self) -> bool {
         self.standing == Standing::Vouched
     }
 
-    /// Refuses a key that the registry warns of. The session does so itself, before it asks a policy.
+    /// Refuses a key that the registry warns of. The session does so itself before it asks a policy.
     ///
     /// # Errors
     /// [`Error::Unverified`]
@@ -254,7 +254,7 @@ impl Shown<'_> {
         Ok(())
     }
 
-    /// Decides on the first key of a peer that is not remembered: what every policy does that takes keys on first use.
+    /// Decides on the first key of a peer that is not remembered, for policies that accept keys on first use.
     ///
     /// # Errors
     /// [`Error::Unverified`] if the registry warns of the key, or could not be asked.
@@ -270,15 +270,15 @@ impl Shown<'_> {
     }
 }
 
-/// Decides whose key is taken for whose.
+/// Decides whether a key is accepted as a peer's.
 ///
-/// Two things are checked before a policy is asked, always: the peer holds the key whose print it offered, and the registry
-/// does not warn of that key. A policy says whether the key is the right user's.
+/// Two things are always checked before a policy is asked: the peer holds the key whose print it offered, and the
+/// registry does not warn of that key. A policy says whether the key is the right user's.
 ///
 /// # Security
-/// A policy that says yes too often lets whoever sits between the users in.
+/// A policy that accepts too much admits an attacker in the middle.
 pub trait Policy: fmt::Debug + Send + Sync + 'static {
-    /// Looks at what the broker says of the offered prints, before a transport is made.
+    /// Checks the broker's hints about the offered prints, before a transport is set up.
     ///
     /// # Errors
     /// [`Error::Unverified`] ends the session.
@@ -287,24 +287,24 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Looks at the key that was shown, before a byte of the application is sent. Not asked for the method srp, where the
-    /// password says who the peer is.
+    /// Checks the key that was shown, before a byte of the application is sent. It is not called for the method srp,
+    /// where the password proves the peer's identity.
     ///
     /// # Errors
     /// [`Error::Unverified`] ends the session.
     fn shown(&self, shown: &Shown<'_>) -> Result<Known, Error>;
 
-    /// Whether a peer's key is remembered. Peers that are get places of their own for their sessions.
+    /// Returns whether a peer's key is remembered. Such peers get places of their own for their sessions.
     fn remembers(&self, peer: &BareJid) -> bool {
         let _ = peer;
         false
     }
 }
 
-/// Takes the keys that the component's registry vouches for, and no others.
+/// Accepts the keys that the component's registry vouches for, and no others.
 ///
-/// This is what an endpoint does if it is told nothing else. It asks nothing of the user, trusts the component's
-/// registry, and refuses every session if it knows none.
+/// This is an endpoint's default. It asks the user nothing, trusts the component's registry, and refuses every session
+/// if it knows no registry.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Registered;
 
@@ -339,7 +339,7 @@ pub struct FirstUse {
 }
 
 impl FirstUse {
-    /// The same policy, which knows this peer already.
+    /// Returns the same policy with one more known peer.
     #[must_use]
     pub fn with(self, peer: BareJid, print: Print) -> Self {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, print);
@@ -434,7 +434,7 @@ mod tests {
                 ] {
                     assert_eq!(standing(&hints), expected, "{kind:?} {verdict}");
                 }
-                // Nor is the other key's own verdict that of the shown one.
+                // Nor does the other key's verdict apply to the shown one.
                 assert_eq!(standing(&[hint("x509", &other, verdict)]), Standing::Unknown);
             }
         }
@@ -538,7 +538,7 @@ mod tests {
             assert!(matches!(offer(&[hint("x509", &one, verdict)]), Err(Error::Unverified(_))));
             let all = [hint("x509", &one, verdict), hint("x509", &two, "revoked")];
             assert!(offer(&all).is_err());
-            // Which one is shown, only the handshake tells.
+            // Only the handshake tells which one is shown.
             assert_eq!(offer(&[hint("x509", &one, verdict), hint("x509", &two, "match")]), Ok(()));
             assert_eq!(offer(&[hint("openpgp", &one, verdict)]), Ok(()));
         }

@@ -1,6 +1,6 @@
-//! All that is held about a user, as XML, in pages.
+//! Everything held about a user, as XML, in pages.
 //!
-//! | item | its name (UID) | where it stands |
+//! | item | its name (UID) | place |
 //! |---|---|---|
 //! | a key with its certificate | `key-ID` | in `<keys/>` |
 //! | the settings, if the user has made any | `settings` | `<settings visibility='…'/>` |
@@ -8,8 +8,8 @@
 //! | a row of the audit log | `entry-NUMBER` | in `<audit/>` |
 //! | a session that is open | `session-SID` | in `<sessions/>` |
 //!
-//! The items are in this order. Keys and rows are never removed one by one and new ones come last in their parts, so a
-//! user who follows the pages gets each item once, whatever changes meanwhile; sessions may begin and end.
+//! The items are in this order. Keys and rows are never removed one by one, and new ones come last in their parts. So a
+//! user that follows the pages gets each item once, whatever changes meanwhile. Sessions may begin and end.
 //!
 //! A test compares the export with every column of every table, so that none is forgotten.
 
@@ -43,7 +43,7 @@ enum Part {
     Session,
 }
 
-/// How many items there are of each part, and so which item has which number.
+/// The number of items of each part, which gives each item its number.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
     keys: usize,
@@ -58,7 +58,7 @@ impl Layout {
         self.keys + self.settings + self.allowed + self.entries + self.sessions
     }
 
-    /// The part that the item of a number belongs to, and its number there.
+    /// Returns the part of the item with this number, and its number within the part.
     fn part(self, number: usize) -> (Part, usize) {
         let mut number = number;
         for (part, count) in [
@@ -75,7 +75,7 @@ impl Layout {
         (Part::Session, number)
     }
 
-    /// The number of an item of a part.
+    /// Returns the number of an item of a part.
     fn number(self, part: Part, number: usize) -> usize {
         number
             + match part {
@@ -89,10 +89,10 @@ impl Layout {
 }
 
 impl Registry {
-    /// Everything held about a user, or the page of it that is asked for; it may be `room` bytes long.
+    /// Returns everything held about a user, or the requested page of it; it may be `room` bytes long.
     ///
     /// # Errors
-    /// The refusal that the asker gets.
+    /// The refusal for the asker.
     pub async fn export(
         &self,
         owner: &BareJid,
@@ -100,7 +100,7 @@ impl Registry {
         room: usize,
     ) -> Result<Element, Refusal> {
         let profile = self.profile(owner).await?;
-        // Rows that are written meanwhile do not count, or the numbers of the others would change.
+        // Rows that are written meanwhile do not count; otherwise the numbers of the others would change.
         let newest = self.store.audit_page(Some(owner), None, 0, 1).await?;
         let newest = newest.first().map_or(0, |entry| entry.seq);
         let open = self.store.open_of(owner).await?;
@@ -173,7 +173,7 @@ impl Registry {
             page.offer(uid, size, (part, element))?;
         }
         let (items, set) = page.finish();
-        // On a page that begins among the users who are allowed, the settings themselves have been told.
+        // If a page begins among the allowed users, an earlier page had the settings themselves.
         if !items.iter().any(|(part, _)| *part == Part::Settings) {
             settings = Element::bare("settings", ns::KEYS);
         }
@@ -202,7 +202,7 @@ impl Registry {
         Ok(export)
     }
 
-    /// The number of the item of this name.
+    /// Returns the number of the item of this name.
     async fn position(
         &self,
         owner: &BareJid,
@@ -236,8 +236,8 @@ impl Registry {
         })
     }
 
-    /// Rows of the audit log around one, oldest first, and the number of the first of them. `count` is how many there
-    /// are up to `newest`.
+    /// Returns rows of the audit log around one, oldest first, and the number of the first. `count` is the number of
+    /// rows up to `newest`.
     async fn rows(
         &self,
         owner: &BareJid,
@@ -255,7 +255,7 @@ impl Registry {
     }
 }
 
-/// A key with all that is known of it.
+/// Returns a key with everything known about it.
 fn key_element(key: &Key, material: Option<&[u8]>) -> Element {
     let mut element = to_element(key, material);
     xml::set(&mut element, "changed", &stamp(key.changed));
@@ -272,7 +272,7 @@ fn session_uid(side: &OpenSide) -> String {
     format!("session-{}", side.sid)
 }
 
-/// One side of a session that is open, and since when.
+/// Returns one side of an open session, and when it began.
 fn session_element((side, began): &(OpenSide, OffsetDateTime)) -> Element {
     xml::element(
         "session",
@@ -287,7 +287,8 @@ fn session_element((side, began): &(OpenSide, OffsetDateTime)) -> Element {
     )
 }
 
-/// A row of the audit log as its user may see it. Who else did something is told by kind: others' addresses are theirs.
+/// Returns a row of the audit log as its user may see it. Another originator is named by kind only: others' addresses
+/// are private.
 fn entry_element(entry: &AuditEntry, owner: &BareJid) -> Element {
     let mut row = xml::element(
         "entry",
@@ -377,7 +378,7 @@ mod tests {
         handled.map(|handled| handled.answer.unwrap())
     }
 
-    /// Everything in a payload that is an item of its own, as XML.
+    /// Returns every item in a payload, as XML.
     fn items(payload: &Element) -> Vec<String> {
         let mut found = Vec::new();
         for child in payload.children() {
@@ -394,7 +395,7 @@ mod tests {
         found
     }
 
-    /// All items of all pages, by as many pages as it takes.
+    /// Returns all items of all pages.
     async fn follow(registry: &Registry, request: &str, room: usize) -> (Vec<String>, usize) {
         let (mut found, mut pages, mut set) = (Vec::new(), 0, None);
         loop {
@@ -431,7 +432,7 @@ mod tests {
         "<items xmlns='urn:xmpp:saslcert:1'/>",
     ];
 
-    /// Keys with and without certificates, settings, and an audit log.
+    /// Creates a registry with keys with and without certificates, settings, and an audit log.
     async fn filled() -> Registry {
         let registry = registry().await;
         for number in 0..20 {
@@ -482,7 +483,7 @@ mod tests {
                 assert_eq!(items(&answer), std::slice::from_ref(item), "{request}");
                 let set = answer.get_child("set", ns::RSM).unwrap();
                 let last = set.get_child("last", ns::RSM).unwrap().text();
-                // Back again to the one in front of it.
+                // And back to the page before it.
                 let before = page(&format!("<max>1</max><before>{last}</before>"));
                 let back = ask(&registry, &before, usize::MAX).await.unwrap();
                 let number = whole.iter().position(|other| other == item).unwrap();
@@ -548,11 +549,11 @@ mod tests {
         assert_eq!(ids.len(), all, "none came twice");
     }
 
-    /// Where a column is in the export.
+    /// The place of a column in the export.
     enum Held {
         /// Elements by name, then an attribute after `@`, or the text.
         At(&'static str),
-        /// Nowhere, and why.
+        /// Not exported, with the reason.
         Not(&'static str),
     }
 

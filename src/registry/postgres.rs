@@ -82,8 +82,8 @@ impl Database {
         Ok(Self { pool, trust })
     }
 
-    /// A connection for notifications that is one more than the pool has: it is held for as long as the program runs, and a
-    /// pool of one would have none left.
+    /// Returns a connection for notifications that the pool does not count: the program holds it for its whole life,
+    /// and a pool of one would have none left.
     async fn lone_listener(&self) -> Result<PgListener, sqlx::Error> {
         let own = PgPoolOptions::new()
             .max_connections(1)
@@ -109,7 +109,7 @@ impl Database {
     }
 }
 
-/// Hears of changes.
+/// Receives notifications of changes.
 #[derive(Debug)]
 pub(super) struct Listener {
     connection: PgListener,
@@ -152,25 +152,25 @@ async fn in_time<T>(
     timeout(limit, answer).await.unwrap_or_else(silent)
 }
 
-/// Begins a change; it waits for the one under way, here or in another Fingerpost.
+/// Begins a change. Waits for the one in progress, here or in another Fingerpost.
 async fn begin(pool: &Pool) -> Result<Change, sqlx::Error> {
     let mut tx = begin_apart(pool).await?;
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(WRITER).execute(&mut *tx).await?;
     Ok(tx)
 }
 
-/// Begins a change that does not depend on what others change.
+/// Begins a change that does not depend on others' changes.
 async fn begin_apart(pool: &Pool) -> Result<Change, sqlx::Error> {
     Change::begin(pool, "BEGIN").await
 }
 
-/// Tells all Fingerposts, when the change is committed, whose keys have changed.
+/// Notifies all Fingerposts of the user whose keys have changed, when the change is committed.
 async fn announce(db: &mut Connection, owner: &BareJid) -> Result<(), sqlx::Error> {
     sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(owner.as_str()).execute(db).await?;
     Ok(())
 }
 
-/// Tells them that someone was blocked or is no longer: a notification that names nobody.
+/// Notifies them of a change of the block list, by a notification without a name.
 async fn announce_blocks(db: &mut Connection) -> Result<(), sqlx::Error> {
     sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL).execute(db).await?;
     Ok(())

@@ -1,7 +1,7 @@
-//! Where the instances of one component meet: a row for each, a lock that one holds, and a channel to each.
+//! The meeting place of one component's instances: a row for each, a lock that one holds, and a channel to each.
 //!
-//! All of it uses one connection, which is not of the pool: when the process dies, the database notices the end of this
-//! connection and gives the lock free at once.
+//! All of it uses one connection outside the pool. When the process dies, the database notices the end of this
+//! connection and releases the lock at once.
 
 use std::time::Duration;
 
@@ -17,18 +17,18 @@ use crate::registry::store::{Backend, Heard, Instance, Parcel};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A notification's text must be shorter than 8000 bytes.
 const NOTIFICATION: usize = 7900;
-/// A stanza, or an instance, that gave no sign of life for so long is forgotten.
+/// The silence after which a stanza, or an instance, is forgotten.
 const OLD: &str = "60 seconds";
-/// How often, and after what pause each, is looked whether the database has ended a connection.
+/// How often, and after which pause each, to check whether the database has ended a connection.
 const LOOKS: (u32, Duration) = (20, Duration::from_millis(100));
-/// The database is to notice within about 15 s that the machine of an instance is gone: the connection has the lock until
-/// then. A setting that the database does not have is none.
+/// The database must notice within about 15 s that an instance's machine is gone: the connection has the lock until
+/// then. A setting that the database does not know is skipped.
 const KEEPALIVE: &str = "SELECT set_config(wanted.name, wanted.value, FALSE)
     FROM (VALUES ('tcp_keepalives_idle', '5'), ('tcp_keepalives_interval', '3'), ('tcp_keepalives_count', '3'),
                  ('tcp_user_timeout', '15000')) AS wanted(name, value)
     JOIN pg_settings USING (name)";
 
-/// The channel of an instance.
+/// Returns the channel of an instance.
 fn channel(id: &str) -> String {
     format!("fingerpost_to_{id}")
 }
@@ -51,7 +51,7 @@ pub(in crate::registry) struct Meeting {
     lock: i64,
     all: String,
     backend: Backend,
-    /// Makes each notification of a transaction another one: equal ones are sent once.
+    /// Makes each notification of a transaction different: equal ones are sent once.
     number: u64,
 }
 
@@ -66,7 +66,7 @@ impl Database {
         let connect = async {
             let mut connection = self.lone_listener().await?;
             connection.listen_all([channel(id).as_str(), all.as_str()]).await?;
-            // What is lost with a crash of the database is lost with a crash of an instance too.
+            // Data that a crash of the database loses would also be lost with a crash of an instance.
             connection.execute("SET synchronous_commit = off").await?;
             connection.execute(KEEPALIVE).await?;
             let (pid, began) = sqlx::query_as(
@@ -82,7 +82,7 @@ impl Database {
         Ok(Meeting { connection, component, id, lock, all, backend, number: 0 })
     }
 
-    /// The instances of a component.
+    /// Returns the instances of a component.
     pub(in crate::registry) async fn instances(
         &self,
         component: &BareJid,
@@ -107,7 +107,7 @@ fn instance(row: &Row) -> Result<Instance, sqlx::Error> {
     })
 }
 
-/// What an administrator has forbidden does not happen: the connection is of use all the same.
+/// Ignores operations that an administrator has forbidden: the connection is useful all the same.
 fn allowed(done: Result<(), sqlx::Error>) -> Result<(), sqlx::Error> {
     match done {
         Err(sqlx::Error::Database(_)) => Ok(()),
@@ -116,12 +116,12 @@ fn allowed(done: Result<(), sqlx::Error>) -> Result<(), sqlx::Error> {
 }
 
 impl Meeting {
-    /// What the database knows this connection by.
+    /// Returns the database's name for this connection.
     pub(in crate::registry) fn backend(&self) -> Backend {
         self.backend
     }
 
-    /// Ends an earlier connection of this instance, which may have the lock without being of any use.
+    /// Ends an earlier connection of this instance, which may hold the lock without being usable.
     pub(in crate::registry) async fn end(&mut self, last: Backend) -> Result<(), sqlx::Error> {
         let ending = async {
             for _ in 0..LOOKS.0 {
@@ -226,7 +226,7 @@ impl Meeting {
         in_time(PATIENCE, done).await?.iter().map(instance).collect()
     }
 
-    /// Removes what nobody has come for.
+    /// Removes expired instances and stanzas.
     pub(in crate::registry) async fn forget_old(&mut self) -> Result<(), sqlx::Error> {
         let done = async {
             let text = "DELETE FROM instances WHERE component = $1 AND seen < clock_timestamp() - $2::INTERVAL";
@@ -287,7 +287,7 @@ impl Meeting {
         in_time(PATIENCE, done).await
     }
 
-    /// Waits for what others say. A stanza that was written down is fetched, and no longer there.
+    /// Waits for messages of others. Fetching a stored stanza removes it.
     ///
     /// # Cancel safety
     /// Only [`Meeting::notified`] may be dropped, not [`Meeting::fetch`].
@@ -312,7 +312,7 @@ impl Meeting {
         }
     }
 
-    /// Fetches a stanza that was written down; `None` if it is not there any more.
+    /// Fetches a stored stanza; `None` if it is gone.
     pub(in crate::registry) async fn fetch(
         &mut self,
         number: i64,
@@ -322,7 +322,7 @@ impl Meeting {
         in_time(PATIENCE, asked.fetch_optional(&mut self.connection)).await
     }
 
-    /// Leaves: the row is removed, the lock is free, and all are told.
+    /// Leaves: removes the row, releases the lock, and notifies all.
     pub(in crate::registry) async fn leave(mut self) -> Result<(), sqlx::Error> {
         let done = async {
             sqlx::query("DELETE FROM instances WHERE component = $1 AND id = $2")

@@ -1,6 +1,7 @@
-//! The store's SQL, one text for both databases: each names its types and how a change begins, and includes this.
+//! The store's SQL, one text for both databases. Each database defines its types and the beginning of a change, and
+//! includes this file.
 //!
-//! Placeholders are `$1`, which both take. Times are microseconds since 1970.
+//! Placeholders are `$1`, which both accept. Times are microseconds since 1970.
 
 use std::{
     collections::HashMap,
@@ -27,7 +28,7 @@ use crate::{
     },
 };
 
-/// The columns of a key, and where they come from.
+/// The columns of a key, and their tables.
 macro_rules! select_keys {
     ($rest:literal) => {
         concat!(
@@ -72,7 +73,7 @@ impl Change {
         Ok(change)
     }
 
-    /// Makes the change last.
+    /// Commits the change.
     pub(super) async fn commit(mut self) -> Result<(), sqlx::Error> {
         query("COMMIT").execute(&mut *self).await?;
         drop(self.0.take());
@@ -113,8 +114,8 @@ impl Database {
         Ok(())
     }
 
-    /// Writes what could be the material of a key, and takes it out again: a database without room for that is not one
-    /// that users can add keys to.
+    /// Writes a row of the size of a key's material, and removes it again: a database without room for that does not
+    /// accept new keys.
     pub(in crate::registry) async fn write(
         &self,
         component: &BareJid,
@@ -148,11 +149,11 @@ impl Database {
         Ok(Profile { keys, settings })
     }
 
-    /// What `asker` may know of `owner`, as `admits` decides by what `owner` has said of who may see the keys and
-    /// whether `asker` is named; `None` if nothing.
+    /// Returns what `asker` may know of `owner`; `None` if nothing. `admits` decides by the owner's visibility and by
+    /// whether `asker` is named.
     ///
     /// # Security
-    /// For a hidden user the same is asked as for an unknown one, and as little is found: the time tells nothing.
+    /// A hidden user causes the same queries as an unknown one, with the same empty results: the time reveals nothing.
     pub(in crate::registry) async fn visible(
         &self,
         asker: &BareJid,
@@ -173,7 +174,8 @@ impl Database {
         Ok(Some(Profile { keys, settings }))
     }
 
-    /// One key, if `admits` says so of what its owner has said and whether `asker` is named; see [`Self::visible`].
+    /// Returns one key, if `admits` allows it by the owner's visibility and by whether `asker` is named; see
+    /// [`Self::visible`].
     pub(in crate::registry) async fn visible_key(
         &self,
         asker: &BareJid,
@@ -686,7 +688,7 @@ async fn material(db: &mut Connection, id: KeyId) -> Result<Option<Vec<u8>>, Sto
     Ok(row.map(|row| row.try_get("bytes")).transpose()?)
 }
 
-/// How many bytes the certificates of a user take.
+/// Returns the bytes of a user's certificates.
 async fn stored_bytes(db: &mut Connection, owner: &BareJid) -> Result<u64, StoreError> {
     let row = query(
         "SELECT CAST(COALESCE(SUM(LENGTH(materials.bytes)), 0) AS BIGINT) AS bytes FROM materials
@@ -700,7 +702,7 @@ async fn stored_bytes(db: &mut Connection, owner: &BareJid) -> Result<u64, Store
     Ok(u64::try_from(bytes).unwrap_or_default())
 }
 
-/// Who may see the keys of `owner`, if that was said, and whether `asker` is named.
+/// Returns the visibility of `owner`, if it was set, and whether `asker` is named.
 async fn said_of(
     db: &mut Connection,
     asker: &BareJid,
@@ -769,7 +771,7 @@ async fn write_settings(
     Ok(())
 }
 
-/// Rows of `keys` with their prints.
+/// Reads rows of `keys` with their prints.
 fn read_keys(rows: &[Row], prints: &[Row]) -> Result<Vec<Key>, StoreError> {
     let mut by_key: HashMap<String, Vec<Print>> = HashMap::new();
     for row in prints {
@@ -789,7 +791,7 @@ fn read_keys(rows: &[Row], prints: &[Row]) -> Result<Vec<Key>, StoreError> {
         .collect()
 }
 
-/// One row; `None` if it is not one that this program writes.
+/// Reads one row; `None` if this program does not write such rows.
 fn read_key(row: &Row, prints: Vec<Print>) -> Result<Option<Key>, sqlx::Error> {
     fn name<T: FromStr>(row: &Row, column: &str) -> Result<Option<T>, sqlx::Error> {
         Ok(row.try_get::<String, _>(column)?.parse().ok())

@@ -1,7 +1,7 @@
-//! What may be asked of the database. The SQL stands in `sql.rs`, once for both kinds.
+//! The operations on the database. Their SQL is in `sql.rs`, once for both kinds.
 //!
-//! Lookups give `Option` or a list; changes take `now` and write their audit rows in the same transaction: what was
-//! acknowledged is on the disk, and what was not has left no trace.
+//! Lookups return an `Option` or a list. Changes take `now` and write their audit rows in the same transaction: an
+//! acknowledged change is on the disk, and a failed one has left no trace.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -24,33 +24,33 @@ pub struct Store {
     writes: Arc<tokio::sync::Mutex<Writes>>,
 }
 
-/// How the last attempts went to find whether the database takes changes.
+/// The last attempts to find out whether the database accepts changes.
 #[derive(Debug, Default)]
 struct Writes {
     tried: Option<Instant>,
     done: Option<Instant>,
 }
 
-/// A database that takes changes is asked again after this time, one that does not after [`RETRY`].
+/// The pause before the next attempt on a database that accepts changes; after a failure it is [`RETRY`].
 const ASK_AGAIN: Duration = Duration::from_secs(20);
 /// See [`ASK_AGAIN`].
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a database may take for a change.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Which connections of a pool may be used on: those made after the last error that tells of a broken one. A database
-/// that was away, was replaced by its standby or could not read its file is met again by a new connection.
+/// Which connections of a pool may be reused: those made after the last error of a broken connection. A database that
+/// was unavailable, was replaced by its standby or could not read its file gets new connections.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Trust(Arc<Mutex<Option<Instant>>>);
 
 impl Trust {
-    /// Whether a connection of this age may be used on.
+    /// Returns whether a connection of this age may be reused.
     pub(super) fn admits(&self, age: Duration) -> bool {
         let broken = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         broken.is_none_or(|broken| age < broken.elapsed())
     }
 
-    /// Notes whether an operation met a connection that is broken.
+    /// Notes whether an operation met a broken connection.
     pub(super) fn judged<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
         if let Err(StoreError::Database(error)) = &done
             && tells_of_the_connection(error)
@@ -60,13 +60,13 @@ impl Trust {
         done
     }
 
-    /// Lets no connection that there is now be used on.
+    /// Forbids the reuse of all present connections.
     pub(super) fn withdraw(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 }
 
-/// Whether an error may come again on the same connection for no other reason than the connection.
+/// Returns whether the connection alone may cause an error again.
 fn tells_of_the_connection(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(error) => {
@@ -87,16 +87,16 @@ fn tells_of_the_connection(error: &sqlx::Error) -> bool {
     }
 }
 
-/// What other programs have changed in a database that is shared.
+/// What other programs have changed in a shared database.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum News {
     /// Nothing.
     None,
-    /// Something of these users; perhaps whom admins have blocked.
+    /// These users have changed, and perhaps the block list.
     Of {
         /// The users.
         owners: Vec<BareJid>,
-        /// Whether blocks have changed.
+        /// Whether the block list has changed.
         blocks: bool,
     },
     /// Perhaps everything.
@@ -123,7 +123,7 @@ macro_rules! ask {
     };
 }
 
-/// Counts an operation, and how long it takes.
+/// Counts an operation, and measures its duration.
 async fn observed<T>(
     operation: &'static str,
     done: impl Future<Output = Result<T, StoreError>>,
@@ -144,7 +144,7 @@ async fn observed<T>(
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The address is of no known kind.
+    /// The address has an unknown kind.
     #[error("expected an address that starts with sqlite: or postgres:")]
     Kind,
     /// The database cannot be opened.
@@ -155,14 +155,14 @@ pub enum OpenError {
     Migrate(#[from] sqlx::migrate::MigrateError),
 }
 
-/// Why the database did not do what was asked.
+/// Why the database refused or failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// The rules do not allow it.
     #[error(transparent)]
     NotAllowed(#[from] NotAllowed),
-    /// The database failed, or is not there.
+    /// The database failed, or is unavailable.
     #[error("the database failed: {0}")]
     Database(#[from] sqlx::Error),
     /// A row that this program has not written.
@@ -175,31 +175,31 @@ pub enum StoreError {
     },
 }
 
-/// What adding a key came to.
+/// The result of adding a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Added {
-    /// The key as it is stored.
+    /// The stored key.
     pub key: Key,
     /// Whether it is new.
     pub fresh: bool,
-    /// Whether anything is not as it was: the key is new, more complete, or in another one's place.
+    /// Whether anything has changed: the key is new, more complete, or replaces another one.
     pub changed: bool,
     /// Whether its own certificate has revoked it.
     pub revoked: bool,
-    /// Others that have a key with one of its prints.
+    /// Other users that have a key with one of its prints.
     pub also_owned_by: Vec<BareJid>,
 }
 
-/// What is known of a user.
+/// The registry's record of a user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
     /// All keys the user has ever had, oldest first.
     pub keys: Vec<Key>,
-    /// Who may see them, if the user has said so.
+    /// The user's visibility settings, if any.
     pub settings: Option<Settings>,
 }
 
-/// One user's side of a session that is open.
+/// One user's side of an open session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenSide {
     /// The session's name here, the same on both sides.
@@ -214,7 +214,7 @@ pub struct OpenSide {
     pub namespace: String,
 }
 
-/// Hears of changes that other programs make to a shared database.
+/// Receives notifications of changes by other programs in a shared database.
 #[derive(Debug)]
 pub struct Changes(postgres::Listener);
 
@@ -235,29 +235,29 @@ impl Changes {
 /// One of the Fingerposts that serve a component together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Instance {
-    /// Its name, made at its start.
+    /// Its name, chosen at its start.
     pub id: String,
-    /// Whether it handles the stanzas of all.
+    /// Whether it handles all instances' stanzas.
     pub leads: bool,
     /// Whether its link to the XMPP server is up.
     pub linked: bool,
-    /// What it tells users to connect to, for people.
+    /// The addresses that it announces to users, as text.
     pub advertise: String,
-    /// How long ago it gave a sign of life.
+    /// The time since its last sign of life.
     pub age: Duration,
 }
 
 impl Instance {
-    /// An instance that gave no sign of life for so long is gone.
+    /// The silence after which an instance is gone.
     pub(crate) const SILENT: Duration = Duration::from_secs(15);
 
-    /// Whether it has recently given a sign of life.
+    /// Returns whether it has recently given a sign of life.
     pub fn is_alive(&self) -> bool {
         self.age < Self::SILENT
     }
 }
 
-/// What the database knows a connection by, also when another one has its number later.
+/// The database's name for a connection; it stays unique when another connection gets the same number later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Backend {
     /// The number of its process.
@@ -266,7 +266,7 @@ pub(crate) struct Backend {
     pub(super) began: i64,
 }
 
-/// What one instance sends to another.
+/// A message from one instance to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Parcel {
     /// A stanza, as XML.
@@ -275,12 +275,12 @@ pub(crate) enum Parcel {
     Echo(String),
 }
 
-/// What one instance hears of others.
+/// A message that an instance receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
     /// See [`Parcel::Stanza`].
     Stanza(String),
-    /// A stanza that was too long to be sent: to be fetched by [`Meeting::fetch`].
+    /// A stanza that was too long to be sent: fetch it with [`Meeting::fetch`].
     Written(i64),
     /// See [`Parcel::Echo`].
     Echo(String),
@@ -288,7 +288,7 @@ pub(crate) enum Heard {
     LeadIsFree,
 }
 
-/// An instance's connection to the others of its component. After an error it is of no use any more.
+/// An instance's connection to the others of its component. After an error it is unusable.
 #[derive(Debug)]
 pub(crate) struct Meeting(postgres::Meeting);
 
@@ -303,7 +303,7 @@ impl Meeting {
         Ok(self.0.yield_lead().await?)
     }
 
-    /// What the database knows this connection by.
+    /// Returns the database's name for this connection.
     pub(crate) fn backend(&self) -> Backend {
         self.0.backend()
     }
@@ -328,7 +328,7 @@ impl Meeting {
         Ok(self.0.beat(leads, linked, advertise).await?)
     }
 
-    /// Removes instances and stanzas that nobody has come for.
+    /// Removes expired instances and stanzas.
     pub(crate) async fn forget_old(&mut self) -> Result<(), StoreError> {
         Ok(self.0.forget_old().await?)
     }
@@ -338,7 +338,7 @@ impl Meeting {
         Ok(self.0.send(parcels).await?)
     }
 
-    /// Waits for what others say.
+    /// Waits for messages of others.
     ///
     /// # Cancel safety
     /// Nothing is lost if the future is dropped.
@@ -346,12 +346,12 @@ impl Meeting {
         Ok(self.0.notified().await?)
     }
 
-    /// Fetches the stanza of a [`Heard::Written`]; it is kept no longer. `None` if it was too old.
+    /// Fetches the stanza of a [`Heard::Written`] and removes it. `None` if it was too old.
     pub(crate) async fn fetch(&mut self, number: i64) -> Result<Option<String>, StoreError> {
         Ok(self.0.fetch(number).await?)
     }
 
-    /// Leaves the others in good order.
+    /// Leaves the other instances in order.
     pub(crate) async fn leave(self) -> Result<(), StoreError> {
         Ok(self.0.leave().await?)
     }
@@ -370,7 +370,7 @@ impl Store {
         }
     }
 
-    /// The instances of a component; none if the database belongs to one alone.
+    /// Returns returns the instances of a component; none if the database cannot be shared.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -381,8 +381,7 @@ impl Store {
         }
     }
 
-    /// Opens a database: `sqlite:FILE`, `sqlite::memory:` or `postgres://…`. With `migrate` its schema is brought up
-    /// to date.
+    /// Opens a database: `sqlite:FILE`, `sqlite::memory:` or `postgres://…`. With `migrate`, updates its schema.
     ///
     /// # Errors
     /// [`OpenError`]
@@ -397,7 +396,7 @@ impl Store {
         Ok(Self { kind, writes: Arc::default() })
     }
 
-    /// Whether what is asked again must be read again, for nobody tells of changes by other programs.
+    /// Returns whether cached data must be checked at each lookup, because nothing reports changes by other programs.
     pub(super) fn must_look(&self) -> bool {
         match &self.kind {
             Kind::Postgres(_) => false,
@@ -405,12 +404,12 @@ impl Store {
         }
     }
 
-    /// Whether changes by other programs are told, to those who listen to [`Self::changes`].
+    /// Returns whether changes by other programs are reported by [`Self::changes`].
     pub(super) fn tells(&self) -> bool {
         matches!(self.kind, Kind::Postgres(_))
     }
 
-    /// What other programs have changed since this was asked last, where they do not tell it themselves.
+    /// Returns returns what other programs have changed since the last call, where nothing reports it.
     ///
     /// # Errors
     /// [`StoreError`]; then anything may have changed.
@@ -421,8 +420,8 @@ impl Store {
         }
     }
 
-    /// Finds whether the database takes changes, and gives how long ago it last did. It is not asked more often than
-    /// makes sense: every 20 seconds, and every second once it has failed.
+    /// Checks whether the database accepts changes, and returns how long ago it last did. The check runs at most every
+    /// 20 seconds, and every second after a failure.
     pub async fn last_write(&self, component: &BareJid, now: OffsetDateTime) -> Option<Duration> {
         let mut writes = self.writes.lock().await;
         let works = writes.done.is_some() && writes.done >= writes.tried;
@@ -441,7 +440,7 @@ impl Store {
         writes.done.filter(|_| works).map(|done| done.elapsed())
     }
 
-    /// Hears of changes from now on, if the database can be shared.
+    /// Listens to changes from now on, if the database can be shared.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -452,7 +451,7 @@ impl Store {
         }
     }
 
-    /// Whether the database answers.
+    /// Returns checks that the database answers.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -460,7 +459,7 @@ impl Store {
         ask!(self, db => db.ping())
     }
 
-    /// What is known of a user; nothing of a user who is not known.
+    /// Returns returns the record of a user; an empty one for an unknown user.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -468,8 +467,8 @@ impl Store {
         ask!(self, db => db.profile(owner))
     }
 
-    /// What `asker` may know of `owner`; `None` if nothing. `admits` decides, by what `owner` has said of who may see the
-    /// keys and whether `asker` is named.
+    /// Returns returns what `asker` may know of `owner`; `None` if nothing. `admits` decides by the owner's visibility
+    /// and by whether `asker` is named.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -482,7 +481,7 @@ impl Store {
         ask!(self, db => db.visible(asker, owner, &admits))
     }
 
-    /// One key, if `admits` says so of its owner; see [`Store::visible`].
+    /// Returns one key, if `admits` allows it; see [`Store::visible`].
     ///
     /// # Errors
     /// [`StoreError`]
@@ -495,7 +494,7 @@ impl Store {
         ask!(self, db => db.visible_key(asker, id, &admits))
     }
 
-    /// All keys a user has ever had, oldest first.
+    /// Returns returns all keys that a user has ever had, oldest first.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -503,7 +502,7 @@ impl Store {
         Ok(self.profile(owner).await?.keys)
     }
 
-    /// One key.
+    /// Returns one key.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -511,7 +510,7 @@ impl Store {
         ask!(self, db => db.key(id))
     }
 
-    /// The certificate of a key.
+    /// Returns returns the certificate of a key.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -519,7 +518,7 @@ impl Store {
         ask!(self, db => db.material(id))
     }
 
-    /// All keys of all users, by owner and age.
+    /// Returns returns all keys of all users, by owner and age.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -527,7 +526,7 @@ impl Store {
         ask!(self, db => db.all())
     }
 
-    /// Keys that are not revoked and have a print in common with such a key of another user.
+    /// Returns keys that are not revoked and share a print with such a key of another user.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -535,7 +534,7 @@ impl Store {
         ask!(self, db => db.conflicts())
     }
 
-    /// Who has a key with this print.
+    /// Returns the users that have a key with this print.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -559,7 +558,7 @@ impl Store {
         ask!(self, db => db.add(owner, new, limit, actor, now, id))
     }
 
-    /// Revokes a key for good, and says whether it was not revoked before.
+    /// Revokes a key for good, and returns whether it was not revoked before.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -573,7 +572,7 @@ impl Store {
         ask!(self, db => db.revoke(id, actor, reason, now))
     }
 
-    /// Takes a key out of use, with nothing in its place.
+    /// Takes a key out of use, without a replacement.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -600,7 +599,7 @@ impl Store {
         ask!(self, db => db.import(keys, settings, now))
     }
 
-    /// What users have said of who may see their keys.
+    /// Returns returns the visibility settings of all users.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -608,7 +607,7 @@ impl Store {
         ask!(self, db => db.all_settings())
     }
 
-    /// Makes a key as sure as `to`, and says whether it was less sure before.
+    /// Raises the assurance of a key to `to`, and returns whether it was lower before.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -622,7 +621,7 @@ impl Store {
         ask!(self, db => db.raise(id, to, actor, now))
     }
 
-    /// Stores who may see a user's keys.
+    /// Stores a user's visibility settings.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -650,7 +649,7 @@ impl Store {
         ask!(self, db => db.erase(owner, hash, actor, now))
     }
 
-    /// The component's own certificate and private key (PKCS#8), if they have been kept.
+    /// Returns returns the component's own certificate and private key (PKCS#8), if they are stored.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -661,7 +660,7 @@ impl Store {
         ask!(self, db => db.identity(component))
     }
 
-    /// Keeps the component's own certificate and private key, unless there are some already.
+    /// Stores the component's own certificate and private key, unless some are stored already.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -674,7 +673,7 @@ impl Store {
         ask!(self, db => db.keep_identity(component, certificate, private_key))
     }
 
-    /// The sessions of a component that are open, or were when it died; the oldest first.
+    /// Returns returns the sessions of a component that are open, or were when it died; the oldest first.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -682,7 +681,7 @@ impl Store {
         ask!(self, db => db.open_sides(component))
     }
 
-    /// The sessions that a user has open, and since when.
+    /// Returns returns the open sessions of a user, and when each began.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -693,7 +692,7 @@ impl Store {
         ask!(self, db => db.open_of(user))
     }
 
-    /// Notes sessions of a component that have begun and removes those (by name) that have ended: all or nothing.
+    /// Stores new sessions of a component and removes (by name) those that have ended: all or nothing.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -707,8 +706,8 @@ impl Store {
         ask!(self, db => db.change_open(component, begun, ended, now))
     }
 
-    /// The resources that were reachable when the component ran last, at most `limit` of those seen `since` then, each
-    /// with its priority; the last seen first.
+    /// Returns returns the resources that were reachable when the component last ran, at most `limit` of those seen
+    /// `since` then, each with its priority; the last seen first.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -721,7 +720,7 @@ impl Store {
         ask!(self, db => db.reachable(component, since, limit))
     }
 
-    /// Notes resources that are reachable with their priorities, and removes those that are not: all or nothing.
+    /// Stores reachable resources with their priorities, and removes those that are not reachable: all or nothing.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -735,7 +734,7 @@ impl Store {
         ask!(self, db => db.change_reachable(component, here, gone, now))
     }
 
-    /// Removes the resources that were last seen before then.
+    /// Removes the resources that were last seen before this time.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -747,7 +746,7 @@ impl Store {
         ask!(self, db => db.forget_reachable(component, before))
     }
 
-    /// The last `limit` rows of the audit log, of one user or of all, oldest first.
+    /// Returns returns the last `limit` rows of the audit log, of one user or of all, oldest first.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -761,8 +760,8 @@ impl Store {
         Ok(entries)
     }
 
-    /// At most `limit` rows of the audit log, of one user or of all, newest first, from the row `newest` (or the last)
-    /// down; the first `skip` of them are left out.
+    /// Returns at most `limit` rows of the audit log, of one user or of all, newest first, from the row `newest` (or
+    /// the last) down, without the first `skip` of them.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -776,7 +775,7 @@ impl Store {
         ask!(self, db => db.audit_page(owner, newest, i64::from(skip), i64::from(limit)))
     }
 
-    /// How many rows the audit log has of one user or of all, up to the row `newest`.
+    /// Returns returns how many rows the audit log has of one user or of all, up to the row `newest`.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -789,7 +788,7 @@ impl Store {
         Ok(usize::try_from(count).unwrap_or_default())
     }
 
-    /// At most `limit` users who have keys and whose address has `part` in it.
+    /// Returns at most `limit` users that have keys and whose address contains `part`.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -797,7 +796,7 @@ impl Store {
         ask!(self, db => db.owners_like(part, i64::from(limit)))
     }
 
-    /// Whom admins have blocked by command, each with the reason: bare JIDs and domains.
+    /// Returns the block list, each entry with its reason: bare JIDs and domains.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -805,7 +804,7 @@ impl Store {
         ask!(self, db => db.blocks())
     }
 
-    /// Blocks a user or a domain, and says whether that is new.
+    /// Blocks a user or a domain, and returns whether the block is new.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -819,7 +818,7 @@ impl Store {
         ask!(self, db => db.block(jid, reason, actor, now))
     }
 
-    /// Takes a block back, and says whether there was one.
+    /// Removes a block, and returns whether there was one.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -832,7 +831,7 @@ impl Store {
         ask!(self, db => db.unblock(jid, actor, now))
     }
 
-    /// Connections to the database: open, idle, and at most.
+    /// Returns the connections to the database: open, idle, and at most.
     pub fn connections(&self) -> (u32, usize, u32) {
         match &self.kind {
             Kind::Postgres(db) => db.connections(),
@@ -943,7 +942,7 @@ mod tests {
         assert_eq!(count, 8);
         assert!(matches!(error, StoreError::NotAllowed(NotAllowed::TooManyEver(8))), "{error}");
         assert!(error.to_string().contains("no longer active"), "{error}");
-        // A key that is known is still given back.
+        // A known key is still returned.
         assert!(
             !store.add(&owner, &new(0), limit, &actor, NOW, KeyId::new(99)).await.unwrap().fresh
         );

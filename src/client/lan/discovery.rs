@@ -52,7 +52,7 @@ fn daemon(interfaces: &[String]) -> Result<ServiceDaemon, XtlsError> {
     Ok(daemon)
 }
 
-/// The name before the service's: `user@machine`.
+/// Returns the name before the service's: `user@machine`.
 pub(in crate::client) fn instance(fullname: &str) -> Option<String> {
     let start = fullname.len().checked_sub(SERVICE.len() + 1)?;
     let (escaped, rest) = fullname.split_at_checked(start)?;

@@ -1,7 +1,7 @@
-//! Without a server: users of one local network (XEP-0174), each other's keys checked as everywhere.
+//! Sessions without a server, between users of one local network (XEP-0174). Keys are checked as everywhere.
 //!
-//! `listen` and `chat --listen` announce the user by multicast DNS and take connections; `send` and `chat` look for a name.
-//! The stream is secured by STARTTLS before a stanza is sent. Messages of a chat go over it as they are; a file is a
+//! `listen` and `chat --listen` announce the user by multicast DNS and take connections; `send` and `chat` look for a
+//! name. STARTTLS secures the stream before a stanza is sent. Messages of a chat go over it as they are. A file is a
 //! Jingle session on it, as through a server: with TLS of its own, over an in-band bytestream.
 
 mod discovery;
@@ -54,7 +54,7 @@ use crate::{
     xmpp::ns,
 };
 
-/// From a connection to the secured stream.
+/// The time from a connection to the secured stream.
 const SECURE: Duration = Duration::from_secs(30);
 /// How long a connection to one address may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -89,14 +89,14 @@ pub(super) struct Lan {
     telling: Mutex<()>,
 }
 
-/// A secured connection with a peer whose key is known or taken.
+/// A secured connection with a peer whose key is known or was stored.
 struct Secure {
     tls: TlsStream<TcpStream>,
     peer: BareJid,
     print: Print,
 }
 
-/// Inside the link, sessions are with the one whose key was checked at its beginning.
+/// A policy for sessions inside the link: their key must be the one that was checked at its beginning.
 #[derive(Debug)]
 struct SamePeer(Print);
 
@@ -117,7 +117,7 @@ impl Policy for SamePeer {
 }
 
 impl Lan {
-    /// The account's key and known peers; without any account, those of a directory for the local network alone.
+    /// Loads the account's key and known peers; without any account, those of a directory for the local network alone.
     pub(super) fn load(common: &Common, args: LanArgs, output: Output) -> Result<Self, XtlsError> {
         if common.method != Method::X509 {
             return Err(XtlsError::usage("--lan works with the method x509 only"));
@@ -204,7 +204,7 @@ impl Lan {
                 }
                 error = announced.conflict() => break Err(error),
                 Some(done) = links.join_next() => {
-                    // The end of a link: whether it brought a session, and how that ended.
+                    // The end of a link: whether it carried a session, and how that ended.
                     let done: Option<Result<(), XtlsError>> = done.unwrap_or_default();
                     match done {
                         Some(done) if once => break done,
@@ -224,7 +224,7 @@ impl Lan {
         done
     }
 
-    /// One connection of somebody who sends files; `None` if there was no session.
+    /// Serves one connection of a peer that sends files; `None` if there was no session.
     async fn serve(
         &self,
         tcp: TcpStream,
@@ -353,7 +353,7 @@ impl Lan {
     ) -> Result<Secure, XtlsError> {
         let (tls, secured, peer) = timeout(SECURE, starttls::accept(tcp, own, &self.identity))
             .await
-            .map_err(|_| XtlsError::failed("somebody connected and said nothing"))??;
+            .map_err(|_| XtlsError::failed("a peer connected and sent nothing"))??;
         let admitted = if accept.is_empty() || accept.contains(&peer) {
             self.vouch(&tls, &secured, &peer, &peer, own).await
         } else {
@@ -368,8 +368,8 @@ impl Lan {
         }
     }
 
-    /// The trust store's word on the key that was shown. Names on a network are anybody's to take, so a peer is known by
-    /// its name there and never by an address of a server: `juliet@pronto.local`.
+    /// Checks the key that was shown against the trust store. Anyone can take a name on a network, so a peer is known
+    /// by its name there and never by an address of a server: `juliet@pronto.local`.
     async fn vouch(
         &self,
         stream: &TlsStream<TcpStream>,
@@ -445,7 +445,7 @@ impl Lan {
         Ok((endpoint, incoming, link))
     }
 
-    /// What the commands for files ask for; it does not log in anywhere.
+    /// Returns the client for the file commands; it does not log in anywhere.
     fn client(&self, own: &BareJid) -> Client {
         Client {
             login: Login::new(own.clone(), ""),
@@ -458,14 +458,14 @@ impl Lan {
             takes: super::Takes::Files,
             transport: Some(TransportKind::Ibb),
             accept_direct: false,
-            // Both have compared the link's.
+            // Both have compared the link's string.
             confirm_sas: false,
             output: self.output,
         }
     }
 }
 
-/// Under which name the trust store has a peer of the local network.
+/// Returns the name of a local network's peer in the trust store.
 fn known_as(peer: &BareJid) -> Result<BareJid, XtlsError> {
     if peer.domain().as_str().ends_with(".local") {
         return Ok(peer.clone());
@@ -474,7 +474,7 @@ fn known_as(peer: &BareJid) -> Result<BareJid, XtlsError> {
     BareJid::new(&name).map_err(|error| XtlsError::failed(format!("{name}: {error}")))
 }
 
-/// The directory of the account, or if there is none that of the local network.
+/// Returns the directory of the account, or, without one, that of the local network.
 pub(super) fn directory(common: &Common) -> Result<PathBuf, XtlsError> {
     let home = account::home()?;
     let has_account = |dir: &Path| dir.join("account.toml").exists();

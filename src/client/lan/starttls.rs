@@ -1,8 +1,8 @@
 //! STARTTLS on a link-local stream (XEP-0174, 6 and 12.1; RFC 6120, 5; offers as in XEP-0250, 3.3).
 //!
-//! Two streams, one after the other: the first carries nothing but STARTTLS, the second begins inside TLS. The one who was
-//! called is the TLS server; both show certificates. Nothing that came in clear is used after it: not the features,
-//! not the offer, not the name unless the key of that name is known or taken.
+//! There are two streams in turn: the first carries only STARTTLS, the second begins inside TLS. The called side is the
+//! TLS server; both show certificates. Nothing that came in clear is used after STARTTLS: neither the features, nor the
+//! offer, nor the name unless the key of that name is known or stored.
 
 use std::io;
 
@@ -71,7 +71,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         }
     }
 
-    /// Ends the stream for what the peer has sent.
+    /// Ends the stream because of what the peer has sent.
     async fn fail(mut self, fault: Fault) -> XtlsError {
         let _ = self.xml.fail(fault);
         let _ = self.flush().await;
@@ -79,7 +79,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         ended(&End::Fault(fault))
     }
 
-    /// The connection, if nothing came behind what was read last: that would be somebody's words in clear (CVE-2011-0411).
+    /// Returns the connection, if nothing has come after the last element: an attacker could have sent that in clear
+    /// (CVE-2011-0411).
     fn into_io(self) -> Result<S, XtlsError> {
         if self.input.is_empty() {
             Ok(self.io)
@@ -103,7 +104,7 @@ fn ended(end: &End) -> XtlsError {
     }
 }
 
-/// Calls: gives the TLS stream and the key that the peer has shown, which is nobody's yet.
+/// Calls: returns the TLS stream and the key that the peer has shown, which is not checked yet.
 pub(super) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     io: S,
     names: Names,
@@ -163,14 +164,14 @@ pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     Ok((tls, secured, peer))
 }
 
-/// Ends a secured stream whose peer's key is not the known one, so that it knows why.
+/// Ends a secured stream whose peer's key is not the known one, with the reason.
 pub(super) async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(tls: TlsStream<S>, own: &BareJid) {
     let names = Names { own: vec![own.clone()], peer: Vec::new() };
     let talk = Talk::new(XmlStream::respond(names, Vec::new(), random_id()), tls);
     talk.fail(Fault::NotAuthorized).await;
 }
 
-/// Which certificate we shall show (XEP-0250, 3.1): its SHA-256 print in hexadecimal.
+/// Returns the offer of our certificate (XEP-0250, 3.1): its SHA-256 print in hexadecimal.
 fn offer(identity: &Identity) -> Element {
     let mut name = Element::bare("name", ns::TMP_PUBKEY);
     name.append_text(identity.print().to_string().replace(':', "").to_lowercase());

@@ -162,7 +162,7 @@ impl World {
         self.tell(Input::Timeout);
     }
 
-    /// The recipients of each session-terminate, and its reason.
+    /// Returns the recipients of each session-terminate, and its reason.
     fn terminated(&self) -> Vec<(String, String)> {
         let terminate = |iq: &Element| {
             let jingle = iq.get_child("jingle", ns::JINGLE)?;
