@@ -20,7 +20,8 @@ for what in "$@"; do
         prosody) command -v prosody >/dev/null || { missing+=(prosody); servers+=(prosody); } ;;
         ejabberd) [ -e /usr/sbin/ejabberdctl ] || { missing+=(ejabberd); servers+=(ejabberd); } ;;
         postgresql) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null \
-            || { missing+=(postgresql); servers+=(postgresql); } ;;
+            || { missing+=(postgresql); servers+=(postgresql); }
+            [ -x /usr/sbin/pgbouncer ] || { missing+=(pgbouncer); servers+=(pgbouncer); } ;;
         python) python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv) ;;
         nbxmpp) /usr/bin/python3 -c 'import nbxmpp.client' 2>/dev/null \
             || missing+=(python3-nbxmpp gir1.2-soup-3.0 glib-networking) ;;

@@ -15,6 +15,7 @@ pub mod raw;
 pub mod report;
 pub mod scenarios;
 pub mod servers;
+pub mod switch;
 pub mod tap;
 
 use std::fs::File;

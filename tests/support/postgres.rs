@@ -52,7 +52,7 @@ impl Postgres {
         let mut command = tool("postgres");
         command.arg("-D").arg(directory.join("data")).arg("-p").arg(port.to_string()).args([
             "-c",
-            "listen_addresses=127.0.0.1",
+            "listen_addresses=127.0.0.1,::1",
             "-c",
             "unix_socket_directories=",
         ]);
@@ -78,6 +78,34 @@ impl Postgres {
     /// Returns the address of the database.
     pub fn url(&self) -> String {
         format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", self.port)
+    }
+
+    /// Returns the address of the database for another role.
+    pub fn url_of(&self, role: &str) -> String {
+        format!("postgres://{role}@127.0.0.1:{}/fingerpost", self.port)
+    }
+
+    /// Creates a role with the rights that a running component needs.
+    pub fn add_role(&self, role: &str, more: &str) {
+        self.query(&format!("CREATE ROLE {role} LOGIN {more}"));
+        self.query(&format!(
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"
+        ));
+        self.query(&format!("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}"));
+    }
+
+    /// Changes a setting in the running server.
+    pub fn set(&self, setting: &str, value: &str) {
+        // A server that is read only takes this change all the same.
+        self.query(&format!("ALTER SYSTEM SET {setting} = {value}"));
+        self.query("SELECT pg_reload_conf()");
+        let show = format!("SHOW {setting}");
+        wait_for(
+            setting,
+            Duration::from_secs(30),
+            || self.query(&show),
+            || self.query(&show) == value,
+        );
     }
 
     /// Returns its port.
@@ -154,6 +182,47 @@ impl Postgres {
     }
 }
 
+/// PgBouncer in front of a PostgreSQL, on loopback.
+pub struct Pooler {
+    // Dropped in this order, as above.
+    process: Process,
+    folder: TempDir,
+    port: u16,
+}
+
+impl Pooler {
+    /// Starts one that gives each transaction one of `connections` connections. `more`: lines of its configuration.
+    pub fn start(to: u16, connections: usize, more: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("fingerpost-pooler-").tempdir().unwrap();
+        let port = free_port();
+        let file = folder.path().join("pgbouncer.ini");
+        let text = format!(
+            "[databases]\nfingerpost = host=127.0.0.1 port={to} dbname=fingerpost user=fingerpost\n\
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+             auth_type = any\npool_mode = transaction\ndefault_pool_size = {connections}\n{more}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let mut command = as_postgres(Path::new("/usr/sbin/pgbouncer"));
+        command.arg(&file);
+        if is_root() {
+            let given =
+                Command::new("chown").arg("-R").arg("postgres:").arg(folder.path()).status();
+            assert!(given.unwrap().success());
+        }
+        let log = folder.path().join("pgbouncer.log");
+        let process = Process::start(command, &log);
+        let why = || read(&log);
+        let answers = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+        wait_for("PgBouncer", Duration::from_secs(30), why, answers);
+        Self { process, folder, port }
+    }
+
+    /// Returns the address of the database behind it.
+    pub fn url(&self) -> String {
+        format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", self.port)
+    }
+}
+
 fn is_root() -> bool {
     let id = Command::new("id").arg("-u").output().unwrap();
     id.stdout.starts_with(b"0\n")
@@ -170,6 +239,11 @@ fn tool(name: &str) -> Command {
         .collect();
     found.sort();
     let program = found.pop().unwrap_or_else(|| panic!("{name} is not there: run make test"));
+    as_postgres(&program)
+}
+
+/// Returns a program that refuses to run as root.
+fn as_postgres(program: &Path) -> Command {
     if is_root() {
         // setpriv replaces itself, so signals reach the program.
         let mut command = Command::new("setpriv");
