@@ -6,13 +6,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::{
-    cli::{Failure, SECRET_REFUSED, Task, keys, online, reach, vars},
+    cli::{BAD_CONFIG, Failure, SECRET_REFUSED, Task, keys, online, reach, vars},
     clock::{Clock, SystemClock},
     config::{Config, Format, Loaded},
     control::Reload,
     http,
     logging::{self, LogLevel},
     mediator::plane::Plane,
+    registry::store::OpenError,
     service::{self, Event, Service, StartError},
     systemd::{self, Inherited},
     xmpp::link::LinkError,
@@ -21,16 +22,36 @@ use crate::{
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let hint = match &error {
-            StartError::Database { .. } => {
-                "check [database] url and the rights of the folder it is in"
-            }
+            StartError::Database { source, .. } => database_hint(source),
             StartError::Blocks(_) | StartError::Identity(_) => {
                 "look at the database: fingerpost check"
             }
             StartError::Listen { .. } => "stop what uses the port, or change [socks5] listen",
             StartError::Http { .. } => "stop what uses the port, or change [http] listen",
         };
-        Self::new(error.to_string()).with_hint(hint)
+        let failure = Self::new(error.to_string()).with_hint(hint);
+        match error {
+            StartError::Database { source, .. } if source.is_configuration() => {
+                failure.with_code(BAD_CONFIG)
+            }
+            _ => failure,
+        }
+    }
+}
+
+/// Returns the cure for a database that cannot be opened.
+fn database_hint(error: &OpenError) -> &'static str {
+    match error {
+        OpenError::Pooler => {
+            "set [database] pooler = true, or give the address of PostgreSQL itself in [database] url"
+        }
+        OpenError::Connections { .. } => {
+            "lower [database] max_connections, or raise the limit: ALTER ROLE … CONNECTION LIMIT, max_connections"
+        }
+        error if error.is_forbidden() => {
+            "run `fingerpost migrate` once as a role that may create tables, or grant this one CREATE on the schema"
+        }
+        _ => "check [database] url and the rights of the directory it is in",
     }
 }
 
@@ -177,7 +198,7 @@ async fn reload(loaded: &Loaded, service: &mut Service) -> Result<Vec<String>, S
 }
 
 async fn check(config: &Config, look_online: bool, out: &mut impl Write) -> Result<(), Failure> {
-    let store = service::open(config).await?;
+    let store = service::open_to_serve(config).await?;
     writeln!(out, "configuration, database and ports are good")?;
     reach::literals(config, out)?;
     for missing in Plane::new(0).probe() {

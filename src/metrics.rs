@@ -63,6 +63,12 @@ pub static REGISTRY_OPERATIONS: Counter = Counter::new(
     "Operations on the database, by kind and outcome",
     &["operation", "outcome"],
 );
+/// Times at which changes by others may have gone unheard.
+pub static NOTICES_LOST: Counter = Counter::new(
+    "registry_notices_lost_total",
+    "Times at which notices of changes by others may have been lost: the connection was lost or silent, or another server took the changes",
+    &[],
+);
 /// Durations of operations on the database.
 pub static REGISTRY_SECONDS: Histogram =
     Histogram::new("registry_operation_seconds", "How long operations on the database took");
@@ -223,6 +229,7 @@ pub fn write(text: &mut String) {
         &SESSIONS_ENDED,
         &COMMANDS,
         &REGISTRY_OPERATIONS,
+        &NOTICES_LOST,
     ] {
         counter.write(text);
     }

@@ -28,7 +28,11 @@ use crate::{
         listener::{self, Listener},
         table::{self, Table},
     },
-    registry::{self, Notice, Registry, model::Visibility, store::Store},
+    registry::{
+        self, Notice, Registry,
+        model::Visibility,
+        store::{self, Store},
+    },
     router::{self, Back, Known, Report, Router},
     systemd::Inherited,
     tls::identity::Identity,
@@ -59,7 +63,7 @@ pub enum StartError {
         /// As configured.
         url: String,
         /// What the store says.
-        source: registry::store::OpenError,
+        source: store::OpenError,
     },
     /// Whom admins have blocked cannot be read.
     #[error("the database: {0}")]
@@ -136,7 +140,7 @@ impl Service {
         mut inherited: Inherited,
         log: LogLevel,
     ) -> Result<Self, StartError> {
-        let store = open(config).await?;
+        let store = open_to_serve(config).await?;
         let stop = CancellationToken::new();
         let (accepting, linked) = (stop.child_token(), CancellationToken::new());
         let has_heir = !inherited.is_empty();
@@ -410,9 +414,27 @@ impl Service {
 /// [`StartError::Database`].
 pub async fn open(config: &Config) -> Result<Store, StartError> {
     let database = &config.database;
-    Store::open(&database.url, database.max_connections, database.migrate)
-        .await
-        .map_err(|source| StartError::Database { url: shown(&database.url), source })
+    let options = store::Options {
+        url: &database.url,
+        max_connections: database.max_connections,
+        migrate: database.migrate,
+        pooler: database.pooler,
+    };
+    Store::open_with(&options).await.map_err(|source| not_opened(config, source))
+}
+
+/// Opens the database, and checks that it has the connections that a running component needs.
+///
+/// # Errors
+/// [`StartError::Database`].
+pub async fn open_to_serve(config: &Config) -> Result<Store, StartError> {
+    let store = open(config).await?;
+    store.check_connections().await.map_err(|source| not_opened(config, source))?;
+    Ok(store)
+}
+
+fn not_opened(config: &Config, source: store::OpenError) -> StartError {
+    StartError::Database { url: shown(&config.database.url), source }
 }
 
 /// The component's own certificate and key; made and kept at the first start.
@@ -434,8 +456,9 @@ pub async fn own_identity(store: &Store, jid: &BareJid) -> Result<Identity, Star
     Ok(Identity::of_parts(certificate, key))
 }
 
-/// A database address without its password.
+/// A database address without its password, which may be before the host or among the parameters.
 fn shown(url: &str) -> String {
+    let url = url.split_once('?').map_or(url, |(url, _)| url);
     match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1)))
     {
         Some((scheme, host)) => format!("{scheme}://…@{host}"),

@@ -128,7 +128,11 @@ fn every_metric_is_in_the_docs_and_moves() {
         component.wait_for_links(links);
     }
     postgres.stop();
-    let down = || seen(&|page: &str| page.contains("database_up 0"));
+    let down = || {
+        seen(&|page: &str| {
+            page.contains("database_up 0") && !page.contains("registry_notices_lost_total 0")
+        })
+    };
     wait_for("the loss of the database", PATIENCE, || component.log(), down);
     stop.store(true, Ordering::Relaxed);
     looking.join().unwrap();

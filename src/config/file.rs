@@ -13,7 +13,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
         "component",
         &["jid", "server", "secret", "secret_file", "name", "contact", "max_stanza_bytes"],
     ),
-    ("database", &["url", "max_connections", "migrate"]),
+    ("database", &["url", "max_connections", "pooler", "migrate"]),
     ("socks5", &["listen", "advertise", "proxy_protocol", "max_segment"]),
     ("ibb", &["enabled", "block_size", "window", "memory", "silence_timeout"]),
     ("broker", &["require_tls", "unknown", "mismatch", "revoked"]),

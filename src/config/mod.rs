@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use self::file::{Section, Written};
 use crate::{
     redact::Secret,
+    registry::store::check_address,
     xmpp::{
         jid::{canonical_bare, identity},
         size,
@@ -85,10 +86,12 @@ pub struct Component {
 /// The database of keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Database {
-    /// `sqlite:PATH`, `sqlite::memory:` or `postgres://USER:PASSWORD@HOST/DATABASE`.
+    /// `sqlite:PATH`, `sqlite::memory:` or `postgres://USER:PASSWORD@HOST/DATABASE`, with one or several hosts.
     pub url: String,
     /// The most open connections.
     pub max_connections: u32,
+    /// Whether a pooler in front of PostgreSQL gives each transaction another connection.
+    pub pooler: bool,
     /// Whether `serve` updates the schema itself.
     pub migrate: bool,
 }
@@ -283,6 +286,7 @@ impl Config {
             ),
             ("database.url", database.url != new.database.url),
             ("database.max_connections", database.max_connections != new.database.max_connections),
+            ("database.pooler", database.pooler != new.database.pooler),
             ("socks5.listen", self.socks5.listen != new.socks5.listen),
             ("socks5.proxy_protocol", self.socks5.proxy_protocol != new.socks5.proxy_protocol),
             ("socks5.max_segment", self.socks5.max_segment != new.socks5.max_segment),
@@ -475,35 +479,15 @@ fn database(section: &Section<'_>) -> Result<Database, ConfigError> {
             .filter(|rest| !rest.is_empty())
             .map(|_| text.to_owned())
     })?;
-    if url.as_deref().is_some_and(has_several_hosts) {
-        let several = "expected one host, found several; for fail-over give an address that \
-                       follows the primary";
-        return Err(section.error("url", several));
+    if let Some(Err(wrong)) = url.as_deref().map(check_address) {
+        return Err(section.error("url", wrong));
     }
     Ok(Database {
         url: url.unwrap_or_else(|| "sqlite:fingerpost.db".to_owned()),
         max_connections: section.number("max_connections", (1, 1000), 8)?,
+        pooler: section.boolean("pooler", false)?,
         migrate: section.boolean("migrate", true)?,
     })
-}
-
-/// Returns whether a PostgreSQL URL lists several hosts, as libpq allows (PostgreSQL's manual, 34.1.1.3) and the
-/// database library does not.
-fn has_several_hosts(url: &str) -> bool {
-    let Some(rest) = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"))
-    else {
-        return false;
-    };
-    let (place, parameters) = rest.split_once('?').unwrap_or((rest, ""));
-    let authority = place.split('/').next().unwrap_or_default();
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let lists = |parameter: &str| {
-        parameter.split_once('=').is_some_and(|(key, value)| {
-            ["host", "hostaddr", "port"].contains(&key)
-                && (value.contains(',') || value.to_ascii_lowercase().contains("%2c"))
-        })
-    };
-    host.contains(',') || parameters.split('&').any(lists)
 }
 
 fn socks5(section: &Section<'_>, jid: &BareJid) -> Result<Socks5, ConfigError> {
@@ -906,22 +890,31 @@ mod tests {
     }
 
     #[test]
-    fn a_database_url_with_several_hosts_is_refused_with_the_cure() {
+    fn a_database_url_may_name_several_hosts_and_is_checked() {
         let url = |url: &str| parse(&format!("{SMALL}[database]\nurl = '{url}'\n"), &[]);
-        for several in [
+        for good in [
             "postgres://u:p@a.test:5432,b.test:5432/db?target_session_attrs=read-write",
-            "postgresql://a.test,b.test/db",
-            "postgres:///db?host=a.test,b.test&port=1,2",
-            "postgres://u@/db?host=a.test%2Cb.test",
+            "postgresql://[::1],b.test/db",
+            "postgres://u:p,w@a.test/db",
+            "postgres:///db?options=-c%20a=b,c",
+            "sqlite:a,b.db",
         ] {
-            let error = url(several).unwrap_err().to_string();
-            assert!(error.contains("database.url: expected one host"), "{error}");
-            assert!(error.contains("follows the primary") && !error.contains(":p@"), "{error}");
+            assert!(url(good).is_ok(), "{good}");
         }
-        for one in
-            ["postgres://u:p,w@a.test/db", "postgres:///db?options=-c%20a=b,c", "sqlite:a,b.db"]
-        {
-            assert!(url(one).is_ok(), "{one}");
+        for (bad, expected) in [
+            (
+                "postgres://u:pw@a.test/db?target_session_attrs=standby",
+                "target_session_attrs=read-write",
+            ),
+            ("postgres://u:pw@::1/db", "[::1]"),
+            ("postgres://u:pw@a.test:99999/db", "99999"),
+        ] {
+            let error = url(bad).unwrap_err().to_string();
+            assert!(
+                error.contains("database.url: expected") && error.contains(expected),
+                "{error}"
+            );
+            assert!(!error.contains("pw"), "{error}");
         }
     }
 

@@ -191,6 +191,9 @@ async fn readyz(State(status): State<Status>) -> (StatusCode, String) {
         return no("draining: new sessions are refused");
     }
     let store = status.control.store();
+    if let Some(why) = store.obstacle() {
+        return no(why);
+    }
     let written = store.last_write(&status.component, SystemClock.now()).await;
     if written.is_none_or(|ago| ago > WRITTEN) {
         return no("the database does not accept changes");

@@ -50,6 +50,7 @@ use self::{
 };
 use crate::{
     limits::Rates,
+    metrics,
     print::Method,
     xmpp::{jid::respelled, stanza::Refusal},
 };
@@ -176,24 +177,40 @@ impl Registry {
                 Ok(Some(mut changes)) => {
                     self.profiles.set_hearing(true);
                     self.blocks_changed.notify_one();
-                    loop {
+                    let error = loop {
                         match changes.next().await {
-                            Ok(Some(owner)) => self.profiles.changed(&owner),
-                            Ok(None) => {
-                                self.profiles.set_hearing(true);
-                                self.blocks_changed.notify_one();
-                            }
-                            Err(error) => {
-                                tracing::warn!(%error, "lost the database's change notifications; the profile cache is bypassed until they resume");
-                                break;
-                            }
+                            Ok(news) => self.forget(news),
+                            Err(error) => break error,
                         }
-                    }
+                    };
+                    self.profiles.set_hearing(false);
+                    metrics::NOTICES_LOST.count(&[]);
+                    tracing::warn!(
+                        %error,
+                        "lost the database's change notices; the profile cache is bypassed until they resume"
+                    );
                 }
                 Err(error) => tracing::warn!(%error, "database does not answer"),
             }
-            self.profiles.set_hearing(false);
             tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Drops cached profiles that other programs have changed.
+    fn forget(&self, news: News) {
+        let blocks = match news {
+            News::None => false,
+            News::Of { owners, blocks } => {
+                owners.iter().for_each(|owner| self.profiles.changed(owner));
+                blocks
+            }
+            News::Anything => {
+                self.profiles.all_changed();
+                true
+            }
+        };
+        if blocks {
+            self.blocks_changed.notify_one();
         }
     }
 
@@ -206,17 +223,7 @@ impl Registry {
         // before the next lookup hears that nothing is new.
         let _turn = self.catching_up.lock().await;
         match self.store.news().await {
-            Ok(News::None) => {}
-            Ok(News::Of { owners, blocks }) => {
-                owners.iter().for_each(|owner| self.profiles.changed(owner));
-                if blocks {
-                    self.blocks_changed.notify_one();
-                }
-            }
-            Ok(News::Anything) => {
-                self.profiles.all_changed();
-                self.blocks_changed.notify_one();
-            }
+            Ok(news) => self.forget(news),
             Err(error) => {
                 tracing::debug!(%error, "could not read from the database what has changed");
                 self.profiles.all_changed();

@@ -1,15 +1,20 @@
 //! The store on PostgreSQL, which several Fingerposts may share.
 
-use std::time::Duration;
+use std::{io, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use jid::BareJid;
 use sqlx::{
-    Connection as _, Executor as _, PgConnection as Connection, PgPool as Pool, Postgres as Db,
-    postgres::{PgListener, PgPoolOptions, PgRow as Row},
+    Executor as _, Postgres as Db, Row as _,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow as Row},
 };
-use tokio::time::timeout;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
-use super::store::{OpenError, Trust};
+use super::store::{News, OpenError, Options, Trust};
+use crate::xmpp::jid::canonical_bare;
 
 #[path = "sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
@@ -21,23 +26,31 @@ mod sql_journal;
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_reachable;
 
+#[path = "postgres_address.rs"]
+mod address;
 #[path = "postgres_instances.rs"]
 mod instances;
+#[path = "postgres_pool.rs"]
+mod pool;
+#[path = "postgres_schema.rs"]
+mod schema;
 
 pub(super) use instances::Meeting;
-use sql::Change;
+use instances::Rivals;
+use pool::{ACQUIRE, ALIVE, Connection, Pool, STANDING, Servers, Session as Held, in_time};
+use sql::{Change, last_change, news_since};
 
-/// How long a request waits for a connection, that is for a database that is away.
-const ACQUIRE: Duration = Duration::from_secs(5);
-/// How long an idle connection may take to show that it still works.
-const ALIVE: Duration = Duration::from_secs(2);
 /// After this long without a notification the listening connection is asked whether it still works, and has
 /// [`ALIVE`] to answer. Both together are shorter than the age limit of cached profiles.
 const QUIET: Duration = Duration::from_secs(3);
+/// Behind a pooler, which passes no notifications on, the audit log is read so often.
+const POLL: Duration = Duration::from_secs(2);
 /// The lock that changes take in turn ("fngrpost"): one writer at a time, as SQLite has it.
 const WRITER: i64 = 0x666e_6772_706f_7374;
 /// The channel on which a user whose keys have changed is named.
 const CHANNEL: &str = "fingerpost_keys";
+/// Connections besides those of the pool: one hears of changes, one is for the instances of a component.
+const OTHERS: u32 = 2;
 
 /// A PostgreSQL database.
 #[derive(Clone, Debug)]
@@ -45,123 +58,222 @@ pub(super) struct Database {
     pool: Pool,
     /// Which connections may be used on.
     pub(super) trust: Trust,
+    /// Other instances of the component, if a pooler keeps this one from meeting them.
+    rivals: Arc<Rivals>,
+}
+
+/// Checks an address, and returns what is wrong with it.
+pub(super) fn check_address(url: &str) -> Result<(), String> {
+    address::servers(url).map(|_| ()).map_err(|error| error.to_string())
 }
 
 impl Database {
-    pub(super) async fn open(
-        url: &str,
-        connections: u32,
-        migrate: bool,
-    ) -> Result<Self, OpenError> {
+    pub(super) async fn open(options: &Options<'_>) -> Result<Self, OpenError> {
         let trust = Trust::default();
-        let trusted = trust.clone();
-        let pool = PgPoolOptions::new()
-            .max_connections(connections.max(1))
-            .acquire_timeout(ACQUIRE)
-            // The library's own test waits without end for a peer that is silent.
-            .test_before_acquire(false)
-            .before_acquire(move |connection, meta| {
-                let trusted = trusted.clone();
-                Box::pin(async move {
-                    if !trusted.admits(meta.age) {
-                        return Ok(false);
-                    }
-                    let alive = in_time(ALIVE, connection.ping()).await;
-                    if alive.is_err() {
-                        trusted.withdraw();
-                    }
-                    alive.map(|()| true)
-                })
-            })
-            .connect(url)
-            .await
-            .map_err(OpenError::Open)?;
-        if migrate {
-            sqlx::migrate!("migrations/postgres").run(&pool).await?;
+        let list =
+            address::servers(options.url).map_err(|error| OpenError::Address(error.to_string()))?;
+        let servers = Servers::new(list, options.pooler, trust.clone());
+        if !options.pooler && servers.are_behind_a_pooler().await.map_err(open_error)? {
+            return Err(OpenError::Pooler);
         }
-        Ok(Self { pool, trust })
+        let pool = Pool::new(servers, options.max_connections, trust.clone());
+        drop(pool.acquire().await.map_err(open_error)?);
+        if options.migrate {
+            schema::bring_up_to_date(&pool).await?;
+        }
+        Ok(Self { pool, trust, rivals: Arc::default() })
+    }
+
+    /// Returns whether a pooler gives each transaction another connection.
+    pub(super) fn is_pooled(&self) -> bool {
+        self.pool.servers().pooler
+    }
+
+    /// Returns why this instance cannot serve its users as it should, if there is a reason.
+    pub(super) fn obstacle(&self) -> Option<&'static str> {
+        let text =
+            "another instance serves this component, and instances cannot meet through a pooler";
+        self.rivals.are_there().then_some(text)
+    }
+
+    /// Returns the numbers of open and of idle connections, and the most that may be open.
+    pub(super) fn connections(&self) -> (u32, usize, u32) {
+        self.pool.counts()
+    }
+
+    /// Returns how many connections the server allows and how many are needed, if it allows fewer.
+    pub(super) async fn shortage(&self) -> Result<Option<(u32, u32)>, sqlx::Error> {
+        // A pooler has connections of its own.
+        if self.is_pooled() {
+            return Ok(None);
+        }
+        let text = "SELECT LEAST(
+                (SELECT NULLIF(rolconnlimit, -1) FROM pg_roles WHERE rolname = session_user AND NOT rolsuper),
+                (SELECT NULLIF(datconnlimit, -1) FROM pg_database WHERE datname = current_database()),
+                current_setting('max_connections')::INT - current_setting('superuser_reserved_connections')::INT
+                    - COALESCE(current_setting('reserved_connections', TRUE)::INT, 0)
+            )::TEXT AS most";
+        let row = self.pool.fetch_one(text).await?;
+        let most: String = row.try_get("most")?;
+        let most = most.parse().unwrap_or(u32::MAX);
+        let needed = self.pool.counts().2 + OTHERS;
+        Ok((most < needed).then_some((most, needed)))
     }
 
     /// Returns a connection for notifications that the pool does not count: the program holds it for its whole life,
     /// and a pool of one would have none left.
     async fn lone_listener(&self) -> Result<PgListener, sqlx::Error> {
-        let own = PgPoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(ACQUIRE)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_lazy_with((*self.pool.connect_options()).clone());
-        let mut connection = PgListener::connect_with(&own).await?;
-        // A lost connection is to be told of before there is another: what was changed in between is not heard.
-        connection.eager_reconnect(false);
-        Ok(connection)
+        let servers = self.pool.servers();
+        let connect = |server: PgConnectOptions| -> BoxFuture<'_, _> {
+            Box::pin(async move {
+                let own = PgPoolOptions::new()
+                    .max_connections(1)
+                    .acquire_timeout(ACQUIRE)
+                    .idle_timeout(None)
+                    .max_lifetime(None)
+                    .connect_lazy_with(server);
+                let mut connection = PgListener::connect_with(&own).await?;
+                // A lost connection is to be told of before there is another: what was changed in between is not heard.
+                connection.eager_reconnect(false);
+                servers.judge(&connection.fetch_one(STANDING).await?)?;
+                Ok(connection)
+            })
+        };
+        servers.first(ACQUIRE, connect).await
     }
 
-    /// A connection that hears of changes, also those of others.
+    /// Hears of changes, also those of others.
     pub(super) async fn listen(&self) -> Result<Listener, sqlx::Error> {
-        let connect = async {
-            let mut connection = self.lone_listener().await?;
-            connection.listen(CHANNEL).await?;
-            Ok(connection)
+        let mut servers = self.pool.servers().changes();
+        servers.mark_unchanged();
+        let source = if self.is_pooled() {
+            let seq = last_change(&mut *self.pool.acquire().await?).await?;
+            Source::Log { pool: self.pool.clone(), seq }
+        } else {
+            let connect = async {
+                let mut connection = self.lone_listener().await?;
+                connection.listen(CHANNEL).await?;
+                Ok(connection)
+            };
+            Source::Channel(Box::new(in_time(ACQUIRE, connect).await?))
         };
-        let connection = in_time(ACQUIRE, connect).await?;
-        Ok(Listener { connection, trust: self.trust.clone() })
+        Ok(Listener { source, servers, trust: self.trust.clone() })
+    }
+}
+
+/// Recognizes a refusal that only a pooler gives.
+fn open_error(error: sqlx::Error) -> OpenError {
+    match &error {
+        sqlx::Error::Database(refusal) if pool::is_of_a_pooler(refusal.message()) => {
+            OpenError::Pooler
+        }
+        _ => OpenError::Open(error),
     }
 }
 
 /// Receives notifications of changes.
 #[derive(Debug)]
 pub(super) struct Listener {
-    connection: PgListener,
+    source: Source,
+    /// Told when another server takes the changes.
+    servers: watch::Receiver<u64>,
     trust: Trust,
 }
 
+#[derive(Debug)]
+enum Source {
+    /// Notifications, on a connection of its own.
+    Channel(Box<PgListener>),
+    /// The audit log, read up to this row.
+    Log { pool: Pool, seq: i64 },
+}
+
 impl Listener {
-    /// Waits for the address of a user, of whom keys have changed; the text is empty for blocks. An error says that the
-    /// connection is lost or silent: changes may have been missed, and this listener hears no more.
+    /// Waits for a change. An error says that changes may have been missed, because the connection is lost or silent or
+    /// another server takes the changes, and this listener hears no more.
     ///
     /// The connections of the pool go the same way: after an error each is replaced before it is used.
-    pub(super) async fn next(&mut self) -> Result<String, sqlx::Error> {
-        let heard = self.hear().await;
+    pub(super) async fn next(&mut self) -> Result<News, sqlx::Error> {
+        let heard = tokio::select! {
+            heard = self.source.hear() => heard,
+            _ = self.servers.changed() => {
+                Err(sqlx::Error::Io(io::Error::other("another database server takes the changes")))
+            }
+        };
         if heard.is_err() {
             self.trust.withdraw();
         }
         heard
     }
+}
 
-    async fn hear(&mut self) -> Result<String, sqlx::Error> {
-        loop {
-            // Giving up on `try_recv` loses nothing: it takes whole messages out of the buffer of its connection, or none.
-            if let Ok(received) = timeout(QUIET, self.connection.try_recv()).await {
-                let notification = received?
-                    .ok_or_else(|| sqlx::Error::Io(std::io::ErrorKind::ConnectionAborted.into()))?;
-                return Ok(notification.payload().to_owned());
-            }
-            // Silence is no sign that nothing has changed. What is notified meanwhile is kept for `try_recv`.
-            in_time(ALIVE, self.connection.execute("SELECT 1")).await?;
+impl Source {
+    async fn hear(&mut self) -> Result<News, sqlx::Error> {
+        match self {
+            Self::Channel(connection) => notified(connection).await,
+            Self::Log { pool, seq } => loop {
+                sleep(POLL).await;
+                let news =
+                    in_time(ACQUIRE, async { news_since(&mut *pool.acquire().await?, seq).await });
+                match news.await? {
+                    News::None => {}
+                    news => return Ok(news),
+                }
+            },
         }
     }
 }
 
-/// Waits for the database, but not for ever.
-async fn in_time<T>(
-    limit: Duration,
-    answer: impl Future<Output = Result<T, sqlx::Error>>,
-) -> Result<T, sqlx::Error> {
-    let silent = |_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));
-    timeout(limit, answer).await.unwrap_or_else(silent)
+/// Waits for a notification: the address of a user whose keys have changed, or nothing for blocks.
+async fn notified(connection: &mut PgListener) -> Result<News, sqlx::Error> {
+    loop {
+        // Giving up on `try_recv` loses nothing: it takes whole messages out of the buffer of its connection, or none.
+        if let Ok(received) = timeout(QUIET, connection.try_recv()).await {
+            let notification = received?
+                .ok_or_else(|| sqlx::Error::Io(io::ErrorKind::ConnectionAborted.into()))?;
+            return Ok(match notification.payload() {
+                "" => News::Of { owners: Vec::new(), blocks: true },
+                owner => canonical_bare(owner).map_or(News::Anything, |owner| News::Of {
+                    owners: vec![owner],
+                    blocks: false,
+                }),
+            });
+        }
+        // Silence is no sign that nothing has changed. What is notified meanwhile is kept for `try_recv`.
+        in_time(ALIVE, connection.execute("SELECT 1")).await?;
+    }
 }
 
 /// Begins a change. Waits for the one in progress, here or in another Fingerpost.
 async fn begin(pool: &Pool) -> Result<Change, sqlx::Error> {
-    let mut tx = begin_apart(pool).await?;
+    let mut tx = Change::of(started(pool.acquire_for_change().await?).await?);
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(WRITER).execute(&mut *tx).await?;
     Ok(tx)
 }
 
 /// Begins a change that does not depend on others' changes.
 async fn begin_apart(pool: &Pool) -> Result<Change, sqlx::Error> {
-    Change::begin(pool, "BEGIN").await
+    Ok(Change::of(started(pool.acquire().await?).await?))
+}
+
+async fn started(mut session: Held) -> Result<Held, sqlx::Error> {
+    session.begin().await?;
+    Ok(session)
+}
+
+/// Releases the connection after a commit.
+fn committed(session: Held) {
+    session.committed();
+}
+
+/// Rolls back a change; the session does so when it is dropped.
+fn take_back(session: Held) {
+    drop(session);
+}
+
+/// Returns the pool for operations that may take long.
+fn bulk(pool: &Pool) -> Pool {
+    pool.bulk()
 }
 
 /// Notifies all Fingerposts of the user whose keys have changed, when the change is committed.

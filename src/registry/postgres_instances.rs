@@ -3,12 +3,16 @@
 //! All of it uses one connection outside the pool. When the process dies, the database notices the end of this
 //! connection and releases the lock at once.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use jid::BareJid;
 use sha2::{Digest, Sha256};
 use sqlx::{Executor as _, Row as _, postgres::PgListener};
 use tokio::time::sleep;
+use tracing::error;
 
 use super::{ACQUIRE, Database, Row, in_time};
 use crate::registry::store::{Backend, Heard, Instance, Parcel};
@@ -89,6 +93,63 @@ impl Database {
     ) -> Result<Vec<Instance>, sqlx::Error> {
         let rows = sqlx::query(INSTANCES).bind(component.as_str()).fetch_all(&self.pool).await?;
         rows.iter().map(instance).collect()
+    }
+}
+
+/// Other instances, as seen by one that cannot meet them.
+#[derive(Debug, Default)]
+pub(super) struct Rivals {
+    /// Since when it has looked, and when it last saw another one.
+    seen: Mutex<(Option<Instant>, Option<Instant>)>,
+}
+
+impl Rivals {
+    /// For how long another instance counts that was seen.
+    const LATELY: Duration = Duration::from_secs(5);
+
+    /// Returns whether another instance was recently alive.
+    pub(super) fn are_there(&self) -> bool {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).1;
+        seen.is_some_and(|seen| seen.elapsed() < Self::LATELY)
+    }
+
+    /// Reads the rows of the instances. An instance is alive if it has given a sign of life since this one began to look.
+    fn look(&self, own: &str, instances: &[Instance]) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let began = *seen.0.get_or_insert_with(Instant::now);
+        let is_alive = |other: &&Instance| other.id != own && other.age < began.elapsed();
+        let Some(other) = instances.iter().find(is_alive) else { return };
+        if seen.1.is_none_or(|seen| seen.elapsed() >= Self::LATELY) {
+            error!(
+                instance = other.id,
+                cure = "give each instance the address of PostgreSQL itself, and database.pooler = false",
+                "another instance serves this component, and instances cannot meet through a pooler"
+            );
+        }
+        seen.1 = Some(Instant::now());
+    }
+}
+
+impl Database {
+    /// Gives a sign of life and looks for other instances, behind a pooler, where they cannot meet.
+    pub(in crate::registry) async fn look_for_rivals(
+        &self,
+        component: &BareJid,
+        id: &str,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "INSERT INTO instances (component, id, leads, linked, advertise, seen)
+             VALUES ($1, $2, FALSE, FALSE, '', clock_timestamp())
+             ON CONFLICT (component, id) DO UPDATE SET seen = clock_timestamp()",
+        )
+        .bind(component.as_str())
+        .bind(id)
+        .execute(&self.pool)
+        .await?;
+        let text = "DELETE FROM instances WHERE component = $1 AND seen < clock_timestamp() - $2::INTERVAL";
+        sqlx::query(text).bind(component.as_str()).bind(OLD).execute(&self.pool).await?;
+        self.rivals.look(id, &self.instances(component).await?);
+        Ok(())
     }
 }
 

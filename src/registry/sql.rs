@@ -10,12 +10,13 @@ use std::{
 };
 
 use jid::BareJid;
-use sqlx::{Row as _, pool::PoolConnection, query::Query};
+use sqlx::{Row as _, query::Query};
 use time::OffsetDateTime;
-use tokio::runtime::Handle;
-use tracing::debug;
 
-use super::{Connection, Database, Db, Pool, Row, announce, announce_blocks, begin, begin_apart};
+use super::{
+    Connection, Database, Db, Held, Row, announce, announce_blocks, begin, begin_apart, bulk,
+    committed, take_back,
+};
 use crate::{
     print::Print,
     registry::{
@@ -24,7 +25,7 @@ use crate::{
             Actor, Addition, Assurance, AuditEntry, Event, Key, KeyId, NewKey, NotAllowed, Party,
             Settings, Visibility,
         },
-        store::{Added, Profile, StoreError},
+        store::{Added, News, Profile, StoreError},
     },
 };
 
@@ -63,20 +64,20 @@ fn inconsistent(table: &'static str, id: impl ToString) -> StoreError {
 /// sqlx's own transactions count how deep they are. SQLite takes a transaction back by itself when the disk is full; the
 /// count then stays, and each later change on that connection fails. So there is no count here, and a connection
 /// that does not take a change back is closed.
-pub(in crate::registry) struct Change(Option<PoolConnection<Db>>);
+pub(in crate::registry) struct Change(Option<Held>);
 
 impl Change {
-    /// Begins a change with `statement`.
-    pub(super) async fn begin(pool: &Pool, statement: &'static str) -> Result<Self, sqlx::Error> {
-        let mut change = Self(Some(pool.acquire().await?));
-        query(statement).execute(&mut *change).await?;
-        Ok(change)
+    /// Makes a change of a connection that is within a transaction.
+    pub(super) fn of(held: Held) -> Self {
+        Self(Some(held))
     }
 
     /// Commits the change.
     pub(super) async fn commit(mut self) -> Result<(), sqlx::Error> {
         query("COMMIT").execute(&mut *self).await?;
-        drop(self.0.take());
+        if let Some(held) = self.0.take() {
+            committed(held);
+        }
         Ok(())
     }
 }
@@ -97,15 +98,43 @@ impl DerefMut for Change {
 
 impl Drop for Change {
     fn drop(&mut self) {
-        let Some(mut db) = self.0.take() else { return };
-        let Ok(runtime) = Handle::try_current() else { return };
-        runtime.spawn(async move {
-            if let Err(error) = query("ROLLBACK").execute(&mut *db).await {
-                debug!(%error, "closing a connection whose transaction has failed");
-                let _ = db.close().await;
-            }
-        });
+        if let Some(held) = self.0.take() {
+            take_back(held);
+        }
     }
+}
+
+/// Returns the number of the last row of the audit log.
+pub(super) async fn last_change(db: &mut Connection) -> Result<i64, sqlx::Error> {
+    let row = query("SELECT COALESCE(MAX(seq), 0) AS seq FROM audit").fetch_one(db).await?;
+    row.try_get("seq")
+}
+
+/// Returns what has changed since the row `seq` of the audit log, and moves `seq` to the last row.
+pub(super) async fn news_since(db: &mut Connection, seq: &mut i64) -> Result<News, sqlx::Error> {
+    let rows = query(
+        "SELECT audit.seq, audit.event, parties.jid
+         FROM audit JOIN parties ON parties.id = audit.owner
+         WHERE audit.seq > $1 ORDER BY audit.seq",
+    )
+    .bind(*seq)
+    .fetch_all(&mut *db)
+    .await?;
+    let mut owners = Vec::new();
+    let mut blocks = false;
+    for row in &rows {
+        *seq = row.try_get("seq")?;
+        let event: String = row.try_get("event")?;
+        blocks |= matches!(event.as_str(), "blocked" | "unblocked");
+        // The address of an erased user is gone: the row may be anyone's.
+        let jid: Option<String> = row.try_get("jid")?;
+        let Some(owner) = jid.and_then(|jid| BareJid::new(&jid).ok()) else {
+            *seq = last_change(db).await?;
+            return Ok(News::Anything);
+        };
+        owners.push(owner);
+    }
+    Ok(if owners.is_empty() { News::None } else { News::Of { owners, blocks } })
 }
 
 impl Database {
@@ -218,10 +247,10 @@ impl Database {
         let rows = query(select_keys!(
             "WHERE parties.jid IS NOT NULL ORDER BY parties.jid, keys.created, keys.id"
         ))
-        .fetch_all(&self.pool)
+        .fetch_all(&bulk(&self.pool))
         .await?;
         let prints = query("SELECT key_id, hash, bytes FROM prints ORDER BY key_id, position")
-            .fetch_all(&self.pool)
+            .fetch_all(&bulk(&self.pool))
             .await?;
         read_keys(&rows, &prints)
     }
@@ -355,7 +384,7 @@ impl Database {
         now: OffsetDateTime,
     ) -> Result<usize, StoreError> {
         let actor = Actor::Offline;
-        let mut tx = begin(&self.pool).await?;
+        let mut tx = begin(&bulk(&self.pool)).await?;
         let mut fresh = 0;
         for (new, material) in keys {
             if key(&mut tx, new.id).await?.is_none() {
@@ -377,7 +406,7 @@ impl Database {
     pub(in crate::registry) async fn all_settings(
         &self,
     ) -> Result<Vec<(BareJid, Settings)>, StoreError> {
-        let mut db = self.pool.acquire().await?;
+        let mut db = bulk(&self.pool).acquire().await?;
         let rows = query(
             "SELECT parties.jid FROM settings JOIN parties ON parties.id = settings.owner
              WHERE parties.jid IS NOT NULL ORDER BY parties.jid",
@@ -616,10 +645,6 @@ impl Database {
         Ok(true)
     }
 
-    pub(in crate::registry) fn connections(&self) -> (u32, usize, u32) {
-        (self.pool.size(), self.pool.num_idle(), self.pool.options().get_max_connections())
-    }
-
     pub(in crate::registry) async fn conflicts(&self) -> Result<Vec<Key>, StoreError> {
         let rows = query(select_keys!(
             "WHERE parties.jid IS NOT NULL AND keys.state <> 'revoked' AND EXISTS (
@@ -630,14 +655,14 @@ impl Database {
                       AND other.state <> 'revoked')
              ORDER BY parties.jid, keys.created, keys.id"
         ))
-        .fetch_all(&self.pool)
+        .fetch_all(&bulk(&self.pool))
         .await?;
         let prints = query(
             "SELECT key_id, hash, bytes FROM prints WHERE bytes IN (
                 SELECT bytes FROM prints GROUP BY bytes HAVING COUNT(*) > 1)
              ORDER BY key_id, position",
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&bulk(&self.pool))
         .await?;
         read_keys(&rows, &prints)
     }

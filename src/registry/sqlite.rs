@@ -5,12 +5,14 @@ use std::{str::FromStr, sync::Arc, time::Duration};
 use jid::BareJid;
 use sqlx::{
     Connection as _, Row as _, SqliteConnection as Connection, SqlitePool as Pool,
+    pool::PoolConnection,
     sqlite::{
         Sqlite as Db, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow as Row,
         SqliteSynchronous,
     },
 };
-use tokio::sync::Mutex;
+use tokio::{runtime::Handle, sync::Mutex};
+use tracing::debug;
 
 use super::store::{News, OpenError, Trust};
 
@@ -24,7 +26,10 @@ mod sql_journal;
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_reachable;
 
-use sql::Change;
+use sql::{Change, last_change, news_since};
+
+/// A connection in use.
+type Held = PoolConnection<Db>;
 
 /// How long a writer waits for another.
 const BUSY: Duration = Duration::from_secs(10);
@@ -92,6 +97,11 @@ impl Database {
         Ok(Self { pool, trust, watch })
     }
 
+    /// Returns the numbers of open and of idle connections, and the most that may be open.
+    pub(super) fn connections(&self) -> (u32, usize, u32) {
+        (self.pool.size(), self.pool.num_idle(), self.pool.options().get_max_connections())
+    }
+
     /// Returns whether other programs may change it.
     pub(super) fn is_shared(&self) -> bool {
         self.watch.is_some()
@@ -140,8 +150,7 @@ impl Seen {
     async fn new(options: &SqliteConnectOptions) -> Result<Self, sqlx::Error> {
         let mut db = Connection::connect_with(options).await?;
         let version = data_version(&mut db).await?;
-        let row = sqlx::query("SELECT COALESCE(MAX(seq), 0) AS seq FROM audit").fetch_one(&mut db);
-        let seq = row.await?.try_get("seq")?;
+        let seq = last_change(&mut db).await?;
         Ok(Self { db, version, seq })
     }
 
@@ -150,30 +159,9 @@ impl Seen {
         if version == self.version {
             return Ok(News::None);
         }
-        let rows = sqlx::query(
-            "SELECT audit.seq, audit.event, parties.jid
-             FROM audit JOIN parties ON parties.id = audit.owner
-             WHERE audit.seq > $1 ORDER BY audit.seq",
-        )
-        .bind(self.seq)
-        .fetch_all(&mut self.db)
-        .await?;
-        let mut owners = Vec::new();
-        let mut blocks = false;
-        for row in &rows {
-            self.seq = row.try_get("seq")?;
-            let event: String = row.try_get("event")?;
-            blocks |= matches!(event.as_str(), "blocked" | "unblocked");
-            // The address of an erased user is gone: the row may be anyone's.
-            let jid: Option<String> = row.try_get("jid")?;
-            let Some(owner) = jid.and_then(|jid| BareJid::new(&jid).ok()) else {
-                self.version = version;
-                return Ok(News::Anything);
-            };
-            owners.push(owner);
-        }
+        let news = news_since(&mut self.db, &mut self.seq).await?;
         self.version = version;
-        Ok(if owners.is_empty() { News::None } else { News::Of { owners, blocks } })
+        Ok(news)
     }
 }
 
@@ -183,12 +171,35 @@ async fn data_version(db: &mut Connection) -> Result<i64, sqlx::Error> {
 
 /// Begins a change. IMMEDIATE: the rows that are read here are still true when they are written.
 async fn begin(pool: &Pool) -> Result<Change, sqlx::Error> {
-    Change::begin(pool, "BEGIN IMMEDIATE").await
+    let mut change = Change::of(pool.acquire().await?);
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut *change).await?;
+    Ok(change)
 }
 
 /// Begins a change that does not depend on what others change.
 async fn begin_apart(pool: &Pool) -> Result<Change, sqlx::Error> {
     begin(pool).await
+}
+
+/// Releases the connection after a commit.
+fn committed(db: Held) {
+    drop(db);
+}
+
+/// Rolls back a change, or closes the connection.
+fn take_back(mut db: Held) {
+    let Ok(runtime) = Handle::try_current() else { return };
+    runtime.spawn(async move {
+        if let Err(error) = sqlx::query("ROLLBACK").execute(&mut *db).await {
+            debug!(%error, "closing a connection whose transaction has failed");
+            let _ = db.close().await;
+        }
+    });
+}
+
+/// Returns the pool for operations that may take long.
+fn bulk(pool: &Pool) -> Pool {
+    pool.clone()
 }
 
 /// Does nothing: other programs find a change of a user's keys themselves.

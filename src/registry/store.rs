@@ -15,7 +15,7 @@ use super::{
     model::{Actor, Assurance, AuditEntry, Key, KeyId, NewKey, NotAllowed, Settings, Visibility},
     postgres, sqlite,
 };
-use crate::{metrics, print::Print, xmpp::jid::canonical_bare};
+use crate::{metrics, print::Print};
 
 /// A database of keys. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ struct Writes {
 const ASK_AGAIN: Duration = Duration::from_secs(20);
 /// See [`ASK_AGAIN`].
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a database may take for a change.
+/// How long a database may take to show that it answers, or takes changes.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which connections of a pool may be reused: those made after the last error of a broken connection. A database that
@@ -70,14 +70,18 @@ impl Trust {
 fn tells_of_the_connection(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(error) => {
-            // SQLite's busy, locked and full, with what they are extended to: they pass by themselves.
-            let code = error.code().and_then(|code| code.parse::<u32>().ok());
-            let passes = code.is_some_and(|code| matches!(code & 0xff, 5 | 6 | 13));
-            let is_sqlite = error.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some();
+            let code = error.code().unwrap_or_default();
+            let passes = if error.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some() {
+                // Busy, locked and full, with what they are extended to.
+                code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 13))
+            } else {
+                // A time limit, somebody's lock, a conflict with another transaction, no room: all pass by themselves.
+                matches!(&*code, "57014" | "55P03" | "40001" | "40P01") || code.starts_with("53")
+            };
             !(error.is_unique_violation()
                 || error.is_foreign_key_violation()
                 || error.is_check_violation()
-                || (is_sqlite && passes))
+                || passes)
         }
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
@@ -89,7 +93,7 @@ fn tells_of_the_connection(error: &sqlx::Error) -> bool {
 
 /// What other programs have changed in a shared database.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum News {
+pub enum News {
     /// Nothing.
     None,
     /// These users have changed, and perhaps the block list.
@@ -109,10 +113,18 @@ enum Kind {
     Sqlite(sqlite::Database),
 }
 
-/// Asks whichever database there is.
+/// How long a request waits for the database in all.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The same for what reads or writes everything.
+const BULK: Duration = Duration::from_secs(3600);
+
+/// Asks whichever database there is, and waits for [`DEADLINE`] or as long as is said.
 macro_rules! ask {
     ($store:expr, $db:ident => $same:ident . $operation:ident ( $($argument:expr),* )) => {
-        observed(stringify!($operation), async {
+        ask!($store, DEADLINE, $db => $same.$operation($($argument),*))
+    };
+    ($store:expr, $limit:expr, $db:ident => $same:ident . $operation:ident ( $($argument:expr),* )) => {
+        observed(stringify!($operation), $limit, async {
             let done = match &$store.kind {
                 Kind::Postgres($db) => $db.trust.judged($same.$operation($($argument),*).await),
                 Kind::Sqlite($db) => $db.trust.judged($same.$operation($($argument),*).await),
@@ -126,10 +138,11 @@ macro_rules! ask {
 /// Counts an operation, and measures its duration.
 async fn observed<T>(
     operation: &'static str,
+    limit: Duration,
     done: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
     let began = Instant::now();
-    let done = done.await;
+    let done = tokio::time::timeout(limit, done).await.unwrap_or(Err(StoreError::Late(limit)));
     let outcome = match &done {
         Ok(_) => "done",
         Err(StoreError::NotAllowed(_)) => "refused",
@@ -140,6 +153,27 @@ async fn observed<T>(
     done
 }
 
+/// Which database is opened, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// `sqlite:FILE`, `sqlite::memory:` or `postgres://…`.
+    pub url: &'a str,
+    /// How many connections may be open; on PostgreSQL up to two more.
+    pub max_connections: u32,
+    /// Whether the schema is brought up to date.
+    pub migrate: bool,
+    /// Whether a pooler in front of PostgreSQL gives each transaction another connection.
+    pub pooler: bool,
+}
+
+/// Checks the address of a database, without asking for it.
+///
+/// # Errors
+/// What is wrong with it, without its password.
+pub fn check_address(url: &str) -> Result<(), String> {
+    if url.starts_with("postgres") { postgres::check_address(url) } else { Ok(()) }
+}
+
 /// Why a database cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -147,12 +181,42 @@ pub enum OpenError {
     /// The address has an unknown kind.
     #[error("expected an address that starts with sqlite: or postgres:")]
     Kind,
+    /// The address cannot be read.
+    #[error("{0}")]
+    Address(String),
     /// The database cannot be opened.
     #[error("{0}")]
     Open(sqlx::Error),
+    /// A pooler is between, and nobody has said so.
+    #[error(
+        "a connection pooler such as PgBouncer gives each transaction another connection to PostgreSQL"
+    )]
+    Pooler,
+    /// The server has too few connections for us.
+    #[error("the server lets this role have {most} connections, and up to {needed} are needed")]
+    Connections {
+        /// How many it has.
+        most: u32,
+        /// How many are needed.
+        needed: u32,
+    },
     /// The schema cannot be brought up to date.
     #[error("the schema cannot be brought up to date: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+}
+
+impl OpenError {
+    /// Returns whether the configuration must change before a start can succeed.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Kind | Self::Address(_) | Self::Pooler | Self::Connections { .. })
+    }
+
+    /// Returns whether the role lacks a right that updating the schema takes.
+    pub fn is_forbidden(&self) -> bool {
+        use sqlx::migrate::MigrateError::{Execute, ExecuteMigration};
+        matches!(self, Self::Migrate(Execute(sqlx::Error::Database(error))
+            | ExecuteMigration(sqlx::Error::Database(error), _)) if error.code().is_some_and(|code| code == "42501"))
+    }
 }
 
 /// Why the database refused or failed.
@@ -165,6 +229,9 @@ pub enum StoreError {
     /// The database failed, or is unavailable.
     #[error("the database failed: {0}")]
     Database(#[from] sqlx::Error),
+    /// The database has not answered in time.
+    #[error("the database did not answer within {} s", .0.as_secs())]
+    Late(Duration),
     /// A row that this program has not written.
     #[error("the database is inconsistent: {table} {id}")]
     Inconsistent {
@@ -219,16 +286,16 @@ pub struct OpenSide {
 pub struct Changes(postgres::Listener);
 
 impl Changes {
-    /// Waits for the next change and says whose keys it was; `None`: anyone's, or whom admins have blocked.
+    /// Waits for the next change.
     ///
     /// # Errors
-    /// If the connection is lost, or the database has not answered for 5 seconds. Changes may have been missed: ask
-    /// [`Store::changes`] again and take all for changed.
+    /// If the connection is lost, the database has not answered for 5 seconds, or another server takes the changes.
+    /// Changes may have been missed: call [`Store::changes`] again and assume that everything has changed.
     ///
     /// # Cancel safety
-    /// Dropping the future may lose a change; ask [`Store::changes`] anew and take all for changed.
-    pub async fn next(&mut self) -> Result<Option<BareJid>, StoreError> {
-        Ok(canonical_bare(&self.0.next().await?))
+    /// Dropping the future may lose a change: call [`Store::changes`] again and assume that everything has changed.
+    pub async fn next(&mut self) -> Result<News, StoreError> {
+        Ok(self.0.next().await?)
     }
 }
 
@@ -358,13 +425,27 @@ impl Meeting {
 }
 
 impl Store {
-    /// Meets the other instances of a component; `None` if the database belongs to one alone.
+    /// Returns why this instance cannot serve its users as it should, if there is a reason.
+    pub fn obstacle(&self) -> Option<&'static str> {
+        match &self.kind {
+            Kind::Postgres(db) => db.obstacle(),
+            Kind::Sqlite(_) => None,
+        }
+    }
+
+    /// Meets the other instances of a component; `None` if the database belongs to one alone, or if a pooler keeps
+    /// instances from meeting: then each looks whether it is alone.
     pub(crate) async fn meet(
         &self,
         component: &BareJid,
         id: &str,
     ) -> Result<Option<Meeting>, StoreError> {
         match &self.kind {
+            // Instances meet by a lock and by notifications, which belong to a session of the database.
+            Kind::Postgres(db) if db.is_pooled() => {
+                db.look_for_rivals(component, id).await?;
+                Ok(None)
+            }
             Kind::Postgres(db) => Ok(Some(Meeting(db.meet(component, id).await?))),
             Kind::Sqlite(_) => Ok(None),
         }
@@ -386,14 +467,35 @@ impl Store {
     /// # Errors
     /// [`OpenError`]
     pub async fn open(url: &str, max_connections: u32, migrate: bool) -> Result<Self, OpenError> {
+        Self::open_with(&Options { url, max_connections, migrate, pooler: false }).await
+    }
+
+    /// Opens a database.
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub async fn open_with(options: &Options<'_>) -> Result<Self, OpenError> {
+        let &Options { url, max_connections, migrate, .. } = options;
         let kind = if url.starts_with("sqlite:") {
             Kind::Sqlite(sqlite::Database::open(url, max_connections, migrate).await?)
         } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            Kind::Postgres(postgres::Database::open(url, max_connections, migrate).await?)
+            Kind::Postgres(postgres::Database::open(options).await?)
         } else {
             return Err(OpenError::Kind);
         };
         Ok(Self { kind, writes: Arc::default() })
+    }
+
+    /// Checks that the server has as many connections for this program as it may need.
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub async fn check_connections(&self) -> Result<(), OpenError> {
+        let shortage = match &self.kind {
+            Kind::Postgres(db) => db.shortage().await.map_err(OpenError::Open)?,
+            Kind::Sqlite(_) => None,
+        };
+        shortage.map_or(Ok(()), |(most, needed)| Err(OpenError::Connections { most, needed }))
     }
 
     /// Returns whether cached data must be checked at each lookup, because nothing reports changes by other programs.
@@ -429,11 +531,9 @@ impl Store {
         if writes.tried.is_none_or(|tried| tried.elapsed() >= again) {
             let began = Instant::now();
             writes.tried = Some(began);
-            let write = async { ask!(self, db => db.write(component, now)) };
-            match tokio::time::timeout(PATIENCE, write).await {
-                Ok(Ok(())) => writes.done = Some(Instant::now()),
-                Ok(Err(error)) => tracing::warn!(%error, "the database does not take changes"),
-                Err(_) => tracing::warn!("the database takes no change within 5 s"),
+            match ask!(self, PATIENCE, db => db.write(component, now)) {
+                Ok(()) => writes.done = Some(Instant::now()),
+                Err(error) => tracing::warn!(%error, "the database does not take changes"),
             }
         }
         let works = writes.done.is_some() && writes.done >= writes.tried;
@@ -456,7 +556,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn ping(&self) -> Result<(), StoreError> {
-        ask!(self, db => db.ping())
+        ask!(self, PATIENCE, db => db.ping())
     }
 
     /// Returns returns the record of a user; an empty one for an unknown user.
@@ -523,7 +623,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn all(&self) -> Result<Vec<Key>, StoreError> {
-        ask!(self, db => db.all())
+        ask!(self, BULK, db => db.all())
     }
 
     /// Returns keys that are not revoked and share a print with such a key of another user.
@@ -531,7 +631,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn conflicts(&self) -> Result<Vec<Key>, StoreError> {
-        ask!(self, db => db.conflicts())
+        ask!(self, BULK, db => db.conflicts())
     }
 
     /// Returns the users that have a key with this print.
@@ -596,7 +696,7 @@ impl Store {
         settings: &[(BareJid, Settings)],
         now: OffsetDateTime,
     ) -> Result<usize, StoreError> {
-        ask!(self, db => db.import(keys, settings, now))
+        ask!(self, BULK, db => db.import(keys, settings, now))
     }
 
     /// Returns returns the visibility settings of all users.
@@ -604,7 +704,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn all_settings(&self) -> Result<Vec<(BareJid, Settings)>, StoreError> {
-        ask!(self, db => db.all_settings())
+        ask!(self, BULK, db => db.all_settings())
     }
 
     /// Raises the assurance of a key to `to`, and returns whether it was lower before.
