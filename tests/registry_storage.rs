@@ -6,23 +6,21 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::Duration;
 
 use fingerpost::cluster::{Cluster, Event};
 use fingerpost::print::{HashKind, Method, Print};
 use fingerpost::registry::model::{Actor, KeyId, NewKey, Source, State, Visibility};
-use fingerpost::registry::store::Store;
+use fingerpost::registry::store::{News, Store};
 use fingerpost::registry::{self, Registry};
 use jid::BareJid;
 use serde_json::{Value, json};
-use support::postgres::Postgres;
+use support::postgres::{Pooler, Postgres};
 use support::programs::{Component, Options, Xtls, script};
 use support::servers::{Kind, Server};
+use support::switch::Switch;
 use support::{free_port, wait_for};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -151,75 +149,6 @@ fn a_database_that_cannot_grow_is_said_to_be_not_ready_and_recovers() {
     assert!(component.runs());
 }
 
-/// Forwards connections to a port that can be changed, which ends the present ones. They can also be silenced.
-struct Switch {
-    port: u16,
-    target: Arc<AtomicU16>,
-    open: Arc<Mutex<Vec<TcpStream>>>,
-    /// How often all were silenced.
-    silenced: Arc<AtomicUsize>,
-}
-
-/// Copies one direction until its connection is silenced; from then on it accepts everything and delivers nothing, not
-/// even an end.
-fn pass(mut from: TcpStream, mut to: TcpStream, silenced: &AtomicUsize, before: usize) {
-    let mut bytes = [0; 4096];
-    while let Ok(count @ 1..) = from.read(&mut bytes) {
-        if silenced.load(Ordering::SeqCst) == before && to.write_all(&bytes[..count]).is_err() {
-            break;
-        }
-    }
-    if silenced.load(Ordering::SeqCst) == before {
-        let _ = to.shutdown(Shutdown::Both);
-    }
-}
-
-impl Switch {
-    fn start(target: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (target, open) =
-            (Arc::new(AtomicU16::new(target)), Arc::<Mutex<Vec<TcpStream>>>::default());
-        let silenced = Arc::new(AtomicUsize::new(0));
-        let this = Self {
-            port,
-            target: Arc::clone(&target),
-            open: Arc::clone(&open),
-            silenced: Arc::clone(&silenced),
-        };
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let to = ("127.0.0.1", target.load(Ordering::SeqCst));
-                let Ok(server) = TcpStream::connect(to) else { continue };
-                let before = silenced.load(Ordering::SeqCst);
-                for (from, to) in [(&client, &server), (&server, &client)] {
-                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    let silenced = Arc::clone(&silenced);
-                    thread::spawn(move || pass(from, to, &silenced, before));
-                }
-                open.lock().unwrap().extend([client, server]);
-            }
-        });
-        this
-    }
-
-    /// Keeps the present connections open, and forwards nothing on them; new ones work.
-    fn silence(&self) {
-        self.silenced.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn url(&self) -> String {
-        format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", self.port)
-    }
-
-    fn turn(&self, target: u16) {
-        self.target.store(target, Ordering::SeqCst);
-        for stream in self.open.lock().unwrap().drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-}
-
 /// The primary is lost, the standby first only answers and is then promoted: nothing acknowledged is lost, and the
 /// component continues by itself.
 #[test]
@@ -256,6 +185,27 @@ fn a_standby_takes_the_place_of_the_primary_without_a_restart() {
             keys.contains(&format!(">{}", vec![format!("{byte:02X}"); 32].join(":"))),
             "{keys}"
         );
+    }
+    wait_for(
+        "readiness",
+        Duration::from_secs(30),
+        || component.log(),
+        || get(http, "/readyz").1 == "ready\n",
+    );
+    assert!(component.runs());
+}
+
+#[test]
+fn a_component_behind_a_pooler_serves_its_users() {
+    let postgres = Postgres::start();
+    let pooler = Pooler::start(postgres.port(), 2, "");
+    let server = Server::start(Kind::Prosody);
+    let (mut options, http) =
+        with_pages(Options { database: Some(pooler.url()), ..Options::default() });
+    options.env.push(("FINGERPOST_DATABASE__POOLER", "true".to_owned()));
+    let mut component = Component::start(&server, &options);
+    for byte in 1..4 {
+        assert_eq!(add(&server, byte).0, "result", "{}", component.log());
     }
     wait_for(
         "readiness",
@@ -370,8 +320,9 @@ async fn one_connection_in_the_pool_is_enough_beside_the_one_that_listens() {
     let store = Store::open(&postgres.url(), 1, true).await.unwrap();
     let mut changes = store.changes().await.unwrap().expect("PostgreSQL tells of changes");
     let key = add_to(&store).await;
-    assert_eq!(timeout(EVENT, changes.next()).await.unwrap().unwrap(), Some(romeo()));
+    let of_romeo = News::Of { owners: vec![romeo()], blocks: false };
+    assert_eq!(timeout(EVENT, changes.next()).await.unwrap().unwrap(), of_romeo);
     revoke_in(&store, key).await;
-    assert_eq!(timeout(EVENT, changes.next()).await.unwrap().unwrap(), Some(romeo()));
+    assert_eq!(timeout(EVENT, changes.next()).await.unwrap().unwrap(), of_romeo);
     assert_eq!(store.profile(&romeo()).await.unwrap().keys[0].state, State::Revoked);
 }
