@@ -95,7 +95,11 @@ fn server(
     for parameter in others {
         url = format!("{url}&{parameter}");
     }
-    Server::from_str(&url).map_err(|error| AddressError::Library(error.to_string()))
+    Server::from_str(&url).map_err(|error| {
+        // The library says once for each of its layers that it is about the configuration.
+        let text = error.to_string().replace("error with configuration: ", "");
+        AddressError::Library(text)
+    })
 }
 
 /// Splits a host, without the brackets of an IPv6 address, from its port; each may be empty.
@@ -196,6 +200,6 @@ mod tests {
             assert_eq!(servers(url).unwrap_err(), expected, "{url}");
         }
         let error = servers("postgres://u:pw@a/db?sslmode=odd").unwrap_err().to_string();
-        assert!(error.contains("sslmode") && !error.contains("pw"), "{error}");
+        assert_eq!(error, "unknown value \"odd\" for `ssl_mode`");
     }
 }
