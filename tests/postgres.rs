@@ -430,8 +430,5 @@ async fn behind_a_pooler_an_instance_that_is_not_alone_says_so() {
     assert!(first.obstacle().unwrap().contains("pooler"));
     task.abort();
     said(&first, false).await;
-    // One that died a moment ago is none.
-    let (third, cluster, _task, _held) = start().await;
     stop.cancel();
-    assert!(cluster.leads() && third.obstacle().is_none());
 }

@@ -113,11 +113,13 @@ impl Rivals {
         seen.is_some_and(|seen| seen.elapsed() < Self::LATELY)
     }
 
-    /// Reads the rows of the instances. An instance is alive if it has given a sign of life since this one began to look.
+    /// Reads the rows of the instances. An instance is alive if its last sign of life is recent
+    /// and was given since this one began to look.
     fn look(&self, own: &str, instances: &[Instance]) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let began = *seen.0.get_or_insert_with(Instant::now);
-        let is_alive = |other: &&Instance| other.id != own && other.age < began.elapsed();
+        let recent = began.elapsed().min(Self::LATELY);
+        let is_alive = |other: &&Instance| other.id != own && other.age < recent;
         let Some(other) = instances.iter().find(is_alive) else { return };
         if seen.1.is_none_or(|seen| seen.elapsed() >= Self::LATELY) {
             error!(
