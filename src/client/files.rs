@@ -8,6 +8,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, SeekFrom},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -17,6 +18,7 @@ use indicatif::ProgressBar;
 use minidom::Element;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt};
 
 #[cfg(test)]
@@ -40,18 +42,21 @@ pub(super) struct FileOffer {
     /// The size in bytes.
     pub(super) size: u64,
     pub(super) sha256: Option<Vec<u8>>,
+    /// When the file was changed last, if the sender says so.
+    pub(super) modified: Option<OffsetDateTime>,
     /// Whether the sender can start anywhere in the file.
     pub(super) ranged: bool,
 }
 
 impl FileOffer {
-    /// Reads size and hash of a file.
+    /// Reads size, date and hash of a file.
     pub(super) fn of(path: &Path) -> Result<Self, XtlsError> {
         let bad = |error: io::Error| XtlsError::failed(format!("{}: {error}", path.display()));
         // A name that is not Unicode, or that XML cannot carry, gets replacement characters.
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = carried(&name).into_owned();
         let mut file = File::open(path).map_err(bad)?;
+        let changed = file.metadata().map_err(bad)?.mtime();
         let mut hash = Sha256::new();
         let mut size = 0;
         let mut buffer = vec![0; CHUNK];
@@ -63,13 +68,25 @@ impl FileOffer {
             hash.update(&buffer[..n]);
             size += n as u64;
         }
-        Ok(Self { name, size, sha256: Some(hash.finalize().to_vec()), ranged: true })
+        Ok(Self {
+            name,
+            size,
+            sha256: Some(hash.finalize().to_vec()),
+            modified: OffsetDateTime::from_unix_timestamp(changed).ok(),
+            ranged: true,
+        })
     }
 
     /// Returns the `<description/>` of an offer.
     pub(super) fn to_description(&self) -> Element {
         let mut file = Element::bare("file", ns::FILE_TRANSFER);
-        for (name, text) in [("name", self.name.clone()), ("size", self.size.to_string())] {
+        let date = self.modified.and_then(|modified| modified.format(&Rfc3339).ok());
+        let texts = [
+            ("date", date),
+            ("name", Some(self.name.clone())),
+            ("size", Some(self.size.to_string())),
+        ];
+        for (name, text) in texts.into_iter().filter_map(|(name, text)| Some((name, text?))) {
             let mut child = Element::bare(name, ns::FILE_TRANSFER);
             child.append_text(text);
             file.append_child(child);
@@ -102,6 +119,9 @@ impl FileOffer {
                 XtlsError::refused("the offer does not say how large the file is")
             })?,
             sha256,
+            // XEP-0082: a profile of RFC 3339.
+            modified: text("date")
+                .and_then(|date| OffsetDateTime::parse(date.trim(), &Rfc3339).ok()),
             ranged: file.has_child("range", ns::FILE_TRANSFER),
         })
     }
@@ -346,7 +366,7 @@ pub(super) async fn receive<S: AsyncRead + Unpin>(
     }
     let sha256 = hex(&part.sha256());
     let path = part
-        .keep(dir, &offer.name)
+        .keep(dir, &offer.name, offer.modified)
         .map_err(|error| XtlsError::failed(format!("{}: {error}", dir.display())))?;
     let seconds = since.elapsed().as_secs_f64();
     Ok((Done { bytes: offer.size, resumed, seconds, sha256 }, path))
@@ -379,6 +399,7 @@ async fn fill<S: AsyncRead + Unpin>(
 mod tests {
     use jid::BareJid;
     use proptest::prelude::*;
+    use time::macros::datetime;
 
     use super::*;
 
@@ -425,11 +446,35 @@ mod tests {
     }
 
     #[test]
+    fn a_date_is_read_as_xep_0082_has_it_and_nothing_else_is() {
+        let read = |date: &str| {
+            let file = format!(
+                "<file xmlns='{}'><date>{date}</date><size>1</size></file>",
+                ns::FILE_TRANSFER
+            );
+            FileOffer::parse(&file.parse().unwrap()).unwrap().modified
+        };
+        let known = Some(datetime!(2015-07-26 21:46:00 UTC));
+        assert_eq!(read("2015-07-26T21:46:00Z"), known);
+        assert_eq!(read(" 2015-07-26T23:46:00.000+02:00\n"), known);
+        for wrong in ["", "2015-07-26", "20150726T21:46:00", "yesterday", "2015-13-26T21:46:00Z"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
     fn an_offer_and_the_range_in_its_answer_are_read_back() {
-        let offer =
-            FileOffer { name: "a.txt".into(), size: 5, sha256: Some(vec![1; 32]), ranged: true };
+        let offer = FileOffer {
+            name: "a.txt".into(),
+            size: 5,
+            sha256: Some(vec![1; 32]),
+            modified: Some(datetime!(2015-07-26 21:46:00 UTC)),
+            ranged: true,
+        };
         let description = offer.to_description();
         let file = description.get_child("file", ns::FILE_TRANSFER).unwrap();
+        let date = file.get_child("date", ns::FILE_TRANSFER).unwrap().text();
+        assert_eq!(date, "2015-07-26T21:46:00Z");
         assert_eq!(FileOffer::parse(file), Ok(offer));
         assert_eq!(Range::read(Some(&description)), Range::default());
         let range = Range::read(Some(&answer(&description, 270_336)));

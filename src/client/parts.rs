@@ -1,24 +1,27 @@
-//! Partially received files: hidden, private to their owner, and kept for a while if the transfer breaks.
+//! Files that are under way: hidden, for their owner's eyes, and kept for a while if the transfer breaks. A file that is
+//! whole gets the rights that any new file has in its directory, and the date that its sender has named.
 //!
 //! A part's name combines the hash of the whole file and the sender, so that only the same sender's same file resumes.
 //! A part is a prefix of the file, written in order; the hash of the whole file shows whether it is the right one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use jid::BareJid;
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, Gid, OFlags, fchown, flock};
 use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, TempPath};
+use time::OffsetDateTime;
 
 use super::files::{CHUNK, FileOffer, hex};
+use crate::clock::{Clock, SystemClock};
 
 const PREFIX: &str = ".xtls-";
 const SUFFIX: &str = ".part";
@@ -182,13 +185,26 @@ impl Part {
         self.file.disable_cleanup(false);
     }
 
-    /// Gives the complete file its name, or the next free one: nothing is overwritten.
-    pub(super) fn keep(self, dir: &Path, name: &str) -> io::Result<PathBuf> {
+    /// Gives the whole file its rights, its date and its name, or the next free one: nothing is overwritten.
+    pub(super) fn keep(
+        self,
+        dir: &Path,
+        name: &str,
+        modified: Option<OffsetDateTime>,
+    ) -> io::Result<PathBuf> {
         let (stem, extension) = match name.rsplit_once('.') {
             Some((stem, extension)) if !stem.is_empty() => (stem, format!(".{extension}")),
             _ => (name, String::new()),
         };
         let mut part = self.file;
+        // Not every file system knows rights and dates, and the file is whole without them.
+        if let Err(error) = share(part.as_file(), dir) {
+            tracing::debug!(%error, "a file stays its owner's alone");
+        }
+        if let Some(modified) = modified.filter(|modified| is_sane(*modified, SystemClock.now())) {
+            let dated = part.as_file().set_modified(modified.into());
+            tracing::debug!(?dated, "the date of a file is its sender's");
+        }
         part.as_file().sync_all()?;
         for n in 0..10_000 {
             let name = if n == 0 { name.to_owned() } else { format!("{stem} ({n}){extension}") };
@@ -206,6 +222,28 @@ impl Part {
         }
         Err(io::Error::other(format!("too many files are named {name}")))
     }
+}
+
+/// Gives a file the rights and the group that a new file gets in this directory: as the umask and the directory say, with
+/// its default access list if it has one. Nothing of it is the sender's to say, and no file can be run.
+fn share(file: &File, dir: &Path) -> io::Result<()> {
+    let probe = tempfile::Builder::new()
+        .prefix(PREFIX)
+        .suffix(SUFFIX)
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(dir)?;
+    let (new, own) = (probe.as_file().metadata()?, file.metadata()?);
+    let mut mode = new.mode() & 0o666;
+    // The directory's group may have changed since the file was begun.
+    if new.gid() != own.gid() && fchown(file, None, Some(Gid::from_raw(new.gid()))).is_err() {
+        mode &= !0o070;
+    }
+    file.set_permissions(Permissions::from_mode(mode))
+}
+
+/// Whether a file may have been changed last at that time: programs that go by dates are confused by others.
+fn is_sane(modified: OffsetDateTime, now: OffsetDateTime) -> bool {
+    (OffsetDateTime::UNIX_EPOCH..=now).contains(&modified)
 }
 
 /// Returns the part's name, made of the file's hash and its sender.
@@ -280,7 +318,13 @@ mod tests {
     use super::*;
 
     fn offer(size: u64) -> FileOffer {
-        FileOffer { name: "a.txt".into(), size, sha256: Some(vec![7; 32]), ranged: true }
+        FileOffer {
+            name: "a.txt".into(),
+            size,
+            sha256: Some(vec![7; 32]),
+            modified: None,
+            ranged: true,
+        }
     }
 
     /// Opens whatever exists.
@@ -309,7 +353,7 @@ mod tests {
         assert_eq!(part.len(), 5);
         part.push(b"world").unwrap();
         assert_eq!(part.sha256(), Sha256::digest(b"helloworld").to_vec());
-        let path = part.keep(dir.path(), "a.txt").unwrap();
+        let path = part.keep(dir.path(), "a.txt", None).unwrap();
         assert_eq!(fs::read(path).unwrap(), b"helloworld");
     }
 
@@ -360,6 +404,61 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_file_has_the_rights_of_any_new_file_there_and_no_part_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let (shared, plain) = (dir.path().join("shared"), dir.path().join("plain"));
+        for path in [&shared, &plain] {
+            fs::create_dir(path).unwrap();
+        }
+        // A group other than the one that new files have elsewhere, as far as this user may give one.
+        let group = rustix::process::getgroups()
+            .unwrap()
+            .into_iter()
+            .find(|group| *group != rustix::process::getegid())
+            .unwrap_or(Gid::from_raw(54_321));
+        let _not_ours = std::os::unix::fs::chown(&shared, None, Some(group.as_raw()));
+        fs::set_permissions(&shared, Permissions::from_mode(0o2775)).unwrap();
+        for dir in [&shared, &plain] {
+            let other = File::create(dir.join("other")).unwrap().metadata().unwrap();
+            let mut part = Part::open(dir, &sender(), &offer(5), 0).unwrap();
+            part.push(b"hello").unwrap();
+            assert_eq!(part.file.as_file().metadata().unwrap().mode() & 0o7777, 0o600);
+            let landed = fs::metadata(part.keep(dir, "a.sh", None).unwrap()).unwrap();
+            assert_eq!((landed.mode(), landed.gid()), (other.mode(), other.gid()), "{dir:?}");
+            assert_eq!(landed.mode() & 0o7111, 0, "no file can be run");
+            assert_eq!(fs::read_dir(dir).unwrap().count(), 2);
+        }
+        assert_eq!(
+            fs::metadata(shared.join("a.sh")).unwrap().gid(),
+            fs::metadata(&shared).unwrap().gid()
+        );
+    }
+
+    #[test]
+    fn the_date_is_the_senders_if_it_can_be_true() {
+        let dir = tempfile::tempdir().unwrap();
+        let land = |n: u8, modified: Option<OffsetDateTime>| {
+            let offer = FileOffer { sha256: Some(vec![n; 32]), ..offer(5) };
+            let mut part = open(&dir, &sender(), &offer).unwrap();
+            part.push(b"hello").unwrap();
+            let path = part.keep(dir.path(), "a", modified).unwrap();
+            fs::metadata(path).unwrap().mtime()
+        };
+        let now = OffsetDateTime::now_utc();
+        assert_eq!(land(1, Some(OffsetDateTime::UNIX_EPOCH)), 0);
+        let date = time::macros::datetime!(2011-06-06 02:46:00 +2);
+        assert_eq!(land(2, Some(date)), date.unix_timestamp());
+        for (n, wrong) in [
+            (3, None),
+            (4, Some(time::macros::datetime!(1969-12-31 23:59:59 UTC))),
+            (5, Some(now + Duration::from_secs(3600))),
+            (6, Some(time::macros::datetime!(9999-12-31 0:00 UTC))),
+        ] {
+            assert!(land(n, wrong) >= now.unix_timestamp(), "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn what_came_twice_is_dropped_in_front() {
         let dir = tempfile::tempdir().unwrap();
         let mut part = open(&dir, &sender(), &offer(10)).unwrap();
@@ -367,7 +466,7 @@ mod tests {
         part.push(b"oldnew").unwrap();
         part.drop_front(3).unwrap();
         assert_eq!((part.len(), part.sha256()), (6, Sha256::digest(b"oldnew").to_vec()));
-        assert_eq!(fs::read(part.keep(dir.path(), "b").unwrap()).unwrap(), b"oldnew");
+        assert_eq!(fs::read(part.keep(dir.path(), "b", None).unwrap()).unwrap(), b"oldnew");
     }
 
     #[test]
@@ -388,7 +487,7 @@ mod tests {
         for part in [&named, &again, &nameless] {
             assert!(part.file.path().exists(), "{:?}", part.file.path());
         }
-        assert_eq!(fs::read(nameless.keep(dir.path(), "a").unwrap()).unwrap(), b"hello");
+        assert_eq!(fs::read(nameless.keep(dir.path(), "a", None).unwrap()).unwrap(), b"hello");
     }
 
     #[test]
@@ -430,7 +529,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for name in ["a.txt", "a (1).txt", "a (2).txt"] {
             let part = open(&dir, &sender(), &offer(10)).unwrap();
-            assert_eq!(part.keep(dir.path(), "a.txt").unwrap(), dir.path().join(name));
+            assert_eq!(part.keep(dir.path(), "a.txt", None).unwrap(), dir.path().join(name));
         }
     }
 }
