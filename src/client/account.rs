@@ -11,11 +11,19 @@ use std::{
 use jid::BareJid;
 use serde::{Deserialize, Serialize};
 
-use super::{args::Common, fast::FastFile, output::XtlsError};
+use super::{
+    args::Common,
+    fast::{self, FastFile},
+    output::XtlsError,
+    rights,
+};
 use crate::{
     endpoint::{FastStore, Login, ServerTrust},
     shared_file::{self, Lock},
 };
+
+/// The file of an account, in its folder.
+const FILE: &str = "account.toml";
 
 /// A stored account.
 #[derive(Clone, Deserialize, Serialize)]
@@ -78,6 +86,11 @@ pub(super) fn lock(dir: &Path) -> Result<Lock, XtlsError> {
 impl Account {
     /// Returns the login of the account.
     pub(super) fn login(&self, common: &Common) -> Login {
+        if let Ok(dir) = directory(&self.jid) {
+            for secret in [FILE, fast::FILE] {
+                rights::warn_of_password(&dir.join(secret));
+            }
+        }
         let mut login = Login::new(self.jid.clone(), self.password.clone());
         login.server.clone_from(&self.server);
         login.trust = ServerTrust {
@@ -98,7 +111,7 @@ impl Account {
     /// If its file cannot be written.
     pub fn store(&self) -> Result<(), XtlsError> {
         let dir = directory(&self.jid)?;
-        let path = dir.join("account.toml");
+        let path = dir.join(FILE);
         let text = toml::to_string(self).map_err(|error| XtlsError::failed(error.to_string()))?;
         {
             let _lock = lock(&dir)?;
@@ -116,7 +129,7 @@ impl Account {
     pub fn load(jid: Option<&BareJid>) -> Result<Self, XtlsError> {
         let mut found = Vec::new();
         for entry in fs::read_dir(home()?).into_iter().flatten().flatten() {
-            let path = entry.path().join("account.toml");
+            let path = entry.path().join(FILE);
             let Ok(text) = fs::read_to_string(&path) else { continue };
             let account: Self = toml::from_str(&text).map_err(|error| {
                 XtlsError::failed(format!("{}: {}", path.display(), error.message()))

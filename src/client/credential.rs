@@ -8,12 +8,17 @@ use super::{
     account::{self, Account},
     args::Common,
     output::XtlsError,
+    rights,
 };
 use crate::{
     endpoint::Credential,
     print::Method,
     registry::x509,
-    tls::{identity::Identity, openpgp::OpenPgpKey, srp},
+    tls::{
+        identity::{self, Identity},
+        openpgp::{self, OpenPgpKey},
+        srp,
+    },
 };
 
 /// Returns the credential of the requested method.
@@ -39,8 +44,14 @@ pub(super) fn load(common: &Common, account: &Account) -> Result<Credential, Xtl
 /// Returns the user's certificate and key.
 pub(super) fn own_identity(account: &Account) -> Result<Identity, XtlsError> {
     let dir = account::directory(&account.jid)?;
-    Identity::load(&dir)?
+    identity_in(&dir)?
         .ok_or_else(|| XtlsError::usage("you do not have a key yet: run xtls keygen first"))
+}
+
+/// The certificate and key in a directory, if they are there.
+pub(super) fn identity_in(dir: &Path) -> Result<Option<Identity>, XtlsError> {
+    rights::check_key(&dir.join(identity::KEY))?;
+    Ok(Identity::load(dir)?)
 }
 
 /// Returns the same for a session, unless it is one that every peer would refuse.
@@ -58,6 +69,7 @@ fn usable_identity(account: &Account) -> Result<Identity, XtlsError> {
 /// Returns the user's OpenPGP key.
 pub(super) fn own_openpgp(account: &Account) -> Result<OpenPgpKey, XtlsError> {
     let dir = account::directory(&account.jid)?;
+    rights::check_key(&dir.join(openpgp::FILE))?;
     OpenPgpKey::load(&dir)?.ok_or_else(|| {
         XtlsError::usage("there is no OpenPGP key yet: run xtls keygen --openpgp first")
     })
@@ -81,6 +93,7 @@ pub(super) fn secret(
     prompt: impl FnOnce() -> String,
 ) -> Result<Zeroizing<String>, XtlsError> {
     if let Some(file) = file {
+        rights::warn_of_password(file);
         let text = std::fs::read_to_string(file)
             .map(Zeroizing::new)
             .map_err(|error| XtlsError::usage(format!("{}: {error}", file.display())))?;

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The file, in the account's directory. It is as secret as the password beside it.
-const FILE: &str = "fast.toml";
+pub(super) const FILE: &str = "fast.toml";
 
 /// Stores the token of an account, for all its programs.
 #[derive(Debug)]

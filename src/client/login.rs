@@ -11,6 +11,7 @@ use super::{
     args::Common,
     credential::passphrase,
     output::{Output, XtlsError},
+    rights,
 };
 use crate::{
     endpoint,
@@ -30,6 +31,9 @@ pub(super) async fn login(
 ) -> Result<(), XtlsError> {
     if jid.node().is_none() {
         return Err(XtlsError::usage("the JID must be user@domain"));
+    }
+    if let Some(file) = password_file {
+        rights::warn_of_password(file);
     }
     let password = match (password_file, std::env::var("XTLS_PASSWORD")) {
         (Some(file), _) => std::fs::read_to_string(file)

@@ -19,6 +19,7 @@ mod parts;
 mod peers;
 mod pipe;
 mod registry;
+mod rights;
 mod secured;
 mod send;
 pub(crate) mod stream;

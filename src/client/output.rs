@@ -211,15 +211,21 @@ impl Output {
         if self.json {
             return self.event(event, "");
         }
-        self.warn(text);
-        if let Some(hint) = hint {
-            tell(&Colour::Hint.paint("hint: "), &hint);
+        match hint {
+            Some(hint) => self.warn_with_hint(text, &hint),
+            None => self.warn(text),
         }
     }
 
     /// Shows a warning, which is never hidden.
     pub fn warn(&self, text: &str) {
         tell(&Colour::Warning.paint("warning: "), text);
+    }
+
+    /// A warning with what to do about it, never hidden.
+    pub fn warn_with_hint(&self, text: &str, hint: &str) {
+        self.warn(text);
+        tell(&Colour::Hint.paint("hint: "), hint);
     }
 
     /// Writes requested data.

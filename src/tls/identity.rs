@@ -16,7 +16,8 @@ use crate::{
 };
 
 const CERTIFICATE: &str = "cert.pem";
-const KEY: &str = "key.pem";
+/// The file of the private key, in its folder.
+pub(crate) const KEY: &str = "key.pem";
 
 /// A certificate and its private key.
 pub struct Identity {

@@ -59,7 +59,7 @@ pub const PROFILE: &str = "openpgp-spki";
 const OID: [u64; 3] = [2, 25, 5_934_100_245_778_452_984];
 const OID_TEXT: &str = "2.25.5934100245778452984";
 const DOMAIN: &[u8] = b"fingerpost:openpgp-spki:0\0";
-const FILE: &str = "openpgp.asc";
+pub(crate) const FILE: &str = "openpgp.asc";
 /// The validity of a certified TLS key, which is made for one session.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 

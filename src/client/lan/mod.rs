@@ -39,6 +39,7 @@ use super::{
     account::{self, Account},
     args::Common,
     chat::Chat,
+    credential::identity_in,
     interrupted,
     listen::{Inbox, Listen},
     output::{Output, XtlsError},
@@ -138,7 +139,7 @@ impl Lan {
         let owner = BareJid::new(&format!("{user}@{machine}"))
             .map_err(|error| XtlsError::usage(format!("{user}@{machine}: {error}; see --name")))?;
         let lock = account::lock(&dir)?;
-        let identity = match Identity::load(&dir)? {
+        let identity = match identity_in(&dir)? {
             Some(identity) => identity,
             None => {
                 let identity = Identity::generate(&owner)?;
