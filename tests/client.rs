@@ -96,6 +96,50 @@ fn a_broken_store_of_known_peers_is_told_and_left_as_it_is() {
     }
 }
 
+/// Of what a full disk or a crash may leave, nothing is taken for a list of fewer peers.
+#[test]
+fn a_store_that_was_cut_off_between_two_peers_is_refused() {
+    let account = Account::new();
+    for peer in ["alex@example.test", "bob@example.test"] {
+        let set = account.command(&["trust", "set", peer, &"AB".repeat(32)]).status().unwrap();
+        assert!(set.success());
+    }
+    let whole = fs::read_to_string(account.trust()).unwrap();
+    let cut = whole.find("[[\"bob@example.test\"").unwrap();
+    fs::write(account.trust(), &whole[..cut]).unwrap();
+    let listed = run(account.command(&["trust", "list"]), LONG);
+    assert_eq!((listed.code, listed.stdout.as_str()), (1, ""), "{listed:?}");
+    assert!(listed.stderr.contains("found a file that was cut off"), "{listed:?}");
+    assert!(listed.stderr.contains("hint: restore "), "{listed:?}");
+}
+
+/// A key that is set is one more. A store of an earlier version is read, and written anew without loss.
+#[test]
+fn keys_are_added_and_forgotten_one_by_one() {
+    let account = Account::new();
+    let old = format!("[\"bob@example.test\"]\nx509 = \"{}\"\n", "AB".repeat(32));
+    fs::write(account.trust(), old).unwrap();
+    let trust = |args: &[&str]| run(account.command(&[&["trust"], args].concat()), LONG);
+    let [first, second] = ["AB", "CD"].map(|byte| vec![byte; 32].join(":"));
+    let added = trust(&["set", "--label", "laptop", "bob@example.test", &second]);
+    assert_eq!(added.code, 0, "{added:?}");
+    let listed = trust(&["list"]).stdout;
+    let lines: Vec<_> = listed.lines().collect();
+    assert_eq!(lines[0], format!("bob@example.test  x509  {first}"));
+    assert!(
+        lines[1]
+            .starts_with(&format!("bob@example.test  x509  {second}  \"laptop\"  first seen 20"))
+    );
+    assert!(lines[1].ends_with("  set by hand"), "{listed}");
+    let forgotten = trust(&["forget", "bob@example.test", &first]);
+    assert_eq!((forgotten.code, trust(&["list"]).stdout.lines().count()), (0, 1));
+    let unknown = trust(&["forget", "bob@example.test", &first]);
+    assert_eq!(unknown.code, 1, "{unknown:?}");
+    assert!(unknown.stderr.contains("is not known by the key"), "{unknown:?}");
+    assert_eq!(trust(&["forget", "bob@example.test"]).code, 0);
+    assert_eq!(trust(&["list"]).stdout, "");
+}
+
 /// A failed write to standard output is an error; a reader that has gone away changes nothing.
 #[test]
 fn what_cannot_be_written_is_an_error_and_a_closed_pipe_is_not() {

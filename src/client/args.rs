@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use jid::{BareJid, Jid};
 
 use super::lan::LanArgs;
@@ -72,6 +72,9 @@ pub(super) struct Common {
     /// Ask the user to compare the short authentication string before anything is sent or received
     #[arg(long, global = true)]
     pub(super) confirm_sas: bool,
+    /// What to do with a further key of a known peer, which the component's registry calls proven
+    #[arg(long, global = true, value_name = "HOW", default_value = "ask")]
+    pub(super) accept_new_device: AcceptNewDevice,
     /// For --method srp: read the shared password from the first line of this file
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) srp_password_file: Option<PathBuf>,
@@ -81,6 +84,18 @@ pub(super) struct Common {
     /// For tests: offer this print instead of the key's own
     #[arg(long, global = true, hide = true, value_name = "HEX")]
     pub(super) offer_print: Option<String>,
+}
+
+/// What to do with a further key of a known peer. Only a key that the registry calls proven is ever taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum AcceptNewDevice {
+    /// Show it and ask, once; without a terminal, refuse it
+    #[default]
+    Ask,
+    /// Take the registry's word for it
+    Registry,
+    /// Refuse it
+    Never,
 }
 
 #[derive(Debug, Subcommand)]
@@ -209,20 +224,25 @@ pub(super) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TrustCommand {
-    /// List known peers
+    /// List known peers and the keys of their devices
     List,
-    /// Trust this key of a peer (an OpenPGP key with --method openpgp)
+    /// Trust this key of a peer, beside those that are known (an OpenPGP key with --method openpgp)
     Set {
         /// The peer
         jid: BareJid,
         /// The SHA-256 print of its certificate or of its public key, or the fingerprint of its OpenPGP key, in any form
         /// that openssl, certtool, keytool, gpg and sq print
         print: String,
+        /// What to call the device
+        #[arg(long, default_value = "", hide_default_value = true)]
+        label: String,
     },
-    /// Forget a peer: its next key is trusted on first use
+    /// Forget a peer, or one of its keys; the next key of a peer that is not known is taken on first use
     Forget {
         /// The peer
         jid: BareJid,
+        /// Only the key with this print
+        print: Option<String>,
     },
 }
 

@@ -326,12 +326,14 @@ impl Listen {
         stream: &SecureStream,
         claimed: &mut bool,
     ) -> Result<(), XtlsError> {
+        // Others do not wait for the answer to a question about a further key.
+        let admitted = self.client.admit(session, stream).await?;
         let _turn = self.telling.lock().await;
         if self.once && self.taken.load(Ordering::SeqCst) {
             session.terminate("busy", "").await;
             return Err(XtlsError::refused("another session was secured first"));
         }
-        self.client.secured(session, stream).await?;
+        self.client.settle(session, stream, admitted).await?;
         self.taken.store(true, Ordering::SeqCst);
         *claimed = true;
         Ok(())

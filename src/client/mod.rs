@@ -26,7 +26,7 @@ pub(crate) mod stream;
 pub mod trust;
 mod watch;
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Mutex, time::Duration};
 
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -35,7 +35,7 @@ use serde_json::json;
 pub use self::args::Cli;
 use self::{
     account::Account,
-    args::{Command, Common},
+    args::{AcceptNewDevice, Command, Common},
     lan::Lan,
     listen::{Inbox, Listen},
     output::{Output, XtlsError},
@@ -88,6 +88,10 @@ struct Client {
     accept_direct: bool,
     /// Asks the user to compare the short authentication string before each session.
     confirm_sas: bool,
+    /// What to do with further keys of known peers.
+    accept_new_device: AcceptNewDevice,
+    /// Peers whose further key the user did not accept: there is no second question about one of them.
+    declined: Mutex<BTreeSet<BareJid>>,
     output: Output,
 }
 
@@ -106,6 +110,8 @@ impl Client {
             credential: credential::load(common, &account)?,
             accept_direct: false,
             confirm_sas: common.confirm_sas,
+            accept_new_device: common.accept_new_device,
+            declined: Mutex::default(),
             offered,
             via: component.clone().filter(|_| !common.direct),
             component,
@@ -153,7 +159,11 @@ impl Client {
 
     fn builder(&self) -> Builder {
         let mut builder = Endpoint::builder(self.credential.clone())
-            .policy(Peers { dir: self.dir.clone(), output: self.output })
+            .policy(Peers {
+                dir: self.dir.clone(),
+                accept_new_device: self.accept_new_device,
+                output: self.output,
+            })
             .raw_streams(self.takes == Takes::Pipes)
             .accept_direct(self.accept_direct);
         builder = match self.takes {
@@ -301,7 +311,7 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
         Command::Chat { accept, accept_direct, .. } => {
             let client =
                 Client::load(&common, output)?.accepting_direct(accept_direct).taking(Takes::Chats);
-            chat::listen(&client, &accept).await
+            chat::listen(client, &accept).await
         }
         Command::Send { jid, files, lan } if lan.lan => {
             Lan::load(&common, lan, output)?.send(&jid, files).await

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use jid::BareJid;
 use serde_json::json;
+use time::format_description::well_known::Rfc3339;
 
 use super::{
-    args::{Common, TrustCommand},
+    args::{AcceptNewDevice, Common, TrustCommand},
+    display::shown,
     lan,
     output::{Output, XtlsError},
-    trust::Trust,
+    trust::{Device, Trust, Verified},
 };
 use crate::{
     endpoint::{Error, Hint, Known, Policy, Shown, Standing},
@@ -22,7 +24,29 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Peers {
     pub(super) dir: PathBuf,
+    pub(super) accept_new_device: AcceptNewDevice,
     pub(super) output: Output,
+}
+
+impl Peers {
+    /// Decides on a key of a peer that is known by others. A key that may be taken is still to be asked about, or told.
+    ///
+    /// # Errors
+    /// Exit status 4, unless the registry says that the peer has proven this very key.
+    fn further(&self, trust: &Trust, shown: &Shown<'_>) -> Result<Known, XtlsError> {
+        let Shown { peer, method, print, .. } = shown;
+        let remark = match (shown.is_proven(), self.accept_new_device) {
+            (true, AcceptNewDevice::Ask | AcceptNewDevice::Registry) => return Ok(Known::Further),
+            (true, AcceptNewDevice::Never) => format!(
+                "The registry says that {peer} has proven it; with --accept-new-device never that is not enough.\n"
+            ),
+            (false, _) if shown.is_vouched_for() => format!(
+                "The registry lists the key, and {peer} has not proven it: `xtls prove` does that there.\n"
+            ),
+            (false, _) => String::new(),
+        };
+        Err(trust.refusal(peer, *method, print, &remark))
+    }
 }
 
 impl Policy for Peers {
@@ -46,10 +70,18 @@ impl Policy for Peers {
 
     fn shown(&self, shown: &Shown<'_>) -> Result<Known, Error> {
         let Shown { peer, print, standing, .. } = shown;
+        if *standing == Standing::Superseded {
+            return Err(Error::Unverified(format!(
+                "the registry says that {peer}'s key {print} was replaced by another one, or that its time is over: nothing \
+                 was sent; the other side must use its new key"
+            )));
+        }
         // A first key is stored once the user has been told of it.
+        let trust = Trust::load(&self.dir)?;
         let forms = Print::forms(shown.method, print, shown.certificate);
-        let known = match Trust::load(&self.dir)?.check_forms(peer, shown.method, print, &forms)? {
+        let known = match trust.check_forms(peer, shown.method, print, &forms) {
             Known::First => shown.first_use()?,
+            Known::Further => self.further(&trust, shown)?,
             known => known,
         };
         match standing {
@@ -66,8 +98,7 @@ impl Policy for Peers {
     }
 
     fn remembers(&self, peer: &BareJid) -> bool {
-        Trust::load(&self.dir)
-            .is_ok_and(|trust| trust.peers().any(|(known, ..)| known == peer.as_str()))
+        Trust::load(&self.dir).is_ok_and(|trust| trust.knows(peer))
     }
 }
 
@@ -80,28 +111,55 @@ pub(super) fn trust(
     let mut trust = Trust::load(&lan::directory(common)?)?;
     match command {
         TrustCommand::List => {
-            for (peer, method, print) in trust.peers() {
-                output.data(
-                    &json!({"jid": peer, "method": method, "print": print}),
-                    &format!("{peer}  {method}  {print}"),
-                );
+            for (peer, device) in trust.devices() {
+                list(peer, device, output);
             }
             Ok(())
         }
-        TrustCommand::Set { jid, print } => {
+        TrustCommand::Set { jid, print, label } => {
             if common.method == Method::Srp {
                 return Err(XtlsError::usage("srp has no keys, only a password"));
             }
             let print = Print::pin(&print, common.method)
                 .map_err(|error| XtlsError::usage(error.to_string()))?;
-            trust.set(&jid, common.method, &print)
+            trust.add(&jid, Device::seen_now(common.method, print, &label, Verified::Set))
         }
-        TrustCommand::Forget { jid } => {
-            if trust.forget(&jid)? {
-                Ok(())
-            } else {
-                Err(XtlsError::failed(format!("{jid} is not known")))
+        TrustCommand::Forget { jid, print: None } => {
+            if trust.forget(&jid, None)? {
+                return Ok(());
             }
+            Err(XtlsError::failed(format!("{jid} is not known")))
+        }
+        TrustCommand::Forget { jid, print: Some(text) } => {
+            let print =
+                Print::parse(&text, None).map_err(|error| XtlsError::usage(error.to_string()))?;
+            if trust.forget(&jid, Some(&print))? {
+                return Ok(());
+            }
+            Err(XtlsError::failed(format!("{jid} is not known by the key {print}"))
+                .hint("`xtls trust list` shows the keys of each peer"))
         }
     }
+}
+
+fn list(peer: &BareJid, device: &Device, output: Output) {
+    let Device { method, print, label, first_seen, verified } = device;
+    let first_seen = first_seen.and_then(|seen| seen.format(&Rfc3339).ok());
+    let mut text = format!("{peer}  {method}  {print}");
+    if !label.is_empty() {
+        text += &format!("  \"{}\"", shown(label, None));
+    }
+    if let Some(first_seen) = &first_seen {
+        text += &format!("  first seen {first_seen}");
+    }
+    if let Some(verified) = verified {
+        text += &format!("  {verified}");
+    }
+    output.data(
+        &json!({
+            "jid": peer.as_str(), "method": method.as_str(), "print": print.to_string(), "label": label,
+            "first_seen": first_seen, "verified": verified.map(Verified::as_str),
+        }),
+        &text,
+    );
 }

@@ -5,7 +5,8 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::fd::AsFd,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, PoisonError},
+    time::Duration,
 };
 
 use jid::BareJid;
@@ -15,31 +16,148 @@ use rustix::{
     pipe::{PipeFlags, pipe_with},
     termios::{QueueSelector, tcflush},
 };
-use serde_json::json;
-use tokio::sync::Mutex;
+use serde_json::{Value, json};
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard},
+    time::timeout,
+};
 
-use super::{Client, output::XtlsError, trust::Trust};
+use super::{
+    Client,
+    args::AcceptNewDevice,
+    display::shown,
+    output::XtlsError,
+    trust::{Device, Trust, Verified},
+};
 use crate::{
-    endpoint::{Known, SecureStream, Session, Waiting},
+    endpoint::{Known, Learned, SecureStream, Session, Waiting},
     print::Method,
+    registry::model::Assurance,
 };
 
 impl Client {
     /// Runs the step. Call it before a byte of the application is sent or received.
     ///
     /// # Errors
-    /// Exit status 4 if the user does not confirm the short authentication string; the peer has been told then.
+    /// Exit status 4 if the user does not accept a further key of the peer, or does not confirm the short authentication
+    /// string; the peer has been told then.
     pub(super) async fn secured(
         &self,
         session: &mut Session,
         stream: &SecureStream,
     ) -> Result<(), XtlsError> {
-        self.tell_waiting(session);
-        let done = self.tell_and_keep(session, stream).await;
+        let admitted = self.admit(session, stream).await?;
+        self.settle(session, stream, admitted).await
+    }
+
+    /// The first half of [`secured`](Self::secured): decides on a further key of a known peer. The user may be asked, which
+    /// takes as long as the user likes, so no other session should have to wait for it.
+    ///
+    /// # Errors
+    /// Exit status 4 if the key is not accepted; the peer has been told then.
+    pub(super) async fn admit(
+        &self,
+        session: &mut Session,
+        stream: &SecureStream,
+    ) -> Result<Admitted, XtlsError> {
+        if stream.learned().known != Known::Further {
+            return Ok(Admitted::default());
+        }
+        let done = self.further(session, stream).await;
         if done.is_err() {
             session.terminate("security-error", "").await;
         }
         done
+    }
+
+    /// The second half: tells the user, and keeps the peer's key.
+    ///
+    /// # Errors
+    /// Exit status 4 if the user does not confirm the short authentication string; the peer has been told then.
+    pub(super) async fn settle(
+        &self,
+        session: &mut Session,
+        stream: &SecureStream,
+        admitted: Admitted,
+    ) -> Result<(), XtlsError> {
+        self.tell_waiting(session);
+        let done = self.tell_and_keep(session, stream, admitted).await;
+        if done.is_err() {
+            session.terminate("security-error", "").await;
+        }
+        done
+    }
+
+    /// Takes a further key of a known peer, which the registry calls proven, if the user is of that mind.
+    async fn further(
+        &self,
+        session: &mut Session,
+        stream: &SecureStream,
+    ) -> Result<Admitted, XtlsError> {
+        let learned = stream.learned();
+        let sas = stream.short_authentication_string().await?;
+        let further = Further { learned, sas: &sas, initiator: stream.initiator() };
+        self.output.event(&further.event(), "");
+        let asked = self.accept_new_device == AcceptNewDevice::Ask;
+        if asked {
+            tokio::select! {
+                answer = self.ask_about(&further) => answer?,
+                ended = session.terminated() => {
+                    ended?;
+                    return Err(XtlsError::refused("the peer ended the session"));
+                }
+            }
+        }
+        Ok(Admitted { sas: Some(sas), asked })
+    }
+
+    /// Asks once, and never again while the program runs if the answer is not yes: else anyone who can register keys for
+    /// the peer could keep a listener's user busy.
+    async fn ask_about(&self, further: &Further<'_>) -> Result<(), XtlsError> {
+        let Learned { peer, method, print, .. } = further.learned;
+        let turn = Turn::new().await;
+        let trust = Trust::load(&self.dir)?;
+        if trust.check(peer, *method, print) == Known::Same {
+            // Another session has asked meanwhile.
+            return Ok(());
+        }
+        let declined = || self.declined.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = |why: &str| {
+            let option = if *method == Method::X509 { "" } else { "--method openpgp " };
+            XtlsError::unverified(format!("{why}: nothing was sent\n  shown: {method} {print}"))
+                .hint(format!(
+                    "ask {peer} for the print, and trust it: xtls trust set {option}{peer} {print}"
+                ))
+        };
+        if declined().contains(peer) {
+            return Err(refused(&format!(
+                "{peer} has shown a further key once more, after one was not accepted"
+            )));
+        }
+        let question = further.question(&trust);
+        let answer = timeout(PATIENCE, turn.ask(question)).await.unwrap_or(Ok(Answer::No))?;
+        match answer {
+            Answer::Yes => {
+                let device = further.device(Verified::Asked);
+                Trust::load(&self.dir)?.add(peer, device)
+            }
+            Answer::No => {
+                declined().insert(peer.clone());
+                Err(refused(&format!("the further key of {peer} was not accepted")))
+            }
+            Answer::NoTerminal => {
+                let error = refused(&format!(
+                    "{peer} has shown a further key, and there is no terminal to ask at"
+                ));
+                let hint = error.hint.unwrap_or_default();
+                Err(XtlsError {
+                    hint: Some(format!(
+                        "{hint}; or take the registry's word for it: --accept-new-device registry"
+                    )),
+                    ..error
+                })
+            }
+        }
     }
 
     /// Reports when the stream begins to wait for a silent client, and when it continues, for as long as the session
@@ -75,16 +193,17 @@ impl Client {
         &self,
         session: &mut Session,
         stream: &SecureStream,
+        admitted: Admitted,
     ) -> Result<(), XtlsError> {
         let learned = stream.learned();
-        let first = learned.known == Known::First;
-        let sas = if first || self.confirm_sas {
-            Some(stream.short_authentication_string().await?)
-        } else {
-            None
+        let new = learned.known != Known::Same;
+        let sas = match admitted.sas {
+            None if new || self.confirm_sas => Some(stream.short_authentication_string().await?),
+            sas => sas,
         };
         self.tell(stream, sas.as_deref());
-        if let (true, Some(sas)) = (self.confirm_sas, sas) {
+        let confirms = self.confirm_sas && !admitted.asked;
+        if let (true, Some(sas)) = (confirms, sas) {
             tokio::select! {
                 answer = confirm(&learned.peer, &sas) => answer?,
                 ended = session.terminated() => {
@@ -93,11 +212,22 @@ impl Client {
                 }
             }
         }
-        if first && learned.method != Method::Srp {
-            // Another session may have been faster, with another key.
-            Trust::load(&self.dir)?.keep(&learned.peer, learned.method, &learned.print)?;
+        if learned.method == Method::Srp {
+            return Ok(());
         }
-        Ok(())
+        let verified = match learned.known {
+            _ if confirms => Verified::Compared,
+            Known::Further => Verified::Registry,
+            _ => Verified::FirstUse,
+        };
+        let label = learned.listed.as_ref().map_or("", |listed| &listed.label);
+        let device = Device::seen_now(learned.method, learned.print.clone(), label, verified);
+        match learned.known {
+            // Another session may have been faster, with another key.
+            Known::First => Trust::load(&self.dir)?.keep(&learned.peer, device).map(|_| ()),
+            Known::Further if !admitted.asked => Trust::load(&self.dir)?.add(&learned.peer, device),
+            _ => Ok(()),
+        }
     }
 
     fn tell(&self, stream: &SecureStream, sas: Option<&str>) {
@@ -113,9 +243,13 @@ impl Client {
             Method::OpenPgp => format!("OpenPGP key {print}"),
             Method::Srp => "the peer knows the password".to_owned(),
         };
-        if first {
-            text += " (first use: trusted from now on)";
-        }
+        text += match learned.known {
+            Known::First => " (first use: trusted from now on)",
+            Known::Further => {
+                " (a further key, which the registry calls proven: trusted from now on)"
+            }
+            Known::Same => "",
+        };
         if let Some(sas) = sas {
             text += &comparison(sas, stream.initiator());
         }
@@ -129,12 +263,72 @@ impl Client {
                 "peer_print": print.to_string(),
                 "transport": transport.as_str(),
                 "first_use": first,
+                "new_device": learned.known == Known::Further,
                 "registry": (learned.method != Method::Srp).then(|| learned.standing.as_str()),
                 "sas": sas,
                 "initiator": stream.initiator().as_str(),
             }),
             &text,
         );
+    }
+}
+
+/// What came of a further key of a known peer.
+#[derive(Debug, Default)]
+pub(super) struct Admitted {
+    /// The short authentication string, if it was needed.
+    sas: Option<String>,
+    /// Whether the user was asked, and has accepted the key.
+    asked: bool,
+}
+
+/// A further key of a known peer, which the registry calls proven.
+struct Further<'a> {
+    learned: &'a Learned,
+    sas: &'a str,
+    initiator: &'a BareJid,
+}
+
+impl Further<'_> {
+    fn label(&self) -> &str {
+        self.learned.listed.as_ref().map_or("", |listed| &listed.label)
+    }
+
+    fn device(&self, verified: Verified) -> Device {
+        let Learned { method, print, .. } = self.learned;
+        Device::seen_now(*method, print.clone(), self.label(), verified)
+    }
+
+    fn event(&self) -> Value {
+        let Learned { peer, method, print, listed, .. } = self.learned;
+        json!({
+            "event": "new_device", "peer": peer.as_str(), "method": method.as_str(), "print": print.to_string(),
+            "label": self.label(), "assurance": listed.as_ref().map(|listed| listed.assurance.as_str()),
+            "sas": self.sas,
+        })
+    }
+
+    fn question(&self, trust: &Trust) -> String {
+        let Learned { peer, method, print, listed, .. } = self.learned;
+        let assurance = match listed {
+            Some(listed) if listed.assurance == Assurance::Attested => "an attested",
+            _ => "a proven",
+        };
+        let label = match self.label() {
+            "" => String::new(),
+            label => format!(" \"{}\"", shown(label, None)),
+        };
+        let known: String = trust
+            .devices()
+            .filter(|(known, _)| *known == peer)
+            .take(4)
+            .map(|(_, key)| format!("\n  known: {} {}", key.method, key.print))
+            .collect();
+        format!(
+            "{peer} shows a key that is not known here.\n  The registry calls it {assurance} key of {peer}.{known}\n  \
+             shown: {method} {print}{label}{}\nHas {peer} told you of this key, or do they see these digits? Accept it? [y/N] ",
+            comparison(self.sas, self.initiator)
+        )
     }
 }
 
@@ -147,32 +341,68 @@ pub(super) fn comparison(sas: &str, initiator: &BareJid) -> String {
 
 /// The most bytes of an answer that are read.
 const LONGEST: usize = 4096;
+/// How long a question about a further key waits for its answer.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Held while a question owns the terminal.
 static TERMINAL: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
 
-/// Asks the user whether the peer sees the same short authentication string. Asks one question at a time.
+/// What a person has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Yes,
+    No,
+    NoTerminal,
+}
+
+/// The right to ask a question. One question is asked at a time.
+struct Turn {
+    _held: OwnedMutexGuard<()>,
+}
+
+impl Turn {
+    async fn new() -> Self {
+        Self { _held: Arc::clone(&TERMINAL).lock_owned().await }
+    }
+
+    /// Asks the person at the terminal.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the question: what is typed from then on is for another one.
+    async fn ask(self, question: String) -> Result<Answer, XtlsError> {
+        let (over, _until_dropped) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
+        let asked = tokio::task::spawn_blocking(move || {
+            // The next question waits until this one reads no more.
+            let _turn = self;
+            ask(&question, over)
+        });
+        asked.await.map_err(|error| XtlsError::failed(error.to_string()))
+    }
+}
+
+/// Has the user say whether the peer sees the same short authentication string.
 ///
 /// # Errors
 /// Exit status 4 if the answer is no, or if there is no terminal.
 ///
 /// # Cancel safety
-/// Dropping the future ends the question: later input belongs to the next one.
+/// Dropping the future ends the question.
 pub(super) async fn confirm(peer: &BareJid, sas: &str) -> Result<(), XtlsError> {
     let question = format!("Does {peer} see {sas}? [y/N] ");
-    let turn = Arc::clone(&TERMINAL).lock_owned().await;
-    let (over, _until_dropped) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
-    let asked = tokio::task::spawn_blocking(move || {
-        // The next question waits until this one has stopped reading.
-        let _turn = turn;
-        ask(&question, over)
-    });
-    asked.await.map_err(|error| XtlsError::failed(error.to_string()))?
+    match Turn::new().await.ask(question).await? {
+        Answer::Yes => Ok(()),
+        Answer::No => Err(XtlsError::unverified(
+            "the short authentication string was not confirmed: nothing was sent",
+        )),
+        Answer::NoTerminal => {
+            Err(XtlsError::unverified("--confirm-sas needs a terminal to ask at: nothing was sent"))
+        }
+    }
 }
 
 /// Asks at the terminal, wherever standard input and output go, until the other end of `over` is closed. Earlier input
 /// does not count as an answer.
-fn ask(question: &str, over: impl AsFd) -> Result<(), XtlsError> {
+fn ask(question: &str, over: impl AsFd) -> Answer {
     let answer = || -> io::Result<Option<String>> {
         let mut terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
         tcflush(&terminal, QueueSelector::IFlush)?;
@@ -185,13 +415,9 @@ fn ask(question: &str, over: impl AsFd) -> Result<(), XtlsError> {
         Ok(line)
     };
     match answer() {
-        Ok(Some(line)) if matches!(line.trim(), "y" | "Y" | "yes") => Ok(()),
-        Ok(_) => Err(XtlsError::unverified(
-            "the short authentication string was not confirmed: nothing was sent",
-        )),
-        Err(_) => {
-            Err(XtlsError::unverified("--confirm-sas needs a terminal to ask at: nothing was sent"))
-        }
+        Ok(Some(line)) if matches!(line.trim(), "y" | "Y" | "yes") => Answer::Yes,
+        Ok(_) => Answer::No,
+        Err(_) => Answer::NoTerminal,
     }
 }
 

@@ -105,7 +105,7 @@ pub use self::{
     method::Credential,
     negotiate::{Incoming, Request},
     path::loses_large_packets,
-    policy::{FirstUse, Hint, Known, Policy, Registered, Shown, Standing},
+    policy::{FirstUse, Hint, Known, Listed, Policy, Registered, Shown, Standing},
     progress::{Monitor, Waiting},
     sasl2::{FastStore, FastToken},
     session::Session,

@@ -20,7 +20,9 @@ use super::{
     hub::{Arrival, TransportKind},
     method::expected,
     places::Place,
-    policy::{Hint, Known, Shown, Standing, by_hints, by_keys, refuse_offer, without_answer},
+    policy::{
+        Hint, Known, Listed, Shown, Standing, by_hints, by_keys, refuse_offer, without_answer,
+    },
     registry::{Asked, KnownKey},
     session::{Session, payload},
     stream::{Learned, SecureStream},
@@ -309,11 +311,11 @@ impl Session {
         let certificate = connection.peer_certificates().and_then(<[_]>::first);
         let certificate = certificate.map(AsRef::as_ref).unwrap_or_default();
         let method = self.endpoint.method();
-        let (known, standing) = match method {
+        let (known, standing, listed) = match method {
             // Nothing could be recognized later.
-            Method::Srp => (Known::Same, Standing::NoRegistry),
+            Method::Srp => (Known::Same, Standing::NoRegistry, None),
             _ => {
-                let standing = self.standing(&secured, certificate, &hints).await?;
+                let (standing, listed) = self.standing(&secured, certificate, &hints).await?;
                 let shown = Shown {
                     peer: &self.peer,
                     method,
@@ -321,9 +323,10 @@ impl Session {
                     certificate,
                     hints: &hints,
                     standing,
+                    listed: listed.as_ref(),
                 };
                 shown.refuse_bad()?;
-                (self.endpoint.policy().shown(&shown)?, standing)
+                (self.endpoint.policy().shown(&shown)?, standing, listed)
             }
         };
         if let Some(place) = &self.place {
@@ -337,6 +340,7 @@ impl Session {
             print: secured.peer,
             hints,
             standing,
+            listed,
             known,
             tls_version: secured.version,
             key_exchange: secured.key_exchange,
@@ -347,39 +351,46 @@ impl Session {
         Ok(SecureStream::new(tls, learned, sides.map(Clone::clone), Arc::clone(&self.progress)))
     }
 
-    /// Returns the registry's view of the key that the peer has shown: the worse of its own answer and the broker's
-    /// hints.
+    /// What the registry says of the key that the peer has shown: its own answer and the broker's hints, the worse of them;
+    /// and its entry, if it vouches for the key.
     async fn standing(
         &self,
         secured: &Secured,
         certificate: &[u8],
         hints: &[Hint],
-    ) -> Result<Standing, Error> {
+    ) -> Result<(Standing, Option<Listed>), Error> {
         let method = self.endpoint.method();
         let forms = Print::forms(method, &secured.peer, certificate);
         let hinted = self.is_brokered().then(|| by_hints(method, &forms, hints));
         let openpgp = (method == Method::OpenPgp).then_some(&secured.peer);
-        let asked = match self.endpoint.keys_of(&self.peer, openpgp).await {
-            None => return Ok(Standing::NoRegistry),
-            Some(Asked::Keys(keys)) => {
-                if let Some(print) = openpgp {
-                    self.refuse_older_state(print, certificate, &keys)?;
-                }
-                by_keys(method, &forms, &keys)
+        let listed = |standing, keys| match standing {
+            Standing::Vouched => (standing, Listed::read(method, &forms, keys, hints)),
+            _ => (standing, None),
+        };
+        let keys = match self.endpoint.keys_of(&self.peer, openpgp).await {
+            None => return Ok((Standing::NoRegistry, None)),
+            Some(Asked::Keys(keys)) => keys,
+            // The component brokers for users who may not ask its registry; its hints are all that it says to them.
+            Some(Asked::NotServed) => {
+                return Ok(listed(hinted.unwrap_or(Standing::Unavailable), None));
             }
-            // The component brokers also for users that may not ask its registry; its hints are all that these get.
-            Some(Asked::NotServed) => return Ok(hinted.unwrap_or(Standing::Unavailable)),
             Some(Asked::Unavailable(why)) => {
                 tracing::warn!(peer = %self.peer, why, "cannot ask the registry");
-                without_answer(&self.peer, self.initiator, hinted)?
+                let asked = without_answer(&self.peer, self.initiator, hinted)?;
+                return Ok((hinted.map_or(asked, |hinted| hinted.max(asked)), None));
             }
         };
-        Ok(match hinted {
+        if let Some(print) = openpgp {
+            self.refuse_older_state(print, certificate, &keys)?;
+        }
+        let asked = by_keys(method, &forms, &keys);
+        let standing = match hinted {
             // The broker cannot judge a print by another hash than the one in the registry.
             None | Some(Standing::Unknown) if asked == Standing::Vouched => asked,
             None => asked,
             Some(hinted) => hinted.max(asked),
-        })
+        };
+        Ok(listed(standing, Some(&keys)))
     }
 
     /// Judges the peer's OpenPGP key also by everything that the registry knows of it. The peer may have shown an older

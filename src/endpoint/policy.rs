@@ -16,6 +16,7 @@ use minidom::Element;
 use super::{error::Error, registry::KnownKey};
 use crate::{
     print::{Method, Print},
+    registry::model::Assurance,
     xmpp::ns,
 };
 
@@ -127,6 +128,64 @@ impl fmt::Display for Standing {
     }
 }
 
+/// What the registry says of a key that it vouches for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Listed {
+    /// How sure the registry is that the key is the peer's.
+    pub assurance: Assurance,
+    /// The name that the peer has given the key, if the registry was asked. Anything can be in it.
+    pub label: String,
+}
+
+impl Listed {
+    /// Whether the registry says more than that the peer's account has named the key.
+    pub fn is_proven(&self) -> bool {
+        self.assurance >= Assurance::Proven
+    }
+
+    /// Of what two answers say of one key, the one that is less sure.
+    fn or_less(self, other: Option<Self>) -> Self {
+        match other {
+            Some(other) if other.assurance < self.assurance => {
+                Self { assurance: other.assurance, ..self }
+            }
+            _ => self,
+        }
+    }
+
+    /// The registry's own answer about the key with these forms, and the hints on it.
+    pub(super) fn read(
+        method: Method,
+        forms: &[Print],
+        keys: Option<&[KnownKey]>,
+        hints: &[Hint],
+    ) -> Option<Self> {
+        let hinted = hints
+            .iter()
+            .filter(|hint| hint.standing(method) == Standing::Vouched)
+            .filter(|hint| {
+                Print::parse(&hint.print, None)
+                    .is_ok_and(|print| forms.iter().any(|form| print.same_bytes(form)))
+            })
+            .map(|hint| Self::new(hint.assurance.as_deref(), ""))
+            .min_by_key(|listed| listed.assurance);
+        let Some(keys) = keys else { return hinted };
+        keys.iter()
+            .filter(|key| key.method == method.as_str() && key.state == "active")
+            .filter(|key| forms.iter().any(|form| key.has(form)))
+            .map(|key| Self::new(Some(&key.assurance), &key.label))
+            .max_by_key(|listed| listed.assurance)
+            .map(|listed| listed.or_less(hinted))
+    }
+
+    /// An assurance that is not known here counts as the least.
+    fn new(assurance: Option<&str>, label: &str) -> Self {
+        let assurance = assurance.and_then(|assurance| assurance.parse().ok());
+        Self { assurance: assurance.unwrap_or(Assurance::Asserted), label: label.to_owned() }
+    }
+}
+
 /// Returns returns the standing of the key with these forms, by hints.
 ///
 /// Of several hints on one form the worst counts. A revoked form revokes the key. Otherwise a good form vouches for it,
@@ -212,11 +271,15 @@ fn refused(peer: &BareJid, verdict: &str) -> Error {
 
 /// Whether a peer's key was seen before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Known {
-    /// It is the known one, or the peer has proved the password (srp).
+    /// It is a known one, or the peer has proved the password (srp).
     Same,
     /// The peer was never seen: the key is taken on first use.
     First,
+    /// The peer is known by other keys: this one is new, and whether it is the peer's is still to be decided before
+    /// anything is sent.
+    Further,
 }
 
 /// The key that a peer has shown in a successful handshake.
@@ -235,12 +298,19 @@ pub struct Shown<'a> {
     pub hints: &'a [Hint],
     /// The registry's view of this key, by hints and by its own answer.
     pub standing: Standing,
+    /// The registry's entry of this key, if it vouches for it.
+    pub listed: Option<&'a Listed>,
 }
 
 impl Shown<'_> {
     /// Returns whether the registry vouches for the key that was shown.
     pub fn is_vouched_for(&self) -> bool {
         self.standing == Standing::Vouched
+    }
+
+    /// Whether the registry vouches for the key that was shown, and says that its owner has proven possession of it.
+    pub fn is_proven(&self) -> bool {
+        self.is_vouched_for() && self.listed.is_some_and(Listed::is_proven)
     }
 
     /// Refuses a key that the registry warns of. The session does so itself before it asks a policy.
@@ -568,6 +638,7 @@ mod tests {
             certificate,
             hints: &[],
             standing,
+            listed: None,
         })
     }
 

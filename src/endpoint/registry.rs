@@ -24,6 +24,8 @@ const ANSWER: Duration = Duration::from_secs(15);
 const AGAIN: Duration = Duration::from_secs(1);
 /// The most pages of one user's keys. A longer answer is rejected.
 const PAGES: usize = 64;
+/// The most characters of a key's label that are kept.
+const LABEL: usize = 64;
 /// The most certificates that are requested for one key: the registry keeps one, and others may have been added by
 /// print.
 const CERTIFICATES: usize = 4;
@@ -36,6 +38,10 @@ pub(super) struct KnownKey {
     pub(super) method: String,
     /// `active`, `expired`, `superseded` or `revoked`, as of now.
     pub(super) state: String,
+    /// `asserted`, `proven` or `attested`.
+    pub(super) assurance: String,
+    /// The name that its owner has given it, the beginning of it.
+    pub(super) label: String,
     pub(super) prints: Vec<Print>,
     /// The registry's certificate of it, if it was requested and exists.
     pub(super) material: Option<Vec<u8>>,
@@ -67,6 +73,8 @@ impl KnownKey {
             id: get("id").to_owned(),
             method: get("method").to_owned(),
             state: state.to_owned(),
+            assurance: get("assurance").to_owned(),
+            label: get("label").chars().take(LABEL).collect(),
             prints,
             material: None,
         }

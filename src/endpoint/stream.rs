@@ -19,7 +19,7 @@ use super::{
     application::CHUNKS,
     error::Error,
     hub::TransportKind,
-    policy::{Hint, Known, Standing},
+    policy::{Hint, Known, Listed, Standing},
     progress::{Direction, Progress},
 };
 use crate::{
@@ -53,6 +53,8 @@ pub struct Learned {
     pub hints: Vec<Hint>,
     /// The registry's view of the key that the peer has shown. The method srp has none.
     pub standing: Standing,
+    /// The registry's entry of that key, if it vouches for it.
+    pub listed: Option<Listed>,
     /// Whether the key was known before.
     pub known: Known,
     /// The TLS version, such as `TLSv1.3`.
@@ -407,6 +409,7 @@ pub(crate) mod testing {
             print: secured.peer,
             hints: Vec::new(),
             standing: Standing::NoRegistry,
+            listed: None,
             known: Known::Same,
             tls_version: secured.version,
             key_exchange: secured.key_exchange,

@@ -63,8 +63,10 @@ fn a_broker_that_vouches_for_its_own_keys_is_not_believed_by_any_method() {
         });
         let mut mallory = Script::start("mitm.py", &server, more);
         mallory.wait_for("linked");
+        let known = [alice, bob].map(|user| user.run(["trust", "list"]).stdout);
         let (sent, _, listener) = attempt(options);
         assert_eq!(sent.code, 4, "{name}: {sent:?}\n{}", listener.log());
+        assert_eq!(known, [alice, bob].map(|user| user.run(["trust", "list"]).stdout), "{name}");
         assert!(listener.files().is_empty(), "{name}: {}", listener.log());
         let report = mallory.report();
         assert_eq!(report["sessions"][0]["content"], Value::Bool(false), "{name}: {report}");

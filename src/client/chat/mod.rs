@@ -3,7 +3,7 @@
 mod conversation;
 mod terminal;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -44,11 +44,15 @@ pub(super) async fn call(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
     endpoint.appear(-1).await;
     let application = Application::described(Element::bare("description", ns::XMLSTREAM));
     let done = async {
+        let securing = async {
+            let (mut session, stream) = endpoint.initiate(peer, &application).await?;
+            client.secured(&mut session, &stream).await?;
+            Ok::<_, XtlsError>((session, stream))
+        };
         let (mut session, stream) = tokio::select! {
-            secured = endpoint.initiate(peer, &application) => secured?,
+            secured = securing => secured?,
             () = interrupted() => return Err(XtlsError::failed("interrupted")),
         };
-        client.secured(&mut session, &stream).await?;
         let learned = stream.learned().clone();
         let chat = Chat {
             role: Role::Initiator,
@@ -66,7 +70,8 @@ pub(super) async fn call(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
 }
 
 /// Waits for one chat. Declines users that are not accepted, and sessions other than chats.
-pub(super) async fn listen(client: &Client, accept: &[BareJid]) -> Result<(), XtlsError> {
+pub(super) async fn listen(client: Client, accept: &[BareJid]) -> Result<(), XtlsError> {
+    let client = Arc::new(client);
     let (endpoint, mut incoming) = client.connect_to_wait().await?;
     endpoint.appear(1).await;
     client.output.event(
@@ -87,7 +92,12 @@ pub(super) async fn listen(client: &Client, accept: &[BareJid]) -> Result<(), Xt
                     request.decline(&error.text).await;
                     client.output.error(&error);
                 } else {
-                    securing.spawn(request.accept());
+                    let client = Arc::clone(&client);
+                    securing.spawn(async move {
+                        let (mut session, stream) = request.accept().await?;
+                        let admitted = client.admit(&mut session, &stream).await?;
+                        Ok::<_, XtlsError>((session, stream, admitted))
+                    });
                 }
                 continue;
             }
@@ -98,15 +108,19 @@ pub(super) async fn listen(client: &Client, accept: &[BareJid]) -> Result<(), Xt
                 false => Err(XtlsError::failed("interrupted")),
             },
         };
-        let (mut session, stream) = match secured {
+        let (mut session, stream, admitted) = match secured {
             Ok(Ok(secured)) => secured,
             Ok(Err(error)) => {
-                client.output.error(&error.into());
+                client.output.error(&error);
                 continue;
             }
             Err(error) => break Err(XtlsError::failed(error.to_string())),
         };
-        if let Err(error) = client.secured(&mut session, &stream).await {
+        let settled = tokio::select! {
+            settled = client.settle(&mut session, &stream, admitted) => settled,
+            () = &mut stop => break Err(XtlsError::failed("interrupted")),
+        };
+        if let Err(error) = settled {
             client.output.error(&error);
             continue;
         }
@@ -115,7 +129,7 @@ pub(super) async fn listen(client: &Client, accept: &[BareJid]) -> Result<(), Xt
         let learned = stream.learned().clone();
         let chat = Chat {
             role: Role::Responder,
-            names: names(client, &learned),
+            names: names(&client, &learned),
             peer: learned.peer.as_str(),
             output: client.output,
         };

@@ -46,7 +46,7 @@ use super::{
     secured::{comparison, confirm},
     send,
     stream::{Names, Role},
-    trust::Trust,
+    trust::{Device, Trust, Verified},
 };
 use crate::{
     endpoint::{Endpoint, Error, Incoming, Known, Login, Policy, Shown, TransportKind},
@@ -385,8 +385,12 @@ impl Lan {
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let certificate = certificate.map(AsRef::as_ref).unwrap_or_default();
         let forms = Print::forms(Method::X509, &secured.peer, certificate);
-        let known = trust.check_forms(&name, Method::X509, &secured.peer, &forms)?;
-        let first = known == Known::First;
+        let first = match trust.check_forms(&name, Method::X509, &secured.peer, &forms) {
+            Known::Same => false,
+            Known::First => true,
+            // Nobody here vouches for another key.
+            _ => return Err(trust.refusal(&name, Method::X509, &secured.peer, "")),
+        };
         let print = secured.peer.to_string();
         let digits = if first || self.confirm_sas {
             let digits = sas::of(stream, initiator, responder).await;
@@ -394,8 +398,8 @@ impl Lan {
         } else {
             None
         };
-        let also = trust.peers().find(|(jid, _, known)| *jid != name.as_str() && *known == print);
-        let also = also.map(|(jid, ..)| jid.to_owned());
+        let also = trust.devices().find(|(jid, key)| **jid != name && key.print == secured.peer);
+        let also = also.map(|(jid, _)| jid.to_string());
         let mut text = format!(
             "secured with {peer} on the local network: {} {}\n  key {print}",
             secured.version, secured.key_exchange
@@ -422,7 +426,9 @@ impl Lan {
             confirm(peer, &digits).await?;
         }
         if first {
-            trust.keep(&name, Method::X509, &secured.peer)?;
+            let verified = if self.confirm_sas { Verified::Compared } else { Verified::FirstUse };
+            let device = Device::seen_now(Method::X509, secured.peer.clone(), "", verified);
+            trust.keep(&name, device)?;
         }
         Ok(())
     }
@@ -461,6 +467,8 @@ impl Lan {
             accept_direct: false,
             // Both have compared the link's string.
             confirm_sas: false,
+            accept_new_device: super::AcceptNewDevice::Never,
+            declined: std::sync::Mutex::default(),
             output: self.output,
         }
     }

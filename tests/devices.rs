@@ -1,0 +1,365 @@
+//! A person with several devices, as the person's peers see them: which further keys are taken, after which question, and
+//! which never. On real Prosody and ejabberd.
+
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+mod support;
+
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    process::Command,
+    time::{Duration, SystemTime},
+};
+
+use serde_json::{Value, json};
+use support::{
+    process::{Output, run},
+    programs::{Component, Listener, Options, Xtls, event, script},
+    random_file,
+    servers::{Kind, Server},
+    sha256, wait_for,
+};
+
+const LONG: Duration = Duration::from_secs(120);
+
+struct Scene {
+    server: Server,
+    component: Component,
+    alice: Xtls,
+    bob: Xtls,
+}
+
+impl Scene {
+    fn start(kind: Kind) -> Self {
+        let server = Server::start(kind);
+        let component = Component::start(&server, &Options::default());
+        let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+        Self { server, component, alice, bob }
+    }
+
+    /// A program of bob's on another device, with a key of its own that is not registered.
+    fn device(&self) -> Xtls {
+        let device = Xtls::login(&self.server, "bob");
+        assert_eq!(device.run(["keygen"]).code, 0);
+        device
+    }
+
+    /// Alice sends to bob's program on this device; gives her output and what the listener says.
+    fn send(&self, device: &Xtls, more: &[&str]) -> (Output, Listener) {
+        let mut listener = device.listen(&[]);
+        let sent = run(self.send_command(more), LONG);
+        listener.wait(LONG);
+        let arrived = listener.files();
+        assert_eq!(arrived.len(), usize::from(sent.code == 0), "{sent:?}\n{}", listener.log());
+        for path in arrived {
+            fs::remove_file(path).unwrap();
+        }
+        (sent, listener)
+    }
+
+    fn send_command(&self, more: &[&str]) -> Command {
+        let file = self.alice.home().join("letter.bin");
+        if !file.exists() {
+            random_file(&file, 50_000);
+        }
+        let mut command = self.alice.command(["send", self.bob.jid(), file.to_str().unwrap()]);
+        command.arg("--json").args(more);
+        command
+    }
+
+    /// The same by a person at a terminal, who answers the question if there is one.
+    fn send_at_a_terminal(&self, device: &Xtls, answer: Option<&str>) -> Value {
+        let mut listener = device.listen(&[]);
+        let command = self.send_command(&[]);
+        let text = |value: &OsStr| value.to_str().unwrap().to_owned();
+        let words: Vec<_> =
+            std::iter::once(command.get_program()).chain(command.get_args()).map(text).collect();
+        let environment: serde_json::Map<String, Value> = command
+            .get_envs()
+            .filter_map(|(name, value)| Some((text(name), json!(text(value?)))))
+            .collect();
+        let mut steps = Vec::new();
+        if let Some(answer) = answer {
+            steps.push(json!(["wait", "[y/N]"]));
+            steps.push(json!(["type", format!("{answer}\r")]));
+        }
+        steps.push(json!(["end"]));
+        let settings = json!({
+            "command": words, "environment": environment, "controls": true, "steps": steps,
+        });
+        let sent = script("terminal.py", &self.server, settings);
+        listener.wait(LONG);
+        for path in listener.files() {
+            fs::remove_file(path).unwrap();
+        }
+        sent
+    }
+
+    /// What alice knows of bob: method, print's first digits, label and how it came to be trusted.
+    fn known(&self) -> Vec<Value> {
+        let listed = self.alice.run(["trust", "list", "--json"]);
+        listed.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// The print of a device's certificate.
+fn print(device: &Xtls) -> String {
+    let mut openssl = Command::new("openssl");
+    let cert = device.home().join("xtls").join(device.jid()).join("cert.pem");
+    openssl.args(["x509", "-noout", "-fingerprint", "-sha256", "-in"]).arg(cert);
+    let output = run(openssl, LONG);
+    output.stdout.trim().rsplit('=').next().unwrap().to_owned()
+}
+
+fn ok(output: &Output) {
+    assert_eq!(output.code, 0, "{output:?}");
+}
+
+fn a_further_device_is_shown_and_asked_for_once(kind: Kind) {
+    let scene = Scene::start(kind);
+    let (alice, bob) = (&scene.alice, &scene.bob);
+    ok(&bob.run(["prove"]));
+    ok(&scene.send(bob, &[]).0);
+    let laptop = scene.device();
+    let new = print(&laptop);
+
+    // One that is not registered, and one that only bob's account has named.
+    let (sent, _) = scene.send(&laptop, &["--accept-new-device", "registry"]);
+    assert_eq!(sent.code, 4, "{sent:?}");
+    ok(&laptop.run(["register", "--label", "the lap\u{202e}top"]));
+    for how in ["ask", "registry", "never"] {
+        let (sent, _) = scene.send(&laptop, &["--accept-new-device", how]);
+        assert_eq!(sent.code, 4, "{how}: {sent:?}");
+        assert!(sent.stderr.contains("THE KEY OF bob@example.test HAS CHANGED"), "{sent:?}");
+        assert!(sent.stderr.contains("bob@example.test has not proven it"), "{sent:?}");
+        assert!(sent.stderr.contains(&new), "{sent:?}");
+    }
+
+    // Proven, but nobody can be asked, or is to be.
+    ok(&laptop.run(["prove"]));
+    let (sent, listener) = scene.send(&laptop, &[]);
+    assert_eq!(sent.code, 4, "{sent:?}\n{}", scene.component.log());
+    assert!(sent.stderr.contains("there is no terminal to ask at: nothing was sent"), "{sent:?}");
+    assert!(
+        sent.stderr.contains(&format!("xtls trust set bob@example.test {new}"))
+            && sent.stderr.contains("hint: ")
+            && sent.stderr.contains("--accept-new-device registry"),
+        "{sent:?}"
+    );
+    let told = event(&sent.stdout, "new_device").unwrap();
+    assert_eq!((&told["print"], &told["assurance"]), (&json!(new), &json!("proven")), "{told}");
+    assert!(listener.log().contains("security-error"), "{}", listener.log());
+    let (sent, _) = scene.send(&laptop, &["--accept-new-device", "never"]);
+    assert_eq!(sent.code, 4, "{sent:?}");
+    assert!(sent.stderr.contains("HAS CHANGED"), "{sent:?}");
+    assert!(sent.stderr.contains("has proven it; with --accept-new-device never"), "{sent:?}");
+    assert_eq!(scene.known().len(), 1, "nothing was kept");
+
+    // A person says no, then yes, and is not asked again. What the label holds controls no terminal.
+    let sent = scene.send_at_a_terminal(&laptop, Some("n"));
+    assert_eq!(sent["status"], 4, "{sent}");
+    assert_eq!(scene.known().len(), 1, "nothing was kept");
+    let sent = scene.send_at_a_terminal(&laptop, Some("y"));
+    assert_eq!(sent["status"], 0, "{sent}");
+    let screen = sent["screens"][0].as_str().unwrap().replace('\n', "");
+    assert!(screen.contains("The registry calls it a proven key of bob@example.test."), "{screen}");
+    assert!(screen.contains(&format!("known: x509 {}", print(bob))), "{screen}");
+    assert!(screen.contains(&format!("shown: x509 {new}")), "{screen}");
+    assert!(screen.contains("\"the lap<U+202E>top\""), "{screen}");
+    ok(&scene.send(&laptop, &["--accept-new-device", "never"]).0);
+    ok(&scene.send(bob, &["--accept-new-device", "never"]).0);
+    let known = scene.known();
+    let of = |print: &str| known.iter().find(|key| key["print"] == print).unwrap();
+    assert_eq!(known.len(), 2, "{known:?}");
+    assert_eq!(of(&new)["label"], "the lap\u{202e}top", "{known:?}");
+    assert_eq!((&of(&new)["verified"], &of(&new)["method"]), (&json!("asked"), &json!("x509")));
+    assert_eq!(of(&print(bob))["verified"], "first-use", "{known:?}");
+    assert!(of(&new)["first_seen"].as_str().unwrap().starts_with("20"), "{known:?}");
+    let text = alice.run(["trust", "list"]).stdout;
+    assert!(text.contains("\"the lap<U+202E>top\"  first seen 20"), "{text}");
+    assert!(text.contains("accepted when asked") && text.contains("first use"), "{text}");
+
+    // One device is forgotten, and comes back on the registry's word. The other one stays.
+    ok(&alice.run(["trust", "forget", bob.jid(), &new]));
+    assert_eq!(scene.known().len(), 1);
+    let (sent, _) = scene.send(&laptop, &["--accept-new-device", "registry"]);
+    ok(&sent);
+    let secured = event(&sent.stdout, "secured").unwrap();
+    assert_eq!((&secured["new_device"], &secured["first_use"]), (&json!(true), &json!(false)));
+    assert!(secured["sas"].is_string(), "{secured}");
+    assert!(scene.known().iter().any(|key| key["verified"] == "registry"));
+
+    // One that has been revoked since is refused, whatever is known; what is known stays, for the registry could lie.
+    let keys = laptop.run(["keys", "--json"]).stdout;
+    let id = |label: &str| {
+        let keys = keys.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let mut ids = keys.filter(|key| key["label"] == label).map(|key| key["id"].clone());
+        ids.next().unwrap().as_str().unwrap().to_owned()
+    };
+    ok(&laptop.run(["revoke", &id("the lap\u{202e}top")]));
+    for how in ["ask", "registry"] {
+        let mut listener = laptop.listen(&[]);
+        let sent = run(scene.send_command(&["--accept-new-device", how]), LONG);
+        assert_ne!(sent.code, 0, "{sent:?}");
+        assert!(matches!(sent.code, 4 | 5), "{sent:?}");
+        listener.signal("TERM");
+        listener.wait(LONG);
+        assert!(listener.files().is_empty(), "{}", listener.log());
+    }
+    assert_eq!(scene.known().len(), 2);
+}
+
+/// The same at the listening side, which has nobody to ask; and by the other method.
+fn a_listener_takes_a_further_device_only_as_it_was_told(kind: Kind) {
+    let scene = Scene::start(kind);
+    let (alice, bob) = (&scene.alice, &scene.bob);
+    let file = bob.home().join("letter.bin");
+    random_file(&file, 50_000);
+    let send = |device: &Xtls, listens: &[&str], sends: &[&str]| {
+        let mut listener = alice.listen(&[listens, sends].concat());
+        let mut command = device.command(["send", alice.jid(), file.to_str().unwrap()]);
+        command.args(sends);
+        let sent = run(command, LONG);
+        let status = listener.wait(LONG);
+        for path in listener.files() {
+            fs::remove_file(path).unwrap();
+        }
+        (sent.code, status, listener.log())
+    };
+    assert_eq!(send(bob, &[], &[]).0, 0);
+    let laptop = scene.device();
+    for user in [alice, &laptop] {
+        ok(&user.run(["keygen", "--openpgp"]));
+    }
+    for method in ["x509", "openpgp"] {
+        // It may know alice by her other key.
+        laptop.run(["trust", "forget", alice.jid()]);
+        ok(&laptop.run(["prove", "--method", method]));
+        let (sent, status, log) = send(&laptop, &[], &["--method", method]);
+        assert_eq!((sent, status), (5, 4), "{method}: {log}");
+        assert!(log.contains("there is no terminal to ask at"), "{method}: {log}");
+        let listens = ["--accept-new-device", "registry"];
+        let (sent, status, log) = send(&laptop, &listens, &["--method", method]);
+        assert_eq!((sent, status), (0, 0), "{method}: {log}");
+    }
+    let methods: Vec<_> = scene.known().iter().map(|key| key["method"].clone()).collect();
+    assert_eq!(methods, [json!("openpgp"), json!("x509"), json!("x509")]);
+}
+
+/// A key that its owner has replaced is refused, also by those who knew it.
+#[test]
+fn prosody_a_key_that_was_replaced_is_refused() {
+    let scene = Scene::start(Kind::Prosody);
+    ok(&scene.send(&scene.bob, &[]).0);
+    let laptop = scene.device();
+    let old = scene.bob.run(["keys", "--json"]).stdout;
+    let old: Value = serde_json::from_str(old.lines().next().unwrap()).unwrap();
+    let cert = fs::read_to_string(laptop.home().join("xtls").join(laptop.jid()).join("cert.pem"));
+    let settings = json!({
+        "user": "bob", "replaces": old["id"], "certificate": cert.unwrap(),
+    });
+    script("replace_key.py", &scene.server, settings);
+    for known in [true, false] {
+        if !known {
+            ok(&scene.alice.run(["trust", "forget", scene.bob.jid()]));
+        }
+        let (sent, _) = scene.send(&scene.bob, &["--accept-new-device", "registry"]);
+        assert_eq!(sent.code, 4, "{sent:?}");
+        assert!(sent.stderr.contains("was replaced by another one"), "{sent:?}");
+    }
+}
+
+/// Files have the rights that any new file has where they land, and the sender's date.
+#[test]
+fn prosody_landed_files_follow_umask_group_and_date() {
+    let scene = Scene::start(Kind::Prosody);
+    let file = scene.alice.home().join("run.sh");
+    random_file(&file, 50_000);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o4755)).unwrap();
+    let date = SystemTime::UNIX_EPOCH + Duration::from_secs(1_307_328_360);
+    fs::File::options().write(true).open(&file).unwrap().set_modified(date).unwrap();
+    let inbox = scene.bob.home().join("shared");
+    fs::create_dir(&inbox).unwrap();
+    // As far as this user may give a directory to another group.
+    let _not_ours = std::os::unix::fs::chown(&inbox, None, Some(54_321));
+    fs::set_permissions(&inbox, fs::Permissions::from_mode(0o2775)).unwrap();
+    for (umask, mode) in [("002", 0o664), ("022", 0o644), ("077", 0o600)] {
+        let listen =
+            scene.bob.command(["listen", "--once", "--json", "--out", inbox.to_str().unwrap()]);
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("umask {umask}; exec \"$@\"")).arg("sh");
+        command.arg(listen.get_program()).args(listen.get_args());
+        command.envs(listen.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let log = scene.bob.home().join(format!("umask-{umask}.log"));
+        let mut listener = support::process::Process::start(command, &log);
+        wait_for("listening", LONG, || listener.log(), || listener.log().contains("listening"));
+        let args = [OsStr::new("send"), scene.bob.jid().as_ref(), file.as_os_str()];
+        let sent = scene.alice.run(args);
+        assert_eq!(sent.code, 0, "{sent:?}");
+        assert!(listener.wait(LONG).success(), "{}", listener.log());
+        let landed = inbox.join("run.sh");
+        let found = fs::metadata(&landed).unwrap();
+        assert_eq!(found.mode() & 0o7777, mode, "umask {umask}");
+        assert_eq!(found.gid(), fs::metadata(&inbox).unwrap().gid());
+        assert_eq!(found.modified().unwrap(), date);
+        assert_eq!(sha256(&landed), sha256(&file));
+        fs::remove_file(landed).unwrap();
+    }
+}
+
+/// A private key that others can read is not used; a password that they can read is used with a warning.
+#[test]
+fn prosody_secrets_are_their_owners_alone() {
+    let scene = Scene::start(Kind::Prosody);
+    let alice = &scene.alice;
+    ok(&alice.run(["keygen", "--openpgp"]));
+    let folder = alice.home().join("xtls").join(alice.jid());
+    let expose = |file: &Path, mode| {
+        fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for (file, method) in [("key.pem", "x509"), ("openpgp.asc", "openpgp")] {
+        let file = folder.join(file);
+        expose(&file, 0o644);
+        for command in [&["register"][..], &["prove"], &["send", scene.bob.jid(), "/etc/hostname"]]
+        {
+            let refused = alice.run([command, &["--method", method]].concat());
+            assert_eq!(refused.code, 1, "{command:?}: {refused:?}");
+            let hint = format!("hint: chmod 600 {}", file.display());
+            assert!(refused.stderr.contains("found mode 0644: it is not used"), "{refused:?}");
+            assert!(refused.stderr.contains(&hint), "{refused:?}");
+        }
+        expose(&file, 0o600);
+        ok(&alice.run(["register", "--method", method]));
+    }
+    let account = folder.join("account.toml");
+    expose(&account, 0o640);
+    let warned = alice.run(["keys"]);
+    ok(&warned);
+    assert!(warned.stderr.contains("warning: "), "{warned:?}");
+    assert!(
+        warned.stderr.contains(&format!("hint: chmod 600 {}", account.display())),
+        "{warned:?}"
+    );
+    assert_eq!(warned.stderr.matches("warning: ").count(), 1, "{warned:?}");
+    expose(&account, 0o600);
+    assert_eq!(alice.run(["keys"]).stderr, "");
+}
+
+macro_rules! on_both {
+    ($($test:ident,)+) => {
+        mod prosody {
+            $(#[test] fn $test() { super::$test(super::Kind::Prosody); })+
+        }
+        mod ejabberd {
+            $(#[test] fn $test() { super::$test(super::Kind::Ejabberd); })+
+        }
+    };
+}
+
+on_both!(
+    a_further_device_is_shown_and_asked_for_once,
+    a_listener_takes_a_further_device_only_as_it_was_told,
+);
