@@ -96,7 +96,7 @@ fn a_broken_store_of_known_peers_is_told_and_left_as_it_is() {
     }
 }
 
-/// Of what a full disk or a crash may leave, nothing is taken for a list of fewer peers.
+/// A file that a full disk or a crash has truncated is not a shorter list of peers.
 #[test]
 fn a_store_that_was_cut_off_between_two_peers_is_refused() {
     let account = Account::new();
@@ -113,7 +113,7 @@ fn a_store_that_was_cut_off_between_two_peers_is_refused() {
     assert!(listed.stderr.contains("hint: restore "), "{listed:?}");
 }
 
-/// A key that is set is one more. A store of an earlier version is read, and written anew without loss.
+/// `trust set` adds a key. A store of an earlier version is read and upgraded without loss.
 #[test]
 fn keys_are_added_and_forgotten_one_by_one() {
     let account = Account::new();

@@ -8,15 +8,16 @@ mod support;
 use std::{
     ffi::OsStr,
     fs,
+    io::Write,
     os::unix::fs::{MetadataExt, PermissionsExt},
-    path::Path,
-    process::Command,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
     time::{Duration, SystemTime},
 };
 
 use serde_json::{Value, json};
 use support::{
-    process::{Output, run},
+    process::{Output, end_of, read, run},
     programs::{Component, Listener, Options, Xtls, event, script},
     random_file,
     servers::{Kind, Server},
@@ -348,6 +349,224 @@ fn prosody_secrets_are_their_owners_alone() {
     assert_eq!(alice.run(["keys"]).stderr, "");
 }
 
+/// A program whose standard input stays open.
+struct Open {
+    child: Child,
+    input: Option<ChildStdin>,
+    log: PathBuf,
+}
+
+impl Open {
+    fn start(user: &Xtls, name: &str, args: &[&str]) -> Self {
+        Self::spawn(user.command(args), user.home().join(format!("{name}.log")))
+    }
+
+    fn spawn(mut command: Command, log: PathBuf) -> Self {
+        let out = fs::File::create(&log).unwrap();
+        command.stdin(Stdio::piped()).stdout(out.try_clone().unwrap()).stderr(out);
+        let mut child = command.spawn().unwrap();
+        let input = child.stdin.take();
+        Self { child, input, log }
+    }
+
+    fn log(&self) -> String {
+        read(&self.log)
+    }
+
+    fn wait_for(&self, text: &str) {
+        self.wait_for_times(text, 1);
+    }
+
+    fn wait_for_times(&self, text: &str, times: usize) {
+        wait_for(text, LONG, || self.log(), || self.log().matches(text).count() >= times);
+    }
+
+    fn says(&mut self, text: &str) {
+        self.input.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    fn signal(&self, name: &str) {
+        let mut kill = Command::new("sh");
+        kill.arg("-c").arg(format!("kill -{name} {}", self.child.id()));
+        assert!(kill.status().unwrap().success());
+    }
+
+    fn wait(&mut self) -> i32 {
+        let log = self.log();
+        end_of(&mut self.child, LONG, || log.clone()).code().unwrap_or(-1)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What each run of the command does is said by the first line of its input.
+const JOB: &str = r#"
+read -r word
+case "$word" in
+upper) env > "$HOME/env"; tr a-z A-Z ;;
+fails) cat > /dev/null; exit 3 ;;
+early) echo enough ;;
+holds) echo $$ > "$HOME/pid"; cat > "$HOME/copy" && touch "$HOME/complete" ;;
+esac
+"#;
+
+/// Bob's one listener for everything.
+fn listen_for_all(scene: &Scene, more: &[&str]) -> Open {
+    let bob = &scene.bob;
+    fs::write(bob.home().join("job"), JOB).unwrap();
+    let out = bob.home().join("received");
+    fs::create_dir_all(&out).unwrap();
+    let args = [
+        &[
+            "listen",
+            "--json",
+            "--chat",
+            "--pipe",
+            "sh \"$HOME/job\"",
+            "--out",
+            out.to_str().unwrap(),
+        ],
+        more,
+    ];
+    let mut command = bob.command(args.concat());
+    command.env("XTLS_SRP_PASSWORD", "no command sees this");
+    let listener = Open::spawn(command, bob.home().join("listen.log"));
+    listener.wait_for("\"listening\"");
+    listener
+}
+
+/// Alice pipes a text to bob; gives her status, what came back, and what she was told.
+fn pipe(scene: &Scene, name: &str, text: &str, transport: &str) -> (i32, String, String) {
+    let (input, output) = (format!("{name}.in"), format!("{name}.out"));
+    fs::write(scene.alice.home().join(&input), text).unwrap();
+    let args = ["pipe", scene.bob.jid(), "--transport", transport];
+    let file = |name: &str| scene.alice.home().join(name);
+    let log = file(&format!("{name}.log"));
+    let mut piped = support::process::Process::start_between(
+        scene.alice.command(args),
+        &file(&input),
+        &file(&output),
+        &log,
+    );
+    let status = piped.wait(LONG).code().unwrap_or(-1);
+    (status, read(&file(&output)), read(&log))
+}
+
+/// Whether a process has ended, although nobody may have asked how.
+fn is_gone(pid: &str) -> bool {
+    match fs::read_to_string(format!("/proc/{}/stat", pid.trim())) {
+        Ok(stat) => stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')),
+        Err(_) => true,
+    }
+}
+
+fn one_listener_takes_all_kinds(kind: Kind) {
+    let scene = Scene::start(kind);
+    let (alice, bob) = (&scene.alice, &scene.bob);
+    let mut listener = listen_for_all(&scene, &[]);
+
+    // A file and pipes, side by side with a chat. Each pipe has a run of the command of its own.
+    let mut chat = Open::start(alice, "chat", &["chat", bob.jid(), "--json"]);
+    chat.wait_for("\"chat\"");
+    chat.says("Art thou not Romeo?\n");
+    listener.wait_for("Art thou not Romeo?");
+    listener.says("Neither, fair saint\n");
+    chat.wait_for("Neither, fair saint");
+    let file = alice.home().join("letter.bin");
+    random_file(&file, 50_000);
+    ok(&alice.run([OsStr::new("send"), bob.jid().as_ref(), file.as_os_str()]));
+    assert_eq!(sha256(&bob.home().join("received/letter.bin")), sha256(&file));
+    std::thread::scope(|scope| {
+        for (n, transport) in ["s5b", "ibb", "s5b"].into_iter().enumerate() {
+            let scene = &scene;
+            scope.spawn(move || {
+                let name = format!("upper-{n}");
+                let (status, got, log) = pipe(scene, &name, &format!("upper\n{name}"), transport);
+                assert_eq!((status, got.as_str()), (0, name.to_uppercase().as_str()), "{log}");
+            });
+        }
+    });
+    listener.wait_for_times("\"piped\"", 3);
+    let environment = read(&bob.home().join("env"));
+    assert!(
+        environment.lines().any(|line| line == "XTLS_PEER=alice@example.test"),
+        "{environment}"
+    );
+    let print = format!("XTLS_PRINT={}", print(alice));
+    assert!(environment.lines().any(|line| line == print), "{environment}");
+    assert!(!environment.contains("no command sees this"), "{environment}");
+
+    // One chat at a time; what is typed while there is none goes to nobody.
+    let refused = alice.run(["chat", bob.jid()]);
+    assert_eq!(refused.code, 5, "{refused:?}");
+    assert!(refused.stderr.contains("another chat is under way here"), "{refused:?}");
+    chat.input = None;
+    assert_eq!(chat.wait(), 0, "{}", chat.log());
+    listener.wait_for("\"ended\"");
+    listener.says("to nobody\n");
+    listener.wait_for("nobody chats with you: the line was not sent");
+    let mut chat = Open::start(alice, "chat", &["chat", bob.jid(), "--json"]);
+    chat.wait_for("\"chat\"");
+    listener.says("to alice\n");
+    chat.wait_for("to alice");
+    assert!(!chat.log().contains("to nobody"), "{}", chat.log());
+
+    // A command that fails, or does not read everything, is an error at both sides; the listener goes on.
+    let (status, _, log) = pipe(&scene, "fails", "fails\nall of it", "s5b");
+    assert_eq!(status, 1, "{log}");
+    assert!(log.contains("the command failed: exit status: 3"), "{log}");
+    let (status, _, log) = pipe(&scene, "early", &format!("early\n{}", "x".repeat(4 << 20)), "s5b");
+    assert_eq!(status, 1, "{log}");
+    assert!(log.contains("the command has not read everything"), "{log}");
+
+    // The end of a sender that dies is not the end of what it had to say.
+    let holds = |name: &str| {
+        for old in ["pid", "copy"] {
+            let _none = fs::remove_file(bob.home().join(old));
+        }
+        let mut piped = Open::start(alice, name, &["pipe", bob.jid()]);
+        piped.says("holds\nthe first half");
+        let copy = bob.home().join("copy");
+        wait_for("the first half", LONG, || piped.log(), || read(&copy).ends_with("half"));
+        (piped, read(&bob.home().join("pid")))
+    };
+    let (piped, pid) = holds("dies");
+    piped.signal("KILL");
+    wait_for("the end of the command", LONG, || listener.log(), || is_gone(&pid));
+    let (piped, pid) = holds("stays");
+    listener.signal("INT");
+    let _status = listener.wait();
+    wait_for("the end of the command", LONG, || listener.log(), || is_gone(&pid));
+    assert!(!bob.home().join("complete").exists(), "no run has seen the end of its input");
+    drop(piped);
+    // The chat has been closed, and not cut off.
+    assert_eq!(chat.wait(), 0, "{}", chat.log());
+}
+
+/// With --once the listener ends with the first session, whichever kind it is, and with its status.
+#[test]
+fn prosody_once_means_one_session_of_any_kind() {
+    let scene = Scene::start(Kind::Prosody);
+    let mut listener = listen_for_all(&scene, &["--once"]);
+    let (status, got, log) = pipe(&scene, "once", "upper\nonce", "s5b");
+    assert_eq!((status, got.as_str()), (0, "ONCE"), "{log}");
+    assert_eq!(listener.wait(), 0, "{}", listener.log());
+    let mut listener = listen_for_all(&scene, &["--once"]);
+    let (status, _, log) = pipe(&scene, "once", "fails\n", "s5b");
+    assert_eq!(status, 1, "{log}");
+    assert_eq!(listener.wait(), 1, "{}", listener.log());
+    let mut listener = listen_for_all(&scene, &["--once"]);
+    let mut chat = Open::start(&scene.alice, "chat", &["chat", scene.bob.jid(), "--json"]);
+    chat.wait_for("\"chat\"");
+    chat.input = None;
+    assert_eq!((chat.wait(), listener.wait()), (0, 0), "{}\n{}", chat.log(), listener.log());
+}
+
 macro_rules! on_both {
     ($($test:ident,)+) => {
         mod prosody {
@@ -362,4 +581,5 @@ macro_rules! on_both {
 on_both!(
     a_further_device_is_shown_and_asked_for_once,
     a_listener_takes_a_further_device_only_as_it_was_told,
+    one_listener_takes_all_kinds,
 );

@@ -22,7 +22,7 @@ use crate::{
     shared_file::{self, Lock},
 };
 
-/// The file of an account, in its folder.
+/// The file of an account, in its directory.
 const FILE: &str = "account.toml";
 
 /// A stored account.

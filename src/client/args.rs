@@ -72,7 +72,7 @@ pub(super) struct Common {
     /// Ask the user to compare the short authentication string before anything is sent or received
     #[arg(long, global = true)]
     pub(super) confirm_sas: bool,
-    /// What to do with a further key of a known peer, which the component's registry calls proven
+    /// Decide on a further key of a known peer, if the component's registry calls it proven
     #[arg(long, global = true, value_name = "HOW", default_value = "ask")]
     pub(super) accept_new_device: AcceptNewDevice,
     /// For --method srp: read the shared password from the first line of this file
@@ -86,13 +86,13 @@ pub(super) struct Common {
     pub(super) offer_print: Option<String>,
 }
 
-/// What to do with a further key of a known peer. Only a key that the registry calls proven is ever taken.
+/// The decision on a further key of a known peer. Only a key that the registry calls proven is ever accepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum AcceptNewDevice {
-    /// Show it and ask, once; without a terminal, refuse it
+    /// Show it and ask once; without a terminal, refuse it
     #[default]
     Ask,
-    /// Take the registry's word for it
+    /// Accept it without a question
     Registry,
     /// Refuse it
     Never,
@@ -149,7 +149,7 @@ pub(super) enum Command {
         #[arg(long, default_value = "", value_parser = carried)]
         reason: String,
     },
-    /// Wait for sessions and receive files
+    /// Wait for sessions and receive files; with --chat and --pipe, all kinds of sessions
     Listen {
         /// The directory for received files
         #[arg(long, default_value = ".", value_name = "DIR")]
@@ -167,6 +167,13 @@ pub(super) enum Command {
         /// the same
         #[arg(long)]
         accept_direct: bool,
+        /// Also accept chats, one at a time: lines of standard input go to the peer of the current chat
+        #[arg(long, conflicts_with = "lan")]
+        chat: bool,
+        /// Also accept pipes: each session starts this shell command and is connected to its standard input and output;
+        /// XTLS_PEER has the peer's address and XTLS_PRINT the print of its key
+        #[arg(long, value_name = "COMMAND", conflicts_with = "lan")]
+        pipe: Option<String>,
         #[command(flatten)]
         lan: LanArgs,
     },
@@ -237,7 +244,7 @@ pub(super) enum TrustCommand {
         #[arg(long, default_value = "", hide_default_value = true)]
         label: String,
     },
-    /// Forget a peer, or one of its keys; the next key of a peer that is not known is taken on first use
+    /// Forget a peer, or one of its keys; the next key of an unknown peer is trusted on first use
     Forget {
         /// The peer
         jid: BareJid,

@@ -21,6 +21,10 @@ use crate::{
     },
 };
 
+/// The variables of the environment that hold secrets: other programs are not given them.
+pub(super) const SECRETS: [&str; 3] =
+    ["XTLS_PASSWORD", "XTLS_SRP_PASSWORD", "XTLS_OPENPGP_PASSPHRASE"];
+
 /// Returns the credential of the requested method.
 pub(super) fn load(common: &Common, account: &Account) -> Result<Credential, XtlsError> {
     match common.method {

@@ -6,21 +6,23 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use jid::BareJid;
 use minidom::Element;
 use serde_json::json;
-use tokio::{io::AsyncWriteExt, sync::Mutex, task::JoinSet};
+use tokio::{io::AsyncWriteExt, sync::Mutex, task::JoinSet, time::timeout};
 
 use super::{
-    Client,
+    Client, Takes,
+    chat::{self, Desk},
     files::{self, FileOffer},
     interrupted,
     output::XtlsError,
     pace,
     parts::{self, Part},
-    pipe::{self, Side},
+    pipe::{self, Ends, Side},
     watch,
 };
 use crate::{
@@ -28,12 +30,16 @@ use crate::{
     xmpp::ns,
 };
 
+/// The text for a peer that calls during another chat.
+const BUSY: &str = "another chat is under way here: try again later";
+/// How long a chat may take to close when the user ends the listener.
+const CHAT_ENDS: Duration = Duration::from_secs(10);
+
 /// How to handle incoming sessions.
 #[derive(Debug)]
 pub(super) struct Listen {
     pub(super) client: Client,
-    /// Where files land; without it one pipe is taken.
-    pub(super) inbox: Option<Inbox>,
+    kinds: Kinds,
     /// Whether to end after one session.
     pub(super) once: bool,
     /// The users whose sessions are accepted; all if it is empty.
@@ -42,6 +48,49 @@ pub(super) struct Listen {
     telling: Mutex<()>,
     /// Whether the one session that `once` allows has been secured.
     taken: AtomicBool,
+}
+
+/// The kinds of sessions that a listener accepts.
+#[derive(Debug, Default)]
+pub(super) struct Kinds {
+    /// Where files land.
+    pub(super) files: Option<Inbox>,
+    /// The local ends of pipes.
+    pub(super) pipes: Option<Ends>,
+    /// The desk for chats.
+    pub(super) chats: Option<Desk>,
+}
+
+impl Kinds {
+    /// Accepts only files.
+    pub(super) fn files(inbox: Inbox) -> Self {
+        Self { files: Some(inbox), ..Self::default() }
+    }
+
+    fn takes(&self) -> Takes {
+        Takes {
+            files: self.files.is_some(),
+            pipes: self.pipes.is_some(),
+            chats: self.chats.is_some(),
+        }
+    }
+
+    /// Describes the kinds to the user.
+    fn shown(&self) -> String {
+        let files =
+            self.files.as_ref().map(|inbox| format!(", files land in {}", inbox.dir.display()));
+        let pipes = self.pipes.as_ref().filter(|ends| **ends != Ends::Standard);
+        let pipes = pipes.map(|_| ", pipes run the command".to_owned());
+        let chats = self.chats.as_ref().map(|_| ", chats are taken one at a time".to_owned());
+        [files, pipes, chats].into_iter().flatten().collect()
+    }
+}
+
+/// The purpose of a session.
+enum Wanted<'a> {
+    File(&'a Inbox, Element, FileOffer),
+    Pipe(&'a Ends),
+    Chat(&'a Desk),
 }
 
 /// The result of a session.
@@ -159,18 +208,14 @@ pub(super) async fn listen(listen: Listen) -> Result<(), XtlsError> {
 
 impl Listen {
     /// What to do with sessions that come.
-    pub(super) fn new(
-        client: Client,
-        inbox: Option<Inbox>,
-        once: bool,
-        accept: Vec<BareJid>,
-    ) -> Self {
+    pub(super) fn new(client: Client, kinds: Kinds, once: bool, accept: Vec<BareJid>) -> Self {
         let (telling, taken) = (Mutex::default(), AtomicBool::default());
-        Self { client, inbox, once, accept, telling, taken }
+        let client = client.taking(kinds.takes());
+        Self { client, kinds, once, accept, telling, taken }
     }
 
     async fn connect(&self) -> Result<(Endpoint, Incoming), XtlsError> {
-        if let Some(inbox) = &self.inbox {
+        if let Some(inbox) = &self.kinds.files {
             parts::sweep(&inbox.dir);
         }
         self.client.connect_to_wait().await
@@ -178,20 +223,20 @@ impl Listen {
 
     /// Returns the result when the user ends it. A pipe that has not come has failed.
     fn stopped(&self, is_idle: bool) -> Result<(), XtlsError> {
-        if is_idle && self.inbox.is_some() { Ok(()) } else { Err(XtlsError::failed("interrupted")) }
+        if is_idle && self.kinds.files.is_some() {
+            Ok(())
+        } else {
+            Err(XtlsError::failed("interrupted"))
+        }
     }
 
     /// Announces us to the component and the user.
     async fn appear(&self, endpoint: &Endpoint) {
         endpoint.appear(1).await;
         let jid = endpoint.jid();
-        let lands = match &self.inbox {
-            Some(inbox) => format!(", files land in {}", inbox.dir.display()),
-            None => String::new(),
-        };
         self.client.output.event(
             &json!({"event": "listening", "jid": jid.as_str()}),
-            &format!("listening as {jid}{lands} (Ctrl-C ends)"),
+            &format!("listening as {jid}{} (Ctrl-C ends)", self.kinds.shown()),
         );
     }
 
@@ -207,6 +252,7 @@ impl Listen {
             tokio::select! {
                 biased;
                 () = &mut stop => {
+                    self.let_the_chat_end(&mut sessions).await;
                     let is_idle = sessions.is_empty();
                     // Dropped sessions send their session-terminate.
                     sessions.shutdown().await;
@@ -237,6 +283,22 @@ impl Listen {
         Err(endpoint.why_disconnected().into())
     }
 
+    /// Waits for an interrupted chat to close its stream.
+    async fn let_the_chat_end(&self, sessions: &mut JoinSet<Served>) {
+        let Some(desk) = &self.kinds.chats else { return };
+        let ending = async {
+            while desk.is_taken()
+                && let Some(served) = sessions.join_next().await
+            {
+                if let Ok(Served { done: Err(error), .. }) = served {
+                    self.client.output.error(&error);
+                }
+            }
+        };
+        // The user wants an end, even if the chat does not close.
+        let _ = timeout(CHAT_ENDS, ending).await;
+    }
+
     /// Serves one session.
     pub(super) async fn serve(&self, request: Request) -> Result<(), XtlsError> {
         self.take(request).await.done
@@ -262,18 +324,39 @@ impl Listen {
     }
 
     async fn secure_and_serve(&self, request: Request, claimed: &mut bool) -> Result<(), Failure> {
-        let offer = match self.admit(&request) {
-            Ok(offer) => offer,
+        match self.admit(&request) {
+            Ok(Wanted::File(inbox, description, offer)) => {
+                self.take_file(request, inbox, description, offer, claimed).await
+            }
+            Ok(Wanted::Pipe(ends)) => {
+                let (mut session, stream) = request.accept_pipe().await?;
+                self.secured(&mut session, &stream, claimed).await?;
+                Ok(pipe::run(session, stream, Side::Listens, ends, self.client.output).await?)
+            }
+            Ok(Wanted::Chat(desk)) => {
+                let (mut session, stream) = request.accept().await?;
+                self.secured(&mut session, &stream, claimed).await?;
+                let Some(seat) = desk.take() else {
+                    session.terminate("busy", BUSY).await;
+                    return Err(XtlsError::refused(BUSY).into());
+                };
+                Ok(chat::serve(&self.client, session, stream, Some(seat)).await?)
+            }
             Err(error) => {
                 request.decline(&error.text).await;
-                return Err(error.into());
+                Err(error.into())
             }
-        };
-        let (Some(inbox), Some((description, offer))) = (&self.inbox, offer) else {
-            let (mut session, stream) = request.accept_pipe().await?;
-            self.secured(&mut session, &stream, claimed).await?;
-            return Ok(pipe::run(session, stream, Side::Listens).await?);
-        };
+        }
+    }
+
+    async fn take_file(
+        &self,
+        request: Request,
+        inbox: &Inbox,
+        description: Element,
+        offer: FileOffer,
+        claimed: &mut bool,
+    ) -> Result<(), Failure> {
         let sender = request.peer().clone();
         let kept = if offer.ranged { parts::kept(&inbox.dir, &sender, &offer) } else { 0 };
         let answer = offer.ranged.then(|| files::answer(&description, kept));
@@ -326,7 +409,7 @@ impl Listen {
         stream: &SecureStream,
         claimed: &mut bool,
     ) -> Result<(), XtlsError> {
-        // Others do not wait for the answer to a question about a further key.
+        // Other sessions do not wait for the user's answer about a further key.
         let admitted = self.client.admit(session, stream).await?;
         let _turn = self.telling.lock().await;
         if self.once && self.taken.load(Ordering::SeqCst) {
@@ -339,27 +422,34 @@ impl Listen {
         Ok(())
     }
 
-    /// Whether a session is wanted here: the file that it brings, or none for a pipe.
-    fn admit(&self, request: &Request) -> Result<Option<(Element, FileOffer)>, XtlsError> {
+    /// Whether a session is wanted here.
+    fn admit(&self, request: &Request) -> Result<Wanted<'_>, XtlsError> {
         let user = request.peer();
-        let description = request.application().description();
+        let refused = |what: &str| Err(XtlsError::refused(format!("{user} {what}")));
+        let Some(description) = request.application().description() else {
+            return match &self.kinds.pipes {
+                Some(ends) => Ok(Wanted::Pipe(ends)),
+                None => refused("wants a pipe: run xtls pipe --listen for that"),
+            };
+        };
+        if description.has_ns(ns::XMLSTREAM) {
+            return match &self.kinds.chats {
+                Some(desk) if desk.is_taken() => Err(XtlsError::refused(BUSY)),
+                Some(desk) => Ok(Wanted::Chat(desk)),
+                None => refused("wants a chat: run xtls chat --listen for that"),
+            };
+        }
         let file = description
-            .filter(|description| description.has_ns(ns::FILE_TRANSFER))
-            .and_then(|description| description.get_child("file", ns::FILE_TRANSFER));
-        match (&self.inbox, description, file) {
-            (Some(inbox), Some(description), Some(file)) => {
+            .get_child("file", ns::FILE_TRANSFER)
+            .filter(|_| description.has_ns(ns::FILE_TRANSFER));
+        match (&self.kinds.files, file) {
+            (Some(inbox), Some(file)) => {
                 let offer = FileOffer::parse(file)?;
                 inbox.admit(offer.size)?;
-                Ok(Some((description.clone(), offer)))
+                Ok(Wanted::File(inbox, description.clone(), offer))
             }
-            (None, None, _) => Ok(None),
-            (Some(_), None, _) => Err(XtlsError::refused(format!(
-                "{user} wants a pipe: run xtls pipe --listen for that"
-            ))),
-            (None, _, Some(_)) => Err(XtlsError::refused(format!(
-                "{user} wants to send a file: run xtls listen for that"
-            ))),
-            _ => Err(XtlsError::refused(format!("{user} wants something that is not known here"))),
+            (None, Some(_)) => refused("wants to send a file: run xtls listen for that"),
+            (_, None) => refused("wants something that is not known here"),
         }
     }
 

@@ -36,11 +36,12 @@ pub use self::args::Cli;
 use self::{
     account::Account,
     args::{AcceptNewDevice, Command, Common},
+    chat::Desk,
     lan::Lan,
-    listen::{Inbox, Listen},
+    listen::{Inbox, Kinds, Listen},
     output::{Output, XtlsError},
     peers::Peers,
-    pipe::Side,
+    pipe::{Ends, Side},
 };
 use crate::{
     endpoint::{
@@ -58,15 +59,20 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How long queued stanzas may take to go out before the program ends.
 const FLUSH: Duration = Duration::from_millis(150);
 
-/// The kind of peers' sessions that a command accepts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Takes {
-    /// Files.
-    Files,
+/// The kinds of peers' sessions that a command accepts and announces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Takes {
+    files: bool,
     /// Raw TLS streams.
-    Pipes,
+    pipes: bool,
     /// XML streams.
-    Chats,
+    chats: bool,
+}
+
+impl Takes {
+    const FILES: Self = Self { files: true, pipes: false, chats: false };
+    const PIPES: Self = Self { files: false, pipes: true, chats: false };
+    const CHATS: Self = Self { files: false, pipes: false, chats: true };
 }
 
 /// A user's settings for sessions.
@@ -88,9 +94,9 @@ struct Client {
     accept_direct: bool,
     /// Asks the user to compare the short authentication string before each session.
     confirm_sas: bool,
-    /// What to do with further keys of known peers.
+    /// The decision on further keys of known peers.
     accept_new_device: AcceptNewDevice,
-    /// Peers whose further key the user did not accept: there is no second question about one of them.
+    /// Peers with a further key that the user did not accept: there is no second question about them.
     declined: Mutex<BTreeSet<BareJid>>,
     output: Output,
 }
@@ -117,7 +123,7 @@ impl Client {
             component,
             transport: common.transport,
             prefer: common.prefer,
-            takes: Takes::Files,
+            takes: Takes::FILES,
             login: account.login(common),
             output,
         })
@@ -164,13 +170,14 @@ impl Client {
                 accept_new_device: self.accept_new_device,
                 output: self.output,
             })
-            .raw_streams(self.takes == Takes::Pipes)
+            .raw_streams(self.takes.pipes)
             .accept_direct(self.accept_direct);
-        builder = match self.takes {
-            Takes::Files => builder.feature(ns::FILE_TRANSFER).feature(ns::HASHES),
-            Takes::Pipes => builder,
-            Takes::Chats => builder.feature(ns::XMLSTREAM),
-        };
+        if self.takes.files {
+            builder = builder.feature(ns::FILE_TRANSFER).feature(ns::HASHES);
+        }
+        if self.takes.chats {
+            builder = builder.feature(ns::XMLSTREAM);
+        }
         if let Some(prefer) = self.prefer {
             builder = builder.prefer(prefer);
         }
@@ -277,7 +284,7 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             let revoke = xml::element("revoke", ns::KEYS, &[("id", &id), ("reason", &reason)]);
             registry::registry(&common, "set", revoke, output).await
         }
-        Command::Listen { out, max_size, once, accept, accept_direct, lan } => {
+        Command::Listen { out, max_size, once, accept, accept_direct, chat, pipe, lan } => {
             if !out.is_dir() {
                 return Err(XtlsError::usage(format!("{}: not a directory", out.display())));
             }
@@ -286,15 +293,20 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
                 return Lan::load(&common, lan, output)?.listen(inbox, once, accept).await;
             }
             let client = Client::load(&common, output)?.accepting_direct(accept_direct);
-            listen::listen(Listen::new(client, Some(inbox), once, accept)).await
+            let kinds = Kinds {
+                files: Some(inbox),
+                pipes: pipe.map(Ends::Command),
+                chats: chat.then(|| Desk::new(output)),
+            };
+            listen::listen(Listen::new(client, kinds, once, accept)).await
         }
         Command::Pipe { listen: true, accept_direct, .. } => {
-            let client =
-                Client::load(&common, output)?.accepting_direct(accept_direct).taking(Takes::Pipes);
-            listen::listen(Listen::new(client, None, true, Vec::new())).await
+            let client = Client::load(&common, output)?.accepting_direct(accept_direct);
+            let kinds = Kinds { pipes: Some(Ends::Standard), ..Kinds::default() };
+            listen::listen(Listen::new(client, kinds, true, Vec::new())).await
         }
         Command::Pipe { jid: Some(jid), .. } => {
-            let client = Client::load(&common, output)?.taking(Takes::Pipes);
+            let client = Client::load(&common, output)?.taking(Takes::PIPES);
             pipe_to(&client, &jid).await
         }
         Command::Pipe { .. } => Err(XtlsError::usage("expected a JID or --listen")),
@@ -305,12 +317,12 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             Lan::load(&common, lan, output)?.wait_for_chat(&accept).await
         }
         Command::Chat { jid: Some(jid), .. } => {
-            let client = Client::load(&common, output)?.taking(Takes::Chats);
+            let client = Client::load(&common, output)?.taking(Takes::CHATS);
             chat::call(&client, &jid).await
         }
         Command::Chat { accept, accept_direct, .. } => {
             let client =
-                Client::load(&common, output)?.accepting_direct(accept_direct).taking(Takes::Chats);
+                Client::load(&common, output)?.accepting_direct(accept_direct).taking(Takes::CHATS);
             chat::listen(client, &accept).await
         }
         Command::Send { jid, files, lan } if lan.lan => {
@@ -330,7 +342,7 @@ async fn pipe_to(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
     let done = async {
         let (mut session, stream) = endpoint.initiate(peer, &Application::pipe()).await?;
         client.secured(&mut session, &stream).await?;
-        pipe::run(session, stream, Side::Calls).await
+        pipe::run(session, stream, Side::Calls, &Ends::Standard, client.output).await
     }
     .await;
     endpoint.close().await;

@@ -1,5 +1,5 @@
-//! Files that are under way: hidden, for their owner's eyes, and kept for a while if the transfer breaks. A file that is
-//! whole gets the rights that any new file has in its directory, and the date that its sender has named.
+//! Partially received files: hidden, private to their owner, and kept for a while if the transfer breaks. A complete file
+//! gets the rights of any new file in its directory, and the sender's date.
 //!
 //! A part's name combines the hash of the whole file and the sender, so that only the same sender's same file resumes.
 //! A part is a prefix of the file, written in order; the hash of the whole file shows whether it is the right one.
@@ -185,7 +185,7 @@ impl Part {
         self.file.disable_cleanup(false);
     }
 
-    /// Gives the whole file its rights, its date and its name, or the next free one: nothing is overwritten.
+    /// Gives the complete file its rights, its date, and its name or the next free one: nothing is overwritten.
     pub(super) fn keep(
         self,
         dir: &Path,
@@ -224,8 +224,8 @@ impl Part {
     }
 }
 
-/// Gives a file the rights and the group that a new file gets in this directory: as the umask and the directory say, with
-/// its default access list if it has one. Nothing of it is the sender's to say, and no file can be run.
+/// Gives a file the rights and the group of a new file in this directory: the umask, the directory's group and its default
+/// access list decide. The sender has no influence, and no file becomes executable.
 fn share(file: &File, dir: &Path) -> io::Result<()> {
     let probe = tempfile::Builder::new()
         .prefix(PREFIX)
@@ -241,7 +241,7 @@ fn share(file: &File, dir: &Path) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(mode))
 }
 
-/// Whether a file may have been changed last at that time: programs that go by dates are confused by others.
+/// Returns whether a file can have been modified at that time. Other dates would confuse programs that compare dates.
 fn is_sane(modified: OffsetDateTime, now: OffsetDateTime) -> bool {
     (OffsetDateTime::UNIX_EPOCH..=now).contains(&modified)
 }

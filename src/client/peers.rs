@@ -29,7 +29,7 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    /// Decides on a key of a peer that is known by others. A key that may be taken is still to be asked about, or told.
+    /// Decides on a key of a peer that is known by other keys. The user is asked, or told, later.
     ///
     /// # Errors
     /// Exit status 4, unless the registry says that the peer has proven this very key.

@@ -1,21 +1,26 @@
-//! The command `pipe`: standard input and output over the secured stream.
+//! The command `pipe`: standard input and output over the secured stream, or those of the user's command.
+
+mod command;
 
 use std::{
+    future::ready,
     io::{self, ErrorKind, IsTerminal},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
+use serde_json::json;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     sync::watch,
     time::{sleep, timeout},
 };
 
+use self::command::Running;
 use super::{
     KEEPALIVE,
     chunks::{self, Piece},
-    output::XtlsError,
+    output::{Output, XtlsError},
 };
 use crate::{
     endpoint::{SecureStream, Session},
@@ -36,12 +41,25 @@ pub(super) enum Side {
     Listens,
 }
 
+/// The local ends of a pipe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// Standard input and output.
+    Standard,
+    /// Those of the user's command, which each session starts once.
+    Command(String),
+}
+
 /// The local input and output of a pipe.
-struct Local<I, O> {
+struct Local<I, O, E> {
     input: I,
     /// Whether a person sits at the input.
     terminal: bool,
     output: O,
+    /// Whether these belong to a command.
+    is_command: bool,
+    /// Completes when the program behind the ends has done its work. Polled after the end of `input`.
+    ended: E,
 }
 
 /// How both directions have ended.
@@ -58,13 +76,26 @@ enum Joined {
     },
 }
 
-/// Connects standard input and output to the stream, and ends the session.
+/// Connects the ends to the stream, and ends the session.
 ///
 /// # Errors
 /// If either direction was cut, or the peer has not confirmed that it has everything. There is no message if the reader
 /// of standard output is gone. Statements outside TLS, such as the end of the session, confirm nothing, whether the
-/// peer or a third party makes them.
+/// peer or a third party makes them. A command that fails, or does not read everything, is an error at both sides.
 pub(super) async fn run(
+    session: Session,
+    stream: SecureStream,
+    side: Side,
+    ends: &Ends,
+    output: Output,
+) -> Result<(), XtlsError> {
+    match ends {
+        Ends::Standard => run_standard(session, stream, side).await,
+        Ends::Command(command) => run_command(session, stream, side, command, output).await,
+    }
+}
+
+async fn run_standard(
     mut session: Session,
     mut stream: SecureStream,
     side: Side,
@@ -73,9 +104,54 @@ pub(super) async fn run(
         input: tokio::io::stdin(),
         terminal: io::stdin().is_terminal(),
         output: tokio::io::stdout(),
+        is_command: false,
+        ended: ready(Ok(())),
     };
-    match session.during(join(&mut stream, side, local)).await {
-        Ok(Joined::Whole) => {
+    let joined = session.during(join(&mut stream, side, local)).await;
+    if joined.is_err() {
+        session.terminate("connectivity-error", "").await;
+    }
+    goodbye(session, stream, joined?).await
+}
+
+async fn run_command(
+    mut session: Session,
+    mut stream: SecureStream,
+    side: Side,
+    command: &str,
+    output: Output,
+) -> Result<(), XtlsError> {
+    let (peer, progress) = (stream.peer().clone(), stream.progress());
+    let mut running = match Running::start(command, stream.learned()) {
+        Ok(running) => running,
+        Err(error) => {
+            session.terminate("failed-application", "the command cannot be started").await;
+            return Err(error);
+        }
+    };
+    let joined = session.during(join(&mut stream, side, running.local())).await;
+    if let Err(error) = &joined {
+        // The command must not take the end of a cut stream for the end of the peer's content.
+        running.stop().await;
+        session.terminate("failed-application", &error.text).await;
+    }
+    goodbye(session, stream, joined?).await?;
+    let received = progress.received();
+    output.event(
+        &json!({"event": "piped", "peer": peer.as_str(), "received": received}),
+        &format!("the pipe of {peer} has ended after {received} bytes, and so has its command"),
+    );
+    Ok(())
+}
+
+/// Ends the session according to how its stream has ended.
+async fn goodbye(
+    mut session: Session,
+    mut stream: SecureStream,
+    joined: Joined,
+) -> Result<(), XtlsError> {
+    match joined {
+        Joined::Whole => {
             if stream.is_chunked() {
                 // The end of the session must not overtake our last bytes on their way to the peer.
                 tokio::select! {
@@ -85,7 +161,7 @@ pub(super) async fn run(
             }
             session.terminate("success", "").await;
         }
-        Ok(Joined::Unconfirmed) => {
+        Joined::Unconfirmed => {
             // The peer may still be reading.
             let ended = session.confirmed().await;
             let peer = session.peer();
@@ -94,15 +170,11 @@ pub(super) async fn run(
                 "everything was sent, but {peer} has not confirmed inside TLS that it arrived{why}"
             )));
         }
-        Ok(Joined::Unread { confirmed }) => {
+        Joined::Unread { confirmed } => {
             session.terminate("cancel", "the reader of the pipe's output is gone").await;
             if !confirmed {
                 return Err(XtlsError::silent());
             }
-        }
-        Err(error) => {
-            session.terminate("connectivity-error", "").await;
-            return Err(error);
         }
     }
     Ok(())
@@ -119,9 +191,9 @@ pub(super) async fn run(
 async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
     stream: &mut SecureStream,
     side: Side,
-    local: Local<I, O>,
+    local: Local<I, O, impl Future<Output = Result<(), XtlsError>>>,
 ) -> Result<Joined, XtlsError> {
-    let Local { mut input, terminal, mut output } = local;
+    let Local { mut input, terminal, mut output, is_command, ended: done } = local;
     let (peer, progress) = (stream.peer().clone(), stream.progress());
     let chunked = stream.is_chunked();
     let (mut read, mut write) = split(stream);
@@ -166,11 +238,24 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
             ended.store(true, Ordering::Relaxed);
             write.write_all(&chunks::END).await.map_err(broke)?;
             write.flush().await.map_err(broke)?;
-            while timeout(KEEPALIVE, everything(&mut told)).await.is_err() {
-                write.write_all(&chunks::KEEP).await.map_err(broke)?;
-                write.flush().await.map_err(broke)?;
+            let over = async {
+                done.await?;
+                everything(&mut told).await;
+                Ok::<_, XtlsError>(())
+            };
+            tokio::pin!(over);
+            loop {
+                match timeout(KEEPALIVE, &mut over).await {
+                    Ok(over) => break over?,
+                    Err(_) => {
+                        write.write_all(&chunks::KEEP).await.map_err(broke)?;
+                        write.flush().await.map_err(broke)?;
+                    }
+                }
             }
-        } else if silent {
+            return write.shutdown().await.map_err(broke);
+        }
+        if silent {
             let gives_way = async {
                 if side == Side::Listens {
                     return std::future::pending().await;
@@ -189,7 +274,8 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
                 () = gives_way => {}
             }
         }
-        write.shutdown().await.map_err(broke)
+        write.shutdown().await.map_err(broke)?;
+        done.await
     };
     let mut unread = false;
     let incoming = async {
@@ -229,7 +315,11 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
             if unread {
                 return Err(XtlsError::failed("standard output is closed"));
             }
-            stdout::checked(written, ())?;
+            if is_command {
+                written?;
+            } else {
+                stdout::checked(written, ())?;
+            }
             if wrong {
                 return Err(XtlsError::failed(format!(
                     "{peer} sent more after the end of its content"
@@ -246,6 +336,8 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
                 confirmed.store(!chunked || ended.load(Ordering::Relaxed), Ordering::Relaxed);
             }
             if over {
+                // The command sees the end of its input. Everything before it has been flushed.
+                let _ = output.shutdown().await;
                 tell.send_replace(true);
             }
             if n == 0 {

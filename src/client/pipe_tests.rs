@@ -15,6 +15,15 @@ use tokio::{
 use super::*;
 use crate::endpoint::{CHUNKS, testing};
 
+/// The ends of a pipe without a command.
+fn local<I, O>(
+    input: I,
+    terminal: bool,
+    output: O,
+) -> Local<I, O, std::future::Ready<Result<(), XtlsError>>> {
+    Local { input, terminal, output, is_command: false, ended: ready(Ok(())) }
+}
+
 /// How long both sides must be silent until the attacker releases what it holds. A wrong guess only weakens an attack.
 const SILENCE: Duration = Duration::from_millis(30);
 
@@ -113,8 +122,8 @@ type Ended = (Result<Joined, XtlsError>, Vec<u8>);
 
 async fn one(mut stream: SecureStream, side: Side, says: &[u8]) -> Ended {
     let mut output = Vec::new();
-    let local = Local { input: says, terminal: false, output: &mut output };
-    let joined = join(&mut stream, side, local).await;
+    let ends = local(says, false, &mut output);
+    let joined = join(&mut stream, side, ends).await;
     if joined == Ok(Joined::Whole) {
         stream.finish().await;
     }
@@ -187,7 +196,7 @@ async fn a_direction_ends_alone() {
     let (output, mut question) = tokio::io::duplex(100);
     let bob = async {
         let mut bob = bob;
-        join(&mut bob, Side::Listens, Local { input, terminal: false, output }).await
+        join(&mut bob, Side::Listens, local(input, false, output)).await
     };
     let program = async {
         let mut asked = [0; 8];
@@ -209,8 +218,8 @@ async fn the_peers_end_ends_the_pipe_of_a_person() {
         let (_keyboard, input) = tokio::io::duplex(100);
         let bob = async {
             let (mut bob, mut output) = (bob, Vec::new());
-            let local = Local { input, terminal: true, output: &mut output };
-            (join(&mut bob, Side::Listens, local).await, output)
+            let ends = local(input, true, &mut output);
+            (join(&mut bob, Side::Listens, ends).await, output)
         };
         let ((alice, _), bob) = tokio::join!(one(alice, Side::Calls, b"hello"), bob);
         assert_eq!(alice, Ok(Joined::Whole), "{protocol:?}");
@@ -225,7 +234,7 @@ async fn an_end_with_a_sign_of_life_behind_it_is_an_end() {
     let (_keyboard, input) = tokio::io::duplex(100);
     let bob = async {
         let mut bob = bob;
-        join(&mut bob, Side::Listens, Local { input, terminal: true, output: Vec::new() }).await
+        join(&mut bob, Side::Listens, local(input, true, Vec::new())).await
     };
     let alice = async {
         alice.write_all(&[chunks::END, chunks::KEEP].concat()).await.unwrap();
@@ -249,8 +258,8 @@ async fn a_closed_output_confirms_nothing_that_was_said() {
         let (output, reader) = tokio::io::duplex(100);
         drop(reader);
         let mut bob = bob;
-        let local = Local { input: says, terminal: false, output };
-        let joined = join(&mut bob, Side::Calls, local).await;
+        let ends = local(says, false, output);
+        let joined = join(&mut bob, Side::Calls, ends).await;
         assert_eq!(joined, Ok(Joined::Unread { confirmed }), "{says:?}");
     }
 }
@@ -308,7 +317,7 @@ async fn another_program_confirms_by_its_close_notify_after_the_last_byte() {
     let progress = alice.progress();
     let alice = async {
         let (mut alice, output) = (alice, Vec::new());
-        join(&mut alice, Side::Calls, Local { input, terminal: false, output }).await
+        join(&mut alice, Side::Calls, local(input, false, output)).await
     };
     let closes = async {
         other.write_all(b"bye").await.unwrap();
@@ -335,10 +344,10 @@ async fn a_quiet_pipe_shows_that_it_is_there() {
         tokio::time::pause();
         let (keyboard, input) = tokio::io::duplex(100);
         let _keyboard = (!ends).then_some(keyboard);
-        let local = Local { input, terminal: false, output: Vec::new() };
+        let ends = local(input, false, Vec::new());
         let mut got = [0; 6];
         tokio::select! {
-            joined = join(&mut alice, Side::Calls, local) => panic!("{joined:?}"),
+            joined = join(&mut alice, Side::Calls, ends) => panic!("{joined:?}"),
             read = other.read_exact(&mut got) => assert_eq!(read.unwrap(), 6),
         }
         assert_eq!(got, expected);

@@ -1,5 +1,5 @@
-//! Whether files with secrets are their owner's alone, as ssh asks of its keys: a private key that others can read is not
-//! used, a password that they can read is used with a warning.
+//! Checks the rights of files with secrets, as ssh does: a private key that other users can read is not used, and a
+//! password that they can read is used with a warning.
 
 use std::{
     collections::BTreeSet,
@@ -14,8 +14,8 @@ use super::output::{Output, XtlsError};
 /// Files of which the user has been warned.
 static WARNED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// The mode of a file of ours that others can read or write. Files of somebody else, such as those that a system gives to a
-/// service, are theirs to protect; a pipe is nobody else's to read.
+/// Returns the mode of a file of this user that other users can read or write. A file of another owner, for example a
+/// secret that the system gives to a service, is not checked, and neither is a pipe.
 fn exposed(path: &Path) -> Option<u32> {
     let file = fs::metadata(path).ok()?;
     let ours = file.is_file() && file.uid() == rustix::process::geteuid().as_raw();
@@ -25,7 +25,7 @@ fn exposed(path: &Path) -> Option<u32> {
 /// Refuses a private key that others can read or write.
 ///
 /// # Errors
-/// What to do about it.
+/// If they can; the hint names the cure.
 pub(super) fn check_key(path: &Path) -> Result<(), XtlsError> {
     let Some(mode) = exposed(path) else { return Ok(()) };
     let path = path.display();

@@ -50,8 +50,8 @@ impl Client {
         self.settle(session, stream, admitted).await
     }
 
-    /// The first half of [`secured`](Self::secured): decides on a further key of a known peer. The user may be asked, which
-    /// takes as long as the user likes, so no other session should have to wait for it.
+    /// Runs the first half of [`secured`](Self::secured): decides on a further key of a known peer. This may wait for the
+    /// user's answer, so no other session should wait for it.
     ///
     /// # Errors
     /// Exit status 4 if the key is not accepted; the peer has been told then.
@@ -70,7 +70,7 @@ impl Client {
         done
     }
 
-    /// The second half: tells the user, and keeps the peer's key.
+    /// Runs the second half: tells the user, and keeps the peer's key.
     ///
     /// # Errors
     /// Exit status 4 if the user does not confirm the short authentication string; the peer has been told then.
@@ -88,7 +88,7 @@ impl Client {
         done
     }
 
-    /// Takes a further key of a known peer, which the registry calls proven, if the user is of that mind.
+    /// Accepts a further key of a known peer, which the registry calls proven, if the user wants that.
     async fn further(
         &self,
         session: &mut Session,
@@ -111,8 +111,8 @@ impl Client {
         Ok(Admitted { sas: Some(sas), asked })
     }
 
-    /// Asks once, and never again while the program runs if the answer is not yes: else anyone who can register keys for
-    /// the peer could keep a listener's user busy.
+    /// Asks the user. After an answer other than yes there is no further question about the peer while the program runs;
+    /// otherwise anyone who can register keys for the peer could keep a listener's user busy.
     async fn ask_about(&self, further: &Further<'_>) -> Result<(), XtlsError> {
         let Learned { peer, method, print, .. } = further.learned;
         let turn = Turn::new().await;
@@ -273,7 +273,7 @@ impl Client {
     }
 }
 
-/// What came of a further key of a known peer.
+/// The decision on a further key of a known peer.
 #[derive(Debug, Default)]
 pub(super) struct Admitted {
     /// The short authentication string, if it was needed.
@@ -347,7 +347,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Held while a question owns the terminal.
 static TERMINAL: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
 
-/// What a person has answered.
+/// The user's answer to a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
     Yes,
@@ -355,8 +355,9 @@ enum Answer {
     NoTerminal,
 }
 
-/// The right to ask a question. One question is asked at a time.
-struct Turn {
+/// The right to ask a question, or to read the terminal otherwise. One question is asked at a time.
+#[derive(Debug)]
+pub(super) struct Turn {
     _held: OwnedMutexGuard<()>,
 }
 
@@ -365,14 +366,19 @@ impl Turn {
         Self { _held: Arc::clone(&TERMINAL).lock_owned().await }
     }
 
-    /// Asks the person at the terminal.
+    /// Waits for the right in a thread of its own.
+    pub(super) fn blocking_new() -> Self {
+        Self { _held: Arc::clone(&TERMINAL).blocking_lock_owned() }
+    }
+
+    /// Asks at the terminal.
     ///
     /// # Cancel safety
-    /// Dropping the future ends the question: what is typed from then on is for another one.
+    /// Dropping the future ends the question: later input belongs to the next one.
     async fn ask(self, question: String) -> Result<Answer, XtlsError> {
         let (over, _until_dropped) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let asked = tokio::task::spawn_blocking(move || {
-            // The next question waits until this one reads no more.
+            // The next question waits until this one has stopped reading.
             let _turn = self;
             ask(&question, over)
         });
@@ -380,13 +386,13 @@ impl Turn {
     }
 }
 
-/// Has the user say whether the peer sees the same short authentication string.
+/// Asks the user whether the peer sees the same short authentication string.
 ///
 /// # Errors
 /// Exit status 4 if the answer is no, or if there is no terminal.
 ///
 /// # Cancel safety
-/// Dropping the future ends the question.
+/// Dropping the future ends the question: later input belongs to the next one.
 pub(super) async fn confirm(peer: &BareJid, sas: &str) -> Result<(), XtlsError> {
     let question = format!("Does {peer} see {sas}? [y/N] ");
     match Turn::new().await.ask(question).await? {

@@ -1,8 +1,8 @@
-//! The trust store: the keys of each peer, one for each device. Another key is refused, loudly, unless the user takes it as
-//! that of a further device.
+//! The trust store: the keys of each peer, one for each device. Another key is refused, loudly, unless the user accepts it
+//! as the key of a further device.
 //!
-//! A peer that is known by one method and comes with the first key of another is refused too: else whoever is in the
-//! middle would only have to choose the other method.
+//! A peer that is known by one method and shows its first key of another method is refused too; otherwise an attacker in
+//! the middle could simply choose the other method.
 
 mod file;
 
@@ -20,7 +20,7 @@ use crate::{
     shared_file,
 };
 
-/// The most keys of one peer: a registry whose word is taken could add any number.
+/// The most keys of one peer. With `--accept-new-device registry` a registry could otherwise add any number.
 const MOST: usize = 64;
 /// How many keys an error names.
 const NAMED: usize = 4;
@@ -45,12 +45,12 @@ impl Trust {
         Ok(Self { dir: dir.to_owned(), peers: file::read(&path(dir))? })
     }
 
-    /// All peers with their keys.
+    /// Returns all peers with their keys.
     pub fn devices(&self) -> impl Iterator<Item = (&BareJid, &Device)> {
         self.peers.iter().flat_map(|(peer, keys)| keys.iter().map(move |key| (peer, key)))
     }
 
-    /// Whether any key of a peer is known.
+    /// Returns whether any key of a peer is known.
     pub fn knows(&self, peer: &BareJid) -> bool {
         self.peers.contains_key(peer)
     }
@@ -60,7 +60,8 @@ impl Trust {
         self.check_forms(peer, method, print, &[])
     }
 
-    /// The same for a key that may be known by any of these prints of it too: a user may have set that of its public key.
+    /// Does the same for a key that may also be known by another of its prints: the user may have set the print of the
+    /// public key.
     pub fn check_forms(
         &self,
         peer: &BareJid,
@@ -79,9 +80,7 @@ impl Trust {
         Known::Further
     }
 
-    /// What the user is told of a peer's key that is none of the known ones, with what else there is to say of it.
-    ///
-    /// Exit status 4.
+    /// Returns the error, of exit status 4, for a peer's key that is not a known one. `remark` is added to its text.
     pub fn refusal(
         &self,
         peer: &BareJid,
@@ -107,7 +106,7 @@ impl Trust {
         ))
     }
 
-    /// Keeps a peer's first key, unless another session was quicker; returns whether it was the first.
+    /// Keeps a peer's first key, unless another session was faster; returns whether it was the first.
     ///
     /// # Errors
     /// Exit status 4 if another key has been kept meanwhile; or if the store cannot be written.
@@ -125,8 +124,7 @@ impl Trust {
         })
     }
 
-    /// Trusts a key from now on, beside those that are known. Of a known key the label and the way in which it came to be
-    /// trusted change.
+    /// Trusts a key from now on, beside the known keys. For a known key, replaces its label and how it was verified.
     ///
     /// # Errors
     /// If the store cannot be written, or the peer has too many keys.
@@ -191,7 +189,7 @@ impl Trust {
 }
 
 impl Device {
-    /// A key that is seen for the first time now.
+    /// Describes a key that is seen for the first time now.
     pub fn seen_now(method: Method, print: Print, label: &str, verified: Verified) -> Self {
         let now = SystemClock.now();
         Self {

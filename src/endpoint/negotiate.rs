@@ -351,8 +351,8 @@ impl Session {
         Ok(SecureStream::new(tls, learned, sides.map(Clone::clone), Arc::clone(&self.progress)))
     }
 
-    /// What the registry says of the key that the peer has shown: its own answer and the broker's hints, the worse of them;
-    /// and its entry, if it vouches for the key.
+    /// Returns the registry's view of the key that the peer has shown: the worse of its own answer and the broker's
+    /// hints; and its entry, if it vouches for the key.
     async fn standing(
         &self,
         secured: &Secured,

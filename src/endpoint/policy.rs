@@ -128,23 +128,23 @@ impl fmt::Display for Standing {
     }
 }
 
-/// What the registry says of a key that it vouches for.
+/// The registry's entry of a key that it vouches for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Listed {
     /// How sure the registry is that the key is the peer's.
     pub assurance: Assurance,
-    /// The name that the peer has given the key, if the registry was asked. Anything can be in it.
+    /// The name that the peer has given the key, if the registry was asked. It may contain any text.
     pub label: String,
 }
 
 impl Listed {
-    /// Whether the registry says more than that the peer's account has named the key.
+    /// Returns whether the owner has shown possession of the key, or an admin vouches for it.
     pub fn is_proven(&self) -> bool {
         self.assurance >= Assurance::Proven
     }
 
-    /// Of what two answers say of one key, the one that is less sure.
+    /// Keeps the lower assurance of two answers about one key.
     fn or_less(self, other: Option<Self>) -> Self {
         match other {
             Some(other) if other.assurance < self.assurance => {
@@ -154,7 +154,7 @@ impl Listed {
         }
     }
 
-    /// The registry's own answer about the key with these forms, and the hints on it.
+    /// Reads the registry's own answer about the key with these forms, and the hints on it.
     pub(super) fn read(
         method: Method,
         forms: &[Print],
@@ -179,7 +179,7 @@ impl Listed {
             .map(|listed| listed.or_less(hinted))
     }
 
-    /// An assurance that is not known here counts as the least.
+    /// Makes an entry. An unknown assurance counts as the lowest.
     fn new(assurance: Option<&str>, label: &str) -> Self {
         let assurance = assurance.and_then(|assurance| assurance.parse().ok());
         Self { assurance: assurance.unwrap_or(Assurance::Asserted), label: label.to_owned() }
@@ -277,8 +277,7 @@ pub enum Known {
     Same,
     /// The peer was never seen: the key is taken on first use.
     First,
-    /// The peer is known by other keys: this one is new, and whether it is the peer's is still to be decided before
-    /// anything is sent.
+    /// The peer is known by other keys and this one is new. The user must decide on it before anything is sent.
     Further,
 }
 
@@ -308,7 +307,7 @@ impl Shown<'_> {
         self.standing == Standing::Vouched
     }
 
-    /// Whether the registry vouches for the key that was shown, and says that its owner has proven possession of it.
+    /// Returns whether the registry vouches for the shown key and calls it proven or attested.
     pub fn is_proven(&self) -> bool {
         self.is_vouched_for() && self.listed.is_some_and(Listed::is_proven)
     }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 const CERTIFICATE: &str = "cert.pem";
-/// The file of the private key, in its folder.
+/// The file of the private key, in its directory.
 pub(crate) const KEY: &str = "key.pem";
 
 /// A certificate and its private key.

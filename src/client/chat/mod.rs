@@ -1,6 +1,7 @@
 //! The command `chat`: an XML stream over TLS between two users, stanzas end to end (XEP-0247).
 
 mod conversation;
+mod desk;
 mod terminal;
 
 use std::{sync::Arc, time::Duration};
@@ -14,6 +15,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
+pub(crate) use self::desk::{Desk, Seat};
 use self::{
     conversation::{Conversation, News},
     terminal::{Terminal, Typed},
@@ -27,7 +29,7 @@ use super::{
     watch,
 };
 use crate::{
-    endpoint::{Application, Learned, Request, forward},
+    endpoint::{Application, Learned, Request, SecureStream, Session, forward},
     xmpp::{iq::random_id, jid::proxied, ns},
 };
 
@@ -59,6 +61,7 @@ pub(super) async fn call(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
             names: names(client, &learned),
             peer: learned.peer.as_str(),
             output: client.output,
+            seat: None,
         };
         let done = session.during(chat.run(stream)).await;
         session.terminate(reason(&done), "").await;
@@ -126,19 +129,33 @@ pub(super) async fn listen(client: Client, accept: &[BareJid]) -> Result<(), Xtl
         }
         // The others are told that the wait is over.
         securing.shutdown().await;
-        let learned = stream.learned().clone();
-        let chat = Chat {
-            role: Role::Responder,
-            names: names(&client, &learned),
-            peer: learned.peer.as_str(),
-            output: client.output,
-        };
-        let done = session.during(chat.run(stream)).await;
-        session.terminate(reason(&done), "").await;
-        break done;
+        break serve(&client, session, stream, None).await;
     };
     endpoint.disappear().await;
     endpoint.close().await;
+    done
+}
+
+/// Chats with a peer that has called, over a secured stream: at the seat, or else with all of standard input.
+///
+/// # Errors
+/// If the stream did not end as it should, or a line may not have arrived.
+pub(super) async fn serve(
+    client: &Client,
+    mut session: Session,
+    stream: SecureStream,
+    seat: Option<Seat>,
+) -> Result<(), XtlsError> {
+    let learned = stream.learned().clone();
+    let chat = Chat {
+        role: Role::Responder,
+        names: names(client, &learned),
+        peer: learned.peer.as_str(),
+        output: client.output,
+        seat,
+    };
+    let done = session.during(chat.run(stream)).await;
+    session.terminate(reason(&done), "").await;
     done
 }
 
@@ -176,6 +193,8 @@ pub(crate) struct Chat<'a> {
     /// The peer's name on the screen.
     pub(crate) peer: &'a str,
     pub(crate) output: Output,
+    /// The part of standard input that is this chat's; all of it without one.
+    pub(crate) seat: Option<Seat>,
 }
 
 impl Chat<'_> {
@@ -190,7 +209,7 @@ impl Chat<'_> {
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
     ) -> Result<(), XtlsError> {
-        let Self { role, names, peer, output } = self;
+        let Self { role, names, peer, output, mut seat } = self;
         let (mut read, mut write) = split(stream);
         let mut chat = Conversation::new(role, names, random_id());
         let mut terminal: Option<Terminal> = None;
@@ -253,7 +272,7 @@ impl Chat<'_> {
             for news in &news {
                 match news {
                     News::Started { .. } if terminal.is_none() => {
-                        terminal = Some(Terminal::start(output, peer)?);
+                        terminal = Some(Terminal::start(output, peer, seat.take())?);
                     }
                     News::Ended { end: how, lost } => end = Some((how.clone(), lost.len())),
                     _ => {}

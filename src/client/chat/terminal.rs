@@ -10,7 +10,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::conversation::News;
+use super::{conversation::News, desk::Seat};
 use crate::{
     client::{
         display::{escaped_json, shown},
@@ -42,8 +42,16 @@ pub(super) enum Typed {
 pub(super) struct Terminal {
     output: Output,
     peer: String,
-    typed: mpsc::Receiver<Typed>,
+    input: Input,
     screen: Option<Screen>,
+}
+
+/// Where it comes from what the user does.
+enum Input {
+    /// Standard input, which is this chat's alone.
+    Own(mpsc::Receiver<Typed>),
+    /// The part of it that is this chat's.
+    Shared(Seat),
 }
 
 /// A terminal with a person at it.
@@ -66,11 +74,15 @@ impl Drop for Screen {
 }
 
 impl Terminal {
-    /// Begins to read what the user types to `peer`.
+    /// Begins to read what the user types to `peer`: at the seat, if there is one.
     ///
     /// # Errors
     /// If the terminal cannot be used.
-    pub(super) fn start(output: Output, peer: &str) -> Result<Self, XtlsError> {
+    pub(super) fn start(output: Output, peer: &str, seat: Option<Seat>) -> Result<Self, XtlsError> {
+        let peer = shown(peer, None);
+        if let Some(seat) = seat {
+            return Ok(Self { output, peer, input: Input::Shared(seat), screen: None });
+        }
         let (sender, typed) = mpsc::channel(1);
         let person = !output.json && stdin().is_terminal() && stdout().is_terminal();
         let screen = if person {
@@ -79,7 +91,7 @@ impl Terminal {
             tokio::spawn(read_lines(sender));
             None
         };
-        Ok(Self { output, peer: shown(peer, None), typed, screen })
+        Ok(Self { output, peer, input: Input::Own(typed), screen })
     }
 
     /// Returns the user's next action.
@@ -87,7 +99,10 @@ impl Terminal {
     /// # Cancel safety
     /// Nothing is lost.
     pub(super) async fn next(&mut self) -> Typed {
-        self.typed.recv().await.unwrap_or(Typed::End)
+        match &mut self.input {
+            Input::Own(typed) => typed.recv().await.unwrap_or(Typed::End),
+            Input::Shared(seat) => seat.next().await,
+        }
     }
 
     /// Shows news to the user.
@@ -150,7 +165,13 @@ impl Terminal {
             return self.json(&json!({"event": "message", "from": self.peer, "text": text}));
         }
         let Some(screen) = &mut self.screen else {
-            let _ = writeln!(Stdout, "{}", shown(text, Some("")));
+            // Several people may chat with a listener, one after the other.
+            let _ = match self.input {
+                Input::Own(_) => writeln!(Stdout, "{}", shown(text, Some(""))),
+                Input::Shared(_) => {
+                    writeln!(Stdout, "{}: {}", self.peer, shown(text, Some("    ")))
+                }
+            };
             return;
         };
         // Continued lines are indented, so that no text looks like another person's line.
@@ -225,7 +246,7 @@ fn edit(typed: mpsc::Sender<Typed>) -> Result<Screen, XtlsError> {
 }
 
 /// Returns the meaning of a typed line. `//` begins a line that begins with `/`.
-fn command(line: &str) -> Option<Typed> {
+pub(super) fn command(line: &str) -> Option<Typed> {
     let line = line.trim_end();
     match line.strip_prefix('/') {
         _ if line.is_empty() => None,

@@ -41,7 +41,7 @@ use super::{
     chat::Chat,
     credential::identity_in,
     interrupted,
-    listen::{Inbox, Listen},
+    listen::{Inbox, Kinds, Listen},
     output::{Output, XtlsError},
     secured::{comparison, confirm},
     send,
@@ -192,7 +192,7 @@ impl Lan {
         let (listener, announced) = self.announce().await?;
         let own = announced.name.clone();
         let lan = Arc::new(self);
-        let listen = Arc::new(Listen::new(lan.client(&own), Some(inbox), once, Vec::new()));
+        let listen = Arc::new(Listen::new(lan.client(&own), Kinds::files(inbox), once, Vec::new()));
         let mut stop = Box::pin(interrupted());
         let mut links = JoinSet::new();
         let done = loop {
@@ -296,7 +296,9 @@ impl Lan {
 
     async fn talk(&self, secure: Secure, role: Role, own: BareJid) -> Result<(), XtlsError> {
         let names = Names { own: vec![own], peer: vec![secure.peer.clone()] };
-        Chat { role, names, peer: secure.peer.as_str(), output: self.output }.run(secure.tls).await
+        Chat { role, names, peer: secure.peer.as_str(), output: self.output, seat: None }
+            .run(secure.tls)
+            .await
     }
 
     /// What we are called if we only call others.
@@ -462,7 +464,7 @@ impl Lan {
             via: None,
             component: None,
             prefer: None,
-            takes: super::Takes::Files,
+            takes: super::Takes::FILES,
             transport: Some(TransportKind::Ibb),
             accept_direct: false,
             // Both have compared the link's string.

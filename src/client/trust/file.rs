@@ -1,8 +1,8 @@
-//! The file of the trust store, `trust.toml`: what it holds, its older form, and how a file that is not whole is known.
+//! The file of the trust store, `trust.toml`: its content, its older form, and how a truncated file is recognized.
 //!
-//! By peer and method the file has a list of keys. Before keys had labels it had one print for each method; such a file is
-//! read too, and the next change writes it in the new form. The last line is a mark: a file that was cut off, between two
-//! peers for example, would otherwise be a good one with fewer peers.
+//! The file has a list of keys for each peer and method. The older form has one print for each method; it is read too, and
+//! the next change writes the new form. The last line is a mark: without it, a file that was cut off between two peers
+//! would be a valid file with fewer peers.
 
 use std::{collections::BTreeMap, fmt, fs, io, os::unix::fs::MetadataExt, path::Path};
 
@@ -33,15 +33,15 @@ pub struct Device {
     pub method: Method,
     /// The SHA-256 print of its certificate or its public key, or the fingerprint of its OpenPGP key.
     pub print: Print,
-    /// What its owner or the user calls it; may be empty.
+    /// The name that its owner or the user has given it; may be empty.
     pub label: String,
     /// When it was seen first, if that is known.
     pub first_seen: Option<OffsetDateTime>,
-    /// How it came to be trusted, if that is known.
+    /// How it was verified, if that is known.
     pub verified: Option<Verified>,
 }
 
-/// How a key came to be trusted.
+/// How a key was verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verified {
@@ -49,9 +49,9 @@ pub enum Verified {
     FirstUse,
     /// The users have compared the digits.
     Compared,
-    /// The user was asked about this further key.
+    /// The user has accepted this further key when asked.
     Asked,
-    /// The registry vouched for this further key, and the user takes its word.
+    /// The registry calls this further key proven, and the user relies on the registry.
     Registry,
     /// The user has set it.
     Set,
@@ -117,8 +117,8 @@ impl Stored {
     }
 }
 
-/// Reads the store as it is now. A store that cannot be understood is never taken for one without peers: else
-/// anyone who can break it could make every key a first one.
+/// Reads the store as it is now. A store that cannot be parsed is never taken for a store without peers; otherwise anyone
+/// who can damage it could turn every key into a first one.
 pub(super) fn read(path: &Path) -> Result<Peers, XtlsError> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
@@ -134,7 +134,7 @@ pub(super) fn read(path: &Path) -> Result<Peers, XtlsError> {
     parse(&text).map_err(|what| broken(path, &what))
 }
 
-/// Anyone who can write the file can make any key a known one.
+/// Refuses a file that other users can write: they could make any key a known one.
 fn refuse_writable(path: &Path) -> Result<(), XtlsError> {
     let Ok(file) = fs::metadata(path) else { return Ok(()) };
     if file.mode() & 0o022 == 0 {
@@ -180,7 +180,7 @@ fn parse(text: &str) -> Result<Peers, String> {
     Ok(peers)
 }
 
-/// The text of a store.
+/// Returns the text of a store.
 pub(super) fn write(peers: &Peers) -> Result<String, toml::ser::Error> {
     let mut tables: BTreeMap<&str, BTreeMap<&str, Vec<Stored>>> = BTreeMap::new();
     for (peer, keys) in peers {
