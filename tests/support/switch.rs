@@ -1,22 +1,27 @@
-//! A TCP forwarder whose target can change, and whose connections can become silent, as where the network forgets them.
+//! A TCP forwarder that a test turns to another port, or that becomes silent as a firewall does that forgot its connections.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
+    },
+    thread,
+};
 
-/// Forwards connections to a port that can be changed, which ends the present ones. They can also be silenced.
+/// Passes connections on to a port on loopback. Its threads end with the test program.
 pub struct Switch {
     port: u16,
     target: Arc<AtomicU16>,
     open: Arc<Mutex<Vec<TcpStream>>>,
     /// How often all were silenced.
     silenced: Arc<AtomicUsize>,
+    /// Whether new connections are silent, too.
+    is_cut: Arc<AtomicBool>,
 }
 
-/// Copies one direction until its connection is silenced; from then on it accepts everything and delivers nothing, not
-/// even an end.
+/// Copies one direction until its connection is silenced; from then on it takes all and gives nothing, not even an end.
 fn pass(mut from: TcpStream, mut to: TcpStream, silenced: &AtomicUsize, before: usize) {
     let mut bytes = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut bytes) {
@@ -30,21 +35,26 @@ fn pass(mut from: TcpStream, mut to: TcpStream, silenced: &AtomicUsize, before: 
 }
 
 impl Switch {
-    /// Starts to forward connections to `target` on loopback.
+    /// Starts to pass connections on to this port.
     pub fn start(target: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (target, open) =
             (Arc::new(AtomicU16::new(target)), Arc::<Mutex<Vec<TcpStream>>>::default());
-        let silenced = Arc::new(AtomicUsize::new(0));
+        let (silenced, is_cut) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let this = Self {
             port,
             target: Arc::clone(&target),
             open: Arc::clone(&open),
             silenced: Arc::clone(&silenced),
+            is_cut: Arc::clone(&is_cut),
         };
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
+                if is_cut.load(Ordering::SeqCst) {
+                    open.lock().unwrap().push(client);
+                    continue;
+                }
                 let to = ("127.0.0.1", target.load(Ordering::SeqCst));
                 let Ok(server) = TcpStream::connect(to) else { continue };
                 let before = silenced.load(Ordering::SeqCst);
@@ -59,22 +69,33 @@ impl Switch {
         this
     }
 
-    /// Keeps the present connections open, and forwards nothing on them; new ones work.
+    /// Keeps the connections that there are open, and passes nothing on; new ones work.
     pub fn silence(&self) {
         self.silenced.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Returns its port.
+    /// The same, and new ones are accepted and get nothing either, until [`Switch::mend`].
+    pub fn cut(&self) {
+        self.is_cut.store(true, Ordering::SeqCst);
+        self.silence();
+    }
+
+    /// New connections work again.
+    pub fn mend(&self) {
+        self.is_cut.store(false, Ordering::SeqCst);
+    }
+
+    /// Where it listens.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Returns the address of the database behind it.
+    /// The address of a PostgreSQL behind it.
     pub fn url(&self) -> String {
         format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", self.port)
     }
 
-    /// Forwards new connections to another port, and ends the present ones.
+    /// Passes new connections on to this port, and ends those that there are.
     pub fn turn(&self, target: u16) {
         self.target.store(target, Ordering::SeqCst);
         for stream in self.open.lock().unwrap().drain(..) {
