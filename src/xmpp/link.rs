@@ -77,6 +77,8 @@ const LARGE: usize = 32 * 1024;
 const SUSPECT: Duration = Duration::from_secs(10);
 /// How long a stopping link may take to send its last stanzas.
 const FLUSH: Duration = Duration::from_secs(5);
+/// How long the server may take to end the stream, once this side has ended it.
+const LAST: Duration = Duration::from_secs(1);
 
 /// The addresses, the name and the secret of a link.
 #[derive(Clone, Debug)]
@@ -530,6 +532,8 @@ async fn connection(
             biased;
             () = stop.cancelled() => {
                 let _ = timeout(FLUSH, flush(&mut out, outbound)).await;
+                let last = last_words(&mut reader, &mut pings, outbound, handler, &mut out);
+                let _ = timeout(LAST, last).await;
                 return Unlinked::Stopped;
             }
             filled = reader.fill() => {
@@ -917,6 +921,17 @@ fn take_in(
             out.write_now()?;
         }
     }
+}
+
+/// Reads until the server ends the stream, too: what it has sent before concerns another instance, if there is one.
+async fn last_words(
+    reader: &mut StanzaReader<OwnedReadHalf>,
+    pings: &mut Pings<'_>,
+    outbound: &mut mpsc::Receiver<Element>,
+    handler: &mut impl Handler,
+    out: &mut Out<'_>,
+) {
+    while take_in(reader, pings, outbound, handler, out).is_ok() && reader.fill().await.is_ok() {}
 }
 
 async fn flush(out: &mut Out<'_>, outbound: &mut mpsc::Receiver<Element>) -> io::Result<()> {
