@@ -57,6 +57,24 @@ pub static COMMANDS: Counter = Counter::new(
     "Pages of ad-hoc commands, by command and how they were answered",
     &["command", "status"],
 );
+/// Stanzas that instances of a component hand to each other.
+pub static CLUSTER_HANDOVERS: Counter = Counter::new(
+    "cluster_handovers_total",
+    "Stanzas handed to the instance that leads, or received from others, by direction",
+    &["direction"],
+);
+/// How this instance has come to lead, or has ceased to.
+pub static CLUSTER_LEAD_CHANGES: Counter = Counter::new(
+    "cluster_lead_changes_total",
+    "How often this instance has taken, yielded or lost the lead among those of its component",
+    &["change"],
+);
+/// Connections of silent leaders that this instance has ended.
+pub static CLUSTER_EVICTIONS: Counter = Counter::new(
+    "cluster_evictions_total",
+    "Instances that led and went silent, whose connections to the database this one has ended",
+    &[],
+);
 /// Operations on the database.
 pub static REGISTRY_OPERATIONS: Counter = Counter::new(
     "registry_operations_total",
@@ -228,6 +246,9 @@ pub fn write(text: &mut String) {
         &SESSIONS,
         &SESSIONS_ENDED,
         &COMMANDS,
+        &CLUSTER_HANDOVERS,
+        &CLUSTER_LEAD_CHANGES,
+        &CLUSTER_EVICTIONS,
         &REGISTRY_OPERATIONS,
         &NOTICES_LOST,
     ] {

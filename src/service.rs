@@ -363,7 +363,7 @@ impl Service {
     ///
     /// If another process may take over, it needs the address at the XMPP server: the link ends first, and of the
     /// streams only those between two SOCKS5 legs go on. So it is, too, if another instance can serve the users: it leads
-    /// before these streams are over.
+    /// before the link ends, and is handed what still comes.
     pub async fn shutdown(mut self, hurry: impl Future<Output = ()>) {
         let until = Instant::now() + self.config.limits.drain_timeout;
         self.broker.drain(until);
@@ -374,6 +374,9 @@ impl Service {
             sleep(LAST_WORDS).await;
             // What still runs is not lost: nobody is to be told that it is.
             self.journal.hand_over().await;
+            if self.cluster.has_heir() {
+                self.cluster.retire(LAST_WORDS * 10).await;
+            }
             self.linked.cancel();
             let _ = timeout(LAST, &mut self.link).await;
             self.leaving.cancel();
@@ -542,6 +545,7 @@ impl Among {
                     lock(&self.router).follow();
                 }
                 cluster::Event::Stanza(element) => handle(&self.router, &self.changed, element),
+                cluster::Event::Retired => lock(&self.router).follow(),
                 cluster::Event::Echo(id) => {
                     let _full = self.echoes.try_send(id);
                 }

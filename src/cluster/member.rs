@@ -1,11 +1,17 @@
 //! Decides which of the instances of a component leads.
 //!
-//! The lead is a lock in the database that one connection holds. The database gives it free when the leader's process
-//! ends. A leader whose machine is gone in silence is found by the age of its last sign of life. A leader without a link
-//! to the XMPP server gives the lead to an instance that has one.
+//! The lead is a lock in the database that one connection holds, and a lease: an instance that knows of others leads for
+//! [`LEASE`] after its last sign of life that the database has taken, and no longer. The others take a lock that is free
+//! after [`FREE`], and end the connection that holds it after [`Instance::SILENT`]. So a leader that is cut off from the
+//! database, or whose process stood still, has stopped to lead before another one does. It may stand still at any moment:
+//! the lease is looked at whenever a stanza comes.
 //!
-//! A leader leads until it sees another one that does. A lock that is taken says nothing, for an old connection
-//! of this instance may have it. So an instance alone always serves.
+//! One that stops in good order says so in its row; then nobody waits. A leader without a link to the XMPP server gives
+//! the lead to an instance that has one.
+//!
+//! An instance alone always serves, without a lease: it leads until it sees another one that does. A lock that is
+//! taken says nothing to it, for an old connection of this instance may have it. If the database ends its connection, as for
+//! one that stood still, it looks again before it goes on.
 //!
 //! A state machine: what the database says and the time go in, steps come out.
 
@@ -13,12 +19,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::registry::store::Instance;
+use crate::registry::store::{Instance, Silent, Won};
 
 /// How long a leader may be without a link where another instance has one.
 const LINKLESS: Duration = Duration::from_secs(10);
-/// A leader that gave no sign of life for so long may be dead: the lock tells, and nothing is handed to it meanwhile.
+/// A leader that gave no sign of life for so long may be dead: nothing is handed to it meanwhile.
 const STALE: Duration = Duration::from_secs(3);
+/// How long an instance that knows of others leads after a sign of life, from before that was sent.
+pub(super) const LEASE: Duration = Duration::from_secs(4);
+/// How long a leader was seen to give no sign of life whose lease is over: longer than [`LEASE`].
+const FREE: Duration = Duration::from_secs(5);
 /// How long one that has followed leaves the lock to the one that has led, after the database was away for both.
 const GRACE: Duration = Duration::from_secs(10);
 /// After so many tries without success, and no leader in sight, nobody who serves has the lock.
@@ -29,30 +39,43 @@ const TRIES: u32 = 5;
 pub(super) enum Role {
     /// This instance.
     Leads,
-    /// Another one leads; its id, if known.
+    /// Another one, if it is known which.
     Follows(Option<String>),
 }
 
-/// An operation to run on the database.
+/// What to ask of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Nothing.
     Nothing,
     /// Take the lock if it is free: the result goes to [`Member::tried`].
     Try,
-    /// End the connection that holds the lock, then continue as for [`Step::Try`].
+    /// End the connection that holds the lock, then as [`Step::Try`].
     Evict,
-    /// Release the lock.
+    /// Give the lock free.
     Yield,
 }
 
-/// This instance among the others.
+/// One instance among the others.
 #[derive(Debug)]
 pub(super) struct Member {
     id: String,
+    /// The role, but for the lease.
     role: Role,
     /// Whether it has the lock on the connection that there is now.
     holds: bool,
+    /// Whether another instance was alive when it was last looked.
+    in_company: bool,
+    /// Whether another one was there then, which may be away for a moment only.
+    knows_others: bool,
+    /// Whether it has had the lock since it came to lead.
+    has_held: bool,
+    /// Whether the database has ended the connection, and what it says now is not known.
+    is_ended: bool,
+    /// The end of the lease.
+    lease: Instant,
+    /// Those that have led and have been silent for so long that their leases are over.
+    silent: Vec<Silent>,
     /// Since when there is no link.
     linkless: Option<Instant>,
     /// Whether another instance had a link when it was last looked.
@@ -61,47 +84,77 @@ pub(super) struct Member {
     back_since: Option<Instant>,
     /// Tries without success since a leader was seen.
     failed: u32,
+    /// Whether it never leads again.
+    is_retired: bool,
 }
 
 impl Member {
-    /// Creates an instance that leads until another one is seen.
+    /// An instance that leads until it is told otherwise.
     pub(super) fn new(id: String, now: Instant) -> Self {
         Self {
             id,
             role: Role::Leads,
             holds: false,
+            in_company: false,
+            knows_others: false,
+            has_held: false,
+            is_ended: false,
+            lease: now,
+            silent: Vec::new(),
             linkless: Some(now),
             is_another_linked: false,
             back_since: None,
             failed: 0,
+            is_retired: false,
         }
     }
 
+    /// Its role, as long as [`Member::until`] says.
     pub(super) fn role(&self) -> &Role {
         &self.role
     }
 
-    /// Returns whether it holds the lock.
+    /// Until when it may lead if nothing happens; `None` for one that knows of no other instance.
+    pub(super) fn until(&self) -> Option<Instant> {
+        let knows_others = self.in_company || self.knows_others && self.has_held;
+        (knows_others || self.is_ended).then_some(self.lease)
+    }
+
+    /// Whether it has the lock.
     pub(super) fn holds(&self) -> bool {
         self.holds
     }
 
-    /// The connection to the database is lost, and with it the lock. Nobody else is known to have it.
-    pub(super) fn disconnected(&mut self) {
+    /// Those whose leases are over: the lock may be taken from them.
+    pub(super) fn silent(&self) -> &[Silent] {
+        &self.silent
+    }
+
+    /// The connection to the database is lost, and with it the lock: the lease is over. `is_ended`: the database has ended the
+    /// connection, perhaps for another instance.
+    pub(super) fn disconnected(&mut self, is_ended: bool, now: Instant) {
+        self.is_ended = is_ended;
         self.holds = false;
         self.failed = 0;
+        self.lease = now;
+        self.silent.clear();
         if let Role::Follows(leader) = &mut self.role {
             *leader = None;
         }
     }
 
-    /// There is a connection again. One that leads takes the lock before others see that it has it not.
+    /// There is no connection to be had.
+    pub(super) fn unreachable(&mut self) {
+        self.is_ended = false;
+    }
+
+    /// There is a connection again. One that leads takes the lock, unless another one has led since.
     pub(super) fn reconnected(&mut self, now: Instant) -> Step {
         self.back_since = Some(now);
         if self.role == Role::Leads { Step::Try } else { Step::Nothing }
     }
 
-    /// Notes that the link came up or was lost.
+    /// The link came up or was lost.
     pub(super) fn set_linked(&mut self, linked: bool, now: Instant) {
         match (linked, self.linkless) {
             (true, _) => self.linkless = None,
@@ -110,75 +163,123 @@ impl Member {
         }
     }
 
-    /// Returns whether another one, which has a link, should lead.
+    /// Whether another one, which has a link, is to lead.
     fn is_worse(&self, now: Instant) -> bool {
         self.is_another_linked && self.linkless.is_some_and(|since| now - since >= LINKLESS)
     }
 
-    /// Takes what the instances have said of themselves.
-    pub(super) fn look(&mut self, instances: &[Instance], now: Instant) -> Step {
-        let others = || instances.iter().filter(|other| other.id != self.id);
-        let leader = others().filter(|other| other.leads).min_by_key(|other| other.age).cloned();
-        self.is_another_linked = others().any(|other| other.is_alive() && other.linked);
+    fn others<'a>(
+        &self,
+        instances: &'a [Instance],
+    ) -> impl Iterator<Item = &'a Instance> + use<'a> {
+        let id = self.id.clone();
+        instances.iter().filter(move |other| other.id != id)
+    }
+
+    /// Takes what the instances have said of themselves. `began`: before this one's own sign of life was sent.
+    pub(super) fn look(&mut self, instances: &[Instance], began: Instant, now: Instant) -> Step {
+        let leaders = || self.others(instances).filter(|other| other.leads);
+        let leader = leaders().min_by_key(|other| other.age).cloned();
+        self.silent = match &leader {
+            Some(leader) if leader.age < FREE => Vec::new(),
+            _ => leaders().map(Silent::of).collect(),
+        };
+        self.in_company = self.others(instances).any(Instance::is_alive);
+        self.knows_others = self.others(instances).next().is_some();
+        self.is_ended = false;
+        self.is_another_linked =
+            self.others(instances).any(|other| other.is_alive() && other.linked);
         if self.holds {
             self.failed = 0;
+            self.lease = began + LEASE;
             return if self.is_worse(now) { Step::Yield } else { Step::Nothing };
         }
+        let is_back = self.back_since.is_some_and(|since| now - since < GRACE);
         let step = match leader {
             Some(leader) if leader.age < STALE => {
                 self.role = Role::Follows(Some(leader.id));
+                self.has_held = false;
                 self.failed = 0;
                 return Step::Nothing;
             }
             Some(leader) if leader.is_alive() => {
                 self.failed = 0;
-                Step::Try
+                if leader.age < FREE { Step::Nothing } else { Step::Try }
             }
+            Some(_) if is_back && self.role != Role::Leads => Step::Nothing,
             Some(_) => Step::Evict,
             None if self.failed >= TRIES => Step::Evict,
             None => Step::Try,
         };
         if let Role::Follows(leader) = &mut self.role {
             *leader = None;
-            if self.back_since.is_some_and(|since| now - since < GRACE) {
-                return Step::Nothing;
-            }
         }
-        if self.is_worse(now) {
+        if self.is_retired {
             return Step::Nothing;
         }
-        if self.failed >= TRIES {
+        if self.is_worse(now) {
+            return if self.role == Role::Leads { Step::Yield } else { Step::Nothing };
+        }
+        if self.failed >= TRIES && !self.in_company {
             self.role = Role::Leads;
         }
         step
     }
 
-    /// Another one has given the lead free.
-    pub(super) fn lead_is_free(&self, now: Instant) -> Step {
-        if self.holds || self.is_worse(now) { Step::Nothing } else { Step::Try }
+    /// Takes what the instances say while this one looks for a leader since `began`. `None`: it has found one.
+    pub(super) fn seek(
+        &mut self,
+        instances: &[Instance],
+        began: Instant,
+        now: Instant,
+    ) -> Option<Step> {
+        self.in_company = self.others(instances).any(Instance::is_alive);
+        let leader =
+            self.others(instances).filter(|other| other.leads).min_by_key(|other| other.age);
+        let Some(leader) = leader else { return Some(Step::Try) };
+        if leader.age < now.saturating_duration_since(began) {
+            return None;
+        }
+        // One that knew of nobody has no lease. If its process has ended, nobody waits for it.
+        let knew_others =
+            self.others(instances).any(|other| other.id != leader.id && other.is_alive());
+        if knew_others && leader.age < FREE {
+            return Some(Step::Nothing);
+        }
+        self.silent = vec![Silent::of(leader)];
+        Some(Step::Try)
     }
 
-    /// The lock was free, and it is ours now, or some connection has it.
-    pub(super) fn tried(&mut self, won: bool) {
-        self.holds = won;
-        if won {
+    /// A try at `began` has ended so.
+    pub(super) fn tried(&mut self, won: Option<Won>, began: Instant) {
+        self.holds = won.is_some();
+        if self.holds {
             self.role = Role::Leads;
+            self.has_held = true;
+            self.lease = began + LEASE;
             self.failed = 0;
         } else {
             self.failed += 1;
         }
     }
 
-    /// Ends the joining. A leader without a sign of life meanwhile, but with a recent one, is waited for.
+    /// The first looks are over. A leader that gave no sign of life meanwhile, but did so lately, is waited for.
     pub(super) fn joined(&mut self, instances: &[Instance]) {
-        let leads = |other: &Instance| other.id != self.id && other.leads && other.is_alive();
-        if self.role == Role::Leads && !self.holds && instances.iter().any(leads) {
+        let leads = |other: &Instance| other.leads && other.is_alive();
+        let is_led = self.in_company || self.others(instances).any(leads);
+        if self.role == Role::Leads && !self.holds && is_led {
             self.role = Role::Follows(None);
         }
     }
 
-    /// The lock was given free.
+    /// It is about to leave: it only hands on what still comes.
+    pub(super) fn retired(&mut self) {
+        self.is_retired = true;
+    }
+
+    /// It leads no more: the lock is about to be given free.
     pub(super) fn yielded(&mut self) {
+        self.has_held = false;
         self.holds = false;
         self.failed = 0;
         self.role = Role::Follows(None);
@@ -187,18 +288,20 @@ impl Member {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::{collection, prelude::*};
+
+    use super::{super::sightings::Sightings, *};
 
     fn instance(id: &str, leads: bool, linked: bool, age: u64) -> Instance {
         let (id, age) = (id.to_owned(), Duration::from_secs(age));
-        Instance { id, leads, linked, advertise: String::new(), age }
+        Instance { id, leads, linked, advertise: String::new(), age, beat: 0 }
     }
 
     fn follows(id: &str) -> Role {
         Role::Follows(Some(id.to_owned()))
     }
 
-    /// Creates one that has a link.
+    /// One that has a link.
     fn member(id: &str, now: Instant) -> Member {
         let mut member = Member::new(id.to_owned(), now);
         member.set_linked(true, now);
@@ -207,13 +310,13 @@ mod tests {
 
     fn leader(id: &str, now: Instant) -> Member {
         let mut member = member(id, now);
-        member.tried(true);
+        member.tried(Some(Won::Anew), now);
         member
     }
 
     fn follower(id: &str, of: &str, now: Instant) -> Member {
         let mut member = member(id, now);
-        assert_eq!(member.look(&[instance(of, true, true, 0)], now), Step::Nothing);
+        assert_eq!(member.look(&[instance(of, true, true, 0)], now, now), Step::Nothing);
         assert_eq!(member.role(), &follows(of));
         member
     }
@@ -222,15 +325,15 @@ mod tests {
     fn the_first_one_leads_and_the_next_one_follows() {
         let now = Instant::now();
         let mut a = member("a", now);
-        assert_eq!(a.look(&[], now), Step::Try);
-        a.tried(true);
+        assert_eq!(a.look(&[], now, now), Step::Try);
+        a.tried(Some(Won::Anew), now);
         assert_eq!((a.role(), a.holds()), (&Role::Leads, true));
         let mut b = member("b", now);
-        b.tried(false);
+        b.tried(None, now);
         let both = [instance("a", true, true, 1), instance("b", false, true, 0)];
-        assert_eq!(b.look(&both, now), Step::Nothing);
+        assert_eq!(b.look(&both, now, now), Step::Nothing);
         assert_eq!(b.role(), &follows("a"));
-        assert_eq!(a.look(&both, now), Step::Nothing);
+        assert_eq!(a.look(&both, now, now), Step::Nothing);
     }
 
     #[test]
@@ -238,29 +341,29 @@ mod tests {
         let now = Instant::now();
         let mut a = leader("a", now);
         // Its old connection lives on in the database and has the lock; its link is down, too.
-        a.disconnected();
+        a.disconnected(false, now);
         assert_eq!(a.reconnected(now), Step::Try);
-        a.tried(false);
+        a.tried(None, now);
         a.set_linked(false, now);
         let later = now + 10 * LINKLESS;
         let mut steps = Vec::new();
         for _ in 0..2 * TRIES {
-            steps.push(a.look(&[instance("a", false, false, 0)], later));
+            steps.push(a.look(&[instance("a", false, false, 0)], later, later));
             assert_eq!(a.role(), &Role::Leads);
-            a.tried(false);
+            a.tried(None, now);
             assert_eq!(a.role(), &Role::Leads);
         }
-        // It ends that connection at last, whichever instance the rows name as the leader.
+        // It ends that connection at last, whoever wrote down that it leads.
         assert_eq!((steps[0], steps.last()), (Step::Try, Some(&Step::Evict)));
-        // Rows of vanished instances change nothing.
+        // Rows of those that are gone change nothing.
         let gone = [instance("a", false, false, 0), instance("b", true, true, 15)];
-        assert_eq!(a.look(&gone, later), Step::Evict);
+        assert_eq!(a.look(&gone, later, later), Step::Evict);
         assert_eq!(a.role(), &Role::Leads);
-        // A follower without a leader does not lead.
+        // One that follows without a lead does not lead.
         let other = [instance("a", false, true, 0), instance("b", false, false, 0)];
-        a.look(&other, later);
+        a.look(&other, later, later);
         assert_eq!(a.role(), &Role::Leads);
-        a.look(&[instance("b", true, true, 0)], later);
+        a.look(&[instance("b", true, true, 0)], later, later);
         assert_eq!(a.role(), &follows("b"));
     }
 
@@ -268,51 +371,54 @@ mod tests {
     fn one_that_finds_a_lock_and_nobody_who_has_it_leads_too() {
         let now = Instant::now();
         let mut a = member("a", now);
-        a.tried(false);
+        a.tried(None, now);
         a.joined(&[instance("a", false, true, 0), instance("old", true, true, 15)]);
         assert_eq!(a.role(), &Role::Leads);
         a.joined(&[instance("a", false, true, 0), instance("old", true, true, 14)]);
         assert_eq!(a.role(), &Role::Follows(None), "it may only be slow");
-        assert_eq!(a.look(&[instance("old", true, true, 14)], now), Step::Try);
-        a.tried(false);
+        assert_eq!(a.look(&[instance("old", true, true, 14)], now, now), Step::Try);
+        a.tried(None, now);
         // Then its row is old, and removed; the lock is held on.
-        assert_eq!(a.look(&[instance("old", true, true, 15)], now), Step::Evict);
+        assert_eq!(a.look(&[instance("old", true, true, 15)], now, now), Step::Evict);
         for _ in 0..TRIES {
-            a.tried(false);
-            a.look(&[instance("a", false, true, 0)], now);
+            a.tried(None, now);
+            a.look(&[instance("a", false, true, 0)], now, now);
         }
         assert_eq!(a.role(), &Role::Leads);
     }
 
     #[test]
-    fn a_leader_whose_process_has_died_is_followed_at_once() {
+    fn a_leader_whose_process_has_died_is_followed_when_its_lease_is_over() {
         let now = Instant::now();
         let mut b = follower("b", "a", now);
-        assert_eq!(b.look(&[instance("a", true, true, 2)], now), Step::Nothing);
+        assert_eq!(b.look(&[instance("a", true, true, 2)], now, now), Step::Nothing);
         assert_eq!(b.role(), &follows("a"));
-        assert_eq!(b.look(&[instance("a", true, true, 3)], now), Step::Try);
-        assert_eq!(b.role(), &Role::Follows(None), "nothing is handed to it");
+        for age in [3, 4] {
+            assert_eq!(b.look(&[instance("a", true, true, age)], now, now), Step::Nothing);
+            assert_eq!(b.role(), &Role::Follows(None), "nothing is handed to it");
+        }
+        assert_eq!(b.look(&[instance("a", true, true, 5)], now, now), Step::Try);
         // It was slow only: it has the lock.
-        b.tried(false);
-        assert_eq!(b.look(&[instance("a", true, true, 0)], now), Step::Nothing);
+        b.tried(None, now);
+        assert_eq!(b.look(&[instance("a", true, true, 0)], now, now), Step::Nothing);
         assert_eq!(b.role(), &follows("a"));
         // It has left.
-        assert_eq!(b.look(&[instance("b", false, true, 0)], now), Step::Try);
-        b.tried(true);
+        assert_eq!(b.look(&[instance("b", false, true, 0)], now, now), Step::Try);
+        b.tried(Some(Won::Anew), now);
         assert_eq!(b.role(), &Role::Leads);
-        assert_eq!(b.look(&[instance("a", true, true, 16)], now), Step::Nothing);
+        assert_eq!(b.look(&[instance("a", true, true, 16)], now, now), Step::Nothing);
     }
 
     #[test]
     fn a_slow_leader_is_not_ended_before_it_is_silent() {
         let now = Instant::now();
         let mut b = follower("b", "a", now);
-        for age in 3..15 {
-            assert_eq!(b.look(&[instance("a", true, true, age)], now), Step::Try);
-            b.tried(false);
+        for age in 5..15 {
+            assert_eq!(b.look(&[instance("a", true, true, age)], now, now), Step::Try);
+            b.tried(None, now);
             assert_eq!(b.role(), &Role::Follows(None));
         }
-        assert_eq!(b.look(&[instance("a", true, true, 15)], now), Step::Evict);
+        assert_eq!(b.look(&[instance("a", true, true, 15)], now, now), Step::Evict);
     }
 
     #[test]
@@ -321,7 +427,7 @@ mod tests {
         // `a` was started again as `z`.
         let rows = [instance("a", true, true, 2), instance("z", true, true, 0)];
         let mut b = follower("b", "a", now);
-        assert_eq!(b.look(&rows, now), Step::Nothing);
+        assert_eq!(b.look(&rows, now, now), Step::Nothing);
         assert_eq!(b.role(), &follows("z"));
     }
 
@@ -333,14 +439,14 @@ mod tests {
             let a = instance("a", !b && !c, true, 20);
             [a, instance("b", b, true, 0), instance("c", c, true, 0)]
         };
-        assert_eq!(b.look(&silent(false, false), now), Step::Evict);
-        assert_eq!(c.look(&silent(false, false), now), Step::Evict);
-        b.tried(true);
-        c.tried(false);
+        assert_eq!(b.look(&silent(false, false), now, now), Step::Evict);
+        assert_eq!(c.look(&silent(false, false), now, now), Step::Evict);
+        b.tried(Some(Won::Anew), now);
+        c.tried(None, now);
         // With the lock the rows have changed, before the next beat of any.
         for _ in 0..3 * TRIES {
-            assert_eq!(c.look(&silent(true, false), now), Step::Nothing);
-            assert_eq!(b.look(&silent(true, false), now), Step::Nothing);
+            assert_eq!(c.look(&silent(true, false), now, now), Step::Nothing);
+            assert_eq!(b.look(&silent(true, false), now, now), Step::Nothing);
         }
         assert_eq!((b.role(), c.role()), (&Role::Leads, &follows("b")));
     }
@@ -349,28 +455,28 @@ mod tests {
     fn a_database_that_was_away_for_all_changes_no_lead() {
         let now = Instant::now();
         let (mut a, mut b) = (leader("a", now), follower("b", "a", now));
-        a.disconnected();
-        b.disconnected();
+        a.disconnected(false, now);
+        b.disconnected(false, now);
         assert_eq!((a.role(), b.role()), (&Role::Leads, &Role::Follows(None)));
         let rows = [instance("a", true, true, 60), instance("b", false, true, 0)];
-        // The follower is back first.
+        // The one that has followed is back first.
         assert_eq!(b.reconnected(now), Step::Nothing);
-        assert_eq!(b.look(&rows, now), Step::Nothing);
+        assert_eq!(b.look(&rows, now, now), Step::Nothing);
         assert_eq!(a.reconnected(now), Step::Try);
-        a.tried(true);
-        assert_eq!(b.look(&[instance("a", true, true, 0)], now), Step::Nothing);
+        a.tried(Some(Won::Anew), now);
+        assert_eq!(b.look(&[instance("a", true, true, 0)], now, now), Step::Nothing);
         assert_eq!((a.role(), b.role()), (&Role::Leads, &follows("a")));
         // Where the leader does not come back the other one waits in vain.
-        b.disconnected();
+        b.disconnected(false, now);
         b.reconnected(now);
-        assert_eq!(b.look(&rows, now + GRACE - STALE), Step::Nothing);
-        assert_eq!(b.look(&rows, now + GRACE), Step::Evict);
+        assert_eq!(b.look(&rows, now + GRACE - STALE, now + GRACE - STALE), Step::Nothing);
+        assert_eq!(b.look(&rows, now + GRACE, now + GRACE), Step::Evict);
         // Another one was faster than the leader.
-        a.disconnected();
+        a.disconnected(false, now);
         a.reconnected(now);
-        a.tried(false);
+        a.tried(None, now);
         assert_eq!(a.role(), &Role::Leads);
-        assert_eq!(a.look(&[instance("b", true, true, 0)], now), Step::Nothing);
+        assert_eq!(a.look(&[instance("b", true, true, 0)], now, now), Step::Nothing);
         assert_eq!(a.role(), &follows("b"));
     }
 
@@ -382,16 +488,276 @@ mod tests {
         let later = now + LINKLESS;
         a.set_linked(false, later);
         let both = |linked| [instance("a", true, false, 0), instance("b", false, linked, 0)];
-        assert_eq!(a.look(&both(true), now), Step::Nothing, "it may be a restart of the server");
-        assert_eq!(a.look(&both(false), later), Step::Nothing, "nobody is better");
-        assert_eq!(a.look(&both(true), later), Step::Yield);
+        assert_eq!(
+            a.look(&both(true), now, now),
+            Step::Nothing,
+            "it may be a restart of the server"
+        );
+        assert_eq!(a.look(&both(false), later, later), Step::Nothing, "nobody is better");
+        assert_eq!(a.look(&both(true), later, later), Step::Yield);
         a.yielded();
-        assert_eq!(a.lead_is_free(later), Step::Nothing, "its own notification comes back");
-        assert_eq!(a.look(&both(true)[1..], later), Step::Nothing, "b takes it");
-        let b = follower("b", "a", now);
-        assert_eq!(b.lead_is_free(later), Step::Try);
+        assert_eq!(a.look(&both(true)[1..], later, later), Step::Nothing, "b takes it");
+        let mut b = follower("b", "a", now);
+        let left = [instance("a", false, false, 0), instance("b", false, true, 0)];
+        assert_eq!(b.look(&left, later, later), Step::Try, "its row says so");
         a.set_linked(true, later);
-        assert_eq!(a.look(&both(true)[1..], later), Step::Try);
-        assert_eq!(a.lead_is_free(later), Step::Try);
+        assert_eq!(a.look(&both(true)[1..], later, later), Step::Try);
+    }
+
+    #[test]
+    fn one_that_knows_of_others_leads_no_longer_than_its_lease() {
+        let now = Instant::now();
+        let mut a = leader("a", now);
+        assert_eq!(a.until(), None, "it is alone");
+        let both = [instance("a", true, true, 0), instance("b", false, true, 0)];
+        let later = now + BEFORE;
+        assert_eq!(a.look(&both, now, later), Step::Nothing);
+        assert_eq!(a.until(), Some(now + LEASE), "from before its sign of life was sent");
+        assert!(LEASE < FREE);
+        // Another one may have ended its connection.
+        a.disconnected(false, later);
+        assert_eq!((a.role(), a.until()), (&Role::Leads, Some(later)));
+        // The other one is silent, and may be back before this one sees it.
+        a.reconnected(later);
+        a.tried(Some(Won::Again), later);
+        a.look(&[instance("a", true, true, 0), instance("b", false, true, 20)], later, later);
+        assert_eq!(a.until(), Some(later + LEASE));
+        // It has left, or was forgotten: this one leads on, whatever becomes of its connection.
+        a.look(&both[..1], later, later);
+        assert_eq!(a.until(), None);
+        a.disconnected(false, later);
+        assert_eq!((a.role(), a.until()), (&Role::Leads, None));
+        // It was ended: another one may have come. It looks first, unless there is nothing to look at.
+        a.disconnected(true, later);
+        assert_eq!(a.until(), Some(later));
+        a.unreachable();
+        assert_eq!((a.role(), a.until()), (&Role::Leads, None));
+    }
+
+    #[test]
+    fn one_that_comes_waits_for_a_lease_only_if_there_can_be_one() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let dead = instance("dead", true, true, 1);
+        let mut a = member("a", now);
+        assert_eq!(a.seek(&[], now, now), Some(Step::Try));
+        assert_eq!(a.seek(std::slice::from_ref(&dead), now, now), Some(Step::Try), "it was alone");
+        assert_eq!(a.silent(), [Silent::of(&dead)]);
+        let both = [dead, instance("b", false, true, 0)];
+        assert_eq!(a.seek(&both, now, now), Some(Step::Nothing));
+        let both = [instance("dead", true, true, 5), instance("b", false, true, 0)];
+        assert_eq!(a.seek(&both, now, at(4)), Some(Step::Try));
+        let alive = [instance("alive", true, true, 0), instance("b", false, true, 0)];
+        assert_eq!(a.seek(&alive, now, at(1)), None);
+    }
+
+    const BEFORE: Duration = Duration::from_millis(700);
+
+    /// What keeps an instance from the others for a while.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Fault {
+        /// Its process stands still.
+        Paused,
+        /// Its connection is silent, and new ones are.
+        Silent,
+        /// The same, and the database has seen the end of the old one.
+        HalfClosed,
+        /// The clock of the database is set by so many seconds, and the process stands still.
+        ClockSet(i64),
+    }
+
+    struct Node {
+        member: Member,
+        seen: Sightings,
+        fault: Option<Fault>,
+        /// Whether the database knows its connection, and it does.
+        connected: [bool; 2],
+        /// Since when it waits for the database.
+        waits: Option<Instant>,
+    }
+
+    /// Three instances and their database, one look in a second each, with what `seat.rs` does.
+    struct World {
+        now: Instant,
+        start: Instant,
+        clock: i64,
+        holder: Option<usize>,
+        rows: Vec<Instance>,
+        nodes: Vec<Node>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let now = Instant::now();
+            let nodes = (0..3).map(|id: usize| Node {
+                member: follower(&id.to_string(), "none", now),
+                seen: Sightings::default(),
+                fault: None,
+                connected: [true; 2],
+                waits: None,
+            });
+            let (nodes, rows) = (nodes.collect(), Vec::new());
+            Self { now, start: now, clock: 0, holder: None, rows, nodes }
+        }
+
+        fn stamp(&self) -> i64 {
+            i64::try_from((self.now - self.start).as_micros()).unwrap() + self.clock * 1_000_000
+        }
+
+        fn is_led(&self, id: usize) -> bool {
+            let silent = self.nodes[id].member.silent();
+            let id = id.to_string();
+            let mut others = self.rows.iter().filter(|row| row.id != id && row.leads);
+            others.any(|row| !silent.contains(&Silent::of(row)))
+        }
+
+        fn release(&mut self, id: usize) {
+            self.nodes[id].connected[0] = false;
+            self.holder = self.holder.filter(|holder| *holder != id);
+        }
+
+        fn attempt(&mut self, id: usize) {
+            let mut won = None;
+            if self.holder.is_none_or(|holder| holder == id) && !self.is_led(id) {
+                self.holder = Some(id);
+                let name = id.to_string();
+                let again = self.rows.iter().any(|row| row.id == name && row.leads);
+                let stamp = self.stamp();
+                for row in &mut self.rows {
+                    row.leads = row.id == name;
+                    row.beat = if row.leads { stamp } else { row.beat };
+                }
+                won = Some(if again { Won::Again } else { Won::Anew });
+            }
+            self.nodes[id].member.tried(won, self.now);
+        }
+
+        fn step(&mut self, id: usize, step: Step) {
+            match step {
+                Step::Nothing => {}
+                Step::Evict => {
+                    if let Some(holder) = self.holder.filter(|holder| *holder != id)
+                        && !self.is_led(id)
+                    {
+                        self.release(holder);
+                    }
+                    self.attempt(id);
+                }
+                Step::Try => self.attempt(id),
+                Step::Yield => unreachable!("all have links"),
+            }
+        }
+
+        fn beat(&mut self, id: usize) {
+            let now = self.now;
+            let node = &mut self.nodes[id];
+            match node.fault {
+                Some(Fault::Paused | Fault::ClockSet(_)) => return,
+                Some(Fault::Silent | Fault::HalfClosed) => {
+                    let since = *node.waits.get_or_insert(now);
+                    if node.connected[1] && now - since >= Duration::from_secs(10) {
+                        node.connected[1] = false;
+                        node.member.disconnected(false, now);
+                    }
+                    return;
+                }
+                None => node.waits = None,
+            }
+            if node.connected == [false, true] {
+                node.connected[1] = false;
+                node.member.disconnected(true, now);
+                return;
+            }
+            if !node.connected[1] {
+                // The old connection is ended first.
+                self.release(id);
+                self.nodes[id].connected = [true; 2];
+                let step = self.nodes[id].member.reconnected(now);
+                self.step(id, step);
+            }
+            let (name, stamp) = (id.to_string(), self.stamp());
+            let leads = self.nodes[id].member.role() == &Role::Leads;
+            let is_another = self.rows.iter().any(|row| row.leads && row.id != name);
+            match self.rows.iter_mut().find(|row| row.id == name) {
+                Some(row) => (row.leads, row.beat) = (leads && (row.leads || !is_another), stamp),
+                None => self.rows.push(Instance {
+                    beat: stamp,
+                    ..instance(&name, leads && !is_another, true, 0)
+                }),
+            }
+            let age = |row: &Instance| {
+                Duration::from_micros(u64::try_from(stamp - row.beat).unwrap_or(0))
+            };
+            let rows = self.rows.iter().map(|row| Instance { age: age(row), ..row.clone() });
+            let rows = rows.collect();
+            let node = &mut self.nodes[id];
+            let rows = node.seen.aged(rows, now);
+            let step = node.member.look(&rows, now, now);
+            self.step(id, step);
+        }
+
+        fn leaders(&self) -> Vec<usize> {
+            let leads = |member: &Member| {
+                *member.role() == Role::Leads && member.until().is_none_or(|until| self.now < until)
+            };
+            (0..self.nodes.len()).filter(|id| leads(&self.nodes[*id].member)).collect()
+        }
+
+        /// Lets a quarter of a second pass.
+        fn pass(&mut self, quarter: u64) {
+            self.now += Duration::from_millis(250);
+            for id in 0..self.nodes.len() {
+                // What the database has ended is heard of at once, unless the network is silent.
+                let node = &self.nodes[id];
+                if quarter % 4 == id as u64
+                    || node.fault.is_none() && node.connected == [false, true]
+                {
+                    self.beat(id);
+                }
+                assert!(self.leaders().len() < 2, "{:?} lead", self.leaders());
+            }
+        }
+    }
+
+    fn fault() -> impl Strategy<Value = Fault> {
+        prop_oneof![
+            Just(Fault::Paused),
+            Just(Fault::Silent),
+            Just(Fault::HalfClosed),
+            (-3600..3600_i64).prop_map(Fault::ClockSet),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_lead_at_any_moment_and_one_does_in_the_end(
+            faults in collection::vec((0..3_usize, fault(), 1..200_u64, 0..120_u64), 1..12)
+        ) {
+            let mut world = World::new();
+            // One that knows of nobody leads without a lease: first they meet.
+            (0..20).for_each(|quarter| world.pass(quarter));
+            for (id, fault, length, calm) in faults {
+                // It most often meets the one that leads.
+                let id = world.leaders().first().copied().filter(|_| length % 3 > 0).unwrap_or(id);
+                world.nodes[id].fault = Some(fault);
+                match fault {
+                    Fault::HalfClosed => world.release(id),
+                    Fault::ClockSet(seconds) => world.clock += seconds,
+                    Fault::Paused | Fault::Silent => {}
+                }
+                (0..length).for_each(|quarter| world.pass(quarter));
+                world.nodes[id].fault = None;
+                (0..calm).for_each(|quarter| world.pass(quarter));
+            }
+            (0..200).for_each(|quarter| world.pass(quarter));
+            let leaders = world.leaders();
+            prop_assert_eq!(leaders.len(), 1);
+            let leader = leaders[0].to_string();
+            for (id, node) in world.nodes.iter().enumerate() {
+                if id != leaders[0] {
+                    prop_assert_eq!(node.member.role(), &follows(&leader));
+                }
+            }
+        }
     }
 }

@@ -6,13 +6,16 @@
 //! through the database, in the order in which they came. What the leader sends goes out over the leader's own link; every
 //! node reaches every user.
 //!
-//! `Member` decides who leads. A stanza is in the database until the leader fetches it, at most a minute; short ones
+//! `Member` decides who leads, [`Running`] asks the database. A leader that is cut off from the database stops to lead before
+//! another one does: what comes to it is refused meanwhile, and its streams run on. A stanza is in the database until the leader fetches it, at most a minute; short ones
 //! are sent as notifications and are in no table. Anyone who can use the database belongs to the cluster.
 
+mod desk;
 mod member;
+mod seat;
+mod sightings;
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -23,42 +26,31 @@ use std::{
 use jid::BareJid;
 use minidom::Element;
 use tokio::{
-    sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    sync::{Notify, mpsc},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::member::{Member, Role, Step};
+use self::{
+    desk::{Desk, Outgoing},
+    member::{LEASE, Member, Role},
+    seat::Seat,
+};
 use crate::{
-    metrics,
-    registry::store::{Backend, Heard, Instance, Meeting, Parcel, Store, StoreError},
-    shares::{Limits, Permit, Permits},
-    xmpp::{
-        ns,
-        stanza::{Refusal, Stanza},
-        xml::{self, Received, StanzaReader},
-    },
+    registry::store::{Instance, Store},
+    shares::{Limits, Permits},
+    xmpp::stanza::{Refusal, Stanza},
 };
 
 /// The time between two signs of life.
 const BEAT: Duration = Duration::from_secs(1);
-/// How long a new instance looks for the one that leads.
-const JOIN: Duration = Duration::from_secs(5);
-/// The time between two looks.
-const LOOK: Duration = Duration::from_millis(200);
-/// How long a stanza waits for a leader, or for the database.
-const HOLD: Duration = Duration::from_secs(5);
-/// Beats between two removals of what is old.
-const FORGET: u32 = 30;
 /// Stanzas that wait to be handed over, in all.
 const QUEUE: usize = 4096;
 /// What they may weigh: in all, those of one user, and how many times as much as is free those of one domain.
 const WAITING: Limits = Limits::new(64 << 20, 4 << 20, 8);
 /// What a stanza weighs besides its elements: a user's share is 256 stanzas, too.
 const ITEM: usize = 16 << 10;
-/// Stanzas that are sent in one transaction.
-const BATCH: usize = 256;
 
 /// What is to be done because of the other instances.
 #[derive(Debug)]
@@ -67,31 +59,100 @@ pub enum Event {
     Lead,
     /// Another one leads from now on. `lost`: it has told the users of this one's sessions that these are over.
     Follow {
-        /// Whether the sessions are lost, as above.
+        /// See above.
         lost: bool,
     },
     /// A stanza that another instance has received.
     Stanza(Element),
     /// One of this instance's pings to itself has come back to another instance.
     Echo(String),
-    /// Users of another instance's node may have gone unseen.
+    /// Users may have gone unseen.
     Check,
+    /// This instance has given the lead up, to leave: its users have been told what concerns them.
+    Retired,
 }
 
-/// What waits to be handed over.
-#[derive(Debug)]
-enum Outgoing {
-    Stanza { stanza: Box<Stanza>, since: Instant, _permit: Permit },
-    Echo { id: String, since: Instant },
+/// What an instance is among those of its component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It knows of no other instance, and serves all users that reach it.
+    Alone,
+    /// It serves all users, and the others hand it what comes to them.
+    Leads,
+    /// It hands what comes to it to the one that leads.
+    Follows,
+    /// It serves nobody: no instance leads as far as it knows.
+    Apart,
+}
+
+impl Standing {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Alone, Self::Leads, Self::Follows, Self::Apart];
+
+    /// Its name in metrics and texts.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Alone => "alone",
+            Self::Leads => "leads",
+            Self::Follows => "follows",
+            Self::Apart => "apart",
+        }
+    }
 }
 
 #[derive(Debug)]
 struct State {
+    /// The role, but for the lease.
     role: Role,
+    /// The end of the lease; `None` for one that needs none.
+    until: Option<Instant>,
     /// The others that have lately given a sign of life.
     others: Vec<Instance>,
     /// Whether the XMPP server is alone, so that this instance is one of no cluster.
     alone: bool,
+    /// Before the last sign of life that the database took; `None` where there is none to give.
+    beat: Option<Instant>,
+    /// Whether the database is connected, as far as is known.
+    is_connected: bool,
+    /// What the log last said that it is.
+    told: Standing,
+}
+
+impl State {
+    fn role(&self) -> Role {
+        match &self.role {
+            Role::Leads if self.until.is_some_and(|until| Instant::now() >= until) => {
+                Role::Follows(None)
+            }
+            role => role.clone(),
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        match self.role() {
+            Role::Leads if self.others.is_empty() => Standing::Alone,
+            Role::Leads => Standing::Leads,
+            Role::Follows(Some(_)) => Standing::Follows,
+            Role::Follows(None) => Standing::Apart,
+        }
+    }
+
+    /// Why it is that.
+    fn why(&self) -> &'static str {
+        match self.standing() {
+            Standing::Alone => "no other instance is known",
+            Standing::Leads => "this instance has the lead in the database",
+            Standing::Follows => "another instance leads",
+            Standing::Apart => {
+                let is_old = self.beat.is_some_and(|beat| beat.elapsed() >= LEASE);
+                if is_old || !self.is_connected {
+                    "the database does not answer: this instance may not lead, nor find the one that does"
+                } else {
+                    "no instance of this component leads"
+                }
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -104,6 +165,7 @@ struct Shared {
     state: Mutex<State>,
     queue: mpsc::Sender<Outgoing>,
     permits: Permits,
+    retiring: Notify,
 }
 
 /// This instance among those of its component. Cheap to clone.
@@ -114,74 +176,38 @@ pub struct Cluster(Arc<Shared>);
 #[derive(Debug)]
 pub struct Running {
     cluster: Cluster,
-    member: Member,
-    meeting: Option<Meeting>,
-    /// The last connection, which may still have the lock.
-    last: Option<Backend>,
-    queue: mpsc::Receiver<Outgoing>,
-    waiting: VecDeque<Outgoing>,
+    seat: Seat,
+    desk: Desk,
 }
 
 impl Cluster {
-    /// Looks for other instances of the component. Without any, or if the database cannot be shared, this instance
-    /// leads. `advertise` are the addresses that it announces to users.
+    /// Looks who else serves the component. Without anybody, or where the database belongs to one alone, this instance
+    /// leads. `advertise`: what it tells users to connect to.
     pub async fn join(store: &Store, component: &BareJid, advertise: String) -> (Self, Running) {
-        let id = format!("{:016x}", rand::random::<u64>());
         let (sender, queue) = mpsc::channel(QUEUE);
-        let mut member = Member::new(id.clone(), Instant::now());
-        let state = State { role: Role::Leads, others: Vec::new(), alone: false };
+        let state = State {
+            role: Role::Leads,
+            until: None,
+            others: Vec::new(),
+            alone: false,
+            beat: None,
+            is_connected: false,
+            told: Standing::Alone,
+        };
         let cluster = Self(Arc::new(Shared {
             component: component.clone(),
-            id: id.clone(),
+            id: format!("{:016x}", rand::random::<u64>()),
             advertise,
             store: store.clone(),
             linked: AtomicBool::new(false),
             state: Mutex::new(state),
             queue: sender,
             permits: Permits::new(WAITING),
+            retiring: Notify::new(),
         }));
-        let meeting = match cluster.first_look(&mut member).await {
-            Ok(meeting) => meeting,
-            Err(error) => {
-                warn!(%error, "could not look for other instances of this component");
-                None
-            }
-        };
-        cluster.set_role(member.role());
-        if let Role::Follows(leader) = member.role() {
-            info!(instance = id, leader, "another instance leads: it is handed what comes here");
-        }
-        let running = Running {
-            cluster: cluster.clone(),
-            member,
-            meeting,
-            last: None,
-            queue,
-            waiting: VecDeque::new(),
-        };
-        (cluster, running)
-    }
-
-    /// Takes the lead if it is free. Else waits for a sign of life of the one who has it: its process may just have ended.
-    async fn first_look(&self, member: &mut Member) -> Result<Option<Meeting>, StoreError> {
-        let Shared { store, component, id, advertise, .. } = &*self.0;
-        let Some(mut meeting) = store.meet(component, id).await? else { return Ok(None) };
-        let began = Instant::now();
-        loop {
-            let won = meeting.try_lead().await?;
-            member.tried(won);
-            let instances = meeting.beat(won, false, advertise).await?;
-            self.note(&instances);
-            let is_alive = |other: &Instance| other.leads && other.age < began.elapsed();
-            let alive: Vec<Instance> =
-                instances.iter().filter(|other| is_alive(other)).cloned().collect();
-            if won || !alive.is_empty() || began.elapsed() >= JOIN {
-                member.look(&alive, Instant::now());
-                member.joined(&instances);
-                return Ok(Some(meeting));
-            }
-            sleep(LOOK).await;
-        }
+        let seat = Seat::take(cluster.clone()).await;
+        let desk = Desk::new(cluster.clone(), queue);
+        (cluster.clone(), Running { cluster, seat, desk })
     }
 
     /// Never held over an `.await`.
@@ -189,7 +215,7 @@ impl Cluster {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores the live other instances. Returns whether one has gone, or has lost its link, since the last time.
+    /// Keeps the other instances that are alive. Says whether one is gone, or has lost its link, since the last time.
     fn note(&self, instances: &[Instance]) -> bool {
         let is_other = |other: &&Instance| other.id != self.0.id && other.is_alive();
         let others: Vec<Instance> = instances.iter().filter(is_other).cloned().collect();
@@ -215,25 +241,60 @@ impl Cluster {
         old.iter().any(|old| old.linked && !is_linked(&old.id))
     }
 
-    /// Whether this instance handles all stanzas that come to it.
-    pub fn leads(&self) -> bool {
-        self.lock().role == Role::Leads
+    /// Notes a sign of life that the database has taken; `began`: before it was sent.
+    fn note_beat(&self, began: Instant) {
+        let mut state = self.lock();
+        (state.beat, state.is_connected) = (Some(began), true);
     }
 
-    fn set_role(&self, role: &Role) {
+    fn note_loss(&self) {
+        self.lock().is_connected = false;
+    }
+
+    /// Whether this instance handles all stanzas that come to it. Ask again for each: a process may stand still at any moment,
+    /// and its lease be over when it goes on.
+    pub fn leads(&self) -> bool {
+        self.role() == Role::Leads
+    }
+
+    fn role(&self) -> Role {
+        self.lock().role()
+    }
+
+    fn set_role(&self, member: &Member) {
         let mut state = self.lock();
         if !state.alone {
-            state.role = role.clone();
+            (state.role, state.until) = (member.role().clone(), member.until());
         }
     }
 
-    /// Notes whether the XMPP server has no cluster. Then no other instance reaches its users, though others may share
-    /// the database: this one leads, and takes no part in theirs.
+    /// Writes to the log what this instance is, if that has changed.
+    fn tell_standing(&self) {
+        let mut state = self.lock();
+        let (standing, why) = (state.standing(), state.why());
+        if standing == std::mem::replace(&mut state.told, standing) {
+            return;
+        }
+        let (role, instances) = (standing.name(), state.others.len() + 1);
+        match standing {
+            Standing::Apart => warn!(
+                role,
+                why,
+                instances,
+                "this instance serves nobody: requests are refused after 5 s, running streams go on"
+            ),
+            _ => info!(role, why, instances, "the role of this instance has changed"),
+        }
+    }
+
+    /// Notes whether the XMPP server is alone. No other instance then reaches its users, though others may share the
+    /// database: this one leads, and takes no part in what they do.
     pub fn set_alone(&self, alone: bool) {
         let mut state = self.lock();
         state.alone = alone;
         if alone {
             (state.role, state.others) = (Role::Leads, Vec::new());
+            (state.until, state.beat) = (None, None);
         }
     }
 
@@ -241,20 +302,46 @@ impl Cluster {
         self.lock().alone
     }
 
-    /// Returns the number of instances, including this one.
+    /// How many instances there are, this one too.
     pub fn count(&self) -> usize {
         self.lock().others.len() + 1
     }
 
-    /// Returns whether another instance can reach the users.
+    /// What this instance is among them.
+    pub fn standing(&self) -> Standing {
+        self.lock().standing()
+    }
+
+    /// How long ago the last sign of life was sent that the database has taken; `None` where none is given.
+    pub fn heartbeat(&self) -> Option<Duration> {
+        self.lock().beat.map(|beat| beat.elapsed())
+    }
+
+    /// Whether another instance can reach the users.
     pub fn has_heir(&self) -> bool {
         self.lock().others.iter().any(|other| other.linked)
     }
 
-    /// Returns what keeps this instance from serving its users, if anything does.
+    /// Gives the lead up for good, and waits until another instance leads, for `patience` at most. What comes from then on is
+    /// handed on, while the link still runs.
+    pub async fn retire(&self, patience: Duration) {
+        self.0.retiring.notify_one();
+        let led = async {
+            while self.standing() != Standing::Follows {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if timeout(patience, led).await.is_err() {
+            warn!(
+                "no other instance has come to lead: requests may go without an answer meanwhile"
+            );
+        }
+    }
+
+    /// What keeps this instance from serving its users, if anything does.
     pub fn obstacle(&self) -> Option<&'static str> {
-        let is_lost = self.lock().role == Role::Follows(None);
-        is_lost.then_some("no instance of this component leads")
+        let state = self.lock();
+        (state.standing() == Standing::Apart).then(|| state.why())
     }
 
     /// Notes whether the link to the XMPP server is up.
@@ -262,20 +349,20 @@ impl Cluster {
         self.0.linked.store(linked, Ordering::Relaxed);
     }
 
-    /// Passes a stanza to the leader.
+    /// Hands a stanza to the instance that leads.
     ///
     /// # Errors
-    /// The refusal for the user, if the request cannot be handed over.
+    /// What a user is told whose request cannot be handed over.
     pub fn hand_over(&self, stanza: &Stanza) -> Result<(), Refusal> {
         let weight = ITEM + stanza.weight();
         let permit = self.0.permits.take(&stanza.from.to_bare(), weight).map_err(|_| busy())?;
         let (stanza, since) = (Box::new(stanza.clone()), Instant::now());
-        let item = Outgoing::Stanza { stanza, since, _permit: permit };
+        let item = Outgoing::Stanza { stanza, since, permit };
         self.0.queue.try_send(item).map_err(|_| busy())
     }
 
-    /// Takes the id of a ping that another program with this component's name has sent to itself. Returns whether it
-    /// may be another instance's; if so, notifies that one.
+    /// Takes the id of a ping that another program with this component's name has sent to itself. Says whether it may be
+    /// another instance's: then it is told.
     pub fn echo(&self, id: &str) -> bool {
         !self.lock().others.is_empty()
             && self
@@ -290,289 +377,57 @@ fn busy() -> Refusal {
     Refusal::resource_constraint("The service is busy")
 }
 
-/// Waits for what others say, if there are others.
-async fn notified(meeting: &mut Option<Meeting>) -> Result<Heard, StoreError> {
-    match meeting {
-        Some(meeting) => meeting.notified().await,
-        None => std::future::pending().await,
+/// Sends what waits, if its receiver is known.
+async fn hand_over(
+    seat: &mut Seat,
+    desk: &mut Desk,
+    events: &mpsc::Sender<Event>,
+    outbound: &mpsc::Sender<Element>,
+) {
+    if let Some(packed) = desk.pack(events, outbound).await {
+        let done = desk.meanwhile(outbound, seat.send(packed.parcels())).await;
+        packed.sent(matches!(done, Ok(true)), outbound).await;
+        seat.judge(done.map(|_| ()));
     }
+    desk.expire(outbound).await;
 }
 
 impl Running {
-    /// Runs until `stop`, and then leaves. `outbound` carries refusals of stanzas that cannot be handed over.
+    /// Runs until `stop`, and then leaves. `outbound` is for the refusals of what cannot be handed over.
     pub async fn run(
-        mut self,
+        self,
         events: mpsc::Sender<Event>,
         outbound: mpsc::Sender<Element>,
         stop: CancellationToken,
     ) {
+        let Self { mut seat, mut desk, cluster } = self;
         let mut beats = interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut number = 0_u32;
         loop {
-            tokio::select! {
+            // The database may take its time, and what waits is refused all the same.
+            let done = tokio::select! {
                 () = stop.cancelled() => break,
-                heard = notified(&mut self.meeting) => {
-                    let done = match heard {
-                        Ok(heard) => self.hear(heard, &events).await,
-                        Err(error) => Err(error),
-                    };
-                    self.judge(done);
-                }
+                heard = seat.notified() => match heard {
+                    Ok(heard) => desk.meanwhile(&outbound, seat.hear(heard, &events)).await,
+                    Err(error) => Err(error),
+                },
                 _ = beats.tick() => {
                     number = number.wrapping_add(1);
-                    let done = self.beat(number, &events).await;
-                    self.judge(done);
+                    desk.meanwhile(&outbound, seat.beat(number, &events)).await
                 }
-                Some(item) = self.queue.recv(), if self.waiting.len() < BATCH => {
-                    self.waiting.push_back(item);
-                    while self.waiting.len() < BATCH && let Ok(item) = self.queue.try_recv() {
-                        self.waiting.push_back(item);
-                    }
-                }
+                () = cluster.0.retiring.notified() => seat.retire(&events).await,
+                () = desk.fill() => Ok(()),
+            };
+            if seat.judge(done) {
+                beats.reset_immediately();
             }
-            let done = self.flush(&events, &outbound).await;
-            self.judge(done);
-            self.expire(&outbound).await;
+            hand_over(&mut seat, &mut desk, &events, &outbound).await;
         }
-        if let Some(meeting) = self.meeting.take()
-            && let Err(error) = meeting.leave().await
-        {
-            warn!(%error, "could not leave the other instances in good order");
-        }
-    }
-
-    /// After an error the connection is of no use.
-    fn judge(&mut self, done: Result<(), StoreError>) {
-        if let Err(error) = done {
-            warn!(%error, "the connection to the other instances is lost");
-            if let Some(meeting) = self.meeting.take() {
-                self.last = Some(meeting.backend());
-                self.member.disconnected();
-            }
-            self.cluster.set_role(self.member.role());
-        }
-    }
-
-    async fn beat(&mut self, number: u32, events: &mpsc::Sender<Event>) -> Result<(), StoreError> {
-        let shared = Arc::clone(&self.cluster.0);
-        let Shared { store, component, id, advertise, linked, .. } = &*shared;
-        if self.cluster.is_alone() {
-            let Some(meeting) = self.meeting.take() else { return Ok(()) };
-            self.member.disconnected();
-            return meeting.leave().await;
-        }
-        if self.meeting.is_none() {
-            // An error here is no news: it was told when the connection was lost.
-            let Ok(Some(mut meeting)) = store.meet(component, id).await else { return Ok(()) };
-            let step = self.member.reconnected(Instant::now());
-            if let Some(last) = self.last {
-                meeting.end(last).await?;
-            }
-            self.last = None;
-            self.meeting = Some(meeting);
-            self.take(step, events).await?;
-        }
-        let Some(meeting) = &mut self.meeting else { return Ok(()) };
-        let linked = linked.load(Ordering::Relaxed);
-        self.member.set_linked(linked, Instant::now());
-        let instances = meeting.beat(self.member.holds(), linked, advertise).await?;
-        if number.is_multiple_of(FORGET) && self.member.holds() {
-            meeting.forget_old().await?;
-        }
-        let is_one_gone = self.cluster.note(&instances);
-        let step = self.member.look(&instances, Instant::now());
-        self.take(step, events).await?;
-        if is_one_gone && self.member.holds() {
-            let _ = events.send(Event::Check).await;
-        }
-        Ok(())
-    }
-
-    async fn take(&mut self, step: Step, events: &mpsc::Sender<Event>) -> Result<(), StoreError> {
-        let Some(meeting) = self.meeting.as_mut().filter(|_| !self.cluster.is_alone()) else {
-            return Ok(());
-        };
-        let led = self.cluster.leads();
-        let mut lost = true;
-        match step {
-            Step::Nothing => {}
-            Step::Try | Step::Evict => {
-                if step == Step::Evict && meeting.evict().await? {
-                    warn!(
-                        "the instance that leads has gone silent: its connection to the database is ended"
-                    );
-                }
-                self.member.tried(meeting.try_lead().await?);
-            }
-            Step::Yield => {
-                lost = false;
-                // Before another one leads, who would tell the users of these sessions that they are lost.
-                let _ = events.send(Event::Follow { lost }).await;
-                sleep(BEAT).await;
-                meeting.yield_lead().await?;
-                self.member.yielded();
-            }
-        }
-        self.cluster.set_role(self.member.role());
-        let leads = self.cluster.leads();
-        if leads == led {
-            return Ok(());
-        }
-        if leads {
-            info!("this instance leads now");
-            let _ = events.send(Event::Lead).await;
-        } else {
-            info!("another instance leads now");
-            if lost {
-                let _ = events.send(Event::Follow { lost }).await;
-            }
-        }
-        Ok(())
-    }
-
-    async fn hear(&mut self, heard: Heard, events: &mpsc::Sender<Event>) -> Result<(), StoreError> {
-        let text = match heard {
-            Heard::Stanza(text) => Some(text),
-            Heard::Written(number) => match &mut self.meeting {
-                Some(meeting) => meeting.fetch(number).await?,
-                None => None,
-            },
-            Heard::Echo(id) => {
-                let _ = events.send(Event::Echo(id)).await;
-                return Ok(());
-            }
-            Heard::LeadIsFree => {
-                let step = self.member.lead_is_free(Instant::now());
-                return self.take(step, events).await;
-            }
-        };
-        let element = match &text {
-            Some(text) => read(text).await,
-            None => None,
-        };
-        match element {
-            Some(element) => {
-                let _ = events.send(Event::Stanza(element)).await;
-            }
-            None => metrics::STANZAS_DROPPED.count(&["cluster"]),
-        }
-        Ok(())
-    }
-
-    /// Hands over what waits, if it is known to whom.
-    async fn flush(
-        &mut self,
-        events: &mpsc::Sender<Event>,
-        outbound: &mpsc::Sender<Element>,
-    ) -> Result<(), StoreError> {
-        if self.waiting.is_empty() {
-            return Ok(());
-        }
-        let role = self.cluster.lock().role.clone();
-        let leader = match role {
-            Role::Leads => None,
-            Role::Follows(Some(leader)) => Some(leader),
-            Role::Follows(None) => return Ok(()),
-        };
-        let others: Vec<String> =
-            self.cluster.lock().others.iter().map(|other| other.id.clone()).collect();
-        let mut parcels = Vec::new();
-        let mut sent = Vec::new();
-        for item in std::mem::take(&mut self.waiting) {
-            match (item, &leader) {
-                (Outgoing::Echo { id, .. }, _) => {
-                    let to_each = others.iter().map(|to| (to.clone(), Parcel::Echo(id.clone())));
-                    parcels.extend(to_each);
-                }
-                // This instance has come to lead since.
-                (Outgoing::Stanza { stanza, .. }, None) => {
-                    let _ = events.send(Event::Stanza(stanza.element)).await;
-                }
-                (Outgoing::Stanza { stanza, since, _permit }, Some(leader)) => {
-                    match write(&stanza.element) {
-                        Some(text) => {
-                            parcels.push((leader.clone(), Parcel::Stanza(text)));
-                            sent.push((stanza, since, _permit));
-                        }
-                        None => {
-                            let text = "The stanza cannot be passed on";
-                            let refusal = Refusal::new("modify", "not-acceptable", text);
-                            refuse(&stanza, &refusal, outbound).await;
-                        }
-                    }
-                }
-            }
-        }
-        let Some(meeting) = &mut self.meeting else {
-            for (stanza, ..) in sent {
-                refuse(&stanza, &unreachable(), outbound).await;
-            }
-            return Ok(());
-        };
-        if parcels.is_empty() {
-            return Ok(());
-        }
-        let done = meeting.send(&parcels).await;
-        if done.is_err() {
-            // Whether they have arrived is not known: nothing is sent twice.
-            for (stanza, ..) in sent {
-                refuse(&stanza, &unreachable(), outbound).await;
-            }
-        }
-        done
-    }
-
-    /// Refuses what has waited for too long.
-    async fn expire(&mut self, outbound: &mpsc::Sender<Element>) {
-        let is_late = |item: &Outgoing| match item {
-            Outgoing::Stanza { since, .. } | Outgoing::Echo { since, .. } => {
-                since.elapsed() >= HOLD
-            }
-        };
-        while self.waiting.front().is_some_and(is_late) {
-            if let Some(Outgoing::Stanza { stanza, .. }) = self.waiting.pop_front() {
-                refuse(&stanza, &unreachable(), outbound).await;
-            }
-        }
-        if self.meeting.is_none() {
-            self.waiting.retain(|item| matches!(item, Outgoing::Stanza { .. }));
-        }
-    }
-}
-
-fn unreachable() -> Refusal {
-    Refusal::new("wait", "remote-server-timeout", "The service is being taken over: try again")
-}
-
-/// Refuses a request; whatever else is counted.
-async fn refuse(stanza: &Stanza, refusal: &Refusal, outbound: &mpsc::Sender<Element>) {
-    if stanza.is_request() {
-        let _ = outbound.send(stanza.refuse(refusal)).await;
-    } else {
-        metrics::STANZAS_DROPPED.count(&["cluster"]);
-    }
-}
-
-/// A stanza as XML; `None` for one that no XML can carry.
-fn write(element: &Element) -> Option<String> {
-    let mut bytes = Vec::new();
-    xml::write(element, &mut bytes).ok()?;
-    String::from_utf8(bytes).ok()
-}
-
-/// Reads what [`write`] has written.
-async fn read(text: &str) -> Option<Element> {
-    let stream = format!(
-        "<stream:stream xmlns='{}' xmlns:stream='{}' id='1'>{text}",
-        ns::COMPONENT,
-        ns::STREAM
-    );
-    let mut reader = StanzaReader::new(stream.as_bytes());
-    let Ok(Received::Header(_)) = reader.read().await else { return None };
-    match reader.read().await {
-        Ok(Received::Element(element)) => Some(element),
-        _ => None,
+        // What came over the link until it ended.
+        desk.fill_now();
+        hand_over(&mut seat, &mut desk, &events, &outbound).await;
+        seat.leave().await;
     }
 }
 
@@ -581,29 +436,16 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_stanza_is_read_as_it_was_written() {
-        for text in [
-            "<iq xmlns='jabber:client' type='set' id='&gt;&#13;\"' from='a@b/c' to='x.example'>\
-             <data xmlns='http://jabber.org/protocol/ibb' seq='1' sid='s'>AAAA</data></iq>",
-            "<message xmlns='jabber:client' from='a@b'><body>&lt;&amp;\u{1F600}</body><x xmlns='' a='b'/></message>",
-            "<presence xmlns='jabber:client' from='a@b/c'/>",
-        ] {
-            let element: Element = text.parse().unwrap();
-            assert_eq!(read(&write(&element).unwrap()).await, Some(element));
-        }
-        assert_eq!(read("<iq>").await, None);
-        assert_eq!(read("").await, None);
-    }
-
-    #[tokio::test]
     async fn a_database_of_one_alone_has_one_that_leads() {
         let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
         let component = BareJid::new("xtls.example.org").unwrap();
         let (cluster, running) = Cluster::join(&store, &component, String::new()).await;
         assert!(cluster.leads() && cluster.obstacle().is_none());
+        assert_eq!((cluster.standing(), cluster.heartbeat()), (Standing::Alone, None));
         // At a server that is alone an instance serves its users, even if others use the database.
         cluster.lock().role = Role::Follows(None);
         assert!(!cluster.leads() && cluster.obstacle().is_some());
+        assert_eq!(cluster.standing(), Standing::Apart);
         cluster.set_alone(true);
         assert!(cluster.leads() && cluster.obstacle().is_none() && !cluster.has_heir());
         assert_eq!((cluster.count(), cluster.echo("fingerpost-echo-1-1")), (1, false));
@@ -613,5 +455,28 @@ mod tests {
         stop.cancel();
         running.run(events, outbound, stop).await;
         assert!(told.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_is_over_is_over_whatever_this_process_has_noticed() {
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        let component = BareJid::new("xtls.example.org").unwrap();
+        let (cluster, _running) = Cluster::join(&store, &component, String::new()).await;
+        let other = Instance {
+            id: "other".to_owned(),
+            leads: false,
+            linked: true,
+            advertise: String::new(),
+            age: Duration::ZERO,
+            beat: 0,
+        };
+        cluster.note(&[other]);
+        cluster.lock().until = Some(Instant::now() + LEASE);
+        assert_eq!((cluster.leads(), cluster.standing()), (true, Standing::Leads));
+        cluster.lock().until = Some(Instant::now());
+        assert_eq!((cluster.leads(), cluster.standing()), (false, Standing::Apart));
+        assert!(cluster.obstacle().unwrap().contains("the database does not answer"));
+        cluster.note_beat(Instant::now());
+        assert!(cluster.obstacle().unwrap().contains("no instance of this component leads"));
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tracing::error;
 
 use super::{ACQUIRE, Database, Row, in_time};
-use crate::registry::store::{Backend, Heard, Instance, Parcel};
+use crate::registry::store::{Backend, Heard, Instance, Parcel, Silent, Won};
 
 /// How long the database may take for one of these operations.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -37,7 +37,7 @@ fn channel(id: &str) -> String {
     format!("fingerpost_to_{id}")
 }
 
-/// The lock of a component, and the channel on which its instances are told that it is free.
+/// The lock of a component, and the channel on which its instances are told that one of them leads no more.
 fn keys(component: &BareJid) -> (i64, String) {
     let hash = Sha256::digest(format!("fingerpost leads {component}"));
     let mut first = [0; 8];
@@ -156,8 +156,19 @@ impl Database {
 }
 
 const INSTANCES: &str =
-    "SELECT id, leads, linked, advertise, EXTRACT(EPOCH FROM clock_timestamp() - seen)::FLOAT8 AS age
+    "SELECT id, leads, linked, advertise, EXTRACT(EPOCH FROM clock_timestamp() - seen)::FLOAT8 AS age,
+            (EXTRACT(EPOCH FROM seen) * 1000000)::BIGINT AS beat
      FROM instances WHERE component = $1 ORDER BY id";
+
+/// Whether another instance leads than those that are silent.
+macro_rules! is_led {
+    () => {
+        "EXISTS (SELECT 1 FROM instances WHERE component = $1 AND id <> $2 AND leads
+             AND NOT EXISTS (SELECT 1 FROM UNNEST($3::TEXT[], $4::BIGINT[]) AS silent(id, beat)
+                             WHERE silent.id = instances.id
+                               AND silent.beat = (EXTRACT(EPOCH FROM instances.seen) * 1000000)::BIGINT))"
+    };
+}
 
 fn instance(row: &Row) -> Result<Instance, sqlx::Error> {
     let age: f64 = row.try_get("age")?;
@@ -167,7 +178,13 @@ fn instance(row: &Row) -> Result<Instance, sqlx::Error> {
         linked: row.try_get("linked")?,
         advertise: row.try_get("advertise")?,
         age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or_default(),
+        beat: row.try_get("beat")?,
     })
+}
+
+/// What `is_led!` takes of those that are silent.
+fn columns(silent: &[Silent]) -> (Vec<String>, Vec<i64>) {
+    silent.iter().map(|silent| (silent.id.clone(), silent.beat)).unzip()
 }
 
 /// Ignores operations that an administrator has forbidden: the connection is useful all the same.
@@ -206,50 +223,79 @@ impl Meeting {
         allowed(in_time(PATIENCE, ending).await)
     }
 
-    /// Takes the lock if nobody has it. Then the rows say so at once: nobody takes this instance for one that does not lead,
+    /// Takes the lock if nobody has it, and if no instance leads but some of those that are silent: a leader whose connection
+    /// was ended may not know that yet. Then the rows say so at once: nobody takes this instance for one that does not lead,
     /// or another one for the leader.
-    pub(in crate::registry) async fn try_lead(&mut self) -> Result<bool, sqlx::Error> {
+    pub(in crate::registry) async fn try_lead(
+        &mut self,
+        silent: &[Silent],
+    ) -> Result<Option<Won>, sqlx::Error> {
+        let (ids, beats) = columns(silent);
         let done = async {
             let asked = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(self.lock);
-            let won: bool = asked.fetch_one(&mut self.connection).await?;
-            if won {
-                sqlx::query(
-                    "UPDATE instances SET leads = (id = $2), seen = CASE id WHEN $2 THEN clock_timestamp() ELSE seen END
-                     WHERE component = $1",
-                )
-                .bind(&self.component)
-                .bind(&self.id)
-                .execute(&mut self.connection)
-                .await?;
+            let is_free: bool = asked.fetch_one(&mut self.connection).await?;
+            if !is_free {
+                return Ok(None);
             }
-            Ok(won)
+            let asked = sqlx::query_as(concat!(
+                "SELECT ",
+                is_led!(),
+                ", EXISTS (SELECT 1 FROM instances WHERE component = $1 AND id = $2 AND leads)"
+            ));
+            let asked = asked.bind(&self.component).bind(&self.id);
+            let (is_led, has_led): (bool, bool) =
+                asked.bind(ids).bind(beats).fetch_one(&mut self.connection).await?;
+            if is_led {
+                let asked = sqlx::query("SELECT pg_advisory_unlock($1)").bind(self.lock);
+                asked.execute(&mut self.connection).await?;
+                return Ok(None);
+            }
+            sqlx::query(
+                "UPDATE instances SET leads = (id = $2), seen = CASE id WHEN $2 THEN clock_timestamp() ELSE seen END
+                 WHERE component = $1",
+            )
+            .bind(&self.component)
+            .bind(&self.id)
+            .execute(&mut self.connection)
+            .await?;
+            Ok(Some(if has_led { Won::Again } else { Won::Anew }))
         };
         in_time(PATIENCE, done).await
     }
 
-    /// Gives the lock free and says so to all.
+    /// Says that this instance does not lead any more, gives the lock free and tells all.
     pub(in crate::registry) async fn yield_lead(&mut self) -> Result<(), sqlx::Error> {
-        let asked = sqlx::query("SELECT pg_advisory_unlock($1), pg_notify($2, '')");
-        let asked = asked.bind(self.lock).bind(&self.all);
-        in_time(PATIENCE, asked.execute(&mut self.connection)).await.map(|_| ())
+        let done = async {
+            let text = "UPDATE instances SET leads = FALSE WHERE component = $1 AND id = $2";
+            let asked = sqlx::query(text).bind(&self.component).bind(&self.id);
+            asked.execute(&mut self.connection).await?;
+            let text = "SELECT pg_advisory_unlock_all(), pg_notify($1, '')";
+            sqlx::query(text).bind(&self.all).execute(&mut self.connection).await.map(|_| ())
+        };
+        in_time(PATIENCE, done).await
     }
 
-    /// Ends the connection that holds the lock, unless an instance leads by now. Says whether there was one.
-    pub(in crate::registry) async fn evict(&mut self) -> Result<bool, sqlx::Error> {
+    /// Ends the connection that holds the lock, unless another instance leads than those that are silent. Says whether there
+    /// was one.
+    pub(in crate::registry) async fn evict(
+        &mut self,
+        silent: &[Silent],
+    ) -> Result<bool, sqlx::Error> {
+        let (ids, beats) = columns(silent);
+        let text = concat!(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks
+             WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND (classid::BIGINT << 32) | objid::BIGINT = $5 AND NOT ",
+            is_led!()
+        );
         let done = async {
             let mut found = false;
             for _ in 0..LOOKS.0 {
-                let asked = sqlx::query(
-                    "SELECT pg_terminate_backend(pid) FROM pg_locks
-                     WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid <> pg_backend_pid()
-                       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                       AND (classid::BIGINT << 32) | objid::BIGINT = $1
-                       AND NOT EXISTS (SELECT 1 FROM instances WHERE component = $2 AND id <> $3 AND leads
-                                       AND seen > clock_timestamp() - $4::FLOAT8 * INTERVAL '1 second')",
-                );
-                let asked = asked.bind(self.lock).bind(&self.component).bind(&self.id);
-                let asked = asked.bind(Instance::SILENT.as_secs_f64());
-                if asked.fetch_all(&mut self.connection).await?.is_empty() {
+                let asked = sqlx::query(text);
+                let asked = asked.bind(&self.component).bind(&self.id).bind(&ids).bind(&beats);
+                let ended = asked.bind(self.lock).fetch_all(&mut self.connection).await?;
+                if ended.is_empty() {
                     break;
                 }
                 found = true;
@@ -262,7 +308,8 @@ impl Meeting {
         Ok(found)
     }
 
-    /// Gives a sign of life, and tells of all instances, this one too.
+    /// Gives a sign of life, and tells of all instances, this one too. One that says that it leads is not believed if
+    /// another one has come to lead since.
     pub(in crate::registry) async fn beat(
         &mut self,
         leads: bool,
@@ -272,9 +319,11 @@ impl Meeting {
         let done = async {
             sqlx::query(
                 "INSERT INTO instances (component, id, leads, linked, advertise, seen)
-                 VALUES ($1, $2, $3, $4, $5, clock_timestamp())
+                 VALUES ($1, $2, $3 AND NOT EXISTS (SELECT 1 FROM instances WHERE component = $1 AND leads),
+                         $4, $5, clock_timestamp())
                  ON CONFLICT (component, id) DO UPDATE
-                 SET leads = $3, linked = $4, advertise = $5, seen = clock_timestamp()",
+                 SET leads = $3 AND (instances.leads OR excluded.leads),
+                     linked = $4, advertise = $5, seen = clock_timestamp()",
             )
             .bind(&self.component)
             .bind(&self.id)
@@ -360,7 +409,7 @@ impl Meeting {
             let lost = || sqlx::Error::Io(std::io::ErrorKind::ConnectionAborted.into());
             let notification = received.ok_or_else(lost)?;
             if notification.channel() == self.all {
-                return Ok(Heard::LeadIsFree);
+                return Ok(Heard::Left);
             }
             let Some((head, text)) = notification.payload().split_once(' ') else { continue };
             match head.split_at_checked(1) {

@@ -299,6 +299,17 @@ impl Changes {
     }
 }
 
+impl StoreError {
+    /// Whether the database said nothing in time.
+    pub(crate) fn is_silence(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        match error {
+            sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::TimedOut,
+            error => matches!(error, sqlx::Error::PoolTimedOut),
+        }
+    }
+}
+
 /// One of the Fingerposts that serve a component together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Instance {
@@ -312,6 +323,8 @@ pub struct Instance {
     pub advertise: String,
     /// The time since its last sign of life.
     pub age: Duration,
+    /// A mark of its last sign of life: when that was by the clock of the database, microseconds since 1970.
+    pub beat: i64,
 }
 
 impl Instance {
@@ -322,6 +335,29 @@ impl Instance {
     pub fn is_alive(&self) -> bool {
         self.age < Self::SILENT
     }
+}
+
+/// An instance that has led, and the mark of its last sign of life: while it has that mark, the lead may be taken from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Silent {
+    pub(super) id: String,
+    pub(super) beat: i64,
+}
+
+impl Silent {
+    /// An instance as it was seen.
+    pub(crate) fn of(instance: &Instance) -> Self {
+        Self { id: instance.id.clone(), beat: instance.beat }
+    }
+}
+
+/// How an instance has come to hold the lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Won {
+    /// It has led before, and no other one since.
+    Again,
+    /// Another one, or nobody, has led before.
+    Anew,
 }
 
 /// The database's name for a connection; it stays unique when another connection gets the same number later.
@@ -351,8 +387,8 @@ pub(crate) enum Heard {
     Written(i64),
     /// See [`Parcel::Echo`].
     Echo(String),
-    /// Nobody leads.
-    LeadIsFree,
+    /// An instance leads no more, or has left: the rows tell.
+    Left,
 }
 
 /// An instance's connection to the others of its component. After an error it is unusable.
@@ -360,12 +396,12 @@ pub(crate) enum Heard {
 pub(crate) struct Meeting(postgres::Meeting);
 
 impl Meeting {
-    /// Leads from now on, if nobody does.
-    pub(crate) async fn try_lead(&mut self) -> Result<bool, StoreError> {
-        Ok(self.0.try_lead().await?)
+    /// Leads from now on, if nobody does but some of those that are silent. `None`: another one does.
+    pub(crate) async fn try_lead(&mut self, silent: &[Silent]) -> Result<Option<Won>, StoreError> {
+        Ok(self.0.try_lead(silent).await?)
     }
 
-    /// Does not lead any more.
+    /// Does not lead any more, and says so.
     pub(crate) async fn yield_lead(&mut self) -> Result<(), StoreError> {
         Ok(self.0.yield_lead().await?)
     }
@@ -380,12 +416,13 @@ impl Meeting {
         Ok(self.0.end(last).await?)
     }
 
-    /// Ends the connection of the leader, if it is silent. Says whether there was one.
-    pub(crate) async fn evict(&mut self) -> Result<bool, StoreError> {
-        Ok(self.0.evict().await?)
+    /// Ends the connection that has the lead, unless another one leads than those that are silent. Says whether there was
+    /// one.
+    pub(crate) async fn evict(&mut self, silent: &[Silent]) -> Result<bool, StoreError> {
+        Ok(self.0.evict(silent).await?)
     }
 
-    /// Gives a sign of life; tells of all instances, this one too.
+    /// Gives a sign of life; tells of all instances, this one too. `leads`: unless another one has come to lead since.
     pub(crate) async fn beat(
         &mut self,
         leads: bool,
