@@ -170,7 +170,10 @@ fn every_metric_is_in_the_docs_and_moves() {
         let late = samples.iter().any(|(sample, _)| !pages[0].contains(&format!("{sample} ")));
         late || samples.iter().any(|(_, values)| values.len() > 1)
     };
-    let still: Vec<&String> = printed.keys().filter(|name| !moved(name)).collect();
+    // tests/cluster.rs moves those of a cluster.
+    let is_single = |name: &&String| !name.starts_with("fingerpost_cluster_");
+    let still: Vec<&String> =
+        printed.keys().filter(is_single).filter(|name| !moved(name)).collect();
     assert!(still.is_empty(), "these did not move: {still:?}\n{}", pages[pages.len() - 1]);
 }
 

@@ -12,6 +12,7 @@ mod serve;
 mod viewer;
 
 use std::{
+    borrow::Cow,
     fmt::Write,
     io,
     net::SocketAddr,
@@ -47,7 +48,7 @@ use self::page::Page;
 use crate::{
     broker::Broker,
     clock::{Clock, SystemClock},
-    cluster::Cluster,
+    cluster::{Cluster, Standing},
     control::Control,
     mediator::table::Table,
     metrics,
@@ -126,23 +127,24 @@ impl Status {
     }
 
     /// Returns what keeps stanzas from the component, if anything does.
-    fn obstacle(&self) -> Option<&'static str> {
+    fn obstacle(&self) -> Option<Cow<'static, str>> {
         if !self.link() {
-            return Some("the link to the XMPP server is down");
+            return Some("the link to the XMPP server is down".into());
         }
-        if let Some(obstacle) = self.cluster.obstacle() {
-            return Some(obstacle);
+        if let Some(why) = self.cluster.obstacle() {
+            return Some(format!("apart: {why}").into());
         }
-        match *self.route.lock().unwrap_or_else(PoisonError::into_inner) {
-            Route::Good => None,
-            Route::Unknown => Some("no stanza has come back through the XMPP server yet"),
-            Route::Lost { .. } => Some(
-                "the XMPP server gives some stanzas for this component to another connection (the log names causes and cures)",
-            ),
-            Route::Shared => Some(
-                "another connection to the XMPP server receives stanzas for this component (the log names the cure)",
-            ),
-        }
+        let why = match *self.route.lock().unwrap_or_else(PoisonError::into_inner) {
+            Route::Good => return None,
+            Route::Unknown => "no stanza has come back through the XMPP server yet",
+            Route::Lost { .. } => {
+                "the XMPP server gives some stanzas for this component to another connection (the log names causes and cures)"
+            }
+            Route::Shared => {
+                "another connection to the XMPP server receives stanzas for this component (the log names the cure)"
+            }
+        };
+        Some(why.into())
     }
 
     fn link(&self) -> bool {
@@ -185,7 +187,7 @@ pub async fn start(
 async fn readyz(State(status): State<Status>) -> (StatusCode, String) {
     let no = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
     if let Some(why) = status.obstacle() {
-        return no(why);
+        return no(&why);
     }
     if status.control.is_draining() {
         return no("draining: new sessions are refused");
@@ -198,10 +200,12 @@ async fn readyz(State(status): State<Status>) -> (StatusCode, String) {
     if written.is_none_or(|ago| ago > WRITTEN) {
         return no("the database does not accept changes");
     }
-    let ready = match (status.cluster.count(), status.cluster.leads()) {
-        (1, _) => "ready\n".to_owned(),
-        (count, true) => format!("ready: the one of {count} instances that leads\n"),
-        (count, false) => format!("ready: one of {count} instances, and another one leads\n"),
+    let count = status.cluster.count();
+    let ready = match status.cluster.standing() {
+        Standing::Alone => "ready\n".to_owned(),
+        Standing::Leads => format!("ready: the one of {count} instances that leads\n"),
+        Standing::Follows => format!("ready: one of {count} instances, and another one leads\n"),
+        Standing::Apart => return no("apart: no instance of this component leads"),
     };
     (StatusCode::OK, ready)
 }
@@ -239,10 +243,27 @@ async fn metrics(State(status): State<Status>) -> impl IntoResponse {
     let help = "Kernel pipes taken by streams that move much at once; others are copied";
     metrics::head(&mut text, "pipes_taken_total", "counter", help);
     let _ = writeln!(text, "fingerpost_pipes_taken_total {}", status.table.plane().pipes_lent());
+    write_cluster(&status.cluster, &mut text);
     status.table.plane().metrics().write(&mut text);
     metrics::write(&mut text);
     metrics::process(&mut text);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+/// What this instance is among those of its component.
+fn write_cluster(cluster: &Cluster, text: &mut String) {
+    let (is, help) =
+        (cluster.standing(), "1 for the role of this instance among those of its component");
+    metrics::head(text, "cluster_role", "gauge", help);
+    for role in Standing::ALL {
+        let (name, value) = (role.name(), u8::from(role == is));
+        let _ = writeln!(text, "fingerpost_cluster_role{{role=\"{name}\"}} {value}");
+    }
+    let help = "Instances of this component that this one knows of, itself included";
+    metrics::gauge(text, "cluster_instances", help, cluster.count());
+    let age = cluster.heartbeat().unwrap_or_default().as_secs_f64();
+    let help = "Time since the last sign of life that the database took from this instance; 0 if it gives none";
+    metrics::gauge(text, "cluster_heartbeat_age_seconds", help, format!("{age:.3}"));
 }
 
 async fn page(

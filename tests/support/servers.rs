@@ -111,6 +111,15 @@ pub struct Nodes {
 impl Nodes {
     /// Starts both and joins the second to the first.
     pub fn start() -> Self {
+        Self::start_as(false)
+    }
+
+    /// The same with nodes whose clients may log in without TLS, for streams as bytes.
+    pub fn start_in_clear() -> Self {
+        Self::start_as(true)
+    }
+
+    fn start_as(in_clear: bool) -> Self {
         let directory = tempfile::Builder::new().prefix("fingerpost-epmd-").tempdir().unwrap();
         let port = free_port();
         let mut command = program("epmd");
@@ -119,7 +128,7 @@ impl Nodes {
         let is_up = || TcpStream::connect(("127.0.0.1", port)).is_ok();
         wait_for("epmd", START_LIMIT, || mapper.log(), is_up);
         let nodes = [0; 2].map(|_| {
-            let mut node = Server::new(Kind::Ejabberd, None, None, false, false);
+            let mut node = Server::new(Kind::Ejabberd, None, None, false, in_clear);
             node.mapper = Some(port);
             node.prepare_ejabberd();
             node.up();

@@ -1,0 +1,304 @@
+//! Several instances of one component with one PostgreSQL: one that is cut off, stands still, dies, leaves or loses its
+//! link. On real servers.
+
+#![expect(clippy::unwrap_used, reason = "tests may panic")]
+
+mod support;
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use support::{
+    COMPONENT, free_port,
+    postgres::Postgres,
+    programs::{Component, Options, Script, Xtls},
+    random_file,
+    raw::{Raw, attribute},
+    servers::{Kind, Nodes, Server},
+    switch::Switch,
+    wait_for,
+};
+
+const BOUND: Duration = Duration::from_secs(60);
+/// The time between two requests of a [`Witness`].
+const SELDOM: Duration = Duration::from_millis(100);
+/// The same where none is to be refused.
+const OFTEN: Duration = Duration::from_millis(4);
+/// How a request is refused that no instance may answer.
+const REFUSED: &str = "remote-server-timeout";
+
+/// A component that shares a database with others, and the port of its status server.
+struct Instance {
+    component: Component,
+    page: u16,
+}
+
+impl Instance {
+    fn start(server: &Server, servers: &str, database: String) -> Self {
+        let page = free_port();
+        let env = vec![
+            ("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{page}")),
+            ("FINGERPOST_COMPONENT__SERVER", servers.to_owned()),
+            ("FINGERPOST_LIMITS__REQUESTS_PER_SECOND", "1000".to_owned()),
+        ];
+        let options = Options { env, database: Some(database), ..Options::default() };
+        Self { component: Component::start(server, &options), page }
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut text = String::new();
+        if let Ok(mut socket) = TcpStream::connect(("127.0.0.1", self.page)) {
+            let asked = socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
+            asked.and_then(|()| socket.read_to_string(&mut text)).unwrap();
+        }
+        text
+    }
+
+    /// Waits until `/readyz` says this.
+    fn wait_until(&self, says: &str) {
+        let why = || format!("{}\n{}", self.get("/readyz"), self.component.log());
+        wait_for(says, BOUND, why, || self.get("/readyz").contains(says));
+    }
+
+    /// Waits until it has come to lead so often, before it was started again, too.
+    fn wait_for_lead(&self, times: usize) {
+        let text = "this instance leads now";
+        let count = || self.component.log().matches(text).count();
+        wait_for(text, BOUND, || self.component.log(), || count() >= times);
+    }
+
+    /// The value of a metric, with its labels.
+    fn metric(&self, name: &str) -> f64 {
+        let page = self.get("/metrics");
+        let value = page.lines().find_map(|line| line.strip_prefix(&format!("fingerpost_{name} ")));
+        value.unwrap_or_else(|| panic!("{name}\n{page}")).parse().unwrap()
+    }
+}
+
+/// What a user was told: the SOCKS5 port, which each instance has of its own, or the error.
+#[derive(Clone, Debug, PartialEq)]
+enum Answer {
+    Port(String),
+    Error(String),
+}
+
+/// A user who asks the component for its SOCKS5 address all the time, and keeps who has answered.
+struct Witness {
+    answers: Arc<Mutex<Vec<(Instant, Answer)>>>,
+    stop: Arc<AtomicBool>,
+    asking: Option<JoinHandle<()>>,
+}
+
+impl Witness {
+    fn start(server: &Server, user: &str, pause: Duration) -> Self {
+        let (mut send, mut read) = Raw::client(server, user, "witness", "").split();
+        let (answers, stop) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicBool>::default());
+        let asking = thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                let ask = format!(
+                    "<iq type='get' to='{COMPONENT}' id='w'><query xmlns='http://jabber.org/protocol/bytestreams'/></iq>"
+                );
+                while !stop.load(Ordering::Relaxed) && send.write_all(ask.as_bytes()).is_ok() {
+                    thread::sleep(pause);
+                }
+            }
+        });
+        thread::spawn({
+            let answers = Arc::clone(&answers);
+            move || {
+                while let Ok(element) = read.read() {
+                    let text = String::from_utf8_lossy(&element).into_owned();
+                    let host = text.find("<streamhost").map(|at| attribute(&text[at..], "port"));
+                    let answer = match host {
+                        Some(port) => Answer::Port(port.unwrap().to_owned()),
+                        None => Answer::Error(text),
+                    };
+                    answers.lock().unwrap().push((Instant::now(), answer));
+                }
+            }
+        });
+        Self { answers, stop, asking: Some(asking) }
+    }
+
+    fn answers(&self) -> Vec<(Instant, Answer)> {
+        self.answers.lock().unwrap().clone()
+    }
+
+    /// Waits until an answer that comes from now on is such a one.
+    fn wait_for(&self, what: &str, is_it: impl Fn(&Answer) -> bool) {
+        let before = self.answers().len();
+        let why = || format!("{:?}", self.answers().last());
+        wait_for(what, BOUND, why, || self.answers()[before..].iter().any(|(_, one)| is_it(one)));
+    }
+
+    fn wait_for_answer_of(&self, instance: &Instance) {
+        let port = Answer::Port(instance.component.socks5.to_string());
+        self.wait_for("an answer of this instance", |answer| *answer == port);
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ended = self.asking.take().map(JoinHandle::join);
+    }
+}
+
+/// Who has answered any of these, in this order, each once as long as it alone did.
+fn leaders(witnesses: &[&Witness]) -> Vec<u16> {
+    let mut answers: Vec<_> = witnesses.iter().flat_map(|witness| witness.answers()).collect();
+    answers.sort_by_key(|(at, _)| *at);
+    let ports = answers.into_iter().filter_map(|(_, answer)| match answer {
+        Answer::Port(port) => Some(port.parse().unwrap()),
+        Answer::Error(_) => None,
+    });
+    let mut ports: Vec<u16> = ports.collect();
+    ports.dedup();
+    ports
+}
+
+/// The database's answers to one instance stop, and no connection ends. Then the process of the other one stands still,
+/// and goes on. No two lead at any time: the first has stopped before the second begins.
+#[test]
+fn ejabberd_a_leader_that_is_cut_off_or_stands_still_leads_no_more() {
+    let cluster = Nodes::start_in_clear();
+    let postgres = Postgres::start();
+    let switch = Switch::start(postgres.port());
+    let [near, far] = [0, 1].map(|node: usize| cluster.nodes[node].component_address());
+    let first = Instance::start(&cluster.nodes[0], &format!("{near},{far}"), switch.url());
+    let second = Instance::start(&cluster.nodes[1], &format!("{far},{near}"), postgres.url());
+    first.wait_until("2 instances that leads");
+    second.wait_until("another one leads");
+    let alice = Witness::start(&cluster.nodes[0], "alice", SELDOM);
+    let carol = Witness::start(&cluster.nodes[1], "carol", SELDOM);
+    let logs = || format!("{}\n{}", first.component.log(), second.component.log());
+    for witness in [&alice, &carol] {
+        witness.wait_for_answer_of(&first);
+    }
+    assert_eq!(first.metric("cluster_role{role=\"leads\"}"), 1.0);
+    assert_eq!(second.metric("cluster_role{role=\"follows\"}"), 1.0);
+    assert_eq!((first.metric("cluster_instances"), second.metric("cluster_instances")), (2.0, 2.0));
+    assert!(second.metric("cluster_handovers_total{direction=\"sent\"}") > 0.0);
+    assert!(first.metric("cluster_handovers_total{direction=\"received\"}") > 0.0);
+
+    switch.cut();
+    first.wait_until("apart: the database does not answer");
+    let told = "this instance serves nobody";
+    wait_for(told, BOUND, logs, || first.component.log().contains(told));
+    assert_eq!(first.metric("cluster_role{role=\"apart\"}"), 1.0);
+    assert!(first.metric("cluster_heartbeat_age_seconds") >= 4.0);
+    second.wait_for_lead(1);
+    assert_eq!(second.metric("cluster_evictions_total"), 1.0);
+    assert_eq!(second.metric("cluster_lead_changes_total{change=\"taken\"}"), 1.0);
+    carol.wait_for_answer_of(&second);
+    alice.wait_for(
+        "a refusal",
+        |answer| matches!(answer, Answer::Error(text) if text.contains(REFUSED)),
+    );
+    switch.mend();
+    first.wait_until("another one leads");
+    alice.wait_for_answer_of(&second);
+
+    second.component.signal("STOP");
+    first.wait_for_lead(1);
+    alice.wait_for_answer_of(&first);
+    second.component.signal("CONT");
+    second.wait_until("another one leads");
+    carol.wait_for_answer_of(&first);
+    let [one, two] = [&first, &second].map(|instance| instance.component.socks5);
+    assert_eq!(leaders(&[&alice, &carol]), [one, two, one], "{}", logs());
+    assert_eq!(second.metric("cluster_lead_changes_total{change=\"lost\"}"), 1.0);
+    assert!(second.metric("cluster_heartbeat_age_seconds") < 60.0);
+}
+
+fn sends(from: &Xtls, to: &Xtls, name: &str) -> support::process::Output {
+    let file = from.home().join(name);
+    random_file(&file, 20_000);
+    from.run(["send", to.jid(), file.to_str().unwrap()])
+}
+
+/// Two instances at one server, which gives each stanza to either of them.
+#[test]
+fn ejabberd_the_lead_goes_from_one_to_the_other_in_good_order_or_in_none() {
+    let server = Server::start_in_clear(Kind::Ejabberd);
+    let postgres = Postgres::start();
+    let component: u16 = server.component_address().rsplit_once(':').unwrap().1.parse().unwrap();
+    let link = Switch::start(component);
+    let through = format!("127.0.0.1:{}", link.port());
+    let mut first = Instance::start(&server, &through, postgres.url());
+    let mut second = Instance::start(&server, &server.component_address(), postgres.url());
+    first.wait_until("2 instances that leads");
+    second.wait_until("another one leads");
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    let listener = bob.listen_on(&[]);
+    let logs = || format!("{}\n{}\n{}", listener.log(), bob.jid(), alice.jid());
+    let sent = sends(&alice, &bob, "before");
+    assert_eq!(sent.code, 0, "{sent:?}\n{}", first.component.log());
+
+    // An orderly stop: the other one leads at once, and no request is refused meanwhile.
+    let carol = Witness::start(&server, "carol", OFTEN);
+    carol.wait_for_answer_of(&first);
+    first.component.signal("TERM");
+    second.wait_for_lead(1);
+    assert_eq!(first.component.wait(BOUND), 0, "{}", first.component.log());
+    second.wait_until("ready\n");
+    carol.wait_for_answer_of(&second);
+    let log = second.component.log();
+    assert!(!log.contains("silent"), "{log}");
+    let ports = [&first, &second].map(|instance| instance.component.socks5);
+    assert_eq!(leaders(&[&carol]), ports, "{log}");
+    let is_refused = |(_, answer): &(Instant, Answer)| matches!(answer, Answer::Error(_));
+    assert!(!carol.answers().iter().any(is_refused), "{:?}", carol.answers());
+    drop(carol);
+
+    // A revocation by way of one is in force at the other, which leads.
+    first.component.start_again();
+    first.wait_until("another one leads");
+    let sent = sends(&alice, &bob, "both");
+    assert_eq!(sent.code, 0, "{sent:?}\n{}", logs());
+    let keys = alice.run(["keys", "--json"]);
+    let key: serde_json::Value = serde_json::from_str(keys.stdout.lines().next().unwrap()).unwrap();
+    let revoked = first.component.command(["keys", "revoke", key["id"].as_str().unwrap()]);
+    assert_eq!(revoked.code, 0, "{revoked:?}");
+    let refused = sends(&alice, &bob, "revoked");
+    assert!(refused.code != 0 && refused.stderr.contains("revoked"), "{refused:?}");
+
+    // The one that leads dies: the users of its sessions are told, and those that were reachable are.
+    let mut open = Script::start("terminated.py", &server, json!({}));
+    open.wait_for("\"open\": true");
+    second.component.signal("KILL");
+    second.component.wait(BOUND);
+    first.wait_for_lead(1);
+    let report = open.report();
+    for side in ["initiator", "responder"] {
+        assert_eq!(report[side], "gone text: The service was restarted", "{report}");
+    }
+    let refused = sends(&alice, &bob, "again");
+    assert!(refused.code != 0 && refused.stderr.contains("revoked"), "{refused:?}");
+
+    // The one that leads loses its link: it yields, and its SOCKS5 streams go on.
+    second.component.start_again();
+    second.wait_until("another one leads");
+    let proxy = json!(["127.0.0.1", first.component.socks5]);
+    let mut stream = Script::start("survives.py", &server, json!({ "proxy": proxy }));
+    stream.wait_for("\"open\": true");
+    link.turn(free_port());
+    second.wait_for_lead(2);
+    assert_eq!(first.metric("cluster_lead_changes_total{change=\"yielded\"}"), 1.0);
+    link.turn(component);
+    first.wait_until("another one leads");
+    std::fs::write(stream.folder().join("go"), "").unwrap();
+    let report = stream.report();
+    assert_eq!(report["received"], report["sent"], "{report}");
+    assert_eq!(second.metric("cluster_lead_changes_total{change=\"taken\"}"), 1.0);
+}
