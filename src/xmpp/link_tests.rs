@@ -91,6 +91,8 @@ impl Linked {
         let addressed = [("from", "xtls.example.org"), ("to", "a@b"), ("id", "marker")];
         let marker = xml::element("message", ns::CLIENT, &addressed);
         self.outbound.send(marker).await.unwrap();
+        // A server that says nothing for long counts as dead, and a busy machine may be slow.
+        self.server.write_all(b" ").await.unwrap();
         let text = read_until(&mut self.server, "id='marker' to='a@b'/>").await;
         let stanzas =
             text.split_inclusive("</iq>").filter(|stanza| !stanza.contains("fingerpost-echo-"));
