@@ -1,4 +1,4 @@
-//! From configuration to exit status: logging, signals, and the commands that need database or server.
+//! From configuration to exit status: logging, signals, and the commands that need the database or the server.
 
 use std::io::Write;
 
@@ -24,7 +24,7 @@ impl From<StartError> for Failure {
         let hint = match &error {
             StartError::Database { source, .. } => database_hint(source),
             StartError::Blocks(_) | StartError::Identity(_) => {
-                "look at the database: fingerpost check"
+                "run fingerpost check to find out what is wrong with the database"
             }
             StartError::Listen { .. } => "stop what uses the port, or change [socks5] listen",
             StartError::Http { .. } => "stop what uses the port, or change [http] listen",
@@ -61,10 +61,10 @@ impl From<LinkError> for Failure {
     }
 }
 
-/// Does what is left of a command once its configuration is read.
+/// Runs the part of a command that follows the reading of its configuration.
 ///
 /// # Errors
-/// What the user is told, with the exit status.
+/// The message for the user, with the exit status.
 pub async fn run(task: Task, inherited: Inherited, out: &mut impl Write) -> Result<(), Failure> {
     match task {
         Task::Done => Ok(()),
@@ -89,10 +89,11 @@ pub async fn run(task: Task, inherited: Inherited, out: &mut impl Write) -> Resu
     }
 }
 
-/// Open files besides those of SOCKS5 sessions: pipes, the status server's connections, the database, the link, logs.
+/// Open files besides those of SOCKS5 sessions: pipes, connections to the status server, the database, the link, the
+/// log.
 const OTHER_FILES: u64 = 256 + http::CONNECTIONS as u64 + 100;
 
-/// Takes as many open files as the system allows: each SOCKS5 session needs two.
+/// Raises the limit of open files as far as the system allows: each SOCKS5 session needs two.
 fn raise_descriptors(sessions: usize) {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -120,7 +121,7 @@ async fn serve(loaded: Loaded, inherited: Inherited) -> Result<(), Failure> {
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut hangup = listen(SignalKind::hangup())?;
-    // A file that may not grow any more (RLIMIT_FSIZE) is an error of the database, and not the end of the program.
+    // Beyond RLIMIT_FSIZE a write shall fail as an error of the database. The signal would end the program.
     let _file_size = listen(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     let mut service = Service::start(&loaded.config, inherited, log).await?;
     systemd::ready();
@@ -131,7 +132,7 @@ async fn serve(loaded: Loaded, inherited: Inherited) -> Result<(), Failure> {
             event = service.event() => match event {
                 Event::Ended(ended) => {
                     ended?;
-                    return Err(Failure::new("the link to the XMPP server ended by itself"));
+                    return Err(Failure::new("the link to the XMPP server ended unexpectedly"));
                 }
                 Event::Reload(Reload(answer)) => {
                     let _ = answer.send(reload(&loaded, &mut service).await);
@@ -151,7 +152,7 @@ async fn serve(loaded: Loaded, inherited: Inherited) -> Result<(), Failure> {
         }
     }
     systemd::stopping();
-    info!("stopping: running streams may end; a second signal stops at once");
+    info!("stopping: waiting for running streams; a second signal stops at once");
     service
         .shutdown(async {
             tokio::select! {
@@ -173,23 +174,24 @@ async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
 }
 
 fn listen(kind: SignalKind) -> Result<Signal, Failure> {
-    signal(kind).map_err(|error| Failure::new(format!("signals cannot be handled: {error}")))
+    signal(kind).map_err(|error| Failure::new(format!("cannot handle signals: {error}")))
 }
 
-/// A good file is taken over, a bad one changes nothing. Gives what changed and needs a restart, or what is wrong.
+/// Applies a valid file; keeps the old configuration if the file is not valid. Returns the changed settings that need a
+/// restart, or what is wrong.
 async fn reload(loaded: &Loaded, service: &mut Service) -> Result<Vec<String>, String> {
     systemd::reloading();
     let done = match Config::load(Some(&loaded.path), vars()) {
         Ok(new) => {
             let restart = service.reload(&new.config);
-            info!(file = %loaded.path.display(), "configuration read again");
+            info!(file = %loaded.path.display(), "configuration reloaded");
             if !restart.is_empty() {
-                warn!(settings = restart.join(", "), "changed, and taken over by a restart only");
+                warn!(settings = restart.join(", "), "these settings take effect after a restart");
             }
             Ok(restart)
         }
         Err(error) => {
-            warn!(%error, "the configuration is bad: the old one stays in force");
+            warn!(%error, "could not reload the configuration; the old one stays in force");
             Err(error.to_string())
         }
     };
@@ -199,7 +201,7 @@ async fn reload(loaded: &Loaded, service: &mut Service) -> Result<Vec<String>, S
 
 async fn check(config: &Config, look_online: bool, out: &mut impl Write) -> Result<(), Failure> {
     let store = service::open_to_serve(config).await?;
-    writeln!(out, "configuration, database and ports are good")?;
+    writeln!(out, "configuration, database and ports are valid")?;
     reach::literals(config, out)?;
     for missing in Plane::new(0).probe() {
         writeln!(out, "warning: {missing}")?;

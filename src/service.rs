@@ -45,13 +45,13 @@ use crate::{
     },
 };
 
-/// Stanzas that wait to be written to the XMPP server.
+/// The most stanzas that wait to be written to the XMPP server.
 const OUTBOUND: usize = 1024;
-/// Things that wait to be told to the router.
+/// The most messages that wait for the router.
 const INBOUND: usize = 256;
-/// So long last words may take from a session to the link.
+/// How long a session may take to send its final stanzas over the link.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// After the last word tasks have this long to end by themselves.
+/// How long tasks may take to end by themselves after the final stanzas.
 const LAST: Duration = Duration::from_secs(6);
 
 /// Why the service could not start.
@@ -65,7 +65,7 @@ pub enum StartError {
         /// What the store says.
         source: store::OpenError,
     },
-    /// Whom admins have blocked cannot be read.
+    /// The block list cannot be read.
     #[error("the database: {0}")]
     Blocks(String),
     /// The component's own certificate cannot be made or kept.
@@ -104,37 +104,37 @@ pub struct Service {
     router: Arc<Mutex<Router>>,
     reloads: mpsc::Receiver<Reload>,
     link: JoinHandle<Result<(), LinkError>>,
-    /// Ends listening, and of late the link, and all else, in this order.
+    /// Shut down in this order: listeners, the link, everything else.
     accepting: CancellationToken,
     linked: CancellationToken,
-    /// Ends the part among several instances, which may lead from then on.
+    /// Ends this instance's membership among several, so that another instance can lead.
     leaving: CancellationToken,
     others: JoinHandle<()>,
     stop: CancellationToken,
-    /// Whether another process may take over while streams run here: it shares our sockets.
+    /// Whether another process that shares the sockets may take over while streams run here.
     has_heir: bool,
-    /// Tells when the link comes and goes.
+    /// Whether the link is up; changes when it comes and goes.
     links: watch::Receiver<bool>,
     tasks: TaskTracker,
     addresses: Vec<SocketAddr>,
 }
 
-/// What a running component asks of who runs it.
+/// What a running component asks of its caller.
 #[derive(Debug)]
 pub enum Event {
     /// The link has given up by itself.
     Ended(Result<(), LinkError>),
-    /// An admin wants the configuration to be read again.
+    /// An admin wants the configuration to be reloaded.
     Reload(Reload),
     /// The link came up, or was lost.
     Link(bool),
 }
 
 impl Service {
-    /// Opens the database, binds all listeners that are not there already, then starts the link.
+    /// Opens the database, binds all listeners that were not inherited, then starts the link.
     ///
     /// # Errors
-    /// [`StartError`]; the link's own troubles come later, from [`Service::event`].
+    /// [`StartError`]. Failures of the link come later, from [`Service::event`].
     pub async fn start(
         config: &Config,
         mut inherited: Inherited,
@@ -172,7 +172,7 @@ impl Service {
         }
         let config = &advertising(config, &addresses);
         for (host, port) in &config.socks5.advertise {
-            info!(host, port, "clients are told this SOCKS5 address");
+            info!(host, port, "SOCKS5 address announced to clients");
         }
         let (outbound, queue) = mpsc::channel(OUTBOUND);
         let requests = Requests::new(outbound.clone());
@@ -240,7 +240,7 @@ impl Service {
         );
         if let Some(address) = &config.http.listen {
             let given = pages.into_iter().flatten().next();
-            // Where another process takes over, it answers from then on.
+            // Another process that takes over answers from now on.
             let until = if has_heir { &accepting } else { &stop };
             http::start(address, given, status.clone(), until, &tasks)
                 .await
@@ -277,7 +277,7 @@ impl Service {
             secret: config.component.secret.clone(),
             max_stanza_bytes: config.component.max_stanza_bytes,
         };
-        // The link is the last to stop: the sessions' last words go through it.
+        // The link stops last: the sessions' final stanzas go through it.
         let link = tokio::spawn(link::run(login, queue, echoed, inbox, linked.clone()));
         Ok(Self {
             config: config.clone(),
@@ -303,12 +303,12 @@ impl Service {
         })
     }
 
-    /// Where SOCKS5 is served.
+    /// Returns the addresses of the SOCKS5 listeners.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Waits until something must be done from outside. Not to be called again after [`Event::Ended`].
+    /// Waits until the caller must do something. Do not call it again after [`Event::Ended`].
     ///
     /// # Cancel safety
     /// Nothing is lost if the future is dropped.
@@ -320,11 +320,11 @@ impl Service {
         }
     }
 
-    /// Takes over what may change while sessions run, for them too where it concerns who may have them. Gives the
-    /// settings that changed and are not taken over.
+    /// Applies the settings that may change while sessions run, and ends sessions of users who have lost access.
+    /// Returns the changed settings that need a restart.
     pub fn reload(&mut self, config: &Config) -> Vec<String> {
         let restart = self.config.needing_restart(config);
-        // What is not taken over stays as it is also for those parts that would read it anew.
+        // Settings that need a restart keep their old value for every part that reads them.
         let config = &Config {
             component: config::Component {
                 name: config.component.name.clone(),
@@ -352,18 +352,18 @@ impl Service {
         lock(&self.router).reload(router_options(config, doors.clone()));
         let ended = self.control.enforce();
         if ended > 0 {
-            info!(ended, "sessions of users who may not have them any more");
+            info!(ended, "ended sessions of users who have lost access");
         }
         self.config = config.clone();
         restart
     }
 
-    /// Takes no more connections and sessions; those under way may go on for the drain timeout, or until `hurry`,
-    /// and are then told that it is over. Then everything stops.
+    /// Accepts no more connections and sessions. Those that run may continue for the drain timeout, or until `hurry`;
+    /// then they are ended and everything stops.
     ///
-    /// If another process may take over, it needs the address at the XMPP server: the link ends first, and of the
-    /// streams only those between two SOCKS5 legs go on. So it is, too, if another instance can serve the users: it leads
-    /// before the link ends, and is handed what still comes.
+    /// Another process that takes over needs the address at the XMPP server. In that case the link ends first, and only
+    /// streams between two SOCKS5 legs continue. The same holds if another instance can serve the users: it leads before
+    /// the link ends, and gets what still comes.
     pub async fn shutdown(mut self, hurry: impl Future<Output = ()>) {
         let until = Instant::now() + self.config.limits.drain_timeout;
         self.broker.drain(until);
@@ -372,7 +372,7 @@ impl Service {
             self.accepting.cancel();
             self.broker.end_in_band();
             sleep(LAST_WORDS).await;
-            // What still runs is not lost: nobody is to be told that it is.
+            // Running streams are not lost, so no user is told that they are.
             self.journal.hand_over().await;
             if self.cluster.has_heir() {
                 self.cluster.retire(LAST_WORDS * 10).await;
@@ -381,7 +381,7 @@ impl Service {
             let _ = timeout(LAST, &mut self.link).await;
             self.leaving.cancel();
             let _ = timeout(LAST, &mut self.others).await;
-            info!("the link is given up, running streams go on");
+            info!("link closed; running streams continue");
         }
         let (broker, table) = (self.broker.clone(), self.table.clone());
         let drained = async {
@@ -397,7 +397,7 @@ impl Service {
             }
             () = sleep(self.config.limits.drain_timeout + LAST) => warn!("some sessions did not end in time"),
         }
-        // Let queued last words reach the link before it is told to stop.
+        // Lets queued final stanzas reach the link before it stops.
         sleep(Duration::from_millis(50)).await;
         self.linked.cancel();
         self.stop.cancel();
@@ -411,7 +411,7 @@ impl Service {
     }
 }
 
-/// Opens the database as configured.
+/// Opens the configured database.
 ///
 /// # Errors
 /// [`StartError::Database`].
@@ -440,7 +440,7 @@ fn not_opened(config: &Config, source: store::OpenError) -> StartError {
     StartError::Database { url: shown(&config.database.url), source }
 }
 
-/// The component's own certificate and key; made and kept at the first start.
+/// Returns the component's own certificate and key, which the first start makes and stores.
 ///
 /// # Errors
 /// [`StartError::Identity`].
@@ -453,9 +453,9 @@ pub async fn own_identity(store: &Store, jid: &BareJid) -> Result<Identity, Star
             .await
             .map_err(|error| wrong(&error))?;
     }
-    // Read back: another Fingerpost may have been faster.
+    // Read back, because another Fingerpost may have been faster.
     let kept = store.identity(jid).await.map_err(|error| wrong(&error))?;
-    let (certificate, key) = kept.ok_or_else(|| wrong(&"it was not kept"))?;
+    let (certificate, key) = kept.ok_or_else(|| wrong(&"it was not stored"))?;
     Ok(Identity::of_parts(certificate, key))
 }
 
@@ -469,25 +469,25 @@ fn shown(url: &str) -> String {
     }
 }
 
-/// The resources that were reachable when a component of this name ran last, or led.
+/// Returns the resources that were reachable when a component of this name last ran, or led.
 async fn recall(reachable: &Reachable) -> Vec<(FullJid, i8)> {
     let recalled = reachable.recall().await.unwrap_or_else(|error| {
-        warn!(%error, "could not read who was reachable: users are reachable when they appear again");
+        warn!(%error, "could not read the reachable users: each needs a new presence");
         Vec::new()
     });
     if !recalled.is_empty() {
-        info!(resources = recalled.len(), "asking the users that were reachable before");
+        info!(resources = recalled.len(), "checking the users that were reachable before");
     }
     recalled
 }
 
-/// What users are told to connect to, for people to compare.
+/// Returns the addresses announced to users, as text.
 fn advertised(config: &Config) -> String {
     let hosts = config.socks5.advertise.iter().map(|(host, port)| format!("{host}:{port}"));
     hosts.collect::<Vec<_>>().join(", ")
 }
 
-/// Does what must be done because of other instances of the component.
+/// Does what other instances of the component require.
 struct Among {
     router: Arc<Mutex<Router>>,
     changed: Arc<Notify>,
@@ -503,7 +503,7 @@ struct Among {
 }
 
 impl Among {
-    /// Tells the users of sessions that were open when another run, or another instance, ended: as soon as there is a link.
+    /// Notifies the users of sessions that were open when another run or another instance ended, once there is a link.
     fn tell_of_lost_sessions(&self) {
         let (stop, cluster, journal) =
             (self.stop.clone(), self.cluster.clone(), self.journal.clone());
@@ -539,7 +539,7 @@ impl Among {
                     lock(&self.router).follow();
                 }
                 cluster::Event::Follow { lost: false } => {
-                    // There is no link: what is said here is not heard.
+                    // Without a link these stanzas are not sent.
                     self.journal.leave_to_the_next().await;
                     self.broker.end_in_band();
                     lock(&self.router).follow();
@@ -558,7 +558,7 @@ impl Among {
     }
 }
 
-/// Has the router handle a stanza, and its task look at its next deadline.
+/// Passes a stanza to the router, and has its task check the next deadline.
 fn handle(router: &Mutex<Router>, changed: &Notify, element: Element) {
     let mut router = lock(router);
     let before = router.deadline();
@@ -568,13 +568,13 @@ fn handle(router: &Mutex<Router>, changed: &Notify, element: Element) {
     }
 }
 
-/// What the link's task does with what comes.
+/// What the link's task does with each event.
 struct Inbox {
     router: Arc<Mutex<Router>>,
     status: Status,
     /// Whether the link is up.
     link: watch::Sender<bool>,
-    /// Told when the router has another deadline.
+    /// Notified when the router has another deadline.
     changed: Arc<Notify>,
     cluster: Cluster,
 }
@@ -594,7 +594,7 @@ impl link::Handler for Inbox {
         self.cluster.set_linked(false);
         self.link.send_replace(false);
         lock(&self.router).link_is_down();
-        // Requests wait on: mostly the link is back at once, and the answers come over it.
+        // Requests keep waiting: usually the link is back at once, and the answers come over it.
     }
 
     fn route(&mut self, route: Route) {
@@ -619,7 +619,7 @@ fn lock(router: &Mutex<Router>) -> MutexGuard<'_, Router> {
     router.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the router is told by others than the link.
+/// Passes to the router what comes from elsewhere than the link.
 async fn route(
     router: Arc<Mutex<Router>>,
     changed: Arc<Notify>,
@@ -646,16 +646,16 @@ async fn route(
     }
 }
 
-/// Reads again whom admins have blocked whenever another Fingerpost may have changed it.
+/// Reloads the block list whenever another Fingerpost may have changed it.
 async fn follow_blocks(registry: Registry, control: Control, stop: CancellationToken) {
     while stop.run_until_cancelled(registry.blocks_changed()).await.is_some() {
         if let Err(error) = control.refresh().await {
-            warn!(%error, "whom others have blocked cannot be read");
+            warn!(%error, "could not reload the block list");
         }
     }
 }
 
-/// A port chosen by the system is known only when it is bound.
+/// Completes the advertised addresses: a port that the system chooses is known only once it is bound.
 fn advertising(config: &Config, addresses: &[SocketAddr]) -> Config {
     let mut config = config.clone();
     let bound = addresses.first().map_or(0, SocketAddr::port);
@@ -690,7 +690,7 @@ fn table_options(config: &Config) -> table::Options {
         idle_timeout: limits.idle_timeout,
         sessions: limits.sessions,
         sessions_per_user: limits.sessions_per_user,
-        // Half of all connections at most; few are not shared out.
+        // At most half of all connections. Few connections are not divided.
         waiting: if limits.sessions < 64 { limits.sessions } else { limits.sessions / 2 },
     }
 }

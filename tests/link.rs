@@ -94,7 +94,7 @@ fn ejabberd_another_connection_that_gets_our_stanzas_is_found() {
     let (first, first_page) = with_page(&server, &env);
     wait_until_ready("alone", first_page, &first, true);
     assert_answers(&server);
-    check(&first, &servers, &["warning: nobody listens at 127.0.0.1", "took the secret"]);
+    check(&first, &servers, &["warning: nothing listens at 127.0.0.1", "accepted the secret"]);
 
     let (mut second, second_page) = with_page(&server, &[]);
     for (what, component, page) in [("first", &first, first_page), ("second", &second, second_page)]

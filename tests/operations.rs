@@ -331,7 +331,7 @@ fn a_restart_with_an_inherited_socket_loses_no_connection_and_no_stream() {
         "the end of the link",
         Duration::from_secs(20),
         || component.log(),
-        || component.log().contains("the link is given up, running streams go on"),
+        || component.log().contains("link closed; running streams continue"),
     );
     let report = session.report();
     for side in ["initiator", "responder"] {
@@ -458,14 +458,14 @@ fn attach(
     let before = check("good.toml");
     assert_eq!(before.code, 1, "{before:?}");
     let why =
-        if has_port { "knows of no component xtls.example.test" } else { "nobody listens at 127" };
+        if has_port { "knows of no component xtls.example.test" } else { "nothing listens at 127" };
     assert!(before.stderr.contains(why) && before.stderr.contains("hint: "), "{before:?}");
 
     server.reconfigure(true, |text| paste(text, &lines.stdout));
     let good = check("good.toml");
     assert_eq!((good.code, good.stderr.as_str()), (0, ""), "{good:?}\n{}", server.log());
     for line in [
-        "took the secret",
+        "accepted the secret",
         "clients of example.test find xtls.example.test among its services",
         "which clients are told, leads here",
         "warning: proxy.example.test is a SOCKS5 proxy too",

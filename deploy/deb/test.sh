@@ -96,7 +96,7 @@ writable=$(on $name find / \( -path /proc -o -path /sys -o -path /dev \) -prune 
         sh -c 'while read -r directory; do if [ -w "$directory" ]; then echo "$directory"; fi; done' | sort | tr '\n' ' ')
 [ "$writable" = "/tmp /var/lib/fingerpost /var/tmp " ] || { echo "error: it may write to: $writable"; exit 1; }
 [ "$(on $name stat -c %U:%G:%a /etc/fingerpost/secret)" = root:fingerpost:640 ] || { echo "error: rights of the secret"; exit 1; }
-on $name sh -c 'systemctl reload fingerpost && systemctl is-active --quiet fingerpost && journalctl -u fingerpost | grep -q "configuration read again"'
+on $name sh -c 'systemctl reload fingerpost && systemctl is-active --quiet fingerpost && journalctl -u fingerpost | grep -q "configuration reloaded"'
 ok "no capability; it may write to /var/lib/fingerpost and to temporary directories of its own only"
 
 # The socket unit: connections that come while it is stopped wait.

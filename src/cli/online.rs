@@ -128,7 +128,7 @@ async fn servers(
         let options = LinkOptions { servers: vec![server.clone()], ..options.clone() };
         let failure = match timeout(WAIT, handshake(&options)).await {
             Ok(Ok(halves)) => {
-                writeln!(out, "the XMPP server at {server} took the secret")?;
+                writeln!(out, "the XMPP server at {server} accepted the secret")?;
                 if first.is_none() {
                     first = Some((options, halves));
                 } else {
@@ -175,7 +175,7 @@ fn explain(config: &Config, server: &str, error: &Unlinked) -> Failure {
     let attach = "`fingerpost attach prosody` (or ejabberd) prints the lines for the server; restart it after that";
     match error {
         Unlinked::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            Failure::new(format!("nobody listens at {server}")).with_hint(format!(
+            Failure::new(format!("nothing listens at {server}")).with_hint(format!(
                 "is the server running, and does it have a component port there? {attach}"
             ))
         }
