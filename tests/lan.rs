@@ -1,4 +1,4 @@
-//! Users of a local network without a server (XEP-0174): two network namespaces joined by a virtual cable, so that no
+//! Users of a local network without a server (XEP-0174): two network namespaces joined by virtual cables, so that no
 //! multicast leaves this machine.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
@@ -25,26 +25,61 @@ use support::{
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A cable with a host at each end: `a` has 10.77.0.1, `b` 10.77.0.2.
+/// Cables with a host at each end: on the first, `a` has 10.77.0.1 and `b` 10.77.0.2, on the next 10.77.1.1 and so on.
 struct Cable {
     hosts: [String; 2],
+    /// What the interfaces are called, at both ends.
+    names: Vec<String>,
 }
 
 impl Cable {
     fn lay() -> Self {
+        Self::lay_many(1, true)
+    }
+
+    /// Lays so many cables, with IPv4 or only with what IPv6 gives itself.
+    fn lay_many(count: usize, with_ipv4: bool) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let id = format!("fp{}n{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let cable = Self { hosts: [format!("{id}a"), format!("{id}b")] };
-        let [a, b] = &cable.hosts;
-        ip(&["netns", "add", a]);
-        ip(&["netns", "add", b]);
-        ip(&["-n", a, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", b]);
-        for (host, address) in [(a, "10.77.0.1/24"), (b, "10.77.0.2/24")] {
-            ip(&["-n", host, "address", "add", address, "dev", "cable"]);
-            ip(&["-n", host, "link", "set", "cable", "up"]);
+        let names = (0..count).map(|n| if n == 0 { "cable".into() } else { format!("cable{n}") });
+        let cable = Self { hosts: [format!("{id}a"), format!("{id}b")], names: names.collect() };
+        for host in &cable.hosts {
+            ip(&["netns", "add", host]);
+            // Addresses of IPv6 can be used at once.
+            for which in ["all", "default"] {
+                let setting = format!("net.ipv6.conf.{which}.accept_dad=0");
+                ip(&["netns", "exec", host, "sysctl", "-qw", &setting]);
+            }
             ip(&["-n", host, "link", "set", "lo", "up"]);
         }
+        let [a, b] = &cable.hosts;
+        for (n, name) in cable.names.iter().enumerate() {
+            ip(&["-n", a, "link", "add", name, "type", "veth", "peer", "name", name, "netns", b]);
+            for (host, last) in [(a, 1), (b, 2)] {
+                if with_ipv4 {
+                    let address = format!("10.77.{n}.{last}/24");
+                    ip(&["-n", host, "address", "add", &address, "dev", name]);
+                }
+                ip(&["-n", host, "link", "set", name, "up"]);
+            }
+        }
         cable
+    }
+
+    /// Pulls the first cable (`down`) or puts it back (`up`).
+    fn set(&self, state: &str) {
+        ip(&["-n", &self.hosts[0], "link", "set", "cable", state]);
+    }
+
+    /// The addresses of an interface of a host, in order.
+    fn addresses(&self, host: usize, interface: &str) -> Vec<String> {
+        let shown = ip(&["-n", &self.hosts[host], "-j", "address", "show", "dev", interface]);
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        let infos = shown[0]["addr_info"].as_array().unwrap();
+        let mut addresses: Vec<_> =
+            infos.iter().map(|info| info["local"].as_str().unwrap().to_owned()).collect();
+        addresses.sort();
+        addresses
     }
 
     fn at(&self, host: usize, program: &Path) -> Command {
@@ -82,7 +117,7 @@ impl Drop for Cable {
 }
 
 /// Runs `ip`, which needs root.
-fn ip(args: &[&str]) {
+fn ip(args: &[&str]) -> String {
     let done = Command::new("ip").args(args).output().expect("ip is installed: run make test");
     assert!(
         done.status.success(),
@@ -90,6 +125,93 @@ fn ip(args: &[&str]) {
         args.join(" "),
         String::from_utf8_lossy(&done.stderr)
     );
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
+
+/// The responder of most Linux machines, with a message bus of its own, at one end.
+struct Avahi<'a> {
+    cable: &'a Cable,
+    host: usize,
+    folder: tempfile::TempDir,
+    daemon: Process,
+    _bus: Process,
+}
+
+impl<'a> Avahi<'a> {
+    /// Starts it for a machine of this name.
+    fn start(cable: &'a Cable, host: usize, machine: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("fingerpost-avahi-").tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let bus = format!(
+            "<busconfig><type>system</type><listen>unix:path={}</listen><auth>EXTERNAL</auth>\
+             <policy context='default'><allow user='*'/><allow own='*'/><allow send_destination='*'/>\
+             <allow receive_sender='*'/></policy></busconfig>",
+            path("bus").display()
+        );
+        let settings = format!(
+            "[server]\nhost-name={machine}\nuse-ipv4=yes\nuse-ipv6=yes\nallow-interfaces={}\n\
+             [publish]\npublish-workstation=no\npublish-hinfo=no\n",
+            cable.names.join(",")
+        );
+        std::fs::write(path("bus.conf"), bus).unwrap();
+        std::fs::write(path("avahi.conf"), settings).unwrap();
+        let mut command = cable.at(host, Path::new("dbus-daemon"));
+        command.args(["--nofork", "--nopidfile", "--config-file"]).arg(path("bus.conf"));
+        let bus = Process::start(command, &path("bus.log"));
+        wait_for("the bus", LIMIT, || bus.log(), || path("bus").exists());
+        // Each has its files under /run for itself.
+        let script = "mkdir -p /run/avahi-daemon && mount -t tmpfs none /run/avahi-daemon && exec avahi-daemon \
+                      --no-drop-root --no-chroot --no-rlimits --no-proc-title --file \"$0\"";
+        let mut command = cable.at(host, Path::new("sh"));
+        command.args(["-c", script]).arg(path("avahi.conf"));
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", path("bus").display()));
+        let daemon = Process::start(command, &path("avahi.log"));
+        let this = Self { cable, host, folder, daemon, _bus: bus };
+        let log = || this.daemon.log();
+        wait_for("Avahi", LIMIT, log, || log().contains("Server startup complete"));
+        this
+    }
+
+    /// A program that speaks with it.
+    fn command(&self, program: &Path) -> Command {
+        let mut command = self.cable.at(self.host, program);
+        let bus = self.folder.path().join("bus");
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", bus.display()));
+        command
+    }
+
+    /// Announces a user until it is dropped.
+    fn publish(&self, name: &str, port: &str) -> Process {
+        let mut command = self.command(Path::new("avahi-publish"));
+        command.args(["-s", name, "_presence._tcp", port, "txtvers=1", "status=avail"]);
+        let process = Process::start(command, &self.folder.path().join(format!("{port}.log")));
+        let log = || process.log();
+        wait_for("a name", LIMIT, log, || log().contains(&format!("under name '{name}'")));
+        process
+    }
+
+    /// What it knows of the users now: name, host, address and port, over IPv4.
+    fn users(&self) -> Vec<[String; 4]> {
+        let mut command = self.command(Path::new("avahi-browse"));
+        command.args(["-rpt", "_presence._tcp"]);
+        let printed = run(command, LIMIT).stdout;
+        let resolved = printed.lines().filter(|line| line.starts_with('=')).map(|line| {
+            let fields: Vec<_> = line.split(';').collect();
+            let name = fields[3].replace("\\064", "@");
+            (fields[2] == "IPv4")
+                .then(|| [&name, fields[6], fields[7], fields[8]].map(str::to_owned))
+        });
+        let mut users: Vec<_> = resolved.flatten().collect();
+        users.sort();
+        users
+    }
+
+    /// Waits until it knows a user at this port.
+    fn wait_for(&self, name: &str, port: &Value) {
+        let port = port.to_string();
+        let knows = || self.users().iter().any(|user| user[0] == name && user[3] == port);
+        wait_for(name, LIMIT, || format!("{:?}", self.users()), knows);
+    }
 }
 
 struct Script {
@@ -114,13 +236,29 @@ struct User<'a> {
     host: usize,
     name: &'static str,
     home: tempfile::TempDir,
+    /// On the first cable only.
+    on_one: bool,
 }
 
 impl<'a> User<'a> {
     fn new(cable: &'a Cable, host: usize, name: &'static str) -> Self {
         let home = tempfile::Builder::new().prefix("fingerpost-lan-").tempdir().unwrap();
         std::fs::create_dir(home.path().join("received")).unwrap();
-        Self { cable, host, name, home }
+        Self { cable, host, name, home, on_one: true }
+    }
+
+    fn everywhere(cable: &'a Cable, host: usize, name: &'static str) -> Self {
+        Self { on_one: false, ..Self::new(cable, host, name) }
+    }
+
+    fn random_file(&self, name: &str, size: usize) -> PathBuf {
+        let path = self.path(name);
+        random_file(&path, size);
+        path
+    }
+
+    fn send(&self, to: &str, file: &Path) -> Output {
+        self.run(["send".as_ref(), to.as_ref(), file.as_os_str()])
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -129,7 +267,10 @@ impl<'a> User<'a> {
 
     fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = self.cable.at(self.host, &own_program("xtls"));
-        command.args(args).args(["--lan", "--name", self.name, "--interface", "cable", "--json"]);
+        command.args(args).args(["--lan", "--name", self.name, "--json"]);
+        if self.on_one {
+            command.args(["--interface", "cable"]);
+        }
         command.env("XTLS_HOME", self.path("xtls"));
         command
     }
@@ -311,7 +452,11 @@ fn zeroconf_sees_who_is_there_and_who_has_gone() {
     let report = browser.report();
     let seen = &report["seen"]["bob@bee._presence._tcp.local."];
     assert_eq!(seen["port"], port, "{report}");
-    assert_eq!(seen["host"], "bee.local.");
+    let host = seen["host"].as_str().unwrap();
+    assert!(
+        host.len() == 16 + ".local.".len() && host != "bee.local.",
+        "a label of its own: {host}"
+    );
     assert_eq!(seen["addresses"], json!(["10.77.0.2"]));
     let txt = json!({"txtvers": "1", "port.p2pj": port.to_string(), "status": "avail"});
     assert_eq!(seen["txt"], txt);
@@ -395,4 +540,141 @@ fn openssl_and_expat_speak_the_link_local_stream_in_both_roles() {
     assert_eq!(caller.wait(), 0, "{}", caller.log());
     assert_eq!(script.report()["heard"], "M'lady");
     assert_eq!(caller.events("message")[0]["text"], "hello");
+}
+
+#[test]
+fn two_machines_of_one_name_listen_side_by_side() {
+    let cable = Cable::lay();
+    // The machine's own responder has the name of the machine.
+    let avahi = Avahi::start(&cable, 0, "pronto");
+    let (alice, bob) = (User::new(&cable, 0, "alice@pronto"), User::new(&cable, 1, "bob@pronto"));
+    let (first, second) = (alice.listen(&[]), bob.listen(&[]));
+    for (user, other, name) in [(&alice, &bob, "bob@pronto"), (&bob, &alice, "alice@pronto")] {
+        let sent = user.send(name, &user.random_file("file.bin", 10_000));
+        assert_eq!(sent.code, 0, "{sent:?}\n{}\n{}", first.log(), second.log());
+        assert_eq!(other.received(), ["file.bin"]);
+    }
+    for (listener, name) in [(&first, "alice@pronto"), (&second, "bob@pronto")] {
+        let listening = listener.events("listening");
+        assert_eq!(listening[0]["jid"], name);
+        assert_eq!(listener.events("renamed"), [Value::Null; 0], "{}", listener.log());
+        avahi.wait_for(name, &listening[0]["port"]);
+    }
+    let [alice, bob] = &avahi.users()[..] else { panic!("{:?}", avahi.users()) };
+    assert_eq!((&*alice[2], &*bob[2]), ("10.77.0.1", "10.77.0.2"));
+    assert_ne!(alice[1], bob[1], "hosts");
+    assert!(!avahi.daemon.log().contains("conflict"), "{}", avahi.daemon.log());
+    assert_eq!((first.interrupt(), second.interrupt()), (0, 0));
+}
+
+#[test]
+fn a_name_that_another_program_has_is_left_to_it_at_the_start_and_later() {
+    let cable = Cable::lay();
+    let avahi = Avahi::start(&cable, 0, "ant");
+    // Of two that probe at the same time, the higher port wins.
+    let _taken = avahi.publish("bob@pronto", "65535");
+    let (alice, bob) = (User::new(&cable, 0, "alice@ant"), User::new(&cable, 1, "bob@pronto"));
+    let file = alice.random_file("file.bin", 10_000);
+    let is_renamed = |listener: &Running| {
+        let renamed = listener.events("renamed");
+        assert_eq!(renamed.len(), 1, "{}", listener.log());
+        assert_eq!(renamed[0]["from"], "bob@pronto");
+        assert_eq!(renamed[0]["to"], "bob@pronto-2");
+        let told = "another program on the local network is called bob@pronto: this one is called bob@pronto-2 now";
+        assert!(read(&listener.err).contains(told), "{}", listener.log());
+        let sent = alice.send("bob@pronto-2", &file);
+        assert_eq!(sent.code, 0, "{sent:?}\n{}", listener.log());
+    };
+    let listener = bob.listen(&[]);
+    assert_eq!(listener.events("listening")[0]["jid"], "bob@pronto-2");
+    is_renamed(&listener);
+    assert_eq!(listener.interrupt(), 0);
+
+    // Alone, it has the name; then the networks become one.
+    cable.set("down");
+    let listener = bob.listen(&[]);
+    assert_eq!(listener.events("listening")[0]["jid"], "bob@pronto");
+    cable.set("up");
+    listener.wait_for("renamed");
+    is_renamed(&listener);
+    avahi.wait_for("bob@pronto", &json!(65535));
+    assert_eq!(listener.interrupt(), 0);
+    assert_eq!(bob.received().len(), 2);
+}
+
+#[test]
+fn what_is_forged_of_a_name_is_defended_and_the_user_is_told() {
+    let cable = Cable::lay();
+    let avahi = Avahi::start(&cable, 0, "ant");
+    let (alice, bob) = (User::new(&cable, 0, "alice@ant"), User::new(&cable, 1, "bob@bee"));
+    let listener = bob.listen(&[]);
+    let port = listener.events("listening")[0]["port"].clone();
+    avahi.wait_for("bob@bee", &port);
+    for (n, what) in ["place", "properties", "goodbye", "address"].into_iter().enumerate() {
+        let forge = json!({"role": "forge", "name": "bob@bee", "what": what});
+        cable.script(0, &forge).report();
+        let told = || listener.events("defended");
+        wait_for(what, LIMIT, || listener.log(), || told().len() > n);
+        assert_eq!((&told()[n]["forged"], &told()[n]["jid"]), (&json!(what), &json!("bob@bee")));
+        // What the forger has said is forgotten everywhere.
+        let truth = ["10.77.0.2".to_owned(), port.to_string()];
+        let heals = || {
+            let users = avahi.users();
+            users.len() == 1 && users[0][2..] == truth
+        };
+        wait_for("the truth", LIMIT, || format!("{what}: {:?}", avahi.users()), heals);
+    }
+    let told = read(&listener.err);
+    assert!(told.contains("announced that bob@bee is at evil.local.:6666"), "{told}");
+    assert_eq!(listener.events("renamed"), [Value::Null; 0], "{}", listener.log());
+    let sent = alice.send("bob@bee", &alice.random_file("file.bin", 10_000));
+    assert_eq!(sent.code, 0, "{sent:?}\n{}", listener.log());
+    assert_eq!(listener.interrupt(), 0);
+}
+
+#[test]
+fn each_link_gets_the_addresses_of_its_interface_only() {
+    let cable = Cable::lay_many(3, true);
+    let (alice, bob) =
+        (User::everywhere(&cable, 0, "alice@ant"), User::everywhere(&cable, 1, "bob@bee"));
+    let listener = bob.listen(&[]);
+    let settings = json!({"role": "links", "interfaces": cable.names});
+    let report = cable.script(0, &settings).report();
+    for name in &cable.names {
+        assert_eq!(report[name], json!(cable.addresses(1, name)), "{name}: {report}");
+    }
+    let sent = alice.send("bob@bee", &alice.random_file("file.bin", 10_000));
+    assert_eq!(sent.code, 0, "{sent:?}\n{}", listener.log());
+    assert_eq!(listener.interrupt(), 0);
+}
+
+#[test]
+fn a_peer_with_link_local_addresses_only_is_reached_on_its_link() {
+    let cable = Cable::lay_many(2, false);
+    let (alice, bob) =
+        (User::everywhere(&cable, 0, "alice@ant"), User::everywhere(&cable, 1, "bob@bee"));
+    let listener = bob.listen(&[]);
+    let sent = alice.send("bob@bee", &alice.random_file("file.bin", 10_000));
+    assert_eq!(sent.code, 0, "{sent:?}\n{}", listener.log());
+    assert_eq!(bob.received(), ["file.bin"]);
+    assert_eq!(listener.interrupt(), 0);
+}
+
+/// One after the other, with five seconds for each, these would take longer than a test may.
+#[test]
+fn addresses_that_nobody_has_do_not_hide_the_one_that_answers() {
+    let cable = Cable::lay();
+    let bob = User::new(&cable, 1, "bob@bee");
+    let dead: Vec<_> = (0..13).map(|n| format!("10.77.0.{}", 100 + n)).collect();
+    for address in &dead {
+        // Packets go out and nobody takes them, so that no error comes back either.
+        let nobody = ["lladdr", "02:00:00:00:00:99", "nud", "permanent", "dev", "cable"];
+        ip(&[&["-n", &cable.hosts[1], "neigh", "add", address][..], &nobody].concat());
+    }
+    let settings = json!({"role": "serve", "name": "python@ant", "starttls": false, "dead": dead, "address": "10.77.0.1"});
+    let script = cable.script(0, &settings);
+    script.wait_for("announced");
+    let refused = bob.run(["chat", "python@ant"]);
+    assert!(refused.stderr.contains("offers no STARTTLS"), "{refused:?}");
+    assert_eq!(script.report()["closed"], true);
 }

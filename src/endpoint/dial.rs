@@ -29,7 +29,7 @@ const TRANSLATION: Duration = Duration::from_secs(2);
 
 /// Why no address of a host answered.
 #[derive(Debug)]
-pub(super) enum DialError {
+pub(crate) enum DialError {
     /// The name does not resolve to an address.
     Resolve(io::Error),
     /// The addresses that were tried, each with its error.
@@ -63,6 +63,14 @@ impl fmt::Display for DialError {
 pub(super) async fn dial(address: &str) -> Result<TcpStream, DialError> {
     let found = addresses(address).await.map_err(DialError::Resolve)?;
     dial_any(found, translate).await
+}
+
+/// [`dial`] for the addresses of one machine of a local network, where nothing is translated.
+///
+/// # Errors
+/// [`DialError`], with every address that was tried.
+pub(crate) async fn dial_addresses(addresses: Vec<SocketAddr>) -> Result<TcpStream, DialError> {
+    dial_any(addresses, |_| std::future::ready(Vec::new())).await
 }
 
 /// The result of an attempt.

@@ -95,7 +95,6 @@ use std::{
 use jid::{BareJid, Jid};
 use minidom::Element;
 
-pub(crate) use self::driver::forward;
 pub use self::{
     application::Application,
     error::Error,
@@ -121,6 +120,7 @@ use self::{
     method::Offered,
     places::Places,
 };
+pub(crate) use self::{dial::dial_addresses, driver::forward};
 use crate::{
     print::{Method, Print},
     xmpp::{

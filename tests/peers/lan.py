@@ -4,20 +4,43 @@ Settings: address (ours), role, directory and
   "browse": reports what is announced, until the name `gone_after` is gone again if that is set;
   "call": calls `name`: plain stream, STARTTLS, TLS as client, then a message `say` and the answer to it; `plain`: sends a
           message instead of STARTTLS, `inject`: sends a stanza in clear behind STARTTLS;
-  "serve": announces `name` and waits: TLS as server, with the certificate made in `keys`; `starttls` false: offers none.
+  "serve": announces `name` and waits: TLS as server, with the certificate made in `keys`; `starttls` false: offers none;
+           `dead`: announces these addresses too, which nobody has;
+  "forge": announces, once and under `name`, what is not true of it: another "place", other "properties", another "address"
+           of its host, or its "goodbye";
+  "links": asks on each of `interfaces` who is there, and reports the addresses that come back on it.
 """
 
 import asyncio
 import socket
 import ssl
+import struct
 from pathlib import Path
 
 from elements import Elements
 from peer import main
 from tls_over_ibb import certificate, fingerprint
-from zeroconf import IPVersion, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
+from zeroconf import (
+    DNSAddress,
+    DNSIncoming,
+    DNSOutgoing,
+    DNSPointer,
+    DNSQuestion,
+    DNSService,
+    DNSText,
+    IPVersion,
+    ServiceBrowser,
+    ServiceInfo,
+    ServiceStateChange,
+    Zeroconf,
+)
 
 SERVICE = "_presence._tcp.local."
+GROUP, GROUP_V6, PORT = "224.0.0.251", "ff02::fb", 5353
+# Numbers of RFC 1035, RFC 2782 and RFC 6762: types; the class of the internet, alone and with "forget the others".
+A, PTR, TXT, AAAA, SRV = 1, 12, 16, 28, 33
+IN, ALONE = 1, 0x8001
+RESPONSE = 0x8400
 STREAMS = "http://etherx.jabber.org/streams"
 TLS = "urn:ietf:params:xml:ns:xmpp-tls"
 
@@ -112,7 +135,9 @@ def call(settings, own, peer, port, address):
     }
     if settings.get("plain"):
         plain.send("<message><body>in clear</body></message>")
-        return {**report, "error": plain.finish()}
+        error = plain.finish()
+        told = [e for e in plain.elements if e["name"] == "jabber:client message"]
+        return {**report, "error": error, "told": [[e["attributes"], e["children"][0]["text"]] for e in told]}
     inject = "<message><body>injected</body></message>" if settings.get("inject") else ""
     plain.send(f"<starttls xmlns='{TLS}'/>{inject}")
     if inject:
@@ -168,7 +193,83 @@ def serve(settings, listener, own):
     return report
 
 
+def forged(info, what):
+    """A response that is not true; `info` is what is true."""
+    message = DNSOutgoing(RESPONSE)
+    text = b"\x0bstatus=away"
+    records = {
+        "place": [DNSService(info.name, SRV, ALONE, 120, 0, 0, 6666, "evil.local.")],
+        "properties": [DNSText(info.name, TXT, ALONE, 4500, text)],
+        "address": [DNSAddress(info.server, A, ALONE, 120, socket.inet_aton("10.77.0.66"))],
+        "goodbye": [
+            DNSPointer(SERVICE, PTR, IN, 0, info.name),
+            DNSService(info.name, SRV, ALONE, 0, 0, 0, info.port, info.server),
+        ],
+    }
+    for record in records[what]:
+        message.add_answer_at_time(record, 0)
+    return message.packets()[0]
+
+
+def multicast(address):
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    made.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(address))
+    made.bind(("", PORT))
+    return made
+
+
+def on_link(interface, family):
+    """A socket for this interface only, in the group."""
+    index = socket.if_nametoindex(interface)
+    made = socket.socket(family, socket.SOCK_DGRAM)
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        made.setsockopt(socket.SOL_SOCKET, option, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+    if family == socket.AF_INET:
+        made.bind(("", PORT))
+        group = struct.pack("4s4si", socket.inet_aton(GROUP), bytes(4), index)
+        made.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+        made.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, group)
+        there = (GROUP, PORT)
+    else:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(("::", PORT))
+        group = socket.inet_pton(family, GROUP_V6) + struct.pack("I", index)
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+        there = (GROUP_V6, PORT, 0, index)
+    made.settimeout(3)
+    return made, there
+
+
+def addresses_on(interface, family):
+    link, there = on_link(interface, family)
+    query = DNSOutgoing(0)
+    query.add_question(DNSQuestion(SERVICE, PTR, IN))
+    with link:
+        for _ in range(10):
+            link.sendto(query.packets()[0], there)
+            try:
+                while True:
+                    records = DNSIncoming(link.recv(9000)).answers()
+                    found = [r for r in records if isinstance(r, DNSAddress)]
+                    if found:
+                        return [socket.inet_ntop(socket.AF_INET if r.type == A else socket.AF_INET6, r.address) for r in found]
+            except TimeoutError:
+                pass
+    raise RuntimeError(f"nobody answers on {interface}")
+
+
+def links(settings):
+    families = (socket.AF_INET, socket.AF_INET6)
+    return {name: sorted(a for f in families for a in addresses_on(name, f)) for name in settings["interfaces"]}
+
+
 async def story(settings):
+    if settings["role"] == "links":
+        return await asyncio.to_thread(links, settings)
     zeroconf = Zeroconf(interfaces=[settings["address"]], ip_version=IPVersion.V4Only)
     thread = asyncio.to_thread
     try:
@@ -177,8 +278,8 @@ async def story(settings):
             listener.settimeout(40)
             own = settings["name"]
             info = ServiceInfo(
-                SERVICE, f"{own}.{SERVICE}", parsed_addresses=[settings["address"]], server="python.local.",
-                port=listener.getsockname()[1], properties={"txtvers": "1", "status": "avail"},
+                SERVICE, f"{own}.{SERVICE}", parsed_addresses=[*settings.get("dead", []), settings["address"]],
+                server="python.local.", port=listener.getsockname()[1], properties={"txtvers": "1", "status": "avail"},
             )  # fmt: skip
             await zeroconf.async_register_service(info)
             print("announced", flush=True)
@@ -192,6 +293,11 @@ async def story(settings):
             return {"seen": seen, "gone": gone}
         name = f"{settings['name']}.{SERVICE}"
         await until(lambda: name in seen, name)
+        if settings["role"] == "forge":
+            info = await thread(zeroconf.get_service_info, SERVICE, name, 5000)
+            with multicast(settings["address"]) as link:
+                link.sendto(forged(info, settings["what"]), (GROUP, PORT))
+            return {"server": info.server, "port": info.port}
         return await thread(
             call, settings, settings["own"], settings["name"], seen[name]["port"], seen[name]["addresses"][0]
         )

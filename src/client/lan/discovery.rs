@@ -9,40 +9,26 @@ use std::{
 };
 
 use jid::BareJid;
-use mdns_sd::{
-    DaemonEvent, IfKind, Receiver, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent,
-    ServiceInfo,
-};
+use mdns_sd::{IfKind, Receiver, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent};
 use tokio::time::{Instant, timeout_at};
 
 use crate::client::{display::shown, output::XtlsError};
 
 /// The service that users announce (XEP-0174, 2).
 pub const SERVICE: &str = "_presence._tcp.local.";
-/// How long we look for others before we take a name.
-const LOOK: Duration = Duration::from_millis(900);
-/// How long our own announcement may take.
-const ANNOUNCE: Duration = Duration::from_secs(3);
 /// How long a peer is looked for.
 const FIND: Duration = Duration::from_secs(10);
-/// How long our goodbye may take.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long more addresses of a peer that was found are waited for.
+const MORE: Duration = Duration::from_secs(1);
 /// How many names a network can make us remember.
 const MOST: usize = 200;
 
-fn bad(error: impl std::fmt::Display) -> XtlsError {
+pub(super) fn bad(error: impl std::fmt::Display) -> XtlsError {
     XtlsError::failed(format!("multicast DNS: {error}"))
 }
 
-/// A peer that was found.
-#[derive(Debug)]
-pub(super) struct Found {
-    pub(super) name: BareJid,
-    pub(super) addresses: Vec<SocketAddr>,
-}
-
 /// Starts to speak multicast DNS on these interfaces, or on all.
-fn daemon(interfaces: &[String]) -> Result<ServiceDaemon, XtlsError> {
+pub(super) fn daemon(interfaces: &[String]) -> Result<ServiceDaemon, XtlsError> {
     let daemon = ServiceDaemon::new().map_err(bad)?;
     if !interfaces.is_empty() {
         daemon.disable_interface(IfKind::All).map_err(bad)?;
@@ -88,120 +74,64 @@ async fn next(events: &Receiver<ServiceEvent>, until: Instant) -> Option<Service
     timeout_at(until, events.recv_async()).await.ok()?.ok()
 }
 
-/// Looks for a peer by its name on the network.
-///
-/// # Errors
-/// Exit status 3 if it is not there, with the names of those who are.
-pub(super) async fn find(name: &BareJid, interfaces: &[String]) -> Result<Found, XtlsError> {
-    let daemon = daemon(interfaces)?;
-    let events = daemon.browse(SERVICE).map_err(bad)?;
-    let until = Instant::now() + FIND;
-    let mut others = BTreeSet::new();
-    let found = loop {
-        let Some(event) = next(&events, until).await else { break None };
-        let ServiceEvent::ServiceResolved(service) = event else { continue };
-        let Some(instance) = instance(service.get_fullname()) else { continue };
-        let addresses = addresses(&service);
-        if instance.eq_ignore_ascii_case(name.as_str()) && !addresses.is_empty() {
-            break Some(Found { name: name.clone(), addresses });
+/// The search for a peer.
+pub(super) struct Search<'a> {
+    name: &'a BareJid,
+    daemon: ServiceDaemon,
+    events: Receiver<ServiceEvent>,
+    until: Instant,
+    found: BTreeSet<SocketAddr>,
+    /// Who else is there.
+    others: BTreeSet<String>,
+}
+
+impl Drop for Search<'_> {
+    fn drop(&mut self) {
+        let _ = self.daemon.shutdown();
+    }
+}
+
+impl<'a> Search<'a> {
+    /// Begins to look for a peer by its name on the network.
+    pub(super) fn start(name: &'a BareJid, interfaces: &[String]) -> Result<Self, XtlsError> {
+        let daemon = daemon(interfaces)?;
+        let events = daemon.browse(SERVICE).map_err(bad)?;
+        let until = Instant::now() + FIND;
+        let (found, others) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Self { name, daemon, events, until, found, others })
+    }
+
+    /// More addresses of the peer; `None` if there will be none. Each interface may tell of some. Cancel safe.
+    pub(super) async fn next(&mut self) -> Option<Vec<SocketAddr>> {
+        loop {
+            let event = next(&self.events, self.until).await?;
+            let ServiceEvent::ServiceResolved(service) = event else { continue };
+            let Some(instance) = instance(service.get_fullname()) else { continue };
+            if !instance.eq_ignore_ascii_case(self.name.as_str()) {
+                if self.others.len() < MOST {
+                    self.others.insert(shown(&instance, None));
+                }
+                continue;
+            }
+            let mut more = addresses(&service);
+            more.retain(|address| self.found.len() < MOST && self.found.insert(*address));
+            if !more.is_empty() {
+                self.until = self.until.min(Instant::now() + MORE);
+                return Some(more);
+            }
         }
-        if others.len() < MOST {
-            others.insert(shown(&instance, None));
-        }
-    };
-    let _ = daemon.shutdown();
-    found.ok_or_else(|| {
-        let others: Vec<_> = others.into_iter().collect();
+    }
+
+    /// Exit status 3: the peer is not there, with the names of those who are.
+    pub(super) fn not_found(&self) -> XtlsError {
+        let (name, others) = (self.name, Vec::from_iter(self.others.iter().cloned()));
         XtlsError::unreachable(match others.as_slice() {
             [] => format!("{name} is not on the local network, and nobody else is"),
             others => {
                 format!("{name} is not on the local network; there are {}", others.join(", "))
             }
         })
-    })
-}
-
-/// Our presence on the network; it ends with [`Announced::end`].
-pub(super) struct Announced {
-    daemon: ServiceDaemon,
-    events: Receiver<DaemonEvent>,
-    fullname: String,
-    /// What we are called.
-    pub(super) name: BareJid,
-}
-
-impl Announced {
-    /// Waits until another program takes our name, which multicast DNS calls a conflict.
-    pub(super) async fn conflict(&self) -> XtlsError {
-        loop {
-            match self.events.recv_async().await {
-                Ok(DaemonEvent::NameChange(_)) => {
-                    return XtlsError::failed(format!(
-                        "somebody else on the network is called {} too: choose another name with --name",
-                        self.name
-                    ));
-                }
-                Ok(_) => {}
-                Err(_) => return bad("it has ended"),
-            }
-        }
     }
-
-    /// Says goodbye.
-    pub(super) async fn end(self) {
-        let until = Instant::now() + GOODBYE;
-        if let Ok(done) = self.daemon.unregister(&self.fullname) {
-            let _ = timeout_at(until, done.recv_async()).await;
-        }
-        if let Ok(done) = self.daemon.shutdown() {
-            let _ = timeout_at(until, done.recv_async()).await;
-        }
-    }
-}
-
-/// Announces that we listen on `port`, under a name that nobody else has: `user@machine`, else `user-1@machine` and so on.
-pub(super) async fn announce(
-    user: &str,
-    machine: &str,
-    port: u16,
-    interfaces: &[String],
-) -> Result<Announced, XtlsError> {
-    let daemon = daemon(interfaces)?;
-    let browsed = daemon.browse(SERVICE).map_err(bad)?;
-    let until = Instant::now() + LOOK;
-    let mut taken = BTreeSet::new();
-    while let Some(event) = next(&browsed, until).await {
-        if let ServiceEvent::ServiceFound(_, fullname) = event
-            && let Some(name) = instance(&fullname)
-            && taken.len() < MOST
-        {
-            taken.insert(name.to_lowercase());
-        }
-    }
-    let _ = daemon.stop_browse(SERVICE);
-    let candidates = std::iter::once(user.to_owned()).chain((1..).map(|n| format!("{user}-{n}")));
-    let name = candidates
-        .map(|user| format!("{user}@{machine}"))
-        .find(|name| !taken.contains(&name.to_lowercase()))
-        .unwrap_or_default();
-    let name = BareJid::new(&name).map_err(|error| XtlsError::usage(format!("{name}: {error}")))?;
-    // No personal data: only what another program needs.
-    let txt = [("txtvers", "1"), ("port.p2pj", &port.to_string()), ("status", "avail")];
-    let host = format!("{machine}.local.");
-    let service = ServiceInfo::new(SERVICE, name.as_str(), &host, "", port, &txt[..])
-        .map_err(bad)?
-        .enable_addr_auto();
-    let fullname = service.get_fullname().to_owned();
-    let events = daemon.monitor().map_err(bad)?;
-    daemon.register(service).map_err(bad)?;
-    // Others see us from the announcement on, which comes when nobody has objected.
-    let until = Instant::now() + ANNOUNCE;
-    while let Ok(Ok(event)) = timeout_at(until, events.recv_async()).await {
-        if matches!(&event, DaemonEvent::Announce(who, _) if who.eq_ignore_ascii_case(&fullname)) {
-            break;
-        }
-    }
-    Ok(Announced { daemon, events, fullname, name })
 }
 
 #[cfg(test)]

@@ -4,8 +4,11 @@
 //! name. STARTTLS secures the stream before a stanza is sent. Messages of a chat go over it as they are. A file is a
 //! Jingle session on it, as through a server: with TLS of its own, over an in-band bytestream.
 
+mod claim;
 mod discovery;
 mod link;
+mod multicast;
+mod presence;
 mod starttls;
 
 pub use self::discovery::SERVICE;
@@ -31,8 +34,9 @@ use tokio::{
 use tokio_rustls::TlsStream;
 
 use self::{
-    discovery::Announced,
+    discovery::Search,
     link::{Link, full},
+    presence::Presence,
 };
 use super::{
     Client,
@@ -49,7 +53,9 @@ use super::{
     trust::{Device, Trust, Verified},
 };
 use crate::{
-    endpoint::{Endpoint, Error, Incoming, Known, Login, Policy, Shown, TransportKind},
+    endpoint::{
+        Endpoint, Error, Incoming, Known, Login, Policy, Shown, TransportKind, dial_addresses,
+    },
     print::{Method, Print},
     tls::{identity::Identity, sas, stream::Secured},
     xmpp::ns,
@@ -57,8 +63,10 @@ use crate::{
 
 /// The time from a connection to the secured stream.
 const SECURE: Duration = Duration::from_secs(30);
-/// How long a connection to one address may take.
-const CONNECT: Duration = Duration::from_secs(5);
+/// How long connecting to some addresses may take; they are tried side by side.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long the last words to a peer that is refused may take.
+const REFUSE: Duration = Duration::from_secs(5);
 /// How many connections are served at once; others wait.
 const CONNECTIONS: usize = 16;
 
@@ -189,10 +197,11 @@ impl Lan {
         once: bool,
         accept: Vec<BareJid>,
     ) -> Result<(), XtlsError> {
-        let (listener, announced) = self.announce().await?;
-        let own = announced.name.clone();
+        let (listener, mut presence) = self.announce().await?;
         let lan = Arc::new(self);
-        let listen = Arc::new(Listen::new(lan.client(&own), Kinds::files(inbox), once, Vec::new()));
+        let name = presence.name();
+        let client = lan.client(&name.now()?);
+        let listen = Arc::new(Listen::new(client, Kinds::files(inbox), once, Vec::new()));
         let mut stop = Box::pin(interrupted());
         let mut links = JoinSet::new();
         let done = loop {
@@ -203,7 +212,7 @@ impl Lan {
                     links.shutdown().await;
                     break if idle { Ok(()) } else { Err(XtlsError::failed("interrupted")) };
                 }
-                error = announced.conflict() => break Err(error),
+                error = presence.lost() => break Err(error),
                 Some(done) = links.join_next() => {
                     // The end of a link: whether it carried a session, and how that ended.
                     let done: Option<Result<(), XtlsError>> = done.unwrap_or_default();
@@ -215,13 +224,14 @@ impl Lan {
                 }
                 tcp = listener.accept(), if links.len() < CONNECTIONS => {
                     let Ok((tcp, _)) = tcp else { continue };
-                    let (lan, listen, own) = (Arc::clone(&lan), Arc::clone(&listen), own.clone());
-                    let accept = accept.clone();
+                    let own = name.now()?;
+                    let (lan, listen, accept) =
+                        (Arc::clone(&lan), Arc::clone(&listen), accept.clone());
                     links.spawn(async move { lan.serve(tcp, &listen, &own, &accept).await });
                 }
             }
         };
-        announced.end().await;
+        presence.end().await;
         done
     }
 
@@ -273,24 +283,25 @@ impl Lan {
 
     /// Waits for one chat.
     pub(super) async fn wait_for_chat(self, accept: &[BareJid]) -> Result<(), XtlsError> {
-        let (listener, announced) = self.announce().await?;
-        let own = announced.name.clone();
+        let (listener, mut presence) = self.announce().await?;
+        let name = presence.name();
         let mut stop = Box::pin(interrupted());
         let done = loop {
             let accepted = async {
                 let (tcp, _) = listener.accept().await?;
-                self.answer(tcp, &own, accept).await
+                let own = name.now()?;
+                self.answer(tcp, &own, accept).await.map(|secure| (secure, own))
             };
             tokio::select! {
                 secure = accepted => match secure {
-                    Ok(secure) => break self.talk(secure, Role::Responder, own).await,
+                    Ok((secure, own)) => break self.talk(secure, Role::Responder, own).await,
                     Err(error) => self.output.error(&error),
                 },
-                error = announced.conflict() => break Err(error),
+                error = presence.lost() => break Err(error),
                 () = &mut stop => break Ok(()),
             }
         };
-        announced.end().await;
+        presence.end().await;
         done
     }
 
@@ -301,50 +312,66 @@ impl Lan {
             .await
     }
 
-    /// What we are called if we only call others.
+    /// What we are called, unless somebody else is.
     fn own(&self) -> Result<BareJid, XtlsError> {
         let name = format!("{}@{}", self.user, self.machine);
         BareJid::new(&name).map_err(|error| XtlsError::usage(format!("{name}: {error}")))
     }
 
-    async fn announce(&self) -> Result<(TcpListener, Announced), XtlsError> {
+    async fn announce(&self) -> Result<(TcpListener, Presence), XtlsError> {
         let listener = match TcpListener::bind("[::]:0").await {
             Ok(listener) => listener,
             Err(_) => TcpListener::bind("0.0.0.0:0").await?,
         };
         let port = listener.local_addr()?.port();
-        let announced =
-            discovery::announce(&self.user, &self.machine, port, &self.interfaces).await?;
-        let name = announced.name.as_str();
+        let presence =
+            Presence::start(self.own()?, port, self.interfaces.clone(), self.output).await?;
+        let name = presence.name().now()?;
+        let name = name.as_str();
         self.output.event(
             &json!({"event": "listening", "jid": name, "port": port}),
             &format!("listening on the local network as {name} (Ctrl-C ends)"),
         );
-        Ok((listener, announced))
+        Ok((listener, presence))
     }
 
     /// Finds a peer, connects and secures the stream.
     async fn call(&self, own: &BareJid, name: &Jid) -> Result<Secure, XtlsError> {
-        let found = discovery::find(&name.to_bare(), &self.interfaces).await?;
-        let mut last = None;
-        for address in found.addresses {
-            match timeout(CONNECT, TcpStream::connect(address)).await {
-                Ok(Ok(tcp)) => {
-                    let peer = found.name;
-                    let names = Names { own: vec![own.clone()], peer: vec![peer.clone()] };
-                    let (tls, secured) =
-                        timeout(SECURE, starttls::connect(tcp, names, &self.identity))
-                            .await
-                            .map_err(|_| XtlsError::failed(format!("{peer} did not answer")))??;
-                    self.vouch(&tls, &secured, &peer, own, &peer).await?;
-                    return Ok(Secure { tls, peer, print: secured.peer });
-                }
-                Ok(Err(error)) => last = Some(error.to_string()),
-                Err(_) => last = Some("it does not answer".to_owned()),
+        let peer = name.to_bare();
+        let tcp = self.connect(&peer).await?;
+        let names = Names { own: vec![own.clone()], peer: vec![peer.clone()] };
+        let (tls, secured) = timeout(SECURE, starttls::connect(tcp, names, &self.identity))
+            .await
+            .map_err(|_| XtlsError::failed(format!("{peer} did not answer")))??;
+        self.vouch(&tls, &secured, &peer, own, &peer).await?;
+        Ok(Secure { tls, peer, print: secured.peer })
+    }
+
+    /// Finds a peer and connects to whichever of its addresses answers first, while more are still being found.
+    async fn connect(&self, peer: &BareJid) -> Result<TcpStream, XtlsError> {
+        let mut search = Search::start(peer, &self.interfaces)?;
+        let (mut searching, mut dials, mut failed) = (true, JoinSet::new(), Vec::new());
+        loop {
+            tokio::select! {
+                more = search.next(), if searching => match more {
+                    Some(addresses) => {
+                        dials.spawn(timeout(CONNECT, dial_addresses(addresses)));
+                    }
+                    None => searching = false,
+                },
+                Some(dialled) = dials.join_next() => match dialled {
+                    Ok(Ok(Ok(tcp))) => return Ok(tcp),
+                    Ok(Ok(Err(error))) => failed.push(error.to_string()),
+                    _ => failed.push("it does not answer".to_owned()),
+                },
+                else => break,
             }
         }
-        let why = last.unwrap_or_default();
-        Err(XtlsError::unreachable(format!("{} cannot be connected to: {why}", found.name)))
+        if failed.is_empty() {
+            return Err(search.not_found());
+        }
+        let why = failed.join("; ");
+        Err(XtlsError::unreachable(format!("{peer} cannot be connected to: {why}")))
     }
 
     /// Takes a connection and secures the stream.
@@ -354,7 +381,8 @@ impl Lan {
         own: &BareJid,
         accept: &[BareJid],
     ) -> Result<Secure, XtlsError> {
-        let (tls, secured, peer) = timeout(SECURE, starttls::accept(tcp, own, &self.identity))
+        let accepted = starttls::accept(tcp, own, &self.identity);
+        let (tls, secured, peer) = timeout(SECURE, accepted)
             .await
             .map_err(|_| XtlsError::failed("a peer connected and sent nothing"))??;
         let admitted = if accept.is_empty() || accept.contains(&peer) {
@@ -365,7 +393,7 @@ impl Lan {
         match admitted {
             Ok(()) => Ok(Secure { tls, peer, print: secured.peer }),
             Err(error) => {
-                let _ = timeout(CONNECT, starttls::refuse(tls, own)).await;
+                let _ = timeout(REFUSE, starttls::refuse(tls, own)).await;
                 Err(error)
             }
         }
