@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use support::{
     own_program,
     process::{Output, Process, end_of, read, run},
-    programs::{clean, event, report},
+    programs::{built, clean, event, report},
     random_file, root, sha256, wait_for,
 };
 
@@ -478,6 +478,9 @@ fn openssl_and_expat_speak_the_link_local_stream_in_both_roles() {
     // Stanzas in clear are refused, both instead of STARTTLS and after it.
     let report = call(json!({"plain": true}));
     assert_eq!(report["error"], "policy-violation", "{report}");
+    let told = &report["told"][0];
+    assert_eq!(told[0], json!({"from": "bob@bee", "to": "python@ant", "type": "chat"}), "{report}");
+    assert!(told[1].as_str().unwrap().contains("xtls chat --lan bob@bee"), "{report}");
     let report = call(json!({"inject": true}));
     assert_eq!((&report["error"], &report["proceed"]), (&json!("policy-violation"), &json!(false)));
     waiting.type_("Art thou not Romeo?\n");
@@ -677,4 +680,36 @@ fn addresses_that_nobody_has_do_not_hide_the_one_that_answers() {
     let refused = bob.run(["chat", "python@ant"]);
     assert!(refused.stderr.contains("offers no STARTTLS"), "{refused:?}");
     assert_eq!(script.report()["closed"], true);
+}
+
+#[test]
+fn a_user_of_pidgin_learns_that_nothing_was_delivered_and_what_to_use() {
+    let cable = Cable::lay();
+    let avahi = Avahi::start(&cable, 0, "ant");
+    let bonjour = built("bonjour.c", &["purple"]);
+    let bob = User::new(&cable, 1, "bob@bee");
+    for (chats, instead) in
+        [(false, "xtls send --lan bob@bee FILE"), (true, "xtls chat --lan bob@bee")]
+    {
+        let listener =
+            if chats { bob.start(&["chat", "--listen"], "listening") } else { bob.listen(&[]) };
+        let home = tempfile::tempdir().unwrap();
+        let mut command = avahi.command(&bonjour);
+        command.arg(home.path()).args(["romeo@ant", "bob@bee", "M'lady"]);
+        let pidgin = Process::start(command, &home.path().join("log"));
+        let log = || pidgin.log();
+        wait_for("an answer", LIMIT, log, || log().contains("received "));
+        let log = log();
+        let lines: Vec<_> = log.lines().filter(|line| !line.starts_with("online")).collect();
+        let own =
+            "received Your message was not delivered: bob@bee takes nothing that is not encrypted";
+        assert_eq!(lines[0], "sent M'lady", "{log}");
+        assert!(lines[1].starts_with(own) && lines[1].ends_with(instead), "{log}");
+        listener.wait_for("error");
+        let error = &listener.events("error")[0];
+        assert!(error["message"].as_str().unwrap().contains("cannot encrypt"), "{error}");
+        assert!(!listener.log().contains("M'lady"), "{}", listener.log());
+        // The connection may just be ending: that status is another matter.
+        listener.interrupt();
+    }
 }

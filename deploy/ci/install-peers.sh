@@ -36,7 +36,9 @@ for what in "$@"; do
         dns) command -v dnsmasq >/dev/null || [ -x /usr/sbin/dnsmasq ] || missing+=(dnsmasq-base) ;;
         lan) command -v avahi-daemon >/dev/null || { missing+=(avahi-daemon); servers+=(avahi-daemon); }
             command -v avahi-browse >/dev/null || missing+=(avahi-utils)
-            command -v dbus-daemon >/dev/null || missing+=(dbus-daemon) ;;
+            command -v dbus-daemon >/dev/null || missing+=(dbus-daemon)
+            { command -v pkg-config && pkg-config --exists purple; } >/dev/null \
+                || missing+=(pkg-config libpurple-dev libpurple0) ;;
         *) echo "install-peers.sh: unknown: $what" >&2; exit 2 ;;
     esac
 done

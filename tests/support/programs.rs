@@ -538,7 +538,7 @@ pub fn script(name: &str, server: &Server, more: Value) -> Value {
 pub fn qxmpp_transfer(server: &Server, file: &Path) -> Value {
     let settings = server.settings();
     let user = |name: &str, what: &str| settings["users"][name][what].as_str().unwrap().to_owned();
-    let mut command = Command::new(built_with_qxmpp("qxmpp_transfer"));
+    let mut command = Command::new(built("qxmpp_transfer.cpp", &["qxmpp", "Qt5Network", "Qt5Xml"]));
     command
         .env("QT_LOGGING_RULES", "*=false")
         .args(server.client_address().split(':'))
@@ -552,22 +552,25 @@ pub fn qxmpp_transfer(server: &Server, file: &Path) -> Value {
     serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-/// Returns a C++ program of tests/peers; builds it if it has changed.
-fn built_with_qxmpp(name: &str) -> PathBuf {
-    let source = root().join("tests/peers").join(name).with_extension("cpp");
+/// Returns a C or C++ program of tests/peers, with libraries; builds it if it has changed.
+pub fn built(source: &str, libraries: &[&str]) -> PathBuf {
+    let source = root().join("tests/peers").join(source);
     let directory = root().join("target/peers");
     std::fs::create_dir_all(&directory).unwrap();
-    let program = directory.join(name);
+    let program = directory.join(source.file_stem().unwrap());
     let written = |path: &Path| std::fs::metadata(path).and_then(|found| found.modified()).ok();
     if written(&program) < written(&source) {
-        let flags =
-            run_tool("pkg-config", &["--cflags", "--libs", "qxmpp", "Qt5Network", "Qt5Xml"]);
+        let mut arguments = vec!["--cflags", "--libs"];
+        arguments.extend(libraries);
+        let flags = run_tool("pkg-config", &arguments);
+        let is_c = source.extension().is_some_and(|extension| extension == "c");
+        let (compiler, standard) = if is_c { ("cc", "-std=gnu11") } else { ("g++", "-std=c++17") };
         // Another test may be building it too, so only whole files count.
-        let mine = directory.join(format!("{name}.{}", std::process::id()));
-        let mut arguments = vec!["-std=c++17", "-fPIC", source.to_str().unwrap()];
+        let mine = program.with_extension(std::process::id().to_string());
+        let mut arguments = vec![standard, "-fPIC", source.to_str().unwrap()];
         arguments.extend(flags.split_whitespace());
         arguments.extend(["-o", mine.to_str().unwrap()]);
-        run_tool("g++", &arguments);
+        run_tool(compiler, &arguments);
         std::fs::rename(&mine, &program).unwrap();
     }
     program

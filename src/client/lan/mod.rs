@@ -243,7 +243,8 @@ impl Lan {
         own: &BareJid,
         accept: &[BareJid],
     ) -> Option<Result<(), XtlsError>> {
-        let secure = match self.answer(tcp, own, accept).await {
+        let instead = format!("xtls send --lan {own} FILE");
+        let secure = match self.answer(tcp, own, accept, &instead).await {
             Ok(secure) => secure,
             Err(error) => {
                 self.output.error(&error);
@@ -290,7 +291,8 @@ impl Lan {
             let accepted = async {
                 let (tcp, _) = listener.accept().await?;
                 let own = name.now()?;
-                self.answer(tcp, &own, accept).await.map(|secure| (secure, own))
+                let instead = format!("xtls chat --lan {own}");
+                self.answer(tcp, &own, accept, &instead).await.map(|secure| (secure, own))
             };
             tokio::select! {
                 secure = accepted => match secure {
@@ -374,14 +376,15 @@ impl Lan {
         Err(XtlsError::unreachable(format!("{peer} cannot be connected to: {why}")))
     }
 
-    /// Takes a connection and secures the stream.
+    /// Takes a connection and secures the stream. `instead` is the command that reaches us.
     async fn answer(
         &self,
         tcp: TcpStream,
         own: &BareJid,
         accept: &[BareJid],
+        instead: &str,
     ) -> Result<Secure, XtlsError> {
-        let accepted = starttls::accept(tcp, own, &self.identity);
+        let accepted = starttls::accept(tcp, own, &self.identity, instead);
         let (tls, secured, peer) = timeout(SECURE, accepted)
             .await
             .map_err(|_| XtlsError::failed("a peer connected and sent nothing"))??;

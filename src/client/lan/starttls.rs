@@ -4,11 +4,14 @@
 //! TLS server; both show certificates. Nothing that came in clear is used after STARTTLS: neither the features, nor the
 //! offer, nor the name unless the key of that name is known or stored.
 
-use std::io;
+use std::{io, time::Duration};
 
 use jid::BareJid;
 use minidom::Element;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
 use tokio_rustls::TlsStream;
 
 use crate::{
@@ -22,8 +25,11 @@ use crate::{
         stream::{self as tls, Secured, TlsError},
         verify::Expected,
     },
-    xmpp::{iq::random_id, ns},
+    xmpp::{iq::random_id, ns, xml},
 };
+
+/// How long a peer that was refused may go on sending.
+const HANG_UP: Duration = Duration::from_secs(2);
 
 /// A stream with its bytes.
 struct Talk<S> {
@@ -74,9 +80,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
     /// Ends the stream because of what the peer has sent.
     async fn fail(mut self, fault: Fault) -> XtlsError {
         let _ = self.xml.fail(fault);
-        let _ = self.flush().await;
-        let _ = self.io.shutdown().await;
+        self.hang_up().await;
         ended(&End::Fault(fault))
+    }
+
+    /// Tells a person whose program does not secure the stream why nothing arrives, and what to use instead.
+    fn explain(&mut self, own: &BareJid, peer: &BareJid, instead: &str) {
+        let mut message = Element::bare("message", ns::CLIENT);
+        for (name, value) in [("from", own.as_str()), ("to", peer.as_str()), ("type", "chat")] {
+            xml::set(&mut message, name, value);
+        }
+        let mut body = Element::bare("body", ns::CLIENT);
+        body.append_text(format!(
+            "Your message was not delivered: {own} takes nothing that is not encrypted, and your program does not \
+             encrypt on the local network. Use Fingerpost's program instead: {instead}"
+        ));
+        message.append_child(body);
+        self.xml.send(&message);
+    }
+
+    /// Sends what is left, and reads for a moment what the peer is just sending: to close at once would be a reset, which
+    /// may overtake our last words.
+    async fn hang_up(mut self) {
+        let _ = timeout(HANG_UP, async {
+            self.flush().await?;
+            self.io.shutdown().await?;
+            let mut buffer = [0; 4096];
+            while self.io.read(&mut buffer).await? > 0 {}
+            io::Result::Ok(())
+        })
+        .await;
     }
 
     /// Returns the connection, if nothing has come after the last element: an attacker could have sent that in clear
@@ -134,11 +167,15 @@ pub(super) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     tls::connect(io, identity, Expected::Anyone).await.map_err(failed)
 }
 
-/// Is called: gives the name that the peer claims too.
+/// Is called: gives the name that the peer claims too. `instead` is the command that reaches us.
+///
+/// Other programs of local networks, such as Pidgin, know no STARTTLS there: they say so by their header, or send their
+/// message all the same. Their user takes it for sent unless we say that it is not.
 pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     io: S,
     own: &BareJid,
     identity: &Identity,
+    instead: &str,
 ) -> Result<(TlsStream<S>, Secured, BareJid), XtlsError> {
     let names = Names { own: vec![own.clone()], peer: Vec::new() };
     let mut feature = Element::bare("starttls", ns::STARTTLS);
@@ -150,8 +187,17 @@ pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         Event::Ended(end) => return Err(ended(&end)),
         _ => return Err(talk.fail(Fault::ImproperAddressing).await),
     };
+    if !talk.xml.is_modern() {
+        talk.explain(own, &peer, instead);
+        talk.xml.close();
+        talk.hang_up().await;
+        return Err(XtlsError::refused(format!(
+            "{peer} uses a program that cannot encrypt on the local network: it was told so, and nothing was taken"
+        )));
+    }
     let request = talk.element().await?;
     if !request.is("starttls", ns::STARTTLS) {
+        talk.explain(own, &peer, instead);
         return Err(talk.fail(Fault::NotSecured).await);
     }
     if !talk.input.is_empty() {

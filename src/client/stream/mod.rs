@@ -149,6 +149,8 @@ pub(crate) struct XmlStream {
     state: State,
     out: Vec<u8>,
     closing: bool,
+    /// The peer's header says that it speaks XMPP 1.0: it knows what features are.
+    modern: bool,
 }
 
 impl XmlStream {
@@ -175,7 +177,13 @@ impl XmlStream {
             state: State::Header,
             out: Vec::new(),
             closing: false,
+            modern: false,
         }
+    }
+
+    /// Returns whether the peer's header says that it speaks XMPP 1.0, and so may secure the stream.
+    pub(crate) fn is_modern(&self) -> bool {
+        self.modern
     }
 
     /// Returns our side.
@@ -306,9 +314,9 @@ impl XmlStream {
         if self.names.peer.is_empty() && from.is_none() {
             return Err(Fault::ImproperAddressing);
         }
-        let modern = header.attr("version").is_some_and(|version| version != "0.9");
+        self.modern = header.attr("version").is_some_and(|version| version != "0.9");
         if self.role == Role::Initiator {
-            if modern {
+            if self.modern {
                 self.state = State::Features(from);
                 return Ok(None);
             }
@@ -317,12 +325,16 @@ impl XmlStream {
         }
         self.write_header(from.as_ref().or(self.names.peer.first()).cloned().as_ref());
         self.state = State::Open;
-        if modern {
+        let features = std::mem::take(&mut self.features);
+        if self.modern {
             self.out.extend_from_slice(b"<stream:features>");
-            for feature in std::mem::take(&mut self.features) {
-                self.write(&feature);
+            for feature in &features {
+                self.write(feature);
             }
             self.out.extend_from_slice(b"</stream:features>");
+        } else if !features.is_empty() {
+            // It cannot take what we offer.
+            self.out.extend_from_slice(b"<stream:features/>");
         }
         Ok(Some(Event::Opened { from, features: None }))
     }

@@ -98,6 +98,15 @@ fn the_header_of_xep_0247_is_understood_and_answered_with_bare_jids() {
 }
 
 #[test]
+fn a_peer_that_knows_no_features_is_offered_none() {
+    let mut stream = juliet();
+    feed(&mut stream, HEADER.replace("balcony' version='1.0'", "balcony'").as_bytes());
+    assert!(!stream.is_modern());
+    let out = text(&mut stream);
+    assert!(out.ends_with("to='romeo@montague.lit'><stream:features/>"), "{out}");
+}
+
+#[test]
 fn a_stanza_without_namespace_declaration_is_in_that_of_clients() {
     let mut stream = opened();
     let events = feed(&mut stream, b"<message><body>hi</body></message>");
