@@ -162,6 +162,7 @@ fuzz!(
     hints,
     ibb,
     jid_escaping,
+    mdns_message,
     mdns_name,
     offer,
     openpgp,

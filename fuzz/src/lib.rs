@@ -34,7 +34,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 20] = [
     ("base64", base64),
     ("chat_stream", chat_stream),
     ("client_hello", client_hello),
@@ -42,6 +42,7 @@ pub const TARGETS: [Target; 19] = [
     ("hints", hints),
     ("ibb", ibb),
     ("jid_escaping", jid_escaping),
+    ("mdns_message", mdns_message),
     ("mdns_name", mdns_name),
     ("offer", offer),
     ("openpgp", openpgp),
@@ -744,6 +745,13 @@ pub fn chat_stream(data: &[u8]) {
         assert!(shape(element).0 <= client::MAX_DEPTH);
         assert!(written(element).is_some() || is_reserved(element));
     }
+}
+
+/// Messages of multicast DNS: after any of them, a listener still has a name, its own or the next.
+pub fn mdns_message(data: &[u8]) {
+    let (own, next) = ("bob@pronto", "bob@pronto-2");
+    let name = client::name_after(data, BareJid::new(own).expect("a name"));
+    assert!([own, next].contains(&name.as_str()), "{name}");
 }
 
 /// Names of services: an escaped name reads back, and nothing grows.

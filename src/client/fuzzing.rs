@@ -1,6 +1,8 @@
 //! Functions for the fuzz targets (fuzz/src/lib.rs): pure functions of this module's private parts.
 
+use jid::BareJid;
 use minidom::Element;
+use tokio::time::Instant;
 
 pub use super::{lan::SERVICE, stream::MAX_DEPTH};
 
@@ -22,4 +24,9 @@ pub fn stream(bytes: &[u8], size: usize) -> (Vec<Element>, String) {
 /// Returns the name before that of the service in the full name of an mDNS service.
 pub fn instance(full: &str) -> Option<String> {
     super::lan::instance(full)
+}
+
+/// Returns what a listener of the local network is called after others have sent this mDNS message twice.
+pub fn name_after(message: &[u8], name: BareJid) -> BareJid {
+    super::lan::name_after(message, name, Instant::now())
 }

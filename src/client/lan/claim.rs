@@ -387,6 +387,23 @@ impl Claim {
     }
 }
 
+/// The name that a claim to `name` comes to if others send this message twice, and nothing else.
+pub(in crate::client) fn name_after(message: &[u8], name: BareJid, now: Instant) -> BareJid {
+    let mut claim = Claim::new(name, "0123456789abcdef".to_owned(), 5298, now, Duration::ZERO);
+    let quiet = |claim: &mut Claim, mut now: Instant| {
+        while let Some(deadline) = claim.deadline() {
+            now = deadline;
+            claim.handle_deadline(now);
+        }
+        now
+    };
+    let now = quiet(&mut claim, now);
+    claim.handle_message(message, |_| false, now);
+    claim.handle_message(message, |_| false, now);
+    quiet(&mut claim, now);
+    claim.name
+}
+
 /// The properties that a listener at `port` announces. No personal data: only what another program needs.
 pub(super) fn properties(port: u16) -> [(&'static str, String); 3] {
     let text = str::to_owned;

@@ -12,7 +12,7 @@ mod presence;
 mod starttls;
 
 pub use self::discovery::SERVICE;
-pub(super) use self::discovery::instance;
+pub(super) use self::{claim::name_after, discovery::instance};
 
 use std::{
     fs::DirBuilder,
