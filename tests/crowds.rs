@@ -5,6 +5,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
@@ -122,24 +123,7 @@ fn a_load_balancer_may_stand_in_front() {
     let component = Component::start(&server, &Options { env, ..Options::default() });
     let directory = tempfile::tempdir().expect("a directory");
     for version in ["send-proxy", "send-proxy-v2"] {
-        let port = support::free_port();
-        let config = directory.path().join("haproxy.cfg");
-        let text = format!(
-            "global\n  log stderr format raw local0\ndefaults\n  log global\n  option log-health-checks\n  mode tcp\n  \
-             timeout connect 60s\n  timeout client 60s\n  timeout server 60s\n  timeout check 60s\nlisten front\n  \
-             bind 127.0.0.1:{port}\n  server behind 127.0.0.1:{} {version} check check-send-proxy inter 100ms\n",
-            component.socks5
-        );
-        std::fs::write(&config, text).expect("the directory can be written to");
-        let mut command = std::process::Command::new("haproxy");
-        command.arg("-db").arg("-f").arg(&config);
-        let balancer = Process::start(command, &directory.path().join("haproxy.log"));
-        support::wait_for(
-            "HAProxy",
-            Duration::from_secs(10),
-            || balancer.log(),
-            || TcpStream::connect(("127.0.0.1", port)).is_ok(),
-        );
+        let (port, balancer) = balance(directory.path(), component.socks5, version);
         let report = script("proxy_rules.py", &server, json!({"proxy": ["127.0.0.1", port]}));
         assert_eq!(report["forward"], "early last", "{version}: {report}\n{}", component.log());
         assert_eq!(report["backward"], "answer", "{version}: {report}");
@@ -156,6 +140,48 @@ fn a_load_balancer_may_stand_in_front() {
     let mut bare = TcpStream::connect(("127.0.0.1", component.socks5)).expect("the port is open");
     bare.write_all(&[5, 1, 0]).expect("it takes bytes");
     assert_eq!(bare.read(&mut [0; 2]).unwrap_or(0), 0, "no header, no answer");
+}
+
+/// HAProxy may stand in front of ejabberd's port for components too, with both versions of the PROXY protocol.
+#[test]
+fn the_link_may_come_through_a_load_balancer() {
+    let mut server = Server::start(Kind::Ejabberd);
+    server.reconfigure(true, |text| {
+        let listener = "    module: ejabberd_service\n";
+        text.replace(listener, &format!("{listener}    use_proxy_protocol: true\n"))
+    });
+    let directory = tempfile::tempdir().expect("a directory");
+    let port = server.component_address().rsplit_once(':').map(|(_, port)| port.parse());
+    let behind = port.expect("an address").expect("a port");
+    for version in ["send-proxy", "send-proxy-v2"] {
+        let (port, _balancer) = balance(directory.path(), behind, version);
+        let env = vec![("FINGERPOST_COMPONENT__SERVER", format!("127.0.0.1:{port}"))];
+        let mut component = Component::start(&server, &Options { env, ..Options::default() });
+        support::scenarios::assert_answers(&server);
+        assert!(component.runs(), "{version}: {}", component.log());
+    }
+}
+
+/// Starts HAProxy in front of a port, with health checks.
+fn balance(directory: &Path, behind: u16, version: &str) -> (u16, Process) {
+    let port = support::free_port();
+    let config = directory.join("haproxy.cfg");
+    let text = format!(
+        "global\n  log stderr format raw local0\ndefaults\n  log global\n  option log-health-checks\n  mode tcp\n  \
+         timeout connect 60s\n  timeout client 60s\n  timeout server 60s\n  timeout check 60s\nlisten front\n  \
+         bind 127.0.0.1:{port}\n  server behind 127.0.0.1:{behind} {version} check check-send-proxy inter 100ms\n",
+    );
+    std::fs::write(&config, text).expect("the directory can be written to");
+    let mut command = std::process::Command::new("haproxy");
+    command.arg("-db").arg("-f").arg(&config);
+    let balancer = Process::start(command, &directory.join(format!("{version}.log")));
+    support::wait_for(
+        "HAProxy",
+        Duration::from_secs(10),
+        || balancer.log(),
+        || TcpStream::connect(("127.0.0.1", port)).is_ok(),
+    );
+    (port, balancer)
 }
 
 /// Health, readiness, metrics and the page, over HTTP.
