@@ -71,7 +71,7 @@ impl Cable {
         ip(&["-n", &self.hosts[0], "link", "set", "cable", state]);
     }
 
-    /// The addresses of an interface of a host, in order.
+    /// Returns the addresses of an interface of a host, in order.
     fn addresses(&self, host: usize, interface: &str) -> Vec<String> {
         let shown = ip(&["-n", &self.hosts[host], "-j", "address", "show", "dev", interface]);
         let shown: Value = serde_json::from_str(&shown).unwrap();
@@ -132,7 +132,7 @@ fn ip(args: &[&str]) -> String {
 struct Avahi<'a> {
     cable: &'a Cable,
     host: usize,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     daemon: Process,
     _bus: Process,
 }
@@ -140,8 +140,8 @@ struct Avahi<'a> {
 impl<'a> Avahi<'a> {
     /// Starts it for a machine of this name.
     fn start(cable: &'a Cable, host: usize, machine: &str) -> Self {
-        let folder = tempfile::Builder::new().prefix("fingerpost-avahi-").tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
+        let directory = tempfile::Builder::new().prefix("fingerpost-avahi-").tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
         let bus = format!(
             "<busconfig><type>system</type><listen>unix:path={}</listen><auth>EXTERNAL</auth>\
              <policy context='default'><allow user='*'/><allow own='*'/><allow send_destination='*'/>\
@@ -166,16 +166,16 @@ impl<'a> Avahi<'a> {
         command.args(["-c", script]).arg(path("avahi.conf"));
         command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", path("bus").display()));
         let daemon = Process::start(command, &path("avahi.log"));
-        let this = Self { cable, host, folder, daemon, _bus: bus };
+        let this = Self { cable, host, directory, daemon, _bus: bus };
         let log = || this.daemon.log();
         wait_for("Avahi", LIMIT, log, || log().contains("Server startup complete"));
         this
     }
 
-    /// A program that speaks with it.
+    /// Returns a command for a program that uses it.
     fn command(&self, program: &Path) -> Command {
         let mut command = self.cable.at(self.host, program);
-        let bus = self.folder.path().join("bus");
+        let bus = self.directory.path().join("bus");
         command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", bus.display()));
         command
     }
@@ -184,13 +184,13 @@ impl<'a> Avahi<'a> {
     fn publish(&self, name: &str, port: &str) -> Process {
         let mut command = self.command(Path::new("avahi-publish"));
         command.args(["-s", name, "_presence._tcp", port, "txtvers=1", "status=avail"]);
-        let process = Process::start(command, &self.folder.path().join(format!("{port}.log")));
+        let process = Process::start(command, &self.directory.path().join(format!("{port}.log")));
         let log = || process.log();
         wait_for("a name", LIMIT, log, || log().contains(&format!("under name '{name}'")));
         process
     }
 
-    /// What it knows of the users now: name, host, address and port, over IPv4.
+    /// Returns the users that it knows now: name, host, address and port, over IPv4.
     fn users(&self) -> Vec<[String; 4]> {
         let mut command = self.command(Path::new("avahi-browse"));
         command.args(["-rpt", "_presence._tcp"]);

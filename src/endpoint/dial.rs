@@ -65,7 +65,7 @@ pub(super) async fn dial(address: &str) -> Result<TcpStream, DialError> {
     dial_any(found, translate).await
 }
 
-/// [`dial`] for the addresses of one machine of a local network, where nothing is translated.
+/// Connects as [`dial`] does to the addresses of one machine on a local network, where nothing is translated.
 ///
 /// # Errors
 /// [`DialError`], with every address that was tried.

@@ -53,7 +53,7 @@ pub(super) enum Action {
     Send(Vec<u8>),
     /// The name is ours: announce it on every interface and answer for it.
     Announce,
-    /// Answer nothing, and say no goodbye: the name may be somebody else's.
+    /// Answer nothing, without a goodbye: the name may belong to another program.
     Mute,
     /// Tell the user.
     Tell(Notice),
@@ -62,21 +62,21 @@ pub(super) enum Action {
 /// What a user must know of the name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Notice {
-    /// Somebody announced other records under our name, or ended ours, and has not answered for the name.
+    /// Another program announced other records under our name, or ended ours, and did not answer our probes.
     Defended {
         /// What was announced.
         forged: Forged,
     },
-    /// Somebody else has the name that the user knows us by: we have another one now.
+    /// Another program has the name that the user knows; we have the next one now.
     Renamed {
-        /// The name that somebody else has.
+        /// The name that another program has.
         from: BareJid,
         /// Ours.
         to: BareJid,
     },
 }
 
-/// What somebody else has announced as ours.
+/// A false record about us.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Forged {
     /// Another host and port of our name.
@@ -145,17 +145,17 @@ impl Claim {
         }
     }
 
-    /// The name that is claimed.
+    /// Returns the claimed name.
     pub(super) fn name(&self) -> &BareJid {
         &self.name
     }
 
-    /// The name of our host, as the zone has it.
+    /// Returns the full name of our host.
     pub(super) fn host(&self) -> String {
         format!("{}.local.", self.host)
     }
 
-    /// When [`Claim::handle_deadline`] has something to do.
+    /// Returns when [`Claim::handle_deadline`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Probing { due, .. } => Some(due),
@@ -163,12 +163,12 @@ impl Claim {
         }
     }
 
-    /// The next thing to do.
+    /// Returns the next action.
     pub(super) fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Time has passed; too early is no harm.
+    /// Tells the claim that time has passed. A call that is too early does nothing.
     pub(super) fn handle_deadline(&mut self, now: Instant) {
         let State::Probing { sent, due, forged } = &mut self.state else { return };
         if now < *due {
@@ -194,7 +194,7 @@ impl Claim {
         }
     }
 
-    /// The machine is on another network now, where somebody else may have the name.
+    /// Tells the claim that the machine is on another network now, where another program may have the name.
     pub(super) fn handle_network(&mut self, now: Instant) {
         match &mut self.state {
             State::Probing { sent, due, .. } => {
@@ -205,7 +205,7 @@ impl Claim {
         }
     }
 
-    /// A message has come in. `is_own` tells whether an address is one of this machine's.
+    /// Reads a message. `is_own` tells whether an address is one of this machine's.
     pub(super) fn handle_message(
         &mut self,
         bytes: &[u8],
@@ -237,7 +237,7 @@ impl Claim {
         }
     }
 
-    /// What a record says of us that we do not say.
+    /// Returns what a record says about us that we do not say.
     fn judge(&self, record: &Record, is_own: impl Fn(IpAddr) -> bool) -> Option<Forged> {
         // The top bit says that what was known before is to be forgotten (RFC 6762, 10.2).
         if u16::from(record.dns_class) & 0x7fff != u16::from(DNSClass::IN) {
@@ -276,7 +276,7 @@ impl Claim {
         }
     }
 
-    /// Somebody else has, or says to have, our name.
+    /// Handles a record of another program that has our name, or says so.
     fn conflict(&mut self, forged: Forged, now: Instant) {
         let is_calm =
             matches!(self.state, State::Probing { sent: 0, due, .. } if due > now + DEFER);
@@ -296,7 +296,7 @@ impl Claim {
         self.state = State::Probing { sent: 0, due, forged: None };
     }
 
-    /// Somebody gives our host another address: the label is left to it.
+    /// Handles another address of our host: we take the next label.
     fn leave_host(&mut self, forged: Forged, now: Instant) {
         if !matches!(self.state, State::Held) || !self.may_restate(now) {
             return;
@@ -307,7 +307,7 @@ impl Claim {
         self.tell(forged, now);
     }
 
-    /// Somebody says that our records are to be forgotten.
+    /// Handles a false goodbye: our records are announced again.
     fn restate(&mut self, now: Instant) {
         if !matches!(self.state, State::Held) || !self.may_restate(now) {
             return;
@@ -330,8 +330,8 @@ impl Claim {
         }
     }
 
-    /// Somebody probes at the same time: the later data wins (RFC 6762, 8.2). A probe for a name that we have is answered
-    /// as every query is.
+    /// Handles a probe of another program at the same time: the later data wins (RFC 6762, 8.2). A probe for a name that we
+    /// hold is answered like every query.
     fn break_tie(&mut self, message: &Message, now: Instant) {
         let State::Probing { sent: 1.., .. } = self.state else { return };
         let Some(instance) = self.instance() else { return };
@@ -359,7 +359,7 @@ impl Claim {
         message.to_vec()
     }
 
-    /// The records that only we may have.
+    /// Returns the records that only we may have.
     fn records(&self) -> Vec<Record> {
         let (Some(instance), Some(srv)) = (self.instance(), self.srv_at(&self.host)) else {
             return Vec::new();
@@ -387,7 +387,7 @@ impl Claim {
     }
 }
 
-/// The name that a claim to `name` comes to if others send this message twice, and nothing else.
+/// Returns the name that a claim to `name` ends with if others send this message twice, and nothing else.
 pub(in crate::client) fn name_after(message: &[u8], name: BareJid, now: Instant) -> BareJid {
     let mut claim = Claim::new(name, "0123456789abcdef".to_owned(), 5298, now, Duration::ZERO);
     let quiet = |claim: &mut Claim, mut now: Instant| {
@@ -404,7 +404,7 @@ pub(in crate::client) fn name_after(message: &[u8], name: BareJid, now: Instant)
     claim.name
 }
 
-/// The properties that a listener at `port` announces. No personal data: only what another program needs.
+/// Returns the properties that a listener at `port` announces: only what another program needs, nothing personal.
 pub(super) fn properties(port: u16) -> [(&'static str, String); 3] {
     let text = str::to_owned;
     [("txtvers", text("1")), ("port.p2pj", port.to_string()), ("status", text("avail"))]
@@ -422,13 +422,13 @@ fn zone<'a>(labels: impl IntoIterator<Item = &'a [u8]>) -> Option<Name> {
     Name::from_labels(labels).ok()
 }
 
-/// How records of one name are ordered (RFC 6762, 8.2.1): by class, type and data.
+/// Returns the key by which records of one name are ordered (RFC 6762, 8.2.1): class, type and data.
 fn order(record: &Record) -> Option<(u16, u16, Vec<u8>)> {
     let class = u16::from(record.dns_class) & 0x7fff;
     Some((class, record.record_type().into(), record.data.to_bytes().ok()?))
 }
 
-/// Keeps `now` among the last `most` times within `span`; false if there are as many already.
+/// Adds `now` to the times within `span`; returns false if there are `most` already.
 fn remember(times: &mut VecDeque<Instant>, now: Instant, span: Duration, most: usize) -> bool {
     while times.front().is_some_and(|time| now >= *time + span) {
         times.pop_front();
@@ -440,7 +440,7 @@ fn remember(times: &mut VecDeque<Instant>, now: Instant, span: Duration, most: u
     true
 }
 
-/// The name to try after this one: `bob@pronto`, `bob@pronto-2`, `bob@pronto-3`.
+/// Returns the name to try after this one: `bob@pronto`, `bob@pronto-2`, `bob@pronto-3`.
 fn next_name(name: &BareJid) -> Option<BareJid> {
     let (user, machine) = (name.node()?, name.domain().as_str());
     let (first, rest) = match machine.split_once('.') {
@@ -453,7 +453,7 @@ fn next_name(name: &BareJid) -> Option<BareJid> {
     BareJid::new(&format!("{user}@{machine}")).ok()
 }
 
-/// The text with the next number behind it, in `most` bytes, as Avahi numbers hosts: `pronto`, `pronto-2`, `pronto-3`.
+/// Appends the next number to a text, in `most` bytes, as Avahi numbers hosts: `pronto`, `pronto-2`, `pronto-3`.
 fn numbered(text: &str, most: usize) -> String {
     let numbered = text.rsplit_once('-').and_then(|(head, digits)| {
         let is_number = !digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
@@ -465,7 +465,7 @@ fn numbered(text: &str, most: usize) -> String {
     format!("{}{tail}", cut(head, most.saturating_sub(tail.len())))
 }
 
-/// The beginning of a text, in `most` bytes.
+/// Returns the beginning of a text, in `most` bytes.
 fn cut(text: &str, most: usize) -> &str {
     let mut end = text.len().min(most);
     while !text.is_char_boundary(end) {

@@ -1,6 +1,6 @@
-//! Who is on the local network (XEP-0174, 3 and 4): DNS-SD of `_presence._tcp` over multicast DNS.
+//! Finds users on the local network (XEP-0174, 3 and 4): DNS-SD of `_presence._tcp` over multicast DNS.
 //!
-//! What is found is a claim of whoever has sent it; who it is, its key says.
+//! Anyone can announce any name; only the key tells who a peer is.
 
 use std::{
     collections::BTreeSet,
@@ -81,7 +81,7 @@ pub(super) struct Search<'a> {
     events: Receiver<ServiceEvent>,
     until: Instant,
     found: BTreeSet<SocketAddr>,
-    /// Who else is there.
+    /// The other names on the network.
     others: BTreeSet<String>,
 }
 
@@ -101,7 +101,7 @@ impl<'a> Search<'a> {
         Ok(Self { name, daemon, events, until, found, others })
     }
 
-    /// More addresses of the peer; `None` if there will be none. Each interface may tell of some. Cancel safe.
+    /// Returns more addresses of the peer, or `None` if no more will come. Each interface may bring some. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<Vec<SocketAddr>> {
         loop {
             let event = next(&self.events, self.until).await?;
@@ -122,7 +122,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Exit status 3: the peer is not there, with the names of those who are.
+    /// Returns the error of a peer that is not there, with the names of those that are: exit status 3.
     pub(super) fn not_found(&self) -> XtlsError {
         let (name, others) = (self.name, Vec::from_iter(self.others.iter().cloned()));
         XtlsError::unreachable(match others.as_slice() {

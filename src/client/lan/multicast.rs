@@ -1,7 +1,7 @@
 //! The interfaces of this machine and sockets of multicast DNS on them (RFC 6762, 3 and 11).
 //!
-//! Each interface has sockets of its own, bound to the groups: what was sent to this machine alone, perhaps by somebody
-//! far away, does not come in, and what another program of the machine asked for is not taken from it.
+//! Each interface has its own sockets, bound to the groups. So unicast messages, perhaps from far away, do not come in, and
+//! answers to another program of this machine are not taken from it.
 
 use std::{
     collections::BTreeMap,
@@ -72,7 +72,7 @@ pub(super) fn interfaces(names: &[String]) -> io::Result<Vec<Interface>> {
     Ok(found.into_values().take(MOST).collect())
 }
 
-/// What is sent on a port of a bridge is sent on the bridge too.
+/// Tells whether an interface is a port of a bridge, whose messages are those of the bridge.
 fn is_port_of_a_bridge(name: &str) -> bool {
     Path::new("/sys/class/net").join(name).join("brport").exists()
 }
@@ -105,12 +105,12 @@ impl Group {
         Self { interfaces: Vec::new(), readers: JoinSet::new(), sender, messages }
     }
 
-    /// The interfaces that we are on.
+    /// Returns the interfaces in use.
     pub(super) fn interfaces(&self) -> impl Iterator<Item = &Interface> {
         self.interfaces.iter().map(|(interface, _)| interface)
     }
 
-    /// Goes over to these interfaces; true if something has changed.
+    /// Changes to these interfaces; returns true if they are others than before.
     ///
     /// # Errors
     /// If there are interfaces, and no socket could be opened on any.
@@ -149,7 +149,7 @@ impl Group {
         }
     }
 
-    /// The next message that comes in. Cancel safe.
+    /// Returns the next message. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<Vec<u8>> {
         self.messages.recv().await
     }
@@ -225,7 +225,7 @@ fn socket_v6(index: u32, group: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-/// A socket beside those of the machine's own responder and of other programs.
+/// Creates a socket that shares its port with the machine's own responder and other programs.
 fn shared_socket(domain: Domain) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_reuse_address(true)?;

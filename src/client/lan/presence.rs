@@ -32,7 +32,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// How often we look whether the machine is on other networks now.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// What we are called, which changes if somebody else has the name.
+/// Our name, which changes if another program has it.
 #[derive(Clone)]
 pub(super) struct OwnName(watch::Receiver<Option<BareJid>>);
 
@@ -50,7 +50,7 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    /// Takes the name, or the next one that nobody has, and announces that we listen at `port`.
+    /// Takes the name, or the next one that is free, and announces that we listen at `port`.
     pub(super) async fn start(
         name: BareJid,
         port: u16,
@@ -86,12 +86,12 @@ impl Presence {
         Ok(Self { name: OwnName(names), token, task })
     }
 
-    /// What we are called.
+    /// Returns our name, which may change.
     pub(super) fn name(&self) -> OwnName {
         self.name.clone()
     }
 
-    /// Waits until we cannot be found any more, and says why. Cancel safe.
+    /// Waits until others cannot find us any more, and returns why. Cancel safe.
     pub(super) async fn lost(&mut self) -> XtlsError {
         why((&mut self.task).await)
     }
@@ -105,7 +105,7 @@ impl Presence {
     }
 }
 
-/// Why the keeper has ended unasked.
+/// Returns why the keeper has ended unasked.
 fn why(ended: Result<Result<(), XtlsError>, JoinError>) -> XtlsError {
     match ended {
         Ok(Err(error)) => error,
@@ -171,7 +171,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Goes where the machine is; true if that has changed.
+    /// Follows the machine to its networks; returns true if they have changed.
     fn look(&mut self) -> io::Result<bool> {
         self.group.join(interfaces(&self.interfaces)?)
     }
@@ -216,7 +216,7 @@ impl Keeper {
                 (
                     json!({"event": "defended", "jid": name.as_str(), "forged": what, "announced": said}),
                     format!(
-                        "somebody else on the local network announced {said}: the name is ours and was announced again"
+                        "another program on the local network announced {said}: the name is ours and was announced again"
                     ),
                 )
             }
@@ -226,7 +226,7 @@ impl Keeper {
     }
 }
 
-/// What answers for us on one interface, with the addresses of that interface.
+/// The announcer of our name on one interface, with the addresses of that interface.
 struct Voice {
     daemon: ServiceDaemon,
     events: Receiver<DaemonEvent>,
@@ -257,7 +257,7 @@ impl Voice {
         }
     }
 
-    /// Ends without a goodbye: an interface that is not used any more gets none.
+    /// Ends without a goodbye: a disabled interface gets none.
     fn mute(self) {
         let _ = self.daemon.disable_interface(IfKind::All);
         let _ = self.daemon.shutdown();

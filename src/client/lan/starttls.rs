@@ -84,7 +84,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         ended(&End::Fault(fault))
     }
 
-    /// Tells a person whose program does not secure the stream why nothing arrives, and what to use instead.
+    /// Tells the user of a program that does not secure the stream why nothing arrives, and what to use instead.
     fn explain(&mut self, own: &BareJid, peer: &BareJid, instead: &str) {
         let mut message = Element::bare("message", ns::CLIENT);
         for (name, value) in [("from", own.as_str()), ("to", peer.as_str()), ("type", "chat")] {
@@ -99,8 +99,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         self.xml.send(&message);
     }
 
-    /// Sends what is left, and reads for a moment what the peer is just sending: to close at once would be a reset, which
-    /// may overtake our last words.
+    /// Sends the rest and then reads for a moment: a close while the peer is sending is a reset, which may overtake our
+    /// last message.
     async fn hang_up(mut self) {
         let _ = timeout(HANG_UP, async {
             self.flush().await?;
