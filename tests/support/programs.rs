@@ -260,15 +260,25 @@ impl Xtls {
     }
 
     fn login_with(server: &Server, user: &str, network: Option<&Network>, address: &str) -> Self {
-        let (_, password) = USERS.iter().find(|(name, _)| *name == user).unwrap();
         let mut this = Self::new(server, &format!("{user}@{DOMAIN}"));
         this.network = network.map(|network| network.name().to_owned());
+        this.logged_in(address)
+    }
+
+    /// Creates a user's `xtls` at another domain than the usual one, logged in.
+    pub fn login_as(server: &Server, jid: &str) -> Self {
+        Self::new(server, jid).logged_in(&server.client_address())
+    }
+
+    fn logged_in(self, address: &str) -> Self {
+        let user = self.jid.split('@').next();
+        let (_, password) = USERS.iter().find(|(name, _)| Some(*name) == user).unwrap();
         let mut command =
-            this.command(["login", &this.jid, "--server", address, "--via", COMPONENT]);
+            self.command(["login", &self.jid, "--server", address, "--via", COMPONENT]);
         command.env("XTLS_PASSWORD", password);
         let output = run(command, Duration::from_secs(60));
         assert_eq!(output.code, 0, "xtls login: {output:?}");
-        this
+        self
     }
 
     /// Creates a user's `xtls`, without an account yet.

@@ -95,6 +95,8 @@ pub struct Server {
     has_components: bool,
     /// The port of its Erlang node's port mapper, if it is a node of a cluster.
     mapper: Option<u16>,
+    /// What it reads instead of /etc/resolv.conf, if it has a name server of its own.
+    resolver: Option<PathBuf>,
     /// User, host, password.
     accounts: Vec<(String, String, String)>,
 }
@@ -143,6 +145,71 @@ impl Nodes {
             wait_for("the second node", START_LIMIT, || nodes[1].log(), listens);
         }
         Self { nodes, _mapper: mapper, _directory: directory }
+    }
+}
+
+/// The domain of the second server of a [`Federation`].
+pub const FAR_DOMAIN: &str = "far.example.test";
+
+/// Two Prosodys that speak with each other, and the name server by which they find each other.
+pub struct Federation {
+    // Dropped in this order.
+    /// The one with the component.
+    pub near: Server,
+    /// The one of [`FAR_DOMAIN`].
+    pub far: Server,
+    _names: Process,
+    _directory: TempDir,
+}
+
+impl Federation {
+    /// Starts all three. It needs root for the port of the name server.
+    pub fn start() -> Self {
+        let directory = tempfile::Builder::new().prefix("fingerpost-names-").tempdir().unwrap();
+        let resolver = directory.path().join("resolv.conf");
+        // Addresses that no other test has: the ports are those of the protocols.
+        let id = std::process::id();
+        let network = format!("127.{}.{}", 64 + id / 256 % 128, id % 256);
+        let [near, far, names] = [2, 3, 53].map(|last| format!("{network}.{last}"));
+        std::fs::write(&resolver, format!("nameserver {names}\n")).unwrap();
+        let mut command = Command::new("/usr/sbin/dnsmasq");
+        command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--port=53"]);
+        command.args(["--bind-interfaces", "--no-resolv", "--no-hosts", "--user=root"]);
+        command.args(["--local=/test/", &format!("--listen-address={names}")]);
+        for (name, address) in [(DOMAIN, &near), (COMPONENT, &near), (FAR_DOMAIN, &far)] {
+            command.arg(format!("--host-record={name},{address}"));
+        }
+        let process = Process::start(command, &directory.path().join("dnsmasq.log"));
+        let is_up = || TcpStream::connect((names.as_str(), 53)).is_ok();
+        wait_for("dnsmasq", START_LIMIT, || process.log(), is_up);
+        let server = |address: &str| {
+            let mut server = Server::new(Kind::Prosody, None, None, false, false);
+            server.resolver = Some(resolver.clone());
+            server.prepare_prosody();
+            let text = read(&server.path("prosody.cfg.lua"))
+                .replace(
+                    "s2s_ports = { }",
+                    &format!(
+                        "s2s_ports = {{ 5269 }}\ns2s_interfaces = {{ \"{address}\" }}\ns2s_secure_auth = false"
+                    ),
+                )
+                .replace("\"roster\", ", "\"roster\", \"dialback\", ")
+                .replace("modules_disabled = { \"s2s\" }\n", "");
+            server.write("prosody.cfg.lua", &text);
+            server
+        };
+        let (mut near, mut far) = (server(&near), server(&far));
+        far.has_components = false;
+        let text = read(&far.path("prosody.cfg.lua"));
+        let (text, _component) = text.split_once("\nComponent ").unwrap();
+        let host = |domain: &str| format!("VirtualHost \"{domain}\"");
+        far.write("prosody.cfg.lua", &text.replace(&host(DOMAIN), &host(FAR_DOMAIN)));
+        for (user, password) in USERS {
+            far.set_password(user, FAR_DOMAIN, password);
+        }
+        near.up();
+        far.up();
+        Self { near, far, _names: process, _directory: directory }
     }
 }
 
@@ -210,6 +277,7 @@ impl Server {
             process: None,
             has_components: true,
             mapper: None,
+            resolver: None,
             accounts: USERS
                 .map(|(user, password)| (user.to_owned(), DOMAIN.to_owned(), password.to_owned()))
                 .into(),
@@ -495,7 +563,18 @@ Component "{COMPONENT}"
     fn prosody(&self) -> Command {
         let mut command = program("prosody");
         command.arg("-F").arg("--config").arg(self.path("prosody.cfg.lua"));
-        command
+        let Some(resolver) = &self.resolver else { return command };
+        // What is mounted is seen by this server alone and is gone with it. All replace themselves: signals reach it.
+        let mut wrapped = Command::new("unshare");
+        wrapped
+            .args(["--mount", "--propagation", "private", "sh", "-euc"])
+            .arg("mount --bind \"$0\" \"$1\"; shift; exec \"$@\"")
+            .arg(resolver)
+            .arg(debian().unwrap_or_else(|| PathBuf::from("/")).join("etc/resolv.conf"))
+            .arg(command.get_program())
+            .args(command.get_args());
+        wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        wrapped
     }
 
     fn prepare_ejabberd(&self) {
