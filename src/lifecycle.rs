@@ -6,7 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::{
-    cli::{BAD_CONFIG, Failure, SECRET_REFUSED, Task, keys, online, reach, vars},
+    cli::{BAD_CONFIG, Failure, SECRET_REFUSED, Task, backup, keys, online, reach, vars},
     clock::{Clock, SystemClock},
     config::{Config, Format, Loaded},
     control::Reload,
@@ -22,7 +22,7 @@ use crate::{
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let hint = match &error {
-            StartError::Database { source, .. } => database_hint(source),
+            StartError::Database { source, .. } => cure(source),
             StartError::Blocks(_) | StartError::Identity(_) => {
                 "run fingerpost check to find out what is wrong with the database"
             }
@@ -30,8 +30,9 @@ impl From<StartError> for Failure {
             StartError::Http { .. } => "stop what uses the port, or change [http] listen",
         };
         let failure = Self::new(error.to_string()).with_hint(hint);
-        match error {
-            StartError::Database { source, .. } if source.is_configuration() => {
+        match &error {
+            // Trying again would not help.
+            StartError::Database { source, .. } if source.is_lasting() => {
                 failure.with_code(BAD_CONFIG)
             }
             _ => failure,
@@ -39,8 +40,8 @@ impl From<StartError> for Failure {
     }
 }
 
-/// Returns the cure for a database that cannot be opened.
-fn database_hint(error: &OpenError) -> &'static str {
+/// What to do about a database that cannot be opened.
+fn cure(error: &OpenError) -> &'static str {
     match error {
         OpenError::Pooler => {
             "set [database] pooler = true, or give the address of PostgreSQL itself in [database] url"
@@ -50,6 +51,14 @@ fn database_hint(error: &OpenError) -> &'static str {
         }
         error if error.is_forbidden() => {
             "run `fingerpost migrate` once as a role that may create tables, or grant this one CREATE on the schema"
+        }
+        OpenError::Newer { .. } => {
+            "install the newer fingerpost again, or restore a backup that was made before the upgrade \
+             (Downgrade in OPERATING.md)"
+        }
+        OpenError::Behind { .. } => "run `fingerpost migrate`, or set [database] migrate = true",
+        error if error.is_lasting() => {
+            "another program or another build of fingerpost has made this schema: restore a backup"
         }
         _ => "check [database] url and the rights of the directory it is in",
     }
@@ -76,15 +85,20 @@ pub async fn run(task: Task, inherited: Inherited, out: &mut impl Write) -> Resu
         Task::Check { loaded, online } => check(&loaded.config, online, out).await,
         Task::Migrate(mut loaded) => {
             loaded.config.database.migrate = true;
-            service::open(&loaded.config).await?;
+            service::open(&loaded.config).await?.close().await;
             writeln!(out, "the database is up to date")?;
             Ok(())
         }
+        Task::Backup { loaded, file } => backup::back_up(&loaded.config, &file, out).await,
+        Task::Restore { loaded, file } => {
+            backup::restore(&loaded.config, &file, SystemClock.now(), out).await
+        }
         Task::Keys { loaded, command, json } => {
             let store = service::open(&loaded.config).await?;
-            keys::run(command, &store, &loaded.config.component.jid, json, SystemClock.now(), out)
-                .await
-                .map_err(|error| Failure::new(error.to_string()))
+            let component = &loaded.config.component.jid;
+            let done = keys::run(command, &store, component, json, SystemClock.now(), out).await;
+            store.close().await;
+            done.map_err(|error| Failure::new(error.to_string()))
         }
     }
 }
@@ -200,8 +214,14 @@ async fn reload(loaded: &Loaded, service: &mut Service) -> Result<Vec<String>, S
 }
 
 async fn check(config: &Config, look_online: bool, out: &mut impl Write) -> Result<(), Failure> {
-    let store = service::open_to_serve(config).await?;
+    let found = service::inspect(config).await?;
+    for warning in &found.warnings {
+        writeln!(out, "warning: {warning}")?;
+    }
     writeln!(out, "configuration, database and ports are valid")?;
+    if let Some(to_do) = &found.to_do {
+        writeln!(out, "{to_do}")?;
+    }
     reach::literals(config, out)?;
     for missing in Plane::new(0).probe() {
         writeln!(out, "warning: {missing}")?;
@@ -209,5 +229,5 @@ async fn check(config: &Config, look_online: bool, out: &mut impl Write) -> Resu
     if !look_online {
         return Ok(());
     }
-    online::run(config, &store, out).await
+    online::run(config, found.store.as_ref(), out).await
 }

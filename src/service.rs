@@ -31,7 +31,7 @@ use crate::{
     registry::{
         self, Notice, Registry,
         model::Visibility,
-        store::{self, Store},
+        store::{self, Inspected, Store},
     },
     router::{self, Back, Known, Report, Router},
     systemd::Inherited,
@@ -141,6 +141,7 @@ impl Service {
         log: LogLevel,
     ) -> Result<Self, StartError> {
         let store = open_to_serve(config).await?;
+        store.guard_file().await.map_err(|error| StartError::Blocks(error.to_string()))?;
         let stop = CancellationToken::new();
         let (accepting, linked) = (stop.child_token(), CancellationToken::new());
         let has_heir = !inherited.is_empty();
@@ -416,14 +417,7 @@ impl Service {
 /// # Errors
 /// [`StartError::Database`].
 pub async fn open(config: &Config) -> Result<Store, StartError> {
-    let database = &config.database;
-    let options = store::Options {
-        url: &database.url,
-        max_connections: database.max_connections,
-        migrate: database.migrate,
-        pooler: database.pooler,
-    };
-    Store::open_with(&options).await.map_err(|source| not_opened(config, source))
+    Store::open_with(&options(config)).await.map_err(|source| not_opened(config, source))
 }
 
 /// Opens the database, and checks that it has the connections that a running component needs.
@@ -436,8 +430,26 @@ pub async fn open_to_serve(config: &Config) -> Result<Store, StartError> {
     Ok(store)
 }
 
+fn options(config: &Config) -> store::Options<'_> {
+    let database = &config.database;
+    store::Options {
+        url: &database.url,
+        max_connections: database.max_connections,
+        migrate: database.migrate,
+        pooler: database.pooler,
+    }
+}
+
 fn not_opened(config: &Config, source: store::OpenError) -> StartError {
     StartError::Database { url: shown(&config.database.url), source }
+}
+
+/// Looks whether the database can be opened as configured, without a change to it.
+///
+/// # Errors
+/// [`StartError::Database`].
+pub async fn inspect(config: &Config) -> Result<Inspected, StartError> {
+    Store::inspect(&options(config)).await.map_err(|source| not_opened(config, source))
 }
 
 /// Returns the component's own certificate and key, which the first start makes and stores.

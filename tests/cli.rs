@@ -184,3 +184,265 @@ fn attach_prints_the_lines_for_the_server_and_makes_the_secret() {
     assert_eq!(fingerpost(directory.path(), &["attach", "prosody"]).code, 0);
     assert!(directory.path().join("other").exists());
 }
+
+/// The default database of a folder.
+fn database(folder: &Path) -> String {
+    format!("sqlite:{}", folder.join("fingerpost.db").display())
+}
+
+/// Runs statements in the database of a folder, as another program would.
+fn execute(folder: &Path, statements: &'static str) {
+    use sqlx::{Connection as _, Executor as _};
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut db = sqlx::SqliteConnection::connect(&database(folder)).await.unwrap();
+        db.execute(statements).await.unwrap();
+        db.close().await.unwrap();
+    });
+}
+
+/// All files of a folder: name, content, time of the last change and owner.
+fn files(folder: &Path) -> Vec<(String, Vec<u8>, std::time::SystemTime, u32)> {
+    use std::os::unix::fs::MetadataExt;
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let file = path.metadata().unwrap();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            (name, std::fs::read(&path).unwrap(), file.modified().unwrap(), file.uid())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_schema_newer_than_the_program_ends_every_command_with_status_78_and_both_versions() {
+    let folder = folder("");
+    assert_eq!(fingerpost(folder.path(), &["migrate"]).code, 0);
+    execute(
+        folder.path(),
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (9999, 'of the future', TRUE, x'00', 0)",
+    );
+    let before = files(folder.path());
+    for args in [&["serve"][..], &["check"], &["migrate"], &["keys", "list"], &["keys", "export"]] {
+        let output = fingerpost(folder.path(), args);
+        assert_eq!(output.code, 78, "{args:?}: {output:?}");
+        let known = format!("fingerpost {} knows versions up to ", env!("CARGO_PKG_VERSION"));
+        assert!(output.stderr.contains("its schema has version 9999"), "{args:?}: {output:?}");
+        assert!(output.stderr.contains(&known), "{args:?}: {output:?}");
+        assert!(output.stderr.contains("hint: install the newer fingerpost"), "{output:?}");
+        assert_eq!(output.stdout, "", "{args:?}");
+    }
+    let names = |files: &[(String, Vec<u8>, _, _)]| -> Vec<(String, Vec<u8>)> {
+        files.iter().map(|(name, content, ..)| (name.clone(), content.clone())).collect()
+    };
+    assert_eq!(names(&files(folder.path())), names(&before));
+}
+
+#[test]
+fn a_schema_that_another_build_has_made_ends_with_status_78() {
+    for damage in [
+        "UPDATE _sqlx_migrations SET checksum = x'00' WHERE version = 2",
+        "UPDATE _sqlx_migrations SET success = FALSE WHERE version = 2",
+    ] {
+        let folder = folder("");
+        assert_eq!(fingerpost(folder.path(), &["migrate"]).code, 0);
+        execute(folder.path(), damage);
+        for args in [&["serve"][..], &["check"], &["keys", "list"]] {
+            let output = fingerpost(folder.path(), args);
+            assert_eq!(output.code, 78, "{damage} {args:?}: {output:?}");
+        }
+    }
+}
+
+#[test]
+fn the_check_creates_and_changes_nothing_and_says_what_serve_will_do() {
+    let folder = folder("");
+    let before = files(folder.path());
+    let output = fingerpost(folder.path(), &["check"]);
+    assert_eq!(output.code, 0, "{output:?}");
+    assert!(output.stdout.contains("`fingerpost serve` makes the database"), "{output:?}");
+    assert_eq!(files(folder.path()), before, "before the first start");
+
+    assert_eq!(fingerpost(folder.path(), &["migrate"]).code, 0);
+    let before = files(folder.path());
+    assert_eq!(fingerpost(folder.path(), &["check"]).code, 0);
+    assert_eq!(files(folder.path()), before, "while nothing runs");
+
+    execute(folder.path(), "DROP TABLE reachable; DELETE FROM _sqlx_migrations WHERE version > 4");
+    let before = files(folder.path());
+    let output = fingerpost(folder.path(), &["check"]);
+    assert_eq!(output.code, 0, "{output:?}");
+    assert!(output.stdout.contains("brings its schema from version 4 to "), "{output:?}");
+    assert_eq!(files(folder.path()), before, "an older schema");
+    let mut command = command(folder.path(), &["check"]);
+    command.env("FINGERPOST_DATABASE__MIGRATE", "false");
+    let output = run(command, Duration::from_secs(30));
+    assert_eq!(output.code, 78, "serve would refuse it too: {output:?}");
+    assert!(output.stderr.contains("hint: run `fingerpost migrate`"), "{output:?}");
+}
+
+#[test]
+fn the_check_changes_nothing_of_a_database_in_use_or_left_by_a_crash() {
+    use fingerpost::registry::store::Store;
+    let folder = folder("");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let store = runtime.block_on(Store::open(&database(folder.path()), 1, true)).unwrap();
+    let print = "AB".repeat(32);
+    let add = ["keys", "add", "a@b.example", "--method", "x509", "--print", &print];
+    assert_eq!(fingerpost(folder.path(), &add).code, 0);
+    let before = files(folder.path());
+    assert!(before.iter().any(|(name, log, ..)| name.ends_with("-wal") && !log.is_empty()));
+    let output = fingerpost(folder.path(), &["check"]);
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{output:?}");
+    assert_eq!(files(folder.path()), before, "in use");
+
+    let crashed = self::folder("");
+    for file in ["fingerpost.db", "fingerpost.db-wal"] {
+        std::fs::copy(folder.path().join(file), crashed.path().join(file)).unwrap();
+    }
+    let before = files(crashed.path());
+    assert_eq!(fingerpost(crashed.path(), &["check"]).code, 0);
+    assert_eq!(files(crashed.path()), before, "left by a crash");
+    runtime.block_on(store.close());
+}
+
+#[test]
+fn the_check_says_what_keeps_serve_from_the_database() {
+    let folder = folder("");
+    let file = folder.path().join("fingerpost.db");
+    for (url, word) in
+        [("sqlite:nowhere/fingerpost.db", "nowhere"), ("sqlite:fingerpost.db", "not a database")]
+    {
+        std::fs::write(&file, "a text that is long enough to be taken for a header\n".repeat(40))
+            .unwrap();
+        let mut command = command(folder.path(), &["check"]);
+        command.env("FINGERPOST_DATABASE__URL", url);
+        let output = run(command, Duration::from_secs(30));
+        assert_eq!(output.code, 1, "{output:?}");
+        assert!(output.stderr.contains(word), "{output:?}");
+        assert!(output.stderr.contains("hint: "), "{output:?}");
+    }
+}
+
+/// Root's commands before the first start leave files that the service, which owns the directory, can use.
+#[test]
+fn what_root_creates_belongs_to_the_owner_of_the_directory() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let folder = folder("");
+    let owner = folder.path().metadata().unwrap().uid();
+    if owner == 0 {
+        chown(folder.path(), Some(4321), Some(4321)).unwrap();
+    }
+    let owner = folder.path().metadata().unwrap().uid();
+    assert_eq!(fingerpost(folder.path(), &["keys", "list"]).code, 0);
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_str().unwrap().contains("fingerpost.db") {
+            assert_eq!(path.metadata().unwrap().uid(), owner, "{path:?}");
+            assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600, "{path:?}");
+        }
+    }
+    let database = folder.path().join("fingerpost.db");
+    if owner == 4321 {
+        chown(&database, Some(0), Some(0)).unwrap();
+        let output = fingerpost(folder.path(), &["check"]);
+        assert!(output.stdout.contains("warning: "), "{output:?}");
+        assert!(output.stdout.contains("chown --reference="), "{output:?}");
+    }
+}
+
+#[test]
+fn a_backup_is_for_its_owner_alone_and_replaces_nothing() {
+    let folder = folder("");
+    let output = fingerpost(folder.path(), &["backup", "backup.db"]);
+    assert_eq!(output.code, 1, "there is nothing yet: {output:?}");
+    assert!(output.stderr.contains("fingerpost.db: "), "{output:?}");
+    assert!(!folder.path().join("fingerpost.db").exists(), "and nothing is made");
+    assert_eq!(fingerpost(folder.path(), &["migrate"]).code, 0);
+    assert_eq!(fingerpost(folder.path(), &["backup", "backup.db"]).code, 0);
+    let backup = folder.path().join("backup.db");
+    assert_eq!(backup.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let again = fingerpost(folder.path(), &["backup", "backup.db"]);
+    assert_eq!(again.code, 1, "{again:?}");
+    assert_eq!(
+        again.stderr,
+        "error: backup.db: the file exists already\nhint: choose another name, or remove the file\n"
+    );
+    let mut names: Vec<_> = files(folder.path()).into_iter().map(|(name, ..)| name).collect();
+    names.sort();
+    assert_eq!(names, ["backup.db", "fingerpost.db", "fingerpost.toml"]);
+}
+
+#[test]
+fn a_restore_keeps_owner_and_rights_and_refuses_what_is_no_good_backup() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let folder = folder("");
+    let file = folder.path().join("fingerpost.db");
+    assert_eq!(fingerpost(folder.path(), &["migrate"]).code, 0);
+    assert_eq!(fingerpost(folder.path(), &["backup", "backup.db"]).code, 0);
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o640)).unwrap();
+    if file.metadata().unwrap().uid() == 0 {
+        chown(&file, Some(4321), Some(4322)).unwrap();
+    }
+    let before = file.metadata().unwrap();
+
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("text"), "no database\n".repeat(1000)).unwrap();
+    std::fs::write(path("empty"), "").unwrap();
+    let mut cut = std::fs::read(path("backup.db")).unwrap();
+    cut.truncate(cut.len() / 2);
+    std::fs::write(path("cut"), cut).unwrap();
+    std::fs::copy(path("backup.db"), path("newer")).unwrap();
+    {
+        use sqlx::{Connection as _, Executor as _};
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let url = format!("sqlite:{}", path("newer").display());
+            let mut db = sqlx::SqliteConnection::connect(&url).await.unwrap();
+            db.execute(
+                "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                 VALUES (9999, '', TRUE, x'00', 0)",
+            )
+            .await
+            .unwrap();
+            db.close().await.unwrap();
+        });
+    }
+    let whole = files(folder.path());
+    for (name, code) in
+        [("text", 1), ("empty", 1), ("cut", 1), ("none", 1), ("fingerpost.db", 1), ("newer", 78)]
+    {
+        let output = fingerpost(folder.path(), &["restore", name]);
+        assert_eq!(output.code, code, "{name}: {output:?}");
+        assert!(output.stderr.starts_with(&format!("error: {name}: ")), "{name}: {output:?}");
+        assert!(output.stderr.contains("hint: "), "{name}: {output:?}");
+        assert_eq!(files(folder.path()), whole, "{name}");
+    }
+
+    let output = fingerpost(folder.path(), &["restore", "backup.db"]);
+    assert_eq!(output.code, 0, "{output:?}");
+    let after = file.metadata().unwrap();
+    assert_ne!(after.ino(), before.ino());
+    assert_eq!(
+        (after.uid(), after.gid(), after.mode()),
+        (before.uid(), before.gid(), before.mode())
+    );
+    assert_eq!(fingerpost(folder.path(), &["check"]).code, 0);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(fingerpost(folder.path(), &["restore", "backup.db"]).code, 0, "nothing was there");
+    assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn backup_and_restore_of_postgresql_name_its_own_programs() {
+    let folder = folder("[database]\nurl = \"postgres://a:secret@127.0.0.1:1/b\"\n");
+    for (name, program) in [("backup", "pg_dump "), ("restore", "pg_restore ")] {
+        let output = fingerpost(folder.path(), &[name, "file"]);
+        assert_eq!(output.code, 1, "{output:?}");
+        assert!(output.stderr.contains(program), "{output:?}");
+        assert!(!output.stderr.contains("secret"), "{output:?}");
+    }
+}

@@ -7,6 +7,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,10 +19,11 @@ use fingerpost::registry::{self, Registry};
 use jid::BareJid;
 use serde_json::{Value, json};
 use support::postgres::{Pooler, Postgres};
-use support::programs::{Component, Options, Xtls, script};
+use support::process::run;
+use support::programs::{Component, Options, Xtls, clean, script};
 use support::servers::{Kind, Server};
 use support::switch::Switch;
-use support::{free_port, wait_for};
+use support::{free_port, own_program, wait_for};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -147,6 +149,214 @@ fn a_database_that_cannot_grow_is_said_to_be_not_ready_and_recovers() {
     }
     wait_for("readiness", Duration::from_secs(20), || component.log(), || ready().1 == "ready\n");
     assert!(component.runs());
+}
+
+/// How an operator may put another file in the place of the database.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Replaced {
+    Copied,
+    Moved,
+    Removed,
+}
+
+/// The prints' first bytes of the keys in a database file.
+fn keys_in(file: &Path) -> Vec<String> {
+    let mut command = clean(&own_program("fingerpost"));
+    command
+        .args(["keys", "list", "--json", "-c", "/dev/null"])
+        .env("FINGERPOST_COMPONENT__JID", "xtls.example.test")
+        .env("FINGERPOST_COMPONENT__SECRET", "s")
+        .env("FINGERPOST_DATABASE__URL", format!("sqlite:{}", file.display()));
+    let output = run(command, Duration::from_secs(30));
+    assert_eq!(output.code, 0, "{output:?}");
+    let keys: Value = serde_json::from_str(&output.stdout).unwrap();
+    let print = |key: &Value| key["prints"][0]["print"].as_str().unwrap()[..2].to_owned();
+    keys.as_array().unwrap().iter().map(print).collect()
+}
+
+fn is_sound(file: &Path) -> bool {
+    use sqlx::Connection as _;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let url = format!("sqlite:{}", file.display());
+        let mut db = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        let found: String =
+            sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut db).await.unwrap();
+        db.close().await.unwrap();
+        found == "ok"
+    })
+}
+
+/// A backup is put back by hand while the component runs: no change is acknowledged any more, the component says so, and
+/// after a restart what is there is whole.
+fn replaced_while_it_runs(how: Replaced) {
+    let server = Server::start(Kind::Prosody);
+    let (options, http) = with_pages(Options::default());
+    let mut component = Component::start(&server, &options);
+    assert_eq!(add(&server, 1).0, "result");
+    let backup = component.database().with_file_name("backup.db");
+    let done = component.command(["backup", backup.to_str().unwrap()]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(add(&server, 2).0, "result");
+    let ready = || get(http, "/readyz");
+    wait_for("readiness", Duration::from_secs(20), || component.log(), || ready().1 == "ready\n");
+
+    let file = component.database();
+    match how {
+        Replaced::Copied => {
+            let bytes = std::fs::copy(&backup, &file).unwrap();
+            assert!(bytes > 0);
+        }
+        Replaced::Moved => std::fs::rename(&backup, &file).unwrap(),
+        Replaced::Removed => std::fs::remove_file(&file).unwrap(),
+    }
+    let (type_, answer) = add(&server, 3);
+    let condition = (type_.as_str(), &answer["condition"]);
+    assert_eq!(condition, ("error", &json!("internal-server-error")), "{}", component.log());
+    let (type_, answer) = ask(&server, "get", "<keys xmlns='urn:fingerpost:keys:0'/>");
+    assert_eq!(type_, "error", "it does not know any more: {answer}");
+    let (head, text) = ready();
+    assert!(head.contains("503"), "{head}");
+    assert!(text.contains("the database file was replaced or removed"), "{text}");
+    assert!(component.log().contains("fingerpost restore"), "{}", component.log());
+    if how != Replaced::Copied {
+        let saved = || {
+            let names = std::fs::read_dir(file.parent().unwrap()).unwrap();
+            names.map(|entry| entry.unwrap().path()).find(|path| {
+                path.to_str().unwrap().contains("fingerpost.db.replaced-")
+                    && path.extension().is_some_and(|end| end.len() > 8)
+            })
+        };
+        wait_for(
+            "the saved file",
+            Duration::from_secs(20),
+            || component.log(),
+            || component.log().contains("is saved in this file"),
+        );
+        assert_eq!(keys_in(&saved().unwrap()), ["01", "02"], "all that was acknowledged");
+    }
+    component.signal("TERM");
+    assert_eq!(component.wait(Duration::from_secs(60)), 0, "{}", component.log());
+    component.start_again();
+    let expected: &[&str] = if how == Replaced::Removed { &[] } else { &["01"] };
+    assert_eq!(keys_in(&file), expected);
+    assert_eq!(add(&server, 4).0, "result", "{}", component.log());
+    component.restart();
+    assert_eq!(keys_in(&file), [expected, &["04"]].concat());
+    assert!(is_sound(&file));
+}
+
+#[test]
+fn a_backup_copied_over_the_database_in_use_ends_all_changes() {
+    replaced_while_it_runs(Replaced::Copied);
+}
+
+#[test]
+fn a_backup_moved_over_the_database_in_use_ends_all_changes() {
+    replaced_while_it_runs(Replaced::Moved);
+}
+
+#[test]
+fn a_database_that_is_removed_while_in_use_ends_all_changes() {
+    replaced_while_it_runs(Replaced::Removed);
+}
+
+#[test]
+fn a_restore_waits_for_the_end_of_the_component_and_brings_everything_back() {
+    let server = Server::start(Kind::Prosody);
+    let mut component = Component::start(&server, &Options::default());
+    assert_eq!(add(&server, 1).0, "result");
+    let backup = component.database().with_file_name("backup.db");
+    let backup = backup.to_str().unwrap();
+    assert_eq!(component.command(["backup", backup]).code, 0);
+    assert_eq!(add(&server, 2).0, "result");
+    let refused = component.command(["restore", backup]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.stderr.contains("the database is in use"), "{refused:?}");
+    assert!(refused.stderr.contains("hint: stop fingerpost"), "{refused:?}");
+    assert_eq!(add(&server, 3).0, "result", "{}", component.log());
+    // A crash leaves a log, which belongs to the database that is kept and not to the one that is restored.
+    component.signal("KILL");
+    component.wait(Duration::from_secs(10));
+    let file = component.database();
+    assert!(file.with_file_name("fingerpost.db-wal").metadata().unwrap().len() > 0);
+    let restored = component.command(["restore", backup]);
+    assert_eq!(restored.code, 0, "{restored:?}");
+    let kept = restored.stdout.lines().last().unwrap().rsplit(' ').next().unwrap();
+    assert_eq!(keys_in(&file), ["01"]);
+    assert_eq!(keys_in(Path::new(kept)), ["01", "02", "03"]);
+    component.start_again();
+    assert_eq!(add(&server, 4).0, "result", "{}", component.log());
+    assert!(is_sound(&file));
+}
+
+/// Forwards connections to a port that can be changed, which ends the present ones. They can also be silenced.
+struct Switch {
+    port: u16,
+    target: Arc<AtomicU16>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+    /// How often all were silenced.
+    silenced: Arc<AtomicUsize>,
+}
+
+/// Copies one direction until its connection is silenced; from then on it accepts everything and delivers nothing, not
+/// even an end.
+fn pass(mut from: TcpStream, mut to: TcpStream, silenced: &AtomicUsize, before: usize) {
+    let mut bytes = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        if silenced.load(Ordering::SeqCst) == before && to.write_all(&bytes[..count]).is_err() {
+            break;
+        }
+    }
+    if silenced.load(Ordering::SeqCst) == before {
+        let _ = to.shutdown(Shutdown::Both);
+    }
+}
+
+impl Switch {
+    fn start(target: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (target, open) =
+            (Arc::new(AtomicU16::new(target)), Arc::<Mutex<Vec<TcpStream>>>::default());
+        let silenced = Arc::new(AtomicUsize::new(0));
+        let this = Self {
+            port,
+            target: Arc::clone(&target),
+            open: Arc::clone(&open),
+            silenced: Arc::clone(&silenced),
+        };
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let to = ("127.0.0.1", target.load(Ordering::SeqCst));
+                let Ok(server) = TcpStream::connect(to) else { continue };
+                let before = silenced.load(Ordering::SeqCst);
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let silenced = Arc::clone(&silenced);
+                    thread::spawn(move || pass(from, to, &silenced, before));
+                }
+                open.lock().unwrap().extend([client, server]);
+            }
+        });
+        this
+    }
+
+    /// Keeps the present connections open, and forwards nothing on them; new ones work.
+    fn silence(&self) {
+        self.silenced.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn url(&self) -> String {
+        format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", self.port)
+    }
+
+    fn turn(&self, target: u16) {
+        self.target.store(target, Ordering::SeqCst);
+        for stream in self.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 /// The primary is lost, the standby first only answers and is then promoted: nothing acknowledged is lost, and the
@@ -325,4 +535,41 @@ async fn one_connection_in_the_pool_is_enough_beside_the_one_that_listens() {
     revoke_in(&store, key).await;
     assert_eq!(timeout(EVENT, changes.next()).await.unwrap().unwrap(), of_romeo);
     assert_eq!(store.profile(&romeo()).await.unwrap().keys[0].state, State::Revoked);
+}
+
+/// Runs the commands of "Backup and restore" in OPERATING.md that have this mark, in a folder of their own.
+fn run_the_page(mark: &str, database: Option<String>) {
+    let page = std::fs::read_to_string(support::root().join("docs/OPERATING.md")).unwrap();
+    let section = page.split("\n## ").find(|text| text.starts_with("Backup and restore")).unwrap();
+    let begin = format!("```sh {mark}\n");
+    let commands = section.split(&begin).nth(1).unwrap().split("```").next().unwrap();
+    assert!(commands.contains("keys list"), "{commands}");
+    let folder = tempfile::tempdir().unwrap();
+    let programs = own_program("fingerpost").parent().unwrap().to_owned();
+    let mut command = clean(Path::new("bash"));
+    command
+        .args(["-euo", "pipefail", "-c", commands])
+        .current_dir(folder.path())
+        .env("PATH", format!("{}:{}", programs.display(), support::postgres::path()));
+    if let Some(url) = database {
+        command
+            .env("FINGERPOST_DATABASE__URL", url)
+            .env("FINGERPOST_COMPONENT__JID", "xtls.example.org")
+            .env("FINGERPOST_COMPONENT__SECRET", "example");
+        std::fs::write(folder.path().join("fingerpost.toml"), "").unwrap();
+    }
+    let output = run(command, Duration::from_secs(60));
+    assert_eq!(output.code, 0, "{commands}\n{output:?}");
+    assert!(output.stdout.contains("juliet@example.org x509 active"), "{output:?}");
+}
+
+#[test]
+fn the_pages_commands_for_backup_and_restore_work_on_sqlite() {
+    run_the_page("run", None);
+}
+
+#[test]
+fn the_pages_commands_for_backup_and_restore_work_on_postgresql() {
+    let postgres = Postgres::start();
+    run_the_page("run=postgresql", Some(postgres.url()));
 }

@@ -5,6 +5,7 @@ A fenced block of commands carries a mark after the language:
     ```sh run                   make docs-test runs it, in a new directory with both programs in PATH
     ```sh run=operator          make deb-test runs it on a new machine, as that person (operator, alice, bob), in this order
     ```sh run=bob-background    the same, without waiting for its end
+    ```sh run=postgresql        a test runs it with the address of a PostgreSQL database in FINGERPOST_DATABASE__URL
     ```sh not-run: REASON       it is never run, because …
 
 doc_blocks.py check FILE...           lists commands without a mark; those in indented blocks count as such
@@ -17,7 +18,7 @@ import sys
 
 SHELL = {"sh", "bash", "shell", "console", "shell-session", "zsh"}
 FENCE = re.compile(r"^( *)(```+|~~~+) *(\S*) *(.*)$")
-MARK = re.compile(r"^(run|run=(operator|alice|bob)(-background)?|not-run: \S.*)$")
+MARK = re.compile(r"^(run|run=(operator|alice|bob)(-background)?|run=postgresql|not-run: \S.*)$")
 PROGRAM = re.compile(r"^(    |\t)(\$ |sudo |make |cargo |fingerpost |xtls |apt |docker |systemctl |openssl |tar )")
 
 

@@ -245,8 +245,13 @@ mod tests {
 
     #[tokio::test]
     async fn while_the_database_is_away_no_more_is_kept_than_there_is() {
-        // Without its tables nothing can be written.
-        let store = Store::open("sqlite::memory:", 1, false).await.unwrap();
+        use sqlx::Connection as _;
+        // Without its table nothing can be written.
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("keys.db").display());
+        let store = Store::open(&url, 1, true).await.unwrap();
+        let mut other = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        sqlx::query("DROP TABLE reachable").execute(&mut other).await.unwrap();
         let memory = Reachable::new(store, BareJid::new("xtls.example.org").unwrap());
         for number in 0..10_000 {
             let jid = format!("u@a/{number}");

@@ -15,6 +15,7 @@ use crate::config::{Config, ConfigError, DEFAULT_TEXT, Loaded};
 use crate::redact::sentence;
 
 pub mod attach;
+pub(crate) mod backup;
 pub mod keys;
 pub(crate) mod online;
 pub(crate) mod reach;
@@ -63,6 +64,16 @@ pub enum Command {
     },
     /// Update the database schema
     Migrate,
+    /// Write all that is in a SQLite database into one file, also while the component runs
+    Backup {
+        /// The file; it must not exist
+        file: PathBuf,
+    },
+    /// Put a backup in the place of a SQLite database; the component must be stopped
+    Restore {
+        /// The file that `fingerpost backup` has written
+        file: PathBuf,
+    },
     /// Print the annotated default configuration
     Config,
     /// Administer the registry of keys offline
@@ -102,6 +113,20 @@ pub enum Task {
     },
     /// Update the schema.
     Migrate(Loaded),
+    /// Back the database up.
+    Backup {
+        /// The configuration.
+        loaded: Loaded,
+        /// Where to.
+        file: PathBuf,
+    },
+    /// Restore the database.
+    Restore {
+        /// The configuration.
+        loaded: Loaded,
+        /// From what.
+        file: PathBuf,
+    },
     /// Administer keys.
     Keys {
         /// The configuration.
@@ -192,6 +217,12 @@ impl Cli {
                 Ok(Task::Done)
             }
             Command::Migrate => Ok(Task::Migrate(load(file, err)?)),
+            Command::Backup { file: target } => {
+                Ok(Task::Backup { loaded: load(file, err)?, file: target })
+            }
+            Command::Restore { file: source } => {
+                Ok(Task::Restore { loaded: load(file, err)?, file: source })
+            }
             Command::Keys { command, json } => {
                 Ok(Task::Keys { loaded: load(file, err)?, command, json })
             }

@@ -43,13 +43,14 @@ const RETRY: Duration = Duration::from_millis(250);
 /// Services of the parent domain that are asked what they are.
 const SERVICES: usize = 20;
 
-/// Logs in, looks, and reports each good thing as a line of `out`.
+/// Logs in, looks, and reports each good thing as a line of `out`. `store` is the database if
+/// several instances may share it.
 ///
 /// # Errors
 /// The first thing that keeps the service from working. What only makes it work badly is a line `warning: …`.
 pub(crate) async fn run(
     config: &Config,
-    store: &Store,
+    store: Option<&Store>,
     out: &mut impl Write,
 ) -> Result<(), Failure> {
     let component = &config.component;
@@ -72,7 +73,9 @@ pub(crate) async fn run(
             component.jid
         )?;
     }
-    instances(config, store, out).await?;
+    if let Some(store) = store {
+        instances(config, store, out).await?;
+    }
     let domain = component.jid.domain().as_str();
     if let Some((_, parent)) = domain.split_once('.').filter(|(_, parent)| parent.contains('.')) {
         services(&mut asking, config, parent, out).await?;

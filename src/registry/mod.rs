@@ -11,9 +11,11 @@
 //! | [`store`] | the operations on the database; `sql.rs` has the SQL for both kinds |
 //! | [`requests`] | `urn:fingerpost:keys:0` |
 //! | `export.rs` | all that is held about a user, in pages |
+//! | [`backup`] | a SQLite database as one file |
 //! | `adapters.rs` | XEP-0257, XEP-0250 and XEP-0189 |
 
 mod adapters;
+pub mod backup;
 mod export;
 pub mod material;
 pub mod model;
@@ -23,6 +25,7 @@ mod postgres;
 mod profiles;
 pub mod proof;
 pub mod requests;
+mod schema;
 mod sqlite;
 pub mod store;
 pub mod verdict;
@@ -169,6 +172,7 @@ impl Registry {
         const AGAIN: Duration = Duration::from_secs(1);
         while self.store.must_look() {
             self.catch_up().await;
+            self.store.tend().await;
             tokio::time::sleep(AGAIN).await;
         }
         loop {

@@ -6,6 +6,7 @@ use futures::future::BoxFuture;
 use jid::BareJid;
 use sqlx::{
     Executor as _, Postgres as Db, Row as _,
+    migrate::Migration,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow as Row},
 };
 use tokio::{
@@ -13,7 +14,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::store::{News, OpenError, Options, Trust};
+use super::schema::Standing;
+use super::store::{Inspected, News, OpenError, Options, Trust};
 use crate::xmpp::jid::canonical_bare;
 
 #[path = "sql.rs"]
@@ -52,6 +54,15 @@ const CHANNEL: &str = "fingerpost_keys";
 /// Connections besides those of the pool: one hears of changes, one is for the instances of a component.
 const OTHERS: u32 = 2;
 
+/// Returns how a schema stands that lacks these migrations.
+fn standing_of(missing: &[&Migration]) -> Standing {
+    let needed = schema::MIGRATIONS.iter().map(|known| known.version).max().unwrap_or_default();
+    let is_known = |version: i64| !missing.iter().any(|missing| missing.version == version);
+    let found = schema::MIGRATIONS.iter().map(|known| known.version);
+    let found = found.filter(|version| is_known(*version)).max().unwrap_or_default();
+    if missing.is_empty() { Standing::Current } else { Standing::Behind { found, needed } }
+}
+
 /// A PostgreSQL database.
 #[derive(Clone, Debug)]
 pub(super) struct Database {
@@ -69,6 +80,18 @@ pub(super) fn check_address(url: &str) -> Result<(), String> {
 
 impl Database {
     pub(super) async fn open(options: &Options<'_>) -> Result<Self, OpenError> {
+        let db = Self::connect(options).await?;
+        if options.migrate {
+            let done = schema::bring_up_to_date(&db.pool).await;
+            done.map_err(|error| OpenError::of_migration(error, &schema::MIGRATIONS))?;
+        } else {
+            db.inspect(false).await?;
+        }
+        Ok(db)
+    }
+
+    /// Connects, and leaves the schema as it is.
+    async fn connect(options: &Options<'_>) -> Result<Self, OpenError> {
         let trust = Trust::default();
         let list =
             address::servers(options.url).map_err(|error| OpenError::Address(error.to_string()))?;
@@ -78,10 +101,33 @@ impl Database {
         }
         let pool = Pool::new(servers, options.max_connections, trust.clone());
         drop(pool.acquire().await.map_err(open_error)?);
-        if options.migrate {
-            schema::bring_up_to_date(&pool).await?;
-        }
         Ok(Self { pool, trust, rivals: Arc::default() })
+    }
+
+    /// Returns the database and whether it can be used, without a change to it.
+    pub(super) async fn look(options: &Options<'_>) -> Result<(Self, Inspected), OpenError> {
+        let db = Self::connect(options).await?;
+        let found = db.inspect(options.migrate).await?;
+        Ok((db, found))
+    }
+
+    async fn inspect(&self, migrate: bool) -> Result<Inspected, OpenError> {
+        let mut session = self.pool.acquire().await.map_err(OpenError::Open)?;
+        let missing = schema::missing(&mut session).await;
+        let missing =
+            missing.map_err(|error| OpenError::of_migration(error, &schema::MIGRATIONS))?;
+        let row = session.fetch_one(schema::OBSTACLES).await.map_err(OpenError::Open)?;
+        let read = |column| row.try_get::<Option<String>, _>(column).map_err(OpenError::Open);
+        let unusable = |what: String| Err(OpenError::Unusable(what));
+        if !missing.is_empty() && migrate && read("may_create")?.as_deref() != Some("true") {
+            return unusable(
+                "its role may not create the tables: it lacks CREATE on the schema".to_owned(),
+            );
+        }
+        if let Some(closed) = read("closed")? {
+            return unusable(format!("its role may not read and write these tables: {closed}"));
+        }
+        Inspected::default().with_schema(standing_of(&missing), migrate)
     }
 
     /// Returns whether a pooler gives each transaction another connection.

@@ -10,7 +10,7 @@ use sqlx::{
 
 use super::pool::{Pool, Session};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 /// One program migrates at a time ("fngrmigr").
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7380950580466378610)";
 /// The table of applied migrations, with the name and the columns that the database library gives it.
@@ -22,6 +22,16 @@ const TABLE: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (
     checksum BYTEA NOT NULL,
     execution_time BIGINT NOT NULL
 )";
+
+/// Asks what can keep a role from using a database.
+pub(super) const OBSTACLES: &str = "
+    SELECT COALESCE(has_schema_privilege(current_schema(), 'CREATE'), FALSE)::TEXT AS may_create,
+           (SELECT string_agg(relname, ', ' ORDER BY relname) FROM pg_class
+            WHERE oid IN (SELECT to_regclass(name) FROM unnest(string_to_array(
+                      'allowed audit blocks handovers heartbeats identities instances keys materials \
+                       open_sessions parties prints reachable settings', ' ')) AS name)
+                  AND NOT (has_table_privilege(oid, 'SELECT')
+                           AND has_table_privilege(oid, 'INSERT'))) AS closed";
 
 /// Applies the migrations that are missing.
 pub(super) async fn bring_up_to_date(pool: &Pool) -> Result<(), MigrateError> {
@@ -44,7 +54,9 @@ pub(super) async fn bring_up_to_date(pool: &Pool) -> Result<(), MigrateError> {
 }
 
 /// Returns the migrations that are not applied yet.
-async fn missing(session: &mut Session) -> Result<Vec<&'static Migration>, MigrateError> {
+pub(super) async fn missing(
+    session: &mut Session,
+) -> Result<Vec<&'static Migration>, MigrateError> {
     let all = || MIGRATIONS.iter();
     let known = session.fetch_one("SELECT to_regclass('_sqlx_migrations')::TEXT").await?;
     if known.try_get::<Option<String>, _>(0)?.is_none() {

@@ -1,10 +1,19 @@
 //! The store on SQLite: WAL, and every commit is on the disk before it is acknowledged.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt, fchown},
+    path::Path,
+    str::FromStr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use jid::BareJid;
 use sqlx::{
     Connection as _, Row as _, SqliteConnection as Connection, SqlitePool as Pool,
+    migrate::Migrator,
     pool::PoolConnection,
     sqlite::{
         Sqlite as Db, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow as Row,
@@ -14,8 +23,15 @@ use sqlx::{
 use tokio::{runtime::Handle, sync::Mutex};
 use tracing::debug;
 
-use super::store::{News, OpenError, Trust};
+use super::{
+    schema::{Standing, standing},
+    store::{News, OpenError, StoreError, Trust},
+};
 
+#[path = "sqlite_guard.rs"]
+mod guard;
+#[path = "sqlite_look.rs"]
+mod look;
 #[path = "sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql;
@@ -26,6 +42,9 @@ mod sql_journal;
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_reachable;
 
+use guard::Guard;
+pub(super) use guard::save;
+pub(super) use look::{Look, applied, beside, inspect};
 use sql::{Change, last_change, news_since};
 
 /// A connection in use.
@@ -33,6 +52,8 @@ type Held = PoolConnection<Db>;
 
 /// How long a writer waits for another.
 const BUSY: Duration = Duration::from_secs(10);
+
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// A SQLite database.
 #[derive(Clone, Debug)]
@@ -42,9 +63,39 @@ pub(super) struct Database {
     pub(super) trust: Trust,
     /// Detects changes by other connections; `None` for a database in memory, which has only one.
     watch: Option<Arc<Watch>>,
+    /// Sees that the file is replaced, if that was asked for.
+    guard: Arc<OnceLock<Arc<Guard>>>,
 }
 
 impl Database {
+    /// Notices from now on if the file is replaced.
+    pub(super) async fn guard_file(&self) -> Result<(), sqlx::Error> {
+        if let Some(watch) = &self.watch {
+            let _ = self.guard.set(Guard::start(&watch.options).await?);
+        }
+        Ok(())
+    }
+
+    /// Whether the file was found to be another one.
+    pub(super) fn has_lost_its_file(&self) -> bool {
+        self.guard.get().is_some_and(|guard| guard.has_lost())
+    }
+
+    /// Checks that the file is still the one that is open.
+    pub(super) async fn verify(&self) -> Result<(), StoreError> {
+        match self.guard.get() {
+            Some(guard) => guard.verify().await,
+            None => Ok(()),
+        }
+    }
+
+    /// What is to be done from time to time.
+    pub(super) async fn tend(&self) {
+        if let Some(guard) = self.guard.get() {
+            guard.tend().await;
+        }
+    }
+
     pub(super) async fn open(
         url: &str,
         connections: u32,
@@ -66,8 +117,12 @@ impl Database {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
+            // The guard moves the log into the file, and the last connection that is closed.
+            .pragma("wal_autocheckpoint", "0")
             .busy_timeout(busy);
         let trust = Trust::default();
+        let path = options.get_filename().to_owned();
+        let mut before = None;
         // Each connection to memory is a database of its own, which ends with its connection.
         let (pool, watch) = if memory {
             let pool = SqlitePoolOptions::new()
@@ -78,7 +133,8 @@ impl Database {
                 .await;
             (pool, None)
         } else {
-            make_private(options.get_filename());
+            make_private(&path);
+            before = inode(&path);
             let trusted = trust.clone();
             let pool = SqlitePoolOptions::new()
                 .max_connections(connections.max(1))
@@ -91,10 +147,23 @@ impl Database {
             (pool, Some(Arc::new(Watch { options, state: Mutex::new(None) })))
         };
         let pool = pool.map_err(OpenError::Open)?;
-        if migrate {
-            sqlx::migrate!("migrations/sqlite").run(&pool).await?;
+        // A restore may have waited for no program to have the file open, too.
+        if !memory && inode(&path) != before {
+            let text = "the file was replaced while it was opened: try again";
+            return Err(OpenError::Unusable(text.to_owned()));
         }
-        Ok(Self { pool, trust, watch })
+        let applied = applied(&mut *pool.acquire().await.map_err(OpenError::Open)?).await;
+        match standing(&applied.map_err(OpenError::Open)?, &MIGRATIONS)? {
+            Standing::Current => {}
+            Standing::Behind { .. } if migrate => MIGRATIONS.run(&pool).await?,
+            Standing::Behind { found, needed } => return Err(OpenError::Behind { found, needed }),
+        }
+        Ok(Self { pool, trust, watch, guard: Arc::default() })
+    }
+
+    /// Closes all connections.
+    pub(super) async fn close(&self) {
+        self.pool.close().await;
     }
 
     /// Returns the numbers of open and of idle connections, and the most that may be open.
@@ -213,9 +282,28 @@ async fn announce_blocks(_: &mut Connection) -> Result<(), sqlx::Error> {
 }
 
 /// Makes a new database file private to its owner; an existing file keeps its mode.
-fn make_private(path: &std::path::Path) {
-    use std::os::unix::fs::OpenOptionsExt;
-    let _ = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+fn make_private(path: &Path) {
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    if let Ok(file) = made {
+        let _ = give_to_service(&file, directory_of(path));
+    }
+}
+
+/// Gives a file that root has made to the owner of its directory: the service that it is for runs as that user.
+fn give_to_service(file: &File, directory: &Path) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = directory.metadata()?;
+    fchown(file, Some(owner.uid()), Some(owner.gid()))
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    path.metadata().map(|file| (file.dev(), file.ino())).ok()
+}
+
+pub(super) fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]

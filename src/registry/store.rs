@@ -9,11 +9,14 @@ use std::{
 };
 
 use jid::{BareJid, FullJid, Jid};
+use sqlx::migrate::Migrator;
 use time::OffsetDateTime;
 
 use super::{
     model::{Actor, Assurance, AuditEntry, Key, KeyId, NewKey, NotAllowed, Settings, Visibility},
-    postgres, sqlite,
+    postgres,
+    schema::Standing,
+    sqlite,
 };
 use crate::{metrics, print::Print};
 
@@ -127,7 +130,13 @@ macro_rules! ask {
         observed(stringify!($operation), $limit, async {
             let done = match &$store.kind {
                 Kind::Postgres($db) => $db.trust.judged($same.$operation($($argument),*).await),
-                Kind::Sqlite($db) => $db.trust.judged($same.$operation($($argument),*).await),
+                Kind::Sqlite($db) => {
+                    $db.verify().await?;
+                    let done = $db.trust.judged($same.$operation($($argument),*).await);
+                    // What went into another file than the one that is there is not done.
+                    $db.verify().await?;
+                    done
+                }
             };
             done
         })
@@ -203,12 +212,60 @@ pub enum OpenError {
     /// The schema cannot be brought up to date.
     #[error("the schema cannot be brought up to date: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// A newer program has used the database.
+    #[error(
+        "its schema has version {found}, and fingerpost {} knows versions up to {known}",
+        env!("CARGO_PKG_VERSION")
+    )]
+    Newer {
+        /// The version of the schema.
+        found: i64,
+        /// The last version that this program knows.
+        known: i64,
+    },
+    /// The schema is to be brought up to date by hand.
+    #[error(
+        "its schema has version {found}, and fingerpost {} needs version {needed}",
+        env!("CARGO_PKG_VERSION")
+    )]
+    Behind {
+        /// The version of the schema; 0 if there is none.
+        found: i64,
+        /// The version that this program needs.
+        needed: i64,
+    },
+    /// The file, or the server, cannot be used as it is.
+    #[error("{0}")]
+    Unusable(String),
 }
 
 impl OpenError {
-    /// Returns whether the configuration must change before a start can succeed.
-    pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Kind | Self::Address(_) | Self::Pooler | Self::Connections { .. })
+    /// Whether it stays the same until somebody changes the configuration, the database or the program.
+    pub fn is_lasting(&self) -> bool {
+        use sqlx::migrate::MigrateError::{Dirty, VersionMismatch, VersionMissing};
+        match self {
+            Self::Kind
+            | Self::Address(_)
+            | Self::Pooler
+            | Self::Connections { .. }
+            | Self::Newer { .. }
+            | Self::Behind { .. } => true,
+            Self::Migrate(error) => {
+                matches!(error, Dirty(_) | VersionMismatch(_) | VersionMissing(_))
+            }
+            Self::Open(_) | Self::Unusable(_) => false,
+        }
+    }
+
+    /// Returns the error for a migration that failed, by the migrations that this program knows.
+    pub(super) fn of_migration(error: sqlx::migrate::MigrateError, own: &Migrator) -> Self {
+        let known = own.iter().map(|migration| migration.version).max().unwrap_or_default();
+        match error {
+            sqlx::migrate::MigrateError::VersionMissing(found) if found > known => {
+                Self::Newer { found, known }
+            }
+            error => Self::Migrate(error),
+        }
     }
 
     /// Returns whether the role lacks a right that updating the schema takes.
@@ -216,6 +273,43 @@ impl OpenError {
         use sqlx::migrate::MigrateError::{Execute, ExecuteMigration};
         matches!(self, Self::Migrate(Execute(sqlx::Error::Database(error))
             | ExecuteMigration(sqlx::Error::Database(error), _)) if error.code().is_some_and(|code| code == "42501"))
+    }
+}
+
+/// What was found of a database without a change to it.
+#[derive(Clone, Debug, Default)]
+pub struct Inspected {
+    /// The database, if it can be used at once and by several instances together.
+    pub store: Option<Store>,
+    /// What `serve` does before it uses the database, if anything.
+    pub to_do: Option<String>,
+    /// What may keep `serve` from using it.
+    pub warnings: Vec<String>,
+}
+
+impl Inspected {
+    /// Takes over how the schema stands.
+    ///
+    /// # Errors
+    /// [`OpenError::Behind`] if it must be brought up to date by hand.
+    pub(super) fn with_schema(
+        mut self,
+        standing: Standing,
+        migrate: bool,
+    ) -> Result<Self, OpenError> {
+        match standing {
+            Standing::Current => {}
+            Standing::Behind { found, needed } if migrate => {
+                self.to_do = Some(match found {
+                    0 => "`fingerpost serve` makes its tables".to_owned(),
+                    _ => format!(
+                        "`fingerpost serve` brings its schema from version {found} to {needed}"
+                    ),
+                });
+            }
+            Standing::Behind { found, needed } => return Err(OpenError::Behind { found, needed }),
+        }
+        Ok(self)
     }
 }
 
@@ -232,6 +326,9 @@ pub enum StoreError {
     /// The database has not answered in time.
     #[error("the database did not answer within {} s", .0.as_secs())]
     Late(Duration),
+    /// Another file is in the place of the one that is open.
+    #[error("the database file was replaced while it was in use")]
+    Replaced,
     /// A row that this program has not written.
     #[error("the database is inconsistent: {table} {id}")]
     Inconsistent {
@@ -466,7 +563,9 @@ impl Store {
     pub fn obstacle(&self) -> Option<&'static str> {
         match &self.kind {
             Kind::Postgres(db) => db.obstacle(),
-            Kind::Sqlite(_) => None,
+            Kind::Sqlite(db) => db
+                .has_lost_its_file()
+                .then_some("the database file was replaced or removed (the log says what to do)"),
         }
     }
 
@@ -535,6 +634,34 @@ impl Store {
         shortage.map_or(Ok(()), |(most, needed)| Err(OpenError::Connections { most, needed }))
     }
 
+    /// Finds whether [`Self::open`] with the same arguments would give a database that can be used. Nothing is created
+    /// and nothing is changed.
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub async fn inspect(options: &Options<'_>) -> Result<Inspected, OpenError> {
+        if options.url.starts_with("sqlite:") {
+            return sqlite::inspect(options.url, options.migrate).await;
+        }
+        if !options.url.starts_with("postgres") {
+            return Err(OpenError::Kind);
+        }
+        let (db, found) = postgres::Database::look(options).await?;
+        let store = Self { kind: Kind::Postgres(db), writes: Arc::default() };
+        store.check_connections().await?;
+        let store = found.to_do.is_none().then_some(store);
+        Ok(Inspected { store, ..found })
+    }
+
+    /// Closes the connections to a file, so that nothing is left beside it.
+    pub async fn close(&self) {
+        match &self.kind {
+            // They end with the program.
+            Kind::Postgres(_) => {}
+            Kind::Sqlite(db) => db.close().await,
+        }
+    }
+
     /// Returns whether cached data must be checked at each lookup, because nothing reports changes by other programs.
     pub(super) fn must_look(&self) -> bool {
         match &self.kind {
@@ -555,7 +682,29 @@ impl Store {
     pub(super) async fn news(&self) -> Result<News, StoreError> {
         match &self.kind {
             Kind::Postgres(_) => Ok(News::None),
-            Kind::Sqlite(db) => Ok(db.news().await?),
+            Kind::Sqlite(db) => {
+                db.verify().await?;
+                Ok(db.news().await?)
+            }
+        }
+    }
+
+    /// Notices from now on if the file of the database is replaced: then nothing is read or changed any more. Call
+    /// [`Self::tend`] from then on.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn guard_file(&self) -> Result<(), StoreError> {
+        match &self.kind {
+            Kind::Postgres(_) => Ok(()),
+            Kind::Sqlite(db) => Ok(db.guard_file().await?),
+        }
+    }
+
+    /// Does what is to be done every second or so.
+    pub(super) async fn tend(&self) {
+        if let Kind::Sqlite(db) = &self.kind {
+            db.tend().await;
         }
     }
 

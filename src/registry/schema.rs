@@ -1,0 +1,99 @@
+//! How a database's schema stands to the one that this program works on.
+
+use sqlx::migrate::{MigrateError, Migrator};
+
+use super::store::OpenError;
+
+/// One migration that a database has had.
+#[derive(Clone, Debug)]
+pub(super) struct Applied {
+    pub(super) version: i64,
+    pub(super) checksum: Vec<u8>,
+    /// Whether it went to its end.
+    pub(super) whole: bool,
+}
+
+/// A schema that this program can use, at once or after a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is the program's own.
+    Current,
+    /// It is older; 0 if there is none.
+    Behind {
+        /// Its version.
+        found: i64,
+        /// The program's.
+        needed: i64,
+    },
+}
+
+/// Compares what a database has had with what the program knows.
+///
+/// # Errors
+/// [`OpenError::Newer`] if the database has had more; [`OpenError::Migrate`] if it has had something else, or half of it.
+pub(super) fn standing(applied: &[Applied], known: &Migrator) -> Result<Standing, OpenError> {
+    let needed = known.iter().map(|migration| migration.version).max().unwrap_or_default();
+    let found = applied.iter().map(|applied| applied.version).max().unwrap_or_default();
+    if found > needed {
+        return Err(OpenError::Newer { found, known: needed });
+    }
+    for Applied { version, checksum, whole } in applied {
+        let Some(own) = known.iter().find(|own| own.version == *version) else {
+            return Err(MigrateError::VersionMissing(*version).into());
+        };
+        if !whole {
+            return Err(MigrateError::Dirty(*version).into());
+        }
+        if *own.checksum != **checksum {
+            return Err(MigrateError::VersionMismatch(*version).into());
+        }
+    }
+    let has = |version| applied.iter().any(|applied| applied.version == version);
+    Ok(match known.iter().all(|own| has(own.version)) {
+        true => Standing::Current,
+        false => Standing::Behind { found, needed },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static KNOWN: Migrator = sqlx::migrate!("migrations/sqlite");
+
+    fn whole() -> Vec<Applied> {
+        let of = |own: &sqlx::migrate::Migration| Applied {
+            version: own.version,
+            checksum: own.checksum.to_vec(),
+            whole: true,
+        };
+        KNOWN.iter().map(of).collect()
+    }
+
+    #[test]
+    fn only_the_own_schema_and_older_ones_are_taken() {
+        let needed = KNOWN.iter().last().unwrap().version;
+        assert_eq!(standing(&whole(), &KNOWN).unwrap(), Standing::Current);
+        assert_eq!(standing(&[], &KNOWN).unwrap(), Standing::Behind { found: 0, needed });
+        let mut older = whole();
+        older.pop();
+        let found = older.last().unwrap().version;
+        assert_eq!(standing(&older, &KNOWN).unwrap(), Standing::Behind { found, needed });
+
+        let mut newer = whole();
+        newer.push(Applied { version: needed + 7, checksum: vec![1], whole: true });
+        let text = standing(&newer, &KNOWN).unwrap_err().to_string();
+        assert!(text.contains(&format!("version {}", needed + 7)), "{text}");
+        assert!(text.contains(&format!("up to {needed}")), "{text}");
+
+        let mut other = whole();
+        other[0].checksum = vec![1];
+        assert!(matches!(
+            standing(&other, &KNOWN),
+            Err(OpenError::Migrate(MigrateError::VersionMismatch(1)))
+        ));
+        let mut half = whole();
+        half[1].whole = false;
+        assert!(matches!(standing(&half, &KNOWN), Err(OpenError::Migrate(MigrateError::Dirty(2)))));
+    }
+}
