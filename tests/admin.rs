@@ -49,7 +49,7 @@ fn every_command(kind: Kind) {
             "<iq from='[from]' to='[component]' id='p' type='get'><ping xmlns='urn:xmpp:ping'/></iq>"}]}),
     );
     assert_eq!(answer["p"]["condition"], "forbidden", "{answer}");
-    let report = run(&component, &["drain", "reload", "log_level", "audit", "stats"]);
+    let report = run(&component, &["drain", "reload", "log_level", "audit", "stats", "retire"]);
     assert_eq!(report, expected_after(), "{}", component.log());
 }
 
@@ -62,7 +62,7 @@ fn expected_before() -> Value {
     json!({
         "outsiders": {
             "seen by an admin": admin(&[
-                "sessions", "keys", "attest", "revoke", "block", "unblock", "stats", "drain", "reload", "loglevel",
+                "sessions", "keys", "attest", "revoke", "retire", "block", "unblock", "stats", "drain", "reload", "loglevel",
                 "audit",
             ]),
             "looked at": true,
@@ -164,5 +164,19 @@ fn expected_after() -> Value {
             ],
         },
         "stats": {"counted": [3, 4, 0], "words": ["up", "taken", "info"]},
+        "retire": {
+            "mistake": ["error"],
+            "oneself": ["error"],
+            "unsure": ["error"],
+            "retired": [
+                "completed",
+                "alice@example.test is retired. Keys deleted: 2. Users who no longer show it their keys: 1. \
+                 Sessions ended: 0.",
+            ],
+            "the next owner sees": [[], 0, 0],
+            "others show": 0,
+            "added again": ["active", "revoked"],
+            "nothing held": "completed",
+        },
     })
 }

@@ -3,10 +3,12 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use fingerpost::cli::keys::{self, KeysCommand};
 use fingerpost::print::{HashKind, Method, Print};
+use fingerpost::registry::material::Material;
 use fingerpost::registry::model::{
     Actor, Assurance, KeyId, NewKey, Settings, Source, State, Visibility,
 };
@@ -15,6 +17,7 @@ use jid::BareJid;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::json;
+use sqlx::Connection as _;
 use support::postgres::Postgres;
 use support::programs::{Component, Options, Script, script};
 use support::servers::{Kind, Server};
@@ -58,6 +61,8 @@ struct Entry {
 struct Model {
     keys: BTreeMap<(u8, u8), Entry>,
     settings: BTreeMap<u8, Visibility>,
+    /// What was revoked before all of its user was erased.
+    buried: BTreeSet<(u8, u8)>,
 }
 
 impl Model {
@@ -66,6 +71,7 @@ impl Model {
         match *op {
             Op::Add { user, print, replaces } => {
                 let known = self.keys.get(&(user, print)).cloned();
+                let is_buried = known.is_none() && self.buried.contains(&(user, print));
                 if known.as_ref().is_some_and(|key| key.state != State::Active) {
                     return true;
                 }
@@ -73,17 +79,23 @@ impl Model {
                     match self.keys.get_mut(&(user, old)) {
                         Some(key) if known.is_some() && key.replaced_by == Some(print) => {}
                         Some(key) if key.state == State::Active => {
-                            key.state = State::Superseded;
-                            key.replaced_by = Some(print);
+                            if !is_buried {
+                                key.state = State::Superseded;
+                                key.replaced_by = Some(print);
+                            }
                         }
                         _ => return false,
                     }
                 }
-                let fresh = Entry { state: State::Active, proven: false, replaced_by: None };
+                let state = if is_buried { State::Revoked } else { State::Active };
+                let fresh = Entry { state, proven: false, replaced_by: None };
                 self.keys.entry((user, print)).or_insert(fresh);
                 true
             }
             Op::Erase { user } => {
+                let revoked = self.keys.iter().filter(|(_, key)| key.state == State::Revoked);
+                let own = revoked.map(|(name, _)| *name).filter(|(owner, _)| *owner == user);
+                self.buried.extend(own.collect::<Vec<_>>());
                 self.keys.retain(|(owner, _), _| *owner != user);
                 self.settings.remove(&user);
                 true
@@ -154,7 +166,8 @@ impl World<'_> {
                 self.store.add(&self.user(user), &new, 100, &actor(user), now, id).await.is_ok()
             }
             Op::Erase { user } => {
-                self.store.erase(&self.user(user), "hash", &actor(user), now).await.is_ok()
+                let hash = format!("hash {}", rand::random::<u64>());
+                self.store.erase(&self.user(user), &hash, &actor(user), now).await.is_ok()
             }
             Op::Prove { user, print } => {
                 let id = self.id(user, print).await;
@@ -237,6 +250,140 @@ fn the_store_does_as_the_model_on_sqlite() {
 #[test]
 fn the_store_does_as_the_model_on_postgresql() {
     compare(&Postgres::start().url());
+}
+
+/// Everything in a SQLite database, table by table; users by their address or what is left of it, and the log in its order.
+async fn tables(url: &str) -> BTreeMap<String, Vec<String>> {
+    // They belong to one run of the component.
+    const TRANSIENT: [&str; 4] = ["_sqlx_migrations", "heartbeats", "open_sessions", "reachable"];
+    let mut db = sqlx::SqliteConnection::connect(url).await.expect("the database opens");
+    let names: Vec<String> = sqlx::query_scalar(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'",
+    )
+    .fetch_all(&mut db)
+    .await
+    .expect("tables");
+    let mut tables = BTreeMap::new();
+    for table in names.into_iter().filter(|name| !TRANSIENT.contains(&name.as_str())) {
+        let columns: Vec<String> = sqlx::query_scalar("SELECT name FROM pragma_table_info($1)")
+            .bind(&table)
+            .fetch_all(&mut db)
+            .await
+            .expect("columns");
+        let has_users = ["keys", "settings", "allowed", "audit"].contains(&table.as_str());
+        let shown = columns.iter().filter_map(|column| match (table.as_str(), column.as_str()) {
+            // Numbers that only join tables.
+            ("parties", "id") | ("audit", "seq") => None,
+            (_, "owner" | "actor" | "other") if has_users => Some(format!(
+                "quote((SELECT COALESCE(jid, erased) FROM parties WHERE id = t.{column}))"
+            )),
+            (_, column) => Some(format!("quote(t.{column})")),
+        });
+        let shown = shown.collect::<Vec<_>>().join(" || ' ' || ");
+        let order = if table == "audit" { "ORDER BY seq" } else { "" };
+        let text = sqlx::AssertSqlSafe(format!("SELECT {shown} FROM {table} AS t {order}"));
+        let mut rows: Vec<String> =
+            sqlx::query_scalar(text).fetch_all(&mut db).await.expect("rows");
+        if table != "audit" {
+            rows.sort();
+        }
+        tables.insert(table, rows);
+    }
+    db.close().await.expect("the database closes");
+    tables
+}
+
+/// Does what operations have not: what admins do, and the component's own certificate.
+async fn administer(world: &World<'_>, seed: u8) {
+    let now = OffsetDateTime::now_utc();
+    let admin = Actor::Admin(BareJid::new("admin@example.org").expect("a JID"));
+    let id = world.id(seed % 3, seed % 5).await;
+    let store = world.store;
+    let _ = store.raise(id, Assurance::Attested, &admin, now).await;
+    store.block(&world.user(seed % 3), "spam", &admin, now).await.expect("blocked");
+    let domain = BareJid::new("spam.example").expect("a domain");
+    store.block(&domain, "", &Actor::Offline, now).await.expect("blocked");
+    if seed % 2 == 0 {
+        store.unblock(&world.user(seed % 3), &admin, now).await.expect("unblocked");
+    }
+    if seed % 3 == 0 {
+        let user = world.user((seed + 1) % 3);
+        store.retire_account(&user, "another hash", &admin, now).await.expect("retired");
+    }
+    let component = BareJid::new("xtls.example.org").expect("a JID");
+    store.keep_identity(&component, b"certificate", b"private key").await.expect("kept");
+    let der = rcgen_certificate();
+    let material = Material::parse(Method::X509, &der).expect("a certificate");
+    let new = NewKey::of_material(material, &[], "with material", Source::Self_).expect("a key");
+    let user = world.user(2);
+    let id = KeyId::new(rand::random());
+    store.add(&user, &new, 100, &Actor::User(user.clone()), now, id).await.expect("added");
+}
+
+fn rcgen_certificate() -> Vec<u8> {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+    params.self_signed(&key).expect("a certificate").der().to_vec()
+}
+
+async fn exported(store: &Store) -> String {
+    let component = BareJid::new("xtls.example.org").expect("a JID");
+    let now = OffsetDateTime::now_utc();
+    let mut out = Vec::new();
+    let command = KeysCommand::Export { jid: None };
+    keys::run(command, store, &component, false, now, &mut out).await.expect("an export");
+    String::from_utf8(out).expect("text")
+}
+
+async fn import(store: &Store, text: &str) {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), text).expect("written");
+    let component = BareJid::new("xtls.example.org").expect("a JID");
+    let now = OffsetDateTime::now_utc();
+    let command = KeysCommand::Import { file: file.path().to_owned() };
+    let mut out = Vec::new();
+    keys::run(command, store, &component, false, now, &mut out).await.expect("an import");
+}
+
+#[test]
+fn an_import_of_an_export_has_every_row_of_every_table() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let postgres = Postgres::start();
+    let shared = runtime.block_on(Store::open(&postgres.url(), 2, true)).expect("it opens");
+    let is_first = std::cell::Cell::new(true);
+    let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new(config);
+    let run = runner.run(&(prop::collection::vec(op(), 1..40), any::<u8>()), |(ops, seed)| {
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().expect("a folder");
+            let [from, to] =
+                ["a.db", "b.db"].map(|name| format!("sqlite:{}", dir.path().join(name).display()));
+            let store = Store::open(&from, 1, true).await.expect("it opens");
+            let world = World { store: &store, case: seed.into() };
+            for op in &ops {
+                world.apply(op).await;
+            }
+            administer(&world, seed).await;
+            let text = exported(&store).await;
+            let other = Store::open(&to, 1, true).await.expect("it opens");
+            for time in ["first", "second"] {
+                import(&other, &text).await;
+                prop_assert_eq!(tables(&to).await, tables(&from).await, "{} import", time);
+            }
+            prop_assert_eq!(&exported(&other).await, &text);
+            if is_first.replace(false) {
+                import(&shared, &text).await;
+                import(&shared, &text).await;
+                prop_assert_eq!(&exported(&shared).await, &text, "PostgreSQL");
+            }
+            other.close().await;
+            store.close().await;
+            Ok(())
+        })
+    });
+    if let Err(error) = run {
+        panic!("{error}");
+    }
 }
 
 /// A component is killed while a user adds and revokes keys. Acknowledged changes survive the restart, the request in

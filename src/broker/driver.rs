@@ -248,12 +248,12 @@ impl Driver {
                     })
                 });
             }
-            Action::LookUpKeys(side) => {
+            Action::LookUpKeys(side, prints) => {
                 let shared = Arc::clone(&self.shared);
                 let owner = self.peers[side.index()].user.to_bare();
                 let asker = self.peers[side.other().index()].user.to_bare();
                 self.work.spawn(async move {
-                    Done::Told(Input::Keys(side, shared.keys(&owner, &asker).await))
+                    Done::Told(Input::Keys(side, shared.keys(&owner, &asker, &prints).await))
                 });
             }
             Action::GiveBack(stanza, error) => self.given_back = Some((*stanza, error)),

@@ -44,6 +44,7 @@ use crate::{
     clock::{Clock, SystemClock},
     mediator::{ibb_stream::IbbHandle, metrics::Kind as LegKind, plane::Progress, table::Table},
     metrics,
+    print::Print,
     registry::{Notice, Registry, model::Key},
     shares::{Limits, Permits, Place, Shares},
     tls::identity::Identity,
@@ -459,10 +460,15 @@ impl Shared {
         }
     }
 
-    /// Returns the present keys of `owner` that `asker` may know of.
-    async fn keys(&self, owner: &BareJid, asker: &BareJid) -> Result<Vec<Key>, ()> {
+    /// Returns the present keys of `owner` that `asker` may know of, to judge `prints` by.
+    async fn keys(
+        &self,
+        owner: &BareJid,
+        asker: &BareJid,
+        prints: &[Print],
+    ) -> Result<Vec<Key>, ()> {
         let now = SystemClock.now();
-        match self.registry.visible_keys(asker, owner).await {
+        match self.registry.keys_to_judge(asker, owner, prints).await {
             Ok(keys) => Ok(keys.iter().map(|key| key.as_of(now)).collect()),
             Err(error) => {
                 tracing::error!(%error, "the registry cannot be read");

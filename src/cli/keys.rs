@@ -73,7 +73,13 @@ pub enum KeysCommand {
         #[arg(long, required = true)]
         yes: bool,
     },
-    /// Write all keys and settings, or one user's, as JSON Lines
+    /// End the life of an account: the next owner of the address finds nothing of it
+    Retire {
+        /// Whose
+        #[arg(value_parser = address)]
+        jid: BareJid,
+    },
+    /// Write all that is in the registry, or all of one user, as JSON Lines; without JID the component's private key too
     Export {
         /// The user
         #[arg(value_parser = address)]
@@ -194,6 +200,21 @@ pub async fn run(
             let hash = salted_hash(&jid, rand::random());
             store.erase(&jid, &hash, &Actor::Offline, now).await?;
             Vec::new()
+        }
+        KeysCommand::Retire { jid } => {
+            let hash = salted_hash(&jid, rand::random());
+            let retired = store.retire_account(&jid, &hash, &Actor::Offline, now).await?;
+            let (keys, named_by) = (retired.keys, retired.named_by.len());
+            if json {
+                let row = json!({"jid": jid.as_str(), "keys": keys, "named_by": named_by});
+                writeln!(out, "{row}")?;
+            } else {
+                writeln!(
+                    out,
+                    "{jid}: keys deleted: {keys}; users who no longer show it their keys: {named_by}"
+                )?;
+            }
+            return Ok(());
         }
         KeysCommand::Export { jid } => return lines::export(store, jid.as_ref(), out).await,
         KeysCommand::Import { file } => {

@@ -1,7 +1,7 @@
-//! Keys and settings as JSON Lines: `{"key": {…}}` and `{"settings": {…}}`, one a line. What is written here is read
-//! back as it was.
+//! The registry as JSON Lines, one object a line: `key`, `settings`, `block`, `identity` (the component's own, with its
+//! private key), `log` (a row of the audit log), `salt` and `revoked`. What is written here is read back as it was.
 
-use std::{collections::HashSet, io::Write, path::Path};
+use std::{collections::HashSet, fmt, io::Write, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jid::BareJid;
@@ -12,9 +12,10 @@ use super::{KeysError, input};
 use crate::{
     print::{HashKind, Print},
     registry::{
+        forgotten::Revoked,
         material::Material,
-        model::{ALLOWED_MAX, Key, KeyId, NewKey, Settings, Source, check_reason},
-        store::Store,
+        model::{ALLOWED_MAX, Event, Key, KeyId, NewKey, Party, Settings, Source, check_reason},
+        store::{Block, Contents, LogRow, OwnIdentity, Store},
     },
     xmpp::jid::identity,
 };
@@ -24,6 +25,69 @@ use crate::{
 enum Line {
     Key(Box<KeyLine>),
     Settings(SettingsLine),
+    Block(BlockLine),
+    Identity(IdentityLine),
+    Log(LogLine),
+    Salt(String),
+    Revoked(RevokedLine),
+}
+
+/// A user or a domain that is blocked by command. The time is microseconds since 1970, here and below.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct BlockLine {
+    jid: BareJid,
+    reason: String,
+    at: i64,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct IdentityLine {
+    component: BareJid,
+    certificate: String,
+    private_key: String,
+}
+
+impl fmt::Debug for IdentityLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdentityLine").field("component", &self.component).finish_non_exhaustive()
+    }
+}
+
+/// A user in the audit log: an address, or what is left of one.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum PartyLine {
+    Jid(BareJid),
+    Erased(String),
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct LogLine {
+    at: i64,
+    event: String,
+    owner: PartyLine,
+    actor_kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    actor: Option<PartyLine>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    other: Option<PartyLine>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    other_key: Option<String>,
+}
+
+/// A print that stays revoked for an address; both are hashes.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RevokedLine {
+    owner: String,
+    print: String,
+    method: String,
+    at: i64,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -68,29 +132,45 @@ struct SettingsLine {
     allowed: Vec<BareJid>,
 }
 
-/// Writes the keys and settings of `owner`, or of all.
+/// Writes all that is in the registry, or all of `owner`.
 pub(super) async fn export(
     store: &Store,
     owner: Option<&BareJid>,
     out: &mut impl Write,
 ) -> Result<(), KeysError> {
-    let mut write = |line: &Line| -> Result<(), KeysError> {
-        let text = serde_json::to_string(line).map_err(input)?;
-        Ok(writeln!(out, "{text}")?)
-    };
-    let keys = match owner {
-        Some(owner) => store.keys_of(owner).await?,
-        None => store.all().await?,
-    };
-    for key in keys {
-        let material = if key.has_material { store.material(key.id).await? } else { None };
-        write(&Line::Key(Box::new(to_line(&key, material.as_deref()))))?;
-    }
-    for (jid, settings) in store.all_settings().await? {
-        if owner.is_none_or(|owner| *owner == jid) {
-            let visibility = settings.visibility.to_string();
-            write(&Line::Settings(SettingsLine { jid, visibility, allowed: settings.allowed }))?;
-        }
+    let contents = store.contents(owner).await?;
+    let keys = contents
+        .keys
+        .iter()
+        .map(|(key, material)| Line::Key(Box::new(to_line(key, material.as_deref()))));
+    let settings = contents.settings.into_iter().map(|(jid, settings)| {
+        let visibility = settings.visibility.to_string();
+        Line::Settings(SettingsLine { jid, visibility, allowed: settings.allowed })
+    });
+    let blocks = contents
+        .blocks
+        .into_iter()
+        .map(|Block { jid, reason, at }| Line::Block(BlockLine { jid, reason, at: micros(at) }));
+    let identities = contents.identities.into_iter().map(|own| {
+        Line::Identity(IdentityLine {
+            component: own.component,
+            certificate: STANDARD.encode(own.certificate),
+            private_key: STANDARD.encode(own.private_key),
+        })
+    });
+    let log = contents.log.into_iter().map(|row| Line::Log(to_log_line(row)));
+    let salts = contents.salts.iter().map(|salt| Line::Salt(STANDARD.encode(salt)));
+    let revoked = contents.revoked.iter().map(|revoked| {
+        Line::Revoked(RevokedLine {
+            owner: STANDARD.encode(&revoked.owner),
+            print: STANDARD.encode(&revoked.print),
+            method: revoked.method.to_string(),
+            at: micros(revoked.at),
+        })
+    });
+    let lines = keys.chain(settings).chain(blocks).chain(identities).chain(log);
+    for line in lines.chain(salts).chain(revoked) {
+        writeln!(out, "{}", serde_json::to_string(&line).map_err(input)?)?;
     }
     Ok(())
 }
@@ -107,23 +187,14 @@ pub(super) async fn import(
         std::fs::read_to_string(file)
             .map_err(|error| input(format!("{}: {error}", file.display())))?
     };
-    let (mut keys, mut settings) = (Vec::new(), Vec::new());
+    let mut contents = Contents::default();
     for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |error: String| input(format!("{}:{}: {error}", file.display(), n + 1));
-        match serde_json::from_str(line).map_err(|error| wrong(error.to_string()))? {
-            Line::Key(line) => keys.push(read(*line).map_err(wrong)?),
-            Line::Settings(line) => {
-                if line.allowed.len() > ALLOWED_MAX {
-                    return Err(wrong("at most 256 users may be allowed by name".to_owned()));
-                }
-                let visibility = line.visibility.parse().map_err(|e| wrong(format!("{e}")))?;
-                let allowed = line.allowed.iter().map(identified).collect();
-                settings.push((identified(&line.jid), Settings { visibility, allowed }));
-            }
-        }
+        let line = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
+        take(&mut contents, line).map_err(wrong)?;
     }
-    let ids: HashSet<KeyId> = keys.iter().map(|(key, _)| key.id).collect();
-    for (key, _) in &mut keys {
+    let ids: HashSet<KeyId> = contents.keys.iter().map(|(key, _)| key.id).collect();
+    for (key, _) in &mut contents.keys {
         // What a key points to must be there.
         if let Some(by) = key.replaced_by
             && !ids.contains(&by)
@@ -132,7 +203,108 @@ pub(super) async fn import(
             key.replaced_by = None;
         }
     }
-    Ok(store.import(&keys, &settings, now).await?)
+    Ok(store.import(&contents, now).await?)
+}
+
+/// Reads one line.
+fn take(contents: &mut Contents, line: Line) -> Result<(), String> {
+    match line {
+        Line::Key(line) => contents.keys.push(read(*line)?),
+        Line::Settings(line) => {
+            if line.allowed.len() > ALLOWED_MAX {
+                return Err("at most 256 users may be allowed by name".to_owned());
+            }
+            let visibility = line.visibility.parse().map_err(text)?;
+            let allowed = line.allowed.iter().map(identified).collect();
+            let settings = Settings { visibility, allowed };
+            contents.settings.push((identified(&line.jid), settings));
+        }
+        Line::Block(line) => contents.blocks.push(Block {
+            jid: identified(&line.jid),
+            reason: check_reason(&line.reason).map_err(text)?,
+            at: moment(line.at)?,
+        }),
+        Line::Identity(line) => contents.identities.push(OwnIdentity {
+            component: identified(&line.component),
+            certificate: bytes(&line.certificate)?,
+            private_key: bytes(&line.private_key)?,
+        }),
+        Line::Log(line) => contents.log.push(of_log_line(line)?),
+        Line::Salt(salt) => contents.salts.push(bytes(&salt)?),
+        Line::Revoked(line) => contents.revoked.push(Revoked {
+            owner: bytes(&line.owner)?,
+            print: bytes(&line.print)?,
+            method: line.method.parse().map_err(text)?,
+            at: moment(line.at)?,
+        }),
+    }
+    Ok(())
+}
+
+fn text(error: impl fmt::Display) -> String {
+    error.to_string()
+}
+
+fn bytes(base64: &str) -> Result<Vec<u8>, String> {
+    STANDARD.decode(base64).map_err(text)
+}
+
+fn moment(micros: i64) -> Result<OffsetDateTime, String> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000).map_err(text)
+}
+
+fn to_party_line(party: Party) -> PartyLine {
+    match party {
+        Party::User(jid) => PartyLine::Jid(jid),
+        Party::Erased(hash) => PartyLine::Erased(hash),
+    }
+}
+
+fn of_party_line(line: PartyLine) -> Party {
+    match line {
+        PartyLine::Jid(jid) => Party::User(identified(&jid)),
+        PartyLine::Erased(hash) => Party::Erased(hash),
+    }
+}
+
+fn to_log_line(row: LogRow) -> LogLine {
+    let event = row.event.as_str().to_owned();
+    let (other, other_key) = match row.event {
+        Event::AlsoOwned { by, key } => (Some(by), Some(key)),
+        Event::Superseded { by } => (None, Some(by)),
+        _ => (None, None),
+    };
+    LogLine {
+        at: micros(row.at),
+        event,
+        owner: to_party_line(row.owner),
+        actor_kind: row.actor_kind,
+        actor: row.actor.map(to_party_line),
+        key: row.key.map(|id| id.to_string()),
+        other: other.map(to_party_line),
+        other_key: other_key.map(|id| id.to_string()),
+    }
+}
+
+fn of_log_line(line: LogLine) -> Result<LogRow, String> {
+    let id = |id: Option<String>| id.map(|id| id.parse::<KeyId>().map_err(text)).transpose();
+    let is_offline = line.actor_kind == "offline";
+    if !["user", "admin", "offline"].contains(&line.actor_kind.as_str())
+        || is_offline != line.actor.is_none()
+    {
+        return Err(
+            "expected actor_kind user or admin with an actor, or offline without".to_owned()
+        );
+    }
+    let event = Event::of(&line.event, line.other.map(of_party_line), id(line.other_key)?);
+    Ok(LogRow {
+        at: moment(line.at)?,
+        owner: of_party_line(line.owner),
+        actor_kind: line.actor_kind,
+        actor: line.actor.map(of_party_line),
+        key: id(line.key)?,
+        event: event.ok_or("expected an event of the audit log, with what belongs to it")?,
+    })
 }
 
 fn identified(jid: &BareJid) -> BareJid {
@@ -170,12 +342,6 @@ fn to_line(key: &Key, material: Option<&[u8]>) -> KeyLine {
 }
 
 fn read(line: KeyLine) -> Result<(Key, Option<Vec<u8>>), String> {
-    fn text(error: impl std::fmt::Display) -> String {
-        error.to_string()
-    }
-    let moment = |micros: i64| {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000).map_err(text)
-    };
     let method = line.method.parse().map_err(text)?;
     let prints = line
         .prints

@@ -25,11 +25,12 @@ const ROWS: usize = 50;
 const FOUND: u32 = 50;
 
 /// What admins may run, in the order in which it is listed.
-pub(super) const COMMANDS: [Command; 11] = [
+pub(super) const COMMANDS: [Command; 12] = [
     Command { name: "admin:sessions", title: "All sessions: list or end them" },
     Command { name: "admin:keys", title: "Search keys" },
     Command { name: "admin:attest", title: "Attest a user's key" },
     Command { name: "admin:revoke", title: "Revoke a user's key" },
+    Command { name: "admin:retire", title: "Retire an account" },
     Command { name: "admin:block", title: "Block a user or a domain" },
     Command { name: "admin:unblock", title: "Unblock a user or a domain" },
     Command { name: "admin:stats", title: "Statistics" },
@@ -53,6 +54,7 @@ impl Commands {
             "sessions" => self.all_sessions(progress),
             "keys" => self.search(progress, now).await,
             "attest" | "revoke" => self.judge(name, progress, now).await,
+            "retire" => self.retire(stage, values, &admin, now).await,
             "block" => self.block(stage, values, &admin, now).await,
             "unblock" => self.unblock(progress, &admin, now).await,
             "stats" => self.stats().await,
@@ -214,6 +216,42 @@ impl Commands {
     async fn key(&self, values: &Values) -> Result<Key, Stop> {
         let id = values.one("id").parse::<KeyId>().map_err(input)?;
         self.registry.store().key(id).await?.ok_or_else(|| input("There is no such key"))
+    }
+
+    async fn retire(
+        &self,
+        stage: usize,
+        values: &Values,
+        admin: &BareJid,
+        now: OffsetDateTime,
+    ) -> Result<Page, Stop> {
+        if stage == 0 {
+            let text = "For an account that was deleted at its server. All that is held about its owner is deleted, and nobody \
+                        shows keys to the address any more. Whoever has the address later begins anew; what was revoked \
+                        for it stays revoked.";
+            let form = Form::new("Retire an account", text)
+                .required("jid-single", "jid", "The address", &[values.one("jid")])
+                .required("boolean", "sure", "The account is no longer its owner's", &["0"]);
+            return Ok(Page::Form(form, true));
+        }
+        let jid = canonical_bare(values.one("jid"))
+            .ok_or_else(|| input("Expected an address like romeo@montague.lit"))?;
+        if jid == *admin {
+            return Err(input("That is your own account"));
+        }
+        if !values.is_true("sure") {
+            return Err(input("Tick the box, or cancel"));
+        }
+        let actor = Actor::Admin(admin.clone());
+        let retired = self.registry.retire_account(&jid, &actor, now).await?;
+        let sessions = self.control.sessions(Some(&jid));
+        let text = "The account is no longer in use";
+        let ended = sessions.iter().filter(|session| self.control.end(session, text)).count();
+        Ok(Page::done(format!(
+            "{jid} is retired. Keys deleted: {}. Users who no longer show it their keys: {}. Sessions ended: {ended}.",
+            retired.keys,
+            retired.named_by.len()
+        )))
     }
 
     async fn block(

@@ -563,6 +563,9 @@ mod tests {
         const OWN: Held = Not("it is the component's own");
         const PRESENCE: Held =
             Not("it is what the user's clients say of themselves now, and goes with them");
+        const HASH: Held = Not(
+            "it is a salted hash of an address whose keys were deleted, and may be another person's now",
+        );
         const BLOCK: Held = Not("whoever is blocked may ask for nothing; it names no party");
         &[
             ("parties", "id", Not("it joins tables")),
@@ -609,6 +612,11 @@ mod tests {
             ("open_sessions", "mask", At("sessions/session@with")),
             ("open_sessions", "namespace", At("sessions/session@namespace")),
             ("open_sessions", "began", At("sessions/session@began")),
+            ("salts", "salt", OWN),
+            ("revoked_prints", "owner", HASH),
+            ("revoked_prints", "print", HASH),
+            ("revoked_prints", "method", HASH),
+            ("revoked_prints", "at", HASH),
             ("blocks", "jid", BLOCK),
             ("blocks", "reason", BLOCK),
             ("blocks", "at", BLOCK),

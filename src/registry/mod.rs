@@ -10,6 +10,7 @@
 //! | [`verdict`] | an offered print judged by its user's keys (pure) |
 //! | [`store`] | the operations on the database; `sql.rs` has the SQL for both kinds |
 //! | [`requests`] | `urn:fingerpost:keys:0` |
+//! | [`forgotten`] | revoked prints of users whose keys are deleted (pure) |
 //! | `export.rs` | all that is held about a user, in pages |
 //! | [`backup`] | a SQLite database as one file |
 //! | `adapters.rs` | XEP-0257, XEP-0250 and XEP-0189 |
@@ -17,6 +18,7 @@
 mod adapters;
 pub mod backup;
 mod export;
+pub mod forgotten;
 pub mod material;
 pub mod model;
 pub(crate) mod openpgp;
@@ -49,12 +51,12 @@ use self::{
     },
     profiles::Profiles,
     proof::{Challenges, Nonce, ProofError},
-    store::{News, Profile, Store, StoreError},
+    store::{News, Profile, RetiredAccount, Store, StoreError},
 };
 use crate::{
     limits::Rates,
     metrics,
-    print::Method,
+    print::{Method, Print},
     xmpp::{jid::respelled, stanza::Refusal},
 };
 
@@ -354,7 +356,10 @@ impl Registry {
             tracing::warn!(key = %added.key.id, "a print is claimed by more than one user");
         }
         let what = match (added.fresh, added.revoked) {
-            (true, _) => "was added",
+            (true, true) => {
+                "was added as revoked, for it had been revoked for your address before,"
+            }
+            (true, false) => "was added",
             (_, true) => "was revoked, for good, by what its own certificate says,",
             _ => "was changed",
         };
@@ -549,6 +554,41 @@ impl Registry {
         Ok(())
     }
 
+    /// Ends the life of an account that is no longer its owner's. The next owner of the address finds nothing of it, and
+    /// nobody is told.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn retire_account(
+        &self,
+        owner: &BareJid,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<RetiredAccount, StoreError> {
+        let hash = salted_hash(owner, rand::random());
+        let retired = self.store.retire_account(owner, &hash, actor, now).await?;
+        self.profiles.changed(owner);
+        retired.named_by.iter().for_each(|other| self.profiles.changed(other));
+        Ok(retired)
+    }
+
+    /// Returns the keys by which offered `prints` of `owner` are judged for `asker`: those that `asker` may know of, and
+    /// those of `prints` that stay revoked although their keys are deleted.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the database cannot be read.
+    pub async fn keys_to_judge(
+        &self,
+        asker: &BareJid,
+        owner: &BareJid,
+        prints: &[Print],
+    ) -> Result<Vec<Key>, StoreError> {
+        let Some(profile) = self.visible(asker, owner).await? else { return Ok(Vec::new()) };
+        let mut keys = profile.keys.clone();
+        keys.extend(profile.forgotten.keys(owner, prints));
+        Ok(keys)
+    }
+
     /// Returns the component's address, to which proofs are bound.
     pub fn component(&self) -> &BareJid {
         &self.component
@@ -589,7 +629,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::print::{HashKind, Print};
+    use crate::print::HashKind;
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
 
@@ -652,6 +692,54 @@ mod tests {
                 assert_eq!(lookup.await.unwrap(), 0, "round {byte}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_revoked_print_stays_revoked_for_its_address_when_all_else_is_deleted() {
+        for retire in [false, true] {
+            let registry = registry("sqlite::memory:").await;
+            let (romeo, juliet) = (bare("romeo@m.lit"), bare("juliet@c.lit"));
+            let named = Settings { visibility: Visibility::Listed, allowed: vec![romeo.clone()] };
+            registry.set_settings(&juliet, &named, NOW).await.unwrap();
+            let (revoked, other) = (add(&registry, 1).await, add(&registry, 2).await);
+            registry.store().revoke(revoked.id, &Actor::Offline, "lost", NOW).await.unwrap();
+            if retire {
+                let retired = registry.retire_account(&romeo, &Actor::Offline, NOW).await.unwrap();
+                assert_eq!((retired.keys, retired.named_by), (2, vec![juliet.clone()]));
+                assert!(registry.settings(&juliet).await.unwrap().allowed.is_empty());
+            } else {
+                registry.erase(&romeo, &Actor::Offline, NOW).await.unwrap();
+                assert_eq!(registry.settings(&juliet).await.unwrap(), named);
+            }
+            // The next owner sees nothing.
+            assert_eq!(registry.profile(&romeo).await.unwrap().keys, []);
+            assert_eq!(registry.store().audit(Some(&romeo), 100).await.unwrap(), []);
+            // An offer of the print is an offer of a revoked key, whether it is added again or not.
+            let prints = [revoked.prints[0].clone(), other.prints[0].clone()];
+            let judged = async |jid: &str| {
+                let keys = registry.keys_to_judge(&juliet, &bare(jid), &prints).await.unwrap();
+                prints.clone().map(|print| verdict::judge(&keys, None, &print).verdict)
+            };
+            let (unknown, is_revoked) = (verdict::Verdict::Unknown, verdict::Verdict::Revoked);
+            assert_eq!(judged("romeo@m.lit").await, [is_revoked, unknown]);
+            assert_eq!(judged("mercutio@m.lit").await, [unknown, unknown]);
+            let again = add(&registry, 1).await;
+            assert_eq!(again.state, model::State::Revoked);
+            assert_ne!(again.id, revoked.id);
+            assert_eq!(add(&registry, 2).await.state, model::State::Active);
+            // Also a second time.
+            registry.erase(&romeo, &Actor::Offline, NOW).await.unwrap();
+            assert_eq!(add(&registry, 1).await.state, model::State::Revoked);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_an_account_of_which_nothing_is_held_leaves_no_trace() {
+        let registry = registry("sqlite::memory:").await;
+        let retired =
+            registry.retire_account(&bare("x@m.lit"), &Actor::Offline, NOW).await.unwrap();
+        assert_eq!((retired.keys, retired.named_by.len()), (0, 0));
+        assert_eq!(registry.store().audit(None, 100).await.unwrap(), []);
     }
 
     #[tokio::test]

@@ -449,6 +449,8 @@ pub enum Event {
     Settings,
     /// Everything held about the owner was deleted.
     Erased,
+    /// The same, by an admin: the account is no longer its owner's.
+    AccountRetired,
     /// An admin has blocked the owner, a user or a domain.
     Blocked,
     /// An admin has removed that block.
@@ -471,9 +473,32 @@ impl Event {
             Self::Imported => "imported",
             Self::Settings => "settings",
             Self::Erased => "erased",
+            Self::AccountRetired => "account-retired",
             Self::Blocked => "blocked",
             Self::Unblocked => "unblocked",
         }
+    }
+
+    /// The event of a name in the database, with the other user and key that it is about, if there are any.
+    pub fn of(name: &str, other: Option<Party>, other_key: Option<KeyId>) -> Option<Self> {
+        Some(match name {
+            "added" => Self::Added,
+            "completed" => Self::Completed,
+            "updated" => Self::Updated,
+            "revoked" => Self::Revoked,
+            "proven" => Self::Proven,
+            "attested" => Self::Attested,
+            "retired" => Self::Retired,
+            "imported" => Self::Imported,
+            "settings" => Self::Settings,
+            "erased" => Self::Erased,
+            "account-retired" => Self::AccountRetired,
+            "blocked" => Self::Blocked,
+            "unblocked" => Self::Unblocked,
+            "superseded" => Self::Superseded { by: other_key? },
+            "also-owned" => Self::AlsoOwned { by: other?, key: other_key? },
+            _ => return None,
+        })
     }
 }
 
@@ -531,6 +556,29 @@ pub enum Addition {
         /// The key that it replaces.
         superseded: Option<Key>,
     },
+}
+
+/// What is said of a key whose print was revoked before all that was held about its owner was deleted.
+const REVOKED_BEFORE: &str = "it was revoked for this address before";
+
+impl Addition {
+    /// The same for a key that was revoked for the same address before.
+    pub(super) fn of_a_revoked_one(self, now: OffsetDateTime) -> Self {
+        let revoked = |key: Key| Key {
+            state: State::Revoked,
+            reason: REVOKED_BEFORE.to_owned(),
+            changed: to_micros(now),
+            ..key
+        };
+        match self {
+            Self::Fresh { key, .. } => Self::Fresh { key: revoked(key), superseded: None },
+            Self::Known { key, .. } if key.state != State::Revoked => {
+                let event = Some(Event::Revoked);
+                Self::Known { key: revoked(key), event, superseded: None }
+            }
+            known @ Self::Known { .. } => known,
+        }
+    }
 }
 
 /// Why a change is not made.

@@ -27,6 +27,9 @@ mod sql_journal;
 #[path = "sql_reachable.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_reachable;
+#[path = "sql_transfer.rs"]
+#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
+mod sql_transfer;
 
 #[path = "postgres_address.rs"]
 mod address;

@@ -26,6 +26,7 @@ use super::store::Profile;
 const BYTES: u64 = 48 << 20;
 const USER: u64 = 256;
 const KEY: u64 = 1024;
+const FORGOTTEN: u64 = 192;
 const COUNTERS: usize = 4096;
 /// How long a profile is used where notifications report others' changes.
 const AGE: Duration = Duration::from_secs(10);
@@ -53,6 +54,7 @@ impl Weighter<BareJid, Entry> for ByKeys {
         USER + allowed as u64
             + 2 * owner.as_str().len() as u64
             + KEY * entry.profile.keys.len() as u64
+            + FORGOTTEN * entry.profile.forgotten.prints.len() as u64
     }
 }
 

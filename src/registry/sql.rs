@@ -20,12 +20,13 @@ use super::{
 use crate::{
     print::Print,
     registry::{
+        forgotten::{Forgotten, Revoked, hash_of_owner},
         material::MATERIAL_MAX,
         model::{
             Actor, Addition, Assurance, AuditEntry, Event, Key, KeyId, NewKey, NotAllowed, Party,
-            Settings, Visibility,
+            Settings, State, Visibility,
         },
-        store::{Added, News, Profile, StoreError},
+        store::{Added, News, Profile, RetiredAccount, StoreError},
     },
 };
 
@@ -43,19 +44,19 @@ macro_rules! select_keys {
 
 type Arguments = <Db as sqlx::Database>::Arguments;
 
-fn query(text: &'static str) -> Query<'static, Db, Arguments> {
+pub(super) fn query(text: &'static str) -> Query<'static, Db, Arguments> {
     sqlx::query::<Db>(text)
 }
 
-fn micros(time: OffsetDateTime) -> i64 {
+pub(super) fn micros(time: OffsetDateTime) -> i64 {
     i64::try_from(time.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
 }
 
-fn moment(micros: i64) -> Option<OffsetDateTime> {
+pub(super) fn moment(micros: i64) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000).ok()
 }
 
-fn inconsistent(table: &'static str, id: impl ToString) -> StoreError {
+pub(super) fn inconsistent(table: &'static str, id: impl ToString) -> StoreError {
     StoreError::Inconsistent { table, id: id.to_string() }
 }
 
@@ -174,8 +175,9 @@ impl Database {
     ) -> Result<Profile, StoreError> {
         let mut db = self.pool.acquire().await?;
         let keys = keys_of(&mut db, owner.as_str()).await?;
+        let forgotten = forgotten_of(&mut db, owner.as_str()).await?;
         let settings = settings_of(&mut db, owner).await?;
-        Ok(Profile { keys, settings })
+        Ok(Profile { keys, settings, forgotten })
     }
 
     /// Returns what `asker` may know of `owner`; `None` if nothing. `admits` decides by the owner's visibility and by
@@ -192,7 +194,9 @@ impl Database {
         let mut db = self.pool.acquire().await?;
         let said = said_of(&mut db, asker, owner.as_str()).await?;
         let admitted = admits(said.map(|(visibility, _)| visibility), said.is_some_and(|(_, n)| n));
-        let keys = keys_of(&mut db, if admitted { owner.as_str() } else { "" }).await?;
+        let shown = if admitted { owner.as_str() } else { "" };
+        let keys = keys_of(&mut db, shown).await?;
+        let forgotten = forgotten_of(&mut db, shown).await?;
         if !admitted {
             return Ok(None);
         }
@@ -200,7 +204,7 @@ impl Database {
             Some(_) => settings_of(&mut db, owner).await?,
             None => None,
         };
-        Ok(Some(Profile { keys, settings }))
+        Ok(Some(Profile { keys, settings, forgotten }))
     }
 
     /// Returns one key, if `admits` allows it by the owner's visibility and by whether `asker` is named; see
@@ -286,7 +290,11 @@ impl Database {
             }
             None => new,
         };
-        let addition = Key::add(owner, new, &own, limit, now, id)?;
+        let mut addition = Key::add(owner, new, &own, limit, now, id)?;
+        let forgotten = forgotten_of(&mut tx, owner.as_str()).await?;
+        if new.prints().iter().any(|print| forgotten.find(owner, print).is_some()) {
+            addition = addition.of_a_revoked_one(now);
+        }
         if let Some(more) = new.material()
             && !matches!(addition, Addition::Known { event: None | Some(Event::Revoked), .. })
         {
@@ -314,6 +322,9 @@ impl Database {
             Addition::Fresh { key, superseded } => {
                 insert(&mut tx, &key, new.material()).await?;
                 log(&mut tx, owner, actor, now, Some(key.id), &Event::Added).await?;
+                if key.state == State::Revoked {
+                    log(&mut tx, owner, actor, now, Some(key.id), &Event::Revoked).await?;
+                }
                 for other in &also {
                     let theirs = keys_of(&mut tx, other.as_str()).await?;
                     let shares = |theirs: &&Key| new.prints().iter().any(|print| theirs.has(print));
@@ -335,13 +346,8 @@ impl Database {
         }
         announce(&mut tx, owner).await?;
         tx.commit().await?;
-        Ok(Added {
-            key,
-            fresh,
-            changed,
-            revoked: event == Some(Event::Revoked),
-            also_owned_by: also,
-        })
+        let revoked = event == Some(Event::Revoked) || (fresh && key.state == State::Revoked);
+        Ok(Added { key, fresh, changed, revoked, also_owned_by: also })
     }
 
     pub(in crate::registry) async fn revoke(
@@ -375,32 +381,6 @@ impl Database {
         announce(&mut tx, &retired.owner).await?;
         tx.commit().await?;
         Ok(retired)
-    }
-
-    pub(in crate::registry) async fn import(
-        &self,
-        keys: &[(Key, Option<Vec<u8>>)],
-        settings: &[(BareJid, Settings)],
-        now: OffsetDateTime,
-    ) -> Result<usize, StoreError> {
-        let actor = Actor::Offline;
-        let mut tx = begin(&bulk(&self.pool)).await?;
-        let mut fresh = 0;
-        for (new, material) in keys {
-            if key(&mut tx, new.id).await?.is_none() {
-                insert(&mut tx, new, material.as_deref()).await?;
-                log(&mut tx, &new.owner, &actor, now, Some(new.id), &Event::Imported).await?;
-                announce(&mut tx, &new.owner).await?;
-                fresh += 1;
-            }
-        }
-        for (owner, settings) in settings {
-            write_settings(&mut tx, owner, settings).await?;
-            log(&mut tx, owner, &actor, now, None, &Event::Settings).await?;
-            announce(&mut tx, owner).await?;
-        }
-        tx.commit().await?;
-        Ok(fresh)
     }
 
     pub(in crate::registry) async fn all_settings(
@@ -469,30 +449,42 @@ impl Database {
     ) -> Result<(), StoreError> {
         let mut tx = begin(&self.pool).await?;
         log(&mut tx, owner, actor, now, None, &Event::Erased).await?;
-        let party = party(&mut tx, owner).await?;
-        query("DELETE FROM settings WHERE owner = $1").bind(party).execute(&mut *tx).await?;
-        query("DELETE FROM reachable WHERE owner = $1")
-            .bind(owner.as_str().to_owned())
-            .execute(&mut *tx)
-            .await?;
-        // One that took another's place goes first, or the reference would hold it.
-        query("DELETE FROM prints WHERE key_id IN (SELECT id FROM keys WHERE owner = $1)")
-            .bind(party)
-            .execute(&mut *tx)
-            .await?;
-        query("DELETE FROM materials WHERE key_id IN (SELECT id FROM keys WHERE owner = $1)")
-            .bind(party)
-            .execute(&mut *tx)
-            .await?;
-        query("DELETE FROM keys WHERE owner = $1").bind(party).execute(&mut *tx).await?;
-        query("UPDATE parties SET jid = NULL, erased = $2 WHERE id = $1")
-            .bind(party)
-            .bind(hash.to_owned())
-            .execute(&mut *tx)
-            .await?;
+        forget(&mut tx, owner, hash).await?;
         announce(&mut tx, owner).await?;
         tx.commit().await?;
         Ok(())
+    }
+
+    pub(in crate::registry) async fn retire_account(
+        &self,
+        owner: &BareJid,
+        hash: &str,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<RetiredAccount, StoreError> {
+        let mut tx = begin(&self.pool).await?;
+        let keys = keys_of(&mut tx, owner.as_str()).await?.len();
+        let named_by = named_by(&mut tx, owner).await?;
+        let rows = query(
+            "SELECT 1 FROM parties WHERE jid = $1 UNION ALL SELECT 1 FROM reachable WHERE owner = $1",
+        );
+        let is_known = !rows.bind(owner.as_str().to_owned()).fetch_all(&mut *tx).await?.is_empty();
+        if !is_known && named_by.is_empty() {
+            return Ok(RetiredAccount::default());
+        }
+        log(&mut tx, owner, actor, now, None, &Event::AccountRetired).await?;
+        forget(&mut tx, owner, hash).await?;
+        query("DELETE FROM allowed WHERE jid = $1")
+            .bind(owner.as_str().to_owned())
+            .execute(&mut *tx)
+            .await?;
+        for other in &named_by {
+            log(&mut tx, other, actor, now, None, &Event::Settings).await?;
+            announce(&mut tx, other).await?;
+        }
+        announce(&mut tx, owner).await?;
+        tx.commit().await?;
+        Ok(RetiredAccount { keys, named_by })
     }
 
     pub(in crate::registry) async fn identity(
@@ -668,8 +660,112 @@ impl Database {
     }
 }
 
+/// Deletes all that is held about a user, who has a row in the audit log; that keeps `hash` in place of the address.
+async fn forget(db: &mut Connection, owner: &BareJid, hash: &str) -> Result<(), StoreError> {
+    let party = party(db, owner).await?;
+    let salts = salts(db).await?;
+    if let Some(salt) = salts.first() {
+        let keys = keys_of(db, owner.as_str()).await?;
+        for key in keys.iter().filter(|key| key.state == State::Revoked) {
+            for print in &key.prints {
+                let revoked = Revoked::new(salt, owner, print, key.method, key.changed);
+                keep_revoked(db, &revoked).await?;
+            }
+        }
+    }
+    query("DELETE FROM settings WHERE owner = $1").bind(party).execute(&mut *db).await?;
+    query("DELETE FROM reachable WHERE owner = $1")
+        .bind(owner.as_str().to_owned())
+        .execute(&mut *db)
+        .await?;
+    // One that took another's place goes first, or the reference would hold it.
+    query("DELETE FROM prints WHERE key_id IN (SELECT id FROM keys WHERE owner = $1)")
+        .bind(party)
+        .execute(&mut *db)
+        .await?;
+    query("DELETE FROM materials WHERE key_id IN (SELECT id FROM keys WHERE owner = $1)")
+        .bind(party)
+        .execute(&mut *db)
+        .await?;
+    query("DELETE FROM keys WHERE owner = $1").bind(party).execute(&mut *db).await?;
+    query("UPDATE parties SET jid = NULL, erased = $2 WHERE id = $1")
+        .bind(party)
+        .bind(hash.to_owned())
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// Users who have named `owner` among those who may see their keys.
+async fn named_by(db: &mut Connection, owner: &BareJid) -> Result<Vec<BareJid>, StoreError> {
+    let rows = query(
+        "SELECT parties.jid FROM allowed JOIN parties ON parties.id = allowed.owner
+         WHERE allowed.jid = $1 AND parties.jid IS NOT NULL ORDER BY parties.jid",
+    )
+    .bind(owner.as_str().to_owned())
+    .fetch_all(db)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let jid: String = row.try_get("jid")?;
+            BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))
+        })
+        .collect()
+}
+
+/// What hashes of deleted users are made with.
+pub(super) async fn salts(db: &mut Connection) -> Result<Vec<Vec<u8>>, sqlx::Error> {
+    let rows = query("SELECT salt FROM salts ORDER BY salt").fetch_all(db).await?;
+    rows.iter().map(|row| row.try_get("salt")).collect()
+}
+
+/// What stays revoked for an address though its keys are deleted.
+async fn forgotten_of(db: &mut Connection, owner: &str) -> Result<Forgotten, StoreError> {
+    let salts = salts(db).await?;
+    let mut prints = Vec::new();
+    for salt in &salts {
+        let rows = query("SELECT owner, print, method, at FROM revoked_prints WHERE owner = $1")
+            .bind(hash_of_owner(salt, owner))
+            .fetch_all(&mut *db)
+            .await?;
+        for row in &rows {
+            prints.push(revoked(row)?);
+        }
+    }
+    Ok(Forgotten { salts, prints })
+}
+
+/// One row of what stays revoked.
+pub(super) fn revoked(row: &Row) -> Result<Revoked, StoreError> {
+    let bad = || inconsistent("revoked_prints", "");
+    Ok(Revoked {
+        owner: row.try_get("owner")?,
+        print: row.try_get("print")?,
+        method: row.try_get::<String, _>("method")?.parse().map_err(|_| bad())?,
+        at: moment(row.try_get("at")?).ok_or_else(bad)?,
+    })
+}
+
+/// Keeps a print revoked for an address.
+pub(super) async fn keep_revoked(
+    db: &mut Connection,
+    revoked: &Revoked,
+) -> Result<(), sqlx::Error> {
+    query(
+        "INSERT INTO revoked_prints (owner, print, method, at) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (owner, print) DO NOTHING",
+    )
+    .bind(revoked.owner.clone())
+    .bind(revoked.print.clone())
+    .bind(revoked.method.as_str())
+    .bind(micros(revoked.at))
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
 /// The keys of the user with this address; the address of nobody is empty.
-async fn keys_of(db: &mut Connection, owner: &str) -> Result<Vec<Key>, StoreError> {
+pub(super) async fn keys_of(db: &mut Connection, owner: &str) -> Result<Vec<Key>, StoreError> {
     let rows = query(select_keys!("WHERE parties.jid = $1 ORDER BY keys.created, keys.id"))
         .bind(owner.to_owned())
         .fetch_all(&mut *db)
@@ -688,7 +784,7 @@ async fn keys_of(db: &mut Connection, owner: &str) -> Result<Vec<Key>, StoreErro
     read_keys(&rows, &prints)
 }
 
-async fn key(db: &mut Connection, id: KeyId) -> Result<Option<Key>, StoreError> {
+pub(super) async fn key(db: &mut Connection, id: KeyId) -> Result<Option<Key>, StoreError> {
     key_named(db, &id.to_string()).await
 }
 
@@ -705,7 +801,10 @@ async fn key_named(db: &mut Connection, id: &str) -> Result<Option<Key>, StoreEr
     Ok(read_keys(&rows, &prints)?.pop())
 }
 
-async fn material(db: &mut Connection, id: KeyId) -> Result<Option<Vec<u8>>, StoreError> {
+pub(super) async fn material(
+    db: &mut Connection,
+    id: KeyId,
+) -> Result<Option<Vec<u8>>, StoreError> {
     let row = query("SELECT bytes FROM materials WHERE key_id = $1")
         .bind(id.to_string())
         .fetch_optional(db)
@@ -748,7 +847,10 @@ async fn said_of(
     Ok(Some((visibility.map_err(|_| inconsistent("settings", owner))?, row.try_get("named")?)))
 }
 
-async fn settings_of(db: &mut Connection, owner: &BareJid) -> Result<Option<Settings>, StoreError> {
+pub(super) async fn settings_of(
+    db: &mut Connection,
+    owner: &BareJid,
+) -> Result<Option<Settings>, StoreError> {
     let row = query(
         "SELECT settings.owner, settings.visibility FROM settings
          JOIN parties ON parties.id = settings.owner WHERE parties.jid = $1",
@@ -771,7 +873,7 @@ async fn settings_of(db: &mut Connection, owner: &BareJid) -> Result<Option<Sett
     Ok(Some(Settings { visibility, allowed }))
 }
 
-async fn write_settings(
+pub(super) async fn write_settings(
     db: &mut Connection,
     owner: &BareJid,
     settings: &Settings,
@@ -885,7 +987,7 @@ async fn owners_of(db: &mut Connection, print: &Print) -> Result<Vec<BareJid>, S
 }
 
 /// The row of a user, made if there is none.
-async fn party(db: &mut Connection, jid: &BareJid) -> Result<i64, sqlx::Error> {
+pub(super) async fn party(db: &mut Connection, jid: &BareJid) -> Result<i64, sqlx::Error> {
     query("INSERT INTO parties (jid) VALUES ($1) ON CONFLICT (jid) DO NOTHING")
         .bind(jid.as_str().to_owned())
         .execute(&mut *db)
@@ -897,7 +999,7 @@ async fn party(db: &mut Connection, jid: &BareJid) -> Result<i64, sqlx::Error> {
         .try_get("id")
 }
 
-async fn insert(
+pub(super) async fn insert(
     db: &mut Connection,
     key: &Key,
     material: Option<&[u8]>,
@@ -971,7 +1073,7 @@ async fn write_prints(
     Ok(())
 }
 
-async fn log(
+pub(super) async fn log(
     db: &mut Connection,
     owner: &BareJid,
     actor: &Actor,
@@ -1029,26 +1131,8 @@ fn entry(row: &Row) -> Result<AuditEntry, StoreError> {
     let other_key: Option<String> = row.try_get("other_key")?;
     let other_key = other_key.and_then(|text| text.parse().ok());
     let name: String = row.try_get("event")?;
-    let event = match (name.as_str(), other_key) {
-        ("added", _) => Event::Added,
-        ("completed", _) => Event::Completed,
-        ("updated", _) => Event::Updated,
-        ("revoked", _) => Event::Revoked,
-        ("proven", _) => Event::Proven,
-        ("attested", _) => Event::Attested,
-        ("retired", _) => Event::Retired,
-        ("imported", _) => Event::Imported,
-        ("settings", _) => Event::Settings,
-        ("erased", _) => Event::Erased,
-        ("blocked", _) => Event::Blocked,
-        ("unblocked", _) => Event::Unblocked,
-        ("superseded", Some(by)) => Event::Superseded { by },
-        ("also-owned", Some(key)) => {
-            let by = person("other_jid", "other_erased")?.ok_or_else(bad)?;
-            Event::AlsoOwned { by, key }
-        }
-        _ => return Err(bad()),
-    };
+    let event =
+        Event::of(&name, person("other_jid", "other_erased")?, other_key).ok_or_else(bad)?;
     let key: Option<String> = row.try_get("key_id")?;
     Ok(AuditEntry {
         seq,

@@ -41,6 +41,9 @@ mod sql_journal;
 #[path = "sql_reachable.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_reachable;
+#[path = "sql_transfer.rs"]
+#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
+mod sql_transfer;
 
 use guard::Guard;
 pub(super) use guard::save;

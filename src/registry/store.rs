@@ -4,6 +4,7 @@
 //! acknowledged change is on the disk, and a failed one has left no trace.
 
 use std::{
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -13,7 +14,11 @@ use sqlx::migrate::Migrator;
 use time::OffsetDateTime;
 
 use super::{
-    model::{Actor, Assurance, AuditEntry, Key, KeyId, NewKey, NotAllowed, Settings, Visibility},
+    forgotten::{Forgotten, Revoked},
+    model::{
+        Actor, Assurance, AuditEntry, Event, Key, KeyId, NewKey, NotAllowed, Party, Settings,
+        Visibility,
+    },
     postgres,
     schema::Standing,
     sqlite,
@@ -361,6 +366,81 @@ pub struct Profile {
     pub keys: Vec<Key>,
     /// The user's visibility settings, if any.
     pub settings: Option<Settings>,
+    /// What stays revoked though the keys are deleted.
+    pub forgotten: Forgotten,
+}
+
+/// What the end of an account's life came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RetiredAccount {
+    /// How many keys there were.
+    pub keys: usize,
+    /// Users who had named the account among those who may see their keys.
+    pub named_by: Vec<BareJid>,
+}
+
+/// A user or a domain that an admin has blocked by command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// The address.
+    pub jid: BareJid,
+    /// Why, for other admins.
+    pub reason: String,
+    /// Since when.
+    pub at: OffsetDateTime,
+}
+
+/// A component's own certificate and private key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct OwnIdentity {
+    /// The component's address.
+    pub component: BareJid,
+    /// The certificate, DER.
+    pub certificate: Vec<u8>,
+    /// The private key, PKCS#8.
+    pub private_key: Vec<u8>,
+}
+
+impl fmt::Debug for OwnIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnIdentity").field("component", &self.component).finish_non_exhaustive()
+    }
+}
+
+/// A row of the audit log with everything in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRow {
+    /// When.
+    pub at: OffsetDateTime,
+    /// Whose key it was.
+    pub owner: Party,
+    /// `user`, `admin` or `offline`.
+    pub actor_kind: String,
+    /// Who did it, unless it was done offline.
+    pub actor: Option<Party>,
+    /// The key, if it is about one.
+    pub key: Option<KeyId>,
+    /// What happened.
+    pub event: Event,
+}
+
+/// All that is in a database and is not of one run of the component.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Keys with their material.
+    pub keys: Vec<(Key, Option<Vec<u8>>)>,
+    /// Who may see users' keys.
+    pub settings: Vec<(BareJid, Settings)>,
+    /// Who is blocked by command.
+    pub blocks: Vec<Block>,
+    /// The components' own certificates.
+    pub identities: Vec<OwnIdentity>,
+    /// The audit log, oldest first.
+    pub log: Vec<LogRow>,
+    /// What hashes of deleted users are made with.
+    pub salts: Vec<Vec<u8>>,
+    /// What stays revoked though the keys are deleted.
+    pub revoked: Vec<Revoked>,
 }
 
 /// One user's side of an open session.
@@ -871,18 +951,40 @@ impl Store {
         ask!(self, db => db.retire(id, actor, now))
     }
 
-    /// Stores keys, with their material, and settings as they were elsewhere: all or nothing. A key whose id is known
-    /// stays as it is. Says how many are new.
+    /// Reads all that is in the database, or all of one user, without what belongs to one run of the component.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn contents(&self, owner: Option<&BareJid>) -> Result<Contents, StoreError> {
+        ask!(self, BULK, db => db.contents(owner))
+    }
+
+    /// Stores what was elsewhere as it was: all or nothing. A key whose id is known stays as it is, and so does a row of the
+    /// log. Says how many keys are new.
     ///
     /// # Errors
     /// [`StoreError`]
     pub async fn import(
         &self,
-        keys: &[(Key, Option<Vec<u8>>)],
-        settings: &[(BareJid, Settings)],
+        contents: &Contents,
         now: OffsetDateTime,
     ) -> Result<usize, StoreError> {
-        ask!(self, BULK, db => db.import(keys, settings, now))
+        ask!(self, BULK, db => db.import(contents, now))
+    }
+
+    /// Ends the life of an account: its keys, settings and reachable resources are deleted, nobody else's settings name it
+    /// any more, and the audit log keeps `hash` in place of the address. What was revoked stays revoked.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn retire_account(
+        &self,
+        owner: &BareJid,
+        hash: &str,
+        actor: &Actor,
+        now: OffsetDateTime,
+    ) -> Result<RetiredAccount, StoreError> {
+        ask!(self, db => db.retire_account(owner, hash, actor, now))
     }
 
     /// Returns returns the visibility settings of all users.
@@ -921,7 +1023,8 @@ impl Store {
         ask!(self, db => db.set_settings(owner, settings, actor, now))
     }
 
-    /// Deletes all that is held about a user. The audit log keeps `hash` in place of the address.
+    /// Deletes all that is held about a user. The audit log keeps `hash` in place of the address, and of revoked prints salted
+    /// hashes stay: they are revoked for this address for good.
     ///
     /// # Errors
     /// [`StoreError`]

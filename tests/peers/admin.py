@@ -15,7 +15,7 @@ from slixmpp.xmlstream import ET
 from socks5 import activate, connect, dst_addr
 
 NAMES = [
-    "sessions", "keys", "attest", "revoke", "block", "unblock", "stats", "drain", "reload", "loglevel", "audit",
+    "sessions", "keys", "attest", "revoke", "retire", "block", "unblock", "stats", "drain", "reload", "loglevel", "audit",
 ]  # fmt: skip
 PRINTS = ["72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:%02X" % n for n in range(2)]
 
@@ -343,6 +343,40 @@ async def audit(world):
     mine = await world.run("audit").go()
     await mine.go("next", jid=world.alice.boundjid.bare)
     report["alice"] = [mine.values("event"), sorted(set(mine.values("actor")))]
+    return report
+
+
+async def retire(world):
+    keys_ns = "urn:fingerpost:keys:0"
+    alice, component = world.alice.boundjid.bare, world.component
+    settings = f"<settings xmlns='{keys_ns}' visibility='listed'><allow jid='{alice}'/></settings>"
+    await world.bob.request(component, settings, "set")
+    run = await world.run("retire").go()
+    await run.go("complete", jid="@", sure="1")
+    report = {"mistake": run.kinds()}
+    await run.go("complete", jid=world.carol.boundjid.bare, sure="1")
+    report["oneself"] = run.kinds()
+    await run.go("complete", jid=alice, sure="0")
+    report["unsure"] = run.kinds()
+    await run.go("complete", jid=alice, sure="1")
+    report["retired"] = [run.status, run.notes[0][1]]
+
+    async def held(who, kind, name):
+        answer = await who.request(component, f"<{kind} xmlns='{keys_ns}'/>", "get")
+        return len(list(answer.xml.iter("{%s}%s" % (keys_ns, name))))
+
+    mine = await Run(world.alice, component, "keys").go()
+    report["the next owner sees"] = [
+        mine.values("id"), await held(world.alice, "export", "key"), await held(world.alice, "export", "entry"),
+    ]  # fmt: skip
+    report["others show"] = await held(world.bob, "settings", "allow")
+    for fingerprint in PRINTS:
+        await world.alice.register(component, fingerprint)
+    mine = await Run(world.alice, component, "keys").go()
+    report["added again"] = sorted(mine.values("state"))
+    again = await world.run("retire").go()
+    await again.go("complete", jid="nobody@example.test", sure="1")
+    report["nothing held"] = again.status
     return report
 
 

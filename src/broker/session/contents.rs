@@ -11,6 +11,7 @@ use crate::{
         hints, offer, rewrite,
         transport::Transport,
     },
+    print::Print,
     registry::model::Key,
     xmpp::{
         ns,
@@ -71,6 +72,11 @@ pub(crate) fn application(jingle: &Element, number: usize) -> Option<String> {
 pub(super) fn contents(jingle: &Element) -> impl Iterator<Item = &Element> {
     let namespace = jingle.ns();
     jingle.children().filter(move |child| child.is("content", namespace.as_str()))
+}
+
+/// Returns the prints that a content offers.
+pub(super) fn offered_prints(content: &Element) -> Vec<Print> {
+    offer::Offer::read(content).prints.into_iter().map(|(_, print)| print).collect()
 }
 
 /// Returns a content of a later stanza, in a dialect that its reader knows. `methods` are those of the session.

@@ -35,8 +35,8 @@ use minidom::Element;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use self::contents::contents;
 pub(crate) use self::contents::{application, channel, choose};
+use self::contents::{contents, offered_prints};
 use super::{
     Options, Side,
     dialect::Dialect,
@@ -51,6 +51,7 @@ use crate::{
         ibb_xml::IbbStanza,
         pipe::{Ended, Outcome},
     },
+    print::Print,
     registry::model::Key,
     xmpp::{
         iq::Answer,
@@ -152,8 +153,8 @@ pub(crate) enum Action {
     GiveBack(Box<Stanza>, Option<Element>),
     /// Look up the features of the responder's client: [`Input::Features`], [`Input::NoFeatures`] or [`Input::Room`].
     LookUpFeatures,
-    /// Look up the keys of a side that the other may know of: [`Input::Keys`].
-    LookUpKeys(Side),
+    /// Look up the keys of a side that the other may know of, to judge these prints by: [`Input::Keys`].
+    LookUpKeys(Side, Vec<Print>),
     /// Send a stanza.
     Send(Element),
     /// The SOCKS5 connection of this side is its leg.
@@ -289,8 +290,9 @@ impl Session {
             LegState { told: true, ..leg },
             LegState::ibb(ns::JINGLE_IBB, None, options.block_size),
         ];
+        let prints = offered.get(chosen).map(|content| offered_prints(content)).unwrap_or_default();
         let mut actions =
-            VecDeque::from([Action::LookUpFeatures, Action::LookUpKeys(Side::Initiator)]);
+            VecDeque::from([Action::LookUpFeatures, Action::LookUpKeys(Side::Initiator, prints)]);
         if let Plan::S5b { sid, .. } = &legs[0].plan {
             actions.push_back(Action::Connect(Side::Initiator, sid.clone()));
         }
@@ -668,13 +670,14 @@ impl Session {
                 }
             }
             "session-accept" if side == Side::Responder && !self.accepted => {
-                if self.own_content(&jingle).is_none() {
+                let Some(content) = self.own_content(&jingle) else {
                     let refusal =
                         Refusal::bad_request("A session-accept must have the content offered");
                     return self.send(stanza.refuse(&refusal));
-                }
+                };
+                let prints = offered_prints(content);
                 self.accept = Some(stanza);
-                self.actions.push_back(Action::LookUpKeys(Side::Responder));
+                self.actions.push_back(Action::LookUpKeys(Side::Responder, prints));
             }
             "session-accept" | "session-initiate" => {
                 self.send(stanza.refuse(&out_of_order("The session is not in that state")));

@@ -1,0 +1,355 @@
+//! The SQL of export and import, one text for both databases, as `sql.rs` is.
+
+use std::collections::{HashMap, HashSet};
+
+use jid::BareJid;
+use sqlx::Row as _;
+use time::OffsetDateTime;
+
+use super::{
+    Connection, Database, Row, announce, announce_blocks, begin, bulk,
+    sql::{
+        inconsistent, insert, keep_revoked, key, log, material, micros, moment, party, query,
+        revoked, salts, settings_of, write_settings,
+    },
+};
+use crate::{
+    registry::{
+        forgotten::{Revoked, hash_of_owner},
+        model::{Actor, Event, Key, KeyId, Party, State},
+        store::{Block, Contents, LogRow, OwnIdentity, StoreError},
+    },
+    xmpp::jid::canonical_bare,
+};
+
+impl Database {
+    pub(in crate::registry) async fn contents(
+        &self,
+        owner: Option<&BareJid>,
+    ) -> Result<Contents, StoreError> {
+        let is_meant = |jid: &BareJid| owner.is_none_or(|owner| owner == jid);
+        let known = match owner {
+            Some(owner) => self.profile(owner).await?.keys,
+            None => self.all().await?,
+        };
+        let mut settings = self.all_settings().await?;
+        settings.retain(|(jid, _)| is_meant(jid));
+        let mut db = bulk(&self.pool).acquire().await?;
+        let mut keys = Vec::with_capacity(known.len());
+        for key in known {
+            let bytes = if key.has_material { material(&mut db, key.id).await? } else { None };
+            keys.push((key, bytes));
+        }
+        let mut blocks = blocks(&mut db).await?;
+        blocks.retain(|block| is_meant(&block.jid));
+        let identities = if owner.is_none() { identities(&mut db).await? } else { Vec::new() };
+        let mut log = whole_log(&mut db).await?;
+        log.retain(|row| {
+            matches!(&row.owner, Party::User(jid) if is_meant(jid)) || owner.is_none()
+        });
+        let salts = salts(&mut db).await?;
+        let mut revoked = all_revoked(&mut db).await?;
+        if let Some(owner) = owner {
+            let own: Vec<_> =
+                salts.iter().map(|salt| hash_of_owner(salt, owner.as_str())).collect();
+            revoked.retain(|revoked| own.contains(&revoked.owner));
+        }
+        Ok(Contents { keys, settings, blocks, identities, log, salts, revoked })
+    }
+
+    pub(in crate::registry) async fn import(
+        &self,
+        contents: &Contents,
+        now: OffsetDateTime,
+    ) -> Result<usize, StoreError> {
+        let mut tx = begin(&bulk(&self.pool)).await?;
+        let mut owners = HashSet::new();
+        let told = Told::by(&contents.log);
+        write_log(&mut tx, &contents.log).await?;
+        let fresh = write_keys(&mut tx, &contents.keys, &told, now).await?;
+        owners.extend(contents.keys.iter().map(|(key, _)| &key.owner));
+        for (owner, settings) in &contents.settings {
+            if settings_of(&mut tx, owner).await?.as_ref() == Some(settings) {
+                continue;
+            }
+            write_settings(&mut tx, owner, settings).await?;
+            if !told.settings.contains(owner) {
+                log(&mut tx, owner, &Actor::Offline, now, None, &Event::Settings).await?;
+            }
+            owners.insert(owner);
+        }
+        let mut has_blocked = false;
+        for block in &contents.blocks {
+            if write_block(&mut tx, block).await? {
+                has_blocked = true;
+                if !told.blocks.contains(&block.jid) {
+                    log(&mut tx, &block.jid, &Actor::Offline, now, None, &Event::Blocked).await?;
+                }
+            }
+        }
+        for identity in &contents.identities {
+            write_identity(&mut tx, identity).await?;
+        }
+        if !contents.salts.is_empty() && all_revoked(&mut tx).await?.is_empty() {
+            // No hash has been made with the own one yet.
+            query("DELETE FROM salts").execute(&mut *tx).await?;
+        }
+        for salt in &contents.salts {
+            query("INSERT INTO salts (salt) VALUES ($1) ON CONFLICT (salt) DO NOTHING")
+                .bind(salt.clone())
+                .execute(&mut *tx)
+                .await?;
+        }
+        for revoked in &contents.revoked {
+            keep_revoked(&mut tx, revoked).await?;
+        }
+        for owner in owners {
+            announce(&mut tx, owner).await?;
+        }
+        if has_blocked {
+            announce_blocks(&mut tx).await?;
+        }
+        tx.commit().await?;
+        Ok(fresh)
+    }
+}
+
+/// What the imported log tells itself, so that no row is added for it.
+#[derive(Default)]
+struct Told {
+    keys: HashSet<KeyId>,
+    settings: HashSet<BareJid>,
+    blocks: HashSet<BareJid>,
+}
+
+impl Told {
+    fn by(log: &[LogRow]) -> Self {
+        let mut told = Self::default();
+        for row in log {
+            told.keys.extend(row.key);
+            let Party::User(owner) = &row.owner else { continue };
+            match row.event {
+                Event::Settings => drop(told.settings.insert(owner.clone())),
+                Event::Blocked => drop(told.blocks.insert(owner.clone())),
+                _ => {}
+            }
+        }
+        told
+    }
+}
+
+/// Adds the keys that are not known; says how many.
+async fn write_keys(
+    db: &mut Connection,
+    keys: &[(Key, Option<Vec<u8>>)],
+    told: &Told,
+    now: OffsetDateTime,
+) -> Result<usize, StoreError> {
+    let mut fresh = 0;
+    for (new, material) in keys {
+        if key(db, new.id).await?.is_some() {
+            continue;
+        }
+        insert(db, new, material.as_deref()).await?;
+        if new.state != State::Revoked {
+            bring_back(db, new).await?;
+        }
+        if !told.keys.contains(&new.id) {
+            log(db, &new.owner, &Actor::Offline, now, Some(new.id), &Event::Imported).await?;
+        }
+        fresh += 1;
+    }
+    Ok(fresh)
+}
+
+/// Forgets that prints of a key were revoked: whoever imports it says that it is good.
+async fn bring_back(db: &mut Connection, key: &Key) -> Result<(), sqlx::Error> {
+    for salt in salts(db).await? {
+        for print in &key.prints {
+            let known = Revoked::new(&salt, &key.owner, print, key.method, key.changed);
+            query("DELETE FROM revoked_prints WHERE owner = $1 AND print = $2")
+                .bind(known.owner)
+                .bind(known.print)
+                .execute(&mut *db)
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+async fn blocks(db: &mut Connection) -> Result<Vec<Block>, StoreError> {
+    let rows = query("SELECT jid, reason, at FROM blocks ORDER BY jid").fetch_all(db).await?;
+    rows.iter()
+        .map(|row| {
+            let jid: String = row.try_get("jid")?;
+            let bad = || inconsistent("blocks", &jid);
+            Ok(Block {
+                jid: canonical_bare(&jid).ok_or_else(bad)?,
+                reason: row.try_get("reason")?,
+                at: moment(row.try_get("at")?).ok_or_else(bad)?,
+            })
+        })
+        .collect()
+}
+
+/// Blocks a user or a domain; says whether that is new.
+async fn write_block(db: &mut Connection, block: &Block) -> Result<bool, sqlx::Error> {
+    let done = query(
+        "INSERT INTO blocks (jid, reason, at) VALUES ($1, $2, $3) ON CONFLICT (jid) DO NOTHING",
+    )
+    .bind(block.jid.to_string())
+    .bind(block.reason.clone())
+    .bind(micros(block.at))
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+async fn identities(db: &mut Connection) -> Result<Vec<OwnIdentity>, StoreError> {
+    let rows =
+        query("SELECT component, certificate, private_key FROM identities ORDER BY component")
+            .fetch_all(db)
+            .await?;
+    rows.iter()
+        .map(|row| {
+            let jid: String = row.try_get("component")?;
+            Ok(OwnIdentity {
+                component: BareJid::new(&jid).map_err(|_| inconsistent("identities", jid))?,
+                certificate: row.try_get("certificate")?,
+                private_key: row.try_get("private_key")?,
+            })
+        })
+        .collect()
+}
+
+async fn write_identity(db: &mut Connection, own: &OwnIdentity) -> Result<(), sqlx::Error> {
+    query(
+        "INSERT INTO identities (component, certificate, private_key) VALUES ($1, $2, $3)
+         ON CONFLICT (component) DO NOTHING",
+    )
+    .bind(own.component.as_str().to_owned())
+    .bind(own.certificate.clone())
+    .bind(own.private_key.clone())
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+async fn all_revoked(db: &mut Connection) -> Result<Vec<Revoked>, StoreError> {
+    let text = "SELECT owner, print, method, at FROM revoked_prints ORDER BY owner, print";
+    query(text).fetch_all(db).await?.iter().map(revoked).collect()
+}
+
+async fn whole_log(db: &mut Connection) -> Result<Vec<LogRow>, StoreError> {
+    let rows = query(
+        "SELECT audit.*, owners.jid AS owner_jid, owners.erased AS owner_erased,
+                actors.jid AS actor_jid, actors.erased AS actor_erased,
+                others.jid AS other_jid, others.erased AS other_erased
+         FROM audit
+         JOIN parties AS owners ON owners.id = audit.owner
+         LEFT JOIN parties AS actors ON actors.id = audit.actor
+         LEFT JOIN parties AS others ON others.id = audit.other
+         ORDER BY audit.seq",
+    )
+    .fetch_all(db)
+    .await?;
+    rows.iter().map(log_row).collect()
+}
+
+fn log_row(row: &Row) -> Result<LogRow, StoreError> {
+    let seq: i64 = row.try_get("seq")?;
+    let bad = || inconsistent("audit", seq);
+    let person = |jid: &str, erased: &str| -> Result<Option<Party>, StoreError> {
+        let jid: Option<String> = row.try_get(jid)?;
+        let erased: Option<String> = row.try_get(erased)?;
+        match jid {
+            Some(jid) => Ok(Some(Party::User(BareJid::new(&jid).map_err(|_| bad())?))),
+            None => Ok(erased.map(Party::Erased)),
+        }
+    };
+    let id = |column: &str| -> Result<Option<KeyId>, StoreError> {
+        let id: Option<String> = row.try_get(column)?;
+        id.map(|id| id.parse().map_err(|_| bad())).transpose()
+    };
+    let name: String = row.try_get("event")?;
+    let other = person("other_jid", "other_erased")?;
+    Ok(LogRow {
+        at: moment(row.try_get("at")?).ok_or_else(bad)?,
+        owner: person("owner_jid", "owner_erased")?.ok_or_else(bad)?,
+        actor_kind: row.try_get("actor_kind")?,
+        actor: person("actor_jid", "actor_erased")?,
+        key: id("key_id")?,
+        event: Event::of(&name, other, id("other_key")?).ok_or_else(bad)?,
+    })
+}
+
+/// Adds the rows that are not in the log, in their order. Of rows that are alike as many are kept as there are.
+async fn write_log(db: &mut Connection, rows: &[LogRow]) -> Result<(), StoreError> {
+    let mut alike: HashMap<String, i64> = HashMap::new();
+    for row in rows {
+        let (other, other_key) = match &row.event {
+            Event::AlsoOwned { by, key } => (Some(by), Some(key)),
+            Event::Superseded { by } => (None, Some(by)),
+            _ => (None, None),
+        };
+        let owner = party_of(db, &row.owner).await?;
+        let actor = match &row.actor {
+            Some(actor) => Some(party_of(db, actor).await?),
+            None => None,
+        };
+        let other = match other {
+            Some(other) => Some(party_of(db, other).await?),
+            None => None,
+        };
+        let count = alike.entry(format!("{row:?}")).or_default();
+        *count += 1;
+        let known = query(
+            "SELECT COUNT(*) AS known FROM audit
+             WHERE owner = $1 AND at = $2 AND event = $3 AND COALESCE(key_id, '') = $4
+                   AND actor_kind = $5 AND COALESCE(actor, 0) = $6 AND COALESCE(other, 0) = $7
+                   AND COALESCE(other_key, '') = $8",
+        )
+        .bind(owner)
+        .bind(micros(row.at))
+        .bind(row.event.as_str())
+        .bind(row.key.map(|id| id.to_string()).unwrap_or_default())
+        .bind(row.actor_kind.clone())
+        .bind(actor.unwrap_or_default())
+        .bind(other.unwrap_or_default())
+        .bind(other_key.map(ToString::to_string).unwrap_or_default())
+        .fetch_one(&mut *db)
+        .await?;
+        if known.try_get::<i64, _>("known")? >= *count {
+            continue;
+        }
+        query(
+            "INSERT INTO audit (at, event, key_id, owner, actor_kind, actor, other, other_key)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        )
+        .bind(micros(row.at))
+        .bind(row.event.as_str())
+        .bind(row.key.map(|id| id.to_string()))
+        .bind(owner)
+        .bind(row.actor_kind.clone())
+        .bind(actor)
+        .bind(other)
+        .bind(other_key.map(ToString::to_string))
+        .execute(&mut *db)
+        .await?;
+    }
+    Ok(())
+}
+
+/// The row of a user, known or deleted; made if there is none.
+async fn party_of(db: &mut Connection, who: &Party) -> Result<i64, StoreError> {
+    let hash = match who {
+        Party::User(jid) => return Ok(party(db, jid).await?),
+        Party::Erased(hash) => hash,
+    };
+    let find = || query("SELECT id FROM parties WHERE erased = $1 ORDER BY id").bind(hash.clone());
+    if let Some(row) = find().fetch_optional(&mut *db).await? {
+        return Ok(row.try_get("id")?);
+    }
+    query("INSERT INTO parties (erased) VALUES ($1)").bind(hash.clone()).execute(&mut *db).await?;
+    Ok(find().fetch_one(db).await?.try_get("id")?)
+}
