@@ -182,6 +182,47 @@ impl Postgres {
     }
 }
 
+/// PgBouncer in front of a PostgreSQL, on loopback.
+pub struct Pooler {
+    // Dropped in this order, as above.
+    process: Process,
+    folder: TempDir,
+    port: u16,
+}
+
+impl Pooler {
+    /// Starts one that gives each transaction one of `connections` connections. `more`: lines of its configuration.
+    pub fn start(to: u16, connections: usize, more: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("fingerpost-pooler-").tempdir().unwrap();
+        let port = free_port();
+        let file = folder.path().join("pgbouncer.ini");
+        let text = format!(
+            "[databases]\nfingerpost = host=127.0.0.1 port={to} dbname=fingerpost user=fingerpost\n\
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+             auth_type = any\npool_mode = transaction\ndefault_pool_size = {connections}\n{more}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let mut command = as_postgres(Path::new("/usr/sbin/pgbouncer"));
+        command.arg(&file);
+        if is_root() {
+            let given =
+                Command::new("chown").arg("-R").arg("postgres:").arg(folder.path()).status();
+            assert!(given.unwrap().success());
+        }
+        let log = folder.path().join("pgbouncer.log");
+        let process = Process::start(command, &log);
+        let why = || read(&log);
+        let answers = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+        wait_for("PgBouncer", Duration::from_secs(30), why, answers);
+        Self { process, folder, port }
+    }
+
+    /// Returns the address of the database behind it.
+    pub fn url(&self) -> String {
+        format!("postgres://fingerpost@127.0.0.1:{}/fingerpost", self.port)
+    }
+}
+
 /// Where the latest programs of PostgreSQL and those of the system are, for `PATH`.
 pub fn path() -> String {
     let program = latest("pg_dump");
