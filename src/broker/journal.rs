@@ -270,7 +270,7 @@ fn terminate(side: &OpenSide) -> Element {
             ("id", &random_id()),
         ],
     );
-    iq.append_child(rewrite::terminate(&frame, "gone", LOST));
+    iq.append_child(rewrite::end(&frame, "gone", LOST, None));
     iq
 }
 

@@ -71,7 +71,7 @@ impl OwnSession {
         };
         if let Some((reason, text)) = ended {
             tracing::info!(reason, "session with the component ended");
-            let jingle = rewrite::terminate(&self.frame(), reason, &text);
+            let jingle = rewrite::end(&self.frame(), reason, &text, None);
             self.tell(jingle).await;
         }
         self.inbox.close();

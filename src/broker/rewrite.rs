@@ -1,6 +1,6 @@
 //! Moves Jingle trees from one leg to the other: addresses, session ids and transports change, the rest is kept.
 
-use jid::Jid;
+use jid::{BareJid, Jid};
 use minidom::Element;
 
 use crate::xmpp::{ns, xml};
@@ -48,10 +48,11 @@ pub fn jingle(
     out
 }
 
-/// Returns whether an element claims to state what only the component knows: about keys, or about a stream that stands
-/// still. Such an element of a user is never genuine, wherever it stands.
+/// Returns whether an element claims to state what only the component knows: about keys, about a stream that stands
+/// still, or that the component itself ends a session. Such an element of a user is never genuine, wherever it stands.
 fn is_hints(element: &Element) -> bool {
-    element.has_ns(ns::HINTS) && matches!(element.name(), "hints" | "waiting" | "moving")
+    element.has_ns(ns::HINTS)
+        && matches!(element.name(), "component" | "hints" | "moving" | "waiting")
 }
 
 /// Copies a user's element: moves it from one namespace to another and drops hints.
@@ -108,6 +109,20 @@ pub fn terminate(frame: &Frame<'_>, condition: &str, text: &str) -> Element {
     jingle
 }
 
+/// Returns a `session-terminate` of the component itself, marked so that a user does not blame the other one. `owner`
+/// is the user whose key it refuses, if that is why.
+pub fn end(frame: &Frame<'_>, condition: &str, text: &str, owner: Option<&BareJid>) -> Element {
+    let mut mark = Element::bare("component", ns::HINTS);
+    if let Some(owner) = owner {
+        xml::set(&mut mark, "owner", owner.as_str());
+    }
+    let mut reason = reason(frame, condition, text);
+    reason.append_child(mark);
+    let mut jingle = own("session-terminate", frame);
+    jingle.append_child(reason);
+    jingle
+}
+
 /// Returns a reason with its text, if there is one.
 pub fn reason(frame: &Frame<'_>, condition: &str, text: &str) -> Element {
     let mut reason = Element::bare("reason", frame.namespace);
@@ -152,6 +167,18 @@ mod tests {
             .unwrap();
         let out = content(&original, Some(Element::bare("transport", "urn:ours")), None);
         assert_eq!(out.children().map(Element::ns).collect::<Vec<_>>(), ["urn:ours"]);
+    }
+
+    #[test]
+    fn a_user_cannot_end_a_session_as_the_component() {
+        let (a, b) = (Jid::new("a@x/1").unwrap(), Jid::new("b@x/2").unwrap());
+        let owner = BareJid::new("b@x").unwrap();
+        let ended = end(&frame(&a, &b), "security-error", "a bad key", Some(&owner));
+        assert!(String::from(&ended).contains("<component xmlns="), "{}", String::from(&ended));
+        let passed = jingle(&ended, &frame(&a, &b), |content| content);
+        let reason = passed.get_child("reason", ns::JINGLE).unwrap();
+        let names: Vec<_> = reason.children().map(Element::name).collect();
+        assert_eq!(names, ["security-error", "text"]);
     }
 
     #[test]

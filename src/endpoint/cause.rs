@@ -77,11 +77,15 @@ impl Asked<'_> {
                 "remote-server-not-found" | "remote-server-timeout" => {
                     absent("is not connected to its XMPP server, or there is no such component")
                 }
+                // The component answers no request of ours with this one: our server does not connect to its domain.
+                "not-allowed" => absent("cannot be reached from your XMPP server"),
                 "service-unavailable" if self.peer.is_some() => {
                     absent("does not set up sessions, or does not exist")
                 }
-                "recipient-unavailable" => Error::Unreachable(format!("{peer}: {said}")),
-                _ => other(&peer, name, &said),
+                // The address, or its user, is unknown.
+                _ if is_absent(name) => Error::Unreachable(format!("{peer}: {said}")),
+                "internal-server-error" => Error::Failed(format!("{component} failed: {said}")),
+                _ => Error::Refused(format!("{component} refuses: {said}")),
             };
         }
         match name {
@@ -210,6 +214,11 @@ mod tests {
             // The component itself refuses.
             (brokered, "forbidden", "", "", "refused"),
             (brokered, "resource-constraint", "Too many sessions", "", "refused"),
+            (brokered, "internal-server-error", "", "", "failed"),
+            // Our server does not reach it.
+            (brokered, "not-allowed", "Communication with remote domains", "", "component"),
+            (itself, "not-allowed", "Communication with remote domains", "", "component"),
+            (brokered, "not-allowed", "not here", &mark("peer"), "refused"),
         ];
         for (asked, name, text, more, expected) in cases {
             let found = match asked.error(&stanza_error(name, text, more)) {
@@ -220,6 +229,7 @@ mod tests {
                 Error::Unreachable(_) => "away",
                 Error::Room(_) => "room",
                 Error::Refused(_) => "refused",
+                Error::Failed(_) => "failed",
                 _ => "else",
             };
             assert_eq!(found, expected, "{asked:?} {name} {text} {more}");
@@ -238,5 +248,8 @@ mod tests {
         let text = error.to_string();
         assert!(text.starts_with("xtls.example.test is not connected"), "{text}");
         assert!(!text.contains("bob"), "{text}");
+        let error = asked.error(&stanza_error("forbidden", "Not one of its users", ""));
+        let expected = "xtls.example.test refuses: forbidden (Not one of its users)";
+        assert_eq!(error, Error::Refused(expected.to_owned()));
     }
 }

@@ -282,6 +282,7 @@ impl Session {
         };
         match checked {
             Ok(stream) => {
+                self.is_secured = true;
                 self.in_band = stream.learned().transport == TransportKind::Ibb;
                 if !self.in_band {
                     self.inbox.secured();

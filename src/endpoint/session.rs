@@ -57,6 +57,8 @@ pub struct Session {
     pub(super) answer: Option<Element>,
     /// The progress of the stream.
     pub(super) progress: Arc<Progress>,
+    /// Whether the peer has proven its key.
+    pub(super) is_secured: bool,
     /// Whether the stream's bytes go through the XMPP server.
     pub(super) in_band: bool,
     /// The place of a session that the peer started.
@@ -93,6 +95,7 @@ impl Session {
             held: VecDeque::new(),
             answer: None,
             progress: Arc::default(),
+            is_secured: false,
             in_band: false,
             place: None,
         }
@@ -307,33 +310,46 @@ impl Session {
             return Ok((action, jingle));
         }
         self.over = true;
-        let namespace = jingle.ns();
-        let reason = jingle.get_child("reason", namespace.as_str());
-        let name = reason
-            .and_then(|reason| reason.children().find(|child| child.name() != "text"))
-            .map_or("no reason", Element::name)
-            .to_owned();
-        let text = reason
-            .and_then(|reason| reason.get_child("text", namespace.as_str()))
-            .map(|text| {
-                text.text().chars().filter(|c| !c.is_control()).take(300).collect::<String>()
-            })
-            .filter(|text| !text.is_empty())
-            .map(|text| format!(": {text}"))
-            .unwrap_or_default();
-        match name.as_str() {
-            "success" => Ok(("success".to_owned(), jingle)),
-            "gone" | "timeout" | "connectivity-error" | "failed-transport" => Err(Error::failed(
-                format!("the session with {} was ended: {name}{text}", self.peer),
-            )),
-            "unsupported-transports" => {
-                Err(Error::Transport(format!("{} ended the session: {name}{text}", self.peer)))
+        let reason = Reason::read(&jingle);
+        if reason.condition == "success" {
+            return Ok(("success".to_owned(), jingle));
+        }
+        Err(self.ended(&reason))
+    }
+
+    /// Returns why the other side has ended the session: the peer, or the component by itself.
+    fn ended(&self, reason: &Reason) -> Error {
+        let peer = &self.peer;
+        // Only the component knows whether it speaks for itself.
+        let mark = reason.mark.as_ref().filter(|_| self.is_brokered());
+        let component = mark.and_then(|_| self.endpoint.component());
+        let ended_by = match component {
+            Some(component) => component.to_string(),
+            None => peer.to_string(),
+        };
+        let Reason { condition, text, .. } = reason;
+        let text = format!("{ended_by} ended the session: {condition}{text}");
+        match condition.as_str() {
+            "connectivity-error" | "expired" | "failed-transport" | "gone" | "timeout" => {
+                Error::failed(format!(
+                    "the session with {peer} was ended: {condition}{}",
+                    reason.text
+                ))
             }
-            // The failure is on the peer's side; it is not the peer's refusal.
-            "failed-application" | "general-error" | "media-error" => {
-                Err(Error::failed(format!("{} ended the session: {name}{text}", self.peer)))
+            "unsupported-transports" => Error::Transport(text),
+            "security-error" if component.is_some() => {
+                match mark.and_then(|mark| mark.attr("owner")) {
+                    Some(owner) if owner == peer.as_str() && !self.is_secured => {
+                        Error::Unverified(format!("{text}: nothing was sent"))
+                    }
+                    // Our own key.
+                    Some(_) => Error::Refused(text),
+                    None => Error::Failed(text),
+                }
             }
-            _ => Err(Error::refused(format!("{} ended the session: {name}{text}", self.peer))),
+            // The failure is on the other side; it is not a refusal.
+            "failed-application" | "general-error" | "media-error" => Error::Failed(text),
+            _ => Error::Refused(text),
         }
     }
 
@@ -464,6 +480,34 @@ impl Session {
         transport: Element,
     ) -> Result<(), Error> {
         self.tell(self.jingle(action, None, vec![transport])).await
+    }
+}
+
+/// The reason of a session-terminate (XEP-0166, 7.4).
+#[derive(Debug)]
+struct Reason {
+    condition: String,
+    /// Its text after a colon, if it has one.
+    text: String,
+    /// The mark of a component that ends the session by itself.
+    mark: Option<Element>,
+}
+
+impl Reason {
+    fn read(jingle: &Element) -> Self {
+        let namespace = jingle.ns();
+        let reason = jingle.get_child("reason", namespace.as_str());
+        let condition = reason.and_then(|reason| {
+            reason.children().find(|child| child.name() != "text" && child.ns() == namespace)
+        });
+        let text = reason.and_then(|reason| reason.get_child("text", namespace.as_str()));
+        let text: String = text.map(Element::text).unwrap_or_default();
+        let text: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
+        Self {
+            condition: condition.map_or("no reason", Element::name).to_owned(),
+            text: if text.is_empty() { text } else { format!(": {text}") },
+            mark: reason.and_then(|reason| reason.get_child("component", ns::HINTS)).cloned(),
+        }
     }
 }
 

@@ -115,7 +115,10 @@ def reason(jingle):
     for child in jingle:
         if child.tag.endswith("}reason"):
             return " ".join(
-                part.tag.split("}")[1] + (f": {part.text}" if part.text else "") for part in child
+                part.tag.split("}")[1] + (f": {part.text}" if part.text else "")
+                for part in child
+                # Without the mark of the component.
+                if part.tag.startswith("{urn:xmpp:jingle:")
             )
     return ""
 

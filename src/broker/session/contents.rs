@@ -1,5 +1,6 @@
 //! The contents of a session: the brokered one, the checks of its offer, and the dialect for each side.
 
+use jid::BareJid;
 use minidom::Element;
 use tokio::time::Instant;
 
@@ -120,7 +121,7 @@ impl Session {
         self.choose_namespace(&features);
         let checked = match self.check(Side::Initiator, content, &keys) {
             Ok(checked) => checked,
-            Err(text) => return self.end_both("security-error", &text),
+            Err(text) => return self.refuse_key(&self.owner(Side::Initiator), &text),
         };
         if checked.had_methods && checked.methods.is_empty() {
             let owner = self.peer(Side::Initiator).user.to_bare();
@@ -183,12 +184,17 @@ impl Session {
         rewrite::jingle(&alone, &frame, |moved| content.take().unwrap_or(moved))
     }
 
+    /// Returns the owner of the keys that a side offers.
+    fn owner(&self, side: Side) -> BareJid {
+        self.peer(side).user.to_bare()
+    }
+
     /// Adds hints to one side's offer, applies the policies, and writes it in a dialect of the other side.
     ///
     /// # Errors
     /// The text for both users, if policy forbids the session.
     fn check(&self, side: Side, content: &Element, keys: &[Key]) -> Result<Checked, String> {
-        let owner = self.peer(side).user.to_bare();
+        let owner = self.owner(side);
         let offer = offer::Offer::read(content);
         // An answer that names no method means one that the initiator has offered.
         let others = if side == Side::Responder { self.methods.as_slice() } else { &[] };
@@ -217,7 +223,7 @@ impl Session {
             Ok(checked) => checked,
             Err(text) => {
                 self.send(stanza.result(None));
-                return self.end_both("security-error", &text);
+                return self.refuse_key(&self.owner(Side::Responder), &text);
             }
         };
         let common = checked.methods.iter().any(|method| self.methods.contains(method));

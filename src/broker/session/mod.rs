@@ -30,7 +30,7 @@ use std::{
     time::Duration,
 };
 
-use jid::Jid;
+use jid::{BareJid, Jid};
 use minidom::Element;
 use tokio::time::Instant;
 use tracing::{debug, info};
@@ -573,12 +573,21 @@ impl Session {
 
     /// Ends the session with a session-terminate to both sides (an initiate still unanswered is answered first).
     fn end_both(&mut self, condition: &'static str, text: &str) {
+        self.end_for(condition, text, None);
+    }
+
+    /// Ends the session because the component refuses a key of `owner`.
+    fn refuse_key(&mut self, owner: &BareJid, text: &str) {
+        self.end_for("security-error", text, Some(owner));
+    }
+
+    fn end_for(&mut self, condition: &'static str, text: &str, owner: Option<&BareJid>) {
         // The text may repeat what a user sent, and both users must learn of the end.
         let text: String = text.chars().take(TEXT).collect();
         self.answer_initiate(None);
         for side in [Side::Initiator, Side::Responder] {
             if self.legs[side.index()].told {
-                let jingle = rewrite::terminate(&self.frame(side), condition, &text);
+                let jingle = rewrite::end(&self.frame(side), condition, &text, owner);
                 self.tell(side, jingle);
             }
         }
@@ -594,7 +603,7 @@ impl Session {
             Refusal::new("wait", "recipient-unavailable", "The user went away").to_element(),
         ));
         if self.legs[other.index()].told {
-            let jingle = rewrite::terminate(&self.frame(other), "gone", "The other user went away");
+            let jingle = rewrite::end(&self.frame(other), "gone", "The other user went away", None);
             self.tell(other, jingle);
         }
         info!(side = side.as_str(), "user gone");
@@ -751,7 +760,7 @@ impl Session {
             (Question::Initiate, Answer::Timeout) if self.initiate.is_some() => {
                 // If the responder is present after all, it must not wait for an absent peer.
                 let text = "The session was not acknowledged in time";
-                let out = rewrite::terminate(&self.frame(Side::Responder), "timeout", text);
+                let out = rewrite::end(&self.frame(Side::Responder), "timeout", text, None);
                 self.tell(Side::Responder, out);
                 if self.goes_back {
                     return self.give_back(None);
