@@ -22,6 +22,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 
+use self::named::NamedServers;
 use super::{
     dial::dial,
     discovery::{Target, servers},
@@ -759,21 +760,18 @@ fn tls_config(trust: &ServerTrust) -> Result<ClientConfig, Error> {
             .with_custom_certificate_verifier(verifier)
             .with_no_client_auth());
     }
-    let mut roots = RootCertStore::empty();
-    match &trust.ca_file {
-        Some(file) => {
-            for certificate in read_certificates(file)? {
-                roots
-                    .add(certificate)
-                    .map_err(|error| Error::login(format!("{}: {error}", file.display())))?;
-            }
-        }
-        None => {
-            let native = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(native.certs);
-        }
-    }
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    let Some(file) = &trust.ca_file else {
+        let mut roots = RootCertStore::empty();
+        let native = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(native.certs);
+        return Ok(builder.with_root_certificates(roots).with_no_client_auth());
+    };
+    let verifier = NamedServers::new(read_certificates(file)?, provider)
+        .map_err(|error| Error::login(format!("{}: {error}", file.display())))?;
+    Ok(builder
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth())
 }
 
 fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
@@ -828,5 +826,6 @@ impl ServerCertVerifier for AnyServer {
     }
 }
 
+mod named;
 #[cfg(test)]
 mod tests;
