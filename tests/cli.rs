@@ -446,3 +446,19 @@ fn backup_and_restore_of_postgresql_name_its_own_programs() {
         assert!(!output.stderr.contains("secret"), "{output:?}");
     }
 }
+
+#[test]
+fn arguments_that_cannot_name_a_key_are_bad_usage() {
+    let directory = directory("");
+    let add = ["keys", "add", "bob@example.test", "--method", "srp", "--print", "AB"];
+    for (args, expected) in [
+        (&["keys", "show", "nope"][..], "expected a key id: 32 hexadecimal digits"),
+        (&["keys", "attest", "nope"], "expected a key id: 32 hexadecimal digits"),
+        (&["keys", "revoke", "nope"], "expected a key id: 32 hexadecimal digits"),
+        (&add, "expected x509 or openpgp"),
+    ] {
+        let output = fingerpost(directory.path(), args);
+        assert_eq!(output.code, 2, "{args:?}: {output:?}");
+        assert!(output.stderr.contains(expected), "{args:?}: {output:?}");
+    }
+}

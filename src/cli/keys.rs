@@ -36,7 +36,7 @@ pub enum KeysCommand {
     Show {
         /// The key's id
         #[arg(required_unless_present = "own")]
-        id: Option<String>,
+        id: Option<KeyId>,
         /// Show the component's own certificate
         #[arg(long = "self", conflicts_with = "id")]
         own: bool,
@@ -47,7 +47,7 @@ pub enum KeysCommand {
         #[arg(value_parser = address)]
         jid: BareJid,
         /// The method: x509 or openpgp
-        #[arg(long)]
+        #[arg(long, value_parser = keyed)]
         method: Method,
         /// A print of the key, hexadecimal
         #[arg(long, required_unless_present = "material")]
@@ -62,7 +62,7 @@ pub enum KeysCommand {
     /// Vouch for a key
     Attest {
         /// The key's id
-        id: String,
+        id: KeyId,
     },
     /// Delete everything held about a user
     Erase {
@@ -104,7 +104,7 @@ pub enum KeysCommand {
     /// Revoke a key, finally
     Revoke {
         /// The key's id
-        id: String,
+        id: KeyId,
         /// The reason
         #[arg(long, default_value = "")]
         reason: String,
@@ -128,6 +128,12 @@ pub enum KeysError {
 /// Reads an address in any spelling into its canonical form.
 fn address(text: &str) -> Result<BareJid, &'static str> {
     canonical_bare(text).ok_or("expected a bare address such as romeo@montague.lit")
+}
+
+/// Reads a method that has keys.
+fn keyed(text: &str) -> Result<Method, &'static str> {
+    let method = text.parse::<Method>().ok().filter(|method| *method != Method::Srp);
+    method.ok_or("expected x509 or openpgp")
 }
 
 fn input(error: impl std::fmt::Display) -> KeysError {
@@ -167,7 +173,7 @@ pub async fn run(
             return Ok(());
         }
         KeysCommand::Show { id, .. } => {
-            let id: KeyId = id.unwrap_or_default().parse().map_err(input)?;
+            let id = id.ok_or_else(|| input("expected the id of a key"))?;
             vec![store.key(id).await?.ok_or_else(|| input("no such key"))?]
         }
         KeysCommand::Add { jid, method, print, material, label } => {
@@ -193,7 +199,6 @@ pub async fn run(
             vec![key]
         }
         KeysCommand::Attest { id } => {
-            let id: KeyId = id.parse().map_err(input)?;
             vec![store.raise(id, Assurance::Attested, &Actor::Offline, now).await?.0]
         }
         KeysCommand::Erase { jid, .. } => {
@@ -234,7 +239,6 @@ pub async fn run(
             return Ok(());
         }
         KeysCommand::Revoke { id, reason } => {
-            let id: KeyId = id.parse().map_err(input)?;
             let reason = check_reason(&reason).map_err(input)?;
             vec![store.revoke(id, &Actor::Offline, &reason, now).await?.0]
         }
