@@ -9,8 +9,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::Value;
 use support::process::{Output, Process, run};
-use support::programs::{Component, Listener, Options, Xtls};
+use support::programs::{Component, Listener, Options, Xtls, event};
 use support::servers::{Kind, Server};
 use support::tap::Tap;
 use support::{COMPONENT, DOMAIN, free_port, random_file, sha256, wait_for};
@@ -236,6 +237,72 @@ fn the_server_is_found_by_its_records_in_dns() {
     let (done, log) = attempt(&[format!("--address=/{DOMAIN}/127.0.0.9")]);
     assert_eq!(done.code, 1, "{done:?}\n{log}");
     assert!(done.stderr.contains("example.test:5222: 127.0.0.9:5222: "), "{done:?}\n{log}");
+}
+
+/// Without `--via`, the component is found by service discovery; of several, or none, the user is told.
+fn the_component_is_found(kind: Kind) {
+    let server = Server::start(kind);
+    let alice = Xtls::new(&server, "alice@example.test");
+    let attempt = || {
+        let args = ["login", alice.jid(), "--server", &server.client_address(), "--json"];
+        let mut command = alice.command(args);
+        command.env("XTLS_PASSWORD", "alices-password");
+        let done = run(command, LIMIT);
+        assert_eq!(done.code, 0, "{done:?}");
+        event(&done.stdout, "login").unwrap()["via"].clone()
+    };
+    assert_eq!(attempt(), Value::Null, "it is not connected yet");
+    let component = Component::start(&server, &Options::default());
+    assert_eq!(attempt(), COMPONENT, "{}", component.log());
+    let alice = alice.and_key();
+    let listed = alice.run(["keys"]);
+    assert_eq!(listed.code, 0, "{listed:?}");
+}
+
+#[test]
+fn prosody_the_component_is_found() {
+    the_component_is_found(Kind::Prosody);
+}
+
+#[test]
+fn ejabberd_the_component_is_found() {
+    the_component_is_found(Kind::Ejabberd);
+}
+
+/// The command of every manual: its certificate claims to be an authority.
+#[test]
+fn a_self_signed_certificate_is_accepted_when_it_is_named() {
+    let mut server = Server::start(Kind::Prosody);
+    let directory = server.directory().to_owned();
+    let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
+    server.reconfigure(true, |text| {
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"])
+            .args(["-subj", "/CN=example.test", "-addext", "subjectAltName=DNS:example.test"])
+            .args(["-keyout", &path("server.key"), "-out", &path("server.pem")])
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        text
+    });
+    let alice = Xtls::new(&server, "alice@example.test");
+    let done = login(&alice, "alices-password", Some(&server.client_address()), None);
+    assert_eq!(done.code, 0, "{done:?}\n{}", server.log());
+}
+
+#[test]
+fn a_login_that_cannot_work_is_not_tried() {
+    let server = Server::start(Kind::Prosody);
+    let alice = Xtls::new(&server, "alice@example.test");
+    let done = login(&alice, "", Some(&server.client_address()), None);
+    assert_eq!(done.code, 2, "{done:?}");
+    assert!(done.stderr.contains("error: the password is empty"), "{done:?}");
+    assert!(!server.log().contains("not-authorized"), "{}", server.log());
+    for address in ["127.0.0.1", "127.0.0.1:99999", ""] {
+        let done = login(&alice, "alices-password", Some(address), None);
+        assert_eq!(done.code, 2, "{address}: {done:?}");
+        assert!(done.stderr.contains("expected HOST:PORT"), "{address}: {done:?}");
+    }
 }
 
 /// Sends a file that stands still at `tap` when a part of it has passed.

@@ -105,7 +105,7 @@ pub(super) enum Command {
         /// The account's address, user@domain
         jid: BareJid,
         /// The XMPP server, instead of the one in the DNS records of the JID's domain
-        #[arg(long, value_name = "HOST:PORT")]
+        #[arg(long, value_name = "HOST:PORT", value_parser = server)]
         server: Option<String>,
         /// Read the password from the first line of this file
         #[arg(long, value_name = "FILE")]
@@ -253,6 +253,23 @@ pub(super) enum TrustCommand {
     },
 }
 
+/// Returns the address of a server, if it is `HOST:PORT`.
+fn server(value: &str) -> Result<String, &'static str> {
+    let parts = value.rsplit_once(':').filter(|(host, port)| {
+        let is_ipv6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_host = match is_ipv6 {
+            Some(host) => host.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => !host.is_empty() && !host.contains([':', '/', '[', ']', ' ']),
+        };
+        is_host
+            && port.bytes().all(|byte| byte.is_ascii_digit())
+            && port.parse::<u16>().is_ok_and(|port| port > 0)
+    });
+    parts
+        .map(|_| value.to_owned())
+        .ok_or("expected HOST:PORT, such as example.org:5222 or [::1]:5222")
+}
+
 /// Reads the text, if XML can carry it.
 fn carried(value: &str) -> Result<String, String> {
     match text::first_not_carried(value) {
@@ -290,6 +307,20 @@ mod tests {
     #[test]
     fn the_arguments_are_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_server_is_a_host_and_a_port() {
+        for good in ["example.org:5222", "127.0.0.1:1", "[::1]:5222", "bücher.test:65535"] {
+            assert_eq!(server(good), Ok(good.to_owned()));
+        }
+        for bad in
+            ["", "127.0.0.1", "127.0.0.1:99999", ":5222", "a:0", "a:", "a:+1", "::1:5222", "[a]:1"]
+        {
+            assert!(server(bad).is_err(), "{bad}");
+            let args = ["xtls", "login", "alice@example.test", "--server", bad];
+            assert_eq!(Cli::try_parse_from(args).unwrap_err().exit_code(), 2, "{bad}");
+        }
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! The commands that create an account: `login` and `keygen`.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
-use jid::BareJid;
+use futures::future::join_all;
+use jid::{BareJid, Jid};
+use minidom::Element;
 use serde_json::json;
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::{
@@ -14,12 +17,18 @@ use super::{
     rights,
 };
 use crate::{
-    endpoint,
+    endpoint::{self, Connection, Endpoint},
     tls::{
         identity::{Algorithm, Identity},
         openpgp::OpenPgpKey,
     },
+    xmpp::ns,
 };
+
+/// How long the server, and then each component, may take to answer a query of service discovery.
+const DISCO: Duration = Duration::from_secs(5);
+/// The most listed services that are asked what they are.
+const ITEMS: usize = 32;
 
 /// Logs in once and stores the account.
 pub(super) async fn login(
@@ -46,15 +55,73 @@ pub(super) async fn login(
         (None, Err(_)) => prompt(jid).await?,
     };
     let ca_file = common.ca_file.clone().map(|file| file.canonicalize().unwrap_or(file));
-    let account = Account { jid: jid.clone(), password, server, via: common.via.clone(), ca_file };
+    if password.is_empty() {
+        return Err(XtlsError::usage("the password is empty").hint(
+            "type it, or put it into the first line of --password-file or in XTLS_PASSWORD",
+        ));
+    }
+    let mut account =
+        Account { jid: jid.clone(), password, server, via: common.via.clone(), ca_file };
     // This tests the password, not a stored token.
     let mut login = account.login(common);
     login.fast = None;
     let connection = endpoint::login(&login).await?;
-    drop(connection);
+    let mut note = String::new();
+    if account.via.is_none() {
+        let found = components(jid, connection).await?;
+        note = match found.as_slice() {
+            [] => "; its server lists no component: name one with --via".to_owned(),
+            [only] => {
+                account.via = Some(only.clone());
+                format!(", with the component {only}")
+            }
+            several => {
+                let names: Vec<_> = several.iter().map(|jid| jid.as_str()).collect();
+                format!(
+                    "; its server lists several components, choose one with --via: {}",
+                    names.join(", ")
+                )
+            }
+        };
+    }
     account.store()?;
-    output.event(&json!({"event": "login", "jid": jid.as_str()}), &format!("logged in as {jid}"));
+    let via = account.via.as_ref().map(|via| via.as_str());
+    output.event(
+        &json!({"event": "login", "jid": jid.as_str(), "via": via}),
+        &format!("logged in as {jid}{note}"),
+    );
     Ok(())
+}
+
+/// Returns the components with a registry that the account's own server lists (XEP-0030), by their names.
+async fn components(jid: &BareJid, connection: Connection) -> Result<Vec<BareJid>, XtlsError> {
+    // No session is set up here, so any identity will do.
+    let (endpoint, _incoming) = Endpoint::builder(Identity::generate(jid)?).over(connection);
+    let ask = async |to: &Jid, namespace: &str| {
+        let asked = endpoint.request("get", to, Element::bare("query", namespace));
+        timeout(DISCO, asked).await.ok()?.ok()?
+    };
+    let listed = match Jid::new(jid.domain().as_str()) {
+        Ok(server) => ask(&server, ns::DISCO_ITEMS).await,
+        Err(_) => None,
+    };
+    let listed: BTreeSet<BareJid> = listed
+        .iter()
+        .flat_map(Element::children)
+        .filter(|item| item.is("item", ns::DISCO_ITEMS) && item.attr("node").is_none())
+        .filter_map(|item| BareJid::new(item.attr("jid")?).ok())
+        .filter(|item| item.node().is_none())
+        .take(ITEMS)
+        .collect();
+    // In parallel: one that does not answer must not use up the time of the others.
+    let asked = listed.into_iter().map(async |item| {
+        let info = ask(&Jid::from(item.clone()), ns::DISCO_INFO).await?;
+        let mut features = info.children().filter(|child| child.is("feature", ns::DISCO_INFO));
+        features.any(|feature| feature.attr("var") == Some(ns::KEYS)).then_some(item)
+    });
+    let found = join_all(asked).await.into_iter().flatten().collect();
+    endpoint.close().await;
+    Ok(found)
 }
 
 /// Creates a key, unless one exists.
