@@ -315,3 +315,116 @@ fn a_label_of_another_user_is_escaped() {
         assert!(!listed.stdout.contains(|c: char| !c.is_ascii()), "{listed:?}");
     }
 }
+
+/// A key that the component refuses is the peer's, or our own; the sentence names the component, which refuses it.
+#[test]
+fn a_revoked_key_that_the_component_refuses_is_not_verified() {
+    let scene = Scene::start();
+    let listed = scene.bob.run(["keys", "--json"]).stdout;
+    let key: serde_json::Value = serde_json::from_str(listed.lines().next().unwrap()).unwrap();
+    assert_eq!(scene.bob.run(["revoke", key["id"].as_str().unwrap()]).code, 0);
+    let file = scene.alice.home().join("letter.bin");
+    random_file(&file, 100_000);
+    let listener = scene.bob.listen_on(&[]);
+    let sent = scene.alice.run([OsStr::new("send"), scene.bob.jid().as_ref(), file.as_os_str()]);
+    assert_eq!(sent.code, 4, "{sent:?}");
+    for words in ["xtls.example.test ended the session", "which was revoked", "nothing was sent"] {
+        assert!(sent.stderr.contains(words), "{words}: {sent:?}");
+    }
+    assert!(listener.files().is_empty(), "{}", listener.log());
+    let _waiting = scene.alice.listen_on(&[]);
+    let sent = scene.bob.run([OsStr::new("send"), scene.alice.jid().as_ref(), file.as_os_str()]);
+    assert_eq!(sent.code, 5, "{sent:?}");
+    assert!(sent.stderr.contains("xtls.example.test ended the session"), "{sent:?}");
+    assert!(!sent.stderr.contains("alice@example.test ended"), "{sent:?}");
+}
+
+#[test]
+fn a_server_and_a_component_are_not_peers() {
+    let scene = Scene::start();
+    let file = scene.alice.home().join("letter.bin");
+    random_file(&file, 10_000);
+    let file = file.to_str().unwrap();
+    for (peer, what) in [
+        ("xtls.example.test", "the component itself"),
+        ("xtls.example.test/x", "the component itself"),
+        ("example.test", "a server"),
+    ] {
+        for args in [&["send", peer, file][..], &["pipe", peer], &["chat", peer]] {
+            let refused = scene.alice.run(args);
+            assert_eq!(refused.code, 2, "{args:?}: {refused:?}");
+            let words = format!("expected a user, found the address of {what}");
+            assert!(refused.stderr.contains(&words), "{refused:?}");
+            assert!(refused.stderr.contains("hint: name the person"), "{refused:?}");
+        }
+    }
+}
+
+/// The component that is missing, or refuses, is named; the peer is not blamed.
+#[test]
+fn a_refusal_of_the_component_names_the_component() {
+    let server = Server::start(Kind::Prosody);
+    let more = "[access]\nusers = [\"bob@example.test\"]\n".to_owned();
+    let _component = Component::start(&server, &Options { more, ..Options::default() });
+    let alice = Xtls::login(&server, "alice");
+    assert_eq!(alice.run(["keygen"]).code, 0);
+    let file = alice.home().join("letter.bin");
+    random_file(&file, 10_000);
+    let file = file.to_str().unwrap();
+    let sent = alice.run(["send", "bob@example.test", file]);
+    assert_eq!(sent.code, 5, "{sent:?}");
+    assert!(sent.stderr.contains("xtls.example.test refuses: forbidden"), "{sent:?}");
+    for args in [&["send", "bob@example.test", file][..], &["keys"]] {
+        let missing = alice.run([args, &["--via", "nosuch.example.org"]].concat());
+        assert_eq!(missing.code, 3, "{missing:?}");
+        let words = "error: nosuch.example.org cannot be reached from your XMPP server";
+        assert!(missing.stderr.contains(words), "{missing:?}");
+    }
+}
+
+/// The sender does not learn the paths of the receiver.
+#[test]
+fn a_directory_that_is_gone_is_told_to_its_owner_only() {
+    let scene = Scene::start();
+    let file = scene.alice.home().join("letter.bin");
+    random_file(&file, 10_000);
+    let mut listener = scene.bob.listen(&[]);
+    fs::remove_dir_all(scene.bob.home().join("received")).unwrap();
+    let sent = scene.alice.run([OsStr::new("send"), scene.bob.jid().as_ref(), file.as_os_str()]);
+    assert_ne!(sent.code, 0, "{sent:?}");
+    assert!(sent.stderr.contains("the file cannot be stored here"), "{sent:?}");
+    assert!(!sent.stderr.contains("received"), "{sent:?}");
+    assert_ne!(listener.wait(LONG), 0);
+    assert!(listener.log().contains("received: No such file or directory"), "{}", listener.log());
+}
+
+#[test]
+fn a_chat_that_comes_to_a_listener_for_files_is_told_what_to_run() {
+    let scene = Scene::start();
+    let listener = scene.bob.listen_on(&[]);
+    let called = scene.alice.run(["chat", scene.bob.jid()]);
+    assert_eq!(called.code, 5, "{called:?}");
+    assert!(called.stderr.contains("wants a chat: run xtls chat --listen"), "{called:?}");
+    assert!(listener.log().contains("wants a chat: run xtls chat --listen"), "{}", listener.log());
+}
+
+#[test]
+fn a_key_without_an_account_is_for_the_local_network_only() {
+    let home = tempfile::tempdir().unwrap();
+    let command = |args: &[&str]| {
+        let mut command = clean(&own_program("xtls"));
+        command.args(args).env("XTLS_HOME", home.path().join("xtls"));
+        command
+    };
+    let print = "AB".repeat(32);
+    for args in [
+        &["trust", "set", "bob@example.test", &print][..],
+        &["trust", "forget", "bob@example.test"],
+    ] {
+        let refused = run(command(args), LONG);
+        assert_eq!(refused.code, 2, "{refused:?}");
+        assert!(refused.stderr.contains("hint: run xtls login JID first"), "{refused:?}");
+    }
+    assert_eq!(run(command(&["trust", "set", "bob@pronto.local", &print]), LONG).code, 0);
+    assert!(run(command(&["trust", "list"]), LONG).stdout.contains("bob@pronto.local"));
+}

@@ -145,6 +145,14 @@ impl Range {
     }
 }
 
+/// Returns whether a receiver's answer accepts a file.
+pub(super) fn is_accepted(answer: Option<&Element>) -> bool {
+    answer.is_some_and(|description| {
+        description.is("description", ns::FILE_TRANSFER)
+            && description.has_child("file", ns::FILE_TRANSFER)
+    })
+}
+
 /// Returns the answer to an offer: the same with the requested range.
 pub(super) fn answer(description: &Element, offset: u64) -> Element {
     let mut answer = description.clone();

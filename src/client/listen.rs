@@ -30,6 +30,8 @@ use crate::{
     xmpp::ns,
 };
 
+/// The text for a sender when this machine cannot store its file, for example because the directory is gone.
+const NOT_STORED: &str = "the file cannot be stored here";
 /// The text for a peer that calls during another chat.
 const BUSY: &str = "another chat is under way here: try again later";
 /// How long a chat may take to close when the user ends the listener.
@@ -366,14 +368,17 @@ impl Listen {
         let room = match inbox.room(offer.size.saturating_sub(kept)) {
             Ok(room) => room,
             Err(error) => {
-                session.terminate("decline", &error.text).await;
+                match error.code {
+                    5 => session.terminate("decline", &error.text).await,
+                    _ => session.terminate("failed-application", NOT_STORED).await,
+                }
                 return Err(error.into());
             }
         };
         let part = match self.part(&inbox.dir, &sender, &offer, kept).await {
             Ok(part) => part,
             Err(error) => {
-                session.terminate("failed-application", "the file cannot be stored here").await;
+                session.terminate("failed-application", NOT_STORED).await;
                 return Err(error.into());
             }
         };
@@ -399,7 +404,7 @@ impl Listen {
         drop(room);
         bar.finish_and_clear();
         let done = received.map(|(done, path)| done.report(self.client.output, &path));
-        Ok(goodbye(session, done).await?)
+        Ok(goodbye(session, done, &inbox.dir).await?)
     }
 
     /// Tells the user about the peer. Sets `claimed` if the session is the one that is accepted, or one of many.
@@ -477,9 +482,17 @@ impl Listen {
 }
 
 /// Ends a session in the way its stream has ended.
-async fn goodbye(mut session: Session, done: Result<(), XtlsError>) -> Result<(), XtlsError> {
+async fn goodbye(
+    mut session: Session,
+    done: Result<(), XtlsError>,
+    dir: &Path,
+) -> Result<(), XtlsError> {
     match &done {
         Ok(()) => session.terminate("success", "").await,
+        // The sender need not know where its files land.
+        Err(error) if error.text.starts_with(&format!("{}: ", dir.display())) => {
+            session.terminate("media-error", NOT_STORED).await;
+        }
         Err(error) => session.terminate("media-error", &error.text).await,
     }
     done

@@ -139,6 +139,24 @@ impl Client {
         Self { takes, ..self }
     }
 
+    /// Returns the error for an address that no session goes to.
+    ///
+    /// # Errors
+    /// Exit status 2 if it is that of a server or of a component. The component would accept a session: it proves our
+    /// key, and discards everything.
+    fn check_peer(&self, peer: &Jid) -> Result<(), XtlsError> {
+        if peer.node().is_some() {
+            return Ok(());
+        }
+        let domain = peer.domain();
+        let what = match &self.component {
+            Some(component) if component.domain() == domain => "the component itself",
+            _ => "a server",
+        };
+        Err(XtlsError::usage(format!("{peer}: expected a user, found the address of {what}"))
+            .hint(format!("name the person, such as bob@{}", self.login.jid.domain())))
+    }
+
     /// Logs in.
     async fn connect(&self) -> Result<(Endpoint, Incoming), XtlsError> {
         let connected = self.builder().login(&self.login).await?;
@@ -318,6 +336,7 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
         }
         Command::Chat { jid: Some(jid), .. } => {
             let client = Client::load(&common, output)?.taking(Takes::CHATS);
+            client.check_peer(&jid)?;
             chat::call(&client, &jid).await
         }
         Command::Chat { accept, accept_direct, .. } => {
@@ -330,6 +349,7 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
         }
         Command::Send { jid, files, .. } => {
             let client = Client::load(&common, output)?;
+            client.check_peer(&jid)?;
             send::send(&client, &jid, files).await
         }
     }
@@ -337,6 +357,7 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
 
 /// Connects standard input and output to a peer's.
 async fn pipe_to(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
+    client.check_peer(peer)?;
     let (endpoint, _incoming) = client.connect().await?;
     endpoint.appear(-1).await;
     let done = async {

@@ -108,6 +108,9 @@ pub(super) fn trust(
     command: TrustCommand,
     output: Output,
 ) -> Result<(), XtlsError> {
+    if let TrustCommand::Set { jid, .. } | TrustCommand::Forget { jid, .. } = &command {
+        lan::check_account(common, jid)?;
+    }
     let mut trust = Trust::load(&lan::directory(common)?)?;
     match command {
         TrustCommand::List => {

@@ -87,6 +87,14 @@ pub(super) async fn send_one(
     let initiated = endpoint.initiate(peer, &application).await;
     waiting.finish_and_clear();
     let (mut session, mut stream) = initiated?;
+    // Any TLS server can read a stream to its end. One that has accepted a file says so.
+    if !files::is_accepted(session.answer()) {
+        let error = XtlsError::refused(format!(
+            "{peer} did not accept the file: its program answered with another application"
+        ));
+        session.terminate("unsupported-applications", &error.text).await;
+        return Err(error.hint("the other side must run `xtls listen`"));
+    }
     client.secured(&mut session, &stream).await?;
     let range = Range::read(session.answer());
     let in_band = stream.learned().transport == TransportKind::Ibb;

@@ -516,12 +516,30 @@ fn known_as(peer: &BareJid) -> Result<BareJid, XtlsError> {
     BareJid::new(&name).map_err(|error| XtlsError::failed(format!("{name}: {error}")))
 }
 
+/// Returns whether an account is set up or named.
+fn has_account(common: &Common, home: &Path) -> bool {
+    let any = std::fs::read_dir(home).into_iter().flatten().flatten();
+    common.account.is_some()
+        || any.into_iter().any(|entry| entry.path().join("account.toml").exists())
+}
+
+/// Checks that the trust store in use is the one for this peer.
+///
+/// # Errors
+/// Exit status 2 without an account, unless the peer is on the local network: sessions of an account made later would
+/// not see the key.
+pub(super) fn check_account(common: &Common, peer: &BareJid) -> Result<(), XtlsError> {
+    if peer.domain().as_str().ends_with(".local") || has_account(common, &account::home()?) {
+        return Ok(());
+    }
+    Err(XtlsError::usage(format!("there is no account to keep the key of {peer} for"))
+        .hint("run xtls login JID first; the names of the local network end in .local"))
+}
+
 /// Returns the directory of the account, or, without one, that of the local network.
 pub(super) fn directory(common: &Common) -> Result<PathBuf, XtlsError> {
     let home = account::home()?;
-    let has_account = |dir: &Path| dir.join("account.toml").exists();
-    let any = std::fs::read_dir(&home).into_iter().flatten().flatten();
-    if common.account.is_some() || any.into_iter().any(|entry| has_account(&entry.path())) {
+    if has_account(common, &home) {
         return account::directory(&Account::load(common.account.as_ref())?.jid);
     }
     let dir = home.join("lan");
