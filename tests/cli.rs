@@ -219,7 +219,7 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>, std::time::SystemTime, u32)> {
 
 #[test]
 fn a_schema_newer_than_the_program_ends_every_command_with_status_78_and_both_versions() {
-    let folder = folder("");
+    let folder = directory("");
     assert_eq!(fingerpost(folder.path(), &["migrate"]).code, 0);
     execute(
         folder.path(),
@@ -248,7 +248,7 @@ fn a_schema_that_another_build_has_made_ends_with_status_78() {
         "UPDATE _sqlx_migrations SET checksum = x'00' WHERE version = 2",
         "UPDATE _sqlx_migrations SET success = FALSE WHERE version = 2",
     ] {
-        let folder = folder("");
+        let folder = directory("");
         assert_eq!(fingerpost(folder.path(), &["migrate"]).code, 0);
         execute(folder.path(), damage);
         for args in [&["serve"][..], &["check"], &["keys", "list"]] {
@@ -260,7 +260,7 @@ fn a_schema_that_another_build_has_made_ends_with_status_78() {
 
 #[test]
 fn the_check_creates_and_changes_nothing_and_says_what_serve_will_do() {
-    let folder = folder("");
+    let folder = directory("");
     let before = files(folder.path());
     let output = fingerpost(folder.path(), &["check"]);
     assert_eq!(output.code, 0, "{output:?}");
@@ -288,7 +288,7 @@ fn the_check_creates_and_changes_nothing_and_says_what_serve_will_do() {
 #[test]
 fn the_check_changes_nothing_of_a_database_in_use_or_left_by_a_crash() {
     use fingerpost::registry::store::Store;
-    let folder = folder("");
+    let folder = directory("");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let store = runtime.block_on(Store::open(&database(folder.path()), 1, true)).unwrap();
     let print = "AB".repeat(32);
@@ -300,7 +300,7 @@ fn the_check_changes_nothing_of_a_database_in_use_or_left_by_a_crash() {
     assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{output:?}");
     assert_eq!(files(folder.path()), before, "in use");
 
-    let crashed = self::folder("");
+    let crashed = self::directory("");
     for file in ["fingerpost.db", "fingerpost.db-wal"] {
         std::fs::copy(folder.path().join(file), crashed.path().join(file)).unwrap();
     }
@@ -312,7 +312,7 @@ fn the_check_changes_nothing_of_a_database_in_use_or_left_by_a_crash() {
 
 #[test]
 fn the_check_says_what_keeps_serve_from_the_database() {
-    let folder = folder("");
+    let folder = directory("");
     let file = folder.path().join("fingerpost.db");
     for (url, word) in
         [("sqlite:nowhere/fingerpost.db", "nowhere"), ("sqlite:fingerpost.db", "not a database")]
@@ -332,7 +332,7 @@ fn the_check_says_what_keeps_serve_from_the_database() {
 #[test]
 fn what_root_creates_belongs_to_the_owner_of_the_directory() {
     use std::os::unix::fs::{MetadataExt, chown};
-    let folder = folder("");
+    let folder = directory("");
     let owner = folder.path().metadata().unwrap().uid();
     if owner == 0 {
         chown(folder.path(), Some(4321), Some(4321)).unwrap();
@@ -357,7 +357,7 @@ fn what_root_creates_belongs_to_the_owner_of_the_directory() {
 
 #[test]
 fn a_backup_is_for_its_owner_alone_and_replaces_nothing() {
-    let folder = folder("");
+    let folder = directory("");
     let output = fingerpost(folder.path(), &["backup", "backup.db"]);
     assert_eq!(output.code, 1, "there is nothing yet: {output:?}");
     assert!(output.stderr.contains("fingerpost.db: "), "{output:?}");
@@ -380,7 +380,7 @@ fn a_backup_is_for_its_owner_alone_and_replaces_nothing() {
 #[test]
 fn a_restore_keeps_owner_and_rights_and_refuses_what_is_no_good_backup() {
     use std::os::unix::fs::{MetadataExt, chown};
-    let folder = folder("");
+    let folder = directory("");
     let file = folder.path().join("fingerpost.db");
     assert_eq!(fingerpost(folder.path(), &["migrate"]).code, 0);
     assert_eq!(fingerpost(folder.path(), &["backup", "backup.db"]).code, 0);
@@ -438,7 +438,7 @@ fn a_restore_keeps_owner_and_rights_and_refuses_what_is_no_good_backup() {
 
 #[test]
 fn backup_and_restore_of_postgresql_name_its_own_programs() {
-    let folder = folder("[database]\nurl = \"postgres://a:secret@127.0.0.1:1/b\"\n");
+    let folder = directory("[database]\nurl = \"postgres://a:secret@127.0.0.1:1/b\"\n");
     for (name, program) in [("backup", "pg_dump "), ("restore", "pg_restore ")] {
         let output = fingerpost(folder.path(), &[name, "file"]);
         assert_eq!(output.code, 1, "{output:?}");
