@@ -176,7 +176,7 @@ fn ejabberd_two_instances_with_one_database_are_one_component() {
     }
     // After the database is back, one of them leads.
     postgres.stop();
-    let gone = || second.log().contains("the connection to the other instances is lost");
+    let gone = || second.log().contains("lost the connection to the other instances");
     wait_for("the loss of the database", BOUND, || logs(&first), gone);
     postgres.start_again();
     for (component, page) in [(&first, first_page), (&second, second_page)] {

@@ -35,19 +35,19 @@ const LONGEST: Duration = Duration::from_secs(15);
 const TRIES: usize = 3;
 /// The end of the longest stanza, in bytes.
 const TAIL: usize = 16;
-/// How exactly the limit of a server is measured, in bytes.
+/// The precision of the measured limit of a server, in bytes.
 const EXACTLY: usize = 1_000;
-/// How long a server may take to listen, and the time between two looks.
+/// How long a server may take to listen, and the time between two tries.
 const PATIENCE: Duration = Duration::from_secs(4);
 const RETRY: Duration = Duration::from_millis(250);
-/// Services of the parent domain that are asked what they are.
+/// The most services of the parent domain that are queried.
 const SERVICES: usize = 20;
 
 /// Logs in, looks, and reports each good thing as a line of `out`. `store` is the database if
 /// several instances may share it.
 ///
 /// # Errors
-/// The first thing that keeps the service from working. What only makes it work badly is a line `warning: …`.
+/// The first fault that prevents the service from working. A lesser fault is a line `warning: …`.
 pub(crate) async fn run(
     config: &Config,
     store: Option<&Store>,

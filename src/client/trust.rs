@@ -25,7 +25,7 @@ const MOST: usize = 64;
 /// How many keys an error names.
 const NAMED: usize = 4;
 
-/// Known peers: by method the SHA-256 prints of their certificates and the fingerprints of their OpenPGP keys.
+/// Known peers: the SHA-256 prints of their certificates and the fingerprints of their OpenPGP keys, by method.
 #[derive(Debug)]
 pub struct Trust {
     dir: PathBuf,

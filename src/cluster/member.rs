@@ -1,4 +1,4 @@
-//! Decides which of the instances of a component leads.
+//! Decides which of a component's instances leads.
 //!
 //! The lead is a lock in the database that one connection holds, and a lease: an instance that knows of others leads for
 //! [`LEASE`] after its last sign of life that the database has taken, and no longer. The others take a lock that is free
@@ -13,7 +13,7 @@
 //! taken says nothing to it, for an old connection of this instance may have it. If the database ends its connection, as for
 //! one that stood still, it looks again before it goes on.
 //!
-//! A state machine: what the database says and the time go in, steps come out.
+//! This is a state machine: the database's answers and the time go in, steps come out.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::registry::store::{Instance, Silent, Won};
 
-/// How long a leader may be without a link where another instance has one.
+/// How long a leader may be without a link when another instance has one.
 const LINKLESS: Duration = Duration::from_secs(10);
 /// A leader that gave no sign of life for so long may be dead: nothing is handed to it meanwhile.
 const STALE: Duration = Duration::from_secs(3);
@@ -31,10 +31,10 @@ pub(super) const LEASE: Duration = Duration::from_secs(4);
 const FREE: Duration = Duration::from_secs(5);
 /// How long one that has followed leaves the lock to the one that has led, after the database was away for both.
 const GRACE: Duration = Duration::from_secs(10);
-/// After so many tries without success, and no leader in sight, nobody who serves has the lock.
+/// After this many failed tries, with no leader in sight, no serving instance holds the lock.
 const TRIES: u32 = 5;
 
-/// The instance that handles the stanzas of all.
+/// The role of this instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// This instance.
@@ -62,7 +62,7 @@ pub(super) struct Member {
     id: String,
     /// The role, but for the lease.
     role: Role,
-    /// Whether it has the lock on the connection that there is now.
+    /// Whether it holds the lock on its present connection.
     holds: bool,
     /// Whether another instance was alive when it was last looked.
     in_company: bool,
@@ -78,11 +78,11 @@ pub(super) struct Member {
     silent: Vec<Silent>,
     /// Since when there is no link.
     linkless: Option<Instant>,
-    /// Whether another instance had a link when it was last looked.
+    /// Whether another instance had a link at the last look.
     is_another_linked: bool,
-    /// Since when there is a connection again.
+    /// When the connection was reestablished.
     back_since: Option<Instant>,
-    /// Tries without success since a leader was seen.
+    /// Failed tries since a leader was last seen.
     failed: u32,
     /// Whether it never leads again.
     is_retired: bool,

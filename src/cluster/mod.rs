@@ -1,10 +1,9 @@
 //! Several Fingerposts that serve one component together: one for each node of a cluster, with one PostgreSQL.
 //!
-//! In a cluster of ejabberd each node gives the stanzas of its users to the component's link at that node, also their
-//! answers. So what belongs together arrives at different instances. One instance leads: it alone knows sessions,
-//! reachable users and SOCKS5 streams. The others follow: each hands the stanzas that come over its link to the leader,
-//! through the database, in the order in which they came. What the leader sends goes out over the leader's own link; every
-//! node reaches every user.
+//! In a cluster of ejabberd each node gives its users' stanzas, including answers, to the component's link at that
+//! node. So stanzas that belong together arrive at different instances. One instance leads: only it has the sessions,
+//! reachable users and SOCKS5 streams. The others follow: each passes the stanzas from its link to the leader, through
+//! the database and in order. The leader's stanzas go out over its own link; every node reaches every user.
 //!
 //! `Member` decides who leads, [`Running`] asks the database. A leader that is cut off from the database stops to lead before
 //! another one does: what comes to it is refused meanwhile, and its streams run on. A stanza is in the database until the leader fetches it, at most a minute; short ones
@@ -47,12 +46,12 @@ use crate::{
 const BEAT: Duration = Duration::from_secs(1);
 /// Stanzas that wait to be handed over, in all.
 const QUEUE: usize = 4096;
-/// What they may weigh: in all, those of one user, and how many times as much as is free those of one domain.
+/// Their weight: in all, those of one user, and how many times the free weight those of one domain.
 const WAITING: Limits = Limits::new(64 << 20, 4 << 20, 8);
-/// What a stanza weighs besides its elements: a user's share is 256 stanzas, too.
+/// The weight of a stanza besides its elements: a user's share is also 256 stanzas.
 const ITEM: usize = 16 << 10;
 
-/// What is to be done because of the other instances.
+/// What other instances require this one to do.
 #[derive(Debug)]
 pub enum Event {
     /// This instance leads from now on.
@@ -64,7 +63,7 @@ pub enum Event {
     },
     /// A stanza that another instance has received.
     Stanza(Element),
-    /// One of this instance's pings to itself has come back to another instance.
+    /// One of this instance's pings to itself came back to another instance.
     Echo(String),
     /// Users may have gone unseen.
     Check,
@@ -108,7 +107,7 @@ struct State {
     until: Option<Instant>,
     /// The others that have lately given a sign of life.
     others: Vec<Instance>,
-    /// Whether the XMPP server is alone, so that this instance is one of no cluster.
+    /// Whether the XMPP server has no cluster, so that this instance belongs to none.
     alone: bool,
     /// Before the last sign of life that the database took; `None` where there is none to give.
     beat: Option<Instant>,

@@ -21,7 +21,7 @@ use crate::{
 
 /// Rows on one page of the audit log.
 const ROWS: usize = 50;
-/// Users whose keys one search shows.
+/// The most users whose keys one search shows.
 const FOUND: u32 = 50;
 
 /// What admins may run, in the order in which it is listed.

@@ -275,7 +275,7 @@ fn refused(peer: &BareJid, verdict: &str) -> Error {
 pub enum Known {
     /// It is a known one, or the peer has proved the password (srp).
     Same,
-    /// The peer was never seen: the key is taken on first use.
+    /// The peer was never seen: the key is accepted on first use.
     First,
     /// The peer is known by other keys and this one is new. The user must decide on it before anything is sent.
     Further,

@@ -52,7 +52,7 @@ const QUIET: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_secs(2);
 /// The lock that changes take in turn ("fngrpost"): one writer at a time, as SQLite has it.
 const WRITER: i64 = 0x666e_6772_706f_7374;
-/// The channel on which a user whose keys have changed is named.
+/// The channel that names a user whose keys have changed.
 const CHANNEL: &str = "fingerpost_keys";
 /// Connections besides those of the pool: one hears of changes, one is for the instances of a component.
 const OTHERS: u32 = 2;
@@ -70,7 +70,7 @@ fn standing_of(missing: &[&Migration]) -> Standing {
 #[derive(Clone, Debug)]
 pub(super) struct Database {
     pool: Pool,
-    /// Which connections may be used on.
+    /// Which connections may be reused.
     pub(super) trust: Trust,
     /// Other instances of the component, if a pooler keeps this one from meeting them.
     rivals: Arc<Rivals>,

@@ -60,7 +60,7 @@ pub(super) fn inconsistent(table: &'static str, id: impl ToString) -> StoreError
     StoreError::Inconsistent { table, id: id.to_string() }
 }
 
-/// One change of the database. Unless it is committed, dropping it takes it back.
+/// One change of the database. Dropping it without a commit rolls it back.
 ///
 /// sqlx's own transactions count how deep they are. SQLite takes a transaction back by itself when the disk is full; the
 /// count then stays, and each later change on that connection fails. So there is no count here, and a connection

@@ -70,16 +70,16 @@ const REFUSE: Duration = Duration::from_secs(5);
 /// How many connections are served at once; others wait.
 const CONNECTIONS: usize = 16;
 
-/// Options of the commands that work on a local network too.
+/// Options of the commands that also work on a local network.
 #[derive(Args, Clone, Debug)]
 pub(super) struct LanArgs {
-    /// On the local network, without a server (XEP-0174)
+    /// Work on the local network, without a server (XEP-0174)
     #[arg(long)]
     pub(super) lan: bool,
-    /// Only on this network interface
+    /// Use only this network interface
     #[arg(long, value_name = "NAME", requires = "lan")]
     interface: Vec<String>,
-    /// What to be called there, instead of the names of the system's user and of the machine
+    /// The name to use there, instead of the names of the system's user and of the machine
     #[arg(long, value_name = "USER@MACHINE", requires = "lan")]
     name: Option<BareJid>,
 }
