@@ -103,6 +103,7 @@ fmt: ## Format the code
 
 lint: ## Check format and lints; a warning is an error
 	@deploy/ci/install-peers.sh cc
+	xtask/prose-check
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 
