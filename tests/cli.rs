@@ -185,12 +185,12 @@ fn attach_prints_the_lines_for_the_server_and_makes_the_secret() {
     assert!(directory.path().join("other").exists());
 }
 
-/// The default database of a folder.
+/// Returns the default database of a directory.
 fn database(folder: &Path) -> String {
     format!("sqlite:{}", folder.join("fingerpost.db").display())
 }
 
-/// Runs statements in the database of a folder, as another program would.
+/// Runs statements in the database of a directory, as another program would.
 fn execute(folder: &Path, statements: &'static str) {
     use sqlx::{Connection as _, Executor as _};
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -201,7 +201,7 @@ fn execute(folder: &Path, statements: &'static str) {
     });
 }
 
-/// All files of a folder: name, content, time of the last change and owner.
+/// Returns all files of a directory: name, content, time of the last change and owner.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>, std::time::SystemTime, u32)> {
     use std::os::unix::fs::MetadataExt;
     let mut files: Vec<_> = std::fs::read_dir(folder)

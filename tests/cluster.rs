@@ -154,7 +154,7 @@ impl Drop for Witness {
     }
 }
 
-/// Who has answered any of these, in this order, each once as long as it alone did.
+/// Returns the instances that answered these, in this order; one that answers several in a row is named once.
 fn leaders(witnesses: &[&Witness]) -> Vec<u16> {
     let mut answers: Vec<_> = witnesses.iter().flat_map(|witness| witness.answers()).collect();
     answers.sort_by_key(|(at, _)| *at);

@@ -355,7 +355,7 @@ fn an_import_of_an_export_has_every_row_of_every_table() {
     let mut runner = TestRunner::new(config);
     let run = runner.run(&(prop::collection::vec(op(), 1..40), any::<u8>()), |(ops, seed)| {
         runtime.block_on(async {
-            let dir = tempfile::tempdir().expect("a folder");
+            let dir = tempfile::tempdir().expect("a directory");
             let [from, to] =
                 ["a.db", "b.db"].map(|name| format!("sqlite:{}", dir.path().join(name).display()));
             let store = Store::open(&from, 1, true).await.expect("it opens");

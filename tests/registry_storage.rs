@@ -468,7 +468,7 @@ async fn one_connection_in_the_pool_is_enough_beside_the_one_that_listens() {
     assert_eq!(store.profile(&romeo()).await.unwrap().keys[0].state, State::Revoked);
 }
 
-/// Runs the commands of "Backup and restore" in OPERATING.md that have this mark, in a folder of their own.
+/// Runs the commands of "Backup and restore" in OPERATING.md that have this mark, in a directory of their own.
 fn run_the_page(mark: &str, database: Option<String>) {
     let page = std::fs::read_to_string(support::root().join("docs/OPERATING.md")).unwrap();
     let section = page.split("\n## ").find(|text| text.starts_with("Backup and restore")).unwrap();

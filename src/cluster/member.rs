@@ -353,7 +353,7 @@ mod tests {
             a.tried(None, now);
             assert_eq!(a.role(), &Role::Leads);
         }
-        // It ends that connection at last, whoever wrote down that it leads.
+        // In the end it closes that connection, also if another instance recorded the lead.
         assert_eq!((steps[0], steps.last()), (Step::Try, Some(&Step::Evict)));
         // Rows of those that are gone change nothing.
         let gone = [instance("a", false, false, 0), instance("b", true, true, 15)];
@@ -707,7 +707,7 @@ mod tests {
         fn pass(&mut self, quarter: u64) {
             self.now += Duration::from_millis(250);
             for id in 0..self.nodes.len() {
-                // What the database has ended is heard of at once, unless the network is silent.
+                // The instance learns at once that the database has closed it, unless the network is silent.
                 let node = &self.nodes[id];
                 if quarter % 4 == id as u64
                     || node.fault.is_none() && node.connected == [false, true]

@@ -566,7 +566,7 @@ mod tests {
         const HASH: Held = Not(
             "it is a salted hash of an address whose keys were deleted, and may be another person's now",
         );
-        const BLOCK: Held = Not("whoever is blocked may ask for nothing; it names no party");
+        const BLOCK: Held = Not("a blocked user may ask for nothing; it names no party");
         &[
             ("parties", "id", Not("it joins tables")),
             ("parties", "jid", At("@jid")),

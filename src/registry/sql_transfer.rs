@@ -162,7 +162,7 @@ async fn write_keys(
     Ok(fresh)
 }
 
-/// Forgets that prints of a key were revoked: whoever imports it says that it is good.
+/// Forgets that prints of a key were revoked: the import says that the key is good.
 async fn bring_back(db: &mut Connection, key: &Key) -> Result<(), sqlx::Error> {
     for salt in salts(db).await? {
         for print in &key.prints {

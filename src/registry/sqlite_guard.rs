@@ -1,8 +1,8 @@
 //! Notices that the file of the database is no longer the one that is open: another file was moved or copied over it, or it
 //! was removed.
 //!
-//! What is written then would be lost: SQLite would go on with a file that has no name any more, or mix pages of both. So
-//! each operation asks here first, and once more before its result counts.
+//! What is written then would be lost: SQLite would go on with a file that was removed from its directory, or mix pages
+//! of both. So each operation asks here first, and once more before its result counts.
 //!
 //! A file that is moved has another inode. One that is copied over has not, but its length or the time of its last change
 //! differ. Such a change is also made by a checkpoint, which moves pages from SQLite's log into the file. Therefore no
@@ -164,7 +164,7 @@ impl Guard {
                         return Ok(());
                     }
                 }
-                // It has no name any more, or is another one.
+                // It was removed from its directory, or is another one.
                 _ => break,
             }
             debug!(look, "the database file has changed");

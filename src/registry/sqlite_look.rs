@@ -1,4 +1,4 @@
-//! Looking at a database file without a change to it, whoever runs the program and whoever has the file open.
+//! Reads a database file without changing it, for any user of the system, also while another process has it open.
 
 use std::{
     ffi::OsString,

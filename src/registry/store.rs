@@ -412,11 +412,11 @@ impl fmt::Debug for OwnIdentity {
 pub struct LogRow {
     /// When.
     pub at: OffsetDateTime,
-    /// Whose key it was.
+    /// The owner of the key.
     pub owner: Party,
     /// `user`, `admin` or `offline`.
     pub actor_kind: String,
-    /// Who did it, unless it was done offline.
+    /// The user that did it, unless it was done offline.
     pub actor: Option<Party>,
     /// The key, if it is about one.
     pub key: Option<KeyId>,
@@ -429,9 +429,9 @@ pub struct LogRow {
 pub struct Contents {
     /// Keys with their material.
     pub keys: Vec<(Key, Option<Vec<u8>>)>,
-    /// Who may see users' keys.
+    /// The users that may see the keys of others.
     pub settings: Vec<(BareJid, Settings)>,
-    /// Who is blocked by command.
+    /// The users and domains that a command has blocked.
     pub blocks: Vec<Block>,
     /// The components' own certificates.
     pub identities: Vec<OwnIdentity>,
