@@ -297,7 +297,7 @@ fn ejabberd_the_lead_goes_from_one_to_the_other_in_good_order_or_in_none() {
     assert_eq!(first.metric("cluster_lead_changes_total{change=\"yielded\"}"), 1.0);
     link.turn(component);
     first.wait_until("another one leads");
-    std::fs::write(stream.folder().join("go"), "").unwrap();
+    std::fs::write(stream.directory().join("go"), "").unwrap();
     let report = stream.report();
     assert_eq!(report["received"], report["sent"], "{report}");
     assert_eq!(second.metric("cluster_lead_changes_total{change=\"taken\"}"), 1.0);
