@@ -18,8 +18,9 @@
 
 use minidom::{Element, Node};
 
+use super::offer::{Name, Printed};
 use crate::{
-    print::{HashKind, Method, Print},
+    print::HashKind,
     xmpp::{ns, xml},
 };
 
@@ -95,7 +96,7 @@ fn methods_of(description: &Element) -> Option<&Element> {
 }
 
 /// Returns the content for a peer that knows these dialects. `prints` are those of the offer, each with its method.
-pub fn for_peer(content: &Element, known: &[Dialect], prints: &[(Method, Print)]) -> Element {
+pub fn for_peer(content: &Element, known: &[Dialect], prints: &[(Name, Printed)]) -> Element {
     let now = Dialect::of(content);
     if known.is_empty() || now.is_empty() || now.iter().any(|dialect| known.contains(dialect)) {
         return content.clone();
@@ -116,7 +117,7 @@ struct Offered {
 
 /// Writes a content's offer in another dialect and keeps the rest of the content. `None`: the dialect cannot express
 /// it.
-fn translate(content: &Element, to: Dialect, prints: &[(Method, Print)]) -> Option<Element> {
+fn translate(content: &Element, to: Dialect, prints: &[(Name, Printed)]) -> Option<Element> {
     let description = content.children().find(|child| child.name() == "description");
     let is_raw = description.is_none_or(|description| description.has_ns(ns::APPS_TLS));
     let methods = offered(content, prints);
@@ -188,7 +189,7 @@ fn is_offer(element: &Element) -> bool {
 }
 
 /// Returns the methods of an offer: those listed, then those known only from its prints.
-fn offered(content: &Element, prints: &[(Method, Print)]) -> Vec<Offered> {
+fn offered(content: &Element, prints: &[(Name, Printed)]) -> Vec<Offered> {
     let mut found: Vec<Offered> = Vec::new();
     let mut add = |name: &str, element: Option<&Element>| {
         if !name.is_empty() && !found.iter().any(|known| known.name == name) {
@@ -243,16 +244,31 @@ fn with_text(mut element: Element, text: String) -> Element {
     element
 }
 
-/// Returns a `<print/>`. The hash is named only if the length does not tell it.
-fn print_element(print: &Print, namespace: &str) -> Element {
+/// Returns a `<print/>`. The hash is named only if the length does not tell it. A text that could not be read stays as
+/// it is.
+fn print_element(printed: &Printed, namespace: &str) -> Element {
     let mut element = Element::bare("print", namespace);
-    if print.hash() == HashKind::SpkiSha256 {
-        xml::set(&mut element, "hash", print.hash().as_str());
+    let hash = match printed {
+        Printed::Read(print) => {
+            (print.hash() == HashKind::SpkiSha256).then_some(print.hash().as_str())
+        }
+        Printed::Unread { hash, .. } => hash.as_deref(),
+    };
+    if let Some(hash) = hash {
+        xml::set(&mut element, "hash", hash);
     }
-    with_text(element, print.to_string())
+    with_text(element, text_of(printed))
 }
 
-fn methods_element(methods: &[Offered], prints: &[(Method, Print)]) -> Element {
+/// Returns the whole text of a print.
+fn text_of(printed: &Printed) -> String {
+    match printed {
+        Printed::Read(print) => print.to_string(),
+        Printed::Unread { text, .. } => text.clone(),
+    }
+}
+
+fn methods_element(methods: &[Offered], prints: &[(Name, Printed)]) -> Element {
     let mut out = Element::bare("methods", ns::APPS_TLS);
     for method in methods {
         let mut element = method_element(method, ns::APPS_TLS);
@@ -264,7 +280,7 @@ fn methods_element(methods: &[Offered], prints: &[(Method, Print)]) -> Element {
     out
 }
 
-fn offer_element(prints: &[(Method, Print)]) -> Element {
+fn offer_element(prints: &[(Name, Printed)]) -> Element {
     let mut out = Element::bare("offer", ns::SECURITY_OFFER);
     for (_, print) in prints {
         out.append_child(print_element(print, ns::SECURITY_OFFER));
@@ -272,11 +288,18 @@ fn offer_element(prints: &[(Method, Print)]) -> Element {
     out
 }
 
-fn security(methods: &[Offered], prints: &[(Method, Print)]) -> Element {
+fn security(methods: &[Offered], prints: &[(Name, Printed)]) -> Element {
     let mut out = Element::bare("security", ns::XTLS);
     for (_, print) in prints {
-        let head = xml::element("fingerprint", ns::XTLS, &[("algo", print.hash().as_str())]);
-        out.append_child(with_text(head, print.to_string()));
+        let mut head = Element::bare("fingerprint", ns::XTLS);
+        let hash = match print {
+            Printed::Read(print) => Some(print.hash().as_str()),
+            Printed::Unread { hash, .. } => hash.as_deref(),
+        };
+        if let Some(hash) = hash {
+            xml::set(&mut head, "algo", hash);
+        }
+        out.append_child(with_text(head, text_of(print)));
     }
     for method in methods {
         out.append_child(method_element(method, ns::XTLS));
@@ -284,11 +307,14 @@ fn security(methods: &[Offered], prints: &[(Method, Print)]) -> Element {
     out
 }
 
-fn c2c(methods: &[Offered], prints: &[(Method, Print)]) -> Element {
+fn c2c(methods: &[Offered], prints: &[(Name, Printed)]) -> Element {
     let mut out = Element::bare("offer", ns::C2CTLS);
     for (_, print) in prints {
         let mut keyinfo = Element::bare("keyinfo", ns::TMP_PUBKEY);
-        let text = print.to_string().replace(':', "").to_lowercase();
+        let text = match print {
+            Printed::Read(print) => print.to_string().replace(':', "").to_lowercase(),
+            Printed::Unread { text, .. } => text.clone(),
+        };
         keyinfo.append_child(with_text(Element::bare("name", ns::TMP_PUBKEY), text));
         out.append_child(keyinfo);
     }
@@ -301,7 +327,10 @@ fn c2c(methods: &[Offered], prints: &[(Method, Print)]) -> Element {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::offer::Offer;
+    use crate::{
+        broker::offer::Offer,
+        print::{Method, Print},
+    };
 
     const X509: &str = "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38";
     const PGP: &str = "E5:59:E9:8A:9B:C9:ED:0F:60:21:FD:EA:34:BF:24:E4:0D:B0:FE:FC";
@@ -362,11 +391,36 @@ mod tests {
         ]
     }
 
-    fn prints() -> Vec<(Method, Print)> {
-        vec![
-            (Method::X509, Print::parse(X509, None).unwrap()),
-            (Method::OpenPgp, Print::parse(PGP, None).unwrap()),
-        ]
+    fn prints() -> Vec<(Name, Printed)> {
+        let read = |text| Printed::Read(Print::parse(text, None).unwrap());
+        vec![(Name::Known(Method::X509), read(X509)), (Name::Known(Method::OpenPgp), read(PGP))]
+    }
+
+    #[test]
+    fn an_unreadable_print_keeps_its_text_and_its_method_in_every_translation() {
+        let sha512 = "ab".repeat(64);
+        for name in ["x509", "foo"] {
+            let original = content(&format!(
+                "<description xmlns='urn:xmpp:jingle:apps:tls'><methods><method name='{name}'>\
+                 <print hash='sha-512'>{sha512}</print></method></methods></description>"
+            ));
+            let offered = Offer::read(&original);
+            let [(Some(method), printed)] = offered.prints.as_slice() else {
+                panic!("{offered:?}")
+            };
+            for to in [Dialect::Security, Dialect::Offer, Dialect::C2c] {
+                let got = for_peer(&original, &[to], &[(method.clone(), printed.clone())]);
+                assert_eq!(Dialect::of(&got), [to]);
+                let read = Offer::read(&got);
+                let [(_, Printed::Unread { text, hash })] = read.prints.as_slice() else {
+                    panic!("{read:?}")
+                };
+                assert_eq!(*text, sha512);
+                assert_eq!(hash.as_deref().unwrap_or("sha-512"), "sha-512");
+                // Nobody offered another method.
+                assert!(read.methods.iter().all(|listed| listed == name), "{read:?}");
+            }
+        }
     }
 
     #[test]

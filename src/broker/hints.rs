@@ -1,12 +1,14 @@
 //! The registry's judgement of an offer's prints: verdicts, the `<hints/>` element, and policy.
 
+use std::collections::{HashMap, hash_map::Entry};
+
 use jid::BareJid;
 use minidom::Element;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::offer::Offer;
+use super::offer::{Name, Offer, Printed};
 use crate::{
-    print::{Method, Print},
+    print::Method,
     registry::{
         model::{Assurance, Key, State},
         verdict::{self, Verdict},
@@ -40,9 +42,9 @@ pub struct Policies {
 #[derive(Clone, Debug)]
 pub struct Judged {
     /// The print as offered.
-    pub print: Print,
+    pub print: Printed,
     /// Its method, from the offer or from the registry.
-    pub method: Method,
+    pub method: Name,
     /// The verdict.
     pub verdict: Verdict,
     /// Assurance and date of the key with this print.
@@ -60,8 +62,8 @@ pub struct Judgement {
 
 impl Judgement {
     /// Returns the offered prints, each with its method.
-    pub fn prints(&self) -> Vec<(Method, Print)> {
-        self.prints.iter().map(|judged| (judged.method, judged.print.clone())).collect()
+    pub fn prints(&self) -> Vec<(Name, Printed)> {
+        self.prints.iter().map(|judged| (judged.method.clone(), judged.print.clone())).collect()
     }
 
     /// Returns the names of all offered methods, from the list or from a print, except those that policy removes.
@@ -83,45 +85,63 @@ impl Judgement {
 /// A print without a method may be meant for any offered method. If the registry knows the print, it is judged as that
 /// key; otherwise under each of those methods, and the worst verdict counts. If it were not so, a stranger could leave
 /// out the method to be `unknown` instead of `mismatch`.
+///
+/// A print that could not be read is judged as one that the registry does not know.
 pub fn judge(offer: &Offer, others: &[String], keys: &[Key]) -> Judgement {
     let offered: Vec<Method> = offer.methods.iter().filter_map(|name| name.parse().ok()).collect();
     let candidates = candidates(&offered, others);
     let mut prints: Vec<Judged> = Vec::new();
+    let mut places: HashMap<(Name, bool, Vec<u8>), usize> = HashMap::new();
     for ((said, print), method) in offer.prints.iter().zip(methods(offer, &candidates, keys)) {
-        let judged = match said {
-            Some(method) => judge_under(&[*method], *method, print, keys),
-            None if keys.iter().any(|key| key.has(print)) => {
-                judge_under(&[method], method, print, keys)
-            }
-            None => judge_under(&candidates.for_prints(), method, print, keys),
+        let under = match said {
+            Some(name) => Vec::from_iter(name.likely()),
+            None if is_registered(print, keys) => Vec::from_iter(method.likely()),
+            None => candidates.for_prints(),
         };
+        let (is_read, bytes) = print.identity();
+        let place = places.entry((method.clone(), is_read, bytes.to_vec()));
+        let judged = judge_under(&under, method, print, keys);
         // One verdict on each print and method: the worst.
-        let twin = prints
-            .iter_mut()
-            .find(|other| other.method == judged.method && other.print.same_bytes(&judged.print));
-        match twin {
-            Some(twin) if twin.verdict.or_worse(judged.verdict) != twin.verdict => *twin = judged,
-            Some(_) => {}
-            None => prints.push(judged),
+        match place {
+            Entry::Vacant(place) => {
+                place.insert(prints.len());
+                prints.push(judged);
+            }
+            Entry::Occupied(place) => {
+                let twin = &mut prints[*place.get()];
+                if twin.verdict.or_worse(judged.verdict) != twin.verdict {
+                    *twin = judged;
+                }
+            }
         }
     }
     let bare = offered
         .into_iter()
-        .filter(|method| !prints.iter().any(|judged| judged.method == *method))
+        .filter(|method| !prints.iter().any(|judged| judged.method == Name::Known(*method)))
         .collect();
     Judgement { prints, bare }
 }
 
-/// Judges a print under each of `methods`; the worst verdict counts.
-fn judge_under(methods: &[Method], method: Method, print: &Print, keys: &[Key]) -> Judged {
+/// Returns whether the user has, or had, a key with this print.
+fn is_registered(print: &Printed, keys: &[Key]) -> bool {
+    print.print().is_some_and(|print| keys.iter().any(|key| key.has(print)))
+}
+
+/// Judges a print under each of `methods`; the worst verdict counts. Without methods, it is that of a method which no
+/// key is registered for.
+fn judge_under(methods: &[Method], method: Name, printed: &Printed, keys: &[Key]) -> Judged {
+    let methods = if methods.is_empty() { &[Method::Srp] } else { methods };
+    let under = |method: &Method| match printed.print() {
+        Some(print) => verdict::judge(keys, Some(*method), print),
+        None => verdict::Judgement { verdict: verdict::judge_unread(keys, *method), key: None },
+    };
     let worst = methods
         .iter()
-        .map(|method| verdict::judge(keys, Some(*method), print))
+        .map(under)
         .reduce(|a, b| if a.verdict.or_worse(b.verdict) == a.verdict { a } else { b });
-    let verdict::Judgement { verdict, key } =
-        worst.unwrap_or_else(|| verdict::judge(keys, Some(method), print));
+    let (verdict, key) = worst.map_or((Verdict::Unknown, None), |worst| (worst.verdict, worst.key));
     let known = key.map(|key| (key.assurance, key.created));
-    Judged { print: print.clone(), method, verdict, known }
+    Judged { print: printed.clone(), method, verdict, known }
 }
 
 /// The methods that a print without a method may be meant for.
@@ -153,45 +173,57 @@ fn candidates(offered: &[Method], others: &[String]) -> Candidates {
 ///    X.509;
 /// 5. the order of the methods, if as many prints are left as methods;
 /// 6. X.509.
-fn methods(offer: &Offer, candidates: &Candidates, keys: &[Key]) -> Vec<Method> {
-    let elsewhere = |print: &Print| {
-        offer.prints.iter().find_map(|(method, other)| method.filter(|_| other.same_bytes(print)))
+fn methods(offer: &Offer, candidates: &Candidates, keys: &[Key]) -> Vec<Name> {
+    let mut elsewhere: HashMap<(bool, &[u8]), Method> = HashMap::new();
+    for (name, print) in &offer.prints {
+        if let Some(Name::Known(method)) = name {
+            elsewhere.entry(print.identity()).or_insert(*method);
+        }
+    }
+    let registered = |print: &Printed| {
+        let print = print.print().filter(|print| keys.iter().any(|key| key.has(print)))?;
+        Some(verdict::resolve_method(keys, print))
     };
-    let found: Vec<Option<Method>> = offer
+    let found: Vec<Option<Name>> = offer
         .prints
         .iter()
-        .map(|(method, print)| {
-            method
-                .or_else(|| {
-                    keys.iter()
-                        .any(|key| key.has(print))
-                        .then(|| verdict::resolve_method(keys, print))
-                })
-                .or_else(|| elsewhere(print))
+        .map(|(name, print)| {
+            name.clone().or_else(|| {
+                let method =
+                    registered(print).or_else(|| elsewhere.get(&print.identity()).copied());
+                method.map(Name::Known)
+            })
         })
         .collect();
-    let open: Vec<&Print> =
+    let open: Vec<&Printed> =
         offer.prints.iter().zip(&found).filter(|(_, m)| m.is_none()).map(|((_, p), _)| p).collect();
-    let mut free = candidates.0.iter().filter(|method| !found.contains(&Some(**method)));
+    let is_short =
+        |printed: &Printed| printed.print().is_some_and(|print| print.as_bytes().len() == 20);
+    let free: Vec<Method> = candidates
+        .0
+        .iter()
+        .copied()
+        .filter(|method| !found.contains(&Some(Name::Known(*method))))
+        .collect();
     let guess: Vec<Method> = match candidates.0.as_slice() {
         [only] => vec![*only; open.len()],
         [_, ..]
-            if open.iter().any(|print| print.as_bytes().len() != 20)
-                && open.iter().any(|print| print.as_bytes().len() == 20) =>
+            if open.iter().any(|print| !is_short(print))
+                && open.iter().any(|print| is_short(print)) =>
         {
-            let by_length = |print: &&Print| match print.as_bytes().len() {
-                20 => Method::OpenPgp,
-                _ => Method::X509,
+            let by_length = |print: &&Printed| match is_short(print) {
+                true => Method::OpenPgp,
+                false => Method::X509,
             };
             open.iter().map(by_length).collect()
         }
-        [_, ..] if free.clone().count() == open.len() => free.by_ref().copied().collect(),
+        [_, ..] if free.len() == open.len() => free,
         _ => vec![Method::X509; open.len()],
     };
     let mut guess = guess.into_iter();
     found
         .into_iter()
-        .map(|method| method.or_else(|| guess.next()).unwrap_or(Method::X509))
+        .map(|name| name.unwrap_or_else(|| Name::Known(guess.next().unwrap_or(Method::X509))))
         .collect()
 }
 
@@ -199,9 +231,9 @@ fn methods(offer: &Offer, candidates: &Candidates, keys: &[Key]) -> Vec<Method> 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stripped {
     /// The prints.
-    pub prints: Vec<Print>,
+    pub prints: Vec<Printed>,
     /// The methods that had prints and have none left.
-    pub methods: Vec<Method>,
+    pub methods: Vec<Name>,
 }
 
 /// Applies the policies to the offer of `owner`.
@@ -224,11 +256,15 @@ pub fn decide(
             Verdict::Revoked => (policies.revoked, "was revoked"),
             _ => (Policy::Annotate, ""),
         };
+        let what = match judged.print {
+            Printed::Read(_) => what,
+            Printed::Unread { .. } => "is not a fingerprint that this service can read",
+        };
         match policy {
-            Policy::Annotate => kept.push(judged.method),
+            Policy::Annotate => kept.push(&judged.method),
             Policy::Strip => {
                 gone.prints.push(judged.print.clone());
-                gone.methods.push(judged.method);
+                gone.methods.push(judged.method.clone());
             }
             Policy::Reject => {
                 return Err(format!(
@@ -238,7 +274,7 @@ pub fn decide(
             }
         }
     }
-    gone.methods.retain(|method| !kept.contains(method));
+    gone.methods.retain(|method| !kept.contains(&method));
     gone.methods.sort_unstable();
     gone.methods.dedup();
     Ok(gone)
@@ -247,15 +283,15 @@ pub fn decide(
 /// Returns the `<hints/>` of an offer.
 pub fn to_element(judgement: &Judgement, keys: &[Key], owner: &BareJid) -> Element {
     let mut hints = xml::element("hints", ns::HINTS, &[("jid", owner.as_str())]);
-    let mut add = |method: Method,
-                   print: &Print,
+    let mut add = |method: &str,
+                   print: &Printed,
                    verdict: &str,
                    known: Option<(Assurance, OffsetDateTime)>| {
-        let mut element = xml::element(
-            "print",
-            ns::HINTS,
-            &[("method", method.as_str()), ("hash", print.hash().as_str()), ("verdict", verdict)],
-        );
+        let mut element = xml::element("print", ns::HINTS, &[("method", method)]);
+        if let Some(hash) = print.hash() {
+            xml::set(&mut element, "hash", &hash);
+        }
+        xml::set(&mut element, "verdict", verdict);
         if let Some((assurance, since)) = known {
             xml::set(&mut element, "assurance", assurance.as_str());
             let since = since.replace_nanosecond(0).unwrap_or(since);
@@ -267,12 +303,13 @@ pub fn to_element(judgement: &Judgement, keys: &[Key], owner: &BareJid) -> Eleme
         hints.append_child(element);
     };
     for judged in &judgement.prints {
-        add(judged.method, &judged.print, judged.verdict.as_str(), judged.known);
+        add(judged.method.as_str(), &judged.print, judged.verdict.as_str(), judged.known);
     }
     for method in &judgement.bare {
         for key in keys.iter().filter(|key| key.method == *method && key.state == State::Active) {
             for print in &key.prints {
-                add(*method, print, "registered", Some((key.assurance, key.created)));
+                let print = Printed::Read(print.clone());
+                add(method.as_str(), &print, "registered", Some((key.assurance, key.created)));
             }
         }
     }
@@ -285,7 +322,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        print::HashKind,
+        print::{HashKind, Print},
         registry::model::{Addition, KeyId, NewKey, Source},
     };
 
@@ -323,6 +360,52 @@ mod tests {
     }
 
     #[test]
+    fn an_unreadable_print_is_judged_and_hides_the_users_keys() {
+        let revoked = Key { state: State::Revoked, ..key(3, None) };
+        for text in ["", "hello", &"AB".repeat(64), &"x".repeat(5000)] {
+            let offer =
+                format!("<method name='x509'><print hash='sha-512'>{text}</print></method>");
+            for (keys, verdict) in [
+                (&[][..], "unknown"),
+                (&[key(1, None)], "mismatch"),
+                (std::slice::from_ref(&revoked), "mismatch"),
+            ] {
+                let said = hints(&offer, keys);
+                assert_eq!(said.matches("<print ").count(), 1, "{said}");
+                assert!(said.contains(&format!("verdict='{verdict}'")), "{said}");
+                assert!(said.contains("hash='sha-512'") && said.len() < 600, "{said}");
+            }
+        }
+        // Of several methods, it may be meant for the one that the user has keys of.
+        let offer = Offer {
+            methods: vec!["openpgp".to_owned(), "x509".to_owned()],
+            prints: vec![(None, Printed::Unread { text: "hello".to_owned(), hash: None })],
+        };
+        let judged = judge(&offer, &[], &[key(1, None)]);
+        assert_eq!(judged.prints[0].verdict, Verdict::Mismatch);
+    }
+
+    #[test]
+    fn a_print_of_an_unknown_method_stays_under_its_name() {
+        let revoked = Key { state: State::Revoked, ..key(3, None) };
+        let keys = [key(1, None), revoked];
+        for (name, byte, verdict) in [
+            ("foo", "01", "unknown"),
+            ("foo", "02", "unknown"),
+            ("foo", "03", "revoked"),
+            ("X509", "01", "match"),
+            ("X509", "02", "mismatch"),
+        ] {
+            let print = byte.repeat(32);
+            let said =
+                hints(&format!("<method name='{name}'><print>{print}</print></method>"), &keys);
+            assert_eq!(said.matches("<print ").count(), 1, "{said}");
+            assert!(said.contains(&format!("method='{name}'")), "{said}");
+            assert!(said.contains(&format!("verdict='{verdict}'")), "{said}");
+        }
+    }
+
+    #[test]
     fn an_expired_key_is_no_match() {
         let print = "02".repeat(32);
         let offer = format!("<method name='x509'><print>{print}</print></method>");
@@ -334,7 +417,7 @@ mod tests {
     fn bare_offer(methods: &[&str], prints: &[Print]) -> Offer {
         Offer {
             methods: methods.iter().map(|&name| name.to_owned()).collect(),
-            prints: prints.iter().map(|print| (None, print.clone())).collect(),
+            prints: prints.iter().map(|print| (None, Printed::Read(print.clone()))).collect(),
         }
     }
 
@@ -355,7 +438,8 @@ mod tests {
             (vec![], vec![short(2), short(3)], vec![X509; 2]),
         ] {
             let offer = bare_offer(&methods, &prints);
-            let got: Vec<_> = judge(&offer, &[], &keys).prints.iter().map(|j| j.method).collect();
+            let got = judge(&offer, &[], &keys).prints;
+            let got: Vec<_> = got.iter().filter_map(|judged| judged.method.likely()).collect();
             assert_eq!(got, expected, "{methods:?} {prints:?}");
         }
     }
@@ -363,7 +447,11 @@ mod tests {
     fn verdicts(offer: &Offer, others: &[&str], keys: &[Key]) -> Vec<(Method, Verdict)> {
         let others: Vec<String> = others.iter().map(|&name| name.to_owned()).collect();
         let judged = judge(offer, &others, keys).prints;
-        judged.iter().map(|judged| (judged.method, judged.verdict)).collect()
+        let known = |judged: &Judged| match judged.method {
+            Name::Known(method) => (method, judged.verdict),
+            Name::Other(_) => panic!("{judged:?}"),
+        };
+        judged.iter().map(known).collect()
     }
 
     #[test]
@@ -378,7 +466,10 @@ mod tests {
                 for prints in [[long(1), stranger.clone()], [stranger.clone(), long(1)]] {
                     let found = judge(&bare_offer(methods, &prints), &[], &keys).prints;
                     let of = |print: &Print| {
-                        let judged = found.iter().find(|judged| judged.print == *print).unwrap();
+                        let judged = found
+                            .iter()
+                            .find(|judged| judged.print.print() == Some(print))
+                            .unwrap();
                         judged.verdict
                     };
                     assert_eq!(of(&long(1)), Verdict::Match, "{methods:?} {prints:?}");
@@ -400,9 +491,10 @@ mod tests {
         let long = |byte| Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
         let keys = [key(1, None)];
         for turned in [false, true] {
+            let long = |byte| Printed::Read(long(byte));
             let mut prints = vec![
-                (Some(Method::X509), long(1)),
-                (Some(Method::OpenPgp), long(9)),
+                (Some(Name::Known(Method::X509)), long(1)),
+                (Some(Name::Known(Method::OpenPgp)), long(9)),
                 (None, long(9)),
             ];
             if turned {
@@ -454,7 +546,7 @@ mod tests {
         for (verdict, method, byte) in cases {
             let offer = Offer {
                 methods: vec![method.to_string(), "srp".to_owned()],
-                prints: vec![(Some(method), print(byte))],
+                prints: vec![(Some(Name::Known(method)), Printed::Read(print(byte)))],
             };
             let judgement = judge(&offer, &[], &keys);
             assert_eq!(judgement.prints[0].verdict.as_str(), verdict, "{method} {byte}");
@@ -478,7 +570,7 @@ mod tests {
                         }
                         (true, Policy::Strip) => {
                             let gone = decided.unwrap();
-                            assert_eq!(gone.prints, [print(byte)]);
+                            assert_eq!(gone.prints, [Printed::Read(print(byte))]);
                             assert_eq!(judgement.methods(&offer, &gone), ["srp"]);
                         }
                         _ => {
@@ -500,6 +592,6 @@ mod tests {
         let policies =
             Policies { unknown: Policy::Strip, mismatch: Policy::Strip, revoked: Policy::Strip };
         let gone = decide(&judgement, &policies, &BareJid::new("romeo@m.lit").unwrap()).unwrap();
-        assert_eq!(gone, Stripped { prints: vec![print(2)], methods: vec![] });
+        assert_eq!(gone, Stripped { prints: vec![Printed::Read(print(2))], methods: vec![] });
     }
 }

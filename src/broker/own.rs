@@ -349,14 +349,16 @@ pub(super) fn first_content(jingle: &Element) -> Option<&Element> {
     jingle.children().find(|child| child.is("content", namespace.as_str()))
 }
 
+/// Returns whether the application of a content is a raw TLS stream and nothing else.
+pub(super) fn is_raw(content: &Element) -> bool {
+    let mut descriptions = content.children().filter(|child| child.name() == "description");
+    let first = descriptions.next();
+    first.is_some_and(|first| first.has_ns(ns::APPS_TLS)) && descriptions.next().is_none()
+}
+
 /// Returns the x509 prints of an offer.
 pub(super) fn pins(content: &Element) -> Vec<Print> {
-    offer::Offer::read(content)
-        .prints
-        .into_iter()
-        .filter(|(method, _)| matches!(method, None | Some(Method::X509)))
-        .map(|(_, print)| print)
-        .collect()
+    offer::Offer::read(content).prints_for(Method::X509)
 }
 
 /// Returns the address that the component uses in a session of its own.

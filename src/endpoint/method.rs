@@ -182,12 +182,7 @@ pub(super) fn expected(
             profile(method).map(|profile| format!(" ({profile})")).unwrap_or_default(),
         )));
     }
-    let pins: Vec<Print> = offer
-        .prints
-        .into_iter()
-        .filter(|(of, _)| of.is_none_or(|of| of == method))
-        .map(|(_, print)| print)
-        .collect();
+    let pins = offer.prints_for(method);
     match method {
         Method::Srp => Ok(Expected::Anyone),
         _ if pins.is_empty() => Err(Error::Unverified(format!(

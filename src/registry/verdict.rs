@@ -92,6 +92,16 @@ pub fn judge<'a>(keys: &'a [Key], method: Option<Method>, print: &Print) -> Judg
     Judgement { verdict: if any { Verdict::Mismatch } else { Verdict::Unknown }, key: None }
 }
 
+/// Judges an offered print that cannot be read, or that is by a hash which the registry does not keep: it may be that of
+/// any key.
+pub fn judge_unread(keys: &[Key], method: Method) -> Verdict {
+    let counts = |key: &Key| matches!(key.state, State::Active | State::Revoked);
+    match keys.iter().any(|key| key.method == method && counts(key)) {
+        true => Verdict::Mismatch,
+        false => Verdict::Unknown,
+    }
+}
+
 /// Returns whether only the print of the key's public key is known, and `print` may be that of a certificate with it. A
 /// party that sees the certificate can tell, and finds the key in the registry.
 fn is_spki_alone(key: &Key, print: &Print) -> bool {

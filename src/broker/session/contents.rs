@@ -31,6 +31,14 @@ pub(crate) fn choose(jingle: &Element, options: &Options) -> Result<(usize, Tran
     if all.is_empty() {
         return Err(Refusal::bad_request("A session-initiate must have a content"));
     }
+    for content in &all {
+        let creator = content.attr("creator").unwrap_or_default();
+        if !matches!(creator, "initiator" | "responder") || name(content).is_empty() {
+            return Err(Refusal::bad_request(
+                "A content must have a name, and as creator initiator or responder",
+            ));
+        }
+    }
     let secured =
         |content: &&(usize, &Element)| !options.require_tls || offer::is_secured(content.1);
     let mut secured = all.into_iter().enumerate().filter(|content| secured(&content)).peekable();
@@ -75,25 +83,39 @@ pub(super) fn contents(jingle: &Element) -> impl Iterator<Item = &Element> {
     jingle.children().filter(move |child| child.is("content", namespace.as_str()))
 }
 
-/// Returns the prints that a content offers.
-pub(super) fn offered_prints(content: &Element) -> Vec<Print> {
-    offer::Offer::read(content).prints.into_iter().map(|(_, print)| print).collect()
+/// Returns the readable prints that a stanza offers, in its contents or beside them.
+pub(super) fn offered_prints(jingle: &Element) -> Vec<Print> {
+    let prints = offer::Offer::read(jingle).prints.into_iter();
+    prints.filter_map(|(_, printed)| printed.print().cloned()).collect()
 }
 
-/// Returns a content of a later stanza, in a dialect that its reader knows. `methods` are those of the session.
-pub(super) fn translated(content: &Element, known: &[Dialect], methods: &[String]) -> Element {
-    let prints = hints::judge(&offer::Offer::read(content), methods, &[]).prints();
-    dialect::for_peer(content, known, &prints)
+/// Returns whether a stanza offers anything, in its contents or beside them.
+pub(super) fn offers(jingle: &Element) -> bool {
+    !offer::Offer::read(jingle).is_empty()
+}
+
+/// Returns the part of a Jingle element that is beside its contents. Contents in the other Jingle namespace are not
+/// part of the session.
+fn beside(jingle: &Element) -> Element {
+    let mut alone = xml::head_in(jingle, &jingle.ns());
+    let is_content = |e: &Element| e.is("content", ns::JINGLE) || e.is("content", ns::JINGLE_0);
+    for node in jingle.nodes() {
+        if !node.as_element().is_some_and(is_content) {
+            alone.append_node(node.clone());
+        }
+    }
+    alone
 }
 
 fn name(content: &Element) -> &str {
     content.attr("name").unwrap_or_default()
 }
 
-/// A side's offer after policy.
+/// A side's offer after policy: a content, or the part of a stanza beside its contents.
 struct Checked {
-    content: Element,
-    hints: Element,
+    element: Element,
+    /// Verdicts on the offer, if there is one.
+    hints: Option<Element>,
     /// The methods that it has left, and whether it had any.
     methods: Vec<String>,
     had_methods: bool,
@@ -119,7 +141,9 @@ impl Session {
         let Some(content) = contents(&jingle).nth(self.chosen) else { return };
         self.dialects = [Dialect::of(content), Dialect::known(&features)];
         self.choose_namespace(&features);
-        let checked = match self.check(Side::Initiator, content, &keys) {
+        let checked = self.check(Side::Initiator, content, &keys);
+        let beside = self.check_beside(Side::Initiator, &jingle, &keys);
+        let (checked, beside) = match checked.and_then(|checked| Ok((checked, beside?))) {
             Ok(checked) => checked,
             Err(text) => return self.refuse_key(&self.owner(Side::Initiator), &text),
         };
@@ -135,7 +159,7 @@ impl Session {
             let text = "The component offers neither SOCKS5 nor IBB";
             return self.end_both("unsupported-transports", text);
         };
-        let out = self.pass(Side::Responder, &jingle, self.chosen, &checked, transport);
+        let out = self.pass(Side::Responder, &beside, &checked, transport);
         self.phase = Phase::Negotiating;
         self.leg(Side::Responder).told = true;
         self.ask(Side::Responder, out, Question::Initiate);
@@ -158,30 +182,30 @@ impl Session {
         }
     }
 
-    /// Returns a session-initiate or session-accept for the other side, with only the checked content of this number.
-    fn pass(
+    /// Returns a session-initiate or session-accept for the other side, with only the checked content.
+    fn pass(&self, to: Side, beside: &Checked, checked: &Checked, transport: Element) -> Element {
+        let frame = self.frame(to);
+        let from = beside.element.ns();
+        let content = rewrite::reframe(&checked.element, &from, frame.namespace);
+        let hints = checked.hints.clone();
+        self.assemble(to, beside, [rewrite::content(&content, Some(transport), hints)])
+    }
+
+    /// Returns a stanza for the other side with these contents.
+    fn assemble(
         &self,
         to: Side,
-        jingle: &Element,
-        number: usize,
-        checked: &Checked,
-        transport: Element,
+        beside: &Checked,
+        contents: impl IntoIterator<Item = Element>,
     ) -> Element {
-        let frame = self.frame(to);
-        let content = rewrite::reframe(&checked.content, &jingle.ns(), frame.namespace);
-        let mut content =
-            Some(rewrite::content(&content, Some(transport), Some(checked.hints.clone())));
-        let mut alone = xml::head_in(jingle, &jingle.ns());
-        let mut count = 0;
-        for node in jingle.nodes() {
-            let is_content =
-                node.as_element().is_some_and(|e| e.is("content", jingle.ns().as_str()));
-            if !is_content || count == number {
-                alone.append_node(node.clone());
-            }
-            count += usize::from(is_content);
+        let mut out = rewrite::jingle(&beside.element, &self.frame(to), |content| content);
+        for content in contents {
+            out.append_child(content);
         }
-        rewrite::jingle(&alone, &frame, |moved| content.take().unwrap_or(moved))
+        if let Some(hints) = &beside.hints {
+            out.append_child(hints.clone());
+        }
+        out
     }
 
     /// Returns the owner of the keys that a side offers.
@@ -197,29 +221,65 @@ impl Session {
         let owner = self.owner(side);
         let offer = offer::Offer::read(content);
         // An answer that names no method means one that the initiator has offered.
-        let others = if side == Side::Responder { self.methods.as_slice() } else { &[] };
-        let judged = hints::judge(&offer, others, keys);
+        let judged = hints::judge(&offer, &self.methods, keys);
         let gone = hints::decide(&judged, &self.options.policies, &owner)?;
         let left = offer::without(content, &gone.prints, &gone.methods);
         let mut prints = judged.prints();
-        prints.retain(|(_, print)| !gone.prints.iter().any(|other| other.same_bytes(print)));
+        prints.retain(|(_, print)| gone.prints.iter().all(|o| o.identity() != print.identity()));
         let known = &self.dialects[side.other().index()];
         let methods = judged.methods(&offer, &gone);
         Ok(Checked {
-            content: dialect::for_peer(&left, known, &prints),
-            hints: hints::to_element(&judged, keys, &owner),
+            element: dialect::for_peer(&left, known, &prints),
+            hints: (!offer.is_empty()).then(|| hints::to_element(&judged, keys, &owner)),
             had_methods: !methods.is_empty() || !gone.methods.is_empty(),
             methods,
         })
     }
 
-    /// Passes the session-accept on.
-    pub(super) fn pass_accept(&mut self, keys: &[Key], now: Instant) {
-        let Some(stanza) = self.accept.take() else { return };
+    /// The same for the part of a stanza beside its contents.
+    fn check_beside(&self, side: Side, jingle: &Element, keys: &[Key]) -> Result<Checked, String> {
+        self.check(side, &beside(jingle), keys)
+    }
+
+    /// Passes a stanza on whose offer had to be checked.
+    pub(super) fn pass_checked(&mut self, side: Side, keys: &[Key], now: Instant) {
+        let Some((_, stanza)) = self.checked.take_if(|(checked, _)| *checked == side) else {
+            return;
+        };
         let Some(jingle) = stanza.payload().cloned() else { return };
-        let Some(content) = self.own_content(&jingle) else { return };
-        let number = contents(&jingle).position(|other| std::ptr::eq(other, content)).unwrap_or(0);
-        let checked = match self.check(Side::Responder, content, keys) {
+        if jingle.attr("action") == Some("session-accept") {
+            return self.pass_accept(stanza, &jingle, keys, now);
+        }
+        let beside = self.check_beside(side, &jingle, keys);
+        let all: Result<Vec<Checked>, String> =
+            contents(&jingle).map(|content| self.check(side, content, keys)).collect();
+        match all.and_then(|all| Ok((all, beside?))) {
+            Ok((all, beside)) => {
+                let to = side.other();
+                let namespace = self.peer(to).namespace.as_str();
+                let contents = all.into_iter().map(|checked| {
+                    let mut content = rewrite::reframe(&checked.element, &jingle.ns(), namespace);
+                    if let Some(hints) = checked.hints {
+                        content.append_child(hints);
+                    }
+                    content
+                });
+                let out = self.assemble(to, &beside, contents);
+                self.ask(to, out, Question::Forwarded(Box::new(stanza)));
+            }
+            Err(text) => {
+                self.send(stanza.result(None));
+                self.refuse_key(&self.owner(side), &text);
+            }
+        }
+    }
+
+    /// Passes the session-accept on.
+    fn pass_accept(&mut self, stanza: Stanza, jingle: &Element, keys: &[Key], now: Instant) {
+        let Some(content) = self.own_content(jingle) else { return };
+        let checked = self.check(Side::Responder, content, keys);
+        let beside = self.check_beside(Side::Responder, jingle, keys);
+        let (checked, beside) = match checked.and_then(|checked| Ok((checked, beside?))) {
             Ok(checked) => checked,
             Err(text) => {
                 self.send(stanza.result(None));
@@ -244,7 +304,7 @@ impl Session {
         self.leg(Side::Responder).accept(Transport::read(content));
         self.accepted = true;
         let transport = self.accept_leg();
-        let out = self.pass(Side::Initiator, &jingle, number, &checked, transport);
+        let out = self.pass(Side::Initiator, &beside, &checked, transport);
         self.ask(Side::Initiator, out, Question::Forwarded(Box::new(stanza)));
         if matches!(self.phase, Phase::Negotiating) {
             self.deadline = now + self.options.activation_timeout;

@@ -227,8 +227,8 @@ pub(crate) struct Session {
     phase: Phase,
     /// The session-initiate while it is unanswered.
     initiate: Option<Stanza>,
-    /// The session-accept while it is being checked, and the stanzas after it.
-    accept: Option<Stanza>,
+    /// A side's session-accept or later offer while it is being checked, and the stanzas after it.
+    checked: Option<(Side, Stanza)>,
     held: VecDeque<Input>,
     accepted: bool,
     /// The name of the brokered content, and those of the initiator's other contents.
@@ -290,7 +290,7 @@ impl Session {
             LegState { told: true, ..leg },
             LegState::ibb(ns::JINGLE_IBB, None, options.block_size),
         ];
-        let prints = offered.get(chosen).map(|content| offered_prints(content)).unwrap_or_default();
+        let prints = initiate.payload().map(offered_prints).unwrap_or_default();
         let mut actions =
             VecDeque::from([Action::LookUpFeatures, Action::LookUpKeys(Side::Initiator, prints)]);
         if let Plan::S5b { sid, .. } = &legs[0].plan {
@@ -310,7 +310,7 @@ impl Session {
             legs,
             phase: Phase::Checking { features: None, keys: None },
             initiate: Some(initiate),
-            accept: None,
+            checked: None,
             held: VecDeque::new(),
             accepted: false,
             name,
@@ -376,11 +376,11 @@ impl Session {
         match input {
             _ if self.is_over() => {}
             Input::Jingle(_, stanza) | Input::Open(_, stanza)
-                if self.accept.is_some() && self.held.len() >= FORWARDED =>
+                if self.checked.is_some() && self.held.len() >= FORWARDED =>
             {
                 self.send(stanza.refuse(&too_many()));
             }
-            Input::Jingle(..) | Input::Open(..) if self.accept.is_some() => {
+            Input::Jingle(..) | Input::Open(..) if self.checked.is_some() => {
                 self.held.push_back(input);
             }
             // A user that has not been told of the session cannot speak in it.
@@ -424,19 +424,19 @@ impl Session {
             Input::Room => self.refuse_check(&room()),
             Input::Jingle(side, stanza) => self.handle_jingle(side, stanza, now),
             Input::Keys(_, Err(())) => self.refuse_check(&Refusal::internal()),
-            Input::Keys(Side::Initiator, Ok(found)) => {
-                if let Phase::Checking { keys, .. } = &mut self.phase {
+            Input::Keys(side, Ok(found)) => match &mut self.phase {
+                Phase::Checking { keys, .. } => {
                     *keys = Some(found);
                     self.pass_initiate();
                 }
-            }
-            Input::Keys(Side::Responder, Ok(found)) => self.pass_accept(&found, now),
+                _ => self.pass_checked(side, &found, now),
+            },
             Input::Open(side, stanza) => self.handle_open(side, &stanza),
             Input::Relayed(outcome) => self.relayed(outcome, now),
             Input::Timeout => self.handle_timeout(now),
             Input::Waits(side, waits) => self.tell_waiting(side, waits),
         }
-        if self.accept.is_none()
+        if self.checked.is_none()
             && let Some(input) = self.held.pop_front()
         {
             self.handle(input, now);
@@ -624,7 +624,8 @@ impl Session {
             Input::Jingle(_, stanza) | Input::Open(_, stanza) => Some(stanza),
             _ => None,
         });
-        for stanza in self.accept.take().into_iter().chain(forwarded).chain(held) {
+        let checked = self.checked.take().map(|(_, stanza)| stanza);
+        for stanza in checked.into_iter().chain(forwarded).chain(held) {
             self.actions.push_back(Action::Send(stanza.refuse(&unknown_session())));
         }
     }
@@ -657,7 +658,7 @@ impl Session {
 
     /// Refuses the stanza that is being checked, because the registry has no answer.
     fn refuse_check(&mut self, refusal: &Refusal) {
-        if let Some(stanza) = self.accept.take() {
+        if let Some((_, stanza)) = self.checked.take() {
             return self.send(stanza.refuse(refusal));
         }
         self.answer_initiate(Some(refusal.to_element()));
@@ -679,14 +680,12 @@ impl Session {
                 }
             }
             "session-accept" if side == Side::Responder && !self.accepted => {
-                let Some(content) = self.own_content(&jingle) else {
+                if self.own_content(&jingle).is_none() {
                     let refusal =
                         Refusal::bad_request("A session-accept must have the content offered");
                     return self.send(stanza.refuse(&refusal));
-                };
-                let prints = offered_prints(content);
-                self.accept = Some(stanza);
-                self.actions.push_back(Action::LookUpKeys(Side::Responder, prints));
+                }
+                self.look_up(side, stanza);
             }
             "session-accept" | "session-initiate" => {
                 self.send(stanza.refuse(&out_of_order("The session is not in that state")));
@@ -707,10 +706,10 @@ impl Session {
                 if asked.count() >= FORWARDED {
                     return self.send(stanza.refuse(&too_many()));
                 }
-                let known = self.dialects[side.other().index()].clone();
-                let out = rewrite::jingle(&jingle, &self.frame(side.other()), |content| {
-                    contents::translated(&content, &known, &self.methods)
-                });
+                if contents::offers(&jingle) {
+                    return self.look_up(side, stanza);
+                }
+                let out = rewrite::jingle(&jingle, &self.frame(side.other()), |content| content);
                 self.ask(side.other(), out, Question::Forwarded(Box::new(stanza)));
             }
             _ => {
@@ -718,6 +717,13 @@ impl Session {
                 self.send(stanza.refuse(&refusal));
             }
         }
+    }
+
+    /// Looks up the keys of a side, to check the offer in its stanza.
+    fn look_up(&mut self, side: Side, stanza: Stanza) {
+        let prints = stanza.payload().map(offered_prints).unwrap_or_default();
+        self.checked = Some((side, stanza));
+        self.actions.push_back(Action::LookUpKeys(side, prints));
     }
 
     /// Passes one side's session-terminate to the other, with its reason.

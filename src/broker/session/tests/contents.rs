@@ -44,6 +44,7 @@ fn an_offer_is_translated_for_the_responder_and_its_answer_for_the_initiator() {
     let chosen = "<content creator='initiator' name='c'><description xmlns='urn:xmpp:jingle:apps:tls'>\
         <methods><method name='x509'/></methods></description></content>";
     world.jingle(Side::Initiator, "security-info", chosen);
+    world.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));
     let info = world.told(Side::Responder, "security-info").pop().unwrap();
     assert!(info.get_child("content", ns::JINGLE).unwrap().has_child("security", ns::XTLS));
 }
@@ -115,6 +116,10 @@ fn of_several_contents_the_one_that_can_be_brokered_goes_on() {
     let condition =
         |contents: &[String]| choose(&jingle(contents), &options).unwrap_err().condition;
     assert_eq!(condition(&[]), "bad-request");
+    for missing in ["name='c'", "creator='initiator'"] {
+        let bare = content(IBB_OFFER).replace(missing, "");
+        assert_eq!(condition(&[bare]), "bad-request", "{missing}");
+    }
     assert_eq!(condition(&[plain.to_owned()]), "not-acceptable");
     assert_eq!(condition(&[plain.to_owned(), foreign]), "feature-not-implemented");
 
@@ -162,6 +167,106 @@ fn a_content_that_is_added_later_is_rejected() {
     let rejected = world.told(Side::Responder, "content-reject").pop().unwrap();
     assert_eq!(rejected.children().next().unwrap().attr("name"), Some("more"));
     assert_eq!(world.told(Side::Initiator, "content-add"), []);
+}
+
+const OTHER: &str = "E5:59:E9:8A:9B:C9:ED:0F:60:21:FD:EA:34:BF:24:E4:0D:B0:FE:FC";
+
+/// Returns the verdicts in an element's hints, with the texts.
+fn verdicts(element: &Element) -> Vec<(String, String)> {
+    let hints = element.children().filter(|child| child.is("hints", ns::HINTS));
+    let all = hints.flat_map(Element::children);
+    all.map(|hint| (hint.attr("verdict").unwrap_or_default().to_owned(), hint.text())).collect()
+}
+
+/// Offers with this print: in a content in each dialect, and beside the contents.
+fn later_offers(print: &str) -> Vec<String> {
+    let content =
+        |inside: &str| format!("<content creator='initiator' name='c'>{inside}</content>");
+    let tls = |inside: &str| {
+        format!("<description xmlns='urn:xmpp:jingle:apps:tls'>{inside}</description>")
+    };
+    let security = format!(
+        "<security xmlns='{SECURITY}'><fingerprint>{print}</fingerprint><method name='x509'/></security>"
+    );
+    let offer = format!("<offer xmlns='urn:xmpp:security-offer'><print>{print}</print></offer>");
+    vec![
+        content(&tls(&format!(
+            "<methods><method name='x509'><print>{print}</print></method></methods>"
+        ))),
+        content(&offer),
+        content(&security),
+        content(&tls(&format!(
+            "<offer xmlns='urn:xmpp:tmp:c2ctls'><keyinfo xmlns='urn:xmpp:tmp:pubkey'><name>{print}</name>\
+             </keyinfo></offer>"
+        ))),
+        security,
+        offer,
+    ]
+}
+
+#[test]
+fn the_offers_of_later_stanzas_are_judged_and_hinted() {
+    for action in ["session-info", "security-info", "description-info", "content-modify"] {
+        for side in [Side::Initiator, Side::Responder] {
+            for print in [OTHER, "hello"] {
+                for offer in later_offers(print) {
+                    let mut world = World::initiated(IBB_OFFER, &[]);
+                    world.jingle(side, action, &offer);
+                    assert_eq!(world.told(side.other(), action), [], "not before it is judged");
+                    // Later stanzas of both sides wait.
+                    world.jingle(side.other(), "session-info", "");
+                    assert_eq!(world.told(side, "session-info"), []);
+                    world.tell(Input::Keys(side, Ok(Vec::new())));
+                    let got = world.told(side.other(), action).pop().expect("it is passed on");
+                    let place = got.get_child("content", ns::JINGLE).unwrap_or(&got);
+                    assert_eq!(verdicts(place), [("unknown".to_owned(), print.to_owned())]);
+                    let printed = &offer::Offer::read(&got).prints[0].1;
+                    assert_eq!(printed.to_string(), print, "{got:?}");
+                    assert_eq!(world.told(side, "session-info").len(), 1);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn policy_holds_for_later_offers_too() {
+    let after = |policies, offer: &str| {
+        let mut world = World::new(IBB_OFFER, policies);
+        world.look_up(&[]);
+        world.answer("jingle");
+        world.sent.clear();
+        world.session.options = Arc::new(Options {
+            policies: Policies { unknown: policies.mismatch, ..policies },
+            ..(*world.session.options).clone()
+        });
+        world.jingle(Side::Responder, "security-info", offer);
+        world.tell(Input::Keys(Side::Responder, Ok(Vec::new())));
+        world
+    };
+    for print in [OTHER, "hello"] {
+        for offer in later_offers(print) {
+            let world = after(Policies { mismatch: Policy::Strip, ..annotate() }, &offer);
+            let got = world.told(Side::Initiator, "security-info").pop().unwrap();
+            assert_eq!(offer::Offer::read(&got).prints, [], "{got:?}");
+            let world = after(Policies { mismatch: Policy::Reject, ..annotate() }, &offer);
+            assert_eq!(world.told(Side::Initiator, "security-info"), []);
+            let reasons = world.terminated();
+            assert_eq!(reasons.len(), 2, "{reasons:?}");
+            assert!(reasons.iter().all(|(_, reason)| reason == "security-error"), "{reasons:?}");
+        }
+    }
+}
+
+#[test]
+fn an_offer_beside_the_content_or_in_one_of_another_namespace_is_not_hidden() {
+    let beside = format!("<offer xmlns='urn:xmpp:security-offer'><print>{OTHER}</print></offer>");
+    let foreign = content(IBB_OFFER).replace("<content ", "<content xmlns='urn:xmpp:jingle:0' ");
+    let mut world = World::of(&[content(IBB_OFFER), beside, foreign], 0, annotate());
+    let initiate = passed(&mut world, &[ns::JINGLE_0]);
+    let contents = initiate.children().filter(|child| child.name() == "content");
+    assert_eq!(contents.count(), 1);
+    assert_eq!(verdicts(&initiate), [("unknown".to_owned(), OTHER.to_owned())]);
 }
 
 #[test]

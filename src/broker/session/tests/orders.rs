@@ -117,6 +117,11 @@ impl World {
         for side in [Side::Initiator, Side::Responder] {
             self.tell(Input::Keys(side, Ok(Vec::new())));
         }
+        // Each of the stanzas that waited may have an offer that has to be checked.
+        while let Some((side, _)) = &self.session.checked {
+            let keys = Input::Keys(*side, Ok(Vec::new()));
+            self.tell(keys);
+        }
         while !self.asked.is_empty() {
             self.take(News::Answered(0, 19), requests);
         }
