@@ -419,7 +419,12 @@ impl Router {
             return Err(Refusal::resource_constraint("Too many requests: wait a few seconds"));
         }
         if !self.options.access.admits(&asker) {
-            return Err(Refusal::forbidden());
+            if is_jingle && self.broker.remembers(stanza) {
+                return Err(Refusal::unknown_session("The session is over"));
+            }
+            if !self.serves_callee(stanza, payload) {
+                return Err(Refusal::forbidden());
+            }
         }
         if stanza.to.node().is_none() {
             return self.handle_own(stanza, payload);
@@ -469,6 +474,27 @@ impl Router {
             };
         }
         Err(Refusal::service_unavailable())
+    }
+
+    /// Returns whether a request is part of a session that its sender has. A callee need not be a user of the service,
+    /// and may use what a session needs, at the address of the other user and at the component.
+    fn serves_callee(&self, stanza: &Stanza, payload: &Element) -> bool {
+        let get = stanza.type_ == "get";
+        let asks = payload.is("ping", ns::PING)
+            || payload.is("query", ns::DISCO_INFO) && payload.attr("node").is_none();
+        if stanza.to.node().is_some() {
+            let asks = asks || payload.is("offer", ns::C2CTLS);
+            return get && asks && self.broker.has_session(&stanza.from, Some(&stanza.to));
+        }
+        let is_streamhost = payload.is("query", ns::BYTESTREAMS);
+        if get {
+            return (asks || is_streamhost) && self.broker.has_session(&stanza.from, None);
+        }
+        // The client that offers the component as its proxy activates the stream.
+        let target = payload.get_child("activate", ns::BYTESTREAMS).map(Element::text);
+        let target = target.and_then(|target| Jid::new(target.trim()).ok());
+        is_streamhost
+            && target.is_some_and(|target| self.broker.has_session(&stanza.from, Some(&target)))
     }
 
     /// Returns whether the sender of a stanza may know of `owner`. `None`: the stanza will be handled when that is
@@ -932,6 +958,7 @@ impl Router {
                 self.presences.unavailable(&jid);
                 self.withdraw_all(&stanza.from);
                 self.broker.user_gone(&stanza.from);
+                self.broker.forget(&stanza.from);
                 let out = self.proposals.gone(&stanza.from);
                 self.send_all(out);
                 self.pass_changes();
@@ -969,6 +996,10 @@ impl Router {
         }
         match taken {
             Ok(came) => {
+                if came {
+                    // Another program may have the address now.
+                    self.broker.forget(&stanza.from);
+                }
                 self.broker.announce(stanza);
                 if came && has_access && self.options.import_pep {
                     self.refresh_pep(user);

@@ -104,6 +104,7 @@ fn own_session(postgres: Option<Postgres>) {
         "s5b offered": true,
         "s5b": ["success", "proven", 3],
         "other": ["security-error", null],
+        "a file": "unsupported-applications",
         "no print": "not-acceptable",
     });
     assert_eq!(report, expected, "{}", component.log());

@@ -20,6 +20,7 @@ pub mod transport;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fmt,
+    hash::{BuildHasher, RandomState},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
     time::Duration,
@@ -53,6 +54,7 @@ use crate::{
         jid::proxied,
         ns,
         stanza::{Kind, Refusal, Stanza},
+        xml,
     },
 };
 
@@ -71,6 +73,8 @@ const SLOPE: usize = 16;
 const CLOSING: Duration = Duration::from_secs(61);
 /// The most stanzas that wait for one session.
 const INBOX: usize = 64;
+/// The most ended sessions that are known, and for how long. Only the answer to a late stanza depends on it.
+const ENDED: (usize, Duration) = (10_000, Duration::from_secs(600));
 /// The longest accepted session id, in bytes: each stanza of the session repeats it.
 const SID: usize = 1024;
 
@@ -324,6 +328,27 @@ impl Default for Rooms {
     }
 }
 
+/// The sessions that have ended recently, each with the time until which that is known. Addresses and session ids are
+/// kept as keyed hashes, which take few bytes however long the text is.
+#[derive(Debug)]
+struct Ended(RandomState, LruCache<u64, Instant>);
+
+impl Default for Ended {
+    fn default() -> Self {
+        Self(RandomState::new(), LruCache::new(ENDED.0))
+    }
+}
+
+impl Ended {
+    fn insert(&mut self, pair: &Pair, sid: &str, now: Instant) {
+        self.1.insert(self.0.hash_one((pair, sid)), now + ENDED.1);
+    }
+
+    fn has(&self, pair: &Pair, sid: &str, now: Instant) -> bool {
+        self.1.peek(&self.0.hash_one((pair, sid))).is_some_and(|until| now < *until)
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     rooms: Rooms,
@@ -336,6 +361,7 @@ struct State {
     /// Shares of sessions, by the user that began them.
     shares: Shares,
     features: features::Cache,
+    ended: Ended,
     draining: bool,
 }
 
@@ -519,17 +545,22 @@ struct Guard {
 impl Guard {
     /// Stops delivery to the session and frees its ids, also while its last bytes still flow.
     fn leave(&self) {
+        let now = Instant::now();
         let mut state = self.shared.lock();
         for pair in &self.pairs {
-            if let Some(entries) = state.sessions.get_mut(pair) {
+            let State { sessions, masks, ended, .. } = &mut *state;
+            if let Some(entries) = sessions.get_mut(pair) {
                 // Another session may have the sid by now.
-                entries.retain(|entry| !Arc::ptr_eq(&entry.facts, &self.facts));
+                for entry in entries.extract_if(.., |entry| Arc::ptr_eq(&entry.facts, &self.facts))
+                {
+                    ended.insert(pair, &entry.sid, now);
+                }
                 if entries.is_empty() {
-                    state.sessions.remove(pair);
-                    if let Some(masks) = state.masks.get_mut(&pair.0) {
-                        masks.remove(&pair.1);
-                        if masks.is_empty() {
-                            state.masks.remove(&pair.0);
+                    sessions.remove(pair);
+                    if let Some(of_user) = masks.get_mut(&pair.0) {
+                        of_user.remove(&pair.1);
+                        if of_user.is_empty() {
+                            masks.remove(&pair.0);
                         }
                     }
                 }
@@ -611,6 +642,20 @@ impl Broker {
             let _ = self.shared.outbound.try_send(stanza.refuse(&refusal));
         }
         true
+    }
+
+    /// Returns whether a user has a session: with the user at that address here, or any.
+    pub fn has_session(&self, user: &Jid, mask: Option<&Jid>) -> bool {
+        let state = self.shared.lock();
+        let masks = state.masks.get(user);
+        masks.is_some_and(|masks| mask.is_none_or(|mask| masks.contains(mask)))
+    }
+
+    /// Returns whether a Jingle stanza is about a session that has ended recently.
+    pub fn remembers(&self, stanza: &Stanza) -> bool {
+        let sid = stanza.payload().and_then(|jingle| jingle.attr("sid")).unwrap_or_default();
+        let pair = (stanza.from.clone(), stanza.to.clone());
+        self.shared.lock().ended.has(&pair, sid, Instant::now())
     }
 
     /// Creates a session for a session-initiate from `stanza.from` to `callee`.
@@ -752,6 +797,9 @@ impl Broker {
         if sid.len() > SID {
             return Err(long_sid());
         }
+        if !own::is_raw(content) {
+            return self.refuse_application(&stanza, jingle, sid);
+        }
         let pins = own::pins(content);
         if pins.is_empty() {
             let text = "Expected an offer of TLS with the print of an x509 certificate";
@@ -813,6 +861,37 @@ impl Broker {
             },
             span,
         ));
+        Ok(())
+    }
+
+    /// Refuses a session with the component itself in which a user wants more than to prove a key (XEP-0166, 6.2: the
+    /// request is acknowledged, then the session ends).
+    fn refuse_application(
+        &self,
+        stanza: &Stanza,
+        jingle: &Element,
+        sid: &str,
+    ) -> Result<(), Refusal> {
+        let namespace = jingle.ns();
+        let (initiator, responder) = (&stanza.from, &stanza.to);
+        let frame = rewrite::Frame { namespace: &namespace, sid, initiator, responder };
+        let text = "The component takes no files or streams, only proofs of keys: offer \
+                    urn:xmpp:jingle:apps:tls, or start the session with the other user's address at the component";
+        let refused = rewrite::terminate(&frame, "unsupported-applications", text);
+        let mut iq = xml::element(
+            "iq",
+            ns::CLIENT,
+            &[
+                ("type", "set"),
+                ("from", responder.as_str()),
+                ("to", initiator.as_str()),
+                ("id", &random_id()),
+            ],
+        );
+        iq.append_child(refused);
+        for element in [stanza.result(None), iq] {
+            let _ = self.shared.outbound.try_send(element);
+        }
         Ok(())
     }
 

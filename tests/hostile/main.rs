@@ -8,6 +8,7 @@ mod support;
 mod broker;
 mod cuts;
 mod file_peer;
+mod guest;
 mod hidden_prints;
 mod http_client;
 mod in_band;

@@ -88,6 +88,15 @@ async def story(settings):
         pass
     report["other"] = [await end(), await assurance(alice, component, file_print(other[1], "sha256"))]
 
+    # The component takes no files.
+    file = initiate("file", file_print(own[1], "sha256"), IBB).replace(
+        "<description xmlns='urn:xmpp:jingle:apps:tls'>",
+        "<description xmlns='urn:xmpp:jingle:apps:file-transfer:5'/><security xmlns='urn:xmpp:jingle:security:xtls:0'>",
+    )
+    file = file.replace("<methods>", "").replace("</methods>", "").replace("</description>", "</security>")
+    await alice.request(component, file)
+    report["a file"] = await end()
+
     # No print, no session.
     iq = alice.make_iq_set(ito=component)
     iq.append(ET.fromstring(initiate("none", "", IBB).replace("<print></print>", "")))
