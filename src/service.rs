@@ -367,8 +367,9 @@ impl Service {
     /// the link ends, and gets what still comes.
     pub async fn shutdown(mut self, hurry: impl Future<Output = ()>) {
         let until = Instant::now() + self.config.limits.drain_timeout;
+        // Load balancers that watch /readyz send no more users.
+        self.control.drain(true);
         self.broker.drain(until);
-        self.table.refuse_activations(true);
         if self.has_heir || self.cluster.has_heir() {
             self.accepting.cancel();
             self.broker.end_in_band();
@@ -386,7 +387,9 @@ impl Service {
         }
         let (broker, table) = (self.broker.clone(), self.table.clone());
         let drained = async {
-            while broker.sessions() > 0 || table.counts().active > 0 && Instant::now() < until {
+            // A session ends by itself at that time and then tells its users. Nothing tells a transfer.
+            let transfers = || table.counts().active > 0 && Instant::now() < until;
+            while broker.sessions() > 0 || transfers() {
                 sleep(Duration::from_millis(20)).await;
             }
         };

@@ -504,3 +504,28 @@ fn attach(
         assert!(hidden.stdout.contains(text), "{hidden:?}");
     }
 }
+
+#[test]
+fn while_running_sessions_keep_it_from_stopping_it_is_not_ready() {
+    let server = Server::start(Kind::Prosody);
+    let more = "[limits]\ndrain_timeout = \"1h\"\n".to_owned();
+    let (options, http) = with_pages(Options { more, ..Options::default() });
+    let mut component = Component::start(&server, &options);
+    let ready = || get(&http, "/readyz", "");
+    let log = || component.log();
+    wait_for("readiness", PATIENCE, log, || ready().is_some_and(|(_, text)| text == "ready\n"));
+    let mut session = Script::start("guest.py", &server, json!({"hold": true}));
+    session.wait_for("initiated");
+    component.signal("TERM");
+    let mut page = None;
+    wait_for("the drain", PATIENCE, log, || {
+        page = ready().filter(|(head, _)| !head.starts_with("HTTP/1.1 200"));
+        page.is_some()
+    });
+    let (head, text) = page.unwrap();
+    assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+    assert_eq!(text, "draining: new sessions are refused\n");
+    component.signal("TERM");
+    session.report();
+    assert_eq!(component.wait(PATIENCE), 0, "{}", component.log());
+}
