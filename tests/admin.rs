@@ -96,6 +96,7 @@ fn expected_before() -> Value {
         "blocks": {
             "mistake": ["error"],
             "oneself": ["error"],
+            "patterns": ["error", "error"],
             "blocked": [
                 "completed",
                 "alice@example.test is blocked now. Sessions ended: 2.",

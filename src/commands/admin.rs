@@ -275,6 +275,12 @@ impl Commands {
         }
         let jid = canonical_bare(values.one("jid"))
             .ok_or_else(|| input("Expected an address like romeo@montague.lit, or a domain"))?;
+        if jid.domain().as_str().contains('*') {
+            return Err(input(match jid.as_str() {
+                "*" => "That would lock you out yourself: block addresses and domains one by one",
+                _ => "Expected an address or a whole domain, found a pattern: block each domain",
+            }));
+        }
         if jid == *admin || jid.as_str() == admin.domain().as_str() {
             return Err(input("That would lock you out yourself"));
         }

@@ -286,8 +286,15 @@ impl Commands {
         let (id, mut progress) = match request.attr("sessionid").filter(|id| !id.is_empty()) {
             Some(id) => (id.to_owned(), self.resume(id, from, command)?),
             None => {
-                if !matches!(action, "execute" | "next" | "complete") {
-                    return Err(bad("bad-action", "There is nothing to go back to"));
+                match action {
+                    "execute" | "next" | "complete" => {}
+                    "prev" => return Err(bad("bad-action", "There is nothing to go back to")),
+                    "cancel" => {
+                        let text =
+                            "There is nothing to cancel: expected the sessionid of an open command";
+                        return Err(bad("bad-action", text));
+                    }
+                    _ => return Err(unknown_action()),
                 }
                 let fresh = Progress {
                     from: from.clone(),
@@ -338,12 +345,7 @@ impl Commands {
                 progress.stage += 1;
             }
             "execute" | "next" | "complete" => {}
-            _ => {
-                return Err(bad(
-                    "malformed-action",
-                    "The action must be execute, next, prev, complete or cancel",
-                ));
-            }
+            _ => return Err(unknown_action()),
         }
         let page = match self.page(&progress, now).await {
             Ok(page) => page,
@@ -500,6 +502,10 @@ fn note(type_: &str, text: &str) -> Element {
     let mut note = xml::element("note", ns::COMMANDS, &[("type", type_)]);
     note.append_text(&*sentence(text));
     note
+}
+
+fn unknown_action() -> Refusal {
+    bad("malformed-action", "The action must be execute, next, prev, complete or cancel")
 }
 
 fn bad(condition: &'static str, text: &str) -> Refusal {

@@ -14,7 +14,7 @@ use crate::{
     registry::{
         material::{Material, is_pem},
         model::{
-            ALLOWED_MAX, Actor, Key, KeyId, NewKey, Settings, Source, State, Visibility,
+            ALLOWED_MAX, Actor, Key, KeyError, KeyId, NewKey, Settings, Source, State, Visibility,
             check_reason, stamp,
         },
         proof,
@@ -352,6 +352,9 @@ impl Commands {
 
 fn read_new(values: &Values) -> Result<NewKey, Stop> {
     let method: Method = values.one("method").parse().map_err(input)?;
+    if method == Method::Srp {
+        return Err(input(KeyError::Method));
+    }
     let label = values.one("label");
     let material = values.lines("material");
     let print = values.one("print");

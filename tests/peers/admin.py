@@ -224,6 +224,10 @@ async def blocks(world):
     report["mistake"] = block.kinds()
     await block.go("complete", jid=world.carol.boundjid.bare)
     report["oneself"] = block.kinds()
+    report["patterns"] = []
+    for pattern in ("*", "*.example.test"):
+        await block.go("complete", jid=pattern)
+        report["patterns"] += block.kinds()
     await block.go("complete", jid=world.alice.boundjid.bare, reason="spam")
     report["blocked"] = [block.status, block.notes[0][1], await ended(ends)]
     report["told"] = []
