@@ -604,12 +604,20 @@ impl Registry {
         let label =
             if key.label.is_empty() { String::new() } else { format!(" “{}”", key.label) };
         let component = &self.component;
+        let cure = match key.state {
+            model::State::Revoked => format!(
+                "add another key, and look at the others: xtls keys lists them, and xtls revoke ID, or the command \
+                 “Revoke a key” of {component}, revokes one"
+            ),
+            model::State::Active | model::State::Superseded => format!(
+                "revoke the key: xtls revoke {}, or the command “Revoke a key” of {component}",
+                key.id
+            ),
+        };
         let text = format!(
-            "Your {} key{label} {print} {what} by {from} at {}. If that was not you, change your password and revoke \
-             the key: xtls revoke {}, or the command “Revoke a key” of {component}.",
+            "Your {} key{label} {print} {what} by {from} at {}. If that was not you, change your password and {cure}.",
             key.method,
             stamp(now),
-            key.id
         );
         Notice { owner: key.owner.clone(), text }
     }

@@ -14,6 +14,7 @@ use std::{fmt, str::FromStr};
 
 use jid::BareJid;
 use time::OffsetDateTime;
+use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
 use super::material::{self, MATERIAL_MAX, Material, MaterialError};
 use crate::print::{HashKind, Method, Print};
@@ -245,11 +246,15 @@ pub enum KeyError {
     /// Only certificates have SPKI prints.
     #[error("only x509 keys have spki-sha-256 prints")]
     Spki,
-    /// Too long or with control characters.
-    #[error("a label must be at most 64 characters long, without control characters")]
+    /// Too long, or with characters that could change how the text around it is shown.
+    #[error(
+        "a label must be at most 64 characters long, without control characters and those that change the direction"
+    )]
     Label,
-    /// Too long or with control characters.
-    #[error("a reason must be at most 256 characters long, without control characters")]
+    /// Too long, or with such characters.
+    #[error(
+        "a reason must be at most 256 characters long, without control characters and those that change the direction"
+    )]
     Reason,
 }
 
@@ -935,13 +940,27 @@ fn check_label(label: &str) -> Result<String, KeyError> {
     plain(label, LABEL_MAX).ok_or(KeyError::Label)
 }
 
-/// Returns a stranger's text for one line: without control characters, and at most `max` characters long.
+/// Returns a stranger's text for one line: without characters that hide, and at most `max` characters long.
 fn shortened(text: &str, max: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(max).collect()
 }
 
 /// Returns a text for one line of a terminal or a chat message.
+/// Returns whether a character could change how the text around it is shown: a control character, a break of lines, or
+/// an invisible one, such as those that turn the direction. Joiners are part of words and of emoji.
+fn hides(c: char) -> bool {
+    let joins = matches!(c, '\u{200C}' | '\u{200D}');
+    !joins
+        && matches!(
+            c.general_category(),
+            GeneralCategory::Control
+                | GeneralCategory::Format
+                | GeneralCategory::LineSeparator
+                | GeneralCategory::ParagraphSeparator
+        )
+}
+
 fn plain(text: &str, max: usize) -> Option<String> {
     let text = text.trim();
-    (text.chars().count() <= max && !text.chars().any(char::is_control)).then(|| text.to_owned())
+    (text.chars().count() <= max && !text.chars().any(hides)).then(|| text.to_owned())
 }

@@ -24,7 +24,7 @@ use super::{
     Changed, Notice, Registry, RegistryError,
     material::{Material, TEXT_MAX},
     model::{
-        ALLOWED_MAX, Actor, Key, KeyId, NewKey, NotAllowed, Settings, Source, Visibility,
+        ALLOWED_MAX, Actor, Key, KeyError, KeyId, NewKey, NotAllowed, Settings, Source, Visibility,
         check_reason, stamp,
     },
     proof::ProofError,
@@ -202,8 +202,7 @@ impl Registry {
             }
             (RequestKind::Set, "prove") => {
                 let expected = "Expected a signature element with base64";
-                let text = payload
-                    .get_child("signature", ns::KEYS)
+                let text = only(payload, "signature", expected)?
                     .map(Element::text)
                     .ok_or_else(|| Refusal::bad_request(expected))?;
                 let signature = unbase64(&text).ok_or_else(|| Refusal::bad_request(expected))?;
@@ -281,13 +280,32 @@ fn id(payload: &Element) -> Result<KeyId, Refusal> {
     text.parse().map_err(|_| Refusal::item_not_found("There is no such key"))
 }
 
+/// Returns the child of this name, if there is one.
+///
+/// # Errors
+/// The refusal with `expected`, if there are several: none of them may be dropped silently.
+fn only<'a>(
+    parent: &'a Element,
+    name: &str,
+    expected: &str,
+) -> Result<Option<&'a Element>, Refusal> {
+    let mut found = parent.children().filter(|child| child.is(name, ns::KEYS));
+    let first = found.next();
+    match found.count() {
+        0 => Ok(first),
+        more => Err(Refusal::bad_request(format!("{expected}, found {}", more + 1))),
+    }
+}
+
 fn read_new(add: &Element) -> Result<NewKey, Refusal> {
     let bad = |error: &dyn std::fmt::Display| Refusal::bad_request(error.to_string());
-    let key = add
-        .get_child("key", ns::KEYS)
+    let key = only(add, "key", "Expected one key with prints or material")?
         .ok_or_else(|| Refusal::bad_request("Expected a key with prints or material"))?;
     let method: Method =
         key.attr("method").unwrap_or_default().parse().map_err(|error| bad(&error))?;
+    if method == Method::Srp {
+        return Err(bad(&KeyError::Method));
+    }
     let mut prints = Vec::new();
     for element in key.children().filter(|child| child.is("print", ns::KEYS)) {
         let hash = match element.attr("hash") {
@@ -303,7 +321,7 @@ fn read_new(add: &Element) -> Result<NewKey, Refusal> {
         None => None,
     };
     let label = key.attr("label").unwrap_or_default();
-    let new = match key.get_child("material", ns::KEYS) {
+    let new = match only(key, "material", "Expected one material in a key")? {
         Some(material) => {
             let text = material.text();
             if text.len() > TEXT_MAX * 2 {
@@ -454,6 +472,16 @@ mod tests {
             (add("7272"), "hexadecimal digits, found 4"),
             ("<add xmlns='urn:fingerpost:keys:0'/>".to_owned(), "Expected a key"),
             (add(SEED).replace("x509", "dsa"), "x509, openpgp or srp"),
+            (add(SEED).replace("x509", "srp"), "srp has no keys"),
+            (
+                add(SEED).replace("</add>", "<key method='x509'/></add>"),
+                "Expected one key with prints or material, found 2",
+            ),
+            (
+                add(SEED).replace("</key>", "<material/><material/></key>"),
+                "Expected one material in a key, found 2",
+            ),
+            (add(SEED).replace("laptop", "lap\u{202e}top"), "change the direction"),
             (
                 format!(
                     "<add xmlns='urn:fingerpost:keys:0'><key method='x509'><material>{private}</material></key></add>"
