@@ -62,7 +62,13 @@ impl Written {
             let line = error.span().map_or(1, |span| {
                 text.get(..span.start).unwrap_or_default().matches('\n').count() + 1
             });
-            let message = error.message().lines().next().unwrap_or("no TOML").to_owned();
+            let mut message = error.message().lines().next().unwrap_or("no TOML").to_owned();
+            let at = error.span().and_then(|span| text.get(span)).map(str::trim);
+            if message == "duplicate key"
+                && let Some(key) = at.filter(|key| !key.is_empty() && !key.contains('\n'))
+            {
+                message = format!("{key}: duplicate key: expected it once in its section");
+            }
             ConfigError::at(format!("{file}: line {line}"), message)
         })?;
         let sections: Vec<&str> = KEYS.iter().map(|(section, _)| *section).collect();

@@ -493,7 +493,7 @@ fn database(section: &Section<'_>) -> Result<Database, ConfigError> {
 fn socks5(section: &Section<'_>, jid: &BareJid) -> Result<Socks5, ConfigError> {
     let listen = section
         .list("listen", "\"address:port\"", |text| {
-            host_or_any_port(text).map(|(_, port)| (text.to_owned(), port))
+            own_address(text).map(|(_, port)| (text.to_owned(), port))
         })?
         .unwrap_or_else(|| vec![("[::]:7625".to_owned(), 7625)]);
     let advertise = section.list("advertise", "\"host:port\"", host_port)?;
@@ -599,7 +599,7 @@ fn limits(section: &Section<'_>) -> Result<Limits, ConfigError> {
 fn http(section: &Section<'_>) -> Result<Http, ConfigError> {
     let listen = section.text("listen", "\"address:port\" or \"\"", |text| match text {
         "" => Some(None),
-        text => host_or_any_port(text).map(|_| Some(text.to_owned())),
+        text => own_address(text).map(|_| Some(text.to_owned())),
     })?;
     Ok(Http { listen: listen.unwrap_or_else(|| Some("127.0.0.1:7626".to_owned())) })
 }
@@ -622,6 +622,14 @@ fn log(section: &Section<'_>) -> Result<Log, ConfigError> {
 /// Splits `host:port`; removes the brackets of an IPv6 address. Port 0 is not valid.
 fn host_port(text: &str) -> Option<(String, u16)> {
     host_or_any_port(text).filter(|(_, port)| *port != 0)
+}
+
+/// The same for an address to listen on, with any port. A wildcard is `0.0.0.0` or `[::]`.
+fn own_address(text: &str) -> Option<(String, u16)> {
+    host_or_any_port(text).filter(|(host, _)| {
+        let is_name = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
+        host.parse::<std::net::IpAddr>().is_ok() || host.chars().all(is_name)
+    })
 }
 
 fn host_or_any_port(text: &str) -> Option<(String, u16)> {
