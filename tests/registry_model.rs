@@ -303,10 +303,10 @@ async fn administer(world: &World<'_>, seed: u8) {
     store.block(&world.user(seed % 3), "spam", &admin, now).await.expect("blocked");
     let domain = BareJid::new("spam.example").expect("a domain");
     store.block(&domain, "", &Actor::Offline, now).await.expect("blocked");
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         store.unblock(&world.user(seed % 3), &admin, now).await.expect("unblocked");
     }
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         let user = world.user((seed + 1) % 3);
         store.retire_account(&user, "another hash", &admin, now).await.expect("retired");
     }
