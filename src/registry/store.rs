@@ -770,7 +770,7 @@ impl Store {
     }
 
     /// Notices from now on if the file of the database is replaced: then nothing is read or changed any more. Call
-    /// [`Self::tend`] from then on.
+    /// `tend` from then on.
     ///
     /// # Errors
     /// [`StoreError`]
