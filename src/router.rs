@@ -42,7 +42,7 @@ use crate::{
     xmpp::{
         disco,
         iq::{Answer, Requests, random_id},
-        jid::{full, unproxied},
+        jid::{canonical, full, unproxied},
         ns, rsm,
         stanza::{Kind, Refusal, Stanza},
         xml,
@@ -492,7 +492,7 @@ impl Router {
         }
         // The client that offers the component as its proxy activates the stream.
         let target = payload.get_child("activate", ns::BYTESTREAMS).map(Element::text);
-        let target = target.and_then(|target| Jid::new(target.trim()).ok());
+        let target = target.and_then(|target| canonical(target.trim()));
         is_streamhost
             && target.is_some_and(|target| self.broker.has_session(&stanza.from, Some(&target)))
     }
