@@ -309,17 +309,6 @@ impl Presences {
         }
     }
 
-    /// Returns a resource that is to be checked beside a session that it gets; `None` if it is being checked.
-    pub fn ask_beside(&mut self, jid: &Jid, now: Instant) -> Option<Arc<FullJid>> {
-        let resources = self.users.get_mut(&jid.to_bare())?;
-        let resource = resources.iter_mut().find(|known| known.jid.as_str() == jid.as_str())?;
-        if resource.asked.is_some() {
-            return None;
-        }
-        resource.asked = Some(now);
-        Some(Arc::clone(&resource.jid))
-    }
-
     /// Forgets when a resource last sent something, because a session came back from it. It is checked before the next
     /// session.
     pub fn doubt(&mut self, jid: &FullJid) {

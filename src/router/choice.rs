@@ -117,8 +117,6 @@ pub struct Unanswered {
     error: Option<Element>,
     /// Whether it sent something after the session was requested, not only a moment before.
     was_sure: bool,
-    /// Whether another resource might have taken the session.
-    has_others: bool,
     at: Instant,
     /// Its session, with the stanzas of its initiator since.
     left: Left,
@@ -190,15 +188,7 @@ impl Router {
 
     /// Starts a session with the chosen resource. If that does not acknowledge it, another one is chosen.
     pub(super) fn initiate(&mut self, stanza: &Stanza, taken: Taken) -> Result<(), Refusal> {
-        let is_unsure = taken.choosing.as_ref().is_some_and(|(_, is_sure)| !is_sure);
         let callee = self.callee(taken);
-        if is_unsure && !callee.has_others {
-            // It may be slow to take a session. Its answer to this tells that from being asleep.
-            let now = Instant::now();
-            if let Some(jid) = self.presences.ask_beside(&callee.jid, now) {
-                self.question(jid, now, SOON, ());
-            }
-        }
         self.broker.initiate(stanza.clone(), callee)
     }
 
@@ -207,20 +197,16 @@ impl Router {
         let mut callee = Callee::new(taken.jid.clone());
         if let Some((choosing, is_sure)) = taken.choosing {
             let Choosing { tried, .. } = choosing;
-            let has_others = self.presences.has_other(&taken.jid, &tried);
-            callee.has_others = has_others;
             // A busy resource is slow, and nobody else waits for it.
-            match (is_sure, has_others) {
-                (true, true) => callee.patience = ACKNOWLEDGE,
-                (true, false) => {}
-                (false, _) => callee.patience = ASSUMED,
+            callee.has_others = self.presences.has_other(&taken.jid, &tried);
+            if callee.has_others {
+                callee.patience = if is_sure { ACKNOWLEDGE } else { ASSUMED };
             }
             let (reports, jid, at) = (self.back.reports.clone(), taken.jid, Instant::now());
             callee.again = Some(Again::new(move |stanza, error, left| async move {
                 let was_sure = is_sure;
-                let callee = jid;
                 let unanswered =
-                    Unanswered { stanza, callee, tried, error, was_sure, has_others, at, left };
+                    Unanswered { stanza, callee: jid, tried, error, was_sure, at, left };
                 let _ = reports.send(Report::Unanswered(Box::new(unanswered))).await;
             }));
         }
@@ -230,8 +216,7 @@ impl Router {
     /// Handles a session-initiate that a resource did not acknowledge: tries another one, unless the initiator has
     /// withdrawn it.
     pub(super) fn handle_unanswered(&mut self, unanswered: Unanswered) {
-        let Unanswered { stanza, callee, mut tried, error, was_sure, has_others, at, left } =
-            unanswered;
+        let Unanswered { stanza, callee, mut tried, error, was_sure, at, left } = unanswered;
         // Until now the session received its initiator's stanzas; from now on the waiting stanza or the next session
         // does.
         let (answers, is_over) = left.close();
@@ -248,11 +233,8 @@ impl Router {
             return self.refuse(&stanza, &Refusal::unknown_session("The session is over"));
         }
         debug!(is_silent = error.is_none(), "session not taken: trying another resource");
-        let is_here = !has_others && self.presences.silent_since(&jid).is_none();
-        if !was_sure && (error.is_some() || is_here) {
-            // It was not checked before. The answer tells a resource that has gone from one that blocks us, and a slow one
-            // has longer for the next try.
-            choosing.silent = None;
+        if error.is_some() && !was_sure {
+            // It was not checked before. The answer tells a resource that has gone from one that blocks us.
             self.presences.doubt(&jid);
         } else {
             tried.push(jid);
