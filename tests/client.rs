@@ -313,6 +313,7 @@ fn a_label_of_another_user_is_escaped() {
         let listed = scene.bob.run(args);
         assert_eq!(listed.code, 0, "{listed:?}");
         assert!(!listed.stdout.contains(|c: char| !c.is_ascii()), "{listed:?}");
+        assert!(listed.stdout.contains("abc"), "the rest of it is there: {listed:?}");
     }
 }
 

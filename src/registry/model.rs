@@ -246,15 +246,11 @@ pub enum KeyError {
     /// Only certificates have SPKI prints.
     #[error("only x509 keys have spki-sha-256 prints")]
     Spki,
-    /// Too long, or with characters that could change how the text around it is shown.
-    #[error(
-        "a label must be at most 64 characters long, without control characters and those that change the direction"
-    )]
+    /// Too long or with control characters.
+    #[error("a label must be at most 64 characters long, without control characters")]
     Label,
-    /// Too long, or with such characters.
-    #[error(
-        "a reason must be at most 256 characters long, without control characters and those that change the direction"
-    )]
+    /// Too long or with control characters.
+    #[error("a reason must be at most 256 characters long, without control characters")]
     Reason,
 }
 
@@ -942,10 +938,9 @@ fn check_label(label: &str) -> Result<String, KeyError> {
 
 /// Returns a stranger's text for one line: without characters that hide, and at most `max` characters long.
 fn shortened(text: &str, max: usize) -> String {
-    text.chars().filter(|c| !c.is_control()).take(max).collect()
+    text.chars().filter(|c| !hides(*c)).take(max).collect()
 }
 
-/// Returns a text for one line of a terminal or a chat message.
 /// Returns whether a character could change how the text around it is shown: a control character, a break of lines, or
 /// an invisible one, such as those that turn the direction. Joiners are part of words and of emoji.
 fn hides(c: char) -> bool {
@@ -960,7 +955,10 @@ fn hides(c: char) -> bool {
         )
 }
 
+/// Returns a text for one line of a terminal or a chat message: without invisible characters. `None` if it is too long or
+/// has control characters.
 fn plain(text: &str, max: usize) -> Option<String> {
     let text = text.trim();
-    (text.chars().count() <= max && !text.chars().any(hides)).then(|| text.to_owned())
+    let fits = text.chars().count() <= max && !text.chars().any(char::is_control);
+    fits.then(|| text.chars().filter(|c| !hides(*c)).collect())
 }

@@ -481,7 +481,6 @@ mod tests {
                 add(SEED).replace("</key>", "<material/><material/></key>"),
                 "Expected one material in a key, found 2",
             ),
-            (add(SEED).replace("laptop", "lap\u{202e}top"), "change the direction"),
             (
                 format!(
                     "<add xmlns='urn:fingerpost:keys:0'><key method='x509'><material>{private}</material></key></add>"
