@@ -176,7 +176,7 @@ impl Client {
     fn warn_of_the_path(&self) {
         if loses_large_packets() {
             self.output.warn(
-                "the network silently loses large packets: smaller ones are used (a router with a smaller MTU drops ICMP)",
+                "the network loses large packets: smaller ones are used (a router with a smaller MTU drops ICMP)",
             );
         }
     }

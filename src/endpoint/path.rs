@@ -44,7 +44,7 @@ const AGAIN: u8 = 3;
 static NARROW: AtomicBool = AtomicBool::new(false);
 
 /// The text of the error with which a connection is given up.
-const GIVEN_UP: &str = "the network silently loses large packets";
+const GIVEN_UP: &str = "the network loses large packets";
 
 /// Connects, with small segments if the path is known to need them.
 ///
