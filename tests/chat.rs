@@ -250,7 +250,7 @@ fn a_person_chats_in_a_terminal_and_lines_that_come_in_do_not_break_the_one_bein
         ["wait", "> half a line\n✓ arrived"],
         ["prompt"],
         ["type", "/what\r"],
-        ["wait", "there is no /what"],
+        ["wait", "unknown command /what"],
         ["prompt"],
         ["type", "/quit\r"],
         ["end"]
