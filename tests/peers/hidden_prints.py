@@ -34,7 +34,7 @@ async def story(settings):
         first = done.pop()
         _, jingle = first.result()
         if ends[first] is alice:
-            report[name] = [reason(jingle).partition(":")[0], [], []]
+            report[name] = [reason(jingle).partition(" ")[0].partition(":")[0], [], []]
             continue
         texts = [
             element.text or ""

@@ -18,6 +18,7 @@ asked for.
 import asyncio
 import json
 import ssl
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -35,7 +36,12 @@ class Offer(Leg):
 
     def _description(self, method):
         if "name" not in self.settings:
-            return super()._description(method)
+            file = self.content.find("{%s}description" % FILE)
+            if file is None:
+                return super()._description(method)
+            # A sender goes on only if the file is accepted.
+            security = f"<fingerprint algo='sha-256'>{self.print}</fingerprint><method name='x509'/>"
+            return ET.tostring(file, encoding="unicode") + f"<security xmlns='{XTLS}'>{security}</security>"
         size, sha256 = self.settings.get("size"), self.settings.get("sha256")
         file = f"<name>{escape(self.settings['name'])}</name>"
         file += "" if size is None else f"<size>{size}</size>"

@@ -96,7 +96,11 @@ def browse(zeroconf, settings):
         if state_change is ServiceStateChange.Removed:
             gone.append(name)
         else:
-            info = zeroconf.get_service_info(service_type, name, 5000)
+            try:
+                info = zeroconf.get_service_info(service_type, name, 5000)
+            except Exception:
+                # The script has reported, and is about to end.
+                return
             if info:
                 text = {k.decode(): (v or b"").decode() for k, v in info.properties.items()}
                 seen[name] = {"port": info.port, "host": info.server, "txt": text,
