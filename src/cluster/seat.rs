@@ -110,7 +110,7 @@ impl Seat {
     /// After an error the connection is of no use. Says whether another one is to be tried at once.
     pub(super) fn judge(&mut self, done: Result<(), StoreError>) -> bool {
         let Err(error) = done else { return false };
-        warn!(%error, "the connection to the other instances is lost");
+        warn!(%error, "lost the connection to the other instances");
         if let Some(meeting) = self.meeting.take() {
             self.last = Some(meeting.backend());
         }
