@@ -9,7 +9,6 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use support::postgres::Postgres;
-use support::process::Process;
 use support::programs::{Component, Options, Xtls, clean};
 use support::raw::Raw;
 use support::scenarios::assert_answers;
@@ -38,16 +37,22 @@ fn readyz(page: u16) -> String {
 /// Waits until `fingerpost check --online` prints these lines, beside a running component: its ports are taken. It does
 /// not wait for later lines, which take long if answers are lost.
 fn check(component: &Component, servers: &str, says: &[&str]) {
-    let mut command = clean(&own_program("fingerpost"));
-    command
-        .args(["check", "--online", "-c"])
-        .arg(component.config())
-        .env("FINGERPOST_COMPONENT__SERVER", servers)
-        .env("FINGERPOST_SOCKS5__LISTEN", format!("127.0.0.1:{}", free_port()));
-    let directory = tempfile::tempdir().unwrap();
-    let checking = Process::start(command, &directory.path().join("check.log"));
-    let said = || says.iter().all(|text| checking.log().contains(text));
-    wait_for("the check", BOUND, || checking.log(), said);
+    let check = || {
+        let mut command = clean(&own_program("fingerpost"));
+        command
+            .args(["check", "--online", "-c"])
+            .arg(component.config())
+            .env("FINGERPOST_COMPONENT__SERVER", servers)
+            .env("FINGERPOST_SOCKS5__LISTEN", format!("127.0.0.1:{}", free_port()));
+        let done = command.output().unwrap();
+        String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr)
+    };
+    // An instance that was killed counts for some seconds.
+    let said = || {
+        let log = check();
+        says.iter().all(|text| log.contains(text))
+    };
+    wait_for("the check", BOUND, check, said);
 }
 
 fn wait_until_ready(what: &str, page: u16, component: &Component, ready: bool) {
