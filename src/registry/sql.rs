@@ -395,8 +395,7 @@ impl Database {
         .await?;
         let mut all = Vec::with_capacity(rows.len());
         for row in rows {
-            let jid: String = row.try_get("jid")?;
-            let owner = BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))?;
+            let owner = user(&row)?;
             if let Some(settings) = settings_of(&mut db, &owner).await? {
                 all.push((owner, settings));
             }
@@ -579,11 +578,7 @@ impl Database {
         .bind(limit)
         .fetch_all(&self.pool)
         .await?;
-        let owner = |row: &Row| -> Result<BareJid, StoreError> {
-            let jid: String = row.try_get("jid")?;
-            BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))
-        };
-        rows.iter().map(owner).collect()
+        rows.iter().map(user).collect()
     }
 
     pub(in crate::registry) async fn blocks(&self) -> Result<Vec<(String, String)>, StoreError> {
@@ -696,6 +691,12 @@ async fn forget(db: &mut Connection, owner: &BareJid, hash: &str) -> Result<(), 
     Ok(())
 }
 
+/// The user of a row with the address in `jid`.
+fn user(row: &Row) -> Result<BareJid, StoreError> {
+    let jid: String = row.try_get("jid")?;
+    BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))
+}
+
 /// Users who have named `owner` among those who may see their keys.
 async fn named_by(db: &mut Connection, owner: &BareJid) -> Result<Vec<BareJid>, StoreError> {
     let rows = query(
@@ -705,12 +706,7 @@ async fn named_by(db: &mut Connection, owner: &BareJid) -> Result<Vec<BareJid>, 
     .bind(owner.as_str().to_owned())
     .fetch_all(db)
     .await?;
-    rows.iter()
-        .map(|row| {
-            let jid: String = row.try_get("jid")?;
-            BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))
-        })
-        .collect()
+    rows.iter().map(user).collect()
 }
 
 /// What hashes of deleted users are made with.
@@ -978,12 +974,7 @@ async fn owners_of(db: &mut Connection, print: &Print) -> Result<Vec<BareJid>, S
     .bind(print.as_bytes().to_vec())
     .fetch_all(db)
     .await?;
-    rows.iter()
-        .map(|row| {
-            let jid: String = row.try_get("jid")?;
-            BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))
-        })
-        .collect()
+    rows.iter().map(user).collect()
 }
 
 /// The row of a user, made if there is none.
@@ -1110,17 +1101,28 @@ pub(super) async fn log(
     Ok(())
 }
 
+/// The user of a row of the audit log, from its columns of the address and of the hash that replaces an erased one.
+pub(super) fn person(
+    row: &Row,
+    seq: i64,
+    jid: &str,
+    erased: &str,
+) -> Result<Option<Party>, StoreError> {
+    let jid: Option<String> = row.try_get(jid)?;
+    let erased: Option<String> = row.try_get(erased)?;
+    match jid {
+        Some(jid) => {
+            let jid = BareJid::new(&jid).map_err(|_| inconsistent("audit", seq))?;
+            Ok(Some(Party::User(jid)))
+        }
+        None => Ok(erased.map(Party::Erased)),
+    }
+}
+
 fn entry(row: &Row) -> Result<AuditEntry, StoreError> {
     let seq: i64 = row.try_get("seq")?;
     let bad = || inconsistent("audit", seq);
-    let person = |jid: &str, erased: &str| -> Result<Option<Party>, StoreError> {
-        let jid: Option<String> = row.try_get(jid)?;
-        let erased: Option<String> = row.try_get(erased)?;
-        match jid {
-            Some(jid) => Ok(Some(Party::User(BareJid::new(&jid).map_err(|_| bad())?))),
-            None => Ok(erased.map(Party::Erased)),
-        }
-    };
+    let person = |jid: &str, erased: &str| person(row, seq, jid, erased);
     let kind: String = row.try_get("actor_kind")?;
     let actor = match (kind.as_str(), person("actor_jid", "actor_erased")?) {
         ("user", Some(Party::User(jid))) => Some(Actor::User(jid)),

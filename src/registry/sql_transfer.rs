@@ -9,8 +9,8 @@ use time::OffsetDateTime;
 use super::{
     Connection, Database, Row, announce, announce_blocks, begin, bulk,
     sql::{
-        inconsistent, insert, keep_revoked, key, log, material, micros, moment, party, query,
-        revoked, salts, settings_of, write_settings,
+        inconsistent, insert, keep_revoked, key, log, material, micros, moment, party, person,
+        query, revoked, salts, settings_of, write_settings,
     },
 };
 use crate::{
@@ -259,14 +259,7 @@ async fn whole_log(db: &mut Connection) -> Result<Vec<LogRow>, StoreError> {
 fn log_row(row: &Row) -> Result<LogRow, StoreError> {
     let seq: i64 = row.try_get("seq")?;
     let bad = || inconsistent("audit", seq);
-    let person = |jid: &str, erased: &str| -> Result<Option<Party>, StoreError> {
-        let jid: Option<String> = row.try_get(jid)?;
-        let erased: Option<String> = row.try_get(erased)?;
-        match jid {
-            Some(jid) => Ok(Some(Party::User(BareJid::new(&jid).map_err(|_| bad())?))),
-            None => Ok(erased.map(Party::Erased)),
-        }
-    };
+    let person = |jid: &str, erased: &str| person(row, seq, jid, erased);
     let id = |column: &str| -> Result<Option<KeyId>, StoreError> {
         let id: Option<String> = row.try_get(column)?;
         id.map(|id| id.parse().map_err(|_| bad())).transpose()
