@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use support::{
     DOMAIN,
     process::{end_of, read},
-    programs::{Component, Options, Script, Xtls, event, script},
+    programs::{Component, Options, Script, Xtls, at_a_terminal, event, script},
     servers::{Kind, Server},
     wait_for,
 };
@@ -223,17 +223,8 @@ fn openssl_and_expat_chat_and_what_they_send_controls_no_terminal() {
 fn a_person_chats_in_a_terminal_and_lines_that_come_in_do_not_break_the_one_being_typed() {
     let stage = Stage::set();
     let program = stage.alice.command(["chat", stage.bob.jid()]);
-    let text = |value: &std::ffi::OsStr| value.to_str().unwrap().to_owned();
-    let command: Vec<_> =
-        std::iter::once(program.get_program()).chain(program.get_args()).map(text).collect();
-    let environment: serde_json::Map<String, Value> = program
-        .get_envs()
-        .filter_map(|(name, value)| Some((text(name), json!(text(value?)))))
-        .collect();
-    let terminal = |steps: Value| {
-        let settings = json!({"command": command, "environment": environment, "steps": steps});
-        Script::start("terminal.py", &stage.server, settings)
-    };
+    let terminal =
+        |steps: Value| Script::start("terminal.py", &stage.server, at_a_terminal(&program, steps));
 
     let mut bob = stage.listener(&[]);
     let mut person = terminal(json!([
@@ -293,5 +284,5 @@ fn a_person_chats_in_a_terminal_and_lines_that_come_in_do_not_break_the_one_bein
     let report = person.report();
     assert_eq!((&report["status"], &report["modes"]), (&json!(0), &json!(true)), "{report}");
     assert_eq!(bob.wait(), 0, "{}", bob.err());
-    assert!(Path::new(&command[0]).exists());
+    assert!(Path::new(program.get_program()).exists());
 }

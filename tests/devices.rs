@@ -18,7 +18,7 @@ use std::{
 use serde_json::{Value, json};
 use support::{
     process::{Output, end_of, read, run},
-    programs::{Component, Listener, Options, Xtls, event, script},
+    programs::{Component, Listener, Options, Xtls, at_a_terminal, event, script},
     random_file,
     servers::{Kind, Server},
     sha256, wait_for,
@@ -75,22 +75,14 @@ impl Scene {
     fn send_at_a_terminal(&self, device: &Xtls, answer: Option<&str>) -> Value {
         let mut listener = device.listen(&[]);
         let command = self.send_command(&[]);
-        let text = |value: &OsStr| value.to_str().unwrap().to_owned();
-        let words: Vec<_> =
-            std::iter::once(command.get_program()).chain(command.get_args()).map(text).collect();
-        let environment: serde_json::Map<String, Value> = command
-            .get_envs()
-            .filter_map(|(name, value)| Some((text(name), json!(text(value?)))))
-            .collect();
         let mut steps = Vec::new();
         if let Some(answer) = answer {
             steps.push(json!(["wait", "[y/N]"]));
             steps.push(json!(["type", format!("{answer}\r")]));
         }
         steps.push(json!(["end"]));
-        let settings = json!({
-            "command": words, "environment": environment, "controls": true, "steps": steps,
-        });
+        let mut settings = at_a_terminal(&command, json!(steps));
+        settings["controls"] = json!(true);
         let sent = script("terminal.py", &self.server, settings);
         listener.wait(LONG);
         for path in listener.files() {

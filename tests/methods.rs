@@ -5,14 +5,13 @@
 
 mod support;
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::process::{Output, run};
-use support::programs::{Component, Listener, Options, Xtls, event, script};
+use support::programs::{Component, Listener, Options, Xtls, at_a_terminal, event, script};
 use support::servers::{Kind, Server};
 use support::{MARKER, random_file, sha256, tap};
 
@@ -416,18 +415,10 @@ fn the_string_is_confirmed_at_a_terminal(kind: Kind) {
         let file = letter(&users, "read-aloud.bin");
         let mut command = alice.command(["send", bob.jid(), file.to_str().unwrap()]);
         command.args(method(alice, "x509")).arg("--confirm-sas");
-        let text = |value: &OsStr| value.to_str().unwrap().to_owned();
-        let words: Vec<_> =
-            std::iter::once(command.get_program()).chain(command.get_args()).map(text).collect();
-        let environment: serde_json::Map<String, Value> = command
-            .get_envs()
-            .filter_map(|(name, value)| Some((text(name), json!(text(value?)))))
-            .collect();
         let steps =
             json!([["type", ahead], ["wait", "[y/N]"], ["type", format!("{answer}\r")], ["end"]]);
-        let settings = json!({
-            "command": words, "environment": environment, "controls": true, "steps": steps,
-        });
+        let mut settings = at_a_terminal(&command, steps);
+        settings["controls"] = json!(true);
         let sent = script("terminal.py", &users.server, settings);
         assert_eq!(sent["status"], code, "{sent}\n{}", users.logs(&listener));
         let status = listener.wait(Duration::from_secs(30));

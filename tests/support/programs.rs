@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::network::Network;
@@ -541,6 +541,18 @@ pub fn report(process: &mut Process, name: &str) -> Value {
 /// Runs a script to its end; returns its report.
 pub fn script(name: &str, server: &Server, more: Value) -> Value {
     Script::start(name, server, more).report()
+}
+
+/// Returns the settings of terminal.py for a command whose user does `steps`.
+pub fn at_a_terminal(command: &Command, steps: Value) -> Value {
+    let text = |value: &OsStr| value.to_str().unwrap().to_owned();
+    let words: Vec<_> =
+        std::iter::once(command.get_program()).chain(command.get_args()).map(text).collect();
+    let environment: serde_json::Map<String, Value> = command
+        .get_envs()
+        .filter_map(|(name, value)| Some((text(name), json!(text(value?)))))
+        .collect();
+    json!({"command": words, "environment": environment, "steps": steps})
 }
 
 /// Lets alice and bob, on QXmpp, send each other a file through the proxy; the files are stored beside it as `forth`
