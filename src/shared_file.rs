@@ -74,7 +74,10 @@ pub(crate) fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Puts a directory's new names on the disk. Not all file systems can do that.
-fn sync(dir: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// The system's error, unless the file system cannot do it.
+pub(crate) fn sync(dir: &Path) -> io::Result<()> {
     match fs::File::open(dir)?.sync_all() {
         Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
             Ok(())

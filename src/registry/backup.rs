@@ -9,7 +9,6 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     str::FromStr,
-    time::Duration,
 };
 
 use rustix::fs::{FlockOperation, fcntl_lock};
@@ -18,12 +17,10 @@ use time::OffsetDateTime;
 
 use super::{
     schema::{Standing, standing},
-    sqlite::{self, MIGRATIONS, beside, directory_of},
+    sqlite::{self, BUSY, MIGRATIONS, beside, directory_of},
     store::OpenError,
 };
-
-/// How long a backup waits for a lock that another program holds.
-const BUSY: Duration = Duration::from_secs(10);
+use crate::shared_file;
 
 /// Why there is no backup, or nothing was restored.
 #[derive(Debug, thiserror::Error)]
@@ -106,9 +103,9 @@ pub async fn back_up(url: &str, target: &Path) -> Result<(), BackupError> {
     path.metadata().map_err(of(&path))?;
     let mut db = Connection::connect_with(&options).await.map_err(of(&path))?;
     is_ours(&mut db, &path).await?;
-    let folder = directory_of(target);
-    let scratch = tempfile::Builder::new().prefix(".fingerpost-backup-").tempdir_in(folder);
-    let scratch = scratch.map_err(of(folder))?;
+    let directory = directory_of(target);
+    let scratch = tempfile::Builder::new().prefix(".fingerpost-backup-").tempdir_in(directory);
+    let scratch = scratch.map_err(of(directory))?;
     let file = scratch.path().join("new.db");
     sqlite::save(&mut db, &file).await.map_err(of(target))?;
     db.close().await.map_err(of(&path))?;
@@ -119,7 +116,7 @@ pub async fn back_up(url: &str, target: &Path) -> Result<(), BackupError> {
     File::open(&file).and_then(|file| file.sync_all()).map_err(of(target))?;
     // A link does not replace what has appeared meanwhile.
     fs::hard_link(&file, target).map_err(of(target))?;
-    sync(folder)
+    shared_file::sync(directory).map_err(of(directory))
 }
 
 /// Puts the database of a backup in place of the one at `url`, which is kept beside it; gives the name of that one, if
@@ -149,9 +146,9 @@ pub async fn restore(
             return Err(BackupError::Content { file: backup.to_owned(), text });
         }
     }
-    let folder = directory_of(path);
-    let scratch = tempfile::Builder::new().prefix(".fingerpost-restore-").tempdir_in(folder);
-    let scratch = scratch.map_err(of(folder))?;
+    let directory = directory_of(path);
+    let scratch = tempfile::Builder::new().prefix(".fingerpost-restore-").tempdir_in(directory);
+    let scratch = scratch.map_err(of(directory))?;
     let new = scratch.path().join("new.db");
     fs::copy(backup, &new).map_err(of(backup))?;
     let log = beside(backup, "-wal");
@@ -160,7 +157,7 @@ pub async fn restore(
     }
     make_whole(&new, backup).await?;
     let file = OpenOptions::new().write(true).open(&new).map_err(of(&new))?;
-    let owner = old.as_ref().map_or_else(|| folder.metadata(), File::metadata);
+    let owner = old.as_ref().map_or_else(|| directory.metadata(), File::metadata);
     give(&file, &owner.map_err(of(path))?, old.is_some()).map_err(of(path))?;
     file.sync_all().map_err(of(&new))?;
     let kept = match old {
@@ -174,7 +171,7 @@ pub async fn restore(
         }
     }
     fs::rename(&new, path).map_err(of(path))?;
-    sync(folder)?;
+    shared_file::sync(directory).map_err(of(directory))?;
     Ok(kept)
 }
 
@@ -232,9 +229,4 @@ fn keep(path: &Path, now: OffsetDateTime) -> io::Result<PathBuf> {
         fs::hard_link(log, beside(&kept, "-wal"))?;
     }
     Ok(kept)
-}
-
-/// Makes new names last.
-fn sync(folder: &Path) -> Result<(), BackupError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(of(folder))
 }

@@ -54,7 +54,7 @@ use sql::{Change, last_change, news_since};
 type Held = PoolConnection<Db>;
 
 /// How long a writer waits for another.
-const BUSY: Duration = Duration::from_secs(10);
+pub(super) const BUSY: Duration = Duration::from_secs(10);
 
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
