@@ -3,6 +3,8 @@
 //! Only salted hashes of them are kept. Anybody who has the database can ask whether a print that is known was revoked for
 //! an address that is known, and can list neither.
 
+use std::collections::HashMap;
+
 use jid::BareJid;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -61,8 +63,19 @@ impl Forgotten {
 
     /// Revoked keys of those of `prints` that stay revoked, to judge by.
     pub(super) fn keys(&self, owner: &BareJid, prints: &[Print]) -> Vec<Key> {
+        // A stanza may offer thousands of prints, and an owner may have had hundreds of keys.
+        let revoked: HashMap<_, _> =
+            self.prints.iter().map(|known| (known.print.as_slice(), known)).collect();
+        if revoked.is_empty() {
+            return Vec::new();
+        }
+        let find = |print: &Print| {
+            self.salts
+                .iter()
+                .find_map(|salt| revoked.get(hash_of(salt, owner, print).as_slice()).copied())
+        };
         let known = |print: &Print| {
-            self.find(owner, print).map(|known| Key {
+            find(print).map(|known| Key {
                 id: KeyId::new(0),
                 owner: owner.clone(),
                 method: known.method,
