@@ -268,20 +268,15 @@ fn of_party_line(line: PartyLine) -> Party {
 }
 
 fn to_log_line(row: LogRow) -> LogLine {
-    let event = row.event.as_str().to_owned();
-    let (other, other_key) = match row.event {
-        Event::AlsoOwned { by, key } => (Some(by), Some(key)),
-        Event::Superseded { by } => (None, Some(by)),
-        _ => (None, None),
-    };
+    let (other, other_key) = row.event.others();
     LogLine {
         at: micros(row.at),
-        event,
+        event: row.event.as_str().to_owned(),
         owner: to_party_line(row.owner),
         actor_kind: row.actor_kind,
         actor: row.actor.map(to_party_line),
         key: row.key.map(|id| id.to_string()),
-        other: other.map(to_party_line),
+        other: other.cloned().map(to_party_line),
         other_key: other_key.map(|id| id.to_string()),
     }
 }

@@ -186,7 +186,7 @@ impl Listed {
     }
 }
 
-/// Returns returns the standing of the key with these forms, by hints.
+/// Returns the standing of the key with these forms, by hints.
 ///
 /// Of several hints on one form the worst counts. A revoked form revokes the key. Otherwise a good form vouches for it,
 /// because the registry may know a key by one hash alone. Without a hint on any form the key is unknown, whatever the

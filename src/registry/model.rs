@@ -480,6 +480,15 @@ impl Event {
         }
     }
 
+    /// Returns the other user and the other key that it is about, as [`Event::of`] takes them.
+    pub fn others(&self) -> (Option<&Party>, Option<KeyId>) {
+        match self {
+            Self::AlsoOwned { by, key } => (Some(by), Some(*key)),
+            Self::Superseded { by } => (None, Some(*by)),
+            _ => (None, None),
+        }
+    }
+
     /// The event of a name in the database, with the other user and key that it is about, if there are any.
     pub fn of(name: &str, other: Option<Party>, other_key: Option<KeyId>) -> Option<Self> {
         Some(match name {

@@ -102,7 +102,7 @@ impl Database {
         if !options.pooler && servers.are_behind_a_pooler().await.map_err(open_error)? {
             return Err(OpenError::Pooler);
         }
-        let pool = Pool::new(servers, options.max_connections, trust.clone());
+        let pool = Pool::new(servers, options.max_connections);
         drop(pool.acquire().await.map_err(open_error)?);
         Ok(Self { pool, trust, rivals: Arc::default() })
     }

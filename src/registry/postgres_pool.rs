@@ -372,7 +372,6 @@ pub(super) struct Pool {
 #[derive(Debug)]
 struct Shared {
     servers: Servers,
-    trust: Trust,
     /// One for each connection that may be open.
     places: Arc<Semaphore>,
     /// Changes wait for each other here: those that wait in the database would take all connections from readers.
@@ -390,11 +389,10 @@ struct Idle {
 }
 
 impl Pool {
-    pub(super) fn new(servers: Servers, most: u32, trust: Trust) -> Self {
+    pub(super) fn new(servers: Servers, most: u32) -> Self {
         let most = most.max(1);
         let shared = Shared {
             servers,
-            trust,
             places: Arc::new(Semaphore::new(most as usize)),
             turns: Arc::new(Semaphore::new(1)),
             idle: Mutex::default(),
@@ -463,7 +461,7 @@ impl Pool {
         loop {
             let Idle { connection, made, since } = self.idle().pop()?;
             let mut session = Session::new(self, connection, made);
-            if !self.shared.trust.admits(made.elapsed())
+            if !self.shared.servers.trust.admits(made.elapsed())
                 || made.elapsed() > LIFETIME
                 || since.elapsed() > UNUSED
             {
@@ -477,7 +475,7 @@ impl Pool {
                 Ok(()) => return Some(session),
                 Err(error) => {
                     debug!(%error, "a connection to the database is of no use any more");
-                    self.shared.trust.withdraw();
+                    self.shared.servers.trust.withdraw();
                     session.end();
                 }
             }

@@ -26,7 +26,7 @@ use crate::{
             Actor, Addition, Assurance, AuditEntry, Event, Key, KeyId, NewKey, NotAllowed, Party,
             Settings, State, Visibility,
         },
-        store::{Added, News, Profile, RetiredAccount, StoreError},
+        store::{Added, Block, News, Profile, RetiredAccount, StoreError},
     },
 };
 
@@ -43,6 +43,11 @@ macro_rules! select_keys {
 }
 
 type Arguments = <Db as sqlx::Database>::Arguments;
+
+/// Stores a component's own certificate and key, unless there are some.
+pub(super) const KEEP_IDENTITY: &str =
+    "INSERT INTO identities (component, certificate, private_key) VALUES ($1, $2, $3)
+     ON CONFLICT (component) DO NOTHING";
 
 pub(super) fn query(text: &'static str) -> Query<'static, Db, Arguments> {
     sqlx::query::<Db>(text)
@@ -462,7 +467,6 @@ impl Database {
         now: OffsetDateTime,
     ) -> Result<RetiredAccount, StoreError> {
         let mut tx = begin(&self.pool).await?;
-        let keys = keys_of(&mut tx, owner.as_str()).await?.len();
         let named_by = named_by(&mut tx, owner).await?;
         let rows = query(
             "SELECT 1 FROM parties WHERE jid = $1 UNION ALL SELECT 1 FROM reachable WHERE owner = $1",
@@ -472,7 +476,7 @@ impl Database {
             return Ok(RetiredAccount::default());
         }
         log(&mut tx, owner, actor, now, None, &Event::AccountRetired).await?;
-        forget(&mut tx, owner, hash).await?;
+        let keys = forget(&mut tx, owner, hash).await?;
         query("DELETE FROM allowed WHERE jid = $1")
             .bind(owner.as_str().to_owned())
             .execute(&mut *tx)
@@ -506,15 +510,12 @@ impl Database {
         certificate: &[u8],
         private_key: &[u8],
     ) -> Result<(), StoreError> {
-        query(
-            "INSERT INTO identities (component, certificate, private_key) VALUES ($1, $2, $3)
-             ON CONFLICT (component) DO NOTHING",
-        )
-        .bind(component.as_str().to_owned())
-        .bind(certificate.to_vec())
-        .bind(private_key.to_vec())
-        .execute(&self.pool)
-        .await?;
+        query(KEEP_IDENTITY)
+            .bind(component.as_str().to_owned())
+            .bind(certificate.to_vec())
+            .bind(private_key.to_vec())
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 
@@ -595,15 +596,8 @@ impl Database {
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
         let mut tx = begin(&self.pool).await?;
-        let done = query(
-            "INSERT INTO blocks (jid, reason, at) VALUES ($1, $2, $3) ON CONFLICT (jid) DO NOTHING",
-        )
-        .bind(jid.to_string())
-        .bind(reason.to_owned())
-        .bind(micros(now))
-        .execute(&mut *tx)
-        .await?;
-        if done.rows_affected() == 0 {
+        let block = Block { jid: jid.clone(), reason: reason.to_owned(), at: now };
+        if !write_block(&mut tx, &block).await? {
             return Ok(false);
         }
         log(&mut tx, jid, actor, now, None, &Event::Blocked).await?;
@@ -656,11 +650,12 @@ impl Database {
 }
 
 /// Deletes all that is held about a user, who has a row in the audit log; that keeps `hash` in place of the address.
-async fn forget(db: &mut Connection, owner: &BareJid, hash: &str) -> Result<(), StoreError> {
+/// Returns how many keys the user had.
+async fn forget(db: &mut Connection, owner: &BareJid, hash: &str) -> Result<usize, StoreError> {
     let party = party(db, owner).await?;
+    let keys = keys_of(db, owner.as_str()).await?;
     let salts = salts(db).await?;
     if let Some(salt) = salts.first() {
-        let keys = keys_of(db, owner.as_str()).await?;
         for key in keys.iter().filter(|key| key.state == State::Revoked) {
             for print in &key.prints {
                 let revoked = Revoked::new(salt, owner, print, key.method, key.changed);
@@ -688,7 +683,7 @@ async fn forget(db: &mut Connection, owner: &BareJid, hash: &str) -> Result<(), 
         .bind(hash.to_owned())
         .execute(db)
         .await?;
-    Ok(())
+    Ok(keys.len())
 }
 
 /// The user of a row with the address in `jid`.
@@ -715,9 +710,12 @@ pub(super) async fn salts(db: &mut Connection) -> Result<Vec<Vec<u8>>, sqlx::Err
     rows.iter().map(|row| row.try_get("salt")).collect()
 }
 
-/// What stays revoked for an address though its keys are deleted.
+/// What stays revoked for an address though its keys are deleted. Where nothing does, for any address, it takes one look.
 async fn forgotten_of(db: &mut Connection, owner: &str) -> Result<Forgotten, StoreError> {
-    let salts = salts(db).await?;
+    let text = "SELECT salt FROM salts WHERE EXISTS (SELECT 1 FROM revoked_prints) ORDER BY salt";
+    let rows = query(text).fetch_all(&mut *db).await?;
+    let salts: Vec<Vec<u8>> =
+        rows.iter().map(|row| row.try_get("salt")).collect::<Result<_, _>>()?;
     let mut prints = Vec::new();
     for salt in &salts {
         let rows = query("SELECT owner, print, method, at FROM revoked_prints WHERE owner = $1")
@@ -740,6 +738,19 @@ pub(super) fn revoked(row: &Row) -> Result<Revoked, StoreError> {
         method: row.try_get::<String, _>("method")?.parse().map_err(|_| bad())?,
         at: moment(row.try_get("at")?).ok_or_else(bad)?,
     })
+}
+
+/// Blocks a user or a domain; says whether that is new.
+pub(super) async fn write_block(db: &mut Connection, block: &Block) -> Result<bool, sqlx::Error> {
+    let done = query(
+        "INSERT INTO blocks (jid, reason, at) VALUES ($1, $2, $3) ON CONFLICT (jid) DO NOTHING",
+    )
+    .bind(block.jid.to_string())
+    .bind(block.reason.clone())
+    .bind(micros(block.at))
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() > 0)
 }
 
 /// Keeps a print revoked for an address.
@@ -1078,24 +1089,34 @@ pub(super) async fn log(
         Actor::Admin(jid) => ("admin", Some(party(db, jid).await?)),
         Actor::Offline => ("offline", None),
     };
-    let (other, other_key) = match event {
-        Event::AlsoOwned { by: Party::User(jid), key } => (Some(party(db, jid).await?), Some(key)),
-        Event::AlsoOwned { key, .. } => (None, Some(key)),
-        Event::Superseded { by } => (None, Some(by)),
-        _ => (None, None),
+    let other = match event.others().0 {
+        Some(Party::User(jid)) => Some(party(db, jid).await?),
+        _ => None,
     };
+    add_to_log(db, (owner, (kind, actor), other), now, id, event).await
+}
+
+/// Adds a row to the audit log. Its users are rows: the owner; the actor and what kind of one it is; and the other user
+/// that the event is about.
+pub(super) async fn add_to_log(
+    db: &mut Connection,
+    (owner, (kind, actor), other): (i64, (&str, Option<i64>), Option<i64>),
+    at: OffsetDateTime,
+    id: Option<KeyId>,
+    event: &Event,
+) -> Result<(), sqlx::Error> {
     query(
         "INSERT INTO audit (at, event, key_id, owner, actor_kind, actor, other, other_key)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
-    .bind(micros(now))
+    .bind(micros(at))
     .bind(event.as_str())
     .bind(id.map(|id| id.to_string()))
     .bind(owner)
-    .bind(kind)
+    .bind(kind.to_owned())
     .bind(actor)
     .bind(other)
-    .bind(other_key.map(ToString::to_string))
+    .bind(event.others().1.map(|id| id.to_string()))
     .execute(db)
     .await?;
     Ok(())

@@ -1,15 +1,11 @@
 //! The journal's SQL, one text for both databases, like `sql.rs`.
 
 use jid::{BareJid, Jid};
-use sqlx::{Row as _, query::Query};
+use sqlx::Row as _;
 use time::OffsetDateTime;
 
-use super::{Database, Db, Row, begin_apart};
+use super::{Database, Row, begin_apart, sql::query};
 use crate::registry::store::{OpenSide, StoreError};
-
-fn query(text: &'static str) -> Query<'static, Db, <Db as sqlx::Database>::Arguments> {
-    sqlx::query::<Db>(text)
-}
 
 impl Database {
     pub(in crate::registry) async fn open_sides(

@@ -1,19 +1,14 @@
 //! The SQL for reachable resources, one text for both databases, like `sql.rs`.
 
 use jid::{BareJid, FullJid};
-use sqlx::{Row as _, query::Query};
+use sqlx::Row as _;
 use time::OffsetDateTime;
 
-use super::{Database, Db, Row, begin_apart};
+use super::{
+    Database, Row, begin_apart,
+    sql::{micros, query},
+};
 use crate::registry::store::StoreError;
-
-fn query(text: &'static str) -> Query<'static, Db, <Db as sqlx::Database>::Arguments> {
-    sqlx::query::<Db>(text)
-}
-
-fn micros(time: OffsetDateTime) -> i64 {
-    i64::try_from(time.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
-}
 
 impl Database {
     pub(in crate::registry) async fn reachable(

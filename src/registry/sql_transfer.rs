@@ -9,8 +9,8 @@ use time::OffsetDateTime;
 use super::{
     Connection, Database, Row, announce, announce_blocks, begin, bulk,
     sql::{
-        inconsistent, insert, keep_revoked, key, log, material, micros, moment, party, person,
-        query, revoked, salts, settings_of, write_settings,
+        KEEP_IDENTITY, add_to_log, inconsistent, insert, keep_revoked, key, log, material, micros,
+        moment, party, person, query, revoked, salts, settings_of, write_block, write_settings,
     },
 };
 use crate::{
@@ -192,19 +192,6 @@ async fn blocks(db: &mut Connection) -> Result<Vec<Block>, StoreError> {
         .collect()
 }
 
-/// Blocks a user or a domain; says whether that is new.
-async fn write_block(db: &mut Connection, block: &Block) -> Result<bool, sqlx::Error> {
-    let done = query(
-        "INSERT INTO blocks (jid, reason, at) VALUES ($1, $2, $3) ON CONFLICT (jid) DO NOTHING",
-    )
-    .bind(block.jid.to_string())
-    .bind(block.reason.clone())
-    .bind(micros(block.at))
-    .execute(db)
-    .await?;
-    Ok(done.rows_affected() > 0)
-}
-
 async fn identities(db: &mut Connection) -> Result<Vec<OwnIdentity>, StoreError> {
     let rows =
         query("SELECT component, certificate, private_key FROM identities ORDER BY component")
@@ -223,15 +210,12 @@ async fn identities(db: &mut Connection) -> Result<Vec<OwnIdentity>, StoreError>
 }
 
 async fn write_identity(db: &mut Connection, own: &OwnIdentity) -> Result<(), sqlx::Error> {
-    query(
-        "INSERT INTO identities (component, certificate, private_key) VALUES ($1, $2, $3)
-         ON CONFLICT (component) DO NOTHING",
-    )
-    .bind(own.component.as_str().to_owned())
-    .bind(own.certificate.clone())
-    .bind(own.private_key.clone())
-    .execute(db)
-    .await?;
+    query(KEEP_IDENTITY)
+        .bind(own.component.as_str().to_owned())
+        .bind(own.certificate.clone())
+        .bind(own.private_key.clone())
+        .execute(db)
+        .await?;
     Ok(())
 }
 
@@ -280,11 +264,7 @@ fn log_row(row: &Row) -> Result<LogRow, StoreError> {
 async fn write_log(db: &mut Connection, rows: &[LogRow]) -> Result<(), StoreError> {
     let mut alike: HashMap<String, i64> = HashMap::new();
     for row in rows {
-        let (other, other_key) = match &row.event {
-            Event::AlsoOwned { by, key } => (Some(by), Some(key)),
-            Event::Superseded { by } => (None, Some(by)),
-            _ => (None, None),
-        };
+        let (other, other_key) = row.event.others();
         let owner = party_of(db, &row.owner).await?;
         let actor = match &row.actor {
             Some(actor) => Some(party_of(db, actor).await?),
@@ -309,26 +289,14 @@ async fn write_log(db: &mut Connection, rows: &[LogRow]) -> Result<(), StoreErro
         .bind(row.actor_kind.clone())
         .bind(actor.unwrap_or_default())
         .bind(other.unwrap_or_default())
-        .bind(other_key.map(ToString::to_string).unwrap_or_default())
+        .bind(other_key.map(|id| id.to_string()).unwrap_or_default())
         .fetch_one(&mut *db)
         .await?;
         if known.try_get::<i64, _>("known")? >= *count {
             continue;
         }
-        query(
-            "INSERT INTO audit (at, event, key_id, owner, actor_kind, actor, other, other_key)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-        )
-        .bind(micros(row.at))
-        .bind(row.event.as_str())
-        .bind(row.key.map(|id| id.to_string()))
-        .bind(owner)
-        .bind(row.actor_kind.clone())
-        .bind(actor)
-        .bind(other)
-        .bind(other_key.map(ToString::to_string))
-        .execute(&mut *db)
-        .await?;
+        let actor = (row.actor_kind.as_str(), actor);
+        add_to_log(db, (owner, actor, other), row.at, row.key, &row.event).await?;
     }
     Ok(())
 }

@@ -667,7 +667,7 @@ impl Store {
         }
     }
 
-    /// Returns returns the instances of a component; none if the database cannot be shared.
+    /// Returns the instances of a component; none if the database cannot be shared.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -755,7 +755,7 @@ impl Store {
         matches!(self.kind, Kind::Postgres(_))
     }
 
-    /// Returns returns what other programs have changed since the last call, where nothing reports it.
+    /// Returns what other programs have changed since the last call, where nothing reports it.
     ///
     /// # Errors
     /// [`StoreError`]; then anything may have changed.
@@ -817,7 +817,7 @@ impl Store {
         }
     }
 
-    /// Returns checks that the database answers.
+    /// Checks that the database answers.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -825,7 +825,7 @@ impl Store {
         ask!(self, PATIENCE, db => db.ping())
     }
 
-    /// Returns returns the record of a user; an empty one for an unknown user.
+    /// Returns the record of a user; an empty one for an unknown user.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -833,7 +833,7 @@ impl Store {
         ask!(self, db => db.profile(owner))
     }
 
-    /// Returns returns what `asker` may know of `owner`; `None` if nothing. `admits` decides by the owner's visibility
+    /// Returns what `asker` may know of `owner`; `None` if nothing. `admits` decides by the owner's visibility
     /// and by whether `asker` is named.
     ///
     /// # Errors
@@ -860,7 +860,7 @@ impl Store {
         ask!(self, db => db.visible_key(asker, id, &admits))
     }
 
-    /// Returns returns all keys that a user has ever had, oldest first.
+    /// Returns all keys that a user has ever had, oldest first.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -876,7 +876,7 @@ impl Store {
         ask!(self, db => db.key(id))
     }
 
-    /// Returns returns the certificate of a key.
+    /// Returns the certificate of a key.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -884,7 +884,7 @@ impl Store {
         ask!(self, db => db.material(id))
     }
 
-    /// Returns returns all keys of all users, by owner and age.
+    /// Returns all keys of all users, by owner and age.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -987,14 +987,6 @@ impl Store {
         ask!(self, db => db.retire_account(owner, hash, actor, now))
     }
 
-    /// Returns returns the visibility settings of all users.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn all_settings(&self) -> Result<Vec<(BareJid, Settings)>, StoreError> {
-        ask!(self, BULK, db => db.all_settings())
-    }
-
     /// Raises the assurance of a key to `to`, and returns whether it was lower before.
     ///
     /// # Errors
@@ -1038,7 +1030,7 @@ impl Store {
         ask!(self, db => db.erase(owner, hash, actor, now))
     }
 
-    /// Returns returns the component's own certificate and private key (PKCS#8), if they are stored.
+    /// Returns the component's own certificate and private key (PKCS#8), if they are stored.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -1062,7 +1054,7 @@ impl Store {
         ask!(self, db => db.keep_identity(component, certificate, private_key))
     }
 
-    /// Returns returns the sessions of a component that are open, or were when it died; the oldest first.
+    /// Returns the sessions of a component that are open, or were when it died; the oldest first.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -1070,7 +1062,7 @@ impl Store {
         ask!(self, db => db.open_sides(component))
     }
 
-    /// Returns returns the open sessions of a user, and when each began.
+    /// Returns the open sessions of a user, and when each began.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -1095,7 +1087,7 @@ impl Store {
         ask!(self, db => db.change_open(component, begun, ended, now))
     }
 
-    /// Returns returns the resources that were reachable when the component last ran, at most `limit` of those seen
+    /// Returns the resources that were reachable when the component last ran, at most `limit` of those seen
     /// `since` then, each with its priority; the last seen first.
     ///
     /// # Errors
@@ -1135,7 +1127,7 @@ impl Store {
         ask!(self, db => db.forget_reachable(component, before))
     }
 
-    /// Returns returns the last `limit` rows of the audit log, of one user or of all, oldest first.
+    /// Returns the last `limit` rows of the audit log, of one user or of all, oldest first.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -1164,7 +1156,7 @@ impl Store {
         ask!(self, db => db.audit_page(owner, newest, i64::from(skip), i64::from(limit)))
     }
 
-    /// Returns returns how many rows the audit log has of one user or of all, up to the row `newest`.
+    /// Returns how many rows the audit log has of one user or of all, up to the row `newest`.
     ///
     /// # Errors
     /// [`StoreError`]
