@@ -10,7 +10,7 @@ use fingerpost::cli::keys::{self, KeysCommand};
 use fingerpost::print::{HashKind, Method, Print};
 use fingerpost::registry::material::Material;
 use fingerpost::registry::model::{
-    Actor, Assurance, KeyId, NewKey, Settings, Source, State, Visibility,
+    Actor, Assurance, Event, KeyId, NewKey, Settings, Source, State, Visibility,
 };
 use fingerpost::registry::store::Store;
 use jid::BareJid;
@@ -307,7 +307,7 @@ async fn administer(world: &World<'_>, seed: u8) {
         store.unblock(&world.user(seed % 3), &admin, now).await.expect("unblocked");
     }
     if seed.is_multiple_of(3) {
-        let user = world.user((seed + 1) % 3);
+        let user = world.user((seed % 3 + 1) % 3);
         store.retire_account(&user, "another hash", &admin, now).await.expect("retired");
     }
     let component = BareJid::new("xtls.example.org").expect("a JID");
@@ -384,6 +384,36 @@ fn an_import_of_an_export_has_every_row_of_every_table() {
     if let Err(error) = run {
         panic!("{error}");
     }
+}
+
+/// What an import changes back is in the audit log, by which a running component learns of it, also if the imported log
+/// brings no new row.
+#[tokio::test]
+async fn an_import_that_changes_something_back_is_logged() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let url = format!("sqlite:{}", dir.path().join("a.db").display());
+    let store = Store::open(&url, 1, true).await.expect("it opens");
+    let now = OffsetDateTime::now_utc();
+    let romeo = BareJid::new("romeo@example.org").expect("a JID");
+    let settings = |visibility| Settings { visibility, allowed: Vec::new() };
+    let actor = Actor::User(romeo.clone());
+    let set = async |visibility| {
+        store.set_settings(&romeo, &settings(visibility), &actor, now).await.expect("set");
+    };
+    set(Visibility::Listed).await;
+    store.block(&romeo, "spam", &Actor::Offline, now).await.expect("blocked");
+    let text = exported(&store).await;
+    set(Visibility::Everyone).await;
+    store.unblock(&romeo, &Actor::Offline, now).await.expect("unblocked");
+    let before = store.audit(None, 100).await.expect("a log").len();
+    for more in [2, 2] {
+        import(&store, &text).await;
+        let log = store.audit(None, 100).await.expect("a log");
+        assert_eq!(log.len(), before + more, "{log:?}");
+        let last = |n: usize| &log[log.len() - n].event;
+        assert_eq!((last(2), last(1)), (&Event::Settings, &Event::Blocked), "{log:?}");
+    }
+    store.close().await;
 }
 
 /// A component is killed while a user adds and revokes keys. Acknowledged changes survive the restart, the request in

@@ -64,8 +64,7 @@ impl Database {
     ) -> Result<usize, StoreError> {
         let mut tx = begin(&bulk(&self.pool)).await?;
         let mut owners = HashSet::new();
-        let told = Told::by(&contents.log);
-        write_log(&mut tx, &contents.log).await?;
+        let told = Told::by(&write_log(&mut tx, &contents.log).await?);
         let fresh = write_keys(&mut tx, &contents.keys, &told, now).await?;
         owners.extend(contents.keys.iter().map(|(key, _)| &key.owner));
         for (owner, settings) in &contents.settings {
@@ -114,7 +113,8 @@ impl Database {
     }
 }
 
-/// What the imported log tells itself, so that no row is added for it.
+/// What the rows that came into the log tell themselves, so that no row is added for it. A row that was there before tells
+/// nothing of what has changed now.
 #[derive(Default)]
 struct Told {
     keys: HashSet<KeyId>,
@@ -123,9 +123,9 @@ struct Told {
 }
 
 impl Told {
-    fn by(log: &[LogRow]) -> Self {
+    fn by(fresh: &[&LogRow]) -> Self {
         let mut told = Self::default();
-        for row in log {
+        for row in fresh {
             told.keys.extend(row.key);
             let Party::User(owner) = &row.owner else { continue };
             match row.event {
@@ -260,8 +260,13 @@ fn log_row(row: &Row) -> Result<LogRow, StoreError> {
     })
 }
 
-/// Adds the rows that are not in the log, in their order. Of rows that are alike as many are kept as there are.
-async fn write_log(db: &mut Connection, rows: &[LogRow]) -> Result<(), StoreError> {
+/// Adds the rows that are not in the log, in their order, and returns them. Of rows that are alike as many are kept as
+/// there are.
+async fn write_log<'a>(
+    db: &mut Connection,
+    rows: &'a [LogRow],
+) -> Result<Vec<&'a LogRow>, StoreError> {
+    let mut fresh = Vec::new();
     let mut alike: HashMap<String, i64> = HashMap::new();
     for row in rows {
         let (other, other_key) = row.event.others();
@@ -297,8 +302,9 @@ async fn write_log(db: &mut Connection, rows: &[LogRow]) -> Result<(), StoreErro
         }
         let actor = (row.actor_kind.as_str(), actor);
         add_to_log(db, (owner, actor, other), row.at, row.key, &row.event).await?;
+        fresh.push(row);
     }
-    Ok(())
+    Ok(fresh)
 }
 
 /// The row of a user, known or deleted; made if there is none.
