@@ -877,7 +877,7 @@ impl Broker {
         let frame = rewrite::Frame { namespace: &namespace, sid, initiator, responder };
         let text = "The component takes no files or streams, only proofs of keys: offer \
                     urn:xmpp:jingle:apps:tls, or start the session with the other user's address at the component";
-        let refused = rewrite::terminate(&frame, "unsupported-applications", text);
+        let refused = rewrite::end(&frame, "unsupported-applications", text, None);
         let mut iq = xml::element(
             "iq",
             ns::CLIENT,
