@@ -91,15 +91,14 @@ pub fn judge(offer: &Offer, others: &[String], keys: &[Key]) -> Judgement {
     let offered: Vec<Method> = offer.methods.iter().filter_map(|name| name.parse().ok()).collect();
     let candidates = candidates(&offered, others);
     let mut prints: Vec<Judged> = Vec::new();
-    let mut places: HashMap<(Name, bool, Vec<u8>), usize> = HashMap::new();
+    let mut places: HashMap<(Name, (bool, &[u8])), usize> = HashMap::new();
     for ((said, print), method) in offer.prints.iter().zip(methods(offer, &candidates, keys)) {
         let under = match said {
             Some(name) => Vec::from_iter(name.likely()),
             None if is_registered(print, keys) => Vec::from_iter(method.likely()),
             None => candidates.for_prints(),
         };
-        let (is_read, bytes) = print.identity();
-        let place = places.entry((method.clone(), is_read, bytes.to_vec()));
+        let place = places.entry((method.clone(), print.identity()));
         let judged = judge_under(&under, method, print, keys);
         // One verdict on each print and method: the worst.
         match place {
@@ -181,7 +180,7 @@ fn methods(offer: &Offer, candidates: &Candidates, keys: &[Key]) -> Vec<Name> {
         }
     }
     let registered = |print: &Printed| {
-        let print = print.print().filter(|print| keys.iter().any(|key| key.has(print)))?;
+        let print = print.print().filter(|_| is_registered(print, keys))?;
         Some(verdict::resolve_method(keys, print))
     };
     let found: Vec<Option<Name>> = offer
@@ -274,9 +273,9 @@ pub fn decide(
             }
         }
     }
-    gone.methods.retain(|method| !kept.contains(&method));
     gone.methods.sort_unstable();
     gone.methods.dedup();
+    gone.methods.retain(|method| !kept.contains(&method));
     Ok(gone)
 }
 

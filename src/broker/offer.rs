@@ -12,7 +12,7 @@
 //! Every element that a peer may take for a print counts as offered: at any depth, under any method, and whether its
 //! text can be read here or not. Otherwise a user could hide a print from the verdicts and policies.
 
-use std::{collections::HashSet, fmt};
+use std::{borrow::Cow, collections::HashSet, fmt};
 
 use minidom::Element;
 
@@ -81,29 +81,39 @@ pub enum Printed {
 }
 
 impl Printed {
+    /// Returns whether an element holds a print.
+    fn is_in(element: &Element) -> bool {
+        matches!(
+            (element.name(), element.ns().as_str()),
+            ("print", ns::APPS_TLS | ns::SECURITY_OFFER)
+                | ("fingerprint", ns::XTLS)
+                | ("keyinfo", ns::TMP_PUBKEY)
+        )
+    }
+
     /// Reads an element that holds a print; `None` if the element is another one.
     fn of(element: &Element) -> Option<Self> {
-        let text = match (element.name(), element.ns().as_str()) {
-            ("print", ns::APPS_TLS | ns::SECURITY_OFFER) | ("fingerprint", ns::XTLS) => {
-                element.text()
-            }
-            ("keyinfo", ns::TMP_PUBKEY) => {
-                element.get_child("name", ns::TMP_PUBKEY).unwrap_or(element).text()
-            }
-            _ => return None,
+        if !Self::is_in(element) {
+            return None;
+        }
+        let text = match element.name() {
+            // In XEP-0189 the text has an element of its own.
+            "keyinfo" => element.get_child("name", ns::TMP_PUBKEY).unwrap_or(element).text(),
+            _ => element.text(),
         };
         let named = match element.name() {
             "fingerprint" => element.attr("algo").or_else(|| element.attr("hash")),
             _ => element.attr("hash"),
         };
         let short = match text.len() {
-            0..=LONGEST => text.clone(),
-            _ => text.split_whitespace().collect::<Vec<_>>().join(" "),
+            0..=LONGEST => Cow::Borrowed(text.as_str()),
+            _ => Cow::Owned(text.split_whitespace().collect::<Vec<_>>().join(" ")),
         };
         let hash = named.and_then(|named| named.parse::<HashKind>().ok());
         // A wrong name of the hash does not hide the print of a revoked key.
+        let mut hashes = hash.map(Some).into_iter().chain([None]);
         let print = (short.len() <= LONGEST)
-            .then(|| Print::parse(&short, hash).or_else(|_| Print::parse(&short, None)).ok())
+            .then(|| hashes.find_map(|hash| Print::parse(&short, hash).ok()))
             .flatten();
         Some(print.map_or_else(
             || Self::Unread { text: text.trim().to_owned(), hash: named.map(str::to_owned) },
@@ -283,6 +293,9 @@ pub fn is_secured(content: &Element) -> bool {
 /// Returns a copy of a content without the prints in `gone`, and without the methods in `methods`. A method that loses
 /// all the prints inside it is removed too.
 pub fn without(content: &Element, gone: &[Printed], methods: &[Name]) -> Element {
+    if gone.is_empty() && methods.is_empty() {
+        return content.clone();
+    }
     let prints: HashSet<_> = gone.iter().map(Printed::identity).collect();
     stripped(content, &prints, methods)
 }
@@ -312,7 +325,7 @@ fn stripped(content: &Element, gone: &HashSet<(bool, &[u8])>, methods: &[Name]) 
 
 /// Returns whether an element has prints at any depth.
 fn has_prints(element: &Element) -> bool {
-    element.children().any(|child| Printed::of(child).is_some() || has_prints(child))
+    element.children().any(|child| Printed::is_in(child) || has_prints(child))
 }
 
 fn is_method(element: &Element) -> bool {

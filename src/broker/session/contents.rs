@@ -1,5 +1,7 @@
 //! The contents of a session: the brokered one, the checks of its offer, and the dialect for each side.
 
+use std::collections::HashSet;
+
 use jid::BareJid;
 use minidom::Element;
 use tokio::time::Instant;
@@ -9,7 +11,9 @@ use crate::{
     broker::{
         Options, Side,
         dialect::{self, Dialect},
-        hints, offer, rewrite,
+        hints,
+        offer::{self, Printed},
+        rewrite,
         transport::Transport,
     },
     print::Print,
@@ -85,13 +89,12 @@ pub(super) fn contents(jingle: &Element) -> impl Iterator<Item = &Element> {
 
 /// Returns the readable prints that a stanza offers, in its contents or beside them.
 pub(super) fn offered_prints(jingle: &Element) -> Vec<Print> {
-    let prints = offer::Offer::read(jingle).prints.into_iter();
-    prints.filter_map(|(_, printed)| printed.print().cloned()).collect()
+    readable(&offer::Offer::read(jingle))
 }
 
-/// Returns whether a stanza offers anything, in its contents or beside them.
-pub(super) fn offers(jingle: &Element) -> bool {
-    !offer::Offer::read(jingle).is_empty()
+/// Returns the readable prints of an offer.
+pub(super) fn readable(offer: &offer::Offer) -> Vec<Print> {
+    offer.prints.iter().filter_map(|(_, printed)| printed.print().cloned()).collect()
 }
 
 /// Returns the part of a Jingle element that is beside its contents. Contents in the other Jingle namespace are not
@@ -141,9 +144,8 @@ impl Session {
         let Some(content) = contents(&jingle).nth(self.chosen) else { return };
         self.dialects = [Dialect::of(content), Dialect::known(&features)];
         self.choose_namespace(&features);
-        let checked = self.check(Side::Initiator, content, &keys);
-        let beside = self.check_beside(Side::Initiator, &jingle, &keys);
-        let (checked, beside) = match checked.and_then(|checked| Ok((checked, beside?))) {
+        let both = self.check_with_beside(Side::Initiator, content, &jingle, &keys);
+        let (checked, beside) = match both {
             Ok(checked) => checked,
             Err(text) => return self.refuse_key(&self.owner(Side::Initiator), &text),
         };
@@ -225,7 +227,8 @@ impl Session {
         let gone = hints::decide(&judged, &self.options.policies, &owner)?;
         let left = offer::without(content, &gone.prints, &gone.methods);
         let mut prints = judged.prints();
-        prints.retain(|(_, print)| gone.prints.iter().all(|o| o.identity() != print.identity()));
+        let stripped: HashSet<_> = gone.prints.iter().map(Printed::identity).collect();
+        prints.retain(|(_, print)| !stripped.contains(&print.identity()));
         let known = &self.dialects[side.other().index()];
         let methods = judged.methods(&offer, &gone);
         Ok(Checked {
@@ -241,6 +244,18 @@ impl Session {
         self.check(side, &beside(jingle), keys)
     }
 
+    /// Checks a content of a stanza, and then the part beside the contents.
+    fn check_with_beside(
+        &self,
+        side: Side,
+        content: &Element,
+        jingle: &Element,
+        keys: &[Key],
+    ) -> Result<(Checked, Checked), String> {
+        let checked = self.check(side, content, keys)?;
+        Ok((checked, self.check_beside(side, jingle, keys)?))
+    }
+
     /// Passes a stanza on whose offer had to be checked.
     pub(super) fn pass_checked(&mut self, side: Side, keys: &[Key], now: Instant) {
         let Some((_, stanza)) = self.checked.take_if(|(checked, _)| *checked == side) else {
@@ -250,10 +265,9 @@ impl Session {
         if jingle.attr("action") == Some("session-accept") {
             return self.pass_accept(stanza, &jingle, keys, now);
         }
-        let beside = self.check_beside(side, &jingle, keys);
         let all: Result<Vec<Checked>, String> =
             contents(&jingle).map(|content| self.check(side, content, keys)).collect();
-        match all.and_then(|all| Ok((all, beside?))) {
+        match all.and_then(|all| Ok((all, self.check_beside(side, &jingle, keys)?))) {
             Ok((all, beside)) => {
                 let to = side.other();
                 let namespace = self.peer(to).namespace.as_str();
@@ -277,9 +291,8 @@ impl Session {
     /// Passes the session-accept on.
     fn pass_accept(&mut self, stanza: Stanza, jingle: &Element, keys: &[Key], now: Instant) {
         let Some(content) = self.own_content(jingle) else { return };
-        let checked = self.check(Side::Responder, content, keys);
-        let beside = self.check_beside(Side::Responder, jingle, keys);
-        let (checked, beside) = match checked.and_then(|checked| Ok((checked, beside?))) {
+        let both = self.check_with_beside(Side::Responder, content, jingle, keys);
+        let (checked, beside) = match both {
             Ok(checked) => checked,
             Err(text) => {
                 self.send(stanza.result(None));

@@ -42,7 +42,9 @@ use super::{
     dialect::Dialect,
     legs::{LegState, Plan},
     message_initiation::room,
-    of_peer, rewrite,
+    of_peer,
+    offer::Offer,
+    rewrite,
     rewrite::Frame,
 };
 use crate::{
@@ -685,7 +687,8 @@ impl Session {
                         Refusal::bad_request("A session-accept must have the content offered");
                     return self.send(stanza.refuse(&refusal));
                 }
-                self.look_up(side, stanza);
+                let prints = offered_prints(&jingle);
+                self.look_up(side, stanza, prints);
             }
             "session-accept" | "session-initiate" => {
                 self.send(stanza.refuse(&out_of_order("The session is not in that state")));
@@ -706,8 +709,9 @@ impl Session {
                 if asked.count() >= FORWARDED {
                     return self.send(stanza.refuse(&too_many()));
                 }
-                if contents::offers(&jingle) {
-                    return self.look_up(side, stanza);
+                let offer = Offer::read(&jingle);
+                if !offer.is_empty() {
+                    return self.look_up(side, stanza, contents::readable(&offer));
                 }
                 let out = rewrite::jingle(&jingle, &self.frame(side.other()), |content| content);
                 self.ask(side.other(), out, Question::Forwarded(Box::new(stanza)));
@@ -720,8 +724,7 @@ impl Session {
     }
 
     /// Looks up the keys of a side, to check the offer in its stanza.
-    fn look_up(&mut self, side: Side, stanza: Stanza) {
-        let prints = stanza.payload().map(offered_prints).unwrap_or_default();
+    fn look_up(&mut self, side: Side, stanza: Stanza, prints: Vec<Print>) {
         self.checked = Some((side, stanza));
         self.actions.push_back(Action::LookUpKeys(side, prints));
     }
