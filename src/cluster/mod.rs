@@ -118,12 +118,12 @@ struct State {
 }
 
 impl State {
-    fn role(&self) -> Role {
+    fn role(&self) -> &Role {
         match &self.role {
             Role::Leads if self.until.is_some_and(|until| Instant::now() >= until) => {
-                Role::Follows(None)
+                &Role::Follows(None)
             }
-            role => role.clone(),
+            role => role,
         }
     }
 
@@ -137,8 +137,8 @@ impl State {
     }
 
     /// Why it is that.
-    fn why(&self) -> &'static str {
-        match self.standing() {
+    fn why(&self, standing: Standing) -> &'static str {
+        match standing {
             Standing::Alone => "no other instance is known",
             Standing::Leads => "this instance has the lead in the database",
             Standing::Follows => "another instance leads",
@@ -222,12 +222,10 @@ impl Cluster {
         if state.alone {
             return false;
         }
-        let old = std::mem::replace(&mut state.others, others);
+        let old = std::mem::replace(&mut state.others, others.clone());
         drop(state);
-        let is_linked = |id: &str| {
-            instances.iter().any(|other| other.id == id && other.linked && other.is_alive())
-        };
-        for new in self.lock().others.iter().filter(|new| !old.iter().any(|old| old.id == new.id)) {
+        let is_linked = |id: &str| others.iter().any(|other| other.id == id && other.linked);
+        for new in others.iter().filter(|new| !old.iter().any(|old| old.id == new.id)) {
             info!(instance = new.id, leads = new.leads, "another instance serves this component");
             if new.advertise == self.0.advertise && !new.advertise.is_empty() {
                 warn!(
@@ -253,11 +251,11 @@ impl Cluster {
     /// Whether this instance handles all stanzas that come to it. Ask again for each: a process may stand still at any moment,
     /// and its lease be over when it goes on.
     pub fn leads(&self) -> bool {
-        self.role() == Role::Leads
+        *self.lock().role() == Role::Leads
     }
 
     fn role(&self) -> Role {
-        self.lock().role()
+        self.lock().role().clone()
     }
 
     fn set_role(&self, member: &Member) {
@@ -270,7 +268,8 @@ impl Cluster {
     /// Writes to the log what this instance is, if that has changed.
     fn tell_standing(&self) {
         let mut state = self.lock();
-        let (standing, why) = (state.standing(), state.why());
+        let standing = state.standing();
+        let why = state.why(standing);
         if standing == std::mem::replace(&mut state.told, standing) {
             return;
         }
@@ -340,7 +339,8 @@ impl Cluster {
     /// What keeps this instance from serving its users, if anything does.
     pub fn obstacle(&self) -> Option<&'static str> {
         let state = self.lock();
-        (state.standing() == Standing::Apart).then(|| state.why())
+        let standing = state.standing();
+        (standing == Standing::Apart).then(|| state.why(standing))
     }
 
     /// Notes whether the link to the XMPP server is up.
@@ -376,19 +376,21 @@ fn busy() -> Refusal {
     Refusal::resource_constraint("The service is busy")
 }
 
-/// Sends what waits, if its receiver is known.
+/// Sends what waits, if its receiver is known. Says, as [`Seat::judge`], whether another connection is to be tried at once.
 async fn hand_over(
     seat: &mut Seat,
     desk: &mut Desk,
     events: &mpsc::Sender<Event>,
     outbound: &mpsc::Sender<Element>,
-) {
+) -> bool {
+    let mut again = false;
     if let Some(packed) = desk.pack(events, outbound).await {
         let done = desk.meanwhile(outbound, seat.send(packed.parcels())).await;
         packed.sent(matches!(done, Ok(true)), outbound).await;
-        seat.judge(done.map(|_| ()));
+        again = seat.judge(done.map(|_| ()));
     }
     desk.expire(outbound).await;
+    again
 }
 
 impl Running {
@@ -418,10 +420,10 @@ impl Running {
                 () = cluster.0.retiring.notified() => seat.retire(&events).await,
                 () = desk.fill() => Ok(()),
             };
-            if seat.judge(done) {
+            let lost = seat.judge(done);
+            if hand_over(&mut seat, &mut desk, &events, &outbound).await || lost {
                 beats.reset_immediately();
             }
-            hand_over(&mut seat, &mut desk, &events, &outbound).await;
         }
         // What came over the link until it ended.
         desk.fill_now();
