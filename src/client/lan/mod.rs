@@ -518,9 +518,8 @@ fn known_as(peer: &BareJid) -> Result<BareJid, XtlsError> {
 
 /// Returns whether an account is set up or named.
 fn has_account(common: &Common, home: &Path) -> bool {
-    let any = std::fs::read_dir(home).into_iter().flatten().flatten();
-    common.account.is_some()
-        || any.into_iter().any(|entry| entry.path().join("account.toml").exists())
+    let any = || std::fs::read_dir(home).into_iter().flatten().flatten();
+    common.account.is_some() || any().any(|entry| entry.path().join(account::FILE).exists())
 }
 
 /// Checks that the trust store in use is the one for this peer.

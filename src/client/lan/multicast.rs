@@ -110,33 +110,36 @@ impl Group {
         self.interfaces.iter().map(|(interface, _)| interface)
     }
 
-    /// Changes to these interfaces; returns true if they are others than before.
+    /// Changes to these interfaces; returns true if there are others to speak on than before. An interface that could not be
+    /// opened is tried again at each call.
     ///
     /// # Errors
     /// If there are interfaces, and no socket could be opened on any.
     pub(super) fn join(&mut self, interfaces: Vec<Interface>) -> io::Result<bool> {
-        if self.interfaces().eq(&interfaces) {
+        let mut changed = !self.interfaces().eq(&interfaces);
+        if !changed && self.interfaces.iter().all(|(_, ports)| !ports.is_empty()) {
             return Ok(false);
         }
         let mut before = std::mem::take(&mut self.interfaces);
         let mut failed = None;
         for interface in interfaces {
             let known = before.iter().position(|(known, _)| *known == interface);
-            let ports = match known {
-                Some(known) => before.swap_remove(known).1,
-                None => self.open(&interface).unwrap_or_else(|error| {
+            let mut ports = known.map_or_else(Vec::new, |known| before.swap_remove(known).1);
+            if ports.is_empty() {
+                ports = self.open(&interface).unwrap_or_else(|error| {
                     tracing::debug!(%error, interface = interface.name, "no multicast DNS");
                     failed = Some(error);
                     Vec::new()
-                }),
-            };
+                });
+                changed |= !ports.is_empty();
+            }
             self.interfaces.push((interface, ports));
         }
         // Readers that were stopped.
         while self.readers.try_join_next().is_some() {}
         match failed {
             Some(error) if self.interfaces.iter().all(|(_, ports)| ports.is_empty()) => Err(error),
-            _ => Ok(true),
+            _ => Ok(changed),
         }
     }
 

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::{
     sync::watch,
     task::{JoinError, JoinHandle},
-    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -126,7 +126,8 @@ struct Keeper {
 
 impl Keeper {
     async fn run(mut self, token: CancellationToken) -> Result<(), XtlsError> {
-        let mut looks = interval(LOOK);
+        // The first look was taken before the names were claimed.
+        let mut looks = interval_at(Instant::now() + LOOK, LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let deadline = self.claim.deadline();
