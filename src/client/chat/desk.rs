@@ -86,6 +86,8 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         *lock(&self.taken) = None;
+        // The thread that reads finds it closed, and tells of the line itself.
+        self.typed.close();
         while let Ok(typed) = self.typed.try_recv() {
             tell_unsent(self.output, &typed);
         }
