@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The file of an account, in its directory.
-const FILE: &str = "account.toml";
+pub(super) const FILE: &str = "account.toml";
 
 /// A stored account.
 #[derive(Clone, Deserialize, Serialize)]

@@ -27,7 +27,7 @@ use super::{
     args::AcceptNewDevice,
     display::shown,
     output::XtlsError,
-    trust::{Device, Trust, Verified},
+    trust::{Device, NAMED, Trust, Verified, set_command},
 };
 use crate::{
     endpoint::{Known, Learned, SecureStream, Session, Waiting},
@@ -100,13 +100,7 @@ impl Client {
         self.output.event(&further.event(), "");
         let asked = self.accept_new_device == AcceptNewDevice::Ask;
         if asked {
-            tokio::select! {
-                answer = self.ask_about(&further) => answer?,
-                ended = session.terminated() => {
-                    ended?;
-                    return Err(XtlsError::refused("the peer ended the session"));
-                }
-            }
+            while_there(session, self.ask_about(&further)).await?;
         }
         Ok(Admitted { sas: Some(sas), asked })
     }
@@ -116,17 +110,17 @@ impl Client {
     async fn ask_about(&self, further: &Further<'_>) -> Result<(), XtlsError> {
         let Learned { peer, method, print, .. } = further.learned;
         let turn = Turn::new().await;
-        let trust = Trust::load(&self.dir)?;
+        let mut trust = Trust::load(&self.dir)?;
         if trust.check(peer, *method, print) == Known::Same {
             // Another session has asked meanwhile.
             return Ok(());
         }
         let declined = || self.declined.lock().unwrap_or_else(PoisonError::into_inner);
         let refused = |why: &str| {
-            let option = if *method == Method::X509 { "" } else { "--method openpgp " };
             XtlsError::unverified(format!("{why}: nothing was sent\n  shown: {method} {print}"))
                 .hint(format!(
-                    "ask {peer} for the print, and trust it: xtls trust set {option}{peer} {print}"
+                    "ask {peer} for the print, and trust it: {}",
+                    set_command(peer, *method, print)
                 ))
         };
         if declined().contains(peer) {
@@ -137,10 +131,7 @@ impl Client {
         let question = further.question(&trust);
         let answer = timeout(PATIENCE, turn.ask(question)).await.unwrap_or(Ok(Answer::No))?;
         match answer {
-            Answer::Yes => {
-                let device = further.device(Verified::Asked);
-                Trust::load(&self.dir)?.add(peer, device)
-            }
+            Answer::Yes => trust.add(peer, device(further.learned, Verified::Asked)),
             Answer::No => {
                 declined().insert(peer.clone());
                 Err(refused(&format!("the further key of {peer} was not accepted")))
@@ -204,13 +195,7 @@ impl Client {
         self.tell(stream, sas.as_deref());
         let confirms = self.confirm_sas && !admitted.asked;
         if let (true, Some(sas)) = (confirms, sas) {
-            tokio::select! {
-                answer = confirm(&learned.peer, &sas) => answer?,
-                ended = session.terminated() => {
-                    ended?;
-                    return Err(XtlsError::refused("the peer ended the session"));
-                }
-            }
+            while_there(session, confirm(&learned.peer, &sas)).await?;
         }
         if learned.method == Method::Srp {
             return Ok(());
@@ -220,8 +205,7 @@ impl Client {
             Known::Further => Verified::Registry,
             _ => Verified::FirstUse,
         };
-        let label = learned.listed.as_ref().map_or("", |listed| &listed.label);
-        let device = Device::seen_now(learned.method, learned.print.clone(), label, verified);
+        let device = device(learned, verified);
         match learned.known {
             // Another session may have been faster, with another key.
             Known::First => Trust::load(&self.dir)?.keep(&learned.peer, device).map(|_| ()),
@@ -289,21 +273,36 @@ struct Further<'a> {
     initiator: &'a BareJid,
 }
 
+/// Returns the label that the registry has for the key that was shown, or none.
+fn label(learned: &Learned) -> &str {
+    learned.listed.as_ref().map_or("", |listed| &listed.label)
+}
+
+/// Returns the key that was shown, to be kept.
+fn device(learned: &Learned, verified: Verified) -> Device {
+    Device::seen_now(learned.method, learned.print.clone(), label(learned), verified)
+}
+
+/// Waits for the user's answer, unless the peer ends the session first.
+async fn while_there(
+    session: &mut Session,
+    answer: impl Future<Output = Result<(), XtlsError>>,
+) -> Result<(), XtlsError> {
+    tokio::select! {
+        answer = answer => answer,
+        ended = session.terminated() => {
+            ended?;
+            Err(XtlsError::refused("the peer ended the session"))
+        }
+    }
+}
+
 impl Further<'_> {
-    fn label(&self) -> &str {
-        self.learned.listed.as_ref().map_or("", |listed| &listed.label)
-    }
-
-    fn device(&self, verified: Verified) -> Device {
-        let Learned { method, print, .. } = self.learned;
-        Device::seen_now(*method, print.clone(), self.label(), verified)
-    }
-
     fn event(&self) -> Value {
         let Learned { peer, method, print, listed, .. } = self.learned;
         json!({
             "event": "new_device", "peer": peer.as_str(), "method": method.as_str(), "print": print.to_string(),
-            "label": self.label(), "assurance": listed.as_ref().map(|listed| listed.assurance.as_str()),
+            "label": label(self.learned), "assurance": listed.as_ref().map(|listed| listed.assurance.as_str()),
             "sas": self.sas,
         })
     }
@@ -314,15 +313,15 @@ impl Further<'_> {
             Some(listed) if listed.assurance == Assurance::Attested => "an attested",
             _ => "a proven",
         };
-        let label = match self.label() {
+        let label = match label(self.learned) {
             "" => String::new(),
             label => format!(" \"{}\"", shown(label, None)),
         };
         let known: String = trust
-            .devices()
-            .filter(|(known, _)| *known == peer)
-            .take(4)
-            .map(|(_, key)| format!("\n  known: {} {}", key.method, key.print))
+            .keys(peer)
+            .iter()
+            .take(NAMED)
+            .map(|key| format!("\n  known: {} {}", key.method, key.print))
             .collect();
         format!(
             "{peer} shows a key that is not known here.\n  The registry calls it {assurance} key of {peer}.{known}\n  \

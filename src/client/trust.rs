@@ -22,8 +22,8 @@ use crate::{
 
 /// The most keys of one peer. With `--accept-new-device registry` a registry could otherwise add any number.
 const MOST: usize = 64;
-/// How many keys an error names.
-const NAMED: usize = 4;
+/// How many keys an error or a question names.
+pub(super) const NAMED: usize = 4;
 
 /// Known peers: the SHA-256 prints of their certificates and the fingerprints of their OpenPGP keys, by method.
 #[derive(Debug)]
@@ -48,6 +48,11 @@ impl Trust {
     /// Returns all peers with their keys.
     pub fn devices(&self) -> impl Iterator<Item = (&BareJid, &Device)> {
         self.peers.iter().flat_map(|(peer, keys)| keys.iter().map(move |key| (peer, key)))
+    }
+
+    /// Returns the keys of a peer.
+    pub fn keys(&self, peer: &BareJid) -> &[Device] {
+        self.peers.get(peer).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Returns whether any key of a peer is known.
@@ -88,7 +93,7 @@ impl Trust {
         print: &Print,
         remark: &str,
     ) -> XtlsError {
-        let keys = self.peers.get(peer).map(Vec::as_slice).unwrap_or_default();
+        let keys = self.keys(peer);
         let what = match keys.iter().any(|key| key.method == method) {
             true => format!("THE KEY OF {peer} HAS CHANGED."),
             false => format!("{peer} IS KNOWN BY ANOTHER KEY."),
@@ -98,11 +103,11 @@ impl Trust {
         if keys.len() > NAMED {
             known += &format!(" and {} more", keys.len() - NAMED);
         }
-        let option = if method == Method::X509 { "" } else { "--method openpgp " };
         XtlsError::unverified(format!(
             "{what} Someone may be in the middle, or the key is new.\n  \
              known: {known}\n  shown: {method} {print}\n{remark}Nothing was sent. If {peer} confirms the new key another \
-             way: xtls trust set {option}{peer} {print}"
+             way: {}",
+            set_command(peer, method, print)
         ))
     }
 
@@ -186,6 +191,12 @@ impl Trust {
         }
         Ok(done)
     }
+}
+
+/// Returns the command that trusts a key.
+pub fn set_command(peer: &BareJid, method: Method, print: &Print) -> String {
+    let option = if method == Method::X509 { "" } else { "--method openpgp " };
+    format!("xtls trust set {option}{peer} {print}")
 }
 
 impl Device {
