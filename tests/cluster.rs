@@ -6,8 +6,7 @@
 mod support;
 
 use std::{
-    io::{Read, Write},
-    net::TcpStream,
+    io::Write,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -20,7 +19,7 @@ use serde_json::json;
 use support::{
     COMPONENT, free_port,
     postgres::Postgres,
-    programs::{Component, Options, Script, Xtls},
+    programs::{Component, Options, Script, Xtls, page},
     random_file,
     raw::{Raw, attribute},
     servers::{Kind, Nodes, Server},
@@ -55,12 +54,7 @@ impl Instance {
     }
 
     fn get(&self, path: &str) -> String {
-        let mut text = String::new();
-        if let Ok(mut socket) = TcpStream::connect(("127.0.0.1", self.page)) {
-            let asked = socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
-            asked.and_then(|()| socket.read_to_string(&mut text)).unwrap();
-        }
-        text
+        page(self.page, path).unwrap_or_default()
     }
 
     /// Waits until `/readyz` says this.

@@ -559,17 +559,6 @@ fn prosody_once_means_one_session_of_any_kind() {
     assert_eq!((chat.wait(), listener.wait()), (0, 0), "{}\n{}", chat.log(), listener.log());
 }
 
-macro_rules! on_both {
-    ($($test:ident,)+) => {
-        mod prosody {
-            $(#[test] fn $test() { super::$test(super::Kind::Prosody); })+
-        }
-        mod ejabberd {
-            $(#[test] fn $test() { super::$test(super::Kind::Ejabberd); })+
-        }
-    };
-}
-
 on_both!(
     a_further_device_is_shown_and_asked_for_once,
     a_listener_takes_a_further_device_only_as_it_was_told,

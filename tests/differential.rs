@@ -9,15 +9,14 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Write;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use support::grammar::{Grammar, HEADER};
-use support::programs::{Component, Options, Xtls};
+use support::programs::{Component, Options, Xtls, page};
 use support::raw::{Raw, attribute, start_tag};
 use support::servers::{Kind, Server};
 use support::{COMPONENT, PATIENCE, free_port};
@@ -91,11 +90,7 @@ fn listen(mut user: Raw, answers: &Answers) -> String {
 }
 
 fn metric(port: u16, name: &str) -> Option<u64> {
-    let mut socket = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
-    let mut text = String::new();
-    socket.read_to_string(&mut text).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    page(port, "/metrics")?.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
 /// Returns the seed of a run's stanzas.

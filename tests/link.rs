@@ -4,12 +4,10 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use support::postgres::Postgres;
-use support::programs::{Component, Options, Xtls, clean};
+use support::programs::{Component, Options, Xtls, clean, page};
 use support::raw::Raw;
 use support::scenarios::assert_answers;
 use support::servers::{Kind, Nodes, Server};
@@ -26,12 +24,8 @@ fn with_page(server: &Server, env: &[(&'static str, String)]) -> (Component, u16
 }
 
 /// Returns the answer of `/readyz`, with its status line.
-fn readyz(page: u16) -> String {
-    let mut socket = TcpStream::connect(("127.0.0.1", page)).unwrap();
-    socket.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").unwrap();
-    let mut text = String::new();
-    socket.read_to_string(&mut text).unwrap();
-    text
+fn readyz(port: u16) -> String {
+    page(port, "/readyz").unwrap()
 }
 
 /// Waits until `fingerpost check --online` prints these lines, beside a running component: its ports are taken. It does

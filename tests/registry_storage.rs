@@ -5,8 +5,6 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -20,10 +18,10 @@ use jid::BareJid;
 use serde_json::{Value, json};
 use support::postgres::{Pooler, Postgres};
 use support::process::run;
-use support::programs::{Component, Options, Xtls, clean, script};
+use support::programs::{Component, Options, Xtls, clean, page, script};
 use support::servers::{Kind, Server};
 use support::switch::Switch;
-use support::{free_port, own_program, wait_for};
+use support::{own_program, wait_for};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -31,19 +29,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Returns the answer of a component's page at `path`: the status line and the text.
 fn get(port: u16, path: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let answer = page(port, path).unwrap();
     let (head, text) = answer.split_once("\r\n\r\n").unwrap();
     (head.lines().next().unwrap().to_owned(), text.to_owned())
-}
-
-fn with_pages(options: Options) -> (Options, u16) {
-    let port = free_port();
-    let env = vec![("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{port}"))];
-    (Options { env, ..options }, port)
 }
 
 /// Sends a request as alice; returns the answer's type and condition.
@@ -111,7 +99,7 @@ fn what_the_commands_change_is_in_force_in_the_running_component_at_once() {
 #[test]
 fn a_database_that_cannot_grow_is_said_to_be_not_ready_and_recovers() {
     let server = Server::start(Kind::Prosody);
-    let (options, http) = with_pages(Options::default());
+    let (options, http) = Options::default().with_pages();
     let mut component = Component::start(&server, &options);
     assert_eq!(add(&server, 1).0, "result");
     let ready = || get(http, "/readyz");
@@ -191,7 +179,7 @@ fn is_sound(file: &Path) -> bool {
 /// after a restart what is there is whole.
 fn replaced_while_it_runs(how: Replaced) {
     let server = Server::start(Kind::Prosody);
-    let (options, http) = with_pages(Options::default());
+    let (options, http) = Options::default().with_pages();
     let mut component = Component::start(&server, &options);
     assert_eq!(add(&server, 1).0, "result");
     let backup = component.database().with_file_name("backup.db");
@@ -299,7 +287,7 @@ fn a_standby_takes_the_place_of_the_primary_without_a_restart() {
     let switch = Switch::start(primary.port());
     let url = switch.url();
     let server = Server::start(Kind::Prosody);
-    let (options, http) = with_pages(Options { database: Some(url), ..Options::default() });
+    let (options, http) = Options { database: Some(url), ..Options::default() }.with_pages();
     let mut component = Component::start(&server, &options);
     for byte in 1..4 {
         assert_eq!(add(&server, byte).0, "result");
@@ -342,7 +330,7 @@ fn a_component_behind_a_pooler_serves_its_users() {
     let pooler = Pooler::start(postgres.port(), 2, "");
     let server = Server::start(Kind::Prosody);
     let (mut options, http) =
-        with_pages(Options { database: Some(pooler.url()), ..Options::default() });
+        Options { database: Some(pooler.url()), ..Options::default() }.with_pages();
     options.env.push(("FINGERPOST_DATABASE__POOLER", "true".to_owned()));
     let mut component = Component::start(&server, &options);
     for byte in 1..4 {

@@ -7,20 +7,12 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::{
-    free_port,
     programs::{Component, Options, Script},
     servers::{Kind, Server},
 };
 
 /// More than the server holds at once.
 const CROWD: usize = 3000;
-
-fn with_pages(options: Options) -> (Options, u16) {
-    let port = free_port();
-    let mut options = options;
-    options.env.push(("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{port}")));
-    (options, port)
-}
 
 /// Sends a request unchanged, and returns the whole answer.
 fn send(port: u16, request: &str) -> String {
@@ -45,7 +37,7 @@ fn may_open(files: u64) -> bool {
 fn half_sent_requests_keep_nobody_out() {
     let crowd = if may_open(CROWD as u64 + 200) { CROWD } else { 600 };
     let server = Server::start(Kind::Prosody);
-    let (options, port) = with_pages(Options::default());
+    let (options, port) = Options::default().with_pages();
     let component = Component::start(&server, &options);
     let healthz = || send(port, "GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     let pieces = [
@@ -86,7 +78,7 @@ fn half_sent_requests_keep_nobody_out() {
 #[test]
 fn nobody_seems_local_through_a_proxy_or_another_name() {
     let server = Server::start(Kind::Prosody);
-    let (options, port) = with_pages(Options::default());
+    let (options, port) = Options::default().with_pages();
     let component = Component::start(&server, &options);
     let proxy = json!(["127.0.0.1", component.socks5]);
     let mut stream = Script::start("survives.py", &server, json!({"proxy": proxy}));

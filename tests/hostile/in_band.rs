@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::socks5_socket::{get, with_pages};
 use crate::support::process::Process;
-use crate::support::programs::{Component, Options, Xtls, event, script};
+use crate::support::programs::{Component, Options, Xtls, event, page, script};
 use crate::support::servers::{Kind, Server};
 use crate::support::{PATIENCE, wait_for};
 
@@ -57,12 +56,12 @@ fn blocks_by_message_hold_no_more_than_the_setting_says() {
 #[test]
 fn an_ended_session_with_half_a_client_hello_leaves_its_place() {
     let server = Server::start(Kind::Prosody);
-    let (options, pages) = with_pages(Options::default());
+    let (options, pages) = Options::default().with_pages();
     let component = Component::start(&server, &options);
     let report = script("half_hello.py", &server, json!({}));
     assert_eq!(report["told"], "cancel", "{report}\n{}", component.log());
     let left = || {
-        let metrics = get(pages, "/metrics").unwrap();
+        let metrics = page(pages, "/metrics").unwrap();
         metrics.lines().any(|line| line == "fingerpost_broker_sessions 0")
     };
     // Much less than the idle timeout of a stream.

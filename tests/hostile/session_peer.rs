@@ -474,25 +474,7 @@ fn guesses_of_a_stranger_do_not_delay_the_right_user() {
     assert!(waiting > 0, "all guesses were made before the right user was let in");
 }
 
-/// Makes one test of every function for each server.
-macro_rules! on_both {
-    ($($name:ident),+ $(,)?) => {
-        mod prosody {
-            $(#[test]
-            fn $name() {
-                super::$name(super::Kind::Prosody);
-            })+
-        }
-        mod ejabberd {
-            $(#[test]
-            fn $name() {
-                super::$name(super::Kind::Ejabberd);
-            })+
-        }
-    };
-}
-
-on_both!(
+crate::on_both!(
     an_account_without_its_key_gets_nothing_and_is_not_remembered,
     the_registry_is_asked_in_direct_sessions_too,
 );

@@ -10,7 +10,7 @@ use crate::support::{
     self, free_port,
     network::Network,
     process::{Process, run},
-    programs::{Component, Options, script, without},
+    programs::{Component, Options, page, script, without},
     servers::{Kind, Server},
 };
 
@@ -48,28 +48,12 @@ fn ends(mut stream: &TcpStream) -> bool {
     }
 }
 
-pub(crate) fn get(port: u16, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    Some(answer)
-}
-
-pub(crate) fn with_pages(options: Options) -> (Options, u16) {
-    let port = free_port();
-    let mut options = options;
-    options.env.push(("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{port}")));
-    (options, port)
-}
-
 /// A peer closes, half-closes or resets; the other one is silent, sends a little or writes without end, and reads
 /// later.
 #[test]
 fn what_was_acknowledged_arrives_and_the_end_is_the_peer_s_own() {
     let server = Server::start(Kind::Prosody);
-    let (options, pages) = with_pages(Options::default());
+    let (options, pages) = Options::default().with_pages();
     let component = Component::start(&server, &options);
     let proxy = json!(["127.0.0.1", component.socks5]);
     let report = script("broken_legs.py", &server, json!({"proxy": proxy, "timeout": 140}));
@@ -79,7 +63,7 @@ fn what_was_acknowledged_arrives_and_the_end_is_the_peer_s_own() {
             assert_eq!(report[&case], json!([3_000_000, true, end]), "{case}: {report}");
         }
     }
-    let metrics = get(pages, "/metrics").unwrap();
+    let metrics = page(pages, "/metrics").unwrap();
     let taken = metrics
         .lines()
         .find_map(|line| line.strip_prefix("fingerpost_pipes_taken_total "))
@@ -113,10 +97,9 @@ fn a_peer_that_vanishes_is_missed_within_two_minutes() {
 #[test]
 fn an_address_with_too_many_connections_is_told_so_and_counted() {
     let server = Server::start(Kind::Prosody);
-    let (options, pages) = with_pages(Options {
-        more: "[limits]\nconnections_per_ip = 1\n".to_owned(),
-        ..Options::default()
-    });
+    let (options, pages) =
+        Options { more: "[limits]\nconnections_per_ip = 1\n".to_owned(), ..Options::default() }
+            .with_pages();
     let component = Component::start(&server, &options);
     let (first, code) = ask(component.socks5, &[]);
     assert_eq!(code, Some(0));
@@ -125,7 +108,7 @@ fn an_address_with_too_many_connections_is_told_so_and_counted() {
         assert_eq!(code, Some(2), "not allowed");
         assert!(ends(&refused));
     }
-    let metrics = get(pages, "/metrics").unwrap();
+    let metrics = page(pages, "/metrics").unwrap();
     let line = "fingerpost_refusals_total{cause=\"address_limit\"} 5";
     assert!(metrics.lines().any(|written| written == line), "{metrics}");
     drop(first);
@@ -134,10 +117,11 @@ fn an_address_with_too_many_connections_is_told_so_and_counted() {
 #[test]
 fn a_balancer_s_own_connections_are_served_and_no_fault() {
     let server = Server::start(Kind::Prosody);
-    let (mut options, pages) = with_pages(Options {
+    let (mut options, pages) = Options {
         more: "[limits]\nhandshake_timeout = \"1s\"\n[log]\nlevel = \"debug\"\n".to_owned(),
         ..Options::default()
-    });
+    }
+    .with_pages();
     options.env.push(("FINGERPOST_SOCKS5__PROXY_PROTOCOL", "true".to_owned()));
     let component = Component::start(&server, &options);
     const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -163,7 +147,7 @@ fn a_balancer_s_own_connections_are_served_and_no_fault() {
     let mut slow = connect(component.socks5);
     slow.write_all(b"PROXY TC").unwrap();
     assert!(ends(&slow), "and half a header");
-    let metrics = get(pages, "/metrics").unwrap();
+    let metrics = page(pages, "/metrics").unwrap();
     for cause in ["handshake", "proxy_header"] {
         let line = format!("fingerpost_refusals_total{{cause=\"{cause}\"}} 0");
         assert!(metrics.lines().any(|written| written == line), "{line} in\n{metrics}");
@@ -171,7 +155,7 @@ fn a_balancer_s_own_connections_are_served_and_no_fault() {
     let mut bare = connect(component.socks5);
     bare.write_all(&request()).unwrap();
     assert!(ends(&bare));
-    let metrics = get(pages, "/metrics").unwrap();
+    let metrics = page(pages, "/metrics").unwrap();
     let line = "fingerpost_refusals_total{cause=\"proxy_header\"} 1";
     assert!(metrics.lines().any(|written| written == line), "{line} in\n{metrics}");
     let log = component.log();
@@ -183,11 +167,12 @@ fn a_balancer_s_own_connections_are_served_and_no_fault() {
 #[test]
 fn a_full_port_does_not_hide_the_pages() {
     let server = Server::start(Kind::Prosody);
-    let (options, pages) = with_pages(Options {
+    let (options, pages) = Options {
         more: "[limits]\nconnections_per_ip = 1000\nhandshake_timeout = \"10m\"\n".to_owned(),
         descriptors: Some(100),
         ..Options::default()
-    });
+    }
+    .with_pages();
     let component = Component::start(&server, &options);
     let crowd: Vec<_> = (0..150).filter_map(|_| ask_half(component.socks5)).collect();
     support::wait_for(
@@ -197,7 +182,7 @@ fn a_full_port_does_not_hide_the_pages() {
         || component.log().contains("raise the limit of open files"),
     );
     for _ in 0..20 {
-        let answer = get(pages, "/healthz").unwrap_or_default();
+        let answer = page(pages, "/healthz").unwrap_or_default();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}\n{}", component.log());
     }
     drop(crowd);
@@ -224,10 +209,9 @@ fn ordinary_socks5_clients_take_part_in_a_transfer() {
 #[test]
 fn a_forwarder_that_hides_addresses_is_told_of() {
     let server = Server::start(Kind::Prosody);
-    let (options, pages) = with_pages(Options {
-        more: "[limits]\nconnections_per_ip = 30\n".to_owned(),
-        ..Options::default()
-    });
+    let (options, pages) =
+        Options { more: "[limits]\nconnections_per_ip = 30\n".to_owned(), ..Options::default() }
+            .with_pages();
     let component = Component::start(&server, &options);
     let port = free_port();
     let directory = tempfile::tempdir().unwrap();
@@ -251,7 +235,7 @@ fn a_forwarder_that_hides_addresses_is_told_of() {
     for word in ["127.0.0.7", "proxy_protocol", "host's network", "port_handler"] {
         assert!(told.contains(word), "{word}: {told}");
     }
-    let metrics = get(pages, "/metrics").unwrap();
+    let metrics = page(pages, "/metrics").unwrap();
     let line = "fingerpost_refusals_total{cause=\"address_limit\"} 3";
     assert!(metrics.lines().any(|written| written == line), "{metrics}");
 }
@@ -275,11 +259,11 @@ fn ask_for_another(port: u16) -> (TcpStream, Option<u8>) {
 #[test]
 fn streams_that_nobody_reads_keep_no_pipes_from_others() {
     let server = Server::start(Kind::Prosody);
-    let (mut options, pages) = with_pages(Options {
+    let (mut options, pages) = Options {
         more: "[limits]\nsessions_per_user = 1000\nrequests_per_second = 1000\nconnections_per_ip = 1000\n"
             .to_owned(),
         ..Options::default()
-    });
+    }.with_pages();
     // Small segments: less waits in the kernel for each reader.
     options.env.push(("FINGERPOST_SOCKS5__MAX_SEGMENT", "1220".to_owned()));
     let component = Component::start(&server, &options);
@@ -296,7 +280,7 @@ fn streams_that_nobody_reads_keep_no_pipes_from_others() {
 #[test]
 fn streams_go_on_where_the_kernel_refuses_splice() {
     let server = Server::start(Kind::Prosody);
-    let (options, pages) = with_pages(Options { without: vec!["splice"], ..Options::default() });
+    let (options, pages) = Options { without: vec!["splice"], ..Options::default() }.with_pages();
     let component = Component::start(&server, &options);
     let proxy = json!(["127.0.0.1", component.socks5]);
     let report =

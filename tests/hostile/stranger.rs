@@ -1,29 +1,16 @@
 //! A stranger: an account on the server that the component does not know. It may send any XML that its server passes
 //! on.
 
-use std::{
-    io::{Read, Write},
-    net::TcpStream,
-    time::Duration,
-};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::support::{
     COMPONENT, DOMAIN, free_port,
-    programs::{Component, Options, Xtls, script},
+    programs::{Component, Options, Xtls, page, script},
     random_file,
     servers::{Kind, Server},
 };
-
-/// Returns a page of the component's status server.
-fn get(port: u16, path: &str) -> String {
-    let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
-    let mut page = String::new();
-    socket.read_to_string(&mut page).unwrap();
-    page
-}
 
 /// Returns a stanza that is sent exactly as it is written here.
 fn stanza(id: &str, xml: String) -> Value {
@@ -133,7 +120,7 @@ fn no_stanza_ends_the_link(kind: Kind) {
     let sent = alice.run(["send".as_ref(), bob.jid().as_ref(), file.as_os_str()]);
     assert_eq!(sent.code, 0, "{sent:?}\n{}\n{}", listener.log(), component.log());
     assert_eq!(listener.wait(Duration::from_secs(60)), 0, "{}", listener.log());
-    let page = get(http, "/metrics");
+    let page = page(http, "/metrics").unwrap();
     assert!(page.contains("\nfingerpost_link_connections_total 1\n"), "{page}");
     let log = component.log();
     assert_eq!((log.matches("link up").count(), log.matches("link down").count()), (1, 0), "{log}");

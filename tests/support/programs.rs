@@ -2,6 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs::Permissions;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -61,6 +63,15 @@ pub struct Options {
     pub network: Option<String>,
     /// System calls that the kernel refuses to it.
     pub without: Vec<&'static str>,
+}
+
+impl Options {
+    /// Returns the same with the status pages, and their port.
+    pub fn with_pages(mut self) -> (Self, u16) {
+        let port = free_port();
+        self.env.push(("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{port}")));
+        (self, port)
+    }
 }
 
 impl Component {
@@ -541,6 +552,16 @@ pub fn report(process: &mut Process, name: &str) -> Value {
 /// Runs a script to its end; returns its report.
 pub fn script(name: &str, server: &Server, more: Value) -> Value {
     Script::start(name, server, more).report()
+}
+
+/// Asks a status server; returns its whole answer, `None` if there is none.
+pub fn page(port: u16, path: &str) -> Option<String> {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    socket.set_read_timeout(Some(PATIENCE)).ok()?;
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).ok()?;
+    Some(answer)
 }
 
 /// Returns the settings of terminal.py for a command whose user does `steps`.
