@@ -13,7 +13,9 @@ use fingerpost::registry::model::{
     Actor, Assurance, Event, KeyId, NewKey, Settings, Source, State, Visibility,
 };
 use fingerpost::registry::store::Store;
-use jid::BareJid;
+use fingerpost::registry::verdict::{self, Verdict};
+use fingerpost::registry::{self, Registry};
+use jid::{BareJid, Jid};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::json;
@@ -250,6 +252,76 @@ fn the_store_does_as_the_model_on_sqlite() {
 #[test]
 fn the_store_does_as_the_model_on_postgresql() {
     compare(&Postgres::start().url());
+}
+
+/// A key that is revoked is revoked by each print under which its owner has added it, also if its record is full.
+async fn is_revoked_by_every_print(url: &str) {
+    let store = Store::open(url, 2, true).await.expect("the database opens");
+    let component = BareJid::new("xtls.example.org").expect("a JID");
+    let options =
+        registry::Options { component, visibility: Visibility::Everyone, keys_per_user: 9 };
+    let registry = Registry::new(store, options);
+    let romeo = Jid::new("romeo@example.org/orchard").expect("a JID");
+    let juliet = BareJid::new("juliet@example.org").expect("a JID");
+    let now = OffsetDateTime::now_utc();
+    let spki = |byte| Print::new(HashKind::SpkiSha256, &[byte; 32]).expect("32 bytes");
+    let add = async |prints: &[Print]| {
+        let new = NewKey::of_prints(Method::X509, prints.to_vec(), "", Source::Self_);
+        registry.add(&romeo, &new.expect("a key"), now).await.expect("it is added")
+    };
+    let judged = async |print: &Print| {
+        let prints = std::slice::from_ref(print);
+        let keys = registry.keys_to_judge(&juliet, &romeo.to_bare(), prints).await.expect("keys");
+        verdict::judge(&keys, Some(Method::X509), print).verdict
+    };
+    let (key, _) = add(&[print(1)]).await;
+    let (proven, _) = add(&[print(2)]).await;
+    let by = Actor::User(romeo.to_bare());
+    registry.revoke(&romeo, &by, key.id, "lost", now).await.expect("it is revoked");
+    registry.store().raise(proven.id, Assurance::Proven, &by, now).await.expect("it is proven");
+    assert_eq!(judged(&spki(101)).await, Verdict::Mismatch, "nobody has said whose it is");
+
+    let (known, notice) = add(&[print(1), spki(101)]).await;
+    assert_eq!((known.id, known.state), (key.id, State::Revoked));
+    assert_eq!(known.prints, [print(1), spki(101)]);
+    assert!(notice.is_some());
+    assert_eq!(judged(&spki(101)).await, Verdict::Revoked);
+    // One print joins the next.
+    let more: Vec<Print> = (11..18).map(print).collect();
+    let mut prints = vec![spki(101)];
+    prints.extend_from_slice(&more);
+    let (known, notice) = add(&prints).await;
+    assert_eq!((known.id, known.prints.len()), (key.id, 8), "the record is full");
+    assert!(notice.is_some());
+    for print in &prints {
+        assert_eq!(judged(print).await, Verdict::Revoked, "{print}");
+    }
+    let log = registry.store().audit(Some(&romeo.to_bare()), 100).await.expect("a log");
+    let events: Vec<&Event> =
+        log.iter().filter(|row| row.key == Some(key.id)).map(|row| &row.event).collect();
+    assert_eq!(events, [&Event::Added, &Event::Revoked, &Event::Completed, &Event::Completed]);
+    assert_eq!(add(&prints).await, (known, None), "nothing is new");
+
+    // A proven key whose print was revoked before takes no further print otherwise.
+    registry.erase(&romeo.to_bare(), &by, now).await.expect("it is erased");
+    assert_eq!(judged(&more[6]).await, Verdict::Revoked);
+    let (proven, _) = add(&[print(2)]).await;
+    registry.store().raise(proven.id, Assurance::Proven, &by, now).await.expect("it is proven");
+    let (known, _) = add(&[print(2), print(1), spki(103)]).await;
+    assert_eq!((known.id, known.state), (proven.id, State::Revoked));
+    for print in [print(2), print(1), spki(103)] {
+        assert_eq!(judged(&print).await, Verdict::Revoked, "{print}");
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_revoked_by_every_print_it_is_added_by_on_sqlite() {
+    is_revoked_by_every_print("sqlite::memory:").await;
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_revoked_by_every_print_it_is_added_by_on_postgresql() {
+    is_revoked_by_every_print(&Postgres::start().url()).await;
 }
 
 /// Everything in a SQLite database, table by table; users by their address or what is left of it, and the log in its order.

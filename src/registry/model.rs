@@ -8,7 +8,7 @@
 //! |---|---|---|---|
 //! | active | the same key | superseded | revoked |
 //! | superseded | the same key, still superseded | refused | revoked |
-//! | revoked | the same key, still revoked | refused | no change |
+//! | revoked | the same key, still revoked, with the new prints | refused | no change |
 
 use std::{fmt, str::FromStr};
 
@@ -588,6 +588,36 @@ impl Addition {
             }
             known @ Self::Known { .. } => known,
         }
+    }
+
+    /// Adds the prints of `new` to a key that is revoked, so that it is revoked by whichever of them it is offered. `own`
+    /// are all keys that the owner has ever had. Returns the prints for which the key has no room, without those that
+    /// are `kept` elsewhere.
+    pub(super) fn with_revoked_prints(
+        self,
+        new: &NewKey,
+        own: &[Key],
+        kept: impl Fn(&Print) -> bool,
+    ) -> (Self, Vec<Print>) {
+        let (mut key, event, superseded) = match self {
+            Self::Known { key, event, superseded } if key.state == State::Revoked => {
+                (key, event, superseded)
+            }
+            other => return (other, Vec::new()),
+        };
+        let is_revoked = |print: &&Print| {
+            let revoked = own.iter().filter(|key| key.state == State::Revoked);
+            revoked.chain([&key]).any(|key| key.has(print))
+        };
+        let mut more: Vec<Print> =
+            new.prints.iter().filter(|print| !is_revoked(print)).cloned().collect();
+        let room = PRINTS_MAX.saturating_sub(key.prints.len()).min(more.len());
+        let mut rest = more.split_off(room);
+        rest.retain(|print| !kept(print));
+        let completed = !more.is_empty() || !rest.is_empty();
+        key.prints.extend(more);
+        let event = event.or_else(|| completed.then_some(Event::Completed));
+        (Self::Known { key, event, superseded }, rest)
     }
 }
 

@@ -297,11 +297,16 @@ impl Database {
         };
         let mut addition = Key::add(owner, new, &own, limit, now, id)?;
         let forgotten = forgotten_of(&mut tx, owner.as_str()).await?;
-        if new.prints().iter().any(|print| forgotten.find(owner, print).is_some()) {
+        let is_kept = |print: &Print| forgotten.find(owner, print).is_some();
+        if new.prints().iter().any(is_kept) {
             addition = addition.of_a_revoked_one(now);
         }
+        let (addition, without_room) = addition.with_revoked_prints(new, &own, is_kept);
+        let is_revoked =
+            |key: &Key| own.iter().any(|known| known.id == key.id && known.state == State::Revoked);
         if let Some(more) = new.material()
             && !matches!(addition, Addition::Known { event: None | Some(Event::Revoked), .. })
+            && !matches!(&addition, Addition::Known { key, .. } if is_revoked(key))
         {
             let all = stored_bytes(&mut tx, owner).await?;
             let before = stored.as_ref().map_or(0, Vec::len);
@@ -318,8 +323,13 @@ impl Database {
         let (key, event, superseded) = match addition {
             Addition::Known { key, event, superseded } => {
                 if let Some(event) = &event {
-                    update(&mut tx, &key).await?;
-                    write_prints(&mut tx, &key, new.material()).await?;
+                    // The row of a revoked key never changes, but its prints may become more.
+                    let material = new.material().filter(|_| !is_revoked(&key));
+                    if !is_revoked(&key) {
+                        update(&mut tx, &key).await?;
+                    }
+                    write_prints(&mut tx, &key, material).await?;
+                    keep_prints(&mut tx, &key, &without_room, now).await?;
                     log(&mut tx, owner, actor, now, Some(key.id), event).await?;
                 }
                 (key, event, superseded)
@@ -654,14 +664,8 @@ impl Database {
 async fn forget(db: &mut Connection, owner: &BareJid, hash: &str) -> Result<usize, StoreError> {
     let party = party(db, owner).await?;
     let keys = keys_of(db, owner.as_str()).await?;
-    let salts = salts(db).await?;
-    if let Some(salt) = salts.first() {
-        for key in keys.iter().filter(|key| key.state == State::Revoked) {
-            for print in &key.prints {
-                let revoked = Revoked::new(salt, owner, print, key.method, key.changed);
-                keep_revoked(db, &revoked).await?;
-            }
-        }
+    for key in keys.iter().filter(|key| key.state == State::Revoked) {
+        keep_prints(db, key, &key.prints, key.changed).await?;
     }
     query("DELETE FROM settings WHERE owner = $1").bind(party).execute(&mut *db).await?;
     query("DELETE FROM reachable WHERE owner = $1")
@@ -751,6 +755,24 @@ pub(super) async fn write_block(db: &mut Connection, block: &Block) -> Result<bo
     .execute(db)
     .await?;
     Ok(done.rows_affected() > 0)
+}
+
+/// Keeps prints of a key revoked for the address of its owner.
+async fn keep_prints(
+    db: &mut Connection,
+    key: &Key,
+    prints: &[Print],
+    at: OffsetDateTime,
+) -> Result<(), sqlx::Error> {
+    if prints.is_empty() {
+        return Ok(());
+    }
+    let Some(salt) = salts(db).await?.into_iter().next() else { return Ok(()) };
+    for print in prints {
+        let revoked = Revoked::new(&salt, &key.owner, print, key.method, at);
+        keep_revoked(db, &revoked).await?;
+    }
+    Ok(())
 }
 
 /// Keeps a print revoked for an address.
