@@ -10,7 +10,7 @@ use fingerpost::cli::keys::{self, KeysCommand};
 use fingerpost::print::{HashKind, Method, Print};
 use fingerpost::registry::material::Material;
 use fingerpost::registry::model::{
-    Actor, Assurance, Event, KeyId, NewKey, Settings, Source, State, Visibility,
+    Actor, Assurance, Event, KeyId, NewKey, Party, Settings, Source, State, Visibility,
 };
 use fingerpost::registry::store::Store;
 use fingerpost::registry::verdict::{self, Verdict};
@@ -486,6 +486,52 @@ async fn an_import_that_changes_something_back_is_logged() {
         assert_eq!((last(2), last(1)), (&Event::Settings, &Event::Blocked), "{log:?}");
     }
     store.close().await;
+}
+
+/// An import of prints that stay revoked, and of nothing else, leaves a row for each user whose state it changes.
+#[tokio::test]
+async fn an_import_of_revoked_prints_alone_is_logged() {
+    let postgres = Postgres::start();
+    let from = Store::open("sqlite::memory:", 1, true).await.expect("it opens");
+    let now = OffsetDateTime::now_utc();
+    let [romeo, juliet] = ["romeo", "juliet"]
+        .map(|name| BareJid::new(&format!("{name}@example.org")).expect("a JID"));
+    for (number, user) in [(1, &romeo), (2, &romeo), (3, &juliet)] {
+        let new = NewKey::of_prints(Method::X509, vec![print(number)], "", Source::Self_);
+        let (actor, id) = (Actor::User(user.clone()), KeyId::new(number.into()));
+        from.add(user, &new.expect("a key"), 100, &actor, now, id).await.expect("it is added");
+        from.revoke(id, &actor, "", now).await.expect("it is revoked");
+    }
+    for user in [&romeo, &juliet] {
+        from.erase(user, "hash", &Actor::Offline, now).await.expect("it is erased");
+    }
+    let text = exported(&from).await;
+    let is_meant =
+        |line: &&str| ["{\"salt", "{\"revoked"].iter().any(|what| line.starts_with(what));
+    let prints: Vec<&str> = text.lines().filter(is_meant).collect();
+    assert_eq!(prints.len(), 4, "{text}");
+    let prints = prints.join("\n");
+    for url in ["sqlite::memory:", &postgres.url()] {
+        let store = Store::open(url, 2, true).await.expect("it opens");
+        // Romeo is known here; Juliet is not, and stays a hash.
+        let settings = Settings { visibility: Visibility::Nobody, allowed: Vec::new() };
+        let actor = Actor::User(romeo.clone());
+        store.set_settings(&romeo, &settings, &actor, now).await.expect("they are set");
+        let before = store.audit(None, 100).await.expect("a log").len();
+        import(&store, &prints).await;
+        let log = store.audit(None, 100).await.expect("a log");
+        let rows = &log[before..];
+        assert_eq!(rows.len(), 2, "{rows:?}");
+        assert!(rows.iter().all(|row| row.event == Event::Imported && row.key.is_none()));
+        assert_eq!(rows[0].owner, Party::User(romeo.clone()));
+        assert!(matches!(&rows[1].owner, Party::Erased(hash) if hash.starts_with("sha-256:")));
+        import(&store, &prints).await;
+        assert_eq!(store.audit(None, 100).await.expect("a log"), log, "nothing has changed");
+        // The whole export tells why the prints are revoked.
+        let whole = Store::open("sqlite::memory:", 1, true).await.expect("it opens");
+        import(&whole, &text).await;
+        assert_eq!(exported(&whole).await, text);
+    }
 }
 
 /// A component is killed while a user adds and revokes keys. Acknowledged changes survive the restart, the request in

@@ -775,12 +775,12 @@ async fn keep_prints(
     Ok(())
 }
 
-/// Keeps a print revoked for an address.
+/// Keeps a print revoked for an address; says whether that is new.
 pub(super) async fn keep_revoked(
     db: &mut Connection,
     revoked: &Revoked,
-) -> Result<(), sqlx::Error> {
-    query(
+) -> Result<bool, sqlx::Error> {
+    let done = query(
         "INSERT INTO revoked_prints (owner, print, method, at) VALUES ($1, $2, $3, $4)
          ON CONFLICT (owner, print) DO NOTHING",
     )
@@ -790,7 +790,7 @@ pub(super) async fn keep_revoked(
     .bind(micros(revoked.at))
     .execute(db)
     .await?;
-    Ok(())
+    Ok(done.rows_affected() > 0)
 }
 
 /// The keys of the user with this address; the address of nobody is empty.

@@ -1,6 +1,6 @@
 //! The SQL of export and import, one text for both databases, as `sql.rs` is.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use jid::BareJid;
 use sqlx::Row as _;
@@ -99,8 +99,23 @@ impl Database {
                 .execute(&mut *tx)
                 .await?;
         }
+        let mut hashes = BTreeSet::new();
         for revoked in &contents.revoked {
-            keep_revoked(&mut tx, revoked).await?;
+            if keep_revoked(&mut tx, revoked).await? {
+                hashes.insert(revoked.owner.clone());
+            }
+        }
+        let revoked_of = owners_of_hashes(&mut tx, hashes).await?;
+        for owner in &revoked_of {
+            if !told.prints_of(owner) {
+                let owner = party_of(&mut tx, owner).await?;
+                let offline = (owner, ("offline", None), None);
+                add_to_log(&mut tx, offline, now, None, &Event::Imported).await?;
+            }
+            // Nobody has read anything of an unknown user.
+            if let Party::User(owner) = owner {
+                owners.insert(owner);
+            }
         }
         for owner in owners {
             announce(&mut tx, owner).await?;
@@ -117,6 +132,10 @@ impl Database {
 /// nothing of what has changed now.
 #[derive(Default)]
 struct Told {
+    /// Users with any row.
+    users: HashSet<BareJid>,
+    /// Whether anything held about a user was deleted. The row does not say whose.
+    erased: bool,
     keys: HashSet<KeyId>,
     settings: HashSet<BareJid>,
     blocks: HashSet<BareJid>,
@@ -127,7 +146,9 @@ impl Told {
         let mut told = Self::default();
         for row in fresh {
             told.keys.extend(row.key);
+            told.erased |= matches!(row.event, Event::Erased | Event::AccountRetired);
             let Party::User(owner) = &row.owner else { continue };
+            told.users.insert(owner.clone());
             match row.event {
                 Event::Settings => drop(told.settings.insert(owner.clone())),
                 Event::Blocked => drop(told.blocks.insert(owner.clone())),
@@ -136,6 +157,37 @@ impl Told {
         }
         told
     }
+
+    /// Returns whether the rows may tell why prints of a user stay revoked.
+    fn prints_of(&self, owner: &Party) -> bool {
+        self.erased || matches!(owner, Party::User(owner) if self.users.contains(owner))
+    }
+}
+
+/// Returns the users with these hashes. A user who is not known here remains a hash.
+async fn owners_of_hashes(
+    db: &mut Connection,
+    mut hashes: BTreeSet<Vec<u8>>,
+) -> Result<Vec<Party>, StoreError> {
+    if hashes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let salts = salts(db).await?;
+    let rows = query("SELECT jid FROM parties WHERE jid IS NOT NULL ORDER BY jid");
+    let mut owners = Vec::new();
+    for row in rows.fetch_all(db).await? {
+        let jid: String = row.try_get("jid")?;
+        let mut is_one = false;
+        for salt in &salts {
+            is_one |= hashes.remove(&hash_of_owner(salt, &jid));
+        }
+        if is_one {
+            owners.push(Party::User(BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))?));
+        }
+    }
+    let hex = |hash: Vec<u8>| hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    owners.extend(hashes.into_iter().map(|hash| Party::Erased(format!("sha-256:{}", hex(hash)))));
+    Ok(owners)
 }
 
 /// Adds the keys that are not known; says how many.
