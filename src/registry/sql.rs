@@ -42,6 +42,35 @@ macro_rules! select_keys {
     };
 }
 
+/// The columns of a row of the audit log with its users, and their tables.
+macro_rules! select_audit {
+    ($rest:literal) => {
+        concat!(
+            "SELECT audit.*, owners.jid AS owner_jid, owners.erased AS owner_erased,
+                    actors.jid AS actor_jid, actors.erased AS actor_erased,
+                    others.jid AS other_jid, others.erased AS other_erased
+             FROM audit
+             JOIN parties AS owners ON owners.id = audit.owner
+             LEFT JOIN parties AS actors ON actors.id = audit.actor
+             LEFT JOIN parties AS others ON others.id = audit.other ",
+            $rest
+        )
+    };
+}
+pub(super) use select_audit;
+
+/// Rows of the audit log, newest first. Those of one user have a text of their own, which the index on the owner serves.
+pub(super) const AUDIT_OF_ONE: &str = select_audit!(
+    "WHERE audit.owner = (SELECT id FROM parties WHERE jid = $4) AND audit.seq <= $1
+     ORDER BY audit.seq DESC LIMIT $2 OFFSET $3"
+);
+const AUDIT_OF_ALL: &str =
+    select_audit!("WHERE audit.seq <= $1 ORDER BY audit.seq DESC LIMIT $2 OFFSET $3");
+/// How many rows there are.
+pub(super) const COUNT_OF_ONE: &str = "SELECT COUNT(*) AS rows FROM audit
+     WHERE audit.owner = (SELECT id FROM parties WHERE jid = $2) AND audit.seq <= $1";
+const COUNT_OF_ALL: &str = "SELECT COUNT(*) AS rows FROM audit WHERE audit.seq <= $1";
+
 type Arguments = <Db as sqlx::Database>::Arguments;
 
 /// Stores a component's own certificate and key, unless there are some.
@@ -536,23 +565,15 @@ impl Database {
         skip: i64,
         limit: i64,
     ) -> Result<Vec<AuditEntry>, StoreError> {
-        let rows = query(
-            "SELECT audit.*, owners.jid AS owner_jid, owners.erased AS owner_erased,
-                    actors.jid AS actor_jid, actors.erased AS actor_erased,
-                    others.jid AS other_jid, others.erased AS other_erased
-             FROM audit
-             JOIN parties AS owners ON owners.id = audit.owner
-             LEFT JOIN parties AS actors ON actors.id = audit.actor
-             LEFT JOIN parties AS others ON others.id = audit.other
-             WHERE ($1 = '' OR owners.jid = $1) AND audit.seq <= $2
-             ORDER BY audit.seq DESC LIMIT $3 OFFSET $4",
-        )
-        .bind(owner.map(|jid| jid.as_str().to_owned()).unwrap_or_default())
-        .bind(newest.unwrap_or(i64::MAX))
-        .bind(limit)
-        .bind(skip)
-        .fetch_all(&self.pool)
-        .await?;
+        let rows = query(if owner.is_some() { AUDIT_OF_ONE } else { AUDIT_OF_ALL })
+            .bind(newest.unwrap_or(i64::MAX))
+            .bind(limit)
+            .bind(skip);
+        let rows = match owner {
+            Some(owner) => rows.bind(owner.as_str().to_owned()),
+            None => rows,
+        };
+        let rows = rows.fetch_all(&self.pool).await?;
         rows.iter().map(entry).collect()
     }
 
@@ -561,14 +582,12 @@ impl Database {
         owner: Option<&BareJid>,
         newest: i64,
     ) -> Result<i64, StoreError> {
-        let row = query(
-            "SELECT COUNT(*) AS rows FROM audit JOIN parties AS owners ON owners.id = audit.owner
-             WHERE ($1 = '' OR owners.jid = $1) AND audit.seq <= $2",
-        )
-        .bind(owner.map(|jid| jid.as_str().to_owned()).unwrap_or_default())
-        .bind(newest)
-        .fetch_one(&self.pool)
-        .await?;
+        let row = query(if owner.is_some() { COUNT_OF_ONE } else { COUNT_OF_ALL }).bind(newest);
+        let row = match owner {
+            Some(owner) => row.bind(owner.as_str().to_owned()),
+            None => row,
+        };
+        let row = row.fetch_one(&self.pool).await?;
         Ok(row.try_get("rows")?)
     }
 
@@ -715,7 +734,10 @@ pub(super) async fn salts(db: &mut Connection) -> Result<Vec<Vec<u8>>, sqlx::Err
 }
 
 /// What stays revoked for an address though its keys are deleted. Where nothing does, for any address, it takes one look.
-async fn forgotten_of(db: &mut Connection, owner: &str) -> Result<Forgotten, StoreError> {
+pub(super) async fn forgotten_of(
+    db: &mut Connection,
+    owner: &str,
+) -> Result<Forgotten, StoreError> {
     let text = "SELECT salt FROM salts WHERE EXISTS (SELECT 1 FROM revoked_prints) ORDER BY salt";
     let rows = query(text).fetch_all(&mut *db).await?;
     let salts: Vec<Vec<u8>> =

@@ -9,8 +9,9 @@ use time::OffsetDateTime;
 use super::{
     Connection, Database, Row, announce, announce_blocks, begin, bulk,
     sql::{
-        KEEP_IDENTITY, add_to_log, inconsistent, insert, keep_revoked, key, log, material, micros,
-        moment, party, person, query, revoked, salts, settings_of, write_block, write_settings,
+        KEEP_IDENTITY, add_to_log, forgotten_of, inconsistent, insert, keep_revoked, key, keys_of,
+        log, material, micros, moment, party, person, query, revoked, salts, select_audit,
+        settings_of, write_block, write_settings,
     },
 };
 use crate::{
@@ -22,39 +23,56 @@ use crate::{
     xmpp::jid::canonical_bare,
 };
 
+const BLOCKS: &str = "SELECT jid, reason, at FROM blocks ORDER BY jid";
+pub(super) const BLOCK_OF: &str = "SELECT jid, reason, at FROM blocks WHERE jid = $1";
+const WHOLE_LOG: &str = select_audit!("ORDER BY audit.seq");
+pub(super) const LOG_OF: &str =
+    select_audit!("WHERE audit.owner = (SELECT id FROM parties WHERE jid = $1) ORDER BY audit.seq");
+
 impl Database {
     pub(in crate::registry) async fn contents(
         &self,
         owner: Option<&BareJid>,
     ) -> Result<Contents, StoreError> {
-        let is_meant = |jid: &BareJid| owner.is_none_or(|owner| owner == jid);
-        let known = match owner {
-            Some(owner) => self.profile(owner).await?.keys,
-            None => self.all().await?,
-        };
-        let mut settings = self.all_settings().await?;
-        settings.retain(|(jid, _)| is_meant(jid));
+        match owner {
+            Some(owner) => self.contents_of(owner).await,
+            None => self.whole_contents().await,
+        }
+    }
+
+    async fn whole_contents(&self) -> Result<Contents, StoreError> {
+        let known = self.all().await?;
+        let settings = self.all_settings().await?;
         let mut db = bulk(&self.pool).acquire().await?;
-        let mut keys = Vec::with_capacity(known.len());
-        for key in known {
-            let bytes = if key.has_material { material(&mut db, key.id).await? } else { None };
-            keys.push((key, bytes));
-        }
-        let mut blocks = blocks(&mut db).await?;
-        blocks.retain(|block| is_meant(&block.jid));
-        let identities = if owner.is_none() { identities(&mut db).await? } else { Vec::new() };
-        let mut log = whole_log(&mut db).await?;
-        log.retain(|row| {
-            matches!(&row.owner, Party::User(jid) if is_meant(jid)) || owner.is_none()
-        });
-        let salts = salts(&mut db).await?;
-        let mut revoked = all_revoked(&mut db).await?;
-        if let Some(owner) = owner {
-            let own: Vec<_> =
-                salts.iter().map(|salt| hash_of_owner(salt, owner.as_str())).collect();
-            revoked.retain(|revoked| own.contains(&revoked.owner));
-        }
-        Ok(Contents { keys, settings, blocks, identities, log, salts, revoked })
+        Ok(Contents {
+            keys: with_material(&mut db, known).await?,
+            settings,
+            blocks: read_blocks(&query(BLOCKS).fetch_all(&mut *db).await?)?,
+            identities: identities(&mut db).await?,
+            log: read_log(&query(WHOLE_LOG).fetch_all(&mut *db).await?)?,
+            salts: salts(&mut db).await?,
+            revoked: all_revoked(&mut db).await?,
+        })
+    }
+
+    /// Returns what there is of one user, and reads no row of another.
+    async fn contents_of(&self, owner: &BareJid) -> Result<Contents, StoreError> {
+        let mut db = bulk(&self.pool).acquire().await?;
+        let known = keys_of(&mut db, owner.as_str()).await?;
+        let settings = settings_of(&mut db, owner).await?;
+        let blocks = query(BLOCK_OF).bind(owner.as_str().to_owned()).fetch_all(&mut *db).await?;
+        let log = query(LOG_OF).bind(owner.as_str().to_owned()).fetch_all(&mut *db).await?;
+        let mut revoked = forgotten_of(&mut db, owner.as_str()).await?.prints;
+        revoked.sort_by(|a, b| (&a.owner, &a.print).cmp(&(&b.owner, &b.print)));
+        Ok(Contents {
+            keys: with_material(&mut db, known).await?,
+            settings: settings.map(|settings| (owner.clone(), settings)).into_iter().collect(),
+            blocks: read_blocks(&blocks)?,
+            identities: Vec::new(),
+            log: read_log(&log)?,
+            salts: salts(&mut db).await?,
+            revoked,
+        })
     }
 
     pub(in crate::registry) async fn import(
@@ -229,8 +247,20 @@ async fn bring_back(db: &mut Connection, key: &Key) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-async fn blocks(db: &mut Connection) -> Result<Vec<Block>, StoreError> {
-    let rows = query("SELECT jid, reason, at FROM blocks ORDER BY jid").fetch_all(db).await?;
+/// Reads the certificates of keys.
+async fn with_material(
+    db: &mut Connection,
+    keys: Vec<Key>,
+) -> Result<Vec<(Key, Option<Vec<u8>>)>, StoreError> {
+    let mut found = Vec::with_capacity(keys.len());
+    for key in keys {
+        let bytes = if key.has_material { material(db, key.id).await? } else { None };
+        found.push((key, bytes));
+    }
+    Ok(found)
+}
+
+fn read_blocks(rows: &[Row]) -> Result<Vec<Block>, StoreError> {
     rows.iter()
         .map(|row| {
             let jid: String = row.try_get("jid")?;
@@ -276,19 +306,7 @@ async fn all_revoked(db: &mut Connection) -> Result<Vec<Revoked>, StoreError> {
     query(text).fetch_all(db).await?.iter().map(revoked).collect()
 }
 
-async fn whole_log(db: &mut Connection) -> Result<Vec<LogRow>, StoreError> {
-    let rows = query(
-        "SELECT audit.*, owners.jid AS owner_jid, owners.erased AS owner_erased,
-                actors.jid AS actor_jid, actors.erased AS actor_erased,
-                others.jid AS other_jid, others.erased AS other_erased
-         FROM audit
-         JOIN parties AS owners ON owners.id = audit.owner
-         LEFT JOIN parties AS actors ON actors.id = audit.actor
-         LEFT JOIN parties AS others ON others.id = audit.other
-         ORDER BY audit.seq",
-    )
-    .fetch_all(db)
-    .await?;
+fn read_log(rows: &[Row]) -> Result<Vec<LogRow>, StoreError> {
     rows.iter().map(log_row).collect()
 }
 

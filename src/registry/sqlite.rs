@@ -436,4 +436,30 @@ mod tests {
         assert_eq!(here.news().await.unwrap(), News::Anything);
         assert_eq!(here.news().await.unwrap(), News::None);
     }
+
+    #[tokio::test]
+    async fn the_export_of_one_user_reads_no_row_of_another() {
+        let db = Database::open("sqlite::memory:", 1, true).await.unwrap();
+        for text in [sql::AUDIT_OF_ONE, sql::COUNT_OF_ONE, sql_transfer::LOG_OF] {
+            let plan = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {text}")));
+            let steps = plan.fetch_all(&db.pool).await.unwrap();
+            let steps: Vec<String> = steps.iter().map(|step| step.get("detail")).collect();
+            assert!(steps.iter().all(|step| !step.starts_with("SCAN")), "{text}: {steps:?}");
+        }
+        // Another user's rows that cannot be read do no harm.
+        add(&db, 1).await.unwrap();
+        set(&db, &long(Visibility::Listed)).await.unwrap();
+        let before = db.contents(Some(&romeo())).await.unwrap();
+        assert_eq!((before.keys.len(), before.settings.len(), before.log.len()), (1, 1, 2));
+        for text in [
+            "INSERT INTO parties (id, jid) VALUES (99, '@')",
+            "INSERT INTO settings (owner, visibility) VALUES (99, 'nobody')",
+            "INSERT INTO blocks (jid, reason, at) VALUES ('@', '', 0)",
+            "INSERT INTO audit (at, event, owner, actor_kind) VALUES (0, 'x', 99, 'offline')",
+        ] {
+            sqlx::query(text).execute(&db.pool).await.unwrap();
+        }
+        db.contents(None).await.unwrap_err();
+        assert_eq!(db.contents(Some(&romeo())).await.unwrap(), before);
+    }
 }
