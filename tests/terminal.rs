@@ -232,3 +232,65 @@ fn a_question_that_has_ended_does_not_take_the_answer_to_the_next() {
     assert_eq!(sender.wait(LONG).code(), Some(0), "{}\n{}", sender.log(), terminal.text());
     assert_eq!(sha256(&received.join("letter.bin")), sha256(&file));
 }
+
+/// Two further devices of a peer call at once, and the user is asked about the first. The other one needs no question: the user
+/// sets its public key meanwhile.
+#[test]
+fn a_key_whose_public_key_is_set_while_it_waits_for_its_question_is_not_asked_about() {
+    let server = Server::start(Kind::Prosody);
+    let component = Component::start(&server, &Options::default());
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    let device = || {
+        let device = Xtls::login(&server, "bob");
+        for command in ["keygen", "prove"] {
+            let done = device.run([command]);
+            assert_eq!(done.code, 0, "{command}: {done:?}");
+        }
+        device
+    };
+    let (laptop, tablet) = (device(), device());
+    let (received, events) = (alice.home().join("received"), alice.home().join("events"));
+    std::fs::create_dir(&received).unwrap();
+    let listen = alice.command(["listen", "--json", "--out", received.to_str().unwrap()]);
+    // The events go to a file, the question to the terminal.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec \"$@\" > \"$0\""]).arg(&events);
+    shell.arg(listen.get_program()).args(listen.get_args());
+    shell.env("XTLS_HOME", alice.home().join("xtls"));
+    let terminal = Terminal::start(alice.home(), &shell, "true");
+    let count = |name: &str| {
+        let name = format!("\"event\":\"{name}\"");
+        support::process::read(&events).matches(&name).count()
+    };
+    let logs = || format!("{}\n{}", terminal.text(), component.log());
+    wait_for("listening", LONG, logs, || count("listening") == 1);
+    let send = |device: &Xtls| {
+        let file = device.home().join("letter.bin");
+        random_file(&file, 10_000);
+        device.start(["send".as_ref(), alice.jid().as_ref(), file.as_os_str()])
+    };
+    let mut sender = send(&bob);
+    assert_eq!(sender.wait(LONG).code(), Some(0), "{}\n{}", sender.log(), logs());
+
+    let mut first = send(&laptop);
+    terminal.wait_for("[y/N]");
+    let mut second = send(&tablet);
+    wait_for("two further devices", LONG, logs, || count("new_device") == 2);
+    let cert = tablet.home().join("xtls").join(tablet.jid()).join("cert.pem");
+    let hash =
+        "openssl x509 -in \"$0\" -noout -pubkey | openssl pkey -pubin -outform der | sha256sum";
+    let mut openssl = Command::new("sh");
+    openssl.args(["-c", hash]).arg(cert);
+    let spki = run(openssl, LONG).stdout;
+    let spki = spki.split(' ').next().unwrap();
+    let set = alice.run(["trust", "set", bob.jid(), spki]);
+    assert_eq!(set.code, 0, "{set:?}");
+    terminal.press(&["y", "Enter"]);
+    for sender in [&mut first, &mut second] {
+        assert_eq!(sender.wait(LONG).code(), Some(0), "{}\n{}", sender.log(), logs());
+    }
+    wait_for("three files", LONG, logs, || count("done") == 3);
+    assert_eq!(terminal.text().matches("[y/N]").count(), 1, "{}", terminal.text());
+    let known = alice.run(["trust", "list"]).stdout;
+    assert_eq!(known.lines().count(), 3, "{known}");
+}

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     endpoint::{Known, Learned, SecureStream, Session, Waiting},
-    print::Method,
+    print::{Method, Print},
     registry::model::Assurance,
 };
 
@@ -96,7 +96,8 @@ impl Client {
     ) -> Result<Admitted, XtlsError> {
         let learned = stream.learned();
         let sas = stream.short_authentication_string().await?;
-        let further = Further { learned, sas: &sas, initiator: stream.initiator() };
+        let (forms, initiator) = (stream.forms(), stream.initiator());
+        let further = Further { learned, forms: &forms, sas: &sas, initiator };
         self.output.event(&further.event(), "");
         let asked = self.accept_new_device == AcceptNewDevice::Ask;
         if asked {
@@ -111,8 +112,8 @@ impl Client {
         let Learned { peer, method, print, .. } = further.learned;
         let turn = Turn::new().await;
         let mut trust = Trust::load(&self.dir)?;
-        if trust.check(peer, *method, print) == Known::Same {
-            // Another session has asked meanwhile.
+        if trust.check_forms(peer, *method, print, further.forms) == Known::Same {
+            // Another session has asked meanwhile, or the user has set a print of the key.
             return Ok(());
         }
         let declined = || self.declined.lock().unwrap_or_else(PoisonError::into_inner);
@@ -208,7 +209,10 @@ impl Client {
         let device = device(learned, verified);
         match learned.known {
             // Another session may have been faster, with another key.
-            Known::First => Trust::load(&self.dir)?.keep(&learned.peer, device).map(|_| ()),
+            Known::First => {
+                let mut trust = Trust::load(&self.dir)?;
+                trust.keep(&learned.peer, device, &stream.forms()).map(|_| ())
+            }
             Known::Further if !admitted.asked => Trust::load(&self.dir)?.add(&learned.peer, device),
             _ => Ok(()),
         }
@@ -269,6 +273,8 @@ pub(super) struct Admitted {
 /// A further key of a known peer, which the registry calls proven.
 struct Further<'a> {
     learned: &'a Learned,
+    /// Its prints; the user may trust it by any of them.
+    forms: &'a [Print],
     sas: &'a str,
     initiator: &'a BareJid,
 }

@@ -111,13 +111,19 @@ impl Trust {
         ))
     }
 
-    /// Keeps a peer's first key, unless another session was faster; returns whether it was the first.
+    /// Keeps a peer's first key, unless another session was faster; returns whether it was the first. `forms` are its
+    /// other prints, by which it may be known meanwhile.
     ///
     /// # Errors
     /// Exit status 4 if another key has been kept meanwhile; or if the store cannot be written.
-    pub fn keep(&mut self, peer: &BareJid, device: Device) -> Result<Known, XtlsError> {
+    pub fn keep(
+        &mut self,
+        peer: &BareJid,
+        device: Device,
+        forms: &[Print],
+    ) -> Result<Known, XtlsError> {
         self.change(|trust| {
-            let known = trust.check(peer, device.method, &device.print);
+            let known = trust.check_forms(peer, device.method, &device.print, forms);
             match known {
                 Known::First => trust.insert(peer, device)?,
                 Known::Further => {
@@ -262,11 +268,11 @@ mod tests {
         let (peer, first, second) = (peer(), print(1), print(2));
         let mut trust = Trust::load(dir.path()).unwrap();
         assert_eq!(trust.check(&peer, Method::X509, &first), Known::First);
-        assert_eq!(trust.keep(&peer, x509(&first)), Ok(Known::First));
+        assert_eq!(trust.keep(&peer, x509(&first), &[]), Ok(Known::First));
         let mut trust = Trust::load(dir.path()).unwrap();
         assert_eq!(trust.check(&peer, Method::X509, &first), Known::Same);
         assert_eq!(trust.check(&peer, Method::X509, &second), Known::Further);
-        let refused = trust.keep(&peer, x509(&second)).unwrap_err();
+        let refused = trust.keep(&peer, x509(&second), &[]).unwrap_err();
         assert_eq!(refused.code, 4);
         assert!(refused.text.starts_with("THE KEY OF juliet@capulet.lit HAS CHANGED"), "{refused}");
         assert!(trust.forget(&peer, None).unwrap());
@@ -365,6 +371,26 @@ mod tests {
         }
     }
 
+    /// The user may set the print of the public key while a session waits for a turn.
+    #[test]
+    fn a_key_whose_public_key_was_set_meanwhile_is_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let peer = peer();
+        let [one, other] = [(); 2].map(|()| Identity::generate(&peer).unwrap());
+        let forms = |identity: &Identity| {
+            Print::forms(Method::X509, &identity.print(), &identity.certificate)
+        };
+        let mut waiting = Trust::load(dir.path()).unwrap();
+        assert_eq!(waiting.check(&peer, Method::X509, &one.print()), Known::First);
+        let spki = Print::of_certificate(HashKind::SpkiSha256, &one.certificate).unwrap();
+        Trust::load(dir.path()).unwrap().add(&peer, x509(&spki)).unwrap();
+        let kept = waiting.keep(&peer, x509(&one.print()), &forms(&one));
+        assert_eq!(kept, Ok(Known::Same));
+        let refused = waiting.keep(&peer, x509(&other.print()), &forms(&other));
+        assert_eq!(refused.unwrap_err().code, 4);
+        assert_eq!(Trust::load(dir.path()).unwrap().keys(&peer).len(), 1);
+    }
+
     #[test]
     fn first_keys_of_many_peers_at_once_are_all_kept() {
         let dir = tempfile::tempdir().unwrap();
@@ -375,7 +401,7 @@ mod tests {
                     // Each has read the store before the others changed it, or in between.
                     let mut trust = Trust::load(dir).unwrap();
                     let peer = BareJid::new(&format!("peer{n}@capulet.lit")).unwrap();
-                    assert_eq!(trust.keep(&peer, x509(&print(n))), Ok(Known::First));
+                    assert_eq!(trust.keep(&peer, x509(&print(n)), &[]), Ok(Known::First));
                 });
             }
         });
@@ -387,9 +413,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (peer, one, two) = (peer(), print(1), print(2));
         let mut stores = [(); 2].map(|()| Trust::load(dir.path()).unwrap());
-        assert_eq!(stores[0].keep(&peer, x509(&one)), Ok(Known::First));
-        assert_eq!(stores[1].keep(&peer, x509(&two)).unwrap_err().code, 4);
-        assert_eq!(stores[1].keep(&peer, x509(&one)), Ok(Known::Same));
+        assert_eq!(stores[0].keep(&peer, x509(&one), &[]), Ok(Known::First));
+        assert_eq!(stores[1].keep(&peer, x509(&two), &[]).unwrap_err().code, 4);
+        assert_eq!(stores[1].keep(&peer, x509(&one), &[]), Ok(Known::Same));
     }
 
     #[test]
@@ -413,7 +439,7 @@ mod tests {
             let error = Trust::load(dir.path()).unwrap_err();
             assert!(error.text.contains("trust.toml: "), "{text:?}: {error}");
             assert!(error.hint.unwrap().contains("restore"), "{text:?}");
-            assert!(trust.keep(&peer, x509(&print(1))).is_err(), "{text:?}");
+            assert!(trust.keep(&peer, x509(&print(1)), &[]).is_err(), "{text:?}");
             let now = fs::read_to_string(&file).unwrap();
             assert_eq!(now, text, "a broken store is left as it is");
         }

@@ -194,6 +194,13 @@ impl SecureStream {
         exported.map_err(|error| Error::Failed(error.to_string()))
     }
 
+    /// Returns the prints by which others may name the key that the peer has shown.
+    pub(crate) fn forms(&self) -> Vec<Print> {
+        let certificate = self.tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let certificate = certificate.map(AsRef::as_ref).unwrap_or_default();
+        Print::forms(self.learned.method, &self.learned.print, certificate)
+    }
+
     /// Returns whether both ends have agreed on [`CHUNKS`].
     pub(crate) fn is_chunked(&self) -> bool {
         self.tls.get_ref().1.alpn_protocol() == Some(CHUNKS)

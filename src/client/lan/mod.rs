@@ -461,7 +461,7 @@ impl Lan {
         if first {
             let verified = if self.confirm_sas { Verified::Compared } else { Verified::FirstUse };
             let device = Device::seen_now(Method::X509, secured.peer.clone(), "", verified);
-            trust.keep(&name, device)?;
+            trust.keep(&name, device, &forms)?;
         }
         Ok(())
     }
