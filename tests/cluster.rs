@@ -6,7 +6,10 @@
 mod support;
 
 use std::{
+    fs::{File, OpenOptions},
     io::Write,
+    path::PathBuf,
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -19,6 +22,7 @@ use serde_json::json;
 use support::{
     COMPONENT, free_port,
     postgres::Postgres,
+    process::{Process, read},
     programs::{Component, Options, Script, Xtls, page},
     random_file,
     raw::{Raw, attribute},
@@ -187,7 +191,7 @@ fn ejabberd_a_leader_that_is_cut_off_or_stands_still_leads_no_more() {
 
     switch.cut();
     first.wait_until("apart: the database does not answer");
-    let told = "this instance serves nobody";
+    let told = "this instance takes no new sessions";
     wait_for(told, BOUND, logs, || first.component.log().contains(told));
     assert_eq!(first.metric("cluster_role{role=\"apart\"}"), 1.0);
     assert!(first.metric("cluster_heartbeat_age_seconds") >= 4.0);
@@ -213,6 +217,62 @@ fn ejabberd_a_leader_that_is_cut_off_or_stands_still_leads_no_more() {
     assert_eq!(leaders(&[&alice, &carol]), [one, two, one], "{}", logs());
     assert_eq!(second.metric("cluster_lead_changes_total{change=\"lost\"}"), 1.0);
     assert!(second.metric("cluster_heartbeat_age_seconds") < 60.0);
+}
+
+/// Starts `xtls` with a standard input that the caller writes; returns it, that input, and the place of its output.
+fn piped(user: &Xtls, args: &[&str], ready: &str) -> (Process, File, PathBuf) {
+    let file = |kind: &str| user.home().join(format!("piped.{kind}"));
+    let (input, output) = (file("in"), file("out"));
+    assert!(Command::new("mkfifo").arg(&input).status().unwrap().success());
+    let writer = OpenOptions::new().read(true).write(true).open(&input).unwrap();
+    let program = Process::start_between(user.command(args), &input, &output, &file("log"));
+    let told = || format!("{}{}", program.log(), read(&output));
+    wait_for(ready, BOUND, told, || told().contains(ready));
+    (program, writer, output)
+}
+
+/// One instance alone is cut off from the database. It cannot know of the one that starts then, so it takes no new sessions;
+/// those that it has go on.
+#[test]
+fn ejabberd_one_alone_that_is_cut_off_keeps_its_sessions_and_takes_no_new_ones() {
+    let cluster = Nodes::start_in_clear();
+    let postgres = Postgres::start();
+    let switch = Switch::start(postgres.port());
+    let [near, far] = [0, 1].map(|node: usize| &cluster.nodes[node]);
+    let first = Instance::start(near, &near.component_address(), switch.url());
+    first.wait_until("ready\n");
+    let alice = Witness::start(near, "alice", SELDOM);
+    alice.wait_for_answer_of(&first);
+    let proxy = json!(["127.0.0.1", first.component.socks5]);
+    let mut stream = Script::start("survives.py", near, json!({ "proxy": proxy }));
+    stream.wait_for("\"open\": true");
+    let (caller, callee) = (Xtls::with_key(near, "alice"), Xtls::with_key(near, "bob"));
+    let (_listens, _silent, heard) = piped(&callee, &["pipe", "--listen"], "listening as");
+    let pipe = ["pipe", callee.jid(), "--transport", "ibb"];
+    let (calls, mut says, _) = piped(&caller, &pipe, "secured with");
+
+    switch.cut();
+    first.wait_until("apart: the database does not answer");
+    says.write_all(b"still here\n").unwrap();
+    let logs = || format!("{}\n{}", calls.log(), first.component.log());
+    wait_for("the in-band stream", BOUND, logs, || read(&heard).contains("still here"));
+    std::fs::write(stream.directory().join("go"), "").unwrap();
+    let report = stream.report();
+    assert_eq!(report["received"], report["sent"], "{report}");
+
+    let second = Instance::start(far, &far.component_address(), postgres.url());
+    second.wait_for_lead(1);
+    let carol = Witness::start(far, "carol", SELDOM);
+    carol.wait_for_answer_of(&second);
+    alice.wait_for(
+        "a refusal",
+        |answer| matches!(answer, Answer::Error(text) if text.contains(REFUSED)),
+    );
+    switch.mend();
+    first.wait_until("another one leads");
+    alice.wait_for_answer_of(&second);
+    let ports = [&first, &second].map(|instance| instance.component.socks5);
+    assert_eq!(leaders(&[&alice, &carol]), ports, "{}", logs());
 }
 
 fn sends(from: &Xtls, to: &Xtls, name: &str) -> support::process::Output {

@@ -1,7 +1,7 @@
 //! Decides which of a component's instances leads.
 //!
-//! The lead is a lock in the database that one connection holds, and a lease: an instance that knows of others leads for
-//! [`LEASE`] after its last sign of life that the database has taken, and no longer. The others take a lock that is free
+//! The lead is a lock in the database that one connection holds, and a lease: an instance leads for [`LEASE`] after its
+//! last sign of life that the database has taken, and no longer. The others take a lock that is free
 //! after [`FREE`], and end the connection that holds it after [`Instance::SILENT`]. So a leader that is cut off from the
 //! database, or whose process stood still, has stopped to lead before another one does. It may stand still at any moment:
 //! the lease is looked at whenever a stanza comes.
@@ -9,9 +9,9 @@
 //! One that stops in good order says so in its row; then nobody waits. A leader without a link to the XMPP server gives
 //! the lead to an instance that has one.
 //!
-//! An instance alone always serves, without a lease: it leads until it sees another one that does. A lock that is
-//! taken says nothing to it, for an old connection of this instance may have it. If the database ends its connection, as for
-//! one that stood still, it looks again before it goes on.
+//! The lease holds for an instance that knows of nobody, too: while it is cut off from the database, another one may start
+//! or come back there. An instance leads without a lease only if the database cannot be shared ([`Member::set_sole`]). A lock
+//! that stays taken while no other instance is alive does not count: an old connection may have it.
 //!
 //! This is a state machine: the database's answers and the time go in, steps come out.
 
@@ -66,12 +66,8 @@ pub(super) struct Member {
     holds: bool,
     /// Whether another instance was alive when it was last looked.
     in_company: bool,
-    /// Whether another one was there then, which may be away for a moment only.
-    knows_others: bool,
-    /// Whether it has had the lock since it came to lead.
-    has_held: bool,
-    /// Whether the database has ended the connection, and what it says now is not known.
-    is_ended: bool,
+    /// Whether no other instance can use the database.
+    is_sole: bool,
     /// The end of the lease.
     lease: Instant,
     /// Those that have led and have been silent for so long that their leases are over.
@@ -89,16 +85,14 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// An instance that leads until it is told otherwise.
+    /// An instance whose lease has ended: it leads when it has the lock, or in a database that cannot be shared.
     pub(super) fn new(id: String, now: Instant) -> Self {
         Self {
             id,
             role: Role::Leads,
             holds: false,
             in_company: false,
-            knows_others: false,
-            has_held: false,
-            is_ended: false,
+            is_sole: false,
             lease: now,
             silent: Vec::new(),
             linkless: Some(now),
@@ -114,10 +108,14 @@ impl Member {
         &self.role
     }
 
-    /// Until when it may lead if nothing happens; `None` for one that knows of no other instance.
+    /// Until when it may lead if nothing happens; `None` if there cannot be another instance.
     pub(super) fn until(&self) -> Option<Instant> {
-        let knows_others = self.in_company || self.knows_others && self.has_held;
-        (knows_others || self.is_ended).then_some(self.lease)
+        (!self.is_sole).then_some(self.lease)
+    }
+
+    /// The database cannot be shared: this instance leads.
+    pub(super) fn set_sole(&mut self) {
+        self.is_sole = true;
     }
 
     /// Whether it has the lock.
@@ -130,10 +128,8 @@ impl Member {
         &self.silent
     }
 
-    /// The connection to the database is lost, and with it the lock: the lease is over. `is_ended`: the database has ended the
-    /// connection, perhaps for another instance.
-    pub(super) fn disconnected(&mut self, is_ended: bool, now: Instant) {
-        self.is_ended = is_ended;
+    /// The connection to the database is lost, and with it the lock: the lease is over.
+    pub(super) fn disconnected(&mut self, now: Instant) {
         self.holds = false;
         self.failed = 0;
         self.lease = now;
@@ -141,11 +137,6 @@ impl Member {
         if let Role::Follows(leader) = &mut self.role {
             *leader = None;
         }
-    }
-
-    /// There is no connection to be had.
-    pub(super) fn unreachable(&mut self) {
-        self.is_ended = false;
     }
 
     /// There is a connection again. One that leads takes the lock, unless another one has led since.
@@ -185,8 +176,6 @@ impl Member {
             _ => leaders().map(Silent::of).collect(),
         };
         self.in_company = self.others(instances).any(Instance::is_alive);
-        self.knows_others = self.others(instances).next().is_some();
-        self.is_ended = false;
         self.is_another_linked =
             self.others(instances).any(|other| other.is_alive() && other.linked);
         if self.holds {
@@ -198,7 +187,6 @@ impl Member {
         let step = match leader {
             Some(leader) if leader.age < STALE => {
                 self.role = Role::Follows(Some(leader.id));
-                self.has_held = false;
                 self.failed = 0;
                 return Step::Nothing;
             }
@@ -222,6 +210,7 @@ impl Member {
         }
         if self.failed >= TRIES && !self.in_company {
             self.role = Role::Leads;
+            self.lease = began + LEASE;
         }
         step
     }
@@ -240,10 +229,7 @@ impl Member {
         if leader.age < now.saturating_duration_since(began) {
             return None;
         }
-        // One that knew of nobody has no lease. If its process has ended, nobody waits for it.
-        let knew_others =
-            self.others(instances).any(|other| other.id != leader.id && other.is_alive());
-        if knew_others && leader.age < FREE {
+        if leader.age < FREE {
             return Some(Step::Nothing);
         }
         self.silent = vec![Silent::of(leader)];
@@ -255,7 +241,6 @@ impl Member {
         self.holds = won.is_some();
         if self.holds {
             self.role = Role::Leads;
-            self.has_held = true;
             self.lease = began + LEASE;
             self.failed = 0;
         } else {
@@ -263,11 +248,9 @@ impl Member {
         }
     }
 
-    /// The first looks are over. A leader that gave no sign of life meanwhile, but did so lately, is waited for.
-    pub(super) fn joined(&mut self, instances: &[Instance]) {
-        let leads = |other: &Instance| other.leads && other.is_alive();
-        let is_led = self.in_company || self.others(instances).any(leads);
-        if self.role == Role::Leads && !self.holds && is_led {
+    /// The first looks are over: an instance that has not come to lead follows.
+    pub(super) fn joined(&mut self) {
+        if !self.holds && !self.is_sole {
             self.role = Role::Follows(None);
         }
     }
@@ -279,7 +262,6 @@ impl Member {
 
     /// It leads no more: the lock is about to be given free.
     pub(super) fn yielded(&mut self) {
-        self.has_held = false;
         self.holds = false;
         self.failed = 0;
         self.role = Role::Follows(None);
@@ -336,12 +318,17 @@ mod tests {
         assert_eq!(a.look(&both, now, now), Step::Nothing);
     }
 
+    /// Whether it leads at `now`.
+    fn leads(member: &Member, now: Instant) -> bool {
+        *member.role() == Role::Leads && member.until().is_none_or(|until| now < until)
+    }
+
     #[test]
     fn one_alone_leads_whatever_has_the_lock() {
         let now = Instant::now();
         let mut a = leader("a", now);
         // Its old connection lives on in the database and has the lock; its link is down, too.
-        a.disconnected(false, now);
+        a.disconnected(now);
         assert_eq!(a.reconnected(now), Step::Try);
         a.tried(None, now);
         a.set_linked(false, now);
@@ -353,6 +340,7 @@ mod tests {
             a.tried(None, now);
             assert_eq!(a.role(), &Role::Leads);
         }
+        assert!(leads(&a, later), "nobody else is there for several looks");
         // In the end it closes that connection, also if another instance recorded the lead.
         assert_eq!((steps[0], steps.last()), (Step::Try, Some(&Step::Evict)));
         // Rows of those that are gone change nothing.
@@ -372,9 +360,7 @@ mod tests {
         let now = Instant::now();
         let mut a = member("a", now);
         a.tried(None, now);
-        a.joined(&[instance("a", false, true, 0), instance("old", true, true, 15)]);
-        assert_eq!(a.role(), &Role::Leads);
-        a.joined(&[instance("a", false, true, 0), instance("old", true, true, 14)]);
+        a.joined();
         assert_eq!(a.role(), &Role::Follows(None), "it may only be slow");
         assert_eq!(a.look(&[instance("old", true, true, 14)], now, now), Step::Try);
         a.tried(None, now);
@@ -384,7 +370,7 @@ mod tests {
             a.tried(None, now);
             a.look(&[instance("a", false, true, 0)], now, now);
         }
-        assert_eq!(a.role(), &Role::Leads);
+        assert!(leads(&a, now));
     }
 
     #[test]
@@ -455,8 +441,8 @@ mod tests {
     fn a_database_that_was_away_for_all_changes_no_lead() {
         let now = Instant::now();
         let (mut a, mut b) = (leader("a", now), follower("b", "a", now));
-        a.disconnected(false, now);
-        b.disconnected(false, now);
+        a.disconnected(now);
+        b.disconnected(now);
         assert_eq!((a.role(), b.role()), (&Role::Leads, &Role::Follows(None)));
         let rows = [instance("a", true, true, 60), instance("b", false, true, 0)];
         // The one that has followed is back first.
@@ -467,12 +453,12 @@ mod tests {
         assert_eq!(b.look(&[instance("a", true, true, 0)], now, now), Step::Nothing);
         assert_eq!((a.role(), b.role()), (&Role::Leads, &follows("a")));
         // Where the leader does not come back the other one waits in vain.
-        b.disconnected(false, now);
+        b.disconnected(now);
         b.reconnected(now);
         assert_eq!(b.look(&rows, now + GRACE - STALE, now + GRACE - STALE), Step::Nothing);
         assert_eq!(b.look(&rows, now + GRACE, now + GRACE), Step::Evict);
         // Another one was faster than the leader.
-        a.disconnected(false, now);
+        a.disconnected(now);
         a.reconnected(now);
         a.tried(None, now);
         assert_eq!(a.role(), &Role::Leads);
@@ -505,48 +491,89 @@ mod tests {
     }
 
     #[test]
-    fn one_that_knows_of_others_leads_no_longer_than_its_lease() {
+    fn none_leads_longer_than_its_lease_whether_or_not_it_knows_of_others() {
         let now = Instant::now();
-        let mut a = leader("a", now);
-        assert_eq!(a.until(), None, "it is alone");
-        let both = [instance("a", true, true, 0), instance("b", false, true, 0)];
         let later = now + BEFORE;
-        assert_eq!(a.look(&both, now, later), Step::Nothing);
-        assert_eq!(a.until(), Some(now + LEASE), "from before its sign of life was sent");
-        assert!(LEASE < FREE);
-        // Another one may have ended its connection.
-        a.disconnected(false, later);
-        assert_eq!((a.role(), a.until()), (&Role::Leads, Some(later)));
-        // The other one is silent, and may be back before this one sees it.
-        a.reconnected(later);
-        a.tried(Some(Won::Again), later);
-        a.look(&[instance("a", true, true, 0), instance("b", false, true, 20)], later, later);
-        assert_eq!(a.until(), Some(later + LEASE));
-        // It has left, or was forgotten: this one leads on, whatever becomes of its connection.
-        a.look(&both[..1], later, later);
-        assert_eq!(a.until(), None);
-        a.disconnected(false, later);
-        assert_eq!((a.role(), a.until()), (&Role::Leads, None));
-        // It was ended: another one may have come. It looks first, unless there is nothing to look at.
-        a.disconnected(true, later);
-        assert_eq!(a.until(), Some(later));
-        a.unreachable();
-        assert_eq!((a.role(), a.until()), (&Role::Leads, None));
+        let alone = [instance("a", true, true, 0)];
+        let both = [alone[0].clone(), instance("b", false, true, 0)];
+        for known in [&alone[..], &both] {
+            let mut a = leader("a", now);
+            assert_eq!(a.look(known, now, later), Step::Nothing);
+            assert_eq!(a.until(), Some(now + LEASE), "from before its sign of life was sent");
+            assert!(LEASE < FREE);
+            // Another one may have ended its connection.
+            a.disconnected(later);
+            assert_eq!((a.role(), a.until()), (&Role::Leads, Some(later)));
+            a.reconnected(later);
+            a.tried(Some(Won::Again), later);
+            a.look(known, later, later);
+            assert_eq!(a.until(), Some(later + LEASE));
+        }
+        let mut sole = member("a", now);
+        sole.set_sole();
+        sole.joined();
+        assert_eq!((sole.role(), sole.until()), (&Role::Leads, None));
     }
 
     #[test]
-    fn one_that_comes_waits_for_a_lease_only_if_there_can_be_one() {
+    fn one_alone_that_is_cut_off_has_stopped_before_one_that_starts_leads() {
         let now = Instant::now();
         let at = |seconds| now + Duration::from_secs(seconds);
-        let dead = instance("dead", true, true, 1);
+        let mut a = leader("a", now);
+        a.look(&[instance("a", true, true, 0)], now, now);
+        // The database closes its connection, and `a` does not learn of it. `b` starts at once.
+        let mut b = member("b", now);
+        for age in 0..5 {
+            assert_eq!(b.seek(&[instance("a", true, true, age)], now, now), Some(Step::Nothing));
+        }
+        assert_eq!(b.seek(&[instance("a", true, true, 5)], now, at(5)), Some(Step::Try));
+        b.tried(Some(Won::Anew), at(5));
+        assert_eq!([&a, &b].map(|member| leads(member, at(5))), [false, true]);
+    }
+
+    #[test]
+    fn one_that_was_forgotten_and_one_that_forgot_it_do_not_both_lead() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let (mut a, mut b) = (leader("a", now), follower("b", "a", now));
+        // `b` is cut off; after a minute its row is gone, and then `a` is cut off.
+        b.disconnected(now);
+        a.look(&[instance("a", true, true, 0)], at(61), at(61));
+        a.disconnected(at(62));
+        // `b` is back, and waits for `a`, which has led; then it leads.
+        assert_eq!(b.reconnected(at(70)), Step::Nothing);
+        let rows = |age| [instance("a", true, true, age), instance("b", false, true, 0)];
+        assert_eq!(b.look(&rows(9), at(70), at(70)), Step::Try);
+        assert_eq!(b.look(&rows(20), at(81), at(81)), Step::Evict);
+        b.tried(Some(Won::Anew), at(81));
+        assert_eq!([&a, &b].map(|member| leads(member, at(81))), [false, true]);
+    }
+
+    #[test]
+    fn one_that_starts_without_the_database_does_not_lead_until_it_has_looked() {
+        let now = Instant::now();
+        let mut a = member("a", now);
+        a.disconnected(now);
+        a.joined();
+        assert!(!leads(&a, now));
+        assert_eq!(a.reconnected(now), Step::Nothing);
+        assert_eq!(a.look(&[instance("a", false, true, 0)], now, now), Step::Try);
+        a.tried(Some(Won::Anew), now);
+        assert!(leads(&a, now));
+    }
+
+    #[test]
+    fn one_that_comes_waits_for_the_lease_of_the_one_that_led() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
         let mut a = member("a", now);
         assert_eq!(a.seek(&[], now, now), Some(Step::Try));
-        assert_eq!(a.seek(std::slice::from_ref(&dead), now, now), Some(Step::Try), "it was alone");
-        assert_eq!(a.silent(), [Silent::of(&dead)]);
-        let both = [dead, instance("b", false, true, 0)];
-        assert_eq!(a.seek(&both, now, now), Some(Step::Nothing));
-        let both = [instance("dead", true, true, 5), instance("b", false, true, 0)];
-        assert_eq!(a.seek(&both, now, at(4)), Some(Step::Try));
+        let dead = |age| [instance("dead", true, true, age), instance("b", false, true, 0)];
+        for known in [1, 2] {
+            assert_eq!(a.seek(&dead(1)[..known], now, now), Some(Step::Nothing));
+            assert_eq!(a.seek(&dead(5)[..known], now, at(4)), Some(Step::Try));
+            assert_eq!(a.silent(), [Silent::of(&dead(5)[0])]);
+        }
         let alive = [instance("alive", true, true, 0), instance("b", false, true, 0)];
         assert_eq!(a.seek(&alive, now, at(1)), None);
     }
@@ -590,7 +617,7 @@ mod tests {
         fn new() -> Self {
             let now = Instant::now();
             let nodes = (0..3).map(|id: usize| Node {
-                member: follower(&id.to_string(), "none", now),
+                member: member(&id.to_string(), now),
                 seen: Sightings::default(),
                 fault: None,
                 connected: [true; 2],
@@ -657,7 +684,7 @@ mod tests {
                     let since = *node.waits.get_or_insert(now);
                     if node.connected[1] && now - since >= Duration::from_secs(10) {
                         node.connected[1] = false;
-                        node.member.disconnected(false, now);
+                        node.member.disconnected(now);
                     }
                     return;
                 }
@@ -665,7 +692,7 @@ mod tests {
             }
             if node.connected == [false, true] {
                 node.connected[1] = false;
-                node.member.disconnected(true, now);
+                node.member.disconnected(now);
                 return;
             }
             if !node.connected[1] {
@@ -690,6 +717,10 @@ mod tests {
             };
             let rows = self.rows.iter().map(|row| Instance { age: age(row), ..row.clone() });
             let rows = rows.collect();
+            // As often as can be: an instance that is away soon knows of no other one, and none of it.
+            if self.nodes[id].member.holds() {
+                self.rows.retain(|row| stamp - row.beat < 60_000_000);
+            }
             let node = &mut self.nodes[id];
             let rows = node.seen.aged(rows, now);
             let step = node.member.look(&rows, now, now);
@@ -697,10 +728,7 @@ mod tests {
         }
 
         fn leaders(&self) -> Vec<usize> {
-            let leads = |member: &Member| {
-                *member.role() == Role::Leads && member.until().is_none_or(|until| self.now < until)
-            };
-            (0..self.nodes.len()).filter(|id| leads(&self.nodes[*id].member)).collect()
+            (0..self.nodes.len()).filter(|id| leads(&self.nodes[*id].member, self.now)).collect()
         }
 
         /// Lets a quarter of a second pass.
@@ -731,11 +759,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_two_lead_at_any_moment_and_one_does_in_the_end(
-            faults in collection::vec((0..3_usize, fault(), 1..200_u64, 0..120_u64), 1..12)
+            faults in collection::vec((0..3_usize, fault(), 1..400_u64, 0..120_u64), 1..12)
         ) {
             let mut world = World::new();
-            // One that knows of nobody leads without a lease: first they meet.
-            (0..20).for_each(|quarter| world.pass(quarter));
             for (id, fault, length, calm) in faults {
                 // It most often meets the one that leads.
                 let id = world.leaders().first().copied().filter(|_| length % 3 > 0).unwrap_or(id);

@@ -6,7 +6,7 @@
 //! the database and in order. The leader's stanzas go out over its own link; every node reaches every user.
 //!
 //! `Member` decides who leads, [`Running`] asks the database. A leader that is cut off from the database stops to lead before
-//! another one does: what comes to it is refused meanwhile, and its streams run on. A stanza is in the database until the leader fetches it, at most a minute; short ones
+//! another one does, even if it knows of no other one: requests that come to it are refused meanwhile, and its sessions go on. A stanza is in the database until the leader fetches it, at most a minute; short ones
 //! are sent as notifications and are in no table. Anyone who can use the database belongs to the cluster.
 
 mod desk;
@@ -80,7 +80,7 @@ pub enum Standing {
     Leads,
     /// It hands what comes to it to the one that leads.
     Follows,
-    /// It serves nobody: no instance leads as far as it knows.
+    /// It takes no new sessions: no instance leads as far as it knows.
     Apart,
 }
 
@@ -103,7 +103,7 @@ impl Standing {
 struct State {
     /// The role, but for the lease.
     role: Role,
-    /// The end of the lease; `None` for one that needs none.
+    /// The end of the lease; `None` if there cannot be another instance.
     until: Option<Instant>,
     /// The others that have lately given a sign of life.
     others: Vec<Instance>,
@@ -279,7 +279,7 @@ impl Cluster {
                 role,
                 why,
                 instances,
-                "this instance serves nobody: requests are refused after 5 s, running streams go on"
+                "this instance takes no new sessions: requests are refused after 5 s, sessions under way go on"
             ),
             _ => info!(role, why, instances, "the role of this instance has changed"),
         }

@@ -46,15 +46,18 @@ pub(super) struct Seat {
 impl Seat {
     /// Looks who leads, and takes the lead if nobody does.
     pub(super) async fn take(cluster: Cluster) -> Self {
-        let member = Member::new(cluster.0.id.clone(), Instant::now());
+        let mut member = Member::new(cluster.0.id.clone(), Instant::now());
+        if !cluster.0.store.lets_instances_meet() {
+            member.set_sole();
+        }
         let (sightings, meeting, last) = (Sightings::default(), None, None);
         let mut seat =
             Self { cluster, member, sightings, meeting, last, is_sound: false, serves: false };
         if let Err(error) = seat.join().await {
             warn!(%error, "could not look for other instances of this component");
             seat.meeting = None;
-            seat.member.disconnected(false, Instant::now());
-            seat.member.joined(&[]);
+            seat.member.disconnected(Instant::now());
+            seat.member.joined();
         }
         seat.cluster.set_role(&seat.member);
         if let Role::Follows(leader) = seat.member.role() {
@@ -89,7 +92,7 @@ impl Seat {
             if self.member.holds() || is_over {
                 // What one that leads, or none, has to do is done at its next sign of life.
                 let _later = self.member.look(&instances, sent, now);
-                self.member.joined(&instances);
+                self.member.joined();
                 return Ok(());
             }
             sleep(LOOK).await;
@@ -114,8 +117,7 @@ impl Seat {
         if let Some(meeting) = self.meeting.take() {
             self.last = Some(meeting.backend());
         }
-        let is_ended = !error.is_silence();
-        self.member.disconnected(is_ended, Instant::now());
+        self.member.disconnected(Instant::now());
         self.cluster.note_loss();
         self.cluster.set_role(&self.member);
         self.cluster.tell_standing();
@@ -132,7 +134,7 @@ impl Seat {
         let Shared { store, component, id, advertise, linked, .. } = &*shared;
         if self.cluster.is_alone() {
             let meeting = self.meeting.take();
-            self.member.disconnected(false, Instant::now());
+            self.member.disconnected(Instant::now());
             self.settle(None, events).await;
             return match meeting {
                 Some(meeting) => meeting.leave().await,
@@ -142,7 +144,6 @@ impl Seat {
         if self.meeting.is_none() {
             // An error here is no news: it was told when the connection was lost.
             let Ok(Some(mut meeting)) = store.meet(component, id).await else {
-                self.member.unreachable();
                 self.settle(None, events).await;
                 return Ok(());
             };

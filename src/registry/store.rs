@@ -476,17 +476,6 @@ impl Changes {
     }
 }
 
-impl StoreError {
-    /// Whether the database said nothing in time.
-    pub(crate) fn is_silence(&self) -> bool {
-        let Self::Database(error) = self else { return false };
-        match error {
-            sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::TimedOut,
-            error => matches!(error, sqlx::Error::PoolTimedOut),
-        }
-    }
-}
-
 /// One of the Fingerposts that serve a component together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Instance {
@@ -665,6 +654,11 @@ impl Store {
             Kind::Postgres(db) => Ok(Some(Meeting(db.meet(component, id).await?))),
             Kind::Sqlite(_) => Ok(None),
         }
+    }
+
+    /// Returns whether instances can meet in this database: it can be shared, and no pooler is between.
+    pub(crate) fn lets_instances_meet(&self) -> bool {
+        matches!(&self.kind, Kind::Postgres(db) if !db.is_pooled())
     }
 
     /// Returns the instances of a component; none if the database cannot be shared.
