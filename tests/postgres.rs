@@ -82,6 +82,11 @@ fn lost_notices() -> u64 {
 
 /// Runs `fingerpost serve` on a database that it cannot use.
 fn serve(url: &str, more: &str) -> Output {
+    fingerpost("serve", url, more)
+}
+
+/// Runs a command of `fingerpost` on a database.
+fn fingerpost(name: &str, url: &str, more: &str) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("fingerpost.toml");
     let text = format!(
@@ -90,7 +95,7 @@ fn serve(url: &str, more: &str) -> Output {
     );
     std::fs::write(&file, text).unwrap();
     let mut command: Command = clean(&own_program("fingerpost"));
-    command.arg("serve").arg("-c").arg(&file);
+    command.arg(name).arg("-c").arg(&file);
     run(command, EVENT)
 }
 
@@ -110,6 +115,38 @@ async fn a_role_that_may_not_create_tables_serves_where_nothing_is_to_be_migrate
     let output = serve(&empty.url_of("plain"), "");
     assert_eq!(output.code, 1, "{output:?}");
     assert!(output.stderr.contains("fingerpost migrate"), "{output:?}");
+}
+
+#[test]
+fn a_schema_newer_than_the_program_ends_each_command_with_status_78_and_a_cure() {
+    let postgres = Postgres::start();
+    let url = postgres.url();
+    assert_eq!(fingerpost("migrate", &url, "").code, 0);
+    postgres.query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (9999, 'of the future', TRUE, '\\x00', 0)",
+    );
+    let rows = "SELECT string_agg(version::TEXT, ',' ORDER BY version) FROM _sqlx_migrations";
+    let before = postgres.query(rows);
+    let known = format!("fingerpost {} knows versions up to ", env!("CARGO_PKG_VERSION"));
+    for name in ["serve", "check", "migrate"] {
+        for more in ["", "pooler = true", "migrate = false"] {
+            let output = fingerpost(name, &url, more);
+            assert_eq!(output.code, 78, "{name} {more}: {output:?}");
+            for text in
+                ["its schema has version 9999", &known, "hint: install the newer fingerpost"]
+            {
+                assert!(output.stderr.contains(text), "{name} {more}: {output:?}");
+            }
+        }
+    }
+    // A migration of another program whose number is in between is not a newer schema.
+    postgres.query("UPDATE _sqlx_migrations SET version = 0 WHERE version = 9999");
+    let output = fingerpost("serve", &url, "");
+    assert_eq!(output.code, 78, "{output:?}");
+    assert!(output.stderr.contains("another program or another build"), "{output:?}");
+    postgres.query("UPDATE _sqlx_migrations SET version = 9999 WHERE version = 0");
+    assert_eq!(postgres.query(rows), before, "nothing was changed");
 }
 
 #[tokio::test]

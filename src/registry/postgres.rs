@@ -6,7 +6,6 @@ use futures::future::BoxFuture;
 use jid::BareJid;
 use sqlx::{
     Executor as _, Postgres as Db, Row as _,
-    migrate::Migration,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow as Row},
 };
 use tokio::{
@@ -57,15 +56,6 @@ const CHANNEL: &str = "fingerpost_keys";
 /// Connections besides those of the pool: one hears of changes, one is for the instances of a component.
 const OTHERS: u32 = 2;
 
-/// Returns how a schema stands that lacks these migrations.
-fn standing_of(missing: &[&Migration]) -> Standing {
-    let needed = schema::MIGRATIONS.iter().map(|known| known.version).max().unwrap_or_default();
-    let is_known = |version: i64| !missing.iter().any(|missing| missing.version == version);
-    let found = schema::MIGRATIONS.iter().map(|known| known.version);
-    let found = found.filter(|version| is_known(*version)).max().unwrap_or_default();
-    if missing.is_empty() { Standing::Current } else { Standing::Behind { found, needed } }
-}
-
 /// A PostgreSQL database.
 #[derive(Clone, Debug)]
 pub(super) struct Database {
@@ -85,8 +75,7 @@ impl Database {
     pub(super) async fn open(options: &Options<'_>) -> Result<Self, OpenError> {
         let db = Self::connect(options).await?;
         if options.migrate {
-            let done = schema::bring_up_to_date(&db.pool).await;
-            done.map_err(|error| OpenError::of_migration(error, &schema::MIGRATIONS))?;
+            schema::bring_up_to_date(&db.pool).await?;
         } else {
             db.inspect(false).await?;
         }
@@ -116,13 +105,12 @@ impl Database {
 
     async fn inspect(&self, migrate: bool) -> Result<Inspected, OpenError> {
         let mut session = self.pool.acquire().await.map_err(OpenError::Open)?;
-        let missing = schema::missing(&mut session).await;
-        let missing =
-            missing.map_err(|error| OpenError::of_migration(error, &schema::MIGRATIONS))?;
+        let standing = schema::stands(&mut session).await?;
         let row = session.fetch_one(schema::OBSTACLES).await.map_err(OpenError::Open)?;
         let read = |column| row.try_get::<Option<String>, _>(column).map_err(OpenError::Open);
         let unusable = |what: String| Err(OpenError::Unusable(what));
-        if !missing.is_empty() && migrate && read("may_create")?.as_deref() != Some("true") {
+        let is_behind = standing != Standing::Current;
+        if is_behind && migrate && read("may_create")?.as_deref() != Some("true") {
             return unusable(
                 "its role may not create the tables: it lacks CREATE on the schema".to_owned(),
             );
@@ -130,7 +118,7 @@ impl Database {
         if let Some(closed) = read("closed")? {
             return unusable(format!("its role may not read and write these tables: {closed}"));
         }
-        Inspected::default().with_schema(standing_of(&missing), migrate)
+        Inspected::default().with_schema(standing, migrate)
     }
 
     /// Returns whether a pooler gives each transaction another connection.

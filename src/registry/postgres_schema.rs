@@ -6,9 +6,16 @@ use std::fmt::Write;
 use sqlx::{
     AssertSqlSafe, Executor, Row as _,
     migrate::{MigrateError, Migration, Migrator},
+    postgres::PgRow as Row,
 };
 
-use super::pool::{Pool, Session};
+use super::{
+    super::{
+        schema::{Applied, Standing, standing},
+        store::OpenError,
+    },
+    pool::{Pool, Session},
+};
 
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 /// One program migrates at a time ("fngrmigr").
@@ -34,16 +41,24 @@ pub(super) const OBSTACLES: &str = "
                            AND has_table_privilege(oid, 'INSERT'))) AS closed";
 
 /// Applies the migrations that are missing.
-pub(super) async fn bring_up_to_date(pool: &Pool) -> Result<(), MigrateError> {
-    if missing(&mut pool.acquire().await?).await?.is_empty() {
+pub(super) async fn bring_up_to_date(pool: &Pool) -> Result<(), OpenError> {
+    if stands(&mut pool.acquire().await.map_err(MigrateError::from)?).await? == Standing::Current {
         return Ok(());
     }
-    let mut session = pool.bulk().acquire().await?;
-    session.begin().await?;
-    session.execute(LOCK).await?;
-    session.execute(TABLE).await?;
+    let mut session = pool.bulk().acquire().await.map_err(MigrateError::from)?;
+    session.begin().await.map_err(MigrateError::from)?;
+    session.execute(LOCK).await.map_err(MigrateError::from)?;
+    session.execute(TABLE).await.map_err(MigrateError::from)?;
     // Another program may have been faster.
-    for migration in missing(&mut session).await? {
+    stands(&mut session).await?;
+    Ok(apply(session).await?)
+}
+
+/// Applies what is missing of a schema that can be brought up to date.
+async fn apply(mut session: Session) -> Result<(), MigrateError> {
+    let applied = applied(&mut session).await?;
+    let has = |version| applied.iter().any(|applied| applied.version == version);
+    for migration in MIGRATIONS.iter().filter(|migration| !has(migration.version)) {
         let failed = |error| MigrateError::ExecuteMigration(error, migration.version);
         session.execute(migration.sql.clone()).await.map_err(failed)?;
         session.execute(AssertSqlSafe(note(migration))).await?;
@@ -53,32 +68,23 @@ pub(super) async fn bring_up_to_date(pool: &Pool) -> Result<(), MigrateError> {
     Ok(())
 }
 
-/// Returns the migrations that are not applied yet.
-pub(super) async fn missing(
-    session: &mut Session,
-) -> Result<Vec<&'static Migration>, MigrateError> {
-    let all = || MIGRATIONS.iter();
+/// Returns how the schema stands to the one that this program works on.
+pub(super) async fn stands(session: &mut Session) -> Result<Standing, OpenError> {
+    let applied = applied(session).await.map_err(MigrateError::from)?;
+    standing(&applied, &MIGRATIONS)
+}
+
+/// Returns the migrations that the database has had; none if it has no table of them.
+async fn applied(session: &mut Session) -> Result<Vec<Applied>, sqlx::Error> {
     let known = session.fetch_one("SELECT to_regclass('_sqlx_migrations')::TEXT").await?;
     if known.try_get::<Option<String>, _>(0)?.is_none() {
-        return Ok(all().collect());
+        return Ok(Vec::new());
     }
-    let text = "SELECT version::TEXT, encode(checksum, 'hex'), success::TEXT FROM _sqlx_migrations";
-    let mut applied = Vec::new();
-    for row in session.fetch_all(text).await? {
-        let version: String = row.try_get(0)?;
-        let version = version.parse().unwrap_or_default();
-        if row.try_get::<String, _>(2)? != "true" {
-            return Err(MigrateError::Dirty(version));
-        }
-        let Some(migration) = all().find(|migration| migration.version == version) else {
-            return Err(MigrateError::VersionMissing(version));
-        };
-        if row.try_get::<String, _>(1)? != hex(&migration.checksum) {
-            return Err(MigrateError::VersionMismatch(version));
-        }
-        applied.push(version);
-    }
-    Ok(all().filter(|migration| !applied.contains(&migration.version)).collect())
+    let rows = session.fetch_all("SELECT version, checksum, success FROM _sqlx_migrations").await?;
+    let read = |row: &Row| {
+        Ok(Applied { version: row.try_get(0)?, checksum: row.try_get(1)?, whole: row.try_get(2)? })
+    };
+    rows.iter().map(read).collect()
 }
 
 /// Makes the statement that notes a migration as applied. Only text of this program is in it.

@@ -10,7 +10,6 @@ use std::{
 };
 
 use jid::{BareJid, FullJid, Jid};
-use sqlx::migrate::Migrator;
 use time::OffsetDateTime;
 
 use super::{
@@ -259,17 +258,6 @@ impl OpenError {
                 matches!(error, Dirty(_) | VersionMismatch(_) | VersionMissing(_))
             }
             Self::Open(_) | Self::Unusable(_) => false,
-        }
-    }
-
-    /// Returns the error for a migration that failed, by the migrations that this program knows.
-    pub(super) fn of_migration(error: sqlx::migrate::MigrateError, own: &Migrator) -> Self {
-        let known = own.iter().map(|migration| migration.version).max().unwrap_or_default();
-        match error {
-            sqlx::migrate::MigrateError::VersionMissing(found) if found > known => {
-                Self::Newer { found, known }
-            }
-            error => Self::Migrate(error),
         }
     }
 
