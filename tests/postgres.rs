@@ -28,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 /// Far more than anything here takes on a machine that is not busy.
 const EVENT: Duration = Duration::from_secs(60);
 
+type Asking = std::pin::Pin<Box<dyn Future<Output = ()>>>;
+
 fn user(name: &str) -> BareJid {
     BareJid::new(&format!("{name}@montague.lit")).unwrap()
 }
@@ -147,6 +149,35 @@ fn a_schema_newer_than_the_program_ends_each_command_with_status_78_and_a_cure()
     assert!(output.stderr.contains("another program or another build"), "{output:?}");
     postgres.query("UPDATE _sqlx_migrations SET version = 9999 WHERE version = 0");
     assert_eq!(postgres.query(rows), before, "nothing was changed");
+}
+
+/// A server may become silent at any statement. None of these statements belongs to a user's request.
+#[tokio::test]
+async fn each_statement_that_is_not_answered_is_given_up() {
+    let postgres = Postgres::start();
+    drop(open(&postgres.url()).await);
+    let component = &BareJid::new("xtls.montague.lit").unwrap();
+    let silenced = async |text: &str, ask: fn(Store, BareJid) -> Asking| {
+        let switch = Switch::start(postgres.port());
+        let store = open_pooled(&switch.url()).await.unwrap();
+        switch.silence_before(text);
+        let done = timeout(EVENT, ask(store, component.clone())).await;
+        done.unwrap_or_else(|_| panic!("{text}: waits without end"));
+        assert!(switch.has_come(), "{text}");
+    };
+    tokio::join!(
+        silenced("INSERT INTO instances", |store, component| {
+            Box::pin(async move {
+                drop(Cluster::join(&store, &component, String::new()).await);
+            })
+        }),
+        silenced("FROM instances", |store, component| {
+            Box::pin(async move { assert!(store.instances(&component).await.is_err()) })
+        }),
+        silenced("MAX(seq)", |store, _| {
+            Box::pin(async move { assert!(store.changes().await.is_err()) })
+        }),
+    );
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 //! without end for one that has become silent. It names the statements that it prepares, which a pooler that gives each
 //! transaction another connection does not bear.
 //!
+//! Every statement has a time limit here, whoever asks: the server ends it in time, or else it is given up.
+//!
 //! Behind such a pooler each use of a connection is one transaction: all that is set and prepared ends with it.
 
 use std::{
@@ -33,7 +35,7 @@ use sqlx::{
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{sleep, timeout},
+    time::{sleep, timeout, timeout_at},
 };
 use tracing::{debug, info};
 
@@ -314,6 +316,27 @@ impl<'q, E: Execute<'q, Db>> Execute<'q, Db> for Unnamed<E> {
 
 type Items<'e> = BoxStream<'e, Result<Either<Done, Row>, sqlx::Error>>;
 
+/// Ends a statement's results with an error if they are not complete after `limit`: a server that is silent does not
+/// end the statement itself.
+fn limited<'e>(items: Items<'e>, limit: Duration) -> Items<'e> {
+    let until = tokio::time::Instant::now() + limit;
+    let next = move |items: Option<Items<'e>>| async move {
+        let mut items = items?;
+        match timeout_at(until, items.next()).await {
+            Ok(item) => Some((item?, Some(items))),
+            Err(_) => Some((Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())), None)),
+        }
+    };
+    stream::unfold(Some(items), next).boxed()
+}
+
+impl Connection {
+    /// Returns how long to wait for a statement: longer than the server itself lets it take.
+    fn limit(&self) -> Duration {
+        self.patience.unwrap_or(STATEMENT) + ALIVE
+    }
+}
+
 impl<'c> Executor<'c> for &'c mut Connection {
     type Database = Db;
 
@@ -322,10 +345,12 @@ impl<'c> Executor<'c> for &'c mut Connection {
         'c: 'e,
         E: 'q + Execute<'q, Db>,
     {
-        match self.named {
+        let limit = self.limit();
+        let items = match self.named {
             true => self.db.fetch_many(query),
             false => self.db.fetch_many(Unnamed(query)),
-        }
+        };
+        limited(items, limit)
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(
@@ -336,10 +361,12 @@ impl<'c> Executor<'c> for &'c mut Connection {
         'c: 'e,
         E: 'q + Execute<'q, Db>,
     {
-        match self.named {
+        let limit = self.limit();
+        let row = match self.named {
             true => self.db.fetch_optional(query),
             false => self.db.fetch_optional(Unnamed(query)),
-        }
+        };
+        Box::pin(in_time(limit, row))
     }
 
     fn prepare_with<'e>(

@@ -19,12 +19,26 @@ pub struct Switch {
     silenced: Arc<AtomicUsize>,
     /// Whether new connections are silent, too.
     is_cut: Arc<AtomicBool>,
+    /// All connections are silenced before this text passes.
+    last: Arc<Mutex<Option<String>>>,
 }
 
 /// Copies one direction until its connection is silenced; from then on it takes all and gives nothing, not even an end.
-fn pass(mut from: TcpStream, mut to: TcpStream, silenced: &AtomicUsize, before: usize) {
+fn pass(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    silenced: &AtomicUsize,
+    before: usize,
+    last: &Mutex<Option<String>>,
+) {
     let mut bytes = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut bytes) {
+        let mut last = last.lock().unwrap();
+        let is_last = |last: &String| String::from_utf8_lossy(&bytes[..count]).contains(last);
+        if last.take_if(|last| is_last(last)).is_some() {
+            silenced.fetch_add(1, Ordering::SeqCst);
+        }
+        drop(last);
         if silenced.load(Ordering::SeqCst) == before && to.write_all(&bytes[..count]).is_err() {
             break;
         }
@@ -48,7 +62,9 @@ impl Switch {
             open: Arc::clone(&open),
             silenced: Arc::clone(&silenced),
             is_cut: Arc::clone(&is_cut),
+            last: Arc::default(),
         };
+        let last = Arc::clone(&this.last);
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 if is_cut.load(Ordering::SeqCst) {
@@ -60,8 +76,8 @@ impl Switch {
                 let before = silenced.load(Ordering::SeqCst);
                 for (from, to) in [(&client, &server), (&server, &client)] {
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    let silenced = Arc::clone(&silenced);
-                    thread::spawn(move || pass(from, to, &silenced, before));
+                    let (silenced, last) = (Arc::clone(&silenced), Arc::clone(&last));
+                    thread::spawn(move || pass(from, to, &silenced, before, &last));
                 }
                 open.lock().unwrap().extend([client, server]);
             }
@@ -74,7 +90,17 @@ impl Switch {
         self.silenced.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// The same, and new ones are accepted and get nothing either, until [`Switch::mend`].
+    /// The same, once, as soon as a connection is to carry this text; that is not passed on either.
+    pub fn silence_before(&self, text: &str) {
+        *self.last.lock().unwrap() = Some(text.to_owned());
+    }
+
+    /// Whether the text of [`Switch::silence_before`] has come.
+    pub fn has_come(&self) -> bool {
+        self.last.lock().unwrap().is_none()
+    }
+
+    /// Keeps the connections open and silent, and new ones are accepted and get nothing either, until [`Switch::mend`].
     pub fn cut(&self) {
         self.is_cut.store(true, Ordering::SeqCst);
         self.silence();
