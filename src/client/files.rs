@@ -28,7 +28,10 @@ use super::{
     output::{Output, XtlsError},
     parts::Part,
 };
-use crate::xmpp::{ns, text::carried, xml};
+use crate::{
+    endpoint::Error,
+    xmpp::{ns, text::carried, xml},
+};
 
 /// Bytes read or written at once.
 pub(super) const CHUNK: usize = 64 * 1024;
@@ -330,6 +333,40 @@ pub(super) async fn is_over<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<
     Ok(stream.read(&mut [0]).await? == 0)
 }
 
+/// Why a file was not received.
+#[derive(Debug)]
+pub(super) enum NotReceived {
+    /// The disk here failed: it is full, or the directory is gone.
+    Disk(XtlsError),
+    /// The stream broke, or its content is not the file that was offered.
+    Content(XtlsError),
+}
+
+impl NotReceived {
+    /// Returns the error of a file or a directory in `dir`.
+    fn disk(dir: &Path, error: &io::Error) -> Self {
+        Self::Disk(XtlsError::failed(format!("{}: {error}", dir.display())))
+    }
+
+    fn content(text: impl Into<String>) -> Self {
+        Self::Content(XtlsError::failed(text))
+    }
+}
+
+impl From<Error> for NotReceived {
+    fn from(error: Error) -> Self {
+        Self::Content(error.into())
+    }
+}
+
+impl From<NotReceived> for XtlsError {
+    fn from(error: NotReceived) -> Self {
+        match error {
+            NotReceived::Disk(error) | NotReceived::Content(error) => error,
+        }
+    }
+}
+
 /// Reads the rest of a file from the stream into a directory. The file gets its name when it is complete, its hash is
 /// right, and the sender itself has ended its direction.
 ///
@@ -342,25 +379,29 @@ pub(super) async fn receive<S: AsyncRead + Unpin>(
     dir: &Path,
     offer: &FileOffer,
     bar: &ProgressBar,
-) -> Result<(Done, PathBuf), XtlsError> {
+) -> Result<(Done, PathBuf), NotReceived> {
     let since = Instant::now();
     let mut resumed = part.len();
     bar.set_position(resumed);
     bar.reset_eta();
-    fill(stream, &mut part, offer.size, bar).await?;
+    fill(stream, &mut part, offer.size, dir, bar).await?;
     let right = |part: &Part| offer.sha256.as_ref().is_none_or(|sha256| *sha256 == part.sha256());
     if resumed > 0 && !right(&part) {
         // A sender without support for ranges starts at the beginning: then as many bytes again follow, otherwise its
         // end.
         let size = offer.size.saturating_add(resumed);
-        if fill(stream, &mut part, size, bar).await.is_ok() {
-            part.drop_front(resumed)?;
-            resumed = 0;
+        match fill(stream, &mut part, size, dir, bar).await {
+            Ok(()) => {
+                part.drop_front(resumed).map_err(|error| NotReceived::disk(dir, &error))?;
+                resumed = 0;
+            }
+            Err(NotReceived::Content(_)) => {}
+            Err(error @ NotReceived::Disk(_)) => return Err(error),
         }
     }
     if !right(&part) {
         part.discard();
-        return Err(XtlsError::failed(match resumed {
+        return Err(NotReceived::content(match resumed {
             0 => "the file's hash is not the one offered: nothing was kept".to_owned(),
             n => format!(
                 "with the {n} bytes that were kept the file's hash is not the one offered: \
@@ -368,14 +409,14 @@ pub(super) async fn receive<S: AsyncRead + Unpin>(
             ),
         }));
     }
-    if !is_over(stream).await? {
+    if !is_over(stream).await.map_err(|error| NotReceived::Content(error.into()))? {
         part.discard();
-        return Err(XtlsError::failed("the peer sent more than it announced: nothing was kept"));
+        return Err(NotReceived::content("the peer sent more than it announced: nothing was kept"));
     }
     let sha256 = hex(&part.sha256());
     let path = part
         .keep(dir, &offer.name, offer.modified)
-        .map_err(|error| XtlsError::failed(format!("{}: {error}", dir.display())))?;
+        .map_err(|error| NotReceived::disk(dir, &error))?;
     let seconds = since.elapsed().as_secs_f64();
     Ok((Done { bytes: offer.size, resumed, seconds, sha256 }, path))
 }
@@ -385,19 +426,21 @@ async fn fill<S: AsyncRead + Unpin>(
     stream: &mut S,
     part: &mut Part,
     size: u64,
+    dir: &Path,
     bar: &ProgressBar,
-) -> Result<(), XtlsError> {
+) -> Result<(), NotReceived> {
     let mut buffer = vec![0; CHUNK];
     while part.len() < size {
         let want = usize::try_from(size - part.len()).unwrap_or(CHUNK).min(CHUNK);
-        let n = stream.read(&mut buffer[..want]).await?;
+        let read = stream.read(&mut buffer[..want]).await;
+        let n = read.map_err(|error| NotReceived::Content(error.into()))?;
         if n == 0 {
-            return Err(XtlsError::failed(format!(
+            return Err(NotReceived::content(format!(
                 "the stream ended after {} of {size} bytes",
                 part.len()
             )));
         }
-        part.push(&buffer[..n])?;
+        part.push(&buffer[..n]).map_err(|error| NotReceived::disk(dir, &error))?;
         bar.set_position(part.len());
     }
     Ok(())
@@ -534,11 +577,19 @@ mod tests {
                 send(&mut a, &path, &self.offer, range, &bar).await
             };
             let (_, got) = tokio::join!(sent, receive(&mut b, part, &inbox, &self.offer, &bar));
-            got
+            got.map_err(XtlsError::from)
         }
 
         fn left(&self) -> usize {
             fs::read_dir(self.inbox()).unwrap().count()
+        }
+    }
+
+    /// Returns the text of an error of the content.
+    fn content<T: std::fmt::Debug>(got: Result<T, NotReceived>) -> String {
+        match got {
+            Err(NotReceived::Content(error)) => error.text,
+            other => panic!("{other:?}"),
         }
     }
 
@@ -547,8 +598,9 @@ mod tests {
         let story = Story::new(&[]);
         let mut part = story.part();
         let half = &story.content[..60_000];
-        let broken = fill(&mut &half[..], &mut part, 100_000, &ProgressBar::hidden()).await;
-        assert_eq!(broken.unwrap_err().text, "the stream ended after 60000 of 100000 bytes");
+        let (inbox, bar) = (story.inbox(), ProgressBar::hidden());
+        let broken = fill(&mut &half[..], &mut part, 100_000, &inbox, &bar).await;
+        assert_eq!(content(broken), "the stream ended after 60000 of 100000 bytes");
         drop(part);
         let (done, path) = story.transfer(None).await.unwrap();
         assert_eq!((done.bytes, done.resumed), (100_000, 60_000));
@@ -583,11 +635,30 @@ mod tests {
         more.push(0);
         let (bar, inbox) = (ProgressBar::hidden(), story.inbox());
         let got = receive(&mut &more[..], story.part(), &inbox, &story.offer, &bar).await;
-        assert!(got.unwrap_err().text.contains("more than it announced"));
+        assert!(content(got).contains("more than it announced"));
         assert_eq!(story.left(), 0);
         let less = &story.content[..99_999];
         let got = receive(&mut &less[..], story.part(), &inbox, &story.offer, &bar).await;
-        assert_eq!(got.unwrap_err().text, "the stream ended after 99999 of 100000 bytes");
+        assert_eq!(content(got), "the stream ended after 99999 of 100000 bytes");
+    }
+
+    #[tokio::test]
+    async fn an_error_of_the_disk_is_not_one_of_the_content() {
+        let story = Story::new(&[]);
+        let (bar, inbox) = (ProgressBar::hidden(), story.inbox());
+        let disk = |got| match got {
+            Err(NotReceived::Disk(error)) => error.text,
+            other => panic!("{other:?}"),
+        };
+        // Nothing can be written, at the beginning and where the sender starts again.
+        for part in [Part::read_only(&inbox, b""), Part::read_only(&inbox, b"something else")] {
+            let got = receive(&mut &story.content[..], part, &inbox, &story.offer, &bar).await;
+            assert!(disk(got).starts_with(&format!("{}: ", inbox.display())));
+        }
+        let part = story.part();
+        fs::remove_dir_all(&inbox).unwrap();
+        let got = receive(&mut &story.content[..], part, &inbox, &story.offer, &bar).await;
+        assert!(disk(got).starts_with(&format!("{}: ", inbox.display())));
     }
 
     #[tokio::test]

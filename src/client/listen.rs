@@ -17,7 +17,7 @@ use tokio::{io::AsyncWriteExt, sync::Mutex, task::JoinSet, time::timeout};
 use super::{
     Client, Takes,
     chat::{self, Desk},
-    files::{self, FileOffer},
+    files::{self, FileOffer, NotReceived},
     interrupted,
     output::XtlsError,
     pace,
@@ -404,7 +404,7 @@ impl Listen {
         drop(room);
         bar.finish_and_clear();
         let done = received.map(|(done, path)| done.report(self.client.output, &path));
-        Ok(goodbye(session, done, &inbox.dir).await?)
+        Ok(goodbye(session, done).await?)
     }
 
     /// Tells the user about the peer. Sets `claimed` if the session is the one that is accepted, or one of many.
@@ -482,18 +482,38 @@ impl Listen {
 }
 
 /// Ends a session in the way its stream has ended.
-async fn goodbye(
-    mut session: Session,
-    done: Result<(), XtlsError>,
-    dir: &Path,
-) -> Result<(), XtlsError> {
-    match &done {
-        Ok(()) => session.terminate("success", "").await,
+async fn goodbye(mut session: Session, done: Result<(), NotReceived>) -> Result<(), XtlsError> {
+    let (reason, text) = last_words(&done);
+    session.terminate(reason, text).await;
+    Ok(done?)
+}
+
+/// Returns the reason and the text for the sender at the end of a session.
+fn last_words(done: &Result<(), NotReceived>) -> (&'static str, &str) {
+    match done {
+        Ok(()) => ("success", ""),
         // The sender need not know where its files land.
-        Err(error) if error.text.starts_with(&format!("{}: ", dir.display())) => {
-            session.terminate("media-error", NOT_STORED).await;
-        }
-        Err(error) => session.terminate("media-error", &error.text).await,
+        Err(NotReceived::Disk(_)) => ("media-error", NOT_STORED),
+        Err(NotReceived::Content(error)) => ("media-error", &error.text),
     }
-    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sender_learns_what_is_wrong_with_its_file_and_nothing_of_the_disk_here() {
+        let wrong = "/home/bob: the file's hash is not the one offered";
+        for (done, words) in [
+            (Ok(()), ("success", "")),
+            (
+                Err(NotReceived::Disk(XtlsError::failed("No space left on device (os error 28)"))),
+                ("media-error", NOT_STORED),
+            ),
+            (Err(NotReceived::Content(XtlsError::failed(wrong))), ("media-error", wrong)),
+        ] {
+            assert_eq!(last_words(&done), words);
+        }
+    }
 }

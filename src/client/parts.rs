@@ -140,6 +140,16 @@ impl Part {
         Ok(Self { file, lasting: true, len, hash, _claimed: Some(claimed) })
     }
 
+    /// Creates a part with this content that cannot be written to.
+    #[cfg(test)]
+    pub(super) fn read_only(dir: &Path, content: &[u8]) -> Self {
+        let (mut file, path) = NamedTempFile::new_in(dir).unwrap().into_parts();
+        file.write_all(content).unwrap();
+        let file = NamedTempFile::from_parts(File::open(&path).unwrap(), path);
+        let hash = Sha256::new_with_prefix(content);
+        Self { file, lasting: true, len: content.len() as u64, hash, _claimed: None }
+    }
+
     /// Returns its length in bytes.
     pub(super) fn len(&self) -> u64 {
         self.len
