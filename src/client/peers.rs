@@ -70,12 +70,6 @@ impl Policy for Peers {
 
     fn shown(&self, shown: &Shown<'_>) -> Result<Known, Error> {
         let Shown { peer, print, standing, .. } = shown;
-        if *standing == Standing::Superseded {
-            return Err(Error::Unverified(format!(
-                "the registry says that {peer}'s key {print} was replaced by another one, or that its time is over: nothing \
-                 was sent; the other side must use its new key"
-            )));
-        }
         // A first key is stored once the user has been told of it.
         let trust = Trust::load(&self.dir)?;
         let forms = Print::forms(shown.method, print, shown.certificate);

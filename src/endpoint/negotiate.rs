@@ -22,6 +22,7 @@ use super::{
     places::Place,
     policy::{
         Hint, Known, Listed, Shown, Standing, by_hints, by_keys, refuse_offer, without_answer,
+        worse,
     },
     registry::{Asked, KnownKey},
     session::{Session, payload},
@@ -369,7 +370,7 @@ impl Session {
             _ => (standing, None),
         };
         let keys = match self.endpoint.keys_of(&self.peer, openpgp).await {
-            None => return Ok((Standing::NoRegistry, None)),
+            None => return Ok((worse(hinted, Standing::NoRegistry), None)),
             Some(Asked::Keys(keys)) => keys,
             // The component brokers for users who may not ask its registry; its hints are all that it says to them.
             Some(Asked::NotServed) => {
@@ -378,19 +379,14 @@ impl Session {
             Some(Asked::Unavailable(why)) => {
                 tracing::warn!(peer = %self.peer, why, "cannot ask the registry");
                 let asked = without_answer(&self.peer, self.initiator, hinted)?;
-                return Ok((hinted.map_or(asked, |hinted| hinted.max(asked)), None));
+                return Ok((worse(hinted, asked), None));
             }
         };
         if let Some(print) = openpgp {
             self.refuse_older_state(print, certificate, &keys)?;
         }
         let asked = by_keys(method, &forms, &keys);
-        let standing = match hinted {
-            // The broker cannot judge a print by another hash than the one in the registry.
-            None | Some(Standing::Unknown) if asked == Standing::Vouched => asked,
-            None => asked,
-            Some(hinted) => hinted.max(asked),
-        };
+        let standing = worse(hinted, asked);
         Ok(listed(standing, Some(&keys)))
     }
 

@@ -15,7 +15,7 @@ use minidom::Element;
 
 use super::{error::Error, registry::KnownKey};
 use crate::{
-    print::{Method, Print},
+    print::{HashKind, Method, Print},
     registry::model::Assurance,
     xmpp::ns,
 };
@@ -40,9 +40,9 @@ impl Hint {
         matches!(self.verdict.as_str(), "match" | "registered")
     }
 
-    /// Returns whether the registry warns of this print: it is revoked, or the user has other keys.
+    /// Returns whether the registry warns of this print: it is revoked or replaced, or the user has other keys.
     pub fn is_bad(&self) -> bool {
-        matches!(self.verdict.as_str(), "revoked" | "mismatch")
+        matches!(self.verdict.as_str(), "revoked" | "mismatch" | "superseded")
     }
 
     /// Reads the hints about `peer` in a content; hints about others do not concern this session.
@@ -89,12 +89,12 @@ pub enum Standing {
     NoRegistry,
     /// The registry does not know it, and knows no other key of the peer for this method.
     Unknown,
-    /// Another key has replaced it, or it has expired: a hint does not tell which.
-    Superseded,
-    /// It has expired.
+    /// It has expired, and no other key has replaced it.
     Expired,
     /// The registry could not be asked.
     Unavailable,
+    /// Another key has replaced it. By a hint alone, it may also have expired.
+    Superseded,
     /// The peer has registered keys of this method, and this is not one of them.
     Mismatch,
     /// It was revoked.
@@ -118,7 +118,7 @@ impl Standing {
 
     /// Returns whether the key is refused whatever is known of the peer.
     pub fn is_bad(self) -> bool {
-        matches!(self, Self::Mismatch | Self::Revoked)
+        self >= Self::Superseded
     }
 }
 
@@ -188,17 +188,17 @@ impl Listed {
 
 /// Returns the standing of the key with these forms, by hints.
 ///
-/// Of several hints on one form the worst counts. A revoked form revokes the key. Otherwise a good form vouches for it,
-/// because the registry may know a key by one hash alone. Without a hint on any form the key is unknown, whatever the
-/// hints say of other keys.
+/// Of several hints on one form the worst counts. The forms are combined by [`combined`]. Without a hint on any form the
+/// key is unknown, whatever the hints say of other keys.
 pub(super) fn by_hints(method: Method, forms: &[Print], hints: &[Hint]) -> Standing {
-    let said: Vec<Standing> = forms
+    let said: Vec<(Of, Standing)> = forms
         .iter()
         .filter_map(|form| {
             let about = |hint: &&Hint| {
                 Print::parse(&hint.print, None).is_ok_and(|print| print.same_bytes(form))
             };
-            hints.iter().filter(about).map(|hint| hint.standing(method)).max()
+            let worst = hints.iter().filter(about).map(|hint| hint.standing(method)).max();
+            worst.map(|worst| (Of::form(form), worst))
         })
         .collect();
     combined(&said)
@@ -206,33 +206,82 @@ pub(super) fn by_hints(method: Method, forms: &[Print], hints: &[Hint]) -> Stand
 
 /// Returns the standing of the key with these forms, by the registry's own answer.
 pub(super) fn by_keys(method: Method, forms: &[Print], keys: &[KnownKey]) -> Standing {
-    let has = |key: &&KnownKey| forms.iter().any(|form| key.has(form));
-    let of_method = |key: &&KnownKey| key.method == method.as_str();
-    let said: Vec<Standing> = keys
+    let of_method = |key: &KnownKey| key.method == method.as_str();
+    let said: Vec<(Of, Standing)> = keys
         .iter()
-        .filter(has)
-        .map(|key| match key.state.as_str() {
-            "revoked" => Standing::Revoked,
-            "active" if of_method(&key) => Standing::Vouched,
-            "superseded" if of_method(&key) => Standing::Superseded,
-            "expired" if of_method(&key) => Standing::Expired,
-            _ => Standing::Unknown,
+        .filter_map(|key| {
+            let of = forms.iter().filter(|form| key.has(form)).map(Of::form).min()?;
+            let standing = match key.state.as_str() {
+                "revoked" => Standing::Revoked,
+                "active" if of_method(key) => Standing::Vouched,
+                "superseded" if of_method(key) => Standing::Superseded,
+                "expired" if of_method(key) => Standing::Expired,
+                _ => Standing::Unknown,
+            };
+            Some((of, standing))
         })
         .collect();
     match combined(&said) {
-        Standing::Unknown if keys.iter().any(|key| of_method(&key) && key.state == "active") => {
+        Standing::Unknown if keys.iter().any(|key| of_method(key) && key.state == "active") => {
             Standing::Mismatch
         }
         standing => standing,
     }
 }
 
-fn combined(said: &[Standing]) -> Standing {
-    let worst = said.iter().copied().max().unwrap_or(Standing::Unknown);
-    if worst != Standing::Revoked && said.contains(&Standing::Vouched) {
+/// The subject of a statement of the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Of {
+    /// The certificate that was shown, or the OpenPGP key.
+    Whole,
+    /// Its public key, which certificates that were renewed share.
+    PublicKey,
+}
+
+impl Of {
+    fn form(form: &Print) -> Self {
+        match form.hash() {
+            HashKind::SpkiSha256 => Self::PublicKey,
+            HashKind::Sha1 | HashKind::Sha256 => Self::Whole,
+        }
+    }
+}
+
+/// Combines everything that the registry says of one key.
+///
+/// Of the statements on the certificate itself the worst counts. Those on its public key alone count only without such
+/// a statement, because the registry may have replaced an older certificate with the same public key; one active
+/// certificate vouches for it then. A revocation always counts. A form that the registry does not know tells nothing
+/// beside a form that it knows: it may know the key by one hash alone.
+fn combined(said: &[(Of, Standing)]) -> Standing {
+    let known = |standing: Standing| {
+        matches!(standing, Standing::Vouched | Standing::Expired | Standing::Superseded)
+    };
+    let all = |of| said.iter().filter(move |(o, _)| *o == of).map(|(_, standing)| *standing);
+    let worst = said.iter().map(|(_, standing)| *standing).max().unwrap_or(Standing::Unknown);
+    if worst == Standing::Revoked {
+        return worst;
+    }
+    if let Some(worst) = all(Of::Whole).filter(|standing| known(*standing)).max() {
+        return worst;
+    }
+    if all(Of::PublicKey).any(|standing| standing == Standing::Vouched) {
         return Standing::Vouched;
     }
     worst
+}
+
+/// Returns the standing by the broker's hints, if the session has them, and the registry's own answer: the worse.
+///
+/// There are two exceptions. The broker cannot judge a print by another hash than the one in the registry, so its
+/// `unknown` is nothing against the answer. And it calls an expired key `superseded`: the answer tells which it is.
+pub(super) fn worse(hinted: Option<Standing>, asked: Standing) -> Standing {
+    match (hinted, asked) {
+        (None, asked)
+        | (Some(Standing::Unknown), asked @ Standing::Vouched)
+        | (Some(Standing::Superseded), asked @ Standing::Expired) => asked,
+        (Some(hinted), asked) => hinted.max(asked),
+    }
 }
 
 /// Judges a key about which the registry gave no answer.
@@ -258,15 +307,21 @@ pub(super) fn without_answer(
 pub(super) fn refuse_offer(peer: &BareJid, method: Method, hints: &[Hint]) -> Result<(), Error> {
     let about: Vec<&Hint> = hints.iter().filter(|hint| hint.method == method.as_str()).collect();
     match about.iter().map(|hint| hint.standing(method)).max() {
-        Some(worst) if about.iter().all(|hint| hint.is_bad()) => Err(refused(peer, worst.as_str())),
+        Some(worst) if about.iter().all(|hint| hint.is_bad()) => Err(refused(peer, worst)),
         _ => Ok(()),
     }
 }
 
-fn refused(peer: &BareJid, verdict: &str) -> Error {
-    Error::Unverified(format!(
-        "the registry's verdict on {peer}'s key is {verdict}: nothing was sent"
-    ))
+fn refused(peer: &BareJid, standing: Standing) -> Error {
+    Error::Unverified(match standing {
+        Standing::Superseded => format!(
+            "the registry says that {peer}'s key was replaced by another one, or that it has expired: nothing was sent; \
+             the other side must use its new key"
+        ),
+        standing => {
+            format!("the registry's verdict on {peer}'s key is {standing}: nothing was sent")
+        }
+    })
 }
 
 /// Whether a peer's key was seen before.
@@ -318,7 +373,7 @@ impl Shown<'_> {
     /// [`Error::Unverified`]
     pub fn refuse_bad(&self) -> Result<(), Error> {
         if self.standing.is_bad() {
-            return Err(refused(self.peer, self.standing.as_str()));
+            return Err(refused(self.peer, self.standing));
         }
         Ok(())
     }
@@ -441,7 +496,6 @@ impl Policy for FirstUse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::print::HashKind;
     use crate::tls::identity::Identity;
 
     fn peer() -> BareJid {
@@ -603,7 +657,7 @@ mod tests {
     fn an_offer_is_refused_at_once_if_every_print_of_the_method_is_bad() {
         let [one, two] = [1, 2].map(|byte| Print::new(HashKind::Sha1, &[byte; 20]).unwrap());
         let offer = |hints: &[Hint]| refuse_offer(&peer(), Method::X509, hints);
-        for verdict in ["revoked", "mismatch"] {
+        for verdict in ["revoked", "mismatch", "superseded"] {
             assert!(matches!(offer(&[hint("x509", &one, verdict)]), Err(Error::Unverified(_))));
             let all = [hint("x509", &one, verdict), hint("x509", &two, "revoked")];
             assert!(offer(&all).is_err());
@@ -619,12 +673,14 @@ mod tests {
         Standing::Vouched,
         Standing::NoRegistry,
         Standing::Unknown,
-        Standing::Superseded,
         Standing::Expired,
         Standing::Unavailable,
+        Standing::Superseded,
         Standing::Mismatch,
         Standing::Revoked,
     ];
+    /// Those that refuse a key whatever else is true of it.
+    const BAD: [Standing; 3] = [Standing::Superseded, Standing::Mismatch, Standing::Revoked];
 
     fn show(policy: &dyn Policy, certificate: &[u8], standing: Standing) -> Result<Known, Error> {
         let print = print_of(HashKind::Sha256, certificate);
@@ -661,7 +717,7 @@ mod tests {
             let policy = FirstUse::default();
             let first = show(&policy, b"a key", standing);
             match standing {
-                Standing::Mismatch | Standing::Revoked | Standing::Unavailable => {
+                bad if bad.is_bad() || bad == Standing::Unavailable => {
                     assert!(matches!(first, Err(Error::Unverified(_))), "{standing}");
                     assert!(!policy.remembers(&peer()), "{standing}");
                 }
@@ -682,5 +738,70 @@ mod tests {
         for standing in ALL {
             assert!(matches!(show(&policy, b"two", standing), Err(Error::Unverified(_))));
         }
+    }
+
+    #[test]
+    fn of_a_hint_and_an_answer_the_worse_decides() {
+        for asked in ALL {
+            assert_eq!(worse(None, asked), asked);
+            for hinted in ALL {
+                let standing = worse(Some(hinted), asked);
+                let expected = match (hinted, asked) {
+                    (Standing::Unknown, Standing::Vouched) => Standing::Vouched,
+                    // The answer says that the key has no replacement.
+                    (Standing::Superseded, Standing::Expired) => Standing::Expired,
+                    pair => pair.0.max(pair.1),
+                };
+                assert_eq!(standing, expected, "{hinted} {asked}");
+                let bad = [hinted, asked].iter().any(|standing| BAD.contains(standing));
+                let expired = (hinted, asked) == (Standing::Superseded, Standing::Expired);
+                assert_eq!(standing.is_bad(), bad && !expired, "{hinted} {asked}");
+            }
+        }
+        for standing in ALL {
+            assert_eq!(standing.is_bad(), BAD.contains(&standing), "{standing}");
+        }
+    }
+
+    #[test]
+    fn of_two_entries_for_one_certificate_the_worse_decides() {
+        let shown = certificate();
+        let [sha1, sha256, spki] = KINDS.map(|kind| print_of(kind, &shown));
+        let forms = Print::forms(Method::X509, &sha256, &shown);
+        let states = [
+            ("active", "match", Standing::Vouched),
+            ("expired", "superseded", Standing::Expired),
+            ("superseded", "superseded", Standing::Superseded),
+            ("revoked", "revoked", Standing::Revoked),
+        ];
+        for (one, hint_one, standing_one) in states {
+            for (two, hint_two, standing_two) in states {
+                let worst = standing_one.max(standing_two);
+                let keys = |a, b| [key("x509", one, &[a]), key("x509", two, &[b])];
+                let answer = |a, b| by_keys(Method::X509, &forms, &keys(a, b));
+                let hinted = |a, b| {
+                    let hints = [hint("x509", a, hint_one), hint("x509", b, hint_two)];
+                    by_hints(Method::X509, &forms, &hints)
+                };
+                // Hints do not tell an expired key from a replaced one.
+                let blurred = match worst {
+                    Standing::Expired => Standing::Superseded,
+                    worst => worst,
+                };
+                for (a, b) in [(&sha1, &sha256), (&sha256, &sha1), (&sha256, &sha256)] {
+                    assert_eq!(answer(a, b), worst, "{one} {two}");
+                    assert_eq!(hinted(a, b), blurred, "{one} {two}");
+                }
+                // An older certificate with the same public key tells nothing of this one, unless it was revoked.
+                let renewed = match standing_two {
+                    Standing::Revoked => Standing::Revoked,
+                    _ => standing_one,
+                };
+                assert_eq!(answer(&sha256, &spki), renewed, "{one} {two}");
+            }
+        }
+        // The public key of two certificates is good if one of them is active.
+        let keys = [key("x509", "superseded", &[&spki]), key("x509", "active", &[&spki])];
+        assert_eq!(by_keys(Method::X509, &forms, &keys), Standing::Vouched);
     }
 }

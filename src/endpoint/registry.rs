@@ -57,8 +57,9 @@ impl KnownKey {
         let get = |name| element.attr(name).unwrap_or_default();
         let end = OffsetDateTime::parse(get("expires"), &Rfc3339);
         let state = match get("state") {
-            // The registry says `superseded` of an expired key too, which has no replacement.
-            "active" | "superseded" if end.is_ok_and(|end| end <= now) => "expired",
+            "active" if end.is_ok_and(|end| end <= now) => "expired",
+            // The registry marks a key that has only expired. A key that was replaced stays so after its date.
+            "superseded" if get("expired") == "true" => "expired",
             state => state,
         };
         let prints = element
@@ -299,8 +300,11 @@ mod tests {
         assert_eq!(read("state='active'"), "active");
         assert_eq!(read("state='active' expires='2026-11-24T02:00:01Z'"), "active");
         assert_eq!(read("state='active' expires='2026-11-24T02:00:00Z'"), "expired");
-        assert_eq!(read("state='superseded' expires='2026-11-24T02:00:00Z'"), "expired");
+        let marked = "state='superseded' expired='true' expires='2026-11-24T02:00:00Z'";
+        assert_eq!(read(marked), "expired");
+        assert_eq!(read("state='superseded' expires='2026-11-24T02:00:00Z'"), "superseded");
         assert_eq!(read("state='superseded' expires='2026-11-24T02:00:01Z'"), "superseded");
+        assert_eq!(read("state='revoked' expired='true'"), "revoked");
         assert_eq!(read("state='revoked' expires='2026-11-24T02:00:00Z'"), "revoked");
     }
 
