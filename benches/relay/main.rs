@@ -62,30 +62,34 @@ fn main() {
         Relay::mod_proxy65("Prosody mod_proxy65", Kind::Prosody),
         Relay::mod_proxy65("ejabberd mod_proxy65", Kind::Ejabberd),
     ];
-    let head = format!(
-        "Medians (lowest to highest) of {rounds} rounds; in each round all are measured one after the other. {} \
-         {} *Short of* marks what has not reached its goal.\n",
-        network(),
-        peers(),
-    );
-    let write = |part: &str, title: &str, text: String| {
+    let repeated = match rounds {
+        1 => "Measured in one round, so the ranges in parentheses say nothing.".to_owned(),
+        _ => format!(
+            "Medians (lowest to highest) of {rounds} rounds. Each round measures every relay in turn."
+        ),
+    };
+    let once =
+        "This table is measured once, because the allocator does not always return freed memory.";
+    let tail =
+        format!("{} {} *Short of* marks what has not reached its goal.\n", network(), peers());
+    let write = |part: &str, title: &str, how: &str, text: String| {
         println!("\n{title}\n{text}");
-        support::report::write(part, title, &format!("{head}{text}"));
+        support::report::write(part, title, &format!("{how} {tail}{text}"));
     };
     if wanted("throughput") {
-        write("throughput", "Throughput", throughput(&relays, rounds));
+        write("throughput", "Throughput", &repeated, throughput(&relays, rounds));
     }
     if wanted("trips") {
-        write("trips", "Round trips", trips(&relays, rounds));
+        write("trips", "Round trips", &repeated, trips(&relays, rounds));
     }
     if wanted("idle") {
-        write("idle", "Idle pairs", idle_pairs(&relays));
+        write("idle", "Idle pairs", once, idle_pairs(&relays));
     }
     if wanted("exchange") {
-        write("exchange", "Exchanges", exchanges(&relays, rounds));
+        write("exchange", "Exchanges", &repeated, exchanges(&relays, rounds));
     }
     if wanted("inband") {
-        write("inband", "In-band bytestreams", in_band(&relays[1], rounds));
+        write("inband", "In-band bytestreams", &repeated, in_band(&relays[1], rounds));
     }
 }
 
@@ -100,8 +104,8 @@ fn throughput(relays: &[Relay], rounds: usize) -> String {
         println!("throughput: round {round} of {rounds}");
     }
     let mut text = format!(
-        "\nOne way, all pairs together, as a part of direct connections' in the same round; {} s each. \
-         Processor seconds per GB are those of the relay, user and system.\n\n| relay |",
+        "\nThroughput in one direction, all pairs together, divided by that of direct connections in the same round; \
+         {} s per measurement. Processor seconds per GB are those of the relay, user and system.\n\n| relay |",
         load::TIME.as_secs()
     );
     for (pairs, _) in THROUGHPUT {
@@ -172,11 +176,11 @@ fn trips(relays: &[Relay], rounds: usize) -> String {
 }
 
 fn idle_pairs(relays: &[Relay]) -> String {
-    let mut text = "\nBytes for each pair that is connected and does nothing: resident memory of the \
-                    relay, and the kernel's slabs beyond those of a direct pair (once, not in rounds: memory that was \
-                    freed is not always given back).\n\n\
+    let mut text =
+        "\nBytes for each pair that is connected and does nothing: resident memory of the \
+                    relay, and the kernel's slabs beyond those of a direct pair.\n\n\
                     | relay | pairs | process | kernel | descriptors |\n|---|---|---|---|---|\n"
-        .to_owned();
+            .to_owned();
     for pairs in IDLE {
         let direct = idle::run(&relays[0], pairs);
         // A process for each connection is not the subject of this measurement.
@@ -208,8 +212,9 @@ fn exchanges(relays: &[Relay], rounds: usize) -> String {
         println!("exchange: round {round} of {rounds}");
     }
     let mut text = "\nPairs set up (two connections, their SOCKS5 handshakes, activation) and disco#info \
-                    answered, with the relay's processor time for each. Fingerpost is alone with the load, mod_proxy65 \
-                    is asked through its server, which it is a part of.\n\n\
+                    answered, with the relay's processor time for each. The load generator talks to Fingerpost \
+                    directly. It reaches mod_proxy65 through the XMPP server, so those figures include the server's \
+                    work.\n\n\
                     | relay | pairs/s | µs | disco#info/s | µs |\n|---|---|---|---|---|\n"
         .to_owned();
     for (relay, (pairs, questions)) in proxies.iter().zip(&measured) {
@@ -237,9 +242,9 @@ fn in_band(alone: &Relay, rounds: usize) -> String {
         Relay::fingerpost_at("Fingerpost at Prosody", Kind::Prosody),
         Relay::fingerpost_at("Fingerpost at ejabberd", Kind::Ejabberd),
     ];
-    let mut text = "\nOne stream from leg to leg, as many blocks in flight as 80 KiB hold: through the component \
-                    alone, and through a server as a part of a stream straight from user to user through the same server. \
-                    Processor seconds are the component's.\n\n\
+    let mut text = "\nOne stream with up to 80 KiB in flight. *Of straight* is the speed through the component, divided \
+                    by that of a stream from user to user through the same server. Processor seconds are the \
+                    component's.\n\n\
                     | | block | MB/s | of straight | s/GB |\n|---|---|---|---|---|\n"
         .to_owned();
     for (block, goal) in BLOCKS {
