@@ -155,11 +155,10 @@ impl Database {
             let text = "the file was replaced while it was opened: try again";
             return Err(OpenError::Unusable(text.to_owned()));
         }
-        let applied = applied(&mut *pool.acquire().await.map_err(OpenError::Open)?).await;
-        match standing(&applied.map_err(OpenError::Open)?, &MIGRATIONS)? {
-            Standing::Current => {}
-            Standing::Behind { .. } if migrate => MIGRATIONS.run(&pool).await?,
-            Standing::Behind { found, needed } => return Err(OpenError::Behind { found, needed }),
+        if let Err(error) = prepare(&pool, migrate).await {
+            // Otherwise the files beside the database may stay.
+            pool.close().await;
+            return Err(error);
         }
         Ok(Self { pool, trust, watch, guard: Arc::default() })
     }
@@ -185,6 +184,16 @@ impl Database {
             Some(watch) => watch.look().await,
             None => Ok(News::None),
         }
+    }
+}
+
+/// Makes sure that the schema is the one that this program works on.
+async fn prepare(pool: &Pool, migrate: bool) -> Result<(), OpenError> {
+    let applied = applied(&mut *pool.acquire().await.map_err(OpenError::Open)?).await;
+    match standing(&applied.map_err(OpenError::Open)?, &MIGRATIONS)? {
+        Standing::Current => Ok(()),
+        Standing::Behind { .. } if migrate => Ok(MIGRATIONS.run(pool).await?),
+        Standing::Behind { found, needed } => Err(OpenError::Behind { found, needed }),
     }
 }
 
