@@ -22,7 +22,7 @@ use crate::{
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let hint = match &error {
-            StartError::Database { source, .. } => cure(source),
+            StartError::Database { source, url } => cure(source, url),
             StartError::Blocks(_) | StartError::Identity(_) => {
                 "run fingerpost check to find out what is wrong with the database"
             }
@@ -40,27 +40,84 @@ impl From<StartError> for Failure {
     }
 }
 
-/// What to do about a database that cannot be opened.
-fn cure(error: &OpenError) -> &'static str {
+/// Returns what to do about a database that cannot be opened.
+fn cure(error: &OpenError, url: &str) -> &'static str {
+    use sqlx::migrate::MigrateError::{
+        Dirty, Execute, ExecuteMigration, VersionMismatch, VersionMissing,
+    };
     match error {
+        OpenError::Kind => "set [database] url to sqlite:FILE or postgres://USER@HOST/DATABASE",
+        OpenError::Address(_) => "correct the address in [database] url",
         OpenError::Pooler => {
             "set [database] pooler = true, or give the address of PostgreSQL itself in [database] url"
         }
         OpenError::Connections { .. } => {
             "lower [database] max_connections, or raise the limit: ALTER ROLE … CONNECTION LIMIT, max_connections"
         }
-        error if error.is_forbidden() => {
-            "run `fingerpost migrate` once as a role that may create tables, or grant this one CREATE on the schema"
+        OpenError::MayNotCreate => MAY_NOT_CREATE,
+        error if error.is_forbidden() => MAY_NOT_CREATE,
+        OpenError::Closed(_) => {
+            "grant the role SELECT, INSERT, UPDATE and DELETE on all tables of fingerpost"
         }
         OpenError::Newer { .. } => {
             "install the newer fingerpost again, or restore a backup that was made before the upgrade \
              (Downgrade in OPERATING.md)"
         }
         OpenError::Behind { .. } => "run `fingerpost migrate`, or set [database] migrate = true",
-        error if error.is_lasting() => {
+        OpenError::Migrate(Dirty(_)) => {
+            "a migration was interrupted: restore a backup that was made before it"
+        }
+        OpenError::Migrate(VersionMismatch(_) | VersionMissing(_)) => {
             "another program or another build of fingerpost has made this schema: restore a backup"
         }
-        _ => "check [database] url and the rights of the directory it is in",
+        OpenError::Open(error)
+        | OpenError::Migrate(Execute(error) | ExecuteMigration(error, _)) => match error {
+            sqlx::Error::Configuration(_) => "correct the address in [database] url",
+            error if url.starts_with("postgres") => cure_of_postgres(error),
+            error => cure_of_sqlite(error),
+        },
+        OpenError::Damaged(_) => DAMAGED,
+        OpenError::File(_) => FILE,
+        OpenError::Replaced => "run the command again when no restore is in progress",
+        _ => "run fingerpost check to find out what is wrong with the database",
+    }
+}
+
+const MAY_NOT_CREATE: &str = "run `fingerpost migrate` once as a role that may create tables, or grant this one CREATE on the schema";
+const FILE: &str = "check [database] url and the rights of the file and the directory it is in";
+const DAMAGED: &str = "correct [database] url if this is another file, or restore a backup: `fingerpost restore FILE`";
+
+/// Returns what to do about an error of a SQLite database, by the primary result code.
+fn cure_of_sqlite(error: &sqlx::Error) -> &'static str {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    match code.and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
+        // Busy and locked.
+        Some(5 | 6) => "stop the program that keeps the database locked",
+        // An error of input or output, and a full disk.
+        Some(10 | 13) => "check the room and the health of the disk",
+        // Corrupt, and not a database.
+        Some(11 | 26) => DAMAGED,
+        _ => FILE,
+    }
+}
+
+/// Returns what to do about an error of PostgreSQL, by the SQLSTATE.
+fn cure_of_postgres(error: &sqlx::Error) -> &'static str {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    match code.as_deref().unwrap_or_default() {
+        "3D000" => "create the database (createdb), or correct its name in [database] url",
+        "42501" => "grant the role CONNECT on the database and USAGE on the schema",
+        "53300" => "lower [database] max_connections, or raise max_connections of PostgreSQL",
+        code if code.starts_with("28") => {
+            "check the user and the password in [database] url, and pg_hba.conf of PostgreSQL"
+        }
+        code if code.starts_with("53") => "check the room and the memory of the server",
+        _ if matches!(error, sqlx::Error::Tls(_)) => {
+            "check sslmode and sslrootcert in [database] url, and the certificate of PostgreSQL"
+        }
+        _ => {
+            "check that a server in [database] url is running, can be reached from here and accepts changes"
+        }
     }
 }
 
@@ -230,4 +287,122 @@ async fn check(config: &Config, look_online: bool, out: &mut impl Write) -> Resu
         return Ok(());
     }
     online::run(config, found.store.as_ref(), out).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{borrow::Cow, error::Error as StdError, fmt, io};
+
+    use sqlx::{
+        error::{DatabaseError, ErrorKind},
+        migrate::MigrateError,
+    };
+
+    use super::*;
+
+    /// What a database says, by its code.
+    #[derive(Debug)]
+    struct Said(&'static str);
+
+    impl fmt::Display for Said {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl StdError for Said {}
+
+    impl DatabaseError for Said {
+        fn message(&self) -> &str {
+            self.0
+        }
+
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(self.0.into())
+        }
+
+        fn as_error(&self) -> &(dyn StdError + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn StdError + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn StdError + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
+
+    #[test]
+    fn each_error_of_a_database_has_the_hint_that_cures_it() {
+        use MigrateError::{Dirty, Execute, ExecuteMigration, VersionMismatch, VersionMissing};
+        const SQLITE: &str = "sqlite:fingerpost.db";
+        const POSTGRES: &str = "postgres://fingerpost@127.0.0.1/fingerpost";
+        let said = |code| sqlx::Error::Database(Box::new(Said(code)));
+        let io = |kind| sqlx::Error::Io(io::Error::from(kind));
+        let text = str::to_owned;
+        for (url, error, lasting, word) in [
+            ("mysql:x", OpenError::Kind, true, "to sqlite:FILE or postgres://"),
+            (POSTGRES, OpenError::Address(text("x")), true, "correct the address"),
+            (POSTGRES, OpenError::Pooler, true, "pooler = true"),
+            (POSTGRES, OpenError::Connections { most: 1, needed: 2 }, true, "max_connections"),
+            (SQLITE, OpenError::Newer { found: 9, known: 7 }, true, "install the newer"),
+            (SQLITE, OpenError::Behind { found: 6, needed: 7 }, true, "`fingerpost migrate`"),
+            (SQLITE, OpenError::Migrate(Dirty(2)), true, "interrupted: restore"),
+            (SQLITE, OpenError::Migrate(VersionMismatch(2)), true, "another build"),
+            (SQLITE, OpenError::Migrate(VersionMissing(2)), true, "another build"),
+            (POSTGRES, OpenError::Migrate(Execute(said("42501"))), false, "create tables"),
+            (
+                POSTGRES,
+                OpenError::Migrate(ExecuteMigration(said("42501"), 1)),
+                false,
+                "create tables",
+            ),
+            (SQLITE, OpenError::Migrate(ExecuteMigration(said("13"), 1)), false, "room"),
+            (SQLITE, OpenError::Open(said("14")), false, "rights of the file"),
+            (SQLITE, OpenError::Open(said("1032")), false, "rights of the file"),
+            (SQLITE, OpenError::Open(io(io::ErrorKind::NotFound)), false, "rights of the file"),
+            (SQLITE, OpenError::Open(said("5")), false, "locked"),
+            (SQLITE, OpenError::Open(said("778")), false, "the disk"),
+            (SQLITE, OpenError::Open(said("11")), false, "restore a backup"),
+            (SQLITE, OpenError::Open(said("26")), false, "restore a backup"),
+            (SQLITE, OpenError::Damaged(text("x")), false, "restore a backup"),
+            (SQLITE, OpenError::File(text("x")), false, "rights of the file"),
+            (SQLITE, OpenError::Replaced, false, "run the command again"),
+            (
+                SQLITE,
+                OpenError::Open(sqlx::Error::Configuration("x".into())),
+                false,
+                "correct the address",
+            ),
+            (POSTGRES, OpenError::Open(said("28P01")), false, "the user and the password"),
+            (POSTGRES, OpenError::Open(said("28000")), false, "pg_hba.conf"),
+            (POSTGRES, OpenError::Open(said("3D000")), false, "createdb"),
+            (POSTGRES, OpenError::Open(said("42501")), false, "CONNECT"),
+            (POSTGRES, OpenError::Open(said("53300")), false, "max_connections"),
+            (POSTGRES, OpenError::Open(said("53100")), false, "room"),
+            (POSTGRES, OpenError::Open(said("57P03")), false, "is running"),
+            (
+                POSTGRES,
+                OpenError::Open(io(io::ErrorKind::ConnectionRefused)),
+                false,
+                "can be reached",
+            ),
+            (POSTGRES, OpenError::Open(sqlx::Error::Tls("x".into())), false, "sslmode"),
+            (POSTGRES, OpenError::MayNotCreate, false, "create tables"),
+            (POSTGRES, OpenError::Closed(text("x")), false, "grant the role SELECT"),
+        ] {
+            let shown = format!("{error:?}");
+            let failure =
+                Failure::from(StartError::Database { url: url.to_owned(), source: error });
+            let hint = failure.hint.unwrap();
+            assert!(hint.contains(word), "{shown}: {hint}");
+            assert_eq!(failure.code == BAD_CONFIG, lasting, "{shown}");
+        }
+    }
 }

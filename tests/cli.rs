@@ -314,9 +314,11 @@ fn the_check_changes_nothing_of_a_database_in_use_or_left_by_a_crash() {
 fn the_check_says_what_keeps_serve_from_the_database() {
     let folder = directory("");
     let file = folder.path().join("fingerpost.db");
-    for (url, word) in
-        [("sqlite:nowhere/fingerpost.db", "nowhere"), ("sqlite:fingerpost.db", "not a database")]
-    {
+    for (url, word, cure) in [
+        ("sqlite:nowhere/fingerpost.db", "nowhere", "the rights of the file and the directory"),
+        ("sqlite:fingerpost.db", "not a database", "restore a backup"),
+        ("postgres://fingerpost@127.0.0.1:1/fingerpost", "refused", "can be reached from here"),
+    ] {
         std::fs::write(&file, "a text that is long enough to be taken for a header\n".repeat(40))
             .unwrap();
         let mut command = command(folder.path(), &["check"]);
@@ -324,7 +326,8 @@ fn the_check_says_what_keeps_serve_from_the_database() {
         let output = run(command, Duration::from_secs(30));
         assert_eq!(output.code, 1, "{output:?}");
         assert!(output.stderr.contains(word), "{output:?}");
-        assert!(output.stderr.contains("hint: "), "{output:?}");
+        let hint = output.stderr.lines().find(|line| line.starts_with("hint: "));
+        assert!(hint.is_some_and(|hint| hint.contains(cure)), "{output:?}");
     }
 }
 

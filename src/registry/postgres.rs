@@ -108,15 +108,12 @@ impl Database {
         let standing = schema::stands(&mut session).await?;
         let row = session.fetch_one(schema::OBSTACLES).await.map_err(OpenError::Open)?;
         let read = |column| row.try_get::<Option<String>, _>(column).map_err(OpenError::Open);
-        let unusable = |what: String| Err(OpenError::Unusable(what));
         let is_behind = standing != Standing::Current;
         if is_behind && migrate && read("may_create")?.as_deref() != Some("true") {
-            return unusable(
-                "its role may not create the tables: it lacks CREATE on the schema".to_owned(),
-            );
+            return Err(OpenError::MayNotCreate);
         }
         if let Some(closed) = read("closed")? {
-            return unusable(format!("its role may not read and write these tables: {closed}"));
+            return Err(OpenError::Closed(closed));
         }
         Inspected::default().with_schema(standing, migrate)
     }

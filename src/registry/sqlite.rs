@@ -152,8 +152,7 @@ impl Database {
         let pool = pool.map_err(OpenError::Open)?;
         // A restore may have waited for no program to have the file open, too.
         if !memory && inode(&path) != before {
-            let text = "the file was replaced while it was opened: try again";
-            return Err(OpenError::Unusable(text.to_owned()));
+            return Err(OpenError::Replaced);
         }
         if let Err(error) = prepare(&pool, migrate).await {
             // Otherwise the files beside the database may stay.

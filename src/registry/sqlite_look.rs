@@ -51,7 +51,7 @@ pub(in crate::registry) async fn inspect(url: &str, migrate: bool) -> Result<Ins
     };
     let (applied, damage) = looked.await.map_err(OpenError::Open)?;
     if let Some(damage) = damage {
-        return Err(OpenError::Unusable(format!("the file is damaged: {damage}")));
+        return Err(OpenError::Damaged(damage));
     }
     let found = Inspected { warnings: owners(path).into_iter().collect(), ..Inspected::default() };
     found.with_schema(standing(&applied, &MIGRATIONS)?, migrate)
@@ -137,9 +137,8 @@ pub(in crate::registry) fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn usable(path: &Path, how: Access, what: &str) -> Result<(), OpenError> {
-    let unusable = |error: io::Error| {
-        OpenError::Unusable(format!("{}: cannot {what}: {error}", path.display()))
-    };
+    let unusable =
+        |error: io::Error| OpenError::File(format!("{}: cannot {what}: {error}", path.display()));
     access(path, how).map_err(|error| unusable(error.into()))
 }
 

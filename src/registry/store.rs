@@ -238,9 +238,21 @@ pub enum OpenError {
         /// The version that this program needs.
         needed: i64,
     },
-    /// The file, or the server, cannot be used as it is.
+    /// Another file took the place of the database while it was opened.
+    #[error("the file was replaced while it was opened: try again")]
+    Replaced,
+    /// SQLite finds the content of the file wrong.
+    #[error("the file is damaged: {0}")]
+    Damaged(String),
+    /// The rights of the file or its directory are too few.
     #[error("{0}")]
-    Unusable(String),
+    File(String),
+    /// The role of PostgreSQL may not create tables that are missing.
+    #[error("its role may not create the tables: it lacks CREATE on the schema")]
+    MayNotCreate,
+    /// The role of PostgreSQL may not use tables.
+    #[error("its role may not read and write these tables: {0}")]
+    Closed(String),
 }
 
 impl OpenError {
@@ -257,7 +269,12 @@ impl OpenError {
             Self::Migrate(error) => {
                 matches!(error, Dirty(_) | VersionMismatch(_) | VersionMissing(_))
             }
-            Self::Open(_) | Self::Unusable(_) => false,
+            Self::Open(_)
+            | Self::Replaced
+            | Self::Damaged(_)
+            | Self::File(_)
+            | Self::MayNotCreate
+            | Self::Closed(_) => false,
         }
     }
 
