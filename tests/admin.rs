@@ -172,7 +172,8 @@ fn expected_after() -> Value {
             "retired": [
                 "completed",
                 "alice@example.test is retired. Keys deleted: 2. Users who no longer show it their keys: 1. \
-                 Sessions ended: 0.",
+                 Sessions ended: 1.",
+                true,
             ],
             "the next owner sees": [[], 0, 0],
             "others show": 0,

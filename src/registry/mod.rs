@@ -742,6 +742,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_next_owner_of_an_address_begins_with_nothing_but_its_block() {
+        for retire in [false, true] {
+            let registry = registry("sqlite::memory:").await;
+            let (store, component) = (registry.store(), bare("xtls.m.lit"));
+            let romeo = bare("romeo@m.lit");
+            let fresh = registry.settings(&romeo).await.unwrap();
+            let hidden = Settings {
+                visibility: Visibility::Listed,
+                allowed: vec![bare("juliet@c.lit"), bare("nurse@c.lit")],
+            };
+            registry.set_settings(&romeo, &hidden, NOW).await.unwrap();
+            add(&registry, 1).await;
+            let here = [(jid::FullJid::new("romeo@m.lit/here").unwrap(), 0)];
+            store.change_reachable(&component, &here, &[], NOW).await.unwrap();
+            store.block(&romeo, "spam", &Actor::Offline, NOW).await.unwrap();
+            if retire {
+                registry.retire_account(&romeo, &Actor::Offline, NOW).await.unwrap();
+            } else {
+                registry.erase(&romeo, &Actor::Offline, NOW).await.unwrap();
+            }
+            assert_eq!(registry.settings(&romeo).await.unwrap(), fresh);
+            assert_eq!(store.reachable(&component, NOW, 9).await.unwrap(), []);
+            let export = registry.export(&romeo, None, 100_000).await.unwrap();
+            let text = String::from(&export);
+            for held in ["<key ", "<entry", "<allow", "nurse", "juliet"] {
+                assert!(!text.contains(held), "{held}: {text}");
+            }
+            let blocks = store.blocks().await.unwrap();
+            assert_eq!(blocks, [("romeo@m.lit".to_owned(), "spam".to_owned())], "it is kept");
+            // Administrators see the old rows, and a hash in the place of the address.
+            let rows = store.audit(None, 100).await.unwrap();
+            let has_hash = |text: &str| text.starts_with("sha-256:");
+            assert!(rows.len() > 2, "{rows:?}");
+            assert!(rows.iter().all(|row| has_hash(&row.owner.to_string())), "{rows:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn the_end_of_an_account_of_which_nothing_is_held_leaves_no_trace() {
         let registry = registry("sqlite::memory:").await;
         let retired =

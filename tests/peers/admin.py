@@ -362,8 +362,10 @@ async def retire(world):
     report["oneself"] = run.kinds()
     await run.go("complete", jid=alice, sure="0")
     report["unsure"] = run.kinds()
+    ends, _ = await world.stream()
+    await passes(ends)
     await run.go("complete", jid=alice, sure="1")
-    report["retired"] = [run.status, run.notes[0][1]]
+    report["retired"] = [run.status, run.notes[0][1], await ended(ends)]
 
     async def held(who, kind, name):
         answer = await who.request(component, f"<{kind} xmlns='{keys_ns}'/>", "get")
