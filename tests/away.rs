@@ -12,8 +12,9 @@ use std::time::Duration;
 use serde_json::json;
 use support::process::{Output, Process, read};
 use support::programs::{Component, Options, Script, Xtls, event, script};
+use support::raw::Raw;
 use support::servers::{Kind, Server};
-use support::{random_file, wait_for};
+use support::{COMPONENT, random_file, wait_for};
 
 const LONG: Duration = Duration::from_secs(120);
 /// The address of a service with chat rooms.
@@ -278,4 +279,38 @@ fn a_demanded_transport_is_had_or_the_session_fails_and_a_wish_gives_way() {
 
 fn stop(mut waiting: Waiting) {
     waiting.process.stop(LONG);
+}
+
+/// A client that reads nothing more, as a device that was suspended right after its last stanza.
+#[test]
+fn one_that_falls_asleep_after_its_last_stanza_is_not_offered_a_session() {
+    for kind in [Kind::Prosody, Kind::Ejabberd] {
+        let server = Server::start_in_clear(kind);
+        let _component = Component::start(&server, &Options::default());
+        let mut bob = Raw::client(&server, "bob", "raw", "");
+        let mut alice = Raw::client(&server, "alice", "raw", "");
+        bob.send(&format!("<presence to='{COMPONENT}'/>"));
+        // The component has seen it before what alice sends then.
+        bob.send(&format!(
+            "<iq type='get' to='{COMPONENT}' id='seen'><ping xmlns='urn:xmpp:ping'/></iq>"
+        ));
+        bob.wait_for("id='seen'");
+        alice.send(&format!(
+            "<iq type='set' to='bob\\40example.test@{COMPONENT}' id='initiate'>\
+             <jingle xmlns='urn:xmpp:jingle:1' action='session-initiate' sid='s'>\
+             <content creator='initiator' name='c'>\
+             <description xmlns='urn:xmpp:jingle:apps:tls'><methods><method name='x509'/></methods></description>\
+             <transport xmlns='urn:xmpp:jingle:transports:ibb:1' sid='t' block-size='4096'/>\
+             </content></jingle></iq>"
+        ));
+        alice.wait_for("bob@example.test is not answering since 20");
+        // When it wakes up, it finds the question and no session.
+        bob.wait_for("http://jabber.org/protocol/disco#info");
+        bob.send(&format!(
+            "<iq type='get' to='{COMPONENT}' id='awake'><ping xmlns='urn:xmpp:ping'/></iq>"
+        ));
+        bob.wait_for("awake");
+        let came = String::from_utf8_lossy(&bob.seen).into_owned();
+        assert!(!came.contains("session-initiate"), "{kind:?}: {came}");
+    }
 }

@@ -9,10 +9,10 @@
 //! support it refuses it with the same error that servers send for an absent resource. After the link was down all
 //! entries are checked. Until they answer they count as reachable, behind those that have answered.
 //!
-//! A resource is also checked before it is offered a session, unless it sent something a moment ago: a user whose
-//! connection was cut stays available at the server for minutes ([`Presences::choose`]). All stanzas that wait for the
-//! same check share it, and its result is valid for a few seconds. So a stranger cannot make the component flood others
-//! with checks.
+//! A resource is also checked before it is offered a session, unless it has sent something since the session was requested:
+//! a user whose connection was cut stays available at the server for minutes, and a device may fall asleep right after its
+//! last stanza ([`Presences::choose`]). All stanzas that wait for the same check share it, and a silent resource is not
+//! checked again for a few seconds. So a stranger cannot make the component flood others with checks.
 //!
 //! [`Presences`] decides and does no I/O: presences, answers and the time go in, actions come out.
 
@@ -51,7 +51,7 @@ const LATE: Duration = Duration::from_secs(30);
 const LATER: Duration = Duration::from_secs(5);
 /// The shortest time between two checks: 200 per second.
 const PACE: Duration = Duration::from_millis(5);
-/// A resource that sent something this recently before the session was requested gets the session without a check.
+/// A resource that sent something this recently is not checked for a proposal, which goes to all resources.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long a resource that left a check unanswered is not checked again.
 const SILENT: Duration = Duration::from_secs(3);
@@ -99,8 +99,8 @@ pub enum Sign {
 /// The resource that gets a stanza for the bare JID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// This resource. `true` if it has sent something since the stanza came, `false` if only a moment before.
-    Take(Arc<FullJid>, bool),
+    /// This resource, which has sent something since the stanza came.
+    Take(Arc<FullJid>),
     /// Not known yet: choose again when one of the checked resources has answered.
     Wait,
     /// None. Holds the start of the latest silence among the resources that are present.
@@ -309,14 +309,6 @@ impl Presences {
         }
     }
 
-    /// Forgets when a resource last sent something, because a session came back from it. It is checked before the next
-    /// session.
-    pub fn doubt(&mut self, jid: &FullJid) {
-        if let Some(resource) = self.find(jid) {
-            resource.heard = None;
-        }
-    }
-
     /// Takes the result of a check that was sent at `asked`.
     pub fn answered(&mut self, jid: &FullJid, sign: Sign, asked: Instant, now: Instant) {
         let Some(resource) = self.find(jid) else { return };
@@ -400,7 +392,7 @@ impl Presences {
     ) -> (Choice, Vec<Arc<FullJid>>) {
         let mut none: [Resource; 0] = [];
         let resources = self.users.get_mut(user).map_or(&mut none[..], Vec::as_mut_slice);
-        let is_fresh = |at: Option<Instant>| at.is_some_and(|at| at + FRESH >= since);
+        let is_sure = |at: Option<Instant>| at.is_some_and(|at| at >= since);
         let mut order: Vec<_> = resources
             .iter_mut()
             .enumerate()
@@ -408,7 +400,7 @@ impl Presences {
             .map(|(number, resource)| {
                 let fit = fit(&resource.jid);
                 // A resource that answers without its features has no special ones.
-                let fit = fit.or_else(|| is_fresh(resource.answered).then_some(0));
+                let fit = fit.or_else(|| is_sure(resource.answered).then_some(0));
                 let rank = (
                     resource.silent.is_none(),
                     fit.unwrap_or(u8::MAX),
@@ -429,10 +421,9 @@ impl Presences {
                 silent = silent.max(Some(began));
                 continue;
             }
-            if is_fresh(resource.heard) && (fit.is_some() || is_alone) {
+            if is_sure(resource.heard) && (fit.is_some() || is_alone) {
                 if waiting == 0 {
-                    let sure = resource.heard.is_some_and(|heard| heard >= since);
-                    return (Choice::Take(Arc::clone(&resource.jid), sure), Vec::new());
+                    return (Choice::Take(Arc::clone(&resource.jid)), Vec::new());
                 }
                 break;
             }

@@ -36,8 +36,6 @@ const LATE: Duration = Duration::from_secs(10);
 const CHOICE: Duration = Duration::from_secs(12);
 /// How long a resource that has just answered may take to acknowledge a session, if there are others.
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
-/// The same for a resource that was not checked, because it sent something a moment before, if there are others.
-const ASSUMED: Duration = Duration::from_secs(3);
 
 /// What was learned for a stanza since it came.
 #[derive(Debug, Default)]
@@ -88,15 +86,15 @@ impl Choosing {
 pub(super) struct Taken {
     /// The full JID.
     pub(super) jid: Jid,
-    /// The choice for a bare JID, and whether it is sure.
-    choosing: Option<(Choosing, bool)>,
+    /// The choice for a bare JID.
+    choosing: Option<Choosing>,
 }
 
 #[cfg(test)]
 impl Taken {
-    /// Creates a choice of a resource that has just shown itself, without a check.
-    pub(super) fn unsure(jid: Jid) -> Self {
-        Self { jid, choosing: Some((Choosing::new(Instant::now()), false)) }
+    /// Creates a choice of a resource that has just shown itself.
+    pub(super) fn sure(jid: Jid) -> Self {
+        Self { jid, choosing: Some(Choosing::new(Instant::now())) }
     }
 }
 
@@ -115,8 +113,6 @@ pub struct Unanswered {
     tried: Vec<FullJid>,
     /// Its error, if any.
     error: Option<Element>,
-    /// Whether it sent something after the session was requested, not only a moment before.
-    was_sure: bool,
     at: Instant,
     /// Its session, with the stanzas of its initiator since.
     left: Left,
@@ -159,9 +155,9 @@ impl Router {
         let (since, tried) = (choosing.since, &choosing.tried);
         let (choice, ask) = self.presences.choose(&bare, since, tried, fit, now);
         match choice {
-            Choice::Take(jid, is_sure) => {
+            Choice::Take(jid) => {
                 let jid = Jid::from(FullJid::clone(&jid));
-                Ok(Some(Taken { jid, choosing: Some((choosing, is_sure)) }))
+                Ok(Some(Taken { jid, choosing: Some(choosing) }))
             }
             Choice::Wait if now < since + CHOICE => {
                 for jid in ask {
@@ -195,18 +191,15 @@ impl Router {
     /// Returns the resource that gets a session, with its time limit.
     pub(super) fn callee(&self, taken: Taken) -> Callee {
         let mut callee = Callee::new(taken.jid.clone());
-        if let Some((choosing, is_sure)) = taken.choosing {
-            let Choosing { tried, .. } = choosing;
+        if let Some(Choosing { tried, .. }) = taken.choosing {
             // A busy resource is slow, and nobody else waits for it.
             callee.has_others = self.presences.has_other(&taken.jid, &tried);
             if callee.has_others {
-                callee.patience = if is_sure { ACKNOWLEDGE } else { ASSUMED };
+                callee.patience = ACKNOWLEDGE;
             }
             let (reports, jid, at) = (self.back.reports.clone(), taken.jid, Instant::now());
             callee.again = Some(Again::new(move |stanza, error, left| async move {
-                let was_sure = is_sure;
-                let unanswered =
-                    Unanswered { stanza, callee: jid, tried, error, was_sure, at, left };
+                let unanswered = Unanswered { stanza, callee: jid, tried, error, at, left };
                 let _ = reports.send(Report::Unanswered(Box::new(unanswered))).await;
             }));
         }
@@ -216,7 +209,7 @@ impl Router {
     /// Handles a session-initiate that a resource did not acknowledge: tries another one, unless the initiator has
     /// withdrawn it.
     pub(super) fn handle_unanswered(&mut self, unanswered: Unanswered) {
-        let Unanswered { stanza, callee, mut tried, error, was_sure, at, left } = unanswered;
+        let Unanswered { stanza, callee, mut tried, error, at, left } = unanswered;
         // Until now the session received its initiator's stanzas; from now on the waiting stanza or the next session
         // does.
         let (answers, is_over) = left.close();
@@ -233,13 +226,8 @@ impl Router {
             return self.refuse(&stanza, &Refusal::unknown_session("The session is over"));
         }
         debug!(is_silent = error.is_none(), "session not taken: trying another resource");
-        if error.is_some() && !was_sure {
-            // It was not checked before. The answer tells a resource that has gone from one that blocks us.
-            self.presences.doubt(&jid);
-        } else {
-            tried.push(jid);
-            choosing.error = error;
-        }
+        tried.push(jid);
+        choosing.error = error;
         choosing.tried = tried;
         self.handle_again(&stanza, choosing);
     }

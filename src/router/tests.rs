@@ -207,7 +207,7 @@ async fn who_was_just_heard_of_is_waited_for_as_long_as_nobody_else_can_take_a_s
     let mut world = World::new().await;
     let patience = |world: &World| {
         let jid = Jid::new("bob@example.test/busy").unwrap();
-        let callee = world.router.callee(Taken::unsure(jid));
+        let callee = world.router.callee(Taken::sure(jid));
         (callee.patience.as_secs(), callee.has_others)
     };
     world.come("bob@example.test/busy");
@@ -218,7 +218,7 @@ async fn who_was_just_heard_of_is_waited_for_as_long_as_nobody_else_can_take_a_s
     ));
     assert_eq!(patience(&world), (30, false), "that one takes nothing for the bare JID");
     world.come("bob@example.test/other");
-    assert_eq!(patience(&world), (3, true));
+    assert_eq!(patience(&world), (5, true));
     let asked = tokio::time::Instant::now();
     let other = FullJid::new("bob@example.test/other").unwrap();
     world.router.presences.answered(&other, Sign::Refused, asked, asked);
