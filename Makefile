@@ -117,7 +117,7 @@ clean: ## Remove everything that was built
 	cargo clean
 
 peers:
-	@deploy/ci/install-peers.sh cc chromium openssl tmux gnupg sequoia gnutls prosody ejabberd postgresql python nbxmpp qxmpp relays dns lan
+	@deploy/ci/install-peers.sh cc chromium openssl tmux gnupg sequoia gnutls prosody ejabberd postgresql python nbxmpp qxmpp relays dns nat64 lan
 	@deploy/ci/install-python.sh $(VENV)
 
 trixie:

@@ -565,3 +565,24 @@ fn a_path_that_drops_large_packets_is_no_obstacle() {
         let _done = std::fs::remove_dir_all(&directory);
     }
 }
+
+/// A user's network has no IPv4, and all addresses are given as IPv4 numbers: the server's, and the component's for SOCKS5.
+/// `xtls` reaches both through the network's translator.
+#[test]
+fn an_ipv4_address_is_reached_from_a_network_without_ipv4_through_its_nat64() {
+    let network = Network::behind_a_nat64();
+    let server = Server::start_at(Kind::Prosody, network.address());
+    let address = Some(network.address().to_owned());
+    let component = Component::start(&server, &Options { address, ..Options::default() });
+    let alice = Xtls::with_key(&server, "alice");
+    let far = Xtls::login_from(&server, "carol", Some(&network)).and_key();
+    for (from, to) in [(&alice, &far), (&far, &alice)] {
+        let file = from.home().join("file.bin");
+        random_file(&file, 500_000);
+        let mut listener = to.listen(&["--transport", "s5b"]);
+        let sent = from.run([Path::new("send"), Path::new(to.jid()), &file]);
+        assert_eq!(sent.code, 0, "{sent:?}\n{}\n{}", listener.log(), component.log());
+        assert_eq!(listener.wait(BOUND), 0, "{}", listener.log());
+        assert_eq!(sha256(&listener.files()[0]), sha256(&file));
+    }
+}

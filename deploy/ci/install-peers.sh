@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs from Debian the missing dependencies of the demo and the tests:
 #   install-peers.sh [cc] [chromium] [debootstrap] [openssl] [tmux] [gnupg] [sequoia] [gnutls] [prosody] [ejabberd] [postgresql]
-#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [lan]
+#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
 
@@ -34,6 +34,7 @@ for what in "$@"; do
             command -v nft >/dev/null || missing+=(nftables)
             command -v ip >/dev/null || missing+=(iproute2) ;;
         dns) command -v dnsmasq >/dev/null || [ -x /usr/sbin/dnsmasq ] || missing+=(dnsmasq-base) ;;
+        nat64) command -v tayga >/dev/null || { missing+=(tayga); servers+=(tayga); } ;;
         lan) command -v avahi-daemon >/dev/null || { missing+=(avahi-daemon); servers+=(avahi-daemon); }
             command -v avahi-browse >/dev/null || missing+=(avahi-utils)
             command -v dbus-daemon >/dev/null || missing+=(dbus-daemon)
