@@ -43,9 +43,39 @@ impl Handler for Kept {
     }
 }
 
+/// The server's end of a connection.
+struct Server {
+    stream: TcpStream,
+    /// What has come and was not asked for yet: the link may write more right behind a marker.
+    ahead: Vec<u8>,
+}
+
+impl Server {
+    async fn accept(listener: &TcpListener) -> Self {
+        let (stream, _) = listener.accept().await.unwrap();
+        Self { stream, ahead: Vec::new() }
+    }
+
+    async fn write(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// Returns what the link writes, up to the end of this text.
+    async fn read_until(&mut self, end: &str) -> String {
+        loop {
+            let found = self.ahead.windows(end.len()).position(|part| part == end.as_bytes());
+            if let Some(start) = found {
+                let text = self.ahead.drain(..start + end.len()).collect();
+                return String::from_utf8(text).unwrap();
+            }
+            assert_ne!(self.stream.read_buf(&mut self.ahead).await.unwrap(), 0);
+        }
+    }
+}
+
 /// A link that is up, and the other end of its connection.
 struct Linked {
-    server: TcpStream,
+    server: Server,
     outbound: mpsc::Sender<Element>,
     stanzas: mpsc::UnboundedReceiver<Element>,
     task: JoinHandle<()>,
@@ -68,18 +98,12 @@ impl Linked {
                 .await
                 .unwrap();
         });
-        let (mut server, _) = listener.accept().await.unwrap();
-        server.write_all(HEADER.as_bytes()).await.unwrap();
-        read_until(&mut server, "</handshake>").await;
-        server.write_all(b"<handshake/>").await.unwrap();
+        let mut server = log_in(&listener).await;
+        server.write("<handshake/>").await;
         // Stanzas that are queued before the link is up are dropped. The first one that comes through shows that it is
         // up.
         let mut linked = Self { server, outbound, stanzas, task };
-        linked
-            .server
-            .write_all(b"<message from='a@b' to='xtls.example.org' id='up'/>")
-            .await
-            .unwrap();
+        linked.server.write("<message from='a@b' to='xtls.example.org' id='up'/>").await;
         if reply.is_empty() {
             assert_eq!(linked.stanzas.recv().await.unwrap().attr("id"), Some("up"));
         }
@@ -92,8 +116,8 @@ impl Linked {
         let marker = xml::element("message", ns::CLIENT, &addressed);
         self.outbound.send(marker).await.unwrap();
         // A server that says nothing for long counts as dead, and a busy machine may be slow.
-        self.server.write_all(b" ").await.unwrap();
-        let text = read_until(&mut self.server, "id='marker' to='a@b'/>").await;
+        self.server.write(" ").await;
+        let text = self.server.read_until("id='marker' to='a@b'/>").await;
         let stanzas =
             text.split_inclusive("</iq>").filter(|stanza| !stanza.contains("fingerpost-echo-"));
         let text: String = stanzas.collect();
@@ -105,14 +129,6 @@ impl Drop for Linked {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-async fn read_until(stream: &mut TcpStream, end: &str) -> String {
-    let mut text = Vec::new();
-    while !text.ends_with(end.as_bytes()) {
-        assert_ne!(stream.read_buf(&mut text).await.unwrap(), 0);
-    }
-    String::from_utf8(text).unwrap()
 }
 
 /// Returns a stanza that is `size` bytes long when it is written.
@@ -204,7 +220,7 @@ async fn an_answer_that_is_written_at_once_is_measured_too() {
         assert_eq!(reply.len(), size);
         let mut linked = Linked::up(&reply).await;
         if fits {
-            assert!(read_until(&mut linked.server, &reply).await.ends_with(&reply));
+            assert!(linked.server.read_until(&reply).await.ends_with(&reply));
         } else {
             assert_eq!(linked.stanzas.recv().await.unwrap().attr("id"), Some("up"));
             assert_eq!(linked.written().await, "");
@@ -213,10 +229,10 @@ async fn an_answer_that_is_written_at_once_is_measured_too() {
 }
 
 /// Lets a component log in.
-async fn log_in(listener: &TcpListener) -> TcpStream {
-    let (mut server, _) = listener.accept().await.unwrap();
-    server.write_all(HEADER.as_bytes()).await.unwrap();
-    read_until(&mut server, "</handshake>").await;
+async fn log_in(listener: &TcpListener) -> Server {
+    let mut server = Server::accept(listener).await;
+    server.write(HEADER).await;
+    server.read_until("</handshake>").await;
     server
 }
 
@@ -250,14 +266,14 @@ async fn several_servers_are_tried_in_order_and_after_each_loss_from_the_first_o
     drop(first);
     let task = run(several(addresses.to_vec()));
     let mut link = log_in(&second).await;
-    link.write_all(b"<handshake/>").await.unwrap();
-    read_until(&mut link, "</iq>").await;
+    link.write("<handshake/>").await;
+    link.read_until("</iq>").await;
     // The first server is back.
     let first = TcpListener::bind(&addresses[0]).await.unwrap();
     drop(link);
     let mut link = log_in(&first).await;
-    link.write_all(b"<handshake/>").await.unwrap();
-    read_until(&mut link, "</iq>").await;
+    link.write("<handshake/>").await;
+    link.read_until("</iq>").await;
     task.abort();
 }
 
@@ -271,12 +287,12 @@ async fn a_secret_is_refused_for_good_when_every_server_refuses_it() {
     let task = run(several(addresses.to_vec()));
     let refusal = "<stream:error><not-authorized xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>";
     let mut refused = log_in(&first).await;
-    refused.write_all(refusal.as_bytes()).await.unwrap();
+    refused.write(refusal).await;
     // The second one ends the connection without an error: both are tried again.
     drop(log_in(&second).await);
     for listener in [&first, &second] {
         let mut refused = log_in(listener).await;
-        refused.write_all(refusal.as_bytes()).await.unwrap();
+        refused.write(refusal).await;
     }
     let error = task.await.unwrap().unwrap_err().to_string();
     assert!(error.contains("or has no such component"), "{error}");
