@@ -272,7 +272,7 @@ fn check_ports(config: &Config) -> Result<(), Failure> {
         });
         if let Err(error) = bound {
             return Err(Failure::new(format!("{key}: cannot listen on {address}: {error}"))
-                .with_hint("stop what uses the port (perhaps a running fingerpost) or change it"));
+                .with_hint("stop what uses the port, or change it; `check` needs a stopped service, without its socket unit"));
         }
     }
     Ok(())

@@ -275,8 +275,14 @@ impl Config {
 
     /// Returns the settings that differ in `new` and take effect only after a restart.
     pub fn needing_restart(&self, new: &Self) -> Vec<String> {
+        let changed = self.after_restart(new);
+        changed.iter().filter(|(_, changed)| *changed).map(|(key, _)| (*key).to_owned()).collect()
+    }
+
+    /// Returns all settings that take effect only after a restart, and whether each differs in `new`.
+    fn after_restart(&self, new: &Self) -> [(&'static str, bool); 12] {
         let (component, database) = (&self.component, &self.database);
-        let changed = [
+        [
             ("component.jid", component.jid != new.component.jid),
             ("component.server", component.servers != new.component.servers),
             ("component.secret", component.secret != new.component.secret),
@@ -292,8 +298,7 @@ impl Config {
             ("socks5.max_segment", self.socks5.max_segment != new.socks5.max_segment),
             ("http.listen", self.http.listen != new.http.listen),
             ("log.format", self.log.format != new.log.format),
-        ];
-        changed.iter().filter(|(_, changed)| *changed).map(|(key, _)| (*key).to_owned()).collect()
+        ]
     }
 
     /// Reads a configuration from `text`, which came from the file `name`; `vars` override it.
@@ -775,6 +780,16 @@ mod tests {
         let new = parse(&text, &[]).unwrap();
         assert_eq!(old.needing_restart(&new), ["socks5.listen", "log.format"]);
         assert_eq!(old.needing_restart(&old), [""; 0]);
+    }
+
+    #[test]
+    fn the_docs_list_what_a_reload_cannot_change() {
+        let page = include_str!("../../docs/OPERATING.md");
+        let (_, after) = page.split_once("settings take effect after a restart; if ").unwrap();
+        let list = after.split("\n\n").nth(1).unwrap();
+        let listed: Vec<&str> = list.split('`').skip(1).step_by(2).collect();
+        let config = parse(SMALL, &[]).unwrap();
+        assert_eq!(listed, config.after_restart(&config).map(|(key, _)| key));
     }
 
     #[test]
