@@ -12,7 +12,8 @@ PAGE = ROOT / "docs/CONFIGURATION.md"
 HEAD = """# Configuration
 
 Made from `src/config/default.toml` by `make docs`; not to be edited. `fingerpost config` prints the same.
-Precedence: flag, then environment, then file, then default. In the environment a list is written with commas.
+Precedence: environment, then file, then default. In the environment a list is written with commas. No setting has a flag:
+`--config FILE` only names the file.
 """
 
 
