@@ -60,7 +60,44 @@ fn read_metrics(text: &str) -> (BTreeMap<String, String>, BTreeMap<String, Strin
     (types.map(own).collect(), samples.map(own).collect())
 }
 
-/// docs/METRICS.md names exactly the printed metrics, and each of them moves.
+/// Returns the labels of a sample that its row in docs/METRICS.md lacks, and the values if the row lists some:
+/// "`label`: `value`, …".
+fn undocumented(docs: &str, sample: &str) -> Vec<String> {
+    let (name, labels) = sample.split_once('{').unwrap_or((sample, "}"));
+    let row = docs.lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap_or("");
+    let is_listed = |label: &str| {
+        let mut rest = row.split_once(&format!("`{label}`"))?.1;
+        // Several labels with the same values.
+        while let Some(next) = rest.strip_prefix(", `") {
+            rest = next.split_once('`')?.1;
+        }
+        Some(rest.starts_with(": `"))
+    };
+    let mut missing = Vec::new();
+    for pair in labels.trim_end_matches('}').split(',').filter(|pair| !pair.is_empty()) {
+        let (label, value) = pair.split_once('=').unwrap();
+        let value = value.trim_matches('"');
+        match is_listed(label) {
+            _ if label == "le" => {}
+            None => missing.push(format!("{name} {label}")),
+            Some(true) if !row.contains(&format!("`{value}`")) => {
+                missing.push(format!("{name} {label} {value}"));
+            }
+            Some(_) => {}
+        }
+    }
+    missing
+}
+
+#[test]
+fn labels_and_values_that_a_row_lacks_are_found() {
+    let docs = "| `m_total` | counter | `a`, `b`: `x`, `y` (odd); `c`; `d`: any word |";
+    assert_eq!(undocumented(docs, "m_total{a=\"x\",b=\"y\",c=\"z\",d=\"z\"}"), [""; 0]);
+    assert_eq!(undocumented(docs, "m_total{a=\"z\",e=\"x\"}"), ["m_total a z", "m_total e"]);
+    assert_eq!(undocumented(docs, "m_total"), [""; 0]);
+}
+
+/// docs/METRICS.md names exactly the printed metrics, with their labels, and each of them moves.
 #[test]
 fn every_metric_is_in_the_docs_and_moves() {
     let mut postgres = Postgres::start();
@@ -159,6 +196,9 @@ fn every_metric_is_in_the_docs_and_moves() {
         }
     }
     assert_eq!(documented, printed);
+    let unknown: BTreeSet<String> =
+        values.keys().flat_map(|sample| undocumented(&docs, sample)).collect();
+    assert!(unknown.is_empty(), "docs/METRICS.md lacks {unknown:?}");
     let moved = |name: &str| {
         let of = |sample: &str| {
             let sample = sample.split('{').next().unwrap_or_default();
