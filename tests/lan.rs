@@ -392,6 +392,18 @@ fn files_go_from_one_machine_to_the_other_and_a_changed_key_is_refused_by_both()
     let again = send();
     assert_eq!(again.code, 0, "{again:?}");
     assert_eq!(event(&again.stdout, "secured").unwrap()["first_use"], false);
+
+    // A file that is missing here, and one that the receiver refuses, do not keep the next one back.
+    assert_eq!(listener.interrupt(), 0);
+    let listener = bob.listen(&["--max-size", "1M"]);
+    let (missing, three) = (alice.path("missing.bin"), alice.path("three.bin"));
+    random_file(&three, 1000);
+    let files = [&missing, &one, &three].map(|path| path.as_os_str());
+    let some = alice.run([&["send".as_ref(), "bob@bee".as_ref()][..], &files].concat());
+    assert_eq!(some.code, 2, "{some:?}");
+    let summary = event(&some.stdout, "summary").unwrap();
+    assert_eq!((&summary["sent"], &summary["untried"]), (&json!(1), &json!(0)), "{summary}");
+    assert_eq!(sha256(&bob.path("received/three.bin")), sha256(&three));
     assert_eq!(listener.interrupt(), 0);
 
     // Bob's key is another: alice sends nothing.
@@ -412,6 +424,14 @@ fn files_go_from_one_machine_to_the_other_and_a_changed_key_is_refused_by_both()
         listener.log()
     );
 
+    for option in
+        [&["--transport", "s5b"][..], &["--prefer", "ibb"], &["--direct"], &["--via", "x.test"]]
+    {
+        let words = ["send", "bob@bee"].iter().chain(option).map(OsStr::new);
+        let wrong = alice.run(words.chain([one.as_os_str()]));
+        assert_eq!(wrong.code, 2, "{wrong:?}");
+        assert!(wrong.stderr.contains("cannot be used with --lan"), "{wrong:?}");
+    }
     let nobody = alice.run(["send".as_ref(), "carol@cat".as_ref(), one.as_os_str()]);
     assert_eq!(nobody.code, 3, "{nobody:?}");
     assert!(nobody.stderr.contains("there are bob@bee"), "{nobody:?}");

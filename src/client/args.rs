@@ -165,7 +165,7 @@ pub(super) enum Command {
         accept: Vec<BareJid>,
         /// Also accept sessions that do not come through the component; the registry is asked about the peer's key all
         /// the same
-        #[arg(long)]
+        #[arg(long, conflicts_with = "lan")]
         accept_direct: bool,
         /// Also accept chats, one at a time: lines of standard input go to the peer of the current chat
         #[arg(long, conflicts_with = "lan")]
@@ -217,7 +217,7 @@ pub(super) enum Command {
         accept: Vec<BareJid>,
         /// Also accept sessions that do not come through the component; the registry is asked about the peer's key all
         /// the same
-        #[arg(long, requires = "listen")]
+        #[arg(long, requires = "listen", conflicts_with = "lan")]
         accept_direct: bool,
         #[command(flatten)]
         lan: LanArgs,

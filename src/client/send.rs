@@ -17,43 +17,67 @@ use super::{
 };
 use crate::endpoint::{Application, Endpoint, TransportKind};
 
+/// Files to send, each with the result of a first look at it.
+pub(super) type Checked = Vec<(PathBuf, Result<(), XtlsError>)>;
+
+/// Looks at the files before the peer is called.
+///
+/// # Errors
+/// The first file's, if none can be sent.
+pub(super) fn check_all(client: &Client, files: Vec<PathBuf>) -> Result<Checked, XtlsError> {
+    let checked = files.into_iter().map(|path| (check(&path), path));
+    let checked: Checked = checked.map(|(fit, path)| (path, fit)).collect();
+    if checked.iter().any(|(_, fit)| fit.is_ok()) {
+        return Ok(checked);
+    }
+    let mut summary = Summary::new(checked.len());
+    for (path, fit) in checked {
+        summary.add(client, &path, fit.map(|()| None));
+    }
+    summary.report(client).map(|()| Checked::new())
+}
+
+/// Sends files to a peer over the XMPP server.
+///
+/// # Errors
+/// As [`send_all`]
+pub(super) async fn send(client: &Client, jid: &Jid, files: Vec<PathBuf>) -> Result<(), XtlsError> {
+    let files = check_all(client, files)?;
+    let (endpoint, _incoming) = client.connect().await?;
+    endpoint.appear(-1).await;
+    let sent = send_all(client, &endpoint, jid, files).await;
+    endpoint.close().await;
+    sent
+}
+
 /// Sends files to a peer, one after the other. A failed file does not block the others, unless they would fail for the
 /// same reason.
 ///
 /// # Errors
 /// The first failure's exit status, if any file was not sent.
-pub(super) async fn send(client: &Client, jid: &Jid, files: Vec<PathBuf>) -> Result<(), XtlsError> {
-    // Report files that cannot be sent before the peer is called.
-    let checked: Vec<_> = files.into_iter().map(|path| (check(&path), path)).collect();
-    if let [(Err(error), _)] = checked.as_slice() {
-        return Err(error.clone());
-    }
-    let mut summary = Summary::new(checked.len());
-    if checked.iter().all(|(fit, _)| fit.is_err()) {
-        for (fit, path) in checked {
-            summary.add(client, &path, fit.map(|()| None));
-        }
-        return summary.report(client);
-    }
-    let (endpoint, _incoming) = client.connect().await?;
-    endpoint.appear(-1).await;
+pub(super) async fn send_all(
+    client: &Client,
+    endpoint: &Endpoint,
+    jid: &Jid,
+    files: Checked,
+) -> Result<(), XtlsError> {
+    let mut summary = Summary::new(files.len());
     let mut hopeless = false;
-    for (fit, path) in checked {
+    for (path, fit) in files {
         let done = match fit {
             Err(error) => Err(error),
             Ok(()) if hopeless => Ok(None),
-            Ok(()) => send_one(client, &endpoint, jid, &path).await.map(Some),
+            Ok(()) => send_one(client, endpoint, jid, &path).await.map(Some),
         };
         // No peer, a wrong key, or no connection: the next file would fail too.
         hopeless |= matches!(&done, Err(XtlsError { code: 3 | 4, .. })) || !endpoint.is_connected();
         summary.add(client, &path, done);
     }
-    endpoint.close().await;
     summary.report(client)
 }
 
 /// Returns whether a path names a file that can be read.
-pub(super) fn check(path: &Path) -> Result<(), XtlsError> {
+fn check(path: &Path) -> Result<(), XtlsError> {
     let named = |error| XtlsError::usage(format!("{}: {error}", path.display()));
     let metadata = std::fs::metadata(path).map_err(named)?;
     if metadata.is_dir() {
@@ -70,7 +94,7 @@ pub(super) fn check(path: &Path) -> Result<(), XtlsError> {
     Ok(())
 }
 
-pub(super) async fn send_one(
+async fn send_one(
     client: &Client,
     endpoint: &Endpoint,
     peer: &Jid,

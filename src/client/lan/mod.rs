@@ -131,6 +131,17 @@ impl Lan {
         if common.method != Method::X509 {
             return Err(XtlsError::usage("--lan works with the method x509 only"));
         }
+        let of_servers = [
+            ("--via", common.via.is_some()),
+            ("--direct", common.direct),
+            ("--transport", common.transport.is_some()),
+            ("--prefer", common.prefer.is_some()),
+        ];
+        if let Some((option, _)) = of_servers.iter().find(|(_, given)| *given) {
+            return Err(XtlsError::usage(format!(
+                "{option} is for sessions over a server and cannot be used with --lan"
+            )));
+        }
         let dir = directory(common)?;
         let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let machine = machine.split('.').next().unwrap_or_default().to_lowercase();
@@ -170,24 +181,16 @@ impl Lan {
 
     /// Sends files to a peer.
     pub(super) async fn send(self, name: &Jid, files: Vec<PathBuf>) -> Result<(), XtlsError> {
-        for path in &files {
-            send::check(path)?;
-        }
         let own = self.own()?;
+        let client = self.client(&own);
+        let files = send::check_all(&client, files)?;
         let secure = self.call(&own, name).await?;
         let peer = secure.peer.clone();
-        let client = self.client(&own);
         let (endpoint, _incoming, link) = self.endpoint(secure, Role::Initiator, &own)?;
         let to = full(&peer).map(Jid::from).ok_or_else(|| XtlsError::failed("no address"))?;
-        let mut done = Ok(());
-        for path in &files {
-            done = send::send_one(&client, &endpoint, &to, path).await.map(|_| ());
-            if done.is_err() {
-                break;
-            }
-        }
+        let sent = send::send_all(&client, &endpoint, &to, files).await;
         link.close().await;
-        done
+        sent
     }
 
     /// Waits for peers and receives their files.
