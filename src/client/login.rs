@@ -190,7 +190,7 @@ async fn prompt(jid: &BareJid) -> Result<String, XtlsError> {
     // In a thread of its own: Ctrl-C is handled while it waits, and it restores the terminal.
     let answer = tokio::task::spawn_blocking(move || rpassword::prompt_password(question)).await;
     answer.map_err(|error| XtlsError::failed(error.to_string()))?.map_err(|error| {
-        XtlsError::failed(format!("no password: {error}"))
+        XtlsError::usage(format!("no password: {error}"))
             .hint("without a terminal, give it by --password-file or in XTLS_PASSWORD")
     })
 }
