@@ -218,6 +218,31 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>, std::time::SystemTime, u32)> {
 }
 
 #[test]
+fn an_account_is_retired_with_all_that_is_held_about_it() {
+    let folder = directory("");
+    let run = |args: &[&str]| {
+        let output = fingerpost(folder.path(), args);
+        assert_eq!(output.code, 0, "{args:?}: {output:?}");
+        output.stdout
+    };
+    let (print, juliet) = ("ab".repeat(32), "juliet@example.test");
+    let add = ["keys", "add", juliet, "--method", "x509", "--print", &print];
+    run(&add);
+    assert!(run(&["keys", "list", juliet]).contains("x509"));
+    let said = run(&["keys", "retire", juliet]);
+    assert_eq!(
+        said,
+        format!("{juliet}: keys deleted: 1; users who no longer show it their keys: 0\n")
+    );
+    assert!(!run(&["keys", "list", juliet]).contains("x509"));
+    // The next owner may have the same key, which is no longer the old one.
+    assert!(run(&add).contains("asserted"));
+    let said: serde_json::Value =
+        serde_json::from_str(&run(&["keys", "retire", juliet, "--json"])).unwrap();
+    assert_eq!(said, serde_json::json!({"jid": juliet, "keys": 1, "named_by": 0}));
+}
+
+#[test]
 fn a_schema_newer_than_the_program_ends_every_command_with_status_78_and_both_versions() {
     let folder = directory("");
     assert_eq!(fingerpost(folder.path(), &["migrate"]).code, 0);
