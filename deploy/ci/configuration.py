@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/CONFIGURATION.md"
 HEAD = """# Configuration
 
-Made from `src/config/default.toml` by `make docs`; not to be edited. `fingerpost config` prints the same.
+`make docs` writes this page from `src/config/default.toml`. Do not edit it. `fingerpost config` prints the same text as a file.
 Precedence: environment, then file, then default. In the environment a list is written with commas. No setting has a flag:
 `--config FILE` only names the file.
 """
