@@ -4,7 +4,7 @@
 //! without end for one that has become silent. It names the statements that it prepares, which a pooler that gives each
 //! transaction another connection does not bear.
 //!
-//! Every statement has a time limit here, whoever asks: the server ends it in time, or else it is given up.
+//! Every statement has a time limit here, for each caller: the server ends it in time, or else it is given up.
 //!
 //! Behind such a pooler each use of a connection is one transaction: all that is set and prepared ends with it.
 
