@@ -12,6 +12,7 @@ PAGE = ROOT / "docs/CONFIGURATION.md"
 HEAD = """# Configuration
 
 `make docs` writes this page from `src/config/default.toml`. Do not edit it. `fingerpost config` prints the same text as a file.
+[INDEX.md](INDEX.md#words) explains the special words.
 Precedence: environment, then file, then default. In the environment a list is written with commas. No setting has a flag:
 `--config FILE` only names the file.
 """
