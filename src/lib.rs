@@ -21,6 +21,7 @@ pub mod mediator;
 pub mod metrics;
 pub mod print;
 pub mod redact;
+mod refuse;
 pub mod registry;
 pub mod router;
 pub mod service;

@@ -1,6 +1,6 @@
 //! Values that must not appear in logs.
 
-use std::{borrow::Cow, fmt};
+use std::fmt;
 
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -40,23 +40,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Returns an error's text as it is shown to a user: one line, without control characters, and not too long. Errors of
-/// libraries may repeat what strangers have sent.
-pub fn sentence(text: &str) -> Cow<'_, str> {
-    const LONGEST: usize = 500;
-    let bad =
-        |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{fffe}' | '\u{ffff}');
-    if text.len() <= LONGEST && !text.chars().any(bad) {
-        return Cow::Borrowed(text);
-    }
-    let plain = text.chars().map(|c| if bad(c) { ' ' } else { c });
-    let mut short: String = plain.clone().take(LONGEST).collect();
-    if plain.count() > LONGEST {
-        short.push('…');
-    }
-    Cow::Owned(short)
-}
-
 /// A personal value (a JID or an IP address) for a log line. At most its domain is shown.
 #[derive(Clone, Copy)]
 pub struct Pii<T>(pub T);
@@ -89,14 +72,6 @@ mod tests {
     #[test]
     fn a_secret_is_never_shown() {
         assert_eq!(format!("{:?}", Secret::new("hunter2")), "***");
-    }
-
-    #[test]
-    fn a_sentence_is_one_line_of_bounded_length() {
-        assert_eq!(sentence("expected a key"), "expected a key");
-        assert_eq!(sentence("a\nb\u{1}c\u{85}d\u{ffff}"), "a b c d ");
-        let long = sentence(&"ä".repeat(600)).into_owned();
-        assert_eq!((long.chars().count(), long.ends_with('…')), (501, true));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use self::choice::{Findings, Taken, Unanswered, Waiting};
+use crate::refuse::{Refuse as _, refuse_address};
 use crate::{
     access::Doors,
     broker::{
@@ -300,9 +301,8 @@ impl Router {
             Ok(stanza) => stanza,
             Err(unreadable) => {
                 debug!(reason = %unreadable, "stanza cannot be handled");
-                match unreadable.refuse_address() {
-                    Some(refusal) => self.send(refusal),
-                    None => metrics::STANZAS_DROPPED.count(&["address"]),
+                if let Some(refusal) = refuse_address(&unreadable) {
+                    self.send(refusal);
                 }
                 return;
             }

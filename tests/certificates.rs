@@ -11,14 +11,15 @@ use std::process::{Command, Stdio};
 use fingerpost::endpoint::Error;
 use fingerpost::print::{HashKind, Method, Print, PrintError};
 use fingerpost::registry::material::{Material, MaterialError, remark};
-use fingerpost::registry::model::{
-    Event, Key, KeyId, NewKey, NotAllowed, Source, State, Visibility,
-};
 use fingerpost::registry::requests::RequestKind;
 use fingerpost::registry::store::{Store, StoreError};
 use fingerpost::registry::verdict::{Verdict, judge};
 use fingerpost::registry::x509;
-use fingerpost::registry::{Notice, Options, Registry, proof};
+use fingerpost::registry::{Notice, Options, Registry, proof_message};
+use fingerpost::registry::{
+    key::{KeyId, State},
+    model::{Event, Key, NewKey, NotAllowed, Source, Visibility},
+};
 use fingerpost::tls::{identity::Identity, stream::connect};
 use jid::{BareJid, Jid};
 use support::process::Process;
@@ -159,7 +160,7 @@ async fn verdict(registry: &Registry, time: OffsetDateTime) -> Verdict {
 
 async fn proves(registry: &Registry, key: &Key, gpg: &Gpg, by: &str) -> bool {
     let (nonce, _) = registry.challenge(&owner(), key.id, now()).await.unwrap();
-    let message = proof::message(registry.component(), &owner(), &nonce);
+    let message = proof_message::message(registry.component(), &owner(), &nonce);
     let signature = gpg.sign(by, &message);
     registry.prove(&alice(), key.id, &signature, now()).await.is_ok()
 }

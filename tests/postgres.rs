@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use fingerpost::cluster::Cluster;
 use fingerpost::print::{HashKind, Method, Print};
-use fingerpost::registry::model::{Actor, KeyId, NewKey, Source, State, Visibility};
 use fingerpost::registry::store::{OpenError, Options as Database, Store, StoreError};
 use fingerpost::registry::{self, Registry};
+use fingerpost::registry::{
+    key::{KeyId, State},
+    model::{Actor, NewKey, Source, Visibility},
+};
 use jid::BareJid;
 use sqlx::{Connection, Executor, PgConnection};
 use support::own_program;

@@ -9,12 +9,13 @@ use std::time::Duration;
 use fingerpost::cli::keys::{self, KeysCommand};
 use fingerpost::print::{HashKind, Method, Print};
 use fingerpost::registry::material::Material;
-use fingerpost::registry::model::{
-    Actor, Assurance, Event, KeyId, NewKey, Party, Settings, Source, State, Visibility,
-};
 use fingerpost::registry::store::Store;
 use fingerpost::registry::verdict::{self, Verdict};
 use fingerpost::registry::{self, Registry};
+use fingerpost::registry::{
+    key::{Assurance, KeyId, State},
+    model::{Actor, Event, NewKey, Party, Settings, Source, Visibility},
+};
 use jid::{BareJid, Jid};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};

@@ -11,9 +11,12 @@ use std::time::Duration;
 
 use fingerpost::cluster::{Cluster, Event};
 use fingerpost::print::{HashKind, Method, Print};
-use fingerpost::registry::model::{Actor, KeyId, NewKey, Source, State, Visibility};
 use fingerpost::registry::store::{News, Store};
 use fingerpost::registry::{self, Registry};
+use fingerpost::registry::{
+    key::{KeyId, State},
+    model::{Actor, NewKey, Source, Visibility},
+};
 use jid::BareJid;
 use serde_json::{Value, json};
 use support::postgres::{Pooler, Postgres};

@@ -20,11 +20,14 @@ use fingerpost::mediator::proxy_header::HeaderReader;
 use fingerpost::mediator::socks5;
 use fingerpost::print::{HashKind, Method, Print};
 use fingerpost::registry::material::{MATERIAL_MAX, Material};
-use fingerpost::registry::proof;
+use fingerpost::registry::signature;
 use fingerpost::tls::openpgp;
 use fingerpost::xmpp::jid::{escape, proxied, unescape, unproxied};
 use fingerpost::xmpp::stanza::{Refusal, Stanza};
-use fingerpost::xmpp::xml::{Received, StanzaReader, write};
+use fingerpost::xmpp::{
+    reader::StanzaReader,
+    xml::{Received, write},
+};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use sha2::{Digest, Sha256};
@@ -251,7 +254,7 @@ pub fn stanza(data: &[u8]) {
     let Some(element) = element(data) else { return };
     let Ok(stanza) = Stanza::parse(element) else { return };
     let refusal = Refusal::bad_request("a text");
-    for answer in [stanza.result(None), stanza.refuse(&refusal)] {
+    for answer in [stanza.result(None), stanza.refusal(&refusal)] {
         // The addresses as written, or in canonical form.
         let is = |name: &str, jid: &Jid, written: &str| {
             let said = answer.attr(name);
@@ -581,9 +584,9 @@ const OPENPGP: &[u8] = include_bytes!("../corpus/openpgp/v4.pgp");
 pub fn signature(data: &[u8]) {
     let now = time::OffsetDateTime::from_unix_timestamp(1_800_000_000).expect("a time");
     for (method, material) in [(Method::X509, CERTIFICATE), (Method::OpenPgp, OPENPGP)] {
-        assert!(proof::verify(method, material, b"never signed", data, now).is_err());
+        assert!(signature::verify(method, material, b"never signed", data, now).is_err());
         // With the input as the key: any answer except a panic, and never success for an empty signature.
-        assert!(proof::verify(method, data, b"never signed", b"", now).is_err());
+        assert!(signature::verify(method, data, b"never signed", b"", now).is_err());
     }
 }
 

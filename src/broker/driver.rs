@@ -14,16 +14,16 @@ use super::{
     journal::Line,
     session::{Action, Input, Peer, Session, unknown_session},
 };
+use crate::refuse::Refuse as _;
 use crate::{
     mediator::{
+        dst_addr::DstAddr,
         ibb::IbbError,
         ibb_stream::{IbbHandle, IbbParams, IbbStream},
         ibb_xml::IbbStanza,
-        leg::Leg,
-        metrics::Kind as LegKind,
         pipe::{self, Outcome},
-        socket::Socket,
-        transfer::DstAddr,
+        socket::{Leg, Socket},
+        transport_kind::TransportKind,
     },
     metrics,
     xmpp::stanza::Stanza,
@@ -224,8 +224,8 @@ impl Driver {
                         self.watch(side, waiting);
                     }
                 }
-                let legs = [a.kind_of_transport(), b.kind_of_transport()];
-                if !legs.contains(&LegKind::Ibb) {
+                let legs = [a.transport_kind(), b.transport_kind()];
+                if !legs.contains(&TransportKind::Ibb) {
                     self.line.streams();
                 }
                 let _once = self.facts.legs.set(legs);

@@ -10,7 +10,8 @@ use super::offer::{Name, Offer, Printed};
 use crate::{
     print::Method,
     registry::{
-        model::{Assurance, Key, State},
+        key::{Assurance, State},
+        model::Key,
         verdict::{self, Verdict},
     },
     xmpp::{ns, xml},
@@ -322,7 +323,10 @@ mod tests {
     use super::*;
     use crate::{
         print::{HashKind, Print},
-        registry::model::{Addition, KeyId, NewKey, Source},
+        registry::{
+            key::KeyId,
+            model::{Addition, NewKey, Source},
+        },
     };
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);

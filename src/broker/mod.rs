@@ -41,9 +41,12 @@ use self::{
     session::{Input, Peer, Session},
     transport::Transport,
 };
+use crate::refuse::Refuse as _;
 use crate::{
     clock::{Clock, SystemClock},
-    mediator::{ibb_stream::IbbHandle, metrics::Kind as LegKind, plane::Progress, table::Table},
+    mediator::{
+        ibb_stream::IbbHandle, plane::Progress, table::Table, transport_kind::TransportKind,
+    },
     metrics,
     print::Print,
     registry::{Notice, Registry, model::Key},
@@ -265,7 +268,7 @@ pub struct SessionInfo {
     /// Initiator and responder.
     pub users: [BareJid; 2],
     /// Both legs' transports, once they are up.
-    pub legs: Option<[LegKind; 2]>,
+    pub legs: Option<[TransportKind; 2]>,
     /// The time since it began.
     pub age: Duration,
     /// Bytes so far, both directions.
@@ -280,7 +283,7 @@ struct Facts {
     /// Initiator and responder; the component itself may be one.
     users: [BareJid; 2],
     /// Both legs' transports, once they are up.
-    legs: OnceLock<[LegKind; 2]>,
+    legs: OnceLock<[TransportKind; 2]>,
     progress: Progress,
 }
 
@@ -1037,7 +1040,7 @@ impl Broker {
     /// Ends the streams inside XMPP, because the link is about to end.
     pub fn end_in_band(&self) {
         for session in self.list() {
-            if session.legs.is_none_or(|legs| legs.contains(&LegKind::Ibb)) {
+            if session.legs.is_none_or(|legs| legs.contains(&TransportKind::Ibb)) {
                 self.end_session(&session.id, "gone", "The service is being restarted: try again");
             }
         }

@@ -19,14 +19,14 @@ use super::{
     session::{Input, Peer, unknown_session},
     transport::{self, Transport},
 };
+use crate::refuse::Refuse as _;
 use crate::{
     clock::{Clock, SystemClock},
     mediator::{
+        dst_addr::DstAddr,
         ibb_stream::{IbbParams, IbbStream},
         ibb_xml::IbbPayload,
-        leg::Leg,
-        socket::Socket,
-        transfer::DstAddr,
+        socket::{Leg, Socket},
     },
     print::{Method, Print},
     registry::Notice,

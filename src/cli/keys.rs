@@ -12,8 +12,9 @@ use time::OffsetDateTime;
 use crate::{
     print::{Method, Print},
     registry::{
+        key::{Assurance, KeyId, stamp},
         material::Material,
-        model::{Actor, Assurance, AuditEntry, Key, KeyId, NewKey, Source, check_reason, stamp},
+        model::{Actor, AuditEntry, Key, NewKey, Source, check_reason},
         salted_hash,
         store::{Store, StoreError},
     },

@@ -13,8 +13,9 @@ use crate::{
     print::{HashKind, Print},
     registry::{
         forgotten::Revoked,
+        key::KeyId,
         material::Material,
-        model::{ALLOWED_MAX, Event, Key, KeyId, NewKey, Party, Settings, Source, check_reason},
+        model::{ALLOWED_MAX, Event, Key, NewKey, Party, Settings, Source, check_reason},
         store::{Block, Contents, LogRow, OwnIdentity, Store},
     },
     xmpp::jid::identity,

@@ -12,7 +12,7 @@ use clap_complete::Shell;
 
 use self::keys::KeysCommand;
 use crate::config::{Config, ConfigError, DEFAULT_TEXT, Loaded};
-use crate::redact::sentence;
+use crate::xmpp::text::sentence;
 
 pub mod attach;
 pub(crate) mod backup;

@@ -16,13 +16,13 @@ use tokio::{
 use super::{Failure, SECRET_REFUSED, reach};
 use crate::{
     config::Config,
-    redact::sentence,
     registry::store::{Instance, Store},
     xmpp::{
         echo::{Back, Echo, Route},
         link::{self, Halves, LinkOptions, Unlinked},
         ns, size,
         stanza::{Kind, Stanza},
+        text::sentence,
         xml::{self, Received},
     },
 };

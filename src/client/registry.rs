@@ -15,7 +15,7 @@ use super::{
 use crate::{
     endpoint::Endpoint,
     print::Method,
-    registry::proof::{self, Nonce},
+    registry::proof_message::{self, Nonce},
     tls::{identity::Identity, openpgp::OpenPgpKey},
     xmpp::{ns, xml},
 };
@@ -81,7 +81,7 @@ pub(super) async fn prove(common: &Common, output: Output) -> Result<(), XtlsErr
             .and_then(|nonce| Nonce::try_from(nonce).ok())
             .ok_or_else(|| XtlsError::failed("the registry's challenge is not valid"))?;
         let owner = registry.endpoint.jid().to_bare();
-        let message = proof::message(&registry.component, &owner, &nonce);
+        let message = proof_message::message(&registry.component, &owner, &nonce);
         let signature = own.sign(&message)?;
         let mut prove = xml::element("prove", ns::KEYS, &[("id", &id)]);
         let mut element = Element::bare("signature", ns::KEYS);

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     endpoint::{Known, Learned, SecureStream, Session, Waiting},
     print::{Method, Print},
-    registry::model::Assurance,
+    registry::key::Assurance,
 };
 
 impl Client {

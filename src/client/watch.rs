@@ -157,7 +157,7 @@ mod tests {
                 };
                 let answer = match refusal {
                     None => asked.result(None),
-                    Some(refusal) => asked.refuse(&refusal),
+                    Some(refusal) => asked.refusal(&refusal),
                 };
                 stanzas.send(Stanza::parse(answer).unwrap()).await.unwrap();
             }

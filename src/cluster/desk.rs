@@ -9,14 +9,16 @@ use tokio::{
 };
 
 use super::{Cluster, Event, member::Role};
+use crate::refuse::Refuse as _;
 use crate::{
     metrics,
     registry::store::Parcel,
     shares::Permit,
     xmpp::{
         ns,
+        reader::StanzaReader,
         stanza::{Refusal, Stanza},
-        xml::{self, Received, StanzaReader},
+        xml::{self, Received},
     },
 };
 

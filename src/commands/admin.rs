@@ -11,7 +11,10 @@ use super::{
 use crate::{
     control::Session,
     print::Print,
-    registry::model::{Actor, AuditEntry, Key, KeyId, State, check_reason, stamp},
+    registry::{
+        key::{KeyId, State, stamp},
+        model::{Actor, AuditEntry, Key, check_reason},
+    },
     xmpp::{
         jid::canonical_bare,
         rsm::{self, Request},

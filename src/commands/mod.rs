@@ -27,10 +27,9 @@ use self::{
 use crate::{
     control::Control,
     metrics,
-    redact::sentence,
     registry::{Notice, Registry, RegistryError, store::StoreError},
     shares::{Full, Limits, Place, Shares},
-    xmpp::{iq::random_id, ns, rsm, size, stanza::Refusal, xml},
+    xmpp::{iq::random_id, ns, rsm, size, stanza::Refusal, text::sentence, xml},
 };
 
 /// How long a user may take for a form.

@@ -12,12 +12,12 @@ use super::{
 use crate::{
     print::{Method, Print},
     registry::{
+        key::{KeyId, State, stamp},
         material::{Material, is_pem},
         model::{
-            ALLOWED_MAX, Actor, Key, KeyError, KeyId, NewKey, Settings, Source, State, Visibility,
-            check_reason, stamp,
+            ALLOWED_MAX, Actor, Key, KeyError, NewKey, Settings, Source, Visibility, check_reason,
         },
-        proof,
+        proof_message,
     },
     xmpp::{jid::canonical_bare, ns, size, stanza::Refusal},
 };
@@ -245,7 +245,7 @@ impl Commands {
         let id = chosen(&keys, values)?.id;
         if stage == 1 {
             let (nonce, _) = self.registry.challenge(&me, id, now).await?;
-            let message = proof::message(self.registry.component(), &me, &nonce);
+            let message = proof_message::message(self.registry.component(), &me, &nonce);
             let form = Form::new(
                 "Sign this",
                 "Decode the text below and sign the bytes with your key: Ed25519, ECDSA P-256 with SHA-256, RSA-PSS with \

@@ -18,9 +18,10 @@ use super::{
 };
 use crate::xmpp::{
     ns,
+    reader::StanzaReader,
     size::{self, Instead},
     stanza::{Stanza, refuse_oversized},
-    xml::{self, Came, Received, StanzaReader},
+    xml::{self, Came, Received},
 };
 
 /// How long one write may take.
@@ -330,7 +331,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
         match Stanza::parse(element) {
             Ok(stanza) => self.state.arrived.push_back(stanza),
             Err(unreadable) => {
-                if let Some(refusal) = unreadable.refuse_address() {
+                if let Some(refusal) = unreadable.address_refusal() {
                     self.send(&refusal);
                 }
             }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -94,47 +93,6 @@ pub(crate) struct Hub {
     features: Arc<Vec<String>>,
     /// The task that reconnects, if any.
     keeper: Option<Keeper>,
-}
-
-/// The transport of a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum TransportKind {
-    /// SOCKS5 bytestreams (XEP-0065).
-    S5b,
-    /// In-band bytestreams (XEP-0047).
-    Ibb,
-}
-
-impl TransportKind {
-    /// Returns the transport that may replace it.
-    pub(super) fn other(self) -> Self {
-        match self {
-            Self::S5b => Self::Ibb,
-            Self::Ibb => Self::S5b,
-        }
-    }
-
-    /// Returns its name for people.
-    pub(super) fn title(self) -> &'static str {
-        match self {
-            Self::S5b => "SOCKS5 bytestreams",
-            Self::Ibb => "in-band bytestreams",
-        }
-    }
-
-    /// Returns the name in options and events.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::S5b => "s5b",
-            Self::Ibb => "ibb",
-        }
-    }
-}
-
-impl fmt::Display for TransportKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 /// A session-initiate that was acknowledged, and where the session's stanzas go.
@@ -273,7 +231,7 @@ impl Hub {
             return;
         }
         let Some(payload) = stanza.payload() else {
-            return self.send(stanza.refuse(&Refusal::bad_request("A child was expected"))).await;
+            return self.send(stanza.refusal(&Refusal::bad_request("A child was expected"))).await;
         };
         if payload.name() == "jingle"
             && [ns::JINGLE, ns::JINGLE_0].iter().any(|n| payload.has_ns(*n))
@@ -285,10 +243,10 @@ impl Hub {
                 // Acknowledged on arrival: two sides that wait for each other's answer must not block.
                 Some(inbox) => match inbox.try_send(stanza.clone()) {
                     Ok(()) => stanza.result(None),
-                    Err(_) => stanza.refuse(&unknown_session()),
+                    Err(_) => stanza.refusal(&unknown_session()),
                 },
                 None if action == "session-initiate" => self.arrive(&stanza, payload, arrivals),
-                None => stanza.refuse(&unknown_session()),
+                None => stanza.refusal(&unknown_session()),
             };
             return self.send(answer).await;
         }
@@ -307,7 +265,7 @@ impl Hub {
                 _ => false,
             };
             if !taken {
-                self.send(stanza.refuse(&Refusal::item_not_found("There is no such bytestream")))
+                self.send(stanza.refusal(&Refusal::item_not_found("There is no such bytestream")))
                     .await;
             }
             return;
@@ -315,7 +273,7 @@ impl Hub {
         let answer = match (payload.name(), payload.ns().as_str()) {
             ("query", ns::DISCO_INFO) => stanza.result(Some(self.info(payload.attr("node")))),
             ("ping", ns::PING) => stanza.result(None),
-            _ => stanza.refuse(&Refusal::service_unavailable()),
+            _ => stanza.refusal(&Refusal::service_unavailable()),
         };
         self.send(answer).await;
     }
@@ -328,14 +286,14 @@ impl Hub {
         arrivals: &mpsc::Sender<Arrival>,
     ) -> Element {
         if first_content(jingle).is_err() {
-            return stanza.refuse(&Refusal::bad_request("A content was expected"));
+            return stanza.refusal(&Refusal::bad_request("A content was expected"));
         }
         let place = match self.admission.admit(&stanza.from) {
             Ok(place) => place,
-            Err(refusal) => return stanza.refuse(&refusal),
+            Err(refusal) => return stanza.refusal(&refusal),
         };
         let Ok(arrival) = arrivals.try_reserve() else {
-            return stanza.refuse(&Refusal::resource_constraint("No sessions are taken here"));
+            return stanza.refusal(&Refusal::resource_constraint("No sessions are taken here"));
         };
         let inbox = self.session(&stanza.from, jingle.attr("sid").unwrap_or_default());
         arrival.send(Arrival { stanza: stanza.clone(), inbox, place });

@@ -39,8 +39,9 @@ use crate::{
     xmpp::{
         iq::random_id,
         ns,
+        reader::StanzaReader,
         stanza::Stanza,
-        xml::{self, Received, Rules, StanzaReader},
+        xml::{self, Received, Rules},
     },
 };
 

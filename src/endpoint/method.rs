@@ -14,10 +14,10 @@ use tokio::{
 };
 use tokio_rustls::TlsStream;
 
+use super::transport::Leg;
 use super::{error::Error, guesses::Guess, session::Session};
 use crate::{
     broker::offer::Offer,
-    mediator::leg::Leg,
     print::{HashKind, Method, Print},
     tls::{
         identity::Identity,

@@ -98,7 +98,6 @@ use minidom::Element;
 pub use self::{
     application::Application,
     error::Error,
-    hub::TransportKind,
     keeper::Contact,
     login::{Connection, Login, ServerTrust, login},
     method::Credential,
@@ -109,6 +108,7 @@ pub use self::{
     sasl2::{FastStore, FastToken},
     session::Session,
     stream::{Learned, SecureStream},
+    transport::Leg,
 };
 #[cfg(test)]
 pub(crate) use self::{application::CHUNKS, stream::testing};
@@ -121,6 +121,7 @@ use self::{
     places::Places,
 };
 pub(crate) use self::{dial::dial_addresses, driver::forward};
+pub use crate::mediator::transport_kind::TransportKind;
 use crate::{
     print::{Method, Print},
     xmpp::{

@@ -12,12 +12,13 @@ use rustls::pki_types::UnixTime;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_rustls::TlsStream;
 
+use super::transport::Leg;
 use super::{
     Endpoint,
     application::{Application, answer, first_content},
     cause,
     error::Error,
-    hub::{Arrival, TransportKind},
+    hub::Arrival,
     method::expected,
     places::Place,
     policy::{
@@ -29,8 +30,8 @@ use super::{
     stream::{Learned, SecureStream},
     transport::transport_of,
 };
+use crate::mediator::transport_kind::TransportKind;
 use crate::{
-    mediator::leg::Leg,
     print::{Method, Print},
     tls::{
         openpgp::still_vouched,

@@ -16,7 +16,7 @@ use minidom::Element;
 use super::{error::Error, registry::KnownKey};
 use crate::{
     print::{HashKind, Method, Print},
-    registry::model::Assurance,
+    registry::key::Assurance,
     xmpp::ns,
 };
 

@@ -353,7 +353,7 @@ mod tests {
             };
             asked += 1;
             let answer = if asked <= refusals {
-                request.refuse(&Refusal::resource_constraint("Too many requests"))
+                request.refusal(&Refusal::resource_constraint("Too many requests"))
             } else {
                 request.result(Some(page(&[1], "")))
             };

@@ -14,7 +14,7 @@ use super::{
     Endpoint, application::first_content, error::Error, session::Session, socks5, transport::STEP,
 };
 use crate::{
-    mediator::transfer::DstAddr,
+    mediator::dst_addr::DstAddr,
     xmpp::{
         iq::{Answer, random_id},
         ns, xml,

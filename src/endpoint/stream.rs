@@ -15,15 +15,15 @@ use tokio::{
 };
 use tokio_rustls::TlsStream;
 
+use super::transport::Leg;
 use super::{
     application::CHUNKS,
     error::Error,
-    hub::TransportKind,
     policy::{Hint, Known, Listed, Standing},
     progress::{Direction, Progress},
 };
+use crate::mediator::transport_kind::TransportKind;
 use crate::{
-    mediator::leg::Leg,
     print::{Method, Print},
     tls::sas,
 };
@@ -401,8 +401,8 @@ pub(crate) mod testing {
         let own = || Identity::anonymous().unwrap();
         let (own, other) = (own(), own());
         let (a, b) = tokio::join!(
-            tls::connect_for(Leg::from(a), &own, Expected::Anyone, protocols[0]),
-            tls::accept_for(Leg::from(b), &other, Expected::Anyone, protocols[1])
+            tls::connect_for(Leg::Socket(a), &own, Expected::Anyone, protocols[0]),
+            tls::accept_for(Leg::Socket(b), &other, Expected::Anyone, protocols[1])
         );
         [secure(a.unwrap()), secure(b.unwrap())]
     }
@@ -595,7 +595,7 @@ mod tests {
         let mut lines = printed.lines().map_while(Result::ok);
         let address =
             lines.find_map(|line| line.strip_prefix("ACCEPT ").map(str::to_owned)).unwrap();
-        let leg = Leg::from(TcpStream::connect(address).await.unwrap());
+        let leg = Leg::Socket(TcpStream::connect(address).await.unwrap());
         let own = Identity::anonymous().unwrap();
         let secured = tls::connect(leg, &own, Expected::Anyone).await.unwrap();
         let mut alice = testing::secure(secured);

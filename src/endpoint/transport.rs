@@ -1,6 +1,7 @@
 //! The transport of a session: SOCKS5 if possible, otherwise in-band bytestreams (XEP-0260, XEP-0261).
 
 use std::time::Duration;
+use tokio::net::TcpStream;
 
 use minidom::Element;
 use tokio::{sync::mpsc, time::timeout};
@@ -8,14 +9,17 @@ use tokio::{sync::mpsc, time::timeout};
 use super::{
     application::first_content,
     error::Error,
-    hub::TransportKind,
     s5b::{self, Candidate},
     session::Session,
 };
+use crate::mediator::transport_kind::TransportKind;
 use crate::{
-    mediator::{ibb_xml::IbbPayload, leg::Leg, transfer::DstAddr},
+    mediator::{dst_addr::DstAddr, ibb_xml::IbbPayload, leg},
     xmpp::{iq::random_id, ns, stanza::Stanza, xml},
 };
+
+/// The transport of a session: a TCP connection to the component or the peer, or an in-band bytestream.
+pub type Leg = leg::Leg<TcpStream>;
 
 /// How long a step of the transport may take.
 pub(super) const STEP: Duration = Duration::from_secs(60);
@@ -85,7 +89,7 @@ impl Session {
             return Ok(Leg::Ibb(self.unless_ended(open).await?));
         }
         if let Some(socket) = self.s5b(transport, &offered.sid, &offered.candidates).await? {
-            return Ok(Leg::from(socket));
+            return Ok(Leg::Socket(socket));
         }
         self.demand(TransportKind::Ibb)?;
         let sid = random_id();
@@ -131,7 +135,7 @@ impl Session {
             let none = s5b::transport(&sid, &dst, &[]);
             let theirs = if is_wanted { transport } else { &none };
             if let Some(socket) = self.s5b(theirs, &sid, &own).await? {
-                return Ok(Leg::from(socket));
+                return Ok(Leg::Socket(socket));
             }
             self.demand(TransportKind::Ibb)?;
             let (_, jingle) = self.expect(&["transport-replace"], STEP).await?;
@@ -177,7 +181,7 @@ impl Session {
         let size = match payload {
             Some(Ok(Some(IbbPayload::Open { block_size, .. }))) => block_size,
             Some(Err(refusal)) => {
-                hub.send(stanza.refuse(&refusal)).await;
+                hub.send(stanza.refusal(&refusal)).await;
                 return Err(Error::failed("the peer opened a bytestream with invalid parameters"));
             }
             _ => return Err(Error::failed("the peer did not open the in-band bytestream")),

@@ -16,60 +16,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::Sleep,
-};
+use tokio::time::Sleep;
 
 use super::{
     plane::{GRACE, now},
+    side::{Delivery, Side},
     tcp::Info,
 };
 
 /// The first and the longest pause between two checks of a queue: no event tells that it is empty.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
-
-/// A leg, in terms of its end.
-pub(super) trait Side: AsyncRead + AsyncWrite + Unpin {
-    /// Returns how to find out whether all written bytes have reached the peer.
-    fn delivery(&self) -> Delivery {
-        Delivery::ByShutdown
-    }
-
-    /// Returns whether the peer still reads. A peer that has closed both directions at once, as in-band bytestreams do,
-    /// does not.
-    fn takes_more(&self) -> bool {
-        true
-    }
-
-    /// Makes every close from now on a reset, until [`Self::disarm`] or a shutdown. So a stream that is cut, even by
-    /// the end of this process, never looks complete.
-    fn arm(&self) {}
-
-    /// Makes a close an orderly end again.
-    fn disarm(&self) {}
-}
-
-/// How to tell whether the written bytes have reached the peer.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Delivery {
-    /// They have once a shutdown has returned.
-    ByShutdown,
-    /// The kernel says it; `None` if the kernel does not.
-    Tcp(Option<Info>),
-}
-
-impl Delivery {
-    /// Returns whether the peer has vanished.
-    pub(super) fn is_gone(self) -> bool {
-        matches!(self, Self::Tcp(Some(info)) if info.is_gone())
-    }
-
-    /// Returns whether bytes may be on their way.
-    pub(super) fn is_open(self) -> bool {
-        matches!(self, Self::Tcp(Some(info)) if !info.closed && !info.is_delivered())
-    }
-}
 
 /// The state of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -179,7 +135,10 @@ impl Ending {
 impl Side for tokio::io::DuplexStream {}
 
 #[cfg(test)]
-impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Side for tokio::io::Join<R, W> {}
+impl<R: tokio::io::AsyncRead + Unpin, W: tokio::io::AsyncWrite + Unpin> Side
+    for tokio::io::Join<R, W>
+{
+}
 
 #[cfg(test)]
 mod tests {

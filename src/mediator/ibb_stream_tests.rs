@@ -6,9 +6,9 @@ use super::*;
 use crate::{
     mediator::{
         ibb_xml::IbbPayload,
-        leg::Leg,
         pipe,
         plane::{Plane, Progress},
+        socket::Leg,
         tcp,
     },
     xmpp::{
@@ -324,7 +324,7 @@ async fn a_peer_that_answers_pings_and_refuses_blocks_is_given_up() {
                 }
                 _ => {
                     blocks += 1;
-                    stanza.refuse(&Refusal::service_unavailable())
+                    stanza.refusal(&Refusal::service_unavailable())
                 }
             };
             handle.handle(&Stanza::parse(answer).unwrap());
@@ -430,7 +430,7 @@ async fn any_mix_of_legs_carries_the_stream() {
     let ibb = || {
         let close_linger = Duration::from_secs(2);
         let (near, far, handles) = pair(&IbbParams { close_linger, ..params() }, 16);
-        (Leg::from(near), Leg::from(far), Some(handles))
+        (Leg::Ibb(near), Leg::Ibb(far), Some(handles))
     };
     for (ibb_in, ibb_out) in [(false, false), (false, true), (true, false), (true, true)] {
         let tcp_in = tcp_pair().await;
@@ -463,17 +463,17 @@ async fn tcp_pair() -> (Leg, Leg, Option<[IbbHandle; 2]>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (far, _) = listener.accept().await.unwrap();
-    (near.into(), far.into(), None)
+    (Leg::Socket(near.into()), Leg::Socket(far.into()), None)
 }
 
 /// Returns a stream between a socket and an in-band leg, run as sessions are; and both users.
 async fn mixed(ibb_first: bool) -> (tokio::net::TcpStream, IbbStream, [IbbHandle; 2], Relay) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let user = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let socket = Leg::from(listener.accept().await.unwrap().0);
+    let socket = Leg::Socket(listener.accept().await.unwrap().0.into());
     let close_linger = Duration::from_millis(50);
     let (juliet, near, handles) = pair(&IbbParams { close_linger, ..params() }, 16);
-    let (a, b) = if ibb_first { (near.into(), socket) } else { (socket, near.into()) };
+    let (a, b) = if ibb_first { (Leg::Ibb(near), socket) } else { (socket, Leg::Ibb(near)) };
     let relay = tokio::spawn(async move {
         let (plane, progress) = (Plane::new(0), Progress::default());
         plane.join(a, b, pipe::Options::default(), &progress).await
@@ -562,7 +562,7 @@ async fn the_guard_takes_a_hello_in_records_of_one_byte_over_in_band_blocks() {
     let (mut romeo, near, _handles) = pair(&params(), 16);
     let (mut juliet, b, _) = tcp_pair().await;
     let options = pipe::Options { guard: true, ..pipe::Options::default() };
-    let relay = tokio::spawn(pipe::relay(Leg::from(near), b, options));
+    let relay = tokio::spawn(pipe::relay(Leg::Ibb(near), b, options));
     let mut hello = Vec::new();
     for byte in [1, 0, 1, 0xfc, 3, 3, 7] {
         hello.extend([0x16, 3, 1, 0, 1, byte]);
@@ -581,7 +581,7 @@ async fn the_guard_takes_a_hello_in_records_of_one_byte_over_in_band_blocks() {
 
     let (mut romeo, near, _handles) = pair(&params(), 16);
     let (mut juliet, b, _) = tcp_pair().await;
-    let relay = tokio::spawn(pipe::relay(Leg::from(near), b, options));
+    let relay = tokio::spawn(pipe::relay(Leg::Ibb(near), b, options));
     romeo.write_all(&[0x16, 3, 1, 0, 1, 1, 0x16, 3, 1, 0, 0]).await.unwrap();
     assert_eq!(relay.await.unwrap().end, pipe::Ended::NotTls);
     let mut leaked = Vec::new();

@@ -1,4 +1,4 @@
-//! The transport between one user and the component: a TCP connection, or an in-band bytestream.
+//! The transport between one user and the next hop: a TCP connection, or an in-band bytestream.
 
 use std::{
     io,
@@ -7,31 +7,24 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{
-    ending::{Delivery, Side},
-    ibb_stream::IbbStream,
-    metrics::Kind,
-    socket::Socket,
-};
+use super::{ibb_stream::IbbStream, transport_kind::TransportKind};
+use crate::mediator::side::{Delivery, Side};
 
-/// One user's transport, of either kind.
+/// One user's transport, of either kind. `S` is the TCP connection with what its owner keeps beside it.
 #[derive(Debug)]
-pub enum Leg {
+pub enum Leg<S> {
     /// A SOCKS5 bytestream (XEP-0065).
-    Socket(Socket),
+    Socket(S),
     /// An in-band bytestream (XEP-0047).
     Ibb(IbbStream),
 }
 
-impl Leg {
+impl<S: Side> Leg<S> {
     /// Returns its kind, as options and logs name it: `s5b` or `ibb`.
     pub fn kind(&self) -> &'static str {
-        self.kind_of_transport().as_str()
+        self.transport_kind().as_str()
     }
 
     /// Returns whether the other end has vanished: it answers nothing although the kernel has asked repeatedly. A peer
@@ -53,10 +46,10 @@ impl Leg {
     }
 
     /// Returns its kind, for the counters.
-    pub(crate) fn kind_of_transport(&self) -> Kind {
+    pub(crate) fn transport_kind(&self) -> TransportKind {
         match self {
-            Self::Socket(_) => Kind::S5b,
-            Self::Ibb(_) => Kind::Ibb,
+            Self::Socket(_) => TransportKind::S5b,
+            Self::Ibb(_) => TransportKind::Ibb,
         }
     }
 }
@@ -67,7 +60,7 @@ impl Side for IbbStream {
     }
 }
 
-impl Side for Leg {
+impl<S: Side> Side for Leg<S> {
     fn delivery(&self) -> Delivery {
         match self {
             Self::Socket(leg) => leg.delivery(),
@@ -95,25 +88,7 @@ impl Side for Leg {
     }
 }
 
-impl From<TcpStream> for Leg {
-    fn from(stream: TcpStream) -> Self {
-        Self::Socket(stream.into())
-    }
-}
-
-impl From<Socket> for Leg {
-    fn from(socket: Socket) -> Self {
-        Self::Socket(socket)
-    }
-}
-
-impl From<IbbStream> for Leg {
-    fn from(stream: IbbStream) -> Self {
-        Self::Ibb(stream)
-    }
-}
-
-impl AsyncRead for Leg {
+impl<S: AsyncRead + Unpin> AsyncRead for Leg<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -126,7 +101,7 @@ impl AsyncRead for Leg {
     }
 }
 
-impl AsyncWrite for Leg {
+impl<S: Side> AsyncWrite for Leg<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -25,8 +25,8 @@ use super::{
     socket::Socket,
     socks5::{Action, Code, Handshake},
     table::{Arrival, Table},
-    transfer::DstAddr,
 };
+use crate::mediator::dst_addr::DstAddr;
 use crate::{
     accept::{Backoff, Failed, Reserve},
     redact::Pii,

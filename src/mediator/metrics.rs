@@ -6,26 +6,7 @@ use std::{
     time::Duration,
 };
 
-/// The transport of a leg.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// SOCKS5 (XEP-0065).
-    S5b,
-    /// In-band (XEP-0047).
-    Ibb,
-}
-
-impl Kind {
-    const ALL: [Self; 2] = [Self::S5b, Self::Ibb];
-
-    /// Returns its name in options, logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::S5b => "s5b",
-            Self::Ibb => "ibb",
-        }
-    }
-}
+use super::transport_kind::TransportKind;
 
 /// Why a connection or an activation was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,18 +131,18 @@ pub struct Metrics {
 
 impl Metrics {
     /// Counts the beginning of a session between two legs.
-    pub(super) fn session_began(&self, initiator: Kind, responder: Kind) {
+    pub(super) fn session_began(&self, initiator: TransportKind, responder: TransportKind) {
         add(&self.started[initiator as usize][responder as usize], 1);
         add(&self.open[initiator as usize][responder as usize], 1);
     }
 
     /// Counts the end of a session.
-    pub(super) fn session_ended(&self, initiator: Kind, responder: Kind) {
+    pub(super) fn session_ended(&self, initiator: TransportKind, responder: TransportKind) {
         self.open[initiator as usize][responder as usize].fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Counts bytes that came from one leg and were written to the other.
-    pub(super) fn moved(&self, from: Kind, to: Kind, bytes: u64) {
+    pub(super) fn moved(&self, from: TransportKind, to: TransportKind, bytes: u64) {
         add(&self.bytes[from as usize][to as usize], bytes);
     }
 
@@ -206,8 +187,8 @@ impl Metrics {
     pub fn write(&self, text: &mut String) {
         let by_legs = |text: &mut String, name, kind, help, labels: [&str; 2], of: &[[_; 2]; 2]| {
             head(text, name, kind, help);
-            for a in Kind::ALL {
-                for b in Kind::ALL {
+            for a in TransportKind::ALL {
+                for b in TransportKind::ALL {
                     let value = get(&of[a as usize][b as usize]);
                     let (a, b) = (a.as_str(), b.as_str());
                     let [x, y] = labels;
@@ -270,8 +251,8 @@ mod tests {
     #[test]
     fn the_text_is_what_prometheus_reads() {
         let metrics = Metrics::default();
-        metrics.session_began(Kind::S5b, Kind::Ibb);
-        metrics.moved(Kind::Ibb, Kind::S5b, 7);
+        metrics.session_began(TransportKind::S5b, TransportKind::Ibb);
+        metrics.moved(TransportKind::Ibb, TransportKind::S5b, 7);
         metrics.refused(Cause::UserLimit);
         metrics.timed_out(Phase::Idle, 2);
         for micros in [1, 1_000, 1_001, 61_000_000] {
@@ -301,7 +282,7 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all);
-        metrics.session_ended(Kind::S5b, Kind::Ibb);
+        metrics.session_ended(TransportKind::S5b, TransportKind::Ibb);
         assert_eq!(get(&metrics.open[0][1]), 0);
     }
 }

@@ -6,6 +6,7 @@
 
 mod bucket;
 mod crowd;
+pub mod dst_addr;
 mod ending;
 pub mod guard;
 pub mod ibb;
@@ -20,9 +21,11 @@ pub mod pipe;
 pub mod plane;
 pub mod proxy_header;
 mod relay;
+pub mod side;
 pub mod socket;
 pub mod socks5;
 mod splice;
 pub mod table;
-pub(crate) mod tcp;
+pub mod tcp;
 pub mod transfer;
+pub mod transport_kind;

@@ -18,10 +18,11 @@ pub use super::splice::Account;
 
 use super::{
     bucket::Bucket,
-    ending::{Delivery, Ending, Fate, Side},
+    ending::{Ending, Fate},
     guard::{self, Guard},
     plane::{GRACE, Progress, STILL, now},
 };
+use crate::mediator::side::{Delivery, Side};
 
 /// Bytes that are read at once, and kept at most, per direction.
 pub(super) const BUFFER: usize = 32 * 1024;

@@ -12,14 +12,15 @@ use std::{
 use futures::task::AtomicWaker;
 
 use super::{
-    ending::Side,
-    leg::Leg,
-    metrics::{Cause, Kind, Metrics, Phase},
+    metrics::{Cause, Metrics, Phase},
     pipe::{self, Account, Ended, Options, Outcome},
     relay::Relay,
+    socket::Leg,
     splice::{self, Pool},
     tcp,
+    transport_kind::TransportKind,
 };
+use crate::mediator::side::Side;
 
 /// The longest pause between two checks of the streams.
 const LOOK: Duration = Duration::from_secs(1);
@@ -177,7 +178,7 @@ impl Plane {
                 relay.await
             }
             (a, b) => {
-                let open = Open::new(self, a.kind_of_transport(), b.kind_of_transport());
+                let open = Open::new(self, a.transport_kind(), b.transport_kind());
                 a.arm();
                 b.arm();
                 let outcome =
@@ -248,7 +249,7 @@ impl Plane {
             if moved != before {
                 watch.moved_at.store(millis, Ordering::Relaxed);
                 watch.asked.store(0, Ordering::Relaxed);
-                self.metrics().moved(Kind::S5b, Kind::S5b, moved - before);
+                self.metrics().moved(TransportKind::S5b, TransportKind::S5b, moved - before);
                 all += moved - before;
             }
         }
@@ -276,7 +277,7 @@ impl Plane {
         });
         watches.push(Arc::clone(&watch));
         drop(watches);
-        self.metrics().session_began(Kind::S5b, Kind::S5b);
+        self.metrics().session_began(TransportKind::S5b, TransportKind::S5b);
         watch
     }
 
@@ -293,7 +294,7 @@ impl Plane {
         }
         drop(watches);
         let _counted = self.count(watch, 0);
-        self.metrics().session_ended(Kind::S5b, Kind::S5b);
+        self.metrics().session_ended(TransportKind::S5b, TransportKind::S5b);
     }
 
     fn millis(&self) -> u64 {
@@ -420,12 +421,12 @@ fn no_splice(error: &io::Error) -> String {
 /// A stream's entry in the count of open ones.
 struct Open<'a> {
     plane: &'a Plane,
-    a: Kind,
-    b: Kind,
+    a: TransportKind,
+    b: TransportKind,
 }
 
 impl<'a> Open<'a> {
-    fn new(plane: &'a Plane, a: Kind, b: Kind) -> Self {
+    fn new(plane: &'a Plane, a: TransportKind, b: TransportKind) -> Self {
         plane.metrics().session_began(a, b);
         Self { plane, a, b }
     }

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    ending::{Ending, Fate, Side},
+    ending::{Ending, Fate},
     guard::{self, Guard},
     pipe::{Ended, Limit, Options, Outcome},
     plane::{News, Plane, Watch},
@@ -31,6 +31,7 @@ use super::{
     splice::{Account, Pipe},
     tcp,
 };
+use crate::mediator::side::Side;
 
 /// The size of the first read; a longer burst is worth a pipe.
 const PROBE: usize = 16 * 1024;

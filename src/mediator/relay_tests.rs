@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::mediator::{leg::Leg, plane::Progress, splice::Pool, tcp};
+use crate::mediator::{plane::Progress, socket::Leg, splice::Pool, tcp};
 
 const HELLO: [u8; 12] = [0x16, 3, 1, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 3, 3, 7];
 
@@ -29,8 +29,11 @@ async fn start(plane: &Plane, options: Options) -> (TcpStream, TcpStream, JoinHa
     let (romeo, a) = connected().await;
     let (juliet, b) = connected().await;
     let plane = plane.clone();
-    let join =
-        async move { plane.join(Leg::from(a), Leg::from(b), options, &Progress::default()).await };
+    let join = async move {
+        plane
+            .join(Leg::Socket(a.into()), Leg::Socket(b.into()), options, &Progress::default())
+            .await
+    };
     (romeo, juliet, tokio::spawn(join))
 }
 

@@ -12,11 +12,11 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{
-    ending::{Delivery, Side},
-    listener::Admission,
-    tcp,
-};
+use super::{listener::Admission, tcp};
+use crate::mediator::side::{Delivery, Side};
+
+/// A user's transport to the component.
+pub type Leg = super::leg::Leg<Socket>;
 
 /// A TCP connection, the bytes of its stream that came with the handshake, and its place in the listener's limits,
 /// which is freed on drop.
@@ -79,15 +79,29 @@ impl Socket {
 
 impl Side for Socket {
     fn delivery(&self) -> Delivery {
-        Delivery::Tcp(tcp::info(&self.stream))
+        self.stream.delivery()
     }
 
     fn arm(&self) {
-        set_reset(&self.stream, true);
+        self.stream.arm();
     }
 
     fn disarm(&self) {
-        set_reset(&self.stream, false);
+        self.stream.disarm();
+    }
+}
+
+impl Side for TcpStream {
+    fn delivery(&self) -> Delivery {
+        Delivery::Tcp(tcp::info(self))
+    }
+
+    fn arm(&self) {
+        set_reset(self, true);
+    }
+
+    fn disarm(&self) {
+        set_reset(self, false);
     }
 }
 

@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 
-use super::transfer::DstAddr;
+use crate::mediator::dst_addr::DstAddr;
 
 const VERSION: u8 = 0x05;
 const NO_AUTHENTICATION: u8 = 0x00;

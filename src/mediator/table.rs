@@ -26,8 +26,9 @@ use super::{
     plane::{Plane, Watch, now},
     relay::Relay,
     socket::Socket,
-    transfer::{ActivateError, DstAddr, Transfer},
+    transfer::{ActivateError, Transfer},
 };
+use crate::mediator::dst_addr::DstAddr;
 use crate::{
     shares::{Full, Limits, Place, Shares},
     xmpp::stanza::Refusal,

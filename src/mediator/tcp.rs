@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::room;
+pub use linux::room;
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{info, unread};
+pub use linux::{info, unread};
 #[cfg(not(target_os = "linux"))]
-pub(super) use none::room;
+pub use none::room;
 #[cfg(not(target_os = "linux"))]
-pub(crate) use none::{info, unread};
+pub use none::{info, unread};
 
 /// A peer that is probed repeatedly and has not answered for this long is gone.
 const SILENCE: Duration = Duration::from_secs(40);
@@ -21,41 +21,41 @@ const ASKED: u8 = 4;
 
 /// A snapshot of one connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Info {
+pub struct Info {
     /// The connection is over: nothing more can be delivered.
-    pub(super) closed: bool,
+    pub closed: bool,
     /// Segments that the peer has not acknowledged.
-    pub(super) unacknowledged: u32,
+    pub unacknowledged: u32,
     /// Bytes that were not sent yet.
-    pub(super) unsent: u32,
+    pub unsent: u32,
     /// Bytes that the peer has acknowledged.
-    pub(crate) acknowledged: u64,
+    pub acknowledged: u64,
     /// Bytes that came in order.
-    pub(crate) received: u64,
+    pub received: u64,
     /// Later segments that the peer has acknowledged.
-    pub(crate) selective: u32,
+    pub selective: u32,
     /// Repetitions of the oldest segment without an answer.
-    pub(crate) retransmits: u8,
+    pub retransmits: u8,
     /// Probes of a closed window without an answer.
-    pub(super) probes: u8,
+    pub probes: u8,
     /// How long the peer has acknowledged nothing.
-    pub(super) silence: Duration,
+    pub silence: Duration,
 }
 
 impl Info {
     /// Returns whether the peer's kernel has everything, including the end of the stream if it was sent.
-    pub(super) fn is_delivered(&self) -> bool {
+    pub fn is_delivered(&self) -> bool {
         self.unacknowledged == 0 && self.unsent == 0
     }
 
     /// Returns whether the peer has vanished. A peer that reads slowly, or not at all, still acknowledges every probe.
-    pub(super) fn is_gone(&self) -> bool {
+    pub fn is_gone(&self) -> bool {
         self.retransmits.max(self.probes) >= ASKED && self.silence >= SILENCE
     }
 }
 
 /// Tries the queries of this module on a socket of its own. Returns a sentence for each that the system refuses.
-pub(super) fn missing() -> Vec<String> {
+pub fn missing() -> Vec<String> {
     let Ok(socket) = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
     else {
         return Vec::new();
@@ -93,19 +93,19 @@ mod linux {
     const MEMINFO: usize = 24;
 
     /// Asks the kernel about a TCP socket; `None` if it does not say.
-    pub(crate) fn info(socket: impl AsFd) -> Option<Info> {
+    pub fn info(socket: impl AsFd) -> Option<Info> {
         option::<LENGTH>(socket, libc::IPPROTO_TCP, libc::TCP_INFO).map(|bytes| read(&bytes))
     }
 
     /// Asks the kernel how many bytes fit into a socket's send buffer, about; `None` if it does not say.
-    pub(in super::super) fn room(socket: impl AsFd) -> Option<usize> {
+    pub fn room(socket: impl AsFd) -> Option<usize> {
         // SK_MEMINFO_SNDBUF and SK_MEMINFO_WMEM_QUEUED.
         let [size, queued] = memory(socket, [3, 5])?;
         Some(size.saturating_sub(queued) as usize)
     }
 
     /// Asks the kernel how much memory the unread bytes take, including those behind a gap.
-    pub(crate) fn unread(socket: impl AsFd) -> Option<u32> {
+    pub fn unread(socket: impl AsFd) -> Option<u32> {
         // SK_MEMINFO_RMEM_ALLOC.
         memory(socket, [0]).map(|[unread]| unread)
     }
@@ -173,17 +173,17 @@ mod none {
     use super::Info;
 
     /// Returns `None`: other systems are not asked.
-    pub(crate) fn info<S>(_socket: S) -> Option<Info> {
+    pub fn info<S>(_socket: S) -> Option<Info> {
         None
     }
 
     /// Returns `None`: other systems are not asked.
-    pub(crate) fn unread<S>(_socket: S) -> Option<u32> {
+    pub fn unread<S>(_socket: S) -> Option<u32> {
         None
     }
 
     /// Returns `None`: other systems are not asked.
-    pub(in super::super) fn room<S>(_socket: S) -> Option<usize> {
+    pub fn room<S>(_socket: S) -> Option<usize> {
         None
     }
 }

@@ -17,10 +17,11 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{
     Registry,
     material::Material,
-    model::{Actor, Key, NewKey, NotAllowed, Source, State, stamp},
+    model::{Actor, Key, NewKey, NotAllowed, Source},
     requests::Handled,
     verdict,
 };
+use crate::registry::key::{State, stamp};
 use crate::{
     print::{HashKind, Method, Print},
     xmpp::{ns, rsm, size, stanza::Refusal, xml},

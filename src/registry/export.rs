@@ -19,10 +19,11 @@ use time::OffsetDateTime;
 
 use super::{
     Registry,
-    model::{Actor, AuditEntry, Event, Key, stamp},
+    model::{Actor, AuditEntry, Event, Key},
     requests::{allow_element, to_element},
     store::{OpenSide, Profile, StoreError},
 };
+use crate::registry::key::stamp;
 use crate::xmpp::{
     ns,
     rsm::{self, Page, Request},
@@ -330,8 +331,9 @@ mod tests {
         print::{HashKind, Method, Print},
         registry::{
             Options,
+            key::KeyId,
             material::{Material, tests::made},
-            model::{KeyId, NewKey, Settings, Source, Visibility},
+            model::{NewKey, Settings, Source, Visibility},
             requests::RequestKind,
             store::Store,
         },

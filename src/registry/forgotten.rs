@@ -9,8 +9,9 @@ use jid::BareJid;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-use super::model::{Assurance, Key, KeyId, Source, State};
+use super::model::{Key, Source};
 use crate::print::{Method, Print};
+use crate::registry::key::{Assurance, KeyId, State};
 
 /// What the hashes are made with.
 pub(super) type Salt = Vec<u8>;

@@ -13,7 +13,8 @@ use base64::{
 use time::OffsetDateTime;
 use x509_parser::{prelude::FromDer, prelude::X509Certificate};
 
-use super::{model::stamp, openpgp::Certificate, x509};
+use super::{openpgp::Certificate, x509};
+use crate::registry::key::stamp;
 
 use crate::print::{HashKind, Method, Print};
 

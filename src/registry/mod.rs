@@ -19,6 +19,7 @@ mod adapters;
 pub mod backup;
 mod export;
 pub mod forgotten;
+pub mod key;
 pub mod material;
 pub mod model;
 pub(crate) mod openpgp;
@@ -26,8 +27,10 @@ pub mod pep;
 mod postgres;
 mod profiles;
 pub mod proof;
+pub mod proof_message;
 pub mod requests;
 mod schema;
+pub mod signature;
 mod sqlite;
 pub mod store;
 pub mod verdict;
@@ -45,14 +48,13 @@ use tokio::sync::Notify;
 
 use self::{
     material::Material,
-    model::{
-        ALLOWED_BYTES, Actor, Assurance, Key, KeyId, NewKey, NotAllowed, Settings, Source,
-        Visibility, stamp,
-    },
+    model::{ALLOWED_BYTES, Actor, Key, NewKey, NotAllowed, Settings, Source, Visibility},
     profiles::Profiles,
-    proof::{Challenges, Nonce, ProofError},
+    proof::{Challenges, ProofError},
+    proof_message::Nonce,
     store::{News, Profile, RetiredAccount, Store, StoreError},
 };
+use crate::registry::key::{Assurance, KeyId, stamp};
 use crate::{
     limits::Rates,
     metrics,
@@ -451,14 +453,16 @@ impl Registry {
         let nonce = self.challenges.take(id, &owner, now)?;
         let material = self.store.material(id).await?.ok_or(ProofError::NoMaterial)?;
         let verify = |owner: &BareJid| {
-            let message = proof::message(&self.component, owner, &nonce);
-            proof::verify(key.method, &material, &message, signature, now)
+            let message = proof_message::message(&self.component, owner, &nonce);
+            signature::verify(key.method, &material, &message, signature, now)
+                .map_err(ProofError::from)
         };
         // A user signs the address as the server has assigned it, in its spelling.
         let spelled = respelled(owner.as_str()).and_then(|jid| BareJid::new(&jid).ok());
         spelled
             .filter(|spelled| verify(spelled).is_ok())
-            .map_or_else(|| verify(&owner), |_| Ok(()))?;
+            .map_or_else(|| verify(&owner), |_| Ok(()))
+            .map_err(ProofError::from)?;
         Ok(self.proven(from, id, now).await?)
     }
 
@@ -498,7 +502,7 @@ impl Registry {
     async fn own_active(&self, owner: &BareJid, id: KeyId) -> Result<Key, RegistryError> {
         let profile = self.profile(owner).await?;
         let key = profile.keys.iter().find(|key| key.id == id).ok_or(NotAllowed::NoSuchKey)?;
-        if key.state != model::State::Active {
+        if key.state != key::State::Active {
             return Err(NotAllowed::NotActive.into());
         }
         Ok(key.clone())
@@ -605,11 +609,11 @@ impl Registry {
             if key.label.is_empty() { String::new() } else { format!(" “{}”", key.label) };
         let component = &self.component;
         let cure = match key.state {
-            model::State::Revoked => format!(
+            key::State::Revoked => format!(
                 "add another key, and look at the others: xtls keys lists them, and xtls revoke ID, or the command \
                  “Revoke a key” of {component}, revokes one"
             ),
-            model::State::Active | model::State::Superseded => format!(
+            key::State::Active | key::State::Superseded => format!(
                 "revoke the key: xtls revoke {}, or the command “Revoke a key” of {component}",
                 key.id
             ),
@@ -672,9 +676,9 @@ mod tests {
                 assert_eq!(own, others.last().map(|key| key.state));
                 own
             };
-            assert_eq!(seen().await, Some(model::State::Active));
+            assert_eq!(seen().await, Some(key::State::Active));
             there.store().revoke(key.id, &Actor::Offline, "", NOW).await.unwrap();
-            assert_eq!(seen().await, Some(model::State::Revoked));
+            assert_eq!(seen().await, Some(key::State::Revoked));
             there.store().erase(&romeo, "hash", &Actor::Offline, NOW).await.unwrap();
             assert_eq!(seen().await, None);
         }
@@ -732,12 +736,12 @@ mod tests {
             assert_eq!(judged("romeo@m.lit").await, [is_revoked, unknown]);
             assert_eq!(judged("mercutio@m.lit").await, [unknown, unknown]);
             let again = add(&registry, 1).await;
-            assert_eq!(again.state, model::State::Revoked);
+            assert_eq!(again.state, key::State::Revoked);
             assert_ne!(again.id, revoked.id);
-            assert_eq!(add(&registry, 2).await.state, model::State::Active);
+            assert_eq!(add(&registry, 2).await.state, key::State::Active);
             // Also a second time.
             registry.erase(&romeo, &Actor::Offline, NOW).await.unwrap();
-            assert_eq!(add(&registry, 1).await.state, model::State::Revoked);
+            assert_eq!(add(&registry, 1).await.state, key::State::Revoked);
         }
     }
 

@@ -10,12 +10,13 @@
 //! | superseded | the same key, still superseded | refused | revoked |
 //! | revoked | the same key, still revoked, with the new prints | refused | no change |
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 use jid::BareJid;
 use time::OffsetDateTime;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
+use super::key::{Assurance, KeyId, State, stamp};
 use super::material::{self, MATERIAL_MAX, Material, MaterialError};
 use crate::print::{HashKind, Method, Print};
 
@@ -31,119 +32,6 @@ pub const PRINT_ONLY: &str = "Only this print of the key is known, not its certi
                               recognised by another hash, and a revocation covers this print alone. Add the \
                               certificate itself to have all of it.";
 
-/// Implements the names of an enum on the wire, in the database and in JSON.
-macro_rules! names {
-    ($type:ident, $expected:literal, $($variant:ident = $name:literal),+) => {
-        impl $type {
-            /// Returns the name on the wire and in the database.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $name),+ }
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-
-        impl FromStr for $type {
-            type Err = UnknownName;
-
-            fn from_str(text: &str) -> Result<Self, UnknownName> {
-                match text {
-                    $($name => Ok(Self::$variant),)+
-                    _ => Err(UnknownName { expected: $expected }),
-                }
-            }
-        }
-    };
-}
-
-/// An unknown name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected {expected}")]
-pub struct UnknownName {
-    /// The known names.
-    pub expected: &'static str,
-}
-
-/// The name of a key: 128 random bits, written as 32 lower case hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct KeyId(u128);
-
-impl KeyId {
-    /// Creates an id of random bits, which the caller draws.
-    pub fn new(random: u128) -> Self {
-        Self(random)
-    }
-}
-
-impl fmt::Display for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-impl fmt::Debug for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for KeyId {
-    type Err = UnknownName;
-
-    fn from_str(text: &str) -> Result<Self, UnknownName> {
-        let digits = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
-        if text.len() == 32
-            && text.bytes().all(digits)
-            && let Ok(bits) = u128::from_str_radix(text, 16)
-        {
-            return Ok(Self(bits));
-        }
-        Err(UnknownName { expected: "a key id: 32 hexadecimal digits in lower case" })
-    }
-}
-
-/// The state of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum State {
-    /// In use.
-    Active,
-    /// Its owner has replaced it.
-    Superseded,
-    /// Never to be trusted again.
-    Revoked,
-}
-
-names!(
-    State,
-    "active, superseded or revoked",
-    Active = "active",
-    Superseded = "superseded",
-    Revoked = "revoked"
-);
-
-/// The degree of certainty that a key is its owner's; each exceeds the one before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Assurance {
-    /// The owner's own XMPP session claimed it.
-    Asserted,
-    /// The owner has shown possession of the private key.
-    Proven,
-    /// An admin vouches for it.
-    Attested,
-}
-
-names!(
-    Assurance,
-    "asserted, proven or attested",
-    Asserted = "asserted",
-    Proven = "proven",
-    Attested = "attested"
-);
-
 /// The origin of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
@@ -157,7 +45,7 @@ pub enum Source {
     Import,
 }
 
-names!(
+crate::names!(
     Source,
     "self, pep, admin or import",
     Self_ = "self",
@@ -908,7 +796,7 @@ pub enum Visibility {
     Nobody,
 }
 
-names!(
+crate::names!(
     Visibility,
     "everyone, local, listed or nobody",
     Everyone = "everyone",
@@ -953,14 +841,6 @@ pub const ALLOWED_BYTES: usize = 64 * 1024;
 pub fn to_micros(time: OffsetDateTime) -> OffsetDateTime {
     let time = time.to_offset(time::UtcOffset::UTC);
     time.replace_microsecond(time.microsecond()).unwrap_or(time)
-}
-
-/// Returns a moment as text, to the second: `2026-11-24T02:00:00Z`.
-pub fn stamp(time: OffsetDateTime) -> String {
-    let time = time.to_offset(time::UtcOffset::UTC);
-    let (year, month, day) = time.to_calendar_date();
-    let (hour, minute, second) = time.to_hms();
-    format!("{year:04}-{:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z", u8::from(month))
 }
 
 /// Checks the reason of a revocation.

@@ -16,9 +16,10 @@ use time::OffsetDateTime;
 use super::{
     Notice, Registry,
     material::Material,
-    model::{NewKey, Source, State},
+    model::{NewKey, Source},
     store::StoreError,
 };
+use crate::registry::key::State;
 use crate::{
     limits::{Rate, Rates},
     print::Method,

@@ -1,34 +1,17 @@
-//! Proofs of possession: a challenge, and a signature over it by the key.
-//!
-//! The signed bytes are `"fingerpost:prove:0" ‖ 0x00 ‖ component JID ‖ 0x00 ‖ bare JID ‖ 0x00 ‖ nonce`: a signature
-//! made for another purpose does not fit, and one made for one component, user or challenge is not valid for another.
+//! Proofs of possession: the challenges that wait for their answers.
 
 use std::{sync::Mutex, sync::PoisonError, time::Duration};
 
-use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use hashlink::LruCache;
 use jid::BareJid;
-use pgp::composed::{Deserializable, DetachedSignature, SignedPublicKey};
 use time::OffsetDateTime;
-use x509_parser::{
-    asn1_rs::oid,
-    oid_registry::{
-        OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519, Oid,
-    },
-    prelude::{FromDer, X509Certificate},
-};
 
-use super::{model::KeyId, openpgp::may_sign};
-use crate::print::Method;
+use super::{key::KeyId, proof_message::Nonce, signature::SignatureError};
 
 /// How long a challenge is valid.
 pub const LIFETIME: Duration = Duration::from_secs(300);
 /// The most challenges of all users; the oldest is forgotten first.
 const MOST: usize = 10_000;
-const DOMAIN: &[u8] = b"fingerpost:prove:0";
-
-/// 32 random bytes.
-pub type Nonce = [u8; 32];
 
 /// Why a proof is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,16 +20,9 @@ pub enum ProofError {
     /// Never requested, used, too old, or another user's.
     #[error("there is no such challenge: ask for one, answer it within 5 minutes and only once")]
     NoChallenge,
-    /// The signature is not one of these bytes by this key.
-    #[error(
-        "the signature does not verify: expected one over the challenge's bytes by the key itself"
-    )]
-    Signature,
-    /// The certificate has an unsupported kind of key.
-    #[error(
-        "expected a certificate with an Ed25519, ECDSA P-256, RSA (2048 to 8192 bits) or ML-DSA key"
-    )]
-    Algorithm,
+    /// The signature is not valid.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
     /// Only prints of the key are known.
     #[error("the registry has only prints of this key: add it with its certificate first")]
     NoMaterial,
@@ -105,87 +81,6 @@ impl Challenges {
     }
 }
 
-/// Returns the bytes to be signed.
-pub fn message(component: &BareJid, owner: &BareJid, nonce: &Nonce) -> Vec<u8> {
-    [DOMAIN, component.as_str().as_bytes(), owner.as_str().as_bytes(), nonce].join(&0)
-}
-
-/// Checks a signature over `message` by the key of some material.
-///
-/// # Errors
-/// [`ProofError::Signature`], [`ProofError::Algorithm`].
-pub fn verify(
-    method: Method,
-    material: &[u8],
-    message: &[u8],
-    signature: &[u8],
-    now: OffsetDateTime,
-) -> Result<(), ProofError> {
-    match method {
-        Method::X509 => verify_x509(material, message, signature),
-        Method::OpenPgp => {
-            let now = u64::try_from(now.unix_timestamp()).unwrap_or(0);
-            verify_openpgp(material, message, signature, now)
-        }
-        Method::Srp => Err(ProofError::Algorithm),
-    }
-}
-
-/// ML-DSA as in FIPS 204, without a context (RFC 9881, 2).
-const ML_DSA: [(Oid<'static>, &dyn VerificationAlgorithm); 3] = [
-    (oid!(2.16.840.1.101.3.4.3.17), &signature::ML_DSA_44),
-    (oid!(2.16.840.1.101.3.4.3.18), &signature::ML_DSA_65),
-    (oid!(2.16.840.1.101.3.4.3.19), &signature::ML_DSA_87),
-];
-
-fn verify_x509(der: &[u8], message: &[u8], signature: &[u8]) -> Result<(), ProofError> {
-    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| ProofError::Algorithm)?;
-    let key = certificate.public_key();
-    let kind = &key.algorithm.algorithm;
-    let curve = key.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
-    let algorithm: &'static dyn VerificationAlgorithm = if *kind == OID_SIG_ED25519 {
-        &signature::ED25519
-    } else if *kind == OID_KEY_TYPE_EC_PUBLIC_KEY && curve == Some(OID_EC_P256) {
-        &signature::ECDSA_P256_SHA256_ASN1
-    } else if *kind == OID_PKCS1_RSAENCRYPTION {
-        &signature::RSA_PSS_2048_8192_SHA256
-    } else if let Some((_, algorithm)) = ML_DSA.iter().find(|(oid, _)| kind == oid) {
-        *algorithm
-    } else {
-        return Err(ProofError::Algorithm);
-    };
-    UnparsedPublicKey::new(algorithm, &key.subject_public_key.data)
-        .verify(message, signature)
-        .map_err(|_| ProofError::Signature)
-}
-
-/// Checks a signature, binary or armoured, by the primary key or a signing subkey.
-fn verify_openpgp(
-    certificate: &[u8],
-    message: &[u8],
-    signature: &[u8],
-    now: u64,
-) -> Result<(), ProofError> {
-    let certificate =
-        SignedPublicKey::from_bytes(certificate).map_err(|_| ProofError::Algorithm)?;
-    let signature = if signature.starts_with(b"-----BEGIN") {
-        DetachedSignature::from_armor_single(signature).map(|(signature, _)| signature)
-    } else {
-        DetachedSignature::from_bytes(signature)
-    };
-    let signature = signature.map_err(|_| ProofError::Signature)?;
-    if signature.verify(&certificate.primary_key, message).is_ok() {
-        return Ok(());
-    }
-    certificate
-        .public_subkeys
-        .iter()
-        .filter(|subkey| may_sign(subkey, &certificate.primary_key, now).is_ok())
-        .any(|subkey| signature.verify(&subkey.key, message).is_ok())
-        .then_some(())
-        .ok_or(ProofError::Signature)
-}
-
 #[cfg(test)]
 mod tests {
     use time::macros::datetime;
@@ -211,15 +106,6 @@ mod tests {
         challenges.set(key, &romeo, [7; 32], NOW);
         challenges.set(key, &romeo, [8; 32], NOW);
         assert_eq!(challenges.take(key, &romeo, NOW), Ok([8; 32]));
-    }
-
-    #[test]
-    fn what_is_signed_names_component_user_and_nonce() {
-        let component = BareJid::new("xtls.example.org").unwrap();
-        let owner = BareJid::new("romeo@m.lit").unwrap();
-        let mut expected = b"fingerpost:prove:0\0xtls.example.org\0romeo@m.lit\0".to_vec();
-        expected.extend([9; 32]);
-        assert_eq!(message(&component, &owner, &[9; 32]), expected);
     }
 
     #[test]

@@ -24,12 +24,13 @@ use super::{
     Changed, Notice, Registry, RegistryError,
     material::{Material, TEXT_MAX},
     model::{
-        ALLOWED_MAX, Actor, Key, KeyError, KeyId, NewKey, NotAllowed, Settings, Source, Visibility,
-        check_reason, stamp,
+        ALLOWED_MAX, Actor, Key, KeyError, NewKey, NotAllowed, Settings, Source, Visibility,
+        check_reason,
     },
     proof::ProofError,
     store::StoreError,
 };
+use crate::registry::key::{KeyId, stamp};
 use crate::{
     print::{HashKind, Method, Print},
     xmpp::{jid::canonical_bare, ns, rsm, size, stanza::Refusal, xml},

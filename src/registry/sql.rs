@@ -21,10 +21,11 @@ use crate::{
     print::Print,
     registry::{
         forgotten::{Forgotten, Revoked, hash_of_owner},
+        key::{Assurance, KeyId, State},
         material::MATERIAL_MAX,
         model::{
-            Actor, Addition, Assurance, AuditEntry, Event, Key, KeyId, NewKey, NotAllowed, Party,
-            Settings, State, Visibility,
+            Actor, Addition, AuditEntry, Event, Key, NewKey, NotAllowed, Party, Settings,
+            Visibility,
         },
         store::{Added, Block, News, Profile, RetiredAccount, StoreError},
     },

@@ -17,7 +17,8 @@ use super::{
 use crate::{
     registry::{
         forgotten::{Revoked, hash_of_owner},
-        model::{Actor, Event, Key, KeyId, Party, State},
+        key::{KeyId, State},
+        model::{Actor, Event, Key, Party},
         store::{Block, Contents, LogRow, OwnIdentity, StoreError},
     },
     xmpp::jid::canonical_bare,

@@ -325,7 +325,8 @@ mod tests {
     use crate::{
         print::{HashKind, Method, Print},
         registry::{
-            model::{Actor, KeyId, NewKey, Settings, Source, Visibility},
+            key::KeyId,
+            model::{Actor, NewKey, Settings, Source, Visibility},
             store::StoreError,
         },
     };

@@ -14,14 +14,12 @@ use time::OffsetDateTime;
 
 use super::{
     forgotten::{Forgotten, Revoked},
-    model::{
-        Actor, Assurance, AuditEntry, Event, Key, KeyId, NewKey, NotAllowed, Party, Settings,
-        Visibility,
-    },
+    model::{Actor, AuditEntry, Event, Key, NewKey, NotAllowed, Party, Settings, Visibility},
     postgres,
     schema::Standing,
     sqlite,
 };
+use crate::registry::key::{Assurance, KeyId};
 use crate::{metrics, print::Print};
 
 /// A database of keys. Cheap to clone.
@@ -1227,7 +1225,10 @@ mod tests {
     use super::*;
     use crate::{
         print::{HashKind, Method},
-        registry::model::{Event, Source, State},
+        registry::{
+            key::State,
+            model::{Event, Source},
+        },
     };
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);

@@ -1,7 +1,8 @@
 //! Judges an offered print by the keys of its user.
 
-use super::model::{Key, State};
+use super::model::Key;
 use crate::print::{HashKind, Method, Print};
+use crate::registry::key::State;
 
 /// The registry's verdict on an offered print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,7 +147,10 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::registry::model::{Addition, KeyId, NewKey, Source};
+    use crate::registry::{
+        key::KeyId,
+        model::{Addition, NewKey, Source},
+    };
 
     fn print(byte: u8) -> Print {
         Print::new(HashKind::Sha256, &[byte; 32]).unwrap()

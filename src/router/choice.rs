@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::{Asked, Report, Router};
+use crate::refuse::Refuse as _;
 use crate::{
     broker::{
         Again, Callee, Left,

@@ -4,8 +4,8 @@ use rustls::CertificateError;
 use time::OffsetDateTime;
 
 use crate::registry::{
+    key::stamp,
     material::{MaterialError, OpenPgpFault},
-    model::stamp,
     openpgp::SubkeyFault,
     x509::Unusable,
 };

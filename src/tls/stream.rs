@@ -265,7 +265,7 @@ mod tests {
     async fn keys_of_every_algorithm_prove_themselves_in_both_roles_and_to_a_registry() {
         use crate::{
             print::Method,
-            registry::{proof, x509},
+            registry::{signature, x509},
             tls::identity::Algorithm,
         };
         let jid = BareJid::new("a@example.org").unwrap();
@@ -284,7 +284,7 @@ mod tests {
             let signature = identity.sign(b"a challenge").unwrap();
             let now = time::OffsetDateTime::now_utc();
             let verify = |message: &[u8]| {
-                proof::verify(Method::X509, &identity.certificate, message, &signature, now)
+                signature::verify(Method::X509, &identity.certificate, message, &signature, now)
             };
             assert_eq!(verify(b"a challenge"), Ok(()));
             assert!(verify(b"another").is_err());

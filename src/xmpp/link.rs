@@ -35,10 +35,11 @@ use super::{
     ns,
     plain::Plain,
     size::{self, Instead},
-    stanza::refuse_oversized,
+    stanza::{OVERSIZED, refuse_oversized},
     tokens::ParseError,
-    xml::{self, Came, Received, StanzaReader},
+    xml::{self, Came, Received},
 };
+use crate::xmpp::reader::StanzaReader;
 use crate::{metrics, redact::Secret};
 
 /// How long connecting and the handshake may take together.
@@ -900,11 +901,13 @@ fn take_in(
             Received::Header(_) => {}
             Received::Footer => return Err(Unlinked::Closed),
             Received::Dropped => metrics::STANZAS_DROPPED.count(&["oversized"]),
-            Received::Oversized(head) => {
-                if let Some(refusal) = refuse_oversized(head) {
+            Received::Oversized(head) => match refuse_oversized(head) {
+                Some(refusal) => {
+                    metrics::REFUSALS.count(&[OVERSIZED]);
                     out.push_or_return(&refusal, handler);
                 }
-            }
+                None => metrics::STANZAS_DROPPED.count(&["oversized"]),
+            },
             Received::Element(element) if element.is("error", ns::STREAM) => {
                 return Err(stream_error(&element));
             }

@@ -9,6 +9,7 @@ pub mod link;
 mod link_tests;
 pub mod ns;
 pub mod plain;
+pub mod reader;
 pub mod rsm;
 pub mod size;
 pub mod stanza;

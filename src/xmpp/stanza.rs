@@ -9,7 +9,7 @@ use super::{
     jid::{canonical, learn_spelling},
     ns,
 };
-use crate::{metrics, redact::sentence};
+use crate::xmpp::text::sentence;
 
 /// The three kinds of stanza (RFC 6120, 8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Unreadable {
     /// Returns the answer to a request, from and to the addresses as they were written.
     ///
     /// `None` if the element does not ask for an answer or has no addresses.
-    pub(crate) fn refuse(&self, refusal: &Refusal) -> Option<Element> {
+    pub(crate) fn refusal(&self, refusal: &Refusal) -> Option<Element> {
         let asked = &self.element;
         if asked.name() != "iq" || !matches!(asked.attr("type"), Some("get" | "set")) {
             return None;
@@ -84,15 +84,14 @@ impl Unreadable {
         ] {
             super::xml::set(&mut answer, name, value);
         }
-        metrics::REFUSALS.count(&[refusal.condition]);
         answer.append_child(refusal.to_element());
         Some(answer)
     }
 
     /// Returns the answer to a request with an unreadable address.
-    pub(crate) fn refuse_address(&self) -> Option<Element> {
+    pub(crate) fn address_refusal(&self) -> Option<Element> {
         let text = "An address of this stanza cannot be read";
-        self.refuse(&Refusal::new("modify", "jid-malformed", text))
+        self.refusal(&Refusal::new("modify", "jid-malformed", text))
     }
 }
 
@@ -171,8 +170,7 @@ impl Stanza {
     }
 
     /// Returns the `type='error'` answer.
-    pub fn refuse(&self, refusal: &Refusal) -> Element {
-        metrics::REFUSALS.count(&[refusal.condition]);
+    pub fn refusal(&self, refusal: &Refusal) -> Element {
         self.error(refusal.to_element())
     }
 
@@ -203,19 +201,18 @@ fn weight(element: &Element) -> usize {
     OVERHEAD.0 + attributes + texts + element.children().map(weight).sum::<usize>()
 }
 
-/// Returns the answer to a stanza that was too large to be read; `None` if it must not be answered, and it is counted.
+/// Returns the answer to a stanza that was too large to be read; `None` if it must not be answered.
 pub(crate) fn refuse_oversized(head: Element) -> Option<Element> {
     let text = "The stanza is nested too deeply or too long";
-    let refusal = Refusal::new("modify", "not-acceptable", text);
-    let answer = match Stanza::parse(head) {
-        Ok(stanza) => stanza.is_request().then(|| stanza.refuse(&refusal)),
-        Err(unreadable) => unreadable.refuse(&refusal),
-    };
-    if answer.is_none() {
-        metrics::STANZAS_DROPPED.count(&["oversized"]);
+    let refusal = Refusal::new("modify", OVERSIZED, text);
+    match Stanza::parse(head) {
+        Ok(stanza) => stanza.is_request().then(|| stanza.refusal(&refusal)),
+        Err(unreadable) => unreadable.refusal(&refusal),
     }
-    answer
 }
+
+/// The condition of the answer to a stanza that was too large to be read.
+pub(crate) const OVERSIZED: &str = "not-acceptable";
 
 /// A stanza error: the answer to a request that is not allowed or not possible (RFC 6120, 8.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -319,7 +316,7 @@ mod tests {
         let unreadable = Stanza::parse_canonical(iq("get", &from_to)).unwrap_err();
         assert_eq!(unreadable.reason, StanzaError::Address);
         let answers = [
-            (unreadable.refuse_address(), "jid-malformed"),
+            (unreadable.address_refusal(), "jid-malformed"),
             (refuse_oversized(iq("set", &from_to)), "not-acceptable"),
         ];
         for (answer, condition) in answers {
@@ -341,7 +338,7 @@ mod tests {
             ("get", "from='a@a.example'".to_owned()),
         ] {
             let unreadable = Stanza::parse_canonical(iq(type_, &attributes)).unwrap_err();
-            assert_eq!(unreadable.refuse_address(), None, "{type_} {attributes}");
+            assert_eq!(unreadable.address_refusal(), None, "{type_} {attributes}");
             assert_eq!(refuse_oversized(iq(type_, &attributes)), None, "{type_} {attributes}");
         }
     }

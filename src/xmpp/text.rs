@@ -45,6 +45,23 @@ pub fn replace_not_carried(element: &mut Element) {
     }
 }
 
+/// Returns an error's text as it is shown to a user: one line, without control characters, and not too long. Errors of
+/// libraries may repeat what strangers have sent.
+pub fn sentence(text: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 500;
+    let bad =
+        |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{fffe}' | '\u{ffff}');
+    if text.len() <= LONGEST && !text.chars().any(bad) {
+        return Cow::Borrowed(text);
+    }
+    let plain = text.chars().map(|c| if bad(c) { ' ' } else { c });
+    let mut short: String = plain.clone().take(LONGEST).collect();
+    if plain.count() > LONGEST {
+        short.push('…');
+    }
+    Cow::Owned(short)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,5 +93,13 @@ mod tests {
         replace_not_carried(&mut stanza);
         assert_eq!(stanza.attr("id"), Some("a\u{FFFD}b"));
         assert_eq!(stanza.children().next().unwrap().text(), "c\u{FFFD}d");
+    }
+
+    #[test]
+    fn a_sentence_is_one_line_of_bounded_length() {
+        assert_eq!(sentence("expected a key"), "expected a key");
+        assert_eq!(sentence("a\nb\u{1}c\u{85}d\u{ffff}"), "a b c d ");
+        let long = sentence(&"ä".repeat(600)).into_owned();
+        assert_eq!((long.chars().count(), long.ends_with('…')), (501, true));
     }
 }

@@ -28,7 +28,6 @@ use rxml::{
     AttrMap, Namespace, NcName, NcNameStr,
     writer::{Encoder, Item, SimpleNamespaces},
 };
-use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{
     ns,
@@ -102,91 +101,76 @@ pub(crate) struct Closed {
     pub(crate) inside: bool,
 }
 
-/// Reads a stream from a server.
-///
-/// # Cancel safety
-/// [`StanzaReader::read`] may be dropped and called again without loss.
-pub struct StanzaReader<R> {
-    io: R,
+/// The bytes of a stream that have been read, and the parser of them.
+pub(crate) struct StanzaBuffer {
     /// The bytes that were read are in `start..end`.
-    buffer: Vec<u8>,
+    bytes: Vec<u8>,
     start: usize,
     end: usize,
     parser: XmlParser,
 }
 
-impl<R> std::fmt::Debug for StanzaReader<R> {
+impl std::fmt::Debug for StanzaBuffer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StanzaReader").field("parser", &self.parser).finish_non_exhaustive()
+        f.debug_struct("StanzaBuffer").field("parser", &self.parser).finish_non_exhaustive()
     }
 }
 
-impl<R: AsyncRead + Unpin> StanzaReader<R> {
-    /// Reads from the start of a component's stream.
-    pub fn new(io: R) -> Self {
-        Self::with_rules(io, Rules::COMPONENT)
-    }
-
+impl StanzaBuffer {
     /// Reads from the start of a stream.
-    pub(crate) fn with_rules(io: R, rules: Rules) -> Self {
-        Self { io, buffer: vec![0; BUFFER], start: 0, end: 0, parser: XmlParser::new(rules) }
+    pub(crate) fn new(rules: Rules) -> Self {
+        Self { bytes: vec![0; BUFFER], start: 0, end: 0, parser: XmlParser::new(rules) }
     }
 
-    /// Returns the connection, if only white space has come after the last element.
-    pub(crate) fn into_io(self) -> Option<R> {
-        let rest = &self.buffer[self.start..self.end];
-        let is_clean = self.parser.is_between() && rest.iter().all(|byte| is_space((*byte).into()));
-        is_clean.then_some(self.io)
+    /// Returns whether only white space has come after the last element.
+    pub(crate) fn is_clean(&self) -> bool {
+        let rest = &self.bytes[self.start..self.end];
+        self.parser.is_between() && rest.iter().all(|byte| is_space((*byte).into()))
     }
 
-    /// Returns the next part of the stream.
-    ///
-    /// # Errors
-    /// An I/O error; [`io::ErrorKind::UnexpectedEof`] if the connection ends without the end of the stream,
-    /// [`io::ErrorKind::InvalidData`] for XML that is not well-formed. The stream is then lost.
-    pub async fn read(&mut self) -> io::Result<Received> {
-        loop {
-            let Self { buffer, start, end, parser, .. } = self;
-            if let Some(received) = parse(parser, buffer, start, *end)? {
-                return Ok(received);
-            }
-            self.fill().await?;
-        }
-    }
-
-    /// Waits until bytes have arrived, and reads them.
-    ///
-    /// # Errors
-    /// Those of [`StanzaReader::read`].
-    ///
-    /// # Cancel safety
-    /// Nothing is lost.
-    pub(crate) async fn fill(&mut self) -> io::Result<()> {
+    /// Returns the place for the bytes that are read next.
+    pub(crate) fn free(&mut self) -> &mut [u8] {
         if self.start > 0 {
-            self.buffer.copy_within(self.start..self.end, 0);
+            self.bytes.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
         }
-        let n = self.io.read(&mut self.buffer[self.end..]).await?;
+        &mut self.bytes[self.end..]
+    }
+
+    /// Notes that `n` bytes were read into the free place; 0 means that the connection has ended.
+    ///
+    /// # Errors
+    /// [`Closed`], if the connection ends without the end of the stream.
+    pub(crate) fn filled(&mut self, n: usize) -> Result<(), Closed> {
         self.end += n;
         if n == 0 {
-            let inside = self.start < self.end || !self.parser.is_between();
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, Closed { inside }));
+            return Err(Closed { inside: self.start < self.end || !self.parser.is_between() });
         }
         Ok(())
     }
 
-    /// Returns the next part of the bytes that were read; `None` if [`StanzaReader::fill`] is needed first.
+    /// Returns the next part of the bytes that were read, read by the parser; `None` if more bytes are needed first.
     ///
     /// # Errors
-    /// Those of [`StanzaReader::read`].
-    pub(crate) fn next(&mut self) -> io::Result<Option<Came<'_>>> {
-        let Self { buffer, start, end, parser, .. } = self;
+    /// [`ParseError`]; the stream is then lost.
+    pub(crate) fn next_whole(&mut self) -> Result<Option<Received>, ParseError> {
+        let Self { bytes, start, end, parser } = self;
+        parse(parser, bytes, start, *end)
+    }
+
+    /// Returns the next part of the bytes that were read, as it is if it is a stanza in plain spelling; `None` if more
+    /// bytes are needed first.
+    ///
+    /// # Errors
+    /// [`ParseError`]; the stream is then lost.
+    pub(crate) fn next(&mut self) -> Result<Option<Came<'_>>, ParseError> {
+        let Self { bytes, start, end, parser } = self;
         if parser.is_between() {
-            while *start < *end && is_space(char::from(buffer[*start])) {
+            while *start < *end && is_space(char::from(bytes[*start])) {
                 *start += 1;
             }
-            match plain::scan(&buffer[*start..*end], parser.tree.rules.namespace) {
+            match plain::scan(&bytes[*start..*end], parser.tree.rules.namespace) {
                 Scan::Plain(stanza, length) => {
                     *start += length;
                     return Ok(Some(Came::Plain(stanza)));
@@ -195,20 +179,20 @@ impl<R: AsyncRead + Unpin> StanzaReader<R> {
                 Scan::Incomplete | Scan::Other => {}
             }
         }
-        Ok(parse(parser, buffer, start, *end)?.map(Came::Whole))
+        Ok(parse(parser, bytes, start, *end)?.map(Came::Whole))
     }
 }
 
 fn parse(
     parser: &mut XmlParser,
-    buffer: &[u8],
+    bytes: &[u8],
     start: &mut usize,
     end: usize,
-) -> io::Result<Option<Received>> {
-    let mut rest = &buffer[*start..end];
+) -> Result<Option<Received>, ParseError> {
+    let mut rest = &bytes[*start..end];
     let received = parser.next(&mut rest);
     *start = end - rest.len();
-    received.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    received
 }
 
 /// Makes elements of a stream's bytes, without input or output of its own.
@@ -674,10 +658,48 @@ mod tests {
         xmlns:stream='http://etherx.jabber.org/streams' xmlns='jabber:component:accept' \
         from='xtls.example.org' id='3BF96D32'>";
 
-    async fn all(text: &str) -> Vec<Received> {
-        let mut reader = StanzaReader::new(text.as_bytes());
+    /// A component's stream whose bytes come in pieces of one size.
+    struct Reader<'a> {
+        rest: &'a [u8],
+        piece: usize,
+        buffer: StanzaBuffer,
+    }
+
+    impl<'a> Reader<'a> {
+        fn new(text: &'a str, piece: usize) -> Self {
+            Self { rest: text.as_bytes(), piece, buffer: StanzaBuffer::new(Rules::COMPONENT) }
+        }
+
+        fn fill(&mut self) -> Result<(), Closed> {
+            let free = self.buffer.free();
+            let n = self.piece.min(self.rest.len()).min(free.len());
+            free[..n].copy_from_slice(&self.rest[..n]);
+            self.rest = &self.rest[n..];
+            self.buffer.filled(n)
+        }
+
+        /// Returns the next part, with or without the fast path for plain stanzas; an error as its text.
+        fn read(&mut self, plainly: bool) -> Result<Received, String> {
+            loop {
+                let came = if plainly {
+                    self.buffer.next().map_err(|error| error.to_string())?
+                } else {
+                    let whole = self.buffer.next_whole().map_err(|error| error.to_string())?;
+                    whole.map(Came::Whole)
+                };
+                match came {
+                    Some(Came::Plain(stanza)) => return Ok(Received::Element(stanza.to_element())),
+                    Some(Came::Whole(received)) => return Ok(received),
+                    None => self.fill().map_err(|closed| closed.to_string())?,
+                }
+            }
+        }
+    }
+
+    fn all(text: &str) -> Vec<Received> {
+        let mut reader = Reader::new(text, usize::MAX);
         let mut out = Vec::new();
-        while let Ok(received) = reader.read().await {
+        while let Ok(received) = reader.read(false) {
             let end = matches!(received, Received::Footer);
             out.push(received);
             if end {
@@ -688,8 +710,8 @@ mod tests {
     }
 
     /// Returns the stanzas of a stream that continues to its end.
-    async fn stanzas(text: &str) -> Vec<Element> {
-        let mut got = all(&format!("{HEADER}{text}</stream:stream>")).await;
+    fn stanzas(text: &str) -> Vec<Element> {
+        let mut got = all(&format!("{HEADER}{text}</stream:stream>"));
         assert!(matches!(got.pop(), Some(Received::Footer)), "{text}: {got:?}");
         assert!(matches!(got.remove(0), Received::Header(_)));
         let element = |received| match received {
@@ -709,11 +731,11 @@ mod tests {
         assert_eq!(xmpp_parsers::ns::DEFAULT_NS, ns::CLIENT);
     }
 
-    #[tokio::test]
-    async fn the_namespace_is_mapped_at_the_edge_and_unknown_children_survive() {
+    #[test]
+    fn the_namespace_is_mapped_at_the_edge_and_unknown_children_survive() {
         let iq = "<iq type='get' from='a@b/c' to='xtls.example.org' id='1'>\
             <x xmlns='urn:x' q='1'>t<y xmlns='jabber:client'/></x></iq>";
-        let got = stanzas(iq).await;
+        let got = stanzas(iq);
         assert!(got[0].is("iq", ns::CLIENT));
         let out = written(&got[0]).unwrap();
         assert!(out.starts_with("<iq xmlns='jabber:component:accept'"), "{out}");
@@ -723,8 +745,8 @@ mod tests {
         assert!(x.has_child("y", ns::CLIENT));
     }
 
-    #[tokio::test]
-    async fn names_in_the_namespace_of_xml_are_read_in_every_spelling_and_not_written() {
+    #[test]
+    fn names_in_the_namespace_of_xml_are_read_in_every_spelling_and_not_written() {
         const XML: &str = "http://www.w3.org/XML/1998/namespace";
         for child in [
             format!("<foo xmlns='{XML}'/>"),
@@ -732,32 +754,31 @@ mod tests {
             format!("<xml:foo xmlns:xml='{XML}'/>"),
             format!("<ns1:foo xmlns:ns1='{XML}'/>"),
         ] {
-            let got = stanzas(&format!("<message>{child}</message><iq/>")).await;
+            let got = stanzas(&format!("<message>{child}</message><iq/>"));
             assert!(got[0].has_child("foo", XML), "{child}: {got:?}");
             assert!(written(&got[0]).is_err());
             assert_eq!(got.len(), 2);
         }
         for attribute in ["xml:foo='1'", &format!("xmlns:ns1='{XML}' ns1:foo='1'")] {
-            let got = stanzas(&format!("<message {attribute}/><iq/>")).await;
+            let got = stanzas(&format!("<message {attribute}/><iq/>"));
             assert_eq!(got[0].attr_ns(XML, "foo"), Some("1"), "{attribute}");
             assert!(written(&got[0]).is_err());
             assert_eq!(got.len(), 2);
         }
         for name in ["lang", "base", "space", "id"] {
-            let got = stanzas(&format!("<message xml:{name}='1'/>")).await;
+            let got = stanzas(&format!("<message xml:{name}='1'/>"));
             assert!(written(&got[0]).unwrap().contains(&format!(" xml:{name}='1'")));
         }
         let xmlns = "<message><xmlns:foo xmlns:xmlns='u'/><x xmlns='http://www.w3.org/2000/xmlns/'/></message>";
-        assert!(written(&stanzas(xmlns).await[0]).is_err());
+        assert!(written(&stanzas(xmlns)[0]).is_err());
     }
 
-    #[tokio::test]
-    async fn undeclared_prefixes_are_kept_apart_and_written_with_a_declaration() {
+    #[test]
+    fn undeclared_prefixes_are_kept_apart_and_written_with_a_declaration() {
         let got = stanzas(
             "<sp:message sp:y='1' y='2' id='1'><sp:x/><p:x xmlns:p=''/><q:x xmlns:q='urn:q' q:a='1' sp:a='2'/>\
              </sp:message>",
-        )
-        .await;
+        );
         let message = &got[0];
         assert!(message.is("message", ns::CLIENT));
         let (sp, p) = ("urn:fingerpost:undeclared-prefix:sp", "urn:fingerpost:undeclared-prefix:p");
@@ -765,12 +786,12 @@ mod tests {
         assert!(message.has_child("x", sp) && message.has_child("x", p));
         let q = message.get_child("x", "urn:q").unwrap();
         assert_eq!((q.attr_ns("urn:q", "a"), q.attr_ns(sp, "a")), (Some("1"), Some("2")));
-        let again = stanzas(&written(message).unwrap()).await;
+        let again = stanzas(&written(message).unwrap());
         assert_eq!(&again[0], message);
     }
 
-    #[tokio::test]
-    async fn what_else_is_legal_or_passed_on_is_read() {
+    #[test]
+    fn what_else_is_legal_or_passed_on_is_read() {
         for (text, expected) in [
             ("<message id='a\rb'/>", "<message xmlns='jabber:client' id='a b'/>"),
             ("<message id='b\r'/>", "<message xmlns='jabber:client' id='b '/>"),
@@ -800,19 +821,19 @@ mod tests {
                 "<message xmlns='jabber:client'><\u{e9}._-\u{b7}1 \u{10000}='\u{1f600}'/></message>",
             ),
         ] {
-            let got = stanzas(text).await;
+            let got = stanzas(text);
             let expected: Element = expected.parse().unwrap();
             assert_eq!(got, [expected], "{}", &text[..text.len().min(100)]);
-            assert_eq!(stanzas(&written(&got[0]).unwrap()).await, got);
+            assert_eq!(stanzas(&written(&got[0]).unwrap()), got);
         }
         let long = "v".repeat(500_000);
-        let got = stanzas(&format!("<message id='{long}'><x y='{long}'/></message>")).await;
+        let got = stanzas(&format!("<message id='{long}'><x y='{long}'/></message>"));
         let child = got[0].get_child("x", ns::CLIENT).unwrap();
         assert_eq!([got[0].attr("id"), child.attr("y")], [Some(long.as_str()); 2]);
     }
 
-    #[tokio::test]
-    async fn a_stanza_too_deep_or_too_long_is_reported_and_the_stream_goes_on() {
+    #[test]
+    fn a_stanza_too_deep_or_too_long_is_reported_and_the_stream_goes_on() {
         let deep = format!(
             "<iq type='get' id='d' from='a@b/c' to='x'>{}{}</iq>",
             "<a>".repeat(20_000),
@@ -820,7 +841,7 @@ mod tests {
         );
         let long = format!("<iq type='get' id='l' x='{}'><z>text</z></iq>", "9".repeat(9000));
         let huge = format!("<iq type='get' id='h'><z>{}</z></iq>", "9".repeat(MAX_STANZA + 1));
-        let got = all(&format!("{HEADER}{deep}{long}{huge}<iq id='e'/></stream:stream>")).await;
+        let got = all(&format!("{HEADER}{deep}{long}{huge}<iq id='e'/></stream:stream>"));
         let Some(Received::Oversized(head)) = got.get(1) else { panic!("deep") };
         assert_eq!((head.attr("id"), head.nodes().len()), (Some("d"), 0));
         assert!(
@@ -831,8 +852,8 @@ mod tests {
         assert!(matches!(got.get(5), Some(Received::Footer)));
     }
 
-    #[tokio::test]
-    async fn every_way_to_be_too_much_leaves_the_head_and_the_stream() {
+    #[test]
+    fn every_way_to_be_too_much_leaves_the_head_and_the_stream() {
         let value = "9".repeat(MAX_STANZA + 1);
         let name = "n".repeat(MAX_STANZA + 9);
         let namespace = "n".repeat(MAX_STANZA / 4);
@@ -855,7 +876,7 @@ mod tests {
             let text = format!(
                 "{HEADER}<iq {attributes}id='1'>{content}</iq><iq id='2'/></stream:stream>"
             );
-            let got = all(&text).await;
+            let got = all(&text);
             let beginning = &text[HEADER.len()..HEADER.len() + 60];
             let Some(Received::Oversized(head)) = got.get(1) else { panic!("{beginning}") };
             assert_eq!((head.attr("id"), head.nodes().len()), (Some("1"), 0), "{beginning}");
@@ -864,21 +885,21 @@ mod tests {
             assert!(matches!(got.get(3), Some(Received::Footer)), "{beginning}");
         }
         let text = format!("{HEADER}<iq{attributes}><a/></iq><iq id='2'/></stream:stream>");
-        let got = all(&text).await;
+        let got = all(&text);
         assert!(matches!(got[1], Received::Dropped | Received::Oversized(_)));
         assert_eq!(got.len(), 4);
     }
 
-    #[tokio::test]
-    async fn what_is_not_well_formed_is_an_error() {
+    #[test]
+    fn what_is_not_well_formed_is_an_error() {
         for text in ["<a></b>", "</a>", "<a", "<a>&b;</a>", "<a:b:c/>", "<a b/>", "<!DOCTYPE a>"] {
-            let got = all(&format!("{HEADER}{text}</stream:stream><iq/>")).await;
+            let got = all(&format!("{HEADER}{text}</stream:stream><iq/>"));
             assert!(!got.iter().any(|r| matches!(r, Received::Element(_))), "{text}: {got:?}");
         }
     }
 
-    #[tokio::test]
-    async fn a_connection_that_ends_says_where() {
+    #[test]
+    fn a_connection_that_ends_says_where() {
         for (text, expected) in [
             ("", "the connection was closed"),
             ("<iq/> ", "the connection was closed"),
@@ -886,57 +907,23 @@ mod tests {
             ("<i", "the connection was closed in the middle of a stanza"),
         ] {
             for plainly in [false, true] {
-                let (_, error) = read_all(&format!("{HEADER}{text}"), 7, plainly).await;
-                assert_eq!(error.unwrap().to_string(), expected, "{text}");
+                let (_, error) = read_all(&format!("{HEADER}{text}"), 7, plainly);
+                assert_eq!(error.unwrap(), expected, "{text}");
             }
         }
     }
 
-    /// Gives its bytes in pieces of one size.
-    struct Pieces<'a>(&'a [u8], usize);
-
-    impl AsyncRead for Pieces<'_> {
-        fn poll_read(
-            mut self: std::pin::Pin<&mut Self>,
-            _: &mut std::task::Context<'_>,
-            buf: &mut tokio::io::ReadBuf<'_>,
-        ) -> std::task::Poll<io::Result<()>> {
-            let n = self.1.min(self.0.len()).min(buf.remaining());
-            buf.put_slice(&self.0[..n]);
-            self.0 = &self.0[n..];
-            std::task::Poll::Ready(Ok(()))
-        }
-    }
-
-    /// Returns everything on a stream as text, and how it broke, if it did; with or without the fast path for plain
-    /// stanzas.
-    async fn read_all(text: &str, piece: usize, plainly: bool) -> (Vec<String>, Option<io::Error>) {
-        let mut reader = StanzaReader::new(Pieces(text.as_bytes(), piece));
+    /// Returns everything on a stream as text, and how it broke, if it did.
+    fn read_all(text: &str, piece: usize, plainly: bool) -> (Vec<String>, Option<String>) {
+        let mut reader = Reader::new(text, piece);
         let mut out = Vec::new();
         loop {
-            let received = if plainly {
-                match reader.next() {
-                    Ok(None) => match reader.fill().await {
-                        Ok(()) => continue,
-                        Err(error) => Err(error),
-                    },
-                    Ok(Some(Came::Plain(stanza))) => Ok(Received::Element(stanza.to_element())),
-                    Ok(Some(Came::Whole(received))) => Ok(received),
-                    Err(error) => Err(error),
-                }
-            } else {
-                reader.read().await
-            };
-            match received {
+            match reader.read(plainly) {
                 Err(error) => return (out, Some(error)),
                 Ok(Received::Footer) => return (out, None),
                 Ok(received) => out.push(format!("{received:?}")),
             }
         }
-    }
-
-    fn run<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
     }
 
     proptest! {
@@ -955,12 +942,9 @@ mod tests {
             piece in 1_usize..90,
         ) {
             let text = format!("{HEADER}{}</stream:stream>", parts.concat());
-            let got = |(out, error): (Vec<String>, Option<io::Error>)| {
-                (out, error.map(|error| error.to_string()))
-            };
-            let whole = got(run(read_all(&text, 1 << 20, false)));
-            prop_assert_eq!(got(run(read_all(&text, piece, true))), whole.clone());
-            prop_assert_eq!(got(run(read_all(&text, piece, false))), whole);
+            let whole = read_all(&text, 1 << 20, false);
+            prop_assert_eq!(read_all(&text, piece, true), whole.clone());
+            prop_assert_eq!(read_all(&text, piece, false), whole);
         }
 
         /// A stanza that the fast path accepts is the same to the parser.
@@ -971,7 +955,7 @@ mod tests {
         ) {
             if let Scan::Plain(plain, length) = plain::scan(stanza.as_bytes(), ns::COMPONENT) {
                 prop_assert_eq!(length, stanza.len());
-                let parsed = run(stanzas(&stanza));
+                let parsed = stanzas(&stanza);
                 prop_assert_eq!(parsed, vec![plain.to_element()]);
             }
         }
@@ -982,18 +966,18 @@ mod tests {
             text in "(<x:?[a-c]( (a|p:a|xml:lang|xmlns:p|xmlns)='[a-c&#13;\r\n<]{0,3}')*>?|</x:?[a-c]>|[a-c \r&;]|&#(10|13|1);){0,12}",
         ) {
             let text = format!("{HEADER}<iq>{text}</iq></stream:stream>");
-            for received in run(all(&text)) {
+            for received in all(&text) {
                 if let Received::Element(element) = received
                     && let Ok(out) = written(&element)
                 {
-                    prop_assert_eq!(run(stanzas(&out)), vec![element]);
+                    prop_assert_eq!(stanzas(&out), vec![element]);
                 }
             }
         }
 
         #[test]
         fn mangled_input_never_panics(text in "[<>/ a-c='\"&;:!?\\[\\]\r-]{0,80}") {
-            run(all(&format!("{HEADER}{text}")));
+            all(&format!("{HEADER}{text}"));
         }
     }
 }

@@ -47,6 +47,7 @@ use super::{
     rewrite,
     rewrite::Frame,
 };
+use crate::refuse::Refuse as _;
 use crate::{
     mediator::{
         ibb::IbbError,

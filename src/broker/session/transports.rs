@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::{Action, Phase, Question, Session, contents::contents, out_of_order};
+use crate::refuse::Refuse as _;
 use crate::{
     broker::{
         Side,
@@ -29,7 +30,7 @@ use crate::{
         rewrite,
         transport::{self, Transport},
     },
-    mediator::{ibb_xml::IbbPayload, transfer::DstAddr},
+    mediator::{dst_addr::DstAddr, ibb_xml::IbbPayload},
     xmpp::{
         ns, size,
         stanza::{Refusal, Stanza},

@@ -9,7 +9,8 @@ use crate::{
     endpoint::{login::Stream, sasl2::Wish},
     xmpp::{
         ns,
-        xml::{self, Rules, StanzaReader},
+        reader::StanzaReader,
+        xml::{self, Rules},
     },
 };
 
