@@ -25,12 +25,12 @@ demo: ## Watch two users on a real Prosody send a file end to end
 	@cargo run --quiet --release --locked --example demo
 
 test: peers nextest ## Run all tests, with real servers and independent clients
-	cargo nextest run --locked --lib --bins --tests
-	cargo test --locked --doc
+	cargo nextest run --locked --workspace --lib --bins --tests
+	cargo test --locked --workspace --doc
 
 test-fast: nextest ## Run the tests that need no server
 	@deploy/ci/install-peers.sh cc
-	cargo nextest run --locked --lib --bins --tests --profile fast
+	cargo nextest run --locked --workspace --lib --bins --tests --profile fast
 
 interop: peers nextest ## Run every dialect against every other, and look at the wire; writes the tables of docs/INTEROP.md
 	FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test interop --test wire
@@ -99,16 +99,16 @@ compose-down: ## Take it down
 	COMPOSE_PROJECT_NAME=fingerpost-test docker-compose down --volumes --timeout 2
 
 fmt: ## Format the code
-	cargo fmt
+	cargo fmt --all
 
 lint: ## Check format and lints; a warning is an error
 	@deploy/ci/install-peers.sh cc
 	xtask/prose-check
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 doc: ## Build the documentation; a warning is an error
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 
 deny: ## Check licences, bans and sources, and advisories where their database can be fetched
 	@deploy/ci/deny.sh

@@ -6,15 +6,12 @@
 #![allow(clippy::print_stdout, reason = "the output is the purpose")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that fails stops and says where")]
 
-#[path = "../tests/support/mod.rs"]
-mod support;
-
 use std::fmt::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use fingerpost::print::HashKind;
 use fingerpost::registry::store::Store;
+use fingerpost_wire::print::HashKind;
 use jid::BareJid;
 use sqlx::Connection;
 use support::postgres::Postgres;

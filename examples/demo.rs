@@ -5,9 +5,6 @@
 #![allow(clippy::print_stdout, reason = "the output is the purpose")]
 #![allow(clippy::unwrap_used, reason = "a demo that fails stops and says where")]
 
-#[path = "../tests/support/mod.rs"]
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 

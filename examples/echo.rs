@@ -12,10 +12,8 @@
 use std::error::Error;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use fingerpost::{
-    endpoint::{Endpoint, FirstUse, Login, Request},
-    tls::identity::Identity,
-};
+use fingerpost_endpoint::{Endpoint, FirstUse, Login, Request};
+use fingerpost_secure::identity::Identity;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {

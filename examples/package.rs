@@ -7,13 +7,13 @@ use std::{fs, path::Path};
 
 use clap::{Command, CommandFactory};
 use clap_complete::{Shell, generate_to};
-use fingerpost::{cli, client, config::DEFAULT_TEXT};
+use fingerpost::{cli, config::DEFAULT_TEXT};
 
 fn main() {
     let directory = std::env::args().nth(1).expect("usage: package DIRECTORY");
     let directory = Path::new(&directory);
     let programs: [(&str, Command); 2] =
-        [("fingerpost", cli::Cli::command()), ("xtls", client::Cli::command())];
+        [("fingerpost", cli::Cli::command()), ("xtls", fingerpost_xtls::Cli::command())];
     for (name, command) in programs {
         let pages = directory.join("man");
         fs::create_dir_all(&pages).unwrap();

@@ -12,10 +12,8 @@
 
 use std::process::ExitCode;
 
-use fingerpost::{
-    endpoint::{Application, Endpoint, Error, Login},
-    tls::identity::Identity,
-};
+use fingerpost_endpoint::{Application, Endpoint, Error, Login};
+use fingerpost_secure::identity::Identity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::main]

@@ -5,9 +5,8 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
+use fingerpost_wire::jid::identity;
 use jid::BareJid;
-
-use crate::xmpp::jid::identity;
 
 /// The access lists: JIDs and domains in the form in which they are compared, or `*` for anyone.
 #[derive(Clone, Debug, Default)]

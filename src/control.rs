@@ -15,10 +15,14 @@ use tracing::info;
 
 use crate::{
     access::Doors,
-    broker::Broker,
     logging::LogLevel,
-    mediator::table::Table,
-    registry::{Notice, model::Actor, store::Store, store::StoreError},
+    registry::{
+        Notice,
+        model::Actor,
+        store::{Store, StoreError},
+    },
+    relay::table::Table,
+    sessions::Broker,
 };
 
 /// Asks for a reload of the configuration. The answer lists the changed settings that need a restart, or says what is

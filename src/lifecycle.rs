@@ -2,21 +2,21 @@
 
 use std::io::Write;
 
+use fingerpost_carry::clock::{Clock, SystemClock};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::{
     cli::{BAD_CONFIG, Failure, SECRET_REFUSED, Task, backup, keys, online, reach, vars},
-    clock::{Clock, SystemClock},
     config::{Config, Format, Loaded},
     control::Reload,
     http,
+    link::LinkError,
     logging::{self, LogLevel},
-    mediator::plane::Plane,
     registry::store::OpenError,
+    relay::plane::Plane,
     service::{self, Event, Service, StartError},
     systemd::{self, Inherited},
-    xmpp::link::LinkError,
 };
 
 impl From<StartError> for Failure {

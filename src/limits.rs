@@ -3,7 +3,7 @@
 //! A bucket that was not used for as long as it takes to fill is full, so it need not be kept. Buckets live in two
 //! generations: after that time the young generation becomes the old one, and the old one is dropped whole.
 //!
-//! A domain with more active users than its share (as in [`crate::shares`]) has one bucket for all users beyond the
+//! A domain with more active users than its share (as in [`fingerpost_carry::shares`]) has one bucket for all users beyond the
 //! share. Names cost nothing: a stranger who uses each name once must not push others out.
 
 use std::{
@@ -13,9 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fingerpost_wire::jid::identity;
 use jid::BareJid;
-
-use crate::xmpp::jid::identity;
 
 /// The most users of one generation; about 3 MB.
 const USERS: usize = 32_768;

@@ -6,6 +6,9 @@ use std::{
     time::Duration,
 };
 
+use fingerpost_carry::iq::Requests;
+use fingerpost_secure::identity::Identity;
+use fingerpost_wire::{plain::Plain, size};
 use jid::{BareJid, FullJid};
 use minidom::Element;
 use tokio::{
@@ -18,31 +21,24 @@ use tracing::{info, warn};
 
 use crate::{
     access::{Access, Doors},
-    broker::{self, Broker, hints, journal::Journal, reachable::Reachable},
     cluster::{self, Cluster},
     config::{self, Config, Policy},
     control::{self, Control, Reload},
+    front::{self, Back, Known, Report, Router},
     http::{self, Status},
+    link::{self, LinkError, LinkOptions, Software, echo::Route},
     logging::LogLevel,
-    mediator::{
-        listener::{self, Listener},
-        table::{self, Table},
-    },
     registry::{
         self, Notice, Registry,
         model::Visibility,
         store::{self, Inspected, Store},
     },
-    router::{self, Back, Known, Report, Router},
-    systemd::Inherited,
-    tls::identity::Identity,
-    xmpp::{
-        echo::Route,
-        iq::Requests,
-        link::{self, LinkError, LinkOptions, Software},
-        plain::Plain,
-        size,
+    relay::{
+        listener::{self, Listener},
+        table::{self, Table},
     },
+    sessions::{self, Broker, hints, journal::Journal, reachable::Reachable},
+    systemd::Inherited,
 };
 
 /// The most stanzas that wait to be written to the XMPP server.
@@ -720,8 +716,8 @@ fn listener_options(config: &Config) -> listener::Options {
     }
 }
 
-fn router_options(config: &Config, access: Doors) -> router::Options {
-    router::Options {
+fn router_options(config: &Config, access: Doors) -> front::Options {
+    front::Options {
         jid: config.component.jid.clone(),
         name: config.component.name.clone(),
         contact: config.component.contact.clone(),
@@ -745,13 +741,13 @@ fn visibility(written: config::Visibility) -> Visibility {
     }
 }
 
-fn broker_options(config: &Config) -> broker::Options {
+fn broker_options(config: &Config) -> sessions::Options {
     let policy = |policy| match policy {
         Policy::Annotate => hints::Policy::Annotate,
         Policy::Strip => hints::Policy::Strip,
         Policy::Reject => hints::Policy::Reject,
     };
-    broker::Options {
+    sessions::Options {
         jid: config.component.jid.clone(),
         require_tls: config.broker.require_tls,
         policies: hints::Policies {

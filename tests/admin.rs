@@ -1,7 +1,5 @@
 //! Administration over XMPP, seen from outside, on real servers; the commands are run by slixmpp.
 
-mod support;
-
 use serde_json::{Value, json};
 use support::free_port;
 use support::programs::{Component, Options, script};

@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;

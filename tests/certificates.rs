@@ -3,24 +3,27 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use fingerpost::endpoint::Error;
-use fingerpost::print::{HashKind, Method, Print, PrintError};
-use fingerpost::registry::material::{Material, MaterialError, remark};
-use fingerpost::registry::requests::RequestKind;
-use fingerpost::registry::store::{Store, StoreError};
-use fingerpost::registry::verdict::{Verdict, judge};
-use fingerpost::registry::x509;
-use fingerpost::registry::{Notice, Options, Registry, proof_message};
 use fingerpost::registry::{
-    key::{KeyId, State},
+    Notice, Options, Registry,
     model::{Event, Key, NewKey, NotAllowed, Source, Visibility},
+    requests::RequestKind,
+    store::{Store, StoreError},
+    verdict::{Verdict, judge},
 };
-use fingerpost::tls::{identity::Identity, stream::connect};
+use fingerpost_endpoint::Error;
+use fingerpost_secure::{
+    identity::Identity,
+    material::{Material, MaterialError, remark},
+    stream::connect,
+    x509,
+};
+use fingerpost_wire::{
+    key::{KeyId, State},
+    print::{HashKind, Method, Print, PrintError},
+};
 use jid::{BareJid, Jid};
 use support::process::Process;
 use support::{free_port, wait_for};
@@ -160,7 +163,7 @@ async fn verdict(registry: &Registry, time: OffsetDateTime) -> Verdict {
 
 async fn proves(registry: &Registry, key: &Key, gpg: &Gpg, by: &str) -> bool {
     let (nonce, _) = registry.challenge(&owner(), key.id, now()).await.unwrap();
-    let message = proof_message::message(registry.component(), &owner(), &nonce);
+    let message = fingerpost_wire::proof::message(registry.component(), &owner(), &nonce);
     let signature = gpg.sign(by, &message);
     registry.prove(&alice(), key.id, &signature, now()).await.is_ok()
 }
@@ -366,7 +369,7 @@ fn several_certificates_are_refused_and_nothing_sent_is_repeated() {
     let refused = Material::parse(Method::OpenPgp, both.as_bytes()).unwrap_err().to_string();
     assert!(refused.contains("several"), "{refused}");
     let both = format!("{}{}", read("a.key"), read("b.key"));
-    let refused = fingerpost::tls::openpgp::OpenPgpKey::parse(both.as_bytes()).unwrap_err();
+    let refused = fingerpost_secure::openpgp::OpenPgpKey::parse(both.as_bytes()).unwrap_err();
     assert!(refused.to_string().contains("several certificates"), "{refused}");
     let pem = "-----BEGIN CERTIFICATE-----\nTk9UIEEgQ0VSVElGSUNBVEU=\n-----END CERTIFICATE-----\n";
     let armour = read("a.cert");

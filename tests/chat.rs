@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::{
     fs::File,
     io::Write,

@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;

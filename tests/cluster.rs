@@ -3,8 +3,6 @@
 
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::{
     fs::{File, OpenOptions},
     io::Write,

@@ -3,8 +3,6 @@
 
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,6 @@
 //! The SOCKS5 port under many connections: short sessions that leave nothing, garbage, idle pairs, too few descriptors;
 //! behind a load balancer; and the status pages about it.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;

@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::{
     ffi::OsStr,
     fs,
@@ -559,7 +557,7 @@ fn prosody_once_means_one_session_of_any_kind() {
     assert_eq!((chat.wait(), listener.wait()), (0, 0), "{}\n{}", chat.log(), listener.log());
 }
 
-on_both!(
+support::on_both!(
     a_further_device_is_shown_and_asked_for_once,
     a_listener_takes_a_further_device_only_as_it_was_told,
     one_listener_takes_all_kinds,

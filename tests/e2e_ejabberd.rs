@@ -1,10 +1,8 @@
 //! End to end on a real ejabberd, with slixmpp and OpenSSL on the other side.
 
-mod support;
-
 use support::servers::Kind;
 
-scenarios!(
+support::scenarios!(
     Kind::Ejabberd,
     slixmpp_transfers_64_mib_through_the_proxy,
     other_clients_transfer_through_the_proxy_both_ways,

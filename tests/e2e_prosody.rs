@@ -1,7 +1,5 @@
 //! End to end on a real prosody, with slixmpp and OpenSSL on the other side.
 
-mod support;
-
 use std::time::Duration;
 
 use support::{
@@ -11,7 +9,7 @@ use support::{
     sha256,
 };
 
-scenarios!(
+support::scenarios!(
     Kind::Prosody,
     slixmpp_transfers_64_mib_through_the_proxy,
     other_clients_transfer_through_the_proxy_both_ways,

@@ -1,7 +1,5 @@
 //! The registry, end to end on a real XMPP server, on both databases.
 
-mod support;
-
 use serde_json::json;
 use support::postgres::Postgres;
 use support::programs::{Component, Options, Script, Xtls, script};

@@ -195,7 +195,7 @@ fn every_target_runs_here_and_with_libfuzzer() {
 #[test]
 #[ignore = "writes new keys into fuzz/corpus"]
 fn write_the_seeds_that_are_keys() {
-    use fingerpost::tls::{identity::Identity, openpgp::OpenPgpKey};
+    use fingerpost_secure::{identity::Identity, openpgp::OpenPgpKey};
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let put = |name: &str, bytes: &[u8]| std::fs::write(directory.join(name), bytes).unwrap();
     let user = jid::BareJid::new("juliet@example.test").unwrap();

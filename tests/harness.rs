@@ -1,7 +1,5 @@
 //! The harness itself: both servers start, accept their users, and start again with the same data.
 
-mod support;
-
 use serde_json::json;
 use support::programs::script;
 use support::servers::{Kind, Server};

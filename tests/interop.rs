@@ -1,8 +1,6 @@
 //! Every dialect of an offer with every other, over every pair of legs, in both orders, on a real server; and the page
 //! with the results.
 
-mod support;
-
 use serde_json::json;
 use support::programs::{Component, Options, script};
 use support::root;

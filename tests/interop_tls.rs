@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -12,9 +10,11 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use fingerpost::print::Print;
-use fingerpost::tls::identity::{Algorithm, Identity};
-use fingerpost::tls::stream::{Secured, TlsError, accept, connect};
+use fingerpost_secure::{
+    identity::{Algorithm, Identity},
+    stream::{Secured, TlsError, accept, connect},
+};
+use fingerpost_wire::print::Print;
 use jid::BareJid;
 use serde_json::{Value, json};
 use support::process::{Process, read};
@@ -270,7 +270,7 @@ async fn a_library_without_ml_dsa_is_told_that_the_key_does_not_suit_it() {
     let _peer = Process::start(command, &directory.path().join("peer.log"));
     let (stream, _) = listener.accept().await.unwrap();
     let refused = ours(stream, false, &own, vec![other.print()]).await.unwrap_err();
-    let text = fingerpost::endpoint::Error::from(refused).to_string();
+    let text = fingerpost_endpoint::Error::from(refused).to_string();
     assert!(text.contains("accepts no signature algorithm of our key"), "{text}");
 }
 
@@ -279,7 +279,7 @@ fn prosody_the_password_check_of_another_program_passes() {
     the_password_check_of_another_program_passes(Kind::Prosody);
 }
 
-on_both!(
+support::on_both!(
     openssl_initiates_and_responds_over_each_transport,
     gnutls_speaks_tls_srp_through_a_brokered_session,
 );

@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::{
     ffi::OsStr,
     fs::File,

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;

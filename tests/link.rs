@@ -2,8 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::time::Duration;
 
 use support::postgres::Postgres;

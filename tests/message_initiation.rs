@@ -1,7 +1,5 @@
 //! Sessions that are proposed before they are started (XEP-0353), on real XMPP servers.
 
-mod support;
-
 use serde_json::json;
 use support::programs::{Component, Options, script};
 use support::servers::{Kind, Server};

@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -431,7 +429,10 @@ fn the_string_is_confirmed_at_a_terminal(kind: Kind) {
     }
 }
 
-on_both!(methods_over_each_transport_with_and_without_a_broker, what_is_not_verified_gets_nothing,);
+support::on_both!(
+    methods_over_each_transport_with_and_without_a_broker,
+    what_is_not_verified_gets_nothing,
+);
 
 // The XMPP server plays no part in these tests.
 

@@ -4,8 +4,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 

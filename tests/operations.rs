@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{Read, Write},
@@ -295,8 +293,8 @@ fn the_log_as_json_has_the_session_on_each_line_and_no_full_address() {
             assert!(!text.contains(user), "{text}");
         }
         let target = line["target"].as_str().unwrap();
-        if target.starts_with("fingerpost::broker::session")
-            || target == "fingerpost::broker::driver"
+        if target.starts_with("fingerpost::sessions::session")
+            || target == "fingerpost::sessions::driver"
         {
             assert_eq!(line["span"]["name"], "session", "{text}");
             sessions.insert(line["span"]["id"].as_str().unwrap().to_owned());

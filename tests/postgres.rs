@@ -2,18 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::process::Command;
 use std::time::Duration;
 
-use fingerpost::cluster::Cluster;
-use fingerpost::print::{HashKind, Method, Print};
-use fingerpost::registry::store::{OpenError, Options as Database, Store, StoreError};
-use fingerpost::registry::{self, Registry};
-use fingerpost::registry::{
+use fingerpost::{
+    cluster::Cluster,
+    registry::{
+        self, Registry,
+        model::{Actor, NewKey, Source, Visibility},
+        store::{OpenError, Options as Database, Store, StoreError},
+    },
+};
+use fingerpost_wire::{
     key::{KeyId, State},
-    model::{Actor, NewKey, Source, Visibility},
+    print::{HashKind, Method, Print},
 };
 use jid::BareJid;
 use sqlx::{Connection, Executor, PgConnection};

@@ -1,20 +1,22 @@
 //! The store against a model that fits on a page, over random operations, on both databases; and the data of a real
 //! process that is killed in the middle of its work.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use fingerpost::cli::keys::{self, KeysCommand};
-use fingerpost::print::{HashKind, Method, Print};
-use fingerpost::registry::material::Material;
-use fingerpost::registry::store::Store;
-use fingerpost::registry::verdict::{self, Verdict};
-use fingerpost::registry::{self, Registry};
-use fingerpost::registry::{
+use fingerpost::{
+    cli::keys::{self, KeysCommand},
+    registry::{
+        self, Registry,
+        model::{Actor, Event, NewKey, Party, Settings, Source, Visibility},
+        store::Store,
+        verdict::{self, Verdict},
+    },
+};
+use fingerpost_secure::material::Material;
+use fingerpost_wire::{
     key::{Assurance, KeyId, State},
-    model::{Actor, Event, NewKey, Party, Settings, Source, Visibility},
+    print::{HashKind, Method, Print},
 };
 use jid::{BareJid, Jid};
 use proptest::prelude::*;

@@ -3,19 +3,21 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use fingerpost::cluster::{Cluster, Event};
-use fingerpost::print::{HashKind, Method, Print};
-use fingerpost::registry::store::{News, Store};
-use fingerpost::registry::{self, Registry};
-use fingerpost::registry::{
+use fingerpost::{
+    cluster::{Cluster, Event},
+    registry::{
+        self, Registry,
+        model::{Actor, NewKey, Source, Visibility},
+        store::{News, Store},
+    },
+};
+use fingerpost_wire::{
     key::{KeyId, State},
-    model::{Actor, NewKey, Source, Visibility},
+    print::{HashKind, Method, Print},
 };
 use jid::BareJid;
 use serde_json::{Value, json};

@@ -6,8 +6,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-mod support;
-
 use std::fmt::Write as _;
 
 use support::raw::{Raw, attribute, contains, start_tag};

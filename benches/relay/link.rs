@@ -5,8 +5,8 @@ use std::net::{TcpListener, TcpStream};
 
 use sha1::{Digest, Sha1};
 
-use super::support::servers::LOAD;
-use super::support::{COMPONENT, SECRET};
+use support::servers::LOAD;
+use support::{COMPONENT, SECRET};
 
 /// A link, and the domain of its users.
 pub(crate) struct Link {

@@ -9,9 +9,6 @@
 #![allow(clippy::print_stdout, reason = "the output is the purpose")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that fails stops and says where")]
 
-#[path = "../../tests/support/mod.rs"]
-mod support;
-
 mod exchange;
 mod idle;
 mod inband;

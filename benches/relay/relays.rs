@@ -11,9 +11,9 @@ use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 
 use super::link::{Link, hex};
-use super::support::process::Process;
-use super::support::servers::{Kind, LOAD, PROXY, Server};
-use super::support::{COMPONENT, SECRET, free_port, wait_for};
+use support::process::Process;
+use support::servers::{Kind, LOAD, PROXY, Server};
+use support::{COMPONENT, SECRET, free_port, wait_for};
 
 /// A relay, and the way to get a pair of connections through it.
 pub(crate) struct Relay {

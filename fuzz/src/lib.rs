@@ -9,25 +9,27 @@ use std::str::FromStr;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use fingerpost::broker::dialect::{self, Dialect};
-use fingerpost::broker::hints::{self, Policies, Policy};
-use fingerpost::broker::offer::{self, Offer};
-use fingerpost::client::fuzzing as client;
-use fingerpost::mediator::guard::{Guard, check_client_hello};
-use fingerpost::mediator::ibb::{self, IbbMachine};
-use fingerpost::mediator::ibb_xml::IbbPayload;
-use fingerpost::mediator::proxy_header::HeaderReader;
-use fingerpost::mediator::socks5;
-use fingerpost::print::{HashKind, Method, Print};
-use fingerpost::registry::material::{MATERIAL_MAX, Material};
-use fingerpost::registry::signature;
-use fingerpost::tls::openpgp;
-use fingerpost::xmpp::jid::{escape, proxied, unescape, unproxied};
-use fingerpost::xmpp::stanza::{Refusal, Stanza};
-use fingerpost::xmpp::{
-    reader::StanzaReader,
+use fingerpost::{
+    relay::{proxy_header::HeaderReader, socks5},
+    sessions::hints::{self, Policies, Policy},
+};
+use fingerpost_carry::reader::StanzaReader;
+use fingerpost_secure::{
+    material::{MATERIAL_MAX, Material},
+    openpgp, signature,
+};
+use fingerpost_wire::{
+    client_hello::{Guard, check_client_hello},
+    dialect::{self, Dialect},
+    ibb::{self, IbbMachine},
+    ibb_xml::IbbPayload,
+    jid::{escape, proxied, unescape, unproxied},
+    offer::{self, Offer},
+    print::{HashKind, Method, Print},
+    stanza::{Refusal, Stanza},
     xml::{Received, write},
 };
+use fingerpost_xtls::fuzzing as client;
 use jid::{BareJid, Jid};
 use minidom::Element;
 use sha2::{Digest, Sha256};
@@ -205,7 +207,7 @@ fn tree(choices: &mut Choices<'_>, depth: usize, fine: &mut bool) -> Element {
         if choices.byte().is_multiple_of(3) {
             let value = choices.text();
             *fine &= is_xml(&value);
-            fingerpost::xmpp::xml::set(&mut element, name, &value);
+            fingerpost_wire::xml::set(&mut element, name, &value);
         }
     }
     for _ in 0..choices.byte() % 4 {

@@ -5,20 +5,20 @@ mod lines;
 
 use std::{io::Write, path::PathBuf};
 
+use fingerpost_secure::material::Material;
+use fingerpost_wire::{
+    jid::canonical_bare,
+    key::{Assurance, KeyId, stamp},
+    print::{Method, Print},
+};
 use jid::BareJid;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use crate::{
-    print::{Method, Print},
-    registry::{
-        key::{Assurance, KeyId, stamp},
-        material::Material,
-        model::{Actor, AuditEntry, Key, NewKey, Source, check_reason},
-        salted_hash,
-        store::{Store, StoreError},
-    },
-    xmpp::jid::canonical_bare,
+use crate::registry::{
+    model::{Actor, AuditEntry, Key, NewKey, Source, check_reason},
+    salted_hash,
+    store::{Store, StoreError},
 };
 
 /// The limit of keys for admins; it only stops a runaway script.

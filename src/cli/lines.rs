@@ -4,21 +4,21 @@
 use std::{collections::HashSet, fmt, io::Write, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use fingerpost_secure::material::Material;
+use fingerpost_wire::{
+    jid::identity,
+    key::KeyId,
+    print::{HashKind, Print},
+};
 use jid::BareJid;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::{KeysError, input};
-use crate::{
-    print::{HashKind, Print},
-    registry::{
-        forgotten::Revoked,
-        key::KeyId,
-        material::Material,
-        model::{ALLOWED_MAX, Event, Key, NewKey, Party, Settings, Source, check_reason},
-        store::{Block, Contents, LogRow, OwnIdentity, Store},
-    },
-    xmpp::jid::identity,
+use crate::registry::{
+    forgotten::Revoked,
+    model::{ALLOWED_MAX, Event, Key, NewKey, Party, Settings, Source, check_reason},
+    store::{Block, Contents, LogRow, OwnIdentity, Store},
 };
 
 #[derive(Debug, Deserialize, Serialize)]

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use fingerpost_wire::text::sentence;
 
 use self::keys::KeysCommand;
 use crate::config::{Config, ConfigError, DEFAULT_TEXT, Loaded};
-use crate::xmpp::text::sentence;
 
 pub mod attach;
 pub(crate) mod backup;

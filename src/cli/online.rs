@@ -6,6 +6,12 @@ use std::{
     time::Duration,
 };
 
+use fingerpost_wire::{
+    ns, size,
+    stanza::{Kind, Stanza},
+    text::sentence,
+    xml::{self, Received},
+};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use tokio::{
@@ -16,15 +22,11 @@ use tokio::{
 use super::{Failure, SECRET_REFUSED, reach};
 use crate::{
     config::Config,
-    registry::store::{Instance, Store},
-    xmpp::{
+    link::{
+        self, Halves, LinkOptions, Unlinked,
         echo::{Back, Echo, Route},
-        link::{self, Halves, LinkOptions, Unlinked},
-        ns, size,
-        stanza::{Kind, Stanza},
-        text::sentence,
-        xml::{self, Received},
     },
+    registry::store::{Instance, Store},
 };
 
 /// How long the server may take for a connection with its login, and for each answer.

@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    mediator::{origins, proxy_header::HeaderReader},
+    relay::{origins, proxy_header::HeaderReader},
 };
 
 /// How long a connection and its first bytes may take.

@@ -2,6 +2,12 @@
 
 use std::{collections::VecDeque, pin::pin, time::Duration};
 
+use fingerpost_carry::{reader::StanzaReader, shares::Permit};
+use fingerpost_wire::{
+    ns,
+    stanza::{Refusal, Stanza},
+    xml::{self, Received},
+};
 use minidom::Element;
 use tokio::{
     sync::mpsc,
@@ -9,18 +15,7 @@ use tokio::{
 };
 
 use super::{Cluster, Event, member::Role};
-use crate::refuse::Refuse as _;
-use crate::{
-    metrics,
-    registry::store::Parcel,
-    shares::Permit,
-    xmpp::{
-        ns,
-        reader::StanzaReader,
-        stanza::{Refusal, Stanza},
-        xml::{self, Received},
-    },
-};
+use crate::{front::refuse::Refuse as _, metrics, registry::store::Parcel};
 
 /// How long a stanza waits for a leader, or for the database.
 const HOLD: Duration = Duration::from_secs(5);

@@ -22,6 +22,8 @@ use std::{
     time::Duration,
 };
 
+use fingerpost_carry::shares::{Limits, Permits};
+use fingerpost_wire::stanza::{Refusal, Stanza};
 use jid::BareJid;
 use minidom::Element;
 use tokio::{
@@ -36,11 +38,7 @@ use self::{
     member::{LEASE, Member, Role},
     seat::Seat,
 };
-use crate::{
-    registry::store::{Instance, Store},
-    shares::{Limits, Permits},
-    xmpp::stanza::{Refusal, Stanza},
-};
+use crate::registry::store::{Instance, Store};
 
 /// The time between two signs of life.
 const BEAT: Duration = Duration::from_secs(1);

@@ -1,5 +1,12 @@
 //! The commands of admins, page by page.
 
+use fingerpost_wire::{
+    jid::canonical_bare,
+    key::{KeyId, State, stamp},
+    print::Print,
+    rsm::{self, Request},
+    stanza::Refusal,
+};
 use jid::BareJid;
 use time::OffsetDateTime;
 
@@ -10,16 +17,7 @@ use super::{
 };
 use crate::{
     control::Session,
-    print::Print,
-    registry::{
-        key::{KeyId, State, stamp},
-        model::{Actor, AuditEntry, Key, check_reason},
-    },
-    xmpp::{
-        jid::canonical_bare,
-        rsm::{self, Request},
-        stanza::Refusal,
-    },
+    registry::model::{Actor, AuditEntry, Key, check_reason},
 };
 
 /// Rows on one page of the audit log.

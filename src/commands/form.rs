@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 
+use fingerpost_wire::{ns, xml};
 use minidom::Element;
-
-use crate::xmpp::{ns, xml};
 
 /// How much all forms of one command may make the component keep: fields, values, bytes.
 const LIMITS: (usize, usize, usize) = (32, 1024, 64 * 1024);

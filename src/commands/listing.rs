@@ -5,16 +5,16 @@
 
 use std::ops::Range;
 
+use fingerpost_wire::{
+    rsm::{self, Request},
+    size,
+};
 use minidom::Element;
 
 use super::{
     Page, Part, Progress, Stop, answer, executing_actions,
     form::{self, Form},
     note,
-};
-use crate::xmpp::{
-    rsm::{self, Request},
-    size,
 };
 
 /// The most options in one form.
@@ -202,11 +202,12 @@ fn split(sizes: &[usize], room: usize) -> Vec<Range<usize>> {
 mod tests {
     use std::time::Instant;
 
+    use fingerpost_wire::ns;
     use jid::Jid;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{commands::form::Values, xmpp::ns};
+    use crate::commands::form::Values;
 
     const COLUMNS: [(&str, &str); 2] = [("name", "Name"), ("id", "Id")];
 

@@ -16,6 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fingerpost_carry::{
+    iq::random_id,
+    shares::{Full, Limits, Place, Shares},
+};
+use fingerpost_wire::{ns, rsm, size, stanza::Refusal, text::sentence, xml};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
@@ -28,8 +33,6 @@ use crate::{
     control::Control,
     metrics,
     registry::{Notice, Registry, RegistryError, store::StoreError},
-    shares::{Full, Limits, Place, Shares},
-    xmpp::{iq::random_id, ns, rsm, size, stanza::Refusal, text::sentence, xml},
 };
 
 /// How long a user may take for a form.

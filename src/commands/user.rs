@@ -1,6 +1,15 @@
 //! The commands of users, each a sequence of pages.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use fingerpost_secure::material::{Material, is_pem};
+use fingerpost_wire::{
+    jid::canonical_bare,
+    key::{KeyId, State, stamp},
+    ns,
+    print::{Method, Print},
+    size,
+    stanza::Refusal,
+};
 use time::OffsetDateTime;
 
 use super::{
@@ -9,17 +18,8 @@ use super::{
     form::{Form, Values},
     listing::Table,
 };
-use crate::{
-    print::{Method, Print},
-    registry::{
-        key::{KeyId, State, stamp},
-        material::{Material, is_pem},
-        model::{
-            ALLOWED_MAX, Actor, Key, KeyError, NewKey, Settings, Source, Visibility, check_reason,
-        },
-        proof_message,
-    },
-    xmpp::{jid::canonical_bare, ns, size, stanza::Refusal},
+use crate::registry::model::{
+    ALLOWED_MAX, Actor, Key, KeyError, NewKey, Settings, Source, Visibility, check_reason,
 };
 
 /// All of them, in the order of the list.
@@ -245,7 +245,7 @@ impl Commands {
         let id = chosen(&keys, values)?.id;
         if stage == 1 {
             let (nonce, _) = self.registry.challenge(&me, id, now).await?;
-            let message = proof_message::message(self.registry.component(), &me, &nonce);
+            let message = fingerpost_wire::proof::message(self.registry.component(), &me, &nonce);
             let form = Form::new(
                 "Sign this",
                 "Decode the text below and sign the bytes with your key: Ed25519, ECDSA P-256 with SHA-256, RSA-PSS with \

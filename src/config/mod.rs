@@ -8,18 +8,16 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use fingerpost_secure::redact::Secret;
+use fingerpost_wire::{
+    jid::{canonical_bare, identity},
+    size,
+};
 use jid::{BareJid, Jid};
 use tracing_subscriber::EnvFilter;
 
 use self::file::{Section, Written};
-use crate::{
-    redact::Secret,
-    registry::store::check_address,
-    xmpp::{
-        jid::{canonical_bare, identity},
-        size,
-    },
-};
+use crate::registry::store::check_address;
 
 mod env;
 mod file;

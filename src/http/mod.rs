@@ -37,23 +37,22 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::get,
 };
+use fingerpost_carry::clock::{Clock, SystemClock};
+use fingerpost_wire::print::Print;
 use jid::BareJid;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
-pub(crate) use self::serve::CONNECTIONS;
-
 use self::page::Page;
+pub(crate) use self::serve::CONNECTIONS;
 use crate::{
-    broker::Broker,
-    clock::{Clock, SystemClock},
     cluster::{Cluster, Standing},
     control::Control,
-    mediator::table::Table,
+    link::echo::Route,
     metrics,
-    print::Print,
-    xmpp::echo::Route,
+    relay::table::Table,
+    sessions::Broker,
 };
 
 /// The most sessions on the page.

@@ -9,6 +9,15 @@
 //! Hidden, unknown and keyless users look the same here too.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use fingerpost_secure::material::Material;
+use fingerpost_wire::{
+    key::{State, stamp},
+    ns,
+    print::{HashKind, Method, Print},
+    rsm, size,
+    stanza::Refusal,
+    xml,
+};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
@@ -16,15 +25,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     Registry,
-    material::Material,
     model::{Actor, Key, NewKey, NotAllowed, Source},
     requests::Handled,
     verdict,
-};
-use crate::registry::key::{State, stamp};
-use crate::{
-    print::{HashKind, Method, Print},
-    xmpp::{ns, rsm, size, stanza::Refusal, xml},
 };
 
 impl Registry {

@@ -11,6 +11,7 @@ use std::{
     str::FromStr,
 };
 
+use fingerpost_secure::shared_file;
 use rustix::fs::{FlockOperation, fcntl_lock};
 use sqlx::{Connection as _, SqliteConnection as Connection, sqlite::SqliteConnectOptions};
 use time::OffsetDateTime;
@@ -20,7 +21,6 @@ use super::{
     sqlite::{self, BUSY, MIGRATIONS, beside, directory_of},
     store::OpenError,
 };
-use crate::shared_file;
 
 /// Why there is no backup, or nothing was restored.
 #[derive(Debug, thiserror::Error)]

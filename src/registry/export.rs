@@ -13,6 +13,13 @@
 //!
 //! A test compares the export with every column of every table, so that none is forgotten.
 
+use fingerpost_wire::{
+    key::stamp,
+    ns,
+    rsm::{self, Page, Request},
+    stanza::Refusal,
+    xml,
+};
 use jid::BareJid;
 use minidom::Element;
 use time::OffsetDateTime;
@@ -22,13 +29,6 @@ use super::{
     model::{Actor, AuditEntry, Event, Key},
     requests::{allow_element, to_element},
     store::{OpenSide, Profile, StoreError},
-};
-use crate::registry::key::stamp;
-use crate::xmpp::{
-    ns,
-    rsm::{self, Page, Request},
-    stanza::Refusal,
-    xml,
 };
 
 /// Rows of the audit log that are read at once.
@@ -322,24 +322,28 @@ fn entry_element(entry: &AuditEntry, owner: &BareJid) -> Element {
 mod tests {
     use std::collections::BTreeMap;
 
+    use fingerpost_secure::{identity::Identity, material::Material};
+    use fingerpost_wire::{
+        key::KeyId,
+        print::{HashKind, Method, Print},
+        size,
+    };
     use jid::Jid;
     use sqlx::{Connection as _, Row as _};
     use time::macros::datetime;
 
     use super::*;
-    use crate::{
-        print::{HashKind, Method, Print},
-        registry::{
-            Options,
-            key::KeyId,
-            material::{Material, tests::made},
-            model::{NewKey, Settings, Source, Visibility},
-            requests::RequestKind,
-            store::Store,
-        },
-        tls::identity::Identity,
-        xmpp::size,
+    use crate::registry::{
+        Options,
+        model::{NewKey, Settings, Source, Visibility},
+        requests::RequestKind,
+        store::Store,
     };
+
+    /// Returns the certificate of a new key.
+    fn certificate() -> Vec<u8> {
+        Identity::anonymous().unwrap().certificate.to_vec()
+    }
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
 
@@ -666,7 +670,7 @@ mod tests {
         let registry = Registry::new(store.clone(), options);
         let from = Jid::new("romeo@m.lit/here").unwrap();
         let romeo = from.to_bare();
-        let (first, second) = (made().0, made().0);
+        let (first, second) = (certificate(), certificate());
         let new = |der: &[u8], label| {
             let material = Material::parse(Method::X509, der).unwrap();
             NewKey::of_material(material, &[], label, Source::Self_).unwrap()

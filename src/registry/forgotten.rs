@@ -5,13 +5,15 @@
 
 use std::collections::HashMap;
 
+use fingerpost_wire::{
+    key::{Assurance, KeyId, State},
+    print::{Method, Print},
+};
 use jid::BareJid;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use super::model::{Key, Source};
-use crate::print::{Method, Print};
-use crate::registry::key::{Assurance, KeyId, State};
 
 /// What the hashes are made with.
 pub(super) type Salt = Vec<u8>;
@@ -110,10 +112,10 @@ fn hash_of(salt: &[u8], owner: &BareJid, print: &Print) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use fingerpost_wire::print::HashKind;
     use time::macros::datetime;
 
     use super::*;
-    use crate::print::HashKind;
 
     #[test]
     fn a_print_is_found_for_its_address_alone_and_with_any_salt() {

@@ -19,48 +19,42 @@ mod adapters;
 pub mod backup;
 mod export;
 pub mod forgotten;
-pub mod key;
-pub mod material;
 pub mod model;
-pub(crate) mod openpgp;
 pub mod pep;
 mod postgres;
 mod profiles;
 pub mod proof;
-pub mod proof_message;
 pub mod requests;
 mod schema;
-pub mod signature;
 mod sqlite;
 pub mod store;
 pub mod verdict;
-pub mod x509;
 
 use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
+use fingerpost_secure::material::Material;
+use fingerpost_wire::{
+    jid::respelled,
+    key::{Assurance, KeyId, State, stamp},
+    print::{Method, Print},
+    proof::Nonce,
+    stanza::Refusal,
+};
 use jid::{BareJid, Jid};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use self::{
-    material::Material,
     model::{ALLOWED_BYTES, Actor, Key, NewKey, NotAllowed, Settings, Source, Visibility},
     profiles::Profiles,
     proof::{Challenges, ProofError},
-    proof_message::Nonce,
     store::{News, Profile, RetiredAccount, Store, StoreError},
 };
-use crate::registry::key::{Assurance, KeyId, stamp};
-use crate::{
-    limits::Rates,
-    metrics,
-    print::{Method, Print},
-    xmpp::{jid::respelled, stanza::Refusal},
-};
+use crate::{limits::Rates, metrics};
 
 /// The registry's settings.
 #[derive(Clone, Debug)]
@@ -453,16 +447,15 @@ impl Registry {
         let nonce = self.challenges.take(id, &owner, now)?;
         let material = self.store.material(id).await?.ok_or(ProofError::NoMaterial)?;
         let verify = |owner: &BareJid| {
-            let message = proof_message::message(&self.component, owner, &nonce);
-            signature::verify(key.method, &material, &message, signature, now)
+            let message = fingerpost_wire::proof::message(&self.component, owner, &nonce);
+            fingerpost_secure::signature::verify(key.method, &material, &message, signature, now)
                 .map_err(ProofError::from)
         };
         // A user signs the address as the server has assigned it, in its spelling.
         let spelled = respelled(owner.as_str()).and_then(|jid| BareJid::new(&jid).ok());
         spelled
             .filter(|spelled| verify(spelled).is_ok())
-            .map_or_else(|| verify(&owner), |_| Ok(()))
-            .map_err(ProofError::from)?;
+            .map_or_else(|| verify(&owner), |_| Ok(()))?;
         Ok(self.proven(from, id, now).await?)
     }
 
@@ -502,7 +495,7 @@ impl Registry {
     async fn own_active(&self, owner: &BareJid, id: KeyId) -> Result<Key, RegistryError> {
         let profile = self.profile(owner).await?;
         let key = profile.keys.iter().find(|key| key.id == id).ok_or(NotAllowed::NoSuchKey)?;
-        if key.state != key::State::Active {
+        if key.state != State::Active {
             return Err(NotAllowed::NotActive.into());
         }
         Ok(key.clone())
@@ -609,11 +602,11 @@ impl Registry {
             if key.label.is_empty() { String::new() } else { format!(" “{}”", key.label) };
         let component = &self.component;
         let cure = match key.state {
-            key::State::Revoked => format!(
+            State::Revoked => format!(
                 "add another key, and look at the others: xtls keys lists them, and xtls revoke ID, or the command \
                  “Revoke a key” of {component}, revokes one"
             ),
-            key::State::Active | key::State::Superseded => format!(
+            State::Active | State::Superseded => format!(
                 "revoke the key: xtls revoke {}, or the command “Revoke a key” of {component}",
                 key.id
             ),
@@ -638,10 +631,10 @@ pub fn salted_hash(owner: &BareJid, salt: [u8; 16]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use fingerpost_wire::print::HashKind;
     use time::macros::datetime;
 
     use super::*;
-    use crate::print::HashKind;
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
 
@@ -676,9 +669,9 @@ mod tests {
                 assert_eq!(own, others.last().map(|key| key.state));
                 own
             };
-            assert_eq!(seen().await, Some(key::State::Active));
+            assert_eq!(seen().await, Some(State::Active));
             there.store().revoke(key.id, &Actor::Offline, "", NOW).await.unwrap();
-            assert_eq!(seen().await, Some(key::State::Revoked));
+            assert_eq!(seen().await, Some(State::Revoked));
             there.store().erase(&romeo, "hash", &Actor::Offline, NOW).await.unwrap();
             assert_eq!(seen().await, None);
         }
@@ -736,12 +729,12 @@ mod tests {
             assert_eq!(judged("romeo@m.lit").await, [is_revoked, unknown]);
             assert_eq!(judged("mercutio@m.lit").await, [unknown, unknown]);
             let again = add(&registry, 1).await;
-            assert_eq!(again.state, key::State::Revoked);
+            assert_eq!(again.state, State::Revoked);
             assert_ne!(again.id, revoked.id);
-            assert_eq!(add(&registry, 2).await.state, key::State::Active);
+            assert_eq!(add(&registry, 2).await.state, State::Active);
             // Also a second time.
             registry.erase(&romeo, &Actor::Offline, NOW).await.unwrap();
-            assert_eq!(add(&registry, 1).await.state, key::State::Revoked);
+            assert_eq!(add(&registry, 1).await.state, State::Revoked);
         }
     }
 

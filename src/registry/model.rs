@@ -12,13 +12,14 @@
 
 use std::fmt;
 
+use fingerpost_secure::material::{self, MATERIAL_MAX, Material, MaterialError};
+use fingerpost_wire::{
+    key::{Assurance, KeyId, State, stamp},
+    print::{HashKind, Method, Print},
+};
 use jid::BareJid;
 use time::OffsetDateTime;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
-
-use super::key::{Assurance, KeyId, State, stamp};
-use super::material::{self, MATERIAL_MAX, Material, MaterialError};
-use crate::print::{HashKind, Method, Print};
 
 /// The longest label, in characters: it fits a line of a list.
 pub const LABEL_MAX: usize = 64;
@@ -45,7 +46,7 @@ pub enum Source {
     Import,
 }
 
-crate::names!(
+fingerpost_wire::names!(
     Source,
     "self, pep, admin or import",
     Self_ = "self",
@@ -796,7 +797,7 @@ pub enum Visibility {
     Nobody,
 }
 
-crate::names!(
+fingerpost_wire::names!(
     Visibility,
     "everyone, local, listed or nobody",
     Everyone = "everyone",

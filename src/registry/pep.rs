@@ -9,23 +9,19 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use fingerpost_carry::shares::{Full, Limits, Place, Shares};
+use fingerpost_secure::material::Material;
+use fingerpost_wire::{key::State, ns, print::Method, xml};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
 
 use super::{
     Notice, Registry,
-    material::Material,
     model::{NewKey, Source},
     store::StoreError,
 };
-use crate::registry::key::State;
-use crate::{
-    limits::{Rate, Rates},
-    print::Method,
-    shares::{Full, Limits, Place, Shares},
-    xmpp::{ns, xml},
-};
+use crate::limits::{Rate, Rates};
 
 /// The most keys of one user that are read.
 const KEYS: usize = 8;

@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use fingerpost_wire::jid::canonical_bare;
 use futures::future::BoxFuture;
 use jid::BareJid;
 use sqlx::{
@@ -13,9 +14,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::schema::Standing;
-use super::store::{Inspected, News, OpenError, Options, Trust};
-use crate::xmpp::jid::canonical_bare;
+use super::{
+    schema::Standing,
+    store::{Inspected, News, OpenError, Options, Trust},
+};
 
 #[path = "sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]

@@ -2,11 +2,11 @@
 
 use std::{sync::Mutex, sync::PoisonError, time::Duration};
 
+use fingerpost_secure::signature::SignatureError;
+use fingerpost_wire::{key::KeyId, proof::Nonce};
 use hashlink::LruCache;
 use jid::BareJid;
 use time::OffsetDateTime;
-
-use super::{key::KeyId, proof_message::Nonce, signature::SignatureError};
 
 /// How long a challenge is valid.
 pub const LIFETIME: Duration = Duration::from_secs(300);

@@ -16,24 +16,28 @@
 //! stanza.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use fingerpost_secure::material::{Material, TEXT_MAX};
+use fingerpost_wire::{
+    jid::canonical_bare,
+    key::{KeyId, stamp},
+    ns,
+    print::{HashKind, Method, Print},
+    rsm, size,
+    stanza::Refusal,
+    xml,
+};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
 
 use super::{
     Changed, Notice, Registry, RegistryError,
-    material::{Material, TEXT_MAX},
     model::{
         ALLOWED_MAX, Actor, Key, KeyError, NewKey, NotAllowed, Settings, Source, Visibility,
         check_reason,
     },
     proof::ProofError,
     store::StoreError,
-};
-use crate::registry::key::{KeyId, stamp};
-use crate::{
-    print::{HashKind, Method, Print},
-    xmpp::{jid::canonical_bare, ns, rsm, size, stanza::Refusal, xml},
 };
 
 /// The IQ's type.

@@ -9,6 +9,11 @@ use std::{
     str::FromStr,
 };
 
+use fingerpost_secure::material::MATERIAL_MAX;
+use fingerpost_wire::{
+    key::{Assurance, KeyId, State},
+    print::Print,
+};
 use jid::BareJid;
 use sqlx::{Row as _, query::Query};
 use time::OffsetDateTime;
@@ -17,18 +22,12 @@ use super::{
     Connection, Database, Db, Held, Row, announce, announce_blocks, begin, begin_apart, bulk,
     committed, take_back,
 };
-use crate::{
-    print::Print,
-    registry::{
-        forgotten::{Forgotten, Revoked, hash_of_owner},
-        key::{Assurance, KeyId, State},
-        material::MATERIAL_MAX,
-        model::{
-            Actor, Addition, AuditEntry, Event, Key, NewKey, NotAllowed, Party, Settings,
-            Visibility,
-        },
-        store::{Added, Block, News, Profile, RetiredAccount, StoreError},
+use crate::registry::{
+    forgotten::{Forgotten, Revoked, hash_of_owner},
+    model::{
+        Actor, Addition, AuditEntry, Event, Key, NewKey, NotAllowed, Party, Settings, Visibility,
     },
+    store::{Added, Block, News, Profile, RetiredAccount, StoreError},
 };
 
 /// The columns of a key, and their tables.

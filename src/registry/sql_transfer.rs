@@ -2,6 +2,10 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use fingerpost_wire::{
+    jid::canonical_bare,
+    key::{KeyId, State},
+};
 use jid::BareJid;
 use sqlx::Row as _;
 use time::OffsetDateTime;
@@ -14,14 +18,10 @@ use super::{
         settings_of, write_block, write_settings,
     },
 };
-use crate::{
-    registry::{
-        forgotten::{Revoked, hash_of_owner},
-        key::{KeyId, State},
-        model::{Actor, Event, Key, Party},
-        store::{Block, Contents, LogRow, OwnIdentity, StoreError},
-    },
-    xmpp::jid::canonical_bare,
+use crate::registry::{
+    forgotten::{Revoked, hash_of_owner},
+    model::{Actor, Event, Key, Party},
+    store::{Block, Contents, LogRow, OwnIdentity, StoreError},
 };
 
 const BLOCKS: &str = "SELECT jid, reason, at FROM blocks ORDER BY jid";

@@ -319,16 +319,16 @@ pub(super) fn directory_of(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
+    use fingerpost_wire::{
+        key::KeyId,
+        print::{HashKind, Method, Print},
+    };
     use time::{OffsetDateTime, macros::datetime};
 
     use super::*;
-    use crate::{
-        print::{HashKind, Method, Print},
-        registry::{
-            key::KeyId,
-            model::{Actor, NewKey, Settings, Source, Visibility},
-            store::StoreError,
-        },
+    use crate::registry::{
+        model::{Actor, NewKey, Settings, Source, Visibility},
+        store::StoreError,
     };
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);

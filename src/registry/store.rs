@@ -9,6 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fingerpost_wire::{
+    key::{Assurance, KeyId},
+    print::Print,
+};
 use jid::{BareJid, FullJid, Jid};
 use time::OffsetDateTime;
 
@@ -19,8 +23,7 @@ use super::{
     schema::Standing,
     sqlite,
 };
-use crate::registry::key::{Assurance, KeyId};
-use crate::{metrics, print::Print};
+use crate::metrics;
 
 /// A database of keys. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -1220,16 +1223,14 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use fingerpost_wire::{
+        key::State,
+        print::{HashKind, Method},
+    };
     use time::macros::datetime;
 
     use super::*;
-    use crate::{
-        print::{HashKind, Method},
-        registry::{
-            key::State,
-            model::{Event, Source},
-        },
-    };
+    use crate::registry::model::{Event, Source};
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
 

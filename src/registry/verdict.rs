@@ -1,8 +1,11 @@
 //! Judges an offered print by the keys of its user.
 
+use fingerpost_wire::{
+    key::State,
+    print::{HashKind, Method, Print},
+};
+
 use super::model::Key;
-use crate::print::{HashKind, Method, Print};
-use crate::registry::key::State;
 
 /// The registry's verdict on an offered print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -143,14 +146,12 @@ pub fn resolve_method(keys: &[Key], print: &Print) -> Method {
 
 #[cfg(test)]
 mod tests {
+    use fingerpost_wire::key::KeyId;
     use jid::BareJid;
     use time::macros::datetime;
 
     use super::*;
-    use crate::registry::{
-        key::KeyId,
-        model::{Addition, NewKey, Source},
-    };
+    use crate::registry::model::{Addition, NewKey, Source};
 
     fn print(byte: u8) -> Print {
         Print::new(HashKind::Sha256, &[byte; 32]).unwrap()

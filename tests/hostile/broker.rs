@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::programs::{Component, Options, Script, Xtls};
-use crate::support::servers::{Kind, Server};
-use crate::support::{MARKER, SECRET, random_file};
+use support::programs::{Component, Options, Script, Xtls};
+use support::servers::{Kind, Server};
+use support::{MARKER, SECRET, random_file};
 
 const PASSWORD: &str = "the-password-that-both-users-know";
 

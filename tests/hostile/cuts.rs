@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::session_peer::certificate_print;
-use crate::support::process::{Process, read};
-use crate::support::programs::{Script, Xtls};
-use crate::support::servers::{Kind, Server};
-use crate::support::{SECRET, random_file, sha256, wait_for};
+use support::process::{Process, read};
+use support::programs::{Script, Xtls};
+use support::servers::{Kind, Server};
+use support::{SECRET, random_file, sha256, wait_for};
 
 const LONG: Duration = Duration::from_secs(120);
 const SIZE: usize = 200_000;

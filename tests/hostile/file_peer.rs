@@ -7,7 +7,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::{
+use support::{
     programs::{Component, Listener, Options, Script, Xtls},
     random_file,
     servers::{Kind, Server},

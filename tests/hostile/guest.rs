@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{
+use support::{
     programs::{Component, Options, script},
     servers::{Kind, Server},
 };

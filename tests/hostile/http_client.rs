@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{
+use support::{
     programs::{Component, Options, Script},
     servers::{Kind, Server},
 };

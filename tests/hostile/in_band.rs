@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::process::Process;
-use crate::support::programs::{Component, Options, Xtls, event, page, script};
-use crate::support::servers::{Kind, Server};
-use crate::support::{PATIENCE, wait_for};
+use support::process::Process;
+use support::programs::{Component, Options, Xtls, event, page, script};
+use support::servers::{Kind, Server};
+use support::{PATIENCE, wait_for};
 
 /// Returns the configuration of a component for raw bytes.
 fn raw(more: &str) -> Options {

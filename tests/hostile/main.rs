@@ -2,9 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod broker;
 mod cuts;
 mod file_peer;

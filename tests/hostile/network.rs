@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-use crate::support::{
+use support::{
     PATIENCE,
     programs::{Component, Options, Xtls},
     random_file,

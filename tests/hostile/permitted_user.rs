@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::{
+use support::{
     programs::{Component, Options, Xtls, script},
     servers::{Kind, Server},
 };

@@ -4,7 +4,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
-use crate::support::{
+use support::{
     COMPONENT, DOMAIN,
     programs::{Component, Options, script},
     servers::{Kind, Server},

@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
-use crate::support::programs::{Component, Options, Script, script};
-use crate::support::servers::{Kind, LOAD, Server};
-use crate::support::{COMPONENT, DOMAIN, SECRET, wait_for};
+use support::programs::{Component, Options, Script, script};
+use support::servers::{Kind, LOAD, Server};
+use support::{COMPONENT, DOMAIN, SECRET, wait_for};
 
 const STRANGERS: usize = 20_000;
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::process::{Output, Process, run};
-use crate::support::programs::{Component, Listener, Options, Script, Xtls};
-use crate::support::servers::{Kind, Server};
-use crate::support::{COMPONENT, MARKER, random_file, wait_for};
+use support::process::{Output, Process, run};
+use support::programs::{Component, Listener, Options, Script, Xtls};
+use support::servers::{Kind, Server};
+use support::{COMPONENT, MARKER, random_file, wait_for};
 
 const XTLS: &str = "urn:xmpp:jingle:security:xtls:0";
 const FILE: &str = "<description xmlns='urn:xmpp:jingle:apps:file-transfer:5'><file><name>gift.txt</name>\
@@ -474,7 +474,7 @@ fn guesses_of_a_stranger_do_not_delay_the_right_user() {
     assert!(waiting > 0, "all guesses were made before the right user was let in");
 }
 
-crate::on_both!(
+support::on_both!(
     an_account_without_its_key_gets_nothing_and_is_not_remembered,
     the_registry_is_asked_in_direct_sessions_too,
 );

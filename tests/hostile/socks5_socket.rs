@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{
+use support::{
     self, free_port,
     network::Network,
     process::{Process, run},
@@ -159,7 +159,7 @@ fn a_balancer_s_own_connections_are_served_and_no_fault() {
     let line = "fingerpost_refusals_total{cause=\"proxy_header\"} 1";
     assert!(metrics.lines().any(|written| written == line), "{line} in\n{metrics}");
     let log = component.log();
-    let said = |level: &str| log.contains(&format!("{level} fingerpost::mediator"));
+    let said = |level: &str| log.contains(&format!("{level} fingerpost::relay"));
     assert!(!said("ERROR") && !said("WARN"), "{log}");
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{
+use support::{
     COMPONENT, DOMAIN, free_port,
     programs::{Component, Options, Xtls, page, script},
     random_file,

@@ -185,8 +185,8 @@ impl Postgres {
 /// PgBouncer in front of a PostgreSQL, on loopback.
 pub struct Pooler {
     // Dropped in this order, as above.
-    process: Process,
-    folder: TempDir,
+    _process: Process,
+    _folder: TempDir,
     port: u16,
 }
 
@@ -214,7 +214,7 @@ impl Pooler {
         let why = || read(&log);
         let answers = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
         wait_for("PgBouncer", Duration::from_secs(30), why, answers);
-        Self { process, folder, port }
+        Self { _process: process, _folder: folder, port }
     }
 
     /// Returns the address of the database behind it.

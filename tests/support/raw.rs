@@ -36,7 +36,7 @@ impl Framer {
 
     /// Returns the next complete first-level element. The end tag of the stream, and a malformed tag, are returned as
     /// they are.
-    pub fn next(&mut self) -> Option<Vec<u8>> {
+    pub fn next_stanza(&mut self) -> Option<Vec<u8>> {
         loop {
             let open = memchr::memchr(b'<', &self.buffer[self.at..])? + self.at;
             if self.depth == 0 {
@@ -251,7 +251,7 @@ impl Raw {
     /// The stream has ended.
     pub fn read(&mut self) -> io::Result<Vec<u8>> {
         loop {
-            if let Some(element) = self.framer.next() {
+            if let Some(element) = self.framer.next_stanza() {
                 return Ok(element);
             }
             self.fill()?;

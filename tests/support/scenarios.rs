@@ -14,7 +14,7 @@ macro_rules! scenarios {
     ($kind:expr, $($name:ident),+ $(,)?) => {
         $(#[test]
         fn $name() {
-            $crate::support::scenarios::$name($kind);
+            $crate::scenarios::$name($kind);
         })+
     };
 }
@@ -26,13 +26,13 @@ macro_rules! on_both {
         mod prosody {
             $(#[test]
             fn $name() {
-                super::$name($crate::support::servers::Kind::Prosody);
+                super::$name($crate::servers::Kind::Prosody);
             })+
         }
         mod ejabberd {
             $(#[test]
             fn $name() {
-                super::$name($crate::support::servers::Kind::Ejabberd);
+                super::$name($crate::servers::Kind::Ejabberd);
             })+
         }
     };

@@ -1,0 +1,423 @@
+//! The router's half of an in-band bytestream: the peer's stanzas in, ours out.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Waker},
+    time::Instant,
+};
+
+use fingerpost_wire::{
+    ibb::{Action, Answer, IbbError, IbbMachine, MAX_HELD, Pong},
+    ibb_xml::{self, IbbPayload, IbbStanza},
+    ns,
+    stanza::{Kind, Refusal, Stanza},
+};
+use jid::Jid;
+use minidom::Element;
+use rxml::xml_ncname;
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    watch,
+};
+
+use super::ibb_stream::IbbParams;
+use crate::shares::Permit;
+
+/// The router's half: stanzas. Cheap to clone.
+#[derive(Clone)]
+pub struct IbbHandle {
+    link: Arc<Link>,
+}
+
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) params: IbbParams,
+    pub(super) outbound: mpsc::Sender<Element>,
+    /// The prefix of our messages' ids: some servers return a message without its payload.
+    messages: String,
+    shared: Mutex<Shared>,
+    /// Whether the stream waits for a silent peer.
+    waiting: watch::Sender<bool>,
+    delivered: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) machine: IbbMachine,
+    /// Our requests by IQ, with their ids.
+    asked: VecDeque<(String, Asked)>,
+    /// The room that this stream has taken for blocks by message, [`CHUNK`] bytes each.
+    room: Vec<Permit>,
+    pub(super) reader: Option<Waker>,
+    pub(super) writer: Option<Waker>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Block(u16),
+    Close,
+    Ping,
+}
+
+impl IbbHandle {
+    pub(super) fn new(link: Arc<Link>) -> Self {
+        Self { link }
+    }
+
+    /// Takes a stanza of the peer if it belongs to this stream, and returns whether it did. Only the stream answers
+    /// such a stanza. Never blocks.
+    ///
+    /// A stanza belongs to the stream if it goes between the stream's two addresses and is a block, a close, or the
+    /// answer to a stanza of the stream. A returned message is also known by its id.
+    pub fn handle(&self, stanza: &Stanza) -> bool {
+        let params = &self.link.params;
+        if stanza.from != params.peer || stanza.to != params.local {
+            return false;
+        }
+        let id = match (stanza.kind, stanza.type_.as_str()) {
+            (Kind::Iq, "result" | "error") => {
+                return self.handle_answer(stanza);
+            }
+            (Kind::Iq, "set") => Some(stanza.id.as_str()),
+            (Kind::Message, _) => None,
+            _ => return false,
+        };
+        let element = stanza.element.children().find(|child| {
+            child.ns() == ns::IBB
+                && matches!(child.name(), "data" | "close")
+                && child.attr("sid") == Some(params.sid.as_str())
+        });
+        let now = now();
+        if id.is_none() && stanza.type_ == "error" {
+            let ours = element.is_some() || stanza.id.starts_with(&self.link.messages);
+            if ours {
+                let mut shared = self.link.lock();
+                shared.machine.handle_bounce(answer(stanza), now);
+                self.settle(&mut shared);
+            }
+            return ours;
+        }
+        let Some(element) = element else { return false };
+        let mut shared = self.link.lock();
+        match IbbPayload::parse(element) {
+            Ok(Some(IbbPayload::Data { seq, text, .. })) => {
+                if id.is_none() {
+                    shared.make_room(params, text.len());
+                }
+                shared.machine.handle_data(id, seq, &text, now);
+            }
+            Ok(Some(IbbPayload::Close { .. })) => shared.machine.handle_close(id),
+            Ok(_) => return false,
+            Err(refusal) => shared.machine.handle_malformed(id, refusal, now),
+        }
+        self.settle(&mut shared);
+        true
+    }
+
+    /// Takes an answer if it is the peer's to an IQ of the stream, and returns whether it is.
+    pub fn handle_answer(&self, stanza: &Stanza) -> bool {
+        if stanza.from != self.link.params.peer {
+            return false;
+        }
+        let mut shared = self.link.lock();
+        let Some(at) = shared.asked.iter().position(|(asked, _)| *asked == stanza.id) else {
+            return false;
+        };
+        let asked = shared.asked[at].1;
+        match asked {
+            Asked::Block(seq) => shared.machine.handle_answer(seq, answer(stanza), now()),
+            Asked::Close => shared.machine.handle_close_answer(),
+            Asked::Ping => shared.machine.handle_pong(pong(stanza), now()),
+        }
+        shared.forget(at);
+        self.settle(&mut shared);
+        true
+    }
+
+    /// Tells a stream that was made with `opened: false` how the peer answered `<open/>`.
+    pub fn handle_opened(&self, ok: bool) {
+        let mut shared = self.link.lock();
+        shared.machine.handle_opened(ok);
+        self.settle(&mut shared);
+    }
+
+    /// Ends a stream whose stanzas can no longer be sent.
+    pub fn handle_lost(&self) {
+        let mut shared = self.link.lock();
+        shared.machine.handle_lost();
+        self.settle(&mut shared);
+    }
+
+    /// Returns a channel that tells whether the stream stands still because the peer, which owes an answer, is silent.
+    pub fn waiting(&self) -> watch::Receiver<bool> {
+        self.link.waiting.subscribe()
+    }
+
+    /// Returns why the stream broke, if it did.
+    pub fn failure(&self) -> Option<IbbError> {
+        self.link.lock().machine.failure()
+    }
+
+    /// Returns the stream's id.
+    pub fn sid(&self) -> &str {
+        &self.link.params.sid
+    }
+
+    /// Returns the peer's address.
+    pub fn peer(&self) -> &Jid {
+        &self.link.params.peer
+    }
+
+    /// Returns our address in this stream.
+    pub fn local(&self) -> &Jid {
+        &self.link.params.local
+    }
+
+    /// Returns whether nothing more can happen on this stream, so that the handle may be dropped.
+    pub fn is_over(&self) -> bool {
+        let mut shared = self.link.lock();
+        shared.machine.handle_deadline(now());
+        self.settle(&mut shared);
+        shared.machine.is_over() || self.link.outbound.is_closed()
+    }
+
+    fn settle(&self, shared: &mut Shared) {
+        self.link.tell(shared);
+        self.link.send_now(shared);
+        for waker in [shared.reader.take(), shared.writer.take()].into_iter().flatten() {
+            waker.wake();
+        }
+    }
+}
+
+impl fmt::Debug for IbbHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IbbHandle").finish_non_exhaustive()
+    }
+}
+
+/// More requests than are ever unanswered.
+const ASKED: usize = 1024;
+
+/// The bytes that are taken at once from the room for blocks by message.
+const CHUNK: usize = 256 * 1024;
+
+impl Shared {
+    /// Makes room for a block by message, if any is left. The peer cannot be slowed down; a stream without room ends.
+    fn make_room(&mut self, params: &IbbParams, bytes: usize) {
+        let Some(memory) = &params.memory else { return };
+        while self.machine.held_bytes() + bytes > MAX_HELD / 2 + self.room.len() * CHUNK
+            && let Ok(permit) = memory.take(&params.peer.to_bare(), CHUNK)
+        {
+            self.room.push(permit);
+        }
+        self.machine.set_room(self.room.len() * CHUNK);
+    }
+
+    /// Gives back the room that is no longer needed.
+    pub(super) fn give_back(&mut self) {
+        let needed = self.machine.held_bytes().div_ceil(CHUNK);
+        if needed + 1 < self.room.len() || needed == 0 && !self.room.is_empty() {
+            self.room.truncate(needed);
+            self.machine.set_room(self.room.len() * CHUNK);
+        }
+    }
+
+    /// Forgets an answered request, unless it is a block that was reported as undelivered, which may be answered again.
+    /// Lost answers leave a bounded number of entries.
+    fn forget(&mut self, at: usize) {
+        let machine = &self.machine;
+        let awaited = |asked: &Asked| matches!(asked, Asked::Block(seq) if machine.awaits(*seq));
+        if !awaited(&self.asked[at].1) {
+            self.asked.remove(at);
+        }
+        if self.asked.len() > ASKED {
+            self.asked.retain(|(_, asked)| awaited(asked) || !matches!(asked, Asked::Block(_)));
+        }
+    }
+
+    fn ask(&mut self, what: Asked) -> String {
+        if what == Asked::Ping {
+            // Only the last ping's answer counts.
+            self.asked.retain(|(_, asked)| *asked != Asked::Ping);
+        }
+        let id = random_id();
+        self.asked.push_back((id.clone(), what));
+        id
+    }
+
+    /// Wakes the other tasks that wait on this stream.
+    pub(super) fn wake(&mut self, cx: &Context<'_>) {
+        for waiting in [&mut self.reader, &mut self.writer] {
+            if let Some(waker) = waiting.take_if(|waker| !waker.will_wake(cx.waker())) {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl Link {
+    pub(super) fn new(
+        params: IbbParams,
+        machine: IbbMachine,
+        outbound: mpsc::Sender<Element>,
+    ) -> Arc<Self> {
+        let shared = Shared {
+            machine,
+            asked: VecDeque::new(),
+            room: Vec::new(),
+            reader: None,
+            writer: None,
+        };
+        Arc::new(Self {
+            params,
+            outbound,
+            messages: random_id(),
+            shared: Mutex::new(shared),
+            waiting: watch::Sender::new(false),
+            delivered: Arc::default(),
+        })
+    }
+
+    /// Returns the count of our bytes that the peer has; it keeps counting.
+    pub(super) fn delivered(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.delivered)
+    }
+
+    /// Publishes the state of the stream.
+    pub(super) fn tell(&self, shared: &Shared) {
+        self.delivered.store(shared.machine.delivered(), Ordering::Relaxed);
+        let waits = shared.machine.is_waiting();
+        self.waiting.send_if_modified(|told| std::mem::replace(told, waits) != waits);
+    }
+
+    /// Never held over an `.await`.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what the queue has room for; the rest stays in the machine.
+    pub(super) fn send_now(&self, shared: &mut Shared) {
+        while shared.machine.has_actions() {
+            match self.outbound.try_reserve() {
+                Ok(permit) => match self.next_stanza(shared) {
+                    Some(stanza) => permit.send(stanza),
+                    None => return,
+                },
+                Err(TrySendError::Full(()) | TrySendError::Closed(())) => return,
+            }
+        }
+    }
+
+    /// Returns the next stanza to send.
+    pub(super) fn next_stanza(&self, shared: &mut Shared) -> Option<Element> {
+        let sid = &self.params.sid;
+        Some(match shared.machine.poll_action()? {
+            Action::Ack { id } => self.stanza("iq", Some("result"), &id, None),
+            Action::Refuse { id, refusal } => {
+                self.stanza("iq", Some("error"), &id, Some(Refusal::to_element(&refusal)))
+            }
+            Action::Ping => {
+                let id = shared.ask(Asked::Ping);
+                self.stanza("iq", Some("get"), &id, Some(Element::bare("ping", ns::PING)))
+            }
+            Action::SendClose => {
+                let id = shared.ask(Asked::Close);
+                self.stanza("iq", Some("set"), &id, Some(ibb_xml::close(sid)))
+            }
+            Action::SendData { seq, payload } => {
+                let data = Some(ibb_xml::data(sid, seq, &payload));
+                match self.params.stanza {
+                    IbbStanza::Iq => {
+                        let id = shared.ask(Asked::Block(seq));
+                        self.stanza("iq", Some("set"), &id, data)
+                    }
+                    IbbStanza::Message => {
+                        let id = format!("{}-{seq}", self.messages);
+                        let mut message = self.stanza("message", None, &id, data);
+                        // Blocks are for this resource only, and useless later.
+                        for hint in ["no-copy", "no-store"] {
+                            message.append_child(Element::bare(hint, ns::PROCESSING_HINTS));
+                        }
+                        message
+                    }
+                }
+            }
+        })
+    }
+
+    fn stanza(
+        &self,
+        name: &str,
+        type_: Option<&str>,
+        id: &str,
+        payload: Option<Element>,
+    ) -> Element {
+        Element::builder(name, ns::CLIENT)
+            .attr(xml_ncname!("type").into(), type_)
+            .attr(xml_ncname!("from").into(), self.params.local.as_str())
+            .attr(xml_ncname!("to").into(), self.params.peer.as_str())
+            .attr(xml_ncname!("id").into(), id)
+            .append_all(payload)
+            .build()
+    }
+}
+
+/// Returns what an answer to a block, or its return, says.
+fn answer(stanza: &Stanza) -> Answer {
+    if stanza.type_ == "result" {
+        return Answer::Taken;
+    }
+    match condition(stanza) {
+        Some("unexpected-request") => Answer::Gap,
+        // Servers answer this in place of their users.
+        Some(
+            "internal-server-error"
+            | "recipient-unavailable"
+            | "remote-server-not-found"
+            | "remote-server-timeout"
+            | "service-unavailable",
+        ) => Answer::Undelivered,
+        _ => Answer::Refused,
+    }
+}
+
+/// Returns what the answer to a ping says.
+fn pong(stanza: &Stanza) -> Pong {
+    if stanza.type_ == "result" {
+        return Pong::Alive;
+    }
+    match condition(stanza) {
+        Some("gone" | "item-not-found" | "recipient-unavailable" | "service-unavailable") => {
+            Pong::Absent
+        }
+        Some(
+            "internal-server-error"
+            | "remote-server-not-found"
+            | "remote-server-timeout"
+            | "resource-constraint",
+        ) => Pong::Unreachable,
+        _ => Pong::Alive,
+    }
+}
+
+/// Returns the defined condition of an error (RFC 6120, 8.3.3).
+fn condition(stanza: &Stanza) -> Option<&str> {
+    let error = stanza.element.children().find(|child| child.name() == "error")?;
+    let defined = |c: &&Element| c.has_ns(ns::STANZA_ERRORS) && c.name() != "text";
+    error.children().find(defined).map(Element::name)
+}
+
+fn random_id() -> String {
+    format!("ibb{:016x}", rand::random::<u64>())
+}
+
+/// Returns the runtime's clock, which tests may pause.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

@@ -1,0 +1,294 @@
+//! An in-band bytestream as a tokio stream: the shell of [`IbbMachine`], which writes and takes whole stanzas.
+//!
+//! Two halves share the machine. The session reads and writes [`IbbStream`]. The router gives the peer's stanzas to
+//! [`IbbHandle`], which never blocks. Outgoing stanzas go into one bounded queue. While it is full, writers wait, and
+//! answers stay in the machine, which bounds them.
+
+use std::{
+    fmt, io, mem,
+    pin::Pin,
+    sync::{Arc, atomic::AtomicU64},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use fingerpost_wire::{
+    ibb::{CLOSING, IbbError, IbbMachine, Options},
+    ibb_xml::IbbStanza,
+};
+use jid::Jid;
+use minidom::Element;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::mpsc,
+    time::Sleep,
+};
+use tokio_util::sync::PollSender;
+
+pub use super::ibb_handle::IbbHandle;
+use super::ibb_handle::{Link, now};
+use crate::shares::Permits;
+
+/// The ends of a stream, and its parameters.
+#[derive(Clone, Debug)]
+pub struct IbbParams {
+    /// Our address, as the peer knows it.
+    pub local: Jid,
+    /// The peer's full JID.
+    pub peer: Jid,
+    /// The stream's id.
+    pub sid: String,
+    /// The kind of stanza that carries our blocks.
+    pub stanza: IbbStanza,
+    /// The largest block in bytes before base64, both ways.
+    pub block_size: u16,
+    /// The most unacknowledged blocks of ours.
+    pub window: u16,
+    /// Whether the peer has agreed already; if not, the stream awaits [`IbbHandle::handle_opened`] before it sends
+    /// data.
+    pub opened: bool,
+    /// How long the peer may leave blocks unacknowledged.
+    pub silence_timeout: Duration,
+    /// How long after a shutdown a silent peer may continue.
+    pub close_linger: Duration,
+    /// The room for blocks by message, beyond what every stream may hold; shared with other streams.
+    pub memory: Option<Permits>,
+}
+
+impl IbbParams {
+    /// Creates an open stream by IQ with the default sizes and times.
+    pub fn new(local: Jid, peer: Jid, sid: impl Into<String>) -> Self {
+        let Options { block_size, window, opened, silence_timeout, close_linger, .. } =
+            Options::default();
+        let (sid, stanza) = (sid.into(), IbbStanza::Iq);
+        let memory = None;
+        Self {
+            local,
+            peer,
+            sid,
+            stanza,
+            block_size,
+            window,
+            opened,
+            silence_timeout,
+            close_linger,
+            memory,
+        }
+    }
+}
+
+/// The session's half: bytes. Dropping it closes the stream at once.
+///
+/// A shutdown returns when every byte is acknowledged. `<close/>` follows when nothing more comes from the peer and the
+/// stream is still read. Reading ends after the last byte that the peer sent before its end.
+pub struct IbbStream {
+    link: Arc<Link>,
+    /// Room in the queue. One place serves both answers and blocks; otherwise an answer could wait for a block's place.
+    room: PollSender<Element>,
+    /// Whether a writer waits for the room.
+    writing: bool,
+    /// Whether the task that drives the machine waits for the room, perhaps in place of the writer.
+    driving: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl IbbStream {
+    /// Creates both halves of a stream. Stanzas to the peer, complete and in [`fingerpost_wire::ns::CLIENT`], go into
+    /// `outbound`.
+    pub fn new(params: IbbParams, outbound: mpsc::Sender<Element>) -> (Self, IbbHandle) {
+        let options = Options {
+            block_size: params.block_size.max(1),
+            window: params.window.max(1),
+            acknowledged: params.stanza == IbbStanza::Iq,
+            silence_timeout: params.silence_timeout,
+            close_linger: params.close_linger,
+            opened: params.opened,
+        };
+        let room = PollSender::new(outbound.clone());
+        let link = Link::new(params, IbbMachine::new(options, now()), outbound);
+        let handle = IbbHandle::new(Arc::clone(&link));
+        (Self { link, room, writing: false, driving: false, timer: None }, handle)
+    }
+
+    /// Returns the count of bytes that the peer has acknowledged; it keeps counting.
+    pub fn delivered(&self) -> Arc<AtomicU64> {
+        self.link.delivered()
+    }
+
+    /// Returns whether writing is still possible, now or later.
+    pub(super) fn is_writable(&self) -> bool {
+        self.link.lock().machine.is_writable()
+    }
+
+    /// Does what is due, and sends what the machine has to send.
+    fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut shared = self.link.lock();
+        while let Some(deadline) = shared.machine.deadline().map(tokio::time::Instant::from_std) {
+            let timer =
+                self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            // A deadline that has moved is noticed when the timer fires, which is cheaper than a reset for each answer.
+            if timer.deadline() > deadline || timer.is_elapsed() {
+                timer.as_mut().reset(deadline);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                break;
+            }
+            shared.machine.handle_deadline(now());
+            shared.wake(cx);
+        }
+        self.link.tell(&shared);
+        self.link.send_now(&mut shared);
+        while shared.machine.has_actions() {
+            self.driving = true;
+            ready!(self.room.poll_reserve(cx)).map_err(|_| gone())?;
+            if let Some(stanza) = self.link.next_stanza(&mut shared) {
+                self.room.send_item(stanza).map_err(|_| gone())?;
+            }
+        }
+        if mem::take(&mut self.driving) {
+            shared.wake(cx);
+        }
+        if !self.writing {
+            self.room.abort_send();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for IbbStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // Answers that wait for room do not stop reading.
+        let driven = this.poll_drive(cx);
+        let mut shared = this.link.lock();
+        let n = shared.machine.chunk().len().min(buf.remaining());
+        if n > 0 {
+            buf.put_slice(&shared.machine.chunk()[..n]);
+            shared.machine.consume(n);
+            shared.give_back();
+            this.link.send_now(&mut shared);
+            let left = shared.machine.has_actions();
+            drop(shared);
+            if left {
+                let _ = this.poll_drive(cx);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        match shared.machine.end() {
+            Some(end) => return Poll::Ready(end.map_err(broken)),
+            None if buf.remaining() == 0 => return Poll::Ready(Ok(())),
+            None => {}
+        }
+        if let Poll::Ready(Err(error)) = driven {
+            return Poll::Ready(Err(error));
+        }
+        if this.link.outbound.is_closed() {
+            return Poll::Ready(Err(gone()));
+        }
+        shared.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for IbbStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.link.lock().writer = Some(cx.waker().clone());
+        ready!(this.poll_drive(cx))?;
+        let mut shared = this.link.lock();
+        if !shared.machine.is_writable() {
+            this.writing = false;
+            let error = shared.machine.end().and_then(Result::err).map_or_else(gone, broken);
+            return Poll::Ready(Err(error));
+        }
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        if !shared.machine.has_window() {
+            return Poll::Pending;
+        }
+        this.writing = true;
+        ready!(this.room.poll_reserve(cx)).map_err(|_| gone())?;
+        this.writing = false;
+        let n = shared.machine.write(buf, now());
+        if let Some(stanza) = this.link.next_stanza(&mut shared) {
+            this.room.send_item(stanza).map_err(|_| gone())?;
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.writing = false;
+        this.link.lock().writer = Some(cx.waker().clone());
+        this.poll_drive(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.writing = false;
+        let mut shared = this.link.lock();
+        if shared.machine.shutdown(now()) {
+            // From now on a reader on another task watches the timer of the close.
+            shared.wake(cx);
+        }
+        shared.writer = Some(cx.waker().clone());
+        drop(shared);
+        ready!(this.poll_drive(cx))?;
+        let shared = this.link.lock();
+        match shared.machine.end() {
+            Some(Err(error)) => Poll::Ready(Err(broken(error))),
+            _ if shared.machine.is_flushed() => Poll::Ready(Ok(())),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for IbbStream {
+    fn drop(&mut self) {
+        let mut shared = self.link.lock();
+        shared.machine.abort(now());
+        shared.give_back();
+        self.link.send_now(&mut shared);
+        if !shared.machine.has_actions() || self.link.outbound.is_closed() {
+            return;
+        }
+        let link = Arc::clone(&self.link);
+        let last_words = async move {
+            while let Ok(permit) = link.outbound.reserve().await {
+                let Some(stanza) = link.next_stanza(&mut link.lock()) else { return };
+                permit.send(stanza);
+            }
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(tokio::time::timeout(CLOSING, last_words));
+        }
+    }
+}
+
+impl fmt::Debug for IbbStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IbbStream").finish_non_exhaustive()
+    }
+}
+
+fn broken(error: IbbError) -> io::Error {
+    let kind = match error {
+        IbbError::Timeout => io::ErrorKind::TimedOut,
+        IbbError::Refused | IbbError::Gone => io::ErrorKind::ConnectionReset,
+        _ => io::ErrorKind::InvalidData,
+    };
+    io::Error::new(kind, error)
+}
+
+fn gone() -> io::Error {
+    io::ErrorKind::BrokenPipe.into()
+}

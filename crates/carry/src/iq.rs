@@ -1,0 +1,237 @@
+//! Our own requests: the ids cannot be guessed, and only the right peer can answer.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use fingerpost_wire::{
+    ns,
+    stanza::{Kind, Stanza},
+    xml,
+};
+use jid::Jid;
+use minidom::Element;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::shares::{Limits, Place, Shares};
+
+/// How a request ended.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// `type='result'` with its payload.
+    Result(Option<Element>),
+    /// `type='error'` with its `<error/>`.
+    Error(Element),
+    /// Nothing came in time, or the link is down or full.
+    Timeout,
+}
+
+/// The most requests that wait at once: in all, to one user, and how many times the free ones to one domain.
+const LIMITS: Limits = Limits::new(20_000, 512, 8);
+
+/// By id: the addressee, and the waiting sender.
+#[derive(Debug, Default)]
+struct Waiting {
+    asked: HashMap<String, (Jid, oneshot::Sender<Answer>, Place)>,
+    /// Shares by addressee: a domain that never answers does not block requests to others.
+    shares: Shares,
+}
+
+impl Waiting {
+    fn remove(&mut self, id: &str) -> Option<oneshot::Sender<Answer>> {
+        let (_, sender, place) = self.asked.remove(id)?;
+        self.shares.give_back(&place);
+        Some(sender)
+    }
+}
+
+/// Requests that wait for their answers.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    outbound: mpsc::Sender<Element>,
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+/// A request that has been sent. Dropping it forgets it.
+#[derive(Debug)]
+pub struct Pending {
+    requests: Requests,
+    id: String,
+    answer: Option<oneshot::Receiver<Answer>>,
+}
+
+impl Pending {
+    /// Waits for the answer.
+    pub async fn answer(mut self, wait: Duration) -> Answer {
+        let Some(answer) = self.answer.take() else { return Answer::Timeout };
+        tokio::time::timeout(wait, answer)
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .unwrap_or(Answer::Timeout)
+    }
+}
+
+impl Pending {
+    /// Waits this long for the answer; `None` if it has not come by then.
+    ///
+    /// # Cancel safety
+    /// The answer is not lost if the future is dropped.
+    pub async fn answer_within(&mut self, wait: Duration) -> Option<Answer> {
+        let Some(answer) = &mut self.answer else { return Some(Answer::Timeout) };
+        let answer = tokio::time::timeout(wait, answer).await.ok()?;
+        self.answer = None;
+        Some(answer.unwrap_or(Answer::Timeout))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.requests.lock().remove(&self.id);
+    }
+}
+
+impl Requests {
+    /// Requests that are sent through `outbound`.
+    pub fn new(outbound: mpsc::Sender<Element>) -> Self {
+        Self { outbound, waiting: Arc::default() }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends an IQ and waits for its answer.
+    ///
+    /// # Cancel safety
+    /// Dropping the future forgets the request.
+    pub async fn request(
+        &self,
+        type_: &str,
+        from: &Jid,
+        to: &Jid,
+        payload: Element,
+        wait: Duration,
+    ) -> Answer {
+        let sent = tokio::time::timeout(wait, self.send(type_, from, to, payload)).await;
+        match sent {
+            Ok(pending) => pending.answer(wait).await,
+            Err(_) => Answer::Timeout,
+        }
+    }
+
+    /// Sends an IQ. It has its place in the queue when this returns: later stanzas come after it.
+    pub async fn send(&self, type_: &str, from: &Jid, to: &Jid, payload: Element) -> Pending {
+        let id = random_id();
+        let mut iq = xml::element(
+            "iq",
+            ns::CLIENT,
+            &[("type", type_), ("from", from.as_str()), ("to", to.as_str()), ("id", &id)],
+        );
+        iq.append_child(payload);
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut waiting = self.lock();
+            let Ok(place) = waiting.shares.take(&to.to_bare(), 1, &LIMITS) else {
+                return Pending { requests: self.clone(), id, answer: None };
+            };
+            waiting.asked.insert(id.clone(), (to.clone(), sender, place));
+        }
+        let pending = Pending { requests: self.clone(), id, answer: Some(receiver) };
+        let _ = self.outbound.send(iq).await;
+        pending
+    }
+
+    /// Takes an answer if it belongs to one of these requests and comes from the addressee.
+    pub fn handle(&self, stanza: &Stanza) -> bool {
+        if stanza.kind != Kind::Iq || stanza.is_request() {
+            return false;
+        }
+        let mut waiting = self.lock();
+        if waiting.asked.get(&stanza.id).is_none_or(|(peer, ..)| *peer != stanza.from) {
+            return false;
+        }
+        let Some(sender) = waiting.remove(&stanza.id) else {
+            return false;
+        };
+        drop(waiting);
+        let answer = match stanza.element.get_child("error", ns::CLIENT) {
+            Some(error) if stanza.type_ == "error" => Answer::Error(error.clone()),
+            _ if stanza.type_ == "error" => Answer::Timeout,
+            _ => Answer::Result(stanza.payload().cloned()),
+        };
+        let _ = sender.send(answer);
+        true
+    }
+
+    /// Fails all waiting requests, because the link is gone.
+    pub fn fail_all(&self) {
+        *self.lock() = Waiting::default();
+    }
+}
+
+/// Returns 128 random bits, as 32 hex digits.
+pub fn random_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_who_was_asked_can_answer() {
+        let (outbound, mut sent) = mpsc::channel(1);
+        let requests = Requests::new(outbound);
+        let from = Jid::new("xtls.example.org").unwrap();
+        let to = Jid::new("romeo@montague.lit/orchard").unwrap();
+        let asking = requests.clone();
+        let task = tokio::spawn(async move {
+            let ping = Element::bare("ping", ns::PING);
+            asking.request("get", &from, &to, ping, Duration::from_secs(5)).await
+        });
+        let id = sent.recv().await.unwrap().attr("id").unwrap().to_owned();
+        let answer = |peer: &str| {
+            let iq = xml::element(
+                "iq",
+                ns::CLIENT,
+                &[("type", "result"), ("from", peer), ("to", "xtls.example.org"), ("id", &id)],
+            );
+            Stanza::parse(iq).unwrap()
+        };
+        assert!(!requests.handle(&answer("mallory@montague.lit/x")));
+        assert!(requests.handle(&answer("romeo@montague.lit/orchard")));
+        assert!(!requests.handle(&answer("romeo@montague.lit/orchard")));
+        assert!(matches!(task.await.unwrap(), Answer::Result(None)));
+    }
+
+    #[tokio::test]
+    async fn a_domain_that_never_answers_holds_up_no_question_to_another() {
+        let (outbound, mut sent) = mpsc::channel(1);
+        tokio::spawn(async move { while sent.recv().await.is_some() {} });
+        let requests = Requests::new(outbound);
+        let from = Jid::new("xtls.example.org").unwrap();
+        let ask = async |to: &str| {
+            let ping = Element::bare("ping", ns::PING);
+            requests.send("get", &from, &Jid::new(to).unwrap(), ping).await
+        };
+        let mut pending = Vec::new();
+        for number in 0..LIMITS.total {
+            pending.push(ask(&format!("u{number}@silent.test/x")).await);
+        }
+        let refused = pending.iter().filter(|pending| pending.answer.is_none()).count();
+        assert!(refused > 0 && refused < LIMITS.total / 4, "{refused}");
+        assert!(ask("romeo@montague.lit/orchard").await.answer.is_some());
+        let mut to_one = 0;
+        for _ in 0..2 * LIMITS.per_user {
+            let asked = ask("tybalt@capulet.lit/x").await;
+            to_one += usize::from(asked.answer.is_some());
+            pending.push(asked);
+        }
+        assert!(to_one <= LIMITS.per_user, "{to_one}");
+        drop(pending);
+        assert_eq!(requests.lock().shares.taken(), 0);
+    }
+}

@@ -1,0 +1,130 @@
+//! The transport between one user and the next hop: a TCP connection, or an in-band bytestream.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::atomic::Ordering,
+    task::{Context, Poll},
+};
+
+use fingerpost_wire::transport_kind::TransportKind;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::ibb_stream::IbbStream;
+use crate::side::{Delivery, Side};
+
+/// One user's transport, of either kind. `S` is the TCP connection with what its owner keeps beside it.
+#[derive(Debug)]
+pub enum Leg<S> {
+    /// A SOCKS5 bytestream (XEP-0065).
+    Socket(S),
+    /// An in-band bytestream (XEP-0047).
+    Ibb(IbbStream),
+}
+
+impl<S: Side> Leg<S> {
+    /// Returns its kind, as options and logs name it: `s5b` or `ibb`.
+    pub fn kind(&self) -> &'static str {
+        self.transport_kind().as_str()
+    }
+
+    /// Returns whether the other end has vanished: it answers nothing although the kernel has asked repeatedly. A peer
+    /// that reads slowly, or not at all, has not vanished. In-band, the stream's acknowledgements decide.
+    pub fn is_gone(&self) -> bool {
+        matches!(self.delivery(), Delivery::Tcp(Some(info)) if info.is_gone())
+    }
+
+    /// Returns how many of all written bytes the next hop has acknowledged; `None` if that cannot be known. The next
+    /// hop is the peer of the in-band bytestream or of the connection, which may be the component.
+    pub fn delivered(&self) -> Option<u64> {
+        match self {
+            Self::Ibb(leg) => Some(leg.delivered().load(Ordering::Relaxed)),
+            Self::Socket(leg) => match leg.delivery() {
+                Delivery::Tcp(Some(info)) => Some(info.acknowledged),
+                Delivery::Tcp(None) | Delivery::ByShutdown => None,
+            },
+        }
+    }
+
+    /// Returns its kind, for the counters.
+    pub fn transport_kind(&self) -> TransportKind {
+        match self {
+            Self::Socket(_) => TransportKind::S5b,
+            Self::Ibb(_) => TransportKind::Ibb,
+        }
+    }
+}
+
+impl Side for IbbStream {
+    fn takes_more(&self) -> bool {
+        self.is_writable()
+    }
+}
+
+impl<S: Side> Side for Leg<S> {
+    fn delivery(&self) -> Delivery {
+        match self {
+            Self::Socket(leg) => leg.delivery(),
+            Self::Ibb(leg) => leg.delivery(),
+        }
+    }
+
+    fn takes_more(&self) -> bool {
+        match self {
+            Self::Socket(leg) => leg.takes_more(),
+            Self::Ibb(leg) => leg.takes_more(),
+        }
+    }
+
+    fn arm(&self) {
+        if let Self::Socket(leg) = self {
+            leg.arm();
+        }
+    }
+
+    fn disarm(&self) {
+        if let Self::Socket(leg) = self {
+            leg.disarm();
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Leg<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Socket(leg) => Pin::new(leg).poll_read(cx, buf),
+            Self::Ibb(leg) => Pin::new(leg).poll_read(cx, buf),
+        }
+    }
+}
+
+impl<S: Side> AsyncWrite for Leg<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Socket(leg) => Pin::new(leg).poll_write(cx, buf),
+            Self::Ibb(leg) => Pin::new(leg).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Socket(leg) => Pin::new(leg).poll_flush(cx),
+            Self::Ibb(leg) => Pin::new(leg).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Socket(leg) => Pin::new(leg).poll_shutdown(cx),
+            Self::Ibb(leg) => Pin::new(leg).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Places that many users share. Each user has a limit, and no domain takes what others need.
+//!
+//! A domain may hold at most `slope` times as much as is still free, and the registered domain above it (its last two
+//! labels) at most four times that. A domain that is alone gets `slope / (slope + 1)` of all places. Whatever the first
+//! domains do, some places stay free for the next one, and nobody's place is ever taken away.
+//!
+//! Users and domains are kept as keyed hashes: addresses of 2 kB cost no more than short ones, and nobody can choose
+//! two that collide.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use fingerpost_wire::jid::identity;
+use jid::BareJid;
+
+/// How many places all users, one user, and one domain may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// All users together.
+    pub total: usize,
+    /// One user (bare JID).
+    pub per_user: usize,
+    /// How many times the free places one domain may hold.
+    pub slope: usize,
+}
+
+impl Limits {
+    /// Limits with the given total, share of a user, and slope.
+    pub const fn new(total: usize, per_user: usize, slope: usize) -> Self {
+        Self { total, per_user, slope }
+    }
+
+    /// Returns whether a domain (or its registered domain) with `held` places leaves enough free, when `taken` are
+    /// taken in all. A total so small that a domain's share would be less than one place is not divided.
+    fn leaves_room(&self, slope: usize, held: usize, taken: usize) -> bool {
+        self.total < 2 * self.slope || held <= slope.saturating_mul(self.total - taken)
+    }
+}
+
+/// Why there is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// All places are taken.
+    #[error("all places are taken")]
+    All,
+    /// The user's domain has used its share.
+    #[error("the domain has its share")]
+    Domain,
+    /// The user has used its share.
+    #[error("the user has its share")]
+    User,
+}
+
+/// Places that were taken and must be given back.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a place that is not given back is lost"]
+pub struct Place {
+    user: u64,
+    domain: u64,
+    above: u64,
+    weight: usize,
+}
+
+/// The places that each user and each domain holds.
+#[derive(Debug, Default)]
+pub struct Shares {
+    hasher: RandomState,
+    taken: usize,
+    users: HashMap<u64, usize>,
+    domains: HashMap<u64, usize>,
+    /// By registered domain.
+    above: HashMap<u64, usize>,
+}
+
+impl Shares {
+    /// Takes `weight` places for `user`.
+    ///
+    /// # Errors
+    /// [`Full`]
+    pub fn take(&mut self, user: &BareJid, weight: usize, limits: &Limits) -> Result<Place, Full> {
+        let user = identity(user);
+        let domain = user.domain().as_str();
+        let place = Place {
+            user: self.hasher.hash_one(user.as_str()),
+            domain: self.hasher.hash_one(domain),
+            above: self.hasher.hash_one(registered(domain)),
+            weight,
+        };
+        let held = |map: &HashMap<u64, usize>, key| {
+            map.get(&key).copied().unwrap_or(0).saturating_add(weight)
+        };
+        if held(&self.users, place.user) > limits.per_user {
+            return Err(Full::User);
+        }
+        let taken = self.taken.saturating_add(weight);
+        if taken > limits.total {
+            return Err(Full::All);
+        }
+        if !limits.leaves_room(limits.slope, held(&self.domains, place.domain), taken)
+            || !limits.leaves_room(4 * limits.slope, held(&self.above, place.above), taken)
+        {
+            return Err(Full::Domain);
+        }
+        self.taken = taken;
+        for (map, key) in self.counts(&place) {
+            *map.entry(key).or_default() += weight;
+        }
+        Ok(place)
+    }
+
+    /// Gives the places back.
+    pub fn give_back(&mut self, place: &Place) {
+        let weight = place.weight;
+        self.taken -= weight;
+        for (map, key) in self.counts(place) {
+            if let Some(held) = map.get_mut(&key) {
+                *held -= weight;
+                if *held == 0 {
+                    map.remove(&key);
+                }
+            }
+        }
+        if self.taken == 0 {
+            // A group without places leaves no empty tables.
+            for map in [&mut self.users, &mut self.domains, &mut self.above] {
+                map.shrink_to(1024);
+            }
+        }
+    }
+
+    /// Returns how much is taken.
+    pub fn taken(&self) -> usize {
+        self.taken
+    }
+
+    fn counts(&mut self, place: &Place) -> [(&mut HashMap<u64, usize>, u64); 3] {
+        [
+            (&mut self.users, place.user),
+            (&mut self.domains, place.domain),
+            (&mut self.above, place.above),
+        ]
+    }
+}
+
+/// Returns the last two labels of a domain: its owner may have any number of names below it.
+fn registered(domain: &str) -> &str {
+    if domain.starts_with('[') || domain.parse::<IpAddr>().is_ok() {
+        return domain;
+    }
+    match domain.rmatch_indices('.').nth(1) {
+        Some((dot, _)) => &domain[dot + 1..],
+        None => domain,
+    }
+}
+
+/// [`Shares`] for tasks. Cheap to clone; all clones share the same places.
+#[derive(Clone, Debug)]
+pub struct Permits {
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    limits: Limits,
+    shares: Shares,
+}
+
+impl Permits {
+    /// Creates permits with all places free.
+    pub fn new(limits: Limits) -> Self {
+        Self { held: Arc::new(Mutex::new(Held { limits, shares: Shares::default() })) }
+    }
+
+    /// Sets other limits for places that are taken from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        self.lock().limits = limits;
+    }
+
+    /// Takes `weight` places for `user`, until the permit is dropped.
+    ///
+    /// # Errors
+    /// [`Full`]
+    pub fn take(&self, user: &BareJid, weight: usize) -> Result<Permit, Full> {
+        let mut held = self.lock();
+        let limits = held.limits;
+        let place = held.shares.take(user, weight, &limits)?;
+        drop(held);
+        Ok(Permit { permits: self.clone(), place })
+    }
+
+    /// Returns how much is taken.
+    pub fn taken(&self) -> usize {
+        self.lock().shares.taken()
+    }
+
+    /// Never held over an `.await`.
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Places that are given back when the permit is dropped.
+#[derive(Debug)]
+#[must_use = "a dropped permit is given back"]
+pub struct Permit {
+    permits: Permits,
+    place: Place,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.permits.lock().shares.give_back(&self.place);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn user(number: usize, domain: &str) -> BareJid {
+        BareJid::new(&format!("u{number}@{domain}")).unwrap()
+    }
+
+    fn fill(shares: &mut Shares, domain: &str, limits: &Limits) -> usize {
+        (0..limits.total).filter(|n| shares.take(&user(*n, domain), 1, limits).is_ok()).count()
+    }
+
+    #[test]
+    fn a_domain_leaves_room_for_the_next_however_many_came_before() {
+        let limits = Limits::new(1000, 4, 1);
+        let mut shares = Shares::default();
+        let mut last = limits.total;
+        for domain in ["a.test", "b.example", "c.invalid", "d.org", "e.net", "f.com"] {
+            let got = fill(&mut shares, domain, &limits);
+            assert!(got > 0 && got <= last, "{domain} got {got}");
+            last = got;
+        }
+        assert_eq!(Shares::default().take(&user(0, "a.test"), 1001, &limits), Err(Full::User));
+    }
+
+    #[test]
+    fn any_number_of_names_below_one_domain_leave_room_for_another() {
+        let limits = Limits::new(1000, 4, 1);
+        let mut shares = Shares::default();
+        for number in 0..2000 {
+            let _taken = shares.take(&user(0, &format!("d{number}.evil.test")), 1, &limits);
+        }
+        assert_eq!(shares.taken(), 800);
+        assert_eq!(fill(&mut shares, "good.example", &limits), 100);
+    }
+
+    #[test]
+    fn a_user_has_a_share_and_few_places_are_not_shared_out() {
+        let limits = Limits::new(4, 3, 16);
+        let mut shares = Shares::default();
+        let mine: Vec<Place> =
+            (0..3).map(|_| shares.take(&user(0, "a.test"), 1, &limits).unwrap()).collect();
+        assert_eq!(shares.take(&user(0, "a.test"), 1, &limits), Err(Full::User));
+        let _other = shares.take(&user(1, "a.test"), 1, &limits).unwrap();
+        assert_eq!(shares.take(&user(2, "b.test"), 1, &limits), Err(Full::All));
+        shares.give_back(&mine[0]);
+        assert!(shares.take(&user(2, "b.test"), 1, &limits).is_ok());
+    }
+
+    #[test]
+    fn a_dropped_permit_is_given_back() {
+        let permits = Permits::new(Limits::new(64, 1, 1));
+        let permit = permits.take(&user(0, "a.test"), 1).unwrap();
+        assert_eq!(permits.take(&user(0, "a.test"), 1).unwrap_err(), Full::User);
+        drop(permit);
+        assert!(permits.take(&user(0, "a.test"), 1).is_ok());
+        assert_eq!(permits.taken(), 0);
+    }
+
+    #[test]
+    fn the_registered_domain_is_the_last_two_labels() {
+        for (domain, above) in [
+            ("example.org", "example.org"),
+            ("a.b.example.org", "example.org"),
+            ("localhost", "localhost"),
+            ("192.0.2.7", "192.0.2.7"),
+            ("[2001:db8::7]", "[2001:db8::7]"),
+        ] {
+            assert_eq!(registered(domain), above);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_given_back_was_never_taken(
+            takes in proptest::collection::vec((0usize..5, 0usize..4, 1usize..9), 0..200)
+        ) {
+            let limits = Limits::new(200, 40, 2);
+            let mut shares = Shares::default();
+            let mut held: Vec<Place> = Vec::new();
+            for (n, domain, weight) in takes {
+                let who = user(n, &format!("d{domain}.test"));
+                match shares.take(&who, weight, &limits) {
+                    Ok(place) => held.push(place),
+                    Err(_) if n % 2 == 0 => held.pop().iter().for_each(|p| shares.give_back(p)),
+                    Err(_) => {}
+                }
+                prop_assert_eq!(shares.taken(), held.iter().map(|p| p.weight).sum::<usize>());
+                prop_assert!(shares.taken() <= limits.total);
+            }
+            held.iter().for_each(|place| shares.give_back(place));
+            prop_assert_eq!(shares.taken(), 0);
+            prop_assert!(shares.users.is_empty() && shares.domains.is_empty());
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The failures of a session, by the party that can act.
+
+use fingerpost_secure::stream::TlsError;
+
+/// Why there is no session, or why it ended.
+///
+/// Each text is a sentence for a person; the variant tells a program what it can do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address given cannot be used: give another.
+    #[error("{0}")]
+    Address(String),
+    /// The peer is absent: try later.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The peer is online for its server, but its program does not answer: it sleeps, or its network is gone.
+    #[error("{0}")]
+    Silent(String),
+    /// The component is absent: its operator can help, or use another component.
+    #[error("{0}")]
+    NoComponent(String),
+    /// Our own account has blocked the address (XEP-0191).
+    #[error("{0}")]
+    Blocked(String),
+    /// The peer's server delivers nothing from the component: the peer may have blocked it.
+    #[error("{0}")]
+    BlockedByPeer(String),
+    /// The address is that of a chat room, or of its occupant (XEP-0045); the user's own address is needed.
+    #[error("{0}")]
+    Room(String),
+    /// The required transport is not available.
+    #[error("{0}")]
+    Transport(String),
+    /// The peer, or the component in its place, refuses.
+    #[error("{0}")]
+    Refused(String),
+    /// No TLS method is common to the peer and this endpoint.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The peer's key is not the promised one, or nothing vouches for it. No application byte has been sent.
+    #[error("{0}")]
+    Unverified(String),
+    /// The peer began a session and did not secure it in time, or others needed its place.
+    #[error("{0}")]
+    Expired(String),
+    /// The XMPP server refused the login.
+    #[error("{0}")]
+    Login(String),
+    /// The connection to the XMPP server is lost.
+    #[error("the connection to the XMPP server is lost")]
+    Disconnected,
+    /// Any other failure: network, protocol, timeout.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Error {
+    pub(super) fn failed(text: impl Into<String>) -> Self {
+        Self::Failed(text.into())
+    }
+
+    pub(super) fn refused(text: impl Into<String>) -> Self {
+        Self::Refused(text.into())
+    }
+
+    pub(super) fn login(text: impl Into<String>) -> Self {
+        Self::Login(text.into())
+    }
+
+    /// Returns the reason of a `session-terminate` (XEP-0166, 7.4) that tells the peer of this error.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unverified(_) => "security-error",
+            Self::Refused(_) => "decline",
+            Self::Unsupported(_) => "unsupported-applications",
+            Self::Expired(_) => "timeout",
+            Self::Disconnected => "connectivity-error",
+            Self::Transport(_) => "failed-transport",
+            _ => "failed-application",
+        }
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<TlsError> for Error {
+    fn from(error: TlsError) -> Self {
+        match error {
+            TlsError::Unverified(_) | TlsError::Unproven(_) => {
+                Self::Unverified(format!("{error}: nothing was sent"))
+            }
+            TlsError::Refused(_) => Self::Refused(error.to_string()),
+            TlsError::Failed(_) => Self::Failed(error.to_string()),
+        }
+    }
+}

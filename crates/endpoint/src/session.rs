@@ -1,0 +1,515 @@
+//! One Jingle session of an endpoint: its actions in both directions, and its end (XEP-0166).
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use fingerpost_carry::iq::{Answer, random_id};
+use fingerpost_wire::{jingle, ns, stanza::Stanza, xml};
+use jid::{BareJid, Jid};
+use minidom::Element;
+use tokio::{sync::watch, time::timeout};
+
+use super::{
+    Endpoint,
+    cause::{self, Asked},
+    error::Error,
+    hub::{Inbox, condition},
+    places::Place,
+    progress::{Monitor, Progress, Waiting},
+};
+
+/// How long to wait for the answer to a session-terminate.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// How long nothing may arrive after the peer has ended the session, before bytes on their way are given up.
+const LINGER: Duration = Duration::from_secs(5);
+/// How long an in-band stream is silent before the other side is asked whether the session still exists (XEP-0166,
+/// 6.8).
+const PROBE: Duration = Duration::from_secs(10);
+/// The most actions that wait for their turn.
+const HELD: usize = 32;
+/// How long the reason of a stream's end may come after the end itself.
+const REASON: Duration = Duration::from_secs(2);
+
+/// The Jingle session that a secured stream belongs to.
+///
+/// It ends with [`terminate`](Self::terminate). If the peer ends it, [`terminated`](Self::terminated) and
+/// [`during`](Self::during) return. If it is dropped before that, for example on Ctrl-C, the peer gets `cancel`.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) endpoint: Endpoint,
+    pub(super) inbox: Inbox,
+    pub(super) address: Jid,
+    pub(super) peer: BareJid,
+    pub(super) sid: String,
+    pub(super) namespace: String,
+    pub(super) content: String,
+    pub(super) initiator: bool,
+    /// Whether one side has ended it, or the other never knew of it.
+    pub(super) over: bool,
+    /// Actions that came while the session waited for something else.
+    held: VecDeque<(String, Element)>,
+    pub(super) answer: Option<Element>,
+    /// The progress of the stream.
+    pub(super) progress: Arc<Progress>,
+    /// Whether the peer has proven its key.
+    pub(super) is_secured: bool,
+    /// Whether the stream's bytes go through the XMPP server.
+    pub(super) in_band: bool,
+    /// The place of a session that the peer started.
+    pub(super) place: Option<Place>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let mut iq = xml::element(
+            "iq",
+            ns::CLIENT,
+            &[("type", "set"), ("to", self.address.as_str()), ("id", &random_id())],
+        );
+        iq.append_child(self.goodbye("cancel", ""));
+        self.endpoint.hub().try_send(iq);
+    }
+}
+
+impl Session {
+    pub(super) fn new(endpoint: &Endpoint, inbox: Inbox, address: Jid, sid: String) -> Self {
+        Self {
+            peer: endpoint.user_of(&address),
+            endpoint: endpoint.clone(),
+            inbox,
+            address,
+            sid,
+            namespace: ns::JINGLE.to_owned(),
+            content: "e2e-tls".to_owned(),
+            initiator: true,
+            over: false,
+            held: VecDeque::new(),
+            answer: None,
+            progress: Arc::default(),
+            is_secured: false,
+            in_band: false,
+            place: None,
+        }
+    }
+
+    /// Returns the user at the other end.
+    pub fn peer(&self) -> &BareJid {
+        &self.peer
+    }
+
+    /// Returns the address of the other end: the peer's own, or the one that stands for the peer at the component.
+    pub fn address(&self) -> &Jid {
+        &self.address
+    }
+
+    /// Returns the responder's `<description/>`, on the initiator's side.
+    pub fn answer(&self) -> Option<&Element> {
+        self.answer.as_ref()
+    }
+
+    /// Returns a view of the session's stream for other tasks.
+    pub fn monitor(&self) -> Monitor {
+        Monitor(Arc::clone(&self.progress))
+    }
+
+    /// Returns a channel that tells whether an in-band stream stands still because one user's client is silent. The
+    /// component reports it.
+    pub fn waiting(&self) -> watch::Receiver<Option<Waiting>> {
+        self.progress.waiting()
+    }
+
+    /// Returns whether the session runs through the broker.
+    pub(super) fn is_brokered(&self) -> bool {
+        self.endpoint.component().is_some_and(|via| via.domain() == self.address.domain())
+    }
+
+    /// Ends the session with a reason (XEP-0166, 7.4: `success`, `cancel`, `decline`, …) and a text for the peer's
+    /// user, which may be empty. Does nothing if it is over already.
+    pub async fn terminate(&mut self, reason: &str, text: &str) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        let hub = self.endpoint.hub();
+        let wait = hub.request("set", &self.address, self.goodbye(reason, text));
+        let _ = timeout(GOODBYE, wait).await;
+    }
+
+    fn goodbye(&self, reason: &str, text: &str) -> Element {
+        let me = self.endpoint.jid();
+        jingle::terminate(&self.frame(&me), reason, text)
+    }
+
+    fn frame<'a>(&'a self, me: &'a Jid) -> jingle::Frame<'a> {
+        jingle::Frame {
+            namespace: &self.namespace,
+            sid: &self.sid,
+            initiator: me,
+            responder: &self.address,
+        }
+    }
+
+    /// Does `work` on the session's stream until it is done, or the peer ends the session.
+    ///
+    /// A peer that ends it with success has sent everything. Bytes on their way still arrive while the stream moves,
+    /// and `work` has unlimited time for the bytes that it has read. A lost XMPP connection does not end a stream that
+    /// may run beside it. An in-band stream cannot show the loss of the component or of the peer by itself, so while it
+    /// is silent the other side is asked whether the session exists.
+    ///
+    /// # Errors
+    /// Those of `work`, or the reason why the session has ended, which tells more, with the number of bytes that had
+    /// arrived.
+    pub async fn during<T, E: From<Error>>(
+        &mut self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        tokio::pin!(work);
+        let missed = self.missed(self.in_band);
+        let ended = tokio::select! {
+            biased;
+            done = &mut work => {
+                let Err(error) = done else { return done };
+                // Without a peer, the work may still have failed by itself.
+                let reason = self.reason().await.filter(|reason| *reason != Error::Disconnected);
+                return Err(reason.map_or(error, |reason| self.with_received(reason).into()));
+            }
+            ended = self.terminated() => ended,
+            error = missed => return Err(self.with_received(error).into()),
+        };
+        match ended {
+            Ok(()) => tokio::select! {
+                biased;
+                done = work => done,
+                () = self.progress.stalled(LINGER) => {
+                    let text = "the session was ended before the stream";
+                    Err(self.with_received(Error::failed(text)).into())
+                }
+            },
+            Err(_) if !self.over => work.await,
+            Err(error) => Err(self.with_received(error).into()),
+        }
+    }
+
+    /// Waits until the peer ends the session with success, which says that it has received everything.
+    ///
+    /// # Errors
+    /// If the session ends in another way, or is gone.
+    pub async fn confirmed(&mut self) -> Result<(), Error> {
+        let missed = self.missed(true);
+        tokio::select! {
+            biased;
+            ended = self.terminated() => ended,
+            error = missed => Err(error),
+        }
+    }
+
+    /// Adds to an error how many bytes had arrived when the session ended.
+    fn with_received(&self, error: Error) -> Error {
+        let received = self.progress.received();
+        let more = |text| format!("{text} (after {received} bytes had arrived)");
+        match error {
+            error if received == 0 => error,
+            Error::Failed(text) => Error::Failed(more(text)),
+            Error::Refused(text) => Error::Refused(more(text)),
+            error => error,
+        }
+    }
+
+    /// Waits until the session turns out to be gone without an end, for example because the component was killed.
+    fn missed(&self, asks: bool) -> impl Future<Output = Error> + use<> {
+        let (hub, address) = (self.endpoint.hub().clone(), self.address.clone());
+        let (peer, progress) = (self.peer.clone(), Arc::clone(&self.progress));
+        let question = jingle::own("session-info", &self.frame(&self.endpoint.jid()));
+        let broker = self.is_brokered().then(|| Jid::new(address.domain().as_str()).ok()).flatten();
+        async move {
+            if !asks {
+                return std::future::pending().await;
+            }
+            // When the connection between two servers breaks, they say that a present user is absent.
+            let mut doubted = false;
+            loop {
+                tokio::time::sleep(PROBE).await;
+                if !progress.is_quiet(PROBE) {
+                    continue;
+                }
+                if let Some(broker) = &broker {
+                    let ping = Element::bare("ping", ns::PING);
+                    // The server answers in place of the component, which is absent.
+                    if let Answer::Error(error) = hub.request("get", broker, ping).await
+                        && is_absent(&condition(&error))
+                    {
+                        return Error::failed(format!("{broker} is gone, and the session with it"));
+                    }
+                }
+                // A peer that does not answer may be suspended. If it is gone, its server answers.
+                let Answer::Error(error) = hub.request("set", &address, question.clone()).await
+                else {
+                    doubted = false;
+                    continue;
+                };
+                let condition = condition(&error);
+                let absent =
+                    is_absent(&condition) && !condition.starts_with("remote-server-timeout");
+                let sure = doubted || !condition.starts_with("recipient-unavailable");
+                if absent && sure {
+                    return Error::failed(format!("the session with {peer} is gone: {condition}"));
+                }
+                doubted = absent;
+            }
+        }
+    }
+
+    /// Waits for the reason why the session is over: it may follow a stream that broke after a moment, and tells more.
+    async fn reason(&mut self) -> Option<Error> {
+        timeout(REASON, self.terminated()).await.ok()?.err()
+    }
+
+    /// Waits until the peer ends the session, if it is not over.
+    ///
+    /// # Errors
+    /// The reason, unless it is success.
+    ///
+    /// # Cancel safety
+    /// It may be dropped and called again.
+    pub async fn terminated(&mut self) -> Result<(), Error> {
+        if self.over {
+            return Ok(());
+        }
+        loop {
+            let (action, _) = self.next().await?;
+            if action == "success" {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Returns the next action; a session-terminate is `success` or an error.
+    async fn next(&mut self) -> Result<(String, Element), Error> {
+        if let Some(held) = self.held.pop_front() {
+            return Ok(held);
+        }
+        let stanza = self.inbox.next().await;
+        self.received(stanza)
+    }
+
+    fn received(&mut self, stanza: Option<Stanza>) -> Result<(String, Element), Error> {
+        let jingle = payload(&stanza.ok_or(Error::Disconnected)?);
+        let action = jingle.attr("action").unwrap_or_default().to_owned();
+        if action == "session-info" && self.is_brokered() {
+            self.progress.heed(&jingle);
+        }
+        if action != "session-terminate" {
+            return Ok((action, jingle));
+        }
+        self.over = true;
+        let reason = Reason::read(&jingle);
+        if reason.condition == "success" {
+            return Ok(("success".to_owned(), jingle));
+        }
+        Err(self.ended(&reason))
+    }
+
+    /// Returns why the other side has ended the session: the peer, or the component by itself.
+    fn ended(&self, reason: &Reason) -> Error {
+        let peer = &self.peer;
+        // Only the component knows whether it speaks for itself.
+        let mark = reason.mark.as_ref().filter(|_| self.is_brokered());
+        let component = mark.and_then(|_| self.endpoint.component());
+        let ended_by = match component {
+            Some(component) => component.to_string(),
+            None => peer.to_string(),
+        };
+        let Reason { condition, text, .. } = reason;
+        let text = format!("{ended_by} ended the session: {condition}{text}");
+        match condition.as_str() {
+            "connectivity-error" | "expired" | "failed-transport" | "gone" | "timeout" => {
+                Error::failed(format!(
+                    "the session with {peer} was ended: {condition}{}",
+                    reason.text
+                ))
+            }
+            "unsupported-transports" => Error::Transport(text),
+            "security-error" if component.is_some() => {
+                match mark.and_then(|mark| mark.attr("owner")) {
+                    Some(owner) if owner == peer.as_str() && !self.is_secured => {
+                        Error::Unverified(format!("{text}: nothing was sent"))
+                    }
+                    // Our own key.
+                    Some(_) => Error::Refused(text),
+                    None => Error::Failed(text),
+                }
+            }
+            // The failure is on the other side; it is not a refusal.
+            "failed-application" | "general-error" | "media-error" => Error::Failed(text),
+            _ => Error::Refused(text),
+        }
+    }
+
+    /// Returns the next action of a given name.
+    pub(super) async fn expect(
+        &mut self,
+        wanted: &[&str],
+        wait: Duration,
+    ) -> Result<(String, Element), Error> {
+        let wanted_action = async {
+            loop {
+                let (action, jingle) = self.next().await?;
+                if wanted.contains(&action.as_str()) {
+                    return Ok((action, jingle));
+                }
+                if action == "success" {
+                    return Err(Error::refused("the peer ended the session early"));
+                }
+            }
+        };
+        timeout(wait, wanted_action).await.map_err(|_| {
+            Error::failed(format!("the peer did not answer in time ({})", wanted.join(", ")))
+        })?
+    }
+
+    /// Runs a step of the negotiation, which the peer may end.
+    pub(super) async fn unless_ended<T>(
+        &mut self,
+        step: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            done = step => match done {
+                Err(Error::Failed(text)) => {
+                    Err(self.reason().await.unwrap_or(Error::Failed(text)))
+                }
+                done => done,
+            },
+            ended = self.terminated() => Err(match ended {
+                Ok(()) => Error::refused("the peer ended the session before it was secured"),
+                Err(error) => error,
+            }),
+        }
+    }
+
+    /// Returns a `<jingle/>` of this session with one content.
+    pub(super) fn jingle(
+        &self,
+        action: &str,
+        senders: Option<&str>,
+        children: Vec<Element>,
+    ) -> Element {
+        let me = self.endpoint.jid();
+        let mut jingle =
+            xml::element("jingle", &self.namespace, &[("action", action), ("sid", &self.sid)]);
+        match action {
+            "session-initiate" => xml::set(&mut jingle, "initiator", me.as_str()),
+            "session-accept" => xml::set(&mut jingle, "responder", me.as_str()),
+            _ => {}
+        }
+        let mut content = xml::element(
+            "content",
+            &self.namespace,
+            &[("creator", "initiator"), ("name", &self.content)],
+        );
+        if let Some(senders) = senders {
+            xml::set(&mut content, "senders", senders);
+        }
+        for child in children {
+            content.append_child(child);
+        }
+        jingle.append_child(content);
+        jingle
+    }
+
+    /// Sends a request, unless the peer ends the session; keeps its other stanzas meanwhile.
+    pub(super) async fn ask(&mut self, jingle: Element) -> Result<(), Error> {
+        let (hub, address) = (self.endpoint.hub().clone(), self.address.clone());
+        let over = hub.over();
+        let asking = hub.request("set", &address, jingle);
+        tokio::pin!(asking);
+        let answer = loop {
+            tokio::select! {
+                // Actions that came before the answer are handled before it.
+                biased;
+                stanza = self.inbox.next() => {
+                    let news = self.received(stanza)?;
+                    if news.0 == "success" {
+                        return Err(Error::refused("the peer ended the session early"));
+                    }
+                    if self.held.len() >= HELD {
+                        return Err(Error::refused("the peer says too much at once"));
+                    }
+                    self.held.push_back(news);
+                }
+                answer = &mut asking => break answer,
+            }
+        };
+        match answer {
+            Answer::Result(_) => Ok(()),
+            Answer::Error(error) => Err(self.asked().error(&error)),
+            Answer::Timeout if hub.is_lost() || hub.over() != over => Err(Error::Disconnected),
+            Answer::Timeout => Err(self.asked().silence()),
+        }
+    }
+
+    /// Sends the same in a session that both sides know of: a peer that was reached once has gone.
+    pub(super) async fn tell(&mut self, jingle: Element) -> Result<(), Error> {
+        let peer = self.peer.clone();
+        self.ask(jingle).await.map_err(|error| match error {
+            Error::Unreachable(why)
+            | Error::Silent(why)
+            | Error::NoComponent(why)
+            | Error::BlockedByPeer(why) => {
+                Error::Failed(format!("the session with {peer} is gone: {why}"))
+            }
+            error => error,
+        })
+    }
+
+    fn asked(&self) -> Asked<'_> {
+        let component = self.endpoint.component();
+        Asked { address: &self.address, peer: Some(&self.peer), component }
+    }
+
+    pub(super) async fn tell_transport(
+        &mut self,
+        action: &str,
+        transport: Element,
+    ) -> Result<(), Error> {
+        self.tell(self.jingle(action, None, vec![transport])).await
+    }
+}
+
+/// The reason of a session-terminate (XEP-0166, 7.4).
+#[derive(Debug)]
+struct Reason {
+    condition: String,
+    /// Its text after a colon, if it has one.
+    text: String,
+    /// The mark of a component that ends the session by itself.
+    mark: Option<Element>,
+}
+
+impl Reason {
+    fn read(jingle: &Element) -> Self {
+        let namespace = jingle.ns();
+        let reason = jingle.get_child("reason", namespace.as_str());
+        let condition = reason.and_then(|reason| {
+            reason.children().find(|child| child.name() != "text" && child.ns() == namespace)
+        });
+        let text = reason.and_then(|reason| reason.get_child("text", namespace.as_str()));
+        let text: String = text.map(Element::text).unwrap_or_default();
+        let text: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
+        Self {
+            condition: condition.map_or("no reason", Element::name).to_owned(),
+            text: if text.is_empty() { text } else { format!(": {text}") },
+            mark: reason.and_then(|reason| reason.get_child("component", ns::HINTS)).cloned(),
+        }
+    }
+}
+
+/// Returns whether an error's [`condition`] says that the addressee does not exist.
+fn is_absent(condition: &str) -> bool {
+    cause::is_absent(condition.split(' ').next().unwrap_or_default())
+}
+
+/// Returns the `<jingle/>` of a stanza.
+pub(super) fn payload(stanza: &Stanza) -> Element {
+    stanza.payload().cloned().unwrap_or_else(|| Element::bare("jingle", ns::JINGLE))
+}

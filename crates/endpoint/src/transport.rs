@@ -1,0 +1,204 @@
+//! The transport of a session: SOCKS5 if possible, otherwise in-band bytestreams (XEP-0260, XEP-0261).
+
+use std::time::Duration;
+
+use fingerpost_carry::{iq::random_id, leg};
+use fingerpost_wire::{
+    dst_addr::DstAddr, ibb_xml::IbbPayload, ns, stanza::Stanza, transport_kind::TransportKind, xml,
+};
+use minidom::Element;
+use tokio::net::TcpStream;
+use tokio::{sync::mpsc, time::timeout};
+
+use super::{
+    application::first_content,
+    error::Error,
+    s5b::{self, Candidate},
+    session::Session,
+};
+
+/// The transport of a session: a TCP connection to the component or the peer, or an in-band bytestream.
+pub type Leg = leg::Leg<TcpStream>;
+
+/// How long a step of the transport may take.
+pub(super) const STEP: Duration = Duration::from_secs(60);
+/// The in-band block size that we offer, in bytes.
+const BLOCK: u16 = 8192;
+
+/// The transport that we have offered.
+#[derive(Debug)]
+pub(super) struct Offered {
+    sid: String,
+    candidates: Vec<Candidate>,
+}
+
+impl Session {
+    /// Returns the transport to offer as initiator.
+    pub(super) async fn offer_transport(&self, kind: TransportKind) -> (Offered, Element) {
+        let sid = random_id();
+        if kind == TransportKind::Ibb {
+            let transport = xml::element(
+                "transport",
+                ns::JINGLE_IBB,
+                &[("sid", &sid), ("block-size", &BLOCK.to_string())],
+            );
+            return (Offered { sid, candidates: Vec::new() }, transport);
+        }
+        let candidates = self.own_candidates().await;
+        let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
+        let transport = s5b::transport(&sid, &dst, &candidates);
+        (Offered { sid, candidates }, transport)
+    }
+
+    /// Checks that a leg has the required transport.
+    pub(super) fn check_demand(&self, leg: &Leg) -> Result<(), Error> {
+        self.demand(transport_of(leg))
+    }
+
+    /// Checks that this transport may be used here.
+    fn demand(&self, kind: TransportKind) -> Result<(), Error> {
+        match self.endpoint.transport() {
+            Some(demanded) if demanded != kind => Err(Error::Transport(format!(
+                "{} are not available, and no other transport is accepted here",
+                demanded.title()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    async fn own_candidates(&self) -> Vec<Candidate> {
+        if self.is_brokered() { Vec::new() } else { s5b::proxies(&self.endpoint).await }
+    }
+
+    /// Sets up the transport that the responder has accepted.
+    pub(super) async fn initiator_leg(
+        &mut self,
+        content: &Element,
+        offered: &Offered,
+    ) -> Result<Leg, Error> {
+        let transport = content.children().find(|child| child.name() == "transport");
+        let transport = transport.ok_or_else(|| Error::failed("the peer named no transport"))?;
+        let hub = self.endpoint.hub().clone();
+        if !transport.has_ns(ns::JINGLE_S5B) {
+            self.demand(TransportKind::Ibb)?;
+            let size = block_size(transport).unwrap_or(4096);
+            let sid = transport.attr("sid").unwrap_or(&offered.sid);
+            let address = self.address.clone();
+            let open = hub.open(&address, sid, size.min(BLOCK));
+            return Ok(Leg::Ibb(self.unless_ended(open).await?));
+        }
+        if let Some(socket) = self.s5b(transport, &offered.sid, &offered.candidates).await? {
+            return Ok(Leg::Socket(socket));
+        }
+        self.demand(TransportKind::Ibb)?;
+        let sid = random_id();
+        let replace = xml::element(
+            "transport",
+            ns::JINGLE_IBB,
+            &[("sid", &sid), ("block-size", &BLOCK.to_string())],
+        );
+        self.tell_transport("transport-replace", replace).await?;
+        let (action, jingle) = self.expect(&["transport-accept", "transport-reject"], STEP).await?;
+        if action == "transport-reject" {
+            return Err(Error::failed("SOCKS5 failed and the peer refuses the in-band transport"));
+        }
+        let size = first_content(&jingle)?
+            .children()
+            .find(|child| child.name() == "transport")
+            .and_then(block_size)
+            .unwrap_or(BLOCK);
+        let address = self.address.clone();
+        let open = hub.open(&address, &sid, size.min(BLOCK));
+        Ok(Leg::Ibb(self.unless_ended(open).await?))
+    }
+
+    /// Accepts the session with `children` as the answer, and sets up the offered transport.
+    pub(super) async fn responder_leg(
+        &mut self,
+        content: &Element,
+        mut children: Vec<Element>,
+    ) -> Result<Leg, Error> {
+        let Some(transport) = content.children().find(|child| child.name() == "transport") else {
+            return Err(Error::failed("the peer offered no transport"));
+        };
+        let senders = content.attr("senders");
+        let hub = self.endpoint.hub().clone();
+        if transport.has_ns(ns::JINGLE_S5B) {
+            let sid = transport.attr("sid").unwrap_or_default().to_owned();
+            // If in-band bytestreams are required, no candidate is of use, and in-band replaces SOCKS5.
+            let is_wanted = self.demand(TransportKind::S5b).is_ok();
+            let own = if is_wanted { self.own_candidates().await } else { Vec::new() };
+            let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
+            children.push(s5b::transport(&sid, &dst, &own));
+            self.tell(self.jingle("session-accept", senders, children)).await?;
+            let none = s5b::transport(&sid, &dst, &[]);
+            let theirs = if is_wanted { transport } else { &none };
+            if let Some(socket) = self.s5b(theirs, &sid, &own).await? {
+                return Ok(Leg::Socket(socket));
+            }
+            self.demand(TransportKind::Ibb)?;
+            let (_, jingle) = self.expect(&["transport-replace"], STEP).await?;
+            let content = first_content(&jingle)?;
+            let replaced = content.children().find(|child| child.name() == "transport").cloned();
+            let Some(replaced) = replaced.filter(|transport| transport.has_ns(ns::JINGLE_IBB))
+            else {
+                return Err(Error::failed("the peer requested an unknown transport"));
+            };
+            let sid = replaced.attr("sid").unwrap_or_default().to_owned();
+            let mut opens = hub.expect_open(&self.address, &sid);
+            self.tell_transport("transport-accept", replaced).await?;
+            return self.opened(&mut opens, &sid).await;
+        }
+        if ![ns::JINGLE_IBB, ns::JINGLE_IBB_0].iter().any(|n| transport.has_ns(*n)) {
+            return Err(Error::failed("the peer requested an unknown transport"));
+        }
+        self.demand(TransportKind::Ibb)?;
+        let sid = transport.attr("sid").unwrap_or(&self.sid).to_owned();
+        let size = BLOCK.min(block_size(transport).unwrap_or(4096)).to_string();
+        let mut opens = hub.expect_open(&self.address, &sid);
+        children.push(xml::element(
+            "transport",
+            &transport.ns(),
+            &[("sid", &sid), ("block-size", &size)],
+        ));
+        self.tell(self.jingle("session-accept", senders, children)).await?;
+        self.opened(&mut opens, &sid).await
+    }
+
+    async fn opened(
+        &mut self,
+        opens: &mut mpsc::Receiver<Stanza>,
+        sid: &str,
+    ) -> Result<Leg, Error> {
+        let open = async {
+            let stanza = timeout(STEP, opens.recv()).await.ok().flatten();
+            stanza.ok_or_else(|| Error::failed("the peer did not open the in-band bytestream"))
+        };
+        let stanza = self.unless_ended(open).await?;
+        let hub = self.endpoint.hub();
+        let payload = stanza.payload().map(IbbPayload::parse);
+        let size = match payload {
+            Some(Ok(Some(IbbPayload::Open { block_size, .. }))) => block_size,
+            Some(Err(refusal)) => {
+                hub.send(stanza.refusal(&refusal)).await;
+                return Err(Error::failed("the peer opened a bytestream with invalid parameters"));
+            }
+            _ => return Err(Error::failed("the peer did not open the in-band bytestream")),
+        };
+        let stream = hub.stream(&self.address, sid, size);
+        hub.send(stanza.result(None)).await;
+        Ok(Leg::Ibb(stream))
+    }
+}
+
+/// Returns the transport of a leg.
+pub(super) fn transport_of(leg: &Leg) -> TransportKind {
+    match leg {
+        Leg::Socket(_) => TransportKind::S5b,
+        Leg::Ibb(_) => TransportKind::Ibb,
+    }
+}
+
+fn block_size(element: &Element) -> Option<u16> {
+    element.attr("block-size")?.parse().ok()
+}

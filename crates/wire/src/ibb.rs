@@ -1,0 +1,812 @@
+//! One end of an in-band bytestream, both directions, without XML, queues or clock.
+//!
+//! Outgoing: blocks of at most block-size bytes, numbered from 0 and wrapping after 65535. At most a window of them is
+//! unacknowledged. Incoming: a block sent by IQ is acknowledged when it has been read, or at once while little waits to
+//! be read. So a slow reader slows the sender. Blocks are held up to a bound, and their answers with them.
+//!
+//! Blocks by message are not acknowledged, so a ping (XEP-0199) to the same resource follows them. Its answer says that
+//! the blocks before it have arrived, slows the sender, makes a server release what it holds for an inactive client
+//! (XEP-0352), and shows that the resource is present.
+//!
+//! Doubt: servers answer for their users. When the connection between two servers breaks, some send an error such as
+//! `recipient-unavailable` for blocks that have arrived, and the real answers follow. Other servers lose blocks and
+//! answers silently. So such an error ends nothing by itself:
+//!
+//! | what comes next | what it says |
+//! |---|---|
+//! | the real answer, or that to a later block | everything up to this block has arrived |
+//! | `unexpected-request` to a later block | blocks were lost: the stream ends |
+//! | ping answered | the peer is present: one more block is sent, and its answer settles the doubt |
+//! | three such blocks undelivered, although pings were answered | blocks are lost: the stream ends |
+//! | pings say three times that the peer is absent | the client is gone: the stream ends |
+//! | nothing | the stream waits, as long as a server may keep a client that has lost its connection (XEP-0198) |
+//!
+//! Closing: in-band bytestreams have no half-close. After [`IbbMachine::shutdown`] the other direction continues until
+//! the peer closes, or has sent nothing for the linger time. Then `<close/>` is sent; bytes that arrive before its
+//! answer are delivered too.
+//!
+//! Spec: XEP-0047 2.0.1, section 2.2 (Sending Data) and 2.3 (Closing the Bytestream).
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+use crate::stanza::Refusal;
+
+/// Bytes that may wait for the reader although they were acknowledged, so that a peer's first bytes never wait.
+pub const ACKNOWLEDGED: usize = 16 * 1024;
+
+/// Bytes of ours in unacknowledged blocks on their way. A single longer block is sent too.
+pub const MAX_UNACKNOWLEDGED: usize = 80 * 1024;
+
+/// Bytes of the peer held here. With `pipe::BUFFER` that is 128 KiB, and a session with two in-band legs has 256 KiB
+/// for both directions.
+pub const MAX_HELD: usize = ACKNOWLEDGED + MAX_UNACKNOWLEDGED;
+
+/// The most held blocks, and actions that were not taken: a bound against floods of tiny or empty blocks.
+const MAX_ENTRIES: usize = 256;
+
+/// How many blocks back a block may be repeated: a client that has resumed its connection sends the blocks again that
+/// it has no answer for.
+const REPEATED: u16 = 256;
+
+/// One more held block is allowed for each so many bytes of the room for messages.
+const BYTES_PER_ENTRY: usize = 512;
+
+/// The longest block that is sent to settle a doubt, beyond the window. The peer has room for it, however slow its
+/// reader is.
+pub const TRIAL: usize = 512;
+
+/// How many of the blocks that are sent to settle one doubt may come back undelivered.
+const TRIALS: usize = 3;
+
+/// How long blocks may be without any answer before the peer is pinged.
+const PROBE: Duration = Duration::from_secs(10);
+
+/// The time after which an unanswered ping is repeated.
+const REPEAT: Duration = Duration::from_secs(30);
+
+/// How long a peer that owes an answer may be silent before the stream counts as waiting.
+pub const WAITING: Duration = Duration::from_secs(20);
+
+/// The pauses before a ping is repeated whose answer says that the peer is absent. The first of these answers may be as
+/// wrong as those to the blocks, and the real ones may come seconds later. After the last pause the peer counts as
+/// gone.
+const ABSENT: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
+
+/// How long a stream by message waits for the answer to its first ping. A peer that answers none cannot be slowed down.
+const UNPACED: Duration = Duration::from_secs(5);
+
+/// How long a close may be without its answer.
+pub const CLOSING: Duration = Duration::from_secs(60);
+
+/// How a stream is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The largest block in bytes before base64, both ways.
+    pub block_size: u16,
+    /// Blocks sent by IQ that may be unacknowledged.
+    pub window: u16,
+    /// Whether outgoing blocks are acknowledged (IQ) or not (message).
+    pub acknowledged: bool,
+    /// How long blocks may stay without any acknowledgement.
+    pub silence_timeout: Duration,
+    /// How long a shut down stream waits for more from the peer before it is closed.
+    pub close_linger: Duration,
+    /// Whether the peer has already agreed to the stream. If not, nothing is sent before [`IbbMachine::handle_opened`].
+    pub opened: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            block_size: 8192,
+            window: 16,
+            acknowledged: true,
+            silence_timeout: Duration::from_secs(300),
+            close_linger: Duration::from_secs(5),
+            opened: true,
+        }
+    }
+}
+
+/// A stanza that the owner must send to the peer, in order. An `id` is that of the peer's IQ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Answer with an empty result.
+    Ack {
+        /// The IQ's id.
+        id: String,
+    },
+    /// Answer with an error.
+    Refuse {
+        /// The IQ's id.
+        id: String,
+        /// The error.
+        refusal: Refusal,
+    },
+    /// Ping the peer's resource (XEP-0199); the answer goes to [`IbbMachine::handle_pong`].
+    Ping,
+    /// Send `<close/>` by IQ; its answer goes to [`IbbMachine::handle_close_answer`].
+    SendClose,
+    /// Send a block; its answer, if sent by IQ, goes to [`IbbMachine::handle_answer`].
+    SendData {
+        /// The block's number.
+        seq: u16,
+        /// Its bytes, not yet base64.
+        payload: Vec<u8>,
+    },
+}
+
+/// The meaning of an answer to a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The peer has the block.
+    Taken,
+    /// The peer says that a block before it is missing.
+    Gap,
+    /// The peer refuses the block.
+    Refused,
+    /// An error says that the block could not be delivered. It may be wrong.
+    Undelivered,
+}
+
+/// The meaning of an answer to a ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pong {
+    /// The peer is present.
+    Alive,
+    /// The peer is absent, or does not know pings.
+    Absent,
+    /// The peer cannot be reached at present.
+    Unreachable,
+}
+
+/// Why a stream broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IbbError {
+    /// The peer's data is not valid base64, or its stanza is malformed.
+    #[error("the peer sent malformed data")]
+    Malformed,
+    /// The peer's resource is not there any more.
+    #[error("the peer's client is gone")]
+    Gone,
+    /// The peer sent more than the window allows while the reader was slow.
+    #[error("the peer sent more than there is room for")]
+    Overflow,
+    /// The connection that carries the stanzas broke, and blocks may be lost.
+    #[error("the connection to the XMPP server was lost")]
+    Lost,
+    /// Blocks of ours have not reached the peer.
+    #[error("blocks were lost on the way to the peer")]
+    Missing,
+    /// A block of the peer is missing.
+    #[error("a block of the peer is missing: it was lost on the way, or numbered wrongly")]
+    Sequence,
+    /// The peer answered a block with an error.
+    #[error("the peer refused a block")]
+    Refused,
+    /// The peer did not answer for too long.
+    #[error("the peer has not acknowledged anything for too long")]
+    Timeout,
+    /// A block of the peer is longer than agreed.
+    #[error("the peer sent a block longer than the agreed block size")]
+    TooLong,
+}
+
+/// One end of a stream. The `handle_*` functions take events of the peer and the clock; the others are for the local
+/// user. Call [`Self::poll_action`] until `None` after each call. `now` is monotonic.
+#[derive(Debug)]
+pub struct IbbMachine {
+    options: Options,
+    opened: bool,
+    next_out: u16,
+    /// The bytes of each block of ours that is not acknowledged; the last one's number is before `next_out`.
+    unanswered: VecDeque<usize>,
+    /// Bytes of ours that the peer has.
+    delivered: u64,
+    /// When an answer last came, or the first unanswered stanza was sent.
+    progress: Instant,
+    /// When the peer itself was last heard, or the first unanswered stanza was sent.
+    heard: Instant,
+    /// Whether nothing was heard for [`WAITING`] although the peer owes an answer.
+    waiting: bool,
+    doubt: Option<Doubt>,
+    ping: Ping,
+    next_in: u16,
+    /// How many blocks arrived, up to [`REPEATED`].
+    came: u16,
+    /// Bytes that may be held beyond [`MAX_HELD`].
+    room: usize,
+    /// Blocks that arrived and were not read, in order.
+    held: VecDeque<Block>,
+    /// The bytes of all held blocks, including the part of the first that has been read.
+    held_bytes: usize,
+    /// The part of the first block that has been read.
+    taken: usize,
+    /// When, after a local shutdown, the peer was last heard.
+    quiet_since: Option<Instant>,
+    close: Close,
+    peer_closed: bool,
+    /// The local reader is gone.
+    gone: bool,
+    failure: Option<IbbError>,
+    actions: VecDeque<Action>,
+}
+
+/// The state after an error said that a block was not delivered.
+#[derive(Clone, Copy, Debug, Default)]
+struct Doubt {
+    /// Whether the peer has answered a ping since.
+    alive: bool,
+    /// The number of the block that was sent since; its answer settles the doubt.
+    trial: Option<u16>,
+    /// How many such blocks have come back.
+    failed: usize,
+}
+
+/// The result of the pings to the peer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ping {
+    /// When the last ping was sent, if it is not answered, and how many unanswered blocks were sent before it.
+    asked: Option<(Instant, usize)>,
+    /// When the next one is due.
+    again: Option<Instant>,
+    /// How many answers in succession said that the peer is absent.
+    absent: usize,
+    /// Whether the last answer was not the peer's.
+    missed: bool,
+    /// Whether the peer was present when an answer said that it is absent: it does not know pings.
+    unknown: bool,
+    /// Whether any ping was answered; for blocks by message.
+    answered: bool,
+    /// Whether the peer answers no pings, so that blocks by message are not slowed down.
+    unpaced: bool,
+}
+
+#[derive(Debug)]
+struct Block {
+    /// The id of the IQ that is still to be answered.
+    id: Option<String>,
+    payload: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Close {
+    NotSent,
+    Sent,
+    Answered,
+}
+
+impl IbbMachine {
+    /// Creates a stream that has not sent a block.
+    pub fn new(options: Options, now: Instant) -> Self {
+        Self {
+            options,
+            opened: options.opened,
+            next_out: 0,
+            unanswered: VecDeque::new(),
+            delivered: 0,
+            progress: now,
+            heard: now,
+            waiting: false,
+            doubt: None,
+            ping: Ping::default(),
+            next_in: 0,
+            came: 0,
+            room: 0,
+            held: VecDeque::new(),
+            held_bytes: 0,
+            taken: 0,
+            quiet_since: None,
+            close: Close::NotSent,
+            peer_closed: false,
+            gone: false,
+            failure: None,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Handles the peer's answer to `<open/>`: data may flow, or the stream is over with nothing to close.
+    pub fn handle_opened(&mut self, ok: bool) {
+        self.opened = ok;
+        if !ok {
+            self.failure.get_or_insert(IbbError::Refused);
+            self.close = Close::Answered;
+        }
+    }
+
+    /// Handles the loss of the connection that carries the stanzas: the stream cannot be closed towards the peer.
+    pub fn handle_lost(&mut self) {
+        self.failure.get_or_insert(IbbError::Lost);
+        self.unanswered.clear();
+        self.actions.clear();
+        self.close = Close::Answered;
+    }
+
+    /// Sets how many bytes may be held beyond [`MAX_HELD`]: a peer that sends by message cannot be slowed down.
+    pub fn set_room(&mut self, bytes: usize) {
+        self.room = bytes;
+    }
+
+    /// Returns the bytes that wait for the reader.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Takes a block of the peer: the IQ's id (none for a message), its number and its base64 text.
+    ///
+    /// A repeated recent block is acknowledged again and dropped. Bad data and gaps are refused and end the stream.
+    pub fn handle_data(&mut self, id: Option<&str>, seq: u16, text: &str, now: Instant) {
+        if self.is_deaf(id) {
+            return;
+        }
+        self.hear(now);
+        let behind = self.next_in.wrapping_sub(seq);
+        if (1..=self.came).contains(&behind) {
+            return self.answer(id.map(|id| Action::Ack { id: id.to_owned() }));
+        }
+        if seq != self.next_in {
+            let refusal = Refusal::new("cancel", "unexpected-request", "seq is out of order");
+            return self.refuse(id, refusal, IbbError::Sequence, now);
+        }
+        // Several clients break lines before and after the data; inside it only base64 is allowed.
+        let Ok(payload) = STANDARD.decode(text.trim_ascii()) else {
+            let refusal = Refusal::bad_request(
+                "the data must be base64 (RFC 4648, section 4), with white space around it at most",
+            );
+            return self.refuse(id, refusal, IbbError::Malformed, now);
+        };
+        if payload.len() > usize::from(self.options.block_size) {
+            let refusal = Refusal::bad_request("the block is longer than block-size");
+            return self.refuse(id, refusal, IbbError::TooLong, now);
+        }
+        let held = self.held_bytes + payload.len();
+        let entries = MAX_ENTRIES + self.room / BYTES_PER_ENTRY;
+        if held > MAX_HELD + TRIALS * TRIAL + self.room
+            || self.held.len() >= entries
+            || self.actions.len() >= MAX_ENTRIES
+        {
+            let refusal = Refusal::resource_constraint("too many blocks at once");
+            return self.refuse(id, refusal, IbbError::Overflow, now);
+        }
+        self.next_in = seq.wrapping_add(1);
+        self.came = (self.came + 1).min(REPEATED);
+        if self.quiet_since.is_some() {
+            self.quiet_since = Some(now);
+        }
+        self.held_bytes = held;
+        let mut id = id.map(str::to_owned);
+        if held <= ACKNOWLEDGED {
+            self.actions.extend(id.take().map(|id| Action::Ack { id }));
+        }
+        self.held.push_back(Block { id, payload });
+        self.drop_read();
+    }
+
+    /// Takes a data or close element that could not be read.
+    pub fn handle_malformed(&mut self, id: Option<&str>, refusal: Refusal, now: Instant) {
+        if !self.is_deaf(id) {
+            self.refuse(id, refusal, IbbError::Malformed, now);
+        }
+    }
+
+    /// Takes the peer's `<close/>`. What it sent before is still delivered.
+    pub fn handle_close(&mut self, id: Option<&str>) {
+        if self.peer_closed && self.is_deaf(id) {
+            return;
+        }
+        self.peer_closed = true;
+        self.unanswered.clear();
+        self.answer(id.map(|id| Action::Ack { id: id.to_owned() }));
+    }
+
+    /// Takes an answer to a block. Unknown numbers are ignored. A block that was reported as undelivered may be
+    /// answered a second time.
+    pub fn handle_answer(&mut self, seq: u16, answer: Answer, now: Instant) {
+        let Some(at) = self.place(seq) else { return };
+        match answer {
+            Answer::Taken => {
+                // The peer takes blocks in order only, so it has the earlier ones too.
+                self.settle(at + 1, now);
+                self.doubt = None;
+                self.hear(now);
+            }
+            Answer::Gap if at > 0 || self.doubt.is_some() => self.fail(IbbError::Missing, now),
+            Answer::Gap | Answer::Refused => self.fail(IbbError::Refused, now),
+            Answer::Undelivered => self.suspect(Some(seq), now),
+        }
+    }
+
+    /// Takes the return of a block that was sent by message.
+    pub fn handle_bounce(&mut self, answer: Answer, now: Instant) {
+        if !self.is_writable() && self.quiet_since.is_none() {
+            return;
+        }
+        match answer {
+            Answer::Undelivered => self.suspect(None, now),
+            Answer::Gap => self.fail(IbbError::Missing, now),
+            Answer::Taken | Answer::Refused => self.fail(IbbError::Refused, now),
+        }
+    }
+
+    /// Takes the answer to our ping.
+    pub fn handle_pong(&mut self, pong: Pong, now: Instant) {
+        let Some((asked, before)) = self.ping.asked.take() else { return };
+        // Blocks by message: those before the ping have arrived, unless an error says that they have not.
+        let paces = !self.options.acknowledged && self.doubt.is_none();
+        if pong == Pong::Absent && paces && !self.ping.answered {
+            // The peer was present a moment ago, when the stream was opened.
+            self.ping.unknown = true;
+        }
+        self.ping.missed = true;
+        match pong {
+            // Blocks by IQ to an absent peer come back themselves.
+            Pong::Absent if self.options.acknowledged && self.doubt.is_none() => {
+                self.ping.missed = false;
+                self.ping.again = Some(now + REPEAT);
+            }
+            Pong::Absent if !self.ping.unknown => match ABSENT.get(self.ping.absent) {
+                _ if self.heard > asked => self.ping.again = Some(now + ABSENT[0]),
+                Some(pause) => {
+                    self.ping.absent += 1;
+                    self.ping.again = Some(now + *pause);
+                }
+                None => self.fail(IbbError::Gone, now),
+            },
+            Pong::Unreachable => self.ping.again = Some(now + PROBE),
+            Pong::Absent | Pong::Alive => {
+                self.ping.answered = true;
+                self.ping.unpaced = false;
+                self.hear(now);
+                if !self.options.acknowledged {
+                    self.doubt = None;
+                    self.settle(before, now);
+                    self.pace(now);
+                } else if let Some(doubt) = &mut self.doubt {
+                    doubt.alive = true;
+                    self.ping.again = Some(now + PROBE);
+                } else {
+                    self.ping.again = Some(now + REPEAT);
+                }
+            }
+        }
+    }
+
+    /// Takes the peer's answer, of either kind, to our `<close/>`.
+    pub fn handle_close_answer(&mut self) {
+        if self.close == Close::Sent {
+            self.close = Close::Answered;
+        }
+    }
+
+    /// Does what is due. A call that is too early does nothing.
+    pub fn handle_deadline(&mut self, now: Instant) {
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if due(self.close_deadline()) {
+            self.close = Close::Answered;
+        }
+        if due(self.unpaced_deadline()) {
+            self.ping.unpaced = true;
+            self.settle(self.unanswered.len(), now);
+        }
+        if due(self.silence_deadline()) {
+            let lost = self.doubt.is_some_and(|doubt| doubt.alive);
+            self.fail(if lost { IbbError::Missing } else { IbbError::Timeout }, now);
+        }
+        if due(self.waiting_deadline()) {
+            self.waiting = true;
+        }
+        if due(self.ping_deadline()) {
+            self.ask(now);
+        }
+        if due(self.linger_deadline()) {
+            self.send_close(now);
+        }
+    }
+
+    /// Returns when [`Self::handle_deadline`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        [
+            self.close_deadline(),
+            self.unpaced_deadline(),
+            self.silence_deadline(),
+            self.waiting_deadline(),
+            self.ping_deadline(),
+            self.linger_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Returns whether the stream stands still because the peer owes an answer and has been silent for [`WAITING`].
+    pub fn is_waiting(&self) -> bool {
+        self.waiting && self.owes()
+    }
+
+    /// Returns whether a block is still unanswered.
+    pub fn awaits(&self, seq: u16) -> bool {
+        self.place(seq).is_some()
+    }
+
+    /// Returns how many bytes of ours the peer has.
+    pub fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    /// Returns why the stream broke, if it did.
+    pub fn failure(&self) -> Option<IbbError> {
+        self.failure
+    }
+
+    /// Returns what to send next; call until `None`.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Returns whether something is to be sent.
+    pub fn has_actions(&self) -> bool {
+        !self.actions.is_empty()
+    }
+
+    /// Returns whether the window lets another block go now.
+    pub fn has_window(&self) -> bool {
+        let out = self.unanswered.len();
+        let fits = (out + 1) * usize::from(self.options.block_size) <= MAX_UNACKNOWLEDGED;
+        let free = match self.doubt {
+            // Messages to an absent peer may reach another resource.
+            None if self.ping.missed && !self.options.acknowledged => false,
+            None => out == 0 || out < usize::from(self.options.window) && fits,
+            // One more block, when the peer is present: its answer settles the fate of the earlier ones.
+            Some(doubt) => {
+                let room = out < usize::from(self.options.window) + TRIALS;
+                doubt.alive && doubt.trial.is_none() && room
+            }
+        };
+        self.opened && self.is_writable() && free
+    }
+
+    /// Returns whether writing is still possible, now or later.
+    pub fn is_writable(&self) -> bool {
+        self.quiet_since.is_none()
+            && !self.peer_closed
+            && self.close == Close::NotSent
+            && self.failure.is_none()
+    }
+
+    /// Sends the first bytes as one block and returns how many: 0 if [`Self::has_window`] is false.
+    pub fn write(&mut self, bytes: &[u8], now: Instant) -> usize {
+        if !self.has_window() || bytes.is_empty() {
+            return 0;
+        }
+        let most = if self.doubt.is_some() { TRIAL } else { usize::MAX };
+        let n = bytes.len().min(usize::from(self.options.block_size)).min(most);
+        let seq = self.next_out;
+        self.next_out = seq.wrapping_add(1);
+        if let Some(doubt) = &mut self.doubt {
+            doubt.trial = Some(seq);
+        }
+        if self.unanswered.is_empty() {
+            (self.progress, self.heard) = (now, now);
+        }
+        self.unanswered.push_back(n);
+        self.actions.push_back(Action::SendData { seq, payload: bytes[..n].to_vec() });
+        self.pace(now);
+        n
+    }
+
+    /// Returns whether every block was acknowledged (or never will be).
+    pub fn is_flushed(&self) -> bool {
+        self.unanswered.is_empty() || self.failure.is_some()
+    }
+
+    /// Ends the local user's writing; returns whether that is new.
+    pub fn shutdown(&mut self, now: Instant) -> bool {
+        let news = self.quiet_since.is_none();
+        self.quiet_since.get_or_insert(now);
+        news
+    }
+
+    /// Closes at once because the local user is gone, without waiting. Data that still arrives is refused.
+    pub fn abort(&mut self, now: Instant) {
+        self.shutdown(now);
+        self.gone = true;
+        self.held.clear();
+        (self.held_bytes, self.taken) = (0, 0);
+        if !self.peer_closed {
+            self.send_close(now);
+        }
+    }
+
+    /// Returns the next received bytes; empty if there are none at present.
+    pub fn chunk(&self) -> &[u8] {
+        self.held.front().map_or(&[], |block| &block.payload[self.taken..])
+    }
+
+    /// Removes the first `n` bytes of [`Self::chunk`]. A block that was read is acknowledged.
+    pub fn consume(&mut self, n: usize) {
+        self.taken += n.min(self.chunk().len());
+        self.drop_read();
+    }
+
+    /// Returns whether no more bytes will come after those in [`Self::chunk`]: `Ok` if the stream was closed.
+    pub fn end(&self) -> Option<Result<(), IbbError>> {
+        match self.failure {
+            Some(error) => Some(Err(error)),
+            None if self.peer_closed || self.close == Close::Answered => Some(Ok(())),
+            None => None,
+        }
+    }
+
+    /// Returns whether neither side will send anything more, answers included.
+    pub fn is_over(&self) -> bool {
+        (self.peer_closed || self.close == Close::Answered) && !self.has_actions()
+    }
+
+    /// Returns whether the stream has stopped listening to the peer; if so, answers the request.
+    fn is_deaf(&mut self, id: Option<&str>) -> bool {
+        let closed = self.peer_closed || self.close == Close::Answered;
+        let deaf = closed || self.gone || self.failure.is_some();
+        if deaf {
+            let refusal = Refusal::item_not_found("this bytestream is closed");
+            self.answer(id.map(|id| Action::Refuse { id: id.to_owned(), refusal }));
+        }
+        deaf
+    }
+
+    /// Queues an answer, unless the owner no longer sends them.
+    fn answer(&mut self, answer: Option<Action>) {
+        if self.actions.len() <= MAX_ENTRIES {
+            self.actions.extend(answer);
+        }
+    }
+
+    /// Drops what has been read, and acknowledges it.
+    fn drop_read(&mut self) {
+        while self.held.front().is_some_and(|block| block.payload.len() <= self.taken) {
+            let Some(block) = self.held.pop_front() else { return };
+            self.taken = 0;
+            self.held_bytes -= block.payload.len();
+            self.actions.extend(block.id.map(|id| Action::Ack { id }));
+        }
+    }
+
+    fn refuse(&mut self, id: Option<&str>, refusal: Refusal, error: IbbError, now: Instant) {
+        self.answer(id.map(|id| Action::Refuse { id: id.to_owned(), refusal }));
+        self.fail(error, now);
+    }
+
+    fn fail(&mut self, error: IbbError, now: Instant) {
+        self.failure.get_or_insert(error);
+        self.unanswered.clear();
+        self.send_close(now);
+    }
+
+    fn send_close(&mut self, now: Instant) {
+        if self.close == Close::NotSent {
+            self.close = Close::Sent;
+            self.progress = now;
+            self.actions.push_back(Action::SendClose);
+        }
+    }
+
+    /// Returns which of the unanswered blocks has this number. They are numbered without a gap.
+    fn place(&self, seq: u16) -> Option<usize> {
+        let behind = usize::from(self.next_out.wrapping_sub(seq));
+        self.unanswered.len().checked_sub(behind).filter(|_| behind > 0)
+    }
+
+    /// Notes that the first `n` unanswered blocks have arrived.
+    fn settle(&mut self, n: usize, now: Instant) {
+        for bytes in self.unanswered.drain(..n.min(self.unanswered.len())) {
+            self.delivered += bytes as u64;
+        }
+        self.progress = now;
+    }
+
+    /// Notes that the peer itself was heard.
+    fn hear(&mut self, now: Instant) {
+        self.heard = now;
+        self.waiting = false;
+        self.ping.absent = 0;
+        self.ping.missed = false;
+    }
+
+    /// Notes an error that says that a block was not delivered. The block's number is known if it was sent by IQ.
+    fn suspect(&mut self, block: Option<u16>, now: Instant) {
+        let Some(doubt) = &mut self.doubt else {
+            if self.unanswered.is_empty() {
+                (self.progress, self.heard) = (now, now);
+            }
+            self.doubt = Some(Doubt::default());
+            if self.ping.asked.is_none() {
+                self.ask(now);
+            }
+            return;
+        };
+        if doubt.trial.is_none() || doubt.trial != block {
+            return;
+        }
+        // The block that was sent to settle the doubt came back too. Each such block costs a pause, and there are few:
+        // otherwise a peer that answers pings and refuses blocks would make the stream spin.
+        let failed = doubt.failed + 1;
+        *doubt = Doubt { failed, ..Doubt::default() };
+        if failed >= TRIALS {
+            return self.fail(IbbError::Missing, now);
+        }
+        self.ping.missed = true;
+        (self.ping.asked, self.ping.again) = (None, Some(now + ABSENT[0]));
+    }
+
+    /// Sends a ping after blocks by message, one at a time.
+    fn pace(&mut self, now: Instant) {
+        if self.options.acknowledged || self.unanswered.is_empty() {
+            return;
+        }
+        if self.ping.unpaced {
+            self.settle(self.unanswered.len(), now);
+        } else if self.ping.asked.is_none() && self.ping.again.is_none() {
+            self.ask(now);
+        }
+    }
+
+    fn ask(&mut self, now: Instant) {
+        self.ping.asked = Some((now, self.unanswered.len()));
+        self.ping.again = None;
+        if !self.actions.contains(&Action::Ping) {
+            self.actions.push_back(Action::Ping);
+        }
+    }
+
+    fn close_deadline(&self) -> Option<Instant> {
+        (self.close == Close::Sent).then(|| self.progress + CLOSING)
+    }
+
+    /// Returns whether the peer owes an answer: to a block, or to a ping. Without the answer to a failed ping no block
+    /// by message is sent.
+    fn owes(&self) -> bool {
+        let open = self.failure.is_none() && !self.peer_closed && self.close != Close::Answered;
+        let missed = self.ping.missed && !self.options.acknowledged;
+        open && (!self.unanswered.is_empty() || self.doubt.is_some() || missed)
+    }
+
+    fn silence_deadline(&self) -> Option<Instant> {
+        self.owes().then(|| self.progress + self.options.silence_timeout)
+    }
+
+    fn waiting_deadline(&self) -> Option<Instant> {
+        let silent = self.ping.asked.is_some() || self.ping.missed;
+        (self.owes() && silent && !self.waiting).then(|| self.heard + WAITING)
+    }
+
+    fn ping_deadline(&self) -> Option<Instant> {
+        let next = match (self.ping.asked, self.ping.again) {
+            (Some((asked, _)), _) => asked + REPEAT,
+            (None, Some(again)) if self.doubt.is_some() || self.ping.missed => again,
+            (None, Some(again)) => again.max(self.progress + PROBE),
+            (None, None) => self.progress + PROBE,
+        };
+        self.owes().then_some(next)
+    }
+
+    fn unpaced_deadline(&self) -> Option<Instant> {
+        let Ping { answered, missed, unpaced, .. } = self.ping;
+        let known = answered || missed || unpaced || self.doubt.is_some();
+        let first = !self.options.acknowledged && !known;
+        self.ping.asked.filter(|_| first && self.owes()).map(|(asked, _)| asked + UNPACED)
+    }
+
+    fn linger_deadline(&self) -> Option<Instant> {
+        let done = self.unanswered.is_empty() && self.close == Close::NotSent && !self.peer_closed;
+        self.quiet_since.filter(|_| done).map(|since| since + self.options.close_linger)
+    }
+}
+
+#[cfg(test)]
+#[path = "ibb_tests.rs"]
+mod tests;

@@ -1,0 +1,762 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn machine(options: Options) -> (IbbMachine, Instant) {
+    let now = Instant::now();
+    (IbbMachine::new(options, now), now)
+}
+
+fn actions(machine: &mut IbbMachine) -> Vec<Action> {
+    std::iter::from_fn(|| machine.poll_action()).collect()
+}
+
+fn acks(machine: &mut IbbMachine) -> Vec<String> {
+    actions(machine)
+        .into_iter()
+        .map(|action| match action {
+            Action::Ack { id } => id,
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+fn drain(machine: &mut IbbMachine) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        let chunk = machine.chunk().to_vec();
+        if chunk.is_empty() {
+            return all;
+        }
+        machine.consume(chunk.len());
+        all.extend(chunk);
+    }
+}
+
+/// Returns the condition of the only refusal, which must be followed by a close.
+fn refused(machine: &mut IbbMachine) -> &'static str {
+    match actions(machine).as_slice() {
+        [Action::Refuse { refusal, .. }, Action::SendClose] => refusal.condition,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn seq_wraps_after_65535() {
+    let (mut machine, now) = machine(Options::default());
+    for round in 0..=65_536_u32 {
+        assert_eq!(machine.write(b"x", now), 1);
+        let expected = u16::try_from(round % 65_536).unwrap();
+        assert_eq!(
+            machine.poll_action(),
+            Some(Action::SendData { seq: expected, payload: b"x".to_vec() })
+        );
+        machine.handle_answer(expected, Answer::Taken, now);
+        machine.handle_data(Some("i"), expected, "eA==", now);
+        assert_eq!(machine.poll_action(), Some(Action::Ack { id: "i".to_owned() }));
+        machine.consume(1);
+    }
+    assert_eq!(machine.end(), None);
+}
+
+#[test]
+fn a_gap_in_seq_ends_the_stream() {
+    let (mut machine, now) = machine(Options::default());
+    machine.handle_data(Some("a"), 0, "eA==", now);
+    assert_eq!(acks(&mut machine), ["a"]);
+    machine.handle_data(Some("b"), 2, "eQ==", now);
+    assert_eq!(refused(&mut machine), "unexpected-request");
+    assert_eq!(drain(&mut machine), b"x");
+    assert_eq!(machine.end(), Some(Err(IbbError::Sequence)));
+    assert_eq!(machine.write(b"x", now), 0);
+}
+
+#[test]
+fn bad_data_ends_the_stream() {
+    for text in ["eA=", "eA", "e A=", "e\nA==", "-_-_", "eA==eA==", "é"] {
+        let (mut machine, now) = machine(Options::default());
+        machine.handle_data(Some("a"), 0, text, now);
+        let Some(Action::Refuse { refusal, .. }) = machine.actions.front() else {
+            panic!("{text}")
+        };
+        assert!(refusal.to_element().get_child("text", crate::ns::STANZA_ERRORS).is_some());
+        assert_eq!(refused(&mut machine), "bad-request", "{text}");
+        assert_eq!(machine.end(), Some(Err(IbbError::Malformed)));
+    }
+    let (mut machine, now) = machine(Options { block_size: 3, ..Options::default() });
+    machine.handle_data(Some("a"), 0, "QUJD", now);
+    assert_eq!(acks(&mut machine), ["a"]);
+    machine.handle_data(Some("b"), 1, "QUJDRA==", now);
+    assert_eq!(refused(&mut machine), "bad-request");
+    assert_eq!(machine.end(), Some(Err(IbbError::TooLong)));
+}
+
+#[test]
+fn white_space_around_the_data_is_taken() {
+    for text in ["eA==\n", "\r\n  eA==\t\n", " eA== "] {
+        let (mut machine, now) = machine(Options::default());
+        machine.handle_data(Some("a"), 0, text, now);
+        assert_eq!(acks(&mut machine), ["a"], "{text:?}");
+        assert_eq!(drain(&mut machine), b"x");
+    }
+}
+
+#[test]
+fn a_block_that_comes_again_is_acknowledged_again_and_dropped() {
+    let (mut machine, now) = machine(Options::default());
+    let text = ["YQ==", "Yg==", "Yw=="];
+    let mut next = 0_u16.wrapping_sub(2);
+    (machine.next_in, machine.came) = (next, 0);
+    for text in text {
+        machine.handle_data(Some("new"), next, text, now);
+        next = next.wrapping_add(1);
+    }
+    for back in 1..=3 {
+        machine.handle_data(Some("again"), next.wrapping_sub(back), "Yg==", now);
+    }
+    machine.handle_data(None, next.wrapping_sub(1), "Yg==", now);
+    assert_eq!(acks(&mut machine), ["new", "new", "new", "again", "again", "again"]);
+    assert_eq!(drain(&mut machine), b"abc");
+    machine.handle_data(Some("never came"), next.wrapping_sub(4), "Yg==", now);
+    assert_eq!(refused(&mut machine), "unexpected-request");
+}
+
+#[test]
+fn blocks_by_message_have_the_room_that_they_are_given() {
+    let (mut machine, now) = machine(Options::default());
+    let block = STANDARD.encode([7; 8192]);
+    machine.set_room(1 << 20);
+    let most = u16::try_from((MAX_HELD + (1 << 20)) / 8192).unwrap();
+    for seq in 0..most {
+        machine.handle_data(None, seq, &block, now);
+    }
+    assert_eq!((machine.held_bytes(), machine.end()), (usize::from(most) * 8192, None));
+    machine.handle_data(None, most, &block, now);
+    assert_eq!(machine.end(), Some(Err(IbbError::Overflow)));
+    assert_eq!(drain(&mut machine).len(), usize::from(most) * 8192);
+}
+
+#[test]
+fn the_window_bounds_unanswered_blocks() {
+    let (mut machine, now) = machine(Options { window: 2, ..Options::default() });
+    assert_eq!((machine.write(b"a", now), machine.write(b"b", now)), (1, 1));
+    assert_eq!(machine.write(b"c", now), 0);
+    machine.handle_answer(0, Answer::Taken, now);
+    assert!(!machine.is_flushed());
+    assert_eq!(machine.write(b"c", now), 1);
+    machine.handle_answer(7, Answer::Taken, now);
+    assert!(!machine.has_window());
+    // A peer takes blocks in order, so it has the earlier ones too.
+    machine.handle_answer(2, Answer::Taken, now);
+    assert!(machine.is_flushed());
+    assert_eq!(machine.delivered(), 3);
+}
+
+#[test]
+fn a_block_holds_no_more_than_block_size() {
+    let (mut machine, now) = machine(Options { block_size: 3, ..Options::default() });
+    assert_eq!(machine.write(b"abcdef", now), 3);
+    assert_eq!(actions(&mut machine), [Action::SendData { seq: 0, payload: b"abc".to_vec() }]);
+}
+
+#[test]
+fn an_ack_waits_for_the_reader() {
+    let (mut machine, now) = machine(Options::default());
+    let block = STANDARD.encode([7; 8192]);
+    for seq in 0..8 {
+        machine.handle_data(Some(&seq.to_string()), seq, &block, now);
+    }
+    assert_eq!(acks(&mut machine), ["0", "1"], "little that waits is acknowledged at once");
+    for n in [8192, 8192, 8191] {
+        machine.consume(n);
+        assert_eq!(
+            acks(&mut machine),
+            Vec::<String>::new(),
+            "two were, and the third is not read yet"
+        );
+    }
+    machine.consume(1);
+    assert_eq!(acks(&mut machine), ["2"]);
+    assert_eq!(drain(&mut machine).len(), 5 * 8192);
+    assert_eq!(acks(&mut machine), ["3", "4", "5", "6", "7"]);
+}
+
+#[test]
+fn too_much_at_once_ends_the_stream() {
+    let block = STANDARD.encode([7; 8192]);
+    for id in [Some("x"), None] {
+        let (mut machine, now) = machine(Options::default());
+        for seq in 0..12 {
+            machine.handle_data(id, seq, &block, now);
+        }
+        assert_eq!(machine.end(), None, "what is acknowledged at once and a whole window");
+        actions(&mut machine);
+        machine.handle_data(id, 12, &block, now);
+        assert_eq!(machine.end(), Some(Err(IbbError::Overflow)));
+        assert_eq!(actions(&mut machine).len(), 1 + usize::from(id.is_some()));
+        assert_eq!(drain(&mut machine).len(), 12 * 8192, "what was there is still delivered");
+    }
+}
+
+#[test]
+fn a_window_is_as_many_bytes_as_the_other_side_holds() {
+    for block_size in [1000, 4096, 8192, 40_000, 65_535] {
+        let options = Options { block_size, window: u16::MAX, ..Options::default() };
+        let (mut near, now) = machine(options);
+        let (mut far, _) = machine(options);
+        let (block, mut sent) = (vec![7; usize::from(block_size)], 0);
+        // The far side does not read.
+        loop {
+            let n = near.write(&block, now);
+            sent += n;
+            if n == 0 {
+                break;
+            }
+            for action in actions(&mut near) {
+                let Action::SendData { seq, payload } = action else { panic!("{action:?}") };
+                far.handle_data(Some(&seq.to_string()), seq, &STANDARD.encode(payload), now);
+            }
+            for id in acks(&mut far) {
+                near.handle_answer(id.parse().unwrap(), Answer::Taken, now);
+            }
+        }
+        assert_eq!((near.end(), far.end()), (None, None), "{block_size}");
+        assert!((usize::from(block_size)..=MAX_HELD).contains(&sent), "{block_size}: {sent}");
+    }
+}
+
+#[test]
+fn a_flood_of_empty_blocks_is_bounded() {
+    let (mut machine, now) = machine(Options::default());
+    for seq in 0..10_000 {
+        machine.handle_data(Some("x"), seq, "", now);
+    }
+    assert_eq!(machine.end(), Some(Err(IbbError::Overflow)));
+    assert!(actions(&mut machine).len() < 2 * MAX_ENTRIES);
+}
+
+#[test]
+fn data_before_the_peers_close_is_delivered() {
+    let (mut machine, now) = machine(Options::default());
+    machine.handle_data(Some("a"), 0, "eA==", now);
+    machine.handle_close(Some("b"));
+    assert_eq!(acks(&mut machine), ["a", "b"]);
+    assert_eq!(drain(&mut machine), b"x");
+    assert_eq!(machine.end(), Some(Ok(())));
+    assert!(!machine.is_writable());
+    assert!(machine.is_over());
+    machine.handle_data(Some("c"), 1, "eA==", now);
+    assert!(matches!(actions(&mut machine).as_slice(),
+        [Action::Refuse { refusal, .. }] if refusal.condition == "item-not-found"));
+}
+
+#[test]
+fn a_shutdown_lets_the_other_direction_go_on() {
+    let options = Options::default();
+    let (mut machine, now) = machine(options);
+    assert_eq!(machine.write(b"last", now), 4);
+    machine.shutdown(now);
+    actions(&mut machine);
+    machine.handle_deadline(now + options.close_linger);
+    assert_eq!(actions(&mut machine), [], "no close before the acks");
+    machine.handle_answer(0, Answer::Taken, now);
+    assert_eq!(machine.deadline(), Some(now + options.close_linger));
+    let later = now + options.close_linger / 2;
+    machine.handle_data(Some("a"), 0, "eA==", later);
+    assert_eq!(acks(&mut machine), ["a"]);
+    machine.handle_deadline(now + options.close_linger);
+    assert_eq!(actions(&mut machine), []);
+    let due = later + options.close_linger;
+    machine.handle_deadline(due);
+    assert_eq!(actions(&mut machine), [Action::SendClose]);
+    machine.handle_data(Some("b"), 1, "eQ==", due);
+    assert_eq!(acks(&mut machine), ["b"]);
+    machine.handle_close_answer();
+    assert_eq!(drain(&mut machine), b"xy");
+    assert_eq!(machine.end(), Some(Ok(())));
+    assert_eq!(machine.deadline(), None);
+}
+
+#[test]
+fn silence_of_the_peer_ends_the_stream() {
+    let options = Options::default();
+    let (mut machine, now) = machine(options);
+    machine.write(b"a", now);
+    machine.write(b"b", now);
+    let later = now + options.silence_timeout / 2;
+    machine.handle_answer(0, Answer::Taken, later);
+    machine.handle_deadline(now + options.silence_timeout);
+    assert_eq!(machine.end(), None);
+    machine.handle_deadline(later + options.silence_timeout);
+    assert_eq!(machine.end(), Some(Err(IbbError::Timeout)));
+    assert_eq!(actions(&mut machine).last(), Some(&Action::SendClose));
+}
+
+#[test]
+fn a_refused_block_ends_the_stream() {
+    let (mut machine, now) = machine(Options::default());
+    machine.write(b"a", now);
+    actions(&mut machine);
+    machine.handle_answer(0, Answer::Refused, now);
+    assert_eq!(machine.end(), Some(Err(IbbError::Refused)));
+    assert_eq!(actions(&mut machine), [Action::SendClose]);
+}
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// Sixteen blocks of one byte on their way.
+fn under_way() -> (IbbMachine, Instant) {
+    let (mut machine, now) = machine(Options { block_size: 4096, ..Options::default() });
+    for _ in 0..16 {
+        assert_eq!(machine.write(b"x", now), 1);
+    }
+    assert_eq!(actions(&mut machine).len(), 16);
+    (machine, now)
+}
+
+/// Two Prosodys (0.12 and 13) whose connection is reset: errors come first, for blocks that have arrived, and the real
+/// results a few seconds later.
+#[test]
+fn errors_of_servers_for_blocks_that_have_arrived_end_nothing() {
+    for answered in [false, true] {
+        let (mut machine, now) = under_way();
+        for seq in 1..16 {
+            machine.handle_answer(seq, Answer::Undelivered, now);
+        }
+        assert_eq!(actions(&mut machine), [Action::Ping], "one ping, however many errors");
+        assert_eq!(machine.write(b"y", now), 0, "nothing more is sent while in doubt");
+        if answered {
+            machine.handle_pong(Pong::Alive, now + seconds(1));
+        } else {
+            machine.handle_pong(Pong::Absent, now + seconds(1));
+        }
+        for seq in 0..16 {
+            assert!(machine.awaits(seq));
+            machine.handle_answer(seq, Answer::Taken, now + seconds(3));
+        }
+        assert_eq!((machine.end(), machine.is_flushed()), (None, true));
+        assert_eq!((machine.delivered(), machine.deadline()), (16, None));
+        assert_eq!(machine.write(b"y", now + seconds(3)), 1);
+    }
+}
+
+/// Without second answers, the next block settles the doubt.
+#[test]
+fn the_answer_to_the_next_block_settles_a_doubt() {
+    for (answer, end) in [(Answer::Taken, None), (Answer::Gap, Some(Err(IbbError::Missing)))] {
+        let (mut machine, now) = under_way();
+        for seq in 0..16 {
+            machine.handle_answer(seq, Answer::Undelivered, now);
+        }
+        machine.handle_pong(Pong::Alive, now);
+        actions(&mut machine);
+        // The block is short and beyond the window, so that any peer has room for it.
+        assert_eq!(machine.write(&[7; 8192], now), TRIAL);
+        assert_eq!(machine.write(&[7; 8192], now), 0);
+        machine.handle_answer(16, answer, now + seconds(1));
+        assert_eq!(machine.end(), end);
+        assert_eq!(machine.is_writable(), end.is_none());
+        if end.is_none() {
+            assert_eq!(machine.delivered(), 16 + TRIAL as u64);
+            assert_eq!(machine.write(&[7; 8192], now), 4096);
+        }
+    }
+}
+
+/// A peer that answers every ping and lets every block come back: few trials, a pause before each, then the end.
+#[test]
+fn trials_that_come_back_are_few_and_slow() {
+    let (mut machine, mut now) = under_way();
+    machine.handle_answer(0, Answer::Undelivered, now);
+    assert_eq!(actions(&mut machine), [Action::Ping]);
+    for trial in 16..19 {
+        machine.handle_pong(Pong::Alive, now);
+        assert_eq!(machine.write(b"y", now), 1);
+        assert_eq!(machine.write(b"y", now), 0, "one trial at a time");
+        // The errors for older blocks say nothing about the trial.
+        machine.handle_answer(3, Answer::Undelivered, now);
+        assert_eq!((machine.end(), machine.has_window()), (None, false));
+        actions(&mut machine);
+        machine.handle_answer(trial, Answer::Undelivered, now);
+        if trial < 18 {
+            assert_eq!(actions(&mut machine), [], "no ping at once");
+            machine.handle_pong(Pong::Alive, now);
+            assert!(!machine.has_window(), "an answer to an older ping says nothing");
+            now += ABSENT[0];
+            assert_eq!(machine.deadline(), Some(now));
+            machine.handle_deadline(now);
+            assert_eq!(actions(&mut machine), [Action::Ping]);
+        }
+    }
+    assert_eq!(machine.end(), Some(Err(IbbError::Missing)));
+    assert_eq!(actions(&mut machine), [Action::SendClose]);
+}
+
+/// Taking one block now and then does not help either.
+#[test]
+fn trials_do_not_go_far_beyond_the_window() {
+    let (mut machine, mut now) = under_way();
+    let (mut next, mut oldest) = (16, 0);
+    for round in 0..1000 {
+        machine.handle_answer(next - 1, Answer::Undelivered, now);
+        now += ABSENT[0];
+        machine.handle_deadline(now);
+        machine.handle_pong(Pong::Alive, now);
+        if machine.write(b"y", now) > 0 {
+            next += 1;
+        }
+        if round % 2 == 1 {
+            machine.handle_answer(oldest, Answer::Taken, now);
+            oldest += 1;
+        }
+        actions(&mut machine);
+        assert!(machine.unanswered.len() <= 16 + TRIALS);
+        assert_eq!(machine.end(), None);
+    }
+    assert!(oldest == 500 && next > oldest, "{next}");
+}
+
+/// The numbers of blocks on their way wrap.
+#[test]
+fn blocks_are_found_by_number_across_the_wrap() {
+    let (mut machine, now) = machine(Options::default());
+    machine.next_out = 65_534;
+    for _ in 0..4 {
+        assert_eq!(machine.write(b"x", now), 1);
+    }
+    let awaited = [65_533, 65_534, 65_535, 0, 1, 2].map(|seq| machine.awaits(seq));
+    assert_eq!(awaited, [false, true, true, true, true, false]);
+    machine.handle_answer(0, Answer::Taken, now);
+    assert_eq!(machine.delivered(), 3);
+    assert!(!machine.awaits(0) && machine.awaits(1));
+}
+
+/// Two ejabberds (23.01 and 24.12) whose connection is reset: blocks and answers are lost silently.
+#[test]
+fn blocks_that_were_lost_without_a_word_are_found_by_the_next_one() {
+    let (mut machine, now) = under_way();
+    for seq in 0..6 {
+        machine.handle_answer(seq, Answer::Taken, now);
+    }
+    // Ten answers were lost, and no block.
+    machine.write(b"y", now);
+    machine.handle_answer(16, Answer::Taken, now);
+    assert_eq!((machine.is_flushed(), machine.delivered()), (true, 17));
+
+    let (mut machine, now) = under_way();
+    for seq in 0..6 {
+        machine.handle_answer(seq, Answer::Taken, now);
+    }
+    // Two blocks were lost.
+    machine.handle_answer(8, Answer::Gap, now);
+    assert_eq!(machine.end(), Some(Err(IbbError::Missing)));
+    assert_eq!(actions(&mut machine), [Action::SendClose]);
+}
+
+#[test]
+fn a_client_of_which_three_pings_say_that_it_is_not_there_is_gone() {
+    let (mut machine, mut now) = under_way();
+    machine.handle_answer(0, Answer::Undelivered, now);
+    for pause in [seconds(0), ABSENT[0], ABSENT[1]] {
+        now += pause;
+        machine.handle_deadline(now);
+        assert_eq!((machine.end(), actions(&mut machine)), (None, vec![Action::Ping]));
+        machine.handle_deadline(now + seconds(1));
+        assert_eq!(actions(&mut machine), []);
+        machine.handle_pong(Pong::Absent, now);
+    }
+    assert_eq!(machine.end(), Some(Err(IbbError::Gone)));
+
+    // Unless the peer is heard meanwhile.
+    let (mut machine, now) = under_way();
+    machine.handle_answer(0, Answer::Undelivered, now);
+    for n in 1..20 {
+        let now = now + seconds(10 * n);
+        machine.handle_data(None, u16::try_from(n - 1).unwrap(), "eA==", now);
+        machine.handle_pong(Pong::Absent, now);
+        machine.handle_deadline(now + seconds(9));
+        assert_eq!(machine.end(), None);
+    }
+}
+
+/// A client that has lost its connection and may resume it (XEP-0198): its server keeps everything and says nothing.
+#[test]
+fn a_silent_peer_is_waited_for_as_long_as_its_server_may_keep_it() {
+    let options = Options::default();
+    let (mut machine, begin) = under_way();
+    let (mut now, mut pings, mut waits_from) = (begin, 0, None);
+    while machine.end().is_none() {
+        now = machine.deadline().unwrap();
+        machine.handle_deadline(now);
+        pings += actions(&mut machine).iter().filter(|a| **a == Action::Ping).count();
+        if machine.is_waiting() {
+            waits_from.get_or_insert(now);
+        }
+    }
+    assert_eq!(waits_from, Some(begin + WAITING));
+    assert!((5..=10).contains(&pings), "{pings}");
+    assert_eq!(
+        (now, machine.end()),
+        (begin + options.silence_timeout, Some(Err(IbbError::Timeout)))
+    );
+
+    // It comes back in time.
+    let (mut machine, begin) = under_way();
+    for at in [10, 20, 50, 80, 290] {
+        machine.handle_deadline(begin + seconds(at));
+    }
+    assert!(machine.is_waiting());
+    for seq in 0..16 {
+        machine.handle_answer(seq, Answer::Taken, begin + seconds(299));
+    }
+    assert!(!machine.is_waiting() && machine.end().is_none() && machine.is_writable());
+}
+
+/// A slow reader answers pings. The stream does not count as waiting, and the client may not know pings.
+#[test]
+fn a_slow_reader_is_not_taken_for_a_silent_one() {
+    for pong in [Pong::Alive, Pong::Absent] {
+        let (mut machine, begin) = under_way();
+        while let Some(at) = machine.deadline().filter(|at| *at < begin + seconds(290)) {
+            machine.handle_deadline(at);
+            if actions(&mut machine).contains(&Action::Ping) {
+                machine.handle_pong(pong, at);
+            }
+            assert!(!machine.is_waiting() && machine.end().is_none(), "{pong:?}");
+        }
+    }
+}
+
+fn by_message() -> (IbbMachine, Instant) {
+    machine(Options { acknowledged: false, ..Options::default() })
+}
+
+#[test]
+fn pings_pace_blocks_by_message_and_say_what_has_arrived() {
+    let (mut machine, now) = by_message();
+    let block = [7; 8192];
+    assert_eq!(machine.write(&block, now), 8192);
+    assert!(matches!(actions(&mut machine)[..], [Action::SendData { .. }, Action::Ping]));
+    let mut more = 0;
+    while machine.write(&block, now) > 0 {
+        more += 1;
+    }
+    assert_eq!((more + 1) * 8192, MAX_UNACKNOWLEDGED);
+    assert_eq!(actions(&mut machine).len(), more, "one ping at a time");
+    machine.handle_pong(Pong::Alive, now);
+    assert_eq!(machine.delivered(), 8192, "what was sent before the ping");
+    assert_eq!(actions(&mut machine), [Action::Ping]);
+    machine.handle_pong(Pong::Alive, now);
+    assert_eq!((machine.delivered(), machine.is_flushed()), (MAX_UNACKNOWLEDGED as u64, true));
+    assert_eq!((actions(&mut machine), machine.deadline()), (vec![], None));
+    machine.handle_data(None, 0, "eA==", now);
+    assert_eq!(machine.chunk(), b"x");
+}
+
+#[test]
+fn messages_to_a_peer_that_answers_no_ping_go_on() {
+    let (mut machine, now) = by_message();
+    assert_eq!(machine.write(b"a", now), 1);
+    assert_eq!(machine.deadline(), Some(now + UNPACED));
+    machine.handle_deadline(now + UNPACED);
+    for _ in 0..1000 {
+        assert_eq!(machine.write(b"a", now + UNPACED), 1);
+    }
+    assert!(machine.is_flushed());
+    assert_eq!(actions(&mut machine).iter().filter(|a| **a == Action::Ping).count(), 1);
+    // A peer that does not know pings is not lost either: its first answer shows that, because it was present when it
+    // opened the stream.
+    let (mut machine, now) = by_message();
+    for _ in 0..100 {
+        assert_eq!(machine.write(b"a", now), 1);
+        machine.handle_pong(Pong::Absent, now);
+    }
+    assert_eq!((machine.end(), machine.delivered()), (None, 100));
+}
+
+/// The first ping was waited for long enough, and then its answer is an error: the peer is pinged again.
+#[test]
+fn messages_go_on_after_a_late_error_to_the_first_ping() {
+    for (pong, end) in [(Some(Pong::Alive), None), (None, Some(Err(IbbError::Timeout)))] {
+        let (mut machine, mut now) = by_message();
+        machine.write(b"a", now);
+        now += UNPACED;
+        machine.handle_deadline(now);
+        assert!(machine.is_flushed());
+        actions(&mut machine);
+        machine.handle_pong(Pong::Unreachable, now);
+        assert_eq!(machine.write(b"b", now), 0);
+        let mut pings = 0;
+        while let Some(at) = machine.deadline().filter(|_| machine.end().is_none()) {
+            assert!(at > now, "the clock goes on");
+            now = at;
+            machine.handle_deadline(now);
+            if actions(&mut machine).contains(&Action::Ping) {
+                pings += 1;
+                if let Some(pong) = pong {
+                    machine.handle_pong(pong, now);
+                }
+            }
+        }
+        assert!((1..20).contains(&pings), "{pings}");
+        assert_eq!((machine.end(), machine.write(b"b", now)), (end, usize::from(end.is_none())));
+    }
+}
+
+/// An error to the first ping is an answer: the following blocks are not sent to an absent peer.
+#[test]
+fn an_unreachable_peer_is_not_one_that_answers_no_ping() {
+    let (mut machine, now) = by_message();
+    machine.write(b"a", now);
+    machine.handle_pong(Pong::Unreachable, now);
+    machine.handle_deadline(now + PROBE);
+    machine.handle_deadline(now + PROBE + UNPACED);
+    assert_eq!((machine.delivered(), machine.write(b"b", now + PROBE + UNPACED)), (0, 0));
+    machine.handle_pong(Pong::Alive, now + seconds(16));
+    assert_eq!((machine.delivered(), machine.write(b"b", now + seconds(16))), (1, 1));
+}
+
+#[test]
+fn messages_stop_when_the_resource_is_gone() {
+    let (mut machine, mut now) = by_message();
+    machine.write(b"a", now);
+    machine.handle_pong(Pong::Alive, now);
+    machine.write(b"b", now);
+    actions(&mut machine);
+    machine.handle_pong(Pong::Absent, now);
+    assert_eq!(machine.write(b"c", now), 0, "nothing more may land elsewhere");
+    for pause in ABSENT {
+        now += pause;
+        machine.handle_deadline(now);
+        assert_eq!(actions(&mut machine), [Action::Ping]);
+        machine.handle_pong(Pong::Absent, now);
+    }
+    assert_eq!((machine.end(), machine.delivered()), (Some(Err(IbbError::Gone)), 1));
+    // A message that comes back is a doubt, not yet an end.
+    let (mut machine, now) = by_message();
+    machine.write(b"a", now);
+    machine.handle_pong(Pong::Alive, now);
+    machine.write(b"b", now);
+    actions(&mut machine);
+    machine.handle_bounce(Answer::Undelivered, now);
+    assert_eq!((machine.end(), machine.write(b"c", now)), (None, 0));
+    machine.handle_pong(Pong::Alive, now);
+    assert_eq!(machine.write(b"c", now), 1);
+    machine.handle_bounce(Answer::Refused, now);
+    assert_eq!(machine.end(), Some(Err(IbbError::Refused)));
+}
+
+#[test]
+fn an_aborted_stream_closes_at_once_and_takes_nothing_more() {
+    let (mut machine, now) = machine(Options::default());
+    machine.write(b"a", now);
+    actions(&mut machine);
+    machine.abort(now);
+    machine.handle_data(Some("x"), 0, "eA==", now);
+    machine.handle_close(Some("y"));
+    let sent = actions(&mut machine);
+    assert_eq!(sent[0], Action::SendClose);
+    assert!(matches!(&sent[1], Action::Refuse { id, .. } if id == "x"));
+    assert_eq!(sent[2], Action::Ack { id: "y".to_owned() });
+    assert!(machine.is_over());
+}
+
+#[test]
+fn nothing_is_sent_before_the_stream_is_open() {
+    let (mut machine, now) = machine(Options { opened: false, ..Options::default() });
+    assert_eq!(machine.write(b"a", now), 0);
+    machine.handle_opened(true);
+    assert_eq!(machine.write(b"a", now), 1);
+}
+
+#[test]
+fn a_refused_open_needs_no_close() {
+    let (mut machine, _) = machine(Options { opened: false, ..Options::default() });
+    machine.handle_opened(false);
+    assert_eq!(machine.end(), Some(Err(IbbError::Refused)));
+    assert_eq!(actions(&mut machine), []);
+    assert!(machine.is_over());
+}
+
+proptest! {
+    /// Two machines, a reader of any pace and answers with any delay: all bytes arrive, in order.
+    #[test]
+    fn what_is_written_is_read(
+        data in (0_usize..400_000).prop_map(|n| (0..n).map(|i| (i % 251) as u8).collect::<Vec<_>>()),
+        block_size in prop_oneof![500_u16..5000, Just(40_000), Just(65_535)],
+        window in 1_u16..20,
+        paces in proptest::collection::vec(0_usize..70_000, 1..50),
+    ) {
+        let now = Instant::now();
+        let options = Options { block_size, window, ..Options::default() };
+        let (mut near, mut far) = (IbbMachine::new(options, now), IbbMachine::new(options, now));
+        let (mut rest, mut read) = (data.as_slice(), Vec::new());
+        for pace in paces.into_iter().cycle() {
+            loop {
+                let n = near.write(rest, now);
+                rest = &rest[n..];
+                if n == 0 {
+                    break;
+                }
+            }
+            while let Some(Action::SendData { seq, payload }) = near.poll_action() {
+                far.handle_data(Some(&seq.to_string()), seq, &STANDARD.encode(payload), now);
+            }
+            let n = far.chunk().len().min(pace + 1);
+            read.extend_from_slice(&far.chunk()[..n]);
+            far.consume(n);
+            while let Some(action) = far.poll_action() {
+                let Action::Ack { id } = action else { panic!("{action:?}") };
+                near.handle_answer(id.parse().unwrap(), Answer::Taken, now);
+            }
+            if rest.is_empty() && near.is_flushed() && far.chunk().is_empty() {
+                break;
+            }
+        }
+        prop_assert_eq!(read, data);
+    }
+
+    #[test]
+    fn any_input_is_survived(
+        acknowledged: bool,
+        inputs in proptest::collection::vec((0_u8..10, 0_u16..4, "[A-D=]{0,8}"), 0..60),
+    ) {
+        let mut now = Instant::now();
+        let options = Options { block_size: 4, acknowledged, ..Options::default() };
+        let mut machine = IbbMachine::new(options, now);
+        let answers = [Answer::Taken, Answer::Gap, Answer::Refused, Answer::Undelivered];
+        for (kind, seq, text) in inputs {
+            let answer = answers[text.len() % 4];
+            match kind {
+                0 => machine.handle_data(Some("i"), seq, &text, now),
+                1 => machine.handle_data(None, seq, &text, now),
+                2 => machine.handle_answer(seq, answer, now),
+                3 => machine.consume(usize::from(seq)),
+                4 => { machine.write(text.as_bytes(), now); }
+                5 if text.len() > 6 => { machine.shutdown(now); }
+                6 if text.len() > 6 => machine.handle_close(Some("c")),
+                7 if seq == 0 => machine.handle_bounce(answer, now),
+                8 => {
+                    let pongs = [Pong::Alive, Pong::Absent, Pong::Unreachable, Pong::Alive];
+                    machine.handle_pong(pongs[usize::from(seq)], now);
+                }
+                9 => now += Duration::from_secs(u64::from(seq) * 20),
+                _ => machine.handle_deadline(now + Duration::from_secs(u64::from(seq))),
+            }
+        }
+        // A deadline that is due is gone or replaced once it has been handled.
+        let limit = now + Duration::from_secs(3600);
+        while let Some(at) = machine.deadline() {
+            machine.handle_deadline(at);
+            prop_assert!(at < limit);
+            prop_assert!(machine.deadline().is_none_or(|next| next > at));
+            prop_assert!(machine.actions.len() < 2 * MAX_ENTRIES);
+            now = at;
+        }
+        prop_assert!(machine.unanswered.is_empty() || machine.end().is_some(), "{now:?}");
+        let closes = actions(&mut machine).iter().filter(|a| **a == Action::SendClose).count();
+        prop_assert!(closes <= 1);
+    }
+}

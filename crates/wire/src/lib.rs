@@ -1,0 +1,41 @@
+//! What goes over the wire: stanzas and addresses, offers of TLS, fingerprints, in-band bytestreams.
+//!
+//! Everything here is a value or a state machine. It does no I/O, reads no clock and draws no random numbers: a caller
+//! passes bytes, elements and times in, and gets elements and decisions out. Both ends of a session use it, the
+//! component and a user's program.
+//!
+//! | question | module |
+//! |---|---|
+//! | how XML from strangers is read and written | [`xml`], on top of [`tokens`]; plain stanzas without a copy: [`plain`] |
+//! | what a stanza is, and how it is refused | [`stanza`]; how long it may be: [`size`]; long answers: [`rsm`] |
+//! | in which form addresses are compared | [`jid`] |
+//! | how TLS is offered in a Jingle session | [`offer`], in the four dialects of [`dialect`] |
+//! | what a Jingle action looks like | [`jingle`], [`transport`], [`transport_kind`] |
+//! | how in-band bytestreams work | [`ibb`] decides, [`ibb_xml`] reads and writes |
+//! | how a SOCKS5 bytestream is named | [`dst_addr`] |
+//! | whether a stream begins as TLS does | [`client_hello`] |
+//! | what identifies a key | [`print`], [`key`]; what proves its possession: [`proof`] |
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
+
+pub mod client_hello;
+pub mod dialect;
+pub mod dst_addr;
+pub mod ibb;
+pub mod ibb_xml;
+pub mod jid;
+pub mod jingle;
+pub mod key;
+pub mod ns;
+pub mod offer;
+pub mod plain;
+pub mod print;
+pub mod proof;
+pub mod rsm;
+pub mod size;
+pub mod stanza;
+pub mod text;
+pub mod tokens;
+pub mod transport;
+pub mod transport_kind;
+pub mod xml;

@@ -1,0 +1,123 @@
+//! Every XML namespace of the project, once, with its source.
+
+/// Client streams (RFC 6120). All stanzas inside the program are in this namespace.
+pub const CLIENT: &str = "jabber:client";
+/// Component streams (XEP-0114); exists only at the edge of the component link.
+pub const COMPONENT: &str = "jabber:component:accept";
+/// The stream element (RFC 6120).
+pub const STREAM: &str = "http://etherx.jabber.org/streams";
+/// Stream errors (RFC 6120, 4.9).
+pub const STREAM_ERRORS: &str = "urn:ietf:params:xml:ns:xmpp-streams";
+/// STARTTLS (RFC 6120, 5).
+pub const STARTTLS: &str = "urn:ietf:params:xml:ns:xmpp-tls";
+/// Stanza errors (RFC 6120, 8.3).
+pub const STANZA_ERRORS: &str = "urn:ietf:params:xml:ns:xmpp-stanzas";
+/// Service discovery, information (XEP-0030).
+pub const DISCO_INFO: &str = "http://jabber.org/protocol/disco#info";
+/// Service discovery, items (XEP-0030).
+pub const DISCO_ITEMS: &str = "http://jabber.org/protocol/disco#items";
+/// Ad-hoc commands (XEP-0050).
+pub const COMMANDS: &str = "http://jabber.org/protocol/commands";
+/// Entity capabilities (XEP-0115).
+pub const CAPS: &str = "http://jabber.org/protocol/caps";
+/// Data forms (XEP-0004).
+pub const DATA: &str = "jabber:x:data";
+/// The prefix of our commands' nodes.
+pub const COMMAND_NODES: &str = "urn:fingerpost:cmd:";
+/// Last activity (XEP-0012).
+pub const LAST: &str = "jabber:iq:last";
+/// Software version (XEP-0092).
+pub const VERSION: &str = "jabber:iq:version";
+/// Entity time (XEP-0202).
+pub const TIME: &str = "urn:xmpp:time";
+/// Contact addresses of a service (XEP-0157).
+pub const SERVER_INFO: &str = "http://jabber.org/network/serverinfo";
+/// Ping (XEP-0199).
+pub const PING: &str = "urn:xmpp:ping";
+/// In-band bytestreams (XEP-0047).
+pub const IBB: &str = "http://jabber.org/protocol/ibb";
+/// SOCKS5 bytestreams (XEP-0065).
+pub const BYTESTREAMS: &str = "http://jabber.org/protocol/bytestreams";
+/// Jingle (XEP-0166).
+pub const JINGLE: &str = "urn:xmpp:jingle:1";
+/// Jingle as of 2009, as the first offers of end-to-end TLS used it.
+pub const JINGLE_0: &str = "urn:xmpp:jingle:0";
+/// Jingle errors (XEP-0166, 10).
+pub const JINGLE_ERRORS: &str = "urn:xmpp:jingle:errors:1";
+/// Jingle SOCKS5 bytestreams transport (XEP-0260).
+pub const JINGLE_S5B: &str = "urn:xmpp:jingle:transports:s5b:1";
+/// Jingle in-band bytestreams transport (XEP-0261).
+pub const JINGLE_IBB: &str = "urn:xmpp:jingle:transports:ibb:1";
+/// Jingle in-band bytestreams transport as of 2009.
+pub const JINGLE_IBB_0: &str = "urn:xmpp:jingle:transports:ibb:0";
+/// A raw TLS stream as Jingle application.
+pub const APPS_TLS: &str = "urn:xmpp:jingle:apps:tls";
+/// Jingle file transfer (XEP-0234).
+pub const FILE_TRANSFER: &str = "urn:xmpp:jingle:apps:file-transfer:5";
+/// Jingle XML streams (XEP-0247).
+pub const XMLSTREAM: &str = "urn:xmpp:jingle:apps:xmlstream:0";
+/// Jingle message initiation (XEP-0353).
+pub const JINGLE_MESSAGE: &str = "urn:xmpp:jingle-message:0";
+/// Message carbons (XEP-0280).
+pub const CARBONS: &str = "urn:xmpp:carbons:2";
+/// Message processing hints (XEP-0334).
+pub const PROCESSING_HINTS: &str = "urn:xmpp:hints";
+/// Stream management (XEP-0198).
+pub const SM: &str = "urn:xmpp:sm:3";
+/// Login in one step: SASL2 (XEP-0388).
+pub const SASL2: &str = "urn:xmpp:sasl:2";
+/// Bind 2 (XEP-0386).
+pub const BIND2: &str = "urn:xmpp:bind:0";
+/// Tokens for the next login (XEP-0484).
+pub const FAST: &str = "urn:xmpp:fast:0";
+/// The security offer beside the transport (seed, second form).
+pub const SECURITY_OFFER: &str = "urn:xmpp:security-offer";
+/// XTLS (ProtoXEP jingle-xtls 0.0.4).
+pub const XTLS: &str = "urn:xmpp:jingle:security:xtls:0";
+/// C2C TLS offer (XEP-0250).
+pub const C2CTLS: &str = "urn:xmpp:tmp:c2ctls";
+/// Public keys as XEP-0250 refers to them (XEP-0189 before 0.9).
+pub const TMP_PUBKEY: &str = "urn:xmpp:tmp:pubkey";
+/// Public keys (XEP-0189).
+pub const PUBKEY: &str = "urn:xmpp:pubkey:2";
+/// Certificates for SASL EXTERNAL (XEP-0257).
+pub const SASLCERT: &str = "urn:xmpp:saslcert:1";
+/// Publish-subscribe (XEP-0060).
+pub const PUBSUB: &str = "http://jabber.org/protocol/pubsub";
+/// OpenPGP for XMPP (XEP-0373).
+pub const OPENPGP: &str = "urn:xmpp:openpgp:0";
+/// The PEP node that lists a user's OpenPGP keys, and the prefix of the nodes with the keys (XEP-0373, 4).
+pub const OPENPGP_KEYS: &str = "urn:xmpp:openpgp:0:public-keys";
+/// Cryptographic hashes (XEP-0300).
+pub const HASHES: &str = "urn:xmpp:hashes:2";
+/// Result set management (XEP-0059).
+pub const RSM: &str = "http://jabber.org/protocol/rsm";
+/// Conditions for what exceeds a limit (XEP-0205).
+pub const ERRORS: &str = "urn:xmpp:errors";
+/// Our hints inside Jingle contents, and the profiles of methods.
+pub const HINTS: &str = "urn:fingerpost:xtls:0";
+/// Blocking, errors (XEP-0191, 3.5).
+pub const BLOCKING_ERRORS: &str = "urn:xmpp:blocking:errors";
+/// The prefix of the namespace for names whose prefix a server has passed on without its declaration; the prefix
+/// follows.
+pub const UNDECLARED: &str = "urn:fingerpost:undeclared-prefix:";
+/// Our registry's requests.
+pub const KEYS: &str = "urn:fingerpost:keys:0";
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn each_namespace_is_in_the_documentation_of_the_protocol() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/PROTOCOL.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let names: Vec<&str> = include_str!("ns.rs")
+            .lines()
+            .filter(|line| line.starts_with("pub const "))
+            .filter_map(|line| line.split('"').nth(1))
+            .collect();
+        assert!(names.len() > 40, "{names:?}");
+        let missing: Vec<_> =
+            names.iter().filter(|name| !page.contains(&format!("`{name}`"))).collect();
+        assert!(missing.is_empty(), "docs/PROTOCOL.md says nothing of {missing:?}");
+    }
+}

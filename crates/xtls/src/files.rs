@@ -1,0 +1,675 @@
+//! Files over a secured stream (XEP-0234): offered with size and SHA-256, stored whole or not at all.
+//!
+//! One file is one session: the offers are independent, each file is stored as soon as it is complete, and a failed one
+//! does not block the others. A broken transfer resumes where it stopped (XEP-0234, 5.5): `<range/>` in the sender's
+//! offer says that it can start anywhere, `offset` in the receiver's answer says where, and the hash of the whole file
+//! shows in the end whether both meant the same file.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, SeekFrom},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use fingerpost_endpoint::Error;
+use fingerpost_wire::{ns, text::carried, xml};
+use indicatif::ProgressBar;
+use minidom::Element;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt};
+
+#[cfg(test)]
+use super::parts;
+use super::{
+    display::is_hidden,
+    output::{Output, XtlsError},
+    parts::Part,
+};
+
+/// Bytes read or written at once.
+pub(super) const CHUNK: usize = 64 * 1024;
+/// The longest name of a file, in bytes: file systems accept 255, and ` (9999)` may be added.
+const NAME: usize = 200;
+
+/// The content of a file offer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FileOffer {
+    pub(super) name: String,
+    /// The size in bytes.
+    pub(super) size: u64,
+    pub(super) sha256: Option<Vec<u8>>,
+    /// When the file was changed last, if the sender says so.
+    pub(super) modified: Option<OffsetDateTime>,
+    /// Whether the sender can start anywhere in the file.
+    pub(super) ranged: bool,
+}
+
+impl FileOffer {
+    /// Reads size, date and hash of a file.
+    pub(super) fn of(path: &Path) -> Result<Self, XtlsError> {
+        let bad = |error: io::Error| XtlsError::failed(format!("{}: {error}", path.display()));
+        // A name that is not Unicode, or that XML cannot carry, gets replacement characters.
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = carried(&name).into_owned();
+        let mut file = File::open(path).map_err(bad)?;
+        let changed = file.metadata().map_err(bad)?.mtime();
+        let mut hash = Sha256::new();
+        let mut size = 0;
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let n = file.read(&mut buffer).map_err(bad)?;
+            if n == 0 {
+                break;
+            }
+            hash.update(&buffer[..n]);
+            size += n as u64;
+        }
+        Ok(Self {
+            name,
+            size,
+            sha256: Some(hash.finalize().to_vec()),
+            modified: OffsetDateTime::from_unix_timestamp(changed).ok(),
+            ranged: true,
+        })
+    }
+
+    /// Returns the `<description/>` of an offer.
+    pub(super) fn to_description(&self) -> Element {
+        let mut file = Element::bare("file", ns::FILE_TRANSFER);
+        let date = self.modified.and_then(|modified| modified.format(&Rfc3339).ok());
+        let texts = [
+            ("date", date),
+            ("name", Some(self.name.clone())),
+            ("size", Some(self.size.to_string())),
+        ];
+        for (name, text) in texts.into_iter().filter_map(|(name, text)| Some((name, text?))) {
+            let mut child = Element::bare(name, ns::FILE_TRANSFER);
+            child.append_text(text);
+            file.append_child(child);
+        }
+        if self.ranged {
+            file.append_child(Element::bare("range", ns::FILE_TRANSFER));
+        }
+        if let Some(sha256) = &self.sha256 {
+            let mut hash = xml::element("hash", ns::HASHES, &[("algo", "sha-256")]);
+            hash.append_text(STANDARD.encode(sha256));
+            file.append_child(hash);
+        }
+        let mut description = Element::bare("description", ns::FILE_TRANSFER);
+        description.append_child(file);
+        description
+    }
+
+    /// Reads a `<file/>`.
+    pub(super) fn parse(file: &Element) -> Result<Self, XtlsError> {
+        let text = |name| file.get_child(name, ns::FILE_TRANSFER).map(Element::text);
+        let size = text("size").and_then(|size| size.trim().parse().ok());
+        let sha256 = file
+            .children()
+            .find(|child| child.is("hash", ns::HASHES) && child.attr("algo") == Some("sha-256"))
+            .and_then(|hash| STANDARD.decode(hash.text().trim()).ok())
+            .filter(|hash| hash.len() == 32);
+        Ok(Self {
+            name: safe_name(&text("name").unwrap_or_default()),
+            size: size.ok_or_else(|| {
+                XtlsError::refused("the offer does not say how large the file is")
+            })?,
+            sha256,
+            // XEP-0082: a profile of RFC 3339.
+            modified: text("date")
+                .and_then(|date| OffsetDateTime::parse(date.trim(), &Rfc3339).ok()),
+            ranged: file.has_child("range", ns::FILE_TRANSFER),
+        })
+    }
+}
+
+/// The part of a file that is sent (XEP-0234, 4): from `offset`, `length` bytes or all that follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Range {
+    pub(super) offset: u64,
+    pub(super) length: Option<u64>,
+}
+
+impl Range {
+    /// Returns the range in a receiver's answer; the whole file if it has none.
+    pub(super) fn read(answer: Option<&Element>) -> Self {
+        let range = answer
+            .and_then(|description| description.get_child("file", ns::FILE_TRANSFER))
+            .and_then(|file| file.get_child("range", ns::FILE_TRANSFER));
+        let number = |name| range?.attr(name)?.parse().ok();
+        Self { offset: number("offset").unwrap_or(0), length: number("length") }
+    }
+}
+
+/// Returns whether a receiver's answer accepts a file.
+pub(super) fn is_accepted(answer: Option<&Element>) -> bool {
+    answer.is_some_and(|description| {
+        description.is("description", ns::FILE_TRANSFER)
+            && description.has_child("file", ns::FILE_TRANSFER)
+    })
+}
+
+/// Returns the answer to an offer: the same with the requested range.
+pub(super) fn answer(description: &Element, offset: u64) -> Element {
+    let mut answer = description.clone();
+    if let Some(file) = answer.get_child_mut("file", ns::FILE_TRANSFER) {
+        file.remove_child("range", ns::FILE_TRANSFER);
+        let offset = offset.to_string();
+        let attributes: &[_] = if offset == "0" { &[] } else { &[("offset", offset.as_str())] };
+        file.append_child(xml::element("range", ns::FILE_TRANSFER, attributes));
+    }
+    answer
+}
+
+/// Returns a name that stays inside its directory, shows its real type, and is valid on every file system.
+///
+/// Only the last part of a path counts. Removed are:
+/// - characters that are invisible or change the reading order ([`is_hidden`]),
+/// - leading dots, dashes and spaces: hidden files, options of commands,
+/// - trailing dots and spaces, which Windows drops, so that two names would be one.
+///
+/// A name that Windows reserves for a device (`NUL`, `com1.txt`) gets a `_` in front. The length is at most [`NAME`]
+/// bytes; the extension stays if it is short. If nothing is left, the name is `file`.
+pub(super) fn safe_name(name: &str) -> String {
+    let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    let name: String = last.chars().filter(|c| !is_hidden(*c)).collect();
+    let edge = |c: char| c == '.' || c.is_whitespace();
+    let name = name.trim_start_matches(|c| edge(c) || c == '-').trim_end_matches(edge);
+    let extension = name
+        .rfind('.')
+        .map(|dot| &name[dot..])
+        .filter(|extension| name.len() > NAME && extension.len() <= 16)
+        .unwrap_or_default();
+    let name = if name.len() <= NAME {
+        name.to_owned()
+    } else {
+        let end = (0..=NAME - extension.len()).rev().find(|end| name.is_char_boundary(*end));
+        let stem = name[..end.unwrap_or_default()].trim_end_matches(edge);
+        format!("{stem}{extension}")
+    };
+    let device = name.split('.').next().unwrap_or_default().trim_end();
+    match name.as_str() {
+        "" => "file".to_owned(),
+        _ if is_device(device) => format!("_{name}"),
+        _ => name,
+    }
+}
+
+/// Returns whether a name, without its extensions, is that of a device on Windows.
+fn is_device(stem: &str) -> bool {
+    let stem = stem.to_ascii_uppercase();
+    let numbered = ["COM", "LPT"].iter().find_map(|port| stem.strip_prefix(port));
+    matches!(stem.as_str(), "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$")
+        || numbered.is_some_and(|n| {
+            matches!(n, "0" | "1" | "2" | "3" | "4" | "5" | "6" | "7" | "8" | "9" | "¹" | "²" | "³")
+        })
+}
+
+/// Returns bytes as lower case hex digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The result of a transfer.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// The file's size, bytes.
+    pub(super) bytes: u64,
+    /// How many of them were there before.
+    pub(super) resumed: u64,
+    pub(super) seconds: f64,
+    pub(super) sha256: String,
+}
+
+impl Done {
+    /// Reports a file that was received or sent completely.
+    pub(super) fn report(&self, output: Output, file: &Path) {
+        let file = file.display().to_string();
+        let moved = self.bytes - self.resumed;
+        let resumed = match self.resumed {
+            0 => String::new(),
+            n => format!(" ({} were there already)", size(n)),
+        };
+        output.event(
+            &json!({"event": "done", "file": file, "bytes": self.bytes, "resumed": self.resumed,
+                    "seconds": self.seconds, "sha256": self.sha256}),
+            &format!(
+                "{file}: {}{resumed} in {}, {}\n  SHA-256 {}",
+                size(self.bytes),
+                duration(self.seconds),
+                speed(moved, self.seconds),
+                self.sha256
+            ),
+        );
+    }
+}
+
+/// Returns a number of bytes as text.
+pub(super) fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+/// Returns seconds as text.
+pub(super) fn duration(seconds: f64) -> String {
+    if seconds < 60.0 {
+        return format!("{seconds:.1} s");
+    }
+    indicatif::HumanDuration(Duration::from_secs_f64(seconds)).to_string()
+}
+
+/// Returns a speed as text.
+pub(super) fn speed(bytes: u64, seconds: f64) -> String {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rounded number that is not negative"
+    )]
+    let rate = (bytes as f64 / seconds.max(0.001)) as u64;
+    format!("{}/s", size(rate))
+}
+
+/// Writes the range of the file to the stream, and ends that direction. The caller knows and shows how much of it has
+/// arrived.
+///
+/// # Errors
+/// If the file cannot be read or differs from the offer, or the stream breaks. The direction is not ended then, so that
+/// the receiver cannot take its part for the whole.
+pub(super) async fn send<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    path: &Path,
+    offer: &FileOffer,
+    range: Range,
+    bar: &ProgressBar,
+) -> Result<Done, XtlsError> {
+    let since = Instant::now();
+    let named = |error: io::Error| XtlsError::failed(format!("{}: {error}", path.display()));
+    let Some(rest) = offer.size.checked_sub(range.offset) else {
+        return Err(XtlsError::failed("the peer requested a range past the end of the file"));
+    };
+    let end = range.offset + range.length.unwrap_or(rest).min(rest);
+    let mut file = tokio::fs::File::open(path).await.map_err(named)?;
+    file.seek(SeekFrom::Start(range.offset)).await.map_err(named)?;
+    let mut buffer = vec![0; CHUNK];
+    let mut at = range.offset;
+    bar.set_position(at);
+    bar.reset_eta();
+    loop {
+        let n = file.read(&mut buffer).await.map_err(named)?;
+        let n = usize::try_from(end - at).unwrap_or(CHUNK).min(n);
+        if n == 0 {
+            break;
+        }
+        stream.write_all(&buffer[..n]).await?;
+        at += n as u64;
+    }
+    stream.flush().await?;
+    let same = fs::metadata(path).is_ok_and(|now| now.len() == offer.size);
+    if at != end || !same {
+        return Err(XtlsError::failed(format!("{} changed while it was sent", path.display()))
+            .hint("send it again when nothing writes to it"));
+    }
+    stream.shutdown().await?;
+    Ok(Done {
+        bytes: offer.size,
+        resumed: range.offset,
+        seconds: since.elapsed().as_secs_f64(),
+        sha256: hex(offer.sha256.as_deref().unwrap_or_default()),
+    })
+}
+
+/// Waits for more from the peer; returns whether it has ended its direction instead.
+///
+/// # Errors
+/// If the stream is cut.
+pub(super) async fn is_over<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<bool> {
+    Ok(stream.read(&mut [0]).await? == 0)
+}
+
+/// Why a file was not received.
+#[derive(Debug)]
+pub(super) enum NotReceived {
+    /// The disk here failed: it is full, or the directory is gone.
+    Disk(XtlsError),
+    /// The stream broke, or its content is not the file that was offered.
+    Content(XtlsError),
+}
+
+impl NotReceived {
+    /// Returns the error of a file or a directory in `dir`.
+    fn disk(dir: &Path, error: &io::Error) -> Self {
+        Self::Disk(XtlsError::failed(format!("{}: {error}", dir.display())))
+    }
+
+    fn content(text: impl Into<String>) -> Self {
+        Self::Content(XtlsError::failed(text))
+    }
+}
+
+impl From<Error> for NotReceived {
+    fn from(error: Error) -> Self {
+        Self::Content(error.into())
+    }
+}
+
+impl From<NotReceived> for XtlsError {
+    fn from(error: NotReceived) -> Self {
+        match error {
+            NotReceived::Disk(error) | NotReceived::Content(error) => error,
+        }
+    }
+}
+
+/// Reads the rest of a file from the stream into a directory. The file gets its name when it is complete, its hash is
+/// right, and the sender itself has ended its direction.
+///
+/// # Errors
+/// If the stream or the disk fails; the received part is kept for another try. If the hash is wrong, or more comes than
+/// was announced; nothing is kept then.
+pub(super) async fn receive<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    mut part: Part,
+    dir: &Path,
+    offer: &FileOffer,
+    bar: &ProgressBar,
+) -> Result<(Done, PathBuf), NotReceived> {
+    let since = Instant::now();
+    let mut resumed = part.len();
+    bar.set_position(resumed);
+    bar.reset_eta();
+    fill(stream, &mut part, offer.size, dir, bar).await?;
+    let right = |part: &Part| offer.sha256.as_ref().is_none_or(|sha256| *sha256 == part.sha256());
+    if resumed > 0 && !right(&part) {
+        // A sender without support for ranges starts at the beginning: then as many bytes again follow, otherwise its
+        // end.
+        let size = offer.size.saturating_add(resumed);
+        match fill(stream, &mut part, size, dir, bar).await {
+            Ok(()) => {
+                part.drop_front(resumed).map_err(|error| NotReceived::disk(dir, &error))?;
+                resumed = 0;
+            }
+            Err(NotReceived::Content(_)) => {}
+            Err(error @ NotReceived::Disk(_)) => return Err(error),
+        }
+    }
+    if !right(&part) {
+        part.discard();
+        return Err(NotReceived::content(match resumed {
+            0 => "the file's hash is not the one offered: nothing was kept".to_owned(),
+            n => format!(
+                "with the {n} bytes that were kept the file's hash is not the one offered: \
+                 nothing is kept, and the next try starts from the beginning"
+            ),
+        }));
+    }
+    if !is_over(stream).await.map_err(|error| NotReceived::Content(error.into()))? {
+        part.discard();
+        return Err(NotReceived::content("the peer sent more than it announced: nothing was kept"));
+    }
+    let sha256 = hex(&part.sha256());
+    let path = part
+        .keep(dir, &offer.name, offer.modified)
+        .map_err(|error| NotReceived::disk(dir, &error))?;
+    let seconds = since.elapsed().as_secs_f64();
+    Ok((Done { bytes: offer.size, resumed, seconds, sha256 }, path))
+}
+
+/// Reads from the stream until the part has `size` bytes.
+async fn fill<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    part: &mut Part,
+    size: u64,
+    dir: &Path,
+    bar: &ProgressBar,
+) -> Result<(), NotReceived> {
+    let mut buffer = vec![0; CHUNK];
+    while part.len() < size {
+        let want = usize::try_from(size - part.len()).unwrap_or(CHUNK).min(CHUNK);
+        let read = stream.read(&mut buffer[..want]).await;
+        let n = read.map_err(|error| NotReceived::Content(error.into()))?;
+        if n == 0 {
+            return Err(NotReceived::content(format!(
+                "the stream ended after {} of {size} bytes",
+                part.len()
+            )));
+        }
+        part.push(&buffer[..n]).map_err(|error| NotReceived::disk(dir, &error))?;
+        bar.set_position(part.len());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use jid::BareJid;
+    use proptest::prelude::*;
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn names_stay_inside_their_directory() {
+        let long = format!("{}.tar.gz", "ä".repeat(300));
+        for (given, safe) in [
+            ("../../etc/passwd", "passwd"),
+            ("C:\\x\\y.txt", "y.txt"),
+            (".bashrc", "bashrc"),
+            ("-rf", "rf"),
+            (" .-. .x", "x"),
+            ("a\u{202e}txt.exe\n", "atxt.exe"),
+            ("a\u{61c}b\u{2028}c\u{2029}d\u{feff}e\u{e0041}f\u{ad}g\u{fe0f}h", "abcdefgh"),
+            ("\u{200b}", "file"),
+            ("report.pdf. . ", "report.pdf"),
+            ("nul", "_nul"),
+            ("COM1.tar.gz", "_COM1.tar.gz"),
+            ("comet.txt", "comet.txt"),
+            ("Größe 12:30?.txt", "Größe 12:30?.txt"),
+            (&long, &format!("{}.gz", "ä".repeat(98))),
+            ("..", "file"),
+            ("", "file"),
+        ] {
+            assert_eq!(safe_name(given), safe, "{given:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_becomes_one_that_is_safe(
+            name in "\\PC{0,40}|.{0,300}|[./ a\u{202e}\u{2066}\u{200b}\u{e0041}\u{0}-\u{1f}\\\\-]{0,30}",
+        ) {
+            let safe = safe_name(&name);
+            prop_assert!(!safe.is_empty() && safe.len() <= NAME + 1, "{safe:?}");
+            prop_assert!(!safe.contains(['/', '\\', '\0']), "{safe:?}");
+            prop_assert!(!safe.starts_with(['.', '-', ' ']) && !safe.ends_with(['.', ' ']), "{safe:?}");
+            prop_assert!(!safe.chars().any(is_hidden), "{safe:?}");
+            prop_assert!(!is_device(safe.split('.').next().unwrap()), "{safe:?}");
+            let parts: Vec<_> = Path::new(&safe).components().collect();
+            prop_assert!(matches!(parts[..], [std::path::Component::Normal(_)]), "{safe:?}");
+            prop_assert_eq!(safe_name(&safe), safe);
+        }
+    }
+
+    #[test]
+    fn a_date_is_read_as_xep_0082_has_it_and_nothing_else_is() {
+        let read = |date: &str| {
+            let file = format!(
+                "<file xmlns='{}'><date>{date}</date><size>1</size></file>",
+                ns::FILE_TRANSFER
+            );
+            FileOffer::parse(&file.parse().unwrap()).unwrap().modified
+        };
+        let known = Some(datetime!(2015-07-26 21:46:00 UTC));
+        assert_eq!(read("2015-07-26T21:46:00Z"), known);
+        assert_eq!(read(" 2015-07-26T23:46:00.000+02:00\n"), known);
+        for wrong in ["", "2015-07-26", "20150726T21:46:00", "yesterday", "2015-13-26T21:46:00Z"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_offer_and_the_range_in_its_answer_are_read_back() {
+        let offer = FileOffer {
+            name: "a.txt".into(),
+            size: 5,
+            sha256: Some(vec![1; 32]),
+            modified: Some(datetime!(2015-07-26 21:46:00 UTC)),
+            ranged: true,
+        };
+        let description = offer.to_description();
+        let file = description.get_child("file", ns::FILE_TRANSFER).unwrap();
+        let date = file.get_child("date", ns::FILE_TRANSFER).unwrap().text();
+        assert_eq!(date, "2015-07-26T21:46:00Z");
+        assert_eq!(FileOffer::parse(file), Ok(offer));
+        assert_eq!(Range::read(Some(&description)), Range::default());
+        let range = Range::read(Some(&answer(&description, 270_336)));
+        assert_eq!(range, Range { offset: 270_336, length: None });
+        assert_eq!(Range::read(None), Range::default());
+    }
+
+    /// A sender's file of 100 kB, and a receiver with its first `kept` bytes, or with others.
+    struct Story {
+        dir: tempfile::TempDir,
+        content: Vec<u8>,
+        offer: FileOffer,
+    }
+
+    impl Story {
+        fn new(prefix: &[u8]) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let content: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
+            let path = dir.path().join("letter");
+            fs::write(&path, &content).unwrap();
+            let offer = FileOffer::of(&path).unwrap();
+            fs::create_dir(dir.path().join("in")).unwrap();
+            let this = Self { dir, content, offer };
+            if !prefix.is_empty() {
+                this.part().push(prefix).unwrap();
+            }
+            this
+        }
+
+        fn inbox(&self) -> PathBuf {
+            self.dir.path().join("in")
+        }
+
+        fn part(&self) -> Part {
+            let sender = BareJid::new("juliet@capulet.lit").unwrap();
+            let kept = parts::kept(&self.inbox(), &sender, &self.offer);
+            Part::open(&self.inbox(), &sender, &self.offer, kept).unwrap()
+        }
+
+        /// Transfers the file. The sender starts at `offset`; `None`: at the requested one.
+        async fn transfer(&self, offset: Option<u64>) -> Result<(Done, PathBuf), XtlsError> {
+            let part = self.part();
+            let range = Range { offset: offset.unwrap_or(part.len()), length: None };
+            let (mut a, mut b) = tokio::io::duplex(10_000);
+            let (bar, path, inbox) =
+                (ProgressBar::hidden(), self.dir.path().join("letter"), self.inbox());
+            let sent = async {
+                // Its end is the end of the stream.
+                send(&mut a, &path, &self.offer, range, &bar).await
+            };
+            let (_, got) = tokio::join!(sent, receive(&mut b, part, &inbox, &self.offer, &bar));
+            got.map_err(XtlsError::from)
+        }
+
+        fn left(&self) -> usize {
+            fs::read_dir(self.inbox()).unwrap().count()
+        }
+    }
+
+    /// Returns the text of an error of the content.
+    fn content<T: std::fmt::Debug>(got: Result<T, NotReceived>) -> String {
+        match got {
+            Err(NotReceived::Content(error)) => error.text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_broken_transfer_goes_on_where_it_stopped() {
+        let story = Story::new(&[]);
+        let mut part = story.part();
+        let half = &story.content[..60_000];
+        let (inbox, bar) = (story.inbox(), ProgressBar::hidden());
+        let broken = fill(&mut &half[..], &mut part, 100_000, &inbox, &bar).await;
+        assert_eq!(content(broken), "the stream ended after 60000 of 100000 bytes");
+        drop(part);
+        let (done, path) = story.transfer(None).await.unwrap();
+        assert_eq!((done.bytes, done.resumed), (100_000, 60_000));
+        assert_eq!(fs::read(path).unwrap(), story.content);
+        assert_eq!(story.left(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_wrong_prefix_is_an_error_and_the_next_try_starts_anew() {
+        let story = Story::new(b"something else");
+        let error = story.transfer(None).await.unwrap_err();
+        assert!(error.text.contains("14 bytes that were kept"), "{error}");
+        assert_eq!(story.left(), 0);
+        let (done, path) = story.transfer(None).await.unwrap();
+        assert_eq!(done.resumed, 0);
+        assert_eq!(fs::read(path).unwrap(), story.content);
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_ignores_the_range_is_understood() {
+        let story = Story::new(b"something else");
+        let (done, path) = story.transfer(Some(0)).await.unwrap();
+        assert_eq!((done.bytes, done.resumed), (100_000, 0));
+        assert_eq!(fs::read(path).unwrap(), story.content);
+        assert_eq!(story.left(), 1);
+    }
+
+    #[tokio::test]
+    async fn more_or_less_than_was_announced_is_not_the_file() {
+        let story = Story::new(&[]);
+        let mut more = story.content.clone();
+        more.push(0);
+        let (bar, inbox) = (ProgressBar::hidden(), story.inbox());
+        let got = receive(&mut &more[..], story.part(), &inbox, &story.offer, &bar).await;
+        assert!(content(got).contains("more than it announced"));
+        assert_eq!(story.left(), 0);
+        let less = &story.content[..99_999];
+        let got = receive(&mut &less[..], story.part(), &inbox, &story.offer, &bar).await;
+        assert_eq!(content(got), "the stream ended after 99999 of 100000 bytes");
+    }
+
+    #[tokio::test]
+    async fn an_error_of_the_disk_is_not_one_of_the_content() {
+        let story = Story::new(&[]);
+        let (bar, inbox) = (ProgressBar::hidden(), story.inbox());
+        let disk = |got| match got {
+            Err(NotReceived::Disk(error)) => error.text,
+            other => panic!("{other:?}"),
+        };
+        // Nothing can be written, at the beginning and where the sender starts again.
+        for part in [Part::read_only(&inbox, b""), Part::read_only(&inbox, b"something else")] {
+            let got = receive(&mut &story.content[..], part, &inbox, &story.offer, &bar).await;
+            assert!(disk(got).starts_with(&format!("{}: ", inbox.display())));
+        }
+        let part = story.part();
+        fs::remove_dir_all(&inbox).unwrap();
+        let got = receive(&mut &story.content[..], part, &inbox, &story.offer, &bar).await;
+        assert!(disk(got).starts_with(&format!("{}: ", inbox.display())));
+    }
+
+    #[tokio::test]
+    async fn a_range_behind_the_end_is_an_error() {
+        let story = Story::new(&[]);
+        let path = story.dir.path().join("letter");
+        let range = Range { offset: 100_001, length: None };
+        let sent =
+            send(&mut tokio::io::sink(), &path, &story.offer, range, &ProgressBar::hidden()).await;
+        assert_eq!(sent.unwrap_err().text, "the peer requested a range past the end of the file");
+        let mut wire = Vec::new();
+        let range = Range { offset: 10, length: Some(5) };
+        send(&mut wire, &path, &story.offer, range, &ProgressBar::hidden()).await.unwrap();
+        assert_eq!(wire, story.content[10..15]);
+    }
+}

@@ -1,0 +1,519 @@
+//! The command `listen`: peers' sessions, and their files.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use fingerpost_endpoint::{
+    Endpoint, Error, Incoming, Request, SecureStream, Session, TransportKind,
+};
+use fingerpost_wire::ns;
+use jid::BareJid;
+use minidom::Element;
+use serde_json::json;
+use tokio::{io::AsyncWriteExt, sync::Mutex, task::JoinSet, time::timeout};
+
+use super::{
+    Client, Takes,
+    chat::{self, Desk},
+    files::{self, FileOffer, NotReceived},
+    interrupted,
+    output::XtlsError,
+    pace,
+    parts::{self, Part},
+    pipe::{self, Ends, Side},
+    watch,
+};
+
+/// The text for a sender when this machine cannot store its file, for example because the directory is gone.
+const NOT_STORED: &str = "the file cannot be stored here";
+/// The text for a peer that calls during another chat.
+const BUSY: &str = "another chat is under way here: try again later";
+/// How long a chat may take to close when the user ends the listener.
+const CHAT_ENDS: Duration = Duration::from_secs(10);
+
+/// How to handle incoming sessions.
+#[derive(Debug)]
+pub(super) struct Listen {
+    pub(super) client: Client,
+    kinds: Kinds,
+    /// Whether to end after one session.
+    pub(super) once: bool,
+    /// The users whose sessions are accepted; all if it is empty.
+    pub(super) accept: Vec<BareJid>,
+    /// Held while the user is told of a peer: one question at a time, and never two first keys of one peer.
+    telling: Mutex<()>,
+    /// Whether the one session that `once` allows has been secured.
+    taken: AtomicBool,
+}
+
+/// The kinds of sessions that a listener accepts.
+#[derive(Debug, Default)]
+pub(super) struct Kinds {
+    /// Where files land.
+    pub(super) files: Option<Inbox>,
+    /// The local ends of pipes.
+    pub(super) pipes: Option<Ends>,
+    /// The desk for chats.
+    pub(super) chats: Option<Desk>,
+}
+
+impl Kinds {
+    /// Accepts only files.
+    pub(super) fn files(inbox: Inbox) -> Self {
+        Self { files: Some(inbox), ..Self::default() }
+    }
+
+    fn takes(&self) -> Takes {
+        Takes {
+            files: self.files.is_some(),
+            pipes: self.pipes.is_some(),
+            chats: self.chats.is_some(),
+        }
+    }
+
+    /// Describes the kinds to the user.
+    fn shown(&self) -> String {
+        let files =
+            self.files.as_ref().map(|inbox| format!(", files land in {}", inbox.dir.display()));
+        let pipes = self.pipes.as_ref().filter(|ends| **ends != Ends::Standard);
+        let pipes = pipes.map(|_| ", pipes run the command".to_owned());
+        let chats = self.chats.as_ref().map(|_| ", chats are taken one at a time".to_owned());
+        [files, pipes, chats].into_iter().flatten().collect()
+    }
+}
+
+/// The purpose of a session.
+enum Wanted<'a> {
+    File(&'a Inbox, Element, FileOffer),
+    Pipe(&'a Ends),
+    Chat(&'a Desk),
+}
+
+/// The result of a session.
+#[derive(Debug)]
+struct Served {
+    done: Result<(), XtlsError>,
+    /// Whether it ends a listener that accepts one session.
+    counts: bool,
+}
+
+/// Why a session failed.
+struct Failure {
+    error: XtlsError,
+    /// Whether the peer has shown no key in time.
+    expired: bool,
+}
+
+impl From<XtlsError> for Failure {
+    fn from(error: XtlsError) -> Self {
+        Self { error, expired: false }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { expired: matches!(error, Error::Expired(_)), error: error.into() }
+    }
+}
+
+/// Where files are stored, and which ones are accepted.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    dir: PathBuf,
+    max_size: Option<u64>,
+    /// The bytes of files that are being received.
+    promised: AtomicU64,
+}
+
+/// Room for a file that is being received, until this is dropped.
+#[derive(Debug)]
+struct Room<'a> {
+    inbox: &'a Inbox,
+    bytes: u64,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.inbox.promised.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Inbox {
+    pub(super) fn new(dir: PathBuf, max_size: Option<u64>) -> Self {
+        Self { dir, max_size, promised: AtomicU64::new(0) }
+    }
+
+    /// Checks that a file of this size is accepted.
+    fn admit(&self, size: u64) -> Result<(), XtlsError> {
+        match self.max_size {
+            Some(most) if size > most => Err(XtlsError::refused(format!(
+                "the file has {} and at most {} are taken",
+                files::size(size),
+                files::size(most)
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reserves room for so many more bytes, beside those of other files.
+    fn room(&self, bytes: u64) -> Result<Room<'_>, XtlsError> {
+        let free = rustix::fs::statvfs(&self.dir)
+            .map(|system| system.f_bavail.saturating_mul(system.f_frsize))
+            .map_err(|error| {
+                let error = std::io::Error::from(error);
+                XtlsError::failed(format!("{}: {error}", self.dir.display()))
+            })?;
+        let others = self.promised.fetch_add(bytes, Ordering::Relaxed);
+        let room = Room { inbox: self, bytes };
+        if bytes.saturating_add(others) > free {
+            return Err(XtlsError::refused(format!(
+                "there is no room for the file: it needs {} more",
+                files::size(bytes)
+            )));
+        }
+        Ok(room)
+    }
+}
+
+/// Waits for sessions, until Ctrl-C. Reconnects after a loss of the connection.
+///
+/// # Errors
+/// If the server refuses the login, or a running session or the wait for a pipe was interrupted; with `once`, the error
+/// of the session.
+pub(super) async fn listen(listen: Listen) -> Result<(), XtlsError> {
+    let listen = Arc::new(listen);
+    let stop = interrupted();
+    tokio::pin!(stop);
+    let (endpoint, incoming) = tokio::select! {
+        biased;
+        () = &mut stop => return listen.stopped(true),
+        connected = listen.connect() => connected?,
+    };
+    let appear = async {
+        listen.appear(&endpoint).await;
+        watch::component(&endpoint, listen.client.output).await;
+    };
+    let done = tokio::select! {
+        done = listen.serve_all(&endpoint, incoming, stop) => done,
+        () = appear => Ok(()),
+    };
+    endpoint.disappear().await;
+    endpoint.close().await;
+    done
+}
+
+impl Listen {
+    /// What to do with sessions that come.
+    pub(super) fn new(client: Client, kinds: Kinds, once: bool, accept: Vec<BareJid>) -> Self {
+        let (telling, taken) = (Mutex::default(), AtomicBool::default());
+        let client = client.taking(kinds.takes());
+        Self { client, kinds, once, accept, telling, taken }
+    }
+
+    async fn connect(&self) -> Result<(Endpoint, Incoming), XtlsError> {
+        if let Some(inbox) = &self.kinds.files {
+            parts::sweep(&inbox.dir);
+        }
+        self.client.connect_to_wait().await
+    }
+
+    /// Returns the result when the user ends it. A pipe that has not come has failed.
+    fn stopped(&self, is_idle: bool) -> Result<(), XtlsError> {
+        if is_idle && self.kinds.files.is_some() {
+            Ok(())
+        } else {
+            Err(XtlsError::failed("interrupted"))
+        }
+    }
+
+    /// Announces us to the component and the user.
+    async fn appear(&self, endpoint: &Endpoint) {
+        endpoint.appear(1).await;
+        let jid = endpoint.jid();
+        self.client.output.event(
+            &json!({"event": "listening", "jid": jid.as_str()}),
+            &format!("listening as {jid}{} (Ctrl-C ends)", self.kinds.shown()),
+        );
+    }
+
+    async fn serve_all(
+        self: &Arc<Self>,
+        endpoint: &Endpoint,
+        mut incoming: Incoming,
+        mut stop: impl Future<Output = ()> + Unpin,
+    ) -> Result<(), XtlsError> {
+        let mut sessions = JoinSet::new();
+        let mut connected = true;
+        while connected || !sessions.is_empty() {
+            tokio::select! {
+                biased;
+                () = &mut stop => {
+                    self.let_the_chat_end(&mut sessions).await;
+                    let is_idle = sessions.is_empty();
+                    // Dropped sessions send their session-terminate.
+                    sessions.shutdown().await;
+                    return self.stopped(is_idle);
+                }
+                Some(served) = sessions.join_next() => {
+                    let served = served.unwrap_or_else(|error| {
+                        Served { done: Err(XtlsError::failed(error.to_string())), counts: true }
+                    });
+                    if self.once && served.counts {
+                        return served.done;
+                    }
+                    if let Err(error) = served.done {
+                        self.client.output.error(&error);
+                    }
+                }
+                // The endpoint limits their number: so many for each peer, and others for known peers.
+                request = incoming.next(), if connected => match request {
+                    Some(request) => {
+                        let this = Arc::clone(self);
+                        sessions.spawn(async move { this.take(request).await });
+                    }
+                    // A stream may run beside the connection, and continue without it.
+                    None => connected = false,
+                },
+            }
+        }
+        Err(endpoint.why_disconnected().into())
+    }
+
+    /// Waits for an interrupted chat to close its stream.
+    async fn let_the_chat_end(&self, sessions: &mut JoinSet<Served>) {
+        let Some(desk) = &self.kinds.chats else { return };
+        let ending = async {
+            while desk.is_taken()
+                && let Some(served) = sessions.join_next().await
+            {
+                if let Ok(Served { done: Err(error), .. }) = served {
+                    self.client.output.error(&error);
+                }
+            }
+        };
+        // The user wants an end, even if the chat does not close.
+        let _ = timeout(CHAT_ENDS, ending).await;
+    }
+
+    /// Serves one session.
+    pub(super) async fn serve(&self, request: Request) -> Result<(), XtlsError> {
+        self.take(request).await.done
+    }
+
+    /// Serves one session. With `once`, a peer that only waits does not end the listener, nor does one that is not
+    /// accepted.
+    async fn take(&self, request: Request) -> Served {
+        let peer = request.peer();
+        if !self.accept.is_empty() && !self.accept.contains(peer) {
+            let error = XtlsError::refused(format!("{peer} is not among those to accept"));
+            request.decline(&error.text).await;
+            return Served { done: Err(error), counts: false };
+        }
+        let mut claimed = false;
+        match self.secure_and_serve(request, &mut claimed).await {
+            Ok(()) => Served { done: Ok(()), counts: true },
+            Err(Failure { error, expired }) => {
+                let counts = claimed || !(expired || self.taken.load(Ordering::SeqCst));
+                Served { done: Err(error), counts }
+            }
+        }
+    }
+
+    async fn secure_and_serve(&self, request: Request, claimed: &mut bool) -> Result<(), Failure> {
+        match self.admit(&request) {
+            Ok(Wanted::File(inbox, description, offer)) => {
+                self.take_file(request, inbox, description, offer, claimed).await
+            }
+            Ok(Wanted::Pipe(ends)) => {
+                let (mut session, stream) = request.accept_pipe().await?;
+                self.secured(&mut session, &stream, claimed).await?;
+                Ok(pipe::run(session, stream, Side::Listens, ends, self.client.output).await?)
+            }
+            Ok(Wanted::Chat(desk)) => {
+                let (mut session, stream) = request.accept().await?;
+                self.secured(&mut session, &stream, claimed).await?;
+                let Some(seat) = desk.take() else {
+                    session.terminate("busy", BUSY).await;
+                    return Err(XtlsError::refused(BUSY).into());
+                };
+                Ok(chat::serve(&self.client, session, stream, Some(seat)).await?)
+            }
+            Err(error) => {
+                request.decline(&error.text).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn take_file(
+        &self,
+        request: Request,
+        inbox: &Inbox,
+        description: Element,
+        offer: FileOffer,
+        claimed: &mut bool,
+    ) -> Result<(), Failure> {
+        let sender = request.peer().clone();
+        let kept = if offer.ranged { parts::kept(&inbox.dir, &sender, &offer) } else { 0 };
+        let answer = offer.ranged.then(|| files::answer(&description, kept));
+        let (mut session, mut stream) = request.accept_with(answer).await?;
+        self.secured(&mut session, &stream, claimed).await?;
+        // The peer's identity is known only now. The sender learns the reason before it has sent much.
+        let room = match inbox.room(offer.size.saturating_sub(kept)) {
+            Ok(room) => room,
+            Err(error) => {
+                match error.code {
+                    5 => session.terminate("decline", &error.text).await,
+                    _ => session.terminate("failed-application", NOT_STORED).await,
+                }
+                return Err(error.into());
+            }
+        };
+        let part = match self.part(&inbox.dir, &sender, &offer, kept).await {
+            Ok(part) => part,
+            Err(error) => {
+                session.terminate("failed-application", NOT_STORED).await;
+                return Err(error.into());
+            }
+        };
+        let bar = self.client.output.progress(offer.size, &offer.name);
+        let in_band = stream.learned().transport == TransportKind::Ibb;
+        let monitor = session.monitor();
+        let watching = pace::watch(self.client.output, in_band, || monitor.received(), |_| {});
+        let receiving = async {
+            let received = files::receive(&mut stream, part, &inbox.dir, &offer, &bar).await?;
+            // This shows the sender that we ourselves have everything.
+            let _ = stream.shutdown().await;
+            Ok(received)
+        };
+        let received = session
+            .during(async {
+                tokio::select! {
+                    biased;
+                    received = receiving => received,
+                    () = watching => std::future::pending().await,
+                }
+            })
+            .await;
+        drop(room);
+        bar.finish_and_clear();
+        let done = received.map(|(done, path)| done.report(self.client.output, &path));
+        Ok(goodbye(session, done).await?)
+    }
+
+    /// Tells the user about the peer. Sets `claimed` if the session is the one that is accepted, or one of many.
+    async fn secured(
+        &self,
+        session: &mut Session,
+        stream: &SecureStream,
+        claimed: &mut bool,
+    ) -> Result<(), XtlsError> {
+        // Other sessions do not wait for the user's answer about a further key.
+        let admitted = self.client.admit(session, stream).await?;
+        let _turn = self.telling.lock().await;
+        if self.once && self.taken.load(Ordering::SeqCst) {
+            session.terminate("busy", "").await;
+            return Err(XtlsError::refused("another session was secured first"));
+        }
+        self.client.settle(session, stream, admitted).await?;
+        self.taken.store(true, Ordering::SeqCst);
+        *claimed = true;
+        Ok(())
+    }
+
+    /// Whether a session is wanted here.
+    fn admit(&self, request: &Request) -> Result<Wanted<'_>, XtlsError> {
+        let user = request.peer();
+        let refused = |what: &str| Err(XtlsError::refused(format!("{user} {what}")));
+        let Some(description) = request.application().description() else {
+            return match &self.kinds.pipes {
+                Some(ends) => Ok(Wanted::Pipe(ends)),
+                None => refused("wants a pipe: run xtls pipe --listen for that"),
+            };
+        };
+        if description.has_ns(ns::XMLSTREAM) {
+            return match &self.kinds.chats {
+                Some(desk) if desk.is_taken() => Err(XtlsError::refused(BUSY)),
+                Some(desk) => Ok(Wanted::Chat(desk)),
+                None => refused("wants a chat: run xtls chat --listen for that"),
+            };
+        }
+        let file = description
+            .get_child("file", ns::FILE_TRANSFER)
+            .filter(|_| description.has_ns(ns::FILE_TRANSFER));
+        match (&self.kinds.files, file) {
+            (Some(inbox), Some(file)) => {
+                let offer = FileOffer::parse(file)?;
+                inbox.admit(offer.size)?;
+                Ok(Wanted::File(inbox, description.clone(), offer))
+            }
+            (None, Some(_)) => refused("wants to send a file: run xtls listen for that"),
+            (_, None) => refused("wants something that is not known here"),
+        }
+    }
+
+    /// Returns the part of a file whose first `kept` bytes exist.
+    async fn part(
+        &self,
+        dir: &Path,
+        sender: &BareJid,
+        offer: &FileOffer,
+        kept: u64,
+    ) -> Result<Part, XtlsError> {
+        let (dir, sender, mut offer) = (dir.to_owned(), sender.clone(), offer.clone());
+        if !offer.ranged {
+            offer.sha256 = None;
+        }
+        let opened = tokio::task::spawn_blocking(move || {
+            let part = Part::open(&dir, &sender, &offer, kept)
+                .map_err(|error| XtlsError::failed(format!("{}: {error}", dir.display())));
+            // A stream that is still open stays so.
+            parts::sweep(&dir);
+            part
+        });
+        opened.await.map_err(|error| XtlsError::failed(error.to_string()))?
+    }
+}
+
+/// Ends a session in the way its stream has ended.
+async fn goodbye(mut session: Session, done: Result<(), NotReceived>) -> Result<(), XtlsError> {
+    let (reason, text) = last_words(&done);
+    session.terminate(reason, text).await;
+    Ok(done?)
+}
+
+/// Returns the reason and the text for the sender at the end of a session.
+fn last_words(done: &Result<(), NotReceived>) -> (&'static str, &str) {
+    match done {
+        Ok(()) => ("success", ""),
+        // The sender need not know where its files land.
+        Err(NotReceived::Disk(_)) => ("media-error", NOT_STORED),
+        Err(NotReceived::Content(error)) => ("media-error", &error.text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sender_learns_what_is_wrong_with_its_file_and_nothing_of_the_disk_here() {
+        let wrong = "/home/bob: the file's hash is not the one offered";
+        for (done, words) in [
+            (Ok(()), ("success", "")),
+            (
+                Err(NotReceived::Disk(XtlsError::failed("No space left on device (os error 28)"))),
+                ("media-error", NOT_STORED),
+            ),
+            (Err(NotReceived::Content(XtlsError::failed(wrong))), ("media-error", wrong)),
+        ] {
+            assert_eq!(last_words(&done), words);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Known peers: the policy of sessions, and the command `trust`.
+
+use std::path::PathBuf;
+
+use fingerpost_endpoint::{Error, Hint, Known, Policy, Shown, Standing};
+use fingerpost_wire::print::{Method, Print};
+use jid::BareJid;
+use serde_json::json;
+use time::format_description::well_known::Rfc3339;
+
+use super::{
+    args::{AcceptNewDevice, Common, TrustCommand},
+    display::shown,
+    lan,
+    output::{Output, XtlsError},
+    trust::{Device, Trust, Verified},
+};
+
+/// Tells the user what the registry says of a peer's key, and recognizes the key again.
+///
+/// The session decides what a verdict means: it refuses a key that the registry warns of before it asks this policy.
+#[derive(Debug)]
+pub(super) struct Peers {
+    pub(super) dir: PathBuf,
+    pub(super) accept_new_device: AcceptNewDevice,
+    pub(super) output: Output,
+}
+
+impl Peers {
+    /// Decides on a key of a peer that is known by other keys. The user is asked, or told, later.
+    ///
+    /// # Errors
+    /// Exit status 4, unless the registry says that the peer has proven this very key.
+    fn further(&self, trust: &Trust, shown: &Shown<'_>) -> Result<Known, XtlsError> {
+        let Shown { peer, method, print, .. } = shown;
+        let remark = match (shown.is_proven(), self.accept_new_device) {
+            (true, AcceptNewDevice::Ask | AcceptNewDevice::Registry) => return Ok(Known::Further),
+            (true, AcceptNewDevice::Never) => format!(
+                "The registry says that {peer} has proven it; with --accept-new-device never that is not enough.\n"
+            ),
+            (false, _) if shown.is_vouched_for() => format!(
+                "The registry lists the key, and {peer} has not proven it: `xtls prove` does that there.\n"
+            ),
+            (false, _) => String::new(),
+        };
+        Err(trust.refusal(peer, *method, print, &remark))
+    }
+}
+
+impl Policy for Peers {
+    fn offered(&self, peer: &BareJid, _method: Method, hints: &[Hint]) -> Result<(), Error> {
+        let mut shown = Vec::new();
+        for Hint { method, print, verdict, assurance, .. } in hints {
+            shown.push(json!({
+                "method": method, "print": print, "verdict": verdict, "assurance": assurance,
+            }));
+        }
+        let verdicts = match hints {
+            [] => "no word".to_owned(),
+            hints => hints.iter().map(|hint| hint.verdict.as_str()).collect::<Vec<_>>().join(", "),
+        };
+        self.output.event(
+            &json!({"event": "session", "peer": peer.as_str(), "hints": shown}),
+            &format!("session with {peer}, registry: {verdicts}"),
+        );
+        Ok(())
+    }
+
+    fn shown(&self, shown: &Shown<'_>) -> Result<Known, Error> {
+        let Shown { peer, print, standing, .. } = shown;
+        // A first key is stored once the user has been told of it.
+        let trust = Trust::load(&self.dir)?;
+        let forms = Print::forms(shown.method, print, shown.certificate);
+        let known = match trust.check_forms(peer, shown.method, print, &forms) {
+            Known::First => shown.first_use()?,
+            Known::Further => self.further(&trust, shown)?,
+            known => known,
+        };
+        match standing {
+            Standing::Vouched | Standing::NoRegistry => {}
+            Standing::Unavailable => self.output.warn(&format!(
+                "the registry could not be asked about {peer}'s key {print}: it is the known one"
+            )),
+            standing => {
+                let text = format!("the registry says of {peer}'s key {print}: {standing}");
+                self.output.warn(&text);
+            }
+        }
+        Ok(known)
+    }
+
+    fn remembers(&self, peer: &BareJid) -> bool {
+        Trust::load(&self.dir).is_ok_and(|trust| trust.knows(peer))
+    }
+}
+
+/// Lists and changes the known peers.
+pub(super) fn trust(
+    common: &Common,
+    command: TrustCommand,
+    output: Output,
+) -> Result<(), XtlsError> {
+    if let TrustCommand::Set { jid, .. } | TrustCommand::Forget { jid, .. } = &command {
+        lan::check_account(common, jid)?;
+    }
+    let mut trust = Trust::load(&lan::directory(common)?)?;
+    match command {
+        TrustCommand::List => {
+            for (peer, device) in trust.devices() {
+                list(peer, device, output);
+            }
+            Ok(())
+        }
+        TrustCommand::Set { jid, print, label } => {
+            if common.method == Method::Srp {
+                return Err(XtlsError::usage("srp has no keys, only a password"));
+            }
+            let print = Print::pin(&print, common.method)
+                .map_err(|error| XtlsError::usage(error.to_string()))?;
+            trust.add(&jid, Device::seen_now(common.method, print, &label, Verified::Set))
+        }
+        TrustCommand::Forget { jid, print: None } => {
+            if trust.forget(&jid, None)? {
+                return Ok(());
+            }
+            Err(XtlsError::failed(format!("{jid} is not known")))
+        }
+        TrustCommand::Forget { jid, print: Some(text) } => {
+            let print =
+                Print::parse(&text, None).map_err(|error| XtlsError::usage(error.to_string()))?;
+            if trust.forget(&jid, Some(&print))? {
+                return Ok(());
+            }
+            Err(XtlsError::failed(format!("{jid} is not known by the key {print}"))
+                .hint("`xtls trust list` shows the keys of each peer"))
+        }
+    }
+}
+
+fn list(peer: &BareJid, device: &Device, output: Output) {
+    let Device { method, print, label, first_seen, verified } = device;
+    let first_seen = first_seen.and_then(|seen| seen.format(&Rfc3339).ok());
+    let mut text = format!("{peer}  {method}  {print}");
+    if !label.is_empty() {
+        text += &format!("  \"{}\"", shown(label, None));
+    }
+    if let Some(first_seen) = &first_seen {
+        text += &format!("  first seen {first_seen}");
+    }
+    if let Some(verified) = verified {
+        text += &format!("  {verified}");
+    }
+    output.data(
+        &json!({
+            "jid": peer.as_str(), "method": method.as_str(), "print": print.to_string(), "label": label,
+            "first_seen": first_seen, "verified": verified.map(Verified::as_str),
+        }),
+        &text,
+    );
+}

@@ -1,0 +1,178 @@
+//! The commands that use a component's registry: `keys`, `register`, `prove`, `revoke`.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use fingerpost_endpoint::Endpoint;
+use fingerpost_secure::{identity::Identity, openpgp::OpenPgpKey};
+use fingerpost_wire::{ns, print::Method, proof::Nonce, xml};
+use jid::{BareJid, Jid};
+use minidom::Element;
+use serde_json::json;
+
+use super::{
+    account::Account,
+    args::Common,
+    credential::{own_identity, own_openpgp, passphrase},
+    display::shown,
+    output::{Output, XtlsError},
+};
+
+/// A client of a component's registry.
+struct Registry {
+    endpoint: Endpoint,
+    component: BareJid,
+}
+
+impl Registry {
+    async fn connect(common: &Common) -> Result<Self, XtlsError> {
+        let account = Account::load(common.account.as_ref())?;
+        let component = common.via.clone().or_else(|| account.via.clone());
+        let component = component
+            .ok_or_else(|| XtlsError::usage("name the component with --via (or at xtls login)"))?;
+        // No session is set up here, so any identity will do.
+        let identity = Identity::generate(&account.jid)?;
+        let login = account.login(common);
+        let (endpoint, _) =
+            Endpoint::builder(identity).component(component.clone()).login(&login).await?;
+        Ok(Self { endpoint, component })
+    }
+
+    /// Sends a request, and reads an answer in pages to its end.
+    async fn ask(&self, type_: &str, payload: Element) -> Result<Option<Element>, XtlsError> {
+        let to = Jid::from(self.component.clone());
+        Ok(match type_ {
+            "get" => self.endpoint.request_all(&to, payload).await?,
+            _ => self.endpoint.request(type_, &to, payload).await?,
+        })
+    }
+}
+
+/// Sends a request to the registry and shows the keys in its answer.
+pub(super) async fn registry(
+    common: &Common,
+    type_: &str,
+    payload: Element,
+    output: Output,
+) -> Result<(), XtlsError> {
+    let registry = Registry::connect(common).await?;
+    let answer = registry.ask(type_, payload).await;
+    registry.endpoint.close().await;
+    show_keys(answer?, output);
+    Ok(())
+}
+
+/// Registers the user's key, if necessary, and proves it by a signature over the registry's challenge.
+pub(super) async fn prove(common: &Common, output: Output) -> Result<(), XtlsError> {
+    let account = Account::load(common.account.as_ref())?;
+    let own = OwnKey::load(common.method, &account)?;
+    let registry = Registry::connect(common).await?;
+    let proven = async {
+        let added = registry.ask("set", own.add_request("xtls")).await?;
+        let key = added.ok_or_else(|| XtlsError::failed("the registry's answer is empty"))?;
+        let id = key.attr("id").unwrap_or_default().to_owned();
+        let challenge = xml::element("challenge", ns::KEYS, &[("id", &id)]);
+        let nonce = registry
+            .ask("get", challenge)
+            .await?
+            .and_then(|challenge| STANDARD.decode(challenge.attr("nonce")?).ok())
+            .and_then(|nonce| Nonce::try_from(nonce).ok())
+            .ok_or_else(|| XtlsError::failed("the registry's challenge is not valid"))?;
+        let owner = registry.endpoint.jid().to_bare();
+        let message = fingerpost_wire::proof::message(&registry.component, &owner, &nonce);
+        let signature = own.sign(&message)?;
+        let mut prove = xml::element("prove", ns::KEYS, &[("id", &id)]);
+        let mut element = Element::bare("signature", ns::KEYS);
+        element.append_text(STANDARD.encode(signature));
+        prove.append_child(element);
+        registry.ask("set", prove).await
+    }
+    .await;
+    registry.endpoint.close().await;
+    show_keys(proven?, output);
+    Ok(())
+}
+
+/// The user's key for a method, to be registered and proven.
+#[derive(Debug)]
+pub(super) enum OwnKey {
+    X509(Identity),
+    OpenPgp(Box<OpenPgpKey>),
+}
+
+impl OwnKey {
+    pub(super) fn load(method: Method, account: &Account) -> Result<Self, XtlsError> {
+        match method {
+            Method::X509 => own_identity(account).map(Self::X509),
+            Method::OpenPgp => own_openpgp(account).map(Box::new).map(Self::OpenPgp),
+            Method::Srp => Err(XtlsError::usage("srp has no keys, only a password")),
+        }
+    }
+
+    /// Returns the request that registers it.
+    pub(super) fn add_request(&self, label: &str) -> Element {
+        let (method, material) = match self {
+            Self::X509(identity) => (Method::X509, identity.certificate.as_ref()),
+            Self::OpenPgp(key) => (Method::OpenPgp, key.certificate()),
+        };
+        let mut key =
+            xml::element("key", ns::KEYS, &[("method", method.as_str()), ("label", label)]);
+        let mut element = Element::bare("material", ns::KEYS);
+        element.append_text(STANDARD.encode(material));
+        key.append_child(element);
+        let mut add = Element::bare("add", ns::KEYS);
+        add.append_child(key);
+        add
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, XtlsError> {
+        match self {
+            Self::X509(identity) => identity.sign(message).ok_or_else(|| {
+                XtlsError::failed("only Ed25519, ECDSA P-256, RSA and ML-DSA keys can be proven")
+            }),
+            Self::OpenPgp(key) => Ok(key.sign(message, &passphrase(key)?)?),
+        }
+    }
+}
+
+/// Shows the keys in an answer of the registry.
+fn show_keys(payload: Option<Element>, output: Output) {
+    let Some(payload) = payload else { return };
+    let keys: Vec<&Element> =
+        if payload.name() == "key" { vec![&payload] } else { payload.children().collect() };
+    for key in keys {
+        let get = |name| key.attr(name).unwrap_or_default();
+        let prints: Vec<_> = key
+            .children()
+            .filter(|child| child.name() == "print")
+            .map(|print| json!({"hash": print.attr("hash"), "print": print.text()}))
+            .collect();
+        let lines: Vec<_> = prints
+            .iter()
+            .map(|print| {
+                format!(
+                    "\n  {} {}",
+                    print["hash"].as_str().unwrap_or_default(),
+                    print["print"].as_str().unwrap_or_default()
+                )
+            })
+            .collect();
+        let expired = key.attr("expired") == Some("true");
+        output.data(
+            &json!({"id": get("id"), "method": get("method"), "state": get("state"), "expired": expired,
+                    "expires": key.attr("expires"), "assurance": get("assurance"), "label": get("label"),
+                    "created": get("created"), "prints": prints}),
+            &format!(
+                "{} {} {} {} {}{}",
+                get("id"),
+                get("method"),
+                if expired { "expired" } else { get("state") },
+                get("assurance"),
+                get("label"),
+                lines.concat()
+            ),
+        );
+        // The registry's note to the user about an added key.
+        if let Some(note) = key.get_child("note", ns::KEYS) {
+            output.warn(&shown(&note.text(), None));
+        }
+    }
+}

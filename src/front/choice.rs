@@ -1,0 +1,495 @@
+//! Chooses the resource for stanzas to a bare JID: checks first whether the candidates are present, and passes a stanza
+//! that one does not take to the next.
+
+use std::{sync::Arc, time::Duration};
+
+use fingerpost_carry::{
+    clock::{Clock, SystemClock},
+    iq::{Answer, Requests, random_id},
+    shares::Permit,
+};
+use fingerpost_wire::{
+    jid::unproxied,
+    ns,
+    stanza::{Refusal, Stanza},
+};
+use jid::{BareJid, FullJid, Jid};
+use minidom::Element;
+use time::format_description::well_known::Rfc3339;
+use tokio::time::{Instant, timeout};
+use tracing::debug;
+
+use super::{Asked, Report, Router};
+use crate::{
+    front::refuse::Refuse as _,
+    sessions::{
+        Again, Callee, Left,
+        message_initiation::{self, AWAY},
+        presence::{Choice, Sign},
+    },
+};
+
+/// How long a resource may take to show that it is present, before a session is offered to another one.
+const SOON: Duration = Duration::from_secs(3);
+/// How long a user's server may take to show whether it delivers anything to the user.
+const ACCOUNT: Duration = Duration::from_secs(1);
+/// A later answer still counts for stanzas that come after it.
+const LATE: Duration = Duration::from_secs(10);
+/// How long a choice may take in all.
+const CHOICE: Duration = Duration::from_secs(12);
+/// How long a resource that has just answered may take to acknowledge a session, if there are others.
+const ACKNOWLEDGE: Duration = Duration::from_secs(5);
+
+/// What was learned for a stanza since it came.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// Whether its sender may know of its addressee.
+    admitted: bool,
+    choosing: Option<Choosing>,
+}
+
+impl Findings {
+    /// Creates findings that say whether its sender may know of its addressee.
+    pub(super) fn admitted(admitted: bool) -> Self {
+        Self { admitted, choosing: None }
+    }
+}
+
+/// A choice of a resource in progress.
+#[derive(Debug)]
+struct Choosing {
+    since: Instant,
+    /// The resources that have not taken it.
+    tried: Vec<FullJid>,
+    /// The error of the last of these.
+    error: Option<Element>,
+    /// Since when one of these has been silent.
+    silent: Option<Instant>,
+    /// Whether a server refuses to deliver to one of them.
+    is_refused: bool,
+    /// The place among the requests in work.
+    permit: Option<Permit>,
+}
+
+impl Choosing {
+    fn new(since: Instant) -> Self {
+        Self {
+            since,
+            tried: Vec::new(),
+            error: None,
+            silent: None,
+            is_refused: false,
+            permit: None,
+        }
+    }
+}
+
+/// The resource that gets a stanza.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// The full JID.
+    pub(super) jid: Jid,
+    /// The choice for a bare JID.
+    choosing: Option<Choosing>,
+}
+
+#[cfg(test)]
+impl Taken {
+    /// Creates a choice of a resource that has just shown itself.
+    pub(super) fn sure(jid: Jid) -> Self {
+        Self { jid, choosing: Some(Choosing::new(Instant::now())) }
+    }
+}
+
+/// A stanza that waits for the answers of resources.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) stanza: Stanza,
+    choosing: Choosing,
+}
+
+/// A session-initiate that its callee did not acknowledge.
+#[derive(Debug)]
+pub struct Unanswered {
+    stanza: Stanza,
+    callee: Jid,
+    tried: Vec<FullJid>,
+    /// Its error, if any.
+    error: Option<Element>,
+    at: Instant,
+    /// Its session, with the stanzas of its initiator since.
+    left: Left,
+}
+
+impl Router {
+    /// Returns the full JID that a proxied address stands for. `None`: the stanza will be handled when that is known.
+    ///
+    /// `application` is the application of a session: a resource that announces it comes first.
+    ///
+    /// # Errors
+    /// The answer to the sender, if the address stands for nobody.
+    pub(super) fn reachable(
+        &mut self,
+        stanza: &Stanza,
+        callee: Jid,
+        application: Option<&str>,
+        found: Option<Findings>,
+    ) -> Result<Option<Taken>, Refusal> {
+        if callee.resource().is_some() {
+            return Ok(Some(Taken { jid: callee, choosing: None }));
+        }
+        let bare = callee.to_bare();
+        let known = found.as_ref().map(|found| found.admitted);
+        let Some(admitted) = self.admitted(stanza, &bare, known)? else { return Ok(None) };
+        if !admitted {
+            return Err(message_initiation::unreachable());
+        }
+        let now = Instant::now();
+        let choosing = found.and_then(|found| found.choosing);
+        let mut choosing = choosing.unwrap_or_else(|| Choosing::new(now));
+        if choosing.permit.is_none() {
+            choosing.permit = Some(self.permit(stanza)?);
+        }
+        let broker = &self.broker;
+        let fit = |jid: &FullJid| match application {
+            Some(application) => broker.fit(&Jid::from(jid.clone()), application),
+            None => Some(0),
+        };
+        let (since, tried) = (choosing.since, &choosing.tried);
+        let (choice, ask) = self.presences.choose(&bare, since, tried, fit, now);
+        match choice {
+            Choice::Take(jid) => {
+                let jid = Jid::from(FullJid::clone(&jid));
+                Ok(Some(Taken { jid, choosing: Some(choosing) }))
+            }
+            Choice::Wait if now < since + CHOICE => {
+                for jid in ask {
+                    self.question(jid, now, SOON, ());
+                }
+                let waiting = Waiting { stanza: stanza.clone(), choosing };
+                self.waiting.entry(bare).or_default().push(waiting);
+                Ok(None)
+            }
+            Choice::Wait => Err(silent(&bare, since)),
+            Choice::Nobody(since) => {
+                if let Some(error) = choosing.error {
+                    self.send(stanza.error(error));
+                    return Ok(None);
+                }
+                Err(match choosing.silent.max(since) {
+                    _ if choosing.is_refused => refused(&bare, &self.options.jid),
+                    Some(since) => silent(&bare, since),
+                    None => message_initiation::unreachable(),
+                })
+            }
+        }
+    }
+
+    /// Starts a session with the chosen resource. If that does not acknowledge it, another one is chosen.
+    pub(super) fn initiate(&mut self, stanza: &Stanza, taken: Taken) -> Result<(), Refusal> {
+        let callee = self.callee(taken);
+        self.broker.initiate(stanza.clone(), callee)
+    }
+
+    /// Returns the resource that gets a session, with its time limit.
+    pub(super) fn callee(&self, taken: Taken) -> Callee {
+        let mut callee = Callee::new(taken.jid.clone());
+        if let Some(Choosing { tried, .. }) = taken.choosing {
+            // A busy resource is slow, and nobody else waits for it.
+            callee.has_others = self.presences.has_other(&taken.jid, &tried);
+            if callee.has_others {
+                callee.patience = ACKNOWLEDGE;
+            }
+            let (reports, jid, at) = (self.back.reports.clone(), taken.jid, Instant::now());
+            callee.again = Some(Again::new(move |stanza, error, left| async move {
+                let unanswered = Unanswered { stanza, callee: jid, tried, error, at, left };
+                let _ = reports.send(Report::Unanswered(Box::new(unanswered))).await;
+            }));
+        }
+        callee
+    }
+
+    /// Handles a session-initiate that a resource did not acknowledge: tries another one, unless the initiator has
+    /// withdrawn it.
+    pub(super) fn handle_unanswered(&mut self, unanswered: Unanswered) {
+        let Unanswered { stanza, callee, mut tried, error, at, left } = unanswered;
+        // Until now the session received its initiator's stanzas; from now on the waiting stanza or the next session
+        // does.
+        let (answers, is_over) = left.close();
+        self.send_all(answers);
+        let Ok(jid) = FullJid::try_from(callee) else { return };
+        let now = Instant::now();
+        let mut choosing = Choosing::new(now);
+        if error.is_none() && self.presences.is_link_up() {
+            self.presences.answered(&jid, Sign::Silence, at, now);
+            choosing.silent = Some(at);
+            self.pass_changes();
+        }
+        if is_over {
+            return self.refuse(&stanza, &Refusal::unknown_session("The session is over"));
+        }
+        debug!(is_silent = error.is_none(), "session not taken: trying another resource");
+        tried.push(jid);
+        choosing.error = error;
+        choosing.tried = tried;
+        self.handle_again(&stanza, choosing);
+    }
+
+    fn handle_again(&mut self, stanza: &Stanza, choosing: Choosing) {
+        let found = Findings { admitted: true, choosing: Some(choosing) };
+        if let Err(refusal) = self.handle_request(stanza, Some(found)) {
+            self.refuse(stanza, &refusal);
+        }
+    }
+
+    /// Handles stanzas about a session-initiate that waits for answers of resources: a repetition or a withdrawal.
+    ///
+    /// # Errors
+    /// If the session exists already.
+    pub(super) fn handle_waiting(
+        &mut self,
+        stanza: &Stanza,
+        jingle: &Element,
+    ) -> Result<bool, Refusal> {
+        if self.waiting.is_empty() {
+            return Ok(false);
+        }
+        let Some(callee) = unproxied(&stanza.to, &self.options.jid) else { return Ok(false) };
+        let is_same = |waiting: &Waiting| {
+            let first = waiting.stanza.payload();
+            waiting.stanza.from == stanza.from
+                && waiting.stanza.to == stanza.to
+                && first.is_some_and(|first| {
+                    first.attr("action").is_some() && first.attr("sid") == jingle.attr("sid")
+                })
+        };
+        let waiting = self.waiting.get(&callee.to_bare()).into_iter().flatten();
+        match jingle.attr("action") {
+            Some("session-initiate") if waiting.clone().any(is_same) => {
+                Err(Refusal::new("cancel", "conflict", "The session exists already"))
+            }
+            Some("session-terminate") if waiting.clone().any(is_same) => {
+                self.send(stanza.result(None));
+                self.withdraw(&callee.to_bare(), is_same);
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Withdraws the waiting stanzas of a user that has gone.
+    pub(super) fn withdraw_all(&mut self, user: &Jid) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let callees: Vec<BareJid> = self.waiting.keys().cloned().collect();
+        for callee in callees {
+            self.withdraw(&callee, |waiting| waiting.stanza.from == *user);
+        }
+    }
+
+    fn withdraw(&mut self, callee: &BareJid, is_meant: impl Fn(&Waiting) -> bool) {
+        let Some(waiting) = self.waiting.get_mut(callee) else { return };
+        let gone: Vec<Waiting> = waiting.extract_if(.., |waiting| is_meant(waiting)).collect();
+        if waiting.is_empty() {
+            self.waiting.remove(callee);
+        }
+        for Waiting { stanza, .. } in gone {
+            self.send(stanza.refuse(&Refusal::unknown_session("The session is over")));
+        }
+    }
+
+    /// Ends proposals that no resource has answered in time.
+    pub(super) fn expire_proposals(&mut self, now: Instant) {
+        let out = self.proposals.expire(now, |user, since| silent(user, since).text);
+        self.send_all(out);
+    }
+
+    /// Checks all resources of a user, because something was proposed to all. Returns the refusal for the case that
+    /// none is present.
+    pub(super) fn check_all(&mut self, user: &BareJid, now: Instant) -> Vec<Element> {
+        let (ask, silent_now) = self.presences.check_all(user, now);
+        for jid in ask {
+            self.question(jid, now, SOON, ());
+        }
+        let silent_now = silent_now.into_iter();
+        silent_now.flat_map(|(jid, since)| self.proposals.silent(&jid, since, false, "")).collect()
+    }
+
+    /// Checks whether a resource is still present. `held` is freed when that is known.
+    pub(super) fn question(
+        &self,
+        jid: Arc<FullJid>,
+        at: Instant,
+        wait: Duration,
+        held: impl Send + 'static,
+    ) {
+        let (requests, reports) = (self.requests.clone(), self.back.reports.clone());
+        let (own, link) = (Jid::from(self.options.jid.clone()), self.links);
+        self.tasks.spawn(async move {
+            let to = Jid::from(FullJid::clone(&jid));
+            let tell = async |sign, info| {
+                let asked = Asked { jid: Arc::clone(&jid), sign, info, at, link };
+                let _ = reports.send(Report::Asked(Box::new(asked))).await;
+            };
+            let query = Element::bare("query", ns::DISCO_INFO);
+            let sent = timeout(wait, requests.send("get", &own, &to, query)).await;
+            let Ok(mut pending) = sent else { return tell(Sign::Silence, None).await };
+            let answer = pending.answer_within(wait).await;
+            drop(held);
+            let is_late = answer.is_none();
+            if is_late {
+                tell(Sign::Silence, None).await;
+            }
+            let answer = match answer {
+                Some(answer) => Some(answer),
+                None => pending.answer_within(LATE).await,
+            };
+            match answer {
+                Some(Answer::Result(info)) => tell(Sign::Here, info).await,
+                Some(Answer::Error(error)) => {
+                    tell(sign_of(&error, &requests, &own, &to).await, None).await;
+                }
+                Some(Answer::Timeout) if !is_late => tell(Sign::Silence, None).await,
+                Some(Answer::Timeout) | None => {}
+            }
+        });
+    }
+
+    /// Handles the result of a check.
+    pub(super) fn handle_sign(&mut self, asked: Asked) {
+        let Asked { jid, sign, info, at, link } = asked;
+        let now = Instant::now();
+        // A link that broke meanwhile says nothing about presence.
+        let is_known = link == self.links && self.presences.is_link_up();
+        let sign = if is_known { sign } else { Sign::Unknown };
+        if let Some(info) = info {
+            self.broker.learn(&Jid::from(FullJid::clone(&jid)), &info);
+        }
+        self.presences.answered(&jid, sign, at, now);
+        self.pass_changes();
+        match (sign, self.presences.silent_since(&jid)) {
+            (Sign::Silence | Sign::Refused, Some(since)) => {
+                let text = refused(&jid.to_bare(), &self.options.jid).text;
+                let out = self.proposals.silent(&jid, since, sign == Sign::Refused, &text);
+                self.send_all(out);
+            }
+            (Sign::Here | Sign::Silence, None) => self.proposals.here(&jid),
+            _ => {}
+        }
+        for Waiting { stanza, mut choosing } in
+            self.waiting.remove(&jid.to_bare()).into_iter().flatten()
+        {
+            choosing.is_refused |= sign == Sign::Refused;
+            self.handle_again(&stanza, choosing);
+        }
+    }
+
+    /// Refuses a stanza. If the user was not found, the refusal names a room if the address is one.
+    pub(super) fn refuse(&self, stanza: &Stanza, refusal: &Refusal) {
+        debug!(%refusal, "refused");
+        let callee = unproxied(&stanza.to, &self.options.jid);
+        let Some(callee) = callee.filter(|_| refusal.extra == Some(AWAY)) else {
+            return self.send(stanza.refuse(refusal));
+        };
+        let domain = callee.domain().as_str().to_owned();
+        match (self.broker.is_room(&domain), self.permit(stanza)) {
+            (Some(true), _) => self.send(stanza.refuse(&message_initiation::room())),
+            (None, Ok(permit)) => {
+                let (broker, outbound) = (self.broker.clone(), self.outbound.clone());
+                let (stanza, refusal) = (stanza.clone(), refusal.clone());
+                self.tasks.spawn(async move {
+                    let _permit = permit;
+                    let is_room = broker.look_up_room(&domain).await;
+                    let refusal = if is_room { message_initiation::room() } else { refusal };
+                    let _ = outbound.send(stanza.refuse(&refusal)).await;
+                });
+            }
+            _ => self.send(stanza.refuse(refusal)),
+        }
+    }
+}
+
+/// Returns what an error says of the resource that was checked.
+async fn sign_of(error: &Element, requests: &Requests, own: &Jid, to: &Jid) -> Sign {
+    let is = |condition| error.has_child(condition, ns::STANZA_ERRORS);
+    if is("service-unavailable") {
+        let account = to.to_bare();
+        let never = account.with_resource_str(&random_id()).map(Jid::from);
+        let Ok(never) = never else { return Sign::Gone };
+        let account = Jid::from(account);
+        let ask =
+            |to, payload| async move { requests.request("get", own, to, payload, ACCOUNT).await };
+        let (account, never) = tokio::join!(
+            ask(&account, Element::bare("ping", ns::PING)),
+            ask(&never, Element::bare("query", ns::DISCO_INFO)),
+        );
+        return gone_or_refused(error, &account, &never);
+    }
+    let gone = ["gone", "item-not-found", "recipient-unavailable", "remote-server-not-found"];
+    if gone.into_iter().any(is) || is("jid-malformed") {
+        return Sign::Gone;
+    }
+    // A server in trouble says nothing about its users; any other error comes from the client itself.
+    if ["internal-server-error", "remote-server-timeout", "resource-constraint"].into_iter().any(is)
+    {
+        return Sign::Silence;
+    }
+    Sign::Here
+}
+
+/// Tells apart two causes of a server's service-unavailable: the resource is gone, or the user has blocked the
+/// component. In the second case Prosody answers the same for the bare JID. ejabberd adds a text if a resource is gone,
+/// as for one that never existed.
+fn gone_or_refused(error: &Element, account: &Answer, never: &Answer) -> Sign {
+    let text = |error: &Element| error.get_child("text", ns::STANZA_ERRORS).map(Element::text);
+    match (account, never) {
+        (Answer::Error(_), _) => Sign::Refused,
+        (_, Answer::Error(never)) if text(never) != text(error) => Sign::Refused,
+        _ => Sign::Gone,
+    }
+}
+
+/// Returns the refusal for the case that all suitable resources are online for the server and silent.
+fn silent(user: &BareJid, since: Instant) -> Refusal {
+    let at = SystemClock.now() - since.elapsed();
+    let at = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
+    let text = format!("{user} is not answering since {at}");
+    Refusal::new("wait", "recipient-unavailable", text).with_extra("silent", ns::HINTS)
+}
+
+/// Returns the refusal for the case that a user's server refuses to deliver.
+fn refused(user: &BareJid, component: &BareJid) -> Refusal {
+    let text = format!(
+        "The server of {user} delivers nothing from {component} to it: the component may be blocked"
+    );
+    Refusal::new("wait", "recipient-unavailable", text).with_extra("refused", ns::HINTS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_blocks_the_component_is_told_from_who_is_gone_by_what_each_server_says() {
+        let error = |text| Refusal::new("cancel", "service-unavailable", text).to_element();
+        let (plain, gone) = (error(""), error("User session not found"));
+        let found = Answer::Result(None);
+        let says = |error: &Element| Answer::Error(error.clone());
+        for (case, error, account, never, expected) in [
+            ("Prosody, gone", &plain, &found, &says(&plain), Sign::Gone),
+            ("Prosody, blocked", &plain, &says(&plain), &says(&plain), Sign::Refused),
+            ("ejabberd, gone", &gone, &found, &says(&gone), Sign::Gone),
+            ("ejabberd, blocked", &plain, &found, &says(&gone), Sign::Refused),
+            (
+                "a server that gives no reason",
+                &plain,
+                &Answer::Timeout,
+                &Answer::Timeout,
+                Sign::Gone,
+            ),
+        ] {
+            assert_eq!(gone_or_refused(error, account, never), expected, "{case}");
+        }
+    }
+}

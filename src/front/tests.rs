@@ -1,0 +1,306 @@
+//! The choice of resources, with stanzas in and stanzas out.
+
+use fingerpost_wire::print::{HashKind, Method, Print};
+use tokio::sync::mpsc::Receiver;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::{
+    access::Access,
+    control,
+    logging::LogLevel,
+    registry::{
+        Options as RegistryOptions,
+        model::{NewKey, Source, Visibility},
+        store::Store,
+    },
+    relay::table,
+    sessions::{
+        self,
+        hints::{Policies, Policy},
+        journal::Journal,
+    },
+};
+
+const COMPONENT: &str = "xtls.example.test";
+const ALICE: &str = "alice@example.test/a";
+const MASK: &str = "bob\\40example.test@xtls.example.test";
+
+/// A router whose users are of `example.test`, with its stanzas and the results of its work.
+struct World {
+    router: Router,
+    sent: Receiver<Element>,
+    reports: Receiver<Report>,
+    known: Receiver<Known>,
+    stop: CancellationToken,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl World {
+    async fn new() -> Self {
+        let jid = BareJid::new(COMPONENT).unwrap();
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        let (component, visibility) = (jid.clone(), Visibility::Everyone);
+        let registry = Registry::new(
+            store.clone(),
+            RegistryOptions { component, visibility, keys_per_user: 9 },
+        );
+        let print = Print::new(HashKind::Sha256, &[7; 32]).unwrap();
+        let key = NewKey::of_prints(Method::X509, vec![print], "", Source::Self_).unwrap();
+        let bob = Jid::new("bob@example.test/one").unwrap();
+        registry.add(&bob, &key, SystemClock.now()).await.unwrap();
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (outbound, sent) = mpsc::channel(1000);
+        let (report, reports) = mpsc::channel(100);
+        let (know, known) = mpsc::channel(100);
+        let (notices, _) = mpsc::channel(100);
+        let (reloads, _) = mpsc::channel(1);
+        let table = Table::new(table::Options::default(), tasks.clone(), stop.clone());
+        let journal = Journal::new(store.clone(), jid.clone());
+        tasks.spawn(journal.clone().run(stop.clone()));
+        let requests = Requests::new(outbound.clone());
+        let second = Duration::from_secs(1);
+        let broker = Broker::new(
+            sessions::Options {
+                jid: jid.clone(),
+                require_tls: false,
+                policies: Policies {
+                    unknown: Policy::Annotate,
+                    mismatch: Policy::Annotate,
+                    revoked: Policy::Annotate,
+                },
+                socks5: false,
+                advertise: Vec::new(),
+                ibb: true,
+                max_stanza_bytes: 200_000,
+                block_size: 4096,
+                window: 16,
+                memory: 1 << 20,
+                silence_timeout: 300 * second,
+                activation_timeout: 60 * second,
+                idle_timeout: 600 * second,
+                sessions: (10, 10),
+            },
+            outbound.clone(),
+            requests.clone(),
+            registry.clone(),
+            table.clone(),
+            journal,
+            tasks.clone(),
+        );
+        let access = Access { users: vec!["example.test".to_owned()], ..Access::default() };
+        let doors = Doors::new(access);
+        let control = Control::new(control::Parts {
+            doors: doors.clone(),
+            broker: broker.clone(),
+            table: table.clone(),
+            store: store.clone(),
+            log: LogLevel::start("warn", false),
+            notices: notices.clone(),
+            reloads,
+        });
+        let (cluster, _) = Cluster::join(&store, &jid, String::new()).await;
+        let options = Options {
+            jid: jid.clone(),
+            name: String::new(),
+            contact: Vec::new(),
+            max_stanza_bytes: 200_000,
+            access: doors,
+            requests_per_second: 1000,
+            advertise: Vec::new(),
+            socks5: false,
+            ibb: true,
+            import_pep: false,
+            proposals: (10, 10),
+        };
+        let mut router = Router::new(
+            options,
+            outbound,
+            requests,
+            broker,
+            registry,
+            table,
+            control,
+            cluster,
+            Back { reports: report, known: know, notices },
+            Arc::new(Identity::generate(&jid).unwrap()),
+            Reachable::new(store, jid),
+            tasks,
+        );
+        router.link_is_up();
+        Self { router, sent, reports, known, stop }
+    }
+
+    fn say(&mut self, text: &str) {
+        self.router.handle(text.parse().unwrap());
+    }
+
+    fn come(&mut self, from: &str) {
+        self.say(&format!("<presence xmlns='jabber:client' from='{from}' to='{COMPONENT}'/>"));
+    }
+
+    /// Returns the next sent stanza that fits.
+    async fn next(&mut self, is_meant: impl Fn(&Element) -> bool) -> Element {
+        loop {
+            tokio::select! {
+                biased;
+                Some(sent) = self.sent.recv() => if is_meant(&sent) { return sent },
+                Some(known) = self.known.recv() => self.router.handle_known(known),
+            }
+        }
+    }
+
+    async fn report(&mut self) {
+        let report = self.reports.recv().await.unwrap();
+        self.router.handle_report(report);
+    }
+
+    /// Returns the next disco#info query to a resource.
+    async fn asked(&mut self, of: &str) -> Element {
+        self.next(|sent| sent.attr("to") == Some(of) && sent.has_child("query", ns::DISCO_INFO))
+            .await
+    }
+
+    /// Answers a request for its addressee.
+    fn answer(&mut self, asked: &Element, type_: &str, payload: &str) {
+        let attr = |name| asked.attr(name).unwrap();
+        let (from, to, id) = (attr("to"), attr("from"), attr("id"));
+        self.say(&format!(
+            "<iq xmlns='jabber:client' type='{type_}' from='{from}' to='{to}' id='{id}'>{payload}</iq>"
+        ));
+    }
+}
+
+fn error(condition: &str, more: &str) -> String {
+    let of = ns::STANZA_ERRORS;
+    format!("<error type='wait'><{condition} xmlns='{of}'/>{more}</error>")
+}
+
+#[tokio::test]
+async fn a_server_that_answers_in_the_place_of_a_client_does_not_make_it_there() {
+    for condition in ["remote-server-timeout", "internal-server-error", "resource-constraint"] {
+        let mut world = World::new().await;
+        world.come("bob@example.test/one");
+        // Earlier signs of life no longer count.
+        world.router.link_is_up();
+        world.say(&format!(
+            "<iq xmlns='jabber:client' type='get' id='p' from='{ALICE}' to='{MASK}'>\
+             <ping xmlns='urn:xmpp:ping'/></iq>"
+        ));
+        let asked = world.asked("bob@example.test/one").await;
+        world.answer(&asked, "error", &error(condition, ""));
+        world.report().await;
+        let answer = world.next(|sent| sent.attr("id") == Some("p")).await;
+        let silent = answer.get_child("error", ns::CLIENT).unwrap();
+        assert!(silent.has_child("silent", ns::HINTS), "{condition}: {}", String::from(&answer));
+    }
+}
+
+/// The answers of a busy resource may wait behind its own blocks.
+#[tokio::test]
+async fn who_was_just_heard_of_is_waited_for_as_long_as_nobody_else_can_take_a_session() {
+    let mut world = World::new().await;
+    let patience = |world: &World| {
+        let jid = Jid::new("bob@example.test/busy").unwrap();
+        let callee = world.router.callee(Taken::sure(jid));
+        (callee.patience.as_secs(), callee.has_others)
+    };
+    world.come("bob@example.test/busy");
+    assert_eq!(patience(&world), (30, false));
+    world.say(&format!(
+        "<presence xmlns='jabber:client' from='bob@example.test/chat' to='{COMPONENT}'>\
+         <priority>-1</priority></presence>"
+    ));
+    assert_eq!(patience(&world), (30, false), "that one takes nothing for the bare JID");
+    world.come("bob@example.test/other");
+    assert_eq!(patience(&world), (5, true));
+    let asked = tokio::time::Instant::now();
+    let other = FullJid::new("bob@example.test/other").unwrap();
+    world.router.presences.answered(&other, Sign::Refused, asked, asked);
+    assert_eq!(patience(&world), (30, false), "that one is not answering");
+}
+
+/// Nothing here depends on time: a program declines a session, and something happens before the next one gets it.
+#[tokio::test]
+async fn a_session_that_is_taken_back_on_its_way_to_the_next_program_goes_nowhere() {
+    let jingle = |action: &str, id: &str| {
+        format!(
+            "<iq xmlns='jabber:client' type='set' id='{id}' from='{ALICE}' to='{MASK}'>\
+             <jingle xmlns='urn:xmpp:jingle:1' action='{action}' sid='s' initiator='{ALICE}'>\
+             <content creator='initiator' name='c'>\
+             <description xmlns='urn:xmpp:jingle:apps:file-transfer:5'/>\
+             <transport xmlns='urn:xmpp:jingle:transports:ibb:1' sid='t' block-size='4096'/>\
+             </content></jingle></iq>"
+        )
+    };
+    let gone = format!(
+        "<presence xmlns='jabber:client' type='unavailable' from='{ALICE}' to='{COMPONENT}'/>"
+    );
+    let info = "<query xmlns='http://jabber.org/protocol/disco#info'/>";
+    for (what, goes_on) in [
+        (jingle("session-terminate", "end"), false),
+        (gone, false),
+        (jingle("session-info", "news"), true),
+    ] {
+        let mut world = World::new().await;
+        world.come("bob@example.test/two");
+        world.come("bob@example.test/one");
+        world.say(&jingle("session-initiate", "start"));
+        // Both may be checked; the first that is offered the session cannot handle it.
+        let (mut offered, mut reported) = (0, false);
+        while !reported {
+            tokio::select! {
+                biased;
+                Some(known) = world.known.recv() => world.router.handle_known(known),
+                Some(report) = world.reports.recv() => {
+                    reported = matches!(report, Report::Unanswered(_));
+                    if reported {
+                        world.say(&what);
+                    }
+                    world.router.handle_report(report);
+                }
+                Some(sent) = world.sent.recv() => {
+                    if sent.has_child("jingle", ns::JINGLE) {
+                        offered += 1;
+                        world.answer(&sent, "error", &error("service-unavailable", ""));
+                    } else if sent.has_child("query", ns::DISCO_INFO) {
+                        world.answer(&sent, "result", info);
+                    }
+                }
+            }
+        }
+        assert_eq!(offered, 1);
+        let is_offer = |sent: &Element| {
+            sent.get_child("jingle", ns::JINGLE)
+                .is_some_and(|jingle| jingle.attr("action") == Some("session-initiate"))
+        };
+        let is_answer = |sent: &Element| sent.attr("id") == Some("start");
+        if what.contains("'end'") {
+            let answer = world.next(|sent| sent.attr("id") == Some("end")).await;
+            assert_eq!(answer.attr("type"), Some("result"), "{}", String::from(&answer));
+        }
+        let next = loop {
+            let next = tokio::select! {
+                biased;
+                Some(report) = world.reports.recv() => {
+                    world.router.handle_report(report);
+                    continue;
+                }
+                next = world.sent.recv() => next.unwrap(),
+            };
+            if next.has_child("query", ns::DISCO_INFO) {
+                world.answer(&next, "result", info);
+            } else if is_offer(&next) || is_answer(&next) {
+                break next;
+            }
+        };
+        assert_eq!(is_offer(&next), goes_on, "{what}: {}", String::from(&next));
+        assert_eq!(is_answer(&next), !goes_on, "{what}: {}", String::from(&next));
+        assert_eq!(world.router.broker.sessions(), usize::from(goes_on), "{what}");
+    }
+}

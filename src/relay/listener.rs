@@ -1,0 +1,593 @@
+//! The SOCKS5 port: accepts connections within limits, negotiates, and gives them to the table.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZero,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use fingerpost_secure::redact::Pii;
+use fingerpost_wire::dst_addr::DstAddr;
+use socket2::{Domain, SockRef, TcpKeepalive, Type};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, lookup_host},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    crowd::{Bounds, Crowd, Seat, Visitor},
+    metrics::{Cause, Phase},
+    origins::{self, Origins},
+    proxy_header::{Header, HeaderReader},
+    socket::Socket,
+    socks5::{Action, Code, Handshake},
+    table::{Arrival, Table},
+};
+use crate::accept::{Backoff, Failed, Reserve};
+
+/// The most accept loops for each address; the kernel spreads new connections over them.
+const ACCEPTORS: usize = 8;
+
+/// The shortest time between two log lines about missing file descriptors.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
+
+/// Connections that the kernel may queue: enough for the burst after a restart.
+const BACKLOG: i32 = 4096;
+
+/// The silence after which the kernel probes a peer, and the interval of the probes. Linux NAT forgets a half-closed
+/// connection after 60 s of silence, so the first probe and two more come before that.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+
+/// Unanswered probes after which a peer is gone: a minute of silence in all.
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// When all places are taken: how often to check for a handshake that can make room, and how long each handshake may
+/// take before that.
+const ROOM: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+
+/// How long a refused client may take to read the reason, so that a reset does not overtake the reply.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How connections are accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How long greeting and request may take together.
+    pub handshake_timeout: Duration,
+    /// The most connections in all, until they end. At the limit the kernel's queue fills.
+    pub connections: usize,
+    /// The most connections of one IPv4 address or IPv6 /64 that wait for a transfer which no session has announced.
+    /// Others are refused when they name theirs. Activated transfers, and connections that a session expects, do not
+    /// count.
+    pub connections_per_ip: usize,
+    /// Whether every connection begins with a PROXY header, whose source is the address that counts.
+    pub proxy_protocol: bool,
+    /// The largest TCP segment in bytes, both ways; 0 leaves it to the path's ends.
+    pub max_segment: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            connections: 20_480,
+            connections_per_ip: 64,
+            proxy_protocol: false,
+            max_segment: 0,
+        }
+    }
+}
+
+/// The bound ports. The accept loops run until the token is cancelled; dropping this does not end them.
+#[derive(Debug)]
+pub struct Listener {
+    gate: Gate,
+    local_addrs: Vec<SocketAddr>,
+}
+
+impl Listener {
+    /// Binds every address (`host:port`; port 0 takes a free one) and starts to accept, on `tasks`, until `soft` is
+    /// cancelled. `[::]` takes IPv4 too, and becomes `0.0.0.0` where there is no IPv6.
+    ///
+    /// # Errors
+    /// The first address that cannot be resolved or bound, by name; none is open then.
+    pub async fn bind(
+        addresses: &[impl AsRef<str>],
+        options: Options,
+        table: &Table,
+        soft: &CancellationToken,
+        tasks: &TaskTracker,
+    ) -> io::Result<Self> {
+        Self::with(addresses, Vec::new(), options, table, soft, tasks).await
+    }
+
+    /// Uses sockets that already listen; without any, does the same as [`Listener::bind`].
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub async fn with(
+        addresses: &[impl AsRef<str>],
+        inherited: Vec<std::net::TcpListener>,
+        options: Options,
+        table: &Table,
+        soft: &CancellationToken,
+        tasks: &TaskTracker,
+    ) -> io::Result<Self> {
+        let mut listeners = Vec::new();
+        let mut local_addrs = Vec::new();
+        let bind = inherited.is_empty();
+        for socket in inherited {
+            socket.set_nonblocking(true)?;
+            prepare(&SockRef::from(&socket), options.max_segment)?;
+            local_addrs.push(socket.local_addr()?);
+            // One queue, and a loop for each core.
+            for _ in 1..acceptors() {
+                listeners.push(TcpListener::from_std(socket.try_clone()?)?);
+            }
+            listeners.push(TcpListener::from_std(socket)?);
+        }
+        let mut wanted = Vec::new();
+        for name in addresses.iter().map(AsRef::as_ref).filter(|_| bind) {
+            let resolved = lookup_host(name).await.map_err(|error| naming(name, &error))?;
+            wanted.extend(resolved.map(|address| (name, address)));
+        }
+        for (name, address) in &wanted {
+            let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+            let only_v6 = wanted.iter().any(|(_, other)| *other == v4) && address.port() != 0;
+            let segment = options.max_segment;
+            let opened = listen(*address, only_v6, segment).and_then(|first| {
+                let bound = first.local_addr()?;
+                local_addrs.push(bound);
+                listeners.push(first);
+                listeners.extend(others(*address, only_v6, bound, segment)?);
+                Ok(())
+            });
+            opened.map_err(|error| naming(name, &error))?;
+        }
+        let gate = Gate {
+            connections: Arc::new(Semaphore::new(options.connections.min(Semaphore::MAX_PERMITS))),
+            crowd: Crowd::default(),
+            origins: Arc::default(),
+            options: Arc::new(RwLock::new(options)),
+        };
+        for listener in listeners {
+            tasks.spawn(accept(listener, gate.clone(), table.clone(), soft.clone(), tasks.clone()));
+        }
+        Ok(Self { gate, local_addrs })
+    }
+
+    /// Sets other limits for connections from now on. PROXY headers and the largest segment stay as they are.
+    pub fn set_options(&self, new: Options) {
+        let mut options = self.gate.options.write().unwrap_or_else(PoisonError::into_inner);
+        let (before, wanted) = (options.connections, new.connections.min(Semaphore::MAX_PERMITS));
+        let connections = if wanted >= before {
+            self.gate.connections.add_permits(wanted - before);
+            wanted
+        } else {
+            // Places that are taken now cannot be withdrawn; until they are free, the old limit holds.
+            before - self.gate.connections.forget_permits(before - wanted)
+        };
+        *options = Options {
+            connections,
+            proxy_protocol: options.proxy_protocol,
+            max_segment: options.max_segment,
+            ..new
+        };
+    }
+
+    /// Returns the addresses that were bound, with their real ports, in the order given.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.local_addrs
+    }
+}
+
+/// A connection's place within the limits.
+#[derive(Debug)]
+pub(super) struct Admission {
+    _connection: OwnedSemaphorePermit,
+    /// Present until the connection belongs to a user's transfer or session; long streams do without.
+    unsettled: Option<Box<Unsettled>>,
+}
+
+#[derive(Debug)]
+struct Unsettled {
+    /// Until the handshake is over.
+    visitor: Option<Visitor>,
+    /// Present while the connection counts against its address.
+    seat: Option<Seat>,
+    /// The most seats of its address.
+    seats: usize,
+}
+
+impl Admission {
+    fn new(connection: OwnedSemaphorePermit, visitor: Visitor, seats: usize) -> Self {
+        let unsettled = Unsettled { visitor: Some(visitor), seat: None, seats };
+        Self { _connection: connection, unsettled: Some(Box::new(unsettled)) }
+    }
+
+    pub(super) fn take_seat(&mut self) -> bool {
+        let Some(unsettled) = &mut self.unsettled else { return true };
+        if let Some(visitor) = unsettled.visitor.as_ref().filter(|_| unsettled.seat.is_none()) {
+            unsettled.seat = visitor.seat(unsettled.seats);
+        }
+        unsettled.seat.is_some()
+    }
+
+    pub(super) fn arrived(&mut self) {
+        if let Some(unsettled) = &mut self.unsettled {
+            unsettled.visitor = None;
+        }
+    }
+
+    pub(super) fn settle(&mut self) {
+        self.unsettled = None;
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Gate {
+    connections: Arc<Semaphore>,
+    crowd: Crowd,
+    origins: Arc<Mutex<Origins>>,
+    options: Arc<RwLock<Options>>,
+}
+
+impl Gate {
+    fn options(&self) -> Options {
+        *self.options.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bounds(&self) -> Bounds {
+        let options = self.options();
+        Bounds::of(options.connections, options.connections_per_ip)
+    }
+
+    /// Waits for a place among all connections. Handshakes that take long make room.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        loop {
+            match timeout(ROOM.0, Arc::clone(&self.connections).acquire_owned()).await {
+                // The semaphore is never closed.
+                Ok(place) => return place.ok(),
+                Err(_) => self.crowd.displace(ROOM.1),
+            }
+        }
+    }
+
+    /// Notes where a request came from. Warns once if all users seem to have one address.
+    fn note(&self, ip: IpAddr, stream: &TcpStream, refused: bool) {
+        let own = || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == ip);
+        let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(address) = origins.note(ip, own(), refused) {
+            drop(origins);
+            tracing::warn!(%address, "most SOCKS5 connections come from one address: {}", origins::CURE);
+        }
+    }
+}
+
+fn naming(name: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot listen on {name}: {error}"))
+}
+
+/// Returns a listening socket. Options that connections inherit are set here once, not for each connection.
+///
+/// `joins` says whether a socket is bound to the same address already. The first one binds alone, so that a port of
+/// another program is still an error; then it lets the others join.
+fn open(
+    address: SocketAddr,
+    only_v6: bool,
+    joins: bool,
+    max_segment: u32,
+) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    prepare(&SockRef::from(&socket), max_segment)?;
+    if joins {
+        share_port(&socket)?;
+    }
+    socket.bind(&address.into())?;
+    if !joins {
+        share_port(&socket)?;
+    }
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Sets SO_REUSEPORT, where it spreads connections over the sockets.
+fn share_port(socket: &socket2::Socket) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    socket.set_reuse_port(true)?;
+    let _elsewhere = socket;
+    Ok(())
+}
+
+/// Turns off the delay of small segments, turns on keepalive, and may set a smaller segment size, which holds in both
+/// directions because the peer is told of it.
+fn prepare(socket: &SockRef<'_>, max_segment: u32) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    if max_segment > 0 {
+        socket.set_tcp_mss(max_segment)?;
+    }
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE.0)
+        .with_interval(KEEPALIVE.1)
+        .with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Returns the other sockets of an address whose first is bound to `bound`: one for each further core.
+fn others(
+    wanted: SocketAddr,
+    only_v6: bool,
+    bound: SocketAddr,
+    max_segment: u32,
+) -> io::Result<Vec<TcpListener>> {
+    let more = if cfg!(target_os = "linux") { acceptors() - 1 } else { 0 };
+    // `[::]` may have become `0.0.0.0`.
+    let only_v6 = only_v6 && wanted.is_ipv6();
+    (0..more).map(|_| open(bound, only_v6, true, max_segment)).collect()
+}
+
+fn acceptors() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get).min(ACCEPTORS)
+}
+
+fn listen(address: SocketAddr, only_v6: bool, max_segment: u32) -> io::Result<TcpListener> {
+    let open = |address| open(address, only_v6, false, max_segment);
+    let result = open(address);
+    let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+    let in_use = |error: &io::Error| {
+        matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
+    };
+    match result {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && !only_v6 && !in_use(&error) => {
+            tracing::info!(%error, "no IPv6: listening on IPv4 only");
+            open(v4)
+        }
+        other => other,
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    gate: Gate,
+    table: Table,
+    soft: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let mut backoff = Backoff::new();
+    let mut spare = Spare::new();
+    loop {
+        match soft.run_until_cancelled(listener.accept()).await {
+            None => return,
+            Some(Ok((stream, peer))) => {
+                backoff.reset();
+                // The connection comes first, its place second: an idle address must not hold a place that another one
+                // needs. So at the limit each loop keeps one accepted connection waiting, and the others wait in the
+                // kernel.
+                let place = soft.run_until_cancelled(gate.place()).await;
+                let Some(Some(permit)) = place else { return };
+                // Behind a load balancer the peer's own address says nothing.
+                let known = (!gate.options().proxy_protocol).then(|| peer.ip());
+                let visitor = gate.crowd.enter(known, gate.bounds());
+                let displaced = visitor.displaced().clone();
+                let (gate, table) = (gate.clone(), table.clone());
+                let metrics = table.plane().clone();
+                let serve = serve(stream, peer.ip(), permit, visitor, gate, table);
+                let soft = soft.clone();
+                tasks.spawn(async move {
+                    match soft.run_until_cancelled(displaced.run_until_cancelled(serve)).await {
+                        Some(None) => metrics.metrics().refused(Cause::MadeRoom),
+                        Some(Some(Err(error))) => {
+                            tracing::debug!(%error, "could not accept a connection");
+                        }
+                        Some(Some(Ok(()))) | None => {}
+                    }
+                });
+            }
+            Some(Err(error)) => match Failed::of(&error) {
+                Failed::Connection => {
+                    tracing::debug!(%error, "connection broke before it was accepted");
+                }
+                failed => {
+                    let pause = backoff.next();
+                    if failed == Failed::Descriptors {
+                        let refused = spare.refuse(&listener);
+                        table.plane().metrics().refused(Cause::Descriptors);
+                        spare.log(&error);
+                        if refused {
+                            backoff.reset();
+                            // Wait, because a refused client may come again at once.
+                            tokio::task::yield_now().await;
+                            continue;
+                        }
+                    } else {
+                        tracing::warn!(%error, ?pause, "cannot accept connections");
+                    }
+                    if soft.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                        return;
+                    }
+                }
+            },
+        }
+    }
+}
+
+/// A file descriptor in reserve, so that a client can be refused when no other is free.
+struct Spare {
+    reserve: Reserve,
+    logged_at: Option<Instant>,
+    /// Connections refused since the last log line.
+    refused: u64,
+}
+
+impl Spare {
+    fn new() -> Self {
+        Self { reserve: Reserve::new(1), logged_at: None, refused: 0 }
+    }
+
+    /// Closes the next waiting connection; returns false if that failed.
+    fn refuse(&mut self, listener: &TcpListener) -> bool {
+        self.refused += 1;
+        let accepted = self.reserve.accept(listener).is_some();
+        self.reserve.refill();
+        accepted
+    }
+
+    fn log(&mut self, error: &io::Error) {
+        if self.logged_at.is_some_and(|at| at.elapsed() < LOG_PAUSE) {
+            return;
+        }
+        self.logged_at = Some(Instant::now());
+        tracing::warn!(
+            %error,
+            refused = std::mem::take(&mut self.refused),
+            "cannot accept connections: raise the limit of open files, or lower limits.sessions"
+        );
+    }
+}
+
+/// Serves one connection. `ip` is the address that connected.
+async fn serve(
+    mut stream: TcpStream,
+    ip: IpAddr,
+    permit: OwnedSemaphorePermit,
+    mut visitor: Visitor,
+    gate: Gate,
+    table: Table,
+) -> io::Result<()> {
+    #[cfg(not(target_os = "linux"))]
+    prepare(&SockRef::from(&stream), gate.options().max_segment)?;
+
+    let mut handshake = Handshake::new();
+    let options = gate.options();
+    let negotiation = async {
+        let mut ip = ip;
+        if options.proxy_protocol {
+            let Some(header) = read_header(&mut stream, &table).await? else { return Ok(None) };
+            // The load balancer connects for itself, or for a client whose address it cannot tell.
+            ip = header.source.map_or(ip, |source| source.ip());
+            visitor.comes_from(ip, gate.bounds());
+            handshake.handle_bytes(&header.rest);
+        }
+        let asked = negotiate(&mut stream, &mut handshake).await?;
+        Ok::<_, io::Error>(Some((ip.to_canonical(), asked)))
+    };
+    let (ip, asked) = match timeout(options.handshake_timeout, negotiation).await {
+        Err(_) => {
+            table.plane().metrics().timed_out(Phase::Handshake, 1);
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "handshake timed out"));
+        }
+        Ok(Ok(Some(done))) => done,
+        Ok(Ok(None)) => return Ok(()),
+        Ok(Err(error)) => {
+            table.plane().metrics().refused(Cause::Handshake);
+            return Err(error);
+        }
+    };
+    let hash = match asked {
+        Asked::Nothing => return Ok(()),
+        Asked::Wrong => {
+            table.plane().metrics().refused(Cause::Handshake);
+            return say_goodbye(&mut stream).await;
+        }
+        Asked::Transfer(hash) => hash,
+    };
+    let success = handshake.reply(Code::Succeeded);
+    let refusal = handshake.reply(Code::NotAllowed);
+    gate.note(ip, &stream, false);
+    let admission = Admission::new(permit, visitor, options.connections_per_ip);
+    let socket = Socket::accepted(stream, handshake.into_rest(), admission);
+    match table.arrive(hash, socket, &success) {
+        Arrival::Taken => Ok(()),
+        Arrival::Gone(error) => Err(error),
+        Arrival::Refused(mut socket, cause) => {
+            if cause == Cause::AddressLimit {
+                gate.note(ip, socket.stream_mut(), true);
+                tracing::debug!(ip = %Pii(ip), "too many connections from this address");
+            }
+            socket.write_all(&refusal).await?;
+            say_goodbye(&mut socket).await
+        }
+    }
+}
+
+/// Reads the load balancer's header; bytes behind it may be read too. `None` if the connection ended before its first
+/// byte, as those of health checks do.
+async fn read_header(stream: &mut TcpStream, table: &Table) -> io::Result<Option<Header>> {
+    let mut reader = HeaderReader::new();
+    let mut buffer = [0; 256];
+    let mut untouched = true;
+    loop {
+        let n = match stream.read(&mut buffer).await {
+            Ok(0) if untouched => return Ok(None),
+            Err(error) if untouched && Failed::of(&error) == Failed::Connection => return Ok(None),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            other => other?,
+        };
+        untouched = false;
+        match reader.handle_bytes(&buffer[..n]) {
+            Ok(Some(header)) => return Ok(Some(header)),
+            Ok(None) => {}
+            Err(error) => {
+                table.plane().metrics().refused(Cause::ProxyHeader);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+        }
+    }
+}
+
+/// What a client requested.
+enum Asked {
+    /// Nothing: it left without a byte, as health checks do.
+    Nothing,
+    /// Something that is not served here; the client was told.
+    Wrong,
+    /// A part in a transfer.
+    Transfer(DstAddr),
+}
+
+/// Reads greeting and request, and perhaps the first bytes of the stream, which the handshake keeps.
+async fn negotiate(stream: &mut TcpStream, handshake: &mut Handshake) -> io::Result<Asked> {
+    // The bytes that may precede the reply, so that one read gets them.
+    let mut buffer = [0; 512];
+    loop {
+        while let Some(action) = handshake.poll_action() {
+            match action {
+                Action::Close => return Ok(Asked::Wrong),
+                Action::Connect(hash) => return Ok(Asked::Transfer(hash)),
+                Action::Write(bytes) => stream.write_all(&bytes).await?,
+            }
+        }
+        match stream.read(&mut buffer).await {
+            Ok(0) if handshake.is_untouched() => return Ok(Asked::Nothing),
+            Err(error) if handshake.is_untouched() && Failed::of(&error) == Failed::Connection => {
+                return Ok(Asked::Nothing);
+            }
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => handshake.handle_bytes(&buffer[..n]),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Ends the connection so that the last reply arrives: reads what the client still sends, for a while.
+async fn say_goodbye(
+    stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
+) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut rest = stream.take(64 * 1024);
+    let _ = timeout(GOODBYE, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "listener_tests.rs"]
+mod tests;

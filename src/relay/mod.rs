@@ -1,0 +1,23 @@
+//! The mediator moves bytes: SOCKS5 and in-band bytestreams, the transfers between them, and the pipe.
+//!
+//! The protocol machines ([`socks5`], [`proxy_header`], [`transfer`], [`ibb`], [`guard`]) do no I/O and read no clock;
+//! the thin shells around them ([`listener`], [`table`], [`leg`], [`plane`], [`pipe`]) own the sockets, queues and
+//! timers. No code here opens an outgoing connection.
+
+mod bucket;
+mod crowd;
+mod ending;
+#[cfg(test)]
+mod ibb_stream_tests;
+pub mod listener;
+pub mod metrics;
+pub(crate) mod origins;
+mod pair;
+pub mod pipe;
+pub mod plane;
+pub mod proxy_header;
+pub mod socket;
+pub mod socks5;
+mod splice;
+pub mod table;
+pub mod transfer;

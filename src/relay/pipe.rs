@@ -1,0 +1,509 @@
+//! Copies two legs into each other until both are done. In-band bytestreams use this; [`super::plane::Plane::join`]
+//! joins two sockets.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use fingerpost_carry::side::{Delivery, Side};
+use fingerpost_wire::client_hello::{self, Guard};
+use tokio::{
+    io::ReadBuf,
+    time::{Instant, MissedTickBehavior, Sleep, interval_at},
+};
+
+pub use super::splice::Account;
+use super::{
+    bucket::Bucket,
+    ending::{Ending, Fate},
+    plane::{GRACE, Progress, STILL, now},
+};
+
+/// Bytes that are read at once, and kept at most, per direction.
+pub(super) const BUFFER: usize = 32 * 1024;
+
+// In-band, a session holds at most 256 KiB both ways.
+const _: () = assert!(2 * (fingerpost_wire::ibb::MAX_HELD + BUFFER) <= 256 * 1024);
+
+/// The number of checks of the counters in one idle time, which is exact to this part.
+const LOOKS: u32 = 4;
+
+/// How a pipe is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How long neither direction may move a byte. It is exact to a quarter, because no timer runs per byte.
+    pub idle_timeout: Duration,
+    /// Whether the first leg must start with a TLS ClientHello.
+    pub guard: bool,
+    /// The account of the stream, for its share of the kernel's pipes.
+    pub account: Account,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { idle_timeout: Duration::from_secs(600), guard: false, account: Account::default() }
+    }
+}
+
+/// What a pipe moved, and why it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Bytes from the first leg written to the second.
+    pub a_to_b: u64,
+    /// Bytes from the second leg written to the first.
+    pub b_to_a: u64,
+    /// Why it ended.
+    pub end: Ended,
+}
+
+/// Why a pipe ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ended {
+    /// Both legs ended in order.
+    Eof,
+    /// A leg broke.
+    Error(io::ErrorKind),
+    /// No byte moved for the idle time.
+    Idle,
+    /// The initiator's first bytes are not a ClientHello; nothing was passed on in either direction.
+    NotTls,
+}
+
+/// Runs [`relay_at_rate`] without a limit.
+#[cfg(test)]
+pub(super) async fn relay<A: Side, B: Side>(a: A, b: B, options: Options) -> Outcome {
+    relay_at_rate(a, b, options, 0, &Progress::default()).await
+}
+
+/// Copies both ways, through a buffer, until both legs have ended, one broke, or nothing moves. The rate is in bytes
+/// per second for both directions together; 0 is unlimited. `progress` shows how far it is.
+///
+/// The end of one leg reaches the other (its write half is shut down) after the last byte, and the other direction
+/// continues. At most 32 KiB per direction are kept; a slow reader slows the writer. If a leg breaks, the other one
+/// gets what the broken one had sent, and then its end ([`super::ending`]). The legs are dropped at the end.
+///
+/// # Cancel safety
+/// Dropping the future loses what is in its buffers, so do that only to end both legs.
+pub(super) async fn relay_at_rate<A: Side, B: Side>(
+    a: A,
+    b: B,
+    options: Options,
+    bytes_per_second: u64,
+    progress: &Progress,
+) -> Outcome {
+    let start = Instant::now();
+    let step = (options.idle_timeout / LOOKS).clamp(Duration::from_millis(1), GRACE);
+    let mut looks = interval_at(start + step, step);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
+    let limit = (bytes_per_second > 0).then(|| Limit::new(bytes_per_second));
+    let (forward, backward) = (Direction::new(options.guard), Direction::new(false));
+    let mut pipe = Pipe { a, b, forward, backward, limit, ending: None, options };
+    let (mut moved, mut moved_at) = (0, start);
+    let end = poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(end) = pipe.poll_copy(cx) {
+                return Poll::Ready(end);
+            }
+            progress.note(pipe.forward.written + pipe.backward.written, pipe.holds());
+            let now = ready!(looks.poll_tick(cx));
+            if moved != pipe.moved() {
+                (moved, moved_at) = (pipe.moved(), now);
+                continue;
+            }
+            // An ending has its own bound.
+            if now >= moved_at + options.idle_timeout && pipe.ending.is_none() {
+                return Poll::Ready(pipe.error().map_or(Ended::Idle, Ended::Error));
+            }
+            if now >= moved_at + STILL {
+                pipe.find_vanished();
+            }
+            pipe.forward.forget_buffer();
+            pipe.backward.forget_buffer();
+        }
+    })
+    .await;
+    pipe.settle(end);
+    Outcome { a_to_b: pipe.forward.written, b_to_a: pipe.backward.written, end }
+}
+
+struct Pipe<A, B> {
+    a: A,
+    b: B,
+    forward: Direction,
+    backward: Direction,
+    limit: Option<Limit>,
+    ending: Option<Ending>,
+    options: Options,
+}
+
+/// The rate of a stream for both directions, and the sleep until more may pass.
+#[derive(Debug)]
+pub(super) struct Limit {
+    bucket: Bucket,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Limit {
+    /// Creates a limit of so many bytes per second.
+    pub(super) fn new(bytes_per_second: u64) -> Self {
+        Self {
+            bucket: Bucket::new(bytes_per_second, now()),
+            sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        }
+    }
+
+    /// Returns how many bytes may pass now; not 0.
+    pub(super) fn poll_allowed(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        loop {
+            match self.bucket.available(now()) {
+                Ok(most) => return Poll::Ready(most),
+                Err(at) => {
+                    self.sleep.as_mut().reset(at.into());
+                    ready!(self.sleep.as_mut().poll(cx));
+                }
+            }
+        }
+    }
+
+    /// Notes that so many bytes have passed.
+    pub(super) fn take(&mut self, bytes: usize) {
+        self.bucket.take(bytes);
+    }
+}
+
+impl<A: Side, B: Side> Pipe<A, B> {
+    fn poll_copy(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        let Self { a, b, forward, backward, limit, ending, options } = self;
+        let (there, back) = loop {
+            let there = forward.poll_copy(cx, a, b, limit);
+            if let Poll::Ready(Err(end)) = there {
+                return Poll::Ready(end);
+            }
+            if forward.guarded {
+                return Poll::Pending;
+            }
+            backward.heed(forward.fate);
+            let back = backward.poll_copy(cx, b, a, limit);
+            if let Poll::Ready(Err(end)) = back {
+                return Poll::Ready(end);
+            }
+            // A direction that has just lost its sink is polled again; nothing else would wake it.
+            if !forward.heed(backward.fate) {
+                break (there.is_ready(), back.is_ready());
+            }
+        };
+        let a_gone = forward.fate.is_source_gone(backward.fate);
+        let b_gone = backward.fate.is_source_gone(forward.fate);
+        if !a_gone && !b_gone {
+            if there && back {
+                return Poll::Ready(Ended::Eof);
+            }
+            // A leg that has closed both directions no longer reads: close the other one once it has everything.
+            let a_closed = there && !a.takes_more();
+            let b_closed = back && !b.takes_more();
+            if !a_closed && !b_closed {
+                return Poll::Pending;
+            }
+            let unread = if a_closed { backward } else { forward };
+            if unread.state != State::Drop {
+                unread.abandon();
+                cx.waker().wake_by_ref();
+            }
+            let ending = ending.get_or_insert_with(|| Ending::new(options.idle_timeout));
+            ready!(if a_closed { ending.poll(cx, b) } else { ending.poll(cx, a) });
+            return Poll::Ready(Ended::Eof);
+        }
+        if !(a_gone && b_gone) {
+            if !(if a_gone { there } else { back }) {
+                return Poll::Pending;
+            }
+            let ending = ending.get_or_insert_with(|| Ending::new(options.idle_timeout));
+            ready!(if a_gone { ending.poll(cx, b) } else { ending.poll(cx, a) });
+        }
+        Poll::Ready(self.error().map_or(Ended::Eof, Ended::Error))
+    }
+
+    /// Returns a number that changes whenever a byte was written, or read to be written.
+    fn moved(&self) -> u64 {
+        let sum = |d: &Direction| d.read.wrapping_add(d.written);
+        sum(&self.forward).wrapping_add(sum(&self.backward))
+    }
+
+    /// Returns whether a reader still waits for bytes. Bytes that the guard has not passed may never go there.
+    fn holds(&self) -> bool {
+        let holds = |d: &Direction| d.end > d.start && !d.guarded || d.state == State::Shutdown;
+        holds(&self.forward) || holds(&self.backward) || self.ending.is_some()
+    }
+
+    fn error(&self) -> Option<io::ErrorKind> {
+        self.forward.fate.error(self.backward.fate)
+    }
+
+    /// Checks whether the peers of a stream that stands still are present.
+    fn find_vanished(&mut self) {
+        let kind = io::ErrorKind::TimedOut;
+        if self.a.delivery().is_gone() {
+            self.forward.fate.lost.get_or_insert(kind);
+            self.backward.fate.broken.get_or_insert(kind);
+            self.backward.abandon();
+        }
+        if self.b.delivery().is_gone() {
+            self.backward.fate.lost.get_or_insert(kind);
+            self.forward.fate.broken.get_or_insert(kind);
+            self.forward.abandon();
+        }
+    }
+
+    /// A stream that is cut must not look complete to its reader: a leg is closed in order only if it has got
+    /// everything.
+    fn settle(&self, end: Ended) {
+        let nothing = |d: &Direction, open: bool| d.end == 0 && !open;
+        let in_order = match end {
+            Ended::Error(_) => false,
+            Ended::Eof | Ended::NotTls => true,
+            Ended::Idle => {
+                nothing(&self.forward, self.b.delivery().is_open())
+                    && nothing(&self.backward, self.a.delivery().is_open())
+            }
+        };
+        if in_order {
+            self.a.disarm();
+            self.b.disarm();
+        }
+    }
+}
+
+struct Direction {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    read: u64,
+    written: u64,
+    /// Whether the first bytes are not judged yet.
+    guarded: bool,
+    unflushed: bool,
+    state: State,
+    fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Copy,
+    Shutdown,
+    /// The sink is gone: bytes that arrive are dropped.
+    Drop,
+    Done,
+}
+
+impl Direction {
+    fn new(guarded: bool) -> Self {
+        Self {
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+            read: 0,
+            written: 0,
+            guarded,
+            unflushed: false,
+            state: State::Copy,
+            fate: Fate::default(),
+        }
+    }
+
+    /// Returns `Ready(Ok)` when this direction is done; an error ends the whole pipe.
+    fn poll_copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        r: &mut impl Side,
+        w: &mut impl Side,
+        limit: &mut Option<Limit>,
+    ) -> Poll<Result<(), Ended>> {
+        if self.state == State::Copy {
+            match ready!(self.poll_bytes(cx, r, w, limit)) {
+                Err(Failure::End(end)) => return Poll::Ready(Err(end)),
+                Err(Failure::Write(kind)) => {
+                    self.fate.broken = Some(kind);
+                    self.abandon();
+                }
+                Err(Failure::Read(kind)) => {
+                    self.fate.failed = Some(kind);
+                    self.guarded = false;
+                    self.state = State::Shutdown;
+                }
+                Ok(()) => {
+                    self.fate.end();
+                    self.state = State::Shutdown;
+                }
+            }
+        }
+        if self.state == State::Shutdown {
+            // A leg that can be reset counts as done once it has everything; another leg only after a shutdown.
+            if self.fate.failed.is_none() || matches!(w.delivery(), Delivery::ByShutdown) {
+                // A leg that is gone needs no shutdown.
+                let _ = ready!(Pin::new(w).poll_shutdown(cx));
+            }
+            self.state = State::Done;
+        }
+        if self.state == State::Drop {
+            ready!(self.poll_drop(cx, r, limit));
+            self.state = State::Done;
+        }
+        self.buffer = Vec::new();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes over what the opposite direction knows; returns whether this one has just lost its sink.
+    fn heed(&mut self, opposite: Fate) -> bool {
+        let lost = self.fate.heed(opposite) && self.state == State::Copy;
+        if lost {
+            self.abandon();
+        }
+        lost
+    }
+
+    /// Only empties this direction's source from now on.
+    fn abandon(&mut self) {
+        if matches!(self.state, State::Copy | State::Shutdown) {
+            self.state = State::Drop;
+            self.guarded = false;
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Reads and drops until the source ends.
+    fn poll_drop(
+        &mut self,
+        cx: &mut Context<'_>,
+        r: &mut impl Side,
+        limit: &mut Option<Limit>,
+    ) -> Poll<()> {
+        for _ in 0..16 {
+            let read = self.read;
+            let n = match ready!(self.poll_fill(cx, r, limit)) {
+                Ok(n) => n,
+                Err(kind) => {
+                    self.fate.failed = Some(kind);
+                    return Poll::Ready(());
+                }
+            };
+            // Dropped bytes do not keep the stream from being idle.
+            (self.end, self.read) = (0, read);
+            if n == 0 {
+                return Poll::Ready(());
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        r: &mut impl Side,
+        w: &mut impl Side,
+        limit: &mut Option<Limit>,
+    ) -> Poll<Result<(), Failure>> {
+        let written = |error: io::Error| Failure::Write(error.kind());
+        // One busy direction must starve neither the other nor the clock.
+        for _ in 0..16 {
+            while !self.guarded && self.start < self.end {
+                let bytes = &self.buffer[self.start..self.end];
+                let n = ready!(Pin::new(&mut *w).poll_write(cx, bytes)).map_err(written)?;
+                if n == 0 {
+                    return Poll::Ready(Err(Failure::Write(io::ErrorKind::WriteZero)));
+                }
+                self.start += n;
+                self.written += n as u64;
+                self.unflushed = true;
+            }
+            if !self.guarded {
+                (self.start, self.end) = (0, 0);
+            }
+            let n = match self.poll_fill(cx, r, limit) {
+                Poll::Ready(n) => n.map_err(Failure::Read)?,
+                Poll::Pending => {
+                    if self.unflushed {
+                        ready!(Pin::new(&mut *w).poll_flush(cx)).map_err(written)?;
+                        self.unflushed = false;
+                    }
+                    return Poll::Pending;
+                }
+            };
+            if self.guarded {
+                match client_hello::check_client_hello(&self.buffer[..self.end]) {
+                    Guard::Pass => self.guarded = false,
+                    Guard::NeedMore if n > 0 => {}
+                    Guard::NeedMore if self.end == 0 => {
+                        return Poll::Ready(Err(Failure::End(Ended::Eof)));
+                    }
+                    Guard::NeedMore | Guard::Refuse => {
+                        return Poll::Ready(Err(Failure::End(Ended::NotTls)));
+                    }
+                }
+            }
+            if n == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Frees the buffer, so that a silent direction holds no memory.
+    fn forget_buffer(&mut self) {
+        if self.end == 0 {
+            self.buffer = Vec::new();
+        }
+    }
+
+    /// Reads once, behind the kept bytes, and returns how many: 0 at the end.
+    fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        r: &mut impl Side,
+        limit: &mut Option<Limit>,
+    ) -> Poll<Result<usize, io::ErrorKind>> {
+        let most = match limit {
+            Some(limit) => ready!(limit.poll_allowed(cx)),
+            None => BUFFER,
+        };
+        self.buffer.resize(BUFFER, 0);
+        let end = self.end.saturating_add(most).min(BUFFER);
+        let mut space = ReadBuf::new(&mut self.buffer[self.end..end]);
+        match (Pin::new(r).poll_read(cx, &mut space), self.fate.lost) {
+            (Poll::Ready(result), _) => result.map_err(|error| error.kind())?,
+            // The source is gone, so nothing more comes.
+            (Poll::Pending, Some(kind)) => return Poll::Ready(Err(kind)),
+            (Poll::Pending, None) => return Poll::Pending,
+        }
+        let n = space.filled().len();
+        self.end += n;
+        // A peer that sends its first bytes one by one must not appear to stand still.
+        if !self.guarded {
+            self.read += n as u64;
+        }
+        if let Some(limit) = limit {
+            limit.take(n);
+        }
+        Poll::Ready(Ok(n))
+    }
+}
+
+enum Failure {
+    /// The pipe ends.
+    End(Ended),
+    /// The source is gone.
+    Read(io::ErrorKind),
+    /// The sink accepts nothing more.
+    Write(io::ErrorKind),
+}
+
+#[cfg(test)]
+#[path = "pipe_tests.rs"]
+mod tests;

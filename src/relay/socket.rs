@@ -1,0 +1,139 @@
+//! An accepted or opened TCP connection, with its early bytes and its place in the limits.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use fingerpost_carry::side::{Delivery, Side};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::listener::Admission;
+
+/// A user's transport to the component.
+pub type Leg = fingerpost_carry::leg::Leg<Socket>;
+
+/// A TCP connection, the bytes of its stream that came with the handshake, and its place in the listener's limits,
+/// which is freed on drop.
+#[derive(Debug)]
+pub struct Socket {
+    stream: TcpStream,
+    early: Vec<u8>,
+    admission: Option<Admission>,
+}
+
+impl Socket {
+    /// Creates an accepted connection. `early` is read before anything else.
+    pub(super) fn accepted(stream: TcpStream, early: Vec<u8>, admission: Admission) -> Self {
+        Self { stream, early, admission: Some(admission) }
+    }
+
+    /// Counts the connection against its address from now on; returns false if that address has too many. A connection
+    /// that did not come through a listener does not count.
+    pub(super) fn take_seat(&mut self) -> bool {
+        self.admission.as_mut().is_none_or(Admission::take_seat)
+    }
+
+    /// Notes that the handshake is over.
+    pub(super) fn arrived(&mut self) {
+        if let Some(admission) = &mut self.admission {
+            admission.arrived();
+        }
+    }
+
+    /// Notes that the connection belongs to a user's transfer or session: it counts there, and no longer against its
+    /// address.
+    pub(super) fn settle(&mut self) {
+        if let Some(admission) = &mut self.admission {
+            admission.settle();
+        }
+    }
+
+    /// Returns the bytes of the stream that were read already, and hands them over to the caller.
+    pub(super) fn take_early(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.early)
+    }
+
+    /// Returns the connection alone, without the bytes that were read early.
+    pub(super) fn stream_mut(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
+    /// Sends a few bytes at once if the kernel takes all of them.
+    ///
+    /// # Errors
+    /// `WouldBlock` if it does not, otherwise the system's error.
+    pub(super) fn send_now(&self, bytes: &[u8]) -> io::Result<()> {
+        if socket2::SockRef::from(&self.stream).send(bytes)? == bytes.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+}
+
+impl Side for Socket {
+    fn delivery(&self) -> Delivery {
+        self.stream.delivery()
+    }
+
+    fn arm(&self) {
+        self.stream.arm();
+    }
+
+    fn disarm(&self) {
+        self.stream.disarm();
+    }
+}
+
+/// Ends our half of a connection in order; closing it is no longer a reset. shutdown(2) never waits, and a connection
+/// that is gone needs none.
+pub(super) fn finish(stream: &mut TcpStream, cx: &mut Context<'_>) {
+    stream.disarm();
+    drop(Pin::new(stream).poll_shutdown(cx));
+}
+
+impl From<TcpStream> for Socket {
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, early: Vec::new(), admission: None }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.early.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let n = self.early.len().min(buf.remaining());
+        buf.put_slice(&self.early[..n]);
+        self.early.drain(..n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.disarm();
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

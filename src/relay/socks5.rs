@@ -1,0 +1,306 @@
+//! The server side of a SOCKS5 negotiation, as far as XEP-0065 uses it.
+//!
+//! 1. greeting: `05 n methods…`, which must offer "no authentication" (0x00); answer `05 00`
+//! 2. request: `05 01 00 03 28 <40 hex digits> 00 00` (CONNECT to a domain name that is the transfer's hash); the
+//!    answer echoes the address, as sent, in BND.ADDR and BND.PORT
+//!
+//! A request is refused as soon as its header is wrong. The reply is an RFC 1928 code, then the connection is closed.
+//! Refused are a command other than CONNECT, an address other than a domain name, and a host that is not a hash. The
+//! port has no meaning: clients send 0, and any other value is echoed.
+//!
+//! Spec: RFC 1928, sections 3 to 6; XEP-0065 1.8.2, section 5.3.2 (Target Connects).
+
+use std::collections::VecDeque;
+
+use fingerpost_wire::dst_addr::DstAddr;
+
+const VERSION: u8 = 0x05;
+const NO_AUTHENTICATION: u8 = 0x00;
+const NO_ACCEPTABLE_METHOD: u8 = 0xff;
+const CONNECT: u8 = 0x01;
+const DOMAIN_NAME: u8 = 0x03;
+
+/// The reply codes in use (RFC 1928, section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The connection is accepted.
+    Succeeded = 0x00,
+    /// The transfer already has two sides, or the client's address has too many connections.
+    NotAllowed = 0x02,
+    /// The host is not a hash.
+    HostUnreachable = 0x04,
+    /// The command is not CONNECT.
+    CommandNotSupported = 0x07,
+    /// The address is not a domain name.
+    AddressNotSupported = 0x08,
+}
+
+/// An action that the owner of the socket must carry out, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Close the connection after what was written.
+    Close,
+    /// Decide about this connection, answer with [`Handshake::reply`], continue with [`Handshake::into_rest`].
+    Connect(DstAddr),
+    /// Write these bytes, in one piece.
+    Write(Vec<u8>),
+}
+
+/// The negotiation on one accepted connection.
+///
+/// Give the input to [`Self::handle_bytes`] in chunks of any size; then call [`Self::poll_action`] until `None`. Until
+/// the request is complete, at most its length (262 bytes) is kept, besides the last chunk.
+#[derive(Debug, Default)]
+pub struct Handshake {
+    state: State,
+    /// Bytes that were received and not yet parsed; after the request, the bytes behind it.
+    buffer: Vec<u8>,
+    /// ATYP, DST.ADDR and DST.PORT as they were sent.
+    address: Vec<u8>,
+    actions: VecDeque<Action>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Greeting,
+    Request,
+    Requested,
+    Closed,
+}
+
+impl Handshake {
+    /// Creates a negotiation that has not seen a byte.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes what was received.
+    pub fn handle_bytes(&mut self, bytes: &[u8]) {
+        if self.state == State::Closed {
+            return;
+        }
+        self.buffer.extend_from_slice(bytes);
+        if self.state == State::Greeting {
+            self.read_greeting();
+        }
+        if self.state == State::Request {
+            self.read_request();
+        }
+    }
+
+    /// Returns what to do next; call until `None`.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Returns the reply to the request, which echoes its address, or 0.0.0.0:0 if no address was parsed.
+    pub fn reply(&self, code: Code) -> Vec<u8> {
+        let mut reply = vec![VERSION, code as u8, 0x00];
+        if self.address.is_empty() {
+            reply.extend_from_slice(&[0x01, 0, 0, 0, 0, 0, 0]);
+        } else {
+            reply.extend_from_slice(&self.address);
+        }
+        reply
+    }
+
+    /// Returns whether the client has not sent anything yet.
+    pub fn is_untouched(&self) -> bool {
+        self.state == State::Greeting && self.buffer.is_empty()
+    }
+
+    /// Returns the bytes behind the request: the first bytes of the stream itself.
+    pub fn into_rest(self) -> Vec<u8> {
+        if self.state == State::Requested { self.buffer } else { Vec::new() }
+    }
+
+    fn read_greeting(&mut self) {
+        match *self.buffer.as_slice() {
+            [version, ..] if version != VERSION => self.close(),
+            [_, count, ref rest @ ..] => {
+                let Some(methods) = rest.get(..usize::from(count)) else { return };
+                if methods.contains(&NO_AUTHENTICATION) {
+                    self.actions.push_back(Action::Write(vec![VERSION, NO_AUTHENTICATION]));
+                    self.state = State::Request;
+                    self.buffer.drain(..2 + usize::from(count));
+                } else {
+                    self.actions.push_back(Action::Write(vec![VERSION, NO_ACCEPTABLE_METHOD]));
+                    self.close();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn read_request(&mut self) {
+        match *self.buffer.as_slice() {
+            [version, ..] if version != VERSION => self.close(),
+            [_, command, ..] if command != CONNECT => self.refuse(Code::CommandNotSupported),
+            [_, _, _, atyp, ..] if atyp != DOMAIN_NAME => self.refuse(Code::AddressNotSupported),
+            [_, _, _, _, length, ref rest @ ..] => {
+                let length = usize::from(length);
+                let Some(address) = rest.get(..length + 2) else { return };
+                let hash =
+                    str::from_utf8(&address[..length]).ok().and_then(|host| host.parse().ok());
+                let after = self.buffer.split_off(5 + length + 2);
+                self.address = self.buffer.split_off(3);
+                self.buffer = after;
+                match hash {
+                    None => self.refuse(Code::HostUnreachable),
+                    Some(hash) => {
+                        self.state = State::Requested;
+                        self.actions.push_back(Action::Connect(hash));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn refuse(&mut self, code: Code) {
+        self.actions.push_back(Action::Write(self.reply(code)));
+        self.close();
+    }
+
+    fn close(&mut self) {
+        self.state = State::Closed;
+        self.buffer = Vec::new();
+        self.actions.push_back(Action::Close);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HASH: &str = "972b7bf47291ca609517f67f86b5081086052dad";
+
+    fn request(command: u8, atyp: u8, host: &str, port: [u8; 2]) -> Vec<u8> {
+        let mut bytes = vec![5, command, 0, atyp, u8::try_from(host.len()).unwrap()];
+        bytes.extend_from_slice(host.as_bytes());
+        bytes.extend_from_slice(&port);
+        bytes
+    }
+
+    fn run(chunks: &[&[u8]]) -> (Handshake, Vec<Action>) {
+        let mut handshake = Handshake::new();
+        let mut actions = Vec::new();
+        for chunk in chunks {
+            handshake.handle_bytes(chunk);
+            actions.extend(std::iter::from_fn(|| handshake.poll_action()));
+        }
+        (handshake, actions)
+    }
+
+    fn after_greeting(request: &[u8]) -> Vec<Action> {
+        let (_, actions) = run(&[&[5, 1, 0], request]);
+        assert_eq!(actions[0], Action::Write(vec![5, 0]));
+        actions[1..].to_vec()
+    }
+
+    #[test]
+    fn socks5_greeting_may_arrive_byte_by_byte() {
+        let mut all = vec![5, 2, 2, 0];
+        all.extend(request(1, 3, HASH, [0, 0]));
+        let chunks: Vec<&[u8]> = all.chunks(1).collect();
+        let (_, actions) = run(&chunks);
+        assert_eq!(actions, [Action::Write(vec![5, 0]), Action::Connect(HASH.parse().unwrap())]);
+    }
+
+    #[test]
+    fn the_reply_echoes_the_address_exactly_as_sent() {
+        let sent = request(1, 3, &HASH.to_uppercase(), [0, 0]);
+        let (handshake, actions) = run(&[&[5, 1, 0], &sent]);
+        assert_eq!(actions[1], Action::Connect(HASH.parse().unwrap()));
+        let reply = handshake.reply(Code::Succeeded);
+        assert_eq!(reply[..3], [5, 0, 0]);
+        assert_eq!(reply[3..], sent[3..]);
+        assert_eq!(handshake.reply(Code::NotAllowed)[1], 2);
+    }
+
+    #[test]
+    fn wrong_cmd_and_atyp_get_their_reply_code() {
+        let refused =
+            |code: u8| vec![Action::Write(vec![5, code, 0, 1, 0, 0, 0, 0, 0, 0]), Action::Close];
+        assert_eq!(after_greeting(&request(2, 3, HASH, [0, 0])), refused(7));
+        assert_eq!(after_greeting(&request(3, 3, HASH, [0, 0])), refused(7));
+        assert_eq!(after_greeting(&[5, 1, 0, 1, 127, 0, 0, 1, 0, 80]), refused(8));
+        assert_eq!(after_greeting(&[5, 1, 0, 4]), refused(8));
+    }
+
+    #[test]
+    fn a_host_that_is_no_hash_is_refused() {
+        let code = |request: &[u8]| match after_greeting(request).as_slice() {
+            [Action::Write(reply), Action::Close] => (reply[1], reply[3..] == request[3..]),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(code(&request(1, 3, "example.org", [0, 0])), (4, true));
+        assert_eq!(code(&request(1, 3, "", [0, 0])), (4, true));
+        assert_eq!(code(&request(1, 3, &HASH[1..], [0, 0])), (4, true));
+        assert_eq!(code(&request(1, 3, &HASH[1..], [0, 80])), (4, true));
+    }
+
+    #[test]
+    fn any_port_is_taken_and_echoed() {
+        for port in [[0, 0], [0, 80], [0x1d, 0xc9], [0xff, 0xff]] {
+            let sent = request(1, 3, HASH, port);
+            let (handshake, actions) = run(&[&[5, 1, 0], &sent]);
+            assert_eq!(actions[1..], [Action::Connect(HASH.parse().unwrap())]);
+            assert_eq!(handshake.reply(Code::Succeeded)[3..], sent[3..]);
+        }
+    }
+
+    #[test]
+    fn another_version_is_closed_without_a_word() {
+        assert_eq!(run(&[&[4, 1]]).1, [Action::Close]);
+        assert_eq!(run(&[b"GET / HTTP/1.1\r\n"]).1, [Action::Close]);
+        assert_eq!(after_greeting(&[4]), [Action::Close]);
+    }
+
+    #[test]
+    fn no_acceptable_method_is_said_before_closing() {
+        assert_eq!(run(&[&[5, 1, 2]]).1, [Action::Write(vec![5, 0xff]), Action::Close]);
+        assert_eq!(run(&[&[5, 0]]).1, [Action::Write(vec![5, 0xff]), Action::Close]);
+    }
+
+    #[test]
+    fn pipelined_bytes_are_handed_on() {
+        let mut all = vec![5, 1, 0];
+        all.extend(request(1, 3, HASH, [0, 0]));
+        all.extend(b"early");
+        let (handshake, actions) = run(&[&all, b" bird"]);
+        assert_eq!(actions.len(), 2);
+        assert_eq!(handshake.into_rest(), b"early bird");
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_gives_the_same_result(
+            methods in proptest::collection::vec(0_u8..3, 0..6),
+            request in prop_oneof![
+                any::<[u8; 2]>().prop_map(|port| request(1, 3, HASH, port)),
+                proptest::collection::vec(any::<u8>(), 0..300),
+            ],
+            cuts in proptest::collection::vec(1_usize..9, 0..100),
+        ) {
+            let mut all = vec![5, u8::try_from(methods.len()).unwrap()];
+            all.extend(methods);
+            all.extend(request);
+            let (whole, expected) = run(&[&all]);
+            let mut rest = all.as_slice();
+            let mut chunks = Vec::new();
+            for cut in cuts {
+                let (chunk, after) = rest.split_at(cut.min(rest.len()));
+                chunks.push(chunk);
+                rest = after;
+            }
+            chunks.push(rest);
+            let (pieces, actions) = run(&chunks);
+            prop_assert_eq!(actions, expected);
+            prop_assert_eq!(pieces.into_rest(), whole.into_rest());
+        }
+    }
+}

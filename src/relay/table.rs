@@ -1,0 +1,708 @@
+//! All live transfers, by the hash that their connections name: those that wait for a side, and those that are relayed.
+//!
+//! An entry is either a plain transfer (XEP-0065), which its first connection creates and its activation starts, or a
+//! *registration* by a brokered session, which takes the one connection that names its hash.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use fingerpost_carry::shares::{Full, Limits, Place, Shares};
+use fingerpost_wire::{dst_addr::DstAddr, stanza::Refusal};
+use jid::{BareJid, Jid};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::AbortHandle,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    metrics::{Cause, Phase},
+    pipe,
+    plane::{Plane, Watch, now},
+    socket::Socket,
+    transfer::{ActivateError, Transfer},
+};
+use crate::relay::pair::Relay;
+
+/// The longest pause between two checks for expired transfers.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// How many times the free transfers one domain may have active.
+const SLOPE: usize = 16;
+
+/// Limits of plain transfers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How long an activation may wait for the second side to connect.
+    pub activation_grace: Duration,
+    /// How long connections may wait for their activation.
+    pub activation_timeout: Duration,
+    /// Bytes per second of each session, both directions together; 0 is unlimited.
+    pub bytes_per_second: u64,
+    /// How long an active transfer may move no byte.
+    pub idle_timeout: Duration,
+    /// The most active transfers.
+    pub sessions: usize,
+    /// The most active transfers of one bare JID.
+    pub sessions_per_user: usize,
+    /// The most transfers that wait for their second side or activation; the oldest makes room for a new one.
+    pub waiting: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            activation_grace: Duration::from_secs(3),
+            activation_timeout: Duration::from_secs(60),
+            bytes_per_second: 0,
+            idle_timeout: Duration::from_secs(600),
+            sessions: 10_000,
+            sessions_per_user: 32,
+            waiting: 5_000,
+        }
+    }
+}
+
+/// The content of a table, and the bytes that went through it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Plain transfers that are relayed.
+    pub active: usize,
+    /// Plain transfers that wait for their second side or activation.
+    pub waiting: usize,
+    /// Hashes that brokered sessions have registered.
+    pub registered: usize,
+    /// Bytes relayed by plain transfers that have ended, both directions.
+    pub bytes: u64,
+}
+
+/// The result for a connection that named a hash.
+#[derive(Debug)]
+pub enum Arrival {
+    /// The entry has taken it; success was sent.
+    Taken,
+    /// Two sides are connected already, or the address has too many connections. The caller sends a refusal.
+    Refused(Socket, Cause),
+    /// It broke before the success could be sent.
+    Gone(io::Error),
+}
+
+/// The transfers. Cheap to clone; all clones share the same table.
+///
+/// The state is under a std `Mutex` because it is never held over an `.await` and each hold is short.
+#[derive(Clone, Debug)]
+pub struct Table {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    options: RwLock<Options>,
+    tasks: TaskTracker,
+    hard: CancellationToken,
+    plane: Plane,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: HashMap<DstAddr, Entry>,
+    /// The registrations that wait for a connection, by number. The sender is gone once a connection came.
+    registrations: HashMap<u64, Option<mpsc::Sender<Socket>>>,
+    next_registration: u64,
+    /// Shares of active transfers, by the user that activated them.
+    shares: Shares,
+    /// Plain transfers that are not active, oldest first.
+    waiting: BTreeMap<u64, DstAddr>,
+    /// How many transfers have waited, and how many were active, so far.
+    arrived: u64,
+    numbered: u64,
+    /// Whether activations are refused.
+    draining: bool,
+    /// Activations that wait for the second side.
+    awaited: HashMap<DstAddr, Arc<Notify>>,
+    bytes: u64,
+}
+
+/// What a hash stands for. The relay owns the connections of an active transfer.
+#[derive(Debug)]
+enum Entry {
+    Plain(Box<Waiting>),
+    Active(Box<Stream>),
+    Registered(u64),
+}
+
+/// An active transfer, as other tasks see it.
+#[derive(Debug)]
+struct Stream {
+    number: u64,
+    user: BareJid,
+    place: Place,
+    target: BareJid,
+    began: Instant,
+    watch: Option<Arc<Watch>>,
+    relay: Option<AbortHandle>,
+}
+
+/// An active transfer.
+#[derive(Clone, Debug)]
+pub struct TransferInfo {
+    /// Its name, for [`Table::end`].
+    pub id: u64,
+    /// Requester and target.
+    pub users: [BareJid; 2],
+    /// The time since its activation.
+    pub age: Duration,
+    /// Bytes so far, both directions.
+    pub bytes: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    transfer: Transfer<Socket>,
+    since: Instant,
+    number: u64,
+}
+
+/// Why a transfer was not activated.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotActivated {
+    /// One side is missing; it may still connect.
+    #[error("{}", ActivateError::OneSide)]
+    OneSide,
+    /// The transfer cannot be activated.
+    #[error("{0}")]
+    Refused(Refusal),
+}
+
+impl From<NotActivated> for Refusal {
+    fn from(error: NotActivated) -> Self {
+        match error {
+            NotActivated::OneSide => ActivateError::OneSide.into(),
+            NotActivated::Refused(refusal) => refusal,
+        }
+    }
+}
+
+impl Table {
+    /// Creates an empty table. Its relays run on `tasks`, together with one task that removes expired transfers; all of
+    /// them end with `hard`.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new(options: Options, tasks: TaskTracker, hard: CancellationToken) -> Self {
+        let plane = Plane::new(options.bytes_per_second);
+        Self::on_plane(options, plane, tasks, hard)
+    }
+
+    /// Creates a table as [`Table::new`] does, on an existing plane.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn on_plane(
+        options: Options,
+        plane: Plane,
+        tasks: TaskTracker,
+        hard: CancellationToken,
+    ) -> Self {
+        let inner = Arc::new(Inner {
+            options: RwLock::new(options),
+            tasks,
+            hard,
+            plane,
+            state: Mutex::default(),
+        });
+        inner.tasks.spawn(sweep(
+            Arc::downgrade(&inner),
+            inner.hard.clone(),
+            (options.activation_timeout / 4)
+                .clamp(Duration::from_millis(5), SWEEP)
+                .min(Plane::pause(options.idle_timeout)),
+        ));
+        Self { inner }
+    }
+
+    /// Returns the plane on which its streams run, with their counters.
+    pub fn plane(&self) -> &Plane {
+        &self.inner.plane
+    }
+
+    /// Takes a connection that named `hash`. `success` is the reply for it. The reply is sent before the entry can be
+    /// activated or handed on, so no byte of the stream precedes it.
+    ///
+    /// The connections of a plain transfer count against their addresses until the transfer is activated. A connection
+    /// that a session expects does not count.
+    pub fn arrive(&self, hash: DstAddr, mut socket: Socket, success: &[u8]) -> Arrival {
+        let mut state = self.inner.lock();
+        let State { entries, registrations, awaited, .. } = &mut *state;
+        let mut waiting = None;
+        let refused = match entries.get(&hash) {
+            None if self.inner.hard.is_cancelled() => Some(Cause::Draining),
+            None => (!socket.take_seat()).then_some(Cause::AddressLimit),
+            Some(Entry::Plain(waiting)) if !waiting.transfer.has_room() => {
+                Some(Cause::ThirdConnection)
+            }
+            Some(Entry::Plain(_)) => (!socket.take_seat()).then_some(Cause::AddressLimit),
+            Some(Entry::Active(_)) => Some(Cause::ThirdConnection),
+            Some(Entry::Registered(number)) => {
+                waiting = registrations.get_mut(number);
+                let free = waiting.as_ref().is_some_and(|waiting| waiting.is_some());
+                (!free).then_some(Cause::ThirdConnection)
+            }
+        };
+        if let Some(cause) = refused {
+            self.inner.plane.metrics().refused(cause);
+            return Arrival::Refused(socket, cause);
+        }
+        if waiting.is_some() {
+            socket.settle();
+        } else {
+            socket.arrived();
+        }
+        // One small non-blocking send: a connection this young has an empty send buffer.
+        if let Err(error) = socket.send_now(success) {
+            return Arrival::Gone(error);
+        }
+        if let Some(sender) = waiting.and_then(Option::take) {
+            return match sender.try_send(socket) {
+                Ok(()) => {
+                    wake(awaited, hash);
+                    Arrival::Taken
+                }
+                Err(error) => Arrival::Refused(error.into_inner(), Cause::ThirdConnection),
+            };
+        }
+        let now = now();
+        if let Some(Entry::Plain(waiting)) = entries.get_mut(&hash) {
+            return match waiting.transfer.handle_arrival(socket, now) {
+                Ok(()) => {
+                    wake(awaited, hash);
+                    Arrival::Taken
+                }
+                Err(socket) => Arrival::Refused(socket, Cause::ThirdConnection),
+            };
+        }
+        let options = self.inner.options();
+        let transfer = Transfer::new(socket, options.activation_timeout, now);
+        let made_room = (state.waiting.len() >= options.waiting.max(1))
+            .then(|| state.waiting.pop_first())
+            .flatten()
+            .and_then(|(_, oldest)| state.entries.remove(&oldest));
+        let number = state.arrived;
+        state.arrived += 1;
+        state.waiting.insert(number, hash);
+        state
+            .entries
+            .insert(hash, Entry::Plain(Box::new(Waiting { transfer, since: now, number })));
+        drop(state);
+        if made_room.is_some() {
+            self.inner.plane.metrics().refused(Cause::MadeRoom);
+        }
+        Arrival::Taken
+    }
+
+    /// Registers hashes for which one connection is expected. A connection that already waits under such a hash is
+    /// handed over. A hash that is active, or registered by another session, stays with its owner.
+    pub fn register(&self, hashes: impl IntoIterator<Item = DstAddr>) -> Registration {
+        let (sender, receiver) = mpsc::channel(1);
+        let mut sender = Some(sender);
+        let mut surplus = Vec::new();
+        let mut state = self.inner.lock();
+        let number = state.next_registration;
+        state.next_registration += 1;
+        let mut mine = Vec::new();
+        for hash in hashes {
+            match state.entries.remove(&hash) {
+                Some(Entry::Plain(waiting)) => {
+                    state.waiting.remove(&waiting.number);
+                    let (first, second) = waiting.transfer.into_connections();
+                    for mut socket in first.into_iter().chain(second) {
+                        socket.settle();
+                        match sender.take() {
+                            Some(sender) => surplus.extend(
+                                sender
+                                    .try_send(socket)
+                                    .map_err(mpsc::error::TrySendError::into_inner)
+                                    .err(),
+                            ),
+                            None => surplus.push(socket),
+                        }
+                    }
+                }
+                Some(entry) => {
+                    tracing::debug!("hash already in use");
+                    state.entries.insert(hash, entry);
+                    continue;
+                }
+                None => {}
+            }
+            state.entries.insert(hash, Entry::Registered(number));
+            mine.push(hash);
+        }
+        state.registrations.insert(number, sender);
+        drop(state);
+        drop(surplus);
+        Registration { table: self.clone(), number, hashes: mine, receiver }
+    }
+
+    /// Activates the transfer that `asker` (a full JID) requested with `target` under `sid`, and starts its relay. A
+    /// registered hash needs no start. If one side is missing, it may still connect within a grace period: some clients
+    /// ask as soon as they are connected themselves.
+    ///
+    /// # Errors
+    /// `item-not-found` if this asker has no such transfer, `not-allowed` if a side is not connected,
+    /// `resource-constraint` if a limit is reached.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost if the future is dropped.
+    ///
+    /// Spec: XEP-0065 1.8.2, section 6.3.5 (Activation of Bytestream).
+    pub async fn activate_soon(&self, asker: &Jid, sid: &str, target: &Jid) -> Result<(), Refusal> {
+        let hash = DstAddr::compute(sid, asker, target);
+        let awaiting = Awaiting::new(&self.inner, hash);
+        let came = awaiting.came.notified();
+        // The side may have connected before the wait began.
+        let mut result = self.try_activate(asker, sid, target);
+        if result == Err(NotActivated::OneSide)
+            && timeout(self.inner.options().activation_grace, came).await.is_ok()
+        {
+            result = self.try_activate(asker, sid, target);
+        }
+        result.map_err(|error| self.refused(error))
+    }
+
+    /// Activates as [`Table::activate_soon`] does, without the grace period. The error tells whether the reason may
+    /// pass.
+    ///
+    /// # Errors
+    /// [`NotActivated`].
+    pub fn try_activate(&self, asker: &Jid, sid: &str, target: &Jid) -> Result<(), NotActivated> {
+        let hash = DstAddr::compute(sid, asker, target);
+        let refuse = |cause, refusal| {
+            self.inner.plane.metrics().refused(cause);
+            Err(NotActivated::Refused(refusal))
+        };
+        let user = asker.to_bare();
+        let account = pipe::Account::of(&user);
+        let mut state = self.inner.lock();
+        let State { entries, registrations, shares, draining, numbered, waiting: queue, .. } =
+            &mut *state;
+        let waiting = match entries.get_mut(&hash) {
+            None => {
+                let refusal = Refusal::item_not_found("no such bytestream of yours");
+                return refuse(Cause::NotFound, refusal);
+            }
+            Some(Entry::Registered(number)) => {
+                return match registrations.get(number) {
+                    Some(None) => Ok(()),
+                    _ => Err(NotActivated::OneSide),
+                };
+            }
+            Some(Entry::Active(_)) => {
+                return refuse(Cause::AlreadyActive, ActivateError::Active.into());
+            }
+            Some(Entry::Plain(waiting)) => waiting,
+        };
+        if *draining {
+            let refusal = Refusal::resource_constraint("the service takes no new bytestreams now");
+            return refuse(Cause::Draining, refusal);
+        }
+        let options = self.inner.options();
+        let limits = Limits::new(options.sessions, options.sessions_per_user, SLOPE);
+        let place = match shares.take(&user, 1, &limits) {
+            Ok(place) => place,
+            Err(Full::User) => {
+                let refusal = Refusal::resource_constraint("too many bytestreams of yours");
+                return refuse(Cause::UserLimit, refusal);
+            }
+            Err(Full::All | Full::Domain) => {
+                let refusal = Refusal::resource_constraint("too many bytestreams");
+                return refuse(Cause::SessionLimit, refusal);
+            }
+        };
+        let (mut a, mut b) = match waiting.transfer.handle_activate() {
+            Ok(sides) => sides,
+            Err(error) => {
+                shares.give_back(&place);
+                return match error {
+                    ActivateError::OneSide => Err(NotActivated::OneSide),
+                    ActivateError::Active => refuse(Cause::AlreadyActive, error.into()),
+                };
+            }
+        };
+        a.settle();
+        b.settle();
+        queue.remove(&waiting.number);
+        let took = now().saturating_duration_since(waiting.since);
+        *numbered += 1;
+        let number = *numbered;
+        let stream = Stream {
+            number,
+            user,
+            place,
+            target: target.to_bare(),
+            began: now(),
+            watch: None,
+            relay: None,
+        };
+        entries.insert(hash, Entry::Active(Box::new(stream)));
+        drop(state);
+
+        self.inner.plane.metrics().set_up(took);
+        let options = pipe::Options { idle_timeout: options.idle_timeout, guard: false, account };
+        let relay = Relay::new(a, b, self.inner.plane.clone(), options);
+        let watch = Arc::clone(relay.watch());
+        let relay = self
+            .inner
+            .tasks
+            .spawn(Running {
+                relay,
+                active: Active { inner: Arc::clone(&self.inner), hash, number, bytes: 0 },
+            })
+            .abort_handle();
+        // If the transfer has ended meanwhile, the hash is free or another's, and aborting changes nothing.
+        if self.inner.hard.is_cancelled() {
+            relay.abort();
+        } else if let Some(Entry::Active(stream)) = self.inner.lock().entries.get_mut(&hash)
+            && stream.relay.is_none()
+            && !relay.is_finished()
+        {
+            stream.relay = Some(relay);
+            stream.watch = Some(watch);
+        }
+        Ok(())
+    }
+
+    fn refused(&self, error: NotActivated) -> Refusal {
+        if error == NotActivated::OneSide {
+            self.inner.plane.metrics().refused(Cause::OneSide);
+        }
+        error.into()
+    }
+
+    /// Returns the active transfers, oldest first.
+    pub fn list(&self) -> Vec<TransferInfo> {
+        let at = now();
+        let state = self.inner.lock();
+        let mut found: Vec<TransferInfo> = state
+            .entries
+            .values()
+            .filter_map(|entry| match entry {
+                Entry::Active(stream) => Some(TransferInfo {
+                    id: stream.number,
+                    users: [stream.user.clone(), stream.target.clone()],
+                    age: at.saturating_duration_since(stream.began),
+                    bytes: stream.watch.as_ref().map_or(0, |watch| watch.bytes()),
+                }),
+                Entry::Plain(_) | Entry::Registered(_) => None,
+            })
+            .collect();
+        drop(state);
+        found.sort_by_key(|transfer| transfer.id);
+        found
+    }
+
+    /// Ends an active transfer and closes both connections. Returns whether it existed.
+    pub fn end(&self, id: u64) -> bool {
+        let mut state = self.inner.lock();
+        let relay = state.entries.values_mut().find_map(|entry| match entry {
+            Entry::Active(stream) if stream.number == id => Some(stream.relay.take()),
+            _ => None,
+        });
+        drop(state);
+        match relay.flatten() {
+            Some(relay) => {
+                relay.abort();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Refuses activations from now on, or accepts them again.
+    pub fn refuse_activations(&self, refuse: bool) {
+        self.inner.lock().draining = refuse;
+    }
+
+    /// Sets other limits, for transfers that begin from now on.
+    pub fn set_options(&self, options: Options) {
+        self.inner.plane.set_rate(options.bytes_per_second);
+        *self.inner.options.write().unwrap_or_else(PoisonError::into_inner) = options;
+    }
+
+    /// Returns the current counts of the table.
+    pub fn counts(&self) -> Counts {
+        let state = self.inner.lock();
+        let registered =
+            state.entries.values().filter(|entry| matches!(entry, Entry::Registered(_))).count();
+        Counts {
+            active: state.shares.taken(),
+            waiting: state.entries.len() - registered - state.shares.taken(),
+            registered,
+            bytes: state.bytes,
+        }
+    }
+}
+
+impl Inner {
+    fn options(&self) -> Options {
+        *self.options.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The expectation of one connection. Its hashes are free again when it is dropped, so the session keeps it for life.
+#[derive(Debug)]
+pub struct Registration {
+    table: Table,
+    number: u64,
+    hashes: Vec<DstAddr>,
+    receiver: mpsc::Receiver<Socket>,
+}
+
+impl Registration {
+    /// Waits for the connection. Success was sent to it, and it holds the bytes that were read of its stream. `None`
+    /// after the first call, because there is only one.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost if the future is dropped.
+    pub async fn arrived(&mut self) -> Option<Socket> {
+        self.receiver.recv().await
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut state = self.table.inner.lock();
+        state.registrations.remove(&self.number);
+        for hash in &self.hashes {
+            state.entries.remove(hash);
+        }
+    }
+}
+
+/// Wakes the activations that wait for a hash, because it is complete.
+fn wake(awaited: &HashMap<DstAddr, Arc<Notify>>, hash: DstAddr) {
+    if let Some(came) = awaited.get(&hash) {
+        came.notify_waiters();
+    }
+}
+
+/// An activation that waits for the second side.
+struct Awaiting<'a> {
+    inner: &'a Inner,
+    hash: DstAddr,
+    came: Arc<Notify>,
+}
+
+impl<'a> Awaiting<'a> {
+    fn new(inner: &'a Inner, hash: DstAddr) -> Self {
+        let came = Arc::clone(inner.lock().awaited.entry(hash).or_default());
+        Self { inner, hash, came }
+    }
+}
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.inner.lock();
+        // The table's reference and this one: no other activation waits.
+        if Arc::strong_count(&self.came) <= 2 {
+            state.awaited.remove(&self.hash);
+        }
+    }
+}
+
+/// The task of an active transfer: its relay and its place in the table, which ends with it.
+struct Running {
+    relay: Relay,
+    active: Active,
+}
+
+impl Future for Running {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let outcome = ready!(Pin::new(&mut this.relay).poll(cx));
+        this.active.bytes = outcome.a_to_b + outcome.b_to_a;
+        this.active.inner.plane.ended(outcome.end);
+        // The span is not held while the relay runs: it takes more memory than an idle stream.
+        let _in = tracing::info_span!("session", id = format!("t{}", this.active.number)).entered();
+        tracing::debug!(bytes = this.active.bytes, end = ?outcome.end, "transfer ended");
+        Poll::Ready(())
+    }
+}
+
+/// An active transfer's place in the counts and the table.
+struct Active {
+    inner: Arc<Inner>,
+    hash: DstAddr,
+    number: u64,
+    bytes: u64,
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let mut state = self.inner.lock();
+        state.bytes += self.bytes;
+        let entry = state.entries.remove(&self.hash);
+        if let Some(Entry::Active(stream)) = &entry {
+            state.shares.give_back(&stream.place);
+        }
+        drop(state);
+    }
+}
+
+/// Looks at the streams and removes expired transfers until the table is gone or `hard` is cancelled. Then ends all
+/// that wait or run.
+async fn sweep(table: Weak<Inner>, hard: CancellationToken, every: Duration) {
+    loop {
+        let ended = hard.run_until_cancelled(tokio::time::sleep(every)).await.is_none();
+        let Some(inner) = table.upgrade() else { return };
+        inner.plane.look();
+        let now = now();
+        let mut state = inner.lock();
+        let expired: Vec<_> = state
+            .entries
+            .extract_if(|_, entry| match entry {
+                Entry::Plain(waiting) => ended || waiting.transfer.is_expired(now),
+                Entry::Active(_) | Entry::Registered(_) => false,
+            })
+            .collect();
+        for (_, entry) in &expired {
+            if let Entry::Plain(waiting) = entry {
+                state.waiting.remove(&waiting.number);
+            }
+        }
+        let mut running = Vec::new();
+        if ended {
+            running.extend(state.entries.values_mut().filter_map(|entry| match entry {
+                Entry::Active(stream) => stream.relay.take(),
+                _ => None,
+            }));
+        }
+        drop(state);
+        if !expired.is_empty() && !ended {
+            inner.plane.metrics().timed_out(Phase::Activation, expired.len());
+            tracing::debug!(count = expired.len(), "transfers expired before their activation");
+        }
+        if ended {
+            running.iter().for_each(AbortHandle::abort);
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

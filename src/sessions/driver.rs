@@ -1,0 +1,296 @@
+//! Carries out a session's decisions: stanzas, lookups, connections, the relay and the clock.
+
+use std::{sync::Arc, time::Duration};
+
+use fingerpost_carry::ibb_stream::{IbbHandle, IbbParams, IbbStream};
+use fingerpost_wire::{
+    dst_addr::DstAddr, ibb::IbbError, ibb_xml::IbbStanza, stanza::Stanza,
+    transport_kind::TransportKind,
+};
+use minidom::Element;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    ANSWER, Again, Facts, Found, Guard, Left, Shared, Side,
+    journal::Line,
+    session::{Action, Input, Peer, Session, unknown_session},
+};
+use crate::{
+    front::refuse::Refuse as _,
+    metrics,
+    relay::{
+        pipe::{self, Outcome},
+        socket::{Leg, Socket},
+    },
+};
+
+/// How long a stream may move nothing, with no byte waiting for a reader, after both sides know that the session is
+/// over.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// An event that the session has waited for.
+enum Done {
+    Told(Input),
+    Arrived(Side, Option<Socket>),
+    Relayed(Outcome),
+    /// Whether an in-band leg waits for its user has changed; `None`: the leg is gone.
+    Waits(Side, Option<watch::Receiver<bool>>),
+}
+
+/// The task of one session.
+pub(super) struct Driver {
+    shared: Arc<Shared>,
+    facts: Arc<Facts>,
+    peers: [Peer; 2],
+    session: Session,
+    sockets: [Option<Socket>; 2],
+    legs: [Option<Leg>; 2],
+    streams: [Option<IbbHandle>; 2],
+    relaying: bool,
+    line: Line,
+    /// Where the session-initiate goes if the responder does not take it, and the answer to give then.
+    again: Option<Again>,
+    given_back: Option<(Stanza, Option<Element>)>,
+    /// The tasks that the session waits for. Dropping the session ends them.
+    work: JoinSet<Done>,
+    /// The session's places in the tables. It is dropped last, because it checks which streams are over.
+    guard: Guard,
+}
+
+impl Driver {
+    /// Creates a driver for a session that has not begun.
+    pub(super) fn new(
+        guard: Guard,
+        peers: [Peer; 2],
+        session: Session,
+        line: Line,
+        again: Option<Again>,
+    ) -> Self {
+        Self {
+            shared: Arc::clone(&guard.shared),
+            facts: Arc::clone(&guard.facts),
+            peers,
+            session,
+            sockets: [None, None],
+            legs: [None, None],
+            streams: [None, None],
+            relaying: false,
+            line,
+            again,
+            given_back: None,
+            work: JoinSet::new(),
+            guard,
+        }
+    }
+
+    /// Runs for the whole life of the session.
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Input>) {
+        loop {
+            while let Some(action) = self.session.poll_action() {
+                self.perform(action).await;
+            }
+            if self.session.is_over() {
+                break;
+            }
+            let input = tokio::select! {
+                biased;
+                input = inbox.recv() => {
+                    input.unwrap_or_else(|| Input::Drain(Instant::now()))
+                }
+                Some(done) = self.work.join_next() => match done {
+                    Ok(Done::Told(input)) => input,
+                    Ok(Done::Arrived(side, Some(socket))) => {
+                        self.sockets[side.index()] = Some(socket);
+                        Input::Arrived(side)
+                    }
+                    Ok(Done::Relayed(outcome)) => {
+                        self.relaying = false;
+                        let broken = self.broken();
+                        self.session.handle(Input::Broken(broken), Instant::now());
+                        Input::Relayed(outcome)
+                    }
+                    Ok(Done::Waits(side, Some(mut waiting))) => {
+                        let waits = *waiting.borrow_and_update();
+                        self.watch(side, waiting);
+                        Input::Waits(side, waits)
+                    }
+                    Ok(Done::Arrived(_, None) | Done::Waits(_, None)) | Err(_) => continue,
+                },
+                () = sleep_until(self.session.deadline()) => Input::Timeout,
+            };
+            self.session.handle(input, Instant::now());
+        }
+        let legs = self.facts.legs.get().map_or(["none"; 2], |legs| legs.map(|leg| leg.as_str()));
+        metrics::SESSIONS_ENDED.count(&[legs[0], legs[1], self.session.reason()]);
+        if let (Some((stanza, error)), Some(Again(again))) =
+            (self.given_back.take(), self.again.take())
+        {
+            let guard = self.into_guard();
+            return again(stanza, error, Left { guard, inbox }).await;
+        }
+        inbox.close();
+        self.guard.leave();
+        while let Ok(input) = inbox.try_recv() {
+            if let Input::Jingle(_, stanza) | Input::Open(_, stanza) = input {
+                self.send(stanza.refuse(&unknown_session())).await;
+            }
+        }
+        // Bytes that still flow when both users know of the end may reach their reader.
+        if self.relaying {
+            let rest = async {
+                while let Some(done) = self.work.join_next().await {
+                    if matches!(done, Ok(Done::Relayed(_))) {
+                        break;
+                    }
+                }
+            };
+            tokio::pin!(rest);
+            let progress = &self.facts.progress;
+            // A slow reader gets everything, in bounded time: it keeps a place that no user and no admin can see.
+            let until = Instant::now() + self.shared.options().idle_timeout;
+            loop {
+                let before = progress.bytes();
+                let over = timeout(LINGER, &mut rest).await.is_ok() || Instant::now() >= until;
+                if over || progress.bytes() == before && !progress.holds() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Ends all work; the session keeps its places.
+    fn into_guard(self) -> Guard {
+        self.guard
+    }
+
+    async fn send(&self, element: Element) {
+        let _ = self.shared.outbound.send(element).await;
+    }
+
+    async fn perform(&mut self, action: Action) {
+        match action {
+            Action::Acknowledged => {
+                self.shared.acknowledged(&self.peers[Side::Responder.index()]);
+            }
+            Action::Ask(side, number, payload) => {
+                let mut wait = ANSWER;
+                if payload.attr("action") == Some("session-initiate") {
+                    // The callee must not learn of a session that a crash would make the component forget.
+                    let peer = &mut self.peers[side.index()];
+                    if !payload.has_ns(peer.namespace.as_str()) {
+                        peer.namespace = payload.ns();
+                        self.line.write(&self.peers);
+                    }
+                    self.line.written().await;
+                    wait = self.session.patience();
+                }
+                let peer = &self.peers[side.index()];
+                let pending =
+                    self.shared.requests.send("set", &peer.mask, &peer.user, payload).await;
+                self.work.spawn(async move {
+                    Done::Told(Input::Answered(number, pending.answer(wait).await))
+                });
+            }
+            Action::Connect(side, sid) => {
+                // Clients differ in which side they take for the requester: either order belongs to this leg.
+                let Peer { user, mask, .. } = &self.peers[side.index()];
+                let hashes =
+                    vec![DstAddr::compute(&sid, mask, user), DstAddr::compute(&sid, user, mask)];
+                let mut registration = self.shared.table.register(hashes);
+                self.work.spawn(async move { Done::Arrived(side, registration.arrived().await) });
+            }
+            Action::ExpectOpen(side, sid) => {
+                self.shared.expect_open(&self.peers[side.index()], sid);
+            }
+            Action::Join => {
+                let [a, b] = &mut self.legs;
+                let (Some(a), Some(b)) = (a.take(), b.take()) else { return };
+                tracing::info!(initiator = a.kind(), responder = b.kind(), "both legs up");
+                let settings = self.shared.options();
+                let options = pipe::Options {
+                    idle_timeout: settings.idle_timeout,
+                    guard: settings.require_tls,
+                    account: pipe::Account::of(&self.peers[Side::Initiator.index()].user.to_bare()),
+                };
+                self.relaying = true;
+                for side in [Side::Initiator, Side::Responder] {
+                    if let Some(stream) = &self.streams[side.index()] {
+                        let waiting = stream.waiting();
+                        self.watch(side, waiting);
+                    }
+                }
+                let legs = [a.transport_kind(), b.transport_kind()];
+                if !legs.contains(&TransportKind::Ibb) {
+                    self.line.streams();
+                }
+                let _once = self.facts.legs.set(legs);
+                let (plane, facts) = (self.shared.table.plane().clone(), Arc::clone(&self.facts));
+                self.work.spawn(async move {
+                    Done::Relayed(plane.join(a, b, options, &facts.progress).await)
+                });
+            }
+            Action::LookUpFeatures => {
+                let shared = Arc::clone(&self.shared);
+                let Peer { user, mask, .. } = self.peers[Side::Responder.index()].clone();
+                self.work.spawn(async move {
+                    Done::Told(match shared.features(&user, &mask).await {
+                        Found::Features(features) => Input::Features(features.to_vec()),
+                        Found::Silence => Input::NoFeatures,
+                        Found::Error => match shared.look_up_room(user.domain().as_str()).await {
+                            true => Input::Room,
+                            false => Input::Features(Vec::new()),
+                        },
+                    })
+                });
+            }
+            Action::LookUpKeys(side, prints) => {
+                let shared = Arc::clone(&self.shared);
+                let owner = self.peers[side.index()].user.to_bare();
+                let asker = self.peers[side.other().index()].user.to_bare();
+                self.work.spawn(async move {
+                    Done::Told(Input::Keys(side, shared.keys(&owner, &asker, &prints).await))
+                });
+            }
+            Action::GiveBack(stanza, error) => self.given_back = Some((*stanza, error)),
+            Action::Send(element) => self.send(element).await,
+            Action::TakeSocket(side) => {
+                self.legs[side.index()] = self.sockets[side.index()].take().map(Leg::Socket);
+            }
+            Action::TakeStream(side, sid, block_size, stanza) => {
+                self.legs[side.index()] = Some(self.stream(side, sid, block_size, stanza));
+            }
+        }
+    }
+
+    /// Follows whether an in-band leg waits for its user.
+    fn watch(&mut self, side: Side, mut waiting: watch::Receiver<bool>) {
+        self.work.spawn(async move {
+            let changed = waiting.changed().await;
+            Done::Waits(side, changed.is_ok().then_some(waiting))
+        });
+    }
+
+    /// Returns which in-band leg broke, and why.
+    fn broken(&self) -> Option<(Side, IbbError)> {
+        let of = |side: Side| Some((side, self.streams[side.index()].as_ref()?.failure()?));
+        of(Side::Initiator).or_else(|| of(Side::Responder))
+    }
+
+    fn stream(&mut self, side: Side, sid: String, block_size: u16, stanza: IbbStanza) -> Leg {
+        let peer = &self.peers[side.index()];
+        let mut params = IbbParams::new(peer.mask.clone(), peer.user.clone(), sid.as_str());
+        params.block_size = block_size;
+        params.stanza = stanza;
+        let options = self.shared.options();
+        (params.window, params.silence_timeout) = (options.window, options.silence_timeout);
+        params.memory = Some(self.shared.memory.clone());
+        let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
+        self.streams[side.index()] = Some(handle.clone());
+        self.shared.add_stream(peer, sid, handle);
+        Leg::Ibb(stream)
+    }
+}

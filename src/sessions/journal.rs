@@ -1,0 +1,475 @@
+//! The journal of open sessions: after a crash, both users of every session learn that it is over.
+//!
+//! A session is recorded before its session-initiate reaches the callee, and removed when it ends. One task writes all
+//! changes that have gathered in one transaction, so a thousand sessions that begin at once wait for one disk write. An
+//! unavailable database delays no session: changes that could not be written are kept, and a session that ends
+//! meanwhile is removed from them. So at most one entry per session is kept.
+//!
+//! At the next start [`Journal::tell`] notifies each user who was in a session that it is gone.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use fingerpost_carry::{
+    clock::{Clock, SystemClock},
+    iq::random_id,
+};
+use fingerpost_wire::{
+    jingle::{self, Frame},
+    ns, xml,
+};
+use jid::BareJid;
+use minidom::Element;
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::session::Peer;
+use crate::registry::store::{OpenSide, Store, StoreError};
+
+/// How long a session waits for its line to be on the disk. Then it continues without.
+const WAIT: Duration = Duration::from_secs(2);
+/// How long one transaction may take.
+const WRITE: Duration = Duration::from_secs(15);
+/// The pause before another try after the database has failed.
+const AGAIN: Duration = Duration::from_secs(2);
+/// The text for the users of a lost session.
+const LOST: &str = "The service was restarted";
+
+/// A change of one session's line.
+#[derive(Debug)]
+enum Change {
+    Begun {
+        sides: Vec<OpenSide>,
+        /// Whether nothing of it is on the disk yet.
+        fresh: bool,
+        waiting: Option<oneshot::Sender<()>>,
+    },
+    Ended,
+}
+
+/// What becomes of a session's line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// The line is removed when the session ends.
+    Removed,
+    /// The same; the session needs no link to continue.
+    Streams,
+    /// Another instance notifies the users and removes it.
+    Left,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    changes: HashMap<String, Change>,
+    /// Whether the last write failed; then sessions do not wait for the next.
+    failing: bool,
+    /// The present sessions, and what becomes of their lines.
+    lines: HashMap<String, Fate>,
+}
+
+/// The journal of one component. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    store: Store,
+    component: BareJid,
+    /// The prefix of the names of this run's sessions.
+    run: String,
+    state: Arc<Mutex<State>>,
+    news: Arc<Notify>,
+}
+
+/// A session in the journal. Dropping it removes the session.
+#[derive(Debug)]
+pub(super) struct Line {
+    journal: Journal,
+    session: String,
+    noted: bool,
+    written: Option<oneshot::Receiver<()>>,
+}
+
+impl Journal {
+    /// Returns the journal of `component`. Nothing is written until [`Journal::run`] does it.
+    pub fn new(store: Store, component: BareJid) -> Self {
+        Self { store, component, run: random_id(), state: Arc::default(), news: Arc::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records the beginning of a session.
+    pub(super) fn begin(&self, peers: &[Peer]) -> Line {
+        let mut line = Line {
+            journal: self.clone(),
+            session: self.run.clone() + &random_id(),
+            noted: false,
+            written: None,
+        };
+        self.lock().lines.insert(line.session.clone(), Fate::Removed);
+        line.write(peers);
+        line
+    }
+
+    /// Writes changes until `stop`, then the rest.
+    pub async fn run(self, stop: CancellationToken) {
+        loop {
+            let stopped = tokio::select! {
+                biased;
+                () = self.news.notified() => false,
+                () = stop.cancelled() => true,
+            };
+            let written = self.write().await;
+            if stopped {
+                return;
+            }
+            if let Err(error) = written {
+                if !std::mem::replace(&mut self.lock().failing, true) {
+                    warn!(%error, "could not record open sessions; after a crash their users would not be notified");
+                }
+                let _stopped = timeout(AGAIN, stop.cancelled()).await;
+                self.news.notify_one();
+            } else if std::mem::replace(&mut self.lock().failing, false) {
+                info!("open sessions are recorded again");
+            }
+        }
+    }
+
+    async fn write(&self) -> Result<(), StoreError> {
+        let changes = std::mem::take(&mut self.lock().changes);
+        let (mut begun, mut ended) = (Vec::new(), Vec::new());
+        for (session, change) in &changes {
+            match change {
+                Change::Begun { sides, .. } => begun.extend(sides.iter().cloned()),
+                Change::Ended => ended.push(session.clone()),
+            }
+        }
+        let now = SystemClock.now();
+        let writing = self.store.change_open(&self.component, &begun, &ended, now);
+        let written = timeout(WRITE, writing)
+            .await
+            .unwrap_or_else(|_| Err(StoreError::Database(sqlx::Error::PoolTimedOut)));
+        if written.is_ok() {
+            for change in changes.into_values() {
+                if let Change::Begun { waiting: Some(waiting), .. } = change {
+                    let _ = waiting.send(());
+                }
+            }
+            return Ok(());
+        }
+        let mut state = self.lock();
+        for (session, change) in changes {
+            // The waiting session continues: the sender is dropped.
+            let change = match change {
+                Change::Begun { sides, fresh, .. } => Change::Begun { sides, fresh, waiting: None },
+                Change::Ended => Change::Ended,
+            };
+            match (state.changes.get(&session), change) {
+                (Some(Change::Ended), Change::Begun { fresh: true, .. }) => {
+                    state.changes.remove(&session);
+                }
+                (Some(_), _) => {}
+                (None, change) => {
+                    state.changes.insert(session, change);
+                }
+            }
+        }
+        written
+    }
+
+    /// Returns the recorded sessions of this run, or, without `own`, those that an earlier run left open.
+    async fn open(&self, own: bool) -> Result<Vec<OpenSide>, StoreError> {
+        let mut open = self.store.open_sides(&self.component).await?;
+        open.retain(|side| side.session.starts_with(&self.run) == own);
+        Ok(open)
+    }
+
+    /// Notifies the users of sessions that were open when the component died, then forgets these. Call it when the link
+    /// is up for the first time.
+    pub async fn tell(&self, outbound: &mpsc::Sender<Element>) {
+        let lost = loop {
+            match self.open(false).await {
+                Ok(lost) => break lost,
+                Err(error) => warn!(%error, "cannot read the sessions of the last run yet"),
+            }
+            sleep(AGAIN).await;
+        };
+        if lost.is_empty() {
+            return;
+        }
+        info!(
+            users = lost.len(),
+            "notifying the users of sessions that were open when the service died"
+        );
+        for side in &lost {
+            if outbound.send(terminate(side)).await.is_err() {
+                return;
+            }
+        }
+        while let Err(error) = self.forget(lost.clone()).await {
+            warn!(%error, "cannot remove lost sessions from the journal yet");
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Keeps the lines of streams that continue here while another process takes the component over: they are not lost.
+    pub async fn hand_over(&self) {
+        let forgetting = async { self.forget(self.open(true).await?).await };
+        match timeout(WAIT, forgetting).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "could not hand over running sessions"),
+            Err(_) => warn!("could not hand over running sessions in time"),
+        }
+    }
+
+    /// Leaves the lines to another instance, which leads from now on and has a link. It notifies the users of sessions
+    /// that cannot continue, however these end here. Streams between two sockets continue and are not lost.
+    pub async fn leave_to_the_next(&self) {
+        for fate in self.lock().lines.values_mut() {
+            if *fate == Fate::Removed {
+                *fate = Fate::Left;
+            }
+        }
+        let forgetting = async {
+            let mut going_on = self.open(true).await?;
+            let streams =
+                |side: &OpenSide| self.lock().lines.get(&side.session) == Some(&Fate::Streams);
+            going_on.retain(streams);
+            self.forget(going_on).await
+        };
+        match timeout(WAIT, forgetting).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "could not hand over running sessions"),
+            Err(_) => warn!("could not hand over running sessions in time"),
+        }
+    }
+
+    async fn forget(&self, sides: Vec<OpenSide>) -> Result<(), StoreError> {
+        let mut sessions: Vec<String> = sides.into_iter().map(|side| side.session).collect();
+        sessions.dedup();
+        self.store.change_open(&self.component, &[], &sessions, SystemClock.now()).await
+    }
+}
+
+fn terminate(side: &OpenSide) -> Element {
+    let frame = Frame {
+        namespace: &side.namespace,
+        sid: &side.sid,
+        initiator: &side.user,
+        responder: &side.mask,
+    };
+    let mut iq = xml::element(
+        "iq",
+        ns::CLIENT,
+        &[
+            ("type", "set"),
+            ("from", side.mask.as_str()),
+            ("to", side.user.as_str()),
+            ("id", &random_id()),
+        ],
+    );
+    iq.append_child(jingle::end(&frame, "gone", LOST, None));
+    iq
+}
+
+impl Line {
+    /// Records the session as it is now.
+    pub(super) fn write(&mut self, peers: &[Peer]) {
+        let side = |peer: &Peer| OpenSide {
+            session: self.session.clone(),
+            user: peer.user.clone(),
+            mask: peer.mask.clone(),
+            sid: peer.sid.clone(),
+            namespace: peer.namespace.clone(),
+        };
+        let sides = peers.iter().map(side).collect();
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.journal.lock();
+        let fresh = match state.changes.get(&self.session) {
+            Some(Change::Begun { fresh, .. }) => *fresh,
+            _ => !self.noted,
+        };
+        let waiting = (!state.failing).then_some(sender);
+        state.changes.insert(self.session.clone(), Change::Begun { sides, fresh, waiting });
+        drop(state);
+        self.noted = true;
+        self.written = Some(receiver);
+        self.journal.news.notify_one();
+    }
+
+    /// Notes that the session continues without a link: its bytes go from one socket to another.
+    pub(super) fn streams(&self) {
+        if let Some(fate) = self.journal.lock().lines.get_mut(&self.session)
+            && *fate == Fate::Removed
+        {
+            *fate = Fate::Streams;
+        }
+    }
+
+    /// Waits until the line is on the disk, or until that takes too long.
+    pub(super) async fn written(&mut self) {
+        if let Some(written) = self.written.take() {
+            let _ = timeout(WAIT, written).await;
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let mut state = self.journal.lock();
+        if state.lines.remove(&self.session) == Some(Fate::Left) {
+            return;
+        }
+        if !matches!(state.changes.remove(&self.session), Some(Change::Begun { fresh: true, .. })) {
+            state.changes.insert(self.session.clone(), Change::Ended);
+            self.journal.news.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use jid::Jid;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+
+    fn peer(name: &str) -> Peer {
+        Peer {
+            user: Jid::new(&format!("{name}@example.org/x")).unwrap(),
+            mask: Jid::new("other\\40example.org@xtls.example.org/y").unwrap(),
+            sid: format!("sid-of-{name}"),
+            namespace: ns::JINGLE.to_owned(),
+        }
+    }
+
+    fn journal(store: &Store) -> Journal {
+        Journal::new(store.clone(), BareJid::new("xtls.example.org").unwrap())
+    }
+
+    fn run(journal: &Journal) -> (CancellationToken, TaskTracker) {
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(journal.clone().run(stop.clone()));
+        tasks.close();
+        (stop, tasks)
+    }
+
+    #[tokio::test]
+    async fn what_is_open_at_a_crash_is_told_to_both_sides_once() {
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        let first = journal(&store);
+        let (stop, tasks) = run(&first);
+        let mut kept = first.begin(&[peer("alice"), peer("bob")]);
+        kept.written().await;
+        let mut ended = first.begin(&[peer("carol")]);
+        ended.written().await;
+        drop(ended);
+        // A crash: the line is never removed.
+        std::mem::forget(kept);
+        stop.cancel();
+        tasks.wait().await;
+
+        let (outbound, mut sent) = mpsc::channel(8);
+        let other = Journal::new(store.clone(), BareJid::new("other.example.org").unwrap());
+        other.tell(&outbound).await;
+        assert!(sent.try_recv().is_err(), "another component's sessions are its own");
+        let second = journal(&store);
+        let (stop, tasks) = run(&second);
+        let mut own = second.begin(&[peer("dave")]);
+        own.written().await;
+        second.tell(&outbound).await;
+        for name in ["alice", "bob"] {
+            let iq = sent.recv().await.unwrap();
+            assert_eq!(iq.attr("to"), Some(format!("{name}@example.org/x").as_str()));
+            let jingle = iq.get_child("jingle", ns::JINGLE).unwrap();
+            assert_eq!(jingle.attr("action"), Some("session-terminate"));
+            let reason = jingle.get_child("reason", ns::JINGLE).unwrap();
+            assert!(reason.has_child("gone", ns::JINGLE));
+            assert_eq!(reason.get_child("text", ns::JINGLE).unwrap().text(), LOST);
+        }
+        assert!(sent.try_recv().is_err(), "a running session is not lost");
+        assert_eq!(second.open(false).await.unwrap(), []);
+        assert_eq!(second.open(true).await.unwrap().len(), 1);
+        second.hand_over().await;
+        assert_eq!(second.open(true).await.unwrap(), []);
+        drop(own);
+        stop.cancel();
+        tasks.wait().await;
+    }
+
+    #[tokio::test]
+    async fn the_next_instance_tells_of_what_cannot_go_on_and_of_nothing_else() {
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        let (first, second) = (journal(&store), journal(&store));
+        let (stop, tasks) = run(&first);
+        let mut streams = first.begin(&[peer("alice"), peer("bob")]);
+        streams.streams();
+        streams.written().await;
+        let mut in_band = first.begin(&[peer("carol"), peer("dave")]);
+        in_band.written().await;
+        first.leave_to_the_next().await;
+        drop(in_band);
+        let mut later = first.begin(&[peer("erin")]);
+        later.written().await;
+        drop(later);
+        drop(streams);
+        stop.cancel();
+        tasks.wait().await;
+        let (outbound, mut sent) = mpsc::channel(8);
+        second.tell(&outbound).await;
+        for name in ["carol", "dave"] {
+            let to = format!("{name}@example.org/x");
+            assert_eq!(sent.recv().await.unwrap().attr("to"), Some(to.as_str()));
+        }
+        assert!(sent.try_recv().is_err());
+        assert_eq!(second.open(false).await.unwrap(), []);
+        assert!(first.lock().lines.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_database_that_cannot_be_written_holds_nothing_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("keys.db").display());
+        let store = Store::open(&url, 4, true).await.unwrap();
+        let pool = sqlx::SqlitePool::connect(&url).await.unwrap();
+        let locked = pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        let journal = journal(&store);
+        let (stop, tasks) = run(&journal);
+        let mut line = journal.begin(&[peer("alice")]);
+        // The write does not wait for the lock, which is still held.
+        line.written().await;
+        assert_eq!(journal.open(true).await.unwrap(), []);
+        drop(locked);
+        // Changes that could not be written are written when that is possible.
+        let end = Instant::now() + Duration::from_secs(30);
+        while journal.open(true).await.unwrap().is_empty() {
+            assert!(Instant::now() < end);
+            sleep(Duration::from_millis(50)).await;
+        }
+        drop(line);
+        stop.cancel();
+        tasks.wait().await;
+        assert_eq!(journal.open(true).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn no_more_is_kept_than_there_are_sessions() {
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        let journal = journal(&store);
+        journal.lock().failing = true;
+        for _ in 0..100 {
+            let mut line = journal.begin(&[peer("alice"), peer("bob")]);
+            line.write(&[peer("alice"), peer("carol")]);
+            line.written().await;
+        }
+        assert_eq!(journal.lock().changes.len(), 0);
+    }
+}

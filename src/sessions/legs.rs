@@ -1,0 +1,129 @@
+//! The state of one leg while its transport is negotiated.
+
+use fingerpost_wire::transport::Transport;
+use tokio::time::Instant;
+
+/// The planned transport of a leg.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// In-band.
+    Ibb {
+        /// The namespace of the Jingle transport.
+        namespace: String,
+        /// The bytestream's id; `None`: the first open of this user on this session's address counts.
+        sid: Option<String>,
+        /// The largest block, bytes before base64.
+        block_size: u16,
+    },
+    /// SOCKS5.
+    S5b {
+        /// The bytestream's id.
+        sid: String,
+        /// Our candidate's id.
+        cid: String,
+        /// The id of the user's own candidate at this component, if it has one.
+        own_proxy: Option<String>,
+        /// Whether we have sent candidate-used or candidate-error.
+        nominated: bool,
+        /// Whether the user has chosen the connection to us.
+        used: bool,
+    },
+}
+
+/// The state of one leg while it becomes a byte stream.
+#[derive(Clone, Debug)]
+pub(crate) struct LegState {
+    /// Its transport.
+    pub(crate) plan: Plan,
+    /// Whether the user on this leg knows of the session.
+    pub(crate) told: bool,
+    /// Whether the SOCKS5 connection is established.
+    pub(crate) arrived: bool,
+    /// Whether one side is about to open the in-band bytestream.
+    pub(crate) opening: bool,
+    /// Whether we have sent our `<open/>`.
+    pub(crate) opened: bool,
+    /// Whether its bytes can flow.
+    pub(crate) ready: bool,
+    /// The in-band bytestream that we have offered instead: its id and its largest block. Until it is accepted the plan
+    /// stands; until it is answered, SOCKS5 is not used.
+    pub(crate) replacing: Option<(String, u16)>,
+    /// When we offer an in-band bytestream unless SOCKS5 comes up.
+    pub(crate) fall_back_at: Option<Instant>,
+}
+
+impl LegState {
+    /// Creates a leg at the start of its negotiation.
+    pub(crate) fn new(plan: Plan) -> Self {
+        Self {
+            plan,
+            told: false,
+            arrived: false,
+            opening: false,
+            opened: false,
+            ready: false,
+            replacing: None,
+            fall_back_at: None,
+        }
+    }
+
+    /// Creates an in-band leg.
+    pub(crate) fn ibb(namespace: &str, sid: Option<String>, block_size: u16) -> Self {
+        Self::new(Plan::Ibb { namespace: namespace.to_owned(), sid, block_size })
+    }
+
+    /// Creates a SOCKS5 leg.
+    pub(crate) fn s5b(sid: String, cid: String, own_proxy: Option<String>) -> Self {
+        Self::new(Plan::S5b { sid, cid, own_proxy, nominated: false, used: false })
+    }
+
+    /// Sets another transport for the same leg.
+    pub(crate) fn replace(&mut self, with: Self) {
+        *self = Self { told: self.told, ..with };
+    }
+
+    /// Returns whether the user's own candidate at this component may still be used.
+    pub(crate) fn has_own_proxy(&self) -> bool {
+        matches!(&self.plan, Plan::S5b { own_proxy: Some(_), .. })
+    }
+
+    /// Takes the transport in the user's answer.
+    pub(crate) fn accept(&mut self, transport: Option<Transport>) {
+        match (transport, &mut self.plan) {
+            (
+                Some(Transport::Ibb { sid, block_size, .. }),
+                Plan::Ibb { sid: own, block_size: size, .. },
+            ) => {
+                if own.is_none() {
+                    *own = sid;
+                }
+                *size = (*size).min(block_size);
+            }
+            // The answer uses another transport than the offer: accept it as stated.
+            (Some(Transport::Ibb { namespace, sid, block_size }), plan @ Plan::S5b { .. }) => {
+                *plan = Plan::Ibb { namespace, sid, block_size };
+            }
+            _ => {}
+        }
+    }
+
+    /// Notes that the user has chosen the connection to us.
+    pub(crate) fn mark_used(&mut self) {
+        if let Plan::S5b { used, .. } = &mut self.plan {
+            *used = true;
+        }
+    }
+
+    /// Returns whether the plan is SOCKS5 and its connection is missing.
+    pub(crate) fn awaits_socks5(&self) -> bool {
+        !self.ready && matches!(self.plan, Plan::S5b { .. })
+    }
+
+    /// Returns whether a SOCKS5 leg is complete: it has the connection, the user has chosen it, and no replacement is
+    /// pending.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.arrived
+            && self.replacing.is_none()
+            && matches!(self.plan, Plan::S5b { used: true, .. })
+    }
+}

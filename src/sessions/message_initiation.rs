@@ -1,0 +1,718 @@
+//! Jingle message initiation: a session is proposed to all of a user's resources before it is started with one.
+//!
+//! ```text
+//! initiator A                        component                        callee B
+//!   propose id=a  →  (to B's proxied bare JID)  → propose id=b to each reachable resource
+//!   ← ringing id=a ─────────────────────────────  ringing id=b, from any
+//!   ← proceed id=a ─────────────────────────────  proceed id=b, from one: the others get retract id=b
+//!   session-initiate sid=a  →  (see `Proposals::session`)  → session-initiate sid=b to that one
+//!   finish id=a  ⇄ ─────────────────────────────  ⇄ finish id=b
+//! ```
+//!
+//! Each side knows only its own id. An answer counts if it names the id and comes from a resource that got the
+//! proposal. The first proceed or reject decides. A retract, or the timeout of a proposal, reaches all resources.
+//!
+//! [`Proposals`] decides and does no I/O: stanzas and the time go in, stanzas come out.
+//!
+//! Spec: XEP-0353 0.7.0, sections 3 and 4.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
+
+use fingerpost_carry::shares::{Full, Limits, Place, Shares};
+use fingerpost_wire::{
+    jid::proxied,
+    ns, size,
+    stanza::{Refusal, Stanza},
+    xml,
+};
+use jid::{BareJid, FullJid, Jid};
+use minidom::Element;
+use tokio::time::Instant;
+
+/// How long a proposal may ring.
+const RING: Duration = Duration::from_secs(180);
+/// How long a proposal may ring if nobody answers: devices sleep, and a message wakes them.
+const QUIET: Duration = Duration::from_secs(30);
+/// How long the initiator may take to start the session after a resource has said proceed.
+const START: Duration = Duration::from_secs(60);
+/// How long a started session's finish is waited for (XEP-0353, 5).
+const FINISH: Duration = Duration::from_secs(24 * 3600);
+/// How many times the free proposals one domain may have open.
+const SLOPE: usize = 16;
+/// The bytes that all proposals may hold, and those of one proposal besides its addresses and ids.
+const BYTES: usize = 32 << 20;
+const PROPOSAL: usize = 1024;
+/// The longest accepted id, in bytes.
+const ID: usize = 256;
+
+/// The state of a proposal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stage {
+    /// No resource has decided.
+    Ringing,
+    /// This resource takes the proposal.
+    Proceeding(FullJid),
+    /// The session has been started with this resource.
+    Started(FullJid),
+}
+
+#[derive(Debug)]
+struct Proposal {
+    initiator: Jid,
+    /// The initiator's id for it.
+    id: String,
+    callee: BareJid,
+    /// The resources that have received the proposal.
+    told: Vec<FullJid>,
+    /// Those of them that do not answer, and whether their server refuses to deliver to them.
+    silent: Vec<(FullJid, bool)>,
+    /// When the last of these became silent.
+    since: Instant,
+    began: Instant,
+    stage: Stage,
+    /// Whether the initiator, and the callee, have said that the session is over.
+    finished: [bool; 2],
+    deadline: Instant,
+    places: Vec<Place>,
+}
+
+impl Proposal {
+    /// Returns whether no resource has decided and none answers.
+    fn is_silent(&self) -> bool {
+        let is_silent = |told: &FullJid| self.silent.iter().any(|(silent, _)| silent == told);
+        self.stage == Stage::Ringing && self.told.iter().all(is_silent)
+    }
+
+    /// Returns whether the proposal reaches no resource: the server delivers nothing to the remaining ones.
+    fn is_refused(&self) -> bool {
+        self.is_silent() && self.silent.iter().all(|(_, is_refused)| *is_refused)
+    }
+}
+
+/// All open proposals, by the id that the callee knows.
+#[derive(Debug)]
+pub struct Proposals {
+    component: BareJid,
+    ids: fn() -> String,
+    /// The most proposals, and the most bytes that they may hold.
+    limits: [Limits; 2],
+    shares: [Shares; 2],
+    /// The longest message that can be sent, in bytes.
+    max_stanza_bytes: usize,
+    open: HashMap<String, Proposal>,
+    by_initiator: HashMap<Jid, HashMap<String, String>>,
+    by_callee: HashMap<BareJid, BTreeSet<String>>,
+    /// Proposals whose session was started, by user and by domain. They are forgotten first, the oldest first.
+    started: [BTreeSet<(String, Instant, String)>; 2],
+    deadlines: BTreeSet<(Instant, String)>,
+    /// The earliest deadline is not before this.
+    began: Instant,
+}
+
+impl Proposals {
+    /// Creates an empty set. `ids` returns ids that nobody can guess; `limits` are those in all, and for each
+    /// initiator.
+    pub fn new(component: BareJid, ids: fn() -> String, limits: (usize, usize)) -> Self {
+        Self {
+            component,
+            ids,
+            limits: [
+                Limits::new(limits.0, limits.1, SLOPE),
+                Limits::new(BYTES, limits.1.saturating_mul(BYTES / 256), SLOPE),
+            ],
+            shares: Default::default(),
+            max_stanza_bytes: size::DEFAULT,
+            open: HashMap::new(),
+            by_initiator: HashMap::new(),
+            by_callee: HashMap::new(),
+            started: Default::default(),
+            deadlines: BTreeSet::new(),
+            began: Instant::now(),
+        }
+    }
+
+    /// Sets the longest message that can be sent, in bytes.
+    pub fn set_max_stanza_bytes(&mut self, bytes: usize) {
+        self.max_stanza_bytes = bytes;
+    }
+
+    /// Checks the length of messages that are passed on.
+    ///
+    /// # Errors
+    /// The answer to the sender, if one of them is too long.
+    fn check(&self, out: &[Element]) -> Result<(), Refusal> {
+        let limit = self.max_stanza_bytes;
+        let sizes = out.iter().filter_map(|message| size::of(message).ok());
+        match sizes.max().filter(|size| *size > limit) {
+            Some(size) => Err(size::refusal(size, limit)),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns when [`Proposals::expire`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Passes a proposal on to all reachable `resources` of `callee`.
+    ///
+    /// # Errors
+    /// The answer to the initiator, if it cannot be passed on.
+    pub fn propose(
+        &mut self,
+        stanza: &Stanza,
+        callee: &BareJid,
+        resources: Vec<FullJid>,
+        now: Instant,
+    ) -> Result<Vec<Element>, Refusal> {
+        let (_, id) = read(stanza).ok_or_else(Refusal::service_unavailable)?;
+        if id.is_empty() || id.len() > ID {
+            let text = format!("A proposal must have an id of at most {ID} bytes");
+            return Err(Refusal::bad_request(text));
+        }
+        if stanza.from.resource().is_none() {
+            return Err(Refusal::bad_request("A proposal must come from a full JID"));
+        }
+        if resources.is_empty() {
+            return Err(unreachable());
+        }
+        let own = self.by_initiator.get(&stanza.from);
+        if own.is_some_and(|ids| ids.contains_key(&id)) {
+            return Err(Refusal::new("cancel", "conflict", "There is a proposal with this id"));
+        }
+        let proposal = Proposal {
+            initiator: stanza.from.clone(),
+            id: id.clone(),
+            callee: callee.clone(),
+            told: resources,
+            silent: Vec::new(),
+            since: now,
+            began: now,
+            stage: Stage::Ringing,
+            finished: [false; 2],
+            deadline: now + RING,
+            places: Vec::new(),
+        };
+        let Some(mask) = proxied(&proposal.initiator, &self.component) else {
+            return Err(Refusal::bad_request("Your JID is too long to be proxied"));
+        };
+        let theirs = self.their_id(&proposal);
+        let out: Vec<Element> = proposal
+            .told
+            .iter()
+            .map(|to| self.moved(stanza, &mask, &Jid::from(to.clone()), &theirs, true))
+            .collect();
+        self.check(&out)?;
+        let proposal = self.admit(proposal)?;
+        self.deadlines.insert((proposal.deadline, theirs.clone()));
+        self.by_initiator.entry(stanza.from.clone()).or_default().insert(id, theirs.clone());
+        self.by_callee.entry(callee.clone()).or_default().insert(theirs.clone());
+        self.open.insert(theirs, proposal);
+        Ok(out)
+    }
+
+    /// Passes on a message about a proposal: ringing, proceed, reject, retract, finish. `peer` is the user that the
+    /// addressee stands for.
+    ///
+    /// # Errors
+    /// `item-not-found` if the two have no such proposal.
+    pub fn handle(
+        &mut self,
+        stanza: &Stanza,
+        peer: &Jid,
+        now: Instant,
+    ) -> Result<Vec<Element>, Refusal> {
+        let none = || Refusal::item_not_found("There is no such proposal");
+        let (action, id) = read(stanza).ok_or_else(none)?;
+        let theirs = self.by_initiator.get(&stanza.from).and_then(|ids| ids.get(&id)).cloned();
+        if let Some(theirs) = theirs
+            && self.open.get(&theirs).is_some_and(|open| open.callee == peer.to_bare())
+        {
+            return self.of_initiator(stanza, &action, &theirs, now)?.ok_or_else(none);
+        }
+        let from = FullJid::try_from(stanza.from.clone()).map_err(|_| none())?;
+        let known = self.open.get(&id).is_some_and(|open| {
+            open.initiator.to_bare() == peer.to_bare()
+                && open.told.contains(&from)
+                && peer.resource().is_none_or(|_| open.initiator == *peer)
+        });
+        if !known {
+            return Err(none());
+        }
+        self.of_callee(stanza, &action, &id, from, now)?.ok_or_else(none)
+    }
+
+    fn of_initiator(
+        &mut self,
+        stanza: &Stanza,
+        action: &str,
+        theirs: &str,
+        now: Instant,
+    ) -> Result<Option<Vec<Element>>, Refusal> {
+        let Some(proposal) = self.open.get(theirs) else { return Ok(None) };
+        let Some(mask) = proxied(&proposal.initiator, &self.component) else { return Ok(None) };
+        let told = proposal.told.iter();
+        let out: Vec<Element> = told
+            .map(|to| self.moved(stanza, &mask, &Jid::from(to.clone()), theirs, true))
+            .collect();
+        self.check(&out)?;
+        match action {
+            "retract" => {
+                self.remove(theirs);
+            }
+            "finish" => self.finish(theirs, 0, now),
+            _ => return Ok(None),
+        }
+        Ok(Some(out))
+    }
+
+    fn of_callee(
+        &mut self,
+        stanza: &Stanza,
+        action: &str,
+        theirs: &str,
+        from: FullJid,
+        now: Instant,
+    ) -> Result<Option<Vec<Element>>, Refusal> {
+        let Some(proposal) = self.open.get(theirs) else { return Ok(None) };
+        let Some(mask) = proxied(&stanza.from, &self.component) else { return Ok(None) };
+        let passed = self.moved(stanza, &mask, &proposal.initiator, &proposal.id, false);
+        self.check(std::slice::from_ref(&passed))?;
+        let decided = match &proposal.stage {
+            Stage::Ringing => None,
+            Stage::Proceeding(by) | Stage::Started(by) => Some(by),
+        };
+        Ok(match (action, decided) {
+            ("ringing", None) => {
+                self.answers(theirs, &from);
+                Some(vec![passed])
+            }
+            // The proposal no longer rings; the resource may have missed that.
+            ("ringing" | "proceed" | "reject", Some(by)) if *by != from => {
+                let late = "Answered on another device";
+                Some(self.retract(proposal, theirs, &from, "cancel", late).into_iter().collect())
+            }
+            ("ringing" | "proceed", Some(_)) => Some(Vec::new()),
+            ("proceed", None) => {
+                let mut out = vec![passed];
+                out.extend(self.retract_others(theirs, &from, "Answered on another device"));
+                self.advance(theirs, Stage::Proceeding(from), now + START);
+                Some(out)
+            }
+            ("reject", None) => {
+                let mut out = vec![passed];
+                out.extend(self.retract_others(theirs, &from, "Declined on another device"));
+                self.remove(theirs);
+                Some(out)
+            }
+            // The resource that took it has changed its mind.
+            ("reject", Some(_)) => {
+                self.remove(theirs);
+                Some(vec![passed])
+            }
+            ("finish", Some(by)) if *by == from => {
+                self.finish(theirs, 1, now);
+                Some(vec![passed])
+            }
+            _ => None,
+        })
+    }
+
+    /// Returns the resource that took the proposal, and the session id that it knows, if a session-initiate from
+    /// `initiator` to `callee` starts a proposed session.
+    pub fn session(
+        &mut self,
+        initiator: &Jid,
+        callee: &Jid,
+        sid: &str,
+        now: Instant,
+    ) -> Option<(FullJid, String)> {
+        let theirs = self.by_initiator.get(initiator)?.get(sid)?.clone();
+        let proposal = self.open.get(&theirs)?;
+        let Stage::Proceeding(by) = &proposal.stage else { return None };
+        let by = by.clone();
+        if callee.to_bare() != proposal.callee || callee.resource().is_some() && *callee != *by {
+            return None;
+        }
+        self.advance(&theirs, Stage::Started(by.clone()), now + FINISH);
+        Some((by, theirs))
+    }
+
+    /// Handles a resource that has gone: retracts its proposals, and rejects those that no other resource can take.
+    pub fn gone(&mut self, user: &Jid) -> Vec<Element> {
+        let mut out = Vec::new();
+        let own = self.by_initiator.get(user).into_iter().flat_map(HashMap::values).cloned();
+        for theirs in own.collect::<Vec<_>>() {
+            out.extend(self.end(&theirs, "gone", "The other user went away", true, false));
+        }
+        let Ok(user) = FullJid::try_from(user.clone()) else { return out };
+        let asked = self.by_callee.get(&user.to_bare()).into_iter().flatten().cloned();
+        for theirs in asked.collect::<Vec<_>>() {
+            let Some(proposal) = self.open.get_mut(&theirs) else { continue };
+            if !proposal.told.contains(&user) {
+                continue;
+            }
+            proposal.told.retain(|told| *told != user);
+            proposal.silent.retain(|(silent, _)| *silent != user);
+            let left = match &proposal.stage {
+                Stage::Ringing => proposal.is_refused(),
+                Stage::Proceeding(by) => *by == user,
+                // The session itself reports its end.
+                Stage::Started(_) => false,
+            };
+            if left {
+                out.extend(self.end(&theirs, "gone", "The other user went away", false, true));
+            } else {
+                self.settle(&theirs);
+            }
+        }
+        out
+    }
+
+    /// Notes that a resource has shown itself.
+    pub fn here(&mut self, user: &FullJid) {
+        let asked = self.by_callee.get(&user.to_bare()).into_iter().flatten().cloned();
+        for theirs in asked.collect::<Vec<_>>() {
+            self.answers(&theirs, user);
+        }
+    }
+
+    fn answers(&mut self, theirs: &str, user: &FullJid) {
+        if let Some(proposal) = self.open.get_mut(theirs) {
+            proposal.silent.retain(|(silent, _)| silent != user);
+            self.settle(theirs);
+        }
+    }
+
+    /// Sets how long a proposal may ring.
+    fn settle(&mut self, theirs: &str) {
+        let Some(proposal) = self.open.get(theirs) else { return };
+        let deadline = proposal.began + if proposal.is_silent() { QUIET } else { RING };
+        let is_open = proposal.stage == Stage::Ringing && proposal.finished == [false; 2];
+        if is_open && deadline != proposal.deadline {
+            self.advance(theirs, Stage::Ringing, deadline);
+        }
+    }
+
+    /// Handles a resource that does not answer, `since` then. A proposal that rings nowhere else is rejected: at once
+    /// with this text if the user's server refuses to deliver (`is_refused`), otherwise if the silence lasts.
+    pub fn silent(
+        &mut self,
+        user: &FullJid,
+        since: Instant,
+        is_refused: bool,
+        text: &str,
+    ) -> Vec<Element> {
+        let mut out = Vec::new();
+        let asked = self.by_callee.get(&user.to_bare()).into_iter().flatten().cloned();
+        for theirs in asked.collect::<Vec<_>>() {
+            let Some(proposal) = self.open.get_mut(&theirs) else { continue };
+            if !proposal.told.contains(user) || proposal.stage != Stage::Ringing {
+                continue;
+            }
+            proposal.silent.retain(|(silent, _)| silent != user);
+            proposal.silent.push((user.clone(), is_refused));
+            proposal.since = since;
+            if proposal.is_refused() {
+                out.extend(self.end(&theirs, "timeout", text, true, true));
+            } else {
+                self.settle(&theirs);
+            }
+        }
+        out
+    }
+
+    /// Ends old proposals. `silent` returns since when a user does not answer.
+    pub fn expire(
+        &mut self,
+        now: Instant,
+        silent: impl Fn(&BareJid, Instant) -> String,
+    ) -> Vec<Element> {
+        let mut out = Vec::new();
+        while let Some((deadline, theirs)) = self.deadlines.first()
+            && *deadline <= now
+        {
+            let theirs = theirs.clone();
+            let started = self.open.get(&theirs).is_some_and(|open| {
+                matches!(open.stage, Stage::Started(_)) || open.finished != [false; 2]
+            });
+            let quiet = self.open.get(&theirs).filter(|open| open.is_silent());
+            let quiet = quiet.map(|open| silent(&open.callee, open.since));
+            if started {
+                self.remove(&theirs);
+            } else if let Some(text) = quiet {
+                out.extend(self.end(&theirs, "timeout", &text, true, true));
+            } else {
+                out.extend(self.end(&theirs, "expired", "Nobody answered in time", true, true));
+            }
+        }
+        out
+    }
+
+    /// Ends a proposal with a message of the component's own to its users.
+    fn end(
+        &mut self,
+        theirs: &str,
+        condition: &str,
+        text: &str,
+        callee: bool,
+        initiator: bool,
+    ) -> Vec<Element> {
+        let Some(proposal) = self.remove(theirs) else { return Vec::new() };
+        if matches!(proposal.stage, Stage::Started(_)) {
+            return Vec::new();
+        }
+        let mut out = Vec::new();
+        if callee {
+            let retract = |to: &FullJid| self.retract(&proposal, theirs, to, condition, text);
+            out.extend(proposal.told.iter().filter_map(retract));
+        }
+        if initiator && let Some(mask) = proxied(&proposal.callee.into(), &self.component) {
+            let element = said("reject", &proposal.id, condition, text);
+            out.push(self.message(&mask, &proposal.initiator, element));
+        }
+        out
+    }
+
+    fn retract_others(&self, theirs: &str, but: &FullJid, text: &str) -> Vec<Element> {
+        let Some(proposal) = self.open.get(theirs) else { return Vec::new() };
+        let others = proposal.told.iter().filter(|told| *told != but);
+        others.filter_map(|to| self.retract(proposal, theirs, to, "cancel", text)).collect()
+    }
+
+    fn retract(
+        &self,
+        proposal: &Proposal,
+        theirs: &str,
+        to: &FullJid,
+        condition: &str,
+        text: &str,
+    ) -> Option<Element> {
+        let mask = proxied(&proposal.initiator, &self.component)?;
+        let element = said("retract", theirs, condition, text);
+        let mut message = self.message(&mask, &Jid::from(to.clone()), element);
+        message.append_child(Element::bare("private", ns::CARBONS));
+        Some(message)
+    }
+
+    /// Returns a message of the component's own.
+    fn message(&self, from: &Jid, to: &Jid, element: Element) -> Element {
+        let mut message = xml::element(
+            "message",
+            ns::CLIENT,
+            &[
+                ("type", "chat"),
+                ("from", from.as_str()),
+                ("to", to.as_str()),
+                ("id", &(self.ids)()),
+            ],
+        );
+        message.append_child(element);
+        message.append_child(Element::bare("store", ns::PROCESSING_HINTS));
+        message
+    }
+
+    /// Returns a message for the other side: addresses and ids are new, the rest is kept. `alone`: the user's server
+    /// must not copy it to other resources, because each gets its own.
+    fn moved(&self, stanza: &Stanza, from: &Jid, to: &Jid, id: &str, alone: bool) -> Element {
+        let mut out = xml::head_in(&stanza.element, ns::CLIENT);
+        for (name, value) in [("from", from.as_str()), ("to", to.as_str()), ("id", &(self.ids)())] {
+            xml::set(&mut out, name, value);
+        }
+        let mut private = alone;
+        for node in stanza.element.nodes() {
+            match node.as_element() {
+                Some(child) if child.has_ns(ns::JINGLE_MESSAGE) && child.attr("id").is_some() => {
+                    let mut child = child.clone();
+                    xml::set(&mut child, "id", id);
+                    if let Some(migrated) = child.get_child_mut("migrated", ns::JINGLE_MESSAGE)
+                        && let Some(new) = migrated.attr("to")
+                        && let Some(new) = self.other_id(&stanza.from, new)
+                    {
+                        xml::set(migrated, "to", &new);
+                    }
+                    out.append_child(child);
+                }
+                Some(child) if child.is("private", ns::CARBONS) => {
+                    private = false;
+                    out.append_child(child.clone());
+                }
+                _ => out.append_node(node.clone()),
+            }
+        }
+        if private {
+            out.append_child(Element::bare("private", ns::CARBONS));
+        }
+        out
+    }
+
+    /// Returns the id of a proposal on the other side than that of `user`.
+    fn other_id(&self, user: &Jid, id: &str) -> Option<String> {
+        if let Some(theirs) = self.by_initiator.get(user).and_then(|ids| ids.get(id)) {
+            return Some(theirs.clone());
+        }
+        let told = |open: &&Proposal| open.told.iter().any(|told| *user == *told);
+        self.open.get(id).filter(told).map(|open| open.id.clone())
+    }
+
+    /// Returns the id for the callee. When two users propose to each other at once, the lower id wins (XEP-0353, 4.1).
+    /// Both must find the same proposal lower, so the new id compares to the other proposal's as the initiator's id
+    /// does.
+    fn their_id(&self, proposal: &Proposal) -> String {
+        let back = self.by_callee.get(&proposal.initiator.to_bare()).into_iter().flatten();
+        let back = back
+            .filter_map(|known| Some((known, self.open.get(known)?)))
+            .find(|(_, open)| open.initiator.to_bare() == proposal.callee);
+        let Some((known, back)) = back else { return (self.ids)() };
+        let lower = proposal.id < *known;
+        for prefix in ["", "!", "~"] {
+            for _ in 0..16 {
+                let id = format!("{prefix}{}", (self.ids)());
+                if (id < back.id) == lower {
+                    return id;
+                }
+            }
+        }
+        (self.ids)()
+    }
+
+    /// Takes the places that a proposal needs. A started session of its user or domain may make room: the component
+    /// then cannot pass on its finish.
+    fn admit(&mut self, mut proposal: Proposal) -> Result<Proposal, Refusal> {
+        let user = proposal.initiator.to_bare();
+        let told: usize = proposal.told.iter().map(|jid| 64 + jid.as_str().len()).sum();
+        let addresses = proposal.initiator.as_str().len() + proposal.callee.as_str().len();
+        // A resource that does not answer is stored twice.
+        let bytes = PROPOSAL + 2 * (2 * told + addresses + proposal.id.len());
+        for (kind, weight) in [1, bytes].into_iter().enumerate() {
+            loop {
+                match self.shares[kind].take(&user, weight, &self.limits[kind]) {
+                    Ok(place) => {
+                        proposal.places.push(place);
+                        break;
+                    }
+                    Err(full) if self.forget_started(&user, full) => {}
+                    Err(_) => {
+                        for (shares, place) in self.shares.iter_mut().zip(&proposal.places) {
+                            shares.give_back(place);
+                        }
+                        return Err(Refusal::resource_constraint("Too many proposals are open"));
+                    }
+                }
+            }
+        }
+        Ok(proposal)
+    }
+
+    fn advance(&mut self, theirs: &str, stage: Stage, deadline: Instant) {
+        let Some(proposal) = self.open.get_mut(theirs) else { return };
+        let old = std::mem::replace(&mut proposal.deadline, deadline);
+        proposal.stage = stage;
+        let is_started = matches!(proposal.stage, Stage::Started(_));
+        let groups = groups(&proposal.initiator);
+        self.deadlines.remove(&(old, theirs.to_owned()));
+        self.deadlines.insert((deadline, theirs.to_owned()));
+        for (started, group) in self.started.iter_mut().zip(groups) {
+            started.remove(&(group.clone(), old, theirs.to_owned()));
+            if is_started {
+                started.insert((group, deadline, theirs.to_owned()));
+            }
+        }
+    }
+
+    /// Notes that one side has said that the session is over; the other may say so too.
+    fn finish(&mut self, theirs: &str, side: usize, now: Instant) {
+        let Some(proposal) = self.open.get_mut(theirs) else { return };
+        proposal.finished[side] = true;
+        if proposal.finished == [true; 2] {
+            self.remove(theirs);
+        } else {
+            let stage = proposal.stage.clone();
+            self.advance(theirs, stage, now + START);
+        }
+    }
+
+    /// Makes room after `full`: forgets the oldest started session of the user or of the user's domain.
+    fn forget_started(&mut self, user: &BareJid, full: Full) -> bool {
+        let [of_user, of_domain] = groups(&user.clone().into());
+        let (started, group) = match full {
+            Full::User => (&self.started[0], of_user),
+            Full::Domain | Full::All => (&self.started[1], of_domain),
+        };
+        let oldest = started
+            .range((group.clone(), self.began, String::new())..)
+            .next()
+            .filter(|(of, ..)| *of == group)
+            .map(|(_, _, theirs)| theirs.clone());
+        oldest.is_some_and(|theirs| self.remove(&theirs).is_some())
+    }
+
+    fn remove(&mut self, theirs: &str) -> Option<Proposal> {
+        let proposal = self.open.remove(theirs)?;
+        self.deadlines.remove(&(proposal.deadline, theirs.to_owned()));
+        for (started, group) in self.started.iter_mut().zip(groups(&proposal.initiator)) {
+            started.remove(&(group, proposal.deadline, theirs.to_owned()));
+        }
+        if let Some(ids) = self.by_initiator.get_mut(&proposal.initiator) {
+            ids.remove(&proposal.id);
+            if ids.is_empty() {
+                self.by_initiator.remove(&proposal.initiator);
+            }
+        }
+        if let Some(ids) = self.by_callee.get_mut(&proposal.callee) {
+            ids.remove(theirs);
+            if ids.is_empty() {
+                self.by_callee.remove(&proposal.callee);
+            }
+        }
+        for (shares, place) in self.shares.iter_mut().zip(&proposal.places) {
+            shares.give_back(place);
+        }
+        Some(proposal)
+    }
+}
+
+/// Returns the user and the domain of an initiator.
+fn groups(initiator: &Jid) -> [String; 2] {
+    [initiator.to_bare().to_string(), initiator.domain().to_string()]
+}
+
+/// Returns a proposal message's action and id.
+pub fn read(stanza: &Stanza) -> Option<(String, String)> {
+    let mut children = stanza.element.children().filter(|child| child.has_ns(ns::JINGLE_MESSAGE));
+    let child = children.next().filter(|_| children.next().is_none())?;
+    Some((child.name().to_owned(), child.attr("id").unwrap_or_default().to_owned()))
+}
+
+/// Returns the refusal for a callee that is absent, or hidden from the asker.
+pub(crate) fn unreachable() -> Refusal {
+    let text = "The user is not reachable now";
+    Refusal::new("wait", "recipient-unavailable", text).with_extra(AWAY.0, AWAY.1)
+}
+
+/// The application condition of [`unreachable`].
+pub(crate) const AWAY: (&str, &str) = ("away", ns::HINTS);
+
+/// Returns the refusal for the address of a room or of its occupant (XEP-0045).
+pub(crate) fn room() -> Refusal {
+    let text = "This is the address of a chat room, or of somebody in it, and sessions do not go through rooms: ask for \
+                the real address";
+    Refusal::new("cancel", "not-acceptable", text).with_extra("room", ns::HINTS)
+}
+
+fn said(action: &str, id: &str, condition: &str, text: &str) -> Element {
+    let mut element = xml::element(action, ns::JINGLE_MESSAGE, &[("id", id)]);
+    let mut reason = Element::bare("reason", ns::JINGLE);
+    reason.append_child(Element::bare(condition, ns::JINGLE));
+    let mut words = Element::bare("text", ns::JINGLE);
+    words.append_text(text);
+    reason.append_child(words);
+    element.append_child(reason);
+    element
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,277 @@
+//! The database remembers the reachable resources, so that a restarted component knows them at once.
+//!
+//! Changes are collected for a second and written in one transaction of bounded size: a user that comes and goes a
+//! hundred times costs one row. Changes that could not be written are kept until that is possible. Only resources that
+//! were written need to be removed, so at most one change is kept for each entry of the table and each row of the
+//! database.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use fingerpost_carry::clock::{Clock, SystemClock};
+use jid::{BareJid, FullJid};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::presence::Change;
+use crate::registry::store::{Store, StoreError};
+
+/// Changes within this time are written together.
+const COLLECT: Duration = Duration::from_secs(1);
+/// The most changes in one transaction.
+const BATCH: usize = 1000;
+/// How long one transaction may take.
+const WRITE: Duration = Duration::from_secs(15);
+/// The pause before another try after the database has failed.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Resources that were not seen for this long before the start are not checked.
+const OLD: Duration = Duration::from_secs(24 * 3600);
+/// The most resources that are read at the start.
+const READ: u32 = 50_000;
+
+/// A pending change of a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pending {
+    Here {
+        priority: i8,
+        /// Whether the database has nothing of it.
+        is_new: bool,
+    },
+    Gone,
+}
+
+impl Pending {
+    /// Returns the change to write after a newer one; `None` if the database needs neither.
+    fn then(self, newer: Self) -> Option<Self> {
+        match (self, newer) {
+            (Self::Here { is_new: true, .. }, Self::Gone) => None,
+            (Self::Here { is_new, .. }, Self::Here { priority, .. }) => {
+                Some(Self::Here { priority, is_new })
+            }
+            (Self::Gone, Self::Here { priority, .. }) => {
+                Some(Self::Here { priority, is_new: false })
+            }
+            (_, Self::Gone) => Some(Self::Gone),
+        }
+    }
+}
+
+type Changes = HashMap<Arc<FullJid>, Pending>;
+
+/// Adds a newer change.
+fn add(changes: &mut Changes, jid: Arc<FullJid>, newer: Pending) {
+    let change = match changes.remove(&jid) {
+        Some(older) => older.then(newer),
+        None => Some(newer),
+    };
+    if let Some(change) = change {
+        changes.insert(jid, change);
+    }
+}
+
+/// The database's memory of one component. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Reachable {
+    store: Store,
+    component: BareJid,
+    changes: Arc<Mutex<Changes>>,
+    news: Arc<Notify>,
+}
+
+impl Reachable {
+    /// Returns the memory of `component`. Nothing is written until [`Reachable::run`] does it.
+    pub fn new(store: Store, component: BareJid) -> Self {
+        Self { store, component, changes: Arc::default(), news: Arc::default() }
+    }
+
+    /// Never held over an `.await`.
+    fn lock(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the resources that were reachable when the component last ran. Old ones are forgotten.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn recall(&self) -> Result<Vec<(FullJid, i8)>, StoreError> {
+        let since = SystemClock.now() - OLD;
+        self.store.forget_reachable(&self.component, since).await?;
+        self.store.reachable(&self.component, since, READ).await
+    }
+
+    /// Takes a change of a resource.
+    pub fn note(&self, change: Change) {
+        let (jid, what) = match change {
+            Change::Remember { jid, priority, is_new } => (jid, Pending::Here { priority, is_new }),
+            Change::Gone { jid, remembered: true } => (jid, Pending::Gone),
+            Change::Gone { remembered: false, .. } => return,
+        };
+        add(&mut self.lock(), jid, what);
+        self.news.notify_one();
+    }
+
+    /// Writes changes until `stop`, then the rest.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut failing = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.news.notified() => {}
+                () = stop.cancelled() => {}
+            }
+            let _stopped = timeout(COLLECT, stop.cancelled()).await;
+            match self.write_all().await {
+                Ok(()) if failing => info!("reachable users are recorded again"),
+                Ok(()) => {}
+                Err(error) if stop.is_cancelled() => {
+                    warn!(%error, "could not record all reachable users");
+                }
+                Err(error) => {
+                    if !failing {
+                        warn!(%error, "could not record reachable users: after a restart each needs a new presence");
+                    }
+                    failing = true;
+                    let _stopped = timeout(AGAIN, stop.cancelled()).await;
+                    self.news.notify_one();
+                    continue;
+                }
+            }
+            failing = false;
+            if stop.is_cancelled() {
+                return;
+            }
+        }
+    }
+
+    async fn write_all(&self) -> Result<(), StoreError> {
+        loop {
+            let changes = self.take();
+            if changes.is_empty() {
+                return Ok(());
+            }
+            let mut here = Vec::new();
+            let mut gone = Vec::new();
+            for (jid, change) in &changes {
+                match change {
+                    Pending::Here { priority, .. } => here.push((FullJid::clone(jid), *priority)),
+                    Pending::Gone => gone.push(FullJid::clone(jid)),
+                }
+            }
+            let now = SystemClock.now();
+            let writing = self.store.change_reachable(&self.component, &here, &gone, now);
+            let written = timeout(WRITE, writing)
+                .await
+                .unwrap_or_else(|_| Err(StoreError::Database(sqlx::Error::PoolTimedOut)));
+            if let Err(error) = written {
+                let mut pending = self.lock();
+                let newer = std::mem::replace(&mut *pending, changes);
+                for (jid, change) in newer {
+                    add(&mut pending, jid, change);
+                }
+                return Err(error);
+            }
+            // Others may write in between.
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn take(&self) -> Changes {
+        let mut changes = self.lock();
+        if changes.len() <= BATCH {
+            return std::mem::take(&mut changes);
+        }
+        let some: Vec<Arc<FullJid>> = changes.keys().take(BATCH).cloned().collect();
+        some.iter().filter_map(|jid| changes.remove_entry(jid)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full(text: &str) -> Arc<FullJid> {
+        Arc::new(FullJid::new(text).unwrap())
+    }
+
+    fn here(jid: &str, priority: i8, is_new: bool) -> Change {
+        Change::Remember { jid: full(jid), priority, is_new }
+    }
+
+    async fn memory() -> Reachable {
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        Reachable::new(store, BareJid::new("xtls.example.org").unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_is_noted_is_recalled_by_the_next_run_and_by_no_other_component() {
+        let memory = memory().await;
+        for number in 0..BATCH + 10 {
+            memory.note(here(&format!("u{number}@a/x"), 1, true));
+        }
+        memory.note(here("u0@a/x", -7, false));
+        memory.note(Change::Gone { jid: full("u1@a/x"), remembered: true });
+        assert_eq!(memory.lock().len(), BATCH + 9, "a resource that came and went is not written");
+        let stop = CancellationToken::new();
+        stop.cancel();
+        memory.clone().run(stop.clone()).await;
+        let recalled = memory.recall().await.unwrap();
+        assert_eq!(recalled.len(), BATCH + 9);
+        assert!(recalled.contains(&(FullJid::clone(&full("u0@a/x")), -7)));
+        memory.note(Change::Gone { jid: full("u2@a/x"), remembered: true });
+        memory.note(Change::Gone { jid: full("u3@a/x"), remembered: false });
+        memory.clone().run(stop).await;
+        assert_eq!(memory.recall().await.unwrap().len(), BATCH + 8);
+        let other = Reachable::new(memory.store.clone(), BareJid::new("other.test").unwrap());
+        assert_eq!(other.recall().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn what_was_not_seen_for_a_day_is_forgotten() {
+        let memory = memory().await;
+        let jid = FullJid::clone(&full("a@b/c"));
+        let old = SystemClock.now() - OLD - Duration::from_secs(60);
+        memory.store.change_reachable(&memory.component, &[(jid, 0)], &[], old).await.unwrap();
+        assert_eq!(memory.recall().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn while_the_database_is_away_no_more_is_kept_than_there_is() {
+        use sqlx::Connection as _;
+        // Without its table nothing can be written.
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("keys.db").display());
+        let store = Store::open(&url, 1, true).await.unwrap();
+        let mut other = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        sqlx::query("DROP TABLE reachable").execute(&mut other).await.unwrap();
+        let memory = Reachable::new(store, BareJid::new("xtls.example.org").unwrap());
+        for number in 0..10_000 {
+            let jid = format!("u@a/{number}");
+            memory.note(here(&jid, 1, true));
+            if number % 100 == 0 {
+                assert!(memory.write_all().await.is_err());
+            }
+            memory.note(Change::Gone { jid: full(&jid), remembered: true });
+        }
+        memory.note(Change::Gone { jid: full("old@a/x"), remembered: true });
+        assert_eq!(memory.lock().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_erased_user_is_not_recalled() {
+        use crate::registry::model::Actor;
+        let memory = memory().await;
+        memory.note(here("a@b/c", 1, true));
+        memory.write_all().await.unwrap();
+        let owner = BareJid::new("a@b").unwrap();
+        let now = SystemClock.now();
+        memory.store.erase(&owner, "hash", &Actor::User(owner.clone()), now).await.unwrap();
+        assert_eq!(memory.recall().await.unwrap(), []);
+    }
+}

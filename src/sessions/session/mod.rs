@@ -1,0 +1,1010 @@
+//! One brokered Jingle session: two users, two legs, each with its own sid, addresses and transport.
+//!
+//! ```text
+//! initiator A                      component                       responder B
+//!   session-initiate (A's transport) → hints, policy → session-initiate (our transport)
+//!   ← result ──────────────────────────────────────────────────────── result
+//!   ← session-accept (our transport) ← hints, policy ← session-accept (B's transport)
+//!   transport of leg A ⇄ │ first bytes must be a ClientHello │ ⇄ transport of leg B
+//! ```
+//!
+//! The accept may come before the transport is up (XTLS) or after TLS is up (the seed). The accept or the
+//! readiness of leg A opens leg B, whichever comes first. Transport actions stay on their leg; all others are passed
+//! on and their answers passed back. Either user's terminate, silence or absence ends both legs.
+//!
+//! A session carries one stream. Of several contents, the first that can be brokered continues, and a content-remove
+//! tells the initiator that the others do not. A later content-add is answered with content-reject (XEP-0166, 7.2.4).
+//!
+//! [`Session`] decides and does no I/O: stanzas, answers and the time go in ([`Session::handle`]), actions come out
+//! ([`Session::poll_action`]), and [`Session::deadline`] says when it must be called without an input.
+//!
+//! Spec: XEP-0166 1.1.2, sections 6 and 7; XEP-0260 1.0.3, section 2; XEP-0261 1.0, section 2.
+
+mod contents;
+mod transports;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    sync::Arc,
+    time::Duration,
+};
+
+use fingerpost_carry::iq::Answer;
+use fingerpost_wire::{
+    dialect::Dialect,
+    ibb::IbbError,
+    ibb_xml::IbbStanza,
+    jingle::{self, Frame},
+    ns,
+    offer::Offer,
+    print::Print,
+    size,
+    stanza::{Refusal, Stanza},
+    xml,
+};
+use jid::{BareJid, Jid};
+use minidom::Element;
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+pub(crate) use self::contents::{application, channel, choose};
+use self::contents::{contents, offered_prints};
+use super::{
+    Options, Side,
+    legs::{LegState, Plan},
+    message_initiation::room,
+    of_peer,
+};
+use crate::{
+    front::refuse::Refuse as _,
+    registry::model::Key,
+    relay::pipe::{Ended, Outcome},
+};
+
+/// How long an ended stream waits for the users' own session-terminate.
+const GOODBYE: Duration = Duration::from_secs(30);
+/// The same for a raw stream, which has no further application data.
+const RAW_GOODBYE: Duration = Duration::from_secs(2);
+/// How long bytes may still arrive after a session-terminate, which travels another way.
+const LAST_BYTES: Duration = Duration::from_millis(150);
+/// How long to wait for the reason why a stream broke: a session-terminate, or the news that a user has gone.
+const LAST_WORD: Duration = Duration::from_millis(500);
+/// How often a silent user is asked whether its session still exists (XEP-0166, 6.8).
+const PING: Duration = Duration::from_secs(60);
+/// How long a responder may take to acknowledge a session-initiate if it did not answer the check before it, and
+/// another resource may take the session.
+const SUSPECT: Duration = Duration::from_millis(1500);
+/// The same if no other resource may take it: its answers may wait behind blocks of another stream for ten seconds.
+const BUSY: Duration = Duration::from_secs(15);
+/// The pause before a user is asked again after an answer that may be wrong.
+const AGAIN: Duration = Duration::from_secs(5);
+/// The most requests of one side that wait for the other's answers, and the most inputs that wait for a check.
+const FORWARDED: usize = 32;
+/// The block size that every client accepts, for use when a larger one is refused.
+const SMALL_BLOCK: u16 = 4096;
+
+/// The longest text of the component's own reasons, in characters.
+const TEXT: usize = 1000;
+
+/// One user's end of the session.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// The user's full JID.
+    pub(crate) user: Jid,
+    /// The address under which the other user appears here.
+    pub(crate) mask: Jid,
+    /// The Jingle session id here.
+    pub(crate) sid: String,
+    /// The Jingle namespace spoken here.
+    pub(crate) namespace: String,
+}
+
+/// An input of a session.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// The answer to an [`Action::Ask`].
+    Answered(u32, Answer),
+    /// The SOCKS5 connection of a side is established.
+    Arrived(Side),
+    /// Which in-band leg broke, and why; [`Input::Relayed`] follows.
+    Broken(Option<(Side, IbbError)>),
+    /// The link was lost for a while: check that both users are present.
+    Check,
+    /// The service stops: the session may continue until then.
+    Drain(Instant),
+    /// End the session with this reason and text for both users.
+    End(&'static str, String),
+    /// The features of the responder's client.
+    Features(Vec<String>),
+    /// The responder's client does not tell its features, and may be absent.
+    NoFeatures,
+    /// The responder's address is that of a chat room, or of its occupant.
+    Room,
+    /// One side has gone.
+    Gone(Side),
+    /// A Jingle IQ of one side.
+    Jingle(Side, Stanza),
+    /// The keys of one side that the other may know of; an error if the registry failed.
+    Keys(Side, Result<Vec<Key>, ()>),
+    /// An IBB `<open/>` of one side.
+    Open(Side, Stanza),
+    /// The stream between the legs has ended.
+    Relayed(Outcome),
+    /// [`Session::deadline`] has passed.
+    Timeout,
+    /// The in-band leg of a side waits for its silent user, or continues.
+    Waits(Side, bool),
+}
+
+/// An action that a session requests.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Send an IQ set to a side's user from its mask; its answer is [`Input::Answered`] with this number.
+    Ask(Side, u32, Element),
+    /// Take SOCKS5 connections for this stream id between a side's two addresses: [`Input::Arrived`].
+    Connect(Side, String),
+    /// Take an in-band `<open/>` with this sid (`None`: any) as this side's: [`Input::Open`].
+    ExpectOpen(Side, Option<String>),
+    /// Join both legs: [`Input::Relayed`].
+    Join,
+    /// The responder's client knows of the session: it can no longer cross one of its own.
+    Acknowledged,
+    /// The responder did not take the session: give its session-initiate back, with the error if there was one.
+    GiveBack(Box<Stanza>, Option<Element>),
+    /// Look up the features of the responder's client: [`Input::Features`], [`Input::NoFeatures`] or [`Input::Room`].
+    LookUpFeatures,
+    /// Look up the keys of a side that the other may know of, to judge these prints by: [`Input::Keys`].
+    LookUpKeys(Side, Vec<Print>),
+    /// Send a stanza.
+    Send(Element),
+    /// The SOCKS5 connection of this side is its leg.
+    TakeSocket(Side),
+    /// An in-band bytestream is this side's leg: sid, block size, and the kind of its stanzas.
+    TakeStream(Side, String, u16, IbbStanza),
+}
+
+/// The phase of a session. Legs and acceptance have states of their own.
+#[derive(Debug)]
+enum Phase {
+    /// The offer is being checked; the responder does not know of it.
+    Checking { features: Option<Vec<String>>, keys: Option<Vec<Key>> },
+    /// The responder knows of the session; the legs are not joined.
+    Negotiating,
+    /// Bytes flow.
+    Relaying,
+    /// One side has ended the session; its last bytes may still be on their way.
+    Leaving { by: Side, jingle: Element },
+    /// The stream is over; the users have not ended the session yet.
+    Relayed,
+    /// Nothing is left to do.
+    Over,
+}
+
+/// Returns the reason in a session-terminate, if it is one of XEP-0166, 7.4.
+fn known_reason(jingle: &Element) -> &'static str {
+    const REASONS: [&str; 17] = [
+        "alternative-session",
+        "busy",
+        "cancel",
+        "connectivity-error",
+        "decline",
+        "expired",
+        "failed-application",
+        "failed-transport",
+        "general-error",
+        "gone",
+        "incompatible-parameters",
+        "media-error",
+        "security-error",
+        "success",
+        "timeout",
+        "unsupported-applications",
+        "unsupported-transports",
+    ];
+    let given = jingle.children().find(|child| child.name() == "reason");
+    let named =
+        |name: &&str| given.is_some_and(|given| given.children().any(|c| c.name() == *name));
+    REASONS.into_iter().find(named).unwrap_or("other")
+}
+
+/// The purpose of a request, by which its answer is handled.
+#[derive(Debug)]
+enum Question {
+    Initiate,
+    Forwarded(Box<Stanza>),
+    Open(Side, String, u16),
+    Ping(Side),
+    Replace(Side),
+}
+
+/// The machine of one session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    options: Arc<Options>,
+    ids: fn() -> String,
+    peers: [Peer; 2],
+    legs: [LegState; 2],
+    phase: Phase,
+    /// The session-initiate while it is unanswered.
+    initiate: Option<Stanza>,
+    /// A side's session-accept or later offer while it is being checked, and the stanzas after it.
+    checked: Option<(Side, Stanza)>,
+    held: VecDeque<Input>,
+    accepted: bool,
+    /// The name of the brokered content, and those of the initiator's other contents.
+    name: String,
+    chosen: usize,
+    removed: Vec<Element>,
+    /// Whether it is a raw TLS stream, without another application.
+    is_raw: bool,
+    /// The TLS methods of the initiator that policy lets pass.
+    methods: Vec<String>,
+    /// The offer dialects that each side knows; empty: any.
+    dialects: [Vec<Dialect>; 2],
+    questions: HashMap<u32, Question>,
+    asked: u32,
+    /// When it ends, and why.
+    deadline: Instant,
+    deadline_reason: &'static str,
+    /// Which users have said that they are absent, or have moved, while the stream continues.
+    absent: [bool; 2],
+    /// Which in-band leg broke, and why.
+    broken: Option<(Side, IbbError)>,
+    /// The sides whose last answer said that the user is absent.
+    doubted: [bool; 2],
+    /// Why it ended, once it has.
+    reason: &'static str,
+    /// When the service stops.
+    stop_at: Option<Instant>,
+    /// When each side was last heard.
+    heard: [Instant; 2],
+    /// How long the responder may take to acknowledge the session-initiate.
+    patience: Duration,
+    /// Whether the session-initiate is given back if the responder does not take it.
+    goes_back: bool,
+    /// Whether another resource may take the session then.
+    has_others: bool,
+    actions: VecDeque<Action>,
+}
+
+impl Session {
+    /// Returns a session for an admitted session-initiate. `leg` is the transport that the initiator offers in the
+    /// content of this number.
+    pub(crate) fn new(
+        options: Arc<Options>,
+        ids: fn() -> String,
+        peers: [Peer; 2],
+        leg: LegState,
+        chosen: usize,
+        initiate: Stanza,
+        now: Instant,
+    ) -> Self {
+        let offered: Vec<&Element> = initiate.payload().into_iter().flat_map(contents).collect();
+        let name = offered.get(chosen).and_then(|content| content.attr("name"));
+        let name = name.unwrap_or_default().to_owned();
+        let is_raw = offered.get(chosen).is_some_and(|c| c.has_child("description", ns::APPS_TLS));
+        let others = offered.iter().enumerate().filter(|(number, _)| *number != chosen);
+        let removed = others.map(|(_, content)| (*content).clone()).collect();
+        // Until the responder's features are known, its leg is a placeholder.
+        let legs = [
+            LegState { told: true, ..leg },
+            LegState::ibb(ns::JINGLE_IBB, None, options.block_size),
+        ];
+        let prints = initiate.payload().map(offered_prints).unwrap_or_default();
+        let mut actions =
+            VecDeque::from([Action::LookUpFeatures, Action::LookUpKeys(Side::Initiator, prints)]);
+        if let Plan::S5b { sid, .. } = &legs[0].plan {
+            actions.push_back(Action::Connect(Side::Initiator, sid.clone()));
+        }
+        Self {
+            deadline: now + options.activation_timeout,
+            deadline_reason: "timeout",
+            absent: [false; 2],
+            broken: None,
+            doubted: [false; 2],
+            reason: "refused",
+            stop_at: None,
+            options,
+            ids,
+            peers,
+            legs,
+            phase: Phase::Checking { features: None, keys: None },
+            initiate: Some(initiate),
+            checked: None,
+            held: VecDeque::new(),
+            accepted: false,
+            name,
+            chosen,
+            removed,
+            is_raw,
+            methods: Vec::new(),
+            dialects: [Vec::new(), Vec::new()],
+            questions: HashMap::new(),
+            asked: 0,
+            heard: [now; 2],
+            patience: super::ANSWER,
+            goes_back: false,
+            has_others: false,
+            actions,
+        }
+    }
+
+    /// Sets how long the responder may take to acknowledge the session-initiate, whether the stanza is given back
+    /// otherwise, and whether another resource may take it then.
+    pub(crate) fn expect_acknowledgement(
+        &mut self,
+        patience: Duration,
+        goes_back: bool,
+        has_others: bool,
+    ) {
+        (self.patience, self.goes_back, self.has_others) = (patience, goes_back, has_others);
+    }
+
+    /// Returns how long the responder may take to acknowledge the session-initiate.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Returns the next action; call until `None`.
+    pub(crate) fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Returns why it has ended: a condition of XEP-0166, `refused` if it never began, or `other` for an unknown
+    /// condition.
+    pub(crate) fn reason(&self) -> &'static str {
+        self.reason
+    }
+
+    /// Returns when [`Input::Timeout`] is due.
+    pub(crate) fn deadline(&self) -> Instant {
+        let news = self.heard.map(|heard| heard + PING);
+        let fall_backs = self.legs.iter().filter_map(|leg| leg.fall_back_at);
+        news.into_iter().chain(fall_backs).chain(self.stop_at).fold(self.deadline, Instant::min)
+    }
+
+    /// Returns whether it has ended; [`Session::poll_action`] may still return the last actions.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over)
+    }
+
+    /// Handles one input.
+    pub(crate) fn handle(&mut self, input: Input, now: Instant) {
+        if let Input::Jingle(side, _) | Input::Open(side, _) = &input {
+            self.is_here(*side, now);
+        }
+        match input {
+            _ if self.is_over() => {}
+            Input::Jingle(_, stanza) | Input::Open(_, stanza)
+                if self.checked.is_some() && self.held.len() >= FORWARDED =>
+            {
+                self.send(stanza.refuse(&too_many()));
+            }
+            Input::Jingle(..) | Input::Open(..) if self.checked.is_some() => {
+                self.held.push_back(input);
+            }
+            // A user that has not been told of the session cannot speak in it.
+            Input::Jingle(side, stanza) | Input::Open(side, stanza)
+                if !self.legs[side.index()].told =>
+            {
+                self.send(stanza.refuse(&unknown_session()));
+            }
+            // The other side is about to get the user's own reason.
+            Input::Gone(_) | Input::Drain(_) if matches!(self.phase, Phase::Leaving { .. }) => {}
+            Input::Answered(number, answer) => self.handle_answer(number, answer, now),
+            Input::Arrived(side) => {
+                self.leg(side).arrived = true;
+                self.check_connected(side);
+            }
+            Input::Broken(broken) => self.broken = broken,
+            Input::Check => self.check_users(now),
+            // The running stream may end in time.
+            Input::Drain(until) if until <= now => {
+                self.end_both("gone", "The service is being stopped");
+            }
+            Input::Drain(until) => self.stop_at = Some(until),
+            Input::End(reason, text) => self.end_both(reason, &text),
+            Input::Features(found) => {
+                if let Phase::Checking { features, .. } = &mut self.phase {
+                    *features = Some(found);
+                    self.pass_initiate();
+                }
+            }
+            // A server that stops says so of all its users, yet a stream beside XMPP continues: the stream decides.
+            Input::Gone(side) if matches!(self.phase, Phase::Relaying) => {
+                self.absent[side.index()] = true;
+                self.check_user(side, now);
+            }
+            Input::Gone(side) => self.lost(side),
+            Input::NoFeatures => {
+                // Every client answers that check, so its time is up if another resource may take the session.
+                self.patience = self.patience.min(if self.has_others { SUSPECT } else { BUSY });
+                self.handle(Input::Features(Vec::new()), now);
+            }
+            Input::Room => self.refuse_check(&room()),
+            Input::Jingle(side, stanza) => self.handle_jingle(side, stanza, now),
+            Input::Keys(_, Err(())) => self.refuse_check(&Refusal::internal()),
+            Input::Keys(side, Ok(found)) => match &mut self.phase {
+                Phase::Checking { keys, .. } => {
+                    *keys = Some(found);
+                    self.pass_initiate();
+                }
+                _ => self.pass_checked(side, &found, now),
+            },
+            Input::Open(side, stanza) => self.handle_open(side, &stanza),
+            Input::Relayed(outcome) => self.relayed(outcome, now),
+            Input::Timeout => self.handle_timeout(now),
+            Input::Waits(side, waits) => self.tell_waiting(side, waits),
+        }
+        if self.checked.is_none()
+            && let Some(input) = self.held.pop_front()
+        {
+            self.handle(input, now);
+        }
+    }
+
+    /// Checks both users now.
+    fn check_users(&mut self, now: Instant) {
+        for side in [Side::Initiator, Side::Responder] {
+            self.check_user(side, now);
+        }
+    }
+
+    /// Checks a user now.
+    fn check_user(&mut self, side: Side, now: Instant) {
+        self.heard[side.index()] = now.checked_sub(PING).unwrap_or(now);
+    }
+
+    /// Notes that a user has sent something.
+    fn is_here(&mut self, side: Side, now: Instant) {
+        self.heard[side.index()] = now;
+        self.absent[side.index()] = false;
+    }
+
+    /// Returns whether the stream of a side runs without its user's connection to the server.
+    fn runs_beside_xmpp(&self, side: Side) -> bool {
+        matches!(self.phase, Phase::Relaying)
+            && matches!(self.legs[side.index()].plan, Plan::S5b { .. })
+    }
+
+    /// Tells both users that the stream stands still because one of them is silent, or that it continues.
+    fn tell_waiting(&mut self, silent: Side, waits: bool) {
+        if !matches!(self.phase, Phase::Relaying) {
+            return;
+        }
+        info!(side = silent.as_str(), waits, "in-band stream waits for a silent user");
+        let seconds = self.options.silence_timeout.as_secs().to_string();
+        for side in [Side::Initiator, Side::Responder] {
+            let of = if side == silent { "you" } else { "peer" };
+            let news = if waits {
+                xml::element("waiting", ns::HINTS, &[("for", of), ("seconds", &seconds)])
+            } else {
+                xml::element("moving", ns::HINTS, &[])
+            };
+            let mut jingle = jingle::own("session-info", &self.frame(side));
+            jingle.append_child(news);
+            self.tell(side, jingle);
+        }
+    }
+
+    /// Returns why the stream broke, as text for both users.
+    fn broken_text(&self) -> String {
+        match self.broken {
+            None => "A leg broke".to_owned(),
+            Some((side, error)) => {
+                format!("The in-band stream of the {} broke: {error}", side.as_str())
+            }
+        }
+    }
+
+    fn peer(&self, side: Side) -> &Peer {
+        &self.peers[side.index()]
+    }
+
+    fn leg(&mut self, side: Side) -> &mut LegState {
+        &mut self.legs[side.index()]
+    }
+
+    fn frame(&self, side: Side) -> Frame<'_> {
+        let peer = self.peer(side);
+        let (initiator, responder) = match side {
+            Side::Initiator => (&peer.user, &peer.mask),
+            Side::Responder => (&peer.mask, &peer.user),
+        };
+        Frame { namespace: &peer.namespace, sid: &peer.sid, initiator, responder }
+    }
+
+    fn send(&mut self, element: Element) {
+        self.actions.push_back(Action::Send(element));
+    }
+
+    fn ask(&mut self, side: Side, payload: Element, question: Question) {
+        self.asked = self.asked.wrapping_add(1);
+        self.questions.insert(self.asked, question);
+        self.actions.push_back(Action::Ask(side, self.asked, payload));
+    }
+
+    /// Sends a Jingle element to one side, without waiting for the answer.
+    fn tell(&mut self, side: Side, jingle: Element) {
+        let iq = self.request(side, jingle);
+        self.send(iq);
+    }
+
+    /// Acknowledges a request and sends a Jingle element that repeats a part of it, or refuses the request if that would
+    /// be too long.
+    fn answer_and_tell(&mut self, side: Side, stanza: &Stanza, jingle: Element) {
+        let iq = self.request(side, jingle);
+        if let Err(refusal) = self.check_size(&iq) {
+            return self.send(stanza.refuse(&refusal));
+        }
+        self.send(stanza.result(None));
+        self.send(iq);
+    }
+
+    /// Returns whether a stanza can be sent.
+    ///
+    /// # Errors
+    /// The refusal, if it is too long.
+    fn check_size(&self, iq: &Element) -> Result<(), Refusal> {
+        let limit = self.options.max_stanza_bytes;
+        match size::of(iq) {
+            Ok(size) if size > limit => Err(size::refusal(size, limit)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns a set request to one side's user.
+    fn request(&self, side: Side, jingle: Element) -> Element {
+        let id = (self.ids)();
+        let peer = self.peer(side);
+        let mut iq = xml::element(
+            "iq",
+            ns::CLIENT,
+            &[
+                ("type", "set"),
+                ("from", peer.mask.as_str()),
+                ("to", peer.user.as_str()),
+                ("id", &id),
+            ],
+        );
+        iq.append_child(jingle);
+        iq
+    }
+
+    /// Ends the session with a session-terminate to both sides (an initiate still unanswered is answered first).
+    fn end_both(&mut self, condition: &'static str, text: &str) {
+        self.end_for(condition, text, None);
+    }
+
+    /// Ends the session because the component refuses a key of `owner`.
+    fn refuse_key(&mut self, owner: &BareJid, text: &str) {
+        self.end_for("security-error", text, Some(owner));
+    }
+
+    fn end_for(&mut self, condition: &'static str, text: &str, owner: Option<&BareJid>) {
+        // The text may repeat what a user sent, and both users must learn of the end.
+        let text: String = text.chars().take(TEXT).collect();
+        self.answer_initiate(None);
+        for side in [Side::Initiator, Side::Responder] {
+            if self.legs[side.index()].told {
+                let jingle = jingle::end(&self.frame(side), condition, &text, owner);
+                self.tell(side, jingle);
+            }
+        }
+        info!(reason = condition, "session ended");
+        self.reason = condition;
+        self.finish();
+    }
+
+    /// Handles a side that has gone: tells the other.
+    fn lost(&mut self, side: Side) {
+        let other = side.other();
+        self.answer_initiate(Some(
+            Refusal::new("wait", "recipient-unavailable", "The user went away").to_element(),
+        ));
+        if self.legs[other.index()].told {
+            let jingle = jingle::end(&self.frame(other), "gone", "The other user went away", None);
+            self.tell(other, jingle);
+        }
+        info!(side = side.as_str(), "user gone");
+        self.reason = "gone";
+        self.finish();
+    }
+
+    /// Ends the session, and answers every request that is still open.
+    fn finish(&mut self) {
+        self.phase = Phase::Over;
+        self.answer_initiate(None);
+        let questions = std::mem::take(&mut self.questions);
+        let forwarded = questions.into_values().filter_map(|question| match question {
+            Question::Forwarded(stanza) => Some(*stanza),
+            _ => None,
+        });
+        let held = std::mem::take(&mut self.held).into_iter().filter_map(|input| match input {
+            Input::Jingle(_, stanza) | Input::Open(_, stanza) => Some(stanza),
+            _ => None,
+        });
+        let checked = self.checked.take().map(|(_, stanza)| stanza);
+        for stanza in checked.into_iter().chain(forwarded).chain(held) {
+            self.actions.push_back(Action::Send(stanza.refuse(&unknown_session())));
+        }
+    }
+
+    fn answer_initiate(&mut self, error: Option<Element>) {
+        let Some(stanza) = self.initiate.take() else { return };
+        self.send(match error {
+            None => stanza.result(None),
+            Some(error) => refuse_with(&stanza, error),
+        });
+    }
+
+    /// Gives the session back, because the responder has not taken it: another resource may.
+    fn give_back(&mut self, error: Option<Element>) {
+        let Some(stanza) = self.initiate.take() else { return };
+        self.actions.push_back(Action::GiveBack(Box::new(stanza), error));
+        self.finish();
+    }
+
+    /// Notes that the responder knows of the session; tells the initiator.
+    fn acknowledge(&mut self) {
+        if self.initiate.is_none() {
+            return;
+        }
+        self.answer_initiate(None);
+        self.actions.push_back(Action::Acknowledged);
+        self.remove_contents();
+        self.offer_early();
+    }
+
+    /// Refuses the stanza that is being checked, because the registry has no answer.
+    fn refuse_check(&mut self, refusal: &Refusal) {
+        if let Some((_, stanza)) = self.checked.take() {
+            return self.send(stanza.refuse(refusal));
+        }
+        self.answer_initiate(Some(refusal.to_element()));
+        self.finish();
+    }
+
+    fn handle_jingle(&mut self, side: Side, stanza: Stanza, now: Instant) {
+        let Some(jingle) = stanza.payload().cloned() else { return };
+        let action = jingle.attr("action").unwrap_or_default().to_owned();
+        debug!(action, side = side.as_str(), "jingle");
+        match action.as_str() {
+            "session-terminate" => {
+                self.send(stanza.result(None));
+                if matches!(self.phase, Phase::Relaying) {
+                    self.deadline = self.deadline.min(now + LAST_BYTES);
+                    self.phase = Phase::Leaving { by: side, jingle };
+                } else if !matches!(self.phase, Phase::Leaving { .. }) {
+                    self.leave(side, &jingle);
+                }
+            }
+            "session-accept" if side == Side::Responder && !self.accepted => {
+                if self.own_content(&jingle).is_none() {
+                    let refusal =
+                        Refusal::bad_request("A session-accept must have the content offered");
+                    return self.send(stanza.refuse(&refusal));
+                }
+                let prints = offered_prints(&jingle);
+                self.look_up(side, stanza, prints);
+            }
+            "session-accept" | "session-initiate" => {
+                self.send(stanza.refuse(&out_of_order("The session is not in that state")));
+            }
+            "transport-info" | "transport-replace" | "transport-accept" | "transport-reject" => {
+                self.handle_transport(side, &action, &stanza, &jingle, now);
+            }
+            "content-add" => self.reject_contents(side, &stanza, &jingle),
+            "session-info" | "security-info" | "description-info" | "content-accept"
+            | "content-modify" | "content-reject" | "content-remove" => {
+                if !self.legs[side.other().index()].told {
+                    let text = "The other user does not know of the session yet";
+                    return self.send(stanza.refuse(&out_of_order(text)));
+                }
+                let asked = self.questions.values().filter(
+                    |asked| matches!(asked, Question::Forwarded(other) if other.from == stanza.from),
+                );
+                if asked.count() >= FORWARDED {
+                    return self.send(stanza.refuse(&too_many()));
+                }
+                let offer = Offer::read(&jingle);
+                if !offer.is_empty() {
+                    return self.look_up(side, stanza, contents::readable(&offer));
+                }
+                let out = jingle::jingle(&jingle, &self.frame(side.other()), |content| content);
+                self.ask(side.other(), out, Question::Forwarded(Box::new(stanza)));
+            }
+            _ => {
+                let refusal = Refusal::bad_request("The action must be one of XEP-0166");
+                self.send(stanza.refuse(&refusal));
+            }
+        }
+    }
+
+    /// Looks up the keys of a side, to check the offer in its stanza.
+    fn look_up(&mut self, side: Side, stanza: Stanza, prints: Vec<Print>) {
+        self.checked = Some((side, stanza));
+        self.actions.push_back(Action::LookUpKeys(side, prints));
+    }
+
+    /// Passes one side's session-terminate to the other, with its reason.
+    fn leave(&mut self, by: Side, jingle: &Element) {
+        let other = by.other();
+        if self.legs[other.index()].told {
+            let out = jingle::jingle(jingle, &self.frame(other), |content| content);
+            let mut iq = self.request(other, out);
+            if self.check_size(&iq).is_err() {
+                // The other user must learn of the end, if not of everything that was said about it.
+                let condition = match known_reason(jingle) {
+                    "other" => "general-error",
+                    known => known,
+                };
+                let text =
+                    "The other user ended the session with a reason too long to be passed on";
+                iq = self.request(other, jingle::terminate(&self.frame(other), condition, text));
+            }
+            self.send(iq);
+        }
+        self.reason = known_reason(jingle);
+        info!(by = by.as_str(), reason = self.reason, "session terminated");
+        self.finish();
+    }
+
+    fn handle_answer(&mut self, number: u32, answer: Answer, now: Instant) {
+        let Some(question) = self.questions.remove(&number) else { return };
+        match (question, answer) {
+            (Question::Initiate, Answer::Result(_)) => self.acknowledge(),
+            (Question::Initiate, Answer::Error(error))
+                if self.goes_back && self.initiate.is_some() && is_for_others(&error) =>
+            {
+                self.give_back(Some(of_peer(error)));
+            }
+            // The initiator can tell it from an error of its own server.
+            (Question::Initiate, Answer::Error(error)) if self.initiate.is_some() => {
+                self.answer_initiate(Some(of_peer(error)));
+                self.finish();
+            }
+            (Question::Initiate, Answer::Timeout) if self.initiate.is_some() => {
+                // If the responder is present after all, it must not wait for an absent peer.
+                let text = "The session was not acknowledged in time";
+                let out = jingle::end(&self.frame(Side::Responder), "timeout", text, None);
+                self.tell(Side::Responder, out);
+                if self.goes_back {
+                    return self.give_back(None);
+                }
+                let user = self.peer(Side::Responder).user.to_bare();
+                let refusal = Refusal::new(
+                    "wait",
+                    "remote-server-timeout",
+                    format!("{user} is not answering at that address"),
+                );
+                let refusal = refusal.with_extra("silent", ns::HINTS);
+                self.answer_initiate(Some(refusal.to_element()));
+                self.finish();
+            }
+            (Question::Forwarded(stanza), answer) => self.send(match answer {
+                Answer::Result(payload) => stanza.result(payload),
+                Answer::Error(error) => refuse_with(&stanza, of_peer(error)),
+                Answer::Timeout => stanza.refuse(&no_answer()),
+            }),
+            (Question::Open(side, sid, _), _)
+                if self.legs[side.index()].ready || self.stream_sid(side) != sid => {}
+            (Question::Open(side, sid, block_size), Answer::Result(_)) => {
+                let stream = Action::TakeStream(side, sid, block_size, IbbStanza::Iq);
+                self.actions.push_back(stream);
+                self.ready(side);
+            }
+            (Question::Open(side, _, block_size), Answer::Error(_)) if block_size > SMALL_BLOCK => {
+                let leg = self.leg(side);
+                leg.opened = false;
+                if let Plan::Ibb { block_size, .. } = &mut leg.plan {
+                    *block_size = SMALL_BLOCK;
+                }
+                self.open(side);
+            }
+            // The initiator may think that it has to open the bytestream that we have offered on its leg.
+            (Question::Open(Side::Initiator, ..), _) => self.leg(Side::Initiator).opened = false,
+            (Question::Open(..), _) => {
+                self.end_both("failed-transport", "The in-band bytestream was refused");
+            }
+            // The first such answer may come from a server whose connection to another one lost the request.
+            (Question::Ping(side), Answer::Error(error))
+                if is_undelivered(&error)
+                    && matches!(self.phase, Phase::Relaying)
+                    && !self.doubted[side.index()] =>
+            {
+                self.doubted[side.index()] = true;
+                self.heard[side.index()] = now.checked_sub(PING - AGAIN).unwrap_or(now);
+            }
+            (Question::Ping(side), Answer::Error(error)) if is_gone(&error) => {
+                if self.runs_beside_xmpp(side) {
+                    // A stream beside XMPP survives its user's connection to the server, and shows its own end.
+                    self.absent[side.index()] = true;
+                } else {
+                    self.lost(side);
+                }
+            }
+            (Question::Ping(side), Answer::Result(_) | Answer::Error(_)) => {
+                self.doubted[side.index()] = false;
+                self.is_here(side, now);
+            }
+            // The user has said that it goes, and sends nothing more.
+            (Question::Ping(side), Answer::Timeout)
+                if self.absent[side.index()] && !self.runs_beside_xmpp(side) =>
+            {
+                self.lost(side);
+            }
+            (Question::Replace(side), Answer::Error(error)) => self.refused(side, Some(&error)),
+            (Question::Replace(side), Answer::Timeout) => self.refused(side, None),
+            _ => {}
+        }
+    }
+
+    /// Returns the side that has prevented the session's setup, as text.
+    fn late(&self) -> String {
+        let user = |side| self.peer(side).user.to_bare();
+        if !self.accepted && !self.legs[1].ready {
+            return format!("{} did not accept the session in time", user(Side::Responder));
+        }
+        match self.legs.each_ref().map(|leg| leg.ready) {
+            [true, false] => {
+                format!("{} set up no transport in time", user(Side::Responder))
+            }
+            [false, true] => {
+                format!("{} set up no transport in time", user(Side::Initiator))
+            }
+            _ => "The session was not set up in time by either user".to_owned(),
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        if now >= self.deadline {
+            let late = self.late();
+            return match std::mem::replace(&mut self.phase, Phase::Over) {
+                Phase::Leaving { by, jingle } => self.leave(by, &jingle),
+                _ => {
+                    let text = match self.deadline_reason {
+                        "timeout" => late,
+                        "connectivity-error" | "gone" => self.broken_text(),
+                        _ => String::new(),
+                    };
+                    self.end_both(self.deadline_reason, &text);
+                }
+            };
+        }
+        if self.stop_at.is_some_and(|stop_at| now >= stop_at) {
+            return self.end_both("gone", "The service is being stopped");
+        }
+        for side in [Side::Initiator, Side::Responder] {
+            if self.legs[side.index()].fall_back_at.is_some_and(|at| now >= at) {
+                self.leg(side).fall_back_at = None;
+                self.offer_in_band(side, now);
+            }
+            if now >= self.heard[side.index()] + PING {
+                // An empty session-info asks whether the session exists.
+                self.heard[side.index()] = now;
+                if self.legs[side.index()].told {
+                    let ping = jingle::own("session-info", &self.frame(side));
+                    self.ask(side, ping, Question::Ping(side));
+                }
+            }
+        }
+    }
+
+    fn relayed(&mut self, outcome: Outcome, now: Instant) {
+        info!(
+            forward_bytes = outcome.a_to_b,
+            backward_bytes = outcome.b_to_a,
+            ended = ?outcome.end,
+            "stream ended"
+        );
+        if let Phase::Leaving { by, jingle } = std::mem::replace(&mut self.phase, Phase::Relayed) {
+            return self.leave(by, &jingle);
+        }
+        match outcome.end {
+            Ended::NotTls => {
+                self.end_both("security-error", "The stream did not start with a TLS ClientHello");
+            }
+            Ended::Idle => self.end_both("timeout", "No byte was sent for too long"),
+            Ended::Error(
+                io::ErrorKind::TimedOut
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::NetworkDown,
+            ) => {
+                let text = match self.broken {
+                    None => "A user can no longer be reached".to_owned(),
+                    Some(_) => self.broken_text(),
+                };
+                self.end_both("timeout", &text);
+            }
+            // One absent user is the reason. If both seem absent, their server may have said so, which means nothing.
+            Ended::Error(_) if self.absent[0] != self.absent[1] => {
+                self.end_both("gone", "The other user went away");
+            }
+            Ended::Error(_) => {
+                self.deadline = now + LAST_WORD;
+                self.deadline_reason = match self.broken {
+                    Some((_, IbbError::Gone)) => "gone",
+                    _ => "connectivity-error",
+                };
+            }
+            Ended::Eof => {
+                self.deadline = now + if self.is_raw { RAW_GOODBYE } else { GOODBYE };
+                if self.absent.contains(&true) {
+                    self.check_users(now);
+                }
+                self.deadline_reason = "success";
+            }
+        }
+    }
+}
+
+/// Returns the refusal for a session that does not exist.
+pub(crate) fn unknown_session() -> Refusal {
+    Refusal::unknown_session("The session is over")
+}
+
+/// Returns the refusal for a request in the wrong state (XEP-0166, 10).
+fn out_of_order(text: &str) -> Refusal {
+    Refusal::new("wait", "unexpected-request", text).with_extra("out-of-order", ns::JINGLE_ERRORS)
+}
+
+fn too_many() -> Refusal {
+    Refusal::resource_constraint("Too many requests for this session at once")
+}
+
+fn no_answer() -> Refusal {
+    Refusal::new("wait", "remote-server-timeout", "The other user did not answer")
+        .with_extra("silent", ns::HINTS)
+}
+
+/// Returns whether an error to a session-initiate says that a client, or its server in its place, cannot handle it, so
+/// that another client may.
+fn is_for_others(error: &Element) -> bool {
+    is_gone(error)
+        || ["feature-not-implemented", "not-acceptable", "not-allowed", "resource-constraint"]
+            .iter()
+            .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
+}
+
+/// Returns whether an error may come from a server whose connection to another server has just broken.
+fn is_undelivered(error: &Element) -> bool {
+    ["recipient-unavailable", "remote-server-not-found", "remote-server-timeout"]
+        .iter()
+        .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
+}
+
+/// Returns whether an error says that the user, or its session, does not exist.
+fn is_gone(error: &Element) -> bool {
+    error.has_child("unknown-session", ns::JINGLE_ERRORS)
+        || [
+            "gone",
+            "item-not-found",
+            "recipient-unavailable",
+            "remote-server-not-found",
+            "service-unavailable",
+        ]
+        .iter()
+        .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
+}
+
+/// Returns the error answer to a stanza, with an `<error/>` that came from elsewhere.
+fn refuse_with(stanza: &Stanza, error: Element) -> Element {
+    let mut answer = xml::element(
+        "iq",
+        ns::CLIENT,
+        &[
+            ("type", "error"),
+            ("from", stanza.to.as_str()),
+            ("to", stanza.from.as_str()),
+            ("id", &stanza.id),
+        ],
+    );
+    answer.append_child(error);
+    answer
+}
+
+#[cfg(test)]
+mod tests;

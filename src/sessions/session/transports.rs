@@ -1,0 +1,412 @@
+//! How a session's legs get their transports: offered, accepted, chosen, replaced, opened, joined.
+//!
+//! On a SOCKS5 leg the component offers itself and connects to nothing, so the user decides: `candidate-used` (or
+//! `activated`, for its own candidate at this component) takes the connection; `candidate-error` or `proxy-error` means
+//! that it failed (XEP-0260, 2.4). Then in-band bytestreams take its place (section 3):
+//!
+//! | leg | side that falls back |
+//! |---|---|
+//! | responder's | the component at once, being the initiator there |
+//! | initiator's | the user; if it has not within [`PATIENCE`], the component |
+//! | either, if a user does not choose within [`SILENCE`] | the component |
+//!
+//! A user's transport-replace is accepted at any time before bytes flow. If it crosses ours, that of the leg's
+//! initiator counts: on the responder's leg ours, and the user gets `<conflict/>` and `<tie-break/>`; on the
+//! initiator's leg the user's. If ours is rejected, SOCKS5 is used if it has come up meanwhile; otherwise the session
+//! ends.
+
+use std::time::Duration;
+
+use fingerpost_wire::{
+    dst_addr::DstAddr,
+    ibb_xml::IbbPayload,
+    jingle, ns, size,
+    stanza::{Refusal, Stanza},
+    transport::{self, Transport},
+    xml,
+};
+use minidom::Element;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::{Action, Phase, Question, Session, contents::contents, out_of_order};
+use crate::{
+    front::refuse::Refuse as _,
+    sessions::{
+        Side,
+        legs::{LegState, Plan},
+    },
+};
+
+/// How long the initiator has to fall back by itself.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The most open requests of our own in one session.
+const QUESTIONS: usize = 8;
+/// How long a user has to choose. Some initiators never say that they have found no candidate.
+const SILENCE: Duration = Duration::from_secs(20);
+
+impl Session {
+    /// Chooses the transport of the responder's leg by its features.
+    pub(super) fn offer_leg(&mut self, features: &[String]) -> Option<Element> {
+        let speaks = |feature: &str| features.iter().any(|known| known == feature);
+        let sid = (self.ids)();
+        if self.options.socks5 && speaks(ns::JINGLE_S5B) {
+            *self.leg(Side::Responder) = LegState::s5b(sid.clone(), (self.ids)(), None);
+            self.actions.push_back(Action::Connect(Side::Responder, sid));
+            return Some(self.s5b_transport(Side::Responder));
+        }
+        if !self.options.ibb {
+            return None;
+        }
+        // The initiator's form if the responder does not object, otherwise the responder's.
+        let old = match &self.legs[0].plan {
+            Plan::Ibb { namespace, .. } => namespace == ns::JINGLE_IBB_0,
+            Plan::S5b { .. } => self.peer(Side::Responder).namespace == ns::JINGLE_0,
+        };
+        let namespace = match (speaks(ns::JINGLE_IBB_0), speaks(ns::JINGLE_IBB)) {
+            (true, false) => ns::JINGLE_IBB_0,
+            (false, true) => ns::JINGLE_IBB,
+            (false, false) if self.peer(Side::Responder).namespace == ns::JINGLE_0 => {
+                ns::JINGLE_IBB_0
+            }
+            (true, true) if old => ns::JINGLE_IBB_0,
+            _ => ns::JINGLE_IBB,
+        };
+        let block_size = self.options.block_size;
+        *self.leg(Side::Responder) = LegState::ibb(namespace, Some(sid.clone()), block_size);
+        Some(transport::ibb(namespace, &sid, block_size))
+    }
+
+    /// Returns our SOCKS5 transport for a side whose plan it is.
+    fn s5b_transport(&self, side: Side) -> Element {
+        let peer = self.peer(side);
+        let Plan::S5b { sid, cid, .. } = &self.legs[side.index()].plan else {
+            return Element::bare("transport", ns::JINGLE_S5B);
+        };
+        let hash = DstAddr::compute(sid, &peer.mask, &peer.user).to_string();
+        transport::s5b(sid, &hash, cid, self.options.jid.as_str(), &self.options.advertise)
+    }
+
+    /// Returns our transport in the answer to the initiator.
+    pub(super) fn accept_leg(&self) -> Element {
+        match &self.legs[0].plan {
+            Plan::Ibb { namespace, sid, block_size } => {
+                let sid = sid.as_deref().unwrap_or(&self.peer(Side::Initiator).sid);
+                transport::ibb(namespace, sid, (*block_size).min(self.options.block_size))
+            }
+            Plan::S5b { .. } => self.s5b_transport(Side::Initiator),
+        }
+    }
+
+    /// Lets the initiator of a raw TLS stream connect before the responder has accepted, as in the seed.
+    pub(super) fn offer_early(&mut self) {
+        if self.is_raw && self.legs[0].awaits_socks5() {
+            let transport = self.s5b_transport(Side::Initiator);
+            self.tell_transport(Side::Initiator, "transport-info", transport);
+        }
+    }
+
+    /// Tells a user which of its candidates we use: none, or its own one at this component.
+    pub(super) fn nominate(&mut self, side: Side) {
+        let Plan::S5b { sid, own_proxy, nominated, .. } = &mut self.legs[side.index()].plan else {
+            return;
+        };
+        if std::mem::replace(nominated, true) {
+            return;
+        }
+        let news = match own_proxy {
+            Some(cid) => xml::element("candidate-used", ns::JINGLE_S5B, &[("cid", cid.as_str())]),
+            None => Element::bare("candidate-error", ns::JINGLE_S5B),
+        };
+        let transport = transport::s5b_news(sid, news);
+        self.tell_transport(side, "transport-info", transport);
+    }
+
+    /// Gives a user time to choose a candidate.
+    pub(super) fn expect_choice(&mut self, side: Side, now: Instant) {
+        let leg = self.leg(side);
+        if leg.awaits_socks5() && leg.replacing.is_none() {
+            leg.fall_back_at =
+                Some(leg.fall_back_at.map_or(now + SILENCE, |at| at.min(now + SILENCE)));
+        }
+    }
+
+    fn tell_transport(&mut self, side: Side, action: &str, transport: Element) {
+        let name = self.name.clone();
+        let jingle = self.transport_jingle(side, action, &name, transport);
+        self.tell(side, jingle);
+    }
+
+    fn transport_jingle(
+        &self,
+        side: Side,
+        action: &str,
+        name: &str,
+        transport: Element,
+    ) -> Element {
+        let frame = self.frame(side);
+        let mut jingle = jingle::own(action, &frame);
+        let mut content =
+            xml::element("content", frame.namespace, &[("creator", "initiator"), ("name", name)]);
+        content.append_child(transport);
+        jingle.append_child(content);
+        jingle
+    }
+
+    /// Handles a transport action of one side, which stays on that leg.
+    pub(super) fn handle_transport(
+        &mut self,
+        side: Side,
+        action: &str,
+        stanza: &Stanza,
+        jingle: &Element,
+        now: Instant,
+    ) {
+        let Some(content) = self.own_content(jingle) else {
+            let Some(other) = contents(jingle).next().filter(|_| action == "transport-replace")
+            else {
+                return self.send(stanza.result(None));
+            };
+            let rejection = self.replace_rejection(side, other);
+            return self.answer_and_tell(side, stanza, rejection);
+        };
+        let replacing = self.legs[side.index()].replacing.is_some();
+        match action {
+            "transport-info" => {
+                self.send(stanza.result(None));
+                let news = content
+                    .children()
+                    .find(|c| c.is("transport", ns::JINGLE_S5B))
+                    .and_then(|transport| transport.children().next());
+                self.handle_news(side, news.map(Element::name).unwrap_or_default(), now);
+            }
+            // Both sides sent the same action: that of the leg's initiator counts (XEP-0166, 7.2.16).
+            "transport-replace" if replacing && side == Side::Responder => {
+                let refusal = Refusal::new("cancel", "conflict", "The transport is being replaced")
+                    .with_extra("tie-break", ns::JINGLE_ERRORS);
+                self.send(stanza.refuse(&refusal));
+            }
+            "transport-replace" => {
+                self.send(stanza.result(None));
+                self.handle_replace(side, content);
+            }
+            "transport-accept" if replacing => {
+                self.send(stanza.result(None));
+                self.replaced(side, Transport::read(content));
+                self.open(side);
+            }
+            "transport-reject" if replacing => {
+                self.send(stanza.result(None));
+                self.refused(side, None);
+            }
+            _ => {
+                let refusal = out_of_order("No other transport has been offered");
+                self.send(stanza.refuse(&refusal));
+            }
+        }
+    }
+
+    /// Handles a user's message about the SOCKS5 candidates.
+    fn handle_news(&mut self, side: Side, news: &str, now: Instant) {
+        if !self.legs[side.index()].awaits_socks5() {
+            return;
+        }
+        match news {
+            "candidate-used" | "activated" => {
+                self.nominate_if_told(side);
+                self.leg(side).mark_used();
+                self.check_connected(side);
+            }
+            // Our candidate is not wanted, but the user's own at this component may still be activated.
+            "candidate-error" if self.legs[side.index()].has_own_proxy() => {
+                self.nominate_if_told(side);
+            }
+            "candidate-error" | "proxy-error" => {
+                self.nominate_if_told(side);
+                self.fall_back(side, now);
+            }
+            _ => {}
+        }
+    }
+
+    fn nominate_if_told(&mut self, side: Side) {
+        if !matches!(self.phase, Phase::Checking { .. }) {
+            self.nominate(side);
+        }
+    }
+
+    /// Handles one side's wish for another transport on its leg.
+    fn handle_replace(&mut self, side: Side, content: &Element) {
+        match Transport::read(content) {
+            Some(Transport::Ibb { namespace, sid, block_size })
+                if self.options.ibb && !self.legs[side.index()].ready && !self.asks_enough() =>
+            {
+                let block_size = block_size.min(self.options.block_size);
+                let sid = sid.unwrap_or_else(self.ids);
+                let answer = transport::ibb(&namespace, &sid, block_size);
+                self.leg(side).replace(LegState::ibb(&namespace, Some(sid.clone()), block_size));
+                self.actions.push_back(Action::ExpectOpen(side, Some(sid)));
+                self.tell_transport(side, "transport-accept", answer);
+                // The initiator of a session opens its bytestreams; on leg B that is us.
+                if side == Side::Responder {
+                    self.open(side);
+                }
+            }
+            _ => {
+                let rejection = self.replace_rejection(side, content);
+                self.tell(side, rejection);
+            }
+        }
+    }
+
+    /// Returns whether too many requests of our own are open for another transport.
+    fn asks_enough(&self) -> bool {
+        let ours = self.questions.values().filter(|asked| !matches!(asked, Question::Forwarded(_)));
+        ours.count() >= QUESTIONS
+    }
+
+    fn replace_rejection(&self, side: Side, content: &Element) -> Element {
+        let transport = content.children().find(|c| c.name() == "transport").cloned();
+        let transport = transport.unwrap_or_else(|| Element::bare("transport", ns::JINGLE_IBB));
+        let name = content.attr("name").unwrap_or_default();
+        self.transport_jingle(side, "transport-reject", name, transport)
+    }
+
+    /// Replaces SOCKS5, which failed on this leg, by IBB, without the other leg's knowledge.
+    fn fall_back(&mut self, side: Side, now: Instant) {
+        match side {
+            Side::Initiator => self.leg(side).fall_back_at = Some(now + PATIENCE),
+            Side::Responder => self.offer_in_band(side, now),
+        }
+    }
+
+    /// Offers an in-band bytestream in place of SOCKS5, which has not come up.
+    pub(super) fn offer_in_band(&mut self, side: Side, now: Instant) {
+        let leg = &self.legs[side.index()];
+        if !leg.awaits_socks5() || leg.replacing.is_some() {
+            return;
+        }
+        if self.initiate.is_some() && side == Side::Initiator {
+            // The user has not been told of the session yet.
+            return self.fall_back(side, now);
+        }
+        if !self.options.ibb {
+            return self.end_both("failed-transport", "SOCKS5 failed and IBB is switched off");
+        }
+        let sid = (self.ids)();
+        let block_size = self.options.block_size;
+        let leg = self.leg(side);
+        leg.fall_back_at = None;
+        leg.replacing = Some((sid.clone(), block_size));
+        self.actions.push_back(Action::ExpectOpen(side, Some(sid.clone())));
+        let transport = transport::ibb(ns::JINGLE_IBB, &sid, block_size);
+        let jingle = self.transport_jingle(side, "transport-replace", &self.name, transport);
+        self.ask(side, jingle, Question::Replace(side));
+    }
+
+    /// Moves the leg to the in-band bytestream that we have offered.
+    fn replaced(&mut self, side: Side, answer: Option<Transport>) {
+        if let Some((sid, block_size)) = self.leg(side).replacing.take() {
+            self.leg(side).replace(LegState::ibb(ns::JINGLE_IBB, Some(sid), block_size));
+            self.leg(side).accept(answer);
+        }
+    }
+
+    /// Handles the refusal of the in-band bytestream that we have offered; `error` is set unless it was a
+    /// transport-reject.
+    pub(super) fn refused(&mut self, side: Side, error: Option<&Element>) {
+        if self.leg(side).replacing.take().is_none() {
+            // The user's own has come first.
+            return;
+        }
+        let tie = error.is_some_and(|error| error.has_child("tie-break", ns::JINGLE_ERRORS));
+        if self.legs[side.index()].is_connected() {
+            self.check_connected(side);
+        } else if !(tie && side == Side::Initiator) {
+            self.end_both("failed-transport", "No transport was left to try");
+        }
+    }
+
+    /// Opens the responder's leg, if it is in-band and not yet open.
+    pub(super) fn open_responder(&mut self) {
+        if !self.legs[1].opening {
+            self.open(Side::Responder);
+        }
+    }
+
+    pub(super) fn open(&mut self, side: Side) {
+        let sid = self.stream_sid(side);
+        let leg = self.leg(side);
+        let Plan::Ibb { block_size, .. } = leg.plan else { return };
+        if leg.ready || leg.opened {
+            return;
+        }
+        leg.opened = true;
+        leg.opening = true;
+        let size = block_size.to_string();
+        let open = xml::element(
+            "open",
+            ns::IBB,
+            &[("sid", &sid), ("block-size", &size), ("stanza", "iq")],
+        );
+        self.ask(side, open, Question::Open(side, sid, block_size));
+    }
+
+    /// Returns the in-band bytestream's id on a leg: its own, or that of the session, as in the seed.
+    pub(super) fn stream_sid(&self, side: Side) -> String {
+        match &self.legs[side.index()].plan {
+            Plan::Ibb { sid: Some(sid), .. } => sid.clone(),
+            _ => self.peer(side).sid.clone(),
+        }
+    }
+
+    /// Handles an `<open/>` of one side.
+    pub(super) fn handle_open(&mut self, side: Side, stanza: &Stanza) {
+        let Some(open) = stanza.payload() else { return };
+        let (sid, block_size, kind) = match IbbPayload::parse(open) {
+            Ok(Some(IbbPayload::Open { sid, block_size, stanza })) => (sid, block_size, stanza),
+            Ok(_) => return,
+            Err(refusal) => return self.send(stanza.refuse(&refusal)),
+        };
+        let largest = size::largest_block(self.options.max_stanza_bytes);
+        if block_size > largest {
+            let text = format!("The block-size may be {largest} at most");
+            return self.send(stanza.refuse(&Refusal::new("modify", "resource-constraint", text)));
+        }
+        if self.legs[side.index()].ready {
+            let refusal =
+                Refusal::new("cancel", "not-acceptable", "The bytestream is already open");
+            return self.send(stanza.refuse(&refusal));
+        }
+        self.replaced(side, None);
+        self.actions.push_back(Action::TakeStream(side, sid, block_size, kind));
+        self.send(stanza.result(None));
+        self.ready(side);
+    }
+
+    /// Makes a SOCKS5 leg ready when its connection is established and the user has chosen it.
+    pub(super) fn check_connected(&mut self, side: Side) {
+        let leg = self.leg(side);
+        if !leg.ready && leg.is_connected() {
+            self.actions.push_back(Action::TakeSocket(side));
+            self.ready(side);
+        }
+    }
+
+    /// Handles a leg that is ready: opens the other, or joins both.
+    pub(super) fn ready(&mut self, side: Side) {
+        debug!(side = side.as_str(), "leg ready");
+        let leg = self.leg(side);
+        leg.ready = true;
+        leg.fall_back_at = None;
+        if side == Side::Initiator && matches!(self.phase, Phase::Negotiating) {
+            self.open_responder();
+        }
+        if matches!(self.phase, Phase::Negotiating) && self.legs.iter().all(|leg| leg.ready) {
+            self.phase = Phase::Relaying;
+            // The stream has an idle time of its own.
+            self.deadline += Duration::from_secs(365 * 24 * 3600);
+            self.actions.push_back(Action::Join);
+        }
+    }
+}
