@@ -1,4 +1,4 @@
-//! The metrics of everything except the streams, which `mediator/metrics.rs` counts.
+//! The metrics of everything except the streams, which `relay/metrics.rs` counts.
 //!
 //! A process has one set of counters and one page that shows it. The labels' values are words of this program, never
 //! anything that a user has chosen.

@@ -1,6 +1,6 @@
 //! A malicious broker that cuts a pipe, holds bytes back, and claims success in each user's name: neither end may
-//! believe it. The unit tests of `client/pipe.rs` try each record as the place of the cut; these tests use two whole
-//! programs, both transports and both directions.
+//! believe it. The unit tests of `crates/xtls/src/pipe.rs` try each record as the place of the cut; these tests use two
+//! whole programs, both transports and both directions.
 
 use std::time::Duration;
 

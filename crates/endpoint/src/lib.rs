@@ -28,10 +28,8 @@
 //!
 //! # Example
 //! ```no_run
-//! use fingerpost::{
-//!     endpoint::{Application, Endpoint, Error, Login},
-//!     tls::identity::Identity,
-//! };
+//! use fingerpost_endpoint::{Application, Endpoint, Error, Login};
+//! use fingerpost_secure::identity::Identity;
 //! use tokio::io::{AsyncReadExt, AsyncWriteExt};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -57,7 +55,7 @@
 //! ```
 //!
 //! Whole programs: `examples/echo.rs`, a service, and `examples/send_line.rs`, which asks it. `xtls` is built on this
-//! module too.
+//! crate too.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
 
@@ -170,10 +168,8 @@ impl fmt::Debug for Inner {
 /// How an endpoint is to be.
 ///
 /// ```
-/// use fingerpost::{
-///     endpoint::{Endpoint, FirstUse, TransportKind},
-///     tls::identity::Identity,
-/// };
+/// use fingerpost_endpoint::{Endpoint, FirstUse, TransportKind};
+/// use fingerpost_secure::identity::Identity;
 ///
 /// let identity = Identity::generate(&"alice@example.org".parse()?)?;
 /// let builder = Endpoint::builder(identity)

@@ -449,7 +449,8 @@ impl Policy for Registered {
 /// is one while the registry cannot be asked.
 ///
 /// ```
-/// use fingerpost::{endpoint::FirstUse, print::{HashKind, Print}};
+/// use fingerpost_endpoint::FirstUse;
+/// use fingerpost_wire::print::{HashKind, Print};
 ///
 /// let juliet = "juliet@capulet.lit".parse()?;
 /// let print = Print::parse(&"AB".repeat(32), Some(HashKind::Sha256))?;
