@@ -1,8 +1,9 @@
-//! The suites themselves: the list of tests that start servers is written once, and is complete.
+//! The suites themselves: the list of tests that start servers is written once, and is complete. And what the pages say
+//! about the source: crates, their arrows and the paths of files.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -99,5 +100,107 @@ fn addresses_are_read_in_one_way_where_they_come_in() {
         let code = text.split("#[cfg(test)]").next().unwrap();
         let allowed = others.iter().find(|(name, _)| *name == file).map_or(0, |(_, n)| *n);
         assert_eq!(code.matches("Jid::new(").count(), allowed, "{file}: read it by `canonical`");
+    }
+}
+
+/// Returns the rows of the table after `heading`, up to the next heading, as cells.
+fn table(page: &str, heading: &str) -> Vec<Vec<String>> {
+    let section = page.split(&format!("\n## {heading}\n")).nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let cells = |line: &str| {
+        line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>()
+    };
+    // The head of the table and the line below it are not rows.
+    section.lines().filter(|line| line.starts_with('|')).skip(2).map(cells).collect()
+}
+
+/// Returns what stands between backquotes.
+fn quoted(text: &str) -> BTreeSet<String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// The table of crates in docs/ARCHITECTURE.md has each crate of the workspace, where it is, and which others it uses;
+/// the picture above it has the same arrows.
+#[test]
+fn the_architecture_page_has_the_crates_and_arrows_that_cargo_has() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--offline", "--locked", "--no-deps", "--format-version", "1"])
+        .current_dir(root)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut cargo = BTreeMap::new();
+    for package in metadata["packages"].as_array().unwrap() {
+        let manifest = Path::new(package["manifest_path"].as_str().unwrap());
+        let directory = manifest.parent().unwrap().strip_prefix(root).unwrap().to_str().unwrap();
+        let directory = if directory.is_empty() { "." } else { directory };
+        // A dependency of the tests and benchmarks only, of kind `dev`, is not an arrow.
+        let uses: BTreeSet<String> = package["dependencies"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|one| one["kind"].is_null() && one["path"].is_string())
+            .map(|one| one["name"].as_str().unwrap().to_owned())
+            .collect();
+        let name = package["name"].as_str().unwrap().to_owned();
+        cargo.insert(name, (directory.to_owned(), uses));
+    }
+
+    let page = read("docs/ARCHITECTURE.md");
+    let mut listed = BTreeMap::new();
+    for row in table(&page, "The crates") {
+        let [name, directory, uses, _holds] = &row[..] else { panic!("{row:?}: not four cells") };
+        let name = name.trim_matches('`').to_owned();
+        let directory = directory.trim_matches('`').to_owned();
+        assert!(listed.insert(name, (directory, quoted(uses))).is_none(), "{row:?}: twice");
+    }
+    assert_eq!(listed, cargo, "left: docs/ARCHITECTURE.md, right: Cargo");
+
+    let picture = page.split("\n## The crates\n").nth(1).unwrap();
+    let picture = picture.split("```mermaid").nth(1).unwrap().split("```").next().unwrap();
+    let nodes: BTreeMap<&str, &str> = picture
+        .lines()
+        .filter_map(|line| line.trim().split_once("[\""))
+        .map(|(node, text)| (node, text.split(['<', '"']).next().unwrap()))
+        .collect();
+    let drawn: BTreeSet<(String, String)> = picture
+        .lines()
+        .filter_map(|line| line.trim().split_once(" --> "))
+        .map(|(from, to)| (nodes[from].to_owned(), nodes[to].to_owned()))
+        .collect();
+    let arrows: BTreeSet<(String, String)> = cargo
+        .iter()
+        .flat_map(|(name, (_, uses))| uses.iter().map(|other| (name.clone(), other.clone())))
+        .collect();
+    assert_eq!(drawn, arrows, "left: the picture, right: Cargo");
+}
+
+/// Each file and directory of the source that docs/ARCHITECTURE.md names exists.
+#[test]
+fn the_files_that_the_architecture_page_names_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = read("docs/ARCHITECTURE.md");
+    for row in table(&page, "Where to look") {
+        let [question, answer] = &row[..] else { panic!("{row:?}: not two cells") };
+        assert!(answer.contains('`'), "{question}: names no file");
+        for path in quoted(answer) {
+            let named = path.starts_with("src/") || path.starts_with("crates/");
+            assert!(named, "{question}: {path}: not a path from the root of the repository");
+        }
+    }
+    let named: BTreeSet<String> = page
+        .lines()
+        .filter(|line| !line.starts_with("```"))
+        .flat_map(quoted)
+        .filter(|path| path.starts_with("src/") || path.starts_with("crates/"))
+        .collect();
+    assert!(named.len() > 50, "{named:?}: read too few");
+    for path in named {
+        assert!(
+            root.join(&path).exists(),
+            "docs/ARCHITECTURE.md names {path}, which does not exist"
+        );
     }
 }
