@@ -1,6 +1,6 @@
 """Two independent clients run one brokered session: raw Jingle stanzas, slixmpp's in-band bytestreams, OpenSSL as TLS.
 
-Settings: stanza (1 or 2: which of the two stanzas of the mail of 2009 starts the session, sent literally with only the
+Settings: stanza (1 or 2: which of the two stanzas in docs/HISTORY.md starts the session, sent literally with only the
 addresses filled in), order ("xtls": session-accept, then transport and TLS; "seed": transport and TLS, then
 session-accept), bytes (echoed), marker (a text that the bytes contain), directory (for certificates).
 """
@@ -164,7 +164,7 @@ async def story(settings):
     for feature in ("urn:xmpp:jingle:0", "urn:xmpp:jingle:1", "urn:xmpp:jingle:apps:tls",
                     "urn:xmpp:jingle:transports:ibb:0", "urn:xmpp:jingle:transports:ibb:1"):  # fmt: skip
         bob.plugin["xep_0030"].add_feature(feature)
-    # The print of the mail is alice's key, as far as the registry is told; bob's is that of the certificate he shows.
+    # The X.509 print of these stanzas is alice's key, as far as the registry is told; bob's is that of the certificate he shows.
     await alice.register(component, X509)
     await bob.register(component, file_print(b[1]))
 

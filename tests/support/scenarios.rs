@@ -119,22 +119,22 @@ pub fn a_socks5_stream_survives_a_restart_of_the_server(kind: Kind) {
     assert_eq!(report["received"], report["sent"], "{report}");
 }
 
-/// The first stanza of the seed, session-accept before transport and TLS.
+/// The first stanza of the thread in docs/HISTORY.md, session-accept before transport and TLS.
 pub fn first_stanza_of_the_mail_in_the_order_of_xtls(kind: Kind) {
     stanza_of_the_mail(kind, 1, "xtls");
 }
 
-/// The first stanza of the seed, session-accept after TLS.
+/// The first stanza of the thread in docs/HISTORY.md, session-accept after TLS.
 pub fn first_stanza_of_the_mail_in_the_order_of_the_mail(kind: Kind) {
     stanza_of_the_mail(kind, 1, "seed");
 }
 
-/// The second stanza of the seed, session-accept before transport and TLS.
+/// The second stanza of the thread in docs/HISTORY.md, session-accept before transport and TLS.
 pub fn second_stanza_of_the_mail_in_the_order_of_xtls(kind: Kind) {
     stanza_of_the_mail(kind, 2, "xtls");
 }
 
-/// The second stanza of the seed, session-accept after TLS.
+/// The second stanza of the thread in docs/HISTORY.md, session-accept after TLS.
 pub fn second_stanza_of_the_mail_in_the_order_of_the_mail(kind: Kind) {
     stanza_of_the_mail(kind, 2, "seed");
 }
@@ -157,7 +157,7 @@ fn stanza_of_the_mail(kind: Kind, stanza: u8, order: &str) {
     };
     assert_eq!(initiator["steps"], steps, "{report}");
 
-    // Alice registered the X.509 print of the seed and no OpenPGP key; bob registered the keys that he shows.
+    // Alice registered the X.509 print of that stanza and no OpenPGP key; bob registered the keys that he shows.
     assert!(responder["from"].as_str().unwrap().starts_with("alice\\40example.test@"), "{report}");
     let x509 =
         hint(&responder["hints"], "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38");

@@ -70,7 +70,7 @@ pub const SASL2: &str = "urn:xmpp:sasl:2";
 pub const BIND2: &str = "urn:xmpp:bind:0";
 /// Tokens for the next login (XEP-0484).
 pub const FAST: &str = "urn:xmpp:fast:0";
-/// The security offer beside the transport (seed, second form).
+/// The security offer beside the transport (the second stanza in docs/HISTORY.md).
 pub const SECURITY_OFFER: &str = "urn:xmpp:security-offer";
 /// XTLS (ProtoXEP jingle-xtls 0.0.4).
 pub const XTLS: &str = "urn:xmpp:jingle:security:xtls:0";

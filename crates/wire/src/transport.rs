@@ -14,7 +14,7 @@ pub enum Transport {
     Ibb {
         /// The namespace it came in (`…:ibb:0` or `…:ibb:1`).
         namespace: String,
-        /// The bytestream's id; the seed's form has none.
+        /// The bytestream's id; the stanzas of 2009 in docs/HISTORY.md have none.
         sid: Option<String>,
         /// The largest block, bytes before base64.
         block_size: u16,

@@ -8,7 +8,7 @@
 //!   transport of leg A ⇄ │ first bytes must be a ClientHello │ ⇄ transport of leg B
 //! ```
 //!
-//! The accept may come before the transport is up (XTLS) or after TLS is up (the seed). The accept or the
+//! The accept may come before the transport is up (XTLS) or after TLS is up (docs/HISTORY.md). The accept or the
 //! readiness of leg A opens leg B, whichever comes first. Transport actions stay on their leg; all others are passed
 //! on and their answers passed back. Either user's terminate, silence or absence ends both legs.
 //!

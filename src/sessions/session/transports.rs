@@ -98,7 +98,7 @@ impl Session {
         }
     }
 
-    /// Lets the initiator of a raw TLS stream connect before the responder has accepted, as in the seed.
+    /// Lets the initiator of a raw TLS stream connect before the responder has accepted, as in docs/HISTORY.md.
     pub(super) fn offer_early(&mut self) {
         if self.is_raw && self.legs[0].awaits_socks5() {
             let transport = self.s5b_transport(Side::Initiator);
@@ -352,7 +352,8 @@ impl Session {
         self.ask(side, open, Question::Open(side, sid, block_size));
     }
 
-    /// Returns the in-band bytestream's id on a leg: its own, or that of the session, as in the seed.
+    /// Returns the in-band bytestream's id on a leg: its own, or that of the session, for transports without an id as in
+    /// docs/HISTORY.md.
     pub(super) fn stream_sid(&self, side: Side) -> String {
         match &self.legs[side.index()].plan {
             Plan::Ibb { sid: Some(sid), .. } => sid.clone(),
