@@ -13,7 +13,7 @@ pub const CHUNKS: Protocol = b"fingerpost-pipe/1";
 /// The application of a session: a raw TLS stream, or one with a `<description/>` of its own.
 ///
 /// ```
-/// use crate::Application;
+/// use fingerpost_endpoint::Application;
 /// use minidom::Element;
 ///
 /// let raw = Application::tls();

@@ -86,7 +86,7 @@ pub struct ServerTrust {
 /// A user's login: the account, and its server.
 ///
 /// ```
-/// use crate::Login;
+/// use fingerpost_endpoint::Login;
 ///
 /// let login = Login::new("alice@example.org".parse()?, "her password");
 /// assert_eq!(login.server, None); // what the records of example.org say

@@ -56,7 +56,7 @@ impl Endpoint {
     /// Dropping the future ends the session.
     ///
     /// ```no_run
-    /// # use crate::{Application, Endpoint, Error};
+    /// # use fingerpost_endpoint::{Application, Endpoint, Error};
     /// # async fn example(endpoint: Endpoint) -> Result<(), Error> {
     /// use tokio::io::AsyncWriteExt;
     ///
@@ -189,7 +189,7 @@ impl Request {
     /// Any; the peer has been told by then.
     ///
     /// ```no_run
-    /// # use crate::Incoming;
+    /// # use fingerpost_endpoint::Incoming;
     /// # async fn example(mut incoming: Incoming) {
     /// while let Some(request) = incoming.next().await {
     ///     if request.application().description().is_some() {
