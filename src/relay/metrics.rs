@@ -1,4 +1,4 @@
-//! The mediator's metrics, counted as things happen.
+//! The metrics of streams, counted as things happen.
 
 use std::{
     fmt::Write,

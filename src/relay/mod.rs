@@ -1,8 +1,9 @@
-//! The mediator moves bytes: SOCKS5 and in-band bytestreams, the transfers between them, and the pipe.
+//! Moves bytes: SOCKS5 and in-band bytestreams, the transfers between them, and the pipe.
 //!
-//! The protocol machines ([`socks5`], [`proxy_header`], [`transfer`], [`ibb`], [`guard`]) do no I/O and read no clock;
-//! the thin shells around them ([`listener`], [`table`], [`leg`], [`plane`], [`pipe`]) own the sockets, queues and
-//! timers. No code here opens an outgoing connection.
+//! The protocol machines ([`socks5`], [`proxy_header`], [`transfer`], and [`ibb`](fingerpost_wire::ibb) and
+//! [`client_hello`](fingerpost_wire::client_hello) below) do no I/O and read no clock; the thin shells around them
+//! ([`listener`], [`table`], [`leg`](fingerpost_carry::leg), [`plane`], [`pipe`]) own the sockets, queues and timers.
+//! No code here opens an outgoing connection.
 
 mod bucket;
 mod crowd;

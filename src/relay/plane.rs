@@ -110,7 +110,7 @@ impl Plane {
         }
     }
 
-    /// Returns the mediator's counters.
+    /// Returns the counters of streams.
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
     }

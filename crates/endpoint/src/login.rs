@@ -1,6 +1,6 @@
 //! A user's way into its XMPP server: TCP, STARTTLS, SASL, and a bound resource or a resumed session.
 //!
-//! Its bytes are read in the same way as those of the component's link (see [`xmpp::xml`](fingerpost_wire::xml)): a
+//! Its bytes are read in the same way as those of the component's link (see [`xml`](fingerpost_wire::xml)): a
 //! stranger can make the server write unusual XML here too, which must not end the connection.
 
 use std::{path::Path, sync::Arc, time::Duration};
