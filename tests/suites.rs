@@ -177,30 +177,32 @@ fn the_architecture_page_has_the_crates_and_arrows_that_cargo_has() {
     assert_eq!(drawn, arrows, "left: the picture, right: Cargo");
 }
 
-/// Each file and directory of the source that docs/ARCHITECTURE.md names exists.
+/// Each file and directory of the source that a page names exists, and "Where to look" names one for each question.
 #[test]
-fn the_files_that_the_architecture_page_names_exist() {
+fn the_source_files_that_the_pages_name_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = read("docs/ARCHITECTURE.md");
-    for row in table(&page, "Where to look") {
+    let is_source = |path: &str| path.starts_with("src/") || path.starts_with("crates/");
+    let rows = table(&read("docs/ARCHITECTURE.md"), "Where to look");
+    assert!(rows.len() > 40, "{rows:?}: read too few");
+    for row in rows {
         let [question, answer] = &row[..] else { panic!("{row:?}: not two cells") };
         assert!(answer.contains('`'), "{question}: names no file");
         for path in quoted(answer) {
-            let named = path.starts_with("src/") || path.starts_with("crates/");
-            assert!(named, "{question}: {path}: not a path from the root of the repository");
+            assert!(is_source(&path), "{question}: {path}: not a path from the repository's root");
         }
     }
-    let named: BTreeSet<String> = page
-        .lines()
-        .filter(|line| !line.starts_with("```"))
-        .flat_map(quoted)
-        .filter(|path| path.starts_with("src/") || path.starts_with("crates/"))
-        .collect();
-    assert!(named.len() > 50, "{named:?}: read too few");
-    for path in named {
-        assert!(
-            root.join(&path).exists(),
-            "docs/ARCHITECTURE.md names {path}, which does not exist"
-        );
+
+    let mut pages = vec!["README.md".to_owned(), "CONTRIBUTING.md".to_owned()];
+    for entry in fs::read_dir(root.join("docs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".md") {
+            pages.push(format!("docs/{name}"));
+        }
+    }
+    for page in pages {
+        let text = read(&page);
+        for path in text.lines().flat_map(quoted).filter(|path| is_source(path)) {
+            assert!(root.join(&path).exists(), "{page}: {path} does not exist");
+        }
     }
 }
