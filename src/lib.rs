@@ -16,6 +16,7 @@ pub mod limits;
 pub mod link;
 pub mod logging;
 pub mod metrics;
+mod refuse;
 pub mod registry;
 pub mod relay;
 pub mod service;

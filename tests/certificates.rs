@@ -16,7 +16,8 @@ use fingerpost::registry::{
 use fingerpost_endpoint::Error;
 use fingerpost_secure::{
     identity::Identity,
-    material::{Material, MaterialError, remark},
+    material::{Material, remark},
+    material_error::MaterialError,
     stream::connect,
     x509,
 };

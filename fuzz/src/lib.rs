@@ -14,10 +14,7 @@ use fingerpost::{
     sessions::hints::{self, Policies, Policy},
 };
 use fingerpost_carry::reader::StanzaReader;
-use fingerpost_secure::{
-    material::{MATERIAL_MAX, Material},
-    openpgp, signature,
-};
+use fingerpost_secure::{material::Material, material_error::MATERIAL_MAX, openpgp, signature};
 use fingerpost_wire::{
     client_hello::{Guard, check_client_hello},
     dialect::{self, Dialect},

@@ -21,7 +21,7 @@ use tracing::debug;
 
 use super::{Asked, Report, Router};
 use crate::{
-    front::refuse::Refuse as _,
+    refuse::Refuse as _,
     sessions::{
         Again, Callee, Left,
         message_initiation::{self, AWAY},

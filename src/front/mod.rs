@@ -3,7 +3,6 @@
 mod choice;
 pub mod disco;
 mod plain;
-pub(crate) mod refuse;
 
 use std::{
     collections::HashMap,
@@ -36,9 +35,9 @@ use crate::{
     cluster::Cluster,
     commands::Commands,
     control::Control,
-    front::refuse::{Refuse as _, refuse_address},
     limits::{Rate, Rates},
     metrics,
+    refuse::{Refuse as _, refuse_address},
     registry::{
         Notice, Registry, pep,
         requests::{Handled, RequestKind},

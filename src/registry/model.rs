@@ -12,7 +12,10 @@
 
 use std::fmt;
 
-use fingerpost_secure::material::{self, MATERIAL_MAX, Material, MaterialError};
+use fingerpost_secure::{
+    material::{self, Material},
+    material_error::{MATERIAL_MAX, MaterialError},
+};
 use fingerpost_wire::{
     key::{Assurance, KeyId, State, stamp},
     print::{HashKind, Method, Print},

@@ -9,7 +9,7 @@ use std::{
     str::FromStr,
 };
 
-use fingerpost_secure::material::MATERIAL_MAX;
+use fingerpost_secure::material_error::MATERIAL_MAX;
 use fingerpost_wire::{
     key::{Assurance, KeyId, State},
     print::Print,

@@ -11,10 +11,7 @@ use std::{
     time::Duration,
 };
 
-use fingerpost_carry::{
-    ibb_stream::{IbbHandle, IbbParams, IbbStream},
-    tcp,
-};
+use fingerpost_carry::{ibb_handle::IbbHandle, ibb_params::IbbParams, ibb_stream::IbbStream, tcp};
 use fingerpost_wire::{
     ibb::IbbError,
     ibb_xml::{IbbPayload, IbbStanza},

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use fingerpost_carry::ibb_stream::{IbbHandle, IbbParams, IbbStream};
+use fingerpost_carry::{ibb_handle::IbbHandle, ibb_params::IbbParams, ibb_stream::IbbStream};
 use fingerpost_wire::{
     dst_addr::DstAddr, ibb::IbbError, ibb_xml::IbbStanza, stanza::Stanza,
     transport_kind::TransportKind,
@@ -20,8 +20,8 @@ use super::{
     session::{Action, Input, Peer, Session, unknown_session},
 };
 use crate::{
-    front::refuse::Refuse as _,
     metrics,
+    refuse::Refuse as _,
     relay::{
         pipe::{self, Outcome},
         socket::{Leg, Socket},

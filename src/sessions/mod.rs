@@ -24,7 +24,7 @@ use std::{
 
 use fingerpost_carry::{
     clock::{Clock, SystemClock},
-    ibb_stream::IbbHandle,
+    ibb_handle::IbbHandle,
     iq::{Answer, Requests, random_id},
     shares::{Limits, Permits, Place, Shares},
 };
@@ -53,8 +53,8 @@ use self::{
     session::{Input, Peer, Session},
 };
 use crate::{
-    front::refuse::Refuse as _,
     metrics,
+    refuse::Refuse as _,
     registry::{Notice, Registry, model::Key},
     relay::{plane::Progress, table::Table},
 };

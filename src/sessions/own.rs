@@ -7,7 +7,8 @@ use std::{sync::Arc, time::Duration};
 
 use fingerpost_carry::{
     clock::{Clock, SystemClock},
-    ibb_stream::{IbbParams, IbbStream},
+    ibb_params::IbbParams,
+    ibb_stream::IbbStream,
     iq::random_id,
 };
 use fingerpost_secure::{self, identity::Identity};
@@ -34,7 +35,7 @@ use super::{
     session::{Input, Peer, unknown_session},
 };
 use crate::{
-    front::refuse::Refuse as _,
+    refuse::Refuse as _,
     registry::Notice,
     relay::socket::{Leg, Socket},
 };

@@ -25,8 +25,7 @@ use tokio::sync::{
     watch,
 };
 
-use super::ibb_stream::IbbParams;
-use crate::shares::Permit;
+use crate::{ibb_params::IbbParams, shares::Permit};
 
 /// The router's half: stanzas. Cheap to clone.
 #[derive(Clone)]

@@ -9,14 +9,12 @@ use std::{
     pin::Pin,
     sync::{Arc, atomic::AtomicU64},
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use fingerpost_wire::{
     ibb::{CLOSING, IbbError, IbbMachine, Options},
     ibb_xml::IbbStanza,
 };
-use jid::Jid;
 use minidom::Element;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -25,57 +23,10 @@ use tokio::{
 };
 use tokio_util::sync::PollSender;
 
-pub use super::ibb_handle::IbbHandle;
-use super::ibb_handle::{Link, now};
-use crate::shares::Permits;
-
-/// The ends of a stream, and its parameters.
-#[derive(Clone, Debug)]
-pub struct IbbParams {
-    /// Our address, as the peer knows it.
-    pub local: Jid,
-    /// The peer's full JID.
-    pub peer: Jid,
-    /// The stream's id.
-    pub sid: String,
-    /// The kind of stanza that carries our blocks.
-    pub stanza: IbbStanza,
-    /// The largest block in bytes before base64, both ways.
-    pub block_size: u16,
-    /// The most unacknowledged blocks of ours.
-    pub window: u16,
-    /// Whether the peer has agreed already; if not, the stream awaits [`IbbHandle::handle_opened`] before it sends
-    /// data.
-    pub opened: bool,
-    /// How long the peer may leave blocks unacknowledged.
-    pub silence_timeout: Duration,
-    /// How long after a shutdown a silent peer may continue.
-    pub close_linger: Duration,
-    /// The room for blocks by message, beyond what every stream may hold; shared with other streams.
-    pub memory: Option<Permits>,
-}
-
-impl IbbParams {
-    /// Creates an open stream by IQ with the default sizes and times.
-    pub fn new(local: Jid, peer: Jid, sid: impl Into<String>) -> Self {
-        let Options { block_size, window, opened, silence_timeout, close_linger, .. } =
-            Options::default();
-        let (sid, stanza) = (sid.into(), IbbStanza::Iq);
-        let memory = None;
-        Self {
-            local,
-            peer,
-            sid,
-            stanza,
-            block_size,
-            window,
-            opened,
-            silence_timeout,
-            close_linger,
-            memory,
-        }
-    }
-}
+use super::{
+    ibb_handle::{IbbHandle, Link, now},
+    ibb_params::IbbParams,
+};
 
 /// The session's half: bytes. Dropping it closes the stream at once.
 ///

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | how stanzas are read from a connection | [`reader`] |
 //! | how a request waits for its answer | [`iq`]; how many may wait for each user: [`shares`] |
-//! | how an in-band bytestream becomes a stream of tokio's | [`ibb_stream`]: the stream, and the handle for its stanzas |
+//! | how an in-band bytestream becomes a stream of tokio's | [`ibb_stream`] carries its bytes, [`ibb_handle`] its stanzas; [`ibb_params`] |
 //! | what connects a user with the next hop | [`leg`]: a TCP connection or an in-band bytestream |
 //! | whether written bytes have arrived, and how a stream ends | [`side`]; what the kernel knows: [`tcp`], the one module with unsafe code |
 //! | what time it is | [`clock`] |
@@ -14,7 +14,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
 
 pub mod clock;
-mod ibb_handle;
+pub mod ibb_handle;
+pub mod ibb_params;
 pub mod ibb_stream;
 pub mod iq;
 pub mod leg;

@@ -7,7 +7,9 @@ use std::{
 };
 
 use fingerpost_carry::{
-    ibb_stream::{IbbHandle, IbbParams, IbbStream},
+    ibb_handle::IbbHandle,
+    ibb_params::IbbParams,
+    ibb_stream::IbbStream,
     iq::{Answer, Requests},
 };
 use fingerpost_wire::{

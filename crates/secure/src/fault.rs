@@ -5,7 +5,7 @@ use rustls::CertificateError;
 use time::OffsetDateTime;
 
 use crate::{
-    material::{MaterialError, OpenPgpFault},
+    material_error::{MaterialError, OpenPgpFault},
     openpgp_certificate::SubkeyFault,
     x509::Unusable,
 };

@@ -13,9 +13,11 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
 
+mod der;
 pub mod fault;
 pub mod identity;
 pub mod material;
+pub mod material_error;
 pub mod openpgp;
 pub mod openpgp_certificate;
 pub mod redact;

@@ -47,7 +47,8 @@ use super::{
     identity::{Identity, IdentityError, write_new},
 };
 use crate::{
-    material::{Material, MaterialError, has_several_blocks},
+    material::{Material, has_several_blocks},
+    material_error::MaterialError,
     openpgp_certificate::{Certificate, SKEW, Signer, may_sign},
 };
 

@@ -17,7 +17,7 @@ use pgp::{
 };
 use time::OffsetDateTime;
 
-use super::material::{MATERIAL_MAX, MaterialError, OpenPgpFault};
+use crate::material_error::{MATERIAL_MAX, MaterialError, OpenPgpFault};
 
 /// How many seconds another clock may be ahead.
 pub(crate) const SKEW: u64 = 300;

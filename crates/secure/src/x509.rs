@@ -15,7 +15,7 @@ use x509_parser::{
     x509::{SubjectPublicKeyInfo, X509Version},
 };
 
-use super::material::der_header;
+use crate::der::der_header;
 
 /// Why no session can use a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -18,7 +18,7 @@
 
 use minidom::{Element, Node};
 
-use super::offer::{Name, Printed};
+use super::offer::{Name, Printed, is_c2c};
 use crate::{ns, print::HashKind, xml};
 
 /// A way to write an offer.
@@ -80,12 +80,6 @@ impl Dialect {
         }
         found
     }
-}
-
-/// Returns whether a content has an offer of XEP-0250, beside its description or in it.
-pub(super) fn is_c2c(content: &Element) -> bool {
-    let has = |element: &Element| element.has_child("offer", ns::C2CTLS);
-    has(content) || content.children().any(|c| c.name() == "description" && has(c))
 }
 
 fn methods_of(description: &Element) -> Option<&Element> {

@@ -5,7 +5,7 @@
 //! 3. `<security xmlns='urn:xmpp:jingle:security:xtls:0'/>` with fingerprints and methods,
 //! 4. `<offer xmlns='urn:xmpp:tmp:c2ctls'/>` of XEP-0250 in the description or beside it.
 //!
-//! An offer is only read here. The element tree itself is passed on; [`super::dialect`] rewrites it only for a peer
+//! An offer is only read here. The element tree itself is passed on; `dialect.rs` rewrites it only for a peer
 //! that knows none of its dialects.
 //!
 //! # Security
@@ -16,7 +16,6 @@ use std::{borrow::Cow, collections::HashSet, fmt};
 
 use minidom::Element;
 
-use super::dialect;
 use crate::{
     ns,
     print::{HashKind, Method, Print},
@@ -288,7 +287,7 @@ pub fn is_secured(content: &Element) -> bool {
         .children()
         .any(|child| child.is("description", ns::APPS_TLS) || child.is("security", ns::XTLS))
         || content.has_child("offer", ns::SECURITY_OFFER)
-        || dialect::is_c2c(content)
+        || is_c2c(content)
 }
 
 /// Returns a copy of a content without the prints in `gone`, and without the methods in `methods`. A method that loses
@@ -331,6 +330,12 @@ fn has_prints(element: &Element) -> bool {
 
 fn is_method(element: &Element) -> bool {
     element.name() == "method" && (element.has_ns(ns::APPS_TLS) || element.has_ns(ns::XTLS))
+}
+
+/// Returns whether a content has an offer of XEP-0250, beside its description or in it.
+pub(super) fn is_c2c(content: &Element) -> bool {
+    let has = |element: &Element| element.has_child("offer", ns::C2CTLS);
+    has(content) || content.children().any(|c| c.name() == "description" && has(c))
 }
 
 #[cfg(test)]

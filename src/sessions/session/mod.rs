@@ -57,7 +57,7 @@ use super::{
     of_peer,
 };
 use crate::{
-    front::refuse::Refuse as _,
+    refuse::Refuse as _,
     registry::model::Key,
     relay::pipe::{Ended, Outcome},
 };

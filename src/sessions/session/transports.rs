@@ -31,7 +31,7 @@ use tracing::debug;
 
 use super::{Action, Phase, Question, Session, contents::contents, out_of_order};
 use crate::{
-    front::refuse::Refuse as _,
+    refuse::Refuse as _,
     sessions::{
         Side,
         legs::{LegState, Plan},

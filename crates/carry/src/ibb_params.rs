@@ -1,0 +1,56 @@
+//! The parameters of an in-band bytestream.
+
+use std::time::Duration;
+
+use fingerpost_wire::{ibb::Options, ibb_xml::IbbStanza};
+use jid::Jid;
+
+use crate::shares::Permits;
+
+/// The ends of a stream, and its parameters.
+#[derive(Clone, Debug)]
+pub struct IbbParams {
+    /// Our address, as the peer knows it.
+    pub local: Jid,
+    /// The peer's full JID.
+    pub peer: Jid,
+    /// The stream's id.
+    pub sid: String,
+    /// The kind of stanza that carries our blocks.
+    pub stanza: IbbStanza,
+    /// The largest block in bytes before base64, both ways.
+    pub block_size: u16,
+    /// The most unacknowledged blocks of ours.
+    pub window: u16,
+    /// Whether the peer has agreed already; if not, the stream awaits `IbbHandle::handle_opened` before it sends
+    /// data.
+    pub opened: bool,
+    /// How long the peer may leave blocks unacknowledged.
+    pub silence_timeout: Duration,
+    /// How long after a shutdown a silent peer may continue.
+    pub close_linger: Duration,
+    /// The room for blocks by message, beyond what every stream may hold; shared with other streams.
+    pub memory: Option<Permits>,
+}
+
+impl IbbParams {
+    /// Creates an open stream by IQ with the default sizes and times.
+    pub fn new(local: Jid, peer: Jid, sid: impl Into<String>) -> Self {
+        let Options { block_size, window, opened, silence_timeout, close_linger, .. } =
+            Options::default();
+        let (sid, stanza) = (sid.into(), IbbStanza::Iq);
+        let memory = None;
+        Self {
+            local,
+            peer,
+            sid,
+            stanza,
+            block_size,
+            window,
+            opened,
+            silence_timeout,
+            close_linger,
+            memory,
+        }
+    }
+}
