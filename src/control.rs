@@ -16,11 +16,7 @@ use tracing::info;
 use crate::{
     access::Doors,
     logging::LogLevel,
-    registry::{
-        Notice,
-        model::Actor,
-        store::{Store, StoreError},
-    },
+    registry::{Notice, model::Actor, store::Store, store_error::StoreError},
     relay::table::Table,
     sessions::Broker,
 };

@@ -13,7 +13,7 @@ use crate::{
     http,
     link::LinkError,
     logging::{self, LogLevel},
-    registry::store::OpenError,
+    registry::open::OpenError,
     relay::plane::Plane,
     service::{self, Event, Service, StartError},
     systemd::{self, Inherited},
@@ -271,7 +271,7 @@ async fn reload(loaded: &Loaded, service: &mut Service) -> Result<Vec<String>, S
 }
 
 async fn check(config: &Config, look_online: bool, out: &mut impl Write) -> Result<(), Failure> {
-    let found = service::inspect(config).await?;
+    let (found, store) = service::inspect(config).await?;
     for warning in &found.warnings {
         writeln!(out, "warning: {warning}")?;
     }
@@ -286,7 +286,7 @@ async fn check(config: &Config, look_online: bool, out: &mut impl Write) -> Resu
     if !look_online {
         return Ok(());
     }
-    online::run(config, found.store.as_ref(), out).await
+    online::run(config, store.as_ref(), out).await
 }
 
 #[cfg(test)]

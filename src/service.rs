@@ -28,11 +28,7 @@ use crate::{
     http::{self, Status},
     link::{self, LinkError, LinkOptions, Software, echo::Route},
     logging::LogLevel,
-    registry::{
-        self, Notice, Registry,
-        model::Visibility,
-        store::{self, Inspected, Store},
-    },
+    registry::{self, Notice, Registry, model::Visibility, open, open::Inspected, store::Store},
     relay::{
         listener::{self, Listener},
         table::{self, Table},
@@ -59,7 +55,7 @@ pub enum StartError {
         /// As configured.
         url: String,
         /// What the store says.
-        source: store::OpenError,
+        source: open::OpenError,
     },
     /// The block list cannot be read.
     #[error("the database: {0}")]
@@ -429,9 +425,9 @@ pub async fn open_to_serve(config: &Config) -> Result<Store, StartError> {
     Ok(store)
 }
 
-fn options(config: &Config) -> store::Options<'_> {
+fn options(config: &Config) -> open::Options<'_> {
     let database = &config.database;
-    store::Options {
+    open::Options {
         url: &database.url,
         max_connections: database.max_connections,
         migrate: database.migrate,
@@ -439,15 +435,16 @@ fn options(config: &Config) -> store::Options<'_> {
     }
 }
 
-fn not_opened(config: &Config, source: store::OpenError) -> StartError {
+fn not_opened(config: &Config, source: open::OpenError) -> StartError {
     StartError::Database { url: shown(&config.database.url), source }
 }
 
-/// Looks whether the database can be opened as configured, without a change to it.
+/// Looks whether the database can be opened as configured, without a change to it. Also returns the database, if
+/// it can be used at once and by several instances together.
 ///
 /// # Errors
 /// [`StartError::Database`].
-pub async fn inspect(config: &Config) -> Result<Inspected, StartError> {
+pub async fn inspect(config: &Config) -> Result<(Inspected, Option<Store>), StartError> {
     Store::inspect(&options(config)).await.map_err(|source| not_opened(config, source))
 }
 

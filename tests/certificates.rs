@@ -10,7 +10,8 @@ use fingerpost::registry::{
     Notice, Options, Registry,
     model::{Event, Key, NewKey, NotAllowed, Source, Visibility},
     requests::RequestKind,
-    store::{Store, StoreError},
+    store::Store,
+    store_error::StoreError,
     verdict::{Verdict, judge},
 };
 use fingerpost_endpoint::Error;

@@ -10,7 +10,9 @@ use fingerpost::{
     registry::{
         self, Registry,
         model::{Actor, NewKey, Source, Visibility},
-        store::{OpenError, Options as Database, Store, StoreError},
+        open::{OpenError, Options as Database},
+        store::Store,
+        store_error::StoreError,
     },
 };
 use fingerpost_wire::{

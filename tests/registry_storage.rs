@@ -12,7 +12,8 @@ use fingerpost::{
     registry::{
         self, Registry,
         model::{Actor, NewKey, Source, Visibility},
-        store::{News, Store},
+        records::News,
+        store::Store,
     },
 };
 use fingerpost_wire::{

@@ -18,7 +18,8 @@ use time::OffsetDateTime;
 use crate::registry::{
     model::{Actor, AuditEntry, Key, NewKey, Source, check_reason},
     salted_hash,
-    store::{Store, StoreError},
+    store::Store,
+    store_error::StoreError,
 };
 
 /// The limit of keys for admins; it only stops a runaway script.

@@ -18,7 +18,8 @@ use super::{KeysError, input};
 use crate::registry::{
     forgotten::Revoked,
     model::{ALLOWED_MAX, Event, Key, NewKey, Party, Settings, Source, check_reason},
-    store::{Block, Contents, LogRow, OwnIdentity, Store},
+    records::{Block, Contents, LogRow, OwnIdentity},
+    store::Store,
 };
 
 #[derive(Debug, Deserialize, Serialize)]

@@ -38,7 +38,7 @@ use self::{
     member::{LEASE, Member, Role},
     seat::Seat,
 };
-use crate::registry::store::{Instance, Store};
+use crate::registry::{records::Instance, store::Store};
 
 /// The time between two signs of life.
 const BEAT: Duration = Duration::from_secs(1);

@@ -18,7 +18,11 @@ use super::{
 };
 use crate::{
     metrics,
-    registry::store::{Backend, Heard, Meeting, Parcel, StoreError, Won},
+    registry::{
+        records::{Backend, Heard, Parcel, Won},
+        store::Meeting,
+        store_error::StoreError,
+    },
 };
 
 /// How long a new instance looks for the one that leads.

@@ -8,7 +8,7 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::registry::store::Instance;
+use crate::registry::records::Instance;
 
 /// The mark of an instance.
 #[derive(Clone, Copy, Debug)]

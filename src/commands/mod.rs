@@ -32,7 +32,7 @@ use self::{
 use crate::{
     control::Control,
     metrics,
-    registry::{Notice, Registry, RegistryError, store::StoreError},
+    registry::{Notice, Registry, RegistryError, store_error::StoreError},
 };
 
 /// How long a user may take for a form.

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::file::{KEYS, closest};
-use super::{ConfigError, Where};
+use crate::config::{
+    error::{ConfigError, Where},
+    keys::{KEYS, closest},
+};
 
 const PREFIX: &str = "FINGERPOST_";
 

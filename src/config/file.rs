@@ -5,37 +5,11 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::{ConfigError, Where, env};
-
-/// Every section with its keys.
-pub(super) const KEYS: &[(&str, &[&str])] = &[
-    (
-        "component",
-        &["jid", "server", "secret", "secret_file", "name", "contact", "max_stanza_bytes"],
-    ),
-    ("database", &["url", "max_connections", "pooler", "migrate"]),
-    ("socks5", &["listen", "advertise", "proxy_protocol", "max_segment"]),
-    ("ibb", &["enabled", "block_size", "window", "memory", "silence_timeout"]),
-    ("broker", &["require_tls", "unknown", "mismatch", "revoked"]),
-    ("registry", &["visibility", "keys_per_user", "import_pep"]),
-    ("access", &["users", "admins", "blocked"]),
-    (
-        "limits",
-        &[
-            "sessions",
-            "sessions_per_user",
-            "requests_per_second",
-            "connections_per_ip",
-            "bytes_per_second",
-            "handshake_timeout",
-            "activation_timeout",
-            "idle_timeout",
-            "drain_timeout",
-        ],
-    ),
-    ("http", &["listen"]),
-    ("log", &["level", "format"]),
-];
+use super::{
+    env,
+    error::{ConfigError, Where},
+    keys::{KEYS, closest},
+};
 
 /// The longest text of a wrong value that an error repeats, in characters.
 const MAX_SHOWN: usize = 60;
@@ -293,46 +267,5 @@ fn shown(value: &Value) -> String {
     match text.char_indices().nth(MAX_SHOWN) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
-    }
-}
-
-/// Returns the known word that `word` was probably meant to be.
-pub(super) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    known
-        .iter()
-        .map(|known| (distance(word, known), *known))
-        .filter(|(distance, known)| *distance <= 1 + known.len() / 4)
-        .min()
-        .map(|(_, known)| known)
-}
-
-/// Returns how many letters must be changed, added or removed to turn one word into the other.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, letter) in a.chars().enumerate() {
-        let mut diagonal = i;
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-        for (j, other) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(letter != *other);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_slip_of_the_finger_finds_the_word() {
-        let keys = ["jid", "server", "secret", "secret_file", "name"];
-        assert_eq!(closest("sever", &keys), Some("server"));
-        assert_eq!(closest("secrt", &keys), Some("secret"));
-        assert_eq!(closest("colour", &keys), None);
     }
 }

@@ -3,7 +3,6 @@
 //! A setting comes from the environment, then the TOML file, then its default ([`DEFAULT_TEXT`] shows all of them). An
 //! unknown key is an error. Every error names the place, the key and what was expected, on one line.
 
-use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,11 +15,17 @@ use fingerpost_wire::{
 use jid::{BareJid, Jid};
 use tracing_subscriber::EnvFilter;
 
-use self::file::{Section, Written};
+pub use self::error::ConfigError;
+use self::{
+    error::Where,
+    file::{Section, Written},
+};
 use crate::registry::store::check_address;
 
 mod env;
+mod error;
 mod file;
+mod keys;
 
 /// Every setting with its default and its purpose, as TOML.
 pub const DEFAULT_TEXT: &str = include_str!("default.toml");
@@ -661,55 +666,6 @@ fn no_file() -> ConfigError {
     )
 }
 
-/// The place where a setting was written.
-#[derive(Clone, Debug)]
-enum Where {
-    File(String),
-    Env(String),
-}
-
-/// A fault in a configuration: one line with the place, the key and what was expected.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct ConfigError {
-    at: String,
-    text: String,
-    hint: Option<String>,
-    no_secret: Option<PathBuf>,
-}
-
-impl ConfigError {
-    fn new(at: &Where, section: &str, key: &str, text: String) -> Self {
-        let (Where::File(at) | Where::Env(at)) = at;
-        Self::at(format!("{at}: {section}.{key}"), text)
-    }
-
-    fn at(at: String, text: String) -> Self {
-        Self { at, text, hint: None, no_secret: None }
-    }
-
-    fn with_hint(self, hint: &str) -> Self {
-        Self { hint: Some(hint.to_owned()), ..self }
-    }
-
-    /// Returns the file in which the secret would be found, if its absence is the only fault.
-    pub fn no_secret(&self) -> Option<&Path> {
-        self.no_secret.as_deref()
-    }
-
-    /// Returns the cure, if it is more than the line says.
-    pub fn hint(&self) -> Option<&str> {
-        self.hint.as_deref()
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.at, self.text)
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -727,7 +683,7 @@ mod tests {
     fn the_annotated_default_is_the_default() {
         let annotated = parse(DEFAULT_TEXT, &[("FINGERPOST_COMPONENT__SECRET", "s")]).unwrap();
         assert_eq!(annotated, parse(SMALL, &[]).unwrap());
-        for (section, keys) in file::KEYS {
+        for (section, keys) in keys::KEYS {
             let body = DEFAULT_TEXT.split(&format!("[{section}]\n")).nth(1).unwrap();
             let body = body.split("\n[").next().unwrap();
             for key in *keys {

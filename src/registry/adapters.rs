@@ -222,7 +222,7 @@ fn with_text(name: &str, namespace: &str, text: &str) -> Element {
 
 impl From<NotAllowed> for Refusal {
     fn from(error: NotAllowed) -> Self {
-        super::store::StoreError::from(error).into()
+        crate::registry::store_error::StoreError::from(error).into()
     }
 }
 

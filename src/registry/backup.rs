@@ -19,8 +19,8 @@ use time::OffsetDateTime;
 use super::{
     schema::{Standing, standing},
     sqlite::{self, BUSY, MIGRATIONS, beside, directory_of},
-    store::OpenError,
 };
+use crate::registry::open::OpenError;
 
 /// Why there is no backup, or nothing was restored.
 #[derive(Debug, thiserror::Error)]

@@ -28,7 +28,10 @@ use super::{
     Registry,
     model::{Actor, AuditEntry, Event, Key},
     requests::{allow_element, to_element},
-    store::{OpenSide, Profile, StoreError},
+};
+use crate::registry::{
+    records::{OpenSide, Profile},
+    store_error::StoreError,
 };
 
 /// Rows of the audit log that are read at once.

@@ -20,14 +20,17 @@ pub mod backup;
 mod export;
 pub mod forgotten;
 pub mod model;
+pub mod open;
 pub mod pep;
 mod postgres;
 mod profiles;
 pub mod proof;
+pub mod records;
 pub mod requests;
 mod schema;
 mod sqlite;
 pub mod store;
+pub mod store_error;
 pub mod verdict;
 
 use std::{
@@ -52,9 +55,16 @@ use self::{
     model::{ALLOWED_BYTES, Actor, Key, NewKey, NotAllowed, Settings, Source, Visibility},
     profiles::Profiles,
     proof::{Challenges, ProofError},
-    store::{News, Profile, RetiredAccount, Store, StoreError},
+    store::Store,
 };
-use crate::{limits::Rates, metrics};
+use crate::{
+    limits::Rates,
+    metrics,
+    registry::{
+        records::{News, Profile, RetiredAccount},
+        store_error::StoreError,
+    },
+};
 
 /// The registry's settings.
 #[derive(Clone, Debug)]

@@ -19,9 +19,11 @@ use time::OffsetDateTime;
 use super::{
     Notice, Registry,
     model::{NewKey, Source},
-    store::StoreError,
 };
-use crate::limits::{Rate, Rates};
+use crate::{
+    limits::{Rate, Rates},
+    registry::store_error::StoreError,
+};
 
 /// The most keys of one user that are read.
 const KEYS: usize = 8;

@@ -14,9 +14,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    schema::Standing,
-    store::{Inspected, News, OpenError, Options, Trust},
+use super::schema::Standing;
+use crate::registry::{
+    open::{Inspected, OpenError, Options},
+    records::News,
+    store_error::Trust,
 };
 
 #[path = "sql.rs"]

@@ -11,8 +11,8 @@ use sqlx::{
 
 use super::{
     super::{
+        open::OpenError,
         schema::{Applied, Standing, standing},
-        store::OpenError,
     },
     pool::{Pool, Session},
 };

@@ -37,8 +37,8 @@ use super::{
         check_reason,
     },
     proof::ProofError,
-    store::StoreError,
 };
+use crate::registry::store_error::StoreError;
 
 /// The IQ's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

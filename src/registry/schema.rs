@@ -2,7 +2,7 @@
 
 use sqlx::migrate::{MigrateError, Migrator};
 
-use super::store::OpenError;
+use crate::registry::open::OpenError;
 
 /// One migration that a database has had.
 #[derive(Clone, Debug)]

@@ -27,7 +27,8 @@ use crate::registry::{
     model::{
         Actor, Addition, AuditEntry, Event, Key, NewKey, NotAllowed, Party, Settings, Visibility,
     },
-    store::{Added, Block, News, Profile, RetiredAccount, StoreError},
+    records::{Added, Block, News, Profile, RetiredAccount},
+    store_error::StoreError,
 };
 
 /// The columns of a key, and their tables.

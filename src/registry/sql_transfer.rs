@@ -21,7 +21,8 @@ use super::{
 use crate::registry::{
     forgotten::{Revoked, hash_of_owner},
     model::{Actor, Event, Key, Party},
-    store::{Block, Contents, LogRow, OwnIdentity, StoreError},
+    records::{Block, Contents, LogRow, OwnIdentity},
+    store_error::StoreError,
 };
 
 const BLOCKS: &str = "SELECT jid, reason, at FROM blocks ORDER BY jid";

@@ -23,9 +23,11 @@ use sqlx::{
 use tokio::{runtime::Handle, sync::Mutex};
 use tracing::debug;
 
-use super::{
-    schema::{Standing, standing},
-    store::{News, OpenError, StoreError, Trust},
+use super::schema::{Standing, standing};
+use crate::registry::{
+    open::OpenError,
+    records::News,
+    store_error::{StoreError, Trust},
 };
 
 #[path = "sqlite_guard.rs"]
@@ -328,7 +330,7 @@ mod tests {
     use super::*;
     use crate::registry::{
         model::{Actor, NewKey, Settings, Source, Visibility},
-        store::StoreError,
+        store_error::StoreError,
     };
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);

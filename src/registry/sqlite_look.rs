@@ -17,8 +17,8 @@ use tempfile::TempDir;
 
 use super::{MIGRATIONS, directory_of};
 use crate::registry::{
+    open::{Inspected, OpenError},
     schema::{Applied, Standing, standing},
-    store::{Inspected, OpenError},
 };
 
 /// Finds whether the database can be used, without a change to it or its directory.

@@ -4,8 +4,7 @@
 //! acknowledged change is on the disk, and a failed one has left no trace.
 
 use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,15 +12,19 @@ use fingerpost_wire::{
     key::{Assurance, KeyId},
     print::Print,
 };
-use jid::{BareJid, FullJid, Jid};
+use jid::{BareJid, FullJid};
 use time::OffsetDateTime;
 
 use super::{
-    forgotten::{Forgotten, Revoked},
-    model::{Actor, AuditEntry, Event, Key, NewKey, NotAllowed, Party, Settings, Visibility},
+    model::{Actor, AuditEntry, Key, NewKey, Settings, Visibility},
+    open::{Inspected, OpenError, Options},
     postgres,
-    schema::Standing,
+    records::{
+        Added, Backend, Contents, Heard, Instance, News, OpenSide, Parcel, Profile, RetiredAccount,
+        Silent, Won,
+    },
     sqlite,
+    store_error::StoreError,
 };
 use crate::metrics;
 
@@ -45,75 +48,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(20);
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a database may take to show that it answers, or takes changes.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Which connections of a pool may be reused: those made after the last error of a broken connection. A database that
-/// was unavailable, was replaced by its standby or could not read its file gets new connections.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Trust(Arc<Mutex<Option<Instant>>>);
-
-impl Trust {
-    /// Returns whether a connection of this age may be reused.
-    pub(super) fn admits(&self, age: Duration) -> bool {
-        let broken = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        broken.is_none_or(|broken| age < broken.elapsed())
-    }
-
-    /// Notes whether an operation met a broken connection.
-    pub(super) fn judged<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
-        if let Err(StoreError::Database(error)) = &done
-            && tells_of_the_connection(error)
-        {
-            self.withdraw();
-        }
-        done
-    }
-
-    /// Forbids the reuse of all present connections.
-    pub(super) fn withdraw(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    }
-}
-
-/// Returns whether the connection alone may cause an error again.
-fn tells_of_the_connection(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Database(error) => {
-            let code = error.code().unwrap_or_default();
-            let passes = if error.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some() {
-                // Busy, locked and full, with what they are extended to.
-                code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 13))
-            } else {
-                // A time limit, somebody's lock, a conflict with another transaction, no room: all pass by themselves.
-                matches!(&*code, "57014" | "55P03" | "40001" | "40P01") || code.starts_with("53")
-            };
-            !(error.is_unique_violation()
-                || error.is_foreign_key_violation()
-                || error.is_check_violation()
-                || passes)
-        }
-        sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::WorkerCrashed => true,
-        _ => false,
-    }
-}
-
-/// What other programs have changed in a shared database.
-#[derive(Debug, PartialEq, Eq)]
-pub enum News {
-    /// Nothing.
-    None,
-    /// These users have changed, and perhaps the block list.
-    Of {
-        /// The users.
-        owners: Vec<BareJid>,
-        /// Whether the block list has changed.
-        blocks: bool,
-    },
-    /// Perhaps everything.
-    Anything,
-}
 
 #[derive(Clone, Debug)]
 enum Kind {
@@ -167,301 +101,12 @@ async fn observed<T>(
     done
 }
 
-/// Which database is opened, and how.
-#[derive(Clone, Copy, Debug)]
-pub struct Options<'a> {
-    /// `sqlite:FILE`, `sqlite::memory:` or `postgres://…`.
-    pub url: &'a str,
-    /// How many connections may be open; on PostgreSQL up to two more.
-    pub max_connections: u32,
-    /// Whether the schema is brought up to date.
-    pub migrate: bool,
-    /// Whether a pooler in front of PostgreSQL gives each transaction another connection.
-    pub pooler: bool,
-}
-
 /// Checks the address of a database, without asking for it.
 ///
 /// # Errors
 /// What is wrong with it, without its password.
 pub fn check_address(url: &str) -> Result<(), String> {
     if url.starts_with("postgres") { postgres::check_address(url) } else { Ok(()) }
-}
-
-/// Why a database cannot be opened.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// The address has an unknown kind.
-    #[error("expected an address that starts with sqlite: or postgres:")]
-    Kind,
-    /// The address cannot be read.
-    #[error("{0}")]
-    Address(String),
-    /// The database cannot be opened.
-    #[error("{0}")]
-    Open(sqlx::Error),
-    /// A pooler is between, and nobody has said so.
-    #[error(
-        "a connection pooler such as PgBouncer gives each transaction another connection to PostgreSQL"
-    )]
-    Pooler,
-    /// The server has too few connections for us.
-    #[error("the server lets this role have {most} connections, and up to {needed} are needed")]
-    Connections {
-        /// How many it has.
-        most: u32,
-        /// How many are needed.
-        needed: u32,
-    },
-    /// The schema cannot be brought up to date.
-    #[error("the schema cannot be brought up to date: {0}")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
-    /// A newer program has used the database.
-    #[error(
-        "its schema has version {found}, and fingerpost {} knows versions up to {known}",
-        env!("CARGO_PKG_VERSION")
-    )]
-    Newer {
-        /// The version of the schema.
-        found: i64,
-        /// The last version that this program knows.
-        known: i64,
-    },
-    /// The schema is to be brought up to date by hand.
-    #[error(
-        "its schema has version {found}, and fingerpost {} needs version {needed}",
-        env!("CARGO_PKG_VERSION")
-    )]
-    Behind {
-        /// The version of the schema; 0 if there is none.
-        found: i64,
-        /// The version that this program needs.
-        needed: i64,
-    },
-    /// Another file took the place of the database while it was opened.
-    #[error("the file was replaced while it was opened: try again")]
-    Replaced,
-    /// SQLite finds the content of the file wrong.
-    #[error("the file is damaged: {0}")]
-    Damaged(String),
-    /// The rights of the file or its directory are too few.
-    #[error("{0}")]
-    File(String),
-    /// The role of PostgreSQL may not create tables that are missing.
-    #[error("its role may not create the tables: it lacks CREATE on the schema")]
-    MayNotCreate,
-    /// The role of PostgreSQL may not use tables.
-    #[error("its role may not read and write these tables: {0}")]
-    Closed(String),
-}
-
-impl OpenError {
-    /// Whether it stays the same until somebody changes the configuration, the database or the program.
-    pub fn is_lasting(&self) -> bool {
-        use sqlx::migrate::MigrateError::{Dirty, VersionMismatch, VersionMissing};
-        match self {
-            Self::Kind
-            | Self::Address(_)
-            | Self::Pooler
-            | Self::Connections { .. }
-            | Self::Newer { .. }
-            | Self::Behind { .. } => true,
-            Self::Migrate(error) => {
-                matches!(error, Dirty(_) | VersionMismatch(_) | VersionMissing(_))
-            }
-            Self::Open(_)
-            | Self::Replaced
-            | Self::Damaged(_)
-            | Self::File(_)
-            | Self::MayNotCreate
-            | Self::Closed(_) => false,
-        }
-    }
-
-    /// Returns whether the role lacks a right that updating the schema takes.
-    pub fn is_forbidden(&self) -> bool {
-        use sqlx::migrate::MigrateError::{Execute, ExecuteMigration};
-        matches!(self, Self::Migrate(Execute(sqlx::Error::Database(error))
-            | ExecuteMigration(sqlx::Error::Database(error), _)) if error.code().is_some_and(|code| code == "42501"))
-    }
-}
-
-/// What was found of a database without a change to it.
-#[derive(Clone, Debug, Default)]
-pub struct Inspected {
-    /// The database, if it can be used at once and by several instances together.
-    pub store: Option<Store>,
-    /// What `serve` does before it uses the database, if anything.
-    pub to_do: Option<String>,
-    /// What may keep `serve` from using it.
-    pub warnings: Vec<String>,
-}
-
-impl Inspected {
-    /// Takes over how the schema stands.
-    ///
-    /// # Errors
-    /// [`OpenError::Behind`] if it must be brought up to date by hand.
-    pub(super) fn with_schema(
-        mut self,
-        standing: Standing,
-        migrate: bool,
-    ) -> Result<Self, OpenError> {
-        match standing {
-            Standing::Current => {}
-            Standing::Behind { found, needed } if migrate => {
-                self.to_do = Some(match found {
-                    0 => "`fingerpost serve` makes its tables".to_owned(),
-                    _ => format!(
-                        "`fingerpost serve` brings its schema from version {found} to {needed}"
-                    ),
-                });
-            }
-            Standing::Behind { found, needed } => return Err(OpenError::Behind { found, needed }),
-        }
-        Ok(self)
-    }
-}
-
-/// Why the database refused or failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// The rules do not allow it.
-    #[error(transparent)]
-    NotAllowed(#[from] NotAllowed),
-    /// The database failed, or is unavailable.
-    #[error("the database failed: {0}")]
-    Database(#[from] sqlx::Error),
-    /// The database has not answered in time.
-    #[error("the database did not answer within {} s", .0.as_secs())]
-    Late(Duration),
-    /// Another file is in the place of the one that is open.
-    #[error("the database file was replaced while it was in use")]
-    Replaced,
-    /// A row that this program has not written.
-    #[error("the database is inconsistent: {table} {id}")]
-    Inconsistent {
-        /// The table.
-        table: &'static str,
-        /// The row.
-        id: String,
-    },
-}
-
-/// The result of adding a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Added {
-    /// The stored key.
-    pub key: Key,
-    /// Whether it is new.
-    pub fresh: bool,
-    /// Whether anything has changed: the key is new, more complete, or replaces another one.
-    pub changed: bool,
-    /// Whether its own certificate has revoked it.
-    pub revoked: bool,
-    /// Other users that have a key with one of its prints.
-    pub also_owned_by: Vec<BareJid>,
-}
-
-/// The registry's record of a user.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Profile {
-    /// All keys the user has ever had, oldest first.
-    pub keys: Vec<Key>,
-    /// The user's visibility settings, if any.
-    pub settings: Option<Settings>,
-    /// What stays revoked though the keys are deleted.
-    pub forgotten: Forgotten,
-}
-
-/// What the end of an account's life came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RetiredAccount {
-    /// How many keys there were.
-    pub keys: usize,
-    /// Users who had named the account among those who may see their keys.
-    pub named_by: Vec<BareJid>,
-}
-
-/// A user or a domain that an admin has blocked by command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
-    /// The address.
-    pub jid: BareJid,
-    /// Why, for other admins.
-    pub reason: String,
-    /// Since when.
-    pub at: OffsetDateTime,
-}
-
-/// A component's own certificate and private key.
-#[derive(Clone, PartialEq, Eq)]
-pub struct OwnIdentity {
-    /// The component's address.
-    pub component: BareJid,
-    /// The certificate, DER.
-    pub certificate: Vec<u8>,
-    /// The private key, PKCS#8.
-    pub private_key: Vec<u8>,
-}
-
-impl fmt::Debug for OwnIdentity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OwnIdentity").field("component", &self.component).finish_non_exhaustive()
-    }
-}
-
-/// A row of the audit log with everything in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogRow {
-    /// When.
-    pub at: OffsetDateTime,
-    /// The owner of the key.
-    pub owner: Party,
-    /// `user`, `admin` or `offline`.
-    pub actor_kind: String,
-    /// The user that did it, unless it was done offline.
-    pub actor: Option<Party>,
-    /// The key, if it is about one.
-    pub key: Option<KeyId>,
-    /// What happened.
-    pub event: Event,
-}
-
-/// All that is in a database and is not of one run of the component.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Contents {
-    /// Keys with their material.
-    pub keys: Vec<(Key, Option<Vec<u8>>)>,
-    /// The users that may see the keys of others.
-    pub settings: Vec<(BareJid, Settings)>,
-    /// The users and domains that a command has blocked.
-    pub blocks: Vec<Block>,
-    /// The components' own certificates.
-    pub identities: Vec<OwnIdentity>,
-    /// The audit log, oldest first.
-    pub log: Vec<LogRow>,
-    /// What hashes of deleted users are made with.
-    pub salts: Vec<Vec<u8>>,
-    /// What stays revoked though the keys are deleted.
-    pub revoked: Vec<Revoked>,
-}
-
-/// One user's side of an open session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenSide {
-    /// The session's name here, the same on both sides.
-    pub session: String,
-    /// The user's full JID.
-    pub user: Jid,
-    /// The address under which the other user appears here.
-    pub mask: Jid,
-    /// The Jingle session id on this side.
-    pub sid: String,
-    /// The Jingle namespace spoken here.
-    pub namespace: String,
 }
 
 /// Receives notifications of changes by other programs in a shared database.
@@ -480,87 +125,6 @@ impl Changes {
     pub async fn next(&mut self) -> Result<News, StoreError> {
         Ok(self.0.next().await?)
     }
-}
-
-/// One of the Fingerposts that serve a component together.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Instance {
-    /// Its name, chosen at its start.
-    pub id: String,
-    /// Whether it handles all instances' stanzas.
-    pub leads: bool,
-    /// Whether its link to the XMPP server is up.
-    pub linked: bool,
-    /// The addresses that it announces to users, as text.
-    pub advertise: String,
-    /// The time since its last sign of life.
-    pub age: Duration,
-    /// A mark of its last sign of life: when that was by the clock of the database, microseconds since 1970.
-    pub beat: i64,
-}
-
-impl Instance {
-    /// The silence after which an instance is gone.
-    pub(crate) const SILENT: Duration = Duration::from_secs(15);
-
-    /// Returns whether it has recently given a sign of life.
-    pub fn is_alive(&self) -> bool {
-        self.age < Self::SILENT
-    }
-}
-
-/// An instance that has led, and the mark of its last sign of life: while it has that mark, the lead may be taken from it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Silent {
-    pub(super) id: String,
-    pub(super) beat: i64,
-}
-
-impl Silent {
-    /// An instance as it was seen.
-    pub(crate) fn of(instance: &Instance) -> Self {
-        Self { id: instance.id.clone(), beat: instance.beat }
-    }
-}
-
-/// How an instance has come to hold the lead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Won {
-    /// It has led before, and no other one since.
-    Again,
-    /// Another one, or nobody, has led before.
-    Anew,
-}
-
-/// The database's name for a connection; it stays unique when another connection gets the same number later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Backend {
-    /// The number of its process.
-    pub(super) pid: i32,
-    /// When it began, microseconds since 1970.
-    pub(super) began: i64,
-}
-
-/// A message from one instance to another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Parcel {
-    /// A stanza, as XML.
-    Stanza(String),
-    /// The id of a ping that an instance has sent to itself.
-    Echo(String),
-}
-
-/// A message that an instance receives.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
-    /// See [`Parcel::Stanza`].
-    Stanza(String),
-    /// A stanza that was too long to be sent: fetch it with [`Meeting::fetch`].
-    Written(i64),
-    /// See [`Parcel::Echo`].
-    Echo(String),
-    /// An instance leads no more, or has left: the rows tell.
-    Left,
 }
 
 /// An instance's connection to the others of its component. After an error it is unusable.
@@ -715,13 +279,13 @@ impl Store {
     }
 
     /// Finds whether [`Self::open`] with the same arguments would give a database that can be used. Nothing is created
-    /// and nothing is changed.
+    /// and nothing is changed. Also returns the database, if it can be used at once and by several instances together.
     ///
     /// # Errors
     /// [`OpenError`]
-    pub async fn inspect(options: &Options<'_>) -> Result<Inspected, OpenError> {
+    pub async fn inspect(options: &Options<'_>) -> Result<(Inspected, Option<Self>), OpenError> {
         if options.url.starts_with("sqlite:") {
-            return sqlite::inspect(options.url, options.migrate).await;
+            return Ok((sqlite::inspect(options.url, options.migrate).await?, None));
         }
         if !options.url.starts_with("postgres") {
             return Err(OpenError::Kind);
@@ -730,7 +294,7 @@ impl Store {
         let store = Self { kind: Kind::Postgres(db), writes: Arc::default() };
         store.check_connections().await?;
         let store = found.to_do.is_none().then_some(store);
-        Ok(Inspected { store, ..found })
+        Ok((found, store))
     }
 
     /// Closes the connections to a file, so that nothing is left beside it.
@@ -1230,7 +794,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::registry::model::{Event, Source};
+    use crate::registry::model::{Event, NotAllowed, Source};
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
 

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::session::Peer;
-use crate::registry::store::{OpenSide, Store, StoreError};
+use crate::registry::{records::OpenSide, store::Store, store_error::StoreError};
 
 /// How long a session waits for its line to be on the disk. Then it continues without.
 const WAIT: Duration = Duration::from_secs(2);
