@@ -4,12 +4,14 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZero,
+    os::fd::AsRawFd,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
 use fingerpost_secure::redact::Pii;
 use fingerpost_wire::dst_addr::DstAddr;
+use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, SockRef, TcpKeepalive, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -367,6 +369,14 @@ async fn accept(
     loop {
         match soft.run_until_cancelled(listener.accept()).await {
             None => return,
+            Some(Ok((stream, _))) if spare.is_needed(&stream) => {
+                drop(stream);
+                spare.refused += 1;
+                table.plane().metrics().refused(Cause::Descriptors);
+                spare.log(&io::Error::from_raw_os_error(libc::EMFILE));
+                // Wait, because a refused client may come again at once.
+                tokio::task::yield_now().await;
+            }
             Some(Ok((stream, peer))) => {
                 backoff.reset();
                 // The connection comes first, its place second: an idle address must not hold a place that another one
@@ -420,9 +430,14 @@ async fn accept(
     }
 }
 
-/// A file descriptor in reserve, so that a client can be refused when no other is free.
+/// The last file descriptors, which the status server, the database and the link need: no client gets one.
+const KEPT: u64 = 16;
+
+/// File descriptors that clients do not get, and one in reserve, so that a client can be refused when no other is free.
 struct Spare {
     reserve: Reserve,
+    /// The first of the last descriptors.
+    first_kept: u64,
     logged_at: Option<Instant>,
     /// Connections refused since the last log line.
     refused: u64,
@@ -430,7 +445,18 @@ struct Spare {
 
 impl Spare {
     fn new() -> Self {
-        Self { reserve: Reserve::new(1), logged_at: None, refused: 0 }
+        let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        Self {
+            reserve: Reserve::new(1),
+            first_kept: most.saturating_sub(KEPT),
+            logged_at: None,
+            refused: 0,
+        }
+    }
+
+    /// Returns whether a connection has one of the last descriptors: the kernel gives the lowest that is free.
+    fn is_needed(&self, stream: &TcpStream) -> bool {
+        u64::try_from(stream.as_raw_fd()).is_ok_and(|descriptor| descriptor >= self.first_kept)
     }
 
     /// Closes the next waiting connection; returns false if that failed.
