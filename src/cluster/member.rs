@@ -172,8 +172,8 @@ impl Member {
         let leaders = || self.others(instances).filter(|other| other.leads);
         let leader = leaders().min_by_key(|other| other.age).cloned();
         self.silent = match &leader {
-            Some(leader) if leader.age < FREE => Vec::new(),
-            _ => leaders().map(Silent::of).collect(),
+            Some(leader) if !is_over(leader) => Vec::new(),
+            _ => leaders().filter(|leader| is_over(leader)).map(Silent::of).collect(),
         };
         self.in_company = self.others(instances).any(Instance::is_alive);
         self.is_another_linked =
@@ -192,8 +192,9 @@ impl Member {
             }
             Some(leader) if leader.is_alive() => {
                 self.failed = 0;
-                if leader.age < FREE { Step::Nothing } else { Step::Try }
+                if is_over(&leader) { Step::Try } else { Step::Nothing }
             }
+            Some(leader) if !is_over(&leader) => Step::Nothing,
             Some(_) if is_back && self.role != Role::Leads => Step::Nothing,
             Some(_) => Step::Evict,
             None if self.failed >= TRIES => Step::Evict,
@@ -229,7 +230,7 @@ impl Member {
         if leader.age < now.saturating_duration_since(began) {
             return None;
         }
-        if leader.age < FREE {
+        if !is_over(leader) {
             return Some(Step::Nothing);
         }
         self.silent = vec![Silent::of(leader)];
@@ -268,6 +269,11 @@ impl Member {
     }
 }
 
+/// Returns whether the lease of an instance that has led is over, whatever the clock of the database says.
+fn is_over(leader: &Instance) -> bool {
+    leader.age >= FREE && leader.watched >= LEASE
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::{collection, prelude::*};
@@ -276,7 +282,7 @@ mod tests {
 
     fn instance(id: &str, leads: bool, linked: bool, age: u64) -> Instance {
         let (id, age) = (id.to_owned(), Duration::from_secs(age));
-        Instance { id, leads, linked, advertise: String::new(), age, beat: 0 }
+        Instance { id, leads, linked, advertise: String::new(), age, watched: age, beat: 0 }
     }
 
     fn follows(id: &str) -> Role {
@@ -576,6 +582,23 @@ mod tests {
         }
         let alive = [instance("alive", true, true, 0), instance("b", false, true, 0)];
         assert_eq!(a.seek(&alive, now, at(1)), None);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_while_one_comes_ends_no_lease() {
+        let now = Instant::now();
+        let seen_for = |seconds| Instance {
+            watched: Duration::from_secs(seconds),
+            ..instance("b", true, true, 3600 + seconds)
+        };
+        let mut a = member("a", now);
+        for seconds in [0, 3] {
+            assert_eq!(a.seek(&[seen_for(seconds)], now, now), Some(Step::Nothing));
+            assert_eq!(a.look(&[seen_for(seconds)], now, now), Step::Nothing);
+            assert_eq!((a.silent(), leads(&a, now)), (&[][..], false));
+        }
+        assert_eq!(a.look(&[seen_for(4)], now, now), Step::Evict);
+        assert_eq!(a.silent(), [Silent::of(&seen_for(4))]);
     }
 
     const BEFORE: Duration = Duration::from_millis(700);

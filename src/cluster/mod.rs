@@ -467,6 +467,7 @@ mod tests {
             linked: true,
             advertise: String::new(),
             age: Duration::ZERO,
+            watched: Duration::ZERO,
             beat: 0,
         };
         cluster.note(&[other]);

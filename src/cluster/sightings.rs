@@ -2,7 +2,8 @@
 //!
 //! A row in the database has the time of its last sign of life by the clock of the database. That clock may be set while
 //! instances run, so its time counts as a mark only: an instance that has another mark than at the last look is alive, and
-//! the age of a mark is how long it has been seen here.
+//! the age of a mark is how long it has been seen here. The database says how old a mark is that is seen for the first time.
+//! That tells whom not to follow, but not whose lease is over: the clock may have been set a moment ago.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -35,7 +36,8 @@ impl Sightings {
                 Some(_) => Mark { beat: row.beat, age: Duration::ZERO, at: now },
                 None => Mark { beat: row.beat, age: row.age, at: now },
             };
-            row.age = mark.age.saturating_add(now.saturating_duration_since(mark.at));
+            row.watched = now.saturating_duration_since(mark.at);
+            row.age = mark.age.saturating_add(row.watched);
             self.0.insert(row.id.clone(), mark);
         }
         rows
@@ -50,7 +52,15 @@ mod tests {
     fn row(beat: i64, age: u64) -> Vec<Instance> {
         let (id, advertise) = ("a".to_owned(), String::new());
         let age = Duration::from_secs(age);
-        vec![Instance { id, leads: true, linked: true, advertise, age, beat }]
+        vec![Instance {
+            id,
+            leads: true,
+            linked: true,
+            advertise,
+            age,
+            watched: Duration::ZERO,
+            beat,
+        }]
     }
 
     #[test]

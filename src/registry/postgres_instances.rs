@@ -178,6 +178,7 @@ fn instance(row: &Row) -> Result<Instance, sqlx::Error> {
         linked: row.try_get("linked")?,
         advertise: row.try_get("advertise")?,
         age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or_default(),
+        watched: Duration::ZERO,
         beat: row.try_get("beat")?,
     })
 }

@@ -154,6 +154,8 @@ pub struct Instance {
     pub advertise: String,
     /// The time since its last sign of life.
     pub age: Duration,
+    /// How long it has been seen with this last sign of life; zero in the database's answer.
+    pub watched: Duration,
     /// A mark of its last sign of life: when that was by the clock of the database, microseconds since 1970.
     pub beat: i64,
 }
