@@ -2,7 +2,7 @@
 
 import asyncio
 
-from peer import TIMEOUT, Peer, main
+from peer import Peer, main
 from socks5 import activate, dst_addr
 
 PYSOCKS = """
@@ -29,6 +29,19 @@ def command(name, address, port, host):
     }[name]
 
 
+async def exchange(sides):
+    """Sends lines both ways until each side has received one; returns the first ones.
+
+    curl's telnet reads from the network only in the moment after it has read from its input, so one line is not enough.
+    """
+    first = [asyncio.ensure_future(side.stdout.readline()) for side in sides]
+    while not all(line.done() for line in first):
+        for side in sides:
+            side.stdin.write(b"a line\n")
+        await asyncio.wait(first, timeout=0.1, return_when=asyncio.ALL_COMPLETED)
+    return [line.result().decode() for line in first]
+
+
 async def story(settings):
     component, (address, port) = settings["component"], settings["proxy"]
     alice = await Peer(settings, "alice", "ordinary").login()
@@ -49,10 +62,7 @@ async def story(settings):
             await asyncio.sleep(0.1)
         if activated != "result":
             raise RuntimeError(f"not activated: {activated}")
-        words = []
-        for side, other in (sides, sides[::-1]):
-            side.stdin.write(b"a line\n")
-            words.append((await asyncio.wait_for(other.stdout.readline(), TIMEOUT)).decode())
+        words = await exchange(sides)
         for side in sides:
             if side.returncode is None:
                 side.kill()
