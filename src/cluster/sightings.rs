@@ -3,7 +3,7 @@
 //! A row in the database has the time of its last sign of life by the clock of the database. That clock may be set while
 //! instances run, so its time counts as a mark only: an instance that has another mark than at the last look is alive, and
 //! the age of a mark is how long it has been seen here. The database says how old a mark is that is seen for the first time.
-//! That tells whom not to follow, but not whose lease is over: the clock may have been set a moment ago.
+//! That tells which one not to follow, but not which lease is over: the clock may have been set a moment ago.
 
 use std::{collections::HashMap, time::Duration};
 
