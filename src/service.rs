@@ -88,6 +88,7 @@ pub struct Service {
     config: Config,
     broker: Broker,
     journal: Journal,
+    reachable: Reachable,
     table: Table,
     listener: Option<Listener>,
     registry: Registry,
@@ -247,7 +248,7 @@ impl Service {
             router: Arc::clone(&router),
             changed: Arc::clone(&changed),
             cluster: cluster.clone(),
-            reachable,
+            reachable: reachable.clone(),
             journal: journal.clone(),
             broker: broker.clone(),
             links: links.clone(),
@@ -276,6 +277,7 @@ impl Service {
             config: config.clone(),
             broker,
             journal,
+            reachable,
             table: kept,
             listener,
             registry,
@@ -367,7 +369,7 @@ impl Service {
             self.broker.end_in_band();
             sleep(LAST_WORDS).await;
             // Running streams are not lost, so no user is told that they are.
-            self.journal.hand_over().await;
+            tokio::join!(self.journal.hand_over(), self.reachable.flush());
             if self.cluster.has_heir() {
                 self.cluster.retire(LAST_WORDS * 10).await;
             }
@@ -526,34 +528,47 @@ impl Among {
         });
     }
 
+    /// Gives the lead to another instance, with everything that this one knows of the users.
+    async fn follow_in_order(&self) {
+        // From now on the router notes no more changes.
+        lock(&self.router).follow();
+        self.reachable.flush().await;
+        self.reachable.follow();
+    }
+
     async fn run(self, mut events: mpsc::Receiver<cluster::Event>) {
         while let Some(event) = events.recv().await {
             match event {
-                cluster::Event::Lead => {
+                cluster::Event::Recall(done) => {
                     let recalled = recall(&self.reachable).await;
-                    {
-                        let mut router = lock(&self.router);
-                        router.recall(recalled);
-                        if *self.links.borrow() {
-                            router.ask_everybody();
-                        }
+                    lock(&self.router).recall(recalled);
+                    let _ = done.send(());
+                }
+                cluster::Event::Lead => {
+                    if *self.links.borrow() {
+                        lock(&self.router).ask_everybody();
                     }
                     self.changed.notify_one();
                     self.tell_of_lost_sessions();
                 }
-                cluster::Event::Follow { lost: true } => {
+                cluster::Event::Follow => {
                     self.broker.drain(Instant::now());
                     self.broker.refuse_sessions(false);
                     lock(&self.router).follow();
+                    self.reachable.follow();
                 }
-                cluster::Event::Follow { lost: false } => {
+                cluster::Event::Yield(done) => {
                     // Without a link these stanzas are not sent.
                     self.journal.leave_to_the_next().await;
                     self.broker.end_in_band();
-                    lock(&self.router).follow();
+                    self.follow_in_order().await;
+                    let _ = done.send(());
                 }
                 cluster::Event::Stanza(element) => handle(&self.router, &self.changed, element),
-                cluster::Event::Retired => lock(&self.router).follow(),
+                cluster::Event::Retire(done) => {
+                    self.follow_in_order().await;
+                    let _ = done.send(());
+                }
                 cluster::Event::Echo(id) => {
                     let _full = self.echoes.try_send(id);
                 }

@@ -328,9 +328,12 @@ fn ejabberd_the_lead_goes_from_one_to_the_other_in_good_order_or_in_none() {
     let sent = sends(&alice, &bob, "before");
     assert_eq!(sent.code, 0, "{sent:?}\n{}", first.component.log());
 
-    // An orderly stop: the other one leads at once, and no request is refused meanwhile.
+    // An orderly stop: the other one leads at once, no request is refused meanwhile, and a user who has just become
+    // reachable stays reachable.
     let carol = Witness::start(&server, "carol", OFTEN);
     carol.wait_for_answer_of(&first);
+    let newcomer = Xtls::with_key(&server, "carol");
+    let newest = newcomer.listen_on(&[]);
     first.component.signal("TERM");
     second.wait_for_lead(1);
     assert_eq!(first.component.wait(BOUND), 0, "{}", first.component.log());
@@ -343,6 +346,8 @@ fn ejabberd_the_lead_goes_from_one_to_the_other_in_good_order_or_in_none() {
     let is_refused = |told: &Told| matches!(told.answer, Answer::Error(_));
     assert!(!carol.answers().iter().any(is_refused), "{:?}", carol.answers());
     drop(carol);
+    let sent = sends(&alice, &newcomer, "newest");
+    assert_eq!(sent.code, 0, "{sent:?}\n{}\n{}", newest.log(), second.component.log());
 
     // A revocation by way of one is in force at the other, which leads.
     first.component.start_again();

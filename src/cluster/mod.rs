@@ -27,7 +27,7 @@ use fingerpost_wire::stanza::{Refusal, Stanza};
 use jid::BareJid;
 use minidom::Element;
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -52,21 +52,24 @@ const ITEM: usize = 16 << 10;
 /// What other instances require this one to do.
 #[derive(Debug)]
 pub enum Event {
+    /// This instance is about to lead: it reads what the last leader has recorded, and then answers.
+    Recall(oneshot::Sender<()>),
     /// This instance leads from now on.
     Lead,
-    /// Another one leads from now on. `lost`: it has told the users of this one's sessions that these are over.
-    Follow {
-        /// See above.
-        lost: bool,
-    },
+    /// Another one leads from now on. It has told the users of this one's sessions that these are over.
+    Follow,
+    /// Another one is to lead, because this one has no link. It may lead after the answer, and then tells the users of this
+    /// one's sessions that these are over.
+    Yield(oneshot::Sender<()>),
     /// A stanza that another instance has received.
     Stanza(Element),
     /// One of this instance's pings to itself came back to another instance.
     Echo(String),
     /// Users may have gone unseen.
     Check,
-    /// This instance has given the lead up, to leave: its users have been told what concerns them.
-    Retired,
+    /// This instance gives the lead up, to leave: its users have been told what concerns them. Another one may lead after the
+    /// answer.
+    Retire(oneshot::Sender<()>),
 }
 
 /// What an instance is among those of its component.
@@ -415,7 +418,9 @@ impl Running {
                     number = number.wrapping_add(1);
                     desk.meanwhile(&outbound, seat.beat(number, &events)).await
                 }
-                () = cluster.0.retiring.notified() => seat.retire(&events).await,
+                () = cluster.0.retiring.notified() => {
+                    desk.meanwhile(&outbound, seat.retire(&events)).await
+                }
                 () = desk.fill() => Ok(()),
             };
             let lost = seat.judge(done);

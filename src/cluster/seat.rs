@@ -6,13 +6,13 @@ use std::{
 };
 
 use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep},
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{info, warn};
 
 use super::{
-    BEAT, Cluster, Event, Shared, desk,
+    Cluster, Event, Shared, desk,
     member::{Member, Role, Step},
     sightings::Sightings,
 };
@@ -29,8 +29,19 @@ use crate::{
 const JOIN: Duration = Duration::from_secs(5);
 /// The time between two looks.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long a new leader reads what the last one has recorded before it serves users all the same: less than its lease.
+const RECALL: Duration = Duration::from_secs(2);
 /// Beats between two removals of what is old.
 const FORGET: u32 = 30;
+
+/// Sends an event and waits until it is done.
+async fn done(events: &mpsc::Sender<Event>, event: impl FnOnce(oneshot::Sender<()>) -> Event) {
+    let (done, waiting) = oneshot::channel();
+    if events.send(event(done)).await.is_ok() {
+        // An error means that the service is about to end.
+        let _ = waiting.await;
+    }
+}
 
 /// See above.
 #[derive(Debug)]
@@ -205,9 +216,7 @@ impl Seat {
                 if std::mem::replace(&mut self.serves, false) {
                     metrics::CLUSTER_LEAD_CHANGES.count(&["yielded"]);
                     info!("this instance has no link to the XMPP server: another one is to lead");
-                    // Before another one leads, who would tell the users of these sessions that they are lost.
-                    let _ = events.send(Event::Follow { lost: false }).await;
-                    sleep(BEAT).await;
+                    done(events, Event::Yield).await;
                 }
                 meeting.yield_lead().await?;
             }
@@ -224,36 +233,38 @@ impl Seat {
         self.serves = false;
         self.cluster.set_role(&self.member);
         metrics::CLUSTER_LEAD_CHANGES.count(&["yielded"]);
-        let _ = events.send(Event::Retired).await;
+        done(events, Event::Retire).await;
         meeting.yield_lead().await
     }
 
     /// Tells what has become of the lead.
     async fn settle(&mut self, won: Option<Won>, events: &mpsc::Sender<Event>) {
         let was_apart = !self.cluster.leads();
-        self.cluster.set_role(&self.member);
         let leads = self.cluster.is_alone() || *self.member.role() == Role::Leads;
-        let changes: &[&'static str] = match (std::mem::replace(&mut self.serves, leads), leads) {
-            (false, true) => &["taken"],
-            (true, false) => &["lost"],
-            (true, true) if won == Some(Won::Anew) => &["lost", "taken"],
-            (true, true) if was_apart && self.cluster.leads() => {
-                info!("this instance leads again, and no other one has led meanwhile");
-                let _ = events.send(Event::Check).await;
-                &[]
+        let served = std::mem::replace(&mut self.serves, leads);
+        let is_taken = leads && (!served || won == Some(Won::Anew));
+        if !is_taken {
+            self.cluster.set_role(&self.member);
+        }
+        if served && (is_taken || !leads) {
+            metrics::CLUSTER_LEAD_CHANGES.count(&["lost"]);
+            info!("another instance leads now");
+            let _ = events.send(Event::Follow).await;
+        }
+        if is_taken {
+            // Until this is done, what comes over the link waits: a user who was reachable must not seem to be away.
+            if timeout(RECALL, done(events, Event::Recall)).await.is_err() {
+                warn!(
+                    "the reachable users are still being read: some may seem to be away meanwhile"
+                );
             }
-            _ => &[],
-        };
-        for change in changes {
-            metrics::CLUSTER_LEAD_CHANGES.count(&[*change]);
-            let event = if *change == "taken" {
-                info!("this instance leads now");
-                Event::Lead
-            } else {
-                info!("another instance leads now");
-                Event::Follow { lost: true }
-            };
-            let _ = events.send(event).await;
+            self.cluster.set_role(&self.member);
+            metrics::CLUSTER_LEAD_CHANGES.count(&["taken"]);
+            info!("this instance leads now");
+            let _ = events.send(Event::Lead).await;
+        } else if served && was_apart && self.cluster.leads() {
+            info!("this instance leads again, and no other one has led meanwhile");
+            let _ = events.send(Event::Check).await;
         }
         self.cluster.tell_standing();
     }

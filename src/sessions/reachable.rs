@@ -4,6 +4,8 @@
 //! hundred times costs one row. Changes that could not be written are kept until that is possible. Only resources that
 //! were written need to be removed, so at most one change is kept for each entry of the table and each row of the
 //! database.
+//!
+//! Before another instance reads the table, all changes are written at once ([`Reachable::flush`]).
 
 use std::{
     collections::HashMap,
@@ -14,7 +16,7 @@ use std::{
 use fingerpost_carry::clock::{Clock, SystemClock};
 use jid::{BareJid, FullJid};
 use tokio::{
-    sync::Notify,
+    sync::{self, Notify},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -29,6 +31,8 @@ const COLLECT: Duration = Duration::from_secs(1);
 const BATCH: usize = 1000;
 /// How long one transaction may take.
 const WRITE: Duration = Duration::from_secs(15);
+/// How long the lead waits for the last changes before it goes to another instance.
+const FLUSH: Duration = Duration::from_secs(2);
 /// The pause before another try after the database has failed.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Resources that were not seen for this long before the start are not checked.
@@ -83,12 +87,20 @@ pub struct Reachable {
     component: BareJid,
     changes: Arc<Mutex<Changes>>,
     news: Arc<Notify>,
+    /// Held while changes are written.
+    writing: Arc<sync::Mutex<()>>,
 }
 
 impl Reachable {
     /// Returns the memory of `component`. Nothing is written until [`Reachable::run`] does it.
     pub fn new(store: Store, component: BareJid) -> Self {
-        Self { store, component, changes: Arc::default(), news: Arc::default() }
+        Self {
+            store,
+            component,
+            changes: Arc::default(),
+            news: Arc::default(),
+            writing: Arc::default(),
+        }
     }
 
     /// Never held over an `.await`.
@@ -115,6 +127,27 @@ impl Reachable {
         };
         add(&mut self.lock(), jid, what);
         self.news.notify_one();
+    }
+
+    /// Writes all changes now, because another instance or process is about to read them.
+    pub async fn flush(&self) {
+        match timeout(FLUSH, self.write_all()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "could not hand over all reachable users"),
+            Err(_) => warn!("could not hand over all reachable users in time"),
+        }
+    }
+
+    /// Drops removals that could not be written: another instance leads, and these resources may be back.
+    pub fn follow(&self) {
+        self.lock().retain(|_, change| match change {
+            Pending::Here { is_new, .. } => {
+                // The one that leads may have written it, too.
+                *is_new = false;
+                true
+            }
+            Pending::Gone => false,
+        });
     }
 
     /// Writes changes until `stop`, then the rest.
@@ -151,6 +184,7 @@ impl Reachable {
     }
 
     async fn write_all(&self) -> Result<(), StoreError> {
+        let _writing = self.writing.lock().await;
         loop {
             let changes = self.take();
             if changes.is_empty() {
@@ -230,6 +264,34 @@ mod tests {
         assert_eq!(memory.recall().await.unwrap().len(), BATCH + 8);
         let other = Reachable::new(memory.store.clone(), BareJid::new("other.test").unwrap());
         assert_eq!(other.recall().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn the_next_leader_reads_what_was_noted_last() {
+        let memory = memory().await;
+        memory.note(here("old@a/x", 1, true));
+        memory.flush().await;
+        memory.note(here("new@a/x", 2, true));
+        memory.note(Change::Gone { jid: full("old@a/x"), remembered: true });
+        memory.flush().await;
+        assert_eq!(memory.recall().await.unwrap(), [(FullJid::clone(&full("new@a/x")), 2)]);
+    }
+
+    #[tokio::test]
+    async fn one_that_leads_no_more_removes_nobody_who_may_be_back() {
+        let memory = memory().await;
+        memory.note(here("gone@a/x", 1, true));
+        memory.flush().await;
+        memory.note(Change::Gone { jid: full("gone@a/x"), remembered: true });
+        memory.note(here("here@a/x", 1, true));
+        memory.follow();
+        memory.flush().await;
+        assert_eq!(memory.recall().await.unwrap().len(), 2);
+        // The new leader may have written what is pending here: its removal is not skipped.
+        memory.note(here("late@a/x", 1, true));
+        memory.follow();
+        memory.note(Change::Gone { jid: full("late@a/x"), remembered: true });
+        assert_eq!(memory.lock().get(&full("late@a/x")), Some(&Pending::Gone));
     }
 
     #[tokio::test]
