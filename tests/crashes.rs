@@ -63,12 +63,11 @@ impl World {
         let page = free_port();
         // No session may end by itself while the stages of others are set up.
         let silence = if network.is_some() { "90s" } else { "60s" };
-        // PostgreSQL uses one more to receive notifications.
-        let connections = if database.is_some() { "2" } else { "1" };
         let env = [
             ("FINGERPOST_HTTP__LISTEN", format!("127.0.0.1:{page}")),
-            // So few that the number of descriptors does not depend on the order of requests.
-            ("FINGERPOST_DATABASE__MAX_CONNECTIONS", connections.to_owned()),
+            // The pool opens a second connection only for requests that come at once, and keeps it: with one, the number of
+            // descriptors does not depend on the order of requests.
+            ("FINGERPOST_DATABASE__MAX_CONNECTIONS", "1".to_owned()),
             ("FINGERPOST_LIMITS__ACTIVATION_TIMEOUT", silence.to_owned()),
             ("FINGERPOST_LIMITS__IDLE_TIMEOUT", silence.to_owned()),
             ("FINGERPOST_LIMITS__DRAIN_TIMEOUT", DRAIN.as_secs().to_string() + "s"),
