@@ -33,23 +33,23 @@ test-fast: nextest ## Run the tests that need no server
 	cargo nextest run --locked --workspace --lib --bins --tests --profile fast
 
 interop: peers nextest ## Run every dialect against every other, and look at the wire; writes the tables of docs/INTEROP.md
-	FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test interop --test wire
+	FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test servers -E 'test(/^(interop|wire)::/)'
 
 test-trixie: peers trixie nextest ## Run the tests with XMPP servers on those of Debian 13 (as root)
 	FINGERPOST_TEST_DEBIAN=trixie cargo nextest run --locked --profile trixie --tests
 
 interop-trixie: trixie nextest ## Write the columns of Debian 13's servers into the tables of docs/INTEROP.md
-	FINGERPOST_TEST_DEBIAN=trixie FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test wire
+	FINGERPOST_TEST_DEBIAN=trixie FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test servers -E 'test(/^wire::/)'
 
 soak: nextest ## Send odd stanzas through both servers for a while: make soak SECONDS=600
 	@deploy/ci/install-peers.sh cc openssl prosody ejabberd
 	FINGERPOST_SOAK_SECONDS=$(SECONDS) FINGERPOST_TEST_SEED=$${FINGERPOST_TEST_SEED:-$$(date +%s)} \
-		cargo nextest run --locked --profile soak --no-capture --test differential
+		cargo nextest run --locked --profile soak --no-capture --test servers -E 'test(/^differential::/)'
 
 fuzz: nextest ## Run every fuzz target for a while: make fuzz SECONDS=60
 	@deploy/ci/install-peers.sh cc
 	FINGERPOST_FUZZ_SECONDS=$(SECONDS) FINGERPOST_TEST_SEED=$${FINGERPOST_TEST_SEED:-$$(date +%s)} \
-		cargo nextest run --locked --profile soak --success-output final --test fuzz
+		cargo nextest run --locked --profile soak --success-output final --test programs -E 'test(/^fuzz::/)'
 
 bench: ## Measure, against real peers; writes docs/BENCHMARKS.md (quickly: make bench ROUNDS=1 KEYS=10000)
 	@deploy/ci/install-peers.sh cc openssl prosody ejabberd postgresql relays
@@ -70,7 +70,7 @@ docs: ## Write docs/CONFIGURATION.md from the code
 docs-test: ## Check and run the commands in the documentation
 	@deploy/ci/install-peers.sh cc
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
-	cargo build --locked --bins --test cli
+	cargo build --locked --bins --test programs
 	deploy/ci/docs-test.sh target/debug
 
 deb: programs deb-tool ## Build the Debian package in target/debian

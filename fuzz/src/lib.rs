@@ -1,7 +1,7 @@
 //! The fuzz targets: each function takes any bytes and panics if a promise does not hold for them.
 //!
-//! libFuzzer calls them (`cargo fuzz run NAME`, in fuzz_targets), and so does the bounded loop of tests/fuzz.rs (`make
-//! fuzz SECONDS=60`), which needs no other compiler.
+//! libFuzzer calls them (`cargo fuzz run NAME`, in fuzz_targets), and so does the bounded loop of tests/programs/fuzz.rs
+//! (`make fuzz SECONDS=60`), which needs no other compiler.
 
 use std::io;
 use std::pin::Pin;

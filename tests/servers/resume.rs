@@ -1,7 +1,5 @@
 //! Broken transfers are resumed, and several files are sent by one command: on a real Prosody, counted on the wire.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,5 @@
 //! The link to real servers: the choice among several, other components with the same name, and refusals of the server.
 
-#![expect(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::time::Duration;
 
 use support::postgres::Postgres;

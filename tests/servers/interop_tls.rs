@@ -1,8 +1,6 @@
 //! Sessions with other TLS libraries: OpenSSL at one end of `xtls`, by certificates and by a key of GnuPG; and GnuTLS
 //! at both ends, with a kind of TLS that `xtls` does not support.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;

@@ -1,8 +1,6 @@
 //! Whichever part dies, at any stage of a session: nothing is left behind, both users see why, and the next transfer
 //! works at once.
 
-#![expect(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};

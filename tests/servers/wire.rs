@@ -4,8 +4,6 @@
 //! With `FINGERPOST_WRITE_INTEROP` set (`make interop`), the columns of the present servers are written into the page;
 //! otherwise they must be there.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::fmt::Write as _;
 
 use support::raw::{Raw, attribute, contains, start_tag};

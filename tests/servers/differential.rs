@@ -3,7 +3,6 @@
 //!
 //! `FINGERPOST_TEST_SEED` chooses other stanzas, `FINGERPOST_SOAK_SECONDS` another duration (`make soak`).
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
 #![allow(clippy::print_stdout, reason = "the throughput is part of the output")]
 
 use std::collections::BTreeMap;

@@ -1,7 +1,5 @@
 //! Operations: metrics, the status page, logs, the service manager, restarts.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{Read, Write},
@@ -208,7 +206,7 @@ fn every_metric_is_in_the_docs_and_moves() {
         let late = samples.iter().any(|(sample, _)| !pages[0].contains(&format!("{sample} ")));
         late || samples.iter().any(|(_, values)| values.len() > 1)
     };
-    // tests/cluster.rs moves those of a cluster.
+    // The tests of `cluster` move those of a cluster.
     let is_single = |name: &&String| !name.starts_with("fingerpost_cluster_");
     let still: Vec<&String> =
         printed.keys().filter(is_single).filter(|name| !moved(name)).collect();

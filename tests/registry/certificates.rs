@@ -1,8 +1,6 @@
 //! OpenPGP certificates of GnuPG and Sequoia in the registry: prolonged, extended, revoked, and added again in any
 //! order; and keys and fingerprints from OpenSSL, GnuTLS, Java, GnuPG and Sequoia.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::path::Path;
 use std::process::{Command, Stdio};
 

@@ -1,7 +1,5 @@
 //! The `fingerpost` program as an operator sees it: exit status, standard output, standard error.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;

@@ -1,7 +1,5 @@
 //! PostgreSQL as operators run it: behind a pooler, with a standby, with roles that may do little, locked and silent.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::process::Command;
 use std::time::Duration;
 

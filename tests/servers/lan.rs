@@ -1,8 +1,6 @@
 //! Users of a local network without a server (XEP-0174): two network namespaces joined by virtual cables, so that no
 //! multicast leaves this machine.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::{
     ffi::OsStr,
     fs::File,

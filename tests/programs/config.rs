@@ -1,7 +1,5 @@
 //! Configuration files of operators: each valid one is read, and each invalid one gives the line in its header.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,7 +1,5 @@
 //! Five minutes without a stanza, on both servers at the same time; and silent streams.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;

@@ -1,8 +1,6 @@
 //! Peers that sleep, block, or do not exist; several programs of one account; transports that are not available. On
 //! real XMPP servers.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;

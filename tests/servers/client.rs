@@ -1,8 +1,6 @@
 //! What `xtls` stores, accepts and prints: shared files under many processes, sizes, names, outputs that cannot be
 //! written. On a real Prosody.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;

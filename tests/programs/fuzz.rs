@@ -2,14 +2,10 @@
 //! random. `FINGERPOST_FUZZ_SECONDS` sets how long each target runs (`make fuzz SECONDS=60`), `FINGERPOST_TEST_SEED`
 //! the number from which inputs are generated.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
 #![allow(clippy::print_stdout, reason = "the number of inputs is part of the output")]
 #![allow(clippy::allow_attributes, reason = "a crate of its own elsewhere")]
 
-#[path = "support/grammar.rs"]
-#[allow(dead_code, unreachable_pub, reason = "the dice alone are used here")]
-mod grammar;
-#[path = "../fuzz/src/lib.rs"]
+#[path = "../../fuzz/src/lib.rs"]
 #[allow(unreachable_pub, reason = "a library of its own for libFuzzer")]
 mod targets;
 
@@ -17,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use grammar::Dice;
+use support::grammar::Dice;
 
 /// Long inputs find little that short ones do not, and take longer.
 const LONGEST: usize = 8 * 1024;

@@ -1,7 +1,5 @@
 //! The library in other programs: the examples, between a real Prosody and `xtls`.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;

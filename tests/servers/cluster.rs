@@ -1,8 +1,6 @@
 //! Several instances of one component with one PostgreSQL: one that is cut off, stands still, dies, leaves or loses its
 //! link. On real servers.
 
-#![expect(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::{
     fs::{File, OpenOptions},
     io::Write,

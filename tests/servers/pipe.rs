@@ -1,8 +1,6 @@
 //! The end of a stream is reliable: `xtls pipe` with peers that are slow or are killed, over both transports, on a real
 //! Prosody.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,7 +1,5 @@
 //! Logging in at real servers and staying connected: accounts, mechanisms, DNS, and lost connections.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::cell::RefCell;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;

@@ -1,7 +1,5 @@
 //! Chats on a real Prosody: between two `xtls`, with OpenSSL and expat on the other side, and in a terminal.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::{
     fs::File,
     io::Write,

@@ -1,8 +1,6 @@
 //! A person with several devices, as the person's peers see them: which further keys are taken, after which question, and
 //! which never. On real Prosody and ejabberd.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::{
     ffi::OsStr,
     fs,

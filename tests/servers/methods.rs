@@ -1,8 +1,6 @@
 //! The methods of TLS security between two `xtls`, on both servers: x509, openpgp and srp, over each transport, with
 //! and without the broker; and everything that must be refused.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;

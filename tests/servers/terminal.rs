@@ -1,7 +1,5 @@
 //! `xtls` in a real terminal (tmux): progress, colours, Ctrl-C, the password prompt; and the output without a terminal.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};

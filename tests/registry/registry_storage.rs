@@ -1,8 +1,6 @@
 //! The registry's database beside other programs and under failing parts: changes by another process are in force at
 //! once, and a disk or a server that has failed is used again without a restart.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;

@@ -2,8 +2,6 @@
 //! keys and terminates TLS on both sides. A user that knows the other's key, its OpenPGP key or a password detects it
 //! before a byte is sent; on first use the two short authentication strings differ.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
-
 use std::path::Path;
 use std::time::Duration;
 

@@ -1,0 +1,31 @@
+//! The programs on real XMPP servers, with independent clients.
+
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+mod admin;
+mod away;
+mod chat;
+mod client;
+mod cluster;
+mod crashes;
+mod crowds;
+mod devices;
+mod differential;
+mod e2e_ejabberd;
+mod e2e_prosody;
+mod harness;
+mod idle;
+mod interop;
+mod interop_tls;
+mod lan;
+mod library;
+mod link;
+mod login;
+mod message_initiation;
+mod methods;
+mod mitm;
+mod operations;
+mod pipe;
+mod resume;
+mod terminal;
+mod wire;
