@@ -21,8 +21,8 @@ build: ## Build both programs for use
 
 demo: ## Watch two users on a real Prosody send a file end to end
 	@deploy/ci/install-peers.sh cc openssl prosody
-	cargo build --release --locked --bins --example demo
-	@cargo run --quiet --release --locked --example demo
+	cargo build --profile demo --locked --bins --package fingerpost --package fingerpost-xtls --package xtask
+	@target/demo/xtask demo
 
 test: peers nextest ## Run all tests, with real servers and independent clients
 	cargo nextest run --locked --workspace --lib --bins --tests
@@ -84,7 +84,7 @@ deb-test: programs deb-tool ## Install, use, upgrade and purge it on a new machi
 
 deb-tool:
 	@cargo deb --version >/dev/null 2>&1 || cargo install cargo-deb --version $(CARGO_DEB_VERSION) --locked
-	cargo run --quiet --locked --example package -- target/package
+	cargo run --quiet --locked --package xtask -- package target/package
 
 # $(call package,REVISION,DIRECTORY)
 package = cargo deb --no-build $(if $(filter debug,$(PROFILE)),--profile dev --no-strip) --deb-revision $(1) --output $(2)

@@ -21,6 +21,7 @@ use std::{collections::VecDeque, fmt, io, net::SocketAddr, time::Duration};
 use fingerpost_carry::reader::StanzaReader;
 use fingerpost_secure::redact::Secret;
 use fingerpost_wire::{
+    handshake,
     jid::{canonical_bare, respelled},
     ns,
     plain::Plain,
@@ -42,7 +43,6 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
-use xmpp_parsers::component::Handshake;
 
 use self::echo::{Back, Echo, Route};
 use crate::metrics;
@@ -1013,12 +1013,10 @@ async fn log_in(options: &LinkOptions, stream: TcpStream) -> Result<(Halves, Sof
     let Received::Header(header) = reader.read().await? else {
         return Err(Unlinked::Closed);
     };
-    let id = header.attr("id").unwrap_or_default().to_owned();
-    let software = Software::of(&id);
-    let digest = Handshake::from_stream_id_and_password(id, options.secret.expose_secret());
-    let digest =
-        digest.data.map(|bytes| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>());
-    let handshake = format!("<handshake>{}</handshake>", digest.unwrap_or_default());
+    let id = header.attr("id").unwrap_or_default();
+    let software = Software::of(id);
+    let digest = handshake::digest(id, options.secret.expose_secret());
+    let handshake = format!("<handshake>{digest}</handshake>");
     writer.write_all(handshake.as_bytes()).await?;
     match reader.read().await? {
         Received::Element(element) if element.name() == "handshake" => {

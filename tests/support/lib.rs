@@ -140,15 +140,13 @@ pub fn sha256(path: &Path) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Returns the path of one of our own programs: beside the test program's directory, where cargo puts it.
+/// Returns the path of one of our own programs, where cargo puts it.
 pub fn own_program(name: &str) -> PathBuf {
     let here = std::env::current_exe().unwrap();
-    let directory = here.parent().and_then(Path::parent).unwrap();
-    let program = directory.join(name);
-    assert!(
-        program.exists(),
-        "{} is not built; build it: `cargo build --workspace --bins`",
-        program.display()
-    );
-    program
+    let directory = here.parent().unwrap();
+    // Tests and examples are in a directory of their own beside the programs.
+    let program = [directory, directory.parent().unwrap()].map(|place| place.join(name));
+    program.into_iter().find(|path| path.exists()).unwrap_or_else(|| {
+        panic!("{name} is not built; build it: `cargo build --workspace --bins`")
+    })
 }

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | how XML from strangers is read and written | [`xml`], on top of [`tokens`]; plain stanzas without a copy: [`plain`] |
 //! | what a stanza is, and how it is refused | [`stanza`]; how long it may be: [`size`]; long answers: [`rsm`] |
+//! | how a component logs in | [`handshake`] |
 //! | in which form addresses are compared | [`jid`] |
 //! | how TLS is offered in a Jingle session | [`offer`], in the four dialects of [`dialect`] |
 //! | what a Jingle action looks like | [`jingle`], [`transport`], [`transport_kind`] |
@@ -21,6 +22,7 @@
 pub mod client_hello;
 pub mod dialect;
 pub mod dst_addr;
+pub mod handshake;
 pub mod ibb;
 pub mod ibb_xml;
 pub mod jid;

@@ -311,6 +311,24 @@ mod tests {
     }
 
     #[test]
+    fn a_client_on_tokio_xmpp_reads_our_answers() {
+        use tokio_xmpp::{Stanza as Theirs, parsers::iq::Iq};
+        let request = Stanza::parse(iq("get", "from='a@a.example/r' to='b.example'")).unwrap();
+        let refusal = Refusal::new("cancel", "item-not-found", "There is no such key");
+        assert!(matches!(
+            Theirs::try_from(request.result(None)).unwrap(),
+            Theirs::Iq(Iq::Result { id, payload: None, .. }) if id == "7"
+        ));
+        let Theirs::Iq(Iq::Error { error, to, .. }) =
+            Theirs::try_from(request.refusal(&refusal)).unwrap()
+        else {
+            panic!("not an error");
+        };
+        assert_eq!(error.texts.values().next().map(String::as_str), Some("There is no such key"));
+        assert_eq!(to.unwrap().to_string(), "a@a.example/r");
+    }
+
+    #[test]
     fn a_request_of_an_unreadable_address_is_answered_at_any_size() {
         let from_to = format!("from='{YOUNG}' to='b.example'");
         let unreadable = Stanza::parse_canonical(iq("get", &from_to)).unwrap_err();

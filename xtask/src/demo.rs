@@ -3,7 +3,6 @@
 //! Everything runs on loopback with temporary directories, and is removed at the end. Start it with `make demo`.
 
 #![allow(clippy::print_stdout, reason = "the output is the purpose")]
-#![allow(clippy::unwrap_used, reason = "a demo that fails stops and says where")]
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +14,8 @@ use support::{COMPONENT, random_file, sha256};
 
 const SIZE: usize = 64 << 20;
 
-fn main() {
+/// Runs it.
+pub(crate) fn run() {
     println!(
         "Fingerpost: two users, one TLS stream from end to end, and a component between them\n"
     );

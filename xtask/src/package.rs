@@ -1,7 +1,5 @@
 //! Writes the other files of a package, all generated from the programs: manual pages, shell completions and the
-//! configuration. `make deb` runs it: package DIRECTORY
-
-#![allow(clippy::unwrap_used, reason = "a build step may panic")]
+//! configuration. `make deb` runs it.
 
 use std::{fs, path::Path};
 
@@ -9,9 +7,8 @@ use clap::{Command, CommandFactory};
 use clap_complete::{Shell, generate_to};
 use fingerpost::{cli, config::DEFAULT_TEXT};
 
-fn main() {
-    let directory = std::env::args().nth(1).expect("usage: package DIRECTORY");
-    let directory = Path::new(&directory);
+/// Writes them into a directory.
+pub(crate) fn write(directory: &Path) {
     let programs: [(&str, Command); 2] =
         [("fingerpost", cli::Cli::command()), ("xtls", fingerpost_xtls::Cli::command())];
     for (name, command) in programs {

@@ -1,0 +1,30 @@
+//! Tasks of the project's own: `cargo run -p xtask -- demo`, or `package DIRECTORY`.
+
+#![allow(clippy::unwrap_used, reason = "a task that fails stops and says where")]
+
+mod demo;
+mod package;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+
+/// A task.
+#[derive(Debug, Parser)]
+enum Task {
+    /// Let two users on a real Prosody send a file end to end
+    Demo,
+    /// Write the manual pages, completions and configuration of a package
+    Package {
+        /// Where to write them
+        directory: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    match Task::parse() {
+        Task::Demo => demo::run(),
+        Task::Package { directory } => package::write(&directory),
+    }
+    ExitCode::SUCCESS
+}
