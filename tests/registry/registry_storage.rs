@@ -398,7 +398,7 @@ async fn a_revocation_is_in_force_where_the_listening_connection_became_silent()
 /// The connection by which instances meet becomes silent, and the database keeps the old one, which holds the lock.
 /// Then a second instance comes, and the first one dies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_instance_alone_leads_on_when_its_connection_became_silent() {
+async fn an_instance_alone_leads_again_after_its_connection_became_silent() {
     let postgres = Postgres::start();
     let switch = Switch::start(postgres.port());
     let component = BareJid::new("xtls.montague.lit").unwrap();
@@ -410,7 +410,7 @@ async fn an_instance_alone_leads_on_when_its_connection_became_silent() {
         let task = tokio::spawn(running.run(events, outbound, stop.clone()));
         (cluster, told, task, sent)
     };
-    let (first, mut told, task, _sent) = start(&switch.url()).await;
+    let (first, _told, task, _sent) = start(&switch.url()).await;
     let holder = || {
         postgres.query(
             "SELECT COALESCE(max(pid), 0) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1",
@@ -421,11 +421,10 @@ async fn an_instance_alone_leads_on_when_its_connection_became_silent() {
     assert!(first.leads() && old != "0" && leaders() == "1");
     switch.silence();
     let bound = Duration::from_secs(60);
-    wait_for("another connection with the lock", bound, String::new, || {
-        assert!(first.leads());
-        ![old.as_str(), "0"].contains(&holder().as_str())
+    // Its lease ends meanwhile: another one could have come.
+    wait_for("the lead by another connection", bound, String::new, || {
+        ![old.as_str(), "0"].contains(&holder().as_str()) && first.leads()
     });
-    assert!(first.leads() && told.try_recv().is_err(), "it has led all the time");
 
     let (second, mut told, _task, _sent) = start(&postgres.url()).await;
     assert!(!second.leads() && second.obstacle().is_none());
