@@ -251,7 +251,7 @@ impl Member {
 
     /// The first looks are over: an instance that has not come to lead follows.
     pub(super) fn joined(&mut self) {
-        if !self.holds && !self.is_sole {
+        if !self.holds && !self.is_sole && self.role == Role::Leads {
             self.role = Role::Follows(None);
         }
     }
@@ -582,6 +582,17 @@ mod tests {
         }
         let alive = [instance("alive", true, true, 0), instance("b", false, true, 0)];
         assert_eq!(a.seek(&alive, now, at(1)), None);
+    }
+
+    #[test]
+    fn one_that_has_found_a_leader_follows_it_at_once() {
+        let now = Instant::now();
+        let mut a = follower("a", "b", now);
+        a.joined();
+        assert_eq!(a.role(), &follows("b"));
+        let mut alone = member("a", now);
+        alone.joined();
+        assert_eq!(alone.role(), &Role::Follows(None));
     }
 
     #[test]

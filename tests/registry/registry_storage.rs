@@ -427,8 +427,11 @@ async fn an_instance_alone_leads_again_after_its_connection_became_silent() {
     });
 
     let (second, mut told, _task, _sent) = start(&postgres.url()).await;
-    assert!(!second.leads() && second.obstacle().is_none());
+    assert_eq!((second.leads(), second.obstacle()), (false, None));
     task.abort();
+    let recall = timeout(bound, told.recv()).await.unwrap();
+    let Some(Event::Recall(done)) = recall else { panic!("{recall:?}") };
+    done.send(()).unwrap();
     let event = timeout(bound, told.recv()).await.unwrap();
     assert!(matches!(event, Some(Event::Lead)), "{event:?}");
     assert!(second.leads());
