@@ -3,12 +3,11 @@
 //! | file | content |
 //! |---|---|
 //! | [`model`] | keys, their states, which change is allowed (pure) |
-//! | [`material`] | certificates to prints (pure) |
-//! | `openpgp.rs` | OpenPGP certificates: validity, revocation, merging two states (pure) |
-//! | [`proof`] | challenges, and signatures over them (pure) |
+//! | [`proof`] | challenges, and how long they are valid (pure) |
 //! | [`pep`] | OpenPGP keys that users publish (XEP-0373) |
 //! | [`verdict`] | an offered print judged by its user's keys (pure) |
 //! | [`store`] | the operations on the database; `sql.rs` has the SQL for both kinds |
+//! | [`open`], [`store_error`], [`records`] | how it is opened, how it fails, what it gives and takes |
 //! | [`requests`] | `urn:fingerpost:keys:0` |
 //! | [`forgotten`] | revoked prints of users whose keys are deleted (pure) |
 //! | `export.rs` | all that is held about a user, in pages |

@@ -59,16 +59,16 @@ impl fmt::Display for DialError {
 /// 7).
 ///
 /// # Errors
-/// [`DialError`], with every address that was tried.
+/// An error with every address that was tried.
 pub(super) async fn dial(address: &str) -> Result<TcpStream, DialError> {
     let found = addresses(address).await.map_err(DialError::Resolve)?;
     dial_any(found, translate).await
 }
 
-/// Connects as [`dial`] does to the addresses of one machine on a local network, where nothing is translated.
+/// Connects, as to a server, to the addresses of one machine on a local network, where nothing is translated.
 ///
 /// # Errors
-/// [`DialError`], with every address that was tried.
+/// An error with every address that was tried.
 pub async fn dial_addresses(addresses: Vec<SocketAddr>) -> Result<TcpStream, DialError> {
     dial_any(addresses, |_| std::future::ready(Vec::new())).await
 }

@@ -103,9 +103,11 @@ use fingerpost_wire::{
 use jid::{BareJid, Jid};
 use minidom::Element;
 
+#[cfg(any(test, feature = "testing"))]
+pub use self::stream::testing;
 pub use self::{
-    application::Application,
-    dial::dial_addresses,
+    application::{Application, CHUNKS},
+    dial::{DialError, dial_addresses},
     driver::forward,
     error::Error,
     keeper::Contact,
@@ -120,8 +122,6 @@ pub use self::{
     stream::{Learned, SecureStream},
     transport::Leg,
 };
-#[cfg(any(test, feature = "testing"))]
-pub use self::{application::CHUNKS, stream::testing};
 use self::{
     cause::Asked,
     guesses::Guesses,

@@ -15,7 +15,7 @@
 //! | how in-band bytestreams work | [`ibb`] decides, [`ibb_xml`] reads and writes |
 //! | how a SOCKS5 bytestream is named | [`dst_addr`] |
 //! | whether a stream begins as TLS does | [`client_hello`] |
-//! | what identifies a key | [`print`], [`key`]; what proves its possession: [`proof`] |
+//! | what identifies a key | [`mod@print`], [`key`]; what proves its possession: [`proof`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
 

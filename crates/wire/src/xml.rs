@@ -535,7 +535,7 @@ pub fn write(element: &Element, out: &mut Vec<u8>) -> io::Result<()> {
 /// Writes a stanza for a stream whose stanzas are in `namespace`.
 ///
 /// # Errors
-/// Those of [`write`].
+/// Those of [`write()`].
 pub fn write_within(
     element: &Element,
     namespace: &'static str,
