@@ -72,6 +72,20 @@ async fn until_good<T>(mut ask: impl AsyncFnMut() -> Result<T, StoreError>) -> T
     timeout(EVENT, asking).await.expect("it goes on without a restart")
 }
 
+/// Asks until the answer is that the database takes no changes; on a busy machine another error may come first.
+async fn until_read_only<T>(mut ask: impl AsyncFnMut() -> Result<T, StoreError>) {
+    let asking = async {
+        loop {
+            match ask().await {
+                Ok(_) => panic!("the database takes changes"),
+                Err(error) if error.to_string().contains("takes no changes") => return,
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    };
+    timeout(EVENT, asking).await.expect("it says that the database takes no changes");
+}
+
 fn registry(store: &Store) -> Registry {
     let component = BareJid::new("xtls.montague.lit").unwrap();
     let options =
@@ -233,8 +247,7 @@ async fn after_a_change_of_the_primary_nothing_is_read_from_or_written_to_the_ol
     assert_eq!(state().await.unwrap(), State::Active);
     new.wait_for(&old);
     old.set("default_transaction_read_only", "on");
-    let refused = add(&store, "romeo", 2).await.unwrap_err();
-    assert!(refused.to_string().contains("takes no changes"), "{refused}");
+    until_read_only(async || add(&store, "romeo", 2).await).await;
     new.promote();
     for number in 3..9 {
         until_good(async || add(&store, "romeo", number).await).await;
@@ -258,10 +271,8 @@ async fn a_server_that_is_read_only_for_a_while_is_used_again() {
     let component = BareJid::new("xtls.montague.lit").unwrap();
     add(&store, "romeo", 1).await.unwrap();
     postgres.set("default_transaction_read_only", "on");
-    let refused = add(&store, "romeo", 2).await.unwrap_err();
-    assert!(refused.to_string().contains("takes no changes"), "{refused}");
-    let refused = count(&store, "romeo").await.unwrap_err();
-    assert!(refused.to_string().contains("takes no changes"), "{refused}");
+    until_read_only(async || add(&store, "romeo", 2).await).await;
+    until_read_only(async || count(&store, "romeo").await).await;
     assert_eq!(store.last_write(&component, OffsetDateTime::now_utc()).await, None);
     postgres.set("default_transaction_read_only", "off");
     until_good(async || add(&store, "romeo", 3).await).await;
