@@ -70,7 +70,7 @@ docs: ## Write docs/CONFIGURATION.md from the code
 docs-test: ## Check and run the commands in the documentation
 	@deploy/ci/install-peers.sh cc
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
-	cargo build --locked --bins --test programs
+	cargo build --locked --workspace --bins --test programs
 	deploy/ci/docs-test.sh target/debug
 
 deb: programs deb-tool ## Build the Debian package in target/debian

@@ -14,7 +14,9 @@ fn example(name: &str) -> PathBuf {
     let here = std::env::current_exe().unwrap();
     let release = here.components().any(|part| part.as_os_str() == "release");
     let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--locked", "--example", name]).current_dir(root());
+    build
+        .args(["build", "--quiet", "--locked", "--workspace", "--example", name])
+        .current_dir(root());
     if release {
         build.arg("--release");
     }
