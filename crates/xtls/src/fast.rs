@@ -1,6 +1,11 @@
 //! The token that replaces the password at the next login (XEP-0484), in a file of the account.
 
-use std::{fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
 
 use fingerpost_endpoint::{FastStore, FastToken};
 use fingerpost_secure::shared_file::{self, Lock};
@@ -9,7 +14,13 @@ use serde::{Deserialize, Serialize};
 /// The file, in the account's directory. It is as secret as the password beside it.
 pub(super) const FILE: &str = "fast.toml";
 
-/// Stores the token of an account, for all its programs.
+/// The file whose lock the one program holds that may use the identifier.
+const TURN: &str = "fast.lock";
+
+/// Stores the token of an account.
+///
+/// Servers end an older connection with the same identifier (ejabberd 24.12 does). So one program at a time uses it, for
+/// as long as it runs. The others log in with the password and without an identifier.
 #[derive(Debug)]
 pub(super) struct FastFile {
     dir: PathBuf,
@@ -66,8 +77,28 @@ impl FastFile {
     }
 }
 
+/// Returns whether this process is the one program of an account that uses the identifier, until it ends.
+fn has_turn(dir: &Path) -> bool {
+    static HELD: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    if held.contains_key(dir) {
+        return true;
+    }
+    let file = File::options().create(true).append(true).open(dir.join(TURN));
+    match file {
+        Ok(file) if file.try_lock().is_ok() => {
+            held.insert(dir.to_owned(), file);
+            true
+        }
+        _ => false,
+    }
+}
+
 impl FastStore for FastFile {
     fn load(&self) -> Option<(String, Option<FastToken>)> {
+        if !has_turn(&self.dir) {
+            return None;
+        }
         let Some(kept) = self.read() else {
             // Another program may be faster.
             return self.change(None, |_| false).map(|id| (id, None));
@@ -125,6 +156,21 @@ mod tests {
         file.clear();
         assert_eq!(file.load(), Some((id, None)));
         assert!(!fs::read_to_string(&path).unwrap().contains("two"));
+    }
+
+    #[test]
+    fn one_program_at_a_time_has_the_identifier() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = File::create(dir.path().join(TURN)).unwrap();
+        other.lock().unwrap();
+        let file = FastFile::new(dir.path().to_owned());
+        assert_eq!(file.load(), None);
+        drop(other);
+        let kept = file.load();
+        assert!(kept.is_some());
+        let other = File::open(dir.path().join(TURN)).unwrap();
+        assert!(other.try_lock().is_err(), "until the process ends");
+        assert_eq!(file.load(), kept);
     }
 
     #[test]
