@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
 use fingerpost_endpoint::TransportKind;
 use fingerpost_secure::identity::Algorithm;
 use fingerpost_wire::{print::Method, text};
@@ -36,6 +39,17 @@ impl Cli {
     }
 }
 
+/// Reads the name of a transport. Help and completions list the names.
+fn transports() -> impl TypedValueParser<Value = TransportKind> {
+    let names = TransportKind::ALL.map(|kind| {
+        PossibleValue::new(kind.as_str()).help(match kind {
+            TransportKind::S5b => "SOCKS5 bytestreams (XEP-0065)",
+            TransportKind::Ibb => "In-band bytestreams (XEP-0047)",
+        })
+    });
+    PossibleValuesParser::new(names).try_map(|name| name.parse())
+}
+
 #[derive(Args, Debug)]
 pub(super) struct Common {
     /// The account to use, if there are several
@@ -51,10 +65,10 @@ pub(super) struct Common {
     #[arg(long, global = true, default_value = "x509")]
     pub(super) method: Method,
     /// The only transport to accept on this side; if it is not available, the session fails
-    #[arg(long, global = true)]
+    #[arg(long, global = true, value_parser = transports())]
     pub(super) transport: Option<TransportKind>,
     /// The transport to offer first; the other one is used if it is not available
-    #[arg(long, global = true, conflicts_with = "transport")]
+    #[arg(long, global = true, conflicts_with = "transport", value_parser = transports())]
     pub(super) prefer: Option<TransportKind>,
     /// Write one JSON object per line to standard output
     #[arg(long, global = true)]

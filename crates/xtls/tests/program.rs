@@ -22,3 +22,10 @@ fn an_unknown_option_is_a_usage_error() {
     assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0));
     assert!(String::from_utf8(output.stderr).unwrap().contains("--no-such-option"));
 }
+
+#[test]
+fn an_unknown_transport_is_told_the_known_ones() {
+    let output = xtls(&["listen", "--transport", "ice"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("[possible values: s5b, ibb]"));
+}
