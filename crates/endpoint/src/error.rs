@@ -99,3 +99,32 @@ impl From<TlsError> for Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fingerpost_secure::{fault::Fault, x509::Unusable};
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    /// The cause of a key that is not accepted is kept up to the sentence that the user reads.
+    #[test]
+    fn a_key_that_is_not_accepted_is_unverified_for_its_own_cause() {
+        for (fault, sentence) in [
+            (Fault::Print, "does not match the print it offered"),
+            (Fault::NotOpenPgp, "carries no OpenPGP key"),
+            (Fault::Expired(OffsetDateTime::UNIX_EPOCH), "has expired, at 1970-01-01"),
+            (Fault::Revoked, "was revoked by its owner"),
+            (Fault::Unusable(Unusable::Version(1)), "of version 1"),
+            (Fault::Unusable(Unusable::Extension("1.2.3".into())), "extension 1.2.3"),
+            (Fault::Unusable(Unusable::Curve("secp256k1".into())), "curve secp256k1"),
+            (Fault::Hash, "a hash that can be forged"),
+            (Fault::Signature, "has not signed the TLS key"),
+        ] {
+            let error = Error::from(TlsError::Unverified(fault));
+            assert!(matches!(error, Error::Unverified(_)), "{error:?}");
+            let text = error.to_string();
+            assert!(text.contains(sentence) && text.ends_with("nothing was sent"), "{text}");
+        }
+    }
+}
