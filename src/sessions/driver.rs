@@ -209,7 +209,8 @@ impl Driver {
             Action::Join => {
                 let [a, b] = &mut self.legs;
                 let (Some(a), Some(b)) = (a.take(), b.take()) else { return };
-                tracing::info!(initiator = a.kind(), responder = b.kind(), "both legs up");
+                let legs = [a.transport_kind(), b.transport_kind()];
+                tracing::info!(initiator = %legs[0], responder = %legs[1], "both legs up");
                 let settings = self.shared.options();
                 let options = pipe::Options {
                     idle_timeout: settings.idle_timeout,
@@ -223,7 +224,6 @@ impl Driver {
                         self.watch(side, waiting);
                     }
                 }
-                let legs = [a.transport_kind(), b.transport_kind()];
                 if !legs.contains(&TransportKind::Ibb) {
                     self.line.streams();
                 }

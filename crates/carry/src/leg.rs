@@ -23,11 +23,6 @@ pub enum Leg<S> {
 }
 
 impl<S: Side> Leg<S> {
-    /// Returns its kind, as options and logs name it: `s5b` or `ibb`.
-    pub fn kind(&self) -> &'static str {
-        self.transport_kind().as_str()
-    }
-
     /// Returns whether the other end has vanished: it answers nothing although the kernel has asked repeatedly. A peer
     /// that reads slowly, or not at all, has not vanished. In-band, the stream's acknowledgements decide.
     pub fn is_gone(&self) -> bool {
@@ -46,7 +41,7 @@ impl<S: Side> Leg<S> {
         }
     }
 
-    /// Returns its kind, for the counters.
+    /// Returns its kind.
     pub fn transport_kind(&self) -> TransportKind {
         match self {
             Self::Socket(_) => TransportKind::S5b,

@@ -36,7 +36,7 @@ use super::{
     registry::{Asked, KnownKey},
     session::{Session, payload},
     stream::{Learned, SecureStream},
-    transport::{Leg, transport_of},
+    transport::Leg,
 };
 
 /// How long a peer's user may take to decide.
@@ -334,7 +334,7 @@ impl Session {
         if let Some(place) = &self.place {
             place.prove();
         }
-        let transport = transport_of(leg);
+        let transport = leg.transport_kind();
         let learned = Learned {
             peer: self.peer.clone(),
             method,

@@ -52,7 +52,7 @@ impl Session {
 
     /// Checks that a leg has the required transport.
     pub(super) fn check_demand(&self, leg: &Leg) -> Result<(), Error> {
-        self.demand(transport_of(leg))
+        self.demand(leg.transport_kind())
     }
 
     /// Checks that this transport may be used here.
@@ -188,14 +188,6 @@ impl Session {
         let stream = hub.stream(&self.address, sid, size);
         hub.send(stanza.result(None)).await;
         Ok(Leg::Ibb(stream))
-    }
-}
-
-/// Returns the transport of a leg.
-pub(super) fn transport_of(leg: &Leg) -> TransportKind {
-    match leg {
-        Leg::Socket(_) => TransportKind::S5b,
-        Leg::Ibb(_) => TransportKind::Ibb,
     }
 }
 
