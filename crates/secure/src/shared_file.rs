@@ -28,12 +28,7 @@ impl Lock {
     /// # Errors
     /// If the lock file cannot be created or locked.
     pub fn acquire(dir: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(dir.join(LOCK))?;
+        let file = open(&dir.join(LOCK))?;
         loop {
             match file.lock() {
                 Ok(()) => return Ok(Self { _file: file }),
@@ -42,6 +37,21 @@ impl Lock {
             }
         }
     }
+
+    /// Takes another lock of a directory, by the name of its file, if nobody has it.
+    ///
+    /// # Errors
+    /// If the file cannot be created or locked; [`ErrorKind::WouldBlock`] if another process has the lock.
+    pub fn take(dir: &Path, name: &str) -> io::Result<Self> {
+        let file = open(&dir.join(name))?;
+        file.try_lock()?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Opens a file to be locked, which is empty and stays.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 /// Writes a file of mode 0600 whole or not at all, and replaces the old one if it exists.

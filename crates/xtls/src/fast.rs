@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -79,19 +79,14 @@ impl FastFile {
 
 /// Returns whether this process is the one program of an account that uses the identifier, until it ends.
 fn has_turn(dir: &Path) -> bool {
-    static HELD: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
+    static HELD: Mutex<BTreeMap<PathBuf, Lock>> = Mutex::new(BTreeMap::new());
     let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-    if held.contains_key(dir) {
-        return true;
+    if !held.contains_key(dir)
+        && let Ok(lock) = Lock::take(dir, TURN)
+    {
+        held.insert(dir.to_owned(), lock);
     }
-    let file = File::options().create(true).append(true).open(dir.join(TURN));
-    match file {
-        Ok(file) if file.try_lock().is_ok() => {
-            held.insert(dir.to_owned(), file);
-            true
-        }
-        _ => false,
-    }
+    held.contains_key(dir)
 }
 
 impl FastStore for FastFile {
@@ -129,7 +124,7 @@ fn random_uuid() -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs::File, os::unix::fs::PermissionsExt};
 
     use super::*;
 
