@@ -2,34 +2,4 @@
 
 use support::servers::Kind;
 
-support::scenarios!(
-    Kind::Ejabberd,
-    slixmpp_transfers_64_mib_through_the_proxy,
-    other_clients_transfer_through_the_proxy_both_ways,
-    the_proxy_keeps_its_rules,
-    a_socks5_stream_survives_a_restart_of_the_server,
-    first_stanza_of_the_mail_in_the_order_of_xtls,
-    first_stanza_of_the_mail_in_the_order_of_the_mail,
-    second_stanza_of_the_mail_in_the_order_of_xtls,
-    second_stanza_of_the_mail_in_the_order_of_the_mail,
-    xtls_sends_over_socks5_and_the_wire_shows_tls_only,
-    xtls_sends_in_band,
-    xtls_sends_in_band_within_the_servers_default_limits,
-    xtls_sends_over_legs_of_two_kinds,
-    xtls_sends_without_a_broker,
-    a_pipe_joins_two_programs,
-    a_sender_that_leaves_leaves_nothing_behind,
-    a_wrong_key_is_refused_and_nothing_is_written,
-    a_stream_that_is_not_tls_leaks_no_byte,
-    nonsense_does_not_end_the_link,
-    the_component_is_discovered,
-    users_run_commands,
-    gajims_library_runs_commands,
-    published_openpgp_keys_are_taken_over,
-    only_users_may_use_it,
-    what_cannot_be_brokered_is_refused,
-    a_restart_of_the_server_is_survived,
-    a_sighup_is_survived,
-    a_sigterm_tells_open_sessions,
-    a_wrong_secret_ends_with_status_77,
-);
+support::scenarios!(Kind::Ejabberd);
