@@ -371,9 +371,8 @@ async fn accept(
             None => return,
             Some(Ok((stream, _))) if spare.is_needed(&stream) => {
                 drop(stream);
-                spare.refused += 1;
                 table.plane().metrics().refused(Cause::Descriptors);
-                spare.log(&io::Error::from_raw_os_error(libc::EMFILE));
+                spare.note(&io::Error::from_raw_os_error(libc::EMFILE));
                 // Wait, because a refused client may come again at once.
                 tokio::task::yield_now().await;
             }
@@ -411,7 +410,7 @@ async fn accept(
                     if failed == Failed::Descriptors {
                         let refused = spare.refuse(&listener);
                         table.plane().metrics().refused(Cause::Descriptors);
-                        spare.log(&error);
+                        spare.note(&error);
                         if refused {
                             backoff.reset();
                             // Wait, because a refused client may come again at once.
@@ -461,13 +460,14 @@ impl Spare {
 
     /// Closes the next waiting connection; returns false if that failed.
     fn refuse(&mut self, listener: &TcpListener) -> bool {
-        self.refused += 1;
         let accepted = self.reserve.accept(listener).is_some();
         self.reserve.refill();
         accepted
     }
 
-    fn log(&mut self, error: &io::Error) {
+    /// Counts a refused connection, and logs the lack at most once in a while.
+    fn note(&mut self, error: &io::Error) {
+        self.refused += 1;
         if self.logged_at.is_some_and(|at| at.elapsed() < LOG_PAUSE) {
             return;
         }
