@@ -59,31 +59,35 @@ async fn count(store: &Store, owner: &str) -> Result<usize, StoreError> {
     Ok(store.keys_of(&user(owner)).await?.len())
 }
 
-/// Asks until the answer is good, as a user does.
-async fn until_good<T>(mut ask: impl AsyncFnMut() -> Result<T, StoreError>) -> T {
+/// Asks until an answer is what is waited for.
+async fn until<T, R>(
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Result<T, StoreError>,
+    wanted: impl Fn(Result<T, StoreError>) -> Option<R>,
+) -> R {
     let asking = async {
         loop {
-            if let Ok(answer) = ask().await {
+            if let Some(answer) = wanted(ask().await) {
                 return answer;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    timeout(EVENT, asking).await.expect("it goes on without a restart")
+    timeout(EVENT, asking).await.expect(what)
+}
+
+/// Asks until the answer is good, as a user does.
+async fn until_good<T>(ask: impl AsyncFnMut() -> Result<T, StoreError>) -> T {
+    until("it goes on without a restart", ask, Result::ok).await
 }
 
 /// Asks until the answer is that the database takes no changes; on a busy machine another error may come first.
-async fn until_read_only<T>(mut ask: impl AsyncFnMut() -> Result<T, StoreError>) {
-    let asking = async {
-        loop {
-            match ask().await {
-                Ok(_) => panic!("the database takes changes"),
-                Err(error) if error.to_string().contains("takes no changes") => return,
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        }
+async fn until_read_only<T>(ask: impl AsyncFnMut() -> Result<T, StoreError>) {
+    let is_refused = |answer: Result<T, StoreError>| match answer {
+        Ok(_) => panic!("the database takes changes"),
+        Err(error) => error.to_string().contains("takes no changes").then_some(()),
     };
-    timeout(EVENT, asking).await.expect("it says that the database takes no changes");
+    until("it says that the database takes no changes", ask, is_refused).await;
 }
 
 fn registry(store: &Store) -> Registry {

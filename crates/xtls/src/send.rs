@@ -25,8 +25,13 @@ pub(super) type Checked = Vec<(PathBuf, Result<(), XtlsError>)>;
 /// # Errors
 /// The first file's, if none can be sent.
 pub(super) fn check_all(client: &Client, files: Vec<PathBuf>) -> Result<Checked, XtlsError> {
-    let checked = files.into_iter().map(|path| (check(&path), path));
-    let checked: Checked = checked.map(|(fit, path)| (path, fit)).collect();
+    let checked: Checked = files
+        .into_iter()
+        .map(|path| {
+            let fit = check(&path);
+            (path, fit)
+        })
+        .collect();
     if checked.iter().any(|(_, fit)| fit.is_ok()) {
         return Ok(checked);
     }
