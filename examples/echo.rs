@@ -12,7 +12,7 @@
 use std::error::Error;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use fingerpost_endpoint::{Endpoint, FirstUse, Login, Request};
+use fingerpost_endpoint::{Endpoint, FirstUse, Login, Request, RequestKind};
 use fingerpost_secure::identity::Identity;
 
 #[tokio::main]
@@ -39,7 +39,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         "<add xmlns='urn:fingerpost:keys:0'><key method='x509' label='echo'>\
          <material>{material}</material></key></add>"
     );
-    endpoint.request("set", &component.parse()?, add.parse()?).await?;
+    endpoint.request(RequestKind::Set, &component.parse()?, add.parse()?).await?;
 
     // From here on, users may start sessions to the bare JID.
     endpoint.appear(0).await;

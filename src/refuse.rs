@@ -1,6 +1,6 @@
 //! The answers that refuse a request; the component counts each.
 
-use fingerpost_wire::stanza::{Refusal, Stanza, Unreadable};
+use fingerpost_wire::stanza::{Condition, Refusal, Stanza, Unreadable};
 use minidom::Element;
 
 use crate::metrics;
@@ -13,7 +13,7 @@ pub(crate) trait Refuse {
 
 impl Refuse for Stanza {
     fn refuse(&self, refusal: &Refusal) -> Element {
-        metrics::REFUSALS.count(&[refusal.condition]);
+        metrics::REFUSALS.count(&[refusal.condition.as_str()]);
         self.refusal(refusal)
     }
 }
@@ -22,7 +22,7 @@ impl Refuse for Stanza {
 pub(crate) fn refuse_address(unreadable: &Unreadable) -> Option<Element> {
     let refused = unreadable.address_refusal();
     match refused {
-        Some(_) => metrics::REFUSALS.count(&["jid-malformed"]),
+        Some(_) => metrics::REFUSALS.count(&[Condition::JidMalformed.as_str()]),
         None => metrics::STANZAS_DROPPED.count(&["address"]),
     }
     refused

@@ -8,7 +8,7 @@ use std::{
 
 use fingerpost_wire::{
     ns, size,
-    stanza::{Kind, Stanza},
+    stanza::{Kind, Stanza, StanzaType},
     text::sentence,
     xml::{self, Received},
 };
@@ -389,7 +389,7 @@ impl Asking {
                             && stanza.id == id
                             && stanza.from == *to
                         {
-                            let answered = stanza.type_ == "result";
+                            let answered = stanza.type_ == StanzaType::Result;
                             return Ok(answered.then(|| stanza.payload().cloned()).flatten());
                         }
                     }

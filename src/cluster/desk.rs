@@ -5,7 +5,7 @@ use std::{collections::VecDeque, pin::pin, time::Duration};
 use fingerpost_carry::{reader::StanzaReader, shares::Permit};
 use fingerpost_wire::{
     ns,
-    stanza::{Refusal, Stanza},
+    stanza::{Condition, ErrorType, Refusal, Stanza},
     xml::{self, Received},
 };
 use minidom::Element;
@@ -147,7 +147,8 @@ impl Desk {
                         }
                         None => {
                             let text = "The stanza cannot be passed on";
-                            let refusal = Refusal::new("modify", "not-acceptable", text);
+                            let refusal =
+                                Refusal::new(ErrorType::Modify, Condition::NotAcceptable, text);
                             refuse(&stanza, &refusal, outbound).await;
                         }
                     }
@@ -173,7 +174,11 @@ impl Desk {
 }
 
 fn unreachable() -> Refusal {
-    Refusal::new("wait", "remote-server-timeout", "The service is being taken over: try again")
+    Refusal::new(
+        ErrorType::Wait,
+        Condition::RemoteServerTimeout,
+        "The service is being taken over: try again",
+    )
 }
 
 /// Refuses a request; whatever else is counted.

@@ -20,7 +20,12 @@ use fingerpost_carry::{
     iq::random_id,
     shares::{Full, Limits, Place, Shares},
 };
-use fingerpost_wire::{ns, rsm, size, stanza::Refusal, text::sentence, xml};
+use fingerpost_wire::{
+    ns, rsm, size,
+    stanza::{Condition, ErrorType, Refusal},
+    text::sentence,
+    xml,
+};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
@@ -341,7 +346,7 @@ impl Commands {
                 if let Some(form) = form {
                     progress.values.submit(form).map_err(|TooMuch| {
                         let text = "The form has more in it than a command may hold (64 KiB)";
-                        Refusal::new("modify", "not-acceptable", text)
+                        Refusal::new(ErrorType::Modify, Condition::NotAcceptable, text)
                     })?;
                 }
                 progress.stage += 1;
@@ -382,8 +387,12 @@ impl Commands {
                 if progress.until > Instant::now() {
                     Ok(progress.clone())
                 } else {
-                    Err(Refusal::new("cancel", "not-allowed", "The form was left for too long")
-                        .with_extra("session-expired", ns::COMMANDS))
+                    Err(Refusal::new(
+                        ErrorType::Cancel,
+                        Condition::NotAllowed,
+                        "The form was left for too long",
+                    )
+                    .with_extra("session-expired", ns::COMMANDS))
                 }
             }
             _ => Err(bad("bad-sessionid", "There is no such session of this command")),

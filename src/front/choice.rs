@@ -11,7 +11,7 @@ use fingerpost_carry::{
 use fingerpost_wire::{
     jid::unproxied,
     ns,
-    stanza::{Refusal, Stanza},
+    stanza::{Condition, ErrorType, Refusal, RequestKind, Stanza},
 };
 use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
@@ -265,9 +265,11 @@ impl Router {
         };
         let waiting = self.waiting.get(&callee.to_bare()).into_iter().flatten();
         match jingle.attr("action") {
-            Some("session-initiate") if waiting.clone().any(is_same) => {
-                Err(Refusal::new("cancel", "conflict", "The session exists already"))
-            }
+            Some("session-initiate") if waiting.clone().any(is_same) => Err(Refusal::new(
+                ErrorType::Cancel,
+                Condition::Conflict,
+                "The session exists already",
+            )),
             Some("session-terminate") if waiting.clone().any(is_same) => {
                 self.send(stanza.result(None));
                 self.withdraw(&callee.to_bare(), is_same);
@@ -333,7 +335,7 @@ impl Router {
                 let _ = reports.send(Report::Asked(Box::new(asked))).await;
             };
             let query = Element::bare("query", ns::DISCO_INFO);
-            let sent = timeout(wait, requests.send("get", &own, &to, query)).await;
+            let sent = timeout(wait, requests.send(RequestKind::Get, &own, &to, query)).await;
             let Ok(mut pending) = sent else { return tell(Sign::Silence, None).await };
             let answer = pending.answer_within(wait).await;
             drop(held);
@@ -412,30 +414,38 @@ impl Router {
 
 /// Returns what an error says of the resource that was checked.
 async fn sign_of(error: &Element, requests: &Requests, own: &Jid, to: &Jid) -> Sign {
-    let is = |condition| error.has_child(condition, ns::STANZA_ERRORS);
-    if is("service-unavailable") {
+    let condition = Condition::of(error);
+    if condition == Some(Condition::ServiceUnavailable) {
         let account = to.to_bare();
         let never = account.with_resource_str(&random_id()).map(Jid::from);
         let Ok(never) = never else { return Sign::Gone };
         let account = Jid::from(account);
-        let ask =
-            |to, payload| async move { requests.request("get", own, to, payload, ACCOUNT).await };
+        let ask = |to, payload| async move {
+            requests.request(RequestKind::Get, own, to, payload, ACCOUNT).await
+        };
         let (account, never) = tokio::join!(
             ask(&account, Element::bare("ping", ns::PING)),
             ask(&never, Element::bare("query", ns::DISCO_INFO)),
         );
         return gone_or_refused(error, &account, &never);
     }
-    let gone = ["gone", "item-not-found", "recipient-unavailable", "remote-server-not-found"];
-    if gone.into_iter().any(is) || is("jid-malformed") {
-        return Sign::Gone;
+    match condition {
+        Some(
+            Condition::Gone
+            | Condition::ItemNotFound
+            | Condition::JidMalformed
+            | Condition::RecipientUnavailable
+            | Condition::RemoteServerNotFound,
+        ) => Sign::Gone,
+        // A server in trouble says nothing about its users.
+        Some(
+            Condition::InternalServerError
+            | Condition::RemoteServerTimeout
+            | Condition::ResourceConstraint,
+        ) => Sign::Silence,
+        // Any other error comes from the client itself.
+        _ => Sign::Here,
     }
-    // A server in trouble says nothing about its users; any other error comes from the client itself.
-    if ["internal-server-error", "remote-server-timeout", "resource-constraint"].into_iter().any(is)
-    {
-        return Sign::Silence;
-    }
-    Sign::Here
 }
 
 /// Tells apart two causes of a server's service-unavailable: the resource is gone, or the user has blocked the
@@ -455,7 +465,8 @@ fn silent(user: &BareJid, since: Instant) -> Refusal {
     let at = SystemClock.now() - since.elapsed();
     let at = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
     let text = format!("{user} is not answering since {at}");
-    Refusal::new("wait", "recipient-unavailable", text).with_extra("silent", ns::HINTS)
+    Refusal::new(ErrorType::Wait, Condition::RecipientUnavailable, text)
+        .with_extra("silent", ns::HINTS)
 }
 
 /// Returns the refusal for the case that a user's server refuses to deliver.
@@ -463,7 +474,8 @@ fn refused(user: &BareJid, component: &BareJid) -> Refusal {
     let text = format!(
         "The server of {user} delivers nothing from {component} to it: the component may be blocked"
     );
-    Refusal::new("wait", "recipient-unavailable", text).with_extra("refused", ns::HINTS)
+    Refusal::new(ErrorType::Wait, Condition::RecipientUnavailable, text)
+        .with_extra("refused", ns::HINTS)
 }
 
 #[cfg(test)]
@@ -472,7 +484,9 @@ mod tests {
 
     #[test]
     fn who_blocks_the_component_is_told_from_who_is_gone_by_what_each_server_says() {
-        let error = |text| Refusal::new("cancel", "service-unavailable", text).to_element();
+        let error = |text| {
+            Refusal::new(ErrorType::Cancel, Condition::ServiceUnavailable, text).to_element()
+        };
         let (plain, gone) = (error(""), error("User session not found"));
         let found = Answer::Result(None);
         let says = |error: &Element| Answer::Error(error.clone());

@@ -19,7 +19,7 @@ use fingerpost_secure::identity::Identity;
 use fingerpost_wire::{
     jid::{canonical, full, unproxied},
     ns, rsm,
-    stanza::{Kind, Refusal, Stanza},
+    stanza::{Condition, ErrorType, Kind, Refusal, RequestKind, Stanza, StanzaType},
     xml,
 };
 use jid::{BareJid, FullJid, Jid};
@@ -38,10 +38,7 @@ use crate::{
     limits::{Rate, Rates},
     metrics,
     refuse::{Refuse as _, refuse_address},
-    registry::{
-        Notice, Registry, pep,
-        requests::{Handled, RequestKind},
-    },
+    registry::{Notice, Registry, pep, requests::Handled},
     relay::table::{NotActivated, Table},
     sessions::{
         Broker, Callee,
@@ -128,7 +125,7 @@ async fn finish(
 
 /// Returns the certificates that a user publishes; `None` if the user's server does not answer.
 async fn published_keys(requests: &Requests, own: &Jid, user: &Jid) -> Option<Vec<Vec<u8>>> {
-    let ask = |payload| requests.request("get", own, user, payload, FORWARD);
+    let ask = |payload| requests.request(RequestKind::Get, own, user, payload, FORWARD);
     // An error means that the user publishes nothing openly. Silence means nothing.
     let listed = match ask(pep::list_request()).await {
         Answer::Result(Some(answer)) => pep::fingerprints(&answer),
@@ -316,7 +313,7 @@ impl Router {
             return;
         }
         // A server may send an error in the name of its user.
-        if stanza.type_ != "error" && self.presences.count() > 0 {
+        if stanza.type_ != StanzaType::Error && self.presences.count() > 0 {
             self.presences.heard(&stanza.from, tokio::time::Instant::now());
         }
         match stanza.kind {
@@ -327,7 +324,7 @@ impl Router {
                     self.refuse(&stanza, &refusal);
                 }
             }
-            Kind::Iq if matches!(stanza.type_.as_str(), "result" | "error") => {
+            Kind::Iq if matches!(stanza.type_, StanzaType::Result | StanzaType::Error) => {
                 if !self.broker.handle_ibb_answer(&stanza) && !self.requests.handle(&stanza) {
                     debug!("dropped an answer that matches no request");
                 }
@@ -405,10 +402,10 @@ impl Router {
         }
         let is_jingle = payload.is("jingle", ns::JINGLE) || payload.is("jingle", ns::JINGLE_0);
         // A session admits its own stanzas: its callee need not be a user of the service.
-        if is_jingle && stanza.type_ == "set" && self.broker.handle_jingle(stanza) {
+        if is_jingle && stanza.type_ == StanzaType::Set && self.broker.handle_jingle(stanza) {
             return Ok(());
         }
-        if payload.has_ns(ns::IBB) && stanza.type_ == "set" {
+        if payload.has_ns(ns::IBB) && stanza.type_ == StanzaType::Set {
             if self.broker.handle_ibb(stanza) {
                 return Ok(());
             }
@@ -441,10 +438,10 @@ impl Router {
             return Err(message_initiation::room());
         }
         let forwarded = payload.is("query", ns::DISCO_INFO) || payload.is("ping", ns::PING);
-        if stanza.type_ == "get" && payload.is("offer", ns::C2CTLS) {
+        if stanza.type_ == StanzaType::Get && payload.is("offer", ns::C2CTLS) {
             return self.handle_offer(stanza, payload.clone(), callee, found);
         }
-        if stanza.type_ == "get" && payload.is("pubkey", ns::PUBKEY) {
+        if stanza.type_ == StanzaType::Get && payload.is("pubkey", ns::PUBKEY) {
             let (registry, stanza) = (self.registry.clone(), stanza.clone());
             return self.work(self.permit(&stanza)?, async move {
                 match registry.pubkey(&stanza.from.to_bare(), &callee.to_bare()).await {
@@ -453,7 +450,7 @@ impl Router {
                 }
             });
         }
-        if is_jingle && stanza.type_ == "set" {
+        if is_jingle && stanza.type_ == StanzaType::Set {
             if payload.attr("action") != Some("session-initiate") {
                 return Err(Refusal::unknown_session("There is no such session"));
             }
@@ -469,7 +466,7 @@ impl Router {
                 None => Ok(()),
             };
         }
-        if forwarded && stanza.type_ == "get" {
+        if forwarded && stanza.type_ == StanzaType::Get {
             return match self.reachable(stanza, callee, None, found)? {
                 Some(Taken { jid, .. }) => self.forward(stanza, payload.clone(), jid),
                 None => Ok(()),
@@ -481,7 +478,7 @@ impl Router {
     /// Returns whether a request is part of a session that its sender has. A callee need not be a user of the service,
     /// and may use what a session needs, at the address of the other user and at the component.
     fn serves_callee(&self, stanza: &Stanza, payload: &Element) -> bool {
-        let get = stanza.type_ == "get";
+        let get = stanza.type_ == StanzaType::Get;
         let asks = payload.is("ping", ns::PING)
             || payload.is("query", ns::DISCO_INFO) && payload.attr("node").is_none();
         if stanza.to.node().is_some() {
@@ -694,12 +691,13 @@ impl Router {
         };
         let (requests, stanza) = (self.requests.clone(), stanza.clone());
         self.work(self.permit(&stanza)?, async move {
-            match requests.request(&stanza.type_, &mask, &callee, payload, FORWARD).await {
+            match requests.request(RequestKind::Get, &mask, &callee, payload, FORWARD).await {
                 Answer::Result(payload) => stanza.result(payload),
                 Answer::Error(error) => stanza.error(of_peer(error)),
                 Answer::Timeout => {
                     let text = "The user did not answer";
-                    let refusal = Refusal::new("wait", "remote-server-timeout", text);
+                    let refusal =
+                        Refusal::new(ErrorType::Wait, Condition::RemoteServerTimeout, text);
                     stanza.refuse(&refusal.with_extra("silent", ns::HINTS))
                 }
             }
@@ -727,7 +725,9 @@ impl Router {
             (self.requests.clone(), self.registry.clone(), stanza.clone());
         self.work(self.permit(&stanza)?, async move {
             if let Some(callee) = reached {
-                let asked = requests.request("get", &mask, &callee, payload.clone(), FORWARD).await;
+                let asked = requests
+                    .request(RequestKind::Get, &mask, &callee, payload.clone(), FORWARD)
+                    .await;
                 if let Answer::Result(answer) = asked {
                     return stanza.result(answer);
                 }
@@ -767,7 +767,7 @@ impl Router {
 
     /// Handles requests to the component itself.
     fn handle_own(&self, stanza: &Stanza, payload: &Element) -> Result<(), Refusal> {
-        let get = stanza.type_ == "get";
+        let get = stanza.type_ == StanzaType::Get;
         let answer = match (payload.name(), payload.ns().as_str()) {
             ("query", ns::DISCO_INFO) if get => match payload.attr("node") {
                 None => self.options.info(),
@@ -954,9 +954,9 @@ impl Router {
             return;
         }
         let jid = full(&stanza.from);
-        match (stanza.type_.as_str(), jid) {
+        match (stanza.type_, jid) {
             // Accepted at any rate: it frees resources.
-            ("unavailable" | "error", Some(jid)) => {
+            (StanzaType::Unavailable | StanzaType::Error, Some(jid)) => {
                 self.presences.unavailable(&jid);
                 self.withdraw_all(&stanza.from);
                 self.broker.user_gone(&stanza.from);
@@ -965,16 +965,16 @@ impl Router {
                 self.send_all(out);
                 self.pass_changes();
             }
-            ("", None) | ("unavailable" | "error", None) => {}
-            ("" | "subscribe" | "probe", jid) => {
+            (StanzaType::Absent | StanzaType::Unavailable | StanzaType::Error, None) => {}
+            (StanzaType::Absent | StanzaType::Subscribe | StanzaType::Probe, jid) => {
                 let has_access = self.options.access.admits(&user);
                 if !self.presence_rates.allow(&user, has_access, Instant::now()) {
                     metrics::PRESENCES_DROPPED.count(&["rate"]);
                     return;
                 }
-                match (stanza.type_.as_str(), jid) {
-                    ("", Some(jid)) => self.available(stanza, jid, has_access),
-                    ("subscribe", _) => self.presence(stanza, "subscribed"),
+                match (stanza.type_, jid) {
+                    (StanzaType::Absent, Some(jid)) => self.available(stanza, jid, has_access),
+                    (StanzaType::Subscribe, _) => self.presence(stanza, "subscribed"),
                     _ => self.presence(stanza, ""),
                 }
             }
@@ -1053,7 +1053,7 @@ impl Router {
     }
 
     fn handle_message(&mut self, stanza: &Stanza) {
-        if self.broker.handle_ibb(stanza) || stanza.type_ == "error" {
+        if self.broker.handle_ibb(stanza) || stanza.type_ == StanzaType::Error {
             return;
         }
         if stanza.element.children().any(|child| child.has_ns(ns::JINGLE_MESSAGE)) {

@@ -26,7 +26,7 @@ use fingerpost_wire::{
     ns,
     plain::Plain,
     size::{self, Instead},
-    stanza::{OVERSIZED, refuse_oversized},
+    stanza::{Condition, OVERSIZED, refuse_oversized},
     tokens::ParseError,
     xml::{self, Came, Received},
 };
@@ -803,9 +803,11 @@ impl Out<'_> {
     fn replace(&mut self, instead: Instead, reason: &'static str) -> Option<Element> {
         let error = match instead {
             Instead::Send(error) => {
-                let condition =
-                    if reason == "size" { "policy-violation" } else { "not-acceptable" };
-                metrics::REFUSALS.count(&[condition]);
+                let condition = match reason {
+                    "size" => Condition::PolicyViolation,
+                    _ => Condition::NotAcceptable,
+                };
+                metrics::REFUSALS.count(&[condition.as_str()]);
                 error
             }
             Instead::Return(error) => {
@@ -908,7 +910,7 @@ fn take_in(
             Received::Dropped => metrics::STANZAS_DROPPED.count(&["oversized"]),
             Received::Oversized(head) => match refuse_oversized(head) {
                 Some(refusal) => {
-                    metrics::REFUSALS.count(&[OVERSIZED]);
+                    metrics::REFUSALS.count(&[OVERSIZED.as_str()]);
                     out.push_or_return(&refusal, handler);
                 }
                 None => metrics::STANZAS_DROPPED.count(&["oversized"]),

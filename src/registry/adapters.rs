@@ -15,7 +15,7 @@ use fingerpost_wire::{
     ns,
     print::{HashKind, Method, Print},
     rsm, size,
-    stanza::Refusal,
+    stanza::{Condition, ErrorType, Refusal},
     xml,
 };
 use jid::{BareJid, Jid};
@@ -93,7 +93,11 @@ impl Registry {
         let named = listed.iter().find(|key| name_of(key) == name);
         let (_, notice) = match (payload.name(), named) {
             ("append", Some(_)) => {
-                return Err(Refusal::new("cancel", "conflict", "The name is in use"));
+                return Err(Refusal::new(
+                    ErrorType::Cancel,
+                    Condition::Conflict,
+                    "The name is in use",
+                ));
             }
             ("append", None) => {
                 let text: String = payload
@@ -113,7 +117,7 @@ impl Registry {
                 let (key, notice) = self.add(from, &new, now).await?;
                 if key.state != State::Active {
                     let text = format!("This certificate is known already, and is {}", key.state);
-                    return Err(Refusal::new("cancel", "conflict", text));
+                    return Err(Refusal::new(ErrorType::Cancel, Condition::Conflict, text));
                 }
                 (key, notice)
             }
@@ -265,7 +269,7 @@ mod tests {
     async fn the_stanzas_of_xep_0257_work() {
         let registry = registry(Visibility::Everyone).await;
         assert_eq!(ask(&registry, true, APPEND).await.unwrap(), None);
-        assert_eq!(ask(&registry, true, APPEND).await.unwrap_err().condition, "conflict");
+        assert_eq!(ask(&registry, true, APPEND).await.unwrap_err().condition, Condition::Conflict);
         let items = "<items xmlns='urn:xmpp:saslcert:1'/>";
         let listed = ask(&registry, false, items).await.unwrap().unwrap();
         let item = listed.children().next().unwrap();
@@ -280,7 +284,7 @@ mod tests {
             let keys = registry.profile(&owner).await.unwrap().keys.clone();
             assert_eq!(keys[0].state.as_str(), after);
             let gone = ask(&registry, true, &change).await.unwrap_err();
-            assert_eq!(gone.condition, "item-not-found");
+            assert_eq!(gone.condition, Condition::ItemNotFound);
             // A fresh registry for the second test.
             if name == "disable" {
                 registry.erase(&owner, &Actor::User(owner.clone()), NOW).await.unwrap();
@@ -288,7 +292,7 @@ mod tests {
             }
         }
         let bad = APPEND.replace("MIIC", "AAAA");
-        assert_eq!(ask(&registry, true, &bad).await.unwrap_err().condition, "bad-request");
+        assert_eq!(ask(&registry, true, &bad).await.unwrap_err().condition, Condition::BadRequest);
     }
 
     #[tokio::test]

@@ -330,6 +330,7 @@ mod tests {
         key::KeyId,
         print::{HashKind, Method, Print},
         size,
+        stanza::{Condition, RequestKind},
     };
     use jid::Jid;
     use sqlx::{Connection as _, Row as _};
@@ -339,7 +340,6 @@ mod tests {
     use crate::registry::{
         Options,
         model::{NewKey, Settings, Source, Visibility},
-        requests::RequestKind,
         store::Store,
     };
 
@@ -471,7 +471,7 @@ mod tests {
                 assert_eq!(found, items(&whole), "{request} {room}");
             }
             let refusal = ask(&registry, request, 500).await.unwrap_err();
-            assert_eq!(refusal.condition, "policy-violation", "{request}");
+            assert_eq!(refusal.condition, Condition::PolicyViolation, "{request}");
         }
     }
 
@@ -504,7 +504,7 @@ mod tests {
             for unknown in ["entry-0", "entry-x", "key-", "0123", "allow-x@y", "settings-", "x"] {
                 let request = page(&format!("<after>{unknown}</after>"));
                 let refusal = ask(&registry, &request, usize::MAX).await;
-                assert_eq!(refusal.unwrap_err().condition, "item-not-found", "{request}");
+                assert_eq!(refusal.unwrap_err().condition, Condition::ItemNotFound, "{request}");
             }
         }
     }

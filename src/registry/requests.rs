@@ -23,7 +23,7 @@ use fingerpost_wire::{
     ns,
     print::{HashKind, Method, Print},
     rsm, size,
-    stanza::Refusal,
+    stanza::{Refusal, RequestKind},
     xml,
 };
 use jid::{BareJid, Jid};
@@ -39,15 +39,6 @@ use super::{
     proof::ProofError,
 };
 use crate::registry::store_error::StoreError;
-
-/// The IQ's type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestKind {
-    /// `type='get'`.
-    Get,
-    /// `type='set'`.
-    Set,
-}
 
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
@@ -383,6 +374,7 @@ pub(super) fn to_element(key: &Key, material: Option<&[u8]>) -> Element {
 
 #[cfg(test)]
 mod tests {
+    use fingerpost_wire::stanza::Condition;
     use time::macros::datetime;
 
     use super::*;
@@ -444,7 +436,7 @@ mod tests {
         let id = key.attr("id").unwrap();
         let revoke = format!("<revoke xmlns='urn:fingerpost:keys:0' id='{id}' reason='lost'/>");
         let foreign = ask(&registry, "juliet@c.lit", RequestKind::Set, &revoke).await.unwrap_err();
-        assert_eq!(foreign.condition, "item-not-found");
+        assert_eq!(foreign.condition, Condition::ItemNotFound);
         let revoked = ask(&registry, "romeo@m.lit", RequestKind::Set, &revoke).await.unwrap();
         assert_eq!(revoked.attr("state"), Some("revoked"));
     }
@@ -494,7 +486,7 @@ mod tests {
             ),
         ] {
             let refusal = ask(&registry, "r@m.lit", RequestKind::Set, &request).await.unwrap_err();
-            assert_eq!(refusal.condition, "bad-request", "{request}");
+            assert_eq!(refusal.condition, Condition::BadRequest, "{request}");
             assert!(refusal.text.contains(says), "{request}: {}", refusal.text);
         }
     }

@@ -16,7 +16,7 @@ use fingerpost_wire::{
     ibb::IbbError,
     ibb_xml::{IbbPayload, IbbStanza},
     ns,
-    stanza::{Kind, Refusal, Stanza},
+    stanza::{Kind, Refusal, Stanza, StanzaType},
 };
 use jid::Jid;
 use minidom::Element;
@@ -233,7 +233,7 @@ async fn stanzas_are_complete() {
     let (mut romeo, handle) = IbbStream::new(params(), outbound);
     romeo.write_all(b"x").await.unwrap();
     let block = Stanza::parse(sent.recv().await.unwrap()).unwrap();
-    assert_eq!((block.kind, block.type_.as_str()), (Kind::Iq, "set"));
+    assert_eq!((block.kind, block.type_), (Kind::Iq, StanzaType::Set));
     assert_eq!((&block.from, &block.to), (handle.local(), handle.peer()));
     assert_eq!(
         IbbPayload::parse(block.payload().unwrap()),
@@ -245,7 +245,7 @@ async fn stanzas_are_complete() {
         "<iq type='set' id='a'><data xmlns='IBB' sid='s' seq='0'>eA==</data></iq>"
     )));
     let ack = Stanza::parse(sent.recv().await.unwrap()).unwrap();
-    assert_eq!((ack.type_.as_str(), ack.id.as_str()), ("result", "a"));
+    assert_eq!((ack.type_, ack.id.as_str()), (StanzaType::Result, "a"));
     assert_eq!(romeo.read_u8().await.unwrap(), b'x');
     drop(romeo);
     let close = Stanza::parse(sent.recv().await.unwrap()).unwrap();
@@ -284,7 +284,7 @@ async fn a_malformed_block_ends_the_stream() {
         ))
     );
     let refusal = Stanza::parse(sent.recv().await.unwrap()).unwrap();
-    assert_eq!((refusal.type_.as_str(), refusal.id.as_str()), ("error", "a"));
+    assert_eq!((refusal.type_, refusal.id.as_str()), (StanzaType::Error, "a"));
     assert!(sent.recv().await.unwrap().children().any(|child| child.is("close", ns::IBB)));
     assert_eq!(romeo.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
 }
@@ -409,7 +409,7 @@ async fn answers_wait_for_room_in_the_queue() {
     });
     for expected in 0..6 {
         let answer = Stanza::parse(sent.recv().await.unwrap()).unwrap();
-        assert_eq!((answer.type_.as_str(), answer.id), ("result", expected.to_string()));
+        assert_eq!((answer.type_, answer.id), (StanzaType::Result, expected.to_string()));
     }
     assert_eq!(reader.await.unwrap(), b"xxxxx");
 }

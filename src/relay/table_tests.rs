@@ -3,6 +3,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+use fingerpost_wire::stanza::Condition;
+
 use super::*;
 
 const OK: &[u8] = b"OK";
@@ -50,7 +52,7 @@ fn names() -> Names {
 }
 
 fn condition(result: Result<(), NotActivated>) -> &'static str {
-    result.map_or_else(|error| Refusal::from(error).condition, |()| "ok")
+    result.map_or_else(|error| Refusal::from(error).condition.as_str(), |()| "ok")
 }
 
 async fn until(what: impl Fn() -> bool) {
@@ -204,7 +206,7 @@ async fn an_activation_waits_a_moment_for_the_second_side() {
         table(Options { activation_grace: Duration::from_millis(300), ..Options::default() });
     let _first = arrive(&table, hash).await.unwrap();
     let alone = table.activate_soon(&requester, "sid", &target).await;
-    assert_eq!(alone.unwrap_err().condition, "not-allowed");
+    assert_eq!(alone.unwrap_err().condition, Condition::NotAllowed);
     // It waits far longer than the second side needs.
     let table =
         self::table(Options { activation_grace: Duration::from_secs(60), ..Options::default() });

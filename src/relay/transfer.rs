@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fingerpost_wire::stanza::Refusal;
+use fingerpost_wire::stanza::{Condition, ErrorType, Refusal};
 
 /// A transfer that is waiting for its second side or for its activation, or is active.
 ///
@@ -49,7 +49,7 @@ pub enum ActivateError {
 
 impl From<ActivateError> for Refusal {
     fn from(error: ActivateError) -> Self {
-        Self::new("cancel", "not-allowed", error.to_string())
+        Self::new(ErrorType::Cancel, Condition::NotAllowed, error.to_string())
     }
 }
 
@@ -144,7 +144,7 @@ mod tests {
         let now = Instant::now();
         let mut transfer = Transfer::new(1, TIMEOUT, now);
         assert_eq!(transfer.handle_activate(), Err(ActivateError::OneSide));
-        assert_eq!(Refusal::from(ActivateError::OneSide).condition, "not-allowed");
+        assert_eq!(Refusal::from(ActivateError::OneSide).condition, Condition::NotAllowed);
         assert_eq!(transfer.handle_arrival(2, now), Ok(()));
         assert_eq!(transfer.handle_activate(), Ok((1, 2)));
     }

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use fingerpost_carry::{ibb_handle::IbbHandle, ibb_params::IbbParams, ibb_stream::IbbStream};
 use fingerpost_wire::{
-    dst_addr::DstAddr, ibb::IbbError, ibb_xml::IbbStanza, stanza::Stanza,
+    dst_addr::DstAddr,
+    ibb::IbbError,
+    ibb_xml::IbbStanza,
+    stanza::{RequestKind, Stanza},
     transport_kind::TransportKind,
 };
 use minidom::Element;
@@ -189,8 +192,11 @@ impl Driver {
                     wait = self.session.patience();
                 }
                 let peer = &self.peers[side.index()];
-                let pending =
-                    self.shared.requests.send("set", &peer.mask, &peer.user, payload).await;
+                let pending = self
+                    .shared
+                    .requests
+                    .send(RequestKind::Set, &peer.mask, &peer.user, payload)
+                    .await;
                 self.work.spawn(async move {
                     Done::Told(Input::Answered(number, pending.answer(wait).await))
                 });

@@ -25,7 +25,7 @@ use fingerpost_carry::shares::{Full, Limits, Place, Shares};
 use fingerpost_wire::{
     jid::proxied,
     ns, size,
-    stanza::{Refusal, Stanza},
+    stanza::{Condition, ErrorType, Refusal, Stanza},
     xml,
 };
 use jid::{BareJid, FullJid, Jid};
@@ -181,7 +181,11 @@ impl Proposals {
         }
         let own = self.by_initiator.get(&stanza.from);
         if own.is_some_and(|ids| ids.contains_key(&id)) {
-            return Err(Refusal::new("cancel", "conflict", "There is a proposal with this id"));
+            return Err(Refusal::new(
+                ErrorType::Cancel,
+                Condition::Conflict,
+                "There is a proposal with this id",
+            ));
         }
         let proposal = Proposal {
             initiator: stanza.from.clone(),
@@ -690,7 +694,7 @@ pub fn read(stanza: &Stanza) -> Option<(String, String)> {
 /// Returns the refusal for a callee that is absent, or hidden from the asker.
 pub(crate) fn unreachable() -> Refusal {
     let text = "The user is not reachable now";
-    Refusal::new("wait", "recipient-unavailable", text).with_extra(AWAY.0, AWAY.1)
+    Refusal::new(ErrorType::Wait, Condition::RecipientUnavailable, text).with_extra(AWAY.0, AWAY.1)
 }
 
 /// The application condition of [`unreachable`].
@@ -700,7 +704,7 @@ pub(crate) const AWAY: (&str, &str) = ("away", ns::HINTS);
 pub(crate) fn room() -> Refusal {
     let text = "This is the address of a chat room, or of somebody in it, and sessions do not go through rooms: ask for \
                 the real address";
-    Refusal::new("cancel", "not-acceptable", text).with_extra("room", ns::HINTS)
+    Refusal::new(ErrorType::Cancel, Condition::NotAcceptable, text).with_extra("room", ns::HINTS)
 }
 
 fn said(action: &str, id: &str, condition: &str, text: &str) -> Element {

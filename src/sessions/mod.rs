@@ -33,7 +33,7 @@ use fingerpost_wire::{
     jid::proxied,
     jingle, ns,
     print::Print,
-    stanza::{Kind, Refusal, Stanza},
+    stanza::{Condition, ErrorType, Kind, Refusal, RequestKind, Stanza, StanzaType},
     transport::Transport,
     transport_kind::TransportKind,
     xml,
@@ -429,7 +429,7 @@ impl Shared {
             return Found::Features(known);
         }
         let query = Element::bare("query", ns::DISCO_INFO);
-        match self.requests.request("get", mask, user, query, DISCO).await {
+        match self.requests.request(RequestKind::Get, mask, user, query, DISCO).await {
             Answer::Result(Some(answer)) => Found::Features(self.lock().features.learn(
                 user,
                 &answer,
@@ -466,7 +466,7 @@ impl Shared {
         keep(false, silent);
         let own = Jid::from(self.options().jid.clone());
         let query = Element::bare("query", ns::DISCO_INFO);
-        let is_room = match self.requests.request("get", &own, &to, query, DISCO).await {
+        let is_room = match self.requests.request(RequestKind::Get, &own, &to, query, DISCO).await {
             Answer::Result(Some(info)) => info.children().any(|child| {
                 child.is("identity", ns::DISCO_INFO) && child.attr("category") == Some("conference")
             }),
@@ -721,11 +721,15 @@ impl Broker {
                 && entries.iter().any(|e| e.crossable == channel && e.sid < initiator.sid)
             {
                 let text = "The other user has started the same at this moment";
-                return Err(Refusal::new("cancel", "conflict", text)
+                return Err(Refusal::new(ErrorType::Cancel, Condition::Conflict, text)
                     .with_extra("tie-break", ns::JINGLE_ERRORS));
             }
             if state.has(&pairs[0], &initiator.sid) {
-                return Err(Refusal::new("cancel", "conflict", "The session exists already"));
+                return Err(Refusal::new(
+                    ErrorType::Cancel,
+                    Condition::Conflict,
+                    "The session exists already",
+                ));
             }
             let place = shared.admit(&mut state, &user)?;
             state.insert(
@@ -804,7 +808,7 @@ impl Broker {
         let pins = own::pins(content);
         if pins.is_empty() {
             let text = "Expected an offer of TLS with the print of an x509 certificate";
-            return Err(Refusal::new("modify", "not-acceptable", text)
+            return Err(Refusal::new(ErrorType::Modify, Condition::NotAcceptable, text)
                 .with_extra("security-required", ns::JINGLE_ERRORS));
         }
         let transport = Transport::read(content).filter(|transport| match transport {
@@ -813,7 +817,7 @@ impl Broker {
         });
         let transport = transport.ok_or_else(|| {
             let text = "The transport must be SOCKS5 or in-band bytestreams";
-            Refusal::new("cancel", "feature-not-implemented", text)
+            Refusal::new(ErrorType::Cancel, Condition::FeatureNotImplemented, text)
                 .with_extra("unsupported-transports", ns::JINGLE_ERRORS)
         })?;
         let peer = Peer {
@@ -835,7 +839,11 @@ impl Broker {
         let place = {
             let mut state = shared.lock();
             if state.has(&pair, &peer.sid) {
-                return Err(Refusal::new("cancel", "conflict", "The session exists already"));
+                return Err(Refusal::new(
+                    ErrorType::Cancel,
+                    Condition::Conflict,
+                    "The session exists already",
+                ));
             }
             let place = shared.admit(&mut state, &user)?;
             let (sid, side) = (peer.sid.clone(), Side::Initiator);
@@ -900,7 +908,7 @@ impl Broker {
     /// lost its payload.
     pub fn handle_ibb(&self, stanza: &Stanza) -> bool {
         let Some(payload) = stanza.element.children().find(|child| child.has_ns(ns::IBB)) else {
-            let returned = stanza.kind == Kind::Message && stanza.type_ == "error";
+            let returned = stanza.kind == Kind::Message && stanza.type_ == StanzaType::Error;
             return returned && self.streams(stanza).iter().any(|handle| handle.handle(stanza));
         };
         let sid = payload.attr("sid").unwrap_or_default();

@@ -18,7 +18,7 @@ use fingerpost_wire::{
     jingle::{self, Frame},
     ns, offer,
     print::{Method, Print},
-    stanza::{Refusal, Stanza},
+    stanza::{Condition, ErrorType, Refusal, Stanza},
     transport::{self, Transport},
     xml,
 };
@@ -324,8 +324,11 @@ impl OwnSession {
                 Ok(None)
             }
             _ => {
-                let refusal =
-                    Refusal::new("cancel", "feature-not-implemented", "This is a proof, no more");
+                let refusal = Refusal::new(
+                    ErrorType::Cancel,
+                    Condition::FeatureNotImplemented,
+                    "This is a proof, no more",
+                );
                 self.send(stanza.refuse(&refusal)).await;
                 Ok(None)
             }

@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 use fingerpost::registry::{
     Notice, Options, Registry,
     model::{Event, Key, NewKey, NotAllowed, Source, Visibility},
-    requests::RequestKind,
     store::Store,
     store_error::StoreError,
     verdict::{Verdict, judge},
@@ -23,6 +22,7 @@ use fingerpost_secure::{
 use fingerpost_wire::{
     key::{KeyId, State},
     print::{HashKind, Method, Print, PrintError},
+    stanza::RequestKind,
 };
 use jid::{BareJid, Jid};
 use support::process::Process;

@@ -15,7 +15,7 @@ use fingerpost_wire::{
     ibb::{Action, Answer, IbbError, IbbMachine, MAX_HELD, Pong},
     ibb_xml::{self, IbbPayload, IbbStanza},
     ns,
-    stanza::{Kind, Refusal, Stanza},
+    stanza::{Condition, Kind, Refusal, Stanza, StanzaType},
 };
 use jid::Jid;
 use minidom::Element;
@@ -78,11 +78,11 @@ impl IbbHandle {
         if stanza.from != params.peer || stanza.to != params.local {
             return false;
         }
-        let id = match (stanza.kind, stanza.type_.as_str()) {
-            (Kind::Iq, "result" | "error") => {
+        let id = match (stanza.kind, stanza.type_) {
+            (Kind::Iq, StanzaType::Result | StanzaType::Error) => {
                 return self.handle_answer(stanza);
             }
-            (Kind::Iq, "set") => Some(stanza.id.as_str()),
+            (Kind::Iq, StanzaType::Set) => Some(stanza.id.as_str()),
             (Kind::Message, _) => None,
             _ => return false,
         };
@@ -92,7 +92,7 @@ impl IbbHandle {
                 && child.attr("sid") == Some(params.sid.as_str())
         });
         let now = now();
-        if id.is_none() && stanza.type_ == "error" {
+        if id.is_none() && stanza.type_ == StanzaType::Error {
             let ours = element.is_some() || stanza.id.starts_with(&self.link.messages);
             if ours {
                 let mut shared = self.link.lock();
@@ -369,18 +369,18 @@ impl Link {
 
 /// Returns what an answer to a block, or its return, says.
 fn answer(stanza: &Stanza) -> Answer {
-    if stanza.type_ == "result" {
+    if stanza.type_ == StanzaType::Result {
         return Answer::Taken;
     }
     match condition(stanza) {
-        Some("unexpected-request") => Answer::Gap,
+        Some(Condition::UnexpectedRequest) => Answer::Gap,
         // Servers answer this in place of their users.
         Some(
-            "internal-server-error"
-            | "recipient-unavailable"
-            | "remote-server-not-found"
-            | "remote-server-timeout"
-            | "service-unavailable",
+            Condition::InternalServerError
+            | Condition::RecipientUnavailable
+            | Condition::RemoteServerNotFound
+            | Condition::RemoteServerTimeout
+            | Condition::ServiceUnavailable,
         ) => Answer::Undelivered,
         _ => Answer::Refused,
     }
@@ -388,28 +388,29 @@ fn answer(stanza: &Stanza) -> Answer {
 
 /// Returns what the answer to a ping says.
 fn pong(stanza: &Stanza) -> Pong {
-    if stanza.type_ == "result" {
+    if stanza.type_ == StanzaType::Result {
         return Pong::Alive;
     }
     match condition(stanza) {
-        Some("gone" | "item-not-found" | "recipient-unavailable" | "service-unavailable") => {
-            Pong::Absent
-        }
         Some(
-            "internal-server-error"
-            | "remote-server-not-found"
-            | "remote-server-timeout"
-            | "resource-constraint",
+            Condition::Gone
+            | Condition::ItemNotFound
+            | Condition::RecipientUnavailable
+            | Condition::ServiceUnavailable,
+        ) => Pong::Absent,
+        Some(
+            Condition::InternalServerError
+            | Condition::RemoteServerNotFound
+            | Condition::RemoteServerTimeout
+            | Condition::ResourceConstraint,
         ) => Pong::Unreachable,
         _ => Pong::Alive,
     }
 }
 
-/// Returns the defined condition of an error (RFC 6120, 8.3.3).
-fn condition(stanza: &Stanza) -> Option<&str> {
-    let error = stanza.element.children().find(|child| child.name() == "error")?;
-    let defined = |c: &&Element| c.has_ns(ns::STANZA_ERRORS) && c.name() != "text";
-    error.children().find(defined).map(Element::name)
+/// Returns the defined condition of an error.
+fn condition(stanza: &Stanza) -> Option<Condition> {
+    Condition::of(stanza.element.children().find(|child| child.name() == "error")?)
 }
 
 fn random_id() -> String {

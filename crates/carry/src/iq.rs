@@ -8,7 +8,7 @@ use std::{
 
 use fingerpost_wire::{
     ns,
-    stanza::{Kind, Stanza},
+    stanza::{Kind, RequestKind, Stanza, StanzaType},
     xml,
 };
 use jid::Jid;
@@ -109,13 +109,13 @@ impl Requests {
     /// Dropping the future forgets the request.
     pub async fn request(
         &self,
-        type_: &str,
+        kind: RequestKind,
         from: &Jid,
         to: &Jid,
         payload: Element,
         wait: Duration,
     ) -> Answer {
-        let sent = tokio::time::timeout(wait, self.send(type_, from, to, payload)).await;
+        let sent = tokio::time::timeout(wait, self.send(kind, from, to, payload)).await;
         match sent {
             Ok(pending) => pending.answer(wait).await,
             Err(_) => Answer::Timeout,
@@ -123,12 +123,12 @@ impl Requests {
     }
 
     /// Sends an IQ. It has its place in the queue when this returns: later stanzas come after it.
-    pub async fn send(&self, type_: &str, from: &Jid, to: &Jid, payload: Element) -> Pending {
+    pub async fn send(&self, kind: RequestKind, from: &Jid, to: &Jid, payload: Element) -> Pending {
         let id = random_id();
         let mut iq = xml::element(
             "iq",
             ns::CLIENT,
-            &[("type", type_), ("from", from.as_str()), ("to", to.as_str()), ("id", &id)],
+            &[("type", kind.as_str()), ("from", from.as_str()), ("to", to.as_str()), ("id", &id)],
         );
         iq.append_child(payload);
         let (sender, receiver) = oneshot::channel();
@@ -158,8 +158,8 @@ impl Requests {
         };
         drop(waiting);
         let answer = match stanza.element.get_child("error", ns::CLIENT) {
-            Some(error) if stanza.type_ == "error" => Answer::Error(error.clone()),
-            _ if stanza.type_ == "error" => Answer::Timeout,
+            Some(error) if stanza.type_ == StanzaType::Error => Answer::Error(error.clone()),
+            _ if stanza.type_ == StanzaType::Error => Answer::Timeout,
             _ => Answer::Result(stanza.payload().cloned()),
         };
         let _ = sender.send(answer);
@@ -190,7 +190,7 @@ mod tests {
         let asking = requests.clone();
         let task = tokio::spawn(async move {
             let ping = Element::bare("ping", ns::PING);
-            asking.request("get", &from, &to, ping, Duration::from_secs(5)).await
+            asking.request(RequestKind::Get, &from, &to, ping, Duration::from_secs(5)).await
         });
         let id = sent.recv().await.unwrap().attr("id").unwrap().to_owned();
         let answer = |peer: &str| {
@@ -215,7 +215,7 @@ mod tests {
         let from = Jid::new("xtls.example.org").unwrap();
         let ask = async |to: &str| {
             let ping = Element::bare("ping", ns::PING);
-            requests.send("get", &from, &Jid::new(to).unwrap(), ping).await
+            requests.send(RequestKind::Get, &from, &Jid::new(to).unwrap(), ping).await
         };
         let mut pending = Vec::new();
         for number in 0..LIMITS.total {

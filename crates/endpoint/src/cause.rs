@@ -4,7 +4,7 @@
 //! of the peer's side, in the namespace of its hints), our own XMPP server in its place, or the peer's server. The
 //! table of docs/INTEROP.md shows what servers send.
 
-use fingerpost_wire::ns;
+use fingerpost_wire::{ns, stanza::Condition};
 use jid::{BareJid, Jid};
 use minidom::Element;
 
@@ -37,7 +37,7 @@ impl Asked<'_> {
     /// Returns the cause of an error.
     pub(super) fn error(&self, error: &Element) -> Error {
         let said = condition(error);
-        let name = said.split(' ').next().unwrap_or_default();
+        let name = Condition::of(error);
         let peer = self.name();
         let component = self.component();
         let has = |mark: &str| error.has_child(mark, ns::HINTS);
@@ -71,29 +71,33 @@ impl Asked<'_> {
         if !is_peers && let Some(component) = component {
             let absent = |why| Error::NoComponent(format!("{component} {why}: {said}"));
             return match name {
-                "remote-server-timeout" if error.has_child("not-connected", PROSODY_COMPONENT) => {
+                Some(Condition::RemoteServerTimeout)
+                    if error.has_child("not-connected", PROSODY_COMPONENT) =>
+                {
                     absent("is not connected to its XMPP server")
                 }
-                "remote-server-not-found" | "remote-server-timeout" => {
+                Some(Condition::RemoteServerNotFound | Condition::RemoteServerTimeout) => {
                     absent("is not connected to its XMPP server, or there is no such component")
                 }
                 // The component answers no request of ours with this one: our server does not connect to its domain.
-                "not-allowed" => absent("cannot be reached from your XMPP server"),
-                "service-unavailable" if self.peer.is_some() => {
+                Some(Condition::NotAllowed) => absent("cannot be reached from your XMPP server"),
+                Some(Condition::ServiceUnavailable) if self.peer.is_some() => {
                     absent("does not set up sessions, or does not exist")
                 }
                 // The address, or its user, is unknown.
                 _ if is_absent(name) => Error::Unreachable(format!("{peer}: {said}")),
-                "internal-server-error" => Error::Failed(format!("{component} failed: {said}")),
+                Some(Condition::InternalServerError) => {
+                    Error::Failed(format!("{component} failed: {said}"))
+                }
                 _ => Error::Refused(format!("{component} refuses: {said}")),
             };
         }
         match name {
-            "remote-server-not-found" => {
+            Some(Condition::RemoteServerNotFound) => {
                 let domain = self.peer.unwrap_or(&self.address.to_bare()).domain().to_string();
                 Error::Unreachable(format!("the XMPP server of {domain} was not found: {said}"))
             }
-            "remote-server-timeout" => {
+            Some(Condition::RemoteServerTimeout) => {
                 let domain = self.peer.unwrap_or(&self.address.to_bare()).domain().to_string();
                 Error::Unreachable(format!("the XMPP server of {domain} does not answer: {said}"))
             }
@@ -112,21 +116,23 @@ impl Asked<'_> {
     }
 }
 
-fn other(peer: &str, name: &str, said: &str) -> Error {
+fn other(peer: &str, name: Option<Condition>, said: &str) -> Error {
     let text = format!("{peer}: {said}");
     if is_absent(name) { Error::Unreachable(text) } else { Error::Refused(text) }
 }
 
 /// Returns whether a condition says that the addressee does not exist.
-pub(super) fn is_absent(name: &str) -> bool {
+pub(super) fn is_absent(name: Option<Condition>) -> bool {
     matches!(
         name,
-        "recipient-unavailable"
-            | "item-not-found"
-            | "service-unavailable"
-            | "remote-server-not-found"
-            | "remote-server-timeout"
-            | "gone"
+        Some(
+            Condition::RecipientUnavailable
+                | Condition::ItemNotFound
+                | Condition::ServiceUnavailable
+                | Condition::RemoteServerNotFound
+                | Condition::RemoteServerTimeout
+                | Condition::Gone
+        )
     )
 }
 
@@ -139,8 +145,8 @@ pub(super) fn room(address: &str) -> Error {
 
 /// Returns whether our own server refuses to send anything to an address that we have blocked (XEP-0191; ejabberd names
 /// the privacy list in which it keeps blocked addresses).
-fn is_our_own_block(error: &Element, name: &str) -> bool {
-    name == "not-acceptable"
+fn is_our_own_block(error: &Element, name: Option<Condition>) -> bool {
+    name == Some(Condition::NotAcceptable)
         && (error.has_child("blocked", ns::BLOCKING_ERRORS)
             || text(error).is_some_and(|text| text.contains("privacy list")))
 }

@@ -14,7 +14,7 @@ use fingerpost_carry::{
 };
 use fingerpost_wire::{
     ns,
-    stanza::{Kind, Refusal, Stanza},
+    stanza::{Condition, ErrorType, Kind, Refusal, RequestKind, Stanza},
     xml,
 };
 use jid::{BareJid, FullJid, Jid};
@@ -76,7 +76,7 @@ impl Admission {
             && component.domain() != from.domain()
         {
             let text = format!("Direct sessions are not taken here: start it through {component}");
-            return Err(Refusal::new("cancel", "not-allowed", &text));
+            return Err(Refusal::new(ErrorType::Cancel, Condition::NotAllowed, &text));
         }
         let peer = user_behind(from, component);
         self.places
@@ -319,11 +319,11 @@ impl Hub {
     }
 
     /// Sends a request as ourselves and waits for the answer, 45 seconds at most.
-    pub(crate) async fn request(&self, type_: &str, to: &Jid, payload: Element) -> Answer {
+    pub(crate) async fn request(&self, kind: RequestKind, to: &Jid, payload: Element) -> Answer {
         if self.is_lost() {
             return Answer::Timeout;
         }
-        self.requests.request(type_, &Jid::from(self.jid()), to, payload, ANSWER).await
+        self.requests.request(kind, &Jid::from(self.jid()), to, payload, ANSWER).await
     }
 
     /// Returns the inbox of a session; stanzas go there until the guard is dropped.
@@ -356,7 +356,7 @@ impl Hub {
             xml::element("open", ns::IBB, &[("sid", sid), ("block-size", &size), ("stanza", "iq")]);
         // The peer may send as soon as it has answered.
         let stream = self.stream(peer, sid, block_size);
-        match self.request("set", peer, open).await {
+        match self.request(RequestKind::Set, peer, open).await {
             Answer::Result(_) => Ok(stream),
             Answer::Error(error) => Err(Error::failed(format!(
                 "the in-band bytestream was refused: {}",

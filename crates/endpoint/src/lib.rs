@@ -93,13 +93,13 @@ use std::{
 };
 
 use fingerpost_carry::iq::Answer;
-pub use fingerpost_wire::transport_kind::TransportKind;
 use fingerpost_wire::{
     jid::{proxied, unproxied},
     ns,
     print::{Method, Print},
     rsm, xml,
 };
+pub use fingerpost_wire::{stanza::RequestKind, transport_kind::TransportKind};
 use jid::{BareJid, Jid};
 use minidom::Element;
 
@@ -439,7 +439,7 @@ impl Endpoint {
     pub async fn check_component(&self) -> Result<(), Error> {
         let Some(component) = self.component() else { return Ok(()) };
         let address = Jid::from(component.clone());
-        let ping = self.hub().request("get", &address, Element::bare("ping", ns::PING));
+        let ping = self.hub().request(RequestKind::Get, &address, Element::bare("ping", ns::PING));
         let answer = tokio::time::timeout(CHECK, ping).await.unwrap_or(Answer::Timeout);
         match answer {
             Answer::Result(_) => Ok(()),
@@ -463,7 +463,8 @@ impl Endpoint {
         let domain = Jid::new(peer.domain().as_str());
         for address in [Ok(Jid::from(peer.clone())), domain].into_iter().flatten() {
             let query = Element::bare("query", ns::DISCO_INFO);
-            let asked = tokio::time::timeout(ROOM, self.hub().request("get", &address, query));
+            let asked =
+                tokio::time::timeout(ROOM, self.hub().request(RequestKind::Get, &address, query));
             if let Ok(Answer::Result(Some(info))) = asked.await
                 && info.children().any(|child| {
                     child.is("identity", ns::DISCO_INFO)
@@ -488,18 +489,18 @@ impl Endpoint {
         self.hub().send(presence).await;
     }
 
-    /// Sends an IQ of `type_` `get` or `set`; returns the payload of the answer.
+    /// Sends an IQ of type `get` or `set`; returns the payload of the answer.
     ///
     /// # Errors
     /// [`Error::Refused`] with the error's condition and text; [`Error::NoComponent`] or [`Error::Blocked`] if the
     /// component was asked and that is the cause; [`Error::NoComponent`] or [`Error::Silent`] after 45 seconds.
     pub async fn request(
         &self,
-        type_: &str,
+        kind: RequestKind,
         to: &Jid,
         payload: Element,
     ) -> Result<Option<Element>, Error> {
-        match self.hub().request(type_, to, payload).await {
+        match self.hub().request(kind, to, payload).await {
             Answer::Result(payload) => Ok(payload),
             Answer::Error(error) => Err(match self.asked(to).error(&error) {
                 error @ (Error::NoComponent(_) | Error::Blocked(_)) => error,
@@ -522,7 +523,9 @@ impl Endpoint {
             if let Some(set) = next.take() {
                 asked.append_child(set);
             }
-            let Some(mut page) = self.request("get", to, asked).await? else { return Ok(whole) };
+            let Some(mut page) = self.request(RequestKind::Get, to, asked).await? else {
+                return Ok(whole);
+            };
             let items = page.children().filter(|child| !child.is("set", ns::RSM)).count();
             let part = rsm::Part::read(&page, items);
             page.remove_child("set", ns::RSM);
@@ -556,7 +559,10 @@ impl Endpoint {
     /// Waits until the server has handled all stanzas so far: it answers the one after them.
     async fn settle(&self) {
         if let Ok(server) = Jid::new(self.hub().jid().domain().as_str()) {
-            let _ = self.hub().request("get", &server, Element::bare("ping", ns::PING)).await;
+            let _ = self
+                .hub()
+                .request(RequestKind::Get, &server, Element::bare("ping", ns::PING))
+                .await;
         }
     }
 

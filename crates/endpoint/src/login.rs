@@ -10,7 +10,7 @@ use fingerpost_carry::{iq::random_id, reader::StanzaReader};
 use fingerpost_secure::redact::Secret;
 use fingerpost_wire::{
     ns,
-    stanza::Stanza,
+    stanza::{Condition, Stanza},
     xml::{self, Received, Rules},
 };
 use jid::{BareJid, FullJid};
@@ -730,7 +730,7 @@ async fn bind<S: AsyncRead + AsyncWrite + Unpin>(
             continue;
         }
         if let Some(error) = element.get_child("error", ns::CLIENT) {
-            if error.has_child("conflict", ns::STANZA_ERRORS) {
+            if Condition::of(error) == Some(Condition::Conflict) {
                 return Ok(None);
             }
             let refused =

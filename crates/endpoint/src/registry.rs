@@ -13,7 +13,9 @@ use fingerpost_carry::{
 use fingerpost_wire::{
     ns,
     print::{HashKind, Print},
-    rsm, xml,
+    rsm,
+    stanza::{Condition, RequestKind},
+    xml,
 };
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -200,19 +202,17 @@ impl Endpoint {
     /// Asks the registry again while it has no room.
     async fn ask_registry(&self, to: &Jid, request: Element) -> Result<Option<Element>, Asked> {
         loop {
-            return match self.hub().request("get", to, request.clone()).await {
+            return match self.hub().request(RequestKind::Get, to, request.clone()).await {
                 Answer::Result(answer) => Ok(answer),
-                Answer::Error(error) if error.has_child("forbidden", ns::STANZA_ERRORS) => {
-                    Err(Asked::NotServed)
-                }
-                Answer::Error(error)
-                    if error.has_child("resource-constraint", ns::STANZA_ERRORS) =>
-                {
-                    // Our peers cause many of our requests; none of them may silence the registry.
-                    sleep(AGAIN).await;
-                    continue;
-                }
-                Answer::Error(error) => Err(Asked::Unavailable(condition(&error))),
+                Answer::Error(error) => match Condition::of(&error) {
+                    Some(Condition::Forbidden) => Err(Asked::NotServed),
+                    Some(Condition::ResourceConstraint) => {
+                        // Our peers cause many of our requests; none of them may silence the registry.
+                        sleep(AGAIN).await;
+                        continue;
+                    }
+                    _ => Err(Asked::Unavailable(condition(&error))),
+                },
                 Answer::Timeout => Err(Asked::Unavailable("no answer".to_owned())),
             };
         }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io, time::Duration};
 
 use fingerpost_carry::iq::{Answer, random_id};
-use fingerpost_wire::{dst_addr::DstAddr, ns, xml};
+use fingerpost_wire::{dst_addr::DstAddr, ns, stanza::RequestKind, xml};
 use jid::Jid;
 use minidom::Element;
 use tokio::{
@@ -136,8 +136,9 @@ pub(super) async fn proxies(endpoint: &Endpoint) -> Vec<Candidate> {
     if addresses.is_empty() {
         let own = hub.jid();
         if let Ok(server) = Jid::new(own.domain().as_str())
-            && let Answer::Result(Some(query)) =
-                hub.request("get", &server, Element::bare("query", ns::DISCO_ITEMS)).await
+            && let Answer::Result(Some(query)) = hub
+                .request(RequestKind::Get, &server, Element::bare("query", ns::DISCO_ITEMS))
+                .await
         {
             addresses = query
                 .children()
@@ -149,7 +150,8 @@ pub(super) async fn proxies(endpoint: &Endpoint) -> Vec<Candidate> {
     let mut found = Vec::new();
     for address in addresses {
         let query = Element::bare("query", ns::BYTESTREAMS);
-        let Answer::Result(Some(query)) = hub.request("get", &address, query).await else {
+        let Answer::Result(Some(query)) = hub.request(RequestKind::Get, &address, query).await
+        else {
             continue;
         };
         for host in query.children().filter(|c| c.is("streamhost", ns::BYTESTREAMS)).take(4) {
@@ -226,7 +228,8 @@ impl Session {
                 let mut activate = Element::bare("activate", ns::BYTESTREAMS);
                 activate.append_text(self.address.as_str());
                 query.append_child(activate);
-                let Answer::Result(_) = self.endpoint.hub().request("set", &own.jid, query).await
+                let Answer::Result(_) =
+                    self.endpoint.hub().request(RequestKind::Set, &own.jid, query).await
                 else {
                     let error = Element::bare("proxy-error", ns::JINGLE_S5B);
                     self.tell_transport("transport-info", s5b_news(sid, error)).await?;

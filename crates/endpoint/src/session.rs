@@ -3,14 +3,18 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use fingerpost_carry::iq::{Answer, random_id};
-use fingerpost_wire::{jingle, ns, stanza::Stanza, xml};
+use fingerpost_wire::{
+    jingle, ns,
+    stanza::{Condition, RequestKind, Stanza},
+    xml,
+};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
     Endpoint,
-    cause::{self, Asked},
+    cause::{Asked, is_absent},
     error::Error,
     hub::{Inbox, condition},
     places::Place,
@@ -132,7 +136,7 @@ impl Session {
             return;
         }
         let hub = self.endpoint.hub();
-        let wait = hub.request("set", &self.address, self.goodbye(reason, text));
+        let wait = hub.request(RequestKind::Set, &self.address, self.goodbye(reason, text));
         let _ = timeout(GOODBYE, wait).await;
     }
 
@@ -236,24 +240,25 @@ impl Session {
                 if let Some(broker) = &broker {
                     let ping = Element::bare("ping", ns::PING);
                     // The server answers in place of the component, which is absent.
-                    if let Answer::Error(error) = hub.request("get", broker, ping).await
-                        && is_absent(&condition(&error))
+                    if let Answer::Error(error) = hub.request(RequestKind::Get, broker, ping).await
+                        && is_absent(Condition::of(&error))
                     {
                         return Error::failed(format!("{broker} is gone, and the session with it"));
                     }
                 }
                 // A peer that does not answer may be suspended. If it is gone, its server answers.
-                let Answer::Error(error) = hub.request("set", &address, question.clone()).await
+                let Answer::Error(error) =
+                    hub.request(RequestKind::Set, &address, question.clone()).await
                 else {
                     doubted = false;
                     continue;
                 };
-                let condition = condition(&error);
-                let absent =
-                    is_absent(&condition) && !condition.starts_with("remote-server-timeout");
-                let sure = doubted || !condition.starts_with("recipient-unavailable");
+                let named = Condition::of(&error);
+                let absent = is_absent(named) && named != Some(Condition::RemoteServerTimeout);
+                let sure = doubted || named != Some(Condition::RecipientUnavailable);
                 if absent && sure {
-                    return Error::failed(format!("the session with {peer} is gone: {condition}"));
+                    let said = condition(&error);
+                    return Error::failed(format!("the session with {peer} is gone: {said}"));
                 }
                 doubted = absent;
             }
@@ -421,7 +426,7 @@ impl Session {
     pub(super) async fn ask(&mut self, jingle: Element) -> Result<(), Error> {
         let (hub, address) = (self.endpoint.hub().clone(), self.address.clone());
         let over = hub.over();
-        let asking = hub.request("set", &address, jingle);
+        let asking = hub.request(RequestKind::Set, &address, jingle);
         tokio::pin!(asking);
         let answer = loop {
             tokio::select! {
@@ -502,11 +507,6 @@ impl Reason {
             mark: reason.and_then(|reason| reason.get_child("component", ns::HINTS)).cloned(),
         }
     }
-}
-
-/// Returns whether an error's [`condition`] says that the addressee does not exist.
-fn is_absent(condition: &str) -> bool {
-    cause::is_absent(condition.split(' ').next().unwrap_or_default())
 }
 
 /// Returns the `<jingle/>` of a stanza.

@@ -34,7 +34,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use crate::stanza::Refusal;
+use crate::stanza::{Condition, ErrorType, Refusal};
 
 /// Bytes that may wait for the reader although they were acknowledged, so that a peer's first bytes never wait.
 pub const ACKNOWLEDGED: usize = 16 * 1024;
@@ -351,7 +351,11 @@ impl IbbMachine {
             return self.answer(id.map(|id| Action::Ack { id: id.to_owned() }));
         }
         if seq != self.next_in {
-            let refusal = Refusal::new("cancel", "unexpected-request", "seq is out of order");
+            let refusal = Refusal::new(
+                ErrorType::Cancel,
+                Condition::UnexpectedRequest,
+                "seq is out of order",
+            );
             return self.refuse(id, refusal, IbbError::Sequence, now);
         }
         // Several clients break lines before and after the data; inside it only base64 is allowed.

@@ -34,7 +34,7 @@ fn drain(machine: &mut IbbMachine) -> Vec<u8> {
 }
 
 /// Returns the condition of the only refusal, which must be followed by a close.
-fn refused(machine: &mut IbbMachine) -> &'static str {
+fn refused(machine: &mut IbbMachine) -> Condition {
     match actions(machine).as_slice() {
         [Action::Refuse { refusal, .. }, Action::SendClose] => refusal.condition,
         other => panic!("{other:?}"),
@@ -65,7 +65,7 @@ fn a_gap_in_seq_ends_the_stream() {
     machine.handle_data(Some("a"), 0, "eA==", now);
     assert_eq!(acks(&mut machine), ["a"]);
     machine.handle_data(Some("b"), 2, "eQ==", now);
-    assert_eq!(refused(&mut machine), "unexpected-request");
+    assert_eq!(refused(&mut machine), Condition::UnexpectedRequest);
     assert_eq!(drain(&mut machine), b"x");
     assert_eq!(machine.end(), Some(Err(IbbError::Sequence)));
     assert_eq!(machine.write(b"x", now), 0);
@@ -80,14 +80,14 @@ fn bad_data_ends_the_stream() {
             panic!("{text}")
         };
         assert!(refusal.to_element().get_child("text", crate::ns::STANZA_ERRORS).is_some());
-        assert_eq!(refused(&mut machine), "bad-request", "{text}");
+        assert_eq!(refused(&mut machine), Condition::BadRequest, "{text}");
         assert_eq!(machine.end(), Some(Err(IbbError::Malformed)));
     }
     let (mut machine, now) = machine(Options { block_size: 3, ..Options::default() });
     machine.handle_data(Some("a"), 0, "QUJD", now);
     assert_eq!(acks(&mut machine), ["a"]);
     machine.handle_data(Some("b"), 1, "QUJDRA==", now);
-    assert_eq!(refused(&mut machine), "bad-request");
+    assert_eq!(refused(&mut machine), Condition::BadRequest);
     assert_eq!(machine.end(), Some(Err(IbbError::TooLong)));
 }
 
@@ -118,7 +118,7 @@ fn a_block_that_comes_again_is_acknowledged_again_and_dropped() {
     assert_eq!(acks(&mut machine), ["new", "new", "new", "again", "again", "again"]);
     assert_eq!(drain(&mut machine), b"abc");
     machine.handle_data(Some("never came"), next.wrapping_sub(4), "Yg==", now);
-    assert_eq!(refused(&mut machine), "unexpected-request");
+    assert_eq!(refused(&mut machine), Condition::UnexpectedRequest);
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn data_before_the_peers_close_is_delivered() {
     assert!(machine.is_over());
     machine.handle_data(Some("c"), 1, "eA==", now);
     assert!(matches!(actions(&mut machine).as_slice(),
-        [Action::Refuse { refusal, .. }] if refusal.condition == "item-not-found"));
+        [Action::Refuse { refusal, .. }] if refusal.condition == Condition::ItemNotFound));
 }
 
 #[test]

@@ -120,8 +120,9 @@ pub fn close(sid: &str) -> Element {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stanza::Condition;
 
-    fn parse(xml: &str) -> Result<Option<IbbPayload>, &'static str> {
+    fn parse(xml: &str) -> Result<Option<IbbPayload>, Condition> {
         let element: Element =
             xml.replacen(' ', " xmlns='http://jabber.org/protocol/ibb' ", 1).parse().unwrap();
         IbbPayload::parse(&element).map_err(|refusal| refusal.condition)
@@ -170,7 +171,7 @@ mod tests {
             "<data seq='1'>eA==</data>",
             "<close />",
         ] {
-            assert_eq!(parse(xml), Err("bad-request"), "{xml}");
+            assert_eq!(parse(xml), Err(Condition::BadRequest), "{xml}");
         }
         assert_eq!(parse("<other />"), Ok(None));
     }

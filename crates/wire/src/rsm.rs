@@ -321,6 +321,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::stanza::Condition;
 
     fn request(inside: &str) -> Result<Option<Request>, Refusal> {
         let text = format!("<x xmlns='urn:x'><set xmlns='{}'>{inside}</set></x>", ns::RSM);
@@ -406,14 +407,14 @@ mod tests {
             "<after>1</after><before>2</before>",
             "<after>1</after><index>2</index>",
         ] {
-            assert_eq!(request(inside).unwrap_err().condition, "bad-request", "{inside}");
+            assert_eq!(request(inside).unwrap_err().condition, Condition::BadRequest, "{inside}");
         }
         for inside in ["<after>10</after>", "<before>x</before>"] {
             let refusal = page(Some(inside), 10, 1000, 1).unwrap_err();
-            assert_eq!(refusal.condition, "item-not-found", "{inside}");
+            assert_eq!(refusal.condition, Condition::ItemNotFound, "{inside}");
         }
         let refusal = page(None, 10, 1000, 1001).unwrap_err();
-        assert_eq!(refusal.condition, "policy-violation");
+        assert_eq!(refusal.condition, Condition::PolicyViolation);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use rxml::{Namespace, xml_ncname};
 
 use super::{
     ns,
-    stanza::{Kind, Refusal},
+    stanza::{Condition, ErrorType, Kind, Refusal, StanzaType},
     xml,
 };
 
@@ -66,7 +66,8 @@ fn answer_refusal(size: usize, limit: usize) -> Refusal {
 
 /// Returns the error for something that is too long, with the condition of XEP-0205.
 pub fn too_big(text: impl Into<String>) -> Refusal {
-    Refusal::new("modify", "policy-violation", text).with_extra("stanza-too-big", ns::ERRORS)
+    Refusal::new(ErrorType::Modify, Condition::PolicyViolation, text)
+        .with_extra("stanza-too-big", ns::ERRORS)
 }
 
 /// The replacement of a stanza that is too long.
@@ -91,22 +92,16 @@ pub fn instead(stanza: &Element, size: usize, limit: usize) -> Instead {
 /// Returns the replacement of `stanza`, which cannot be written.
 pub fn instead_of_unwritable(stanza: &Element, error: &std::io::Error) -> Instead {
     let text = format!("The stanza cannot be passed on: {error}");
-    replaced(stanza, |_| Refusal::new("modify", "not-acceptable", text))
+    replaced(stanza, |_| Refusal::new(ErrorType::Modify, Condition::NotAcceptable, text))
 }
 
 /// Returns the replacement for this refusal, which differs between answers and other stanzas.
 fn replaced(stanza: &Element, refusal: impl FnOnce(bool) -> Refusal) -> Instead {
-    let kind = match stanza.name() {
-        "iq" => Kind::Iq,
-        "message" => Kind::Message,
+    let (refusal, returns) = match (Kind::of(stanza.name()), StanzaType::of(stanza)) {
+        (Some(Kind::Iq), type_) if type_.asks() => (refusal(false), true),
+        (Some(Kind::Iq), _) => (refusal(true), false),
+        (Some(Kind::Message), type_) if type_ != StanzaType::Error => (refusal(false), true),
         _ => return Instead::Nothing,
-    };
-    let type_ = stanza.attr("type").unwrap_or_default();
-    let (refusal, returns) = match (kind, type_) {
-        (Kind::Iq, "get" | "set") => (refusal(false), true),
-        (Kind::Iq, _) => (refusal(true), false),
-        (_, "error") => return Instead::Nothing,
-        _ => (refusal(false), true),
     };
     let (from, to) = (stanza.attr("from"), stanza.attr("to"));
     let (from, to) = if returns { (to, from) } else { (from, to) };

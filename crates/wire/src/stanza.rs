@@ -22,6 +22,86 @@ pub enum Kind {
     Presence,
 }
 
+impl Kind {
+    /// Returns the name of the element.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Iq => "iq",
+            Self::Message => "message",
+            Self::Presence => "presence",
+        }
+    }
+
+    /// Returns the kind of the element of this name, if it is a stanza.
+    pub fn of(name: &str) -> Option<Self> {
+        [Self::Iq, Self::Message, Self::Presence].into_iter().find(|kind| kind.as_str() == name)
+    }
+}
+
+/// The `type` attribute of a stanza, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StanzaType {
+    /// There is no such attribute, or it is empty: a presence is *available*.
+    Absent,
+    /// A request for information.
+    Get,
+    /// A request for a change.
+    Set,
+    /// The answer to a request.
+    Result,
+    /// A stanza that could not be handled comes back.
+    Error,
+    /// A resource has gone.
+    Unavailable,
+    /// A user asks for presences.
+    Subscribe,
+    /// A server asks for a presence.
+    Probe,
+    /// Any other.
+    Other,
+}
+
+impl StanzaType {
+    /// Reads the `type` attribute of an element.
+    pub fn of(element: &Element) -> Self {
+        match element.attr("type").unwrap_or_default() {
+            "" => Self::Absent,
+            "get" => Self::Get,
+            "set" => Self::Set,
+            "result" => Self::Result,
+            "error" => Self::Error,
+            "unavailable" => Self::Unavailable,
+            "subscribe" => Self::Subscribe,
+            "probe" => Self::Probe,
+            _ => Self::Other,
+        }
+    }
+
+    /// Returns whether an IQ of this type asks for an answer.
+    pub fn asks(self) -> bool {
+        matches!(self, Self::Get | Self::Set)
+    }
+}
+
+/// The type of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    /// `type='get'`.
+    Get,
+    /// `type='set'`.
+    Set,
+}
+
+impl RequestKind {
+    /// Returns the `type` attribute.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Set => "set",
+        }
+    }
+}
+
 /// A stanza with its addresses read. The whole element is kept, so nothing unknown is lost.
 #[derive(Clone, Debug)]
 pub struct Stanza {
@@ -31,8 +111,8 @@ pub struct Stanza {
     pub from: Jid,
     /// The addressee, at the component's domain.
     pub to: Jid,
-    /// The `type` attribute; empty if absent.
-    pub type_: String,
+    /// The `type` attribute.
+    pub type_: StanzaType,
     /// The `id` attribute; empty if absent.
     pub id: String,
     /// The whole stanza, in [`ns::CLIENT`].
@@ -72,7 +152,7 @@ impl Unreadable {
     /// `None` if the element does not ask for an answer or has no addresses.
     pub fn refusal(&self, refusal: &Refusal) -> Option<Element> {
         let asked = &self.element;
-        if asked.name() != "iq" || !matches!(asked.attr("type"), Some("get" | "set")) {
+        if asked.name() != "iq" || !StanzaType::of(asked).asks() {
             return None;
         }
         let mut answer = Element::bare("iq", ns::CLIENT);
@@ -91,7 +171,7 @@ impl Unreadable {
     /// Returns the answer to a request with an unreadable address.
     pub fn address_refusal(&self) -> Option<Element> {
         let text = "An address of this stanza cannot be read";
-        self.refusal(&Refusal::new("modify", "jid-malformed", text))
+        self.refusal(&Refusal::new(ErrorType::Modify, Condition::JidMalformed, text))
     }
 }
 
@@ -101,11 +181,8 @@ impl Stanza {
     /// # Errors
     /// [`Unreadable`], with the element, if it is not a stanza or has no addresses.
     pub fn parse(element: Element) -> Result<Self, Box<Unreadable>> {
-        let kind = match element.name() {
-            "iq" => Kind::Iq,
-            "message" => Kind::Message,
-            "presence" => Kind::Presence,
-            _ => return Err(Unreadable::new(StanzaError::Kind, element)),
+        let Some(kind) = Kind::of(element.name()) else {
+            return Err(Unreadable::new(StanzaError::Kind, element));
         };
         let address = |name| element.attr(name).and_then(|text| Jid::new(text).ok());
         let (Some(from), Some(to)) = (address("from"), address("to")) else {
@@ -115,7 +192,7 @@ impl Stanza {
             kind,
             from,
             to,
-            type_: element.attr("type").unwrap_or_default().to_owned(),
+            type_: StanzaType::of(&element),
             id: element.attr("id").unwrap_or_default().to_owned(),
             element,
         })
@@ -143,7 +220,7 @@ impl Stanza {
 
     /// Returns whether it is an IQ that asks for an answer.
     pub fn is_request(&self) -> bool {
-        self.kind == Kind::Iq && matches!(self.type_.as_str(), "get" | "set")
+        self.kind == Kind::Iq && self.type_.asks()
     }
 
     /// Returns the first child element other than `<error/>`: an IQ's payload.
@@ -176,12 +253,7 @@ impl Stanza {
 
     /// Returns the same answer with the `<error/>` of another party.
     pub fn error(&self, error: Element) -> Element {
-        let name = match self.kind {
-            Kind::Iq => "iq",
-            Kind::Message => "message",
-            Kind::Presence => "presence",
-        };
-        Element::builder(name, ns::CLIENT)
+        Element::builder(self.kind.as_str(), ns::CLIENT)
             .attr(rxml::xml_ncname!("type").into(), "error")
             .attr(rxml::xml_ncname!("from").into(), self.to.as_str())
             .attr(rxml::xml_ncname!("to").into(), self.stamped())
@@ -204,7 +276,7 @@ fn weight(element: &Element) -> usize {
 /// Returns the answer to a stanza that was too large to be read; `None` if it must not be answered.
 pub fn refuse_oversized(head: Element) -> Option<Element> {
     let text = "The stanza is nested too deeply or too long";
-    let refusal = Refusal::new("modify", OVERSIZED, text);
+    let refusal = Refusal::new(ErrorType::Modify, OVERSIZED, text);
     match Stanza::parse(head) {
         Ok(stanza) => stanza.is_request().then(|| stanza.refusal(&refusal)),
         Err(unreadable) => unreadable.refusal(&refusal),
@@ -212,15 +284,91 @@ pub fn refuse_oversized(head: Element) -> Option<Element> {
 }
 
 /// The condition of the answer to a stanza that was too large to be read.
-pub const OVERSIZED: &str = "not-acceptable";
+pub const OVERSIZED: Condition = Condition::NotAcceptable;
+
+/// Defines an enum of words on the wire, each written once.
+macro_rules! words {
+    ($(#[$about:meta])* $name:ident: $($value:ident $word:literal)*) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $(#[doc = concat!("`", $word, "`.")] $value,)*
+        }
+
+        impl $name {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$value),*];
+
+            /// Returns the word.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$value => $word,)*
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// What the sender of a refused stanza may do (RFC 6120, 8.3.2).
+    ErrorType:
+    Auth "auth"
+    Cancel "cancel"
+    Continue "continue"
+    Modify "modify"
+    Wait "wait"
+}
+
+words! {
+    /// A defined condition of a stanza error (RFC 6120, 8.3.3).
+    Condition:
+    BadRequest "bad-request"
+    Conflict "conflict"
+    FeatureNotImplemented "feature-not-implemented"
+    Forbidden "forbidden"
+    Gone "gone"
+    InternalServerError "internal-server-error"
+    ItemNotFound "item-not-found"
+    JidMalformed "jid-malformed"
+    NotAcceptable "not-acceptable"
+    NotAllowed "not-allowed"
+    NotAuthorized "not-authorized"
+    PolicyViolation "policy-violation"
+    RecipientUnavailable "recipient-unavailable"
+    Redirect "redirect"
+    RegistrationRequired "registration-required"
+    RemoteServerNotFound "remote-server-not-found"
+    RemoteServerTimeout "remote-server-timeout"
+    ResourceConstraint "resource-constraint"
+    ServiceUnavailable "service-unavailable"
+    SubscriptionRequired "subscription-required"
+    UndefinedCondition "undefined-condition"
+    UnexpectedRequest "unexpected-request"
+}
+
+impl Condition {
+    /// Returns the condition of an `<error/>`; `None` if it has none that is defined.
+    pub fn of(error: &Element) -> Option<Self> {
+        let mut children = error.children().filter(|child| child.has_ns(ns::STANZA_ERRORS));
+        children.find_map(|child| {
+            Self::ALL.iter().copied().find(|condition| condition.as_str() == child.name())
+        })
+    }
+}
 
 /// A stanza error: the answer to a request that is not allowed or not possible (RFC 6120, 8.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// `auth`, `cancel`, `modify` or `wait`.
-    pub type_: &'static str,
-    /// A defined condition such as `bad-request`.
-    pub condition: &'static str,
+    /// What its receiver may do.
+    pub type_: ErrorType,
+    /// The defined condition.
+    pub condition: Condition,
     /// One sentence for a person; empty for none.
     pub text: String,
     /// An application-specific condition: local name and namespace.
@@ -229,23 +377,23 @@ pub struct Refusal {
 
 impl Refusal {
     /// Creates a refusal without an application condition.
-    pub fn new(type_: &'static str, condition: &'static str, text: impl Into<String>) -> Self {
+    pub fn new(type_: ErrorType, condition: Condition, text: impl Into<String>) -> Self {
         Self { type_, condition, text: text.into(), extra: None }
     }
 
     /// Creates the error for a known payload with bad content; says what was expected.
     pub fn bad_request(expected: impl Into<String>) -> Self {
-        Self::new("modify", "bad-request", expected)
+        Self::new(ErrorType::Modify, Condition::BadRequest, expected)
     }
 
     /// Creates the error for a requester without the right.
     pub fn forbidden() -> Self {
-        Self::new("auth", "forbidden", "")
+        Self::new(ErrorType::Auth, Condition::Forbidden, "")
     }
 
     /// Creates the error for a thing that does not exist (for this requester).
     pub fn item_not_found(text: impl Into<String>) -> Self {
-        Self::new("cancel", "item-not-found", text)
+        Self::new(ErrorType::Cancel, Condition::ItemNotFound, text)
     }
 
     /// Creates the error for a Jingle session that does not exist (XEP-0166, 10).
@@ -255,17 +403,17 @@ impl Refusal {
 
     /// Creates the error for a request that is not supported here.
     pub fn service_unavailable() -> Self {
-        Self::new("cancel", "service-unavailable", "")
+        Self::new(ErrorType::Cancel, Condition::ServiceUnavailable, "")
     }
 
     /// Creates the error for a limit that is reached.
     pub fn resource_constraint(text: impl Into<String>) -> Self {
-        Self::new("wait", "resource-constraint", text)
+        Self::new(ErrorType::Wait, Condition::ResourceConstraint, text)
     }
 
     /// Creates the error for a fault of our own; it reveals nothing else.
     pub fn internal() -> Self {
-        Self::new("wait", "internal-server-error", "")
+        Self::new(ErrorType::Wait, Condition::InternalServerError, "")
     }
 
     /// Adds an application-specific condition.
@@ -277,8 +425,8 @@ impl Refusal {
     /// Returns the `<error/>` element.
     pub fn to_element(&self) -> Element {
         let mut error = Element::builder("error", ns::CLIENT)
-            .attr(rxml::xml_ncname!("type").into(), self.type_)
-            .append(Element::builder(self.condition, ns::STANZA_ERRORS).build());
+            .attr(rxml::xml_ncname!("type").into(), self.type_.as_str())
+            .append(Element::builder(self.condition.as_str(), ns::STANZA_ERRORS).build());
         if !self.text.is_empty() {
             error = error.append(
                 Element::builder("text", ns::STANZA_ERRORS).append(&*sentence(&self.text)).build(),
@@ -314,7 +462,8 @@ mod tests {
     fn a_client_on_tokio_xmpp_reads_our_answers() {
         use tokio_xmpp::{Stanza as Theirs, parsers::iq::Iq};
         let request = Stanza::parse(iq("get", "from='a@a.example/r' to='b.example'")).unwrap();
-        let refusal = Refusal::new("cancel", "item-not-found", "There is no such key");
+        let refusal =
+            Refusal::new(ErrorType::Cancel, Condition::ItemNotFound, "There is no such key");
         assert!(matches!(
             Theirs::try_from(request.result(None)).unwrap(),
             Theirs::Iq(Iq::Result { id, payload: None, .. }) if id == "7"

@@ -31,8 +31,8 @@ mod watch;
 use std::{collections::BTreeSet, path::PathBuf, sync::Mutex, time::Duration};
 
 use fingerpost_endpoint::{
-    Application, Builder, Contact, Credential, Endpoint, Incoming, Login, TransportKind,
-    loses_large_packets,
+    Application, Builder, Contact, Credential, Endpoint, Incoming, Login, RequestKind,
+    TransportKind, loses_large_packets,
 };
 use fingerpost_wire::{ns, print::Print, xml};
 use jid::{BareJid, Jid};
@@ -291,17 +291,17 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             if let Some(jid) = jid {
                 xml::set(&mut keys, "jid", jid.as_str());
             }
-            registry::registry(&common, "get", keys, output).await
+            registry::registry(&common, RequestKind::Get, keys, output).await
         }
         Command::Register { label } => {
             let account = Account::load(common.account.as_ref())?;
             let own = registry::OwnKey::load(common.method, &account)?;
             let add = own.add_request(&label);
-            registry::registry(&common, "set", add, output).await
+            registry::registry(&common, RequestKind::Set, add, output).await
         }
         Command::Revoke { id, reason } => {
             let revoke = xml::element("revoke", ns::KEYS, &[("id", &id), ("reason", &reason)]);
-            registry::registry(&common, "set", revoke, output).await
+            registry::registry(&common, RequestKind::Set, revoke, output).await
         }
         Command::Listen { out, max_size, once, accept, accept_direct, chat, pipe, lan } => {
             if !out.is_dir() {

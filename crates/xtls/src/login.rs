@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
-use fingerpost_endpoint::{self, Connection, Endpoint};
+use fingerpost_endpoint::{self, Connection, Endpoint, RequestKind};
 use fingerpost_secure::{
     identity::{Algorithm, Identity},
     openpgp::OpenPgpKey,
@@ -96,7 +96,7 @@ async fn components(jid: &BareJid, connection: Connection) -> Result<Vec<BareJid
     // No session is set up here, so any identity will do.
     let (endpoint, _incoming) = Endpoint::builder(Identity::generate(jid)?).over(connection);
     let ask = async |to: &Jid, namespace: &str| {
-        let asked = endpoint.request("get", to, Element::bare("query", namespace));
+        let asked = endpoint.request(RequestKind::Get, to, Element::bare("query", namespace));
         timeout(DISCO, asked).await.ok()?.ok()?
     };
     let listed = match Jid::new(jid.domain().as_str()) {

@@ -1,7 +1,7 @@
 //! The commands that use a component's registry: `keys`, `register`, `prove`, `revoke`.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use fingerpost_endpoint::Endpoint;
+use fingerpost_endpoint::{Endpoint, RequestKind};
 use fingerpost_secure::{identity::Identity, openpgp::OpenPgpKey};
 use fingerpost_wire::{ns, print::Method, proof::Nonce, xml};
 use jid::{BareJid, Jid};
@@ -37,11 +37,11 @@ impl Registry {
     }
 
     /// Sends a request, and reads an answer in pages to its end.
-    async fn ask(&self, type_: &str, payload: Element) -> Result<Option<Element>, XtlsError> {
+    async fn ask(&self, kind: RequestKind, payload: Element) -> Result<Option<Element>, XtlsError> {
         let to = Jid::from(self.component.clone());
-        Ok(match type_ {
-            "get" => self.endpoint.request_all(&to, payload).await?,
-            _ => self.endpoint.request(type_, &to, payload).await?,
+        Ok(match kind {
+            RequestKind::Get => self.endpoint.request_all(&to, payload).await?,
+            RequestKind::Set => self.endpoint.request(kind, &to, payload).await?,
         })
     }
 }
@@ -49,12 +49,12 @@ impl Registry {
 /// Sends a request to the registry and shows the keys in its answer.
 pub(super) async fn registry(
     common: &Common,
-    type_: &str,
+    kind: RequestKind,
     payload: Element,
     output: Output,
 ) -> Result<(), XtlsError> {
     let registry = Registry::connect(common).await?;
-    let answer = registry.ask(type_, payload).await;
+    let answer = registry.ask(kind, payload).await;
     registry.endpoint.close().await;
     show_keys(answer?, output);
     Ok(())
@@ -66,12 +66,12 @@ pub(super) async fn prove(common: &Common, output: Output) -> Result<(), XtlsErr
     let own = OwnKey::load(common.method, &account)?;
     let registry = Registry::connect(common).await?;
     let proven = async {
-        let added = registry.ask("set", own.add_request("xtls")).await?;
+        let added = registry.ask(RequestKind::Set, own.add_request("xtls")).await?;
         let key = added.ok_or_else(|| XtlsError::failed("the registry's answer is empty"))?;
         let id = key.attr("id").unwrap_or_default().to_owned();
         let challenge = xml::element("challenge", ns::KEYS, &[("id", &id)]);
         let nonce = registry
-            .ask("get", challenge)
+            .ask(RequestKind::Get, challenge)
             .await?
             .and_then(|challenge| STANDARD.decode(challenge.attr("nonce")?).ok())
             .and_then(|nonce| Nonce::try_from(nonce).ok())
@@ -83,7 +83,7 @@ pub(super) async fn prove(common: &Common, output: Output) -> Result<(), XtlsErr
         let mut element = Element::bare("signature", ns::KEYS);
         element.append_text(STANDARD.encode(signature));
         prove.append_child(element);
-        registry.ask("set", prove).await
+        registry.ask(RequestKind::Set, prove).await
     }
     .await;
     registry.endpoint.close().await;

@@ -108,7 +108,7 @@ mod tests {
 
     use fingerpost_endpoint::Connection;
     use fingerpost_secure::identity::Identity;
-    use fingerpost_wire::stanza::{Refusal, Stanza};
+    use fingerpost_wire::stanza::{Condition, ErrorType, Refusal, Stanza};
     use jid::FullJid;
     use tokio::{sync::mpsc, time::Instant};
 
@@ -143,12 +143,15 @@ mod tests {
                 let refusal = match says {
                     _ if asked.to.as_str() == "example.test" => None,
                     Says::Here => None,
-                    Says::NotConnected => {
-                        Some(Refusal::new("cancel", "remote-server-not-found", "enoname"))
-                    }
+                    Says::NotConnected => Some(Refusal::new(
+                        ErrorType::Cancel,
+                        Condition::RemoteServerNotFound,
+                        "enoname",
+                    )),
                     Says::Blocked => {
                         let text = "You have blocked this JID";
-                        let refusal = Refusal::new("cancel", "not-acceptable", text);
+                        let refusal =
+                            Refusal::new(ErrorType::Cancel, Condition::NotAcceptable, text);
                         Some(refusal.with_extra("blocked", "urn:xmpp:blocking:errors"))
                     }
                     Says::Nothing => continue,

@@ -145,31 +145,31 @@ fn a_reject_ends_it_and_a_retract_reaches_all() {
         who(&out),
         pairs(&[("alice@a.example/balcony", "reject"), ("bob@b.example/desk", "retract")])
     );
-    assert_eq!(story.bob("desk", "proceed").unwrap_err().condition, "item-not-found");
+    assert_eq!(story.bob("desk", "proceed").unwrap_err().condition, Condition::ItemNotFound);
     let mut story = Story::begun();
     let out = story.alice("retract").unwrap();
     assert_eq!(
         who(&out),
         pairs(&[("bob@b.example/phone", "retract"), ("bob@b.example/desk", "retract")])
     );
-    assert_eq!(story.bob("desk", "proceed").unwrap_err().condition, "item-not-found");
+    assert_eq!(story.bob("desk", "proceed").unwrap_err().condition, Condition::ItemNotFound);
 }
 
 #[test]
 fn only_who_was_asked_can_answer() {
     let mut story = Story::begun();
-    assert_eq!(story.bob("elsewhere", "proceed").unwrap_err().condition, "item-not-found");
+    assert_eq!(story.bob("elsewhere", "proceed").unwrap_err().condition, Condition::ItemNotFound);
     let theirs = story.theirs.clone();
     let to = "carol\\40c.example@xtls.example.org";
     let stanza = message("bob@b.example/phone", to, "proceed", &theirs);
     let peer = Jid::new("carol@c.example").unwrap();
     let answer = story.proposals.handle(&stanza, &peer, story.now);
-    assert_eq!(answer.unwrap_err().condition, "item-not-found");
+    assert_eq!(answer.unwrap_err().condition, Condition::ItemNotFound);
     let stanza = message("mallory@m.example/x", CALLEE, "retract", "a1");
     let peer = Jid::new("bob@b.example").unwrap();
     assert_eq!(
         story.proposals.handle(&stanza, &peer, story.now).unwrap_err().condition,
-        "item-not-found"
+        Condition::ItemNotFound
     );
 }
 
@@ -209,10 +209,10 @@ fn who_goes_away_leaves_nobody_waiting() {
 fn the_number_of_proposals_is_bounded_and_started_sessions_make_room() {
     let mut story = Story::begun();
     let again = propose(&mut story.proposals, "a1", story.now);
-    assert_eq!(again.unwrap_err().condition, "conflict");
+    assert_eq!(again.unwrap_err().condition, Condition::Conflict);
     propose(&mut story.proposals, "a2", story.now).unwrap();
     let third = propose(&mut story.proposals, "a3", story.now);
-    assert_eq!(third.unwrap_err().condition, "resource-constraint");
+    assert_eq!(third.unwrap_err().condition, Condition::ResourceConstraint);
     story.bob("desk", "proceed").unwrap();
     story.session("bob@b.example").unwrap();
     propose(&mut story.proposals, "a3", story.now).unwrap();
@@ -223,7 +223,7 @@ fn the_number_of_proposals_is_bounded_and_started_sessions_make_room() {
         Vec::new(),
         story.now,
     );
-    assert_eq!(none.unwrap_err().condition, "recipient-unavailable");
+    assert_eq!(none.unwrap_err().condition, Condition::RecipientUnavailable);
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn a_message_too_long_to_be_passed_on_is_refused_to_its_sender() {
         let proposed = propose(&mut proposals, length);
         assert_eq!(proposed.is_ok(), fits, "{length}");
         let Ok(out) = proposed else {
-            assert_eq!(proposed.unwrap_err().condition, "policy-violation");
+            assert_eq!(proposed.unwrap_err().condition, Condition::PolicyViolation);
             assert_eq!(proposals.deadline(), None, "nothing was begun");
             continue;
         };
@@ -279,11 +279,11 @@ fn a_message_too_long_to_be_passed_on_is_refused_to_its_sender() {
             proposals.handle(&stanza, &peer, now)
         };
         let refused = said(&mut proposals, "proceed", 2000).unwrap_err();
-        assert_eq!(refused.condition, "policy-violation");
+        assert_eq!(refused.condition, Condition::PolicyViolation);
         assert_eq!(said(&mut proposals, "proceed", 10).unwrap().len(), 1);
         let retracted = long(alice, their_mask, "retract", "p", 2000);
         let refused = proposals.handle(&retracted, &callee.clone().into(), now).unwrap_err();
-        assert_eq!(refused.condition, "policy-violation");
+        assert_eq!(refused.condition, Condition::PolicyViolation);
     }
 }
 

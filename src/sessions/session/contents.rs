@@ -7,7 +7,7 @@ use fingerpost_wire::{
     jingle, ns,
     offer::{self, Printed},
     print::Print,
-    stanza::{Refusal, Stanza},
+    stanza::{Condition, ErrorType, Refusal, Stanza},
     transport::Transport,
     xml,
 };
@@ -45,7 +45,7 @@ pub(crate) fn choose(jingle: &Element, options: &Options) -> Result<(usize, Tran
     if secured.peek().is_none() {
         let text = "Only sessions secured by TLS are brokered: offer urn:xmpp:jingle:apps:tls or a \
                     security element";
-        return Err(Refusal::new("modify", "not-acceptable", text)
+        return Err(Refusal::new(ErrorType::Modify, Condition::NotAcceptable, text)
             .with_extra("security-required", ns::JINGLE_ERRORS));
     }
     secured
@@ -59,7 +59,7 @@ pub(crate) fn choose(jingle: &Element, options: &Options) -> Result<(usize, Tran
         })
         .ok_or_else(|| {
             let text = "The transport must be SOCKS5 or in-band bytestreams";
-            Refusal::new("cancel", "feature-not-implemented", text)
+            Refusal::new(ErrorType::Cancel, Condition::FeatureNotImplemented, text)
                 .with_extra("unsupported-transports", ns::JINGLE_ERRORS)
         })
 }

@@ -40,7 +40,7 @@ use fingerpost_wire::{
     offer::Offer,
     print::Print,
     size,
-    stanza::{Refusal, Stanza},
+    stanza::{Condition, ErrorType, Refusal, Stanza},
     xml,
 };
 use jid::{BareJid, Jid};
@@ -601,7 +601,8 @@ impl Session {
     fn lost(&mut self, side: Side) {
         let other = side.other();
         self.answer_initiate(Some(
-            Refusal::new("wait", "recipient-unavailable", "The user went away").to_element(),
+            Refusal::new(ErrorType::Wait, Condition::RecipientUnavailable, "The user went away")
+                .to_element(),
         ));
         if self.legs[other.index()].told {
             let jingle = jingle::end(&self.frame(other), "gone", "The other user went away", None);
@@ -775,8 +776,8 @@ impl Session {
                 }
                 let user = self.peer(Side::Responder).user.to_bare();
                 let refusal = Refusal::new(
-                    "wait",
-                    "remote-server-timeout",
+                    ErrorType::Wait,
+                    Condition::RemoteServerTimeout,
                     format!("{user} is not answering at that address"),
                 );
                 let refusal = refusal.with_extra("silent", ns::HINTS);
@@ -948,7 +949,8 @@ pub(crate) fn unknown_session() -> Refusal {
 
 /// Returns the refusal for a request in the wrong state (XEP-0166, 10).
 fn out_of_order(text: &str) -> Refusal {
-    Refusal::new("wait", "unexpected-request", text).with_extra("out-of-order", ns::JINGLE_ERRORS)
+    Refusal::new(ErrorType::Wait, Condition::UnexpectedRequest, text)
+        .with_extra("out-of-order", ns::JINGLE_ERRORS)
 }
 
 fn too_many() -> Refusal {
@@ -956,7 +958,7 @@ fn too_many() -> Refusal {
 }
 
 fn no_answer() -> Refusal {
-    Refusal::new("wait", "remote-server-timeout", "The other user did not answer")
+    Refusal::new(ErrorType::Wait, Condition::RemoteServerTimeout, "The other user did not answer")
         .with_extra("silent", ns::HINTS)
 }
 
@@ -964,30 +966,42 @@ fn no_answer() -> Refusal {
 /// that another client may.
 fn is_for_others(error: &Element) -> bool {
     is_gone(error)
-        || ["feature-not-implemented", "not-acceptable", "not-allowed", "resource-constraint"]
-            .iter()
-            .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
+        || matches!(
+            Condition::of(error),
+            Some(
+                Condition::FeatureNotImplemented
+                    | Condition::NotAcceptable
+                    | Condition::NotAllowed
+                    | Condition::ResourceConstraint
+            )
+        )
 }
 
 /// Returns whether an error may come from a server whose connection to another server has just broken.
 fn is_undelivered(error: &Element) -> bool {
-    ["recipient-unavailable", "remote-server-not-found", "remote-server-timeout"]
-        .iter()
-        .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
+    matches!(
+        Condition::of(error),
+        Some(
+            Condition::RecipientUnavailable
+                | Condition::RemoteServerNotFound
+                | Condition::RemoteServerTimeout
+        )
+    )
 }
 
 /// Returns whether an error says that the user, or its session, does not exist.
 fn is_gone(error: &Element) -> bool {
     error.has_child("unknown-session", ns::JINGLE_ERRORS)
-        || [
-            "gone",
-            "item-not-found",
-            "recipient-unavailable",
-            "remote-server-not-found",
-            "service-unavailable",
-        ]
-        .iter()
-        .any(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
+        || matches!(
+            Condition::of(error),
+            Some(
+                Condition::Gone
+                    | Condition::ItemNotFound
+                    | Condition::RecipientUnavailable
+                    | Condition::RemoteServerNotFound
+                    | Condition::ServiceUnavailable
+            )
+        )
 }
 
 /// Returns the error answer to a stanza, with an `<error/>` that came from elsewhere.

@@ -21,7 +21,7 @@ use fingerpost_wire::{
     dst_addr::DstAddr,
     ibb_xml::IbbPayload,
     jingle, ns, size,
-    stanza::{Refusal, Stanza},
+    stanza::{Condition, ErrorType, Refusal, Stanza},
     transport::{self, Transport},
     xml,
 };
@@ -182,8 +182,12 @@ impl Session {
             }
             // Both sides sent the same action: that of the leg's initiator counts (XEP-0166, 7.2.16).
             "transport-replace" if replacing && side == Side::Responder => {
-                let refusal = Refusal::new("cancel", "conflict", "The transport is being replaced")
-                    .with_extra("tie-break", ns::JINGLE_ERRORS);
+                let refusal = Refusal::new(
+                    ErrorType::Cancel,
+                    Condition::Conflict,
+                    "The transport is being replaced",
+                )
+                .with_extra("tie-break", ns::JINGLE_ERRORS);
                 self.send(stanza.refuse(&refusal));
             }
             "transport-replace" => {
@@ -372,11 +376,18 @@ impl Session {
         let largest = size::largest_block(self.options.max_stanza_bytes);
         if block_size > largest {
             let text = format!("The block-size may be {largest} at most");
-            return self.send(stanza.refuse(&Refusal::new("modify", "resource-constraint", text)));
+            return self.send(stanza.refuse(&Refusal::new(
+                ErrorType::Modify,
+                Condition::ResourceConstraint,
+                text,
+            )));
         }
         if self.legs[side.index()].ready {
-            let refusal =
-                Refusal::new("cancel", "not-acceptable", "The bytestream is already open");
+            let refusal = Refusal::new(
+                ErrorType::Cancel,
+                Condition::NotAcceptable,
+                "The bytestream is already open",
+            );
             return self.send(stanza.refuse(&refusal));
         }
         self.replaced(side, None);

@@ -2,7 +2,11 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use fingerpost_wire::{ns, xml};
+use fingerpost_wire::{
+    ns,
+    stanza::{Refusal, StanzaType},
+    xml,
+};
 use jid::BareJid;
 use minidom::Element;
 
@@ -289,8 +293,8 @@ impl Conversation {
 
     /// Answers the requests that every XMPP entity answers; refuses all others.
     fn iq(&mut self, iq: &Element) {
-        let type_ = iq.attr("type").unwrap_or_default();
-        if !matches!(type_, "get" | "set") {
+        let type_ = StanzaType::of(iq);
+        if !type_.asks() {
             return;
         }
         let payload = iq.children().next();
@@ -298,8 +302,8 @@ impl Conversation {
         let id = iq.attr("id").unwrap_or_default();
         let result = |this: &Self| this.addressed("iq", &[("type", "result"), ("id", id)]);
         let answer = match type_ {
-            "get" if is("ping", ns::PING) => result(self),
-            "get" if is("query", ns::DISCO_INFO) => {
+            StanzaType::Get if is("ping", ns::PING) => result(self),
+            StanzaType::Get if is("query", ns::DISCO_INFO) => {
                 let mut query = Element::bare("query", ns::DISCO_INFO);
                 query.append_child(xml::element(
                     "identity",
@@ -315,10 +319,8 @@ impl Conversation {
                 answer
             }
             _ => {
-                let mut error = xml::element("error", ns::CLIENT, &[("type", "cancel")]);
-                error.append_child(Element::bare("service-unavailable", ns::STANZA_ERRORS));
                 let mut answer = self.addressed("iq", &[("type", "error"), ("id", id)]);
-                answer.append_child(error);
+                answer.append_child(Refusal::service_unavailable().to_element());
                 answer
             }
         };

@@ -115,13 +115,13 @@ fn of_several_contents_the_one_that_can_be_brokered_goes_on() {
     assert_eq!(choose(&jingle(&all), &options).unwrap().0, 2);
     let condition =
         |contents: &[String]| choose(&jingle(contents), &options).unwrap_err().condition;
-    assert_eq!(condition(&[]), "bad-request");
+    assert_eq!(condition(&[]), Condition::BadRequest);
     for missing in ["name='c'", "creator='initiator'"] {
         let bare = content(IBB_OFFER).replace(missing, "");
-        assert_eq!(condition(&[bare]), "bad-request", "{missing}");
+        assert_eq!(condition(&[bare]), Condition::BadRequest, "{missing}");
     }
-    assert_eq!(condition(&[plain.to_owned()]), "not-acceptable");
-    assert_eq!(condition(&[plain.to_owned(), foreign]), "feature-not-implemented");
+    assert_eq!(condition(&[plain.to_owned()]), Condition::NotAcceptable);
+    assert_eq!(condition(&[plain.to_owned(), foreign]), Condition::FeatureNotImplemented);
 
     let mut world = World::of(&all, 2, annotate());
     let initiate = passed(&mut world, &[]);

@@ -75,7 +75,8 @@ fn on_the_initiators_leg_the_users_replacement_overrules_ours() {
     let (number, _) = replace(&mut world, Side::Initiator);
     world.jingle(Side::Initiator, "transport-replace", &in_band("theirs"));
     assert_eq!(world.told(Side::Initiator, "transport-accept").len(), 1);
-    let tie = Refusal::new("cancel", "conflict", "").with_extra("tie-break", ns::JINGLE_ERRORS);
+    let tie = Refusal::new(ErrorType::Cancel, Condition::Conflict, "")
+        .with_extra("tie-break", ns::JINGLE_ERRORS);
     world.tell(Input::Answered(number, Answer::Error(tie.to_element())));
     assert!(!world.session.is_over());
     assert_eq!(world.session.stream_sid(Side::Initiator), "theirs");
@@ -96,7 +97,7 @@ fn an_initiator_that_only_reports_a_failure_is_offered_an_in_band_leg() {
         (side, open.name(), open.attr("block-size")),
         (Side::Initiator, "open", Some("2048"))
     );
-    let refusal = Refusal::new("cancel", "not-acceptable", "").to_element();
+    let refusal = Refusal::new(ErrorType::Cancel, Condition::NotAcceptable, "").to_element();
     world.tell(Input::Answered(number, Answer::Error(refusal)));
     assert!(!world.session.is_over());
     world.open(Side::Initiator, &sid);

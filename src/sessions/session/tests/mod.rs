@@ -505,7 +505,7 @@ fn the_first_word_that_a_user_is_not_there_is_a_doubt() {
     for gone in [false, true] {
         let mut world = in_band();
         let error = || {
-            let refusal = Refusal::new("cancel", "recipient-unavailable", "");
+            let refusal = Refusal::new(ErrorType::Cancel, Condition::RecipientUnavailable, "");
             Answer::Error(refusal.to_element())
         };
         world.now += PING;

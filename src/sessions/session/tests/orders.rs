@@ -72,7 +72,7 @@ impl World {
             News::Answered(..) if self.asked.is_empty() => {}
             News::Answered(which, how) => {
                 let (_, number, _) = self.asked.remove(which % self.asked.len());
-                let tie = || Refusal::new("cancel", "conflict", "");
+                let tie = || Refusal::new(ErrorType::Cancel, Condition::Conflict, "");
                 let answer = match how {
                     0 => Answer::Timeout,
                     1 => Answer::Error(Refusal::service_unavailable().to_element()),
