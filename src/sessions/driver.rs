@@ -18,9 +18,10 @@ use tokio::{
 };
 
 use super::{
-    ANSWER, Again, Facts, Found, Guard, Left, Shared, Side,
+    ANSWER, Again, Facts, Found, Guard, Left, Shared,
     journal::Line,
     session::{Action, Input, Peer, Session, unknown_session},
+    side::{PerSide, Side},
 };
 use crate::{
     metrics,
@@ -48,11 +49,11 @@ enum Done {
 pub(super) struct Driver {
     shared: Arc<Shared>,
     facts: Arc<Facts>,
-    peers: [Peer; 2],
+    peers: PerSide<Peer>,
     session: Session,
-    sockets: [Option<Socket>; 2],
-    legs: [Option<Leg>; 2],
-    streams: [Option<IbbHandle>; 2],
+    sockets: PerSide<Option<Socket>>,
+    legs: PerSide<Option<Leg>>,
+    streams: PerSide<Option<IbbHandle>>,
     relaying: bool,
     line: Line,
     /// Where the session-initiate goes if the responder does not take it, and the answer to give then.
@@ -68,7 +69,7 @@ impl Driver {
     /// Creates a driver for a session that has not begun.
     pub(super) fn new(
         guard: Guard,
-        peers: [Peer; 2],
+        peers: PerSide<Peer>,
         session: Session,
         line: Line,
         again: Option<Again>,
@@ -78,9 +79,9 @@ impl Driver {
             facts: Arc::clone(&guard.facts),
             peers,
             session,
-            sockets: [None, None],
-            legs: [None, None],
-            streams: [None, None],
+            sockets: PerSide::default(),
+            legs: PerSide::default(),
+            streams: PerSide::default(),
             relaying: false,
             line,
             again,
@@ -107,7 +108,7 @@ impl Driver {
                 Some(done) = self.work.join_next() => match done {
                     Ok(Done::Told(input)) => input,
                     Ok(Done::Arrived(side, Some(socket))) => {
-                        self.sockets[side.index()] = Some(socket);
+                        self.sockets[side] = Some(socket);
                         Input::Arrived(side)
                     }
                     Ok(Done::Relayed(outcome)) => {
@@ -127,8 +128,9 @@ impl Driver {
             };
             self.session.handle(input, Instant::now());
         }
-        let legs = self.facts.legs.get().map_or(["none"; 2], |legs| legs.map(|leg| leg.as_str()));
-        metrics::SESSIONS_ENDED.count(&[legs[0], legs[1], self.session.reason()]);
+        let legs = self.facts.legs.get();
+        let legs = legs.map_or(PerSide::both("none"), |legs| legs.map(|leg| leg.as_str()));
+        metrics::SESSIONS_ENDED.count(&[legs.initiator, legs.responder, self.session.reason()]);
         if let (Some((stanza, error)), Some(Again(again))) =
             (self.given_back.take(), self.again.take())
         {
@@ -177,21 +179,21 @@ impl Driver {
     async fn perform(&mut self, action: Action) {
         match action {
             Action::Acknowledged => {
-                self.shared.acknowledged(&self.peers[Side::Responder.index()]);
+                self.shared.acknowledged(&self.peers.responder);
             }
             Action::Ask(side, number, payload) => {
                 let mut wait = ANSWER;
                 if payload.attr("action") == Some("session-initiate") {
                     // The callee must not learn of a session that a crash would make the component forget.
-                    let peer = &mut self.peers[side.index()];
+                    let peer = &mut self.peers[side];
                     if !payload.has_ns(peer.namespace.as_str()) {
                         peer.namespace = payload.ns();
-                        self.line.write(&self.peers);
+                        self.line.write(self.peers.iter());
                     }
                     self.line.written().await;
                     wait = self.session.patience();
                 }
-                let peer = &self.peers[side.index()];
+                let peer = &self.peers[side];
                 let pending = self
                     .shared
                     .requests
@@ -203,34 +205,34 @@ impl Driver {
             }
             Action::Connect(side, sid) => {
                 // Clients differ in which side they take for the requester: either order belongs to this leg.
-                let Peer { user, mask, .. } = &self.peers[side.index()];
+                let Peer { user, mask, .. } = &self.peers[side];
                 let hashes =
                     vec![DstAddr::compute(&sid, mask, user), DstAddr::compute(&sid, user, mask)];
                 let mut registration = self.shared.table.register(hashes);
                 self.work.spawn(async move { Done::Arrived(side, registration.arrived().await) });
             }
             Action::ExpectOpen(side, sid) => {
-                self.shared.expect_open(&self.peers[side.index()], sid);
+                self.shared.expect_open(&self.peers[side], sid);
             }
             Action::Join => {
-                let [a, b] = &mut self.legs;
+                let PerSide { initiator: a, responder: b } = &mut self.legs;
                 let (Some(a), Some(b)) = (a.take(), b.take()) else { return };
-                let legs = [a.transport_kind(), b.transport_kind()];
-                tracing::info!(initiator = %legs[0], responder = %legs[1], "both legs up");
+                let legs = PerSide { initiator: a.transport_kind(), responder: b.transport_kind() };
+                tracing::info!(initiator = %legs.initiator, responder = %legs.responder, "both legs up");
                 let settings = self.shared.options();
                 let options = pipe::Options {
                     idle_timeout: settings.idle_timeout,
                     guard: settings.require_tls,
-                    account: pipe::Account::of(&self.peers[Side::Initiator.index()].user.to_bare()),
+                    account: pipe::Account::of(&self.peers.initiator.user.to_bare()),
                 };
                 self.relaying = true;
-                for side in [Side::Initiator, Side::Responder] {
-                    if let Some(stream) = &self.streams[side.index()] {
+                for side in Side::BOTH {
+                    if let Some(stream) = &self.streams[side] {
                         let waiting = stream.waiting();
                         self.watch(side, waiting);
                     }
                 }
-                if !legs.contains(&TransportKind::Ibb) {
+                if legs == PerSide::both(TransportKind::S5b) {
                     self.line.streams();
                 }
                 let _once = self.facts.legs.set(legs);
@@ -241,7 +243,7 @@ impl Driver {
             }
             Action::LookUpFeatures => {
                 let shared = Arc::clone(&self.shared);
-                let Peer { user, mask, .. } = self.peers[Side::Responder.index()].clone();
+                let Peer { user, mask, .. } = self.peers.responder.clone();
                 self.work.spawn(async move {
                     Done::Told(match shared.features(&user, &mask).await {
                         Found::Features(features) => Input::Features(features.to_vec()),
@@ -255,8 +257,8 @@ impl Driver {
             }
             Action::LookUpKeys(side, prints) => {
                 let shared = Arc::clone(&self.shared);
-                let owner = self.peers[side.index()].user.to_bare();
-                let asker = self.peers[side.other().index()].user.to_bare();
+                let owner = self.peers[side].user.to_bare();
+                let asker = self.peers[side.other()].user.to_bare();
                 self.work.spawn(async move {
                     Done::Told(Input::Keys(side, shared.keys(&owner, &asker, &prints).await))
                 });
@@ -264,10 +266,10 @@ impl Driver {
             Action::GiveBack(stanza, error) => self.given_back = Some((*stanza, error)),
             Action::Send(element) => self.send(element).await,
             Action::TakeSocket(side) => {
-                self.legs[side.index()] = self.sockets[side.index()].take().map(Leg::Socket);
+                self.legs[side] = self.sockets[side].take().map(Leg::Socket);
             }
             Action::TakeStream(side, sid, block_size, stanza) => {
-                self.legs[side.index()] = Some(self.stream(side, sid, block_size, stanza));
+                self.legs[side] = Some(self.stream(side, sid, block_size, stanza));
             }
         }
     }
@@ -282,12 +284,12 @@ impl Driver {
 
     /// Returns which in-band leg broke, and why.
     fn broken(&self) -> Option<(Side, IbbError)> {
-        let of = |side: Side| Some((side, self.streams[side.index()].as_ref()?.failure()?));
+        let of = |side: Side| Some((side, self.streams[side].as_ref()?.failure()?));
         of(Side::Initiator).or_else(|| of(Side::Responder))
     }
 
     fn stream(&mut self, side: Side, sid: String, block_size: u16, stanza: IbbStanza) -> Leg {
-        let peer = &self.peers[side.index()];
+        let peer = &self.peers[side];
         let mut params = IbbParams::new(peer.mask.clone(), peer.user.clone(), sid.as_str());
         params.block_size = block_size;
         params.stanza = stanza;
@@ -295,7 +297,7 @@ impl Driver {
         (params.window, params.silence_timeout) = (options.window, options.silence_timeout);
         params.memory = Some(self.shared.memory.clone());
         let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
-        self.streams[side.index()] = Some(handle.clone());
+        self.streams[side] = Some(handle.clone());
         self.shared.add_stream(peer, sid, handle);
         Leg::Ibb(stream)
     }

@@ -105,7 +105,7 @@ impl Journal {
     }
 
     /// Records the beginning of a session.
-    pub(super) fn begin(&self, peers: &[Peer]) -> Line {
+    pub(super) fn begin<'a>(&self, peers: impl IntoIterator<Item = &'a Peer>) -> Line {
         let mut line = Line {
             journal: self.clone(),
             session: self.run.clone() + &random_id(),
@@ -280,7 +280,7 @@ fn terminate(side: &OpenSide) -> Element {
 
 impl Line {
     /// Records the session as it is now.
-    pub(super) fn write(&mut self, peers: &[Peer]) {
+    pub(super) fn write<'a>(&mut self, peers: impl IntoIterator<Item = &'a Peer>) {
         let side = |peer: &Peer| OpenSide {
             session: self.session.clone(),
             user: peer.user.clone(),
@@ -288,7 +288,7 @@ impl Line {
             sid: peer.sid.clone(),
             namespace: peer.namespace.clone(),
         };
-        let sides = peers.iter().map(side).collect();
+        let sides = peers.into_iter().map(side).collect();
         let (sender, receiver) = oneshot::channel();
         let mut state = self.journal.lock();
         let fresh = match state.changes.get(&self.session) {

@@ -32,6 +32,8 @@ use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
 use tokio::time::Instant;
 
+use super::side::{PerSide, Side};
+
 /// How long a proposal may ring.
 const RING: Duration = Duration::from_secs(180);
 /// How long a proposal may ring if nobody answers: devices sleep, and a message wakes them.
@@ -74,7 +76,7 @@ struct Proposal {
     began: Instant,
     stage: Stage,
     /// Whether the initiator, and the callee, have said that the session is over.
-    finished: [bool; 2],
+    finished: PerSide<bool>,
     deadline: Instant,
     places: Vec<Place>,
 }
@@ -196,7 +198,7 @@ impl Proposals {
             since: now,
             began: now,
             stage: Stage::Ringing,
-            finished: [false; 2],
+            finished: PerSide::default(),
             deadline: now + RING,
             places: Vec::new(),
         };
@@ -267,7 +269,7 @@ impl Proposals {
             "retract" => {
                 self.remove(theirs);
             }
-            "finish" => self.finish(theirs, 0, now),
+            "finish" => self.finish(theirs, Side::Initiator, now),
             _ => return Ok(None),
         }
         Ok(Some(out))
@@ -318,7 +320,7 @@ impl Proposals {
                 Some(vec![passed])
             }
             ("finish", Some(by)) if *by == from => {
-                self.finish(theirs, 1, now);
+                self.finish(theirs, Side::Responder, now);
                 Some(vec![passed])
             }
             _ => None,
@@ -395,7 +397,7 @@ impl Proposals {
     fn settle(&mut self, theirs: &str) {
         let Some(proposal) = self.open.get(theirs) else { return };
         let deadline = proposal.began + if proposal.is_silent() { QUIET } else { RING };
-        let is_open = proposal.stage == Stage::Ringing && proposal.finished == [false; 2];
+        let is_open = proposal.stage == Stage::Ringing && proposal.finished == PerSide::default();
         if is_open && deadline != proposal.deadline {
             self.advance(theirs, Stage::Ringing, deadline);
         }
@@ -441,7 +443,7 @@ impl Proposals {
         {
             let theirs = theirs.clone();
             let started = self.open.get(&theirs).is_some_and(|open| {
-                matches!(open.stage, Stage::Started(_)) || open.finished != [false; 2]
+                matches!(open.stage, Stage::Started(_)) || open.finished != PerSide::default()
             });
             let quiet = self.open.get(&theirs).filter(|open| open.is_silent());
             let quiet = quiet.map(|open| silent(&open.callee, open.since));
@@ -628,10 +630,10 @@ impl Proposals {
     }
 
     /// Notes that one side has said that the session is over; the other may say so too.
-    fn finish(&mut self, theirs: &str, side: usize, now: Instant) {
+    fn finish(&mut self, theirs: &str, side: Side, now: Instant) {
         let Some(proposal) = self.open.get_mut(theirs) else { return };
         proposal.finished[side] = true;
-        if proposal.finished == [true; 2] {
+        if proposal.finished == PerSide::both(true) {
             self.remove(theirs);
         } else {
             let stage = proposal.stage.clone();

@@ -12,6 +12,7 @@ mod own;
 pub mod presence;
 pub mod reachable;
 mod session;
+mod side;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -51,6 +52,7 @@ use self::{
     legs::LegState,
     own::OwnSession,
     session::{Input, Peer, Session},
+    side::{PerSide, Side},
 };
 use crate::{
     metrics,
@@ -96,35 +98,6 @@ pub(crate) fn of_peer(mut error: Element) -> Element {
     }
     error.append_child(Element::bare("peer", ns::HINTS));
     error
-}
-
-/// The two users of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Side {
-    /// The user that sent the session-initiate; the TLS client.
-    Initiator,
-    /// The user that received it; the TLS server.
-    Responder,
-}
-
-impl Side {
-    fn index(self) -> usize {
-        usize::from(self == Self::Responder)
-    }
-
-    fn other(self) -> Self {
-        match self {
-            Self::Initiator => Self::Responder,
-            Self::Responder => Self::Initiator,
-        }
-    }
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Initiator => "initiator",
-            Self::Responder => "responder",
-        }
-    }
 }
 
 /// The broker's settings.
@@ -278,10 +251,10 @@ pub struct SessionInfo {
 struct Facts {
     id: String,
     began: Instant,
-    /// Initiator and responder; the component itself may be one.
-    users: [BareJid; 2],
+    /// The component itself may be the responder.
+    users: PerSide<BareJid>,
     /// Both legs' transports, once they are up.
-    legs: OnceLock<[TransportKind; 2]>,
+    legs: OnceLock<PerSide<TransportKind>>,
     progress: Progress,
 }
 
@@ -290,7 +263,7 @@ impl Facts {
         Self {
             id: random_id()[..8].to_owned(),
             began: Instant::now(),
-            users: [initiator.to_bare(), responder.to_bare()],
+            users: PerSide { initiator: initiator.to_bare(), responder: responder.to_bare() },
             legs: OnceLock::new(),
             progress: Progress::default(),
         }
@@ -480,7 +453,7 @@ impl Shared {
     /// Notes that the responder's client knows of the session.
     fn acknowledged(&self, peer: &Peer) {
         let mut state = self.lock();
-        if let Some(entries) = state.sessions.get_mut(&(peer.user.clone(), peer.mask.clone())) {
+        if let Some(entries) = state.sessions.get_mut(&peer.pair()) {
             for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
                 entry.crossable = None;
             }
@@ -518,7 +491,7 @@ impl Shared {
 
     fn expect_open(&self, peer: &Peer, sid: Option<String>) {
         let mut state = self.lock();
-        if let Some(entries) = state.sessions.get_mut(&(peer.user.clone(), peer.mask.clone())) {
+        if let Some(entries) = state.sessions.get_mut(&peer.pair()) {
             for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
                 entry.ibb = Some(sid.clone());
             }
@@ -526,10 +499,9 @@ impl Shared {
     }
 
     fn add_stream(&self, peer: &Peer, sid: String, handle: IbbHandle) {
-        let pair = (peer.user.clone(), peer.mask.clone());
         let mut state = self.lock();
         state.drop_closed(Instant::now());
-        let streams = state.streams.entry(pair).or_default();
+        let streams = state.streams.entry(peer.pair()).or_default();
         streams.retain(|(_, handle)| !handle.is_over());
         streams.push((sid, handle));
     }
@@ -693,10 +665,9 @@ impl Broker {
         // Sorts before the sids of others, so that a crossing session-initiate of the responder gives way.
         let theirs = known.unwrap_or_else(|| format!("-{}", random_id()));
         let responder = Peer { user: callee.clone(), mask, sid: theirs, namespace };
-        let pairs = [
-            (initiator.user.clone(), initiator.mask.clone()),
-            (responder.user.clone(), responder.mask.clone()),
-        ];
+        let peers = PerSide { initiator, responder };
+        let pairs =
+            PerSide { initiator: peers.initiator.pair(), responder: peers.responder.pair() };
         let facts = Arc::new(Facts::new(&stanza.from, callee));
         let id = facts.id.clone();
         let (inbox, inputs) = mpsc::channel(INBOX);
@@ -718,13 +689,13 @@ impl Broker {
             if channel.is_some()
                 && let Some(theirs) = proxied(callee, &options.jid)
                 && let Some(entries) = state.sessions.get(&(stanza.from.clone(), theirs))
-                && entries.iter().any(|e| e.crossable == channel && e.sid < initiator.sid)
+                && entries.iter().any(|e| e.crossable == channel && e.sid < peers.initiator.sid)
             {
                 let text = "The other user has started the same at this moment";
                 return Err(Refusal::new(ErrorType::Cancel, Condition::Conflict, text)
                     .with_extra("tie-break", ns::JINGLE_ERRORS));
             }
-            if state.has(&pairs[0], &initiator.sid) {
+            if state.has(&pairs.initiator, &peers.initiator.sid) {
                 return Err(Refusal::new(
                     ErrorType::Cancel,
                     Condition::Conflict,
@@ -733,10 +704,10 @@ impl Broker {
             }
             let place = shared.admit(&mut state, &user)?;
             state.insert(
-                &pairs[0],
+                &pairs.initiator,
                 Entry {
                     facts: Arc::clone(&facts),
-                    sid: initiator.sid.clone(),
+                    sid: peers.initiator.sid.clone(),
                     side: Side::Initiator,
                     inbox: inbox.clone(),
                     ibb,
@@ -744,10 +715,10 @@ impl Broker {
                 },
             );
             state.insert(
-                &pairs[1],
+                &pairs.responder,
                 Entry {
                     facts: Arc::clone(&facts),
-                    sid: responder.sid.clone(),
+                    sid: peers.responder.sid.clone(),
                     side: Side::Responder,
                     inbox,
                     ibb: Some(None),
@@ -756,14 +727,12 @@ impl Broker {
             );
             place
         };
-        let [first, second] = pairs;
         let guard = Guard {
             shared: Arc::clone(shared),
-            pairs: vec![first, second],
+            pairs: vec![pairs.initiator, pairs.responder],
             facts: Arc::clone(&facts),
             place,
         };
-        let peers = [initiator, responder];
         let mut machine = Session::new(
             Arc::clone(&options),
             random_id,
@@ -774,7 +743,7 @@ impl Broker {
             Instant::now(),
         );
         machine.expect_acknowledgement(patience, again.is_some(), has_others);
-        let line = shared.journal.begin(&peers);
+        let line = shared.journal.begin(peers.iter());
         metrics::SESSIONS.count(&[]);
         let driver = Driver::new(guard, peers, machine, line, again);
         let span = tracing::info_span!("session", id);
@@ -835,7 +804,7 @@ impl Broker {
         let facts = Arc::new(Facts::new(&peer.user, &peer.mask));
         let id = facts.id.clone();
         let user = peer.user.to_bare();
-        let pair = (peer.user.clone(), peer.mask.clone());
+        let pair = peer.pair();
         let place = {
             let mut state = shared.lock();
             if state.has(&pair, &peer.sid) {
@@ -852,7 +821,7 @@ impl Broker {
             place
         };
         let guard = Guard { shared: Arc::clone(shared), pairs: vec![pair], facts, place };
-        let line = shared.journal.begin(std::slice::from_ref(&peer));
+        let line = shared.journal.begin([&peer]);
         let session = OwnSession {
             shared: Arc::clone(shared),
             peer,
@@ -1024,8 +993,8 @@ impl Broker {
             .filter(|entry| entry.side == Side::Initiator)
             .map(|entry| SessionInfo {
                 id: entry.facts.id.clone(),
-                users: entry.facts.users.clone(),
-                legs: entry.facts.legs.get().copied(),
+                users: entry.facts.users.to_array(),
+                legs: entry.facts.legs.get().map(|legs| legs.to_array()),
                 age: entry.facts.began.elapsed(),
                 bytes: entry.facts.progress.bytes(),
             })

@@ -18,7 +18,10 @@ use tokio::time::Instant;
 use super::{Phase, Question, Session};
 use crate::{
     registry::model::Key,
-    sessions::{Options, Side, hints},
+    sessions::{
+        Options, hints,
+        side::{PerSide, Side},
+    },
 };
 
 /// Returns the number and the transport of the content that is brokered: the first one that is secured and has a
@@ -138,7 +141,8 @@ impl Session {
             return;
         };
         let Some(content) = contents(&jingle).nth(self.chosen) else { return };
-        self.dialects = [Dialect::of(content), Dialect::known(&features)];
+        self.dialects =
+            PerSide { initiator: Dialect::of(content), responder: Dialect::known(&features) };
         self.choose_namespace(&features);
         let both = self.check_with_beside(Side::Initiator, content, &jingle, &keys);
         let (checked, beside) = match both {
@@ -146,7 +150,7 @@ impl Session {
             Err(text) => return self.refuse_key(&self.owner(Side::Initiator), &text),
         };
         if checked.had_methods && checked.methods.is_empty() {
-            let owner = self.peer(Side::Initiator).user.to_bare();
+            let owner = self.peers.initiator.user.to_bare();
             let text = format!(
                 "No TLS method is left: this service accepts none of the keys that {owner} offers"
             );
@@ -159,9 +163,9 @@ impl Session {
         };
         let out = self.pass(Side::Responder, &beside, &checked, transport);
         self.phase = Phase::Negotiating;
-        self.leg(Side::Responder).told = true;
+        self.legs.responder.told = true;
         self.ask(Side::Responder, out, Question::Initiate);
-        if self.legs[0].ready {
+        if self.legs.initiator.ready {
             self.open_responder();
         }
     }
@@ -169,7 +173,7 @@ impl Session {
     /// Chooses the Jingle namespace for the responder: the initiator's, unless the responder knows only the other.
     fn choose_namespace(&mut self, features: &[String]) {
         let speaks = |feature: &str| features.iter().any(|known| known == feature);
-        let responder = &mut self.peers[Side::Responder.index()];
+        let responder = &mut self.peers.responder;
         let (offered, other) = if responder.namespace == ns::JINGLE_0 {
             (ns::JINGLE_0, ns::JINGLE)
         } else {
@@ -208,7 +212,7 @@ impl Session {
 
     /// Returns the owner of the keys that a side offers.
     fn owner(&self, side: Side) -> BareJid {
-        self.peer(side).user.to_bare()
+        self.peers[side].user.to_bare()
     }
 
     /// Adds hints to one side's offer, applies the policies, and writes it in a dialect of the other side.
@@ -225,7 +229,7 @@ impl Session {
         let mut prints = judged.prints();
         let stripped: HashSet<_> = gone.prints.iter().map(Printed::identity).collect();
         prints.retain(|(_, print)| !stripped.contains(&print.identity()));
-        let known = &self.dialects[side.other().index()];
+        let known = &self.dialects[side.other()];
         let methods = judged.methods(&offer, &gone);
         Ok(Checked {
             element: dialect::for_peer(&left, known, &prints),
@@ -266,7 +270,7 @@ impl Session {
         match all.and_then(|all| Ok((all, self.check_beside(side, &jingle, keys)?))) {
             Ok((all, beside)) => {
                 let to = side.other();
-                let namespace = self.peer(to).namespace.as_str();
+                let namespace = self.peers[to].namespace.as_str();
                 let contents = all.into_iter().map(|checked| {
                     let mut content = jingle::reframe(&checked.element, &jingle.ns(), namespace);
                     if let Some(hints) = checked.hints {
@@ -310,7 +314,7 @@ impl Session {
             return self.end_both("unsupported-applications", &text);
         }
         self.acknowledge();
-        self.leg(Side::Responder).accept(Transport::read(content));
+        self.legs.responder.accept(Transport::read(content));
         self.accepted = true;
         let transport = self.accept_leg();
         let out = self.pass(Side::Initiator, &beside, &checked, transport);
@@ -318,7 +322,7 @@ impl Session {
         if matches!(self.phase, Phase::Negotiating) {
             self.deadline = now + self.options.activation_timeout;
         }
-        for side in [Side::Initiator, Side::Responder] {
+        for side in Side::BOTH {
             self.nominate(side);
             self.expect_choice(side, now);
         }

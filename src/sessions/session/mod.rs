@@ -51,10 +51,11 @@ use tracing::{debug, info};
 pub(crate) use self::contents::{application, channel, choose};
 use self::contents::{contents, offered_prints};
 use super::{
-    Options, Side,
+    Options, Pair,
     legs::{LegState, Plan},
     message_initiation::room,
     of_peer,
+    side::{PerSide, Side},
 };
 use crate::{
     refuse::Refuse as _,
@@ -98,6 +99,13 @@ pub(crate) struct Peer {
     pub(crate) sid: String,
     /// The Jingle namespace spoken here.
     pub(crate) namespace: String,
+}
+
+impl Peer {
+    /// Returns the addresses of this leg.
+    pub(crate) fn pair(&self) -> Pair {
+        (self.user.clone(), self.mask.clone())
+    }
 }
 
 /// An input of a session.
@@ -223,8 +231,8 @@ enum Question {
 pub(crate) struct Session {
     options: Arc<Options>,
     ids: fn() -> String,
-    peers: [Peer; 2],
-    legs: [LegState; 2],
+    peers: PerSide<Peer>,
+    legs: PerSide<LegState>,
     phase: Phase,
     /// The session-initiate while it is unanswered.
     initiate: Option<Stanza>,
@@ -241,24 +249,24 @@ pub(crate) struct Session {
     /// The TLS methods of the initiator that policy lets pass.
     methods: Vec<String>,
     /// The offer dialects that each side knows; empty: any.
-    dialects: [Vec<Dialect>; 2],
+    dialects: PerSide<Vec<Dialect>>,
     questions: HashMap<u32, Question>,
     asked: u32,
     /// When it ends, and why.
     deadline: Instant,
     deadline_reason: &'static str,
     /// Which users have said that they are absent, or have moved, while the stream continues.
-    absent: [bool; 2],
+    absent: PerSide<bool>,
     /// Which in-band leg broke, and why.
     broken: Option<(Side, IbbError)>,
     /// The sides whose last answer said that the user is absent.
-    doubted: [bool; 2],
+    doubted: PerSide<bool>,
     /// Why it ended, once it has.
     reason: &'static str,
     /// When the service stops.
     stop_at: Option<Instant>,
     /// When each side was last heard.
-    heard: [Instant; 2],
+    heard: PerSide<Instant>,
     /// How long the responder may take to acknowledge the session-initiate.
     patience: Duration,
     /// Whether the session-initiate is given back if the responder does not take it.
@@ -274,7 +282,7 @@ impl Session {
     pub(crate) fn new(
         options: Arc<Options>,
         ids: fn() -> String,
-        peers: [Peer; 2],
+        peers: PerSide<Peer>,
         leg: LegState,
         chosen: usize,
         initiate: Stanza,
@@ -287,22 +295,22 @@ impl Session {
         let others = offered.iter().enumerate().filter(|(number, _)| *number != chosen);
         let removed = others.map(|(_, content)| (*content).clone()).collect();
         // Until the responder's features are known, its leg is a placeholder.
-        let legs = [
-            LegState { told: true, ..leg },
-            LegState::ibb(ns::JINGLE_IBB, None, options.block_size),
-        ];
+        let legs = PerSide {
+            initiator: LegState { told: true, ..leg },
+            responder: LegState::ibb(ns::JINGLE_IBB, None, options.block_size),
+        };
         let prints = initiate.payload().map(offered_prints).unwrap_or_default();
         let mut actions =
             VecDeque::from([Action::LookUpFeatures, Action::LookUpKeys(Side::Initiator, prints)]);
-        if let Plan::S5b { sid, .. } = &legs[0].plan {
+        if let Plan::S5b { sid, .. } = &legs.initiator.plan {
             actions.push_back(Action::Connect(Side::Initiator, sid.clone()));
         }
         Self {
             deadline: now + options.activation_timeout,
             deadline_reason: "timeout",
-            absent: [false; 2],
+            absent: PerSide::default(),
             broken: None,
-            doubted: [false; 2],
+            doubted: PerSide::default(),
             reason: "refused",
             stop_at: None,
             options,
@@ -319,10 +327,10 @@ impl Session {
             removed,
             is_raw,
             methods: Vec::new(),
-            dialects: [Vec::new(), Vec::new()],
+            dialects: PerSide::default(),
             questions: HashMap::new(),
             asked: 0,
-            heard: [now; 2],
+            heard: PerSide::both(now),
             patience: super::ANSWER,
             goes_back: false,
             has_others: false,
@@ -359,9 +367,9 @@ impl Session {
 
     /// Returns when [`Input::Timeout`] is due.
     pub(crate) fn deadline(&self) -> Instant {
-        let news = self.heard.map(|heard| heard + PING);
+        let news = self.heard.iter().map(|heard| *heard + PING);
         let fall_backs = self.legs.iter().filter_map(|leg| leg.fall_back_at);
-        news.into_iter().chain(fall_backs).chain(self.stop_at).fold(self.deadline, Instant::min)
+        news.chain(fall_backs).chain(self.stop_at).fold(self.deadline, Instant::min)
     }
 
     /// Returns whether it has ended; [`Session::poll_action`] may still return the last actions.
@@ -385,16 +393,14 @@ impl Session {
                 self.held.push_back(input);
             }
             // A user that has not been told of the session cannot speak in it.
-            Input::Jingle(side, stanza) | Input::Open(side, stanza)
-                if !self.legs[side.index()].told =>
-            {
+            Input::Jingle(side, stanza) | Input::Open(side, stanza) if !self.legs[side].told => {
                 self.send(stanza.refuse(&unknown_session()));
             }
             // The other side is about to get the user's own reason.
             Input::Gone(_) | Input::Drain(_) if matches!(self.phase, Phase::Leaving { .. }) => {}
             Input::Answered(number, answer) => self.handle_answer(number, answer, now),
             Input::Arrived(side) => {
-                self.leg(side).arrived = true;
+                self.legs[side].arrived = true;
                 self.check_connected(side);
             }
             Input::Broken(broken) => self.broken = broken,
@@ -413,7 +419,7 @@ impl Session {
             }
             // A server that stops says so of all its users, yet a stream beside XMPP continues: the stream decides.
             Input::Gone(side) if matches!(self.phase, Phase::Relaying) => {
-                self.absent[side.index()] = true;
+                self.absent[side] = true;
                 self.check_user(side, now);
             }
             Input::Gone(side) => self.lost(side),
@@ -446,26 +452,25 @@ impl Session {
 
     /// Checks both users now.
     fn check_users(&mut self, now: Instant) {
-        for side in [Side::Initiator, Side::Responder] {
+        for side in Side::BOTH {
             self.check_user(side, now);
         }
     }
 
     /// Checks a user now.
     fn check_user(&mut self, side: Side, now: Instant) {
-        self.heard[side.index()] = now.checked_sub(PING).unwrap_or(now);
+        self.heard[side] = now.checked_sub(PING).unwrap_or(now);
     }
 
     /// Notes that a user has sent something.
     fn is_here(&mut self, side: Side, now: Instant) {
-        self.heard[side.index()] = now;
-        self.absent[side.index()] = false;
+        self.heard[side] = now;
+        self.absent[side] = false;
     }
 
     /// Returns whether the stream of a side runs without its user's connection to the server.
     fn runs_beside_xmpp(&self, side: Side) -> bool {
-        matches!(self.phase, Phase::Relaying)
-            && matches!(self.legs[side.index()].plan, Plan::S5b { .. })
+        matches!(self.phase, Phase::Relaying) && matches!(self.legs[side].plan, Plan::S5b { .. })
     }
 
     /// Tells both users that the stream stands still because one of them is silent, or that it continues.
@@ -475,7 +480,7 @@ impl Session {
         }
         info!(side = silent.as_str(), waits, "in-band stream waits for a silent user");
         let seconds = self.options.silence_timeout.as_secs().to_string();
-        for side in [Side::Initiator, Side::Responder] {
+        for side in Side::BOTH {
             let of = if side == silent { "you" } else { "peer" };
             let news = if waits {
                 xml::element("waiting", ns::HINTS, &[("for", of), ("seconds", &seconds)])
@@ -498,16 +503,8 @@ impl Session {
         }
     }
 
-    fn peer(&self, side: Side) -> &Peer {
-        &self.peers[side.index()]
-    }
-
-    fn leg(&mut self, side: Side) -> &mut LegState {
-        &mut self.legs[side.index()]
-    }
-
     fn frame(&self, side: Side) -> Frame<'_> {
-        let peer = self.peer(side);
+        let peer = &self.peers[side];
         let (initiator, responder) = match side {
             Side::Initiator => (&peer.user, &peer.mask),
             Side::Responder => (&peer.mask, &peer.user),
@@ -557,7 +554,7 @@ impl Session {
     /// Returns a set request to one side's user.
     fn request(&self, side: Side, jingle: Element) -> Element {
         let id = (self.ids)();
-        let peer = self.peer(side);
+        let peer = &self.peers[side];
         let mut iq = xml::element(
             "iq",
             ns::CLIENT,
@@ -586,8 +583,8 @@ impl Session {
         // The text may repeat what a user sent, and both users must learn of the end.
         let text: String = text.chars().take(TEXT).collect();
         self.answer_initiate(None);
-        for side in [Side::Initiator, Side::Responder] {
-            if self.legs[side.index()].told {
+        for side in Side::BOTH {
+            if self.legs[side].told {
                 let jingle = jingle::end(&self.frame(side), condition, &text, owner);
                 self.tell(side, jingle);
             }
@@ -604,7 +601,7 @@ impl Session {
             Refusal::new(ErrorType::Wait, Condition::RecipientUnavailable, "The user went away")
                 .to_element(),
         ));
-        if self.legs[other.index()].told {
+        if self.legs[other].told {
             let jingle = jingle::end(&self.frame(other), "gone", "The other user went away", None);
             self.tell(other, jingle);
         }
@@ -699,7 +696,7 @@ impl Session {
             "content-add" => self.reject_contents(side, &stanza, &jingle),
             "session-info" | "security-info" | "description-info" | "content-accept"
             | "content-modify" | "content-reject" | "content-remove" => {
-                if !self.legs[side.other().index()].told {
+                if !self.legs[side.other()].told {
                     let text = "The other user does not know of the session yet";
                     return self.send(stanza.refuse(&out_of_order(text)));
                 }
@@ -732,7 +729,7 @@ impl Session {
     /// Passes one side's session-terminate to the other, with its reason.
     fn leave(&mut self, by: Side, jingle: &Element) {
         let other = by.other();
-        if self.legs[other.index()].told {
+        if self.legs[other].told {
             let out = jingle::jingle(jingle, &self.frame(other), |content| content);
             let mut iq = self.request(other, out);
             if self.check_size(&iq).is_err() {
@@ -774,7 +771,7 @@ impl Session {
                 if self.goes_back {
                     return self.give_back(None);
                 }
-                let user = self.peer(Side::Responder).user.to_bare();
+                let user = self.peers.responder.user.to_bare();
                 let refusal = Refusal::new(
                     ErrorType::Wait,
                     Condition::RemoteServerTimeout,
@@ -790,14 +787,14 @@ impl Session {
                 Answer::Timeout => stanza.refuse(&no_answer()),
             }),
             (Question::Open(side, sid, _), _)
-                if self.legs[side.index()].ready || self.stream_sid(side) != sid => {}
+                if self.legs[side].ready || self.stream_sid(side) != sid => {}
             (Question::Open(side, sid, block_size), Answer::Result(_)) => {
                 let stream = Action::TakeStream(side, sid, block_size, IbbStanza::Iq);
                 self.actions.push_back(stream);
                 self.ready(side);
             }
             (Question::Open(side, _, block_size), Answer::Error(_)) if block_size > SMALL_BLOCK => {
-                let leg = self.leg(side);
+                let leg = &mut self.legs[side];
                 leg.opened = false;
                 if let Plan::Ibb { block_size, .. } = &mut leg.plan {
                     *block_size = SMALL_BLOCK;
@@ -805,7 +802,7 @@ impl Session {
                 self.open(side);
             }
             // The initiator may think that it has to open the bytestream that we have offered on its leg.
-            (Question::Open(Side::Initiator, ..), _) => self.leg(Side::Initiator).opened = false,
+            (Question::Open(Side::Initiator, ..), _) => self.legs.initiator.opened = false,
             (Question::Open(..), _) => {
                 self.end_both("failed-transport", "The in-band bytestream was refused");
             }
@@ -813,26 +810,26 @@ impl Session {
             (Question::Ping(side), Answer::Error(error))
                 if is_undelivered(&error)
                     && matches!(self.phase, Phase::Relaying)
-                    && !self.doubted[side.index()] =>
+                    && !self.doubted[side] =>
             {
-                self.doubted[side.index()] = true;
-                self.heard[side.index()] = now.checked_sub(PING - AGAIN).unwrap_or(now);
+                self.doubted[side] = true;
+                self.heard[side] = now.checked_sub(PING - AGAIN).unwrap_or(now);
             }
             (Question::Ping(side), Answer::Error(error)) if is_gone(&error) => {
                 if self.runs_beside_xmpp(side) {
                     // A stream beside XMPP survives its user's connection to the server, and shows its own end.
-                    self.absent[side.index()] = true;
+                    self.absent[side] = true;
                 } else {
                     self.lost(side);
                 }
             }
             (Question::Ping(side), Answer::Result(_) | Answer::Error(_)) => {
-                self.doubted[side.index()] = false;
+                self.doubted[side] = false;
                 self.is_here(side, now);
             }
             // The user has said that it goes, and sends nothing more.
             (Question::Ping(side), Answer::Timeout)
-                if self.absent[side.index()] && !self.runs_beside_xmpp(side) =>
+                if self.absent[side] && !self.runs_beside_xmpp(side) =>
             {
                 self.lost(side);
             }
@@ -844,15 +841,15 @@ impl Session {
 
     /// Returns the side that has prevented the session's setup, as text.
     fn late(&self) -> String {
-        let user = |side| self.peer(side).user.to_bare();
-        if !self.accepted && !self.legs[1].ready {
+        let user = |side| self.peers[side].user.to_bare();
+        if !self.accepted && !self.legs.responder.ready {
             return format!("{} did not accept the session in time", user(Side::Responder));
         }
-        match self.legs.each_ref().map(|leg| leg.ready) {
-            [true, false] => {
+        match (self.legs.initiator.ready, self.legs.responder.ready) {
+            (true, false) => {
                 format!("{} set up no transport in time", user(Side::Responder))
             }
-            [false, true] => {
+            (false, true) => {
                 format!("{} set up no transport in time", user(Side::Initiator))
             }
             _ => "The session was not set up in time by either user".to_owned(),
@@ -877,15 +874,15 @@ impl Session {
         if self.stop_at.is_some_and(|stop_at| now >= stop_at) {
             return self.end_both("gone", "The service is being stopped");
         }
-        for side in [Side::Initiator, Side::Responder] {
-            if self.legs[side.index()].fall_back_at.is_some_and(|at| now >= at) {
-                self.leg(side).fall_back_at = None;
+        for side in Side::BOTH {
+            if self.legs[side].fall_back_at.is_some_and(|at| now >= at) {
+                self.legs[side].fall_back_at = None;
                 self.offer_in_band(side, now);
             }
-            if now >= self.heard[side.index()] + PING {
+            if now >= self.heard[side] + PING {
                 // An empty session-info asks whether the session exists.
-                self.heard[side.index()] = now;
-                if self.legs[side.index()].told {
+                self.heard[side] = now;
+                if self.legs[side].told {
                     let ping = jingle::own("session-info", &self.frame(side));
                     self.ask(side, ping, Question::Ping(side));
                 }
@@ -921,7 +918,7 @@ impl Session {
                 self.end_both("timeout", &text);
             }
             // One absent user is the reason. If both seem absent, their server may have said so, which means nothing.
-            Ended::Error(_) if self.absent[0] != self.absent[1] => {
+            Ended::Error(_) if self.absent.initiator != self.absent.responder => {
                 self.end_both("gone", "The other user went away");
             }
             Ended::Error(_) => {
@@ -933,7 +930,7 @@ impl Session {
             }
             Ended::Eof => {
                 self.deadline = now + if self.is_raw { RAW_GOODBYE } else { GOODBYE };
-                if self.absent.contains(&true) {
+                if self.absent.initiator || self.absent.responder {
                     self.check_users(now);
                 }
                 self.deadline_reason = "success";

@@ -33,8 +33,8 @@ use super::{Action, Phase, Question, Session, contents::contents, out_of_order};
 use crate::{
     refuse::Refuse as _,
     sessions::{
-        Side,
         legs::{LegState, Plan},
+        side::Side,
     },
 };
 
@@ -51,7 +51,7 @@ impl Session {
         let speaks = |feature: &str| features.iter().any(|known| known == feature);
         let sid = (self.ids)();
         if self.options.socks5 && speaks(ns::JINGLE_S5B) {
-            *self.leg(Side::Responder) = LegState::s5b(sid.clone(), (self.ids)(), None);
+            self.legs.responder = LegState::s5b(sid.clone(), (self.ids)(), None);
             self.actions.push_back(Action::Connect(Side::Responder, sid));
             return Some(self.s5b_transport(Side::Responder));
         }
@@ -59,28 +59,26 @@ impl Session {
             return None;
         }
         // The initiator's form if the responder does not object, otherwise the responder's.
-        let old = match &self.legs[0].plan {
+        let old = match &self.legs.initiator.plan {
             Plan::Ibb { namespace, .. } => namespace == ns::JINGLE_IBB_0,
-            Plan::S5b { .. } => self.peer(Side::Responder).namespace == ns::JINGLE_0,
+            Plan::S5b { .. } => self.peers.responder.namespace == ns::JINGLE_0,
         };
         let namespace = match (speaks(ns::JINGLE_IBB_0), speaks(ns::JINGLE_IBB)) {
             (true, false) => ns::JINGLE_IBB_0,
             (false, true) => ns::JINGLE_IBB,
-            (false, false) if self.peer(Side::Responder).namespace == ns::JINGLE_0 => {
-                ns::JINGLE_IBB_0
-            }
+            (false, false) if self.peers.responder.namespace == ns::JINGLE_0 => ns::JINGLE_IBB_0,
             (true, true) if old => ns::JINGLE_IBB_0,
             _ => ns::JINGLE_IBB,
         };
         let block_size = self.options.block_size;
-        *self.leg(Side::Responder) = LegState::ibb(namespace, Some(sid.clone()), block_size);
+        self.legs.responder = LegState::ibb(namespace, Some(sid.clone()), block_size);
         Some(transport::ibb(namespace, &sid, block_size))
     }
 
     /// Returns our SOCKS5 transport for a side whose plan it is.
     fn s5b_transport(&self, side: Side) -> Element {
-        let peer = self.peer(side);
-        let Plan::S5b { sid, cid, .. } = &self.legs[side.index()].plan else {
+        let peer = &self.peers[side];
+        let Plan::S5b { sid, cid, .. } = &self.legs[side].plan else {
             return Element::bare("transport", ns::JINGLE_S5B);
         };
         let hash = DstAddr::compute(sid, &peer.mask, &peer.user).to_string();
@@ -89,9 +87,9 @@ impl Session {
 
     /// Returns our transport in the answer to the initiator.
     pub(super) fn accept_leg(&self) -> Element {
-        match &self.legs[0].plan {
+        match &self.legs.initiator.plan {
             Plan::Ibb { namespace, sid, block_size } => {
-                let sid = sid.as_deref().unwrap_or(&self.peer(Side::Initiator).sid);
+                let sid = sid.as_deref().unwrap_or(&self.peers.initiator.sid);
                 transport::ibb(namespace, sid, (*block_size).min(self.options.block_size))
             }
             Plan::S5b { .. } => self.s5b_transport(Side::Initiator),
@@ -100,7 +98,7 @@ impl Session {
 
     /// Lets the initiator of a raw TLS stream connect before the responder has accepted, as in docs/HISTORY.md.
     pub(super) fn offer_early(&mut self) {
-        if self.is_raw && self.legs[0].awaits_socks5() {
+        if self.is_raw && self.legs.initiator.awaits_socks5() {
             let transport = self.s5b_transport(Side::Initiator);
             self.tell_transport(Side::Initiator, "transport-info", transport);
         }
@@ -108,7 +106,7 @@ impl Session {
 
     /// Tells a user which of its candidates we use: none, or its own one at this component.
     pub(super) fn nominate(&mut self, side: Side) {
-        let Plan::S5b { sid, own_proxy, nominated, .. } = &mut self.legs[side.index()].plan else {
+        let Plan::S5b { sid, own_proxy, nominated, .. } = &mut self.legs[side].plan else {
             return;
         };
         if std::mem::replace(nominated, true) {
@@ -124,7 +122,7 @@ impl Session {
 
     /// Gives a user time to choose a candidate.
     pub(super) fn expect_choice(&mut self, side: Side, now: Instant) {
-        let leg = self.leg(side);
+        let leg = &mut self.legs[side];
         if leg.awaits_socks5() && leg.replacing.is_none() {
             leg.fall_back_at =
                 Some(leg.fall_back_at.map_or(now + SILENCE, |at| at.min(now + SILENCE)));
@@ -170,7 +168,7 @@ impl Session {
             let rejection = self.replace_rejection(side, other);
             return self.answer_and_tell(side, stanza, rejection);
         };
-        let replacing = self.legs[side.index()].replacing.is_some();
+        let replacing = self.legs[side].replacing.is_some();
         match action {
             "transport-info" => {
                 self.send(stanza.result(None));
@@ -212,17 +210,17 @@ impl Session {
 
     /// Handles a user's message about the SOCKS5 candidates.
     fn handle_news(&mut self, side: Side, news: &str, now: Instant) {
-        if !self.legs[side.index()].awaits_socks5() {
+        if !self.legs[side].awaits_socks5() {
             return;
         }
         match news {
             "candidate-used" | "activated" => {
                 self.nominate_if_told(side);
-                self.leg(side).mark_used();
+                self.legs[side].mark_used();
                 self.check_connected(side);
             }
             // Our candidate is not wanted, but the user's own at this component may still be activated.
-            "candidate-error" if self.legs[side.index()].has_own_proxy() => {
+            "candidate-error" if self.legs[side].has_own_proxy() => {
                 self.nominate_if_told(side);
             }
             "candidate-error" | "proxy-error" => {
@@ -243,12 +241,12 @@ impl Session {
     fn handle_replace(&mut self, side: Side, content: &Element) {
         match Transport::read(content) {
             Some(Transport::Ibb { namespace, sid, block_size })
-                if self.options.ibb && !self.legs[side.index()].ready && !self.asks_enough() =>
+                if self.options.ibb && !self.legs[side].ready && !self.asks_enough() =>
             {
                 let block_size = block_size.min(self.options.block_size);
                 let sid = sid.unwrap_or_else(self.ids);
                 let answer = transport::ibb(&namespace, &sid, block_size);
-                self.leg(side).replace(LegState::ibb(&namespace, Some(sid.clone()), block_size));
+                self.legs[side].replace(LegState::ibb(&namespace, Some(sid.clone()), block_size));
                 self.actions.push_back(Action::ExpectOpen(side, Some(sid)));
                 self.tell_transport(side, "transport-accept", answer);
                 // The initiator of a session opens its bytestreams; on leg B that is us.
@@ -279,14 +277,14 @@ impl Session {
     /// Replaces SOCKS5, which failed on this leg, by IBB, without the other leg's knowledge.
     fn fall_back(&mut self, side: Side, now: Instant) {
         match side {
-            Side::Initiator => self.leg(side).fall_back_at = Some(now + PATIENCE),
+            Side::Initiator => self.legs[side].fall_back_at = Some(now + PATIENCE),
             Side::Responder => self.offer_in_band(side, now),
         }
     }
 
     /// Offers an in-band bytestream in place of SOCKS5, which has not come up.
     pub(super) fn offer_in_band(&mut self, side: Side, now: Instant) {
-        let leg = &self.legs[side.index()];
+        let leg = &self.legs[side];
         if !leg.awaits_socks5() || leg.replacing.is_some() {
             return;
         }
@@ -299,7 +297,7 @@ impl Session {
         }
         let sid = (self.ids)();
         let block_size = self.options.block_size;
-        let leg = self.leg(side);
+        let leg = &mut self.legs[side];
         leg.fall_back_at = None;
         leg.replacing = Some((sid.clone(), block_size));
         self.actions.push_back(Action::ExpectOpen(side, Some(sid.clone())));
@@ -310,21 +308,21 @@ impl Session {
 
     /// Moves the leg to the in-band bytestream that we have offered.
     fn replaced(&mut self, side: Side, answer: Option<Transport>) {
-        if let Some((sid, block_size)) = self.leg(side).replacing.take() {
-            self.leg(side).replace(LegState::ibb(ns::JINGLE_IBB, Some(sid), block_size));
-            self.leg(side).accept(answer);
+        if let Some((sid, block_size)) = self.legs[side].replacing.take() {
+            self.legs[side].replace(LegState::ibb(ns::JINGLE_IBB, Some(sid), block_size));
+            self.legs[side].accept(answer);
         }
     }
 
     /// Handles the refusal of the in-band bytestream that we have offered; `error` is set unless it was a
     /// transport-reject.
     pub(super) fn refused(&mut self, side: Side, error: Option<&Element>) {
-        if self.leg(side).replacing.take().is_none() {
+        if self.legs[side].replacing.take().is_none() {
             // The user's own has come first.
             return;
         }
         let tie = error.is_some_and(|error| error.has_child("tie-break", ns::JINGLE_ERRORS));
-        if self.legs[side.index()].is_connected() {
+        if self.legs[side].is_connected() {
             self.check_connected(side);
         } else if !(tie && side == Side::Initiator) {
             self.end_both("failed-transport", "No transport was left to try");
@@ -333,14 +331,14 @@ impl Session {
 
     /// Opens the responder's leg, if it is in-band and not yet open.
     pub(super) fn open_responder(&mut self) {
-        if !self.legs[1].opening {
+        if !self.legs.responder.opening {
             self.open(Side::Responder);
         }
     }
 
     pub(super) fn open(&mut self, side: Side) {
         let sid = self.stream_sid(side);
-        let leg = self.leg(side);
+        let leg = &mut self.legs[side];
         let Plan::Ibb { block_size, .. } = leg.plan else { return };
         if leg.ready || leg.opened {
             return;
@@ -359,9 +357,9 @@ impl Session {
     /// Returns the in-band bytestream's id on a leg: its own, or that of the session, for transports without an id as in
     /// docs/HISTORY.md.
     pub(super) fn stream_sid(&self, side: Side) -> String {
-        match &self.legs[side.index()].plan {
+        match &self.legs[side].plan {
             Plan::Ibb { sid: Some(sid), .. } => sid.clone(),
-            _ => self.peer(side).sid.clone(),
+            _ => self.peers[side].sid.clone(),
         }
     }
 
@@ -382,7 +380,7 @@ impl Session {
                 text,
             )));
         }
-        if self.legs[side.index()].ready {
+        if self.legs[side].ready {
             let refusal = Refusal::new(
                 ErrorType::Cancel,
                 Condition::NotAcceptable,
@@ -398,7 +396,7 @@ impl Session {
 
     /// Makes a SOCKS5 leg ready when its connection is established and the user has chosen it.
     pub(super) fn check_connected(&mut self, side: Side) {
-        let leg = self.leg(side);
+        let leg = &mut self.legs[side];
         if !leg.ready && leg.is_connected() {
             self.actions.push_back(Action::TakeSocket(side));
             self.ready(side);
@@ -408,7 +406,7 @@ impl Session {
     /// Handles a leg that is ready: opens the other, or joins both.
     pub(super) fn ready(&mut self, side: Side) {
         debug!(side = side.as_str(), "leg ready");
-        let leg = self.leg(side);
+        let leg = &mut self.legs[side];
         leg.ready = true;
         leg.fall_back_at = None;
         if side == Side::Initiator && matches!(self.phase, Phase::Negotiating) {

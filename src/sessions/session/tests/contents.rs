@@ -84,7 +84,8 @@ fn each_leg_has_its_own_jingle() {
         (ns::JINGLE_0, vec![ns::JINGLE_0, ns::JINGLE], ns::JINGLE_0),
     ] {
         let mut world = World::new(IBB_OFFER, annotate());
-        for peer in &mut world.session.peers {
+        for side in Side::BOTH {
+            let peer = &mut world.session.peers[side];
             offered.clone_into(&mut peer.namespace);
         }
         let initiate = world.session.initiate.as_mut().unwrap();
@@ -207,7 +208,7 @@ fn later_offers(print: &str) -> Vec<String> {
 #[test]
 fn the_offers_of_later_stanzas_are_judged_and_hinted() {
     for action in ["session-info", "security-info", "description-info", "content-modify"] {
-        for side in [Side::Initiator, Side::Responder] {
+        for side in Side::BOTH {
             for print in [OTHER, "hello"] {
                 for offer in later_offers(print) {
                     let mut world = World::initiated(IBB_OFFER, &[]);
@@ -312,7 +313,7 @@ fn nothing_that_repeats_what_a_user_sent_is_longer_than_the_limit() {
         world.session.removed = vec![Element::bare("content", ns::JINGLE)];
         let send = |world: &mut World, name: &str| {
             let content = format!("<content creator='initiator'>{IBB_OFFER}</content>");
-            let peer = world.session.peers[Side::Responder.index()].clone();
+            let peer = world.session.peers.responder.clone();
             let mut stanza = jingle(&peer, action, &content);
             let jingle = stanza.element.get_child_mut("jingle", ns::JINGLE).unwrap();
             let content = jingle.get_child_mut("content", ns::JINGLE).unwrap();

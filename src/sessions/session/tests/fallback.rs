@@ -41,7 +41,10 @@ fn socks5_that_fails_on_one_leg_becomes_in_band_there_alone() {
     world.jingle(Side::Responder, "transport-accept", accept);
     let (_, _, open) = world.asked.last().unwrap();
     assert_eq!((open.name(), open.attr("block-size")), ("open", Some("2048")));
-    assert!(matches!(world.session.legs[0].plan, Plan::S5b { .. }), "the other leg is untouched");
+    assert!(
+        matches!(world.session.legs.initiator.plan, Plan::S5b { .. }),
+        "the other leg is untouched"
+    );
     // The initiator's own fallback is answered on its leg.
     world.sent.clear();
     world.jingle(
@@ -81,7 +84,7 @@ fn on_the_initiators_leg_the_users_replacement_overrules_ours() {
     assert!(!world.session.is_over());
     assert_eq!(world.session.stream_sid(Side::Initiator), "theirs");
     world.open(Side::Initiator, "theirs");
-    assert!(world.session.legs[0].ready);
+    assert!(world.session.legs.initiator.ready);
 }
 
 #[test]
@@ -101,7 +104,7 @@ fn an_initiator_that_only_reports_a_failure_is_offered_an_in_band_leg() {
     world.tell(Input::Answered(number, Answer::Error(refusal)));
     assert!(!world.session.is_over());
     world.open(Side::Initiator, &sid);
-    assert!(world.session.legs[0].ready);
+    assert!(world.session.legs.initiator.ready);
 }
 
 #[test]
@@ -109,7 +112,7 @@ fn a_user_that_says_nothing_of_its_choice_is_offered_an_in_band_leg() {
     let mut world = accepted(S5B_OFFER);
     assert_eq!(world.session.deadline(), world.now + Duration::from_secs(20));
     world.wait();
-    for side in [Side::Initiator, Side::Responder] {
+    for side in Side::BOTH {
         replace(&mut world, side);
     }
     assert!(!world.session.is_over());
@@ -125,7 +128,7 @@ fn a_rejected_replacement_leaves_socks5_if_it_has_come_up() {
             if connected {
                 world.tell(Input::Arrived(Side::Responder));
                 world.jingle(Side::Responder, "transport-info", &news("<candidate-used cid='x'/>"));
-                assert!(!world.session.legs[1].ready, "not before the answer");
+                assert!(!world.session.legs.responder.ready, "not before the answer");
             }
             match how {
                 "transport-reject" => world.jingle(Side::Responder, how, &in_band(&sid)),
@@ -135,7 +138,7 @@ fn a_rejected_replacement_leaves_socks5_if_it_has_come_up() {
                 }
                 _ => world.tell(Input::Answered(number, Answer::Timeout)),
             }
-            assert_eq!(world.session.legs[1].ready, connected, "{how}");
+            assert_eq!(world.session.legs.responder.ready, connected, "{how}");
             assert_eq!(world.session.is_over(), !connected, "{how}");
             if !connected {
                 let reasons = world.terminated();
@@ -157,9 +160,9 @@ fn a_users_own_candidate_here_is_used_when_activated_and_replaced_when_it_fails(
         world.tell(Input::Arrived(Side::Initiator));
         // Our connection is not wanted, which does not matter: its own is.
         world.jingle(Side::Initiator, "transport-info", &news("<candidate-error/>"));
-        assert!(!world.session.legs[0].ready);
+        assert!(!world.session.legs.initiator.ready);
         world.jingle(Side::Initiator, "transport-info", &news(news_of_user));
-        assert_eq!(world.session.legs[0].ready, ready);
+        assert_eq!(world.session.legs.initiator.ready, ready);
         if !ready {
             world.wait();
             replace(&mut world, Side::Initiator);
@@ -176,7 +179,7 @@ fn late_news_of_socks5_do_not_disturb_an_in_band_leg() {
         world.jingle(Side::Initiator, "transport-info", &news(news_of_user));
     }
     world.tell(Input::Arrived(Side::Initiator));
-    assert!(!world.session.legs[0].ready);
+    assert!(!world.session.legs.initiator.ready);
     assert!(world.asked.is_empty());
 }
 
@@ -184,7 +187,7 @@ fn late_news_of_socks5_do_not_disturb_an_in_band_leg() {
 fn answers_to_what_was_not_offered_are_out_of_order() {
     let mut world = accepted(S5B_OFFER);
     for action in ["transport-accept", "transport-reject"] {
-        for side in [Side::Initiator, Side::Responder] {
+        for side in Side::BOTH {
             world.jingle(side, action, &in_band("none"));
             assert_eq!(world.refused(), ["unexpected-request", "out-of-order"]);
         }
@@ -195,7 +198,7 @@ fn answers_to_what_was_not_offered_are_out_of_order() {
 #[test]
 fn a_replacement_while_bytes_flow_is_rejected() {
     let mut world = accepted(S5B_OFFER);
-    for side in [Side::Initiator, Side::Responder] {
+    for side in Side::BOTH {
         world.tell(Input::Arrived(side));
         world.jingle(side, "transport-info", &news("<candidate-used cid='x'/>"));
     }
@@ -213,7 +216,7 @@ fn a_bytestream_that_was_replaced_before_it_was_open_is_not_taken() {
     let (_, old, _) = world.asked.remove(at);
     world.jingle(Side::Responder, "transport-replace", &in_band("theirs"));
     world.tell(Input::Answered(old, Answer::Result(None)));
-    assert!(!world.session.legs[1].ready);
+    assert!(!world.session.legs.responder.ready);
     world.answer("open");
     assert!(matches!(
         world.other.last(),
@@ -229,7 +232,7 @@ fn a_raw_stream_gets_its_socks5_candidates_before_it_is_accepted() {
     world.tell(Input::Answered(number, Answer::Result(None)));
     let early = world.told(Side::Initiator, "transport-info").pop().unwrap();
     assert!(String::from(&early).contains("<candidate "), "{early:?}");
-    for side in [Side::Initiator, Side::Responder] {
+    for side in Side::BOTH {
         world.tell(Input::Arrived(side));
         world.jingle(side, "transport-info", &news("<candidate-used cid='x'/>"));
         let said = world.told(side, "transport-info").pop().unwrap();

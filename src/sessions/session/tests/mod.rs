@@ -68,8 +68,11 @@ impl World {
             sid: sid.to_owned(),
             namespace: ns::JINGLE.to_owned(),
         };
-        let peers = [peer(alice, bob_mask, "a-sid"), peer(bob, alice_mask, "b-sid")];
-        let initiate = jingle(&peers[0], "session-initiate", &contents.concat());
+        let peers = PerSide {
+            initiator: peer(alice, bob_mask, "a-sid"),
+            responder: peer(bob, alice_mask, "b-sid"),
+        };
+        let initiate = jingle(&peers.initiator, "session-initiate", &contents.concat());
         let leg = if contents[chosen].contains("s5b") {
             let own = contents[chosen].contains("own-proxy").then(|| "own-proxy".to_owned());
             LegState::s5b("a-stream".to_owned(), "our-cid".to_owned(), own)
@@ -110,7 +113,7 @@ impl World {
     }
 
     fn jingle(&mut self, side: Side, action: &str, inside: &str) {
-        let stanza = jingle(&self.session.peers[side.index()].clone(), action, inside);
+        let stanza = jingle(&self.session.peers[side].clone(), action, inside);
         self.tell(Input::Jingle(side, stanza));
     }
 
@@ -121,7 +124,7 @@ impl World {
     }
 
     fn open(&mut self, side: Side, sid: &str) {
-        let peer = &self.session.peers[side.index()];
+        let peer = &self.session.peers[side];
         let open =
             format!("<open xmlns='http://jabber.org/protocol/ibb' sid='{sid}' block-size='4096'/>");
         let stanza = iq(peer, &open);
@@ -140,7 +143,7 @@ impl World {
 
     /// Returns the Jingle elements that a side was told or asked, by action.
     fn told(&self, side: Side, action: &str) -> Vec<Element> {
-        let user = self.session.peers[side.index()].user.to_string();
+        let user = self.session.peers[side].user.to_string();
         let told = self.sent.iter().filter(|iq| iq.attr("to") == Some(&user));
         let told = told.flat_map(Element::children);
         let asked = self.asked.iter().filter(|(to, ..)| *to == side).map(|(.., e)| e);
@@ -237,7 +240,7 @@ fn an_offer_goes_on_with_our_transport_and_hints() {
 fn a_callee_without_socks5_gets_an_in_band_leg() {
     let world = World::initiated(S5B_OFFER, &[]);
     assert!(
-        matches!(&world.session.legs[1].plan, Plan::Ibb { namespace, .. } if namespace == ns::JINGLE_IBB)
+        matches!(&world.session.legs.responder.plan, Plan::Ibb { namespace, .. } if namespace == ns::JINGLE_IBB)
     );
 }
 
@@ -271,7 +274,7 @@ fn an_in_band_stream_by_anything_but_iq_or_message_is_refused() {
         "block-size='4096'",
     ] {
         let open = format!("<open xmlns='http://jabber.org/protocol/ibb' {attributes}/>");
-        let stanza = iq(&world.session.peers[Side::Initiator.index()].clone(), &open);
+        let stanza = iq(&world.session.peers.initiator.clone(), &open);
         world.tell(Input::Open(Side::Initiator, stanza));
         let answer = world.sent.pop().unwrap();
         let error = answer.children().find(|child| child.name() == "error").unwrap();
@@ -299,7 +302,7 @@ fn a_socks5_leg_waits_for_connection_and_choice_in_any_order() {
     for order in [true, false] {
         let mut world = World::initiated(S5B_OFFER, &[ns::JINGLE_S5B]);
         world.accept(S5B_OFFER);
-        for side in [Side::Initiator, Side::Responder] {
+        for side in Side::BOTH {
             if order {
                 world.tell(Input::Arrived(side));
             }
@@ -462,7 +465,7 @@ fn both_users_are_told_that_an_in_band_stream_waits_for_one_of_them() {
         assert_eq!((waiting.attr("for"), waiting.attr("seconds")), (Some(of), Some("300")));
     }
     world.tell(Input::Waits(Side::Responder, false));
-    for side in [Side::Initiator, Side::Responder] {
+    for side in Side::BOTH {
         assert!(world.told(side, "session-info")[1].has_child("moving", ns::HINTS));
     }
     // Users cannot send this in our place.
@@ -489,7 +492,7 @@ fn an_in_band_leg_that_breaks_is_named_with_the_cause() {
         world.tell(Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end }));
         world.now += LAST_WORD;
         world.tell(Input::Timeout);
-        for side in [Side::Initiator, Side::Responder] {
+        for side in Side::BOTH {
             let told = &world.told(side, "session-terminate")[0];
             let given = told.get_child("reason", ns::JINGLE).unwrap();
             assert!(given.has_child(reason, ns::JINGLE), "{error:?}");
@@ -540,7 +543,7 @@ fn when_the_link_is_back_everybody_is_asked_at_once() {
 fn a_stream_beside_xmpp_outlives_its_users_connections() {
     let mut world = World::initiated(S5B_OFFER, &[ns::JINGLE_S5B]);
     world.accept(S5B_OFFER);
-    for side in [Side::Initiator, Side::Responder] {
+    for side in Side::BOTH {
         world.tell(Input::Arrived(side));
         world.jingle(side, "transport-info", &news("<candidate-used cid='x'/>"));
     }
@@ -575,7 +578,7 @@ fn relaying(transport: &str) -> World {
     }
     let mut world = World::initiated(S5B_OFFER, &[ns::JINGLE_S5B]);
     world.accept(S5B_OFFER);
-    for side in [Side::Initiator, Side::Responder] {
+    for side in Side::BOTH {
         world.tell(Input::Arrived(side));
         world.jingle(side, "transport-info", &news("<candidate-used cid='x'/>"));
     }
@@ -601,7 +604,7 @@ fn a_presence_alone_ends_no_stream() {
     let nobody = || Answer::Error(Refusal::service_unavailable().to_element());
     let broken = || Ended::Error(std::io::ErrorKind::ConnectionReset);
     let outcome = |end| Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end });
-    for side in [Side::Initiator, Side::Responder] {
+    for side in Side::BOTH {
         // Beside XMPP only the stream itself decides, whatever the answers say.
         for answer in [nobody(), Answer::Timeout, Answer::Result(None)] {
             let mut world = relaying(S5B_OFFER);

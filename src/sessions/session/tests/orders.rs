@@ -87,7 +87,7 @@ impl World {
             News::Features(true) => self.tell(Input::Features(vec![ns::JINGLE_S5B.to_owned()])),
             News::Features(false) => self.tell(Input::Features(vec![ns::XTLS.to_owned()])),
             News::Jingle(side, action, inside) => {
-                let peer = self.session.peers[side.index()].clone();
+                let peer = self.session.peers[side].clone();
                 let stanza = jingle(&peer, ACTIONS[action], &inside);
                 requests.push(stanza.id.clone());
                 self.tell(Input::Jingle(side, stanza));
@@ -97,12 +97,12 @@ impl World {
             }
             News::Open(side) => {
                 let open = "<open xmlns='http://jabber.org/protocol/ibb' sid='s' block-size='9'/>";
-                let stanza = iq(&self.session.peers[side.index()].clone(), open);
+                let stanza = iq(&self.session.peers[side].clone(), open);
                 requests.push(stanza.id.clone());
                 self.tell(Input::Open(side, stanza));
             }
             News::Terminate(side) => {
-                let peer = self.session.peers[side.index()].clone();
+                let peer = self.session.peers[side].clone();
                 let stanza = jingle(&peer, "session-terminate", "<reason><success/></reason>");
                 requests.push(stanza.id.clone());
                 self.tell(Input::Jingle(side, stanza));
@@ -114,7 +114,7 @@ impl World {
     /// Lets both users do what is asked of them.
     fn help(&mut self, requests: &mut Vec<String>) {
         self.tell(Input::Features(vec![ns::JINGLE_S5B.to_owned()]));
-        for side in [Side::Initiator, Side::Responder] {
+        for side in Side::BOTH {
             self.tell(Input::Keys(side, Ok(Vec::new())));
         }
         // Each of the stanzas that waited may have an offer that has to be checked.
@@ -125,10 +125,10 @@ impl World {
         while !self.asked.is_empty() {
             self.take(News::Answered(0, 19), requests);
         }
-        for side in [Side::Initiator, Side::Responder] {
+        for side in Side::BOTH {
             let at = |action| ACTIONS.iter().position(|known| *known == action).unwrap();
             let (accept, info) = (at("transport-accept"), at("transport-info"));
-            let leg = &self.session.legs[side.index()];
+            let leg = &self.session.legs[side];
             if self.session.is_over() || leg.ready {
                 continue;
             }
@@ -197,7 +197,7 @@ proptest! {
         let relaying = !world.session.is_over();
         if relaying {
             prop_assert_eq!(world.count(|action| matches!(action, Action::Join)), 1);
-            for wanted in [Side::Initiator, Side::Responder] {
+            for wanted in Side::BOTH {
                 let taken = |action: &Action| match action {
                     Action::TakeSocket(side) | Action::TakeStream(side, ..) => *side == wanted,
                     _ => false,
