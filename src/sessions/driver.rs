@@ -124,7 +124,7 @@ impl Driver {
                     }
                     Ok(Done::Arrived(_, None) | Done::Waits(_, None)) | Err(_) => continue,
                 },
-                () = sleep_until(self.session.deadline()) => Input::Timeout,
+                () = until(self.session.deadline()) => Input::Timeout,
             };
             self.session.handle(input, Instant::now());
         }
@@ -300,5 +300,13 @@ impl Driver {
         self.streams[side] = Some(handle.clone());
         self.shared.add_stream(peer, sid, handle);
         Leg::Ibb(stream)
+    }
+}
+
+/// Waits until this time; for ever, if there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }

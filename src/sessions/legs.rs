@@ -1,7 +1,6 @@
 //! The state of one leg while its transport is negotiated.
 
 use fingerpost_wire::transport::Transport;
-use tokio::time::Instant;
 
 /// The planned transport of a leg.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +47,6 @@ pub(crate) struct LegState {
     /// The in-band bytestream that we have offered instead: its id and its largest block. Until it is accepted the plan
     /// stands; until it is answered, SOCKS5 is not used.
     pub(crate) replacing: Option<(String, u16)>,
-    /// When we offer an in-band bytestream unless SOCKS5 comes up.
-    pub(crate) fall_back_at: Option<Instant>,
 }
 
 impl LegState {
@@ -63,7 +60,6 @@ impl LegState {
             opened: false,
             ready: false,
             replacing: None,
-            fall_back_at: None,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::ops::{Index, IndexMut};
 
 /// One of the two users of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Side {
     /// The user that sent the session-initiate; the TLS client.
     Initiator,

@@ -15,7 +15,7 @@ use jid::BareJid;
 use minidom::Element;
 use tokio::time::Instant;
 
-use super::{Phase, Question, Session};
+use super::{Phase, Question, Session, timers::Timer};
 use crate::{
     registry::model::Key,
     sessions::{
@@ -320,7 +320,7 @@ impl Session {
         let out = self.pass(Side::Initiator, &beside, &checked, transport);
         self.ask(Side::Initiator, out, Question::Forwarded(Box::new(stanza)));
         if matches!(self.phase, Phase::Negotiating) {
-            self.deadline = now + self.options.activation_timeout;
+            self.timers.set(Timer::Phase, now + self.options.activation_timeout);
         }
         for side in Side::BOTH {
             self.nominate(side);

@@ -21,6 +21,7 @@
 //! Spec: XEP-0166 1.1.2, sections 6 and 7; XEP-0260 1.0.3, section 2; XEP-0261 1.0, section 2.
 
 mod contents;
+mod timers;
 mod transports;
 
 use std::{
@@ -49,7 +50,10 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 pub(crate) use self::contents::{application, channel, choose};
-use self::contents::{contents, offered_prints};
+use self::{
+    contents::{contents, offered_prints},
+    timers::{Timer, TimerTable},
+};
 use super::{
     Options, Pair,
     legs::{LegState, Plan},
@@ -183,8 +187,8 @@ enum Phase {
     Relaying,
     /// One side has ended the session; its last bytes may still be on their way.
     Leaving { by: Side, jingle: Element },
-    /// The stream is over; the users have not ended the session yet.
-    Relayed,
+    /// The stream is over; if the users do not end the session, it ends with this reason and text.
+    Relayed { reason: &'static str, text: String },
     /// Nothing is left to do.
     Over,
 }
@@ -252,9 +256,6 @@ pub(crate) struct Session {
     dialects: PerSide<Vec<Dialect>>,
     questions: HashMap<u32, Question>,
     asked: u32,
-    /// When it ends, and why.
-    deadline: Instant,
-    deadline_reason: &'static str,
     /// Which users have said that they are absent, or have moved, while the stream continues.
     absent: PerSide<bool>,
     /// Which in-band leg broke, and why.
@@ -263,10 +264,7 @@ pub(crate) struct Session {
     doubted: PerSide<bool>,
     /// Why it ended, once it has.
     reason: &'static str,
-    /// When the service stops.
-    stop_at: Option<Instant>,
-    /// When each side was last heard.
-    heard: PerSide<Instant>,
+    timers: TimerTable,
     /// How long the responder may take to acknowledge the session-initiate.
     patience: Duration,
     /// Whether the session-initiate is given back if the responder does not take it.
@@ -305,14 +303,17 @@ impl Session {
         if let Plan::S5b { sid, .. } = &legs.initiator.plan {
             actions.push_back(Action::Connect(Side::Initiator, sid.clone()));
         }
+        let mut timers = TimerTable::default();
+        timers.set(Timer::Phase, now + options.activation_timeout);
+        for side in Side::BOTH {
+            timers.set(Timer::Ping(side), now + PING);
+        }
         Self {
-            deadline: now + options.activation_timeout,
-            deadline_reason: "timeout",
             absent: PerSide::default(),
             broken: None,
             doubted: PerSide::default(),
             reason: "refused",
-            stop_at: None,
+            timers,
             options,
             ids,
             peers,
@@ -330,7 +331,6 @@ impl Session {
             dialects: PerSide::default(),
             questions: HashMap::new(),
             asked: 0,
-            heard: PerSide::both(now),
             patience: super::ANSWER,
             goes_back: false,
             has_others: false,
@@ -366,10 +366,8 @@ impl Session {
     }
 
     /// Returns when [`Input::Timeout`] is due.
-    pub(crate) fn deadline(&self) -> Instant {
-        let news = self.heard.iter().map(|heard| *heard + PING);
-        let fall_backs = self.legs.iter().filter_map(|leg| leg.fall_back_at);
-        news.chain(fall_backs).chain(self.stop_at).fold(self.deadline, Instant::min)
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.timers.next_due()
     }
 
     /// Returns whether it has ended; [`Session::poll_action`] may still return the last actions.
@@ -379,11 +377,13 @@ impl Session {
 
     /// Handles one input.
     pub(crate) fn handle(&mut self, input: Input, now: Instant) {
+        if self.is_over() {
+            return;
+        }
         if let Input::Jingle(side, _) | Input::Open(side, _) = &input {
             self.is_here(*side, now);
         }
         match input {
-            _ if self.is_over() => {}
             Input::Jingle(_, stanza) | Input::Open(_, stanza)
                 if self.checked.is_some() && self.held.len() >= FORWARDED =>
             {
@@ -409,7 +409,7 @@ impl Session {
             Input::Drain(until) if until <= now => {
                 self.end_both("gone", "The service is being stopped");
             }
-            Input::Drain(until) => self.stop_at = Some(until),
+            Input::Drain(until) => self.timers.set(Timer::Stop, until),
             Input::End(reason, text) => self.end_both(reason, &text),
             Input::Features(found) => {
                 if let Phase::Checking { features, .. } = &mut self.phase {
@@ -420,7 +420,7 @@ impl Session {
             // A server that stops says so of all its users, yet a stream beside XMPP continues: the stream decides.
             Input::Gone(side) if matches!(self.phase, Phase::Relaying) => {
                 self.absent[side] = true;
-                self.check_user(side, now);
+                self.timers.set(Timer::Ping(side), now);
             }
             Input::Gone(side) => self.lost(side),
             Input::NoFeatures => {
@@ -453,18 +453,13 @@ impl Session {
     /// Checks both users now.
     fn check_users(&mut self, now: Instant) {
         for side in Side::BOTH {
-            self.check_user(side, now);
+            self.timers.set(Timer::Ping(side), now);
         }
-    }
-
-    /// Checks a user now.
-    fn check_user(&mut self, side: Side, now: Instant) {
-        self.heard[side] = now.checked_sub(PING).unwrap_or(now);
     }
 
     /// Notes that a user has sent something.
     fn is_here(&mut self, side: Side, now: Instant) {
-        self.heard[side] = now;
+        self.timers.set(Timer::Ping(side), now + PING);
         self.absent[side] = false;
     }
 
@@ -613,6 +608,7 @@ impl Session {
     /// Ends the session, and answers every request that is still open.
     fn finish(&mut self) {
         self.phase = Phase::Over;
+        self.timers = TimerTable::default();
         self.answer_initiate(None);
         let questions = std::mem::take(&mut self.questions);
         let forwarded = questions.into_values().filter_map(|question| match question {
@@ -672,7 +668,7 @@ impl Session {
             "session-terminate" => {
                 self.send(stanza.result(None));
                 if matches!(self.phase, Phase::Relaying) {
-                    self.deadline = self.deadline.min(now + LAST_BYTES);
+                    self.timers.set(Timer::Phase, now + LAST_BYTES);
                     self.phase = Phase::Leaving { by: side, jingle };
                 } else if !matches!(self.phase, Phase::Leaving { .. }) {
                     self.leave(side, &jingle);
@@ -813,7 +809,7 @@ impl Session {
                     && !self.doubted[side] =>
             {
                 self.doubted[side] = true;
-                self.heard[side] = now.checked_sub(PING - AGAIN).unwrap_or(now);
+                self.timers.set(Timer::Ping(side), now + AGAIN);
             }
             (Question::Ping(side), Answer::Error(error)) if is_gone(&error) => {
                 if self.runs_beside_xmpp(side) {
@@ -857,36 +853,34 @@ impl Session {
     }
 
     fn handle_timeout(&mut self, now: Instant) {
-        if now >= self.deadline {
-            let late = self.late();
-            return match std::mem::replace(&mut self.phase, Phase::Over) {
-                Phase::Leaving { by, jingle } => self.leave(by, &jingle),
-                _ => {
-                    let text = match self.deadline_reason {
-                        "timeout" => late,
-                        "connectivity-error" | "gone" => self.broken_text(),
-                        _ => String::new(),
-                    };
-                    self.end_both(self.deadline_reason, &text);
-                }
-            };
-        }
-        if self.stop_at.is_some_and(|stop_at| now >= stop_at) {
-            return self.end_both("gone", "The service is being stopped");
-        }
-        for side in Side::BOTH {
-            if self.legs[side].fall_back_at.is_some_and(|at| now >= at) {
-                self.legs[side].fall_back_at = None;
-                self.offer_in_band(side, now);
+        while let Some(timer) = self.timers.expired(now) {
+            match timer {
+                Timer::Phase => self.end_phase(),
+                Timer::Stop => self.end_both("gone", "The service is being stopped"),
+                Timer::FallBack(side) => self.offer_in_band(side, now),
+                Timer::Ping(side) => self.ping(side, now),
             }
-            if now >= self.heard[side] + PING {
-                // An empty session-info asks whether the session exists.
-                self.heard[side] = now;
-                if self.legs[side].told {
-                    let ping = jingle::own("session-info", &self.frame(side));
-                    self.ask(side, ping, Question::Ping(side));
-                }
+        }
+    }
+
+    /// Ends the session, because its phase has lasted as long as it may.
+    fn end_phase(&mut self) {
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Leaving { by, jingle } => self.leave(by, &jingle),
+            Phase::Relayed { reason, text } => self.end_both(reason, &text),
+            _ => {
+                let text = self.late();
+                self.end_both("timeout", &text);
             }
+        }
+    }
+
+    /// Asks a side whether the session exists, by an empty session-info.
+    fn ping(&mut self, side: Side, now: Instant) {
+        self.timers.set(Timer::Ping(side), now + PING);
+        if self.legs[side].told {
+            let ping = jingle::own("session-info", &self.frame(side));
+            self.ask(side, ping, Question::Ping(side));
         }
     }
 
@@ -897,8 +891,9 @@ impl Session {
             ended = ?outcome.end,
             "stream ended"
         );
-        if let Phase::Leaving { by, jingle } = std::mem::replace(&mut self.phase, Phase::Relayed) {
-            return self.leave(by, &jingle);
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Leaving { by, jingle } => return self.leave(by, &jingle),
+            phase => self.phase = phase,
         }
         match outcome.end {
             Ended::NotTls => {
@@ -922,18 +917,20 @@ impl Session {
                 self.end_both("gone", "The other user went away");
             }
             Ended::Error(_) => {
-                self.deadline = now + LAST_WORD;
-                self.deadline_reason = match self.broken {
+                let reason = match self.broken {
                     Some((_, IbbError::Gone)) => "gone",
                     _ => "connectivity-error",
                 };
+                self.phase = Phase::Relayed { reason, text: self.broken_text() };
+                self.timers.set(Timer::Phase, now + LAST_WORD);
             }
             Ended::Eof => {
-                self.deadline = now + if self.is_raw { RAW_GOODBYE } else { GOODBYE };
                 if self.absent.initiator || self.absent.responder {
                     self.check_users(now);
                 }
-                self.deadline_reason = "success";
+                self.phase = Phase::Relayed { reason: "success", text: String::new() };
+                let wait = if self.is_raw { RAW_GOODBYE } else { GOODBYE };
+                self.timers.set(Timer::Phase, now + wait);
             }
         }
     }

@@ -29,7 +29,7 @@ use minidom::Element;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{Action, Phase, Question, Session, contents::contents, out_of_order};
+use super::{Action, Phase, Question, Session, contents::contents, out_of_order, timers::Timer};
 use crate::{
     refuse::Refuse as _,
     sessions::{
@@ -122,10 +122,9 @@ impl Session {
 
     /// Gives a user time to choose a candidate.
     pub(super) fn expect_choice(&mut self, side: Side, now: Instant) {
-        let leg = &mut self.legs[side];
-        if leg.awaits_socks5() && leg.replacing.is_none() {
-            leg.fall_back_at =
-                Some(leg.fall_back_at.map_or(now + SILENCE, |at| at.min(now + SILENCE)));
+        let (leg, timer) = (&self.legs[side], Timer::FallBack(side));
+        if leg.awaits_socks5() && leg.replacing.is_none() && !self.timers.is_set(timer) {
+            self.timers.set(timer, now + SILENCE);
         }
     }
 
@@ -246,7 +245,7 @@ impl Session {
                 let block_size = block_size.min(self.options.block_size);
                 let sid = sid.unwrap_or_else(self.ids);
                 let answer = transport::ibb(&namespace, &sid, block_size);
-                self.legs[side].replace(LegState::ibb(&namespace, Some(sid.clone()), block_size));
+                self.replace_leg(side, LegState::ibb(&namespace, Some(sid.clone()), block_size));
                 self.actions.push_back(Action::ExpectOpen(side, Some(sid)));
                 self.tell_transport(side, "transport-accept", answer);
                 // The initiator of a session opens its bytestreams; on leg B that is us.
@@ -277,7 +276,7 @@ impl Session {
     /// Replaces SOCKS5, which failed on this leg, by IBB, without the other leg's knowledge.
     fn fall_back(&mut self, side: Side, now: Instant) {
         match side {
-            Side::Initiator => self.legs[side].fall_back_at = Some(now + PATIENCE),
+            Side::Initiator => self.timers.set(Timer::FallBack(side), now + PATIENCE),
             Side::Responder => self.offer_in_band(side, now),
         }
     }
@@ -297,19 +296,24 @@ impl Session {
         }
         let sid = (self.ids)();
         let block_size = self.options.block_size;
-        let leg = &mut self.legs[side];
-        leg.fall_back_at = None;
-        leg.replacing = Some((sid.clone(), block_size));
+        self.timers.stop(Timer::FallBack(side));
+        self.legs[side].replacing = Some((sid.clone(), block_size));
         self.actions.push_back(Action::ExpectOpen(side, Some(sid.clone())));
         let transport = transport::ibb(ns::JINGLE_IBB, &sid, block_size);
         let jingle = self.transport_jingle(side, "transport-replace", &self.name, transport);
         self.ask(side, jingle, Question::Replace(side));
     }
 
+    /// Sets another transport for a leg.
+    fn replace_leg(&mut self, side: Side, with: LegState) {
+        self.legs[side].replace(with);
+        self.timers.stop(Timer::FallBack(side));
+    }
+
     /// Moves the leg to the in-band bytestream that we have offered.
     fn replaced(&mut self, side: Side, answer: Option<Transport>) {
         if let Some((sid, block_size)) = self.legs[side].replacing.take() {
-            self.legs[side].replace(LegState::ibb(ns::JINGLE_IBB, Some(sid), block_size));
+            self.replace_leg(side, LegState::ibb(ns::JINGLE_IBB, Some(sid), block_size));
             self.legs[side].accept(answer);
         }
     }
@@ -406,16 +410,15 @@ impl Session {
     /// Handles a leg that is ready: opens the other, or joins both.
     pub(super) fn ready(&mut self, side: Side) {
         debug!(side = side.as_str(), "leg ready");
-        let leg = &mut self.legs[side];
-        leg.ready = true;
-        leg.fall_back_at = None;
+        self.legs[side].ready = true;
+        self.timers.stop(Timer::FallBack(side));
         if side == Side::Initiator && matches!(self.phase, Phase::Negotiating) {
             self.open_responder();
         }
         if matches!(self.phase, Phase::Negotiating) && self.legs.iter().all(|leg| leg.ready) {
             self.phase = Phase::Relaying;
             // The stream has an idle time of its own.
-            self.deadline += Duration::from_secs(365 * 24 * 3600);
+            self.timers.stop(Timer::Phase);
             self.actions.push_back(Action::Join);
         }
     }

@@ -162,7 +162,7 @@ impl World {
 
     /// Lets time pass up to the next deadline.
     fn wait(&mut self) {
-        self.now = self.session.deadline();
+        self.now = self.session.deadline().unwrap();
         self.tell(Input::Timeout);
     }
 
@@ -434,7 +434,7 @@ fn who_vanishes_is_missed() {
     world.open(Side::Initiator, "a-stream");
     world.answer("open");
     world.now += PING;
-    assert_eq!(world.session.deadline(), world.now);
+    assert_eq!(world.session.deadline().unwrap(), world.now);
     world.tell(Input::Timeout);
     let (side, number, ping) = world.asked[0].clone();
     assert_eq!((side, ping.attr("action")), (Side::Initiator, Some("session-info")));
@@ -518,7 +518,7 @@ fn the_first_word_that_a_user_is_not_there_is_a_doubt() {
         world.tell(Input::Answered(number, error()));
         assert!(!world.session.is_over());
         world.now += AGAIN;
-        assert_eq!(world.session.deadline(), world.now);
+        assert_eq!(world.session.deadline().unwrap(), world.now);
         world.tell(Input::Timeout);
         let (again, number, _) = world.asked[0].clone();
         assert_eq!((side, again), (Side::Initiator, Side::Initiator));
@@ -531,12 +531,12 @@ fn the_first_word_that_a_user_is_not_there_is_a_doubt() {
 fn when_the_link_is_back_everybody_is_asked_at_once() {
     let mut world = World::initiated(IBB_OFFER, &[]);
     world.tell(Input::Check);
-    assert_eq!(world.session.deadline(), world.now);
+    assert_eq!(world.session.deadline().unwrap(), world.now);
     world.tell(Input::Timeout);
     let asked: Vec<_> =
         world.asked.iter().map(|(side, _, ping)| (*side, ping.attr("action"))).collect();
     assert_eq!(asked, [Side::Initiator, Side::Responder].map(|side| (side, Some("session-info"))));
-    assert!(world.session.deadline() > world.now);
+    assert!(world.session.deadline().unwrap() > world.now);
 }
 
 #[test]
@@ -662,7 +662,7 @@ fn a_drain_spares_what_is_under_way_until_its_deadline() {
         }
         world.tell(Input::Drain(world.now + Duration::from_secs(30)));
         assert!(world.terminated().is_empty());
-        assert!(world.session.deadline() <= world.now + Duration::from_secs(30));
+        assert!(world.session.deadline().unwrap() <= world.now + Duration::from_secs(30));
         world.now += Duration::from_secs(30);
         world.tell(Input::Timeout);
         let told = world.terminated();

@@ -1,0 +1,121 @@
+//! What is due in a session, and when.
+
+use std::collections::BTreeMap;
+
+use tokio::time::Instant;
+
+use crate::sessions::side::Side;
+
+/// What can be due. Of timers that expire together, the first one here is handled first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// The session's phase has lasted as long as it may.
+    Phase,
+    /// The service stops.
+    Stop,
+    /// SOCKS5 has not come up on a leg.
+    FallBack(Side),
+    /// A side has not been heard for a while.
+    Ping(Side),
+}
+
+/// The timers of a session. Each is set once at most.
+#[derive(Debug, Default)]
+pub(super) struct TimerTable(BTreeMap<Timer, Instant>);
+
+impl TimerTable {
+    /// Sets a timer, also if it is set already.
+    pub(super) fn set(&mut self, timer: Timer, at: Instant) {
+        self.0.insert(timer, at);
+    }
+
+    /// Removes a timer.
+    pub(super) fn stop(&mut self, timer: Timer) {
+        self.0.remove(&timer);
+    }
+
+    /// Returns whether a timer is set.
+    pub(super) fn is_set(&self, timer: Timer) -> bool {
+        self.0.contains_key(&timer)
+    }
+
+    /// Returns when the next timer expires.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.0.values().min().copied()
+    }
+
+    /// Removes and returns the first timer that has expired.
+    pub(super) fn expired(&mut self, now: Instant) -> Option<Timer> {
+        let timer = *self.0.iter().find(|(_, at)| **at <= now)?.0;
+        self.stop(timer);
+        Some(timer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Returns all timers that have expired.
+    fn all_expired(timers: &mut TimerTable, now: Instant) -> Vec<Timer> {
+        std::iter::from_fn(|| timers.expired(now)).collect()
+    }
+
+    #[test]
+    fn the_earliest_timer_is_due_next() {
+        let now = Instant::now();
+        let mut timers = TimerTable::default();
+        assert_eq!(timers.next_due(), None);
+        timers.set(Timer::Phase, now + Duration::from_secs(3));
+        timers.set(Timer::Ping(Side::Responder), now + Duration::from_secs(1));
+        timers.set(Timer::Ping(Side::Initiator), now + Duration::from_secs(2));
+        assert_eq!(timers.next_due(), Some(now + Duration::from_secs(1)));
+        timers.stop(Timer::Ping(Side::Responder));
+        assert_eq!(timers.next_due(), Some(now + Duration::from_secs(2)));
+        assert!(timers.is_set(Timer::Phase) && !timers.is_set(Timer::Ping(Side::Responder)));
+    }
+
+    #[test]
+    fn a_timer_that_is_set_again_counts_from_then_on() {
+        let now = Instant::now();
+        let mut timers = TimerTable::default();
+        timers.set(Timer::Stop, now + Duration::from_secs(9));
+        timers.set(Timer::Stop, now + Duration::from_secs(1));
+        assert_eq!(timers.next_due(), Some(now + Duration::from_secs(1)));
+        timers.set(Timer::Stop, now + Duration::from_secs(9));
+        assert_eq!(timers.expired(now + Duration::from_secs(8)), None);
+        assert_eq!(timers.expired(now + Duration::from_secs(9)), Some(Timer::Stop));
+    }
+
+    #[test]
+    fn each_timer_expires_once_at_its_time_and_not_before() {
+        let now = Instant::now();
+        let mut timers = TimerTable::default();
+        timers.set(Timer::Phase, now + Duration::from_millis(1));
+        timers.set(Timer::Stop, now);
+        assert_eq!(all_expired(&mut timers, now), [Timer::Stop]);
+        assert_eq!(all_expired(&mut timers, now), []);
+        assert_eq!(all_expired(&mut timers, now + Duration::from_millis(1)), [Timer::Phase]);
+        assert_eq!(timers.next_due(), None);
+    }
+
+    #[test]
+    fn the_end_of_a_phase_comes_before_all_that_expires_with_it() {
+        let now = Instant::now();
+        let mut timers = TimerTable::default();
+        let expected = [
+            Timer::Phase,
+            Timer::Stop,
+            Timer::FallBack(Side::Initiator),
+            Timer::FallBack(Side::Responder),
+            Timer::Ping(Side::Initiator),
+            Timer::Ping(Side::Responder),
+        ];
+        for timer in expected.into_iter().rev() {
+            timers.set(timer, now);
+        }
+        assert_eq!(all_expired(&mut timers, now), expected);
+    }
+}
