@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
+use data_encoding::HEXLOWER;
 use sha1::{Digest, Sha1};
 
 use support::servers::LOAD;
@@ -46,7 +47,7 @@ impl Link {
         let id = head.split_once(" id=").unwrap().1;
         let quote = id.chars().next().unwrap();
         let id = id[1..].split(quote).next().unwrap();
-        let proof = hex(&Sha1::digest(format!("{id}{SECRET}")));
+        let proof = HEXLOWER.encode(&Sha1::digest(format!("{id}{SECRET}")));
         link.send(&format!("<handshake>{proof}</handshake>"));
         let answer = link.read_until("handshake");
         assert!(!answer.contains("error"), "{answer}");
@@ -229,10 +230,6 @@ pub(crate) fn attribute<'a>(stanza: &'a str, name: &str) -> Option<&'a str> {
     let at = tag.find(&format!(" {name}="))? + name.len() + 2;
     let quote = tag[at..].chars().next()?;
     tag[at + 1..].split(quote).next()
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Returns the proxied address of a user of the link's domain.

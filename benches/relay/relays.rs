@@ -7,10 +7,11 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 
-use super::link::{Link, hex};
+use super::link::Link;
 use support::process::Process;
 use support::servers::{Kind, LOAD, PROXY, Server};
 use support::{COMPONENT, SECRET, free_port, wait_for};
@@ -177,7 +178,7 @@ impl Relay {
                 };
                 let hashes: Vec<String> = sids
                     .iter()
-                    .map(|sid| hex(&Sha1::digest(format!("{sid}{from}{target}"))))
+                    .map(|sid| HEXLOWER.encode(&Sha1::digest(format!("{sid}{from}{target}"))))
                     .collect();
                 let both: Vec<&String> = hashes.iter().chain(&hashes).collect();
                 let mut streams = socks5(*port, &both);

@@ -13,6 +13,7 @@ use std::{
 };
 
 use clap::ValueEnum;
+use data_encoding::HEXLOWER;
 
 use super::Failure;
 use crate::config::{Component, Config, ConfigError};
@@ -73,8 +74,7 @@ pub(super) fn run(
 fn make_secret(path: &Path) -> io::Result<()> {
     let secret: [u8; 32] = rand::random();
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    let text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-    writeln!(file, "{text}")?;
+    writeln!(file, "{}", HEXLOWER.encode(&secret))?;
     file.sync_all()
 }
 

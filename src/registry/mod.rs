@@ -37,6 +37,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use data_encoding::HEXLOWER;
 use fingerpost_secure::material::Material;
 use fingerpost_wire::{
     jid::respelled,
@@ -631,11 +632,10 @@ impl Registry {
 
 /// Returns what the audit log keeps of an erased user: only someone who knows the address can recognize it.
 pub fn salted_hash(owner: &BareJid, salt: [u8; 16]) -> String {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let mut hash = Sha256::new();
     hash.update(salt);
     hash.update(owner.as_str());
-    format!("sha-256:{}:{}", hex(&salt), hex(&hash.finalize()))
+    format!("sha-256:{}:{}", HEXLOWER.encode(&salt), HEXLOWER.encode(&hash.finalize()))
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! The schema, brought up to date in one transaction, also through a pooler; nothing is asked for where there is nothing
 //! to do, so that a role that may not create tables can serve.
 
-use std::fmt::Write;
-
+use data_encoding::HEXLOWER;
 use sqlx::{
     AssertSqlSafe, Executor, Row as _,
     migrate::{MigrateError, Migration, Migrator},
@@ -94,13 +93,6 @@ fn note(migration: &Migration) -> String {
          VALUES ({}, '{}', TRUE, '\\x{}', 0)",
         migration.version,
         migration.description.replace('\'', "''"),
-        hex(&migration.checksum)
+        HEXLOWER.encode(&migration.checksum)
     )
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use data_encoding::HEXLOWER;
 use fingerpost_wire::{
     jid::canonical_bare,
     key::{KeyId, State},
@@ -205,8 +206,8 @@ async fn owners_of_hashes(
             owners.push(Party::User(BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))?));
         }
     }
-    let hex = |hash: Vec<u8>| hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    owners.extend(hashes.into_iter().map(|hash| Party::Erased(format!("sha-256:{}", hex(hash)))));
+    let erased = |hash: Vec<u8>| Party::Erased(format!("sha-256:{}", HEXLOWER.encode(&hash)));
+    owners.extend(hashes.into_iter().map(erased));
     Ok(owners)
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -116,9 +117,8 @@ fn a_part_is_not_touched_for_somebody_who_has_proven_nothing() {
     let whole = Sha256::digest(vec![b'x'; 100_000]);
     let received = scene.bob.home().join("received");
     fs::create_dir_all(&received).unwrap();
-    let sender: String =
-        Sha256::digest("alice@example.test")[..8].iter().map(|b| format!("{b:02x}")).collect();
-    let hash: String = whole.iter().map(|b| format!("{b:02x}")).collect();
+    let sender = HEXLOWER.encode(&Sha256::digest("alice@example.test")[..8]);
+    let hash = HEXLOWER.encode(&whole);
     let part = received.join(format!(".xtls-{hash}-{sender}.part"));
     let content = vec![b'x'; 40_000];
     fs::write(&part, &content).unwrap();

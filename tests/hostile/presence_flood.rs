@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
@@ -34,8 +35,7 @@ impl Crowd {
         let id = text.split("id=").nth(1).unwrap();
         let id = id[1..].split(&id[..1]).next().unwrap();
         let digest = Sha1::digest(format!("{id}{SECRET}").as_bytes());
-        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        crowd.say(&format!("<handshake>{digest}</handshake>"));
+        crowd.say(&format!("<handshake>{}</handshake>", HEXLOWER.encode(&digest)));
         crowd.wait_for(|text| text.contains("<handshake"));
         crowd
     }

@@ -137,7 +137,7 @@ pub fn sha256(path: &Path) -> String {
             n => hash.update(&block[..n]),
         }
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    data_encoding::HEXLOWER.encode(&hash.finalize())
 }
 
 /// Returns the path of one of our own programs, where cargo puts it.

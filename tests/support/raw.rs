@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use base64::Engine;
+use data_encoding::HEXLOWER;
 use sha1::{Digest, Sha1};
 
 use super::servers::Server;
@@ -191,8 +192,7 @@ impl Raw {
         let header = &header[header.find("<stream:stream").unwrap()..];
         let id = attribute(header, "id").unwrap();
         let digest = Sha1::digest(format!("{id}{SECRET}"));
-        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        this.send(&format!("<handshake>{hex}</handshake>"));
+        this.send(&format!("<handshake>{}</handshake>", HEXLOWER.encode(&digest)));
         this.wait_for("<handshake");
         this.wait_for(">");
         this.begin();

@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use jid::Jid;
 use sha1::{Digest, Sha1};
 
@@ -33,23 +34,14 @@ impl FromStr for DstAddr {
     type Err = NoDstAddr;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.len() != 40 {
-            return Err(NoDstAddr);
-        }
-        let mut hash = [0; 20];
-        for (byte, pair) in hash.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            for digit in pair {
-                let digit = char::from(*digit).to_digit(16).ok_or(NoDstAddr)?;
-                *byte = *byte << 4 | u8::try_from(digit).map_err(|_| NoDstAddr)?;
-            }
-        }
-        Ok(Self(hash))
+        let hash = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| NoDstAddr)?;
+        hash.try_into().map(Self).map_err(|_| NoDstAddr)
     }
 }
 
 impl fmt::Display for DstAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        HEXLOWER.encode_display(&self.0).fmt(f)
     }
 }
 
@@ -75,10 +67,8 @@ mod tests {
         let requester = Jid::new("requester@example.org/foo").unwrap();
         let target = Jid::new("target@example.org/bar").unwrap();
         let hash = DstAddr::compute("mySID", &requester, &target);
-        let text = Sha1::digest(b"mySIDrequester@example.org/footarget@example.org/bar")
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect::<String>();
+        let text = Sha1::digest(b"mySIDrequester@example.org/footarget@example.org/bar");
+        let text = HEXLOWER.encode(&text);
         assert_eq!(hash.to_string(), text);
         assert_eq!(text.to_uppercase().parse(), Ok(hash));
         assert_ne!(hash, DstAddr::compute("mySID", &target, &requester));

@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use data_encoding::HEXLOWER;
 use time::OffsetDateTime;
 
 /// Implements the names of an enum on the wire, in the database and in JSON.
@@ -69,14 +70,9 @@ impl FromStr for KeyId {
     type Err = UnknownName;
 
     fn from_str(text: &str) -> Result<Self, UnknownName> {
-        let digits = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
-        if text.len() == 32
-            && text.bytes().all(digits)
-            && let Ok(bits) = u128::from_str_radix(text, 16)
-        {
-            return Ok(Self(bits));
-        }
-        Err(UnknownName { expected: "a key id: 32 hexadecimal digits in lower case" })
+        let bits = HEXLOWER.decode(text.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+        bits.map(|bits| Self(u128::from_be_bytes(bits)))
+            .ok_or(UnknownName { expected: "a key id: 32 hexadecimal digits in lower case" })
     }
 }
 

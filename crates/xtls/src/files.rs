@@ -14,6 +14,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use data_encoding::HEXLOWER;
 use fingerpost_endpoint::Error;
 use fingerpost_wire::{ns, text::carried, xml};
 use indicatif::ProgressBar;
@@ -210,11 +211,6 @@ fn is_device(stem: &str) -> bool {
         })
 }
 
-/// Returns bytes as lower case hex digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// The result of a transfer.
 #[derive(Debug)]
 pub(super) struct Done {
@@ -319,7 +315,7 @@ pub(super) async fn send<S: AsyncWrite + Unpin>(
         bytes: offer.size,
         resumed: range.offset,
         seconds: since.elapsed().as_secs_f64(),
-        sha256: hex(offer.sha256.as_deref().unwrap_or_default()),
+        sha256: HEXLOWER.encode(offer.sha256.as_deref().unwrap_or_default()),
     })
 }
 
@@ -411,7 +407,7 @@ pub(super) async fn receive<S: AsyncRead + Unpin>(
         part.discard();
         return Err(NotReceived::content("the peer sent more than it announced: nothing was kept"));
     }
-    let sha256 = hex(&part.sha256());
+    let sha256 = HEXLOWER.encode(&part.sha256());
     let path = part
         .keep(dir, &offer.name, offer.modified)
         .map_err(|error| NotReceived::disk(dir, &error))?;

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use data_encoding::HEXLOWER;
 use fingerpost_carry::clock::{Clock, SystemClock};
 use jid::BareJid;
 use rustix::fs::{FlockOperation, Gid, OFlags, fchown, flock};
@@ -21,7 +22,7 @@ use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, TempPath};
 use time::OffsetDateTime;
 
-use super::files::{CHUNK, FileOffer, hex};
+use super::files::{CHUNK, FileOffer};
 
 const PREFIX: &str = ".xtls-";
 const SUFFIX: &str = ".part";
@@ -258,8 +259,8 @@ fn is_sane(modified: OffsetDateTime, now: OffsetDateTime) -> bool {
 
 /// Returns the part's name, made of the file's hash and its sender.
 fn name(sender: &BareJid, sha256: &[u8]) -> String {
-    let sender = hex(&Sha256::digest(sender.as_str().as_bytes())[..8]);
-    format!("{PREFIX}{}-{sender}{SUFFIX}", hex(sha256))
+    let sender = HEXLOWER.encode(&Sha256::digest(sender.as_str().as_bytes())[..8]);
+    format!("{PREFIX}{}-{sender}{SUFFIX}", HEXLOWER.encode(sha256))
 }
 
 /// Opens or creates a part for ourselves alone; `None` if it is in use or not ours.

@@ -177,6 +177,7 @@ fn resized(number: &BoxedUint, bits: u32) -> BoxedUint {
 
 #[cfg(test)]
 mod tests {
+    use data_encoding::HEXUPPER;
     use sha1::Sha1;
     use sha2::Sha256;
 
@@ -190,12 +191,8 @@ mod tests {
     );
 
     fn hex(text: &str) -> Vec<u8> {
-        let digits: Vec<u8> = text
-            .chars()
-            .filter_map(|c| c.to_digit(16))
-            .map(|digit| u8::try_from(digit).unwrap())
-            .collect();
-        digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+        let digits: String = text.split_whitespace().collect();
+        HEXUPPER.decode(digits.as_bytes()).unwrap()
     }
 
     fn exponent(text: &str) -> Exponent {

@@ -298,6 +298,8 @@ fn same(shown: &[u8], expected: &[u8; PROOF]) -> Result<(), Refused> {
 
 #[cfg(test)]
 mod tests {
+    use data_encoding::HEXUPPER;
+
     use super::*;
 
     fn shared(user: &str, password: &str, binding: u8) -> Shared {
@@ -332,7 +334,7 @@ mod tests {
         let (responder, challenge) = responder.handle_hello(&hello[HEAD..]).unwrap();
         let (_, proof) = initiator.handle_challenge(&challenge[HEAD..]).unwrap();
         let answer = responder.handle_proof(&proof[HEAD..]).unwrap();
-        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02X}")).collect::<String>();
+        let hex = |bytes: &[u8]| HEXUPPER.encode(bytes);
         let hash = |bytes: &[u8]| hex(&Sha256::digest(bytes));
         assert_eq!(hex(&challenge[..HEAD + SALT]), format!("020190{}", "5A".repeat(SALT)));
         assert_eq!(

@@ -5,6 +5,7 @@
 //! otherwise; the same words tell what it is the fingerprint of.
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
+use data_encoding::HEXLOWER_PERMISSIVE;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
 use super::{HashKind, Method, Print, PrintError};
@@ -225,8 +226,7 @@ fn decoded(digits: &str) -> Option<Vec<u8>> {
     if !matches!(digits.len(), 40 | 64) {
         return None;
     }
-    let pairs = digits.as_bytes().chunks(2);
-    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+    HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).ok()
 }
 
 /// Returns the error for a number of so many digits, if its kind is known and not accepted.
