@@ -6,7 +6,6 @@ use time::OffsetDateTime;
 
 use crate::{
     material_error::{MaterialError, OpenPgpFault},
-    openpgp_certificate::SubkeyFault,
     x509::Unusable,
 };
 
@@ -56,6 +55,26 @@ pub enum Fault {
     /// The OpenPGP signature is not this key's signature over the TLS key.
     #[error("the peer's OpenPGP key has not signed the TLS key that was shown")]
     Signature,
+}
+
+/// Why a subkey may not sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubkeyFault {
+    /// It was revoked.
+    #[error("was revoked")]
+    Revoked,
+    /// It has expired.
+    #[error("has expired")]
+    Expired,
+    /// It is from the future.
+    #[error("was made in the future, so one of the two clocks is wrong")]
+    Future,
+    /// It is bound by a hash that can be forged.
+    #[error("is bound to its key by a signature with SHA-1 or MD5, which can be forged")]
+    WeakHash,
+    /// It is not bound to the primary key, or not for signing.
+    #[error("does not belong to its key, or not for signing")]
+    Unbound,
 }
 
 impl Fault {

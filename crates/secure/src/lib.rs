@@ -18,8 +18,14 @@ pub mod fault;
 pub mod identity;
 pub mod material;
 pub mod material_error;
+#[cfg(feature = "openpgp")]
 pub mod openpgp;
+#[cfg(not(feature = "openpgp"))]
+#[path = "without_openpgp.rs"]
+pub mod openpgp;
+#[cfg(feature = "openpgp")]
 pub mod openpgp_certificate;
+mod openpgp_error;
 pub mod redact;
 pub mod sas;
 pub mod shared_file;
@@ -28,3 +34,6 @@ pub mod srp;
 pub mod stream;
 pub mod verify;
 pub mod x509;
+
+#[cfg(not(feature = "openpgp"))]
+use self::openpgp as openpgp_certificate;

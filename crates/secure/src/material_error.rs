@@ -68,6 +68,9 @@ pub enum MaterialError {
     /// Not an OpenPGP certificate, or one without valid self-signatures, or one of no use.
     #[error("{}: {fault}", .0.introduction(), fault = .0)]
     OpenPgp(OpenPgpFault),
+    /// The feature `openpgp` is off in this build.
+    #[error("this program was built without OpenPGP")]
+    WithoutOpenPgp,
     /// The certificate carries its own revocation.
     #[error("this OpenPGP certificate carries its own revocation")]
     Revoked,

@@ -42,11 +42,10 @@ use x509_parser::{
 };
 use zeroize::Zeroizing;
 
-use super::{
+pub use crate::openpgp_error::OpenPgpError;
+use crate::{
     fault::Fault,
     identity::{Identity, IdentityError, write_new},
-};
-use crate::{
     material::{Material, has_several_blocks},
     material_error::MaterialError,
     openpgp_certificate::{Certificate, SKEW, Signer, may_sign},
@@ -105,43 +104,6 @@ impl Certifier {
             let content = write_extension(self.key.certificate(), &signature)?;
             Ok(Some(CustomExtension::from_oid_content(&OID, content)))
         })
-    }
-}
-
-/// Why an OpenPGP key cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenPgpError {
-    /// The input is not one secret key, or is broken.
-    #[error("expected one OpenPGP secret key, binary or armoured, which this is not: {0}")]
-    NotASecretKey(&'static str),
-    /// The input has more than one certificate.
-    #[error(
-        "expected one OpenPGP secret key, found several certificates: export only the one to be used"
-    )]
-    Several,
-    /// Every peer would refuse its public part.
-    #[error(transparent)]
-    Material(#[from] MaterialError),
-    /// It has expired.
-    #[error("the OpenPGP key has expired")]
-    Expired,
-    /// The passphrase is wrong, or one is needed.
-    #[error("the passphrase does not unlock the OpenPGP key")]
-    Passphrase,
-    /// The key cannot sign, or cannot be created.
-    #[error("the OpenPGP key cannot be used: {0}")]
-    Key(#[from] pgp::errors::Error),
-    /// The TLS key cannot be created.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The file cannot be read.
-    #[error("{0}: {1}")]
-    Io(String, io::Error),
-}
-
-impl From<rcgen::Error> for OpenPgpError {
-    fn from(error: rcgen::Error) -> Self {
-        Self::Identity(error.into())
     }
 }
 
@@ -470,7 +432,7 @@ fn moment(seconds: u64) -> OffsetDateTime {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{openpgp_certificate::SubkeyFault, x509::Unusable};
+    use crate::{fault::SubkeyFault, x509::Unusable};
 
     fn key(version_6: bool) -> OpenPgpKey {
         OpenPgpKey::generate(&BareJid::new("alice@example.org").unwrap(), version_6).unwrap()

@@ -2,8 +2,11 @@
 //!
 //! Only what the primary key itself has signed counts. Spec: RFC 9580, 5.2.3.10 (self-signatures) and 10.1.
 
+use std::io::Read;
+
 use fingerpost_wire::print::{HashKind, Print};
 use pgp::{
+    armor::{BlockType, Dearmor},
     composed::{
         Deserializable, DetachedSignature, SignedKeyDetails, SignedPublicKey, SignedPublicSubKey,
     },
@@ -17,7 +20,10 @@ use pgp::{
 };
 use time::OffsetDateTime;
 
-use crate::material_error::{MATERIAL_MAX, MaterialError, OpenPgpFault};
+use crate::{
+    fault::SubkeyFault,
+    material_error::{MATERIAL_MAX, MaterialError, OpenPgpFault},
+};
 
 /// How many seconds another clock may be ahead.
 pub(crate) const SKEW: u64 = 300;
@@ -34,26 +40,6 @@ pub struct Certificate {
     pub revocation: Option<String>,
     /// Whether all self-signatures use a hash that can be forged.
     weak: bool,
-}
-
-/// Why a subkey may not sign.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SubkeyFault {
-    /// It was revoked.
-    #[error("was revoked")]
-    Revoked,
-    /// It has expired.
-    #[error("has expired")]
-    Expired,
-    /// It is from the future.
-    #[error("was made in the future, so one of the two clocks is wrong")]
-    Future,
-    /// It is bound by a hash that can be forged.
-    #[error("is bound to its key by a signature with SHA-1 or MD5, which can be forged")]
-    WeakHash,
-    /// It is not bound to the primary key, or not for signing.
-    #[error("does not belong to its key, or not for signing")]
-    Unbound,
 }
 
 /// The result of the search for the maker of a signature.
@@ -386,4 +372,40 @@ pub(crate) fn may_sign(
         return Err(SubkeyFault::Expired);
     }
     Ok(())
+}
+
+/// Returns whether a signature, binary or armoured, is one over `message` by the primary key or a subkey that may sign at
+/// `now`.
+pub(crate) fn verify(
+    certificate: &[u8],
+    message: &[u8],
+    signature: &[u8],
+    now: u64,
+) -> Result<bool, MaterialError> {
+    let SignedPublicKey { primary_key, public_subkeys, .. } =
+        SignedPublicKey::from_bytes(certificate)
+            .map_err(|_| MaterialError::OpenPgp(OpenPgpFault::Packets))?;
+    let signature = if signature.starts_with(b"-----BEGIN") {
+        DetachedSignature::from_armor_single(signature).map(|(signature, _)| signature)
+    } else {
+        DetachedSignature::from_bytes(signature)
+    };
+    let Ok(signature) = signature else { return Ok(false) };
+    let by_subkey = |subkey: &SignedPublicSubKey| {
+        may_sign(subkey, &primary_key, now).is_ok()
+            && signature.verify(&subkey.key, message).is_ok()
+    };
+    Ok(signature.verify(&primary_key, message).is_ok() || public_subkeys.iter().any(by_subkey))
+}
+
+/// Returns the packets in an armoured certificate.
+pub(crate) fn dearmored(block: &[u8]) -> Result<Vec<u8>, MaterialError> {
+    let mut dearmor = Dearmor::new(block);
+    let mut packets = Vec::new();
+    let read = dearmor.read_to_end(&mut packets);
+    read.map_err(|_| MaterialError::OpenPgp(OpenPgpFault::Armour))?;
+    match dearmor.typ {
+        Some(BlockType::PublicKey) => Ok(packets),
+        _ => Err(MaterialError::OpenPgp(OpenPgpFault::Label)),
+    }
 }

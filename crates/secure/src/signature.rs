@@ -2,7 +2,6 @@
 
 use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use fingerpost_wire::print::Method;
-use pgp::composed::{Deserializable, DetachedSignature, SignedPublicKey};
 use time::OffsetDateTime;
 use x509_parser::{
     asn1_rs::oid,
@@ -12,7 +11,7 @@ use x509_parser::{
     prelude::{FromDer, X509Certificate},
 };
 
-use crate::openpgp_certificate::may_sign;
+use crate::{material_error::MaterialError, openpgp_certificate};
 
 /// Why a signature is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +27,9 @@ pub enum SignatureError {
         "expected a certificate with an Ed25519, ECDSA P-256, RSA (2048 to 8192 bits) or ML-DSA key"
     )]
     Algorithm,
+    /// The feature `openpgp` is off in this build.
+    #[error("this program was built without OpenPGP")]
+    WithoutOpenPgp,
 }
 
 /// Checks a signature over `message` by the key of some material.
@@ -45,7 +47,12 @@ pub fn verify(
         Method::X509 => verify_x509(material, message, signature),
         Method::OpenPgp => {
             let now = u64::try_from(now.unix_timestamp()).unwrap_or(0);
-            verify_openpgp(material, message, signature, now)
+            match openpgp_certificate::verify(material, message, signature, now) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(SignatureError::Mismatch),
+                Err(MaterialError::WithoutOpenPgp) => Err(SignatureError::WithoutOpenPgp),
+                Err(_) => Err(SignatureError::Algorithm),
+            }
         }
         Method::Srp => Err(SignatureError::Algorithm),
     }
@@ -77,31 +84,4 @@ fn verify_x509(der: &[u8], message: &[u8], signature: &[u8]) -> Result<(), Signa
     UnparsedPublicKey::new(algorithm, &key.subject_public_key.data)
         .verify(message, signature)
         .map_err(|_| SignatureError::Mismatch)
-}
-
-/// Checks a signature, binary or armoured, by the primary key or a signing subkey.
-fn verify_openpgp(
-    certificate: &[u8],
-    message: &[u8],
-    signature: &[u8],
-    now: u64,
-) -> Result<(), SignatureError> {
-    let certificate =
-        SignedPublicKey::from_bytes(certificate).map_err(|_| SignatureError::Algorithm)?;
-    let signature = if signature.starts_with(b"-----BEGIN") {
-        DetachedSignature::from_armor_single(signature).map(|(signature, _)| signature)
-    } else {
-        DetachedSignature::from_bytes(signature)
-    };
-    let signature = signature.map_err(|_| SignatureError::Mismatch)?;
-    if signature.verify(&certificate.primary_key, message).is_ok() {
-        return Ok(());
-    }
-    certificate
-        .public_subkeys
-        .iter()
-        .filter(|subkey| may_sign(subkey, &certificate.primary_key, now).is_ok())
-        .any(|subkey| signature.verify(&subkey.key, message).is_ok())
-        .then_some(())
-        .ok_or(SignatureError::Mismatch)
 }

@@ -236,7 +236,6 @@ mod tests {
     use zeroize::Zeroizing;
 
     use super::*;
-    use crate::openpgp::{Certifier, OpenPgpKey};
 
     fn identity() -> Identity {
         Identity::generate(&BareJid::new("a@example.org").unwrap()).unwrap()
@@ -300,8 +299,10 @@ mod tests {
         assert!(matches!(server, Err(TlsError::Refused(""))));
     }
 
+    #[cfg(feature = "openpgp")]
     #[tokio::test]
     async fn openpgp_keys_vouch_for_both_ends_and_the_peer_is_known_by_its_fingerprint() {
+        use crate::openpgp::{Certifier, OpenPgpKey};
         let jid = BareJid::new("a@example.org").unwrap();
         let [alice, bob] = [false, true].map(|version_6| {
             let key = OpenPgpKey::generate(&jid, version_6).unwrap();
