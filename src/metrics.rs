@@ -1,11 +1,11 @@
-//! The metrics of everything except the streams, which `relay/metrics.rs` counts.
+//! The metrics: how they are counted, and written in Prometheus' text format. `relay/metrics.rs` counts the streams.
 //!
 //! A process has one set of counters and one page that shows it. The labels' values are words of this program, never
 //! anything that a user has chosen.
 
 use std::{
     collections::BTreeMap,
-    fmt::Write,
+    fmt::{Display, Write},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -88,8 +88,11 @@ pub static NOTICES_LOST: Counter = Counter::new(
     &[],
 );
 /// Durations of operations on the database.
-pub static REGISTRY_SECONDS: Histogram =
-    Histogram::new("registry_operation_seconds", "How long operations on the database took");
+pub static REGISTRY_SECONDS: Histogram<10> = Histogram::new(
+    "registry_operation_seconds",
+    "How long operations on the database took",
+    [100, 250, 1_000, 2_500, 10_000, 25_000, 100_000, 250_000, 1_000_000, 5_000_000],
+);
 
 /// A counter for each combination of its labels' values.
 #[derive(Debug)]
@@ -126,20 +129,11 @@ impl Counter {
         head(text, self.name, "counter", self.help);
         let counted = self.values.lock().unwrap_or_else(PoisonError::into_inner);
         if self.labels.is_empty() && counted.is_empty() {
-            let _ = writeln!(text, "fingerpost_{} 0", self.name);
+            sample(text, self.name, &[], 0);
         }
         for (values, count) in counted.iter() {
-            let labels: Vec<String> = self
-                .labels
-                .iter()
-                .zip(values)
-                .map(|(label, value)| format!("{label}=\"{value}\""))
-                .collect();
-            let labels = match labels.as_slice() {
-                [] => String::new(),
-                labels => format!("{{{}}}", labels.join(",")),
-            };
-            let _ = writeln!(text, "fingerpost_{}{labels} {count}", self.name);
+            let labels: Vec<_> = self.labels.iter().copied().zip(values.iter().copied()).collect();
+            sample(text, self.name, &labels, count);
         }
     }
 }
@@ -167,71 +161,60 @@ impl Stanzas {
     }
 
     fn write(&self, text: &mut String) {
-        let help = "Stanzas received from and sent to the XMPP server";
-        head(text, "stanzas_total", "counter", help);
+        let name = "stanzas_total";
+        head(text, name, "counter", "Stanzas received from and sent to the XMPP server");
         for (direction, counts) in ["received", "sent"].into_iter().zip(&self.0) {
             for (kind, count) in KINDS.into_iter().zip(counts) {
                 let count = count.load(Ordering::Relaxed);
-                let _ = writeln!(
-                    text,
-                    "fingerpost_stanzas_total{{direction=\"{direction}\",kind=\"{kind}\"}} {count}"
-                );
+                sample(text, name, &[("direction", direction), ("kind", kind)], count);
             }
         }
     }
 }
 
-/// The upper bounds in microseconds, and as they are shown in seconds.
-const BOUNDS: [(u64, &str); 10] = [
-    (100, "0.0001"),
-    (250, "0.00025"),
-    (1_000, "0.001"),
-    (2_500, "0.0025"),
-    (10_000, "0.01"),
-    (25_000, "0.025"),
-    (100_000, "0.1"),
-    (250_000, "0.25"),
-    (1_000_000, "1"),
-    (5_000_000, "5"),
-];
-
 /// A histogram of durations.
 #[derive(Debug)]
-pub struct Histogram {
+pub struct Histogram<const N: usize> {
     name: &'static str,
     help: &'static str,
-    buckets: [AtomicU64; BOUNDS.len() + 1],
+    /// The upper bounds in microseconds.
+    bounds: [u64; N],
+    counts: [AtomicU64; N],
+    /// The durations above the last bound.
+    longer: AtomicU64,
     micros: AtomicU64,
 }
 
-impl Histogram {
-    const fn new(name: &'static str, help: &'static str) -> Self {
-        let buckets = [const { AtomicU64::new(0) }; BOUNDS.len() + 1];
-        Self { name, help, buckets, micros: AtomicU64::new(0) }
+impl<const N: usize> Histogram<N> {
+    pub(crate) const fn new(name: &'static str, help: &'static str, bounds: [u64; N]) -> Self {
+        let counts = [const { AtomicU64::new(0) }; N];
+        let (longer, micros) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { name, help, bounds, counts, longer, micros }
     }
 
     /// Counts one operation of this duration.
     pub fn took(&self, time: Duration) {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS.partition_point(|(bound, _)| *bound < micros);
-        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        let bucket = self.bounds.partition_point(|bound| *bound < micros);
+        self.counts.get(bucket).unwrap_or(&self.longer).fetch_add(1, Ordering::Relaxed);
         self.micros.fetch_add(micros, Ordering::Relaxed);
     }
 
-    fn write(&self, text: &mut String) {
+    pub(crate) fn write(&self, text: &mut String) {
         head(text, self.name, "histogram", self.help);
-        let name = self.name;
+        let [bucket, sum, all] =
+            ["bucket", "sum", "count"].map(|part| format!("{}_{part}", self.name));
         let mut count = 0;
-        for (bucket, bound) in
-            self.buckets.iter().zip(BOUNDS.map(|(_, shown)| shown).into_iter().chain(["+Inf"]))
-        {
-            count += bucket.load(Ordering::Relaxed);
-            let _ = writeln!(text, "fingerpost_{name}_bucket{{le=\"{bound}\"}} {count}");
+        for (bound, counted) in self.bounds.iter().zip(&self.counts) {
+            count += counted.load(Ordering::Relaxed);
+            let bound = Duration::from_micros(*bound).as_secs_f64().to_string();
+            sample(text, &bucket, &[("le", &bound)], count);
         }
+        count += self.longer.load(Ordering::Relaxed);
+        sample(text, &bucket, &[("le", "+Inf")], count);
         let micros = self.micros.load(Ordering::Relaxed);
-        let (whole, part) = (micros / 1_000_000, micros % 1_000_000);
-        let _ = writeln!(text, "fingerpost_{name}_sum {whole}.{part:06}");
-        let _ = writeln!(text, "fingerpost_{name}_count {count}");
+        sample(text, &sum, &[], format_args!("{}.{:06}", micros / 1_000_000, micros % 1_000_000));
+        sample(text, &all, &[], count);
     }
 }
 
@@ -258,15 +241,30 @@ pub fn write(text: &mut String) {
     REGISTRY_SECONDS.write(text);
 }
 
-/// Writes one value that is read now.
-pub fn gauge(text: &mut String, name: &str, help: &str, value: impl std::fmt::Display) {
+/// Writes one value that is read now and can decrease.
+pub(crate) fn gauge(text: &mut String, name: &str, help: &str, value: impl Display) {
     head(text, name, "gauge", help);
-    let _ = writeln!(text, "fingerpost_{name} {value}");
+    sample(text, name, &[], value);
+}
+
+/// Writes one value that is read now and only increases.
+pub(crate) fn counter(text: &mut String, name: &str, help: &str, value: impl Display) {
+    head(text, name, "counter", help);
+    sample(text, name, &[], value);
 }
 
 /// Writes the lines that describe a metric.
-pub fn head(text: &mut String, name: &str, kind: &str, help: &str) {
+pub(crate) fn head(text: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(text, "# HELP fingerpost_{name} {help}\n# TYPE fingerpost_{name} {kind}");
+}
+
+/// Writes a metric's value for these labels.
+pub(crate) fn sample(text: &mut String, name: &str, labels: &[(&str, &str)], value: impl Display) {
+    let _ = write!(text, "fingerpost_{name}");
+    for (at, (label, word)) in labels.iter().enumerate() {
+        let _ = write!(text, "{}{label}=\"{word}\"", if at == 0 { '{' } else { ',' });
+    }
+    let _ = writeln!(text, "{} {value}", if labels.is_empty() { "" } else { "}" });
 }
 
 /// Writes what the system says of this process: files, memory, processor time. Leaves out what it does not say.
@@ -297,15 +295,11 @@ pub fn process(text: &mut String) {
         rest.split(' ').skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum::<u64>()
     });
     if let Some(ticks) = ticks {
-        let help = "Processor time used, in user and system mode";
-        head(text, "process_cpu_seconds_total", "counter", help);
         let per_second = rustix::param::clock_ticks_per_second();
         let (whole, rest) = (ticks / per_second, ticks % per_second);
-        let _ = writeln!(
-            text,
-            "fingerpost_process_cpu_seconds_total {whole}.{:02}",
-            rest * 100 / per_second
-        );
+        let seconds = format_args!("{whole}.{:02}", rest * 100 / per_second);
+        let help = "Processor time used, in user and system mode";
+        counter(text, "process_cpu_seconds_total", help, seconds);
     }
 }
 
@@ -317,7 +311,7 @@ mod tests {
     fn the_text_is_what_prometheus_reads() {
         static PLAIN: Counter = Counter::new("plain_total", "Help", &[]);
         static TWO: Counter = Counter::new("two_total", "Help", &["a", "b"]);
-        static TIMES: Histogram = Histogram::new("times_seconds", "Help");
+        static TIMES: Histogram<2> = Histogram::new("times_seconds", "Help", [100, 5_000_000]);
         let mut text = String::new();
         PLAIN.write(&mut text);
         TWO.count(&["x", "y"]);

@@ -13,7 +13,6 @@ mod viewer;
 
 use std::{
     borrow::Cow,
-    fmt::Write,
     io,
     net::SocketAddr,
     sync::{
@@ -237,11 +236,9 @@ async fn metrics(State(status): State<Status>) -> impl IntoResponse {
         metrics::gauge(&mut text, name, help, value);
     }
     let help = "Bytes of ended XEP-0065 transfers";
-    metrics::head(&mut text, "transfers_bytes_total", "counter", help);
-    let _ = writeln!(text, "fingerpost_transfers_bytes_total {}", counts.bytes);
+    metrics::counter(&mut text, "transfers_bytes_total", help, counts.bytes);
     let help = "Kernel pipes taken by streams that move much at once; others are copied";
-    metrics::head(&mut text, "pipes_taken_total", "counter", help);
-    let _ = writeln!(text, "fingerpost_pipes_taken_total {}", status.table.plane().pipes_lent());
+    metrics::counter(&mut text, "pipes_taken_total", help, status.table.plane().pipes_lent());
     write_cluster(&status.cluster, &mut text);
     status.table.plane().metrics().write(&mut text);
     metrics::write(&mut text);
@@ -255,8 +252,7 @@ fn write_cluster(cluster: &Cluster, text: &mut String) {
         (cluster.standing(), "1 for the role of this instance among those of its component");
     metrics::head(text, "cluster_role", "gauge", help);
     for role in Standing::ALL {
-        let (name, value) = (role.name(), u8::from(role == is));
-        let _ = writeln!(text, "fingerpost_cluster_role{{role=\"{name}\"}} {value}");
+        metrics::sample(text, "cluster_role", &[("role", role.name())], u8::from(role == is));
     }
     let help = "Instances of this component that this one knows of, itself included";
     metrics::gauge(text, "cluster_instances", help, cluster.count());

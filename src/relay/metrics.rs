@@ -1,12 +1,13 @@
 //! The metrics of streams, counted as things happen.
 
 use std::{
-    fmt::Write,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use fingerpost_wire::transport_kind::TransportKind;
+
+use crate::metrics::{Histogram, head, sample};
 
 /// Why a connection or an activation was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,22 +102,6 @@ impl Phase {
     }
 }
 
-/// The upper bounds of the setup times in microseconds, and as they are shown in seconds.
-const BOUNDS: [(u64, &str); 12] = [
-    (1_000, "0.001"),
-    (2_500, "0.0025"),
-    (5_000, "0.005"),
-    (10_000, "0.01"),
-    (25_000, "0.025"),
-    (50_000, "0.05"),
-    (100_000, "0.1"),
-    (250_000, "0.25"),
-    (1_000_000, "1"),
-    (5_000_000, "5"),
-    (15_000_000, "15"),
-    (60_000_000, "60"),
-];
-
 /// The counters. Only the gauge of open sessions can decrease.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -125,8 +110,24 @@ pub struct Metrics {
     bytes: [[AtomicU64; 2]; 2],
     refusals: [AtomicU64; Cause::ALL.len()],
     timeouts: [AtomicU64; Phase::ALL.len()],
-    setup: [AtomicU64; BOUNDS.len() + 1],
-    setup_micros: AtomicU64,
+    setup: SetupTimes,
+}
+
+/// The times of sessions from their first connection to their activation.
+#[derive(Debug)]
+struct SetupTimes(Histogram<12>);
+
+impl Default for SetupTimes {
+    fn default() -> Self {
+        Self(Histogram::new(
+            "setup_seconds",
+            "From a transfer's first connection to its activation",
+            [
+                1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000,
+                5_000_000, 15_000_000, 60_000_000,
+            ],
+        ))
+    }
 }
 
 impl Metrics {
@@ -158,9 +159,7 @@ impl Metrics {
 
     /// Counts the time of a session from its first connection to its activation.
     pub(super) fn set_up(&self, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        add(&self.setup[BOUNDS.partition_point(|(bound, _)| *bound < micros)], 1);
-        add(&self.setup_micros, micros);
+        self.setup.0.took(took);
     }
 
     /// Returns the number of streams between two legs since the start.
@@ -187,12 +186,11 @@ impl Metrics {
     pub fn write(&self, text: &mut String) {
         let by_legs = |text: &mut String, name, kind, help, labels: [&str; 2], of: &[[_; 2]; 2]| {
             head(text, name, kind, help);
+            let [x, y] = labels;
             for a in TransportKind::ALL {
                 for b in TransportKind::ALL {
                     let value = get(&of[a as usize][b as usize]);
-                    let (a, b) = (a.as_str(), b.as_str());
-                    let [x, y] = labels;
-                    let _ = writeln!(text, "fingerpost_{name}{{{x}=\"{a}\",{y}=\"{b}\"}} {value}");
+                    sample(text, name, &[(x, a.as_str()), (y, b.as_str())], value);
                 }
             }
         };
@@ -206,34 +204,16 @@ impl Metrics {
         let help = "Connections and activations refused, by cause";
         head(text, "refusals_total", "counter", help);
         for cause in Cause::ALL {
-            let (name, value) = (cause.as_str(), self.refusals(cause));
-            let _ = writeln!(text, "fingerpost_refusals_total{{cause=\"{name}\"}} {value}");
+            let label = [("cause", cause.as_str())];
+            sample(text, "refusals_total", &label, self.refusals(cause));
         }
         head(text, "timeouts_total", "counter", "Waits that were too long, by phase");
         for phase in Phase::ALL {
-            let (name, value) = (phase.as_str(), self.timeouts(phase));
-            let _ = writeln!(text, "fingerpost_timeouts_total{{phase=\"{name}\"}} {value}");
+            let label = [("phase", phase.as_str())];
+            sample(text, "timeouts_total", &label, self.timeouts(phase));
         }
-        let name = "fingerpost_setup_seconds";
-        let help = "From a transfer's first connection to its activation";
-        head(text, "setup_seconds", "histogram", help);
-        let mut count = 0;
-        for (bucket, (_, bound)) in self.setup.iter().zip(BOUNDS) {
-            count += get(bucket);
-            let _ = writeln!(text, "{name}_bucket{{le=\"{bound}\"}} {count}");
-        }
-        count += self.setup.last().map_or(0, get);
-        let micros = get(&self.setup_micros);
-        let (whole, part) = (micros / 1_000_000, micros % 1_000_000);
-        let _ = writeln!(
-            text,
-            "{name}_bucket{{le=\"+Inf\"}} {count}\n{name}_sum {whole}.{part:06}\n{name}_count {count}"
-        );
+        self.setup.0.write(text);
     }
-}
-
-fn head(text: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(text, "# HELP fingerpost_{name} {help}\n# TYPE fingerpost_{name} {kind}");
 }
 
 fn add(counter: &AtomicU64, n: u64) {
