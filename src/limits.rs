@@ -42,20 +42,37 @@ impl Rate {
     }
 }
 
+/// A token bucket, without a clock: `now` is monotonic.
 #[derive(Clone, Copy, Debug)]
-struct Bucket {
+pub(crate) struct Bucket {
     tokens: f64,
     at: Instant,
 }
 
 impl Bucket {
-    fn take(&mut self, cost: f64, rate: Rate, now: Instant) -> bool {
+    /// Creates a full bucket.
+    pub(crate) fn full(rate: Rate, now: Instant) -> Self {
+        Self { tokens: rate.burst, at: now }
+    }
+
+    /// Adds the tokens of the time since the last call; returns how many there are.
+    pub(crate) fn fill(&mut self, rate: Rate, now: Instant) -> f64 {
         let grown = now.saturating_duration_since(self.at).as_secs_f64() * rate.per_second;
         self.tokens = (self.tokens + grown).min(rate.burst);
         self.at = now;
-        let allowed = self.tokens >= 1.0;
+        self.tokens
+    }
+
+    /// Removes tokens.
+    pub(crate) fn take(&mut self, tokens: f64) {
+        self.tokens = (self.tokens - tokens).max(0.0);
+    }
+
+    /// Takes `cost` if there is a whole token.
+    fn allow(&mut self, cost: f64, rate: Rate, now: Instant) -> bool {
+        let allowed = self.fill(rate, now) >= 1.0;
         if allowed {
-            self.tokens -= cost;
+            self.take(cost);
         }
         allowed
     }
@@ -129,20 +146,20 @@ impl Rates {
         self.grow_old(now);
         let (key, domain) = (self.hasher.hash_one(name), self.hasher.hash_one(domain));
         if let Some(bucket) = self.young.users.get_mut(&key) {
-            return bucket.take(cost, rate, now);
+            return bucket.allow(cost, rate, now);
         }
-        let full = |rate: Rate| Bucket { tokens: rate.burst, at: now };
+        let full = |rate| Bucket::full(rate, now);
         let count = self.young.domains.get(&domain).copied().unwrap_or(0);
         if count < USERS.saturating_sub(self.young.users.len()) {
             self.young.domains.insert(domain, count + 1);
             let bucket = self.old.users.remove(&key).unwrap_or_else(|| full(rate));
-            return self.young.users.entry(key).or_insert(bucket).take(cost, rate, now);
+            return self.young.users.entry(key).or_insert(bucket).allow(cost, rate, now);
         }
         let rate = rate.times(CROWD);
         // So many domains at once share one entry.
         let domain = if self.young.crowds.len() < USERS { domain } else { 0 };
         let bucket = self.old.crowds.remove(&domain).unwrap_or_else(|| full(rate));
-        self.young.crowds.entry(domain).or_insert(bucket).take(cost, rate, now)
+        self.young.crowds.entry(domain).or_insert(bucket).allow(cost, rate, now)
     }
 
     /// Drops the buckets that have had time to fill.

@@ -5,7 +5,7 @@
 //! ([`listener`], [`table`], [`leg`](fingerpost_carry::leg), [`plane`], [`pipe`]) own the sockets, queues and timers.
 //! No code here opens an outgoing connection.
 
-mod bucket;
+mod byte_rate;
 mod crowd;
 mod ending;
 #[cfg(test)]

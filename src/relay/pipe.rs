@@ -18,7 +18,7 @@ use tokio::{
 
 pub use super::splice::Account;
 use super::{
-    bucket::Bucket,
+    byte_rate::ByteRate,
     ending::{Ending, Fate},
     plane::{GRACE, Progress, STILL, now},
 };
@@ -145,7 +145,7 @@ struct Pipe<A, B> {
 /// The rate of a stream for both directions, and the sleep until more may pass.
 #[derive(Debug)]
 pub(super) struct Limit {
-    bucket: Bucket,
+    rate: ByteRate,
     sleep: Pin<Box<Sleep>>,
 }
 
@@ -153,7 +153,7 @@ impl Limit {
     /// Creates a limit of so many bytes per second.
     pub(super) fn new(bytes_per_second: u64) -> Self {
         Self {
-            bucket: Bucket::new(bytes_per_second, now()),
+            rate: ByteRate::new(bytes_per_second, now()),
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
         }
     }
@@ -161,7 +161,7 @@ impl Limit {
     /// Returns how many bytes may pass now; not 0.
     pub(super) fn poll_allowed(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
         loop {
-            match self.bucket.available(now()) {
+            match self.rate.available(now()) {
                 Ok(most) => return Poll::Ready(most),
                 Err(at) => {
                     self.sleep.as_mut().reset(at.into());
@@ -173,7 +173,7 @@ impl Limit {
 
     /// Notes that so many bytes have passed.
     pub(super) fn take(&mut self, bytes: usize) {
-        self.bucket.take(bytes);
+        self.rate.take(bytes);
     }
 }
 
