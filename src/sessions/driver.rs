@@ -140,7 +140,7 @@ impl Driver {
         inbox.close();
         self.guard.leave();
         while let Ok(input) = inbox.try_recv() {
-            if let Input::Jingle(_, stanza) | Input::Open(_, stanza) = input {
+            if let Some(stanza) = input.into_request() {
                 self.send(stanza.refuse(&unknown_session())).await;
             }
         }

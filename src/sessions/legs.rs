@@ -13,6 +13,8 @@ pub(crate) enum Plan {
         sid: Option<String>,
         /// The largest block, bytes before base64.
         block_size: u16,
+        /// Whether we have sent our `<open/>`.
+        opened: bool,
     },
     /// SOCKS5.
     S5b {
@@ -24,6 +26,8 @@ pub(crate) enum Plan {
         own_proxy: Option<String>,
         /// Whether we have sent candidate-used or candidate-error.
         nominated: bool,
+        /// Whether the connection is established.
+        arrived: bool,
         /// Whether the user has chosen the connection to us.
         used: bool,
     },
@@ -34,14 +38,6 @@ pub(crate) enum Plan {
 pub(crate) struct LegState {
     /// Its transport.
     pub(crate) plan: Plan,
-    /// Whether the user on this leg knows of the session.
-    pub(crate) told: bool,
-    /// Whether the SOCKS5 connection is established.
-    pub(crate) arrived: bool,
-    /// Whether one side is about to open the in-band bytestream.
-    pub(crate) opening: bool,
-    /// Whether we have sent our `<open/>`.
-    pub(crate) opened: bool,
     /// Whether its bytes can flow.
     pub(crate) ready: bool,
     /// The in-band bytestream that we have offered instead: its id and its largest block. Until it is accepted the plan
@@ -52,30 +48,18 @@ pub(crate) struct LegState {
 impl LegState {
     /// Creates a leg at the start of its negotiation.
     pub(crate) fn new(plan: Plan) -> Self {
-        Self {
-            plan,
-            told: false,
-            arrived: false,
-            opening: false,
-            opened: false,
-            ready: false,
-            replacing: None,
-        }
+        Self { plan, ready: false, replacing: None }
     }
 
     /// Creates an in-band leg.
     pub(crate) fn ibb(namespace: &str, sid: Option<String>, block_size: u16) -> Self {
-        Self::new(Plan::Ibb { namespace: namespace.to_owned(), sid, block_size })
+        let namespace = namespace.to_owned();
+        Self::new(Plan::Ibb { namespace, sid, block_size, opened: false })
     }
 
     /// Creates a SOCKS5 leg.
     pub(crate) fn s5b(sid: String, cid: String, own_proxy: Option<String>) -> Self {
-        Self::new(Plan::S5b { sid, cid, own_proxy, nominated: false, used: false })
-    }
-
-    /// Sets another transport for the same leg.
-    pub(crate) fn replace(&mut self, with: Self) {
-        *self = Self { told: self.told, ..with };
+        Self::new(Plan::S5b { sid, cid, own_proxy, nominated: false, arrived: false, used: false })
     }
 
     /// Returns whether the user's own candidate at this component may still be used.
@@ -97,9 +81,16 @@ impl LegState {
             }
             // The answer uses another transport than the offer: accept it as stated.
             (Some(Transport::Ibb { namespace, sid, block_size }), plan @ Plan::S5b { .. }) => {
-                *plan = Plan::Ibb { namespace, sid, block_size };
+                *plan = Plan::Ibb { namespace, sid, block_size, opened: false };
             }
             _ => {}
+        }
+    }
+
+    /// Notes that the SOCKS5 connection is established.
+    pub(crate) fn mark_arrived(&mut self) {
+        if let Plan::S5b { arrived, .. } = &mut self.plan {
+            *arrived = true;
         }
     }
 
@@ -118,8 +109,6 @@ impl LegState {
     /// Returns whether a SOCKS5 leg is complete: it has the connection, the user has chosen it, and no replacement is
     /// pending.
     pub(crate) fn is_connected(&self) -> bool {
-        self.arrived
-            && self.replacing.is_none()
-            && matches!(self.plan, Plan::S5b { used: true, .. })
+        self.replacing.is_none() && matches!(self.plan, Plan::S5b { arrived: true, used: true, .. })
     }
 }

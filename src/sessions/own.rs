@@ -77,7 +77,7 @@ impl OwnSession {
         }
         self.inbox.close();
         while let Some(input) = self.inbox.recv().await {
-            if let Input::Jingle(_, stanza) | Input::Open(_, stanza) = input {
+            if let Some(stanza) = input.into_request() {
                 self.send(stanza.refuse(&unknown_session())).await;
             }
         }

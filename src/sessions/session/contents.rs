@@ -15,7 +15,7 @@ use jid::BareJid;
 use minidom::Element;
 use tokio::time::Instant;
 
-use super::{Phase, Question, Session, timers::Timer};
+use super::{Acceptance, Check, Phase, Question, Session, timers::Timer};
 use crate::{
     registry::model::Key,
     sessions::{
@@ -123,25 +123,55 @@ struct Checked {
     had_methods: bool,
 }
 
-impl Session {
+/// The content of a session that is brokered.
+#[derive(Debug)]
+pub(super) struct BrokeredContent {
+    pub(super) name: String,
+    /// The initiator's other contents.
+    pub(super) removed: Vec<Element>,
+    /// Whether it is a raw TLS stream, without another application.
+    pub(super) is_raw: bool,
+    /// The TLS methods of the initiator that policy lets pass.
+    methods: Vec<String>,
+    /// The offer dialects that each side knows; empty: any.
+    dialects: PerSide<Vec<Dialect>>,
+}
+
+impl BrokeredContent {
+    /// Returns the content of this number in a session-initiate.
+    pub(super) fn new(initiate: Option<&Element>, chosen: usize) -> Self {
+        let mut removed: Vec<&Element> = initiate.into_iter().flat_map(contents).collect();
+        let content = (chosen < removed.len()).then(|| removed.remove(chosen));
+        Self {
+            name: content.map(name).unwrap_or_default().to_owned(),
+            removed: removed.into_iter().cloned().collect(),
+            is_raw: content.is_some_and(|content| content.has_child("description", ns::APPS_TLS)),
+            methods: Vec::new(),
+            dialects: PerSide::default(),
+        }
+    }
+
     /// Returns the brokered content in one side's stanza: the one with its name, or, if the session was offered with
     /// one content, that one under any name.
-    pub(super) fn own_content<'a>(&self, jingle: &'a Element) -> Option<&'a Element> {
+    pub(super) fn find<'a>(&self, jingle: &'a Element) -> Option<&'a Element> {
         let named = contents(jingle).find(|content| name(content) == self.name);
         named.or_else(|| contents(jingle).next().filter(|_| self.removed.is_empty()))
     }
+}
 
+impl Session {
     /// Passes the session-initiate on once everything that it needs is known.
     pub(super) fn pass_initiate(&mut self) {
-        let Phase::Checking { features: Some(features), keys: Some(keys) } = &mut self.phase else {
+        let Acceptance::Unanswered(initiate) = &self.acceptance else { return };
+        let Phase::Checking { chosen, features: Some(features), keys: Some(keys) } =
+            &mut self.phase
+        else {
             return;
         };
         let (features, keys) = (std::mem::take(features), std::mem::take(keys));
-        let Some(jingle) = self.initiate.as_ref().and_then(Stanza::payload).cloned() else {
-            return;
-        };
-        let Some(content) = contents(&jingle).nth(self.chosen) else { return };
-        self.dialects =
+        let Some(jingle) = initiate.stanza.payload().cloned() else { return };
+        let Some(content) = contents(&jingle).nth(*chosen) else { return };
+        self.content.dialects =
             PerSide { initiator: Dialect::of(content), responder: Dialect::known(&features) };
         self.choose_namespace(&features);
         let both = self.check_with_beside(Side::Initiator, content, &jingle, &keys);
@@ -156,17 +186,16 @@ impl Session {
             );
             return self.end_both("unsupported-applications", &text);
         }
-        self.methods.clone_from(&checked.methods);
+        self.content.methods.clone_from(&checked.methods);
         let Some(transport) = self.offer_leg(&features) else {
             let text = "The component offers neither SOCKS5 nor IBB";
             return self.end_both("unsupported-transports", text);
         };
         let out = self.pass(Side::Responder, &beside, &checked, transport);
         self.phase = Phase::Negotiating;
-        self.legs.responder.told = true;
         self.ask(Side::Responder, out, Question::Initiate);
         if self.legs.initiator.ready {
-            self.open_responder();
+            self.open(Side::Responder);
         }
     }
 
@@ -223,13 +252,13 @@ impl Session {
         let owner = self.owner(side);
         let offer = offer::Offer::read(content);
         // An answer that names no method means one that the initiator has offered.
-        let judged = hints::judge(&offer, &self.methods, keys);
+        let judged = hints::judge(&offer, &self.content.methods, keys);
         let gone = hints::decide(&judged, &self.options.policies, &owner)?;
         let left = offer::without(content, &gone.prints, &gone.methods);
         let mut prints = judged.prints();
         let stripped: HashSet<_> = gone.prints.iter().map(Printed::identity).collect();
         prints.retain(|(_, print)| !stripped.contains(&print.identity()));
-        let known = &self.dialects[side.other()];
+        let known = &self.content.dialects[side.other()];
         let methods = judged.methods(&offer, &gone);
         Ok(Checked {
             element: dialect::for_peer(&left, known, &prints),
@@ -258,9 +287,15 @@ impl Session {
 
     /// Passes a stanza on whose offer had to be checked.
     pub(super) fn pass_checked(&mut self, side: Side, keys: &[Key], now: Instant) {
-        let Some((_, stanza)) = self.checked.take_if(|(checked, _)| *checked == side) else {
+        let Some(Check { stanza, behind, .. }) = self.check.take_if(|check| check.side == side)
+        else {
             return;
         };
+        self.pass_on(side, stanza, keys, now);
+        self.handle_all(behind, now);
+    }
+
+    fn pass_on(&mut self, side: Side, stanza: Stanza, keys: &[Key], now: Instant) {
         let Some(jingle) = stanza.payload().cloned() else { return };
         if jingle.attr("action") == Some("session-accept") {
             return self.pass_accept(stanza, &jingle, keys, now);
@@ -290,7 +325,7 @@ impl Session {
 
     /// Passes the session-accept on.
     fn pass_accept(&mut self, stanza: Stanza, jingle: &Element, keys: &[Key], now: Instant) {
-        let Some(content) = self.own_content(jingle) else { return };
+        let Some(content) = self.content.find(jingle) else { return };
         let both = self.check_with_beside(Side::Responder, content, jingle, keys);
         let (checked, beside) = match both {
             Ok(checked) => checked,
@@ -299,8 +334,8 @@ impl Session {
                 return self.refuse_key(&self.owner(Side::Responder), &text);
             }
         };
-        let common = checked.methods.iter().any(|method| self.methods.contains(method));
-        if checked.had_methods && !self.methods.is_empty() && !common {
+        let common = checked.methods.iter().any(|method| self.content.methods.contains(method));
+        if checked.had_methods && !self.content.methods.is_empty() && !common {
             self.send(stanza.result(None));
             let list = |names: &[String]| match names {
                 [] => "none that this service accepts".to_owned(),
@@ -308,14 +343,14 @@ impl Session {
             };
             let text = format!(
                 "No TLS method in common: the initiator has {}, the responder {}",
-                list(&self.methods),
+                list(&self.content.methods),
                 list(&checked.methods)
             );
             return self.end_both("unsupported-applications", &text);
         }
         self.acknowledge();
         self.legs.responder.accept(Transport::read(content));
-        self.accepted = true;
+        self.acceptance = Acceptance::Accepted;
         let transport = self.accept_leg();
         let out = self.pass(Side::Initiator, &beside, &checked, transport);
         self.ask(Side::Initiator, out, Question::Forwarded(Box::new(stanza)));
@@ -326,15 +361,19 @@ impl Session {
             self.nominate(side);
             self.expect_choice(side, now);
         }
-        self.open_responder();
+        self.open(Side::Responder);
     }
 
     /// Tells the initiator which of its contents are not brokered.
     pub(super) fn remove_contents(&mut self) {
-        if !self.removed.is_empty() {
+        if !self.content.removed.is_empty() {
             let text = "A brokered session carries one stream: this content is not part of it";
-            let jingle =
-                self.refuse_contents(Side::Initiator, "content-remove", &self.removed, text);
+            let jingle = self.refuse_contents(
+                Side::Initiator,
+                "content-remove",
+                &self.content.removed,
+                text,
+            );
             self.tell(Side::Initiator, jingle);
         }
     }

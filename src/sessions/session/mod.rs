@@ -33,7 +33,6 @@ use std::{
 
 use fingerpost_carry::iq::Answer;
 use fingerpost_wire::{
-    dialect::Dialect,
     ibb::IbbError,
     ibb_xml::IbbStanza,
     jingle::{self, Frame},
@@ -51,7 +50,7 @@ use tracing::{debug, info};
 
 pub(crate) use self::contents::{application, channel, choose};
 use self::{
-    contents::{contents, offered_prints},
+    contents::{BrokeredContent, offered_prints},
     timers::{Timer, TimerTable},
 };
 use super::{
@@ -89,6 +88,8 @@ const FORWARDED: usize = 32;
 /// The block size that every client accepts, for use when a larger one is refused.
 const SMALL_BLOCK: u16 = 4096;
 
+/// The reason of a session that never began.
+const REFUSED: &str = "refused";
 /// The longest text of the component's own reasons, in characters.
 const TEXT: usize = 1000;
 
@@ -149,6 +150,16 @@ pub(crate) enum Input {
     Waits(Side, bool),
 }
 
+impl Input {
+    /// Returns the stanza, if it is a request.
+    pub(crate) fn into_request(self) -> Option<Stanza> {
+        match self {
+            Self::Jingle(_, stanza) | Self::Open(_, stanza) => Some(stanza),
+            _ => None,
+        }
+    }
+}
+
 /// An action that a session requests.
 #[derive(Debug)]
 pub(crate) enum Action {
@@ -176,21 +187,61 @@ pub(crate) enum Action {
     TakeStream(Side, String, u16, IbbStanza),
 }
 
-/// The phase of a session. Legs and acceptance have states of their own.
+/// The phase of a session, with what it has in this phase only. Legs have states of their own.
 #[derive(Debug)]
 enum Phase {
     /// The offer is being checked; the responder does not know of it.
-    Checking { features: Option<Vec<String>>, keys: Option<Vec<Key>> },
+    Checking {
+        /// The number of the brokered content in the session-initiate.
+        chosen: usize,
+        features: Option<Vec<String>>,
+        keys: Option<Vec<Key>>,
+    },
     /// The responder knows of the session; the legs are not joined.
     Negotiating,
     /// Bytes flow.
-    Relaying,
+    Relaying {
+        /// The sides whose last answer said that the user is absent.
+        doubted: PerSide<bool>,
+        /// Which in-band leg broke, and why.
+        broken: Option<(Side, IbbError)>,
+    },
     /// One side has ended the session; its last bytes may still be on their way.
     Leaving { by: Side, jingle: Element },
     /// The stream is over; if the users do not end the session, it ends with this reason and text.
     Relayed { reason: &'static str, text: String },
     /// Nothing is left to do.
-    Over,
+    Over { reason: &'static str },
+}
+
+/// What the responder has said to the offer. A stream may begin before each of these.
+#[derive(Debug)]
+enum Acceptance {
+    Unanswered(Box<Initiate>),
+    /// The responder knows of the session.
+    Acknowledged,
+    Accepted,
+}
+
+/// The session-initiate while it is unanswered.
+#[derive(Debug)]
+struct Initiate {
+    stanza: Stanza,
+    /// How long the responder may take to acknowledge it.
+    patience: Duration,
+    /// Whether it is given back if the responder does not take it.
+    goes_back: bool,
+    /// Whether another resource may take the session then.
+    has_others: bool,
+}
+
+/// A side's session-accept or later offer while its keys are looked up.
+#[derive(Debug)]
+struct Check {
+    side: Side,
+    stanza: Stanza,
+    /// The requests that came after it.
+    behind: Vec<Input>,
 }
 
 /// Returns the reason in a session-terminate, if it is one of XEP-0166, 7.4.
@@ -238,39 +289,14 @@ pub(crate) struct Session {
     peers: PerSide<Peer>,
     legs: PerSide<LegState>,
     phase: Phase,
-    /// The session-initiate while it is unanswered.
-    initiate: Option<Stanza>,
-    /// A side's session-accept or later offer while it is being checked, and the stanzas after it.
-    checked: Option<(Side, Stanza)>,
-    held: VecDeque<Input>,
-    accepted: bool,
-    /// The name of the brokered content, and those of the initiator's other contents.
-    name: String,
-    chosen: usize,
-    removed: Vec<Element>,
-    /// Whether it is a raw TLS stream, without another application.
-    is_raw: bool,
-    /// The TLS methods of the initiator that policy lets pass.
-    methods: Vec<String>,
-    /// The offer dialects that each side knows; empty: any.
-    dialects: PerSide<Vec<Dialect>>,
+    acceptance: Acceptance,
+    content: BrokeredContent,
+    check: Option<Check>,
     questions: HashMap<u32, Question>,
     asked: u32,
+    timers: TimerTable,
     /// Which users have said that they are absent, or have moved, while the stream continues.
     absent: PerSide<bool>,
-    /// Which in-band leg broke, and why.
-    broken: Option<(Side, IbbError)>,
-    /// The sides whose last answer said that the user is absent.
-    doubted: PerSide<bool>,
-    /// Why it ended, once it has.
-    reason: &'static str,
-    timers: TimerTable,
-    /// How long the responder may take to acknowledge the session-initiate.
-    patience: Duration,
-    /// Whether the session-initiate is given back if the responder does not take it.
-    goes_back: bool,
-    /// Whether another resource may take the session then.
-    has_others: bool,
     actions: VecDeque<Action>,
 }
 
@@ -283,57 +309,38 @@ impl Session {
         peers: PerSide<Peer>,
         leg: LegState,
         chosen: usize,
-        initiate: Stanza,
+        stanza: Stanza,
         now: Instant,
     ) -> Self {
-        let offered: Vec<&Element> = initiate.payload().into_iter().flat_map(contents).collect();
-        let name = offered.get(chosen).and_then(|content| content.attr("name"));
-        let name = name.unwrap_or_default().to_owned();
-        let is_raw = offered.get(chosen).is_some_and(|c| c.has_child("description", ns::APPS_TLS));
-        let others = offered.iter().enumerate().filter(|(number, _)| *number != chosen);
-        let removed = others.map(|(_, content)| (*content).clone()).collect();
-        // Until the responder's features are known, its leg is a placeholder.
-        let legs = PerSide {
-            initiator: LegState { told: true, ..leg },
-            responder: LegState::ibb(ns::JINGLE_IBB, None, options.block_size),
-        };
-        let prints = initiate.payload().map(offered_prints).unwrap_or_default();
+        let prints = stanza.payload().map(offered_prints).unwrap_or_default();
         let mut actions =
             VecDeque::from([Action::LookUpFeatures, Action::LookUpKeys(Side::Initiator, prints)]);
-        if let Plan::S5b { sid, .. } = &legs.initiator.plan {
+        if let Plan::S5b { sid, .. } = &leg.plan {
             actions.push_back(Action::Connect(Side::Initiator, sid.clone()));
         }
+        // Until the responder's features are known, its leg is a placeholder.
+        let responder = LegState::ibb(ns::JINGLE_IBB, None, options.block_size);
         let mut timers = TimerTable::default();
         timers.set(Timer::Phase, now + options.activation_timeout);
         for side in Side::BOTH {
             timers.set(Timer::Ping(side), now + PING);
         }
+        let content = BrokeredContent::new(stanza.payload(), chosen);
+        let (patience, goes_back, has_others) = (super::ANSWER, false, false);
+        let initiate = Initiate { stanza, patience, goes_back, has_others };
         Self {
-            absent: PerSide::default(),
-            broken: None,
-            doubted: PerSide::default(),
-            reason: "refused",
-            timers,
             options,
             ids,
             peers,
-            legs,
-            phase: Phase::Checking { features: None, keys: None },
-            initiate: Some(initiate),
-            checked: None,
-            held: VecDeque::new(),
-            accepted: false,
-            name,
-            chosen,
-            removed,
-            is_raw,
-            methods: Vec::new(),
-            dialects: PerSide::default(),
+            legs: PerSide { initiator: leg, responder },
+            phase: Phase::Checking { chosen, features: None, keys: None },
+            acceptance: Acceptance::Unanswered(Box::new(initiate)),
+            content,
+            check: None,
             questions: HashMap::new(),
             asked: 0,
-            patience: super::ANSWER,
-            goes_back: false,
-            has_others: false,
+            timers,
+            absent: PerSide::default(),
             actions,
         }
     }
@@ -346,12 +353,18 @@ impl Session {
         goes_back: bool,
         has_others: bool,
     ) {
-        (self.patience, self.goes_back, self.has_others) = (patience, goes_back, has_others);
+        if let Acceptance::Unanswered(initiate) = &mut self.acceptance {
+            initiate.patience = patience;
+            (initiate.goes_back, initiate.has_others) = (goes_back, has_others);
+        }
     }
 
     /// Returns how long the responder may take to acknowledge the session-initiate.
     pub(crate) fn patience(&self) -> Duration {
-        self.patience
+        match &self.acceptance {
+            Acceptance::Unanswered(initiate) => initiate.patience,
+            _ => super::ANSWER,
+        }
     }
 
     /// Returns the next action; call until `None`.
@@ -362,7 +375,10 @@ impl Session {
     /// Returns why it has ended: a condition of XEP-0166, `refused` if it never began, or `other` for an unknown
     /// condition.
     pub(crate) fn reason(&self) -> &'static str {
-        self.reason
+        match self.phase {
+            Phase::Over { reason } => reason,
+            _ => REFUSED,
+        }
     }
 
     /// Returns when [`Input::Timeout`] is due.
@@ -372,38 +388,29 @@ impl Session {
 
     /// Returns whether it has ended; [`Session::poll_action`] may still return the last actions.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Over)
+        matches!(self.phase, Phase::Over { .. })
     }
 
     /// Handles one input.
     pub(crate) fn handle(&mut self, input: Input, now: Instant) {
-        if self.is_over() {
-            return;
-        }
-        if let Input::Jingle(side, _) | Input::Open(side, _) = &input {
-            self.is_here(*side, now);
-        }
         match input {
-            Input::Jingle(_, stanza) | Input::Open(_, stanza)
-                if self.checked.is_some() && self.held.len() >= FORWARDED =>
-            {
-                self.send(stanza.refuse(&too_many()));
+            Input::Jingle(side, _) | Input::Open(side, _) => {
+                self.is_here(side, now);
+                self.take_request(input, now);
             }
-            Input::Jingle(..) | Input::Open(..) if self.checked.is_some() => {
-                self.held.push_back(input);
-            }
-            // A user that has not been told of the session cannot speak in it.
-            Input::Jingle(side, stanza) | Input::Open(side, stanza) if !self.legs[side].told => {
-                self.send(stanza.refuse(&unknown_session()));
-            }
+            _ if self.is_over() => {}
             // The other side is about to get the user's own reason.
             Input::Gone(_) | Input::Drain(_) if matches!(self.phase, Phase::Leaving { .. }) => {}
             Input::Answered(number, answer) => self.handle_answer(number, answer, now),
             Input::Arrived(side) => {
-                self.legs[side].arrived = true;
+                self.legs[side].mark_arrived();
                 self.check_connected(side);
             }
-            Input::Broken(broken) => self.broken = broken,
+            Input::Broken(found) => {
+                if let Phase::Relaying { broken, .. } = &mut self.phase {
+                    *broken = found;
+                }
+            }
             Input::Check => self.check_users(now),
             // The running stream may end in time.
             Input::Drain(until) if until <= now => {
@@ -418,19 +425,21 @@ impl Session {
                 }
             }
             // A server that stops says so of all its users, yet a stream beside XMPP continues: the stream decides.
-            Input::Gone(side) if matches!(self.phase, Phase::Relaying) => {
+            Input::Gone(side) if matches!(self.phase, Phase::Relaying { .. }) => {
                 self.absent[side] = true;
                 self.timers.set(Timer::Ping(side), now);
             }
             Input::Gone(side) => self.lost(side),
             Input::NoFeatures => {
-                // Every client answers that check, so its time is up if another resource may take the session.
-                self.patience = self.patience.min(if self.has_others { SUSPECT } else { BUSY });
+                if let Acceptance::Unanswered(initiate) = &mut self.acceptance {
+                    // Every client answers that check, so its time is up if another resource may take the session.
+                    let longest = if initiate.has_others { SUSPECT } else { BUSY };
+                    initiate.patience = initiate.patience.min(longest);
+                }
                 self.handle(Input::Features(Vec::new()), now);
             }
-            Input::Room => self.refuse_check(&room()),
-            Input::Jingle(side, stanza) => self.handle_jingle(side, stanza, now),
-            Input::Keys(_, Err(())) => self.refuse_check(&Refusal::internal()),
+            Input::Room => self.refuse_check(&room(), now),
+            Input::Keys(_, Err(())) => self.refuse_check(&Refusal::internal(), now),
             Input::Keys(side, Ok(found)) => match &mut self.phase {
                 Phase::Checking { keys, .. } => {
                     *keys = Some(found);
@@ -438,15 +447,37 @@ impl Session {
                 }
                 _ => self.pass_checked(side, &found, now),
             },
-            Input::Open(side, stanza) => self.handle_open(side, &stanza),
             Input::Relayed(outcome) => self.relayed(outcome, now),
             Input::Timeout => self.handle_timeout(now),
             Input::Waits(side, waits) => self.tell_waiting(side, waits),
         }
-        if self.checked.is_none()
-            && let Some(input) = self.held.pop_front()
-        {
-            self.handle(input, now);
+    }
+
+    /// Handles a side's request, unless one before it is still being checked.
+    fn take_request(&mut self, input: Input, now: Instant) {
+        if let Some(check) = self.check.as_mut().filter(|check| check.behind.len() < FORWARDED) {
+            return check.behind.push(input);
+        }
+        match input {
+            Input::Jingle(_, stanza) | Input::Open(_, stanza) if self.check.is_some() => {
+                self.send(stanza.refuse(&too_many()));
+            }
+            // A user that has not been told of the session cannot speak in it.
+            Input::Jingle(side, stanza) | Input::Open(side, stanza)
+                if self.is_over() || !self.is_told(side) =>
+            {
+                self.send(stanza.refuse(&unknown_session()));
+            }
+            Input::Jingle(side, stanza) => self.handle_jingle(side, stanza, now),
+            Input::Open(side, stanza) => self.handle_open(side, &stanza),
+            _ => {}
+        }
+    }
+
+    /// Handles the requests that came after one that has been checked.
+    fn handle_all(&mut self, requests: Vec<Input>, now: Instant) {
+        for request in requests {
+            self.handle(request, now);
         }
     }
 
@@ -465,12 +496,13 @@ impl Session {
 
     /// Returns whether the stream of a side runs without its user's connection to the server.
     fn runs_beside_xmpp(&self, side: Side) -> bool {
-        matches!(self.phase, Phase::Relaying) && matches!(self.legs[side].plan, Plan::S5b { .. })
+        matches!(self.phase, Phase::Relaying { .. })
+            && matches!(self.legs[side].plan, Plan::S5b { .. })
     }
 
     /// Tells both users that the stream stands still because one of them is silent, or that it continues.
     fn tell_waiting(&mut self, silent: Side, waits: bool) {
-        if !matches!(self.phase, Phase::Relaying) {
+        if !matches!(self.phase, Phase::Relaying { .. }) {
             return;
         }
         info!(side = silent.as_str(), waits, "in-band stream waits for a silent user");
@@ -488,12 +520,23 @@ impl Session {
         }
     }
 
-    /// Returns why the stream broke, as text for both users.
-    fn broken_text(&self) -> String {
-        match self.broken {
-            None => "A leg broke".to_owned(),
-            Some((side, error)) => {
-                format!("The in-band stream of the {} broke: {error}", side.as_str())
+    /// Returns whether a side's user knows of the session.
+    fn is_told(&self, side: Side) -> bool {
+        side == Side::Initiator || !matches!(self.phase, Phase::Checking { .. })
+    }
+
+    /// Returns whether the session-initiate is unanswered.
+    fn is_unanswered(&self) -> bool {
+        matches!(self.acceptance, Acceptance::Unanswered(_))
+    }
+
+    /// Takes the session-initiate, if it is unanswered.
+    fn take_initiate(&mut self) -> Option<Initiate> {
+        match std::mem::replace(&mut self.acceptance, Acceptance::Acknowledged) {
+            Acceptance::Unanswered(initiate) => Some(*initiate),
+            answered => {
+                self.acceptance = answered;
+                None
             }
         }
     }
@@ -579,14 +622,13 @@ impl Session {
         let text: String = text.chars().take(TEXT).collect();
         self.answer_initiate(None);
         for side in Side::BOTH {
-            if self.legs[side].told {
+            if self.is_told(side) {
                 let jingle = jingle::end(&self.frame(side), condition, &text, owner);
                 self.tell(side, jingle);
             }
         }
         info!(reason = condition, "session ended");
-        self.reason = condition;
-        self.finish();
+        self.finish(condition);
     }
 
     /// Handles a side that has gone: tells the other.
@@ -596,18 +638,17 @@ impl Session {
             Refusal::new(ErrorType::Wait, Condition::RecipientUnavailable, "The user went away")
                 .to_element(),
         ));
-        if self.legs[other].told {
+        if self.is_told(other) {
             let jingle = jingle::end(&self.frame(other), "gone", "The other user went away", None);
             self.tell(other, jingle);
         }
         info!(side = side.as_str(), "user gone");
-        self.reason = "gone";
-        self.finish();
+        self.finish("gone");
     }
 
     /// Ends the session, and answers every request that is still open.
-    fn finish(&mut self) {
-        self.phase = Phase::Over;
+    fn finish(&mut self, reason: &'static str) {
+        self.phase = Phase::Over { reason };
         self.timers = TimerTable::default();
         self.answer_initiate(None);
         let questions = std::mem::take(&mut self.questions);
@@ -615,34 +656,25 @@ impl Session {
             Question::Forwarded(stanza) => Some(*stanza),
             _ => None,
         });
-        let held = std::mem::take(&mut self.held).into_iter().filter_map(|input| match input {
-            Input::Jingle(_, stanza) | Input::Open(_, stanza) => Some(stanza),
-            _ => None,
-        });
-        let checked = self.checked.take().map(|(_, stanza)| stanza);
-        for stanza in checked.into_iter().chain(forwarded).chain(held) {
+        let checked = self.check.take().map(|check| (check.stanza, check.behind));
+        let (checked, behind) = checked.unzip();
+        let behind = behind.into_iter().flatten().filter_map(Input::into_request);
+        for stanza in checked.into_iter().chain(forwarded).chain(behind) {
             self.actions.push_back(Action::Send(stanza.refuse(&unknown_session())));
         }
     }
 
     fn answer_initiate(&mut self, error: Option<Element>) {
-        let Some(stanza) = self.initiate.take() else { return };
+        let Some(Initiate { stanza, .. }) = self.take_initiate() else { return };
         self.send(match error {
             None => stanza.result(None),
             Some(error) => refuse_with(&stanza, error),
         });
     }
 
-    /// Gives the session back, because the responder has not taken it: another resource may.
-    fn give_back(&mut self, error: Option<Element>) {
-        let Some(stanza) = self.initiate.take() else { return };
-        self.actions.push_back(Action::GiveBack(Box::new(stanza), error));
-        self.finish();
-    }
-
     /// Notes that the responder knows of the session; tells the initiator.
     fn acknowledge(&mut self) {
-        if self.initiate.is_none() {
+        if !self.is_unanswered() {
             return;
         }
         self.answer_initiate(None);
@@ -652,12 +684,13 @@ impl Session {
     }
 
     /// Refuses the stanza that is being checked, because the registry has no answer.
-    fn refuse_check(&mut self, refusal: &Refusal) {
-        if let Some((_, stanza)) = self.checked.take() {
-            return self.send(stanza.refuse(refusal));
+    fn refuse_check(&mut self, refusal: &Refusal, now: Instant) {
+        if let Some(Check { stanza, behind, .. }) = self.check.take() {
+            self.send(stanza.refuse(refusal));
+            return self.handle_all(behind, now);
         }
         self.answer_initiate(Some(refusal.to_element()));
-        self.finish();
+        self.finish(REFUSED);
     }
 
     fn handle_jingle(&mut self, side: Side, stanza: Stanza, now: Instant) {
@@ -667,15 +700,17 @@ impl Session {
         match action.as_str() {
             "session-terminate" => {
                 self.send(stanza.result(None));
-                if matches!(self.phase, Phase::Relaying) {
+                if matches!(self.phase, Phase::Relaying { .. }) {
                     self.timers.set(Timer::Phase, now + LAST_BYTES);
                     self.phase = Phase::Leaving { by: side, jingle };
                 } else if !matches!(self.phase, Phase::Leaving { .. }) {
                     self.leave(side, &jingle);
                 }
             }
-            "session-accept" if side == Side::Responder && !self.accepted => {
-                if self.own_content(&jingle).is_none() {
+            "session-accept"
+                if side == Side::Responder && !matches!(self.acceptance, Acceptance::Accepted) =>
+            {
+                if self.content.find(&jingle).is_none() {
                     let refusal =
                         Refusal::bad_request("A session-accept must have the content offered");
                     return self.send(stanza.refuse(&refusal));
@@ -692,7 +727,7 @@ impl Session {
             "content-add" => self.reject_contents(side, &stanza, &jingle),
             "session-info" | "security-info" | "description-info" | "content-accept"
             | "content-modify" | "content-reject" | "content-remove" => {
-                if !self.legs[side.other()].told {
+                if !self.is_told(side.other()) {
                     let text = "The other user does not know of the session yet";
                     return self.send(stanza.refuse(&out_of_order(text)));
                 }
@@ -718,14 +753,14 @@ impl Session {
 
     /// Looks up the keys of a side, to check the offer in its stanza.
     fn look_up(&mut self, side: Side, stanza: Stanza, prints: Vec<Print>) {
-        self.checked = Some((side, stanza));
+        self.check = Some(Check { side, stanza, behind: Vec::new() });
         self.actions.push_back(Action::LookUpKeys(side, prints));
     }
 
     /// Passes one side's session-terminate to the other, with its reason.
     fn leave(&mut self, by: Side, jingle: &Element) {
         let other = by.other();
-        if self.legs[other].told {
+        if self.is_told(other) {
             let out = jingle::jingle(jingle, &self.frame(other), |content| content);
             let mut iq = self.request(other, out);
             if self.check_size(&iq).is_err() {
@@ -740,43 +775,15 @@ impl Session {
             }
             self.send(iq);
         }
-        self.reason = known_reason(jingle);
-        info!(by = by.as_str(), reason = self.reason, "session terminated");
-        self.finish();
+        let reason = known_reason(jingle);
+        info!(by = by.as_str(), reason, "session terminated");
+        self.finish(reason);
     }
 
     fn handle_answer(&mut self, number: u32, answer: Answer, now: Instant) {
         let Some(question) = self.questions.remove(&number) else { return };
         match (question, answer) {
-            (Question::Initiate, Answer::Result(_)) => self.acknowledge(),
-            (Question::Initiate, Answer::Error(error))
-                if self.goes_back && self.initiate.is_some() && is_for_others(&error) =>
-            {
-                self.give_back(Some(of_peer(error)));
-            }
-            // The initiator can tell it from an error of its own server.
-            (Question::Initiate, Answer::Error(error)) if self.initiate.is_some() => {
-                self.answer_initiate(Some(of_peer(error)));
-                self.finish();
-            }
-            (Question::Initiate, Answer::Timeout) if self.initiate.is_some() => {
-                // If the responder is present after all, it must not wait for an absent peer.
-                let text = "The session was not acknowledged in time";
-                let out = jingle::end(&self.frame(Side::Responder), "timeout", text, None);
-                self.tell(Side::Responder, out);
-                if self.goes_back {
-                    return self.give_back(None);
-                }
-                let user = self.peers.responder.user.to_bare();
-                let refusal = Refusal::new(
-                    ErrorType::Wait,
-                    Condition::RemoteServerTimeout,
-                    format!("{user} is not answering at that address"),
-                );
-                let refusal = refusal.with_extra("silent", ns::HINTS);
-                self.answer_initiate(Some(refusal.to_element()));
-                self.finish();
-            }
+            (Question::Initiate, answer) => self.initiated(answer),
             (Question::Forwarded(stanza), answer) => self.send(match answer {
                 Answer::Result(payload) => stanza.result(payload),
                 Answer::Error(error) => refuse_with(&stanza, of_peer(error)),
@@ -790,28 +797,72 @@ impl Session {
                 self.ready(side);
             }
             (Question::Open(side, _, block_size), Answer::Error(_)) if block_size > SMALL_BLOCK => {
-                let leg = &mut self.legs[side];
-                leg.opened = false;
-                if let Plan::Ibb { block_size, .. } = &mut leg.plan {
-                    *block_size = SMALL_BLOCK;
+                if let Plan::Ibb { block_size, opened, .. } = &mut self.legs[side].plan {
+                    (*block_size, *opened) = (SMALL_BLOCK, false);
                 }
                 self.open(side);
             }
             // The initiator may think that it has to open the bytestream that we have offered on its leg.
-            (Question::Open(Side::Initiator, ..), _) => self.legs.initiator.opened = false,
+            (Question::Open(Side::Initiator, ..), _) => {
+                if let Plan::Ibb { opened, .. } = &mut self.legs.initiator.plan {
+                    *opened = false;
+                }
+            }
             (Question::Open(..), _) => {
                 self.end_both("failed-transport", "The in-band bytestream was refused");
             }
+            (Question::Ping(side), answer) => self.pinged(side, answer, now),
+            (Question::Replace(side), Answer::Error(error)) => self.refused(side, Some(&error)),
+            (Question::Replace(side), Answer::Timeout) => self.refused(side, None),
+            _ => {}
+        }
+    }
+
+    /// Handles the responder's answer to the session-initiate, unless its session-accept came first.
+    fn initiated(&mut self, answer: Answer) {
+        let error = match answer {
+            Answer::Result(_) => return self.acknowledge(),
+            Answer::Error(error) => Some(error),
+            Answer::Timeout => None,
+        };
+        let Some(initiate) = self.take_initiate() else { return };
+        if error.is_none() {
+            // If the responder is present after all, it must not wait for an absent peer.
+            let text = "The session was not acknowledged in time";
+            let out = jingle::end(&self.frame(Side::Responder), "timeout", text, None);
+            self.tell(Side::Responder, out);
+        }
+        let goes_back = initiate.goes_back && error.as_ref().is_none_or(is_for_others);
+        // The initiator can tell it from an error of its own server.
+        let error = error.map(of_peer);
+        if goes_back {
+            self.actions.push_back(Action::GiveBack(Box::new(initiate.stanza), error));
+        } else {
+            let error = error.unwrap_or_else(|| self.silence().to_element());
+            self.send(refuse_with(&initiate.stanza, error));
+        }
+        self.finish(REFUSED);
+    }
+
+    /// Returns the refusal for a responder that does not acknowledge the session-initiate.
+    fn silence(&self) -> Refusal {
+        let user = self.peers.responder.user.to_bare();
+        let text = format!("{user} is not answering at that address");
+        Refusal::new(ErrorType::Wait, Condition::RemoteServerTimeout, text)
+            .with_extra("silent", ns::HINTS)
+    }
+
+    /// Handles a user's answer to the question whether the session exists.
+    fn pinged(&mut self, side: Side, answer: Answer, now: Instant) {
+        if let Answer::Error(error) = &answer
+            && is_undelivered(error)
+            && self.doubt(side)
+        {
             // The first such answer may come from a server whose connection to another one lost the request.
-            (Question::Ping(side), Answer::Error(error))
-                if is_undelivered(&error)
-                    && matches!(self.phase, Phase::Relaying)
-                    && !self.doubted[side] =>
-            {
-                self.doubted[side] = true;
-                self.timers.set(Timer::Ping(side), now + AGAIN);
-            }
-            (Question::Ping(side), Answer::Error(error)) if is_gone(&error) => {
+            return self.timers.set(Timer::Ping(side), now + AGAIN);
+        }
+        match answer {
+            Answer::Error(error) if is_gone(&error) => {
                 if self.runs_beside_xmpp(side) {
                     // A stream beside XMPP survives its user's connection to the server, and shows its own end.
                     self.absent[side] = true;
@@ -819,26 +870,30 @@ impl Session {
                     self.lost(side);
                 }
             }
-            (Question::Ping(side), Answer::Result(_) | Answer::Error(_)) => {
-                self.doubted[side] = false;
+            Answer::Result(_) | Answer::Error(_) => {
+                if let Phase::Relaying { doubted, .. } = &mut self.phase {
+                    doubted[side] = false;
+                }
                 self.is_here(side, now);
             }
             // The user has said that it goes, and sends nothing more.
-            (Question::Ping(side), Answer::Timeout)
-                if self.absent[side] && !self.runs_beside_xmpp(side) =>
-            {
-                self.lost(side);
-            }
-            (Question::Replace(side), Answer::Error(error)) => self.refused(side, Some(&error)),
-            (Question::Replace(side), Answer::Timeout) => self.refused(side, None),
-            _ => {}
+            Answer::Timeout if self.absent[side] && !self.runs_beside_xmpp(side) => self.lost(side),
+            Answer::Timeout => {}
+        }
+    }
+
+    /// Notes that an answer says that a user is absent. Returns whether it is the first one while bytes flow.
+    fn doubt(&mut self, side: Side) -> bool {
+        match &mut self.phase {
+            Phase::Relaying { doubted, .. } => !std::mem::replace(&mut doubted[side], true),
+            _ => false,
         }
     }
 
     /// Returns the side that has prevented the session's setup, as text.
     fn late(&self) -> String {
         let user = |side| self.peers[side].user.to_bare();
-        if !self.accepted && !self.legs.responder.ready {
+        if !matches!(self.acceptance, Acceptance::Accepted) && !self.legs.responder.ready {
             return format!("{} did not accept the session in time", user(Side::Responder));
         }
         match (self.legs.initiator.ready, self.legs.responder.ready) {
@@ -865,9 +920,9 @@ impl Session {
 
     /// Ends the session, because its phase has lasted as long as it may.
     fn end_phase(&mut self) {
-        match std::mem::replace(&mut self.phase, Phase::Over) {
-            Phase::Leaving { by, jingle } => self.leave(by, &jingle),
-            Phase::Relayed { reason, text } => self.end_both(reason, &text),
+        match &self.phase {
+            Phase::Leaving { by, jingle } => self.leave(*by, &jingle.clone()),
+            Phase::Relayed { reason, text } => self.end_both(reason, &text.clone()),
             _ => {
                 let text = self.late();
                 self.end_both("timeout", &text);
@@ -878,7 +933,7 @@ impl Session {
     /// Asks a side whether the session exists, by an empty session-info.
     fn ping(&mut self, side: Side, now: Instant) {
         self.timers.set(Timer::Ping(side), now + PING);
-        if self.legs[side].told {
+        if self.is_told(side) {
             let ping = jingle::own("session-info", &self.frame(side));
             self.ask(side, ping, Question::Ping(side));
         }
@@ -891,10 +946,11 @@ impl Session {
             ended = ?outcome.end,
             "stream ended"
         );
-        match std::mem::replace(&mut self.phase, Phase::Over) {
-            Phase::Leaving { by, jingle } => return self.leave(by, &jingle),
-            phase => self.phase = phase,
-        }
+        let broken = match &self.phase {
+            Phase::Leaving { by, jingle } => return self.leave(*by, &jingle.clone()),
+            Phase::Relaying { broken, .. } => *broken,
+            _ => None,
+        };
         match outcome.end {
             Ended::NotTls => {
                 self.end_both("security-error", "The stream did not start with a TLS ClientHello");
@@ -906,9 +962,9 @@ impl Session {
                 | io::ErrorKind::NetworkUnreachable
                 | io::ErrorKind::NetworkDown,
             ) => {
-                let text = match self.broken {
+                let text = match broken {
                     None => "A user can no longer be reached".to_owned(),
-                    Some(_) => self.broken_text(),
+                    Some(_) => broken_text(broken),
                 };
                 self.end_both("timeout", &text);
             }
@@ -917,11 +973,11 @@ impl Session {
                 self.end_both("gone", "The other user went away");
             }
             Ended::Error(_) => {
-                let reason = match self.broken {
+                let reason = match broken {
                     Some((_, IbbError::Gone)) => "gone",
                     _ => "connectivity-error",
                 };
-                self.phase = Phase::Relayed { reason, text: self.broken_text() };
+                self.phase = Phase::Relayed { reason, text: broken_text(broken) };
                 self.timers.set(Timer::Phase, now + LAST_WORD);
             }
             Ended::Eof => {
@@ -929,9 +985,19 @@ impl Session {
                     self.check_users(now);
                 }
                 self.phase = Phase::Relayed { reason: "success", text: String::new() };
-                let wait = if self.is_raw { RAW_GOODBYE } else { GOODBYE };
+                let wait = if self.content.is_raw { RAW_GOODBYE } else { GOODBYE };
                 self.timers.set(Timer::Phase, now + wait);
             }
+        }
+    }
+}
+
+/// Returns why the stream broke, as text for both users.
+fn broken_text(broken: Option<(Side, IbbError)>) -> String {
+    match broken {
+        None => "A leg broke".to_owned(),
+        Some((side, error)) => {
+            format!("The in-band stream of the {} broke: {error}", side.as_str())
         }
     }
 }

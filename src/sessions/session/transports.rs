@@ -34,7 +34,7 @@ use crate::{
     refuse::Refuse as _,
     sessions::{
         legs::{LegState, Plan},
-        side::Side,
+        side::{PerSide, Side},
     },
 };
 
@@ -88,7 +88,7 @@ impl Session {
     /// Returns our transport in the answer to the initiator.
     pub(super) fn accept_leg(&self) -> Element {
         match &self.legs.initiator.plan {
-            Plan::Ibb { namespace, sid, block_size } => {
+            Plan::Ibb { namespace, sid, block_size, .. } => {
                 let sid = sid.as_deref().unwrap_or(&self.peers.initiator.sid);
                 transport::ibb(namespace, sid, (*block_size).min(self.options.block_size))
             }
@@ -98,7 +98,7 @@ impl Session {
 
     /// Lets the initiator of a raw TLS stream connect before the responder has accepted, as in docs/HISTORY.md.
     pub(super) fn offer_early(&mut self) {
-        if self.is_raw && self.legs.initiator.awaits_socks5() {
+        if self.content.is_raw && self.legs.initiator.awaits_socks5() {
             let transport = self.s5b_transport(Side::Initiator);
             self.tell_transport(Side::Initiator, "transport-info", transport);
         }
@@ -129,7 +129,7 @@ impl Session {
     }
 
     fn tell_transport(&mut self, side: Side, action: &str, transport: Element) {
-        let name = self.name.clone();
+        let name = self.content.name.clone();
         let jingle = self.transport_jingle(side, action, &name, transport);
         self.tell(side, jingle);
     }
@@ -159,7 +159,7 @@ impl Session {
         jingle: &Element,
         now: Instant,
     ) {
-        let Some(content) = self.own_content(jingle) else {
+        let Some(content) = self.content.find(jingle) else {
             let Some(other) = contents(jingle).next().filter(|_| action == "transport-replace")
             else {
                 return self.send(stanza.result(None));
@@ -287,7 +287,7 @@ impl Session {
         if !leg.awaits_socks5() || leg.replacing.is_some() {
             return;
         }
-        if self.initiate.is_some() && side == Side::Initiator {
+        if self.is_unanswered() && side == Side::Initiator {
             // The user has not been told of the session yet.
             return self.fall_back(side, now);
         }
@@ -300,13 +300,14 @@ impl Session {
         self.legs[side].replacing = Some((sid.clone(), block_size));
         self.actions.push_back(Action::ExpectOpen(side, Some(sid.clone())));
         let transport = transport::ibb(ns::JINGLE_IBB, &sid, block_size);
-        let jingle = self.transport_jingle(side, "transport-replace", &self.name, transport);
+        let jingle =
+            self.transport_jingle(side, "transport-replace", &self.content.name, transport);
         self.ask(side, jingle, Question::Replace(side));
     }
 
     /// Sets another transport for a leg.
     fn replace_leg(&mut self, side: Side, with: LegState) {
-        self.legs[side].replace(with);
+        self.legs[side] = with;
         self.timers.stop(Timer::FallBack(side));
     }
 
@@ -333,22 +334,15 @@ impl Session {
         }
     }
 
-    /// Opens the responder's leg, if it is in-band and not yet open.
-    pub(super) fn open_responder(&mut self) {
-        if !self.legs.responder.opening {
-            self.open(Side::Responder);
-        }
-    }
-
+    /// Opens a leg, if it is in-band and not yet open.
     pub(super) fn open(&mut self, side: Side) {
         let sid = self.stream_sid(side);
         let leg = &mut self.legs[side];
-        let Plan::Ibb { block_size, .. } = leg.plan else { return };
-        if leg.ready || leg.opened {
+        let Plan::Ibb { block_size, opened, .. } = &mut leg.plan else { return };
+        if leg.ready || std::mem::replace(opened, true) {
             return;
         }
-        leg.opened = true;
-        leg.opening = true;
+        let block_size = *block_size;
         let size = block_size.to_string();
         let open = xml::element(
             "open",
@@ -413,10 +407,10 @@ impl Session {
         self.legs[side].ready = true;
         self.timers.stop(Timer::FallBack(side));
         if side == Side::Initiator && matches!(self.phase, Phase::Negotiating) {
-            self.open_responder();
+            self.open(Side::Responder);
         }
         if matches!(self.phase, Phase::Negotiating) && self.legs.iter().all(|leg| leg.ready) {
-            self.phase = Phase::Relaying;
+            self.phase = Phase::Relaying { doubted: PerSide::default(), broken: None };
             // The stream has an idle time of its own.
             self.timers.stop(Timer::Phase);
             self.actions.push_back(Action::Join);

@@ -88,7 +88,7 @@ fn each_leg_has_its_own_jingle() {
             let peer = &mut world.session.peers[side];
             offered.clone_into(&mut peer.namespace);
         }
-        let initiate = world.session.initiate.as_mut().unwrap();
+        let initiate = world.initiate();
         let moved = jingle::reframe(&initiate.element, ns::JINGLE, offered);
         *initiate = Stanza::parse(moved).unwrap();
         let initiate = passed(&mut world, &known);
@@ -310,7 +310,7 @@ fn nothing_that_repeats_what_a_user_sent_is_longer_than_the_limit() {
         [("content-add", "content-reject"), ("transport-replace", "transport-reject")]
     {
         let mut world = World::initiated(IBB_OFFER, &[ns::JINGLE_IBB]);
-        world.session.removed = vec![Element::bare("content", ns::JINGLE)];
+        world.session.content.removed = vec![Element::bare("content", ns::JINGLE)];
         let send = |world: &mut World, name: &str| {
             let content = format!("<content creator='initiator'>{IBB_OFFER}</content>");
             let peer = world.session.peers.responder.clone();

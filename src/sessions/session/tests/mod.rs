@@ -96,6 +96,14 @@ impl World {
         world
     }
 
+    /// Returns the session-initiate, which is unanswered.
+    fn initiate(&mut self) -> &mut Stanza {
+        match &mut self.session.acceptance {
+            Acceptance::Unanswered(initiate) => &mut initiate.stanza,
+            _ => panic!("it is answered"),
+        }
+    }
+
     fn look_up(&mut self, features: &[&str]) {
         self.tell(Input::Features(features.iter().map(|&f| f.to_owned()).collect()));
         self.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));

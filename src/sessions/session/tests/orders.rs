@@ -118,7 +118,7 @@ impl World {
             self.tell(Input::Keys(side, Ok(Vec::new())));
         }
         // Each of the stanzas that waited may have an offer that has to be checked.
-        while let Some((side, _)) = &self.session.checked {
+        while let Some(Check { side, .. }) = &self.session.check {
             let keys = Input::Keys(*side, Ok(Vec::new()));
             self.tell(keys);
         }
@@ -165,8 +165,8 @@ proptest! {
         let mut world = if begun > 0 {
             World::initiated(offer, &[ns::JINGLE_S5B])
         } else {
-            let world = World::new(offer, annotate());
-            requests.push(world.session.initiate.as_ref().unwrap().id.clone());
+            let mut world = World::new(offer, annotate());
+            requests.push(world.initiate().id.clone());
             world
         };
         if begun == 2 {
@@ -183,13 +183,13 @@ proptest! {
             for _ in 0..3 {
                 world.help(&mut requests);
             }
-            let joined = matches!(world.session.phase, Phase::Relaying);
-            let ended = matches!(world.session.phase, Phase::Over | Phase::Leaving { .. });
+            let joined = matches!(world.session.phase, Phase::Relaying { .. });
+            let ended = matches!(world.session.phase, Phase::Over { .. } | Phase::Leaving { .. });
             prop_assert!(joined || ended, "{:?}", world.session);
         }
         // Nothing more comes: with time alone it carries bytes, or ends.
         let mut waits = 0;
-        while !world.session.is_over() && !matches!(world.session.phase, Phase::Relaying) {
+        while !world.session.is_over() && !matches!(world.session.phase, Phase::Relaying { .. }) {
             world.wait();
             waits += 1;
             prop_assert!(waits < 20, "{:?}", world.session);
