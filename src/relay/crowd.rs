@@ -18,7 +18,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::plane::now;
+use super::clock::now;
 
 /// The most connections that may be in their handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

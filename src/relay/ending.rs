@@ -22,7 +22,10 @@ use fingerpost_carry::{
 };
 use tokio::time::Sleep;
 
-use super::plane::{GRACE, now};
+use super::clock::now;
+
+/// How long a leg may take to get its bytes where the system does not say when it has them.
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// The first and the longest pause between two checks of a queue: no event tells that it is empty.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));

@@ -25,11 +25,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::relay::{
-    pipe,
-    plane::{Plane, Progress},
-    socket::Leg,
-};
+use crate::relay::{join::join, pipe, plane::Plane, socket::Leg, watch::Progress};
 
 fn jid(text: &str) -> Jid {
     Jid::new(text).unwrap()
@@ -490,7 +486,7 @@ async fn mixed(ibb_first: bool) -> (tokio::net::TcpStream, IbbStream, [IbbHandle
     let (a, b) = if ibb_first { (Leg::Ibb(near), socket) } else { (socket, Leg::Ibb(near)) };
     let relay = tokio::spawn(async move {
         let (plane, progress) = (Plane::new(0), Progress::default());
-        plane.join(a, b, pipe::Options::default(), &progress).await
+        join(&plane, a, b, pipe::Options::default(), &progress).await
     });
     (user, juliet, handles, relay)
 }

@@ -22,7 +22,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    crowd::{Bounds, Crowd, Seat, Visitor},
+    admission::Admission,
+    crowd::{Bounds, Crowd, Visitor},
     metrics::{Cause, Phase},
     origins::{self, Origins},
     proxy_header::{Header, HeaderReader},
@@ -184,49 +185,6 @@ impl Listener {
     /// Returns the addresses that were bound, with their real ports, in the order given.
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.local_addrs
-    }
-}
-
-/// A connection's place within the limits.
-#[derive(Debug)]
-pub(super) struct Admission {
-    _connection: OwnedSemaphorePermit,
-    /// Present until the connection belongs to a user's transfer or session; long streams do without.
-    unsettled: Option<Box<Unsettled>>,
-}
-
-#[derive(Debug)]
-struct Unsettled {
-    /// Until the handshake is over.
-    visitor: Option<Visitor>,
-    /// Present while the connection counts against its address.
-    seat: Option<Seat>,
-    /// The most seats of its address.
-    seats: usize,
-}
-
-impl Admission {
-    fn new(connection: OwnedSemaphorePermit, visitor: Visitor, seats: usize) -> Self {
-        let unsettled = Unsettled { visitor: Some(visitor), seat: None, seats };
-        Self { _connection: connection, unsettled: Some(Box::new(unsettled)) }
-    }
-
-    pub(super) fn take_seat(&mut self) -> bool {
-        let Some(unsettled) = &mut self.unsettled else { return true };
-        if let Some(visitor) = unsettled.visitor.as_ref().filter(|_| unsettled.seat.is_none()) {
-            unsettled.seat = visitor.seat(unsettled.seats);
-        }
-        unsettled.seat.is_some()
-    }
-
-    pub(super) fn arrived(&mut self) {
-        if let Some(unsettled) = &mut self.unsettled {
-            unsettled.visitor = None;
-        }
-    }
-
-    pub(super) fn settle(&mut self) {
-        self.unsettled = None;
     }
 }
 

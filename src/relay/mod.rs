@@ -2,14 +2,17 @@
 //!
 //! The protocol machines ([`socks5`], [`proxy_header`], [`transfer`], and [`ibb`](fingerpost_wire::ibb) and
 //! [`client_hello`](fingerpost_wire::client_hello) below) do no I/O and read no clock; the thin shells around them
-//! ([`listener`], [`table`], [`leg`](fingerpost_carry::leg), [`plane`], [`pipe`]) own the sockets, queues and timers.
+//! ([`listener`], [`table`], [`leg`](fingerpost_carry::leg), [`plane`], [`join`], [`pipe`]) own the sockets, queues and timers.
 //! No code here opens an outgoing connection.
 
+mod admission;
 mod byte_rate;
+mod clock;
 mod crowd;
 mod ending;
 #[cfg(test)]
 mod ibb_stream_tests;
+pub mod join;
 pub mod listener;
 pub mod metrics;
 pub(crate) mod origins;
@@ -22,3 +25,4 @@ pub mod socks5;
 mod splice;
 pub mod table;
 pub mod transfer;
+pub mod watch;

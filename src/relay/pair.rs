@@ -27,9 +27,10 @@ use tokio::{
 use super::{
     ending::{Ending, Fate},
     pipe::{Ended, Limit, Options, Outcome},
-    plane::{News, Plane, Watch},
+    plane::Plane,
     socket::{self, Socket},
     splice::{Account, Pipe},
+    watch::{News, Watch},
 };
 
 /// The size of the first read; a longer burst is worth a pipe.

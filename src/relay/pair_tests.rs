@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::relay::{plane::Progress, socket::Leg, splice::Pool};
+use crate::relay::{join, socket::Leg, splice::Pool, watch::Progress};
 
 const HELLO: [u8; 12] = [0x16, 3, 1, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 3, 3, 7];
 
@@ -31,9 +31,8 @@ async fn start(plane: &Plane, options: Options) -> (TcpStream, TcpStream, JoinHa
     let (juliet, b) = connected().await;
     let plane = plane.clone();
     let join = async move {
-        plane
-            .join(Leg::Socket(a.into()), Leg::Socket(b.into()), options, &Progress::default())
-            .await
+        let (a, b) = (Leg::Socket(a.into()), Leg::Socket(b.into()));
+        join::join(&plane, a, b, options, &Progress::default()).await
     };
     (romeo, juliet, tokio::spawn(join))
 }

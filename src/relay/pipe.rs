@@ -1,5 +1,5 @@
-//! Copies two legs into each other until both are done. In-band bytestreams use this; [`super::plane::Plane::join`]
-//! joins two sockets.
+//! Copies two legs into each other until both are done. In-band bytestreams use this; [`super::join`] joins two
+//! sockets.
 
 use std::{
     future::poll_fn,
@@ -19,8 +19,9 @@ use tokio::{
 pub use super::splice::Account;
 use super::{
     byte_rate::ByteRate,
-    ending::{Ending, Fate},
-    plane::{GRACE, Progress, STILL, now},
+    clock::now,
+    ending::{Ending, Fate, GRACE},
+    watch::{Progress, STILL},
 };
 
 /// Bytes that are read at once, and kept at most, per direction.

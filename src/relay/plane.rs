@@ -3,35 +3,28 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use fingerpost_carry::{side::Side, tcp};
+use fingerpost_carry::tcp;
 use fingerpost_wire::transport_kind::TransportKind;
-use futures::task::AtomicWaker;
 
 use super::{
+    clock::now,
     metrics::{Cause, Metrics, Phase},
-    pipe::{self, Account, Ended, Options, Outcome},
-    socket::Leg,
+    pipe::{Account, Ended},
     splice::{self, Pool},
+    watch::Watch,
 };
-use crate::relay::pair::Relay;
 
 /// The longest pause between two checks of the streams.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The number of checks in one idle time, if that is short.
 const LOOKS: u32 = 4;
-
-/// How long a leg may take to get its bytes where the system does not say when it has them.
-pub(super) const GRACE: Duration = Duration::from_secs(5);
-
-/// The silence both ways after which a stream's peers are checked, and the interval of the checks.
-pub(super) const STILL: Duration = Duration::from_secs(15);
 
 /// The data plane. Cheap to clone; all clones share the same state.
 ///
@@ -51,46 +44,8 @@ struct Shared {
     watches: Mutex<Vec<Arc<Watch>>>,
 }
 
-/// What other tasks can see of one stream between two sockets.
-#[derive(Debug)]
-pub(super) struct Watch {
-    /// Bytes written to the second and to the first leg. Only the relay writes these.
-    pub(super) a_to_b: AtomicU64,
-    pub(super) b_to_a: AtomicU64,
-    /// What the last look found: a [`News`].
-    news: AtomicU8,
-    /// How often the peers were checked since something last moved; [`SETTLED`] if no check is needed.
-    asked: AtomicU32,
-    idle_millis: u64,
-    /// Whether bytes wait for a reader, whether in a pipe, and whether another stream wants the pipe.
-    holds: AtomicBool,
-    has_pipe: AtomicBool,
-    pipe_wanted: AtomicBool,
-    waker: AtomicWaker,
-    account: Account,
-    /// Its place in the list.
-    index: AtomicU32,
-    /// At the last look: when something had last moved, and how much had moved each way.
-    moved_at: AtomicU64,
-    counted: [AtomicU64; 2],
-}
-
 /// A stream that holds a pipe and moves fewer bytes than this between two looks does not need the pipe.
 const SLOW: u64 = 64 * 1024;
-
-/// Nothing is on its way to either peer, so only keepalive can find a vanished peer.
-const SETTLED: u32 = u32::MAX;
-
-/// The result of a look at a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum News {
-    /// Nothing for the stream's task.
-    None = 0,
-    /// Nothing has moved for [`STILL`], or for that long again.
-    Still = 1,
-    /// Nothing has moved for its idle time.
-    Idle = 2,
-}
 
 impl Plane {
     /// Creates a plane whose streams may move `bytes_per_second` each, both directions together; 0 is any number.
@@ -158,39 +113,6 @@ impl Plane {
         &self.shared.pool
     }
 
-    /// Joins two legs until both are done, and reports progress meanwhile. Two sockets are joined without copying where
-    /// possible, other legs with `pipe::relay_at_rate`.
-    ///
-    /// # Cancel safety
-    /// Dropping the future loses what is in flight, so do that only to end both legs.
-    pub async fn join(
-        &self,
-        initiator: Leg,
-        responder: Leg,
-        options: Options,
-        progress: &Progress,
-    ) -> Outcome {
-        let outcome = match (initiator, responder) {
-            (Leg::Socket(a), Leg::Socket(b)) => {
-                let relay = Box::pin(Relay::new(a, b, self.clone(), options));
-                progress.follow(relay.watch());
-                relay.await
-            }
-            (a, b) => {
-                let open = Open::new(self, a.transport_kind(), b.transport_kind());
-                a.arm();
-                b.arm();
-                let outcome =
-                    Box::pin(pipe::relay_at_rate(a, b, options, self.rate(), progress)).await;
-                self.metrics().moved(open.a, open.b, outcome.a_to_b);
-                self.metrics().moved(open.b, open.a, outcome.b_to_a);
-                outcome
-            }
-        };
-        self.ended(outcome.end);
-        outcome
-    }
-
     /// Counts why a stream ended.
     pub(super) fn ended(&self, end: Ended) {
         match end {
@@ -227,13 +149,7 @@ impl Plane {
         let watches = self.lock();
         for watch in watches.iter() {
             let moved = self.count(watch, millis);
-            let takes = short && moved < SLOW && watch.has_pipe.load(Ordering::Relaxed);
-            if takes {
-                watch.pipe_wanted.store(true, Ordering::Release);
-            }
-            if watch.look(millis) != News::None || takes {
-                watch.waker.wake();
-            }
+            watch.look_at(millis, short && moved < SLOW);
         }
         drop(watches);
         self.shared.pool.trim();
@@ -241,39 +157,18 @@ impl Plane {
 
     /// Adds what moved since the last look to the counters, and returns how much that is.
     fn count(&self, watch: &Watch, millis: u64) -> u64 {
-        let mut all = 0;
-        for (moved, counted) in [&watch.a_to_b, &watch.b_to_a].into_iter().zip(&watch.counted) {
-            let moved = moved.load(Ordering::Relaxed);
-            let before = counted.swap(moved, Ordering::Relaxed);
-            if moved != before {
-                watch.moved_at.store(millis, Ordering::Relaxed);
-                watch.asked.store(0, Ordering::Relaxed);
-                self.metrics().moved(TransportKind::S5b, TransportKind::S5b, moved - before);
-                all += moved - before;
-            }
+        let moved = watch.count(millis);
+        if moved > 0 {
+            self.metrics().moved(TransportKind::S5b, TransportKind::S5b, moved);
         }
-        all
+        moved
     }
 
     /// Adds a stream to those that are looked at.
     pub(super) fn watch(&self, idle_timeout: Duration, account: Account) -> Arc<Watch> {
         let idle_millis = u64::try_from(idle_timeout.as_millis()).unwrap_or(u64::MAX);
         let mut watches = self.lock();
-        let watch = Arc::new(Watch {
-            a_to_b: AtomicU64::new(0),
-            b_to_a: AtomicU64::new(0),
-            news: AtomicU8::new(News::None as u8),
-            asked: AtomicU32::new(0),
-            idle_millis,
-            holds: AtomicBool::new(false),
-            has_pipe: AtomicBool::new(false),
-            pipe_wanted: AtomicBool::new(false),
-            waker: AtomicWaker::new(),
-            account,
-            index: AtomicU32::new(watches.len() as u32),
-            moved_at: AtomicU64::new(self.millis()),
-            counted: [AtomicU64::new(0), AtomicU64::new(0)],
-        });
+        let watch = Arc::new(Watch::new(idle_millis, account, watches.len() as u32, self.millis()));
         watches.push(Arc::clone(&watch));
         drop(watches);
         self.metrics().session_began(TransportKind::S5b, TransportKind::S5b);
@@ -306,110 +201,6 @@ impl Plane {
     }
 }
 
-/// How much of one stream has moved, as other tasks see it.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// For a stream between two sockets.
-    watch: OnceLock<Arc<Watch>>,
-    /// For any other stream: how much has moved, and whether bytes wait.
-    piped: AtomicU64,
-    holds: AtomicBool,
-}
-
-impl Progress {
-    pub(super) fn follow(&self, watch: &Arc<Watch>) {
-        let _once = self.watch.set(Arc::clone(watch));
-    }
-
-    /// Notes the progress of a stream that has no watch.
-    pub(super) fn note(&self, bytes: u64, holds: bool) {
-        self.piped.store(bytes, Ordering::Relaxed);
-        self.holds.store(holds, Ordering::Relaxed);
-    }
-
-    /// Returns whether bytes wait for a slow reader.
-    pub fn holds(&self) -> bool {
-        match self.watch.get() {
-            Some(watch) => watch.holds.load(Ordering::Relaxed),
-            None => self.holds.load(Ordering::Relaxed),
-        }
-    }
-
-    /// Returns the bytes moved so far, both directions.
-    pub fn bytes(&self) -> u64 {
-        self.watch.get().map_or_else(|| self.piped.load(Ordering::Relaxed), |watch| watch.bytes())
-    }
-}
-
-impl Watch {
-    /// Returns the bytes moved so far, both directions.
-    pub(super) fn bytes(&self) -> u64 {
-        self.a_to_b.load(Ordering::Relaxed) + self.b_to_a.load(Ordering::Relaxed)
-    }
-
-    /// Notes whether bytes wait for a reader, and whether in a pipe.
-    pub(super) fn set_holds(&self, holds: bool, has_pipe: bool) {
-        self.holds.store(holds, Ordering::Relaxed);
-        self.has_pipe.store(has_pipe, Ordering::Relaxed);
-    }
-
-    /// Returns, once, whether another stream wants the pipe of this one.
-    pub(super) fn is_pipe_wanted(&self) -> bool {
-        self.pipe_wanted.load(Ordering::Acquire) && self.pipe_wanted.swap(false, Ordering::AcqRel)
-    }
-
-    /// Returns the account of the stream.
-    pub(super) fn account(&self) -> Account {
-        self.account
-    }
-
-    /// Returns how long neither direction may move a byte.
-    pub(super) fn idle_timeout(&self) -> Duration {
-        Duration::from_millis(self.idle_millis)
-    }
-
-    /// Registers this task to be woken by a look. Returns the result of the last look, each once, except that it is
-    /// idle.
-    pub(super) fn news(&self, cx: &std::task::Context<'_>) -> News {
-        self.waker.register(cx.waker());
-        match self.news.load(Ordering::Acquire) {
-            news if news == News::Idle as u8 => News::Idle,
-            news if news == News::Still as u8 => {
-                let (still, none) = (News::Still as u8, News::None as u8);
-                let (ordering, failed) = (Ordering::AcqRel, Ordering::Relaxed);
-                // If the stream has become idle just now, the next poll learns of it.
-                let _ = self.news.compare_exchange(still, none, ordering, failed);
-                News::Still
-            }
-            _ => News::None,
-        }
-    }
-
-    /// Notes that both peers were checked; `open` if something is on its way to one of them.
-    pub(super) fn looked(&self, open: bool) {
-        if !open {
-            self.asked.store(SETTLED, Ordering::Relaxed);
-        }
-    }
-
-    /// Looks at the stream at the time `millis`.
-    fn look(&self, millis: u64) -> News {
-        let still = millis.saturating_sub(self.moved_at.load(Ordering::Relaxed));
-        let asked = self.asked.load(Ordering::Relaxed);
-        let due = u64::from(asked).saturating_add(1).saturating_mul(STILL.as_millis() as u64);
-        let news = if still >= self.idle_millis {
-            News::Idle
-        } else if asked < SETTLED && still >= due {
-            self.asked.store(asked + 1, Ordering::Relaxed);
-            News::Still
-        } else {
-            return News::None;
-        };
-        self.news.store(news as u8, Ordering::Release);
-        news
-    }
-}
-
 fn no_splice(error: &io::Error) -> String {
     format!(
         "splice(2) does not work here ({error}): streams are copied, which takes more processor time; does a seccomp profile \
@@ -417,36 +208,12 @@ fn no_splice(error: &io::Error) -> String {
     )
 }
 
-/// A stream's entry in the count of open ones.
-struct Open<'a> {
-    plane: &'a Plane,
-    a: TransportKind,
-    b: TransportKind,
-}
-
-impl<'a> Open<'a> {
-    fn new(plane: &'a Plane, a: TransportKind, b: TransportKind) -> Self {
-        plane.metrics().session_began(a, b);
-        Self { plane, a, b }
-    }
-}
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.plane.metrics().session_ended(self.a, self.b);
-    }
-}
-
-/// Returns the runtime's clock, which tests may pause.
-pub(super) fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
 #[cfg(test)]
 mod tests {
     use futures::task::noop_waker_ref;
 
     use super::*;
+    use crate::relay::watch::{News, STILL};
 
     const IDLE: Duration = Duration::from_secs(600);
 

@@ -12,7 +12,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::listener::Admission;
+use super::admission::Admission;
 
 /// A user's transport to the component.
 pub type Leg = fingerpost_carry::leg::Leg<Socket>;

@@ -23,13 +23,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    clock::now,
     metrics::{Cause, Phase},
+    pair::Relay,
     pipe,
-    plane::{Plane, Watch, now},
+    plane::Plane,
     socket::Socket,
     transfer::{ActivateError, Transfer},
+    watch::Watch,
 };
-use crate::relay::pair::Relay;
 
 /// The longest pause between two checks for expired transfers.
 const SWEEP: Duration = Duration::from_secs(1);

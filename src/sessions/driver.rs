@@ -27,6 +27,7 @@ use crate::{
     metrics,
     refuse::Refuse as _,
     relay::{
+        join::join,
         pipe::{self, Outcome},
         socket::{Leg, Socket},
     },
@@ -238,7 +239,7 @@ impl Driver {
                 let _once = self.facts.legs.set(legs);
                 let (plane, facts) = (self.shared.table.plane().clone(), Arc::clone(&self.facts));
                 self.work.spawn(async move {
-                    Done::Relayed(plane.join(a, b, options, &facts.progress).await)
+                    Done::Relayed(join(&plane, a, b, options, &facts.progress).await)
                 });
             }
             Action::LookUpFeatures => {

@@ -58,7 +58,7 @@ use crate::{
     metrics,
     refuse::Refuse as _,
     registry::{Notice, Registry, model::Key},
-    relay::{plane::Progress, table::Table},
+    relay::{table::Table, watch::Progress},
 };
 
 /// How long a user may take to answer one of our requests.

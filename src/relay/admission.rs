@@ -1,0 +1,49 @@
+//! A connection's place within the limits of the SOCKS5 port.
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::crowd::{Seat, Visitor};
+
+/// A connection's place within the limits.
+#[derive(Debug)]
+pub(super) struct Admission {
+    _connection: OwnedSemaphorePermit,
+    /// Present until the connection belongs to a user's transfer or session; long streams do without.
+    unsettled: Option<Box<Unsettled>>,
+}
+
+#[derive(Debug)]
+struct Unsettled {
+    /// Until the handshake is over.
+    visitor: Option<Visitor>,
+    /// Present while the connection counts against its address.
+    seat: Option<Seat>,
+    /// The most seats of its address.
+    seats: usize,
+}
+
+impl Admission {
+    /// Creates the admission of a connection in its handshake, whose address may have so many `seats`.
+    pub(super) fn new(connection: OwnedSemaphorePermit, visitor: Visitor, seats: usize) -> Self {
+        let unsettled = Unsettled { visitor: Some(visitor), seat: None, seats };
+        Self { _connection: connection, unsettled: Some(Box::new(unsettled)) }
+    }
+
+    pub(super) fn take_seat(&mut self) -> bool {
+        let Some(unsettled) = &mut self.unsettled else { return true };
+        if let Some(visitor) = unsettled.visitor.as_ref().filter(|_| unsettled.seat.is_none()) {
+            unsettled.seat = visitor.seat(unsettled.seats);
+        }
+        unsettled.seat.is_some()
+    }
+
+    pub(super) fn arrived(&mut self) {
+        if let Some(unsettled) = &mut self.unsettled {
+            unsettled.visitor = None;
+        }
+    }
+
+    pub(super) fn settle(&mut self) {
+        self.unsettled = None;
+    }
+}
