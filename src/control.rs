@@ -17,7 +17,7 @@ use crate::{
     access::Doors,
     logging::LogLevel,
     registry::{Notice, model::Actor, store::Store, store_error::StoreError},
-    relay::table::Table,
+    relay::table::TransferTable,
     sessions::Broker,
 };
 
@@ -48,7 +48,7 @@ pub struct Session {
 pub struct Control {
     doors: Doors,
     broker: Broker,
-    table: Table,
+    table: TransferTable,
     store: Store,
     log: LogLevel,
     draining: Arc<AtomicBool>,
@@ -65,7 +65,7 @@ pub struct Parts {
     /// Brokered sessions.
     pub broker: Broker,
     /// Plain transfers.
-    pub table: Table,
+    pub table: TransferTable,
     /// Blocks and the audit log.
     pub store: Store,
     /// The level of the log.
@@ -96,7 +96,7 @@ impl Control {
     }
 
     /// Returns the table of plain transfers, which has the counters of all streams.
-    pub fn table(&self) -> &Table {
+    pub fn table(&self) -> &TransferTable {
         &self.table
     }
 

@@ -30,8 +30,8 @@ use crate::{
     logging::LogLevel,
     registry::{self, Notice, Registry, model::Visibility, open, open::Inspected, store::Store},
     relay::{
-        listener::{self, Listener},
-        table::{self, Table},
+        listener::{self, Socks5Listener},
+        table::{self, TransferTable},
     },
     sessions::{self, Broker, hints, journal::Journal, reachable::Reachable},
     systemd::Inherited,
@@ -89,8 +89,8 @@ pub struct Service {
     broker: Broker,
     journal: Journal,
     reachable: Reachable,
-    table: Table,
-    listener: Option<Listener>,
+    table: TransferTable,
+    listener: Option<Socks5Listener>,
     registry: Registry,
     control: Control,
     cluster: Cluster,
@@ -145,7 +145,7 @@ impl Service {
         let doors = Doors::new(access(config));
         let blocks = store.blocks().await;
         doors.set_commanded(blocks.map_err(|error| StartError::Blocks(error.to_string()))?);
-        let table = Table::new(table_options(config), tasks.clone(), stop.clone());
+        let table = TransferTable::new(table_options(config), tasks.clone(), stop.clone());
         for missing in table.plane().probe() {
             warn!("{missing}");
         }
@@ -155,7 +155,7 @@ impl Service {
             let options = listener_options(config);
             let given = inherited.rest();
             let wanted = &config.socks5.listen;
-            let bound = Listener::with(wanted, given, options, &table, &accepting, &tasks)
+            let bound = Socks5Listener::with(wanted, given, options, &table, &accepting, &tasks)
                 .await
                 .map_err(|source| StartError::Listen {
                     addresses: config.socks5.listen.join(", "),
@@ -704,11 +704,11 @@ fn registry_options(config: &Config) -> registry::Options {
     }
 }
 
-fn table_options(config: &Config) -> table::Options {
+fn table_options(config: &Config) -> table::TransferOptions {
     let limits = &config.limits;
-    table::Options {
+    table::TransferOptions {
         activation_timeout: limits.activation_timeout,
-        activation_grace: table::Options::default().activation_grace,
+        activation_grace: table::TransferOptions::default().activation_grace,
         bytes_per_second: limits.bytes_per_second,
         idle_timeout: limits.idle_timeout,
         sessions: limits.sessions,
@@ -718,8 +718,8 @@ fn table_options(config: &Config) -> table::Options {
     }
 }
 
-fn listener_options(config: &Config) -> listener::Options {
-    listener::Options {
+fn listener_options(config: &Config) -> listener::ListenerOptions {
+    listener::ListenerOptions {
         connections_per_ip: config.limits.connections_per_ip,
         connections: config.limits.sessions.saturating_mul(2),
         handshake_timeout: config.limits.handshake_timeout,

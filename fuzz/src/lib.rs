@@ -321,14 +321,15 @@ pub fn socks5(data: &[u8]) {
     let size = 1 + usize::from(data.first().copied().unwrap_or_default() % 5);
     assert_eq!((actions.clone(), reply.clone(), rest.clone()), run(size));
     assert!(reply.len() <= 262 && data.ends_with(&rest));
-    let connects = actions.iter().filter(|action| matches!(action, socks5::Action::Connect(_)));
+    let connects =
+        actions.iter().filter(|action| matches!(action, socks5::Socks5Action::Connect(_)));
     assert!(connects.count() <= 1);
     let said: usize = actions
         .iter()
-        .map(|action| if let socks5::Action::Write(bytes) = action { bytes.len() } else { 0 })
+        .map(|action| if let socks5::Socks5Action::Write(bytes) = action { bytes.len() } else { 0 })
         .sum();
     assert!(said <= 2 + 262, "{said} bytes are written before the request");
-    if let Some(at) = actions.iter().position(|action| *action == socks5::Action::Close) {
+    if let Some(at) = actions.iter().position(|action| *action == socks5::Socks5Action::Close) {
         assert_eq!(at, actions.len() - 1, "nothing after the end");
     }
 }

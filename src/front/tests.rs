@@ -60,7 +60,8 @@ impl World {
         let (know, known) = mpsc::channel(100);
         let (notices, _) = mpsc::channel(100);
         let (reloads, _) = mpsc::channel(1);
-        let table = Table::new(table::Options::default(), tasks.clone(), stop.clone());
+        let table =
+            TransferTable::new(table::TransferOptions::default(), tasks.clone(), stop.clone());
         let journal = Journal::new(store.clone(), jid.clone());
         tasks.spawn(journal.clone().run(stop.clone()));
         let requests = Requests::new(outbound.clone());

@@ -50,7 +50,7 @@ use crate::{
     control::Control,
     link::echo::Route,
     metrics,
-    relay::table::Table,
+    relay::table::TransferTable,
     sessions::Broker,
 };
 
@@ -69,7 +69,7 @@ pub struct Status {
     control: Control,
     cluster: Cluster,
     broker: Broker,
-    table: Table,
+    table: TransferTable,
     own: Print,
     component: BareJid,
     /// When the relayed bytes were last counted, their number, and the rate before that.
@@ -83,7 +83,7 @@ impl Status {
         control: Control,
         cluster: Cluster,
         broker: Broker,
-        table: Table,
+        table: TransferTable,
         own: Print,
     ) -> Self {
         let sample = Arc::new(Mutex::new((Instant::now(), 0, None)));

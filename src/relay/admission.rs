@@ -2,11 +2,11 @@
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::crowd::{Seat, Visitor};
+use super::crowd::{AddressSeat, Visitor};
 
 /// A connection's place within the limits.
 #[derive(Debug)]
-pub(super) struct Admission {
+pub(super) struct SocketAdmission {
     _connection: OwnedSemaphorePermit,
     /// Present until the connection belongs to a user's transfer or session; long streams do without.
     unsettled: Option<Box<Unsettled>>,
@@ -17,12 +17,12 @@ struct Unsettled {
     /// Until the handshake is over.
     visitor: Option<Visitor>,
     /// Present while the connection counts against its address.
-    seat: Option<Seat>,
+    seat: Option<AddressSeat>,
     /// The most seats of its address.
     seats: usize,
 }
 
-impl Admission {
+impl SocketAdmission {
     /// Creates the admission of a connection in its handshake, whose address may have so many `seats`.
     pub(super) fn new(connection: OwnedSemaphorePermit, visitor: Visitor, seats: usize) -> Self {
         let unsettled = Unsettled { visitor: Some(visitor), seat: None, seats };

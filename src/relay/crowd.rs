@@ -42,11 +42,11 @@ impl Bounds {
 /// All connections of a listener. Cheap to clone; all clones share the same state.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Crowd {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<CrowdState>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct CrowdState {
     next: u64,
     /// Those in their handshake, oldest first.
     greeting: BTreeMap<u64, Greeting>,
@@ -95,12 +95,12 @@ impl Crowd {
     }
 
     /// Never held over an `.await`.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, CrowdState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl CrowdState {
     /// Ends the oldest handshake, of one address or of all.
     fn displace(&mut self, network: Option<IpAddr>, at_least: Duration) {
         let oldest = match network {
@@ -173,7 +173,7 @@ impl Visitor {
     }
 
     /// Counts the connection against its address, unless `most` seats of that address are taken.
-    pub(super) fn seat(&self, most: usize) -> Option<Seat> {
+    pub(super) fn seat(&self, most: usize) -> Option<AddressSeat> {
         let network = self.network?;
         let mut state = self.crowd.lock();
         if state.networks.get(&network).is_some_and(|of| of.seats >= most) || most == 0 {
@@ -181,7 +181,7 @@ impl Visitor {
         }
         state.change(network, |of| of.seats += 1);
         drop(state);
-        Some(Seat { crowd: self.crowd.clone(), network })
+        Some(AddressSeat { crowd: self.crowd.clone(), network })
     }
 }
 
@@ -193,12 +193,12 @@ impl Drop for Visitor {
 
 /// A connection that counts against its address, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct AddressSeat {
     crowd: Crowd,
     network: IpAddr,
 }
 
-impl Drop for Seat {
+impl Drop for AddressSeat {
     fn drop(&mut self) {
         self.crowd.lock().change(self.network, |of| of.seats = of.seats.saturating_sub(1));
     }

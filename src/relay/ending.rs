@@ -32,7 +32,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mi
 
 /// The state of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Fate {
+pub(super) struct WayFate {
     /// Reading failed: the source is gone without an orderly end.
     pub(super) failed: Option<io::ErrorKind>,
     /// Writing failed: the sink takes no more.
@@ -41,7 +41,7 @@ pub(super) struct Fate {
     pub(super) lost: Option<io::ErrorKind>,
 }
 
-impl Fate {
+impl WayFate {
     /// Takes over what the opposite direction knows: its sink is this one's source, and its source is this one's sink.
     /// Returns whether this direction has lost its sink.
     ///
@@ -181,11 +181,11 @@ mod tests {
 
     #[test]
     fn an_error_that_was_told_to_the_writer_is_not_forgotten_by_the_reader() {
-        let with = |broken| Fate { broken: Some(broken), ..Fate::default() };
-        let mut reader = Fate::default();
+        let with = |broken| WayFate { broken: Some(broken), ..WayFate::default() };
+        let mut reader = WayFate::default();
         assert!(!reader.heed(with(io::ErrorKind::BrokenPipe)));
         assert!(reader.end(), "it had ended its stream before");
-        let mut reader = Fate::default();
+        let mut reader = WayFate::default();
         assert!(!reader.heed(with(io::ErrorKind::ConnectionReset)));
         assert!(!reader.end());
         assert_eq!(reader.failed, Some(io::ErrorKind::ConnectionReset));

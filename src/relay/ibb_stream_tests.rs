@@ -25,7 +25,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::relay::{join::join, pipe, plane::Plane, socket::Leg, watch::Progress};
+use crate::relay::{join::join, pipe, plane::Plane, socket::SocketLeg, watch::StreamProgress};
 
 fn jid(text: &str) -> Jid {
     Jid::new(text).unwrap()
@@ -105,7 +105,8 @@ async fn a_session_that_stands_still_both_ways_holds_256_kib() {
             legs.push(leg);
         }
         let b = legs.pop().unwrap();
-        let relay = tokio::spawn(pipe::relay(legs.pop().unwrap(), b, pipe::Options::default()));
+        let relay =
+            tokio::spawn(pipe::relay(legs.pop().unwrap(), b, pipe::StreamOptions::default()));
         let writers: Vec<_> = users
             .into_iter()
             .map(|mut user| {
@@ -440,14 +441,14 @@ async fn any_mix_of_legs_carries_the_stream() {
     let ibb = || {
         let close_linger = Duration::from_secs(2);
         let (near, far, handles) = pair(&IbbParams { close_linger, ..params() }, 16);
-        (Leg::Ibb(near), Leg::Ibb(far), Some(handles))
+        (SocketLeg::Ibb(near), SocketLeg::Ibb(far), Some(handles))
     };
     for (ibb_in, ibb_out) in [(false, false), (false, true), (true, false), (true, true)] {
         let tcp_in = tcp_pair().await;
         let tcp_out = tcp_pair().await;
         let (mut romeo, a, _keep) = if ibb_in { ibb() } else { tcp_in };
         let (mut juliet, b, _keep) = if ibb_out { ibb() } else { tcp_out };
-        let pipe = tokio::spawn(pipe::relay(a, b, pipe::Options::default()));
+        let pipe = tokio::spawn(pipe::relay(a, b, pipe::StreamOptions::default()));
         let data = pattern(60_000);
         let sent = data.clone();
         let writer = tokio::spawn(async move {
@@ -469,29 +470,30 @@ async fn any_mix_of_legs_carries_the_stream() {
     }
 }
 
-async fn tcp_pair() -> (Leg, Leg, Option<[IbbHandle; 2]>) {
+async fn tcp_pair() -> (SocketLeg, SocketLeg, Option<[IbbHandle; 2]>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (far, _) = listener.accept().await.unwrap();
-    (Leg::Socket(near.into()), Leg::Socket(far.into()), None)
+    (SocketLeg::Socket(near.into()), SocketLeg::Socket(far.into()), None)
 }
 
 /// Returns a stream between a socket and an in-band leg, run as sessions are; and both users.
 async fn mixed(ibb_first: bool) -> (tokio::net::TcpStream, IbbStream, [IbbHandle; 2], Relay) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let user = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let socket = Leg::Socket(listener.accept().await.unwrap().0.into());
+    let socket = SocketLeg::Socket(listener.accept().await.unwrap().0.into());
     let close_linger = Duration::from_millis(50);
     let (juliet, near, handles) = pair(&IbbParams { close_linger, ..params() }, 16);
-    let (a, b) = if ibb_first { (Leg::Ibb(near), socket) } else { (socket, Leg::Ibb(near)) };
+    let (a, b) =
+        if ibb_first { (SocketLeg::Ibb(near), socket) } else { (socket, SocketLeg::Ibb(near)) };
     let relay = tokio::spawn(async move {
-        let (plane, progress) = (Plane::new(0), Progress::default());
-        join(&plane, a, b, pipe::Options::default(), &progress).await
+        let (plane, progress) = (Plane::new(0), StreamProgress::default());
+        join(&plane, a, b, pipe::StreamOptions::default(), &progress).await
     });
     (user, juliet, handles, relay)
 }
 
-type Relay = tokio::task::JoinHandle<pipe::Outcome>;
+type Relay = tokio::task::JoinHandle<pipe::StreamOutcome>;
 
 fn is_reset(end: &io::Result<usize>) -> bool {
     matches!(end, Err(error) if error.kind() == io::ErrorKind::ConnectionReset)
@@ -571,8 +573,8 @@ async fn a_socket_whose_session_is_cut_is_reset() {
 async fn the_guard_takes_a_hello_in_records_of_one_byte_over_in_band_blocks() {
     let (mut romeo, near, _handles) = pair(&params(), 16);
     let (mut juliet, b, _) = tcp_pair().await;
-    let options = pipe::Options { guard: true, ..pipe::Options::default() };
-    let relay = tokio::spawn(pipe::relay(Leg::Ibb(near), b, options));
+    let options = pipe::StreamOptions { guard: true, ..pipe::StreamOptions::default() };
+    let relay = tokio::spawn(pipe::relay(SocketLeg::Ibb(near), b, options));
     let mut hello = Vec::new();
     for byte in [1, 0, 1, 0xfc, 3, 3, 7] {
         hello.extend([0x16, 3, 1, 0, 1, byte]);
@@ -591,7 +593,7 @@ async fn the_guard_takes_a_hello_in_records_of_one_byte_over_in_band_blocks() {
 
     let (mut romeo, near, _handles) = pair(&params(), 16);
     let (mut juliet, b, _) = tcp_pair().await;
-    let relay = tokio::spawn(pipe::relay(Leg::Ibb(near), b, options));
+    let relay = tokio::spawn(pipe::relay(SocketLeg::Ibb(near), b, options));
     romeo.write_all(&[0x16, 3, 1, 0, 1, 1, 0x16, 3, 1, 0, 0]).await.unwrap();
     assert_eq!(relay.await.unwrap().end, pipe::Ended::NotTls);
     let mut leaked = Vec::new();
@@ -713,7 +715,7 @@ async fn a_block_may_be_answered_twice() {
 async fn a_close_reaches_the_other_leg_after_the_last_block() {
     let (mut romeo, leg_a, _handles_a) = pair(&params(), 16);
     let (leg_b, mut juliet, _handles_b) = pair(&params(), 16);
-    let relay = tokio::spawn(pipe::relay(leg_a, leg_b, pipe::Options::default()));
+    let relay = tokio::spawn(pipe::relay(leg_a, leg_b, pipe::StreamOptions::default()));
     let start = tokio::time::Instant::now();
     juliet.write_all(b"this is never read").await.unwrap();
     let mut read = Vec::new();

@@ -5,10 +5,10 @@ use fingerpost_wire::transport_kind::TransportKind;
 
 use super::{
     pair::Relay,
-    pipe::{self, Options, Outcome},
+    pipe::{self, StreamOptions, StreamOutcome},
     plane::Plane,
-    socket::Leg,
-    watch::Progress,
+    socket::SocketLeg,
+    watch::StreamProgress,
 };
 
 /// Joins two legs until both are done, and reports progress meanwhile. Two sockets are joined without copying where
@@ -18,19 +18,19 @@ use super::{
 /// Dropping the future loses what is in flight, so do that only to end both legs.
 pub async fn join(
     plane: &Plane,
-    initiator: Leg,
-    responder: Leg,
-    options: Options,
-    progress: &Progress,
-) -> Outcome {
+    initiator: SocketLeg,
+    responder: SocketLeg,
+    options: StreamOptions,
+    progress: &StreamProgress,
+) -> StreamOutcome {
     let outcome = match (initiator, responder) {
-        (Leg::Socket(a), Leg::Socket(b)) => {
+        (SocketLeg::Socket(a), SocketLeg::Socket(b)) => {
             let relay = Box::pin(Relay::new(a, b, plane.clone(), options));
             progress.follow(relay.watch());
             relay.await
         }
         (a, b) => {
-            let open = Open::new(plane, a.transport_kind(), b.transport_kind());
+            let open = OpenStream::new(plane, a.transport_kind(), b.transport_kind());
             a.arm();
             b.arm();
             let outcome =
@@ -45,20 +45,20 @@ pub async fn join(
 }
 
 /// A stream's entry in the count of open ones.
-struct Open<'a> {
+struct OpenStream<'a> {
     plane: &'a Plane,
     a: TransportKind,
     b: TransportKind,
 }
 
-impl<'a> Open<'a> {
+impl<'a> OpenStream<'a> {
     fn new(plane: &'a Plane, a: TransportKind, b: TransportKind) -> Self {
         plane.metrics().session_began(a, b);
         Self { plane, a, b }
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for OpenStream<'_> {
     fn drop(&mut self) {
         self.plane.metrics().session_ended(self.a, self.b);
     }

@@ -22,14 +22,14 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    admission::Admission,
+    admission::SocketAdmission,
     crowd::{Bounds, Crowd, Visitor},
-    metrics::{Cause, Phase},
+    metrics::{Cause, TimeoutPhase},
     origins::{self, Origins},
     proxy_header::{Header, HeaderReader},
     socket::Socket,
-    socks5::{Action, Code, Handshake},
-    table::{Arrival, Table},
+    socks5::{Code, Handshake, Socks5Action},
+    table::{SocketArrival, TransferTable},
 };
 use crate::accept::{Backoff, Failed, Reserve};
 
@@ -58,7 +58,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How connections are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct ListenerOptions {
     /// How long greeting and request may take together.
     pub handshake_timeout: Duration,
     /// The most connections in all, until they end. At the limit the kernel's queue fills.
@@ -73,7 +73,7 @@ pub struct Options {
     pub max_segment: u32,
 }
 
-impl Default for Options {
+impl Default for ListenerOptions {
     fn default() -> Self {
         Self {
             handshake_timeout: Duration::from_secs(10),
@@ -87,12 +87,12 @@ impl Default for Options {
 
 /// The bound ports. The accept loops run until the token is cancelled; dropping this does not end them.
 #[derive(Debug)]
-pub struct Listener {
+pub struct Socks5Listener {
     gate: Gate,
     local_addrs: Vec<SocketAddr>,
 }
 
-impl Listener {
+impl Socks5Listener {
     /// Binds every address (`host:port`; port 0 takes a free one) and starts to accept, on `tasks`, until `soft` is
     /// cancelled. `[::]` takes IPv4 too, and becomes `0.0.0.0` where there is no IPv6.
     ///
@@ -100,23 +100,23 @@ impl Listener {
     /// The first address that cannot be resolved or bound, by name; none is open then.
     pub async fn bind(
         addresses: &[impl AsRef<str>],
-        options: Options,
-        table: &Table,
+        options: ListenerOptions,
+        table: &TransferTable,
         soft: &CancellationToken,
         tasks: &TaskTracker,
     ) -> io::Result<Self> {
         Self::with(addresses, Vec::new(), options, table, soft, tasks).await
     }
 
-    /// Uses sockets that already listen; without any, does the same as [`Listener::bind`].
+    /// Uses sockets that already listen; without any, does the same as [`Socks5Listener::bind`].
     ///
     /// # Errors
-    /// As [`Listener::bind`].
+    /// As [`Socks5Listener::bind`].
     pub async fn with(
         addresses: &[impl AsRef<str>],
         inherited: Vec<std::net::TcpListener>,
-        options: Options,
-        table: &Table,
+        options: ListenerOptions,
+        table: &TransferTable,
         soft: &CancellationToken,
         tasks: &TaskTracker,
     ) -> io::Result<Self> {
@@ -164,7 +164,7 @@ impl Listener {
     }
 
     /// Sets other limits for connections from now on. PROXY headers and the largest segment stay as they are.
-    pub fn set_options(&self, new: Options) {
+    pub fn set_options(&self, new: ListenerOptions) {
         let mut options = self.gate.options.write().unwrap_or_else(PoisonError::into_inner);
         let (before, wanted) = (options.connections, new.connections.min(Semaphore::MAX_PERMITS));
         let connections = if wanted >= before {
@@ -174,7 +174,7 @@ impl Listener {
             // Places that are taken now cannot be withdrawn; until they are free, the old limit holds.
             before - self.gate.connections.forget_permits(before - wanted)
         };
-        *options = Options {
+        *options = ListenerOptions {
             connections,
             proxy_protocol: options.proxy_protocol,
             max_segment: options.max_segment,
@@ -193,11 +193,11 @@ struct Gate {
     connections: Arc<Semaphore>,
     crowd: Crowd,
     origins: Arc<Mutex<Origins>>,
-    options: Arc<RwLock<Options>>,
+    options: Arc<RwLock<ListenerOptions>>,
 }
 
 impl Gate {
-    fn options(&self) -> Options {
+    fn options(&self) -> ListenerOptions {
         *self.options.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -232,7 +232,7 @@ fn naming(name: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen on {name}: {error}"))
 }
 
-/// Returns a listening socket. Options that connections inherit are set here once, not for each connection.
+/// Returns a listening socket. ListenerOptions that connections inherit are set here once, not for each connection.
 ///
 /// `joins` says whether a socket is bound to the same address already. The first one binds alone, so that a port of
 /// another program is still an error; then it lets the others join.
@@ -318,7 +318,7 @@ fn listen(address: SocketAddr, only_v6: bool, max_segment: u32) -> io::Result<Tc
 async fn accept(
     listener: TcpListener,
     gate: Gate,
-    table: Table,
+    table: TransferTable,
     soft: CancellationToken,
     tasks: TaskTracker,
 ) {
@@ -445,7 +445,7 @@ async fn serve(
     permit: OwnedSemaphorePermit,
     mut visitor: Visitor,
     gate: Gate,
-    table: Table,
+    table: TransferTable,
 ) -> io::Result<()> {
     #[cfg(not(target_os = "linux"))]
     prepare(&SockRef::from(&stream), gate.options().max_segment)?;
@@ -466,7 +466,7 @@ async fn serve(
     };
     let (ip, asked) = match timeout(options.handshake_timeout, negotiation).await {
         Err(_) => {
-            table.plane().metrics().timed_out(Phase::Handshake, 1);
+            table.plane().metrics().timed_out(TimeoutPhase::Handshake, 1);
             return Err(io::Error::new(io::ErrorKind::TimedOut, "handshake timed out"));
         }
         Ok(Ok(Some(done))) => done,
@@ -477,22 +477,22 @@ async fn serve(
         }
     };
     let hash = match asked {
-        Asked::Nothing => return Ok(()),
-        Asked::Wrong => {
+        Requested::Nothing => return Ok(()),
+        Requested::Wrong => {
             table.plane().metrics().refused(Cause::Handshake);
             return say_goodbye(&mut stream).await;
         }
-        Asked::Transfer(hash) => hash,
+        Requested::Transfer(hash) => hash,
     };
     let success = handshake.reply(Code::Succeeded);
     let refusal = handshake.reply(Code::NotAllowed);
     gate.note(ip, &stream, false);
-    let admission = Admission::new(permit, visitor, options.connections_per_ip);
+    let admission = SocketAdmission::new(permit, visitor, options.connections_per_ip);
     let socket = Socket::accepted(stream, handshake.into_rest(), admission);
     match table.arrive(hash, socket, &success) {
-        Arrival::Taken => Ok(()),
-        Arrival::Gone(error) => Err(error),
-        Arrival::Refused(mut socket, cause) => {
+        SocketArrival::Taken => Ok(()),
+        SocketArrival::Gone(error) => Err(error),
+        SocketArrival::Refused(mut socket, cause) => {
             if cause == Cause::AddressLimit {
                 gate.note(ip, socket.stream_mut(), true);
                 tracing::debug!(ip = %Pii(ip), "too many connections from this address");
@@ -505,7 +505,7 @@ async fn serve(
 
 /// Reads the load balancer's header; bytes behind it may be read too. `None` if the connection ended before its first
 /// byte, as those of health checks do.
-async fn read_header(stream: &mut TcpStream, table: &Table) -> io::Result<Option<Header>> {
+async fn read_header(stream: &mut TcpStream, table: &TransferTable) -> io::Result<Option<Header>> {
     let mut reader = HeaderReader::new();
     let mut buffer = [0; 256];
     let mut untouched = true;
@@ -529,7 +529,7 @@ async fn read_header(stream: &mut TcpStream, table: &Table) -> io::Result<Option
 }
 
 /// What a client requested.
-enum Asked {
+enum Requested {
     /// Nothing: it left without a byte, as health checks do.
     Nothing,
     /// Something that is not served here; the client was told.
@@ -539,21 +539,21 @@ enum Asked {
 }
 
 /// Reads greeting and request, and perhaps the first bytes of the stream, which the handshake keeps.
-async fn negotiate(stream: &mut TcpStream, handshake: &mut Handshake) -> io::Result<Asked> {
+async fn negotiate(stream: &mut TcpStream, handshake: &mut Handshake) -> io::Result<Requested> {
     // The bytes that may precede the reply, so that one read gets them.
     let mut buffer = [0; 512];
     loop {
         while let Some(action) = handshake.poll_action() {
             match action {
-                Action::Close => return Ok(Asked::Wrong),
-                Action::Connect(hash) => return Ok(Asked::Transfer(hash)),
-                Action::Write(bytes) => stream.write_all(&bytes).await?,
+                Socks5Action::Close => return Ok(Requested::Wrong),
+                Socks5Action::Connect(hash) => return Ok(Requested::Transfer(hash)),
+                Socks5Action::Write(bytes) => stream.write_all(&bytes).await?,
             }
         }
         match stream.read(&mut buffer).await {
-            Ok(0) if handshake.is_untouched() => return Ok(Asked::Nothing),
+            Ok(0) if handshake.is_untouched() => return Ok(Requested::Nothing),
             Err(error) if handshake.is_untouched() && Failed::of(&error) == Failed::Connection => {
-                return Ok(Asked::Nothing);
+                return Ok(Requested::Nothing);
             }
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(n) => handshake.handle_bytes(&buffer[..n]),

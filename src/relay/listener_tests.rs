@@ -5,10 +5,13 @@ use crate::relay::table;
 
 const HASH: &str = "972b7bf47291ca609517f67f86b5081086052dad";
 
-async fn start(options: Options) -> (SocketAddr, CancellationToken, Table, TaskTracker) {
+async fn start(
+    options: ListenerOptions,
+) -> (SocketAddr, CancellationToken, TransferTable, TaskTracker) {
     let (soft, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let table = Table::new(table::Options::default(), tasks.clone(), soft.clone());
-    let listener = Listener::bind(&["127.0.0.1:0"], options, &table, &soft, &tasks).await.unwrap();
+    let table = TransferTable::new(table::TransferOptions::default(), tasks.clone(), soft.clone());
+    let listener =
+        Socks5Listener::bind(&["127.0.0.1:0"], options, &table, &soft, &tasks).await.unwrap();
     (listener.local_addrs()[0], soft, table, tasks)
 }
 
@@ -35,7 +38,7 @@ async fn connect(address: SocketAddr, hash: &str) -> (TcpStream, u8) {
 
 #[tokio::test]
 async fn third_connection_to_a_hash_is_refused() {
-    let (address, _soft, table, _tasks) = start(Options::default()).await;
+    let (address, _soft, table, _tasks) = start(ListenerOptions::default()).await;
     let (_romeo, first) = connect(address, HASH).await;
     let (_juliet, second) = connect(address, &HASH.to_uppercase()).await;
     let (mut tybalt, third) = connect(address, HASH).await;
@@ -46,7 +49,7 @@ async fn third_connection_to_a_hash_is_refused() {
 
 #[tokio::test]
 async fn a_transfer_goes_from_greeting_to_last_byte() {
-    let (address, _soft, table, _tasks) = start(Options::default()).await;
+    let (address, _soft, table, _tasks) = start(ListenerOptions::default()).await;
     let (romeo, juliet) = (Jid::new("r@m.lit/o").unwrap(), Jid::new("j@c.lit/b").unwrap());
     let hash = DstAddr::compute("s", &romeo, &juliet).to_string();
     // A client that sends everything at once, even before the replies.
@@ -67,7 +70,7 @@ async fn a_transfer_goes_from_greeting_to_last_byte() {
 
 #[tokio::test]
 async fn wrong_cmd_and_atyp_get_their_reply_code() {
-    let (address, _soft, _table, _tasks) = start(Options::default()).await;
+    let (address, _soft, _table, _tasks) = start(ListenerOptions::default()).await;
     for (request, code) in [
         (vec![5, 2, 0, 3, 1, b'a', 0, 0], 7),
         (vec![5, 3, 0, 1, 127, 0, 0, 1, 0, 80], 7),
@@ -87,7 +90,7 @@ async fn wrong_cmd_and_atyp_get_their_reply_code() {
 async fn a_slow_handshake_is_ended_and_does_not_hold_up_accept() {
     let handshake_timeout = Duration::from_millis(100);
     let (address, _soft, _table, _tasks) =
-        start(Options { handshake_timeout, ..Options::default() }).await;
+        start(ListenerOptions { handshake_timeout, ..ListenerOptions::default() }).await;
     let mut slow = TcpStream::connect(address).await.unwrap();
     slow.write_all(&[5]).await.unwrap();
     assert_eq!(connect(address, HASH).await.1, 0);
@@ -97,7 +100,7 @@ async fn a_slow_handshake_is_ended_and_does_not_hold_up_accept() {
 #[tokio::test]
 async fn an_address_has_only_so_many_connections_and_is_told() {
     let (address, _soft, table, _tasks) =
-        start(Options { connections_per_ip: 1, ..Options::default() }).await;
+        start(ListenerOptions { connections_per_ip: 1, ..ListenerOptions::default() }).await;
     let (first, code) = connect(address, HASH).await;
     assert_eq!(code, 0);
     for refused in 1..=3 {
@@ -112,9 +115,12 @@ async fn an_address_has_only_so_many_connections_and_is_told() {
 
 #[tokio::test]
 async fn silent_connections_keep_nobody_of_their_address_out() {
-    let (address, _soft, table, _tasks) =
-        start(Options { handshake_timeout: Duration::from_secs(600), ..Options::default() }).await;
-    let Options { connections, connections_per_ip, .. } = Options::default();
+    let (address, _soft, table, _tasks) = start(ListenerOptions {
+        handshake_timeout: Duration::from_secs(600),
+        ..ListenerOptions::default()
+    })
+    .await;
+    let ListenerOptions { connections, connections_per_ip, .. } = ListenerOptions::default();
     let bounds = Bounds::of(connections, connections_per_ip);
     let mut silent = Vec::new();
     for n in 0..bounds.of_one + 8 {
@@ -138,7 +144,7 @@ async fn silent_connections_keep_nobody_of_their_address_out() {
 #[tokio::test]
 async fn activated_and_announced_transfers_do_not_count_against_their_address() {
     let (address, _soft, table, _tasks) =
-        start(Options { connections_per_ip: 2, ..Options::default() }).await;
+        start(ListenerOptions { connections_per_ip: 2, ..ListenerOptions::default() }).await;
     let (romeo, juliet) = (Jid::new("r@m.lit/o").unwrap(), Jid::new("j@c.lit/b").unwrap());
     let mut kept = Vec::new();
     for sid in ["1", "2", "3", "4"] {
@@ -168,7 +174,7 @@ async fn activated_and_announced_transfers_do_not_count_against_their_address() 
 
 #[tokio::test]
 async fn any_port_is_taken() {
-    let (address, _soft, _table, _tasks) = start(Options::default()).await;
+    let (address, _soft, _table, _tasks) = start(ListenerOptions::default()).await;
     let mut stream = TcpStream::connect(address).await.unwrap();
     let mut all = vec![5, 1, 0];
     all.extend(&request(HASH)[..45]);
@@ -197,7 +203,7 @@ async fn a_half_closed_connection_is_asked_for_before_a_nat_forgets_it() {
 #[tokio::test]
 async fn a_largest_segment_holds_for_both_ends() {
     let (address, _soft, table, _tasks) =
-        start(Options { max_segment: 1220, ..Options::default() }).await;
+        start(ListenerOptions { max_segment: 1220, ..ListenerOptions::default() }).await;
     let (romeo, juliet) = (Jid::new("r@m.lit/o").unwrap(), Jid::new("j@c.lit/b").unwrap());
     let announced = DstAddr::compute("s", &romeo, &juliet);
     let mut registration = table.register([announced]);
@@ -227,7 +233,11 @@ async fn a_load_balancer_that_names_nobody_counts_as_itself() {
         v2(0x21, 0x31, &[b'/'; 216]),
     ];
     for header in local {
-        let options = Options { proxy_protocol: true, connections_per_ip: 1, ..Options::default() };
+        let options = ListenerOptions {
+            proxy_protocol: true,
+            connections_per_ip: 1,
+            ..ListenerOptions::default()
+        };
         let (address, _soft, table, _tasks) = start(options).await;
         let ask = async |header: &[u8]| {
             let mut stream = TcpStream::connect(address).await.unwrap();
@@ -253,7 +263,7 @@ async fn a_load_balancer_that_names_nobody_counts_as_itself() {
 async fn a_health_check_is_no_fault() {
     for proxy_protocol in [false, true] {
         let (address, _soft, table, tasks) =
-            start(Options { proxy_protocol, ..Options::default() }).await;
+            start(ListenerOptions { proxy_protocol, ..ListenerOptions::default() }).await;
         let headers: &[&[u8]] = match proxy_protocol {
             true => &[b"", b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"],
             false => &[b""],
@@ -291,7 +301,8 @@ async fn at_the_limit_connections_wait_in_the_kernel() {
     // Long enough for the second connection's own handshake on a busy machine.
     let handshake_timeout = Duration::from_secs(2);
     let (address, _soft, _table, _tasks) =
-        start(Options { connections: 1, handshake_timeout, ..Options::default() }).await;
+        start(ListenerOptions { connections: 1, handshake_timeout, ..ListenerOptions::default() })
+            .await;
     let _silent = TcpStream::connect(address).await.unwrap();
     // Served only after the silent one has been removed.
     assert_eq!(connect(address, HASH).await.1, 0);
@@ -301,10 +312,11 @@ async fn at_the_limit_connections_wait_in_the_kernel() {
 async fn an_idle_address_takes_no_place_from_a_busy_one() {
     for busy in 0..2 {
         let (soft, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let table = Table::new(table::Options::default(), tasks.clone(), soft.clone());
-        let options = Options { connections: 1, ..Options::default() };
+        let table =
+            TransferTable::new(table::TransferOptions::default(), tasks.clone(), soft.clone());
+        let options = ListenerOptions { connections: 1, ..ListenerOptions::default() };
         let names = ["127.0.0.1:0", "127.0.0.1:0"];
-        let listener = Listener::bind(&names, options, &table, &soft, &tasks).await.unwrap();
+        let listener = Socks5Listener::bind(&names, options, &table, &soft, &tasks).await.unwrap();
         // Both loops wait for a connection before the first one comes.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let served = connect(listener.local_addrs()[busy], HASH);
@@ -315,7 +327,7 @@ async fn an_idle_address_takes_no_place_from_a_busy_one() {
 
 #[tokio::test]
 async fn the_token_ends_accepting_and_handshakes() {
-    let (address, soft, _table, tasks) = start(Options::default()).await;
+    let (address, soft, _table, tasks) = start(ListenerOptions::default()).await;
     let mut open = TcpStream::connect(address).await.unwrap();
     open.write_all(&[5, 1, 0]).await.unwrap();
     open.read_exact(&mut [0; 2]).await.unwrap();
@@ -332,9 +344,11 @@ async fn the_token_ends_accepting_and_handshakes() {
 #[tokio::test]
 async fn both_families_are_served_by_one_socket() {
     let (soft, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let table = Table::new(table::Options::default(), tasks.clone(), soft.clone());
+    let table = TransferTable::new(table::TransferOptions::default(), tasks.clone(), soft.clone());
     let listener =
-        Listener::bind(&["[::]:0"], Options::default(), &table, &soft, &tasks).await.unwrap();
+        Socks5Listener::bind(&["[::]:0"], ListenerOptions::default(), &table, &soft, &tasks)
+            .await
+            .unwrap();
     let port = listener.local_addrs()[0].port();
     assert_eq!(connect((Ipv4Addr::LOCALHOST, port).into(), HASH).await.1, 0);
 }
@@ -342,11 +356,12 @@ async fn both_families_are_served_by_one_socket() {
 #[tokio::test]
 async fn a_taken_port_is_named() {
     let (soft, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let table = Table::new(table::Options::default(), tasks.clone(), soft.clone());
+    let table = TransferTable::new(table::TransferOptions::default(), tasks.clone(), soft.clone());
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let name = taken.local_addr().unwrap().to_string();
-    let error =
-        Listener::bind(&[&name], Options::default(), &table, &soft, &tasks).await.unwrap_err();
+    let error = Socks5Listener::bind(&[&name], ListenerOptions::default(), &table, &soft, &tasks)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     assert!(error.to_string().contains(&name), "{error}");
 }

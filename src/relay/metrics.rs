@@ -78,7 +78,7 @@ impl Cause {
 
 /// The wait that timed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum TimeoutPhase {
     /// Greeting and request.
     Handshake,
     /// Connected and not activated.
@@ -89,7 +89,7 @@ pub enum Phase {
     Vanished,
 }
 
-impl Phase {
+impl TimeoutPhase {
     const ALL: [Self; 4] = [Self::Handshake, Self::Activation, Self::Idle, Self::Vanished];
 
     fn as_str(self) -> &'static str {
@@ -109,7 +109,7 @@ pub struct Metrics {
     open: [[AtomicU64; 2]; 2],
     bytes: [[AtomicU64; 2]; 2],
     refusals: [AtomicU64; Cause::ALL.len()],
-    timeouts: [AtomicU64; Phase::ALL.len()],
+    timeouts: [AtomicU64; TimeoutPhase::ALL.len()],
     setup: SetupTimes,
 }
 
@@ -153,7 +153,7 @@ impl Metrics {
     }
 
     /// Counts timeouts.
-    pub(super) fn timed_out(&self, phase: Phase, count: usize) {
+    pub(super) fn timed_out(&self, phase: TimeoutPhase, count: usize) {
         add(&self.timeouts[phase as usize], count as u64);
     }
 
@@ -178,7 +178,7 @@ impl Metrics {
     }
 
     /// Returns the number of timeouts of one kind.
-    pub fn timeouts(&self, phase: Phase) -> u64 {
+    pub fn timeouts(&self, phase: TimeoutPhase) -> u64 {
         get(&self.timeouts[phase as usize])
     }
 
@@ -208,7 +208,7 @@ impl Metrics {
             sample(text, "refusals_total", &label, self.refusals(cause));
         }
         head(text, "timeouts_total", "counter", "Waits that were too long, by phase");
-        for phase in Phase::ALL {
+        for phase in TimeoutPhase::ALL {
             let label = [("phase", phase.as_str())];
             sample(text, "timeouts_total", &label, self.timeouts(phase));
         }
@@ -234,7 +234,7 @@ mod tests {
         metrics.session_began(TransportKind::S5b, TransportKind::Ibb);
         metrics.moved(TransportKind::Ibb, TransportKind::S5b, 7);
         metrics.refused(Cause::UserLimit);
-        metrics.timed_out(Phase::Idle, 2);
+        metrics.timed_out(TimeoutPhase::Idle, 2);
         for micros in [1, 1_000, 1_001, 61_000_000] {
             metrics.set_up(Duration::from_micros(micros));
         }

@@ -25,12 +25,12 @@ use tokio::{
 };
 
 use super::{
-    ending::{Ending, Fate},
-    pipe::{Ended, Limit, Options, Outcome},
+    ending::{Ending, WayFate},
+    pipe::{Ended, RateLimit, StreamOptions, StreamOutcome},
     plane::Plane,
     socket::{self, Socket},
-    splice::{Account, Pipe},
-    watch::{News, Watch},
+    splice::{Pipe, PipeAccount},
+    watch::{StreamNews, StreamWatch},
 };
 
 /// The size of the first read; a longer burst is worth a pipe.
@@ -58,8 +58,8 @@ pub(super) struct Relay {
     forward: Way,
     backward: Way,
     plane: Plane,
-    watch: Arc<Watch>,
-    limit: Option<Box<Limit>>,
+    watch: Arc<StreamWatch>,
+    limit: Option<Box<RateLimit>>,
     /// Present when one socket is gone and its bytes are written: the other one soon has them.
     ending: Option<Box<Ending>>,
 }
@@ -68,7 +68,7 @@ pub(super) struct Relay {
 #[derive(Clone, Copy)]
 struct Lender<'a> {
     plane: &'a Plane,
-    account: Account,
+    account: PipeAccount,
 }
 
 /// One direction.
@@ -77,9 +77,9 @@ struct Way {
     /// A borrowed pipe with bytes in it.
     pipe: Option<Box<Pipe>>,
     /// Bytes that were read and not yet written.
-    kept: Option<Box<Kept>>,
-    state: State,
-    fate: Fate,
+    kept: Option<Box<KeptBytes>>,
+    state: WayState,
+    fate: WayFate,
     /// Whether the first bytes are not judged yet.
     guarded: bool,
     /// Whether more than [`PROBE`] came at once.
@@ -87,7 +87,7 @@ struct Way {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum WayState {
     #[default]
     Copy,
     /// The sink is gone: bytes that arrive are dropped.
@@ -96,12 +96,12 @@ enum State {
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct KeptBytes {
     bytes: Vec<u8>,
     start: usize,
 }
 
-enum Failure {
+enum CopyFailure {
     /// The stream ends.
     End(Ended),
     /// The source is gone.
@@ -112,15 +112,15 @@ enum Failure {
 
 impl Relay {
     /// Joins two sockets. The bytes that were already read from them go first.
-    pub(super) fn new(mut a: Socket, mut b: Socket, plane: Plane, options: Options) -> Self {
+    pub(super) fn new(mut a: Socket, mut b: Socket, plane: Plane, options: StreamOptions) -> Self {
         let way = |early: Vec<u8>, guarded| Way {
-            kept: (!early.is_empty()).then(|| Box::new(Kept { bytes: early, start: 0 })),
+            kept: (!early.is_empty()).then(|| Box::new(KeptBytes { bytes: early, start: 0 })),
             guarded,
             ..Way::default()
         };
         let limit = match plane.rate() {
             0 => None,
-            rate => Some(Box::new(Limit::new(rate))),
+            rate => Some(Box::new(RateLimit::new(rate))),
         };
         a.arm();
         b.arm();
@@ -137,7 +137,7 @@ impl Relay {
     }
 
     /// Returns its counters, which others may read.
-    pub(super) fn watch(&self) -> &Arc<Watch> {
+    pub(super) fn watch(&self) -> &Arc<StreamWatch> {
         &self.watch
     }
 
@@ -226,12 +226,12 @@ impl Relay {
 }
 
 impl Future for Relay {
-    type Output = Outcome;
+    type Output = StreamOutcome;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<StreamOutcome> {
         let this = self.get_mut();
         let news = this.watch.news(cx);
-        if news == News::Still {
+        if news == StreamNews::Still {
             this.find_vanished();
         }
         if this.watch.is_pipe_wanted() {
@@ -243,7 +243,7 @@ impl Future for Relay {
             Poll::Ready(end) => end,
             // Bytes that moved just now were not seen when the stream was judged idle. They are too few, over too long
             // a time, to make a difference. An ending has its own bound.
-            Poll::Pending if news == News::Idle && this.ending.is_none() => {
+            Poll::Pending if news == StreamNews::Idle && this.ending.is_none() => {
                 this.error().map_or(Ended::Idle, Ended::Error)
             }
             Poll::Pending => {
@@ -253,7 +253,7 @@ impl Future for Relay {
             }
         };
         this.settle(end);
-        Poll::Ready(Outcome {
+        Poll::Ready(StreamOutcome {
             a_to_b: this.watch.a_to_b.load(Ordering::Relaxed),
             b_to_a: this.watch.b_to_a.load(Ordering::Relaxed),
             end,
@@ -279,9 +279,9 @@ impl Way {
         to: &mut TcpStream,
         lender: Lender<'_>,
         written: &AtomicU64,
-        limit: &mut Option<Box<Limit>>,
+        limit: &mut Option<Box<RateLimit>>,
     ) -> Poll<Result<(), Ended>> {
-        if self.state == State::Copy {
+        if self.state == WayState::Copy {
             match self.poll_bytes(cx, from, to, lender, written, limit) {
                 Poll::Pending => {
                     if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
@@ -289,12 +289,12 @@ impl Way {
                     }
                     return Poll::Pending;
                 }
-                Poll::Ready(Err(Failure::End(end))) => return Poll::Ready(Err(end)),
-                Poll::Ready(Err(Failure::Write(kind))) => {
+                Poll::Ready(Err(CopyFailure::End(end))) => return Poll::Ready(Err(end)),
+                Poll::Ready(Err(CopyFailure::Write(kind))) => {
                     self.fate.broken = Some(kind);
                     self.abandon(lender);
                 }
-                Poll::Ready(Err(Failure::Read(kind))) => {
+                Poll::Ready(Err(CopyFailure::Read(kind))) => {
                     self.fate.failed = Some(kind);
                     self.done(lender);
                 }
@@ -306,7 +306,7 @@ impl Way {
                 }
             }
         }
-        if self.state == State::Drop {
+        if self.state == WayState::Drop {
             ready!(self.poll_drop(cx, from, limit));
             self.done(lender);
         }
@@ -324,8 +324,8 @@ impl Way {
     }
 
     /// Takes over what the opposite direction knows; returns whether this one has just lost its sink.
-    fn heed(&mut self, opposite: Fate, lender: Lender<'_>) -> bool {
-        let lost = self.fate.heed(opposite) && self.state == State::Copy;
+    fn heed(&mut self, opposite: WayFate, lender: Lender<'_>) -> bool {
+        let lost = self.fate.heed(opposite) && self.state == WayState::Copy;
         if lost {
             self.abandon(lender);
         }
@@ -334,14 +334,14 @@ impl Way {
 
     /// Only empties this direction's source from now on.
     fn abandon(&mut self, lender: Lender<'_>) {
-        if self.state == State::Copy {
+        if self.state == WayState::Copy {
             self.done(lender);
-            self.state = State::Drop;
+            self.state = WayState::Drop;
         }
     }
 
     fn done(&mut self, lender: Lender<'_>) {
-        self.state = State::Done;
+        self.state = WayState::Done;
         self.kept = None;
         self.guarded = false;
         self.release(lender);
@@ -352,7 +352,7 @@ impl Way {
         &mut self,
         cx: &mut Context<'_>,
         from: &mut TcpStream,
-        limit: &mut Option<Box<Limit>>,
+        limit: &mut Option<Box<RateLimit>>,
     ) -> Poll<()> {
         for _ in 0..ROUNDS {
             let most = match limit {
@@ -388,8 +388,8 @@ impl Way {
         to: &mut TcpStream,
         lender: Lender<'_>,
         written: &AtomicU64,
-        limit: &mut Option<Box<Limit>>,
-    ) -> Poll<Result<(), Failure>> {
+        limit: &mut Option<Box<RateLimit>>,
+    ) -> Poll<Result<(), CopyFailure>> {
         let mut moved = 0;
         for _ in 0..ROUNDS {
             if self.guarded {
@@ -442,8 +442,8 @@ impl Way {
             if n == 0 {
                 return match (self.guarded, self.kept.is_some()) {
                     (false, _) => Poll::Ready(Ok(())),
-                    (true, true) => Poll::Ready(Err(Failure::End(Ended::NotTls))),
-                    (true, false) => Poll::Ready(Err(Failure::End(Ended::Eof))),
+                    (true, true) => Poll::Ready(Err(CopyFailure::End(Ended::NotTls))),
+                    (true, false) => Poll::Ready(Err(CopyFailure::End(Ended::Eof))),
                 };
             }
             moved += n;
@@ -456,9 +456,9 @@ impl Way {
     }
 
     /// Returns pending, or the error if the source is gone: nothing can be read.
-    fn poll_lost(&self) -> Poll<Result<(), Failure>> {
+    fn poll_lost(&self) -> Poll<Result<(), CopyFailure>> {
         match self.fate.lost {
-            Some(kind) => Poll::Ready(Err(Failure::Read(kind))),
+            Some(kind) => Poll::Ready(Err(CopyFailure::Read(kind))),
             None => Poll::Pending,
         }
     }
@@ -471,7 +471,7 @@ impl Way {
         to: &mut TcpStream,
         written: &AtomicU64,
         most: usize,
-    ) -> Poll<Result<usize, Failure>> {
+    ) -> Poll<Result<usize, CopyFailure>> {
         let size = if self.busy { COPY } else { PROBE };
         with_buffer(|buffer| {
             let mut space = ReadBuf::new(&mut buffer[..size.min(most)]);
@@ -494,10 +494,10 @@ impl Way {
                         bytes = &bytes[n..];
                     }
                     Poll::Ready(Err(error)) => {
-                        return Poll::Ready(Err(Failure::Write(error.kind())));
+                        return Poll::Ready(Err(CopyFailure::Write(error.kind())));
                     }
                     Poll::Pending => {
-                        self.kept = Some(Box::new(Kept { bytes: bytes.to_vec(), start: 0 }));
+                        self.kept = Some(Box::new(KeptBytes { bytes: bytes.to_vec(), start: 0 }));
                         break;
                     }
                 }
@@ -511,7 +511,7 @@ impl Way {
         cx: &mut Context<'_>,
         to: &mut TcpStream,
         written: &AtomicU64,
-    ) -> Poll<Result<(), Failure>> {
+    ) -> Poll<Result<(), CopyFailure>> {
         while let Some(kept) = &mut self.kept {
             let bytes = &kept.bytes[kept.start..];
             if bytes.is_empty() {
@@ -519,7 +519,7 @@ impl Way {
                 break;
             }
             let n = ready!(Pin::new(&mut *to).poll_write(cx, bytes))
-                .map_err(|error| Failure::Write(error.kind()))?;
+                .map_err(|error| CopyFailure::Write(error.kind()))?;
             if n == 0 {
                 return Poll::Ready(Err(no_bytes_taken()));
             }
@@ -535,12 +535,12 @@ impl Way {
         to: &mut TcpStream,
         lender: Lender<'_>,
         written: &AtomicU64,
-    ) -> Poll<Result<(), Failure>> {
+    ) -> Poll<Result<(), CopyFailure>> {
         while let Some(pipe) = &mut self.pipe
             && pipe.held() > 0
         {
             let to = &mut *to;
-            ready!(to.poll_write_ready(cx)).map_err(|error| Failure::Write(error.kind()))?;
+            ready!(to.poll_write_ready(cx)).map_err(|error| CopyFailure::Write(error.kind()))?;
             match to.try_io(Interest::WRITABLE, || pipe.drain(&*to)) {
                 Ok(0) => return Poll::Ready(Err(no_bytes_taken())),
                 Ok(n) => add(written, n),
@@ -549,19 +549,19 @@ impl Way {
                     self.release(lender);
                     return self.poll_write_kept(cx, to, written);
                 }
-                Err(error) => return Poll::Ready(Err(Failure::Write(error.kind()))),
+                Err(error) => return Poll::Ready(Err(CopyFailure::Write(error.kind()))),
             }
         }
         Poll::Ready(Ok(()))
     }
 
     /// Returns whether the kept bytes begin with a ClientHello; if so, they may go.
-    fn is_judged(&mut self) -> Result<bool, Failure> {
+    fn is_judged(&mut self) -> Result<bool, CopyFailure> {
         let kept = self.kept.as_ref().map_or(&[][..], |kept| &kept.bytes);
         match client_hello::check_client_hello(kept) {
             Guard::Pass => self.guarded = false,
             Guard::NeedMore => {}
-            Guard::Refuse => return Err(Failure::End(Ended::NotTls)),
+            Guard::Refuse => return Err(CopyFailure::End(Ended::NotTls)),
         }
         Ok(!self.guarded)
     }
@@ -608,12 +608,12 @@ fn with_buffer<T>(run: impl FnOnce(&mut [u8]) -> T) -> T {
     })
 }
 
-fn read_failed(error: io::Error) -> Failure {
-    Failure::Read(error.kind())
+fn read_failed(error: io::Error) -> CopyFailure {
+    CopyFailure::Read(error.kind())
 }
 
-fn no_bytes_taken() -> Failure {
-    Failure::Write(io::ErrorKind::WriteZero)
+fn no_bytes_taken() -> CopyFailure {
+    CopyFailure::Write(io::ErrorKind::WriteZero)
 }
 
 #[cfg(test)]

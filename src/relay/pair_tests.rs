@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::relay::{join, socket::Leg, splice::Pool, watch::Progress};
+use crate::relay::{join, socket::SocketLeg, splice::PipePool, watch::StreamProgress};
 
 const HELLO: [u8; 12] = [0x16, 3, 1, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 3, 3, 7];
 
@@ -26,13 +26,16 @@ async fn connected() -> (TcpStream, TcpStream) {
 }
 
 /// Returns the two users' ends of a running stream.
-async fn start(plane: &Plane, options: Options) -> (TcpStream, TcpStream, JoinHandle<Outcome>) {
+async fn start(
+    plane: &Plane,
+    options: StreamOptions,
+) -> (TcpStream, TcpStream, JoinHandle<StreamOutcome>) {
     let (romeo, a) = connected().await;
     let (juliet, b) = connected().await;
     let plane = plane.clone();
     let join = async move {
-        let (a, b) = (Leg::Socket(a.into()), Leg::Socket(b.into()));
-        join::join(&plane, a, b, options, &Progress::default()).await
+        let (a, b) = (SocketLeg::Socket(a.into()), SocketLeg::Socket(b.into()));
+        join::join(&plane, a, b, options, &StreamProgress::default()).await
     };
     (romeo, juliet, tokio::spawn(join))
 }
@@ -69,7 +72,7 @@ async fn receive(mut from: impl AsyncRead + Unpin) -> (usize, Vec<u8>) {
 }
 
 async fn whole_both_ways(plane: &Plane) {
-    let (romeo, juliet, relay) = start(plane, Options::default()).await;
+    let (romeo, juliet, relay) = start(plane, StreamOptions::default()).await;
     let (r_read, r_write) = romeo.into_split();
     let (j_read, j_write) = juliet.into_split();
     let (there, back) = (64 << 20, 7 << 20);
@@ -83,7 +86,7 @@ async fn whole_both_ways(plane: &Plane) {
     assert_eq!(returned.unwrap(), (back, answered.unwrap()));
     let outcome = relay.await.unwrap();
     let (a_to_b, b_to_a) = (there as u64, back as u64);
-    assert_eq!(outcome, Outcome { a_to_b, b_to_a, end: Ended::Eof });
+    assert_eq!(outcome, StreamOutcome { a_to_b, b_to_a, end: Ended::Eof });
     assert_eq!(plane.pipes().1, 0, "no pipe is borrowed now");
 }
 
@@ -96,7 +99,7 @@ async fn much_goes_whole_both_ways_through_pipes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_pipe_it_is_copied() {
-    let plane = Plane::with_pool(0, Pool::with_limit(0));
+    let plane = Plane::with_pool(0, PipePool::with_limit(0));
     whole_both_ways(&plane).await;
     check_path(&plane, true);
 }
@@ -104,7 +107,7 @@ async fn without_a_pipe_it_is_copied() {
 #[tokio::test]
 async fn the_end_of_one_direction_leaves_the_other() {
     let plane = Plane::new(0);
-    let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+    let (mut romeo, mut juliet, relay) = start(&plane, StreamOptions::default()).await;
     romeo.write_all(b"last").await.unwrap();
     romeo.shutdown().await.unwrap();
     let mut text = String::new();
@@ -116,13 +119,13 @@ async fn the_end_of_one_direction_leaves_the_other() {
     text.clear();
     romeo.read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "answer");
-    assert_eq!(relay.await.unwrap(), Outcome { a_to_b: 4, b_to_a: 6, end: Ended::Eof });
+    assert_eq!(relay.await.unwrap(), StreamOutcome { a_to_b: 4, b_to_a: 6, end: Ended::Eof });
 }
 
 #[tokio::test]
 async fn a_reader_that_stops_holds_its_writer_and_an_idle_pair_holds_nothing() {
     let plane = Plane::new(0);
-    let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+    let (mut romeo, mut juliet, relay) = start(&plane, StreamOptions::default()).await;
     let block = vec![7; 1 << 20];
     let mut sent = 0;
     while let Ok(written) = timeout(Duration::from_millis(300), romeo.write(&block)).await {
@@ -143,7 +146,7 @@ async fn a_reader_that_stops_holds_its_writer_and_an_idle_pair_holds_nothing() {
 
 /// Returns a plane that moves bytes through pipes, and one that copies them.
 fn both() -> [Plane; 2] {
-    [Plane::new(0), Plane::with_pool(0, Pool::with_limit(0))]
+    [Plane::new(0), Plane::with_pool(0, PipePool::with_limit(0))]
 }
 
 /// Checks that a plane of [`both`] took the path that it is for.
@@ -177,8 +180,8 @@ async fn rest(stream: &mut TcpStream) -> (Vec<u8>, Result<(), io::ErrorKind>) {
 }
 
 /// Returns a stream whose second user has a small buffer and has read nothing that the first one sent.
-async fn unread(plane: &Plane, bytes: &[u8]) -> (TcpStream, TcpStream, JoinHandle<Outcome>) {
-    let (mut romeo, juliet, relay) = start(plane, Options::default()).await;
+async fn unread(plane: &Plane, bytes: &[u8]) -> (TcpStream, TcpStream, JoinHandle<StreamOutcome>) {
+    let (mut romeo, juliet, relay) = start(plane, StreamOptions::default()).await;
     socket2::SockRef::from(&juliet).set_recv_buffer_size(16 * 1024).unwrap();
     romeo.write_all(bytes).await.unwrap();
     acknowledged(&romeo).await;
@@ -248,7 +251,7 @@ async fn a_reset_in_the_middle_cuts_nothing_that_was_acknowledged() {
     for (plane, copies) in both().into_iter().zip([false, true]) {
         // More than the buffers of two connections hold.
         let sent = pattern(64 << 20);
-        let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+        let (mut romeo, mut juliet, relay) = start(&plane, StreamOptions::default()).await;
         // The acknowledgement of the connection's first, empty segment counts as one.
         let arrived =
             |romeo: &TcpStream| tcp::info(romeo).unwrap().acknowledged.saturating_sub(1) as usize;
@@ -277,7 +280,7 @@ async fn a_reset_in_the_middle_cuts_nothing_that_was_acknowledged() {
 async fn the_second_leg_may_break_too() {
     for (plane, copies) in both().into_iter().zip([false, true]) {
         let sent = pattern(UNREAD);
-        let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+        let (mut romeo, mut juliet, relay) = start(&plane, StreamOptions::default()).await;
         juliet.write_all(&sent).await.unwrap();
         acknowledged(&juliet).await;
         resets(juliet);
@@ -293,7 +296,7 @@ async fn the_second_leg_may_break_too() {
 #[tokio::test]
 async fn a_peer_that_breaks_ends_the_other_at_once() {
     let plane = Plane::new(0);
-    let (romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+    let (romeo, mut juliet, relay) = start(&plane, StreamOptions::default()).await;
     resets(romeo);
     let ended = timeout(Duration::from_secs(60), juliet.read(&mut [0; 8])).await.unwrap();
     assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
@@ -305,7 +308,7 @@ async fn a_reader_that_takes_nothing_is_waited_for_within_bounds() {
     let plane = Plane::new(0);
     let idle_timeout = Duration::from_millis(300);
     let (mut romeo, juliet, relay) =
-        start(&plane, Options { idle_timeout, ..Options::default() }).await;
+        start(&plane, StreamOptions { idle_timeout, ..StreamOptions::default() }).await;
     socket2::SockRef::from(&juliet).set_recv_buffer_size(16 * 1024).unwrap();
     romeo.write_all(&pattern(UNREAD)).await.unwrap();
     acknowledged(&romeo).await;
@@ -318,7 +321,7 @@ async fn a_reader_that_takes_nothing_is_waited_for_within_bounds() {
 #[tokio::test]
 async fn a_stream_that_is_cut_never_looks_complete() {
     let plane = Plane::new(0);
-    let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+    let (mut romeo, mut juliet, relay) = start(&plane, StreamOptions::default()).await;
     romeo.write_all(b"part").await.unwrap();
     juliet.read_exact(&mut [0; 4]).await.unwrap();
     relay.abort();
@@ -328,7 +331,7 @@ async fn a_stream_that_is_cut_never_looks_complete() {
     }
 
     // A complete direction stays complete.
-    let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+    let (mut romeo, mut juliet, relay) = start(&plane, StreamOptions::default()).await;
     romeo.write_all(b"whole").await.unwrap();
     romeo.shutdown().await.unwrap();
     let mut whole = [0; 5];
@@ -344,11 +347,11 @@ async fn a_stream_that_is_cut_never_looks_complete() {
 
 #[tokio::test]
 async fn the_guard_holds_here_too() {
-    let options = Options { guard: true, ..Options::default() };
+    let options = StreamOptions { guard: true, ..StreamOptions::default() };
     let plane = Plane::new(0);
     let (mut romeo, mut juliet, relay) = start(&plane, options).await;
     romeo.write_all(b"GET / HTTP/1.1").await.unwrap();
-    assert_eq!(relay.await.unwrap(), Outcome { a_to_b: 0, b_to_a: 0, end: Ended::NotTls });
+    assert_eq!(relay.await.unwrap(), StreamOutcome { a_to_b: 0, b_to_a: 0, end: Ended::NotTls });
     assert_eq!(juliet.read(&mut [0; 8]).await.unwrap_or(0), 0);
 
     let (mut romeo, mut juliet, relay) = start(&plane, options).await;
@@ -379,7 +382,7 @@ async fn who_says_nothing_is_idle() {
     let plane = Plane::new(0);
     let idle_timeout = Duration::from_millis(200);
     let (_romeo, _juliet, relay) =
-        start(&plane, Options { idle_timeout, ..Options::default() }).await;
+        start(&plane, StreamOptions { idle_timeout, ..StreamOptions::default() }).await;
     let clock = plane.clone();
     let looks = tokio::spawn(async move {
         loop {
@@ -395,7 +398,7 @@ async fn who_says_nothing_is_idle() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rate_is_kept() {
     let plane = Plane::new(4 << 20);
-    let (romeo, juliet, relay) = start(&plane, Options::default()).await;
+    let (romeo, juliet, relay) = start(&plane, StreamOptions::default()).await;
     let begin = std::time::Instant::now();
     let (sent, received) =
         tokio::join!(tokio::spawn(send(romeo, 8 << 20)), tokio::spawn(receive(juliet)));
@@ -408,7 +411,7 @@ async fn a_rate_is_kept() {
 #[test]
 fn an_idle_stream_is_small() {
     assert!(size_of::<Relay>() <= 320, "{}", size_of::<Relay>());
-    assert!(size_of::<Watch>() <= 96, "{}", size_of::<Watch>());
+    assert!(size_of::<StreamWatch>() <= 96, "{}", size_of::<StreamWatch>());
 }
 
 /// Writes until nothing accepts more, and returns how much that was.
@@ -423,11 +426,11 @@ async fn stuff(stream: &mut TcpStream, bytes: &[u8]) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pipes_are_taken_from_streams_that_do_not_move() {
-    let plane = Plane::with_pool(0, Pool::with_limit(2));
+    let plane = Plane::with_pool(0, PipePool::with_limit(2));
     let bytes = pattern(64 << 20);
     let mut still = Vec::new();
     for _ in 0..2 {
-        let (mut romeo, juliet, relay) = start(&plane, Options::default()).await;
+        let (mut romeo, juliet, relay) = start(&plane, StreamOptions::default()).await;
         let written = stuff(&mut romeo, &bytes).await;
         still.push((romeo, juliet, relay, written));
     }
@@ -437,7 +440,7 @@ async fn pipes_are_taken_from_streams_that_do_not_move() {
     plane.look();
     assert_eq!(plane.pipes(), (0, 2));
 
-    let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+    let (mut romeo, mut juliet, relay) = start(&plane, StreamOptions::default()).await;
     let lent = plane.pipes_lent();
     let mut piece = vec![0; 1 << 20];
     let mut pieces = 0;
@@ -471,14 +474,14 @@ fn what_a_peer_can_bring_about_takes_no_pipes_from_others() {
     for code in [libc::EACCES, libc::EPERM, libc::EINVAL, libc::ECONNRESET] {
         assert!(!plane.must_copy(&io::Error::from_raw_os_error(code)), "{code}");
     }
-    let pipe = plane.pool().take(Account::default());
-    plane.pool().give_back(Account::default(), pipe.unwrap());
+    let pipe = plane.pool().take(PipeAccount::default());
+    plane.pool().give_back(PipeAccount::default(), pipe.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_goes_on_where_splice_is_refused() {
     let plane = Plane::new(0);
-    let (mut romeo, mut juliet, relay) = start(&plane, Options::default()).await;
+    let (mut romeo, mut juliet, relay) = start(&plane, StreamOptions::default()).await;
     let bytes = pattern(8 << 20);
     let (sent, mut got) = (bytes.clone(), vec![0; bytes.len() / 2]);
     let writing = tokio::spawn(async move {

@@ -16,12 +16,12 @@ use tokio::{
     time::{Instant, MissedTickBehavior, Sleep, interval_at},
 };
 
-pub use super::splice::Account;
+pub use super::splice::PipeAccount;
 use super::{
     byte_rate::ByteRate,
     clock::now,
-    ending::{Ending, Fate, GRACE},
-    watch::{Progress, STILL},
+    ending::{Ending, GRACE, WayFate},
+    watch::{STILL, StreamProgress},
 };
 
 /// Bytes that are read at once, and kept at most, per direction.
@@ -35,24 +35,28 @@ const LOOKS: u32 = 4;
 
 /// How a pipe is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct StreamOptions {
     /// How long neither direction may move a byte. It is exact to a quarter, because no timer runs per byte.
     pub idle_timeout: Duration,
     /// Whether the first leg must start with a TLS ClientHello.
     pub guard: bool,
     /// The account of the stream, for its share of the kernel's pipes.
-    pub account: Account,
+    pub account: PipeAccount,
 }
 
-impl Default for Options {
+impl Default for StreamOptions {
     fn default() -> Self {
-        Self { idle_timeout: Duration::from_secs(600), guard: false, account: Account::default() }
+        Self {
+            idle_timeout: Duration::from_secs(600),
+            guard: false,
+            account: PipeAccount::default(),
+        }
     }
 }
 
 /// What a pipe moved, and why it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub struct StreamOutcome {
     /// Bytes from the first leg written to the second.
     pub a_to_b: u64,
     /// Bytes from the second leg written to the first.
@@ -77,8 +81,8 @@ pub enum Ended {
 
 /// Runs [`relay_at_rate`] without a limit.
 #[cfg(test)]
-pub(super) async fn relay<A: Side, B: Side>(a: A, b: B, options: Options) -> Outcome {
-    relay_at_rate(a, b, options, 0, &Progress::default()).await
+pub(super) async fn relay<A: Side, B: Side>(a: A, b: B, options: StreamOptions) -> StreamOutcome {
+    relay_at_rate(a, b, options, 0, &StreamProgress::default()).await
 }
 
 /// Copies both ways, through a buffer, until both legs have ended, one broke, or nothing moves. The rate is in bytes
@@ -93,18 +97,18 @@ pub(super) async fn relay<A: Side, B: Side>(a: A, b: B, options: Options) -> Out
 pub(super) async fn relay_at_rate<A: Side, B: Side>(
     a: A,
     b: B,
-    options: Options,
+    options: StreamOptions,
     bytes_per_second: u64,
-    progress: &Progress,
-) -> Outcome {
+    progress: &StreamProgress,
+) -> StreamOutcome {
     let start = Instant::now();
     let step = (options.idle_timeout / LOOKS).clamp(Duration::from_millis(1), GRACE);
     let mut looks = interval_at(start + step, step);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
-    let limit = (bytes_per_second > 0).then(|| Limit::new(bytes_per_second));
-    let (forward, backward) = (Direction::new(options.guard), Direction::new(false));
-    let mut pipe = Pipe { a, b, forward, backward, limit, ending: None, options };
+    let limit = (bytes_per_second > 0).then(|| RateLimit::new(bytes_per_second));
+    let (forward, backward) = (CopyDirection::new(options.guard), CopyDirection::new(false));
+    let mut pipe = CopiedPair { a, b, forward, backward, limit, ending: None, options };
     let (mut moved, mut moved_at) = (0, start);
     let end = poll_fn(|cx| {
         loop {
@@ -130,27 +134,27 @@ pub(super) async fn relay_at_rate<A: Side, B: Side>(
     })
     .await;
     pipe.settle(end);
-    Outcome { a_to_b: pipe.forward.written, b_to_a: pipe.backward.written, end }
+    StreamOutcome { a_to_b: pipe.forward.written, b_to_a: pipe.backward.written, end }
 }
 
-struct Pipe<A, B> {
+struct CopiedPair<A, B> {
     a: A,
     b: B,
-    forward: Direction,
-    backward: Direction,
-    limit: Option<Limit>,
+    forward: CopyDirection,
+    backward: CopyDirection,
+    limit: Option<RateLimit>,
     ending: Option<Ending>,
-    options: Options,
+    options: StreamOptions,
 }
 
 /// The rate of a stream for both directions, and the sleep until more may pass.
 #[derive(Debug)]
-pub(super) struct Limit {
+pub(super) struct RateLimit {
     rate: ByteRate,
     sleep: Pin<Box<Sleep>>,
 }
 
-impl Limit {
+impl RateLimit {
     /// Creates a limit of so many bytes per second.
     pub(super) fn new(bytes_per_second: u64) -> Self {
         Self {
@@ -178,7 +182,7 @@ impl Limit {
     }
 }
 
-impl<A: Side, B: Side> Pipe<A, B> {
+impl<A: Side, B: Side> CopiedPair<A, B> {
     fn poll_copy(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         let Self { a, b, forward, backward, limit, ending, options } = self;
         let (there, back) = loop {
@@ -212,7 +216,7 @@ impl<A: Side, B: Side> Pipe<A, B> {
                 return Poll::Pending;
             }
             let unread = if a_closed { backward } else { forward };
-            if unread.state != State::Drop {
+            if unread.state != DirectionState::Drop {
                 unread.abandon();
                 cx.waker().wake_by_ref();
             }
@@ -232,13 +236,15 @@ impl<A: Side, B: Side> Pipe<A, B> {
 
     /// Returns a number that changes whenever a byte was written, or read to be written.
     fn moved(&self) -> u64 {
-        let sum = |d: &Direction| d.read.wrapping_add(d.written);
+        let sum = |d: &CopyDirection| d.read.wrapping_add(d.written);
         sum(&self.forward).wrapping_add(sum(&self.backward))
     }
 
     /// Returns whether a reader still waits for bytes. Bytes that the guard has not passed may never go there.
     fn holds(&self) -> bool {
-        let holds = |d: &Direction| d.end > d.start && !d.guarded || d.state == State::Shutdown;
+        let holds = |d: &CopyDirection| {
+            d.end > d.start && !d.guarded || d.state == DirectionState::Shutdown
+        };
         holds(&self.forward) || holds(&self.backward) || self.ending.is_some()
     }
 
@@ -264,7 +270,7 @@ impl<A: Side, B: Side> Pipe<A, B> {
     /// A stream that is cut must not look complete to its reader: a leg is closed in order only if it has got
     /// everything.
     fn settle(&self, end: Ended) {
-        let nothing = |d: &Direction, open: bool| d.end == 0 && !open;
+        let nothing = |d: &CopyDirection, open: bool| d.end == 0 && !open;
         let in_order = match end {
             Ended::Error(_) => false,
             Ended::Eof | Ended::NotTls => true,
@@ -280,7 +286,7 @@ impl<A: Side, B: Side> Pipe<A, B> {
     }
 }
 
-struct Direction {
+struct CopyDirection {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
@@ -289,12 +295,12 @@ struct Direction {
     /// Whether the first bytes are not judged yet.
     guarded: bool,
     unflushed: bool,
-    state: State,
-    fate: Fate,
+    state: DirectionState,
+    fate: WayFate,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum DirectionState {
     Copy,
     Shutdown,
     /// The sink is gone: bytes that arrive are dropped.
@@ -302,7 +308,7 @@ enum State {
     Done,
 }
 
-impl Direction {
+impl CopyDirection {
     fn new(guarded: bool) -> Self {
         Self {
             buffer: Vec::new(),
@@ -312,8 +318,8 @@ impl Direction {
             written: 0,
             guarded,
             unflushed: false,
-            state: State::Copy,
-            fate: Fate::default(),
+            state: DirectionState::Copy,
+            fate: WayFate::default(),
         }
     }
 
@@ -323,45 +329,45 @@ impl Direction {
         cx: &mut Context<'_>,
         r: &mut impl Side,
         w: &mut impl Side,
-        limit: &mut Option<Limit>,
+        limit: &mut Option<RateLimit>,
     ) -> Poll<Result<(), Ended>> {
-        if self.state == State::Copy {
+        if self.state == DirectionState::Copy {
             match ready!(self.poll_bytes(cx, r, w, limit)) {
-                Err(Failure::End(end)) => return Poll::Ready(Err(end)),
-                Err(Failure::Write(kind)) => {
+                Err(CopyFailure::End(end)) => return Poll::Ready(Err(end)),
+                Err(CopyFailure::Write(kind)) => {
                     self.fate.broken = Some(kind);
                     self.abandon();
                 }
-                Err(Failure::Read(kind)) => {
+                Err(CopyFailure::Read(kind)) => {
                     self.fate.failed = Some(kind);
                     self.guarded = false;
-                    self.state = State::Shutdown;
+                    self.state = DirectionState::Shutdown;
                 }
                 Ok(()) => {
                     self.fate.end();
-                    self.state = State::Shutdown;
+                    self.state = DirectionState::Shutdown;
                 }
             }
         }
-        if self.state == State::Shutdown {
+        if self.state == DirectionState::Shutdown {
             // A leg that can be reset counts as done once it has everything; another leg only after a shutdown.
             if self.fate.failed.is_none() || matches!(w.delivery(), Delivery::ByShutdown) {
                 // A leg that is gone needs no shutdown.
                 let _ = ready!(Pin::new(w).poll_shutdown(cx));
             }
-            self.state = State::Done;
+            self.state = DirectionState::Done;
         }
-        if self.state == State::Drop {
+        if self.state == DirectionState::Drop {
             ready!(self.poll_drop(cx, r, limit));
-            self.state = State::Done;
+            self.state = DirectionState::Done;
         }
         self.buffer = Vec::new();
         Poll::Ready(Ok(()))
     }
 
     /// Takes over what the opposite direction knows; returns whether this one has just lost its sink.
-    fn heed(&mut self, opposite: Fate) -> bool {
-        let lost = self.fate.heed(opposite) && self.state == State::Copy;
+    fn heed(&mut self, opposite: WayFate) -> bool {
+        let lost = self.fate.heed(opposite) && self.state == DirectionState::Copy;
         if lost {
             self.abandon();
         }
@@ -370,8 +376,8 @@ impl Direction {
 
     /// Only empties this direction's source from now on.
     fn abandon(&mut self) {
-        if matches!(self.state, State::Copy | State::Shutdown) {
-            self.state = State::Drop;
+        if matches!(self.state, DirectionState::Copy | DirectionState::Shutdown) {
+            self.state = DirectionState::Drop;
             self.guarded = false;
             (self.start, self.end) = (0, 0);
         }
@@ -382,7 +388,7 @@ impl Direction {
         &mut self,
         cx: &mut Context<'_>,
         r: &mut impl Side,
-        limit: &mut Option<Limit>,
+        limit: &mut Option<RateLimit>,
     ) -> Poll<()> {
         for _ in 0..16 {
             let read = self.read;
@@ -408,16 +414,16 @@ impl Direction {
         cx: &mut Context<'_>,
         r: &mut impl Side,
         w: &mut impl Side,
-        limit: &mut Option<Limit>,
-    ) -> Poll<Result<(), Failure>> {
-        let written = |error: io::Error| Failure::Write(error.kind());
+        limit: &mut Option<RateLimit>,
+    ) -> Poll<Result<(), CopyFailure>> {
+        let written = |error: io::Error| CopyFailure::Write(error.kind());
         // One busy direction must starve neither the other nor the clock.
         for _ in 0..16 {
             while !self.guarded && self.start < self.end {
                 let bytes = &self.buffer[self.start..self.end];
                 let n = ready!(Pin::new(&mut *w).poll_write(cx, bytes)).map_err(written)?;
                 if n == 0 {
-                    return Poll::Ready(Err(Failure::Write(io::ErrorKind::WriteZero)));
+                    return Poll::Ready(Err(CopyFailure::Write(io::ErrorKind::WriteZero)));
                 }
                 self.start += n;
                 self.written += n as u64;
@@ -427,7 +433,7 @@ impl Direction {
                 (self.start, self.end) = (0, 0);
             }
             let n = match self.poll_fill(cx, r, limit) {
-                Poll::Ready(n) => n.map_err(Failure::Read)?,
+                Poll::Ready(n) => n.map_err(CopyFailure::Read)?,
                 Poll::Pending => {
                     if self.unflushed {
                         ready!(Pin::new(&mut *w).poll_flush(cx)).map_err(written)?;
@@ -441,10 +447,10 @@ impl Direction {
                     Guard::Pass => self.guarded = false,
                     Guard::NeedMore if n > 0 => {}
                     Guard::NeedMore if self.end == 0 => {
-                        return Poll::Ready(Err(Failure::End(Ended::Eof)));
+                        return Poll::Ready(Err(CopyFailure::End(Ended::Eof)));
                     }
                     Guard::NeedMore | Guard::Refuse => {
-                        return Poll::Ready(Err(Failure::End(Ended::NotTls)));
+                        return Poll::Ready(Err(CopyFailure::End(Ended::NotTls)));
                     }
                 }
             }
@@ -468,7 +474,7 @@ impl Direction {
         &mut self,
         cx: &mut Context<'_>,
         r: &mut impl Side,
-        limit: &mut Option<Limit>,
+        limit: &mut Option<RateLimit>,
     ) -> Poll<Result<usize, io::ErrorKind>> {
         let most = match limit {
             Some(limit) => ready!(limit.poll_allowed(cx)),
@@ -496,7 +502,7 @@ impl Direction {
     }
 }
 
-enum Failure {
+enum CopyFailure {
     /// The pipe ends.
     End(Ended),
     /// The source is gone.

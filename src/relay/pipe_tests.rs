@@ -10,12 +10,15 @@ use super::*;
 
 const HELLO: [u8; 12] = [0x16, 3, 1, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 3, 3, 7];
 
-fn guarded() -> Options {
-    Options { guard: true, ..Options::default() }
+fn guarded() -> StreamOptions {
+    StreamOptions { guard: true, ..StreamOptions::default() }
 }
 
 /// Returns the two users' ends of a running pipe.
-fn start(options: Options, size: usize) -> (DuplexStream, DuplexStream, JoinHandle<Outcome>) {
+fn start(
+    options: StreamOptions,
+    size: usize,
+) -> (DuplexStream, DuplexStream, JoinHandle<StreamOutcome>) {
     let (romeo, a) = duplex(size);
     let (juliet, b) = duplex(size);
     (romeo, juliet, tokio::spawn(relay(a, b, options)))
@@ -23,7 +26,7 @@ fn start(options: Options, size: usize) -> (DuplexStream, DuplexStream, JoinHand
 
 #[tokio::test]
 async fn half_close_carries_the_last_byte() {
-    let (mut romeo, mut juliet, pipe) = start(Options::default(), 64);
+    let (mut romeo, mut juliet, pipe) = start(StreamOptions::default(), 64);
     romeo.write_all(b"last").await.unwrap();
     romeo.shutdown().await.unwrap();
     let mut got = Vec::new();
@@ -34,12 +37,12 @@ async fn half_close_carries_the_last_byte() {
     got.clear();
     romeo.read_to_end(&mut got).await.unwrap();
     assert_eq!(got, b"and the answer");
-    assert_eq!(pipe.await.unwrap(), Outcome { a_to_b: 4, b_to_a: 14, end: Ended::Eof });
+    assert_eq!(pipe.await.unwrap(), StreamOutcome { a_to_b: 4, b_to_a: 14, end: Ended::Eof });
 }
 
 #[tokio::test]
 async fn much_goes_both_ways_at_once() {
-    let (romeo, juliet, pipe) = start(Options::default(), 1000);
+    let (romeo, juliet, pipe) = start(StreamOptions::default(), 1000);
     let data: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
     let user = |end: DuplexStream| {
         let data = data.clone();
@@ -64,12 +67,13 @@ async fn much_goes_both_ways_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_pipe_in_which_nothing_moves_ends() {
     let idle_timeout = Duration::from_secs(600);
-    let (mut romeo, mut juliet, pipe) = start(Options { idle_timeout, ..Options::default() }, 64);
+    let (mut romeo, mut juliet, pipe) =
+        start(StreamOptions { idle_timeout, ..StreamOptions::default() }, 64);
     let begin = Instant::now();
     tokio::time::sleep(Duration::from_secs(500)).await;
     romeo.write_all(b"x").await.unwrap();
     assert_eq!(juliet.read_u8().await.unwrap(), b'x');
-    assert_eq!(pipe.await.unwrap(), Outcome { a_to_b: 1, b_to_a: 0, end: Ended::Idle });
+    assert_eq!(pipe.await.unwrap(), StreamOutcome { a_to_b: 1, b_to_a: 0, end: Ended::Idle });
     let lived = begin.elapsed();
     assert!(lived >= Duration::from_secs(1100) && lived <= Duration::from_secs(1250), "{lived:?}");
 }
@@ -80,7 +84,7 @@ async fn a_leg_that_takes_no_more_may_still_deliver() {
     drop(romeo);
     let (mut juliet, b) = duplex(64);
     let last = late_reader(b"last words");
-    let pipe = tokio::spawn(relay(tokio::io::join(last, a), b, Options::default()));
+    let pipe = tokio::spawn(relay(tokio::io::join(last, a), b, StreamOptions::default()));
     juliet.write_all(b"lost").await.unwrap();
     let mut got = [0; 10];
     juliet.read_exact(&mut got).await.unwrap();
@@ -111,7 +115,11 @@ async fn not_one_byte_leaks_for_a_wrong_prefix() {
         let pipe = tokio::spawn(relay(a, b, guarded()));
         romeo.write_all(&bytes).await.unwrap();
         let outcome = pipe.await.unwrap();
-        assert_eq!(outcome, Outcome { a_to_b: 0, b_to_a: 0, end: Ended::NotTls }, "byte {wrong}");
+        assert_eq!(
+            outcome,
+            StreamOutcome { a_to_b: 0, b_to_a: 0, end: Ended::NotTls },
+            "byte {wrong}"
+        );
         let mut got = Vec::new();
         juliet.read_to_end(&mut got).await.unwrap();
         romeo.read_to_end(&mut got).await.unwrap();
@@ -144,7 +152,7 @@ async fn a_hello_that_ends_early_is_no_hello() {
     let (mut romeo, juliet, pipe) = start(guarded(), 64);
     romeo.write_all(&HELLO[..5]).await.unwrap();
     drop(romeo);
-    assert_eq!(pipe.await.unwrap(), Outcome { a_to_b: 0, b_to_a: 0, end: Ended::NotTls });
+    assert_eq!(pipe.await.unwrap(), StreamOutcome { a_to_b: 0, b_to_a: 0, end: Ended::NotTls });
     drop(juliet);
 }
 
@@ -153,7 +161,7 @@ async fn an_initiator_that_leaves_without_a_word_gets_none() {
     let (mut romeo, mut juliet, pipe) = start(guarded(), 64);
     juliet.write_all(b"banner").await.unwrap();
     romeo.shutdown().await.unwrap();
-    assert_eq!(pipe.await.unwrap(), Outcome { a_to_b: 0, b_to_a: 0, end: Ended::Eof });
+    assert_eq!(pipe.await.unwrap(), StreamOutcome { a_to_b: 0, b_to_a: 0, end: Ended::Eof });
     let mut got = Vec::new();
     romeo.read_to_end(&mut got).await.unwrap();
     assert!(got.is_empty());
@@ -169,11 +177,10 @@ async fn who_says_nothing_is_idle() {
 async fn a_rate_is_kept_in_both_directions_together() {
     let (mut romeo, a) = duplex(1 << 20);
     let (mut juliet, b) = duplex(1 << 20);
-    let progress = Progress::default();
-    let pipe =
-        tokio::spawn(
-            async move { relay_at_rate(a, b, Options::default(), 10_000, &progress).await },
-        );
+    let progress = StreamProgress::default();
+    let pipe = tokio::spawn(async move {
+        relay_at_rate(a, b, StreamOptions::default(), 10_000, &progress).await
+    });
     let begin = Instant::now();
     let send = async |end: &mut DuplexStream| end.write_all(&[7; 50_000]).await.unwrap();
     tokio::join!(send(&mut romeo), send(&mut juliet));
@@ -187,10 +194,10 @@ async fn a_rate_is_kept_in_both_directions_together() {
 
 #[tokio::test(start_paused = true)]
 async fn what_the_guard_keeps_is_owed_to_no_reader() {
-    let options = Options { idle_timeout: Duration::from_secs(600), ..guarded() };
+    let options = StreamOptions { idle_timeout: Duration::from_secs(600), ..guarded() };
     let (mut romeo, a) = duplex(64);
     let (_juliet, b) = duplex(8);
-    let progress = Arc::<Progress>::default();
+    let progress = Arc::<StreamProgress>::default();
     let watched = Arc::clone(&progress);
     let _pipe = tokio::spawn(async move { relay_at_rate(a, b, options, 0, &watched).await });
     romeo.write_all(&HELLO[..1]).await.unwrap();

@@ -14,10 +14,10 @@ use fingerpost_wire::transport_kind::TransportKind;
 
 use super::{
     clock::now,
-    metrics::{Cause, Metrics, Phase},
-    pipe::{Account, Ended},
-    splice::{self, Pool},
-    watch::Watch,
+    metrics::{Cause, Metrics, TimeoutPhase},
+    pipe::{Ended, PipeAccount},
+    splice::{self, PipePool},
+    watch::StreamWatch,
 };
 
 /// The longest pause between two checks of the streams.
@@ -32,16 +32,16 @@ const LOOKS: u32 = 4;
 /// notifies those that were idle for too long. It costs one pass over their counters.
 #[derive(Clone, Debug)]
 pub struct Plane {
-    shared: Arc<Shared>,
+    shared: Arc<PlaneShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    pool: Pool,
+struct PlaneShared {
+    pool: PipePool,
     metrics: Metrics,
     bytes_per_second: AtomicU64,
     started: Instant,
-    watches: Mutex<Vec<Arc<Watch>>>,
+    watches: Mutex<Vec<Arc<StreamWatch>>>,
 }
 
 /// A stream that holds a pipe and moves fewer bytes than this between two looks does not need the pipe.
@@ -50,12 +50,12 @@ const SLOW: u64 = 64 * 1024;
 impl Plane {
     /// Creates a plane whose streams may move `bytes_per_second` each, both directions together; 0 is any number.
     pub fn new(bytes_per_second: u64) -> Self {
-        Self::with_pool(bytes_per_second, Pool::new())
+        Self::with_pool(bytes_per_second, PipePool::new())
     }
 
-    pub(super) fn with_pool(bytes_per_second: u64, pool: Pool) -> Self {
+    pub(super) fn with_pool(bytes_per_second: u64, pool: PipePool) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(PlaneShared {
                 pool,
                 metrics: Metrics::default(),
                 bytes_per_second: bytes_per_second.into(),
@@ -109,17 +109,19 @@ impl Plane {
         }
     }
 
-    pub(super) fn pool(&self) -> &Pool {
+    pub(super) fn pool(&self) -> &PipePool {
         &self.shared.pool
     }
 
     /// Counts why a stream ended.
     pub(super) fn ended(&self, end: Ended) {
         match end {
-            Ended::Idle => self.metrics().timed_out(Phase::Idle, 1),
+            Ended::Idle => self.metrics().timed_out(TimeoutPhase::Idle, 1),
             Ended::NotTls => self.metrics().refused(Cause::NotTls),
             // The component, keepalive, or the acknowledgements of an in-band leg found it.
-            Ended::Error(io::ErrorKind::TimedOut) => self.metrics().timed_out(Phase::Vanished, 1),
+            Ended::Error(io::ErrorKind::TimedOut) => {
+                self.metrics().timed_out(TimeoutPhase::Vanished, 1)
+            }
             Ended::Eof | Ended::Error(_) => {}
         }
     }
@@ -156,7 +158,7 @@ impl Plane {
     }
 
     /// Adds what moved since the last look to the counters, and returns how much that is.
-    fn count(&self, watch: &Watch, millis: u64) -> u64 {
+    fn count(&self, watch: &StreamWatch, millis: u64) -> u64 {
         let moved = watch.count(millis);
         if moved > 0 {
             self.metrics().moved(TransportKind::S5b, TransportKind::S5b, moved);
@@ -165,10 +167,11 @@ impl Plane {
     }
 
     /// Adds a stream to those that are looked at.
-    pub(super) fn watch(&self, idle_timeout: Duration, account: Account) -> Arc<Watch> {
+    pub(super) fn watch(&self, idle_timeout: Duration, account: PipeAccount) -> Arc<StreamWatch> {
         let idle_millis = u64::try_from(idle_timeout.as_millis()).unwrap_or(u64::MAX);
         let mut watches = self.lock();
-        let watch = Arc::new(Watch::new(idle_millis, account, watches.len() as u32, self.millis()));
+        let watch =
+            Arc::new(StreamWatch::new(idle_millis, account, watches.len() as u32, self.millis()));
         watches.push(Arc::clone(&watch));
         drop(watches);
         self.metrics().session_began(TransportKind::S5b, TransportKind::S5b);
@@ -176,7 +179,7 @@ impl Plane {
     }
 
     /// Removes it again.
-    pub(super) fn unwatch(&self, watch: &Watch) {
+    pub(super) fn unwatch(&self, watch: &StreamWatch) {
         let mut watches = self.lock();
         let index = watch.index.load(Ordering::Relaxed);
         watches.swap_remove(index as usize);
@@ -196,7 +199,7 @@ impl Plane {
         u64::try_from(running.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Watch>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<StreamWatch>>> {
         self.shared.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -213,11 +216,11 @@ mod tests {
     use futures::task::noop_waker_ref;
 
     use super::*;
-    use crate::relay::watch::{News, STILL};
+    use crate::relay::watch::{STILL, StreamNews};
 
     const IDLE: Duration = Duration::from_secs(600);
 
-    fn news(watch: &Watch) -> News {
+    fn news(watch: &StreamWatch) -> StreamNews {
         watch.news(&std::task::Context::from_waker(noop_waker_ref()))
     }
 
@@ -226,16 +229,20 @@ mod tests {
         let wrap = Duration::from_millis(u32::MAX.into());
         let plane = Plane::new(0);
         tokio::time::advance(wrap - IDLE / 4).await;
-        let watch = plane.watch(IDLE, Account::default());
+        let watch = plane.watch(IDLE, PipeAccount::default());
         plane.look();
         tokio::time::advance(IDLE / 2).await;
         plane.look();
-        assert_ne!(news(&watch), News::Idle, "it is beyond the old end of the clock, and not idle");
+        assert_ne!(
+            news(&watch),
+            StreamNews::Idle,
+            "it is beyond the old end of the clock, and not idle"
+        );
         watch.a_to_b.store(1, Ordering::Relaxed);
         plane.look();
         tokio::time::advance(IDLE).await;
         plane.look();
-        assert_eq!(news(&watch), News::Idle);
+        assert_eq!(news(&watch), StreamNews::Idle);
         plane.unwatch(&watch);
     }
 
@@ -243,36 +250,40 @@ mod tests {
     async fn an_idle_time_of_many_days_is_kept() {
         let days = |days: u64| Duration::from_secs(days * 24 * 3600);
         let plane = Plane::new(0);
-        let watch = plane.watch(days(60), Account::default());
+        let watch = plane.watch(days(60), PipeAccount::default());
         tokio::time::advance(days(59)).await;
         plane.look();
-        assert_ne!(news(&watch), News::Idle);
+        assert_ne!(news(&watch), StreamNews::Idle);
         tokio::time::advance(days(1)).await;
         plane.look();
-        assert_eq!(news(&watch), News::Idle);
+        assert_eq!(news(&watch), StreamNews::Idle);
         plane.unwatch(&watch);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_peers_of_a_stream_that_stands_still_are_looked_for_until_nothing_is_on_its_way() {
         let plane = Plane::new(0);
-        let watch = plane.watch(IDLE, Account::default());
+        let watch = plane.watch(IDLE, PipeAccount::default());
         let look = async |after: Duration| {
             tokio::time::advance(after).await;
             plane.look();
             news(&watch)
         };
         let second = Duration::from_secs(1);
-        assert_eq!(look(STILL - second).await, News::None);
-        assert_eq!(look(second).await, News::Still);
+        assert_eq!(look(STILL - second).await, StreamNews::None);
+        assert_eq!(look(second).await, StreamNews::Still);
         watch.looked(true);
-        assert_eq!(look(STILL - second).await, News::None);
-        assert_eq!(look(second).await, News::Still, "something is on its way to a peer");
+        assert_eq!(look(STILL - second).await, StreamNews::None);
+        assert_eq!(look(second).await, StreamNews::Still, "something is on its way to a peer");
         watch.looked(false);
-        assert_eq!(look(STILL * 3).await, News::None, "nothing is, so nothing can be found out");
+        assert_eq!(
+            look(STILL * 3).await,
+            StreamNews::None,
+            "nothing is, so nothing can be found out"
+        );
         watch.b_to_a.store(1, Ordering::Relaxed);
-        assert_eq!(look(second).await, News::None);
-        assert_eq!(look(STILL).await, News::Still, "something has moved since");
+        assert_eq!(look(second).await, StreamNews::None);
+        assert_eq!(look(STILL).await, StreamNews::Still, "something has moved since");
         plane.unwatch(&watch);
     }
 }

@@ -12,10 +12,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::admission::Admission;
+use super::admission::SocketAdmission;
 
 /// A user's transport to the component.
-pub type Leg = fingerpost_carry::leg::Leg<Socket>;
+pub type SocketLeg = fingerpost_carry::leg::Leg<Socket>;
 
 /// A TCP connection, the bytes of its stream that came with the handshake, and its place in the listener's limits,
 /// which is freed on drop.
@@ -23,19 +23,19 @@ pub type Leg = fingerpost_carry::leg::Leg<Socket>;
 pub struct Socket {
     stream: TcpStream,
     early: Vec<u8>,
-    admission: Option<Admission>,
+    admission: Option<SocketAdmission>,
 }
 
 impl Socket {
     /// Creates an accepted connection. `early` is read before anything else.
-    pub(super) fn accepted(stream: TcpStream, early: Vec<u8>, admission: Admission) -> Self {
+    pub(super) fn accepted(stream: TcpStream, early: Vec<u8>, admission: SocketAdmission) -> Self {
         Self { stream, early, admission: Some(admission) }
     }
 
     /// Counts the connection against its address from now on; returns false if that address has too many. A connection
     /// that did not come through a listener does not count.
     pub(super) fn take_seat(&mut self) -> bool {
-        self.admission.as_mut().is_none_or(Admission::take_seat)
+        self.admission.as_mut().is_none_or(SocketAdmission::take_seat)
     }
 
     /// Notes that the handshake is over.

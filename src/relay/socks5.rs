@@ -37,7 +37,7 @@ pub enum Code {
 
 /// An action that the owner of the socket must carry out, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum Socks5Action {
     /// Close the connection after what was written.
     Close,
     /// Decide about this connection, answer with [`Handshake::reply`], continue with [`Handshake::into_rest`].
@@ -52,16 +52,16 @@ pub enum Action {
 /// the request is complete, at most its length (262 bytes) is kept, besides the last chunk.
 #[derive(Debug, Default)]
 pub struct Handshake {
-    state: State,
+    state: HandshakeState,
     /// Bytes that were received and not yet parsed; after the request, the bytes behind it.
     buffer: Vec<u8>,
     /// ATYP, DST.ADDR and DST.PORT as they were sent.
     address: Vec<u8>,
-    actions: VecDeque<Action>,
+    actions: VecDeque<Socks5Action>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum HandshakeState {
     #[default]
     Greeting,
     Request,
@@ -77,20 +77,20 @@ impl Handshake {
 
     /// Takes what was received.
     pub fn handle_bytes(&mut self, bytes: &[u8]) {
-        if self.state == State::Closed {
+        if self.state == HandshakeState::Closed {
             return;
         }
         self.buffer.extend_from_slice(bytes);
-        if self.state == State::Greeting {
+        if self.state == HandshakeState::Greeting {
             self.read_greeting();
         }
-        if self.state == State::Request {
+        if self.state == HandshakeState::Request {
             self.read_request();
         }
     }
 
     /// Returns what to do next; call until `None`.
-    pub fn poll_action(&mut self) -> Option<Action> {
+    pub fn poll_action(&mut self) -> Option<Socks5Action> {
         self.actions.pop_front()
     }
 
@@ -107,12 +107,12 @@ impl Handshake {
 
     /// Returns whether the client has not sent anything yet.
     pub fn is_untouched(&self) -> bool {
-        self.state == State::Greeting && self.buffer.is_empty()
+        self.state == HandshakeState::Greeting && self.buffer.is_empty()
     }
 
     /// Returns the bytes behind the request: the first bytes of the stream itself.
     pub fn into_rest(self) -> Vec<u8> {
-        if self.state == State::Requested { self.buffer } else { Vec::new() }
+        if self.state == HandshakeState::Requested { self.buffer } else { Vec::new() }
     }
 
     fn read_greeting(&mut self) {
@@ -121,11 +121,12 @@ impl Handshake {
             [_, count, ref rest @ ..] => {
                 let Some(methods) = rest.get(..usize::from(count)) else { return };
                 if methods.contains(&NO_AUTHENTICATION) {
-                    self.actions.push_back(Action::Write(vec![VERSION, NO_AUTHENTICATION]));
-                    self.state = State::Request;
+                    self.actions.push_back(Socks5Action::Write(vec![VERSION, NO_AUTHENTICATION]));
+                    self.state = HandshakeState::Request;
                     self.buffer.drain(..2 + usize::from(count));
                 } else {
-                    self.actions.push_back(Action::Write(vec![VERSION, NO_ACCEPTABLE_METHOD]));
+                    self.actions
+                        .push_back(Socks5Action::Write(vec![VERSION, NO_ACCEPTABLE_METHOD]));
                     self.close();
                 }
             }
@@ -149,8 +150,8 @@ impl Handshake {
                 match hash {
                     None => self.refuse(Code::HostUnreachable),
                     Some(hash) => {
-                        self.state = State::Requested;
-                        self.actions.push_back(Action::Connect(hash));
+                        self.state = HandshakeState::Requested;
+                        self.actions.push_back(Socks5Action::Connect(hash));
                     }
                 }
             }
@@ -159,14 +160,14 @@ impl Handshake {
     }
 
     fn refuse(&mut self, code: Code) {
-        self.actions.push_back(Action::Write(self.reply(code)));
+        self.actions.push_back(Socks5Action::Write(self.reply(code)));
         self.close();
     }
 
     fn close(&mut self) {
-        self.state = State::Closed;
+        self.state = HandshakeState::Closed;
         self.buffer = Vec::new();
-        self.actions.push_back(Action::Close);
+        self.actions.push_back(Socks5Action::Close);
     }
 }
 
@@ -185,7 +186,7 @@ mod tests {
         bytes
     }
 
-    fn run(chunks: &[&[u8]]) -> (Handshake, Vec<Action>) {
+    fn run(chunks: &[&[u8]]) -> (Handshake, Vec<Socks5Action>) {
         let mut handshake = Handshake::new();
         let mut actions = Vec::new();
         for chunk in chunks {
@@ -195,9 +196,9 @@ mod tests {
         (handshake, actions)
     }
 
-    fn after_greeting(request: &[u8]) -> Vec<Action> {
+    fn after_greeting(request: &[u8]) -> Vec<Socks5Action> {
         let (_, actions) = run(&[&[5, 1, 0], request]);
-        assert_eq!(actions[0], Action::Write(vec![5, 0]));
+        assert_eq!(actions[0], Socks5Action::Write(vec![5, 0]));
         actions[1..].to_vec()
     }
 
@@ -207,14 +208,17 @@ mod tests {
         all.extend(request(1, 3, HASH, [0, 0]));
         let chunks: Vec<&[u8]> = all.chunks(1).collect();
         let (_, actions) = run(&chunks);
-        assert_eq!(actions, [Action::Write(vec![5, 0]), Action::Connect(HASH.parse().unwrap())]);
+        assert_eq!(
+            actions,
+            [Socks5Action::Write(vec![5, 0]), Socks5Action::Connect(HASH.parse().unwrap())]
+        );
     }
 
     #[test]
     fn the_reply_echoes_the_address_exactly_as_sent() {
         let sent = request(1, 3, &HASH.to_uppercase(), [0, 0]);
         let (handshake, actions) = run(&[&[5, 1, 0], &sent]);
-        assert_eq!(actions[1], Action::Connect(HASH.parse().unwrap()));
+        assert_eq!(actions[1], Socks5Action::Connect(HASH.parse().unwrap()));
         let reply = handshake.reply(Code::Succeeded);
         assert_eq!(reply[..3], [5, 0, 0]);
         assert_eq!(reply[3..], sent[3..]);
@@ -223,8 +227,9 @@ mod tests {
 
     #[test]
     fn wrong_cmd_and_atyp_get_their_reply_code() {
-        let refused =
-            |code: u8| vec![Action::Write(vec![5, code, 0, 1, 0, 0, 0, 0, 0, 0]), Action::Close];
+        let refused = |code: u8| {
+            vec![Socks5Action::Write(vec![5, code, 0, 1, 0, 0, 0, 0, 0, 0]), Socks5Action::Close]
+        };
         assert_eq!(after_greeting(&request(2, 3, HASH, [0, 0])), refused(7));
         assert_eq!(after_greeting(&request(3, 3, HASH, [0, 0])), refused(7));
         assert_eq!(after_greeting(&[5, 1, 0, 1, 127, 0, 0, 1, 0, 80]), refused(8));
@@ -234,7 +239,9 @@ mod tests {
     #[test]
     fn a_host_that_is_no_hash_is_refused() {
         let code = |request: &[u8]| match after_greeting(request).as_slice() {
-            [Action::Write(reply), Action::Close] => (reply[1], reply[3..] == request[3..]),
+            [Socks5Action::Write(reply), Socks5Action::Close] => {
+                (reply[1], reply[3..] == request[3..])
+            }
             other => panic!("{other:?}"),
         };
         assert_eq!(code(&request(1, 3, "example.org", [0, 0])), (4, true));
@@ -248,22 +255,22 @@ mod tests {
         for port in [[0, 0], [0, 80], [0x1d, 0xc9], [0xff, 0xff]] {
             let sent = request(1, 3, HASH, port);
             let (handshake, actions) = run(&[&[5, 1, 0], &sent]);
-            assert_eq!(actions[1..], [Action::Connect(HASH.parse().unwrap())]);
+            assert_eq!(actions[1..], [Socks5Action::Connect(HASH.parse().unwrap())]);
             assert_eq!(handshake.reply(Code::Succeeded)[3..], sent[3..]);
         }
     }
 
     #[test]
     fn another_version_is_closed_without_a_word() {
-        assert_eq!(run(&[&[4, 1]]).1, [Action::Close]);
-        assert_eq!(run(&[b"GET / HTTP/1.1\r\n"]).1, [Action::Close]);
-        assert_eq!(after_greeting(&[4]), [Action::Close]);
+        assert_eq!(run(&[&[4, 1]]).1, [Socks5Action::Close]);
+        assert_eq!(run(&[b"GET / HTTP/1.1\r\n"]).1, [Socks5Action::Close]);
+        assert_eq!(after_greeting(&[4]), [Socks5Action::Close]);
     }
 
     #[test]
     fn no_acceptable_method_is_said_before_closing() {
-        assert_eq!(run(&[&[5, 1, 2]]).1, [Action::Write(vec![5, 0xff]), Action::Close]);
-        assert_eq!(run(&[&[5, 0]]).1, [Action::Write(vec![5, 0xff]), Action::Close]);
+        assert_eq!(run(&[&[5, 1, 2]]).1, [Socks5Action::Write(vec![5, 0xff]), Socks5Action::Close]);
+        assert_eq!(run(&[&[5, 0]]).1, [Socks5Action::Write(vec![5, 0xff]), Socks5Action::Close]);
     }
 
     #[test]

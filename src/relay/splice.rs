@@ -1,8 +1,8 @@
 //! Pipes through which the kernel moves bytes from one socket to another without copying them (splice(2)).
 //!
 //! A pipe costs two descriptors and, from a budget that all programs of one user share, pages: 64 MiB in all unless the
-//! administrator says otherwise. So there are few, they belong to a [`Pool`], and a direction borrows one only while
-//! bytes are in flight. If there is no splice(2), or no pipe is free, [`Pool::take`] returns none and the caller
+//! administrator says otherwise. So there are few, they belong to a [`PipePool`], and a direction borrows one only while
+//! bytes are in flight. If there is no splice(2), or no pipe is free, [`PipePool::take`] returns none and the caller
 //! copies. No `unsafe`: `rustix` provides the system calls.
 
 use std::{
@@ -36,9 +36,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// The account of a stream, for shares of pipes: a keyed hash of the address. The default belongs to nobody and has no
 /// share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Account(u32);
+pub struct PipeAccount(u32);
 
-impl Account {
+impl PipeAccount {
     /// Returns the account of a user.
     pub fn of(user: &BareJid) -> Self {
         static HASHER: OnceLock<RandomState> = OnceLock::new();
@@ -51,32 +51,32 @@ impl Account {
 /// Pipes for all pairs of a plane. An account may take one more while it has fewer than are left for all, so some are
 /// left for the next account.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct PipePool {
     limit: usize,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct PoolState {
     /// The last pipe given back is the first one taken: its pages are warm.
     #[expect(clippy::vec_box, reason = "a direction holds the box: one word while it is idle")]
     free: Vec<Box<Pipe>>,
     /// The number of pipes, free and borrowed.
     made: usize,
-    /// The fewest pipes that were free since the last [`Pool::trim`]: these are not needed.
+    /// The fewest pipes that were free since the last [`PipePool::trim`]: these are not needed.
     spare: usize,
     refused_at: Option<Instant>,
     /// How often a pipe was taken.
     lent: u64,
     /// The number of pipes that each account has taken.
-    taken: HashMap<Account, usize>,
-    /// Whether a caller got no pipe since the last [`Pool::was_short`].
+    taken: HashMap<PipeAccount, usize>,
+    /// Whether a caller got no pipe since the last [`PipePool::was_short`].
     short: bool,
     /// Why the pool gives no more pipes.
     closed: bool,
 }
 
-impl Pool {
+impl PipePool {
     /// Creates an empty pool.
     pub(super) fn new() -> Self {
         Self::with_limit(PIPES)
@@ -88,14 +88,14 @@ impl Pool {
     }
 
     /// Takes an empty pipe, if one is free or can be made, and the account has not used its share.
-    pub(super) fn take(&self, account: Account) -> Option<Box<Pipe>> {
+    pub(super) fn take(&self, account: PipeAccount) -> Option<Box<Pipe>> {
         let mut state = self.lock();
         if state.closed {
             return None;
         }
         let held = state.taken.get(&account).copied().unwrap_or(0);
         let left = self.limit.saturating_sub(state.made - state.free.len());
-        if left == 0 || account != Account::default() && held >= left {
+        if left == 0 || account != PipeAccount::default() && held >= left {
             state.short = true;
             return None;
         }
@@ -111,7 +111,7 @@ impl Pool {
         Some(pipe)
     }
 
-    fn make(&self, state: &mut State) -> Option<Box<Pipe>> {
+    fn make(&self, state: &mut PoolState) -> Option<Box<Pipe>> {
         if state.refused_at.is_some_and(|refused_at| refused_at.elapsed() < PAUSE) {
             state.short = true;
             return None;
@@ -133,7 +133,7 @@ impl Pool {
     }
 
     /// Takes a pipe back. A pipe that still holds bytes is closed, and they are lost.
-    pub(super) fn give_back(&self, account: Account, pipe: Box<Pipe>) {
+    pub(super) fn give_back(&self, account: PipeAccount, pipe: Box<Pipe>) {
         let mut state = self.lock();
         if let Some(held) = state.taken.get_mut(&account) {
             *held -= 1;
@@ -187,7 +187,7 @@ impl Pool {
         self.lock().lent
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -352,11 +352,11 @@ mod tests {
 
     use super::*;
 
-    const NOBODY: Account = Account(0);
+    const NOBODY: PipeAccount = PipeAccount(0);
 
     #[test]
     fn a_pool_lends_so_many_and_closes_what_nobody_needs() {
-        let pool = Pool::with_limit(2);
+        let pool = PipePool::with_limit(2);
         let (one, two) = (pool.take(NOBODY).unwrap(), pool.take(NOBODY).unwrap());
         assert!(!pool.was_short());
         assert!(pool.take(NOBODY).is_none());
@@ -377,17 +377,17 @@ mod tests {
 
     #[test]
     fn an_account_leaves_as_many_as_it_takes() {
-        let pool = Pool::with_limit(32);
+        let pool = PipePool::with_limit(32);
         let take = |account| -> Vec<_> { std::iter::from_fn(|| pool.take(account)).collect() };
-        let taken: Vec<_> = (1..5).map(|n| (Account(n), take(Account(n)))).collect();
+        let taken: Vec<_> = (1..5).map(|n| (PipeAccount(n), take(PipeAccount(n)))).collect();
         let counts: Vec<_> = taken.iter().map(|(_, pipes)| pipes.len()).collect();
         assert_eq!(counts, [16, 8, 4, 2]);
         for (account, pipes) in taken {
             pipes.into_iter().for_each(|pipe| pool.give_back(account, pipe));
         }
-        assert_eq!(take(Account(9)).len(), 16, "a pipe that was given back no longer counts");
-        assert_ne!(Account::of(&BareJid::new("a@b.c").unwrap()), NOBODY);
-        let spelled = |text: &str| Account::of(&BareJid::new(text).unwrap());
+        assert_eq!(take(PipeAccount(9)).len(), 16, "a pipe that was given back no longer counts");
+        assert_ne!(PipeAccount::of(&BareJid::new("a@b.c").unwrap()), NOBODY);
+        let spelled = |text: &str| PipeAccount::of(&BareJid::new(text).unwrap());
         assert_eq!(spelled("a@b.c"), spelled("a@b.c."), "another spelling is the same account");
     }
 
@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_pool_that_is_closed_gives_nothing() {
-        let pool = Pool::with_limit(2);
+        let pool = PipePool::with_limit(2);
         let (one, two) = (pool.take(NOBODY).unwrap(), pool.take(NOBODY).unwrap());
         pool.give_back(NOBODY, one);
         let refused = io::Error::from_raw_os_error(libc::EPERM);

@@ -24,13 +24,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     clock::now,
-    metrics::{Cause, Phase},
+    metrics::{Cause, TimeoutPhase},
     pair::Relay,
     pipe,
     plane::Plane,
     socket::Socket,
     transfer::{ActivateError, Transfer},
-    watch::Watch,
+    watch::StreamWatch,
 };
 
 /// The longest pause between two checks for expired transfers.
@@ -41,7 +41,7 @@ const SLOPE: usize = 16;
 
 /// Limits of plain transfers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct TransferOptions {
     /// How long an activation may wait for the second side to connect.
     pub activation_grace: Duration,
     /// How long connections may wait for their activation.
@@ -58,7 +58,7 @@ pub struct Options {
     pub waiting: usize,
 }
 
-impl Default for Options {
+impl Default for TransferOptions {
     fn default() -> Self {
         Self {
             activation_grace: Duration::from_secs(3),
@@ -87,7 +87,7 @@ pub struct Counts {
 
 /// The result for a connection that named a hash.
 #[derive(Debug)]
-pub enum Arrival {
+pub enum SocketArrival {
     /// The entry has taken it; success was sent.
     Taken,
     /// Two sides are connected already, or the address has too many connections. The caller sends a refusal.
@@ -100,22 +100,22 @@ pub enum Arrival {
 ///
 /// The state is under a std `Mutex` because it is never held over an `.await` and each hold is short.
 #[derive(Clone, Debug)]
-pub struct Table {
-    inner: Arc<Inner>,
+pub struct TransferTable {
+    inner: Arc<TableShared>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    options: RwLock<Options>,
+struct TableShared {
+    options: RwLock<TransferOptions>,
     tasks: TaskTracker,
     hard: CancellationToken,
     plane: Plane,
-    state: Mutex<State>,
+    state: Mutex<TableState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    entries: HashMap<DstAddr, Entry>,
+struct TableState {
+    entries: HashMap<DstAddr, TableEntry>,
     /// The registrations that wait for a connection, by number. The sender is gone once a connection came.
     registrations: HashMap<u64, Option<mpsc::Sender<Socket>>>,
     next_registration: u64,
@@ -135,28 +135,28 @@ struct State {
 
 /// What a hash stands for. The relay owns the connections of an active transfer.
 #[derive(Debug)]
-enum Entry {
-    Plain(Box<Waiting>),
-    Active(Box<Stream>),
+enum TableEntry {
+    Plain(Box<WaitingTransfer>),
+    Active(Box<ActiveTransfer>),
     Registered(u64),
 }
 
 /// An active transfer, as other tasks see it.
 #[derive(Debug)]
-struct Stream {
+struct ActiveTransfer {
     number: u64,
     user: BareJid,
     place: Place,
     target: BareJid,
     began: Instant,
-    watch: Option<Arc<Watch>>,
+    watch: Option<Arc<StreamWatch>>,
     relay: Option<AbortHandle>,
 }
 
 /// An active transfer.
 #[derive(Clone, Debug)]
 pub struct TransferInfo {
-    /// Its name, for [`Table::end`].
+    /// Its name, for [`TransferTable::end`].
     pub id: u64,
     /// Requester and target.
     pub users: [BareJid; 2],
@@ -167,7 +167,7 @@ pub struct TransferInfo {
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct WaitingTransfer {
     transfer: Transfer<Socket>,
     since: Instant,
     number: u64,
@@ -193,28 +193,28 @@ impl From<NotActivated> for Refusal {
     }
 }
 
-impl Table {
+impl TransferTable {
     /// Creates an empty table. Its relays run on `tasks`, together with one task that removes expired transfers; all of
     /// them end with `hard`.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn new(options: Options, tasks: TaskTracker, hard: CancellationToken) -> Self {
+    pub fn new(options: TransferOptions, tasks: TaskTracker, hard: CancellationToken) -> Self {
         let plane = Plane::new(options.bytes_per_second);
         Self::on_plane(options, plane, tasks, hard)
     }
 
-    /// Creates a table as [`Table::new`] does, on an existing plane.
+    /// Creates a table as [`TransferTable::new`] does, on an existing plane.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub fn on_plane(
-        options: Options,
+        options: TransferOptions,
         plane: Plane,
         tasks: TaskTracker,
         hard: CancellationToken,
     ) -> Self {
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(TableShared {
             options: RwLock::new(options),
             tasks,
             hard,
@@ -241,19 +241,19 @@ impl Table {
     ///
     /// The connections of a plain transfer count against their addresses until the transfer is activated. A connection
     /// that a session expects does not count.
-    pub fn arrive(&self, hash: DstAddr, mut socket: Socket, success: &[u8]) -> Arrival {
+    pub fn arrive(&self, hash: DstAddr, mut socket: Socket, success: &[u8]) -> SocketArrival {
         let mut state = self.inner.lock();
-        let State { entries, registrations, awaited, .. } = &mut *state;
+        let TableState { entries, registrations, awaited, .. } = &mut *state;
         let mut waiting = None;
         let refused = match entries.get(&hash) {
             None if self.inner.hard.is_cancelled() => Some(Cause::Draining),
             None => (!socket.take_seat()).then_some(Cause::AddressLimit),
-            Some(Entry::Plain(waiting)) if !waiting.transfer.has_room() => {
+            Some(TableEntry::Plain(waiting)) if !waiting.transfer.has_room() => {
                 Some(Cause::ThirdConnection)
             }
-            Some(Entry::Plain(_)) => (!socket.take_seat()).then_some(Cause::AddressLimit),
-            Some(Entry::Active(_)) => Some(Cause::ThirdConnection),
-            Some(Entry::Registered(number)) => {
+            Some(TableEntry::Plain(_)) => (!socket.take_seat()).then_some(Cause::AddressLimit),
+            Some(TableEntry::Active(_)) => Some(Cause::ThirdConnection),
+            Some(TableEntry::Registered(number)) => {
                 waiting = registrations.get_mut(number);
                 let free = waiting.as_ref().is_some_and(|waiting| waiting.is_some());
                 (!free).then_some(Cause::ThirdConnection)
@@ -261,7 +261,7 @@ impl Table {
         };
         if let Some(cause) = refused {
             self.inner.plane.metrics().refused(cause);
-            return Arrival::Refused(socket, cause);
+            return SocketArrival::Refused(socket, cause);
         }
         if waiting.is_some() {
             socket.settle();
@@ -270,25 +270,25 @@ impl Table {
         }
         // One small non-blocking send: a connection this young has an empty send buffer.
         if let Err(error) = socket.send_now(success) {
-            return Arrival::Gone(error);
+            return SocketArrival::Gone(error);
         }
         if let Some(sender) = waiting.and_then(Option::take) {
             return match sender.try_send(socket) {
                 Ok(()) => {
                     wake(awaited, hash);
-                    Arrival::Taken
+                    SocketArrival::Taken
                 }
-                Err(error) => Arrival::Refused(error.into_inner(), Cause::ThirdConnection),
+                Err(error) => SocketArrival::Refused(error.into_inner(), Cause::ThirdConnection),
             };
         }
         let now = now();
-        if let Some(Entry::Plain(waiting)) = entries.get_mut(&hash) {
+        if let Some(TableEntry::Plain(waiting)) = entries.get_mut(&hash) {
             return match waiting.transfer.handle_arrival(socket, now) {
                 Ok(()) => {
                     wake(awaited, hash);
-                    Arrival::Taken
+                    SocketArrival::Taken
                 }
-                Err(socket) => Arrival::Refused(socket, Cause::ThirdConnection),
+                Err(socket) => SocketArrival::Refused(socket, Cause::ThirdConnection),
             };
         }
         let options = self.inner.options();
@@ -300,14 +300,15 @@ impl Table {
         let number = state.arrived;
         state.arrived += 1;
         state.waiting.insert(number, hash);
-        state
-            .entries
-            .insert(hash, Entry::Plain(Box::new(Waiting { transfer, since: now, number })));
+        state.entries.insert(
+            hash,
+            TableEntry::Plain(Box::new(WaitingTransfer { transfer, since: now, number })),
+        );
         drop(state);
         if made_room.is_some() {
             self.inner.plane.metrics().refused(Cause::MadeRoom);
         }
-        Arrival::Taken
+        SocketArrival::Taken
     }
 
     /// Registers hashes for which one connection is expected. A connection that already waits under such a hash is
@@ -322,7 +323,7 @@ impl Table {
         let mut mine = Vec::new();
         for hash in hashes {
             match state.entries.remove(&hash) {
-                Some(Entry::Plain(waiting)) => {
+                Some(TableEntry::Plain(waiting)) => {
                     state.waiting.remove(&waiting.number);
                     let (first, second) = waiting.transfer.into_connections();
                     for mut socket in first.into_iter().chain(second) {
@@ -345,7 +346,7 @@ impl Table {
                 }
                 None => {}
             }
-            state.entries.insert(hash, Entry::Registered(number));
+            state.entries.insert(hash, TableEntry::Registered(number));
             mine.push(hash);
         }
         state.registrations.insert(number, sender);
@@ -380,7 +381,7 @@ impl Table {
         result.map_err(|error| self.refused(error))
     }
 
-    /// Activates as [`Table::activate_soon`] does, without the grace period. The error tells whether the reason may
+    /// Activates as [`TransferTable::activate_soon`] does, without the grace period. The error tells whether the reason may
     /// pass.
     ///
     /// # Errors
@@ -392,25 +393,26 @@ impl Table {
             Err(NotActivated::Refused(refusal))
         };
         let user = asker.to_bare();
-        let account = pipe::Account::of(&user);
+        let account = pipe::PipeAccount::of(&user);
         let mut state = self.inner.lock();
-        let State { entries, registrations, shares, draining, numbered, waiting: queue, .. } =
-            &mut *state;
+        let TableState {
+            entries, registrations, shares, draining, numbered, waiting: queue, ..
+        } = &mut *state;
         let waiting = match entries.get_mut(&hash) {
             None => {
                 let refusal = Refusal::item_not_found("no such bytestream of yours");
                 return refuse(Cause::NotFound, refusal);
             }
-            Some(Entry::Registered(number)) => {
+            Some(TableEntry::Registered(number)) => {
                 return match registrations.get(number) {
                     Some(None) => Ok(()),
                     _ => Err(NotActivated::OneSide),
                 };
             }
-            Some(Entry::Active(_)) => {
+            Some(TableEntry::Active(_)) => {
                 return refuse(Cause::AlreadyActive, ActivateError::Active.into());
             }
-            Some(Entry::Plain(waiting)) => waiting,
+            Some(TableEntry::Plain(waiting)) => waiting,
         };
         if *draining {
             let refusal = Refusal::resource_constraint("the service takes no new bytestreams now");
@@ -445,7 +447,7 @@ impl Table {
         let took = now().saturating_duration_since(waiting.since);
         *numbered += 1;
         let number = *numbered;
-        let stream = Stream {
+        let stream = ActiveTransfer {
             number,
             user,
             place,
@@ -454,17 +456,18 @@ impl Table {
             watch: None,
             relay: None,
         };
-        entries.insert(hash, Entry::Active(Box::new(stream)));
+        entries.insert(hash, TableEntry::Active(Box::new(stream)));
         drop(state);
 
         self.inner.plane.metrics().set_up(took);
-        let options = pipe::Options { idle_timeout: options.idle_timeout, guard: false, account };
+        let options =
+            pipe::StreamOptions { idle_timeout: options.idle_timeout, guard: false, account };
         let relay = Relay::new(a, b, self.inner.plane.clone(), options);
         let watch = Arc::clone(relay.watch());
         let relay = self
             .inner
             .tasks
-            .spawn(Running {
+            .spawn(RunningTransfer {
                 relay,
                 active: Active { inner: Arc::clone(&self.inner), hash, number, bytes: 0 },
             })
@@ -472,7 +475,7 @@ impl Table {
         // If the transfer has ended meanwhile, the hash is free or another's, and aborting changes nothing.
         if self.inner.hard.is_cancelled() {
             relay.abort();
-        } else if let Some(Entry::Active(stream)) = self.inner.lock().entries.get_mut(&hash)
+        } else if let Some(TableEntry::Active(stream)) = self.inner.lock().entries.get_mut(&hash)
             && stream.relay.is_none()
             && !relay.is_finished()
         {
@@ -497,13 +500,13 @@ impl Table {
             .entries
             .values()
             .filter_map(|entry| match entry {
-                Entry::Active(stream) => Some(TransferInfo {
+                TableEntry::Active(stream) => Some(TransferInfo {
                     id: stream.number,
                     users: [stream.user.clone(), stream.target.clone()],
                     age: at.saturating_duration_since(stream.began),
                     bytes: stream.watch.as_ref().map_or(0, |watch| watch.bytes()),
                 }),
-                Entry::Plain(_) | Entry::Registered(_) => None,
+                TableEntry::Plain(_) | TableEntry::Registered(_) => None,
             })
             .collect();
         drop(state);
@@ -515,7 +518,7 @@ impl Table {
     pub fn end(&self, id: u64) -> bool {
         let mut state = self.inner.lock();
         let relay = state.entries.values_mut().find_map(|entry| match entry {
-            Entry::Active(stream) if stream.number == id => Some(stream.relay.take()),
+            TableEntry::Active(stream) if stream.number == id => Some(stream.relay.take()),
             _ => None,
         });
         drop(state);
@@ -534,7 +537,7 @@ impl Table {
     }
 
     /// Sets other limits, for transfers that begin from now on.
-    pub fn set_options(&self, options: Options) {
+    pub fn set_options(&self, options: TransferOptions) {
         self.inner.plane.set_rate(options.bytes_per_second);
         *self.inner.options.write().unwrap_or_else(PoisonError::into_inner) = options;
     }
@@ -542,8 +545,11 @@ impl Table {
     /// Returns the current counts of the table.
     pub fn counts(&self) -> Counts {
         let state = self.inner.lock();
-        let registered =
-            state.entries.values().filter(|entry| matches!(entry, Entry::Registered(_))).count();
+        let registered = state
+            .entries
+            .values()
+            .filter(|entry| matches!(entry, TableEntry::Registered(_)))
+            .count();
         Counts {
             active: state.shares.taken(),
             waiting: state.entries.len() - registered - state.shares.taken(),
@@ -553,12 +559,12 @@ impl Table {
     }
 }
 
-impl Inner {
-    fn options(&self) -> Options {
+impl TableShared {
+    fn options(&self) -> TransferOptions {
         *self.options.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, TableState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -566,7 +572,7 @@ impl Inner {
 /// The expectation of one connection. Its hashes are free again when it is dropped, so the session keeps it for life.
 #[derive(Debug)]
 pub struct Registration {
-    table: Table,
+    table: TransferTable,
     number: u64,
     hashes: Vec<DstAddr>,
     receiver: mpsc::Receiver<Socket>,
@@ -602,13 +608,13 @@ fn wake(awaited: &HashMap<DstAddr, Arc<Notify>>, hash: DstAddr) {
 
 /// An activation that waits for the second side.
 struct Awaiting<'a> {
-    inner: &'a Inner,
+    inner: &'a TableShared,
     hash: DstAddr,
     came: Arc<Notify>,
 }
 
 impl<'a> Awaiting<'a> {
-    fn new(inner: &'a Inner, hash: DstAddr) -> Self {
+    fn new(inner: &'a TableShared, hash: DstAddr) -> Self {
         let came = Arc::clone(inner.lock().awaited.entry(hash).or_default());
         Self { inner, hash, came }
     }
@@ -625,12 +631,12 @@ impl Drop for Awaiting<'_> {
 }
 
 /// The task of an active transfer: its relay and its place in the table, which ends with it.
-struct Running {
+struct RunningTransfer {
     relay: Relay,
     active: Active,
 }
 
-impl Future for Running {
+impl Future for RunningTransfer {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -647,7 +653,7 @@ impl Future for Running {
 
 /// An active transfer's place in the counts and the table.
 struct Active {
-    inner: Arc<Inner>,
+    inner: Arc<TableShared>,
     hash: DstAddr,
     number: u64,
     bytes: u64,
@@ -658,7 +664,7 @@ impl Drop for Active {
         let mut state = self.inner.lock();
         state.bytes += self.bytes;
         let entry = state.entries.remove(&self.hash);
-        if let Some(Entry::Active(stream)) = &entry {
+        if let Some(TableEntry::Active(stream)) = &entry {
             state.shares.give_back(&stream.place);
         }
         drop(state);
@@ -667,7 +673,7 @@ impl Drop for Active {
 
 /// Looks at the streams and removes expired transfers until the table is gone or `hard` is cancelled. Then ends all
 /// that wait or run.
-async fn sweep(table: Weak<Inner>, hard: CancellationToken, every: Duration) {
+async fn sweep(table: Weak<TableShared>, hard: CancellationToken, every: Duration) {
     loop {
         let ended = hard.run_until_cancelled(tokio::time::sleep(every)).await.is_none();
         let Some(inner) = table.upgrade() else { return };
@@ -677,25 +683,25 @@ async fn sweep(table: Weak<Inner>, hard: CancellationToken, every: Duration) {
         let expired: Vec<_> = state
             .entries
             .extract_if(|_, entry| match entry {
-                Entry::Plain(waiting) => ended || waiting.transfer.is_expired(now),
-                Entry::Active(_) | Entry::Registered(_) => false,
+                TableEntry::Plain(waiting) => ended || waiting.transfer.is_expired(now),
+                TableEntry::Active(_) | TableEntry::Registered(_) => false,
             })
             .collect();
         for (_, entry) in &expired {
-            if let Entry::Plain(waiting) = entry {
+            if let TableEntry::Plain(waiting) = entry {
                 state.waiting.remove(&waiting.number);
             }
         }
         let mut running = Vec::new();
         if ended {
             running.extend(state.entries.values_mut().filter_map(|entry| match entry {
-                Entry::Active(stream) => stream.relay.take(),
+                TableEntry::Active(stream) => stream.relay.take(),
                 _ => None,
             }));
         }
         drop(state);
         if !expired.is_empty() && !ended {
-            inner.plane.metrics().timed_out(Phase::Activation, expired.len());
+            inner.plane.metrics().timed_out(TimeoutPhase::Activation, expired.len());
             tracing::debug!(count = expired.len(), "transfers expired before their activation");
         }
         if ended {

@@ -13,8 +13,8 @@ fn jid(text: &str) -> Jid {
     Jid::new(text).unwrap()
 }
 
-fn table(options: Options) -> Table {
-    Table::new(options, TaskTracker::new(), CancellationToken::new())
+fn table(options: TransferOptions) -> TransferTable {
+    TransferTable::new(options, TaskTracker::new(), CancellationToken::new())
 }
 
 /// Returns a connection: the user's end and ours.
@@ -26,17 +26,17 @@ async fn connection() -> (TcpStream, Socket) {
 }
 
 /// Connects to a hash and reads the reply.
-async fn arrive(table: &Table, hash: DstAddr) -> Option<TcpStream> {
+async fn arrive(table: &TransferTable, hash: DstAddr) -> Option<TcpStream> {
     let (mut user, socket) = connection().await;
     match table.arrive(hash, socket, OK) {
-        Arrival::Taken => {
+        SocketArrival::Taken => {
             let mut reply = [0; 2];
             user.read_exact(&mut reply).await.unwrap();
             assert_eq!(reply, OK);
             Some(user)
         }
-        Arrival::Refused(..) => None,
-        Arrival::Gone(error) => panic!("{error}"),
+        SocketArrival::Refused(..) => None,
+        SocketArrival::Gone(error) => panic!("{error}"),
     }
 }
 
@@ -67,7 +67,7 @@ async fn until(what: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn bytes_before_activation_are_kept() {
-    let table = table(Options::default());
+    let table = table(TransferOptions::default());
     let Names { requester, target, hash } = names();
     let mut juliet = arrive(&table, hash).await.unwrap();
     juliet.write_all(b"early").await.unwrap();
@@ -95,7 +95,7 @@ async fn bytes_before_activation_are_kept() {
 
 #[tokio::test]
 async fn only_the_requester_can_activate() {
-    let table = table(Options::default());
+    let table = table(TransferOptions::default());
     let Names { requester, target, hash } = names();
     let _juliet = arrive(&table, hash).await.unwrap();
     let _romeo = arrive(&table, hash).await.unwrap();
@@ -108,7 +108,8 @@ async fn only_the_requester_can_activate() {
 
 #[tokio::test]
 async fn a_user_has_only_so_many_active_transfers() {
-    let table = table(Options { sessions: 2, sessions_per_user: 1, ..Options::default() });
+    let table =
+        table(TransferOptions { sessions: 2, sessions_per_user: 1, ..TransferOptions::default() });
     let target = jid("juliet@capulet.lit/b");
     let mut kept = Vec::new();
     let mut expected = ["ok", "resource-constraint", "ok", "resource-constraint"].into_iter();
@@ -126,7 +127,7 @@ async fn a_user_has_only_so_many_active_transfers() {
 #[tokio::test]
 async fn an_unactivated_transfer_is_removed() {
     let activation_timeout = Duration::from_millis(30);
-    let table = table(Options { activation_timeout, ..Options::default() });
+    let table = table(TransferOptions { activation_timeout, ..TransferOptions::default() });
     let mut user = arrive(&table, names().hash).await.unwrap();
     assert_eq!(user.read(&mut [0]).await.unwrap(), 0, "closed");
     assert_eq!(table.counts(), Counts::default());
@@ -135,7 +136,7 @@ async fn an_unactivated_transfer_is_removed() {
 #[tokio::test]
 async fn cancelling_ends_what_waits_and_what_runs() {
     let (tasks, hard) = (TaskTracker::new(), CancellationToken::new());
-    let table = Table::new(Options::default(), tasks.clone(), hard.clone());
+    let table = TransferTable::new(TransferOptions::default(), tasks.clone(), hard.clone());
     let Names { requester, target, hash } = names();
     let mut waiting = arrive(&table, DstAddr::compute("w", &target, &target)).await.unwrap();
     let mut juliet = arrive(&table, hash).await.unwrap();
@@ -153,7 +154,7 @@ async fn cancelling_ends_what_waits_and_what_runs() {
 
 #[tokio::test]
 async fn a_registration_takes_one_connection() {
-    let table = table(Options::default());
+    let table = table(TransferOptions::default());
     let Names { requester, target, hash } = names();
     let other = DstAddr::compute("other", &requester, &target);
     let mut registration = table.register([hash, other]);
@@ -174,7 +175,7 @@ async fn a_registration_takes_one_connection() {
 
 #[tokio::test]
 async fn a_connection_that_came_before_its_registration_is_handed_over() {
-    let table = table(Options::default());
+    let table = table(TransferOptions::default());
     let hash = names().hash;
     let mut user = arrive(&table, hash).await.unwrap();
     user.write_all(b"x").await.unwrap();
@@ -186,7 +187,7 @@ async fn a_connection_that_came_before_its_registration_is_handed_over() {
 
 #[tokio::test]
 async fn a_registration_takes_nothing_from_others() {
-    let table = table(Options::default());
+    let table = table(TransferOptions::default());
     let Names { requester, target, hash } = names();
     let first = table.register([hash]);
     drop(table.register([hash]));
@@ -202,14 +203,18 @@ async fn a_registration_takes_nothing_from_others() {
 #[tokio::test]
 async fn an_activation_waits_a_moment_for_the_second_side() {
     let Names { requester, target, hash } = names();
-    let table =
-        table(Options { activation_grace: Duration::from_millis(300), ..Options::default() });
+    let table = table(TransferOptions {
+        activation_grace: Duration::from_millis(300),
+        ..TransferOptions::default()
+    });
     let _first = arrive(&table, hash).await.unwrap();
     let alone = table.activate_soon(&requester, "sid", &target).await;
     assert_eq!(alone.unwrap_err().condition, Condition::NotAllowed);
     // It waits far longer than the second side needs.
-    let table =
-        self::table(Options { activation_grace: Duration::from_secs(60), ..Options::default() });
+    let table = self::table(TransferOptions {
+        activation_grace: Duration::from_secs(60),
+        ..TransferOptions::default()
+    });
     let _first = arrive(&table, hash).await.unwrap();
     let (activated, second) =
         tokio::join!(table.activate_soon(&requester, "sid", &target), async {
@@ -222,7 +227,7 @@ async fn an_activation_waits_a_moment_for_the_second_side() {
 
 #[tokio::test]
 async fn the_oldest_transfer_that_waits_makes_room_for_the_next() {
-    let table = table(Options { waiting: 2, ..Options::default() });
+    let table = table(TransferOptions { waiting: 2, ..TransferOptions::default() });
     let (romeo, juliet) = (jid("r@m.lit/o"), jid("j@c.lit/b"));
     let hash = |sid: &str| DstAddr::compute(sid, &romeo, &juliet);
     let mut first = arrive(&table, hash("1")).await.unwrap();

@@ -24,13 +24,13 @@ use fingerpost_wire::stanza::{Condition, ErrorType, Refusal};
 /// Spec: XEP-0065 1.8.2, section 6 (Mediated Connection).
 #[derive(Debug)]
 pub struct Transfer<C> {
-    state: State<C>,
+    state: TransferState<C>,
     deadline: Instant,
     timeout: Duration,
 }
 
 #[derive(Debug)]
-enum State<C> {
+enum TransferState<C> {
     One(C),
     Both(C, C),
     Active,
@@ -56,12 +56,12 @@ impl From<ActivateError> for Refusal {
 impl<C> Transfer<C> {
     /// Creates a transfer with its first connection. It expires `timeout` after the last one unless it is activated.
     pub fn new(first: C, timeout: Duration, now: Instant) -> Self {
-        Self { state: State::One(first), deadline: now + timeout, timeout }
+        Self { state: TransferState::One(first), deadline: now + timeout, timeout }
     }
 
     /// Returns whether another connection would be accepted.
     pub fn has_room(&self) -> bool {
-        matches!(self.state, State::One(_))
+        matches!(self.state, TransferState::One(_))
     }
 
     /// Takes another connection.
@@ -69,9 +69,9 @@ impl<C> Transfer<C> {
     /// # Errors
     /// Gives a third connection back.
     pub fn handle_arrival(&mut self, connection: C, now: Instant) -> Result<(), C> {
-        match mem::replace(&mut self.state, State::Active) {
-            State::One(first) => {
-                self.state = State::Both(first, connection);
+        match mem::replace(&mut self.state, TransferState::Active) {
+            TransferState::One(first) => {
+                self.state = TransferState::Both(first, connection);
                 self.deadline = now + self.timeout;
                 Ok(())
             }
@@ -87,10 +87,10 @@ impl<C> Transfer<C> {
     /// # Errors
     /// [`ActivateError`]; the transfer stays as it was.
     pub fn handle_activate(&mut self) -> Result<(C, C), ActivateError> {
-        match mem::replace(&mut self.state, State::Active) {
-            State::Active => Err(ActivateError::Active),
-            State::Both(first, second) => Ok((first, second)),
-            one @ State::One(_) => {
+        match mem::replace(&mut self.state, TransferState::Active) {
+            TransferState::Active => Err(ActivateError::Active),
+            TransferState::Both(first, second) => Ok((first, second)),
+            one @ TransferState::One(_) => {
                 self.state = one;
                 Err(ActivateError::OneSide)
             }
@@ -100,9 +100,9 @@ impl<C> Transfer<C> {
     /// Gives up the waiting connections, in the order of their arrival.
     pub fn into_connections(self) -> (Option<C>, Option<C>) {
         match self.state {
-            State::Active => (None, None),
-            State::Both(first, second) => (Some(first), Some(second)),
-            State::One(first) => (Some(first), None),
+            TransferState::Active => (None, None),
+            TransferState::Both(first, second) => (Some(first), Some(second)),
+            TransferState::One(first) => (Some(first), None),
         }
     }
 
@@ -118,7 +118,7 @@ impl<C> Transfer<C> {
 
     /// Returns whether it has been activated.
     pub fn is_active(&self) -> bool {
-        matches!(self.state, State::Active)
+        matches!(self.state, TransferState::Active)
     }
 }
 

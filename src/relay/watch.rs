@@ -11,7 +11,7 @@ use std::{
 
 use futures::task::AtomicWaker;
 
-use super::splice::Account;
+use super::splice::PipeAccount;
 
 /// The silence both ways after which a stream's peers are checked, and the interval of the checks.
 pub(super) const STILL: Duration = Duration::from_secs(15);
@@ -21,7 +21,7 @@ const SETTLED: u32 = u32::MAX;
 
 /// The result of a look at a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum News {
+pub(super) enum StreamNews {
     /// Nothing for the stream's task.
     None = 0,
     /// Nothing has moved for [`STILL`], or for that long again.
@@ -32,11 +32,11 @@ pub(super) enum News {
 
 /// What other tasks can see of one stream between two sockets.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct StreamWatch {
     /// Bytes written to the second and to the first leg. Only the relay writes these.
     pub(super) a_to_b: AtomicU64,
     pub(super) b_to_a: AtomicU64,
-    /// What the last look found: a [`News`].
+    /// What the last look found: a [`StreamNews`].
     news: AtomicU8,
     /// How often the peers were checked since something last moved; [`SETTLED`] if no check is needed.
     asked: AtomicU32,
@@ -46,7 +46,7 @@ pub(super) struct Watch {
     has_pipe: AtomicBool,
     pipe_wanted: AtomicBool,
     waker: AtomicWaker,
-    account: Account,
+    account: PipeAccount,
     /// Its place in the list.
     pub(super) index: AtomicU32,
     /// At the last look: when something had last moved, and how much had moved each way.
@@ -56,16 +56,16 @@ pub(super) struct Watch {
 
 /// How much of one stream has moved, as other tasks see it.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct StreamProgress {
     /// For a stream between two sockets.
-    watch: OnceLock<Arc<Watch>>,
+    watch: OnceLock<Arc<StreamWatch>>,
     /// For any other stream: how much has moved, and whether bytes wait.
     piped: AtomicU64,
     holds: AtomicBool,
 }
 
-impl Progress {
-    pub(super) fn follow(&self, watch: &Arc<Watch>) {
+impl StreamProgress {
+    pub(super) fn follow(&self, watch: &Arc<StreamWatch>) {
         let _once = self.watch.set(Arc::clone(watch));
     }
 
@@ -89,13 +89,13 @@ impl Progress {
     }
 }
 
-impl Watch {
+impl StreamWatch {
     /// Creates the watch of a stream that begins at the time `millis`, with its place in the list.
-    pub(super) fn new(idle_millis: u64, account: Account, index: u32, millis: u64) -> Self {
+    pub(super) fn new(idle_millis: u64, account: PipeAccount, index: u32, millis: u64) -> Self {
         Self {
             a_to_b: AtomicU64::new(0),
             b_to_a: AtomicU64::new(0),
-            news: AtomicU8::new(News::None as u8),
+            news: AtomicU8::new(StreamNews::None as u8),
             asked: AtomicU32::new(0),
             idle_millis,
             holds: AtomicBool::new(false),
@@ -131,7 +131,7 @@ impl Watch {
         if takes {
             self.pipe_wanted.store(true, Ordering::Release);
         }
-        if self.look(millis) != News::None || takes {
+        if self.look(millis) != StreamNews::None || takes {
             self.waker.wake();
         }
     }
@@ -153,7 +153,7 @@ impl Watch {
     }
 
     /// Returns the account of the stream.
-    pub(super) fn account(&self) -> Account {
+    pub(super) fn account(&self) -> PipeAccount {
         self.account
     }
 
@@ -164,18 +164,18 @@ impl Watch {
 
     /// Registers this task to be woken by a look. Returns the result of the last look, each once, except that it is
     /// idle.
-    pub(super) fn news(&self, cx: &Context<'_>) -> News {
+    pub(super) fn news(&self, cx: &Context<'_>) -> StreamNews {
         self.waker.register(cx.waker());
         match self.news.load(Ordering::Acquire) {
-            news if news == News::Idle as u8 => News::Idle,
-            news if news == News::Still as u8 => {
-                let (still, none) = (News::Still as u8, News::None as u8);
+            news if news == StreamNews::Idle as u8 => StreamNews::Idle,
+            news if news == StreamNews::Still as u8 => {
+                let (still, none) = (StreamNews::Still as u8, StreamNews::None as u8);
                 let (ordering, failed) = (Ordering::AcqRel, Ordering::Relaxed);
                 // If the stream has become idle just now, the next poll learns of it.
                 let _ = self.news.compare_exchange(still, none, ordering, failed);
-                News::Still
+                StreamNews::Still
             }
-            _ => News::None,
+            _ => StreamNews::None,
         }
     }
 
@@ -187,17 +187,17 @@ impl Watch {
     }
 
     /// Looks at the stream at the time `millis`.
-    fn look(&self, millis: u64) -> News {
+    fn look(&self, millis: u64) -> StreamNews {
         let still = millis.saturating_sub(self.moved_at.load(Ordering::Relaxed));
         let asked = self.asked.load(Ordering::Relaxed);
         let due = u64::from(asked).saturating_add(1).saturating_mul(STILL.as_millis() as u64);
         let news = if still >= self.idle_millis {
-            News::Idle
+            StreamNews::Idle
         } else if asked < SETTLED && still >= due {
             self.asked.store(asked + 1, Ordering::Relaxed);
-            News::Still
+            StreamNews::Still
         } else {
-            return News::None;
+            return StreamNews::None;
         };
         self.news.store(news as u8, Ordering::Release);
         news

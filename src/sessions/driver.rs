@@ -28,8 +28,8 @@ use crate::{
     refuse::Refuse as _,
     relay::{
         join::join,
-        pipe::{self, Outcome},
-        socket::{Leg, Socket},
+        pipe::{self, StreamOutcome},
+        socket::{Socket, SocketLeg},
     },
 };
 
@@ -41,7 +41,7 @@ const LINGER: Duration = Duration::from_secs(5);
 enum Done {
     Told(Input),
     Arrived(Side, Option<Socket>),
-    Relayed(Outcome),
+    Relayed(StreamOutcome),
     /// Whether an in-band leg waits for its user has changed; `None`: the leg is gone.
     Waits(Side, Option<watch::Receiver<bool>>),
 }
@@ -53,7 +53,7 @@ pub(super) struct Driver {
     peers: PerSide<Peer>,
     session: Session,
     sockets: PerSide<Option<Socket>>,
-    legs: PerSide<Option<Leg>>,
+    legs: PerSide<Option<SocketLeg>>,
     streams: PerSide<Option<IbbHandle>>,
     relaying: bool,
     line: Line,
@@ -221,10 +221,10 @@ impl Driver {
                 let legs = PerSide { initiator: a.transport_kind(), responder: b.transport_kind() };
                 tracing::info!(initiator = %legs.initiator, responder = %legs.responder, "both legs up");
                 let settings = self.shared.options();
-                let options = pipe::Options {
+                let options = pipe::StreamOptions {
                     idle_timeout: settings.idle_timeout,
                     guard: settings.require_tls,
-                    account: pipe::Account::of(&self.peers.initiator.user.to_bare()),
+                    account: pipe::PipeAccount::of(&self.peers.initiator.user.to_bare()),
                 };
                 self.relaying = true;
                 for side in Side::BOTH {
@@ -267,7 +267,7 @@ impl Driver {
             Action::GiveBack(stanza, error) => self.given_back = Some((*stanza, error)),
             Action::Send(element) => self.send(element).await,
             Action::TakeSocket(side) => {
-                self.legs[side] = self.sockets[side].take().map(Leg::Socket);
+                self.legs[side] = self.sockets[side].take().map(SocketLeg::Socket);
             }
             Action::TakeStream(side, sid, block_size, stanza) => {
                 self.legs[side] = Some(self.stream(side, sid, block_size, stanza));
@@ -289,7 +289,7 @@ impl Driver {
         of(Side::Initiator).or_else(|| of(Side::Responder))
     }
 
-    fn stream(&mut self, side: Side, sid: String, block_size: u16, stanza: IbbStanza) -> Leg {
+    fn stream(&mut self, side: Side, sid: String, block_size: u16, stanza: IbbStanza) -> SocketLeg {
         let peer = &self.peers[side];
         let mut params = IbbParams::new(peer.mask.clone(), peer.user.clone(), sid.as_str());
         params.block_size = block_size;
@@ -300,7 +300,7 @@ impl Driver {
         let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
         self.streams[side] = Some(handle.clone());
         self.shared.add_stream(peer, sid, handle);
-        Leg::Ibb(stream)
+        SocketLeg::Ibb(stream)
     }
 }
 

@@ -58,7 +58,7 @@ use crate::{
     metrics,
     refuse::Refuse as _,
     registry::{Notice, Registry, model::Key},
-    relay::{table::Table, watch::Progress},
+    relay::{table::TransferTable, watch::StreamProgress},
 };
 
 /// How long a user may take to answer one of our requests.
@@ -255,7 +255,7 @@ struct Facts {
     users: PerSide<BareJid>,
     /// Both legs' transports, once they are up.
     legs: OnceLock<PerSide<TransportKind>>,
-    progress: Progress,
+    progress: StreamProgress,
 }
 
 impl Facts {
@@ -265,7 +265,7 @@ impl Facts {
             began: Instant::now(),
             users: PerSide { initiator: initiator.to_bare(), responder: responder.to_bare() },
             legs: OnceLock::new(),
-            progress: Progress::default(),
+            progress: StreamProgress::default(),
         }
     }
 }
@@ -379,7 +379,7 @@ struct Shared {
     outbound: mpsc::Sender<Element>,
     requests: Requests,
     registry: Registry,
-    table: Table,
+    table: TransferTable,
     journal: Journal,
     /// The room for blocks by message.
     memory: Permits,
@@ -571,7 +571,7 @@ impl Broker {
         outbound: mpsc::Sender<Element>,
         requests: Requests,
         registry: Registry,
-        table: Table,
+        table: TransferTable,
         journal: Journal,
         tasks: TaskTracker,
     ) -> Self {

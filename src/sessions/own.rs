@@ -37,7 +37,7 @@ use super::{
 use crate::{
     refuse::Refuse as _,
     registry::Notice,
-    relay::socket::{Leg, Socket},
+    relay::socket::{Socket, SocketLeg},
 };
 
 /// The smallest block that is worth a stanza, which is the one requested.
@@ -214,12 +214,12 @@ impl OwnSession {
         &mut self,
         transport: &Transport,
         arrival: &mut Option<crate::relay::table::Registration>,
-    ) -> Result<Leg, Option<Failure>> {
+    ) -> Result<SocketLeg, Option<Failure>> {
         let mut socket: Option<Socket> = None;
         let mut used = !matches!(transport, Transport::S5b { .. });
         loop {
             if used && let Some(socket) = socket.take() {
-                return Ok(Leg::Socket(socket));
+                return Ok(SocketLeg::Socket(socket));
             }
             let came = async {
                 match arrival {
@@ -248,7 +248,7 @@ impl OwnSession {
         }
     }
 
-    async fn open(&self, stanza: &Stanza) -> Option<Leg> {
+    async fn open(&self, stanza: &Stanza) -> Option<SocketLeg> {
         let (sid, block_size, kind) = match IbbPayload::parse(stanza.payload()?) {
             Ok(Some(IbbPayload::Open { sid, block_size, stanza })) => (sid, block_size, stanza),
             Ok(_) => return None,
@@ -266,7 +266,7 @@ impl OwnSession {
         let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
         self.shared.add_stream(&self.peer, sid, handle);
         self.send(stanza.result(None)).await;
-        Some(Leg::Ibb(stream))
+        Some(SocketLeg::Ibb(stream))
     }
 
     /// Answers all other stanzas of the session.

@@ -63,7 +63,7 @@ use super::{
 use crate::{
     refuse::Refuse as _,
     registry::model::Key,
-    relay::pipe::{Ended, Outcome},
+    relay::pipe::{Ended, StreamOutcome},
 };
 
 /// How long an ended stream waits for the users' own session-terminate.
@@ -143,7 +143,7 @@ pub(crate) enum Input {
     /// An IBB `<open/>` of one side.
     Open(Side, Stanza),
     /// The stream between the legs has ended.
-    Relayed(Outcome),
+    Relayed(StreamOutcome),
     /// [`Session::deadline`] has passed.
     Timeout,
     /// The in-band leg of a side waits for its silent user, or continues.
@@ -939,7 +939,7 @@ impl Session {
         }
     }
 
-    fn relayed(&mut self, outcome: Outcome, now: Instant) {
+    fn relayed(&mut self, outcome: StreamOutcome, now: Instant) {
         info!(
             forward_bytes = outcome.a_to_b,
             backward_bytes = outcome.b_to_a,

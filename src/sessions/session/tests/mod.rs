@@ -395,7 +395,7 @@ fn a_user_that_has_gone_is_the_reason_why_its_leg_broke() {
     world.open(Side::Initiator, "a-stream");
     world.answer("open");
     let end = Ended::Error(std::io::ErrorKind::ConnectionReset);
-    world.tell(Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end }));
+    world.tell(Input::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end }));
     world.tell(Input::Gone(Side::Responder));
     assert_eq!(world.terminated(), [("alice@example.org/a".to_owned(), "gone".to_owned())]);
     assert!(world.session.is_over());
@@ -414,7 +414,7 @@ fn each_end_of_a_stream_has_its_reason() {
         let mut world = World::initiated(IBB_OFFER, &[]);
         world.open(Side::Initiator, "a-stream");
         world.answer("open");
-        world.tell(Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end }));
+        world.tell(Input::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end }));
         let wait = match end {
             Ended::Eof => Some(GOODBYE),
             Ended::Error(std::io::ErrorKind::ConnectionReset) => Some(LAST_WORD),
@@ -497,7 +497,7 @@ fn an_in_band_leg_that_breaks_is_named_with_the_cause() {
         let mut world = in_band();
         world.tell(Input::Broken(Some((Side::Responder, error))));
         let end = Ended::Error(kind);
-        world.tell(Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end }));
+        world.tell(Input::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end }));
         world.now += LAST_WORD;
         world.tell(Input::Timeout);
         for side in Side::BOTH {
@@ -570,7 +570,7 @@ fn a_stream_beside_xmpp_outlives_its_users_connections() {
     nobody_is_there(&mut world);
     assert!(!world.session.is_over() && world.terminated().is_empty());
     // Its end is the session's, because no user is left to say so.
-    world.tell(Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end: Ended::Eof }));
+    world.tell(Input::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end: Ended::Eof }));
     nobody_is_there(&mut world);
     assert!(world.session.is_over());
 }
@@ -611,7 +611,7 @@ impl World {
 fn a_presence_alone_ends_no_stream() {
     let nobody = || Answer::Error(Refusal::service_unavailable().to_element());
     let broken = || Ended::Error(std::io::ErrorKind::ConnectionReset);
-    let outcome = |end| Input::Relayed(Outcome { a_to_b: 0, b_to_a: 0, end });
+    let outcome = |end| Input::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end });
     for side in Side::BOTH {
         // Beside XMPP only the stream itself decides, whatever the answers say.
         for answer in [nobody(), Answer::Timeout, Answer::Result(None)] {

@@ -205,7 +205,7 @@ proptest! {
                 prop_assert_eq!(world.count(taken), 1, "one leg on each side");
             }
             let end = Ended::Eof;
-            world.tell(Input::Relayed(Outcome { a_to_b: 1, b_to_a: 1, end }));
+            world.tell(Input::Relayed(StreamOutcome { a_to_b: 1, b_to_a: 1, end }));
             world.tell(Input::Gone(Side::Initiator));
         }
         prop_assert!(world.session.is_over());
