@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use fingerpost_carry::{ibb_handle::IbbHandle, ibb_params::IbbParams, ibb_stream::IbbStream};
 use fingerpost_wire::{
-    dst_addr::DstAddr,
     ibb::IbbError,
     ibb_xml::IbbStanza,
     stanza::{RequestKind, Stanza},
@@ -205,11 +204,7 @@ impl Driver {
                 });
             }
             Action::Connect(side, sid) => {
-                // Clients differ in which side they take for the requester: either order belongs to this leg.
-                let Peer { user, mask, .. } = &self.peers[side];
-                let hashes =
-                    vec![DstAddr::compute(&sid, mask, user), DstAddr::compute(&sid, user, mask)];
-                let mut registration = self.shared.table.register(hashes);
+                let mut registration = self.shared.register(&self.peers[side], &sid);
                 self.work.spawn(async move { Done::Arrived(side, registration.arrived().await) });
             }
             Action::ExpectOpen(side, sid) => {

@@ -9,6 +9,7 @@ pub mod journal;
 mod legs;
 pub mod message_initiation;
 mod own;
+mod own_driver;
 pub mod presence;
 pub mod reachable;
 mod session;
@@ -31,6 +32,7 @@ use fingerpost_carry::{
 };
 use fingerpost_secure::identity::Identity;
 use fingerpost_wire::{
+    dst_addr::DstAddr,
     jid::proxied,
     jingle, ns,
     print::Print,
@@ -51,6 +53,7 @@ use self::{
     journal::Journal,
     legs::LegState,
     own::OwnSession,
+    own_driver::OwnDriver,
     session::{Input, Peer, Session},
     side::{PerSide, Side},
 };
@@ -58,7 +61,10 @@ use crate::{
     metrics,
     refuse::Refuse as _,
     registry::{Notice, Registry, model::Key},
-    relay::{table::TransferTable, watch::StreamProgress},
+    relay::{
+        table::{Registration, TransferTable},
+        watch::StreamProgress,
+    },
 };
 
 /// How long a user may take to answer one of our requests.
@@ -498,6 +504,13 @@ impl Shared {
         }
     }
 
+    /// Takes the SOCKS5 connections for a stream id of this leg. Clients differ in which side they take for the
+    /// requester: either order belongs to it.
+    fn register(&self, peer: &Peer, sid: &str) -> Registration {
+        let Peer { user, mask, .. } = peer;
+        self.table.register([DstAddr::compute(sid, mask, user), DstAddr::compute(sid, user, mask)])
+    }
+
     fn add_stream(&self, peer: &Peer, sid: String, handle: IbbHandle) {
         let mut state = self.lock();
         state.drop_closed(Instant::now());
@@ -799,7 +812,6 @@ impl Broker {
             Transport::Ibb { sid, .. } => Some(sid.clone()),
             Transport::S5b { .. } => None,
         };
-        let content = content.attr("name").unwrap_or_default().to_owned();
         let (inbox, inputs) = mpsc::channel(INBOX);
         let facts = Arc::new(Facts::new(&peer.user, &peer.mask));
         let id = facts.id.clone();
@@ -822,20 +834,22 @@ impl Broker {
         };
         let guard = Guard { shared: Arc::clone(shared), pairs: vec![pair], facts, place };
         let line = shared.journal.begin([&peer]);
-        let session = OwnSession {
-            shared: Arc::clone(shared),
-            peer,
-            identity,
-            notices,
-            inbox: inputs,
-            content,
-            deadline: Instant::now() + options.activation_timeout,
-        };
+        let print = identity.print().to_string();
+        let machine = OwnSession::accept(
+            options,
+            random_id,
+            peer.clone(),
+            &print,
+            &stanza,
+            &transport,
+            Instant::now(),
+        );
+        let driver = OwnDriver::new(Arc::clone(shared), peer, machine, identity, pins, notices);
         let span = tracing::info_span!("session", id);
         self.tasks.spawn(tracing::Instrument::instrument(
             async move {
                 let _guard = (guard, line);
-                session.run(stanza, transport, pins).await;
+                driver.run(inputs).await;
             },
             span,
         ));

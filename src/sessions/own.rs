@@ -2,19 +2,14 @@
 //! certificate, and holds its key, has proven it.
 //!
 //! Only the handshake matters: the session ends when it is done.
+//!
+//! [`OwnSession`] decides and does no I/O, as a brokered session does: inputs go in, actions come out.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc};
 
-use fingerpost_carry::{
-    clock::{Clock, SystemClock},
-    ibb_params::IbbParams,
-    ibb_stream::IbbStream,
-    iq::random_id,
-};
-use fingerpost_secure::{self, identity::Identity};
 use fingerpost_wire::{
     dst_addr::DstAddr,
-    ibb_xml::IbbPayload,
+    ibb_xml::{IbbPayload, IbbStanza},
     jingle::{self, Frame},
     ns, offer,
     print::{Method, Print},
@@ -24,67 +19,141 @@ use fingerpost_wire::{
 };
 use jid::Jid;
 use minidom::Element;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    sync::mpsc,
-    time::{Instant, sleep_until},
-};
+use tokio::time::Instant;
 
 use super::{
-    Shared,
+    Options,
     session::{Input, Peer, unknown_session},
 };
-use crate::{
-    refuse::Refuse as _,
-    registry::Notice,
-    relay::socket::{Socket, SocketLeg},
-};
+use crate::refuse::Refuse as _;
 
 /// The smallest block that is worth a stanza, which is the one requested.
 const BLOCK: u16 = 4096;
-/// How long to wait for the peer's own session-terminate.
-const GOODBYE: Duration = Duration::from_secs(2);
 
-/// A session of one user with the component.
-pub(super) struct OwnSession {
-    pub(super) shared: Arc<Shared>,
-    pub(super) peer: Peer,
-    pub(super) identity: Arc<Identity>,
-    pub(super) notices: mpsc::Sender<Notice>,
-    pub(super) inbox: mpsc::Receiver<Input>,
-    /// The content's name in the offer.
-    pub(super) content: String,
-    pub(super) deadline: Instant,
+/// An action that a session with the component requests.
+#[derive(Debug)]
+pub(super) enum OwnAction {
+    /// Send a stanza.
+    Send(Element),
+    /// Take SOCKS5 connections for this stream id: [`Input::Arrived`].
+    Connect(String),
+    /// Take an in-band `<open/>` with this sid: [`Input::Open`].
+    ExpectOpen(String),
+    /// Do the handshake over the SOCKS5 connection: [`OwnSession::secured`].
+    SecureSocket,
+    /// Do the handshake over an in-band bytestream: its sid, its block size, and the kind of its stanzas.
+    SecureStream(String, u16, IbbStanza),
 }
 
-/// Why a session ends without a proof: the reason and a text.
-struct Failure(&'static str, String);
+/// How far a session with the component has come.
+#[derive(Debug)]
+enum OwnPhase {
+    /// The user sets up the transport.
+    Connecting {
+        /// Whether the SOCKS5 connection is established.
+        arrived: bool,
+        /// Whether the user has chosen the connection to us.
+        used: bool,
+    },
+    /// The handshake is being done.
+    Securing,
+    /// Nothing is left to do.
+    Over,
+}
+
+/// The machine of a session of one user with the component.
+#[derive(Debug)]
+pub(super) struct OwnSession {
+    options: Arc<Options>,
+    ids: fn() -> String,
+    peer: Peer,
+    /// The content's name in the offer.
+    content: String,
+    phase: OwnPhase,
+    deadline: Instant,
+    actions: VecDeque<OwnAction>,
+}
 
 impl OwnSession {
-    /// Runs for the whole life of the session. `pins` are the offered x509 prints.
-    pub(super) async fn run(mut self, initiate: Stanza, transport: Transport, pins: Vec<Print>) {
-        self.send(initiate.result(None)).await;
-        let offered = initiate.payload().and_then(first_content).cloned();
-        let ended = match self.secure(offered, transport, pins).await {
-            Ok(text) => Some(("success", text)),
-            Err(Some(Failure(reason, text))) => Some((reason, text)),
-            Err(None) => None,
+    /// Accepts a session-initiate that offers this transport. `print` is that of our certificate.
+    pub(super) fn accept(
+        options: Arc<Options>,
+        ids: fn() -> String,
+        peer: Peer,
+        print: &str,
+        initiate: &Stanza,
+        transport: &Transport,
+        now: Instant,
+    ) -> Self {
+        let offered = initiate.payload().and_then(first_content);
+        let content = offered.and_then(|content| content.attr("name"));
+        let mut session = Self {
+            deadline: now + options.activation_timeout,
+            options,
+            ids,
+            peer,
+            content: content.unwrap_or_default().to_owned(),
+            phase: OwnPhase::Connecting { arrived: false, used: false },
+            actions: VecDeque::new(),
         };
-        if let Some((reason, text)) = ended {
-            tracing::info!(reason, "session with the component ended");
-            let jingle = jingle::end(&self.frame(), reason, &text, None);
-            self.tell(jingle).await;
-        }
-        self.inbox.close();
-        while let Some(input) = self.inbox.recv().await {
-            if let Some(stanza) = input.into_request() {
-                self.send(stanza.refuse(&unknown_session())).await;
+        session.send(initiate.result(None));
+        // The answer uses the dialect of the offer.
+        let security = match offered.is_some_and(|c| c.has_child("security", ns::XTLS)) {
+            true => offer::security(print),
+            false => offer::description(print),
+        };
+        session.tell_accept(security, transport);
+        session
+    }
+
+    /// Returns the next action; call until `None`.
+    pub(super) fn poll_action(&mut self) -> Option<OwnAction> {
+        self.actions.pop_front()
+    }
+
+    /// Returns when [`Input::Timeout`] is due.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Returns whether it has ended; [`OwnSession::poll_action`] may still return the last actions.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.phase, OwnPhase::Over)
+    }
+
+    /// Handles one input.
+    pub(super) fn handle(&mut self, input: Input) {
+        match input {
+            Input::Jingle(_, stanza) | Input::Open(_, stanza) if self.is_over() => {
+                self.send(stanza.refuse(&unknown_session()));
             }
+            _ if self.is_over() => {}
+            Input::Jingle(_, stanza) => self.handle_jingle(&stanza),
+            Input::Open(_, stanza) => self.handle_open(&stanza),
+            Input::Arrived(_) => {
+                if let OwnPhase::Connecting { arrived, .. } = &mut self.phase {
+                    *arrived = true;
+                }
+                self.check_connected();
+            }
+            Input::Check => {}
+            Input::Gone(_) => self.phase = OwnPhase::Over,
+            Input::End(reason, text) => self.end(reason, &text),
+            Input::Timeout => self.end("timeout", "It took too long"),
+            _ => self.end("gone", "The service is being stopped"),
         }
     }
 
-    async fn send(&self, element: Element) {
-        let _ = self.shared.outbound.send(element).await;
+    /// Ends the session after the handshake: with the id of the key that is proven now, or with the fault.
+    pub(super) fn secured(&mut self, proven: Result<String, String>) {
+        match proven {
+            Ok(key) => self.end("success", &format!("The key {key} is proven")),
+            Err(fault) => self.end("security-error", &fault),
+        }
+    }
+
+    fn send(&mut self, element: Element) {
+        self.actions.push_back(OwnAction::Send(element));
     }
 
     fn frame(&self) -> Frame<'_> {
@@ -92,260 +161,141 @@ impl OwnSession {
         Frame { namespace, sid, initiator: user, responder: mask }
     }
 
-    async fn tell(&self, jingle: Element) {
+    fn tell(&mut self, jingle: Element) {
+        let id = (self.ids)();
         let Peer { user, mask, .. } = &self.peer;
-        let mut iq = xml::element(
-            "iq",
-            ns::CLIENT,
-            &[
-                ("type", "set"),
-                ("from", mask.as_str()),
-                ("to", user.as_str()),
-                ("id", &random_id()),
-            ],
-        );
+        let attributes =
+            [("type", "set"), ("from", mask.as_str()), ("to", user.as_str()), ("id", &id)];
+        let mut iq = xml::element("iq", ns::CLIENT, &attributes);
         iq.append_child(jingle);
-        self.send(iq).await;
+        self.send(iq);
     }
 
-    /// Accepts, gets the transport, does the handshake, records the proof. `Err(None)`: the user has ended it.
-    async fn secure(
-        &mut self,
-        offered: Option<Element>,
-        transport: Transport,
-        pins: Vec<Print>,
-    ) -> Result<String, Option<Failure>> {
-        let mut arrival = self.accept(offered, &transport).await;
-        let leg = self.leg(&transport, &mut arrival).await?;
-        let identity = Arc::clone(&self.identity);
-        let handshake = fingerpost_secure::stream::accept(leg, &identity, pins);
-        tokio::pin!(handshake);
-        let done = loop {
-            tokio::select! {
-                done = &mut handshake => break done,
-                input = self.inbox.recv() => { self.other(input).await?; }
-                () = sleep_until(self.deadline) => return Err(Some(late())),
-            }
-        };
-        let (mut stream, _) =
-            done.map_err(|error| Some(Failure("security-error", error.to_string())))?;
-        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
-        let Some(certificate) = shown else {
-            return Err(Some(Failure("security-error", "No certificate was shown".to_owned())));
-        };
-        let now = SystemClock.now();
-        let recorded = self.shared.registry.shown(&self.peer.user, &certificate, now).await;
-        let (key, notice) =
-            recorded.map_err(|refusal| Some(Failure("security-error", refusal.text)))?;
-        if let Some(notice) = notice {
-            let _ = self.notices.send(notice).await;
-        }
-        // The peer may want to end TLS first.
-        let _ = stream.shutdown().await;
-        let mut rest = [0; 256];
-        let _ = tokio::time::timeout(GOODBYE, stream.read(&mut rest)).await;
-        Ok(format!("The key {} is proven", key.id))
+    fn end(&mut self, reason: &'static str, text: &str) {
+        tracing::info!(reason, "session with the component ended");
+        let jingle = jingle::end(&self.frame(), reason, text, None);
+        self.tell(jingle);
+        self.phase = OwnPhase::Over;
     }
 
-    /// Sends the session-accept; returns the coming connection if the transport is SOCKS5.
-    async fn accept(
-        &self,
-        offered: Option<Element>,
-        transport: &Transport,
-    ) -> Option<crate::relay::table::Registration> {
-        let options = self.shared.options();
-        let Peer { user, mask, .. } = &self.peer;
-        let (element, arrival) = match transport {
+    fn tell_accept(&mut self, security: Element, transport: &Transport) {
+        let Peer { user, mask, sid: session, .. } = &self.peer;
+        let element = match transport {
             Transport::Ibb { namespace, sid, block_size } => {
-                let sid = sid.as_deref().unwrap_or(&self.peer.sid);
-                (transport::ibb(namespace, sid, (*block_size).min(options.block_size)), None)
+                let sid = sid.as_deref().unwrap_or(session);
+                transport::ibb(namespace, sid, (*block_size).min(self.options.block_size))
             }
             Transport::S5b { sid, .. } => {
-                let hashes =
-                    vec![DstAddr::compute(sid, mask, user), DstAddr::compute(sid, user, mask)];
-                let host = hashes[0].to_string();
-                let element = transport::s5b(
-                    sid,
-                    &host,
-                    &random_id(),
-                    options.jid.as_str(),
-                    &options.advertise,
-                );
-                (element, Some(self.shared.table.register(hashes)))
+                self.actions.push_back(OwnAction::Connect(sid.clone()));
+                let host = DstAddr::compute(sid, mask, user).to_string();
+                let Options { jid, advertise, .. } = &*self.options;
+                transport::s5b(sid, &host, &(self.ids)(), jid.as_str(), advertise)
             }
         };
         let frame = self.frame();
         let mut jingle = jingle::own("session-accept", &frame);
-        xml::set(&mut jingle, "responder", mask.as_str());
+        xml::set(&mut jingle, "responder", self.peer.mask.as_str());
         let mut content = self.content(frame.namespace);
-        // The answer uses the dialect of the offer.
-        let print = self.identity.print().to_string();
-        let has_security = offered.is_some_and(|c| c.has_child("security", ns::XTLS));
-        content.append_child(if has_security {
-            offer::security(&print)
-        } else {
-            offer::description(&print)
-        });
+        content.append_child(security);
         content.append_child(element);
         jingle.append_child(content);
-        self.tell(jingle).await;
+        self.tell(jingle);
         if let Transport::S5b { sid, .. } = transport {
             let none = Element::bare("candidate-error", ns::JINGLE_S5B);
-            self.tell_transport("transport-info", transport::s5b_news(sid, none)).await;
+            self.tell_transport("transport-info", transport::s5b_news(sid, none));
         }
-        arrival
     }
 
     fn content(&self, namespace: &str) -> Element {
         xml::element("content", namespace, &[("creator", "initiator"), ("name", &self.content)])
     }
 
-    async fn tell_transport(&self, action: &str, transport: Element) {
+    fn tell_transport(&mut self, action: &str, transport: Element) {
         let frame = self.frame();
         let mut jingle = jingle::own(action, &frame);
         let mut content = self.content(frame.namespace);
         content.append_child(transport);
         jingle.append_child(content);
-        self.tell(jingle).await;
+        self.tell(jingle);
     }
 
-    /// Waits for the bytestream: SOCKS5 until the user has chosen the connection, in-band until the stream is opened.
-    async fn leg(
-        &mut self,
-        transport: &Transport,
-        arrival: &mut Option<crate::relay::table::Registration>,
-    ) -> Result<SocketLeg, Option<Failure>> {
-        let mut socket: Option<Socket> = None;
-        let mut used = !matches!(transport, Transport::S5b { .. });
-        loop {
-            if used && let Some(socket) = socket.take() {
-                return Ok(SocketLeg::Socket(socket));
-            }
-            let came = async {
-                match arrival {
-                    Some(arrival) => arrival.arrived().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let input = tokio::select! {
-                input = self.inbox.recv() => input,
-                arrived = came => {
-                    socket = arrived;
-                    *arrival = None;
-                    continue;
-                }
-                () = sleep_until(self.deadline) => return Err(Some(late())),
-            };
-            match self.other(input).await? {
-                Some(Other::Used) => used = true,
-                Some(Other::Open(stanza)) => {
-                    if let Some(leg) = self.open(&stanza).await {
-                        return Ok(leg);
-                    }
-                }
-                None => {}
-            }
+    /// Uses the SOCKS5 connection when it is established and the user has chosen it.
+    fn check_connected(&mut self) {
+        if matches!(self.phase, OwnPhase::Connecting { arrived: true, used: true }) {
+            self.phase = OwnPhase::Securing;
+            self.actions.push_back(OwnAction::SecureSocket);
         }
     }
 
-    async fn open(&self, stanza: &Stanza) -> Option<SocketLeg> {
-        let (sid, block_size, kind) = match IbbPayload::parse(stanza.payload()?) {
-            Ok(Some(IbbPayload::Open { sid, block_size, stanza })) => (sid, block_size, stanza),
-            Ok(_) => return None,
-            Err(refusal) => {
-                self.send(stanza.refuse(&refusal)).await;
-                return None;
+    /// Handles an `<open/>`.
+    fn handle_open(&mut self, stanza: &Stanza) {
+        let (sid, block_size, kind) = match stanza.payload().map(IbbPayload::parse) {
+            Some(Ok(Some(IbbPayload::Open { sid, block_size, stanza }))) => {
+                (sid, block_size, stanza)
             }
+            Some(Err(refusal)) => return self.send(stanza.refuse(&refusal)),
+            _ => return,
         };
-        let mut params =
-            IbbParams::new(self.peer.mask.clone(), self.peer.user.clone(), sid.as_str());
-        params.block_size = block_size;
-        params.stanza = kind;
-        let options = self.shared.options();
-        (params.window, params.silence_timeout) = (options.window, options.silence_timeout);
-        let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
-        self.shared.add_stream(&self.peer, sid, handle);
-        self.send(stanza.result(None)).await;
-        Some(SocketLeg::Ibb(stream))
+        if matches!(self.phase, OwnPhase::Securing) {
+            let text = "The bytestream is already open";
+            let refusal = Refusal::new(ErrorType::Cancel, Condition::NotAcceptable, text);
+            return self.send(stanza.refuse(&refusal));
+        }
+        self.phase = OwnPhase::Securing;
+        self.actions.push_back(OwnAction::SecureStream(sid, block_size, kind));
+        self.send(stanza.result(None));
     }
 
-    /// Answers all other stanzas of the session.
-    async fn other(&self, input: Option<Input>) -> Result<Option<Other>, Option<Failure>> {
-        let gone = |text: &str| Err(Some(Failure("gone", text.to_owned())));
-        let stanza = match input {
-            Some(Input::Jingle(_, stanza)) => stanza,
-            Some(Input::Open(_, stanza)) => {
-                return Ok(Some(Other::Open(Box::new(stanza))));
-            }
-            Some(Input::Gone(_)) => return Err(None),
-            Some(Input::End(reason, text)) => return Err(Some(Failure(reason, text))),
-            Some(Input::Check) => return Ok(None),
-            Some(_) | None => return gone("The service is being stopped"),
-        };
-        let jingle =
-            stanza.payload().cloned().unwrap_or_else(|| Element::bare("jingle", ns::JINGLE));
-        let content = first_content(&jingle);
+    fn handle_jingle(&mut self, stanza: &Stanza) {
+        let none = Element::bare("jingle", ns::JINGLE);
+        let jingle = stanza.payload().unwrap_or(&none);
         match jingle.attr("action").unwrap_or_default() {
             "session-terminate" => {
-                self.send(stanza.result(None)).await;
-                Err(None)
+                self.send(stanza.result(None));
+                self.phase = OwnPhase::Over;
             }
-            "session-info" => {
-                self.send(stanza.result(None)).await;
-                Ok(None)
-            }
+            "session-info" => self.send(stanza.result(None)),
             "transport-info" => {
-                self.send(stanza.result(None)).await;
-                let used = content
+                self.send(stanza.result(None));
+                let is_used = first_content(jingle)
                     .and_then(|content| content.get_child("transport", ns::JINGLE_S5B))
                     .is_some_and(|transport| transport.has_child("candidate-used", ns::JINGLE_S5B));
-                Ok(used.then_some(Other::Used))
+                if let OwnPhase::Connecting { used, .. } = &mut self.phase {
+                    *used |= is_used;
+                }
+                self.check_connected();
             }
             "transport-replace" => {
-                self.send(stanza.result(None)).await;
-                match content.and_then(Transport::read) {
-                    Some(Transport::Ibb { namespace, sid, block_size })
-                        if self.shared.options().ibb =>
-                    {
-                        let sid = sid.unwrap_or_else(random_id);
-                        self.shared.expect_open(&self.peer, Some(sid.clone()));
-                        let size = block_size.clamp(1, BLOCK);
-                        let answer = transport::ibb(&namespace, &sid, size);
-                        self.tell_transport("transport-accept", answer).await;
-                    }
-                    _ => {
-                        let transport = content
-                            .and_then(|c| c.children().find(|c| c.name() == "transport"))
-                            .cloned()
-                            .unwrap_or_else(|| Element::bare("transport", ns::JINGLE_IBB));
-                        self.tell_transport("transport-reject", transport).await;
-                    }
-                }
-                Ok(None)
+                self.send(stanza.result(None));
+                self.replace(first_content(jingle));
             }
             _ => {
-                let refusal = Refusal::new(
-                    ErrorType::Cancel,
-                    Condition::FeatureNotImplemented,
-                    "This is a proof, no more",
-                );
-                self.send(stanza.refuse(&refusal)).await;
-                Ok(None)
+                let text = "This is a proof, no more";
+                let refusal =
+                    Refusal::new(ErrorType::Cancel, Condition::FeatureNotImplemented, text);
+                self.send(stanza.refuse(&refusal));
             }
         }
     }
-}
 
-/// A stanza other than an answer.
-enum Other {
-    /// The user has chosen the SOCKS5 connection to us.
-    Used,
-    /// The user opens an in-band bytestream.
-    Open(Box<Stanza>),
-}
-
-fn late() -> Failure {
-    Failure("timeout", "It took too long".to_owned())
+    /// Handles the user's wish for another transport.
+    fn replace(&mut self, content: Option<&Element>) {
+        match content.and_then(Transport::read) {
+            Some(Transport::Ibb { namespace, sid, block_size }) if self.options.ibb => {
+                let sid = sid.unwrap_or_else(self.ids);
+                self.actions.push_back(OwnAction::ExpectOpen(sid.clone()));
+                let answer = transport::ibb(&namespace, &sid, block_size.clamp(1, BLOCK));
+                self.tell_transport("transport-accept", answer);
+            }
+            _ => {
+                let transport = content
+                    .and_then(|content| content.children().find(|c| c.name() == "transport"))
+                    .cloned()
+                    .unwrap_or_else(|| Element::bare("transport", ns::JINGLE_IBB));
+                self.tell_transport("transport-reject", transport);
+            }
+        }
+    }
 }
 
 pub(super) fn first_content(jingle: &Element) -> Option<&Element> {
@@ -368,4 +318,190 @@ pub(super) fn pins(content: &Element) -> Vec<Print> {
 /// Returns the address that the component uses in a session of its own.
 pub(super) fn mask(component: &jid::BareJid) -> Jid {
     Jid::from(component.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, time::Duration};
+
+    use super::*;
+    use crate::sessions::{
+        hints::{Policies, Policy},
+        side::Side,
+    };
+
+    const IBB: &str =
+        "<transport xmlns='urn:xmpp:jingle:transports:ibb:1' sid='a-stream' block-size='4096'/>";
+    const S5B: &str = "<transport xmlns='urn:xmpp:jingle:transports:s5b:1' sid='a-stream'/>";
+    const TLS: &str = "<description xmlns='urn:xmpp:jingle:apps:tls'/>";
+    const XTLS: &str =
+        "<description xmlns='urn:x'/><security xmlns='urn:xmpp:jingle:security:xtls:0'/>";
+    const USED: &str = "<transport xmlns='urn:xmpp:jingle:transports:s5b:1' sid='a-stream'>\
+                        <candidate-used cid='c'/></transport>";
+
+    fn count_up() -> String {
+        thread_local!(static NEXT: Cell<u32> = const { Cell::new(0) });
+        NEXT.set(NEXT.get() + 1);
+        format!("id{}", NEXT.get())
+    }
+
+    fn jingle(action: &str, inside: &str) -> Stanza {
+        let iq = format!(
+            "<iq xmlns='jabber:client' type='set' id='{}' from='a@example.org/a' to='xtls.example.org'>\
+             <jingle xmlns='urn:xmpp:jingle:1' action='{action}' sid='s'>\
+             <content creator='initiator' name='c'>{inside}</content></jingle></iq>",
+            count_up()
+        );
+        Stanza::parse(iq.parse().unwrap()).unwrap()
+    }
+
+    fn open() -> Input {
+        let iq = format!(
+            "<iq xmlns='jabber:client' type='set' id='{}' from='a@example.org/a' to='xtls.example.org'>\
+             <open xmlns='http://jabber.org/protocol/ibb' sid='a-stream' block-size='4096'/></iq>",
+            count_up()
+        );
+        Input::Open(Side::Initiator, Stanza::parse(iq.parse().unwrap()).unwrap())
+    }
+
+    fn session(offer: &str, transport: &str) -> OwnSession {
+        let options = Options {
+            jid: jid::BareJid::new("xtls.example.org").unwrap(),
+            require_tls: true,
+            policies: Policies {
+                unknown: Policy::Annotate,
+                mismatch: Policy::Annotate,
+                revoked: Policy::Reject,
+            },
+            socks5: true,
+            advertise: vec![("proxy.example.org".to_owned(), 7625)],
+            ibb: true,
+            max_stanza_bytes: 500_000,
+            block_size: 8192,
+            window: 16,
+            memory: 64 << 20,
+            silence_timeout: Duration::from_secs(300),
+            activation_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(600),
+            sessions: (10, 10),
+        };
+        let initiate = jingle("session-initiate", &format!("{offer}{transport}"));
+        let peer = Peer {
+            user: initiate.from.clone(),
+            mask: initiate.to.clone(),
+            sid: "s".to_owned(),
+            namespace: ns::JINGLE.to_owned(),
+        };
+        let transport = initiate.payload().and_then(first_content).and_then(Transport::read);
+        let (options, transport) = (Arc::new(options), transport.unwrap());
+        let now = Instant::now();
+        OwnSession::accept(options, count_up, peer, "AA:BB", &initiate, &transport, now)
+    }
+
+    /// Returns the stanzas that a session sends, and its other actions.
+    fn actions(session: &mut OwnSession) -> (Vec<Element>, Vec<OwnAction>) {
+        let (mut sent, mut other) = (Vec::new(), Vec::new());
+        while let Some(action) = session.poll_action() {
+            match action {
+                OwnAction::Send(element) => sent.push(element),
+                action => other.push(action),
+            }
+        }
+        (sent, other)
+    }
+
+    /// Returns the reason with which a session has ended for its user.
+    fn reason(sent: &[Element]) -> Option<String> {
+        let jingle = sent.last()?.get_child("jingle", ns::JINGLE)?;
+        let reason = jingle.get_child("reason", ns::JINGLE)?.children().next()?;
+        (jingle.attr("action") == Some("session-terminate")).then(|| reason.name().to_owned())
+    }
+
+    #[test]
+    fn an_offer_is_accepted_in_its_own_dialect() {
+        for (offer, word) in [(TLS, "description"), (XTLS, "security")] {
+            let (sent, _) = actions(&mut session(offer, IBB));
+            assert_eq!(sent[0].attr("type"), Some("result"));
+            let accept = sent[1].get_child("jingle", ns::JINGLE).unwrap();
+            assert_eq!(accept.attr("action"), Some("session-accept"));
+            let content = first_content(accept).unwrap();
+            assert_eq!(content.children().next().unwrap().name(), word);
+        }
+    }
+
+    #[test]
+    fn the_handshake_begins_when_the_socks5_connection_is_there_and_chosen() {
+        for arrives_first in [true, false] {
+            let mut session = session(TLS, S5B);
+            let (sent, other) = actions(&mut session);
+            assert_eq!(sent.len(), 3, "it has no candidate of its own to choose");
+            assert!(matches!(&other[..], [OwnAction::Connect(sid)] if sid == "a-stream"));
+            let used = Input::Jingle(Side::Initiator, jingle("transport-info", USED));
+            let mut inputs = [Input::Arrived(Side::Initiator), used];
+            if !arrives_first {
+                inputs.reverse();
+            }
+            let [first, second] = inputs;
+            session.handle(first);
+            assert!(actions(&mut session).1.is_empty());
+            session.handle(second);
+            assert!(matches!(&actions(&mut session).1[..], [OwnAction::SecureSocket]));
+        }
+    }
+
+    #[test]
+    fn an_in_band_stream_is_opened_once() {
+        let mut session = session(TLS, IBB);
+        actions(&mut session);
+        session.handle(open());
+        let (sent, other) = actions(&mut session);
+        assert_eq!(sent[0].attr("type"), Some("result"));
+        assert!(matches!(&other[..], [OwnAction::SecureStream(sid, 4096, _)] if sid == "a-stream"));
+        session.handle(open());
+        let (sent, other) = actions(&mut session);
+        assert!(sent[0].attr("type") == Some("error") && other.is_empty());
+    }
+
+    #[test]
+    fn in_band_bytestreams_may_take_the_place_of_socks5_and_nothing_else() {
+        for (transport, action) in [(IBB, "transport-accept"), (S5B, "transport-reject")] {
+            let mut session = session(TLS, S5B);
+            actions(&mut session);
+            session.handle(Input::Jingle(Side::Initiator, jingle("transport-replace", transport)));
+            let (sent, other) = actions(&mut session);
+            let answer = sent[1].get_child("jingle", ns::JINGLE).unwrap();
+            assert_eq!(answer.attr("action"), Some(action));
+            assert_eq!(other.len(), usize::from(transport == IBB));
+        }
+    }
+
+    #[test]
+    fn each_end_has_its_reason_unless_the_user_is_the_one_who_ends_it() {
+        let terminate = Input::Jingle(Side::Initiator, jingle("session-terminate", ""));
+        for (input, expected) in [
+            (terminate, None),
+            (Input::Gone(Side::Initiator), None),
+            (Input::Timeout, Some("timeout")),
+            (Input::End("gone", String::new()), Some("gone")),
+            (Input::Drain(Instant::now()), Some("gone")),
+        ] {
+            let mut session = session(TLS, IBB);
+            actions(&mut session);
+            session.handle(input);
+            assert!(session.is_over());
+            let (sent, _) = actions(&mut session);
+            assert_eq!(reason(&sent).as_deref(), expected);
+        }
+        for (proven, expected) in
+            [(Ok("1".to_owned()), "success"), (Err(String::new()), "security-error")]
+        {
+            let mut session = session(TLS, IBB);
+            session.handle(open());
+            session.secured(proven);
+            assert!(session.is_over());
+            assert_eq!(reason(&actions(&mut session).0).as_deref(), Some(expected));
+            session.handle(open());
+            assert_eq!(actions(&mut session).0[0].attr("type"), Some("error"));
+        }
+    }
 }

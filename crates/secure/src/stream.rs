@@ -8,7 +8,8 @@ use rustls::{
     pki_types::ServerName, version::TLS13,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+pub use tokio_rustls::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::{
     fault::Fault,

@@ -1,0 +1,172 @@
+//! Carries out the decisions of a session with the component: stanzas, connections, the handshake and its record.
+
+use std::sync::Arc;
+
+use fingerpost_carry::{
+    clock::{Clock, SystemClock},
+    ibb_params::IbbParams,
+    ibb_stream::IbbStream,
+};
+use fingerpost_secure::{
+    identity::Identity,
+    stream::{self, TlsError, TlsStream},
+};
+use fingerpost_wire::{ibb_xml::IbbStanza, print::Print};
+use minidom::Element;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+    task::JoinSet,
+    time::{Duration, Instant, sleep_until, timeout},
+};
+
+use super::{
+    Shared,
+    own::{OwnAction, OwnSession},
+    session::{Input, Peer},
+    side::Side,
+};
+use crate::{
+    registry::Notice,
+    relay::socket::{Socket, SocketLeg},
+};
+
+/// How long to wait for the peer's own session-terminate.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What the session has waited for.
+enum OwnDone {
+    Arrived(Option<Socket>),
+    Secured(Box<Result<TlsStream<SocketLeg>, TlsError>>),
+}
+
+/// The task of a session of one user with the component.
+pub(super) struct OwnDriver {
+    shared: Arc<Shared>,
+    peer: Peer,
+    session: OwnSession,
+    identity: Arc<Identity>,
+    pins: Vec<Print>,
+    notices: mpsc::Sender<Notice>,
+    socket: Option<Socket>,
+    /// The tasks that the session waits for. Dropping the session ends them.
+    work: JoinSet<OwnDone>,
+}
+
+impl OwnDriver {
+    /// Creates a driver for a session that has been accepted. `pins` are the offered x509 prints.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        peer: Peer,
+        session: OwnSession,
+        identity: Arc<Identity>,
+        pins: Vec<Print>,
+        notices: mpsc::Sender<Notice>,
+    ) -> Self {
+        let (socket, work) = (None, JoinSet::new());
+        Self { shared, peer, session, identity, pins, notices, socket, work }
+    }
+
+    /// Runs for the whole life of the session.
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Input>) {
+        loop {
+            while let Some(action) = self.session.poll_action() {
+                self.perform(action).await;
+            }
+            if self.session.is_over() {
+                break;
+            }
+            let input = tokio::select! {
+                input = inbox.recv() => input.unwrap_or_else(|| Input::Drain(Instant::now())),
+                Some(done) = self.work.join_next() => match done {
+                    Ok(OwnDone::Arrived(Some(socket))) => {
+                        self.socket = Some(socket);
+                        Input::Arrived(Side::Initiator)
+                    }
+                    Ok(OwnDone::Secured(stream)) => {
+                        let proven = self.prove(*stream).await;
+                        self.session.secured(proven);
+                        continue;
+                    }
+                    Ok(OwnDone::Arrived(None)) | Err(_) => continue,
+                },
+                () = sleep_until(self.session.deadline()) => Input::Timeout,
+            };
+            self.session.handle(input);
+        }
+        inbox.close();
+        while let Some(input) = inbox.recv().await {
+            self.session.handle(input);
+            while let Some(action) = self.session.poll_action() {
+                self.perform(action).await;
+            }
+        }
+    }
+
+    async fn send(&self, element: Element) {
+        let _ = self.shared.outbound.send(element).await;
+    }
+
+    async fn perform(&mut self, action: OwnAction) {
+        match action {
+            OwnAction::Send(element) => self.send(element).await,
+            OwnAction::Connect(sid) => {
+                let mut registration = self.shared.register(&self.peer, &sid);
+                self.work.spawn(async move { OwnDone::Arrived(registration.arrived().await) });
+            }
+            OwnAction::ExpectOpen(sid) => self.shared.expect_open(&self.peer, Some(sid)),
+            OwnAction::SecureSocket => {
+                if let Some(socket) = self.socket.take() {
+                    self.secure(SocketLeg::Socket(socket));
+                }
+            }
+            OwnAction::SecureStream(sid, block_size, stanza) => {
+                let leg = self.stream(sid, block_size, stanza);
+                self.secure(leg);
+            }
+        }
+    }
+
+    fn stream(&self, sid: String, block_size: u16, stanza: IbbStanza) -> SocketLeg {
+        let Peer { user, mask, .. } = &self.peer;
+        let mut params = IbbParams::new(mask.clone(), user.clone(), sid.as_str());
+        (params.block_size, params.stanza) = (block_size, stanza);
+        let options = self.shared.options();
+        (params.window, params.silence_timeout) = (options.window, options.silence_timeout);
+        let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
+        self.shared.add_stream(&self.peer, sid, handle);
+        SocketLeg::Ibb(stream)
+    }
+
+    /// Does the handshake over a leg.
+    fn secure(&mut self, leg: SocketLeg) {
+        let (identity, pins) = (Arc::clone(&self.identity), std::mem::take(&mut self.pins));
+        self.work.spawn(async move {
+            let secured = stream::accept(leg, &identity, pins).await;
+            OwnDone::Secured(Box::new(secured.map(|(stream, _)| stream)))
+        });
+    }
+
+    /// Records the key that was shown in the handshake; returns its id.
+    ///
+    /// # Errors
+    /// The text for the user, if none is proven.
+    async fn prove(
+        &self,
+        secured: Result<TlsStream<SocketLeg>, TlsError>,
+    ) -> Result<String, String> {
+        let mut stream = secured.map_err(|error| error.to_string())?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
+        let certificate = shown.ok_or("No certificate was shown")?;
+        let now = SystemClock.now();
+        let recorded = self.shared.registry.shown(&self.peer.user, &certificate, now).await;
+        let (key, notice) = recorded.map_err(|refusal| refusal.text)?;
+        if let Some(notice) = notice {
+            let _ = self.notices.send(notice).await;
+        }
+        // The peer may want to end TLS first.
+        let _ = stream.shutdown().await;
+        let _ = timeout(GOODBYE, stream.read(&mut [0; 256])).await;
+        Ok(key.id.to_string())
+    }
+}
