@@ -12,7 +12,7 @@
 
 use std::process::ExitCode;
 
-use fingerpost_endpoint::{Application, Endpoint, Error, Login};
+use fingerpost_endpoint::{Application, Endpoint, Error, Login, Reason};
 use fingerpost_secure::identity::Identity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -67,7 +67,7 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     print!("{answer}");
-    session.terminate("success", "").await;
+    session.terminate(Reason::Success, "").await;
     endpoint.close().await;
     Ok(())
 }

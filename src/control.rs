@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fingerpost_wire::jingle::Reason;
 use jid::BareJid;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
@@ -140,7 +141,7 @@ impl Control {
     /// chat message. Returns whether the session existed.
     pub fn end(&self, session: &Session, text: &str) -> bool {
         if session.brokered {
-            return self.broker.end_session(&session.id, "cancel", text);
+            return self.broker.end_session(&session.id, Reason::Cancel, text);
         }
         let number = session.id.strip_prefix('t').and_then(|number| number.parse().ok());
         let ended = number.is_some_and(|number| self.table.end(number));

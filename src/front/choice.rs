@@ -10,6 +10,7 @@ use fingerpost_carry::{
 };
 use fingerpost_wire::{
     jid::unproxied,
+    jingle::{self, Action},
     ns,
     stanza::{Condition, ErrorType, Refusal, RequestKind, Stanza},
 };
@@ -264,13 +265,13 @@ impl Router {
                 })
         };
         let waiting = self.waiting.get(&callee.to_bare()).into_iter().flatten();
-        match jingle.attr("action") {
-            Some("session-initiate") if waiting.clone().any(is_same) => Err(Refusal::new(
+        match jingle::action(jingle).known() {
+            Some(Action::SessionInitiate) if waiting.clone().any(is_same) => Err(Refusal::new(
                 ErrorType::Cancel,
                 Condition::Conflict,
                 "The session exists already",
             )),
-            Some("session-terminate") if waiting.clone().any(is_same) => {
+            Some(Action::SessionTerminate) if waiting.clone().any(is_same) => {
                 self.send(stanza.result(None));
                 self.withdraw(&callee.to_bare(), is_same);
                 Ok(true)

@@ -18,6 +18,7 @@ use fingerpost_carry::{
 use fingerpost_secure::identity::Identity;
 use fingerpost_wire::{
     jid::{canonical, full, unproxied},
+    jingle::{self, Action},
     ns, rsm,
     stanza::{Condition, ErrorType, Kind, Refusal, RequestKind, Stanza, StanzaType},
     xml,
@@ -451,7 +452,7 @@ impl Router {
             });
         }
         if is_jingle && stanza.type_ == StanzaType::Set {
-            if payload.attr("action") != Some("session-initiate") {
+            if jingle::action(payload) != Action::SessionInitiate {
                 return Err(Refusal::unknown_session("There is no such session"));
             }
             let sid = payload.attr("sid").unwrap_or_default();
@@ -827,7 +828,7 @@ impl Router {
                 return self.handle_bytestreams(stanza, payload, get);
             }
             ("jingle", ns::JINGLE | ns::JINGLE_0) if !get => {
-                if payload.attr("action") != Some("session-initiate") {
+                if jingle::action(payload) != Action::SessionInitiate {
                     return Err(Refusal::unknown_session("There is no such session"));
                 }
                 let (identity, notices) = (Arc::clone(&self.identity), self.back.notices.clone());

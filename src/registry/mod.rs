@@ -640,7 +640,7 @@ pub fn salted_hash(owner: &BareJid, salt: [u8; 16]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use fingerpost_wire::print::HashKind;
+    use fingerpost_wire::{key::Verdict, print::HashKind};
     use time::macros::datetime;
 
     use super::*;
@@ -734,7 +734,7 @@ mod tests {
                 let keys = registry.keys_to_judge(&juliet, &bare(jid), &prints).await.unwrap();
                 prints.clone().map(|print| verdict::judge(&keys, None, &print).verdict)
             };
-            let (unknown, is_revoked) = (verdict::Verdict::Unknown, verdict::Verdict::Revoked);
+            let (unknown, is_revoked) = (Verdict::Unknown, Verdict::Revoked);
             assert_eq!(judged("romeo@m.lit").await, [is_revoked, unknown]);
             assert_eq!(judged("mercutio@m.lit").await, [unknown, unknown]);
             let again = add(&registry, 1).await;

@@ -1,58 +1,11 @@
 //! Judges an offered print by the keys of its user.
 
 use fingerpost_wire::{
-    key::State,
+    key::{State, Verdict},
     print::{HashKind, Method, Print},
 };
 
 use super::model::Key;
-
-/// The registry's verdict on an offered print.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Verdict {
-    /// The print of an active key.
-    Match,
-    /// The user has no active key of this method.
-    Unknown,
-    /// The user has active keys of this method, and none has this print. Or the print may be that of a revoked key, of
-    /// which only a print by another hash is known.
-    Mismatch,
-    /// The print of a key that was replaced or has expired.
-    Superseded,
-    /// The print of a revoked key.
-    Revoked,
-}
-
-impl Verdict {
-    /// Returns the name in hints.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Match => "match",
-            Self::Unknown => "unknown",
-            Self::Mismatch => "mismatch",
-            Self::Superseded => "superseded",
-            Self::Revoked => "revoked",
-        }
-    }
-
-    /// Ranks verdicts: the higher, the worse.
-    fn rank(self) -> u8 {
-        match self {
-            Self::Match => 0,
-            Self::Unknown => 1,
-            Self::Superseded => 2,
-            Self::Mismatch => 3,
-            Self::Revoked => 4,
-        }
-    }
-
-    /// Returns the worse of two verdicts.
-    #[must_use]
-    pub fn or_worse(self, other: Self) -> Self {
-        if other.rank() > self.rank() { other } else { self }
-    }
-}
 
 /// A verdict and the key that it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use fingerpost_carry::{ibb_handle::IbbHandle, ibb_params::IbbParams, ibb_stream:
 use fingerpost_wire::{
     ibb::IbbError,
     ibb_xml::IbbStanza,
+    jingle,
     stanza::{RequestKind, Stanza},
     transport_kind::TransportKind,
 };
@@ -183,7 +184,7 @@ impl Driver {
             }
             Action::Ask(side, number, payload) => {
                 let mut wait = ANSWER;
-                if payload.attr("action") == Some("session-initiate") {
+                if jingle::action(&payload) == jingle::Action::SessionInitiate {
                     // The callee must not learn of a session that a crash would make the component forget.
                     let peer = &mut self.peers[side];
                     if !payload.has_ns(peer.namespace.as_str()) {

@@ -3,20 +3,18 @@
 use std::collections::{HashMap, hash_map::Entry};
 
 use fingerpost_wire::{
-    key::{Assurance, State},
+    key::{Assurance, State, Verdict},
     ns,
-    offer::{Name, Offer, Printed},
+    offer::{Offer, Printed},
     print::Method,
+    word::Word,
     xml,
 };
 use jid::BareJid;
 use minidom::Element;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::registry::{
-    model::Key,
-    verdict::{self, Verdict},
-};
+use crate::registry::{model::Key, verdict};
 
 /// What happens to a print with a bad verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +44,7 @@ pub struct Judged {
     /// The print as offered.
     pub print: Printed,
     /// Its method, from the offer or from the registry.
-    pub method: Name,
+    pub method: Word<Method>,
     /// The verdict.
     pub verdict: Verdict,
     /// Assurance and date of the key with this print.
@@ -64,19 +62,19 @@ pub struct Judgement {
 
 impl Judgement {
     /// Returns the offered prints, each with its method.
-    pub fn prints(&self) -> Vec<(Name, Printed)> {
+    pub fn prints(&self) -> Vec<(Word<Method>, Printed)> {
         self.prints.iter().map(|judged| (judged.method.clone(), judged.print.clone())).collect()
     }
 
     /// Returns the names of all offered methods, from the list or from a print, except those that policy removes.
-    pub fn methods(&self, offer: &Offer, stripped: &Stripped) -> Vec<String> {
+    pub fn methods(&self, offer: &Offer, stripped: &Stripped) -> Vec<Word<Method>> {
         let mut names = offer.methods.clone();
         for judged in &self.prints {
-            if !names.iter().any(|name| name == judged.method.as_str()) {
-                names.push(judged.method.as_str().to_owned());
+            if !names.contains(&judged.method) {
+                names.push(judged.method.clone());
             }
         }
-        names.retain(|name| !stripped.methods.iter().any(|method| method.as_str() == name));
+        names.retain(|name| !stripped.methods.contains(name));
         names
     }
 }
@@ -89,11 +87,11 @@ impl Judgement {
 /// out the method to be `unknown` instead of `mismatch`.
 ///
 /// A print that could not be read is judged as one that the registry does not know.
-pub fn judge(offer: &Offer, others: &[String], keys: &[Key]) -> Judgement {
-    let offered: Vec<Method> = offer.methods.iter().filter_map(|name| name.parse().ok()).collect();
+pub fn judge(offer: &Offer, others: &[Word<Method>], keys: &[Key]) -> Judgement {
+    let offered: Vec<Method> = offer.methods.iter().filter_map(Word::known).collect();
     let candidates = candidates(&offered, others);
     let mut prints: Vec<Judged> = Vec::new();
-    let mut places: HashMap<(Name, (bool, &[u8])), usize> = HashMap::new();
+    let mut places = HashMap::new();
     for ((said, print), method) in offer.prints.iter().zip(methods(offer, &candidates, keys)) {
         let under = match said {
             Some(name) => Vec::from_iter(name.likely()),
@@ -110,7 +108,7 @@ pub fn judge(offer: &Offer, others: &[String], keys: &[Key]) -> Judgement {
             }
             Entry::Occupied(place) => {
                 let twin = &mut prints[*place.get()];
-                if twin.verdict.or_worse(judged.verdict) != twin.verdict {
+                if judged.verdict > twin.verdict {
                     *twin = judged;
                 }
             }
@@ -118,7 +116,7 @@ pub fn judge(offer: &Offer, others: &[String], keys: &[Key]) -> Judgement {
     }
     let bare = offered
         .into_iter()
-        .filter(|method| !prints.iter().any(|judged| judged.method == Name::Known(*method)))
+        .filter(|method| !prints.iter().any(|judged| judged.method == *method))
         .collect();
     Judgement { prints, bare }
 }
@@ -130,16 +128,18 @@ fn is_registered(print: &Printed, keys: &[Key]) -> bool {
 
 /// Judges a print under each of `methods`; the worst verdict counts. Without methods, it is that of a method which no
 /// key is registered for.
-fn judge_under(methods: &[Method], method: Name, printed: &Printed, keys: &[Key]) -> Judged {
+fn judge_under(
+    methods: &[Method],
+    method: Word<Method>,
+    printed: &Printed,
+    keys: &[Key],
+) -> Judged {
     let methods = if methods.is_empty() { &[Method::Srp] } else { methods };
     let under = |method: &Method| match printed.print() {
         Some(print) => verdict::judge(keys, Some(*method), print),
         None => verdict::Judgement { verdict: verdict::judge_unread(keys, *method), key: None },
     };
-    let worst = methods
-        .iter()
-        .map(under)
-        .reduce(|a, b| if a.verdict.or_worse(b.verdict) == a.verdict { a } else { b });
+    let worst = methods.iter().map(under).reduce(|a, b| if a.verdict >= b.verdict { a } else { b });
     let (verdict, key) = worst.map_or((Verdict::Unknown, None), |worst| (worst.verdict, worst.key));
     let known = key.map(|key| (key.assurance, key.created));
     Judged { print: printed.clone(), method, verdict, known }
@@ -156,13 +156,13 @@ impl Candidates {
 }
 
 /// Returns the methods with prints in an offer's list, or, without a list, those of the offer that it answers.
-fn candidates(offered: &[Method], others: &[String]) -> Candidates {
+fn candidates(offered: &[Method], others: &[Word<Method>]) -> Candidates {
     let with_prints = |method: &Method| *method != Method::Srp;
     let own: Vec<Method> = offered.iter().copied().filter(with_prints).collect();
     if !own.is_empty() {
         return Candidates(own);
     }
-    Candidates(others.iter().filter_map(|name| name.parse().ok()).filter(with_prints).collect())
+    Candidates(others.iter().filter_map(Word::known).filter(with_prints).collect())
 }
 
 /// Returns the method of each print. If the offer does not say it, the first of these that applies decides:
@@ -174,10 +174,10 @@ fn candidates(offered: &[Method], others: &[String]) -> Candidates {
 ///    X.509;
 /// 5. the order of the methods, if as many prints are left as methods;
 /// 6. X.509.
-fn methods(offer: &Offer, candidates: &Candidates, keys: &[Key]) -> Vec<Name> {
+fn methods(offer: &Offer, candidates: &Candidates, keys: &[Key]) -> Vec<Word<Method>> {
     let mut elsewhere: HashMap<(bool, &[u8]), Method> = HashMap::new();
     for (name, print) in &offer.prints {
-        if let Some(Name::Known(method)) = name {
+        if let Some(Word::Known(method)) = name {
             elsewhere.entry(print.identity()).or_insert(*method);
         }
     }
@@ -185,14 +185,14 @@ fn methods(offer: &Offer, candidates: &Candidates, keys: &[Key]) -> Vec<Name> {
         let print = print.print().filter(|_| is_registered(print, keys))?;
         Some(verdict::resolve_method(keys, print))
     };
-    let found: Vec<Option<Name>> = offer
+    let found: Vec<Option<Word<Method>>> = offer
         .prints
         .iter()
         .map(|(name, print)| {
             name.clone().or_else(|| {
                 let method =
                     registered(print).or_else(|| elsewhere.get(&print.identity()).copied());
-                method.map(Name::Known)
+                method.map(Word::Known)
             })
         })
         .collect();
@@ -204,7 +204,7 @@ fn methods(offer: &Offer, candidates: &Candidates, keys: &[Key]) -> Vec<Name> {
         .0
         .iter()
         .copied()
-        .filter(|method| !found.contains(&Some(Name::Known(*method))))
+        .filter(|method| !found.contains(&Some(Word::Known(*method))))
         .collect();
     let guess: Vec<Method> = match candidates.0.as_slice() {
         [only] => vec![*only; open.len()],
@@ -224,7 +224,7 @@ fn methods(offer: &Offer, candidates: &Candidates, keys: &[Key]) -> Vec<Name> {
     let mut guess = guess.into_iter();
     found
         .into_iter()
-        .map(|name| name.unwrap_or_else(|| Name::Known(guess.next().unwrap_or(Method::X509))))
+        .map(|name| name.unwrap_or_else(|| Word::Known(guess.next().unwrap_or(Method::X509))))
         .collect()
 }
 
@@ -234,7 +234,7 @@ pub struct Stripped {
     /// The prints.
     pub prints: Vec<Printed>,
     /// The methods that had prints and have none left.
-    pub methods: Vec<Name>,
+    pub methods: Vec<Word<Method>>,
 }
 
 /// Applies the policies to the offer of `owner`.
@@ -286,13 +286,13 @@ pub fn to_element(judgement: &Judgement, keys: &[Key], owner: &BareJid) -> Eleme
     let mut hints = xml::element("hints", ns::HINTS, &[("jid", owner.as_str())]);
     let mut add = |method: &str,
                    print: &Printed,
-                   verdict: &str,
+                   verdict: Verdict,
                    known: Option<(Assurance, OffsetDateTime)>| {
         let mut element = xml::element("print", ns::HINTS, &[("method", method)]);
         if let Some(hash) = print.hash() {
             xml::set(&mut element, "hash", &hash);
         }
-        xml::set(&mut element, "verdict", verdict);
+        xml::set(&mut element, "verdict", verdict.as_str());
         if let Some((assurance, since)) = known {
             xml::set(&mut element, "assurance", assurance.as_str());
             let since = since.replace_nanosecond(0).unwrap_or(since);
@@ -304,13 +304,18 @@ pub fn to_element(judgement: &Judgement, keys: &[Key], owner: &BareJid) -> Eleme
         hints.append_child(element);
     };
     for judged in &judgement.prints {
-        add(judged.method.as_str(), &judged.print, judged.verdict.as_str(), judged.known);
+        add(judged.method.as_str(), &judged.print, judged.verdict, judged.known);
     }
     for method in &judgement.bare {
         for key in keys.iter().filter(|key| key.method == *method && key.state == State::Active) {
             for print in &key.prints {
                 let print = Printed::Read(print.clone());
-                add(method.as_str(), &print, "registered", Some((key.assurance, key.created)));
+                add(
+                    method.as_str(),
+                    &print,
+                    Verdict::Registered,
+                    Some((key.assurance, key.created)),
+                );
             }
         }
     }
@@ -380,7 +385,7 @@ mod tests {
         }
         // Of several methods, it may be meant for the one that the user has keys of.
         let offer = Offer {
-            methods: vec!["openpgp".to_owned(), "x509".to_owned()],
+            methods: vec![Method::OpenPgp.into(), Method::X509.into()],
             prints: vec![(None, Printed::Unread { text: "hello".to_owned(), hash: None })],
         };
         let judged = judge(&offer, &[], &[key(1, None)]);
@@ -418,7 +423,7 @@ mod tests {
     /// Returns an offer of prints without methods, in the order given.
     fn bare_offer(methods: &[&str], prints: &[Print]) -> Offer {
         Offer {
-            methods: methods.iter().map(|&name| name.to_owned()).collect(),
+            methods: methods.iter().map(|name| Word::new(name)).collect(),
             prints: prints.iter().map(|print| (None, Printed::Read(print.clone()))).collect(),
         }
     }
@@ -447,11 +452,11 @@ mod tests {
     }
 
     fn verdicts(offer: &Offer, others: &[&str], keys: &[Key]) -> Vec<(Method, Verdict)> {
-        let others: Vec<String> = others.iter().map(|&name| name.to_owned()).collect();
+        let others: Vec<_> = others.iter().map(|name| Word::new(name)).collect();
         let judged = judge(offer, &others, keys).prints;
         let known = |judged: &Judged| match judged.method {
-            Name::Known(method) => (method, judged.verdict),
-            Name::Other(_) => panic!("{judged:?}"),
+            Word::Known(method) => (method, judged.verdict),
+            Word::Other(_) => panic!("{judged:?}"),
         };
         judged.iter().map(known).collect()
     }
@@ -495,14 +500,14 @@ mod tests {
         for turned in [false, true] {
             let long = |byte| Printed::Read(long(byte));
             let mut prints = vec![
-                (Some(Name::Known(Method::X509)), long(1)),
-                (Some(Name::Known(Method::OpenPgp)), long(9)),
+                (Some(Word::Known(Method::X509)), long(1)),
+                (Some(Word::Known(Method::OpenPgp)), long(9)),
                 (None, long(9)),
             ];
             if turned {
                 prints.reverse();
             }
-            let methods = vec!["x509".to_owned(), "openpgp".to_owned()];
+            let methods = vec![Method::X509.into(), Method::OpenPgp.into()];
             let mut found = verdicts(&Offer { methods, prints }, &[], &keys);
             found.sort_unstable_by_key(|(method, _)| *method);
             let expected = [(Method::X509, Verdict::Match), (Method::OpenPgp, Verdict::Mismatch)];
@@ -547,8 +552,8 @@ mod tests {
         ];
         for (verdict, method, byte) in cases {
             let offer = Offer {
-                methods: vec![method.to_string(), "srp".to_owned()],
-                prints: vec![(Some(Name::Known(method)), Printed::Read(print(byte)))],
+                methods: vec![method.into(), Method::Srp.into()],
+                prints: vec![(Some(Word::Known(method)), Printed::Read(print(byte)))],
             };
             let judgement = judge(&offer, &[], &keys);
             assert_eq!(judgement.prints[0].verdict.as_str(), verdict, "{method} {byte}");
@@ -573,7 +578,7 @@ mod tests {
                         (true, Policy::Strip) => {
                             let gone = decided.unwrap();
                             assert_eq!(gone.prints, [Printed::Read(print(byte))]);
-                            assert_eq!(judgement.methods(&offer, &gone), ["srp"]);
+                            assert_eq!(judgement.methods(&offer, &gone), [Method::Srp]);
                         }
                         _ => {
                             let gone = decided.unwrap();

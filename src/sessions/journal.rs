@@ -18,7 +18,7 @@ use fingerpost_carry::{
     iq::random_id,
 };
 use fingerpost_wire::{
-    jingle::{self, Frame},
+    jingle::{self, Frame, Reason},
     ns, xml,
 };
 use jid::BareJid;
@@ -274,7 +274,7 @@ fn terminate(side: &OpenSide) -> Element {
             ("id", &random_id()),
         ],
     );
-    iq.append_child(jingle::end(&frame, "gone", LOST, None));
+    iq.append_child(jingle::end(&frame, Reason::Gone, LOST, None));
     iq
 }
 

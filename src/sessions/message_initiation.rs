@@ -24,6 +24,7 @@ use std::{
 use fingerpost_carry::shares::{Full, Limits, Place, Shares};
 use fingerpost_wire::{
     jid::proxied,
+    jingle::Reason,
     ns, size,
     stanza::{Condition, ErrorType, Refusal, Stanza},
     xml,
@@ -299,7 +300,11 @@ impl Proposals {
             // The proposal no longer rings; the resource may have missed that.
             ("ringing" | "proceed" | "reject", Some(by)) if *by != from => {
                 let late = "Answered on another device";
-                Some(self.retract(proposal, theirs, &from, "cancel", late).into_iter().collect())
+                Some(
+                    self.retract(proposal, theirs, &from, Reason::Cancel, late)
+                        .into_iter()
+                        .collect(),
+                )
             }
             ("ringing" | "proceed", Some(_)) => Some(Vec::new()),
             ("proceed", None) => {
@@ -352,7 +357,7 @@ impl Proposals {
         let mut out = Vec::new();
         let own = self.by_initiator.get(user).into_iter().flat_map(HashMap::values).cloned();
         for theirs in own.collect::<Vec<_>>() {
-            out.extend(self.end(&theirs, "gone", "The other user went away", true, false));
+            out.extend(self.end(&theirs, Reason::Gone, "The other user went away", true, false));
         }
         let Ok(user) = FullJid::try_from(user.clone()) else { return out };
         let asked = self.by_callee.get(&user.to_bare()).into_iter().flatten().cloned();
@@ -370,7 +375,13 @@ impl Proposals {
                 Stage::Started(_) => false,
             };
             if left {
-                out.extend(self.end(&theirs, "gone", "The other user went away", false, true));
+                out.extend(self.end(
+                    &theirs,
+                    Reason::Gone,
+                    "The other user went away",
+                    false,
+                    true,
+                ));
             } else {
                 self.settle(&theirs);
             }
@@ -423,7 +434,7 @@ impl Proposals {
             proposal.silent.push((user.clone(), is_refused));
             proposal.since = since;
             if proposal.is_refused() {
-                out.extend(self.end(&theirs, "timeout", text, true, true));
+                out.extend(self.end(&theirs, Reason::Timeout, text, true, true));
             } else {
                 self.settle(&theirs);
             }
@@ -450,9 +461,15 @@ impl Proposals {
             if started {
                 self.remove(&theirs);
             } else if let Some(text) = quiet {
-                out.extend(self.end(&theirs, "timeout", &text, true, true));
+                out.extend(self.end(&theirs, Reason::Timeout, &text, true, true));
             } else {
-                out.extend(self.end(&theirs, "expired", "Nobody answered in time", true, true));
+                out.extend(self.end(
+                    &theirs,
+                    Reason::Expired,
+                    "Nobody answered in time",
+                    true,
+                    true,
+                ));
             }
         }
         out
@@ -462,7 +479,7 @@ impl Proposals {
     fn end(
         &mut self,
         theirs: &str,
-        condition: &str,
+        condition: Reason,
         text: &str,
         callee: bool,
         initiator: bool,
@@ -486,7 +503,7 @@ impl Proposals {
     fn retract_others(&self, theirs: &str, but: &FullJid, text: &str) -> Vec<Element> {
         let Some(proposal) = self.open.get(theirs) else { return Vec::new() };
         let others = proposal.told.iter().filter(|told| *told != but);
-        others.filter_map(|to| self.retract(proposal, theirs, to, "cancel", text)).collect()
+        others.filter_map(|to| self.retract(proposal, theirs, to, Reason::Cancel, text)).collect()
     }
 
     fn retract(
@@ -494,7 +511,7 @@ impl Proposals {
         proposal: &Proposal,
         theirs: &str,
         to: &FullJid,
-        condition: &str,
+        condition: Reason,
         text: &str,
     ) -> Option<Element> {
         let mask = proxied(&proposal.initiator, &self.component)?;
@@ -709,10 +726,10 @@ pub(crate) fn room() -> Refusal {
     Refusal::new(ErrorType::Cancel, Condition::NotAcceptable, text).with_extra("room", ns::HINTS)
 }
 
-fn said(action: &str, id: &str, condition: &str, text: &str) -> Element {
+fn said(action: &str, id: &str, condition: Reason, text: &str) -> Element {
     let mut element = xml::element(action, ns::JINGLE_MESSAGE, &[("id", id)]);
     let mut reason = Element::bare("reason", ns::JINGLE);
-    reason.append_child(Element::bare(condition, ns::JINGLE));
+    reason.append_child(Element::bare(condition.as_str(), ns::JINGLE));
     let mut words = Element::bare("text", ns::JINGLE);
     words.append_text(text);
     reason.append_child(words);

@@ -34,7 +34,8 @@ use fingerpost_secure::identity::Identity;
 use fingerpost_wire::{
     dst_addr::DstAddr,
     jid::proxied,
-    jingle, ns,
+    jingle::{self, Action, Reason},
+    ns,
     print::Print,
     stanza::{Condition, ErrorType, Kind, Refusal, RequestKind, Stanza, StanzaType},
     transport::Transport,
@@ -218,7 +219,7 @@ impl fmt::Debug for Left {
 }
 
 fn is_terminate(stanza: &Stanza) -> bool {
-    stanza.payload().is_some_and(|jingle| jingle.attr("action") == Some("session-terminate"))
+    stanza.payload().is_some_and(|jingle| jingle::action(jingle) == Action::SessionTerminate)
 }
 
 impl fmt::Debug for Again {
@@ -869,7 +870,7 @@ impl Broker {
         let frame = jingle::Frame { namespace: &namespace, sid, initiator, responder };
         let text = "The component takes no files or streams, only proofs of keys: offer \
                     urn:xmpp:jingle:apps:tls, or start the session with the other user's address at the component";
-        let refused = jingle::end(&frame, "unsupported-applications", text, None);
+        let refused = jingle::end(&frame, Reason::UnsupportedApplications, text, None);
         let mut iq = xml::element(
             "iq",
             ns::CLIENT,
@@ -1019,7 +1020,7 @@ impl Broker {
 
     /// Ends a session with a reason (a condition of XEP-0166, 7.4, and a text) that both users see. Returns whether the
     /// session existed.
-    pub fn end_session(&self, id: &str, reason: &'static str, text: &str) -> bool {
+    pub fn end_session(&self, id: &str, reason: Reason, text: &str) -> bool {
         let end = |entry: &Entry| entry.inbox.try_send(Input::End(reason, text.to_owned())).is_ok();
         let state = self.shared.lock();
         let mut entries = state.sessions.values().flatten();
@@ -1030,7 +1031,11 @@ impl Broker {
     pub fn end_in_band(&self) {
         for session in self.list() {
             if session.legs.is_none_or(|legs| legs.contains(&TransportKind::Ibb)) {
-                self.end_session(&session.id, "gone", "The service is being restarted: try again");
+                self.end_session(
+                    &session.id,
+                    Reason::Gone,
+                    "The service is being restarted: try again",
+                );
             }
         }
     }

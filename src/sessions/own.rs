@@ -10,7 +10,7 @@ use std::{collections::VecDeque, sync::Arc};
 use fingerpost_wire::{
     dst_addr::DstAddr,
     ibb_xml::{IbbPayload, IbbStanza},
-    jingle::{self, Frame},
+    jingle::{self, Action, Frame, Reason},
     ns, offer,
     print::{Method, Print},
     stanza::{Condition, ErrorType, Refusal, Stanza},
@@ -139,16 +139,16 @@ impl OwnSession {
             Input::Check => {}
             Input::Gone(_) => self.phase = OwnPhase::Over,
             Input::End(reason, text) => self.end(reason, &text),
-            Input::Timeout => self.end("timeout", "It took too long"),
-            _ => self.end("gone", "The service is being stopped"),
+            Input::Timeout => self.end(Reason::Timeout, "It took too long"),
+            _ => self.end(Reason::Gone, "The service is being stopped"),
         }
     }
 
     /// Ends the session after the handshake: with the id of the key that is proven now, or with the fault.
     pub(super) fn secured(&mut self, proven: Result<String, String>) {
         match proven {
-            Ok(key) => self.end("success", &format!("The key {key} is proven")),
-            Err(fault) => self.end("security-error", &fault),
+            Ok(key) => self.end(Reason::Success, &format!("The key {key} is proven")),
+            Err(fault) => self.end(Reason::SecurityError, &fault),
         }
     }
 
@@ -171,8 +171,8 @@ impl OwnSession {
         self.send(iq);
     }
 
-    fn end(&mut self, reason: &'static str, text: &str) {
-        tracing::info!(reason, "session with the component ended");
+    fn end(&mut self, reason: Reason, text: &str) {
+        tracing::info!(reason = reason.as_str(), "session with the component ended");
         let jingle = jingle::end(&self.frame(), reason, text, None);
         self.tell(jingle);
         self.phase = OwnPhase::Over;
@@ -193,7 +193,7 @@ impl OwnSession {
             }
         };
         let frame = self.frame();
-        let mut jingle = jingle::own("session-accept", &frame);
+        let mut jingle = jingle::own(Action::SessionAccept, &frame);
         xml::set(&mut jingle, "responder", self.peer.mask.as_str());
         let mut content = self.content(frame.namespace);
         content.append_child(security);
@@ -202,7 +202,7 @@ impl OwnSession {
         self.tell(jingle);
         if let Transport::S5b { sid, .. } = transport {
             let none = Element::bare("candidate-error", ns::JINGLE_S5B);
-            self.tell_transport("transport-info", transport::s5b_news(sid, none));
+            self.tell_transport(Action::TransportInfo, transport::s5b_news(sid, none));
         }
     }
 
@@ -210,7 +210,7 @@ impl OwnSession {
         xml::element("content", namespace, &[("creator", "initiator"), ("name", &self.content)])
     }
 
-    fn tell_transport(&mut self, action: &str, transport: Element) {
+    fn tell_transport(&mut self, action: Action, transport: Element) {
         let frame = self.frame();
         let mut jingle = jingle::own(action, &frame);
         let mut content = self.content(frame.namespace);
@@ -249,13 +249,13 @@ impl OwnSession {
     fn handle_jingle(&mut self, stanza: &Stanza) {
         let none = Element::bare("jingle", ns::JINGLE);
         let jingle = stanza.payload().unwrap_or(&none);
-        match jingle.attr("action").unwrap_or_default() {
-            "session-terminate" => {
+        match jingle::action(jingle).known() {
+            Some(Action::SessionTerminate) => {
                 self.send(stanza.result(None));
                 self.phase = OwnPhase::Over;
             }
-            "session-info" => self.send(stanza.result(None)),
-            "transport-info" => {
+            Some(Action::SessionInfo) => self.send(stanza.result(None)),
+            Some(Action::TransportInfo) => {
                 self.send(stanza.result(None));
                 let is_used = first_content(jingle)
                     .and_then(|content| content.get_child("transport", ns::JINGLE_S5B))
@@ -265,7 +265,7 @@ impl OwnSession {
                 }
                 self.check_connected();
             }
-            "transport-replace" => {
+            Some(Action::TransportReplace) => {
                 self.send(stanza.result(None));
                 self.replace(first_content(jingle));
             }
@@ -285,14 +285,14 @@ impl OwnSession {
                 let sid = sid.unwrap_or_else(self.ids);
                 self.actions.push_back(OwnAction::ExpectOpen(sid.clone()));
                 let answer = transport::ibb(&namespace, &sid, block_size.clamp(1, BLOCK));
-                self.tell_transport("transport-accept", answer);
+                self.tell_transport(Action::TransportAccept, answer);
             }
             _ => {
                 let transport = content
                     .and_then(|content| content.children().find(|c| c.name() == "transport"))
                     .cloned()
                     .unwrap_or_else(|| Element::bare("transport", ns::JINGLE_IBB));
-                self.tell_transport("transport-reject", transport);
+                self.tell_transport(Action::TransportReject, transport);
             }
         }
     }

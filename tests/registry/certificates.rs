@@ -9,7 +9,7 @@ use fingerpost::registry::{
     model::{Event, Key, NewKey, NotAllowed, Source, Visibility},
     store::Store,
     store_error::StoreError,
-    verdict::{Verdict, judge},
+    verdict::judge,
 };
 use fingerpost_endpoint::Error;
 use fingerpost_secure::{
@@ -20,7 +20,7 @@ use fingerpost_secure::{
     x509,
 };
 use fingerpost_wire::{
-    key::{KeyId, State},
+    key::{KeyId, State, Verdict},
     print::{HashKind, Method, Print, PrintError},
     stanza::RequestKind,
 };

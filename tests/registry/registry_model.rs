@@ -10,12 +10,12 @@ use fingerpost::{
         self, Registry,
         model::{Actor, Event, NewKey, Party, Settings, Source, Visibility},
         store::Store,
-        verdict::{self, Verdict},
+        verdict,
     },
 };
 use fingerpost_secure::material::Material;
 use fingerpost_wire::{
-    key::{Assurance, KeyId, State},
+    key::{Assurance, KeyId, State, Verdict},
     print::{HashKind, Method, Print},
 };
 use jid::{BareJid, Jid};

@@ -1,6 +1,7 @@
 //! The failures of a session, by the party that can act.
 
 use fingerpost_secure::stream::TlsError;
+use fingerpost_wire::jingle::Reason;
 
 /// Why there is no session, or why it ended.
 ///
@@ -69,15 +70,15 @@ impl Error {
     }
 
     /// Returns the reason of a `session-terminate` (XEP-0166, 7.4) that tells the peer of this error.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Unverified(_) => "security-error",
-            Self::Refused(_) => "decline",
-            Self::Unsupported(_) => "unsupported-applications",
-            Self::Expired(_) => "timeout",
-            Self::Disconnected => "connectivity-error",
-            Self::Transport(_) => "failed-transport",
-            _ => "failed-application",
+            Self::Unverified(_) => Reason::SecurityError,
+            Self::Refused(_) => Reason::Decline,
+            Self::Unsupported(_) => Reason::UnsupportedApplications,
+            Self::Expired(_) => Reason::Timeout,
+            Self::Disconnected => Reason::ConnectivityError,
+            Self::Transport(_) => Reason::FailedTransport,
+            _ => Reason::FailedApplication,
         }
     }
 }

@@ -13,6 +13,7 @@ use fingerpost_carry::{
     iq::{Answer, Requests},
 };
 use fingerpost_wire::{
+    jingle::{self, Action},
     ns,
     stanza::{Condition, ErrorType, Kind, Refusal, RequestKind, Stanza},
     xml,
@@ -240,14 +241,16 @@ impl Hub {
         {
             let key = (stanza.from.clone(), payload.attr("sid").unwrap_or_default().to_owned());
             let session = self.lock().sessions.get(&key).map(|open| open.inbox.clone());
-            let action = payload.attr("action").unwrap_or_default();
+            let action = jingle::action(payload);
             let answer = match session {
                 // Acknowledged on arrival: two sides that wait for each other's answer must not block.
                 Some(inbox) => match inbox.try_send(stanza.clone()) {
                     Ok(()) => stanza.result(None),
                     Err(_) => stanza.refusal(&unknown_session()),
                 },
-                None if action == "session-initiate" => self.arrive(&stanza, payload, arrivals),
+                None if action == Action::SessionInitiate => {
+                    self.arrive(&stanza, payload, arrivals)
+                }
                 None => stanza.refusal(&unknown_session()),
             };
             return self.send(answer).await;

@@ -28,7 +28,7 @@
 //!
 //! # Example
 //! ```no_run
-//! use fingerpost_endpoint::{Application, Endpoint, Error, Login};
+//! use fingerpost_endpoint::{Application, Endpoint, Error, Login, Reason};
 //! use fingerpost_secure::identity::Identity;
 //! use tokio::io::{AsyncReadExt, AsyncWriteExt};
 //!
@@ -48,7 +48,7 @@
 //! stream.shutdown().await?;
 //! let mut answer = String::new();
 //! stream.read_to_string(&mut answer).await?;
-//! session.terminate("success", "").await;
+//! session.terminate(Reason::Success, "").await;
 //! endpoint.close().await;
 //! # Ok(())
 //! # }
@@ -99,7 +99,7 @@ use fingerpost_wire::{
     print::{Method, Print},
     rsm, xml,
 };
-pub use fingerpost_wire::{stanza::RequestKind, transport_kind::TransportKind};
+pub use fingerpost_wire::{jingle::Reason, stanza::RequestKind, transport_kind::TransportKind};
 use jid::{BareJid, Jid};
 use minidom::Element;
 

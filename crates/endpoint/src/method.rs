@@ -17,6 +17,7 @@ use fingerpost_wire::{
     ns,
     offer::Offer,
     print::{HashKind, Method, Print},
+    word::Word,
     xml,
 };
 use jid::BareJid;
@@ -172,13 +173,14 @@ pub(super) fn expected(
     content: &Element,
 ) -> Result<Expected, Error> {
     let offer = Offer::read(content);
-    let named = offer.methods.iter().any(|name| name == method.as_str());
+    let named = offer.methods.iter().any(|name| *name == method);
     let marked = profile(method).is_none_or(|profile| has_profile(content, method, profile));
     // Prints of the third dialect may come without a method.
     if !marked || !(named || offer.methods.is_empty()) {
+        let offered: Vec<_> = offer.methods.iter().map(Word::as_str).collect();
         return Err(Error::Unsupported(format!(
             "no TLS method in common: {peer} offers {}, and the method here is {method}{}",
-            if offer.methods.is_empty() { "none".to_owned() } else { offer.methods.join(", ") },
+            if offered.is_empty() { "none".to_owned() } else { offered.join(", ") },
             profile(method).map(|profile| format!(" ({profile})")).unwrap_or_default(),
         )));
     }

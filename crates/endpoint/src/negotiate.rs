@@ -12,6 +12,7 @@ use fingerpost_secure::{
     stream::{Protocol, Secured},
 };
 use fingerpost_wire::{
+    jingle::{Action, Reason},
     print::{Method, Print},
     transport_kind::TransportKind,
 };
@@ -56,7 +57,7 @@ impl Endpoint {
     /// Dropping the future ends the session.
     ///
     /// ```no_run
-    /// # use fingerpost_endpoint::{Application, Endpoint, Error};
+    /// # use fingerpost_endpoint::{Application, Endpoint, Error, Reason};
     /// # async fn example(endpoint: Endpoint) -> Result<(), Error> {
     /// use tokio::io::AsyncWriteExt;
     ///
@@ -65,7 +66,7 @@ impl Endpoint {
     /// println!("{} holds the key {}", stream.peer(), stream.learned().print);
     /// stream.write_all(b"Hello\n").await?;
     /// stream.shutdown().await?;
-    /// session.terminate("success", "").await;
+    /// session.terminate(Reason::Success, "").await;
     /// # Ok(())
     /// # }
     /// ```
@@ -110,15 +111,15 @@ impl Endpoint {
         let (offered, transport) = session.offer_transport(kind).await;
         let mut children = application.to_elements(&self.offered());
         children.push(transport);
-        let initiate = session.jingle("session-initiate", application.senders(), children);
+        let initiate = session.jingle(Action::SessionInitiate, application.senders(), children);
         if let Err(error) = session.ask(initiate).await {
             session.over = true;
             return Err(error);
         }
-        let (_, jingle) = match session.expect(&["session-accept"], ACCEPT).await {
+        let (_, jingle) = match session.expect(&[Action::SessionAccept], ACCEPT).await {
             Ok(accept) => accept,
             Err(error) => {
-                session.terminate("cancel", "").await;
+                session.terminate(Reason::Cancel, "").await;
                 return Err(error);
             }
         };
@@ -258,7 +259,7 @@ impl Request {
 
     /// Declines the session, with a text for the peer's user.
     pub async fn decline(mut self, text: &str) {
-        self.session.terminate("decline", text).await;
+        self.session.terminate(Reason::Decline, text).await;
     }
 }
 

@@ -11,9 +11,10 @@ use std::{
 };
 
 use fingerpost_wire::{
-    key::Assurance,
+    key::{Assurance, Verdict},
     ns,
     print::{HashKind, Method, Print},
+    word::Word,
 };
 use jid::BareJid;
 use minidom::Element;
@@ -24,25 +25,28 @@ use super::{error::Error, registry::KnownKey};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Hint {
-    /// `x509`, `openpgp` or `srp`; empty if the registry did not say.
-    pub method: String,
+    /// The method of the key; an empty word if the registry did not say.
+    pub method: Word<Method>,
     /// The print as written.
     pub print: String,
-    /// `match`, `unknown`, `mismatch`, `superseded`, `revoked`, or `registered` for a key that was not offered.
-    pub verdict: String,
-    /// `asserted`, `proven` or `attested`, if the key is in the registry.
-    pub assurance: Option<String>,
+    /// The verdict on it.
+    pub verdict: Word<Verdict>,
+    /// How sure the registry is that the key is the user's, if it knows the key.
+    pub assurance: Option<Word<Assurance>>,
 }
 
 impl Hint {
     /// Returns whether the registry knows this print as that of a good key of the user.
     pub fn is_good(&self) -> bool {
-        matches!(self.verdict.as_str(), "match" | "registered")
+        matches!(self.verdict.known(), Some(Verdict::Match | Verdict::Registered))
     }
 
     /// Returns whether the registry warns of this print: it is revoked or replaced, or the user has other keys.
     pub fn is_bad(&self) -> bool {
-        matches!(self.verdict.as_str(), "revoked" | "mismatch" | "superseded")
+        matches!(
+            self.verdict.known(),
+            Some(Verdict::Revoked | Verdict::Mismatch | Verdict::Superseded)
+        )
     }
 
     /// Reads the hints about `peer` in a content; hints about others do not concern this session.
@@ -56,12 +60,12 @@ impl Hint {
             .flat_map(Element::children)
             .filter(|child| child.is("print", ns::HINTS))
             .map(|hint| {
-                let get = |name| hint.attr(name).unwrap_or_default().to_owned();
+                let get = |name| hint.attr(name).unwrap_or_default();
                 Self {
-                    method: get("method"),
+                    method: Word::new(get("method")),
                     print: hint.text(),
-                    verdict: get("verdict"),
-                    assurance: hint.attr("assurance").map(str::to_owned),
+                    verdict: Word::new(get("verdict")),
+                    assurance: hint.attr("assurance").map(Word::new),
                 }
             })
             .collect()
@@ -69,11 +73,13 @@ impl Hint {
 
     /// Returns the standing of the session's key by `method`. A good verdict on a key of another method does not count.
     fn standing(&self, method: Method) -> Standing {
-        match self.verdict.as_str() {
-            "revoked" => Standing::Revoked,
-            "mismatch" => Standing::Mismatch,
-            "superseded" => Standing::Superseded,
-            "match" | "registered" if self.method == method.as_str() => Standing::Vouched,
+        match self.verdict.known() {
+            Some(Verdict::Revoked) => Standing::Revoked,
+            Some(Verdict::Mismatch) => Standing::Mismatch,
+            Some(Verdict::Superseded) => Standing::Superseded,
+            Some(Verdict::Match | Verdict::Registered) if self.method == method => {
+                Standing::Vouched
+            }
             _ => Standing::Unknown,
         }
     }
@@ -113,6 +119,17 @@ impl Standing {
             Self::Unavailable => "unavailable",
             Self::Mismatch => "mismatch",
             Self::Revoked => "revoked",
+        }
+    }
+
+    /// Returns that of a key in this state, which the registry names.
+    pub(super) fn of_state(state: &str) -> Self {
+        match state {
+            "active" => Self::Vouched,
+            "expired" => Self::Expired,
+            "superseded" => Self::Superseded,
+            "revoked" => Self::Revoked,
+            _ => Self::Unknown,
         }
     }
 
@@ -168,11 +185,11 @@ impl Listed {
                 Print::parse(&hint.print, None)
                     .is_ok_and(|print| forms.iter().any(|form| print.same_bytes(form)))
             })
-            .map(|hint| Self::new(hint.assurance.as_deref(), ""))
+            .map(|hint| Self::new(hint.assurance.as_ref(), ""))
             .min_by_key(|listed| listed.assurance);
         let Some(keys) = keys else { return hinted };
         keys.iter()
-            .filter(|key| key.method == method.as_str() && key.state == "active")
+            .filter(|key| key.method == method && key.standing == Standing::Vouched)
             .filter(|key| forms.iter().any(|form| key.has(form)))
             .map(|key| Self::new(Some(&key.assurance), &key.label))
             .max_by_key(|listed| listed.assurance)
@@ -180,8 +197,8 @@ impl Listed {
     }
 
     /// Makes an entry. An unknown assurance counts as the lowest.
-    fn new(assurance: Option<&str>, label: &str) -> Self {
-        let assurance = assurance.and_then(|assurance| assurance.parse().ok());
+    fn new(assurance: Option<&Word<Assurance>>, label: &str) -> Self {
+        let assurance = assurance.and_then(Word::known);
         Self { assurance: assurance.unwrap_or(Assurance::Asserted), label: label.to_owned() }
     }
 }
@@ -206,23 +223,22 @@ pub(super) fn by_hints(method: Method, forms: &[Print], hints: &[Hint]) -> Stand
 
 /// Returns the standing of the key with these forms, by the registry's own answer.
 pub(super) fn by_keys(method: Method, forms: &[Print], keys: &[KnownKey]) -> Standing {
-    let of_method = |key: &KnownKey| key.method == method.as_str();
+    let of_method = |key: &KnownKey| key.method == method;
     let said: Vec<(Of, Standing)> = keys
         .iter()
         .filter_map(|key| {
             let of = forms.iter().filter(|form| key.has(form)).map(Of::form).min()?;
-            let standing = match key.state.as_str() {
-                "revoked" => Standing::Revoked,
-                "active" if of_method(key) => Standing::Vouched,
-                "superseded" if of_method(key) => Standing::Superseded,
-                "expired" if of_method(key) => Standing::Expired,
+            let standing = match key.standing {
+                standing if standing == Standing::Revoked || of_method(key) => standing,
                 _ => Standing::Unknown,
             };
             Some((of, standing))
         })
         .collect();
     match combined(&said) {
-        Standing::Unknown if keys.iter().any(|key| of_method(key) && key.state == "active") => {
+        Standing::Unknown
+            if keys.iter().any(|key| of_method(key) && key.standing == Standing::Vouched) =>
+        {
             Standing::Mismatch
         }
         standing => standing,
@@ -305,7 +321,7 @@ pub(super) fn without_answer(
 
 /// Refuses an offer if it can only lead to a key that the registry warns of; no transport is set up then.
 pub(super) fn refuse_offer(peer: &BareJid, method: Method, hints: &[Hint]) -> Result<(), Error> {
-    let about: Vec<&Hint> = hints.iter().filter(|hint| hint.method == method.as_str()).collect();
+    let about: Vec<&Hint> = hints.iter().filter(|hint| hint.method == method).collect();
     match about.iter().map(|hint| hint.standing(method)).max() {
         Some(worst) if about.iter().all(|hint| hint.is_bad()) => Err(refused(peer, worst)),
         _ => Ok(()),
@@ -514,19 +530,22 @@ mod tests {
 
     fn hint(method: &str, print: &Print, verdict: &str) -> Hint {
         Hint {
-            method: method.to_owned(),
+            method: Word::new(method),
             print: print.to_string(),
-            verdict: verdict.to_owned(),
+            verdict: Word::new(verdict),
             assurance: None,
         }
     }
 
     fn key(method: &str, state: &str, prints: &[&Print]) -> KnownKey {
         KnownKey {
-            method: method.to_owned(),
-            state: state.to_owned(),
+            method: Word::new(method),
+            standing: Standing::of_state(state),
             prints: prints.iter().map(|&print| print.clone()).collect(),
-            ..KnownKey::default()
+            id: String::new(),
+            assurance: Word::default(),
+            label: String::new(),
+            material: None,
         }
     }
 

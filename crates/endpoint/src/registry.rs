@@ -11,10 +11,12 @@ use fingerpost_carry::{
     iq::Answer,
 };
 use fingerpost_wire::{
+    key::Assurance,
     ns,
-    print::{HashKind, Print},
+    print::{HashKind, Method, Print},
     rsm,
     stanza::{Condition, RequestKind},
+    word::Word,
     xml,
 };
 use jid::{BareJid, Jid};
@@ -22,7 +24,7 @@ use minidom::Element;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::{sleep, timeout};
 
-use super::{Endpoint, hub::condition};
+use super::{Endpoint, hub::condition, policy::Standing};
 
 /// How long the registry may take for all pages of its answer.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -37,15 +39,13 @@ const LABEL: usize = 64;
 const CERTIFICATES: usize = 4;
 
 /// A key that the registry lists for a user.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KnownKey {
     pub(super) id: String,
-    /// `x509` or `openpgp`.
-    pub(super) method: String,
-    /// `active`, `expired`, `superseded` or `revoked`, as of now.
-    pub(super) state: String,
-    /// `asserted`, `proven` or `attested`.
-    pub(super) assurance: String,
+    pub(super) method: Word<Method>,
+    /// That of its state, as of now.
+    pub(super) standing: Standing,
+    pub(super) assurance: Word<Assurance>,
     /// The name that its owner has given it, the beginning of it.
     pub(super) label: String,
     pub(super) prints: Vec<Print>,
@@ -78,9 +78,9 @@ impl KnownKey {
             .collect();
         Self {
             id: get("id").to_owned(),
-            method: get("method").to_owned(),
-            state: state.to_owned(),
-            assurance: get("assurance").to_owned(),
+            method: Word::new(get("method")),
+            standing: Standing::of_state(state),
+            assurance: Word::new(get("assurance")),
             label: get("label").chars().take(LABEL).collect(),
             prints,
             material: None,
@@ -183,7 +183,7 @@ impl Endpoint {
             }
             let mut keys = pages.keys;
             let is_shown = |key: &&mut KnownKey| {
-                key.method == "openpgp" && shown.is_some_and(|print| key.has(print))
+                key.method == Method::OpenPgp && shown.is_some_and(|print| key.has(print))
             };
             for key in keys.iter_mut().filter(is_shown).take(CERTIFICATES) {
                 let request =
@@ -297,17 +297,17 @@ mod tests {
                 format!("<key xmlns='urn:fingerpost:keys:0' method='x509' {attributes}/>")
                     .parse()
                     .unwrap();
-            KnownKey::read(&key, NOW).state
+            KnownKey::read(&key, NOW).standing
         };
-        assert_eq!(read("state='active'"), "active");
-        assert_eq!(read("state='active' expires='2026-11-24T02:00:01Z'"), "active");
-        assert_eq!(read("state='active' expires='2026-11-24T02:00:00Z'"), "expired");
+        assert_eq!(read("state='active'"), Standing::Vouched);
+        assert_eq!(read("state='active' expires='2026-11-24T02:00:01Z'"), Standing::Vouched);
+        assert_eq!(read("state='active' expires='2026-11-24T02:00:00Z'"), Standing::Expired);
         let marked = "state='superseded' expired='true' expires='2026-11-24T02:00:00Z'";
-        assert_eq!(read(marked), "expired");
-        assert_eq!(read("state='superseded' expires='2026-11-24T02:00:00Z'"), "superseded");
-        assert_eq!(read("state='superseded' expires='2026-11-24T02:00:01Z'"), "superseded");
-        assert_eq!(read("state='revoked' expired='true'"), "revoked");
-        assert_eq!(read("state='revoked' expires='2026-11-24T02:00:00Z'"), "revoked");
+        assert_eq!(read(marked), Standing::Expired);
+        assert_eq!(read("state='superseded' expires='2026-11-24T02:00:00Z'"), Standing::Superseded);
+        assert_eq!(read("state='superseded' expires='2026-11-24T02:00:01Z'"), Standing::Superseded);
+        assert_eq!(read("state='revoked' expired='true'"), Standing::Revoked);
+        assert_eq!(read("state='revoked' expires='2026-11-24T02:00:00Z'"), Standing::Revoked);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io, time::Duration};
 
 use fingerpost_carry::iq::{Answer, random_id};
-use fingerpost_wire::{dst_addr::DstAddr, ns, stanza::RequestKind, xml};
+use fingerpost_wire::{dst_addr::DstAddr, jingle::Action, ns, stanza::RequestKind, xml};
 use jid::Jid;
 use minidom::Element;
 use tokio::{
@@ -197,7 +197,7 @@ impl Session {
             }
             None => Element::bare("candidate-error", ns::JINGLE_S5B),
         };
-        self.tell_transport("transport-info", s5b_news(sid, news)).await?;
+        self.tell_transport(Action::TransportInfo, s5b_news(sid, news)).await?;
         let chosen = loop {
             let news = self.s5b_news().await?;
             match news.name() {
@@ -232,11 +232,11 @@ impl Session {
                     self.endpoint.hub().request(RequestKind::Set, &own.jid, query).await
                 else {
                     let error = Element::bare("proxy-error", ns::JINGLE_S5B);
-                    self.tell_transport("transport-info", s5b_news(sid, error)).await?;
+                    self.tell_transport(Action::TransportInfo, s5b_news(sid, error)).await?;
                     return Ok(None);
                 };
                 let activated = xml::element("activated", ns::JINGLE_S5B, &[("cid", &own.cid)]);
-                self.tell_transport("transport-info", s5b_news(sid, activated)).await?;
+                self.tell_transport(Action::TransportInfo, s5b_news(sid, activated)).await?;
                 Ok(Some(socket))
             }
         }
@@ -262,7 +262,7 @@ impl Session {
 
     async fn s5b_news(&mut self) -> Result<Element, Error> {
         loop {
-            let (_, jingle) = self.expect(&["transport-info"], STEP).await?;
+            let (_, jingle) = self.expect(&[Action::TransportInfo], STEP).await?;
             let content = first_content(&jingle)?;
             let news = content
                 .get_child("transport", ns::JINGLE_S5B)

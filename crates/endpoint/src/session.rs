@@ -4,8 +4,10 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use fingerpost_carry::iq::{Answer, random_id};
 use fingerpost_wire::{
-    jingle, ns,
+    jingle::{self, Action, Reason},
+    ns,
     stanza::{Condition, RequestKind, Stanza},
+    word::Word,
     xml,
 };
 use jid::{BareJid, Jid};
@@ -50,7 +52,7 @@ pub struct Session {
     /// Whether one side has ended it, or the other never knew of it.
     pub(super) over: bool,
     /// Actions that came while the session waited for something else.
-    held: VecDeque<(String, Element)>,
+    held: VecDeque<(Word<Action>, Element)>,
     pub(super) answer: Option<Element>,
     /// The progress of the stream.
     pub(super) progress: Arc<Progress>,
@@ -72,7 +74,7 @@ impl Drop for Session {
             ns::CLIENT,
             &[("type", "set"), ("to", self.address.as_str()), ("id", &random_id())],
         );
-        iq.append_child(self.goodbye("cancel", ""));
+        iq.append_child(self.goodbye(Reason::Cancel, ""));
         self.endpoint.hub().try_send(iq);
     }
 }
@@ -129,9 +131,9 @@ impl Session {
         self.endpoint.component().is_some_and(|via| via.domain() == self.address.domain())
     }
 
-    /// Ends the session with a reason (XEP-0166, 7.4: `success`, `cancel`, `decline`, …) and a text for the peer's
-    /// user, which may be empty. Does nothing if it is over already.
-    pub async fn terminate(&mut self, reason: &str, text: &str) {
+    /// Ends the session with a reason and a text for the peer's user, which may be empty. Does nothing if it is over
+    /// already.
+    pub async fn terminate(&mut self, reason: Reason, text: &str) {
         if std::mem::replace(&mut self.over, true) {
             return;
         }
@@ -140,7 +142,7 @@ impl Session {
         let _ = timeout(GOODBYE, wait).await;
     }
 
-    fn goodbye(&self, reason: &str, text: &str) -> Element {
+    fn goodbye(&self, reason: Reason, text: &str) -> Element {
         let me = self.endpoint.jid();
         jingle::terminate(&self.frame(&me), reason, text)
     }
@@ -224,7 +226,7 @@ impl Session {
     fn missed(&self, asks: bool) -> impl Future<Output = Error> + use<> {
         let (hub, address) = (self.endpoint.hub().clone(), self.address.clone());
         let (peer, progress) = (self.peer.clone(), Arc::clone(&self.progress));
-        let question = jingle::own("session-info", &self.frame(&self.endpoint.jid()));
+        let question = jingle::own(Action::SessionInfo, &self.frame(&self.endpoint.jid()));
         let broker = self.is_brokered().then(|| Jid::new(address.domain().as_str()).ok()).flatten();
         async move {
             if !asks {
@@ -283,14 +285,14 @@ impl Session {
         }
         loop {
             let (action, _) = self.next().await?;
-            if action == "success" {
+            if action == Action::SessionTerminate {
                 return Ok(());
             }
         }
     }
 
-    /// Returns the next action; a session-terminate is `success` or an error.
-    async fn next(&mut self) -> Result<(String, Element), Error> {
+    /// Returns the next action. A session-terminate comes as one only if it says success, otherwise as an error.
+    async fn next(&mut self) -> Result<(Word<Action>, Element), Error> {
         if let Some(held) = self.held.pop_front() {
             return Ok(held);
         }
@@ -298,44 +300,45 @@ impl Session {
         self.received(stanza)
     }
 
-    fn received(&mut self, stanza: Option<Stanza>) -> Result<(String, Element), Error> {
+    fn received(&mut self, stanza: Option<Stanza>) -> Result<(Word<Action>, Element), Error> {
         let jingle = payload(&stanza.ok_or(Error::Disconnected)?);
-        let action = jingle.attr("action").unwrap_or_default().to_owned();
-        if action == "session-info" && self.is_brokered() {
+        let action = jingle::action(&jingle);
+        if action == Action::SessionInfo && self.is_brokered() {
             self.progress.heed(&jingle);
         }
-        if action != "session-terminate" {
+        if action != Action::SessionTerminate {
             return Ok((action, jingle));
         }
         self.over = true;
-        let reason = Reason::read(&jingle);
-        if reason.condition == "success" {
-            return Ok(("success".to_owned(), jingle));
+        let end = Farewell::read(&jingle);
+        if end.reason == Reason::Success {
+            return Ok((action, jingle));
         }
-        Err(self.ended(&reason))
+        Err(self.ended(&end))
     }
 
     /// Returns why the other side has ended the session: the peer, or the component by itself.
-    fn ended(&self, reason: &Reason) -> Error {
+    fn ended(&self, end: &Farewell) -> Error {
         let peer = &self.peer;
         // Only the component knows whether it speaks for itself.
-        let mark = reason.mark.as_ref().filter(|_| self.is_brokered());
+        let mark = end.mark.as_ref().filter(|_| self.is_brokered());
         let component = mark.and_then(|_| self.endpoint.component());
         let ended_by = match component {
             Some(component) => component.to_string(),
             None => peer.to_string(),
         };
-        let Reason { condition, text, .. } = reason;
-        let text = format!("{ended_by} ended the session: {condition}{text}");
-        match condition.as_str() {
-            "connectivity-error" | "expired" | "failed-transport" | "gone" | "timeout" => {
-                Error::failed(format!(
-                    "the session with {peer} was ended: {condition}{}",
-                    reason.text
-                ))
-            }
-            "unsupported-transports" => Error::Transport(text),
-            "security-error" if component.is_some() => {
+        let Farewell { reason, text: more, .. } = end;
+        let text = format!("{ended_by} ended the session: {reason}{more}");
+        match reason.known() {
+            Some(
+                Reason::ConnectivityError
+                | Reason::Expired
+                | Reason::FailedTransport
+                | Reason::Gone
+                | Reason::Timeout,
+            ) => Error::failed(format!("the session with {peer} was ended: {reason}{more}")),
+            Some(Reason::UnsupportedTransports) => Error::Transport(text),
+            Some(Reason::SecurityError) if component.is_some() => {
                 match mark.and_then(|mark| mark.attr("owner")) {
                     Some(owner) if owner == peer.as_str() && !self.is_secured => {
                         Error::Unverified(format!("{text}: nothing was sent"))
@@ -346,7 +349,9 @@ impl Session {
                 }
             }
             // The failure is on the other side; it is not a refusal.
-            "failed-application" | "general-error" | "media-error" => Error::Failed(text),
+            Some(Reason::FailedApplication | Reason::GeneralError | Reason::MediaError) => {
+                Error::Failed(text)
+            }
             _ => Error::Refused(text),
         }
     }
@@ -354,21 +359,22 @@ impl Session {
     /// Returns the next action of a given name.
     pub(super) async fn expect(
         &mut self,
-        wanted: &[&str],
+        wanted: &[Action],
         wait: Duration,
-    ) -> Result<(String, Element), Error> {
+    ) -> Result<(Action, Element), Error> {
         let wanted_action = async {
             loop {
                 let (action, jingle) = self.next().await?;
-                if wanted.contains(&action.as_str()) {
+                if let Some(action) = action.known().filter(|action| wanted.contains(action)) {
                     return Ok((action, jingle));
                 }
-                if action == "success" {
+                if action == Action::SessionTerminate {
                     return Err(Error::refused("the peer ended the session early"));
                 }
             }
         };
         timeout(wait, wanted_action).await.map_err(|_| {
+            let wanted: Vec<_> = wanted.iter().map(|action| action.as_str()).collect();
             Error::failed(format!("the peer did not answer in time ({})", wanted.join(", ")))
         })?
     }
@@ -395,16 +401,15 @@ impl Session {
     /// Returns a `<jingle/>` of this session with one content.
     pub(super) fn jingle(
         &self,
-        action: &str,
+        action: Action,
         senders: Option<&str>,
         children: Vec<Element>,
     ) -> Element {
         let me = self.endpoint.jid();
-        let mut jingle =
-            xml::element("jingle", &self.namespace, &[("action", action), ("sid", &self.sid)]);
+        let mut jingle = jingle::own(action, &self.frame(&me));
         match action {
-            "session-initiate" => xml::set(&mut jingle, "initiator", me.as_str()),
-            "session-accept" => xml::set(&mut jingle, "responder", me.as_str()),
+            Action::SessionInitiate => xml::set(&mut jingle, "initiator", me.as_str()),
+            Action::SessionAccept => xml::set(&mut jingle, "responder", me.as_str()),
             _ => {}
         }
         let mut content = xml::element(
@@ -434,7 +439,7 @@ impl Session {
                 biased;
                 stanza = self.inbox.next() => {
                     let news = self.received(stanza)?;
-                    if news.0 == "success" {
+                    if news.0 == Action::SessionTerminate {
                         return Err(Error::refused("the peer ended the session early"));
                     }
                     if self.held.len() >= HELD {
@@ -474,35 +479,35 @@ impl Session {
 
     pub(super) async fn tell_transport(
         &mut self,
-        action: &str,
+        action: Action,
         transport: Element,
     ) -> Result<(), Error> {
         self.tell(self.jingle(action, None, vec![transport])).await
     }
 }
 
-/// The reason of a session-terminate (XEP-0166, 7.4).
+/// What a session-terminate says.
 #[derive(Debug)]
-struct Reason {
-    condition: String,
+struct Farewell {
+    reason: Word<Reason>,
     /// Its text after a colon, if it has one.
     text: String,
     /// The mark of a component that ends the session by itself.
     mark: Option<Element>,
 }
 
-impl Reason {
+impl Farewell {
     fn read(jingle: &Element) -> Self {
         let namespace = jingle.ns();
         let reason = jingle.get_child("reason", namespace.as_str());
-        let condition = reason.and_then(|reason| {
+        let named = reason.and_then(|reason| {
             reason.children().find(|child| child.name() != "text" && child.ns() == namespace)
         });
         let text = reason.and_then(|reason| reason.get_child("text", namespace.as_str()));
         let text: String = text.map(Element::text).unwrap_or_default();
         let text: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
         Self {
-            condition: condition.map_or("no reason", Element::name).to_owned(),
+            reason: Word::new(named.map_or("no reason", Element::name)),
             text: if text.is_empty() { text } else { format!(": {text}") },
             mark: reason.and_then(|reason| reason.get_child("component", ns::HINTS)).cloned(),
         }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use fingerpost_carry::{iq::random_id, leg};
 use fingerpost_wire::{
-    dst_addr::DstAddr, ibb_xml::IbbPayload, ns, stanza::Stanza, transport_kind::TransportKind, xml,
+    dst_addr::DstAddr, ibb_xml::IbbPayload, jingle::Action, ns, stanza::Stanza,
+    transport_kind::TransportKind, xml,
 };
 use minidom::Element;
 use tokio::net::TcpStream;
@@ -97,9 +98,10 @@ impl Session {
             ns::JINGLE_IBB,
             &[("sid", &sid), ("block-size", &BLOCK.to_string())],
         );
-        self.tell_transport("transport-replace", replace).await?;
-        let (action, jingle) = self.expect(&["transport-accept", "transport-reject"], STEP).await?;
-        if action == "transport-reject" {
+        self.tell_transport(Action::TransportReplace, replace).await?;
+        let (action, jingle) =
+            self.expect(&[Action::TransportAccept, Action::TransportReject], STEP).await?;
+        if action == Action::TransportReject {
             return Err(Error::failed("SOCKS5 failed and the peer refuses the in-band transport"));
         }
         let size = first_content(&jingle)?
@@ -130,14 +132,14 @@ impl Session {
             let own = if is_wanted { self.own_candidates().await } else { Vec::new() };
             let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
             children.push(s5b::transport(&sid, &dst, &own));
-            self.tell(self.jingle("session-accept", senders, children)).await?;
+            self.tell(self.jingle(Action::SessionAccept, senders, children)).await?;
             let none = s5b::transport(&sid, &dst, &[]);
             let theirs = if is_wanted { transport } else { &none };
             if let Some(socket) = self.s5b(theirs, &sid, &own).await? {
                 return Ok(Leg::Socket(socket));
             }
             self.demand(TransportKind::Ibb)?;
-            let (_, jingle) = self.expect(&["transport-replace"], STEP).await?;
+            let (_, jingle) = self.expect(&[Action::TransportReplace], STEP).await?;
             let content = first_content(&jingle)?;
             let replaced = content.children().find(|child| child.name() == "transport").cloned();
             let Some(replaced) = replaced.filter(|transport| transport.has_ns(ns::JINGLE_IBB))
@@ -146,7 +148,7 @@ impl Session {
             };
             let sid = replaced.attr("sid").unwrap_or_default().to_owned();
             let mut opens = hub.expect_open(&self.address, &sid);
-            self.tell_transport("transport-accept", replaced).await?;
+            self.tell_transport(Action::TransportAccept, replaced).await?;
             return self.opened(&mut opens, &sid).await;
         }
         if ![ns::JINGLE_IBB, ns::JINGLE_IBB_0].iter().any(|n| transport.has_ns(*n)) {
@@ -161,7 +163,7 @@ impl Session {
             &transport.ns(),
             &[("sid", &sid), ("block-size", &size)],
         ));
-        self.tell(self.jingle("session-accept", senders, children)).await?;
+        self.tell(self.jingle(Action::SessionAccept, senders, children)).await?;
         self.opened(&mut opens, &sid).await
     }
 

@@ -18,8 +18,13 @@
 
 use minidom::{Element, Node};
 
-use super::offer::{Name, Printed, is_c2c};
-use crate::{ns, print::HashKind, xml};
+use super::offer::{Printed, is_c2c};
+use crate::{
+    ns,
+    print::{HashKind, Method},
+    word::Word,
+    xml,
+};
 
 /// A way to write an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,7 +92,11 @@ fn methods_of(description: &Element) -> Option<&Element> {
 }
 
 /// Returns the content for a peer that knows these dialects. `prints` are those of the offer, each with its method.
-pub fn for_peer(content: &Element, known: &[Dialect], prints: &[(Name, Printed)]) -> Element {
+pub fn for_peer(
+    content: &Element,
+    known: &[Dialect],
+    prints: &[(Word<Method>, Printed)],
+) -> Element {
     let now = Dialect::of(content);
     if known.is_empty() || now.is_empty() || now.iter().any(|dialect| known.contains(dialect)) {
         return content.clone();
@@ -101,14 +110,18 @@ pub fn for_peer(content: &Element, known: &[Dialect], prints: &[(Name, Printed)]
 
 /// One method during translation.
 struct Offered {
-    name: String,
+    name: Word<Method>,
     /// Its element, for the unknown attributes and children.
     element: Option<Element>,
 }
 
 /// Writes a content's offer in another dialect and keeps the rest of the content. `None`: the dialect cannot express
 /// it.
-fn translate(content: &Element, to: Dialect, prints: &[(Name, Printed)]) -> Option<Element> {
+fn translate(
+    content: &Element,
+    to: Dialect,
+    prints: &[(Word<Method>, Printed)],
+) -> Option<Element> {
     let description = content.children().find(|child| child.name() == "description");
     let is_raw = description.is_none_or(|description| description.has_ns(ns::APPS_TLS));
     let methods = offered(content, prints);
@@ -116,7 +129,7 @@ fn translate(content: &Element, to: Dialect, prints: &[(Name, Printed)]) -> Opti
         Dialect::Methods => is_raw,
         Dialect::Security => true,
         Dialect::Offer => is_raw || !prints.is_empty(),
-        Dialect::C2c => !prints.is_empty() || methods.iter().any(|m| m.name == "srp"),
+        Dialect::C2c => !prints.is_empty() || methods.iter().any(|m| m.name == Method::Srp),
     };
     if !says_something {
         return None;
@@ -180,11 +193,11 @@ fn is_offer(element: &Element) -> bool {
 }
 
 /// Returns the methods of an offer: those listed, then those known only from its prints.
-fn offered(content: &Element, prints: &[(Name, Printed)]) -> Vec<Offered> {
+fn offered(content: &Element, prints: &[(Word<Method>, Printed)]) -> Vec<Offered> {
     let mut found: Vec<Offered> = Vec::new();
-    let mut add = |name: &str, element: Option<&Element>| {
-        if !name.is_empty() && !found.iter().any(|known| known.name == name) {
-            found.push(Offered { name: name.to_owned(), element: element.cloned() });
+    let mut add = |name: Word<Method>, element: Option<&Element>| {
+        if !name.as_str().is_empty() && !found.iter().any(|known| known.name == name) {
+            found.push(Offered { name, element: element.cloned() });
         }
     };
     for child in content.children() {
@@ -198,12 +211,12 @@ fn offered(content: &Element, prints: &[(Name, Printed)]) -> Vec<Offered> {
             if method.name() == "method"
                 && listed.is_some_and(|listed| method.has_ns(listed.ns().as_str()))
             {
-                add(method.attr("name").unwrap_or_default(), Some(method));
+                add(Word::new(method.attr("name").unwrap_or_default()), Some(method));
             }
         }
     }
     for (method, _) in prints {
-        add(method.as_str(), None);
+        add(method.clone(), None);
     }
     if is_c2c(content)
         && content
@@ -211,14 +224,14 @@ fn offered(content: &Element, prints: &[(Name, Printed)]) -> Vec<Offered> {
             .flat_map(|c| c.children().filter(|_| c.name() == "description").chain([c]))
             .any(|c| c.is("offer", ns::C2CTLS) && c.has_child("srp", ns::C2CTLS))
     {
-        add("srp", None);
+        add(Method::Srp.into(), None);
     }
     found
 }
 
 /// Returns a method element with the attributes and children of the original, except its prints.
 fn method_element(method: &Offered, namespace: &str) -> Element {
-    let mut element = xml::element("method", namespace, &[("name", &method.name)]);
+    let mut element = xml::element("method", namespace, &[("name", method.name.as_str())]);
     if let Some(original) = &method.element {
         *element.attrs_mut() = original.attrs().clone();
         for child in original.children() {
@@ -259,11 +272,11 @@ fn text_of(printed: &Printed) -> String {
     }
 }
 
-fn methods_element(methods: &[Offered], prints: &[(Name, Printed)]) -> Element {
+fn methods_element(methods: &[Offered], prints: &[(Word<Method>, Printed)]) -> Element {
     let mut out = Element::bare("methods", ns::APPS_TLS);
     for method in methods {
         let mut element = method_element(method, ns::APPS_TLS);
-        for (_, print) in prints.iter().filter(|(m, _)| m.as_str() == method.name) {
+        for (_, print) in prints.iter().filter(|(m, _)| *m == method.name) {
             element.append_child(print_element(print, ns::APPS_TLS));
         }
         out.append_child(element);
@@ -271,7 +284,7 @@ fn methods_element(methods: &[Offered], prints: &[(Name, Printed)]) -> Element {
     out
 }
 
-fn offer_element(prints: &[(Name, Printed)]) -> Element {
+fn offer_element(prints: &[(Word<Method>, Printed)]) -> Element {
     let mut out = Element::bare("offer", ns::SECURITY_OFFER);
     for (_, print) in prints {
         out.append_child(print_element(print, ns::SECURITY_OFFER));
@@ -279,7 +292,7 @@ fn offer_element(prints: &[(Name, Printed)]) -> Element {
     out
 }
 
-fn security(methods: &[Offered], prints: &[(Name, Printed)]) -> Element {
+fn security(methods: &[Offered], prints: &[(Word<Method>, Printed)]) -> Element {
     let mut out = Element::bare("security", ns::XTLS);
     for (_, print) in prints {
         let mut head = Element::bare("fingerprint", ns::XTLS);
@@ -298,7 +311,7 @@ fn security(methods: &[Offered], prints: &[(Name, Printed)]) -> Element {
     out
 }
 
-fn c2c(methods: &[Offered], prints: &[(Name, Printed)]) -> Element {
+fn c2c(methods: &[Offered], prints: &[(Word<Method>, Printed)]) -> Element {
     let mut out = Element::bare("offer", ns::C2CTLS);
     for (_, print) in prints {
         let mut keyinfo = Element::bare("keyinfo", ns::TMP_PUBKEY);
@@ -309,7 +322,7 @@ fn c2c(methods: &[Offered], prints: &[(Name, Printed)]) -> Element {
         keyinfo.append_child(with_text(Element::bare("name", ns::TMP_PUBKEY), text));
         out.append_child(keyinfo);
     }
-    if methods.iter().any(|method| method.name == "srp") {
+    if methods.iter().any(|method| method.name == Method::Srp) {
         out.append_child(Element::bare("srp", ns::C2CTLS));
     }
     out
@@ -318,10 +331,7 @@ fn c2c(methods: &[Offered], prints: &[(Name, Printed)]) -> Element {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        offer::Offer,
-        print::{Method, Print},
-    };
+    use crate::{offer::Offer, print::Print};
 
     const X509: &str = "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38";
     const PGP: &str = "E5:59:E9:8A:9B:C9:ED:0F:60:21:FD:EA:34:BF:24:E4:0D:B0:FE:FC";
@@ -382,9 +392,9 @@ mod tests {
         ]
     }
 
-    fn prints() -> Vec<(Name, Printed)> {
+    fn prints() -> Vec<(Word<Method>, Printed)> {
         let read = |text| Printed::Read(Print::parse(text, None).unwrap());
-        vec![(Name::Known(Method::X509), read(X509)), (Name::Known(Method::OpenPgp), read(PGP))]
+        vec![(Word::Known(Method::X509), read(X509)), (Word::Known(Method::OpenPgp), read(PGP))]
     }
 
     #[test]
@@ -409,7 +419,7 @@ mod tests {
                 assert_eq!(*text, sha512);
                 assert_eq!(hash.as_deref().unwrap_or("sha-512"), "sha-512");
                 // Nobody offered another method.
-                assert!(read.methods.iter().all(|listed| listed == name), "{read:?}");
+                assert!(read.methods.iter().all(|listed| listed.as_str() == name), "{read:?}");
             }
         }
     }

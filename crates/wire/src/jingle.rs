@@ -3,7 +3,98 @@
 use jid::{BareJid, Jid};
 use minidom::Element;
 
-use crate::{ns, xml};
+use crate::{names, ns, word::Word, xml};
+
+/// An action of a `<jingle/>` (XEP-0166, 7.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each is defined in XEP-0166")]
+pub enum Action {
+    ContentAccept,
+    ContentAdd,
+    ContentModify,
+    ContentReject,
+    ContentRemove,
+    DescriptionInfo,
+    SecurityInfo,
+    SessionAccept,
+    SessionInfo,
+    SessionInitiate,
+    SessionTerminate,
+    TransportAccept,
+    TransportInfo,
+    TransportReject,
+    TransportReplace,
+}
+
+names!(
+    Action,
+    "an action of XEP-0166",
+    ContentAccept = "content-accept",
+    ContentAdd = "content-add",
+    ContentModify = "content-modify",
+    ContentReject = "content-reject",
+    ContentRemove = "content-remove",
+    DescriptionInfo = "description-info",
+    SecurityInfo = "security-info",
+    SessionAccept = "session-accept",
+    SessionInfo = "session-info",
+    SessionInitiate = "session-initiate",
+    SessionTerminate = "session-terminate",
+    TransportAccept = "transport-accept",
+    TransportInfo = "transport-info",
+    TransportReject = "transport-reject",
+    TransportReplace = "transport-replace"
+);
+
+/// Why a session ends (XEP-0166, 7.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each is defined in XEP-0166")]
+pub enum Reason {
+    AlternativeSession,
+    Busy,
+    Cancel,
+    ConnectivityError,
+    Decline,
+    Expired,
+    FailedApplication,
+    FailedTransport,
+    GeneralError,
+    Gone,
+    IncompatibleParameters,
+    MediaError,
+    SecurityError,
+    Success,
+    Timeout,
+    UnsupportedApplications,
+    UnsupportedTransports,
+}
+
+names!(
+    Reason,
+    "a reason of XEP-0166",
+    AlternativeSession = "alternative-session",
+    Busy = "busy",
+    Cancel = "cancel",
+    ConnectivityError = "connectivity-error",
+    Decline = "decline",
+    Expired = "expired",
+    FailedApplication = "failed-application",
+    FailedTransport = "failed-transport",
+    GeneralError = "general-error",
+    Gone = "gone",
+    IncompatibleParameters = "incompatible-parameters",
+    MediaError = "media-error",
+    SecurityError = "security-error",
+    Success = "success",
+    Timeout = "timeout",
+    UnsupportedApplications = "unsupported-applications",
+    UnsupportedTransports = "unsupported-transports"
+);
+
+/// Returns the action of a `<jingle/>`.
+pub fn action(jingle: &Element) -> Word<Action> {
+    Word::new(jingle.attr("action").unwrap_or_default())
+}
 
 /// The addresses and ids on the leg that a Jingle element goes to.
 #[derive(Clone, Debug)]
@@ -26,11 +117,11 @@ pub fn jingle(
 ) -> Element {
     let mut out = xml::head_in(original, frame.namespace);
     xml::set(&mut out, "sid", frame.sid);
-    let action = original.attr("action").unwrap_or_default();
-    if original.attr("initiator").is_some() || action == "session-initiate" {
+    let action = action(original);
+    if original.attr("initiator").is_some() || action == Action::SessionInitiate {
         xml::set(&mut out, "initiator", frame.initiator.as_str());
     }
-    if original.attr("responder").is_some() || action == "session-accept" {
+    if original.attr("responder").is_some() || action == Action::SessionAccept {
         xml::set(&mut out, "responder", frame.responder.as_str());
     }
     let from = original.ns();
@@ -98,35 +189,35 @@ pub fn content(original: &Element, transport: Option<Element>, hints: Option<Ele
 }
 
 /// Returns a `<jingle/>` of the component's own.
-pub fn own(action: &str, frame: &Frame<'_>) -> Element {
-    xml::element("jingle", frame.namespace, &[("action", action), ("sid", frame.sid)])
+pub fn own(action: Action, frame: &Frame<'_>) -> Element {
+    xml::element("jingle", frame.namespace, &[("action", action.as_str()), ("sid", frame.sid)])
 }
 
 /// Returns a `session-terminate` with a reason, its text and an application condition.
-pub fn terminate(frame: &Frame<'_>, condition: &str, text: &str) -> Element {
-    let mut jingle = own("session-terminate", frame);
+pub fn terminate(frame: &Frame<'_>, condition: Reason, text: &str) -> Element {
+    let mut jingle = own(Action::SessionTerminate, frame);
     jingle.append_child(reason(frame, condition, text));
     jingle
 }
 
 /// Returns a `session-terminate` of the component itself, marked so that a user does not blame the other one. `owner`
 /// is the user whose key it refuses, if that is why.
-pub fn end(frame: &Frame<'_>, condition: &str, text: &str, owner: Option<&BareJid>) -> Element {
+pub fn end(frame: &Frame<'_>, condition: Reason, text: &str, owner: Option<&BareJid>) -> Element {
     let mut mark = Element::bare("component", ns::HINTS);
     if let Some(owner) = owner {
         xml::set(&mut mark, "owner", owner.as_str());
     }
     let mut reason = reason(frame, condition, text);
     reason.append_child(mark);
-    let mut jingle = own("session-terminate", frame);
+    let mut jingle = own(Action::SessionTerminate, frame);
     jingle.append_child(reason);
     jingle
 }
 
 /// Returns a reason with its text, if there is one.
-pub fn reason(frame: &Frame<'_>, condition: &str, text: &str) -> Element {
+pub fn reason(frame: &Frame<'_>, condition: Reason, text: &str) -> Element {
     let mut reason = Element::bare("reason", frame.namespace);
-    reason.append_child(Element::bare(condition, frame.namespace));
+    reason.append_child(Element::bare(condition.as_str(), frame.namespace));
     if !text.is_empty() {
         let mut element = Element::bare("text", frame.namespace);
         element.append_text(text);
@@ -173,7 +264,7 @@ mod tests {
     fn a_user_cannot_end_a_session_as_the_component() {
         let (a, b) = (Jid::new("a@x/1").unwrap(), Jid::new("b@x/2").unwrap());
         let owner = BareJid::new("b@x").unwrap();
-        let ended = end(&frame(&a, &b), "security-error", "a bad key", Some(&owner));
+        let ended = end(&frame(&a, &b), Reason::SecurityError, "a bad key", Some(&owner));
         assert!(String::from(&ended).contains("<component xmlns="), "{}", String::from(&ended));
         let passed = jingle(&ended, &frame(&a, &b), |content| content);
         let reason = passed.get_child("reason", ns::JINGLE).unwrap();

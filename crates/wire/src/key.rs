@@ -5,43 +5,7 @@ use std::{fmt, str::FromStr};
 use data_encoding::HEXLOWER;
 use time::OffsetDateTime;
 
-/// Implements the names of an enum on the wire, in the database and in JSON.
-#[macro_export]
-macro_rules! names {
-    ($type:ident, $expected:literal, $($variant:ident = $name:literal),+) => {
-        impl $type {
-            /// Returns the name on the wire and in the database.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $name),+ }
-            }
-        }
-
-        impl std::fmt::Display for $type {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-
-        impl std::str::FromStr for $type {
-            type Err = $crate::key::UnknownName;
-
-            fn from_str(text: &str) -> Result<Self, Self::Err> {
-                match text {
-                    $($name => Ok(Self::$variant),)+
-                    _ => Err($crate::key::UnknownName { expected: $expected }),
-                }
-            }
-        }
-    };
-}
-
-/// An unknown name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected {expected}")]
-pub struct UnknownName {
-    /// The known names.
-    pub expected: &'static str,
-}
+use crate::{names, word::UnknownName};
 
 /// The name of a key: 128 random bits, written as 32 lower case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -112,6 +76,35 @@ names!(
     Asserted = "asserted",
     Proven = "proven",
     Attested = "attested"
+);
+
+/// The registry's verdict on a print, in hints; each is worse than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Verdict {
+    /// The print was not offered: it is that of an active key of a method that came without a print.
+    Registered,
+    /// The print of an active key.
+    Match,
+    /// The user has no active key of this method.
+    Unknown,
+    /// The print of a key that was replaced or has expired.
+    Superseded,
+    /// The user has active keys of this method, and none has this print. Or the print may be that of a revoked key, of
+    /// which only a print by another hash is known.
+    Mismatch,
+    /// The print of a revoked key.
+    Revoked,
+}
+
+names!(
+    Verdict,
+    "registered, match, unknown, superseded, mismatch or revoked",
+    Registered = "registered",
+    Match = "match",
+    Unknown = "unknown",
+    Superseded = "superseded",
+    Mismatch = "mismatch",
+    Revoked = "revoked"
 );
 
 /// Returns a moment as text, to the second: `2026-11-24T02:00:00Z`.

@@ -11,7 +11,7 @@
 //! | how a component logs in | [`handshake`] |
 //! | in which form addresses are compared | [`jid`] |
 //! | how TLS is offered in a Jingle session | [`offer`], in the four dialects of [`dialect`] |
-//! | what a Jingle action looks like | [`jingle`], [`transport`], [`transport_kind`] |
+//! | what a Jingle action looks like | [`jingle`], [`transport`], [`transport_kind`]; words that are not known here: [`word`] |
 //! | how in-band bytestreams work | [`ibb`] decides, [`ibb_xml`] reads and writes |
 //! | how a SOCKS5 bytestream is named | [`dst_addr`] |
 //! | whether a stream begins as TLS does | [`client_hello`] |
@@ -40,4 +40,5 @@ pub mod text;
 pub mod tokens;
 pub mod transport;
 pub mod transport_kind;
+pub mod word;
 pub mod xml;

@@ -19,6 +19,7 @@ use minidom::Element;
 use crate::{
     ns,
     print::{HashKind, Method, Print},
+    word::Word,
     xml,
 };
 
@@ -29,40 +30,13 @@ const SHOWN: usize = 256;
 /// The same for the name of its hash.
 const SHOWN_HASH: usize = 64;
 
-/// The name of a TLS method in an offer.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Name {
-    /// A method that the registry has keys for, or `srp`.
-    Known(Method),
-    /// Any other name, as offered.
-    Other(String),
-}
-
-impl Name {
-    fn new(text: &str) -> Self {
-        text.parse().map_or_else(|_| Self::Other(text.to_owned()), Self::Known)
-    }
-
-    /// Returns the name on the wire.
-    pub fn as_str(&self) -> &str {
-        match self {
-            Self::Known(method) => method.as_str(),
-            Self::Other(name) => name,
-        }
-    }
-
+impl Word<Method> {
     /// Returns the method that a lenient peer may take the name for.
     pub fn likely(&self) -> Option<Method> {
         match self {
             Self::Known(method) => Some(*method),
             Self::Other(name) => name.trim().to_ascii_lowercase().parse().ok(),
         }
-    }
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
@@ -168,9 +142,9 @@ fn shown(text: &str, most: usize) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Offer {
     /// Method names in the order offered, including those that are unknown here.
-    pub methods: Vec<String>,
+    pub methods: Vec<Word<Method>>,
     /// Each print with its method, if the offer tells the method.
-    pub prints: Vec<(Option<Name>, Printed)>,
+    pub prints: Vec<(Option<Word<Method>>, Printed)>,
 }
 
 impl Offer {
@@ -188,8 +162,7 @@ impl Offer {
 
     /// Returns the readable prints that may be meant for a method.
     pub fn prints_for(&self, method: Method) -> Vec<Print> {
-        let fits =
-            |name: &Option<Name>| name.as_ref().is_none_or(|name| *name == Name::Known(method));
+        let fits = |name: &Option<Word<Method>>| name.as_ref().is_none_or(|name| *name == method);
         let prints = self.prints.iter().filter(|(name, _)| fits(name));
         prints.filter_map(|(_, printed)| printed.print().cloned()).collect()
     }
@@ -199,13 +172,13 @@ impl Offer {
 #[derive(Default)]
 struct Reader {
     offer: Offer,
-    methods: HashSet<String>,
-    prints: HashSet<(Option<Name>, bool, Vec<u8>)>,
+    methods: HashSet<Word<Method>>,
+    prints: HashSet<(Option<Word<Method>>, bool, Vec<u8>)>,
 }
 
 impl Reader {
     /// Reads an element and everything inside it. `method`: that of the prints here.
-    fn read(&mut self, element: &Element, method: Option<&Name>) {
+    fn read(&mut self, element: &Element, method: Option<&Word<Method>>) {
         for child in element.children() {
             if let Some(printed) = Printed::of(child) {
                 self.add_print(method, printed);
@@ -217,16 +190,16 @@ impl Reader {
     }
 
     /// Returns the method that an element names for the prints inside it, and notes the methods that it lists.
-    fn name(&mut self, element: &Element) -> Option<Name> {
+    fn name(&mut self, element: &Element) -> Option<Word<Method>> {
         match (element.name(), element.ns().as_str()) {
             ("method", ns::APPS_TLS) => self.add_method(element.attr("name").unwrap_or_default()),
             ("security", ns::XTLS) => {
                 let listed = element.children().filter(|child| child.is("method", ns::XTLS));
-                let names: Vec<Name> = listed
+                let names: Vec<Word<Method>> = listed
                     .filter_map(|method| self.add_method(method.attr("name").unwrap_or_default()))
-                    .filter(|name| *name != Name::Known(Method::Srp))
+                    .filter(|name| *name != Method::Srp)
                     .collect();
-                let known = names.iter().filter(|name| matches!(name, Name::Known(_)));
+                let known = names.iter().filter(|name| name.known().is_some());
                 match known.collect::<Vec<_>>().as_slice() {
                     [one] => Some((*one).clone()),
                     [] if names.len() == 1 => names.into_iter().next(),
@@ -234,22 +207,23 @@ impl Reader {
                 }
             }
             ("srp", ns::C2CTLS) => self.add_method("srp"),
-            (name @ ("x509" | "openpgp"), ns::C2CTLS) => Some(Name::new(name)),
+            (name @ ("x509" | "openpgp"), ns::C2CTLS) => Some(Word::new(name)),
             _ => None,
         }
     }
 
-    fn add_method(&mut self, name: &str) -> Option<Name> {
+    fn add_method(&mut self, name: &str) -> Option<Word<Method>> {
         if name.is_empty() {
             return None;
         }
-        if self.methods.insert(name.to_owned()) {
-            self.offer.methods.push(name.to_owned());
+        let method = Word::new(name);
+        if self.methods.insert(method.clone()) {
+            self.offer.methods.push(method.clone());
         }
-        Some(Name::new(name))
+        Some(method)
     }
 
-    fn add_print(&mut self, method: Option<&Name>, printed: Printed) {
+    fn add_print(&mut self, method: Option<&Word<Method>>, printed: Printed) {
         // A print that is repeated without a method may be meant for another one: both are kept and judged.
         let (is_read, bytes) = printed.identity();
         if self.prints.insert((method.cloned(), is_read, bytes.to_vec())) {
@@ -292,7 +266,7 @@ pub fn is_secured(content: &Element) -> bool {
 
 /// Returns a copy of a content without the prints in `gone`, and without the methods in `methods`. A method that loses
 /// all the prints inside it is removed too.
-pub fn without(content: &Element, gone: &[Printed], methods: &[Name]) -> Element {
+pub fn without(content: &Element, gone: &[Printed], methods: &[Word<Method>]) -> Element {
     if gone.is_empty() && methods.is_empty() {
         return content.clone();
     }
@@ -300,7 +274,7 @@ pub fn without(content: &Element, gone: &[Printed], methods: &[Name]) -> Element
     stripped(content, &prints, methods)
 }
 
-fn stripped(content: &Element, gone: &HashSet<(bool, &[u8])>, methods: &[Name]) -> Element {
+fn stripped(content: &Element, gone: &HashSet<(bool, &[u8])>, methods: &[Word<Method>]) -> Element {
     let mut copy = xml::head_in(content, &content.ns());
     for node in content.nodes() {
         let Some(child) = node.as_element() else {
@@ -312,7 +286,7 @@ fn stripped(content: &Element, gone: &HashSet<(bool, &[u8])>, methods: &[Name]) 
         }
         let kept = stripped(child, gone, methods);
         if is_method(child) {
-            let named = child.attr("name").map(Name::new);
+            let named = child.attr("name").map(Word::new);
             let listed = named.is_some_and(|method| methods.contains(&method));
             if !has_prints(&kept) && (has_prints(child) || listed) {
                 continue;
@@ -367,12 +341,12 @@ mod tests {
     #[test]
     fn the_seeds_first_stanza_is_read() {
         let offer = Offer::read(&seed_1());
-        assert_eq!(offer.methods, ["x509", "openpgp", "srp"]);
+        assert_eq!(offer.methods, [Method::X509, Method::OpenPgp, Method::Srp]);
         assert_eq!(
             offer.prints,
             [
-                (Some(Name::Known(Method::X509)), read(X509)),
-                (Some(Name::Known(Method::OpenPgp)), read(PGP))
+                (Some(Word::Known(Method::X509)), read(X509)),
+                (Some(Word::Known(Method::OpenPgp)), read(PGP))
             ]
         );
         assert!(is_secured(&seed_1()));
@@ -386,7 +360,7 @@ mod tests {
              <transport xmlns='urn:xmpp:jingle:transports:ibb:0'/>\
              <offer xmlns='urn:xmpp:security-offer'><print>{X509}</print><print>{PGP}</print></offer>"
         )));
-        assert_eq!(offer.methods, ["x509", "openpgp", "srp"]);
+        assert_eq!(offer.methods, [Method::X509, Method::OpenPgp, Method::Srp]);
         assert_eq!(offer.prints, [(None, read(X509)), (None, read(PGP))]);
     }
 
@@ -397,7 +371,7 @@ mod tests {
              <fingerprint algo='sha1'>{}</fingerprint><method name='x509'/></security>",
             X509.replace(':', "").to_lowercase()
         ));
-        let expected = [(Some(Name::Known(Method::X509)), read(X509))];
+        let expected = [(Some(Word::Known(Method::X509)), read(X509))];
         assert_eq!(Offer::read(&content).prints, expected);
         assert!(is_secured(&content));
     }
@@ -465,7 +439,7 @@ mod tests {
                 let [(named, printed)] = offer.prints.as_slice() else {
                     panic!("{place} {offer:?}")
                 };
-                assert_eq!(named.as_ref().map(Name::as_str), method, "{place}");
+                assert_eq!(named.as_ref().map(Word::as_str), method, "{place}");
                 let empty = place.contains("tmp:pubkey'/>");
                 assert_eq!(printed.print().is_some(), text == X509 && !empty, "{place}");
                 let stripped = without(&content, std::slice::from_ref(printed), &[]);
@@ -510,7 +484,7 @@ mod tests {
     fn a_stripped_print_takes_its_empty_method_along_and_nothing_else() {
         let stripped = without(&seed_1(), &[read(X509)], &[]);
         let offer = Offer::read(&stripped);
-        assert_eq!(offer.methods, ["openpgp", "srp"]);
+        assert_eq!(offer.methods, [Method::OpenPgp, Method::Srp]);
         assert_eq!(offer.prints.len(), 1);
         assert!(stripped.has_child("transport", ns::JINGLE_IBB_0));
         assert_eq!(without(&seed_1(), &[], &[]), seed_1());
@@ -523,13 +497,13 @@ mod tests {
         let inside = format!("<description xmlns='urn:x'>{c2c}</description>");
         for content in [content(&inside), content(c2c)] {
             let offer = Offer::read(&content);
-            assert_eq!(offer.methods, ["srp"]);
+            assert_eq!(offer.methods, [Method::Srp]);
             let print = read("428B1358A286430F628DA23FB33DDAF6E474F5C5");
             assert_eq!(offer.prints, [(None, print.clone())]);
             assert!(is_secured(&content));
-            let gone = [Name::Known(Method::X509)];
+            let gone = [Word::Known(Method::X509)];
             let left = Offer::read(&without(&content, &[print], &gone));
-            assert_eq!((left.methods, left.prints.len()), (vec!["srp".to_owned()], 0));
+            assert_eq!((left.methods, left.prints.len()), (vec![Method::Srp.into()], 0));
         }
     }
 
@@ -539,6 +513,6 @@ mod tests {
             "<security xmlns='urn:xmpp:jingle:security:xtls:0'><fingerprint>{X509}</fingerprint>\
              <method name='x509'/><method name='srp'/></security>"
         ));
-        assert_eq!(Offer::read(&content).prints[0].0, Some(Name::Known(Method::X509)));
+        assert_eq!(Offer::read(&content).prints[0].0, Some(Word::Known(Method::X509)));
     }
 }

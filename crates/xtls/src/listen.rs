@@ -10,7 +10,7 @@ use std::{
 };
 
 use fingerpost_endpoint::{
-    Endpoint, Error, Incoming, Request, SecureStream, Session, TransportKind,
+    Endpoint, Error, Incoming, Reason, Request, SecureStream, Session, TransportKind,
 };
 use fingerpost_wire::ns;
 use jid::BareJid;
@@ -339,7 +339,7 @@ impl Listen {
                 let (mut session, stream) = request.accept().await?;
                 self.secured(&mut session, &stream, claimed).await?;
                 let Some(seat) = desk.take() else {
-                    session.terminate("busy", BUSY).await;
+                    session.terminate(Reason::Busy, BUSY).await;
                     return Err(XtlsError::refused(BUSY).into());
                 };
                 Ok(chat::serve(&self.client, session, stream, Some(seat)).await?)
@@ -369,8 +369,8 @@ impl Listen {
             Ok(room) => room,
             Err(error) => {
                 match error.code {
-                    5 => session.terminate("decline", &error.text).await,
-                    _ => session.terminate("failed-application", NOT_STORED).await,
+                    5 => session.terminate(Reason::Decline, &error.text).await,
+                    _ => session.terminate(Reason::FailedApplication, NOT_STORED).await,
                 }
                 return Err(error.into());
             }
@@ -378,7 +378,7 @@ impl Listen {
         let part = match self.part(&inbox.dir, &sender, &offer, kept).await {
             Ok(part) => part,
             Err(error) => {
-                session.terminate("failed-application", NOT_STORED).await;
+                session.terminate(Reason::FailedApplication, NOT_STORED).await;
                 return Err(error.into());
             }
         };
@@ -418,7 +418,7 @@ impl Listen {
         let admitted = self.client.admit(session, stream).await?;
         let _turn = self.telling.lock().await;
         if self.once && self.taken.load(Ordering::SeqCst) {
-            session.terminate("busy", "").await;
+            session.terminate(Reason::Busy, "").await;
             return Err(XtlsError::refused("another session was secured first"));
         }
         self.client.settle(session, stream, admitted).await?;
@@ -489,12 +489,12 @@ async fn goodbye(mut session: Session, done: Result<(), NotReceived>) -> Result<
 }
 
 /// Returns the reason and the text for the sender at the end of a session.
-fn last_words(done: &Result<(), NotReceived>) -> (&'static str, &str) {
+fn last_words(done: &Result<(), NotReceived>) -> (Reason, &str) {
     match done {
-        Ok(()) => ("success", ""),
+        Ok(()) => (Reason::Success, ""),
         // The sender need not know where its files land.
-        Err(NotReceived::Disk(_)) => ("media-error", NOT_STORED),
-        Err(NotReceived::Content(error)) => ("media-error", &error.text),
+        Err(NotReceived::Disk(_)) => (Reason::MediaError, NOT_STORED),
+        Err(NotReceived::Content(error)) => (Reason::MediaError, &error.text),
     }
 }
 
@@ -506,12 +506,12 @@ mod tests {
     fn the_sender_learns_what_is_wrong_with_its_file_and_nothing_of_the_disk_here() {
         let wrong = "/home/bob: the file's hash is not the one offered";
         for (done, words) in [
-            (Ok(()), ("success", "")),
+            (Ok(()), (Reason::Success, "")),
             (
                 Err(NotReceived::Disk(XtlsError::failed("No space left on device (os error 28)"))),
-                ("media-error", NOT_STORED),
+                (Reason::MediaError, NOT_STORED),
             ),
-            (Err(NotReceived::Content(XtlsError::failed(wrong))), ("media-error", wrong)),
+            (Err(NotReceived::Content(XtlsError::failed(wrong))), (Reason::MediaError, wrong)),
         ] {
             assert_eq!(last_words(&done), words);
         }

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use fingerpost_endpoint::{Error, Hint, Known, Policy, Shown, Standing};
-use fingerpost_wire::print::{Method, Print};
+use fingerpost_wire::{
+    print::{Method, Print},
+    word::Word,
+};
 use jid::BareJid;
 use serde_json::json;
 use time::format_description::well_known::Rfc3339;
@@ -52,7 +55,8 @@ impl Policy for Peers {
         let mut shown = Vec::new();
         for Hint { method, print, verdict, assurance, .. } in hints {
             shown.push(json!({
-                "method": method, "print": print, "verdict": verdict, "assurance": assurance,
+                "method": method.as_str(), "print": print, "verdict": verdict.as_str(),
+                "assurance": assurance.as_ref().map(Word::as_str),
             }));
         }
         let verdicts = match hints {

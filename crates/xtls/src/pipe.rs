@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use fingerpost_endpoint::{SecureStream, Session};
+use fingerpost_endpoint::{Reason, SecureStream, Session};
 use serde_json::json;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
@@ -106,7 +106,7 @@ async fn run_standard(
     };
     let joined = session.during(join(&mut stream, side, local)).await;
     if joined.is_err() {
-        session.terminate("connectivity-error", "").await;
+        session.terminate(Reason::ConnectivityError, "").await;
     }
     goodbye(session, stream, joined?).await
 }
@@ -122,7 +122,7 @@ async fn run_command(
     let mut running = match Running::start(command, stream.learned()) {
         Ok(running) => running,
         Err(error) => {
-            session.terminate("failed-application", "the command cannot be started").await;
+            session.terminate(Reason::FailedApplication, "the command cannot be started").await;
             return Err(error);
         }
     };
@@ -130,7 +130,7 @@ async fn run_command(
     if let Err(error) = &joined {
         // The command must not take the end of a cut stream for the end of the peer's content.
         running.stop().await;
-        session.terminate("failed-application", &error.text).await;
+        session.terminate(Reason::FailedApplication, &error.text).await;
     }
     goodbye(session, stream, joined?).await?;
     let received = progress.received();
@@ -156,7 +156,7 @@ async fn goodbye(
                     _ = timeout(LAST_WORD, stream.finish()) => {}
                 }
             }
-            session.terminate("success", "").await;
+            session.terminate(Reason::Success, "").await;
         }
         Joined::Unconfirmed => {
             // The peer may still be reading.
@@ -168,7 +168,7 @@ async fn goodbye(
             )));
         }
         Joined::Unread { confirmed } => {
-            session.terminate("cancel", "the reader of the pipe's output is gone").await;
+            session.terminate(Reason::Cancel, "the reader of the pipe's output is gone").await;
             if !confirmed {
                 return Err(XtlsError::silent());
             }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use fingerpost_endpoint::{Known, Learned, SecureStream, Session, Waiting};
+use fingerpost_endpoint::{Known, Learned, Reason, SecureStream, Session, Waiting};
 use fingerpost_wire::{
     key::Assurance,
     print::{Method, Print},
@@ -65,7 +65,7 @@ impl Client {
         }
         let done = self.further(session, stream).await;
         if done.is_err() {
-            session.terminate("security-error", "").await;
+            session.terminate(Reason::SecurityError, "").await;
         }
         done
     }
@@ -83,7 +83,7 @@ impl Client {
         self.tell_waiting(session);
         let done = self.tell_and_keep(session, stream, admitted).await;
         if done.is_err() {
-            session.terminate("security-error", "").await;
+            session.terminate(Reason::SecurityError, "").await;
         }
         done
     }

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use fingerpost_endpoint::{Application, Endpoint, TransportKind};
+use fingerpost_endpoint::{Application, Endpoint, Reason, TransportKind};
 use jid::Jid;
 use serde_json::json;
 
@@ -121,7 +121,7 @@ async fn send_one(
         let error = XtlsError::refused(format!(
             "{peer} did not accept the file: its program answered with another application"
         ));
-        session.terminate("unsupported-applications", &error.text).await;
+        session.terminate(Reason::UnsupportedApplications, &error.text).await;
         return Err(error.hint("the other side must run `xtls listen`"));
     }
     client.secured(&mut session, &stream).await?;
@@ -161,7 +161,7 @@ async fn send_one(
         Ok(done) => done,
         Err(error) => {
             bar.finish_and_clear();
-            session.terminate("failed-application", &error.text).await;
+            session.terminate(Reason::FailedApplication, &error.text).await;
             return Err(go_on(error));
         }
     };

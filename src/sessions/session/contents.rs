@@ -4,11 +4,13 @@ use std::collections::HashSet;
 
 use fingerpost_wire::{
     dialect::{self, Dialect},
-    jingle, ns,
+    jingle::{self, Reason},
+    ns,
     offer::{self, Printed},
-    print::Print,
+    print::{Method, Print},
     stanza::{Condition, ErrorType, Refusal, Stanza},
     transport::Transport,
+    word::Word,
     xml,
 };
 use jid::BareJid;
@@ -119,7 +121,7 @@ struct Checked {
     /// Verdicts on the offer, if there is one.
     hints: Option<Element>,
     /// The methods that it has left, and whether it had any.
-    methods: Vec<String>,
+    methods: Vec<Word<Method>>,
     had_methods: bool,
 }
 
@@ -132,7 +134,7 @@ pub(super) struct BrokeredContent {
     /// Whether it is a raw TLS stream, without another application.
     pub(super) is_raw: bool,
     /// The TLS methods of the initiator that policy lets pass.
-    methods: Vec<String>,
+    methods: Vec<Word<Method>>,
     /// The offer dialects that each side knows; empty: any.
     dialects: PerSide<Vec<Dialect>>,
 }
@@ -184,12 +186,12 @@ impl Session {
             let text = format!(
                 "No TLS method is left: this service accepts none of the keys that {owner} offers"
             );
-            return self.end_both("unsupported-applications", &text);
+            return self.end_both(Reason::UnsupportedApplications, &text);
         }
         self.content.methods.clone_from(&checked.methods);
         let Some(transport) = self.offer_leg(&features) else {
             let text = "The component offers neither SOCKS5 nor IBB";
-            return self.end_both("unsupported-transports", text);
+            return self.end_both(Reason::UnsupportedTransports, text);
         };
         let out = self.pass(Side::Responder, &beside, &checked, transport);
         self.phase = Phase::Negotiating;
@@ -297,7 +299,7 @@ impl Session {
 
     fn pass_on(&mut self, side: Side, stanza: Stanza, keys: &[Key], now: Instant) {
         let Some(jingle) = stanza.payload().cloned() else { return };
-        if jingle.attr("action") == Some("session-accept") {
+        if jingle::action(&jingle) == jingle::Action::SessionAccept {
             return self.pass_accept(stanza, &jingle, keys, now);
         }
         let all: Result<Vec<Checked>, String> =
@@ -337,16 +339,16 @@ impl Session {
         let common = checked.methods.iter().any(|method| self.content.methods.contains(method));
         if checked.had_methods && !self.content.methods.is_empty() && !common {
             self.send(stanza.result(None));
-            let list = |names: &[String]| match names {
+            let list = |names: &[Word<Method>]| match names {
                 [] => "none that this service accepts".to_owned(),
-                names => names.join(", "),
+                names => names.iter().map(Word::as_str).collect::<Vec<_>>().join(", "),
             };
             let text = format!(
                 "No TLS method in common: the initiator has {}, the responder {}",
                 list(&self.content.methods),
                 list(&checked.methods)
             );
-            return self.end_both("unsupported-applications", &text);
+            return self.end_both(Reason::UnsupportedApplications, &text);
         }
         self.acknowledge();
         self.legs.responder.accept(Transport::read(content));
@@ -370,7 +372,7 @@ impl Session {
             let text = "A brokered session carries one stream: this content is not part of it";
             let jingle = self.refuse_contents(
                 Side::Initiator,
-                "content-remove",
+                jingle::Action::ContentRemove,
                 &self.content.removed,
                 text,
             );
@@ -382,14 +384,14 @@ impl Session {
     pub(super) fn reject_contents(&mut self, side: Side, stanza: &Stanza, jingle: &Element) {
         let added: Vec<Element> = contents(jingle).cloned().collect();
         let text = "A brokered session carries one stream: start another session";
-        let rejection = self.refuse_contents(side, "content-reject", &added, text);
+        let rejection = self.refuse_contents(side, jingle::Action::ContentReject, &added, text);
         self.answer_and_tell(side, stanza, rejection);
     }
 
     fn refuse_contents(
         &self,
         side: Side,
-        action: &str,
+        action: jingle::Action,
         refused: &[Element],
         text: &str,
     ) -> Element {
@@ -400,7 +402,7 @@ impl Session {
             let attributes = [("creator", creator), ("name", name(content))];
             jingle.append_child(xml::element("content", frame.namespace, &attributes));
         }
-        jingle.append_child(jingle::reason(&frame, "unsupported-applications", text));
+        jingle.append_child(jingle::reason(&frame, Reason::UnsupportedApplications, text));
         jingle
     }
 }

@@ -35,7 +35,7 @@ use fingerpost_carry::iq::Answer;
 use fingerpost_wire::{
     ibb::IbbError,
     ibb_xml::IbbStanza,
-    jingle::{self, Frame},
+    jingle::{self, Frame, Reason},
     ns,
     offer::Offer,
     print::Print,
@@ -88,8 +88,6 @@ const FORWARDED: usize = 32;
 /// The block size that every client accepts, for use when a larger one is refused.
 const SMALL_BLOCK: u16 = 4096;
 
-/// The reason of a session that never began.
-const REFUSED: &str = "refused";
 /// The longest text of the component's own reasons, in characters.
 const TEXT: usize = 1000;
 
@@ -127,7 +125,7 @@ pub(crate) enum Input {
     /// The service stops: the session may continue until then.
     Drain(Instant),
     /// End the session with this reason and text for both users.
-    End(&'static str, String),
+    End(Reason, String),
     /// The features of the responder's client.
     Features(Vec<String>),
     /// The responder's client does not tell its features, and may be absent.
@@ -209,9 +207,9 @@ enum Phase {
     /// One side has ended the session; its last bytes may still be on their way.
     Leaving { by: Side, jingle: Element },
     /// The stream is over; if the users do not end the session, it ends with this reason and text.
-    Relayed { reason: &'static str, text: String },
+    Relayed { reason: Reason, text: String },
     /// Nothing is left to do.
-    Over { reason: &'static str },
+    Over(Conclusion),
 }
 
 /// What the responder has said to the offer. A stream may begin before each of these.
@@ -245,30 +243,19 @@ struct Check {
 }
 
 /// Returns the reason in a session-terminate, if it is one of XEP-0166, 7.4.
-fn known_reason(jingle: &Element) -> &'static str {
-    const REASONS: [&str; 17] = [
-        "alternative-session",
-        "busy",
-        "cancel",
-        "connectivity-error",
-        "decline",
-        "expired",
-        "failed-application",
-        "failed-transport",
-        "general-error",
-        "gone",
-        "incompatible-parameters",
-        "media-error",
-        "security-error",
-        "success",
-        "timeout",
-        "unsupported-applications",
-        "unsupported-transports",
-    ];
-    let given = jingle.children().find(|child| child.name() == "reason");
-    let named =
-        |name: &&str| given.is_some_and(|given| given.children().any(|c| c.name() == *name));
-    REASONS.into_iter().find(named).unwrap_or("other")
+fn known_reason(jingle: &Element) -> Option<Reason> {
+    let given = jingle.children().find(|child| child.name() == "reason")?;
+    let named = |reason: &Reason| given.children().any(|child| child.name() == reason.as_str());
+    Reason::ALL.iter().copied().find(named)
+}
+
+/// Why a session has ended.
+#[derive(Clone, Copy, Debug)]
+enum Conclusion {
+    /// It never began.
+    Refused,
+    /// For this reason; `None`: one that is not of XEP-0166.
+    Ended(Option<Reason>),
 }
 
 /// The purpose of a request, by which its answer is handled.
@@ -376,8 +363,9 @@ impl Session {
     /// condition.
     pub(crate) fn reason(&self) -> &'static str {
         match self.phase {
-            Phase::Over { reason } => reason,
-            _ => REFUSED,
+            Phase::Over(Conclusion::Ended(Some(reason))) => reason.as_str(),
+            Phase::Over(Conclusion::Ended(None)) => "other",
+            _ => "refused",
         }
     }
 
@@ -414,7 +402,7 @@ impl Session {
             Input::Check => self.check_users(now),
             // The running stream may end in time.
             Input::Drain(until) if until <= now => {
-                self.end_both("gone", "The service is being stopped");
+                self.end_both(Reason::Gone, "The service is being stopped");
             }
             Input::Drain(until) => self.timers.set(Timer::Stop, until),
             Input::End(reason, text) => self.end_both(reason, &text),
@@ -514,7 +502,7 @@ impl Session {
             } else {
                 xml::element("moving", ns::HINTS, &[])
             };
-            let mut jingle = jingle::own("session-info", &self.frame(side));
+            let mut jingle = jingle::own(jingle::Action::SessionInfo, &self.frame(side));
             jingle.append_child(news);
             self.tell(side, jingle);
         }
@@ -608,16 +596,16 @@ impl Session {
     }
 
     /// Ends the session with a session-terminate to both sides (an initiate still unanswered is answered first).
-    fn end_both(&mut self, condition: &'static str, text: &str) {
+    fn end_both(&mut self, condition: Reason, text: &str) {
         self.end_for(condition, text, None);
     }
 
     /// Ends the session because the component refuses a key of `owner`.
     fn refuse_key(&mut self, owner: &BareJid, text: &str) {
-        self.end_for("security-error", text, Some(owner));
+        self.end_for(Reason::SecurityError, text, Some(owner));
     }
 
-    fn end_for(&mut self, condition: &'static str, text: &str, owner: Option<&BareJid>) {
+    fn end_for(&mut self, condition: Reason, text: &str, owner: Option<&BareJid>) {
         // The text may repeat what a user sent, and both users must learn of the end.
         let text: String = text.chars().take(TEXT).collect();
         self.answer_initiate(None);
@@ -627,8 +615,8 @@ impl Session {
                 self.tell(side, jingle);
             }
         }
-        info!(reason = condition, "session ended");
-        self.finish(condition);
+        info!(reason = condition.as_str(), "session ended");
+        self.finish(Conclusion::Ended(Some(condition)));
     }
 
     /// Handles a side that has gone: tells the other.
@@ -639,16 +627,17 @@ impl Session {
                 .to_element(),
         ));
         if self.is_told(other) {
-            let jingle = jingle::end(&self.frame(other), "gone", "The other user went away", None);
+            let jingle =
+                jingle::end(&self.frame(other), Reason::Gone, "The other user went away", None);
             self.tell(other, jingle);
         }
         info!(side = side.as_str(), "user gone");
-        self.finish("gone");
+        self.finish(Conclusion::Ended(Some(Reason::Gone)));
     }
 
     /// Ends the session, and answers every request that is still open.
-    fn finish(&mut self, reason: &'static str) {
-        self.phase = Phase::Over { reason };
+    fn finish(&mut self, conclusion: Conclusion) {
+        self.phase = Phase::Over(conclusion);
         self.timers = TimerTable::default();
         self.answer_initiate(None);
         let questions = std::mem::take(&mut self.questions);
@@ -690,15 +679,19 @@ impl Session {
             return self.handle_all(behind, now);
         }
         self.answer_initiate(Some(refusal.to_element()));
-        self.finish(REFUSED);
+        self.finish(Conclusion::Refused);
     }
 
     fn handle_jingle(&mut self, side: Side, stanza: Stanza, now: Instant) {
         let Some(jingle) = stanza.payload().cloned() else { return };
-        let action = jingle.attr("action").unwrap_or_default().to_owned();
-        debug!(action, side = side.as_str(), "jingle");
-        match action.as_str() {
-            "session-terminate" => {
+        let action = jingle::action(&jingle);
+        debug!(action = action.as_str(), side = side.as_str(), "jingle");
+        let Some(action) = action.known() else {
+            let refusal = Refusal::bad_request("The action must be one of XEP-0166");
+            return self.send(stanza.refuse(&refusal));
+        };
+        match action {
+            jingle::Action::SessionTerminate => {
                 self.send(stanza.result(None));
                 if matches!(self.phase, Phase::Relaying { .. }) {
                     self.timers.set(Timer::Phase, now + LAST_BYTES);
@@ -707,7 +700,7 @@ impl Session {
                     self.leave(side, &jingle);
                 }
             }
-            "session-accept"
+            jingle::Action::SessionAccept
                 if side == Side::Responder && !matches!(self.acceptance, Acceptance::Accepted) =>
             {
                 if self.content.find(&jingle).is_none() {
@@ -718,15 +711,23 @@ impl Session {
                 let prints = offered_prints(&jingle);
                 self.look_up(side, stanza, prints);
             }
-            "session-accept" | "session-initiate" => {
+            jingle::Action::SessionAccept | jingle::Action::SessionInitiate => {
                 self.send(stanza.refuse(&out_of_order("The session is not in that state")));
             }
-            "transport-info" | "transport-replace" | "transport-accept" | "transport-reject" => {
-                self.handle_transport(side, &action, &stanza, &jingle, now);
+            jingle::Action::TransportInfo
+            | jingle::Action::TransportReplace
+            | jingle::Action::TransportAccept
+            | jingle::Action::TransportReject => {
+                self.handle_transport(side, action, &stanza, &jingle, now);
             }
-            "content-add" => self.reject_contents(side, &stanza, &jingle),
-            "session-info" | "security-info" | "description-info" | "content-accept"
-            | "content-modify" | "content-reject" | "content-remove" => {
+            jingle::Action::ContentAdd => self.reject_contents(side, &stanza, &jingle),
+            jingle::Action::SessionInfo
+            | jingle::Action::SecurityInfo
+            | jingle::Action::DescriptionInfo
+            | jingle::Action::ContentAccept
+            | jingle::Action::ContentModify
+            | jingle::Action::ContentReject
+            | jingle::Action::ContentRemove => {
                 if !self.is_told(side.other()) {
                     let text = "The other user does not know of the session yet";
                     return self.send(stanza.refuse(&out_of_order(text)));
@@ -743,10 +744,6 @@ impl Session {
                 }
                 let out = jingle::jingle(&jingle, &self.frame(side.other()), |content| content);
                 self.ask(side.other(), out, Question::Forwarded(Box::new(stanza)));
-            }
-            _ => {
-                let refusal = Refusal::bad_request("The action must be one of XEP-0166");
-                self.send(stanza.refuse(&refusal));
             }
         }
     }
@@ -765,10 +762,7 @@ impl Session {
             let mut iq = self.request(other, out);
             if self.check_size(&iq).is_err() {
                 // The other user must learn of the end, if not of everything that was said about it.
-                let condition = match known_reason(jingle) {
-                    "other" => "general-error",
-                    known => known,
-                };
+                let condition = known_reason(jingle).unwrap_or(Reason::GeneralError);
                 let text =
                     "The other user ended the session with a reason too long to be passed on";
                 iq = self.request(other, jingle::terminate(&self.frame(other), condition, text));
@@ -776,8 +770,9 @@ impl Session {
             self.send(iq);
         }
         let reason = known_reason(jingle);
-        info!(by = by.as_str(), reason, "session terminated");
-        self.finish(reason);
+        let named = reason.map_or("other", Reason::as_str);
+        info!(by = by.as_str(), reason = named, "session terminated");
+        self.finish(Conclusion::Ended(reason));
     }
 
     fn handle_answer(&mut self, number: u32, answer: Answer, now: Instant) {
@@ -809,7 +804,7 @@ impl Session {
                 }
             }
             (Question::Open(..), _) => {
-                self.end_both("failed-transport", "The in-band bytestream was refused");
+                self.end_both(Reason::FailedTransport, "The in-band bytestream was refused");
             }
             (Question::Ping(side), answer) => self.pinged(side, answer, now),
             (Question::Replace(side), Answer::Error(error)) => self.refused(side, Some(&error)),
@@ -829,7 +824,7 @@ impl Session {
         if error.is_none() {
             // If the responder is present after all, it must not wait for an absent peer.
             let text = "The session was not acknowledged in time";
-            let out = jingle::end(&self.frame(Side::Responder), "timeout", text, None);
+            let out = jingle::end(&self.frame(Side::Responder), Reason::Timeout, text, None);
             self.tell(Side::Responder, out);
         }
         let goes_back = initiate.goes_back && error.as_ref().is_none_or(is_for_others);
@@ -841,7 +836,7 @@ impl Session {
             let error = error.unwrap_or_else(|| self.silence().to_element());
             self.send(refuse_with(&initiate.stanza, error));
         }
-        self.finish(REFUSED);
+        self.finish(Conclusion::Refused);
     }
 
     /// Returns the refusal for a responder that does not acknowledge the session-initiate.
@@ -911,7 +906,7 @@ impl Session {
         while let Some(timer) = self.timers.expired(now) {
             match timer {
                 Timer::Phase => self.end_phase(),
-                Timer::Stop => self.end_both("gone", "The service is being stopped"),
+                Timer::Stop => self.end_both(Reason::Gone, "The service is being stopped"),
                 Timer::FallBack(side) => self.offer_in_band(side, now),
                 Timer::Ping(side) => self.ping(side, now),
             }
@@ -922,10 +917,10 @@ impl Session {
     fn end_phase(&mut self) {
         match &self.phase {
             Phase::Leaving { by, jingle } => self.leave(*by, &jingle.clone()),
-            Phase::Relayed { reason, text } => self.end_both(reason, &text.clone()),
+            Phase::Relayed { reason, text } => self.end_both(*reason, &text.clone()),
             _ => {
                 let text = self.late();
-                self.end_both("timeout", &text);
+                self.end_both(Reason::Timeout, &text);
             }
         }
     }
@@ -934,7 +929,7 @@ impl Session {
     fn ping(&mut self, side: Side, now: Instant) {
         self.timers.set(Timer::Ping(side), now + PING);
         if self.is_told(side) {
-            let ping = jingle::own("session-info", &self.frame(side));
+            let ping = jingle::own(jingle::Action::SessionInfo, &self.frame(side));
             self.ask(side, ping, Question::Ping(side));
         }
     }
@@ -953,9 +948,12 @@ impl Session {
         };
         match outcome.end {
             Ended::NotTls => {
-                self.end_both("security-error", "The stream did not start with a TLS ClientHello");
+                self.end_both(
+                    Reason::SecurityError,
+                    "The stream did not start with a TLS ClientHello",
+                );
             }
-            Ended::Idle => self.end_both("timeout", "No byte was sent for too long"),
+            Ended::Idle => self.end_both(Reason::Timeout, "No byte was sent for too long"),
             Ended::Error(
                 io::ErrorKind::TimedOut
                 | io::ErrorKind::HostUnreachable
@@ -966,16 +964,16 @@ impl Session {
                     None => "A user can no longer be reached".to_owned(),
                     Some(_) => broken_text(broken),
                 };
-                self.end_both("timeout", &text);
+                self.end_both(Reason::Timeout, &text);
             }
             // One absent user is the reason. If both seem absent, their server may have said so, which means nothing.
             Ended::Error(_) if self.absent.initiator != self.absent.responder => {
-                self.end_both("gone", "The other user went away");
+                self.end_both(Reason::Gone, "The other user went away");
             }
             Ended::Error(_) => {
                 let reason = match broken {
-                    Some((_, IbbError::Gone)) => "gone",
-                    _ => "connectivity-error",
+                    Some((_, IbbError::Gone)) => Reason::Gone,
+                    _ => Reason::ConnectivityError,
                 };
                 self.phase = Phase::Relayed { reason, text: broken_text(broken) };
                 self.timers.set(Timer::Phase, now + LAST_WORD);
@@ -984,7 +982,7 @@ impl Session {
                 if self.absent.initiator || self.absent.responder {
                     self.check_users(now);
                 }
-                self.phase = Phase::Relayed { reason: "success", text: String::new() };
+                self.phase = Phase::Relayed { reason: Reason::Success, text: String::new() };
                 let wait = if self.content.is_raw { RAW_GOODBYE } else { GOODBYE };
                 self.timers.set(Timer::Phase, now + wait);
             }

@@ -20,7 +20,8 @@ use std::time::Duration;
 use fingerpost_wire::{
     dst_addr::DstAddr,
     ibb_xml::IbbPayload,
-    jingle, ns, size,
+    jingle::{self, Reason},
+    ns, size,
     stanza::{Condition, ErrorType, Refusal, Stanza},
     transport::{self, Transport},
     xml,
@@ -100,7 +101,7 @@ impl Session {
     pub(super) fn offer_early(&mut self) {
         if self.content.is_raw && self.legs.initiator.awaits_socks5() {
             let transport = self.s5b_transport(Side::Initiator);
-            self.tell_transport(Side::Initiator, "transport-info", transport);
+            self.tell_transport(Side::Initiator, jingle::Action::TransportInfo, transport);
         }
     }
 
@@ -117,7 +118,7 @@ impl Session {
             None => Element::bare("candidate-error", ns::JINGLE_S5B),
         };
         let transport = transport::s5b_news(sid, news);
-        self.tell_transport(side, "transport-info", transport);
+        self.tell_transport(side, jingle::Action::TransportInfo, transport);
     }
 
     /// Gives a user time to choose a candidate.
@@ -128,7 +129,7 @@ impl Session {
         }
     }
 
-    fn tell_transport(&mut self, side: Side, action: &str, transport: Element) {
+    fn tell_transport(&mut self, side: Side, action: jingle::Action, transport: Element) {
         let name = self.content.name.clone();
         let jingle = self.transport_jingle(side, action, &name, transport);
         self.tell(side, jingle);
@@ -137,7 +138,7 @@ impl Session {
     fn transport_jingle(
         &self,
         side: Side,
-        action: &str,
+        action: jingle::Action,
         name: &str,
         transport: Element,
     ) -> Element {
@@ -154,13 +155,14 @@ impl Session {
     pub(super) fn handle_transport(
         &mut self,
         side: Side,
-        action: &str,
+        action: jingle::Action,
         stanza: &Stanza,
         jingle: &Element,
         now: Instant,
     ) {
         let Some(content) = self.content.find(jingle) else {
-            let Some(other) = contents(jingle).next().filter(|_| action == "transport-replace")
+            let Some(other) =
+                contents(jingle).next().filter(|_| action == jingle::Action::TransportReplace)
             else {
                 return self.send(stanza.result(None));
             };
@@ -169,7 +171,7 @@ impl Session {
         };
         let replacing = self.legs[side].replacing.is_some();
         match action {
-            "transport-info" => {
+            jingle::Action::TransportInfo => {
                 self.send(stanza.result(None));
                 let news = content
                     .children()
@@ -178,7 +180,7 @@ impl Session {
                 self.handle_news(side, news.map(Element::name).unwrap_or_default(), now);
             }
             // Both sides sent the same action: that of the leg's initiator counts (XEP-0166, 7.2.16).
-            "transport-replace" if replacing && side == Side::Responder => {
+            jingle::Action::TransportReplace if replacing && side == Side::Responder => {
                 let refusal = Refusal::new(
                     ErrorType::Cancel,
                     Condition::Conflict,
@@ -187,16 +189,16 @@ impl Session {
                 .with_extra("tie-break", ns::JINGLE_ERRORS);
                 self.send(stanza.refuse(&refusal));
             }
-            "transport-replace" => {
+            jingle::Action::TransportReplace => {
                 self.send(stanza.result(None));
                 self.handle_replace(side, content);
             }
-            "transport-accept" if replacing => {
+            jingle::Action::TransportAccept if replacing => {
                 self.send(stanza.result(None));
                 self.replaced(side, Transport::read(content));
                 self.open(side);
             }
-            "transport-reject" if replacing => {
+            jingle::Action::TransportReject if replacing => {
                 self.send(stanza.result(None));
                 self.refused(side, None);
             }
@@ -247,7 +249,7 @@ impl Session {
                 let answer = transport::ibb(&namespace, &sid, block_size);
                 self.replace_leg(side, LegState::ibb(&namespace, Some(sid.clone()), block_size));
                 self.actions.push_back(Action::ExpectOpen(side, Some(sid)));
-                self.tell_transport(side, "transport-accept", answer);
+                self.tell_transport(side, jingle::Action::TransportAccept, answer);
                 // The initiator of a session opens its bytestreams; on leg B that is us.
                 if side == Side::Responder {
                     self.open(side);
@@ -270,7 +272,7 @@ impl Session {
         let transport = content.children().find(|c| c.name() == "transport").cloned();
         let transport = transport.unwrap_or_else(|| Element::bare("transport", ns::JINGLE_IBB));
         let name = content.attr("name").unwrap_or_default();
-        self.transport_jingle(side, "transport-reject", name, transport)
+        self.transport_jingle(side, jingle::Action::TransportReject, name, transport)
     }
 
     /// Replaces SOCKS5, which failed on this leg, by IBB, without the other leg's knowledge.
@@ -292,7 +294,7 @@ impl Session {
             return self.fall_back(side, now);
         }
         if !self.options.ibb {
-            return self.end_both("failed-transport", "SOCKS5 failed and IBB is switched off");
+            return self.end_both(Reason::FailedTransport, "SOCKS5 failed and IBB is switched off");
         }
         let sid = (self.ids)();
         let block_size = self.options.block_size;
@@ -300,8 +302,12 @@ impl Session {
         self.legs[side].replacing = Some((sid.clone(), block_size));
         self.actions.push_back(Action::ExpectOpen(side, Some(sid.clone())));
         let transport = transport::ibb(ns::JINGLE_IBB, &sid, block_size);
-        let jingle =
-            self.transport_jingle(side, "transport-replace", &self.content.name, transport);
+        let jingle = self.transport_jingle(
+            side,
+            jingle::Action::TransportReplace,
+            &self.content.name,
+            transport,
+        );
         self.ask(side, jingle, Question::Replace(side));
     }
 
@@ -330,7 +336,7 @@ impl Session {
         if self.legs[side].is_connected() {
             self.check_connected(side);
         } else if !(tie && side == Side::Initiator) {
-            self.end_both("failed-transport", "No transport was left to try");
+            self.end_both(Reason::FailedTransport, "No transport was left to try");
         }
     }
 

@@ -95,7 +95,7 @@ impl Page {
             let mut between = "\n".to_owned();
             for word in words(line) {
                 match word {
-                    Word::Other(text) => {
+                    Token::Other(text) => {
                         // Words from here on describe another number.
                         if text.contains(char::is_alphanumeric) && run.end(&mut page) {
                             label.clear();
@@ -103,7 +103,7 @@ impl Page {
                         between.push_str(text);
                         push_near(&mut label, &text.to_lowercase());
                     }
-                    Word::Hex(digits) => {
+                    Token::Hex(digits) => {
                         if !run.takes(digits, &between) {
                             if run.end(&mut page) {
                                 label.clear();
@@ -243,7 +243,7 @@ fn other_length(digits: usize) -> Option<PrintError> {
 
 /// A part of a line.
 #[derive(Debug, PartialEq, Eq)]
-enum Word<'a> {
+enum Token<'a> {
     /// Hexadecimal digits.
     Hex(&'a str),
     /// Words, names of hashes with their numbers, and separators.
@@ -251,7 +251,7 @@ enum Word<'a> {
 }
 
 /// Splits a line into its parts.
-fn words(line: &str) -> Vec<Word<'_>> {
+fn words(line: &str) -> Vec<Token<'_>> {
     let mut words = Vec::new();
     let mut rest = line;
     while let Some(first) = rest.chars().next() {
@@ -264,7 +264,7 @@ fn words(line: &str) -> Vec<Word<'_>> {
         };
         let (word, after) = rest.split_at(length);
         let hex = word.bytes().all(|c| c.is_ascii_hexdigit());
-        words.push(if hex { Word::Hex(word) } else { Word::Other(word) });
+        words.push(if hex { Token::Hex(word) } else { Token::Other(word) });
         rest = after;
     }
     words

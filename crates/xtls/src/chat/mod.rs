@@ -7,7 +7,7 @@ mod terminal;
 use std::{sync::Arc, time::Duration};
 
 use fingerpost_carry::iq::random_id;
-use fingerpost_endpoint::{Application, Learned, Request, SecureStream, Session, forward};
+use fingerpost_endpoint::{Application, Learned, Reason, Request, SecureStream, Session, forward};
 use fingerpost_wire::{jid::proxied, ns};
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -180,8 +180,8 @@ fn names(client: &Client, learned: &Learned) -> Names {
     }
 }
 
-fn reason(done: &Result<(), XtlsError>) -> &'static str {
-    if done.is_ok() { "success" } else { "failed-application" }
+fn reason(done: &Result<(), XtlsError>) -> Reason {
+    if done.is_ok() { Reason::Success } else { Reason::FailedApplication }
 }
 
 /// The options of one side of a chat.

@@ -1,5 +1,7 @@
 //! The choice of the brokered content, and its dialect for each side.
 
+use fingerpost_wire::{print::Method, word::Word};
+
 use super::*;
 
 const SECURITY: &str = "urn:xmpp:jingle:security:xtls:0";
@@ -37,7 +39,7 @@ fn an_offer_is_translated_for_the_responder_and_its_answer_for_the_initiator() {
     let got = accept.get_child("content", ns::JINGLE).unwrap();
     assert!(!got.has_child("security", ns::XTLS));
     let offer = offer::Offer::read(got);
-    assert_eq!(offer.methods, ["x509"]);
+    assert_eq!(offer.methods, [Method::X509]);
     assert_eq!(offer.prints[0].1.to_string(), other);
 
     // The same holds for later stanzas of the initiator about the chosen method.
@@ -69,7 +71,7 @@ fn the_method_of_an_answer_without_words_for_it_is_the_offered_one() {
         let methods: Vec<_> = hints.children().map(|hint| hint.attr("method")).collect();
         assert_eq!(methods, [Some(method)]);
         // The initiator reads it in its own dialect, under that method.
-        assert_eq!(offer::Offer::read(got).methods, [method]);
+        assert_eq!(offer::Offer::read(got).methods, [Word::new(method)]);
     }
 }
 
@@ -284,7 +286,7 @@ fn an_offer_of_which_policy_leaves_nothing_goes_nowhere() {
     let mut world = World::of(&[both], 0, strip);
     let initiate = passed(&mut world, &[]);
     let got = offer::Offer::read(initiate.get_child("content", ns::JINGLE).unwrap());
-    assert_eq!(got.methods, ["srp"]);
+    assert_eq!(got.methods, [Method::Srp]);
     world.accept(IBB_OFFER);
     let reasons = world.terminated();
     assert_eq!(reasons.len(), 2);
