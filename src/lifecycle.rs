@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use fingerpost_carry::clock::{Clock, SystemClock};
+use time::OffsetDateTime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
@@ -148,12 +148,13 @@ pub async fn run(task: Task, inherited: Inherited, out: &mut impl Write) -> Resu
         }
         Task::Backup { loaded, file } => backup::back_up(&loaded.config, &file, out).await,
         Task::Restore { loaded, file } => {
-            backup::restore(&loaded.config, &file, SystemClock.now(), out).await
+            backup::restore(&loaded.config, &file, OffsetDateTime::now_utc(), out).await
         }
         Task::Keys { loaded, command, json } => {
             let store = service::open(&loaded.config).await?;
             let component = &loaded.config.component.jid;
-            let done = keys::run(command, &store, component, json, SystemClock.now(), out).await;
+            let done =
+                keys::run(command, &store, component, json, OffsetDateTime::now_utc(), out).await;
             store.close().await;
             done.map_err(|error| Failure::new(error.to_string()))
         }

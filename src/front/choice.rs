@@ -4,7 +4,6 @@
 use std::{sync::Arc, time::Duration};
 
 use fingerpost_carry::{
-    clock::{Clock, SystemClock},
     iq::{Answer, Requests, random_id},
     shares::Permit,
 };
@@ -16,7 +15,7 @@ use fingerpost_wire::{
 };
 use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
-use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
@@ -463,7 +462,7 @@ fn gone_or_refused(error: &Element, account: &Answer, never: &Answer) -> Sign {
 
 /// Returns the refusal for the case that all suitable resources are online for the server and silent.
 fn silent(user: &BareJid, since: Instant) -> Refusal {
-    let at = SystemClock.now() - since.elapsed();
+    let at = OffsetDateTime::now_utc() - since.elapsed();
     let at = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
     let text = format!("{user} is not answering since {at}");
     Refusal::new(ErrorType::Wait, Condition::RecipientUnavailable, text)

@@ -11,7 +11,6 @@ use std::{
 };
 
 use fingerpost_carry::{
-    clock::{Clock, SystemClock},
     iq::{Answer, Requests, random_id},
     shares::{Full, Limits, Permit, Permits},
 };
@@ -25,7 +24,7 @@ use fingerpost_wire::{
 };
 use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
-use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -814,7 +813,7 @@ impl Router {
             }
             ("time", ns::TIME) if get => {
                 let mut time = Element::bare("time", ns::TIME);
-                let now = SystemClock.now();
+                let now = OffsetDateTime::now_utc();
                 let now = now.replace_nanosecond(0).unwrap_or(now);
                 let utc = now.format(&Rfc3339).map_err(|_| Refusal::internal())?;
                 for (name, text) in [("tzo", "+00:00"), ("utc", utc.as_str())] {
@@ -840,7 +839,7 @@ impl Router {
                 let (stanza_, notices) = (stanza.clone(), self.back.notices.clone());
                 let room = self.room(stanza);
                 return self.work(self.permit(stanza)?, async move {
-                    let now = SystemClock.now();
+                    let now = OffsetDateTime::now_utc();
                     let from = &stanza_.from;
                     let done =
                         registry.handle_saslcert_within(from, !get, &payload, now, room).await;
@@ -925,7 +924,7 @@ impl Router {
         let room = self.room(stanza);
         let (stanza, notices) = (stanza.clone(), self.back.notices.clone());
         self.work(self.permit(&stanza)?, async move {
-            let now = SystemClock.now();
+            let now = OffsetDateTime::now_utc();
             let done = registry.handle_within(&stanza.from, kind, &payload, now, room).await;
             finish(&stanza, done, &notices).await
         })
@@ -936,7 +935,7 @@ impl Router {
         let room = self.room(stanza);
         let (stanza, notices) = (stanza.clone(), self.back.notices.clone());
         self.work(self.permit(&stanza)?, async move {
-            let now = SystemClock.now();
+            let now = OffsetDateTime::now_utc();
             match commands.handle_within(&stanza.from, &payload, now, room).await {
                 Ok((answer, notice)) => {
                     if let Some(notice) = notice {
@@ -1028,7 +1027,7 @@ impl Router {
         self.tasks.spawn(async move {
             let to = Jid::from(user.clone());
             if let Some(published) = published_keys(&requests, &own, &to).await {
-                match registry.refresh_pep(&user, &published, SystemClock.now()).await {
+                match registry.refresh_pep(&user, &published, OffsetDateTime::now_utc()).await {
                     Ok(changes) => {
                         for notice in changes {
                             let _ = back.notices.send(notice).await;

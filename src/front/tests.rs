@@ -53,7 +53,7 @@ impl World {
         let print = Print::new(HashKind::Sha256, &[7; 32]).unwrap();
         let key = NewKey::of_prints(Method::X509, vec![print], "", Source::Self_).unwrap();
         let bob = Jid::new("bob@example.test/one").unwrap();
-        registry.add(&bob, &key, SystemClock.now()).await.unwrap();
+        registry.add(&bob, &key, OffsetDateTime::now_utc()).await.unwrap();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let (outbound, sent) = mpsc::channel(1000);
         let (report, reports) = mpsc::channel(100);

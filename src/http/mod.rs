@@ -36,9 +36,9 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::get,
 };
-use fingerpost_carry::clock::{Clock, SystemClock};
 use fingerpost_wire::print::Print;
 use jid::BareJid;
+use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
@@ -194,7 +194,7 @@ async fn readyz(State(status): State<Status>) -> (StatusCode, String) {
     if let Some(why) = store.obstacle() {
         return no(why);
     }
-    let written = store.last_write(&status.component, SystemClock.now()).await;
+    let written = store.last_write(&status.component, OffsetDateTime::now_utc()).await;
     if written.is_none_or(|ago| ago > WRITTEN) {
         return no("the database does not accept changes");
     }

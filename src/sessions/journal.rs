@@ -13,16 +13,14 @@ use std::{
     time::Duration,
 };
 
-use fingerpost_carry::{
-    clock::{Clock, SystemClock},
-    iq::random_id,
-};
+use fingerpost_carry::iq::random_id;
 use fingerpost_wire::{
     jingle::{self, Frame, Reason},
     ns, xml,
 };
 use jid::BareJid;
 use minidom::Element;
+use time::OffsetDateTime;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::{sleep, timeout},
@@ -150,7 +148,7 @@ impl Journal {
                 Change::Ended => ended.push(session.clone()),
             }
         }
-        let now = SystemClock.now();
+        let now = OffsetDateTime::now_utc();
         let writing = self.store.change_open(&self.component, &begun, &ended, now);
         let written = timeout(WRITE, writing)
             .await
@@ -253,7 +251,7 @@ impl Journal {
     async fn forget(&self, sides: Vec<OpenSide>) -> Result<(), StoreError> {
         let mut sessions: Vec<String> = sides.into_iter().map(|side| side.session).collect();
         sessions.dedup();
-        self.store.change_open(&self.component, &[], &sessions, SystemClock.now()).await
+        self.store.change_open(&self.component, &[], &sessions, OffsetDateTime::now_utc()).await
     }
 }
 

@@ -25,7 +25,6 @@ use std::{
 };
 
 use fingerpost_carry::{
-    clock::{Clock, SystemClock},
     ibb_handle::IbbHandle,
     iq::{Answer, Requests, random_id},
     shares::{Limits, Permits, Place, Shares},
@@ -45,6 +44,7 @@ use fingerpost_wire::{
 use hashlink::LruCache;
 use jid::{BareJid, Jid};
 use minidom::Element;
+use time::OffsetDateTime;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::task::TaskTracker;
 
@@ -474,7 +474,7 @@ impl Shared {
         asker: &BareJid,
         prints: &[Print],
     ) -> Result<Vec<Key>, ()> {
-        let now = SystemClock.now();
+        let now = OffsetDateTime::now_utc();
         match self.registry.keys_to_judge(asker, owner, prints).await {
             Ok(keys) => Ok(keys.iter().map(|key| key.as_of(now)).collect()),
             Err(error) => {

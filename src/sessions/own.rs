@@ -482,7 +482,7 @@ mod tests {
             (terminate, None),
             (Input::Gone(Side::Initiator), None),
             (Input::Timeout, Some("timeout")),
-            (Input::End("gone", String::new()), Some("gone")),
+            (Input::End(Reason::Gone, String::new()), Some("gone")),
             (Input::Drain(Instant::now()), Some("gone")),
         ] {
             let mut session = session(TLS, IBB);

@@ -2,17 +2,14 @@
 
 use std::sync::Arc;
 
-use fingerpost_carry::{
-    clock::{Clock, SystemClock},
-    ibb_params::IbbParams,
-    ibb_stream::IbbStream,
-};
+use fingerpost_carry::{ibb_params::IbbParams, ibb_stream::IbbStream};
 use fingerpost_secure::{
     identity::Identity,
     stream::{self, TlsError, TlsStream},
 };
 use fingerpost_wire::{ibb_xml::IbbStanza, print::Print};
 use minidom::Element;
+use time::OffsetDateTime;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
@@ -158,7 +155,7 @@ impl OwnDriver {
         let mut stream = secured.map_err(|error| error.to_string())?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
         let certificate = shown.ok_or("No certificate was shown")?;
-        let now = SystemClock.now();
+        let now = OffsetDateTime::now_utc();
         let recorded = self.shared.registry.shown(&self.peer.user, &certificate, now).await;
         let (key, notice) = recorded.map_err(|refusal| refusal.text)?;
         if let Some(notice) = notice {

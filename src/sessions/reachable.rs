@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-use fingerpost_carry::clock::{Clock, SystemClock};
 use jid::{BareJid, FullJid};
+use time::OffsetDateTime;
 use tokio::{
     sync::{self, Notify},
     time::{sleep, timeout},
@@ -113,7 +113,7 @@ impl Reachable {
     /// # Errors
     /// [`StoreError`]
     pub async fn recall(&self) -> Result<Vec<(FullJid, i8)>, StoreError> {
-        let since = SystemClock.now() - OLD;
+        let since = OffsetDateTime::now_utc() - OLD;
         self.store.forget_reachable(&self.component, since).await?;
         self.store.reachable(&self.component, since, READ).await
     }
@@ -198,7 +198,7 @@ impl Reachable {
                     Pending::Gone => gone.push(FullJid::clone(jid)),
                 }
             }
-            let now = SystemClock.now();
+            let now = OffsetDateTime::now_utc();
             let writing = self.store.change_reachable(&self.component, &here, &gone, now);
             let written = timeout(WRITE, writing)
                 .await
@@ -298,7 +298,7 @@ mod tests {
     async fn what_was_not_seen_for_a_day_is_forgotten() {
         let memory = memory().await;
         let jid = FullJid::clone(&full("a@b/c"));
-        let old = SystemClock.now() - OLD - Duration::from_secs(60);
+        let old = OffsetDateTime::now_utc() - OLD - Duration::from_secs(60);
         memory.store.change_reachable(&memory.component, &[(jid, 0)], &[], old).await.unwrap();
         assert_eq!(memory.recall().await.unwrap(), []);
     }
@@ -332,7 +332,7 @@ mod tests {
         memory.note(here("a@b/c", 1, true));
         memory.write_all().await.unwrap();
         let owner = BareJid::new("a@b").unwrap();
-        let now = SystemClock.now();
+        let now = OffsetDateTime::now_utc();
         memory.store.erase(&owner, "hash", &Actor::User(owner.clone()), now).await.unwrap();
         assert_eq!(memory.recall().await.unwrap(), []);
     }

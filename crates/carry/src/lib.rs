@@ -9,11 +9,9 @@
 //! | how an in-band bytestream becomes a stream of tokio's | [`ibb_stream`] carries its bytes, [`ibb_handle`] its stanzas; [`ibb_params`] |
 //! | what connects a user with the next hop | [`leg`]: a TCP connection or an in-band bytestream |
 //! | whether written bytes have arrived, and how a stream ends | [`side`]; what the kernel knows: [`tcp`], the one module with unsafe code |
-//! | what time it is | [`clock`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
 
-pub mod clock;
 pub mod ibb_handle;
 pub mod ibb_params;
 pub mod ibb_stream;

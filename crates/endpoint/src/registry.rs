@@ -6,10 +6,7 @@
 use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use fingerpost_carry::{
-    clock::{Clock, SystemClock},
-    iq::Answer,
-};
+use fingerpost_carry::iq::Answer;
 use fingerpost_wire::{
     key::Assurance,
     ns,
@@ -175,7 +172,7 @@ impl Endpoint {
             let mut pages = Pages::default();
             loop {
                 let page = self.ask_registry(&to, pages.request(peer)).await?;
-                match pages.handle(page.as_ref(), SystemClock.now()) {
+                match pages.handle(page.as_ref(), OffsetDateTime::now_utc()) {
                     Ok(true) => break,
                     Ok(false) => {}
                     Err(why) => return Err(Asked::Unavailable(why.to_owned())),

@@ -15,7 +15,6 @@ use std::{
 };
 
 use data_encoding::HEXLOWER;
-use fingerpost_carry::clock::{Clock, SystemClock};
 use jid::BareJid;
 use rustix::fs::{FlockOperation, Gid, OFlags, fchown, flock};
 use sha2::{Digest, Sha256};
@@ -212,7 +211,9 @@ impl Part {
         if let Err(error) = share(part.as_file(), dir) {
             tracing::debug!(%error, "a file stays its owner's alone");
         }
-        if let Some(modified) = modified.filter(|modified| is_sane(*modified, SystemClock.now())) {
+        if let Some(modified) =
+            modified.filter(|modified| is_sane(*modified, OffsetDateTime::now_utc()))
+        {
             let dated = part.as_file().set_modified(modified.into());
             tracing::debug!(?dated, "the date of a file is its sender's");
         }

@@ -8,11 +8,11 @@ mod file;
 
 use std::path::{Path, PathBuf};
 
-use fingerpost_carry::clock::{Clock, SystemClock};
 use fingerpost_endpoint::Known;
 use fingerpost_secure::shared_file;
 use fingerpost_wire::print::{Method, Print};
 use jid::BareJid;
+use time::OffsetDateTime;
 
 use self::file::Peers;
 pub use self::file::{Device, Verified};
@@ -206,7 +206,7 @@ pub fn set_command(peer: &BareJid, method: Method, print: &Print) -> String {
 impl Device {
     /// Describes a key that is seen for the first time now.
     pub fn seen_now(method: Method, print: Print, label: &str, verified: Verified) -> Self {
-        let now = SystemClock.now();
+        let now = OffsetDateTime::now_utc();
         Self {
             method,
             print,
