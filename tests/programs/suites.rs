@@ -124,18 +124,51 @@ fn quoted(text: &str) -> BTreeSet<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
+/// Runs cargo without a network, and returns what it writes.
+fn cargo(args: &[&str]) -> String {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(args)
+        .args(["--offline", "--locked"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_library_has_no_server_and_no_database_and_what_is_pure_has_no_io() {
+    for (package, others) in [
+        ("fingerpost-endpoint", &["axum", "clap", "maud", "sqlx"][..]),
+        ("fingerpost-wire", &["getrandom", "mio", "rand", "socket2", "sqlx", "tokio"]),
+    ] {
+        let tree = cargo(&["tree", "-p", package, "-e", "normal", "--prefix", "none"]);
+        let uses: BTreeSet<&str> =
+            tree.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        assert!(uses.contains(package) && uses.len() > 20, "{uses:?}");
+        for other in others {
+            assert!(!uses.contains(other), "{package} uses {other}");
+        }
+    }
+}
+
+/// Clippy reads the nearest clippy.toml only.
+#[test]
+fn the_lints_of_what_is_pure_are_those_of_the_workspace_and_more() {
+    let pure: toml::Table = read("crates/wire/clippy.toml").parse().unwrap();
+    for (setting, value) in read("clippy.toml").parse::<toml::Table>().unwrap() {
+        assert_eq!(pure.get(&setting), Some(&value), "{setting}");
+    }
+    assert!(pure.contains_key("disallowed-methods") && pure.contains_key("disallowed-types"));
+}
+
 /// The table of crates in docs/ARCHITECTURE.md has each crate of the workspace, where it is, and which others it uses;
 /// the picture above it has the same arrows.
 #[test]
 fn the_architecture_page_has_the_crates_and_arrows_that_cargo_has() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let output = std::process::Command::new(env!("CARGO"))
-        .args(["metadata", "--offline", "--locked", "--no-deps", "--format-version", "1"])
-        .current_dir(root)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let metadata = cargo(&["metadata", "--no-deps", "--format-version", "1"]);
+    let metadata: serde_json::Value = serde_json::from_str(&metadata).unwrap();
     let mut cargo = BTreeMap::new();
     for package in metadata["packages"].as_array().unwrap() {
         let manifest = Path::new(package["manifest_path"].as_str().unwrap());
