@@ -18,9 +18,13 @@ use tokio::{
 };
 
 use super::{
-    ANSWER, Again, Facts, Found, Guard, Left, Shared,
+    callee::{Again, Left},
+    directory::Facts,
     journal::Line,
-    session::{Action, Input, Peer, Session, unknown_session},
+    lookups::Found,
+    peer::Peer,
+    session::{ANSWER, Action, Input, Session, unknown_session},
+    shared::{Guard, Shared},
     side::{PerSide, Side},
 };
 use crate::{

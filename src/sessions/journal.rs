@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::session::Peer;
+use super::peer::Peer;
 use crate::registry::{records::OpenSide, store::Store, store_error::StoreError};
 
 /// How long a session waits for its line to be on the disk. Then it continues without.

@@ -22,8 +22,9 @@ use minidom::Element;
 use tokio::time::Instant;
 
 use super::{
-    Options,
-    session::{Input, Peer, unknown_session},
+    options::Options,
+    peer::Peer,
+    session::{Input, unknown_session},
 };
 use crate::refuse::Refuse as _;
 

@@ -18,9 +18,10 @@ use tokio::{
 };
 
 use super::{
-    Shared,
     own::{OwnAction, OwnSession},
-    session::{Input, Peer},
+    peer::Peer,
+    session::Input,
+    shared::Shared,
     side::Side,
 };
 use crate::{

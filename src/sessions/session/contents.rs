@@ -21,7 +21,8 @@ use super::{Acceptance, Check, Phase, Question, Session, timers::Timer};
 use crate::{
     registry::model::Key,
     sessions::{
-        Options, hints,
+        hints,
+        options::Options,
         side::{PerSide, Side},
     },
 };

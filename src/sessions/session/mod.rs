@@ -43,7 +43,7 @@ use fingerpost_wire::{
     stanza::{Condition, ErrorType, Refusal, Stanza},
     xml,
 };
-use jid::{BareJid, Jid};
+use jid::BareJid;
 use minidom::Element;
 use tokio::time::Instant;
 use tracing::{debug, info};
@@ -54,10 +54,11 @@ use self::{
     timers::{Timer, TimerTable},
 };
 use super::{
-    Options, Pair,
     legs::{LegState, Plan},
     message_initiation::room,
-    of_peer,
+    options::Options,
+    peer::Peer,
+    peer_error::{is_for_others, is_gone, is_undelivered, of_peer},
     side::{PerSide, Side},
 };
 use crate::{
@@ -66,6 +67,8 @@ use crate::{
     relay::pipe::{Ended, StreamOutcome},
 };
 
+/// How long a user may take to answer one of our requests.
+pub(crate) const ANSWER: Duration = Duration::from_secs(30);
 /// How long an ended stream waits for the users' own session-terminate.
 const GOODBYE: Duration = Duration::from_secs(30);
 /// The same for a raw stream, which has no further application data.
@@ -90,26 +93,6 @@ const SMALL_BLOCK: u16 = 4096;
 
 /// The longest text of the component's own reasons, in characters.
 const TEXT: usize = 1000;
-
-/// One user's end of the session.
-#[derive(Clone, Debug)]
-pub(crate) struct Peer {
-    /// The user's full JID.
-    pub(crate) user: Jid,
-    /// The address under which the other user appears here.
-    pub(crate) mask: Jid,
-    /// The Jingle session id here.
-    pub(crate) sid: String,
-    /// The Jingle namespace spoken here.
-    pub(crate) namespace: String,
-}
-
-impl Peer {
-    /// Returns the addresses of this leg.
-    pub(crate) fn pair(&self) -> Pair {
-        (self.user.clone(), self.mask.clone())
-    }
-}
 
 /// An input of a session.
 #[derive(Debug)]
@@ -313,7 +296,7 @@ impl Session {
             timers.set(Timer::Ping(side), now + PING);
         }
         let content = BrokeredContent::new(stanza.payload(), chosen);
-        let (patience, goes_back, has_others) = (super::ANSWER, false, false);
+        let (patience, goes_back, has_others) = (ANSWER, false, false);
         let initiate = Initiate { stanza, patience, goes_back, has_others };
         Self {
             options,
@@ -350,7 +333,7 @@ impl Session {
     pub(crate) fn patience(&self) -> Duration {
         match &self.acceptance {
             Acceptance::Unanswered(initiate) => initiate.patience,
-            _ => super::ANSWER,
+            _ => ANSWER,
         }
     }
 
@@ -1018,48 +1001,6 @@ fn too_many() -> Refusal {
 fn no_answer() -> Refusal {
     Refusal::new(ErrorType::Wait, Condition::RemoteServerTimeout, "The other user did not answer")
         .with_extra("silent", ns::HINTS)
-}
-
-/// Returns whether an error to a session-initiate says that a client, or its server in its place, cannot handle it, so
-/// that another client may.
-fn is_for_others(error: &Element) -> bool {
-    is_gone(error)
-        || matches!(
-            Condition::of(error),
-            Some(
-                Condition::FeatureNotImplemented
-                    | Condition::NotAcceptable
-                    | Condition::NotAllowed
-                    | Condition::ResourceConstraint
-            )
-        )
-}
-
-/// Returns whether an error may come from a server whose connection to another server has just broken.
-fn is_undelivered(error: &Element) -> bool {
-    matches!(
-        Condition::of(error),
-        Some(
-            Condition::RecipientUnavailable
-                | Condition::RemoteServerNotFound
-                | Condition::RemoteServerTimeout
-        )
-    )
-}
-
-/// Returns whether an error says that the user, or its session, does not exist.
-fn is_gone(error: &Element) -> bool {
-    error.has_child("unknown-session", ns::JINGLE_ERRORS)
-        || matches!(
-            Condition::of(error),
-            Some(
-                Condition::Gone
-                    | Condition::ItemNotFound
-                    | Condition::RecipientUnavailable
-                    | Condition::RemoteServerNotFound
-                    | Condition::ServiceUnavailable
-            )
-        )
 }
 
 /// Returns the error answer to a stanza, with an `<error/>` that came from elsewhere.

@@ -7,12 +7,10 @@ mod orders;
 use std::cell::Cell;
 
 use fingerpost_wire::offer;
+use jid::Jid;
 
 use super::*;
-use crate::sessions::{
-    ANSWER,
-    hints::{Policies, Policy},
-};
+use crate::sessions::hints::{Policies, Policy};
 
 const X509: &str = "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38";
 const IBB_OFFER: &str =

@@ -1,0 +1,547 @@
+//! Finds the session of a stanza, or creates one.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use fingerpost_carry::{
+    ibb_handle::IbbHandle,
+    iq::{Requests, random_id},
+    shares::Permits,
+};
+use fingerpost_secure::identity::Identity;
+use fingerpost_wire::{
+    jid::proxied,
+    jingle::{self, Reason},
+    ns,
+    stanza::{Condition, ErrorType, Kind, Refusal, Stanza, StanzaType},
+    transport::Transport,
+    transport_kind::TransportKind,
+    xml,
+};
+use jid::Jid;
+use minidom::Element;
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    callee::Callee,
+    directory::{Entry, Facts, SessionInfo},
+    driver::Driver,
+    features,
+    journal::Journal,
+    legs::LegState,
+    options::Options,
+    own::{self, OwnSession},
+    own_driver::OwnDriver,
+    peer::Peer,
+    session::{self, Input, Session},
+    shared::{Guard, Shared},
+    side::{PerSide, Side},
+};
+use crate::{
+    metrics,
+    refuse::Refuse as _,
+    registry::{Notice, Registry},
+    relay::table::TransferTable,
+};
+
+/// The most stanzas that wait for one session.
+const INBOX: usize = 64;
+
+/// The longest accepted session id, in bytes: each stanza of the session repeats it.
+const SID: usize = 1024;
+
+fn long_sid() -> Refusal {
+    Refusal::bad_request(format!("The sid of a session may be {SID} bytes long at most"))
+}
+
+/// The broker. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+}
+
+impl Broker {
+    /// Creates a broker without sessions.
+    pub fn new(
+        options: Options,
+        outbound: mpsc::Sender<Element>,
+        requests: Requests,
+        registry: Registry,
+        table: TransferTable,
+        journal: Journal,
+        tasks: TaskTracker,
+    ) -> Self {
+        let state = Mutex::default();
+        Self {
+            shared: Arc::new(Shared {
+                memory: Permits::new(options.memory()),
+                options: RwLock::new(Arc::new(options)),
+                outbound,
+                requests,
+                registry,
+                table,
+                journal,
+                state,
+            }),
+            tasks,
+        }
+    }
+
+    /// Returns how many sessions there are.
+    pub fn sessions(&self) -> usize {
+        self.shared.lock().shares.taken()
+    }
+
+    /// Returns whether a Jingle stanza belongs to a session that exists, and if so passes it there.
+    pub fn handle_jingle(&self, stanza: &Stanza) -> bool {
+        let Some(sid) = stanza.payload().and_then(|jingle| jingle.attr("sid")) else {
+            return false;
+        };
+        let found = {
+            let state = self.shared.lock();
+            let entries = state.sessions.get(&(stanza.from.clone(), stanza.to.clone()));
+            entries
+                .and_then(|entries| entries.iter().find(|entry| entry.sid == sid))
+                .map(|entry| (entry.side, entry.inbox.clone()))
+        };
+        let Some((side, inbox)) = found else { return false };
+        if inbox.try_send(Input::Jingle(side, stanza.clone())).is_err() {
+            let refusal =
+                Refusal::resource_constraint("Too many requests for this session at once");
+            let _ = self.shared.outbound.try_send(stanza.refuse(&refusal));
+        }
+        true
+    }
+
+    /// Returns whether a user has a session: with the user at that address here, or any.
+    pub fn has_session(&self, user: &Jid, mask: Option<&Jid>) -> bool {
+        let state = self.shared.lock();
+        let masks = state.masks.get(user);
+        masks.is_some_and(|masks| mask.is_none_or(|mask| masks.contains(mask)))
+    }
+
+    /// Returns whether a Jingle stanza is about a session that has ended recently.
+    pub fn remembers(&self, stanza: &Stanza) -> bool {
+        let sid = stanza.payload().and_then(|jingle| jingle.attr("sid")).unwrap_or_default();
+        let pair = (stanza.from.clone(), stanza.to.clone());
+        self.shared.lock().ended.has(&pair, sid, Instant::now())
+    }
+
+    /// Creates a session for a session-initiate from `stanza.from` to `callee`.
+    ///
+    /// # Errors
+    /// The answer to the initiator, if the session cannot be created.
+    pub fn initiate(&self, stanza: Stanza, callee: Callee) -> Result<(), Refusal> {
+        let Callee { jid: callee, sid: known, patience, has_others, again } = callee;
+        let callee = &callee;
+        let shared = &self.shared;
+        let options = shared.options();
+        let Some(jingle) = stanza.payload() else {
+            return Err(Refusal::bad_request("A jingle element was expected"));
+        };
+        let namespace = jingle.ns();
+        let Some(sid) = jingle.attr("sid").filter(|sid| !sid.is_empty()).map(str::to_owned) else {
+            return Err(Refusal::bad_request("The sid of the session is missing"));
+        };
+        if sid.len() > SID {
+            return Err(long_sid());
+        }
+        let (chosen, transport) = session::choose(jingle, &options)?;
+        let channel = session::channel(jingle, chosen);
+        let Some(mask) = proxied(&stanza.from, &options.jid) else {
+            return Err(Refusal::bad_request("Your JID is too long to be proxied"));
+        };
+        let user = stanza.from.to_bare();
+        let initiator = Peer {
+            user: stanza.from.clone(),
+            mask: stanza.to.clone(),
+            sid,
+            namespace: namespace.clone(),
+        };
+        // Sorts before the sids of others, so that a crossing session-initiate of the responder gives way.
+        let theirs = known.unwrap_or_else(|| format!("-{}", random_id()));
+        let responder = Peer { user: callee.clone(), mask, sid: theirs, namespace };
+        let peers = PerSide { initiator, responder };
+        let pairs =
+            PerSide { initiator: peers.initiator.pair(), responder: peers.responder.pair() };
+        let facts = Arc::new(Facts::new(&stanza.from, callee));
+        let id = facts.id.clone();
+        let (inbox, inputs) = mpsc::channel(INBOX);
+        let (leg, ibb) = match transport {
+            Transport::Ibb { namespace, sid, block_size } => {
+                (LegState::ibb(&namespace, sid.clone(), block_size), Some(sid))
+            }
+            Transport::S5b { sid, candidates } => {
+                let own = candidates
+                    .into_iter()
+                    .find(|(_, type_, jid)| type_ == "proxy" && jid == options.jid.as_str());
+                (LegState::s5b(sid, random_id(), own.map(|(cid, ..)| cid)), None)
+            }
+        };
+        let place = {
+            let mut state = shared.lock();
+            // If the callee's own session-initiate came first, this one is an answer to a session that it does not
+            // know.
+            if channel.is_some()
+                && let Some(theirs) = proxied(callee, &options.jid)
+                && let Some(entries) = state.sessions.get(&(stanza.from.clone(), theirs))
+                && entries.iter().any(|e| e.crossable == channel && e.sid < peers.initiator.sid)
+            {
+                let text = "The other user has started the same at this moment";
+                return Err(Refusal::new(ErrorType::Cancel, Condition::Conflict, text)
+                    .with_extra("tie-break", ns::JINGLE_ERRORS));
+            }
+            if state.has(&pairs.initiator, &peers.initiator.sid) {
+                return Err(Refusal::new(
+                    ErrorType::Cancel,
+                    Condition::Conflict,
+                    "The session exists already",
+                ));
+            }
+            let place = shared.admit(&mut state, &user)?;
+            state.insert(
+                &pairs.initiator,
+                Entry {
+                    facts: Arc::clone(&facts),
+                    sid: peers.initiator.sid.clone(),
+                    side: Side::Initiator,
+                    inbox: inbox.clone(),
+                    ibb,
+                    crossable: None,
+                },
+            );
+            state.insert(
+                &pairs.responder,
+                Entry {
+                    facts: Arc::clone(&facts),
+                    sid: peers.responder.sid.clone(),
+                    side: Side::Responder,
+                    inbox,
+                    ibb: Some(None),
+                    crossable: channel,
+                },
+            );
+            place
+        };
+        let guard = Guard {
+            shared: Arc::clone(shared),
+            pairs: vec![pairs.initiator, pairs.responder],
+            facts: Arc::clone(&facts),
+            place,
+        };
+        let mut machine = Session::new(
+            Arc::clone(&options),
+            random_id,
+            peers.clone(),
+            leg,
+            chosen,
+            stanza,
+            Instant::now(),
+        );
+        machine.expect_acknowledgement(patience, again.is_some(), has_others);
+        let line = shared.journal.begin(peers.iter());
+        metrics::SESSIONS.count(&[]);
+        let driver = Driver::new(guard, peers, machine, line, again);
+        let span = tracing::info_span!("session", id);
+        self.tasks.spawn(tracing::Instrument::instrument(driver.run(inputs), span));
+        Ok(())
+    }
+
+    /// Starts a session between a user and the component itself, which proves the offered key.
+    ///
+    /// # Errors
+    /// The answer to the user, if the session cannot be created.
+    pub fn initiate_own(
+        &self,
+        stanza: Stanza,
+        identity: Arc<Identity>,
+        notices: mpsc::Sender<Notice>,
+    ) -> Result<(), Refusal> {
+        let shared = &self.shared;
+        let options = shared.options();
+        let jingle = stanza.payload().ok_or_else(|| Refusal::bad_request("Expected jingle"))?;
+        let sid = jingle.attr("sid").filter(|sid| !sid.is_empty());
+        let (Some(sid), Some(content)) = (sid, own::first_content(jingle)) else {
+            return Err(Refusal::bad_request("Expected a sid and a content"));
+        };
+        if sid.len() > SID {
+            return Err(long_sid());
+        }
+        if !own::is_raw(content) {
+            return self.refuse_application(&stanza, jingle, sid);
+        }
+        let pins = own::pins(content);
+        if pins.is_empty() {
+            let text = "Expected an offer of TLS with the print of an x509 certificate";
+            return Err(Refusal::new(ErrorType::Modify, Condition::NotAcceptable, text)
+                .with_extra("security-required", ns::JINGLE_ERRORS));
+        }
+        let transport = Transport::read(content).filter(|transport| match transport {
+            Transport::Ibb { .. } => options.ibb,
+            Transport::S5b { .. } => options.socks5,
+        });
+        let transport = transport.ok_or_else(|| {
+            let text = "The transport must be SOCKS5 or in-band bytestreams";
+            Refusal::new(ErrorType::Cancel, Condition::FeatureNotImplemented, text)
+                .with_extra("unsupported-transports", ns::JINGLE_ERRORS)
+        })?;
+        let peer = Peer {
+            user: stanza.from.clone(),
+            mask: own::mask(&options.jid),
+            sid: sid.to_owned(),
+            namespace: jingle.ns(),
+        };
+        let ibb = match &transport {
+            Transport::Ibb { sid, .. } => Some(sid.clone()),
+            Transport::S5b { .. } => None,
+        };
+        let (inbox, inputs) = mpsc::channel(INBOX);
+        let facts = Arc::new(Facts::new(&peer.user, &peer.mask));
+        let id = facts.id.clone();
+        let user = peer.user.to_bare();
+        let pair = peer.pair();
+        let place = {
+            let mut state = shared.lock();
+            if state.has(&pair, &peer.sid) {
+                return Err(Refusal::new(
+                    ErrorType::Cancel,
+                    Condition::Conflict,
+                    "The session exists already",
+                ));
+            }
+            let place = shared.admit(&mut state, &user)?;
+            let (sid, side) = (peer.sid.clone(), Side::Initiator);
+            let facts = Arc::clone(&facts);
+            state.insert(&pair, Entry { facts, sid, side, inbox, ibb, crossable: None });
+            place
+        };
+        let guard = Guard { shared: Arc::clone(shared), pairs: vec![pair], facts, place };
+        let line = shared.journal.begin([&peer]);
+        let print = identity.print().to_string();
+        let machine = OwnSession::accept(
+            options,
+            random_id,
+            peer.clone(),
+            &print,
+            &stanza,
+            &transport,
+            Instant::now(),
+        );
+        let driver = OwnDriver::new(Arc::clone(shared), peer, machine, identity, pins, notices);
+        let span = tracing::info_span!("session", id);
+        self.tasks.spawn(tracing::Instrument::instrument(
+            async move {
+                let _guard = (guard, line);
+                driver.run(inputs).await;
+            },
+            span,
+        ));
+        Ok(())
+    }
+
+    /// Refuses a session with the component itself in which a user wants more than to prove a key (XEP-0166, 6.2: the
+    /// request is acknowledged, then the session ends).
+    fn refuse_application(
+        &self,
+        stanza: &Stanza,
+        jingle: &Element,
+        sid: &str,
+    ) -> Result<(), Refusal> {
+        let namespace = jingle.ns();
+        let (initiator, responder) = (&stanza.from, &stanza.to);
+        let frame = jingle::Frame { namespace: &namespace, sid, initiator, responder };
+        let text = "The component takes no files or streams, only proofs of keys: offer \
+                    urn:xmpp:jingle:apps:tls, or start the session with the other user's address at the component";
+        let refused = jingle::end(&frame, Reason::UnsupportedApplications, text, None);
+        let mut iq = xml::element(
+            "iq",
+            ns::CLIENT,
+            &[
+                ("type", "set"),
+                ("from", responder.as_str()),
+                ("to", initiator.as_str()),
+                ("id", &random_id()),
+            ],
+        );
+        iq.append_child(refused);
+        for element in [stanza.result(None), iq] {
+            let _ = self.shared.outbound.try_send(element);
+        }
+        Ok(())
+    }
+
+    /// Passes an in-band stanza (`<open/>`, `<data/>`, `<close/>`) to its session or stream. A message that came back may have
+    /// lost its payload.
+    pub fn handle_ibb(&self, stanza: &Stanza) -> bool {
+        let Some(payload) = stanza.element.children().find(|child| child.has_ns(ns::IBB)) else {
+            let returned = stanza.kind == Kind::Message && stanza.type_ == StanzaType::Error;
+            return returned && self.streams(stanza).iter().any(|handle| handle.handle(stanza));
+        };
+        let sid = payload.attr("sid").unwrap_or_default();
+        let pair = (stanza.from.clone(), stanza.to.clone());
+        // A request opens a stream; a message of the stream may come back as an error.
+        if payload.name() != "open" || !stanza.is_request() {
+            let handle = {
+                let state = self.shared.lock();
+                state
+                    .streams
+                    .get(&pair)
+                    .and_then(|streams| streams.iter().rev().find(|(known, _)| known == sid))
+                    .map(|(_, handle)| handle.clone())
+            };
+            return handle.is_some_and(|handle| handle.handle(stanza));
+        }
+        let found = {
+            let state = self.shared.lock();
+            let entries = state.sessions.get(&pair).map(Vec::as_slice).unwrap_or_default();
+            let by_sid =
+                entries.iter().find(|entry| entry.ibb.as_ref() == Some(&Some(sid.to_owned())));
+            let any = || entries.iter().find(|entry| entry.ibb == Some(None));
+            by_sid.or_else(any).map(|entry| (entry.side, entry.inbox.clone()))
+        };
+        found.is_some_and(|(side, inbox)| inbox.try_send(Input::Open(side, stanza.clone())).is_ok())
+    }
+
+    /// Takes an answer to one of our in-band blocks.
+    pub fn handle_ibb_answer(&self, stanza: &Stanza) -> bool {
+        self.streams(stanza).iter().any(|handle| handle.handle_answer(stanza))
+    }
+
+    /// Returns the streams between the two addresses of a stanza.
+    fn streams(&self, stanza: &Stanza) -> Vec<IbbHandle> {
+        let state = self.shared.lock();
+        let streams = state.streams.get(&(stanza.from.clone(), stanza.to.clone()));
+        streams.into_iter().flatten().map(|(_, handle)| handle.clone()).collect()
+    }
+
+    /// Returns the application of a session-initiate that would be brokered: the namespace of its description.
+    pub fn application(&self, jingle: &Element) -> Option<String> {
+        let (number, _) = session::choose(jingle, &self.shared.options()).ok()?;
+        session::application(jingle, number)
+    }
+
+    /// Returns how well a client fits an application, if that is known: see [`features::fit`].
+    pub fn fit(&self, user: &Jid, application: &str) -> Option<u8> {
+        let known = self.shared.lock().features.known(user, Instant::now().into_std())?;
+        Some(features::fit(&known, application))
+    }
+
+    /// whether a domain hosts chat rooms, if that is known.
+    pub fn is_room(&self, domain: &str) -> Option<bool> {
+        self.shared.is_room(domain)
+    }
+
+    /// whether a domain hosts chat rooms.
+    pub async fn look_up_room(&self, domain: &str) -> bool {
+        self.shared.look_up_room(domain).await
+    }
+
+    /// Takes the capabilities in a reachable resource's presence.
+    pub fn announce(&self, presence: &Stanza) {
+        self.shared.lock().features.announce(&presence.from, &presence.element);
+    }
+
+    /// Forgets the features of a resource that is no longer reachable.
+    pub fn forget(&self, user: &Jid) {
+        self.shared.lock().features.forget(user);
+    }
+
+    /// Takes an answer to disco#info that came without a session.
+    pub fn learn(&self, user: &Jid, answer: &Element) {
+        self.shared.lock().features.learn(user, answer, Instant::now().into_std());
+    }
+
+    /// Ends the sessions of a resource that has gone.
+    pub fn user_gone(&self, user: &Jid) {
+        let state = self.shared.lock();
+        for mask in state.masks.get(user).into_iter().flatten() {
+            let entries = state.sessions.get(&(user.clone(), mask.clone()));
+            for entry in entries.into_iter().flatten() {
+                let _ = entry.inbox.try_send(Input::Gone(entry.side));
+            }
+        }
+    }
+
+    /// Handles a link that is up again: blocks of in-band streams may be missing, and users may have gone unnoticed.
+    pub fn link_is_back(&self) {
+        let state = self.shared.lock();
+        for (_, stream) in state.streams.values().flatten() {
+            stream.handle_lost();
+        }
+        drop(state);
+        self.check_users();
+    }
+
+    /// Checks the users of all sessions, because some may have gone unnoticed.
+    pub fn check_users(&self) {
+        let state = self.shared.lock();
+        for entry in state.sessions.values().flatten() {
+            if entry.side == Side::Initiator {
+                let _ = entry.inbox.try_send(Input::Check);
+            }
+        }
+    }
+
+    /// Returns all sessions, oldest first.
+    pub fn list(&self) -> Vec<SessionInfo> {
+        let state = self.shared.lock();
+        let entries = state.sessions.values().flatten();
+        let mut found: Vec<SessionInfo> = entries
+            .filter(|entry| entry.side == Side::Initiator)
+            .map(|entry| SessionInfo {
+                id: entry.facts.id.clone(),
+                users: entry.facts.users.to_array(),
+                legs: entry.facts.legs.get().map(|legs| legs.to_array()),
+                age: entry.facts.began.elapsed(),
+                bytes: entry.facts.progress.bytes(),
+            })
+            .collect();
+        found.sort_by_key(|session| std::cmp::Reverse(session.age));
+        found
+    }
+
+    /// Ends a session with a reason (a condition of XEP-0166, 7.4, and a text) that both users see. Returns whether the
+    /// session existed.
+    pub fn end_session(&self, id: &str, reason: Reason, text: &str) -> bool {
+        let end = |entry: &Entry| entry.inbox.try_send(Input::End(reason, text.to_owned())).is_ok();
+        let state = self.shared.lock();
+        let mut entries = state.sessions.values().flatten();
+        entries.any(|entry| entry.facts.id == id && entry.side == Side::Initiator && end(entry))
+    }
+
+    /// Ends the streams inside XMPP, because the link is about to end.
+    pub fn end_in_band(&self) {
+        for session in self.list() {
+            if session.legs.is_none_or(|legs| legs.contains(&TransportKind::Ibb)) {
+                self.end_session(
+                    &session.id,
+                    Reason::Gone,
+                    "The service is being restarted: try again",
+                );
+            }
+        }
+    }
+
+    /// Refuses new sessions from now on, or accepts them again.
+    pub fn refuse_sessions(&self, refuse: bool) {
+        self.shared.lock().draining = refuse;
+    }
+
+    /// Sets other settings, for sessions that begin from now on.
+    pub fn set_options(&self, options: Options) {
+        self.shared.memory.set_limits(options.memory());
+        *self.shared.options.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(options);
+    }
+
+    /// Accepts no more sessions; existing ones have until the deadline.
+    pub fn drain(&self, deadline: Instant) {
+        let mut state = self.shared.lock();
+        state.draining = true;
+        for entry in state.sessions.values().flatten() {
+            if entry.side == Side::Initiator {
+                let _ = entry.inbox.try_send(Input::Drain(deadline));
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The broker's settings.
+
+use std::time::Duration;
+
+use fingerpost_carry::shares::Limits;
+use jid::BareJid;
+
+use super::hints::Policies;
+
+/// The broker's settings.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The component's address.
+    pub jid: BareJid,
+    /// Refuse sessions without TLS security and streams that do not start with TLS.
+    pub require_tls: bool,
+    /// What to do with prints of bad verdict.
+    pub policies: Policies,
+    /// Whether SOCKS5 legs are available.
+    pub socks5: bool,
+    /// The SOCKS5 addresses for users: host and port.
+    pub advertise: Vec<(String, u16)>,
+    /// Whether in-band legs are available.
+    pub ibb: bool,
+    /// The longest stanza that can be sent, in bytes.
+    pub max_stanza_bytes: usize,
+    /// The block size of our in-band legs, bytes.
+    pub block_size: u16,
+    /// Unacknowledged blocks per direction.
+    pub window: u16,
+    /// The bytes of in-band blocks by message that may wait for their readers, in all streams together. Their senders
+    /// can hardly be slowed down.
+    pub memory: usize,
+    /// How long a user's client may leave in-band blocks unacknowledged.
+    pub silence_timeout: Duration,
+    /// How long a session may exist without a stream.
+    pub activation_timeout: Duration,
+    /// How long a stream may move no byte.
+    pub idle_timeout: Duration,
+    /// Sessions in all, and for each user.
+    pub sessions: (usize, usize),
+}
+
+impl Options {
+    /// Returns the shares of blocks by message: a quarter for one user.
+    pub(super) fn memory(&self) -> Limits {
+        Limits::new(self.memory, self.memory / 4, 4)
+    }
+}

@@ -1,0 +1,26 @@
+//! One user's end of a session.
+
+use jid::Jid;
+
+/// The addresses of one leg: the user's, and ours towards it.
+pub(crate) type Pair = (Jid, Jid);
+
+/// One user's end of the session.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// The user's full JID.
+    pub(crate) user: Jid,
+    /// The address under which the other user appears here.
+    pub(crate) mask: Jid,
+    /// The Jingle session id here.
+    pub(crate) sid: String,
+    /// The Jingle namespace spoken here.
+    pub(crate) namespace: String,
+}
+
+impl Peer {
+    /// Returns the addresses of this leg.
+    pub(crate) fn pair(&self) -> Pair {
+        (self.user.clone(), self.mask.clone())
+    }
+}

@@ -1,0 +1,153 @@
+//! The state that all sessions share, and the place of one session in it.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
+};
+
+use fingerpost_carry::{
+    ibb_handle::IbbHandle,
+    iq::Requests,
+    shares::{Limits, Permits, Place},
+};
+use fingerpost_wire::{dst_addr::DstAddr, stanza::Refusal};
+use jid::BareJid;
+use minidom::Element;
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{
+    directory::{Facts, State},
+    journal::Journal,
+    options::Options,
+    peer::{Pair, Peer},
+};
+use crate::{
+    registry::Registry,
+    relay::table::{Registration, TransferTable},
+};
+
+/// How many times the free sessions one domain may have.
+pub(super) const SLOPE: usize = 16;
+
+/// How long the close of a stream may stay unanswered; a little longer than the stream itself allows.
+pub(super) const CLOSING: Duration = Duration::from_secs(61);
+
+/// The state that all sessions share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) options: RwLock<Arc<Options>>,
+    pub(super) outbound: mpsc::Sender<Element>,
+    pub(super) requests: Requests,
+    pub(super) registry: Registry,
+    pub(super) table: TransferTable,
+    pub(super) journal: Journal,
+    /// The room for blocks by message.
+    pub(super) memory: Permits,
+    pub(super) state: Mutex<State>,
+}
+
+impl Shared {
+    pub(super) fn options(&self) -> Arc<Options> {
+        Arc::clone(&self.options.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the responder's client knows of the session.
+    pub(super) fn acknowledged(&self, peer: &Peer) {
+        let mut state = self.lock();
+        if let Some(entries) = state.sessions.get_mut(&peer.pair()) {
+            for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
+                entry.crossable = None;
+            }
+        }
+    }
+
+    /// Takes a place for another session of `user`.
+    pub(super) fn admit(&self, state: &mut State, user: &BareJid) -> Result<Place, Refusal> {
+        if state.draining {
+            return Err(Refusal::resource_constraint("The service takes no new sessions now"));
+        }
+        let (all, of_user) = self.options().sessions;
+        state
+            .shares
+            .take(user, 1, &Limits::new(all, of_user, SLOPE))
+            .map_err(|full| Refusal::resource_constraint(format!("Too many sessions: {full}")))
+    }
+
+    pub(super) fn expect_open(&self, peer: &Peer, sid: Option<String>) {
+        let mut state = self.lock();
+        if let Some(entries) = state.sessions.get_mut(&peer.pair()) {
+            for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
+                entry.ibb = Some(sid.clone());
+            }
+        }
+    }
+
+    /// Takes the SOCKS5 connections for a stream id of this leg. Clients differ in which side they take for the
+    /// requester: either order belongs to it.
+    pub(super) fn register(&self, peer: &Peer, sid: &str) -> Registration {
+        let Peer { user, mask, .. } = peer;
+        self.table.register([DstAddr::compute(sid, mask, user), DstAddr::compute(sid, user, mask)])
+    }
+
+    pub(super) fn add_stream(&self, peer: &Peer, sid: String, handle: IbbHandle) {
+        let mut state = self.lock();
+        state.drop_closed(Instant::now());
+        let streams = state.streams.entry(peer.pair()).or_default();
+        streams.retain(|(_, handle)| !handle.is_over());
+        streams.push((sid, handle));
+    }
+}
+
+/// Removes a session from the tables whenever its task ends.
+pub(super) struct Guard {
+    pub(super) shared: Arc<Shared>,
+    pub(super) pairs: Vec<Pair>,
+    pub(super) facts: Arc<Facts>,
+    pub(super) place: Place,
+}
+
+impl Guard {
+    /// Stops delivery to the session and frees its ids, also while its last bytes still flow.
+    pub(super) fn leave(&self) {
+        let now = Instant::now();
+        let mut state = self.shared.lock();
+        for pair in &self.pairs {
+            let State { sessions, masks, ended, .. } = &mut *state;
+            if let Some(entries) = sessions.get_mut(pair) {
+                // Another session may have the sid by now.
+                for entry in entries.extract_if(.., |entry| Arc::ptr_eq(&entry.facts, &self.facts))
+                {
+                    ended.insert(pair, &entry.sid, now);
+                }
+                if entries.is_empty() {
+                    sessions.remove(pair);
+                    if let Some(of_user) = masks.get_mut(&pair.0) {
+                        of_user.remove(&pair.1);
+                        if of_user.is_empty() {
+                            masks.remove(&pair.0);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.leave();
+        let mut state = self.shared.lock();
+        let now = Instant::now();
+        state.drop_closed(now);
+        for pair in &self.pairs {
+            if !state.drop_streams(pair) {
+                state.closing.push_back((now + CLOSING, pair.clone()));
+            }
+        }
+        state.shares.give_back(&self.place);
+    }
+}
