@@ -17,7 +17,11 @@ use tracing::info;
 use crate::{
     access::Doors,
     logging::LogLevel,
-    registry::{Notice, model::Actor, store::Store, store_error::StoreError},
+    registry::{
+        Notice,
+        model::Actor,
+        store::{Store, error::StoreError},
+    },
     relay::table::TransferTable,
     sessions::Broker,
 };

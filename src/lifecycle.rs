@@ -13,7 +13,7 @@ use crate::{
     http,
     link::LinkError,
     logging::{self, LogLevel},
-    registry::open::OpenError,
+    registry::store::open::OpenError,
     relay::plane::Plane,
     service::{self, Event, Service, StartError},
     systemd::{self, Inherited},

@@ -28,7 +28,11 @@ use crate::{
     http::{self, Status},
     link::{self, LinkError, LinkOptions, Software, echo::Route},
     logging::LogLevel,
-    registry::{self, Notice, Registry, model::Visibility, open, open::Inspected, store::Store},
+    registry::{
+        self, Notice, Registry,
+        model::Visibility,
+        store::{Store, open, open::Inspected},
+    },
     relay::{
         listener::{self, Socks5Listener},
         table::{self, TransferTable},

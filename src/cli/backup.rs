@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::{BAD_CONFIG, Failure};
 use crate::{
     config::Config,
-    registry::backup::{self, BackupError},
+    registry::store::backup::{self, BackupError},
 };
 
 /// Backs the database up, also while the component runs.

@@ -18,8 +18,7 @@ use time::OffsetDateTime;
 use crate::registry::{
     model::{Actor, AuditEntry, Key, NewKey, Source, check_reason},
     salted_hash,
-    store::Store,
-    store_error::StoreError,
+    store::{Store, error::StoreError},
 };
 
 /// The limit of keys for admins; it only stops a runaway script.

@@ -18,8 +18,10 @@ use super::{KeysError, input};
 use crate::registry::{
     forgotten::Revoked,
     model::{ALLOWED_MAX, Event, Key, NewKey, Party, Settings, Source, check_reason},
-    records::{Block, Contents, LogRow, OwnIdentity},
-    store::Store,
+    store::{
+        Store,
+        records::{Block, Contents, LogRow, OwnIdentity},
+    },
 };
 
 #[derive(Debug, Deserialize, Serialize)]

@@ -26,7 +26,7 @@ use crate::{
         self, Halves, LinkOptions, Unlinked,
         echo::{Back, Echo, Route},
     },
-    registry::{records::Instance, store::Store},
+    registry::store::{Store, records::Instance},
 };
 
 /// How long the server may take for a connection with its login, and for each answer.

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{Cluster, Event, member::Role};
-use crate::{metrics, refuse::Refuse as _, registry::records::Parcel};
+use crate::{metrics, refuse::Refuse as _, registry::store::records::Parcel};
 
 /// How long a stanza waits for a leader, or for the database.
 const HOLD: Duration = Duration::from_secs(5);

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::registry::records::{Instance, Silent, Won};
+use crate::registry::store::records::{Instance, Silent, Won};
 
 /// How long a leader may be without a link when another instance has one.
 const LINKLESS: Duration = Duration::from_secs(10);

@@ -38,7 +38,7 @@ use self::{
     member::{LEASE, Member, Role},
     seat::Seat,
 };
-use crate::registry::{records::Instance, store::Store};
+use crate::registry::store::{Store, records::Instance};
 
 /// The time between two signs of life.
 const BEAT: Duration = Duration::from_secs(1);

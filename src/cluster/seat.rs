@@ -18,10 +18,10 @@ use super::{
 };
 use crate::{
     metrics,
-    registry::{
+    registry::store::{
+        Meeting,
+        error::StoreError,
         records::{Backend, Heard, Parcel, Won},
-        store::Meeting,
-        store_error::StoreError,
     },
 };
 

@@ -9,7 +9,7 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::registry::records::Instance;
+use crate::registry::store::records::Instance;
 
 /// The mark of an instance.
 #[derive(Clone, Copy, Debug)]

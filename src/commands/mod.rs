@@ -37,7 +37,7 @@ use self::{
 use crate::{
     control::Control,
     metrics,
-    registry::{Notice, Registry, RegistryError, store_error::StoreError},
+    registry::{Notice, Registry, RegistryError, store::error::StoreError},
 };
 
 /// How long a user may take for a form.

@@ -226,7 +226,7 @@ fn with_text(name: &str, namespace: &str, text: &str) -> Element {
 
 impl From<NotAllowed> for Refusal {
     fn from(error: NotAllowed) -> Self {
-        crate::registry::store_error::StoreError::from(error).into()
+        crate::registry::store::error::StoreError::from(error).into()
     }
 }
 

@@ -29,9 +29,9 @@ use super::{
     model::{Actor, AuditEntry, Event, Key},
     requests::{allow_element, to_element},
 };
-use crate::registry::{
+use crate::registry::store::{
+    error::StoreError,
     records::{OpenSide, Profile},
-    store_error::StoreError,
 };
 
 /// Rows of the audit log that are read at once.

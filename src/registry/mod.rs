@@ -6,30 +6,21 @@
 //! | [`proof`] | challenges, and how long they are valid (pure) |
 //! | [`pep`] | OpenPGP keys that users publish (XEP-0373) |
 //! | [`verdict`] | an offered print judged by its user's keys (pure) |
-//! | [`store`] | the operations on the database; `sql.rs` has the SQL for both kinds |
-//! | [`open`], [`store_error`], [`records`] | how it is opened, how it fails, what it gives and takes |
+//! | [`store`] | the operations on the database, SQLite or PostgreSQL |
 //! | [`requests`] | `urn:fingerpost:keys:0` |
 //! | [`forgotten`] | revoked prints of users whose keys are deleted (pure) |
 //! | `export.rs` | all that is held about a user, in pages |
-//! | [`backup`] | a SQLite database as one file |
 //! | `adapters.rs` | XEP-0257, XEP-0250 and XEP-0189 |
 
 mod adapters;
-pub mod backup;
 mod export;
 pub mod forgotten;
 pub mod model;
-pub mod open;
 pub mod pep;
-mod postgres;
 mod profiles;
 pub mod proof;
-pub mod records;
 pub mod requests;
-mod schema;
-mod sqlite;
 pub mod store;
-pub mod store_error;
 pub mod verdict;
 
 use std::{
@@ -55,16 +46,13 @@ use self::{
     model::{ALLOWED_BYTES, Actor, Key, NewKey, NotAllowed, Settings, Source, Visibility},
     profiles::Profiles,
     proof::{Challenges, ProofError},
-    store::Store,
-};
-use crate::{
-    limits::Rates,
-    metrics,
-    registry::{
+    store::{
+        Store,
+        error::StoreError,
         records::{News, Profile, RetiredAccount},
-        store_error::StoreError,
     },
 };
+use crate::{limits::Rates, metrics};
 
 /// The registry's settings.
 #[derive(Clone, Debug)]

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     limits::{Rate, Rates},
-    registry::store_error::StoreError,
+    registry::store::error::StoreError,
 };
 
 /// The most keys of one user that are read.

@@ -20,7 +20,7 @@ use jid::BareJid;
 use quick_cache::{Weighter, sync::Cache};
 use tokio::time::Instant;
 
-use crate::registry::records::Profile;
+use crate::registry::store::records::Profile;
 
 /// The bytes that are kept in all, and the weight of a user and of a key besides their texts.
 const BYTES: u64 = 48 << 20;

@@ -38,7 +38,7 @@ use super::{
     },
     proof::ProofError,
 };
-use crate::registry::store_error::StoreError;
+use crate::registry::store::error::StoreError;
 
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::peer::Peer;
-use crate::registry::{records::OpenSide, store::Store, store_error::StoreError};
+use crate::registry::store::{Store, error::StoreError, records::OpenSide};
 
 /// How long a session waits for its line to be on the disk. Then it continues without.
 const WAIT: Duration = Duration::from_secs(2);

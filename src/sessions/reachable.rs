@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::presence::Change;
-use crate::registry::{store::Store, store_error::StoreError};
+use crate::registry::store::{Store, error::StoreError};
 
 /// Changes within this time are written together.
 const COLLECT: Duration = Duration::from_secs(1);

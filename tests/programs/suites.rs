@@ -97,7 +97,7 @@ fn addresses_are_read_in_one_way_where_they_come_in() {
         "registry/adapters.rs",
         "registry/pep.rs",
         "registry/requests.rs",
-        "registry/store.rs",
+        "registry/store/mod.rs",
         "front/mod.rs",
         "front/plain.rs",
     ] {

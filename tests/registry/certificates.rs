@@ -7,8 +7,7 @@ use std::process::{Command, Stdio};
 use fingerpost::registry::{
     Notice, Options, Registry,
     model::{Event, Key, NewKey, NotAllowed, Source, Visibility},
-    store::Store,
-    store_error::StoreError,
+    store::{Store, error::StoreError},
     verdict::judge,
 };
 use fingerpost_endpoint::Error;

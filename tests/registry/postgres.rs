@@ -8,9 +8,11 @@ use fingerpost::{
     registry::{
         self, Registry,
         model::{Actor, NewKey, Source, Visibility},
-        open::{OpenError, Options as Database},
-        store::Store,
-        store_error::StoreError,
+        store::{
+            Store,
+            error::StoreError,
+            open::{OpenError, Options as Database},
+        },
     },
 };
 use fingerpost_wire::{

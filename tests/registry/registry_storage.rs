@@ -10,8 +10,7 @@ use fingerpost::{
     registry::{
         self, Registry,
         model::{Actor, NewKey, Source, Visibility},
-        records::News,
-        store::Store,
+        store::{Store, records::News},
     },
 };
 use fingerpost_wire::{

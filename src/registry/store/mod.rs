@@ -1,7 +1,20 @@
 //! The operations on the database. Their SQL is in `sql.rs`, once for both kinds.
 //!
+//! | file | content |
+//! |---|---|
+//! | [`open`], [`error`], [`records`] | how a database is opened, how it fails, what it gives and takes |
+//! | [`backup`] | a SQLite database as one file |
+//!
 //! Lookups return an `Option` or a list. Changes take `now` and write their audit rows in the same transaction: an
 //! acknowledged change is on the disk, and a failed one has left no trace.
+
+pub mod backup;
+pub mod error;
+pub mod open;
+mod postgres;
+pub mod records;
+mod schema;
+mod sqlite;
 
 use std::{
     sync::Arc,
@@ -15,18 +28,18 @@ use fingerpost_wire::{
 use jid::{BareJid, FullJid};
 use time::OffsetDateTime;
 
-use super::{
-    model::{Actor, AuditEntry, Key, NewKey, Settings, Visibility},
+use self::{
+    error::StoreError,
     open::{Inspected, OpenError, Options},
-    postgres,
     records::{
         Added, Backend, Contents, Heard, Instance, News, OpenSide, Parcel, Profile, RetiredAccount,
         Silent, Won,
     },
-    sqlite,
-    store_error::StoreError,
 };
-use crate::metrics;
+use crate::{
+    metrics,
+    registry::model::{Actor, AuditEntry, Key, NewKey, Settings, Visibility},
+};
 
 /// A database of keys. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -27,8 +27,10 @@ use crate::registry::{
     model::{
         Actor, Addition, AuditEntry, Event, Key, NewKey, NotAllowed, Party, Settings, Visibility,
     },
-    records::{Added, Block, News, Profile, RetiredAccount},
-    store_error::StoreError,
+    store::{
+        error::StoreError,
+        records::{Added, Block, News, Profile, RetiredAccount},
+    },
 };
 
 /// The columns of a key, and their tables.

@@ -5,7 +5,7 @@ use sqlx::Row as _;
 use time::OffsetDateTime;
 
 use super::{Database, Row, begin_apart, sql::query};
-use crate::registry::{records::OpenSide, store_error::StoreError};
+use crate::registry::store::{error::StoreError, records::OpenSide};
 
 impl Database {
     pub(in crate::registry) async fn open_sides(

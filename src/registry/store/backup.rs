@@ -17,10 +17,10 @@ use sqlx::{Connection as _, SqliteConnection as Connection, sqlite::SqliteConnec
 use time::OffsetDateTime;
 
 use super::{
+    open::OpenError,
     schema::{Standing, standing},
     sqlite::{self, BUSY, MIGRATIONS, beside, directory_of},
 };
-use crate::registry::open::OpenError;
 
 /// Why there is no backup, or nothing was restored.
 #[derive(Debug, thiserror::Error)]

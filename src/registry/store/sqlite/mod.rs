@@ -23,27 +23,25 @@ use sqlx::{
 use tokio::{runtime::Handle, sync::Mutex};
 use tracing::debug;
 
-use super::schema::{Standing, standing};
-use crate::registry::{
+use super::{
+    error::{StoreError, Trust},
     open::OpenError,
     records::News,
-    store_error::{StoreError, Trust},
+    schema::{Standing, standing},
 };
 
-#[path = "sqlite_guard.rs"]
 mod guard;
-#[path = "sqlite_look.rs"]
 mod look;
-#[path = "sql.rs"]
+#[path = "../sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql;
-#[path = "sql_journal.rs"]
+#[path = "../journal.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_journal;
-#[path = "sql_reachable.rs"]
+#[path = "../reachable.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_reachable;
-#[path = "sql_transfer.rs"]
+#[path = "../transfer.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_transfer;
 
@@ -330,7 +328,7 @@ mod tests {
     use super::*;
     use crate::registry::{
         model::{Actor, NewKey, Settings, Source, Visibility},
-        store_error::StoreError,
+        store::error::StoreError,
     };
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);

@@ -29,7 +29,7 @@ use tokio::{sync::Mutex, time::sleep};
 use tracing::{debug, error, warn};
 
 use super::look::beside;
-use crate::registry::store_error::StoreError;
+use crate::registry::store::error::StoreError;
 
 /// The log is moved into the file when it is this long: 1024 pages, about as much as SQLite would wait for.
 const LOG_MAX: u64 = 4 << 20;

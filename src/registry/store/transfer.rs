@@ -22,8 +22,10 @@ use super::{
 use crate::registry::{
     forgotten::{Revoked, hash_of_owner},
     model::{Actor, Event, Key, Party},
-    records::{Block, Contents, LogRow, OwnIdentity},
-    store_error::StoreError,
+    store::{
+        error::StoreError,
+        records::{Block, Contents, LogRow, OwnIdentity},
+    },
 };
 
 const BLOCKS: &str = "SELECT jid, reason, at FROM blocks ORDER BY jid";

@@ -16,7 +16,7 @@ use sqlx::{
 use tempfile::TempDir;
 
 use super::{MIGRATIONS, directory_of};
-use crate::registry::{
+use crate::registry::store::{
     open::{Inspected, OpenError},
     schema::{Applied, Standing, standing},
 };

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tracing::error;
 
 use super::{ACQUIRE, Database, Row, in_time};
-use crate::registry::records::{Backend, Heard, Instance, Parcel, Silent, Won};
+use crate::registry::store::records::{Backend, Heard, Instance, Parcel, Silent, Won};
 
 /// How long the database may take for one of these operations.
 const PATIENCE: Duration = Duration::from_secs(10);

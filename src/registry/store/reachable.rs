@@ -8,7 +8,7 @@ use super::{
     Database, Row, begin_apart,
     sql::{micros, query},
 };
-use crate::registry::store_error::StoreError;
+use crate::registry::store::error::StoreError;
 
 impl Database {
     pub(in crate::registry) async fn reachable(

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::model::NotAllowed;
+use crate::registry::model::NotAllowed;
 
 /// Which connections of a pool may be reused: those made after the last error of a broken connection. A database that
 /// was unavailable, was replaced by its standby or could not read its file gets new connections.

@@ -39,7 +39,7 @@ use tokio::{
 };
 use tracing::{debug, info};
 
-use crate::registry::store_error::Trust;
+use crate::registry::store::error::Trust;
 
 /// How long a connection may take to be made, that is how long a request waits for a database that is away.
 pub(super) const ACQUIRE: Duration = Duration::from_secs(5);

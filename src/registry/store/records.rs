@@ -6,7 +6,7 @@ use fingerpost_wire::key::KeyId;
 use jid::{BareJid, Jid};
 use time::OffsetDateTime;
 
-use super::{
+use crate::registry::{
     forgotten::{Forgotten, Revoked},
     model::{Event, Key, Party, Settings},
 };

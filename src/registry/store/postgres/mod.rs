@@ -14,33 +14,29 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::schema::Standing;
-use crate::registry::{
+use super::{
+    error::Trust,
     open::{Inspected, OpenError, Options},
     records::News,
-    store_error::Trust,
+    schema::Standing,
 };
 
-#[path = "sql.rs"]
+#[path = "../sql.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql;
-#[path = "sql_journal.rs"]
+#[path = "../journal.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_journal;
-#[path = "sql_reachable.rs"]
+#[path = "../reachable.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_reachable;
-#[path = "sql_transfer.rs"]
+#[path = "../transfer.rs"]
 #[expect(clippy::duplicate_mod, reason = "one text for both databases")]
 mod sql_transfer;
 
-#[path = "postgres_address.rs"]
 mod address;
-#[path = "postgres_instances.rs"]
 mod instances;
-#[path = "postgres_pool.rs"]
 mod pool;
-#[path = "postgres_schema.rs"]
 mod schema;
 
 pub(super) use instances::Meeting;

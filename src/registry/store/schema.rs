@@ -2,7 +2,7 @@
 
 use sqlx::migrate::{MigrateError, Migrator};
 
-use crate::registry::open::OpenError;
+use super::open::OpenError;
 
 /// One migration that a database has had.
 #[derive(Clone, Debug)]
