@@ -1,50 +1,60 @@
-//! The operations on the database. Their SQL is in `sql.rs`, once for both kinds.
+//! The database, and the operations on it. Their SQL is written once for SQLite and PostgreSQL.
 //!
 //! | file | content |
 //! |---|---|
+//! | `keys.rs`, `users.rs`, `audit.rs` | keys; settings and blocks; the log of their changes |
+//! | `journal.rs`, `reachable.rs`, `identity.rs` | open sessions, reachable resources, the component's own key |
+//! | `transfer.rs` | export and import of everything |
+//! | `sql.rs` | one way to run SQL on both databases |
+//! | `sqlite`, `postgres`, `schema.rs` | what is different between them: connections, locks, schemas |
 //! | [`open`], [`error`], [`records`] | how a database is opened, how it fails, what it gives and takes |
 //! | [`backup`] | a SQLite database as one file |
 //!
 //! Lookups return an `Option` or a list. Changes take `now` and write their audit rows in the same transaction: an
 //! acknowledged change is on the disk, and a failed one has left no trace.
 
+mod audit;
 pub mod backup;
 pub mod error;
+mod identity;
+mod journal;
+mod keys;
 pub mod open;
 mod postgres;
+mod reachable;
 pub mod records;
 mod schema;
+mod sql;
 mod sqlite;
+mod transfer;
+mod users;
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use fingerpost_wire::{
-    key::{Assurance, KeyId},
-    print::Print,
-};
-use jid::{BareJid, FullJid};
+use fingerpost_secure::material_error::MATERIAL_MAX;
+use jid::BareJid;
 use time::OffsetDateTime;
+use tokio::time::timeout;
 
+pub use self::postgres::Changes;
+pub(crate) use self::postgres::Meeting;
 use self::{
     error::StoreError,
     open::{Inspected, OpenError, Options},
-    records::{
-        Added, Backend, Contents, Heard, Instance, News, OpenSide, Parcel, Profile, RetiredAccount,
-        Silent, Won,
-    },
+    records::{Instance, News},
+    sql::{StoreConnection, micros, query},
 };
-use crate::{
-    metrics,
-    registry::model::{Actor, AuditEntry, Key, NewKey, Settings, Visibility},
-};
+use crate::metrics;
 
 /// A database of keys. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
     kind: Kind,
+    /// How long an operation may take.
+    deadline: Duration,
     writes: Arc<tokio::sync::Mutex<Writes>>,
 }
 
@@ -73,47 +83,6 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// The same for what reads or writes everything.
 const BULK: Duration = Duration::from_secs(3600);
 
-/// Asks whichever database there is, and waits for [`DEADLINE`] or as long as is said.
-macro_rules! ask {
-    ($store:expr, $db:ident => $same:ident . $operation:ident ( $($argument:expr),* )) => {
-        ask!($store, DEADLINE, $db => $same.$operation($($argument),*))
-    };
-    ($store:expr, $limit:expr, $db:ident => $same:ident . $operation:ident ( $($argument:expr),* )) => {
-        observed(stringify!($operation), $limit, async {
-            let done = match &$store.kind {
-                Kind::Postgres($db) => $db.trust.judged($same.$operation($($argument),*).await),
-                Kind::Sqlite($db) => {
-                    $db.verify().await?;
-                    let done = $db.trust.judged($same.$operation($($argument),*).await);
-                    // What went into another file than the one that is there is not done.
-                    $db.verify().await?;
-                    done
-                }
-            };
-            done
-        })
-        .await
-    };
-}
-
-/// Counts an operation, and measures its duration.
-async fn observed<T>(
-    operation: &'static str,
-    limit: Duration,
-    done: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    let began = Instant::now();
-    let done = tokio::time::timeout(limit, done).await.unwrap_or(Err(StoreError::Late(limit)));
-    let outcome = match &done {
-        Ok(_) => "done",
-        Err(StoreError::NotAllowed(_)) => "refused",
-        Err(_) => "failed",
-    };
-    metrics::REGISTRY_OPERATIONS.count(&[operation, outcome]);
-    metrics::REGISTRY_SECONDS.took(began.elapsed());
-    done
-}
-
 /// Checks the address of a database, without asking for it.
 ///
 /// # Errors
@@ -122,95 +91,102 @@ pub fn check_address(url: &str) -> Result<(), String> {
     if url.starts_with("postgres") { postgres::check_address(url) } else { Ok(()) }
 }
 
-/// Receives notifications of changes by other programs in a shared database.
-#[derive(Debug)]
-pub struct Changes(postgres::Listener);
-
-impl Changes {
-    /// Waits for the next change.
-    ///
-    /// # Errors
-    /// If the connection is lost, the database has not answered for 5 seconds, or another server takes the changes.
-    /// Changes may have been missed: call [`Store::changes`] again and assume that everything has changed.
-    ///
-    /// # Cancel safety
-    /// Dropping the future may lose a change: call [`Store::changes`] again and assume that everything has changed.
-    pub async fn next(&mut self) -> Result<News, StoreError> {
-        Ok(self.0.next().await?)
-    }
-}
-
-/// An instance's connection to the others of its component. After an error it is unusable.
-#[derive(Debug)]
-pub(crate) struct Meeting(postgres::Meeting);
-
-impl Meeting {
-    /// Leads from now on, if nobody does but some of those that are silent. `None`: another one does.
-    pub(crate) async fn try_lead(&mut self, silent: &[Silent]) -> Result<Option<Won>, StoreError> {
-        Ok(self.0.try_lead(silent).await?)
-    }
-
-    /// Does not lead any more, and says so.
-    pub(crate) async fn yield_lead(&mut self) -> Result<(), StoreError> {
-        Ok(self.0.yield_lead().await?)
-    }
-
-    /// Returns the database's name for this connection.
-    pub(crate) fn backend(&self) -> Backend {
-        self.0.backend()
-    }
-
-    /// Ends the last connection of the same instance.
-    pub(crate) async fn end(&mut self, last: Backend) -> Result<(), StoreError> {
-        Ok(self.0.end(last).await?)
-    }
-
-    /// Ends the connection that has the lead, unless another one leads than those that are silent. Says whether there was
-    /// one.
-    pub(crate) async fn evict(&mut self, silent: &[Silent]) -> Result<bool, StoreError> {
-        Ok(self.0.evict(silent).await?)
-    }
-
-    /// Gives a sign of life; tells of all instances, this one too. `leads`: unless another one has come to lead since.
-    pub(crate) async fn beat(
-        &mut self,
-        leads: bool,
-        linked: bool,
-        advertise: &str,
-    ) -> Result<Vec<Instance>, StoreError> {
-        Ok(self.0.beat(leads, linked, advertise).await?)
-    }
-
-    /// Removes expired instances and stanzas.
-    pub(crate) async fn forget_old(&mut self) -> Result<(), StoreError> {
-        Ok(self.0.forget_old().await?)
-    }
-
-    /// Sends parcels to instances, in this order: all arrive, or none.
-    pub(crate) async fn send(&mut self, parcels: &[(String, Parcel)]) -> Result<(), StoreError> {
-        Ok(self.0.send(parcels).await?)
-    }
-
-    /// Waits for messages of others.
-    ///
-    /// # Cancel safety
-    /// Nothing is lost if the future is dropped.
-    pub(crate) async fn notified(&mut self) -> Result<Heard, StoreError> {
-        Ok(self.0.notified().await?)
-    }
-
-    /// Fetches the stanza of a [`Heard::Written`] and removes it. `None` if it was too old.
-    pub(crate) async fn fetch(&mut self, number: i64) -> Result<Option<String>, StoreError> {
-        Ok(self.0.fetch(number).await?)
-    }
-
-    /// Leaves the other instances in order.
-    pub(crate) async fn leave(self) -> Result<(), StoreError> {
-        Ok(self.0.leave().await?)
-    }
-}
-
 impl Store {
+    fn of(kind: Kind) -> Self {
+        Self { kind, deadline: DEADLINE, writes: Arc::default() }
+    }
+
+    /// Returns the same database for operations that read or write everything.
+    fn bulk(&self) -> Self {
+        let kind = match &self.kind {
+            Kind::Postgres(db) => Kind::Postgres(db.bulk()),
+            Kind::Sqlite(db) => Kind::Sqlite(db.clone()),
+        };
+        Self { kind, deadline: BULK, ..self.clone() }
+    }
+
+    /// Returns the same database for looks at whether it works.
+    fn impatient(&self) -> Self {
+        Self { deadline: PATIENCE, ..self.clone() }
+    }
+
+    /// Runs an operation that only reads.
+    async fn read<T>(
+        &self,
+        operation: &'static str,
+        work: impl AsyncFnOnce(&mut StoreConnection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let work = async {
+            let mut db = match &self.kind {
+                Kind::Postgres(db) => db.acquire().await?,
+                Kind::Sqlite(db) => db.acquire().await?,
+            };
+            work(&mut db).await
+        };
+        self.observed(operation, work).await
+    }
+
+    /// Runs a change: all or nothing. Waits for the one in progress, here or in another Fingerpost.
+    async fn change<T>(
+        &self,
+        operation: &'static str,
+        work: impl AsyncFnOnce(&mut StoreConnection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let work = async {
+            match &self.kind {
+                Kind::Postgres(db) => db.begin().await?.commit_after(work).await,
+                Kind::Sqlite(db) => db.begin().await?.commit_after(work).await,
+            }
+        };
+        self.observed(operation, work).await
+    }
+
+    /// Runs a change that does not depend on others' changes.
+    async fn change_apart<T>(
+        &self,
+        operation: &'static str,
+        work: impl AsyncFnOnce(&mut StoreConnection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let work = async {
+            match &self.kind {
+                Kind::Postgres(db) => db.begin_apart().await?.commit_after(work).await,
+                Kind::Sqlite(db) => db.begin().await?.commit_after(work).await,
+            }
+        };
+        self.observed(operation, work).await
+    }
+
+    /// Limits the time of an operation, counts it and measures it.
+    async fn observed<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let began = Instant::now();
+        let work = async {
+            match &self.kind {
+                Kind::Postgres(db) => db.trust.judged(work.await),
+                Kind::Sqlite(db) => {
+                    db.verify().await?;
+                    let done = db.trust.judged(work.await);
+                    // What went into another file than the one that is there is not done.
+                    db.verify().await?;
+                    done
+                }
+            }
+        };
+        let late = |_| Err(StoreError::Late(self.deadline));
+        let done = timeout(self.deadline, work).await.unwrap_or_else(late);
+        let outcome = match &done {
+            Ok(_) => "done",
+            Err(StoreError::NotAllowed(_)) => "refused",
+            Err(_) => "failed",
+        };
+        metrics::REGISTRY_OPERATIONS.count(&[operation, outcome]);
+        metrics::REGISTRY_SECONDS.took(began.elapsed());
+        done
+    }
+
     /// Returns why this instance cannot serve its users as it should, if there is a reason.
     pub fn obstacle(&self) -> Option<&'static str> {
         match &self.kind {
@@ -234,7 +210,7 @@ impl Store {
                 db.look_for_rivals(component, id).await?;
                 Ok(None)
             }
-            Kind::Postgres(db) => Ok(Some(Meeting(db.meet(component, id).await?))),
+            Kind::Postgres(db) => Ok(Some(db.meet(component, id).await?)),
             Kind::Sqlite(_) => Ok(None),
         }
     }
@@ -276,7 +252,7 @@ impl Store {
         } else {
             return Err(OpenError::Kind);
         };
-        Ok(Self { kind, writes: Arc::default() })
+        Ok(Self::of(kind))
     }
 
     /// Checks that the server has as many connections for this program as it may need.
@@ -304,7 +280,7 @@ impl Store {
             return Err(OpenError::Kind);
         }
         let (db, found) = postgres::Database::look(options).await?;
-        let store = Self { kind: Kind::Postgres(db), writes: Arc::default() };
+        let store = Self::of(Kind::Postgres(db));
         store.check_connections().await?;
         let store = found.to_do.is_none().then_some(store);
         Ok((found, store))
@@ -374,7 +350,7 @@ impl Store {
         if writes.tried.is_none_or(|tried| tried.elapsed() >= again) {
             let began = Instant::now();
             writes.tried = Some(began);
-            match ask!(self, PATIENCE, db => db.write(component, now)) {
+            match self.write(component, now).await {
                 Ok(()) => writes.done = Some(Instant::now()),
                 Err(error) => tracing::warn!(%error, "the database does not take changes"),
             }
@@ -383,13 +359,37 @@ impl Store {
         writes.done.filter(|_| works).map(|done| done.elapsed())
     }
 
+    /// Writes a row of the size of a key's material, and removes it again: a database without room for that does not
+    /// accept new keys.
+    async fn write(&self, component: &BareJid, now: OffsetDateTime) -> Result<(), StoreError> {
+        self.impatient()
+            .change_apart("write", async |tx| {
+                query(
+                    "INSERT INTO heartbeats (component, at, room) VALUES ($1, $2, $3)
+                     ON CONFLICT (component) DO UPDATE SET at = excluded.at, room = excluded.room",
+                )
+                .bind(component.as_str())
+                .bind(micros(now))
+                .bind(vec![0_u8; MATERIAL_MAX])
+                .execute(tx)
+                .await?;
+                query("UPDATE heartbeats SET room = $2 WHERE component = $1")
+                    .bind(component.as_str())
+                    .bind(Vec::<u8>::new())
+                    .execute(tx)
+                    .await?;
+                Ok(())
+            })
+            .await
+    }
+
     /// Listens to changes from now on, if the database can be shared.
     ///
     /// # Errors
     /// [`StoreError`]
     pub async fn changes(&self) -> Result<Option<Changes>, StoreError> {
         match &self.kind {
-            Kind::Postgres(db) => Ok(Some(Changes(db.listen().await?))),
+            Kind::Postgres(db) => Ok(Some(db.listen().await?)),
             Kind::Sqlite(_) => Ok(None),
         }
     }
@@ -399,394 +399,12 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub async fn ping(&self) -> Result<(), StoreError> {
-        ask!(self, PATIENCE, db => db.ping())
-    }
-
-    /// Returns the record of a user; an empty one for an unknown user.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn profile(&self, owner: &BareJid) -> Result<Profile, StoreError> {
-        ask!(self, db => db.profile(owner))
-    }
-
-    /// Returns what `asker` may know of `owner`; `None` if nothing. `admits` decides by the owner's visibility
-    /// and by whether `asker` is named.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn visible(
-        &self,
-        asker: &BareJid,
-        owner: &BareJid,
-        admits: impl Fn(Option<Visibility>, bool) -> bool,
-    ) -> Result<Option<Profile>, StoreError> {
-        ask!(self, db => db.visible(asker, owner, &admits))
-    }
-
-    /// Returns one key, if `admits` allows it; see [`Store::visible`].
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn visible_key(
-        &self,
-        asker: &BareJid,
-        id: KeyId,
-        admits: impl Fn(&BareJid, Option<Visibility>, bool) -> bool,
-    ) -> Result<Option<Key>, StoreError> {
-        ask!(self, db => db.visible_key(asker, id, &admits))
-    }
-
-    /// Returns all keys that a user has ever had, oldest first.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn keys_of(&self, owner: &BareJid) -> Result<Vec<Key>, StoreError> {
-        Ok(self.profile(owner).await?.keys)
-    }
-
-    /// Returns one key.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn key(&self, id: KeyId) -> Result<Option<Key>, StoreError> {
-        ask!(self, db => db.key(id))
-    }
-
-    /// Returns the certificate of a key.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn material(&self, id: KeyId) -> Result<Option<Vec<u8>>, StoreError> {
-        ask!(self, db => db.material(id))
-    }
-
-    /// Returns all keys of all users, by owner and age.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn all(&self) -> Result<Vec<Key>, StoreError> {
-        ask!(self, BULK, db => db.all())
-    }
-
-    /// Returns keys that are not revoked and share a print with such a key of another user.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn conflicts(&self) -> Result<Vec<Key>, StoreError> {
-        ask!(self, BULK, db => db.conflicts())
-    }
-
-    /// Returns the users that have a key with this print.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn owners_of(&self, print: &Print) -> Result<Vec<BareJid>, StoreError> {
-        ask!(self, db => db.owners_of(print))
-    }
-
-    /// Adds a key as [`Key::add`] decides; `id` is its name if it is new.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn add(
-        &self,
-        owner: &BareJid,
-        new: &NewKey,
-        limit: u32,
-        actor: &Actor,
-        now: OffsetDateTime,
-        id: KeyId,
-    ) -> Result<Added, StoreError> {
-        ask!(self, db => db.add(owner, new, limit, actor, now, id))
-    }
-
-    /// Revokes a key for good, and returns whether it was not revoked before.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn revoke(
-        &self,
-        id: KeyId,
-        actor: &Actor,
-        reason: &str,
-        now: OffsetDateTime,
-    ) -> Result<(Key, bool), StoreError> {
-        ask!(self, db => db.revoke(id, actor, reason, now))
-    }
-
-    /// Takes a key out of use, without a replacement.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn retire(
-        &self,
-        id: KeyId,
-        actor: &Actor,
-        now: OffsetDateTime,
-    ) -> Result<Key, StoreError> {
-        ask!(self, db => db.retire(id, actor, now))
-    }
-
-    /// Reads all that is in the database, or all of one user, without what belongs to one run of the component.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn contents(&self, owner: Option<&BareJid>) -> Result<Contents, StoreError> {
-        ask!(self, BULK, db => db.contents(owner))
-    }
-
-    /// Stores what was elsewhere as it was: all or nothing. A key whose id is known stays as it is, and so does a row of the
-    /// log. Says how many keys are new.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn import(
-        &self,
-        contents: &Contents,
-        now: OffsetDateTime,
-    ) -> Result<usize, StoreError> {
-        ask!(self, BULK, db => db.import(contents, now))
-    }
-
-    /// Ends the life of an account: its keys, settings and reachable resources are deleted, nobody else's settings name it
-    /// any more, and the audit log keeps `hash` in place of the address. What was revoked stays revoked.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn retire_account(
-        &self,
-        owner: &BareJid,
-        hash: &str,
-        actor: &Actor,
-        now: OffsetDateTime,
-    ) -> Result<RetiredAccount, StoreError> {
-        ask!(self, db => db.retire_account(owner, hash, actor, now))
-    }
-
-    /// Raises the assurance of a key to `to`, and returns whether it was lower before.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn raise(
-        &self,
-        id: KeyId,
-        to: Assurance,
-        actor: &Actor,
-        now: OffsetDateTime,
-    ) -> Result<(Key, bool), StoreError> {
-        ask!(self, db => db.raise(id, to, actor, now))
-    }
-
-    /// Stores a user's visibility settings.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn set_settings(
-        &self,
-        owner: &BareJid,
-        settings: &Settings,
-        actor: &Actor,
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        ask!(self, db => db.set_settings(owner, settings, actor, now))
-    }
-
-    /// Deletes all that is held about a user. The audit log keeps `hash` in place of the address, and of revoked prints salted
-    /// hashes stay: they are revoked for this address for good.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn erase(
-        &self,
-        owner: &BareJid,
-        hash: &str,
-        actor: &Actor,
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        ask!(self, db => db.erase(owner, hash, actor, now))
-    }
-
-    /// Returns the component's own certificate and private key (PKCS#8), if they are stored.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn identity(
-        &self,
-        component: &BareJid,
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
-        ask!(self, db => db.identity(component))
-    }
-
-    /// Stores the component's own certificate and private key, unless some are stored already.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn keep_identity(
-        &self,
-        component: &BareJid,
-        certificate: &[u8],
-        private_key: &[u8],
-    ) -> Result<(), StoreError> {
-        ask!(self, db => db.keep_identity(component, certificate, private_key))
-    }
-
-    /// Returns the sessions of a component that are open, or were when it died; the oldest first.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn open_sides(&self, component: &BareJid) -> Result<Vec<OpenSide>, StoreError> {
-        ask!(self, db => db.open_sides(component))
-    }
-
-    /// Returns the open sessions of a user, and when each began.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn open_of(
-        &self,
-        user: &BareJid,
-    ) -> Result<Vec<(OpenSide, OffsetDateTime)>, StoreError> {
-        ask!(self, db => db.open_of(user))
-    }
-
-    /// Stores new sessions of a component and removes (by name) those that have ended: all or nothing.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn change_open(
-        &self,
-        component: &BareJid,
-        begun: &[OpenSide],
-        ended: &[String],
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        ask!(self, db => db.change_open(component, begun, ended, now))
-    }
-
-    /// Returns the resources that were reachable when the component last ran, at most `limit` of those seen
-    /// `since` then, each with its priority; the last seen first.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn reachable(
-        &self,
-        component: &BareJid,
-        since: OffsetDateTime,
-        limit: u32,
-    ) -> Result<Vec<(FullJid, i8)>, StoreError> {
-        ask!(self, db => db.reachable(component, since, limit))
-    }
-
-    /// Stores reachable resources with their priorities, and removes those that are not reachable: all or nothing.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn change_reachable(
-        &self,
-        component: &BareJid,
-        here: &[(FullJid, i8)],
-        gone: &[FullJid],
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        ask!(self, db => db.change_reachable(component, here, gone, now))
-    }
-
-    /// Removes the resources that were last seen before this time.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn forget_reachable(
-        &self,
-        component: &BareJid,
-        before: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        ask!(self, db => db.forget_reachable(component, before))
-    }
-
-    /// Returns the last `limit` rows of the audit log, of one user or of all, oldest first.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn audit(
-        &self,
-        owner: Option<&BareJid>,
-        limit: u32,
-    ) -> Result<Vec<AuditEntry>, StoreError> {
-        let mut entries = self.audit_page(owner, None, 0, limit).await?;
-        entries.reverse();
-        Ok(entries)
-    }
-
-    /// Returns at most `limit` rows of the audit log, of one user or of all, newest first, from the row `newest` (or
-    /// the last) down, without the first `skip` of them.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn audit_page(
-        &self,
-        owner: Option<&BareJid>,
-        newest: Option<i64>,
-        skip: u32,
-        limit: u32,
-    ) -> Result<Vec<AuditEntry>, StoreError> {
-        ask!(self, db => db.audit_page(owner, newest, i64::from(skip), i64::from(limit)))
-    }
-
-    /// Returns how many rows the audit log has of one user or of all, up to the row `newest`.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn audit_count(
-        &self,
-        owner: Option<&BareJid>,
-        newest: i64,
-    ) -> Result<usize, StoreError> {
-        let count = ask!(self, db => db.audit_count(owner, newest))?;
-        Ok(usize::try_from(count).unwrap_or_default())
-    }
-
-    /// Returns at most `limit` users that have keys and whose address contains `part`.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn owners_like(&self, part: &str, limit: u32) -> Result<Vec<BareJid>, StoreError> {
-        ask!(self, db => db.owners_like(part, i64::from(limit)))
-    }
-
-    /// Returns the block list, each entry with its reason: bare JIDs and domains.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn blocks(&self) -> Result<Vec<(String, String)>, StoreError> {
-        ask!(self, db => db.blocks())
-    }
-
-    /// Blocks a user or a domain, and returns whether the block is new.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn block(
-        &self,
-        jid: &BareJid,
-        reason: &str,
-        actor: &Actor,
-        now: OffsetDateTime,
-    ) -> Result<bool, StoreError> {
-        ask!(self, db => db.block(jid, reason, actor, now))
-    }
-
-    /// Removes a block, and returns whether there was one.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn unblock(
-        &self,
-        jid: &BareJid,
-        actor: &Actor,
-        now: OffsetDateTime,
-    ) -> Result<bool, StoreError> {
-        ask!(self, db => db.unblock(jid, actor, now))
+        self.impatient()
+            .read("ping", async |db| {
+                query("SELECT 1 FROM keys LIMIT 1").fetch_optional(db).await?;
+                Ok(())
+            })
+            .await
     }
 
     /// Returns the connections to the database: open, idle, and at most.
@@ -801,13 +419,14 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use fingerpost_wire::{
-        key::State,
-        print::{HashKind, Method},
+        key::{KeyId, State},
+        print::{HashKind, Method, Print},
     };
     use time::macros::datetime;
 
+    use super::records::Added;
     use super::*;
-    use crate::registry::model::{Event, NotAllowed, Source};
+    use crate::registry::model::{Actor, Event, NewKey, NotAllowed, Settings, Source, Visibility};
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
 

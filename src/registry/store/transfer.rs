@@ -1,4 +1,4 @@
-//! The SQL of export and import, one text for both databases, as `sql.rs` is.
+//! Export and import of everything.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -8,24 +8,24 @@ use fingerpost_wire::{
     key::{KeyId, State},
 };
 use jid::BareJid;
-use sqlx::Row as _;
 use time::OffsetDateTime;
 
 use super::{
-    Connection, Database, Row, announce, announce_blocks, begin, bulk,
-    sql::{
-        KEEP_IDENTITY, add_to_log, forgotten_of, inconsistent, insert, keep_revoked, key, keys_of,
-        log, material, micros, moment, party, person, query, revoked, salts, select_audit,
-        settings_of, write_block, write_settings,
+    Store,
+    audit::{add_to_log, announce, announce_blocks, log, person, select_audit},
+    error::StoreError,
+    identity::KEEP_IDENTITY,
+    keys::{all_keys, insert, key, keys_of, material},
+    records::{Block, Contents, LogRow, OwnIdentity},
+    sql::{Row, StoreConnection, inconsistent, micros, moment, query},
+    users::{
+        forgotten_of, keep_revoked, party, revoked, salts, settings_of, user, write_block,
+        write_settings,
     },
 };
 use crate::registry::{
     forgotten::{Revoked, hash_of_owner},
-    model::{Actor, Event, Key, Party},
-    store::{
-        error::StoreError,
-        records::{Block, Contents, LogRow, OwnIdentity},
-    },
+    model::{Actor, Event, Key, Party, Settings},
 };
 
 const BLOCKS: &str = "SELECT jid, reason, at FROM blocks ORDER BY jid";
@@ -34,121 +34,147 @@ const WHOLE_LOG: &str = select_audit!("ORDER BY audit.seq");
 pub(super) const LOG_OF: &str =
     select_audit!("WHERE audit.owner = (SELECT id FROM parties WHERE jid = $1) ORDER BY audit.seq");
 
-impl Database {
-    pub(in crate::registry) async fn contents(
-        &self,
-        owner: Option<&BareJid>,
-    ) -> Result<Contents, StoreError> {
-        match owner {
-            Some(owner) => self.contents_of(owner).await,
-            None => self.whole_contents().await,
-        }
+impl Store {
+    /// Reads all that is in the database, or all of one user, without what belongs to one run of the component.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn contents(&self, owner: Option<&BareJid>) -> Result<Contents, StoreError> {
+        self.bulk()
+            .read("contents", async |db| match owner {
+                Some(owner) => contents_of(db, owner).await,
+                None => whole_contents(db).await,
+            })
+            .await
     }
 
-    async fn whole_contents(&self) -> Result<Contents, StoreError> {
-        let known = self.all().await?;
-        let settings = self.all_settings().await?;
-        let mut db = bulk(&self.pool).acquire().await?;
-        Ok(Contents {
-            keys: with_material(&mut db, known).await?,
-            settings,
-            blocks: read_blocks(&query(BLOCKS).fetch_all(&mut *db).await?)?,
-            identities: identities(&mut db).await?,
-            log: read_log(&query(WHOLE_LOG).fetch_all(&mut *db).await?)?,
-            salts: salts(&mut db).await?,
-            revoked: all_revoked(&mut db).await?,
-        })
-    }
-
-    /// Returns what there is of one user, and reads no row of another.
-    async fn contents_of(&self, owner: &BareJid) -> Result<Contents, StoreError> {
-        let mut db = bulk(&self.pool).acquire().await?;
-        let known = keys_of(&mut db, owner.as_str()).await?;
-        let settings = settings_of(&mut db, owner).await?;
-        let blocks = query(BLOCK_OF).bind(owner.as_str().to_owned()).fetch_all(&mut *db).await?;
-        let log = query(LOG_OF).bind(owner.as_str().to_owned()).fetch_all(&mut *db).await?;
-        let mut revoked = forgotten_of(&mut db, owner.as_str()).await?.prints;
-        revoked.sort_by(|a, b| (&a.owner, &a.print).cmp(&(&b.owner, &b.print)));
-        Ok(Contents {
-            keys: with_material(&mut db, known).await?,
-            settings: settings.map(|settings| (owner.clone(), settings)).into_iter().collect(),
-            blocks: read_blocks(&blocks)?,
-            identities: Vec::new(),
-            log: read_log(&log)?,
-            salts: salts(&mut db).await?,
-            revoked,
-        })
-    }
-
-    pub(in crate::registry) async fn import(
+    /// Stores what was elsewhere as it was: all or nothing. A key whose id is known stays as it is, and so does a row of the
+    /// log. Says how many keys are new.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn import(
         &self,
         contents: &Contents,
         now: OffsetDateTime,
     ) -> Result<usize, StoreError> {
-        let mut tx = begin(&bulk(&self.pool)).await?;
-        let mut owners = HashSet::new();
-        let told = Told::by(&write_log(&mut tx, &contents.log).await?);
-        let fresh = write_keys(&mut tx, &contents.keys, &told, now).await?;
-        owners.extend(contents.keys.iter().map(|(key, _)| &key.owner));
-        for (owner, settings) in &contents.settings {
-            if settings_of(&mut tx, owner).await?.as_ref() == Some(settings) {
-                continue;
-            }
-            write_settings(&mut tx, owner, settings).await?;
-            if !told.settings.contains(owner) {
-                log(&mut tx, owner, &Actor::Offline, now, None, &Event::Settings).await?;
-            }
-            owners.insert(owner);
-        }
-        let mut has_blocked = false;
-        for block in &contents.blocks {
-            if write_block(&mut tx, block).await? {
-                has_blocked = true;
-                if !told.blocks.contains(&block.jid) {
-                    log(&mut tx, &block.jid, &Actor::Offline, now, None, &Event::Blocked).await?;
+        self.bulk()
+            .change("import", async |tx| {
+                let mut owners = HashSet::new();
+                let told = Told::by(&write_log(tx, &contents.log).await?);
+                let fresh = write_keys(tx, &contents.keys, &told, now).await?;
+                owners.extend(contents.keys.iter().map(|(key, _)| &key.owner));
+                for (owner, settings) in &contents.settings {
+                    if settings_of(tx, owner).await?.as_ref() == Some(settings) {
+                        continue;
+                    }
+                    write_settings(tx, owner, settings).await?;
+                    if !told.settings.contains(owner) {
+                        log(tx, owner, &Actor::Offline, now, None, &Event::Settings).await?;
+                    }
+                    owners.insert(owner);
                 }
-            }
-        }
-        for identity in &contents.identities {
-            write_identity(&mut tx, identity).await?;
-        }
-        if !contents.salts.is_empty() && all_revoked(&mut tx).await?.is_empty() {
-            // No hash has been made with the own one yet.
-            query("DELETE FROM salts").execute(&mut *tx).await?;
-        }
-        for salt in &contents.salts {
-            query("INSERT INTO salts (salt) VALUES ($1) ON CONFLICT (salt) DO NOTHING")
-                .bind(salt.clone())
-                .execute(&mut *tx)
-                .await?;
-        }
-        let mut hashes = BTreeSet::new();
-        for revoked in &contents.revoked {
-            if keep_revoked(&mut tx, revoked).await? {
-                hashes.insert(revoked.owner.clone());
-            }
-        }
-        let revoked_of = owners_of_hashes(&mut tx, hashes).await?;
-        for owner in &revoked_of {
-            if !told.prints_of(owner) {
-                let owner = party_of(&mut tx, owner).await?;
-                let offline = (owner, ("offline", None), None);
-                add_to_log(&mut tx, offline, now, None, &Event::Imported).await?;
-            }
-            // Nobody has read anything of an unknown user.
-            if let Party::User(owner) = owner {
-                owners.insert(owner);
-            }
-        }
-        for owner in owners {
-            announce(&mut tx, owner).await?;
-        }
-        if has_blocked {
-            announce_blocks(&mut tx).await?;
-        }
-        tx.commit().await?;
-        Ok(fresh)
+                let mut has_blocked = false;
+                for block in &contents.blocks {
+                    if write_block(tx, block).await? {
+                        has_blocked = true;
+                        if !told.blocks.contains(&block.jid) {
+                            log(tx, &block.jid, &Actor::Offline, now, None, &Event::Blocked)
+                                .await?;
+                        }
+                    }
+                }
+                for identity in &contents.identities {
+                    write_identity(tx, identity).await?;
+                }
+                if !contents.salts.is_empty() && all_revoked(tx).await?.is_empty() {
+                    // No hash has been made with the own one yet.
+                    query("DELETE FROM salts").execute(tx).await?;
+                }
+                for salt in &contents.salts {
+                    query("INSERT INTO salts (salt) VALUES ($1) ON CONFLICT (salt) DO NOTHING")
+                        .bind(salt.clone())
+                        .execute(tx)
+                        .await?;
+                }
+                let mut hashes = BTreeSet::new();
+                for revoked in &contents.revoked {
+                    if keep_revoked(tx, revoked).await? {
+                        hashes.insert(revoked.owner.clone());
+                    }
+                }
+                let revoked_of = owners_of_hashes(tx, hashes).await?;
+                for owner in &revoked_of {
+                    if !told.prints_of(owner) {
+                        let owner = party_of(tx, owner).await?;
+                        let offline = (owner, ("offline", None), None);
+                        add_to_log(tx, offline, now, None, &Event::Imported).await?;
+                    }
+                    // Nobody has read anything of an unknown user.
+                    if let Party::User(owner) = owner {
+                        owners.insert(owner);
+                    }
+                }
+                for owner in owners {
+                    announce(tx, owner).await?;
+                }
+                if has_blocked {
+                    announce_blocks(tx).await?;
+                }
+                Ok(fresh)
+            })
+            .await
     }
+}
+
+async fn whole_contents(db: &mut StoreConnection) -> Result<Contents, StoreError> {
+    let known = all_keys(db).await?;
+    let settings = all_settings(db).await?;
+    Ok(Contents {
+        keys: with_material(db, known).await?,
+        settings,
+        blocks: read_blocks(&query(BLOCKS).fetch_all(db).await?)?,
+        identities: identities(db).await?,
+        log: read_log(&query(WHOLE_LOG).fetch_all(db).await?)?,
+        salts: salts(db).await?,
+        revoked: all_revoked(db).await?,
+    })
+}
+
+/// Returns what there is of one user, and reads no row of another.
+async fn contents_of(db: &mut StoreConnection, owner: &BareJid) -> Result<Contents, StoreError> {
+    let known = keys_of(db, owner.as_str()).await?;
+    let settings = settings_of(db, owner).await?;
+    let blocks = query(BLOCK_OF).bind(owner.as_str()).fetch_all(db).await?;
+    let log = query(LOG_OF).bind(owner.as_str()).fetch_all(db).await?;
+    let mut revoked = forgotten_of(db, owner.as_str()).await?.prints;
+    revoked.sort_by(|a, b| (&a.owner, &a.print).cmp(&(&b.owner, &b.print)));
+    Ok(Contents {
+        keys: with_material(db, known).await?,
+        settings: settings.map(|settings| (owner.clone(), settings)).into_iter().collect(),
+        blocks: read_blocks(&blocks)?,
+        identities: Vec::new(),
+        log: read_log(&log)?,
+        salts: salts(db).await?,
+        revoked,
+    })
+}
+
+async fn all_settings(db: &mut StoreConnection) -> Result<Vec<(BareJid, Settings)>, StoreError> {
+    let rows = query(
+        "SELECT parties.jid FROM settings JOIN parties ON parties.id = settings.owner
+         WHERE parties.jid IS NOT NULL ORDER BY parties.jid",
+    )
+    .fetch_all(db)
+    .await?;
+    let mut all = Vec::with_capacity(rows.len());
+    for row in rows {
+        let owner = user(&row)?;
+        if let Some(settings) = settings_of(db, &owner).await? {
+            all.push((owner, settings));
+        }
+    }
+    Ok(all)
 }
 
 /// What the rows that came into the log tell themselves, so that no row is added for it. A row that was there before tells
@@ -189,7 +215,7 @@ impl Told {
 
 /// Returns the users with these hashes. A user who is not known here remains a hash.
 async fn owners_of_hashes(
-    db: &mut Connection,
+    db: &mut StoreConnection,
     mut hashes: BTreeSet<Vec<u8>>,
 ) -> Result<Vec<Party>, StoreError> {
     if hashes.is_empty() {
@@ -215,7 +241,7 @@ async fn owners_of_hashes(
 
 /// Adds the keys that are not known; says how many.
 async fn write_keys(
-    db: &mut Connection,
+    db: &mut StoreConnection,
     keys: &[(Key, Option<Vec<u8>>)],
     told: &Told,
     now: OffsetDateTime,
@@ -238,14 +264,14 @@ async fn write_keys(
 }
 
 /// Forgets that prints of a key were revoked: the import says that the key is good.
-async fn bring_back(db: &mut Connection, key: &Key) -> Result<(), sqlx::Error> {
+async fn bring_back(db: &mut StoreConnection, key: &Key) -> Result<(), sqlx::Error> {
     for salt in salts(db).await? {
         for print in &key.prints {
             let known = Revoked::new(&salt, &key.owner, print, key.method, key.changed);
             query("DELETE FROM revoked_prints WHERE owner = $1 AND print = $2")
                 .bind(known.owner)
                 .bind(known.print)
-                .execute(&mut *db)
+                .execute(db)
                 .await?;
         }
     }
@@ -254,7 +280,7 @@ async fn bring_back(db: &mut Connection, key: &Key) -> Result<(), sqlx::Error> {
 
 /// Reads the certificates of keys.
 async fn with_material(
-    db: &mut Connection,
+    db: &mut StoreConnection,
     keys: Vec<Key>,
 ) -> Result<Vec<(Key, Option<Vec<u8>>)>, StoreError> {
     let mut found = Vec::with_capacity(keys.len());
@@ -279,7 +305,7 @@ fn read_blocks(rows: &[Row]) -> Result<Vec<Block>, StoreError> {
         .collect()
 }
 
-async fn identities(db: &mut Connection) -> Result<Vec<OwnIdentity>, StoreError> {
+async fn identities(db: &mut StoreConnection) -> Result<Vec<OwnIdentity>, StoreError> {
     let rows =
         query("SELECT component, certificate, private_key FROM identities ORDER BY component")
             .fetch_all(db)
@@ -296,9 +322,9 @@ async fn identities(db: &mut Connection) -> Result<Vec<OwnIdentity>, StoreError>
         .collect()
 }
 
-async fn write_identity(db: &mut Connection, own: &OwnIdentity) -> Result<(), sqlx::Error> {
+async fn write_identity(db: &mut StoreConnection, own: &OwnIdentity) -> Result<(), sqlx::Error> {
     query(KEEP_IDENTITY)
-        .bind(own.component.as_str().to_owned())
+        .bind(own.component.as_str())
         .bind(own.certificate.clone())
         .bind(own.private_key.clone())
         .execute(db)
@@ -306,7 +332,7 @@ async fn write_identity(db: &mut Connection, own: &OwnIdentity) -> Result<(), sq
     Ok(())
 }
 
-async fn all_revoked(db: &mut Connection) -> Result<Vec<Revoked>, StoreError> {
+async fn all_revoked(db: &mut StoreConnection) -> Result<Vec<Revoked>, StoreError> {
     let text = "SELECT owner, print, method, at FROM revoked_prints ORDER BY owner, print";
     query(text).fetch_all(db).await?.iter().map(revoked).collect()
 }
@@ -338,7 +364,7 @@ fn log_row(row: &Row) -> Result<LogRow, StoreError> {
 /// Adds the rows that are not in the log, in their order, and returns them. Of rows that are alike as many are kept as
 /// there are.
 async fn write_log<'a>(
-    db: &mut Connection,
+    db: &mut StoreConnection,
     rows: &'a [LogRow],
 ) -> Result<Vec<&'a LogRow>, StoreError> {
     let mut fresh = Vec::new();
@@ -370,9 +396,9 @@ async fn write_log<'a>(
         .bind(actor.unwrap_or_default())
         .bind(other.unwrap_or_default())
         .bind(other_key.map(|id| id.to_string()).unwrap_or_default())
-        .fetch_one(&mut *db)
+        .fetch_one(db)
         .await?;
-        if known.try_get::<i64, _>("known")? >= *count {
+        if known.try_get::<i64>("known")? >= *count {
             continue;
         }
         let actor = (row.actor_kind.as_str(), actor);
@@ -383,15 +409,15 @@ async fn write_log<'a>(
 }
 
 /// The row of a user, known or deleted; made if there is none.
-async fn party_of(db: &mut Connection, who: &Party) -> Result<i64, StoreError> {
+async fn party_of(db: &mut StoreConnection, who: &Party) -> Result<i64, StoreError> {
     let hash = match who {
         Party::User(jid) => return Ok(party(db, jid).await?),
         Party::Erased(hash) => hash,
     };
     let find = || query("SELECT id FROM parties WHERE erased = $1 ORDER BY id").bind(hash.clone());
-    if let Some(row) = find().fetch_optional(&mut *db).await? {
+    if let Some(row) = find().fetch_optional(db).await? {
         return Ok(row.try_get("id")?);
     }
-    query("INSERT INTO parties (erased) VALUES ($1)").bind(hash.clone()).execute(&mut *db).await?;
+    query("INSERT INTO parties (erased) VALUES ($1)").bind(hash.clone()).execute(db).await?;
     Ok(find().fetch_one(db).await?.try_get("id")?)
 }

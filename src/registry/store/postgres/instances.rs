@@ -10,11 +10,15 @@ use std::{
 
 use jid::BareJid;
 use sha2::{Digest, Sha256};
-use sqlx::{Executor as _, Row as _, postgres::PgListener};
+use sqlx::{
+    Executor as _, Row as _,
+    postgres::{PgListener, PgRow},
+};
 use tokio::time::sleep;
 use tracing::error;
 
-use super::{ACQUIRE, Database, Row, in_time};
+use super::{ACQUIRE, Database, in_time};
+use crate::registry::store::error::StoreError;
 use crate::registry::store::records::{Backend, Heard, Instance, Parcel, Silent, Won};
 
 /// How long the database may take for one of these operations.
@@ -46,9 +50,9 @@ fn keys(component: &BareJid) -> (i64, String) {
     (lock, format!("fingerpost_of_{lock:016x}"))
 }
 
-/// One instance's connection to the others.
+/// One instance's connection to the others of its component. After an error it is unusable.
 #[derive(Debug)]
-pub(in crate::registry) struct Meeting {
+pub(crate) struct Meeting {
     connection: PgListener,
     component: String,
     id: String,
@@ -61,7 +65,7 @@ pub(in crate::registry) struct Meeting {
 
 impl Database {
     /// Meets the other instances of a component under the name `id`.
-    pub(in crate::registry) async fn meet(
+    pub(in crate::registry::store) async fn meet(
         &self,
         component: &BareJid,
         id: &str,
@@ -87,11 +91,14 @@ impl Database {
     }
 
     /// Returns the instances of a component.
-    pub(in crate::registry) async fn instances(
+    pub(in crate::registry::store) async fn instances(
         &self,
         component: &BareJid,
     ) -> Result<Vec<Instance>, sqlx::Error> {
-        let rows = sqlx::query(INSTANCES).bind(component.as_str()).fetch_all(&self.pool).await?;
+        let rows = sqlx::query(INSTANCES)
+            .bind(component.as_str())
+            .fetch_all(&mut *self.pool.acquire().await?)
+            .await?;
         rows.iter().map(instance).collect()
     }
 }
@@ -134,11 +141,13 @@ impl Rivals {
 
 impl Database {
     /// Gives a sign of life and looks for other instances, behind a pooler, where they cannot meet.
-    pub(in crate::registry) async fn look_for_rivals(
+    pub(in crate::registry::store) async fn look_for_rivals(
         &self,
         component: &BareJid,
         id: &str,
     ) -> Result<(), sqlx::Error> {
+        let mut connection = self.pool.acquire().await?;
+        connection.begin().await?;
         sqlx::query(
             "INSERT INTO instances (component, id, leads, linked, advertise, seen)
              VALUES ($1, $2, FALSE, FALSE, '', clock_timestamp())
@@ -146,10 +155,12 @@ impl Database {
         )
         .bind(component.as_str())
         .bind(id)
-        .execute(&self.pool)
+        .execute(&mut *connection)
         .await?;
         let text = "DELETE FROM instances WHERE component = $1 AND seen < clock_timestamp() - $2::INTERVAL";
-        sqlx::query(text).bind(component.as_str()).bind(OLD).execute(&self.pool).await?;
+        sqlx::query(text).bind(component.as_str()).bind(OLD).execute(&mut *connection).await?;
+        connection.execute("COMMIT").await?;
+        connection.committed();
         self.rivals.look(id, &self.instances(component).await?);
         Ok(())
     }
@@ -170,7 +181,7 @@ macro_rules! is_led {
     };
 }
 
-fn instance(row: &Row) -> Result<Instance, sqlx::Error> {
+fn instance(row: &PgRow) -> Result<Instance, sqlx::Error> {
     let age: f64 = row.try_get("age")?;
     Ok(Instance {
         id: row.try_get("id")?,
@@ -198,12 +209,12 @@ fn allowed(done: Result<(), sqlx::Error>) -> Result<(), sqlx::Error> {
 
 impl Meeting {
     /// Returns the database's name for this connection.
-    pub(in crate::registry) fn backend(&self) -> Backend {
+    pub(crate) fn backend(&self) -> Backend {
         self.backend
     }
 
     /// Ends an earlier connection of this instance, which may hold the lock without being usable.
-    pub(in crate::registry) async fn end(&mut self, last: Backend) -> Result<(), sqlx::Error> {
+    pub(crate) async fn end(&mut self, last: Backend) -> Result<(), StoreError> {
         let ending = async {
             for _ in 0..LOOKS.0 {
                 let ended = sqlx::query(
@@ -221,16 +232,13 @@ impl Meeting {
             }
             Ok(())
         };
-        allowed(in_time(PATIENCE, ending).await)
+        Ok(allowed(in_time(PATIENCE, ending).await)?)
     }
 
     /// Takes the lock if nobody has it, and if no instance leads but some of those that are silent: a leader whose connection
     /// was ended may not know that yet. Then the rows say so at once: nobody takes this instance for one that does not lead,
     /// or another one for the leader.
-    pub(in crate::registry) async fn try_lead(
-        &mut self,
-        silent: &[Silent],
-    ) -> Result<Option<Won>, sqlx::Error> {
+    pub(crate) async fn try_lead(&mut self, silent: &[Silent]) -> Result<Option<Won>, StoreError> {
         let (ids, beats) = columns(silent);
         let done = async {
             let asked = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(self.lock);
@@ -261,11 +269,11 @@ impl Meeting {
             .await?;
             Ok(Some(if has_led { Won::Again } else { Won::Anew }))
         };
-        in_time(PATIENCE, done).await
+        Ok(in_time(PATIENCE, done).await?)
     }
 
     /// Says that this instance does not lead any more, gives the lock free and tells all.
-    pub(in crate::registry) async fn yield_lead(&mut self) -> Result<(), sqlx::Error> {
+    pub(crate) async fn yield_lead(&mut self) -> Result<(), StoreError> {
         let done = async {
             let text = "UPDATE instances SET leads = FALSE WHERE component = $1 AND id = $2";
             let asked = sqlx::query(text).bind(&self.component).bind(&self.id);
@@ -273,15 +281,12 @@ impl Meeting {
             let text = "SELECT pg_advisory_unlock_all(), pg_notify($1, '')";
             sqlx::query(text).bind(&self.all).execute(&mut self.connection).await.map(|_| ())
         };
-        in_time(PATIENCE, done).await
+        Ok(in_time(PATIENCE, done).await?)
     }
 
     /// Ends the connection that holds the lock, unless another instance leads than those that are silent. Says whether there
     /// was one.
-    pub(in crate::registry) async fn evict(
-        &mut self,
-        silent: &[Silent],
-    ) -> Result<bool, sqlx::Error> {
+    pub(crate) async fn evict(&mut self, silent: &[Silent]) -> Result<bool, StoreError> {
         let (ids, beats) = columns(silent);
         let text = concat!(
             "SELECT pg_terminate_backend(pid) FROM pg_locks
@@ -311,12 +316,12 @@ impl Meeting {
 
     /// Gives a sign of life, and tells of all instances, this one too. One that says that it leads is not believed if
     /// another one has come to lead since.
-    pub(in crate::registry) async fn beat(
+    pub(crate) async fn beat(
         &mut self,
         leads: bool,
         linked: bool,
         advertise: &str,
-    ) -> Result<Vec<Instance>, sqlx::Error> {
+    ) -> Result<Vec<Instance>, StoreError> {
         let done = async {
             sqlx::query(
                 "INSERT INTO instances (component, id, leads, linked, advertise, seen)
@@ -336,11 +341,12 @@ impl Meeting {
             let asked = sqlx::query(INSTANCES).bind(&self.component);
             asked.fetch_all(&mut self.connection).await
         };
-        in_time(PATIENCE, done).await?.iter().map(instance).collect()
+        let rows = in_time(PATIENCE, done).await?;
+        Ok(rows.iter().map(instance).collect::<Result<_, _>>()?)
     }
 
     /// Removes expired instances and stanzas.
-    pub(in crate::registry) async fn forget_old(&mut self) -> Result<(), sqlx::Error> {
+    pub(crate) async fn forget_old(&mut self) -> Result<(), StoreError> {
         let done = async {
             let text = "DELETE FROM instances WHERE component = $1 AND seen < clock_timestamp() - $2::INTERVAL";
             let asked = sqlx::query(text).bind(&self.component).bind(OLD);
@@ -348,14 +354,11 @@ impl Meeting {
             let text = "DELETE FROM handovers WHERE at < clock_timestamp() - $1::INTERVAL";
             sqlx::query(text).bind(OLD).execute(&mut self.connection).await.map(|_| ())
         };
-        in_time(PATIENCE, done).await
+        Ok(in_time(PATIENCE, done).await?)
     }
 
     /// Sends parcels, in this order: all arrive, or none.
-    pub(in crate::registry) async fn send(
-        &mut self,
-        parcels: &[(String, Parcel)],
-    ) -> Result<(), sqlx::Error> {
+    pub(crate) async fn send(&mut self, parcels: &[(String, Parcel)]) -> Result<(), StoreError> {
         let (mut channels, mut payloads) = (Vec::new(), Vec::new());
         let (mut owners, mut long) = (Vec::new(), Vec::new());
         let mut waiting = Vec::new();
@@ -397,14 +400,14 @@ impl Meeting {
             .await?;
             self.connection.execute("COMMIT").await.map(|_| ())
         };
-        in_time(PATIENCE, done).await
+        Ok(in_time(PATIENCE, done).await?)
     }
 
     /// Waits for messages of others. Fetching a stored stanza removes it.
     ///
     /// # Cancel safety
     /// Only [`Meeting::notified`] may be dropped, not [`Meeting::fetch`].
-    pub(in crate::registry) async fn notified(&mut self) -> Result<Heard, sqlx::Error> {
+    pub(crate) async fn notified(&mut self) -> Result<Heard, StoreError> {
         loop {
             let received = self.connection.try_recv().await?;
             let lost = || sqlx::Error::Io(std::io::ErrorKind::ConnectionAborted.into());
@@ -426,17 +429,14 @@ impl Meeting {
     }
 
     /// Fetches a stored stanza; `None` if it is gone.
-    pub(in crate::registry) async fn fetch(
-        &mut self,
-        number: i64,
-    ) -> Result<Option<String>, sqlx::Error> {
+    pub(crate) async fn fetch(&mut self, number: i64) -> Result<Option<String>, StoreError> {
         let text = "DELETE FROM handovers WHERE id = $1 AND instance = $2 RETURNING stanza";
         let asked = sqlx::query_scalar(text).bind(number).bind(&self.id);
-        in_time(PATIENCE, asked.fetch_optional(&mut self.connection)).await
+        Ok(in_time(PATIENCE, asked.fetch_optional(&mut self.connection)).await?)
     }
 
     /// Leaves: removes the row, releases the lock, and notifies all.
-    pub(in crate::registry) async fn leave(mut self) -> Result<(), sqlx::Error> {
+    pub(crate) async fn leave(mut self) -> Result<(), StoreError> {
         let done = async {
             sqlx::query("DELETE FROM instances WHERE component = $1 AND id = $2")
                 .bind(&self.component)
@@ -446,6 +446,6 @@ impl Meeting {
             let text = "SELECT pg_advisory_unlock_all(), pg_notify($1, '')";
             sqlx::query(text).bind(&self.all).execute(&mut self.connection).await.map(|_| ())
         };
-        in_time(PATIENCE, done).await
+        Ok(in_time(PATIENCE, done).await?)
     }
 }

@@ -4,10 +4,9 @@ use std::{io, sync::Arc, time::Duration};
 
 use fingerpost_wire::jid::canonical_bare;
 use futures::future::BoxFuture;
-use jid::BareJid;
 use sqlx::{
-    Executor as _, Postgres as Db, Row as _,
-    postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow as Row},
+    Executor as _, Row as _,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
 use tokio::{
     sync::watch,
@@ -15,34 +14,23 @@ use tokio::{
 };
 
 use super::{
-    error::Trust,
+    audit::{last_change, news_since},
+    error::{StoreError, Trust},
     open::{Inspected, OpenError, Options},
     records::News,
     schema::Standing,
+    sql::{Change, StoreConnection, query},
 };
-
-#[path = "../sql.rs"]
-#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
-mod sql;
-#[path = "../journal.rs"]
-#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
-mod sql_journal;
-#[path = "../reachable.rs"]
-#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
-mod sql_reachable;
-#[path = "../transfer.rs"]
-#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
-mod sql_transfer;
 
 mod address;
 mod instances;
 mod pool;
 mod schema;
 
-pub(super) use instances::Meeting;
+pub(crate) use instances::Meeting;
 use instances::Rivals;
-use pool::{ACQUIRE, ALIVE, Connection, Pool, STANDING, Servers, Session as Held, in_time};
-use sql::{Change, last_change, news_since};
+pub(super) use pool::PooledConnection;
+use pool::{ACQUIRE, ALIVE, Pool, STANDING, Servers, in_time};
 
 /// After this long without a notification the listening connection is asked whether it still works, and has
 /// [`ALIVE`] to answer. Both together are shorter than the age limit of cached profiles.
@@ -52,7 +40,7 @@ const POLL: Duration = Duration::from_secs(2);
 /// The lock that changes take in turn ("fngrpost"): one writer at a time, as SQLite has it.
 const WRITER: i64 = 0x666e_6772_706f_7374;
 /// The channel that names a user whose keys have changed.
-const CHANNEL: &str = "fingerpost_keys";
+pub(super) const CHANNEL: &str = "fingerpost_keys";
 /// Connections besides those of the pool: one hears of changes, one is for the instances of a component.
 const OTHERS: u32 = 2;
 
@@ -147,7 +135,7 @@ impl Database {
                 current_setting('max_connections')::INT - current_setting('superuser_reserved_connections')::INT
                     - COALESCE(current_setting('reserved_connections', TRUE)::INT, 0)
             )::TEXT AS most";
-        let row = self.pool.fetch_one(text).await?;
+        let row = self.pool.acquire().await?.fetch_one(text).await?;
         let most: String = row.try_get("most")?;
         let most = most.parse().unwrap_or(u32::MAX);
         let needed = self.pool.counts().2 + OTHERS;
@@ -176,13 +164,38 @@ impl Database {
         servers.first(ACQUIRE, connect).await
     }
 
+    /// Returns the same database with the time limit for statements that read everything.
+    pub(super) fn bulk(&self) -> Self {
+        Self { pool: self.pool.bulk(), ..self.clone() }
+    }
+
+    pub(super) async fn acquire(&self) -> Result<StoreConnection, sqlx::Error> {
+        Ok(StoreConnection::Postgres(self.pool.acquire().await?))
+    }
+
+    /// Begins a change. Waits for the one in progress, here or in another Fingerpost.
+    pub(super) async fn begin(&self) -> Result<Change, sqlx::Error> {
+        let mut connection = self.pool.acquire_for_change().await?;
+        connection.begin().await?;
+        let mut change = Change::of(StoreConnection::Postgres(connection));
+        query("SELECT pg_advisory_xact_lock($1)").bind(WRITER).execute(&mut change).await?;
+        Ok(change)
+    }
+
+    /// Begins a change that does not depend on others' changes.
+    pub(super) async fn begin_apart(&self) -> Result<Change, sqlx::Error> {
+        let mut connection = self.pool.acquire().await?;
+        connection.begin().await?;
+        Ok(Change::of(StoreConnection::Postgres(connection)))
+    }
+
     /// Hears of changes, also those of others.
-    pub(super) async fn listen(&self) -> Result<Listener, sqlx::Error> {
+    pub(super) async fn listen(&self) -> Result<Changes, sqlx::Error> {
         let mut servers = self.pool.servers().changes();
         servers.mark_unchanged();
         let source = if self.is_pooled() {
-            let seq = last_change(&mut *self.pool.acquire().await?).await?;
-            Source::Log { pool: self.pool.clone(), seq }
+            let seq = last_change(&mut self.acquire().await?).await?;
+            Source::Log { db: self.clone(), seq }
         } else {
             let connect = async {
                 let mut connection = self.lone_listener().await?;
@@ -191,7 +204,7 @@ impl Database {
             };
             Source::Channel(Box::new(in_time(ACQUIRE, connect).await?))
         };
-        Ok(Listener { source, servers, trust: self.trust.clone() })
+        Ok(Changes { source, servers, trust: self.trust.clone() })
     }
 }
 
@@ -205,9 +218,9 @@ fn open_error(error: sqlx::Error) -> OpenError {
     }
 }
 
-/// Receives notifications of changes.
+/// Receives notifications of changes by other programs in a shared database.
 #[derive(Debug)]
-pub(super) struct Listener {
+pub struct Changes {
     source: Source,
     /// Told when another server takes the changes.
     servers: watch::Receiver<u64>,
@@ -219,15 +232,22 @@ enum Source {
     /// Notifications, on a connection of its own.
     Channel(Box<PgListener>),
     /// The audit log, read up to this row.
-    Log { pool: Pool, seq: i64 },
+    Log { db: Database, seq: i64 },
 }
 
-impl Listener {
-    /// Waits for a change. An error says that changes may have been missed, because the connection is lost or silent or
-    /// another server takes the changes, and this listener hears no more.
+impl Changes {
+    /// Waits for the next change.
     ///
-    /// The connections of the pool go the same way: after an error each is replaced before it is used.
-    pub(super) async fn next(&mut self) -> Result<News, sqlx::Error> {
+    /// # Errors
+    /// If the connection is lost, the database has not answered for 5 seconds, or another server takes the changes.
+    /// Changes may have been missed: call [`Store::changes`] again and assume that everything has changed. Each connection
+    /// of the pool is then replaced before it is used.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may lose a change: call [`Store::changes`] again and assume that everything has changed.
+    ///
+    /// [`Store::changes`]: crate::registry::store::Store::changes
+    pub async fn next(&mut self) -> Result<News, StoreError> {
         let heard = tokio::select! {
             heard = self.source.hear() => heard,
             _ = self.servers.changed() => {
@@ -237,7 +257,7 @@ impl Listener {
         if heard.is_err() {
             self.trust.withdraw();
         }
-        heard
+        Ok(heard?)
     }
 }
 
@@ -245,10 +265,10 @@ impl Source {
     async fn hear(&mut self) -> Result<News, sqlx::Error> {
         match self {
             Self::Channel(connection) => notified(connection).await,
-            Self::Log { pool, seq } => loop {
+            Self::Log { db, seq } => loop {
                 sleep(POLL).await;
                 let news =
-                    in_time(ACQUIRE, async { news_since(&mut *pool.acquire().await?, seq).await });
+                    in_time(ACQUIRE, async { news_since(&mut db.acquire().await?, seq).await });
                 match news.await? {
                     News::None => {}
                     news => return Ok(news),
@@ -276,48 +296,4 @@ async fn notified(connection: &mut PgListener) -> Result<News, sqlx::Error> {
         // Silence is no sign that nothing has changed. What is notified meanwhile is kept for `try_recv`.
         in_time(ALIVE, connection.execute("SELECT 1")).await?;
     }
-}
-
-/// Begins a change. Waits for the one in progress, here or in another Fingerpost.
-async fn begin(pool: &Pool) -> Result<Change, sqlx::Error> {
-    let mut tx = Change::of(started(pool.acquire_for_change().await?).await?);
-    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(WRITER).execute(&mut *tx).await?;
-    Ok(tx)
-}
-
-/// Begins a change that does not depend on others' changes.
-async fn begin_apart(pool: &Pool) -> Result<Change, sqlx::Error> {
-    Ok(Change::of(started(pool.acquire().await?).await?))
-}
-
-async fn started(mut session: Held) -> Result<Held, sqlx::Error> {
-    session.begin().await?;
-    Ok(session)
-}
-
-/// Releases the connection after a commit.
-fn committed(session: Held) {
-    session.committed();
-}
-
-/// Rolls back a change; the session does so when it is dropped.
-fn take_back(session: Held) {
-    drop(session);
-}
-
-/// Returns the pool for operations that may take long.
-fn bulk(pool: &Pool) -> Pool {
-    pool.bulk()
-}
-
-/// Notifies all Fingerposts of the user whose keys have changed, when the change is committed.
-async fn announce(db: &mut Connection, owner: &BareJid) -> Result<(), sqlx::Error> {
-    sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(owner.as_str()).execute(db).await?;
-    Ok(())
-}
-
-/// Notifies them of a change of the block list, by a notification without a name.
-async fn announce_blocks(db: &mut Connection) -> Result<(), sqlx::Error> {
-    sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL).execute(db).await?;
-    Ok(())
 }

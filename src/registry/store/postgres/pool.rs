@@ -19,7 +19,6 @@ use std::{
 };
 
 use futures::{
-    TryStreamExt,
     future::BoxFuture,
     stream::{self, BoxStream, StreamExt},
 };
@@ -180,13 +179,13 @@ impl Servers {
     }
 
     /// Connects to the server that takes changes.
-    async fn connect(&self, patience: Duration) -> Result<Connection, sqlx::Error> {
+    async fn connect(&self, patience: Duration) -> Result<ServerConnection, sqlx::Error> {
         let connect = |server: Server| -> BoxFuture<'_, _> {
             Box::pin(async move {
                 let db = server.connect().await?;
                 let open = Open::count(&self.open);
                 let named = !self.pooler;
-                let mut connection = Connection { db, named, patience: None, _open: open };
+                let mut connection = ServerConnection { db, named, patience: None, _open: open };
                 connection.prepare(self, patience).await?;
                 Ok(connection)
             })
@@ -245,7 +244,7 @@ fn is_full(error: &sqlx::Error) -> bool {
 
 /// A connection on which statements are named, or not.
 #[derive(Debug)]
-pub(in crate::registry) struct Connection {
+pub(in crate::registry::store) struct ServerConnection {
     db: PgConnection,
     named: bool,
     /// How long its statements may take, as it was last told.
@@ -270,7 +269,7 @@ impl Drop for Open {
     }
 }
 
-impl Connection {
+impl ServerConnection {
     /// Prepares the connection for one use, behind a pooler within a transaction of its own. Returns an error if the
     /// server takes no changes.
     async fn prepare(&mut self, servers: &Servers, patience: Duration) -> Result<(), sqlx::Error> {
@@ -330,14 +329,14 @@ fn limited<'e>(items: Items<'e>, limit: Duration) -> Items<'e> {
     stream::unfold(Some(items), next).boxed()
 }
 
-impl Connection {
+impl ServerConnection {
     /// Returns how long to wait for a statement: longer than the server itself lets it take.
     fn limit(&self) -> Duration {
         self.patience.unwrap_or(STATEMENT) + ALIVE
     }
 }
 
-impl<'c> Executor<'c> for &'c mut Connection {
+impl<'c> Executor<'c> for &'c mut ServerConnection {
     type Database = Db;
 
     fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> Items<'e>
@@ -410,7 +409,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct Idle {
-    connection: Connection,
+    connection: ServerConnection,
     made: Instant,
     since: Instant,
 }
@@ -448,7 +447,7 @@ impl Pool {
     }
 
     /// Acquires a connection to the server that takes changes.
-    pub(super) async fn acquire(&self) -> Result<Session, sqlx::Error> {
+    pub(super) async fn acquire(&self) -> Result<PooledConnection, sqlx::Error> {
         let place = Arc::clone(&self.shared.places).acquire_owned().await;
         let place = place.map_err(|_| sqlx::Error::PoolClosed)?;
         let began = Instant::now();
@@ -460,7 +459,7 @@ impl Pool {
             }
             match self.shared.servers.connect(self.patience).await {
                 Ok(connection) => {
-                    let mut session = Session::new(self, connection, Instant::now());
+                    let mut session = PooledConnection::new(self, connection, Instant::now());
                     session.place = Some(place);
                     return Ok(session);
                 }
@@ -475,7 +474,7 @@ impl Pool {
     }
 
     /// Acquires a connection for a change, after the change under way here.
-    pub(super) async fn acquire_for_change(&self) -> Result<Session, sqlx::Error> {
+    pub(super) async fn acquire_for_change(&self) -> Result<PooledConnection, sqlx::Error> {
         let turn = Arc::clone(&self.shared.turns).acquire_owned().await;
         let turn = turn.map_err(|_| sqlx::Error::PoolClosed)?;
         let mut session = self.acquire().await?;
@@ -484,10 +483,10 @@ impl Pool {
     }
 
     /// Returns an idle connection that still works.
-    async fn at_hand(&self) -> Option<Session> {
+    async fn at_hand(&self) -> Option<PooledConnection> {
         loop {
             let Idle { connection, made, since } = self.idle().pop()?;
-            let mut session = Session::new(self, connection, made);
+            let mut session = PooledConnection::new(self, connection, made);
             if !self.shared.servers.trust.admits(made.elapsed())
                 || made.elapsed() > LIFETIME
                 || since.elapsed() > UNUSED
@@ -512,8 +511,8 @@ impl Pool {
 
 /// One use of a connection. Dropped, it gives the connection back, and takes back what was not committed.
 #[derive(Debug)]
-pub(super) struct Session {
-    connection: Option<Connection>,
+pub(in crate::registry::store) struct PooledConnection {
+    connection: Option<ServerConnection>,
     made: Instant,
     /// Whether a transaction is open.
     open: bool,
@@ -522,8 +521,8 @@ pub(super) struct Session {
     place: Option<OwnedSemaphorePermit>,
 }
 
-impl Session {
-    fn new(pool: &Pool, connection: Connection, made: Instant) -> Self {
+impl PooledConnection {
+    fn new(pool: &Pool, connection: ServerConnection, made: Instant) -> Self {
         let open = pool.shared.servers.pooler;
         let pool = pool.clone();
         Self { connection: Some(connection), made, open, pool, turn: None, place: None }
@@ -539,7 +538,7 @@ impl Session {
     }
 
     /// Notes that the transaction was committed.
-    pub(super) fn committed(mut self) {
+    pub(in crate::registry::store) fn committed(mut self) {
         self.open = false;
     }
 
@@ -549,21 +548,21 @@ impl Session {
     }
 }
 
-impl Deref for Session {
-    type Target = Connection;
+impl Deref for PooledConnection {
+    type Target = ServerConnection;
 
-    fn deref(&self) -> &Connection {
+    fn deref(&self) -> &ServerConnection {
         self.connection.as_ref().expect("a session has its connection until it ends")
     }
 }
 
-impl DerefMut for Session {
-    fn deref_mut(&mut self) -> &mut Connection {
+impl DerefMut for PooledConnection {
+    fn deref_mut(&mut self) -> &mut ServerConnection {
         self.connection.as_mut().expect("a session has its connection until it ends")
     }
 }
 
-impl Drop for Session {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         let (pool, made) = (self.pool.clone(), self.made);
@@ -583,63 +582,5 @@ impl Drop for Session {
                 Err(error) => debug!(%error, "closing a connection whose transaction has failed"),
             }
         });
-    }
-}
-
-impl Pool {
-    /// Runs one statement and commits it.
-    async fn run<'q, E>(&self, query: E) -> Result<Vec<Either<Done, Row>>, sqlx::Error>
-    where
-        E: 'q + Execute<'q, Db>,
-    {
-        let mut session = self.acquire().await?;
-        let items = session.fetch_many(query).try_collect().await?;
-        if session.open {
-            session.execute("COMMIT").await?;
-            session.open = false;
-        }
-        Ok(items)
-    }
-}
-
-impl<'p> Executor<'p> for &'p Pool {
-    type Database = Db;
-
-    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> Items<'e>
-    where
-        'p: 'e,
-        E: 'q + Execute<'q, Db>,
-    {
-        let items = stream::once(self.run(query)).map_ok(|items| stream::iter(items).map(Ok));
-        items.try_flatten().boxed()
-    }
-
-    fn fetch_optional<'e, 'q: 'e, E>(
-        self,
-        query: E,
-    ) -> BoxFuture<'e, Result<Option<Row>, sqlx::Error>>
-    where
-        'p: 'e,
-        E: 'q + Execute<'q, Db>,
-    {
-        Box::pin(async move { Ok(self.run(query).await?.into_iter().find_map(Either::right)) })
-    }
-
-    fn prepare_with<'e>(
-        self,
-        sql: SqlStr,
-        parameters: &'e [TypeInfo],
-    ) -> BoxFuture<'e, Result<Statement, sqlx::Error>>
-    where
-        'p: 'e,
-    {
-        Box::pin(async move { self.acquire().await?.prepare_with(sql, parameters).await })
-    }
-
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Db>, sqlx::Error>>
-    where
-        'p: 'e,
-    {
-        Box::pin(async move { self.acquire().await?.describe(sql).await })
     }
 }

@@ -13,7 +13,7 @@ use super::{
         open::OpenError,
         schema::{Applied, Standing, standing},
     },
-    pool::{Pool, Session},
+    pool::{Pool, PooledConnection},
 };
 
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
@@ -54,7 +54,7 @@ pub(super) async fn bring_up_to_date(pool: &Pool) -> Result<(), OpenError> {
 }
 
 /// Applies what is missing of a schema that can be brought up to date.
-async fn apply(mut session: Session) -> Result<(), MigrateError> {
+async fn apply(mut session: PooledConnection) -> Result<(), MigrateError> {
     let applied = applied(&mut session).await?;
     let has = |version| applied.iter().any(|applied| applied.version == version);
     for migration in MIGRATIONS.iter().filter(|migration| !has(migration.version)) {
@@ -68,13 +68,13 @@ async fn apply(mut session: Session) -> Result<(), MigrateError> {
 }
 
 /// Returns how the schema stands to the one that this program works on.
-pub(super) async fn stands(session: &mut Session) -> Result<Standing, OpenError> {
+pub(super) async fn stands(session: &mut PooledConnection) -> Result<Standing, OpenError> {
     let applied = applied(session).await.map_err(MigrateError::from)?;
     standing(&applied, &MIGRATIONS)
 }
 
 /// Returns the migrations that the database has had; none if it has no table of them.
-async fn applied(session: &mut Session) -> Result<Vec<Applied>, sqlx::Error> {
+async fn applied(session: &mut PooledConnection) -> Result<Vec<Applied>, sqlx::Error> {
     let known = session.fetch_one("SELECT to_regclass('_sqlx_migrations')::TEXT").await?;
     if known.try_get::<Option<String>, _>(0)?.is_none() {
         return Ok(Vec::new());

@@ -295,7 +295,10 @@ mod tests {
     use time::{OffsetDateTime, macros::datetime};
 
     use super::{super::Database, *};
-    use crate::registry::model::{Actor, Settings, Visibility};
+    use crate::registry::{
+        model::{Actor, Settings, Visibility},
+        store::{Kind, Store},
+    };
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
 
@@ -313,7 +316,8 @@ mod tests {
             |n| BareJid::new(&format!("{number}-{n}{}@example.org", "x".repeat(900))).unwrap();
         let allowed = (0..256).map(jid).collect();
         let settings = Settings { visibility: Visibility::Listed, allowed };
-        db.set_settings(&owner, &settings, &Actor::Offline, NOW).await.unwrap();
+        let store = Store::of(Kind::Sqlite(db.clone()));
+        store.set_settings(&owner, &settings, &Actor::Offline, NOW).await.unwrap();
     }
 
     fn log_size(dir: &tempfile::TempDir) -> u64 {

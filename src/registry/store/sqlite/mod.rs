@@ -10,48 +10,30 @@ use std::{
     time::Duration,
 };
 
-use jid::BareJid;
 use sqlx::{
-    Connection as _, Row as _, SqliteConnection as Connection, SqlitePool as Pool,
+    Connection as _, Sqlite, SqliteConnection, SqlitePool,
     migrate::Migrator,
     pool::PoolConnection,
-    sqlite::{
-        Sqlite as Db, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow as Row,
-        SqliteSynchronous,
-    },
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::{runtime::Handle, sync::Mutex};
 use tracing::debug;
 
 use super::{
+    audit::{last_change, news_since},
     error::{StoreError, Trust},
     open::OpenError,
     records::News,
     schema::{Standing, standing},
+    sql::{Change, StoreConnection, query},
 };
 
 mod guard;
 mod look;
-#[path = "../sql.rs"]
-#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
-mod sql;
-#[path = "../journal.rs"]
-#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
-mod sql_journal;
-#[path = "../reachable.rs"]
-#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
-mod sql_reachable;
-#[path = "../transfer.rs"]
-#[expect(clippy::duplicate_mod, reason = "one text for both databases")]
-mod sql_transfer;
 
 use guard::Guard;
 pub(super) use guard::save;
 pub(super) use look::{Look, applied, beside, inspect};
-use sql::{Change, last_change, news_since};
-
-/// A connection in use.
-type Held = PoolConnection<Db>;
 
 /// How long a writer waits for another.
 pub(super) const BUSY: Duration = Duration::from_secs(10);
@@ -61,7 +43,7 @@ pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 /// A SQLite database.
 #[derive(Clone, Debug)]
 pub(super) struct Database {
-    pool: Pool,
+    pool: SqlitePool,
     /// Which connections may be reused.
     pub(super) trust: Trust,
     /// Detects changes by other connections; `None` for a database in memory, which has only one.
@@ -162,6 +144,17 @@ impl Database {
         Ok(Self { pool, trust, watch, guard: Arc::default() })
     }
 
+    pub(super) async fn acquire(&self) -> Result<StoreConnection, sqlx::Error> {
+        Ok(StoreConnection::Sqlite(self.pool.acquire().await?))
+    }
+
+    /// Begins a change. IMMEDIATE: the rows that are read here are still true when they are written.
+    pub(super) async fn begin(&self) -> Result<Change, sqlx::Error> {
+        let mut change = Change::of(self.acquire().await?);
+        query("BEGIN IMMEDIATE").execute(&mut change).await?;
+        Ok(change)
+    }
+
     /// Closes all connections.
     pub(super) async fn close(&self) {
         self.pool.close().await;
@@ -187,7 +180,7 @@ impl Database {
 }
 
 /// Makes sure that the schema is the one that this program works on.
-async fn prepare(pool: &Pool, migrate: bool) -> Result<(), OpenError> {
+async fn prepare(pool: &SqlitePool, migrate: bool) -> Result<(), OpenError> {
     let applied = applied(&mut *pool.acquire().await.map_err(OpenError::Open)?).await;
     match standing(&applied.map_err(OpenError::Open)?, &MIGRATIONS)? {
         Standing::Current => Ok(()),
@@ -206,7 +199,7 @@ struct Watch {
 
 #[derive(Debug)]
 struct Seen {
-    db: Connection,
+    db: StoreConnection,
     version: i64,
     /// The last row of the audit log.
     seq: i64,
@@ -228,7 +221,7 @@ impl Watch {
 
 impl Seen {
     async fn new(options: &SqliteConnectOptions) -> Result<Self, sqlx::Error> {
-        let mut db = Connection::connect_with(options).await?;
+        let mut db = StoreConnection::Single(SqliteConnection::connect_with(options).await?);
         let version = data_version(&mut db).await?;
         let seq = last_change(&mut db).await?;
         Ok(Self { db, version, seq })
@@ -245,29 +238,12 @@ impl Seen {
     }
 }
 
-async fn data_version(db: &mut Connection) -> Result<i64, sqlx::Error> {
-    sqlx::query("PRAGMA data_version").fetch_one(db).await?.try_get(0)
-}
-
-/// Begins a change. IMMEDIATE: the rows that are read here are still true when they are written.
-async fn begin(pool: &Pool) -> Result<Change, sqlx::Error> {
-    let mut change = Change::of(pool.acquire().await?);
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut *change).await?;
-    Ok(change)
-}
-
-/// Begins a change that does not depend on what others change.
-async fn begin_apart(pool: &Pool) -> Result<Change, sqlx::Error> {
-    begin(pool).await
-}
-
-/// Releases the connection after a commit.
-fn committed(db: Held) {
-    drop(db);
+async fn data_version(db: &mut StoreConnection) -> Result<i64, sqlx::Error> {
+    query("PRAGMA data_version").fetch_one(db).await?.try_get("data_version")
 }
 
 /// Rolls back a change, or closes the connection.
-fn take_back(mut db: Held) {
+pub(super) fn take_back(mut db: PoolConnection<Sqlite>) {
     let Ok(runtime) = Handle::try_current() else { return };
     runtime.spawn(async move {
         if let Err(error) = sqlx::query("ROLLBACK").execute(&mut *db).await {
@@ -275,21 +251,6 @@ fn take_back(mut db: Held) {
             let _ = db.close().await;
         }
     });
-}
-
-/// Returns the pool for operations that may take long.
-fn bulk(pool: &Pool) -> Pool {
-    pool.clone()
-}
-
-/// Does nothing: other programs find a change of a user's keys themselves.
-async fn announce(_: &mut Connection, _: &BareJid) -> Result<(), sqlx::Error> {
-    Ok(())
-}
-
-/// Does nothing: other programs find a change of the block list themselves.
-async fn announce_blocks(_: &mut Connection) -> Result<(), sqlx::Error> {
-    Ok(())
 }
 
 /// Makes a new database file private to its owner; an existing file keeps its mode.
@@ -323,12 +284,13 @@ mod tests {
         key::KeyId,
         print::{HashKind, Method, Print},
     };
+    use jid::BareJid;
     use time::{OffsetDateTime, macros::datetime};
 
     use super::*;
     use crate::registry::{
         model::{Actor, NewKey, Settings, Source, Visibility},
-        store::error::StoreError,
+        store::{Kind, Store, audit, transfer},
     };
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
@@ -342,11 +304,15 @@ mod tests {
         format!("sqlite:{}", dir.path().join("keys.db").display())
     }
 
+    fn store(db: &Database) -> Store {
+        Store::of(Kind::Sqlite(db.clone()))
+    }
+
     async fn add(db: &Database, byte: u8) -> Result<(), StoreError> {
         let print = Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
         let new = NewKey::of_prints(Method::X509, vec![print], "", Source::Self_).unwrap();
         let id = KeyId::new(byte.into());
-        db.add(&romeo(), &new, 100, &Actor::User(romeo()), NOW, id).await.map(|_| ())
+        store(db).add(&romeo(), &new, 100, &Actor::User(romeo()), NOW, id).await.map(|_| ())
     }
 
     /// Returns a list that needs many pages.
@@ -356,7 +322,7 @@ mod tests {
     }
 
     async fn set(db: &Database, settings: &Settings) -> Result<(), StoreError> {
-        db.set_settings(&romeo(), settings, &Actor::User(romeo()), NOW).await
+        store(db).set_settings(&romeo(), settings, &Actor::User(romeo()), NOW).await
     }
 
     #[tokio::test]
@@ -380,7 +346,7 @@ mod tests {
             limit("1").await;
             let full = set(&db, &long(Visibility::Listed)).await.unwrap_err();
             assert!(full.to_string().contains("full"), "{full}");
-            let seen = db.profile(&romeo()).await.unwrap();
+            let seen = store(&db).profile(&romeo()).await.unwrap();
             assert_eq!((seen.keys.len(), seen.settings), (1, None), "half a change");
             limit("1000000").await;
             for byte in 2..10 {
@@ -396,13 +362,13 @@ mod tests {
         let db = Database::open_with(&url(&dir), 2, true, SHORT).await.unwrap();
         add(&db, 1).await.unwrap();
         let options = SqliteConnectOptions::from_str(&url(&dir)).unwrap();
-        let mut other = Connection::connect_with(&options).await.unwrap();
+        let mut other = SqliteConnection::connect_with(&options).await.unwrap();
         sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
         for _ in 0..5 {
             let locked = add(&db, 2).await.unwrap_err();
             assert!(locked.to_string().contains("locked"), "{locked}");
         }
-        assert_eq!(db.profile(&romeo()).await.unwrap().keys.len(), 1);
+        assert_eq!(store(&db).profile(&romeo()).await.unwrap().keys.len(), 1);
         sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
         add(&db, 2).await.unwrap();
     }
@@ -412,14 +378,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let db = Database::open(&url(&dir), 1, true).await.unwrap();
         for _ in 0..3 {
-            let mut change = begin(&db.pool).await.unwrap();
-            sqlx::query("INSERT INTO blocks (jid, reason, at) VALUES ('a', '', 0)")
-                .execute(&mut *change)
+            let mut change = db.begin().await.unwrap();
+            query("INSERT INTO blocks (jid, reason, at) VALUES ('a', '', 0)")
+                .execute(&mut change)
                 .await
                 .unwrap();
             drop(change);
         }
-        assert_eq!(db.blocks().await.unwrap(), []);
+        assert_eq!(store(&db).blocks().await.unwrap(), []);
         add(&db, 1).await.unwrap();
     }
 
@@ -436,12 +402,12 @@ mod tests {
         let of = |blocks| News::Of { owners: vec![romeo()], blocks };
         assert_eq!(here.news().await.unwrap(), of(false));
         assert_eq!(here.news().await.unwrap(), News::None);
-        there.block(&romeo(), "", &Actor::Offline, NOW).await.unwrap();
+        store(&there).block(&romeo(), "", &Actor::Offline, NOW).await.unwrap();
         assert_eq!(here.news().await.unwrap(), of(true));
         // A change that concerns no user.
-        there.write(&BareJid::new("xtls.m.lit").unwrap(), NOW).await.unwrap();
+        store(&there).write(&BareJid::new("xtls.m.lit").unwrap(), NOW).await.unwrap();
         assert_eq!(here.news().await.unwrap(), News::None);
-        there.erase(&romeo(), "hash", &Actor::Offline, NOW).await.unwrap();
+        store(&there).erase(&romeo(), "hash", &Actor::Offline, NOW).await.unwrap();
         assert_eq!(here.news().await.unwrap(), News::Anything);
         assert_eq!(here.news().await.unwrap(), News::None);
     }
@@ -449,16 +415,17 @@ mod tests {
     #[tokio::test]
     async fn the_export_of_one_user_reads_no_row_of_another() {
         let db = Database::open("sqlite::memory:", 1, true).await.unwrap();
-        for text in [sql::AUDIT_OF_ONE, sql::COUNT_OF_ONE, sql_transfer::LOG_OF] {
+        for text in [audit::AUDIT_OF_ONE, audit::COUNT_OF_ONE, transfer::LOG_OF] {
             let plan = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {text}")));
             let steps = plan.fetch_all(&db.pool).await.unwrap();
-            let steps: Vec<String> = steps.iter().map(|step| step.get("detail")).collect();
+            let steps: Vec<String> =
+                steps.iter().map(|step| sqlx::Row::get(step, "detail")).collect();
             assert!(steps.iter().all(|step| !step.starts_with("SCAN")), "{text}: {steps:?}");
         }
         // Another user's rows that cannot be read do no harm.
         add(&db, 1).await.unwrap();
         set(&db, &long(Visibility::Listed)).await.unwrap();
-        let before = db.contents(Some(&romeo())).await.unwrap();
+        let before = store(&db).contents(Some(&romeo())).await.unwrap();
         assert_eq!((before.keys.len(), before.settings.len(), before.log.len()), (1, 1, 2));
         for text in [
             "INSERT INTO parties (id, jid) VALUES (99, '@')",
@@ -468,7 +435,7 @@ mod tests {
         ] {
             sqlx::query(text).execute(&db.pool).await.unwrap();
         }
-        db.contents(None).await.unwrap_err();
-        assert_eq!(db.contents(Some(&romeo())).await.unwrap(), before);
+        store(&db).contents(None).await.unwrap_err();
+        assert_eq!(store(&db).contents(Some(&romeo())).await.unwrap(), before);
     }
 }
