@@ -65,7 +65,7 @@ programs:
 	cargo build --locked --bins $(if $(filter release,$(PROFILE)),--release)
 
 docs: ## Write docs/CONFIGURATION.md from the code
-	python3 deploy/ci/configuration.py write
+	cargo run --locked -q -p xtask -- docs
 
 docs-test: ## Check and run the commands in the documentation
 	@deploy/ci/install-peers.sh cc

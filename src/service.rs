@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use crate::{
     access::{Access, Doors},
     cluster::{self, Cluster},
-    config::{self, Config, Policy},
+    config::{Config, PrintPolicy},
     control::{self, Control, Reload},
     front::{self, Back, Known, Report, Router},
     http::{self, Status},
@@ -30,7 +30,6 @@ use crate::{
     logging::LogLevel,
     registry::{
         self, Notice, Registry,
-        model::Visibility,
         store::{Store, open, open::Inspected},
     },
     relay::{
@@ -270,7 +269,7 @@ impl Service {
         let inbox =
             Inbox { router: Arc::clone(&router), status, link, changed, cluster: cluster.clone() };
         let login = LinkOptions {
-            servers: config.component.servers.clone(),
+            servers: config.component.server.clone(),
             jid,
             secret: config.component.secret.clone(),
             max_stanza_bytes: config.component.max_stanza_bytes,
@@ -324,20 +323,7 @@ impl Service {
     pub fn reload(&mut self, config: &Config) -> Vec<String> {
         let restart = self.config.needing_restart(config);
         // Settings that need a restart keep their old value for every part that reads them.
-        let config = &Config {
-            component: config::Component {
-                name: config.component.name.clone(),
-                contact: config.component.contact.clone(),
-                ..self.config.component.clone()
-            },
-            database: self.config.database.clone(),
-            socks5: config::Socks5 {
-                advertise: config.socks5.advertise.clone(),
-                ..self.config.socks5.clone()
-            },
-            http: self.config.http.clone(),
-            ..advertising(config, &self.addresses)
-        };
+        let config = &advertising(&self.config.reloaded(config), &self.addresses);
         self.table.set_options(table_options(config));
         if let Some(listener) = &self.listener {
             listener.set_options(listener_options(config));
@@ -703,7 +689,7 @@ fn access(config: &Config) -> Access {
 fn registry_options(config: &Config) -> registry::Options {
     registry::Options {
         component: config.component.jid.clone(),
-        visibility: visibility(config.registry.visibility),
+        visibility: config.registry.visibility,
         keys_per_user: config.registry.keys_per_user,
     }
 }
@@ -748,20 +734,11 @@ fn router_options(config: &Config, access: Doors) -> front::Options {
     }
 }
 
-fn visibility(written: config::Visibility) -> Visibility {
-    match written {
-        config::Visibility::Everyone => Visibility::Everyone,
-        config::Visibility::Local => Visibility::Local,
-        config::Visibility::Listed => Visibility::Listed,
-        config::Visibility::Nobody => Visibility::Nobody,
-    }
-}
-
 fn broker_options(config: &Config) -> sessions::Options {
     let policy = |policy| match policy {
-        Policy::Annotate => hints::Policy::Annotate,
-        Policy::Strip => hints::Policy::Strip,
-        Policy::Reject => hints::Policy::Reject,
+        PrintPolicy::Annotate => hints::Policy::Annotate,
+        PrintPolicy::Strip => hints::Policy::Strip,
+        PrintPolicy::Reject => hints::Policy::Reject,
     };
     sessions::Options {
         jid: config.component.jid.clone(),

@@ -16,7 +16,7 @@ use clap::ValueEnum;
 use data_encoding::HEXLOWER;
 
 use super::Failure;
-use crate::config::{Component, Config, ConfigError};
+use crate::config::{ComponentSettings, Config, ConfigError};
 
 /// An XMPP server whose configuration the program knows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -78,7 +78,7 @@ fn make_secret(path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-fn prosody(component: &Component) -> String {
+fn prosody(component: &ComponentSettings) -> String {
     let (host, port) = address(component);
     let mut text = format!("-- Fingerpost\nComponent \"{}\"\n", component.jid);
     let secret = lua(component.secret.expose_secret());
@@ -102,7 +102,7 @@ fn prosody(component: &Component) -> String {
     text
 }
 
-fn ejabberd(component: &Component) -> String {
+fn ejabberd(component: &ComponentSettings) -> String {
     let (host, port) = address(component);
     let listen = match host.parse::<IpAddr>() {
         Ok(address) => address.to_string(),
@@ -122,8 +122,8 @@ fn ejabberd(component: &Component) -> String {
 }
 
 /// Returns host and port of the server's component port; the configuration has been checked.
-fn address(component: &Component) -> (&str, u16) {
-    let server = component.servers.first().map(String::as_str).unwrap_or_default();
+fn address(component: &ComponentSettings) -> (&str, u16) {
+    let server = component.server.first().map(String::as_str).unwrap_or_default();
     let (host, port) = server.rsplit_once(':').unwrap_or((server, ""));
     (host.trim_start_matches('[').trim_end_matches(']'), port.parse().unwrap_or(5347))
 }

@@ -57,7 +57,7 @@ pub(crate) async fn run(
 ) -> Result<(), Failure> {
     let component = &config.component;
     let options = LinkOptions {
-        servers: component.servers.clone(),
+        servers: component.server.clone(),
         jid: component.jid.clone(),
         secret: component.secret.clone(),
         max_stanza_bytes: component.max_stanza_bytes,

@@ -1,34 +1,37 @@
-//! The names of all settings.
+//! The names of settings.
 
-/// Every section with its keys.
-pub(super) const KEYS: &[(&str, &[&str])] = &[
-    (
-        "component",
-        &["jid", "server", "secret", "secret_file", "name", "contact", "max_stanza_bytes"],
-    ),
-    ("database", &["url", "max_connections", "pooler", "migrate"]),
-    ("socks5", &["listen", "advertise", "proxy_protocol", "max_segment"]),
-    ("ibb", &["enabled", "block_size", "window", "memory", "silence_timeout"]),
-    ("broker", &["require_tls", "unknown", "mismatch", "revoked"]),
-    ("registry", &["visibility", "keys_per_user", "import_pep"]),
-    ("access", &["users", "admins", "blocked"]),
-    (
-        "limits",
-        &[
-            "sessions",
-            "sessions_per_user",
-            "requests_per_second",
-            "connections_per_ip",
-            "bytes_per_second",
-            "handshake_timeout",
-            "activation_timeout",
-            "idle_timeout",
-            "drain_timeout",
-        ],
-    ),
-    ("http", &["listen"]),
-    ("log", &["level", "format"]),
-];
+use super::error::{ConfigError, Where};
+
+/// A setting as the documentation shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Its name, in its section.
+    pub key: &'static str,
+    /// Its default, or else an example, as TOML.
+    pub shown: &'static str,
+    /// Whether `shown` is the default.
+    pub has_default: bool,
+    /// Its purpose, in lines.
+    pub about: &'static [&'static str],
+}
+
+/// Sections with their settings.
+pub type Sections = &'static [(&'static str, &'static [Setting])];
+
+/// Returns the error for a key that its section does not have.
+pub(super) fn unknown_key(
+    at: &Where,
+    section: &str,
+    key: &str,
+    settings: &[Setting],
+) -> ConfigError {
+    let known: Vec<&str> = settings.iter().map(|setting| setting.key).collect();
+    let text = match closest(key, &known) {
+        Some(known) => format!("unknown key in [{section}]; did you mean `{known}`?"),
+        None => format!("unknown key in [{section}]"),
+    };
+    ConfigError::new(at, section, key, text)
+}
 
 /// Returns the known word that `word` was probably meant to be.
 pub(super) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {

@@ -5,30 +5,29 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use fingerpost_secure::redact::Secret;
-use fingerpost_wire::{
-    jid::{canonical_bare, identity},
-    size,
-};
-use jid::{BareJid, Jid};
-use tracing_subscriber::EnvFilter;
+use fingerpost_wire::jid::identity;
+use jid::BareJid;
 
-pub use self::error::ConfigError;
-use self::{
-    error::Where,
-    file::{Section, Written},
+pub use self::{
+    error::ConfigError,
+    keys::{Sections, Setting},
+    settings::*,
+    values::{Format, PrintPolicy},
 };
-use crate::registry::store::check_address;
+use self::{
+    file::{Section, Written},
+    values::host_or_any_port,
+};
 
 mod env;
 mod error;
 mod file;
 mod keys;
+mod settings;
+mod values;
 
-/// Every setting with its default and its purpose, as TOML.
-pub const DEFAULT_TEXT: &str = include_str!("default.toml");
 /// The default paths of the configuration, in this order.
 pub const DEFAULT_PATHS: [&str; 2] = ["fingerpost.toml", "/etc/fingerpost/config.toml"];
 
@@ -36,203 +35,6 @@ pub const DEFAULT_PATHS: [&str; 2] = ["fingerpost.toml", "/etc/fingerpost/config
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// The file with the secret, in that directory or beside the configuration, if no setting names one.
 const SECRET_NAME: &str = "secret";
-
-/// A day; the longest handshake, activation or drain.
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// The values of a largest segment. Every IPv4 host must accept 536 bytes (RFC 9293, 3.7.1).
-const SEGMENT: &str = "0 or a whole number from 536 to 32767";
-/// The shortest timeout that leaves a peer time to act.
-const SHORTEST: Duration = Duration::from_millis(100);
-
-/// The whole configuration.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// The component and its XMPP server.
-    pub component: Component,
-    /// The database of keys.
-    pub database: Database,
-    /// SOCKS5 streams.
-    pub socks5: Socks5,
-    /// Streams inside XMPP.
-    pub ibb: Ibb,
-    /// Brokered sessions.
-    pub broker: Broker,
-    /// The registry of keys.
-    pub registry: Registry,
-    /// Access rights.
-    pub access: Access,
-    /// Limits on numbers and times.
-    pub limits: Limits,
-    /// Health, metrics, status page.
-    pub http: Http,
-    /// The log.
-    pub log: Log,
-}
-
-/// The component and its XMPP server.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Component {
-    /// The component's own address, a domain.
-    pub jid: BareJid,
-    /// host:port of the component port of one or several servers, in the order in which they are tried; at least one.
-    pub servers: Vec<String>,
-    /// The secret shared with the server.
-    pub secret: Secret,
-    /// The name shown in service discovery.
-    pub name: String,
-    /// Contact addresses of the operators, as URIs.
-    pub contact: Vec<String>,
-    /// The longest stanza that is sent to the server, in bytes.
-    pub max_stanza_bytes: usize,
-}
-
-/// The database of keys.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Database {
-    /// `sqlite:PATH`, `sqlite::memory:` or `postgres://USER:PASSWORD@HOST/DATABASE`, with one or several hosts.
-    pub url: String,
-    /// The most open connections.
-    pub max_connections: u32,
-    /// Whether a pooler in front of PostgreSQL gives each transaction another connection.
-    pub pooler: bool,
-    /// Whether `serve` updates the schema itself.
-    pub migrate: bool,
-}
-
-/// SOCKS5 streams.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Socks5 {
-    /// host:port of each listener; none switches SOCKS5 off. The system picks a port for 0.
-    pub listen: Vec<String>,
-    /// The host and port of each announced address.
-    pub advertise: Vec<(String, u16)>,
-    /// Whether connections start with a PROXY header.
-    pub proxy_protocol: bool,
-    /// The largest TCP segment of these connections in bytes, both ways; 0 leaves it to the path's ends.
-    pub max_segment: u32,
-}
-
-/// Streams inside XMPP.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Ibb {
-    /// Whether in-band streams are on.
-    pub enabled: bool,
-    /// Bytes in one block on the component's own legs.
-    pub block_size: u16,
-    /// The most unacknowledged blocks, per direction.
-    pub window: u16,
-    /// Bytes of blocks by message that may wait for their readers, in all streams together.
-    pub memory: usize,
-    /// How long a user's client may leave blocks unacknowledged.
-    pub silence_timeout: Duration,
-}
-
-/// Brokered sessions.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Broker {
-    /// Whether sessions without TLS are refused, and streams without a ClientHello ended.
-    pub require_tls: bool,
-    /// For a print that the registry has never seen.
-    pub unknown: Policy,
-    /// For a print that belongs to none of the user's registered keys.
-    pub mismatch: Policy,
-    /// For a print of a revoked key.
-    pub revoked: Policy,
-}
-
-/// The treatment of an offered print that the registry cannot vouch for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Policy {
-    /// Pass it on, with the verdict beside it.
-    Annotate,
-    /// Remove it from the offer.
-    Strip,
-    /// Refuse the session.
-    Reject,
-}
-
-/// The registry of keys.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Registry {
-    /// The visibility of users that have not chosen.
-    pub visibility: Visibility,
-    /// The most active keys of one user.
-    pub keys_per_user: u32,
-    /// Whether OpenPGP keys published in PEP are read.
-    pub import_pep: bool,
-}
-
-/// The visibility of a user's keys.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Visibility {
-    /// Everyone who may use the service.
-    Everyone,
-    /// Users of the same domain.
-    Local,
-    /// Users that the owner has named.
-    Listed,
-    /// Nobody but the owner.
-    Nobody,
-}
-
-/// Access rights.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Access {
-    /// Bare JIDs and domains that may use the service; `*` is anyone.
-    pub users: Vec<String>,
-    /// Bare JIDs of administrators.
-    pub admins: Vec<String>,
-    /// Bare JIDs and domains that may not; this list overrides the others.
-    pub blocked: Vec<String>,
-}
-
-/// Limits on numbers and times.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Limits {
-    /// Sessions at the same time.
-    pub sessions: usize,
-    /// Sessions of one user at the same time.
-    pub sessions_per_user: usize,
-    /// Requests of one user per second; bursts are four times as many.
-    pub requests_per_second: u32,
-    /// SOCKS5 connections from one address at the same time.
-    pub connections_per_ip: usize,
-    /// Bytes per second of one session; 0 is unlimited.
-    pub bytes_per_second: u64,
-    /// How long SOCKS5 greeting and request may take.
-    pub handshake_timeout: Duration,
-    /// How long a stream may be connected and not activated, and a session without a transport.
-    pub activation_timeout: Duration,
-    /// How long a stream may move no byte.
-    pub idle_timeout: Duration,
-    /// How long sessions may take to end by themselves when the program stops.
-    pub drain_timeout: Duration,
-}
-
-/// Health, metrics, status page.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Http {
-    /// host:port, or `None` for off.
-    pub listen: Option<String>,
-}
-
-/// The log.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Log {
-    /// A level, or a filter in tracing's syntax.
-    pub level: String,
-    /// The format of lines.
-    pub format: Format,
-}
-
-/// The format of the log's lines.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Format {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
 
 /// A configuration, and remarks for its reader.
 #[derive(Clone, Debug)]
@@ -278,30 +80,8 @@ impl Config {
 
     /// Returns the settings that differ in `new` and take effect only after a restart.
     pub fn needing_restart(&self, new: &Self) -> Vec<String> {
-        let changed = self.after_restart(new);
-        changed.iter().filter(|(_, changed)| *changed).map(|(key, _)| (*key).to_owned()).collect()
-    }
-
-    /// Returns all settings that take effect only after a restart, and whether each differs in `new`.
-    fn after_restart(&self, new: &Self) -> [(&'static str, bool); 12] {
-        let (component, database) = (&self.component, &self.database);
-        [
-            ("component.jid", component.jid != new.component.jid),
-            ("component.server", component.servers != new.component.servers),
-            ("component.secret", component.secret != new.component.secret),
-            (
-                "component.max_stanza_bytes",
-                component.max_stanza_bytes != new.component.max_stanza_bytes,
-            ),
-            ("database.url", database.url != new.database.url),
-            ("database.max_connections", database.max_connections != new.database.max_connections),
-            ("database.pooler", database.pooler != new.database.pooler),
-            ("socks5.listen", self.socks5.listen != new.socks5.listen),
-            ("socks5.proxy_protocol", self.socks5.proxy_protocol != new.socks5.proxy_protocol),
-            ("socks5.max_segment", self.socks5.max_segment != new.socks5.max_segment),
-            ("http.listen", self.http.listen != new.http.listen),
-            ("log.format", self.log.format != new.log.format),
-        ]
+        let changed = self.after_restart(new).into_iter().filter(|(_, changed)| *changed);
+        changed.map(|(key, _)| key.to_owned()).collect()
     }
 
     /// Reads a configuration from `text`, which came from the file `name`; `vars` override it.
@@ -320,24 +100,25 @@ impl Config {
             .iter()
             .find(|(name, directory)| name == CREDENTIALS && !directory.is_empty())
             .map(|(_, directory)| PathBuf::from(directory));
-        let written = Written::parse(name, text, vars)?;
+        let written = Written::parse(name, text, SECTIONS, vars)?;
+        let component = written.section("component");
+        if !component.is_written("jid") {
+            return Err(component.error("jid", "missing; expected the component's domain"));
+        }
+        let mut config = Self::read(&written)?;
         let mut warnings = Vec::new();
-        let component =
-            component(&written.section("component"), name, credentials.as_deref(), &mut warnings)?;
-        let socks5 = socks5(&written.section("socks5"), &component.jid)?;
-        let access = access(&written.section("access"), &component.jid)?;
-        let config = Self {
-            component,
-            database: database(&written.section("database"))?,
-            socks5,
-            ibb: ibb(&written.section("ibb"))?,
-            broker: broker(&written.section("broker"))?,
-            registry: registry(&written.section("registry"))?,
-            access,
-            limits: limits(&written.section("limits"))?,
-            http: http(&written.section("http"))?,
-            log: log(&written.section("log"))?,
-        };
+        config.component.secret =
+            find_secret(&component, &config, name, credentials.as_deref(), &mut warnings)?;
+        let jid = &config.component.jid;
+        if !written.section("socks5").is_written("advertise") {
+            let ports = config.socks5.listen.iter().filter_map(|text| host_or_any_port(text));
+            config.socks5.advertise =
+                ports.map(|(_, port)| (jid.domain().as_str().to_owned(), port)).collect();
+        }
+        config.socks5.advertise.dedup();
+        if !written.section("access").is_written("users") {
+            config.access.users = vec![parent(jid)];
+        }
         if config.socks5.listen.is_empty() && !config.ibb.enabled {
             return Err(written
                 .section("ibb")
@@ -347,40 +128,27 @@ impl Config {
     }
 }
 
-fn component(
+/// Returns the secret, wherever it is.
+fn find_secret(
     section: &Section<'_>,
+    config: &Config,
     file: &str,
     credentials: Option<&Path>,
     warnings: &mut Vec<String>,
-) -> Result<Component, ConfigError> {
-    let jid = section
-        .text("jid", "a domain such as \"xtls.example.org\"", |text| {
-            // Spelled as the server has it, without DNS's dot at the end.
-            let text = text.strip_suffix('.').unwrap_or(text);
-            BareJid::new(text).ok().filter(|jid| jid.node().is_none())
-        })?
-        .ok_or_else(|| section.error("jid", "missing; expected the component's domain"))?;
-    let servers = section
-        .one_or_several("server", "\"host:port\"", |text| host_port(text).map(|_| text.to_owned()))?
-        .unwrap_or_else(|| vec!["127.0.0.1:5347".to_owned()]);
-    let secret = section.text("secret", "a text that is not empty", |text| {
-        (!text.is_empty()).then(|| Secret::new(text))
-    })?;
-    let secret_file = section
-        .text("secret_file", "a path", |text| (!text.is_empty()).then(|| PathBuf::from(text)))?;
+) -> Result<Secret, ConfigError> {
+    let secret = Some(config.component.secret.clone()).filter(|secret| !secret.is_empty());
+    let secret_file = config.component.secret_file.clone();
     // The environment overrides the file here too, whichever of the two it sets.
     let (secret, secret_file) = match (section.in_env("secret"), section.in_env("secret_file")) {
         (true, false) => (secret, None),
         (false, true) => (None, secret_file),
         _ => (secret, secret_file),
     };
-    let secret = match (secret, secret_file) {
+    match (secret, secret_file) {
         (Some(_), Some(_)) => {
-            return Err(
-                section.error("secret_file", "expected either secret or secret_file, found both")
-            );
+            Err(section.error("secret_file", "expected either secret or secret_file, found both"))
         }
-        (Some(secret), None) => secret,
+        (Some(secret), None) => Ok(secret),
         (None, Some(path)) => match path.strip_prefix(format!("${CREDENTIALS}")) {
             Ok(name) => {
                 let directory = credentials.ok_or_else(|| {
@@ -390,40 +158,25 @@ fn component(
                         format!("expected a file with the secret, found {found}"),
                     )
                 })?;
-                read_secret(section, &directory.join(name), file, warnings)?
+                read_secret(section, &directory.join(name), file, warnings)
             }
-            Err(_) => read_secret(section, &path, file, warnings)?,
+            Err(_) => read_secret(section, &path, file, warnings),
         },
         (None, None) => {
             let beside = Path::new(file).with_file_name(SECRET_NAME);
             let given = credentials.map(|directory| directory.join(SECRET_NAME));
             let places = [given, Some(beside.clone())];
             match places.into_iter().flatten().find(|path| path.exists()) {
-                Some(path) => read_secret(section, &path, file, warnings)?,
+                Some(path) => read_secret(section, &path, file, warnings),
                 None => {
                     let error = section.error("secret", "missing; expected secret or secret_file");
-                    return Err(ConfigError { no_secret: Some(beside), ..error }.with_hint(
+                    Err(ConfigError { no_secret: Some(beside), ..error }.with_hint(
                         "`fingerpost attach prosody` (or ejabberd) makes one and says what to tell the server",
-                    ));
+                    ))
                 }
             }
         }
-    };
-    let name = section
-        .text("name", "a name of 1 to 100 characters", |text| {
-            (1..=100).contains(&text.chars().count()).then(|| text.to_owned())
-        })?
-        .unwrap_or_else(|| "Fingerpost".to_owned());
-    let contact = section
-        .list("contact", "an address such as \"mailto:admin@example.org\"", |text| {
-            let (scheme, rest) = text.split_once(':')?;
-            let named = scheme.chars().all(|c| c.is_ascii_alphanumeric()) && !scheme.is_empty();
-            (named && !rest.is_empty() && text.len() <= 1000).then(|| text.to_owned())
-        })?
-        .unwrap_or_default();
-    let max_stanza_bytes =
-        section.number("max_stanza_bytes", (size::LEAST, size::MOST), size::DEFAULT)?;
-    Ok(Component { jid, servers, secret, name, contact, max_stanza_bytes })
+    }
 }
 
 fn read_secret(
@@ -478,177 +231,11 @@ fn secrets(text: &str) -> impl Iterator<Item = &'static str> {
     found.into_iter().flatten()
 }
 
-fn database(section: &Section<'_>) -> Result<Database, ConfigError> {
-    const EXPECTED: &str = "\"sqlite:PATH\" or \"postgres://USER:PASSWORD@HOST/DATABASE\"";
-    let url = section.text("url", EXPECTED, |text| {
-        ["sqlite:", "postgres://", "postgresql://"]
-            .iter()
-            .find_map(|scheme| text.strip_prefix(scheme))
-            .filter(|rest| !rest.is_empty())
-            .map(|_| text.to_owned())
-    })?;
-    if let Some(Err(wrong)) = url.as_deref().map(check_address) {
-        return Err(section.error("url", wrong));
-    }
-    Ok(Database {
-        url: url.unwrap_or_else(|| "sqlite:fingerpost.db".to_owned()),
-        max_connections: section.number("max_connections", (1, 1000), 8)?,
-        pooler: section.boolean("pooler", false)?,
-        migrate: section.boolean("migrate", true)?,
-    })
-}
-
-fn socks5(section: &Section<'_>, jid: &BareJid) -> Result<Socks5, ConfigError> {
-    let listen = section
-        .list("listen", "\"address:port\"", |text| {
-            own_address(text).map(|(_, port)| (text.to_owned(), port))
-        })?
-        .unwrap_or_else(|| vec![("[::]:7625".to_owned(), 7625)]);
-    let advertise = section.list("advertise", "\"host:port\"", host_port)?;
-    let told =
-        || listen.iter().map(|(_, port)| (jid.domain().as_str().to_owned(), *port)).collect();
-    let mut advertise = advertise.unwrap_or_else(told);
-    advertise.dedup();
-    let proxy_protocol = section.boolean("proxy_protocol", false)?;
-    let max_segment = section.read("max_segment", SEGMENT, |at, value| {
-        let size = match (at, value) {
-            (_, toml::Value::Integer(size)) => u32::try_from(*size).ok(),
-            (Where::Env(_), toml::Value::String(text)) => text.parse().ok(),
-            _ => None,
-        };
-        size.filter(|size| *size == 0 || (536..=32_767).contains(size))
-    })?;
-    Ok(Socks5 {
-        listen: listen.into_iter().map(|(text, _)| text).collect(),
-        advertise,
-        proxy_protocol,
-        max_segment: max_segment.unwrap_or(0),
-    })
-}
-
-fn ibb(section: &Section<'_>) -> Result<Ibb, ConfigError> {
-    Ok(Ibb {
-        enabled: section.boolean("enabled", true)?,
-        block_size: section.number("block_size", (256, u16::MAX), 8192)?,
-        window: section.number("window", (1, 256), 16)?,
-        memory: section.number("memory", (1 << 20, 1 << 40), 64 << 20)?,
-        silence_timeout: section.duration(
-            "silence_timeout",
-            (SHORTEST, DAY),
-            Duration::from_secs(300),
-        )?,
-    })
-}
-
-fn broker(section: &Section<'_>) -> Result<Broker, ConfigError> {
-    let choices =
-        [("annotate", Policy::Annotate), ("strip", Policy::Strip), ("reject", Policy::Reject)];
-    Ok(Broker {
-        require_tls: section.boolean("require_tls", true)?,
-        unknown: section.choice("unknown", &choices, Policy::Annotate)?,
-        mismatch: section.choice("mismatch", &choices, Policy::Annotate)?,
-        revoked: section.choice("revoked", &choices, Policy::Reject)?,
-    })
-}
-
-fn registry(section: &Section<'_>) -> Result<Registry, ConfigError> {
-    let choices = [
-        ("everyone", Visibility::Everyone),
-        ("local", Visibility::Local),
-        ("listed", Visibility::Listed),
-        ("nobody", Visibility::Nobody),
-    ];
-    Ok(Registry {
-        visibility: section.choice("visibility", &choices, Visibility::Everyone)?,
-        keys_per_user: section.number("keys_per_user", (1, 10_000), 32)?,
-        import_pep: section.boolean("import_pep", true)?,
-    })
-}
-
-fn access(section: &Section<'_>, jid: &BareJid) -> Result<Access, ConfigError> {
-    let bare = |text: &str| canonical_bare(text).map(|jid| jid.to_string());
-    let users = section.list("users", "a bare JID, a domain or \"*\"", |text| match text {
-        "*" => Some(text.to_owned()),
-        text => bare(text),
-    })?;
-    let admins = section.list("admins", "a bare JID such as \"admin@example.org\"", |text| {
-        canonical_bare(text).filter(|jid| jid.node().is_some()).map(|jid| jid.to_string())
-    })?;
-    let blocked = section.list("blocked", "a bare JID or a domain", bare)?;
-    Ok(Access {
-        users: users.unwrap_or_else(|| vec![parent(jid)]),
-        admins: admins.unwrap_or_default(),
-        blocked: blocked.unwrap_or_default(),
-    })
-}
-
 /// Returns the parent of a component's domain; a domain without a dot is its own parent.
 fn parent(jid: &BareJid) -> String {
     let jid = identity(jid);
     let domain = jid.domain().as_str();
     domain.split_once('.').map_or(domain, |(_, parent)| parent).to_owned()
-}
-
-fn limits(section: &Section<'_>) -> Result<Limits, ConfigError> {
-    let second = Duration::from_secs;
-    Ok(Limits {
-        sessions: section.number("sessions", (1, 1_000_000), 10_000)?,
-        sessions_per_user: section.number("sessions_per_user", (1, 1_000_000), 32)?,
-        requests_per_second: section.number("requests_per_second", (1, 1_000_000), 20)?,
-        connections_per_ip: section.number("connections_per_ip", (1, 1_000_000), 64)?,
-        bytes_per_second: section.number("bytes_per_second", (0, 1_000_000_000_000_u64), 0)?,
-        handshake_timeout: section.duration("handshake_timeout", (SHORTEST, DAY), second(10))?,
-        activation_timeout: section.duration("activation_timeout", (SHORTEST, DAY), second(60))?,
-        idle_timeout: section.duration("idle_timeout", (SHORTEST, DAY * 30), second(600))?,
-        drain_timeout: section.duration("drain_timeout", (Duration::ZERO, DAY), second(30))?,
-    })
-}
-
-fn http(section: &Section<'_>) -> Result<Http, ConfigError> {
-    let listen = section.text("listen", "\"address:port\" or \"\"", |text| match text {
-        "" => Some(None),
-        text => own_address(text).map(|_| Some(text.to_owned())),
-    })?;
-    Ok(Http { listen: listen.unwrap_or_else(|| Some("127.0.0.1:7626".to_owned())) })
-}
-
-fn log(section: &Section<'_>) -> Result<Log, ConfigError> {
-    let expected = "error, warn, info, debug, trace or a filter of targets with these levels";
-    let level = section.text("level", expected, |text| {
-        let word = text.chars().all(char::is_alphabetic);
-        let level = text.parse::<tracing::Level>().is_ok();
-        (!text.is_empty() && (level || !word) && EnvFilter::try_new(text).is_ok())
-            .then(|| text.to_owned())
-    })?;
-    let choices = [("text", Format::Text), ("json", Format::Json)];
-    Ok(Log {
-        level: level.unwrap_or_else(|| "info".to_owned()),
-        format: section.choice("format", &choices, Format::Text)?,
-    })
-}
-
-/// Splits `host:port`; removes the brackets of an IPv6 address. Port 0 is not valid.
-fn host_port(text: &str) -> Option<(String, u16)> {
-    host_or_any_port(text).filter(|(_, port)| *port != 0)
-}
-
-/// The same for an address to listen on, with any port. A wildcard is `0.0.0.0` or `[::]`.
-fn own_address(text: &str) -> Option<(String, u16)> {
-    host_or_any_port(text).filter(|(host, _)| {
-        let is_name = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
-        host.parse::<std::net::IpAddr>().is_ok() || host.chars().all(is_name)
-    })
-}
-
-fn host_or_any_port(text: &str) -> Option<(String, u16)> {
-    let (host, port) = text.rsplit_once(':')?;
-    let port = port.bytes().all(|digit| digit.is_ascii_digit()).then(|| port.parse().ok())??;
-    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().ok()?.to_string(),
-        None if host.contains([':', '/', '[', ']']) => return None,
-        None => Jid::new(host).ok().filter(|jid| jid.node().is_none()).map(|_| host.to_owned())?,
-    };
-    Some((host, port))
 }
 
 fn plain(error: &std::io::Error) -> String {
@@ -668,7 +255,7 @@ fn no_file() -> ConfigError {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{values::host_port, *};
 
     const SMALL: &str = "[component]\njid = 'xtls.example.org'\nsecret = 's'\n";
 
@@ -683,10 +270,10 @@ mod tests {
     fn the_annotated_default_is_the_default() {
         let annotated = parse(DEFAULT_TEXT, &[("FINGERPOST_COMPONENT__SECRET", "s")]).unwrap();
         assert_eq!(annotated, parse(SMALL, &[]).unwrap());
-        for (section, keys) in keys::KEYS {
+        for (section, settings) in SECTIONS {
             let body = DEFAULT_TEXT.split(&format!("[{section}]\n")).nth(1).unwrap();
             let body = body.split("\n[").next().unwrap();
-            for key in *keys {
+            for Setting { key, .. } in *settings {
                 let there = body
                     .lines()
                     .any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
@@ -698,7 +285,7 @@ mod tests {
     #[test]
     fn there_are_one_or_several_servers() {
         let written = |line: &str| format!("{SMALL}server = {line}\n");
-        let servers = |config: Config| config.component.servers;
+        let servers = |config: Config| config.component.server;
         let both = ["a.example:5347", "[::1]:5348"];
         assert_eq!(servers(parse(SMALL, &[]).unwrap()), ["127.0.0.1:5347"]);
         assert_eq!(servers(parse(&written("'a.example:5347'"), &[]).unwrap()), &both[..1]);
@@ -743,7 +330,8 @@ mod tests {
         let list = after.split("\n\n").nth(1).unwrap();
         let listed: Vec<&str> = list.split('`').skip(1).step_by(2).collect();
         let config = parse(SMALL, &[]).unwrap();
-        assert_eq!(listed, config.after_restart(&config).map(|(key, _)| key));
+        let settings = config.after_restart(&config);
+        assert_eq!(listed, settings.iter().map(|(key, _)| *key).collect::<Vec<_>>());
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Tasks of the project's own: `cargo run -p xtask -- demo`, or `package DIRECTORY`.
+//! Tasks of the project's own: `cargo run -p xtask -- demo`, `docs` or `package DIRECTORY`.
 
 #![allow(clippy::unwrap_used, reason = "a task that fails stops and says where")]
 
 mod demo;
+mod docs;
 mod package;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -14,6 +15,8 @@ use clap::Parser;
 enum Task {
     /// Let two users on a real Prosody send a file end to end
     Demo,
+    /// Write docs/CONFIGURATION.md
+    Docs,
     /// Write the manual pages, completions and configuration of a package
     Package {
         /// Where to write them
@@ -24,6 +27,7 @@ enum Task {
 fn main() -> ExitCode {
     match Task::parse() {
         Task::Demo => demo::run(),
+        Task::Docs => docs::write(),
         Task::Package { directory } => package::write(&directory),
     }
     ExitCode::SUCCESS
