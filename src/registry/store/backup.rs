@@ -17,8 +17,8 @@ use sqlx::{Connection as _, SqliteConnection as Connection, sqlite::SqliteConnec
 use time::OffsetDateTime;
 
 use super::{
-    open::OpenError,
-    schema::{Standing, standing},
+    open::{OpenError, Standing},
+    schema::standing,
     sqlite::{self, BUSY, MIGRATIONS, beside, directory_of},
 };
 

@@ -11,13 +11,15 @@ use time::OffsetDateTime;
 
 use super::{
     Store,
-    audit::{announce, log},
+    audit::log,
     error::StoreError,
-    records::{Added, Profile},
+    news::announce,
+    parties::{party, user},
+    records::Added,
+    revoked::{forgotten_of, keep_prints},
     sql::{Row, StoreConnection, inconsistent, micros, moment, query},
-    users::{forgotten_of, keep_prints, party, settings_of, user},
 };
-use crate::registry::model::{Actor, Addition, Event, Key, NewKey, NotAllowed, Party, Visibility};
+use crate::registry::model::{Actor, Addition, Event, Key, NewKey, NotAllowed, Party};
 
 /// The columns of a key, and their tables.
 macro_rules! select_keys {
@@ -32,91 +34,6 @@ macro_rules! select_keys {
 }
 
 impl Store {
-    /// Returns the record of a user; an empty one for an unknown user.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn profile(&self, owner: &BareJid) -> Result<Profile, StoreError> {
-        self.read("profile", async |db| {
-            let keys = keys_of(db, owner.as_str()).await?;
-            let forgotten = forgotten_of(db, owner.as_str()).await?;
-            let settings = settings_of(db, owner).await?;
-            Ok(Profile { keys, settings, forgotten })
-        })
-        .await
-    }
-
-    /// Returns what `asker` may know of `owner`; `None` if nothing. `admits` decides by the owner's visibility
-    /// and by whether `asker` is named.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn visible(
-        &self,
-        asker: &BareJid,
-        owner: &BareJid,
-        admits: impl Fn(Option<Visibility>, bool) -> bool,
-    ) -> Result<Option<Profile>, StoreError> {
-        self.read("visible", async |db| {
-            let said = said_of(db, asker, owner.as_str()).await?;
-            let admitted =
-                admits(said.map(|(visibility, _)| visibility), said.is_some_and(|(_, n)| n));
-            let shown = if admitted { owner.as_str() } else { "" };
-            let keys = keys_of(db, shown).await?;
-            let forgotten = forgotten_of(db, shown).await?;
-            if !admitted {
-                return Ok(None);
-            }
-            let settings = match said {
-                Some(_) => settings_of(db, owner).await?,
-                None => None,
-            };
-            Ok(Some(Profile { keys, settings, forgotten }))
-        })
-        .await
-    }
-
-    /// Returns one key, if `admits` allows it; see [`Store::visible`].
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn visible_key(
-        &self,
-        asker: &BareJid,
-        id: KeyId,
-        admits: impl Fn(&BareJid, Option<Visibility>, bool) -> bool,
-    ) -> Result<Option<Key>, StoreError> {
-        self.read("visible_key", async |db| {
-            let row = query(
-                "SELECT parties.jid FROM keys JOIN parties ON parties.id = keys.owner
-                 WHERE keys.id = $1 AND parties.jid IS NOT NULL",
-            )
-            .bind(id.to_string())
-            .fetch_optional(db)
-            .await?;
-            let owner: Option<String> = row.map(|row| row.try_get("jid")).transpose()?;
-            let said = said_of(db, asker, owner.as_deref().unwrap_or_default()).await?;
-            let owner = match owner {
-                Some(jid) => Some(BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))?),
-                None => None,
-            };
-            let admitted = owner.is_some_and(|owner| {
-                admits(&owner, said.map(|(visibility, _)| visibility), said.is_some_and(|(_, n)| n))
-            });
-            let id = if admitted { id.to_string() } else { String::new() };
-            key_named(db, &id).await
-        })
-        .await
-    }
-
-    /// Returns all keys that a user has ever had, oldest first.
-    ///
-    /// # Errors
-    /// [`StoreError`]
-    pub async fn keys_of(&self, owner: &BareJid) -> Result<Vec<Key>, StoreError> {
-        Ok(self.profile(owner).await?.keys)
-    }
-
     /// Returns one key.
     ///
     /// # Errors
@@ -407,7 +324,10 @@ pub(super) async fn key(db: &mut StoreConnection, id: KeyId) -> Result<Option<Ke
     key_named(db, &id.to_string()).await
 }
 
-async fn key_named(db: &mut StoreConnection, id: &str) -> Result<Option<Key>, StoreError> {
+pub(super) async fn key_named(
+    db: &mut StoreConnection,
+    id: &str,
+) -> Result<Option<Key>, StoreError> {
     let rows = query(select_keys!("WHERE keys.id = $1 AND parties.jid IS NOT NULL"))
         .bind(id.to_owned())
         .fetch_all(db)
@@ -443,27 +363,6 @@ async fn stored_bytes(db: &mut StoreConnection, owner: &BareJid) -> Result<u64, 
     .await?;
     let bytes: i64 = row.try_get("bytes")?;
     Ok(u64::try_from(bytes).unwrap_or_default())
-}
-
-/// Returns the visibility of `owner`, if it was set, and whether `asker` is named.
-async fn said_of(
-    db: &mut StoreConnection,
-    asker: &BareJid,
-    owner: &str,
-) -> Result<Option<(Visibility, bool)>, StoreError> {
-    let row = query(
-        "SELECT settings.visibility,
-                EXISTS (SELECT 1 FROM allowed
-                        WHERE allowed.owner = settings.owner AND allowed.jid = $2) AS named
-         FROM settings JOIN parties ON parties.id = settings.owner WHERE parties.jid = $1",
-    )
-    .bind(owner.to_owned())
-    .bind(asker.as_str())
-    .fetch_optional(db)
-    .await?;
-    let Some(row) = row else { return Ok(None) };
-    let visibility = row.try_get::<String>("visibility")?.parse();
-    Ok(Some((visibility.map_err(|_| inconsistent("settings", owner))?, row.try_get("named")?)))
 }
 
 /// Reads rows of `keys` with their prints.

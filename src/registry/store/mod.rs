@@ -2,7 +2,8 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `keys.rs`, `users.rs`, `audit.rs` | keys; settings and blocks; the log of their changes |
+//! | `keys.rs`, `users.rs`, `audit.rs` | keys; their users, with settings and blocks; the log of all changes |
+//! | `parties.rs`, `revoked.rs`, `news.rs` | rows of users; prints that stay revoked; what other programs learn |
 //! | `journal.rs`, `reachable.rs`, `identity.rs` | open sessions, reachable resources, the component's own key |
 //! | `transfer.rs` | export and import of everything |
 //! | `sql.rs` | one way to run SQL on both databases |
@@ -19,10 +20,13 @@ pub mod error;
 mod identity;
 mod journal;
 mod keys;
+mod news;
 pub mod open;
+mod parties;
 mod postgres;
 mod reachable;
 pub mod records;
+mod revoked;
 mod schema;
 mod sql;
 mod sqlite;

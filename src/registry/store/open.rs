@@ -1,7 +1,5 @@
 //! How a database is opened, and why it cannot be.
 
-use super::schema::Standing;
-
 /// Which database is opened, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
@@ -121,6 +119,20 @@ pub struct Inspected {
     pub to_do: Option<String>,
     /// What may keep `serve` from using it.
     pub warnings: Vec<String>,
+}
+
+/// A schema that this program can use, at once or after a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is the program's own.
+    Current,
+    /// It is older; 0 if there is none.
+    Behind {
+        /// Its version.
+        found: i64,
+        /// The program's.
+        needed: i64,
+    },
 }
 
 impl Inspected {

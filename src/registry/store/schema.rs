@@ -2,7 +2,7 @@
 
 use sqlx::migrate::{MigrateError, Migrator};
 
-use super::open::OpenError;
+use super::open::{OpenError, Standing};
 
 /// One migration that a database has had.
 #[derive(Clone, Debug)]
@@ -11,20 +11,6 @@ pub(super) struct Applied {
     pub(super) checksum: Vec<u8>,
     /// Whether it went to its end.
     pub(super) whole: bool,
-}
-
-/// A schema that this program can use, at once or after a migration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// It is the program's own.
-    Current,
-    /// It is older; 0 if there is none.
-    Behind {
-        /// Its version.
-        found: i64,
-        /// The program's.
-        needed: i64,
-    },
 }
 
 /// Compares what a database has had with what the program knows.

@@ -9,13 +9,15 @@ use sqlx::{
     pool::PoolConnection, postgres::PgRow, sqlite::SqliteRow,
 };
 use time::OffsetDateTime;
+use tokio::runtime::Handle;
+use tracing::debug;
 
-use super::{error::StoreError, postgres, sqlite};
+use super::{error::StoreError, postgres::pool::PooledConnection};
 
 /// A connection to whichever database there is.
 #[derive(Debug)]
 pub(super) enum StoreConnection {
-    Postgres(postgres::PooledConnection),
+    Postgres(PooledConnection),
     Sqlite(PoolConnection<Sqlite>),
     /// One that the pool does not count.
     Single(SqliteConnection),
@@ -194,7 +196,18 @@ impl Drop for Change {
     fn drop(&mut self) {
         // A connection to PostgreSQL does so itself.
         if let Some(StoreConnection::Sqlite(connection)) = self.0.take() {
-            sqlite::take_back(connection);
+            take_back(connection);
         }
     }
+}
+
+/// Rolls back a change, or closes the connection.
+fn take_back(mut db: PoolConnection<Sqlite>) {
+    let Ok(runtime) = Handle::try_current() else { return };
+    runtime.spawn(async move {
+        if let Err(error) = sqlx::query("ROLLBACK").execute(&mut *db).await {
+            debug!(%error, "closing a connection whose transaction has failed");
+            let _ = db.close().await;
+        }
+    });
 }

@@ -12,16 +12,16 @@ use time::OffsetDateTime;
 
 use super::{
     Store,
-    audit::{add_to_log, announce, announce_blocks, log, person, select_audit},
+    audit::{add_to_log, log, person, select_audit},
     error::StoreError,
     identity::KEEP_IDENTITY,
     keys::{all_keys, insert, key, keys_of, material},
+    news::{announce, announce_blocks},
+    parties::{party, user},
     records::{Block, Contents, LogRow, OwnIdentity},
+    revoked::{forgotten_of, keep_revoked, revoked, salts},
     sql::{Row, StoreConnection, inconsistent, micros, moment, query},
-    users::{
-        forgotten_of, keep_revoked, party, revoked, salts, settings_of, user, write_block,
-        write_settings,
-    },
+    users::{settings_of, write_block, write_settings},
 };
 use crate::registry::{
     forgotten::{Revoked, hash_of_owner},

@@ -1,23 +1,108 @@
-//! Users: their settings, what stays revoked for them, and the block list.
+//! Users: what may be known of them, their settings, and the block list.
 
-use fingerpost_wire::{key::State, print::Print};
+use fingerpost_wire::key::{KeyId, State};
 use jid::BareJid;
 use time::OffsetDateTime;
 
 use super::{
     Store,
-    audit::{announce, announce_blocks, log},
+    audit::log,
     error::StoreError,
-    keys::keys_of,
-    records::{Block, RetiredAccount},
-    sql::{Row, StoreConnection, inconsistent, micros, moment, query},
+    keys::{key_named, keys_of},
+    news::{announce, announce_blocks},
+    parties::{party, user},
+    records::{Block, Profile, RetiredAccount},
+    revoked::{forgotten_of, keep_prints},
+    sql::{StoreConnection, inconsistent, micros, query},
 };
-use crate::registry::{
-    forgotten::{Forgotten, Revoked, hash_of_owner},
-    model::{Actor, Event, Key, Settings},
-};
+use crate::registry::model::{Actor, Event, Key, Settings, Visibility};
 
 impl Store {
+    /// Returns the record of a user; an empty one for an unknown user.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn profile(&self, owner: &BareJid) -> Result<Profile, StoreError> {
+        self.read("profile", async |db| {
+            let keys = keys_of(db, owner.as_str()).await?;
+            let forgotten = forgotten_of(db, owner.as_str()).await?;
+            let settings = settings_of(db, owner).await?;
+            Ok(Profile { keys, settings, forgotten })
+        })
+        .await
+    }
+
+    /// Returns what `asker` may know of `owner`; `None` if nothing. `admits` decides by the owner's visibility
+    /// and by whether `asker` is named.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn visible(
+        &self,
+        asker: &BareJid,
+        owner: &BareJid,
+        admits: impl Fn(Option<Visibility>, bool) -> bool,
+    ) -> Result<Option<Profile>, StoreError> {
+        self.read("visible", async |db| {
+            let said = said_of(db, asker, owner.as_str()).await?;
+            let admitted =
+                admits(said.map(|(visibility, _)| visibility), said.is_some_and(|(_, n)| n));
+            let shown = if admitted { owner.as_str() } else { "" };
+            let keys = keys_of(db, shown).await?;
+            let forgotten = forgotten_of(db, shown).await?;
+            if !admitted {
+                return Ok(None);
+            }
+            let settings = match said {
+                Some(_) => settings_of(db, owner).await?,
+                None => None,
+            };
+            Ok(Some(Profile { keys, settings, forgotten }))
+        })
+        .await
+    }
+
+    /// Returns one key, if `admits` allows it; see [`Store::visible`].
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn visible_key(
+        &self,
+        asker: &BareJid,
+        id: KeyId,
+        admits: impl Fn(&BareJid, Option<Visibility>, bool) -> bool,
+    ) -> Result<Option<Key>, StoreError> {
+        self.read("visible_key", async |db| {
+            let row = query(
+                "SELECT parties.jid FROM keys JOIN parties ON parties.id = keys.owner
+                 WHERE keys.id = $1 AND parties.jid IS NOT NULL",
+            )
+            .bind(id.to_string())
+            .fetch_optional(db)
+            .await?;
+            let owner: Option<String> = row.map(|row| row.try_get("jid")).transpose()?;
+            let said = said_of(db, asker, owner.as_deref().unwrap_or_default()).await?;
+            let owner = match owner {
+                Some(jid) => Some(BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))?),
+                None => None,
+            };
+            let admitted = owner.is_some_and(|owner| {
+                admits(&owner, said.map(|(visibility, _)| visibility), said.is_some_and(|(_, n)| n))
+            });
+            let id = if admitted { id.to_string() } else { String::new() };
+            key_named(db, &id).await
+        })
+        .await
+    }
+
+    /// Returns all keys that a user has ever had, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn keys_of(&self, owner: &BareJid) -> Result<Vec<Key>, StoreError> {
+        Ok(self.profile(owner).await?.keys)
+    }
+
     /// Stores a user's visibility settings.
     ///
     /// # Errors
@@ -160,25 +245,6 @@ impl Store {
     }
 }
 
-/// The row of a user, made if there is none.
-pub(super) async fn party(db: &mut StoreConnection, jid: &BareJid) -> Result<i64, sqlx::Error> {
-    query("INSERT INTO parties (jid) VALUES ($1) ON CONFLICT (jid) DO NOTHING")
-        .bind(jid.as_str())
-        .execute(db)
-        .await?;
-    query("SELECT id FROM parties WHERE jid = $1")
-        .bind(jid.as_str())
-        .fetch_one(db)
-        .await?
-        .try_get("id")
-}
-
-/// The user of a row with the address in `jid`.
-pub(super) fn user(row: &Row) -> Result<BareJid, StoreError> {
-    let jid: String = row.try_get("jid")?;
-    BareJid::new(&jid).map_err(|_| inconsistent("parties", jid))
-}
-
 pub(super) async fn settings_of(
     db: &mut StoreConnection,
     owner: &BareJid,
@@ -274,45 +340,6 @@ async fn named_by(db: &mut StoreConnection, owner: &BareJid) -> Result<Vec<BareJ
     rows.iter().map(user).collect()
 }
 
-/// What hashes of deleted users are made with.
-pub(super) async fn salts(db: &mut StoreConnection) -> Result<Vec<Vec<u8>>, sqlx::Error> {
-    let rows = query("SELECT salt FROM salts ORDER BY salt").fetch_all(db).await?;
-    rows.iter().map(|row| row.try_get("salt")).collect()
-}
-
-/// What stays revoked for an address though its keys are deleted. Where nothing does, for any address, it takes one look.
-pub(super) async fn forgotten_of(
-    db: &mut StoreConnection,
-    owner: &str,
-) -> Result<Forgotten, StoreError> {
-    let text = "SELECT salt FROM salts WHERE EXISTS (SELECT 1 FROM revoked_prints) ORDER BY salt";
-    let rows = query(text).fetch_all(db).await?;
-    let salts: Vec<Vec<u8>> =
-        rows.iter().map(|row| row.try_get("salt")).collect::<Result<_, _>>()?;
-    let mut prints = Vec::new();
-    for salt in &salts {
-        let rows = query("SELECT owner, print, method, at FROM revoked_prints WHERE owner = $1")
-            .bind(hash_of_owner(salt, owner))
-            .fetch_all(db)
-            .await?;
-        for row in &rows {
-            prints.push(revoked(row)?);
-        }
-    }
-    Ok(Forgotten { salts, prints })
-}
-
-/// One row of what stays revoked.
-pub(super) fn revoked(row: &Row) -> Result<Revoked, StoreError> {
-    let bad = || inconsistent("revoked_prints", "");
-    Ok(Revoked {
-        owner: row.try_get("owner")?,
-        print: row.try_get("print")?,
-        method: row.try_get::<String>("method")?.parse().map_err(|_| bad())?,
-        at: moment(row.try_get("at")?).ok_or_else(bad)?,
-    })
-}
-
 /// Blocks a user or a domain; says whether that is new.
 pub(super) async fn write_block(
     db: &mut StoreConnection,
@@ -329,38 +356,23 @@ pub(super) async fn write_block(
     Ok(done > 0)
 }
 
-/// Keeps prints of a key revoked for the address of its owner.
-pub(super) async fn keep_prints(
+/// Returns the visibility of `owner`, if it was set, and whether `asker` is named.
+async fn said_of(
     db: &mut StoreConnection,
-    key: &Key,
-    prints: &[Print],
-    at: OffsetDateTime,
-) -> Result<(), sqlx::Error> {
-    if prints.is_empty() {
-        return Ok(());
-    }
-    let Some(salt) = salts(db).await?.into_iter().next() else { return Ok(()) };
-    for print in prints {
-        let revoked = Revoked::new(&salt, &key.owner, print, key.method, at);
-        keep_revoked(db, &revoked).await?;
-    }
-    Ok(())
-}
-
-/// Keeps a print revoked for an address; says whether that is new.
-pub(super) async fn keep_revoked(
-    db: &mut StoreConnection,
-    revoked: &Revoked,
-) -> Result<bool, sqlx::Error> {
-    let done = query(
-        "INSERT INTO revoked_prints (owner, print, method, at) VALUES ($1, $2, $3, $4)
-         ON CONFLICT (owner, print) DO NOTHING",
+    asker: &BareJid,
+    owner: &str,
+) -> Result<Option<(Visibility, bool)>, StoreError> {
+    let row = query(
+        "SELECT settings.visibility,
+                EXISTS (SELECT 1 FROM allowed
+                        WHERE allowed.owner = settings.owner AND allowed.jid = $2) AS named
+         FROM settings JOIN parties ON parties.id = settings.owner WHERE parties.jid = $1",
     )
-    .bind(revoked.owner.clone())
-    .bind(revoked.print.clone())
-    .bind(revoked.method.as_str())
-    .bind(micros(revoked.at))
-    .execute(db)
+    .bind(owner.to_owned())
+    .bind(asker.as_str())
+    .fetch_optional(db)
     .await?;
-    Ok(done > 0)
+    let Some(row) = row else { return Ok(None) };
+    let visibility = row.try_get::<String>("visibility")?.parse();
+    Ok(Some((visibility.map_err(|_| inconsistent("settings", owner))?, row.try_get("named")?)))
 }

@@ -17,7 +17,7 @@ use sqlx::{
 use tokio::time::sleep;
 use tracing::error;
 
-use super::{ACQUIRE, Database, in_time};
+use super::pool::{Pool, in_time};
 use crate::registry::store::error::StoreError;
 use crate::registry::store::records::{Backend, Heard, Instance, Parcel, Silent, Won};
 
@@ -63,44 +63,16 @@ pub(crate) struct Meeting {
     number: u64,
 }
 
-impl Database {
-    /// Meets the other instances of a component under the name `id`.
-    pub(in crate::registry::store) async fn meet(
-        &self,
-        component: &BareJid,
-        id: &str,
-    ) -> Result<Meeting, sqlx::Error> {
-        let (lock, all) = keys(component);
-        let connect = async {
-            let mut connection = self.lone_listener().await?;
-            connection.listen_all([channel(id).as_str(), all.as_str()]).await?;
-            // Data that a crash of the database loses would also be lost with a crash of an instance.
-            connection.execute("SET synchronous_commit = off").await?;
-            connection.execute(KEEPALIVE).await?;
-            let (pid, began) = sqlx::query_as(
-                "SELECT pid, (EXTRACT(EPOCH FROM backend_start) * 1000000)::BIGINT
-                 FROM pg_stat_activity WHERE pid = pg_backend_pid()",
-            )
-            .fetch_one(&mut connection)
-            .await?;
-            Ok((connection, Backend { pid, began }))
-        };
-        let (connection, backend) = in_time(ACQUIRE, connect).await?;
-        let (component, id) = (component.to_string(), id.to_owned());
-        Ok(Meeting { connection, component, id, lock, all, backend, number: 0 })
-    }
-
-    /// Returns the instances of a component.
-    pub(in crate::registry::store) async fn instances(
-        &self,
-        component: &BareJid,
-    ) -> Result<Vec<Instance>, sqlx::Error> {
-        let rows = sqlx::query(INSTANCES)
-            .bind(component.as_str())
-            .fetch_all(&mut *self.pool.acquire().await?)
-            .await?;
-        rows.iter().map(instance).collect()
-    }
+/// Returns the instances of a component.
+pub(super) async fn instances(
+    pool: &Pool,
+    component: &BareJid,
+) -> Result<Vec<Instance>, sqlx::Error> {
+    let rows = sqlx::query(INSTANCES)
+        .bind(component.as_str())
+        .fetch_all(&mut *pool.acquire().await?)
+        .await?;
+    rows.iter().map(instance).collect()
 }
 
 /// Other instances, as seen by one that cannot meet them.
@@ -120,6 +92,32 @@ impl Rivals {
         seen.is_some_and(|seen| seen.elapsed() < Self::LATELY)
     }
 
+    /// Gives a sign of life and looks for other instances, behind a pooler, where they cannot meet.
+    pub(super) async fn look_for(
+        &self,
+        pool: &Pool,
+        component: &BareJid,
+        id: &str,
+    ) -> Result<(), sqlx::Error> {
+        let mut connection = pool.acquire().await?;
+        connection.begin().await?;
+        sqlx::query(
+            "INSERT INTO instances (component, id, leads, linked, advertise, seen)
+             VALUES ($1, $2, FALSE, FALSE, '', clock_timestamp())
+             ON CONFLICT (component, id) DO UPDATE SET seen = clock_timestamp()",
+        )
+        .bind(component.as_str())
+        .bind(id)
+        .execute(&mut *connection)
+        .await?;
+        let text = "DELETE FROM instances WHERE component = $1 AND seen < clock_timestamp() - $2::INTERVAL";
+        sqlx::query(text).bind(component.as_str()).bind(OLD).execute(&mut *connection).await?;
+        connection.execute("COMMIT").await?;
+        connection.committed();
+        self.look(id, &instances(pool, component).await?);
+        Ok(())
+    }
+
     /// Reads the rows of the instances. An instance is alive if its last sign of life is recent
     /// and was given since this one began to look.
     fn look(&self, own: &str, instances: &[Instance]) {
@@ -136,33 +134,6 @@ impl Rivals {
             );
         }
         seen.1 = Some(Instant::now());
-    }
-}
-
-impl Database {
-    /// Gives a sign of life and looks for other instances, behind a pooler, where they cannot meet.
-    pub(in crate::registry::store) async fn look_for_rivals(
-        &self,
-        component: &BareJid,
-        id: &str,
-    ) -> Result<(), sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
-        connection.begin().await?;
-        sqlx::query(
-            "INSERT INTO instances (component, id, leads, linked, advertise, seen)
-             VALUES ($1, $2, FALSE, FALSE, '', clock_timestamp())
-             ON CONFLICT (component, id) DO UPDATE SET seen = clock_timestamp()",
-        )
-        .bind(component.as_str())
-        .bind(id)
-        .execute(&mut *connection)
-        .await?;
-        let text = "DELETE FROM instances WHERE component = $1 AND seen < clock_timestamp() - $2::INTERVAL";
-        sqlx::query(text).bind(component.as_str()).bind(OLD).execute(&mut *connection).await?;
-        connection.execute("COMMIT").await?;
-        connection.committed();
-        self.rivals.look(id, &self.instances(component).await?);
-        Ok(())
     }
 }
 
@@ -208,6 +179,35 @@ fn allowed(done: Result<(), sqlx::Error>) -> Result<(), sqlx::Error> {
 }
 
 impl Meeting {
+    /// Meets the other instances of a component under the name `id`.
+    pub(super) async fn on(
+        mut connection: PgListener,
+        component: &BareJid,
+        id: &str,
+    ) -> Result<Self, sqlx::Error> {
+        let (lock, all) = keys(component);
+        connection.listen_all([channel(id).as_str(), all.as_str()]).await?;
+        // Data that a crash of the database loses would also be lost with a crash of an instance.
+        connection.execute("SET synchronous_commit = off").await?;
+        connection.execute(KEEPALIVE).await?;
+        let (pid, began) = sqlx::query_as(
+            "SELECT pid, (EXTRACT(EPOCH FROM backend_start) * 1000000)::BIGINT
+             FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+        )
+        .fetch_one(&mut connection)
+        .await?;
+        let (component, id) = (component.to_string(), id.to_owned());
+        Ok(Self {
+            connection,
+            component,
+            id,
+            lock,
+            all,
+            backend: Backend { pid, began },
+            number: 0,
+        })
+    }
+
     /// Returns the database's name for this connection.
     pub(crate) fn backend(&self) -> Backend {
         self.backend

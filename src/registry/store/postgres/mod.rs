@@ -4,6 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use fingerpost_wire::jid::canonical_bare;
 use futures::future::BoxFuture;
+use jid::BareJid;
 use sqlx::{
     Executor as _, Row as _,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
@@ -14,22 +15,20 @@ use tokio::{
 };
 
 use super::{
-    audit::{last_change, news_since},
     error::{StoreError, Trust},
-    open::{Inspected, OpenError, Options},
-    records::News,
-    schema::Standing,
+    news::{CHANNEL, last_change, news_since},
+    open::{Inspected, OpenError, Options, Standing},
+    records::{Instance, News},
     sql::{Change, StoreConnection, query},
 };
 
 mod address;
 mod instances;
-mod pool;
+pub(super) mod pool;
 mod schema;
 
 pub(crate) use instances::Meeting;
 use instances::Rivals;
-pub(super) use pool::PooledConnection;
 use pool::{ACQUIRE, ALIVE, Pool, STANDING, Servers, in_time};
 
 /// After this long without a notification the listening connection is asked whether it still works, and has
@@ -39,8 +38,6 @@ const QUIET: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_secs(2);
 /// The lock that changes take in turn ("fngrpost"): one writer at a time, as SQLite has it.
 const WRITER: i64 = 0x666e_6772_706f_7374;
-/// The channel that names a user whose keys have changed.
-pub(super) const CHANNEL: &str = "fingerpost_keys";
 /// Connections besides those of the pool: one hears of changes, one is for the instances of a component.
 const OTHERS: u32 = 2;
 
@@ -187,6 +184,29 @@ impl Database {
         let mut connection = self.pool.acquire().await?;
         connection.begin().await?;
         Ok(Change::of(StoreConnection::Postgres(connection)))
+    }
+
+    /// Meets the other instances of a component under the name `id`.
+    pub(super) async fn meet(&self, component: &BareJid, id: &str) -> Result<Meeting, sqlx::Error> {
+        let connect = async { Meeting::on(self.lone_listener().await?, component, id).await };
+        in_time(ACQUIRE, connect).await
+    }
+
+    /// Returns the instances of a component.
+    pub(super) async fn instances(
+        &self,
+        component: &BareJid,
+    ) -> Result<Vec<Instance>, sqlx::Error> {
+        instances::instances(&self.pool, component).await
+    }
+
+    /// Gives a sign of life and looks for other instances, behind a pooler, where they cannot meet.
+    pub(super) async fn look_for_rivals(
+        &self,
+        component: &BareJid,
+        id: &str,
+    ) -> Result<(), sqlx::Error> {
+        self.rivals.look_for(&self.pool, component, id).await
     }
 
     /// Hears of changes, also those of others.

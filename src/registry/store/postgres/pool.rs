@@ -244,7 +244,7 @@ fn is_full(error: &sqlx::Error) -> bool {
 
 /// A connection on which statements are named, or not.
 #[derive(Debug)]
-pub(in crate::registry::store) struct ServerConnection {
+pub(crate) struct ServerConnection {
     db: PgConnection,
     named: bool,
     /// How long its statements may take, as it was last told.
@@ -511,7 +511,7 @@ impl Pool {
 
 /// One use of a connection. Dropped, it gives the connection back, and takes back what was not committed.
 #[derive(Debug)]
-pub(in crate::registry::store) struct PooledConnection {
+pub(crate) struct PooledConnection {
     connection: Option<ServerConnection>,
     made: Instant,
     /// Whether a transaction is open.
@@ -538,7 +538,7 @@ impl PooledConnection {
     }
 
     /// Notes that the transaction was committed.
-    pub(in crate::registry::store) fn committed(mut self) {
+    pub(crate) fn committed(mut self) {
         self.open = false;
     }
 

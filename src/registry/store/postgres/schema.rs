@@ -10,8 +10,8 @@ use sqlx::{
 
 use super::{
     super::{
-        open::OpenError,
-        schema::{Applied, Standing, standing},
+        open::{OpenError, Standing},
+        schema::{Applied, standing},
     },
     pool::{Pool, PooledConnection},
 };

@@ -280,7 +280,7 @@ async fn set(db: &mut Connection, name: &str, value: i64) -> bool {
 }
 
 /// Writes all that a connection sees into a new file, for its owner alone.
-pub(in crate::registry) async fn save(db: &mut Connection, file: &Path) -> Result<(), sqlx::Error> {
+pub(crate) async fn save(db: &mut Connection, file: &Path) -> Result<(), sqlx::Error> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
     let name = file.to_str().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename))?;
     sqlx::query("VACUUM INTO $1").bind(name.to_owned()).execute(db).await?;

@@ -11,18 +11,20 @@ use std::{
 
 use rustix::fs::{Access, access};
 use sqlx::{
-    Connection as _, Row as _, SqliteConnection as Connection, sqlite::SqliteConnectOptions,
+    Connection as _, Row as _, SqliteConnection as Connection, migrate::Migrator,
+    sqlite::SqliteConnectOptions,
 };
 use tempfile::TempDir;
 
-use super::{MIGRATIONS, directory_of};
 use crate::registry::store::{
-    open::{Inspected, OpenError},
-    schema::{Applied, Standing, standing},
+    open::{Inspected, OpenError, Standing},
+    schema::{Applied, standing},
 };
 
+pub(crate) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
 /// Finds whether the database can be used, without a change to it or its directory.
-pub(in crate::registry) async fn inspect(url: &str, migrate: bool) -> Result<Inspected, OpenError> {
+pub(crate) async fn inspect(url: &str, migrate: bool) -> Result<Inspected, OpenError> {
     let options = SqliteConnectOptions::from_str(url).map_err(OpenError::Open)?;
     let path = options.get_filename();
     let needed = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
@@ -58,7 +60,7 @@ pub(in crate::registry) async fn inspect(url: &str, migrate: bool) -> Result<Ins
 }
 
 /// The migrations that a database has had; none if it has no table of them.
-pub(in crate::registry) async fn applied(db: &mut Connection) -> Result<Vec<Applied>, sqlx::Error> {
+pub(crate) async fn applied(db: &mut Connection) -> Result<Vec<Applied>, sqlx::Error> {
     let known = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = '_sqlx_migrations')";
     if !sqlx::query_scalar::<_, bool>(known).fetch_one(&mut *db).await? {
         return Ok(Vec::new());
@@ -78,7 +80,7 @@ pub(in crate::registry) async fn applied(db: &mut Connection) -> Result<Vec<Appl
 }
 
 /// A connection that only reads.
-pub(in crate::registry) struct Look {
+pub(crate) struct Look {
     pub(super) db: Connection,
     /// Where a copy lies that is read instead.
     _copy: Option<TempDir>,
@@ -89,7 +91,7 @@ impl Look {
     ///
     /// SQLite itself would make the files beside it. If a program has the file open they are there and are read; if not, a
     /// log that a crash has left is read in a copy.
-    pub(in crate::registry) async fn open(path: &Path) -> Result<Self, sqlx::Error> {
+    pub(crate) async fn open(path: &Path) -> Result<Self, sqlx::Error> {
         let (log, index) = (beside(path, "-wal"), beside(path, "-shm"));
         let options = SqliteConnectOptions::new().read_only(true);
         let log_size = log.metadata().map_or(0, |log| log.len());
@@ -108,7 +110,7 @@ impl Look {
     }
 
     /// What is wrong with the file, if anything.
-    pub(in crate::registry) async fn damage(&mut self) -> Result<Option<String>, sqlx::Error> {
+    pub(crate) async fn damage(&mut self) -> Result<Option<String>, sqlx::Error> {
         let found: String =
             sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut self.db).await?;
         Ok((found != "ok").then_some(found))
@@ -130,10 +132,14 @@ fn read_only(path: &Path) -> String {
 }
 
 /// The file that SQLite keeps beside a database.
-pub(in crate::registry) fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()
+}
+
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn usable(path: &Path, how: Access, what: &str) -> Result<(), OpenError> {

@@ -11,20 +11,17 @@ use std::{
 };
 
 use sqlx::{
-    Connection as _, Sqlite, SqliteConnection, SqlitePool,
-    migrate::Migrator,
-    pool::PoolConnection,
+    Connection as _, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use tokio::{runtime::Handle, sync::Mutex};
-use tracing::debug;
+use tokio::sync::Mutex;
 
 use super::{
-    audit::{last_change, news_since},
     error::{StoreError, Trust},
-    open::OpenError,
+    news::{last_change, news_since},
+    open::{OpenError, Standing},
     records::News,
-    schema::{Standing, standing},
+    schema::standing,
     sql::{Change, StoreConnection, query},
 };
 
@@ -33,12 +30,10 @@ mod look;
 
 use guard::Guard;
 pub(super) use guard::save;
-pub(super) use look::{Look, applied, beside, inspect};
+pub(super) use look::{Look, MIGRATIONS, applied, beside, directory_of, inspect};
 
 /// How long a writer waits for another.
 pub(super) const BUSY: Duration = Duration::from_secs(10);
-
-pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// A SQLite database.
 #[derive(Clone, Debug)]
@@ -242,17 +237,6 @@ async fn data_version(db: &mut StoreConnection) -> Result<i64, sqlx::Error> {
     query("PRAGMA data_version").fetch_one(db).await?.try_get("data_version")
 }
 
-/// Rolls back a change, or closes the connection.
-pub(super) fn take_back(mut db: PoolConnection<Sqlite>) {
-    let Ok(runtime) = Handle::try_current() else { return };
-    runtime.spawn(async move {
-        if let Err(error) = sqlx::query("ROLLBACK").execute(&mut *db).await {
-            debug!(%error, "closing a connection whose transaction has failed");
-            let _ = db.close().await;
-        }
-    });
-}
-
 /// Makes a new database file private to its owner; an existing file keeps its mode.
 fn make_private(path: &Path) {
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
@@ -272,10 +256,6 @@ fn give_to_service(file: &File, directory: &Path) -> io::Result<()> {
 
 fn inode(path: &Path) -> Option<(u64, u64)> {
     path.metadata().map(|file| (file.dev(), file.ino())).ok()
-}
-
-pub(super) fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
