@@ -21,6 +21,7 @@
 //! Spec: XEP-0166 1.1.2, sections 6 and 7; XEP-0260 1.0.3, section 2; XEP-0261 1.0, section 2.
 
 mod contents;
+mod offers;
 mod timers;
 mod transports;
 
