@@ -101,7 +101,8 @@ impl Options {
 
 /// Creates an empty set of proposals.
 fn proposals(options: &Options) -> Proposals {
-    let mut proposals = Proposals::new(options.jid.clone(), random_id, options.proposals);
+    let (jid, now) = (options.jid.clone(), tokio::time::Instant::now());
+    let mut proposals = Proposals::new(jid, random_id, options.proposals, now);
     proposals.set_max_stanza_bytes(options.max_stanza_bytes);
     proposals
 }

@@ -118,7 +118,12 @@ pub struct Proposals {
 impl Proposals {
     /// Creates an empty set. `ids` returns ids that nobody can guess; `limits` are those in all, and for each
     /// initiator.
-    pub fn new(component: BareJid, ids: fn() -> String, limits: (usize, usize)) -> Self {
+    pub fn new(
+        component: BareJid,
+        ids: fn() -> String,
+        limits: (usize, usize),
+        now: Instant,
+    ) -> Self {
         Self {
             component,
             ids,
@@ -133,7 +138,7 @@ impl Proposals {
             by_callee: HashMap::new(),
             started: Default::default(),
             deadlines: BTreeSet::new(),
-            began: Instant::now(),
+            began: now,
         }
     }
 

@@ -78,6 +78,52 @@ fn the_fast_suite_starts_no_server_and_the_group_of_servers_has_all_others() {
     }
 }
 
+/// The files of state machines: their decisions depend on their inputs, and the time and random ids are inputs.
+#[test]
+fn the_machines_of_sessions_read_no_clock_and_do_no_io() {
+    let machines = [
+        "features.rs",
+        "hints.rs",
+        "legs.rs",
+        "message_initiation.rs",
+        "own.rs",
+        "peer_error.rs",
+        "presence.rs",
+        "session/contents.rs",
+        "session/mod.rs",
+        "session/offers.rs",
+        "session/timers.rs",
+        "session/transports.rs",
+        "side.rs",
+    ];
+    for file in machines {
+        let text = read(&format!("src/sessions/{file}"));
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let effects = [
+            "Instant::now",
+            "SystemTime",
+            "now_utc",
+            "random_id",
+            "rand::",
+            "async ",
+            "spawn",
+            "std::net",
+            "tokio::net",
+            "std::fs",
+        ];
+        for effect in effects {
+            assert!(!code.contains(effect), "{file} uses {effect}: let its driver do that");
+        }
+    }
+    // A part of the session's machine is one too.
+    let parts = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sessions/session");
+    for (path, _) in sources(&parts) {
+        let part = path.strip_prefix(&parts).unwrap();
+        let listed = machines.iter().any(|file| Path::new(file) == Path::new("session").join(part));
+        assert!(listed || part.starts_with("tests"), "{}: list it as a machine", path.display());
+    }
+}
+
 /// Code that reads an address which others have written uses `canonical`.
 #[test]
 fn addresses_are_read_in_one_way_where_they_come_in() {

@@ -49,8 +49,8 @@ impl Story {
     /// Alice has proposed "a1" to two of Bob's resources.
     fn begun() -> Self {
         let component = BareJid::new("xtls.example.org").unwrap();
-        let mut proposals = Proposals::new(component, ids, (3, 2));
         let now = Instant::now();
+        let mut proposals = Proposals::new(component, ids, (3, 2), now);
         let out = propose(&mut proposals, "a1", now).unwrap();
         let theirs = shown(&out)[0].3.clone();
         for (message, to) in out.iter().zip(["bob@b.example/phone", "bob@b.example/desk"]) {
@@ -254,7 +254,7 @@ fn a_message_too_long_to_be_passed_on_is_refused_to_its_sender() {
     let (alice, bob) = ("alice@a.lit/a", "bob@b.lit/one");
     let (their_mask, own_mask) = ("bob\\40b.lit@x.lit", "alice\\40a.lit@x.lit/a");
     let now = Instant::now();
-    let mut proposals = Proposals::new(BareJid::new("x.lit").unwrap(), ids, (3, 2));
+    let mut proposals = Proposals::new(BareJid::new("x.lit").unwrap(), ids, (3, 2), now);
     let callee = BareJid::new("bob@b.lit").unwrap();
     let propose = |proposals: &mut Proposals, length: usize| {
         let stanza = long(alice, their_mask, "propose", "p", length);
@@ -262,7 +262,7 @@ fn a_message_too_long_to_be_passed_on_is_refused_to_its_sender() {
     };
     let limit = size::of(&propose(&mut proposals, 1000).unwrap()[0]).unwrap();
     for (length, fits) in [(999, true), (1000, true), (1001, false)] {
-        let mut proposals = Proposals::new(BareJid::new("x.lit").unwrap(), ids, (3, 2));
+        let mut proposals = Proposals::new(BareJid::new("x.lit").unwrap(), ids, (3, 2), now);
         proposals.set_max_stanza_bytes(limit);
         let proposed = propose(&mut proposals, length);
         assert_eq!(proposed.is_ok(), fits, "{length}");
