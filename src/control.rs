@@ -18,7 +18,7 @@ use crate::{
     access::Doors,
     logging::LogLevel,
     registry::{
-        Notice,
+        KeyNotice,
         model::Actor,
         store::{Store, error::StoreError},
     },
@@ -57,7 +57,7 @@ pub struct Control {
     store: Store,
     log: LogLevel,
     draining: Arc<AtomicBool>,
-    notices: mpsc::Sender<Notice>,
+    notices: mpsc::Sender<KeyNotice>,
     reloads: mpsc::Sender<Reload>,
     started: Instant,
 }
@@ -76,7 +76,7 @@ pub struct Parts {
     /// The level of the log.
     pub log: LogLevel,
     /// Chat messages to users.
-    pub notices: mpsc::Sender<Notice>,
+    pub notices: mpsc::Sender<KeyNotice>,
     /// To the task that can read the configuration.
     pub reloads: mpsc::Sender<Reload>,
 }
@@ -153,7 +153,7 @@ impl Control {
             let [a, b] = &session.users;
             for (user, peer) in [(a, b), (b, a)] {
                 let text = format!("Your transfer with {peer} has ended: {text}");
-                let _ = self.notices.try_send(Notice { owner: user.clone(), text });
+                let _ = self.notices.try_send(KeyNotice { owner: user.clone(), text });
             }
         }
         ended

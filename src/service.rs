@@ -29,7 +29,7 @@ use crate::{
     link::{self, LinkError, LinkOptions, Software, echo::Route},
     logging::LogLevel,
     registry::{
-        self, Notice, Registry,
+        self, KeyNotice, Registry,
         store::{Store, open, open::Inspected},
     },
     relay::{
@@ -417,9 +417,9 @@ pub async fn open_to_serve(config: &Config) -> Result<Store, StartError> {
     Ok(store)
 }
 
-fn options(config: &Config) -> open::Options<'_> {
+fn options(config: &Config) -> open::StoreOptions<'_> {
     let database = &config.database;
-    open::Options {
+    open::StoreOptions {
         url: &database.url,
         max_connections: database.max_connections,
         migrate: database.migrate,
@@ -638,7 +638,7 @@ async fn route(
     changed: Arc<Notify>,
     (mut again, mut notices, mut reports): (
         mpsc::Receiver<Known>,
-        mpsc::Receiver<Notice>,
+        mpsc::Receiver<KeyNotice>,
         mpsc::Receiver<Report>,
     ),
     stop: CancellationToken,
@@ -686,8 +686,8 @@ fn access(config: &Config) -> Access {
     }
 }
 
-fn registry_options(config: &Config) -> registry::Options {
-    registry::Options {
+fn registry_options(config: &Config) -> registry::RegistryOptions {
+    registry::RegistryOptions {
         component: config.component.jid.clone(),
         visibility: config.registry.visibility,
         keys_per_user: config.registry.keys_per_user,

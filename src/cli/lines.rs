@@ -17,10 +17,10 @@ use time::OffsetDateTime;
 use super::{KeysError, input};
 use crate::registry::{
     forgotten::Revoked,
-    model::{ALLOWED_MAX, Event, Key, NewKey, Party, Settings, Source, check_reason},
+    model::{ALLOWED_MAX, AuditEvent, Key, NewKey, Party, Settings, Source, check_reason},
     store::{
         Store,
-        records::{Block, Contents, LogRow, OwnIdentity},
+        records::{BlockEntry, Contents, LogRow, OwnIdentity},
     },
 };
 
@@ -151,10 +151,9 @@ pub(super) async fn export(
         let visibility = settings.visibility.to_string();
         Line::Settings(SettingsLine { jid, visibility, allowed: settings.allowed })
     });
-    let blocks = contents
-        .blocks
-        .into_iter()
-        .map(|Block { jid, reason, at }| Line::Block(BlockLine { jid, reason, at: micros(at) }));
+    let blocks = contents.blocks.into_iter().map(|BlockEntry { jid, reason, at }| {
+        Line::Block(BlockLine { jid, reason, at: micros(at) })
+    });
     let identities = contents.identities.into_iter().map(|own| {
         Line::Identity(IdentityLine {
             component: own.component,
@@ -223,7 +222,7 @@ fn take(contents: &mut Contents, line: Line) -> Result<(), String> {
             let settings = Settings { visibility, allowed };
             contents.settings.push((identified(&line.jid), settings));
         }
-        Line::Block(line) => contents.blocks.push(Block {
+        Line::Block(line) => contents.blocks.push(BlockEntry {
             jid: identified(&line.jid),
             reason: check_reason(&line.reason).map_err(text)?,
             at: moment(line.at)?,
@@ -295,7 +294,7 @@ fn of_log_line(line: LogLine) -> Result<LogRow, String> {
             "expected actor_kind user or admin with an actor, or offline without".to_owned()
         );
     }
-    let event = Event::of(&line.event, line.other.map(of_party_line), id(line.other_key)?);
+    let event = AuditEvent::of(&line.event, line.other.map(of_party_line), id(line.other_key)?);
     Ok(LogRow {
         at: moment(line.at)?,
         owner: of_party_line(line.owner),

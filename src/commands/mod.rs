@@ -37,7 +37,7 @@ use self::{
 use crate::{
     control::Control,
     metrics,
-    registry::{Notice, Registry, RegistryError, store::error::StoreError},
+    registry::{KeyNotice, Registry, RegistryError, store::error::StoreError},
 };
 
 /// How long a user may take for a form.
@@ -74,7 +74,7 @@ enum Page {
     /// A part of a long result.
     Part(Part),
     /// The end: a result, a sentence, and the message for the owner of a changed key.
-    Done(Option<Form>, Cow<'static, str>, Option<Notice>),
+    Done(Option<Form>, Cow<'static, str>, Option<KeyNotice>),
     /// The end: why it failed.
     Failed(String),
 }
@@ -244,7 +244,7 @@ impl Commands {
         from: &Jid,
         request: &Element,
         now: OffsetDateTime,
-    ) -> Result<(Element, Option<Notice>), Refusal> {
+    ) -> Result<(Element, Option<KeyNotice>), Refusal> {
         self.handle_within(from, request, now, size::DEFAULT).await
     }
 
@@ -258,7 +258,7 @@ impl Commands {
         request: &Element,
         now: OffsetDateTime,
         room: usize,
-    ) -> Result<(Element, Option<Notice>), Refusal> {
+    ) -> Result<(Element, Option<KeyNotice>), Refusal> {
         let node = request.attr("node").unwrap_or_default();
         let command = self.find(node, &from.to_bare()).ok_or_else(|| {
             // Only admins may know whether the command exists.
@@ -287,7 +287,7 @@ impl Commands {
         request: &Element,
         now: OffsetDateTime,
         room: usize,
-    ) -> Result<(Element, Option<Notice>), Refusal> {
+    ) -> Result<(Element, Option<KeyNotice>), Refusal> {
         let action = request.attr("action").unwrap_or("execute");
         let form = request.children().find(|child| child.is("x", ns::DATA));
         let (id, mut progress) = match request.attr("sessionid").filter(|id| !id.is_empty()) {

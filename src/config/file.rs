@@ -66,19 +66,19 @@ impl Written {
     }
 
     /// Returns the settings of one section.
-    pub(super) fn section(&self, name: &'static str) -> Section<'_> {
-        Section { written: self, name }
+    pub(super) fn section(&self, name: &'static str) -> SectionReader<'_> {
+        SectionReader { written: self, name }
     }
 }
 
 /// The settings of one section.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Section<'a> {
+pub(super) struct SectionReader<'a> {
     written: &'a Written,
     name: &'static str,
 }
 
-impl Section<'_> {
+impl SectionReader<'_> {
     fn value(&self, key: &'static str) -> Option<(Where, Value)> {
         if let Some((variable, text)) = self.written.env.get(&(self.name, key)) {
             return Some((Where::Env(variable.clone()), Value::String(text.clone())));

@@ -17,7 +17,7 @@ pub use self::{
     values::{Format, PrintPolicy},
 };
 use self::{
-    file::{Section, Written},
+    file::{SectionReader, Written},
     values::host_or_any_port,
 };
 
@@ -130,7 +130,7 @@ impl Config {
 
 /// Returns the secret, wherever it is.
 fn find_secret(
-    section: &Section<'_>,
+    section: &SectionReader<'_>,
     config: &Config,
     file: &str,
     credentials: Option<&Path>,
@@ -180,7 +180,7 @@ fn find_secret(
 }
 
 fn read_secret(
-    section: &Section<'_>,
+    section: &SectionReader<'_>,
     path: &Path,
     file: &str,
     warnings: &mut Vec<String>,

@@ -38,7 +38,7 @@ use crate::{
     limits::{Rate, Rates},
     metrics,
     refuse::{Refuse as _, refuse_address},
-    registry::{Notice, Registry, pep, requests::Handled},
+    registry::{KeyNotice, Registry, pep, requests::Handled},
     relay::table::{NotActivated, TransferTable},
     sessions::{
         Broker, Callee,
@@ -111,7 +111,7 @@ fn proposals(options: &Options) -> Proposals {
 async fn finish(
     stanza: &Stanza,
     done: Result<Handled, Refusal>,
-    notices: &mpsc::Sender<Notice>,
+    notices: &mpsc::Sender<KeyNotice>,
 ) -> Element {
     match done {
         Ok(Handled { answer, notice }) => {
@@ -202,7 +202,7 @@ pub struct Back {
     /// For [`Router::handle_known`].
     pub known: mpsc::Sender<Known>,
     /// For [`Router::notify`].
-    pub notices: mpsc::Sender<Notice>,
+    pub notices: mpsc::Sender<KeyNotice>,
 }
 
 /// Sends each stanza to the role that answers it.
@@ -663,7 +663,7 @@ impl Router {
     }
 
     /// Sends one chat message to the bare JID and to each reachable resource.
-    pub fn notify(&self, notice: &Notice) {
+    pub fn notify(&self, notice: &KeyNotice) {
         let resources = self.presences.all(&notice.owner);
         let to =
             std::iter::once(notice.owner.to_string()).chain(resources.map(ToString::to_string));

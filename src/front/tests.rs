@@ -10,7 +10,7 @@ use crate::{
     control,
     logging::LogLevel,
     registry::{
-        Options as RegistryOptions,
+        RegistryOptions,
         model::{NewKey, Source, Visibility},
         store::Store,
     },

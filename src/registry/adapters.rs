@@ -235,7 +235,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::registry::{Options, model::Visibility, store::Store};
+    use crate::registry::{RegistryOptions, model::Visibility, store::Store};
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
     /// Example 1 of XEP-0257.
@@ -256,7 +256,7 @@ mod tests {
     async fn registry(visibility: Visibility) -> Registry {
         let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
         let component = BareJid::new("xtls.shakespeare.lit").unwrap();
-        Registry::new(store, Options { component, visibility, keys_per_user: 9 })
+        Registry::new(store, RegistryOptions { component, visibility, keys_per_user: 9 })
     }
 
     async fn ask(registry: &Registry, set: bool, text: &str) -> Result<Option<Element>, Refusal> {

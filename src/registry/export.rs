@@ -26,7 +26,7 @@ use time::OffsetDateTime;
 
 use super::{
     Registry,
-    model::{Actor, AuditEntry, Event, Key},
+    model::{Actor, AuditEntry, AuditEvent, Key},
     requests::{allow_element, to_element},
 };
 use crate::registry::store::{
@@ -39,7 +39,7 @@ const ROWS: usize = 200;
 
 /// A part of the export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+enum ExportPart {
     Key,
     Settings,
     Allow,
@@ -63,31 +63,31 @@ impl Layout {
     }
 
     /// Returns the part of the item with this number, and its number within the part.
-    fn part(self, number: usize) -> (Part, usize) {
+    fn part(self, number: usize) -> (ExportPart, usize) {
         let mut number = number;
         for (part, count) in [
-            (Part::Key, self.keys),
-            (Part::Settings, self.settings),
-            (Part::Allow, self.allowed),
-            (Part::Entry, self.entries),
+            (ExportPart::Key, self.keys),
+            (ExportPart::Settings, self.settings),
+            (ExportPart::Allow, self.allowed),
+            (ExportPart::Entry, self.entries),
         ] {
             if number < count {
                 return (part, number);
             }
             number -= count;
         }
-        (Part::Session, number)
+        (ExportPart::Session, number)
     }
 
     /// Returns the number of an item of a part.
-    fn number(self, part: Part, number: usize) -> usize {
+    fn number(self, part: ExportPart, number: usize) -> usize {
         number
             + match part {
-                Part::Key => 0,
-                Part::Settings => self.keys,
-                Part::Allow => self.keys + self.settings,
-                Part::Entry => self.keys + self.settings + self.allowed,
-                Part::Session => self.keys + self.settings + self.allowed + self.entries,
+                ExportPart::Key => 0,
+                ExportPart::Settings => self.keys,
+                ExportPart::Allow => self.keys + self.settings,
+                ExportPart::Entry => self.keys + self.settings + self.allowed,
+                ExportPart::Session => self.keys + self.settings + self.allowed + self.entries,
             }
     }
 }
@@ -119,7 +119,7 @@ impl Registry {
             Some(uid) if uid.starts_with("session-") => open
                 .iter()
                 .position(|(side, _)| uid == session_uid(side))
-                .map(|number| layout.number(Part::Session, number)),
+                .map(|number| layout.number(ExportPart::Session, number)),
             Some(uid) => self.position(owner, &profile, layout, uid).await?,
             None => None,
         };
@@ -147,20 +147,20 @@ impl Registry {
         while let Some(number) = page.wants() {
             let (part, number) = layout.part(number);
             let (uid, element) = match part {
-                Part::Key => {
+                ExportPart::Key => {
                     let key = &profile.keys[number];
                     let material = self.store.material(key.id).await?;
                     (format!("key-{}", key.id), Some(key_element(key, material.as_deref())))
                 }
                 // Its room is taken already.
-                Part::Settings => ("settings".to_owned(), None),
-                Part::Allow => {
+                ExportPart::Settings => ("settings".to_owned(), None),
+                ExportPart::Allow => {
                     let allowed =
                         profile.settings.as_ref().and_then(|known| known.allowed.get(number));
                     let jid = allowed.ok_or_else(Refusal::internal)?;
                     (format!("allow-{jid}"), Some(allow_element(jid)))
                 }
-                Part::Entry => {
+                ExportPart::Entry => {
                     if number.checked_sub(rows.0).is_none_or(|at| at >= rows.1.len()) {
                         rows = self.rows(owner, newest, layout.entries, number).await?;
                     }
@@ -168,7 +168,7 @@ impl Registry {
                     let entry = at.and_then(|at| rows.1.get(at)).ok_or_else(Refusal::internal)?;
                     (format!("entry-{}", entry.seq), Some(entry_element(entry, owner)))
                 }
-                Part::Session => {
+                ExportPart::Session => {
                     let session = open.get(number).ok_or_else(Refusal::internal)?;
                     (session_uid(&session.0), Some(session_element(session)))
                 }
@@ -178,18 +178,18 @@ impl Registry {
         }
         let (items, set) = page.finish();
         // If a page begins among the allowed users, an earlier page had the settings themselves.
-        if !items.iter().any(|(part, _)| *part == Part::Settings) {
+        if !items.iter().any(|(part, _)| *part == ExportPart::Settings) {
             settings = Element::bare("settings", ns::KEYS);
         }
         let has_settings =
-            items.iter().any(|(part, _)| matches!(part, Part::Settings | Part::Allow));
+            items.iter().any(|(part, _)| matches!(part, ExportPart::Settings | ExportPart::Allow));
         for (part, element) in items {
             let Some(element) = element else { continue };
             match part {
-                Part::Key => keys.append_child(element),
-                Part::Settings | Part::Allow => settings.append_child(element),
-                Part::Entry => audit.append_child(element),
-                Part::Session => sessions.append_child(element),
+                ExportPart::Key => keys.append_child(element),
+                ExportPart::Settings | ExportPart::Allow => settings.append_child(element),
+                ExportPart::Entry => audit.append_child(element),
+                ExportPart::Session => sessions.append_child(element),
             };
         }
         export.append_child(keys);
@@ -219,14 +219,14 @@ impl Registry {
         Ok(match part {
             "key" => {
                 let keys = &mut profile.keys.iter();
-                number(Part::Key, keys.position(|key| key.id.to_string() == name))
+                number(ExportPart::Key, keys.position(|key| key.id.to_string() == name))
             }
             "settings" if uid == "settings" => {
-                number(Part::Settings, profile.settings.as_ref().map(|_| 0))
+                number(ExportPart::Settings, profile.settings.as_ref().map(|_| 0))
             }
             "allow" => {
                 let allowed = profile.settings.iter().flat_map(|settings| &settings.allowed);
-                number(Part::Allow, allowed.into_iter().position(|jid| jid.as_str() == name))
+                number(ExportPart::Allow, allowed.into_iter().position(|jid| jid.as_str() == name))
             }
             "entry" => {
                 let Ok(seq) = name.parse::<i64>() else { return Ok(None) };
@@ -234,7 +234,10 @@ impl Registry {
                 if last.first().is_none_or(|entry| entry.seq != seq) {
                     return Ok(None);
                 }
-                number(Part::Entry, self.store.audit_count(Some(owner), seq).await?.checked_sub(1))
+                number(
+                    ExportPart::Entry,
+                    self.store.audit_count(Some(owner), seq).await?.checked_sub(1),
+                )
             }
             _ => None,
         })
@@ -303,7 +306,7 @@ fn entry_element(entry: &AuditEntry, owner: &BareJid) -> Element {
             ("event", entry.event.as_str()),
         ],
     );
-    if let Event::Superseded { by } = entry.event {
+    if let AuditEvent::Superseded { by } = entry.event {
         xml::set(&mut row, "replaced-by", &by.to_string());
     }
     if let Some(id) = entry.key {
@@ -338,7 +341,7 @@ mod tests {
 
     use super::*;
     use crate::registry::{
-        Options,
+        RegistryOptions,
         model::{NewKey, Settings, Source, Visibility},
         store::Store,
     };
@@ -358,7 +361,7 @@ mod tests {
         let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
         let component = BareJid::new("xtls.montague.lit").unwrap();
         let visibility = Visibility::Everyone;
-        Registry::new(store, Options { component, visibility, keys_per_user: 1000 })
+        Registry::new(store, RegistryOptions { component, visibility, keys_per_user: 1000 })
     }
 
     async fn add(registry: &Registry, number: usize) {
@@ -669,7 +672,8 @@ mod tests {
         let store = Store::open(&url, 2, true).await.unwrap();
         let component = BareJid::new("xtls.m.lit").unwrap();
         let visibility = Visibility::Everyone;
-        let options = Options { component: component.clone(), visibility, keys_per_user: 9 };
+        let options =
+            RegistryOptions { component: component.clone(), visibility, keys_per_user: 9 };
         let registry = Registry::new(store.clone(), options);
         let from = Jid::new("romeo@m.lit/here").unwrap();
         let romeo = from.to_bare();

@@ -49,14 +49,14 @@ use self::{
     store::{
         Store,
         error::StoreError,
-        records::{News, Profile, RetiredAccount},
+        records::{ExternalChanges, Profile, RetiredAccount},
     },
 };
 use crate::{limits::Rates, metrics};
 
 /// The registry's settings.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct RegistryOptions {
     /// The component's address.
     pub component: BareJid,
     /// The visibility of users that have not set their own.
@@ -85,7 +85,7 @@ impl From<NotAllowed> for RegistryError {
 
 /// A message for a user about a change of the user's keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
+pub struct KeyNotice {
     /// The owner of the keys.
     pub owner: BareJid,
     /// What changed, from where, and how to revoke.
@@ -93,14 +93,14 @@ pub struct Notice {
 }
 
 /// A key after a change, and the message for its owner, if anything changed.
-pub type Changed = (Key, Option<Notice>);
+pub type Changed = (Key, Option<KeyNotice>);
 
 /// The registry: a store and the rules of visibility. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Registry {
     component: BareJid,
     store: Store,
-    options: Arc<RwLock<Options>>,
+    options: Arc<RwLock<RegistryOptions>>,
     profiles: Arc<Profiles>,
     /// Held from the query for others' changes until they are applied.
     catching_up: Arc<tokio::sync::Mutex<()>>,
@@ -115,7 +115,7 @@ const CHANGES: (f64, Duration) = (1000.0, Duration::from_secs(20));
 
 impl Registry {
     /// Creates a registry on a store.
-    pub fn new(store: Store, options: Options) -> Self {
+    pub fn new(store: Store, options: RegistryOptions) -> Self {
         let profiles = if store.tells() { Profiles::notified() } else { Profiles::default() };
         Self {
             component: options.component.clone(),
@@ -149,7 +149,7 @@ impl Registry {
     }
 
     /// Sets other settings, from now on; the component's address stays.
-    pub fn set_options(&self, options: Options) {
+    pub fn set_options(&self, options: RegistryOptions) {
         *self.options.write().unwrap_or_else(PoisonError::into_inner) = options;
     }
 
@@ -197,14 +197,14 @@ impl Registry {
     }
 
     /// Drops cached profiles that other programs have changed.
-    fn forget(&self, news: News) {
+    fn forget(&self, news: ExternalChanges) {
         let blocks = match news {
-            News::None => false,
-            News::Of { owners, blocks } => {
+            ExternalChanges::None => false,
+            ExternalChanges::Of { owners, blocks } => {
                 owners.iter().for_each(|owner| self.profiles.changed(owner));
                 blocks
             }
-            News::Anything => {
+            ExternalChanges::Anything => {
                 self.profiles.all_changed();
                 true
             }
@@ -594,7 +594,7 @@ impl Registry {
         &self.store
     }
 
-    fn notice(&self, key: &Key, what: &str, from: &Jid, now: OffsetDateTime) -> Notice {
+    fn notice(&self, key: &Key, what: &str, from: &Jid, now: OffsetDateTime) -> KeyNotice {
         let print = key.prints.first().map(ToString::to_string).unwrap_or_default();
         let label =
             if key.label.is_empty() { String::new() } else { format!(" “{}”", key.label) };
@@ -614,7 +614,7 @@ impl Registry {
             key.method,
             stamp(now),
         );
-        Notice { owner: key.owner.clone(), text }
+        KeyNotice { owner: key.owner.clone(), text }
     }
 }
 
@@ -643,7 +643,7 @@ mod tests {
         let store = Store::open(url, 2, true).await.unwrap();
         let component = bare("xtls.m.lit");
         let visibility = Visibility::Everyone;
-        Registry::new(store, Options { component, visibility, keys_per_user: 9 })
+        Registry::new(store, RegistryOptions { component, visibility, keys_per_user: 9 })
     }
 
     async fn add(registry: &Registry, byte: u8) -> Key {

@@ -1,7 +1,7 @@
 //! Keys, their states, and the allowed changes.
 //!
 //! A key begins `active`. It ends `superseded`, when its owner adds another one in its place, or `revoked`. Revoked is
-//! final, even for a print that is added again. Nothing is overwritten: the [`Event`] of each change goes to the audit
+//! final, even for a print that is added again. Nothing is overwritten: the [`AuditEvent`] of each change goes to the audit
 //! log.
 //!
 //! | state | add again | replaced | revoke |
@@ -104,12 +104,12 @@ pub struct NewKey {
     /// Why its certificate revokes itself, if it does.
     revocation: Option<String>,
     /// How its certificate compares to the stored one.
-    stored: Stored,
+    stored: StoredMaterial,
 }
 
 /// How a sent certificate compares to the stored one of the same key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Stored {
+enum StoredMaterial {
     /// Nothing is stored, or it was not looked up.
     #[default]
     Unknown,
@@ -183,7 +183,7 @@ impl NewKey {
             expires: None,
             replaces: None,
             revocation: None,
-            stored: Stored::Unknown,
+            stored: StoredMaterial::Unknown,
         })
     }
 
@@ -210,7 +210,7 @@ impl NewKey {
             expires: material.expires,
             replaces: None,
             revocation: material.revocation,
-            stored: Stored::Unknown,
+            stored: StoredMaterial::Unknown,
         })
     }
 
@@ -252,12 +252,12 @@ impl NewKey {
             return Ok(self.clone());
         };
         Ok(match Material::merged(stored, sent)? {
-            None => Self { stored: Stored::Same, ..self.clone() },
+            None => Self { stored: StoredMaterial::Same, ..self.clone() },
             Some(merged) => Self {
                 material: Some(merged.bytes),
                 expires: merged.expires,
                 revocation: merged.revocation,
-                stored: Stored::Extended,
+                stored: StoredMaterial::Extended,
                 ..self.clone()
             },
         })
@@ -309,7 +309,7 @@ impl Actor {
 
 /// A change of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum AuditEvent {
     /// It was added.
     Added,
     /// It was added, and another user already had a key with one of its prints.
@@ -350,7 +350,7 @@ pub enum Event {
     Unblocked,
 }
 
-impl Event {
+impl AuditEvent {
     /// Returns the name in the database.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -372,7 +372,7 @@ impl Event {
         }
     }
 
-    /// Returns the other user and the other key that it is about, as [`Event::of`] takes them.
+    /// Returns the other user and the other key that it is about, as [`AuditEvent::of`] takes them.
     pub fn others(&self) -> (Option<&Party>, Option<KeyId>) {
         match self {
             Self::AlsoOwned { by, key } => (Some(by), Some(*key)),
@@ -436,7 +436,7 @@ pub struct AuditEntry {
     /// The key, if it is about one.
     pub key: Option<KeyId>,
     /// What happened.
-    pub event: Event,
+    pub event: AuditEvent,
 }
 
 /// The result of adding a key.
@@ -446,8 +446,8 @@ pub enum Addition {
     Known {
         /// That key, completed by the new one.
         key: Key,
-        /// The change, if any: [`Event::Completed`], [`Event::Updated`] or [`Event::Revoked`].
-        event: Option<Event>,
+        /// The change, if any: [`AuditEvent::Completed`], [`AuditEvent::Updated`] or [`AuditEvent::Revoked`].
+        event: Option<AuditEvent>,
         /// The key that it replaces.
         superseded: Option<Key>,
     },
@@ -475,7 +475,7 @@ impl Addition {
         match self {
             Self::Fresh { key, .. } => Self::Fresh { key: revoked(key), superseded: None },
             Self::Known { key, .. } if key.state != State::Revoked => {
-                let event = Some(Event::Revoked);
+                let event = Some(AuditEvent::Revoked);
                 Self::Known { key: revoked(key), event, superseded: None }
             }
             known @ Self::Known { .. } => known,
@@ -508,7 +508,7 @@ impl Addition {
         rest.retain(|print| !kept(print));
         let completed = !more.is_empty() || !rest.is_empty();
         key.prints.extend(more);
-        let event = event.or_else(|| completed.then_some(Event::Completed));
+        let event = event.or_else(|| completed.then_some(AuditEvent::Completed));
         (Self::Known { key, event, superseded }, rest)
     }
 }
@@ -611,7 +611,7 @@ impl Key {
             key.state = State::Revoked;
             key.reason = shortened(reason, REASON_MAX);
             key.changed = now;
-            return Ok(Addition::Known { key, event: Some(Event::Revoked), superseded: None });
+            return Ok(Addition::Known { key, event: Some(AuditEvent::Revoked), superseded: None });
         }
         if let Some(known) = known {
             let mut key = known.clone();
@@ -744,14 +744,14 @@ impl Key {
     /// Takes over what `new` adds to the key. An OpenPGP certificate may grow at any time, because its fingerprint
     /// binds all of it. Otherwise only a merely asserted key without a certificate is completed: a proof or an
     /// attestation was about its earlier prints.
-    fn complete(&mut self, new: &NewKey, now: OffsetDateTime) -> Option<Event> {
+    fn complete(&mut self, new: &NewKey, now: OffsetDateTime) -> Option<AuditEvent> {
         if self.has_material {
-            if new.stored != Stored::Extended {
+            if new.stored != StoredMaterial::Extended {
                 return None;
             }
             self.expires = new.expires.map(to_micros);
             self.changed = now;
-            return Some(Event::Updated);
+            return Some(AuditEvent::Updated);
         }
         let is_bound = self.method == Method::OpenPgp || self.assurance == Assurance::Asserted;
         if self.state != State::Active || !is_bound {
@@ -775,7 +775,7 @@ impl Key {
             self.prints.extend(more);
         }
         self.changed = now;
-        Some(Event::Completed)
+        Some(AuditEvent::Completed)
     }
 
     fn superseded(&self, by: KeyId, now: OffsetDateTime) -> Result<Self, NotAllowed> {

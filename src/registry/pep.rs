@@ -17,7 +17,7 @@ use minidom::Element;
 use time::OffsetDateTime;
 
 use super::{
-    Notice, Registry,
+    KeyNotice, Registry,
     model::{NewKey, Source},
 };
 use crate::{
@@ -164,7 +164,7 @@ impl Registry {
         owner: &BareJid,
         published: &[Vec<u8>],
         now: OffsetDateTime,
-    ) -> Result<Vec<Notice>, StoreError> {
+    ) -> Result<Vec<KeyNotice>, StoreError> {
         let from = Jid::from(owner.clone());
         let mut notices = Vec::new();
         let mut current = Vec::new();

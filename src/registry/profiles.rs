@@ -39,7 +39,7 @@ pub(super) struct Stamp {
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
+struct CachedProfile {
     read_at: Stamp,
     profile: Arc<Profile>,
 }
@@ -47,8 +47,8 @@ struct Entry {
 #[derive(Clone, Debug)]
 struct ByKeys;
 
-impl Weighter<BareJid, Entry> for ByKeys {
-    fn weight(&self, owner: &BareJid, entry: &Entry) -> u64 {
+impl Weighter<BareJid, CachedProfile> for ByKeys {
+    fn weight(&self, owner: &BareJid, entry: &CachedProfile) -> u64 {
         let allowed = entry.profile.settings.iter().flat_map(|settings| &settings.allowed);
         let allowed: usize = allowed.map(|jid| 64 + jid.as_str().len()).sum();
         USER + allowed as u64
@@ -61,7 +61,7 @@ impl Weighter<BareJid, Entry> for ByKeys {
 /// The cache.
 #[derive(Debug)]
 pub(super) struct Profiles {
-    cache: Cache<BareJid, Entry, ByKeys>,
+    cache: Cache<BareJid, CachedProfile, ByKeys>,
     changes: Vec<AtomicU64>,
     hasher: RandomState,
     /// Whether the cache is bypassed, because others' changes could be missed.
@@ -112,7 +112,7 @@ impl Profiles {
     /// Stores a profile that was read after `read_at` was taken.
     pub(super) fn put(&self, owner: &BareJid, read_at: Stamp, profile: Arc<Profile>) {
         if !self.bypassed.load(Ordering::SeqCst) {
-            self.cache.insert(owner.clone(), Entry { read_at, profile });
+            self.cache.insert(owner.clone(), CachedProfile { read_at, profile });
         }
     }
 

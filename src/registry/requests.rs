@@ -31,7 +31,7 @@ use minidom::Element;
 use time::OffsetDateTime;
 
 use super::{
-    Changed, Notice, Registry, RegistryError,
+    Changed, KeyNotice, Registry, RegistryError,
     model::{
         ALLOWED_MAX, Actor, Key, KeyError, NewKey, NotAllowed, Settings, Source, Visibility,
         check_reason,
@@ -82,7 +82,7 @@ pub struct Handled {
     /// The payload of the result; none for an empty one.
     pub answer: Option<Element>,
     /// The message for the owner.
-    pub notice: Option<Notice>,
+    pub notice: Option<KeyNotice>,
 }
 
 impl From<Element> for Handled {
@@ -378,7 +378,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::registry::{Options, model::Visibility, store::Store};
+    use crate::registry::{RegistryOptions, model::Visibility, store::Store};
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
     const SEED: &str = "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38";
@@ -386,7 +386,7 @@ mod tests {
     async fn registry(visibility: Visibility) -> Registry {
         let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
         let component = BareJid::new("xtls.m.lit").unwrap();
-        Registry::new(store, Options { component, visibility, keys_per_user: 2 })
+        Registry::new(store, RegistryOptions { component, visibility, keys_per_user: 2 })
     }
 
     async fn ask(

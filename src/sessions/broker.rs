@@ -40,7 +40,7 @@ use super::{
 use crate::{
     metrics,
     refuse::Refuse as _,
-    registry::{Notice, Registry},
+    registry::{KeyNotice, Registry},
     relay::table::TransferTable,
 };
 
@@ -256,7 +256,7 @@ impl Broker {
         &self,
         stanza: Stanza,
         identity: Arc<Identity>,
-        notices: mpsc::Sender<Notice>,
+        notices: mpsc::Sender<KeyNotice>,
     ) -> Result<(), Refusal> {
         let shared = &self.shared;
         let options = shared.options();

@@ -25,7 +25,7 @@ use super::{
     side::Side,
 };
 use crate::{
-    registry::Notice,
+    registry::KeyNotice,
     relay::socket::{Socket, SocketLeg},
 };
 
@@ -45,7 +45,7 @@ pub(super) struct OwnDriver {
     session: OwnSession,
     identity: Arc<Identity>,
     pins: Vec<Print>,
-    notices: mpsc::Sender<Notice>,
+    notices: mpsc::Sender<KeyNotice>,
     socket: Option<Socket>,
     /// The tasks that the session waits for. Dropping the session ends them.
     work: JoinSet<OwnDone>,
@@ -59,7 +59,7 @@ impl OwnDriver {
         session: OwnSession,
         identity: Arc<Identity>,
         pins: Vec<Print>,
-        notices: mpsc::Sender<Notice>,
+        notices: mpsc::Sender<KeyNotice>,
     ) -> Self {
         let (socket, work) = (None, JoinSet::new());
         Self { shared, peer, session, identity, pins, notices, socket, work }

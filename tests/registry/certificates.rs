@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use fingerpost::registry::{
-    Notice, Options, Registry,
-    model::{Event, Key, NewKey, NotAllowed, Source, Visibility},
+    KeyNotice, Registry, RegistryOptions,
+    model::{AuditEvent, Key, NewKey, NotAllowed, Source, Visibility},
     store::{Store, error::StoreError},
     verdict::judge,
 };
@@ -131,20 +131,26 @@ fn owner() -> BareJid {
 async fn registry() -> Registry {
     let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
     let component = BareJid::new("xtls.example.org").unwrap();
-    Registry::new(store, Options { component, visibility: Visibility::Everyone, keys_per_user: 9 })
+    Registry::new(
+        store,
+        RegistryOptions { component, visibility: Visibility::Everyone, keys_per_user: 9 },
+    )
 }
 
 fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
 }
 
-async fn add(registry: &Registry, certificate: &[u8]) -> Result<(Key, Option<Notice>), StoreError> {
+async fn add(
+    registry: &Registry,
+    certificate: &[u8],
+) -> Result<(Key, Option<KeyNotice>), StoreError> {
     let material = Material::parse(Method::OpenPgp, certificate).unwrap();
     let new = NewKey::of_material(material, &[], "pgp", Source::Self_).unwrap();
     registry.add(&alice(), &new, now()).await
 }
 
-async fn events(registry: &Registry) -> Vec<Event> {
+async fn events(registry: &Registry) -> Vec<AuditEvent> {
     let log = registry.store().audit(Some(&owner()), 100).await.unwrap();
     log.into_iter().map(|entry| entry.event).collect()
 }
@@ -189,7 +195,7 @@ async fn a_certificate_that_was_prolonged_is_valid_for_longer() {
         assert_eq!((again, told), (second.clone(), None));
     }
     assert_eq!(material(&registry, first.id).await, before);
-    assert_eq!(events(&registry).await, [Event::Added, Event::Updated]);
+    assert_eq!(events(&registry).await, [AuditEvent::Added, AuditEvent::Updated]);
     // The other order has the same result.
     let other = self::registry().await;
     add(&other, &long).await.unwrap();
@@ -209,7 +215,7 @@ async fn a_certificate_that_revokes_itself_revokes_the_key_for_good() {
     assert_eq!((revoked.id, revoked.state), (key.id, State::Revoked));
     assert!(told.unwrap().text.contains("was revoked, for good,"));
     assert_eq!(verdict(&registry, now()).await, Verdict::Revoked);
-    assert_eq!(events(&registry).await, [Event::Added, Event::Revoked]);
+    assert_eq!(events(&registry).await, [AuditEvent::Added, AuditEvent::Revoked]);
     let kept = Material::parse(Method::OpenPgp, &material(&registry, key.id).await).unwrap();
     assert!(kept.revocation.is_some(), "others can see it too");
     for certificate in [&before, &after] {

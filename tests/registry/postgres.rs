@@ -11,7 +11,7 @@ use fingerpost::{
         store::{
             Store,
             error::StoreError,
-            open::{OpenError, Options as Database},
+            open::{OpenError, StoreOptions as Database},
         },
     },
 };
@@ -94,8 +94,11 @@ async fn until_read_only<T>(ask: impl AsyncFnMut() -> Result<T, StoreError>) {
 
 fn registry(store: &Store) -> Registry {
     let component = BareJid::new("xtls.montague.lit").unwrap();
-    let options =
-        registry::Options { component, visibility: Visibility::Everyone, keys_per_user: 99 };
+    let options = registry::RegistryOptions {
+        component,
+        visibility: Visibility::Everyone,
+        keys_per_user: 99,
+    };
     Registry::new(store.clone(), options)
 }
 

@@ -8,7 +8,7 @@ use fingerpost::{
     cli::keys::{self, KeysCommand},
     registry::{
         self, Registry,
-        model::{Actor, Event, NewKey, Party, Settings, Source, Visibility},
+        model::{Actor, AuditEvent, NewKey, Party, Settings, Source, Visibility},
         store::Store,
         verdict,
     },
@@ -262,7 +262,7 @@ async fn is_revoked_by_every_print(url: &str) {
     let store = Store::open(url, 2, true).await.expect("the database opens");
     let component = BareJid::new("xtls.example.org").expect("a JID");
     let options =
-        registry::Options { component, visibility: Visibility::Everyone, keys_per_user: 9 };
+        registry::RegistryOptions { component, visibility: Visibility::Everyone, keys_per_user: 9 };
     let registry = Registry::new(store, options);
     let romeo = Jid::new("romeo@example.org/orchard").expect("a JID");
     let juliet = BareJid::new("juliet@example.org").expect("a JID");
@@ -300,9 +300,12 @@ async fn is_revoked_by_every_print(url: &str) {
         assert_eq!(judged(print).await, Verdict::Revoked, "{print}");
     }
     let log = registry.store().audit(Some(&romeo.to_bare()), 100).await.expect("a log");
-    let events: Vec<&Event> =
+    let events: Vec<&AuditEvent> =
         log.iter().filter(|row| row.key == Some(key.id)).map(|row| &row.event).collect();
-    assert_eq!(events, [&Event::Added, &Event::Revoked, &Event::Completed, &Event::Completed]);
+    assert_eq!(
+        events,
+        [&AuditEvent::Added, &AuditEvent::Revoked, &AuditEvent::Completed, &AuditEvent::Completed]
+    );
     assert_eq!(add(&prints).await, (known, None), "nothing is new");
 
     // A proven key whose print was revoked before takes no further print otherwise.
@@ -486,7 +489,7 @@ async fn an_import_that_changes_something_back_is_logged() {
         let log = store.audit(None, 100).await.expect("a log");
         assert_eq!(log.len(), before + more, "{log:?}");
         let last = |n: usize| &log[log.len() - n].event;
-        assert_eq!((last(2), last(1)), (&Event::Settings, &Event::Blocked), "{log:?}");
+        assert_eq!((last(2), last(1)), (&AuditEvent::Settings, &AuditEvent::Blocked), "{log:?}");
     }
     store.close().await;
 }
@@ -525,7 +528,7 @@ async fn an_import_of_revoked_prints_alone_is_logged() {
         let log = store.audit(None, 100).await.expect("a log");
         let rows = &log[before..];
         assert_eq!(rows.len(), 2, "{rows:?}");
-        assert!(rows.iter().all(|row| row.event == Event::Imported && row.key.is_none()));
+        assert!(rows.iter().all(|row| row.event == AuditEvent::Imported && row.key.is_none()));
         assert_eq!(rows[0].owner, Party::User(romeo.clone()));
         assert!(matches!(&rows[1].owner, Party::Erased(hash) if hash.starts_with("sha-256:")));
         import(&store, &prints).await;

@@ -10,7 +10,7 @@ use fingerpost::{
     registry::{
         self, Registry,
         model::{Actor, NewKey, Source, Visibility},
-        store::{Store, records::News},
+        store::{Store, records::ExternalChanges},
     },
 };
 use fingerpost_wire::{
@@ -377,7 +377,7 @@ async fn a_revocation_is_in_force_where_the_listening_connection_became_silent()
     let key = add_to(&there).await;
     let component = BareJid::new("xtls.montague.lit").unwrap();
     let options =
-        registry::Options { component, visibility: Visibility::Everyone, keys_per_user: 9 };
+        registry::RegistryOptions { component, visibility: Visibility::Everyone, keys_per_user: 9 };
     let registry = Registry::new(here, options);
     let listening = tokio::spawn({
         let registry = registry.clone();
@@ -454,7 +454,7 @@ async fn one_connection_in_the_pool_is_enough_beside_the_one_that_listens() {
     let store = Store::open(&postgres.url(), 1, true).await.unwrap();
     let mut changes = store.changes().await.unwrap().expect("PostgreSQL tells of changes");
     let key = add_to(&store).await;
-    let of_romeo = News::Of { owners: vec![romeo()], blocks: false };
+    let of_romeo = ExternalChanges::Of { owners: vec![romeo()], blocks: false };
     assert_eq!(timeout(EVENT, changes.next()).await.unwrap().unwrap(), of_romeo);
     revoke_in(&store, key).await;
     assert_eq!(timeout(EVENT, changes.next()).await.unwrap().unwrap(), of_romeo);

@@ -10,7 +10,7 @@ use super::{
     parties::party,
     sql::{Row, StoreConnection, inconsistent, micros, moment, query},
 };
-use crate::registry::model::{Actor, AuditEntry, Event, Party};
+use crate::registry::model::{Actor, AuditEntry, AuditEvent, Party};
 
 /// The columns of a row of the audit log with its users, and their tables.
 macro_rules! select_audit {
@@ -111,7 +111,7 @@ pub(super) async fn log(
     actor: &Actor,
     now: OffsetDateTime,
     id: Option<KeyId>,
-    event: &Event,
+    event: &AuditEvent,
 ) -> Result<(), sqlx::Error> {
     let owner = party(db, owner).await?;
     let (kind, actor) = match actor {
@@ -133,7 +133,7 @@ pub(super) async fn add_to_log(
     (owner, (kind, actor), other): (i64, (&str, Option<i64>), Option<i64>),
     at: OffsetDateTime,
     id: Option<KeyId>,
-    event: &Event,
+    event: &AuditEvent,
 ) -> Result<(), sqlx::Error> {
     query(
         "INSERT INTO audit (at, event, key_id, owner, actor_kind, actor, other, other_key)
@@ -185,7 +185,7 @@ fn entry(row: &Row) -> Result<AuditEntry, StoreError> {
     let other_key = other_key.and_then(|text| text.parse().ok());
     let name: String = row.try_get("event")?;
     let event =
-        Event::of(&name, person("other_jid", "other_erased")?, other_key).ok_or_else(bad)?;
+        AuditEvent::of(&name, person("other_jid", "other_erased")?, other_key).ok_or_else(bad)?;
     let key: Option<String> = row.try_get("key_id")?;
     Ok(AuditEntry {
         seq,

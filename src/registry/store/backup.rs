@@ -17,7 +17,7 @@ use sqlx::{Connection as _, SqliteConnection as Connection, sqlite::SqliteConnec
 use time::OffsetDateTime;
 
 use super::{
-    open::{OpenError, Standing},
+    open::{OpenError, SchemaStanding},
     schema::standing,
     sqlite::{self, BUSY, MIGRATIONS, beside, directory_of},
 };
@@ -201,7 +201,7 @@ async fn is_ours(db: &mut Connection, file: &Path) -> Result<(), BackupError> {
     let applied = sqlite::applied(db).await.map_err(of(file))?;
     let schema = |source| BackupError::Schema { file: file.to_owned(), source };
     match standing(&applied, &MIGRATIONS).map_err(schema)? {
-        Standing::Behind { found: 0, .. } => Err(BackupError::Content {
+        SchemaStanding::Behind { found: 0, .. } => Err(BackupError::Content {
             file: file.to_owned(),
             text: "this is not a database of fingerpost".to_owned(),
         }),

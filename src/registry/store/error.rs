@@ -10,9 +10,9 @@ use crate::registry::model::NotAllowed;
 /// Which connections of a pool may be reused: those made after the last error of a broken connection. A database that
 /// was unavailable, was replaced by its standby or could not read its file gets new connections.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Trust(Arc<Mutex<Option<Instant>>>);
+pub(super) struct ConnectionTrust(Arc<Mutex<Option<Instant>>>);
 
-impl Trust {
+impl ConnectionTrust {
     /// Returns whether a connection of this age may be reused.
     pub(super) fn admits(&self, age: Duration) -> bool {
         let broken = *self.0.lock().unwrap_or_else(PoisonError::into_inner);

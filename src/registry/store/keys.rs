@@ -19,7 +19,7 @@ use super::{
     revoked::{forgotten_of, keep_prints},
     sql::{Row, StoreConnection, inconsistent, micros, moment, query},
 };
-use crate::registry::model::{Actor, Addition, Event, Key, NewKey, NotAllowed, Party};
+use crate::registry::model::{Actor, Addition, AuditEvent, Key, NewKey, NotAllowed, Party};
 
 /// The columns of a key, and their tables.
 macro_rules! select_keys {
@@ -157,7 +157,10 @@ impl Store {
                 own.iter().any(|known| known.id == key.id && known.state == State::Revoked)
             };
             if let Some(more) = new.material()
-                && !matches!(addition, Addition::Known { event: None | Some(Event::Revoked), .. })
+                && !matches!(
+                    addition,
+                    Addition::Known { event: None | Some(AuditEvent::Revoked), .. }
+                )
                 && !matches!(&addition, Addition::Known { key, .. } if is_revoked(key))
             {
                 let all = stored_bytes(tx, owner).await?;
@@ -188,9 +191,9 @@ impl Store {
                 }
                 Addition::Fresh { key, superseded } => {
                     insert(tx, &key, new.material()).await?;
-                    log(tx, owner, actor, now, Some(key.id), &Event::Added).await?;
+                    log(tx, owner, actor, now, Some(key.id), &AuditEvent::Added).await?;
                     if key.state == State::Revoked {
-                        log(tx, owner, actor, now, Some(key.id), &Event::Revoked).await?;
+                        log(tx, owner, actor, now, Some(key.id), &AuditEvent::Revoked).await?;
                     }
                     for other in &also {
                         let theirs = keys_of(tx, other.as_str()).await?;
@@ -198,22 +201,23 @@ impl Store {
                             |theirs: &&Key| new.prints().iter().any(|print| theirs.has(print));
                         if let Some(theirs) = theirs.iter().find(shares) {
                             let by = Party::User(other.clone());
-                            let event = Event::AlsoOwned { by, key: theirs.id };
+                            let event = AuditEvent::AlsoOwned { by, key: theirs.id };
                             log(tx, owner, actor, now, Some(key.id), &event).await?;
                         }
                     }
-                    (key, Some(Event::Added), superseded)
+                    (key, Some(AuditEvent::Added), superseded)
                 }
             };
-            let fresh = event == Some(Event::Added);
+            let fresh = event == Some(AuditEvent::Added);
             let changed = event.is_some() || superseded.is_some();
             if let Some(old) = superseded {
                 update(tx, &old).await?;
-                let event = Event::Superseded { by: key.id };
+                let event = AuditEvent::Superseded { by: key.id };
                 log(tx, owner, actor, now, Some(old.id), &event).await?;
             }
             announce(tx, owner).await?;
-            let revoked = event == Some(Event::Revoked) || (fresh && key.state == State::Revoked);
+            let revoked =
+                event == Some(AuditEvent::Revoked) || (fresh && key.state == State::Revoked);
             Ok(Added { key, fresh, changed, revoked, also_owned_by: also })
         })
         .await
@@ -236,7 +240,7 @@ impl Store {
                 return Ok((known, false));
             };
             update(tx, &revoked).await?;
-            log(tx, &revoked.owner, actor, now, Some(id), &Event::Revoked).await?;
+            log(tx, &revoked.owner, actor, now, Some(id), &AuditEvent::Revoked).await?;
             announce(tx, &revoked.owner).await?;
             Ok((revoked, true))
         })
@@ -257,7 +261,7 @@ impl Store {
             let known = key(tx, id).await?.ok_or(NotAllowed::NoSuchKey)?;
             let retired = known.retire(actor, now)?;
             update(tx, &retired).await?;
-            log(tx, &retired.owner, actor, now, Some(id), &Event::Retired).await?;
+            log(tx, &retired.owner, actor, now, Some(id), &AuditEvent::Retired).await?;
             announce(tx, &retired.owner).await?;
             Ok(retired)
         })
@@ -279,7 +283,8 @@ impl Store {
             let known = key(tx, id).await?.ok_or(NotAllowed::NoSuchKey)?;
             let Some(raised) = known.raise(actor, to, now)? else { return Ok((known, false)) };
             update(tx, &raised).await?;
-            let event = if to == Assurance::Attested { Event::Attested } else { Event::Proven };
+            let event =
+                if to == Assurance::Attested { AuditEvent::Attested } else { AuditEvent::Proven };
             log(tx, &raised.owner, actor, now, Some(id), &event).await?;
             announce(tx, &raised.owner).await?;
             Ok((raised, true))

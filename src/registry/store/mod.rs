@@ -47,8 +47,8 @@ pub use self::postgres::Changes;
 pub(crate) use self::postgres::Meeting;
 use self::{
     error::StoreError,
-    open::{Inspected, OpenError, Options},
-    records::{Instance, News},
+    open::{Inspected, OpenError, StoreOptions},
+    records::{ExternalChanges, Instance},
     sql::{StoreConnection, micros, query},
 };
 use crate::metrics;
@@ -56,7 +56,7 @@ use crate::metrics;
 /// A database of keys. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
-    kind: Kind,
+    kind: DatabaseKind,
     /// How long an operation may take.
     deadline: Duration,
     writes: Arc<tokio::sync::Mutex<Writes>>,
@@ -77,9 +77,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
-enum Kind {
-    Postgres(postgres::Database),
-    Sqlite(sqlite::Database),
+enum DatabaseKind {
+    Postgres(postgres::PostgresDatabase),
+    Sqlite(sqlite::SqliteDatabase),
 }
 
 /// How long a request waits for the database in all.
@@ -96,15 +96,15 @@ pub fn check_address(url: &str) -> Result<(), String> {
 }
 
 impl Store {
-    fn of(kind: Kind) -> Self {
+    fn of(kind: DatabaseKind) -> Self {
         Self { kind, deadline: DEADLINE, writes: Arc::default() }
     }
 
     /// Returns the same database for operations that read or write everything.
     fn bulk(&self) -> Self {
         let kind = match &self.kind {
-            Kind::Postgres(db) => Kind::Postgres(db.bulk()),
-            Kind::Sqlite(db) => Kind::Sqlite(db.clone()),
+            DatabaseKind::Postgres(db) => DatabaseKind::Postgres(db.bulk()),
+            DatabaseKind::Sqlite(db) => DatabaseKind::Sqlite(db.clone()),
         };
         Self { kind, deadline: BULK, ..self.clone() }
     }
@@ -122,8 +122,8 @@ impl Store {
     ) -> Result<T, StoreError> {
         let work = async {
             let mut db = match &self.kind {
-                Kind::Postgres(db) => db.acquire().await?,
-                Kind::Sqlite(db) => db.acquire().await?,
+                DatabaseKind::Postgres(db) => db.acquire().await?,
+                DatabaseKind::Sqlite(db) => db.acquire().await?,
             };
             work(&mut db).await
         };
@@ -138,8 +138,8 @@ impl Store {
     ) -> Result<T, StoreError> {
         let work = async {
             match &self.kind {
-                Kind::Postgres(db) => db.begin().await?.commit_after(work).await,
-                Kind::Sqlite(db) => db.begin().await?.commit_after(work).await,
+                DatabaseKind::Postgres(db) => db.begin().await?.commit_after(work).await,
+                DatabaseKind::Sqlite(db) => db.begin().await?.commit_after(work).await,
             }
         };
         self.observed(operation, work).await
@@ -153,8 +153,8 @@ impl Store {
     ) -> Result<T, StoreError> {
         let work = async {
             match &self.kind {
-                Kind::Postgres(db) => db.begin_apart().await?.commit_after(work).await,
-                Kind::Sqlite(db) => db.begin().await?.commit_after(work).await,
+                DatabaseKind::Postgres(db) => db.begin_apart().await?.commit_after(work).await,
+                DatabaseKind::Sqlite(db) => db.begin().await?.commit_after(work).await,
             }
         };
         self.observed(operation, work).await
@@ -169,8 +169,8 @@ impl Store {
         let began = Instant::now();
         let work = async {
             match &self.kind {
-                Kind::Postgres(db) => db.trust.judged(work.await),
-                Kind::Sqlite(db) => {
+                DatabaseKind::Postgres(db) => db.trust.judged(work.await),
+                DatabaseKind::Sqlite(db) => {
                     db.verify().await?;
                     let done = db.trust.judged(work.await);
                     // What went into another file than the one that is there is not done.
@@ -194,8 +194,8 @@ impl Store {
     /// Returns why this instance cannot serve its users as it should, if there is a reason.
     pub fn obstacle(&self) -> Option<&'static str> {
         match &self.kind {
-            Kind::Postgres(db) => db.obstacle(),
-            Kind::Sqlite(db) => db
+            DatabaseKind::Postgres(db) => db.obstacle(),
+            DatabaseKind::Sqlite(db) => db
                 .has_lost_its_file()
                 .then_some("the database file was replaced or removed (the log says what to do)"),
         }
@@ -210,18 +210,18 @@ impl Store {
     ) -> Result<Option<Meeting>, StoreError> {
         match &self.kind {
             // Instances meet by a lock and by notifications, which belong to a session of the database.
-            Kind::Postgres(db) if db.is_pooled() => {
+            DatabaseKind::Postgres(db) if db.is_pooled() => {
                 db.look_for_rivals(component, id).await?;
                 Ok(None)
             }
-            Kind::Postgres(db) => Ok(Some(db.meet(component, id).await?)),
-            Kind::Sqlite(_) => Ok(None),
+            DatabaseKind::Postgres(db) => Ok(Some(db.meet(component, id).await?)),
+            DatabaseKind::Sqlite(_) => Ok(None),
         }
     }
 
     /// Returns whether instances can meet in this database: it can be shared, and no pooler is between.
     pub(crate) fn lets_instances_meet(&self) -> bool {
-        matches!(&self.kind, Kind::Postgres(db) if !db.is_pooled())
+        matches!(&self.kind, DatabaseKind::Postgres(db) if !db.is_pooled())
     }
 
     /// Returns the instances of a component; none if the database cannot be shared.
@@ -230,8 +230,8 @@ impl Store {
     /// [`StoreError`]
     pub async fn instances(&self, component: &BareJid) -> Result<Vec<Instance>, StoreError> {
         match &self.kind {
-            Kind::Postgres(db) => Ok(db.instances(component).await?),
-            Kind::Sqlite(_) => Ok(Vec::new()),
+            DatabaseKind::Postgres(db) => Ok(db.instances(component).await?),
+            DatabaseKind::Sqlite(_) => Ok(Vec::new()),
         }
     }
 
@@ -240,19 +240,19 @@ impl Store {
     /// # Errors
     /// [`OpenError`]
     pub async fn open(url: &str, max_connections: u32, migrate: bool) -> Result<Self, OpenError> {
-        Self::open_with(&Options { url, max_connections, migrate, pooler: false }).await
+        Self::open_with(&StoreOptions { url, max_connections, migrate, pooler: false }).await
     }
 
     /// Opens a database.
     ///
     /// # Errors
     /// [`OpenError`]
-    pub async fn open_with(options: &Options<'_>) -> Result<Self, OpenError> {
-        let &Options { url, max_connections, migrate, .. } = options;
+    pub async fn open_with(options: &StoreOptions<'_>) -> Result<Self, OpenError> {
+        let &StoreOptions { url, max_connections, migrate, .. } = options;
         let kind = if url.starts_with("sqlite:") {
-            Kind::Sqlite(sqlite::Database::open(url, max_connections, migrate).await?)
+            DatabaseKind::Sqlite(sqlite::SqliteDatabase::open(url, max_connections, migrate).await?)
         } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            Kind::Postgres(postgres::Database::open(options).await?)
+            DatabaseKind::Postgres(postgres::PostgresDatabase::open(options).await?)
         } else {
             return Err(OpenError::Kind);
         };
@@ -265,8 +265,8 @@ impl Store {
     /// [`OpenError`]
     pub async fn check_connections(&self) -> Result<(), OpenError> {
         let shortage = match &self.kind {
-            Kind::Postgres(db) => db.shortage().await.map_err(OpenError::Open)?,
-            Kind::Sqlite(_) => None,
+            DatabaseKind::Postgres(db) => db.shortage().await.map_err(OpenError::Open)?,
+            DatabaseKind::Sqlite(_) => None,
         };
         shortage.map_or(Ok(()), |(most, needed)| Err(OpenError::Connections { most, needed }))
     }
@@ -276,15 +276,17 @@ impl Store {
     ///
     /// # Errors
     /// [`OpenError`]
-    pub async fn inspect(options: &Options<'_>) -> Result<(Inspected, Option<Self>), OpenError> {
+    pub async fn inspect(
+        options: &StoreOptions<'_>,
+    ) -> Result<(Inspected, Option<Self>), OpenError> {
         if options.url.starts_with("sqlite:") {
             return Ok((sqlite::inspect(options.url, options.migrate).await?, None));
         }
         if !options.url.starts_with("postgres") {
             return Err(OpenError::Kind);
         }
-        let (db, found) = postgres::Database::look(options).await?;
-        let store = Self::of(Kind::Postgres(db));
+        let (db, found) = postgres::PostgresDatabase::look(options).await?;
+        let store = Self::of(DatabaseKind::Postgres(db));
         store.check_connections().await?;
         let store = found.to_do.is_none().then_some(store);
         Ok((found, store))
@@ -294,32 +296,32 @@ impl Store {
     pub async fn close(&self) {
         match &self.kind {
             // They end with the program.
-            Kind::Postgres(_) => {}
-            Kind::Sqlite(db) => db.close().await,
+            DatabaseKind::Postgres(_) => {}
+            DatabaseKind::Sqlite(db) => db.close().await,
         }
     }
 
     /// Returns whether cached data must be checked at each lookup, because nothing reports changes by other programs.
     pub(super) fn must_look(&self) -> bool {
         match &self.kind {
-            Kind::Postgres(_) => false,
-            Kind::Sqlite(db) => db.is_shared(),
+            DatabaseKind::Postgres(_) => false,
+            DatabaseKind::Sqlite(db) => db.is_shared(),
         }
     }
 
     /// Returns whether changes by other programs are reported by [`Self::changes`].
     pub(super) fn tells(&self) -> bool {
-        matches!(self.kind, Kind::Postgres(_))
+        matches!(self.kind, DatabaseKind::Postgres(_))
     }
 
     /// Returns what other programs have changed since the last call, where nothing reports it.
     ///
     /// # Errors
     /// [`StoreError`]; then anything may have changed.
-    pub(super) async fn news(&self) -> Result<News, StoreError> {
+    pub(super) async fn news(&self) -> Result<ExternalChanges, StoreError> {
         match &self.kind {
-            Kind::Postgres(_) => Ok(News::None),
-            Kind::Sqlite(db) => {
+            DatabaseKind::Postgres(_) => Ok(ExternalChanges::None),
+            DatabaseKind::Sqlite(db) => {
                 db.verify().await?;
                 Ok(db.news().await?)
             }
@@ -333,14 +335,14 @@ impl Store {
     /// [`StoreError`]
     pub async fn guard_file(&self) -> Result<(), StoreError> {
         match &self.kind {
-            Kind::Postgres(_) => Ok(()),
-            Kind::Sqlite(db) => Ok(db.guard_file().await?),
+            DatabaseKind::Postgres(_) => Ok(()),
+            DatabaseKind::Sqlite(db) => Ok(db.guard_file().await?),
         }
     }
 
     /// Does what is to be done every second or so.
     pub(super) async fn tend(&self) {
-        if let Kind::Sqlite(db) = &self.kind {
+        if let DatabaseKind::Sqlite(db) = &self.kind {
             db.tend().await;
         }
     }
@@ -393,8 +395,8 @@ impl Store {
     /// [`StoreError`]
     pub async fn changes(&self) -> Result<Option<Changes>, StoreError> {
         match &self.kind {
-            Kind::Postgres(db) => Ok(Some(db.listen().await?)),
-            Kind::Sqlite(_) => Ok(None),
+            DatabaseKind::Postgres(db) => Ok(Some(db.listen().await?)),
+            DatabaseKind::Sqlite(_) => Ok(None),
         }
     }
 
@@ -414,8 +416,8 @@ impl Store {
     /// Returns the connections to the database: open, idle, and at most.
     pub fn connections(&self) -> (u32, usize, u32) {
         match &self.kind {
-            Kind::Postgres(db) => db.connections(),
-            Kind::Sqlite(db) => db.connections(),
+            DatabaseKind::Postgres(db) => db.connections(),
+            DatabaseKind::Sqlite(db) => db.connections(),
         }
     }
 }
@@ -430,7 +432,9 @@ mod tests {
 
     use super::records::Added;
     use super::*;
-    use crate::registry::model::{Actor, Event, NewKey, NotAllowed, Settings, Source, Visibility};
+    use crate::registry::model::{
+        Actor, AuditEvent, NewKey, NotAllowed, Settings, Source, Visibility,
+    };
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
 
@@ -484,7 +488,12 @@ mod tests {
         let log = store.audit(Some(&romeo), 100).await.unwrap();
         assert_eq!(
             log.iter().map(|entry| entry.event.clone()).collect::<Vec<_>>(),
-            [Event::Added, Event::Added, Event::Superseded { by: second.key.id }, Event::Revoked]
+            [
+                AuditEvent::Added,
+                AuditEvent::Added,
+                AuditEvent::Superseded { by: second.key.id },
+                AuditEvent::Revoked
+            ]
         );
         assert_eq!(log[0].actor, Some(own));
     }

@@ -3,7 +3,7 @@
 use jid::BareJid;
 
 use super::{
-    records::News,
+    records::ExternalChanges,
     sql::{StoreConnection, query},
 };
 
@@ -20,7 +20,7 @@ pub(super) async fn last_change(db: &mut StoreConnection) -> Result<i64, sqlx::E
 pub(super) async fn news_since(
     db: &mut StoreConnection,
     seq: &mut i64,
-) -> Result<News, sqlx::Error> {
+) -> Result<ExternalChanges, sqlx::Error> {
     let rows = query(
         "SELECT audit.seq, audit.event, parties.jid
          FROM audit JOIN parties ON parties.id = audit.owner
@@ -39,11 +39,15 @@ pub(super) async fn news_since(
         let jid: Option<String> = row.try_get("jid")?;
         let Some(owner) = jid.and_then(|jid| BareJid::new(&jid).ok()) else {
             *seq = last_change(db).await?;
-            return Ok(News::Anything);
+            return Ok(ExternalChanges::Anything);
         };
         owners.push(owner);
     }
-    Ok(if owners.is_empty() { News::None } else { News::Of { owners, blocks } })
+    Ok(if owners.is_empty() {
+        ExternalChanges::None
+    } else {
+        ExternalChanges::Of { owners, blocks }
+    })
 }
 
 /// Tells other programs of the user whose keys have changed, when the change is committed. Those that share a file find it

@@ -2,7 +2,7 @@
 
 /// Which database is opened, and how.
 #[derive(Clone, Copy, Debug)]
-pub struct Options<'a> {
+pub struct StoreOptions<'a> {
     /// `sqlite:FILE`, `sqlite::memory:` or `postgres://…`.
     pub url: &'a str,
     /// How many connections may be open; on PostgreSQL up to two more.
@@ -123,7 +123,7 @@ pub struct Inspected {
 
 /// A schema that this program can use, at once or after a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum SchemaStanding {
     /// It is the program's own.
     Current,
     /// It is older; 0 if there is none.
@@ -142,12 +142,12 @@ impl Inspected {
     /// [`OpenError::Behind`] if it must be brought up to date by hand.
     pub(super) fn with_schema(
         mut self,
-        standing: Standing,
+        standing: SchemaStanding,
         migrate: bool,
     ) -> Result<Self, OpenError> {
         match standing {
-            Standing::Current => {}
-            Standing::Behind { found, needed } if migrate => {
+            SchemaStanding::Current => {}
+            SchemaStanding::Behind { found, needed } if migrate => {
                 self.to_do = Some(match found {
                     0 => "`fingerpost serve` makes its tables".to_owned(),
                     _ => format!(
@@ -155,7 +155,9 @@ impl Inspected {
                     ),
                 });
             }
-            Standing::Behind { found, needed } => return Err(OpenError::Behind { found, needed }),
+            SchemaStanding::Behind { found, needed } => {
+                return Err(OpenError::Behind { found, needed });
+            }
         }
         Ok(self)
     }

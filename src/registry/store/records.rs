@@ -8,12 +8,12 @@ use time::OffsetDateTime;
 
 use crate::registry::{
     forgotten::{Forgotten, Revoked},
-    model::{Event, Key, Party, Settings},
+    model::{AuditEvent, Key, Party, Settings},
 };
 
 /// What other programs have changed in a shared database.
 #[derive(Debug, PartialEq, Eq)]
-pub enum News {
+pub enum ExternalChanges {
     /// Nothing.
     None,
     /// These users have changed, and perhaps the block list.
@@ -64,7 +64,7 @@ pub struct RetiredAccount {
 
 /// A user or a domain that an admin has blocked by command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
+pub struct BlockEntry {
     /// The address.
     pub jid: BareJid,
     /// Why, for other admins.
@@ -104,7 +104,7 @@ pub struct LogRow {
     /// The key, if it is about one.
     pub key: Option<KeyId>,
     /// What happened.
-    pub event: Event,
+    pub event: AuditEvent,
 }
 
 /// All that is in a database and is not of one run of the component.
@@ -115,7 +115,7 @@ pub struct Contents {
     /// The users that may see the keys of others.
     pub settings: Vec<(BareJid, Settings)>,
     /// The users and domains that a command has blocked.
-    pub blocks: Vec<Block>,
+    pub blocks: Vec<BlockEntry>,
     /// The components' own certificates.
     pub identities: Vec<OwnIdentity>,
     /// The audit log, oldest first.

@@ -2,7 +2,7 @@
 
 use sqlx::migrate::{MigrateError, Migrator};
 
-use super::open::{OpenError, Standing};
+use super::open::{OpenError, SchemaStanding};
 
 /// One migration that a database has had.
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ pub(super) struct Applied {
 ///
 /// # Errors
 /// [`OpenError::Newer`] if the database has had more; [`OpenError::Migrate`] if it has had something else, or half of it.
-pub(super) fn standing(applied: &[Applied], known: &Migrator) -> Result<Standing, OpenError> {
+pub(super) fn standing(applied: &[Applied], known: &Migrator) -> Result<SchemaStanding, OpenError> {
     let needed = known.iter().map(|migration| migration.version).max().unwrap_or_default();
     let found = applied.iter().map(|applied| applied.version).max().unwrap_or_default();
     if found > needed {
@@ -36,8 +36,8 @@ pub(super) fn standing(applied: &[Applied], known: &Migrator) -> Result<Standing
     }
     let has = |version| applied.iter().any(|applied| applied.version == version);
     Ok(match known.iter().all(|own| has(own.version)) {
-        true => Standing::Current,
-        false => Standing::Behind { found, needed },
+        true => SchemaStanding::Current,
+        false => SchemaStanding::Behind { found, needed },
     })
 }
 
@@ -59,12 +59,12 @@ mod tests {
     #[test]
     fn only_the_own_schema_and_older_ones_are_taken() {
         let needed = KNOWN.iter().last().unwrap().version;
-        assert_eq!(standing(&whole(), &KNOWN).unwrap(), Standing::Current);
-        assert_eq!(standing(&[], &KNOWN).unwrap(), Standing::Behind { found: 0, needed });
+        assert_eq!(standing(&whole(), &KNOWN).unwrap(), SchemaStanding::Current);
+        assert_eq!(standing(&[], &KNOWN).unwrap(), SchemaStanding::Behind { found: 0, needed });
         let mut older = whole();
         older.pop();
         let found = older.last().unwrap().version;
-        assert_eq!(standing(&older, &KNOWN).unwrap(), Standing::Behind { found, needed });
+        assert_eq!(standing(&older, &KNOWN).unwrap(), SchemaStanding::Behind { found, needed });
 
         let mut newer = whole();
         newer.push(Applied { version: needed + 7, checksum: vec![1], whole: true });

@@ -18,14 +18,14 @@ use super::{
     keys::{all_keys, insert, key, keys_of, material},
     news::{announce, announce_blocks},
     parties::{party, user},
-    records::{Block, Contents, LogRow, OwnIdentity},
+    records::{BlockEntry, Contents, LogRow, OwnIdentity},
     revoked::{forgotten_of, keep_revoked, revoked, salts},
     sql::{Row, StoreConnection, inconsistent, micros, moment, query},
     users::{settings_of, write_block, write_settings},
 };
 use crate::registry::{
     forgotten::{Revoked, hash_of_owner},
-    model::{Actor, Event, Key, Party, Settings},
+    model::{Actor, AuditEvent, Key, Party, Settings},
 };
 
 const BLOCKS: &str = "SELECT jid, reason, at FROM blocks ORDER BY jid";
@@ -70,7 +70,7 @@ impl Store {
                     }
                     write_settings(tx, owner, settings).await?;
                     if !told.settings.contains(owner) {
-                        log(tx, owner, &Actor::Offline, now, None, &Event::Settings).await?;
+                        log(tx, owner, &Actor::Offline, now, None, &AuditEvent::Settings).await?;
                     }
                     owners.insert(owner);
                 }
@@ -79,7 +79,7 @@ impl Store {
                     if write_block(tx, block).await? {
                         has_blocked = true;
                         if !told.blocks.contains(&block.jid) {
-                            log(tx, &block.jid, &Actor::Offline, now, None, &Event::Blocked)
+                            log(tx, &block.jid, &Actor::Offline, now, None, &AuditEvent::Blocked)
                                 .await?;
                         }
                     }
@@ -108,7 +108,7 @@ impl Store {
                     if !told.prints_of(owner) {
                         let owner = party_of(tx, owner).await?;
                         let offline = (owner, ("offline", None), None);
-                        add_to_log(tx, offline, now, None, &Event::Imported).await?;
+                        add_to_log(tx, offline, now, None, &AuditEvent::Imported).await?;
                     }
                     // Nobody has read anything of an unknown user.
                     if let Party::User(owner) = owner {
@@ -195,12 +195,12 @@ impl Told {
         let mut told = Self::default();
         for row in fresh {
             told.keys.extend(row.key);
-            told.erased |= matches!(row.event, Event::Erased | Event::AccountRetired);
+            told.erased |= matches!(row.event, AuditEvent::Erased | AuditEvent::AccountRetired);
             let Party::User(owner) = &row.owner else { continue };
             told.users.insert(owner.clone());
             match row.event {
-                Event::Settings => drop(told.settings.insert(owner.clone())),
-                Event::Blocked => drop(told.blocks.insert(owner.clone())),
+                AuditEvent::Settings => drop(told.settings.insert(owner.clone())),
+                AuditEvent::Blocked => drop(told.blocks.insert(owner.clone())),
                 _ => {}
             }
         }
@@ -256,7 +256,7 @@ async fn write_keys(
             bring_back(db, new).await?;
         }
         if !told.keys.contains(&new.id) {
-            log(db, &new.owner, &Actor::Offline, now, Some(new.id), &Event::Imported).await?;
+            log(db, &new.owner, &Actor::Offline, now, Some(new.id), &AuditEvent::Imported).await?;
         }
         fresh += 1;
     }
@@ -291,12 +291,12 @@ async fn with_material(
     Ok(found)
 }
 
-fn read_blocks(rows: &[Row]) -> Result<Vec<Block>, StoreError> {
+fn read_blocks(rows: &[Row]) -> Result<Vec<BlockEntry>, StoreError> {
     rows.iter()
         .map(|row| {
             let jid: String = row.try_get("jid")?;
             let bad = || inconsistent("blocks", &jid);
-            Ok(Block {
+            Ok(BlockEntry {
                 jid: canonical_bare(&jid).ok_or_else(bad)?,
                 reason: row.try_get("reason")?,
                 at: moment(row.try_get("at")?).ok_or_else(bad)?,
@@ -357,7 +357,7 @@ fn log_row(row: &Row) -> Result<LogRow, StoreError> {
         actor_kind: row.try_get("actor_kind")?,
         actor: person("actor_jid", "actor_erased")?,
         key: id("key_id")?,
-        event: Event::of(&name, other, id("other_key")?).ok_or_else(bad)?,
+        event: AuditEvent::of(&name, other, id("other_key")?).ok_or_else(bad)?,
     })
 }
 

@@ -11,11 +11,11 @@ use super::{
     keys::{key_named, keys_of},
     news::{announce, announce_blocks},
     parties::{party, user},
-    records::{Block, Profile, RetiredAccount},
+    records::{BlockEntry, Profile, RetiredAccount},
     revoked::{forgotten_of, keep_prints},
     sql::{StoreConnection, inconsistent, micros, query},
 };
-use crate::registry::model::{Actor, Event, Key, Settings, Visibility};
+use crate::registry::model::{Actor, AuditEvent, Key, Settings, Visibility};
 
 impl Store {
     /// Returns the record of a user; an empty one for an unknown user.
@@ -119,7 +119,7 @@ impl Store {
                 return Ok(());
             }
             write_settings(tx, owner, settings).await?;
-            log(tx, owner, actor, now, None, &Event::Settings).await?;
+            log(tx, owner, actor, now, None, &AuditEvent::Settings).await?;
             announce(tx, owner).await?;
             Ok(())
         })
@@ -147,14 +147,14 @@ impl Store {
             if !is_known && named_by.is_empty() {
                 return Ok(RetiredAccount::default());
             }
-            log(tx, owner, actor, now, None, &Event::AccountRetired).await?;
+            log(tx, owner, actor, now, None, &AuditEvent::AccountRetired).await?;
             let keys = forget(tx, owner, hash).await?;
             query("DELETE FROM allowed WHERE jid = $1")
                 .bind(owner.as_str())
                 .execute(tx)
                 .await?;
             for other in &named_by {
-                log(tx, other, actor, now, None, &Event::Settings).await?;
+                log(tx, other, actor, now, None, &AuditEvent::Settings).await?;
                 announce(tx, other).await?;
             }
             announce(tx, owner).await?;
@@ -176,7 +176,7 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
         self.change("erase", async |tx| {
-            log(tx, owner, actor, now, None, &Event::Erased).await?;
+            log(tx, owner, actor, now, None, &AuditEvent::Erased).await?;
             forget(tx, owner, hash).await?;
             announce(tx, owner).await?;
             Ok(())
@@ -208,11 +208,11 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
         self.change("block", async |tx| {
-            let block = Block { jid: jid.clone(), reason: reason.to_owned(), at: now };
+            let block = BlockEntry { jid: jid.clone(), reason: reason.to_owned(), at: now };
             if !write_block(tx, &block).await? {
                 return Ok(false);
             }
-            log(tx, jid, actor, now, None, &Event::Blocked).await?;
+            log(tx, jid, actor, now, None, &AuditEvent::Blocked).await?;
             announce_blocks(tx).await?;
             Ok(true)
         })
@@ -237,7 +237,7 @@ impl Store {
             if done == 0 {
                 return Ok(false);
             }
-            log(tx, jid, actor, now, None, &Event::Unblocked).await?;
+            log(tx, jid, actor, now, None, &AuditEvent::Unblocked).await?;
             announce_blocks(tx).await?;
             Ok(true)
         })
@@ -343,7 +343,7 @@ async fn named_by(db: &mut StoreConnection, owner: &BareJid) -> Result<Vec<BareJ
 /// Blocks a user or a domain; says whether that is new.
 pub(super) async fn write_block(
     db: &mut StoreConnection,
-    block: &Block,
+    block: &BlockEntry,
 ) -> Result<bool, sqlx::Error> {
     let done = query(
         "INSERT INTO blocks (jid, reason, at) VALUES ($1, $2, $3) ON CONFLICT (jid) DO NOTHING",

@@ -15,10 +15,10 @@ use tokio::{
 };
 
 use super::{
-    error::{StoreError, Trust},
+    error::{ConnectionTrust, StoreError},
     news::{CHANNEL, last_change, news_since},
-    open::{Inspected, OpenError, Options, Standing},
-    records::{Instance, News},
+    open::{Inspected, OpenError, SchemaStanding, StoreOptions},
+    records::{ExternalChanges, Instance},
     sql::{Change, StoreConnection, query},
 };
 
@@ -43,10 +43,10 @@ const OTHERS: u32 = 2;
 
 /// A PostgreSQL database.
 #[derive(Clone, Debug)]
-pub(super) struct Database {
+pub(super) struct PostgresDatabase {
     pool: Pool,
     /// Which connections may be reused.
-    pub(super) trust: Trust,
+    pub(super) trust: ConnectionTrust,
     /// Other instances of the component, if a pooler keeps this one from meeting them.
     rivals: Arc<Rivals>,
 }
@@ -56,8 +56,8 @@ pub(super) fn check_address(url: &str) -> Result<(), String> {
     address::servers(url).map(|_| ()).map_err(|error| error.to_string())
 }
 
-impl Database {
-    pub(super) async fn open(options: &Options<'_>) -> Result<Self, OpenError> {
+impl PostgresDatabase {
+    pub(super) async fn open(options: &StoreOptions<'_>) -> Result<Self, OpenError> {
         let db = Self::connect(options).await?;
         if options.migrate {
             schema::bring_up_to_date(&db.pool).await?;
@@ -68,8 +68,8 @@ impl Database {
     }
 
     /// Connects, and leaves the schema as it is.
-    async fn connect(options: &Options<'_>) -> Result<Self, OpenError> {
-        let trust = Trust::default();
+    async fn connect(options: &StoreOptions<'_>) -> Result<Self, OpenError> {
+        let trust = ConnectionTrust::default();
         let list =
             address::servers(options.url).map_err(|error| OpenError::Address(error.to_string()))?;
         let servers = Servers::new(list, options.pooler, trust.clone());
@@ -82,7 +82,7 @@ impl Database {
     }
 
     /// Returns the database and whether it can be used, without a change to it.
-    pub(super) async fn look(options: &Options<'_>) -> Result<(Self, Inspected), OpenError> {
+    pub(super) async fn look(options: &StoreOptions<'_>) -> Result<(Self, Inspected), OpenError> {
         let db = Self::connect(options).await?;
         let found = db.inspect(options.migrate).await?;
         Ok((db, found))
@@ -93,7 +93,7 @@ impl Database {
         let standing = schema::stands(&mut session).await?;
         let row = session.fetch_one(schema::OBSTACLES).await.map_err(OpenError::Open)?;
         let read = |column| row.try_get::<Option<String>, _>(column).map_err(OpenError::Open);
-        let is_behind = standing != Standing::Current;
+        let is_behind = standing != SchemaStanding::Current;
         if is_behind && migrate && read("may_create")?.as_deref() != Some("true") {
             return Err(OpenError::MayNotCreate);
         }
@@ -215,14 +215,14 @@ impl Database {
         servers.mark_unchanged();
         let source = if self.is_pooled() {
             let seq = last_change(&mut self.acquire().await?).await?;
-            Source::Log { db: self.clone(), seq }
+            ChangeSource::Log { db: self.clone(), seq }
         } else {
             let connect = async {
                 let mut connection = self.lone_listener().await?;
                 connection.listen(CHANNEL).await?;
                 Ok(connection)
             };
-            Source::Channel(Box::new(in_time(ACQUIRE, connect).await?))
+            ChangeSource::Channel(Box::new(in_time(ACQUIRE, connect).await?))
         };
         Ok(Changes { source, servers, trust: self.trust.clone() })
     }
@@ -241,18 +241,18 @@ fn open_error(error: sqlx::Error) -> OpenError {
 /// Receives notifications of changes by other programs in a shared database.
 #[derive(Debug)]
 pub struct Changes {
-    source: Source,
+    source: ChangeSource,
     /// Told when another server takes the changes.
     servers: watch::Receiver<u64>,
-    trust: Trust,
+    trust: ConnectionTrust,
 }
 
 #[derive(Debug)]
-enum Source {
+enum ChangeSource {
     /// Notifications, on a connection of its own.
     Channel(Box<PgListener>),
     /// The audit log, read up to this row.
-    Log { db: Database, seq: i64 },
+    Log { db: PostgresDatabase, seq: i64 },
 }
 
 impl Changes {
@@ -267,7 +267,7 @@ impl Changes {
     /// Dropping the future may lose a change: call [`Store::changes`] again and assume that everything has changed.
     ///
     /// [`Store::changes`]: crate::registry::store::Store::changes
-    pub async fn next(&mut self) -> Result<News, StoreError> {
+    pub async fn next(&mut self) -> Result<ExternalChanges, StoreError> {
         let heard = tokio::select! {
             heard = self.source.hear() => heard,
             _ = self.servers.changed() => {
@@ -281,8 +281,8 @@ impl Changes {
     }
 }
 
-impl Source {
-    async fn hear(&mut self) -> Result<News, sqlx::Error> {
+impl ChangeSource {
+    async fn hear(&mut self) -> Result<ExternalChanges, sqlx::Error> {
         match self {
             Self::Channel(connection) => notified(connection).await,
             Self::Log { db, seq } => loop {
@@ -290,7 +290,7 @@ impl Source {
                 let news =
                     in_time(ACQUIRE, async { news_since(&mut db.acquire().await?, seq).await });
                 match news.await? {
-                    News::None => {}
+                    ExternalChanges::None => {}
                     news => return Ok(news),
                 }
             },
@@ -299,17 +299,16 @@ impl Source {
 }
 
 /// Waits for a notification: the address of a user whose keys have changed, or nothing for blocks.
-async fn notified(connection: &mut PgListener) -> Result<News, sqlx::Error> {
+async fn notified(connection: &mut PgListener) -> Result<ExternalChanges, sqlx::Error> {
     loop {
         // Giving up on `try_recv` loses nothing: it takes whole messages out of the buffer of its connection, or none.
         if let Ok(received) = timeout(QUIET, connection.try_recv()).await {
             let notification = received?
                 .ok_or_else(|| sqlx::Error::Io(io::ErrorKind::ConnectionAborted.into()))?;
             return Ok(match notification.payload() {
-                "" => News::Of { owners: Vec::new(), blocks: true },
-                owner => canonical_bare(owner).map_or(News::Anything, |owner| News::Of {
-                    owners: vec![owner],
-                    blocks: false,
+                "" => ExternalChanges::Of { owners: Vec::new(), blocks: true },
+                owner => canonical_bare(owner).map_or(ExternalChanges::Anything, |owner| {
+                    ExternalChanges::Of { owners: vec![owner], blocks: false }
                 }),
             });
         }

@@ -38,7 +38,7 @@ use tokio::{
 };
 use tracing::{debug, info};
 
-use crate::registry::store::error::Trust;
+use crate::registry::store::error::ConnectionTrust;
 
 /// How long a connection may take to be made, that is how long a request waits for a database that is away.
 pub(super) const ACQUIRE: Duration = Duration::from_secs(5);
@@ -88,7 +88,7 @@ pub(super) struct Servers {
     seen: Mutex<Option<String>>,
     /// Counts the times that it was another one.
     changes: watch::Sender<u64>,
-    trust: Trust,
+    trust: ConnectionTrust,
     /// How many connections are open.
     open: Arc<AtomicU32>,
     /// Whether a pooler gives each transaction another connection.
@@ -96,7 +96,7 @@ pub(super) struct Servers {
 }
 
 impl Servers {
-    pub(super) fn new(list: Vec<Server>, pooler: bool, trust: Trust) -> Self {
+    pub(super) fn new(list: Vec<Server>, pooler: bool, trust: ConnectionTrust) -> Self {
         let plain = |server: Server| match pooler {
             // A pooler refuses this parameter, and keeps no statement.
             true => server.extra_float_digits(None).statement_cache_capacity(0),
@@ -183,7 +183,7 @@ impl Servers {
         let connect = |server: Server| -> BoxFuture<'_, _> {
             Box::pin(async move {
                 let db = server.connect().await?;
-                let open = Open::count(&self.open);
+                let open = OpenCount::count(&self.open);
                 let named = !self.pooler;
                 let mut connection = ServerConnection { db, named, patience: None, _open: open };
                 connection.prepare(self, patience).await?;
@@ -249,21 +249,21 @@ pub(crate) struct ServerConnection {
     named: bool,
     /// How long its statements may take, as it was last told.
     patience: Option<Duration>,
-    _open: Open,
+    _open: OpenCount,
 }
 
 /// One of the connections that are open.
 #[derive(Debug)]
-struct Open(Arc<AtomicU32>);
+struct OpenCount(Arc<AtomicU32>);
 
-impl Open {
+impl OpenCount {
     fn count(open: &Arc<AtomicU32>) -> Self {
         open.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(open))
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenCount {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -390,13 +390,13 @@ impl<'c> Executor<'c> for &'c mut ServerConnection {
 /// A pool of connections. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolCore>,
     /// How long a statement may take.
     patience: Duration,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct PoolCore {
     servers: Servers,
     /// One for each connection that may be open.
     places: Arc<Semaphore>,
@@ -417,7 +417,7 @@ struct Idle {
 impl Pool {
     pub(super) fn new(servers: Servers, most: u32) -> Self {
         let most = most.max(1);
-        let shared = Shared {
+        let shared = PoolCore {
             servers,
             places: Arc::new(Semaphore::new(most as usize)),
             turns: Arc::new(Semaphore::new(1)),

@@ -10,7 +10,7 @@ use sqlx::{
 
 use super::{
     super::{
-        open::{OpenError, Standing},
+        open::{OpenError, SchemaStanding},
         schema::{Applied, standing},
     },
     pool::{Pool, PooledConnection},
@@ -41,7 +41,9 @@ pub(super) const OBSTACLES: &str = "
 
 /// Applies the migrations that are missing.
 pub(super) async fn bring_up_to_date(pool: &Pool) -> Result<(), OpenError> {
-    if stands(&mut pool.acquire().await.map_err(MigrateError::from)?).await? == Standing::Current {
+    if stands(&mut pool.acquire().await.map_err(MigrateError::from)?).await?
+        == SchemaStanding::Current
+    {
         return Ok(());
     }
     let mut session = pool.bulk().acquire().await.map_err(MigrateError::from)?;
@@ -68,7 +70,7 @@ async fn apply(mut session: PooledConnection) -> Result<(), MigrateError> {
 }
 
 /// Returns how the schema stands to the one that this program works on.
-pub(super) async fn stands(session: &mut PooledConnection) -> Result<Standing, OpenError> {
+pub(super) async fn stands(session: &mut PooledConnection) -> Result<SchemaStanding, OpenError> {
     let applied = applied(session).await.map_err(MigrateError::from)?;
     standing(&applied, &MIGRATIONS)
 }

@@ -41,14 +41,14 @@ const LOOKS: (u32, Duration) = (20, Duration::from_millis(100));
 
 /// What can be seen of a file from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+struct FileStamp {
     device: u64,
     inode: u64,
     size: u64,
     modified: (i64, i64),
 }
 
-impl Stamp {
+impl FileStamp {
     fn of(path: &Path) -> io::Result<Self> {
         path.metadata().map(|file| Self::from(&file))
     }
@@ -58,7 +58,7 @@ impl Stamp {
     }
 }
 
-impl From<&Metadata> for Stamp {
+impl From<&Metadata> for FileStamp {
     fn from(file: &Metadata) -> Self {
         Self {
             device: file.dev(),
@@ -71,12 +71,12 @@ impl From<&Metadata> for Stamp {
 
 /// What a header says: whose file it is (drawn once), and how many checkpoints were announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark {
+struct HeaderMark {
     lineage: i64,
     round: i64,
 }
 
-impl Mark {
+impl HeaderMark {
     async fn read(db: &mut Connection) -> Result<Self, sqlx::Error> {
         let lineage = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *db).await?;
         let round = sqlx::query_scalar("PRAGMA user_version").fetch_one(db).await?;
@@ -95,43 +95,43 @@ impl Mark {
 
 /// Watches one file.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub(super) struct FileGuard {
     path: PathBuf,
     /// How the file looked after the last checkpoint.
-    seen: std::sync::Mutex<Stamp>,
-    inner: Mutex<Inner>,
+    seen: std::sync::Mutex<FileStamp>,
+    inner: Mutex<GuardState>,
     lost: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct GuardState {
     /// A connection that stays open, so that SQLite's log stays too.
     db: Option<Connection>,
     /// What the file's own header says.
-    in_file: Mark,
+    in_file: HeaderMark,
     /// The same with what the log adds.
     announced: i64,
 }
 
-impl Guard {
+impl FileGuard {
     /// Watches the file of `options` from now on.
     pub(super) async fn start(options: &SqliteConnectOptions) -> Result<Arc<Self>, sqlx::Error> {
         let path = options.get_filename().to_owned();
         let options = options.clone().create_if_missing(false).busy_timeout(BUSY);
         let mut db = Connection::connect_with(&options).await?;
-        if Mark::read(&mut db).await?.lineage == 0 {
+        if HeaderMark::read(&mut db).await?.lineage == 0 {
             // Positive, and not 0.
             let lineage = (rand::random::<u32>() >> 1) | 1;
             set(&mut db, "application_id", lineage.into()).await;
         }
         checkpoint(&mut db).await;
-        let announced = Mark::read(&mut db).await?.round;
-        let in_file = Mark::in_file(&path).await?;
-        let seen = Stamp::of(&path)?;
+        let announced = HeaderMark::read(&mut db).await?.round;
+        let in_file = HeaderMark::in_file(&path).await?;
+        let seen = FileStamp::of(&path)?;
         Ok(Arc::new(Self {
             path,
             seen: std::sync::Mutex::new(seen),
-            inner: Mutex::new(Inner { db: Some(db), in_file, announced }),
+            inner: Mutex::new(GuardState { db: Some(db), in_file, announced }),
             lost: AtomicBool::new(false),
         }))
     }
@@ -149,7 +149,7 @@ impl Guard {
         if self.has_lost() {
             return Err(StoreError::Replaced);
         }
-        if Stamp::of(&self.path).is_ok_and(|stamp| stamp == self.seen()) {
+        if FileStamp::of(&self.path).is_ok_and(|stamp| stamp == self.seen()) {
             return Ok(());
         }
         let mut inner = self.inner.lock().await;
@@ -157,7 +157,7 @@ impl Guard {
             if self.has_lost() {
                 return Err(StoreError::Replaced);
             }
-            match Stamp::of(&self.path) {
+            match FileStamp::of(&self.path) {
                 Ok(stamp) if stamp == self.seen() => return Ok(()),
                 Ok(stamp) if stamp.is_same_file(&self.seen()) => {
                     if self.is_explained(&mut inner, stamp).await {
@@ -178,9 +178,11 @@ impl Guard {
     }
 
     /// Whether another instance's checkpoint has changed the file.
-    async fn is_explained(&self, inner: &mut Inner, stamp: Stamp) -> bool {
+    async fn is_explained(&self, inner: &mut GuardState, stamp: FileStamp) -> bool {
         let Some(db) = &mut inner.db else { return false };
-        let (Ok(in_file), Ok(all)) = (Mark::in_file(&self.path).await, Mark::read(db).await) else {
+        let (Ok(in_file), Ok(all)) =
+            (HeaderMark::in_file(&self.path).await, HeaderMark::read(db).await)
+        else {
             return false;
         };
         let explained = in_file.lineage == inner.in_file.lineage
@@ -200,12 +202,14 @@ impl Guard {
             return;
         }
         let mut inner = self.inner.lock().await;
-        let Inner { db: Some(db), in_file, announced } = &mut *inner else { return };
+        let GuardState { db: Some(db), in_file, announced } = &mut *inner else { return };
         checkpoint(db).await;
-        if let (Ok(file), Ok(all)) = (Mark::in_file(&self.path).await, Mark::read(db).await) {
+        if let (Ok(file), Ok(all)) =
+            (HeaderMark::in_file(&self.path).await, HeaderMark::read(db).await)
+        {
             (*in_file, *announced) = (file, all.round);
         }
-        if let Ok(stamp) = Stamp::of(&self.path)
+        if let Ok(stamp) = FileStamp::of(&self.path)
             && stamp.is_same_file(&self.seen())
         {
             self.see(stamp);
@@ -223,7 +227,8 @@ impl Guard {
         let Some(mut db) = inner.db.take() else { return };
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let aside = beside(&self.path, &format!(".replaced-{seconds}"));
-        let was_moved = Stamp::of(&self.path).map_or(true, |now| !now.is_same_file(&self.seen()));
+        let was_moved =
+            FileStamp::of(&self.path).map_or(true, |now| !now.is_same_file(&self.seen()));
         if was_moved {
             // What is open is whole, though its name is gone.
             if let Err(error) = save(&mut db, &aside).await {
@@ -246,18 +251,18 @@ impl Guard {
         std::mem::forget(db);
     }
 
-    fn seen(&self) -> Stamp {
+    fn seen(&self) -> FileStamp {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn see(&self, stamp: Stamp) {
+    fn see(&self, stamp: FileStamp) {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
     }
 }
 
 /// Announces a checkpoint in the header and makes it. If others are busy, some or all of it is left for the next.
 async fn checkpoint(db: &mut Connection) {
-    let Ok(mark) = Mark::read(db).await else { return };
+    let Ok(mark) = HeaderMark::read(db).await else { return };
     if set(db, "user_version", mark.round + 1).await {
         checkpoint_now(db).await;
     }
@@ -294,29 +299,29 @@ mod tests {
     use jid::BareJid;
     use time::{OffsetDateTime, macros::datetime};
 
-    use super::{super::Database, *};
+    use super::{super::SqliteDatabase, *};
     use crate::registry::{
         model::{Actor, Settings, Visibility},
-        store::{Kind, Store},
+        store::{DatabaseKind, Store},
     };
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
 
-    async fn open(dir: &tempfile::TempDir) -> Database {
+    async fn open(dir: &tempfile::TempDir) -> SqliteDatabase {
         let url = format!("sqlite:{}", dir.path().join("keys.db").display());
-        let db = Database::open(&url, 2, true).await.unwrap();
+        let db = SqliteDatabase::open(&url, 2, true).await.unwrap();
         db.guard_file().await.unwrap();
         db
     }
 
     /// Writes about 250 KB.
-    async fn write(db: &Database, number: usize) {
+    async fn write(db: &SqliteDatabase, number: usize) {
         let owner = BareJid::new("romeo@montague.lit").unwrap();
         let jid =
             |n| BareJid::new(&format!("{number}-{n}{}@example.org", "x".repeat(900))).unwrap();
         let allowed = (0..256).map(jid).collect();
         let settings = Settings { visibility: Visibility::Listed, allowed };
-        let store = Store::of(Kind::Sqlite(db.clone()));
+        let store = Store::of(DatabaseKind::Sqlite(db.clone()));
         store.set_settings(&owner, &settings, &Actor::Offline, NOW).await.unwrap();
     }
 

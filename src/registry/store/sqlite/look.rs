@@ -17,7 +17,7 @@ use sqlx::{
 use tempfile::TempDir;
 
 use crate::registry::store::{
-    open::{Inspected, OpenError, Standing},
+    open::{Inspected, OpenError, SchemaStanding},
     schema::{Applied, standing},
 };
 
@@ -29,13 +29,14 @@ pub(crate) async fn inspect(url: &str, migrate: bool) -> Result<Inspected, OpenE
     let path = options.get_filename();
     let needed = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
     if url.contains(":memory:") {
-        return Inspected::default().with_schema(Standing::Behind { found: 0, needed }, migrate);
+        return Inspected::default()
+            .with_schema(SchemaStanding::Behind { found: 0, needed }, migrate);
     }
     let directory = directory_of(path);
     usable(directory, Access::WRITE_OK | Access::EXEC_OK, "make files in this directory")?;
     if !path.try_exists().map_err(|error| OpenError::Open(error.into()))? {
         let found = Inspected::default();
-        let found = found.with_schema(Standing::Behind { found: 0, needed }, migrate)?;
+        let found = found.with_schema(SchemaStanding::Behind { found: 0, needed }, migrate)?;
         let to_do = format!("`fingerpost serve` makes the database {}", path.display());
         return Ok(Inspected { to_do: Some(to_do), ..found });
     }

@@ -17,10 +17,10 @@ use sqlx::{
 use tokio::sync::Mutex;
 
 use super::{
-    error::{StoreError, Trust},
+    error::{ConnectionTrust, StoreError},
     news::{last_change, news_since},
-    open::{OpenError, Standing},
-    records::News,
+    open::{OpenError, SchemaStanding},
+    records::ExternalChanges,
     schema::standing,
     sql::{Change, StoreConnection, query},
 };
@@ -28,7 +28,7 @@ use super::{
 mod guard;
 mod look;
 
-use guard::Guard;
+use guard::FileGuard;
 pub(super) use guard::save;
 pub(super) use look::{Look, MIGRATIONS, applied, beside, directory_of, inspect};
 
@@ -37,21 +37,21 @@ pub(super) const BUSY: Duration = Duration::from_secs(10);
 
 /// A SQLite database.
 #[derive(Clone, Debug)]
-pub(super) struct Database {
+pub(super) struct SqliteDatabase {
     pool: SqlitePool,
     /// Which connections may be reused.
-    pub(super) trust: Trust,
+    pub(super) trust: ConnectionTrust,
     /// Detects changes by other connections; `None` for a database in memory, which has only one.
-    watch: Option<Arc<Watch>>,
+    watch: Option<Arc<FileWatch>>,
     /// Sees that the file is replaced, if that was asked for.
-    guard: Arc<OnceLock<Arc<Guard>>>,
+    guard: Arc<OnceLock<Arc<FileGuard>>>,
 }
 
-impl Database {
+impl SqliteDatabase {
     /// Notices from now on if the file is replaced.
     pub(super) async fn guard_file(&self) -> Result<(), sqlx::Error> {
         if let Some(watch) = &self.watch {
-            let _ = self.guard.set(Guard::start(&watch.options).await?);
+            let _ = self.guard.set(FileGuard::start(&watch.options).await?);
         }
         Ok(())
     }
@@ -100,7 +100,7 @@ impl Database {
             // The guard moves the log into the file, and the last connection that is closed.
             .pragma("wal_autocheckpoint", "0")
             .busy_timeout(busy);
-        let trust = Trust::default();
+        let trust = ConnectionTrust::default();
         let path = options.get_filename().to_owned();
         let mut before = None;
         // Each connection to memory is a database of its own, which ends with its connection.
@@ -124,7 +124,7 @@ impl Database {
                 })
                 .connect_with(options.clone())
                 .await;
-            (pool, Some(Arc::new(Watch { options, state: Mutex::new(None) })))
+            (pool, Some(Arc::new(FileWatch { options, state: Mutex::new(None) })))
         };
         let pool = pool.map_err(OpenError::Open)?;
         // A restore may have waited for no program to have the file open, too.
@@ -166,10 +166,10 @@ impl Database {
     }
 
     /// Returns what others have changed since the last call: everything that was committed before this call.
-    pub(super) async fn news(&self) -> Result<News, sqlx::Error> {
+    pub(super) async fn news(&self) -> Result<ExternalChanges, sqlx::Error> {
         match &self.watch {
             Some(watch) => watch.look().await,
-            None => Ok(News::None),
+            None => Ok(ExternalChanges::None),
         }
     }
 }
@@ -178,16 +178,16 @@ impl Database {
 async fn prepare(pool: &SqlitePool, migrate: bool) -> Result<(), OpenError> {
     let applied = applied(&mut *pool.acquire().await.map_err(OpenError::Open)?).await;
     match standing(&applied.map_err(OpenError::Open)?, &MIGRATIONS)? {
-        Standing::Current => Ok(()),
-        Standing::Behind { .. } if migrate => Ok(MIGRATIONS.run(pool).await?),
-        Standing::Behind { found, needed } => Err(OpenError::Behind { found, needed }),
+        SchemaStanding::Current => Ok(()),
+        SchemaStanding::Behind { .. } if migrate => Ok(MIGRATIONS.run(pool).await?),
+        SchemaStanding::Behind { found, needed } => Err(OpenError::Behind { found, needed }),
     }
 }
 
 /// A connection that changes nothing itself. So `PRAGMA data_version` shows it that another one has, in this process or
 /// another; the audit log then tells what.
 #[derive(Debug)]
-struct Watch {
+struct FileWatch {
     options: SqliteConnectOptions,
     state: Mutex<Option<Seen>>,
 }
@@ -200,12 +200,12 @@ struct Seen {
     seq: i64,
 }
 
-impl Watch {
-    async fn look(&self) -> Result<News, sqlx::Error> {
+impl FileWatch {
+    async fn look(&self) -> Result<ExternalChanges, sqlx::Error> {
         let mut state = self.state.lock().await;
         let Some(mut seen) = state.take() else {
             *state = Some(Seen::new(&self.options).await?);
-            return Ok(News::Anything);
+            return Ok(ExternalChanges::Anything);
         };
         // After an error or a cancellation there is no state: the next call assumes that anything has changed.
         let news = seen.look().await?;
@@ -222,10 +222,10 @@ impl Seen {
         Ok(Self { db, version, seq })
     }
 
-    async fn look(&mut self) -> Result<News, sqlx::Error> {
+    async fn look(&mut self) -> Result<ExternalChanges, sqlx::Error> {
         let version = data_version(&mut self.db).await?;
         if version == self.version {
-            return Ok(News::None);
+            return Ok(ExternalChanges::None);
         }
         let news = news_since(&mut self.db, &mut self.seq).await?;
         self.version = version;
@@ -270,7 +270,7 @@ mod tests {
     use super::*;
     use crate::registry::{
         model::{Actor, NewKey, Settings, Source, Visibility},
-        store::{Kind, Store, audit, transfer},
+        store::{DatabaseKind, Store, audit, transfer},
     };
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
@@ -284,11 +284,11 @@ mod tests {
         format!("sqlite:{}", dir.path().join("keys.db").display())
     }
 
-    fn store(db: &Database) -> Store {
-        Store::of(Kind::Sqlite(db.clone()))
+    fn store(db: &SqliteDatabase) -> Store {
+        Store::of(DatabaseKind::Sqlite(db.clone()))
     }
 
-    async fn add(db: &Database, byte: u8) -> Result<(), StoreError> {
+    async fn add(db: &SqliteDatabase, byte: u8) -> Result<(), StoreError> {
         let print = Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
         let new = NewKey::of_prints(Method::X509, vec![print], "", Source::Self_).unwrap();
         let id = KeyId::new(byte.into());
@@ -301,7 +301,7 @@ mod tests {
         Settings { visibility, allowed: (0..256).map(jid).collect() }
     }
 
-    async fn set(db: &Database, settings: &Settings) -> Result<(), StoreError> {
+    async fn set(db: &SqliteDatabase, settings: &Settings) -> Result<(), StoreError> {
         store(db).set_settings(&romeo(), settings, &Actor::User(romeo()), NOW).await
     }
 
@@ -309,7 +309,7 @@ mod tests {
     async fn a_disk_that_was_full_once_does_no_harm() {
         for connections in [1, 4] {
             let dir = tempfile::tempdir().unwrap();
-            let db = Database::open(&url(&dir), connections, true).await.unwrap();
+            let db = SqliteDatabase::open(&url(&dir), connections, true).await.unwrap();
             // Each connection has its own limit: all possible ones are opened and held to set it.
             let limit = async |pages: &str| {
                 let mut held = Vec::new();
@@ -339,7 +339,7 @@ mod tests {
     #[tokio::test]
     async fn a_lock_that_is_held_for_too_long_does_no_harm() {
         let dir = tempfile::tempdir().unwrap();
-        let db = Database::open_with(&url(&dir), 2, true, SHORT).await.unwrap();
+        let db = SqliteDatabase::open_with(&url(&dir), 2, true, SHORT).await.unwrap();
         add(&db, 1).await.unwrap();
         let options = SqliteConnectOptions::from_str(&url(&dir)).unwrap();
         let mut other = SqliteConnection::connect_with(&options).await.unwrap();
@@ -356,7 +356,7 @@ mod tests {
     #[tokio::test]
     async fn a_change_that_is_not_waited_for_is_taken_back() {
         let dir = tempfile::tempdir().unwrap();
-        let db = Database::open(&url(&dir), 1, true).await.unwrap();
+        let db = SqliteDatabase::open(&url(&dir), 1, true).await.unwrap();
         for _ in 0..3 {
             let mut change = db.begin().await.unwrap();
             query("INSERT INTO blocks (jid, reason, at) VALUES ('a', '', 0)")
@@ -373,28 +373,28 @@ mod tests {
     async fn what_others_change_is_seen_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let [here, there] = [
-            Database::open(&url(&dir), 2, true).await.unwrap(),
-            Database::open(&url(&dir), 2, true).await.unwrap(),
+            SqliteDatabase::open(&url(&dir), 2, true).await.unwrap(),
+            SqliteDatabase::open(&url(&dir), 2, true).await.unwrap(),
         ];
-        assert_eq!(here.news().await.unwrap(), News::Anything);
-        assert_eq!(here.news().await.unwrap(), News::None);
+        assert_eq!(here.news().await.unwrap(), ExternalChanges::Anything);
+        assert_eq!(here.news().await.unwrap(), ExternalChanges::None);
         add(&there, 1).await.unwrap();
-        let of = |blocks| News::Of { owners: vec![romeo()], blocks };
+        let of = |blocks| ExternalChanges::Of { owners: vec![romeo()], blocks };
         assert_eq!(here.news().await.unwrap(), of(false));
-        assert_eq!(here.news().await.unwrap(), News::None);
+        assert_eq!(here.news().await.unwrap(), ExternalChanges::None);
         store(&there).block(&romeo(), "", &Actor::Offline, NOW).await.unwrap();
         assert_eq!(here.news().await.unwrap(), of(true));
         // A change that concerns no user.
         store(&there).write(&BareJid::new("xtls.m.lit").unwrap(), NOW).await.unwrap();
-        assert_eq!(here.news().await.unwrap(), News::None);
+        assert_eq!(here.news().await.unwrap(), ExternalChanges::None);
         store(&there).erase(&romeo(), "hash", &Actor::Offline, NOW).await.unwrap();
-        assert_eq!(here.news().await.unwrap(), News::Anything);
-        assert_eq!(here.news().await.unwrap(), News::None);
+        assert_eq!(here.news().await.unwrap(), ExternalChanges::Anything);
+        assert_eq!(here.news().await.unwrap(), ExternalChanges::None);
     }
 
     #[tokio::test]
     async fn the_export_of_one_user_reads_no_row_of_another() {
-        let db = Database::open("sqlite::memory:", 1, true).await.unwrap();
+        let db = SqliteDatabase::open("sqlite::memory:", 1, true).await.unwrap();
         for text in [audit::AUDIT_OF_ONE, audit::COUNT_OF_ONE, transfer::LOG_OF] {
             let plan = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {text}")));
             let steps = plan.fetch_all(&db.pool).await.unwrap();
