@@ -8,13 +8,14 @@ use crate::metrics;
 /// A stanza that can be refused.
 pub(crate) trait Refuse {
     /// Returns the `type='error'` answer, and counts it.
-    fn refuse(&self, refusal: &Refusal) -> Element;
+    fn refuse(&self, refusal: impl Into<Refusal>) -> Element;
 }
 
 impl Refuse for Stanza {
-    fn refuse(&self, refusal: &Refusal) -> Element {
+    fn refuse(&self, refusal: impl Into<Refusal>) -> Element {
+        let refusal = refusal.into();
         metrics::REFUSALS.count(&[refusal.condition.as_str()]);
-        self.refusal(refusal)
+        self.refusal(&refusal)
     }
 }
 

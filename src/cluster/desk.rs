@@ -184,7 +184,7 @@ fn unreachable() -> Refusal {
 /// Refuses a request; whatever else is counted.
 async fn refuse(stanza: &Stanza, refusal: &Refusal, outbound: &mpsc::Sender<Element>) {
     if stanza.is_request() {
-        let _ = outbound.send(stanza.refuse(refusal)).await;
+        let _ = outbound.send(stanza.refuse(refusal.clone())).await;
     } else {
         metrics::STANZAS_DROPPED.count(&["cluster"]);
     }

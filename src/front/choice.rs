@@ -24,8 +24,8 @@ use crate::{
     refuse::Refuse as _,
     sessions::{
         Again, Callee, Left,
-        message_initiation::{self, AWAY},
         presence::{Choice, Sign},
+        refusal::SessionRefusal,
     },
 };
 
@@ -142,7 +142,7 @@ impl Router {
         let known = found.as_ref().map(|found| found.admitted);
         let Some(admitted) = self.admitted(stanza, &bare, known)? else { return Ok(None) };
         if !admitted {
-            return Err(message_initiation::unreachable());
+            return Err(SessionRefusal::Unreachable.into());
         }
         let now = Instant::now();
         let choosing = found.and_then(|found| found.choosing);
@@ -179,7 +179,7 @@ impl Router {
                 Err(match choosing.silent.max(since) {
                     _ if choosing.is_refused => refused(&bare, &self.options.jid),
                     Some(since) => silent(&bare, since),
-                    None => message_initiation::unreachable(),
+                    None => SessionRefusal::Unreachable.into(),
                 })
             }
         }
@@ -188,7 +188,7 @@ impl Router {
     /// Starts a session with the chosen resource. If that does not acknowledge it, another one is chosen.
     pub(super) fn initiate(&mut self, stanza: &Stanza, taken: Taken) -> Result<(), Refusal> {
         let callee = self.callee(taken);
-        self.broker.initiate(stanza.clone(), callee)
+        Ok(self.broker.initiate(stanza.clone(), callee)?)
     }
 
     /// Returns the resource that gets a session, with its time limit.
@@ -226,7 +226,7 @@ impl Router {
             self.pass_changes();
         }
         if is_over {
-            return self.refuse(&stanza, &Refusal::unknown_session("The session is over"));
+            return self.refuse(&stanza, &SessionRefusal::Over.into());
         }
         debug!(is_silent = error.is_none(), "session not taken: trying another resource");
         tried.push(jid);
@@ -297,7 +297,7 @@ impl Router {
             self.waiting.remove(callee);
         }
         for Waiting { stanza, .. } in gone {
-            self.send(stanza.refuse(&Refusal::unknown_session("The session is over")));
+            self.send(stanza.refuse(SessionRefusal::Over));
         }
     }
 
@@ -390,24 +390,25 @@ impl Router {
     /// Refuses a stanza. If the user was not found, the refusal names a room if the address is one.
     pub(super) fn refuse(&self, stanza: &Stanza, refusal: &Refusal) {
         debug!(%refusal, "refused");
+        let is_away = *refusal == Refusal::from(SessionRefusal::Unreachable);
         let callee = unproxied(&stanza.to, &self.options.jid);
-        let Some(callee) = callee.filter(|_| refusal.extra == Some(AWAY)) else {
-            return self.send(stanza.refuse(refusal));
+        let Some(callee) = callee.filter(|_| is_away) else {
+            return self.send(stanza.refuse(refusal.clone()));
         };
         let domain = callee.domain().as_str().to_owned();
         match (self.broker.is_room(&domain), self.permit(stanza)) {
-            (Some(true), _) => self.send(stanza.refuse(&message_initiation::room())),
+            (Some(true), _) => self.send(stanza.refuse(SessionRefusal::Room)),
             (None, Ok(permit)) => {
                 let (broker, outbound) = (self.broker.clone(), self.outbound.clone());
                 let (stanza, refusal) = (stanza.clone(), refusal.clone());
                 self.tasks.spawn(async move {
                     let _permit = permit;
                     let is_room = broker.look_up_room(&domain).await;
-                    let refusal = if is_room { message_initiation::room() } else { refusal };
-                    let _ = outbound.send(stanza.refuse(&refusal)).await;
+                    let refusal = if is_room { SessionRefusal::Room.into() } else { refusal };
+                    let _ = outbound.send(stanza.refuse(refusal)).await;
                 });
             }
-            _ => self.send(stanza.refuse(refusal)),
+            _ => self.send(stanza.refuse(refusal.clone())),
         }
     }
 }

@@ -3,6 +3,7 @@
 mod choice;
 pub mod disco;
 mod plain;
+mod refusal;
 
 use std::{
     collections::HashMap,
@@ -46,6 +47,7 @@ use crate::{
         of_peer,
         presence::{Change, Presences, Sign},
         reachable::Reachable,
+        refusal::SessionRefusal,
     },
 };
 
@@ -120,7 +122,7 @@ async fn finish(
             }
             stanza.result(answer)
         }
-        Err(refusal) => stanza.refuse(&refusal),
+        Err(refusal) => stanza.refuse(refusal),
     }
 }
 
@@ -333,7 +335,7 @@ impl Router {
             Kind::Iq => {
                 let refusal =
                     Refusal::bad_request("The type of an iq must be get, set, result or error");
-                self.send(stanza.refuse(&refusal));
+                self.send(stanza.refuse(refusal));
             }
         }
     }
@@ -360,7 +362,7 @@ impl Router {
         };
         if let Err(refusal) = handed {
             match stanza.is_request() {
-                true => self.send(stanza.refuse(&refusal)),
+                true => self.send(stanza.refuse(refusal)),
                 false => metrics::STANZAS_DROPPED.count(&["cluster"]),
             }
         }
@@ -433,10 +435,10 @@ impl Router {
             return Err(Refusal::item_not_found("There is no such user"));
         };
         if self.options.access.blocks(&callee.to_bare()) {
-            return Err(message_initiation::unreachable());
+            return Err(SessionRefusal::Unreachable.into());
         }
         if is_jingle && self.broker.is_room(callee.domain().as_str()) == Some(true) {
-            return Err(message_initiation::room());
+            return Err(SessionRefusal::Room.into());
         }
         let forwarded = payload.is("query", ns::DISCO_INFO) || payload.is("ping", ns::PING);
         if stanza.type_ == StanzaType::Get && payload.is("offer", ns::C2CTLS) {
@@ -447,7 +449,7 @@ impl Router {
             return self.work(self.permit(&stanza)?, async move {
                 match registry.pubkey(&stanza.from.to_bare(), &callee.to_bare()).await {
                     Ok(pubkey) => stanza.result(Some(pubkey)),
-                    Err(refusal) => stanza.refuse(&refusal),
+                    Err(refusal) => stanza.refuse(refusal),
                 }
             });
         }
@@ -459,7 +461,7 @@ impl Router {
             let now = tokio::time::Instant::now();
             if let Some((taker, sid)) = self.proposals.session(&stanza.from, &callee, sid, now) {
                 let callee = Callee { sid: Some(sid), ..Callee::new(taker.into()) };
-                return self.broker.initiate(stanza.clone(), callee);
+                return Ok(self.broker.initiate(stanza.clone(), callee)?);
             }
             let application = self.broker.application(payload);
             return match self.reachable(stanza, callee, application.as_deref(), found)? {
@@ -525,7 +527,7 @@ impl Router {
             return Err(Refusal::item_not_found("There is no such user"));
         };
         if self.options.access.blocks(&peer.to_bare()) {
-            return Err(message_initiation::unreachable());
+            return Err(SessionRefusal::Unreachable.into());
         }
         let now = tokio::time::Instant::now();
         let proposes =
@@ -643,7 +645,7 @@ impl Router {
                     let _ = again.send(Known(Box::new(stanza), visible.is_some())).await;
                 }
                 Err(error) => {
-                    let _ = outbound.send(stanza.refuse(&error.into())).await;
+                    let _ = outbound.send(stanza.refuse(error)).await;
                 }
             }
         });
@@ -699,7 +701,7 @@ impl Router {
                     let text = "The user did not answer";
                     let refusal =
                         Refusal::new(ErrorType::Wait, Condition::RemoteServerTimeout, text);
-                    stanza.refuse(&refusal.with_extra("silent", ns::HINTS))
+                    stanza.refuse(refusal.with_extra("silent", ns::HINTS))
                 }
             }
         })
@@ -735,7 +737,7 @@ impl Router {
             }
             match registry.offer(&stanza.from.to_bare(), &owner, &payload).await {
                 Ok(offer) => stanza.result(Some(offer)),
-                Err(refusal) => stanza.refuse(&refusal),
+                Err(refusal) => stanza.refuse(refusal),
             }
         })
     }
@@ -832,7 +834,7 @@ impl Router {
                     return Err(Refusal::unknown_session("There is no such session"));
                 }
                 let (identity, notices) = (Arc::clone(&self.identity), self.back.notices.clone());
-                return self.broker.initiate_own(stanza.clone(), identity, notices);
+                return Ok(self.broker.initiate_own(stanza.clone(), identity, notices)?);
             }
             ("command", ns::COMMANDS) if !get => return self.handle_command(stanza, payload),
             (_, ns::SASLCERT) => {
@@ -908,7 +910,7 @@ impl Router {
                     }
                     stanza.result(None)
                 }
-                Err(refusal) => stanza.refuse(&refusal),
+                Err(refusal) => stanza.refuse(refusal),
             }
         })
     }
@@ -944,7 +946,7 @@ impl Router {
                     }
                     stanza.result(Some(answer))
                 }
-                Err(refusal) => stanza.refuse(&refusal),
+                Err(refusal) => stanza.refuse(refusal),
             }
         })
     }
@@ -1066,7 +1068,7 @@ impl Router {
         // A message that a person wrote gets an answer; notices and the like do not.
         let has_body = stanza.element.has_child("body", ns::CLIENT);
         if has_body && self.rates.allow(&stanza.from.to_bare(), Instant::now()) {
-            self.send(stanza.refuse(&Refusal::service_unavailable()));
+            self.send(stanza.refuse(Refusal::service_unavailable()));
         }
     }
 }

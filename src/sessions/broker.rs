@@ -12,7 +12,7 @@ use fingerpost_wire::{
     jid::proxied,
     jingle::{self, Reason},
     ns,
-    stanza::{Condition, ErrorType, Kind, Refusal, Stanza, StanzaType},
+    stanza::{Kind, Stanza, StanzaType},
     transport::Transport,
     transport_kind::TransportKind,
     xml,
@@ -33,6 +33,7 @@ use super::{
     own::{self, OwnSession},
     own_driver::OwnDriver,
     peer::Peer,
+    refusal::SessionRefusal,
     session::{self, Input, Session},
     shared::{Guard, Shared},
     side::{PerSide, Side},
@@ -49,10 +50,6 @@ const INBOX: usize = 64;
 
 /// The longest accepted session id, in bytes: each stanza of the session repeats it.
 const SID: usize = 1024;
-
-fn long_sid() -> Refusal {
-    Refusal::bad_request(format!("The sid of a session may be {SID} bytes long at most"))
-}
 
 /// The broker. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -107,9 +104,8 @@ impl Broker {
         };
         let Some((side, inbox)) = found else { return false };
         if inbox.try_send(Input::Jingle(side, stanza.clone())).is_err() {
-            let refusal =
-                Refusal::resource_constraint("Too many requests for this session at once");
-            let _ = self.shared.outbound.try_send(stanza.refuse(&refusal));
+            let refused = stanza.refuse(SessionRefusal::TooManyRequests);
+            let _ = self.shared.outbound.try_send(refused);
         }
         true
     }
@@ -132,25 +128,25 @@ impl Broker {
     ///
     /// # Errors
     /// The answer to the initiator, if the session cannot be created.
-    pub fn initiate(&self, stanza: Stanza, callee: Callee) -> Result<(), Refusal> {
+    pub fn initiate(&self, stanza: Stanza, callee: Callee) -> Result<(), SessionRefusal> {
         let Callee { jid: callee, sid: known, patience, has_others, again } = callee;
         let callee = &callee;
         let shared = &self.shared;
         let options = shared.options();
         let Some(jingle) = stanza.payload() else {
-            return Err(Refusal::bad_request("A jingle element was expected"));
+            return Err(SessionRefusal::NoJingle);
         };
         let namespace = jingle.ns();
         let Some(sid) = jingle.attr("sid").filter(|sid| !sid.is_empty()).map(str::to_owned) else {
-            return Err(Refusal::bad_request("The sid of the session is missing"));
+            return Err(SessionRefusal::NoSid);
         };
         if sid.len() > SID {
-            return Err(long_sid());
+            return Err(SessionRefusal::LongSid(SID));
         }
         let (chosen, transport) = session::choose(jingle, &options)?;
         let channel = session::channel(jingle, chosen);
         let Some(mask) = proxied(&stanza.from, &options.jid) else {
-            return Err(Refusal::bad_request("Your JID is too long to be proxied"));
+            return Err(SessionRefusal::LongJid);
         };
         let user = stanza.from.to_bare();
         let initiator = Peer {
@@ -188,16 +184,10 @@ impl Broker {
                 && let Some(entries) = state.sessions.get(&(stanza.from.clone(), theirs))
                 && entries.iter().any(|e| e.crossable == channel && e.sid < peers.initiator.sid)
             {
-                let text = "The other user has started the same at this moment";
-                return Err(Refusal::new(ErrorType::Cancel, Condition::Conflict, text)
-                    .with_extra("tie-break", ns::JINGLE_ERRORS));
+                return Err(SessionRefusal::Crossed);
             }
             if state.has(&pairs.initiator, &peers.initiator.sid) {
-                return Err(Refusal::new(
-                    ErrorType::Cancel,
-                    Condition::Conflict,
-                    "The session exists already",
-                ));
+                return Err(SessionRefusal::Exists);
             }
             let place = shared.admit(&mut state, &user)?;
             state.insert(
@@ -257,35 +247,29 @@ impl Broker {
         stanza: Stanza,
         identity: Arc<Identity>,
         notices: mpsc::Sender<KeyNotice>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), SessionRefusal> {
         let shared = &self.shared;
         let options = shared.options();
-        let jingle = stanza.payload().ok_or_else(|| Refusal::bad_request("Expected jingle"))?;
+        let jingle = stanza.payload().ok_or(SessionRefusal::OwnNoJingle)?;
         let sid = jingle.attr("sid").filter(|sid| !sid.is_empty());
         let (Some(sid), Some(content)) = (sid, own::first_content(jingle)) else {
-            return Err(Refusal::bad_request("Expected a sid and a content"));
+            return Err(SessionRefusal::OwnNoContent);
         };
         if sid.len() > SID {
-            return Err(long_sid());
+            return Err(SessionRefusal::LongSid(SID));
         }
         if !own::is_raw(content) {
             return self.refuse_application(&stanza, jingle, sid);
         }
         let pins = own::pins(content);
         if pins.is_empty() {
-            let text = "Expected an offer of TLS with the print of an x509 certificate";
-            return Err(Refusal::new(ErrorType::Modify, Condition::NotAcceptable, text)
-                .with_extra("security-required", ns::JINGLE_ERRORS));
+            return Err(SessionRefusal::OwnUnsecured);
         }
         let transport = Transport::read(content).filter(|transport| match transport {
             Transport::Ibb { .. } => options.ibb,
             Transport::S5b { .. } => options.socks5,
         });
-        let transport = transport.ok_or_else(|| {
-            let text = "The transport must be SOCKS5 or in-band bytestreams";
-            Refusal::new(ErrorType::Cancel, Condition::FeatureNotImplemented, text)
-                .with_extra("unsupported-transports", ns::JINGLE_ERRORS)
-        })?;
+        let transport = transport.ok_or(SessionRefusal::NoTransport)?;
         let peer = Peer {
             user: stanza.from.clone(),
             mask: own::mask(&options.jid),
@@ -304,11 +288,7 @@ impl Broker {
         let place = {
             let mut state = shared.lock();
             if state.has(&pair, &peer.sid) {
-                return Err(Refusal::new(
-                    ErrorType::Cancel,
-                    Condition::Conflict,
-                    "The session exists already",
-                ));
+                return Err(SessionRefusal::Exists);
             }
             let place = shared.admit(&mut state, &user)?;
             let (sid, side) = (peer.sid.clone(), Side::Initiator);
@@ -347,7 +327,7 @@ impl Broker {
         stanza: &Stanza,
         jingle: &Element,
         sid: &str,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), SessionRefusal> {
         let namespace = jingle.ns();
         let (initiator, responder) = (&stanza.from, &stanza.to);
         let frame = jingle::Frame { namespace: &namespace, sid, initiator, responder };

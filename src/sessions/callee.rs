@@ -11,7 +11,8 @@ use minidom::Element;
 use tokio::sync::mpsc;
 
 use super::{
-    session::{self, ANSWER, Input},
+    refusal::SessionRefusal,
+    session::{ANSWER, Input},
     shared::Guard,
     side::Side,
 };
@@ -84,7 +85,7 @@ impl Left {
                     answers.push(stanza.result(None));
                 }
                 Input::Jingle(_, stanza) | Input::Open(_, stanza) => {
-                    answers.push(stanza.refuse(&session::unknown_session()));
+                    answers.push(stanza.refuse(SessionRefusal::Over));
                 }
                 Input::Gone(Side::Initiator) | Input::End(..) => is_over = true,
                 _ => {}

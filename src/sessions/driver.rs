@@ -23,7 +23,8 @@ use super::{
     journal::Line,
     lookups::Found,
     peer::Peer,
-    session::{ANSWER, Action, Input, Session, unknown_session},
+    refusal::SessionRefusal,
+    session::{ANSWER, Action, Input, Session},
     shared::{Guard, Shared},
     side::{PerSide, Side},
 };
@@ -146,7 +147,7 @@ impl Driver {
         self.guard.leave();
         while let Ok(input) = inbox.try_recv() {
             if let Some(stanza) = input.into_request() {
-                self.send(stanza.refuse(&unknown_session())).await;
+                self.send(stanza.refuse(SessionRefusal::Over)).await;
             }
         }
         // Bytes that still flow when both users know of the end may reach their reader.

@@ -22,17 +22,12 @@ use std::{
 };
 
 use fingerpost_carry::shares::{Full, Limits, Place, Shares};
-use fingerpost_wire::{
-    jid::proxied,
-    jingle::Reason,
-    ns, size,
-    stanza::{Condition, ErrorType, Refusal, Stanza},
-    xml,
-};
+use fingerpost_wire::{jid::proxied, jingle::Reason, ns, size, stanza::Stanza, xml};
 use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
 use tokio::time::Instant;
 
+use super::refusal::SessionRefusal;
 use super::side::{PerSide, Side};
 
 /// How long a proposal may ring.
@@ -151,11 +146,11 @@ impl Proposals {
     ///
     /// # Errors
     /// The answer to the sender, if one of them is too long.
-    fn check(&self, out: &[Element]) -> Result<(), Refusal> {
+    fn check(&self, out: &[Element]) -> Result<(), SessionRefusal> {
         let limit = self.max_stanza_bytes;
         let sizes = out.iter().filter_map(|message| size::of(message).ok());
         match sizes.max().filter(|size| *size > limit) {
-            Some(size) => Err(size::refusal(size, limit)),
+            Some(size) => Err(size::refusal(size, limit).into()),
             None => Ok(()),
         }
     }
@@ -175,25 +170,20 @@ impl Proposals {
         callee: &BareJid,
         resources: Vec<FullJid>,
         now: Instant,
-    ) -> Result<Vec<Element>, Refusal> {
-        let (_, id) = read(stanza).ok_or_else(Refusal::service_unavailable)?;
+    ) -> Result<Vec<Element>, SessionRefusal> {
+        let (_, id) = read(stanza).ok_or(SessionRefusal::NoProposal)?;
         if id.is_empty() || id.len() > ID {
-            let text = format!("A proposal must have an id of at most {ID} bytes");
-            return Err(Refusal::bad_request(text));
+            return Err(SessionRefusal::ProposalId(ID));
         }
         if stanza.from.resource().is_none() {
-            return Err(Refusal::bad_request("A proposal must come from a full JID"));
+            return Err(SessionRefusal::ProposalFrom);
         }
         if resources.is_empty() {
-            return Err(unreachable());
+            return Err(SessionRefusal::Unreachable);
         }
         let own = self.by_initiator.get(&stanza.from);
         if own.is_some_and(|ids| ids.contains_key(&id)) {
-            return Err(Refusal::new(
-                ErrorType::Cancel,
-                Condition::Conflict,
-                "There is a proposal with this id",
-            ));
+            return Err(SessionRefusal::ProposalExists);
         }
         let proposal = Proposal {
             initiator: stanza.from.clone(),
@@ -209,7 +199,7 @@ impl Proposals {
             places: Vec::new(),
         };
         let Some(mask) = proxied(&proposal.initiator, &self.component) else {
-            return Err(Refusal::bad_request("Your JID is too long to be proxied"));
+            return Err(SessionRefusal::LongJid);
         };
         let theirs = self.their_id(&proposal);
         let out: Vec<Element> = proposal
@@ -236,8 +226,8 @@ impl Proposals {
         stanza: &Stanza,
         peer: &Jid,
         now: Instant,
-    ) -> Result<Vec<Element>, Refusal> {
-        let none = || Refusal::item_not_found("There is no such proposal");
+    ) -> Result<Vec<Element>, SessionRefusal> {
+        let none = || SessionRefusal::NoSuchProposal;
         let (action, id) = read(stanza).ok_or_else(none)?;
         let theirs = self.by_initiator.get(&stanza.from).and_then(|ids| ids.get(&id)).cloned();
         if let Some(theirs) = theirs
@@ -263,7 +253,7 @@ impl Proposals {
         action: &str,
         theirs: &str,
         now: Instant,
-    ) -> Result<Option<Vec<Element>>, Refusal> {
+    ) -> Result<Option<Vec<Element>>, SessionRefusal> {
         let Some(proposal) = self.open.get(theirs) else { return Ok(None) };
         let Some(mask) = proxied(&proposal.initiator, &self.component) else { return Ok(None) };
         let told = proposal.told.iter();
@@ -288,7 +278,7 @@ impl Proposals {
         theirs: &str,
         from: FullJid,
         now: Instant,
-    ) -> Result<Option<Vec<Element>>, Refusal> {
+    ) -> Result<Option<Vec<Element>>, SessionRefusal> {
         let Some(proposal) = self.open.get(theirs) else { return Ok(None) };
         let Some(mask) = proxied(&stanza.from, &self.component) else { return Ok(None) };
         let passed = self.moved(stanza, &mask, &proposal.initiator, &proposal.id, false);
@@ -609,7 +599,7 @@ impl Proposals {
 
     /// Takes the places that a proposal needs. A started session of its user or domain may make room: the component
     /// then cannot pass on its finish.
-    fn admit(&mut self, mut proposal: Proposal) -> Result<Proposal, Refusal> {
+    fn admit(&mut self, mut proposal: Proposal) -> Result<Proposal, SessionRefusal> {
         let user = proposal.initiator.to_bare();
         let told: usize = proposal.told.iter().map(|jid| 64 + jid.as_str().len()).sum();
         let addresses = proposal.initiator.as_str().len() + proposal.callee.as_str().len();
@@ -627,7 +617,7 @@ impl Proposals {
                         for (shares, place) in self.shares.iter_mut().zip(&proposal.places) {
                             shares.give_back(place);
                         }
-                        return Err(Refusal::resource_constraint("Too many proposals are open"));
+                        return Err(SessionRefusal::TooManyProposals);
                     }
                 }
             }
@@ -713,22 +703,6 @@ pub fn read(stanza: &Stanza) -> Option<(String, String)> {
     let mut children = stanza.element.children().filter(|child| child.has_ns(ns::JINGLE_MESSAGE));
     let child = children.next().filter(|_| children.next().is_none())?;
     Some((child.name().to_owned(), child.attr("id").unwrap_or_default().to_owned()))
-}
-
-/// Returns the refusal for a callee that is absent, or hidden from the asker.
-pub(crate) fn unreachable() -> Refusal {
-    let text = "The user is not reachable now";
-    Refusal::new(ErrorType::Wait, Condition::RecipientUnavailable, text).with_extra(AWAY.0, AWAY.1)
-}
-
-/// The application condition of [`unreachable`].
-pub(crate) const AWAY: (&str, &str) = ("away", ns::HINTS);
-
-/// Returns the refusal for the address of a room or of its occupant (XEP-0045).
-pub(crate) fn room() -> Refusal {
-    let text = "This is the address of a chat room, or of somebody in it, and sessions do not go through rooms: ask for \
-                the real address";
-    Refusal::new(ErrorType::Cancel, Condition::NotAcceptable, text).with_extra("room", ns::HINTS)
 }
 
 fn said(action: &str, id: &str, condition: Reason, text: &str) -> Element {

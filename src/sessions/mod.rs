@@ -19,6 +19,7 @@ mod peer;
 mod peer_error;
 pub mod presence;
 pub mod reachable;
+pub mod refusal;
 mod rooms;
 mod session;
 mod shared;

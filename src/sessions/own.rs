@@ -13,7 +13,7 @@ use fingerpost_wire::{
     jingle::{self, Action, Frame, Reason},
     ns, offer,
     print::{Method, Print},
-    stanza::{Condition, ErrorType, Refusal, Stanza},
+    stanza::Stanza,
     transport::{self, Transport},
     xml,
 };
@@ -21,11 +21,7 @@ use jid::Jid;
 use minidom::Element;
 use tokio::time::Instant;
 
-use super::{
-    options::Options,
-    peer::Peer,
-    session::{Input, unknown_session},
-};
+use super::{options::Options, peer::Peer, refusal::SessionRefusal, session::Input};
 use crate::refuse::Refuse as _;
 
 /// The smallest block that is worth a stanza, which is the one requested.
@@ -126,7 +122,7 @@ impl OwnSession {
     pub(super) fn handle(&mut self, input: Input) {
         match input {
             Input::Jingle(_, stanza) | Input::Open(_, stanza) if self.is_over() => {
-                self.send(stanza.refuse(&unknown_session()));
+                self.send(stanza.refuse(SessionRefusal::Over));
             }
             _ if self.is_over() => {}
             Input::Jingle(_, stanza) => self.handle_jingle(&stanza),
@@ -234,13 +230,11 @@ impl OwnSession {
             Some(Ok(Some(IbbPayload::Open { sid, block_size, stanza }))) => {
                 (sid, block_size, stanza)
             }
-            Some(Err(refusal)) => return self.send(stanza.refuse(&refusal)),
+            Some(Err(refusal)) => return self.send(stanza.refuse(refusal)),
             _ => return,
         };
         if matches!(self.phase, OwnPhase::Securing) {
-            let text = "The bytestream is already open";
-            let refusal = Refusal::new(ErrorType::Cancel, Condition::NotAcceptable, text);
-            return self.send(stanza.refuse(&refusal));
+            return self.send(stanza.refuse(SessionRefusal::AlreadyOpen));
         }
         self.phase = OwnPhase::Securing;
         self.actions.push_back(OwnAction::SecureStream(sid, block_size, kind));
@@ -271,10 +265,7 @@ impl OwnSession {
                 self.replace(first_content(jingle));
             }
             _ => {
-                let text = "This is a proof, no more";
-                let refusal =
-                    Refusal::new(ErrorType::Cancel, Condition::FeatureNotImplemented, text);
-                self.send(stanza.refuse(&refusal));
+                self.send(stanza.refuse(SessionRefusal::OwnAction));
             }
         }
     }

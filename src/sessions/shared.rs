@@ -10,7 +10,7 @@ use fingerpost_carry::{
     iq::Requests,
     shares::{Limits, Permits, Place},
 };
-use fingerpost_wire::{dst_addr::DstAddr, stanza::Refusal};
+use fingerpost_wire::dst_addr::DstAddr;
 use jid::BareJid;
 use minidom::Element;
 use tokio::{sync::mpsc, time::Instant};
@@ -20,6 +20,7 @@ use super::{
     journal::Journal,
     options::Options,
     peer::{Pair, Peer},
+    refusal::SessionRefusal,
 };
 use crate::{
     registry::Registry,
@@ -66,15 +67,15 @@ impl Shared {
     }
 
     /// Takes a place for another session of `user`.
-    pub(super) fn admit(&self, state: &mut State, user: &BareJid) -> Result<Place, Refusal> {
+    pub(super) fn admit(&self, state: &mut State, user: &BareJid) -> Result<Place, SessionRefusal> {
         if state.draining {
-            return Err(Refusal::resource_constraint("The service takes no new sessions now"));
+            return Err(SessionRefusal::Draining);
         }
         let (all, of_user) = self.options().sessions;
         state
             .shares
             .take(user, 1, &Limits::new(all, of_user, SLOPE))
-            .map_err(|full| Refusal::resource_constraint(format!("Too many sessions: {full}")))
+            .map_err(SessionRefusal::TooManySessions)
     }
 
     pub(super) fn expect_open(&self, peer: &Peer, sid: Option<String>) {

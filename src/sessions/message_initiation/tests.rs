@@ -1,3 +1,5 @@
+use fingerpost_wire::stanza::{Condition, Refusal};
+
 use super::*;
 
 const CALLEE: &str = "bob\\40b.example@xtls.example.org";
@@ -67,7 +69,7 @@ impl Story {
         Self { proposals, now, theirs }
     }
 
-    fn bob(&mut self, resource: &str, action: &str) -> Result<Vec<Element>, Refusal> {
+    fn bob(&mut self, resource: &str, action: &str) -> Result<Vec<Element>, SessionRefusal> {
         let to = "alice\\40a.example@xtls.example.org";
         let stanza = message(&format!("bob@b.example/{resource}"), to, action, &self.theirs);
         self.proposals.handle(&stanza, &Jid::new("alice@a.example").unwrap(), self.now)
@@ -77,7 +79,7 @@ impl Story {
         self.proposals.expire(self.now, |user, _| format!("{user} is not answering since then"))
     }
 
-    fn alice(&mut self, action: &str) -> Result<Vec<Element>, Refusal> {
+    fn alice(&mut self, action: &str) -> Result<Vec<Element>, SessionRefusal> {
         let stanza = message("alice@a.example/balcony", CALLEE, action, "a1");
         self.proposals.handle(&stanza, &Jid::new("bob@b.example").unwrap(), self.now)
     }
@@ -89,7 +91,11 @@ impl Story {
     }
 }
 
-fn propose(proposals: &mut Proposals, id: &str, now: Instant) -> Result<Vec<Element>, Refusal> {
+fn propose(
+    proposals: &mut Proposals,
+    id: &str,
+    now: Instant,
+) -> Result<Vec<Element>, SessionRefusal> {
     let stanza = message("alice@a.example/balcony", CALLEE, "propose", id);
     let resources = vec![full("bob@b.example/phone"), full("bob@b.example/desk")];
     proposals.propose(&stanza, &BareJid::new("bob@b.example").unwrap(), resources, now)
@@ -145,31 +151,31 @@ fn a_reject_ends_it_and_a_retract_reaches_all() {
         who(&out),
         pairs(&[("alice@a.example/balcony", "reject"), ("bob@b.example/desk", "retract")])
     );
-    assert_eq!(story.bob("desk", "proceed").unwrap_err().condition, Condition::ItemNotFound);
+    assert_eq!(story.bob("desk", "proceed").unwrap_err(), SessionRefusal::NoSuchProposal);
     let mut story = Story::begun();
     let out = story.alice("retract").unwrap();
     assert_eq!(
         who(&out),
         pairs(&[("bob@b.example/phone", "retract"), ("bob@b.example/desk", "retract")])
     );
-    assert_eq!(story.bob("desk", "proceed").unwrap_err().condition, Condition::ItemNotFound);
+    assert_eq!(story.bob("desk", "proceed").unwrap_err(), SessionRefusal::NoSuchProposal);
 }
 
 #[test]
 fn only_who_was_asked_can_answer() {
     let mut story = Story::begun();
-    assert_eq!(story.bob("elsewhere", "proceed").unwrap_err().condition, Condition::ItemNotFound);
+    assert_eq!(story.bob("elsewhere", "proceed").unwrap_err(), SessionRefusal::NoSuchProposal);
     let theirs = story.theirs.clone();
     let to = "carol\\40c.example@xtls.example.org";
     let stanza = message("bob@b.example/phone", to, "proceed", &theirs);
     let peer = Jid::new("carol@c.example").unwrap();
     let answer = story.proposals.handle(&stanza, &peer, story.now);
-    assert_eq!(answer.unwrap_err().condition, Condition::ItemNotFound);
+    assert_eq!(answer.unwrap_err(), SessionRefusal::NoSuchProposal);
     let stanza = message("mallory@m.example/x", CALLEE, "retract", "a1");
     let peer = Jid::new("bob@b.example").unwrap();
     assert_eq!(
-        story.proposals.handle(&stanza, &peer, story.now).unwrap_err().condition,
-        Condition::ItemNotFound
+        story.proposals.handle(&stanza, &peer, story.now).unwrap_err(),
+        SessionRefusal::NoSuchProposal
     );
 }
 
@@ -209,10 +215,10 @@ fn who_goes_away_leaves_nobody_waiting() {
 fn the_number_of_proposals_is_bounded_and_started_sessions_make_room() {
     let mut story = Story::begun();
     let again = propose(&mut story.proposals, "a1", story.now);
-    assert_eq!(again.unwrap_err().condition, Condition::Conflict);
+    assert_eq!(again.unwrap_err(), SessionRefusal::ProposalExists);
     propose(&mut story.proposals, "a2", story.now).unwrap();
     let third = propose(&mut story.proposals, "a3", story.now);
-    assert_eq!(third.unwrap_err().condition, Condition::ResourceConstraint);
+    assert_eq!(third.unwrap_err(), SessionRefusal::TooManyProposals);
     story.bob("desk", "proceed").unwrap();
     story.session("bob@b.example").unwrap();
     propose(&mut story.proposals, "a3", story.now).unwrap();
@@ -223,7 +229,7 @@ fn the_number_of_proposals_is_bounded_and_started_sessions_make_room() {
         Vec::new(),
         story.now,
     );
-    assert_eq!(none.unwrap_err().condition, Condition::RecipientUnavailable);
+    assert_eq!(none.unwrap_err(), SessionRefusal::Unreachable);
 }
 
 #[test]
@@ -267,7 +273,7 @@ fn a_message_too_long_to_be_passed_on_is_refused_to_its_sender() {
         let proposed = propose(&mut proposals, length);
         assert_eq!(proposed.is_ok(), fits, "{length}");
         let Ok(out) = proposed else {
-            assert_eq!(proposed.unwrap_err().condition, Condition::PolicyViolation);
+            assert_eq!(Refusal::from(proposed.unwrap_err()).condition, Condition::PolicyViolation);
             assert_eq!(proposals.deadline(), None, "nothing was begun");
             continue;
         };
@@ -278,11 +284,12 @@ fn a_message_too_long_to_be_passed_on_is_refused_to_its_sender() {
             let stanza = long(bob, own_mask, action, theirs, length);
             proposals.handle(&stanza, &peer, now)
         };
-        let refused = said(&mut proposals, "proceed", 2000).unwrap_err();
+        let refused = Refusal::from(said(&mut proposals, "proceed", 2000).unwrap_err());
         assert_eq!(refused.condition, Condition::PolicyViolation);
         assert_eq!(said(&mut proposals, "proceed", 10).unwrap().len(), 1);
         let retracted = long(alice, their_mask, "retract", "p", 2000);
-        let refused = proposals.handle(&retracted, &callee.clone().into(), now).unwrap_err();
+        let refused =
+            Refusal::from(proposals.handle(&retracted, &callee.clone().into(), now).unwrap_err());
         assert_eq!(refused.condition, Condition::PolicyViolation);
     }
 }

@@ -4,40 +4,37 @@ use fingerpost_wire::{
     dialect::Dialect,
     ns, offer,
     print::{Method, Print},
-    stanza::{Condition, ErrorType, Refusal},
     transport::Transport,
     word::Word,
 };
 use minidom::Element;
 
-use crate::sessions::{options::Options, side::PerSide};
+use crate::sessions::{options::Options, refusal::SessionRefusal, side::PerSide};
 
 /// Returns the number and the transport of the content that is brokered: the first one that is secured and has a
 /// supported transport.
 ///
 /// # Errors
 /// The answer to the initiator, if there is none.
-pub(crate) fn choose(jingle: &Element, options: &Options) -> Result<(usize, Transport), Refusal> {
+pub(crate) fn choose(
+    jingle: &Element,
+    options: &Options,
+) -> Result<(usize, Transport), SessionRefusal> {
     let all: Vec<&Element> = contents(jingle).collect();
     if all.is_empty() {
-        return Err(Refusal::bad_request("A session-initiate must have a content"));
+        return Err(SessionRefusal::NoContent);
     }
     for content in &all {
         let creator = content.attr("creator").unwrap_or_default();
         if !matches!(creator, "initiator" | "responder") || name(content).is_empty() {
-            return Err(Refusal::bad_request(
-                "A content must have a name, and as creator initiator or responder",
-            ));
+            return Err(SessionRefusal::UnnamedContent);
         }
     }
     let secured =
         |content: &&(usize, &Element)| !options.require_tls || offer::is_secured(content.1);
     let mut secured = all.into_iter().enumerate().filter(|content| secured(&content)).peekable();
     if secured.peek().is_none() {
-        let text = "Only sessions secured by TLS are brokered: offer urn:xmpp:jingle:apps:tls or a \
-                    security element";
-        return Err(Refusal::new(ErrorType::Modify, Condition::NotAcceptable, text)
-            .with_extra("security-required", ns::JINGLE_ERRORS));
+        return Err(SessionRefusal::Unsecured);
     }
     secured
         .find_map(|(number, content)| {
@@ -48,11 +45,7 @@ pub(crate) fn choose(jingle: &Element, options: &Options) -> Result<(usize, Tran
             };
             can.then_some((number, transport))
         })
-        .ok_or_else(|| {
-            let text = "The transport must be SOCKS5 or in-band bytestreams";
-            Refusal::new(ErrorType::Cancel, Condition::FeatureNotImplemented, text)
-                .with_extra("unsupported-transports", ns::JINGLE_ERRORS)
-        })
+        .ok_or(SessionRefusal::NoTransport)
 }
 
 /// Returns the application of a content if two users need it only once between them: a raw TLS stream, or an XML

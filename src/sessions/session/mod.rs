@@ -41,7 +41,7 @@ use fingerpost_wire::{
     offer::Offer,
     print::Print,
     size,
-    stanza::{Condition, ErrorType, Refusal, Stanza},
+    stanza::{Refusal, Stanza},
     xml,
 };
 use jid::BareJid;
@@ -56,10 +56,10 @@ use self::{
 };
 use super::{
     legs::{LegState, Plan},
-    message_initiation::room,
     options::Options,
     peer::Peer,
     peer_error::{is_for_others, is_gone, is_undelivered, of_peer},
+    refusal::SessionRefusal,
     side::{PerSide, Side},
 };
 use crate::{
@@ -410,8 +410,8 @@ impl Session {
                 }
                 self.handle(Input::Features(Vec::new()), now);
             }
-            Input::Room => self.refuse_check(&room(), now),
-            Input::Keys(_, Err(())) => self.refuse_check(&Refusal::internal(), now),
+            Input::Room => self.refuse_check(SessionRefusal::Room, now),
+            Input::Keys(_, Err(())) => self.refuse_check(SessionRefusal::Failed, now),
             Input::Keys(side, Ok(found)) => match &mut self.phase {
                 Phase::Checking { keys, .. } => {
                     *keys = Some(found);
@@ -432,13 +432,13 @@ impl Session {
         }
         match input {
             Input::Jingle(_, stanza) | Input::Open(_, stanza) if self.check.is_some() => {
-                self.send(stanza.refuse(&too_many()));
+                self.send(stanza.refuse(SessionRefusal::TooManyRequests));
             }
             // A user that has not been told of the session cannot speak in it.
             Input::Jingle(side, stanza) | Input::Open(side, stanza)
                 if self.is_over() || !self.is_told(side) =>
             {
-                self.send(stanza.refuse(&unknown_session()));
+                self.send(stanza.refuse(SessionRefusal::Over));
             }
             Input::Jingle(side, stanza) => self.handle_jingle(side, stanza, now),
             Input::Open(side, stanza) => self.handle_open(side, &stanza),
@@ -543,7 +543,7 @@ impl Session {
     fn answer_and_tell(&mut self, side: Side, stanza: &Stanza, jingle: Element) {
         let iq = self.request(side, jingle);
         if let Err(refusal) = self.check_size(&iq) {
-            return self.send(stanza.refuse(&refusal));
+            return self.send(stanza.refuse(refusal));
         }
         self.send(stanza.result(None));
         self.send(iq);
@@ -553,10 +553,10 @@ impl Session {
     ///
     /// # Errors
     /// The refusal, if it is too long.
-    fn check_size(&self, iq: &Element) -> Result<(), Refusal> {
+    fn check_size(&self, iq: &Element) -> Result<(), SessionRefusal> {
         let limit = self.options.max_stanza_bytes;
         match size::of(iq) {
-            Ok(size) if size > limit => Err(size::refusal(size, limit)),
+            Ok(size) if size > limit => Err(size::refusal(size, limit).into()),
             _ => Ok(()),
         }
     }
@@ -606,10 +606,7 @@ impl Session {
     /// Handles a side that has gone: tells the other.
     fn lost(&mut self, side: Side) {
         let other = side.other();
-        self.answer_initiate(Some(
-            Refusal::new(ErrorType::Wait, Condition::RecipientUnavailable, "The user went away")
-                .to_element(),
-        ));
+        self.refuse_initiate(SessionRefusal::WentAway);
         if self.is_told(other) {
             let jingle =
                 jingle::end(&self.frame(other), Reason::Gone, "The other user went away", None);
@@ -633,7 +630,7 @@ impl Session {
         let (checked, behind) = checked.unzip();
         let behind = behind.into_iter().flatten().filter_map(Input::into_request);
         for stanza in checked.into_iter().chain(forwarded).chain(behind) {
-            self.actions.push_back(Action::Send(stanza.refuse(&unknown_session())));
+            self.actions.push_back(Action::Send(stanza.refuse(SessionRefusal::Over)));
         }
     }
 
@@ -641,8 +638,12 @@ impl Session {
         let Some(Initiate { stanza, .. }) = self.take_initiate() else { return };
         self.send(match error {
             None => stanza.result(None),
-            Some(error) => refuse_with(&stanza, error),
+            Some(error) => stanza.error(error),
         });
+    }
+
+    fn refuse_initiate(&mut self, refusal: SessionRefusal) {
+        self.answer_initiate(Some(Refusal::from(refusal).to_element()));
     }
 
     /// Notes that the responder knows of the session; tells the initiator.
@@ -657,12 +658,12 @@ impl Session {
     }
 
     /// Refuses the stanza that is being checked, because the registry has no answer.
-    fn refuse_check(&mut self, refusal: &Refusal, now: Instant) {
+    fn refuse_check(&mut self, refusal: SessionRefusal, now: Instant) {
         if let Some(Check { stanza, behind, .. }) = self.check.take() {
             self.send(stanza.refuse(refusal));
             return self.handle_all(behind, now);
         }
-        self.answer_initiate(Some(refusal.to_element()));
+        self.refuse_initiate(refusal);
         self.finish(Conclusion::Refused);
     }
 
@@ -671,8 +672,7 @@ impl Session {
         let action = jingle::action(&jingle);
         debug!(action = action.as_str(), side = side.as_str(), "jingle");
         let Some(action) = action.known() else {
-            let refusal = Refusal::bad_request("The action must be one of XEP-0166");
-            return self.send(stanza.refuse(&refusal));
+            return self.send(stanza.refuse(SessionRefusal::UnknownAction));
         };
         match action {
             jingle::Action::SessionTerminate => {
@@ -688,15 +688,13 @@ impl Session {
                 if side == Side::Responder && !matches!(self.acceptance, Acceptance::Accepted) =>
             {
                 if self.content.find(&jingle).is_none() {
-                    let refusal =
-                        Refusal::bad_request("A session-accept must have the content offered");
-                    return self.send(stanza.refuse(&refusal));
+                    return self.send(stanza.refuse(SessionRefusal::OtherContent));
                 }
                 let prints = offered_prints(&jingle);
                 self.look_up(side, stanza, prints);
             }
             jingle::Action::SessionAccept | jingle::Action::SessionInitiate => {
-                self.send(stanza.refuse(&out_of_order("The session is not in that state")));
+                self.send(stanza.refuse(SessionRefusal::OutOfOrder));
             }
             jingle::Action::TransportInfo
             | jingle::Action::TransportReplace
@@ -713,14 +711,13 @@ impl Session {
             | jingle::Action::ContentReject
             | jingle::Action::ContentRemove => {
                 if !self.is_told(side.other()) {
-                    let text = "The other user does not know of the session yet";
-                    return self.send(stanza.refuse(&out_of_order(text)));
+                    return self.send(stanza.refuse(SessionRefusal::NotTold));
                 }
                 let asked = self.questions.values().filter(
                     |asked| matches!(asked, Question::Forwarded(other) if other.from == stanza.from),
                 );
                 if asked.count() >= FORWARDED {
-                    return self.send(stanza.refuse(&too_many()));
+                    return self.send(stanza.refuse(SessionRefusal::TooManyRequests));
                 }
                 let offer = Offer::read(&jingle);
                 if !offer.is_empty() {
@@ -765,8 +762,8 @@ impl Session {
             (Question::Initiate, answer) => self.initiated(answer),
             (Question::Forwarded(stanza), answer) => self.send(match answer {
                 Answer::Result(payload) => stanza.result(payload),
-                Answer::Error(error) => refuse_with(&stanza, of_peer(error)),
-                Answer::Timeout => stanza.refuse(&no_answer()),
+                Answer::Error(error) => stanza.error(of_peer(error)),
+                Answer::Timeout => stanza.refuse(SessionRefusal::NoAnswer),
             }),
             (Question::Open(side, sid, _), _)
                 if self.legs[side].ready || self.stream_sid(side) != sid => {}
@@ -817,18 +814,15 @@ impl Session {
         if goes_back {
             self.actions.push_back(Action::GiveBack(Box::new(initiate.stanza), error));
         } else {
-            let error = error.unwrap_or_else(|| self.silence().to_element());
-            self.send(refuse_with(&initiate.stanza, error));
+            let error = error.unwrap_or_else(|| Refusal::from(self.silence()).to_element());
+            self.send(initiate.stanza.error(error));
         }
         self.finish(Conclusion::Refused);
     }
 
     /// Returns the refusal for a responder that does not acknowledge the session-initiate.
-    fn silence(&self) -> Refusal {
-        let user = self.peers.responder.user.to_bare();
-        let text = format!("{user} is not answering at that address");
-        Refusal::new(ErrorType::Wait, Condition::RemoteServerTimeout, text)
-            .with_extra("silent", ns::HINTS)
+    fn silence(&self) -> SessionRefusal {
+        SessionRefusal::Unacknowledged(self.peers.responder.user.to_bare())
     }
 
     /// Handles a user's answer to the question whether the session exists.
@@ -982,42 +976,6 @@ fn broken_text(broken: Option<(Side, IbbError)>) -> String {
             format!("The in-band stream of the {} broke: {error}", side.as_str())
         }
     }
-}
-
-/// Returns the refusal for a session that does not exist.
-pub(crate) fn unknown_session() -> Refusal {
-    Refusal::unknown_session("The session is over")
-}
-
-/// Returns the refusal for a request in the wrong state (XEP-0166, 10).
-fn out_of_order(text: &str) -> Refusal {
-    Refusal::new(ErrorType::Wait, Condition::UnexpectedRequest, text)
-        .with_extra("out-of-order", ns::JINGLE_ERRORS)
-}
-
-fn too_many() -> Refusal {
-    Refusal::resource_constraint("Too many requests for this session at once")
-}
-
-fn no_answer() -> Refusal {
-    Refusal::new(ErrorType::Wait, Condition::RemoteServerTimeout, "The other user did not answer")
-        .with_extra("silent", ns::HINTS)
-}
-
-/// Returns the error answer to a stanza, with an `<error/>` that came from elsewhere.
-fn refuse_with(stanza: &Stanza, error: Element) -> Element {
-    let mut answer = xml::element(
-        "iq",
-        ns::CLIENT,
-        &[
-            ("type", "error"),
-            ("from", stanza.to.as_str()),
-            ("to", stanza.from.as_str()),
-            ("id", &stanza.id),
-        ],
-    );
-    answer.append_child(error);
-    answer
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use fingerpost_wire::{
     ibb_xml::IbbPayload,
     jingle::{self, Reason},
     ns, size,
-    stanza::{Condition, ErrorType, Refusal, Stanza},
+    stanza::Stanza,
     transport::{self, Transport},
     xml,
 };
@@ -30,11 +30,12 @@ use minidom::Element;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{Action, Phase, Question, Session, contents::contents, out_of_order, timers::Timer};
+use super::{Action, Phase, Question, Session, contents::contents, timers::Timer};
 use crate::{
     refuse::Refuse as _,
     sessions::{
         legs::{LegState, Plan},
+        refusal::SessionRefusal,
         side::{PerSide, Side},
     },
 };
@@ -181,13 +182,7 @@ impl Session {
             }
             // Both sides sent the same action: that of the leg's initiator counts (XEP-0166, 7.2.16).
             jingle::Action::TransportReplace if replacing && side == Side::Responder => {
-                let refusal = Refusal::new(
-                    ErrorType::Cancel,
-                    Condition::Conflict,
-                    "The transport is being replaced",
-                )
-                .with_extra("tie-break", ns::JINGLE_ERRORS);
-                self.send(stanza.refuse(&refusal));
+                self.send(stanza.refuse(SessionRefusal::Replacing));
             }
             jingle::Action::TransportReplace => {
                 self.send(stanza.result(None));
@@ -203,8 +198,7 @@ impl Session {
                 self.refused(side, None);
             }
             _ => {
-                let refusal = out_of_order("No other transport has been offered");
-                self.send(stanza.refuse(&refusal));
+                self.send(stanza.refuse(SessionRefusal::NoOtherTransport));
             }
         }
     }
@@ -373,24 +367,14 @@ impl Session {
         let (sid, block_size, kind) = match IbbPayload::parse(open) {
             Ok(Some(IbbPayload::Open { sid, block_size, stanza })) => (sid, block_size, stanza),
             Ok(_) => return,
-            Err(refusal) => return self.send(stanza.refuse(&refusal)),
+            Err(refusal) => return self.send(stanza.refuse(refusal)),
         };
         let largest = size::largest_block(self.options.max_stanza_bytes);
         if block_size > largest {
-            let text = format!("The block-size may be {largest} at most");
-            return self.send(stanza.refuse(&Refusal::new(
-                ErrorType::Modify,
-                Condition::ResourceConstraint,
-                text,
-            )));
+            return self.send(stanza.refuse(SessionRefusal::LongBlocks(largest)));
         }
         if self.legs[side].ready {
-            let refusal = Refusal::new(
-                ErrorType::Cancel,
-                Condition::NotAcceptable,
-                "The bytestream is already open",
-            );
-            return self.send(stanza.refuse(&refusal));
+            return self.send(stanza.refuse(SessionRefusal::AlreadyOpen));
         }
         self.replaced(side, None);
         self.actions.push_back(Action::TakeStream(side, sid, block_size, kind));

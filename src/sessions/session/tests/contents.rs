@@ -116,8 +116,9 @@ fn of_several_contents_the_one_that_can_be_brokered_goes_on() {
     let foreign = content("<transport xmlns='urn:x:ice'/>").replace("name='c'", "name='ice'");
     let all = [plain.to_owned(), foreign.clone(), content(IBB_OFFER)];
     assert_eq!(choose(&jingle(&all), &options).unwrap().0, 2);
-    let condition =
-        |contents: &[String]| choose(&jingle(contents), &options).unwrap_err().condition;
+    let condition = |contents: &[String]| {
+        Refusal::from(choose(&jingle(contents), &options).unwrap_err()).condition
+    };
     assert_eq!(condition(&[]), Condition::BadRequest);
     for missing in ["name='c'", "creator='initiator'"] {
         let bare = content(IBB_OFFER).replace(missing, "");

@@ -6,7 +6,10 @@ mod orders;
 
 use std::cell::Cell;
 
-use fingerpost_wire::offer;
+use fingerpost_wire::{
+    offer,
+    stanza::{Condition, ErrorType},
+};
 use jid::Jid;
 
 use super::*;
@@ -444,7 +447,7 @@ fn who_vanishes_is_missed() {
     world.tell(Input::Timeout);
     let (side, number, ping) = world.asked[0].clone();
     assert_eq!((side, ping.attr("action")), (Side::Initiator, Some("session-info")));
-    let error = unknown_session().to_element();
+    let error = Refusal::from(SessionRefusal::Over).to_element();
     world.tell(Input::Answered(number, Answer::Error(error)));
     assert_eq!(world.terminated(), [("bob@example.org/b".to_owned(), "gone".to_owned())]);
 }

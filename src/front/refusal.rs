@@ -1,0 +1,140 @@
+//! What users are told when something is refused: the one place that turns a reason into a stanza error.
+//!
+//! Each room has an enum of its reasons; here each reason gets its type, condition and text.
+
+use fingerpost_wire::{
+    ns,
+    stanza::{Condition, ErrorType, Refusal},
+};
+
+use crate::sessions::refusal::SessionRefusal;
+
+fn refusal(type_: ErrorType, condition: Condition, text: impl Into<String>) -> Refusal {
+    Refusal::new(type_, condition, text)
+}
+
+fn bad_request(text: impl Into<String>) -> Refusal {
+    Refusal::bad_request(text)
+}
+
+fn not_found(text: impl Into<String>) -> Refusal {
+    Refusal::item_not_found(text)
+}
+
+fn exhausted(text: impl Into<String>) -> Refusal {
+    Refusal::resource_constraint(text)
+}
+
+fn conflict(text: impl Into<String>) -> Refusal {
+    refusal(ErrorType::Cancel, Condition::Conflict, text)
+}
+
+/// The user, or its server, is not there now.
+fn unavailable(text: impl Into<String>, mark: &'static str) -> Refusal {
+    refusal(ErrorType::Wait, Condition::RecipientUnavailable, text).with_extra(mark, ns::HINTS)
+}
+
+/// The user has been asked and is silent.
+fn silent(text: impl Into<String>) -> Refusal {
+    refusal(ErrorType::Wait, Condition::RemoteServerTimeout, text).with_extra("silent", ns::HINTS)
+}
+
+fn out_of_order(text: &str) -> Refusal {
+    refusal(ErrorType::Wait, Condition::UnexpectedRequest, text)
+        .with_extra("out-of-order", ns::JINGLE_ERRORS)
+}
+
+fn unsecured(text: &str) -> Refusal {
+    refusal(ErrorType::Modify, Condition::NotAcceptable, text)
+        .with_extra("security-required", ns::JINGLE_ERRORS)
+}
+
+impl From<SessionRefusal> for Refusal {
+    fn from(refused: SessionRefusal) -> Self {
+        use SessionRefusal::*;
+        match refused {
+            Draining => exhausted("The service takes no new sessions now"),
+            TooManySessions(full) => exhausted(format!("Too many sessions: {full}")),
+            TooManyProposals => exhausted("Too many proposals are open"),
+            TooManyRequests => exhausted("Too many requests for this session at once"),
+            NoJingle => bad_request("A jingle element was expected"),
+            NoSid => bad_request("The sid of the session is missing"),
+            LongSid(most) => {
+                bad_request(format!("The sid of a session may be {most} bytes long at most"))
+            }
+            LongJid => bad_request("Your JID is too long to be proxied"),
+            Crossed => conflict("The other user has started the same at this moment")
+                .with_extra("tie-break", ns::JINGLE_ERRORS),
+            Exists => conflict("The session exists already"),
+            NoContent => bad_request("A session-initiate must have a content"),
+            UnnamedContent => bad_request(
+                "A content must have a name, and as creator initiator or responder",
+            ),
+            Unsecured => unsecured(
+                "Only sessions secured by TLS are brokered: offer urn:xmpp:jingle:apps:tls or a \
+                 security element",
+            ),
+            NoTransport => refusal(
+                ErrorType::Cancel,
+                Condition::FeatureNotImplemented,
+                "The transport must be SOCKS5 or in-band bytestreams",
+            )
+            .with_extra("unsupported-transports", ns::JINGLE_ERRORS),
+            OtherContent => bad_request("A session-accept must have the content offered"),
+            UnknownAction => bad_request("The action must be one of XEP-0166"),
+            OutOfOrder => out_of_order("The session is not in that state"),
+            NotTold => out_of_order("The other user does not know of the session yet"),
+            NoOtherTransport => out_of_order("No other transport has been offered"),
+            Replacing => conflict("The transport is being replaced")
+                .with_extra("tie-break", ns::JINGLE_ERRORS),
+            LongBlocks(most) => refusal(
+                ErrorType::Modify,
+                Condition::ResourceConstraint,
+                format!("The block-size may be {most} at most"),
+            ),
+            AlreadyOpen => refusal(
+                ErrorType::Cancel,
+                Condition::NotAcceptable,
+                "The bytestream is already open",
+            ),
+            Over => Self::unknown_session("The session is over"),
+            WentAway => refusal(
+                ErrorType::Wait,
+                Condition::RecipientUnavailable,
+                "The user went away",
+            ),
+            Unacknowledged(user) => silent(format!("{user} is not answering at that address")),
+            NoAnswer => silent("The other user did not answer"),
+            Unreachable => unavailable("The user is not reachable now", "away"),
+            Room => refusal(
+                ErrorType::Cancel,
+                Condition::NotAcceptable,
+                "This is the address of a chat room, or of somebody in it, and sessions do not go through rooms: ask for \
+                 the real address",
+            )
+            .with_extra("room", ns::HINTS),
+            Failed => Self::internal(),
+            OwnNoJingle => bad_request("Expected jingle"),
+            OwnNoContent => bad_request("Expected a sid and a content"),
+            OwnUnsecured => {
+                unsecured("Expected an offer of TLS with the print of an x509 certificate")
+            }
+            OwnAction => refusal(
+                ErrorType::Cancel,
+                Condition::FeatureNotImplemented,
+                "This is a proof, no more",
+            ),
+            NoProposal => Self::service_unavailable(),
+            ProposalId(most) => {
+                bad_request(format!("A proposal must have an id of at most {most} bytes"))
+            }
+            ProposalFrom => bad_request("A proposal must come from a full JID"),
+            ProposalExists => conflict("There is a proposal with this id"),
+            NoSuchProposal => not_found("There is no such proposal"),
+            Wire(refusal) => refusal,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
