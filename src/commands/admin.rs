@@ -5,7 +5,6 @@ use fingerpost_wire::{
     key::{KeyId, State, stamp},
     print::Print,
     rsm::{self, Request},
-    stanza::Refusal,
 };
 use jid::BareJid;
 use time::OffsetDateTime;
@@ -13,6 +12,7 @@ use time::OffsetDateTime;
 use super::{
     Command, Commands, Page, Progress, Stop,
     form::{self, Form, Values},
+    refusal::CommandRefusal,
     user::{choice, described, input, key_table, one_key},
 };
 use crate::{
@@ -484,7 +484,7 @@ impl Commands {
                 read = (first, rows(newest, first, ROWS).await?);
             }
             let at = number.checked_sub(read.0);
-            let entry = at.and_then(|at| read.1.get(at)).ok_or_else(Refusal::internal)?;
+            let entry = at.and_then(|at| read.1.get(at)).ok_or(CommandRefusal::Failed)?;
             let item = form::item(&columns, row(entry));
             page.offer(entry.seq.to_string(), rsm::size_inside(&item)?, item)?;
         }

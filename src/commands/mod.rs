@@ -7,6 +7,7 @@
 mod admin;
 mod form;
 mod listing;
+pub mod refusal;
 mod user;
 
 use std::{
@@ -20,12 +21,7 @@ use fingerpost_carry::{
     iq::random_id,
     shares::{Full, Limits, Place, Shares},
 };
-use fingerpost_wire::{
-    ns, rsm, size,
-    stanza::{Condition, ErrorType, Refusal},
-    text::sentence,
-    xml,
-};
+use fingerpost_wire::{ns, rsm, size, stanza::Refusal, text::sentence, xml};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
@@ -33,11 +29,14 @@ use time::OffsetDateTime;
 use self::{
     form::{Form, TooMuch, Values},
     listing::Options,
+    refusal::CommandRefusal,
 };
 use crate::{
     control::Control,
     metrics,
-    registry::{KeyNotice, Registry, RegistryError, store::error::StoreError},
+    registry::{
+        KeyNotice, Registry, RegistryError, refusal::RegistryRefusal, store::error::StoreError,
+    },
 };
 
 /// How long a user may take for a form.
@@ -104,12 +103,24 @@ enum Stop {
     /// Show the last form again with this note.
     Input(String),
     /// End the command.
-    Refused(Refusal),
+    Refused(CommandRefusal),
+}
+
+impl From<CommandRefusal> for Stop {
+    fn from(refusal: CommandRefusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<RegistryRefusal> for Stop {
+    fn from(refusal: RegistryRefusal) -> Self {
+        Self::Refused(refusal.into())
+    }
 }
 
 impl From<Refusal> for Stop {
     fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+        Self::Refused(refusal.into())
     }
 }
 
@@ -117,7 +128,7 @@ impl From<StoreError> for Stop {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::NotAllowed(error) => Self::Input(error.to_string()),
-            error => Self::Refused(error.into()),
+            error => Self::Refused(RegistryRefusal::from(error).into()),
         }
     }
 }
@@ -244,7 +255,7 @@ impl Commands {
         from: &Jid,
         request: &Element,
         now: OffsetDateTime,
-    ) -> Result<(Element, Option<KeyNotice>), Refusal> {
+    ) -> Result<(Element, Option<KeyNotice>), CommandRefusal> {
         self.handle_within(from, request, now, size::DEFAULT).await
     }
 
@@ -258,13 +269,13 @@ impl Commands {
         request: &Element,
         now: OffsetDateTime,
         room: usize,
-    ) -> Result<(Element, Option<KeyNotice>), Refusal> {
+    ) -> Result<(Element, Option<KeyNotice>), CommandRefusal> {
         let node = request.attr("node").unwrap_or_default();
         let command = self.find(node, &from.to_bare()).ok_or_else(|| {
             // Only admins may know whether the command exists.
             match node.strip_prefix(ns::COMMAND_NODES) {
-                Some(name) if name.starts_with("admin:") => Refusal::forbidden(),
-                _ => Refusal::item_not_found("There is no such command"),
+                Some(name) if name.starts_with("admin:") => CommandRefusal::AdminsOnly,
+                _ => CommandRefusal::NoSuchCommand,
             }
         })?;
         let done = self.go_on(from, command, request, now, room).await;
@@ -287,7 +298,7 @@ impl Commands {
         request: &Element,
         now: OffsetDateTime,
         room: usize,
-    ) -> Result<(Element, Option<KeyNotice>), Refusal> {
+    ) -> Result<(Element, Option<KeyNotice>), CommandRefusal> {
         let action = request.attr("action").unwrap_or("execute");
         let form = request.children().find(|child| child.is("x", ns::DATA));
         let (id, mut progress) = match request.attr("sessionid").filter(|id| !id.is_empty()) {
@@ -295,13 +306,9 @@ impl Commands {
             None => {
                 match action {
                     "execute" | "next" | "complete" => {}
-                    "prev" => return Err(bad("bad-action", "There is nothing to go back to")),
-                    "cancel" => {
-                        let text =
-                            "There is nothing to cancel: expected the sessionid of an open command";
-                        return Err(bad("bad-action", text));
-                    }
-                    _ => return Err(unknown_action()),
+                    "prev" => return Err(CommandRefusal::NothingBefore),
+                    "cancel" => return Err(CommandRefusal::NothingToCancel),
+                    _ => return Err(CommandRefusal::UnknownAction),
                 }
                 let fresh = Progress {
                     from: from.clone(),
@@ -325,10 +332,7 @@ impl Commands {
             "cancel" => return Ok((self.cancelled(&id, command), None)),
             _ if cancels => return Ok((self.cancelled(&id, command), None)),
             "prev" => {
-                progress.stage = progress
-                    .stage
-                    .checked_sub(1)
-                    .ok_or_else(|| bad("bad-action", "This is the first page"))?;
+                progress.stage = progress.stage.checked_sub(1).ok_or(CommandRefusal::FirstPage)?;
             }
             "execute" | "next" | "complete" if resumed => {
                 let fits = match action {
@@ -337,22 +341,19 @@ impl Commands {
                     _ => true,
                 };
                 if !fits {
-                    return Err(bad("bad-action", "This page does not have that action"));
+                    return Err(CommandRefusal::NotOnThisPage);
                 }
                 if progress.reading && (action == "complete" || progress.last) {
                     self.lock().remove(&id);
                     return Ok((answer(command, &id, "completed"), None));
                 }
                 if let Some(form) = form {
-                    progress.values.submit(form).map_err(|TooMuch| {
-                        let text = "The form has more in it than a command may hold (64 KiB)";
-                        Refusal::new(ErrorType::Modify, Condition::NotAcceptable, text)
-                    })?;
+                    progress.values.submit(form).map_err(|TooMuch| CommandRefusal::TooMuchInput)?;
                 }
                 progress.stage += 1;
             }
             "execute" | "next" | "complete" => {}
-            _ => return Err(unknown_action()),
+            _ => return Err(CommandRefusal::UnknownAction),
         }
         let page = match self.page(&progress, now).await {
             Ok(page) => page,
@@ -368,10 +369,10 @@ impl Commands {
                         return Ok((answer, None));
                     }
                     Err(Stop::Refused(refusal)) => return Err(refusal),
-                    Err(Stop::Input(text)) => return Err(Refusal::bad_request(text)),
+                    Err(Stop::Input(text)) => return Err(CommandRefusal::Input(text)),
                 }
             }
-            Err(Stop::Input(text)) => return Err(Refusal::bad_request(text)),
+            Err(Stop::Input(text)) => return Err(CommandRefusal::Input(text)),
         };
         let notice = match &page {
             Page::Done(_, _, notice) => notice.clone(),
@@ -380,22 +381,17 @@ impl Commands {
         Ok((self.show(id, progress, page, None)?, notice))
     }
 
-    fn resume(&self, id: &str, from: &Jid, command: Command) -> Result<Progress, Refusal> {
+    fn resume(&self, id: &str, from: &Jid, command: Command) -> Result<Progress, CommandRefusal> {
         let under_way = self.lock();
         match under_way.all.get(id) {
             Some((progress, _)) if progress.from == *from && progress.command == command => {
                 if progress.until > Instant::now() {
                     Ok(progress.clone())
                 } else {
-                    Err(Refusal::new(
-                        ErrorType::Cancel,
-                        Condition::NotAllowed,
-                        "The form was left for too long",
-                    )
-                    .with_extra("session-expired", ns::COMMANDS))
+                    Err(CommandRefusal::Expired)
                 }
             }
-            _ => Err(bad("bad-sessionid", "There is no such session of this command")),
+            _ => Err(CommandRefusal::NoSuchSession),
         }
     }
 
@@ -411,7 +407,7 @@ impl Commands {
         mut progress: Progress,
         page: Page,
         error: Option<&str>,
-    ) -> Result<Element, Refusal> {
+    ) -> Result<Element, CommandRefusal> {
         Ok(match page {
             Page::Done(form, text, _) => {
                 self.lock().remove(&id);
@@ -475,7 +471,7 @@ impl Commands {
         form: Form,
         forth: &[&str],
         error: Option<&str>,
-    ) -> Result<Element, Refusal> {
+    ) -> Result<Element, CommandRefusal> {
         let mut element = answer(progress.command, &id, "executing");
         let default = forth.first().copied().unwrap_or("complete");
         element.append_child(executing_actions(progress.stage > 0, forth));
@@ -486,7 +482,7 @@ impl Commands {
         progress.last = default == "complete";
         progress.until = Instant::now() + PATIENCE;
         let kept = self.lock().keep(id, progress, Instant::now());
-        kept.map_err(|_| Refusal::resource_constraint("Too many forms are open"))?;
+        kept.map_err(|_| CommandRefusal::TooManyForms)?;
         Ok(element)
     }
 }
@@ -513,14 +509,6 @@ fn note(type_: &str, text: &str) -> Element {
     let mut note = xml::element("note", ns::COMMANDS, &[("type", type_)]);
     note.append_text(&*sentence(text));
     note
-}
-
-fn unknown_action() -> Refusal {
-    bad("malformed-action", "The action must be execute, next, prev, complete or cancel")
-}
-
-fn bad(condition: &'static str, text: &str) -> Refusal {
-    Refusal::bad_request(text).with_extra(condition, ns::COMMANDS)
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use fingerpost_wire::{
     ns,
     print::{Method, Print},
     size,
-    stanza::Refusal,
 };
 use time::OffsetDateTime;
 
@@ -17,6 +16,7 @@ use super::{
     admin::state_of,
     form::{Form, Values},
     listing::Table,
+    refusal::CommandRefusal,
 };
 use crate::registry::model::{
     ALLOWED_MAX, Actor, Key, KeyError, NewKey, Settings, Source, Visibility, check_reason,
@@ -94,7 +94,7 @@ impl Commands {
                 self.registry.erase(&me, &Actor::User(me.clone()), now).await?;
                 Ok(Page::done("Everything held about you has been deleted."))
             }
-            _ => Err(Stop::Refused(Refusal::item_not_found("There is no such command"))),
+            _ => Err(Stop::Refused(CommandRefusal::NoSuchCommand)),
         }
     }
 

@@ -7,7 +7,11 @@ use fingerpost_wire::{
     stanza::{Condition, ErrorType, Refusal},
 };
 
-use crate::sessions::refusal::SessionRefusal;
+use crate::{
+    commands::refusal::CommandRefusal,
+    registry::{model::NotAllowed, proof::ProofError, refusal::RegistryRefusal},
+    sessions::refusal::SessionRefusal,
+};
 
 fn refusal(type_: ErrorType, condition: Condition, text: impl Into<String>) -> Refusal {
     Refusal::new(type_, condition, text)
@@ -47,6 +51,10 @@ fn out_of_order(text: &str) -> Refusal {
 fn unsecured(text: &str) -> Refusal {
     refusal(ErrorType::Modify, Condition::NotAcceptable, text)
         .with_extra("security-required", ns::JINGLE_ERRORS)
+}
+
+fn bad_action(text: &str) -> Refusal {
+    bad_request(text).with_extra("bad-action", ns::COMMANDS)
 }
 
 impl From<SessionRefusal> for Refusal {
@@ -131,6 +139,95 @@ impl From<SessionRefusal> for Refusal {
             ProposalFrom => bad_request("A proposal must come from a full JID"),
             ProposalExists => conflict("There is a proposal with this id"),
             NoSuchProposal => not_found("There is no such proposal"),
+            Wire(refusal) => refusal,
+        }
+    }
+}
+
+impl From<RegistryRefusal> for Refusal {
+    fn from(refused: RegistryRefusal) -> Self {
+        use RegistryRefusal::*;
+        match refused {
+            OwnerJid => bad_request("jid must be a bare JID"),
+            NoSignature => bad_request("Expected a signature element with base64"),
+            SeveralSignatures(found) => {
+                bad_request(format!("Expected a signature element with base64, found {found}"))
+            }
+            Unconfirmed => bad_request(
+                "confirm must be your own bare JID: everything held about you will be deleted",
+            ),
+            UnknownGet => bad_request("Expected keys, key, challenge, settings or export"),
+            UnknownSet => bad_request("Expected add, revoke, prove, settings or erase"),
+            AllowedJid => bad_request("allow must have a bare JID as jid"),
+            TooManyAllowed => bad_request("at most 256 users may be allowed by name"),
+            NoKeyId => bad_request("The id of a key is missing"),
+            NoKey => bad_request("Expected a key with prints or material"),
+            SeveralKeys(found) => {
+                bad_request(format!("Expected one key with prints or material, found {found}"))
+            }
+            SeveralMaterials(found) => {
+                bad_request(format!("Expected one material in a key, found {found}"))
+            }
+            MaterialCode => bad_request("material must be base64 of a certificate"),
+            NotItems => bad_request("Expected items"),
+            UnknownChange => bad_request("Expected append, disable or revoke"),
+            NoName => bad_request("Expected a name"),
+            NameInUse => conflict("The name is in use"),
+            CertificateCode => bad_request("Expected base64 of a certificate"),
+            Known(state) => conflict(format!("This certificate is known already, and is {state}")),
+            NoSuchCertificate => not_found("You have not registered a certificate of this name"),
+            NoPublicKey => not_found("There is no public key"),
+            Invalid(why) => bad_request(why),
+            Rules(NotAllowed::NoSuchKey) => not_found("There is no such key"),
+            Rules(NotAllowed::NotReplaceable) => {
+                bad_request("replaces must be the id of one of your active keys")
+            }
+            Rules(
+                limit @ (NotAllowed::TooManyKeys(_)
+                | NotAllowed::TooManyEver(_)
+                | NotAllowed::TooMuch(_)
+                | NotAllowed::TooManyChanges),
+            ) => exhausted(limit.to_string()),
+            Rules(other) => bad_request(other.to_string()),
+            Proof(none @ ProofError::NoChallenge) => not_found(none.to_string()),
+            Proof(other) => bad_request(other.to_string()),
+            Failed => Self::internal(),
+            Wire(refusal) => refusal,
+        }
+    }
+}
+
+impl From<CommandRefusal> for Refusal {
+    fn from(refused: CommandRefusal) -> Self {
+        use CommandRefusal::*;
+        match refused {
+            AdminsOnly => Self::forbidden(),
+            NoSuchCommand => not_found("There is no such command"),
+            NoSuchSession => bad_request("There is no such session of this command")
+                .with_extra("bad-sessionid", ns::COMMANDS),
+            Expired => {
+                refusal(ErrorType::Cancel, Condition::NotAllowed, "The form was left for too long")
+                    .with_extra("session-expired", ns::COMMANDS)
+            }
+            UnknownAction => {
+                bad_request("The action must be execute, next, prev, complete or cancel")
+                    .with_extra("malformed-action", ns::COMMANDS)
+            }
+            NothingBefore => bad_action("There is nothing to go back to"),
+            NothingToCancel => {
+                bad_action("There is nothing to cancel: expected the sessionid of an open command")
+            }
+            FirstPage => bad_action("This is the first page"),
+            NotOnThisPage => bad_action("This page does not have that action"),
+            TooMuchInput => refusal(
+                ErrorType::Modify,
+                Condition::NotAcceptable,
+                "The form has more in it than a command may hold (64 KiB)",
+            ),
+            Input(why) => bad_request(why),
+            TooManyForms => exhausted("Too many forms are open"),
+            Failed => Self::internal(),
+            Registry(refused) => refused.into(),
             Wire(refusal) => refusal,
         }
     }

@@ -14,9 +14,7 @@ use fingerpost_wire::{
     key::{State, stamp},
     ns,
     print::{HashKind, Method, Print},
-    rsm, size,
-    stanza::{Condition, ErrorType, Refusal},
-    xml,
+    rsm, size, xml,
 };
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -25,7 +23,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     Registry,
-    model::{Actor, Key, NewKey, NotAllowed, Source},
+    model::{Actor, Key, NewKey, Source},
+    refusal::RegistryRefusal,
     requests::Handled,
     verdict,
 };
@@ -41,7 +40,7 @@ impl Registry {
         set: bool,
         payload: &Element,
         now: OffsetDateTime,
-    ) -> Result<Handled, Refusal> {
+    ) -> Result<Handled, RegistryRefusal> {
         self.handle_saslcert_within(from, set, payload, now, size::DEFAULT).await
     }
 
@@ -56,13 +55,13 @@ impl Registry {
         payload: &Element,
         now: OffsetDateTime,
         room: usize,
-    ) -> Result<Handled, Refusal> {
+    ) -> Result<Handled, RegistryRefusal> {
         let owner = from.to_bare();
         let profile = self.profile(&owner).await?;
         let listed: Vec<&Key> = profile.keys.iter().filter(|key| is_certificate(key)).collect();
         if !set {
             if payload.name() != "items" {
-                return Err(Refusal::bad_request("Expected items"));
+                return Err(RegistryRefusal::NotItems);
             }
             let mut items = Element::bare("items", ns::SASLCERT);
             let request = rsm::Request::read(payload)?;
@@ -89,15 +88,11 @@ impl Registry {
             .get_child("name", ns::SASLCERT)
             .map(|name| name.text().trim().to_owned())
             .filter(|name| !name.is_empty())
-            .ok_or_else(|| Refusal::bad_request("Expected a name"))?;
+            .ok_or(RegistryRefusal::NoName)?;
         let named = listed.iter().find(|key| name_of(key) == name);
         let (_, notice) = match (payload.name(), named) {
             ("append", Some(_)) => {
-                return Err(Refusal::new(
-                    ErrorType::Cancel,
-                    Condition::Conflict,
-                    "The name is in use",
-                ));
+                return Err(RegistryRefusal::NameInUse);
             }
             ("append", None) => {
                 let text: String = payload
@@ -106,18 +101,14 @@ impl Registry {
                     .unwrap_or_default()
                     .split_whitespace()
                     .collect();
-                let bytes = STANDARD
-                    .decode(text)
-                    .map_err(|_| Refusal::bad_request("Expected base64 of a certificate"))?;
-                let bad = |error: &dyn std::fmt::Display| Refusal::bad_request(error.to_string());
+                let bytes = STANDARD.decode(text).map_err(|_| RegistryRefusal::CertificateCode)?;
                 let material =
-                    Material::parse(Method::X509, &bytes).map_err(|error| bad(&error))?;
+                    Material::parse(Method::X509, &bytes).map_err(RegistryRefusal::invalid)?;
                 let new = NewKey::of_material(material, &[], &name, Source::Self_)
-                    .map_err(|error| bad(&error))?;
+                    .map_err(RegistryRefusal::invalid)?;
                 let (key, notice) = self.add(from, &new, now).await?;
                 if key.state != State::Active {
-                    let text = format!("This certificate is known already, and is {}", key.state);
-                    return Err(Refusal::new(ErrorType::Cancel, Condition::Conflict, text));
+                    return Err(RegistryRefusal::Known(key.state));
                 }
                 (key, notice)
             }
@@ -126,11 +117,9 @@ impl Registry {
                 self.revoke(from, &Actor::User(owner), key.id, "", now).await?
             }
             ("disable" | "revoke", None) => {
-                return Err(Refusal::item_not_found(
-                    "You have not registered a certificate of this name",
-                ));
+                return Err(RegistryRefusal::NoSuchCertificate);
             }
-            _ => return Err(Refusal::bad_request("Expected append, disable or revoke")),
+            _ => return Err(RegistryRefusal::UnknownChange),
         };
         Ok(Handled { answer: None, notice })
     }
@@ -144,7 +133,7 @@ impl Registry {
         asker: &BareJid,
         owner: &BareJid,
         query: &Element,
-    ) -> Result<Element, Refusal> {
+    ) -> Result<Element, RegistryRefusal> {
         let own = self.profile(asker).await?;
         let mut methods: Vec<Method> = Vec::new();
         for keyinfo in query.children().filter(|c| c.is("keyinfo", ns::TMP_PUBKEY)).take(32) {
@@ -182,17 +171,22 @@ impl Registry {
     ///
     /// # Errors
     /// The refusal for the asker.
-    pub async fn pubkey(&self, asker: &BareJid, owner: &BareJid) -> Result<Element, Refusal> {
-        let none = || Refusal::item_not_found("There is no public key");
+    pub async fn pubkey(
+        &self,
+        asker: &BareJid,
+        owner: &BareJid,
+    ) -> Result<Element, RegistryRefusal> {
         let keys = self.visible_keys(asker, owner).await?;
         let key = keys
             .iter()
             .filter(|key| is_certificate(key))
             .max_by_key(|key| (key.assurance, key.created))
-            .ok_or_else(none)?;
-        let der = self.store.material(key.id).await?.ok_or_else(none)?;
-        let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| none())?;
-        let spki = Print::of_certificate(HashKind::SpkiSha256, &der).ok_or_else(none)?;
+            .ok_or(RegistryRefusal::NoPublicKey)?;
+        let der = self.store.material(key.id).await?.ok_or(RegistryRefusal::NoPublicKey)?;
+        let (_, certificate) =
+            X509Certificate::from_der(&der).map_err(|_| RegistryRefusal::NoPublicKey)?;
+        let spki = Print::of_certificate(HashKind::SpkiSha256, &der)
+            .ok_or(RegistryRefusal::NoPublicKey)?;
         let validity = certificate.validity();
         let mut pubkey = Element::bare("pubkey", ns::PUBKEY);
         for (name, text) in [
@@ -224,14 +218,9 @@ fn with_text(name: &str, namespace: &str, text: &str) -> Element {
     element
 }
 
-impl From<NotAllowed> for Refusal {
-    fn from(error: NotAllowed) -> Self {
-        crate::registry::store::error::StoreError::from(error).into()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use fingerpost_wire::stanza::{Condition, Refusal};
     use time::macros::datetime;
 
     use super::*;
@@ -262,7 +251,8 @@ mod tests {
     async fn ask(registry: &Registry, set: bool, text: &str) -> Result<Option<Element>, Refusal> {
         let from = Jid::new("hamlet@shakespeare.lit/denmark").unwrap();
         let payload: Element = text.parse().unwrap();
-        registry.handle_saslcert(&from, set, &payload, NOW).await.map(|handled| handled.answer)
+        let handled = registry.handle_saslcert(&from, set, &payload, NOW).await?;
+        Ok(handled.answer)
     }
 
     #[tokio::test]

@@ -17,7 +17,6 @@ use fingerpost_wire::{
     key::stamp,
     ns,
     rsm::{self, Page, Request},
-    stanza::Refusal,
     xml,
 };
 use jid::BareJid;
@@ -27,6 +26,7 @@ use time::OffsetDateTime;
 use super::{
     Registry,
     model::{Actor, AuditEntry, AuditEvent, Key},
+    refusal::RegistryRefusal,
     requests::{allow_element, to_element},
 };
 use crate::registry::store::{
@@ -102,7 +102,7 @@ impl Registry {
         owner: &BareJid,
         request: Option<&Request>,
         room: usize,
-    ) -> Result<Element, Refusal> {
+    ) -> Result<Element, RegistryRefusal> {
         let profile = self.profile(owner).await?;
         // Rows that are written meanwhile do not count; otherwise the numbers of the others would change.
         let newest = self.store.audit_page(Some(owner), None, 0, 1).await?;
@@ -157,7 +157,7 @@ impl Registry {
                 ExportPart::Allow => {
                     let allowed =
                         profile.settings.as_ref().and_then(|known| known.allowed.get(number));
-                    let jid = allowed.ok_or_else(Refusal::internal)?;
+                    let jid = allowed.ok_or(RegistryRefusal::Failed)?;
                     (format!("allow-{jid}"), Some(allow_element(jid)))
                 }
                 ExportPart::Entry => {
@@ -165,11 +165,11 @@ impl Registry {
                         rows = self.rows(owner, newest, layout.entries, number).await?;
                     }
                     let at = number.checked_sub(rows.0);
-                    let entry = at.and_then(|at| rows.1.get(at)).ok_or_else(Refusal::internal)?;
+                    let entry = at.and_then(|at| rows.1.get(at)).ok_or(RegistryRefusal::Failed)?;
                     (format!("entry-{}", entry.seq), Some(entry_element(entry, owner)))
                 }
                 ExportPart::Session => {
-                    let session = open.get(number).ok_or_else(Refusal::internal)?;
+                    let session = open.get(number).ok_or(RegistryRefusal::Failed)?;
                     (session_uid(&session.0), Some(session_element(session)))
                 }
             };
@@ -333,7 +333,7 @@ mod tests {
         key::KeyId,
         print::{HashKind, Method, Print},
         size,
-        stanza::{Condition, RequestKind},
+        stanza::{Condition, Refusal, RequestKind},
     };
     use jid::Jid;
     use sqlx::{Connection as _, Row as _};
@@ -387,7 +387,7 @@ mod tests {
         } else {
             registry.handle_within(&romeo(), RequestKind::Get, &payload, NOW, room).await
         };
-        handled.map(|handled| handled.answer.unwrap())
+        Ok(handled?.answer.unwrap())
     }
 
     /// Returns every item in a payload, as XML.

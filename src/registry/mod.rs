@@ -19,6 +19,7 @@ pub mod model;
 pub mod pep;
 mod profiles;
 pub mod proof;
+pub mod refusal;
 pub mod requests;
 pub mod store;
 pub mod verdict;
@@ -35,7 +36,6 @@ use fingerpost_wire::{
     key::{Assurance, KeyId, State, stamp},
     print::{Method, Print},
     proof::Nonce,
-    stanza::Refusal,
 };
 use jid::{BareJid, Jid};
 use sha2::{Digest, Sha256};
@@ -46,6 +46,7 @@ use self::{
     model::{ALLOWED_BYTES, Actor, Key, NewKey, NotAllowed, Settings, Source, Visibility},
     profiles::Profiles,
     proof::{Challenges, ProofError},
+    refusal::RegistryRefusal,
     store::{
         Store,
         error::StoreError,
@@ -75,6 +76,15 @@ pub enum RegistryError {
     /// The store refused, or failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<RegistryError> for RegistryRefusal {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Store(error) => error.into(),
+            RegistryError::Proof(error) => Self::Proof(error),
+        }
+    }
 }
 
 impl From<NotAllowed> for RegistryError {
@@ -480,11 +490,11 @@ impl Registry {
         from: &Jid,
         certificate: &[u8],
         now: OffsetDateTime,
-    ) -> Result<Changed, Refusal> {
-        let bad = |error: &dyn std::fmt::Display| Refusal::bad_request(error.to_string());
-        let material = Material::parse(Method::X509, certificate).map_err(|error| bad(&error))?;
-        let new =
-            NewKey::of_material(material, &[], "", Source::Self_).map_err(|error| bad(&error))?;
+    ) -> Result<Changed, RegistryRefusal> {
+        let material =
+            Material::parse(Method::X509, certificate).map_err(RegistryRefusal::invalid)?;
+        let new = NewKey::of_material(material, &[], "", Source::Self_)
+            .map_err(RegistryRefusal::invalid)?;
         let (key, added) = self.add(from, &new, now).await?;
         let (key, proven) = self.proven(from, key.id, now).await?;
         Ok((key, proven.or(added)))

@@ -16,14 +16,17 @@
 //! stanza.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use fingerpost_secure::material::{Material, TEXT_MAX};
+use fingerpost_secure::{
+    material::{Material, TEXT_MAX},
+    material_error::MaterialError,
+};
 use fingerpost_wire::{
     jid::canonical_bare,
     key::{KeyId, stamp},
     ns,
     print::{HashKind, Method, Print},
     rsm, size,
-    stanza::{Refusal, RequestKind},
+    stanza::RequestKind,
     xml,
 };
 use jid::{BareJid, Jid};
@@ -31,50 +34,13 @@ use minidom::Element;
 use time::OffsetDateTime;
 
 use super::{
-    Changed, KeyNotice, Registry, RegistryError,
+    Changed, KeyNotice, Registry,
     model::{
         ALLOWED_MAX, Actor, Key, KeyError, NewKey, NotAllowed, Settings, Source, Visibility,
         check_reason,
     },
-    proof::ProofError,
+    refusal::RegistryRefusal,
 };
-use crate::registry::store::error::StoreError;
-
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::NotAllowed(NotAllowed::NoSuchKey) => {
-                Self::item_not_found("There is no such key")
-            }
-            StoreError::NotAllowed(NotAllowed::NotReplaceable) => {
-                Self::bad_request("replaces must be the id of one of your active keys")
-            }
-            StoreError::NotAllowed(
-                error @ (NotAllowed::TooManyKeys(_)
-                | NotAllowed::TooManyEver(_)
-                | NotAllowed::TooMuch(_)
-                | NotAllowed::TooManyChanges),
-            ) => Self::resource_constraint(error.to_string()),
-            StoreError::NotAllowed(error) => Self::bad_request(error.to_string()),
-            error => {
-                tracing::error!(%error, "the registry failed");
-                Self::internal()
-            }
-        }
-    }
-}
-
-impl From<RegistryError> for Refusal {
-    fn from(error: RegistryError) -> Self {
-        match error {
-            RegistryError::Store(error) => error.into(),
-            RegistryError::Proof(error @ ProofError::NoChallenge) => {
-                Self::item_not_found(error.to_string())
-            }
-            RegistryError::Proof(error) => Self::bad_request(error.to_string()),
-        }
-    }
-}
 
 /// The answer to a request, and the message for the owner of a changed key.
 #[derive(Clone, Debug)]
@@ -108,7 +74,7 @@ impl Registry {
         kind: RequestKind,
         payload: &Element,
         now: OffsetDateTime,
-    ) -> Result<Handled, Refusal> {
+    ) -> Result<Handled, RegistryRefusal> {
         self.handle_within(from, kind, payload, now, size::DEFAULT).await
     }
 
@@ -123,13 +89,12 @@ impl Registry {
         payload: &Element,
         now: OffsetDateTime,
         room: usize,
-    ) -> Result<Handled, Refusal> {
+    ) -> Result<Handled, RegistryRefusal> {
         let asker = from.to_bare();
         match (kind, payload.name()) {
             (RequestKind::Get, "keys") => {
                 let owner = match payload.attr("jid") {
-                    Some(text) => canonical_bare(text)
-                        .ok_or_else(|| Refusal::bad_request("jid must be a bare JID"))?,
+                    Some(text) => canonical_bare(text).ok_or(RegistryRefusal::OwnerJid)?,
                     None => asker.clone(),
                 };
                 let mut keys = xml::element("keys", ns::KEYS, &[("jid", owner.as_str())]);
@@ -192,16 +157,14 @@ impl Registry {
             }
             (RequestKind::Set, "revoke") => {
                 let reason = check_reason(payload.attr("reason").unwrap_or_default())
-                    .map_err(|error| Refusal::bad_request(error.to_string()))?;
+                    .map_err(RegistryRefusal::invalid)?;
                 let actor = Actor::User(asker);
                 Ok(self.revoke(from, &actor, id(payload)?, &reason, now).await?.into())
             }
             (RequestKind::Set, "prove") => {
-                let expected = "Expected a signature element with base64";
-                let text = only(payload, "signature", expected)?
-                    .map(Element::text)
-                    .ok_or_else(|| Refusal::bad_request(expected))?;
-                let signature = unbase64(&text).ok_or_else(|| Refusal::bad_request(expected))?;
+                let signature = only(payload, "signature", RegistryRefusal::SeveralSignatures)?
+                    .and_then(|signature| unbase64(&signature.text()))
+                    .ok_or(RegistryRefusal::NoSignature)?;
                 Ok(self.prove(from, id(payload)?, &signature, now).await?.into())
             }
             (RequestKind::Set, "settings") => {
@@ -212,19 +175,13 @@ impl Registry {
             (RequestKind::Set, "erase") => {
                 let confirm = payload.attr("confirm").and_then(canonical_bare);
                 if confirm.as_ref() != Some(&asker) {
-                    return Err(Refusal::bad_request(
-                        "confirm must be your own bare JID: everything held about you will be deleted",
-                    ));
+                    return Err(RegistryRefusal::Unconfirmed);
                 }
                 self.erase(&asker, &Actor::User(asker.clone()), now).await?;
                 Ok(Handled { answer: None, notice: None })
             }
-            (RequestKind::Get, _) => {
-                Err(Refusal::bad_request("Expected keys, key, challenge, settings or export"))
-            }
-            (RequestKind::Set, _) => {
-                Err(Refusal::bad_request("Expected add, revoke, prove, settings or erase"))
-            }
+            (RequestKind::Get, _) => Err(RegistryRefusal::UnknownGet),
+            (RequestKind::Set, _) => Err(RegistryRefusal::UnknownSet),
         }
     }
 }
@@ -247,90 +204,81 @@ pub(super) fn allow_element(jid: &BareJid) -> Element {
     xml::element("allow", ns::KEYS, &[("jid", jid.as_str())])
 }
 
-fn read_settings(element: &Element) -> Result<Settings, Refusal> {
+fn read_settings(element: &Element) -> Result<Settings, RegistryRefusal> {
     let visibility = element
         .attr("visibility")
         .unwrap_or_default()
         .parse::<Visibility>()
-        .map_err(|error| Refusal::bad_request(format!("visibility: {error}")))?;
+        .map_err(|error| RegistryRefusal::Invalid(format!("visibility: {error}")))?;
     let mut allowed = Vec::new();
     for allow in element.children().filter(|child| child.is("allow", ns::KEYS)) {
-        let jid = allow
-            .attr("jid")
-            .and_then(canonical_bare)
-            .ok_or_else(|| Refusal::bad_request("allow must have a bare JID as jid"))?;
+        let jid = allow.attr("jid").and_then(canonical_bare).ok_or(RegistryRefusal::AllowedJid)?;
         if !allowed.contains(&jid) {
             allowed.push(jid);
         }
     }
     if allowed.len() > ALLOWED_MAX {
-        return Err(Refusal::bad_request("at most 256 users may be allowed by name"));
+        return Err(RegistryRefusal::TooManyAllowed);
     }
     allowed.sort_by(|a, b| a.as_str().cmp(b.as_str()));
     Ok(Settings { visibility, allowed })
 }
 
-fn id(payload: &Element) -> Result<KeyId, Refusal> {
-    let text =
-        payload.attr("id").ok_or_else(|| Refusal::bad_request("The id of a key is missing"))?;
-    text.parse().map_err(|_| Refusal::item_not_found("There is no such key"))
+fn id(payload: &Element) -> Result<KeyId, RegistryRefusal> {
+    let text = payload.attr("id").ok_or(RegistryRefusal::NoKeyId)?;
+    text.parse().map_err(|_| NotAllowed::NoSuchKey.into())
 }
 
 /// Returns the child of this name, if there is one.
 ///
 /// # Errors
-/// The refusal with `expected`, if there are several: none of them may be dropped silently.
+/// The refusal with their number, if there are several: none of them may be dropped silently.
 fn only<'a>(
     parent: &'a Element,
     name: &str,
-    expected: &str,
-) -> Result<Option<&'a Element>, Refusal> {
+    several: fn(usize) -> RegistryRefusal,
+) -> Result<Option<&'a Element>, RegistryRefusal> {
     let mut found = parent.children().filter(|child| child.is(name, ns::KEYS));
     let first = found.next();
     match found.count() {
         0 => Ok(first),
-        more => Err(Refusal::bad_request(format!("{expected}, found {}", more + 1))),
+        more => Err(several(more + 1)),
     }
 }
 
-fn read_new(add: &Element) -> Result<NewKey, Refusal> {
-    let bad = |error: &dyn std::fmt::Display| Refusal::bad_request(error.to_string());
-    let key = only(add, "key", "Expected one key with prints or material")?
-        .ok_or_else(|| Refusal::bad_request("Expected a key with prints or material"))?;
+fn read_new(add: &Element) -> Result<NewKey, RegistryRefusal> {
+    let key = only(add, "key", RegistryRefusal::SeveralKeys)?.ok_or(RegistryRefusal::NoKey)?;
     let method: Method =
-        key.attr("method").unwrap_or_default().parse().map_err(|error| bad(&error))?;
+        key.attr("method").unwrap_or_default().parse().map_err(RegistryRefusal::invalid)?;
     if method == Method::Srp {
-        return Err(bad(&KeyError::Method));
+        return Err(RegistryRefusal::invalid(KeyError::Method));
     }
     let mut prints = Vec::new();
     for element in key.children().filter(|child| child.is("print", ns::KEYS)) {
         let hash = match element.attr("hash") {
-            Some(text) => Some(text.parse::<HashKind>().map_err(|error| bad(&error))?),
+            Some(text) => Some(text.parse::<HashKind>().map_err(RegistryRefusal::invalid)?),
             None => None,
         };
-        prints.push(Print::read(&element.text(), method, hash).map_err(|error| bad(&error))?);
+        prints.push(Print::read(&element.text(), method, hash).map_err(RegistryRefusal::invalid)?);
     }
     let replaces = match key.attr("replaces") {
-        Some(text) => Some(text.parse::<KeyId>().map_err(|_| {
-            Refusal::bad_request("replaces must be the id of one of your active keys")
-        })?),
+        Some(text) => Some(text.parse::<KeyId>().map_err(|_| NotAllowed::NotReplaceable)?),
         None => None,
     };
     let label = key.attr("label").unwrap_or_default();
-    let new = match only(key, "material", "Expected one material in a key")? {
+    let new = match only(key, "material", RegistryRefusal::SeveralMaterials)? {
         Some(material) => {
             let text = material.text();
             if text.len() > TEXT_MAX * 2 {
-                return Err(Refusal::bad_request("key material must not be larger than 16 KiB"));
+                return Err(RegistryRefusal::invalid(MaterialError::TooLarge));
             }
-            let bytes = unbase64(&text)
-                .ok_or_else(|| Refusal::bad_request("material must be base64 of a certificate"))?;
-            let material = Material::parse(method, &bytes).map_err(|error| bad(&error))?;
+            let bytes = unbase64(&text).ok_or(RegistryRefusal::MaterialCode)?;
+            let material = Material::parse(method, &bytes).map_err(RegistryRefusal::invalid)?;
             NewKey::of_material(material, &prints, label, Source::Self_)
         }
         None => NewKey::of_prints(method, prints, label, Source::Self_),
     };
-    Ok(new.map_err(|error| bad(&error))?.replacing(replaces))
+    Ok(new.map_err(RegistryRefusal::invalid)?.replacing(replaces))
 }
 
 /// Returns a key as others see it now: an expired one is superseded, and says so.
@@ -374,7 +322,7 @@ pub(super) fn to_element(key: &Key, material: Option<&[u8]>) -> Element {
 
 #[cfg(test)]
 mod tests {
-    use fingerpost_wire::stanza::Condition;
+    use fingerpost_wire::stanza::{Condition, Refusal};
     use time::macros::datetime;
 
     use super::*;
@@ -397,10 +345,8 @@ mod tests {
     ) -> Result<Element, Refusal> {
         let payload: Element = text.parse().unwrap();
         let from = Jid::new(&format!("{who}/here")).unwrap();
-        registry
-            .handle(&from, kind, &payload, NOW)
-            .await
-            .map(|handled| handled.answer.unwrap_or_else(|| Element::bare("empty", ns::KEYS)))
+        let handled = registry.handle(&from, kind, &payload, NOW).await?;
+        Ok(handled.answer.unwrap_or_else(|| Element::bare("empty", ns::KEYS)))
     }
 
     fn add(print: &str) -> String {

@@ -7,7 +7,7 @@ use fingerpost_secure::{
     identity::Identity,
     stream::{self, TlsError, TlsStream},
 };
-use fingerpost_wire::{ibb_xml::IbbStanza, print::Print};
+use fingerpost_wire::{ibb_xml::IbbStanza, print::Print, stanza::Refusal};
 use minidom::Element;
 use time::OffsetDateTime;
 use tokio::{
@@ -158,7 +158,7 @@ impl OwnDriver {
         let certificate = shown.ok_or("No certificate was shown")?;
         let now = OffsetDateTime::now_utc();
         let recorded = self.shared.registry.shown(&self.peer.user, &certificate, now).await;
-        let (key, notice) = recorded.map_err(|refusal| refusal.text)?;
+        let (key, notice) = recorded.map_err(|refusal| Refusal::from(refusal).text)?;
         if let Some(notice) = notice {
             let _ = self.notices.send(notice).await;
         }

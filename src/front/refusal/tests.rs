@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fmt::Debug};
 
 use fingerpost_carry::shares::Full;
 
+use fingerpost_wire::key::State;
 use jid::BareJid;
 
 use super::*;
@@ -47,6 +48,10 @@ fn hint(name: &'static str) -> Extra {
 
 fn jingle(name: &'static str) -> Extra {
     Some((name, ns::JINGLE_ERRORS))
+}
+
+fn command(name: &'static str) -> Extra {
+    Some((name, ns::COMMANDS))
 }
 
 fn command(name: &'static str) -> Extra {
@@ -198,6 +203,210 @@ fn sessions_and_proposals_say_why_they_refuse() {
             (ProposalFrom, "modify bad-request", "A proposal must come from a full JID", None),
             (ProposalExists, "cancel conflict", "There is a proposal with this id", None),
             (NoSuchProposal, "cancel item-not-found", "There is no such proposal", None),
+            (Wire(wire()), "modify bad-request", "x must be y", None),
+        ],
+    );
+}
+
+#[test]
+fn the_registry_says_why_it_refuses() {
+    use RegistryRefusal::*;
+    check(
+        include_str!("../../registry/refusal.rs"),
+        "RegistryRefusal",
+        [
+            (OwnerJid, "modify bad-request", "jid must be a bare JID", None),
+            (NoSignature, "modify bad-request", "Expected a signature element with base64", None),
+            (
+                SeveralSignatures(2),
+                "modify bad-request",
+                "Expected a signature element with base64, found 2",
+                None,
+            ),
+            (
+                Unconfirmed,
+                "modify bad-request",
+                "confirm must be your own bare JID: everything held about you will be deleted",
+                None,
+            ),
+            (
+                UnknownGet,
+                "modify bad-request",
+                "Expected keys, key, challenge, settings or export",
+                None,
+            ),
+            (
+                UnknownSet,
+                "modify bad-request",
+                "Expected add, revoke, prove, settings or erase",
+                None,
+            ),
+            (AllowedJid, "modify bad-request", "allow must have a bare JID as jid", None),
+            (
+                TooManyAllowed,
+                "modify bad-request",
+                "at most 256 users may be allowed by name",
+                None,
+            ),
+            (NoKeyId, "modify bad-request", "The id of a key is missing", None),
+            (NoKey, "modify bad-request", "Expected a key with prints or material", None),
+            (
+                SeveralKeys(2),
+                "modify bad-request",
+                "Expected one key with prints or material, found 2",
+                None,
+            ),
+            (
+                SeveralMaterials(3),
+                "modify bad-request",
+                "Expected one material in a key, found 3",
+                None,
+            ),
+            (MaterialCode, "modify bad-request", "material must be base64 of a certificate", None),
+            (NotItems, "modify bad-request", "Expected items", None),
+            (UnknownChange, "modify bad-request", "Expected append, disable or revoke", None),
+            (NoName, "modify bad-request", "Expected a name", None),
+            (NameInUse, "cancel conflict", "The name is in use", None),
+            (CertificateCode, "modify bad-request", "Expected base64 of a certificate", None),
+            (
+                Known(State::Revoked),
+                "cancel conflict",
+                "This certificate is known already, and is revoked",
+                None,
+            ),
+            (
+                NoSuchCertificate,
+                "cancel item-not-found",
+                "You have not registered a certificate of this name",
+                None,
+            ),
+            (NoPublicKey, "cancel item-not-found", "There is no public key", None),
+            (Invalid("x is not y".to_owned()), "modify bad-request", "x is not y", None),
+            (Rules(NotAllowed::NoSuchKey), "cancel item-not-found", "There is no such key", None),
+            (
+                Rules(NotAllowed::NotReplaceable),
+                "modify bad-request",
+                "replaces must be the id of one of your active keys",
+                None,
+            ),
+            (
+                Rules(NotAllowed::TooManyKeys(9)),
+                "wait resource-constraint",
+                "the limit of 9 active keys is reached; revoke or replace one",
+                None,
+            ),
+            (
+                Rules(NotAllowed::TooManyEver(36)),
+                "wait resource-constraint",
+                "the limit of 36 keys, those that are no longer active among them, is reached; only erasing everything \
+                 held about you makes room",
+                None,
+            ),
+            (
+                Rules(NotAllowed::TooMuch(288)),
+                "wait resource-constraint",
+                "the limit of 288 KiB for all your certificates, those that are no longer active among them, is \
+                 reached; only erasing everything held about you makes room",
+                None,
+            ),
+            (
+                Rules(NotAllowed::TooManyChanges),
+                "wait resource-constraint",
+                "you have made too many changes recently: wait some minutes; keys can be revoked at any time",
+                None,
+            ),
+            (
+                Rules(NotAllowed::NotActive),
+                "modify bad-request",
+                "the key is no longer active",
+                None,
+            ),
+            (
+                Rules(NotAllowed::TooManyNamed),
+                "modify bad-request",
+                "the addresses of the users who may see your keys are too long together",
+                None,
+            ),
+            (
+                Rules(NotAllowed::CarriesRevocation),
+                "modify bad-request",
+                "this OpenPGP certificate carries its own revocation, and is not one of your keys",
+                None,
+            ),
+            (
+                Proof(ProofError::NoChallenge),
+                "cancel item-not-found",
+                "there is no such challenge: ask for one, answer it within 5 minutes and only once",
+                None,
+            ),
+            (
+                Proof(ProofError::NoMaterial),
+                "modify bad-request",
+                "the registry has only prints of this key: add it with its certificate first",
+                None,
+            ),
+            (Failed, "wait internal-server-error", "", None),
+            (Wire(wire()), "modify bad-request", "x must be y", None),
+        ],
+    );
+}
+
+#[test]
+fn commands_say_why_they_do_not_go_on() {
+    use CommandRefusal::*;
+    check(
+        include_str!("../../commands/refusal.rs"),
+        "CommandRefusal",
+        [
+            (AdminsOnly, "auth forbidden", "", None),
+            (NoSuchCommand, "cancel item-not-found", "There is no such command", None),
+            (
+                NoSuchSession,
+                "modify bad-request",
+                "There is no such session of this command",
+                command("bad-sessionid"),
+            ),
+            (
+                Expired,
+                "cancel not-allowed",
+                "The form was left for too long",
+                command("session-expired"),
+            ),
+            (
+                UnknownAction,
+                "modify bad-request",
+                "The action must be execute, next, prev, complete or cancel",
+                command("malformed-action"),
+            ),
+            (
+                NothingBefore,
+                "modify bad-request",
+                "There is nothing to go back to",
+                command("bad-action"),
+            ),
+            (
+                NothingToCancel,
+                "modify bad-request",
+                "There is nothing to cancel: expected the sessionid of an open command",
+                command("bad-action"),
+            ),
+            (FirstPage, "modify bad-request", "This is the first page", command("bad-action")),
+            (
+                NotOnThisPage,
+                "modify bad-request",
+                "This page does not have that action",
+                command("bad-action"),
+            ),
+            (
+                TooMuchInput,
+                "modify not-acceptable",
+                "The form has more in it than a command may hold (64 KiB)",
+                None,
+            ),
+            (Input("x is not y".to_owned()), "modify bad-request", "x is not y", None),
+            (TooManyForms, "wait resource-constraint", "Too many forms are open", None),
+            (Failed, "wait internal-server-error", "", None),
+            (Registry(RegistryRefusal::NameInUse), "cancel conflict", "The name is in use", None),
             (Wire(wire()), "modify bad-request", "x must be y", None),
         ],
     );
