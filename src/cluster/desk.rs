@@ -5,7 +5,7 @@ use std::{collections::VecDeque, pin::pin, time::Duration};
 use fingerpost_carry::{reader::StanzaReader, shares::Permit};
 use fingerpost_wire::{
     ns,
-    stanza::{Condition, ErrorType, Refusal, Stanza},
+    stanza::Stanza,
     xml::{self, Received},
 };
 use minidom::Element;
@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Cluster, Event, member::Role};
+use super::{Cluster, Event, member::Role, refusal::ClusterRefusal};
 use crate::{metrics, refuse::Refuse as _, registry::store::records::Parcel};
 
 /// How long a stanza waits for a leader, or for the database.
@@ -58,7 +58,7 @@ impl Packed {
         for (stanza, _permit) in self.stanzas {
             match is_sent {
                 true => metrics::CLUSTER_HANDOVERS.count(&["sent"]),
-                false => refuse(&stanza, &unreachable(), outbound).await,
+                false => refuse(&stanza, ClusterRefusal::NoLeader, outbound).await,
             }
         }
     }
@@ -146,10 +146,7 @@ impl Desk {
                             packed.stanzas.push((stanza, permit));
                         }
                         None => {
-                            let text = "The stanza cannot be passed on";
-                            let refusal =
-                                Refusal::new(ErrorType::Modify, Condition::NotAcceptable, text);
-                            refuse(&stanza, &refusal, outbound).await;
+                            refuse(&stanza, ClusterRefusal::Unwritable, outbound).await;
                         }
                     }
                 }
@@ -167,24 +164,16 @@ impl Desk {
         };
         while self.waiting.front().is_some_and(is_late) {
             if let Some(Outgoing::Stanza { stanza, .. }) = self.waiting.pop_front() {
-                refuse(&stanza, &unreachable(), outbound).await;
+                refuse(&stanza, ClusterRefusal::NoLeader, outbound).await;
             }
         }
     }
 }
 
-fn unreachable() -> Refusal {
-    Refusal::new(
-        ErrorType::Wait,
-        Condition::RemoteServerTimeout,
-        "The service is being taken over: try again",
-    )
-}
-
 /// Refuses a request; whatever else is counted.
-async fn refuse(stanza: &Stanza, refusal: &Refusal, outbound: &mpsc::Sender<Element>) {
+async fn refuse(stanza: &Stanza, refusal: ClusterRefusal, outbound: &mpsc::Sender<Element>) {
     if stanza.is_request() {
-        let _ = outbound.send(stanza.refuse(refusal.clone())).await;
+        let _ = outbound.send(stanza.refuse(refusal)).await;
     } else {
         metrics::STANZAS_DROPPED.count(&["cluster"]);
     }

@@ -11,6 +11,7 @@
 
 mod desk;
 mod member;
+pub mod refusal;
 mod seat;
 mod sightings;
 
@@ -23,7 +24,7 @@ use std::{
 };
 
 use fingerpost_carry::shares::{Limits, Permits};
-use fingerpost_wire::stanza::{Refusal, Stanza};
+use fingerpost_wire::stanza::Stanza;
 use jid::BareJid;
 use minidom::Element;
 use tokio::{
@@ -36,6 +37,7 @@ use tracing::{info, warn};
 use self::{
     desk::{Desk, Outgoing},
     member::{LEASE, Member, Role},
+    refusal::ClusterRefusal,
     seat::Seat,
 };
 use crate::registry::store::{Store, records::Instance};
@@ -353,12 +355,16 @@ impl Cluster {
     ///
     /// # Errors
     /// What a user is told whose request cannot be handed over.
-    pub fn hand_over(&self, stanza: &Stanza) -> Result<(), Refusal> {
+    pub fn hand_over(&self, stanza: &Stanza) -> Result<(), ClusterRefusal> {
         let weight = ITEM + stanza.weight();
-        let permit = self.0.permits.take(&stanza.from.to_bare(), weight).map_err(|_| busy())?;
+        let permit = self
+            .0
+            .permits
+            .take(&stanza.from.to_bare(), weight)
+            .map_err(|_| ClusterRefusal::Busy)?;
         let (stanza, since) = (Box::new(stanza.clone()), Instant::now());
         let item = Outgoing::Stanza { stanza, since, permit };
-        self.0.queue.try_send(item).map_err(|_| busy())
+        self.0.queue.try_send(item).map_err(|_| ClusterRefusal::Busy)
     }
 
     /// Takes the id of a ping that another program with this component's name has sent to itself. Says whether it may be
@@ -371,10 +377,6 @@ impl Cluster {
                 .try_send(Outgoing::Echo { id: id.to_owned(), since: Instant::now() })
                 .is_ok()
     }
-}
-
-fn busy() -> Refusal {
-    Refusal::resource_constraint("The service is busy")
 }
 
 /// Sends what waits, if its receiver is known. Says, as [`Seat::judge`], whether another connection is to be tried at once.

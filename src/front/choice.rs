@@ -11,7 +11,7 @@ use fingerpost_wire::{
     jid::unproxied,
     jingle::{self, Action},
     ns,
-    stanza::{Condition, ErrorType, Refusal, RequestKind, Stanza},
+    stanza::{Condition, Refusal, RequestKind, Stanza},
 };
 use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
@@ -19,7 +19,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
-use super::{Asked, Report, Router};
+use super::{Asked, Report, Router, refusal::FrontRefusal};
 use crate::{
     refuse::Refuse as _,
     sessions::{
@@ -134,7 +134,7 @@ impl Router {
         callee: Jid,
         application: Option<&str>,
         found: Option<Findings>,
-    ) -> Result<Option<Taken>, Refusal> {
+    ) -> Result<Option<Taken>, FrontRefusal> {
         if callee.resource().is_some() {
             return Ok(Some(Taken { jid: callee, choosing: None }));
         }
@@ -186,7 +186,7 @@ impl Router {
     }
 
     /// Starts a session with the chosen resource. If that does not acknowledge it, another one is chosen.
-    pub(super) fn initiate(&mut self, stanza: &Stanza, taken: Taken) -> Result<(), Refusal> {
+    pub(super) fn initiate(&mut self, stanza: &Stanza, taken: Taken) -> Result<(), FrontRefusal> {
         let callee = self.callee(taken);
         Ok(self.broker.initiate(stanza.clone(), callee)?)
     }
@@ -226,7 +226,7 @@ impl Router {
             self.pass_changes();
         }
         if is_over {
-            return self.refuse(&stanza, &SessionRefusal::Over.into());
+            return self.refuse(&stanza, SessionRefusal::Over.into());
         }
         debug!(is_silent = error.is_none(), "session not taken: trying another resource");
         tried.push(jid);
@@ -238,7 +238,7 @@ impl Router {
     fn handle_again(&mut self, stanza: &Stanza, choosing: Choosing) {
         let found = Findings { admitted: true, choosing: Some(choosing) };
         if let Err(refusal) = self.handle_request(stanza, Some(found)) {
-            self.refuse(stanza, &refusal);
+            self.refuse(stanza, refusal);
         }
     }
 
@@ -250,7 +250,7 @@ impl Router {
         &mut self,
         stanza: &Stanza,
         jingle: &Element,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, FrontRefusal> {
         if self.waiting.is_empty() {
             return Ok(false);
         }
@@ -265,11 +265,9 @@ impl Router {
         };
         let waiting = self.waiting.get(&callee.to_bare()).into_iter().flatten();
         match jingle::action(jingle).known() {
-            Some(Action::SessionInitiate) if waiting.clone().any(is_same) => Err(Refusal::new(
-                ErrorType::Cancel,
-                Condition::Conflict,
-                "The session exists already",
-            )),
+            Some(Action::SessionInitiate) if waiting.clone().any(is_same) => {
+                Err(SessionRefusal::Exists.into())
+            }
             Some(Action::SessionTerminate) if waiting.clone().any(is_same) => {
                 self.send(stanza.result(None));
                 self.withdraw(&callee.to_bare(), is_same);
@@ -303,7 +301,7 @@ impl Router {
 
     /// Ends proposals that no resource has answered in time.
     pub(super) fn expire_proposals(&mut self, now: Instant) {
-        let out = self.proposals.expire(now, |user, since| silent(user, since).text);
+        let out = self.proposals.expire(now, |user, since| Refusal::from(silent(user, since)).text);
         self.send_all(out);
     }
 
@@ -372,7 +370,7 @@ impl Router {
         self.pass_changes();
         match (sign, self.presences.silent_since(&jid)) {
             (Sign::Silence | Sign::Refused, Some(since)) => {
-                let text = refused(&jid.to_bare(), &self.options.jid).text;
+                let text = Refusal::from(refused(&jid.to_bare(), &self.options.jid)).text;
                 let out = self.proposals.silent(&jid, since, sign == Sign::Refused, &text);
                 self.send_all(out);
             }
@@ -388,19 +386,20 @@ impl Router {
     }
 
     /// Refuses a stanza. If the user was not found, the refusal names a room if the address is one.
-    pub(super) fn refuse(&self, stanza: &Stanza, refusal: &Refusal) {
+    pub(super) fn refuse(&self, stanza: &Stanza, refusal: FrontRefusal) {
+        let is_away = refusal == FrontRefusal::Session(SessionRefusal::Unreachable);
+        let refusal = Refusal::from(refusal);
         debug!(%refusal, "refused");
-        let is_away = *refusal == Refusal::from(SessionRefusal::Unreachable);
         let callee = unproxied(&stanza.to, &self.options.jid);
         let Some(callee) = callee.filter(|_| is_away) else {
-            return self.send(stanza.refuse(refusal.clone()));
+            return self.send(stanza.refuse(refusal));
         };
         let domain = callee.domain().as_str().to_owned();
         match (self.broker.is_room(&domain), self.permit(stanza)) {
             (Some(true), _) => self.send(stanza.refuse(SessionRefusal::Room)),
             (None, Ok(permit)) => {
                 let (broker, outbound) = (self.broker.clone(), self.outbound.clone());
-                let (stanza, refusal) = (stanza.clone(), refusal.clone());
+                let stanza = stanza.clone();
                 self.tasks.spawn(async move {
                     let _permit = permit;
                     let is_room = broker.look_up_room(&domain).await;
@@ -408,7 +407,7 @@ impl Router {
                     let _ = outbound.send(stanza.refuse(refusal)).await;
                 });
             }
-            _ => self.send(stanza.refuse(refusal.clone())),
+            _ => self.send(stanza.refuse(refusal)),
         }
     }
 }
@@ -462,25 +461,21 @@ fn gone_or_refused(error: &Element, account: &Answer, never: &Answer) -> Sign {
 }
 
 /// Returns the refusal for the case that all suitable resources are online for the server and silent.
-fn silent(user: &BareJid, since: Instant) -> Refusal {
+fn silent(user: &BareJid, since: Instant) -> FrontRefusal {
     let at = OffsetDateTime::now_utc() - since.elapsed();
     let at = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
-    let text = format!("{user} is not answering since {at}");
-    Refusal::new(ErrorType::Wait, Condition::RecipientUnavailable, text)
-        .with_extra("silent", ns::HINTS)
+    FrontRefusal::Silent(user.clone(), at)
 }
 
 /// Returns the refusal for the case that a user's server refuses to deliver.
-fn refused(user: &BareJid, component: &BareJid) -> Refusal {
-    let text = format!(
-        "The server of {user} delivers nothing from {component} to it: the component may be blocked"
-    );
-    Refusal::new(ErrorType::Wait, Condition::RecipientUnavailable, text)
-        .with_extra("refused", ns::HINTS)
+fn refused(user: &BareJid, component: &BareJid) -> FrontRefusal {
+    FrontRefusal::Undelivered { user: user.clone(), component: component.clone() }
 }
 
 #[cfg(test)]
 mod tests {
+    use fingerpost_wire::stanza::ErrorType;
+
     use super::*;
 
     #[test]

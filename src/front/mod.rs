@@ -20,7 +20,7 @@ use fingerpost_wire::{
     jid::{canonical, full, unproxied},
     jingle::{self, Action},
     ns, rsm,
-    stanza::{Condition, ErrorType, Kind, Refusal, RequestKind, Stanza, StanzaType},
+    stanza::{Kind, Refusal, RequestKind, Stanza, StanzaType},
     xml,
 };
 use jid::{BareJid, FullJid, Jid};
@@ -30,7 +30,10 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use self::choice::{Findings, Taken, Unanswered, Waiting};
+use self::{
+    choice::{Findings, Taken, Unanswered, Waiting},
+    refusal::FrontRefusal,
+};
 use crate::{
     access::Doors,
     cluster::Cluster,
@@ -39,7 +42,7 @@ use crate::{
     limits::{Rate, Rates},
     metrics,
     refuse::{Refuse as _, refuse_address},
-    registry::{KeyNotice, Registry, pep, requests::Handled},
+    registry::{KeyNotice, Registry, pep, refusal::RegistryRefusal, requests::Handled},
     relay::table::{NotActivated, TransferTable},
     sessions::{
         Broker, Callee,
@@ -112,7 +115,7 @@ fn proposals(options: &Options) -> Proposals {
 /// Returns the answer to a request of the registry, after queuing its notice.
 async fn finish(
     stanza: &Stanza,
-    done: Result<Handled, Refusal>,
+    done: Result<Handled, RegistryRefusal>,
     notices: &mpsc::Sender<KeyNotice>,
 ) -> Element {
     match done {
@@ -324,7 +327,7 @@ impl Router {
             Kind::Message => self.handle_message(&stanza),
             Kind::Iq if stanza.is_request() => {
                 if let Err(refusal) = self.handle_request(&stanza, None) {
-                    self.refuse(&stanza, &refusal);
+                    self.refuse(&stanza, refusal);
                 }
             }
             Kind::Iq if matches!(stanza.type_, StanzaType::Result | StanzaType::Error) => {
@@ -333,9 +336,7 @@ impl Router {
                 }
             }
             Kind::Iq => {
-                let refusal =
-                    Refusal::bad_request("The type of an iq must be get, set, result or error");
-                self.send(stanza.refuse(refusal));
+                self.send(stanza.refuse(FrontRefusal::IqType));
             }
         }
     }
@@ -357,8 +358,8 @@ impl Router {
     fn hand_over(&self, stanza: &Stanza) {
         // A blocked user takes no place from others.
         let handed = match self.options.access.blocks(&stanza.from.to_bare()) {
-            true => Err(Refusal::forbidden()),
-            false => self.cluster.hand_over(stanza),
+            true => Err(Refusal::from(FrontRefusal::Forbidden)),
+            false => self.cluster.hand_over(stanza).map_err(Refusal::from),
         };
         if let Err(refusal) = handed {
             match stanza.is_request() {
@@ -392,16 +393,18 @@ impl Router {
     }
 
     /// Handles a request. `found`: what was learned since the first attempt.
-    fn handle_request(&mut self, stanza: &Stanza, found: Option<Findings>) -> Result<(), Refusal> {
+    fn handle_request(
+        &mut self,
+        stanza: &Stanza,
+        found: Option<Findings>,
+    ) -> Result<(), FrontRefusal> {
         let mut payloads = stanza.element.children().filter(|child| !child.is("error", ns::CLIENT));
         let (Some(payload), None) = (payloads.next(), payloads.next()) else {
-            return Err(Refusal::bad_request(
-                "An iq of type get or set must have exactly one child",
-            ));
+            return Err(FrontRefusal::Children);
         };
         let asker = stanza.from.to_bare();
         if self.options.access.blocks(&asker) {
-            return Err(Refusal::forbidden());
+            return Err(FrontRefusal::Forbidden);
         }
         let is_jingle = payload.is("jingle", ns::JINGLE) || payload.is("jingle", ns::JINGLE_0);
         // A session admits its own stanzas: its callee need not be a user of the service.
@@ -412,27 +415,27 @@ impl Router {
             if self.broker.handle_ibb(stanza) {
                 return Ok(());
             }
-            return Err(Refusal::item_not_found("There is no such bytestream"));
+            return Err(FrontRefusal::NoSuchBytestream);
         }
         if is_jingle && found.is_none() && self.handle_waiting(stanza, payload)? {
             return Ok(());
         }
         if found.is_none() && !self.rates.allow(&asker, Instant::now()) {
-            return Err(Refusal::resource_constraint("Too many requests: wait a few seconds"));
+            return Err(FrontRefusal::TooFast);
         }
         if !self.options.access.admits(&asker) {
             if is_jingle && self.broker.remembers(stanza) {
-                return Err(Refusal::unknown_session("The session is over"));
+                return Err(SessionRefusal::Over.into());
             }
             if !self.serves_callee(stanza, payload) {
-                return Err(Refusal::forbidden());
+                return Err(FrontRefusal::Forbidden);
             }
         }
         if stanza.to.node().is_none() {
             return self.handle_own(stanza, payload);
         }
         let Some(callee) = unproxied(&stanza.to, &self.options.jid) else {
-            return Err(Refusal::item_not_found("There is no such user"));
+            return Err(FrontRefusal::NoSuchUser);
         };
         if self.options.access.blocks(&callee.to_bare()) {
             return Err(SessionRefusal::Unreachable.into());
@@ -455,7 +458,7 @@ impl Router {
         }
         if is_jingle && stanza.type_ == StanzaType::Set {
             if jingle::action(payload) != Action::SessionInitiate {
-                return Err(Refusal::unknown_session("There is no such session"));
+                return Err(FrontRefusal::NoSuchSession);
             }
             let sid = payload.attr("sid").unwrap_or_default();
             let now = tokio::time::Instant::now();
@@ -475,7 +478,7 @@ impl Router {
                 None => Ok(()),
             };
         }
-        Err(Refusal::service_unavailable())
+        Err(FrontRefusal::NotSupported)
     }
 
     /// Returns whether a request is part of a session that its sender has. A callee need not be a user of the service,
@@ -506,7 +509,7 @@ impl Router {
         stanza: &Stanza,
         owner: &BareJid,
         known: Option<bool>,
-    ) -> Result<Option<bool>, Refusal> {
+    ) -> Result<Option<bool>, FrontRefusal> {
         if known.is_none() && !self.registry.shows(&stanza.from.to_bare(), owner) {
             self.look_up(stanza, owner.clone())?;
             return Ok(None);
@@ -515,16 +518,20 @@ impl Router {
     }
 
     /// Handles a message of Jingle message initiation: a proposal, or a message about one.
-    fn handle_initiation(&mut self, stanza: &Stanza, known: Option<bool>) -> Result<(), Refusal> {
+    fn handle_initiation(
+        &mut self,
+        stanza: &Stanza,
+        known: Option<bool>,
+    ) -> Result<(), FrontRefusal> {
         let asker = stanza.from.to_bare();
         if self.options.access.blocks(&asker) {
-            return Err(Refusal::forbidden());
+            return Err(FrontRefusal::Forbidden);
         }
         if known.is_none() && !self.rates.allow(&asker, Instant::now()) {
-            return Err(Refusal::resource_constraint("Too many requests: wait a few seconds"));
+            return Err(FrontRefusal::TooFast);
         }
         let Some(peer) = unproxied(&stanza.to, &self.options.jid) else {
-            return Err(Refusal::item_not_found("There is no such user"));
+            return Err(FrontRefusal::NoSuchUser);
         };
         if self.options.access.blocks(&peer.to_bare()) {
             return Err(SessionRefusal::Unreachable.into());
@@ -534,10 +541,10 @@ impl Router {
             message_initiation::read(stanza).is_some_and(|(action, _)| action == "propose");
         let out = if proposes {
             if !self.options.access.admits(&asker) {
-                return Err(Refusal::forbidden());
+                return Err(FrontRefusal::Forbidden);
             }
             if peer.resource().is_some() {
-                return Err(Refusal::service_unavailable());
+                return Err(FrontRefusal::NotSupported);
             }
             let callee = peer.to_bare();
             let Some(admitted) = self.admitted(stanza, &callee, known)? else { return Ok(()) };
@@ -634,7 +641,7 @@ impl Router {
     }
 
     /// Looks up whether a stanza's sender may know of `owner`, then has the stanza handled again.
-    fn look_up(&self, stanza: &Stanza, owner: BareJid) -> Result<(), Refusal> {
+    fn look_up(&self, stanza: &Stanza, owner: BareJid) -> Result<(), FrontRefusal> {
         let permit = self.permit(stanza)?;
         let (registry, again) = (self.registry.clone(), self.back.known.clone());
         let (outbound, stanza) = (self.outbound.clone(), stanza.clone());
@@ -645,7 +652,7 @@ impl Router {
                     let _ = again.send(Known(Box::new(stanza), visible.is_some())).await;
                 }
                 Err(error) => {
-                    let _ = outbound.send(stanza.refuse(error)).await;
+                    let _ = outbound.send(stanza.refuse(RegistryRefusal::from(error))).await;
                 }
             }
         });
@@ -660,7 +667,7 @@ impl Router {
             _ => self.handle_request(&stanza, Some(Findings::admitted(admitted))),
         };
         if let Err(refusal) = handled {
-            self.refuse(&stanza, &refusal);
+            self.refuse(&stanza, refusal);
         }
     }
 
@@ -688,21 +695,16 @@ impl Router {
     }
 
     /// Asks the callee and passes the answer back to the asker alone.
-    fn forward(&self, stanza: &Stanza, payload: Element, callee: Jid) -> Result<(), Refusal> {
+    fn forward(&self, stanza: &Stanza, payload: Element, callee: Jid) -> Result<(), FrontRefusal> {
         let Some(mask) = fingerpost_wire::jid::proxied(&stanza.from, &self.options.jid) else {
-            return Err(Refusal::bad_request("Your JID is too long to be proxied"));
+            return Err(FrontRefusal::LongJid);
         };
         let (requests, stanza) = (self.requests.clone(), stanza.clone());
         self.work(self.permit(&stanza)?, async move {
             match requests.request(RequestKind::Get, &mask, &callee, payload, FORWARD).await {
                 Answer::Result(payload) => stanza.result(payload),
                 Answer::Error(error) => stanza.error(of_peer(error)),
-                Answer::Timeout => {
-                    let text = "The user did not answer";
-                    let refusal =
-                        Refusal::new(ErrorType::Wait, Condition::RemoteServerTimeout, text);
-                    stanza.refuse(refusal.with_extra("silent", ns::HINTS))
-                }
+                Answer::Timeout => stanza.refuse(FrontRefusal::NoAnswer),
             }
         })
     }
@@ -714,7 +716,7 @@ impl Router {
         payload: Element,
         callee: Jid,
         found: Option<Findings>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), FrontRefusal> {
         let owner = callee.to_bare();
         let reached = match self.reachable(stanza, callee, None, found) {
             Ok(Some(taken)) => Some(taken.jid),
@@ -722,7 +724,7 @@ impl Router {
             Err(_) => None,
         };
         let Some(mask) = fingerpost_wire::jid::proxied(&stanza.from, &self.options.jid) else {
-            return Err(Refusal::bad_request("Your JID is too long to be proxied"));
+            return Err(FrontRefusal::LongJid);
         };
         let (requests, registry, stanza) =
             (self.requests.clone(), self.registry.clone(), stanza.clone());
@@ -747,7 +749,7 @@ impl Router {
         &self,
         permit: Permit,
         answer: impl Future<Output = Element> + Send + 'static,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), FrontRefusal> {
         let outbound = self.outbound.clone();
         self.tasks.spawn(async move {
             let _permit = permit;
@@ -758,18 +760,16 @@ impl Router {
     }
 
     /// Takes a place among the requests in work.
-    fn permit(&self, stanza: &Stanza) -> Result<Permit, Refusal> {
+    fn permit(&self, stanza: &Stanza) -> Result<Permit, FrontRefusal> {
         let weight = REQUEST + stanza.weight();
-        self.at_once.take(&stanza.from.to_bare(), weight).map_err(|full| {
-            Refusal::resource_constraint(match full {
-                Full::User => "Too many requests of yours are being worked on",
-                Full::All | Full::Domain => "The service is busy",
-            })
+        self.at_once.take(&stanza.from.to_bare(), weight).map_err(|full| match full {
+            Full::User => FrontRefusal::TooManyInWork,
+            Full::All | Full::Domain => FrontRefusal::Busy,
         })
     }
 
     /// Handles requests to the component itself.
-    fn handle_own(&self, stanza: &Stanza, payload: &Element) -> Result<(), Refusal> {
+    fn handle_own(&self, stanza: &Stanza, payload: &Element) -> Result<(), FrontRefusal> {
         let get = stanza.type_ == StanzaType::Get;
         let answer = match (payload.name(), payload.ns().as_str()) {
             ("query", ns::DISCO_INFO) if get => match payload.attr("node") {
@@ -777,14 +777,14 @@ impl Router {
                 Some(ns::COMMANDS) => disco::commands(),
                 Some(node) => match self.commands.find(node, &stanza.from.to_bare()) {
                     Some(command) => disco::command(node, command.title),
-                    None => return Err(Refusal::item_not_found("There is no such node")),
+                    None => return Err(FrontRefusal::NoSuchNode),
                 },
             },
             ("query", ns::DISCO_ITEMS) if get => {
                 let mut query = Element::bare("query", ns::DISCO_ITEMS);
                 if let Some(node) = payload.attr("node") {
                     if node != ns::COMMANDS {
-                        return Err(Refusal::item_not_found("There is no such node"));
+                        return Err(FrontRefusal::NoSuchNode);
                     }
                     xml::set(&mut query, "node", node);
                     for command in self.commands.list(&stanza.from.to_bare()) {
@@ -818,7 +818,7 @@ impl Router {
                 let mut time = Element::bare("time", ns::TIME);
                 let now = OffsetDateTime::now_utc();
                 let now = now.replace_nanosecond(0).unwrap_or(now);
-                let utc = now.format(&Rfc3339).map_err(|_| Refusal::internal())?;
+                let utc = now.format(&Rfc3339).map_err(|_| FrontRefusal::Failed)?;
                 for (name, text) in [("tzo", "+00:00"), ("utc", utc.as_str())] {
                     let mut child = Element::bare(name, ns::TIME);
                     child.append_text(text);
@@ -831,7 +831,7 @@ impl Router {
             }
             ("jingle", ns::JINGLE | ns::JINGLE_0) if !get => {
                 if jingle::action(payload) != Action::SessionInitiate {
-                    return Err(Refusal::unknown_session("There is no such session"));
+                    return Err(FrontRefusal::NoSuchSession);
                 }
                 let (identity, notices) = (Arc::clone(&self.identity), self.back.notices.clone());
                 return Ok(self.broker.initiate_own(stanza.clone(), identity, notices)?);
@@ -850,12 +850,12 @@ impl Router {
                 });
             }
             (_, ns::KEYS) => return self.handle_keys(stanza, payload, get),
-            _ => return Err(Refusal::service_unavailable()),
+            _ => return Err(FrontRefusal::NotSupported),
         };
         self.reply(stanza, Some(answer))
     }
 
-    fn reply(&self, stanza: &Stanza, payload: Option<Element>) -> Result<(), Refusal> {
+    fn reply(&self, stanza: &Stanza, payload: Option<Element>) -> Result<(), FrontRefusal> {
         self.send(stanza.result(payload));
         Ok(())
     }
@@ -866,7 +866,7 @@ impl Router {
         stanza: &Stanza,
         query: &Element,
         get: bool,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), FrontRefusal> {
         if get {
             let mut answer = Element::bare("query", ns::BYTESTREAMS);
             for (host, port) in &self.options.advertise {
@@ -882,21 +882,20 @@ impl Router {
             }
             return self.reply(stanza, Some(answer));
         }
-        let expected = "Expected a sid and an activate element with the target's JID";
         let sid = query.attr("sid").filter(|sid| !sid.is_empty());
         let target = query
             .get_child("activate", ns::BYTESTREAMS)
             .and_then(|activate| Jid::new(activate.text().trim()).ok());
         let (Some(sid), Some(target)) = (sid, target) else {
-            return Err(Refusal::bad_request(expected));
+            return Err(FrontRefusal::Activation);
         };
         if self.options.access.blocks(&target.to_bare()) {
-            return Err(Refusal::forbidden());
+            return Err(FrontRefusal::Forbidden);
         }
         match self.table.try_activate(&stanza.from, sid, &target) {
             Ok(()) => return self.reply(stanza, None),
             Err(NotActivated::OneSide) => {}
-            Err(error) => return Err(error.into()),
+            Err(refusal) => return Err(FrontRefusal::Relay(refusal)),
         }
         let (table, stanza, sid) = (self.table.clone(), stanza.clone(), sid.to_owned());
         let control = self.control.clone();
@@ -920,7 +919,12 @@ impl Router {
         rsm::room_inside(&stanza.result(None), self.options.max_stanza_bytes)
     }
 
-    fn handle_keys(&self, stanza: &Stanza, payload: &Element, get: bool) -> Result<(), Refusal> {
+    fn handle_keys(
+        &self,
+        stanza: &Stanza,
+        payload: &Element,
+        get: bool,
+    ) -> Result<(), FrontRefusal> {
         let registry = self.registry.clone();
         let payload = payload.clone();
         let kind = if get { RequestKind::Get } else { RequestKind::Set };
@@ -933,7 +937,7 @@ impl Router {
         })
     }
 
-    fn handle_command(&self, stanza: &Stanza, payload: &Element) -> Result<(), Refusal> {
+    fn handle_command(&self, stanza: &Stanza, payload: &Element) -> Result<(), FrontRefusal> {
         let (commands, payload) = (self.commands.clone(), payload.clone());
         let room = self.room(stanza);
         let (stanza, notices) = (stanza.clone(), self.back.notices.clone());
@@ -1061,14 +1065,14 @@ impl Router {
         }
         if stanza.element.children().any(|child| child.has_ns(ns::JINGLE_MESSAGE)) {
             if let Err(refusal) = self.handle_initiation(stanza, None) {
-                self.refuse(stanza, &refusal);
+                self.refuse(stanza, refusal);
             }
             return;
         }
         // A message that a person wrote gets an answer; notices and the like do not.
         let has_body = stanza.element.has_child("body", ns::CLIENT);
         if has_body && self.rates.allow(&stanza.from.to_bare(), Instant::now()) {
-            self.send(stanza.refuse(Refusal::service_unavailable()));
+            self.send(stanza.refuse(FrontRefusal::NotSupported));
         }
     }
 }

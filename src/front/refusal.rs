@@ -6,12 +6,64 @@ use fingerpost_wire::{
     ns,
     stanza::{Condition, ErrorType, Refusal},
 };
+use jid::BareJid;
 
 use crate::{
+    cluster::refusal::ClusterRefusal,
     commands::refusal::CommandRefusal,
     registry::{model::NotAllowed, proof::ProofError, refusal::RegistryRefusal},
+    relay::table::NotActivated,
     sessions::refusal::SessionRefusal,
 };
+
+/// Why a stanza is refused before it reaches a room, or while it waits for another user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum FrontRefusal {
+    /// An IQ has another type than the four.
+    IqType,
+    /// A request does not have exactly one child.
+    Children,
+    /// The user may not use the service, or not in this way.
+    Forbidden,
+    /// Nothing here takes such a stanza.
+    NotSupported,
+    /// The user sends requests too fast.
+    TooFast,
+    /// Too many requests of the user are in work.
+    TooManyInWork,
+    /// Too many requests are in work.
+    Busy,
+    /// The address stands for nobody.
+    NoSuchUser,
+    /// The sender's address does not fit into an address of the component.
+    LongJid,
+    /// There is no such bytestream.
+    NoSuchBytestream,
+    /// There is no such session.
+    NoSuchSession,
+    /// There is no such node.
+    NoSuchNode,
+    /// The activation of a bytestream lacks its id or the target.
+    Activation,
+    /// The other user has not answered.
+    NoAnswer,
+    /// The suitable resources of the user have been silent since then.
+    Silent(BareJid, String),
+    /// The user's server delivers nothing from the component.
+    Undelivered { user: BareJid, component: BareJid },
+    /// The time cannot be written.
+    Failed,
+    /// A session or a proposal is refused.
+    Session(SessionRefusal),
+    /// The activation of a bytestream is refused.
+    Relay(NotActivated),
+}
+
+impl From<SessionRefusal> for FrontRefusal {
+    fn from(refusal: SessionRefusal) -> Self {
+        Self::Session(refusal)
+    }
+}
 
 fn refusal(type_: ErrorType, condition: Condition, text: impl Into<String>) -> Refusal {
     Refusal::new(type_, condition, text)
@@ -57,6 +109,42 @@ fn bad_action(text: &str) -> Refusal {
     bad_request(text).with_extra("bad-action", ns::COMMANDS)
 }
 
+impl From<FrontRefusal> for Refusal {
+    fn from(refused: FrontRefusal) -> Self {
+        use FrontRefusal::*;
+        match refused {
+            IqType => bad_request("The type of an iq must be get, set, result or error"),
+            Children => bad_request("An iq of type get or set must have exactly one child"),
+            Forbidden => Self::forbidden(),
+            NotSupported => Self::service_unavailable(),
+            TooFast => exhausted("Too many requests: wait a few seconds"),
+            TooManyInWork => exhausted("Too many requests of yours are being worked on"),
+            Busy => exhausted("The service is busy"),
+            NoSuchUser => not_found("There is no such user"),
+            LongJid => bad_request("Your JID is too long to be proxied"),
+            NoSuchBytestream => not_found("There is no such bytestream"),
+            NoSuchSession => Self::unknown_session("There is no such session"),
+            NoSuchNode => not_found("There is no such node"),
+            Activation => {
+                bad_request("Expected a sid and an activate element with the target's JID")
+            }
+            NoAnswer => silent("The user did not answer"),
+            Silent(user, since) => {
+                unavailable(format!("{user} is not answering since {since}"), "silent")
+            }
+            Undelivered { user, component } => unavailable(
+                format!(
+                    "The server of {user} delivers nothing from {component} to it: the component may be blocked"
+                ),
+                "refused",
+            ),
+            Failed => Self::internal(),
+            Session(refused) => refused.into(),
+            Relay(refused) => refused.into(),
+        }
+    }
+}
+
 impl From<SessionRefusal> for Refusal {
     fn from(refused: SessionRefusal) -> Self {
         use SessionRefusal::*;
@@ -70,7 +158,7 @@ impl From<SessionRefusal> for Refusal {
             LongSid(most) => {
                 bad_request(format!("The sid of a session may be {most} bytes long at most"))
             }
-            LongJid => bad_request("Your JID is too long to be proxied"),
+            LongJid => FrontRefusal::LongJid.into(),
             Crossed => conflict("The other user has started the same at this moment")
                 .with_extra("tie-break", ns::JINGLE_ERRORS),
             Exists => conflict("The session exists already"),
@@ -197,6 +285,20 @@ impl From<RegistryRefusal> for Refusal {
     }
 }
 
+impl From<NotActivated> for Refusal {
+    fn from(refused: NotActivated) -> Self {
+        let not_allowed = |text| refusal(ErrorType::Cancel, Condition::NotAllowed, text);
+        match refused {
+            NotActivated::Unknown => not_found("no such bytestream of yours"),
+            NotActivated::OneSide => not_allowed("only one side is connected to this bytestream"),
+            NotActivated::Active => not_allowed("the bytestream is already active"),
+            NotActivated::Draining => exhausted("the service takes no new bytestreams now"),
+            NotActivated::TooManyOfUser => exhausted("too many bytestreams of yours"),
+            NotActivated::TooMany => exhausted("too many bytestreams"),
+        }
+    }
+}
+
 impl From<CommandRefusal> for Refusal {
     fn from(refused: CommandRefusal) -> Self {
         use CommandRefusal::*;
@@ -229,6 +331,24 @@ impl From<CommandRefusal> for Refusal {
             Failed => Self::internal(),
             Registry(refused) => refused.into(),
             Wire(refusal) => refusal,
+        }
+    }
+}
+
+impl From<ClusterRefusal> for Refusal {
+    fn from(refused: ClusterRefusal) -> Self {
+        match refused {
+            ClusterRefusal::Busy => FrontRefusal::Busy.into(),
+            ClusterRefusal::NoLeader => refusal(
+                ErrorType::Wait,
+                Condition::RemoteServerTimeout,
+                "The service is being taken over: try again",
+            ),
+            ClusterRefusal::Unwritable => refusal(
+                ErrorType::Modify,
+                Condition::NotAcceptable,
+                "The stanza cannot be passed on",
+            ),
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use fingerpost_carry::shares::{Full, Limits, Place, Shares};
-use fingerpost_wire::{dst_addr::DstAddr, stanza::Refusal};
+use fingerpost_wire::dst_addr::DstAddr;
 use jid::{BareJid, Jid};
 use tokio::{
     sync::{Notify, mpsc},
@@ -173,24 +173,21 @@ struct WaitingTransfer {
     number: u64,
 }
 
-/// Why a transfer was not activated.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a transfer was not activated. `src/front/refusal.rs` says it to the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotActivated {
+    /// The user has no such transfer.
+    Unknown,
     /// One side is missing; it may still connect.
-    #[error("{}", ActivateError::OneSide)]
     OneSide,
-    /// The transfer cannot be activated.
-    #[error("{0}")]
-    Refused(Refusal),
-}
-
-impl From<NotActivated> for Refusal {
-    fn from(error: NotActivated) -> Self {
-        match error {
-            NotActivated::OneSide => ActivateError::OneSide.into(),
-            NotActivated::Refused(refusal) => refusal,
-        }
-    }
+    /// It is active already.
+    Active,
+    /// The service is being stopped.
+    Draining,
+    /// The user has the most transfers.
+    TooManyOfUser,
+    /// All users have the most transfers.
+    TooMany,
 }
 
 impl TransferTable {
@@ -360,14 +357,18 @@ impl TransferTable {
     /// ask as soon as they are connected themselves.
     ///
     /// # Errors
-    /// `item-not-found` if this asker has no such transfer, `not-allowed` if a side is not connected,
-    /// `resource-constraint` if a limit is reached.
+    /// [`NotActivated`].
     ///
     /// # Cancel safety
     /// Nothing is lost if the future is dropped.
     ///
     /// Spec: XEP-0065 1.8.2, section 6.3.5 (Activation of Bytestream).
-    pub async fn activate_soon(&self, asker: &Jid, sid: &str, target: &Jid) -> Result<(), Refusal> {
+    pub async fn activate_soon(
+        &self,
+        asker: &Jid,
+        sid: &str,
+        target: &Jid,
+    ) -> Result<(), NotActivated> {
         let hash = DstAddr::compute(sid, asker, target);
         let awaiting = Awaiting::new(&self.inner, hash);
         let came = awaiting.came.notified();
@@ -378,7 +379,10 @@ impl TransferTable {
         {
             result = self.try_activate(asker, sid, target);
         }
-        result.map_err(|error| self.refused(error))
+        if result == Err(NotActivated::OneSide) {
+            self.inner.plane.metrics().refused(Cause::OneSide);
+        }
+        result
     }
 
     /// Activates as [`TransferTable::activate_soon`] does, without the grace period. The error tells whether the reason may
@@ -390,7 +394,7 @@ impl TransferTable {
         let hash = DstAddr::compute(sid, asker, target);
         let refuse = |cause, refusal| {
             self.inner.plane.metrics().refused(cause);
-            Err(NotActivated::Refused(refusal))
+            Err(refusal)
         };
         let user = asker.to_bare();
         let account = pipe::PipeAccount::of(&user);
@@ -400,8 +404,7 @@ impl TransferTable {
         } = &mut *state;
         let waiting = match entries.get_mut(&hash) {
             None => {
-                let refusal = Refusal::item_not_found("no such bytestream of yours");
-                return refuse(Cause::NotFound, refusal);
+                return refuse(Cause::NotFound, NotActivated::Unknown);
             }
             Some(TableEntry::Registered(number)) => {
                 return match registrations.get(number) {
@@ -410,25 +413,22 @@ impl TransferTable {
                 };
             }
             Some(TableEntry::Active(_)) => {
-                return refuse(Cause::AlreadyActive, ActivateError::Active.into());
+                return refuse(Cause::AlreadyActive, NotActivated::Active);
             }
             Some(TableEntry::Plain(waiting)) => waiting,
         };
         if *draining {
-            let refusal = Refusal::resource_constraint("the service takes no new bytestreams now");
-            return refuse(Cause::Draining, refusal);
+            return refuse(Cause::Draining, NotActivated::Draining);
         }
         let options = self.inner.options();
         let limits = Limits::new(options.sessions, options.sessions_per_user, SLOPE);
         let place = match shares.take(&user, 1, &limits) {
             Ok(place) => place,
             Err(Full::User) => {
-                let refusal = Refusal::resource_constraint("too many bytestreams of yours");
-                return refuse(Cause::UserLimit, refusal);
+                return refuse(Cause::UserLimit, NotActivated::TooManyOfUser);
             }
             Err(Full::All | Full::Domain) => {
-                let refusal = Refusal::resource_constraint("too many bytestreams");
-                return refuse(Cause::SessionLimit, refusal);
+                return refuse(Cause::SessionLimit, NotActivated::TooMany);
             }
         };
         let (mut a, mut b) = match waiting.transfer.handle_activate() {
@@ -437,7 +437,7 @@ impl TransferTable {
                 shares.give_back(&place);
                 return match error {
                     ActivateError::OneSide => Err(NotActivated::OneSide),
-                    ActivateError::Active => refuse(Cause::AlreadyActive, error.into()),
+                    ActivateError::Active => refuse(Cause::AlreadyActive, NotActivated::Active),
                 };
             }
         };
@@ -483,13 +483,6 @@ impl TransferTable {
             stream.watch = Some(watch);
         }
         Ok(())
-    }
-
-    fn refused(&self, error: NotActivated) -> Refusal {
-        if error == NotActivated::OneSide {
-            self.inner.plane.metrics().refused(Cause::OneSide);
-        }
-        error.into()
     }
 
     /// Returns the active transfers, oldest first.

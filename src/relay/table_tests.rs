@@ -1,9 +1,8 @@
+use fingerpost_wire::stanza::Refusal;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
-
-use fingerpost_wire::stanza::Condition;
 
 use super::*;
 
@@ -209,7 +208,7 @@ async fn an_activation_waits_a_moment_for_the_second_side() {
     });
     let _first = arrive(&table, hash).await.unwrap();
     let alone = table.activate_soon(&requester, "sid", &target).await;
-    assert_eq!(alone.unwrap_err().condition, Condition::NotAllowed);
+    assert_eq!(alone, Err(NotActivated::OneSide));
     // It waits far longer than the second side needs.
     let table = self::table(TransferOptions {
         activation_grace: Duration::from_secs(60),

@@ -14,8 +14,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fingerpost_wire::stanza::{Condition, ErrorType, Refusal};
-
 /// A transfer that is waiting for its second side or for its activation, or is active.
 ///
 /// `C` is a connection; the transfer owns it until [`Transfer::handle_activate`] hands it out. Before that, only the
@@ -37,20 +35,12 @@ enum TransferState<C> {
 }
 
 /// Why a transfer cannot be activated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActivateError {
     /// It is active already.
-    #[error("the bytestream is already active")]
     Active,
     /// Only one side is connected.
-    #[error("only one side is connected to this bytestream")]
     OneSide,
-}
-
-impl From<ActivateError> for Refusal {
-    fn from(error: ActivateError) -> Self {
-        Self::new(ErrorType::Cancel, Condition::NotAllowed, error.to_string())
-    }
 }
 
 impl<C> Transfer<C> {
@@ -144,7 +134,6 @@ mod tests {
         let now = Instant::now();
         let mut transfer = Transfer::new(1, TIMEOUT, now);
         assert_eq!(transfer.handle_activate(), Err(ActivateError::OneSide));
-        assert_eq!(Refusal::from(ActivateError::OneSide).condition, Condition::NotAllowed);
         assert_eq!(transfer.handle_arrival(2, now), Ok(()));
         assert_eq!(transfer.handle_activate(), Ok((1, 2)));
     }

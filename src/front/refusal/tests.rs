@@ -3,9 +3,7 @@
 use std::{collections::BTreeSet, fmt::Debug};
 
 use fingerpost_carry::shares::Full;
-
 use fingerpost_wire::key::State;
-use jid::BareJid;
 
 use super::*;
 
@@ -54,10 +52,6 @@ fn command(name: &'static str) -> Extra {
     Some((name, ns::COMMANDS))
 }
 
-fn command(name: &'static str) -> Extra {
-    Some((name, ns::COMMANDS))
-}
-
 /// A refusal that came from the rules of a protocol.
 fn wire() -> Refusal {
     Refusal::bad_request("x must be y")
@@ -65,6 +59,83 @@ fn wire() -> Refusal {
 
 fn user() -> BareJid {
     BareJid::new("romeo@montague.lit").unwrap()
+}
+
+#[test]
+fn the_router_says_why_a_stanza_goes_nowhere() {
+    use FrontRefusal::*;
+    let component = BareJid::new("xtls.montague.lit").unwrap();
+    check(
+        include_str!("../refusal.rs"),
+        "FrontRefusal",
+        [
+            (
+                IqType,
+                "modify bad-request",
+                "The type of an iq must be get, set, result or error",
+                None,
+            ),
+            (
+                Children,
+                "modify bad-request",
+                "An iq of type get or set must have exactly one child",
+                None,
+            ),
+            (Forbidden, "auth forbidden", "", None),
+            (NotSupported, "cancel service-unavailable", "", None),
+            (TooFast, "wait resource-constraint", "Too many requests: wait a few seconds", None),
+            (
+                TooManyInWork,
+                "wait resource-constraint",
+                "Too many requests of yours are being worked on",
+                None,
+            ),
+            (Busy, "wait resource-constraint", "The service is busy", None),
+            (NoSuchUser, "cancel item-not-found", "There is no such user", None),
+            (LongJid, "modify bad-request", "Your JID is too long to be proxied", None),
+            (NoSuchBytestream, "cancel item-not-found", "There is no such bytestream", None),
+            (
+                NoSuchSession,
+                "cancel item-not-found",
+                "There is no such session",
+                jingle("unknown-session"),
+            ),
+            (NoSuchNode, "cancel item-not-found", "There is no such node", None),
+            (
+                Activation,
+                "modify bad-request",
+                "Expected a sid and an activate element with the target's JID",
+                None,
+            ),
+            (NoAnswer, "wait remote-server-timeout", "The user did not answer", hint("silent")),
+            (
+                Silent(user(), "2026-11-24T02:00:00Z".to_owned()),
+                "wait recipient-unavailable",
+                "romeo@montague.lit is not answering since 2026-11-24T02:00:00Z",
+                hint("silent"),
+            ),
+            (
+                Undelivered { user: user(), component },
+                "wait recipient-unavailable",
+                "The server of romeo@montague.lit delivers nothing from xtls.montague.lit to it: the component may be \
+                 blocked",
+                hint("refused"),
+            ),
+            (Failed, "wait internal-server-error", "", None),
+            (
+                Session(SessionRefusal::Exists),
+                "cancel conflict",
+                "The session exists already",
+                None,
+            ),
+            (
+                Relay(NotActivated::TooMany),
+                "wait resource-constraint",
+                "too many bytestreams",
+                None,
+            ),
+        ],
+    );
 }
 
 #[test]
@@ -352,6 +423,28 @@ fn the_registry_says_why_it_refuses() {
 }
 
 #[test]
+fn the_relay_says_why_it_does_not_activate() {
+    use NotActivated::*;
+    check(
+        include_str!("../../relay/table.rs"),
+        "NotActivated",
+        [
+            (Unknown, "cancel item-not-found", "no such bytestream of yours", None),
+            (OneSide, "cancel not-allowed", "only one side is connected to this bytestream", None),
+            (Active, "cancel not-allowed", "the bytestream is already active", None),
+            (
+                Draining,
+                "wait resource-constraint",
+                "the service takes no new bytestreams now",
+                None,
+            ),
+            (TooManyOfUser, "wait resource-constraint", "too many bytestreams of yours", None),
+            (TooMany, "wait resource-constraint", "too many bytestreams", None),
+        ],
+    );
+}
+
+#[test]
 fn commands_say_why_they_do_not_go_on() {
     use CommandRefusal::*;
     check(
@@ -408,6 +501,25 @@ fn commands_say_why_they_do_not_go_on() {
             (Failed, "wait internal-server-error", "", None),
             (Registry(RegistryRefusal::NameInUse), "cancel conflict", "The name is in use", None),
             (Wire(wire()), "modify bad-request", "x must be y", None),
+        ],
+    );
+}
+
+#[test]
+fn a_follower_says_why_it_does_not_hand_over() {
+    use ClusterRefusal::*;
+    check(
+        include_str!("../../cluster/refusal.rs"),
+        "ClusterRefusal",
+        [
+            (Busy, "wait resource-constraint", "The service is busy", None),
+            (
+                NoLeader,
+                "wait remote-server-timeout",
+                "The service is being taken over: try again",
+                None,
+            ),
+            (Unwritable, "modify not-acceptable", "The stanza cannot be passed on", None),
         ],
     );
 }
