@@ -3,10 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use fingerpost_carry::{
-    iq::{Answer, Requests, random_id},
-    shares::Permit,
-};
+use fingerpost_carry::iq::{Answer, Requests, random_id};
 use fingerpost_wire::{
     jid::unproxied,
     jingle::{self, Action},
@@ -19,11 +16,15 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
-use super::{Asked, Report, Router, refusal::FrontRefusal};
+use super::{
+    Asked, Report, Router,
+    refusal::FrontRefusal,
+    waiting::{Choosing, Findings, Taken, Unanswered, Waiting},
+};
 use crate::{
     refuse::Refuse as _,
     sessions::{
-        Again, Callee, Left,
+        Again, Callee,
         presence::{Choice, Sign},
         refusal::SessionRefusal,
     },
@@ -39,87 +40,6 @@ const LATE: Duration = Duration::from_secs(10);
 const CHOICE: Duration = Duration::from_secs(12);
 /// How long a resource that has just answered may take to acknowledge a session, if there are others.
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
-
-/// What was learned for a stanza since it came.
-#[derive(Debug, Default)]
-pub(super) struct Findings {
-    /// Whether its sender may know of its addressee.
-    admitted: bool,
-    choosing: Option<Choosing>,
-}
-
-impl Findings {
-    /// Creates findings that say whether its sender may know of its addressee.
-    pub(super) fn admitted(admitted: bool) -> Self {
-        Self { admitted, choosing: None }
-    }
-}
-
-/// A choice of a resource in progress.
-#[derive(Debug)]
-struct Choosing {
-    since: Instant,
-    /// The resources that have not taken it.
-    tried: Vec<FullJid>,
-    /// The error of the last of these.
-    error: Option<Element>,
-    /// Since when one of these has been silent.
-    silent: Option<Instant>,
-    /// Whether a server refuses to deliver to one of them.
-    is_refused: bool,
-    /// The place among the requests in work.
-    permit: Option<Permit>,
-}
-
-impl Choosing {
-    fn new(since: Instant) -> Self {
-        Self {
-            since,
-            tried: Vec::new(),
-            error: None,
-            silent: None,
-            is_refused: false,
-            permit: None,
-        }
-    }
-}
-
-/// The resource that gets a stanza.
-#[derive(Debug)]
-pub(super) struct Taken {
-    /// The full JID.
-    pub(super) jid: Jid,
-    /// The choice for a bare JID.
-    choosing: Option<Choosing>,
-}
-
-#[cfg(test)]
-impl Taken {
-    /// Creates a choice of a resource that has just shown itself.
-    pub(super) fn sure(jid: Jid) -> Self {
-        Self { jid, choosing: Some(Choosing::new(Instant::now())) }
-    }
-}
-
-/// A stanza that waits for the answers of resources.
-#[derive(Debug)]
-pub(super) struct Waiting {
-    pub(super) stanza: Stanza,
-    choosing: Choosing,
-}
-
-/// A session-initiate that its callee did not acknowledge.
-#[derive(Debug)]
-pub struct Unanswered {
-    stanza: Stanza,
-    callee: Jid,
-    tried: Vec<FullJid>,
-    /// Its error, if any.
-    error: Option<Element>,
-    at: Instant,
-    /// Its session, with the stanzas of its initiator since.
-    left: Left,
-}
 
 impl Router {
     /// Returns the full JID that a proxied address stands for. `None`: the stanza will be handled when that is known.

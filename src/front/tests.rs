@@ -1,10 +1,14 @@
 //! The choice of resources, with stanzas in and stanzas out.
 
-use fingerpost_wire::print::{HashKind, Method, Print};
+use fingerpost_wire::{
+    ns,
+    print::{HashKind, Method, Print},
+};
+use time::OffsetDateTime;
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
-use super::*;
+use super::{waiting::Taken, *};
 use crate::{
     access::Access,
     control,

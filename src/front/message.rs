@@ -1,0 +1,104 @@
+//! Messages: proposals of sessions, and notices to users.
+
+use std::time::Instant;
+
+use fingerpost_carry::iq::random_id;
+use fingerpost_wire::{
+    jid::unproxied,
+    ns,
+    stanza::{Stanza, StanzaType},
+    xml,
+};
+use minidom::Element;
+
+use super::{Router, refusal::FrontRefusal};
+use crate::{
+    refuse::Refuse as _,
+    registry::KeyNotice,
+    sessions::{message_initiation, refusal::SessionRefusal},
+};
+
+impl Router {
+    pub(super) fn handle_message(&mut self, stanza: &Stanza) {
+        if self.broker.handle_ibb(stanza) || stanza.type_ == StanzaType::Error {
+            return;
+        }
+        if stanza.element.children().any(|child| child.has_ns(ns::JINGLE_MESSAGE)) {
+            if let Err(refusal) = self.handle_initiation(stanza, None) {
+                self.refuse(stanza, refusal);
+            }
+            return;
+        }
+        // A message that a person wrote gets an answer; notices and the like do not.
+        let has_body = stanza.element.has_child("body", ns::CLIENT);
+        if has_body && self.rates.allow(&stanza.from.to_bare(), Instant::now()) {
+            self.send(stanza.refuse(FrontRefusal::NotSupported));
+        }
+    }
+
+    /// Handles a message of Jingle message initiation: a proposal, or a message about one.
+    pub(super) fn handle_initiation(
+        &mut self,
+        stanza: &Stanza,
+        known: Option<bool>,
+    ) -> Result<(), FrontRefusal> {
+        let asker = stanza.from.to_bare();
+        if self.options.access.blocks(&asker) {
+            return Err(FrontRefusal::Forbidden);
+        }
+        if known.is_none() && !self.rates.allow(&asker, Instant::now()) {
+            return Err(FrontRefusal::TooFast);
+        }
+        let Some(peer) = unproxied(&stanza.to, &self.options.jid) else {
+            return Err(FrontRefusal::NoSuchUser);
+        };
+        if self.options.access.blocks(&peer.to_bare()) {
+            return Err(SessionRefusal::Unreachable.into());
+        }
+        let now = tokio::time::Instant::now();
+        let proposes =
+            message_initiation::read(stanza).is_some_and(|(action, _)| action == "propose");
+        let out = if proposes {
+            if !self.options.access.admits(&asker) {
+                return Err(FrontRefusal::Forbidden);
+            }
+            if peer.resource().is_some() {
+                return Err(FrontRefusal::NotSupported);
+            }
+            let callee = peer.to_bare();
+            let Some(admitted) = self.admitted(stanza, &callee, known)? else { return Ok(()) };
+            let resources = self.presences.all(&callee).filter(|_| admitted).cloned().collect();
+            let mut out = self.proposals.propose(stanza, &callee, resources, now)?;
+            out.extend(self.check_all(&callee, now));
+            out
+        } else {
+            // The proposal's addressee need not be a user of the service.
+            self.proposals.handle(stanza, &peer, now)?
+        };
+        self.send_all(out);
+        Ok(())
+    }
+
+    /// Sends one chat message to the bare JID and to each reachable resource.
+    pub fn notify(&self, notice: &KeyNotice) {
+        let resources = self.presences.all(&notice.owner);
+        let to =
+            std::iter::once(notice.owner.to_string()).chain(resources.map(ToString::to_string));
+        for to in to {
+            let mut message = xml::element(
+                "message",
+                ns::CLIENT,
+                &[
+                    ("type", "chat"),
+                    ("from", self.options.jid.as_str()),
+                    ("to", &to),
+                    ("id", &random_id()),
+                ],
+            );
+            let mut body = Element::bare("body", ns::CLIENT);
+            body.append_text(notice.text.as_str());
+            message.append_child(body);
+            self.send(message);
+        }
+    }
+}

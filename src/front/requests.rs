@@ -1,0 +1,220 @@
+//! Requests of one user to another, and which requests go to the component itself.
+
+use std::time::Instant;
+
+use fingerpost_carry::iq::Answer;
+use fingerpost_wire::{
+    jid::{canonical, proxied, unproxied},
+    jingle::{self, Action},
+    ns,
+    stanza::{RequestKind, Stanza, StanzaType},
+};
+use jid::{BareJid, Jid};
+use minidom::Element;
+
+use super::{
+    FORWARD, Known, Router,
+    refusal::FrontRefusal,
+    waiting::{Findings, Taken},
+};
+use crate::{
+    refuse::Refuse as _,
+    registry::refusal::RegistryRefusal,
+    sessions::{Callee, of_peer, refusal::SessionRefusal},
+};
+
+impl Router {
+    /// Handles a request. `found`: what was learned since the first attempt.
+    pub(super) fn handle_request(
+        &mut self,
+        stanza: &Stanza,
+        found: Option<Findings>,
+    ) -> Result<(), FrontRefusal> {
+        let mut payloads = stanza.element.children().filter(|child| !child.is("error", ns::CLIENT));
+        let (Some(payload), None) = (payloads.next(), payloads.next()) else {
+            return Err(FrontRefusal::Children);
+        };
+        let asker = stanza.from.to_bare();
+        if self.options.access.blocks(&asker) {
+            return Err(FrontRefusal::Forbidden);
+        }
+        let is_jingle = payload.is("jingle", ns::JINGLE) || payload.is("jingle", ns::JINGLE_0);
+        // A session admits its own stanzas: its callee need not be a user of the service.
+        if is_jingle && stanza.type_ == StanzaType::Set && self.broker.handle_jingle(stanza) {
+            return Ok(());
+        }
+        if payload.has_ns(ns::IBB) && stanza.type_ == StanzaType::Set {
+            if self.broker.handle_ibb(stanza) {
+                return Ok(());
+            }
+            return Err(FrontRefusal::NoSuchBytestream);
+        }
+        if is_jingle && found.is_none() && self.handle_waiting(stanza, payload)? {
+            return Ok(());
+        }
+        if found.is_none() && !self.rates.allow(&asker, Instant::now()) {
+            return Err(FrontRefusal::TooFast);
+        }
+        if !self.options.access.admits(&asker) {
+            if is_jingle && self.broker.remembers(stanza) {
+                return Err(SessionRefusal::Over.into());
+            }
+            if !self.serves_callee(stanza, payload) {
+                return Err(FrontRefusal::Forbidden);
+            }
+        }
+        if stanza.to.node().is_none() {
+            return self.handle_own(stanza, payload);
+        }
+        let Some(callee) = unproxied(&stanza.to, &self.options.jid) else {
+            return Err(FrontRefusal::NoSuchUser);
+        };
+        if self.options.access.blocks(&callee.to_bare()) {
+            return Err(SessionRefusal::Unreachable.into());
+        }
+        if is_jingle && self.broker.is_room(callee.domain().as_str()) == Some(true) {
+            return Err(SessionRefusal::Room.into());
+        }
+        let forwarded = payload.is("query", ns::DISCO_INFO) || payload.is("ping", ns::PING);
+        if stanza.type_ == StanzaType::Get && payload.is("offer", ns::C2CTLS) {
+            return self.handle_offer(stanza, payload.clone(), callee, found);
+        }
+        if stanza.type_ == StanzaType::Get && payload.is("pubkey", ns::PUBKEY) {
+            let (registry, stanza) = (self.registry.clone(), stanza.clone());
+            return self.work(self.permit(&stanza)?, async move {
+                match registry.pubkey(&stanza.from.to_bare(), &callee.to_bare()).await {
+                    Ok(pubkey) => stanza.result(Some(pubkey)),
+                    Err(refusal) => stanza.refuse(refusal),
+                }
+            });
+        }
+        if is_jingle && stanza.type_ == StanzaType::Set {
+            if jingle::action(payload) != Action::SessionInitiate {
+                return Err(FrontRefusal::NoSuchSession);
+            }
+            let sid = payload.attr("sid").unwrap_or_default();
+            let now = tokio::time::Instant::now();
+            if let Some((taker, sid)) = self.proposals.session(&stanza.from, &callee, sid, now) {
+                let callee = Callee { sid: Some(sid), ..Callee::new(taker.into()) };
+                return Ok(self.broker.initiate(stanza.clone(), callee)?);
+            }
+            let application = self.broker.application(payload);
+            return match self.reachable(stanza, callee, application.as_deref(), found)? {
+                Some(taken) => self.initiate(stanza, taken),
+                None => Ok(()),
+            };
+        }
+        if forwarded && stanza.type_ == StanzaType::Get {
+            return match self.reachable(stanza, callee, None, found)? {
+                Some(Taken { jid, .. }) => self.forward(stanza, payload.clone(), jid),
+                None => Ok(()),
+            };
+        }
+        Err(FrontRefusal::NotSupported)
+    }
+
+    /// Returns whether a request is part of a session that its sender has. A callee need not be a user of the service,
+    /// and may use what a session needs, at the address of the other user and at the component.
+    fn serves_callee(&self, stanza: &Stanza, payload: &Element) -> bool {
+        let get = stanza.type_ == StanzaType::Get;
+        let asks = payload.is("ping", ns::PING)
+            || payload.is("query", ns::DISCO_INFO) && payload.attr("node").is_none();
+        if stanza.to.node().is_some() {
+            let asks = asks || payload.is("offer", ns::C2CTLS);
+            return get && asks && self.broker.has_session(&stanza.from, Some(&stanza.to));
+        }
+        let is_streamhost = payload.is("query", ns::BYTESTREAMS);
+        if get {
+            return (asks || is_streamhost) && self.broker.has_session(&stanza.from, None);
+        }
+        // The client that offers the component as its proxy activates the stream.
+        let target = payload.get_child("activate", ns::BYTESTREAMS).map(Element::text);
+        let target = target.and_then(|target| canonical(target.trim()));
+        is_streamhost
+            && target.is_some_and(|target| self.broker.has_session(&stanza.from, Some(&target)))
+    }
+
+    /// Returns whether the sender of a stanza may know of `owner`. `None`: the stanza will be handled when that is
+    /// known.
+    pub(super) fn admitted(
+        &self,
+        stanza: &Stanza,
+        owner: &BareJid,
+        known: Option<bool>,
+    ) -> Result<Option<bool>, FrontRefusal> {
+        if known.is_none() && !self.registry.shows(&stanza.from.to_bare(), owner) {
+            self.look_up(stanza, owner.clone())?;
+            return Ok(None);
+        }
+        Ok(Some(known.unwrap_or(true)))
+    }
+
+    /// Looks up whether a stanza's sender may know of `owner`, then has the stanza handled again.
+    fn look_up(&self, stanza: &Stanza, owner: BareJid) -> Result<(), FrontRefusal> {
+        let permit = self.permit(stanza)?;
+        let (registry, again) = (self.registry.clone(), self.back.known.clone());
+        let (outbound, stanza) = (self.outbound.clone(), stanza.clone());
+        self.tasks.spawn(async move {
+            let _permit = permit;
+            match registry.visible(&stanza.from.to_bare(), &owner).await {
+                Ok(visible) => {
+                    let _ = again.send(Known(Box::new(stanza), visible.is_some())).await;
+                }
+                Err(error) => {
+                    let _ = outbound.send(stanza.refuse(RegistryRefusal::from(error))).await;
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Asks the callee and passes the answer back to the asker alone.
+    fn forward(&self, stanza: &Stanza, payload: Element, callee: Jid) -> Result<(), FrontRefusal> {
+        let Some(mask) = proxied(&stanza.from, &self.options.jid) else {
+            return Err(FrontRefusal::LongJid);
+        };
+        let (requests, stanza) = (self.requests.clone(), stanza.clone());
+        self.work(self.permit(&stanza)?, async move {
+            match requests.request(RequestKind::Get, &mask, &callee, payload, FORWARD).await {
+                Answer::Result(payload) => stanza.result(payload),
+                Answer::Error(error) => stanza.error(of_peer(error)),
+                Answer::Timeout => stanza.refuse(FrontRefusal::NoAnswer),
+            }
+        })
+    }
+
+    /// Handles a XEP-0250 query. The callee answers it; if the callee cannot be reached, the registry answers.
+    fn handle_offer(
+        &mut self,
+        stanza: &Stanza,
+        payload: Element,
+        callee: Jid,
+        found: Option<Findings>,
+    ) -> Result<(), FrontRefusal> {
+        let owner = callee.to_bare();
+        let reached = match self.reachable(stanza, callee, None, found) {
+            Ok(Some(taken)) => Some(taken.jid),
+            Ok(None) => return Ok(()),
+            Err(_) => None,
+        };
+        let Some(mask) = proxied(&stanza.from, &self.options.jid) else {
+            return Err(FrontRefusal::LongJid);
+        };
+        let (requests, registry, stanza) =
+            (self.requests.clone(), self.registry.clone(), stanza.clone());
+        self.work(self.permit(&stanza)?, async move {
+            if let Some(callee) = reached {
+                let asked = requests
+                    .request(RequestKind::Get, &mask, &callee, payload.clone(), FORWARD)
+                    .await;
+                if let Answer::Result(answer) = asked {
+                    return stanza.result(answer);
+                }
+            }
+            match registry.offer(&stanza.from.to_bare(), &owner, &payload).await {
+                Ok(offer) => stanza.result(Some(offer)),
+                Err(refusal) => stanza.refuse(refusal),
+            }
+        })
+    }
+}
