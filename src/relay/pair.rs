@@ -26,7 +26,7 @@ use tokio::{
 
 use super::{
     ending::{Ending, WayFate},
-    pipe::{Ended, RateLimit, StreamOptions, StreamOutcome},
+    pipe::{CopyFailure, Ended, RateLimit, StreamOptions, StreamOutcome},
     plane::Plane,
     socket::{self, Socket},
     splice::{Pipe, PipeAccount},
@@ -99,15 +99,6 @@ enum WayState {
 struct KeptBytes {
     bytes: Vec<u8>,
     start: usize,
-}
-
-enum CopyFailure {
-    /// The stream ends.
-    End(Ended),
-    /// The source is gone.
-    Read(io::ErrorKind),
-    /// The sink accepts nothing more.
-    Write(io::ErrorKind),
 }
 
 impl Relay {

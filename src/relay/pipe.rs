@@ -502,8 +502,9 @@ impl CopyDirection {
     }
 }
 
-enum CopyFailure {
-    /// The pipe ends.
+/// Why a direction stops copying.
+pub(super) enum CopyFailure {
+    /// The stream ends.
     End(Ended),
     /// The source is gone.
     Read(io::ErrorKind),
