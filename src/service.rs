@@ -736,9 +736,9 @@ fn router_options(config: &Config, access: Doors) -> front::Options {
 
 fn broker_options(config: &Config) -> sessions::Options {
     let policy = |policy| match policy {
-        PrintPolicy::Annotate => hints::Policy::Annotate,
-        PrintPolicy::Strip => hints::Policy::Strip,
-        PrintPolicy::Reject => hints::Policy::Reject,
+        PrintPolicy::Annotate => hints::VerdictPolicy::Annotate,
+        PrintPolicy::Strip => hints::VerdictPolicy::Strip,
+        PrintPolicy::Reject => hints::VerdictPolicy::Reject,
     };
     sessions::Options {
         jid: config.component.jid.clone(),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use fingerpost::{
     relay::{proxy_header::HeaderReader, socks5},
-    sessions::hints::{self, Policies, Policy},
+    sessions::hints::{self, Policies, VerdictPolicy},
 };
 use fingerpost_carry::reader::StanzaReader;
 use fingerpost_secure::{material::Material, material_error::MATERIAL_MAX, openpgp, signature};
@@ -660,15 +660,16 @@ pub fn hints(data: &[u8]) {
     let judged = judgement.prints.len();
     assert_eq!(hints.children().count(), judged, "one for each, and no others without keys");
     assert!(hints.children().all(|hint| hint.attr("verdict") == Some("unknown")));
-    for unknown in [Policy::Annotate, Policy::Strip, Policy::Reject] {
-        let policies = Policies { unknown, mismatch: Policy::Annotate, revoked: Policy::Reject };
+    for unknown in [VerdictPolicy::Annotate, VerdictPolicy::Strip, VerdictPolicy::Reject] {
+        let policies =
+            Policies { unknown, mismatch: VerdictPolicy::Annotate, revoked: VerdictPolicy::Reject };
         match hints::decide(&judgement, &policies, &owner) {
             Ok(stripped) => {
-                let all = unknown == Policy::Strip;
+                let all = unknown == VerdictPolicy::Strip;
                 assert_eq!(stripped.prints.len(), if all { judged } else { 0 });
-                assert!(unknown != Policy::Reject || offer.prints.is_empty());
+                assert!(unknown != VerdictPolicy::Reject || offer.prints.is_empty());
             }
-            Err(text) => assert!(unknown == Policy::Reject && text.len() < 1024, "{text}"),
+            Err(text) => assert!(unknown == VerdictPolicy::Reject && text.len() < 1024, "{text}"),
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     relay::table,
     sessions::{
         self,
-        hints::{Policies, Policy},
+        hints::{Policies, VerdictPolicy},
         journal::Journal,
     },
 };
@@ -75,9 +75,9 @@ impl World {
                 jid: jid.clone(),
                 require_tls: false,
                 policies: Policies {
-                    unknown: Policy::Annotate,
-                    mismatch: Policy::Annotate,
-                    revoked: Policy::Annotate,
+                    unknown: VerdictPolicy::Annotate,
+                    mismatch: VerdictPolicy::Annotate,
+                    revoked: VerdictPolicy::Annotate,
                 },
                 socks5: false,
                 advertise: Vec::new(),

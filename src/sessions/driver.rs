@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     callee::{Again, Left},
     directory::Facts,
-    journal::Line,
+    journal::JournalLine,
     lookups::Found,
     peer::Peer,
     refusal::SessionRefusal,
@@ -61,7 +61,7 @@ pub(super) struct Driver {
     legs: PerSide<Option<SocketLeg>>,
     streams: PerSide<Option<IbbHandle>>,
     relaying: bool,
-    line: Line,
+    line: JournalLine,
     /// Where the session-initiate goes if the responder does not take it, and the answer to give then.
     again: Option<Again>,
     given_back: Option<(Stanza, Option<Element>)>,
@@ -77,7 +77,7 @@ impl Driver {
         guard: Guard,
         peers: PerSide<Peer>,
         session: Session,
-        line: Line,
+        line: JournalLine,
         again: Option<Again>,
     ) -> Self {
         Self {

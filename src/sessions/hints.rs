@@ -18,7 +18,7 @@ use crate::registry::{model::Key, verdict};
 
 /// What happens to a print with a bad verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Policy {
+pub enum VerdictPolicy {
     /// The print passes, with its hint.
     Annotate,
     /// The print is removed from the offer.
@@ -31,11 +31,11 @@ pub enum Policy {
 #[derive(Clone, Copy, Debug)]
 pub struct Policies {
     /// A print that the registry has never seen.
-    pub unknown: Policy,
+    pub unknown: VerdictPolicy,
     /// The user has keys of this method, and this print belongs to none of them.
-    pub mismatch: Policy,
+    pub mismatch: VerdictPolicy,
     /// A revoked key.
-    pub revoked: Policy,
+    pub revoked: VerdictPolicy,
 }
 
 /// One offered print, and what the registry says of it.
@@ -53,14 +53,14 @@ pub struct Judged {
 
 /// The verdicts on all prints of an offer, and the offered methods without a print.
 #[derive(Clone, Debug, Default)]
-pub struct Judgement {
+pub struct OfferJudgement {
     /// In the offer's order.
     pub prints: Vec<Judged>,
     /// Methods of the offer that came without a print.
     pub bare: Vec<Method>,
 }
 
-impl Judgement {
+impl OfferJudgement {
     /// Returns the offered prints, each with its method.
     pub fn prints(&self) -> Vec<(Word<Method>, Printed)> {
         self.prints.iter().map(|judged| (judged.method.clone(), judged.print.clone())).collect()
@@ -87,7 +87,7 @@ impl Judgement {
 /// out the method to be `unknown` instead of `mismatch`.
 ///
 /// A print that could not be read is judged as one that the registry does not know.
-pub fn judge(offer: &Offer, others: &[Word<Method>], keys: &[Key]) -> Judgement {
+pub fn judge(offer: &Offer, others: &[Word<Method>], keys: &[Key]) -> OfferJudgement {
     let offered: Vec<Method> = offer.methods.iter().filter_map(Word::known).collect();
     let candidates = candidates(&offered, others);
     let mut prints: Vec<Judged> = Vec::new();
@@ -118,7 +118,7 @@ pub fn judge(offer: &Offer, others: &[Word<Method>], keys: &[Key]) -> Judgement 
         .into_iter()
         .filter(|method| !prints.iter().any(|judged| judged.method == *method))
         .collect();
-    Judgement { prints, bare }
+    OfferJudgement { prints, bare }
 }
 
 /// Returns whether the user has, or had, a key with this print.
@@ -242,7 +242,7 @@ pub struct Stripped {
 /// # Errors
 /// The text for both users, if the session must be refused.
 pub fn decide(
-    judgement: &Judgement,
+    judgement: &OfferJudgement,
     policies: &Policies,
     owner: &BareJid,
 ) -> Result<Stripped, String> {
@@ -255,19 +255,19 @@ pub fn decide(
                 (policies.mismatch, "is none of the keys that this user registered")
             }
             Verdict::Revoked => (policies.revoked, "was revoked"),
-            _ => (Policy::Annotate, ""),
+            _ => (VerdictPolicy::Annotate, ""),
         };
         let what = match judged.print {
             Printed::Read(_) => what,
             Printed::Unread { .. } => "is not a fingerprint that this service can read",
         };
         match policy {
-            Policy::Annotate => kept.push(&judged.method),
-            Policy::Strip => {
+            VerdictPolicy::Annotate => kept.push(&judged.method),
+            VerdictPolicy::Strip => {
                 gone.prints.push(judged.print.clone());
                 gone.methods.push(judged.method.clone());
             }
-            Policy::Reject => {
+            VerdictPolicy::Reject => {
                 return Err(format!(
                     "{owner} offers the {} key {}, which {what}: this service refuses such keys",
                     judged.method, judged.print
@@ -282,7 +282,7 @@ pub fn decide(
 }
 
 /// Returns the `<hints/>` of an offer.
-pub fn to_element(judgement: &Judgement, keys: &[Key], owner: &BareJid) -> Element {
+pub fn to_element(judgement: &OfferJudgement, keys: &[Key], owner: &BareJid) -> Element {
     let mut hints = xml::element("hints", ns::HINTS, &[("jid", owner.as_str())]);
     let mut add = |method: &str,
                    print: &Printed,
@@ -557,9 +557,9 @@ mod tests {
             };
             let judgement = judge(&offer, &[], &keys);
             assert_eq!(judgement.prints[0].verdict.as_str(), verdict, "{method} {byte}");
-            for policy in [Policy::Annotate, Policy::Strip, Policy::Reject] {
+            for policy in [VerdictPolicy::Annotate, VerdictPolicy::Strip, VerdictPolicy::Reject] {
                 for about in ["unknown", "mismatch", "revoked"] {
-                    let of = |name| if name == about { policy } else { Policy::Annotate };
+                    let of = |name| if name == about { policy } else { VerdictPolicy::Annotate };
                     let policies = Policies {
                         unknown: of("unknown"),
                         mismatch: of("mismatch"),
@@ -568,14 +568,14 @@ mod tests {
                     let decided = decide(&judgement, &policies, &owner);
                     let hit = verdict == about;
                     match (hit, policy) {
-                        (true, Policy::Reject) => {
+                        (true, VerdictPolicy::Reject) => {
                             let text = decided.unwrap_err();
                             for part in [owner.as_str(), method.as_str(), &print(byte).to_string()]
                             {
                                 assert!(text.contains(part), "{text}");
                             }
                         }
-                        (true, Policy::Strip) => {
+                        (true, VerdictPolicy::Strip) => {
                             let gone = decided.unwrap();
                             assert_eq!(gone.prints, [Printed::Read(print(byte))]);
                             assert_eq!(judgement.methods(&offer, &gone), [Method::Srp]);
@@ -596,8 +596,11 @@ mod tests {
         let print = |byte| Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
         let offer = bare_offer(&["x509"], &[print(1), print(2)]);
         let judgement = judge(&offer, &[], &[key(1, None)]);
-        let policies =
-            Policies { unknown: Policy::Strip, mismatch: Policy::Strip, revoked: Policy::Strip };
+        let policies = Policies {
+            unknown: VerdictPolicy::Strip,
+            mismatch: VerdictPolicy::Strip,
+            revoked: VerdictPolicy::Strip,
+        };
         let gone = decide(&judgement, &policies, &BareJid::new("romeo@m.lit").unwrap()).unwrap();
         assert_eq!(gone, Stripped { prints: vec![Printed::Read(print(2))], methods: vec![] });
     }

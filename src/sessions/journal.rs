@@ -42,7 +42,7 @@ const LOST: &str = "The service was restarted";
 
 /// A change of one session's line.
 #[derive(Debug)]
-enum Change {
+enum LineChange {
     Begun {
         sides: Vec<OpenSide>,
         /// Whether nothing of it is on the disk yet.
@@ -54,7 +54,7 @@ enum Change {
 
 /// What becomes of a session's line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum LineFate {
     /// The line is removed when the session ends.
     Removed,
     /// The same; the session needs no link to continue.
@@ -64,12 +64,12 @@ enum Fate {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    changes: HashMap<String, Change>,
+struct JournalState {
+    changes: HashMap<String, LineChange>,
     /// Whether the last write failed; then sessions do not wait for the next.
     failing: bool,
     /// The present sessions, and what becomes of their lines.
-    lines: HashMap<String, Fate>,
+    lines: HashMap<String, LineFate>,
 }
 
 /// The journal of one component. Cheap to clone.
@@ -79,13 +79,13 @@ pub struct Journal {
     component: BareJid,
     /// The prefix of the names of this run's sessions.
     run: String,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<JournalState>>,
     news: Arc<Notify>,
 }
 
 /// A session in the journal. Dropping it removes the session.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct JournalLine {
     journal: Journal,
     session: String,
     noted: bool,
@@ -98,19 +98,19 @@ impl Journal {
         Self { store, component, run: random_id(), state: Arc::default(), news: Arc::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, JournalState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records the beginning of a session.
-    pub(super) fn begin<'a>(&self, peers: impl IntoIterator<Item = &'a Peer>) -> Line {
-        let mut line = Line {
+    pub(super) fn begin<'a>(&self, peers: impl IntoIterator<Item = &'a Peer>) -> JournalLine {
+        let mut line = JournalLine {
             journal: self.clone(),
             session: self.run.clone() + &random_id(),
             noted: false,
             written: None,
         };
-        self.lock().lines.insert(line.session.clone(), Fate::Removed);
+        self.lock().lines.insert(line.session.clone(), LineFate::Removed);
         line.write(peers);
         line
     }
@@ -144,8 +144,8 @@ impl Journal {
         let (mut begun, mut ended) = (Vec::new(), Vec::new());
         for (session, change) in &changes {
             match change {
-                Change::Begun { sides, .. } => begun.extend(sides.iter().cloned()),
-                Change::Ended => ended.push(session.clone()),
+                LineChange::Begun { sides, .. } => begun.extend(sides.iter().cloned()),
+                LineChange::Ended => ended.push(session.clone()),
             }
         }
         let now = OffsetDateTime::now_utc();
@@ -155,7 +155,7 @@ impl Journal {
             .unwrap_or_else(|_| Err(StoreError::Database(sqlx::Error::PoolTimedOut)));
         if written.is_ok() {
             for change in changes.into_values() {
-                if let Change::Begun { waiting: Some(waiting), .. } = change {
+                if let LineChange::Begun { waiting: Some(waiting), .. } = change {
                     let _ = waiting.send(());
                 }
             }
@@ -165,11 +165,13 @@ impl Journal {
         for (session, change) in changes {
             // The waiting session continues: the sender is dropped.
             let change = match change {
-                Change::Begun { sides, fresh, .. } => Change::Begun { sides, fresh, waiting: None },
-                Change::Ended => Change::Ended,
+                LineChange::Begun { sides, fresh, .. } => {
+                    LineChange::Begun { sides, fresh, waiting: None }
+                }
+                LineChange::Ended => LineChange::Ended,
             };
             match (state.changes.get(&session), change) {
-                (Some(Change::Ended), Change::Begun { fresh: true, .. }) => {
+                (Some(LineChange::Ended), LineChange::Begun { fresh: true, .. }) => {
                     state.changes.remove(&session);
                 }
                 (Some(_), _) => {}
@@ -230,14 +232,14 @@ impl Journal {
     /// that cannot continue, however these end here. Streams between two sockets continue and are not lost.
     pub async fn leave_to_the_next(&self) {
         for fate in self.lock().lines.values_mut() {
-            if *fate == Fate::Removed {
-                *fate = Fate::Left;
+            if *fate == LineFate::Removed {
+                *fate = LineFate::Left;
             }
         }
         let forgetting = async {
             let mut going_on = self.open(true).await?;
             let streams =
-                |side: &OpenSide| self.lock().lines.get(&side.session) == Some(&Fate::Streams);
+                |side: &OpenSide| self.lock().lines.get(&side.session) == Some(&LineFate::Streams);
             going_on.retain(streams);
             self.forget(going_on).await
         };
@@ -276,7 +278,7 @@ fn terminate(side: &OpenSide) -> Element {
     iq
 }
 
-impl Line {
+impl JournalLine {
     /// Records the session as it is now.
     pub(super) fn write<'a>(&mut self, peers: impl IntoIterator<Item = &'a Peer>) {
         let side = |peer: &Peer| OpenSide {
@@ -290,11 +292,11 @@ impl Line {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.journal.lock();
         let fresh = match state.changes.get(&self.session) {
-            Some(Change::Begun { fresh, .. }) => *fresh,
+            Some(LineChange::Begun { fresh, .. }) => *fresh,
             _ => !self.noted,
         };
         let waiting = (!state.failing).then_some(sender);
-        state.changes.insert(self.session.clone(), Change::Begun { sides, fresh, waiting });
+        state.changes.insert(self.session.clone(), LineChange::Begun { sides, fresh, waiting });
         drop(state);
         self.noted = true;
         self.written = Some(receiver);
@@ -304,9 +306,9 @@ impl Line {
     /// Notes that the session continues without a link: its bytes go from one socket to another.
     pub(super) fn streams(&self) {
         if let Some(fate) = self.journal.lock().lines.get_mut(&self.session)
-            && *fate == Fate::Removed
+            && *fate == LineFate::Removed
         {
-            *fate = Fate::Streams;
+            *fate = LineFate::Streams;
         }
     }
 
@@ -318,14 +320,17 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for JournalLine {
     fn drop(&mut self) {
         let mut state = self.journal.lock();
-        if state.lines.remove(&self.session) == Some(Fate::Left) {
+        if state.lines.remove(&self.session) == Some(LineFate::Left) {
             return;
         }
-        if !matches!(state.changes.remove(&self.session), Some(Change::Begun { fresh: true, .. })) {
-            state.changes.insert(self.session.clone(), Change::Ended);
+        if !matches!(
+            state.changes.remove(&self.session),
+            Some(LineChange::Begun { fresh: true, .. })
+        ) {
+            state.changes.insert(self.session.clone(), LineChange::Ended);
             self.journal.news.notify_one();
         }
     }

@@ -318,7 +318,7 @@ mod tests {
 
     use super::*;
     use crate::sessions::{
-        hints::{Policies, Policy},
+        hints::{Policies, VerdictPolicy},
         side::Side,
     };
 
@@ -361,9 +361,9 @@ mod tests {
             jid: jid::BareJid::new("xtls.example.org").unwrap(),
             require_tls: true,
             policies: Policies {
-                unknown: Policy::Annotate,
-                mismatch: Policy::Annotate,
-                revoked: Policy::Reject,
+                unknown: VerdictPolicy::Annotate,
+                mismatch: VerdictPolicy::Annotate,
+                revoked: VerdictPolicy::Reject,
             },
             socks5: true,
             advertise: vec![("proxy.example.org".to_owned(), 7625)],

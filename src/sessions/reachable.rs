@@ -42,7 +42,7 @@ const READ: u32 = 50_000;
 
 /// A pending change of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pending {
+enum PendingChange {
     Here {
         priority: i8,
         /// Whether the database has nothing of it.
@@ -51,7 +51,7 @@ enum Pending {
     Gone,
 }
 
-impl Pending {
+impl PendingChange {
     /// Returns the change to write after a newer one; `None` if the database needs neither.
     fn then(self, newer: Self) -> Option<Self> {
         match (self, newer) {
@@ -67,10 +67,10 @@ impl Pending {
     }
 }
 
-type Changes = HashMap<Arc<FullJid>, Pending>;
+type ReachableChanges = HashMap<Arc<FullJid>, PendingChange>;
 
 /// Adds a newer change.
-fn add(changes: &mut Changes, jid: Arc<FullJid>, newer: Pending) {
+fn add(changes: &mut ReachableChanges, jid: Arc<FullJid>, newer: PendingChange) {
     let change = match changes.remove(&jid) {
         Some(older) => older.then(newer),
         None => Some(newer),
@@ -85,7 +85,7 @@ fn add(changes: &mut Changes, jid: Arc<FullJid>, newer: Pending) {
 pub struct Reachable {
     store: Store,
     component: BareJid,
-    changes: Arc<Mutex<Changes>>,
+    changes: Arc<Mutex<ReachableChanges>>,
     news: Arc<Notify>,
     /// Held while changes are written.
     writing: Arc<sync::Mutex<()>>,
@@ -104,7 +104,7 @@ impl Reachable {
     }
 
     /// Never held over an `.await`.
-    fn lock(&self) -> MutexGuard<'_, Changes> {
+    fn lock(&self) -> MutexGuard<'_, ReachableChanges> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -121,8 +121,10 @@ impl Reachable {
     /// Takes a change of a resource.
     pub fn note(&self, change: Change) {
         let (jid, what) = match change {
-            Change::Remember { jid, priority, is_new } => (jid, Pending::Here { priority, is_new }),
-            Change::Gone { jid, remembered: true } => (jid, Pending::Gone),
+            Change::Remember { jid, priority, is_new } => {
+                (jid, PendingChange::Here { priority, is_new })
+            }
+            Change::Gone { jid, remembered: true } => (jid, PendingChange::Gone),
             Change::Gone { remembered: false, .. } => return,
         };
         add(&mut self.lock(), jid, what);
@@ -141,12 +143,12 @@ impl Reachable {
     /// Drops removals that could not be written: another instance leads, and these resources may be back.
     pub fn follow(&self) {
         self.lock().retain(|_, change| match change {
-            Pending::Here { is_new, .. } => {
+            PendingChange::Here { is_new, .. } => {
                 // The one that leads may have written it, too.
                 *is_new = false;
                 true
             }
-            Pending::Gone => false,
+            PendingChange::Gone => false,
         });
     }
 
@@ -194,8 +196,10 @@ impl Reachable {
             let mut gone = Vec::new();
             for (jid, change) in &changes {
                 match change {
-                    Pending::Here { priority, .. } => here.push((FullJid::clone(jid), *priority)),
-                    Pending::Gone => gone.push(FullJid::clone(jid)),
+                    PendingChange::Here { priority, .. } => {
+                        here.push((FullJid::clone(jid), *priority));
+                    }
+                    PendingChange::Gone => gone.push(FullJid::clone(jid)),
                 }
             }
             let now = OffsetDateTime::now_utc();
@@ -216,7 +220,7 @@ impl Reachable {
         }
     }
 
-    fn take(&self) -> Changes {
+    fn take(&self) -> ReachableChanges {
         let mut changes = self.lock();
         if changes.len() <= BATCH {
             return std::mem::take(&mut changes);
@@ -291,7 +295,7 @@ mod tests {
         memory.note(here("late@a/x", 1, true));
         memory.follow();
         memory.note(Change::Gone { jid: full("late@a/x"), remembered: true });
-        assert_eq!(memory.lock().get(&full("late@a/x")), Some(&Pending::Gone));
+        assert_eq!(memory.lock().get(&full("late@a/x")), Some(&PendingChange::Gone));
     }
 
     #[tokio::test]

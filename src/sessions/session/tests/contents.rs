@@ -250,10 +250,10 @@ fn policy_holds_for_later_offers_too() {
     };
     for print in [OTHER, "hello"] {
         for offer in later_offers(print) {
-            let world = after(Policies { mismatch: Policy::Strip, ..annotate() }, &offer);
+            let world = after(Policies { mismatch: VerdictPolicy::Strip, ..annotate() }, &offer);
             let got = world.told(Side::Initiator, "security-info").pop().unwrap();
             assert_eq!(offer::Offer::read(&got).prints, [], "{got:?}");
-            let world = after(Policies { mismatch: Policy::Reject, ..annotate() }, &offer);
+            let world = after(Policies { mismatch: VerdictPolicy::Reject, ..annotate() }, &offer);
             assert_eq!(world.told(Side::Initiator, "security-info"), []);
             let reasons = world.terminated();
             assert_eq!(reasons.len(), 2, "{reasons:?}");
@@ -275,7 +275,7 @@ fn an_offer_beside_the_content_or_in_one_of_another_namespace_is_not_hidden() {
 
 #[test]
 fn an_offer_of_which_policy_leaves_nothing_goes_nowhere() {
-    let strip = Policies { unknown: Policy::Strip, ..annotate() };
+    let strip = Policies { unknown: VerdictPolicy::Strip, ..annotate() };
     let mut world = World::new(IBB_OFFER, strip);
     world.tell(features(&[]));
     world.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));

@@ -13,7 +13,7 @@ use fingerpost_wire::{
 use jid::Jid;
 
 use super::*;
-use crate::sessions::hints::{Policies, Policy};
+use crate::sessions::hints::{Policies, VerdictPolicy};
 
 const X509: &str = "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38";
 const IBB_OFFER: &str =
@@ -189,7 +189,11 @@ impl World {
 }
 
 fn annotate() -> Policies {
-    Policies { unknown: Policy::Annotate, mismatch: Policy::Annotate, revoked: Policy::Reject }
+    Policies {
+        unknown: VerdictPolicy::Annotate,
+        mismatch: VerdictPolicy::Annotate,
+        revoked: VerdictPolicy::Reject,
+    }
 }
 
 fn content(transport: &str) -> String {
@@ -327,7 +331,8 @@ fn a_socks5_leg_waits_for_connection_and_choice_in_any_order() {
 
 #[test]
 fn policy_ends_the_session_before_the_callee_hears_of_it() {
-    let mut world = World::new(IBB_OFFER, Policies { unknown: Policy::Reject, ..annotate() });
+    let mut world =
+        World::new(IBB_OFFER, Policies { unknown: VerdictPolicy::Reject, ..annotate() });
     world.look_up(&[]);
     assert!(world.asked.is_empty());
     assert_eq!(world.sent[0].attr("type"), Some("result"));
