@@ -734,13 +734,13 @@ fn router_options(config: &Config, access: Doors) -> front::Options {
     }
 }
 
-fn broker_options(config: &Config) -> sessions::Options {
+fn broker_options(config: &Config) -> sessions::BrokerOptions {
     let policy = |policy| match policy {
         PrintPolicy::Annotate => hints::VerdictPolicy::Annotate,
         PrintPolicy::Strip => hints::VerdictPolicy::Strip,
         PrintPolicy::Reject => hints::VerdictPolicy::Reject,
     };
-    sessions::Options {
+    sessions::BrokerOptions {
         jid: config.component.jid.clone(),
         require_tls: config.broker.require_tls,
         policies: hints::Policies {

@@ -25,7 +25,7 @@ use crate::{
     refuse::Refuse as _,
     sessions::{
         Again, Callee,
-        presence::{Choice, Sign},
+        presence::{ResourceChoice, Sign},
         refusal::SessionRefusal,
     },
 };
@@ -78,11 +78,11 @@ impl Router {
         let (since, tried) = (choosing.since, &choosing.tried);
         let (choice, ask) = self.presences.choose(&bare, since, tried, fit, now);
         match choice {
-            Choice::Take(jid) => {
+            ResourceChoice::Take(jid) => {
                 let jid = Jid::from(FullJid::clone(&jid));
                 Ok(Some(Taken { jid, choosing: Some(choosing) }))
             }
-            Choice::Wait if now < since + CHOICE => {
+            ResourceChoice::Wait if now < since + CHOICE => {
                 for jid in ask {
                     self.question(jid, now, SOON, ());
                 }
@@ -90,8 +90,8 @@ impl Router {
                 self.waiting.entry(bare).or_default().push(waiting);
                 Ok(None)
             }
-            Choice::Wait => Err(silent(&bare, since)),
-            Choice::Nobody(since) => {
+            ResourceChoice::Wait => Err(silent(&bare, since)),
+            ResourceChoice::Nobody(since) => {
                 if let Some(error) = choosing.error {
                     self.send(stanza.error(error));
                     return Ok(None);

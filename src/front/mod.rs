@@ -47,7 +47,7 @@ use crate::{
     sessions::{
         Broker,
         message_initiation::Proposals,
-        presence::{Change, Presences, Sign},
+        presence::{PresenceChange, Presences, Sign},
         reachable::Reachable,
     },
 };
@@ -395,7 +395,7 @@ impl Router {
     /// Passes on changes of reachable resources.
     fn pass_changes(&mut self) {
         while let Some(change) = self.presences.poll_change() {
-            if let Change::Gone { jid, .. } = &change {
+            if let PresenceChange::Gone { jid, .. } = &change {
                 let jid = Jid::from(FullJid::clone(jid));
                 self.broker.forget(&jid);
                 let out = self.proposals.gone(&jid);

@@ -71,7 +71,7 @@ impl World {
         let requests = Requests::new(outbound.clone());
         let second = Duration::from_secs(1);
         let broker = Broker::new(
-            sessions::Options {
+            sessions::BrokerOptions {
                 jid: jid.clone(),
                 require_tls: false,
                 policies: Policies {

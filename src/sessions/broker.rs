@@ -24,18 +24,18 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     callee::Callee,
-    directory::{Entry, Facts, SessionInfo},
-    driver::Driver,
+    directory::{Facts, SessionEntry, SessionInfo},
+    driver::SessionDriver,
     features,
     journal::Journal,
     legs::LegState,
-    options::Options,
+    options::BrokerOptions,
     own::{self, OwnSession},
     own_driver::OwnDriver,
-    peer::Peer,
+    peer::SessionPeer,
     refusal::SessionRefusal,
-    session::{self, Input, Session},
-    shared::{Guard, Shared},
+    session::{self, BrokeredSession, SessionInput},
+    shared::{BrokerState, SessionGuard},
     side::{PerSide, Side},
 };
 use crate::{
@@ -54,14 +54,14 @@ const SID: usize = 1024;
 /// The broker. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Broker {
-    shared: Arc<Shared>,
+    shared: Arc<BrokerState>,
     tasks: TaskTracker,
 }
 
 impl Broker {
     /// Creates a broker without sessions.
     pub fn new(
-        options: Options,
+        options: BrokerOptions,
         outbound: mpsc::Sender<Element>,
         requests: Requests,
         registry: Registry,
@@ -71,7 +71,7 @@ impl Broker {
     ) -> Self {
         let state = Mutex::default();
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(BrokerState {
                 memory: Permits::new(options.memory()),
                 options: RwLock::new(Arc::new(options)),
                 outbound,
@@ -103,7 +103,7 @@ impl Broker {
                 .map(|entry| (entry.side, entry.inbox.clone()))
         };
         let Some((side, inbox)) = found else { return false };
-        if inbox.try_send(Input::Jingle(side, stanza.clone())).is_err() {
+        if inbox.try_send(SessionInput::Jingle(side, stanza.clone())).is_err() {
             let refused = stanza.refuse(SessionRefusal::TooManyRequests);
             let _ = self.shared.outbound.try_send(refused);
         }
@@ -149,7 +149,7 @@ impl Broker {
             return Err(SessionRefusal::LongJid);
         };
         let user = stanza.from.to_bare();
-        let initiator = Peer {
+        let initiator = SessionPeer {
             user: stanza.from.clone(),
             mask: stanza.to.clone(),
             sid,
@@ -157,7 +157,7 @@ impl Broker {
         };
         // Sorts before the sids of others, so that a crossing session-initiate of the responder gives way.
         let theirs = known.unwrap_or_else(|| format!("-{}", random_id()));
-        let responder = Peer { user: callee.clone(), mask, sid: theirs, namespace };
+        let responder = SessionPeer { user: callee.clone(), mask, sid: theirs, namespace };
         let peers = PerSide { initiator, responder };
         let pairs =
             PerSide { initiator: peers.initiator.pair(), responder: peers.responder.pair() };
@@ -192,7 +192,7 @@ impl Broker {
             let place = shared.admit(&mut state, &user)?;
             state.insert(
                 &pairs.initiator,
-                Entry {
+                SessionEntry {
                     facts: Arc::clone(&facts),
                     sid: peers.initiator.sid.clone(),
                     side: Side::Initiator,
@@ -203,7 +203,7 @@ impl Broker {
             );
             state.insert(
                 &pairs.responder,
-                Entry {
+                SessionEntry {
                     facts: Arc::clone(&facts),
                     sid: peers.responder.sid.clone(),
                     side: Side::Responder,
@@ -214,13 +214,13 @@ impl Broker {
             );
             place
         };
-        let guard = Guard {
+        let guard = SessionGuard {
             shared: Arc::clone(shared),
             pairs: vec![pairs.initiator, pairs.responder],
             facts: Arc::clone(&facts),
             place,
         };
-        let mut machine = Session::new(
+        let mut machine = BrokeredSession::new(
             Arc::clone(&options),
             random_id,
             peers.clone(),
@@ -232,7 +232,7 @@ impl Broker {
         machine.expect_acknowledgement(patience, again.is_some(), has_others);
         let line = shared.journal.begin(peers.iter());
         metrics::SESSIONS.count(&[]);
-        let driver = Driver::new(guard, peers, machine, line, again);
+        let driver = SessionDriver::new(guard, peers, machine, line, again);
         let span = tracing::info_span!("session", id);
         self.tasks.spawn(tracing::Instrument::instrument(driver.run(inputs), span));
         Ok(())
@@ -270,7 +270,7 @@ impl Broker {
             Transport::S5b { .. } => options.socks5,
         });
         let transport = transport.ok_or(SessionRefusal::NoTransport)?;
-        let peer = Peer {
+        let peer = SessionPeer {
             user: stanza.from.clone(),
             mask: own::mask(&options.jid),
             sid: sid.to_owned(),
@@ -293,10 +293,10 @@ impl Broker {
             let place = shared.admit(&mut state, &user)?;
             let (sid, side) = (peer.sid.clone(), Side::Initiator);
             let facts = Arc::clone(&facts);
-            state.insert(&pair, Entry { facts, sid, side, inbox, ibb, crossable: None });
+            state.insert(&pair, SessionEntry { facts, sid, side, inbox, ibb, crossable: None });
             place
         };
-        let guard = Guard { shared: Arc::clone(shared), pairs: vec![pair], facts, place };
+        let guard = SessionGuard { shared: Arc::clone(shared), pairs: vec![pair], facts, place };
         let line = shared.journal.begin([&peer]);
         let print = identity.print().to_string();
         let machine = OwnSession::accept(
@@ -380,7 +380,9 @@ impl Broker {
             let any = || entries.iter().find(|entry| entry.ibb == Some(None));
             by_sid.or_else(any).map(|entry| (entry.side, entry.inbox.clone()))
         };
-        found.is_some_and(|(side, inbox)| inbox.try_send(Input::Open(side, stanza.clone())).is_ok())
+        found.is_some_and(|(side, inbox)| {
+            inbox.try_send(SessionInput::Open(side, stanza.clone())).is_ok()
+        })
     }
 
     /// Takes an answer to one of our in-band blocks.
@@ -438,7 +440,7 @@ impl Broker {
         for mask in state.masks.get(user).into_iter().flatten() {
             let entries = state.sessions.get(&(user.clone(), mask.clone()));
             for entry in entries.into_iter().flatten() {
-                let _ = entry.inbox.try_send(Input::Gone(entry.side));
+                let _ = entry.inbox.try_send(SessionInput::Gone(entry.side));
             }
         }
     }
@@ -458,7 +460,7 @@ impl Broker {
         let state = self.shared.lock();
         for entry in state.sessions.values().flatten() {
             if entry.side == Side::Initiator {
-                let _ = entry.inbox.try_send(Input::Check);
+                let _ = entry.inbox.try_send(SessionInput::Check);
             }
         }
     }
@@ -484,7 +486,9 @@ impl Broker {
     /// Ends a session with a reason (a condition of XEP-0166, 7.4, and a text) that both users see. Returns whether the
     /// session existed.
     pub fn end_session(&self, id: &str, reason: Reason, text: &str) -> bool {
-        let end = |entry: &Entry| entry.inbox.try_send(Input::End(reason, text.to_owned())).is_ok();
+        let end = |entry: &SessionEntry| {
+            entry.inbox.try_send(SessionInput::End(reason, text.to_owned())).is_ok()
+        };
         let state = self.shared.lock();
         let mut entries = state.sessions.values().flatten();
         entries.any(|entry| entry.facts.id == id && entry.side == Side::Initiator && end(entry))
@@ -509,7 +513,7 @@ impl Broker {
     }
 
     /// Sets other settings, for sessions that begin from now on.
-    pub fn set_options(&self, options: Options) {
+    pub fn set_options(&self, options: BrokerOptions) {
         self.shared.memory.set_limits(options.memory());
         *self.shared.options.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(options);
     }
@@ -520,7 +524,7 @@ impl Broker {
         state.draining = true;
         for entry in state.sessions.values().flatten() {
             if entry.side == Side::Initiator {
-                let _ = entry.inbox.try_send(Input::Drain(deadline));
+                let _ = entry.inbox.try_send(SessionInput::Drain(deadline));
             }
         }
     }

@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 
 use super::{
     refusal::SessionRefusal,
-    session::{ANSWER, Input},
-    shared::Guard,
+    session::{ANSWER, SessionInput},
+    shared::SessionGuard,
     side::Side,
 };
 use crate::refuse::Refuse as _;
@@ -42,9 +42,11 @@ impl Callee {
 
 /// Receives a session-initiate that its callee did not take, with the error if there was one, and the session that is
 /// over.
-pub struct Again(pub(super) Box<dyn FnOnce(Stanza, Option<Element>, Left) -> Back + Send + Sync>);
+pub struct Again(
+    pub(super) Box<dyn FnOnce(Stanza, Option<Element>, Left) -> GiveBackFuture + Send + Sync>,
+);
 
-type Back = Pin<Box<dyn Future<Output = ()> + Send>>;
+type GiveBackFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Again {
     /// Passes it to this function.
@@ -67,8 +69,8 @@ impl fmt::Debug for Again {
 /// A session that its callee did not take. It keeps its place, so that stanzas of its initiator are not lost meanwhile,
 /// until [`Left::close`] or its drop.
 pub struct Left {
-    pub(super) guard: Guard,
-    pub(super) inbox: mpsc::Receiver<Input>,
+    pub(super) guard: SessionGuard,
+    pub(super) inbox: mpsc::Receiver<SessionInput>,
 }
 
 impl Left {
@@ -80,14 +82,14 @@ impl Left {
         let (mut answers, mut is_over) = (Vec::new(), false);
         while let Ok(input) = self.inbox.try_recv() {
             match input {
-                Input::Jingle(Side::Initiator, stanza) if is_terminate(&stanza) => {
+                SessionInput::Jingle(Side::Initiator, stanza) if is_terminate(&stanza) => {
                     is_over = true;
                     answers.push(stanza.result(None));
                 }
-                Input::Jingle(_, stanza) | Input::Open(_, stanza) => {
+                SessionInput::Jingle(_, stanza) | SessionInput::Open(_, stanza) => {
                     answers.push(stanza.refuse(SessionRefusal::Over));
                 }
-                Input::Gone(Side::Initiator) | Input::End(..) => is_over = true,
+                SessionInput::Gone(Side::Initiator) | SessionInput::End(..) => is_over = true,
                 _ => {}
             }
         }

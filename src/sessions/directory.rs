@@ -17,7 +17,7 @@ use super::{
     features,
     peer::Pair,
     rooms::Rooms,
-    session::Input,
+    session::SessionInput,
     side::{PerSide, Side},
 };
 use crate::relay::watch::StreamProgress;
@@ -65,11 +65,11 @@ impl Facts {
 }
 
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct SessionEntry {
     pub(super) facts: Arc<Facts>,
     pub(super) sid: String,
     pub(super) side: Side,
-    pub(super) inbox: mpsc::Sender<Input>,
+    pub(super) inbox: mpsc::Sender<SessionInput>,
     /// The in-band bytestream this leg expects: `None` none, `Some(None)` any.
     pub(super) ibb: Option<Option<String>>,
     /// The application of a crossing session, while the responder's client does not know of this one.
@@ -79,15 +79,15 @@ pub(super) struct Entry {
 /// The sessions that have ended recently, each with the time until which that is known. Addresses and session ids are
 /// kept as keyed hashes, which take few bytes however long the text is.
 #[derive(Debug)]
-pub(super) struct Ended(RandomState, LruCache<u64, Instant>);
+pub(super) struct EndedSessions(RandomState, LruCache<u64, Instant>);
 
-impl Default for Ended {
+impl Default for EndedSessions {
     fn default() -> Self {
         Self(RandomState::new(), LruCache::new(ENDED.0))
     }
 }
 
-impl Ended {
+impl EndedSessions {
     pub(super) fn insert(&mut self, pair: &Pair, sid: &str, now: Instant) {
         self.1.insert(self.0.hash_one((pair, sid)), now + ENDED.1);
     }
@@ -98,9 +98,9 @@ impl Ended {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct Directory {
     pub(super) rooms: Rooms,
-    pub(super) sessions: HashMap<Pair, Vec<Entry>>,
+    pub(super) sessions: HashMap<Pair, Vec<SessionEntry>>,
     /// The addresses under which a user has sessions.
     pub(super) masks: HashMap<Jid, HashSet<Jid>>,
     pub(super) streams: HashMap<Pair, Vec<(String, IbbHandle)>>,
@@ -109,11 +109,11 @@ pub(super) struct State {
     /// Shares of sessions, by the user that began them.
     pub(super) shares: Shares,
     pub(super) features: features::Cache,
-    pub(super) ended: Ended,
+    pub(super) ended: EndedSessions,
     pub(super) draining: bool,
 }
 
-impl State {
+impl Directory {
     /// Returns whether there is a session with that sid.
     pub(super) fn has(&self, pair: &Pair, sid: &str) -> bool {
         self.sessions.get(pair).is_some_and(|entries| entries.iter().any(|entry| entry.sid == sid))
@@ -140,7 +140,7 @@ impl State {
         }
     }
 
-    pub(super) fn insert(&mut self, pair: &Pair, entry: Entry) {
+    pub(super) fn insert(&mut self, pair: &Pair, entry: SessionEntry) {
         self.masks.entry(pair.0.clone()).or_default().insert(pair.1.clone());
         self.sessions.entry(pair.clone()).or_default().push(entry);
     }

@@ -21,11 +21,11 @@ use super::{
     callee::{Again, Left},
     directory::Facts,
     journal::JournalLine,
-    lookups::Found,
-    peer::Peer,
+    lookups::FeatureAnswer,
+    peer::SessionPeer,
     refusal::SessionRefusal,
-    session::{ANSWER, Action, Input, Session},
-    shared::{Guard, Shared},
+    session::{ANSWER, BrokeredSession, SessionAction, SessionInput},
+    shared::{BrokerState, SessionGuard},
     side::{PerSide, Side},
 };
 use crate::{
@@ -43,8 +43,8 @@ use crate::{
 const LINGER: Duration = Duration::from_secs(5);
 
 /// An event that the session has waited for.
-enum Done {
-    Told(Input),
+enum SessionEvent {
+    Told(SessionInput),
     Arrived(Side, Option<Socket>),
     Relayed(StreamOutcome),
     /// Whether an in-band leg waits for its user has changed; `None`: the leg is gone.
@@ -52,11 +52,11 @@ enum Done {
 }
 
 /// The task of one session.
-pub(super) struct Driver {
-    shared: Arc<Shared>,
+pub(super) struct SessionDriver {
+    shared: Arc<BrokerState>,
     facts: Arc<Facts>,
-    peers: PerSide<Peer>,
-    session: Session,
+    peers: PerSide<SessionPeer>,
+    session: BrokeredSession,
     sockets: PerSide<Option<Socket>>,
     legs: PerSide<Option<SocketLeg>>,
     streams: PerSide<Option<IbbHandle>>,
@@ -66,17 +66,17 @@ pub(super) struct Driver {
     again: Option<Again>,
     given_back: Option<(Stanza, Option<Element>)>,
     /// The tasks that the session waits for. Dropping the session ends them.
-    work: JoinSet<Done>,
+    work: JoinSet<SessionEvent>,
     /// The session's places in the tables. It is dropped last, because it checks which streams are over.
-    guard: Guard,
+    guard: SessionGuard,
 }
 
-impl Driver {
+impl SessionDriver {
     /// Creates a driver for a session that has not begun.
     pub(super) fn new(
-        guard: Guard,
-        peers: PerSide<Peer>,
-        session: Session,
+        guard: SessionGuard,
+        peers: PerSide<SessionPeer>,
+        session: BrokeredSession,
         line: JournalLine,
         again: Option<Again>,
     ) -> Self {
@@ -98,7 +98,7 @@ impl Driver {
     }
 
     /// Runs for the whole life of the session.
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Input>) {
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<SessionInput>) {
         loop {
             while let Some(action) = self.session.poll_action() {
                 self.perform(action).await;
@@ -109,28 +109,28 @@ impl Driver {
             let input = tokio::select! {
                 biased;
                 input = inbox.recv() => {
-                    input.unwrap_or_else(|| Input::Drain(Instant::now()))
+                    input.unwrap_or_else(|| SessionInput::Drain(Instant::now()))
                 }
                 Some(done) = self.work.join_next() => match done {
-                    Ok(Done::Told(input)) => input,
-                    Ok(Done::Arrived(side, Some(socket))) => {
+                    Ok(SessionEvent::Told(input)) => input,
+                    Ok(SessionEvent::Arrived(side, Some(socket))) => {
                         self.sockets[side] = Some(socket);
-                        Input::Arrived(side)
+                        SessionInput::Arrived(side)
                     }
-                    Ok(Done::Relayed(outcome)) => {
+                    Ok(SessionEvent::Relayed(outcome)) => {
                         self.relaying = false;
                         let broken = self.broken();
-                        self.session.handle(Input::Broken(broken), Instant::now());
-                        Input::Relayed(outcome)
+                        self.session.handle(SessionInput::Broken(broken), Instant::now());
+                        SessionInput::Relayed(outcome)
                     }
-                    Ok(Done::Waits(side, Some(mut waiting))) => {
+                    Ok(SessionEvent::Waits(side, Some(mut waiting))) => {
                         let waits = *waiting.borrow_and_update();
                         self.watch(side, waiting);
-                        Input::Waits(side, waits)
+                        SessionInput::Waits(side, waits)
                     }
-                    Ok(Done::Arrived(_, None) | Done::Waits(_, None)) | Err(_) => continue,
+                    Ok(SessionEvent::Arrived(_, None) | SessionEvent::Waits(_, None)) | Err(_) => continue,
                 },
-                () = until(self.session.deadline()) => Input::Timeout,
+                () = until(self.session.deadline()) => SessionInput::Timeout,
             };
             self.session.handle(input, Instant::now());
         }
@@ -154,7 +154,7 @@ impl Driver {
         if self.relaying {
             let rest = async {
                 while let Some(done) = self.work.join_next().await {
-                    if matches!(done, Ok(Done::Relayed(_))) {
+                    if matches!(done, Ok(SessionEvent::Relayed(_))) {
                         break;
                     }
                 }
@@ -174,7 +174,7 @@ impl Driver {
     }
 
     /// Ends all work; the session keeps its places.
-    fn into_guard(self) -> Guard {
+    fn into_guard(self) -> SessionGuard {
         self.guard
     }
 
@@ -182,12 +182,12 @@ impl Driver {
         let _ = self.shared.outbound.send(element).await;
     }
 
-    async fn perform(&mut self, action: Action) {
+    async fn perform(&mut self, action: SessionAction) {
         match action {
-            Action::Acknowledged => {
+            SessionAction::Acknowledged => {
                 self.shared.acknowledged(&self.peers.responder);
             }
-            Action::Ask(side, number, payload) => {
+            SessionAction::Ask(side, number, payload) => {
                 let mut wait = ANSWER;
                 if jingle::action(&payload) == jingle::Action::SessionInitiate {
                     // The callee must not learn of a session that a crash would make the component forget.
@@ -206,17 +206,19 @@ impl Driver {
                     .send(RequestKind::Set, &peer.mask, &peer.user, payload)
                     .await;
                 self.work.spawn(async move {
-                    Done::Told(Input::Answered(number, pending.answer(wait).await))
+                    SessionEvent::Told(SessionInput::Answered(number, pending.answer(wait).await))
                 });
             }
-            Action::Connect(side, sid) => {
+            SessionAction::Connect(side, sid) => {
                 let mut registration = self.shared.register(&self.peers[side], &sid);
-                self.work.spawn(async move { Done::Arrived(side, registration.arrived().await) });
+                self.work.spawn(async move {
+                    SessionEvent::Arrived(side, registration.arrived().await)
+                });
             }
-            Action::ExpectOpen(side, sid) => {
+            SessionAction::ExpectOpen(side, sid) => {
                 self.shared.expect_open(&self.peers[side], sid);
             }
-            Action::Join => {
+            SessionAction::Join => {
                 let PerSide { initiator: a, responder: b } = &mut self.legs;
                 let (Some(a), Some(b)) = (a.take(), b.take()) else { return };
                 let legs = PerSide { initiator: a.transport_kind(), responder: b.transport_kind() };
@@ -240,37 +242,44 @@ impl Driver {
                 let _once = self.facts.legs.set(legs);
                 let (plane, facts) = (self.shared.table.plane().clone(), Arc::clone(&self.facts));
                 self.work.spawn(async move {
-                    Done::Relayed(join(&plane, a, b, options, &facts.progress).await)
+                    SessionEvent::Relayed(join(&plane, a, b, options, &facts.progress).await)
                 });
             }
-            Action::LookUpFeatures => {
+            SessionAction::LookUpFeatures => {
                 let shared = Arc::clone(&self.shared);
-                let Peer { user, mask, .. } = self.peers.responder.clone();
+                let SessionPeer { user, mask, .. } = self.peers.responder.clone();
                 self.work.spawn(async move {
-                    Done::Told(match shared.features(&user, &mask).await {
-                        Found::Features(features) => Input::Features(features.to_vec()),
-                        Found::Silence => Input::NoFeatures,
-                        Found::Error => match shared.look_up_room(user.domain().as_str()).await {
-                            true => Input::Room,
-                            false => Input::Features(Vec::new()),
-                        },
+                    SessionEvent::Told(match shared.features(&user, &mask).await {
+                        FeatureAnswer::Features(features) => {
+                            SessionInput::Features(features.to_vec())
+                        }
+                        FeatureAnswer::Silence => SessionInput::NoFeatures,
+                        FeatureAnswer::Error => {
+                            match shared.look_up_room(user.domain().as_str()).await {
+                                true => SessionInput::Room,
+                                false => SessionInput::Features(Vec::new()),
+                            }
+                        }
                     })
                 });
             }
-            Action::LookUpKeys(side, prints) => {
+            SessionAction::LookUpKeys(side, prints) => {
                 let shared = Arc::clone(&self.shared);
                 let owner = self.peers[side].user.to_bare();
                 let asker = self.peers[side.other()].user.to_bare();
                 self.work.spawn(async move {
-                    Done::Told(Input::Keys(side, shared.keys(&owner, &asker, &prints).await))
+                    SessionEvent::Told(SessionInput::Keys(
+                        side,
+                        shared.keys(&owner, &asker, &prints).await,
+                    ))
                 });
             }
-            Action::GiveBack(stanza, error) => self.given_back = Some((*stanza, error)),
-            Action::Send(element) => self.send(element).await,
-            Action::TakeSocket(side) => {
+            SessionAction::GiveBack(stanza, error) => self.given_back = Some((*stanza, error)),
+            SessionAction::Send(element) => self.send(element).await,
+            SessionAction::TakeSocket(side) => {
                 self.legs[side] = self.sockets[side].take().map(SocketLeg::Socket);
             }
-            Action::TakeStream(side, sid, block_size, stanza) => {
+            SessionAction::TakeStream(side, sid, block_size, stanza) => {
                 self.legs[side] = Some(self.stream(side, sid, block_size, stanza));
             }
         }
@@ -280,7 +289,7 @@ impl Driver {
     fn watch(&mut self, side: Side, mut waiting: watch::Receiver<bool>) {
         self.work.spawn(async move {
             let changed = waiting.changed().await;
-            Done::Waits(side, changed.is_ok().then_some(waiting))
+            SessionEvent::Waits(side, changed.is_ok().then_some(waiting))
         });
     }
 

@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::peer::Peer;
+use super::peer::SessionPeer;
 use crate::registry::store::{Store, error::StoreError, records::OpenSide};
 
 /// How long a session waits for its line to be on the disk. Then it continues without.
@@ -103,7 +103,10 @@ impl Journal {
     }
 
     /// Records the beginning of a session.
-    pub(super) fn begin<'a>(&self, peers: impl IntoIterator<Item = &'a Peer>) -> JournalLine {
+    pub(super) fn begin<'a>(
+        &self,
+        peers: impl IntoIterator<Item = &'a SessionPeer>,
+    ) -> JournalLine {
         let mut line = JournalLine {
             journal: self.clone(),
             session: self.run.clone() + &random_id(),
@@ -280,8 +283,8 @@ fn terminate(side: &OpenSide) -> Element {
 
 impl JournalLine {
     /// Records the session as it is now.
-    pub(super) fn write<'a>(&mut self, peers: impl IntoIterator<Item = &'a Peer>) {
-        let side = |peer: &Peer| OpenSide {
+    pub(super) fn write<'a>(&mut self, peers: impl IntoIterator<Item = &'a SessionPeer>) {
+        let side = |peer: &SessionPeer| OpenSide {
             session: self.session.clone(),
             user: peer.user.clone(),
             mask: peer.mask.clone(),
@@ -345,8 +348,8 @@ mod tests {
 
     use super::*;
 
-    fn peer(name: &str) -> Peer {
-        Peer {
+    fn peer(name: &str) -> SessionPeer {
+        SessionPeer {
             user: Jid::new(&format!("{name}@example.org/x")).unwrap(),
             mask: Jid::new("other\\40example.org@xtls.example.org/y").unwrap(),
             sid: format!("sid-of-{name}"),

@@ -9,14 +9,14 @@ use minidom::Element;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::{features::Features, rooms::ROOMS, shared::Shared};
+use super::{features::Features, rooms::ROOMS, shared::BrokerState};
 use crate::registry::model::Key;
 
 /// How long a user may take to answer disco#info before its features count as unknown.
 const DISCO: Duration = Duration::from_secs(3);
 
 /// A client's answer to disco#info.
-pub(super) enum Found {
+pub(super) enum FeatureAnswer {
     /// Its features.
     Features(Features),
     /// No answer in time.
@@ -25,23 +25,23 @@ pub(super) enum Found {
     Error,
 }
 
-impl Shared {
+impl BrokerState {
     /// Returns the features that a user's client announces.
-    pub(super) async fn features(&self, user: &Jid, mask: &Jid) -> Found {
+    pub(super) async fn features(&self, user: &Jid, mask: &Jid) -> FeatureAnswer {
         let known = self.lock().features.known(user, Instant::now().into_std());
         if let Some(known) = known {
-            return Found::Features(known);
+            return FeatureAnswer::Features(known);
         }
         let query = Element::bare("query", ns::DISCO_INFO);
         match self.requests.request(RequestKind::Get, mask, user, query, DISCO).await {
-            Answer::Result(Some(answer)) => Found::Features(self.lock().features.learn(
+            Answer::Result(Some(answer)) => FeatureAnswer::Features(self.lock().features.learn(
                 user,
                 &answer,
                 Instant::now().into_std(),
             )),
-            Answer::Result(None) => Found::Features(Features::default()),
-            Answer::Error(_) => Found::Error,
-            Answer::Timeout => Found::Silence,
+            Answer::Result(None) => FeatureAnswer::Features(Features::default()),
+            Answer::Error(_) => FeatureAnswer::Error,
+            Answer::Timeout => FeatureAnswer::Silence,
         }
     }
 

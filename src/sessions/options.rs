@@ -9,7 +9,7 @@ use super::hints::Policies;
 
 /// The broker's settings.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct BrokerOptions {
     /// The component's address.
     pub jid: BareJid,
     /// Refuse sessions without TLS security and streams that do not start with TLS.
@@ -41,7 +41,7 @@ pub struct Options {
     pub sessions: (usize, usize),
 }
 
-impl Options {
+impl BrokerOptions {
     /// Returns the shares of blocks by message: a quarter for one user.
     pub(super) fn memory(&self) -> Limits {
         Limits::new(self.memory, self.memory / 4, 4)

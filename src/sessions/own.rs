@@ -21,7 +21,9 @@ use jid::Jid;
 use minidom::Element;
 use tokio::time::Instant;
 
-use super::{options::Options, peer::Peer, refusal::SessionRefusal, session::Input};
+use super::{
+    options::BrokerOptions, peer::SessionPeer, refusal::SessionRefusal, session::SessionInput,
+};
 use crate::refuse::Refuse as _;
 
 /// The smallest block that is worth a stanza, which is the one requested.
@@ -32,9 +34,9 @@ const BLOCK: u16 = 4096;
 pub(super) enum OwnAction {
     /// Send a stanza.
     Send(Element),
-    /// Take SOCKS5 connections for this stream id: [`Input::Arrived`].
+    /// Take SOCKS5 connections for this stream id: [`SessionInput::Arrived`].
     Connect(String),
-    /// Take an in-band `<open/>` with this sid: [`Input::Open`].
+    /// Take an in-band `<open/>` with this sid: [`SessionInput::Open`].
     ExpectOpen(String),
     /// Do the handshake over the SOCKS5 connection: [`OwnSession::secured`].
     SecureSocket,
@@ -61,9 +63,9 @@ enum OwnPhase {
 /// The machine of a session of one user with the component.
 #[derive(Debug)]
 pub(super) struct OwnSession {
-    options: Arc<Options>,
+    options: Arc<BrokerOptions>,
     ids: fn() -> String,
-    peer: Peer,
+    peer: SessionPeer,
     /// The content's name in the offer.
     content: String,
     phase: OwnPhase,
@@ -74,9 +76,9 @@ pub(super) struct OwnSession {
 impl OwnSession {
     /// Accepts a session-initiate that offers this transport. `print` is that of our certificate.
     pub(super) fn accept(
-        options: Arc<Options>,
+        options: Arc<BrokerOptions>,
         ids: fn() -> String,
-        peer: Peer,
+        peer: SessionPeer,
         print: &str,
         initiate: &Stanza,
         transport: &Transport,
@@ -108,7 +110,7 @@ impl OwnSession {
         self.actions.pop_front()
     }
 
-    /// Returns when [`Input::Timeout`] is due.
+    /// Returns when [`SessionInput::Timeout`] is due.
     pub(super) fn deadline(&self) -> Instant {
         self.deadline
     }
@@ -119,24 +121,24 @@ impl OwnSession {
     }
 
     /// Handles one input.
-    pub(super) fn handle(&mut self, input: Input) {
+    pub(super) fn handle(&mut self, input: SessionInput) {
         match input {
-            Input::Jingle(_, stanza) | Input::Open(_, stanza) if self.is_over() => {
+            SessionInput::Jingle(_, stanza) | SessionInput::Open(_, stanza) if self.is_over() => {
                 self.send(stanza.refuse(SessionRefusal::Over));
             }
             _ if self.is_over() => {}
-            Input::Jingle(_, stanza) => self.handle_jingle(&stanza),
-            Input::Open(_, stanza) => self.handle_open(&stanza),
-            Input::Arrived(_) => {
+            SessionInput::Jingle(_, stanza) => self.handle_jingle(&stanza),
+            SessionInput::Open(_, stanza) => self.handle_open(&stanza),
+            SessionInput::Arrived(_) => {
                 if let OwnPhase::Connecting { arrived, .. } = &mut self.phase {
                     *arrived = true;
                 }
                 self.check_connected();
             }
-            Input::Check => {}
-            Input::Gone(_) => self.phase = OwnPhase::Over,
-            Input::End(reason, text) => self.end(reason, &text),
-            Input::Timeout => self.end(Reason::Timeout, "It took too long"),
+            SessionInput::Check => {}
+            SessionInput::Gone(_) => self.phase = OwnPhase::Over,
+            SessionInput::End(reason, text) => self.end(reason, &text),
+            SessionInput::Timeout => self.end(Reason::Timeout, "It took too long"),
             _ => self.end(Reason::Gone, "The service is being stopped"),
         }
     }
@@ -154,13 +156,13 @@ impl OwnSession {
     }
 
     fn frame(&self) -> Frame<'_> {
-        let Peer { user, mask, sid, namespace } = &self.peer;
+        let SessionPeer { user, mask, sid, namespace } = &self.peer;
         Frame { namespace, sid, initiator: user, responder: mask }
     }
 
     fn tell(&mut self, jingle: Element) {
         let id = (self.ids)();
-        let Peer { user, mask, .. } = &self.peer;
+        let SessionPeer { user, mask, .. } = &self.peer;
         let attributes =
             [("type", "set"), ("from", mask.as_str()), ("to", user.as_str()), ("id", &id)];
         let mut iq = xml::element("iq", ns::CLIENT, &attributes);
@@ -176,7 +178,7 @@ impl OwnSession {
     }
 
     fn tell_accept(&mut self, security: Element, transport: &Transport) {
-        let Peer { user, mask, sid: session, .. } = &self.peer;
+        let SessionPeer { user, mask, sid: session, .. } = &self.peer;
         let element = match transport {
             Transport::Ibb { namespace, sid, block_size } => {
                 let sid = sid.as_deref().unwrap_or(session);
@@ -185,7 +187,7 @@ impl OwnSession {
             Transport::S5b { sid, .. } => {
                 self.actions.push_back(OwnAction::Connect(sid.clone()));
                 let host = DstAddr::compute(sid, mask, user).to_string();
-                let Options { jid, advertise, .. } = &*self.options;
+                let BrokerOptions { jid, advertise, .. } = &*self.options;
                 transport::s5b(sid, &host, &(self.ids)(), jid.as_str(), advertise)
             }
         };
@@ -347,17 +349,17 @@ mod tests {
         Stanza::parse(iq.parse().unwrap()).unwrap()
     }
 
-    fn open() -> Input {
+    fn open() -> SessionInput {
         let iq = format!(
             "<iq xmlns='jabber:client' type='set' id='{}' from='a@example.org/a' to='xtls.example.org'>\
              <open xmlns='http://jabber.org/protocol/ibb' sid='a-stream' block-size='4096'/></iq>",
             count_up()
         );
-        Input::Open(Side::Initiator, Stanza::parse(iq.parse().unwrap()).unwrap())
+        SessionInput::Open(Side::Initiator, Stanza::parse(iq.parse().unwrap()).unwrap())
     }
 
     fn session(offer: &str, transport: &str) -> OwnSession {
-        let options = Options {
+        let options = BrokerOptions {
             jid: jid::BareJid::new("xtls.example.org").unwrap(),
             require_tls: true,
             policies: Policies {
@@ -378,7 +380,7 @@ mod tests {
             sessions: (10, 10),
         };
         let initiate = jingle("session-initiate", &format!("{offer}{transport}"));
-        let peer = Peer {
+        let peer = SessionPeer {
             user: initiate.from.clone(),
             mask: initiate.to.clone(),
             sid: "s".to_owned(),
@@ -428,8 +430,8 @@ mod tests {
             let (sent, other) = actions(&mut session);
             assert_eq!(sent.len(), 3, "it has no candidate of its own to choose");
             assert!(matches!(&other[..], [OwnAction::Connect(sid)] if sid == "a-stream"));
-            let used = Input::Jingle(Side::Initiator, jingle("transport-info", USED));
-            let mut inputs = [Input::Arrived(Side::Initiator), used];
+            let used = SessionInput::Jingle(Side::Initiator, jingle("transport-info", USED));
+            let mut inputs = [SessionInput::Arrived(Side::Initiator), used];
             if !arrives_first {
                 inputs.reverse();
             }
@@ -459,7 +461,10 @@ mod tests {
         for (transport, action) in [(IBB, "transport-accept"), (S5B, "transport-reject")] {
             let mut session = session(TLS, S5B);
             actions(&mut session);
-            session.handle(Input::Jingle(Side::Initiator, jingle("transport-replace", transport)));
+            session.handle(SessionInput::Jingle(
+                Side::Initiator,
+                jingle("transport-replace", transport),
+            ));
             let (sent, other) = actions(&mut session);
             let answer = sent[1].get_child("jingle", ns::JINGLE).unwrap();
             assert_eq!(answer.attr("action"), Some(action));
@@ -469,13 +474,13 @@ mod tests {
 
     #[test]
     fn each_end_has_its_reason_unless_the_user_is_the_one_who_ends_it() {
-        let terminate = Input::Jingle(Side::Initiator, jingle("session-terminate", ""));
+        let terminate = SessionInput::Jingle(Side::Initiator, jingle("session-terminate", ""));
         for (input, expected) in [
             (terminate, None),
-            (Input::Gone(Side::Initiator), None),
-            (Input::Timeout, Some("timeout")),
-            (Input::End(Reason::Gone, String::new()), Some("gone")),
-            (Input::Drain(Instant::now()), Some("gone")),
+            (SessionInput::Gone(Side::Initiator), None),
+            (SessionInput::Timeout, Some("timeout")),
+            (SessionInput::End(Reason::Gone, String::new()), Some("gone")),
+            (SessionInput::Drain(Instant::now()), Some("gone")),
         ] {
             let mut session = session(TLS, IBB);
             actions(&mut session);

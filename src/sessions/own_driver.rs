@@ -19,9 +19,9 @@ use tokio::{
 
 use super::{
     own::{OwnAction, OwnSession},
-    peer::Peer,
-    session::Input,
-    shared::Shared,
+    peer::SessionPeer,
+    session::SessionInput,
+    shared::BrokerState,
     side::Side,
 };
 use crate::{
@@ -40,8 +40,8 @@ enum OwnDone {
 
 /// The task of a session of one user with the component.
 pub(super) struct OwnDriver {
-    shared: Arc<Shared>,
-    peer: Peer,
+    shared: Arc<BrokerState>,
+    peer: SessionPeer,
     session: OwnSession,
     identity: Arc<Identity>,
     pins: Vec<Print>,
@@ -54,8 +54,8 @@ pub(super) struct OwnDriver {
 impl OwnDriver {
     /// Creates a driver for a session that has been accepted. `pins` are the offered x509 prints.
     pub(super) fn new(
-        shared: Arc<Shared>,
-        peer: Peer,
+        shared: Arc<BrokerState>,
+        peer: SessionPeer,
         session: OwnSession,
         identity: Arc<Identity>,
         pins: Vec<Print>,
@@ -66,7 +66,7 @@ impl OwnDriver {
     }
 
     /// Runs for the whole life of the session.
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Input>) {
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<SessionInput>) {
         loop {
             while let Some(action) = self.session.poll_action() {
                 self.perform(action).await;
@@ -75,11 +75,11 @@ impl OwnDriver {
                 break;
             }
             let input = tokio::select! {
-                input = inbox.recv() => input.unwrap_or_else(|| Input::Drain(Instant::now())),
+                input = inbox.recv() => input.unwrap_or_else(|| SessionInput::Drain(Instant::now())),
                 Some(done) = self.work.join_next() => match done {
                     Ok(OwnDone::Arrived(Some(socket))) => {
                         self.socket = Some(socket);
-                        Input::Arrived(Side::Initiator)
+                        SessionInput::Arrived(Side::Initiator)
                     }
                     Ok(OwnDone::Secured(stream)) => {
                         let proven = self.prove(*stream).await;
@@ -88,7 +88,7 @@ impl OwnDriver {
                     }
                     Ok(OwnDone::Arrived(None)) | Err(_) => continue,
                 },
-                () = sleep_until(self.session.deadline()) => Input::Timeout,
+                () = sleep_until(self.session.deadline()) => SessionInput::Timeout,
             };
             self.session.handle(input);
         }
@@ -126,7 +126,7 @@ impl OwnDriver {
     }
 
     fn stream(&self, sid: String, block_size: u16, stanza: IbbStanza) -> SocketLeg {
-        let Peer { user, mask, .. } = &self.peer;
+        let SessionPeer { user, mask, .. } = &self.peer;
         let mut params = IbbParams::new(mask.clone(), user.clone(), sid.as_str());
         (params.block_size, params.stanza) = (block_size, stanza);
         let options = self.shared.options();

@@ -7,7 +7,7 @@ pub(crate) type Pair = (Jid, Jid);
 
 /// One user's end of the session.
 #[derive(Clone, Debug)]
-pub(crate) struct Peer {
+pub(crate) struct SessionPeer {
     /// The user's full JID.
     pub(crate) user: Jid,
     /// The address under which the other user appears here.
@@ -18,7 +18,7 @@ pub(crate) struct Peer {
     pub(crate) namespace: String,
 }
 
-impl Peer {
+impl SessionPeer {
     /// Returns the addresses of this leg.
     pub(crate) fn pair(&self) -> Pair {
         (self.user.clone(), self.mask.clone())

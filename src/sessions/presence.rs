@@ -61,7 +61,7 @@ const STORE_AGAIN: Duration = Duration::from_secs(3600);
 
 /// A change of an entry, to be passed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum PresenceChange {
     /// The entry must be remembered over a restart.
     Remember {
         /// The resource.
@@ -97,7 +97,7 @@ pub enum Sign {
 
 /// The resource that gets a stanza for the bare JID.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub enum ResourceChoice {
     /// This resource, which has sent something since the stanza came.
     Take(Arc<FullJid>),
     /// Not known yet: choose again when one of the checked resources has answered.
@@ -143,7 +143,7 @@ pub struct Presences {
     number: u64,
     /// When the next check may be sent; `None` while the link is down.
     ask_at: Option<Instant>,
-    changes: VecDeque<Change>,
+    changes: VecDeque<PresenceChange>,
 }
 
 impl Default for Presences {
@@ -201,7 +201,7 @@ impl Presences {
         if has_access {
             resource.remembered = Some(now);
             let jid = Arc::clone(&resource.jid);
-            let change = Change::Remember { jid, priority, is_new: true };
+            let change = PresenceChange::Remember { jid, priority, is_new: true };
             self.changes.push_back(change);
         }
         Ok(came)
@@ -230,7 +230,7 @@ impl Presences {
             Ok(resource) => resource.remembered = Some(now),
             Err(_) => {
                 let jid = Arc::new(jid);
-                self.changes.push_back(Change::Gone { jid, remembered: true });
+                self.changes.push_back(PresenceChange::Gone { jid, remembered: true });
             }
         }
     }
@@ -351,7 +351,7 @@ impl Presences {
     }
 
     /// Returns the next change of an entry; call until `None`.
-    pub fn poll_change(&mut self) -> Option<Change> {
+    pub fn poll_change(&mut self) -> Option<PresenceChange> {
         self.changes.pop_front()
     }
 
@@ -388,7 +388,7 @@ impl Presences {
         tried: &[FullJid],
         fit: impl Fn(&FullJid) -> Option<u8>,
         now: Instant,
-    ) -> (Choice, Vec<Arc<FullJid>>) {
+    ) -> (ResourceChoice, Vec<Arc<FullJid>>) {
         let mut none: [Resource; 0] = [];
         let resources = self.users.get_mut(user).map_or(&mut none[..], Vec::as_mut_slice);
         let is_sure = |at: Option<Instant>| at.is_some_and(|at| at >= since);
@@ -422,7 +422,7 @@ impl Presences {
             }
             if is_sure(resource.heard) && (fit.is_some() || is_alone) {
                 if waiting == 0 {
-                    return (Choice::Take(Arc::clone(&resource.jid)), Vec::new());
+                    return (ResourceChoice::Take(Arc::clone(&resource.jid)), Vec::new());
                 }
                 break;
             }
@@ -435,7 +435,7 @@ impl Presences {
                 ask.push(Arc::clone(&resource.jid));
             }
         }
-        (if waiting > 0 { Choice::Wait } else { Choice::Nobody(silent) }, ask)
+        (if waiting > 0 { ResourceChoice::Wait } else { ResourceChoice::Nobody(silent) }, ask)
     }
 
     /// Returns the resources of a user that must be checked, and those that were silent a moment ago and since when,
@@ -533,7 +533,7 @@ impl Presences {
     fn forget(&mut self, resource: &Resource) {
         self.due.remove(&resource.due);
         self.shares[usize::from(!resource.has_access)].give_back(&resource.place);
-        self.changes.push_back(Change::Gone {
+        self.changes.push_back(PresenceChange::Gone {
             jid: Arc::clone(&resource.jid),
             remembered: resource.remembered.is_some(),
         });
@@ -564,7 +564,7 @@ impl Presences {
         if changed || is_old {
             let is_new = resource.remembered.replace(now).is_none();
             let (jid, priority) = (Arc::clone(&resource.jid), resource.priority);
-            let change = Change::Remember { jid, priority, is_new };
+            let change = PresenceChange::Remember { jid, priority, is_new };
             self.changes.push_back(change);
         }
     }

@@ -19,16 +19,16 @@ fn best<'a>(presences: &'a Presences, user: &BareJid) -> Option<&'a FullJid> {
         .map(|resource| &*resource.jid)
 }
 
-fn drain(presences: &mut Presences) -> Vec<Change> {
+fn drain(presences: &mut Presences) -> Vec<PresenceChange> {
     std::iter::from_fn(|| presences.poll_change()).collect()
 }
 
-fn remember(jid: &str, priority: i8, is_new: bool) -> Change {
-    Change::Remember { jid: Arc::new(full(jid)), priority, is_new }
+fn remember(jid: &str, priority: i8, is_new: bool) -> PresenceChange {
+    PresenceChange::Remember { jid: Arc::new(full(jid)), priority, is_new }
 }
 
-fn gone(jid: &str, remembered: bool) -> Change {
-    Change::Gone { jid: Arc::new(full(jid)), remembered }
+fn gone(jid: &str, remembered: bool) -> PresenceChange {
+    PresenceChange::Gone { jid: Arc::new(full(jid)), remembered }
 }
 
 #[test]
@@ -212,13 +212,13 @@ fn choose(
     since: Instant,
     tried: &[FullJid],
     now: Instant,
-) -> (Choice, Vec<String>) {
+) -> (ResourceChoice, Vec<String>) {
     let (choice, ask) = presences.choose(&bare("a@c"), since, tried, |_| Some(0), now);
     (choice, ask.iter().map(ToString::to_string).collect())
 }
 
-fn take(jid: &str) -> Choice {
-    Choice::Take(Arc::new(full(jid)))
+fn take(jid: &str) -> ResourceChoice {
+    ResourceChoice::Take(Arc::new(full(jid)))
 }
 
 #[test]
@@ -232,15 +232,19 @@ fn who_was_not_heard_of_for_a_while_is_asked_once_for_all_before_it_is_taken() {
     assert_eq!(choose(&mut presences, now, &[], now), (take("a@c/new"), vec![]));
     let came = now + Duration::from_millis(1);
     let asked = vec!["a@c/new".to_owned(), "a@c/old".to_owned()];
-    assert_eq!(choose(&mut presences, came, &[], came), (Choice::Wait, asked));
+    assert_eq!(choose(&mut presences, came, &[], came), (ResourceChoice::Wait, asked));
     // However many stanzas wait for it, they share one check.
     for n in 0..100 {
         let at = came + Duration::from_millis(n);
-        assert_eq!(choose(&mut presences, at, &[], at), (Choice::Wait, vec![]));
+        assert_eq!(choose(&mut presences, at, &[], at), (ResourceChoice::Wait, vec![]));
     }
     let later = came + SECOND / 2;
     presences.answered(&full("a@c/old"), Sign::Here, came, later);
-    assert_eq!(choose(&mut presences, came, &[], later).0, Choice::Wait, "the best may answer");
+    assert_eq!(
+        choose(&mut presences, came, &[], later).0,
+        ResourceChoice::Wait,
+        "the best may answer"
+    );
     presences.answered(&full("a@c/new"), Sign::Here, came, later);
     assert_eq!(choose(&mut presences, came, &[], later), (take("a@c/new"), vec![]));
 }
@@ -254,7 +258,7 @@ fn who_does_not_answer_gives_way_to_the_next_and_is_remembered() {
     presences.available(full("a@c/sleeps"), 9, true, now).unwrap();
     let came = now + 60 * SECOND;
     let asked = vec!["a@c/sleeps".to_owned(), "a@c/there".to_owned()];
-    assert_eq!(choose(&mut presences, came, &[], came), (Choice::Wait, asked));
+    assert_eq!(choose(&mut presences, came, &[], came), (ResourceChoice::Wait, asked));
     presences.answered(&full("a@c/there"), Sign::Here, came, came);
     presences.answered(&full("a@c/sleeps"), Sign::Silence, came, came + 3 * SECOND);
     let chosen = choose(&mut presences, came, &[], came + 3 * SECOND);
@@ -263,14 +267,14 @@ fn who_does_not_answer_gives_way_to_the_next_and_is_remembered() {
     let next = came + 5 * SECOND;
     assert_eq!(
         choose(&mut presences, next, &[], next),
-        (Choice::Wait, vec!["a@c/there".to_owned()])
+        (ResourceChoice::Wait, vec!["a@c/there".to_owned()])
     );
     presences.answered(&full("a@c/there"), Sign::Here, next, next);
     assert_eq!(choose(&mut presences, next, &[], next), (take("a@c/there"), vec![]));
     // It gets the session if no other resource takes it. When it wakes up, it says so itself.
     let tried = [full("a@c/there")];
     let chosen = choose(&mut presences, next, &tried, next);
-    assert_eq!(chosen, (Choice::Nobody(Some(came)), vec![]));
+    assert_eq!(chosen, (ResourceChoice::Nobody(Some(came)), vec![]));
     presences.heard(&Jid::from(full("a@c/sleeps")), next);
     assert_eq!(choose(&mut presences, next, &[], next), (take("a@c/sleeps"), vec![]));
 }
@@ -282,18 +286,24 @@ fn where_nobody_answers_it_is_known_since_when_and_nobody_is_gone_for_five_minut
     presences.link_is_up(now);
     presences.available(full("a@c/x"), 0, true, now).unwrap();
     let came = now + 10 * SECOND;
-    assert_eq!(choose(&mut presences, came, &[], came), (Choice::Wait, vec!["a@c/x".to_owned()]));
+    assert_eq!(
+        choose(&mut presences, came, &[], came),
+        (ResourceChoice::Wait, vec!["a@c/x".to_owned()])
+    );
     let end = came + 3 * SECOND;
     presences.answered(&full("a@c/x"), Sign::Silence, came, end);
-    assert_eq!(choose(&mut presences, came, &[], end).0, Choice::Nobody(Some(came)));
+    assert_eq!(choose(&mut presences, came, &[], end).0, ResourceChoice::Nobody(Some(came)));
     // After repeated checks its silence still begins at the same moment, and it may come back.
     let mut at = end;
     for _ in 0..40 {
         at += 10 * SECOND;
-        assert_eq!(choose(&mut presences, at, &[], at), (Choice::Wait, vec!["a@c/x".to_owned()]));
+        assert_eq!(
+            choose(&mut presences, at, &[], at),
+            (ResourceChoice::Wait, vec!["a@c/x".to_owned()])
+        );
         presences.answered(&full("a@c/x"), Sign::Silence, at, at + 3 * SECOND);
         let chosen = choose(&mut presences, at, &[], at + 3 * SECOND).0;
-        assert_eq!(chosen, Choice::Nobody(Some(came)));
+        assert_eq!(chosen, ResourceChoice::Nobody(Some(came)));
     }
     assert!(at > came + LOST);
     assert_eq!(presences.silent_since(&full("a@c/x")), Some(came));
@@ -325,7 +335,7 @@ fn a_busy_client_that_was_heard_of_meanwhile_is_there() {
     presences.link_is_up(now);
     presences.available(full("a@c/x"), 0, true, now).unwrap();
     let came = now + 10 * SECOND;
-    assert_eq!(choose(&mut presences, came, &[], came).0, Choice::Wait);
+    assert_eq!(choose(&mut presences, came, &[], came).0, ResourceChoice::Wait);
     presences.heard(&Jid::from(full("a@c/x")), came + SECOND);
     presences.answered(&full("a@c/x"), Sign::Silence, came, came + 3 * SECOND);
     assert_eq!(choose(&mut presences, came, &[], came + 3 * SECOND).0, take("a@c/x"));
@@ -342,7 +352,7 @@ fn of_those_that_answer_the_one_that_can_do_most_is_taken() {
     let user = bare("a@c");
     let unknown = |_: &FullJid| None;
     let (choice, ask) = presences.choose(&user, now, &[], unknown, now);
-    assert_eq!((choice, ask.len()), (Choice::Wait, 3), "their features are requested");
+    assert_eq!((choice, ask.len()), (ResourceChoice::Wait, 3), "their features are requested");
     for name in ["files", "pipe", "chats"] {
         presences.answered(&full(&format!("a@c/{name}")), Sign::Here, now, now);
     }
@@ -382,8 +392,11 @@ fn one_that_refuses_to_be_asked_right_after_its_last_stanza_is_not_taken() {
     presences.link_is_up(now);
     presences.available(full("a@c/x"), 0, true, now).unwrap();
     let came = now + Duration::from_millis(1);
-    assert_eq!(choose(&mut presences, came, &[], came), (Choice::Wait, vec!["a@c/x".to_owned()]));
+    assert_eq!(
+        choose(&mut presences, came, &[], came),
+        (ResourceChoice::Wait, vec!["a@c/x".to_owned()])
+    );
     presences.answered(&full("a@c/x"), Sign::Refused, came, came + SECOND);
     let chosen = choose(&mut presences, came, &[], came + SECOND).0;
-    assert_eq!(chosen, Choice::Nobody(Some(came)));
+    assert_eq!(chosen, ResourceChoice::Nobody(Some(came)));
 }

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::presence::Change;
+use super::presence::PresenceChange;
 use crate::registry::store::{Store, error::StoreError};
 
 /// Changes within this time are written together.
@@ -119,13 +119,13 @@ impl Reachable {
     }
 
     /// Takes a change of a resource.
-    pub fn note(&self, change: Change) {
+    pub fn note(&self, change: PresenceChange) {
         let (jid, what) = match change {
-            Change::Remember { jid, priority, is_new } => {
+            PresenceChange::Remember { jid, priority, is_new } => {
                 (jid, PendingChange::Here { priority, is_new })
             }
-            Change::Gone { jid, remembered: true } => (jid, PendingChange::Gone),
-            Change::Gone { remembered: false, .. } => return,
+            PresenceChange::Gone { jid, remembered: true } => (jid, PendingChange::Gone),
+            PresenceChange::Gone { remembered: false, .. } => return,
         };
         add(&mut self.lock(), jid, what);
         self.news.notify_one();
@@ -238,8 +238,8 @@ mod tests {
         Arc::new(FullJid::new(text).unwrap())
     }
 
-    fn here(jid: &str, priority: i8, is_new: bool) -> Change {
-        Change::Remember { jid: full(jid), priority, is_new }
+    fn here(jid: &str, priority: i8, is_new: bool) -> PresenceChange {
+        PresenceChange::Remember { jid: full(jid), priority, is_new }
     }
 
     async fn memory() -> Reachable {
@@ -254,7 +254,7 @@ mod tests {
             memory.note(here(&format!("u{number}@a/x"), 1, true));
         }
         memory.note(here("u0@a/x", -7, false));
-        memory.note(Change::Gone { jid: full("u1@a/x"), remembered: true });
+        memory.note(PresenceChange::Gone { jid: full("u1@a/x"), remembered: true });
         assert_eq!(memory.lock().len(), BATCH + 9, "a resource that came and went is not written");
         let stop = CancellationToken::new();
         stop.cancel();
@@ -262,8 +262,8 @@ mod tests {
         let recalled = memory.recall().await.unwrap();
         assert_eq!(recalled.len(), BATCH + 9);
         assert!(recalled.contains(&(FullJid::clone(&full("u0@a/x")), -7)));
-        memory.note(Change::Gone { jid: full("u2@a/x"), remembered: true });
-        memory.note(Change::Gone { jid: full("u3@a/x"), remembered: false });
+        memory.note(PresenceChange::Gone { jid: full("u2@a/x"), remembered: true });
+        memory.note(PresenceChange::Gone { jid: full("u3@a/x"), remembered: false });
         memory.clone().run(stop).await;
         assert_eq!(memory.recall().await.unwrap().len(), BATCH + 8);
         let other = Reachable::new(memory.store.clone(), BareJid::new("other.test").unwrap());
@@ -276,7 +276,7 @@ mod tests {
         memory.note(here("old@a/x", 1, true));
         memory.flush().await;
         memory.note(here("new@a/x", 2, true));
-        memory.note(Change::Gone { jid: full("old@a/x"), remembered: true });
+        memory.note(PresenceChange::Gone { jid: full("old@a/x"), remembered: true });
         memory.flush().await;
         assert_eq!(memory.recall().await.unwrap(), [(FullJid::clone(&full("new@a/x")), 2)]);
     }
@@ -286,7 +286,7 @@ mod tests {
         let memory = memory().await;
         memory.note(here("gone@a/x", 1, true));
         memory.flush().await;
-        memory.note(Change::Gone { jid: full("gone@a/x"), remembered: true });
+        memory.note(PresenceChange::Gone { jid: full("gone@a/x"), remembered: true });
         memory.note(here("here@a/x", 1, true));
         memory.follow();
         memory.flush().await;
@@ -294,7 +294,7 @@ mod tests {
         // The new leader may have written what is pending here: its removal is not skipped.
         memory.note(here("late@a/x", 1, true));
         memory.follow();
-        memory.note(Change::Gone { jid: full("late@a/x"), remembered: true });
+        memory.note(PresenceChange::Gone { jid: full("late@a/x"), remembered: true });
         assert_eq!(memory.lock().get(&full("late@a/x")), Some(&PendingChange::Gone));
     }
 
@@ -323,9 +323,9 @@ mod tests {
             if number % 100 == 0 {
                 assert!(memory.write_all().await.is_err());
             }
-            memory.note(Change::Gone { jid: full(&jid), remembered: true });
+            memory.note(PresenceChange::Gone { jid: full(&jid), remembered: true });
         }
-        memory.note(Change::Gone { jid: full("old@a/x"), remembered: true });
+        memory.note(PresenceChange::Gone { jid: full("old@a/x"), remembered: true });
         assert_eq!(memory.lock().len(), 1);
     }
 

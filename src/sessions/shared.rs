@@ -16,10 +16,10 @@ use minidom::Element;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    directory::{Facts, State},
+    directory::{Directory, Facts},
     journal::Journal,
-    options::Options,
-    peer::{Pair, Peer},
+    options::BrokerOptions,
+    peer::{Pair, SessionPeer},
     refusal::SessionRefusal,
 };
 use crate::{
@@ -35,8 +35,8 @@ pub(super) const CLOSING: Duration = Duration::from_secs(61);
 
 /// The state that all sessions share.
 #[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) options: RwLock<Arc<Options>>,
+pub(super) struct BrokerState {
+    pub(super) options: RwLock<Arc<BrokerOptions>>,
     pub(super) outbound: mpsc::Sender<Element>,
     pub(super) requests: Requests,
     pub(super) registry: Registry,
@@ -44,20 +44,20 @@ pub(super) struct Shared {
     pub(super) journal: Journal,
     /// The room for blocks by message.
     pub(super) memory: Permits,
-    pub(super) state: Mutex<State>,
+    pub(super) state: Mutex<Directory>,
 }
 
-impl Shared {
-    pub(super) fn options(&self) -> Arc<Options> {
+impl BrokerState {
+    pub(super) fn options(&self) -> Arc<BrokerOptions> {
         Arc::clone(&self.options.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Directory> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that the responder's client knows of the session.
-    pub(super) fn acknowledged(&self, peer: &Peer) {
+    pub(super) fn acknowledged(&self, peer: &SessionPeer) {
         let mut state = self.lock();
         if let Some(entries) = state.sessions.get_mut(&peer.pair()) {
             for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
@@ -67,7 +67,11 @@ impl Shared {
     }
 
     /// Takes a place for another session of `user`.
-    pub(super) fn admit(&self, state: &mut State, user: &BareJid) -> Result<Place, SessionRefusal> {
+    pub(super) fn admit(
+        &self,
+        state: &mut Directory,
+        user: &BareJid,
+    ) -> Result<Place, SessionRefusal> {
         if state.draining {
             return Err(SessionRefusal::Draining);
         }
@@ -78,7 +82,7 @@ impl Shared {
             .map_err(SessionRefusal::TooManySessions)
     }
 
-    pub(super) fn expect_open(&self, peer: &Peer, sid: Option<String>) {
+    pub(super) fn expect_open(&self, peer: &SessionPeer, sid: Option<String>) {
         let mut state = self.lock();
         if let Some(entries) = state.sessions.get_mut(&peer.pair()) {
             for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
@@ -89,12 +93,12 @@ impl Shared {
 
     /// Takes the SOCKS5 connections for a stream id of this leg. Clients differ in which side they take for the
     /// requester: either order belongs to it.
-    pub(super) fn register(&self, peer: &Peer, sid: &str) -> Registration {
-        let Peer { user, mask, .. } = peer;
+    pub(super) fn register(&self, peer: &SessionPeer, sid: &str) -> Registration {
+        let SessionPeer { user, mask, .. } = peer;
         self.table.register([DstAddr::compute(sid, mask, user), DstAddr::compute(sid, user, mask)])
     }
 
-    pub(super) fn add_stream(&self, peer: &Peer, sid: String, handle: IbbHandle) {
+    pub(super) fn add_stream(&self, peer: &SessionPeer, sid: String, handle: IbbHandle) {
         let mut state = self.lock();
         state.drop_closed(Instant::now());
         let streams = state.streams.entry(peer.pair()).or_default();
@@ -104,20 +108,20 @@ impl Shared {
 }
 
 /// Removes a session from the tables whenever its task ends.
-pub(super) struct Guard {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct SessionGuard {
+    pub(super) shared: Arc<BrokerState>,
     pub(super) pairs: Vec<Pair>,
     pub(super) facts: Arc<Facts>,
     pub(super) place: Place,
 }
 
-impl Guard {
+impl SessionGuard {
     /// Stops delivery to the session and frees its ids, also while its last bytes still flow.
     pub(super) fn leave(&self) {
         let now = Instant::now();
         let mut state = self.shared.lock();
         for pair in &self.pairs {
-            let State { sessions, masks, ended, .. } = &mut *state;
+            let Directory { sessions, masks, ended, .. } = &mut *state;
             if let Some(entries) = sessions.get_mut(pair) {
                 // Another session may have the sid by now.
                 for entry in entries.extract_if(.., |entry| Arc::ptr_eq(&entry.facts, &self.facts))
@@ -138,7 +142,7 @@ impl Guard {
     }
 }
 
-impl Drop for Guard {
+impl Drop for SessionGuard {
     fn drop(&mut self) {
         self.leave();
         let mut state = self.shared.lock();

@@ -9,7 +9,7 @@ use fingerpost_wire::{
 };
 use minidom::Element;
 
-use crate::sessions::{options::Options, refusal::SessionRefusal, side::PerSide};
+use crate::sessions::{options::BrokerOptions, refusal::SessionRefusal, side::PerSide};
 
 /// Returns the number and the transport of the content that is brokered: the first one that is secured and has a
 /// supported transport.
@@ -18,7 +18,7 @@ use crate::sessions::{options::Options, refusal::SessionRefusal, side::PerSide};
 /// The answer to the initiator, if there is none.
 pub(crate) fn choose(
     jingle: &Element,
-    options: &Options,
+    options: &BrokerOptions,
 ) -> Result<(usize, Transport), SessionRefusal> {
     let all: Vec<&Element> = contents(jingle).collect();
     if all.is_empty() {

@@ -15,8 +15,8 @@
 //! A session carries one stream. Of several contents, the first that can be brokered continues, and a content-remove
 //! tells the initiator that the others do not. A later content-add is answered with content-reject (XEP-0166, 7.2.4).
 //!
-//! [`Session`] decides and does no I/O: stanzas, answers and the time go in ([`Session::handle`]), actions come out
-//! ([`Session::poll_action`]), and [`Session::deadline`] says when it must be called without an input.
+//! [`BrokeredSession`] decides and does no I/O: stanzas, answers and the time go in ([`BrokeredSession::handle`]), actions come out
+//! ([`BrokeredSession::poll_action`]), and [`BrokeredSession::deadline`] says when it must be called without an input.
 //!
 //! Spec: XEP-0166 1.1.2, sections 6 and 7; XEP-0260 1.0.3, section 2; XEP-0261 1.0, section 2.
 
@@ -56,8 +56,8 @@ use self::{
 };
 use super::{
     legs::{LegState, Plan},
-    options::Options,
-    peer::Peer,
+    options::BrokerOptions,
+    peer::SessionPeer,
     peer_error::{is_for_others, is_gone, is_undelivered, of_peer},
     refusal::SessionRefusal,
     side::{PerSide, Side},
@@ -97,12 +97,12 @@ const TEXT: usize = 1000;
 
 /// An input of a session.
 #[derive(Debug)]
-pub(crate) enum Input {
-    /// The answer to an [`Action::Ask`].
+pub(crate) enum SessionInput {
+    /// The answer to an [`SessionAction::Ask`].
     Answered(u32, Answer),
     /// The SOCKS5 connection of a side is established.
     Arrived(Side),
-    /// Which in-band leg broke, and why; [`Input::Relayed`] follows.
+    /// Which in-band leg broke, and why; [`SessionInput::Relayed`] follows.
     Broken(Option<(Side, IbbError)>),
     /// The link was lost for a while: check that both users are present.
     Check,
@@ -126,13 +126,13 @@ pub(crate) enum Input {
     Open(Side, Stanza),
     /// The stream between the legs has ended.
     Relayed(StreamOutcome),
-    /// [`Session::deadline`] has passed.
+    /// [`BrokeredSession::deadline`] has passed.
     Timeout,
     /// The in-band leg of a side waits for its silent user, or continues.
     Waits(Side, bool),
 }
 
-impl Input {
+impl SessionInput {
     /// Returns the stanza, if it is a request.
     pub(crate) fn into_request(self) -> Option<Stanza> {
         match self {
@@ -144,22 +144,22 @@ impl Input {
 
 /// An action that a session requests.
 #[derive(Debug)]
-pub(crate) enum Action {
-    /// Send an IQ set to a side's user from its mask; its answer is [`Input::Answered`] with this number.
+pub(crate) enum SessionAction {
+    /// Send an IQ set to a side's user from its mask; its answer is [`SessionInput::Answered`] with this number.
     Ask(Side, u32, Element),
-    /// Take SOCKS5 connections for this stream id between a side's two addresses: [`Input::Arrived`].
+    /// Take SOCKS5 connections for this stream id between a side's two addresses: [`SessionInput::Arrived`].
     Connect(Side, String),
-    /// Take an in-band `<open/>` with this sid (`None`: any) as this side's: [`Input::Open`].
+    /// Take an in-band `<open/>` with this sid (`None`: any) as this side's: [`SessionInput::Open`].
     ExpectOpen(Side, Option<String>),
-    /// Join both legs: [`Input::Relayed`].
+    /// Join both legs: [`SessionInput::Relayed`].
     Join,
     /// The responder's client knows of the session: it can no longer cross one of its own.
     Acknowledged,
     /// The responder did not take the session: give its session-initiate back, with the error if there was one.
     GiveBack(Box<Stanza>, Option<Element>),
-    /// Look up the features of the responder's client: [`Input::Features`], [`Input::NoFeatures`] or [`Input::Room`].
+    /// Look up the features of the responder's client: [`SessionInput::Features`], [`SessionInput::NoFeatures`] or [`SessionInput::Room`].
     LookUpFeatures,
-    /// Look up the keys of a side that the other may know of, to judge these prints by: [`Input::Keys`].
+    /// Look up the keys of a side that the other may know of, to judge these prints by: [`SessionInput::Keys`].
     LookUpKeys(Side, Vec<Print>),
     /// Send a stanza.
     Send(Element),
@@ -171,7 +171,7 @@ pub(crate) enum Action {
 
 /// The phase of a session, with what it has in this phase only. Legs have states of their own.
 #[derive(Debug)]
-enum Phase {
+enum SessionPhase {
     /// The offer is being checked; the responder does not know of it.
     Checking {
         /// The number of the brokered content in the session-initiate.
@@ -223,7 +223,7 @@ struct Check {
     side: Side,
     stanza: Stanza,
     /// The requests that came after it.
-    behind: Vec<Input>,
+    behind: Vec<SessionInput>,
 }
 
 /// Returns the reason in a session-terminate, if it is one of XEP-0166, 7.4.
@@ -254,12 +254,12 @@ enum Question {
 
 /// The machine of one session.
 #[derive(Debug)]
-pub(crate) struct Session {
-    options: Arc<Options>,
+pub(crate) struct BrokeredSession {
+    options: Arc<BrokerOptions>,
     ids: fn() -> String,
-    peers: PerSide<Peer>,
+    peers: PerSide<SessionPeer>,
     legs: PerSide<LegState>,
-    phase: Phase,
+    phase: SessionPhase,
     acceptance: Acceptance,
     content: BrokeredContent,
     check: Option<Check>,
@@ -268,26 +268,28 @@ pub(crate) struct Session {
     timers: TimerTable,
     /// Which users have said that they are absent, or have moved, while the stream continues.
     absent: PerSide<bool>,
-    actions: VecDeque<Action>,
+    actions: VecDeque<SessionAction>,
 }
 
-impl Session {
+impl BrokeredSession {
     /// Returns a session for an admitted session-initiate. `leg` is the transport that the initiator offers in the
     /// content of this number.
     pub(crate) fn new(
-        options: Arc<Options>,
+        options: Arc<BrokerOptions>,
         ids: fn() -> String,
-        peers: PerSide<Peer>,
+        peers: PerSide<SessionPeer>,
         leg: LegState,
         chosen: usize,
         stanza: Stanza,
         now: Instant,
     ) -> Self {
         let prints = stanza.payload().map(offered_prints).unwrap_or_default();
-        let mut actions =
-            VecDeque::from([Action::LookUpFeatures, Action::LookUpKeys(Side::Initiator, prints)]);
+        let mut actions = VecDeque::from([
+            SessionAction::LookUpFeatures,
+            SessionAction::LookUpKeys(Side::Initiator, prints),
+        ]);
         if let Plan::S5b { sid, .. } = &leg.plan {
-            actions.push_back(Action::Connect(Side::Initiator, sid.clone()));
+            actions.push_back(SessionAction::Connect(Side::Initiator, sid.clone()));
         }
         // Until the responder's features are known, its leg is a placeholder.
         let responder = LegState::ibb(ns::JINGLE_IBB, None, options.block_size);
@@ -304,7 +306,7 @@ impl Session {
             ids,
             peers,
             legs: PerSide { initiator: leg, responder },
-            phase: Phase::Checking { chosen, features: None, keys: None },
+            phase: SessionPhase::Checking { chosen, features: None, keys: None },
             acceptance: Acceptance::Unanswered(Box::new(initiate)),
             content,
             check: None,
@@ -339,7 +341,7 @@ impl Session {
     }
 
     /// Returns the next action; call until `None`.
-    pub(crate) fn poll_action(&mut self) -> Option<Action> {
+    pub(crate) fn poll_action(&mut self) -> Option<SessionAction> {
         self.actions.pop_front()
     }
 
@@ -347,107 +349,110 @@ impl Session {
     /// condition.
     pub(crate) fn reason(&self) -> &'static str {
         match self.phase {
-            Phase::Over(Conclusion::Ended(Some(reason))) => reason.as_str(),
-            Phase::Over(Conclusion::Ended(None)) => "other",
+            SessionPhase::Over(Conclusion::Ended(Some(reason))) => reason.as_str(),
+            SessionPhase::Over(Conclusion::Ended(None)) => "other",
             _ => "refused",
         }
     }
 
-    /// Returns when [`Input::Timeout`] is due.
+    /// Returns when [`SessionInput::Timeout`] is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.timers.next_due()
     }
 
-    /// Returns whether it has ended; [`Session::poll_action`] may still return the last actions.
+    /// Returns whether it has ended; [`BrokeredSession::poll_action`] may still return the last actions.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Over { .. })
+        matches!(self.phase, SessionPhase::Over { .. })
     }
 
     /// Handles one input.
-    pub(crate) fn handle(&mut self, input: Input, now: Instant) {
+    pub(crate) fn handle(&mut self, input: SessionInput, now: Instant) {
         match input {
-            Input::Jingle(side, _) | Input::Open(side, _) => {
+            SessionInput::Jingle(side, _) | SessionInput::Open(side, _) => {
                 self.is_here(side, now);
                 self.take_request(input, now);
             }
             _ if self.is_over() => {}
             // The other side is about to get the user's own reason.
-            Input::Gone(_) | Input::Drain(_) if matches!(self.phase, Phase::Leaving { .. }) => {}
-            Input::Answered(number, answer) => self.handle_answer(number, answer, now),
-            Input::Arrived(side) => {
+            SessionInput::Gone(_) | SessionInput::Drain(_)
+                if matches!(self.phase, SessionPhase::Leaving { .. }) => {}
+            SessionInput::Answered(number, answer) => self.handle_answer(number, answer, now),
+            SessionInput::Arrived(side) => {
                 self.legs[side].mark_arrived();
                 self.check_connected(side);
             }
-            Input::Broken(found) => {
-                if let Phase::Relaying { broken, .. } = &mut self.phase {
+            SessionInput::Broken(found) => {
+                if let SessionPhase::Relaying { broken, .. } = &mut self.phase {
                     *broken = found;
                 }
             }
-            Input::Check => self.check_users(now),
+            SessionInput::Check => self.check_users(now),
             // The running stream may end in time.
-            Input::Drain(until) if until <= now => {
+            SessionInput::Drain(until) if until <= now => {
                 self.end_both(Reason::Gone, "The service is being stopped");
             }
-            Input::Drain(until) => self.timers.set(Timer::Stop, until),
-            Input::End(reason, text) => self.end_both(reason, &text),
-            Input::Features(found) => {
-                if let Phase::Checking { features, .. } = &mut self.phase {
+            SessionInput::Drain(until) => self.timers.set(Timer::Stop, until),
+            SessionInput::End(reason, text) => self.end_both(reason, &text),
+            SessionInput::Features(found) => {
+                if let SessionPhase::Checking { features, .. } = &mut self.phase {
                     *features = Some(found);
                     self.pass_initiate();
                 }
             }
             // A server that stops says so of all its users, yet a stream beside XMPP continues: the stream decides.
-            Input::Gone(side) if matches!(self.phase, Phase::Relaying { .. }) => {
+            SessionInput::Gone(side) if matches!(self.phase, SessionPhase::Relaying { .. }) => {
                 self.absent[side] = true;
                 self.timers.set(Timer::Ping(side), now);
             }
-            Input::Gone(side) => self.lost(side),
-            Input::NoFeatures => {
+            SessionInput::Gone(side) => self.lost(side),
+            SessionInput::NoFeatures => {
                 if let Acceptance::Unanswered(initiate) = &mut self.acceptance {
                     // Every client answers that check, so its time is up if another resource may take the session.
                     let longest = if initiate.has_others { SUSPECT } else { BUSY };
                     initiate.patience = initiate.patience.min(longest);
                 }
-                self.handle(Input::Features(Vec::new()), now);
+                self.handle(SessionInput::Features(Vec::new()), now);
             }
-            Input::Room => self.refuse_check(SessionRefusal::Room, now),
-            Input::Keys(_, Err(())) => self.refuse_check(SessionRefusal::Failed, now),
-            Input::Keys(side, Ok(found)) => match &mut self.phase {
-                Phase::Checking { keys, .. } => {
+            SessionInput::Room => self.refuse_check(SessionRefusal::Room, now),
+            SessionInput::Keys(_, Err(())) => self.refuse_check(SessionRefusal::Failed, now),
+            SessionInput::Keys(side, Ok(found)) => match &mut self.phase {
+                SessionPhase::Checking { keys, .. } => {
                     *keys = Some(found);
                     self.pass_initiate();
                 }
                 _ => self.pass_checked(side, &found, now),
             },
-            Input::Relayed(outcome) => self.relayed(outcome, now),
-            Input::Timeout => self.handle_timeout(now),
-            Input::Waits(side, waits) => self.tell_waiting(side, waits),
+            SessionInput::Relayed(outcome) => self.relayed(outcome, now),
+            SessionInput::Timeout => self.handle_timeout(now),
+            SessionInput::Waits(side, waits) => self.tell_waiting(side, waits),
         }
     }
 
     /// Handles a side's request, unless one before it is still being checked.
-    fn take_request(&mut self, input: Input, now: Instant) {
+    fn take_request(&mut self, input: SessionInput, now: Instant) {
         if let Some(check) = self.check.as_mut().filter(|check| check.behind.len() < FORWARDED) {
             return check.behind.push(input);
         }
         match input {
-            Input::Jingle(_, stanza) | Input::Open(_, stanza) if self.check.is_some() => {
+            SessionInput::Jingle(_, stanza) | SessionInput::Open(_, stanza)
+                if self.check.is_some() =>
+            {
                 self.send(stanza.refuse(SessionRefusal::TooManyRequests));
             }
             // A user that has not been told of the session cannot speak in it.
-            Input::Jingle(side, stanza) | Input::Open(side, stanza)
+            SessionInput::Jingle(side, stanza) | SessionInput::Open(side, stanza)
                 if self.is_over() || !self.is_told(side) =>
             {
                 self.send(stanza.refuse(SessionRefusal::Over));
             }
-            Input::Jingle(side, stanza) => self.handle_jingle(side, stanza, now),
-            Input::Open(side, stanza) => self.handle_open(side, &stanza),
+            SessionInput::Jingle(side, stanza) => self.handle_jingle(side, stanza, now),
+            SessionInput::Open(side, stanza) => self.handle_open(side, &stanza),
             _ => {}
         }
     }
 
     /// Handles the requests that came after one that has been checked.
-    fn handle_all(&mut self, requests: Vec<Input>, now: Instant) {
+    fn handle_all(&mut self, requests: Vec<SessionInput>, now: Instant) {
         for request in requests {
             self.handle(request, now);
         }
@@ -468,13 +473,13 @@ impl Session {
 
     /// Returns whether the stream of a side runs without its user's connection to the server.
     fn runs_beside_xmpp(&self, side: Side) -> bool {
-        matches!(self.phase, Phase::Relaying { .. })
+        matches!(self.phase, SessionPhase::Relaying { .. })
             && matches!(self.legs[side].plan, Plan::S5b { .. })
     }
 
     /// Tells both users that the stream stands still because one of them is silent, or that it continues.
     fn tell_waiting(&mut self, silent: Side, waits: bool) {
-        if !matches!(self.phase, Phase::Relaying { .. }) {
+        if !matches!(self.phase, SessionPhase::Relaying { .. }) {
             return;
         }
         info!(side = silent.as_str(), waits, "in-band stream waits for a silent user");
@@ -494,7 +499,7 @@ impl Session {
 
     /// Returns whether a side's user knows of the session.
     fn is_told(&self, side: Side) -> bool {
-        side == Side::Initiator || !matches!(self.phase, Phase::Checking { .. })
+        side == Side::Initiator || !matches!(self.phase, SessionPhase::Checking { .. })
     }
 
     /// Returns whether the session-initiate is unanswered.
@@ -523,13 +528,13 @@ impl Session {
     }
 
     fn send(&mut self, element: Element) {
-        self.actions.push_back(Action::Send(element));
+        self.actions.push_back(SessionAction::Send(element));
     }
 
     fn ask(&mut self, side: Side, payload: Element, question: Question) {
         self.asked = self.asked.wrapping_add(1);
         self.questions.insert(self.asked, question);
-        self.actions.push_back(Action::Ask(side, self.asked, payload));
+        self.actions.push_back(SessionAction::Ask(side, self.asked, payload));
     }
 
     /// Sends a Jingle element to one side, without waiting for the answer.
@@ -618,7 +623,7 @@ impl Session {
 
     /// Ends the session, and answers every request that is still open.
     fn finish(&mut self, conclusion: Conclusion) {
-        self.phase = Phase::Over(conclusion);
+        self.phase = SessionPhase::Over(conclusion);
         self.timers = TimerTable::default();
         self.answer_initiate(None);
         let questions = std::mem::take(&mut self.questions);
@@ -628,9 +633,9 @@ impl Session {
         });
         let checked = self.check.take().map(|check| (check.stanza, check.behind));
         let (checked, behind) = checked.unzip();
-        let behind = behind.into_iter().flatten().filter_map(Input::into_request);
+        let behind = behind.into_iter().flatten().filter_map(SessionInput::into_request);
         for stanza in checked.into_iter().chain(forwarded).chain(behind) {
-            self.actions.push_back(Action::Send(stanza.refuse(SessionRefusal::Over)));
+            self.actions.push_back(SessionAction::Send(stanza.refuse(SessionRefusal::Over)));
         }
     }
 
@@ -652,7 +657,7 @@ impl Session {
             return;
         }
         self.answer_initiate(None);
-        self.actions.push_back(Action::Acknowledged);
+        self.actions.push_back(SessionAction::Acknowledged);
         self.remove_contents();
         self.offer_early();
     }
@@ -677,10 +682,10 @@ impl Session {
         match action {
             jingle::Action::SessionTerminate => {
                 self.send(stanza.result(None));
-                if matches!(self.phase, Phase::Relaying { .. }) {
+                if matches!(self.phase, SessionPhase::Relaying { .. }) {
                     self.timers.set(Timer::Phase, now + LAST_BYTES);
-                    self.phase = Phase::Leaving { by: side, jingle };
-                } else if !matches!(self.phase, Phase::Leaving { .. }) {
+                    self.phase = SessionPhase::Leaving { by: side, jingle };
+                } else if !matches!(self.phase, SessionPhase::Leaving { .. }) {
                     self.leave(side, &jingle);
                 }
             }
@@ -732,7 +737,7 @@ impl Session {
     /// Looks up the keys of a side, to check the offer in its stanza.
     fn look_up(&mut self, side: Side, stanza: Stanza, prints: Vec<Print>) {
         self.check = Some(Check { side, stanza, behind: Vec::new() });
-        self.actions.push_back(Action::LookUpKeys(side, prints));
+        self.actions.push_back(SessionAction::LookUpKeys(side, prints));
     }
 
     /// Passes one side's session-terminate to the other, with its reason.
@@ -768,7 +773,7 @@ impl Session {
             (Question::Open(side, sid, _), _)
                 if self.legs[side].ready || self.stream_sid(side) != sid => {}
             (Question::Open(side, sid, block_size), Answer::Result(_)) => {
-                let stream = Action::TakeStream(side, sid, block_size, IbbStanza::Iq);
+                let stream = SessionAction::TakeStream(side, sid, block_size, IbbStanza::Iq);
                 self.actions.push_back(stream);
                 self.ready(side);
             }
@@ -812,7 +817,7 @@ impl Session {
         // The initiator can tell it from an error of its own server.
         let error = error.map(of_peer);
         if goes_back {
-            self.actions.push_back(Action::GiveBack(Box::new(initiate.stanza), error));
+            self.actions.push_back(SessionAction::GiveBack(Box::new(initiate.stanza), error));
         } else {
             let error = error.unwrap_or_else(|| Refusal::from(self.silence()).to_element());
             self.send(initiate.stanza.error(error));
@@ -844,7 +849,7 @@ impl Session {
                 }
             }
             Answer::Result(_) | Answer::Error(_) => {
-                if let Phase::Relaying { doubted, .. } = &mut self.phase {
+                if let SessionPhase::Relaying { doubted, .. } = &mut self.phase {
                     doubted[side] = false;
                 }
                 self.is_here(side, now);
@@ -858,7 +863,7 @@ impl Session {
     /// Notes that an answer says that a user is absent. Returns whether it is the first one while bytes flow.
     fn doubt(&mut self, side: Side) -> bool {
         match &mut self.phase {
-            Phase::Relaying { doubted, .. } => !std::mem::replace(&mut doubted[side], true),
+            SessionPhase::Relaying { doubted, .. } => !std::mem::replace(&mut doubted[side], true),
             _ => false,
         }
     }
@@ -894,8 +899,8 @@ impl Session {
     /// Ends the session, because its phase has lasted as long as it may.
     fn end_phase(&mut self) {
         match &self.phase {
-            Phase::Leaving { by, jingle } => self.leave(*by, &jingle.clone()),
-            Phase::Relayed { reason, text } => self.end_both(*reason, &text.clone()),
+            SessionPhase::Leaving { by, jingle } => self.leave(*by, &jingle.clone()),
+            SessionPhase::Relayed { reason, text } => self.end_both(*reason, &text.clone()),
             _ => {
                 let text = self.late();
                 self.end_both(Reason::Timeout, &text);
@@ -920,8 +925,8 @@ impl Session {
             "stream ended"
         );
         let broken = match &self.phase {
-            Phase::Leaving { by, jingle } => return self.leave(*by, &jingle.clone()),
-            Phase::Relaying { broken, .. } => *broken,
+            SessionPhase::Leaving { by, jingle } => return self.leave(*by, &jingle.clone()),
+            SessionPhase::Relaying { broken, .. } => *broken,
             _ => None,
         };
         match outcome.end {
@@ -953,14 +958,14 @@ impl Session {
                     Some((_, IbbError::Gone)) => Reason::Gone,
                     _ => Reason::ConnectivityError,
                 };
-                self.phase = Phase::Relayed { reason, text: broken_text(broken) };
+                self.phase = SessionPhase::Relayed { reason, text: broken_text(broken) };
                 self.timers.set(Timer::Phase, now + LAST_WORD);
             }
             Ended::Eof => {
                 if self.absent.initiator || self.absent.responder {
                     self.check_users(now);
                 }
-                self.phase = Phase::Relayed { reason: Reason::Success, text: String::new() };
+                self.phase = SessionPhase::Relayed { reason: Reason::Success, text: String::new() };
                 let wait = if self.content.is_raw { RAW_GOODBYE } else { GOODBYE };
                 self.timers.set(Timer::Phase, now + wait);
             }

@@ -18,7 +18,7 @@ use minidom::Element;
 use tokio::time::Instant;
 
 use super::{
-    Acceptance, Check, Phase, Question, Session,
+    Acceptance, BrokeredSession, Check, Question, SessionPhase,
     contents::{contents, name},
     timers::Timer,
 };
@@ -44,7 +44,7 @@ fn beside(jingle: &Element) -> Element {
 }
 
 /// A side's offer after policy: a content, or the part of a stanza beside its contents.
-struct Checked {
+struct CheckedOffer {
     element: Element,
     /// Verdicts on the offer, if there is one.
     hints: Option<Element>,
@@ -53,11 +53,11 @@ struct Checked {
     had_methods: bool,
 }
 
-impl Session {
+impl BrokeredSession {
     /// Passes the session-initiate on once everything that it needs is known.
     pub(super) fn pass_initiate(&mut self) {
         let Acceptance::Unanswered(initiate) = &self.acceptance else { return };
-        let Phase::Checking { chosen, features: Some(features), keys: Some(keys) } =
+        let SessionPhase::Checking { chosen, features: Some(features), keys: Some(keys) } =
             &mut self.phase
         else {
             return;
@@ -86,7 +86,7 @@ impl Session {
             return self.end_both(Reason::UnsupportedTransports, text);
         };
         let out = self.pass(Side::Responder, &beside, &checked, transport);
-        self.phase = Phase::Negotiating;
+        self.phase = SessionPhase::Negotiating;
         self.ask(Side::Responder, out, Question::Initiate);
         if self.legs.initiator.ready {
             self.open(Side::Responder);
@@ -108,7 +108,13 @@ impl Session {
     }
 
     /// Returns a session-initiate or session-accept for the other side, with only the checked content.
-    fn pass(&self, to: Side, beside: &Checked, checked: &Checked, transport: Element) -> Element {
+    fn pass(
+        &self,
+        to: Side,
+        beside: &CheckedOffer,
+        checked: &CheckedOffer,
+        transport: Element,
+    ) -> Element {
         let frame = self.frame(to);
         let from = beside.element.ns();
         let content = jingle::reframe(&checked.element, &from, frame.namespace);
@@ -120,7 +126,7 @@ impl Session {
     fn assemble(
         &self,
         to: Side,
-        beside: &Checked,
+        beside: &CheckedOffer,
         contents: impl IntoIterator<Item = Element>,
     ) -> Element {
         let mut out = jingle::jingle(&beside.element, &self.frame(to), |content| content);
@@ -142,7 +148,7 @@ impl Session {
     ///
     /// # Errors
     /// The text for both users, if policy forbids the session.
-    fn check(&self, side: Side, content: &Element, keys: &[Key]) -> Result<Checked, String> {
+    fn check(&self, side: Side, content: &Element, keys: &[Key]) -> Result<CheckedOffer, String> {
         let owner = self.owner(side);
         let offer = offer::Offer::read(content);
         // An answer that names no method means one that the initiator has offered.
@@ -154,7 +160,7 @@ impl Session {
         prints.retain(|(_, print)| !stripped.contains(&print.identity()));
         let known = &self.content.dialects[side.other()];
         let methods = judged.methods(&offer, &gone);
-        Ok(Checked {
+        Ok(CheckedOffer {
             element: dialect::for_peer(&left, known, &prints),
             hints: (!offer.is_empty()).then(|| hints::to_element(&judged, keys, &owner)),
             had_methods: !methods.is_empty() || !gone.methods.is_empty(),
@@ -163,7 +169,12 @@ impl Session {
     }
 
     /// The same for the part of a stanza beside its contents.
-    fn check_beside(&self, side: Side, jingle: &Element, keys: &[Key]) -> Result<Checked, String> {
+    fn check_beside(
+        &self,
+        side: Side,
+        jingle: &Element,
+        keys: &[Key],
+    ) -> Result<CheckedOffer, String> {
         self.check(side, &beside(jingle), keys)
     }
 
@@ -174,7 +185,7 @@ impl Session {
         content: &Element,
         jingle: &Element,
         keys: &[Key],
-    ) -> Result<(Checked, Checked), String> {
+    ) -> Result<(CheckedOffer, CheckedOffer), String> {
         let checked = self.check(side, content, keys)?;
         Ok((checked, self.check_beside(side, jingle, keys)?))
     }
@@ -194,7 +205,7 @@ impl Session {
         if jingle::action(&jingle) == jingle::Action::SessionAccept {
             return self.pass_accept(stanza, &jingle, keys, now);
         }
-        let all: Result<Vec<Checked>, String> =
+        let all: Result<Vec<CheckedOffer>, String> =
             contents(&jingle).map(|content| self.check(side, content, keys)).collect();
         match all.and_then(|all| Ok((all, self.check_beside(side, &jingle, keys)?))) {
             Ok((all, beside)) => {
@@ -248,7 +259,7 @@ impl Session {
         let transport = self.accept_leg();
         let out = self.pass(Side::Initiator, &beside, &checked, transport);
         self.ask(Side::Initiator, out, Question::Forwarded(Box::new(stanza)));
-        if matches!(self.phase, Phase::Negotiating) {
+        if matches!(self.phase, SessionPhase::Negotiating) {
             self.timers.set(Timer::Phase, now + self.options.activation_timeout);
         }
         for side in Side::BOTH {

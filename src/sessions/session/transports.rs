@@ -30,7 +30,9 @@ use minidom::Element;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{Action, Phase, Question, Session, contents::contents, timers::Timer};
+use super::{
+    BrokeredSession, Question, SessionAction, SessionPhase, contents::contents, timers::Timer,
+};
 use crate::{
     refuse::Refuse as _,
     sessions::{
@@ -47,14 +49,14 @@ const QUESTIONS: usize = 8;
 /// How long a user has to choose. Some initiators never say that they have found no candidate.
 const SILENCE: Duration = Duration::from_secs(20);
 
-impl Session {
+impl BrokeredSession {
     /// Chooses the transport of the responder's leg by its features.
     pub(super) fn offer_leg(&mut self, features: &[String]) -> Option<Element> {
         let speaks = |feature: &str| features.iter().any(|known| known == feature);
         let sid = (self.ids)();
         if self.options.socks5 && speaks(ns::JINGLE_S5B) {
             self.legs.responder = LegState::s5b(sid.clone(), (self.ids)(), None);
-            self.actions.push_back(Action::Connect(Side::Responder, sid));
+            self.actions.push_back(SessionAction::Connect(Side::Responder, sid));
             return Some(self.s5b_transport(Side::Responder));
         }
         if !self.options.ibb {
@@ -227,7 +229,7 @@ impl Session {
     }
 
     fn nominate_if_told(&mut self, side: Side) {
-        if !matches!(self.phase, Phase::Checking { .. }) {
+        if !matches!(self.phase, SessionPhase::Checking { .. }) {
             self.nominate(side);
         }
     }
@@ -242,7 +244,7 @@ impl Session {
                 let sid = sid.unwrap_or_else(self.ids);
                 let answer = transport::ibb(&namespace, &sid, block_size);
                 self.replace_leg(side, LegState::ibb(&namespace, Some(sid.clone()), block_size));
-                self.actions.push_back(Action::ExpectOpen(side, Some(sid)));
+                self.actions.push_back(SessionAction::ExpectOpen(side, Some(sid)));
                 self.tell_transport(side, jingle::Action::TransportAccept, answer);
                 // The initiator of a session opens its bytestreams; on leg B that is us.
                 if side == Side::Responder {
@@ -294,7 +296,7 @@ impl Session {
         let block_size = self.options.block_size;
         self.timers.stop(Timer::FallBack(side));
         self.legs[side].replacing = Some((sid.clone(), block_size));
-        self.actions.push_back(Action::ExpectOpen(side, Some(sid.clone())));
+        self.actions.push_back(SessionAction::ExpectOpen(side, Some(sid.clone())));
         let transport = transport::ibb(ns::JINGLE_IBB, &sid, block_size);
         let jingle = self.transport_jingle(
             side,
@@ -377,7 +379,7 @@ impl Session {
             return self.send(stanza.refuse(SessionRefusal::AlreadyOpen));
         }
         self.replaced(side, None);
-        self.actions.push_back(Action::TakeStream(side, sid, block_size, kind));
+        self.actions.push_back(SessionAction::TakeStream(side, sid, block_size, kind));
         self.send(stanza.result(None));
         self.ready(side);
     }
@@ -386,7 +388,7 @@ impl Session {
     pub(super) fn check_connected(&mut self, side: Side) {
         let leg = &mut self.legs[side];
         if !leg.ready && leg.is_connected() {
-            self.actions.push_back(Action::TakeSocket(side));
+            self.actions.push_back(SessionAction::TakeSocket(side));
             self.ready(side);
         }
     }
@@ -396,14 +398,15 @@ impl Session {
         debug!(side = side.as_str(), "leg ready");
         self.legs[side].ready = true;
         self.timers.stop(Timer::FallBack(side));
-        if side == Side::Initiator && matches!(self.phase, Phase::Negotiating) {
+        if side == Side::Initiator && matches!(self.phase, SessionPhase::Negotiating) {
             self.open(Side::Responder);
         }
-        if matches!(self.phase, Phase::Negotiating) && self.legs.iter().all(|leg| leg.ready) {
-            self.phase = Phase::Relaying { doubted: PerSide::default(), broken: None };
+        if matches!(self.phase, SessionPhase::Negotiating) && self.legs.iter().all(|leg| leg.ready)
+        {
+            self.phase = SessionPhase::Relaying { doubted: PerSide::default(), broken: None };
             // The stream has an idle time of its own.
             self.timers.stop(Timer::Phase);
-            self.actions.push_back(Action::Join);
+            self.actions.push_back(SessionAction::Join);
         }
     }
 }

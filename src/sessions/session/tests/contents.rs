@@ -6,14 +6,14 @@ use super::*;
 
 const SECURITY: &str = "urn:xmpp:jingle:security:xtls:0";
 
-fn features(all: &[&str]) -> Input {
-    Input::Features(all.iter().map(|&feature| feature.to_owned()).collect())
+fn features(all: &[&str]) -> SessionInput {
+    SessionInput::Features(all.iter().map(|&feature| feature.to_owned()).collect())
 }
 
 /// Returns the session-initiate for a responder whose client has these features.
 fn passed(world: &mut World, all: &[&str]) -> Element {
     world.tell(features(all));
-    world.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));
+    world.tell(SessionInput::Keys(Side::Initiator, Ok(Vec::new())));
     world.told(Side::Responder, "session-initiate").pop().expect("it is passed on")
 }
 
@@ -34,7 +34,7 @@ fn an_offer_is_translated_for_the_responder_and_its_answer_for_the_initiator() {
          </content>"
     );
     world.jingle(Side::Responder, "session-accept", &answer);
-    world.tell(Input::Keys(Side::Responder, Ok(Vec::new())));
+    world.tell(SessionInput::Keys(Side::Responder, Ok(Vec::new())));
     let accept = world.told(Side::Initiator, "session-accept").pop().unwrap();
     let got = accept.get_child("content", ns::JINGLE).unwrap();
     assert!(!got.has_child("security", ns::XTLS));
@@ -46,7 +46,7 @@ fn an_offer_is_translated_for_the_responder_and_its_answer_for_the_initiator() {
     let chosen = "<content creator='initiator' name='c'><description xmlns='urn:xmpp:jingle:apps:tls'>\
         <methods><method name='x509'/></methods></description></content>";
     world.jingle(Side::Initiator, "security-info", chosen);
-    world.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));
+    world.tell(SessionInput::Keys(Side::Initiator, Ok(Vec::new())));
     let info = world.told(Side::Responder, "security-info").pop().unwrap();
     assert!(info.get_child("content", ns::JINGLE).unwrap().has_child("security", ns::XTLS));
 }
@@ -64,7 +64,7 @@ fn the_method_of_an_answer_without_words_for_it_is_the_offered_one() {
              </offer></description>{IBB_OFFER}</content>"
         );
         world.jingle(Side::Responder, "session-accept", &answer);
-        world.tell(Input::Keys(Side::Responder, Ok(Vec::new())));
+        world.tell(SessionInput::Keys(Side::Responder, Ok(Vec::new())));
         let accept = world.told(Side::Initiator, "session-accept").pop().unwrap();
         let got = accept.get_child("content", ns::JINGLE).unwrap();
         let hints = got.get_child("hints", ns::HINTS).unwrap();
@@ -220,7 +220,7 @@ fn the_offers_of_later_stanzas_are_judged_and_hinted() {
                     // Later stanzas of both sides wait.
                     world.jingle(side.other(), "session-info", "");
                     assert_eq!(world.told(side, "session-info"), []);
-                    world.tell(Input::Keys(side, Ok(Vec::new())));
+                    world.tell(SessionInput::Keys(side, Ok(Vec::new())));
                     let got = world.told(side.other(), action).pop().expect("it is passed on");
                     let place = got.get_child("content", ns::JINGLE).unwrap_or(&got);
                     assert_eq!(verdicts(place), [("unknown".to_owned(), print.to_owned())]);
@@ -240,12 +240,12 @@ fn policy_holds_for_later_offers_too() {
         world.look_up(&[]);
         world.answer("jingle");
         world.sent.clear();
-        world.session.options = Arc::new(Options {
+        world.session.options = Arc::new(BrokerOptions {
             policies: Policies { unknown: policies.mismatch, ..policies },
             ..(*world.session.options).clone()
         });
         world.jingle(Side::Responder, "security-info", offer);
-        world.tell(Input::Keys(Side::Responder, Ok(Vec::new())));
+        world.tell(SessionInput::Keys(Side::Responder, Ok(Vec::new())));
         world
     };
     for print in [OTHER, "hello"] {
@@ -278,7 +278,7 @@ fn an_offer_of_which_policy_leaves_nothing_goes_nowhere() {
     let strip = Policies { unknown: VerdictPolicy::Strip, ..annotate() };
     let mut world = World::new(IBB_OFFER, strip);
     world.tell(features(&[]));
-    world.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));
+    world.tell(SessionInput::Keys(Side::Initiator, Ok(Vec::new())));
     let reason = "unsupported-applications".to_owned();
     assert_eq!(world.terminated(), [("alice@example.org/a".to_owned(), reason.clone())]);
 
@@ -322,7 +322,7 @@ fn nothing_that_repeats_what_a_user_sent_is_longer_than_the_limit() {
             let content = jingle.get_child_mut("content", ns::JINGLE).unwrap();
             xml::set(content, "name", name);
             world.sent.clear();
-            world.tell(Input::Jingle(Side::Responder, stanza));
+            world.tell(SessionInput::Jingle(Side::Responder, stanza));
         };
         send(&mut world, "other");
         assert_eq!(world.told(Side::Responder, answer).len(), 1, "{action}");

@@ -80,7 +80,7 @@ fn on_the_initiators_leg_the_users_replacement_overrules_ours() {
     assert_eq!(world.told(Side::Initiator, "transport-accept").len(), 1);
     let tie = Refusal::new(ErrorType::Cancel, Condition::Conflict, "")
         .with_extra("tie-break", ns::JINGLE_ERRORS);
-    world.tell(Input::Answered(number, Answer::Error(tie.to_element())));
+    world.tell(SessionInput::Answered(number, Answer::Error(tie.to_element())));
     assert!(!world.session.is_over());
     assert_eq!(world.session.stream_sid(Side::Initiator), "theirs");
     world.open(Side::Initiator, "theirs");
@@ -101,7 +101,7 @@ fn an_initiator_that_only_reports_a_failure_is_offered_an_in_band_leg() {
         (Side::Initiator, "open", Some("2048"))
     );
     let refusal = Refusal::new(ErrorType::Cancel, Condition::NotAcceptable, "").to_element();
-    world.tell(Input::Answered(number, Answer::Error(refusal)));
+    world.tell(SessionInput::Answered(number, Answer::Error(refusal)));
     assert!(!world.session.is_over());
     world.open(Side::Initiator, &sid);
     assert!(world.session.legs.initiator.ready);
@@ -126,7 +126,7 @@ fn a_rejected_replacement_leaves_socks5_if_it_has_come_up() {
             world.wait();
             let (number, sid) = replace(&mut world, Side::Responder);
             if connected {
-                world.tell(Input::Arrived(Side::Responder));
+                world.tell(SessionInput::Arrived(Side::Responder));
                 world.jingle(Side::Responder, "transport-info", &news("<candidate-used cid='x'/>"));
                 assert!(!world.session.legs.responder.ready, "not before the answer");
             }
@@ -134,9 +134,9 @@ fn a_rejected_replacement_leaves_socks5_if_it_has_come_up() {
                 "transport-reject" => world.jingle(Side::Responder, how, &in_band(&sid)),
                 "error" => {
                     let refusal = Refusal::service_unavailable().to_element();
-                    world.tell(Input::Answered(number, Answer::Error(refusal)));
+                    world.tell(SessionInput::Answered(number, Answer::Error(refusal)));
                 }
-                _ => world.tell(Input::Answered(number, Answer::Timeout)),
+                _ => world.tell(SessionInput::Answered(number, Answer::Timeout)),
             }
             assert_eq!(world.session.legs.responder.ready, connected, "{how}");
             assert_eq!(world.session.is_over(), !connected, "{how}");
@@ -157,7 +157,7 @@ fn a_users_own_candidate_here_is_used_when_activated_and_replaced_when_it_fails(
         let mut world = accepted(offer);
         let used = world.told(Side::Initiator, "transport-info").pop().unwrap();
         assert!(String::from(&used).contains("<candidate-used cid='own-proxy'"), "{used:?}");
-        world.tell(Input::Arrived(Side::Initiator));
+        world.tell(SessionInput::Arrived(Side::Initiator));
         // Our connection is not wanted, which does not matter: its own is.
         world.jingle(Side::Initiator, "transport-info", &news("<candidate-error/>"));
         assert!(!world.session.legs.initiator.ready);
@@ -178,7 +178,7 @@ fn late_news_of_socks5_do_not_disturb_an_in_band_leg() {
     for news_of_user in ["<candidate-error/>", "<proxy-error/>", "<candidate-used cid='x'/>"] {
         world.jingle(Side::Initiator, "transport-info", &news(news_of_user));
     }
-    world.tell(Input::Arrived(Side::Initiator));
+    world.tell(SessionInput::Arrived(Side::Initiator));
     assert!(!world.session.legs.initiator.ready);
     assert!(world.asked.is_empty());
 }
@@ -199,7 +199,7 @@ fn answers_to_what_was_not_offered_are_out_of_order() {
 fn a_replacement_while_bytes_flow_is_rejected() {
     let mut world = accepted(S5B_OFFER);
     for side in Side::BOTH {
-        world.tell(Input::Arrived(side));
+        world.tell(SessionInput::Arrived(side));
         world.jingle(side, "transport-info", &news("<candidate-used cid='x'/>"));
     }
     assert!(world.joined());
@@ -215,12 +215,12 @@ fn a_bytestream_that_was_replaced_before_it_was_open_is_not_taken() {
     let at = world.asked.iter().position(|(_, _, e)| e.name() == "open").unwrap();
     let (_, old, _) = world.asked.remove(at);
     world.jingle(Side::Responder, "transport-replace", &in_band("theirs"));
-    world.tell(Input::Answered(old, Answer::Result(None)));
+    world.tell(SessionInput::Answered(old, Answer::Result(None)));
     assert!(!world.session.legs.responder.ready);
     world.answer("open");
     assert!(matches!(
         world.other.last(),
-        Some(Action::TakeStream(Side::Responder, sid, 2048, _)) if sid == "theirs"
+        Some(SessionAction::TakeStream(Side::Responder, sid, 2048, _)) if sid == "theirs"
     ));
 }
 
@@ -229,11 +229,11 @@ fn a_raw_stream_gets_its_socks5_candidates_before_it_is_accepted() {
     let mut world = World::new(S5B_OFFER, annotate());
     world.look_up(&[ns::JINGLE_S5B]);
     let (_, number, _) = world.asked.pop().unwrap();
-    world.tell(Input::Answered(number, Answer::Result(None)));
+    world.tell(SessionInput::Answered(number, Answer::Result(None)));
     let early = world.told(Side::Initiator, "transport-info").pop().unwrap();
     assert!(String::from(&early).contains("<candidate "), "{early:?}");
     for side in Side::BOTH {
-        world.tell(Input::Arrived(side));
+        world.tell(SessionInput::Arrived(side));
         world.jingle(side, "transport-info", &news("<candidate-used cid='x'/>"));
         let said = world.told(side, "transport-info").pop().unwrap();
         assert!(String::from(&said).contains("<candidate-error"), "each side says its own");

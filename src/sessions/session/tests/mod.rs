@@ -28,11 +28,11 @@ fn count_up() -> String {
 
 /// A session, the time, and all its actions so far.
 struct World {
-    session: Session,
+    session: BrokeredSession,
     now: Instant,
     asked: Vec<(Side, u32, Element)>,
     sent: Vec<Element>,
-    other: Vec<Action>,
+    other: Vec<SessionAction>,
 }
 
 impl World {
@@ -47,7 +47,7 @@ impl World {
         let (alice, bob) = ("alice@example.org/a", "bob@example.org/b");
         let alice_mask = "alice\\40example.org@xtls.example.org/a";
         let bob_mask = "bob\\40example.org@xtls.example.org/b";
-        let options = Options {
+        let options = BrokerOptions {
             jid: jid(component).into_bare(),
             require_tls: true,
             policies,
@@ -63,7 +63,7 @@ impl World {
             idle_timeout: Duration::from_secs(600),
             sessions: (10, 10),
         };
-        let peer = |user: &str, mask: &str, sid: &str| Peer {
+        let peer = |user: &str, mask: &str, sid: &str| SessionPeer {
             user: jid(user),
             mask: jid(mask),
             sid: sid.to_owned(),
@@ -81,7 +81,8 @@ impl World {
             LegState::ibb(ns::JINGLE_IBB, Some("a-stream".to_owned()), 4096)
         };
         let now = Instant::now();
-        let session = Session::new(Arc::new(options), count_up, peers, leg, chosen, initiate, now);
+        let session =
+            BrokeredSession::new(Arc::new(options), count_up, peers, leg, chosen, initiate, now);
         Self { session, now, asked: Vec::new(), sent: Vec::new(), other: Vec::new() }
     }
 
@@ -91,7 +92,7 @@ impl World {
         world.look_up(features);
         let (side, number, jingle) = world.asked.pop().unwrap();
         assert_eq!((side, jingle.attr("action")), (Side::Responder, Some("session-initiate")));
-        world.tell(Input::Answered(number, Answer::Result(None)));
+        world.tell(SessionInput::Answered(number, Answer::Result(None)));
         assert_eq!(world.sent[0].attr("type"), Some("result"));
         world.sent.clear();
         world
@@ -106,16 +107,18 @@ impl World {
     }
 
     fn look_up(&mut self, features: &[&str]) {
-        self.tell(Input::Features(features.iter().map(|&f| f.to_owned()).collect()));
-        self.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));
+        self.tell(SessionInput::Features(features.iter().map(|&f| f.to_owned()).collect()));
+        self.tell(SessionInput::Keys(Side::Initiator, Ok(Vec::new())));
     }
 
-    fn tell(&mut self, input: Input) {
+    fn tell(&mut self, input: SessionInput) {
         self.session.handle(input, self.now);
         while let Some(action) = self.session.poll_action() {
             match action {
-                Action::Ask(side, number, element) => self.asked.push((side, number, element)),
-                Action::Send(element) => self.sent.push(element),
+                SessionAction::Ask(side, number, element) => {
+                    self.asked.push((side, number, element))
+                }
+                SessionAction::Send(element) => self.sent.push(element),
                 action => self.other.push(action),
             }
         }
@@ -123,13 +126,13 @@ impl World {
 
     fn jingle(&mut self, side: Side, action: &str, inside: &str) {
         let stanza = jingle(&self.session.peers[side].clone(), action, inside);
-        self.tell(Input::Jingle(side, stanza));
+        self.tell(SessionInput::Jingle(side, stanza));
     }
 
     /// Lets the responder accept, its keys be looked up, and the initiator acknowledge.
     fn accept(&mut self, transport: &str) {
         self.jingle(Side::Responder, "session-accept", &content(transport));
-        self.tell(Input::Keys(Side::Responder, Ok(Vec::new())));
+        self.tell(SessionInput::Keys(Side::Responder, Ok(Vec::new())));
     }
 
     fn open(&mut self, side: Side, sid: &str) {
@@ -137,17 +140,17 @@ impl World {
         let open =
             format!("<open xmlns='http://jabber.org/protocol/ibb' sid='{sid}' block-size='4096'/>");
         let stanza = iq(peer, &open);
-        self.tell(Input::Open(side, stanza));
+        self.tell(SessionInput::Open(side, stanza));
     }
 
     fn answer(&mut self, name: &str) {
         let at = self.asked.iter().position(|(_, _, element)| element.name() == name).unwrap();
         let (_, number, _) = self.asked.remove(at);
-        self.tell(Input::Answered(number, Answer::Result(None)));
+        self.tell(SessionInput::Answered(number, Answer::Result(None)));
     }
 
     fn joined(&self) -> bool {
-        self.other.iter().any(|action| matches!(action, Action::Join))
+        self.other.iter().any(|action| matches!(action, SessionAction::Join))
     }
 
     /// Returns the Jingle elements that a side was told or asked, by action.
@@ -172,7 +175,7 @@ impl World {
     /// Lets time pass up to the next deadline.
     fn wait(&mut self) {
         self.now = self.session.deadline().unwrap();
-        self.tell(Input::Timeout);
+        self.tell(SessionInput::Timeout);
     }
 
     /// Returns the recipients of each session-terminate, and its reason.
@@ -203,7 +206,7 @@ fn content(transport: &str) -> String {
     )
 }
 
-fn iq(peer: &Peer, payload: &str) -> Stanza {
+fn iq(peer: &SessionPeer, payload: &str) -> Stanza {
     let iq = format!(
         "<iq xmlns='jabber:client' type='set' id='{}' from='{}' to='{}'>{payload}</iq>",
         count_up(),
@@ -213,7 +216,7 @@ fn iq(peer: &Peer, payload: &str) -> Stanza {
     Stanza::parse(iq.parse().unwrap()).unwrap()
 }
 
-fn jingle(peer: &Peer, action: &str, inside: &str) -> Stanza {
+fn jingle(peer: &SessionPeer, action: &str, inside: &str) -> Stanza {
     let sid = &peer.sid;
     iq(
         peer,
@@ -234,7 +237,7 @@ fn news(what: &str) -> String {
 fn an_offer_goes_on_with_our_transport_and_hints() {
     let mut world = World::new(S5B_OFFER, annotate());
     assert!(
-        matches!(&world.session.actions[2], Action::Connect(Side::Initiator, sid) if sid == "a-stream")
+        matches!(&world.session.actions[2], SessionAction::Connect(Side::Initiator, sid) if sid == "a-stream")
     );
     world.look_up(&[ns::JINGLE_S5B]);
     let (side, _, jingle) = &world.asked[0];
@@ -288,7 +291,7 @@ fn an_in_band_stream_by_anything_but_iq_or_message_is_refused() {
     ] {
         let open = format!("<open xmlns='http://jabber.org/protocol/ibb' {attributes}/>");
         let stanza = iq(&world.session.peers.initiator.clone(), &open);
-        world.tell(Input::Open(Side::Initiator, stanza));
+        world.tell(SessionInput::Open(Side::Initiator, stanza));
         let answer = world.sent.pop().unwrap();
         let error = answer.children().find(|child| child.name() == "error").unwrap();
         assert!(error.has_child("bad-request", ns::STANZA_ERRORS), "{attributes}");
@@ -317,12 +320,12 @@ fn a_socks5_leg_waits_for_connection_and_choice_in_any_order() {
         world.accept(S5B_OFFER);
         for side in Side::BOTH {
             if order {
-                world.tell(Input::Arrived(side));
+                world.tell(SessionInput::Arrived(side));
             }
             world.jingle(side, "transport-info", &news("<candidate-used cid='x'/>"));
             if !order {
                 assert!(!world.joined());
-                world.tell(Input::Arrived(side));
+                world.tell(SessionInput::Arrived(side));
             }
         }
         assert!(world.joined());
@@ -346,7 +349,7 @@ fn policy_ends_the_session_before_the_callee_hears_of_it() {
 fn without_a_common_method_both_are_told_which_there_were() {
     let mut world = World::initiated(IBB_OFFER, &[]);
     world.jingle(Side::Responder, "session-accept", &content(IBB_OFFER).replace("x509", "srp"));
-    world.tell(Input::Keys(Side::Responder, Ok(Vec::new())));
+    world.tell(SessionInput::Keys(Side::Responder, Ok(Vec::new())));
     let reasons = world.terminated();
     assert_eq!(reasons.len(), 2);
     assert!(reasons.iter().all(|(_, reason)| reason == "unsupported-applications"));
@@ -358,7 +361,7 @@ fn without_a_common_method_both_are_told_which_there_were() {
 fn a_registry_that_fails_refuses_the_stanza_and_not_the_session() {
     let mut world = World::initiated(IBB_OFFER, &[]);
     world.jingle(Side::Responder, "session-accept", &content(IBB_OFFER));
-    world.tell(Input::Keys(Side::Responder, Err(())));
+    world.tell(SessionInput::Keys(Side::Responder, Err(())));
     let error = world.sent.pop().unwrap();
     assert_eq!(error.attr("type"), Some("error"));
     world.accept(IBB_OFFER);
@@ -371,7 +374,7 @@ fn what_comes_behind_an_accept_stays_behind_it() {
     world.jingle(Side::Responder, "session-accept", &content(IBB_OFFER));
     world.jingle(Side::Responder, "session-info", "");
     assert!(world.asked.is_empty());
-    world.tell(Input::Keys(Side::Responder, Ok(Vec::new())));
+    world.tell(SessionInput::Keys(Side::Responder, Ok(Vec::new())));
     let actions: Vec<_> = world.asked.iter().filter_map(|(_, _, e)| e.attr("action")).collect();
     assert_eq!(actions, ["session-accept", "session-info"]);
 }
@@ -387,10 +390,10 @@ fn a_terminate_waits_for_the_last_bytes_and_keeps_its_reason() {
         "session-terminate",
         "<reason><decline/><text>not now</text></reason>",
     );
-    world.tell(Input::Gone(Side::Initiator));
+    world.tell(SessionInput::Gone(Side::Initiator));
     assert!(world.terminated().is_empty(), "its last bytes may be behind it");
     world.now += LAST_BYTES;
-    world.tell(Input::Timeout);
+    world.tell(SessionInput::Timeout);
     assert_eq!(world.terminated(), [("bob@example.org/b".to_owned(), "decline".to_owned())]);
     assert!(world.session.is_over());
 }
@@ -401,8 +404,8 @@ fn a_user_that_has_gone_is_the_reason_why_its_leg_broke() {
     world.open(Side::Initiator, "a-stream");
     world.answer("open");
     let end = Ended::Error(std::io::ErrorKind::ConnectionReset);
-    world.tell(Input::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end }));
-    world.tell(Input::Gone(Side::Responder));
+    world.tell(SessionInput::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end }));
+    world.tell(SessionInput::Gone(Side::Responder));
     assert_eq!(world.terminated(), [("alice@example.org/a".to_owned(), "gone".to_owned())]);
     assert!(world.session.is_over());
 }
@@ -420,7 +423,7 @@ fn each_end_of_a_stream_has_its_reason() {
         let mut world = World::initiated(IBB_OFFER, &[]);
         world.open(Side::Initiator, "a-stream");
         world.answer("open");
-        world.tell(Input::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end }));
+        world.tell(SessionInput::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end }));
         let wait = match end {
             Ended::Eof => Some(GOODBYE),
             Ended::Error(std::io::ErrorKind::ConnectionReset) => Some(LAST_WORD),
@@ -429,7 +432,7 @@ fn each_end_of_a_stream_has_its_reason() {
         if let Some(wait) = wait {
             assert!(world.terminated().is_empty(), "the users say so first");
             world.now += wait;
-            world.tell(Input::Timeout);
+            world.tell(SessionInput::Timeout);
         }
         let reasons = world.terminated();
         assert_eq!(reasons.len(), 2, "{end:?}");
@@ -440,7 +443,7 @@ fn each_end_of_a_stream_has_its_reason() {
 #[test]
 fn who_vanishes_is_missed() {
     let mut world = World::initiated(IBB_OFFER, &[]);
-    world.tell(Input::Gone(Side::Responder));
+    world.tell(SessionInput::Gone(Side::Responder));
     assert_eq!(world.terminated(), [("alice@example.org/a".to_owned(), "gone".to_owned())]);
 
     // No user said so, but the session is not known at its address.
@@ -449,11 +452,11 @@ fn who_vanishes_is_missed() {
     world.answer("open");
     world.now += PING;
     assert_eq!(world.session.deadline().unwrap(), world.now);
-    world.tell(Input::Timeout);
+    world.tell(SessionInput::Timeout);
     let (side, number, ping) = world.asked[0].clone();
     assert_eq!((side, ping.attr("action")), (Side::Initiator, Some("session-info")));
     let error = Refusal::from(SessionRefusal::Over).to_element();
-    world.tell(Input::Answered(number, Answer::Error(error)));
+    world.tell(SessionInput::Answered(number, Answer::Error(error)));
     assert_eq!(world.terminated(), [("bob@example.org/b".to_owned(), "gone".to_owned())]);
 }
 
@@ -472,13 +475,13 @@ fn in_band() -> World {
 #[test]
 fn both_users_are_told_that_an_in_band_stream_waits_for_one_of_them() {
     let mut world = in_band();
-    world.tell(Input::Waits(Side::Responder, true));
+    world.tell(SessionInput::Waits(Side::Responder, true));
     for (side, of) in [(Side::Initiator, "peer"), (Side::Responder, "you")] {
         let told = world.told(side, "session-info");
         let waiting = told[0].get_child("waiting", ns::HINTS).unwrap();
         assert_eq!((waiting.attr("for"), waiting.attr("seconds")), (Some(of), Some("300")));
     }
-    world.tell(Input::Waits(Side::Responder, false));
+    world.tell(SessionInput::Waits(Side::Responder, false));
     for side in Side::BOTH {
         assert!(world.told(side, "session-info")[1].has_child("moving", ns::HINTS));
     }
@@ -501,11 +504,11 @@ fn an_in_band_leg_that_breaks_is_named_with_the_cause() {
         (IbbError::Timeout, io::ErrorKind::TimedOut, "timeout"),
     ] {
         let mut world = in_band();
-        world.tell(Input::Broken(Some((Side::Responder, error))));
+        world.tell(SessionInput::Broken(Some((Side::Responder, error))));
         let end = Ended::Error(kind);
-        world.tell(Input::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end }));
+        world.tell(SessionInput::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end }));
         world.now += LAST_WORD;
-        world.tell(Input::Timeout);
+        world.tell(SessionInput::Timeout);
         for side in Side::BOTH {
             let told = &world.told(side, "session-terminate")[0];
             let given = told.get_child("reason", ns::JINGLE).unwrap();
@@ -526,17 +529,20 @@ fn the_first_word_that_a_user_is_not_there_is_a_doubt() {
             Answer::Error(refusal.to_element())
         };
         world.now += PING;
-        world.tell(Input::Timeout);
+        world.tell(SessionInput::Timeout);
         let (side, number, _) = world.asked[0].clone();
         world.asked.clear();
-        world.tell(Input::Answered(number, error()));
+        world.tell(SessionInput::Answered(number, error()));
         assert!(!world.session.is_over());
         world.now += AGAIN;
         assert_eq!(world.session.deadline().unwrap(), world.now);
-        world.tell(Input::Timeout);
+        world.tell(SessionInput::Timeout);
         let (again, number, _) = world.asked[0].clone();
         assert_eq!((side, again), (Side::Initiator, Side::Initiator));
-        world.tell(Input::Answered(number, if gone { error() } else { Answer::Result(None) }));
+        world.tell(SessionInput::Answered(
+            number,
+            if gone { error() } else { Answer::Result(None) },
+        ));
         assert_eq!(world.session.is_over(), gone);
     }
 }
@@ -544,9 +550,9 @@ fn the_first_word_that_a_user_is_not_there_is_a_doubt() {
 #[test]
 fn when_the_link_is_back_everybody_is_asked_at_once() {
     let mut world = World::initiated(IBB_OFFER, &[]);
-    world.tell(Input::Check);
+    world.tell(SessionInput::Check);
     assert_eq!(world.session.deadline().unwrap(), world.now);
-    world.tell(Input::Timeout);
+    world.tell(SessionInput::Timeout);
     let asked: Vec<_> =
         world.asked.iter().map(|(side, _, ping)| (*side, ping.attr("action"))).collect();
     assert_eq!(asked, [Side::Initiator, Side::Responder].map(|side| (side, Some("session-info"))));
@@ -558,25 +564,25 @@ fn a_stream_beside_xmpp_outlives_its_users_connections() {
     let mut world = World::initiated(S5B_OFFER, &[ns::JINGLE_S5B]);
     world.accept(S5B_OFFER);
     for side in Side::BOTH {
-        world.tell(Input::Arrived(side));
+        world.tell(SessionInput::Arrived(side));
         world.jingle(side, "transport-info", &news("<candidate-used cid='x'/>"));
     }
     assert!(world.joined());
     let nobody_is_there = |world: &mut World| {
-        world.tell(Input::Timeout);
+        world.tell(SessionInput::Timeout);
         let pings =
             world.asked.iter().filter(|(_, _, asked)| asked.attr("action") == Some("session-info"));
         for number in pings.map(|(_, number, _)| *number).collect::<Vec<_>>() {
             let error = Refusal::service_unavailable().to_element();
-            world.tell(Input::Answered(number, Answer::Error(error)));
+            world.tell(SessionInput::Answered(number, Answer::Error(error)));
         }
         world.asked.clear();
     };
-    world.tell(Input::Check);
+    world.tell(SessionInput::Check);
     nobody_is_there(&mut world);
     assert!(!world.session.is_over() && world.terminated().is_empty());
     // Its end is the session's, because no user is left to say so.
-    world.tell(Input::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end: Ended::Eof }));
+    world.tell(SessionInput::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end: Ended::Eof }));
     nobody_is_there(&mut world);
     assert!(world.session.is_over());
 }
@@ -593,7 +599,7 @@ fn relaying(transport: &str) -> World {
     let mut world = World::initiated(S5B_OFFER, &[ns::JINGLE_S5B]);
     world.accept(S5B_OFFER);
     for side in Side::BOTH {
-        world.tell(Input::Arrived(side));
+        world.tell(SessionInput::Arrived(side));
         world.jingle(side, "transport-info", &news("<candidate-used cid='x'/>"));
     }
     assert!(world.joined());
@@ -604,12 +610,12 @@ fn relaying(transport: &str) -> World {
 impl World {
     /// Lets the check of a user be answered.
     fn answer_ping(&mut self, of: Side, answer: Answer) {
-        self.tell(Input::Timeout);
+        self.tell(SessionInput::Timeout);
         let at = self.asked.iter().position(|(side, _, asked)| {
             *side == of && asked.attr("action") == Some("session-info")
         });
         let (_, number, _) = self.asked.remove(at.unwrap());
-        self.tell(Input::Answered(number, answer));
+        self.tell(SessionInput::Answered(number, answer));
     }
 }
 
@@ -617,12 +623,12 @@ impl World {
 fn a_presence_alone_ends_no_stream() {
     let nobody = || Answer::Error(Refusal::service_unavailable().to_element());
     let broken = || Ended::Error(std::io::ErrorKind::ConnectionReset);
-    let outcome = |end| Input::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end });
+    let outcome = |end| SessionInput::Relayed(StreamOutcome { a_to_b: 0, b_to_a: 0, end });
     for side in Side::BOTH {
         // Beside XMPP only the stream itself decides, whatever the answers say.
         for answer in [nobody(), Answer::Timeout, Answer::Result(None)] {
             let mut world = relaying(S5B_OFFER);
-            world.tell(Input::Gone(side));
+            world.tell(SessionInput::Gone(side));
             world.answer_ping(side, answer.clone());
             assert!(!world.session.is_over() && world.terminated().is_empty(), "{answer:?}");
             world.tell(outcome(broken()));
@@ -639,8 +645,8 @@ fn a_presence_alone_ends_no_stream() {
         }
         // Both are reported as gone, as by a server that stops: it is not known which one broke the stream.
         let mut world = relaying(S5B_OFFER);
-        world.tell(Input::Gone(Side::Initiator));
-        world.tell(Input::Gone(Side::Responder));
+        world.tell(SessionInput::Gone(Side::Initiator));
+        world.tell(SessionInput::Gone(Side::Responder));
         world.tell(outcome(broken()));
         // They are checked, and the reason is waited for.
         world.wait();
@@ -653,14 +659,14 @@ fn a_presence_alone_ends_no_stream() {
             [(nobody(), true), (Answer::Timeout, true), (Answer::Result(None), false)]
         {
             let mut world = relaying(IBB_OFFER);
-            world.tell(Input::Gone(side));
+            world.tell(SessionInput::Gone(side));
             assert!(world.terminated().is_empty());
             world.answer_ping(side, answer.clone());
             assert_eq!(world.session.is_over(), over, "{answer:?}");
         }
         // Silence without any other sign ends nothing.
         let mut world = relaying(IBB_OFFER);
-        world.tell(Input::Check);
+        world.tell(SessionInput::Check);
         world.answer_ping(side, Answer::Timeout);
         assert!(!world.session.is_over());
     }
@@ -674,11 +680,11 @@ fn a_drain_spares_what_is_under_way_until_its_deadline() {
             world.open(Side::Initiator, "a-stream");
             world.answer("open");
         }
-        world.tell(Input::Drain(world.now + Duration::from_secs(30)));
+        world.tell(SessionInput::Drain(world.now + Duration::from_secs(30)));
         assert!(world.terminated().is_empty());
         assert!(world.session.deadline().unwrap() <= world.now + Duration::from_secs(30));
         world.now += Duration::from_secs(30);
-        world.tell(Input::Timeout);
+        world.tell(SessionInput::Timeout);
         let told = world.terminated();
         assert_eq!(told.len(), 2);
         assert!(told.iter().all(|(_, reason)| reason == "gone"));
@@ -690,7 +696,7 @@ fn a_drain_spares_what_is_under_way_until_its_deadline() {
 fn nothing_happening_ends_a_session() {
     let mut world = World::initiated(IBB_OFFER, &[]);
     world.now += Duration::from_secs(60);
-    world.tell(Input::Timeout);
+    world.tell(SessionInput::Timeout);
     assert_eq!(world.terminated().len(), 2);
     assert!(world.terminated().iter().all(|(_, reason)| reason == "timeout"));
 }
@@ -698,7 +704,7 @@ fn nothing_happening_ends_a_session() {
 /// Returns the error with which the session-initiate is given back, if it is.
 fn given_back(world: &World) -> Option<Option<String>> {
     world.other.iter().find_map(|action| match action {
-        Action::GiveBack(stanza, error) => {
+        SessionAction::GiveBack(stanza, error) => {
             assert_eq!(stanza.payload().unwrap().attr("action"), Some("session-initiate"));
             Some(error.as_ref().map(|error| error.children().next().unwrap().name().to_owned()))
         }
@@ -731,7 +737,7 @@ fn a_session_that_the_first_program_does_not_take_goes_back_for_the_next_one() {
             world.look_up(&[]);
             let (_, number, _) = world.asked.pop().unwrap();
             let is_silent = matches!(answer, Answer::Timeout);
-            world.tell(Input::Answered(number, answer.clone()));
+            world.tell(SessionInput::Answered(number, answer.clone()));
             assert!(world.session.is_over());
             let expected = expected.map(|error| error.map(str::to_owned));
             assert_eq!(given_back(&world), expected.filter(|_| goes_back), "{answer:?}");
@@ -751,7 +757,10 @@ fn an_error_of_the_responder_is_marked_and_silence_is_told_as_such() {
     let mut world = World::new(IBB_OFFER, annotate());
     world.look_up(&[]);
     let (_, number, _) = world.asked.pop().unwrap();
-    world.tell(Input::Answered(number, Answer::Error(stanza_error("remote-server-not-found"))));
+    world.tell(SessionInput::Answered(
+        number,
+        Answer::Error(stanza_error("remote-server-not-found")),
+    ));
     assert_eq!(world.refused(), ["remote-server-not-found", "peer"]);
     // It cannot speak for the component, or for the initiator's server.
     let forged = || {
@@ -766,30 +775,30 @@ fn an_error_of_the_responder_is_marked_and_silence_is_told_as_such() {
     let mut world = World::new(IBB_OFFER, annotate());
     world.look_up(&[]);
     let (_, number, _) = world.asked.pop().unwrap();
-    world.tell(Input::Answered(number, Answer::Error(forged())));
+    world.tell(SessionInput::Answered(number, Answer::Error(forged())));
     assert_eq!(world.refused(), ["not-acceptable", "kept", "peer"]);
     let mut world = World::initiated(IBB_OFFER, &[]);
     world.jingle(Side::Initiator, "session-info", "");
     let (_, number, _) = world.asked.pop().unwrap();
-    world.tell(Input::Answered(number, Answer::Error(forged())));
+    world.tell(SessionInput::Answered(number, Answer::Error(forged())));
     assert_eq!(world.refused(), ["not-acceptable", "kept", "peer"]);
     let mut world = World::new(IBB_OFFER, annotate());
     world.session.expect_acknowledgement(ANSWER, true, true);
     world.look_up(&[]);
     let (_, number, _) = world.asked.pop().unwrap();
-    world.tell(Input::Answered(number, Answer::Error(forged())));
+    world.tell(SessionInput::Answered(number, Answer::Error(forged())));
     let back = world.other.into_iter().find_map(|action| match action {
-        Action::GiveBack(_, error) => error,
+        SessionAction::GiveBack(_, error) => error,
         _ => None,
     });
     let back = back.unwrap();
     assert!(back.has_child("peer", ns::HINTS) && !back.has_child("silent", ns::HINTS));
     let mut world = World::new(IBB_OFFER, annotate());
-    world.tell(Input::NoFeatures);
-    world.tell(Input::Keys(Side::Initiator, Ok(Vec::new())));
+    world.tell(SessionInput::NoFeatures);
+    world.tell(SessionInput::Keys(Side::Initiator, Ok(Vec::new())));
     assert_eq!(world.session.patience(), BUSY);
     let (_, number, _) = world.asked.pop().unwrap();
-    world.tell(Input::Answered(number, Answer::Timeout));
+    world.tell(SessionInput::Answered(number, Answer::Timeout));
     assert_eq!(world.refused(), ["remote-server-timeout", "silent"]);
 }
 
@@ -802,7 +811,7 @@ fn who_says_nothing_of_itself_is_given_up_soon_only_if_another_may_take_the_sess
     ] {
         let mut world = World::new(IBB_OFFER, annotate());
         world.session.expect_acknowledgement(patience, true, has_others);
-        world.tell(Input::NoFeatures);
+        world.tell(SessionInput::NoFeatures);
         assert_eq!(world.session.patience(), expected);
     }
     const { assert!(BUSY.as_secs() > 10) };
@@ -811,7 +820,7 @@ fn who_says_nothing_of_itself_is_given_up_soon_only_if_another_may_take_the_sess
 #[test]
 fn the_address_of_a_room_is_refused_as_such() {
     let mut world = World::new(IBB_OFFER, annotate());
-    world.tell(Input::Room);
+    world.tell(SessionInput::Room);
     assert_eq!(world.refused(), ["not-acceptable", "room"]);
     assert!(world.session.is_over() && world.asked.is_empty());
 }

@@ -81,31 +81,33 @@ impl World {
                     }
                     _ => Answer::Result(None),
                 };
-                self.tell(Input::Answered(number, answer));
+                self.tell(SessionInput::Answered(number, answer));
             }
-            News::Arrived(side) => self.tell(Input::Arrived(side)),
-            News::Features(true) => self.tell(Input::Features(vec![ns::JINGLE_S5B.to_owned()])),
-            News::Features(false) => self.tell(Input::Features(vec![ns::XTLS.to_owned()])),
+            News::Arrived(side) => self.tell(SessionInput::Arrived(side)),
+            News::Features(true) => {
+                self.tell(SessionInput::Features(vec![ns::JINGLE_S5B.to_owned()]))
+            }
+            News::Features(false) => self.tell(SessionInput::Features(vec![ns::XTLS.to_owned()])),
             News::Jingle(side, action, inside) => {
                 let peer = self.session.peers[side].clone();
                 let stanza = jingle(&peer, ACTIONS[action], &inside);
                 requests.push(stanza.id.clone());
-                self.tell(Input::Jingle(side, stanza));
+                self.tell(SessionInput::Jingle(side, stanza));
             }
             News::Keys(side, ok) => {
-                self.tell(Input::Keys(side, if ok { Ok(Vec::new()) } else { Err(()) }));
+                self.tell(SessionInput::Keys(side, if ok { Ok(Vec::new()) } else { Err(()) }));
             }
             News::Open(side) => {
                 let open = "<open xmlns='http://jabber.org/protocol/ibb' sid='s' block-size='9'/>";
                 let stanza = iq(&self.session.peers[side].clone(), open);
                 requests.push(stanza.id.clone());
-                self.tell(Input::Open(side, stanza));
+                self.tell(SessionInput::Open(side, stanza));
             }
             News::Terminate(side) => {
                 let peer = self.session.peers[side].clone();
                 let stanza = jingle(&peer, "session-terminate", "<reason><success/></reason>");
                 requests.push(stanza.id.clone());
-                self.tell(Input::Jingle(side, stanza));
+                self.tell(SessionInput::Jingle(side, stanza));
             }
             News::Time => self.wait(),
         }
@@ -113,13 +115,13 @@ impl World {
 
     /// Lets both users do what is asked of them.
     fn help(&mut self, requests: &mut Vec<String>) {
-        self.tell(Input::Features(vec![ns::JINGLE_S5B.to_owned()]));
+        self.tell(SessionInput::Features(vec![ns::JINGLE_S5B.to_owned()]));
         for side in Side::BOTH {
-            self.tell(Input::Keys(side, Ok(Vec::new())));
+            self.tell(SessionInput::Keys(side, Ok(Vec::new())));
         }
         // Each of the stanzas that waited may have an offer that has to be checked.
         while let Some(Check { side, .. }) = &self.session.check {
-            let keys = Input::Keys(*side, Ok(Vec::new()));
+            let keys = SessionInput::Keys(*side, Ok(Vec::new()));
             self.tell(keys);
         }
         while !self.asked.is_empty() {
@@ -143,7 +145,7 @@ impl World {
         }
     }
 
-    fn count(&self, wanted: impl Fn(&Action) -> bool) -> usize {
+    fn count(&self, wanted: impl Fn(&SessionAction) -> bool) -> usize {
         self.other.iter().filter(|action| wanted(action)).count()
     }
 }
@@ -183,30 +185,30 @@ proptest! {
             for _ in 0..3 {
                 world.help(&mut requests);
             }
-            let joined = matches!(world.session.phase, Phase::Relaying { .. });
-            let ended = matches!(world.session.phase, Phase::Over { .. } | Phase::Leaving { .. });
+            let joined = matches!(world.session.phase, SessionPhase::Relaying { .. });
+            let ended = matches!(world.session.phase, SessionPhase::Over { .. } | SessionPhase::Leaving { .. });
             prop_assert!(joined || ended, "{:?}", world.session);
         }
         // Nothing more comes: with time alone it carries bytes, or ends.
         let mut waits = 0;
-        while !world.session.is_over() && !matches!(world.session.phase, Phase::Relaying { .. }) {
+        while !world.session.is_over() && !matches!(world.session.phase, SessionPhase::Relaying { .. }) {
             world.wait();
             waits += 1;
             prop_assert!(waits < 20, "{:?}", world.session);
         }
         let relaying = !world.session.is_over();
         if relaying {
-            prop_assert_eq!(world.count(|action| matches!(action, Action::Join)), 1);
+            prop_assert_eq!(world.count(|action| matches!(action, SessionAction::Join)), 1);
             for wanted in Side::BOTH {
-                let taken = |action: &Action| match action {
-                    Action::TakeSocket(side) | Action::TakeStream(side, ..) => *side == wanted,
+                let taken = |action: &SessionAction| match action {
+                    SessionAction::TakeSocket(side) | SessionAction::TakeStream(side, ..) => *side == wanted,
                     _ => false,
                 };
                 prop_assert_eq!(world.count(taken), 1, "one leg on each side");
             }
             let end = Ended::Eof;
-            world.tell(Input::Relayed(StreamOutcome { a_to_b: 1, b_to_a: 1, end }));
-            world.tell(Input::Gone(Side::Initiator));
+            world.tell(SessionInput::Relayed(StreamOutcome { a_to_b: 1, b_to_a: 1, end }));
+            world.tell(SessionInput::Gone(Side::Initiator));
         }
         prop_assert!(world.session.is_over());
         let answers: Vec<_> = world.sent.iter()
