@@ -15,7 +15,7 @@ use std::{
 use clap::ValueEnum;
 use data_encoding::HEXLOWER;
 
-use super::Failure;
+use super::failure::Failure;
 use crate::config::{ComponentSettings, Config, ConfigError};
 
 /// An XMPP server whose configuration the program knows.

@@ -4,7 +4,7 @@ use std::{io::Write, path::Path};
 
 use time::OffsetDateTime;
 
-use super::{BAD_CONFIG, Failure};
+use super::failure::{BAD_CONFIG, Failure};
 use crate::{
     config::Config,
     registry::store::backup::{self, BackupError},

@@ -9,25 +9,22 @@ use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use fingerpost_wire::text::sentence;
 
+pub use self::failure::{BAD_CONFIG, FAILED, Failure};
 use self::keys::KeysCommand;
-use crate::config::{Config, ConfigError, DEFAULT_TEXT, Loaded};
+use crate::config::{Config, DEFAULT_TEXT, Loaded};
 
 pub mod attach;
 pub(crate) mod backup;
+mod failure;
 pub mod keys;
 pub(crate) mod online;
 pub(crate) mod reach;
 
-/// Exit status: a failure at run time.
-pub const FAILED: u8 = 1;
 /// Exit status: wrong arguments.
 pub const USAGE: u8 = 2;
 /// Exit status: the XMPP server refused the secret.
 pub const SECRET_REFUSED: u8 = 77;
-/// Exit status: the configuration is wrong.
-pub const BAD_CONFIG: u8 = 78;
 
 /// End-to-end TLS between XMPP users: mediator, key registry and broker in one XEP-0114 component.
 #[derive(Clone, Debug, Parser)]
@@ -136,62 +133,6 @@ pub enum Task {
         /// Whether to print JSON.
         json: bool,
     },
-}
-
-/// Why a command ended early: one line, perhaps a cure, and the exit status.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Failure {
-    /// The exit status.
-    pub code: u8,
-    /// What happened, on one line.
-    pub text: String,
-    /// The cure.
-    pub hint: Option<String>,
-}
-
-impl Failure {
-    /// Creates a failure at run time.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self { code: FAILED, text: text.into(), hint: None }
-    }
-
-    /// Sets another exit status.
-    pub fn with_code(self, code: u8) -> Self {
-        Self { code, ..self }
-    }
-
-    /// Adds a cure.
-    pub fn with_hint(self, hint: impl Into<String>) -> Self {
-        Self { hint: Some(hint.into()), ..self }
-    }
-
-    /// Writes the lines `error: …` and `hint: …`.
-    ///
-    /// # Errors
-    /// Those of writing.
-    pub fn report(&self, err: &mut impl Write) -> io::Result<()> {
-        writeln!(err, "error: {}", sentence(&self.text))?;
-        match &self.hint {
-            Some(hint) => writeln!(err, "hint: {hint}"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self {
-            code: BAD_CONFIG,
-            text: error.to_string(),
-            hint: error.hint().map(ToOwned::to_owned),
-        }
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::new(error.to_string())
-    }
 }
 
 impl Cli {
