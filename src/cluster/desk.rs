@@ -9,12 +9,13 @@ use fingerpost_wire::{
     xml::{self, Received},
 };
 use minidom::Element;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep},
-};
+use tokio::{sync::mpsc, time::sleep};
 
-use super::{Cluster, Event, member::Role, refusal::ClusterRefusal};
+use super::{
+    instance::{Cluster, Event, Outgoing},
+    member::Role,
+    refusal::ClusterRefusal,
+};
 use crate::{metrics, refuse::Refuse as _, registry::store::records::Parcel};
 
 /// How long a stanza waits for a leader, or for the database.
@@ -23,13 +24,6 @@ const HOLD: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(200);
 /// Stanzas that are sent in one transaction.
 const BATCH: usize = 256;
-
-/// What waits to be handed over.
-#[derive(Debug)]
-pub(super) enum Outgoing {
-    Stanza { stanza: Box<Stanza>, since: Instant, permit: Permit },
-    Echo { id: String, since: Instant },
-}
 
 /// Takes what is to be handed over, and refuses what has waited for too long.
 #[derive(Debug)]

@@ -10,169 +10,28 @@
 //! are sent as notifications and are in no table. Anyone who can use the database belongs to the cluster.
 
 mod desk;
+mod instance;
 mod member;
 pub mod refusal;
 mod seat;
 mod sightings;
 
-use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
-use fingerpost_carry::shares::{Limits, Permits};
-use fingerpost_wire::stanza::Stanza;
 use jid::BareJid;
 use minidom::Element;
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
-use self::{
-    desk::{Desk, Outgoing},
-    member::{LEASE, Member, Role},
-    refusal::ClusterRefusal,
-    seat::Seat,
-};
-use crate::registry::store::{Store, records::Instance};
+pub use self::instance::{Cluster, Event, Standing};
+use self::{desk::Desk, seat::Seat};
+use crate::registry::store::Store;
 
 /// The time between two signs of life.
 const BEAT: Duration = Duration::from_secs(1);
-/// Stanzas that wait to be handed over, in all.
-const QUEUE: usize = 4096;
-/// Their weight: in all, those of one user, and how many times the free weight those of one domain.
-const WAITING: Limits = Limits::new(64 << 20, 4 << 20, 8);
-/// The weight of a stanza besides its elements: a user's share is also 256 stanzas.
-const ITEM: usize = 16 << 10;
-
-/// What other instances require this one to do.
-#[derive(Debug)]
-pub enum Event {
-    /// This instance is about to lead: it reads what the last leader has recorded, and then answers.
-    Recall(oneshot::Sender<()>),
-    /// This instance leads from now on.
-    Lead,
-    /// Another one leads from now on. It has told the users of this one's sessions that these are over.
-    Follow,
-    /// Another one is to lead, because this one has no link. It may lead after the answer, and then tells the users of this
-    /// one's sessions that these are over.
-    Yield(oneshot::Sender<()>),
-    /// A stanza that another instance has received.
-    Stanza(Element),
-    /// One of this instance's pings to itself came back to another instance.
-    Echo(String),
-    /// Users may have gone unseen.
-    Check,
-    /// This instance gives the lead up, to leave: its users have been told what concerns them. Another one may lead after the
-    /// answer.
-    Retire(oneshot::Sender<()>),
-}
-
-/// What an instance is among those of its component.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// It knows of no other instance, and serves all users that reach it.
-    Alone,
-    /// It serves all users, and the others hand it what comes to them.
-    Leads,
-    /// It hands what comes to it to the one that leads.
-    Follows,
-    /// It takes no new sessions: no instance leads as far as it knows.
-    Apart,
-}
-
-impl Standing {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Alone, Self::Leads, Self::Follows, Self::Apart];
-
-    /// Its name in metrics and texts.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Alone => "alone",
-            Self::Leads => "leads",
-            Self::Follows => "follows",
-            Self::Apart => "apart",
-        }
-    }
-}
-
-#[derive(Debug)]
-struct State {
-    /// The role, but for the lease.
-    role: Role,
-    /// The end of the lease; `None` if there cannot be another instance.
-    until: Option<Instant>,
-    /// The others that have lately given a sign of life.
-    others: Vec<Instance>,
-    /// Whether the XMPP server has no cluster, so that this instance belongs to none.
-    alone: bool,
-    /// Before the last sign of life that the database took; `None` where there is none to give.
-    beat: Option<Instant>,
-    /// Whether the database is connected, as far as is known.
-    is_connected: bool,
-    /// What the log last said that it is.
-    told: Standing,
-}
-
-impl State {
-    fn role(&self) -> &Role {
-        match &self.role {
-            Role::Leads if self.until.is_some_and(|until| Instant::now() >= until) => {
-                &Role::Follows(None)
-            }
-            role => role,
-        }
-    }
-
-    fn standing(&self) -> Standing {
-        match self.role() {
-            Role::Leads if self.others.is_empty() => Standing::Alone,
-            Role::Leads => Standing::Leads,
-            Role::Follows(Some(_)) => Standing::Follows,
-            Role::Follows(None) => Standing::Apart,
-        }
-    }
-
-    /// Why it is that.
-    fn why(&self, standing: Standing) -> &'static str {
-        match standing {
-            Standing::Alone => "no other instance is known",
-            Standing::Leads => "this instance has the lead in the database",
-            Standing::Follows => "another instance leads",
-            Standing::Apart => {
-                let is_old = self.beat.is_some_and(|beat| beat.elapsed() >= LEASE);
-                if is_old || !self.is_connected {
-                    "the database does not answer: this instance may not lead, nor find the one that does"
-                } else {
-                    "no instance of this component leads"
-                }
-            }
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Shared {
-    component: BareJid,
-    id: String,
-    advertise: String,
-    store: Store,
-    linked: AtomicBool,
-    state: Mutex<State>,
-    queue: mpsc::Sender<Outgoing>,
-    permits: Permits,
-    retiring: Notify,
-}
-
-/// This instance among those of its component. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Cluster(Arc<Shared>);
 
 /// The task of a [`Cluster`].
 #[derive(Debug)]
@@ -186,196 +45,10 @@ impl Cluster {
     /// Looks who else serves the component. Without anybody, or where the database belongs to one alone, this instance
     /// leads. `advertise`: what it tells users to connect to.
     pub async fn join(store: &Store, component: &BareJid, advertise: String) -> (Self, Running) {
-        let (sender, queue) = mpsc::channel(QUEUE);
-        let state = State {
-            role: Role::Leads,
-            until: None,
-            others: Vec::new(),
-            alone: false,
-            beat: None,
-            is_connected: false,
-            told: Standing::Alone,
-        };
-        let cluster = Self(Arc::new(Shared {
-            component: component.clone(),
-            id: format!("{:016x}", rand::random::<u64>()),
-            advertise,
-            store: store.clone(),
-            linked: AtomicBool::new(false),
-            state: Mutex::new(state),
-            queue: sender,
-            permits: Permits::new(WAITING),
-            retiring: Notify::new(),
-        }));
+        let (cluster, queue) = Self::new(store, component, advertise);
         let seat = Seat::take(cluster.clone()).await;
         let desk = Desk::new(cluster.clone(), queue);
         (cluster.clone(), Running { cluster, seat, desk })
-    }
-
-    /// Never held over an `.await`.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Keeps the other instances that are alive. Says whether one is gone, or has lost its link, since the last time.
-    fn note(&self, instances: &[Instance]) -> bool {
-        let is_other = |other: &&Instance| other.id != self.0.id && other.is_alive();
-        let others: Vec<Instance> = instances.iter().filter(is_other).cloned().collect();
-        let mut state = self.lock();
-        if state.alone {
-            return false;
-        }
-        let old = std::mem::replace(&mut state.others, others.clone());
-        drop(state);
-        let is_linked = |id: &str| others.iter().any(|other| other.id == id && other.linked);
-        for new in others.iter().filter(|new| !old.iter().any(|old| old.id == new.id)) {
-            info!(instance = new.id, leads = new.leads, "another instance serves this component");
-            if new.advertise == self.0.advertise && !new.advertise.is_empty() {
-                warn!(
-                    advertise = new.advertise,
-                    cure = "give each instance an address of its own in [socks5] advertise",
-                    "another instance advertises the same SOCKS5 address: streams reach the wrong one"
-                );
-            }
-        }
-        old.iter().any(|old| old.linked && !is_linked(&old.id))
-    }
-
-    /// Notes a sign of life that the database has taken; `began`: before it was sent.
-    fn note_beat(&self, began: Instant) {
-        let mut state = self.lock();
-        (state.beat, state.is_connected) = (Some(began), true);
-    }
-
-    fn note_loss(&self) {
-        self.lock().is_connected = false;
-    }
-
-    /// Whether this instance handles all stanzas that come to it. Ask again for each: a process may stand still at any moment,
-    /// and its lease be over when it goes on.
-    pub fn leads(&self) -> bool {
-        *self.lock().role() == Role::Leads
-    }
-
-    fn role(&self) -> Role {
-        self.lock().role().clone()
-    }
-
-    fn set_role(&self, member: &Member) {
-        let mut state = self.lock();
-        if !state.alone {
-            (state.role, state.until) = (member.role().clone(), member.until());
-        }
-    }
-
-    /// Writes to the log what this instance is, if that has changed.
-    fn tell_standing(&self) {
-        let mut state = self.lock();
-        let standing = state.standing();
-        let why = state.why(standing);
-        if standing == std::mem::replace(&mut state.told, standing) {
-            return;
-        }
-        let (role, instances) = (standing.name(), state.others.len() + 1);
-        match standing {
-            Standing::Apart => warn!(
-                role,
-                why,
-                instances,
-                "this instance takes no new sessions: requests are refused after 5 s, sessions under way go on"
-            ),
-            _ => info!(role, why, instances, "the role of this instance has changed"),
-        }
-    }
-
-    /// Notes whether the XMPP server is alone. No other instance then reaches its users, though others may share the
-    /// database: this one leads, and takes no part in what they do.
-    pub fn set_alone(&self, alone: bool) {
-        let mut state = self.lock();
-        state.alone = alone;
-        if alone {
-            (state.role, state.others) = (Role::Leads, Vec::new());
-            (state.until, state.beat) = (None, None);
-        }
-    }
-
-    fn is_alone(&self) -> bool {
-        self.lock().alone
-    }
-
-    /// How many instances there are, this one too.
-    pub fn count(&self) -> usize {
-        self.lock().others.len() + 1
-    }
-
-    /// What this instance is among them.
-    pub fn standing(&self) -> Standing {
-        self.lock().standing()
-    }
-
-    /// How long ago the last sign of life was sent that the database has taken; `None` where none is given.
-    pub fn heartbeat(&self) -> Option<Duration> {
-        self.lock().beat.map(|beat| beat.elapsed())
-    }
-
-    /// Whether another instance can reach the users.
-    pub fn has_heir(&self) -> bool {
-        self.lock().others.iter().any(|other| other.linked)
-    }
-
-    /// Gives the lead up for good, and waits until another instance leads, for `patience` at most. What comes from then on is
-    /// handed on, while the link still runs.
-    pub async fn retire(&self, patience: Duration) {
-        self.0.retiring.notify_one();
-        let led = async {
-            while self.standing() != Standing::Follows {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if timeout(patience, led).await.is_err() {
-            warn!(
-                "no other instance has come to lead: requests may go without an answer meanwhile"
-            );
-        }
-    }
-
-    /// What keeps this instance from serving its users, if anything does.
-    pub fn obstacle(&self) -> Option<&'static str> {
-        let state = self.lock();
-        let standing = state.standing();
-        (standing == Standing::Apart).then(|| state.why(standing))
-    }
-
-    /// Notes whether the link to the XMPP server is up.
-    pub fn set_linked(&self, linked: bool) {
-        self.0.linked.store(linked, Ordering::Relaxed);
-    }
-
-    /// Hands a stanza to the instance that leads.
-    ///
-    /// # Errors
-    /// What a user is told whose request cannot be handed over.
-    pub fn hand_over(&self, stanza: &Stanza) -> Result<(), ClusterRefusal> {
-        let weight = ITEM + stanza.weight();
-        let permit = self
-            .0
-            .permits
-            .take(&stanza.from.to_bare(), weight)
-            .map_err(|_| ClusterRefusal::Busy)?;
-        let (stanza, since) = (Box::new(stanza.clone()), Instant::now());
-        let item = Outgoing::Stanza { stanza, since, permit };
-        self.0.queue.try_send(item).map_err(|_| ClusterRefusal::Busy)
-    }
-
-    /// Takes the id of a ping that another program with this component's name has sent to itself. Says whether it may be
-    /// another instance's: then it is told.
-    pub fn echo(&self, id: &str) -> bool {
-        !self.lock().others.is_empty()
-            && self
-                .0
-                .queue
-                .try_send(Outgoing::Echo { id: id.to_owned(), since: Instant::now() })
-                .is_ok()
     }
 }
 
@@ -439,7 +112,13 @@ impl Running {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tokio::time::Instant;
+
+    use super::{
+        member::{LEASE, Role},
+        *,
+    };
+    use crate::registry::store::records::Instance;
 
     #[tokio::test]
     async fn a_database_of_one_alone_has_one_that_leads() {

@@ -12,7 +12,8 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Cluster, Event, Shared, desk,
+    desk,
+    instance::{Cluster, Event, Shared},
     member::{Member, Role, Step},
     sightings::Sightings,
 };
