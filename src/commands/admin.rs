@@ -10,36 +10,18 @@ use jid::BareJid;
 use time::OffsetDateTime;
 
 use super::{
-    Command, Commands, Page, Progress, Stop,
+    Commands,
     form::{self, Form, Values},
+    page::{Page, Progress, Stop},
     refusal::CommandRefusal,
-    user::{choice, described, input, key_table, one_key},
+    user::{choice, described, input, key_table, one_key, state_of},
 };
-use crate::{
-    control::Session,
-    registry::model::{Actor, AuditEntry, Key, check_reason},
-};
+use crate::registry::model::{Actor, AuditEntry, Key, check_reason};
 
 /// Rows on one page of the audit log.
 const ROWS: usize = 50;
 /// The most users whose keys one search shows.
 const FOUND: u32 = 50;
-
-/// What admins may run, in the order in which it is listed.
-pub(super) const COMMANDS: [Command; 12] = [
-    Command { name: "admin:sessions", title: "All sessions: list or end them" },
-    Command { name: "admin:keys", title: "Search keys" },
-    Command { name: "admin:attest", title: "Attest a user's key" },
-    Command { name: "admin:revoke", title: "Revoke a user's key" },
-    Command { name: "admin:retire", title: "Retire an account" },
-    Command { name: "admin:block", title: "Block a user or a domain" },
-    Command { name: "admin:unblock", title: "Unblock a user or a domain" },
-    Command { name: "admin:stats", title: "Statistics" },
-    Command { name: "admin:drain", title: "Refuse new sessions, or accept them again" },
-    Command { name: "admin:reload", title: "Reload the configuration" },
-    Command { name: "admin:loglevel", title: "Change the log level" },
-    Command { name: "admin:audit", title: "Read the audit log" },
-];
 
 impl Commands {
     /// Returns the page that follows the forms submitted so far; the user is an admin.
@@ -513,16 +495,6 @@ fn row(entry: &AuditEntry) -> Vec<String> {
         entry.key.map(|key| key.to_string()).unwrap_or_default(),
         entry.seq.to_string(),
     ]
-}
-
-/// Returns a session's kind, legs, age and bytes, as text.
-pub(super) fn state_of(session: &Session) -> String {
-    let legs = match (session.brokered, session.legs) {
-        (true, Some([a, b])) => format!("brokered {a}-{b}"),
-        (true, None) => "brokered, being set up".to_owned(),
-        (false, _) => "SOCKS5 transfer".to_owned(),
-    };
-    format!("{legs}, {} s, {} bytes", session.age.as_secs(), session.bytes)
 }
 
 /// Returns the page that asks for a user, or for none.

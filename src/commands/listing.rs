@@ -12,9 +12,8 @@ use fingerpost_wire::{
 use minidom::Element;
 
 use super::{
-    Page, Part, Progress, Stop, answer, executing_actions,
     form::{self, Form},
-    note,
+    page::{Options, Page, Part, Progress, Stop, answer, executing_actions, note},
 };
 
 /// The most options in one form.
@@ -33,17 +32,6 @@ pub(super) struct Table<'a> {
     /// A sentence about all rows.
     pub(super) text: String,
     pub(super) columns: &'a [(&'a str, &'a str)],
-}
-
-/// A form with a list of options that may be shown in parts.
-pub(super) struct Options {
-    pub(super) form: Form,
-    /// Whether it is the last form of its command.
-    pub(super) is_last: bool,
-    /// The part that is shown, counted from 1.
-    pub(super) number: usize,
-    /// The `<set/>` of the part (XEP-0059).
-    pub(super) set: Option<Element>,
 }
 
 impl Options {
@@ -214,7 +202,7 @@ mod tests {
     fn progress(stage: usize, room: usize) -> Progress {
         Progress {
             from: Jid::new("a@b/c").unwrap(),
-            command: super::super::user::COMMANDS[0],
+            command: super::super::catalogue::OF_USERS[0],
             stage,
             last: false,
             reading: false,

@@ -5,13 +5,14 @@
 //! is shown on several pages (`listing.rs`). Spec: XEP-0050 1.3.0, XEP-0004 2.13.1.
 
 mod admin;
+mod catalogue;
 mod form;
 mod listing;
+mod page;
 pub mod refusal;
 mod user;
 
 use std::{
-    borrow::Cow,
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -21,22 +22,21 @@ use fingerpost_carry::{
     iq::random_id,
     shares::{Full, Limits, Place, Shares},
 };
-use fingerpost_wire::{ns, rsm, size, stanza::Refusal, text::sentence, xml};
+use fingerpost_wire::{ns, rsm, size};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
 
+pub use self::page::Command;
 use self::{
     form::{Form, TooMuch, Values},
-    listing::Options,
+    page::{Page, Part, Progress, Stop, answer, executing_actions, note},
     refusal::CommandRefusal,
 };
 use crate::{
     control::Control,
     metrics,
-    registry::{
-        KeyNotice, Registry, RegistryError, refusal::RegistryRefusal, store::error::StoreError,
-    },
+    registry::{KeyNotice, Registry},
 };
 
 /// How long a user may take for a form.
@@ -47,117 +47,6 @@ const PER_USER: usize = 16;
 const LIMITS: Limits = Limits::new(32 << 20, 2 << 20, 4);
 /// The bytes of a command besides the input of its forms.
 const WEIGHT: usize = 4096;
-
-/// A command: its node and its title.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Command {
-    /// The part of the node after `urn:fingerpost:cmd:`.
-    pub name: &'static str,
-    /// The title for people.
-    pub title: &'static str,
-}
-
-impl Command {
-    /// Returns the whole node.
-    pub fn node(&self) -> String {
-        format!("{}{}", ns::COMMAND_NODES, self.name)
-    }
-}
-
-/// The result of the forms submitted so far.
-enum Page {
-    /// Another form; whether it is the last one.
-    Form(Form, bool),
-    /// A form with a part of a long list; whether it repeats the previous form with another part.
-    Options(Options, bool),
-    /// A part of a long result.
-    Part(Part),
-    /// The end: a result, a sentence, and the message for the owner of a changed key.
-    Done(Option<Form>, Cow<'static, str>, Option<KeyNotice>),
-    /// The end: why it failed.
-    Failed(String),
-}
-
-/// A part of a long result.
-struct Part {
-    form: Form,
-    /// A sentence about all of it.
-    text: String,
-    /// Whether more follows.
-    more: bool,
-    /// The values to store for the next part.
-    keep: Vec<(String, String)>,
-    /// The `<set/>` of the part (XEP-0059).
-    set: Option<Element>,
-}
-
-impl Page {
-    /// Returns the end, with a sentence.
-    fn done(text: impl Into<Cow<'static, str>>) -> Self {
-        Self::Done(None, text.into(), None)
-    }
-}
-
-/// Why there is no next page.
-enum Stop {
-    /// Show the last form again with this note.
-    Input(String),
-    /// End the command.
-    Refused(CommandRefusal),
-}
-
-impl From<CommandRefusal> for Stop {
-    fn from(refusal: CommandRefusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-impl From<RegistryRefusal> for Stop {
-    fn from(refusal: RegistryRefusal) -> Self {
-        Self::Refused(refusal.into())
-    }
-}
-
-impl From<Refusal> for Stop {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal.into())
-    }
-}
-
-impl From<StoreError> for Stop {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::NotAllowed(error) => Self::Input(error.to_string()),
-            error => Self::Refused(RegistryRefusal::from(error).into()),
-        }
-    }
-}
-
-impl From<RegistryError> for Stop {
-    fn from(error: RegistryError) -> Self {
-        match error {
-            RegistryError::Store(error) => error.into(),
-            RegistryError::Proof(error) => Self::Input(error.to_string()),
-        }
-    }
-}
-
-/// A user's position in a command.
-#[derive(Clone, Debug)]
-struct Progress {
-    from: Jid,
-    command: Command,
-    /// How many forms have been submitted.
-    stage: usize,
-    last: bool,
-    /// Whether a part of a result is shown: there is no input, and it may be left at any page.
-    reading: bool,
-    values: Values,
-    /// The room for the payload of the answer, and the page that the user requests.
-    room: usize,
-    asked: Option<rsm::Request>,
-    until: Instant,
-}
 
 /// The open commands by session id, by user, and by the time at which they expire.
 #[derive(Debug, Default)]
@@ -233,7 +122,7 @@ impl Commands {
     /// Returns the commands that a user may run.
     pub fn list(&self, user: &BareJid) -> impl Iterator<Item = &'static Command> {
         let admin = self.control.doors().administers(user);
-        user::COMMANDS.iter().chain(admin::COMMANDS.iter().filter(move |_| admin))
+        catalogue::OF_USERS.iter().chain(catalogue::OF_ADMINS.iter().filter(move |_| admin))
     }
 
     /// Returns the command of a node, if this user may run it.
@@ -485,30 +374,6 @@ impl Commands {
         kept.map_err(|_| CommandRefusal::TooManyForms)?;
         Ok(element)
     }
-}
-
-fn answer(command: Command, id: &str, status: &str) -> Element {
-    xml::element(
-        "command",
-        ns::COMMANDS,
-        &[("node", &command.node()), ("sessionid", id), ("status", status)],
-    )
-}
-
-/// Returns the actions of a page: the first of `forth` is the default.
-fn executing_actions(back: bool, forth: &[&str]) -> Element {
-    let default = forth.first().copied().unwrap_or("complete");
-    let mut actions = xml::element("actions", ns::COMMANDS, &[("execute", default)]);
-    for action in back.then_some("prev").iter().chain(forth) {
-        actions.append_child(Element::bare(*action, ns::COMMANDS));
-    }
-    actions
-}
-
-fn note(type_: &str, text: &str) -> Element {
-    let mut note = xml::element("note", ns::COMMANDS, &[("type", type_)]);
-    note.append_text(&*sentence(text));
-    note
 }
 
 #[cfg(test)]

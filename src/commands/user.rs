@@ -12,28 +12,16 @@ use fingerpost_wire::{
 use time::OffsetDateTime;
 
 use super::{
-    Command, Commands, Page, Progress, Stop,
-    admin::state_of,
+    Commands,
     form::{Form, Values},
     listing::Table,
+    page::{Page, Progress, Stop},
     refusal::CommandRefusal,
 };
+use crate::control::Session;
 use crate::registry::model::{
     ALLOWED_MAX, Actor, Key, KeyError, NewKey, Settings, Source, Visibility, check_reason,
 };
-
-/// All of them, in the order of the list.
-pub(super) const COMMANDS: [Command; 9] = [
-    Command { name: "keys", title: "List my keys" },
-    Command { name: "lookup", title: "Look up a user's keys" },
-    Command { name: "add", title: "Add a key" },
-    Command { name: "revoke", title: "Revoke a key" },
-    Command { name: "prove", title: "Prove that a key is mine" },
-    Command { name: "settings", title: "Choose who may see my keys" },
-    Command { name: "sessions", title: "List my sessions, or end one" },
-    Command { name: "export", title: "Export everything held about me" },
-    Command { name: "erase", title: "Erase everything held about me" },
-];
 
 pub(super) fn input(error: impl std::fmt::Display) -> Stop {
     Stop::Input(error.to_string())
@@ -453,4 +441,14 @@ pub(super) fn key_table(
 pub(super) fn one_key(key: &Key, owner: bool, now: OffsetDateTime) -> Form {
     let columns = &COLUMNS[usize::from(!owner)..];
     Form::result("The key").table(columns, vec![key_row(key, owner, now)])
+}
+
+/// Returns a session's kind, legs, age and bytes, as text.
+pub(super) fn state_of(session: &Session) -> String {
+    let legs = match (session.brokered, session.legs) {
+        (true, Some([a, b])) => format!("brokered {a}-{b}"),
+        (true, None) => "brokered, being set up".to_owned(),
+        (false, _) => "SOCKS5 transfer".to_owned(),
+    };
+    format!("{legs}, {} s, {} bytes", session.age.as_secs(), session.bytes)
 }

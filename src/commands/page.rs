@@ -1,0 +1,161 @@
+//! The pages of a command, and a user's position among them.
+
+use std::{borrow::Cow, time::Instant};
+
+use fingerpost_wire::{ns, rsm, stanza::Refusal, text::sentence, xml};
+use jid::Jid;
+use minidom::Element;
+
+use super::{
+    form::{Form, Values},
+    refusal::CommandRefusal,
+};
+use crate::registry::{
+    KeyNotice, RegistryError, refusal::RegistryRefusal, store::error::StoreError,
+};
+
+/// A command: its node and its title.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// The part of the node after `urn:fingerpost:cmd:`.
+    pub name: &'static str,
+    /// The title for people.
+    pub title: &'static str,
+}
+
+impl Command {
+    /// Returns the whole node.
+    pub fn node(&self) -> String {
+        format!("{}{}", ns::COMMAND_NODES, self.name)
+    }
+}
+
+/// The result of the forms submitted so far.
+pub(super) enum Page {
+    /// Another form; whether it is the last one.
+    Form(Form, bool),
+    /// A form with a part of a long list; whether it repeats the previous form with another part.
+    Options(Options, bool),
+    /// A part of a long result.
+    Part(Part),
+    /// The end: a result, a sentence, and the message for the owner of a changed key.
+    Done(Option<Form>, Cow<'static, str>, Option<KeyNotice>),
+    /// The end: why it failed.
+    Failed(String),
+}
+
+/// A part of a long result.
+pub(super) struct Part {
+    pub(super) form: Form,
+    /// A sentence about all of it.
+    pub(super) text: String,
+    /// Whether more follows.
+    pub(super) more: bool,
+    /// The values to store for the next part.
+    pub(super) keep: Vec<(String, String)>,
+    /// The `<set/>` of the part (XEP-0059).
+    pub(super) set: Option<Element>,
+}
+
+impl Page {
+    /// Returns the end, with a sentence.
+    pub(super) fn done(text: impl Into<Cow<'static, str>>) -> Self {
+        Self::Done(None, text.into(), None)
+    }
+}
+
+/// Why there is no next page.
+pub(super) enum Stop {
+    /// Show the last form again with this note.
+    Input(String),
+    /// End the command.
+    Refused(CommandRefusal),
+}
+
+impl From<CommandRefusal> for Stop {
+    fn from(refusal: CommandRefusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<RegistryRefusal> for Stop {
+    fn from(refusal: RegistryRefusal) -> Self {
+        Self::Refused(refusal.into())
+    }
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal.into())
+    }
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NotAllowed(error) => Self::Input(error.to_string()),
+            error => Self::Refused(RegistryRefusal::from(error).into()),
+        }
+    }
+}
+
+impl From<RegistryError> for Stop {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Store(error) => error.into(),
+            RegistryError::Proof(error) => Self::Input(error.to_string()),
+        }
+    }
+}
+
+/// A user's position in a command.
+#[derive(Clone, Debug)]
+pub(super) struct Progress {
+    pub(super) from: Jid,
+    pub(super) command: Command,
+    /// How many forms have been submitted.
+    pub(super) stage: usize,
+    pub(super) last: bool,
+    /// Whether a part of a result is shown: there is no input, and it may be left at any page.
+    pub(super) reading: bool,
+    pub(super) values: Values,
+    /// The room for the payload of the answer, and the page that the user requests.
+    pub(super) room: usize,
+    pub(super) asked: Option<rsm::Request>,
+    pub(super) until: Instant,
+}
+
+/// A form with a list of options that may be shown in parts.
+pub(super) struct Options {
+    pub(super) form: Form,
+    /// Whether it is the last form of its command.
+    pub(super) is_last: bool,
+    /// The part that is shown, counted from 1.
+    pub(super) number: usize,
+    /// The `<set/>` of the part (XEP-0059).
+    pub(super) set: Option<Element>,
+}
+
+pub(super) fn answer(command: Command, id: &str, status: &str) -> Element {
+    xml::element(
+        "command",
+        ns::COMMANDS,
+        &[("node", &command.node()), ("sessionid", id), ("status", status)],
+    )
+}
+
+/// Returns the actions of a page: the first of `forth` is the default.
+pub(super) fn executing_actions(back: bool, forth: &[&str]) -> Element {
+    let default = forth.first().copied().unwrap_or("complete");
+    let mut actions = xml::element("actions", ns::COMMANDS, &[("execute", default)]);
+    for action in back.then_some("prev").iter().chain(forth) {
+        actions.append_child(Element::bare(*action, ns::COMMANDS));
+    }
+    actions
+}
+
+pub(super) fn note(type_: &str, text: &str) -> Element {
+    let mut note = xml::element("note", ns::COMMANDS, &[("type", type_)]);
+    note.append_text(&*sentence(text));
+    note
+}
