@@ -7,7 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::{
-    cli::{BAD_CONFIG, Failure, SECRET_REFUSED, Task, backup, keys, online, reach, vars},
+    cli::{BAD_CONFIG, CommandFailure, SECRET_REFUSED, Task, backup, keys, online, reach, vars},
     config::{Config, Format, Loaded},
     control::Reload,
     http,
@@ -19,7 +19,7 @@ use crate::{
     systemd::{self, Inherited},
 };
 
-impl From<StartError> for Failure {
+impl From<StartError> for CommandFailure {
     fn from(error: StartError) -> Self {
         let hint = match &error {
             StartError::Database { source, url } => cure(source, url),
@@ -121,7 +121,7 @@ fn cure_of_postgres(error: &sqlx::Error) -> &'static str {
     }
 }
 
-impl From<LinkError> for Failure {
+impl From<LinkError> for CommandFailure {
     fn from(error: LinkError) -> Self {
         Self::new(error.to_string()).with_code(SECRET_REFUSED)
     }
@@ -131,7 +131,11 @@ impl From<LinkError> for Failure {
 ///
 /// # Errors
 /// The message for the user, with the exit status.
-pub async fn run(task: Task, inherited: Inherited, out: &mut impl Write) -> Result<(), Failure> {
+pub async fn run(
+    task: Task,
+    inherited: Inherited,
+    out: &mut impl Write,
+) -> Result<(), CommandFailure> {
     match task {
         Task::Done => Ok(()),
         Task::Serve(loaded) => {
@@ -156,7 +160,7 @@ pub async fn run(task: Task, inherited: Inherited, out: &mut impl Write) -> Resu
             let done =
                 keys::run(command, &store, component, json, OffsetDateTime::now_utc(), out).await;
             store.close().await;
-            done.map_err(|error| Failure::new(error.to_string()))
+            done.map_err(|error| CommandFailure::new(error.to_string()))
         }
     }
 }
@@ -183,7 +187,7 @@ fn raise_descriptors(sessions: usize) {
     }
 }
 
-async fn serve(loaded: Loaded, inherited: Inherited) -> Result<(), Failure> {
+async fn serve(loaded: Loaded, inherited: Inherited) -> Result<(), CommandFailure> {
     let log = &loaded.config.log;
     let log = LogLevel::start(&log.level, log.format == Format::Json);
     for warning in &loaded.warnings {
@@ -204,7 +208,7 @@ async fn serve(loaded: Loaded, inherited: Inherited) -> Result<(), Failure> {
             event = service.event() => match event {
                 Event::Ended(ended) => {
                     ended?;
-                    return Err(Failure::new("the link to the XMPP server ended unexpectedly"));
+                    return Err(CommandFailure::new("the link to the XMPP server ended unexpectedly"));
                 }
                 Event::Reload(Reload(answer)) => {
                     let _ = answer.send(reload(&loaded, &mut service).await);
@@ -245,8 +249,8 @@ async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
     }
 }
 
-fn listen(kind: SignalKind) -> Result<Signal, Failure> {
-    signal(kind).map_err(|error| Failure::new(format!("cannot handle signals: {error}")))
+fn listen(kind: SignalKind) -> Result<Signal, CommandFailure> {
+    signal(kind).map_err(|error| CommandFailure::new(format!("cannot handle signals: {error}")))
 }
 
 /// Applies a valid file; keeps the old configuration if the file is not valid. Returns the changed settings that need a
@@ -271,7 +275,11 @@ async fn reload(loaded: &Loaded, service: &mut Service) -> Result<Vec<String>, S
     done
 }
 
-async fn check(config: &Config, look_online: bool, out: &mut impl Write) -> Result<(), Failure> {
+async fn check(
+    config: &Config,
+    look_online: bool,
+    out: &mut impl Write,
+) -> Result<(), CommandFailure> {
     let (found, store) = service::inspect(config).await?;
     for warning in &found.warnings {
         writeln!(out, "warning: {warning}")?;
@@ -400,7 +408,7 @@ mod tests {
         ] {
             let shown = format!("{error:?}");
             let failure =
-                Failure::from(StartError::Database { url: url.to_owned(), source: error });
+                CommandFailure::from(StartError::Database { url: url.to_owned(), source: error });
             let hint = failure.hint.unwrap();
             assert!(hint.contains(word), "{shown}: {hint}");
             assert_eq!(failure.code == BAD_CONFIG, lasting, "{shown}");

@@ -3,7 +3,7 @@
 use std::{io::stderr, process::ExitCode};
 
 use fingerpost::{
-    cli::{Cli, Failure},
+    cli::{CommandFailure, FingerpostCli},
     lifecycle,
     systemd::Inherited,
 };
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
+fn run(cli: FingerpostCli) -> Result<(), CommandFailure> {
     // It removes variables from the environment, so it must run while there is only one thread.
     let inherited = Inherited::take();
     let task = cli.prepare(&mut Stdout, &mut stderr())?;

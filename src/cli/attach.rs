@@ -15,7 +15,7 @@ use std::{
 use clap::ValueEnum;
 use data_encoding::HEXLOWER;
 
-use super::failure::Failure;
+use super::failure::CommandFailure;
 use crate::config::{ComponentSettings, Config, ConfigError};
 
 /// An XMPP server whose configuration the program knows.
@@ -36,12 +36,15 @@ pub(super) fn run(
     load: impl Fn() -> Result<Config, ConfigError>,
     out: &mut impl Write,
     err: &mut impl Write,
-) -> Result<(), Failure> {
+) -> Result<(), CommandFailure> {
     let config = match load() {
         Err(error) => {
             let Some(path) = error.no_secret() else { return Err(error.into()) };
             make_secret(path).map_err(|error| {
-                Failure::new(format!("{}: the secret cannot be written: {error}", path.display()))
+                CommandFailure::new(format!(
+                    "{}: the secret cannot be written: {error}",
+                    path.display()
+                ))
             })?;
             writeln!(err, "A new secret is in {}, readable by its owner only.", path.display())?;
             load()?

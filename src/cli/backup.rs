@@ -4,7 +4,7 @@ use std::{io::Write, path::Path};
 
 use time::OffsetDateTime;
 
-use super::failure::{BAD_CONFIG, Failure};
+use super::failure::{BAD_CONFIG, CommandFailure};
 use crate::{
     config::Config,
     registry::store::backup::{self, BackupError},
@@ -18,7 +18,7 @@ pub(crate) async fn back_up(
     config: &Config,
     file: &Path,
     out: &mut impl Write,
-) -> Result<(), Failure> {
+) -> Result<(), CommandFailure> {
     let done = backup::back_up(&config.database.url, file).await;
     done.map_err(|error| failure(&error, &dump(file)))?;
     writeln!(out, "the database is backed up in {}", file.display())?;
@@ -34,7 +34,7 @@ pub(crate) async fn restore(
     file: &Path,
     now: OffsetDateTime,
     out: &mut impl Write,
-) -> Result<(), Failure> {
+) -> Result<(), CommandFailure> {
     let done = backup::restore(&config.database.url, file, now).await;
     let kept = done.map_err(|error| failure(&error, &undump(file)))?;
     writeln!(out, "the database is restored from {}", file.display())?;
@@ -55,8 +55,8 @@ fn undump(file: &Path) -> String {
     )
 }
 
-fn failure(error: &BackupError, postgres: &str) -> Failure {
-    let failure = Failure::new(error.to_string());
+fn failure(error: &BackupError, postgres: &str) -> CommandFailure {
+    let failure = CommandFailure::new(error.to_string());
     match error {
         BackupError::Postgres => failure.with_hint(postgres),
         BackupError::InMemory => failure.with_hint("set [database] url to a file"),

@@ -13,7 +13,7 @@ pub const BAD_CONFIG: u8 = 78;
 
 /// Why a command ended early: one line, perhaps a cure, and the exit status.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Failure {
+pub struct CommandFailure {
     /// The exit status.
     pub code: u8,
     /// What happened, on one line.
@@ -22,7 +22,7 @@ pub struct Failure {
     pub hint: Option<String>,
 }
 
-impl Failure {
+impl CommandFailure {
     /// Creates a failure at run time.
     pub fn new(text: impl Into<String>) -> Self {
         Self { code: FAILED, text: text.into(), hint: None }
@@ -51,7 +51,7 @@ impl Failure {
     }
 }
 
-impl From<ConfigError> for Failure {
+impl From<ConfigError> for CommandFailure {
     fn from(error: ConfigError) -> Self {
         Self {
             code: BAD_CONFIG,
@@ -61,7 +61,7 @@ impl From<ConfigError> for Failure {
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for CommandFailure {
     fn from(error: io::Error) -> Self {
         Self::new(error.to_string())
     }

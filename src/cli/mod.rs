@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use self::failure::{BAD_CONFIG, FAILED, Failure};
+pub use self::failure::{BAD_CONFIG, CommandFailure, FAILED};
 use self::keys::KeysCommand;
 use crate::config::{Config, DEFAULT_TEXT, Loaded};
 
@@ -34,18 +34,18 @@ pub const SECRET_REFUSED: u8 = 77;
     after_help = "Exit status: 0 ok, 1 failed at run time, 2 bad usage, 77 the XMPP server refused the secret, \
                   78 bad configuration."
 )]
-pub struct Cli {
+pub struct FingerpostCli {
     /// The configuration file [default: ./fingerpost.toml, then /etc/fingerpost/config.toml]
     #[arg(short, long = "config", value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
     /// The command.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: ProgramCommand,
 }
 
 /// The commands of `fingerpost`.
 #[derive(Clone, Debug, Subcommand)]
-pub enum Command {
+pub enum ProgramCommand {
     /// Run the component in the foreground; SIGTERM stops it in order, SIGHUP reloads the configuration
     Serve,
     /// Validate configuration, database and ports
@@ -135,52 +135,56 @@ pub enum Task {
     },
 }
 
-impl Cli {
+impl FingerpostCli {
     /// Reads the configuration and does the work that needs neither server nor database. Returns the work that remains.
     ///
     /// Data goes to `out`, warnings about the configuration to `err`.
     ///
     /// # Errors
     /// A bad configuration, a port that is taken (for `check`), a directory that cannot be written.
-    pub fn prepare(self, out: &mut impl Write, err: &mut impl Write) -> Result<Task, Failure> {
+    pub fn prepare(
+        self,
+        out: &mut impl Write,
+        err: &mut impl Write,
+    ) -> Result<Task, CommandFailure> {
         let file = self.config.as_deref();
         match self.command {
             // Its warnings belong in the log, in the log's format.
-            Command::Serve => Ok(Task::Serve(Config::load(file, vars())?)),
-            Command::Check { online } => {
+            ProgramCommand::Serve => Ok(Task::Serve(Config::load(file, vars())?)),
+            ProgramCommand::Check { online } => {
                 let loaded = load(file, err)?;
                 check_ports(&loaded.config)?;
                 Ok(Task::Check { loaded, online })
             }
-            Command::Attach { server } => {
+            ProgramCommand::Attach { server } => {
                 let load = || Config::load(file, vars()).map(|loaded| loaded.config);
                 attach::run(server, load, out, err)?;
                 Ok(Task::Done)
             }
-            Command::Migrate => Ok(Task::Migrate(load(file, err)?)),
-            Command::Backup { file: target } => {
+            ProgramCommand::Migrate => Ok(Task::Migrate(load(file, err)?)),
+            ProgramCommand::Backup { file: target } => {
                 Ok(Task::Backup { loaded: load(file, err)?, file: target })
             }
-            Command::Restore { file: source } => {
+            ProgramCommand::Restore { file: source } => {
                 Ok(Task::Restore { loaded: load(file, err)?, file: source })
             }
-            Command::Keys { command, json } => {
+            ProgramCommand::Keys { command, json } => {
                 Ok(Task::Keys { loaded: load(file, err)?, command, json })
             }
-            Command::Config => {
+            ProgramCommand::Config => {
                 out.write_all(DEFAULT_TEXT.as_bytes())?;
                 Ok(Task::Done)
             }
-            Command::Completions { shell } => {
+            ProgramCommand::Completions { shell } => {
                 // Into memory first: the generator panics if it cannot write.
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "fingerpost", &mut script);
                 out.write_all(&script)?;
                 Ok(Task::Done)
             }
-            Command::Man { dir } => {
+            ProgramCommand::Man { dir } => {
                 write_man(&dir).map_err(|error| {
-                    Failure::new(format!("{}: cannot be written: {error}", dir.display()))
+                    CommandFailure::new(format!("{}: cannot be written: {error}", dir.display()))
                 })?;
                 Ok(Task::Done)
             }
@@ -188,7 +192,7 @@ impl Cli {
     }
 }
 
-fn load(file: Option<&Path>, err: &mut impl Write) -> Result<Loaded, Failure> {
+fn load(file: Option<&Path>, err: &mut impl Write) -> Result<Loaded, CommandFailure> {
     let loaded = Config::load(file, vars())?;
     for warning in &loaded.warnings {
         writeln!(err, "warning: {warning}")?;
@@ -203,7 +207,7 @@ pub(crate) fn vars() -> impl Iterator<Item = (String, String)> {
 }
 
 /// Tries to listen at every address of the configuration.
-fn check_ports(config: &Config) -> Result<(), Failure> {
+fn check_ports(config: &Config) -> Result<(), CommandFailure> {
     let socks5 = config.socks5.listen.iter().map(|address| ("socks5.listen", address));
     let http = config.http.listen.iter().map(|address| ("http.listen", address));
     for (key, address) in socks5.chain(http) {
@@ -212,7 +216,7 @@ fn check_ports(config: &Config) -> Result<(), Failure> {
             TcpListener::bind(found.as_slice())
         });
         if let Err(error) = bound {
-            return Err(Failure::new(format!("{key}: cannot listen on {address}: {error}"))
+            return Err(CommandFailure::new(format!("{key}: cannot listen on {address}: {error}"))
                 .with_hint("stop what uses the port, or change it; `check` needs a stopped service, without its socket unit"));
         }
     }
@@ -221,7 +225,7 @@ fn check_ports(config: &Config) -> Result<(), Failure> {
 
 fn write_man(dir: &Path) -> io::Result<()> {
     std::fs::create_dir_all(dir)?;
-    clap_mangen::generate_to(Cli::command(), dir)
+    clap_mangen::generate_to(FingerpostCli::command(), dir)
 }
 
 #[cfg(test)]
@@ -230,20 +234,20 @@ mod tests {
 
     #[test]
     fn the_arguments_are_well_formed() {
-        Cli::command().debug_assert();
+        FingerpostCli::command().debug_assert();
     }
 
     #[test]
     fn a_failure_is_one_line_and_a_cure() {
         let mut text = Vec::new();
-        Failure::new("no").with_hint("yes").report(&mut text).unwrap();
+        CommandFailure::new("no").with_hint("yes").report(&mut text).unwrap();
         assert_eq!(text, b"error: no\nhint: yes\n");
     }
 
     #[test]
     fn every_command_has_a_manual_page() {
         let dir = tempfile::tempdir().unwrap();
-        let cli = Cli::parse_from(["fingerpost", "man", dir.path().to_str().unwrap()]);
+        let cli = FingerpostCli::parse_from(["fingerpost", "man", dir.path().to_str().unwrap()]);
         assert!(matches!(cli.prepare(&mut io::sink(), &mut io::sink()), Ok(Task::Done)));
         let page = std::fs::read_to_string(dir.path().join("fingerpost-serve.1")).unwrap();
         assert!(page.contains("SIGHUP"));
@@ -251,8 +255,9 @@ mod tests {
 
     #[test]
     fn the_configuration_may_be_named_after_the_subcommand() {
-        let cli = Cli::parse_from(["fingerpost", "keys", "list", "--json", "-c", "x.toml"]);
-        let Command::Keys { json, .. } = cli.command else { panic!() };
+        let cli =
+            FingerpostCli::parse_from(["fingerpost", "keys", "list", "--json", "-c", "x.toml"]);
+        let ProgramCommand::Keys { json, .. } = cli.command else { panic!() };
         assert_eq!(cli.config.as_deref(), Some(Path::new("x.toml")));
         assert!(json);
     }

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{Failure, SECRET_REFUSED, reach};
+use super::{CommandFailure, SECRET_REFUSED, reach};
 use crate::{
     config::Config,
     link::{
@@ -54,7 +54,7 @@ pub(crate) async fn run(
     config: &Config,
     store: Option<&Store>,
     out: &mut impl Write,
-) -> Result<(), Failure> {
+) -> Result<(), CommandFailure> {
     let component = &config.component;
     let options = LinkOptions {
         servers: component.server.clone(),
@@ -90,9 +90,13 @@ pub(crate) async fn run(
 }
 
 /// Reports how many instances serve the component, according to the shared database, and their faults.
-async fn instances(config: &Config, store: &Store, out: &mut impl Write) -> Result<(), Failure> {
+async fn instances(
+    config: &Config,
+    store: &Store,
+    out: &mut impl Write,
+) -> Result<(), CommandFailure> {
     let found = store.instances(&config.component.jid).await;
-    let found = found.map_err(|error| Failure::new(format!("the database: {error}")))?;
+    let found = found.map_err(|error| CommandFailure::new(format!("the database: {error}")))?;
     let alive: Vec<_> = found.iter().filter(|instance| instance.is_alive()).collect();
     if alive.len() > 1 {
         writeln!(out, "{} instances of this component share the database", alive.len())?;
@@ -126,7 +130,7 @@ async fn servers(
     config: &Config,
     options: LinkOptions,
     out: &mut impl Write,
-) -> Result<(LinkOptions, Halves), Failure> {
+) -> Result<(LinkOptions, Halves), CommandFailure> {
     let mut first = None;
     let mut failures = Vec::new();
     for server in &options.servers {
@@ -142,8 +146,10 @@ async fn servers(
                 continue;
             }
             Ok(Err(error)) => explain(config, server, &error),
-            Err(_) => Failure::new(format!("no answer from {server} in {} s", WAIT.as_secs()))
-                .with_hint("is that the server's component port, and not the one of clients?"),
+            Err(_) => {
+                CommandFailure::new(format!("no answer from {server} in {} s", WAIT.as_secs()))
+                    .with_hint("is that the server's component port, and not the one of clients?")
+            }
         };
         failures.push(failure);
     }
@@ -154,7 +160,7 @@ async fn servers(
         }
     }
     let failure =
-        || failures.into_iter().next().unwrap_or_else(|| Failure::new("no server is set"));
+        || failures.into_iter().next().unwrap_or_else(|| CommandFailure::new("no server is set"));
     first.ok_or_else(failure)
 }
 
@@ -175,34 +181,34 @@ async fn handshake(options: &LinkOptions) -> Result<Halves, Unlinked> {
 }
 
 /// Returns why there is no link, and the cure.
-fn explain(config: &Config, server: &str, error: &Unlinked) -> Failure {
+fn explain(config: &Config, server: &str, error: &Unlinked) -> CommandFailure {
     let jid = &config.component.jid;
     let attach = "`fingerpost attach prosody` (or ejabberd) prints the lines for the server; restart it after that";
     match error {
         Unlinked::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            Failure::new(format!("nothing listens at {server}")).with_hint(format!(
+            CommandFailure::new(format!("nothing listens at {server}")).with_hint(format!(
                 "is the server running, and does it have a component port there? {attach}"
             ))
         }
-        Unlinked::Io(error) => Failure::new(format!("no connection to {server}: {error}"))
+        Unlinked::Io(error) => CommandFailure::new(format!("no connection to {server}: {error}"))
             .with_hint("check [component] server: host:port of the server's component port"),
         Unlinked::Stream { condition, text } if condition == "not-authorized" => {
-            Failure::new(link::refused(jid, text))
+            CommandFailure::new(link::refused(jid, text))
                 .with_code(SECRET_REFUSED)
                 .with_hint(format!("{}; {attach}", link::refused_cure(jid, text)))
         }
         Unlinked::Stream { condition, .. } if condition == "host-unknown" => {
-            Failure::new(format!("the XMPP server knows of no component {jid}")).with_hint(attach)
+            CommandFailure::new(format!("the XMPP server knows of no component {jid}")).with_hint(attach)
         }
-        Unlinked::Stream { condition, .. } if condition == "conflict" => Failure::new(format!(
+        Unlinked::Stream { condition, .. } if condition == "conflict" => CommandFailure::new(format!(
             "{jid} is connected already"
         ))
         .with_hint("is fingerpost running? Then all is well; otherwise stop the program that uses its address"),
-        Unlinked::Closed | Unlinked::Eof { .. } => Failure::new(format!(
+        Unlinked::Closed | Unlinked::Eof { .. } => CommandFailure::new(format!(
             "{server} closed the connection"
         ))
         .with_hint(format!("is that the component port, and does the server know {jid}? {attach}")),
-        other => Failure::new(format!("no component link to {server}: {other}")),
+        other => CommandFailure::new(format!("no component link to {server}: {other}")),
     }
 }
 
@@ -212,7 +218,7 @@ async fn services(
     config: &Config,
     parent: &str,
     out: &mut impl Write,
-) -> Result<(), Failure> {
+) -> Result<(), CommandFailure> {
     let jid = &config.component.jid;
     let Ok(host) = Jid::new(parent) else { return Ok(()) };
     let Some(items) = asking.ask(&host, Element::bare("query", ns::DISCO_ITEMS)).await? else {
@@ -279,7 +285,7 @@ async fn sizes(
     mut asking: Asking,
     options: &LinkOptions,
     out: &mut impl Write,
-) -> Result<(), Failure> {
+) -> Result<(), CommandFailure> {
     let max = options.max_stanza_bytes;
     let mut passed = None;
     // A server with two links of one address may deliver a stanza to either.
@@ -366,7 +372,7 @@ struct Asking {
 
 impl Asking {
     /// Returns the payload of the answer; `None` for an error or silence.
-    async fn ask(&mut self, to: &Jid, payload: Element) -> Result<Option<Element>, Failure> {
+    async fn ask(&mut self, to: &Jid, payload: Element) -> Result<Option<Element>, CommandFailure> {
         self.number += 1;
         let id = format!("check-{}", self.number);
         let from = self.jid.as_str();
@@ -457,7 +463,7 @@ impl Asking {
     }
 
     /// Returns whether every stanza to ourselves comes back to this connection, once.
-    async fn is_alone(&mut self) -> Result<bool, Failure> {
+    async fn is_alone(&mut self) -> Result<bool, CommandFailure> {
         let mut echo = Echo::new(rand::random(), None, Instant::now());
         let (reader, writer) = &mut self.halves;
         let mut bytes = Vec::new();

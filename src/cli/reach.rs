@@ -27,11 +27,11 @@ const ADDRESSES: usize = 8;
 /// The most connections of others that are read at once: the port is open during this check.
 const STRANGERS: usize = 256;
 /// The mark of our own connections.
-type Nonce = [u8; 32];
+type ConnectionMark = [u8; 32];
 
 /// A connection that has arrived at a listening address.
 struct Arrived {
-    nonce: Nonce,
+    nonce: ConnectionMark,
     /// The address that counts for it.
     source: SocketAddr,
     /// Whether it lacks the header that a load balancer must send.
@@ -143,7 +143,7 @@ async fn connect(
     address: SocketAddr,
     arrived: &mut mpsc::Receiver<Arrived>,
 ) -> io::Result<Option<(SocketAddr, Arrived)>> {
-    let nonce: Nonce = rand::random();
+    let nonce: ConnectionMark = rand::random();
     let mut stream = timeout(WAIT, TcpStream::connect(address)).await??;
     let from = stream.local_addr()?;
     // A connection that leads elsewhere may be closed at once.
@@ -186,7 +186,7 @@ async fn read(
     let mut header = proxy_protocol.then(HeaderReader::new);
     let (mut bytes, mut source, mut bare) = (Vec::new(), peer, false);
     let mut buffer = [0; 256];
-    while bytes.len() < size_of::<Nonce>() {
+    while bytes.len() < size_of::<ConnectionMark>() {
         let read = match stream.read(&mut buffer).await {
             Ok(n) if n > 0 => &buffer[..n],
             _ => return,
@@ -205,7 +205,7 @@ async fn read(
             }
         }
     }
-    if let Ok(nonce) = bytes[..size_of::<Nonce>()].try_into() {
+    if let Ok(nonce) = bytes[..size_of::<ConnectionMark>()].try_into() {
         let _ = arrivals.send(Arrived { nonce, source, bare }).await;
     }
 }

@@ -10,7 +10,7 @@ use fingerpost::{cli, config::DEFAULT_TEXT};
 /// Writes them into a directory.
 pub(crate) fn write(directory: &Path) {
     let programs: [(&str, Command); 2] =
-        [("fingerpost", cli::Cli::command()), ("xtls", fingerpost_xtls::Cli::command())];
+        [("fingerpost", cli::FingerpostCli::command()), ("xtls", fingerpost_xtls::Cli::command())];
     for (name, command) in programs {
         let pages = directory.join("man");
         fs::create_dir_all(&pages).unwrap();
