@@ -27,7 +27,7 @@ const BATCH: usize = 256;
 
 /// Takes what is to be handed over, and refuses what has waited for too long.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(super) struct HandoverDesk {
     cluster: Cluster,
     queue: mpsc::Receiver<Outgoing>,
     waiting: VecDeque<Outgoing>,
@@ -58,7 +58,7 @@ impl Packed {
     }
 }
 
-impl Desk {
+impl HandoverDesk {
     pub(super) fn new(cluster: Cluster, queue: mpsc::Receiver<Outgoing>) -> Self {
         Self { cluster, queue, waiting: VecDeque::new() }
     }

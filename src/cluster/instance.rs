@@ -56,7 +56,7 @@ pub enum Event {
 
 /// What an instance is among those of its component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum ClusterStanding {
     /// It knows of no other instance, and serves all users that reach it.
     Alone,
     /// It serves all users, and the others hand it what comes to them.
@@ -67,7 +67,7 @@ pub enum Standing {
     Apart,
 }
 
-impl Standing {
+impl ClusterStanding {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Alone, Self::Leads, Self::Follows, Self::Apart];
 
@@ -83,7 +83,7 @@ impl Standing {
 }
 
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct ClusterView {
     /// The role, but for the lease.
     pub(super) role: Role,
     /// The end of the lease; `None` if there cannot be another instance.
@@ -97,10 +97,10 @@ pub(super) struct State {
     /// Whether the database is connected, as far as is known.
     pub(super) is_connected: bool,
     /// What the log last said that it is.
-    pub(super) told: Standing,
+    pub(super) told: ClusterStanding,
 }
 
-impl State {
+impl ClusterView {
     fn role(&self) -> &Role {
         match &self.role {
             Role::Leads if self.until.is_some_and(|until| Instant::now() >= until) => {
@@ -110,22 +110,22 @@ impl State {
         }
     }
 
-    fn standing(&self) -> Standing {
+    fn standing(&self) -> ClusterStanding {
         match self.role() {
-            Role::Leads if self.others.is_empty() => Standing::Alone,
-            Role::Leads => Standing::Leads,
-            Role::Follows(Some(_)) => Standing::Follows,
-            Role::Follows(None) => Standing::Apart,
+            Role::Leads if self.others.is_empty() => ClusterStanding::Alone,
+            Role::Leads => ClusterStanding::Leads,
+            Role::Follows(Some(_)) => ClusterStanding::Follows,
+            Role::Follows(None) => ClusterStanding::Apart,
         }
     }
 
     /// Why it is that.
-    fn why(&self, standing: Standing) -> &'static str {
+    fn why(&self, standing: ClusterStanding) -> &'static str {
         match standing {
-            Standing::Alone => "no other instance is known",
-            Standing::Leads => "this instance has the lead in the database",
-            Standing::Follows => "another instance leads",
-            Standing::Apart => {
+            ClusterStanding::Alone => "no other instance is known",
+            ClusterStanding::Leads => "this instance has the lead in the database",
+            ClusterStanding::Follows => "another instance leads",
+            ClusterStanding::Apart => {
                 let is_old = self.beat.is_some_and(|beat| beat.elapsed() >= LEASE);
                 if is_old || !self.is_connected {
                     "the database does not answer: this instance may not lead, nor find the one that does"
@@ -138,13 +138,13 @@ impl State {
 }
 
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct ClusterParts {
     pub(super) component: BareJid,
     pub(super) id: String,
     pub(super) advertise: String,
     pub(super) store: Store,
     pub(super) linked: AtomicBool,
-    pub(super) state: Mutex<State>,
+    pub(super) state: Mutex<ClusterView>,
     pub(super) queue: mpsc::Sender<Outgoing>,
     pub(super) permits: Permits,
     pub(super) retiring: Notify,
@@ -159,7 +159,7 @@ pub(super) enum Outgoing {
 
 /// This instance among those of its component. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Cluster(pub(super) Arc<Shared>);
+pub struct Cluster(pub(super) Arc<ClusterParts>);
 
 impl Cluster {
     /// Creates an instance that leads as long as it knows of no other, and the queue of what it hands over.
@@ -169,16 +169,16 @@ impl Cluster {
         advertise: String,
     ) -> (Self, mpsc::Receiver<Outgoing>) {
         let (sender, queue) = mpsc::channel(QUEUE);
-        let state = State {
+        let state = ClusterView {
             role: Role::Leads,
             until: None,
             others: Vec::new(),
             alone: false,
             beat: None,
             is_connected: false,
-            told: Standing::Alone,
+            told: ClusterStanding::Alone,
         };
-        let shared = Shared {
+        let shared = ClusterParts {
             component: component.clone(),
             id: format!("{:016x}", rand::random::<u64>()),
             advertise,
@@ -193,7 +193,7 @@ impl Cluster {
     }
 
     /// Never held over an `.await`.
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, ClusterView> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -258,7 +258,7 @@ impl Cluster {
         }
         let (role, instances) = (standing.name(), state.others.len() + 1);
         match standing {
-            Standing::Apart => warn!(
+            ClusterStanding::Apart => warn!(
                 role,
                 why,
                 instances,
@@ -289,7 +289,7 @@ impl Cluster {
     }
 
     /// What this instance is among them.
-    pub fn standing(&self) -> Standing {
+    pub fn standing(&self) -> ClusterStanding {
         self.lock().standing()
     }
 
@@ -308,7 +308,7 @@ impl Cluster {
     pub async fn retire(&self, patience: Duration) {
         self.0.retiring.notify_one();
         let led = async {
-            while self.standing() != Standing::Follows {
+            while self.standing() != ClusterStanding::Follows {
                 sleep(Duration::from_millis(20)).await;
             }
         };
@@ -323,7 +323,7 @@ impl Cluster {
     pub fn obstacle(&self) -> Option<&'static str> {
         let state = self.lock();
         let standing = state.standing();
-        (standing == Standing::Apart).then(|| state.why(standing))
+        (standing == ClusterStanding::Apart).then(|| state.why(standing))
     }
 
     /// Notes whether the link to the XMPP server is up.

@@ -45,12 +45,12 @@ pub(super) enum Role {
 
 /// What to ask of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum MemberStep {
     /// Nothing.
     Nothing,
     /// Take the lock if it is free: the result goes to [`Member::tried`].
     Try,
-    /// End the connection that holds the lock, then as [`Step::Try`].
+    /// End the connection that holds the lock, then as [`MemberStep::Try`].
     Evict,
     /// Give the lock free.
     Yield,
@@ -140,9 +140,9 @@ impl Member {
     }
 
     /// There is a connection again. One that leads takes the lock, unless another one has led since.
-    pub(super) fn reconnected(&mut self, now: Instant) -> Step {
+    pub(super) fn reconnected(&mut self, now: Instant) -> MemberStep {
         self.back_since = Some(now);
-        if self.role == Role::Leads { Step::Try } else { Step::Nothing }
+        if self.role == Role::Leads { MemberStep::Try } else { MemberStep::Nothing }
     }
 
     /// The link came up or was lost.
@@ -168,7 +168,12 @@ impl Member {
     }
 
     /// Takes what the instances have said of themselves. `began`: before this one's own sign of life was sent.
-    pub(super) fn look(&mut self, instances: &[Instance], began: Instant, now: Instant) -> Step {
+    pub(super) fn look(
+        &mut self,
+        instances: &[Instance],
+        began: Instant,
+        now: Instant,
+    ) -> MemberStep {
         let leaders = || self.others(instances).filter(|other| other.leads);
         let leader = leaders().min_by_key(|other| other.age).cloned();
         self.silent = match &leader {
@@ -181,33 +186,33 @@ impl Member {
         if self.holds {
             self.failed = 0;
             self.lease = began + LEASE;
-            return if self.is_worse(now) { Step::Yield } else { Step::Nothing };
+            return if self.is_worse(now) { MemberStep::Yield } else { MemberStep::Nothing };
         }
         let is_back = self.back_since.is_some_and(|since| now - since < GRACE);
         let step = match leader {
             Some(leader) if leader.age < STALE => {
                 self.role = Role::Follows(Some(leader.id));
                 self.failed = 0;
-                return Step::Nothing;
+                return MemberStep::Nothing;
             }
             Some(leader) if leader.is_alive() => {
                 self.failed = 0;
-                if is_over(&leader) { Step::Try } else { Step::Nothing }
+                if is_over(&leader) { MemberStep::Try } else { MemberStep::Nothing }
             }
-            Some(leader) if !is_over(&leader) => Step::Nothing,
-            Some(_) if is_back && self.role != Role::Leads => Step::Nothing,
-            Some(_) => Step::Evict,
-            None if self.failed >= TRIES => Step::Evict,
-            None => Step::Try,
+            Some(leader) if !is_over(&leader) => MemberStep::Nothing,
+            Some(_) if is_back && self.role != Role::Leads => MemberStep::Nothing,
+            Some(_) => MemberStep::Evict,
+            None if self.failed >= TRIES => MemberStep::Evict,
+            None => MemberStep::Try,
         };
         if let Role::Follows(leader) = &mut self.role {
             *leader = None;
         }
         if self.is_retired {
-            return Step::Nothing;
+            return MemberStep::Nothing;
         }
         if self.is_worse(now) {
-            return if self.role == Role::Leads { Step::Yield } else { Step::Nothing };
+            return if self.role == Role::Leads { MemberStep::Yield } else { MemberStep::Nothing };
         }
         if self.failed >= TRIES && !self.in_company {
             self.role = Role::Leads;
@@ -222,19 +227,19 @@ impl Member {
         instances: &[Instance],
         began: Instant,
         now: Instant,
-    ) -> Option<Step> {
+    ) -> Option<MemberStep> {
         self.in_company = self.others(instances).any(Instance::is_alive);
         let leader =
             self.others(instances).filter(|other| other.leads).min_by_key(|other| other.age);
-        let Some(leader) = leader else { return Some(Step::Try) };
+        let Some(leader) = leader else { return Some(MemberStep::Try) };
         if leader.age < now.saturating_duration_since(began) {
             return None;
         }
         if !is_over(leader) {
-            return Some(Step::Nothing);
+            return Some(MemberStep::Nothing);
         }
         self.silent = vec![Silent::of(leader)];
-        Some(Step::Try)
+        Some(MemberStep::Try)
     }
 
     /// A try at `began` has ended so.
@@ -304,7 +309,7 @@ mod tests {
 
     fn follower(id: &str, of: &str, now: Instant) -> Member {
         let mut member = member(id, now);
-        assert_eq!(member.look(&[instance(of, true, true, 0)], now, now), Step::Nothing);
+        assert_eq!(member.look(&[instance(of, true, true, 0)], now, now), MemberStep::Nothing);
         assert_eq!(member.role(), &follows(of));
         member
     }
@@ -313,15 +318,15 @@ mod tests {
     fn the_first_one_leads_and_the_next_one_follows() {
         let now = Instant::now();
         let mut a = member("a", now);
-        assert_eq!(a.look(&[], now, now), Step::Try);
+        assert_eq!(a.look(&[], now, now), MemberStep::Try);
         a.tried(Some(Won::Anew), now);
         assert_eq!((a.role(), a.holds()), (&Role::Leads, true));
         let mut b = member("b", now);
         b.tried(None, now);
         let both = [instance("a", true, true, 1), instance("b", false, true, 0)];
-        assert_eq!(b.look(&both, now, now), Step::Nothing);
+        assert_eq!(b.look(&both, now, now), MemberStep::Nothing);
         assert_eq!(b.role(), &follows("a"));
-        assert_eq!(a.look(&both, now, now), Step::Nothing);
+        assert_eq!(a.look(&both, now, now), MemberStep::Nothing);
     }
 
     /// Whether it leads at `now`.
@@ -335,7 +340,7 @@ mod tests {
         let mut a = leader("a", now);
         // Its old connection lives on in the database and has the lock; its link is down, too.
         a.disconnected(now);
-        assert_eq!(a.reconnected(now), Step::Try);
+        assert_eq!(a.reconnected(now), MemberStep::Try);
         a.tried(None, now);
         a.set_linked(false, now);
         let later = now + 10 * LINKLESS;
@@ -348,10 +353,10 @@ mod tests {
         }
         assert!(leads(&a, later), "nobody else is there for several looks");
         // In the end it closes that connection, also if another instance recorded the lead.
-        assert_eq!((steps[0], steps.last()), (Step::Try, Some(&Step::Evict)));
+        assert_eq!((steps[0], steps.last()), (MemberStep::Try, Some(&MemberStep::Evict)));
         // Rows of those that are gone change nothing.
         let gone = [instance("a", false, false, 0), instance("b", true, true, 15)];
-        assert_eq!(a.look(&gone, later, later), Step::Evict);
+        assert_eq!(a.look(&gone, later, later), MemberStep::Evict);
         assert_eq!(a.role(), &Role::Leads);
         // One that follows without a lead does not lead.
         let other = [instance("a", false, true, 0), instance("b", false, false, 0)];
@@ -368,10 +373,10 @@ mod tests {
         a.tried(None, now);
         a.joined();
         assert_eq!(a.role(), &Role::Follows(None), "it may only be slow");
-        assert_eq!(a.look(&[instance("old", true, true, 14)], now, now), Step::Try);
+        assert_eq!(a.look(&[instance("old", true, true, 14)], now, now), MemberStep::Try);
         a.tried(None, now);
         // Then its row is old, and removed; the lock is held on.
-        assert_eq!(a.look(&[instance("old", true, true, 15)], now, now), Step::Evict);
+        assert_eq!(a.look(&[instance("old", true, true, 15)], now, now), MemberStep::Evict);
         for _ in 0..TRIES {
             a.tried(None, now);
             a.look(&[instance("a", false, true, 0)], now, now);
@@ -383,22 +388,22 @@ mod tests {
     fn a_leader_whose_process_has_died_is_followed_when_its_lease_is_over() {
         let now = Instant::now();
         let mut b = follower("b", "a", now);
-        assert_eq!(b.look(&[instance("a", true, true, 2)], now, now), Step::Nothing);
+        assert_eq!(b.look(&[instance("a", true, true, 2)], now, now), MemberStep::Nothing);
         assert_eq!(b.role(), &follows("a"));
         for age in [3, 4] {
-            assert_eq!(b.look(&[instance("a", true, true, age)], now, now), Step::Nothing);
+            assert_eq!(b.look(&[instance("a", true, true, age)], now, now), MemberStep::Nothing);
             assert_eq!(b.role(), &Role::Follows(None), "nothing is handed to it");
         }
-        assert_eq!(b.look(&[instance("a", true, true, 5)], now, now), Step::Try);
+        assert_eq!(b.look(&[instance("a", true, true, 5)], now, now), MemberStep::Try);
         // It was slow only: it has the lock.
         b.tried(None, now);
-        assert_eq!(b.look(&[instance("a", true, true, 0)], now, now), Step::Nothing);
+        assert_eq!(b.look(&[instance("a", true, true, 0)], now, now), MemberStep::Nothing);
         assert_eq!(b.role(), &follows("a"));
         // It has left.
-        assert_eq!(b.look(&[instance("b", false, true, 0)], now, now), Step::Try);
+        assert_eq!(b.look(&[instance("b", false, true, 0)], now, now), MemberStep::Try);
         b.tried(Some(Won::Anew), now);
         assert_eq!(b.role(), &Role::Leads);
-        assert_eq!(b.look(&[instance("a", true, true, 16)], now, now), Step::Nothing);
+        assert_eq!(b.look(&[instance("a", true, true, 16)], now, now), MemberStep::Nothing);
     }
 
     #[test]
@@ -406,11 +411,11 @@ mod tests {
         let now = Instant::now();
         let mut b = follower("b", "a", now);
         for age in 5..15 {
-            assert_eq!(b.look(&[instance("a", true, true, age)], now, now), Step::Try);
+            assert_eq!(b.look(&[instance("a", true, true, age)], now, now), MemberStep::Try);
             b.tried(None, now);
             assert_eq!(b.role(), &Role::Follows(None));
         }
-        assert_eq!(b.look(&[instance("a", true, true, 15)], now, now), Step::Evict);
+        assert_eq!(b.look(&[instance("a", true, true, 15)], now, now), MemberStep::Evict);
     }
 
     #[test]
@@ -419,7 +424,7 @@ mod tests {
         // `a` was started again as `z`.
         let rows = [instance("a", true, true, 2), instance("z", true, true, 0)];
         let mut b = follower("b", "a", now);
-        assert_eq!(b.look(&rows, now, now), Step::Nothing);
+        assert_eq!(b.look(&rows, now, now), MemberStep::Nothing);
         assert_eq!(b.role(), &follows("z"));
     }
 
@@ -431,14 +436,14 @@ mod tests {
             let a = instance("a", !b && !c, true, 20);
             [a, instance("b", b, true, 0), instance("c", c, true, 0)]
         };
-        assert_eq!(b.look(&silent(false, false), now, now), Step::Evict);
-        assert_eq!(c.look(&silent(false, false), now, now), Step::Evict);
+        assert_eq!(b.look(&silent(false, false), now, now), MemberStep::Evict);
+        assert_eq!(c.look(&silent(false, false), now, now), MemberStep::Evict);
         b.tried(Some(Won::Anew), now);
         c.tried(None, now);
         // With the lock the rows have changed, before the next beat of any.
         for _ in 0..3 * TRIES {
-            assert_eq!(c.look(&silent(true, false), now, now), Step::Nothing);
-            assert_eq!(b.look(&silent(true, false), now, now), Step::Nothing);
+            assert_eq!(c.look(&silent(true, false), now, now), MemberStep::Nothing);
+            assert_eq!(b.look(&silent(true, false), now, now), MemberStep::Nothing);
         }
         assert_eq!((b.role(), c.role()), (&Role::Leads, &follows("b")));
     }
@@ -452,23 +457,23 @@ mod tests {
         assert_eq!((a.role(), b.role()), (&Role::Leads, &Role::Follows(None)));
         let rows = [instance("a", true, true, 60), instance("b", false, true, 0)];
         // The one that has followed is back first.
-        assert_eq!(b.reconnected(now), Step::Nothing);
-        assert_eq!(b.look(&rows, now, now), Step::Nothing);
-        assert_eq!(a.reconnected(now), Step::Try);
+        assert_eq!(b.reconnected(now), MemberStep::Nothing);
+        assert_eq!(b.look(&rows, now, now), MemberStep::Nothing);
+        assert_eq!(a.reconnected(now), MemberStep::Try);
         a.tried(Some(Won::Anew), now);
-        assert_eq!(b.look(&[instance("a", true, true, 0)], now, now), Step::Nothing);
+        assert_eq!(b.look(&[instance("a", true, true, 0)], now, now), MemberStep::Nothing);
         assert_eq!((a.role(), b.role()), (&Role::Leads, &follows("a")));
         // Where the leader does not come back the other one waits in vain.
         b.disconnected(now);
         b.reconnected(now);
-        assert_eq!(b.look(&rows, now + GRACE - STALE, now + GRACE - STALE), Step::Nothing);
-        assert_eq!(b.look(&rows, now + GRACE, now + GRACE), Step::Evict);
+        assert_eq!(b.look(&rows, now + GRACE - STALE, now + GRACE - STALE), MemberStep::Nothing);
+        assert_eq!(b.look(&rows, now + GRACE, now + GRACE), MemberStep::Evict);
         // Another one was faster than the leader.
         a.disconnected(now);
         a.reconnected(now);
         a.tried(None, now);
         assert_eq!(a.role(), &Role::Leads);
-        assert_eq!(a.look(&[instance("b", true, true, 0)], now, now), Step::Nothing);
+        assert_eq!(a.look(&[instance("b", true, true, 0)], now, now), MemberStep::Nothing);
         assert_eq!(a.role(), &follows("b"));
     }
 
@@ -482,18 +487,18 @@ mod tests {
         let both = |linked| [instance("a", true, false, 0), instance("b", false, linked, 0)];
         assert_eq!(
             a.look(&both(true), now, now),
-            Step::Nothing,
+            MemberStep::Nothing,
             "it may be a restart of the server"
         );
-        assert_eq!(a.look(&both(false), later, later), Step::Nothing, "nobody is better");
-        assert_eq!(a.look(&both(true), later, later), Step::Yield);
+        assert_eq!(a.look(&both(false), later, later), MemberStep::Nothing, "nobody is better");
+        assert_eq!(a.look(&both(true), later, later), MemberStep::Yield);
         a.yielded();
-        assert_eq!(a.look(&both(true)[1..], later, later), Step::Nothing, "b takes it");
+        assert_eq!(a.look(&both(true)[1..], later, later), MemberStep::Nothing, "b takes it");
         let mut b = follower("b", "a", now);
         let left = [instance("a", false, false, 0), instance("b", false, true, 0)];
-        assert_eq!(b.look(&left, later, later), Step::Try, "its row says so");
+        assert_eq!(b.look(&left, later, later), MemberStep::Try, "its row says so");
         a.set_linked(true, later);
-        assert_eq!(a.look(&both(true)[1..], later, later), Step::Try);
+        assert_eq!(a.look(&both(true)[1..], later, later), MemberStep::Try);
     }
 
     #[test]
@@ -504,7 +509,7 @@ mod tests {
         let both = [alone[0].clone(), instance("b", false, true, 0)];
         for known in [&alone[..], &both] {
             let mut a = leader("a", now);
-            assert_eq!(a.look(known, now, later), Step::Nothing);
+            assert_eq!(a.look(known, now, later), MemberStep::Nothing);
             assert_eq!(a.until(), Some(now + LEASE), "from before its sign of life was sent");
             assert!(LEASE < FREE);
             // Another one may have ended its connection.
@@ -530,9 +535,12 @@ mod tests {
         // The database closes its connection, and `a` does not learn of it. `b` starts at once.
         let mut b = member("b", now);
         for age in 0..5 {
-            assert_eq!(b.seek(&[instance("a", true, true, age)], now, now), Some(Step::Nothing));
+            assert_eq!(
+                b.seek(&[instance("a", true, true, age)], now, now),
+                Some(MemberStep::Nothing)
+            );
         }
-        assert_eq!(b.seek(&[instance("a", true, true, 5)], now, at(5)), Some(Step::Try));
+        assert_eq!(b.seek(&[instance("a", true, true, 5)], now, at(5)), Some(MemberStep::Try));
         b.tried(Some(Won::Anew), at(5));
         assert_eq!([&a, &b].map(|member| leads(member, at(5))), [false, true]);
     }
@@ -547,10 +555,10 @@ mod tests {
         a.look(&[instance("a", true, true, 0)], at(61), at(61));
         a.disconnected(at(62));
         // `b` is back, and waits for `a`, which has led; then it leads.
-        assert_eq!(b.reconnected(at(70)), Step::Nothing);
+        assert_eq!(b.reconnected(at(70)), MemberStep::Nothing);
         let rows = |age| [instance("a", true, true, age), instance("b", false, true, 0)];
-        assert_eq!(b.look(&rows(9), at(70), at(70)), Step::Try);
-        assert_eq!(b.look(&rows(20), at(81), at(81)), Step::Evict);
+        assert_eq!(b.look(&rows(9), at(70), at(70)), MemberStep::Try);
+        assert_eq!(b.look(&rows(20), at(81), at(81)), MemberStep::Evict);
         b.tried(Some(Won::Anew), at(81));
         assert_eq!([&a, &b].map(|member| leads(member, at(81))), [false, true]);
     }
@@ -562,8 +570,8 @@ mod tests {
         a.disconnected(now);
         a.joined();
         assert!(!leads(&a, now));
-        assert_eq!(a.reconnected(now), Step::Nothing);
-        assert_eq!(a.look(&[instance("a", false, true, 0)], now, now), Step::Try);
+        assert_eq!(a.reconnected(now), MemberStep::Nothing);
+        assert_eq!(a.look(&[instance("a", false, true, 0)], now, now), MemberStep::Try);
         a.tried(Some(Won::Anew), now);
         assert!(leads(&a, now));
     }
@@ -573,11 +581,11 @@ mod tests {
         let now = Instant::now();
         let at = |seconds| now + Duration::from_secs(seconds);
         let mut a = member("a", now);
-        assert_eq!(a.seek(&[], now, now), Some(Step::Try));
+        assert_eq!(a.seek(&[], now, now), Some(MemberStep::Try));
         let dead = |age| [instance("dead", true, true, age), instance("b", false, true, 0)];
         for known in [1, 2] {
-            assert_eq!(a.seek(&dead(1)[..known], now, now), Some(Step::Nothing));
-            assert_eq!(a.seek(&dead(5)[..known], now, at(4)), Some(Step::Try));
+            assert_eq!(a.seek(&dead(1)[..known], now, now), Some(MemberStep::Nothing));
+            assert_eq!(a.seek(&dead(5)[..known], now, at(4)), Some(MemberStep::Try));
             assert_eq!(a.silent(), [Silent::of(&dead(5)[0])]);
         }
         let alive = [instance("alive", true, true, 0), instance("b", false, true, 0)];
@@ -604,11 +612,11 @@ mod tests {
         };
         let mut a = member("a", now);
         for seconds in [0, 3] {
-            assert_eq!(a.seek(&[seen_for(seconds)], now, now), Some(Step::Nothing));
-            assert_eq!(a.look(&[seen_for(seconds)], now, now), Step::Nothing);
+            assert_eq!(a.seek(&[seen_for(seconds)], now, now), Some(MemberStep::Nothing));
+            assert_eq!(a.look(&[seen_for(seconds)], now, now), MemberStep::Nothing);
             assert_eq!((a.silent(), leads(&a, now)), (&[][..], false));
         }
-        assert_eq!(a.look(&[seen_for(4)], now, now), Step::Evict);
+        assert_eq!(a.look(&[seen_for(4)], now, now), MemberStep::Evict);
         assert_eq!(a.silent(), [Silent::of(&seen_for(4))]);
     }
 
@@ -693,10 +701,10 @@ mod tests {
             self.nodes[id].member.tried(won, self.now);
         }
 
-        fn step(&mut self, id: usize, step: Step) {
+        fn step(&mut self, id: usize, step: MemberStep) {
             match step {
-                Step::Nothing => {}
-                Step::Evict => {
+                MemberStep::Nothing => {}
+                MemberStep::Evict => {
                     if let Some(holder) = self.holder.filter(|holder| *holder != id)
                         && !self.is_led(id)
                     {
@@ -704,8 +712,8 @@ mod tests {
                     }
                     self.attempt(id);
                 }
-                Step::Try => self.attempt(id),
-                Step::Yield => unreachable!("all have links"),
+                MemberStep::Try => self.attempt(id),
+                MemberStep::Yield => unreachable!("all have links"),
             }
         }
 

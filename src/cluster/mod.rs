@@ -5,7 +5,7 @@
 //! reachable users and SOCKS5 streams. The others follow: each passes the stanzas from its link to the leader, through
 //! the database and in order. The leader's stanzas go out over its own link; every node reaches every user.
 //!
-//! `Member` decides who leads, [`Running`] asks the database. A leader that is cut off from the database stops to lead before
+//! `Member` decides who leads, [`ClusterTask`] asks the database. A leader that is cut off from the database stops to lead before
 //! another one does, even if it knows of no other one: requests that come to it are refused meanwhile, and its sessions go on. A stanza is in the database until the leader fetches it, at most a minute; short ones
 //! are sent as notifications and are in no table. Anyone who can use the database belongs to the cluster.
 
@@ -26,8 +26,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::instance::{Cluster, Event, Standing};
-use self::{desk::Desk, seat::Seat};
+pub use self::instance::{Cluster, ClusterStanding, Event};
+use self::{desk::HandoverDesk, seat::InstanceSeat};
 use crate::registry::store::Store;
 
 /// The time between two signs of life.
@@ -35,27 +35,31 @@ const BEAT: Duration = Duration::from_secs(1);
 
 /// The task of a [`Cluster`].
 #[derive(Debug)]
-pub struct Running {
+pub struct ClusterTask {
     cluster: Cluster,
-    seat: Seat,
-    desk: Desk,
+    seat: InstanceSeat,
+    desk: HandoverDesk,
 }
 
 impl Cluster {
     /// Looks who else serves the component. Without anybody, or where the database belongs to one alone, this instance
     /// leads. `advertise`: what it tells users to connect to.
-    pub async fn join(store: &Store, component: &BareJid, advertise: String) -> (Self, Running) {
+    pub async fn join(
+        store: &Store,
+        component: &BareJid,
+        advertise: String,
+    ) -> (Self, ClusterTask) {
         let (cluster, queue) = Self::new(store, component, advertise);
-        let seat = Seat::take(cluster.clone()).await;
-        let desk = Desk::new(cluster.clone(), queue);
-        (cluster.clone(), Running { cluster, seat, desk })
+        let seat = InstanceSeat::take(cluster.clone()).await;
+        let desk = HandoverDesk::new(cluster.clone(), queue);
+        (cluster.clone(), ClusterTask { cluster, seat, desk })
     }
 }
 
-/// Sends what waits, if its receiver is known. Says, as [`Seat::judge`], whether another connection is to be tried at once.
+/// Sends what waits, if its receiver is known. Says, as [`InstanceSeat::judge`], whether another connection is to be tried at once.
 async fn hand_over(
-    seat: &mut Seat,
-    desk: &mut Desk,
+    seat: &mut InstanceSeat,
+    desk: &mut HandoverDesk,
     events: &mpsc::Sender<Event>,
     outbound: &mpsc::Sender<Element>,
 ) -> bool {
@@ -69,7 +73,7 @@ async fn hand_over(
     again
 }
 
-impl Running {
+impl ClusterTask {
     /// Runs until `stop`, and then leaves. `outbound` is for the refusals of what cannot be handed over.
     pub async fn run(
         self,
@@ -126,11 +130,11 @@ mod tests {
         let component = BareJid::new("xtls.example.org").unwrap();
         let (cluster, running) = Cluster::join(&store, &component, String::new()).await;
         assert!(cluster.leads() && cluster.obstacle().is_none());
-        assert_eq!((cluster.standing(), cluster.heartbeat()), (Standing::Alone, None));
+        assert_eq!((cluster.standing(), cluster.heartbeat()), (ClusterStanding::Alone, None));
         // At a server that is alone an instance serves its users, even if others use the database.
         cluster.lock().role = Role::Follows(None);
         assert!(!cluster.leads() && cluster.obstacle().is_some());
-        assert_eq!(cluster.standing(), Standing::Apart);
+        assert_eq!(cluster.standing(), ClusterStanding::Apart);
         cluster.set_alone(true);
         assert!(cluster.leads() && cluster.obstacle().is_none() && !cluster.has_heir());
         assert_eq!((cluster.count(), cluster.echo("fingerpost-echo-1-1")), (1, false));
@@ -158,9 +162,9 @@ mod tests {
         };
         cluster.note(&[other]);
         cluster.lock().until = Some(Instant::now() + LEASE);
-        assert_eq!((cluster.leads(), cluster.standing()), (true, Standing::Leads));
+        assert_eq!((cluster.leads(), cluster.standing()), (true, ClusterStanding::Leads));
         cluster.lock().until = Some(Instant::now());
-        assert_eq!((cluster.leads(), cluster.standing()), (false, Standing::Apart));
+        assert_eq!((cluster.leads(), cluster.standing()), (false, ClusterStanding::Apart));
         assert!(cluster.obstacle().unwrap().contains("the database does not answer"));
         cluster.note_beat(Instant::now());
         assert!(cluster.obstacle().unwrap().contains("no instance of this component leads"));

@@ -13,8 +13,8 @@ use tracing::{info, warn};
 
 use super::{
     desk,
-    instance::{Cluster, Event, Shared},
-    member::{Member, Role, Step},
+    instance::{Cluster, ClusterParts, Event},
+    member::{Member, MemberStep, Role},
     sightings::Sightings,
 };
 use crate::{
@@ -46,7 +46,7 @@ async fn done(events: &mpsc::Sender<Event>, event: impl FnOnce(oneshot::Sender<(
 
 /// See above.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct InstanceSeat {
     cluster: Cluster,
     member: Member,
     sightings: Sightings,
@@ -59,7 +59,7 @@ pub(super) struct Seat {
     serves: bool,
 }
 
-impl Seat {
+impl InstanceSeat {
     /// Looks who leads, and takes the lead if nobody does.
     pub(super) async fn take(cluster: Cluster) -> Self {
         let mut member = Member::new(cluster.0.id.clone(), Instant::now());
@@ -88,7 +88,7 @@ impl Seat {
     /// Takes the lead if it is free. Else waits for a sign of life of the one who has it: its process may just have ended.
     async fn join(&mut self) -> Result<(), StoreError> {
         let shared = Arc::clone(&self.cluster.0);
-        let Shared { store, component, id, advertise, .. } = &*shared;
+        let ClusterParts { store, component, id, advertise, .. } = &*shared;
         let Some(meeting) = store.meet(component, id).await? else { return Ok(()) };
         let meeting = self.meeting.insert(meeting);
         let began = Instant::now();
@@ -100,7 +100,7 @@ impl Seat {
             self.cluster.note(&instances);
             self.cluster.note_beat(sent);
             let step = self.member.seek(&instances, began, now);
-            if step == Some(Step::Try) && !self.member.holds() {
+            if step == Some(MemberStep::Try) && !self.member.holds() {
                 let won = meeting.try_lead(self.member.silent()).await?;
                 self.member.tried(won, sent);
             }
@@ -147,7 +147,7 @@ impl Seat {
         events: &mpsc::Sender<Event>,
     ) -> Result<(), StoreError> {
         let shared = Arc::clone(&self.cluster.0);
-        let Shared { store, component, id, advertise, linked, .. } = &*shared;
+        let ClusterParts { store, component, id, advertise, linked, .. } = &*shared;
         if self.cluster.is_alone() {
             let meeting = self.meeting.take();
             self.member.disconnected(Instant::now());
@@ -193,15 +193,19 @@ impl Seat {
         Ok(())
     }
 
-    async fn step(&mut self, step: Step, events: &mpsc::Sender<Event>) -> Result<(), StoreError> {
+    async fn step(
+        &mut self,
+        step: MemberStep,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<(), StoreError> {
         let Some(meeting) = self.meeting.as_mut().filter(|_| !self.cluster.is_alone()) else {
             return Ok(());
         };
         let mut won = None;
         match step {
-            Step::Nothing => {}
-            Step::Try | Step::Evict => {
-                if step == Step::Evict && meeting.evict(self.member.silent()).await? {
+            MemberStep::Nothing => {}
+            MemberStep::Try | MemberStep::Evict => {
+                if step == MemberStep::Evict && meeting.evict(self.member.silent()).await? {
                     metrics::CLUSTER_EVICTIONS.count(&[]);
                     warn!(
                         "the instance that leads has gone silent: its connection to the database is ended"
@@ -211,7 +215,7 @@ impl Seat {
                 won = meeting.try_lead(self.member.silent()).await?;
                 self.member.tried(won, began);
             }
-            Step::Yield => {
+            MemberStep::Yield => {
                 self.member.yielded();
                 self.cluster.set_role(&self.member);
                 if std::mem::replace(&mut self.serves, false) {

@@ -46,7 +46,7 @@ use tracing::info;
 use self::page::Page;
 pub(crate) use self::serve::CONNECTIONS;
 use crate::{
-    cluster::{Cluster, Standing},
+    cluster::{Cluster, ClusterStanding},
     control::Control,
     link::echo::Route,
     metrics,
@@ -200,10 +200,12 @@ async fn readyz(State(status): State<Status>) -> (StatusCode, String) {
     }
     let count = status.cluster.count();
     let ready = match status.cluster.standing() {
-        Standing::Alone => "ready\n".to_owned(),
-        Standing::Leads => format!("ready: the one of {count} instances that leads\n"),
-        Standing::Follows => format!("ready: one of {count} instances, and another one leads\n"),
-        Standing::Apart => return no("apart: no instance of this component leads"),
+        ClusterStanding::Alone => "ready\n".to_owned(),
+        ClusterStanding::Leads => format!("ready: the one of {count} instances that leads\n"),
+        ClusterStanding::Follows => {
+            format!("ready: one of {count} instances, and another one leads\n")
+        }
+        ClusterStanding::Apart => return no("apart: no instance of this component leads"),
     };
     (StatusCode::OK, ready)
 }
@@ -251,7 +253,7 @@ fn write_cluster(cluster: &Cluster, text: &mut String) {
     let (is, help) =
         (cluster.standing(), "1 for the role of this instance among those of its component");
     metrics::head(text, "cluster_role", "gauge", help);
-    for role in Standing::ALL {
+    for role in ClusterStanding::ALL {
         metrics::sample(text, "cluster_role", &[("role", role.name())], u8::from(role == is));
     }
     let help = "Instances of this component that this one knows of, itself included";
