@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use super::{
     Commands,
     form::{self, Form, Values},
-    page::{Page, Progress, Stop},
+    page::{CommandPage, CommandProgress, NoPage},
     refusal::CommandRefusal,
     user::{choice, described, input, key_table, one_key, state_of},
 };
@@ -28,9 +28,9 @@ impl Commands {
     pub(super) async fn admin_page(
         &self,
         name: &str,
-        progress: &Progress,
+        progress: &CommandProgress,
         now: OffsetDateTime,
-    ) -> Result<Page, Stop> {
+    ) -> Result<CommandPage, NoPage> {
         let (stage, values) = (progress.stage, &progress.values);
         let admin = progress.from.to_bare();
         match name {
@@ -43,19 +43,21 @@ impl Commands {
             "stats" => self.stats().await,
             "drain" => self.drain(stage, values),
             "reload" => Ok(match self.control.reload().await {
-                Ok(restart) if restart.is_empty() => Page::done("The configuration was reloaded."),
-                Ok(restart) => Page::done(format!(
+                Ok(restart) if restart.is_empty() => {
+                    CommandPage::done("The configuration was reloaded.")
+                }
+                Ok(restart) => CommandPage::done(format!(
                     "The configuration was reloaded. These settings take effect after a restart: {}.",
                     restart.join(", ")
                 )),
-                Err(error) => Page::Failed(format!("Nothing was changed: {error}")),
+                Err(error) => CommandPage::Failed(format!("Nothing was changed: {error}")),
             }),
             "loglevel" => self.log_level(stage, values),
             _ => self.audit(progress).await,
         }
     }
 
-    fn all_sessions(&self, progress: &Progress) -> Result<Page, Stop> {
+    fn all_sessions(&self, progress: &CommandProgress) -> Result<CommandPage, NoPage> {
         let values = &progress.values;
         if progress.stage == 0 {
             return Ok(of_whom("Sessions", values));
@@ -64,7 +66,7 @@ impl Commands {
         let sessions = self.control.sessions(user.as_ref());
         if let Some(again) = progress.lists_options(1, "id") {
             if sessions.is_empty() {
-                return Ok(Page::done("There are no such sessions now."));
+                return Ok(CommandPage::done("There are no such sessions now."));
             }
             let text = format!("{} sessions, the oldest first.", sessions.len());
             let options = sessions.iter().map(|session| {
@@ -81,7 +83,7 @@ impl Commands {
                     &[values.one("reason")],
                 )
             })?;
-            return Ok(Page::Options(options, again));
+            return Ok(CommandPage::Options(options, again));
         }
         let chosen: Vec<&str> = values.all("id").collect();
         if chosen.is_empty() {
@@ -97,10 +99,14 @@ impl Commands {
         if ended == 0 {
             return Err(input("The session no longer exists"));
         }
-        Ok(Page::done(format!("Sessions ended: {ended}.")))
+        Ok(CommandPage::done(format!("Sessions ended: {ended}.")))
     }
 
-    async fn search(&self, progress: &Progress, now: OffsetDateTime) -> Result<Page, Stop> {
+    async fn search(
+        &self,
+        progress: &CommandProgress,
+        now: OffsetDateTime,
+    ) -> Result<CommandPage, NoPage> {
         let values = &progress.values;
         if progress.stage == 0 {
             let form = Form::new(
@@ -113,7 +119,7 @@ impl Commands {
                 "What to look for",
                 &[values.one("query")],
             );
-            return Ok(Page::Form(form, true));
+            return Ok(CommandPage::Form(form, true));
         }
         let query = values.one("query");
         if query.is_empty() {
@@ -146,9 +152,9 @@ impl Commands {
     async fn judge(
         &self,
         name: &str,
-        progress: &Progress,
+        progress: &CommandProgress,
         now: OffsetDateTime,
-    ) -> Result<Page, Stop> {
+    ) -> Result<CommandPage, NoPage> {
         let (stage, values) = (progress.stage, &progress.values);
         let attests = name == "attest";
         if stage == 0 {
@@ -166,7 +172,7 @@ impl Commands {
             if !attests {
                 form = form.field("text-single", "reason", "Why", &[values.one("reason")]);
             }
-            return Ok(Page::Form(form, false));
+            return Ok(CommandPage::Form(form, false));
         }
         let key = self.key(values).await?;
         let reason = check_reason(values.one("reason")).map_err(input)?;
@@ -181,7 +187,7 @@ impl Commands {
             let form = Form::new("This key?", &text)
                 .field("fixed", "", "Prints", &prints)
                 .required("boolean", "sure", "Yes", &["0"]);
-            return Ok(Page::Form(form, true));
+            return Ok(CommandPage::Form(form, true));
         }
         if !values.is_true("sure") {
             return Err(input("Tick the box, or cancel"));
@@ -193,10 +199,10 @@ impl Commands {
             self.registry.revoke(&progress.from, &actor, key.id, &reason, now).await?
         };
         let text = if attests { "The key is attested." } else { "The key is revoked." };
-        Ok(Page::Done(Some(one_key(&key, true, now)), text.into(), notice))
+        Ok(CommandPage::Done(Some(one_key(&key, true, now)), text.into(), notice))
     }
 
-    async fn key(&self, values: &Values) -> Result<Key, Stop> {
+    async fn key(&self, values: &Values) -> Result<Key, NoPage> {
         let id = values.one("id").parse::<KeyId>().map_err(input)?;
         self.registry.store().key(id).await?.ok_or_else(|| input("There is no such key"))
     }
@@ -207,7 +213,7 @@ impl Commands {
         values: &Values,
         admin: &BareJid,
         now: OffsetDateTime,
-    ) -> Result<Page, Stop> {
+    ) -> Result<CommandPage, NoPage> {
         if stage == 0 {
             let text = "For an account that was deleted at its server. All that is held about its owner is deleted, and nobody \
                         shows keys to the address any more. Whoever has the address later begins anew; what was revoked \
@@ -215,7 +221,7 @@ impl Commands {
             let form = Form::new("Retire an account", text)
                 .required("jid-single", "jid", "The address", &[values.one("jid")])
                 .required("boolean", "sure", "The account is no longer its owner's", &["0"]);
-            return Ok(Page::Form(form, true));
+            return Ok(CommandPage::Form(form, true));
         }
         let jid = canonical_bare(values.one("jid"))
             .ok_or_else(|| input("Expected an address like romeo@montague.lit"))?;
@@ -230,7 +236,7 @@ impl Commands {
         let sessions = self.control.sessions(Some(&jid));
         let text = "The account is no longer in use";
         let ended = sessions.iter().filter(|session| self.control.end(session, text)).count();
-        Ok(Page::done(format!(
+        Ok(CommandPage::done(format!(
             "{jid} is retired. Keys deleted: {}. Users who no longer show it their keys: {}. Sessions ended: {ended}.",
             retired.keys,
             retired.named_by.len()
@@ -243,7 +249,7 @@ impl Commands {
         values: &Values,
         admin: &BareJid,
         now: OffsetDateTime,
-    ) -> Result<Page, Stop> {
+    ) -> Result<CommandPage, NoPage> {
         if stage == 0 {
             let text = "Sessions end at once, and no others begin, also after a restart.";
             let form = Form::new("Block", text)
@@ -254,7 +260,7 @@ impl Commands {
                     &[values.one("jid")],
                 )
                 .field("text-single", "reason", "Why, for other admins", &[values.one("reason")]);
-            return Ok(Page::Form(form, true));
+            return Ok(CommandPage::Form(form, true));
         }
         let jid = canonical_bare(values.one("jid"))
             .ok_or_else(|| input("Expected an address like romeo@montague.lit, or a domain"))?;
@@ -270,20 +276,20 @@ impl Commands {
         let reason = check_reason(values.one("reason")).map_err(input)?;
         let (fresh, ended) = self.control.block(&jid, &reason, admin, now).await?;
         let was = if fresh { "is blocked now" } else { "was blocked already" };
-        Ok(Page::done(format!("{jid} {was}. Sessions ended: {ended}.")))
+        Ok(CommandPage::done(format!("{jid} {was}. Sessions ended: {ended}.")))
     }
 
     async fn unblock(
         &self,
-        progress: &Progress,
+        progress: &CommandProgress,
         admin: &BareJid,
         now: OffsetDateTime,
-    ) -> Result<Page, Stop> {
+    ) -> Result<CommandPage, NoPage> {
         let values = &progress.values;
         let (commanded, configured) = self.control.doors().blocked();
         if let Some(again) = progress.lists_options(0, "jid") {
             if commanded.is_empty() && configured.is_empty() {
-                return Ok(Page::done("Nobody is blocked."));
+                return Ok(CommandPage::done("Nobody is blocked."));
             }
             let by_command = commanded.iter().map(|(jid, reason)| match reason.as_str() {
                 "" => (jid.clone(), jid.clone()),
@@ -300,7 +306,7 @@ impl Commands {
                     options,
                 )
             })?;
-            return Ok(Page::Options(options, again));
+            return Ok(CommandPage::Options(options, again));
         }
         let chosen = values.one("jid");
         let is_configured = configured.iter().any(|jid| jid == chosen);
@@ -314,13 +320,13 @@ impl Commands {
         let jid =
             canonical_bare(jid).ok_or_else(|| input("Choose the user or domain to unblock"))?;
         self.control.unblock(&jid, admin, now).await?;
-        Ok(Page::done(match is_configured {
+        Ok(CommandPage::done(match is_configured {
             true => format!("{jid} is still {by_file}."),
             false => format!("{jid} is no longer blocked."),
         }))
     }
 
-    async fn stats(&self) -> Result<Page, Stop> {
+    async fn stats(&self) -> Result<CommandPage, NoPage> {
         let control = &self.control;
         let sessions = control.sessions(None);
         let brokered = sessions.iter().filter(|session| session.brokered).count();
@@ -358,10 +364,10 @@ impl Commands {
         for (var, label, value) in &rows {
             form = form.field("text-single", var, label, &[value]);
         }
-        Ok(Page::Done(Some(form), "".into(), None))
+        Ok(CommandPage::Done(Some(form), "".into(), None))
     }
 
-    fn drain(&self, stage: usize, values: &Values) -> Result<Page, Stop> {
+    fn drain(&self, stage: usize, values: &Values) -> Result<CommandPage, NoPage> {
         let draining = self.control.is_draining();
         if stage == 0 {
             let (now, other) = if draining { ("refused", "take") } else { ("accepted", "refuse") };
@@ -379,22 +385,22 @@ impl Commands {
             };
             let form =
                 Form::new("New sessions", &text).choice("new", "New sessions", chosen, options);
-            return Ok(Page::Form(form, true));
+            return Ok(CommandPage::Form(form, true));
         }
         match values.one("new") {
             "refuse" => {
                 self.control.drain(true);
-                Ok(Page::done("New sessions are refused from now on."))
+                Ok(CommandPage::done("New sessions are refused from now on."))
             }
             "take" => {
                 self.control.drain(false);
-                Ok(Page::done("New sessions are accepted."))
+                Ok(CommandPage::done("New sessions are accepted."))
             }
             _ => Err(input("Choose whether new sessions are refused or accepted")),
         }
     }
 
-    fn log_level(&self, stage: usize, values: &Values) -> Result<Page, Stop> {
+    fn log_level(&self, stage: usize, values: &Values) -> Result<CommandPage, NoPage> {
         const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
         let log = self.control.log();
         let (level, is_configured) = log.now();
@@ -412,18 +418,18 @@ impl Commands {
                 values.one("level"),
                 levels.into_iter().chain([own]),
             );
-            return Ok(Page::Form(form, true));
+            return Ok(CommandPage::Form(form, true));
         }
         match values.one("level") {
             "configured" => log.choose(None),
             chosen if LEVELS.contains(&chosen) => log.choose(Some(chosen)),
             _ => return Err(input("Choose one of the levels")),
         }
-        Ok(Page::done(format!("The log level is {} now.", log.now().0)))
+        Ok(CommandPage::done(format!("The log level is {} now.", log.now().0)))
     }
 
     /// Asks first for the rows' user, then shows page after page, the newest first.
-    async fn audit(&self, progress: &Progress) -> Result<Page, Stop> {
+    async fn audit(&self, progress: &CommandProgress) -> Result<CommandPage, NoPage> {
         let values = &progress.values;
         if progress.stage == 0 {
             return Ok(of_whom("Audit log", values));
@@ -473,7 +479,7 @@ impl Commands {
         let (items, set) = page.finish();
         let shown = items.len();
         let mut page = progress.shown(form.items(items), String::new(), shown, set);
-        if let Page::Part(part) = &mut page {
+        if let CommandPage::Part(part) = &mut page {
             part.keep.push(("newest".to_owned(), newest.to_string()));
         }
         Ok(page)
@@ -498,17 +504,17 @@ fn row(entry: &AuditEntry) -> Vec<String> {
 }
 
 /// Returns the page that asks for a user, or for none.
-fn of_whom(title: &str, values: &Values) -> Page {
+fn of_whom(title: &str, values: &Values) -> CommandPage {
     let form = Form::new(title, "Of which user? Leave it empty to see all.").field(
         "jid-single",
         "jid",
         "The user's address",
         &[values.one("jid")],
     );
-    Page::Form(form, false)
+    CommandPage::Form(form, false)
 }
 
-fn optional_jid(values: &Values, var: &str) -> Result<Option<BareJid>, Stop> {
+fn optional_jid(values: &Values, var: &str) -> Result<Option<BareJid>, NoPage> {
     match values.one(var) {
         "" => Ok(None),
         text => canonical_bare(text)

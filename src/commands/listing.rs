@@ -13,7 +13,10 @@ use minidom::Element;
 
 use super::{
     form::{self, Form},
-    page::{Options, Page, Part, Progress, Stop, answer, executing_actions, note},
+    page::{
+        CommandPage, CommandProgress, NoPage, OptionList, ResultPart, answer, executing_actions,
+        note,
+    },
 };
 
 /// The most options in one form.
@@ -27,14 +30,14 @@ const PART: &str = "part";
 const PART_SHOWN: &str = "part-shown";
 
 /// A table without its rows.
-pub(super) struct Table<'a> {
+pub(super) struct TableHead<'a> {
     pub(super) title: &'a str,
     /// A sentence about all rows.
     pub(super) text: String,
     pub(super) columns: &'a [(&'a str, &'a str)],
 }
 
-impl Options {
+impl OptionList {
     /// Returns the same form if another one follows.
     pub(super) fn followed(self) -> Self {
         Self { is_last: false, ..self }
@@ -50,7 +53,7 @@ fn after(stage: usize) -> String {
     format!("after-{stage}")
 }
 
-impl Progress {
+impl CommandProgress {
     /// Returns the part of a table to show: the one that the user requests, or the one after the last.
     pub(super) fn part(&self) -> Option<Request> {
         let next = || match self.values.one(&after(self.stage)) {
@@ -73,9 +76,9 @@ impl Progress {
     /// Returns a part of a table, or all of it if it fits.
     pub(super) fn table(
         &self,
-        table: Table<'_>,
+        table: TableHead<'_>,
         rows: Vec<(String, Vec<String>)>,
-    ) -> Result<Page, Stop> {
+    ) -> Result<CommandPage, NoPage> {
         let form = Form::result(table.title).table(table.columns, Vec::new());
         let request = self.part();
         let uid = request.as_ref().and_then(Request::uid);
@@ -89,7 +92,7 @@ impl Progress {
         }
         let (items, set) = page.finish();
         Ok(match set {
-            None => Page::Done(Some(form.items(items)), table.text.into(), None),
+            None => CommandPage::Done(Some(form.items(items)), table.text.into(), None),
             Some(set) => {
                 let count = items.len();
                 self.shown(form.items(items), table.text, count, Some(set))
@@ -104,12 +107,12 @@ impl Progress {
         text: String,
         count: usize,
         set: Option<Element>,
-    ) -> Page {
+    ) -> CommandPage {
         let part = set.as_ref().map(|set| rsm::Part::of(set, count));
         let last = part.filter(|part| part.more).and_then(|part| part.last);
         let more = last.is_some();
         let keep = last.map(|last| (after(self.stage + 1), last)).into_iter().collect();
-        Page::Part(Part { form, text, more, keep, set })
+        CommandPage::Part(ResultPart { form, text, more, keep, set })
     }
 
     /// Returns whether this stage's form must show a list of options. `Some(true)`: the list was shown, nothing was
@@ -129,7 +132,7 @@ impl Progress {
         &self,
         options: &[(String, String)],
         form: impl Fn(Vec<(String, String)>) -> Form,
-    ) -> Result<Options, Stop> {
+    ) -> Result<OptionList, NoPage> {
         let sizes = options
             .iter()
             .map(|(label, value)| rsm::size_inside(&form::option(label, value)))
@@ -157,7 +160,7 @@ impl Progress {
         if parts.len() > 1 {
             form = with_part(form, number, parts.len());
         }
-        Ok(Options { form, is_last: true, number, set })
+        Ok(OptionList { form, is_last: true, number, set })
     }
 }
 
@@ -199,8 +202,8 @@ mod tests {
 
     const COLUMNS: [(&str, &str); 2] = [("name", "Name"), ("id", "Id")];
 
-    fn progress(stage: usize, room: usize) -> Progress {
-        Progress {
+    fn progress(stage: usize, room: usize) -> CommandProgress {
+        CommandProgress {
             from: Jid::new("a@b/c").unwrap(),
             command: super::super::catalogue::OF_USERS[0],
             stage,
@@ -219,9 +222,9 @@ mod tests {
             .collect()
     }
 
-    fn table(progress: &Progress, count: usize) -> Page {
+    fn table(progress: &CommandProgress, count: usize) -> CommandPage {
         let table =
-            Table { title: "Keys", text: format!("Keys found: {count}."), columns: &COLUMNS };
+            TableHead { title: "Keys", text: format!("Keys found: {count}."), columns: &COLUMNS };
         progress.table(table, rows(count)).ok().unwrap()
     }
 
@@ -236,7 +239,7 @@ mod tests {
     }
 
     /// Returns the length of the whole answer as it is sent.
-    fn sent(progress: &Progress, form: &Form, set: Option<&Element>) -> usize {
+    fn sent(progress: &CommandProgress, form: &Form, set: Option<&Element>) -> usize {
         let mut element = answer(progress.command, &"0".repeat(32), "executing");
         element.append_child(executing_actions(true, &["next", "complete"]));
         element.append_child(note("info", "Keys found: 654."));
@@ -250,12 +253,13 @@ mod tests {
     #[test]
     fn a_long_table_is_shown_in_parts_forth_and_back_and_as_asked() {
         let whole = table(&progress(0, 500_000), 600);
-        assert!(matches!(whole, Page::Done(Some(form), ..) if numbers(&form).len() == 600));
+        assert!(matches!(whole, CommandPage::Done(Some(form), ..) if numbers(&form).len() == 600));
         let mut at = progress(0, 20_000);
         let mut shown = Vec::new();
         let mut parts = Vec::new();
         loop {
-            let Page::Part(Part { form, more, keep, set, .. }) = table(&at, 654) else {
+            let CommandPage::Part(ResultPart { form, more, keep, set, .. }) = table(&at, 654)
+            else {
                 panic!("not a part")
             };
             assert!(sent(&at, &form, set.as_ref()) <= 20_000);
@@ -273,10 +277,14 @@ mod tests {
         assert!(parts.len() > 3);
         // Going back shows the same part.
         at.stage = 1;
-        let Page::Part(Part { form, .. }) = table(&at, 654) else { panic!("not a part") };
+        let CommandPage::Part(ResultPart { form, .. }) = table(&at, 654) else {
+            panic!("not a part")
+        };
         assert_eq!(numbers(&form), parts[1]);
         at.asked = Some(Request::index(100).at_most(3));
-        let Page::Part(Part { form, set, .. }) = table(&at, 654) else { panic!("not a part") };
+        let CommandPage::Part(ResultPart { form, set, .. }) = table(&at, 654) else {
+            panic!("not a part")
+        };
         assert_eq!(numbers(&form), [100, 101, 102]);
         assert!(set.is_some());
     }

@@ -27,10 +27,10 @@ use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
 
-pub use self::page::Command;
+pub use self::page::AdHocCommand;
 use self::{
     form::{Form, TooMuch, Values},
-    page::{Page, Part, Progress, Stop, answer, executing_actions, note},
+    page::{CommandPage, CommandProgress, NoPage, ResultPart, answer, executing_actions, note},
     refusal::CommandRefusal,
 };
 use crate::{
@@ -51,7 +51,7 @@ const WEIGHT: usize = 4096;
 /// The open commands by session id, by user, and by the time at which they expire.
 #[derive(Debug, Default)]
 struct UnderWay {
-    all: HashMap<String, (Progress, Place)>,
+    all: HashMap<String, (CommandProgress, Place)>,
     by_user: HashMap<BareJid, BTreeSet<(Instant, String)>>,
     until: BTreeSet<(Instant, String)>,
     shares: Shares,
@@ -73,7 +73,7 @@ impl UnderWay {
     }
 
     /// Stores a user's position. Forgets commands that ended long ago, and the oldest one of a user that has too many.
-    fn keep(&mut self, id: String, progress: Progress, now: Instant) -> Result<(), Full> {
+    fn keep(&mut self, id: String, progress: CommandProgress, now: Instant) -> Result<(), Full> {
         self.remove(&id);
         while let Some((until, old)) = self.until.first()
             && *until + PATIENCE <= now
@@ -120,13 +120,13 @@ impl Commands {
     }
 
     /// Returns the commands that a user may run.
-    pub fn list(&self, user: &BareJid) -> impl Iterator<Item = &'static Command> {
+    pub fn list(&self, user: &BareJid) -> impl Iterator<Item = &'static AdHocCommand> {
         let admin = self.control.doors().administers(user);
         catalogue::OF_USERS.iter().chain(catalogue::OF_ADMINS.iter().filter(move |_| admin))
     }
 
     /// Returns the command of a node, if this user may run it.
-    pub fn find(&self, node: &str, user: &BareJid) -> Option<Command> {
+    pub fn find(&self, node: &str, user: &BareJid) -> Option<AdHocCommand> {
         let name = node.strip_prefix(ns::COMMAND_NODES)?;
         self.list(user).find(|command| command.name == name).copied()
     }
@@ -183,7 +183,7 @@ impl Commands {
     async fn go_on(
         &self,
         from: &Jid,
-        command: Command,
+        command: AdHocCommand,
         request: &Element,
         now: OffsetDateTime,
         room: usize,
@@ -199,7 +199,7 @@ impl Commands {
                     "cancel" => return Err(CommandRefusal::NothingToCancel),
                     _ => return Err(CommandRefusal::UnknownAction),
                 }
-                let fresh = Progress {
+                let fresh = CommandProgress {
                     from: from.clone(),
                     command,
                     stage: 0,
@@ -246,31 +246,39 @@ impl Commands {
         }
         let page = match self.page(&progress, now).await {
             Ok(page) => page,
-            Err(Stop::Refused(refusal)) => {
+            Err(NoPage::Refused(refusal)) => {
                 self.lock().remove(&id);
                 return Err(refusal);
             }
-            Err(Stop::Input(text)) if progress.stage > 0 => {
+            Err(NoPage::Input(text)) if progress.stage > 0 => {
                 progress.stage -= 1;
                 match self.page(&progress, now).await {
                     Ok(page) => {
                         let answer = self.show(id, progress, page, Some(&text))?;
                         return Ok((answer, None));
                     }
-                    Err(Stop::Refused(refusal)) => return Err(refusal),
-                    Err(Stop::Input(text)) => return Err(CommandRefusal::Input(text)),
+                    Err(NoPage::Refused(refusal)) => return Err(refusal),
+                    Err(NoPage::Input(text)) => return Err(CommandRefusal::Input(text)),
                 }
             }
-            Err(Stop::Input(text)) => return Err(CommandRefusal::Input(text)),
+            Err(NoPage::Input(text)) => return Err(CommandRefusal::Input(text)),
         };
         let notice = match &page {
-            Page::Done(_, _, notice) => notice.clone(),
-            Page::Form(..) | Page::Options(..) | Page::Part(_) | Page::Failed(_) => None,
+            CommandPage::Done(_, _, notice) => notice.clone(),
+            CommandPage::Form(..)
+            | CommandPage::Options(..)
+            | CommandPage::Part(_)
+            | CommandPage::Failed(_) => None,
         };
         Ok((self.show(id, progress, page, None)?, notice))
     }
 
-    fn resume(&self, id: &str, from: &Jid, command: Command) -> Result<Progress, CommandRefusal> {
+    fn resume(
+        &self,
+        id: &str,
+        from: &Jid,
+        command: AdHocCommand,
+    ) -> Result<CommandProgress, CommandRefusal> {
         let under_way = self.lock();
         match under_way.all.get(id) {
             Some((progress, _)) if progress.from == *from && progress.command == command => {
@@ -284,7 +292,7 @@ impl Commands {
         }
     }
 
-    fn cancelled(&self, id: &str, command: Command) -> Element {
+    fn cancelled(&self, id: &str, command: AdHocCommand) -> Element {
         self.lock().remove(id);
         answer(command, id, "canceled")
     }
@@ -293,12 +301,12 @@ impl Commands {
     fn show(
         &self,
         id: String,
-        mut progress: Progress,
-        page: Page,
+        mut progress: CommandProgress,
+        page: CommandPage,
         error: Option<&str>,
     ) -> Result<Element, CommandRefusal> {
         Ok(match page {
-            Page::Done(form, text, _) => {
+            CommandPage::Done(form, text, _) => {
                 self.lock().remove(&id);
                 let mut element = answer(progress.command, &id, "completed");
                 if !text.is_empty() {
@@ -309,13 +317,13 @@ impl Commands {
                 }
                 element
             }
-            Page::Failed(text) => {
+            CommandPage::Failed(text) => {
                 self.lock().remove(&id);
                 let mut element = answer(progress.command, &id, "completed");
                 element.append_child(note("error", &text));
                 element
             }
-            Page::Part(Part { form, text, more, keep, set }) => {
+            CommandPage::Part(ResultPart { form, text, more, keep, set }) => {
                 for (var, value) in keep {
                     progress.values.set(&var, value);
                 }
@@ -330,7 +338,7 @@ impl Commands {
                 }
                 element
             }
-            Page::Options(options, again) => {
+            CommandPage::Options(options, again) => {
                 if again {
                     progress.stage = progress.stage.saturating_sub(1);
                 }
@@ -344,7 +352,7 @@ impl Commands {
                 }
                 element
             }
-            Page::Form(form, last) => {
+            CommandPage::Form(form, last) => {
                 progress.reading = false;
                 let forth: &[&str] = if last { &["complete"] } else { &["next"] };
                 return self.executing(id, progress, form, forth, error);
@@ -356,7 +364,7 @@ impl Commands {
     fn executing(
         &self,
         id: String,
-        mut progress: Progress,
+        mut progress: CommandProgress,
         form: Form,
         forth: &[&str],
         error: Option<&str>,
@@ -380,10 +388,10 @@ impl Commands {
 mod tests {
     use super::*;
 
-    fn progress(user: &str, until: Instant) -> Progress {
-        Progress {
+    fn progress(user: &str, until: Instant) -> CommandProgress {
+        CommandProgress {
             from: Jid::new(user).unwrap(),
-            command: Command { name: "add", title: "Add a key" },
+            command: AdHocCommand { name: "add", title: "Add a key" },
             stage: 1,
             last: false,
             reading: false,

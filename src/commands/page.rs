@@ -16,14 +16,14 @@ use crate::registry::{
 
 /// A command: its node and its title.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Command {
+pub struct AdHocCommand {
     /// The part of the node after `urn:fingerpost:cmd:`.
     pub name: &'static str,
     /// The title for people.
     pub title: &'static str,
 }
 
-impl Command {
+impl AdHocCommand {
     /// Returns the whole node.
     pub fn node(&self) -> String {
         format!("{}{}", ns::COMMAND_NODES, self.name)
@@ -31,13 +31,13 @@ impl Command {
 }
 
 /// The result of the forms submitted so far.
-pub(super) enum Page {
+pub(super) enum CommandPage {
     /// Another form; whether it is the last one.
     Form(Form, bool),
     /// A form with a part of a long list; whether it repeats the previous form with another part.
-    Options(Options, bool),
+    Options(OptionList, bool),
     /// A part of a long result.
-    Part(Part),
+    Part(ResultPart),
     /// The end: a result, a sentence, and the message for the owner of a changed key.
     Done(Option<Form>, Cow<'static, str>, Option<KeyNotice>),
     /// The end: why it failed.
@@ -45,7 +45,7 @@ pub(super) enum Page {
 }
 
 /// A part of a long result.
-pub(super) struct Part {
+pub(super) struct ResultPart {
     pub(super) form: Form,
     /// A sentence about all of it.
     pub(super) text: String,
@@ -57,7 +57,7 @@ pub(super) struct Part {
     pub(super) set: Option<Element>,
 }
 
-impl Page {
+impl CommandPage {
     /// Returns the end, with a sentence.
     pub(super) fn done(text: impl Into<Cow<'static, str>>) -> Self {
         Self::Done(None, text.into(), None)
@@ -65,32 +65,32 @@ impl Page {
 }
 
 /// Why there is no next page.
-pub(super) enum Stop {
+pub(super) enum NoPage {
     /// Show the last form again with this note.
     Input(String),
     /// End the command.
     Refused(CommandRefusal),
 }
 
-impl From<CommandRefusal> for Stop {
+impl From<CommandRefusal> for NoPage {
     fn from(refusal: CommandRefusal) -> Self {
         Self::Refused(refusal)
     }
 }
 
-impl From<RegistryRefusal> for Stop {
+impl From<RegistryRefusal> for NoPage {
     fn from(refusal: RegistryRefusal) -> Self {
         Self::Refused(refusal.into())
     }
 }
 
-impl From<Refusal> for Stop {
+impl From<Refusal> for NoPage {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal.into())
     }
 }
 
-impl From<StoreError> for Stop {
+impl From<StoreError> for NoPage {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::NotAllowed(error) => Self::Input(error.to_string()),
@@ -99,7 +99,7 @@ impl From<StoreError> for Stop {
     }
 }
 
-impl From<RegistryError> for Stop {
+impl From<RegistryError> for NoPage {
     fn from(error: RegistryError) -> Self {
         match error {
             RegistryError::Store(error) => error.into(),
@@ -110,9 +110,9 @@ impl From<RegistryError> for Stop {
 
 /// A user's position in a command.
 #[derive(Clone, Debug)]
-pub(super) struct Progress {
+pub(super) struct CommandProgress {
     pub(super) from: Jid,
-    pub(super) command: Command,
+    pub(super) command: AdHocCommand,
     /// How many forms have been submitted.
     pub(super) stage: usize,
     pub(super) last: bool,
@@ -126,7 +126,7 @@ pub(super) struct Progress {
 }
 
 /// A form with a list of options that may be shown in parts.
-pub(super) struct Options {
+pub(super) struct OptionList {
     pub(super) form: Form,
     /// Whether it is the last form of its command.
     pub(super) is_last: bool,
@@ -136,7 +136,7 @@ pub(super) struct Options {
     pub(super) set: Option<Element>,
 }
 
-pub(super) fn answer(command: Command, id: &str, status: &str) -> Element {
+pub(super) fn answer(command: AdHocCommand, id: &str, status: &str) -> Element {
     xml::element(
         "command",
         ns::COMMANDS,

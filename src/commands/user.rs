@@ -14,8 +14,8 @@ use time::OffsetDateTime;
 use super::{
     Commands,
     form::{Form, Values},
-    listing::Table,
-    page::{Page, Progress, Stop},
+    listing::TableHead,
+    page::{CommandPage, CommandProgress, NoPage},
     refusal::CommandRefusal,
 };
 use crate::control::Session;
@@ -23,17 +23,17 @@ use crate::registry::model::{
     ALLOWED_MAX, Actor, Key, KeyError, NewKey, Settings, Source, Visibility, check_reason,
 };
 
-pub(super) fn input(error: impl std::fmt::Display) -> Stop {
-    Stop::Input(error.to_string())
+pub(super) fn input(error: impl std::fmt::Display) -> NoPage {
+    NoPage::Input(error.to_string())
 }
 
 impl Commands {
     /// Returns the page that follows the forms submitted so far.
     pub(super) async fn page(
         &self,
-        progress: &Progress,
+        progress: &CommandProgress,
         now: OffsetDateTime,
-    ) -> Result<Page, Stop> {
+    ) -> Result<CommandPage, NoPage> {
         let (stage, values) = (progress.stage, &progress.values);
         if let Some(name) = progress.command.name.strip_prefix("admin:") {
             return self.admin_page(name, progress, now).await;
@@ -44,7 +44,7 @@ impl Commands {
                 let keys = self.registry.profile(&me).await?.keys.clone();
                 key_table(progress, "My keys", String::new(), &keys, false, now)
             }
-            ("lookup", 0) => Ok(Page::Form(
+            ("lookup", 0) => Ok(CommandPage::Form(
                 Form::new("Look up keys", "Whose keys do you want to see?").required(
                     "jid-single",
                     "jid",
@@ -66,7 +66,7 @@ impl Commands {
             ("settings", stage) => self.settings(progress, stage, now).await,
             ("sessions", _) => self.sessions(progress),
             ("export", _) => self.export(progress).await,
-            ("erase", 0) => Ok(Page::Form(
+            ("erase", 0) => Ok(CommandPage::Form(
                 Form::new(
                     "Erase",
                     "Your keys, proofs and settings will be deleted, for good. To confirm, write your own address.",
@@ -80,14 +80,14 @@ impl Commands {
                     return Err(input("That is not your own address: nothing was deleted"));
                 }
                 self.registry.erase(&me, &Actor::User(me.clone()), now).await?;
-                Ok(Page::done("Everything held about you has been deleted."))
+                Ok(CommandPage::done("Everything held about you has been deleted."))
             }
-            _ => Err(Stop::Refused(CommandRefusal::NoSuchCommand)),
+            _ => Err(NoPage::Refused(CommandRefusal::NoSuchCommand)),
         }
     }
 
     /// Returns the export as text, in parts of its own if necessary.
-    async fn export(&self, progress: &Progress) -> Result<Page, Stop> {
+    async fn export(&self, progress: &CommandProgress) -> Result<CommandPage, NoPage> {
         let text = |lines: &[&str]| {
             Form::result("Everything held about me").field("text-multi", "export", "As XML", lines)
         };
@@ -107,7 +107,7 @@ impl Commands {
                 room = room / 4 * 3;
                 continue;
             }
-            let Some(set) = set else { return Ok(Page::Done(Some(form), "".into(), None)) };
+            let Some(set) = set else { return Ok(CommandPage::Done(Some(form), "".into(), None)) };
             let items = export
                 .children()
                 .map(|part| {
@@ -120,10 +120,10 @@ impl Commands {
 
     async fn add(
         &self,
-        progress: &Progress,
+        progress: &CommandProgress,
         stage: usize,
         now: OffsetDateTime,
-    ) -> Result<Page, Stop> {
+    ) -> Result<CommandPage, NoPage> {
         let values = &progress.values;
         let me = progress.from.to_bare();
         if stage == 0 {
@@ -152,7 +152,7 @@ impl Commands {
                 values.one("replaces"),
                 std::iter::once(none).chain(active(&keys)),
             );
-            return Ok(Page::Form(form, false));
+            return Ok(CommandPage::Form(form, false));
         }
         let new = read_new(values)?;
         if stage == 1 {
@@ -160,7 +160,7 @@ impl Commands {
             let prints: Vec<&str> = prints.iter().map(String::as_str).collect();
             let form = Form::new("Add this key?", "Compare the prints with those that you know.")
                 .field("fixed", "", "Prints", &prints);
-            return Ok(Page::Form(form, true));
+            return Ok(CommandPage::Form(form, true));
         }
         let (key, notice) = self.registry.add(&progress.from, &new, now).await?;
         let text = match new.note(&key, now) {
@@ -168,15 +168,15 @@ impl Commands {
             Some(note) => format!("The key is registered. {note}").into(),
         };
         let form = one_key(&key, false, now);
-        Ok(Page::Done(Some(form), text, notice))
+        Ok(CommandPage::Done(Some(form), text, notice))
     }
 
     async fn revoke(
         &self,
-        progress: &Progress,
+        progress: &CommandProgress,
         stage: usize,
         now: OffsetDateTime,
-    ) -> Result<Page, Stop> {
+    ) -> Result<CommandPage, NoPage> {
         let values = &progress.values;
         let me = progress.from.to_bare();
         let keys: Vec<Key> = self.registry.profile(&me).await?.keys.clone();
@@ -187,7 +187,7 @@ impl Commands {
                     .choice("id", "Which key", values.one("id"), open)
                     .field("text-single", "reason", "Why", &[values.one("reason")])
             })?;
-            return Ok(Page::Options(options.followed(), again));
+            return Ok(CommandPage::Options(options.followed(), again));
         }
         let key = chosen(&keys, values)?;
         let reason = check_reason(values.one("reason")).map_err(input)?;
@@ -199,7 +199,7 @@ impl Commands {
                 "Yes, revoke it",
                 &["0"],
             );
-            return Ok(Page::Form(form, true));
+            return Ok(CommandPage::Form(form, true));
         }
         if !values.is_true("sure") {
             return Err(input("Tick the box to revoke the key, or cancel"));
@@ -207,15 +207,15 @@ impl Commands {
         let actor = Actor::User(me);
         let (key, notice) =
             self.registry.revoke(&progress.from, &actor, key.id, &reason, now).await?;
-        Ok(Page::Done(Some(one_key(&key, false, now)), "The key is revoked.".into(), notice))
+        Ok(CommandPage::Done(Some(one_key(&key, false, now)), "The key is revoked.".into(), notice))
     }
 
     async fn prove(
         &self,
-        progress: &Progress,
+        progress: &CommandProgress,
         stage: usize,
         now: OffsetDateTime,
-    ) -> Result<Page, Stop> {
+    ) -> Result<CommandPage, NoPage> {
         let values = &progress.values;
         let me = progress.from.to_bare();
         let keys: Vec<Key> = self.registry.profile(&me).await?.keys.clone();
@@ -228,7 +228,7 @@ impl Commands {
                     open,
                 )
             })?;
-            return Ok(Page::Options(options.followed(), again));
+            return Ok(CommandPage::Options(options.followed(), again));
         }
         let id = chosen(&keys, values)?.id;
         if stage == 1 {
@@ -241,7 +241,7 @@ impl Commands {
             )
             .field("text-single", "message", "To be signed, base64", &[&STANDARD.encode(message)])
             .required("text-multi", "signature", "The signature, base64 or armour", &[]);
-            return Ok(Page::Form(form, true));
+            return Ok(CommandPage::Form(form, true));
         }
         let text = values.lines("signature");
         let signature = if text.trim_start().starts_with("-----BEGIN") {
@@ -251,15 +251,15 @@ impl Commands {
             STANDARD.decode(text).map_err(|_| input("The signature must be base64 or armour"))?
         };
         let (key, notice) = self.registry.prove(&progress.from, id, &signature, now).await?;
-        Ok(Page::Done(Some(one_key(&key, false, now)), "The key is proven.".into(), notice))
+        Ok(CommandPage::Done(Some(one_key(&key, false, now)), "The key is proven.".into(), notice))
     }
 
     async fn settings(
         &self,
-        progress: &Progress,
+        progress: &CommandProgress,
         stage: usize,
         now: OffsetDateTime,
-    ) -> Result<Page, Stop> {
+    ) -> Result<CommandPage, NoPage> {
         let values = &progress.values;
         let me = progress.from.to_bare();
         if stage == 0 {
@@ -288,7 +288,7 @@ impl Commands {
                 "Users I name",
                 if written.is_empty() { &known } else { &written },
             );
-            return Ok(Page::Form(form, true));
+            return Ok(CommandPage::Form(form, true));
         }
         let visibility = values.one("visibility").parse::<Visibility>().map_err(input)?;
         let mut allowed = Vec::new();
@@ -303,15 +303,15 @@ impl Commands {
             return Err(input("At most 256 users may be named"));
         }
         self.registry.set_settings(&me, &Settings { visibility, allowed }, now).await?;
-        Ok(Page::done("Your choice is stored."))
+        Ok(CommandPage::done("Your choice is stored."))
     }
 
-    fn sessions(&self, progress: &Progress) -> Result<Page, Stop> {
+    fn sessions(&self, progress: &CommandProgress) -> Result<CommandPage, NoPage> {
         let me = progress.from.to_bare();
         let sessions = self.control.sessions(Some(&me));
         if let Some(again) = progress.lists_options(0, "id") {
             if sessions.is_empty() {
-                return Ok(Page::done("You have no sessions now."));
+                return Ok(CommandPage::done("You have no sessions now."));
             }
             let options = sessions.iter().map(|session| {
                 let [initiator, responder] = &session.users;
@@ -326,19 +326,19 @@ impl Commands {
                     options,
                 )
             })?;
-            return Ok(Page::Options(options, again));
+            return Ok(CommandPage::Options(options, again));
         }
         let id = progress.values.one("id");
         let session = sessions.iter().find(|session| session.id == id);
         if session.is_some_and(|session| self.control.end(session, "One of its users ended it")) {
-            Ok(Page::done("The session is being ended."))
+            Ok(CommandPage::done("The session is being ended."))
         } else {
             Err(input("There is no such session any more"))
         }
     }
 }
 
-fn read_new(values: &Values) -> Result<NewKey, Stop> {
+fn read_new(values: &Values) -> Result<NewKey, NoPage> {
     let method: Method = values.one("method").parse().map_err(input)?;
     if method == Method::Srp {
         return Err(input(KeyError::Method));
@@ -388,7 +388,7 @@ fn active(keys: &[Key]) -> impl Iterator<Item = (String, String)> {
     keys.iter().filter(|key| key.state == State::Active).map(choice)
 }
 
-fn chosen<'a>(keys: &'a [Key], values: &Values) -> Result<&'a Key, Stop> {
+fn chosen<'a>(keys: &'a [Key], values: &Values) -> Result<&'a Key, NoPage> {
     let id = values.one("id");
     keys.iter().find(|key| key.id.to_string() == id).ok_or_else(|| input("Choose one of your keys"))
 }
@@ -425,16 +425,16 @@ fn key_row(key: &Key, owner: bool, now: OffsetDateTime) -> Vec<String> {
 
 /// Returns keys as a result, in parts if necessary, with their owners if these are not the reader.
 pub(super) fn key_table(
-    progress: &Progress,
+    progress: &CommandProgress,
     title: &str,
     text: String,
     keys: &[Key],
     owners: bool,
     now: OffsetDateTime,
-) -> Result<Page, Stop> {
+) -> Result<CommandPage, NoPage> {
     let columns = &COLUMNS[usize::from(!owners)..];
     let rows = keys.iter().map(|key| (key.id.to_string(), key_row(key, owners, now))).collect();
-    progress.table(Table { title, text, columns }, rows)
+    progress.table(TableHead { title, text, columns }, rows)
 }
 
 /// Returns one key as a result.
