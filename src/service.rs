@@ -24,7 +24,7 @@ use crate::{
     cluster::{self, Cluster},
     config::{Config, PrintPolicy},
     control::{self, Control, Reload},
-    front::{self, Back, Known, Report, Router},
+    front::{self, Back, KnownStanza, Report, Router},
     http::{self, Status},
     link::{self, LinkError, LinkOptions, Software, echo::Route},
     logging::LogLevel,
@@ -637,7 +637,7 @@ async fn route(
     router: Arc<Mutex<Router>>,
     changed: Arc<Notify>,
     (mut again, mut notices, mut reports): (
-        mpsc::Receiver<Known>,
+        mpsc::Receiver<KnownStanza>,
         mpsc::Receiver<KeyNotice>,
         mpsc::Receiver<Report>,
     ),
@@ -718,8 +718,8 @@ fn listener_options(config: &Config) -> listener::ListenerOptions {
     }
 }
 
-fn router_options(config: &Config, access: Doors) -> front::Options {
-    front::Options {
+fn router_options(config: &Config, access: Doors) -> front::RouterOptions {
+    front::RouterOptions {
         jid: config.component.jid.clone(),
         name: config.component.name.clone(),
         contact: config.component.contact.clone(),

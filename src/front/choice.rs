@@ -17,9 +17,9 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::{
-    Asked, Report, Router,
+    PresenceCheck, Report, Router,
     refusal::FrontRefusal,
-    waiting::{Choosing, Findings, Taken, Unanswered, Waiting},
+    waiting::{Choosing, ChosenResource, Findings, Unanswered, WaitingStanza},
 };
 use crate::{
     refuse::Refuse as _,
@@ -54,9 +54,9 @@ impl Router {
         callee: Jid,
         application: Option<&str>,
         found: Option<Findings>,
-    ) -> Result<Option<Taken>, FrontRefusal> {
+    ) -> Result<Option<ChosenResource>, FrontRefusal> {
         if callee.resource().is_some() {
-            return Ok(Some(Taken { jid: callee, choosing: None }));
+            return Ok(Some(ChosenResource { jid: callee, choosing: None }));
         }
         let bare = callee.to_bare();
         let known = found.as_ref().map(|found| found.admitted);
@@ -80,13 +80,13 @@ impl Router {
         match choice {
             ResourceChoice::Take(jid) => {
                 let jid = Jid::from(FullJid::clone(&jid));
-                Ok(Some(Taken { jid, choosing: Some(choosing) }))
+                Ok(Some(ChosenResource { jid, choosing: Some(choosing) }))
             }
             ResourceChoice::Wait if now < since + CHOICE => {
                 for jid in ask {
                     self.question(jid, now, SOON, ());
                 }
-                let waiting = Waiting { stanza: stanza.clone(), choosing };
+                let waiting = WaitingStanza { stanza: stanza.clone(), choosing };
                 self.waiting.entry(bare).or_default().push(waiting);
                 Ok(None)
             }
@@ -106,13 +106,17 @@ impl Router {
     }
 
     /// Starts a session with the chosen resource. If that does not acknowledge it, another one is chosen.
-    pub(super) fn initiate(&mut self, stanza: &Stanza, taken: Taken) -> Result<(), FrontRefusal> {
+    pub(super) fn initiate(
+        &mut self,
+        stanza: &Stanza,
+        taken: ChosenResource,
+    ) -> Result<(), FrontRefusal> {
         let callee = self.callee(taken);
         Ok(self.broker.initiate(stanza.clone(), callee)?)
     }
 
     /// Returns the resource that gets a session, with its time limit.
-    pub(super) fn callee(&self, taken: Taken) -> Callee {
+    pub(super) fn callee(&self, taken: ChosenResource) -> Callee {
         let mut callee = Callee::new(taken.jid.clone());
         if let Some(Choosing { tried, .. }) = taken.choosing {
             // A busy resource is slow, and nobody else waits for it.
@@ -175,7 +179,7 @@ impl Router {
             return Ok(false);
         }
         let Some(callee) = unproxied(&stanza.to, &self.options.jid) else { return Ok(false) };
-        let is_same = |waiting: &Waiting| {
+        let is_same = |waiting: &WaitingStanza| {
             let first = waiting.stanza.payload();
             waiting.stanza.from == stanza.from
                 && waiting.stanza.to == stanza.to
@@ -208,13 +212,14 @@ impl Router {
         }
     }
 
-    fn withdraw(&mut self, callee: &BareJid, is_meant: impl Fn(&Waiting) -> bool) {
+    fn withdraw(&mut self, callee: &BareJid, is_meant: impl Fn(&WaitingStanza) -> bool) {
         let Some(waiting) = self.waiting.get_mut(callee) else { return };
-        let gone: Vec<Waiting> = waiting.extract_if(.., |waiting| is_meant(waiting)).collect();
+        let gone: Vec<WaitingStanza> =
+            waiting.extract_if(.., |waiting| is_meant(waiting)).collect();
         if waiting.is_empty() {
             self.waiting.remove(callee);
         }
-        for Waiting { stanza, .. } in gone {
+        for WaitingStanza { stanza, .. } in gone {
             self.send(stanza.refuse(SessionRefusal::Over));
         }
     }
@@ -249,7 +254,7 @@ impl Router {
         self.tasks.spawn(async move {
             let to = Jid::from(FullJid::clone(&jid));
             let tell = async |sign, info| {
-                let asked = Asked { jid: Arc::clone(&jid), sign, info, at, link };
+                let asked = PresenceCheck { jid: Arc::clone(&jid), sign, info, at, link };
                 let _ = reports.send(Report::Asked(Box::new(asked))).await;
             };
             let query = Element::bare("query", ns::DISCO_INFO);
@@ -277,8 +282,8 @@ impl Router {
     }
 
     /// Handles the result of a check.
-    pub(super) fn handle_sign(&mut self, asked: Asked) {
-        let Asked { jid, sign, info, at, link } = asked;
+    pub(super) fn handle_sign(&mut self, asked: PresenceCheck) {
+        let PresenceCheck { jid, sign, info, at, link } = asked;
         let now = Instant::now();
         // A link that broke meanwhile says nothing about presence.
         let is_known = link == self.links && self.presences.is_link_up();
@@ -297,7 +302,7 @@ impl Router {
             (Sign::Here | Sign::Silence, None) => self.proposals.here(&jid),
             _ => {}
         }
-        for Waiting { stanza, mut choosing } in
+        for WaitingStanza { stanza, mut choosing } in
             self.waiting.remove(&jid.to_bare()).into_iter().flatten()
         {
             choosing.is_refused |= sign == Sign::Refused;

@@ -32,7 +32,7 @@ use tracing::{debug, warn};
 use self::{
     rates::PresenceRates,
     refusal::FrontRefusal,
-    waiting::{Findings, Unanswered, Waiting},
+    waiting::{Findings, Unanswered, WaitingStanza},
 };
 use crate::{
     access::Doors,
@@ -65,7 +65,7 @@ const SIGNS: Limits = Limits::new(128, 16, 1);
 
 /// The router's settings.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct RouterOptions {
     /// The component's address.
     pub jid: BareJid,
     /// Its name in service discovery.
@@ -90,7 +90,7 @@ pub struct Options {
     pub proposals: (usize, usize),
 }
 
-impl Options {
+impl RouterOptions {
     /// Returns the answer to disco#info at the component itself.
     fn info(&self) -> Element {
         disco::info(&self.name, &self.contact, self.socks5, self.ibb)
@@ -98,7 +98,7 @@ impl Options {
 }
 
 /// Creates an empty set of proposals.
-fn proposals(options: &Options) -> Proposals {
+fn proposals(options: &RouterOptions) -> Proposals {
     let (jid, now) = (options.jid.clone(), tokio::time::Instant::now());
     let mut proposals = Proposals::new(jid, random_id, options.proposals, now);
     proposals.set_max_stanza_bytes(options.max_stanza_bytes);
@@ -107,11 +107,11 @@ fn proposals(options: &Options) -> Proposals {
 
 /// A stanza that was set aside until it was known whether its sender may know of its addressee. It is handled again.
 #[derive(Debug)]
-pub struct Known(Box<Stanza>, bool);
+pub struct KnownStanza(Box<Stanza>, bool);
 
 /// The result of a check whether a resource is present.
 #[derive(Debug)]
-pub struct Asked {
+pub struct PresenceCheck {
     jid: Arc<FullJid>,
     sign: Sign,
     /// The resource's answer to disco#info.
@@ -125,7 +125,7 @@ pub struct Asked {
 #[derive(Debug)]
 pub enum Report {
     /// A check whether a resource is present has ended.
-    Asked(Box<Asked>),
+    Asked(Box<PresenceCheck>),
     /// A session-initiate was not acknowledged.
     Unanswered(Box<Unanswered>),
     /// The published keys of a user have been read.
@@ -138,7 +138,7 @@ pub struct Back {
     /// For [`Router::handle_report`].
     pub reports: mpsc::Sender<Report>,
     /// For [`Router::handle_known`].
-    pub known: mpsc::Sender<Known>,
+    pub known: mpsc::Sender<KnownStanza>,
     /// For [`Router::notify`].
     pub notices: mpsc::Sender<KeyNotice>,
 }
@@ -146,7 +146,7 @@ pub struct Back {
 /// Sends each stanza to the role that answers it.
 #[derive(Debug)]
 pub struct Router {
-    options: Options,
+    options: RouterOptions,
     outbound: mpsc::Sender<Element>,
     requests: Requests,
     broker: Broker,
@@ -159,7 +159,7 @@ pub struct Router {
     identity: Arc<Identity>,
     presences: Presences,
     /// Stanzas to bare JIDs, by JID, that wait for answers of resources.
-    waiting: HashMap<BareJid, Vec<Waiting>>,
+    waiting: HashMap<BareJid, Vec<WaitingStanza>>,
     reachable: Reachable,
     /// The users whose published keys are being read.
     readers: pep::Readers,
@@ -181,7 +181,7 @@ impl Router {
     /// [`Router::handle_known`] and [`Router::notify`].
     #[expect(clippy::too_many_arguments, reason = "each is one of the parts that it joins")]
     pub fn new(
-        options: Options,
+        options: RouterOptions,
         outbound: mpsc::Sender<Element>,
         requests: Requests,
         broker: Broker,
@@ -226,7 +226,7 @@ impl Router {
     }
 
     /// Applies new access lists and a new name after a reload.
-    pub fn reload(&mut self, options: Options) {
+    pub fn reload(&mut self, options: RouterOptions) {
         self.rates = Rates::new(options.requests_per_second);
         self.presence_rates = PresenceRates::new(options.requests_per_second);
         self.info.clear();
@@ -406,8 +406,8 @@ impl Router {
     }
 
     /// Handles a stanza again, now that it is known whether its sender may know of its addressee.
-    pub fn handle_known(&mut self, known: Known) {
-        let Known(stanza, admitted) = known;
+    pub fn handle_known(&mut self, known: KnownStanza) {
+        let KnownStanza(stanza, admitted) = known;
         let handled = match stanza.kind {
             Kind::Message => self.handle_initiation(&stanza, Some(admitted)),
             _ => self.handle_request(&stanza, Some(Findings::admitted(admitted))),

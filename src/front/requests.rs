@@ -13,9 +13,9 @@ use jid::{BareJid, Jid};
 use minidom::Element;
 
 use super::{
-    FORWARD, Known, Router,
+    FORWARD, KnownStanza, Router,
     refusal::FrontRefusal,
-    waiting::{Findings, Taken},
+    waiting::{ChosenResource, Findings},
 };
 use crate::{
     refuse::Refuse as _,
@@ -106,7 +106,7 @@ impl Router {
         }
         if forwarded && stanza.type_ == StanzaType::Get {
             return match self.reachable(stanza, callee, None, found)? {
-                Some(Taken { jid, .. }) => self.forward(stanza, payload.clone(), jid),
+                Some(ChosenResource { jid, .. }) => self.forward(stanza, payload.clone(), jid),
                 None => Ok(()),
             };
         }
@@ -158,7 +158,7 @@ impl Router {
             let _permit = permit;
             match registry.visible(&stanza.from.to_bare(), &owner).await {
                 Ok(visible) => {
-                    let _ = again.send(Known(Box::new(stanza), visible.is_some())).await;
+                    let _ = again.send(KnownStanza(Box::new(stanza), visible.is_some())).await;
                 }
                 Err(error) => {
                     let _ = outbound.send(stanza.refuse(RegistryRefusal::from(error))).await;

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
-use super::{waiting::Taken, *};
+use super::{waiting::ChosenResource, *};
 use crate::{
     access::Access,
     control,
@@ -35,7 +35,7 @@ struct World {
     router: Router,
     sent: Receiver<Element>,
     reports: Receiver<Report>,
-    known: Receiver<Known>,
+    known: Receiver<KnownStanza>,
     stop: CancellationToken,
 }
 
@@ -110,7 +110,7 @@ impl World {
             reloads,
         });
         let (cluster, _) = Cluster::join(&store, &jid, String::new()).await;
-        let options = Options {
+        let options = RouterOptions {
             jid: jid.clone(),
             name: String::new(),
             contact: Vec::new(),
@@ -212,7 +212,7 @@ async fn who_was_just_heard_of_is_waited_for_as_long_as_nobody_else_can_take_a_s
     let mut world = World::new().await;
     let patience = |world: &World| {
         let jid = Jid::new("bob@example.test/busy").unwrap();
-        let callee = world.router.callee(Taken::sure(jid));
+        let callee = world.router.callee(ChosenResource::sure(jid));
         (callee.patience.as_secs(), callee.has_others)
     };
     world.come("bob@example.test/busy");

@@ -54,7 +54,7 @@ impl Choosing {
 
 /// The resource that gets a stanza.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct ChosenResource {
     /// The full JID.
     pub(super) jid: Jid,
     /// The choice for a bare JID.
@@ -62,7 +62,7 @@ pub(super) struct Taken {
 }
 
 #[cfg(test)]
-impl Taken {
+impl ChosenResource {
     /// Creates a choice of a resource that has just shown itself.
     pub(super) fn sure(jid: Jid) -> Self {
         Self { jid, choosing: Some(Choosing::new(Instant::now())) }
@@ -71,7 +71,7 @@ impl Taken {
 
 /// A stanza that waits for the answers of resources.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct WaitingStanza {
     pub(super) stanza: Stanza,
     pub(super) choosing: Choosing,
 }
