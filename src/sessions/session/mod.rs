@@ -20,14 +20,15 @@
 //!
 //! Spec: XEP-0166 1.1.2, sections 6 and 7; XEP-0260 1.0.3, section 2; XEP-0261 1.0, section 2.
 
+mod answers;
 mod contents;
+mod ending;
 mod offers;
 mod timers;
 mod transports;
 
 use std::{
     collections::{HashMap, VecDeque},
-    io,
     sync::Arc,
     time::Duration,
 };
@@ -44,7 +45,6 @@ use fingerpost_wire::{
     stanza::{Refusal, Stanza},
     xml,
 };
-use jid::BareJid;
 use minidom::Element;
 use tokio::time::Instant;
 use tracing::{debug, info};
@@ -58,15 +58,10 @@ use super::{
     legs::{LegState, Plan},
     options::BrokerOptions,
     peer::SessionPeer,
-    peer_error::{is_for_others, is_gone, is_undelivered, of_peer},
     refusal::SessionRefusal,
     side::{PerSide, Side},
 };
-use crate::{
-    refuse::Refuse as _,
-    registry::model::Key,
-    relay::pipe::{Ended, StreamOutcome},
-};
+use crate::{refuse::Refuse as _, registry::model::Key, relay::pipe::StreamOutcome};
 
 /// How long a user may take to answer one of our requests.
 pub(crate) const ANSWER: Duration = Duration::from_secs(30);
@@ -224,13 +219,6 @@ struct Check {
     stanza: Stanza,
     /// The requests that came after it.
     behind: Vec<SessionInput>,
-}
-
-/// Returns the reason in a session-terminate, if it is one of XEP-0166, 7.4.
-fn known_reason(jingle: &Element) -> Option<Reason> {
-    let given = jingle.children().find(|child| child.name() == "reason")?;
-    let named = |reason: &Reason| given.children().any(|child| child.name() == reason.as_str());
-    Reason::ALL.iter().copied().find(named)
 }
 
 /// Why a session has ended.
@@ -584,61 +572,6 @@ impl BrokeredSession {
         iq
     }
 
-    /// Ends the session with a session-terminate to both sides (an initiate still unanswered is answered first).
-    fn end_both(&mut self, condition: Reason, text: &str) {
-        self.end_for(condition, text, None);
-    }
-
-    /// Ends the session because the component refuses a key of `owner`.
-    fn refuse_key(&mut self, owner: &BareJid, text: &str) {
-        self.end_for(Reason::SecurityError, text, Some(owner));
-    }
-
-    fn end_for(&mut self, condition: Reason, text: &str, owner: Option<&BareJid>) {
-        // The text may repeat what a user sent, and both users must learn of the end.
-        let text: String = text.chars().take(TEXT).collect();
-        self.answer_initiate(None);
-        for side in Side::BOTH {
-            if self.is_told(side) {
-                let jingle = jingle::end(&self.frame(side), condition, &text, owner);
-                self.tell(side, jingle);
-            }
-        }
-        info!(reason = condition.as_str(), "session ended");
-        self.finish(Conclusion::Ended(Some(condition)));
-    }
-
-    /// Handles a side that has gone: tells the other.
-    fn lost(&mut self, side: Side) {
-        let other = side.other();
-        self.refuse_initiate(SessionRefusal::WentAway);
-        if self.is_told(other) {
-            let jingle =
-                jingle::end(&self.frame(other), Reason::Gone, "The other user went away", None);
-            self.tell(other, jingle);
-        }
-        info!(side = side.as_str(), "user gone");
-        self.finish(Conclusion::Ended(Some(Reason::Gone)));
-    }
-
-    /// Ends the session, and answers every request that is still open.
-    fn finish(&mut self, conclusion: Conclusion) {
-        self.phase = SessionPhase::Over(conclusion);
-        self.timers = TimerTable::default();
-        self.answer_initiate(None);
-        let questions = std::mem::take(&mut self.questions);
-        let forwarded = questions.into_values().filter_map(|question| match question {
-            Question::Forwarded(stanza) => Some(*stanza),
-            _ => None,
-        });
-        let checked = self.check.take().map(|check| (check.stanza, check.behind));
-        let (checked, behind) = checked.unzip();
-        let behind = behind.into_iter().flatten().filter_map(SessionInput::into_request);
-        for stanza in checked.into_iter().chain(forwarded).chain(behind) {
-            self.actions.push_back(SessionAction::Send(stanza.refuse(SessionRefusal::Over)));
-        }
-    }
-
     fn answer_initiate(&mut self, error: Option<Element>) {
         let Some(Initiate { stanza, .. }) = self.take_initiate() else { return };
         self.send(match error {
@@ -740,151 +673,6 @@ impl BrokeredSession {
         self.actions.push_back(SessionAction::LookUpKeys(side, prints));
     }
 
-    /// Passes one side's session-terminate to the other, with its reason.
-    fn leave(&mut self, by: Side, jingle: &Element) {
-        let other = by.other();
-        if self.is_told(other) {
-            let out = jingle::jingle(jingle, &self.frame(other), |content| content);
-            let mut iq = self.request(other, out);
-            if self.check_size(&iq).is_err() {
-                // The other user must learn of the end, if not of everything that was said about it.
-                let condition = known_reason(jingle).unwrap_or(Reason::GeneralError);
-                let text =
-                    "The other user ended the session with a reason too long to be passed on";
-                iq = self.request(other, jingle::terminate(&self.frame(other), condition, text));
-            }
-            self.send(iq);
-        }
-        let reason = known_reason(jingle);
-        let named = reason.map_or("other", Reason::as_str);
-        info!(by = by.as_str(), reason = named, "session terminated");
-        self.finish(Conclusion::Ended(reason));
-    }
-
-    fn handle_answer(&mut self, number: u32, answer: Answer, now: Instant) {
-        let Some(question) = self.questions.remove(&number) else { return };
-        match (question, answer) {
-            (Question::Initiate, answer) => self.initiated(answer),
-            (Question::Forwarded(stanza), answer) => self.send(match answer {
-                Answer::Result(payload) => stanza.result(payload),
-                Answer::Error(error) => stanza.error(of_peer(error)),
-                Answer::Timeout => stanza.refuse(SessionRefusal::NoAnswer),
-            }),
-            (Question::Open(side, sid, _), _)
-                if self.legs[side].ready || self.stream_sid(side) != sid => {}
-            (Question::Open(side, sid, block_size), Answer::Result(_)) => {
-                let stream = SessionAction::TakeStream(side, sid, block_size, IbbStanza::Iq);
-                self.actions.push_back(stream);
-                self.ready(side);
-            }
-            (Question::Open(side, _, block_size), Answer::Error(_)) if block_size > SMALL_BLOCK => {
-                if let Plan::Ibb { block_size, opened, .. } = &mut self.legs[side].plan {
-                    (*block_size, *opened) = (SMALL_BLOCK, false);
-                }
-                self.open(side);
-            }
-            // The initiator may think that it has to open the bytestream that we have offered on its leg.
-            (Question::Open(Side::Initiator, ..), _) => {
-                if let Plan::Ibb { opened, .. } = &mut self.legs.initiator.plan {
-                    *opened = false;
-                }
-            }
-            (Question::Open(..), _) => {
-                self.end_both(Reason::FailedTransport, "The in-band bytestream was refused");
-            }
-            (Question::Ping(side), answer) => self.pinged(side, answer, now),
-            (Question::Replace(side), Answer::Error(error)) => self.refused(side, Some(&error)),
-            (Question::Replace(side), Answer::Timeout) => self.refused(side, None),
-            _ => {}
-        }
-    }
-
-    /// Handles the responder's answer to the session-initiate, unless its session-accept came first.
-    fn initiated(&mut self, answer: Answer) {
-        let error = match answer {
-            Answer::Result(_) => return self.acknowledge(),
-            Answer::Error(error) => Some(error),
-            Answer::Timeout => None,
-        };
-        let Some(initiate) = self.take_initiate() else { return };
-        if error.is_none() {
-            // If the responder is present after all, it must not wait for an absent peer.
-            let text = "The session was not acknowledged in time";
-            let out = jingle::end(&self.frame(Side::Responder), Reason::Timeout, text, None);
-            self.tell(Side::Responder, out);
-        }
-        let goes_back = initiate.goes_back && error.as_ref().is_none_or(is_for_others);
-        // The initiator can tell it from an error of its own server.
-        let error = error.map(of_peer);
-        if goes_back {
-            self.actions.push_back(SessionAction::GiveBack(Box::new(initiate.stanza), error));
-        } else {
-            let error = error.unwrap_or_else(|| Refusal::from(self.silence()).to_element());
-            self.send(initiate.stanza.error(error));
-        }
-        self.finish(Conclusion::Refused);
-    }
-
-    /// Returns the refusal for a responder that does not acknowledge the session-initiate.
-    fn silence(&self) -> SessionRefusal {
-        SessionRefusal::Unacknowledged(self.peers.responder.user.to_bare())
-    }
-
-    /// Handles a user's answer to the question whether the session exists.
-    fn pinged(&mut self, side: Side, answer: Answer, now: Instant) {
-        if let Answer::Error(error) = &answer
-            && is_undelivered(error)
-            && self.doubt(side)
-        {
-            // The first such answer may come from a server whose connection to another one lost the request.
-            return self.timers.set(Timer::Ping(side), now + AGAIN);
-        }
-        match answer {
-            Answer::Error(error) if is_gone(&error) => {
-                if self.runs_beside_xmpp(side) {
-                    // A stream beside XMPP survives its user's connection to the server, and shows its own end.
-                    self.absent[side] = true;
-                } else {
-                    self.lost(side);
-                }
-            }
-            Answer::Result(_) | Answer::Error(_) => {
-                if let SessionPhase::Relaying { doubted, .. } = &mut self.phase {
-                    doubted[side] = false;
-                }
-                self.is_here(side, now);
-            }
-            // The user has said that it goes, and sends nothing more.
-            Answer::Timeout if self.absent[side] && !self.runs_beside_xmpp(side) => self.lost(side),
-            Answer::Timeout => {}
-        }
-    }
-
-    /// Notes that an answer says that a user is absent. Returns whether it is the first one while bytes flow.
-    fn doubt(&mut self, side: Side) -> bool {
-        match &mut self.phase {
-            SessionPhase::Relaying { doubted, .. } => !std::mem::replace(&mut doubted[side], true),
-            _ => false,
-        }
-    }
-
-    /// Returns the side that has prevented the session's setup, as text.
-    fn late(&self) -> String {
-        let user = |side| self.peers[side].user.to_bare();
-        if !matches!(self.acceptance, Acceptance::Accepted) && !self.legs.responder.ready {
-            return format!("{} did not accept the session in time", user(Side::Responder));
-        }
-        match (self.legs.initiator.ready, self.legs.responder.ready) {
-            (true, false) => {
-                format!("{} set up no transport in time", user(Side::Responder))
-            }
-            (false, true) => {
-                format!("{} set up no transport in time", user(Side::Initiator))
-            }
-            _ => "The session was not set up in time by either user".to_owned(),
-        }
-    }
-
     fn handle_timeout(&mut self, now: Instant) {
         while let Some(timer) = self.timers.expired(now) {
             match timer {
@@ -896,89 +684,12 @@ impl BrokeredSession {
         }
     }
 
-    /// Ends the session, because its phase has lasted as long as it may.
-    fn end_phase(&mut self) {
-        match &self.phase {
-            SessionPhase::Leaving { by, jingle } => self.leave(*by, &jingle.clone()),
-            SessionPhase::Relayed { reason, text } => self.end_both(*reason, &text.clone()),
-            _ => {
-                let text = self.late();
-                self.end_both(Reason::Timeout, &text);
-            }
-        }
-    }
-
     /// Asks a side whether the session exists, by an empty session-info.
     fn ping(&mut self, side: Side, now: Instant) {
         self.timers.set(Timer::Ping(side), now + PING);
         if self.is_told(side) {
             let ping = jingle::own(jingle::Action::SessionInfo, &self.frame(side));
             self.ask(side, ping, Question::Ping(side));
-        }
-    }
-
-    fn relayed(&mut self, outcome: StreamOutcome, now: Instant) {
-        info!(
-            forward_bytes = outcome.a_to_b,
-            backward_bytes = outcome.b_to_a,
-            ended = ?outcome.end,
-            "stream ended"
-        );
-        let broken = match &self.phase {
-            SessionPhase::Leaving { by, jingle } => return self.leave(*by, &jingle.clone()),
-            SessionPhase::Relaying { broken, .. } => *broken,
-            _ => None,
-        };
-        match outcome.end {
-            Ended::NotTls => {
-                self.end_both(
-                    Reason::SecurityError,
-                    "The stream did not start with a TLS ClientHello",
-                );
-            }
-            Ended::Idle => self.end_both(Reason::Timeout, "No byte was sent for too long"),
-            Ended::Error(
-                io::ErrorKind::TimedOut
-                | io::ErrorKind::HostUnreachable
-                | io::ErrorKind::NetworkUnreachable
-                | io::ErrorKind::NetworkDown,
-            ) => {
-                let text = match broken {
-                    None => "A user can no longer be reached".to_owned(),
-                    Some(_) => broken_text(broken),
-                };
-                self.end_both(Reason::Timeout, &text);
-            }
-            // One absent user is the reason. If both seem absent, their server may have said so, which means nothing.
-            Ended::Error(_) if self.absent.initiator != self.absent.responder => {
-                self.end_both(Reason::Gone, "The other user went away");
-            }
-            Ended::Error(_) => {
-                let reason = match broken {
-                    Some((_, IbbError::Gone)) => Reason::Gone,
-                    _ => Reason::ConnectivityError,
-                };
-                self.phase = SessionPhase::Relayed { reason, text: broken_text(broken) };
-                self.timers.set(Timer::Phase, now + LAST_WORD);
-            }
-            Ended::Eof => {
-                if self.absent.initiator || self.absent.responder {
-                    self.check_users(now);
-                }
-                self.phase = SessionPhase::Relayed { reason: Reason::Success, text: String::new() };
-                let wait = if self.content.is_raw { RAW_GOODBYE } else { GOODBYE };
-                self.timers.set(Timer::Phase, now + wait);
-            }
-        }
-    }
-}
-
-/// Returns why the stream broke, as text for both users.
-fn broken_text(broken: Option<(Side, IbbError)>) -> String {
-    match broken {
-        None => "A leg broke".to_owned(),
-        Some((side, error)) => {
-            format!("The in-band stream of the {} broke: {error}", side.as_str())
         }
     }
 }

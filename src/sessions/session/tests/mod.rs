@@ -4,7 +4,7 @@ mod contents;
 mod fallback;
 mod orders;
 
-use std::cell::Cell;
+use std::{cell::Cell, io};
 
 use fingerpost_wire::{
     offer,
@@ -13,7 +13,10 @@ use fingerpost_wire::{
 use jid::Jid;
 
 use super::*;
-use crate::sessions::hints::{Policies, VerdictPolicy};
+use crate::{
+    relay::pipe::Ended,
+    sessions::hints::{Policies, VerdictPolicy},
+};
 
 const X509: &str = "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38";
 const IBB_OFFER: &str =
