@@ -87,9 +87,9 @@ impl Asked<'_> {
                 // The address, or its user, is unknown.
                 _ if is_absent(name) => Error::Unreachable(format!("{peer}: {said}")),
                 Some(Condition::InternalServerError) => {
-                    Error::Failed(format!("{component} failed: {said}"))
+                    Error::failed(format!("{component} failed: {said}"))
                 }
-                _ => Error::Refused(format!("{component} refuses: {said}")),
+                _ => Error::refused(format!("{component} refuses: {said}")),
             };
         }
         match name {
@@ -118,7 +118,7 @@ impl Asked<'_> {
 
 fn other(peer: &str, name: Option<Condition>, said: &str) -> Error {
     let text = format!("{peer}: {said}");
-    if is_absent(name) { Error::Unreachable(text) } else { Error::Refused(text) }
+    if is_absent(name) { Error::Unreachable(text) } else { Error::refused(text) }
 }
 
 /// Returns whether a condition says that the addressee does not exist.
@@ -256,6 +256,6 @@ mod tests {
         assert!(!text.contains("bob"), "{text}");
         let error = asked.error(&stanza_error("forbidden", "Not one of its users", ""));
         let expected = "xtls.example.test refuses: forbidden (Not one of its users)";
-        assert_eq!(error, Error::Refused(expected.to_owned()));
+        assert_eq!(error, Error::refused(expected));
     }
 }

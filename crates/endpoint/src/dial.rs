@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    error::Error,
     fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
@@ -29,6 +30,7 @@ const TRANSLATION: Duration = Duration::from_secs(2);
 
 /// Why no address of a host answered.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum DialError {
     /// The name does not resolve to an address.
     Resolve(io::Error),
@@ -47,6 +49,16 @@ impl fmt::Display for DialError {
                 }
                 Ok(())
             }
+        }
+    }
+}
+
+impl Error for DialError {
+    /// Returns the error of the first address that was tried, or of the resolver.
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Resolve(error) => Some(error),
+            Self::Connect(tried) => tried.first().map(|(_, error)| error as _),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! It asks the system's resolver, or the one that the environment variable [`RESOLVER`] names.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -16,7 +17,7 @@ use hickory_resolver::{
 };
 use tokio::time::timeout;
 
-use super::error::Error;
+use super::error::{Detail, Error};
 
 /// The environment variable with the address of a DNS server to ask instead of the system's, such as `127.0.0.1:53`.
 pub(super) const RESOLVER: &str = "XTLS_RESOLVER";
@@ -96,16 +97,15 @@ pub(super) async fn servers(domain: &str) -> Result<Vec<Target>, Error> {
 ///
 /// # Errors
 /// If it has none.
-pub(super) async fn addresses(address: &str) -> std::io::Result<Vec<SocketAddr>> {
-    let failed = |error: &dyn std::fmt::Display| std::io::Error::other(error.to_string());
-    let special = special().map_err(|error| failed(&error))?;
+pub(super) async fn addresses(address: &str) -> io::Result<Vec<SocketAddr>> {
+    let special = special().map_err(io::Error::other)?;
     let (Some(server), Some((host, port))) = (special, address.rsplit_once(':')) else {
         return Ok(tokio::net::lookup_host(address).await?.collect());
     };
-    let port = port.parse().map_err(|_| failed(&"the port is not a number"))?;
-    let resolver = at(server).map_err(|error| failed(&error))?;
+    let port = port.parse().map_err(|_| io::Error::other("the port is not a number"))?;
+    let resolver = at(server).map_err(io::Error::other)?;
     let host = host.trim_matches(['[', ']']);
-    let found = resolver.lookup_ip(host).await.map_err(|error| failed(&error))?;
+    let found = resolver.lookup_ip(host).await.map_err(io::Error::other)?;
     Ok(found.iter().map(|ip| SocketAddr::new(ip, port)).collect())
 }
 
@@ -132,7 +132,7 @@ fn at(server: SocketAddr) -> Result<TokioResolver, NetError> {
 /// Returns a resolver; `None` if this machine has none.
 fn resolver() -> Result<Option<TokioResolver>, Error> {
     if let Some(server) = special()? {
-        return at(server).map(Some).map_err(|error| Error::login(error.to_string()));
+        return at(server).map(Some).map_err(|error| Error::login(Detail::of(error)));
     }
     let system = TokioResolver::builder_tokio().and_then(|builder| builder.build());
     Ok(system.inspect_err(|error| tracing::debug!(%error, "no resolver for SRV records")).ok())

@@ -1,11 +1,14 @@
 //! The failures of a session, by the party that can act.
 
+use std::{error::Error as StdError, fmt, sync::Arc};
+
 use fingerpost_secure::stream::TlsError;
 use fingerpost_wire::jingle::Reason;
 
 /// Why there is no session, or why it ended.
 ///
-/// Each text is a sentence for a person; the variant tells a program what it can do.
+/// Each text is a whole sentence for a person; the variant tells a program what it can do. An error of the network, of
+/// TLS or of a file that caused it is its [source](StdError::source).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -34,38 +37,42 @@ pub enum Error {
     #[error("{0}")]
     Transport(String),
     /// The peer, or the component in its place, refuses.
-    #[error("{0}")]
-    Refused(String),
+    #[error(transparent)]
+    Refused(Detail),
     /// No TLS method is common to the peer and this endpoint.
     #[error("{0}")]
     Unsupported(String),
     /// The peer's key is not the promised one, or nothing vouches for it. No application byte has been sent.
-    #[error("{0}")]
-    Unverified(String),
+    #[error(transparent)]
+    Unverified(Detail),
     /// The peer began a session and did not secure it in time, or others needed its place.
     #[error("{0}")]
     Expired(String),
     /// The XMPP server refused the login.
-    #[error("{0}")]
-    Login(String),
+    #[error(transparent)]
+    Login(Detail),
     /// The connection to the XMPP server is lost.
     #[error("the connection to the XMPP server is lost")]
     Disconnected,
     /// Any other failure: network, protocol, timeout.
-    #[error("{0}")]
-    Failed(String),
+    #[error(transparent)]
+    Failed(Detail),
 }
 
 impl Error {
-    pub(super) fn failed(text: impl Into<String>) -> Self {
+    pub(super) fn failed(text: impl Into<Detail>) -> Self {
         Self::Failed(text.into())
     }
 
-    pub(super) fn refused(text: impl Into<String>) -> Self {
+    pub(super) fn refused(text: impl Into<Detail>) -> Self {
         Self::Refused(text.into())
     }
 
-    pub(super) fn login(text: impl Into<String>) -> Self {
+    pub(super) fn unverified(text: impl Into<Detail>) -> Self {
+        Self::Unverified(text.into())
+    }
+
+    pub(super) fn login(text: impl Into<Detail>) -> Self {
         Self::Login(text.into())
     }
 
@@ -85,7 +92,7 @@ impl Error {
 
 impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
-        Self::Failed(error.to_string())
+        Self::Failed(Detail::of(error))
     }
 }
 
@@ -93,20 +100,89 @@ impl From<TlsError> for Error {
     fn from(error: TlsError) -> Self {
         match error {
             TlsError::Unverified(_) | TlsError::Unproven(_) => {
-                Self::Unverified(format!("{error}: nothing was sent"))
+                Self::Unverified(Detail::new(format!("{error}: nothing was sent"), error))
             }
-            TlsError::Refused(_) => Self::Refused(error.to_string()),
-            TlsError::Failed(_) => Self::Failed(error.to_string()),
+            TlsError::Refused(_) => Self::Refused(Detail::of(error)),
+            TlsError::Failed(_) => Self::Failed(Detail::of(error)),
         }
+    }
+}
+
+/// The sentence of an error, which its source is part of, and that source, if there is one.
+#[derive(Clone, Debug)]
+pub struct Detail {
+    text: String,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+impl Detail {
+    /// Creates a sentence about an error.
+    pub fn new(
+        text: impl Into<String>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Self { text: text.into(), source: Some(Arc::from(source.into())) }
+    }
+
+    /// Takes the text of an error for the sentence.
+    pub(super) fn of(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        let source = source.into();
+        Self::new(source.to_string(), source)
+    }
+
+    /// Adds to the end of the sentence.
+    pub(super) fn and(self, more: &str) -> Self {
+        Self { text: self.text + more, ..self }
+    }
+
+    /// Returns the sentence.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl StdError for Detail {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// Sentences are compared, and not what caused them.
+impl PartialEq for Detail {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Detail {}
+
+impl From<String> for Detail {
+    fn from(text: String) -> Self {
+        Self { text, source: None }
+    }
+}
+
+impl From<&str> for Detail {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{io, net::SocketAddr};
+
     use fingerpost_secure::{fault::Fault, x509::Unusable};
     use time::OffsetDateTime;
 
     use super::*;
+    use crate::dial::DialError;
 
     /// The cause of a key that is not accepted is kept up to the sentence that the user reads.
     #[test]
@@ -126,6 +202,46 @@ mod tests {
             assert!(matches!(error, Error::Unverified(_)), "{error:?}");
             let text = error.to_string();
             assert!(text.contains(sentence) && text.ends_with("nothing was sent"), "{text}");
+            let below = error.source().and_then(|source| source.downcast_ref::<TlsError>());
+            assert!(below.is_some_and(|below| text.starts_with(&below.to_string())), "{error:?}");
         }
+    }
+
+    /// The errors below an error can be told apart by a program, down to the first one.
+    #[test]
+    fn an_error_keeps_its_source_and_two_of_the_same_sentence_are_equal() {
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let at = SocketAddr::from(([192, 0, 2, 1], 5222));
+        for (error, text) in [
+            (Error::from(refused()), "connection refused"),
+            (
+                Error::login(Detail::new("cannot connect to x", DialError::Resolve(refused()))),
+                "cannot connect to x",
+            ),
+            (
+                Error::login(Detail::new(
+                    "cannot connect",
+                    DialError::Connect(vec![(at, refused())]),
+                )),
+                "cannot connect",
+            ),
+            (Error::from(TlsError::Failed(refused())), "TLS failed: connection refused"),
+        ] {
+            assert_eq!(error.to_string(), text);
+            let mut below: &dyn StdError = &error;
+            while let Some(source) = below.source() {
+                below = source;
+            }
+            let is_io = below.downcast_ref::<io::Error>().map(io::Error::kind);
+            assert_eq!(is_io, Some(io::ErrorKind::ConnectionRefused), "{error:?}");
+            assert_eq!(error, error.clone());
+        }
+        let plain = Error::failed("connection refused");
+        assert!(plain.source().is_none());
+        assert_eq!(plain, Error::from(refused()));
+        assert_ne!(plain, Error::refused("connection refused"));
+        let more = Error::Failed(Detail::of(refused()).and(" (after 5 bytes had arrived)"));
+        assert_eq!(more.to_string(), "connection refused (after 5 bytes had arrived)");
+        assert!(more.source().is_some());
     }
 }

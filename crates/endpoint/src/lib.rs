@@ -109,7 +109,7 @@ pub use self::{
     application::{Application, CHUNKS},
     dial::{DialError, dial_addresses},
     driver::forward,
-    error::Error,
+    error::{Detail, Error},
     keeper::Contact,
     login::{Connection, Login, ServerTrust, login},
     method::Credential,
@@ -504,7 +504,7 @@ impl Endpoint {
             Answer::Result(payload) => Ok(payload),
             Answer::Error(error) => Err(match self.asked(to).error(&error) {
                 error @ (Error::NoComponent(_) | Error::Blocked(_)) => error,
-                _ => Error::Refused(format!("{to}: {}", hub::condition(&error))),
+                _ => Error::refused(format!("{to}: {}", hub::condition(&error))),
             }),
             Answer::Timeout if self.hub().is_lost() => Err(Error::Disconnected),
             Answer::Timeout => Err(self.asked(to).silence()),
@@ -542,7 +542,7 @@ impl Endpoint {
                 None => return Ok(whole),
             }
         }
-        Err(Error::Failed(format!("{to}: the answer has more than {PAGES} pages")))
+        Err(Error::failed(format!("{to}: the answer has more than {PAGES} pages")))
     }
 
     /// Ends the connection after all queued stanzas are sent. Sessions should be over by then.

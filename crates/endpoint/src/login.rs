@@ -34,13 +34,16 @@ use super::{
     dial::dial,
     discovery::{Target, servers},
     driver::{Driver, State},
-    error::Error,
+    error::{Detail, Error},
     hub::condition,
     managed::Management,
     path::{self, Watched},
     sasl::{Channel, Exchange, Offer, token_mechanism},
     sasl2::{self, FastStore, FastToken, Inline, Name, Success, Wish},
 };
+
+/// The error below another, or a text in its place.
+type Source = Box<dyn std::error::Error + Send + Sync>;
 
 /// The time from TCP to the bound resource.
 const LOGIN: Duration = Duration::from_secs(30);
@@ -204,8 +207,9 @@ pub(super) fn resource() -> String {
     format!("xtls-{:08x}", rand::random::<u32>())
 }
 
-fn broken(error: impl std::fmt::Display) -> Error {
-    Error::login(format!("the connection to the XMPP server failed: {error}"))
+fn broken(error: impl Into<Source>) -> Error {
+    let error = error.into();
+    Error::login(Detail::new(format!("the connection to the XMPP server failed: {error}"), error))
 }
 
 /// One XML stream with the server, from its header on.
@@ -348,7 +352,7 @@ async fn authenticate_at_once<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let failed = |why: &dyn std::fmt::Display| failed(login, why);
+    let failed = |why: Source| failed(login, why);
     let username = username(login)?;
     // Without an identifier, a token has nothing to belong to.
     let best = wish.agent.and_then(|_| token_mechanism(&inline.fast, channel));
@@ -370,14 +374,14 @@ where
         let element = stream.next().await?;
         match element.name() {
             "challenge" => {
-                let data = decoded(&element.text()).ok_or_else(|| failed(&NOT_BASE64))?;
-                let response = exchange.respond(&data).map_err(|error| failed(&error))?;
+                let data = decoded(&element.text()).ok_or_else(|| failed(NOT_BASE64.into()))?;
+                let response = exchange.respond(&data).map_err(|error| failed(error.into()))?;
                 stream.send(&sasl2::response(&response)).await?;
             }
             "success" => {
                 let mut success = Success::read(&element);
-                let data = decoded(&success.additional).ok_or_else(|| failed(&NOT_BASE64))?;
-                exchange.finish(&data).map_err(|error| failed(&error))?;
+                let data = decoded(&success.additional).ok_or_else(|| failed(NOT_BASE64.into()))?;
+                exchange.finish(&data).map_err(|error| failed(error.into()))?;
                 let mechanism = if is_token { Some(mechanism.as_str()) } else { token_for };
                 if let (Some(fast), Some(mechanism), Some((token, expiry))) =
                     (&login.fast, mechanism, success.token.take())
@@ -401,10 +405,10 @@ where
             }
             "continue" => {
                 return Err(failed(
-                    &"the server asks for a second step, which xtls does not support",
+                    "the server asks for a second step, which xtls does not support".into(),
                 ));
             }
-            _ => return Err(failed(&"the server sent an unexpected element")),
+            _ => return Err(failed("the server sent an unexpected element".into())),
         }
     }
 }
@@ -476,7 +480,8 @@ async fn secure_at(
     let Target { address, is_direct } = target;
     let tcp = dial(address)
         .await
-        .map_err(|error| Error::login(format!("cannot connect to {address}: {error}")))?;
+        .map_err(|error| Detail::new(format!("cannot connect to {address}: {error}"), error))
+        .map_err(Error::login)?;
     tcp.set_nodelay(true).map_err(broken)?;
     let tcp = Watched::new(tcp);
     let mut config = tls_config(&login.trust)?;
@@ -489,9 +494,10 @@ async fn secure_at(
     // The certificate is for the domain, not for the host in its records (RFC 6120, section 13.7.2).
     let name = ServerName::try_from(ascii.to_owned()).map_err(broken)?;
     let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|error| {
-        Error::login(format!(
+        let text = format!(
             "TLS with the XMPP server failed: {error} (if the server has its own authority, name it with --ca-file)"
-        ))
+        );
+        Error::login(Detail::new(text, error))
     })?;
     Ok(tls)
 }
@@ -639,7 +645,7 @@ async fn authenticate<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let failed = |why: &dyn std::fmt::Display| failed(login, why);
+    let failed = |why: Source| failed(login, why);
     let mut exchange = password_exchange(login, offer, channel, &username(login)?)?;
     tracing::debug!(mechanism = exchange.mechanism(), "logging in");
     let mut auth = sasl_element("auth", &exchange.initial());
@@ -647,23 +653,24 @@ where
     stream.send(&auth).await?;
     loop {
         let element = stream.next().await?;
-        let data = || decoded(&element.text()).ok_or_else(|| failed(&NOT_BASE64));
+        let data = || decoded(&element.text()).ok_or_else(|| failed(NOT_BASE64.into()));
         match element.name() {
             "challenge" => {
-                let response = exchange.respond(&data()?).map_err(|error| failed(&error))?;
+                let response = exchange.respond(&data()?).map_err(|error| failed(error.into()))?;
                 stream.send(&sasl_element("response", &response)).await?;
             }
-            "success" => return exchange.finish(&data()?).map_err(|error| failed(&error)),
+            "success" => return exchange.finish(&data()?).map_err(|error| failed(error.into())),
             "failure" => return Err(refused(login, &element)),
-            _ => return Err(failed(&"the server sent an unexpected element")),
+            _ => return Err(failed("the server sent an unexpected element".into())),
         }
     }
 }
 
 const NOT_BASE64: &str = "the server's message is not base64";
 
-fn failed(login: &Login, why: &dyn std::fmt::Display) -> Failure {
-    Error::login(format!("login as {} failed: {why}", login.jid)).into()
+fn failed(login: &Login, why: impl Into<Source>) -> Failure {
+    let why = why.into();
+    Error::login(Detail::new(format!("login as {} failed: {why}", login.jid), why)).into()
 }
 
 fn username(login: &Login) -> Result<String, Failure> {
@@ -679,7 +686,7 @@ fn password_exchange(
 ) -> Result<Exchange, Failure> {
     let nonce: [u8; 18] = rand::random();
     Exchange::new(offer, channel, username, login.password.clone(), &nonce)
-        .map_err(|error| failed(login, &error))
+        .map_err(|error| failed(login, error))
 }
 
 /// Returns the bytes of a message; `None` if it is not base64.
@@ -699,7 +706,7 @@ fn refused(login: &Login, element: &Element) -> Failure {
     let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
     let text = if text.is_empty() { text } else { format!(" ({text})") };
     let is_final = FINAL.contains(&condition);
-    Failure { by_server: true, is_final, ..failed(login, &format!("{condition}{text}")) }
+    Failure { by_server: true, is_final, ..failed(login, format!("{condition}{text}")) }
 }
 
 fn sasl_element(name: &str, data: &[u8]) -> Element {
@@ -765,7 +772,7 @@ fn tls_config(trust: &ServerTrust) -> Result<ClientConfig, Error> {
         return Ok(builder.with_root_certificates(roots).with_no_client_auth());
     };
     let verifier = NamedServers::new(read_certificates(file)?, provider)
-        .map_err(|error| Error::login(format!("{}: {error}", file.display())))?;
+        .map_err(|error| unusable(file, error))?;
     Ok(builder
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
@@ -773,14 +780,19 @@ fn tls_config(trust: &ServerTrust) -> Result<ClientConfig, Error> {
 }
 
 fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let bad = |error: &dyn std::fmt::Display| Error::login(format!("{}: {error}", file.display()));
     let certificates: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(file).map_err(|error| bad(&error))?.collect();
-    let certificates = certificates.map_err(|error| bad(&error))?;
+        CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
+    let certificates = certificates.map_err(|error| unusable(file, error))?;
     if certificates.is_empty() {
-        return Err(bad(&"no PEM certificate is in it"));
+        return Err(unusable(file, "no PEM certificate is in it"));
     }
     Ok(certificates)
+}
+
+/// Returns the error of a file of certificates.
+fn unusable(file: &Path, error: impl Into<Source>) -> Error {
+    let error = error.into();
+    Error::login(Detail::new(format!("{}: {error}", file.display()), error))
 }
 
 /// Accepts any server's certificate: only with `--insecure-tls`.

@@ -28,7 +28,12 @@ use tokio::{
 };
 use tokio_rustls::TlsStream;
 
-use super::{error::Error, guesses::Guess, session::Session, transport::Leg};
+use super::{
+    error::{Detail, Error},
+    guesses::Guess,
+    session::Session,
+    transport::Leg,
+};
 
 /// How long handshake and password check may take. The short authentication string relies on it.
 const HANDSHAKE: Duration = Duration::from_secs(60);
@@ -96,11 +101,11 @@ impl Credential {
         match self {
             Self::X509(identity) => Ok(Arc::clone(identity)),
             Self::OpenPgp(certifier) => {
-                certifier.certify().map(Arc::new).map_err(|error| Error::failed(error.to_string()))
+                certifier.certify().map(Arc::new).map_err(|error| Error::failed(Detail::of(error)))
             }
             Self::Srp(_) => Identity::anonymous()
                 .map(Arc::new)
-                .map_err(|error| Error::failed(error.to_string())),
+                .map_err(|error| Error::failed(Detail::of(error))),
         }
     }
 }
@@ -187,7 +192,7 @@ pub(super) fn expected(
     let pins = offer.prints_for(method);
     match method {
         Method::Srp => Ok(Expected::Anyone),
-        _ if pins.is_empty() => Err(Error::Unverified(format!(
+        _ if pins.is_empty() => Err(Error::unverified(format!(
             "{peer} offered no print of an {method} key: nothing was sent"
         ))),
         Method::X509 => Ok(Expected::Certificate(pins)),
@@ -251,7 +256,7 @@ impl Session {
         };
         // However this step ends, the peer has not proved the password.
         self.unless_ended(proof).await.map_err(|_| {
-            Error::Unverified(format!(
+            Error::unverified(format!(
                 "{} has not shown to know the password, or someone is in the middle: nothing was sent",
                 self.peer
             ))

@@ -26,7 +26,7 @@ use super::{
     Endpoint,
     application::{Application, answer, first_content},
     cause,
-    error::Error,
+    error::{Detail, Error},
     hub::Arrival,
     method::expected,
     places::Place,
@@ -401,10 +401,11 @@ impl Session {
     ) -> Result<(), Error> {
         let known: Vec<&[u8]> = keys.iter().filter_map(|key| key.material.as_deref()).collect();
         still_vouched(certificate, print, &known, UnixTime::now()).map_err(|fault| {
-            Error::Unverified(format!(
+            let text = format!(
                 "{fault}, as the registry's copy of {}'s OpenPGP certificate says: nothing was sent",
                 self.peer
-            ))
+            );
+            Error::unverified(Detail::new(text, fault))
         })
     }
 }

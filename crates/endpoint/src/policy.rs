@@ -313,7 +313,7 @@ pub(super) fn without_answer(
     if initiator || hinted.is_some() {
         return Ok(Standing::Unavailable);
     }
-    Err(Error::Unverified(format!(
+    Err(Error::unverified(format!(
         "the registry could not be asked about the key of {peer}, who started the session without the broker: nothing was \
          sent; try again later"
     )))
@@ -329,7 +329,7 @@ pub(super) fn refuse_offer(peer: &BareJid, method: Method, hints: &[Hint]) -> Re
 }
 
 fn refused(peer: &BareJid, standing: Standing) -> Error {
-    Error::Unverified(match standing {
+    Error::unverified(match standing {
         Standing::Superseded => format!(
             "the registry says that {peer}'s key was replaced by another one, or that it has expired: nothing was sent; \
              the other side must use its new key"
@@ -400,7 +400,7 @@ impl Shown<'_> {
     pub fn first_use(&self) -> Result<Known, Error> {
         self.refuse_bad()?;
         if self.standing == Standing::Unavailable {
-            return Err(Error::Unverified(format!(
+            return Err(Error::unverified(format!(
                 "the registry could not be asked about the first key of {}: nothing was sent",
                 self.peer
             )));
@@ -452,7 +452,7 @@ impl Policy for Registered {
         if shown.is_vouched_for() {
             return Ok(Known::Same);
         }
-        Err(Error::Unverified(format!(
+        Err(Error::unverified(format!(
             "the registry does not vouch for the key that {} has shown: nothing was sent",
             shown.peer
         )))
@@ -497,7 +497,7 @@ impl Policy for FirstUse {
                 Ok(first)
             }
             Some(known) if known == shown.print => Ok(Known::Same),
-            Some(_) => Err(Error::Unverified(format!(
+            Some(_) => Err(Error::unverified(format!(
                 "the key of {} has changed: nothing was sent",
                 shown.peer
             ))),

@@ -17,7 +17,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{
     Endpoint,
     cause::{Asked, is_absent},
-    error::Error,
+    error::{Detail, Error},
     hub::{Inbox, condition},
     places::Place,
     progress::{Monitor, Progress, Waiting},
@@ -213,7 +213,7 @@ impl Session {
     /// Adds to an error how many bytes had arrived when the session ended.
     fn with_received(&self, error: Error) -> Error {
         let received = self.progress.received();
-        let more = |text| format!("{text} (after {received} bytes had arrived)");
+        let more = |text: Detail| text.and(&format!(" (after {received} bytes had arrived)"));
         match error {
             error if received == 0 => error,
             Error::Failed(text) => Error::Failed(more(text)),
@@ -341,18 +341,18 @@ impl Session {
             Some(Reason::SecurityError) if component.is_some() => {
                 match mark.and_then(|mark| mark.attr("owner")) {
                     Some(owner) if owner == peer.as_str() && !self.is_secured => {
-                        Error::Unverified(format!("{text}: nothing was sent"))
+                        Error::unverified(format!("{text}: nothing was sent"))
                     }
                     // Our own key.
-                    Some(_) => Error::Refused(text),
-                    None => Error::Failed(text),
+                    Some(_) => Error::refused(text),
+                    None => Error::failed(text),
                 }
             }
             // The failure is on the other side; it is not a refusal.
             Some(Reason::FailedApplication | Reason::GeneralError | Reason::MediaError) => {
-                Error::Failed(text)
+                Error::failed(text)
             }
-            _ => Error::Refused(text),
+            _ => Error::refused(text),
         }
     }
 
@@ -466,7 +466,7 @@ impl Session {
             | Error::Silent(why)
             | Error::NoComponent(why)
             | Error::BlockedByPeer(why) => {
-                Error::Failed(format!("the session with {peer} is gone: {why}"))
+                Error::failed(format!("the session with {peer} is gone: {why}"))
             }
             error => error,
         })

@@ -28,8 +28,7 @@ pub(super) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
         Err(_) => format!("{host}:{port}"),
     };
     let dialling = dial::dial(&address);
-    let stream =
-        timeout(CONNECT, dialling).await?.map_err(|error| io::Error::other(error.to_string()))?;
+    let stream = timeout(CONNECT, dialling).await?.map_err(io::Error::other)?;
     stream.set_nodelay(true)?;
     watch(&stream)?;
     Ok(stream)

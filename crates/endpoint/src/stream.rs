@@ -22,7 +22,7 @@ use tokio_rustls::TlsStream;
 
 use super::{
     application::CHUNKS,
-    error::Error,
+    error::{Detail, Error},
     policy::{Hint, Known, Listed, Standing},
     progress::{Direction, Progress},
     transport::Leg,
@@ -191,7 +191,7 @@ impl SecureStream {
                 tls.get_ref().1.export_keying_material(output, label, context)
             }
         };
-        exported.map_err(|error| Error::Failed(error.to_string()))
+        exported.map_err(|error| Error::failed(Detail::of(error)))
     }
 
     /// Returns the prints by which others may name the key that the peer has shown.

@@ -106,8 +106,8 @@ impl From<Error> for XtlsError {
 impl From<XtlsError> for Error {
     fn from(error: XtlsError) -> Self {
         match error.code {
-            4 => Self::Unverified(error.text),
-            _ => Self::Failed(error.text),
+            4 => Self::Unverified(error.text.into()),
+            _ => Self::Failed(error.text.into()),
         }
     }
 }

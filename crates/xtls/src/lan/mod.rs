@@ -113,10 +113,11 @@ impl Policy for SamePeer {
         if *shown.print == self.0 {
             return Ok(Known::Same);
         }
-        Err(Error::Unverified(format!(
+        let text = format!(
             "{} has another key in the session than on the link: nothing was sent",
             shown.peer
-        )))
+        );
+        Err(Error::Unverified(text.into()))
     }
 
     fn remembers(&self, _peer: &BareJid) -> bool {
