@@ -4,7 +4,7 @@
 //!
 //! | question | module |
 //! |---|---|
-//! | how stanzas are read from a connection | [`reader`] |
+//! | how stanzas are read from a connection | [`reader`]; how waiting bytes are written to one: [`writer`] |
 //! | how a request waits for its answer | [`iq`]; how many may wait for each user: [`shares`] |
 //! | how an in-band bytestream becomes a stream of tokio's | [`ibb_stream`] carries its bytes, [`ibb_handle`] its stanzas; [`ibb_params`] |
 //! | what connects a user with the next hop | [`leg`]: a TCP connection or an in-band bytestream |
@@ -21,3 +21,4 @@ pub mod reader;
 pub mod shares;
 pub mod side;
 pub mod tcp;
+pub mod writer;

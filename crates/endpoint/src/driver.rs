@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, io, time::Duration};
 
-use fingerpost_carry::reader::StanzaReader;
+use fingerpost_carry::{reader::StanzaReader, writer::forward};
 use fingerpost_wire::{
     ns,
     size::{self, Instead},
@@ -422,17 +422,6 @@ fn write_fitting(element: &Element, out: &mut Vec<u8>) -> Option<Element> {
         Instead::Nothing => {}
     }
     None
-}
-
-/// Writes some of `bytes`; without any, flushes.
-pub async fn forward(write: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<usize> {
-    if bytes.is_empty() {
-        return write.flush().await.map(|()| 0);
-    }
-    match write.write(bytes).await? {
-        0 => Err(io::ErrorKind::WriteZero.into()),
-        count => Ok(count),
-    }
 }
 
 #[cfg(test)]

@@ -108,7 +108,6 @@ pub use self::stream::testing;
 pub use self::{
     application::{Application, CHUNKS},
     dial::{DialError, dial_addresses},
-    driver::forward,
     error::{Detail, Error},
     keeper::Contact,
     login::{Connection, Login, ServerTrust, login},
@@ -120,7 +119,6 @@ pub use self::{
     sasl2::{FastStore, FastToken},
     session::Session,
     stream::{Learned, SecureStream},
-    transport::Leg,
 };
 use self::{
     cause::Asked,

@@ -36,13 +36,8 @@ pub struct Hint {
 }
 
 impl Hint {
-    /// Returns whether the registry knows this print as that of a good key of the user.
-    pub fn is_good(&self) -> bool {
-        matches!(self.verdict.known(), Some(Verdict::Match | Verdict::Registered))
-    }
-
     /// Returns whether the registry warns of this print: it is revoked or replaced, or the user has other keys.
-    pub fn is_bad(&self) -> bool {
+    fn is_bad(&self) -> bool {
         matches!(
             self.verdict.known(),
             Some(Verdict::Revoked | Verdict::Mismatch | Verdict::Superseded)
@@ -382,11 +377,11 @@ impl Shown<'_> {
         self.is_vouched_for() && self.listed.is_some_and(Listed::is_proven)
     }
 
-    /// Refuses a key that the registry warns of. The session does so itself before it asks a policy.
+    /// Refuses a key that the registry warns of.
     ///
     /// # Errors
     /// [`Error::Unverified`]
-    pub fn refuse_bad(&self) -> Result<(), Error> {
+    pub(super) fn refuse_bad(&self) -> Result<(), Error> {
         if self.standing.is_bad() {
             return Err(refused(self.peer, self.standing));
         }

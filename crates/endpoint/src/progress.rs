@@ -40,11 +40,23 @@ impl Monitor {
     pub fn received(&self) -> u64 {
         self.0.received()
     }
+
+    /// Removes bytes from the count of received ones, because they were not the application's: its framing, for example.
+    pub fn discount(&self, bytes: usize) {
+        let mut state = self.0.lock();
+        state.received = state.received.saturating_sub(bytes as u64);
+    }
+
+    /// Returns whether the peer has ended its direction.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn has_ended(&self) -> bool {
+        self.0.lock().ended
+    }
 }
 
 /// The progress of one stream, which the stream updates and its session reads.
 #[derive(Debug)]
-pub struct Progress {
+pub(super) struct Progress {
     state: Mutex<State>,
     /// Bytes of the application that the next hop has acknowledged.
     delivered: AtomicU64,
@@ -154,21 +166,9 @@ impl Progress {
         (state.reading, state.ended) = (false, true);
     }
 
-    /// Removes bytes from the count of received ones, because they were not the application's.
-    pub fn discount(&self, bytes: usize) {
-        let mut state = self.lock();
-        state.received = state.received.saturating_sub(bytes as u64);
-    }
-
     /// Returns how many bytes have come from the peer.
-    pub fn received(&self) -> u64 {
+    pub(super) fn received(&self) -> u64 {
         self.lock().received
-    }
-
-    /// Returns whether the peer has ended its direction.
-    #[cfg(any(test, feature = "testing"))]
-    pub fn has_ended(&self) -> bool {
-        self.lock().ended
     }
 
     /// Returns when a byte last moved, or the stream began to wait for one; `None` while the stream's user is busy with

@@ -24,7 +24,7 @@ use super::{
     application::CHUNKS,
     error::{Detail, Error},
     policy::{Hint, Known, Listed, Standing},
-    progress::{Direction, Progress},
+    progress::{Direction, Monitor, Progress},
     transport::Leg,
 };
 
@@ -206,9 +206,9 @@ impl SecureStream {
         self.tls.get_ref().1.alpn_protocol() == Some(CHUNKS)
     }
 
-    /// Returns the progress of the stream.
-    pub fn progress(&self) -> Arc<Progress> {
-        Arc::clone(&self.progress)
+    /// Returns a view of the stream for other tasks.
+    pub fn monitor(&self) -> Monitor {
+        Monitor(Arc::clone(&self.progress))
     }
 
     /// Returns the user who started the session.
@@ -280,11 +280,6 @@ impl SecureStream {
         let _ = self.tls.shutdown().await;
         let leg = &mut self.tls.get_mut().0;
         while leg.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
-    }
-
-    /// Returns the TLS stream itself. It too returns `Ok(0)` only after a `close_notify`.
-    pub fn into_inner(self) -> TlsStream<Leg> {
-        self.tls
     }
 }
 

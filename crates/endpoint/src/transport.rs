@@ -19,7 +19,7 @@ use super::{
 };
 
 /// The transport of a session: a TCP connection to the component or the peer, or an in-band bytestream.
-pub type Leg = leg::Leg<TcpStream>;
+pub(super) type Leg = leg::Leg<TcpStream>;
 
 /// How long a step of the transport may take.
 pub(super) const STEP: Duration = Duration::from_secs(60);

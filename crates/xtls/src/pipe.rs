@@ -118,7 +118,7 @@ async fn run_command(
     command: &str,
     output: Output,
 ) -> Result<(), XtlsError> {
-    let (peer, progress) = (stream.peer().clone(), stream.progress());
+    let (peer, monitor) = (stream.peer().clone(), stream.monitor());
     let mut running = match Running::start(command, stream.learned()) {
         Ok(running) => running,
         Err(error) => {
@@ -133,7 +133,7 @@ async fn run_command(
         session.terminate(Reason::FailedApplication, &error.text).await;
     }
     goodbye(session, stream, joined?).await?;
-    let received = progress.received();
+    let received = monitor.received();
     output.event(
         &json!({"event": "piped", "peer": peer.as_str(), "received": received}),
         &format!("the pipe of {peer} has ended after {received} bytes, and so has its command"),
@@ -191,7 +191,7 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
     local: Local<I, O, impl Future<Output = Result<(), XtlsError>>>,
 ) -> Result<Joined, XtlsError> {
     let Local { mut input, terminal, mut output, is_command, ended: done } = local;
-    let (peer, progress) = (stream.peer().clone(), stream.progress());
+    let (peer, monitor) = (stream.peer().clone(), stream.monitor());
     let chunked = stream.is_chunked();
     let (mut read, mut write) = split(stream);
     // Whether the peer has sent everything.
@@ -301,7 +301,7 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
                         }
                     };
                     // Headers do not belong to the application.
-                    progress.discount(before - rest.len() - data.len());
+                    monitor.discount(before - rest.len() - data.len());
                     received.fetch_add(data.len() as u64, Ordering::Relaxed);
                     output.write_all(data).await?;
                 }
@@ -323,7 +323,7 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
                 )));
             }
             if n == 0 && reader.as_ref().is_some_and(|reader| !reader.is_ended()) {
-                let received = progress.received();
+                let received = monitor.received();
                 return Err(XtlsError::failed(format!(
                     "the stream was cut off after {received} bytes: {peer} closed it before the end of its content"
                 )));

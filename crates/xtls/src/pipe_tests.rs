@@ -314,7 +314,7 @@ async fn another_program_confirms_by_its_close_notify_after_the_last_byte() {
     // A side that closes first has confirmed nothing.
     let [alice, mut other] = testing::secured(connected().await, [Some(CHUNKS), None]).await;
     let (mut keyboard, input) = tokio::io::duplex(100);
-    let progress = alice.progress();
+    let monitor = alice.monitor();
     let alice = async {
         let (mut alice, output) = (alice, Vec::new());
         join(&mut alice, Side::Calls, local(input, false, output)).await
@@ -322,7 +322,7 @@ async fn another_program_confirms_by_its_close_notify_after_the_last_byte() {
     let closes = async {
         other.write_all(b"bye").await.unwrap();
         other.shutdown().await.unwrap();
-        while !progress.has_ended() {
+        while !monitor.has_ended() {
             tokio::task::yield_now().await;
         }
         let mut seen = Vec::new();

@@ -6,8 +6,8 @@ mod terminal;
 
 use std::{sync::Arc, time::Duration};
 
-use fingerpost_carry::iq::random_id;
-use fingerpost_endpoint::{Application, Learned, Reason, Request, SecureStream, Session, forward};
+use fingerpost_carry::{iq::random_id, writer::forward};
+use fingerpost_endpoint::{Application, Learned, Reason, Request, SecureStream, Session};
 use fingerpost_wire::{jid::proxied, ns};
 use jid::{BareJid, Jid};
 use minidom::Element;

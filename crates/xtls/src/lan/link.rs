@@ -3,8 +3,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use fingerpost_carry::iq::random_id;
-use fingerpost_endpoint::{Connection, forward};
+use fingerpost_carry::{iq::random_id, writer::forward};
+use fingerpost_endpoint::Connection;
 use fingerpost_wire::{ns, stanza::Stanza, xml};
 use jid::{BareJid, FullJid};
 use minidom::Element;
