@@ -46,7 +46,7 @@ pub enum TlsError {
     Refused(&'static str),
     /// Any other failure.
     #[error("TLS failed: {0}")]
-    Failed(io::Error),
+    Failed(#[source] io::Error),
 }
 
 impl From<io::Error> for TlsError {
