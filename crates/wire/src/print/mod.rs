@@ -204,38 +204,6 @@ impl Print {
         }
     }
 
-    /// Reads the print in a text, in any form that tools and programs show. Without a `hash`, the words around it and
-    /// its length decide.
-    ///
-    /// # Errors
-    /// [`PrintError`] says what is missing.
-    pub fn parse(text: &str, hash: Option<HashKind>) -> Result<Self, PrintError> {
-        printed::read(text, None, hash)
-    }
-
-    /// Reads the print of a key of this method. Of several prints on a page, takes the one for this method.
-    /// # Errors
-    /// [`PrintError`], also if the text says that the print is of another kind of key.
-    pub fn read(text: &str, method: Method, hash: Option<HashKind>) -> Result<Self, PrintError> {
-        printed::read(text, Some(method), hash)
-    }
-
-    /// Reads a print that will identify a key from now on: never a certificate's SHA-1, which can be forged.
-    ///
-    /// # Errors
-    /// [`PrintError`]
-    pub fn pin(text: &str, method: Method) -> Result<Self, PrintError> {
-        let print = Self::read(text, method, None)?;
-        if method == Method::X509 && print.hash == HashKind::Sha1 {
-            let says = text.to_ascii_lowercase().replace(['-', '_'], "");
-            return Err(match says.contains("sha1") {
-                true => PrintError::Sha1,
-                false => PrintError::Sha1OrOpenPgp,
-            });
-        }
-        Ok(print)
-    }
-
     /// Returns the print of a DER certificate.
     pub fn of_certificate(hash: HashKind, der: &[u8]) -> Option<Self> {
         let bytes = match hash {

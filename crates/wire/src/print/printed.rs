@@ -42,12 +42,43 @@ struct Page {
     instead: Option<PrintError>,
 }
 
+impl Print {
+    /// Reads the print in a text, in any form that tools and programs show. Without a `hash`, the words around it and
+    /// its length decide.
+    ///
+    /// # Errors
+    /// [`PrintError`] says what is missing.
+    pub fn parse(text: &str, hash: Option<HashKind>) -> Result<Self, PrintError> {
+        read(text, None, hash)
+    }
+
+    /// Reads the print of a key of this method. Of several prints on a page, takes the one for this method.
+    ///
+    /// # Errors
+    /// [`PrintError`], also if the text says that the print is of another kind of key.
+    pub fn read(text: &str, method: Method, hash: Option<HashKind>) -> Result<Self, PrintError> {
+        read(text, Some(method), hash)
+    }
+
+    /// Reads a print that will identify a key from now on: never a certificate's SHA-1, which can be forged.
+    ///
+    /// # Errors
+    /// [`PrintError`]
+    pub fn pin(text: &str, method: Method) -> Result<Self, PrintError> {
+        let print = Self::read(text, method, None)?;
+        if method == Method::X509 && print.hash == HashKind::Sha1 {
+            let says = text.to_ascii_lowercase().replace(['-', '_'], "");
+            return Err(match says.contains("sha1") {
+                true => PrintError::Sha1,
+                false => PrintError::Sha1OrOpenPgp,
+            });
+        }
+        Ok(print)
+    }
+}
+
 /// Reads the single fingerprint in a text.
-pub(super) fn read(
-    text: &str,
-    method: Option<Method>,
-    hash: Option<HashKind>,
-) -> Result<Print, PrintError> {
+fn read(text: &str, method: Option<Method>, hash: Option<HashKind>) -> Result<Print, PrintError> {
     if text.len() > LONGEST {
         return Err(PrintError::Long);
     }
