@@ -65,6 +65,7 @@ mod dial;
 mod discovery;
 mod driver;
 mod error;
+mod fast;
 mod guesses;
 mod hub;
 mod keeper;
@@ -109,6 +110,7 @@ pub use self::{
     application::{Application, CHUNKS},
     dial::{DialError, dial_addresses},
     error::{Detail, Error},
+    fast::{FastStore, FastToken},
     keeper::Contact,
     login::{Connection, Login, ServerTrust, login},
     method::Credential,
@@ -116,7 +118,6 @@ pub use self::{
     path::loses_large_packets,
     policy::{FirstUse, Hint, Known, Listed, Policy, Registered, Shown, Standing},
     progress::{Monitor, Waiting},
-    sasl2::{FastStore, FastToken},
     session::Session,
     stream::{Learned, SecureStream},
 };

@@ -35,11 +35,12 @@ use super::{
     discovery::{Target, servers},
     driver::{Driver, State},
     error::{Detail, Error},
+    fast::{FastStore, FastToken},
     hub::condition,
     managed::Management,
     path::{self, Watched},
     sasl::{Channel, Exchange, Offer, token_mechanism},
-    sasl2::{self, FastStore, FastToken, Inline, Name, Success, Wish},
+    sasl2::{self, Inline, Name, Success, Wish},
 };
 
 /// The error below another, or a text in its place.

@@ -24,7 +24,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use fingerpost_secure::redact::Secret;
 use subtle::ConstantTimeEq;
 
-use super::sasl2::FastToken;
+use super::fast::FastToken;
 
 mod binding;
 
