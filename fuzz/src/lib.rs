@@ -405,8 +405,9 @@ pub fn base64(data: &[u8]) {
         assert_eq!(machine.chunk(), bytes);
     }
     // Every stanza is answered once.
-    let answers = std::iter::from_fn(|| machine.poll_action())
-        .filter(|action| matches!(action, ibb::Action::Ack { .. } | ibb::Action::Refuse { .. }));
+    let answers = std::iter::from_fn(|| machine.poll_action()).filter(|action| {
+        matches!(action, ibb::IbbAction::Ack { .. } | ibb::IbbAction::Refuse { .. })
+    });
     assert!(answers.count() <= 1);
 }
 
@@ -470,7 +471,7 @@ pub fn ibb(data: &[u8]) {
         // The stanzas of a arrive at b, and the other way round, in order.
         while let Some(action) = a.poll_action() {
             match action {
-                ibb::Action::SendData { seq, payload } => {
+                ibb::IbbAction::SendData { seq, payload } => {
                     assert!(payload.len() <= usize::from(options.block_size));
                     let id = format!("i{seq}");
                     let text = ::base64::Engine::encode(
@@ -480,26 +481,28 @@ pub fn ibb(data: &[u8]) {
                     open.push((id.clone(), seq));
                     b.handle_data(options.acknowledged.then_some(id.as_str()), seq, &text, now);
                 }
-                ibb::Action::SendClose => b.handle_close(Some("close")),
-                ibb::Action::Ack { .. } | ibb::Action::Refuse { .. } | ibb::Action::Ping => {}
+                ibb::IbbAction::SendClose => b.handle_close(Some("close")),
+                ibb::IbbAction::Ack { .. }
+                | ibb::IbbAction::Refuse { .. }
+                | ibb::IbbAction::Ping => {}
             }
         }
         while let Some(action) = b.poll_action() {
             match action {
-                ibb::Action::Ack { id } if id == "close" => a.handle_close_answer(),
-                ibb::Action::Ack { id } | ibb::Action::Refuse { id, .. } if id == "x" => {}
-                ibb::Action::Ack { id } => {
+                ibb::IbbAction::Ack { id } if id == "close" => a.handle_close_answer(),
+                ibb::IbbAction::Ack { id } | ibb::IbbAction::Refuse { id, .. } if id == "x" => {}
+                ibb::IbbAction::Ack { id } => {
                     if let Some(at) = open.iter().position(|(name, _)| *name == id) {
                         a.handle_answer(open.remove(at).1, ibb::Answer::Taken, now);
                     }
                 }
-                ibb::Action::Refuse { id, .. } => {
+                ibb::IbbAction::Refuse { id, .. } => {
                     if let Some(at) = open.iter().position(|(name, _)| *name == id) {
                         a.handle_answer(open.remove(at).1, ibb::Answer::Refused, now);
                     }
                 }
-                ibb::Action::SendClose => a.handle_close(None),
-                ibb::Action::SendData { .. } | ibb::Action::Ping => {}
+                ibb::IbbAction::SendClose => a.handle_close(None),
+                ibb::IbbAction::SendData { .. } | ibb::IbbAction::Ping => {}
             }
         }
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use fingerpost_wire::{
-    ibb::{Action, Answer, IbbError, IbbMachine, MAX_HELD, Pong},
+    ibb::{Answer, IbbAction, IbbError, IbbMachine, MAX_HELD, Pong},
     ibb_xml::{self, IbbPayload, IbbStanza},
     ns,
     stanza::{Condition, Kind, Refusal, Stanza, StanzaType},
@@ -317,19 +317,19 @@ impl Link {
     pub(super) fn next_stanza(&self, shared: &mut Shared) -> Option<Element> {
         let sid = &self.params.sid;
         Some(match shared.machine.poll_action()? {
-            Action::Ack { id } => self.stanza("iq", Some("result"), &id, None),
-            Action::Refuse { id, refusal } => {
+            IbbAction::Ack { id } => self.stanza("iq", Some("result"), &id, None),
+            IbbAction::Refuse { id, refusal } => {
                 self.stanza("iq", Some("error"), &id, Some(Refusal::to_element(&refusal)))
             }
-            Action::Ping => {
+            IbbAction::Ping => {
                 let id = shared.ask(Asked::Ping);
                 self.stanza("iq", Some("get"), &id, Some(Element::bare("ping", ns::PING)))
             }
-            Action::SendClose => {
+            IbbAction::SendClose => {
                 let id = shared.ask(Asked::Close);
                 self.stanza("iq", Some("set"), &id, Some(ibb_xml::close(sid)))
             }
-            Action::SendData { seq, payload } => {
+            IbbAction::SendData { seq, payload } => {
                 let data = Some(ibb_xml::data(sid, seq, &payload));
                 match self.params.stanza {
                     IbbStanza::Iq => {

@@ -109,7 +109,7 @@ pub fn for_peer(
 }
 
 /// One method during translation.
-struct Offered {
+struct OfferedMethod {
     name: Word<Method>,
     /// Its element, for the unknown attributes and children.
     element: Option<Element>,
@@ -193,11 +193,11 @@ fn is_offer(element: &Element) -> bool {
 }
 
 /// Returns the methods of an offer: those listed, then those known only from its prints.
-fn offered(content: &Element, prints: &[(Word<Method>, Printed)]) -> Vec<Offered> {
-    let mut found: Vec<Offered> = Vec::new();
+fn offered(content: &Element, prints: &[(Word<Method>, Printed)]) -> Vec<OfferedMethod> {
+    let mut found: Vec<OfferedMethod> = Vec::new();
     let mut add = |name: Word<Method>, element: Option<&Element>| {
         if !name.as_str().is_empty() && !found.iter().any(|known| known.name == name) {
-            found.push(Offered { name, element: element.cloned() });
+            found.push(OfferedMethod { name, element: element.cloned() });
         }
     };
     for child in content.children() {
@@ -230,7 +230,7 @@ fn offered(content: &Element, prints: &[(Word<Method>, Printed)]) -> Vec<Offered
 }
 
 /// Returns a method element with the attributes and children of the original, except its prints.
-fn method_element(method: &Offered, namespace: &str) -> Element {
+fn method_element(method: &OfferedMethod, namespace: &str) -> Element {
     let mut element = xml::element("method", namespace, &[("name", method.name.as_str())]);
     if let Some(original) = &method.element {
         *element.attrs_mut() = original.attrs().clone();
@@ -272,7 +272,7 @@ fn text_of(printed: &Printed) -> String {
     }
 }
 
-fn methods_element(methods: &[Offered], prints: &[(Word<Method>, Printed)]) -> Element {
+fn methods_element(methods: &[OfferedMethod], prints: &[(Word<Method>, Printed)]) -> Element {
     let mut out = Element::bare("methods", ns::APPS_TLS);
     for method in methods {
         let mut element = method_element(method, ns::APPS_TLS);
@@ -292,7 +292,7 @@ fn offer_element(prints: &[(Word<Method>, Printed)]) -> Element {
     out
 }
 
-fn security(methods: &[Offered], prints: &[(Word<Method>, Printed)]) -> Element {
+fn security(methods: &[OfferedMethod], prints: &[(Word<Method>, Printed)]) -> Element {
     let mut out = Element::bare("security", ns::XTLS);
     for (_, print) in prints {
         let mut head = Element::bare("fingerprint", ns::XTLS);
@@ -311,7 +311,7 @@ fn security(methods: &[Offered], prints: &[(Word<Method>, Printed)]) -> Element 
     out
 }
 
-fn c2c(methods: &[Offered], prints: &[(Word<Method>, Printed)]) -> Element {
+fn c2c(methods: &[OfferedMethod], prints: &[(Word<Method>, Printed)]) -> Element {
     let mut out = Element::bare("offer", ns::C2CTLS);
     for (_, print) in prints {
         let mut keyinfo = Element::bare("keyinfo", ns::TMP_PUBKEY);

@@ -115,7 +115,7 @@ impl Default for Options {
 
 /// A stanza that the owner must send to the peer, in order. An `id` is that of the peer's IQ.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum IbbAction {
     /// Answer with an empty result.
     Ack {
         /// The IQ's id.
@@ -235,7 +235,7 @@ pub struct IbbMachine {
     /// The local reader is gone.
     gone: bool,
     failure: Option<IbbError>,
-    actions: VecDeque<Action>,
+    actions: VecDeque<IbbAction>,
 }
 
 /// The state after an error said that a block was not delivered.
@@ -348,7 +348,7 @@ impl IbbMachine {
         self.hear(now);
         let behind = self.next_in.wrapping_sub(seq);
         if (1..=self.came).contains(&behind) {
-            return self.answer(id.map(|id| Action::Ack { id: id.to_owned() }));
+            return self.answer(id.map(|id| IbbAction::Ack { id: id.to_owned() }));
         }
         if seq != self.next_in {
             let refusal = Refusal::new(
@@ -386,7 +386,7 @@ impl IbbMachine {
         self.held_bytes = held;
         let mut id = id.map(str::to_owned);
         if held <= ACKNOWLEDGED {
-            self.actions.extend(id.take().map(|id| Action::Ack { id }));
+            self.actions.extend(id.take().map(|id| IbbAction::Ack { id }));
         }
         self.held.push_back(Block { id, payload });
         self.drop_read();
@@ -406,7 +406,7 @@ impl IbbMachine {
         }
         self.peer_closed = true;
         self.unanswered.clear();
-        self.answer(id.map(|id| Action::Ack { id: id.to_owned() }));
+        self.answer(id.map(|id| IbbAction::Ack { id: id.to_owned() }));
     }
 
     /// Takes an answer to a block. Unknown numbers are ignored. A block that was reported as undelivered may be
@@ -549,7 +549,7 @@ impl IbbMachine {
     }
 
     /// Returns what to send next; call until `None`.
-    pub fn poll_action(&mut self) -> Option<Action> {
+    pub fn poll_action(&mut self) -> Option<IbbAction> {
         self.actions.pop_front()
     }
 
@@ -599,7 +599,7 @@ impl IbbMachine {
             (self.progress, self.heard) = (now, now);
         }
         self.unanswered.push_back(n);
-        self.actions.push_back(Action::SendData { seq, payload: bytes[..n].to_vec() });
+        self.actions.push_back(IbbAction::SendData { seq, payload: bytes[..n].to_vec() });
         self.pace(now);
         n
     }
@@ -658,13 +658,13 @@ impl IbbMachine {
         let deaf = closed || self.gone || self.failure.is_some();
         if deaf {
             let refusal = Refusal::item_not_found("this bytestream is closed");
-            self.answer(id.map(|id| Action::Refuse { id: id.to_owned(), refusal }));
+            self.answer(id.map(|id| IbbAction::Refuse { id: id.to_owned(), refusal }));
         }
         deaf
     }
 
     /// Queues an answer, unless the owner no longer sends them.
-    fn answer(&mut self, answer: Option<Action>) {
+    fn answer(&mut self, answer: Option<IbbAction>) {
         if self.actions.len() <= MAX_ENTRIES {
             self.actions.extend(answer);
         }
@@ -676,12 +676,12 @@ impl IbbMachine {
             let Some(block) = self.held.pop_front() else { return };
             self.taken = 0;
             self.held_bytes -= block.payload.len();
-            self.actions.extend(block.id.map(|id| Action::Ack { id }));
+            self.actions.extend(block.id.map(|id| IbbAction::Ack { id }));
         }
     }
 
     fn refuse(&mut self, id: Option<&str>, refusal: Refusal, error: IbbError, now: Instant) {
-        self.answer(id.map(|id| Action::Refuse { id: id.to_owned(), refusal }));
+        self.answer(id.map(|id| IbbAction::Refuse { id: id.to_owned(), refusal }));
         self.fail(error, now);
     }
 
@@ -695,7 +695,7 @@ impl IbbMachine {
         if self.close == Close::NotSent {
             self.close = Close::Sent;
             self.progress = now;
-            self.actions.push_back(Action::SendClose);
+            self.actions.push_back(IbbAction::SendClose);
         }
     }
 
@@ -762,8 +762,8 @@ impl IbbMachine {
     fn ask(&mut self, now: Instant) {
         self.ping.asked = Some((now, self.unanswered.len()));
         self.ping.again = None;
-        if !self.actions.contains(&Action::Ping) {
-            self.actions.push_back(Action::Ping);
+        if !self.actions.contains(&IbbAction::Ping) {
+            self.actions.push_back(IbbAction::Ping);
         }
     }
 

@@ -7,7 +7,7 @@ fn machine(options: Options) -> (IbbMachine, Instant) {
     (IbbMachine::new(options, now), now)
 }
 
-fn actions(machine: &mut IbbMachine) -> Vec<Action> {
+fn actions(machine: &mut IbbMachine) -> Vec<IbbAction> {
     std::iter::from_fn(|| machine.poll_action()).collect()
 }
 
@@ -15,7 +15,7 @@ fn acks(machine: &mut IbbMachine) -> Vec<String> {
     actions(machine)
         .into_iter()
         .map(|action| match action {
-            Action::Ack { id } => id,
+            IbbAction::Ack { id } => id,
             other => panic!("{other:?}"),
         })
         .collect()
@@ -36,7 +36,7 @@ fn drain(machine: &mut IbbMachine) -> Vec<u8> {
 /// Returns the condition of the only refusal, which must be followed by a close.
 fn refused(machine: &mut IbbMachine) -> Condition {
     match actions(machine).as_slice() {
-        [Action::Refuse { refusal, .. }, Action::SendClose] => refusal.condition,
+        [IbbAction::Refuse { refusal, .. }, IbbAction::SendClose] => refusal.condition,
         other => panic!("{other:?}"),
     }
 }
@@ -49,11 +49,11 @@ fn seq_wraps_after_65535() {
         let expected = u16::try_from(round % 65_536).unwrap();
         assert_eq!(
             machine.poll_action(),
-            Some(Action::SendData { seq: expected, payload: b"x".to_vec() })
+            Some(IbbAction::SendData { seq: expected, payload: b"x".to_vec() })
         );
         machine.handle_answer(expected, Answer::Taken, now);
         machine.handle_data(Some("i"), expected, "eA==", now);
-        assert_eq!(machine.poll_action(), Some(Action::Ack { id: "i".to_owned() }));
+        assert_eq!(machine.poll_action(), Some(IbbAction::Ack { id: "i".to_owned() }));
         machine.consume(1);
     }
     assert_eq!(machine.end(), None);
@@ -76,7 +76,7 @@ fn bad_data_ends_the_stream() {
     for text in ["eA=", "eA", "e A=", "e\nA==", "-_-_", "eA==eA==", "é"] {
         let (mut machine, now) = machine(Options::default());
         machine.handle_data(Some("a"), 0, text, now);
-        let Some(Action::Refuse { refusal, .. }) = machine.actions.front() else {
+        let Some(IbbAction::Refuse { refusal, .. }) = machine.actions.front() else {
             panic!("{text}")
         };
         assert!(refusal.to_element().get_child("text", crate::ns::STANZA_ERRORS).is_some());
@@ -156,7 +156,7 @@ fn the_window_bounds_unanswered_blocks() {
 fn a_block_holds_no_more_than_block_size() {
     let (mut machine, now) = machine(Options { block_size: 3, ..Options::default() });
     assert_eq!(machine.write(b"abcdef", now), 3);
-    assert_eq!(actions(&mut machine), [Action::SendData { seq: 0, payload: b"abc".to_vec() }]);
+    assert_eq!(actions(&mut machine), [IbbAction::SendData { seq: 0, payload: b"abc".to_vec() }]);
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn a_window_is_as_many_bytes_as_the_other_side_holds() {
                 break;
             }
             for action in actions(&mut near) {
-                let Action::SendData { seq, payload } = action else { panic!("{action:?}") };
+                let IbbAction::SendData { seq, payload } = action else { panic!("{action:?}") };
                 far.handle_data(Some(&seq.to_string()), seq, &STANDARD.encode(payload), now);
             }
             for id in acks(&mut far) {
@@ -247,7 +247,7 @@ fn data_before_the_peers_close_is_delivered() {
     assert!(machine.is_over());
     machine.handle_data(Some("c"), 1, "eA==", now);
     assert!(matches!(actions(&mut machine).as_slice(),
-        [Action::Refuse { refusal, .. }] if refusal.condition == Condition::ItemNotFound));
+        [IbbAction::Refuse { refusal, .. }] if refusal.condition == Condition::ItemNotFound));
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn a_shutdown_lets_the_other_direction_go_on() {
     assert_eq!(actions(&mut machine), []);
     let due = later + options.close_linger;
     machine.handle_deadline(due);
-    assert_eq!(actions(&mut machine), [Action::SendClose]);
+    assert_eq!(actions(&mut machine), [IbbAction::SendClose]);
     machine.handle_data(Some("b"), 1, "eQ==", due);
     assert_eq!(acks(&mut machine), ["b"]);
     machine.handle_close_answer();
@@ -289,7 +289,7 @@ fn silence_of_the_peer_ends_the_stream() {
     assert_eq!(machine.end(), None);
     machine.handle_deadline(later + options.silence_timeout);
     assert_eq!(machine.end(), Some(Err(IbbError::Timeout)));
-    assert_eq!(actions(&mut machine).last(), Some(&Action::SendClose));
+    assert_eq!(actions(&mut machine).last(), Some(&IbbAction::SendClose));
 }
 
 #[test]
@@ -299,7 +299,7 @@ fn a_refused_block_ends_the_stream() {
     actions(&mut machine);
     machine.handle_answer(0, Answer::Refused, now);
     assert_eq!(machine.end(), Some(Err(IbbError::Refused)));
-    assert_eq!(actions(&mut machine), [Action::SendClose]);
+    assert_eq!(actions(&mut machine), [IbbAction::SendClose]);
 }
 
 fn seconds(n: u64) -> Duration {
@@ -325,7 +325,7 @@ fn errors_of_servers_for_blocks_that_have_arrived_end_nothing() {
         for seq in 1..16 {
             machine.handle_answer(seq, Answer::Undelivered, now);
         }
-        assert_eq!(actions(&mut machine), [Action::Ping], "one ping, however many errors");
+        assert_eq!(actions(&mut machine), [IbbAction::Ping], "one ping, however many errors");
         assert_eq!(machine.write(b"y", now), 0, "nothing more is sent while in doubt");
         if answered {
             machine.handle_pong(Pong::Alive, now + seconds(1));
@@ -370,7 +370,7 @@ fn the_answer_to_the_next_block_settles_a_doubt() {
 fn trials_that_come_back_are_few_and_slow() {
     let (mut machine, mut now) = under_way();
     machine.handle_answer(0, Answer::Undelivered, now);
-    assert_eq!(actions(&mut machine), [Action::Ping]);
+    assert_eq!(actions(&mut machine), [IbbAction::Ping]);
     for trial in 16..19 {
         machine.handle_pong(Pong::Alive, now);
         assert_eq!(machine.write(b"y", now), 1);
@@ -387,11 +387,11 @@ fn trials_that_come_back_are_few_and_slow() {
             now += ABSENT[0];
             assert_eq!(machine.deadline(), Some(now));
             machine.handle_deadline(now);
-            assert_eq!(actions(&mut machine), [Action::Ping]);
+            assert_eq!(actions(&mut machine), [IbbAction::Ping]);
         }
     }
     assert_eq!(machine.end(), Some(Err(IbbError::Missing)));
-    assert_eq!(actions(&mut machine), [Action::SendClose]);
+    assert_eq!(actions(&mut machine), [IbbAction::SendClose]);
 }
 
 /// Taking one block now and then does not help either.
@@ -452,7 +452,7 @@ fn blocks_that_were_lost_without_a_word_are_found_by_the_next_one() {
     // Two blocks were lost.
     machine.handle_answer(8, Answer::Gap, now);
     assert_eq!(machine.end(), Some(Err(IbbError::Missing)));
-    assert_eq!(actions(&mut machine), [Action::SendClose]);
+    assert_eq!(actions(&mut machine), [IbbAction::SendClose]);
 }
 
 #[test]
@@ -462,7 +462,7 @@ fn a_client_of_which_three_pings_say_that_it_is_not_there_is_gone() {
     for pause in [seconds(0), ABSENT[0], ABSENT[1]] {
         now += pause;
         machine.handle_deadline(now);
-        assert_eq!((machine.end(), actions(&mut machine)), (None, vec![Action::Ping]));
+        assert_eq!((machine.end(), actions(&mut machine)), (None, vec![IbbAction::Ping]));
         machine.handle_deadline(now + seconds(1));
         assert_eq!(actions(&mut machine), []);
         machine.handle_pong(Pong::Absent, now);
@@ -490,7 +490,7 @@ fn a_silent_peer_is_waited_for_as_long_as_its_server_may_keep_it() {
     while machine.end().is_none() {
         now = machine.deadline().unwrap();
         machine.handle_deadline(now);
-        pings += actions(&mut machine).iter().filter(|a| **a == Action::Ping).count();
+        pings += actions(&mut machine).iter().filter(|a| **a == IbbAction::Ping).count();
         if machine.is_waiting() {
             waits_from.get_or_insert(now);
         }
@@ -521,7 +521,7 @@ fn a_slow_reader_is_not_taken_for_a_silent_one() {
         let (mut machine, begin) = under_way();
         while let Some(at) = machine.deadline().filter(|at| *at < begin + seconds(290)) {
             machine.handle_deadline(at);
-            if actions(&mut machine).contains(&Action::Ping) {
+            if actions(&mut machine).contains(&IbbAction::Ping) {
                 machine.handle_pong(pong, at);
             }
             assert!(!machine.is_waiting() && machine.end().is_none(), "{pong:?}");
@@ -538,7 +538,7 @@ fn pings_pace_blocks_by_message_and_say_what_has_arrived() {
     let (mut machine, now) = by_message();
     let block = [7; 8192];
     assert_eq!(machine.write(&block, now), 8192);
-    assert!(matches!(actions(&mut machine)[..], [Action::SendData { .. }, Action::Ping]));
+    assert!(matches!(actions(&mut machine)[..], [IbbAction::SendData { .. }, IbbAction::Ping]));
     let mut more = 0;
     while machine.write(&block, now) > 0 {
         more += 1;
@@ -547,7 +547,7 @@ fn pings_pace_blocks_by_message_and_say_what_has_arrived() {
     assert_eq!(actions(&mut machine).len(), more, "one ping at a time");
     machine.handle_pong(Pong::Alive, now);
     assert_eq!(machine.delivered(), 8192, "what was sent before the ping");
-    assert_eq!(actions(&mut machine), [Action::Ping]);
+    assert_eq!(actions(&mut machine), [IbbAction::Ping]);
     machine.handle_pong(Pong::Alive, now);
     assert_eq!((machine.delivered(), machine.is_flushed()), (MAX_UNACKNOWLEDGED as u64, true));
     assert_eq!((actions(&mut machine), machine.deadline()), (vec![], None));
@@ -565,7 +565,7 @@ fn messages_to_a_peer_that_answers_no_ping_go_on() {
         assert_eq!(machine.write(b"a", now + UNPACED), 1);
     }
     assert!(machine.is_flushed());
-    assert_eq!(actions(&mut machine).iter().filter(|a| **a == Action::Ping).count(), 1);
+    assert_eq!(actions(&mut machine).iter().filter(|a| **a == IbbAction::Ping).count(), 1);
     // A peer that does not know pings is not lost either: its first answer shows that, because it was present when it
     // opened the stream.
     let (mut machine, now) = by_message();
@@ -593,7 +593,7 @@ fn messages_go_on_after_a_late_error_to_the_first_ping() {
             assert!(at > now, "the clock goes on");
             now = at;
             machine.handle_deadline(now);
-            if actions(&mut machine).contains(&Action::Ping) {
+            if actions(&mut machine).contains(&IbbAction::Ping) {
                 pings += 1;
                 if let Some(pong) = pong {
                     machine.handle_pong(pong, now);
@@ -630,7 +630,7 @@ fn messages_stop_when_the_resource_is_gone() {
     for pause in ABSENT {
         now += pause;
         machine.handle_deadline(now);
-        assert_eq!(actions(&mut machine), [Action::Ping]);
+        assert_eq!(actions(&mut machine), [IbbAction::Ping]);
         machine.handle_pong(Pong::Absent, now);
     }
     assert_eq!((machine.end(), machine.delivered()), (Some(Err(IbbError::Gone)), 1));
@@ -657,9 +657,9 @@ fn an_aborted_stream_closes_at_once_and_takes_nothing_more() {
     machine.handle_data(Some("x"), 0, "eA==", now);
     machine.handle_close(Some("y"));
     let sent = actions(&mut machine);
-    assert_eq!(sent[0], Action::SendClose);
-    assert!(matches!(&sent[1], Action::Refuse { id, .. } if id == "x"));
-    assert_eq!(sent[2], Action::Ack { id: "y".to_owned() });
+    assert_eq!(sent[0], IbbAction::SendClose);
+    assert!(matches!(&sent[1], IbbAction::Refuse { id, .. } if id == "x"));
+    assert_eq!(sent[2], IbbAction::Ack { id: "y".to_owned() });
     assert!(machine.is_over());
 }
 
@@ -701,14 +701,14 @@ proptest! {
                     break;
                 }
             }
-            while let Some(Action::SendData { seq, payload }) = near.poll_action() {
+            while let Some(IbbAction::SendData { seq, payload }) = near.poll_action() {
                 far.handle_data(Some(&seq.to_string()), seq, &STANDARD.encode(payload), now);
             }
             let n = far.chunk().len().min(pace + 1);
             read.extend_from_slice(&far.chunk()[..n]);
             far.consume(n);
             while let Some(action) = far.poll_action() {
-                let Action::Ack { id } = action else { panic!("{action:?}") };
+                let IbbAction::Ack { id } = action else { panic!("{action:?}") };
                 near.handle_answer(id.parse().unwrap(), Answer::Taken, now);
             }
             if rest.is_empty() && near.is_flushed() && far.chunk().is_empty() {
@@ -756,7 +756,7 @@ proptest! {
             now = at;
         }
         prop_assert!(machine.unanswered.is_empty() || machine.end().is_some(), "{now:?}");
-        let closes = actions(&mut machine).iter().filter(|a| **a == Action::SendClose).count();
+        let closes = actions(&mut machine).iter().filter(|a| **a == IbbAction::SendClose).count();
         prop_assert!(closes <= 1);
     }
 }

@@ -150,7 +150,7 @@ pub struct Offer {
 impl Offer {
     /// Reads all dialects in a `<content/>`.
     pub fn read(content: &Element) -> Self {
-        let mut reader = Reader::default();
+        let mut reader = OfferReader::default();
         reader.read(content, None);
         reader.offer
     }
@@ -170,13 +170,13 @@ impl Offer {
 
 /// Collects an offer, without repetitions.
 #[derive(Default)]
-struct Reader {
+struct OfferReader {
     offer: Offer,
     methods: HashSet<Word<Method>>,
     prints: HashSet<(Option<Word<Method>>, bool, Vec<u8>)>,
 }
 
-impl Reader {
+impl OfferReader {
     /// Reads an element and everything inside it. `method`: that of the prints here.
     fn read(&mut self, element: &Element, method: Option<&Word<Method>>) {
         for child in element.children() {

@@ -36,7 +36,7 @@ struct Found {
 
 /// All possible fingerprints in a text.
 #[derive(Debug, Default)]
-struct Page {
+struct PrintedPage {
     found: Vec<Found>,
     /// What the text has instead, if it has no fingerprint.
     instead: Option<PrintError>,
@@ -83,16 +83,16 @@ fn read(text: &str, method: Option<Method>, hash: Option<HashKind>) -> Result<Pr
         return Err(PrintError::Long);
     }
     let text = plain(text);
-    let whole = bare(&text).map(|digits| Page::of_bare(&digits, hash));
+    let whole = bare(&text).map(|digits| PrintedPage::of_bare(&digits, hash));
     match whole {
         Some(Ok(page)) => page.choose(method, hash),
         // A word before the digits may look like digits too.
-        Some(Err(why)) => Page::of_text(&text).choose(method, hash).map_err(|_| why),
-        None => Page::of_text(&text).choose(method, hash),
+        Some(Err(why)) => PrintedPage::of_text(&text).choose(method, hash).map_err(|_| why),
+        None => PrintedPage::of_text(&text).choose(method, hash),
     }
 }
 
-impl Page {
+impl PrintedPage {
     fn of_bare(digits: &str, hash: Option<HashKind>) -> Result<Self, PrintError> {
         let mut page = Self::default();
         match (decoded(digits), digits.len(), hash) {
@@ -126,7 +126,7 @@ impl Page {
             let mut between = "\n".to_owned();
             for word in words(line) {
                 match word {
-                    Token::Other(text) => {
+                    PrintedToken::Other(text) => {
                         // Words from here on describe another number.
                         if text.contains(char::is_alphanumeric) && run.end(&mut page) {
                             label.clear();
@@ -134,7 +134,7 @@ impl Page {
                         between.push_str(text);
                         push_near(&mut label, &text.to_lowercase());
                     }
-                    Token::Hex(digits) => {
+                    PrintedToken::Hex(digits) => {
                         if !run.takes(digits, &between) {
                             if run.end(&mut page) {
                                 label.clear();
@@ -274,7 +274,7 @@ fn other_length(digits: usize) -> Option<PrintError> {
 
 /// A part of a line.
 #[derive(Debug, PartialEq, Eq)]
-enum Token<'a> {
+enum PrintedToken<'a> {
     /// Hexadecimal digits.
     Hex(&'a str),
     /// Words, names of hashes with their numbers, and separators.
@@ -282,7 +282,7 @@ enum Token<'a> {
 }
 
 /// Splits a line into its parts.
-fn words(line: &str) -> Vec<Token<'_>> {
+fn words(line: &str) -> Vec<PrintedToken<'_>> {
     let mut words = Vec::new();
     let mut rest = line;
     while let Some(first) = rest.chars().next() {
@@ -295,7 +295,7 @@ fn words(line: &str) -> Vec<Token<'_>> {
         };
         let (word, after) = rest.split_at(length);
         let hex = word.bytes().all(|c| c.is_ascii_hexdigit());
-        words.push(if hex { Token::Hex(word) } else { Token::Other(word) });
+        words.push(if hex { PrintedToken::Hex(word) } else { PrintedToken::Other(word) });
         rest = after;
     }
     words
@@ -345,7 +345,7 @@ struct Section {
 
 impl Section {
     /// Takes a line of `gpg --with-colons`, or the first of a key in gpg's list.
-    fn is_record(&mut self, line: &str, page: &mut Page) -> bool {
+    fn is_record(&mut self, line: &str, page: &mut PrintedPage) -> bool {
         let fields: Vec<&str> = line.trim().split(':').collect();
         let kind = fields[0];
         let is_kind = kind.len() == 3
@@ -509,7 +509,7 @@ impl Run {
     }
 
     /// Gives the number to the page; whether it had the length of one.
-    fn end(&mut self, page: &mut Page) -> bool {
+    fn end(&mut self, page: &mut PrintedPage) -> bool {
         let Self { digits, context, .. } = std::mem::take(self);
         let Some(context) = context else { return false };
         // Dates, sizes, and words that look like digits.
@@ -547,7 +547,7 @@ impl Run {
     }
 }
 
-impl Page {
+impl PrintedPage {
     /// Notes a number that is not a fingerprint because of its length.
     fn missed(&mut self, digits: usize) {
         if digits >= SHORTEST {
