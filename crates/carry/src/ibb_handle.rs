@@ -39,14 +39,14 @@ pub(super) struct Link {
     pub(super) outbound: mpsc::Sender<Element>,
     /// The prefix of our messages' ids: some servers return a message without its payload.
     messages: String,
-    shared: Mutex<Shared>,
+    shared: Mutex<SharedMachine>,
     /// Whether the stream waits for a silent peer.
     waiting: watch::Sender<bool>,
     delivered: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct SharedMachine {
     pub(super) machine: IbbMachine,
     /// Our requests by IQ, with their ids.
     asked: VecDeque<(String, Asked)>,
@@ -185,7 +185,7 @@ impl IbbHandle {
         shared.machine.is_over() || self.link.outbound.is_closed()
     }
 
-    fn settle(&self, shared: &mut Shared) {
+    fn settle(&self, shared: &mut SharedMachine) {
         self.link.tell(shared);
         self.link.send_now(shared);
         for waker in [shared.reader.take(), shared.writer.take()].into_iter().flatten() {
@@ -206,7 +206,7 @@ const ASKED: usize = 1024;
 /// The bytes that are taken at once from the room for blocks by message.
 const CHUNK: usize = 256 * 1024;
 
-impl Shared {
+impl SharedMachine {
     /// Makes room for a block by message, if any is left. The peer cannot be slowed down; a stream without room ends.
     fn make_room(&mut self, params: &IbbParams, bytes: usize) {
         let Some(memory) = &params.memory else { return };
@@ -266,7 +266,7 @@ impl Link {
         machine: IbbMachine,
         outbound: mpsc::Sender<Element>,
     ) -> Arc<Self> {
-        let shared = Shared {
+        let shared = SharedMachine {
             machine,
             asked: VecDeque::new(),
             room: Vec::new(),
@@ -289,19 +289,19 @@ impl Link {
     }
 
     /// Publishes the state of the stream.
-    pub(super) fn tell(&self, shared: &Shared) {
+    pub(super) fn tell(&self, shared: &SharedMachine) {
         self.delivered.store(shared.machine.delivered(), Ordering::Relaxed);
         let waits = shared.machine.is_waiting();
         self.waiting.send_if_modified(|told| std::mem::replace(told, waits) != waits);
     }
 
     /// Never held over an `.await`.
-    pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, SharedMachine> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends what the queue has room for; the rest stays in the machine.
-    pub(super) fn send_now(&self, shared: &mut Shared) {
+    pub(super) fn send_now(&self, shared: &mut SharedMachine) {
         while shared.machine.has_actions() {
             match self.outbound.try_reserve() {
                 Ok(permit) => match self.next_stanza(shared) {
@@ -314,7 +314,7 @@ impl Link {
     }
 
     /// Returns the next stanza to send.
-    pub(super) fn next_stanza(&self, shared: &mut Shared) -> Option<Element> {
+    pub(super) fn next_stanza(&self, shared: &mut SharedMachine) -> Option<Element> {
         let sid = &self.params.sid;
         Some(match shared.machine.poll_action()? {
             IbbAction::Ack { id } => self.stanza("iq", Some("result"), &id, None),

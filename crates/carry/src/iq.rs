@@ -33,13 +33,13 @@ const LIMITS: Limits = Limits::new(20_000, 512, 8);
 
 /// By id: the addressee, and the waiting sender.
 #[derive(Debug, Default)]
-struct Waiting {
+struct WaitingRequest {
     asked: HashMap<String, (Jid, oneshot::Sender<Answer>, Place)>,
     /// Shares by addressee: a domain that never answers does not block requests to others.
     shares: Shares,
 }
 
-impl Waiting {
+impl WaitingRequest {
     fn remove(&mut self, id: &str) -> Option<oneshot::Sender<Answer>> {
         let (_, sender, place) = self.asked.remove(id)?;
         self.shares.give_back(&place);
@@ -51,7 +51,7 @@ impl Waiting {
 #[derive(Clone, Debug)]
 pub struct Requests {
     outbound: mpsc::Sender<Element>,
-    waiting: Arc<Mutex<Waiting>>,
+    waiting: Arc<Mutex<WaitingRequest>>,
 }
 
 /// A request that has been sent. Dropping it forgets it.
@@ -99,7 +99,7 @@ impl Requests {
         Self { outbound, waiting: Arc::default() }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, WaitingRequest> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -168,7 +168,7 @@ impl Requests {
 
     /// Fails all waiting requests, because the link is gone.
     pub fn fail_all(&self) {
-        *self.lock() = Waiting::default();
+        *self.lock() = WaitingRequest::default();
     }
 }
 
