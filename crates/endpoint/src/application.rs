@@ -4,7 +4,7 @@ use fingerpost_secure::stream::Protocol;
 use fingerpost_wire::ns;
 use minidom::Element;
 
-use super::{error::Error, method::Offered};
+use super::{error::Error, method::OwnOffer};
 
 /// The application protocol (ALPN) of a raw stream between two pipes: chunks with a length, so that each direction can
 /// end without a `close_notify`.
@@ -79,7 +79,7 @@ impl Application {
     }
 
     /// Returns its elements in a session-initiate, with our method in the fitting dialect.
-    pub(super) fn to_elements(&self, offered: &Offered) -> Vec<Element> {
+    pub(super) fn to_elements(&self, offered: &OwnOffer) -> Vec<Element> {
         match &self.description {
             None => vec![offered.description()],
             Some(description) => vec![description.clone(), offered.security()],
@@ -91,7 +91,7 @@ impl Application {
 pub(super) fn answer(
     content: &Element,
     description: Option<&Element>,
-    offered: &Offered,
+    offered: &OwnOffer,
 ) -> Vec<Element> {
     let mut children = Vec::new();
     for child in content.children() {

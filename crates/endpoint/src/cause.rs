@@ -15,7 +15,7 @@ const PROSODY_COMPONENT: &str = "xmpp:prosody.im/protocol/component";
 
 /// The address of a request.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked<'a> {
+pub(super) struct AskedPeer<'a> {
     /// The address.
     pub(super) address: &'a Jid,
     /// The user that it stands for; `None` for the component itself.
@@ -24,7 +24,7 @@ pub(super) struct Asked<'a> {
     pub(super) component: Option<&'a BareJid>,
 }
 
-impl Asked<'_> {
+impl AskedPeer<'_> {
     /// Returns the component, if it had to pass the request on or answer it.
     fn component(&self) -> Option<&BareJid> {
         self.component.filter(|component| component.domain() == self.address.domain())
@@ -176,10 +176,11 @@ mod tests {
         let component = BareJid::new("xtls.example.test").unwrap();
         let proxied = Jid::new("bob\\40example.test@xtls.example.test").unwrap();
         let full = Jid::new("bob@example.test/x").unwrap();
-        let brokered = Asked { address: &proxied, peer: Some(&bob), component: Some(&component) };
-        let direct = Asked { address: &full, ..brokered };
+        let brokered =
+            AskedPeer { address: &proxied, peer: Some(&bob), component: Some(&component) };
+        let direct = AskedPeer { address: &full, ..brokered };
         let own = Jid::from(component.clone());
-        let itself = Asked { address: &own, peer: None, component: Some(&component) };
+        let itself = AskedPeer { address: &own, peer: None, component: Some(&component) };
         let mark = |name: &str| format!("<{name} xmlns='urn:fingerpost:xtls:0'/>");
         let prosody = "<not-connected xmlns='xmpp:prosody.im/protocol/component'/>";
         let blocked = "<blocked xmlns='urn:xmpp:blocking:errors'/>";
@@ -249,7 +250,7 @@ mod tests {
         let bob = BareJid::new("bob@example.test").unwrap();
         let component = BareJid::new("xtls.example.test").unwrap();
         let address = Jid::new("bob\\40example.test@xtls.example.test").unwrap();
-        let asked = Asked { address: &address, peer: Some(&bob), component: Some(&component) };
+        let asked = AskedPeer { address: &address, peer: Some(&bob), component: Some(&component) };
         let error = asked.error(&stanza_error("remote-server-not-found", "DNS", ""));
         let text = error.to_string();
         assert!(text.starts_with("xtls.example.test is not connected"), "{text}");

@@ -50,7 +50,7 @@ struct Record {
 
 /// The answer to a query for the records of one service.
 #[derive(Debug)]
-enum Answer {
+enum SrvAnswer {
     Records(Vec<Record>),
     /// The domain has none.
     None,
@@ -73,12 +73,12 @@ pub(super) async fn servers(domain: &str) -> Result<Vec<Target>, Error> {
         let asked = timeout(LOOKUP, resolver.srv_lookup(name.as_str())).await;
         let answer = match asked {
             Ok(Ok(lookup)) => read(lookup.answers().iter().map(|record| &record.data), is_direct),
-            Ok(Err(error)) if error.is_no_records_found() => Answer::None,
+            Ok(Err(error)) if error.is_no_records_found() => SrvAnswer::None,
             Ok(Err(error)) => {
                 tracing::debug!(name, %error, "no answer to the DNS query for the XMPP server");
-                Answer::Failed
+                SrvAnswer::Failed
             }
-            Err(_) => Answer::Failed,
+            Err(_) => SrvAnswer::Failed,
         };
         tracing::debug!(name, ?answer, "looked up the XMPP server");
         answer
@@ -138,7 +138,7 @@ fn resolver() -> Result<Option<TokioResolver>, Error> {
     Ok(system.inspect_err(|error| tracing::debug!(%error, "no resolver for SRV records")).ok())
 }
 
-fn read<'a>(data: impl Iterator<Item = &'a RData>, is_direct: bool) -> Answer {
+fn read<'a>(data: impl Iterator<Item = &'a RData>, is_direct: bool) -> SrvAnswer {
     let records = data.filter_map(|data| match data {
         RData::SRV(srv) => Some(Record {
             priority: srv.priority,
@@ -151,7 +151,7 @@ fn read<'a>(data: impl Iterator<Item = &'a RData>, is_direct: bool) -> Answer {
         _ => None,
     });
     let records: Vec<_> = records.collect();
-    if records.is_empty() { Answer::None } else { Answer::Records(records) }
+    if records.is_empty() { SrvAnswer::None } else { SrvAnswer::Records(records) }
 }
 
 /// What to try next.
@@ -166,15 +166,15 @@ enum Choice {
 
 /// Chooses from the records of `_xmpp-client` (`starttls`) and those of `_xmpps-client` (`direct`), which count the
 /// same (XEP-0368, section 3). `chance` is from 0 to 1.
-fn choose(starttls: Answer, direct: Answer, chance: impl FnMut() -> f64) -> Choice {
-    let usable = |answer: Answer| match answer {
-        Answer::Records(records) => {
+fn choose(starttls: SrvAnswer, direct: SrvAnswer, chance: impl FnMut() -> f64) -> Choice {
+    let usable = |answer: SrvAnswer| match answer {
+        SrvAnswer::Records(records) => {
             let there: Vec<_> =
                 records.into_iter().filter(|record| !record.host.is_empty()).collect();
             let is_refused = there.is_empty();
             (there, is_refused)
         }
-        Answer::None | Answer::Failed => (Vec::new(), false),
+        SrvAnswer::None | SrvAnswer::Failed => (Vec::new(), false),
     };
     let ((mut records, is_refused), (direct, _)) = (usable(starttls), usable(direct));
     records.extend(direct);
@@ -251,8 +251,9 @@ mod tests {
 
     #[test]
     fn both_services_are_one_list() {
-        let starttls = Answer::Records(vec![record(10, 0, "b"), record(30, 0, "d")]);
-        let both = choose(starttls, Answer::Records(vec![direct(5, "a"), direct(20, "c")]), || 0.5);
+        let starttls = SrvAnswer::Records(vec![record(10, 0, "b"), record(30, 0, "d")]);
+        let both =
+            choose(starttls, SrvAnswer::Records(vec![direct(5, "a"), direct(20, "c")]), || 0.5);
         let expected = [("a:5223", true), ("b:5222", false), ("c:5223", true), ("d:5222", false)];
         let expected = expected.map(|(address, is_direct)| (address.to_owned(), is_direct));
         assert_eq!(addresses(both), expected);
@@ -260,25 +261,25 @@ mod tests {
 
     #[test]
     fn a_root_target_means_that_there_is_no_such_service() {
-        let none = || Answer::Records(vec![record(0, 0, "")]);
-        for other in [Answer::None, Answer::Failed, none()] {
+        let none = || SrvAnswer::Records(vec![record(0, 0, "")]);
+        for other in [SrvAnswer::None, SrvAnswer::Failed, none()] {
             assert_eq!(choose(none(), other, || 0.5), Choice::None);
         }
         // One of the two may exist.
-        let only = choose(none(), Answer::Records(vec![direct(5, "a")]), || 0.5);
+        let only = choose(none(), SrvAnswer::Records(vec![direct(5, "a")]), || 0.5);
         assert_eq!(addresses(only), [("a:5223".to_owned(), true)]);
-        let only = choose(Answer::Records(vec![record(5, 0, "a")]), none(), || 0.5);
+        let only = choose(SrvAnswer::Records(vec![record(5, 0, "a")]), none(), || 0.5);
         assert_eq!(addresses(only), [("a:5222".to_owned(), false)]);
-        assert_eq!(choose(Answer::None, none(), || 0.5), Choice::Domain);
+        assert_eq!(choose(SrvAnswer::None, none(), || 0.5), Choice::Domain);
     }
 
     #[test]
     fn without_records_the_domain_itself_is_tried() {
         for answers in [
-            (Answer::None, Answer::None),
-            (Answer::Failed, Answer::Failed),
-            (Answer::None, Answer::Failed),
-            (Answer::Failed, Answer::None),
+            (SrvAnswer::None, SrvAnswer::None),
+            (SrvAnswer::Failed, SrvAnswer::Failed),
+            (SrvAnswer::None, SrvAnswer::Failed),
+            (SrvAnswer::Failed, SrvAnswer::None),
         ] {
             assert_eq!(choose(answers.0, answers.1, || 0.5), Choice::Domain);
         }
@@ -287,9 +288,12 @@ mod tests {
     #[test]
     fn there_is_an_end_to_what_is_tried() {
         let many = (0..200).map(|n| record(n, 0, &format!("h{n}"))).collect();
-        assert_eq!(addresses(choose(Answer::Records(many), Answer::None, || 0.5)).len(), MOST);
+        assert_eq!(
+            addresses(choose(SrvAnswer::Records(many), SrvAnswer::None, || 0.5)).len(),
+            MOST
+        );
         let same = vec![record(1, 1, "a"), record(2, 2, "a")];
-        assert_eq!(addresses(choose(Answer::Records(same), Answer::None, || 0.5)).len(), 1);
+        assert_eq!(addresses(choose(SrvAnswer::Records(same), SrvAnswer::None, || 0.5)).len(), 1);
     }
 
     #[tokio::test]

@@ -36,7 +36,7 @@ const CLOSE: Duration = Duration::from_secs(5);
 
 /// How a stream came to its end.
 #[derive(Debug)]
-pub(super) enum End {
+pub(super) enum StreamEnd {
     /// No part of the program needs it any longer.
     Done,
     /// It is lost.
@@ -80,14 +80,14 @@ impl From<HandledCountTooHigh> for Loss {
 
 /// The state that outlives a connection.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct StreamState {
     pub(super) own: FullJid,
     pub(super) management: Option<Management>,
     /// Stanzas that arrived and wait for a place.
     arrived: VecDeque<Stanza>,
 }
 
-impl State {
+impl StreamState {
     pub(super) fn new(own: FullJid, management: Option<Management>) -> Self {
         Self { own, management, arrived: VecDeque::new() }
     }
@@ -107,7 +107,7 @@ impl State {
 pub(super) struct Driver<'a, S> {
     reader: StanzaReader<ReadHalf<S>>,
     writer: WriteHalf<S>,
-    state: &'a mut State,
+    state: &'a mut StreamState,
     /// The silence after which the server is asked for a sign of life; after as much again it counts as gone.
     silence: Duration,
     /// The bytes to write.
@@ -120,7 +120,7 @@ pub(super) struct Driver<'a, S> {
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
-    pub(super) fn new(stream: Stream<S>, state: &'a mut State, silence: Duration) -> Self {
+    pub(super) fn new(stream: Stream<S>, state: &'a mut StreamState, silence: Duration) -> Self {
         let Stream { reader, writer } = stream;
         Self {
             reader,
@@ -159,13 +159,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
         queue: &mut mpsc::Receiver<Element>,
         inbound: &mpsc::Sender<Stanza>,
         closing: &CancellationToken,
-    ) -> End {
+    ) -> StreamEnd {
         let carried = tokio::select! {
             carried = self.carry(queue, inbound) => carried,
             () = closing.cancelled() => Ok(()),
         };
         if let Err(loss) = carried {
-            return End::Lost(loss);
+            return StreamEnd::Lost(loss);
         }
         while let Ok(element) = queue.try_recv() {
             self.send(&element);
@@ -176,7 +176,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
             self.writer.shutdown().await
         })
         .await;
-        End::Done
+        StreamEnd::Done
     }
 
     /// Carries stanzas; returns well if all users of the stream are gone.
@@ -449,7 +449,7 @@ mod tests {
         let (outbound, mut queue) = mpsc::channel(4);
         let (sender, inbound) = mpsc::channel(4);
         let task = tokio::spawn(async move {
-            let mut state = State::new(own, None);
+            let mut state = StreamState::new(own, None);
             let driver = Driver::new(Stream { reader, writer }, &mut state, SILENCE);
             driver.run(&mut queue, &sender, &CancellationToken::new()).await;
         });

@@ -40,19 +40,19 @@ const SILENCE: Duration = Duration::from_secs(3600);
 type Streams = HashMap<(Jid, String), IbbHandle>;
 
 #[derive(Debug)]
-struct State {
+struct HubState {
     jid: FullJid,
     lost: bool,
     /// The number of lost sessions with the server at the last check.
     over: u64,
-    sessions: HashMap<(Jid, String), Open>,
+    sessions: HashMap<(Jid, String), OpenSession>,
     opens: HashMap<(Jid, String), mpsc::Sender<Stanza>>,
     streams: Streams,
 }
 
 /// A Jingle session.
 #[derive(Debug)]
-struct Open {
+struct OpenSession {
     inbox: mpsc::Sender<Stanza>,
     /// Whether it has a stream of its own, which does not need the connection to the server.
     is_secured: bool,
@@ -92,7 +92,7 @@ pub(crate) struct Hub {
     outbound: mpsc::Sender<Element>,
     requests: Requests,
     admission: Arc<Admission>,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<HubState>>,
     features: Arc<Vec<String>>,
     /// The task that reconnects, if any.
     keeper: Option<Keeper>,
@@ -115,7 +115,7 @@ impl Hub {
         admission: Admission,
     ) -> (Self, mpsc::Receiver<Arrival>, tokio::task::JoinHandle<()>) {
         let Connection { jid, outbound, mut inbound, task } = connection;
-        let state = State {
+        let state = HubState {
             jid,
             lost: false,
             over: 0,
@@ -180,7 +180,7 @@ impl Hub {
     }
 
     /// Ends everything that belonged to a lost session with the server.
-    fn forget(&self, keeps: impl Fn(&Open) -> bool) {
+    fn forget(&self, keeps: impl Fn(&OpenSession) -> bool) {
         self.requests.fail_all();
         let mut state = self.lock();
         state.sessions.retain(|_, open| keeps(open));
@@ -207,7 +207,7 @@ impl Hub {
         self.keeper.as_ref().map_or(0, |keeper| keeper.status.borrow().over)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, HubState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -333,7 +333,7 @@ impl Hub {
     pub(crate) fn session(&self, peer: &Jid, sid: &str) -> Inbox {
         let (sender, receiver) = mpsc::channel(32);
         let key = (peer.clone(), sid.to_owned());
-        self.lock().sessions.insert(key.clone(), Open { inbox: sender, is_secured: false });
+        self.lock().sessions.insert(key.clone(), OpenSession { inbox: sender, is_secured: false });
         Inbox { hub: self.clone(), key, receiver }
     }
 

@@ -17,9 +17,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    driver::{Driver, End, Remedy, State},
+    driver::{Driver, Remedy, StreamEnd, StreamState},
     error::Error,
-    login::{self, ARRIVED, Begun, Connection, Failure, Login, QUEUE, Start},
+    login::{self, ARRIVED, Begun, Connection, Login, LoginFailure, QUEUE, Start},
     managed::Management,
     path::Watched,
     sasl2::Name,
@@ -91,7 +91,7 @@ pub(super) trait Dialer: Send + Sync + 'static {
         &self,
         name: Name<'_>,
         resumed: Option<&Management>,
-    ) -> impl Future<Output = Result<Begun<Self::Io>, Failure>> + Send;
+    ) -> impl Future<Output = Result<Begun<Self::Io>, LoginFailure>> + Send;
 }
 
 impl Dialer for Login {
@@ -101,7 +101,7 @@ impl Dialer for Login {
         &self,
         name: Name<'_>,
         resumed: Option<&Management>,
-    ) -> impl Future<Output = Result<Begun<Self::Io>, Failure>> + Send {
+    ) -> impl Future<Output = Result<Begun<Self::Io>, LoginFailure>> + Send {
         login::begin(self, name, resumed, true)
     }
 }
@@ -130,13 +130,13 @@ pub(super) async fn keep<D: Dialer>(
         done: CancellationToken::new(),
         ended: Arc::default(),
     };
-    let mut kept = Kept {
+    let mut kept = KeptConnection {
         dialer,
         silence,
         listener,
         tag,
         is_told: false,
-        state: State::new(jid.clone(), None),
+        state: StreamState::new(jid.clone(), None),
         queue,
         inbound: sender,
         status,
@@ -154,7 +154,7 @@ pub(super) async fn keep<D: Dialer>(
     Ok((Connection { jid, outbound, inbound, task }, keeper))
 }
 
-struct Kept<D> {
+struct KeptConnection<D> {
     dialer: D,
     silence: Duration,
     listener: Listener,
@@ -162,14 +162,14 @@ struct Kept<D> {
     tag: String,
     /// Whether the loss of the connection was reported, and not yet its return.
     is_told: bool,
-    state: State,
+    state: StreamState,
     queue: mpsc::Receiver<Element>,
     inbound: mpsc::Sender<Stanza>,
     status: watch::Sender<Status>,
     closing: CancellationToken,
 }
 
-impl<D: Dialer> Kept<D> {
+impl<D: Dialer> KeptConnection<D> {
     /// Runs until no part of the program needs the connection, which is a success.
     async fn run(&mut self, begun: Begun<D::Io>) -> Result<(), Error> {
         let mut pauses = Pauses::default();
@@ -184,8 +184,8 @@ impl<D: Dialer> Kept<D> {
             };
             let since = Instant::now();
             let loss = match self.carry(stream, start).await {
-                End::Done => return Ok(()),
-                End::Lost(loss) => loss,
+                StreamEnd::Done => return Ok(()),
+                StreamEnd::Lost(loss) => loss,
             };
             tracing::info!(reason = loss.why, "lost the connection to the XMPP server");
             if since.elapsed() >= LASTING {
@@ -208,7 +208,7 @@ impl<D: Dialer> Kept<D> {
     }
 
     /// Carries stanzas over a stream until it is lost.
-    async fn carry(&mut self, stream: login::Stream<D::Io>, start: Start) -> End {
+    async fn carry(&mut self, stream: login::Stream<D::Io>, start: Start) -> StreamEnd {
         let (resumed, early) = match start {
             Start::Resumed(resumed) => (Some(resumed), Vec::new()),
             Start::Bound { jid, management, early } => {
@@ -225,7 +225,7 @@ impl<D: Dialer> Kept<D> {
         match &resumed {
             Some(resumed) => {
                 if let Err(error) = driver.resume(resumed) {
-                    return End::Lost(error.into());
+                    return StreamEnd::Lost(error.into());
                 }
             }
             None => driver.take_early(early),

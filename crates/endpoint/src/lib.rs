@@ -122,11 +122,11 @@ pub use self::{
     stream::{Learned, SecureStream},
 };
 use self::{
-    cause::Asked,
+    cause::AskedPeer,
     guesses::Guesses,
     hub::{Admission, Hub},
     keeper::Keeper,
-    method::Offered,
+    method::OwnOffer,
     places::Places,
 };
 
@@ -379,8 +379,8 @@ impl Endpoint {
         self.credential().method()
     }
 
-    fn offered(&self) -> Offered {
-        Offered::new(self.method(), self.print())
+    fn offered(&self) -> OwnOffer {
+        OwnOffer::new(self.method(), self.print())
     }
 
     /// Announces this endpoint to the component. With a priority of 0 or more, users may start sessions to our bare JID
@@ -453,8 +453,8 @@ impl Endpoint {
     }
 
     /// Returns the addressee of a request that is not a peer.
-    fn asked<'a>(&'a self, address: &'a Jid) -> Asked<'a> {
-        Asked { address, peer: None, component: self.component() }
+    fn asked<'a>(&'a self, address: &'a Jid) -> AskedPeer<'a> {
+        AskedPeer { address, peer: None, component: self.component() }
     }
 
     /// Returns whether an address, or its domain, says that it hosts chat rooms.

@@ -33,18 +33,18 @@ use self::named::NamedServers;
 use super::{
     dial::dial,
     discovery::{Target, servers},
-    driver::{Driver, State},
+    driver::{Driver, StreamState},
     error::{Detail, Error},
     fast::{FastStore, FastToken},
     hub::condition,
     managed::Management,
     path::{self, Watched},
-    sasl::{Channel, Exchange, Offer, token_mechanism},
+    sasl::{Channel, Exchange, LoginOffer, token_mechanism},
     sasl2::{self, Inline, Name, Success, Wish},
 };
 
 /// The error below another, or a text in its place.
-type Source = Box<dyn std::error::Error + Send + Sync>;
+type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The time from TCP to the bound resource.
 const LOGIN: Duration = Duration::from_secs(30);
@@ -156,7 +156,7 @@ pub async fn login(login: &Login) -> Result<Connection, Error> {
     let (sender, inbound) = mpsc::channel(ARRIVED);
     let (own, silence) = (jid.clone(), login.keepalive);
     let task = tokio::spawn(async move {
-        let mut state = State::new(own, None);
+        let mut state = StreamState::new(own, None);
         let mut driver = Driver::new(stream, &mut state, silence);
         driver.take_early(early);
         let end = driver.run(&mut queue, &sender, &CancellationToken::new()).await;
@@ -167,7 +167,7 @@ pub async fn login(login: &Login) -> Result<Connection, Error> {
 
 /// Why the session with the server could not begin.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct LoginFailure {
     pub(super) error: Error,
     /// Whether the server refused, rather than the network failed.
     pub(super) by_server: bool,
@@ -177,14 +177,14 @@ pub(super) struct Failure {
     pub(super) of_token: bool,
 }
 
-impl From<Error> for Failure {
+impl From<Error> for LoginFailure {
     fn from(error: Error) -> Self {
         Self { error, by_server: false, is_final: false, of_token: false }
     }
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl From<LoginFailure> for Error {
+    fn from(failure: LoginFailure) -> Self {
         failure.error
     }
 }
@@ -208,7 +208,7 @@ pub(super) fn resource() -> String {
     format!("xtls-{:08x}", rand::random::<u32>())
 }
 
-fn broken(error: impl Into<Source>) -> Error {
+fn broken(error: impl Into<BoxedError>) -> Error {
     let error = error.into();
     Error::login(Detail::new(format!("the connection to the XMPP server failed: {error}"), error))
 }
@@ -223,7 +223,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     /// Exchanges headers and takes the server's features.
     ///
     /// `from` is our own address; it is sent only inside TLS.
-    async fn open(io: S, domain: &str, from: Option<&BareJid>) -> Result<(Self, Element), Failure> {
+    async fn open(
+        io: S,
+        domain: &str,
+        from: Option<&BareJid>,
+    ) -> Result<(Self, Element), LoginFailure> {
         let (read, writer) = split(io);
         let mut stream = Self { reader: StanzaReader::with_rules(read, Rules::CLIENT), writer };
         let from =
@@ -251,8 +255,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     }
 
     /// Returns the next first-level element, unchecked: an unknown one must not end a login.
-    pub(super) async fn next(&mut self) -> Result<Element, Failure> {
-        let by_server = |error| Failure { by_server: true, ..Failure::from(broken(error)) };
+    pub(super) async fn next(&mut self) -> Result<Element, LoginFailure> {
+        let by_server =
+            |error| LoginFailure { by_server: true, ..LoginFailure::from(broken(error)) };
         loop {
             match self.reader.read().await.map_err(broken)? {
                 Received::Element(element) if element.is("error", ns::STREAM) => {
@@ -280,13 +285,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
 /// stream management if `managed` is set and the server supports it.
 ///
 /// # Errors
-/// [`Failure`], after 30 seconds at the latest.
+/// [`LoginFailure`], after 30 seconds at the latest.
 pub(super) async fn begin(
     login: &Login,
     name: Name<'_>,
     resumed: Option<&Management>,
     managed: bool,
-) -> Result<Begun<TlsStream<Watched>>, Failure> {
+) -> Result<Begun<TlsStream<Watched>>, LoginFailure> {
     let wish = Wish { name, resumed, managed, agent: None, by_token: false, token_for: None };
     let was_narrow = path::loses_large_packets();
     let begun = begin_within(login, wish).await;
@@ -297,7 +302,10 @@ pub(super) async fn begin(
     begun
 }
 
-async fn begin_within(login: &Login, wish: Wish<'_>) -> Result<Begun<TlsStream<Watched>>, Failure> {
+async fn begin_within(
+    login: &Login,
+    wish: Wish<'_>,
+) -> Result<Begun<TlsStream<Watched>>, LoginFailure> {
     let begun = async {
         let kept = login.fast.as_ref().and_then(|fast| fast.load());
         let (agent, token) = kept.map_or((None, None), |(agent, token)| (Some(agent), token));
@@ -316,7 +324,7 @@ async fn negotiate(
     login: &Login,
     wish: &Wish<'_>,
     token: Option<&FastToken>,
-) -> Result<Begun<TlsStream<Watched>>, Failure> {
+) -> Result<Begun<TlsStream<Watched>>, LoginFailure> {
     let domain = login.jid.domain().as_str().to_owned();
     // The resolver and certificates know a name by its A-labels (RFC 5890).
     let ascii = idna::domain_to_ascii(&domain)
@@ -345,15 +353,15 @@ async fn negotiate(
 async fn authenticate_at_once<S>(
     stream: &mut Stream<S>,
     login: &Login,
-    (inline, offer): (&Inline, Offer),
+    (inline, offer): (&Inline, LoginOffer),
     channel: &Channel,
     wish: &Wish<'_>,
     token: Option<&FastToken>,
-) -> Result<Success, Failure>
+) -> Result<Success, LoginFailure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let failed = |why: Source| failed(login, why);
+    let failed = |why: BoxedError| failed(login, why);
     let username = username(login)?;
     // Without an identifier, a token has nothing to belong to.
     let best = wish.agent.and_then(|_| token_mechanism(&inline.fast, channel));
@@ -402,7 +410,7 @@ where
                 {
                     fast.forget(token);
                 }
-                return Err(Failure { of_token: true, ..failure });
+                return Err(LoginFailure { of_token: true, ..failure });
             }
             "continue" => {
                 return Err(failed(
@@ -420,7 +428,7 @@ async fn start_at_once<S: AsyncRead + AsyncWrite + Unpin>(
     success: Success,
     wish: &Wish<'_>,
     tries_path: bool,
-) -> Result<Start, Failure> {
+) -> Result<Start, LoginFailure> {
     if let Some(resumed) = success.resumed.filter(|_| wish.resumed.is_some()) {
         return Ok(Start::Resumed(resumed));
     }
@@ -450,7 +458,11 @@ async fn start_at_once<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Connects to the first server of the domain with which TLS can be set up.
-async fn secure(login: &Login, domain: &str, ascii: &str) -> Result<TlsStream<Watched>, Failure> {
+async fn secure(
+    login: &Login,
+    domain: &str,
+    ascii: &str,
+) -> Result<TlsStream<Watched>, LoginFailure> {
     let targets = match &login.server {
         Some(address) => vec![Target { address: address.clone(), is_direct: false }],
         None => servers(ascii).await?,
@@ -477,7 +489,7 @@ async fn secure_at(
     target: &Target,
     domain: &str,
     ascii: &str,
-) -> Result<TlsStream<Watched>, Failure> {
+) -> Result<TlsStream<Watched>, LoginFailure> {
     let Target { address, is_direct } = target;
     let tcp = dial(address)
         .await
@@ -504,7 +516,7 @@ async fn secure_at(
 }
 
 /// Prepares a connection for TLS with STARTTLS (RFC 6120, section 5).
-async fn start_tls(tcp: Watched, domain: &str) -> Result<Watched, Failure> {
+async fn start_tls(tcp: Watched, domain: &str) -> Result<Watched, LoginFailure> {
     let (mut plain, features) = Stream::open(tcp, domain, None).await?;
     if !features.has_child("starttls", ns::STARTTLS) {
         return Err(Error::login("the XMPP server offers no STARTTLS: not logging in").into());
@@ -522,7 +534,7 @@ pub(super) async fn start<S: AsyncRead + AsyncWrite + Unpin>(
     features: &Element,
     wish: &Wish<'_>,
     tries_path: bool,
-) -> Result<Start, Failure> {
+) -> Result<Start, LoginFailure> {
     let has_management = features.has_child("sm", ns::SM);
     if has_management && let Some(request) = wish.resumed.and_then(Management::resume) {
         stream.send(&request).await?;
@@ -558,7 +570,7 @@ pub(super) async fn start<S: AsyncRead + AsyncWrite + Unpin>(
 async fn enable<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut Stream<S>,
     early: &mut Vec<Element>,
-) -> Result<Option<Management>, Failure> {
+) -> Result<Option<Management>, LoginFailure> {
     stream.send(&Management::enable()).await?;
     loop {
         let element = stream.next().await?;
@@ -577,7 +589,7 @@ async fn try_path<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut Stream<S>,
     own: &FullJid,
     early: &mut Vec<Element>,
-) -> Result<(), Failure> {
+) -> Result<(), LoginFailure> {
     const IDS: [&str; 2] = ["path-large", "path-small"];
     let mut large =
         xml::element("iq", ns::CLIENT, &[("type", "result"), ("to", own.as_str()), ("id", IDS[0])]);
@@ -613,7 +625,7 @@ async fn try_path<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Keeps a stanza for later.
-fn keep(early: &mut Vec<Element>, element: Element) -> Result<(), Failure> {
+fn keep(early: &mut Vec<Element>, element: Element) -> Result<(), LoginFailure> {
     if early.len() >= EARLY {
         return Err(broken("the server sent more than it may at this point").into());
     }
@@ -622,7 +634,7 @@ fn keep(early: &mut Vec<Element>, element: Element) -> Result<(), Failure> {
 }
 
 /// Returns the authentication offer in the stream features.
-fn offer(features: &Element) -> Offer {
+fn offer(features: &Element) -> LoginOffer {
     let texts = |parent: &Element| {
         parent.children().filter(|child| child.is("mechanism", SASL)).map(Element::text).collect()
     };
@@ -630,7 +642,7 @@ fn offer(features: &Element) -> Offer {
         let types = parent.children().filter(|child| child.is("channel-binding", SASL_CB));
         types.filter_map(|child| child.attr("type")).map(str::to_owned).collect()
     };
-    Offer {
+    LoginOffer {
         mechanisms: features.get_child("mechanisms", SASL).map(texts).unwrap_or_default(),
         bindings: features.get_child("sasl-channel-binding", SASL_CB).map(types),
     }
@@ -640,13 +652,13 @@ fn offer(features: &Element) -> Offer {
 async fn authenticate<S>(
     stream: &mut Stream<S>,
     login: &Login,
-    offer: Offer,
+    offer: LoginOffer,
     channel: &Channel,
-) -> Result<(), Failure>
+) -> Result<(), LoginFailure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let failed = |why: Source| failed(login, why);
+    let failed = |why: BoxedError| failed(login, why);
     let mut exchange = password_exchange(login, offer, channel, &username(login)?)?;
     tracing::debug!(mechanism = exchange.mechanism(), "logging in");
     let mut auth = sasl_element("auth", &exchange.initial());
@@ -669,22 +681,22 @@ where
 
 const NOT_BASE64: &str = "the server's message is not base64";
 
-fn failed(login: &Login, why: impl Into<Source>) -> Failure {
+fn failed(login: &Login, why: impl Into<BoxedError>) -> LoginFailure {
     let why = why.into();
     Error::login(Detail::new(format!("login as {} failed: {why}", login.jid), why)).into()
 }
 
-fn username(login: &Login) -> Result<String, Failure> {
+fn username(login: &Login) -> Result<String, LoginFailure> {
     let username = login.jid.node().map(|node| node.as_str().to_owned());
     Ok(username.ok_or_else(|| Error::login("the JID must be user@domain"))?)
 }
 
 fn password_exchange(
     login: &Login,
-    offer: Offer,
+    offer: LoginOffer,
     channel: &Channel,
     username: &str,
-) -> Result<Exchange, Failure> {
+) -> Result<Exchange, LoginFailure> {
     let nonce: [u8; 18] = rand::random();
     Exchange::new(offer, channel, username, login.password.clone(), &nonce)
         .map_err(|error| failed(login, error))
@@ -699,7 +711,7 @@ fn decoded(text: &str) -> Option<Vec<u8>> {
 }
 
 /// Translates a `<failure/>` (RFC 6120, section 6.5; XEP-0388, section 2.6.5).
-fn refused(login: &Login, element: &Element) -> Failure {
+fn refused(login: &Login, element: &Element) -> LoginFailure {
     let is_text = |child: &&Element| child.name() == "text";
     let condition = element.children().find(|child| !is_text(child));
     let condition = condition.map_or("the server refused it", Element::name);
@@ -707,7 +719,7 @@ fn refused(login: &Login, element: &Element) -> Failure {
     let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
     let text = if text.is_empty() { text } else { format!(" ({text})") };
     let is_final = FINAL.contains(&condition);
-    Failure { by_server: true, is_final, ..failed(login, format!("{condition}{text}")) }
+    LoginFailure { by_server: true, is_final, ..failed(login, format!("{condition}{text}")) }
 }
 
 fn sasl_element(name: &str, data: &[u8]) -> Element {
@@ -721,7 +733,7 @@ async fn bind<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut Stream<S>,
     name: &str,
     early: &mut Vec<Element>,
-) -> Result<Option<FullJid>, Failure> {
+) -> Result<Option<FullJid>, LoginFailure> {
     const BIND: &str = "urn:ietf:params:xml:ns:xmpp-bind";
     let id = random_id();
     let mut iq = xml::element("iq", ns::CLIENT, &[("type", "set"), ("id", &id)]);
@@ -743,7 +755,7 @@ async fn bind<S: AsyncRead + AsyncWrite + Unpin>(
             }
             let refused =
                 format!("the XMPP server refused to bind a resource: {}", condition(error));
-            return Err(Failure { by_server: true, ..Error::login(refused).into() });
+            return Err(LoginFailure { by_server: true, ..Error::login(refused).into() });
         }
         let jid = element
             .get_child("bind", BIND)
@@ -791,7 +803,7 @@ fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error>
 }
 
 /// Returns the error of a file of certificates.
-fn unusable(file: &Path, error: impl Into<Source>) -> Error {
+fn unusable(file: &Path, error: impl Into<BoxedError>) -> Error {
     let error = error.into();
     Error::login(Detail::new(format!("{}: {error}", file.display()), error))
 }

@@ -112,12 +112,12 @@ impl Credential {
 
 /// An offer: a method, and the print of its key.
 #[derive(Clone, Debug)]
-pub(super) struct Offered {
+pub(super) struct OwnOffer {
     method: Method,
     print: Option<Print>,
 }
 
-impl Offered {
+impl OwnOffer {
     pub(super) fn new(method: Method, print: Option<Print>) -> Self {
         Self { method, print }
     }
@@ -332,7 +332,7 @@ mod tests {
             (Method::OpenPgp, Some(print(2)), Expected::OpenPgp(vec![print(2)])),
             (Method::Srp, None, Expected::Anyone),
         ] {
-            let offered = Offered::new(method, own);
+            let offered = OwnOffer::new(method, own);
             for child in [offered.description(), offered.security()] {
                 assert_eq!(expected(&peer, method, &content(child)), Ok(then.clone()));
             }
@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn a_method_that_is_not_offered_is_told_with_what_is() {
         let peer = BareJid::new("bob@example.org").unwrap();
-        let offered = content(Offered::new(Method::X509, Some(print(1))).description());
+        let offered = content(OwnOffer::new(Method::X509, Some(print(1))).description());
         let Err(Error::Unsupported(text)) = expected(&peer, Method::Srp, &offered) else {
             panic!("srp is not offered");
         };

@@ -34,7 +34,7 @@ use super::{
         Hint, Known, Listed, Shown, Standing, by_hints, by_keys, refuse_offer, without_answer,
         worse,
     },
-    registry::{Asked, KnownKey},
+    registry::{KnownKey, RegistryAnswer},
     session::{Session, payload},
     stream::{Learned, SecureStream},
     transport::Leg,
@@ -372,12 +372,12 @@ impl Session {
         };
         let keys = match self.endpoint.keys_of(&self.peer, openpgp).await {
             None => return Ok((worse(hinted, Standing::NoRegistry), None)),
-            Some(Asked::Keys(keys)) => keys,
+            Some(RegistryAnswer::Keys(keys)) => keys,
             // The component brokers for users who may not ask its registry; its hints are all that it says to them.
-            Some(Asked::NotServed) => {
+            Some(RegistryAnswer::NotServed) => {
                 return Ok(listed(hinted.unwrap_or(Standing::Unavailable), None));
             }
-            Some(Asked::Unavailable(why)) => {
+            Some(RegistryAnswer::Unavailable(why)) => {
                 tracing::warn!(peer = %self.peer, why, "cannot ask the registry");
                 let asked = without_answer(&self.peer, self.initiator, hinted)?;
                 return Ok((worse(hinted, asked), None));

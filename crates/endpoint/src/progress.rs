@@ -57,14 +57,14 @@ impl Monitor {
 /// The progress of one stream, which the stream updates and its session reads.
 #[derive(Debug)]
 pub(super) struct Progress {
-    state: Mutex<State>,
+    state: Mutex<ProgressState>,
     /// Bytes of the application that the next hop has acknowledged.
     delivered: AtomicU64,
     waiting: watch::Sender<Option<Waiting>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct ProgressState {
     /// When a byte last moved, or the stream began to wait for the network.
     moved: Instant,
     received: u64,
@@ -85,7 +85,7 @@ pub(super) enum Direction {
 
 impl Default for Progress {
     fn default() -> Self {
-        let state = State {
+        let state = ProgressState {
             moved: Instant::now(),
             received: 0,
             reading: false,
@@ -101,7 +101,7 @@ impl Default for Progress {
 }
 
 impl Progress {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ProgressState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -100,7 +100,7 @@ fn read_material(answer: Option<&Element>, id: &str) -> Result<Option<Vec<u8>>, 
 
 /// The registry's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum RegistryAnswer {
     /// All keys of the user that this endpoint may see.
     Keys(Vec<KnownKey>),
     /// The registry does not serve this user. That is its operator's choice, and never the peer's.
@@ -165,7 +165,11 @@ impl Pages {
 impl Endpoint {
     /// Asks the registry for a user's keys, and for the certificate of the OpenPGP key with the print `shown`; `None` if
     /// the endpoint knows no registry.
-    pub(super) async fn keys_of(&self, peer: &BareJid, shown: Option<&Print>) -> Option<Asked> {
+    pub(super) async fn keys_of(
+        &self,
+        peer: &BareJid,
+        shown: Option<&Print>,
+    ) -> Option<RegistryAnswer> {
         let component = self.component()?;
         let to = Jid::from(component.clone());
         let asking = async {
@@ -175,7 +179,7 @@ impl Endpoint {
                 match pages.handle(page.as_ref(), OffsetDateTime::now_utc()) {
                     Ok(true) => break,
                     Ok(false) => {}
-                    Err(why) => return Err(Asked::Unavailable(why.to_owned())),
+                    Err(why) => return Err(RegistryAnswer::Unavailable(why.to_owned())),
                 }
             }
             let mut keys = pages.keys;
@@ -187,30 +191,34 @@ impl Endpoint {
                     xml::element("key", ns::KEYS, &[("id", &key.id), ("material", "true")]);
                 let answer = self.ask_registry(&to, request).await?;
                 key.material = read_material(answer.as_ref(), &key.id)
-                    .map_err(|why| Asked::Unavailable(why.to_owned()))?;
+                    .map_err(|why| RegistryAnswer::Unavailable(why.to_owned()))?;
             }
-            Ok(Asked::Keys(keys))
+            Ok(RegistryAnswer::Keys(keys))
         };
-        let late = || Ok(Asked::Unavailable("no answer in time".to_owned()));
+        let late = || Ok(RegistryAnswer::Unavailable("no answer in time".to_owned()));
         let asked = timeout(ANSWER, asking).await.unwrap_or_else(|_| late());
         Some(asked.unwrap_or_else(|why| why))
     }
 
     /// Asks the registry again while it has no room.
-    async fn ask_registry(&self, to: &Jid, request: Element) -> Result<Option<Element>, Asked> {
+    async fn ask_registry(
+        &self,
+        to: &Jid,
+        request: Element,
+    ) -> Result<Option<Element>, RegistryAnswer> {
         loop {
             return match self.hub().request(RequestKind::Get, to, request.clone()).await {
                 Answer::Result(answer) => Ok(answer),
                 Answer::Error(error) => match Condition::of(&error) {
-                    Some(Condition::Forbidden) => Err(Asked::NotServed),
+                    Some(Condition::Forbidden) => Err(RegistryAnswer::NotServed),
                     Some(Condition::ResourceConstraint) => {
                         // Our peers cause many of our requests; none of them may silence the registry.
                         sleep(AGAIN).await;
                         continue;
                     }
-                    _ => Err(Asked::Unavailable(condition(&error))),
+                    _ => Err(RegistryAnswer::Unavailable(condition(&error))),
                 },
-                Answer::Timeout => Err(Asked::Unavailable("no answer".to_owned())),
+                Answer::Timeout => Err(RegistryAnswer::Unavailable("no answer".to_owned())),
             };
         }
     }
@@ -327,7 +335,7 @@ mod tests {
 
     /// Returns an endpoint whose registry refuses the first `refusals` requests for lack of room, and the result of
     /// asking it, the time, and the number of requests.
-    async fn ask(refusals: usize) -> (Option<Asked>, Duration, usize) {
+    async fn ask(refusals: usize) -> (Option<RegistryAnswer>, Duration, usize) {
         let me = BareJid::new("bob@example.org").unwrap();
         let component = BareJid::new("xtls.example.org").unwrap();
         let (outbound, mut requests) = mpsc::channel::<Element>(64);
@@ -364,11 +372,14 @@ mod tests {
     async fn a_registry_that_has_no_room_is_asked_again_within_its_time() {
         for refusals in [0, 1, 5] {
             let (asked, time, requests) = ask(refusals).await;
-            assert!(matches!(&asked, Some(Asked::Keys(keys)) if keys.len() == 1), "{asked:?}");
+            assert!(
+                matches!(&asked, Some(RegistryAnswer::Keys(keys)) if keys.len() == 1),
+                "{asked:?}"
+            );
             assert_eq!((time.as_secs(), requests), (refusals as u64, refusals + 1));
         }
         let (asked, time, _) = ask(usize::MAX).await;
-        assert!(matches!(asked, Some(Asked::Unavailable(_))), "{asked:?}");
+        assert!(matches!(asked, Some(RegistryAnswer::Unavailable(_))), "{asked:?}");
         assert_eq!(time.as_secs(), ANSWER.as_secs());
     }
 }

@@ -9,7 +9,7 @@ use fingerpost_wire::{ns, xml};
 use jid::FullJid;
 use minidom::Element;
 
-use super::{managed::Management, sasl::Offer};
+use super::{managed::Management, sasl::LoginOffer};
 
 /// The longest accepted token, in bytes.
 const LONGEST_TOKEN: usize = 4096;
@@ -54,8 +54,8 @@ impl Inline {
     }
 
     /// Returns the part that [`sasl`](super::sasl) chooses from.
-    pub(super) fn offer(&self, bindings: Option<Vec<String>>) -> Offer {
-        Offer { mechanisms: self.mechanisms.clone(), bindings }
+    pub(super) fn offer(&self, bindings: Option<Vec<String>>) -> LoginOffer {
+        LoginOffer { mechanisms: self.mechanisms.clone(), bindings }
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     Endpoint,
-    cause::{Asked, is_absent},
+    cause::{AskedPeer, is_absent},
     error::{Detail, Error},
     hub::{Inbox, condition},
     places::Place,
@@ -472,9 +472,9 @@ impl Session {
         })
     }
 
-    fn asked(&self) -> Asked<'_> {
+    fn asked(&self) -> AskedPeer<'_> {
         let component = self.endpoint.component();
-        Asked { address: &self.address, peer: Some(&self.peer), component }
+        AskedPeer { address: &self.address, peer: Some(&self.peer), component }
     }
 
     pub(super) async fn tell_transport(

@@ -91,7 +91,7 @@ pub struct SecureStream {
     handshake: u64,
     /// Whether our `close_notify` is sent, or about to be.
     shut: bool,
-    end: Option<End>,
+    end: Option<ReadEnd>,
     /// When to check next that the other end is present, while the stream waits for the network.
     look: Pin<Box<Sleep>>,
     renewal: Renewal,
@@ -120,7 +120,7 @@ impl Renewal {
 
 /// The end of the peer's direction.
 #[derive(Debug)]
-enum End {
+enum ReadEnd {
     /// By its `close_notify`.
     Whole,
     /// In another way.
@@ -269,7 +269,7 @@ impl SecureStream {
             _ => format!("the stream broke after {received} bytes: {error}"),
         };
         self.progress.ended();
-        self.end = Some(End::Cut(error.kind(), text.clone()));
+        self.end = Some(ReadEnd::Cut(error.kind(), text.clone()));
         io::Error::new(error.kind(), text)
     }
 
@@ -299,8 +299,8 @@ impl AsyncRead for SecureStream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         match &this.end {
-            Some(End::Whole) => return Poll::Ready(Ok(())),
-            Some(End::Cut(kind, text)) => {
+            Some(ReadEnd::Whole) => return Poll::Ready(Ok(())),
+            Some(ReadEnd::Cut(kind, text)) => {
                 return Poll::Ready(Err(io::Error::new(*kind, text.clone())));
             }
             None => {}
@@ -315,7 +315,7 @@ impl AsyncRead for SecureStream {
             0 if buf.remaining() == 0 => {}
             0 => {
                 this.progress.ended();
-                this.end = Some(End::Whole);
+                this.end = Some(ReadEnd::Whole);
                 if this.shut {
                     // Both directions are done, so the transport may end too. If that takes a while, dropping it does
                     // it.

@@ -28,14 +28,14 @@ const BLOCK: u16 = 8192;
 
 /// The transport that we have offered.
 #[derive(Debug)]
-pub(super) struct Offered {
+pub(super) struct OfferedTransport {
     sid: String,
     candidates: Vec<Candidate>,
 }
 
 impl Session {
     /// Returns the transport to offer as initiator.
-    pub(super) async fn offer_transport(&self, kind: TransportKind) -> (Offered, Element) {
+    pub(super) async fn offer_transport(&self, kind: TransportKind) -> (OfferedTransport, Element) {
         let sid = random_id();
         if kind == TransportKind::Ibb {
             let transport = xml::element(
@@ -43,12 +43,12 @@ impl Session {
                 ns::JINGLE_IBB,
                 &[("sid", &sid), ("block-size", &BLOCK.to_string())],
             );
-            return (Offered { sid, candidates: Vec::new() }, transport);
+            return (OfferedTransport { sid, candidates: Vec::new() }, transport);
         }
         let candidates = self.own_candidates().await;
         let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
         let transport = s5b::transport(&sid, &dst, &candidates);
-        (Offered { sid, candidates }, transport)
+        (OfferedTransport { sid, candidates }, transport)
     }
 
     /// Checks that a leg has the required transport.
@@ -75,7 +75,7 @@ impl Session {
     pub(super) async fn initiator_leg(
         &mut self,
         content: &Element,
-        offered: &Offered,
+        offered: &OfferedTransport,
     ) -> Result<Leg, Error> {
         let transport = content.children().find(|child| child.name() == "transport");
         let transport = transport.ok_or_else(|| Error::failed("the peer named no transport"))?;

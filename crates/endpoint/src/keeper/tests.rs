@@ -21,7 +21,7 @@ const ENABLED: &str = "<enabled xmlns='urn:xmpp:sm:3' id='s1' resume='true' max=
 
 /// Hands out the prepared outcomes: the server's end of a connection, or a failure.
 struct Script {
-    attempts: Mutex<mpsc::Receiver<Result<DuplexStream, Failure>>>,
+    attempts: Mutex<mpsc::Receiver<Result<DuplexStream, LoginFailure>>>,
     /// The number of failed attempts.
     refused: Arc<AtomicUsize>,
 }
@@ -33,7 +33,7 @@ impl Dialer for Script {
         &self,
         name: Name<'_>,
         resumed: Option<&Management>,
-    ) -> Result<Begun<DuplexStream>, Failure> {
+    ) -> Result<Begun<DuplexStream>, LoginFailure> {
         let next = std::future::poll_fn(|cx| self.attempts.lock().unwrap().poll_recv(cx)).await;
         let io = next.expect("the test still runs");
         if io.is_err() {
@@ -87,7 +87,7 @@ impl Server {
 }
 
 struct World {
-    attempts: mpsc::Sender<Result<DuplexStream, Failure>>,
+    attempts: mpsc::Sender<Result<DuplexStream, LoginFailure>>,
     refused: Arc<AtomicUsize>,
     heard: Arc<Mutex<Vec<Contact>>>,
 }
@@ -116,7 +116,7 @@ impl World {
     }
 
     async fn refuse(&self, is_final: bool) {
-        let failure = Failure { is_final, ..Error::login("no").into() };
+        let failure = LoginFailure { is_final, ..Error::login("no").into() };
         self.attempts.send(Err(failure)).await.unwrap();
     }
 

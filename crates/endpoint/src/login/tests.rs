@@ -50,7 +50,7 @@ async fn run(
     token: Option<&FastToken>,
     resumed: Option<&Management>,
     answer: &str,
-) -> (String, Result<Start, Failure>, Vec<Option<FastToken>>) {
+) -> (String, Result<Start, LoginFailure>, Vec<Option<FastToken>>) {
     let (ours, mut server) = duplex(1 << 16);
     let memory = Arc::new(Memory::default());
     let mut login = Login::new(BareJid::new("bob@example.test").unwrap(), "pass");

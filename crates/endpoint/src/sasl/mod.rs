@@ -41,7 +41,7 @@ const PLAIN: &str = "PLAIN";
 
 /// What the server offers in its stream features.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Offer {
+pub(super) struct LoginOffer {
     /// The names in `<mechanisms/>`.
     pub(super) mechanisms: Vec<String>,
     /// The types in `<sasl-channel-binding/>` (XEP-0440); `None` without that element.
@@ -120,12 +120,12 @@ impl Hash {
 /// One authentication.
 pub(super) struct Exchange {
     mechanism: String,
-    offer: Offer,
+    offer: LoginOffer,
     password: Secret,
-    state: State,
+    state: ScramState,
 }
 
-enum State {
+enum ScramState {
     Plain(Vec<u8>),
     /// The message for a token; the server must answer with this signature.
     Token(Vec<u8>, Vec<u8>),
@@ -158,7 +158,7 @@ impl Exchange {
     /// # Errors
     /// [`SaslError::NoMechanism`] if none is common.
     pub(super) fn new(
-        offer: Offer,
+        offer: LoginOffer,
         channel: &Channel,
         username: &str,
         password: Secret,
@@ -179,7 +179,8 @@ impl Exchange {
                             return Err(SaslError::NoMechanism(list(&offer.mechanisms)));
                         }
                         let message = format!("\0{username}\0{}", password.expose_secret());
-                        let (mechanism, state) = (PLAIN.to_owned(), State::Plain(message.into()));
+                        let (mechanism, state) =
+                            (PLAIN.to_owned(), ScramState::Plain(message.into()));
                         return Ok(Self { mechanism, offer, password, state });
                     };
                     (hash.mechanism().to_owned(), hash, "n,,".to_owned(), Vec::new())
@@ -187,7 +188,7 @@ impl Exchange {
             };
         let nonce = BASE64.encode(nonce);
         let bare = format!("n={},r={nonce}", escape(&prepare(username)));
-        let state = State::First(Scram { hash, gs2, binding, nonce, bare });
+        let state = ScramState::First(Scram { hash, gs2, binding, nonce, bare });
         Ok(Self { mechanism, offer, password, state })
     }
 
@@ -202,9 +203,9 @@ impl Exchange {
         let message = [username.as_bytes(), b"\0", &sign(b"Initiator")].concat();
         Some(Self {
             mechanism: token.mechanism.clone(),
-            offer: Offer::default(),
+            offer: LoginOffer::default(),
             password: Secret::default(),
-            state: State::Token(message, sign(b"Responder")),
+            state: ScramState::Token(message, sign(b"Responder")),
         })
     }
 
@@ -216,9 +217,9 @@ impl Exchange {
     /// Returns the initial response.
     pub(super) fn initial(&self) -> Vec<u8> {
         match &self.state {
-            State::Plain(message) | State::Token(message, _) => message.clone(),
-            State::First(scram) => format!("{}{}", scram.gs2, scram.bare).into_bytes(),
-            State::Final(_) | State::Done => Vec::new(),
+            ScramState::Plain(message) | ScramState::Token(message, _) => message.clone(),
+            ScramState::First(scram) => format!("{}{}", scram.gs2, scram.bare).into_bytes(),
+            ScramState::Final(_) | ScramState::Done => Vec::new(),
         }
     }
 
@@ -227,18 +228,18 @@ impl Exchange {
     /// # Errors
     /// Any [`SaslError`] but [`SaslError::NoMechanism`]. Close the connection then, and send nothing more.
     pub(super) fn respond(&mut self, challenge: &[u8]) -> Result<Vec<u8>, SaslError> {
-        match std::mem::replace(&mut self.state, State::Done) {
-            State::First(scram) => {
+        match std::mem::replace(&mut self.state, ScramState::Done) {
+            ScramState::First(scram) => {
                 let (response, signature) = scram.prove(challenge, &self.offer, &self.password)?;
-                self.state = State::Final(signature);
+                self.state = ScramState::Final(signature);
                 Ok(response)
             }
             // Some servers send their signature as a challenge and then an empty success.
-            State::Final(signature) => {
+            ScramState::Final(signature) => {
                 verify(challenge, &signature)?;
                 Ok(Vec::new())
             }
-            State::Plain(_) | State::Token(..) | State::Done => {
+            ScramState::Plain(_) | ScramState::Token(..) | ScramState::Done => {
                 Err(SaslError::Malformed("an unexpected challenge"))
             }
         }
@@ -250,11 +251,11 @@ impl Exchange {
     /// [`SaslError::Server`] if the server has not proved that it knows the password.
     pub(super) fn finish(self, data: &[u8]) -> Result<(), SaslError> {
         match self.state {
-            State::Plain(_) | State::Done => Ok(()),
-            State::First(_) => Err(SaslError::Server),
-            State::Token(_, signature) if data.ct_eq(&signature).into() => Ok(()),
-            State::Token(..) => Err(SaslError::Server),
-            State::Final(signature) => verify(data, &signature),
+            ScramState::Plain(_) | ScramState::Done => Ok(()),
+            ScramState::First(_) => Err(SaslError::Server),
+            ScramState::Token(_, signature) if data.ct_eq(&signature).into() => Ok(()),
+            ScramState::Token(..) => Err(SaslError::Server),
+            ScramState::Final(signature) => verify(data, &signature),
         }
     }
 }
@@ -271,7 +272,7 @@ impl Scram {
     fn prove(
         &self,
         challenge: &[u8],
-        offer: &Offer,
+        offer: &LoginOffer,
         password: &Secret,
     ) -> Result<(Vec<u8>, Vec<u8>), SaslError> {
         let first = str::from_utf8(challenge).map_err(|_| SaslError::Malformed("not UTF-8"))?;
@@ -324,7 +325,7 @@ fn verify(message: &[u8], signature: &[u8]) -> Result<(), SaslError> {
 }
 
 /// Returns the hash of an offer (XEP-0474, section 5.1), in base64.
-fn fingerprint(offer: &Offer, hash: Hash) -> String {
+fn fingerprint(offer: &LoginOffer, hash: Hash) -> String {
     let join = |names: &[String]| {
         let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
         names.sort_unstable();

@@ -1,11 +1,11 @@
 use super::*;
 
-fn offer(mechanisms: &[&str], bindings: Option<&[&str]>) -> Offer {
+fn offer(mechanisms: &[&str], bindings: Option<&[&str]>) -> LoginOffer {
     let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    Offer { mechanisms: own(mechanisms), bindings: bindings.map(own) }
+    LoginOffer { mechanisms: own(mechanisms), bindings: bindings.map(own) }
 }
 
-fn begin(offer: Offer, channel: &Channel) -> Exchange {
+fn begin(offer: LoginOffer, channel: &Channel) -> Exchange {
     Exchange::new(offer, channel, "user", Secret::new("pencil"), &[1; 18]).unwrap()
 }
 
@@ -20,9 +20,9 @@ fn with_nonce(hash: Hash, nonce: &str) -> Exchange {
     };
     Exchange {
         mechanism: hash.mechanism().to_owned(),
-        offer: Offer::default(),
+        offer: LoginOffer::default(),
         password: Secret::new("pencil"),
-        state: State::First(scram),
+        state: ScramState::First(scram),
     }
 }
 
