@@ -324,6 +324,17 @@ mod tests {
     }
 
     #[test]
+    fn a_reload_takes_all_but_what_needs_a_restart() {
+        let old = parse(SMALL, &[]).unwrap();
+        let text = format!("{SMALL}name = 'N'\n[log]\nlevel = 'debug'\nformat = 'json'\n");
+        let new = parse(&text, &[]).unwrap();
+        let taken = old.reloaded(&new);
+        assert_eq!((taken.component.name.as_str(), taken.log.level.as_str()), ("N", "debug"));
+        assert_eq!(taken.log.format, Format::Text);
+        assert_eq!(taken.needing_restart(&new), ["log.format"]);
+    }
+
+    #[test]
     fn the_docs_list_what_a_reload_cannot_change() {
         let page = include_str!("../../docs/OPERATING.md");
         let (_, after) = page.split_once("settings take effect after a restart; if ").unwrap();
