@@ -11,8 +11,6 @@ use fingerpost_secure::identity::Algorithm;
 use fingerpost_wire::{print::Method, text};
 use jid::{BareJid, Jid};
 
-use super::lan::LanArgs;
-
 /// An end-to-end TLS endpoint over XMPP: send and receive files, pipe, chat, manage keys.
 #[derive(Debug, Parser)]
 #[command(
@@ -112,6 +110,20 @@ pub(super) enum AcceptNewDevice {
     Registry,
     /// Refuse it
     Never,
+}
+
+/// Options of the commands that also work on a local network.
+#[derive(Args, Clone, Debug)]
+pub(super) struct LanArgs {
+    /// Work on the local network, without a server (XEP-0174)
+    #[arg(long)]
+    pub(super) lan: bool,
+    /// Use only this network interface
+    #[arg(long, value_name = "NAME", requires = "lan")]
+    pub(super) interface: Vec<String>,
+    /// The name to use there, instead of the names of the system's user and of the machine
+    #[arg(long, value_name = "USER@MACHINE", requires = "lan")]
+    pub(super) name: Option<BareJid>,
 }
 
 #[derive(Debug, Subcommand)]

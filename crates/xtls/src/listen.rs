@@ -19,10 +19,10 @@ use serde_json::json;
 use tokio::{io::AsyncWriteExt, sync::Mutex, task::JoinSet, time::timeout};
 
 use super::{
-    Client, Takes,
     chat::{self, Desk},
+    client::{Client, Takes},
     files::{self, FileOffer, NotReceived},
-    interrupted,
+    interrupt::interrupted,
     output::XtlsError,
     pace,
     parts::{self, Part},

@@ -1,4 +1,4 @@
-//! Known peers: the policy of sessions, and the command `trust`.
+//! Known peers: the policy of sessions.
 
 use std::path::PathBuf;
 
@@ -9,14 +9,11 @@ use fingerpost_wire::{
 };
 use jid::BareJid;
 use serde_json::json;
-use time::format_description::well_known::Rfc3339;
 
 use super::{
-    args::{AcceptNewDevice, Common, TrustCommand},
-    display::shown,
-    lan,
+    args::AcceptNewDevice,
     output::{Output, XtlsError},
-    trust::{Device, Trust, Verified},
+    trust::Trust,
 };
 
 /// Tells the user what the registry says of a peer's key, and recognizes the key again.
@@ -96,69 +93,4 @@ impl Policy for Peers {
     fn remembers(&self, peer: &BareJid) -> bool {
         Trust::load(&self.dir).is_ok_and(|trust| trust.knows(peer))
     }
-}
-
-/// Lists and changes the known peers.
-pub(super) fn trust(
-    common: &Common,
-    command: TrustCommand,
-    output: Output,
-) -> Result<(), XtlsError> {
-    if let TrustCommand::Set { jid, .. } | TrustCommand::Forget { jid, .. } = &command {
-        lan::check_account(common, jid)?;
-    }
-    let mut trust = Trust::load(&lan::directory(common)?)?;
-    match command {
-        TrustCommand::List => {
-            for (peer, device) in trust.devices() {
-                list(peer, device, output);
-            }
-            Ok(())
-        }
-        TrustCommand::Set { jid, print, label } => {
-            if common.method == Method::Srp {
-                return Err(XtlsError::usage("srp has no keys, only a password"));
-            }
-            let print = Print::pin(&print, common.method)
-                .map_err(|error| XtlsError::usage(error.to_string()))?;
-            trust.add(&jid, Device::seen_now(common.method, print, &label, Verified::Set))
-        }
-        TrustCommand::Forget { jid, print: None } => {
-            if trust.forget(&jid, None)? {
-                return Ok(());
-            }
-            Err(XtlsError::failed(format!("{jid} is not known")))
-        }
-        TrustCommand::Forget { jid, print: Some(text) } => {
-            let print =
-                Print::parse(&text, None).map_err(|error| XtlsError::usage(error.to_string()))?;
-            if trust.forget(&jid, Some(&print))? {
-                return Ok(());
-            }
-            Err(XtlsError::failed(format!("{jid} is not known by the key {print}"))
-                .hint("`xtls trust list` shows the keys of each peer"))
-        }
-    }
-}
-
-fn list(peer: &BareJid, device: &Device, output: Output) {
-    let Device { method, print, label, first_seen, verified } = device;
-    let first_seen = first_seen.and_then(|seen| seen.format(&Rfc3339).ok());
-    let mut text = format!("{peer}  {method}  {print}");
-    if !label.is_empty() {
-        text += &format!("  \"{}\"", shown(label, None));
-    }
-    if let Some(first_seen) = &first_seen {
-        text += &format!("  first seen {first_seen}");
-    }
-    if let Some(verified) = verified {
-        text += &format!("  {verified}");
-    }
-    output.data(
-        &json!({
-            "jid": peer.as_str(), "method": method.as_str(), "print": print.to_string(), "label": label,
-            "first_seen": first_seen, "verified": verified.map(Verified::as_str),
-        }),
-        &text,
-    );
 }

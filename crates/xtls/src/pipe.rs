@@ -1,6 +1,7 @@
 //! The command `pipe`: standard input and output over the secured stream, or those of the user's command.
 
 mod command;
+mod local;
 
 use std::{
     future::ready,
@@ -17,10 +18,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use self::command::Running;
+use self::{command::Running, local::Local};
 use super::{
-    KEEPALIVE,
     chunks::{self, Piece},
+    client::KEEPALIVE,
     output::{Output, XtlsError},
 };
 
@@ -45,18 +46,6 @@ pub(super) enum Ends {
     Standard,
     /// Those of the user's command, which each session starts once.
     Command(String),
-}
-
-/// The local input and output of a pipe.
-struct Local<I, O, E> {
-    input: I,
-    /// Whether a person sits at the input.
-    terminal: bool,
-    output: O,
-    /// Whether these belong to a command.
-    is_command: bool,
-    /// Completes when the program behind the ends has done its work. Polled after the end of `input`.
-    ended: E,
 }
 
 /// How both directions have ended.

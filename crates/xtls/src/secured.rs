@@ -28,8 +28,8 @@ use tokio::{
 };
 
 use super::{
-    Client,
     args::AcceptNewDevice,
+    client::Client,
     display::shown,
     output::XtlsError,
     trust::{Device, NAMED, Trust, Verified, set_command},

@@ -11,7 +11,7 @@ use jid::Jid;
 use serde_json::json;
 
 use super::{
-    Client,
+    client::Client,
     files::{self, Done, FileOffer, Range},
     output::XtlsError,
     pace,

@@ -4,6 +4,7 @@
 //! A peer that is known by one method and shows its first key of another method is refused too; otherwise an attacker in
 //! the middle could simply choose the other method.
 
+pub(super) mod command;
 mod file;
 
 use std::path::{Path, PathBuf};

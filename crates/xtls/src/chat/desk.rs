@@ -15,7 +15,7 @@ use rustix::{
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::terminal::{Typed, command};
+use super::typed::{Typed, command};
 use crate::{output::Output, secured::Turn};
 
 /// The longest line that is read: the chat says of much shorter ones that they are too long.

@@ -3,6 +3,7 @@
 mod conversation;
 mod desk;
 mod terminal;
+mod typed;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,12 +22,13 @@ use tokio::{
 pub(crate) use self::desk::{Desk, Seat};
 use self::{
     conversation::{Conversation, News},
-    terminal::{Terminal, Typed},
+    terminal::Terminal,
+    typed::Typed,
 };
 use super::{
-    Client, KEEPALIVE,
+    client::{Client, KEEPALIVE},
     display::shown,
-    interrupted,
+    interrupt::interrupted,
     output::{Output, XtlsError},
     stream::{End, Names, Role},
     watch,

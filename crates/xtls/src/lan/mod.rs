@@ -19,7 +19,6 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
 use fingerpost_endpoint::{
     Endpoint, Error, Incoming, Known, Login, Policy, Shown, TransportKind, dial_addresses,
 };
@@ -46,12 +45,12 @@ use self::{
     presence::Presence,
 };
 use super::{
-    Client,
     account::{self, Account},
-    args::Common,
+    args::{AcceptNewDevice, Common, LanArgs},
     chat::Chat,
+    client::{Client, Takes},
     credential::identity_in,
-    interrupted,
+    interrupt::interrupted,
     listen::{Inbox, Kinds, Listen},
     output::{Output, XtlsError},
     secured::{comparison, confirm},
@@ -68,20 +67,6 @@ const CONNECT: Duration = Duration::from_secs(10);
 const REFUSE: Duration = Duration::from_secs(5);
 /// How many connections are served at once; others wait.
 const CONNECTIONS: usize = 16;
-
-/// Options of the commands that also work on a local network.
-#[derive(Args, Clone, Debug)]
-pub(super) struct LanArgs {
-    /// Work on the local network, without a server (XEP-0174)
-    #[arg(long)]
-    pub(super) lan: bool,
-    /// Use only this network interface
-    #[arg(long, value_name = "NAME", requires = "lan")]
-    interface: Vec<String>,
-    /// The name to use there, instead of the names of the system's user and of the machine
-    #[arg(long, value_name = "USER@MACHINE", requires = "lan")]
-    name: Option<BareJid>,
-}
 
 /// A user of the local network.
 #[derive(Debug)]
@@ -498,12 +483,12 @@ impl Lan {
             via: None,
             component: None,
             prefer: None,
-            takes: super::Takes::FILES,
+            takes: Takes::FILES,
             transport: Some(TransportKind::Ibb),
             accept_direct: false,
             // Both have compared the link's string.
             confirm_sas: false,
-            accept_new_device: super::AcceptNewDevice::Never,
+            accept_new_device: AcceptNewDevice::Never,
             declined: std::sync::Mutex::default(),
             output: self.output,
         }

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::Local;
+use super::local::Local;
 use crate::{credential::SECRETS, output::XtlsError};
 
 /// How long the command may take to end after SIGTERM.

@@ -1,0 +1,194 @@
+//! The user of `xtls` as sessions see it: account, credential and settings.
+
+use std::{collections::BTreeSet, path::PathBuf, sync::Mutex, time::Duration};
+
+use fingerpost_endpoint::{
+    Builder, Contact, Credential, Endpoint, Incoming, Login, TransportKind, loses_large_packets,
+};
+use fingerpost_wire::{ns, print::Print};
+use jid::{BareJid, Jid};
+use serde_json::json;
+
+use super::{
+    account::{self, Account},
+    args::{AcceptNewDevice, Common},
+    credential,
+    output::{Output, XtlsError},
+    peers::Peers,
+};
+
+/// How long a stream may be silent until its end sends a sign of life: the component ends streams on which nothing
+/// moves.
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// The kinds of peers' sessions that a command accepts and announces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Takes {
+    pub(super) files: bool,
+    /// Raw TLS streams.
+    pub(super) pipes: bool,
+    /// XML streams.
+    pub(super) chats: bool,
+}
+
+impl Takes {
+    pub(super) const FILES: Self = Self { files: true, pipes: false, chats: false };
+    pub(super) const PIPES: Self = Self { files: false, pipes: true, chats: false };
+    pub(super) const CHATS: Self = Self { files: false, pipes: false, chats: true };
+}
+
+/// A user's settings for sessions.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) login: Login,
+    pub(super) dir: PathBuf,
+    pub(super) credential: Credential,
+    pub(super) offered: Option<Print>,
+    /// The broker, if sessions go through it.
+    pub(super) via: Option<BareJid>,
+    /// The component, even if it does not broker.
+    pub(super) component: Option<BareJid>,
+    pub(super) transport: Option<TransportKind>,
+    pub(super) prefer: Option<TransportKind>,
+    /// The announced kind of sessions: a session goes to the program that announces it.
+    pub(super) takes: Takes,
+    /// Whether peers' sessions may come past the broker.
+    pub(super) accept_direct: bool,
+    /// Asks the user to compare the short authentication string before each session.
+    pub(super) confirm_sas: bool,
+    /// The decision on further keys of known peers.
+    pub(super) accept_new_device: AcceptNewDevice,
+    /// Peers with a further key that the user did not accept: there is no second question about them.
+    pub(super) declined: Mutex<BTreeSet<BareJid>>,
+    pub(super) output: Output,
+}
+
+impl Client {
+    pub(super) fn load(common: &Common, output: Output) -> Result<Self, XtlsError> {
+        let account = Account::load(common.account.as_ref())?;
+        let offered = common
+            .offer_print
+            .as_deref()
+            .map(|text| Print::parse(text, None))
+            .transpose()
+            .map_err(|error| XtlsError::usage(error.to_string()))?;
+        let component = common.via.clone().or_else(|| account.via.clone());
+        Ok(Self {
+            dir: account::directory(&account.jid)?,
+            credential: credential::load(common, &account)?,
+            accept_direct: false,
+            confirm_sas: common.confirm_sas,
+            accept_new_device: common.accept_new_device,
+            declined: Mutex::default(),
+            offered,
+            via: component.clone().filter(|_| !common.direct),
+            component,
+            transport: common.transport,
+            prefer: common.prefer,
+            takes: Takes::FILES,
+            login: account.login(common),
+            output,
+        })
+    }
+
+    /// Returns the client for a listener that may accept sessions past the broker.
+    pub(super) fn accepting_direct(self, accept_direct: bool) -> Self {
+        Self { accept_direct, ..self }
+    }
+
+    /// Returns the client for a listener that accepts these sessions.
+    pub(super) fn taking(self, takes: Takes) -> Self {
+        Self { takes, ..self }
+    }
+
+    /// Returns the error for an address that no session goes to.
+    ///
+    /// # Errors
+    /// Exit status 2 if it is that of a server or of a component. The component would accept a session: it proves our
+    /// key, and discards everything.
+    pub(super) fn check_peer(&self, peer: &Jid) -> Result<(), XtlsError> {
+        if peer.node().is_some() {
+            return Ok(());
+        }
+        let domain = peer.domain();
+        let what = match &self.component {
+            Some(component) if component.domain() == domain => "the component itself",
+            _ => "a server",
+        };
+        Err(XtlsError::usage(format!("{peer}: expected a user, found the address of {what}"))
+            .hint(format!("name the person, such as bob@{}", self.login.jid.domain())))
+    }
+
+    /// Logs in.
+    pub(super) async fn connect(&self) -> Result<(Endpoint, Incoming), XtlsError> {
+        let connected = self.builder().login(&self.login).await?;
+        self.warn_of_the_path();
+        Ok(connected)
+    }
+
+    /// Logs in to wait for peers: reconnects after a loss, and tells the user.
+    pub(super) async fn connect_to_wait(&self) -> Result<(Endpoint, Incoming), XtlsError> {
+        let output = self.output;
+        let builder = self.builder().reconnect(move |contact| tell(output, contact));
+        let connected = builder.login(&self.login).await?;
+        self.warn_of_the_path();
+        Ok(connected)
+    }
+
+    fn warn_of_the_path(&self) {
+        if loses_large_packets() {
+            self.output.warn(
+                "the network loses large packets: smaller ones are used (a router with a smaller MTU drops ICMP)",
+            );
+        }
+    }
+
+    fn builder(&self) -> Builder {
+        let mut builder = Endpoint::builder(self.credential.clone())
+            .policy(Peers {
+                dir: self.dir.clone(),
+                accept_new_device: self.accept_new_device,
+                output: self.output,
+            })
+            .raw_streams(self.takes.pipes)
+            .accept_direct(self.accept_direct);
+        if self.takes.files {
+            builder = builder.feature(ns::FILE_TRANSFER).feature(ns::HASHES);
+        }
+        if self.takes.chats {
+            builder = builder.feature(ns::XMLSTREAM);
+        }
+        if let Some(prefer) = self.prefer {
+            builder = builder.prefer(prefer);
+        }
+        if let Some(component) = &self.component {
+            builder = builder.component(component.clone());
+        }
+        if let Some(via) = &self.via {
+            builder = builder.via(via.clone());
+        }
+        if let Some(transport) = self.transport {
+            builder = builder.transport(transport);
+        }
+        if let Some(print) = &self.offered {
+            builder = builder.offer(print.clone());
+        }
+        builder
+    }
+}
+
+/// Tells the user about a change of the connection to the server.
+fn tell(output: Output, contact: &Contact) {
+    match contact {
+        Contact::Lost { reason } => output.event(
+            &json!({"event": "disconnected", "reason": reason}),
+            &format!("lost the connection to the XMPP server ({reason}); connecting again"),
+        ),
+        Contact::Back { jid, resumed } => output.event(
+            &json!({"event": "connected", "jid": jid.as_str(), "resumed": resumed}),
+            &format!("connected to the XMPP server again, as {jid}"),
+        ),
+        // Events of a later version of the library.
+        _ => {}
+    }
+}
