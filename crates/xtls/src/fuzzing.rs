@@ -8,12 +8,14 @@ pub use super::{lan::SERVICE, stream::MAX_DEPTH};
 
 /// Returns a file's name made safe, as [`file`] does.
 pub fn safe_name(name: &str) -> String {
-    super::files::safe_name(name)
+    super::file_offer::safe_name(name)
 }
 
 /// Reads a peer's `<file/>`: its safe name, size and SHA-256.
 pub fn file(element: &Element) -> Option<(String, u64, Option<Vec<u8>>)> {
-    super::files::FileOffer::parse(element).ok().map(|file| (file.name, file.size, file.sha256))
+    super::file_offer::FileOffer::parse(element)
+        .ok()
+        .map(|file| (file.name, file.size, file.sha256))
 }
 
 /// Reads the bytes of a chat's XML stream in pieces of one size. Returns its first-level elements, and how it ended.

@@ -10,6 +10,7 @@ mod client;
 mod credential;
 mod display;
 mod fast;
+mod file_offer;
 mod files;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -21,7 +21,8 @@ use tokio::{io::AsyncWriteExt, sync::Mutex, task::JoinSet, time::timeout};
 use super::{
     chat::{self, Desk},
     client::{Client, Takes},
-    files::{self, FileOffer, NotReceived},
+    file_offer::{self, FileOffer},
+    files::{self, NotReceived},
     interrupt::interrupted,
     output::XtlsError,
     pace,
@@ -361,7 +362,7 @@ impl Listen {
     ) -> Result<(), Failure> {
         let sender = request.peer().clone();
         let kept = if offer.ranged { parts::kept(&inbox.dir, &sender, &offer) } else { 0 };
-        let answer = offer.ranged.then(|| files::answer(&description, kept));
+        let answer = offer.ranged.then(|| file_offer::answer(&description, kept));
         let (mut session, mut stream) = request.accept_with(answer).await?;
         self.secured(&mut session, &stream, claimed).await?;
         // The peer's identity is known only now. The sender learns the reason before it has sent much.

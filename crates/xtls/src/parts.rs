@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, TempPath};
 use time::OffsetDateTime;
 
-use super::files::{CHUNK, FileOffer};
+use super::file_offer::{CHUNK, FileOffer};
 
 const PREFIX: &str = ".xtls-";
 const SUFFIX: &str = ".part";

@@ -12,7 +12,8 @@ use serde_json::json;
 
 use super::{
     client::Client,
-    files::{self, Done, FileOffer, Range},
+    file_offer::{FileOffer, Range, is_accepted},
+    files::{self, Done},
     output::XtlsError,
     pace,
 };
@@ -117,7 +118,7 @@ async fn send_one(
     waiting.finish_and_clear();
     let (mut session, mut stream) = initiated?;
     // Any TLS server can read a stream to its end. One that has accepted a file says so.
-    if !files::is_accepted(session.answer()) {
+    if !is_accepted(session.answer()) {
         let error = XtlsError::refused(format!(
             "{peer} did not accept the file: its program answered with another application"
         ));
