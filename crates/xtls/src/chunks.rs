@@ -24,7 +24,7 @@ pub(super) fn header(bytes: usize) -> [u8; HEADER] {
 
 /// Parses the chunks of one direction. It holds no content: bytes pass on as they come.
 #[derive(Debug, Default)]
-pub(super) struct Reader {
+pub(super) struct ChunkReader {
     /// The first byte of a header whose second byte has not come.
     half: Option<u8>,
     /// How many bytes of the current chunk are still to come.
@@ -43,7 +43,7 @@ pub(super) enum Piece<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct AfterEnd;
 
-impl Reader {
+impl ChunkReader {
     /// Returns the next piece of `bytes`, and moves `bytes` behind it; `None` if more bytes are needed.
     pub(super) fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Piece<'a>>, AfterEnd> {
         while let Some((first, rest)) = bytes.split_first() {
@@ -84,7 +84,7 @@ mod tests {
 
     /// Returns the content of these pieces, and whether it has ended.
     fn read(pieces: &[&[u8]]) -> Result<(Vec<u8>, bool), AfterEnd> {
-        let (mut reader, mut content) = (Reader::default(), Vec::new());
+        let (mut reader, mut content) = (ChunkReader::default(), Vec::new());
         for piece in pieces {
             let mut rest = *piece;
             while let Some(piece) = reader.next(&mut rest)? {

@@ -28,7 +28,7 @@ pub(super) struct FastFile {
 
 /// The content of the file. It has no `Debug`, because it holds a secret.
 #[derive(Deserialize, Serialize)]
-struct Kept {
+struct StoredToken {
     /// The identifier of this installation, to which the server binds tokens.
     id: String,
     mechanism: Option<String>,
@@ -41,7 +41,7 @@ impl FastFile {
         Self { dir }
     }
 
-    fn read(&self) -> Option<Kept> {
+    fn read(&self) -> Option<StoredToken> {
         toml::from_str(&fs::read_to_string(self.dir.join(FILE)).ok()?).ok()
     }
 
@@ -50,7 +50,7 @@ impl FastFile {
     fn change(
         &self,
         token: Option<&FastToken>,
-        is_due: impl FnOnce(&Kept) -> bool,
+        is_due: impl FnOnce(&StoredToken) -> bool,
     ) -> Option<String> {
         let _lock = Lock::acquire(&self.dir).ok()?;
         let old = self.read();
@@ -58,7 +58,7 @@ impl FastFile {
             return old.map(|kept| kept.id);
         }
         let id = old.map_or_else(random_uuid, |kept| kept.id);
-        let kept = Kept {
+        let kept = StoredToken {
             id: id.clone(),
             mechanism: token.map(|token| token.mechanism.clone()),
             token: token.map(|token| token.token.expose_secret().to_owned()),

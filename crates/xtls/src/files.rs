@@ -6,7 +6,7 @@
 //! shows in the end whether both meant the same file.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, SeekFrom},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -23,7 +23,7 @@ use super::parts;
 use super::{
     file_offer::{CHUNK, FileOffer, Range},
     output::{Output, XtlsError},
-    parts::Part,
+    parts::PartialFile,
 };
 
 /// The result of a transfer.
@@ -184,7 +184,7 @@ impl From<NotReceived> for XtlsError {
 /// was announced; nothing is kept then.
 pub(super) async fn receive<S: AsyncRead + Unpin>(
     stream: &mut S,
-    mut part: Part,
+    mut part: PartialFile,
     dir: &Path,
     offer: &FileOffer,
     bar: &ProgressBar,
@@ -194,7 +194,8 @@ pub(super) async fn receive<S: AsyncRead + Unpin>(
     bar.set_position(resumed);
     bar.reset_eta();
     fill(stream, &mut part, offer.size, dir, bar).await?;
-    let right = |part: &Part| offer.sha256.as_ref().is_none_or(|sha256| *sha256 == part.sha256());
+    let right =
+        |part: &PartialFile| offer.sha256.as_ref().is_none_or(|sha256| *sha256 == part.sha256());
     if resumed > 0 && !right(&part) {
         // A sender without support for ranges starts at the beginning: then as many bytes again follow, otherwise its
         // end.
@@ -233,7 +234,7 @@ pub(super) async fn receive<S: AsyncRead + Unpin>(
 /// Reads from the stream until the part has `size` bytes.
 async fn fill<S: AsyncRead + Unpin>(
     stream: &mut S,
-    part: &mut Part,
+    part: &mut PartialFile,
     size: u64,
     dir: &Path,
     bar: &ProgressBar,
@@ -287,10 +288,10 @@ mod tests {
             self.dir.path().join("in")
         }
 
-        fn part(&self) -> Part {
+        fn part(&self) -> PartialFile {
             let sender = BareJid::new("juliet@capulet.lit").unwrap();
             let kept = parts::kept(&self.inbox(), &sender, &self.offer);
-            Part::open(&self.inbox(), &sender, &self.offer, kept).unwrap()
+            PartialFile::open(&self.inbox(), &sender, &self.offer, kept).unwrap()
         }
 
         /// Transfers the file. The sender starts at `offset`; `None`: at the requested one.
@@ -379,7 +380,9 @@ mod tests {
             other => panic!("{other:?}"),
         };
         // Nothing can be written, at the beginning and where the sender starts again.
-        for part in [Part::read_only(&inbox, b""), Part::read_only(&inbox, b"something else")] {
+        for part in
+            [PartialFile::read_only(&inbox, b""), PartialFile::read_only(&inbox, b"something else")]
+        {
             let got = receive(&mut &story.content[..], part, &inbox, &story.offer, &bar).await;
             assert!(disk(got).starts_with(&format!("{}: ", inbox.display())));
         }

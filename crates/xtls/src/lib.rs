@@ -46,9 +46,9 @@ use self::{
     client::{Client, Takes},
     interrupt::interrupted,
     lan::Lan,
-    listen::{Inbox, Kinds, Listen},
+    listen::{FileInbox, Kinds, Listen},
     output::{Output, XtlsError},
-    pipe::{Ends, Side},
+    pipe::{Ends, PipeSide},
 };
 
 /// How long queued stanzas may take to go out before the program ends.
@@ -119,7 +119,7 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             if !out.is_dir() {
                 return Err(XtlsError::usage(format!("{}: not a directory", out.display())));
             }
-            let inbox = Inbox::new(out, max_size);
+            let inbox = FileInbox::new(out, max_size);
             if lan.lan {
                 return Lan::load(&common, lan, output)?.listen(inbox, once, accept).await;
             }
@@ -176,7 +176,7 @@ async fn pipe_to(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
     let done = async {
         let (mut session, stream) = endpoint.initiate(peer, &Application::pipe()).await?;
         client.secured(&mut session, &stream).await?;
-        pipe::run(session, stream, Side::Calls, &Ends::Standard, client.output).await
+        pipe::run(session, stream, PipeSide::Calls, &Ends::Standard, client.output).await
     }
     .await;
     endpoint.close().await;

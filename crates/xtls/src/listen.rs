@@ -26,8 +26,8 @@ use super::{
     interrupt::interrupted,
     output::XtlsError,
     pace,
-    parts::{self, Part},
-    pipe::{self, Ends, Side},
+    parts::{self, PartialFile},
+    pipe::{self, Ends, PipeSide},
     watch,
 };
 
@@ -57,7 +57,7 @@ pub(super) struct Listen {
 #[derive(Debug, Default)]
 pub(super) struct Kinds {
     /// Where files land.
-    pub(super) files: Option<Inbox>,
+    pub(super) files: Option<FileInbox>,
     /// The local ends of pipes.
     pub(super) pipes: Option<Ends>,
     /// The desk for chats.
@@ -66,7 +66,7 @@ pub(super) struct Kinds {
 
 impl Kinds {
     /// Accepts only files.
-    pub(super) fn files(inbox: Inbox) -> Self {
+    pub(super) fn files(inbox: FileInbox) -> Self {
         Self { files: Some(inbox), ..Self::default() }
     }
 
@@ -91,7 +91,7 @@ impl Kinds {
 
 /// The purpose of a session.
 enum Wanted<'a> {
-    File(&'a Inbox, Element, FileOffer),
+    File(&'a FileInbox, Element, FileOffer),
     Pipe(&'a Ends),
     Chat(&'a Desk),
 }
@@ -105,19 +105,19 @@ struct Served {
 }
 
 /// Why a session failed.
-struct Failure {
+struct SessionFailure {
     error: XtlsError,
     /// Whether the peer has shown no key in time.
     expired: bool,
 }
 
-impl From<XtlsError> for Failure {
+impl From<XtlsError> for SessionFailure {
     fn from(error: XtlsError) -> Self {
         Self { error, expired: false }
     }
 }
 
-impl From<Error> for Failure {
+impl From<Error> for SessionFailure {
     fn from(error: Error) -> Self {
         Self { expired: matches!(error, Error::Expired(_)), error: error.into() }
     }
@@ -125,7 +125,7 @@ impl From<Error> for Failure {
 
 /// Where files are stored, and which ones are accepted.
 #[derive(Debug)]
-pub(super) struct Inbox {
+pub(super) struct FileInbox {
     dir: PathBuf,
     max_size: Option<u64>,
     /// The bytes of files that are being received.
@@ -135,7 +135,7 @@ pub(super) struct Inbox {
 /// Room for a file that is being received, until this is dropped.
 #[derive(Debug)]
 struct Room<'a> {
-    inbox: &'a Inbox,
+    inbox: &'a FileInbox,
     bytes: u64,
 }
 
@@ -145,7 +145,7 @@ impl Drop for Room<'_> {
     }
 }
 
-impl Inbox {
+impl FileInbox {
     pub(super) fn new(dir: PathBuf, max_size: Option<u64>) -> Self {
         Self { dir, max_size, promised: AtomicU64::new(0) }
     }
@@ -319,14 +319,18 @@ impl Listen {
         let mut claimed = false;
         match self.secure_and_serve(request, &mut claimed).await {
             Ok(()) => Served { done: Ok(()), counts: true },
-            Err(Failure { error, expired }) => {
+            Err(SessionFailure { error, expired }) => {
                 let counts = claimed || !(expired || self.taken.load(Ordering::SeqCst));
                 Served { done: Err(error), counts }
             }
         }
     }
 
-    async fn secure_and_serve(&self, request: Request, claimed: &mut bool) -> Result<(), Failure> {
+    async fn secure_and_serve(
+        &self,
+        request: Request,
+        claimed: &mut bool,
+    ) -> Result<(), SessionFailure> {
         match self.admit(&request) {
             Ok(Wanted::File(inbox, description, offer)) => {
                 self.take_file(request, inbox, description, offer, claimed).await
@@ -334,7 +338,7 @@ impl Listen {
             Ok(Wanted::Pipe(ends)) => {
                 let (mut session, stream) = request.accept_pipe().await?;
                 self.secured(&mut session, &stream, claimed).await?;
-                Ok(pipe::run(session, stream, Side::Listens, ends, self.client.output).await?)
+                Ok(pipe::run(session, stream, PipeSide::Listens, ends, self.client.output).await?)
             }
             Ok(Wanted::Chat(desk)) => {
                 let (mut session, stream) = request.accept().await?;
@@ -355,11 +359,11 @@ impl Listen {
     async fn take_file(
         &self,
         request: Request,
-        inbox: &Inbox,
+        inbox: &FileInbox,
         description: Element,
         offer: FileOffer,
         claimed: &mut bool,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), SessionFailure> {
         let sender = request.peer().clone();
         let kept = if offer.ranged { parts::kept(&inbox.dir, &sender, &offer) } else { 0 };
         let answer = offer.ranged.then(|| file_offer::answer(&description, kept));
@@ -466,13 +470,13 @@ impl Listen {
         sender: &BareJid,
         offer: &FileOffer,
         kept: u64,
-    ) -> Result<Part, XtlsError> {
+    ) -> Result<PartialFile, XtlsError> {
         let (dir, sender, mut offer) = (dir.to_owned(), sender.clone(), offer.clone());
         if !offer.ranged {
             offer.sha256 = None;
         }
         let opened = tokio::task::spawn_blocking(move || {
-            let part = Part::open(&dir, &sender, &offer, kept)
+            let part = PartialFile::open(&dir, &sender, &offer, kept)
                 .map_err(|error| XtlsError::failed(format!("{}: {error}", dir.display())));
             // A stream that is still open stays so.
             parts::sweep(&dir);

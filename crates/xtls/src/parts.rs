@@ -32,7 +32,7 @@ const MOST: usize = 16;
 
 /// A file with a prefix on the disk.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct PartialFile {
     file: NamedTempFile,
     /// Whether it is kept if the transfer breaks.
     lasting: bool,
@@ -85,7 +85,7 @@ fn is_private(file: &fs::Metadata) -> bool {
         && file.uid() == rustix::process::geteuid().as_raw()
 }
 
-impl Part {
+impl PartialFile {
     /// Resumes the first `kept` bytes of a file, which are read for their hash, or starts from the beginning.
     ///
     /// Without a hash in the offer, or if the part is in use, it gets a unique name and is not kept.
@@ -340,8 +340,12 @@ mod tests {
     }
 
     /// Opens whatever exists.
-    fn open(dir: &tempfile::TempDir, sender: &BareJid, offer: &FileOffer) -> io::Result<Part> {
-        Part::open(dir.path(), sender, offer, kept(dir.path(), sender, offer))
+    fn open(
+        dir: &tempfile::TempDir,
+        sender: &BareJid,
+        offer: &FileOffer,
+    ) -> io::Result<PartialFile> {
+        PartialFile::open(dir.path(), sender, offer, kept(dir.path(), sender, offer))
     }
 
     fn sender() -> BareJid {
@@ -406,12 +410,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut part = open(&dir, &sender(), &offer(10)).unwrap();
         part.push(b"hello").unwrap();
-        let busy = Part::open(dir.path(), &sender(), &offer(10), 5).unwrap_err();
+        let busy = PartialFile::open(dir.path(), &sender(), &offer(10), 5).unwrap_err();
         assert!(busy.to_string().contains("in use"), "{busy}");
         drop(part);
-        let shorter = Part::open(dir.path(), &sender(), &offer(10), 6).unwrap_err();
+        let shorter = PartialFile::open(dir.path(), &sender(), &offer(10), 6).unwrap_err();
         assert!(shorter.to_string().contains("has changed"), "{shorter}");
-        let part = Part::open(dir.path(), &sender(), &offer(10), 3).unwrap();
+        let part = PartialFile::open(dir.path(), &sender(), &offer(10), 3).unwrap();
         assert_eq!((part.len(), part.sha256()), (3, Sha256::digest(b"hel").to_vec()));
     }
 
@@ -432,7 +436,7 @@ mod tests {
         fs::set_permissions(&shared, Permissions::from_mode(0o2775)).unwrap();
         for dir in [&shared, &plain] {
             let other = File::create(dir.join("other")).unwrap().metadata().unwrap();
-            let mut part = Part::open(dir, &sender(), &offer(5), 0).unwrap();
+            let mut part = PartialFile::open(dir, &sender(), &offer(5), 0).unwrap();
             part.push(b"hello").unwrap();
             assert_eq!(part.file.as_file().metadata().unwrap().mode() & 0o7777, 0o600);
             let landed = fs::metadata(part.keep(dir, "a.sh", None).unwrap()).unwrap();

@@ -34,7 +34,7 @@ const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// The side of a pipe: the one that called, or the one that waited for the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(super) enum PipeSide {
     Calls,
     Listens,
 }
@@ -71,7 +71,7 @@ enum Joined {
 pub(super) async fn run(
     session: Session,
     stream: SecureStream,
-    side: Side,
+    side: PipeSide,
     ends: &Ends,
     output: Output,
 ) -> Result<(), XtlsError> {
@@ -84,7 +84,7 @@ pub(super) async fn run(
 async fn run_standard(
     mut session: Session,
     mut stream: SecureStream,
-    side: Side,
+    side: PipeSide,
 ) -> Result<(), XtlsError> {
     let local = Local {
         input: tokio::io::stdin(),
@@ -103,7 +103,7 @@ async fn run_standard(
 async fn run_command(
     mut session: Session,
     mut stream: SecureStream,
-    side: Side,
+    side: PipeSide,
     command: &str,
     output: Output,
 ) -> Result<(), XtlsError> {
@@ -176,7 +176,7 @@ async fn goodbye(
 /// If the input is a terminal, the end of the peer's direction ends ours.
 async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
     stream: &mut SecureStream,
-    side: Side,
+    side: PipeSide,
     local: Local<I, O, impl Future<Output = Result<(), XtlsError>>>,
 ) -> Result<Joined, XtlsError> {
     let Local { mut input, terminal, mut output, is_command, ended: done } = local;
@@ -243,7 +243,7 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
         }
         if silent {
             let gives_way = async {
-                if side == Side::Listens {
+                if side == PipeSide::Listens {
                     return std::future::pending().await;
                 }
                 let mut before = None;
@@ -265,7 +265,7 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
     };
     let mut unread = false;
     let incoming = async {
-        let mut reader = chunked.then(chunks::Reader::default);
+        let mut reader = chunked.then(chunks::ChunkReader::default);
         let mut buffer = vec![0; 16 * 1024];
         loop {
             let n = read.read(&mut buffer).await?;

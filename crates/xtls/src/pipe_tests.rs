@@ -120,7 +120,7 @@ async fn between(sides: [TcpStream; 2], attack: Option<Attack>, armed: Arc<Atomi
 
 type Ended = (Result<Joined, XtlsError>, Vec<u8>);
 
-async fn one(mut stream: SecureStream, side: Side, says: &[u8]) -> Ended {
+async fn one(mut stream: SecureStream, side: PipeSide, says: &[u8]) -> Ended {
     let mut output = Vec::new();
     let ends = local(says, false, &mut output);
     let joined = join(&mut stream, side, ends).await;
@@ -137,8 +137,8 @@ async fn two(says: [&[u8]; 2], attack: Option<Attack>) -> [Ended; 2] {
     let attacker = tokio::spawn(between([near, far], attack, Arc::clone(&armed)));
     let [alice, bob] = testing::secured([a, b], [Some(CHUNKS); 2]).await;
     armed.store(true, Ordering::SeqCst);
-    let alice = one(alice, Side::Calls, says[0]);
-    let bob = one(bob, Side::Listens, says[1]);
+    let alice = one(alice, PipeSide::Calls, says[0]);
+    let bob = one(bob, PipeSide::Listens, says[1]);
     let (alice, bob) = tokio::join!(alice, bob);
     attacker.await.unwrap();
     [alice, bob]
@@ -196,7 +196,7 @@ async fn a_direction_ends_alone() {
     let (output, mut question) = tokio::io::duplex(100);
     let bob = async {
         let mut bob = bob;
-        join(&mut bob, Side::Listens, local(input, false, output)).await
+        join(&mut bob, PipeSide::Listens, local(input, false, output)).await
     };
     let program = async {
         let mut asked = [0; 8];
@@ -205,7 +205,8 @@ async fn a_direction_ends_alone() {
         drop(answer);
         question
     };
-    let ((alice, got), bob, _) = tokio::join!(one(alice, Side::Calls, b"question"), bob, program);
+    let ((alice, got), bob, _) =
+        tokio::join!(one(alice, PipeSide::Calls, b"question"), bob, program);
     assert_eq!((alice, bob), (Ok(Joined::Whole), Ok(Joined::Whole)));
     assert_eq!(got, b"question");
 }
@@ -219,9 +220,9 @@ async fn the_peers_end_ends_the_pipe_of_a_person() {
         let bob = async {
             let (mut bob, mut output) = (bob, Vec::new());
             let ends = local(input, true, &mut output);
-            (join(&mut bob, Side::Listens, ends).await, output)
+            (join(&mut bob, PipeSide::Listens, ends).await, output)
         };
-        let ((alice, _), bob) = tokio::join!(one(alice, Side::Calls, b"hello"), bob);
+        let ((alice, _), bob) = tokio::join!(one(alice, PipeSide::Calls, b"hello"), bob);
         assert_eq!(alice, Ok(Joined::Whole), "{protocol:?}");
         assert_eq!(bob, (Ok(Joined::Whole), b"hello".to_vec()), "{protocol:?}");
     }
@@ -234,7 +235,7 @@ async fn an_end_with_a_sign_of_life_behind_it_is_an_end() {
     let (_keyboard, input) = tokio::io::duplex(100);
     let bob = async {
         let mut bob = bob;
-        join(&mut bob, Side::Listens, local(input, true, Vec::new())).await
+        join(&mut bob, PipeSide::Listens, local(input, true, Vec::new())).await
     };
     let alice = async {
         alice.write_all(&[chunks::END, chunks::KEEP].concat()).await.unwrap();
@@ -259,7 +260,7 @@ async fn a_closed_output_confirms_nothing_that_was_said() {
         drop(reader);
         let mut bob = bob;
         let ends = local(says, false, output);
-        let joined = join(&mut bob, Side::Calls, ends).await;
+        let joined = join(&mut bob, PipeSide::Calls, ends).await;
         assert_eq!(joined, Ok(Joined::Unread { confirmed }), "{says:?}");
     }
 }
@@ -271,7 +272,7 @@ async fn a_cut_tells_how_much_of_the_content_came() {
     alice.write_all(&[0, 3, b'o', b'n', b'e', 0, 9, b't']).await.unwrap();
     alice.flush().await.unwrap();
     drop(alice);
-    let (joined, output) = one(bob, Side::Listens, b"").await;
+    let (joined, output) = one(bob, PipeSide::Listens, b"").await;
     assert_eq!(output, b"onet");
     let error = joined.unwrap_err();
     assert_eq!(error.code, 1);
@@ -291,7 +292,7 @@ async fn a_close_before_the_end_of_the_content_or_more_after_it_is_an_error() {
         let [mut alice, bob] = testing::secured(connected().await, [Some(CHUNKS); 2]).await;
         alice.write_all(bytes).await.unwrap();
         alice.shutdown().await.unwrap();
-        let (joined, _) = one(bob, Side::Listens, b"").await;
+        let (joined, _) = one(bob, PipeSide::Listens, b"").await;
         let error = joined.unwrap_err();
         assert!(error.code == 1 && error.text.contains(what), "{bytes:?}: {error}");
     }
@@ -308,7 +309,7 @@ async fn another_program_confirms_by_its_close_notify_after_the_last_byte() {
         other.shutdown().await.unwrap();
         got
     };
-    let ((joined, _), got) = tokio::join!(one(alice, Side::Calls, b"hello"), reads);
+    let ((joined, _), got) = tokio::join!(one(alice, PipeSide::Calls, b"hello"), reads);
     assert_eq!((joined, &got[..]), (Ok(Joined::Whole), &b"hello"[..]));
 
     // A side that closes first has confirmed nothing.
@@ -317,7 +318,7 @@ async fn another_program_confirms_by_its_close_notify_after_the_last_byte() {
     let monitor = alice.monitor();
     let alice = async {
         let (mut alice, output) = (alice, Vec::new());
-        join(&mut alice, Side::Calls, local(input, false, output)).await
+        join(&mut alice, PipeSide::Calls, local(input, false, output)).await
     };
     let closes = async {
         other.write_all(b"bye").await.unwrap();
@@ -347,7 +348,7 @@ async fn a_quiet_pipe_shows_that_it_is_there() {
         let ends = local(input, false, Vec::new());
         let mut got = [0; 6];
         tokio::select! {
-            joined = join(&mut alice, Side::Calls, ends) => panic!("{joined:?}"),
+            joined = join(&mut alice, PipeSide::Calls, ends) => panic!("{joined:?}"),
             read = other.read_exact(&mut got) => assert_eq!(read.unwrap(), 6),
         }
         assert_eq!(got, expected);

@@ -110,7 +110,7 @@ impl Client {
     /// otherwise anyone who can register keys for the peer could keep a listener's user busy.
     async fn ask_about(&self, further: &Further<'_>) -> Result<(), XtlsError> {
         let Learned { peer, method, print, .. } = further.learned;
-        let turn = Turn::new().await;
+        let turn = TerminalTurn::new().await;
         let mut trust = Trust::load(&self.dir)?;
         if trust.check_forms(peer, *method, print, further.forms) == Known::Same {
             // Another session has asked meanwhile, or the user has set a print of the key.
@@ -130,14 +130,14 @@ impl Client {
             )));
         }
         let question = further.question(&trust);
-        let answer = timeout(PATIENCE, turn.ask(question)).await.unwrap_or(Ok(Answer::No))?;
+        let answer = timeout(PATIENCE, turn.ask(question)).await.unwrap_or(Ok(UserAnswer::No))?;
         match answer {
-            Answer::Yes => trust.add(peer, device(further.learned, Verified::Asked)),
-            Answer::No => {
+            UserAnswer::Yes => trust.add(peer, device(further.learned, Verified::Asked)),
+            UserAnswer::No => {
                 declined().insert(peer.clone());
                 Err(refused(&format!("the further key of {peer} was not accepted")))
             }
-            Answer::NoTerminal => {
+            UserAnswer::NoTerminal => {
                 let error = refused(&format!(
                     "{peer} has shown a further key, and there is no terminal to ask at"
                 ));
@@ -354,7 +354,7 @@ static TERMINAL: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
 
 /// The user's answer to a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
+enum UserAnswer {
     Yes,
     No,
     NoTerminal,
@@ -362,11 +362,11 @@ enum Answer {
 
 /// The right to ask a question, or to read the terminal otherwise. One question is asked at a time.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct TerminalTurn {
     _held: OwnedMutexGuard<()>,
 }
 
-impl Turn {
+impl TerminalTurn {
     async fn new() -> Self {
         Self { _held: Arc::clone(&TERMINAL).lock_owned().await }
     }
@@ -380,7 +380,7 @@ impl Turn {
     ///
     /// # Cancel safety
     /// Dropping the future ends the question: later input belongs to the next one.
-    async fn ask(self, question: String) -> Result<Answer, XtlsError> {
+    async fn ask(self, question: String) -> Result<UserAnswer, XtlsError> {
         let (over, _until_dropped) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let asked = tokio::task::spawn_blocking(move || {
             // The next question waits until this one has stopped reading.
@@ -400,12 +400,12 @@ impl Turn {
 /// Dropping the future ends the question: later input belongs to the next one.
 pub(super) async fn confirm(peer: &BareJid, sas: &str) -> Result<(), XtlsError> {
     let question = format!("Does {peer} see {sas}? [y/N] ");
-    match Turn::new().await.ask(question).await? {
-        Answer::Yes => Ok(()),
-        Answer::No => Err(XtlsError::unverified(
+    match TerminalTurn::new().await.ask(question).await? {
+        UserAnswer::Yes => Ok(()),
+        UserAnswer::No => Err(XtlsError::unverified(
             "the short authentication string was not confirmed: nothing was sent",
         )),
-        Answer::NoTerminal => {
+        UserAnswer::NoTerminal => {
             Err(XtlsError::unverified("--confirm-sas needs a terminal to ask at: nothing was sent"))
         }
     }
@@ -413,7 +413,7 @@ pub(super) async fn confirm(peer: &BareJid, sas: &str) -> Result<(), XtlsError> 
 
 /// Asks at the terminal, wherever standard input and output go, until the other end of `over` is closed. Earlier input
 /// does not count as an answer.
-fn ask(question: &str, over: impl AsFd) -> Answer {
+fn ask(question: &str, over: impl AsFd) -> UserAnswer {
     let answer = || -> io::Result<Option<String>> {
         let mut terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
         tcflush(&terminal, QueueSelector::IFlush)?;
@@ -426,9 +426,9 @@ fn ask(question: &str, over: impl AsFd) -> Answer {
         Ok(line)
     };
     match answer() {
-        Ok(Some(line)) if matches!(line.trim(), "y" | "Y" | "yes") => Answer::Yes,
-        Ok(_) => Answer::No,
-        Err(_) => Answer::NoTerminal,
+        Ok(Some(line)) if matches!(line.trim(), "y" | "Y" | "yes") => UserAnswer::Yes,
+        Ok(_) => UserAnswer::No,
+        Err(_) => UserAnswer::NoTerminal,
     }
 }
 

@@ -15,7 +15,7 @@ use fingerpost_wire::print::{Method, Print};
 use jid::BareJid;
 use time::OffsetDateTime;
 
-use self::file::Peers;
+use self::file::PeerKeys;
 pub use self::file::{Device, Verified};
 use super::{account, output::XtlsError};
 
@@ -28,7 +28,7 @@ pub(super) const NAMED: usize = 4;
 #[derive(Debug)]
 pub struct Trust {
     dir: PathBuf,
-    peers: Peers,
+    peers: PeerKeys,
 }
 
 fn path(dir: &Path) -> PathBuf {

@@ -22,17 +22,17 @@ struct Watch {
 
 /// News about the component.
 #[derive(Debug, PartialEq, Eq)]
-enum News {
+enum ComponentNews {
     Gone(Error),
     Back,
 }
 
 impl Watch {
     /// Takes the result of [`Endpoint::check_component`]; returns the news.
-    fn found(&mut self, found: Result<(), Error>) -> Option<News> {
+    fn found(&mut self, found: Result<(), Error>) -> Option<ComponentNews> {
         match (found, self.gone.take()) {
             (Ok(()), None) => None,
-            (Ok(()), Some(_)) => Some(News::Back),
+            (Ok(()), Some(_)) => Some(ComponentNews::Back),
             // This error is not about the component; the part that needs the connection reports it.
             (Err(Error::Disconnected), gone) => {
                 self.gone = gone;
@@ -44,7 +44,7 @@ impl Watch {
                     matches!(gone, Error::Blocked(_)) != matches!(error, Error::Blocked(_))
                 });
                 self.gone = Some(error.clone());
-                is_new.then_some(News::Gone(error))
+                is_new.then_some(ComponentNews::Gone(error))
             }
         }
     }
@@ -61,12 +61,12 @@ pub(super) async fn component(endpoint: &Endpoint, output: Output) {
     watch(endpoint, |news| {
         let component = endpoint.component().map(ToString::to_string).unwrap_or_default();
         match news {
-            News::Gone(error) => {
+            ComponentNews::Gone(error) => {
                 let event = event("component-gone", &component, Some(&error));
                 let XtlsError { text, hint, .. } = error.into();
                 output.alert(&event, &format!("nobody can reach this listener: {text}"), hint);
             }
-            News::Back => output.event(
+            ComponentNews::Back => output.event(
                 &event("component-back", &component, None),
                 &format!("{component} is back: this listener can be reached again"),
             ),
@@ -83,14 +83,14 @@ fn event(name: &str, component: &str, error: Option<&Error>) -> Value {
     event
 }
 
-async fn watch(endpoint: &Endpoint, mut tell: impl FnMut(News)) {
+async fn watch(endpoint: &Endpoint, mut tell: impl FnMut(ComponentNews)) {
     if endpoint.component().is_none() {
         return pending().await;
     }
     let mut watch = Watch::default();
     loop {
         if let Some(news) = watch.found(endpoint.check_component().await) {
-            let is_back = news == News::Back;
+            let is_back = news == ComponentNews::Back;
             tell(news);
             if is_back {
                 // It may have restarted, and know nothing of us.
@@ -185,8 +185,11 @@ mod tests {
             let since = Instant::now();
             let first = news.recv().await.unwrap();
             match (gone, &first) {
-                (Says::Blocked, News::Gone(Error::Blocked(_))) => {}
-                (Says::NotConnected | Says::Nothing, News::Gone(Error::NoComponent(_))) => {}
+                (Says::Blocked, ComponentNews::Gone(Error::Blocked(_))) => {}
+                (
+                    Says::NotConnected | Says::Nothing,
+                    ComponentNews::Gone(Error::NoComponent(_)),
+                ) => {}
                 other => panic!("{other:?}"),
             }
             assert!(since.elapsed() <= REAPPEAR + Duration::from_secs(10), "{gone:?}");
@@ -194,7 +197,7 @@ mod tests {
             assert!(news.try_recv().is_err(), "it is said once");
             *says.lock().unwrap() = Says::Here;
             let (since, before) = (Instant::now(), *appeared.lock().unwrap());
-            assert_eq!(news.recv().await, Some(News::Back));
+            assert_eq!(news.recv().await, Some(ComponentNews::Back));
             assert!(since.elapsed() <= GONE + Duration::from_secs(10));
             tokio::time::sleep(Duration::from_secs(1)).await;
             assert!(*appeared.lock().unwrap() > before, "a returned component gets our presence");
@@ -212,7 +215,7 @@ mod tests {
         let task = tokio::spawn(async move {
             watch(&endpoint, |news| told.send(news).unwrap()).await;
         });
-        assert!(matches!(news.recv().await, Some(News::Gone(Error::NoComponent(_)))));
+        assert!(matches!(news.recv().await, Some(ComponentNews::Gone(Error::NoComponent(_)))));
         assert!(since.elapsed() < Duration::from_secs(1));
         task.abort();
     }
@@ -222,11 +225,11 @@ mod tests {
         let mut watch = Watch::default();
         let gone = Error::NoComponent("gone".to_owned());
         let blocked = Error::Blocked("blocked".to_owned());
-        assert_eq!(watch.found(Err(gone.clone())), Some(News::Gone(gone.clone())));
+        assert_eq!(watch.found(Err(gone.clone())), Some(ComponentNews::Gone(gone.clone())));
         assert_eq!(watch.found(Err(Error::NoComponent("in other words".to_owned()))), None);
-        assert_eq!(watch.found(Err(blocked.clone())), Some(News::Gone(blocked)));
+        assert_eq!(watch.found(Err(blocked.clone())), Some(ComponentNews::Gone(blocked)));
         assert_eq!(watch.found(Err(Error::Disconnected)), None);
-        assert_eq!(watch.found(Ok(())), Some(News::Back));
+        assert_eq!(watch.found(Ok(())), Some(ComponentNews::Back));
         assert_eq!(watch.found(Ok(())), None);
         let event = event("component-gone", "xtls.example.test", Some(&gone));
         assert_eq!(event["message"], "gone");

@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::typed::{Typed, command};
-use crate::{output::Output, secured::Turn};
+use crate::{output::Output, secured::TerminalTurn};
 
 /// The longest line that is read: the chat says of much shorter ones that they are too long.
 const LONGEST: usize = 64 << 10;
@@ -40,7 +40,7 @@ impl Desk {
     pub(crate) fn new(output: Output) -> Self {
         let taken = Taken::default();
         let is_person = !output.json && stdin().is_terminal();
-        let reader = Reader { output, taken: Arc::clone(&taken), is_person };
+        let reader = LineReader { output, taken: Arc::clone(&taken), is_person };
         std::thread::spawn(move || reader.run());
         Self { output, taken }
     }
@@ -102,14 +102,14 @@ fn tell_unsent(output: Output, typed: &Typed) {
 }
 
 /// The thread that reads standard input.
-struct Reader {
+struct LineReader {
     output: Output,
     taken: Taken,
     /// Whether a person types; a person may type commands.
     is_person: bool,
 }
 
-impl Reader {
+impl LineReader {
     fn run(self) {
         let mut line = Vec::new();
         let mut bytes = [0; 4096];
@@ -131,7 +131,7 @@ impl Reader {
     fn read(bytes: &mut [u8]) -> Option<usize> {
         loop {
             Self::poll(None)?;
-            let _turn = stdin().is_terminal().then(Turn::blocking_new);
+            let _turn = stdin().is_terminal().then(TerminalTurn::blocking_new);
             if !Self::poll(Some(&Timespec::default()))? {
                 continue;
             }
@@ -186,8 +186,11 @@ mod tests {
     #[tokio::test]
     async fn one_chat_has_the_desk_and_what_was_typed_for_it_is_not_for_the_next() {
         let desk = desk();
-        let reader =
-            |is_person| Reader { output: desk.output, taken: Arc::clone(&desk.taken), is_person };
+        let reader = |is_person| LineReader {
+            output: desk.output,
+            taken: Arc::clone(&desk.taken),
+            is_person,
+        };
         let types = |is_person, line: &'static [u8]| {
             let reader = reader(is_person);
             std::thread::spawn(move || reader.typed(line)).join().unwrap();

@@ -48,7 +48,7 @@ const NOTICES_WITHIN: Duration = Duration::from_secs(600);
 
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub(super) enum ClaimAction {
     /// Multicast this message on every interface.
     Send(Vec<u8>),
     /// The name is ours: announce it on every interface and answer for it.
@@ -90,7 +90,7 @@ pub(super) enum Forged {
 }
 
 #[derive(Debug)]
-enum State {
+enum ClaimState {
     /// `sent` probes are out; the next step is due at `due`. What made us ask again, if we had the name.
     Probing {
         sent: u8,
@@ -112,11 +112,11 @@ pub(super) struct Claim {
     former_host: Option<String>,
     port: u16,
     txt: Vec<String>,
-    state: State,
+    state: ClaimState,
     conflicts: VecDeque<Instant>,
     notices: VecDeque<Instant>,
     restated: Option<Instant>,
-    actions: VecDeque<Action>,
+    actions: VecDeque<ClaimAction>,
 }
 
 impl Claim {
@@ -137,7 +137,7 @@ impl Claim {
             former_host: None,
             port,
             txt,
-            state: State::Probing { sent: 0, due: now + delay, forged: None },
+            state: ClaimState::Probing { sent: 0, due: now + delay, forged: None },
             conflicts: VecDeque::new(),
             notices: VecDeque::new(),
             restated: None,
@@ -158,19 +158,19 @@ impl Claim {
     /// Returns when [`Claim::handle_deadline`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.state {
-            State::Probing { due, .. } => Some(due),
-            State::Held => None,
+            ClaimState::Probing { due, .. } => Some(due),
+            ClaimState::Held => None,
         }
     }
 
     /// Returns the next action.
-    pub(super) fn poll_action(&mut self) -> Option<Action> {
+    pub(super) fn poll_action(&mut self) -> Option<ClaimAction> {
         self.actions.pop_front()
     }
 
     /// Tells the claim that time has passed. A call that is too early does nothing.
     pub(super) fn handle_deadline(&mut self, now: Instant) {
-        let State::Probing { sent, due, forged } = &mut self.state else { return };
+        let ClaimState::Probing { sent, due, forged } = &mut self.state else { return };
         if now < *due {
             return;
         }
@@ -178,17 +178,18 @@ impl Claim {
             *sent += 1;
             *due = now + INTERVAL;
             match self.probe() {
-                Ok(message) => self.actions.push_back(Action::Send(message)),
+                Ok(message) => self.actions.push_back(ClaimAction::Send(message)),
                 Err(error) => tracing::warn!(%error, "no probe"),
             }
             return;
         }
         let forged = forged.take();
-        self.state = State::Held;
-        self.actions.push_back(Action::Announce);
+        self.state = ClaimState::Held;
+        self.actions.push_back(ClaimAction::Announce);
         if self.told != self.name {
             let from = std::mem::replace(&mut self.told, self.name.clone());
-            self.actions.push_back(Action::Tell(Notice::Renamed { from, to: self.name.clone() }));
+            self.actions
+                .push_back(ClaimAction::Tell(Notice::Renamed { from, to: self.name.clone() }));
         } else if let Some(forged) = forged {
             self.tell(forged, now);
         }
@@ -197,11 +198,13 @@ impl Claim {
     /// Tells the claim that the machine is on another network now, where another program may have the name.
     pub(super) fn handle_network(&mut self, now: Instant) {
         match &mut self.state {
-            State::Probing { sent, due, .. } => {
+            ClaimState::Probing { sent, due, .. } => {
                 *sent = 0;
                 *due = now.max(*due);
             }
-            State::Held => self.state = State::Probing { sent: 0, due: now, forged: None },
+            ClaimState::Held => {
+                self.state = ClaimState::Probing { sent: 0, due: now, forged: None }
+            }
         }
     }
 
@@ -279,40 +282,40 @@ impl Claim {
     /// Handles a record of another program that has our name, or says so.
     fn conflict(&mut self, forged: Forged, now: Instant) {
         let is_calm =
-            matches!(self.state, State::Probing { sent: 0, due, .. } if due > now + DEFER);
+            matches!(self.state, ClaimState::Probing { sent: 0, due, .. } if due > now + DEFER);
         if is_calm {
             return;
         }
         remember(&mut self.conflicts, now, CONFLICTS_WITHIN, MANY_CONFLICTS);
         let due = if self.conflicts.len() < MANY_CONFLICTS { now } else { now + CALM };
-        self.actions.push_back(Action::Mute);
-        if matches!(self.state, State::Held) {
-            self.state = State::Probing { sent: 0, due, forged: Some(forged) };
+        self.actions.push_back(ClaimAction::Mute);
+        if matches!(self.state, ClaimState::Held) {
+            self.state = ClaimState::Probing { sent: 0, due, forged: Some(forged) };
             return;
         }
         if let Some(next) = next_name(&self.name) {
             self.name = next;
         }
-        self.state = State::Probing { sent: 0, due, forged: None };
+        self.state = ClaimState::Probing { sent: 0, due, forged: None };
     }
 
     /// Handles another address of our host: we take the next label.
     fn leave_host(&mut self, forged: Forged, now: Instant) {
-        if !matches!(self.state, State::Held) || !self.may_restate(now) {
+        if !matches!(self.state, ClaimState::Held) || !self.may_restate(now) {
             return;
         }
         let next = numbered(&self.host, LABEL);
         self.former_host = Some(std::mem::replace(&mut self.host, next));
-        self.actions.push_back(Action::Announce);
+        self.actions.push_back(ClaimAction::Announce);
         self.tell(forged, now);
     }
 
     /// Handles a false goodbye: our records are announced again.
     fn restate(&mut self, now: Instant) {
-        if !matches!(self.state, State::Held) || !self.may_restate(now) {
+        if !matches!(self.state, ClaimState::Held) || !self.may_restate(now) {
             return;
         }
-        self.actions.push_back(Action::Announce);
+        self.actions.push_back(ClaimAction::Announce);
         self.tell(Forged::Goodbye, now);
     }
 
@@ -326,14 +329,14 @@ impl Claim {
 
     fn tell(&mut self, forged: Forged, now: Instant) {
         if remember(&mut self.notices, now, NOTICES_WITHIN, MANY_NOTICES) {
-            self.actions.push_back(Action::Tell(Notice::Defended { forged }));
+            self.actions.push_back(ClaimAction::Tell(Notice::Defended { forged }));
         }
     }
 
     /// Handles a probe of another program at the same time: the later data wins (RFC 6762, 8.2). A probe for a name that we
     /// hold is answered like every query.
     fn break_tie(&mut self, message: &Message, now: Instant) {
-        let State::Probing { sent: 1.., .. } = self.state else { return };
+        let ClaimState::Probing { sent: 1.., .. } = self.state else { return };
         let Some(instance) = self.instance() else { return };
         let mut theirs: Vec<_> =
             message.authorities.iter().filter(|r| r.name == instance).filter_map(order).collect();
@@ -343,7 +346,7 @@ impl Claim {
         if theirs.is_empty() || ours >= theirs {
             return;
         }
-        if let State::Probing { sent, due, .. } = &mut self.state {
+        if let ClaimState::Probing { sent, due, .. } = &mut self.state {
             *sent = 0;
             *due = now + DEFER;
         }
@@ -509,13 +512,13 @@ mod tests {
         fn act(&mut self) {
             while let Some(action) = self.claim.poll_action() {
                 match action {
-                    Action::Send(message) => self.sent.push(message),
-                    Action::Announce => {
+                    ClaimAction::Send(message) => self.sent.push(message),
+                    ClaimAction::Announce => {
                         self.answers = true;
                         self.sent.push(self.announcement(HOST_TTL));
                     }
-                    Action::Mute => self.answers = false,
-                    Action::Tell(notice) => self.told.push(notice),
+                    ClaimAction::Mute => self.answers = false,
+                    ClaimAction::Tell(notice) => self.told.push(notice),
                 }
             }
         }
@@ -684,7 +687,7 @@ mod tests {
         let mut now = Instant::now();
         let mut program = held(&mut now);
         let mut forger = Program::new("f", 66, now);
-        (forger.answers, forger.claim.state) = (true, State::Held);
+        (forger.answers, forger.claim.state) = (true, ClaimState::Held);
         program.hear(&forger.announcement(HOST_TTL), now);
         assert!(!program.answers, "silent while it asks");
         // Only ours reacts to a conflict: the forger goes on.

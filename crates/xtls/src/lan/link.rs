@@ -26,12 +26,12 @@ const FULL: usize = 256 << 10;
 const RESOURCE: &str = "lan";
 
 /// A running link.
-pub(super) struct Link {
+pub(super) struct LanLink {
     token: CancellationToken,
     task: JoinHandle<()>,
 }
 
-impl Link {
+impl LanLink {
     /// Closes the stream and waits for it.
     pub(super) async fn close(self) {
         self.token.cancel();
@@ -55,7 +55,7 @@ pub(super) fn start(
     role: Role,
     own: FullJid,
     peer: FullJid,
-) -> (Connection, Link) {
+) -> (Connection, LanLink) {
     let names = Names { own: vec![own.to_bare()], peer: vec![peer.to_bare()] };
     let xml = match role {
         Role::Initiator => XmlStream::initiate(names),
@@ -65,7 +65,7 @@ pub(super) fn start(
     let (sender, inbound) = mpsc::channel(256);
     let token = CancellationToken::new();
     let jid = own.clone();
-    let driver = Driver { xml, own, peer, queue, inbound: sender, arrived: VecDeque::new() };
+    let driver = LinkDriver { xml, own, peer, queue, inbound: sender, arrived: VecDeque::new() };
     let task = tokio::spawn(driver.run(tls, token.clone()));
     let watch = token.clone();
     let connection = Connection {
@@ -74,10 +74,10 @@ pub(super) fn start(
         inbound,
         task: tokio::spawn(async move { watch.cancelled().await }),
     };
-    (connection, Link { token, task })
+    (connection, LanLink { token, task })
 }
 
-struct Driver {
+struct LinkDriver {
     xml: XmlStream,
     own: FullJid,
     peer: FullJid,
@@ -86,7 +86,7 @@ struct Driver {
     arrived: VecDeque<Stanza>,
 }
 
-impl Driver {
+impl LinkDriver {
     async fn run(mut self, tls: impl AsyncRead + AsyncWrite + Unpin, token: CancellationToken) {
         let (mut read, mut write) = split(tls);
         let inbound = self.inbound.clone();

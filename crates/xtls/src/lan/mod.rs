@@ -41,7 +41,7 @@ pub use self::discovery::SERVICE;
 pub(super) use self::{claim::name_after, discovery::instance};
 use self::{
     discovery::Search,
-    link::{Link, full},
+    link::{LanLink, full},
     presence::Presence,
 };
 use super::{
@@ -51,7 +51,7 @@ use super::{
     client::{Client, Takes},
     credential::identity_in,
     interrupt::interrupted,
-    listen::{Inbox, Kinds, Listen},
+    listen::{FileInbox, Kinds, Listen},
     output::{Output, XtlsError},
     secured::{comparison, confirm},
     send,
@@ -181,7 +181,7 @@ impl Lan {
     /// Waits for peers and receives their files.
     pub(super) async fn listen(
         self,
-        inbox: Inbox,
+        inbox: FileInbox,
         once: bool,
         accept: Vec<BareJid>,
     ) -> Result<(), XtlsError> {
@@ -459,7 +459,7 @@ impl Lan {
         secure: Secure,
         role: Role,
         own: &BareJid,
-    ) -> Result<(Endpoint, Incoming, Link), XtlsError> {
+    ) -> Result<(Endpoint, Incoming, LanLink), XtlsError> {
         let (Some(own), Some(peer)) = (full(own), full(&secure.peer)) else {
             return Err(XtlsError::failed("a name is too long"));
         };

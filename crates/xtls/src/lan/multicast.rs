@@ -79,7 +79,7 @@ fn is_port_of_a_bridge(name: &str) -> bool {
 
 /// Sockets on some interfaces, and what comes in on them.
 #[derive(Debug)]
-pub(super) struct Group {
+pub(super) struct MulticastGroup {
     interfaces: Vec<(Interface, Vec<Port>)>,
     readers: JoinSet<()>,
     sender: mpsc::Sender<Vec<u8>>,
@@ -99,7 +99,7 @@ impl Drop for Port {
     }
 }
 
-impl Group {
+impl MulticastGroup {
     pub(super) fn new() -> Self {
         let (sender, messages) = mpsc::channel(WAITING);
         Self { interfaces: Vec::new(), readers: JoinSet::new(), sender, messages }

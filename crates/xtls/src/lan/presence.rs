@@ -17,9 +17,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    claim::{Action, Claim, Forged, LABEL, Notice, properties},
+    claim::{Claim, ClaimAction, Forged, LABEL, Notice, properties},
     discovery::{SERVICE, bad, daemon},
-    multicast::{Group, interfaces, own_addresses},
+    multicast::{MulticastGroup, interfaces, own_addresses},
 };
 use crate::output::{Output, XtlsError};
 
@@ -67,9 +67,9 @@ impl Presence {
         let (sender, mut names) = watch::channel(None);
         let delay = Duration::from_millis(rand::random_range(0..DELAY_MS));
         let host = format!("{:016x}", rand::random::<u64>());
-        let mut keeper = Keeper {
+        let mut keeper = NameKeeper {
             claim: Claim::new(name, host, port, Instant::now(), delay),
-            group: Group::new(),
+            group: MulticastGroup::new(),
             interfaces,
             port,
             voices: Vec::new(),
@@ -113,9 +113,9 @@ fn why(ended: Result<Result<(), XtlsError>, JoinError>) -> XtlsError {
     }
 }
 
-struct Keeper {
+struct NameKeeper {
     claim: Claim,
-    group: Group,
+    group: MulticastGroup,
     /// The names of the interfaces to be on; all if there are none.
     interfaces: Vec<String>,
     port: u16,
@@ -124,7 +124,7 @@ struct Keeper {
     output: Output,
 }
 
-impl Keeper {
+impl NameKeeper {
     async fn run(mut self, token: CancellationToken) -> Result<(), XtlsError> {
         // The first look was taken before the names were claimed.
         let mut looks = interval_at(Instant::now() + LOOK, LOOK);
@@ -155,13 +155,13 @@ impl Keeper {
             let mut announced = false;
             while let Some(action) = self.claim.poll_action() {
                 match action {
-                    Action::Send(message) => self.group.send(&message).await,
-                    Action::Mute => self.mute(),
-                    Action::Announce => {
+                    ClaimAction::Send(message) => self.group.send(&message).await,
+                    ClaimAction::Mute => self.mute(),
+                    ClaimAction::Announce => {
                         self.announce().await?;
                         announced = true;
                     }
-                    Action::Tell(notice) => self.tell(&notice),
+                    ClaimAction::Tell(notice) => self.tell(&notice),
                 }
             }
             if announced {

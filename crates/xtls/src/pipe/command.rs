@@ -31,7 +31,7 @@ const ENDS: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Running {
     child: Child,
-    input: Input,
+    input: CommandInput,
     output: ChildStdout,
     /// Cancelled when the command's whole output has been sent.
     said_all: CancellationToken,
@@ -60,14 +60,15 @@ impl Running {
             return Err(bad(io::Error::other("it has no input or no output")));
         };
         let said_all = CancellationToken::new();
-        let input = Input { pipe: Some(input), said_all: said_all.clone(), unread: None };
+        let input = CommandInput { pipe: Some(input), said_all: said_all.clone(), unread: None };
         Ok(Self { child, input, output, said_all })
     }
 
     /// Returns the ends to connect to the stream.
     pub(super) fn local(
         &mut self,
-    ) -> Local<&mut ChildStdout, &mut Input, impl Future<Output = Result<(), XtlsError>>> {
+    ) -> Local<&mut ChildStdout, &mut CommandInput, impl Future<Output = Result<(), XtlsError>>>
+    {
         let Self { child, input, output, said_all } = self;
         let ended = async {
             said_all.cancel();
@@ -108,14 +109,14 @@ impl Drop for Running {
 ///
 /// A command that has stopped reading may still write output: the error is reported after that has been sent.
 #[derive(Debug)]
-pub(super) struct Input {
+pub(super) struct CommandInput {
     pipe: Option<ChildStdin>,
     said_all: CancellationToken,
     /// Set when the command has stopped reading; completes when the error is due.
     unread: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
-impl Input {
+impl CommandInput {
     fn poll_unread(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let said_all = &self.said_all;
         let unread =
@@ -125,7 +126,7 @@ impl Input {
     }
 }
 
-impl AsyncWrite for Input {
+impl AsyncWrite for CommandInput {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -16,8 +16,8 @@ use jid::{BareJid, Jid};
 use minidom::Element;
 
 pub use self::reader::MAX_DEPTH;
+use self::reader::{ElementReader, StreamPart};
 pub(crate) use self::reader::{MAX_STANZA, read_pieces};
-use self::reader::{Reader, Received};
 
 /// The side that opens the stream, or the one that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +145,7 @@ pub(crate) struct XmlStream {
     names: Names,
     features: Vec<Element>,
     id: String,
-    reader: Reader,
+    reader: ElementReader,
     state: State,
     out: Vec<u8>,
     closing: bool,
@@ -173,7 +173,7 @@ impl XmlStream {
             names,
             features,
             id,
-            reader: Reader::new(),
+            reader: ElementReader::new(),
             state: State::Header,
             out: Vec::new(),
             closing: false,
@@ -259,15 +259,15 @@ impl XmlStream {
         std::mem::take(&mut self.out)
     }
 
-    fn take(&mut self, received: Received) -> Result<Option<Event>, Fault> {
+    fn take(&mut self, received: StreamPart) -> Result<Option<Event>, Fault> {
         let element = match received {
-            Received::Header(header) => return self.take_header(&header),
-            Received::Footer => {
+            StreamPart::Header(header) => return self.take_header(&header),
+            StreamPart::Footer => {
                 self.close();
                 self.state = State::Ended;
                 return Ok(Some(Event::Ended(End::Closed)));
             }
-            Received::Element(element) => element,
+            StreamPart::Element(element) => element,
         };
         if element.is("error", ns::STREAM) {
             self.close();

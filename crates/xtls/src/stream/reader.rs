@@ -24,7 +24,7 @@ const RULES: Rules =
 
 /// A part of the stream.
 #[derive(Debug)]
-pub(super) enum Received {
+pub(super) enum StreamPart {
     /// The opening tag.
     Header(Element),
     /// A first-level element.
@@ -35,17 +35,17 @@ pub(super) enum Received {
 
 /// Reads one stream, from its header to its end.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct ElementReader {
     parser: XmlParser,
 }
 
-impl Reader {
+impl ElementReader {
     pub(super) fn new() -> Self {
         Self { parser: XmlParser::new(RULES) }
     }
 
     /// Returns the next part of the stream, if `input` has the rest of it, and removes exactly its bytes from `input`.
-    pub(super) fn next(&mut self, input: &mut &[u8]) -> Result<Option<Received>, Fault> {
+    pub(super) fn next(&mut self, input: &mut &[u8]) -> Result<Option<StreamPart>, Fault> {
         let Some(received) = self.parser.next(input)? else { return Ok(None) };
         Ok(Some(match received {
             xml::Received::Header(header) if !header.has_ns(ns::STREAM) => {
@@ -54,10 +54,10 @@ impl Reader {
             xml::Received::Header(header) if header.name() != "stream" => {
                 return Err(Fault::BadFormat);
             }
-            xml::Received::Header(header) => Received::Header(header),
-            xml::Received::Element(element) => Received::Element(element),
+            xml::Received::Header(header) => StreamPart::Header(header),
+            xml::Received::Element(element) => StreamPart::Element(element),
             xml::Received::Oversized(_) | xml::Received::Dropped => return Err(Fault::TooMuch),
-            xml::Received::Footer => Received::Footer,
+            xml::Received::Footer => StreamPart::Footer,
         }))
     }
 }
@@ -76,7 +76,7 @@ impl From<ParseError> for Fault {
 /// Reads a stream whose bytes come in pieces of one size. Returns its first-level elements, and how it ended. Only
 /// fuzzing calls it.
 pub(crate) fn read_pieces(bytes: &[u8], size: usize) -> (Vec<Element>, String) {
-    let (mut reader, mut found) = (Reader::new(), Vec::new());
+    let (mut reader, mut found) = (ElementReader::new(), Vec::new());
     let mut pending = Vec::new();
     for piece in bytes.chunks(size) {
         pending.extend_from_slice(piece);
@@ -86,9 +86,9 @@ pub(crate) fn read_pieces(bytes: &[u8], size: usize) -> (Vec<Element>, String) {
             let taken = pending.len() - input.len();
             pending.drain(..taken);
             match received {
-                Ok(Some(Received::Header(_))) => {}
-                Ok(Some(Received::Element(element))) => found.push(element),
-                Ok(Some(Received::Footer)) => return (found, "closed".to_owned()),
+                Ok(Some(StreamPart::Header(_))) => {}
+                Ok(Some(StreamPart::Element(element))) => found.push(element),
+                Ok(Some(StreamPart::Footer)) => return (found, "closed".to_owned()),
                 Ok(None) => break,
                 Err(fault) => return (found, fault.to_string()),
             }

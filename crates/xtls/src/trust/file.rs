@@ -22,7 +22,7 @@ const OLD_HEADER: &str = "# Keys of known peers, changed by `xtls trust`.\n";
 const END: &str = "# End of the keys of known peers.";
 
 /// The keys of each known peer.
-pub(super) type Peers = BTreeMap<BareJid, Vec<Device>>;
+pub(super) type PeerKeys = BTreeMap<BareJid, Vec<Device>>;
 
 /// A key of a peer. A person has one for each device or program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,14 +117,14 @@ impl Stored {
 
 /// Reads the store as it is now. A store that cannot be parsed is never taken for a store without peers; otherwise anyone
 /// who can damage it could turn every key into a first one.
-pub(super) fn read(path: &Path) -> Result<Peers, XtlsError> {
+pub(super) fn read(path: &Path) -> Result<PeerKeys, XtlsError> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         // A link to nowhere is no store without peers either.
         Err(error)
             if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() =>
         {
-            return Ok(Peers::new());
+            return Ok(PeerKeys::new());
         }
         Err(error) => return Err(broken(path, &error.to_string())),
     };
@@ -148,7 +148,7 @@ fn refuse_writable(path: &Path) -> Result<(), XtlsError> {
     )))
 }
 
-fn parse(text: &str) -> Result<Peers, String> {
+fn parse(text: &str) -> Result<PeerKeys, String> {
     let tables: BTreeMap<String, BTreeMap<String, toml::Value>> =
         toml::from_str(text).map_err(|error| error.message().to_owned())?;
     if text.starts_with(HEADER) {
@@ -161,7 +161,7 @@ fn parse(text: &str) -> Result<Peers, String> {
     } else if tables.is_empty() && !text.starts_with(OLD_HEADER) {
         return Err("expected known peers, found an empty file".to_owned());
     }
-    let mut peers = Peers::new();
+    let mut peers = PeerKeys::new();
     for (peer, methods) in tables {
         let expected = || format!("{peer}: expected a print for each key");
         let keys = peers.entry(BareJid::new(&peer).map_err(|_| expected())?).or_default();
@@ -179,7 +179,7 @@ fn parse(text: &str) -> Result<Peers, String> {
 }
 
 /// Returns the text of a store.
-pub(super) fn write(peers: &Peers) -> Result<String, toml::ser::Error> {
+pub(super) fn write(peers: &PeerKeys) -> Result<String, toml::ser::Error> {
     let mut tables: BTreeMap<&str, BTreeMap<&str, Vec<Stored>>> = BTreeMap::new();
     for (peer, keys) in peers {
         for Device { method, print, label, first_seen, verified } in keys {
@@ -223,14 +223,14 @@ mod tests {
         }
     }
 
-    fn store() -> Peers {
+    fn store() -> PeerKeys {
         let unknown = Device {
             label: String::new(),
             first_seen: None,
             verified: None,
             ..device(Method::X509, 4)
         };
-        Peers::from([
+        PeerKeys::from([
             (
                 peer("juliet"),
                 vec![device(Method::OpenPgp, 1), device(Method::X509, 2), device(Method::X509, 3)],
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        for peers in [store(), Peers::new()] {
+        for peers in [store(), PeerKeys::new()] {
             assert_eq!(parse(&write(&peers).unwrap()), Ok(peers));
         }
     }
@@ -252,7 +252,7 @@ mod tests {
         for end in 0..text.trim_end().len() {
             assert!(parse(&text[..end]).is_err(), "{:?}", &text[..end]);
         }
-        let empty = write(&Peers::new()).unwrap();
+        let empty = write(&PeerKeys::new()).unwrap();
         for end in 0..empty.trim_end().len() {
             assert!(parse(&empty[..end]).is_err(), "{:?}", &empty[..end]);
         }
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(known, [(Method::OpenPgp, 1, None, None), (Method::X509, 2, None, None)]);
         assert_eq!(peers[&peer("nurse")].len(), 1);
         assert_eq!(parse(&write(&peers).unwrap()), Ok(peers));
-        assert_eq!(parse(OLD_HEADER), Ok(Peers::new()));
+        assert_eq!(parse(OLD_HEADER), Ok(PeerKeys::new()));
         // A table whose keys were cut off, and a header that was.
         assert!(parse("[\"juliet@capulet.lit\"]\n").is_err());
         assert!(parse(&OLD_HEADER[..30]).is_err());
