@@ -33,7 +33,7 @@ pub struct Reload(pub oneshot::Sender<Result<Vec<String>, String>>);
 
 /// A session between two users, brokered or a plain transfer over SOCKS5.
 #[derive(Clone, Debug)]
-pub struct Session {
+pub struct SessionRow {
     /// Its name, here and in the log.
     pub id: String,
     /// Initiator and responder; requester and target.
@@ -116,8 +116,8 @@ impl Control {
     }
 
     /// Returns all sessions, or those of one user; the oldest first.
-    pub fn sessions(&self, user: Option<&BareJid>) -> Vec<Session> {
-        let brokered = self.broker.list().into_iter().map(|session| Session {
+    pub fn sessions(&self, user: Option<&BareJid>) -> Vec<SessionRow> {
+        let brokered = self.broker.list().into_iter().map(|session| SessionRow {
             id: session.id,
             users: session.users,
             legs: session.legs.map(|legs| legs.map(|leg| leg.as_str())),
@@ -125,7 +125,7 @@ impl Control {
             age: session.age,
             bytes: session.bytes,
         });
-        let plain = self.table.list().into_iter().map(|transfer| Session {
+        let plain = self.table.list().into_iter().map(|transfer| SessionRow {
             id: format!("t{}", transfer.id),
             users: transfer.users,
             legs: Some(["s5b"; 2]),
@@ -133,7 +133,7 @@ impl Control {
             age: transfer.age,
             bytes: transfer.bytes,
         });
-        let mut all: Vec<Session> = brokered
+        let mut all: Vec<SessionRow> = brokered
             .chain(plain)
             .filter(|session| user.is_none_or(|user| session.users.contains(user)))
             .collect();
@@ -143,7 +143,7 @@ impl Control {
 
     /// Ends a session and shows `text` to both users. A plain transfer has no session-terminate, so its users get a
     /// chat message. Returns whether the session existed.
-    pub fn end(&self, session: &Session, text: &str) -> bool {
+    pub fn end(&self, session: &SessionRow, text: &str) -> bool {
         if session.brokered {
             return self.broker.end_session(&session.id, Reason::Cancel, text);
         }
@@ -161,7 +161,7 @@ impl Control {
 
     /// Ends the sessions of users who have lost access, and returns how many.
     pub fn enforce(&self) -> usize {
-        let barred = |session: &Session| {
+        let barred = |session: &SessionRow| {
             let [first, second] = &session.users;
             !self.doors.admits(first) || self.doors.blocks(second)
         };

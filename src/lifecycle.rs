@@ -15,7 +15,7 @@ use crate::{
     logging::{self, LogLevel},
     registry::store::open::OpenError,
     relay::plane::Plane,
-    service::{self, Event, Service, StartError},
+    service::{self, Service, ServiceEvent, StartError},
     systemd::{self, Inherited},
 };
 
@@ -206,14 +206,14 @@ async fn serve(loaded: Loaded, inherited: Inherited) -> Result<(), CommandFailur
     loop {
         tokio::select! {
             event = service.event() => match event {
-                Event::Ended(ended) => {
+                ServiceEvent::Ended(ended) => {
                     ended?;
                     return Err(CommandFailure::new("the link to the XMPP server ended unexpectedly"));
                 }
-                Event::Reload(Reload(answer)) => {
+                ServiceEvent::Reload(Reload(answer)) => {
                     let _ = answer.send(reload(&loaded, &mut service).await);
                 }
-                Event::Link(up) => systemd::status(if up {
+                ServiceEvent::Link(up) => systemd::status(if up {
                     "linked to the XMPP server"
                 } else {
                     "no link to the XMPP server"

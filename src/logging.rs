@@ -26,10 +26,10 @@ use tracing_subscriber::{
 
 /// The log level: the configured one, or the one that an admin has chosen temporarily. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct LogLevel(Arc<Mutex<State>>);
+pub struct LogLevel(Arc<Mutex<LevelState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct LevelState {
     filter: Option<reload::Handle<EnvFilter, Registry>>,
     configured: String,
     chosen: Option<String>,
@@ -51,7 +51,7 @@ impl LogLevel {
         if let Err(error) = started {
             warn!(%error, "a log is already there");
         }
-        let state = State { filter: Some(handle), configured: level.to_owned(), chosen: None };
+        let state = LevelState { filter: Some(handle), configured: level.to_owned(), chosen: None };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -83,7 +83,7 @@ impl LogLevel {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LevelState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,7 +102,7 @@ const LONGEST: usize = 4096;
 #[derive(Clone)]
 struct Lines {
     longest: usize,
-    output: &'static Output<Stderr>,
+    output: &'static LogOutput<Stderr>,
 }
 
 impl Write for Lines {
@@ -126,10 +126,10 @@ const AT_ONCE: usize = 4096;
 const LAST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(5));
 
 /// Returns the log's own output, which the first line creates.
-fn output() -> &'static Output<Stderr> {
-    static OUTPUT: OnceLock<Output<Stderr>> = OnceLock::new();
+fn output() -> &'static LogOutput<Stderr> {
+    static OUTPUT: OnceLock<LogOutput<Stderr>> = OnceLock::new();
     OUTPUT.get_or_init(|| {
-        Output::new(io::stderr(), |dropped| {
+        LogOutput::new(io::stderr(), |dropped| {
             warn!(dropped, "log lines dropped: the reader of the log did not keep up");
         })
     })
@@ -147,13 +147,13 @@ pub async fn flush() {
 
 /// A file that may block; writing to it never waits.
 #[derive(Debug)]
-struct Output<F> {
-    shared: Arc<Shared<F>>,
+struct LogOutput<F> {
+    shared: Arc<LogFile<F>>,
     queue: mpsc::Sender<Vec<u8>>,
 }
 
 #[derive(Debug)]
-struct Shared<F> {
+struct LogFile<F> {
     file: F,
     /// Held while a line is written at once.
     writing: Mutex<()>,
@@ -164,10 +164,10 @@ struct Shared<F> {
     dropped: AtomicU64,
 }
 
-impl<F: AsFd + Send + Sync + 'static> Output<F> {
+impl<F: AsFd + Send + Sync + 'static> LogOutput<F> {
     /// Starts the thread that writes the queued lines. Calls `told` with the number of dropped lines.
     fn new(file: F, told: impl Fn(u64) + Send + 'static) -> Self {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(LogFile {
             file,
             writing: Mutex::default(),
             waiting: AtomicUsize::new(0),
@@ -220,7 +220,7 @@ impl<F: AsFd + Send + Sync + 'static> Output<F> {
     }
 }
 
-impl<F: AsFd> Shared<F> {
+impl<F: AsFd> LogFile<F> {
     /// Returns whether a short line can be written without waiting.
     fn takes_one(&self) -> bool {
         let mut file = [PollFd::new(&self.file, PollFlags::OUT)];
@@ -280,7 +280,7 @@ mod tests {
     fn logged(length: usize) -> (Vec<String>, u64) {
         let (reader, writer): (PipeReader, _) = io::pipe().unwrap();
         let (tell, told) = mpsc::channel();
-        let output = Output::new(writer, move |dropped| tell.send(dropped).unwrap());
+        let output = LogOutput::new(writer, move |dropped| tell.send(dropped).unwrap());
         // Nothing reads the log, yet this returns.
         for n in 0..10_000 {
             output.put(format!("{n:0length$}\n").as_bytes());
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn a_line_is_written_before_the_next_thing_is_done() {
         let (reader, writer) = io::pipe().unwrap();
-        let output = Output::new(writer, |_| {});
+        let output = LogOutput::new(writer, |_| {});
         output.put(b"one\n");
         assert_eq!(output.shared.waiting.load(Ordering::Acquire), 0);
         let mut line = String::new();

@@ -25,7 +25,7 @@ use crate::{
     config::{Config, PrintPolicy},
     control::{self, Control, Reload},
     front::{self, Back, KnownStanza, Report, Router},
-    http::{self, Status},
+    http::{self, ServiceStatus},
     link::{self, LinkError, LinkOptions, Software, echo::Route},
     logging::LogLevel,
     registry::{
@@ -117,7 +117,7 @@ pub struct Service {
 
 /// What a running component asks of its caller.
 #[derive(Debug)]
-pub enum Event {
+pub enum ServiceEvent {
     /// The link has given up by itself.
     Ended(Result<(), LinkError>),
     /// An admin wants the configuration to be reloaded.
@@ -227,7 +227,7 @@ impl Service {
             tasks.clone(),
         );
         router.recall(recalled);
-        let status = Status::new(
+        let status = ServiceStatus::new(
             jid.clone(),
             control.clone(),
             cluster.clone(),
@@ -266,8 +266,13 @@ impl Service {
         tasks.spawn(among.run(of_others));
         let back = (again, told, reported);
         tasks.spawn(route(Arc::clone(&router), Arc::clone(&changed), back, stop.clone()));
-        let inbox =
-            Inbox { router: Arc::clone(&router), status, link, changed, cluster: cluster.clone() };
+        let inbox = LinkHandler {
+            router: Arc::clone(&router),
+            status,
+            link,
+            changed,
+            cluster: cluster.clone(),
+        };
         let login = LinkOptions {
             servers: config.component.server.clone(),
             jid,
@@ -306,15 +311,15 @@ impl Service {
         &self.addresses
     }
 
-    /// Waits until the caller must do something. Do not call it again after [`Event::Ended`].
+    /// Waits until the caller must do something. Do not call it again after [`ServiceEvent::Ended`].
     ///
     /// # Cancel safety
     /// Nothing is lost if the future is dropped.
-    pub async fn event(&mut self) -> Event {
+    pub async fn event(&mut self) -> ServiceEvent {
         tokio::select! {
-            ended = &mut self.link => Event::Ended(ended.unwrap_or(Ok(()))),
-            Some(reload) = self.reloads.recv() => Event::Reload(reload),
-            Ok(()) = self.links.changed() => Event::Link(*self.links.borrow_and_update()),
+            ended = &mut self.link => ServiceEvent::Ended(ended.unwrap_or(Ok(()))),
+            Some(reload) = self.reloads.recv() => ServiceEvent::Reload(reload),
+            Ok(()) = self.links.changed() => ServiceEvent::Link(*self.links.borrow_and_update()),
         }
     }
 
@@ -582,9 +587,9 @@ fn handle(router: &Mutex<Router>, changed: &Notify, element: Element) {
 }
 
 /// What the link's task does with each event.
-struct Inbox {
+struct LinkHandler {
     router: Arc<Mutex<Router>>,
-    status: Status,
+    status: ServiceStatus,
     /// Whether the link is up.
     link: watch::Sender<bool>,
     /// Notified when the router has another deadline.
@@ -592,7 +597,7 @@ struct Inbox {
     cluster: Cluster,
 }
 
-impl link::Handler for Inbox {
+impl link::Handler for LinkHandler {
     fn up(&mut self, software: Software) {
         self.status.set_link(true);
         self.cluster.set_alone(software == Software::Alone);

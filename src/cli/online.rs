@@ -24,7 +24,7 @@ use crate::{
     config::Config,
     link::{
         self, Halves, LinkOptions, Unlinked,
-        echo::{Back, Echo, Route},
+        echo::{Echo, EchoOf, Route},
     },
     registry::store::{Store, records::Instance},
 };
@@ -477,7 +477,7 @@ impl Asking {
                 match reader.read().await? {
                     Received::Element(element) if element.attr("from") == Some(own) => {
                         let id = element.attr("id").unwrap_or_default();
-                        if echo.came(id, Instant::now()) == Back::Foreign {
+                        if echo.came(id, Instant::now()) == EchoOf::Foreign {
                             echo.is_shared(Instant::now());
                         }
                     }

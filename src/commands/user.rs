@@ -18,7 +18,7 @@ use super::{
     page::{CommandPage, CommandProgress, NoPage},
     refusal::CommandRefusal,
 };
-use crate::control::Session;
+use crate::control::SessionRow;
 use crate::registry::model::{
     ALLOWED_MAX, Actor, Key, KeyError, NewKey, Settings, Source, Visibility, check_reason,
 };
@@ -444,7 +444,7 @@ pub(super) fn one_key(key: &Key, owner: bool, now: OffsetDateTime) -> Form {
 }
 
 /// Returns a session's kind, legs, age and bytes, as text.
-pub(super) fn state_of(session: &Session) -> String {
+pub(super) fn state_of(session: &SessionRow) -> String {
     let legs = match (session.brokered, session.legs) {
         (true, Some([a, b])) => format!("brokered {a}-{b}"),
         (true, None) => "brokered, being set up".to_owned(),

@@ -43,7 +43,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
-use self::page::Page;
+use self::page::StatusPage;
 pub(crate) use self::serve::CONNECTIONS;
 use crate::{
     cluster::{Cluster, ClusterStanding},
@@ -63,7 +63,7 @@ const SAMPLE: Duration = Duration::from_secs(2);
 
 /// The state that the pages show. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Status {
+pub struct ServiceStatus {
     link: Arc<AtomicBool>,
     route: Arc<Mutex<Route>>,
     control: Control,
@@ -76,7 +76,7 @@ pub struct Status {
     sample: Arc<Mutex<(Instant, u64, Option<f64>)>>,
 }
 
-impl Status {
+impl ServiceStatus {
     /// Returns the state of a service whose link is not up yet; `own` is the print of its certificate.
     pub fn new(
         component: BareJid,
@@ -157,7 +157,7 @@ impl Status {
 pub async fn start(
     address: &str,
     given: Option<std::net::TcpListener>,
-    status: Status,
+    status: ServiceStatus,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> io::Result<SocketAddr> {
@@ -176,13 +176,13 @@ pub async fn start(
         .route("/", get(page))
         .layer(middleware::from_fn(as_said))
         .with_state(status);
-    let limits = serve::Limits::default();
+    let limits = serve::ServeLimits::default();
     tasks.spawn(serve::serve(listener, pages, limits, stop.clone(), tasks.clone()));
     info!(%bound, "status server");
     Ok(bound)
 }
 
-async fn readyz(State(status): State<Status>) -> (StatusCode, String) {
+async fn readyz(State(status): State<ServiceStatus>) -> (StatusCode, String) {
     let no = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
     if let Some(why) = status.obstacle() {
         return no(&why);
@@ -210,7 +210,7 @@ async fn readyz(State(status): State<Status>) -> (StatusCode, String) {
     (StatusCode::OK, ready)
 }
 
-async fn metrics(State(status): State<Status>) -> impl IntoResponse {
+async fn metrics(State(status): State<ServiceStatus>) -> impl IntoResponse {
     let counts = status.table.counts();
     let (free, busy) = status.table.plane().pipes();
     let store = status.control.store();
@@ -264,7 +264,7 @@ fn write_cluster(cluster: &Cluster, text: &mut String) {
 }
 
 async fn page(
-    State(status): State<Status>,
+    State(status): State<ServiceStatus>,
     ConnectInfo(viewer): ConnectInfo<SocketAddr>,
     version: Version,
     uri: Uri,
@@ -287,7 +287,7 @@ async fn page(
         let what = format!("{legs}, {} s, {} bytes", session.age.as_secs(), session.bytes);
         [shown(a), shown(b), what]
     });
-    let page = Page {
+    let page = StatusPage {
         component: status.component.to_string(),
         link: status.link(),
         database: control.store().ping().await.is_ok(),

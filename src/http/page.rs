@@ -7,7 +7,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 /// The content of the page.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(super) struct StatusPage {
     pub(super) component: String,
     pub(super) link: bool,
     pub(super) database: bool,
@@ -39,7 +39,7 @@ dt{opacity:.7}dd{margin:0;overflow-wrap:anywhere}\
 ol{margin:0;padding:0;list-style:none}li{border-top:1px solid var(--line);padding:.4rem 0;overflow-wrap:anywhere}\
 li small{display:block;opacity:.7}";
 
-impl Page {
+impl StatusPage {
     pub(super) fn render(&self) -> Markup {
         let word = |good: bool| if good { "up" } else { "down" };
         let state = |good: bool| if good { "tile good" } else { "tile bad" };
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn what_users_have_written_is_escaped() {
-        let page = Page {
+        let page = StatusPage {
             component: "xtls.example.org".into(),
             link: true,
             database: true,

@@ -61,14 +61,14 @@ const RESERVED: usize = 8;
 
 /// The limits, smaller in tests.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct ServeLimits {
     pub(super) connections: usize,
     pub(super) header_timeout: Duration,
     pub(super) request_timeout: Duration,
     pub(super) lifetime: Duration,
 }
 
-impl Default for Limits {
+impl Default for ServeLimits {
     fn default() -> Self {
         Self {
             connections: CONNECTIONS,
@@ -83,12 +83,12 @@ impl Default for Limits {
 pub(super) async fn serve(
     listener: TcpListener,
     pages: Router,
-    limits: Limits,
+    limits: ServeLimits,
     stop: CancellationToken,
     tasks: TaskTracker,
 ) {
     let places = Arc::new(Semaphore::new(limits.connections));
-    let waiting = Waiting::default();
+    let waiting = WaitingConnections::default();
     let mut backoff = Backoff::new();
     let mut reserve = Reserve::new(RESERVED);
     loop {
@@ -124,7 +124,10 @@ pub(super) async fn serve(
 }
 
 /// Returns a place for one more connection. If none is free, the oldest connection that waits for a request makes room.
-async fn place(places: &Arc<Semaphore>, waiting: &Waiting) -> Option<OwnedSemaphorePermit> {
+async fn place(
+    places: &Arc<Semaphore>,
+    waiting: &WaitingConnections,
+) -> Option<OwnedSemaphorePermit> {
     if let Ok(place) = Arc::clone(places).try_acquire_owned() {
         return Some(place);
     }
@@ -137,8 +140,8 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     pages: Router,
-    limits: Limits,
-    waiting: Waiting,
+    limits: ServeLimits,
+    waiting: WaitingConnections,
 ) {
     let entry = Arc::new(waiting.enter());
     let displaced = entry.displaced.clone();
@@ -174,7 +177,7 @@ async fn connection(
 
 /// The connections that wait for a request, or for their answer to be read, oldest first.
 #[derive(Clone, Debug, Default)]
-struct Waiting {
+struct WaitingConnections {
     state: Arc<Mutex<Numbered>>,
 }
 
@@ -184,7 +187,7 @@ struct Numbered {
     waiting: BTreeMap<u64, CancellationToken>,
 }
 
-impl Waiting {
+impl WaitingConnections {
     fn enter(&self) -> Entry {
         let displaced = CancellationToken::new();
         let mut state = self.lock();
@@ -210,7 +213,7 @@ impl Waiting {
 /// One connection's place among those that wait.
 #[derive(Debug)]
 struct Entry {
-    waiting: Waiting,
+    waiting: WaitingConnections,
     number: u64,
     displaced: CancellationToken,
 }
@@ -249,14 +252,14 @@ mod tests {
 
     use super::*;
 
-    const PATIENT: Limits = Limits {
+    const PATIENT: ServeLimits = ServeLimits {
         connections: 4,
         header_timeout: Duration::from_secs(600),
         request_timeout: Duration::from_secs(600),
         lifetime: Duration::from_secs(600),
     };
 
-    async fn start(limits: Limits) -> (SocketAddr, CancellationToken, TaskTracker) {
+    async fn start(limits: ServeLimits) -> (SocketAddr, CancellationToken, TaskTracker) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let pages = Router::new()
@@ -313,7 +316,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_is_being_answered_is_not_displaced() {
-        let limits = Limits { request_timeout: Duration::from_millis(400), ..PATIENT };
+        let limits = ServeLimits { request_timeout: Duration::from_millis(400), ..PATIENT };
         let (address, _stop, _tasks) = start(limits).await;
         let never = b"GET /never HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         let mut slow = sent(address, never).await;
@@ -326,7 +329,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_header_that_does_not_come_ends_the_connection() {
-        let limits = Limits { header_timeout: Duration::from_millis(100), ..PATIENT };
+        let limits = ServeLimits { header_timeout: Duration::from_millis(100), ..PATIENT };
         let (address, _stop, _tasks) = start(limits).await;
         for bytes in [&b""[..], HALF, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET /"] {
             let mut stream = sent(address, bytes).await;
@@ -337,7 +340,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_does_not_last_for_ever() {
-        let limits = Limits { lifetime: Duration::from_millis(100), ..PATIENT };
+        let limits = ServeLimits { lifetime: Duration::from_millis(100), ..PATIENT };
         let (address, _stop, _tasks) = start(limits).await;
         rest(&mut sent(address, HALF).await).await;
     }

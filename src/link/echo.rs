@@ -49,7 +49,7 @@ pub enum Route {
 
 /// The kind of an IQ from the component to itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Back {
+pub enum EchoOf {
     /// A ping of this connection, or of this program's previous one.
     Own,
     /// A ping of another program with this component's name.
@@ -123,24 +123,24 @@ impl Echo {
 
     /// Takes the id of an IQ that the component has sent to itself; returns whose it is. A ping of this program, or of
     /// another one, needs no answer.
-    pub fn came(&mut self, id: &str, now: Instant) -> Back {
-        let Some(rest) = id.strip_prefix(PREFIX) else { return Back::Other };
+    pub fn came(&mut self, id: &str, now: Instant) -> EchoOf {
+        let Some(rest) = id.strip_prefix(PREFIX) else { return EchoOf::Other };
         let nonce = |text| u64::from_str_radix(text, 16).ok();
         let parts = rest.split_once('-').map(|(text, number)| (nonce(text), number));
         if parts.is_some_and(|(nonce, _)| nonce.is_some() && nonce == self.before) {
-            return Back::Own;
+            return EchoOf::Own;
         }
         let number = parts
             .filter(|(nonce, _)| *nonce == Some(self.nonce))
             .and_then(|(_, number)| number.parse::<u32>().ok());
-        let Some(number) = number else { return Back::Foreign };
+        let Some(number) = number else { return EchoOf::Foreign };
         match self.sent.iter_mut().find(|sent| sent.number == number) {
             Some(sent) if sent.fate == Fate::Back => self.shared_at = Some(now),
             Some(sent) => sent.fate = Fate::Back,
             // It is too late to be remembered.
             None => {}
         }
-        Back::Own
+        EchoOf::Own
     }
 
     /// Notes that another program gets stanzas for this component, and should not.
@@ -190,7 +190,7 @@ mod tests {
         assert!(echo.is_waiting());
         assert_eq!(burst.len(), 12);
         for id in &burst {
-            assert_eq!(echo.came(id, start), Back::Own);
+            assert_eq!(echo.came(id, start), EchoOf::Own);
         }
         assert_eq!(echo.route(start), Route::Good);
         for step in 1..1000 {
@@ -198,7 +198,7 @@ mod tests {
             let ids = echo.due(now);
             assert_eq!(ids.len(), 1);
             assert!(echo.due(now + seconds(1)).is_empty());
-            assert_eq!(echo.came(&ids[0], now + seconds(1)), Back::Own);
+            assert_eq!(echo.came(&ids[0], now + seconds(1)), EchoOf::Own);
             assert_eq!(echo.route(now + seconds(2)), Route::Good);
             assert!(echo.sent.len() <= REMEMBERED);
         }
@@ -240,21 +240,21 @@ mod tests {
         for id in &ids {
             echo.came(id, start);
         }
-        assert_eq!(echo.came(&ids[0], start), Back::Own);
+        assert_eq!(echo.came(&ids[0], start), EchoOf::Own);
         assert_eq!(echo.route(start), Route::Shared);
         let mut other = Echo::new(8, Some(9), start);
         for id in other.due(start) {
             other.came(&id, start);
         }
         // Late stanzas of the previous connection prove nothing.
-        assert_eq!(other.came(&format!("{PREFIX}{:016x}-3", 9), start), Back::Own);
+        assert_eq!(other.came(&format!("{PREFIX}{:016x}-3", 9), start), EchoOf::Own);
         assert_eq!(other.route(start), Route::Good);
-        assert_eq!(other.came(&ids[1], start), Back::Foreign);
+        assert_eq!(other.came(&ids[1], start), EchoOf::Foreign);
         assert_eq!(other.route(start), Route::Good, "it may be meant to be there");
         other.is_shared(start);
         assert_eq!(other.route(start + seconds(59)), Route::Shared);
         assert_ne!(other.route(start + seconds(60)), Route::Shared);
         // Another request to ourselves is not a ping.
-        assert_eq!(other.came("ping-1", start), Back::Other);
+        assert_eq!(other.came("ping-1", start), EchoOf::Other);
     }
 }

@@ -44,7 +44,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use self::echo::{Back, Echo, Route};
+use self::echo::{Echo, EchoOf, Route};
 use crate::metrics;
 
 /// How long connecting and the handshake may take together.
@@ -631,10 +631,10 @@ impl<'a> Pings<'a> {
             return false;
         };
         let came = self.echo.came(id, now);
-        if came == Back::Foreign && !handler.echo(id) {
+        if came == EchoOf::Foreign && !handler.echo(id) {
             self.echo.is_shared(now);
         }
-        came != Back::Other
+        came != EchoOf::Other
     }
 
     /// Reports a change of the route through the server.
