@@ -18,8 +18,8 @@ use time::OffsetDateTime;
 
 use super::{
     open::{OpenError, SchemaStanding},
-    schema::standing,
-    sqlite::{self, BUSY, MIGRATIONS, beside, directory_of},
+    schema::{SQLITE, standing},
+    sqlite::{self, BUSY, beside, directory_of},
 };
 
 /// Why there is no backup, or nothing was restored.
@@ -200,7 +200,7 @@ async fn make_whole(copy: &Path, backup: &Path) -> Result<(), BackupError> {
 async fn is_ours(db: &mut Connection, file: &Path) -> Result<(), BackupError> {
     let applied = sqlite::applied(db).await.map_err(of(file))?;
     let schema = |source| BackupError::Schema { file: file.to_owned(), source };
-    match standing(&applied, &MIGRATIONS).map_err(schema)? {
+    match standing(&applied, &SQLITE).map_err(schema)? {
         SchemaStanding::Behind { found: 0, .. } => Err(BackupError::Content {
             file: file.to_owned(),
             text: "this is not a database of fingerpost".to_owned(),

@@ -1,8 +1,56 @@
 //! How a database's schema stands to the one that this program works on.
 
-use sqlx::migrate::{MigrateError, Migrator};
+use std::sync::LazyLock;
+
+use sqlx::{
+    SqlStr,
+    migrate::{MigrateError, Migration, MigrationType, Migrator},
+};
 
 use super::open::{OpenError, SchemaStanding};
+
+/// Reads migrations when the program is compiled. The library's own macro for this would build the library and both
+/// databases once more.
+macro_rules! migrations {
+    ($directory:literal: $($name:literal),+ $(,)?) => {
+        LazyLock::new(|| migrator(&[$((
+            $name,
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/", $directory, "/", $name, ".sql")),
+        )),+]))
+    };
+}
+
+/// The migrations of SQLite.
+pub(super) static SQLITE: LazyLock<Migrator> = migrations!("sqlite":
+    "0001_keys",
+    "0002_open_sessions",
+    "0003_blocks",
+    "0004_heartbeats",
+    "0005_reachable",
+    "0007_revoked_prints",
+);
+
+/// The migrations of PostgreSQL.
+pub(super) static POSTGRES: LazyLock<Migrator> = migrations!("postgres":
+    "0001_keys",
+    "0002_open_sessions",
+    "0003_blocks",
+    "0004_heartbeats",
+    "0005_reachable",
+    "0006_instances",
+    "0007_revoked_prints",
+);
+
+/// Makes migrations of the names of files, which begin with the version, and their contents.
+fn migrator(files: &[(&str, &'static str)]) -> Migrator {
+    let migration = |(name, sql): &(&str, &'static str)| {
+        let (version, words) = name.split_once('_').expect("a name has a version and words");
+        let version = version.parse().expect("a version is a number");
+        let words = words.replace('_', " ").into();
+        Migration::new(version, words, MigrationType::Simple, SqlStr::from_static(sql), false)
+    };
+    Migrator::with_migrations(files.iter().map(migration).collect())
+}
 
 /// One migration that a database has had.
 #[derive(Clone, Debug)]
@@ -43,9 +91,23 @@ pub(super) fn standing(applied: &[Applied], known: &Migrator) -> Result<SchemaSt
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::{collections::BTreeSet, fs, path::Path};
 
-    static KNOWN: Migrator = sqlx::migrate!("migrations/sqlite");
+    use super::{SQLITE as KNOWN, *};
+
+    #[test]
+    fn every_file_is_a_migration() {
+        for (database, known) in [("postgres", &POSTGRES), ("sqlite", &SQLITE)] {
+            let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations").join(database);
+            let files = fs::read_dir(directory).unwrap();
+            let files = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+            let name = |own: &Migration| {
+                format!("{:04}_{}.sql", own.version, own.description.replace(' ', "_"))
+            };
+            let known: BTreeSet<_> = known.iter().map(name).collect();
+            assert_eq!(known, files.collect(), "{database}");
+        }
+    }
 
     fn whole() -> Vec<Applied> {
         let of = |own: &sqlx::migrate::Migration| Applied {

@@ -23,8 +23,8 @@ use futures::{
     stream::{self, BoxStream, StreamExt},
 };
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Describe, Either, Execute, Executor, PgConnection,
-    Postgres as Db, Row as _, SqlStr,
+    AssertSqlSafe, ConnectOptions as _, Either, Execute, Executor, PgConnection, Postgres as Db,
+    Row as _, SqlStr,
     error::BoxDynError,
     postgres::{
         PgArguments as Arguments, PgConnectOptions as Server, PgQueryResult as Done, PgRow as Row,
@@ -377,13 +377,6 @@ impl<'c> Executor<'c> for &'c mut ServerConnection {
         'c: 'e,
     {
         self.db.prepare_with(sql, parameters)
-    }
-
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Db>, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        self.db.describe(sql)
     }
 }
 

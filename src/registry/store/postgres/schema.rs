@@ -4,19 +4,18 @@
 use data_encoding::HEXLOWER;
 use sqlx::{
     AssertSqlSafe, Executor, Row as _,
-    migrate::{MigrateError, Migration, Migrator},
+    migrate::{MigrateError, Migration},
     postgres::PgRow as Row,
 };
 
 use super::{
     super::{
         open::{OpenError, SchemaStanding},
-        schema::{Applied, standing},
+        schema::{Applied, POSTGRES, standing},
     },
     pool::{Pool, PooledConnection},
 };
 
-pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 /// One program migrates at a time ("fngrmigr").
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7380950580466378610)";
 /// The table of applied migrations, with the name and the columns that the database library gives it.
@@ -59,7 +58,7 @@ pub(super) async fn bring_up_to_date(pool: &Pool) -> Result<(), OpenError> {
 async fn apply(mut session: PooledConnection) -> Result<(), MigrateError> {
     let applied = applied(&mut session).await?;
     let has = |version| applied.iter().any(|applied| applied.version == version);
-    for migration in MIGRATIONS.iter().filter(|migration| !has(migration.version)) {
+    for migration in POSTGRES.iter().filter(|migration| !has(migration.version)) {
         let failed = |error| MigrateError::ExecuteMigration(error, migration.version);
         session.execute(migration.sql.clone()).await.map_err(failed)?;
         session.execute(AssertSqlSafe(note(migration))).await?;
@@ -72,7 +71,7 @@ async fn apply(mut session: PooledConnection) -> Result<(), MigrateError> {
 /// Returns how the schema stands to the one that this program works on.
 pub(super) async fn stands(session: &mut PooledConnection) -> Result<SchemaStanding, OpenError> {
     let applied = applied(session).await.map_err(MigrateError::from)?;
-    standing(&applied, &MIGRATIONS)
+    standing(&applied, &POSTGRES)
 }
 
 /// Returns the migrations that the database has had; none if it has no table of them.

@@ -11,23 +11,20 @@ use std::{
 
 use rustix::fs::{Access, access};
 use sqlx::{
-    Connection as _, Row as _, SqliteConnection as Connection, migrate::Migrator,
-    sqlite::SqliteConnectOptions,
+    Connection as _, Row as _, SqliteConnection as Connection, sqlite::SqliteConnectOptions,
 };
 use tempfile::TempDir;
 
 use crate::registry::store::{
     open::{Inspected, OpenError, SchemaStanding},
-    schema::{Applied, standing},
+    schema::{Applied, SQLITE, standing},
 };
-
-pub(crate) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Finds whether the database can be used, without a change to it or its directory.
 pub(crate) async fn inspect(url: &str, migrate: bool) -> Result<Inspected, OpenError> {
     let options = SqliteConnectOptions::from_str(url).map_err(OpenError::Open)?;
     let path = options.get_filename();
-    let needed = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
+    let needed = SQLITE.iter().map(|migration| migration.version).max().unwrap_or_default();
     if url.contains(":memory:") {
         return Inspected::default()
             .with_schema(SchemaStanding::Behind { found: 0, needed }, migrate);
@@ -57,7 +54,7 @@ pub(crate) async fn inspect(url: &str, migrate: bool) -> Result<Inspected, OpenE
         return Err(OpenError::Damaged(damage));
     }
     let found = Inspected { warnings: owners(path).into_iter().collect(), ..Inspected::default() };
-    found.with_schema(standing(&applied, &MIGRATIONS)?, migrate)
+    found.with_schema(standing(&applied, &SQLITE)?, migrate)
 }
 
 /// The migrations that a database has had; none if it has no table of them.

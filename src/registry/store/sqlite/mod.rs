@@ -21,7 +21,7 @@ use super::{
     news::{last_change, news_since},
     open::{OpenError, SchemaStanding},
     records::ExternalChanges,
-    schema::standing,
+    schema::{SQLITE, standing},
     sql::{Change, StoreConnection, query},
 };
 
@@ -30,7 +30,7 @@ mod look;
 
 use guard::FileGuard;
 pub(super) use guard::save;
-pub(super) use look::{Look, MIGRATIONS, applied, beside, directory_of, inspect};
+pub(super) use look::{Look, applied, beside, directory_of, inspect};
 
 /// How long a writer waits for another.
 pub(super) const BUSY: Duration = Duration::from_secs(10);
@@ -177,9 +177,9 @@ impl SqliteDatabase {
 /// Makes sure that the schema is the one that this program works on.
 async fn prepare(pool: &SqlitePool, migrate: bool) -> Result<(), OpenError> {
     let applied = applied(&mut *pool.acquire().await.map_err(OpenError::Open)?).await;
-    match standing(&applied.map_err(OpenError::Open)?, &MIGRATIONS)? {
+    match standing(&applied.map_err(OpenError::Open)?, &SQLITE)? {
         SchemaStanding::Current => Ok(()),
-        SchemaStanding::Behind { .. } if migrate => Ok(MIGRATIONS.run(pool).await?),
+        SchemaStanding::Behind { .. } if migrate => Ok(SQLITE.run(pool).await?),
         SchemaStanding::Behind { found, needed } => Err(OpenError::Behind { found, needed }),
     }
 }
