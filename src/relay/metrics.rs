@@ -6,11 +6,13 @@ use std::{
 };
 
 use fingerpost_wire::transport_kind::TransportKind;
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::metrics::{Histogram, head, sample};
 
 /// Why a connection or an activation was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Cause {
     /// Too many connections from one address.
     AddressLimit,
@@ -40,44 +42,9 @@ pub enum Cause {
     NotTls,
 }
 
-impl Cause {
-    const ALL: [Self; 13] = [
-        Self::AddressLimit,
-        Self::Descriptors,
-        Self::MadeRoom,
-        Self::Handshake,
-        Self::ProxyHeader,
-        Self::ThirdConnection,
-        Self::SessionLimit,
-        Self::UserLimit,
-        Self::NotFound,
-        Self::OneSide,
-        Self::AlreadyActive,
-        Self::Draining,
-        Self::NotTls,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::AddressLimit => "address_limit",
-            Self::Descriptors => "descriptors",
-            Self::MadeRoom => "made_room",
-            Self::Handshake => "handshake",
-            Self::ProxyHeader => "proxy_header",
-            Self::ThirdConnection => "third_connection",
-            Self::SessionLimit => "session_limit",
-            Self::UserLimit => "user_limit",
-            Self::NotFound => "not_found",
-            Self::OneSide => "one_side",
-            Self::AlreadyActive => "already_active",
-            Self::Draining => "draining",
-            Self::NotTls => "not_tls",
-        }
-    }
-}
-
 /// The wait that timed out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum TimeoutPhase {
     /// Greeting and request.
     Handshake,
@@ -89,27 +56,14 @@ pub enum TimeoutPhase {
     Vanished,
 }
 
-impl TimeoutPhase {
-    const ALL: [Self; 4] = [Self::Handshake, Self::Activation, Self::Idle, Self::Vanished];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Handshake => "handshake",
-            Self::Activation => "activation",
-            Self::Idle => "idle",
-            Self::Vanished => "vanished",
-        }
-    }
-}
-
 /// The counters. Only the gauge of open sessions can decrease.
 #[derive(Debug, Default)]
 pub struct Metrics {
     started: [[AtomicU64; 2]; 2],
     open: [[AtomicU64; 2]; 2],
     bytes: [[AtomicU64; 2]; 2],
-    refusals: [AtomicU64; Cause::ALL.len()],
-    timeouts: [AtomicU64; TimeoutPhase::ALL.len()],
+    refusals: [AtomicU64; Cause::VARIANTS.len()],
+    timeouts: [AtomicU64; TimeoutPhase::VARIANTS.len()],
     setup: SetupTimes,
 }
 
@@ -203,14 +157,12 @@ impl Metrics {
         by_legs(text, "relayed_bytes_total", "counter", help, ["from", "to"], &self.bytes);
         let help = "Connections and activations refused, by cause";
         head(text, "refusals_total", "counter", help);
-        for cause in Cause::ALL {
-            let label = [("cause", cause.as_str())];
-            sample(text, "refusals_total", &label, self.refusals(cause));
+        for &cause in Cause::VARIANTS {
+            sample(text, "refusals_total", &[("cause", cause.into())], self.refusals(cause));
         }
         head(text, "timeouts_total", "counter", "Waits that were too long, by phase");
-        for phase in TimeoutPhase::ALL {
-            let label = [("phase", phase.as_str())];
-            sample(text, "timeouts_total", &label, self.timeouts(phase));
+        for &phase in TimeoutPhase::VARIANTS {
+            sample(text, "timeouts_total", &[("phase", phase.into())], self.timeouts(phase));
         }
         self.setup.0.write(text);
     }
