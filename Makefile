@@ -106,6 +106,7 @@ lint: ## Check format and lints; a warning is an error
 	xtask/prose-check
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p fingerpost-secure -p fingerpost-endpoint --no-default-features -- -D warnings
 
 doc: ## Build the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
